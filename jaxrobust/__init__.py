@@ -1,0 +1,1 @@
+"""Adversarially robust image classifiers in JAX."""

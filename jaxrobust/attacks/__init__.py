@@ -1,0 +1,1 @@
+"""Attacks as pure functions over a `logits_fn`."""

@@ -1,0 +1,1 @@
+"""Images from disk to `uint8` batches; nothing here touches a JAX device."""

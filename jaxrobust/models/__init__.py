@@ -1,0 +1,1 @@
+"""Networks: `available()` lists them, `create(name)` makes one."""

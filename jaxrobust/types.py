@@ -1,0 +1,63 @@
+"""The types that the packages share: what an image batch, a network, a ball and an attack are.
+
+Shape letters, project-wide: `B` batch, `H W` pixels, `C` classes (or image channels after `H W`).
+Images are float in [0, 1] with radii in the same units; `uint8` only between host and device.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+Params = dict[str, Array]  # flat, dotted names that mirror timm's
+LogitsFn = Callable[[Array], Array]  # f[B,H,W,C] in [0,1] -> f[B,C]
+Attack = Callable[[LogitsFn, Array, Array, Array], Array]  # (logits_fn, key, images, labels)
+
+
+class Batch(NamedTuple):
+    """A training batch: `images` f32[B,H,W,C], `labels` i32[B] or soft targets f32[B,C]."""
+
+    images: Array
+    labels: Array
+
+
+class Classifier(NamedTuple):
+    """A network as two pure functions.
+
+    `init(key) -> (params, stats)`;
+    `apply(params, stats, images, *, train=False, key=None) -> (logits, stats)`.
+    """
+
+    init: Callable[[Array], tuple[Params, Params]]
+    apply: Callable[..., tuple[Array, Params]]
+
+
+class Ball(NamedTuple):
+    """The geometry of one norm; every function works per image on `[B, ...]` arrays.
+
+    `sample(keys, images, epsilon) -> points`: AutoAttack's random start, inside the box.
+    `project(points, images, epsilon) -> points`: into ball and box [0, 1].
+    `ascend(points, gradient, step, ...) -> points`: one steepest-ascent step, not projected.
+    """
+
+    sample: Callable[..., Array]
+    project: Callable[..., Array]
+    ascend: Callable[..., Array]
+
+
+class Machine(NamedTuple):
+    """An iterative attack that asks for evaluations instead of calling the network.
+
+    `init(images, labels, keys, start=None) -> state`, `query(state) -> points`,
+    `loss(state, logits) -> f[B]`, `tell(state, logits, gradient) -> state`,
+    `finished(state) -> bool[B]`, `result(state) -> images_adv`.
+    The gradient is that of the *sum* of the losses in the points.
+    """
+
+    init: Callable[..., Any]
+    query: Callable[[Any], Array]
+    loss: Callable[[Any, Array], Array]
+    tell: Callable[[Any, Array, Array], Any]
+    finished: Callable[[Any], Array]
+    result: Callable[[Any], Array]
