@@ -1,0 +1,46 @@
+"""The only place where NNX modules become pure functions."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxrobust.types import Array, Classifier, Params
+
+
+def _flat(state) -> Params:
+    return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
+
+
+def _state(flat: Params, like):
+    paths = [(path, leaf) for path, leaf in nnx.to_flat_state(like)]
+    missing = {".".join(map(str, path)) for path, _ in paths} ^ flat.keys()
+    if missing:
+        raise ValueError(f"these weights do not belong to this network: {sorted(missing)[:8]}")
+    leaves = [leaf.replace(flat[".".join(map(str, path))]) for path, leaf in paths]
+    return nnx.from_flat_state([(p, leaf) for (p, _), leaf in zip(paths, leaves, strict=True)])
+
+
+def classifier(make: Callable[[nnx.Rngs], nnx.Module], *, dtype=jnp.float32) -> Classifier:
+    """The network that `make` builds as a pair of pure functions.
+
+    Args:
+      make: called with `nnx.Rngs(params=key)`; its variables are Param or BatchStat.
+      dtype: compute type. Params are cast on entry, which costs nothing if the caller did so
+        already, once, outside an attack loop. Logits come back in float32 (float64 in x64).
+    """
+    abstract = nnx.eval_shape(lambda: make(nnx.Rngs(params=0)))
+    graph, abstract_params, abstract_stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
+
+    def init(key: Array) -> tuple[Params, Params]:
+        _, params, stats = nnx.split(make(nnx.Rngs(params=key)), nnx.Param, nnx.BatchStat)
+        return _flat(params), _flat(stats)
+
+    def apply(params: Params, stats: Params, images: Array, *, train=False, key=None):
+        del train, key  # no dropout, no batch statistics in this family: both modes are one
+        cast = {name: array.astype(dtype) for name, array in params.items()}
+        module = nnx.merge(graph, _state(cast, abstract_params), _state(stats, abstract_stats))
+        logits = module(images)
+        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), stats
+
+    return Classifier(init, apply)
