@@ -38,18 +38,22 @@ class Ball(NamedTuple):
 
     `sample(keys, images, epsilon) -> points`: AutoAttack's random start, inside the box.
     `project(points, images, epsilon) -> points`: into ball and box [0, 1].
-    `ascend(points, gradient, step, ...) -> points`: one steepest-ascent step, not projected.
+    `ascend(points, gradient, step, kept) -> points`: one steepest-ascent step, not projected;
+    only L1 reads `kept` f[B], the fraction of entries that move.
+    `settle(points, images) -> points`: an iterate as it is handed out, free of rounding residue.
     """
 
     sample: Callable[..., Array]
     project: Callable[..., Array]
     ascend: Callable[..., Array]
+    settle: Callable[[Array, Array], Array]
 
 
 class Machine(NamedTuple):
     """An iterative attack that asks for evaluations instead of calling the network.
 
-    `init(images, labels, keys, start=None) -> state`, `query(state) -> points`,
+    `init(images, labels, keys=None, start="image") -> state` with keys [B] and a start "image",
+    "random" or an array of points, `query(state) -> points`,
     `loss(state, logits) -> f[B]`, `tell(state, logits, gradient) -> state`,
     `finished(state) -> bool[B]`, `result(state) -> images_adv`.
     The gradient is that of the *sum* of the losses in the points.

@@ -1,0 +1,71 @@
+"""Every key that a config has, with the defaults of "Revisiting Adversarial Training for ImageNet".
+
+Plain values only. A config file starts from `base()` and changes what differs.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def phase(**changes) -> ConfigDict:
+    """One run of the optimiser: the paper's AdamW and learning-rate curve."""
+    values = {
+        "objective": "adversarial",  # clean | adversarial | trades
+        "trades_beta": 6.0,
+        "epochs": 50,  # 0: this phase does not happen
+        "batch_size": 1024,  # global
+        "lr": 1e-3,  # the peak; never scaled with the batch size
+        "warmup_epochs": 10,  # from 1e-4 lr
+        "final_lr": 5e-6,
+        "weight_decay": 0.05,
+        "ema_decay": 0.9999,
+    }
+    return ConfigDict(values | changes)
+
+
+def base() -> ConfigDict:
+    """The defaults; locked, so that a mistyped key is an error."""
+    config = ConfigDict()
+    config.seed = 0
+    config.model = ConfigDict(
+        {
+            "name": "convnext_t_cvst",
+            "num_classes": 1000,
+            "image_size": 224,
+            "dtype": "float32",  # compute type; parameters and update stay float32
+            "remat": False,
+            "options": ConfigDict(),  # further fields of the family's row, e.g. in_channels
+        }
+    )
+    config.data = ConfigDict(
+        {
+            "name": "imagenet2012",
+            "dir": config_dict.placeholder(str),  # default: $TFDS_DATA_DIR
+            "train_split": "train",
+            "selection_split": "validation[:4000]",  # chooses the best checkpoint
+            "test_split": "validation[4000:]",  # the reported numbers
+            "augmentation": "resized-crop",
+            "workers": 0,  # processes that decode; 0: threads of this one
+        }
+    )
+    # Clean training first, from the same seed; the attack phase starts from its best weights.
+    config.pretrain = phase(objective="clean", epochs=0)
+    config.train = phase()
+    config.attack = ConfigDict(
+        {
+            "name": "apgd",  # apgd | pgd | fgsm
+            "norm": "linf",
+            "epsilon": 4 / 255,  # in units of the [0, 1] pixel range
+            "steps": 2,
+            "step_size": config_dict.placeholder(float),  # pgd, fgsm; default: the attack's own
+            "start": "image",  # image | random
+        }
+    )
+    # While training: accuracy on the selection split, clean and under APGD-CE of the same radius.
+    config.evaluation = ConfigDict(
+        {"every_epochs": 1, "images": 0, "batch_size": 256, "steps": 10, "weights": "ema"}
+    )
+    # At the end: both phases' best weights on the test split; images=0 means all of them.
+    config.test = ConfigDict({"images": 0, "batch_size": 256, "steps": 40})
+    config.checkpoint = ConfigDict({"every_epochs": 1})
+    config.log = ConfigDict({"every_steps": 50, "tensorboard": False})
+    return config.lock()

@@ -1,0 +1,22 @@
+"""ConvNeXt-B + ConvStem on ImageNet, L-inf 4/255, 2-step APGD, 250 epochs.
+
+    python -m jaxrobust.main --config configs/convnext_b_cvst.py
+
+The paper's recipe for the parts that exist: basic augmentation (random resized crop), no MixUp,
+random initialisation. The paper's batch of 756 (8 x A100) becomes 768, which 8 to 256 devices
+divide. Hardware, wall time, accuracies: not yet measured.
+"""
+
+from configs.base import base
+
+
+def get_config():
+    config = base()
+    config.model.name = "convnext_b_cvst"
+    config.model.dtype = "bfloat16"
+    config.train.epochs = 250
+    config.train.warmup_epochs = 20
+    config.train.batch_size = 768
+    config.evaluation.batch_size = config.test.batch_size = 512
+    config.data.workers = 32
+    return config

@@ -1,0 +1,27 @@
+"""Handwritten digits, L-inf 0.1: clean training, then adversarial training from those weights.
+
+    python -m jaxrobust.main --config configs/quickstart.py
+"""
+
+from configs.base import base
+
+
+def get_config():
+    config = base()
+    config.model.name = "convnext_n"
+    config.model.num_classes = 10
+    config.model.image_size = 8
+    config.model.options = {"in_channels": 1, "stem_strides": (1,), "dims": (32, 64, 128)}
+    config.data.name = "digits"
+    config.data.train_split = "train[:90%]"
+    config.data.selection_split = "train[90%:]"
+    config.data.test_split = "test"
+    config.data.augmentation = "crop"
+    config.pretrain.update(epochs=20, batch_size=64, warmup_epochs=2, ema_decay=0.99)
+    config.train.update(epochs=30, batch_size=64, warmup_epochs=2, ema_decay=0.99)
+    config.attack.update(epsilon=0.1, steps=5)
+    config.evaluation.update(every_epochs=5, batch_size=128)
+    config.test.batch_size = 128
+    config.checkpoint.every_epochs = 5
+    config.log.every_steps = 10
+    return config

@@ -1,0 +1,179 @@
+"""A config becomes functions here; every check that needs more than one part is here too."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust import attacks, models, objectives, optim, sharding, step
+from jaxrobust.types import Attack, Batch, Classifier
+
+Config = Any  # ml_collections.ConfigDict, or anything that reads like one
+
+_OBJECTIVES = {
+    "clean": lambda phase: objectives.clean(),
+    "adversarial": lambda phase: objectives.adversarial(),
+    "trades": lambda phase: objectives.trades(phase.trades_beta),
+}
+_ATTACK_LOSS = {"adversarial": "ce", "trades": "kl"}
+
+
+class Phase(NamedTuple):
+    """One run of the optimiser, ready to compile; `step(state, batch) -> (state, metrics)`."""
+
+    net: Classifier
+    mesh: jax.sharding.Mesh
+    step: Callable[..., Any]
+    abstract_state: step.TrainState
+    init: Callable[[jax.Array], step.TrainState]
+    total_steps: int
+    steps_per_epoch: int
+    schedule: Callable[[Any], jax.Array]
+
+
+def network(config: Config) -> Classifier:
+    """The config's network."""
+    model = config.model
+    return models.create(
+        model.name,
+        num_classes=model.num_classes,
+        image_size=model.image_size,
+        dtype=model.dtype,
+        remat=model.remat,
+        **{name: value for name, value in model.options.items()},
+    )
+
+
+def in_channels(config: Config) -> int:
+    """Channels of the images that the config's network takes."""
+    return config.model.options.get("in_channels", 3)
+
+
+def training_attack(config: Config, objective: str) -> Attack:
+    """The inner maximisation; for the clean objective, nothing."""
+    if objective == "clean":
+        return lambda logits_fn, key, images, labels: images
+    a = config.attack
+    if objective == "trades" and a.start != "random":
+        raise ValueError(
+            f"objective='trades' with attack.start={a.start!r}: the gradient of its KL term is "
+            "zero at the image; set attack.start='random'"
+        )
+    if a.start not in ("image", "random"):
+        raise ValueError(f"attack.start={a.start!r}; one of 'image', 'random'")
+    common = {"norm": a.norm, "epsilon": a.epsilon, "loss": _ATTACK_LOSS[objective]}
+    start = {"random_start": a.start == "random"}
+    rows: dict[str, Callable[[], Attack]] = {
+        "apgd": lambda: attacks.apgd(steps=a.steps, **start, **common),
+        "pgd": lambda: attacks.pgd(steps=a.steps, step_size=a.step_size, **start, **common),
+        "fgsm": lambda: attacks.fgsm(step_size=a.step_size, **start, **common),
+    }
+    if a.name not in rows:
+        raise ValueError(f"unknown attack {a.name!r}; one of {sorted(rows)}")
+    return rows[a.name]()
+
+
+def divides(batch_size: int, devices: int, key: str) -> None:
+    """`ValueError` with the nearest sizes that work, where devices do not divide the batch."""
+    if batch_size < 1 or batch_size % devices:
+        low = max(batch_size // devices, 1) * devices
+        raise ValueError(
+            f"{key}={batch_size} cannot be split over {devices} devices; use {low} or "
+            f"{low + devices}"
+        )
+
+
+def phase(
+    config: Config,
+    name: str,
+    examples: int,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    donate: bool = True,
+) -> Phase:
+    """The phase `name` ("pretrain" or "train") of a config for a split of `examples` images.
+
+    Nothing is compiled and no array is made: the trainer, the benchmark and an ahead-of-time
+    compiler lower the very same function.
+    Raises:
+      ValueError: every combination of values that cannot work.
+    """
+    p = config[name]
+    if p.objective not in _OBJECTIVES:
+        raise ValueError(f"unknown objective {p.objective!r}; one of {sorted(_OBJECTIVES)}")
+    mesh = sharding.make_mesh(devices)
+    divides(p.batch_size, mesh.size, f"{name}.batch_size")
+    steps_per_epoch = examples // p.batch_size
+    if steps_per_epoch < 1:
+        raise ValueError(
+            f"{name}.batch_size={p.batch_size} is larger than the split's {examples} images"
+        )
+    schedule = optim.learning_rate(
+        peak=p.lr,
+        epochs=p.epochs,
+        steps_per_epoch=steps_per_epoch,
+        warmup_epochs=p.warmup_epochs,
+        final=p.final_lr,
+    )
+    tx = optim.adamw(
+        schedule,
+        weight_decay=p.weight_decay,
+        decay_mask=optim.decay_mask_of(config.model.name),
+    )
+    net = network(config)
+    train_step = partial(
+        step.train_step,
+        net=net,
+        attack=training_attack(config, p.objective),
+        objective=_OBJECTIVES[p.objective](p),
+        tx=tx,
+        ema_decay=p.ema_decay,
+        dtype=jnp.dtype(config.model.dtype),
+    )
+    init = partial(step.init_state, net, tx)
+    whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
+    return Phase(
+        net=net,
+        mesh=mesh,
+        step=jax.jit(
+            train_step,
+            in_shardings=(whole, split),
+            out_shardings=(whole, whole),
+            donate_argnums=(0,) if donate else (),
+        ),
+        abstract_state=jax.eval_shape(init, jax.random.key(0)),
+        init=jax.jit(init, out_shardings=whole),
+        total_steps=p.epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        schedule=schedule,
+    )
+
+
+def abstract_batch(config: Config, name: str) -> Batch:
+    """Shapes and types of the global batch of a phase."""
+    size, side = config[name].batch_size, config.model.image_size
+    images = jax.ShapeDtypeStruct((size, side, side, in_channels(config)), jnp.uint8)
+    return Batch(images, jax.ShapeDtypeStruct((size,), jnp.int32))
+
+
+def evaluation(config: Config, mesh: jax.sharding.Mesh, *, steps: int) -> Callable[..., Any]:
+    """`(params, stats, images, labels, mask, ids, key) -> counts`: clean, and under APGD-CE.
+
+    The attack is AutoAttack's APGD with one random start; an image counts as robust if no iterate
+    was misclassified.
+    """
+    attack = attacks.apgd(
+        norm=config.attack.norm,
+        epsilon=config.attack.epsilon,
+        steps=steps,
+        random_start=True,
+        keep="misclassified",
+    )
+    whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
+    return jax.jit(
+        partial(step.eval_step, net=network(config), attack=attack),
+        in_shardings=(whole, whole, split, split, split, split, whole),
+        out_shardings=whole,
+    )

@@ -1,0 +1,94 @@
+"""Result records: a number together with everything that is needed to repeat it."""
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust.types import Params
+
+_PACKAGES = ("jaxrobust", "jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def weights_sha256(params: Params, stats: Params) -> str:
+    """Of all names, types, shapes and bytes, in the order of names."""
+    digest = hashlib.sha256()
+    for name, array in sorted((params | stats).items()):
+        host = np.asarray(jax.device_get(array))
+        digest.update(f"{name} {host.dtype} {host.shape}".encode())
+        digest.update(np.ascontiguousarray(host).tobytes())
+    return digest.hexdigest()
+
+
+def config_sha256(config: dict[str, Any]) -> str:
+    """Of the resolved config as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def commit() -> str:
+    """The checkout's commit, with `+changes` where files differ; "unknown" outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def accuracy_record(
+    *,
+    config: dict[str, Any],
+    weights: str,
+    params: Params,
+    stats: Params,
+    dataset: str,
+    split: str,
+    images: int,
+    preprocessing: str,
+    attacks: list[dict[str, Any]],
+    clean: float,
+    robust: float,
+    seed: int,
+) -> dict[str, Any]:
+    """The record of one network's clean and robust accuracy (fractions of `images` images).
+
+    `weights` says which ones in words ("train, step 440, EMA"); images are the first `images` of
+    the split, uint8 / 255, not resized unless the config says so.
+    """
+    device = jax.devices()[0]
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "config_sha256": config_sha256(config),
+        "weights": weights,
+        "weights_sha256": weights_sha256(params, stats),
+        "dataset": dataset,
+        "split": split,
+        "image_ids": f"0..{images - 1}",
+        "preprocessing": preprocessing,
+        "attacks": attacks,
+        "clean": clean,
+        "robust": robust,
+        "seed": seed,
+        "flags": [],
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
+        | {"python": platform.python_version()},
+        "device": f"{jax.device_count()} x {device.device_kind}",
+    }
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Adds the record as one JSON line."""
+    with path.open("a") as lines:
+        lines.write(json.dumps(record) + "\n")

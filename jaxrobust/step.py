@@ -1,0 +1,99 @@
+"""The fused step: attack, loss, gradients, update, average and metrics in one program."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrobust import optim
+from jaxrobust.objectives import Objective
+from jaxrobust.types import Array, Attack, Batch, Classifier, Params
+
+
+class TrainState(NamedTuple):
+    """All that changes from step to step; `key` is the root of every draw and never changes."""
+
+    step: Array  # i32[], updates done
+    params: Params  # float32
+    stats: Params
+    ema: Params
+    opt_state: optax.OptState
+    key: Array
+
+
+def init_state(net: Classifier, tx: optax.GradientTransformation, key: Array) -> TrainState:
+    """A fresh state; the average starts from the initial weights."""
+    init_key, root = jax.random.split(key)
+    params, stats = net.init(init_key)
+    ema = jax.tree.map(jnp.copy, params)  # its own buffers: both are donated
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, ema, tx.init(params), root)
+
+
+def unit_range(images: Array) -> Array:
+    """uint8 as f32 in [0, 1], the division that ToTensor does; floats as they are."""
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    net: Classifier,
+    attack: Attack,
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    ema_decay: float,
+    dtype: jnp.dtype,
+) -> tuple[TrainState, dict[str, Array]]:
+    """The state after one update, and its metrics (means over the global batch)."""
+    attack_key, net_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+    batch = Batch(unit_range(batch.images), batch.labels)
+    # Cast to the compute type once, outside the attack loop.
+    frozen_params = {name: array.astype(dtype) for name, array in state.params.items()}
+
+    def frozen(images):
+        return net.apply(frozen_params, state.stats, images)[0]
+
+    targets = objective.attack_targets(frozen, batch)
+    images_adv = jax.lax.stop_gradient(attack(frozen, attack_key, batch.images, targets))
+
+    def loss(params):
+        return objective.loss(net, params, state.stats, batch, images_adv, net_key)
+
+    (value, (stats, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = optim.ema(state.ema, params, ema_decay)
+    metrics |= {"loss": value, "gradient_norm": optax.global_norm(grads)}
+    return TrainState(state.step + 1, params, stats, average, opt_state, state.key), metrics
+
+
+def eval_step(
+    params: Params,
+    stats: Params,
+    images: Array,
+    labels: Array,
+    mask: Array,
+    ids: Array,
+    key: Array,
+    *,
+    net: Classifier,
+    attack: Attack,
+) -> dict[str, Array]:
+    """How many images of a padded batch are right clean, and still right after the attack.
+
+    Args:
+      images: uint8 or f32[B,H,W,C]; labels, ids: i32[B]; mask: bool[B], False for padding.
+      key: every image draws from `fold_in(key, id)`, so a verdict does not depend on its batch.
+    """
+
+    def logits_fn(x):
+        return net.apply(params, stats, x)[0]
+
+    images = unit_range(images)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+    clean = (logits_fn(images).argmax(-1) == labels) & mask
+    images_adv = attack(logits_fn, keys, images, labels)
+    robust = (logits_fn(images_adv).argmax(-1) == labels) & clean
+    return {"count": mask.sum(), "clean": clean.sum(), "robust": robust.sum()}

@@ -1,0 +1,16 @@
+"""Test setup, before JAX starts: 8 devices, strict types and ranks.
+
+Here and not in conftest.py, so that `python -m unittest discover -t . tests` has it too.
+"""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -1,0 +1,128 @@
+"""The floors of the package: who may import whom, and what `import jaxrobust` costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+from absl.testing import absltest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "jaxrobust"
+
+FLOORS = [
+    {"types", "names", "launch"},
+    {"attacks", "models", "data", "objectives", "augment", "progress", "compilation"},
+    {"optim", "sharding", "checkpoint", "records", "metrics", "convert"},
+    {"step", "evaluation"},
+    {"build"},
+    {"train"},
+    {"main", "evaluate"},
+]
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+
+# third party -> where it may be imported, as prefixes of module paths
+ALLOWED = {
+    "flax": ("models",),
+    "optax": ("optim", "objectives", "step"),
+    "orbax": ("checkpoint",),
+    "grain": ("data", "checkpoint"),
+    "tensorflow_datasets": ("data.sources",),
+    "array_record": ("data",),
+    "clu": ("metrics", "train"),
+    "ml_collections": ("main",),
+    "torch": ("convert",),
+    "timm": (),
+    "torchvision": (),
+    "tensorflow": (),
+    "robustbench": (),
+}
+INSIDE_FUNCTIONS = {"tensorflow_datasets", "torch", "clu"}
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(p.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): p
+        for p in sorted(PACKAGE.rglob("*.py"))
+        if p != PACKAGE / "__init__.py"
+    }
+
+
+def imports(path: Path):
+    """(imported dotted name, is at module level)."""
+    tree = ast.parse(path.read_text())
+    nested = {
+        id(n)
+        for f in ast.walk(tree)
+        if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        for n in ast.walk(f)
+    }
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            yield name, id(node) not in nested
+
+
+class LayeringTest(absltest.TestCase):
+    def test_every_module_has_a_floor(self):
+        unknown = {name.split(".")[0] for name in modules()} - FLOOR.keys()
+        self.assertEmpty(unknown, "name their floor in FLOORS")
+
+    def test_imports_go_down_and_floor_1_does_not_know_itself(self):
+        breaches = []
+        for module, path in modules().items():
+            top = module.split(".")[0]
+            for name, _ in imports(path):
+                parts = name.split(".")
+                if parts[0] != "jaxrobust" or len(parts) < 2 or parts[1] == top:
+                    continue
+                if FLOOR[parts[1]] > FLOOR[top] or (FLOOR[parts[1]] == FLOOR[top] == 1):
+                    breaches.append(f"{module} imports {name}")
+        self.assertEmpty(breaches)
+
+    def test_third_parties_stay_where_they_belong(self):
+        breaches = []
+        for module, path in modules().items():
+            for name, top_level in imports(path):
+                package = name.split(".")[0]
+                if package in ALLOWED and not module.startswith(ALLOWED[package] or ("\0",)):
+                    breaches.append(f"{module} imports {name}")
+                if package in INSIDE_FUNCTIONS and top_level:
+                    breaches.append(f"{module} imports {name} outside of a function")
+        self.assertEmpty(breaches)
+
+    def test_data_does_not_touch_jax(self):
+        for module, path in modules().items():
+            if module.startswith("data"):
+                found = [name for name, _ in imports(path) if name.split(".")[0] == "jax"]
+                self.assertEmpty(found, module)
+
+    def test_nnx_becomes_functions_in_one_file(self):
+        for module, path in modules().items():
+            if module != "models.classifier":
+                for call in ("nnx.split", "nnx.merge", "nnx.state", "nnx.jit", "nnx.grad"):
+                    self.assertNotIn(call, path.read_text(), module)
+
+    def test_import_is_light(self):
+        code = (
+            "import sys, time; import jax; t = time.perf_counter(); import jaxrobust, "
+            "jaxrobust.models, jaxrobust.attacks; print(time.perf_counter() - t); "
+            "print(*[m for m in ('torch', 'tensorflow', 'grain', 'orbax', 'tensorflow_datasets') "
+            "if m in sys.modules])"
+        )
+        out = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.splitlines()
+        self.assertEqual(out[1], "")
+
+    def test_no_utils(self):
+        self.assertEmpty([n for n in modules() if "util" in n or "helper" in n])
+
+
+if __name__ == "__main__":
+    absltest.main()
