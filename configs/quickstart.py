@@ -1,6 +1,6 @@
 """Handwritten digits, L-inf 0.1: clean training, then adversarial training from those weights.
 
-    python -m jaxrobust.main --config configs/quickstart.py
+python -m jaxrobust.main --config configs/quickstart.py
 """
 
 from configs.base import base

@@ -103,6 +103,8 @@ def phase(
     p = config[name]
     if p.objective not in _OBJECTIVES:
         raise ValueError(f"unknown objective {p.objective!r}; one of {sorted(_OBJECTIVES)}")
+    if not 0 <= p.ema_decay < 1:
+        raise ValueError(f"{name}.ema_decay={p.ema_decay} must be at least 0 and below 1")
     mesh = sharding.make_mesh(devices)
     divides(p.batch_size, mesh.size, f"{name}.batch_size")
     steps_per_epoch = examples // p.batch_size
@@ -164,13 +166,13 @@ def evaluation(config: Config, mesh: jax.sharding.Mesh, *, steps: int) -> Callab
     The attack is AutoAttack's APGD with one random start; an image counts as robust if no iterate
     was misclassified.
     """
-    attack = attacks.apgd(
-        norm=config.attack.norm,
-        epsilon=config.attack.epsilon,
-        steps=steps,
-        random_start=True,
-        keep="misclassified",
-    )
+    a = config.attack
+    attacks.apgd(norm=a.norm, epsilon=a.epsilon, steps=steps)  # refuses now, not while compiling
+
+    def attack(logits_fn, keys, images, labels):
+        run = partial(attacks.apgd_run, norm=a.norm, epsilon=a.epsilon, steps=steps)
+        return run(logits_fn, images, labels, key=keys, start="random").x_best_adv
+
     whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
     return jax.jit(
         partial(step.eval_step, net=network(config), attack=attack),

@@ -30,7 +30,10 @@ class Checkpoints:
             preservation_policy=keep, best_fn=score, cleanup_tmp_directories=True
         )
         self.directory = directory.absolute()  # Orbax refuses relative paths
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(
+            self.directory, options=options, item_handlers=handlers
+        )
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint, None where there is none."""
@@ -49,9 +52,7 @@ class Checkpoints:
         Raises:
           OSError: ENOSPC, with what to do; also for an earlier write that failed meanwhile.
         """
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)
-        )
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
         with self._explained():
             self._manager.wait_until_finished()
             if step in self._manager.all_steps():

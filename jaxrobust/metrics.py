@@ -21,7 +21,7 @@ def writer(workdir: Path, *, phase: str, tensorboard: bool, enabled: bool) -> It
     if not enabled:
         yield lambda step, scalars: None
         return
-    board = _tensorboard(workdir / "tensorboard" / phase) if tensorboard else None
+    board = _writers().SummaryWriter(str(workdir / "tensorboard" / phase)) if tensorboard else None
     with (workdir / "metrics.jsonl").open("a") as lines:
 
         def write(step: int, scalars: dict[str, float]) -> None:
@@ -35,11 +35,17 @@ def writer(workdir: Path, *, phase: str, tensorboard: bool, enabled: bool) -> It
         board.close()
 
 
-def _tensorboard(directory: Path):
+def check(*, tensorboard: bool) -> None:
+    """Raises ValueError if TensorBoard is asked for but not installed."""
+    if tensorboard:
+        _writers()
+
+
+def _writers():
     try:  # imports TensorFlow: not before somebody asks for it
         from clu import metric_writers
     except ImportError as error:
         raise ValueError(
             "log.tensorboard=True needs an extra: pip install -e '.[tensorboard]'"
         ) from error
-    return metric_writers.SummaryWriter(str(directory))
+    return metric_writers

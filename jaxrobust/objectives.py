@@ -76,7 +76,11 @@ def trades(beta: float) -> Objective:
         both = jnp.concatenate([batch.images, images_adv])
         logits, stats = net.apply(params, stats, both, train=True, key=key)
         clean, robust = jnp.split(logits, 2)
-        p, log_p, log_q = jax.nn.softmax(clean), jax.nn.log_softmax(clean), jax.nn.log_softmax(robust)
+        p, log_p, log_q = (
+            jax.nn.softmax(clean),
+            jax.nn.log_softmax(clean),
+            jax.nn.log_softmax(robust),
+        )
         divergence = (p * (log_p - log_q)).sum(-1).mean()
         value = cross_entropy(clean, batch.labels).mean() + beta * divergence
         metrics = {"clean": accuracy(clean, batch.labels), "robust": accuracy(robust, batch.labels)}

@@ -1,4 +1,4 @@
-"""The optimiser of the paper's code: AdamW, its learning-rate curve, its weight-decay masks, EMA."""
+"""AdamW as the paper's code sets it up: learning-rate curve, weight-decay masks, moving average."""
 
 import math
 
@@ -61,7 +61,7 @@ def decay_mask_of(model_name: str) -> str:
 def adamw(
     schedule: optax.Schedule, *, weight_decay: float, decay_mask: str, b2: float = 0.95
 ) -> optax.GradientTransformation:
-    """AdamW with betas (0.9, b2), eps 1e-8 and decoupled decay; no clipping (the paper has none)."""
+    """AdamW with betas (0.9, b2), eps 1e-8 and decoupled decay; no clipping, as in the paper."""
     if decay_mask not in DECAY_MASKS:
         raise ValueError(f"unknown decay_mask {decay_mask!r}; one of {sorted(DECAY_MASKS)}")
     rule = DECAY_MASKS[decay_mask]

@@ -71,7 +71,7 @@ def _clock(seconds: float) -> str:
 
 
 class StopSignals:
-    """Ctrl-C and SIGTERM set `asked`, so that the loop can save first; a second one is immediate."""
+    """Ctrl-C and SIGTERM set `asked`, so that the loop can save; a second one stops at once."""
 
     def __init__(self) -> None:
         self.asked = False

@@ -65,7 +65,7 @@ def train_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = optim.ema(state.ema, params, ema_decay)
-    metrics |= {"loss": value, "gradient_norm": optax.global_norm(grads)}
+    metrics |= {"loss": value, "gradient_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, stats, average, opt_state, state.key), metrics
 
 

@@ -1,5 +1,6 @@
 """The loop: restore, step, log, evaluate, save; then the table of what was reached."""
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -46,6 +47,12 @@ def run(config: Any, workdir: Path) -> None:
     built = {name: build.phase(config, name, len(train_source)) for name in phases}
     for key in ("evaluation", "test"):
         build.divides(config[key].batch_size, jax.device_count(), f"{key}.batch_size")
+        build.evaluation(config, built[phases[0]].mesh, steps=config[key].steps)
+    if config.evaluation.weights not in ("ema", "raw"):
+        raise ValueError(f"evaluation.weights={config.evaluation.weights!r}; one of 'ema', 'raw'")
+    metrics.check(tensorboard=config.log.tensorboard)
+    for name in phases:
+        _batches(config, name, train_source, 0).close()
     claim(workdir, plain)
     compilation.use_persistent_cache()
     say(f"{config.model.name} on {config.data.name}, {_device()}, workdir {workdir}")
@@ -71,6 +78,21 @@ def _open(config, key: str) -> sources.Source:
             f"{data.name} has {source.channels} channels; set model.options.in_channels to that"
         )
     return source
+
+
+def _batches(config, phase: str, source: sources.Source, start: int) -> pipeline.Batches:
+    """This process' part of the training stream of a phase, from a position on."""
+    return pipeline.train_batches(
+        source,
+        batch_size=config[phase].batch_size,
+        seed=config.seed + _PHASES.index(phase),
+        augmentation=config.data.augmentation,
+        image_size=config.model.image_size,
+        start=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+    )
 
 
 def _global(mesh, batch) -> Batch:
@@ -112,120 +134,116 @@ def claim(workdir: Path, plain: dict) -> None:
 
 def _run_phase(config, workdir, name, phase, source, weights) -> tuple[int, Any, Any]:
     """(step, params, stats) of the best checkpoint of a phase, after training what is missing."""
-    p = config[name]
-    metric = "clean" if p.objective == "clean" else "robust"
+    metric = "clean" if config[name].objective == "clean" else "robust"
     checkpoints = Checkpoints(workdir / name, metric=metric)
     abstract = abstract_state(phase.abstract_state, sharding.replicated(phase.mesh))
-    done = checkpoints.latest_step() or 0
-    if done:
-        state, meta = checkpoints.restore(done, abstract)
-        consumed = meta["examples_consumed"]
-    else:
-        state, consumed = phase.init(jax.random.key(config.seed)), 0
+    done = checkpoints.latest_step()
+    if done is None:
+        state, meta = phase.init(jax.random.key(config.seed)), {"examples_consumed": 0}
         if weights is not None:  # the phase before: its weights, and the average starts from them
             _, params, stats = weights
             state = state._replace(params=params, stats=stats, ema=jax.tree.map(jnp.copy, params))
-    if done < phase.total_steps:
-        say(f"{name}: step {done} of {phase.total_steps}, {p.objective}")
-        batches = pipeline.train_batches(
-            source,
-            batch_size=p.batch_size,
-            seed=config.seed + _PHASES.index(name),
-            augmentation=config.data.augmentation,
-            image_size=config.model.image_size,
-            start=consumed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            workers=config.data.workers,
-        )
-        _steps(config, workdir, name, phase, state, checkpoints, batches)
+    else:
+        state, meta = checkpoints.restore(done, abstract)
+    if done != phase.total_steps or metric not in meta:
+        say(f"{name}: step {done or 0} of {phase.total_steps}, {config[name].objective}")
+        _steps(config, workdir, name, phase, state, meta, checkpoints, source)
     checkpoints.wait()
     best = checkpoints.best_step()
     state, _ = checkpoints.restore(best, abstract)
     checkpoints.close()
-    chosen = state.ema if config.evaluation.weights == "ema" else state.params
-    return best, chosen, state.stats
+    return best, _chosen(config, state), state.stats
 
 
-def _steps(config, workdir, name, phase, state: TrainState, checkpoints, batches) -> None:
-    """From the state's step to the end of the phase."""
-    p, step = config[name], int(state.step)
-    first = next(batches)
-    step_fn, seconds, hit = compilation.compiled(phase.step, state, _global(phase.mesh, first))
+def _steps(config, workdir, name, phase, state: TrainState, meta, checkpoints, source) -> None:
+    """From the state's step to the end of the phase, its last evaluation included."""
+    p, epoch = config[name], phase.steps_per_epoch
+    step = saved = int(state.step)
+    scored = "robust" in meta
+    step_fn, seconds, hit = compilation.compiled(
+        phase.step, phase.abstract_state, build.abstract_batch(config, name)
+    )
     say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
     evaluate = build.evaluation(config, phase.mesh, steps=config.evaluation.steps)
     selection = _open(config, "selection_split")
+    window: list[tuple[int, dict]] = []  # metrics still on the device
 
     def save(scores=None):
+        _check_finite(window, checkpoints)
         meta = {"examples_consumed": step * p.batch_size, "phase": name} | (scores or {})
         checkpoints.save(step, state, meta, scores)
 
-    window: list[tuple[int, dict]] = []  # metrics still on the device
-    main = jax.process_index() == 0
+    def due(epochs: int) -> bool:
+        return step > 0 and (step == phase.total_steps or step % (epochs * epoch) == 0)
+
     with (
-        metrics.writer(workdir, phase=name, tensorboard=config.log.tensorboard, enabled=main) as (
-            write
-        ),
+        metrics.writer(
+            workdir,
+            phase=name,
+            tensorboard=config.log.tensorboard,
+            enabled=jax.process_index() == 0,
+        ) as write,
         Progress(name, step, phase.total_steps, p.batch_size) as progress,
+        contextlib.closing(_batches(config, name, source, meta["examples_consumed"])) as batches,
         StopSignals() as stop,
     ):
-        batch = first
-        while step < phase.total_steps:
-            state, values = step_fn(state, _global(phase.mesh, batch))
-            step += 1
-            window.append((step, values))
-            epoch_ends = step % phase.steps_per_epoch == 0
-            ends = step == phase.total_steps
-            if stop.asked or ends or epoch_ends or step % config.log.every_steps == 0:
-                means = _flush(window, checkpoints, workdir)
-                means["lr"] = float(phase.schedule(step - 1))
-                progress.show(step, means)
-                write(step, means | {"images_per_second": progress.images_per_second})
-            epoch = step // phase.steps_per_epoch
-            if ends or (epoch_ends and epoch % config.evaluation.every_epochs == 0):
-                weights = state.ema if config.evaluation.weights == "ema" else state.params
-                scores = count(
-                    evaluate,
-                    (weights, state.stats),
-                    selection,
-                    config.evaluation,
-                    config,
-                    phase.mesh,
-                )
-                say(
-                    f"{name}: epoch {epoch}, selection split: clean {scores['clean']:.1%}, "
-                    f"robust {scores['robust']:.1%}"
-                )
-                write(step, {f"selection_{k}": v for k, v in scores.items()})
-                save(scores)
-                progress.resume(step)
-            elif epoch_ends and epoch % config.checkpoint.every_epochs == 0:
-                save()
-            if stop.asked and not ends:
-                save()
+        while True:
+            if stop.asked:
+                if step != saved:
+                    save()
                 checkpoints.wait()
                 raise Interrupted(
                     f"stopped after step {step} of {phase.total_steps}, saved under {workdir}; "
                     "the same command continues there"
                 )
-            if not ends:
-                batch = next(batches)
-    batches.close()
+            if due(config.evaluation.every_epochs) and not scored:
+                weights = _chosen(config, state), state.stats
+                scores = count(evaluate, weights, selection, config.evaluation, config, phase.mesh)
+                say(
+                    f"{name}: epoch {step // epoch}, selection split: clean {scores['clean']:.1%}, "
+                    f"robust {scores['robust']:.1%}"
+                )
+                write(step, {f"selection_{k}": v for k, v in scores.items()})
+                save(scores)
+                saved, scored = step, True
+                progress.resume(step)
+            elif due(config.checkpoint.every_epochs) and step != saved:
+                save()
+                saved = step
+            if step == phase.total_steps:
+                return
+            state, values = step_fn(state, _global(phase.mesh, next(batches)))
+            step, scored = step + 1, False
+            window.append((step, values))
+            if step % config.log.every_steps == 0 or step == phase.total_steps:
+                means = _means(_check_finite(window, checkpoints))
+                means["lr"] = float(phase.schedule(step - 1))
+                window.clear()
+                progress.show(step, means)
+                write(step, means | {"images_per_second": progress.images_per_second})
 
 
-def _flush(window, checkpoints, workdir) -> dict[str, float]:
-    """Means of the window's metrics; raises on the first loss that is not finite."""
+def _chosen(config, state: TrainState):
+    return state.ema if config.evaluation.weights == "ema" else state.params
+
+
+def _check_finite(window: list, checkpoints: Checkpoints) -> list[dict]:
+    """The window's metrics on the host; raises on the first loss that is not finite."""
     values = jax.device_get([v for _, v in window])
     for (step, _), row in zip(window, values, strict=True):
-        if not math.isfinite(row["loss"]):
+        if not (math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])):
             last = checkpoints.latest_step()
             good = f"step {last} under {checkpoints.directory}" if last else "none was written yet"
             raise Diverged(
-                f"the loss is {row['loss']} at step {step}. The last good checkpoint: {good}. "
+                f"the loss is {row['loss']} at step {step}, its gradient's norm "
+                f"{row['gradient_norm']}. The last good checkpoint: {good}. "
                 "Lower the learning rate or lengthen the warm-up, in a new --workdir: running the "
                 "same command again repeats the same steps"
             )
-    window.clear()
+    return values
+
+
+def _means(values: list[dict]) -> dict[str, float]:
     return {key: float(np.mean([row[key] for row in values])) for key in values[0]}
 
 
@@ -268,7 +286,7 @@ def _test(config, workdir, plain, name, phase, weights) -> None:
         dataset=config.data.name,
         split=config.data.test_split,
         images=int(scores["images"]),
-        preprocessing=pipeline.preprocessing_id(source, config.model.image_size),
+        preprocessing=_preprocessing(source, config.model.image_size),
         attacks=[
             {
                 "name": "apgd-ce",
@@ -307,3 +325,7 @@ def table(workdir: Path) -> str:
         n = int(r["image_ids"].split("..")[1]) + 1
         lines.append(f"{r['weights']:{width}}  {r['clean']:7.1%}  {r['robust']:7.1%}  {n:6d}")
     return "\n".join(["", head, *lines, f"records: {workdir / 'results.jsonl'}"])
+
+
+def _preprocessing(source, size):
+    return "none"

@@ -11,6 +11,9 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+from absl import flags
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+flags.FLAGS.mark_as_parsed()  # absltest's temporary folders are flags; pytest parses none

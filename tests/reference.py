@@ -1,6 +1,4 @@
-"""Reference networks for tests: seeded weights of a state-dict listing, and timm with our stems."""
-
-import sys
+"""The seeded weights and the images of the golden logits."""
 
 import numpy as np
 
@@ -33,40 +31,3 @@ def golden_images() -> np.ndarray:
     """f32[2,224,224,3], the input of the golden logits."""
     images = np.random.RandomState(7).random_sample((2, 3, 224, 224)).astype(np.float32)
     return images.transpose(0, 2, 3, 1)
-
-
-def import_timm():
-    """timm; with a CPU build of torch, torchvision's two operators must be declared first."""
-    import torch
-
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        for name in [m for m in sys.modules if m.startswith("torchvision")]:
-            del sys.modules[name]
-        boxes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-        library = torch.library.Library("torchvision", "DEF")
-        for operator in ("nms", "qnms"):
-            library.define(operator + boxes)
-        import_timm.library = library  # type: ignore[attr-defined]  # must outlive the import
-    import timm
-
-    return timm
-
-
-def timm_convnext(size: str, stem: tuple[tuple[int, int], ...] = (), **options):
-    """timm's ConvNeXt (`tiny`, `small`, ...); `stem`: (width, stride) of 3x3 ConvStem layers."""
-    timm = import_timm()
-    import torch
-    from timm.layers import LayerNorm2d
-
-    net = timm.create_model(f"convnext_{size}", pretrained=False, **options)
-    if stem:
-        layers: list[torch.nn.Module] = []
-        ins = 3
-        for out, stride in stem:
-            conv = torch.nn.Conv2d(ins, out, 3, stride=stride, padding=1)
-            layers += [conv, LayerNorm2d(out, eps=1e-6), torch.nn.GELU()]
-            ins = out
-        net.stem = torch.nn.Sequential(*layers)
-    return net.eval()

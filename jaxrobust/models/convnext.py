@@ -107,8 +107,10 @@ class ConvNeXt(nnx.Module):
         self.stem = nnx.List(_stem(variant, rngs))
         ins = (0, *variant.dims)
         self.stages = nnx.List(
-            [Stage(i, dim, depth, variant, rngs) for i, dim, depth in zip(
-                ins, variant.dims, variant.depths, strict=False)]
+            [
+                Stage(i, dim, depth, variant, rngs)
+                for i, dim, depth in zip(ins, variant.dims, variant.depths, strict=False)
+            ]
         )
         self.head = Head(variant.dims[-1], num_classes, rngs)
         self.dtype = jnp.dtype(variant.dtype)

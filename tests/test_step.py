@@ -1,0 +1,224 @@
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from ml_collections import ConfigDict
+
+from configs.base import base
+from jaxrobust import attacks, build, convert, models, objectives, optim, sharding, step
+from jaxrobust.types import Batch
+from tests import paths
+
+# optax mixes float and int32 in its bias correction; everything of ours is checked strictly.
+standard = partial(jax.numpy_dtype_promotion, "standard")
+
+
+def small_config(**changes) -> ConfigDict:
+    config = base().unlock()
+    config.model.update(name="convnext_n_cvst", num_classes=10, image_size=16)
+    config.model.options = ConfigDict({"depths": (1, 1), "dims": (8, 16), "stem_widths": (4, 8)})
+    config.train.update(batch_size=8, epochs=3, warmup_epochs=1, ema_decay=0.9)
+    config.attack.update(epsilon=8 / 255, steps=3)
+    for key, value in changes.items():
+        target, _, name = key.rpartition("__")
+        setattr(config[target] if target else config, name, value)
+    return config.lock()
+
+
+def batch_of(size=8, side=16, seed=0) -> Batch:
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (size, side, side, 3), np.uint8)
+    return Batch(jnp.asarray(images), jnp.asarray(rng.integers(0, 10, size), jnp.int32))
+
+
+def trained(config, devices, steps=3):
+    phase = build.phase(config, "train", 80, devices=devices)
+    history = []
+    with jax.set_mesh(phase.mesh), standard():
+        state = phase.init(jax.random.key(0))
+        for i in range(steps):
+            batch = sharding.global_arrays(phase.mesh, tuple(map(np.asarray, batch_of(seed=i))))
+            state, metrics = phase.step(state, Batch(*batch))
+            history.append(jax.device_get(metrics))
+    return jax.device_get(state), history
+
+
+class TrainStepTest(parameterized.TestCase):
+    @parameterized.parameters("clean", "adversarial", "trades")
+    def test_every_objective_lowers_its_loss(self, objective):
+        start = "random" if objective == "trades" else "image"
+        config = small_config(train__objective=objective, train__lr=0.01, attack__start=start)
+        phase = build.phase(config, "train", 80, devices=jax.devices()[:1])
+        with jax.set_mesh(phase.mesh), standard():
+            state, losses = phase.init(jax.random.key(0)), []
+            for _ in range(12):
+                state, metrics = phase.step(state, batch_of())
+                losses.append(float(metrics["loss"]))
+        self.assertLess(np.mean(losses[-3:]), np.mean(losses[:3]) - 0.05)
+
+    def test_one_device_is_eight(self):
+        one, many = (trained(small_config(), jax.devices()[:n]) for n in (1, 8))
+        # Sums over the batch in another order: float32 rounding, amplified by Adam where a
+        # gradient is near 0 (three updates of at most 1e-3 each).
+        for a, b in zip(one[1], many[1], strict=True):
+            np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+        for name, value in one[0].params.items():
+            self.assertLess(np.abs(value - many[0].params[name]).mean(), 2e-5, name)
+
+    def test_average_and_counter(self):
+        state, _ = trained(small_config(), jax.devices()[:1], steps=1)
+        phase = build.phase(small_config(), "train", 80, devices=jax.devices()[:1])
+        first = jax.device_get(phase.init(jax.random.key(0)))
+        self.assertEqual(state.step, 1)
+        for name, value in state.ema.items():
+            expected = 0.9 * first.params[name] + 0.1 * state.params[name]
+            np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-7)
+
+    def test_everything_but_the_optimiser_is_strict(self):
+        net = build.network(small_config())
+        params, stats = net.init(jax.random.key(0))
+        attack = attacks.apgd(epsilon=0.1, steps=2)
+        batch = Batch(step.unit_range(batch_of().images), batch_of().labels)
+        for objective in (objectives.clean(), objectives.adversarial(), objectives.trades(6.0)):
+            x = attack(lambda x: net.apply(params, stats, x)[0], None, *batch)
+            grads = jax.grad(lambda p, o=objective, x=x: o.loss(net, p, stats, batch, x, None)[0])(
+                params
+            )
+            self.assertTrue(all(np.isfinite(g).all() for g in grads.values()))
+
+    def test_bfloat16_keeps_float32_parameters(self):
+        config = small_config(model__dtype="bfloat16")
+        state, history = trained(config, jax.devices()[:1], steps=2)
+        self.assertTrue(all(p.dtype == np.float32 for p in state.params.values()))
+        self.assertTrue(np.isfinite(history[-1]["loss"]))
+
+    def test_is_the_step_in_torch(self):
+        try:
+            import torch
+
+            from tools import torch_reference
+        except ImportError:
+            self.skipTest(paths.PARITY)
+        torch.manual_seed(0)
+        small = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 96), "num_classes": 10}
+        torch_reference.NETWORKS["small"] = ("convnext_tiny", ())
+        theirs = torch_reference.network("small", **small)
+        del torch_reference.NETWORKS["small"]
+        with torch.no_grad():
+            for name, p in theirs.named_parameters():
+                p.mul_(5).add_(0.5 if "gamma" in name else 0)
+        options = {k: small[k] for k in ("depths", "dims")}
+        net = models.create("convnext_t", num_classes=10, image_size=32, **options)
+        shapes = jax.eval_shape(net.init, jax.random.key(0))[0]
+        arrays = convert.rename(
+            models.torch_names("convnext_t"),
+            torch_reference.state_arrays(theirs),
+            {k: v.shape for k, v in shapes.items()},
+        )
+        params = {k: jnp.array(v) for k, v in arrays.items()}
+        stats = net.init(jax.random.key(0))[1]
+        tx = optim.adamw(lambda i: jnp.float32(1e-3), weight_decay=0.05, decay_mask="not-bias")
+        state = step.init_state(net, tx, jax.random.key(0))
+        state = state._replace(params=params, stats=stats, ema=params, opt_state=tx.init(params))
+        train_step = jax.jit(
+            partial(
+                step.train_step,
+                net=net,
+                attack=attacks.apgd(epsilon=4 / 255, steps=2),
+                objective=objectives.adversarial(),
+                tx=tx,
+                ema_decay=0.9,
+                dtype=jnp.float32,
+            )
+        )
+        trainer = torch_reference.Trainer(
+            theirs, lr=1e-3, weight_decay=0.05, ema_decay=0.9, epsilon=4 / 255, attack_steps=2
+        )
+        losses = []
+        for i in range(3):
+            batch = batch_of(side=32, seed=i)
+            x = torch.tensor(np.asarray(batch.images)).permute(0, 3, 1, 2).float().div(255)
+            losses.append(trainer.step(x, torch.tensor(np.asarray(batch.labels)).long()))
+            with standard():
+                state, metrics = train_step(state, batch)
+            # The sign of a gradient entry near 0 may differ between two float32 networks: a few
+            # pixels of the attack then differ by eps, which the loss feels in the 5th digit.
+            np.testing.assert_allclose(metrics["loss"], losses[-1], rtol=1e-4)
+        updated = convert.rename(
+            models.torch_names("convnext_t"),
+            torch_reference.state_arrays(trainer.average),
+            {k: v.shape for k, v in shapes.items()},
+        )
+        for name, value in updated.items():
+            moved = np.abs(value - arrays[name]).mean()
+            # Adam's first steps have the size lr whatever the gradient's: where that is rounding
+            # noise so is the step. On average the moving averages agree to 2 % of what they moved.
+            self.assertLess(np.abs(state.ema[name] - value).mean(), 0.02 * moved + 1e-9, name)
+
+
+class ProgramTest(absltest.TestCase):
+    """What the compiler makes of the step."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+
+        def compiled(**changes):
+            phase = build.phase(small_config(**changes), "train", 80, devices=jax.devices()[:1])
+            batch = build.abstract_batch(small_config(**changes), "train")
+            with jax.set_mesh(phase.mesh), standard():
+                return phase.step.lower(phase.abstract_state, batch).compile()
+
+        cls.three, cls.ten = compiled(attack__steps=3), compiled(attack__steps=10)
+        cls.clean = compiled(train__objective="clean")
+
+    def test_more_steps_are_the_same_program(self):
+        for operation in ("convolution", "dot", "while", "fusion"):
+            counts = [
+                len(re.findall(rf"= \S+ {operation}\(", program.as_text()))
+                for program in (self.three, self.ten)
+            ]
+            self.assertEqual(*counts, operation)
+        self.assertGreater(self.three.as_text().count(" dot("), 0)
+
+    def test_costs_what_the_attack_must(self):
+        net = build.network(small_config())
+        params, stats = jax.eval_shape(net.init, jax.random.key(0))
+        images = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32)
+        forward = jax.jit(lambda p, s, x: net.apply(p, s, x)[0]).lower(params, stats, images)
+        f = forward.compile().cost_analysis()["flops"]
+        # XLA counts the body of the attack's loop once: the extra over the clean step is one
+        # body (forward and backward) and the last forward.
+        extra = self.three.cost_analysis()["flops"] - self.clean.cost_analysis()["flops"]
+        attack = 3 * (extra - f) + f
+        # Within 5 % of (2K+1)F: no weight gradient in the attack, nothing done twice.
+        self.assertBetween(attack / (7 * f), 0.95, 1.05)
+
+    def test_state_is_donated(self):
+        self.assertIn("input_output_alias", self.three.as_text())
+
+
+class EvalStepTest(absltest.TestCase):
+    def test_counts_ignore_padding_and_do_not_depend_on_the_batch(self):
+        config = small_config()
+        net = build.network(config)
+        params, stats = net.init(jax.random.key(0))
+        images, _ = batch_of()
+        labels = net.apply(params, stats, step.unit_range(images))[0].argmax(-1).astype(jnp.int32)
+        mesh = sharding.make_mesh(jax.devices()[:1])
+        evaluate = build.evaluation(config, mesh, steps=3)
+        ids, mask = jnp.arange(8), jnp.arange(8) < 5
+        counts = evaluate(params, stats, images, labels, mask, ids, jax.random.key(0))
+        self.assertEqual((int(counts["count"]), int(counts["clean"])), (5, 5))
+        order = jnp.array([3, 1, 4, 0, 2, 7, 6, 5])
+        again = evaluate(
+            params, stats, images[order], labels[order], mask[order], ids[order], jax.random.key(0)
+        )
+        self.assertEqual(jax.device_get(again), jax.device_get(counts))
+
+
+if __name__ == "__main__":
+    absltest.main()

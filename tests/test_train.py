@@ -1,0 +1,277 @@
+"""The whole loop on the shipped digits: train, stop, resume, evaluate, refuse."""
+
+import contextlib
+import errno
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+from ml_collections import ConfigDict
+
+from configs.base import base
+from jaxrobust import build, checkpoint, train
+from jaxrobust.data import sources
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def tiny(**changes) -> ConfigDict:
+    """Digits, a network that compiles in a moment, 2 clean and 3 adversarial epochs of 4 steps."""
+    config = base().unlock()
+    config.model.update(name="convnext_n", num_classes=10, image_size=8)
+    config.model.options = ConfigDict(
+        {"in_channels": 1, "stem_strides": (1,), "depths": (1,), "dims": (8,)}
+    )
+    config.data.update(
+        name="digits",
+        train_split="train[:256]",
+        selection_split="train[256:320]",
+        test_split="test[:80]",
+        augmentation="crop",
+    )
+    config.pretrain.update(epochs=2, batch_size=64, warmup_epochs=1, ema_decay=0.5, lr=0.01)
+    config.train.update(epochs=3, batch_size=64, warmup_epochs=1, ema_decay=0.5, lr=0.01)
+    config.attack.update(epsilon=0.1, steps=2)
+    config.evaluation.update(batch_size=32, steps=2)
+    config.test.update(batch_size=32, steps=3)
+    config.log.every_steps = 3
+    for key, value in changes.items():
+        target, _, name = key.rpartition("__")
+        setattr(config[target], name, value)
+    return config.lock()
+
+
+def quiet_run(config, workdir) -> str:
+    """What a run prints."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said), jax.numpy_dtype_promotion("standard"):
+        train.run(config, workdir)
+    return said.getvalue()
+
+
+def final_params(workdir: Path, config, phase="train"):
+    built = build.phase(config, phase, 256)
+    with jax.numpy_dtype_promotion("standard"):
+        abstract = checkpoint.abstract_state(
+            built.abstract_state, jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        )
+    checkpoints = checkpoint.Checkpoints(workdir / phase, metric="robust")
+    state, meta = checkpoints.restore(checkpoints.latest_step(), abstract)
+    checkpoints.close()
+    return state, meta
+
+
+class LoopTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        directory = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(directory.cleanup)
+        cls.workdir = Path(directory.name) / "whole"
+        cls.said = quiet_run(tiny(), cls.workdir)
+
+    def test_prints_progress_and_the_table(self):
+        self.assertIn("pretrain 3/8 loss", self.said)
+        self.assertRegex(self.said, r"train 12/12 loss [\d.]+ robust [\d.]+% [\d,]+ images/s ETA 0")
+        self.assertRegex(self.said, r"weights +clean +robust +images")
+        self.assertRegex(self.said, r"train, step \d+, ema +[\d.]+% +[\d.]+% +80")
+        self.assertRegex(self.said, r"step compiled in [\d.]+ s \(compilation cache (hit|miss)\)")
+
+    def test_records_carry_their_evidence(self):
+        records = train.results(self.workdir)
+        self.assertLen(records, 2)
+        for record in records:
+            for key in ("commit", "config_sha256", "weights_sha256", "seed", "versions", "device"):
+                self.assertTrue(record[key] or key == "seed", key)
+            self.assertEqual(record["attacks"][0]["epsilon"], 0.1)
+            self.assertEqual(record["image_ids"], "0..79")
+            self.assertEqual(record["preprocessing"], "none")
+            self.assertBetween(record["robust"], 0, record["clean"])
+        self.assertNotEqual(records[0]["weights_sha256"], records[1]["weights_sha256"])
+
+    def test_metrics_are_lines_of_json(self):
+        lines = [json.loads(x) for x in (self.workdir / "metrics.jsonl").read_text().splitlines()]
+        last = [x for x in lines if x["phase"] == "train" and "loss" in x][-1]
+        self.assertEqual(last["step"], 12)
+        self.assertGreater(last["images_per_second"], 0)
+        self.assertTrue(any("selection_robust" in x for x in lines))
+
+    def test_position_is_examples_consumed(self):
+        _, meta = final_params(self.workdir, tiny())
+        self.assertEqual(meta["examples_consumed"], 12 * 64)
+
+    def test_adversarial_phase_starts_from_the_clean_weights(self):
+        clean, _ = final_params(self.workdir, tiny(), "pretrain")
+        robust, _ = final_params(self.workdir, tiny())
+        a, b = (np.concatenate([np.ravel(v) for v in s.params.values()]) for s in (clean, robust))
+        self.assertGreater(np.corrcoef(a, b)[0, 1], 0.9)  # another seed's would be near 0
+
+    @parameterized.parameters(3, 9, 13)
+    def test_interrupted_run_ends_in_the_same_bits(self, after):
+        workdir = Path(self.create_tempdir()) / "cut"
+        stop_after(after, lambda: quiet_run(tiny(), workdir))
+        quiet_run(tiny(), workdir)
+        whole, cut = (final_params(d, tiny())[0] for d in (self.workdir, workdir))
+        for (path, a), b in zip(
+            jax.tree.leaves_with_path(whole._replace(key=0)),
+            jax.tree.leaves(cut._replace(key=0)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+
+    def test_rerunning_a_finished_run_only_prints(self):
+        before = sorted(p for p in self.workdir.rglob("*"))
+        said = quiet_run(tiny(), self.workdir)
+        self.assertIn("robust", said)
+        self.assertNotIn("compiled", said)
+        self.assertEqual(before, sorted(p for p in self.workdir.rglob("*")))
+
+    def test_refuses_the_workdir_of_another_config(self):
+        with self.assertRaisesRegex(
+            ValueError, r"(?s)another config.*train\.lr: 0\.01 there, 0\.0"
+        ):
+            quiet_run(tiny(train__lr=0.02), self.workdir)
+
+    def test_refuses_the_checkpoint_of_another_network(self):
+        config = tiny()
+        config.unlock().model.options.dims = (16,)
+        (self.workdir / "config.json").rename(self.workdir / "kept.json")
+        try:
+            with self.assertRaisesRegex(ValueError, r"(?s)holds another network.*head.norm.scale"):
+                quiet_run(config, self.workdir)
+        finally:
+            (self.workdir / "kept.json").rename(self.workdir / "config.json")
+
+
+@contextlib.contextmanager
+def _counting(after: int, then):
+    """Calls `then()` when the loop asks for the batch after `after` steps of the whole run."""
+    original, seen = train._global, [0]
+
+    def counted(mesh, batch):
+        seen[0] += 1
+        if seen[0] == after:
+            then()
+        return original(mesh, batch)
+
+    with mock.patch.object(train, "_global", counted):
+        yield
+
+
+def stop_after(after: int, run) -> None:
+    with _counting(after, lambda: os.kill(os.getpid(), signal.SIGINT)):
+        try:
+            run()
+        except train.Interrupted as error:
+            assert "the same command continues there" in str(error)
+        else:
+            raise AssertionError("was not interrupted")
+
+
+class TroubleTest(parameterized.TestCase):
+    def test_nan_names_the_step_and_the_last_checkpoint(self):
+        workdir = Path(self.create_tempdir()) / "nan"
+        config = tiny(pretrain__epochs=0, train__lr=1e38, train__epochs=2)
+        with self.assertRaisesRegex(train.Diverged, r"loss is (nan|inf) at step \d+.*checkpoint"):
+            quiet_run(config, workdir)
+
+    def test_full_disk_names_the_last_checkpoint_and_continues(self):
+        workdir = Path(self.create_tempdir()) / "full"
+        config = tiny(pretrain__epochs=0)
+        real = checkpoint.ocp.CheckpointManager.save
+
+        def save(manager, step, *args, **kwargs):
+            if step >= 8:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(manager, step, *args, **kwargs)
+
+        with (
+            mock.patch.object(checkpoint.ocp.CheckpointManager, "save", save),
+            self.assertRaisesRegex(OSError, "disk is full.*last good one is step 4.*same command"),
+        ):
+            quiet_run(config, workdir)
+        self.assertIn("train: step 4 of 12", quiet_run(config, workdir))
+
+    @parameterized.parameters(
+        ({"train__batch_size": 60}, r"train\.batch_size=60 .*8 devices; use 56 or 64"),
+        ({"evaluation__batch_size": 30}, r"evaluation\.batch_size=30 .*use 24 or 32"),
+        ({"train__batch_size": 512}, "larger than the split's 256 images"),
+        ({"model__name": "resnext"}, "unknown model 'resnext'"),
+        ({"model__num_classes": 7}, "set model.num_classes=10"),
+        ({"data__name": "digitz"}, "digitz"),
+        ({"data__augmentation": "cutout"}, "unknown augmentation 'cutout'"),
+        ({"attack__norm": "l3"}, "norm='l3' is unknown"),
+        ({"attack__epsilon": 4.0}, "write 4/255"),
+        ({"attack__steps": 0}, "steps=0"),
+        ({"attack__steps": -1}, "steps=-1"),
+        ({"attack__name": "cw"}, "unknown attack 'cw'; one of"),
+        ({"attack__start": "corner"}, "one of 'image', 'random'"),
+        ({"train__objective": "mart"}, "unknown objective 'mart'; one of"),
+        ({"train__objective": "trades"}, "set attack.start='random'"),
+        ({"train__epochs": 0, "pretrain__epochs": 0}, "nothing to train"),
+        ({"train__warmup_epochs": 9}, "warmup_epochs=9"),
+        ({"evaluation__steps": 0}, "steps=0"),
+        ({"evaluation__weights": "swa"}, "one of 'ema', 'raw'"),
+        ({"train__ema_decay": 1.5}, "ema_decay=1.5"),
+        ({"log__tensorboard": True}, r"pip install -e '\.\[tensorboard\]'"),
+    )
+    def test_refuses_before_anything_is_written(self, changes, message):
+        workdir = Path(self.create_tempdir()) / "refused"
+        if "log__tensorboard" in changes:
+            self.enter_context(mock.patch.dict(sys.modules, {"clu.metric_writers": None}))
+        with self.assertRaisesRegex(ValueError, message):
+            quiet_run(tiny(**changes), workdir)
+        self.assertFalse(workdir.exists())
+
+
+class CommandLineTest(parameterized.TestCase):
+    def run_main(self, *arguments, **options):
+        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "jaxrobust.main", *arguments],
+            cwd=ROOT,
+            env=environment | {"COLUMNS": "100"},
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+    @parameterized.parameters(
+        (["--config.train.epocs=3"], "unknown config key 'epocs'; did you mean 'epochs'?"),
+        (["--config.zzz=3"], "unknown config key 'zzz'"),
+        (["--config.attack.epsilon=8/4"], "epsilon=2.0 is larger than the pixel range"),
+        (["--config=nowhere.py"], "no such file; try configs/quickstart.py"),
+    )
+    def test_mistakes_are_one_sentence_and_exit_2(self, arguments, message):
+        process = self.run_main("--config=configs/quickstart.py", *arguments)
+        _, said = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 2, said)
+        self.assertIn(message, said)
+        self.assertNotIn("Traceback", said)
+
+    def test_ctrl_c_saves_and_says_how_to_resume(self):
+        workdir = Path(self.create_tempdir()) / "run"
+        arguments = ["--config=configs/quickstart.py", f"--workdir={workdir}"]
+        process = self.run_main(*arguments, "--config.log.every_steps=1")
+        for line in process.stderr:
+            if line.startswith("pretrain 2/"):
+                process.send_signal(signal.SIGINT)
+                break
+        said = process.stderr.read()
+        self.assertEqual(process.wait(60), 130, said)
+        self.assertRegex(said, r"stopped after step \d+ of \d+, saved under .*continues there")
+        self.assertNotIn("Traceback", said)
+        self.assertNotEmpty(list((workdir / "pretrain").glob("[0-9]*")))
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,178 @@
+"""`python tools/bench_step.py CONFIG`: how fast one training step is, and what it could be.
+
+Prints compile seconds, images/s, and the ratio to the FLOP bound: with F the cost of a forward
+pass, the clean step costs 3F and the step with K APGD steps (2K + 4)F, so (2K + 4) / 3 times the
+clean step's time is what nothing but fewer operations could beat. With `--against torch` the same
+step in PyTorch on timm's network runs in turn with ours in the same process.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/
+
+from jaxrobust.launch import keep_large_buffers
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--image-size", type=int, help="default: the config's")
+    parser.add_argument("--attack-steps", type=int, help="default: the config's")
+    parser.add_argument("--dtype", default="float32", help="compute type, e.g. bfloat16")
+    parser.add_argument("--against", choices=["torch"])
+    parser.add_argument("--rounds", type=int, default=5, help="times each program runs, in turn")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    return parser.parse_args()
+
+
+def load(args: argparse.Namespace):
+    """The config of the command line, unlocked, with its changes."""
+    if not args.config.is_file():
+        raise ValueError(f"{args.config}: no such config; try configs/convnext_t_cvst.py")
+    spec = importlib.util.spec_from_file_location("bench_config", args.config)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config().unlock()
+    config.train.batch_size = args.batch
+    config.model.dtype = args.dtype
+    config.model.image_size = args.image_size or config.model.image_size
+    config.attack.steps = args.attack_steps or config.attack.steps
+    return config
+
+
+def ours(config, images, labels):
+    """(a function that runs one step and returns its loss, compile seconds)."""
+    import jax
+
+    from jaxrobust import build, compilation, sharding
+    from jaxrobust.types import Batch
+
+    phase = build.phase(config, "train", 1000 * config.train.batch_size)
+    with jax.set_mesh(phase.mesh):
+        holder = [phase.init(jax.random.key(0))]
+        batch = Batch(*sharding.global_arrays(phase.mesh, (images, labels)))
+        step, seconds, _ = compilation.compiled(phase.step, holder[0], batch)
+
+    def run() -> float:
+        holder[0], metrics = step(holder[0], batch)
+        return float(metrics["loss"])
+
+    return run, seconds
+
+
+def theirs(config, images, labels, attack_steps: int):
+    """The same step in PyTorch."""
+    import torch
+    import torch_reference
+
+    if config.model.name not in torch_reference.NETWORKS:
+        known = ", ".join(torch_reference.NETWORKS)
+        raise ValueError(f"--against torch knows {known}; not {config.model.name}")
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    trainer = torch_reference.Trainer(
+        torch_reference.network(config.model.name, num_classes=config.model.num_classes),
+        lr=config.train.lr,
+        weight_decay=config.train.weight_decay,
+        ema_decay=config.train.ema_decay,
+        epsilon=config.attack.epsilon,
+        attack_steps=attack_steps,
+    )
+    x = torch.tensor(images).permute(0, 3, 1, 2).float().div(255).contiguous()
+    y = torch.tensor(labels).long()
+    return lambda: trainer.step(x, y)
+
+
+def measure(programs: dict, rounds: int) -> dict[str, dict[str, float]]:
+    """Median wall and CPU seconds of each program; they run in turn, so that drift hits all."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
+    for turn in range(rounds + 1):
+        for name, run in programs.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            run()
+            if turn:  # the first is a warm-up
+                times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {
+        name: {
+            "wall_s": statistics.median(w for w, _ in pairs),
+            "wall_min_s": min(w for w, _ in pairs),
+            "cpu_s": statistics.median(c for _, c in pairs),
+        }
+        for name, pairs in times.items()
+    }
+
+
+def main() -> None:
+    """Measures and prints."""
+    args = parse()
+    config = load(args)
+    import jax
+    import numpy as np
+
+    if config.model.dtype != "float32" and args.against:
+        raise ValueError("--against torch compares float32; leave --dtype out")
+    rng = np.random.default_rng(0)
+    side, channels = config.model.image_size, config.model.options.get("in_channels", 3)
+    images = rng.integers(0, 256, (args.batch, side, side, channels), np.uint8)
+    labels = rng.integers(0, config.model.num_classes, args.batch).astype(np.int32)
+
+    attacked, compile_s = ours(config, images, labels)
+    clean_config = config.copy_and_resolve_references()
+    clean_config.train.objective = "clean"
+    clean, clean_compile_s = ours(clean_config, images, labels)
+    programs = {"step": attacked, "clean": clean}
+    if args.against:
+        programs["torch"] = theirs(config, images, labels, config.attack.steps)
+        programs["torch_clean"] = theirs(config, images, labels, 0)
+    times = measure(programs, args.rounds)
+
+    bound = (2 * config.attack.steps + 4) / 3 * times["clean"]["wall_s"]
+    result = {
+        "config": args.config.stem,
+        "model": config.model.name,
+        "dtype": config.model.dtype,
+        "batch": args.batch,
+        "image_size": side,
+        "attack_steps": config.attack.steps,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "compile_s": compile_s,
+        "clean_compile_s": clean_compile_s,
+        "times": times,
+        "images_per_s": {name: args.batch / t["wall_s"] for name, t in times.items()},
+        "ratio_to_flop_bound": bound / times["step"]["wall_s"],
+    }
+    print(
+        f"{result['model']} {side} px, batch {args.batch}, APGD-{config.attack.steps}, "
+        f"{result['dtype']}, {result['device']}; compiled in {compile_s:.1f} s"
+    )
+    for name, t in times.items():
+        print(
+            f"  {name:12} {result['images_per_s'][name]:8.2f} images/s   wall {t['wall_s']:7.3f} s"
+            f" (min {t['wall_min_s']:.3f})   cpu {t['cpu_s']:7.3f} s"
+        )
+    print(f"  the step runs at {result['ratio_to_flop_bound']:.2f} of the FLOP bound")
+    if args.against:
+        for ours_name, other in (("step", "torch"), ("clean", "torch_clean")):
+            ratio = times[other]["wall_s"] / times[ours_name]["wall_s"]
+            cpu = times[other]["cpu_s"] / times[ours_name]["cpu_s"]
+            result[f"{ours_name}_against_torch"] = {"wall": ratio, "cpu": cpu}
+            print(f"  {ours_name}: {ratio:.2f} x PyTorch's speed (CPU seconds: {cpu:.2f} x)")
+    if args.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    keep_large_buffers()
+    try:
+        main()
+    except (ValueError, ImportError) as error:
+        print(f"bench_step: {error}", file=sys.stderr)
+        sys.exit(2)
