@@ -286,7 +286,7 @@ def _test(config, workdir, plain, name, phase, weights) -> None:
         dataset=config.data.name,
         split=config.data.test_split,
         images=int(scores["images"]),
-        preprocessing=_preprocessing(source, config.model.image_size),
+        preprocessing=pipeline.preprocessing_id(source, config.model.image_size),
         attacks=[
             {
                 "name": "apgd-ce",
@@ -325,7 +325,3 @@ def table(workdir: Path) -> str:
         n = int(r["image_ids"].split("..")[1]) + 1
         lines.append(f"{r['weights']:{width}}  {r['clean']:7.1%}  {r['robust']:7.1%}  {n:6d}")
     return "\n".join(["", head, *lines, f"records: {workdir / 'results.jsonl'}"])
-
-
-def _preprocessing(source, size):
-    return "none"

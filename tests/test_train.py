@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 
 from configs.base import base
 from jaxrobust import build, checkpoint, train
-from jaxrobust.data import sources
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -1,1 +1,25 @@
 """Images from disk to `uint8` batches; nothing here touches a JAX device."""
+
+from jaxrobust.data.pipeline import (
+    EvaluationBatch,
+    TrainBatch,
+    evaluation_batches,
+    steps_per_epoch,
+    train_batches,
+)
+from jaxrobust.data.sources import DataError, Record, Source, open_source
+from jaxrobust.data.transforms import AUGMENTATIONS, evaluation_transform
+
+__all__ = [
+    "AUGMENTATIONS",
+    "DataError",
+    "EvaluationBatch",
+    "Record",
+    "Source",
+    "TrainBatch",
+    "evaluation_batches",
+    "evaluation_transform",
+    "open_source",
+    "steps_per_epoch",
+    "train_batches",
+]

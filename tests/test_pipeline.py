@@ -1,0 +1,389 @@
+"""The global sequence is a function of (seed, position) only, and damage arrives as a sentence."""
+
+import dataclasses
+import functools
+import multiprocessing
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust.data import pipeline, sources, transforms
+
+DIGITS = Path(pipeline.__file__).parent / "digits"
+
+
+def numbered(size=37, side=8):
+    """A source whose image of record i is filled with i, label i % 10."""
+    return sources.Source(
+        name="numbered",
+        split="train",
+        size=size,
+        num_classes=10,
+        channels=1,
+        image_shape=(side, side, 1),
+        read=functools.partial(read_numbered, side=side),
+    )
+
+
+def read_numbered(indices, *, side, broken=(), wrong=()):
+    records = []
+    for index in indices:
+        here = side + 1 if index in wrong else side
+        image = b"P5 %d %d 255\n" % (here, here) + bytes([index]) * here**2
+        records.append(sources.Record(b"nonsense" if index in broken else image, index % 10))
+    return records
+
+
+def train(source, steps, **options):
+    """The first `steps` batches, as one (images, labels)."""
+    options = {"augmentation": "none", "image_size": 8, "batch_size": 8, "seed": 3} | options
+    batches = pipeline.train_batches(source, **options)
+    try:
+        taken = [next(batches) for _ in range(steps)]
+    finally:
+        batches.close()
+    return tuple(np.concatenate(arrays) for arrays in zip(*taken, strict=True))
+
+
+def order(source, steps, **options):
+    """The records of the first `steps` batches of a `numbered` source."""
+    images, labels = train(source, steps, **options)
+    np.testing.assert_array_equal(images[:, 0, 0, 0] % 10, labels)
+    return images[:, 0, 0, 0].tolist()
+
+
+class SameSequenceTest(parameterized.TestCase):
+    """Order and augmentation, whoever computes them."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.source = sources.open_source("digits", "train[:100]")
+        # 100 records in batches of 24: epochs of 96; 14 steps are 3.5 of them.
+        cls.options = {"batch_size": 24, "augmentation": "crop-flip"}
+        cls.images, cls.labels = train(cls.source, 14, **cls.options)
+
+    def assert_is_sequence(self, found, start=0):
+        stop = start + len(found[0])
+        np.testing.assert_array_equal(found[1], self.labels[start:stop])
+        np.testing.assert_array_equal(found[0], self.images[start:stop])
+
+    def test_shapes_and_types(self):
+        self.assertEqual((self.images.shape, self.images.dtype), ((336, 8, 8, 1), np.uint8))
+        self.assertEqual((self.labels.shape, self.labels.dtype), ((336,), np.int32))
+
+    def test_again(self):
+        self.assert_is_sequence(train(self.source, 14, **self.options))
+
+    @parameterized.parameters(1, 2, 4)
+    def test_processes_take_consecutive_rows(self, count):
+        parts = [
+            train(self.source, 14, process_index=index, process_count=count, **self.options)
+            for index in range(count)
+        ]
+        images = [part[0].reshape(14, 24 // count, 8, 8, 1) for part in parts]
+        labels = [part[1].reshape(14, 24 // count) for part in parts]
+        joined = np.concatenate(images, axis=1).reshape(-1, 8, 8, 1)
+        self.assert_is_sequence((joined, np.concatenate(labels, axis=1).reshape(-1)))
+
+    @parameterized.parameters(24, 72, 96, 120, 192, 5, 101)
+    def test_resume(self, start):
+        steps = (336 - start) // 24
+        self.assert_is_sequence(train(self.source, steps, start=start, **self.options), start)
+
+    def test_resume_with_workers_and_processes(self):
+        for process in range(2):
+            images, labels = train(
+                self.source,
+                9,
+                start=120,
+                workers=2,
+                process_index=process,
+                process_count=2,
+                **self.options,
+            )
+            rows = [120 + step * 24 + process * 12 + row for step in range(9) for row in range(12)]
+            np.testing.assert_array_equal(labels, self.labels[rows])
+            np.testing.assert_array_equal(images, self.images[rows])
+
+    def test_without_the_cache(self):
+        with absltest.mock.patch.object(pipeline, "CACHE_BYTES", 0):
+            self.assert_is_sequence(train(self.source, 14, **self.options))
+
+    def test_another_batch_size_augments_a_record_of_an_epoch_alike(self):
+        # Batches of 20 consume the epoch whole; the first 96 positions of it are the same.
+        other = train(self.source, 10, **self.options | {"batch_size": 20})
+        np.testing.assert_array_equal(other[0][:96], self.images[:96])
+        np.testing.assert_array_equal(other[0][100:196], self.images[96:192])
+
+    def test_bits_of_the_sequence(self):
+        """A run must continue after an upgrade of NumPy, Pillow or grain."""
+        self.assertEqual(
+            order(numbered(), 2), [25, 8, 30, 14, 10, 21, 35, 27, 17, 32, 28, 4, 3, 9, 36, 33]
+        )
+        sums = self.images[:6].sum((1, 2, 3)).tolist()
+        self.assertEqual(sums, [5006, 4830, 4352, 4607, 4878, 3682])
+
+
+class EpochTest(parameterized.TestCase):
+    @parameterized.parameters((37, 8), (37, 37), (36, 6), (8, 3))
+    def test_every_record_at_most_once_per_epoch_and_the_rest_left_out(self, size, batch_size):
+        source = numbered(size)
+        steps = pipeline.steps_per_epoch(source, batch_size)
+        self.assertEqual(steps, size // batch_size)
+        found = np.array(order(source, 4 * steps, batch_size=batch_size))
+        epochs = found.reshape(4, steps * batch_size)
+        for epoch in epochs:
+            self.assertLen(set(epoch.tolist()), steps * batch_size)
+        self.assertLen({tuple(epoch.tolist()) for epoch in epochs}, 4)
+        if size == 37 and batch_size == 8:  # over epochs, nobody stays left out
+            many = order(source, 20 * steps, batch_size=batch_size)
+            self.assertLen(set(many), 37)
+
+    def test_augmentations_differ_between_epochs_and_records(self):
+        source = sources.open_source("digits", "train[:32]")
+        plain, _ = train(source, 4, batch_size=32)
+        images, _ = train(source, 4, batch_size=32, augmentation="crop-flip")
+        same = np.mean([np.array_equal(a, b) for a, b in zip(plain, images, strict=True)])
+        self.assertLess(same, 0.25)  # 1 in 18 draws neither shifts nor mirrors
+        record = plain[0]  # its four epochs
+        seen = {
+            image.tobytes() for image, p in zip(images, plain, strict=True) if (p == record).all()
+        }
+        self.assertGreater(len(seen), 1)
+
+    def test_seeds_differ_and_augmentation_leaves_the_order(self):
+        source = sources.open_source("digits", "train[:64]")
+        labels = {
+            (seed, name): tuple(train(source, 4, seed=seed, augmentation=name)[1].tolist())
+            for seed in (0, 1, 2**40)
+            for name in ("none", "crop-flip")
+        }
+        self.assertLen(set(labels.values()), 3)
+        self.assertEqual(labels[0, "none"], labels[0, "crop-flip"])
+
+    def test_shuffle_reaches_every_place(self):
+        source = numbered(6)
+        first = [order(source, 1, batch_size=1, start=6 * epoch)[0] for epoch in range(120)]
+        # 120 draws of 6: mean 20, standard deviation 4.
+        self.assertTrue(np.all(np.abs(np.bincount(first, minlength=6) - 20) < 16))
+
+    def test_resizing_augmentation_on_mixed_sizes(self):
+        mixed = dataclasses.replace(
+            numbered(),
+            image_shape=None,
+            read=functools.partial(read_numbered, side=12, wrong=range(0, 37, 2)),
+        )
+        images, _ = train(mixed, 2, augmentation="resized-crop-flip")
+        self.assertEqual(images.shape, (16, 8, 8, 1))
+
+
+class EvaluationTest(parameterized.TestCase):
+    def evaluate(self, source, **options):
+        options = {"image_size": 8, "batch_size": 8} | options
+        batches = pipeline.evaluation_batches(source, **options)
+        taken = list(batches)
+        batches.close()
+        return taken
+
+    @parameterized.parameters((37, 8, None), (16, 8, None), (37, 8, 11), (3, 8, None), (9, 8, 99))
+    def test_order_padding_and_mask(self, size, batch_size, limit):
+        batches = self.evaluate(numbered(size), batch_size=batch_size, limit=limit)
+        count = min(size, limit or size)
+        self.assertLen(batches, -(-count // batch_size))
+        for batch in batches:
+            self.assertEqual(batch.images.shape, (batch_size, 8, 8, 1))
+            types = (batch.images.dtype, batch.labels.dtype, batch.mask.dtype, batch.ids.dtype)
+            self.assertEqual(types, (np.uint8, np.int32, np.bool_, np.int32))
+        images, labels, mask, ids = (
+            np.concatenate(arrays) for arrays in zip(*batches, strict=True)
+        )
+        np.testing.assert_array_equal(ids[mask], np.arange(count))
+        np.testing.assert_array_equal(images[mask][:, 0, 0, 0], np.arange(count))
+        np.testing.assert_array_equal(labels[mask], np.arange(count) % 10)
+        self.assertFalse(mask[count:].any())
+        self.assertTrue(np.all(ids[count:] == -1))
+        self.assertFalse(images[count:].any() or labels[count:].any())
+
+    @parameterized.parameters(2, 4)
+    def test_processes_split_rows_and_agree_on_the_number_of_batches(self, count):
+        whole = self.evaluate(numbered())
+        parts = [
+            self.evaluate(numbered(), process_index=index, process_count=count)
+            for index in range(count)
+        ]
+        for step, batch in enumerate(whole):
+            for field in range(4):
+                rows = np.concatenate([part[step][field] for part in parts])
+                np.testing.assert_array_equal(rows, batch[field])
+        self.assertEqual({len(part) for part in parts}, {len(whole)})
+
+    def test_resizes_what_has_another_size(self):
+        source = sources.open_source("fake:40x56x3", "test")
+        (batch,) = self.evaluate(source, image_size=28, limit=3)
+        transform = transforms.evaluation_transform("bicubic-32-crop-28")
+        for row in range(3):
+            np.testing.assert_array_equal(batch.images[row], transform(source[row].image))
+        (named,) = self.evaluate(
+            source, image_size=28, limit=3, preprocessing="bilinear-28-crop-28"
+        )
+        self.assertFalse(np.array_equal(named.images, batch.images))
+
+    def test_preprocessing_of_another_size_is_refused(self):
+        with self.assertRaisesRegex(
+            sources.DataError, r"'Res224' makes record 0 \(224, 224, 3\), not \(28, 28, 3\); set"
+        ):
+            self.evaluate(
+                sources.open_source("fake", "test"), image_size=28, preprocessing="Res224"
+            )
+
+
+class ArgumentTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({"batch_size": 0}, "batch_size=0 must be between 1 and the 37 records of data set"),
+        ({"batch_size": 64}, "batch_size=64 must be between 1 and the 37 records"),
+        ({"process_count": 3}, "batch_size=8 .* a multiple of process_count=3"),
+        ({"process_index": 1}, "process_index=1 must be at least 0 and below process_count=1"),
+        ({"augmentation": "corp"}, "unknown augmentation 'corp': known are none, flip, crop"),
+        ({"seed": -1}, r"seed=-1 must be in \[0, 2\*\*63\)"),
+        ({"start": -8}, "start=-8 and workers=0 must not be negative"),
+        ({"image_size": 16}, "has 8x8 images, and .*'none' does not resize them to image_size=16"),
+    )
+    def test_train(self, options, message):
+        with self.assertRaisesRegex(sources.DataError, message):
+            train(numbered(), 1, **options)
+
+    def test_mixed_sizes_need_a_resizing_augmentation(self):
+        mixed = dataclasses.replace(numbered(), image_shape=None)
+        with self.assertRaisesRegex(
+            sources.DataError, "differently sized images.* take one of resized-crop"
+        ):
+            train(mixed, 1, augmentation="crop-flip")
+
+    @parameterized.parameters(
+        ({"limit": 0}, "limit=0 must be at least 1"),
+        ({"process_count": 3}, "a multiple of process_count=3"),
+        ({"preprocessing": "Res9"}, "unknown preprocessing 'Res9'"),
+    )
+    def test_evaluation(self, options, message):
+        options = {"batch_size": 8, "image_size": 8} | options
+        with self.assertRaisesRegex(ValueError, message):
+            pipeline.evaluation_batches(numbered(), **options)
+
+
+class DamageTest(parameterized.TestCase):
+    """What goes wrong in a thread or worker arrives whole and soon."""
+
+    def damaged(self, **options):
+        read = functools.partial(read_numbered, side=8, **options)
+        return dataclasses.replace(numbered(), read=read)
+
+    def test_image_that_does_not_decode(self):
+        message = (
+            "data set 'numbered', split 'train': the image of record 5 does not decode .*; "
+            "prepare the data set again"
+        )
+        with self.assertRaisesRegex(sources.DataError, message):
+            train(self.damaged(broken=[5]), 37, batch_size=1)
+        with self.assertRaisesRegex(sources.DataError, message):
+            list(pipeline.evaluation_batches(self.damaged(broken=[5]), batch_size=4, image_size=8))
+
+    def test_image_of_another_shape(self):
+        with self.assertRaisesRegex(
+            sources.DataError, r"record 5 has the shape \(9, 9, 1\), not \(8, 8, 1\)"
+        ):
+            train(self.damaged(wrong=[5]), 37, batch_size=1)
+
+    def test_good_batches_before_the_damage_arrive(self):
+        source = numbered()
+        clean = order(source, 37, batch_size=1)
+        bad = clean[20]
+        batches = pipeline.train_batches(
+            self.damaged(broken=[bad]),
+            batch_size=1,
+            seed=3,
+            augmentation="none",
+            image_size=8,
+        )
+        found = [int(next(batches).images[0, 0, 0, 0]) for _ in range(20)]
+        self.assertEqual(found, clean[:20])
+        with self.assertRaisesRegex(sources.DataError, f"record {bad} "):
+            next(batches)
+        batches.close()
+
+    @parameterized.parameters(0, 2)
+    def test_corrupt_record_file(self, workers):
+        with tempfile.TemporaryDirectory() as root:
+            shutil.copytree(DIGITS / "digits", Path(root) / "digits")
+            path = next(Path(root).rglob("*train*"))
+            content = bytearray(path.read_bytes())
+            content[100_000] ^= 0xFF
+            path.write_bytes(content)
+            with absltest.mock.patch.dict(sources._SHIPPED, clear=True):
+                source = sources.open_source("digits", "train", data_dir=root)
+            started = time.monotonic()
+            with self.assertRaisesRegex(
+                sources.DataError,
+                r"split 'train': record \d+ .*digits-train.array_record.* cannot be read.*; copy "
+                "the data set again or prepare it again: `tfds build digits",
+            ) as caught:
+                train(source, 90, batch_size=16, workers=workers)
+            self.assertNotIn("\n", str(caught.exception))
+            self.assertLess(time.monotonic() - started, 60)
+
+
+class LifetimeTest(absltest.TestCase):
+    def test_read_ahead_is_bounded_and_close_ends_the_threads(self):
+        seen = []
+
+        def read(indices):
+            seen.extend(indices)
+            return read_numbered(indices, side=8)
+
+        source = dataclasses.replace(numbered(200), read=read)
+        before = set(threading.enumerate())
+        with absltest.mock.patch.object(pipeline, "CACHE_BYTES", 0):
+            batches = pipeline.train_batches(
+                source, batch_size=2, seed=0, augmentation="none", image_size=8
+            )
+            next(batches)
+        time.sleep(0.3)
+        self.assertBetween(len(seen), 4, 2 * 10)  # at least one batch ahead, at most 8 and one
+        batches.close()
+        for thread in set(threading.enumerate()) - before:
+            thread.join(5)
+            self.assertFalse(thread.is_alive(), thread)
+
+    def test_small_data_is_decoded_once_per_process(self):
+        counts = np.zeros(37, int)
+
+        def read(indices):
+            counts[indices] += 1
+            return read_numbered(indices, side=8)
+
+        source = dataclasses.replace(numbered(), read=read)
+        images = pipeline._Images(source, 37 * 64)
+        for indices in ([0, 1, 2], [2, 3, 0], [3]):
+            self.assertEqual([image[0, 0, 0] for image, _ in images(indices)], indices)
+        self.assertEqual(counts[:5].tolist(), [1, 1, 1, 1, 0])
+        with self.assertRaisesRegex(ValueError, "read-only"):  # augmentations cannot spoil it
+            images([0])[0][0][0] = 1
+        images = pipeline._Images(source, 37 * 64 - 1)
+        images([4]), images([4])
+        self.assertEqual(counts[4], 2)
+
+    def test_close_ends_the_workers(self):
+        batches = pipeline.evaluation_batches(numbered(), batch_size=8, image_size=8, workers=1)
+        np.testing.assert_array_equal(next(batches).ids, np.arange(8))
+        self.assertLen(multiprocessing.active_children(), 1)
+        batches.close()
+        self.assertEmpty(multiprocessing.active_children())
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,43 @@
+"""Everything that must pass before a change lands: format, lint, types, tests.
+
+python tools/check.py [--slow] [--no-tests]
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON = sys.executable
+STATIC = {
+    "format": [PYTHON, "-m", "ruff", "format", "--check", "."],
+    "lint": [PYTHON, "-m", "ruff", "check", "."],
+    "types": [PYTHON, "-m", "mypy"],
+}
+FAST = {"tests": [PYTHON, "-m", "pytest"]}
+SLOW = {"slow tests": [PYTHON, "-m", "pytest", "-m", "slow"]}
+
+
+def main(arguments: list[str]) -> int:
+    """Runs all checks, also after a failure; returns how many failed."""
+    unknown = set(arguments) - {"--slow", "--no-tests"}
+    if unknown:
+        print(f"check: unknown option {sorted(unknown)}; {__doc__}", file=sys.stderr)
+        return 2
+    checks = dict(STATIC)
+    if "--no-tests" not in arguments:
+        checks |= FAST
+    if "--slow" in arguments:
+        checks |= SLOW
+    failed = []
+    for name, command in checks.items():
+        start = time.perf_counter()
+        code = subprocess.run(command, cwd=ROOT).returncode
+        print(f"{'ok  ' if code == 0 else 'FAIL'} {name} ({time.perf_counter() - start:.0f} s)")
+        failed += [name] * (code != 0)
+    return len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
