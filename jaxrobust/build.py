@@ -171,7 +171,8 @@ def evaluation(config: Config, mesh: jax.sharding.Mesh, *, steps: int) -> Callab
 
     def attack(logits_fn, keys, images, labels):
         run = partial(attacks.apgd_run, norm=a.norm, epsilon=a.epsilon, steps=steps)
-        return run(logits_fn, images, labels, key=keys, start="random").x_best_adv
+        found = run(logits_fn, images, labels, key=keys, start="random").x_best_adv
+        return attacks.BALLS[a.norm].settle(found, images)
 
     whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
     return jax.jit(

@@ -1,0 +1,332 @@
+"""Auto-PGD: gradient ascent with momentum that halves its step when progress stalls.
+
+One machine serves training (start at the image, train on the point of highest loss) and AutoAttack
+(random or given start, report the last misclassified point).
+
+Source: Croce & Hein 2020 (arXiv 2003.01690), algorithm 1; the L1 variant is Croce & Hein 2021
+(arXiv 2103.01208). Details that the papers leave open follow auto-attack a392200; parity:
+tests/test_apgd.py.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.attacks.balls import BALLS, all_finite, l0_norm, per_image
+from jaxrobust.attacks.losses import LOSSES
+from jaxrobust.attacks.machine import (
+    check_inputs,
+    check_no_targets,
+    check_settings,
+    image_keys,
+    run,
+    start_points,
+)
+from jaxrobust.types import Array, Attack, LogitsFn, Machine
+
+
+class ApgdState(NamedTuple):
+    """The state of APGD; the first axis of every array is the image, so slots can be refilled.
+
+    All settings that `tell` depends on live here: states of two machines of the same norm and
+    loss that differ in radius or steps may share one batch, and either's `tell`.
+    """
+
+    images: Array  # the centre of the ball; may leave [0, 1] on Linf and L2
+    labels: Array  # i32[B] or f[B, C]
+    targets: Array  # i32[B], read by the targeted loss only
+    epsilon: Array  # f[B]
+    steps: Array  # i32[B], iterations after the start
+    period_floor: Array  # i32[B], the shortest time between two checkpoints
+    period_decrement: Array  # i32[B], by how much that time shrinks at each
+    # Where it is.
+    points: Array  # to be evaluated next
+    previous: Array  # the iterate before, for the momentum
+    step: Array  # f[B]
+    kept: Array  # f[B], L1 only: the fraction of entries that a step moves
+    iteration: Array  # i32[B], evaluations told so far; the first is that of the start
+    # What it found.
+    x_best: Array  # the point of highest loss
+    loss_best: Array  # f[B]
+    gradient_best: Array
+    x_best_adv: Array  # the latest misclassified point, the start if there is none
+    correct: Array  # bool[B], no point so far was misclassified
+    # Since the last checkpoint.
+    period: Array  # i32[B], iterations from that checkpoint to the next
+    since: Array  # i32[B], iterations done of them
+    rises: Array  # i32[B], how often the loss rose from one iterate to the next
+    last_loss: Array  # f[B]
+    loss_at_check: Array  # f[B], `loss_best` then
+    reduced: Array  # bool[B], whether the step was halved then
+    sparsity: Array  # f[B], L1 only: entries in which `x_best` differed from the image then
+
+
+def apgd(
+    *,
+    norm: str = "linf",
+    epsilon: float,
+    steps: int,
+    loss: str = "ce",
+    random_start: bool = False,
+    kept_fraction: float = 0.05,
+) -> Attack:
+    """Auto-PGD as used for training: returns the point of highest loss, the start included.
+
+    Args:
+      norm: "linf", "l2" or "l1".
+      epsilon: radius, in units of pixels in [0, 1].
+      steps: K >= 1; costs K+1 forward and K backward passes.
+      loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr" or "cw" (i32[B]).
+      random_start: start at AutoAttack's random point instead of the image clipped to [0, 1].
+      kept_fraction: L1 only, the fraction of entries that the first steps move.
+    Returns:
+      attack(logits_fn, key, images, labels) -> images_adv. `key` is one key, or keys [B] (see
+      `machine.image_keys`); without a random start it is not read and may be None.
+    Raises:
+      ValueError: see `machine.check_settings`.
+    Source: Singh, Croce & Hein 2023 (arXiv 2303.01870), training attack.
+    """
+    check_no_targets(loss)
+    machine = apgd_machine(
+        norm=norm, epsilon=epsilon, steps=steps, loss=loss, kept_fraction=kept_fraction
+    )
+
+    def attack(logits_fn, key, images, labels):
+        keys = image_keys(key, images.shape[0]) if random_start else None
+        state = machine.init(images, labels, keys, "random" if random_start else "image")
+        state = run(machine, logits_fn, state, gradient_steps=steps, final_forward=True)
+        return machine.result(state)
+
+    return attack
+
+
+def apgd_run(
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array,
+    *,
+    norm: str,
+    epsilon: float,
+    steps: int,
+    loss: str = "ce",
+    key: Array | None = None,
+    start: str | Array = "image",
+    targets: Array | None = None,
+    kept_fraction: float = 0.2,
+) -> ApgdState:
+    """One run of APGD as AutoAttack makes it; returns the whole final state.
+
+    Args:
+      logits_fn: f[B,H,W,C] -> f[B,C].
+      images: f[B,H,W,C].
+      labels: i32[B] (or f[B,C] with `ce` and `kl`).
+      norm: "linf", "l2" or "l1".
+      epsilon: radius, in units of pixels in [0, 1].
+      steps: K >= 1; costs K+1 forward and K backward passes.
+      loss: a name in `LOSSES`; "dlr-targeted" needs `targets`.
+      key: one key or keys [B], read by the random start only.
+      start: "image", "random", or points f[B,H,W,C] inside the ball.
+      targets: i32[B].
+      kept_fraction: L1 only, the fraction of entries that the first steps move; with a start
+        given as points it follows from their sparsity instead.
+    Returns:
+      `ApgdState`: `x_best`, `loss_best`, `x_best_adv`, `correct`, `step` and the rest.
+    Raises:
+      ValueError: see `machine.check_settings`.
+    """
+    machine = apgd_machine(
+        norm=norm, epsilon=epsilon, steps=steps, loss=loss, kept_fraction=kept_fraction
+    )
+    keys = None if key is None else image_keys(key, images.shape[0])
+    state = machine.init(images, labels, keys, start, targets=targets)
+    return run(machine, logits_fn, state, gradient_steps=steps, final_forward=True)
+
+
+def apgd_machine(
+    *, norm: str, epsilon: float, steps: int, loss: str = "ce", kept_fraction: float = 0.2
+) -> Machine:
+    """APGD as a `types.Machine` of `steps + 1` evaluations; the last needs no gradient.
+
+    Arguments as in `apgd_run`. `init` takes one argument more than a machine must, `targets`
+    i32[B]. `result` is the point of highest loss; AutoAttack reads `x_best_adv` and `correct` of
+    the state instead. A driver must not `tell` a finished image: nothing here stops it.
+    """
+    check_settings(norm=norm, epsilon=epsilon, loss=loss, steps=steps)
+    ball, loss_fn, at_checkpoint = BALLS[norm], LOSSES[loss], _CHECKPOINTS[norm]
+
+    def init(images, labels, keys=None, start="image", targets=None):
+        check_inputs(images, labels)
+        one_each = images.reshape(images.shape[0], -1)[:, 0]
+        floats = partial(jnp.full_like, one_each)  # `_like` also takes over shard_map's axes
+        integers = partial(jnp.full_like, one_each, dtype=jnp.int32)
+        if loss == "dlr-targeted" and targets is None:
+            raise ValueError("loss='dlr-targeted' needs targets i32[B]; pass targets=...")
+        if norm == "l1":
+            images = jnp.clip(images, 0, 1)  # as the projection does, so that sparsity means it
+        points = jnp.clip(start_points(ball, start, images, floats(epsilon), keys), 0, 1)
+        if isinstance(start, str):
+            kept, sparsity = floats(kept_fraction), floats(images[0].size)
+        else:
+            sparsity = l0_norm(points - images)
+            kept = _kept_of(sparsity, images)
+        period, period_floor, period_decrement = _periods(norm, steps)
+        return ApgdState(
+            images=images,
+            labels=labels,
+            targets=integers(0) if targets is None else targets,
+            epsilon=floats(epsilon),
+            steps=integers(steps),
+            period_floor=integers(period_floor),
+            period_decrement=integers(period_decrement),
+            points=points,
+            previous=points,
+            step=floats(epsilon if norm == "l1" else 2 * epsilon),
+            kept=kept,
+            iteration=integers(0),
+            x_best=points,
+            loss_best=floats(-jnp.inf),
+            gradient_best=jnp.zeros_like(points),
+            x_best_adv=points,
+            correct=jnp.ones_like(one_each, bool),
+            period=integers(period),
+            since=integers(0),
+            rises=integers(0),
+            # Not the loss of the start: the reference compares the first iterate with an empty
+            # row of its table of losses.
+            last_loss=floats(0),
+            loss_at_check=floats(0),
+            reduced=jnp.ones_like(one_each, bool),
+            sparsity=sparsity,
+        )
+
+    def loss_of(state, logits):
+        logits = logits.astype(state.epsilon.dtype)
+        if loss == "dlr-targeted":
+            return loss_fn(logits, state.labels, state.targets)
+        return loss_fn(logits, state.labels)
+
+    def tell(state, logits, gradient):
+        # Take note of the evaluation: of the start at first, then of iterates.
+        value, correct = loss_of(state, logits), _is_correct(logits, state.labels)
+        iterate = state.iteration > 0
+        better = value > state.loss_best  # strictly; NaN never is
+        loss_best = jnp.where(better, value, state.loss_best)
+        state = state._replace(
+            iteration=state.iteration + 1,
+            x_best=_where(better, state.points, state.x_best),
+            gradient_best=_where(better, gradient, state.gradient_best),
+            loss_best=loss_best,
+            x_best_adv=_where(correct, state.x_best_adv, state.points),
+            correct=state.correct & correct,
+            since=state.since + iterate.astype(jnp.int32),
+            rises=state.rises + (iterate & (value > state.last_loss)).astype(jnp.int32),
+            last_loss=jnp.where(iterate, value, state.last_loss),
+            loss_at_check=jnp.where(iterate, state.loss_at_check, loss_best),
+        )
+        # At a checkpoint, adapt the step and perhaps go on from the best point.
+        state, restart = at_checkpoint(state, state.since == state.period)
+        point = _where(restart, state.x_best, state.points)
+        gradient = _where(restart, state.gradient_best, gradient)
+        # Step uphill, then mix with the last direction.
+        moved = ball.ascend(point, gradient, state.step, state.kept)
+        moved = ball.project(moved, state.images, state.epsilon)
+        if norm != "l1":
+            rest = jnp.where(state.iteration == 1, 0.0, 0.25).astype(moved.dtype)
+            rest, ahead, momentum = per_image(rest, moved), moved - point, point - state.previous
+            # ahead * 0.75, written so that a fused multiply-add cannot change its rounding.
+            mixed = point + (ahead - ahead * rest) + momentum * rest
+            moved = ball.project(mixed, state.images, state.epsilon)
+        return state._replace(points=_where(all_finite(gradient), moved, point), previous=point)
+
+    return Machine(
+        init=init,
+        query=lambda state: state.points,
+        loss=loss_of,
+        tell=tell,
+        finished=lambda state: state.iteration > state.steps,
+        result=lambda state: ball.settle(state.x_best, state.images),
+    )
+
+
+def _periods(norm: str, steps: int) -> tuple[int, int, int]:
+    """The first period between checkpoints, the shortest, and the decrement from one to the next.
+
+    `int(0.22 * steps)` in Python doubles, as the reference rounds it.
+    """
+    if norm == "l1":
+        return max(int(0.04 * steps), 1), max(int(0.04 * steps), 1), 0
+    return max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
+
+
+def _halve_when_stuck(state: ApgdState, due: Array) -> tuple[ApgdState, Array]:
+    """Linf and L2: halve the step where the loss mostly fell, or where its best did not rise.
+
+    The second rule pauses for one period after a halving. Returns the state and who restarts.
+    """
+    oscillates = 4 * state.rises <= 3 * state.since  # rho = 0.75
+    stalls = ~state.reduced & (state.loss_at_check >= state.loss_best)
+    halve = due & (oscillates | stalls)
+    state = state._replace(
+        step=jnp.where(halve, state.step / 2, state.step),
+        reduced=jnp.where(due, halve, state.reduced),
+    )
+    return _next_period(state, due), halve
+
+
+def _follow_sparsity(state: ApgdState, due: Array) -> tuple[ApgdState, Array]:
+    """L1: back to the full step where the best point got sparser, else shorten it.
+
+    Later steps move two thirds as many entries as the best point does. Returns as above.
+    """
+    sparsity = l0_norm(state.x_best - state.images)
+    sparser = sparsity / state.sparsity < 0.95  # 0/0 is not
+    step = jnp.where(sparser, state.epsilon, _divide(state.step, 1.5))
+    step = jnp.clip(step, _divide(state.epsilon, 10), state.epsilon)
+    state = state._replace(
+        step=jnp.where(due, step, state.step),
+        kept=jnp.where(due, _kept_of(sparsity, state.images), state.kept),
+        sparsity=jnp.where(due, sparsity, state.sparsity),
+    )
+    return _next_period(state, due), due & sparser
+
+
+def _kept_of(sparsity: Array, images: Array) -> Array:
+    """The fraction of entries to move when the best point differs in `sparsity` f[B] of them."""
+    return _divide(_divide(sparsity, images[0].size), 1.5)
+
+
+def _divide(values: Array, divisor: float) -> Array:
+    """A true division by a constant.
+
+    XLA would multiply by the rounded reciprocal, and join two divisions into one; a unit in the
+    last place of `kept` can move one entry more or less.
+    """
+    values, divisors = jax.lax.optimization_barrier((values, jnp.full_like(values, divisor)))
+    return values / divisors
+
+
+def _next_period(state: ApgdState, due: Array) -> ApgdState:
+    shorter = jnp.maximum(state.period - state.period_decrement, state.period_floor)
+    return state._replace(
+        period=jnp.where(due, shorter, state.period),
+        since=jnp.where(due, 0, state.since),
+        rises=jnp.where(due, 0, state.rises),
+        loss_at_check=jnp.where(due, state.loss_best, state.loss_at_check),
+    )
+
+
+_CHECKPOINTS = {"linf": _halve_when_stuck, "l2": _halve_when_stuck, "l1": _follow_sparsity}
+
+
+def _is_correct(logits: Array, labels: Array) -> Array:
+    """Whether the first largest logit is the label, or the first largest soft target."""
+    if labels.ndim == 2:
+        labels = jnp.argmax(labels, axis=1)
+    return jnp.argmax(logits, axis=1).astype(labels.dtype) == labels
+
+
+def _where(mask: Array, yes: Array, no: Array) -> Array:
+    """`jnp.where` with one decision per image."""
+    return jnp.where(per_image(mask, yes), yes, no)

@@ -1,0 +1,214 @@
+"""The geometry of the norms: random start, projection and steepest ascent, image by image.
+
+Arrays are [B, ...]; radii and steps are f[B], one per image. The order of floating-point
+operations is that of AutoAttack: on Linf and L2 the iterates are compared with it bit for bit,
+and on L1 the rounding residue of `(x + t) + correction` counts as a non-zero entry.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.types import Array, Ball
+
+
+def per_image(values: Array, images: Array) -> Array:
+    """`values` [B] shaped to broadcast against `images` [B, ...]."""
+    return values.reshape(values.shape + (1,) * (images.ndim - 1))
+
+
+def l0_norm(deltas: Array) -> Array:
+    """The number of entries that differ from zero exactly, per image, in the dtype of `deltas`."""
+    count = jnp.sum(deltas.reshape(deltas.shape[0], -1) != 0, axis=1, dtype=jnp.int32)
+    return count.astype(deltas.dtype)
+
+
+def l1_norm(deltas: Array) -> Array:
+    """The sum of absolute values per image, f[B]."""
+    return _total(jnp.abs(deltas))
+
+
+def l2_norm(deltas: Array) -> Array:
+    """The Euclidean norm per image, f[B]."""
+    return jnp.sqrt(_total(deltas * deltas))
+
+
+def all_finite(values: Array) -> Array:
+    """Whether every entry of an image is finite, bool[B]."""
+    return jnp.all(jnp.isfinite(values.reshape(values.shape[0], -1)), axis=1)
+
+
+# --- Linf ---
+
+
+def _sample_linf(keys, images, epsilon):
+    return place_linf(_draw(jax.random.uniform, keys, images), images, epsilon)
+
+
+def place_linf(uniform: Array, images: Array, epsilon: Array) -> Array:
+    """The start that AutoAttack makes of a draw from U[0, 1): one entry at exactly +-epsilon."""
+    t = 2 * uniform - 1
+    largest = jnp.max(jnp.abs(t.reshape(t.shape[0], -1)), axis=1)
+    t = t / (per_image(largest, t) + 1e-12)
+    return jnp.clip(images + per_image(epsilon, t) * t, 0, 1)
+
+
+def _project_linf(points, images, epsilon):
+    epsilon = per_image(epsilon, images)
+    return jnp.clip(jnp.minimum(jnp.maximum(points, images - epsilon), images + epsilon), 0, 1)
+
+
+def _ascend_linf(points, gradient, step, kept=None):
+    del kept
+    return points + per_image(step, points) * _sign(gradient)
+
+
+# --- L2 ---
+
+
+def _sample_l2(keys, images, epsilon):
+    return place_l2(_draw(jax.random.normal, keys, images), images, epsilon)
+
+
+def place_l2(normal: Array, images: Array, epsilon: Array) -> Array:
+    """The start that AutoAttack makes of a draw from N(0, 1): a point on the sphere."""
+    direction = normal / (per_image(l2_norm(normal), normal) + 1e-12)
+    return jnp.clip(images + per_image(epsilon, normal) * direction, 0, 1)
+
+
+def _project_l2(points, images, epsilon):
+    delta = points - images
+    norm = l2_norm(delta)
+    direction = delta / (per_image(norm, delta) + 1e-12)
+    return jnp.clip(images + direction * per_image(jnp.minimum(epsilon, norm), delta), 0, 1)
+
+
+def _ascend_l2(points, gradient, step, kept=None):
+    del kept
+    norm = per_image(l2_norm(gradient), gradient)
+    return points + per_image(step, points) * gradient / (norm + 1e-12)
+
+
+# --- L1 ---
+
+
+def _sample_l1(keys, images, epsilon):
+    return place_l1(_draw(jax.random.normal, keys, images), images, epsilon)
+
+
+def place_l1(normal: Array, images: Array, epsilon: Array) -> Array:
+    """The start that AutoAttack makes of a draw from N(0, 1): its projection, a sparse point."""
+    images = jnp.clip(images, 0, 1)
+    return jnp.clip((images + normal) + l1_correction(images, normal, epsilon), 0, 1)
+
+
+def _project_l1(points, images, epsilon):
+    # Training noise may leave the box, where ball and box need not meet: centre on the nearest
+    # image. No box clip afterwards: one at a saturated pixel would hide its residue (see above).
+    images = jnp.clip(images, 0, 1)
+    delta = points - images
+    return (images + delta) + l1_correction(images, delta, epsilon)
+
+
+def _ascend_l1(points, gradient, step, kept):
+    """One step of equal size along the fraction `kept` f[B] of the largest gradient entries."""
+    size = jnp.abs(gradient)
+    entries = gradient[0].size
+    rank = jnp.clip((1 - kept) * entries, 0, entries - 1).astype(jnp.int32)
+    signs = jnp.where(size >= per_image(_order_statistic(size, rank), size), _sign(gradient), 0)
+    return points + per_image(step, points) * signs / (per_image(l1_norm(signs), signs) + 1e-10)
+
+
+def l1_correction(images: Array, delta: Array, epsilon: Array) -> Array:
+    """What to add to `delta` for its Euclidean projection onto L1 ball and box.
+
+    Args:
+      images: f[B, ...] in [0, 1].
+      delta: f[B, ...], any size.
+      epsilon: f[B].
+    Returns:
+      f[B, ...]; `delta` plus this is the nearest v with ||v||_1 <= epsilon and
+      0 <= images + v <= 1. Entries that shrink to nothing get exactly `-delta`.
+    Source: Croce & Hein 2021 (arXiv 2103.01208), proposition 2.1: every entry shrinks by one and
+      the same alpha, but by no less than the box demands and no more than it has.
+    """
+    most = jnp.abs(delta)
+    least = jnp.maximum(0, -jnp.minimum(1 - images - delta, images + delta))
+    left = most - least
+
+    def fits(alpha):
+        # The sum of what is left, not of what is taken: the latter cancels when delta is large.
+        remainder = jnp.minimum(jnp.maximum(most - per_image(alpha, most), 0), left)
+        return _total(remainder) <= epsilon
+
+    # Not a sort of the 2d breakpoints: XLA's is slow on CPU.
+    alpha = _smallest_float(fits, epsilon)
+    return -_sign(delta) * jnp.minimum(jnp.maximum(per_image(alpha, most), least), most)
+
+
+def _settle_l1(points, images):
+    """Hands out the image's own value where only rounding moved it, and nothing outside the box.
+
+    The residue of entries that a projection gave back is below 8 units in the last place of 1;
+    left in, it adds up to more than the tolerance on a small radius.
+    """
+    images = jnp.clip(images, 0, 1)
+    residue = jnp.abs(points - images) <= 8 * jnp.finfo(points.dtype).eps
+    return jnp.where(residue, images, jnp.clip(points, 0, 1))
+
+
+def _settle(points, images):
+    del images
+    return points  # the projection ends with the box
+
+
+BALLS: dict[str, Ball] = {
+    "linf": Ball(_sample_linf, _project_linf, _ascend_linf, _settle),
+    "l2": Ball(_sample_l2, _project_l2, _ascend_l2, _settle),
+    "l1": Ball(_sample_l1, _project_l1, _ascend_l1, _settle_l1),
+}
+
+
+def _draw(distribution, keys, images):
+    """One draw per key of an image's shape, so that it does not depend on the batch."""
+    return jax.vmap(lambda key: distribution(key, images.shape[1:], images.dtype))(keys)
+
+
+def _sign(values):
+    """Like `jnp.sign`, but 0 for NaN."""
+    return (values > 0).astype(values.dtype) - (values < 0).astype(values.dtype)
+
+
+def _total(values):
+    """The sum per image."""
+    return jnp.sum(values.reshape(values.shape[0], -1), axis=1)
+
+
+def _order_statistic(sizes, rank):
+    """Entry `rank` i32[B] of the ascending order of `sizes` f[B, ...] >= 0, exactly, unsorted."""
+    sizes = sizes.reshape(sizes.shape[0], -1)
+
+    def too_high(value):
+        at_most = jnp.sum(sizes <= value[:, None], axis=1, dtype=jnp.int32)
+        return at_most > rank
+
+    return _smallest_float(too_high, sizes[:, 0])
+
+
+def _smallest_float(holds, like):
+    """The smallest non-negative float per image at which the monotone `holds` becomes true.
+
+    Floats >= 0 sort like their bits, so this bisects the bits: exact in as many steps as there
+    are bits, whatever the magnitudes. `holds` maps f[B] to bool[B]; `like` gives shape and dtype.
+    """
+    integer = jnp.dtype(f"int{8 * like.dtype.itemsize}")
+    bits = 8 * like.dtype.itemsize - 1  # all but the sign
+
+    def body(i, below):
+        # `below` is the largest pattern known to fail, plus one, built from the highest bit down.
+        candidate = below | (jnp.ones_like(below) << (bits - 1 - i).astype(integer))
+        value = jax.lax.bitcast_convert_type(candidate - 1, like.dtype)
+        return jnp.where(holds(value), below, candidate)
+
+    below = jnp.zeros_like(like, integer)  # `_like` also takes over shard_map's axes
+    below = jax.lax.fori_loop(0, bits, body, below)
+    return jax.lax.bitcast_convert_type(below, like.dtype)

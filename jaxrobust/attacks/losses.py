@@ -1,0 +1,161 @@
+"""What an attack climbs: per-image losses of the logits, larger is more adversarial.
+
+All of them take unnormalised logits and differentiate everything, sorted logits included.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.types import Array
+
+
+def ce_loss(logits: Array, labels: Array) -> Array:
+    """Cross-entropy per image.
+
+    Args:
+      logits: f[B, C].
+      labels: i32[B], or soft targets f[B, C] (mixup, label smoothing).
+    Returns:
+      f[B], the dtype of the logits.
+    """
+    if labels.ndim == 1:
+        return jax.nn.logsumexp(logits, axis=1) - _pick(logits, labels)
+    return -jnp.sum(labels.astype(logits.dtype) * jax.nn.log_softmax(logits, axis=1), axis=1)
+
+
+def kl_loss(logits: Array, target_probabilities: Array) -> Array:
+    """Kullback-Leibler divergence of softmax(logits) from the targets, per image (TRADES).
+
+    Args:
+      logits: f[B, C].
+      target_probabilities: f[B, C], rows sum to 1; zeros are allowed.
+    Returns:
+      f[B], sum over classes of p (log p - log softmax(logits)).
+    Raises:
+      ValueError: the targets are labels.
+    Source: Zhang et al. 2019 (arXiv 1901.08573), eq. 5, inner maximisation.
+    """
+    if target_probabilities.ndim != 2:
+        raise ValueError(
+            f"loss 'kl' needs target probabilities f[B, C], got shape "
+            f"{target_probabilities.shape}; pass the softmax of the clean logits"
+        )
+    p = target_probabilities.astype(logits.dtype)
+    log_q = jax.nn.log_softmax(logits, axis=1)
+    return jnp.sum(jax.scipy.special.xlogy(p, p) - p * log_q, axis=1)
+
+
+def cw_loss(logits: Array, labels: Array) -> Array:
+    """Margin per image: the largest other logit minus the label's; positive means misclassified.
+
+    Args:
+      logits: f[B, C], C >= 2.
+      labels: i32[B].
+    Returns:
+      f[B].
+    Source: Carlini & Wagner 2017 (arXiv 1608.04644), f_6 without its floor.
+    """
+    _need_labels("cw", labels)
+    _need_classes("cw", logits, 2)
+    is_label = jnp.arange(logits.shape[1])[None, :] == labels[:, None].astype(int)
+    # Through an index, so that tied runners-up do not share the gradient.
+    rival = jnp.argmax(jnp.where(is_label, -jnp.inf, logits), axis=1)
+    return _pick(logits, rival) - _pick(logits, labels)
+
+
+def dlr_loss(logits: Array, labels: Array) -> Array:
+    """Difference-of-logits-ratio loss per image.
+
+    Args:
+      logits: f[B, C], C >= 3.
+      labels: i32[B].
+    Returns:
+      f[B]; unchanged by adding a constant to the logits or scaling them by a positive one.
+      Exactly 1, with zero gradient, where the label ranks third.
+    Raises:
+      ValueError: C < 3 (the denominator needs a third logit), soft targets.
+    Source: Croce & Hein 2020 (arXiv 2003.01690), eq. 6; parity: tests/test_losses.py.
+    """
+    _need_labels("dlr", labels)
+    _need_classes("dlr", logits, 3)
+    top, index = _largest(logits, 3)
+    label_is_top = index[:, 0].astype(labels.dtype) == labels
+    other = jnp.where(label_is_top, top[:, 1], top[:, 0])
+    return _ratio(-(_pick(logits, labels) - other), top[:, 0] - top[:, 2] + 1e-12)
+
+
+def targeted_dlr_loss(logits: Array, labels: Array, targets: Array) -> Array:
+    """DLR loss per image that pulls towards one target class.
+
+    Args:
+      logits: f[B, C], C >= 4.
+      labels: i32[B].
+      targets: i32[B], the class to reach.
+    Returns:
+      f[B].
+    Raises:
+      ValueError: C < 4 (the denominator needs a fourth logit), soft targets.
+    Source: Croce & Hein 2020 (arXiv 2003.01690), eq. 7; parity: tests/test_losses.py.
+    """
+    _need_labels("dlr-targeted", labels)
+    _need_classes("dlr-targeted", logits, 4)
+    top, _ = _largest(logits, 4)
+    margin = _pick(logits, labels) - _pick(logits, targets)
+    return _ratio(-margin, top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+
+
+LOSSES: dict[str, Callable[..., Array]] = {
+    "ce": ce_loss,
+    "dlr": dlr_loss,
+    "dlr-targeted": targeted_dlr_loss,  # the only one with a third argument, the targets
+    "cw": cw_loss,
+    "kl": kl_loss,
+}
+
+
+def _pick(logits: Array, index: Array) -> Array:
+    """The logit of one class per image, f[B]."""
+    return jnp.take_along_axis(logits, index[:, None], axis=1)[:, 0]
+
+
+def _largest(logits: Array, count: int) -> tuple[Array, Array]:
+    """The `count` largest logits, descending, and their classes; of equal ones the last first.
+
+    The reference reads an ascending stable sort from its end. `top_k` prefers the first of equal
+    entries, hence the flip: it decides who receives the gradient of a tie.
+    """
+    _, index = jax.lax.top_k(jax.lax.stop_gradient(logits[:, ::-1]), count)
+    index = logits.shape[1] - 1 - index
+    return jnp.take_along_axis(logits, index, axis=1), index
+
+
+@jax.custom_jvp
+def _ratio(numerator: Array, denominator: Array) -> Array:
+    return numerator / denominator
+
+
+@_ratio.defjvp
+def _ratio_jvp(primals, tangents):
+    # JAX's own rule squares the denominator: its rounding leaves 1e-7 where the two terms cancel
+    # (the label ranks third), which sign() would turn into a full step. This form cancels exactly.
+    (numerator, denominator), (d_numerator, d_denominator) = primals, tangents
+    value = numerator / denominator
+    return value, (d_numerator - value * d_denominator) / denominator
+
+
+def _need_labels(name: str, labels: Array) -> None:
+    if labels.ndim != 1:
+        raise ValueError(
+            f"loss {name!r} needs class labels i32[B], got shape {labels.shape}; "
+            "use loss='ce' or 'kl' with soft targets"
+        )
+
+
+def _need_classes(name: str, logits: Array, least: int) -> None:
+    if logits.shape[1] < least:
+        raise ValueError(
+            f"loss {name!r} needs at least {least} classes, the logits have {logits.shape[1]}; "
+            "use loss='ce'"
+        )

@@ -1,0 +1,162 @@
+"""What iterative attacks share: checking their settings, their inputs, and driving a machine.
+
+A machine (`types.Machine`) asks for points and is told logits and gradients; it never calls a
+network. `run` is the plain driver, one scan over steps; `jaxrobust.evaluation` has another.
+"""
+
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.attacks.balls import BALLS
+from jaxrobust.attacks.losses import LOSSES
+from jaxrobust.types import Array, Ball, LogitsFn, Machine
+
+
+def check_settings(
+    *, norm: str, epsilon: float, loss: str, steps: int = 1, step_size: float | None = None
+) -> None:
+    """Refuse settings that cannot be meant, before anything compiles.
+
+    Raises:
+      ValueError: unknown norm or loss, a radius below 0 or (Linf) above 1, steps not an int >= 1,
+        a step size that is not positive.
+    """
+    if norm not in BALLS:
+        raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(BALLS)}")
+    if loss not in LOSSES:
+        raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
+    epsilon = float(epsilon)
+    if not (math.isfinite(epsilon) and epsilon >= 0):
+        raise ValueError(f"epsilon={epsilon} is not a radius; pass a finite number >= 0")
+    if norm == "linf" and epsilon > 1:
+        raise ValueError(
+            f"epsilon={epsilon} is larger than the pixel range [0, 1]; write {epsilon:g}/255"
+        )
+    try:
+        whole = not isinstance(steps, bool) and operator.index(steps) >= 1
+    except TypeError:
+        whole = False
+    if not whole:
+        raise ValueError(f"steps={steps!r} is not a number of steps; pass an int >= 1")
+    if step_size is not None and not (math.isfinite(step_size) and step_size > 0):
+        raise ValueError(
+            f"step_size={step_size} is not a step; pass a number > 0, or None for the default"
+        )
+
+
+def check_no_targets(loss: str) -> None:
+    """Refuse the targeted loss where there is nobody to give the targets.
+
+    Raises:
+      ValueError: the loss is `dlr-targeted`.
+    """
+    if loss == "dlr-targeted":
+        raise ValueError(
+            "loss='dlr-targeted' needs a target class per image, which this attack has no place "
+            "for; use apgd_run(..., targets=...) or loss='dlr'"
+        )
+
+
+def check_inputs(images: Array, labels: Array) -> None:
+    """Refuse arrays of the wrong kind.
+
+    Raises:
+      ValueError: images that are not floating point, labels that do not match their number.
+    """
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images are {images.dtype}, attacks need floats in [0, 1]; "
+            "divide uint8 images by 255 first"
+        )
+    if labels.shape[:1] != images.shape[:1] or labels.ndim not in (1, 2):
+        raise ValueError(
+            f"labels of shape {labels.shape} do not fit {images.shape[0]} images; "
+            "pass i32[B] or f[B, C]"
+        )
+
+
+def image_keys(key: Array | None, batch: int) -> Array:
+    """One key per image.
+
+    Args:
+      key: one key, then image i gets `fold_in(key, i)` (training: i is the position in the
+        global batch); or keys [B], taken as they are (evaluation: derived from image ids).
+      batch: B.
+    Returns:
+      Typed keys [B].
+    Raises:
+      ValueError: neither one key nor B of them.
+    """
+    if key is None:
+        raise ValueError("a random start needs randomness; pass a key")
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if key.shape == ():
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch, dtype=jnp.uint32))
+    if key.shape != (batch,):
+        raise ValueError(f"keys of shape {key.shape} do not fit {batch} images; pass one key or B")
+    return key
+
+
+def start_points(
+    ball: Ball, start: str | Array, images: Array, epsilon: Array, keys: Array | None
+) -> Array:
+    """Where an attack begins, not projected: the images, random points, or those given.
+
+    Args:
+      ball: of the norm.
+      start: "image", "random", or points of the shape of the images.
+      images: f[B,H,W,C].
+      epsilon: f[B].
+      keys: [B], read by "random" only.
+    Raises:
+      ValueError: another word, points of another shape, "random" without keys.
+    """
+    if not isinstance(start, str):
+        if start.shape != images.shape:
+            raise ValueError(
+                f"start of shape {start.shape} does not fit images of shape {images.shape}; "
+                "pass one point per image"
+            )
+        return start.astype(images.dtype)
+    if start == "image":
+        return images
+    if start != "random":
+        raise ValueError(f"start={start!r} is unknown; pass 'image', 'random' or an array")
+    if keys is None:
+        raise ValueError("start='random' needs randomness; pass keys [B]")
+    return ball.sample(keys, images, epsilon)
+
+
+def run(
+    machine: Machine, logits_fn: LogitsFn, state: Any, *, gradient_steps: int, final_forward: bool
+) -> Any:
+    """Drive a machine to its end; returns its state.
+
+    Args:
+      machine: the attack.
+      logits_fn: f[B,H,W,C] -> f[B,C]; differentiated with respect to the images only.
+      state: from `machine.init`.
+      gradient_steps: evaluations with a gradient, one scan, compiled once whatever their number.
+      final_forward: one more evaluation, without a gradient (the machine is told zeros).
+    """
+
+    def total_loss(points, state):
+        logits = logits_fn(points)
+        # The sum, not the mean: the gradient of an image must not know the batch size.
+        return jnp.sum(machine.loss(state, logits)), logits
+
+    def body(state, _):
+        points = machine.query(state)
+        (_, logits), gradient = jax.value_and_grad(total_loss, has_aux=True)(points, state)
+        return machine.tell(state, logits, gradient), None
+
+    state, _ = jax.lax.scan(body, state, None, length=gradient_steps)
+    if final_forward:
+        points = machine.query(state)
+        state = machine.tell(state, logits_fn(points), jnp.zeros_like(points))
+    return state

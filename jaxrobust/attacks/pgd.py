@@ -1,0 +1,154 @@
+"""Projected gradient ascent with a fixed step, and its one-step case, FGSM."""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from jaxrobust.attacks.balls import BALLS, all_finite, per_image
+from jaxrobust.attacks.losses import LOSSES
+from jaxrobust.attacks.machine import (
+    check_inputs,
+    check_no_targets,
+    check_settings,
+    image_keys,
+    run,
+    start_points,
+)
+from jaxrobust.types import Array, Attack, Machine
+
+
+class PgdState(NamedTuple):
+    """The state of PGD; the first axis of every array is the image."""
+
+    images: Array
+    labels: Array
+    points: Array  # to be evaluated next; after the last step, the result
+    epsilon: Array  # f[B]
+    step: Array  # f[B]
+    iteration: Array  # i32[B], steps taken
+    steps: Array  # i32[B], steps to take
+
+
+def fgsm(
+    *,
+    norm: str = "linf",
+    epsilon: float,
+    step_size: float | None = None,
+    random_start: bool = False,
+    loss: str = "ce",
+    kept_fraction: float = 0.05,
+) -> Attack:
+    """One step of steepest ascent, projected (Goodfellow et al. 2014, arXiv 1412.6572).
+
+    Arguments as in `pgd`, except that `step_size` defaults to `epsilon`. With `random_start` and
+    1.25 epsilon this is Wong et al. 2020 (arXiv 2001.03994).
+    """
+    # A radius of 0 leaves no room whatever the step.
+    step_size = (epsilon or None) if step_size is None else step_size
+    return pgd(
+        norm=norm,
+        epsilon=epsilon,
+        steps=1,
+        step_size=step_size,
+        random_start=random_start,
+        loss=loss,
+        kept_fraction=kept_fraction,
+    )
+
+
+def pgd(
+    *,
+    norm: str = "linf",
+    epsilon: float,
+    steps: int,
+    step_size: float | None = None,
+    random_start: bool = True,
+    loss: str = "ce",
+    kept_fraction: float = 0.05,
+) -> Attack:
+    """Projected gradient ascent; returns the last iterate (Madry et al. 2018, arXiv 1706.06083).
+
+    Args:
+      norm: "linf", "l2" or "l1".
+      epsilon: radius, in units of pixels in [0, 1].
+      steps: K >= 1; costs K forward and K backward passes.
+      step_size: length of a step in the same norm, default 2.5 epsilon / K.
+      random_start: start at AutoAttack's random point instead of the image.
+      loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr" or "cw" (i32[B]).
+      kept_fraction: L1 only, the fraction of entries that a step moves.
+    Returns:
+      attack(logits_fn, key, images, labels) -> images_adv. `key` is one key, or keys [B] (see
+      `machine.image_keys`); without a random start it is not read and may be None.
+    Raises:
+      ValueError: see `machine.check_settings`.
+    """
+    check_no_targets(loss)
+    machine = pgd_machine(
+        norm=norm,
+        epsilon=epsilon,
+        steps=steps,
+        step_size=step_size,
+        loss=loss,
+        kept_fraction=kept_fraction,
+    )
+
+    def attack(logits_fn, key, images, labels):
+        keys = image_keys(key, images.shape[0]) if random_start else None
+        state = machine.init(images, labels, keys, "random" if random_start else "image")
+        state = run(machine, logits_fn, state, gradient_steps=steps, final_forward=False)
+        return machine.result(state)
+
+    return attack
+
+
+def pgd_machine(
+    *,
+    norm: str,
+    epsilon: float,
+    steps: int,
+    step_size: float | None = None,
+    loss: str = "ce",
+    kept_fraction: float = 0.05,
+) -> Machine:
+    """PGD as a `types.Machine` of `steps` evaluations; arguments as in `pgd`."""
+    check_settings(norm=norm, epsilon=epsilon, loss=loss, steps=steps, step_size=step_size)
+    check_no_targets(loss)
+    ball, loss_fn = BALLS[norm], LOSSES[loss]
+    step_size = 2.5 * epsilon / steps if step_size is None else step_size
+
+    def init(images, labels, keys=None, start="image"):
+        check_inputs(images, labels)
+        one_each = images.reshape(images.shape[0], -1)[:, 0]
+        fill = partial(jnp.full_like, one_each)  # `_like` also takes over shard_map's axes
+        radius = fill(epsilon)
+        start = start_points(ball, start, images, radius, keys)
+        return PgdState(
+            images=images,
+            labels=labels,
+            points=ball.project(start, images, radius),  # before the first gradient
+            epsilon=radius,
+            step=fill(step_size),
+            iteration=fill(0, dtype=jnp.int32),
+            steps=fill(steps, dtype=jnp.int32),
+        )
+
+    def tell(state, logits, gradient):
+        del logits
+        kept = jnp.full_like(state.step, kept_fraction)
+        moved = ball.ascend(state.points, gradient, state.step, kept)
+        moved = ball.project(moved, state.images, state.epsilon)
+        usable = per_image(all_finite(gradient), moved)
+        return state._replace(
+            points=jnp.where(usable, moved, state.points),
+            iteration=state.iteration + 1,
+        )
+
+    return Machine(
+        init=init,
+        query=lambda state: state.points,
+        loss=lambda state, logits: loss_fn(logits.astype(state.epsilon.dtype), state.labels),
+        tell=tell,
+        finished=lambda state: state.iteration >= state.steps,
+        result=lambda state: ball.settle(state.points, state.images),
+    )
