@@ -16,12 +16,14 @@ def get_config():
     config.data.train_split = "train[:90%]"
     config.data.selection_split = "train[90%:]"
     config.data.test_split = "test"
-    config.data.augmentation = "crop"
-    config.pretrain.update(epochs=20, batch_size=64, warmup_epochs=2, ema_decay=0.99)
-    config.train.update(epochs=30, batch_size=64, warmup_epochs=2, ema_decay=0.99)
+    config.data.augmentation = "none"
+    # Longer and the clean network saturates: its cross-entropy is 0 in float32 and APGD-CE
+    # finds no gradient, which looks like robustness (20 epochs: 23 %, 40: more).
+    config.pretrain.update(epochs=13, batch_size=64, warmup_epochs=2, ema_decay=0.99)
+    config.train.update(epochs=20, batch_size=64, warmup_epochs=2, ema_decay=0.99)
     config.attack.update(epsilon=0.1, steps=5)
     config.evaluation.update(every_epochs=5, batch_size=128)
     config.test.batch_size = 128
     config.checkpoint.every_epochs = 5
-    config.log.every_steps = 10
+    config.log.every_steps = 20
     return config

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxrobust.models import layers
 from jaxrobust.models.classifier import classifier
 from jaxrobust.models.modules import Conv, DepthwiseConv, Gelu, LayerNorm, Linear, Normalize
 from jaxrobust.names import Row, conv_oihw, linear_oi, row
@@ -56,7 +57,7 @@ class Block(nnx.Module):
         self.gamma = nnx.Param(jnp.full(dim, gamma_init))
 
     def __call__(self, x):
-        return x + self.gamma[...][None, None, None] * self.mlp(self.norm(self.conv_dw(x)))
+        return self.mlp.add(x, self.norm(self.conv_dw(x)), self.gamma[...])
 
 
 class Mlp(nnx.Module):
@@ -64,11 +65,13 @@ class Mlp(nnx.Module):
 
     def __init__(self, dim, rngs):
         self.fc1 = Linear(dim, 4 * dim, rngs=rngs)
-        self.act = Gelu()
         self.fc2 = Linear(4 * dim, dim, rngs=rngs)
 
-    def __call__(self, x):
-        return self.fc2(self.act(self.fc1(x)))
+    def add(self, x, y, gamma):
+        """x + gamma * mlp(y); each bias goes with what follows it, which saves a pass."""
+        hidden = layers.gelu(layers.linear(y, self.fc1.kernel[...]), self.fc1.bias[...])
+        out = layers.linear(hidden, self.fc2.kernel[...])
+        return layers.scaled_residual(x, out, self.fc2.bias[...], gamma)
 
 
 class Stage(nnx.Module):

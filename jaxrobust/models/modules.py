@@ -45,7 +45,7 @@ class DepthwiseConv(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels))
 
     def __call__(self, x):
-        return layers.depthwise_conv(x, self.kernel[...]) + self.bias[...][None, None, None]
+        return layers.depthwise_conv(x, self.kernel[...], self.bias[...])
 
 
 class Linear(nnx.Module):

@@ -1,0 +1,237 @@
+"""`models/layers.py` against plain formulas in float64, between implementations, and PyTorch."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust.models import layers
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+SHAPE = (2, 9, 11, 5)  # nothing divides by 8
+
+
+def _normal(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def _vjp(function, operands, g):
+    """Value and gradients of `function`, compiled; everything in one list."""
+
+    def run(*operands):
+        value, pull = jax.vjp(function, *operands)
+        return value, *pull(g)
+
+    return jax.jit(run)(*operands)
+
+
+def _plain_layer_norm(x, scale, bias):
+    mean, variance = x.mean(-1, keepdims=True), x.var(-1, keepdims=True)
+    shape = (1,) * (x.ndim - 1) + scale.shape
+    out = (x - mean) / jnp.sqrt(variance + 1e-6)
+    return out * scale.reshape(shape) + bias.reshape(shape)
+
+
+def _plain_gelu(x, bias):
+    x = x + bias[None, None, None]
+    return x * 0.5 * jax.scipy.special.erfc(-x / np.sqrt(2))
+
+
+def _plain_residual(x, y, bias, gamma):
+    return x + (y + bias[None, None, None]) * gamma[None, None, None]
+
+
+def _plain_linear(x, kernel, bias):
+    return jnp.einsum("bhwi,io->bhwo", x, kernel) + bias[None, None, None]
+
+
+def _plain_depthwise(x, kernel, bias):
+    out = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        [(k // 2, k // 2) for k in kernel.shape[:2]],
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[3],
+    )
+    return out + bias[None, None, None]
+
+
+_C = SHAPE[-1:]
+# name, function, plain formula, shapes of the operands
+FORMULAS = [
+    ("layer_norm", layers.layer_norm, _plain_layer_norm, [SHAPE, _C, _C]),
+    ("layer_norm_2d", layers.layer_norm, _plain_layer_norm, [(7, 5), _C, _C]),
+    ("gelu", layers.gelu, _plain_gelu, [SHAPE, _C]),
+    ("scaled_residual", layers.scaled_residual, _plain_residual, [SHAPE, SHAPE, _C, _C]),
+    ("linear_wider", layers.linear, _plain_linear, [SHAPE, (5, 12), (12,)]),
+    ("linear_narrower", layers.linear, _plain_linear, [SHAPE, (5, 3), (3,)]),
+    ("depthwise_7", layers.depthwise_conv, _plain_depthwise, [SHAPE, (7, 7, 1, 5), _C]),
+    ("depthwise_3", layers.depthwise_conv, _plain_depthwise, [SHAPE, (3, 3, 1, 5), _C]),
+]
+# image, kernel, stride, padding
+CONVS = [
+    ((2, 9, 11, 3), (3, 3, 3, 6), 2, 1),
+    ((2, 8, 12, 3), (3, 3, 3, 6), 1, 1),
+    ((2, 8, 12, 3), (2, 2, 3, 6), 2, 0),
+    ((2, 9, 11, 3), (2, 2, 3, 6), 2, 0),
+    ((2, 8, 12, 3), (4, 4, 3, 6), 4, 0),
+    ((2, 5, 6, 3), (1, 1, 3, 6), 1, 0),
+]
+
+
+class LayersTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        for flag, value in (("dtype", "strict"), ("rank", "raise")):
+            name = f"jax_numpy_{flag}_promotion"
+            self.addCleanup(jax.config.update, name, getattr(jax.config, name))
+            jax.config.update(name, value)
+
+    def assert_close(self, results, references, tolerance):
+        for result, reference in zip(results, references, strict=True):
+            reference = np.asarray(reference, np.float64)
+            self.assertEqual(result.shape, reference.shape)
+            error = np.abs(np.asarray(result, np.float64) - reference).max()
+            self.assertLessEqual(error, tolerance * np.abs(reference).max())
+
+    @parameterized.product(
+        implementation=[*sorted(layers._DEPTHWISE), None],
+        case=(
+            (3, SHAPE, np.float32),
+            (7, SHAPE, np.float32),
+            (7, SHAPE, jnp.bfloat16),
+            (7, (1, 4, 3, 16), np.float32),
+        ),
+    )
+    def test_depthwise_implementations_agree(self, implementation, case):
+        size, shape, dtype = case
+        x, g = (jnp.asarray(_normal(seed, *shape), dtype) for seed in (0, 1))
+        kernel = jnp.asarray(_normal(2, size, size, 1, shape[-1]), dtype)
+
+        def conv(x, kernel):
+            return layers.depthwise_conv(x, kernel, implementation=implementation)
+
+        with jax.enable_x64(True):
+            wide = [jnp.asarray(np.asarray(a, np.float64)) for a in (x, kernel, g)]
+            zero = jnp.zeros(shape[-1])
+            expected = _vjp(lambda x, k: _plain_depthwise(x, k, zero), wide[:2], wide[2])
+        results = _vjp(conv, (x, kernel), g)
+        self.assertEqual([r.dtype for r in results], [dtype] * 3)
+        self.assert_close(results, expected, 1e-6 if dtype == np.float32 else 1e-2)
+
+    @parameterized.named_parameters(FORMULAS)
+    def test_formula(self, function, plain, shapes):
+        operands = [_normal(seed, *shape) for seed, shape in enumerate(shapes)]
+        with jax.enable_x64(True):
+            wide = [jnp.asarray(a) for a in operands]
+            g = _normal(9, *jax.eval_shape(plain, *wide).shape)
+            expected = _vjp(plain, wide, jnp.asarray(g))
+            self.assert_close(_vjp(function, wide, jnp.asarray(g)), expected, 1e-12)
+        for dtype, tolerance in ((jnp.float32, 3e-6), (jnp.bfloat16, 4e-2)):
+            narrow = [jnp.asarray(a, dtype) for a in operands]
+            results = _vjp(function, narrow, jnp.asarray(g, dtype))
+            self.assertEqual([r.dtype for r in results], [dtype] * len(results))
+            self.assert_close(results, expected, tolerance)
+
+    @parameterized.parameters(CONVS)
+    def test_conv(self, image, kernel, stride, padding):
+        def plain(x, kernel):
+            return layers._xla_conv(x, kernel, stride, padding)
+
+        def conv(x, kernel):
+            return layers.conv(x, kernel, stride=stride, padding=padding)
+
+        operands = _normal(0, *image), _normal(1, *kernel)
+        with jax.enable_x64(True):
+            wide = [jnp.asarray(a) for a in operands]
+            g = _normal(2, *jax.eval_shape(plain, *wide).shape)
+            expected = _vjp(plain, wide, jnp.asarray(g))
+        for dtype, tolerance in ((jnp.float32, 3e-6), (jnp.bfloat16, 4e-2)):
+            narrow = [jnp.asarray(a, dtype) for a in operands]
+            self.assert_close(_vjp(conv, narrow, jnp.asarray(g, dtype)), expected, tolerance)
+
+    def test_conv_and_linear_add_their_bias(self):
+        x, bias = jnp.ones((1, 4, 4, 2)), jnp.arange(3.0)
+        for out in (
+            layers.conv(x, jnp.zeros((1, 1, 2, 3)), bias),
+            layers.linear(x, jnp.zeros((2, 3)), bias),
+        ):
+            np.testing.assert_array_equal(out[0, 0, 0], bias)
+
+    def test_layer_norm_is_accurate_far_from_zero(self):
+        x = (_normal(0, 16, 96) + 1e3).astype(np.float32)
+        ones, zeros = jnp.ones(96), jnp.zeros(96)
+        with jax.enable_x64(True):
+            wide = (jnp.asarray(x, jnp.float64), jnp.ones(96), jnp.zeros(96))
+            expected = _plain_layer_norm(*wide)
+        self.assert_close([layers.layer_norm(jnp.asarray(x), ones, zeros)], [expected], 1e-4)
+
+    @absltest.skipIf(torch is None, "pip install -e '.[test,parity]'")
+    def test_torch(self):
+        x, scale, bias = (_normal(s, *shape) for s, shape in enumerate(([4, 6, 8, 16], [16], [16])))
+        kernel = _normal(3, 7, 7, 1, 16)
+        stem = _normal(4, 3, 3, 16, 12)
+        arrays = [np.asarray(a, np.float32) for a in (x, scale, bias, kernel, stem)]
+
+        def ours(x, scale, bias, kernel, stem):
+            y = layers.depthwise_conv(x, kernel, bias)
+            y = layers.gelu(layers.layer_norm(y, scale, bias))
+            return layers.conv(layers.scaled_residual(x, y, bias, scale), stem, stride=2, padding=1)
+
+        tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
+        tx, tscale, tbias, tkernel, tstem = tensors
+        nchw = tx.permute(0, 3, 1, 2)
+        conv, norm = torch.nn.functional.conv2d, torch.nn.functional.layer_norm
+        y = conv(nchw, tkernel.permute(3, 2, 0, 1), tbias, padding=3, groups=16)
+        y = norm(y.permute(0, 2, 3, 1), (16,), tscale, tbias, 1e-6)
+        y = tx + (torch.nn.functional.gelu(y) + tbias) * tscale
+        out = conv(y.permute(0, 3, 1, 2), tstem.permute(3, 2, 0, 1), stride=2, padding=1)
+        out = out.permute(0, 2, 3, 1)
+        g = _normal(5, *out.shape).astype(np.float32)
+        out.backward(torch.tensor(g))
+        expected = [out.detach().numpy(), *(t.grad.numpy() for t in tensors)]
+        self.assert_close(_vjp(ours, [jnp.asarray(a) for a in arrays], g), expected, 5e-6)
+
+    def test_walls_survive_compilation_and_unused_gradients_do_not(self):
+        x, kernel = jnp.ones((1, 8, 8, 8)), jnp.ones((7, 7, 1, 8))
+        scale, bias = jnp.ones(8), jnp.zeros(8)
+
+        def loss(x, scale, bias, kernel):
+            y = layers.layer_norm(layers.depthwise_conv(x, kernel), scale, bias)
+            return layers.gelu(y).sum()
+
+        def calls(arguments):
+            gradient = jax.jit(jax.grad(loss, arguments))
+            text = gradient.lower(x, scale, bias, kernel).compile().as_text()
+            return set(re.findall(r" call\(.*to_apply=%_([a-z_]*[a-z])", text))
+
+        if jax.default_backend() != "cpu":
+            self.skipTest("walls are built on CPU only")
+        parameters_only = {"shifted_kernel_gradient", "norm_scale_gradient", "column_sum"}
+        needed = {"shifted_depthwise", "norm_forward", "norm_input_gradient", "gelu_input_gradient"}
+        self.assertContainsSubset(needed, calls(0))
+        self.assertEmpty(parameters_only & calls(0))
+        self.assertContainsSubset(parameters_only - {"column_sum"}, calls((0, 1, 2, 3)))
+
+    @parameterized.parameters("tpu", "cuda")
+    def test_other_platforms_get_xla_convolutions_and_no_walls(self, platform):
+        def loss(x, kernel):
+            y = layers.depthwise_conv(layers.conv(x, kernel, stride=2, padding=0), kernel[:1, :1])
+            return layers.gelu(y).sum()
+
+        kernel = jnp.ones((2, 2, 1, 1))
+        traced = jax.jit(jax.grad(loss, (0, 1))).trace(jnp.ones((1, 8, 8, 1)), kernel)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        self.assertIn("stablehlo.convolution", text)
+        self.assertNotIn("inlineable", text)
+
+
+if __name__ == "__main__":
+    absltest.main()

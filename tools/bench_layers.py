@@ -1,0 +1,142 @@
+"""Milliseconds per layer at the four stages of ConvNeXt-T, beside PyTorch when it is installed.
+
+PyTorch gets channels-last arrays: in the layout timm uses, its gradient of a depthwise kernel is
+two to three times slower.
+
+python tools/bench_layers.py [--batch 8] [--repeats 7] [--only depthwise] [--json]
+"""
+
+import argparse
+import json
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust.models import layers
+
+try:
+    import torch
+except ImportError:
+    torch = None  # type: ignore[assignment]
+
+STAGES = ((56, 96), (28, 192), (14, 384), (7, 768))
+
+
+def cases(batch, size, channels):
+    """Yield (name, function, shapes of its operands, the same in PyTorch)."""
+    image, wide = (batch, size, size, channels), (batch, size, size, 4 * channels)
+    vector = (channels,)
+
+    def conv(x, kernel, **kwargs):
+        out = torch.nn.functional.conv2d(
+            x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), **kwargs
+        )
+        return out.permute(0, 2, 3, 1)
+
+    for name in sorted(layers._DEPTHWISE):
+        yield (
+            f"depthwise {name}",
+            lambda x, k, name=name: layers.depthwise_conv(x, k, implementation=name),
+            [image, (7, 7, 1, channels)],
+            lambda x, k: conv(x, k, padding=3, groups=channels),
+        )
+    yield (
+        "layer_norm",
+        layers.layer_norm,
+        [image, vector, vector],
+        lambda x, s, b: torch.nn.functional.layer_norm(x, vector, s, b, 1e-6),
+    )
+    yield "gelu", layers.gelu, [wide], lambda x: torch.nn.functional.gelu(x)
+    yield "linear up", layers.linear, [image, (channels, 4 * channels)], lambda x, k: x @ k
+    yield "linear down", layers.linear, [wide, (4 * channels, channels)], lambda x, k: x @ k
+    if size > 7:
+        yield (
+            "conv 2x2/2",
+            lambda x, k: layers.conv(x, k, stride=2),
+            [image, (2, 2, channels, 2 * channels)],
+            lambda x, k: conv(x, k, stride=2),
+        )
+
+
+def best(call, repeats):
+    """Least (wall, processor) milliseconds of one call, after a first one."""
+    call()
+    times = []
+    for _ in range(repeats):
+        wall, processor = time.perf_counter(), time.process_time()
+        call()
+        times.append((time.perf_counter() - wall, time.process_time() - processor))
+    return [round(1e3 * min(column), 2) for column in zip(*times, strict=True)]
+
+
+def time_jax(function, operands, g, repeats):
+    """Times of the value, of the input gradient and of the parameter gradients."""
+    parameters = operands[1:]
+    value = jax.jit(function)
+    to_input = jax.jit(lambda x, p, g: jax.vjp(lambda x: function(x, *p), x)[1](g))
+    to_parameters = jax.jit(lambda x, p, g: jax.vjp(lambda *p: function(x, *p), *p)[1](g))
+    x = operands[0]
+    return {
+        "forward": best(lambda: jax.block_until_ready(value(*operands)), repeats),
+        "input": best(lambda: jax.block_until_ready(to_input(x, parameters, g)), repeats),
+        "parameters": parameters
+        and best(lambda: jax.block_until_ready(to_parameters(x, parameters, g)), repeats),
+    }
+
+
+def time_torch(function, operands, g, repeats):
+    """The same three in PyTorch; gradients reuse one forward pass."""
+    tensors = [torch.tensor(np.asarray(a)).requires_grad_() for a in operands]
+    out, g = function(*tensors), torch.tensor(np.asarray(g))
+
+    def gradient(wanted):
+        return lambda: torch.autograd.grad(out, wanted, g, retain_graph=True)
+
+    with torch.no_grad():
+        forward = best(lambda: function(*tensors), repeats)
+    return {
+        "forward": forward,
+        "input": best(gradient(tensors[:1]), repeats),
+        "parameters": tensors[1:] and best(gradient(tensors[1:]), repeats),
+    }
+
+
+def main():
+    """Print one line or JSON record for each layer and stage."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", default="", help="text that the layer's name contains")
+    parser.add_argument("--json", action="store_true", help="one JSON record for each line")
+    args = parser.parse_args()
+    if not args.json:
+        print("wall/processor ms: JAX forward, input gradient, parameter gradient | PyTorch")
+    for size, channels in STAGES:
+        for name, function, shapes, reference in cases(args.batch, size, channels):
+            if args.only not in name:
+                continue
+            rng = np.random.default_rng(0)
+            operands = [jnp.asarray(rng.standard_normal(s), jnp.float32) for s in shapes]
+            g = jax.jit(function)(*operands)
+            record = {"layer": name, "shape": shapes[0]}
+            record["jax"] = time_jax(function, operands, g, args.repeats)
+            if torch is not None:
+                record["torch"] = time_torch(reference, operands, g, args.repeats)
+            if args.json:
+                print(json.dumps(record), flush=True)
+                continue
+            columns = [
+                " ".join(
+                    "/".join(f"{t:.1f}" for t in record[side][part]).rjust(13) for part in parts
+                )
+                for side in ("jax", "torch")
+                if (parts := list(record.get(side, ())))
+            ]
+            shape = "x".join(map(str, shapes[0]))
+            print(f"{name:18s} {shape:14s} {' | '.join(columns)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
