@@ -1,6 +1,8 @@
 """Handwritten digits, L-inf 0.1: clean training, then adversarial training from those weights.
 
 python -m jaxrobust.main --config configs/quickstart.py
+
+Not yet measured.
 """
 
 from configs.base import base

@@ -116,13 +116,15 @@ class ConvNeXtTest(parameterized.TestCase):
         self.assertTrue(np.isfinite(logits).all())
 
     def test_initialisation_is_the_references(self):
-        params, stats = models.create("convnext_t_cvst").init(jax.random.key(0))
+        params, stats = jax.jit(models.create("convnext_t_cvst").init)(jax.random.key(0))
         self.assertAlmostEqual(float(params["stages.3.blocks.0.mlp.fc1.kernel"].std()), 0.02, 3)
         bound = 1 / np.sqrt(27)  # torch's default for the stem
         self.assertAlmostEqual(float(jnp.abs(params["stem.0.kernel"]).max()), bound, 2)
         self.assertGreater(float(jnp.abs(params["stem.0.bias"]).max()), 0)
         np.testing.assert_array_equal(params["stages.0.blocks.0.gamma"], np.float32(1e-6))
         np.testing.assert_array_equal(stats["normalize.std"], 1)
+        # A weak type becomes a strong one after the first update: a second compilation.
+        self.assertFalse(any(p.weak_type for p in params.values()))
 
 
 class CreateErrorsTest(parameterized.TestCase):

@@ -18,8 +18,8 @@ standard = partial(jax.numpy_dtype_promotion, "standard")
 
 def small_config(**changes) -> ConfigDict:
     config = base().unlock()
-    config.model.update(name="convnext_n_cvst", num_classes=10, image_size=16)
-    config.model.options = ConfigDict({"depths": (1, 1), "dims": (8, 16), "stem_widths": (4, 8)})
+    config.model.update(name="convnext_n", num_classes=10, image_size=16)
+    config.model.options = ConfigDict({"depths": (1,), "dims": (8,)})  # compiles in a moment
     config.train.update(batch_size=8, epochs=3, warmup_epochs=1, ema_decay=0.9)
     config.attack.update(epsilon=8 / 255, steps=3)
     for key, value in changes.items():
@@ -58,6 +58,7 @@ class TrainStepTest(parameterized.TestCase):
                 state, metrics = phase.step(state, batch_of())
                 losses.append(float(metrics["loss"]))
         self.assertLess(np.mean(losses[-3:]), np.mean(losses[:3]) - 0.05)
+        self.assertEqual(phase.step._cache_size(), 1)  # compiled once, not again for its own state
 
     def test_one_device_is_eight(self):
         one, many = (trained(small_config(), jax.devices()[:n]) for n in (1, 8))
@@ -160,15 +161,23 @@ class TrainStepTest(parameterized.TestCase):
 
 
 class ProgramTest(absltest.TestCase):
-    """What the compiler makes of the step."""
+    """What the compiler makes of the step; widths at which products of matrices count most."""
+
+    @staticmethod
+    def config(**changes):
+        config = small_config(model__name="convnext_n_cvst", **changes).unlock()
+        config.model.options = ConfigDict(
+            {"depths": (1, 1), "dims": (64, 128), "stem_widths": (32, 64)}
+        )
+        return config.lock()
 
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
 
         def compiled(**changes):
-            phase = build.phase(small_config(**changes), "train", 80, devices=jax.devices()[:1])
-            batch = build.abstract_batch(small_config(**changes), "train")
+            phase = build.phase(cls.config(**changes), "train", 80, devices=jax.devices()[:1])
+            batch = build.abstract_batch(cls.config(**changes), "train")
             with jax.set_mesh(phase.mesh), standard():
                 return phase.step.lower(phase.abstract_state, batch).compile()
 
@@ -185,7 +194,7 @@ class ProgramTest(absltest.TestCase):
         self.assertGreater(self.three.as_text().count(" dot("), 0)
 
     def test_costs_what_the_attack_must(self):
-        net = build.network(small_config())
+        net = build.network(self.config())
         params, stats = jax.eval_shape(net.init, jax.random.key(0))
         images = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32)
         forward = jax.jit(lambda p, s, x: net.apply(p, s, x)[0]).lower(params, stats, images)

@@ -266,6 +266,7 @@ class CommandLineTest(parameterized.TestCase):
                 process.send_signal(signal.SIGINT)
                 break
         said = process.stderr.read()
+        process.stderr.close()
         self.assertEqual(process.wait(60), 130, said)
         self.assertRegex(said, r"stopped after step \d+ of \d+, saved under .*continues there")
         self.assertNotIn("Traceback", said)

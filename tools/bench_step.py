@@ -29,7 +29,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--attack-steps", type=int, help="default: the config's")
     parser.add_argument("--dtype", default="float32", help="compute type, e.g. bfloat16")
     parser.add_argument("--against", choices=["torch"])
-    parser.add_argument("--rounds", type=int, default=5, help="times each program runs, in turn")
+    parser.add_argument("--rounds", type=int, default=4, help="turns of each program")
+    parser.add_argument("--steps", type=int, default=3, help="steps that count in a turn")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     return parser.parse_args()
 
@@ -91,14 +92,20 @@ def theirs(config, images, labels, attack_steps: int):
     return lambda: trainer.step(x, y)
 
 
-def measure(programs: dict, rounds: int) -> dict[str, dict[str, float]]:
-    """Median wall and CPU seconds of each program; they run in turn, so that drift hits all."""
+def measure(programs: dict, rounds: int, steps: int) -> dict[str, dict[str, float]]:
+    """Median wall and CPU seconds of a step of each program.
+
+    They take turns, so that a drift of the machine hits all. A turn is one step that does not
+    count and `steps` that do: training runs steps one after another, and the first one after
+    another program finds its memory out of the caches and, on some virtual machines, reclaimed.
+    """
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in programs}
-    for turn in range(rounds + 1):
+    for _ in range(rounds):
         for name, run in programs.items():
-            wall, cpu = time.perf_counter(), time.process_time()
             run()
-            if turn:  # the first is a warm-up
+            for _ in range(steps):
+                wall, cpu = time.perf_counter(), time.process_time()
+                run()
                 times[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     return {
         name: {
@@ -132,7 +139,7 @@ def main() -> None:
     if args.against:
         programs["torch"] = theirs(config, images, labels, config.attack.steps)
         programs["torch_clean"] = theirs(config, images, labels, 0)
-    times = measure(programs, args.rounds)
+    times = measure(programs, args.rounds, args.steps)
 
     bound = (2 * config.attack.steps + 4) / 3 * times["clean"]["wall_s"]
     result = {

@@ -41,6 +41,7 @@ def classifier(make: Callable[[nnx.Rngs], nnx.Module], *, dtype=jnp.float32) -> 
         cast = {name: array.astype(dtype) for name, array in params.items()}
         module = nnx.merge(graph, _state(cast, abstract_params), _state(stats, abstract_stats))
         logits = module(images)
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), stats
+        wide = logits.dtype if logits.dtype == jnp.float64 else jnp.float32
+        return logits.astype(wide), stats
 
     return Classifier(init, apply)

@@ -54,7 +54,7 @@ class Block(nnx.Module):
         self.conv_dw = DepthwiseConv(dim, 7, rngs=rngs)
         self.norm = LayerNorm(dim)
         self.mlp = Mlp(dim, rngs)
-        self.gamma = nnx.Param(jnp.full(dim, gamma_init))
+        self.gamma = nnx.Param(jnp.full(dim, gamma_init, jnp.float32))
 
     def __call__(self, x):
         return self.mlp.add(x, self.norm(self.conv_dw(x)), self.gamma[...])
