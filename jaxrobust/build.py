@@ -153,11 +153,11 @@ def phase(
     )
 
 
-def abstract_batch(config: Config, name: str) -> Batch:
-    """Shapes and types of the global batch of a phase."""
+def abstract_batch(config: Config, name: str) -> Any:
+    """Shapes and types of the global batch of a phase, as a `Batch`."""
     size, side = config[name].batch_size, config.model.image_size
     images = jax.ShapeDtypeStruct((size, side, side, in_channels(config)), jnp.uint8)
-    return Batch(images, jax.ShapeDtypeStruct((size,), jnp.int32))
+    return Batch(images, jax.ShapeDtypeStruct((size,), jnp.int32))  # type: ignore[arg-type]
 
 
 def evaluation(config: Config, mesh: jax.sharding.Mesh, *, steps: int) -> Callable[..., Any]:

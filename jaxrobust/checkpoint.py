@@ -39,10 +39,11 @@ class Checkpoints:
         """The newest complete checkpoint, None where there is none."""
         return self._manager.latest_step()
 
-    def best_step(self) -> int | None:
-        """The checkpoint with the highest metric; the latest where none was evaluated."""
-        steps = [s for s in self._manager.all_steps() if self._manager.metrics(s)]
-        return self._manager.best_step() if steps else self.latest_step()
+    def best_step(self) -> int:
+        """The checkpoint with the highest metric; there must be one that was evaluated."""
+        step = self._manager.best_step()
+        assert step is not None, f"no evaluated checkpoint under {self.directory}"
+        return step
 
     def save(
         self, step: int, state: Any, meta: dict, metrics: dict[str, float] | None = None

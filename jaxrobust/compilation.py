@@ -12,11 +12,11 @@ _HITS = "/jax/compilation_cache/cache_hits"
 
 def use_persistent_cache() -> Path:
     """Turns XLA's cache on disk on, in $JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxrobust/xla."""
-    directory = jax.config.jax_compilation_cache_dir or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "jaxrobust", "xla"
-    )
+    chosen = jax.config.values["jax_compilation_cache_dir"]
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = Path(chosen) if chosen else caches / "jaxrobust" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    return Path(directory)
+    return directory
 
 
 def compiled(function: Any, *arguments: Any) -> tuple[Any, float, bool]:

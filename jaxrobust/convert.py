@@ -8,7 +8,6 @@ import numpy as np
 
 from jaxrobust import models
 from jaxrobust.names import Row, row
-from jaxrobust.types import Params
 
 PREFIXES = ("module.", "base_model.", "model.")  # DDP, the attack wrapper, the normalised wrapper
 
@@ -68,7 +67,7 @@ def rename(
 
 def from_torch(
     name: str, state_dict: Mapping[str, np.ndarray], *, num_classes: int = 1000, image_size=224
-) -> tuple[Params, Params]:
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Params and stats of network `name` from a PyTorch state dict of NumPy arrays.
 
     Args:

@@ -58,7 +58,7 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells 30 lines a checkpoint
     from jaxrobust import train  # after the flags: --help needs no JAX
 
-    name = Path(flags.FLAGS["config"].config_filename).stem
+    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or Path("runs") / name)
     try:
         train.run(_CONFIG.value, workdir)

@@ -85,7 +85,7 @@ class ConvNeXtTest(parameterized.TestCase):
     def test_remat_changes_nothing(self):
         kwargs = {"num_classes": 5, "image_size": 16, "depths": (1, 1), "dims": (8, 16)}
         nets = [models.create("convnext_n", remat=r, **kwargs) for r in (False, True)]
-        params, stats = nets[0].init(jax.random.key(0))
+        params, stats = jax.jit(nets[0].init)(jax.random.key(0))
         images = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3))
         grads = [
             jax.jit(jax.grad(lambda p, net=net: net.apply(p, stats, images)[0].sum()))(params)
@@ -97,9 +97,9 @@ class ConvNeXtTest(parameterized.TestCase):
     def test_bfloat16_computes_and_returns_float32(self):
         kwargs = {"num_classes": 5, "image_size": 16, "depths": (1, 1), "dims": (8, 16)}
         nets = [models.create("convnext_n", dtype=d, **kwargs) for d in ("float32", "bfloat16")]
-        params, stats = nets[0].init(jax.random.key(0))
+        params, stats = jax.jit(nets[0].init)(jax.random.key(0))
         images = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3))
-        single, half = (net.apply(params, stats, images)[0] for net in nets)
+        single, half = (jax.jit(net.apply)(params, stats, images)[0] for net in nets)
         self.assertEqual(half.dtype, jnp.float32)
         self.assertGreater(relative(half, single), 0)  # it did compute in bfloat16
         # bfloat16 keeps 8 bits (4e-3 each rounding), through about 12 layers.
@@ -110,8 +110,8 @@ class ConvNeXtTest(parameterized.TestCase):
         net = models.create(
             "convnext_n", num_classes=4, image_size=side, in_channels=channels, stem_strides=strides
         )
-        params, stats = net.init(jax.random.key(0))
-        logits, _ = net.apply(params, stats, jnp.ones((3, side, side, channels)))
+        params, stats = jax.jit(net.init)(jax.random.key(0))
+        logits, _ = jax.jit(net.apply)(params, stats, jnp.ones((3, side, side, channels)))
         self.assertEqual(logits.shape, (3, 4))
         self.assertTrue(np.isfinite(logits).all())
 

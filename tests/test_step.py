@@ -4,6 +4,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
@@ -80,7 +81,7 @@ class TrainStepTest(parameterized.TestCase):
 
     def test_everything_but_the_optimiser_is_strict(self):
         net = build.network(small_config())
-        params, stats = net.init(jax.random.key(0))
+        params, stats = jax.jit(net.init)(jax.random.key(0))
         attack = attacks.apgd(epsilon=0.1, steps=2)
         batch = Batch(step.unit_range(batch_of().images), batch_of().labels)
         for objective in (objectives.clean(), objectives.adversarial(), objectives.trades(6.0)):
@@ -210,13 +211,42 @@ class ProgramTest(absltest.TestCase):
         self.assertIn("input_output_alias", self.three.as_text())
 
 
+@pytest.mark.slow
+class FullSizeProgramTest(absltest.TestCase):
+    """ConvNeXt-T + ConvStem at 224 pixels, K = 2: operations and memory of the compiled step."""
+
+    def test_operations_and_memory(self):
+        config = base().unlock()
+        config.train.update(batch_size=8, epochs=3, warmup_epochs=1)
+        programs = {}
+        for objective in ("adversarial", "clean"):
+            config.train.objective = objective
+            phase = build.phase(config, "train", 80, devices=jax.devices()[:1])
+            with jax.set_mesh(phase.mesh), standard():
+                lowered = phase.step.lower(
+                    phase.abstract_state, build.abstract_batch(config, "train")
+                )
+                programs[objective] = lowered.compile()
+        net = build.network(config)
+        params, stats = jax.eval_shape(net.init, jax.random.key(0))
+        images = jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32)
+        forward = jax.jit(lambda p, s, x: net.apply(p, s, x)[0]).lower(params, stats, images)
+        f = forward.compile().cost_analysis()["flops"]
+        step_flops, clean_flops = (programs[o].cost_analysis()["flops"] for o in programs)
+        attack = 2 * (step_flops - clean_flops - f) + f  # the loop's body is counted once
+        self.assertBetween(attack / (5 * f), 0.95, 1.05)
+        memory = [programs[o].memory_analysis().temp_size_in_bytes for o in programs]
+        self.assertLess(memory[0] / memory[1], 1.15)
+
+
 class EvalStepTest(absltest.TestCase):
     def test_counts_ignore_padding_and_do_not_depend_on_the_batch(self):
         config = small_config()
         net = build.network(config)
-        params, stats = net.init(jax.random.key(0))
+        params, stats = jax.jit(net.init)(jax.random.key(0))
         images, _ = batch_of()
-        labels = net.apply(params, stats, step.unit_range(images))[0].argmax(-1).astype(jnp.int32)
+        logits = jax.jit(net.apply)(params, stats, step.unit_range(images))[0]
+        labels = logits.argmax(-1).astype(jnp.int32)
         mesh = sharding.make_mesh(jax.devices()[:1])
         evaluate = build.evaluation(config, mesh, steps=3)
         ids, mask = jnp.arange(8), jnp.arange(8) < 5

@@ -7,9 +7,9 @@ step in PyTorch on timm's network runs in turn with ours in the same process.
 """
 
 import argparse
-import importlib.util
 import json
 import os
+import runpy
 import statistics
 import sys
 import time
@@ -39,10 +39,7 @@ def load(args: argparse.Namespace):
     """The config of the command line, unlocked, with its changes."""
     if not args.config.is_file():
         raise ValueError(f"{args.config}: no such config; try configs/convnext_t_cvst.py")
-    spec = importlib.util.spec_from_file_location("bench_config", args.config)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config().unlock()
+    config = runpy.run_path(str(args.config))["get_config"]().unlock()
     config.train.batch_size = args.batch
     config.model.dtype = args.dtype
     config.model.image_size = args.image_size or config.model.image_size

@@ -30,16 +30,16 @@ def classifier(make: Callable[[nnx.Rngs], nnx.Module], *, dtype=jnp.float32) -> 
         already, once, outside an attack loop. Logits come back in float32 (float64 in x64).
     """
     abstract = nnx.eval_shape(lambda: make(nnx.Rngs(params=0)))
-    graph, abstract_params, abstract_stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
+    graph, *states = nnx.split(abstract, nnx.Param, nnx.BatchStat)
 
     def init(key: Array) -> tuple[Params, Params]:
-        _, params, stats = nnx.split(make(nnx.Rngs(params=key)), nnx.Param, nnx.BatchStat)
-        return _flat(params), _flat(stats)
+        _, *drawn = nnx.split(make(nnx.Rngs(params=key)), nnx.Param, nnx.BatchStat)
+        return _flat(drawn[0]), _flat(drawn[1])
 
     def apply(params: Params, stats: Params, images: Array, *, train=False, key=None):
         del train, key  # no dropout, no batch statistics in this family: both modes are one
         cast = {name: array.astype(dtype) for name, array in params.items()}
-        module = nnx.merge(graph, _state(cast, abstract_params), _state(stats, abstract_stats))
+        module = nnx.merge(graph, _state(cast, states[0]), _state(stats, states[1]))
         logits = module(images)
         wide = logits.dtype if logits.dtype == jnp.float64 else jnp.float32
         return logits.astype(wide), stats
