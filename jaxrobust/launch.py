@@ -1,4 +1,4 @@
-"""What must be set before JAX starts: the C library's allocator, on CPU under Linux."""
+"""What comes before JAX's first computation: the allocator on CPU, the other hosts of a pod."""
 
 import os
 import platform
@@ -26,3 +26,25 @@ def keep_large_buffers() -> None:
     ):
         return
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | ALLOCATOR)
+
+
+def join_hosts() -> None:
+    """Connects the processes of a pod; JAX finds out about Cloud TPU, Slurm and the like itself.
+
+    Elsewhere JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID
+    say who takes part.
+    Raises:
+      ValueError: neither a cluster nor those variables are there.
+    """
+    import jax
+
+    count, index = (os.environ.get(f"JAX_{n}") for n in ("NUM_PROCESSES", "PROCESS_ID"))
+    try:
+        jax.distributed.initialize(
+            num_processes=int(count) if count else None, process_id=int(index) if index else None
+        )
+    except ValueError as error:
+        raise ValueError(
+            "--multihost found no cluster; set JAX_COORDINATOR_ADDRESS=host:port, "
+            f"JAX_NUM_PROCESSES and JAX_PROCESS_ID on each host ({error})"
+        ) from error

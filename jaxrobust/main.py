@@ -11,11 +11,14 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxrobust.launch import keep_large_buffers
+from jaxrobust.launch import join_hosts, keep_large_buffers
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints, metrics and results go; default runs/<config>."
+)
+_MULTIHOST = flags.DEFINE_bool(
+    "multihost", False, "Join the other hosts of a TPU or GPU pod; start the command on each."
 )
 
 
@@ -61,6 +64,8 @@ def main(argv: list[str]) -> None:
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or Path("runs") / name)
     try:
+        if _MULTIHOST.value:
+            join_hosts()
         train.run(_CONFIG.value, workdir)
     except train.Interrupted as error:
         _say(error, 130)

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from jaxrobust import build, compilation, metrics, records, sharding
 from jaxrobust.checkpoint import Checkpoints, abstract_state
@@ -188,7 +189,7 @@ def _steps(config, workdir, name, phase, state: TrainState, meta, checkpoints, s
         StopSignals() as stop,
     ):
         while True:
-            if stop.asked:
+            if _all_stop(stop.asked, step % config.log.every_steps == 0):
                 if step != saved:
                     save()
                 checkpoints.wait()
@@ -221,6 +222,13 @@ def _steps(config, workdir, name, phase, state: TrainState, meta, checkpoints, s
                 window.clear()
                 progress.show(step, means)
                 write(step, means | {"images_per_second": progress.images_per_second})
+
+
+def _all_stop(asked: bool, meeting: bool) -> bool:
+    """Whether to stop now: several hosts decide together, and only where they meet anyway."""
+    if jax.process_count() == 1:
+        return asked
+    return meeting and bool(multihost_utils.process_allgather(np.array(asked)).any())
 
 
 def _chosen(config, state: TrainState):

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
@@ -271,6 +273,49 @@ class CommandLineTest(parameterized.TestCase):
         self.assertRegex(said, r"stopped after step \d+ of \d+, saved under .*continues there")
         self.assertNotIn("Traceback", said)
         self.assertNotEmpty(list((workdir / "pretrain").glob("[0-9]*")))
+
+
+@pytest.mark.slow
+class HostsTest(absltest.TestCase):
+    def test_two_hosts_reach_what_two_devices_reach(self):
+        directory = Path(self.create_tempdir())
+        epochs = [f"--config.{p}.{k}" for p in ("pretrain", "train") for k in ("epochs=2",)]
+        warmup = [f"--config.{p}.warmup_epochs=1" for p in ("pretrain", "train")]
+        command = [sys.executable, "-m", "jaxrobust.main", "--config=configs/quickstart.py"]
+        command += [*epochs, *warmup, "--config.evaluation.every_epochs=1"]
+        plain = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"localhost:{free.getsockname()[1]}"
+        hosts = [
+            subprocess.Popen(
+                [*command, "--multihost", f"--workdir={directory / 'hosts'}"],
+                cwd=ROOT,
+                env=plain
+                | {
+                    "JAX_COORDINATOR_ADDRESS": address,
+                    "JAX_NUM_PROCESSES": "2",
+                    "JAX_PROCESS_ID": str(index),
+                },
+            )
+            for index in range(2)
+        ]
+        self.assertEqual([host.wait(300) for host in hosts], [0, 0])
+        flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+        subprocess.run(
+            [*command, f"--workdir={directory / 'devices'}"],
+            cwd=ROOT,
+            env=plain | flags,
+            check=True,
+        )
+        hosts_records, devices_records = (
+            train.results(directory / name) for name in ("hosts", "devices")
+        )
+        self.assertLen(hosts_records, 2)
+        for a, b in zip(hosts_records, devices_records, strict=True):
+            # The same program on the same images; sums between hosts may come in another order.
+            self.assertAlmostEqual(a["clean"], b["clean"], delta=0.01)
+            self.assertAlmostEqual(a["robust"], b["robust"], delta=0.01)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,74 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+
+from jaxrobust import objectives
+from jaxrobust.types import Batch, Classifier
+
+
+def linear_net() -> Classifier:
+    """Logits are a matrix times the pixels: every loss can be written down in NumPy."""
+    weights = np.random.default_rng(0).normal(size=(12, 5)).astype(np.float32)
+
+    def apply(params, stats, images, *, train=False, key=None):
+        return images.reshape(len(images), -1) @ params["w"], stats
+
+    return Classifier(lambda key: ({"w": jnp.asarray(weights)}, {}), apply)
+
+
+def softmax(z):
+    e = np.exp(z - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+class ObjectivesTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        rng = np.random.default_rng(1)
+        self.images, self.adv = rng.random((2, 6, 2, 2, 3), dtype=np.float32)
+        self.labels = rng.integers(0, 5, 6).astype(np.int32)
+        self.net = linear_net()
+        self.params, _ = self.net.init(jax.random.key(0))
+        w = np.asarray(self.params["w"], np.float64)
+        self.p, self.q = (softmax(x.reshape(6, -1) @ w) for x in (self.images, self.adv))
+
+    def value(self, objective, labels=None):
+        batch = Batch(
+            jnp.asarray(self.images), jnp.asarray(self.labels if labels is None else labels)
+        )
+        return objective.loss(self.net, self.params, {}, batch, jnp.asarray(self.adv), None)
+
+    def test_clean_and_adversarial(self):
+        for objective, p, name in (
+            (objectives.clean(), self.p, "clean"),
+            (objectives.adversarial(), self.q, "robust"),
+        ):
+            value, (_, metrics) = self.value(objective)
+            expected = -np.log(p[np.arange(6), self.labels]).mean()
+            np.testing.assert_allclose(value, expected, rtol=1e-5)  # float32 logits of size 3
+            expected = (p.argmax(-1) == self.labels).mean()
+            np.testing.assert_allclose(metrics[name], expected, rtol=1e-6)
+
+    def test_soft_targets(self):
+        soft = softmax(np.random.default_rng(2).normal(size=(6, 5))).astype(np.float32)
+        value, (_, metrics) = self.value(objectives.adversarial(), soft)
+        np.testing.assert_allclose(value, -(soft * np.log(self.q)).sum(-1).mean(), rtol=1e-5)
+        expected = (self.q.argmax(-1) == soft.argmax(-1)).mean()
+        np.testing.assert_allclose(metrics["robust"], expected, rtol=1e-6)
+
+    def test_trades(self):
+        value, (_, metrics) = self.value(objectives.trades(6.0))
+        kl = (self.p * np.log(self.p / self.q)).sum(-1).mean()
+        clean = -np.log(self.p[np.arange(6), self.labels]).mean()
+        np.testing.assert_allclose(value, clean + 6 * kl, rtol=1e-5)
+        np.testing.assert_allclose(metrics["kl"], kl, rtol=1e-4)
+        batch = Batch(jnp.asarray(self.images), jnp.asarray(self.labels))
+        targets = objectives.trades(6.0).attack_targets(
+            lambda x: self.net.apply(self.params, {}, x)[0], batch
+        )
+        np.testing.assert_allclose(targets, self.p, rtol=1e-5, atol=1e-7)
+
+
+if __name__ == "__main__":
+    absltest.main()
