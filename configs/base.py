@@ -31,9 +31,10 @@ def base() -> ConfigDict:
             "name": "convnext_t_cvst",
             "num_classes": 1000,
             "image_size": 224,
+            "in_channels": 3,
             "dtype": "float32",  # compute type; parameters and update stay float32
             "remat": False,
-            "options": ConfigDict(),  # further fields of the family's row, e.g. in_channels
+            "options": ConfigDict(),  # further fields of the family's row, in a file
         }
     )
     config.data = ConfigDict(

@@ -13,7 +13,8 @@ def get_config():
     config.model.name = "convnext_n"
     config.model.num_classes = 10
     config.model.image_size = 8
-    config.model.options = {"in_channels": 1, "stem_strides": (1,), "dims": (32, 64, 128)}
+    config.model.in_channels = 1
+    config.model.options = {"stem_strides": (1,), "dims": (32, 64, 128)}
     config.data.name = "digits"
     config.data.train_split = "train[:90%]"
     config.data.selection_split = "train[90%:]"

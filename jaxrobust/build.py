@@ -1,5 +1,6 @@
 """A config becomes functions here; every check that needs more than one part is here too."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -33,22 +34,18 @@ class Phase(NamedTuple):
     schedule: Callable[[Any], jax.Array]
 
 
-def network(config: Config) -> Classifier:
-    """The config's network."""
+def network(config: Config, *, dtype: str | None = None) -> Classifier:
+    """The config's network; `dtype` replaces its compute type."""
     model = config.model
     return models.create(
         model.name,
         num_classes=model.num_classes,
         image_size=model.image_size,
-        dtype=model.dtype,
+        in_channels=model.in_channels,
+        dtype=dtype or model.dtype,
         remat=model.remat,
         **{name: value for name, value in model.options.items()},
     )
-
-
-def in_channels(config: Config) -> int:
-    """Channels of the images that the config's network takes."""
-    return config.model.options.get("in_channels", 3)
 
 
 def training_attack(config: Config, objective: str) -> Attack:
@@ -103,8 +100,17 @@ def phase(
     p = config[name]
     if p.objective not in _OBJECTIVES:
         raise ValueError(f"unknown objective {p.objective!r}; one of {sorted(_OBJECTIVES)}")
-    if not 0 <= p.ema_decay < 1:
-        raise ValueError(f"{name}.ema_decay={p.ema_decay} must be at least 0 and below 1")
+    ranges = {
+        "epochs": (p.epochs >= 1, "at least 1 (0 leaves the phase out)"),
+        "lr": (0 < p.lr < math.inf, "above 0"),
+        "final_lr": (0 <= p.final_lr <= p.lr, f"between 0 and {name}.lr={p.lr}"),
+        "weight_decay": (0 <= p.weight_decay < math.inf, "at least 0"),
+        "ema_decay": (0 <= p.ema_decay < 1, "at least 0 and below 1"),
+        "trades_beta": (0 <= p.trades_beta < math.inf, "at least 0"),
+    }
+    for key, (inside, wanted) in ranges.items():
+        if not inside:
+            raise ValueError(f"{name}.{key}={p[key]} must be {wanted}")
     mesh = sharding.make_mesh(devices)
     divides(p.batch_size, mesh.size, f"{name}.batch_size")
     steps_per_epoch = examples // p.batch_size
@@ -156,15 +162,17 @@ def phase(
 def abstract_batch(config: Config, name: str) -> Any:
     """Shapes and types of the global batch of a phase, as a `Batch`."""
     size, side = config[name].batch_size, config.model.image_size
-    images = jax.ShapeDtypeStruct((size, side, side, in_channels(config)), jnp.uint8)
+    images = jax.ShapeDtypeStruct((size, side, side, config.model.in_channels), jnp.uint8)
     return Batch(images, jax.ShapeDtypeStruct((size,), jnp.int32))  # type: ignore[arg-type]
 
 
-def evaluation(config: Config, mesh: jax.sharding.Mesh, *, steps: int) -> Callable[..., Any]:
+def evaluation(
+    config: Config, mesh: jax.sharding.Mesh, *, steps: int, dtype: str | None = None
+) -> Callable[..., Any]:
     """`(params, stats, images, labels, mask, ids, key) -> counts`: clean, and under APGD-CE.
 
     The attack is AutoAttack's APGD with one random start; an image counts as robust if no iterate
-    was misclassified.
+    was misclassified. `dtype` replaces the model's compute type.
     """
     a = config.attack
     attacks.apgd(norm=a.norm, epsilon=a.epsilon, steps=steps)  # refuses now, not while compiling
@@ -176,7 +184,12 @@ def evaluation(config: Config, mesh: jax.sharding.Mesh, *, steps: int) -> Callab
 
     whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
     return jax.jit(
-        partial(step.eval_step, net=network(config), attack=attack),
+        partial(
+            step.eval_step,
+            net=network(config, dtype=dtype),
+            attack=attack,
+            dtype=jnp.dtype(dtype or config.model.dtype),
+        ),
         in_shardings=(whole, whole, split, split, split, split, whole),
         out_shardings=whole,
     )

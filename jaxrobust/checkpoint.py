@@ -1,6 +1,8 @@
-"""Checkpoints of a run: the latest and the best, written in the background by Orbax."""
+"""Checkpoints of a run, written in the background by Orbax, the latest one kept."""
 
+import contextlib
 import errno
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,68 +12,55 @@ from orbax.checkpoint import checkpoint_managers
 
 
 class Checkpoints:
-    """Saves and restores the states of one phase under `directory/<step>`.
+    """Saves arrays and JSON under `directory/<step>`; a new step replaces the one before.
 
-    Kept are the latest one, and the best one by `metric` (higher is better).
+    A step appears under its number only when it is complete, and the one before goes only then, so
+    that a kill at any moment leaves one to continue from.
     """
 
-    def __init__(self, directory: Path, *, metric: str):
-        def score(metrics: dict[str, float]) -> float:
-            return metrics[metric]
-
-        policies = checkpoint_managers
-        keep = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(1),
-                policies.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False),
-            ]
-        )
+    def __init__(self, directory: Path):
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=keep, best_fn=score, cleanup_tmp_directories=True
+            preservation_policy=checkpoint_managers.LatestN(1), cleanup_tmp_directories=True
         )
+        handlers = {"arrays": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self.directory = directory.absolute()  # Orbax refuses relative paths
-        handlers = {"state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers
         )
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint, None where there is none."""
-        return self._manager.latest_step()
+        steps = [int(p.name) for p in self.directory.iterdir() if p.name.isdigit()]
+        return max(steps, default=None)
 
-    def best_step(self) -> int:
-        """The checkpoint with the highest metric; there must be one that was evaluated."""
-        step = self._manager.best_step()
-        assert step is not None, f"no evaluated checkpoint under {self.directory}"
-        return step
-
-    def save(
-        self, step: int, state: Any, meta: dict, metrics: dict[str, float] | None = None
-    ) -> None:
-        """Starts writing `state` (arrays) and `meta` (JSON); a step that exists is replaced.
+    def save(self, step: int, arrays: Any, meta: dict) -> None:
+        """Starts writing `arrays` and `meta` (JSON); a step that is there already stays.
 
         Raises:
           OSError: ENOSPC, with what to do; also for an earlier write that failed meanwhile.
         """
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-        with self._explained():
-            self._manager.wait_until_finished()
-            if step in self._manager.all_steps():
-                self._manager.delete(step)
-            self._manager.save(step, args=items, metrics=metrics, force=True)
+        items = ocp.args.Composite(
+            arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
+        )
+        self.wait()
+        if step != self.latest_step():
+            with self._explained():
+                self._manager.save(step, args=items, force=True)
 
-    def restore(self, step: int, abstract: Any) -> tuple[Any, dict]:
-        """The state with the shapes, types and shardings of `abstract`, and the meta data.
+    def restore(self, step: int, abstract: Any) -> Any:
+        """The arrays with the shapes, types and shardings of `abstract`.
 
         Raises:
           ValueError: the checkpoint is that of another network.
         """
         self._same_network(step, abstract)
-        items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(abstract), meta=ocp.args.JsonRestore()
-        )
-        restored = self._manager.restore(step, args=items)
-        return restored["state"], restored["meta"]
+        items = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
+        return self._manager.restore(step, args=items)["arrays"]
+
+    def meta(self, step: int) -> dict:
+        """What was saved beside the arrays."""
+        items = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        return self._manager.restore(step, args=items)["meta"]
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises what a write raised."""
@@ -82,14 +71,29 @@ class Checkpoints:
         """Ends the background threads."""
         self._manager.close()
 
-    def _explained(self):
-        return _Explained(self)
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns a full disk, however deep it was noticed, into one sentence."""
+        try:
+            yield
+        except Exception as error:
+            if not disk_full(error):
+                raise
+            last = self.latest_step()
+            good = (
+                "There is no good one yet" if last is None else f"The last good one is step {last}"
+            )
+            raise OSError(
+                errno.ENOSPC,
+                f"the disk is full: a checkpoint under {self.directory} could not be written. "
+                f"{good}. Free some space and run the same command again: it continues there",
+            ) from error
 
     def _same_network(self, step: int, abstract: Any) -> None:
         def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
             return {name: tuple(leaf.shape) for name, leaf in tree.items()}
 
-        saved = shapes(self._manager.item_metadata(step)["state"].tree["params"])
+        saved = shapes(self._manager.item_metadata(step)["arrays"].tree["params"])
         wanted = shapes(abstract.params)
         differing = sorted(
             name for name in saved.keys() | wanted.keys() if saved.get(name) != wanted.get(name)
@@ -102,30 +106,10 @@ class Checkpoints:
             )
 
 
-class _Explained:
-    """Turns a full disk, however deep it was noticed, into one sentence."""
-
-    def __init__(self, checkpoints: Checkpoints):
-        self._checkpoints = checkpoints
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if error is not None and _disk_full(error):
-            last = self._checkpoints.latest_step()
-            raise OSError(
-                errno.ENOSPC,
-                f"the disk is full: a checkpoint under {self._checkpoints.directory} could not be "
-                f"written. The last good one is step {last}. Free some space and run the same "
-                "command again: it continues there",
-            ) from error
-
-
-def _disk_full(error: BaseException | None) -> bool:
+def disk_full(error: BaseException | None) -> bool:
+    """Whether no space left on the device is what an error, or one behind it, is about."""
     while error is not None:
-        text = str(error)
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in text:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False

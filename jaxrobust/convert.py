@@ -45,15 +45,17 @@ def rename(
         if match_row.target is None:
             continue
         target = match.expand(match_row.target)
-        array = match_row.transform(np.asarray(array))
+        array = match_row.transform(np.array(array))  # a copy: the source may be a live network
         if target not in expected:
             problems.append(f"{name}: maps to {target}, which this network does not have")
         elif target in filled:
             problems.append(f"{name}: fills {target} a second time")
         elif array.shape != tuple(expected[target]):
             problems.append(f"{name}: shape {array.shape} for {target} {tuple(expected[target])}")
-        elif not np.issubdtype(array.dtype, np.floating):
-            problems.append(f"{name}: dtype {array.dtype}, expected a float")
+        elif array.dtype != np.float32:
+            problems.append(f"{name}: dtype {array.dtype}, expected float32; cast it first")
+        elif not np.isfinite(array).all():
+            problems.append(f"{name}: holds values that are not finite")
         else:
             filled[target] = array
     problems += [f"{name}: not filled by any source name" for name in expected.keys() - filled]
@@ -81,8 +83,9 @@ def from_torch(
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     names = unwrapped(state_dict)
     # Weights without a normalisation layer mean raw [0, 1] input: the identity.
-    names.setdefault("normalize.mean", np.zeros(stats["normalize.mean"].shape, np.float32))
-    names.setdefault("normalize.std", np.ones(stats["normalize.std"].shape, np.float32))
+    if not {"normalize.mean", "normalize.std"} & names.keys():
+        names["normalize.mean"] = np.zeros(stats["normalize.mean"].shape, np.float32)
+        names["normalize.std"] = np.ones(stats["normalize.std"].shape, np.float32)
     rows = [*models.torch_names(name), row(r"normalize\.(mean|std)", r"normalize.\1", np.ravel)]
     shapes = {k: v.shape for k, v in (params | stats).items()}
     filled = rename(rows, names, shapes)

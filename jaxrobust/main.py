@@ -29,7 +29,11 @@ def _say(message: object, code: int) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     """absl's parser, with its errors as one sentence, and fractions such as 4/255 as values."""
-    argv = [re.sub(r"(?<==)\d+(\.\d+)?/\d+$", lambda m: str(_fraction(m[0])), a) for a in argv]
+    for i, argument in enumerate(argv):
+        follows = i > 0 and re.fullmatch(r"--?config\.[\w.]+", argv[i - 1])
+        if follows or re.match(r"--?config\.", argument):
+            fraction = re.compile(r"(?<![^=])\d+(\.\d+)?/\d+$")
+            argv[i] = fraction.sub(lambda m: str(_fraction(m[0])), argument)
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         if argument.lstrip("-").split("=")[0] == "config":
             path = Path(argument.partition("=")[2] or following)
@@ -63,6 +67,8 @@ def main(argv: list[str]) -> None:
 
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or Path("runs") / name)
+    if "://" in str(_WORKDIR.value):
+        _say(f"--workdir {_WORKDIR.value}: give a local or mounted folder", 2)
     try:
         if _MULTIHOST.value:
             join_hosts()

@@ -35,7 +35,7 @@ class Progress:
         self.images_per_second = 0.0
 
     def show(self, step: int, means: dict[str, float]) -> None:
-        """The state after `step`; the speed is that since the last call or `pause`."""
+        """The state after `step`; the speed is that since the last call or `resume`."""
         before, since = self._last
         seconds = time.perf_counter() - since
         if step > before:

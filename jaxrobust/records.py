@@ -54,17 +54,18 @@ def accuracy_record(
     stats: Params,
     dataset: str,
     split: str,
-    images: int,
+    image_ids: str,
     preprocessing: str,
+    dtype: str,
     attacks: list[dict[str, Any]],
     clean: float,
     robust: float,
     seed: int,
 ) -> dict[str, Any]:
-    """The record of one network's clean and robust accuracy (fractions of `images` images).
+    """The record of one network's clean and robust accuracy (fractions of the images).
 
-    `weights` says which ones in words ("train, step 440, EMA"); images are the first `images` of
-    the split, uint8 / 255, not resized unless the config says so.
+    `weights` says which ones in words ("train, step 440, ema"), `image_ids` which images by their
+    place in the split ("0..999"), `dtype` is the network's compute type.
     """
     device = jax.devices()[0]
     return {
@@ -75,8 +76,9 @@ def accuracy_record(
         "weights_sha256": weights_sha256(params, stats),
         "dataset": dataset,
         "split": split,
-        "image_ids": f"0..{images - 1}",
+        "image_ids": image_ids,
         "preprocessing": preprocessing,
+        "dtype": dtype,
         "attacks": attacks,
         "clean": clean,
         "robust": robust,
@@ -86,9 +88,3 @@ def accuracy_record(
         | {"python": platform.python_version()},
         "device": f"{jax.device_count()} x {device.device_kind}",
     }
-
-
-def append(path: Path, record: dict[str, Any]) -> None:
-    """Adds the record as one JSON line."""
-    with path.open("a") as lines:
-        lines.write(json.dumps(record) + "\n")

@@ -35,6 +35,11 @@ def unit_range(images: Array) -> Array:
     return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
+def cast(params: Params, dtype: jnp.dtype) -> Params:
+    """The parameters in the compute type: once, outside of an attack's loop."""
+    return {name: array.astype(dtype) for name, array in params.items()}
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
@@ -49,8 +54,7 @@ def train_step(
     """The state after one update, and its metrics (means over the global batch)."""
     attack_key, net_key = jax.random.split(jax.random.fold_in(state.key, state.step))
     batch = Batch(unit_range(batch.images), batch.labels)
-    # Cast to the compute type once, outside the attack loop.
-    frozen_params = {name: array.astype(dtype) for name, array in state.params.items()}
+    frozen_params = cast(state.params, dtype)
 
     def frozen(images):
         return net.apply(frozen_params, state.stats, images)[0]
@@ -80,6 +84,7 @@ def eval_step(
     *,
     net: Classifier,
     attack: Attack,
+    dtype: jnp.dtype,
 ) -> dict[str, Array]:
     """How many images of a padded batch are right clean, and still right after the attack.
 
@@ -88,8 +93,10 @@ def eval_step(
       key: every image draws from `fold_in(key, id)`, so a verdict does not depend on its batch.
     """
 
+    frozen_params = cast(params, dtype)
+
     def logits_fn(x):
-        return net.apply(params, stats, x)[0]
+        return net.apply(frozen_params, stats, x)[0]
 
     images = unit_range(images)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxrobust import build, compilation, metrics, records, sharding
-from jaxrobust.checkpoint import Checkpoints, abstract_state
+from jaxrobust.checkpoint import Checkpoints, abstract_state, disk_full
 from jaxrobust.data import pipeline, sources
 from jaxrobust.progress import Progress, StopSignals, say
 from jaxrobust.step import TrainState
-from jaxrobust.types import Batch
+from jaxrobust.types import Batch, Params
 
 # What a workdir may change between two runs of the same command without becoming another run.
-_FREE = ("log.", "data.dir", "data.workers")
+_FREE = ("log.", "data.dir", "data.workers", "test.")  # a record carries its own test settings
 _PHASES = ("pretrain", "train")
 
 
@@ -39,30 +39,47 @@ def run(config: Any, workdir: Path) -> None:
       ValueError: a mistake in the config, the data or the workdir, before anything compiles.
       Interrupted, Diverged, OSError: the run stopped; the message says how to go on.
     """
+    phases = [name for name in _PHASES if config[name].epochs != 0]
+    source, built = check(config, phases)
     plain = json.loads(config.to_json())
-    phases = [name for name in _PHASES if config[name].epochs > 0]
-    if not phases:
-        raise ValueError("pretrain.epochs and train.epochs are both 0: there is nothing to train")
-    train_source = _open(config, "train_split")
-    _open(config, "selection_split"), _open(config, "test_split")
-    built = {name: build.phase(config, name, len(train_source)) for name in phases}
-    for key in ("evaluation", "test"):
-        build.divides(config[key].batch_size, jax.device_count(), f"{key}.batch_size")
-        build.evaluation(config, built[phases[0]].mesh, steps=config[key].steps)
-    if config.evaluation.weights not in ("ema", "raw"):
-        raise ValueError(f"evaluation.weights={config.evaluation.weights!r}; one of 'ema', 'raw'")
-    metrics.check(tensorboard=config.log.tensorboard)
-    for name in phases:
-        _batches(config, name, train_source, 0).close()
     claim(workdir, plain)
     compilation.use_persistent_cache()
     say(f"{config.model.name} on {config.data.name}, {_device()}, workdir {workdir}")
     weights = None
     for name in phases:
         with jax.set_mesh(built[name].mesh):
-            weights = _run_phase(config, workdir, name, built[name], train_source, weights)
+            weights = _run_phase(config, workdir, name, built[name], source, weights)
             _test(config, workdir, plain, name, built[name], weights)
-    say(table(workdir))
+    if jax.process_index() == 0:
+        print(table(workdir), flush=True)
+
+
+def check(config, phases: list[str]) -> tuple[sources.Source, dict[str, build.Phase]]:
+    """The training split and the phases; refuses whatever would fail later."""
+    if not phases:
+        raise ValueError("pretrain.epochs and train.epochs are both 0: there is nothing to train")
+    source, *_ = (_open(config, f"{k}_split") for k in ("train", "selection", "test"))
+    built = {name: build.phase(config, name, len(source)) for name in phases}
+    for key in ("evaluation", "test"):
+        build.divides(config[key].batch_size, jax.device_count(), f"{key}.batch_size")
+        build.evaluation(config, built[phases[0]].mesh, steps=config[key].steps)
+    lowest = {
+        "evaluation.images": 0,
+        "test.images": 0,
+        "evaluation.every_epochs": 1,
+        "checkpoint.every_epochs": 1,
+        "log.every_steps": 1,
+        "seed": 0,
+    }
+    for key, low in lowest.items():
+        if (value := _flat(config.to_dict())[key]) < low:
+            raise ValueError(f"{key}={value} must be at least {low}")
+    if config.evaluation.weights not in ("ema", "raw"):
+        raise ValueError(f"evaluation.weights={config.evaluation.weights!r}; one of 'ema', 'raw'")
+    metrics.check(tensorboard=config.log.tensorboard)
+    for name in phases:
+        _batches(config, name, source, 0).close()
+    return source, built
 
 
 def _open(config, key: str) -> sources.Source:
@@ -74,9 +91,9 @@ def _open(config, key: str) -> sources.Source:
             f"model.num_classes={model.num_classes}, but {data.name} has {source.num_classes} "
             f"classes; set model.num_classes={source.num_classes}"
         )
-    if source.channels != build.in_channels(config):
+    if source.channels != model.in_channels:
         raise ValueError(
-            f"{data.name} has {source.channels} channels; set model.options.in_channels to that"
+            f"{data.name} has {source.channels} channels; set model.in_channels={source.channels}"
         )
     return source
 
@@ -117,10 +134,21 @@ def claim(workdir: Path, plain: dict) -> None:
     path = workdir / "config.json"
     if not path.exists():
         if jax.process_index() == 0:
-            workdir.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(plain, indent=2) + "\n")
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                metrics.replace(path, json.dumps(plain, indent=2) + "\n")
+            except OSError as error:
+                if disk_full(error):
+                    raise
+                raise ValueError(
+                    f"cannot write to --workdir {workdir} ({error.strerror}); name a folder that "
+                    "can be written"
+                ) from error
         return
-    old, new = _flat(json.loads(path.read_text())), _flat(plain)
+    try:
+        old, new = _flat(json.loads(path.read_text())), _flat(plain)
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, or --workdir") from error
     differing = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())
@@ -133,46 +161,52 @@ def claim(workdir: Path, plain: dict) -> None:
         )
 
 
-def _run_phase(config, workdir, name, phase, source, weights) -> tuple[int, Any, Any]:
-    """(step, params, stats) of the best checkpoint of a phase, after training what is missing."""
-    metric = "clean" if config[name].objective == "clean" else "robust"
-    checkpoints = Checkpoints(workdir / name, metric=metric)
-    abstract = abstract_state(phase.abstract_state, sharding.replicated(phase.mesh))
-    done = checkpoints.latest_step()
-    if done is None:
-        state, meta = phase.init(jax.random.key(config.seed)), {"examples_consumed": 0}
-        if weights is not None:  # the phase before: its weights, and the average starts from them
-            _, params, stats = weights
-            state = state._replace(params=params, stats=stats, ema=jax.tree.map(jnp.copy, params))
-    else:
-        state, meta = checkpoints.restore(done, abstract)
-    if done != phase.total_steps or metric not in meta:
-        say(f"{name}: step {done or 0} of {phase.total_steps}, {config[name].objective}")
-        _steps(config, workdir, name, phase, state, meta, checkpoints, source)
-    checkpoints.wait()
-    best = checkpoints.best_step()
-    state, _ = checkpoints.restore(best, abstract)
-    checkpoints.close()
-    return best, _chosen(config, state), state.stats
+class Weights(NamedTuple):
+    """The best weights of a phase so far."""
+
+    params: Params
+    stats: Params
 
 
-def _steps(config, workdir, name, phase, state: TrainState, meta, checkpoints, source) -> None:
+def _run_phase(config, workdir, name, phase, source, start) -> tuple[int, Weights]:
+    """The best weights of a phase and their step, after training what is missing."""
+    latest, best = (Checkpoints(workdir / name / kind) for kind in ("latest", "best"))
+    with contextlib.closing(latest), contextlib.closing(best):
+        abstract = abstract_state(phase.abstract_state, sharding.replicated(phase.mesh))
+        done = latest.latest_step()
+        if done is not None:
+            state = latest.restore(done, abstract)
+        else:
+            state = phase.init(jax.random.key(config.seed))
+            if start is not None:  # from the phase before; the average starts from its weights
+                _, (params, stats) = start
+                copy = jax.tree.map(jnp.copy, params)
+                state = state._replace(params=params, stats=stats, ema=copy)
+        if done != phase.total_steps or not _scored(workdir, name, done):
+            say(f"{name}: step {done or 0} of {phase.total_steps}, {config[name].objective}")
+            _steps(config, workdir, name, phase, state, latest, best, source)
+        for checkpoints in (latest, best):
+            checkpoints.wait()
+        step = best.latest_step()
+        assert step is not None, "the last step of a phase is always evaluated"
+        return step, best.restore(step, Weights(abstract.params, abstract.stats))
+
+
+def _steps(config, workdir, name, phase, state: TrainState, latest, best, source) -> None:
     """From the state's step to the end of the phase, its last evaluation included."""
-    p, epoch = config[name], phase.steps_per_epoch
-    step = saved = int(state.step)
-    scored = "robust" in meta
+    p, epoch, start = config[name], phase.steps_per_epoch, int(state.step)
+    step = start
     step_fn, seconds, hit = compilation.compiled(
         phase.step, phase.abstract_state, build.abstract_batch(config, name)
     )
     say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
-    evaluate = build.evaluation(config, phase.mesh, steps=config.evaluation.steps)
-    selection = _open(config, "selection_split")
+    select = _selection(config, workdir, name, phase, best)
+    consumed = latest.meta(start)["examples_consumed"] if start else 0
     window: list[tuple[int, dict]] = []  # metrics still on the device
 
-    def save(scores=None):
-        _check_finite(window, checkpoints)
-        meta = {"examples_consumed": step * p.batch_size, "phase": name} | (scores or {})
-        checkpoints.save(step, state, meta, scores)
+    def save():
+        _check_finite(window, latest)
+        latest.save(step, state, {"examples_consumed": step * p.batch_size, "phase": name})
 
     def due(epochs: int) -> bool:
         return step > 0 and (step == phase.total_steps or step % (epochs * epoch) == 0)
@@ -181,47 +215,89 @@ def _steps(config, workdir, name, phase, state: TrainState, meta, checkpoints, s
         metrics.writer(
             workdir,
             phase=name,
+            start=start,
             tensorboard=config.log.tensorboard,
             enabled=jax.process_index() == 0,
         ) as write,
         Progress(name, step, phase.total_steps, p.batch_size) as progress,
-        contextlib.closing(_batches(config, name, source, meta["examples_consumed"])) as batches,
+        contextlib.closing(_batches(config, name, source, consumed)) as batches,
         StopSignals() as stop,
     ):
         while True:
+            evaluates = due(config.evaluation.every_epochs) and not _scored(workdir, name, step)
+            if evaluates or (due(config.checkpoint.every_epochs) and step != start):
+                save()  # before the evaluation, which may take long
             if _all_stop(stop.asked, step % config.log.every_steps == 0):
-                if step != saved:
-                    save()
-                checkpoints.wait()
+                save()
+                latest.wait()
                 raise Interrupted(
                     f"stopped after step {step} of {phase.total_steps}, saved under {workdir}; "
                     "the same command continues there"
                 )
-            if due(config.evaluation.every_epochs) and not scored:
-                weights = _chosen(config, state), state.stats
-                scores = count(evaluate, weights, selection, config.evaluation, config, phase.mesh)
-                say(
-                    f"{name}: epoch {step // epoch}, selection split: clean {scores['clean']:.1%}, "
-                    f"robust {scores['robust']:.1%}"
-                )
-                write(step, {f"selection_{k}": v for k, v in scores.items()})
-                save(scores)
-                saved, scored = step, True
+            if evaluates:
+                write(step, select(step, state))
                 progress.resume(step)
-            elif due(config.checkpoint.every_epochs) and step != saved:
-                save()
-                saved = step
             if step == phase.total_steps:
                 return
-            state, values = step_fn(state, _global(phase.mesh, next(batches)))
-            step, scored = step + 1, False
+            try:
+                batch = next(batches)
+            except sources.DataError as error:
+                save()
+                latest.wait()
+                raise sources.DataError(
+                    f"{error}. Step {step} is saved under {workdir}: once the data is whole, the "
+                    "same command continues there"
+                ) from error
+            state, values = step_fn(state, _global(phase.mesh, batch))
+            step += 1
             window.append((step, values))
             if step % config.log.every_steps == 0 or step == phase.total_steps:
-                means = _means(_check_finite(window, checkpoints))
+                means = _means(_check_finite(window, latest))
                 means["lr"] = float(phase.schedule(step - 1))
                 window.clear()
                 progress.show(step, means)
                 write(step, means | {"images_per_second": progress.images_per_second})
+
+
+def _selection(config, workdir, name, phase, best: Checkpoints):
+    """`select(step, state) -> scores`: evaluates on the selection split, keeps the best weights."""
+    settings, source = config.evaluation, _open(config, "selection_split")
+    evaluate = build.evaluation(config, phase.mesh, steps=settings.steps)
+    metric = "clean" if config[name].objective == "clean" else "robust"
+
+    def select(step: int, state: TrainState) -> dict[str, float]:
+        weights = Weights(state.ema if settings.weights == "ema" else state.params, state.stats)
+        scores = count(evaluate, weights, source, settings, config, phase.mesh)
+        say(
+            f"{name}: step {step}, selection split: clean {scores['clean']:.1%}, "
+            f"robust {scores['robust']:.1%}"
+        )
+        before = best.latest_step()
+        if before is None or scores[metric] >= best.meta(before)[metric]:
+            best.save(step, weights, scores)
+            best.wait()
+        if jax.process_index() == 0:  # last: without this line the evaluation is repeated
+            with _scores(workdir, name).open("a") as lines:
+                lines.write(json.dumps({"step": step} | scores) + "\n")
+        return {f"selection_{key}": value for key, value in scores.items()}
+
+    return select
+
+
+def _scores(workdir: Path, name: str) -> Path:
+    return workdir / name / "selection.jsonl"
+
+
+def _scored(workdir: Path, name: str, step: int | None) -> bool:
+    """Whether a step was evaluated on the selection split."""
+    return _first_host(any(row["step"] == step for row in metrics.read(_scores(workdir, name))))
+
+
+def _first_host(decision: bool) -> bool:
+    """What the first host decides: another one may have another, or a later, view of the files."""
+    if jax.process_count() == 1:
+        return decision
+    return bool(multihost_utils.broadcast_one_to_all(np.array(decision)))
 
 
 def _all_stop(asked: bool, meeting: bool) -> bool:
@@ -229,10 +305,6 @@ def _all_stop(asked: bool, meeting: bool) -> bool:
     if jax.process_count() == 1:
         return asked
     return meeting and bool(multihost_utils.process_allgather(np.array(asked)).any())
-
-
-def _chosen(config, state: TrainState):
-    return state.ema if config.evaluation.weights == "ema" else state.params
 
 
 def _check_finite(window: list, checkpoints: Checkpoints) -> list[dict]:
@@ -255,7 +327,7 @@ def _means(values: list[dict]) -> dict[str, float]:
     return {key: float(np.mean([row[key] for row in values])) for key in values[0]}
 
 
-def count(evaluate, weights, source, settings, config, mesh) -> dict[str, float]:
+def count(evaluate, weights: Weights, source, settings, config, mesh) -> dict[str, float]:
     """Clean and robust accuracy on the first `settings.images` images of a source (0: all)."""
     batches = pipeline.evaluation_batches(
         source,
@@ -264,6 +336,7 @@ def count(evaluate, weights, source, settings, config, mesh) -> dict[str, float]
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         limit=settings.images or None,
+        workers=config.data.workers,
     )
     key = jax.random.key(config.seed)
     totals: dict[str, int] = {"count": 0, "clean": 0, "robust": 0}
@@ -278,58 +351,65 @@ def count(evaluate, weights, source, settings, config, mesh) -> dict[str, float]
 
 def _test(config, workdir, plain, name, phase, weights) -> None:
     """Appends the record of a phase's best weights on the test split, unless it is there."""
-    step, params, stats = weights
+    step, best = weights
     source = _open(config, "test_split")
     which = f"{name}, step {step}, {config.evaluation.weights}"
-    if any(r["weights"] == which for r in results(workdir)):
+    attack = {
+        "name": "apgd-ce",
+        "norm": config.attack.norm,
+        "epsilon": config.attack.epsilon,
+        "steps": config.test.steps,
+        "restarts": 1,
+        "start": "random",
+    }
+    images = min(len(source), config.test.images or len(source))
+    identity = (which, [attack], _ids(images))
+    known = ((r["weights"], r["attacks"], r["image_ids"]) for r in results(workdir))
+    if _first_host(identity in known):
         return
     say(f"{name}: testing step {step} with APGD-CE, {config.test.steps} steps")
-    evaluate = build.evaluation(config, phase.mesh, steps=config.test.steps)
-    scores = count(evaluate, (params, stats), source, config.test, config, phase.mesh)
+    # In float32, as RobustBench does, whatever the type of training.
+    evaluate = build.evaluation(config, phase.mesh, steps=config.test.steps, dtype="float32")
+    scores = count(evaluate, best, source, config.test, config, phase.mesh)
     record = records.accuracy_record(
         config=plain,
         weights=which,
-        params=params,
-        stats=stats,
+        params=best.params,
+        stats=best.stats,
         dataset=config.data.name,
         split=config.data.test_split,
-        images=int(scores["images"]),
+        image_ids=_ids(images),
+        dtype="float32",
         preprocessing=pipeline.preprocessing_id(source, config.model.image_size),
-        attacks=[
-            {
-                "name": "apgd-ce",
-                "norm": config.attack.norm,
-                "epsilon": config.attack.epsilon,
-                "steps": config.test.steps,
-                "restarts": 1,
-                "start": "random",
-            }
-        ],
+        attacks=[attack],
         clean=scores["clean"],
         robust=scores["robust"],
         seed=config.seed,
     )
     if jax.process_index() == 0:
-        records.append(workdir / "results.jsonl", record)
+        old = "".join(json.dumps(r) + "\n" for r in results(workdir))
+        metrics.replace(workdir / "results.jsonl", old + json.dumps(record) + "\n")
+
+
+def _ids(images: int) -> str:
+    return f"0..{images - 1}"
 
 
 def results(workdir: Path) -> list[dict]:
     """The records of a workdir, oldest first."""
-    path = workdir / "results.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return metrics.read(workdir / "results.jsonl")
 
 
 def table(workdir: Path) -> str:
     """The records as a table for people."""
     rows = results(workdir)
-    attack = rows[-1]["attacks"][0]
-    head = (
-        f"test split {rows[-1]['split']}, APGD-CE {attack['steps']} steps, "
-        f"{attack['norm']} {attack['epsilon']:.4g}"
-    )
     width = max(len(r["weights"]) for r in rows)
-    lines = [f"{'weights':{width}}  {'clean':>7}  {'robust':>7}  images"]
+    lines = [f"{'weights':{width}}  {'clean':>7}  {'robust':>7}  images  attack"]
     for r in rows:
-        n = int(r["image_ids"].split("..")[1]) + 1
-        lines.append(f"{r['weights']:{width}}  {r['clean']:7.1%}  {r['robust']:7.1%}  {n:6d}")
-    return "\n".join(["", head, *lines, f"records: {workdir / 'results.jsonl'}"])
+        a, n = r["attacks"][0], int(r["image_ids"].split("..")[1]) + 1
+        attack = f"{a['name'].upper()} {a['steps']} steps, {a['norm']} {a['epsilon']:.4g}"
+        lines.append(
+            f"{r['weights']:{width}}  {r['clean']:7.1%}  {r['robust']:7.1%}  {n:6d}  {attack}"
+        )
+    split = f"{rows[-1]['dataset']}, split {rows[-1]['split']}"
+    return "\n".join(["", split, *lines, f"records: {workdir / 'results.jsonl'}"])

@@ -136,10 +136,27 @@ class CreateErrorsTest(parameterized.TestCase):
         ({"stem_strides": (2, 2)}, "needs 1 entries"),
         ({"depths": (1, 1)}, "must have the same length"),
         ({"stem_widths": (8,), "stem_strides": (1,)}, "must be dims"),
+        ({"depths": 3}, "depths=3 must be a tuple of positive integers"),
+        ({"stem_strides": (0,)}, r"stem_strides=\(0,\) must be a tuple of positive"),
+        ({"in_channels": 0}, "in_channels=0 must not be"),
+        ({"dtype": "bf16"}, "not a compute type; one of"),
     )
     def test_message(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):
             models.create(**{"name": "convnext_n", "image_size": 32} | changes)
+
+
+class InputErrorsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (np.zeros((2, 16, 16, 3), np.uint8), "images are uint8; divide by 255"),
+        (np.zeros((2, 16, 16, 1), np.float32), r"shape \(2, 16, 16, 1\), expected \[B, H, W, 3\]"),
+        (np.zeros((16, 16, 3), np.float32), r"expected \[B, H, W, 3\]"),
+    )
+    def test_message(self, images, message):
+        net = models.create("convnext_n", image_size=16, depths=(1,), dims=(8,))
+        params, stats = jax.jit(net.init)(jax.random.key(0))
+        with self.assertRaisesRegex(ValueError, message):
+            net.apply(params, stats, images)
 
 
 class ConvertTest(absltest.TestCase):
@@ -158,6 +175,17 @@ class ConvertTest(absltest.TestCase):
         self.assertIn("extra: 0 rows match", message)
         self.assertIn("head.fc.bias: not filled", message)
         self.assertIn("head.fc.weight: shape (768, 10) for head.fc.kernel (768, 1000)", message)
+
+    def test_only_finite_float32_and_copies(self):
+        self.weights["head.fc.bias"] = self.weights["head.fc.bias"].astype(np.float16)
+        self.weights["head.norm.bias"][0] = np.nan
+        with self.assertRaisesRegex(ValueError, "(?s)dtype float16, expected float32.*not finite"):
+            convert.from_torch("convnext_t", self.weights)
+
+    def test_half_a_normalisation_is_refused(self):
+        self.weights["normalize.mean"] = np.zeros((1, 3, 1, 1), np.float32)
+        with self.assertRaisesRegex(ValueError, "normalize.std: not filled"):
+            convert.from_torch("convnext_t", self.weights)
 
     def test_wrapper_prefixes(self):
         wrapped = {f"module.base_model.{k}": v for k, v in self.weights.items()}

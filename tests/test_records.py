@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 from absl.testing import absltest
 
@@ -24,19 +22,6 @@ class RecordsTest(absltest.TestCase):
         a, b = {"x": 1, "y": {"z": 2.5}}, {"y": {"z": 2.5}, "x": 1}
         self.assertEqual(records.config_sha256(a), records.config_sha256(b))
         self.assertNotEqual(records.config_sha256(a), records.config_sha256(a | {"x": 2}))
-
-    def test_append_keeps_what_is_there(self):
-        path = self.create_tempdir().create_file("results.jsonl", "")
-        for i in range(2):
-            records.append(path_of(path), {"i": i})
-        lines = path_of(path).read_text().splitlines()
-        self.assertEqual([json.loads(line)["i"] for line in lines], [0, 1])
-
-
-def path_of(file):
-    import pathlib
-
-    return pathlib.Path(file.full_path)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import itertools
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from ml_collections import ConfigDict
 
 from configs.base import base
 from jaxrobust import build, checkpoint, train
+from jaxrobust.data import sources
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,9 +31,8 @@ def tiny(**changes) -> ConfigDict:
     """Digits, a network that compiles in a moment, 2 clean and 3 adversarial epochs of 4 steps."""
     config = base().unlock()
     config.model.update(name="convnext_n", num_classes=10, image_size=8)
-    config.model.options = ConfigDict(
-        {"in_channels": 1, "stem_strides": (1,), "depths": (1,), "dims": (8,)}
-    )
+    config.model.in_channels = 1
+    config.model.options = ConfigDict({"stem_strides": (1,), "depths": (1,), "dims": (8,)})
     config.data.update(
         name="digits",
         train_split="train[:256]",
@@ -54,21 +55,24 @@ def tiny(**changes) -> ConfigDict:
 def quiet_run(config, workdir) -> str:
     """What a run prints."""
     said = io.StringIO()
-    with contextlib.redirect_stderr(said), jax.numpy_dtype_promotion("standard"):
+    with (
+        contextlib.redirect_stderr(said),
+        contextlib.redirect_stdout(said),
+        jax.numpy_dtype_promotion("standard"),
+    ):
         train.run(config, workdir)
     return said.getvalue()
 
 
-def final_params(workdir: Path, config, phase="train"):
-    built = build.phase(config, phase, 256)
+def final_state(workdir: Path, config, phase="train"):
     with jax.numpy_dtype_promotion("standard"):
+        built = build.phase(config, phase, 256)
         abstract = checkpoint.abstract_state(
             built.abstract_state, jax.sharding.SingleDeviceSharding(jax.devices()[0])
         )
-    checkpoints = checkpoint.Checkpoints(workdir / phase, metric="robust")
-    state, meta = checkpoints.restore(checkpoints.latest_step(), abstract)
-    checkpoints.close()
-    return state, meta
+    with contextlib.closing(checkpoint.Checkpoints(workdir / phase / "latest")) as checkpoints:
+        step = checkpoints.latest_step()
+        return checkpoints.restore(step, abstract), checkpoints.meta(step)
 
 
 class LoopTest(parameterized.TestCase):
@@ -84,7 +88,7 @@ class LoopTest(parameterized.TestCase):
         self.assertIn("pretrain 3/8 loss", self.said)
         self.assertRegex(self.said, r"train 12/12 loss [\d.]+ robust [\d.]+% [\d,]+ images/s ETA 0")
         self.assertRegex(self.said, r"weights +clean +robust +images")
-        self.assertRegex(self.said, r"train, step \d+, ema +[\d.]+% +[\d.]+% +80")
+        self.assertRegex(self.said, r"train, step \d+, ema +[\d.]+% +[\d.]+% +80  APGD-CE 3 steps")
         self.assertRegex(self.said, r"step compiled in [\d.]+ s \(compilation cache (hit|miss)\)")
 
     def test_records_carry_their_evidence(self):
@@ -107,12 +111,12 @@ class LoopTest(parameterized.TestCase):
         self.assertTrue(any("selection_robust" in x for x in lines))
 
     def test_position_is_examples_consumed(self):
-        _, meta = final_params(self.workdir, tiny())
+        _, meta = final_state(self.workdir, tiny())
         self.assertEqual(meta["examples_consumed"], 12 * 64)
 
     def test_adversarial_phase_starts_from_the_clean_weights(self):
-        clean, _ = final_params(self.workdir, tiny(), "pretrain")
-        robust, _ = final_params(self.workdir, tiny())
+        clean, _ = final_state(self.workdir, tiny(), "pretrain")
+        robust, _ = final_state(self.workdir, tiny())
         a, b = (np.concatenate([np.ravel(v) for v in s.params.values()]) for s in (clean, robust))
         self.assertGreater(np.corrcoef(a, b)[0, 1], 0.9)  # another seed's would be near 0
 
@@ -121,7 +125,7 @@ class LoopTest(parameterized.TestCase):
         workdir = Path(self.create_tempdir()) / "cut"
         stop_after(after, lambda: quiet_run(tiny(), workdir))
         quiet_run(tiny(), workdir)
-        whole, cut = (final_params(d, tiny())[0] for d in (self.workdir, workdir))
+        whole, cut = (final_state(d, tiny())[0] for d in (self.workdir, workdir))
         for (path, a), b in zip(
             jax.tree.leaves_with_path(whole._replace(key=0)),
             jax.tree.leaves(cut._replace(key=0)),
@@ -202,6 +206,48 @@ class TroubleTest(parameterized.TestCase):
             quiet_run(config, workdir)
         self.assertIn("train: step 4 of 12", quiet_run(config, workdir))
 
+    def test_bad_record_loses_nothing(self):
+        workdir = Path(self.create_tempdir()) / "record"
+        config, real = tiny(pretrain__epochs=0), train._batches
+
+        class Damaged:
+            def __init__(self, batches):
+                self.batches, self.close = batches, batches.close
+
+            def __next__(self):
+                if next(counter) == 6:
+                    raise sources.DataError("record 77 is damaged")
+                return next(self.batches)
+
+        counter = itertools.count()
+        with (
+            mock.patch.object(train, "_batches", lambda *args: Damaged(real(*args))),
+            self.assertRaisesRegex(ValueError, "record 77 is damaged. Step 6 is saved under"),
+        ):
+            quiet_run(config, workdir)
+        self.assertIn("train: step 6 of 12", quiet_run(config, workdir))
+
+    def test_failing_evaluation_loses_nothing(self):
+        workdir = Path(self.create_tempdir()) / "evaluation"
+        config = tiny(pretrain__epochs=0)
+        failure = mock.patch.object(train, "count", side_effect=sources.DataError("bad image"))
+        with failure, self.assertRaisesRegex(ValueError, "bad image"):
+            quiet_run(config, workdir)
+        said = quiet_run(config, workdir)
+        self.assertIn("train: step 4 of 12", said)
+        self.assertIn("train: step 4, selection split", said)  # it is made up for
+
+    def test_workdir_that_cannot_be(self):
+        file = Path(self.create_tempfile().full_path)
+        with self.assertRaisesRegex(ValueError, "cannot write to --workdir.*name a folder"):
+            quiet_run(tiny(), file / "run")
+
+    def test_damaged_config_is_named(self):
+        workdir = Path(self.create_tempdir())
+        (workdir / "config.json").write_text("{")
+        with self.assertRaisesRegex(ValueError, r"config\.json is damaged .*remove"):
+            quiet_run(tiny(), workdir)
+
     @parameterized.parameters(
         ({"train__batch_size": 60}, r"train\.batch_size=60 .*8 devices; use 56 or 64"),
         ({"evaluation__batch_size": 30}, r"evaluation\.batch_size=30 .*use 24 or 32"),
@@ -223,6 +269,17 @@ class TroubleTest(parameterized.TestCase):
         ({"evaluation__steps": 0}, "steps=0"),
         ({"evaluation__weights": "swa"}, "one of 'ema', 'raw'"),
         ({"train__ema_decay": 1.5}, "ema_decay=1.5"),
+        ({"train__epochs": -1}, r"train\.epochs=-1 must be at least 1"),
+        ({"train__lr": -0.1}, r"train\.lr=-0.1 must be above 0"),
+        ({"train__lr": float("nan")}, r"train\.lr=nan must be above 0"),
+        ({"train__weight_decay": -1.0}, "weight_decay=-1.0 must be at least 0"),
+        ({"train__final_lr": 1.0}, "final_lr=1.0 must be between 0 and train.lr=0.01"),
+        ({"evaluation__every_epochs": 0}, r"evaluation\.every_epochs=0 must be at least 1"),
+        ({"checkpoint__every_epochs": 0}, r"checkpoint\.every_epochs=0 must be at least 1"),
+        ({"log__every_steps": 0}, r"log\.every_steps=0 must be at least 1"),
+        ({"test__images": -1}, r"test\.images=-1 must be at least 0"),
+        ({"model__dtype": "bf16"}, "dtype='bf16' is not a compute type; one of"),
+        ({"model__in_channels": 3}, "digits has 1 channels; set model.in_channels=1"),
         ({"log__tensorboard": True}, r"pip install -e '\.\[tensorboard\]'"),
     )
     def test_refuses_before_anything_is_written(self, changes, message):
@@ -249,6 +306,7 @@ class CommandLineTest(parameterized.TestCase):
     @parameterized.parameters(
         (["--config.train.epocs=3"], "unknown config key 'epocs'; did you mean 'epochs'?"),
         (["--config.zzz=3"], "unknown config key 'zzz'"),
+        (["--config.attack.epsilon", "8/4"], "epsilon=2.0 is larger than the pixel range"),
         (["--config.attack.epsilon=8/4"], "epsilon=2.0 is larger than the pixel range"),
         (["--config=nowhere.py"], "no such file; try configs/quickstart.py"),
     )
@@ -272,7 +330,7 @@ class CommandLineTest(parameterized.TestCase):
         self.assertEqual(process.wait(60), 130, said)
         self.assertRegex(said, r"stopped after step \d+ of \d+, saved under .*continues there")
         self.assertNotIn("Traceback", said)
-        self.assertNotEmpty(list((workdir / "pretrain").glob("[0-9]*")))
+        self.assertNotEmpty(list((workdir / "pretrain" / "latest").glob("[0-9]*")))
 
 
 @pytest.mark.slow

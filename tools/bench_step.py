@@ -42,8 +42,12 @@ def load(args: argparse.Namespace):
     config = runpy.run_path(str(args.config))["get_config"]().unlock()
     config.train.batch_size = args.batch
     config.model.dtype = args.dtype
-    config.model.image_size = args.image_size or config.model.image_size
-    config.attack.steps = args.attack_steps or config.attack.steps
+    if args.image_size is not None:
+        config.model.image_size = args.image_size
+    if args.attack_steps is not None:
+        config.attack.steps = args.attack_steps
+    if min(args.rounds, args.steps) < 1:
+        raise ValueError(f"--rounds={args.rounds} and --steps={args.steps} must be at least 1")
     return config
 
 
@@ -124,7 +128,7 @@ def main() -> None:
     if config.model.dtype != "float32" and args.against:
         raise ValueError("--against torch compares float32; leave --dtype out")
     rng = np.random.default_rng(0)
-    side, channels = config.model.image_size, config.model.options.get("in_channels", 3)
+    side, channels = config.model.image_size, config.model.in_channels
     images = rng.integers(0, 256, (args.batch, side, side, channels), np.uint8)
     labels = rng.integers(0, config.model.num_classes, args.batch).astype(np.int32)
 

@@ -16,7 +16,12 @@ STATIC = {
     "types": [PYTHON, "-m", "mypy"],
 }
 FAST = {"tests": [PYTHON, "-m", "pytest"]}
-SLOW = {"slow tests": [PYTHON, "-m", "pytest", "-m", "slow"]}
+# The networks once more with the tree mode that Flax announces as NNX's default.
+TREE_MODE = ["env", "NNX_GRAPH_MODE=false", "NNX_GRAPH_UPDATES=false"]
+SLOW = {
+    "slow tests": [PYTHON, "-m", "pytest", "-m", "slow"],
+    "NNX tree mode": [*TREE_MODE, PYTHON, "-m", "pytest", "tests/test_convnext.py"],
+}
 
 
 def main(arguments: list[str]) -> int:

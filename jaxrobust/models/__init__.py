@@ -6,6 +6,7 @@ from jaxrobust.models import convnext
 from jaxrobust.names import Row
 from jaxrobust.types import Classifier
 
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 _FAMILY = {name: convnext for name in convnext.VARIANTS}
 
 
@@ -35,9 +36,10 @@ def create(name: str, *, num_classes: int = 1000, image_size: int = 224, **overr
         )
     if num_classes < 2:
         raise ValueError(f"num_classes={num_classes}: a classifier needs at least 2 classes")
-    return family.create(
-        variant._replace(**overrides), num_classes=num_classes, image_size=image_size
-    )
+    variant = variant._replace(**overrides)
+    if variant.dtype not in DTYPES:
+        raise ValueError(f"dtype={variant.dtype!r} is not a compute type; one of {DTYPES}")
+    return family.create(variant, num_classes=num_classes, image_size=image_size)
 
 
 def torch_names(name: str) -> list[Row]:

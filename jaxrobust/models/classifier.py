@@ -28,6 +28,8 @@ def classifier(make: Callable[[nnx.Rngs], nnx.Module], *, dtype=jnp.float32) -> 
       make: called with `nnx.Rngs(params=key)`; its variables are Param or BatchStat.
       dtype: compute type. Params are cast on entry, which costs nothing if the caller did so
         already, once, outside an attack loop. Logits come back in float32 (float64 in x64).
+
+    The layers have gradients of their own: reverse mode works, forward mode (`jax.jvp`) does not.
     """
     abstract = nnx.eval_shape(lambda: make(nnx.Rngs(params=0)))
     graph, *states = nnx.split(abstract, nnx.Param, nnx.BatchStat)
@@ -38,6 +40,11 @@ def classifier(make: Callable[[nnx.Rngs], nnx.Module], *, dtype=jnp.float32) -> 
 
     def apply(params: Params, stats: Params, images: Array, *, train=False, key=None):
         del train, key  # no dropout, no batch statistics in this family: both modes are one
+        channels = stats["normalize.mean"].shape[0]
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(f"images are {images.dtype}; divide by 255 for floats in [0, 1]")
+        if images.ndim != 4 or images.shape[3] != channels:
+            raise ValueError(f"images have shape {images.shape}, expected [B, H, W, {channels}]")
         cast = {name: array.astype(dtype) for name, array in params.items()}
         module = nnx.merge(graph, _state(cast, states[0]), _state(stats, states[1]))
         logits = module(images)

@@ -143,6 +143,12 @@ def _stem(variant: Variant, rngs) -> list[nnx.Module]:
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """The network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
+    for name in ("depths", "dims", "stem_widths", "stem_strides"):
+        values = getattr(v, name)
+        if not (isinstance(values, tuple | list) and all(n >= 1 for n in values)):
+            raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
+    if not v.dims or v.in_channels < 1:
+        raise ValueError(f"dims={v.dims} and in_channels={v.in_channels} must not be empty or 0")
     if len(v.depths) != len(v.dims):
         raise ValueError(f"depths={v.depths} and dims={v.dims} must have the same length")
     if len(v.stem_strides) != max(1, len(v.stem_widths)):
