@@ -64,6 +64,11 @@ def read(path: Path) -> list[dict]:
     return rows
 
 
+def append(path: Path, row: dict) -> None:
+    """Adds an object to a file of JSON lines, whole or not at all, and drops a line cut off."""
+    replace(path, "".join(json.dumps(r) + "\n" for r in [*read(path), row]))
+
+
 def replace(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     part = path.with_name(path.name + ".part")

@@ -1,22 +1,22 @@
-"""The loop: restore, step, log, evaluate, save; then the table of what was reached."""
+"""The loop: restore, step, log, save, evaluate."""
 
 import contextlib
 import json
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxrobust import build, compilation, metrics, records, sharding
+from jaxrobust import build, compilation, metrics, scores, sharding
 from jaxrobust.checkpoint import Checkpoints, abstract_state, disk_full
 from jaxrobust.data import pipeline, sources
 from jaxrobust.progress import Progress, StopSignals, say
 from jaxrobust.step import TrainState
-from jaxrobust.types import Batch, Params
+from jaxrobust.types import Batch
 
 # What a workdir may change between two runs of the same command without becoming another run.
 _FREE = ("log.", "data.dir", "data.workers", "test.")  # a record carries its own test settings
@@ -49,16 +49,16 @@ def run(config: Any, workdir: Path) -> None:
     for name in phases:
         with jax.set_mesh(built[name].mesh):
             weights = _run_phase(config, workdir, name, built[name], source, weights)
-            _test(config, workdir, plain, name, built[name], weights)
+            scores.test(config, workdir, plain, name, built[name], *weights)
     if jax.process_index() == 0:
-        print(table(workdir), flush=True)
+        print(scores.table(workdir), flush=True)
 
 
 def check(config, phases: list[str]) -> tuple[sources.Source, dict[str, build.Phase]]:
     """The training split and the phases; refuses whatever would fail later."""
     if not phases:
         raise ValueError("pretrain.epochs and train.epochs are both 0: there is nothing to train")
-    source, *_ = (_open(config, f"{k}_split") for k in ("train", "selection", "test"))
+    source, *_ = (scores.open_split(config, f"{k}_split") for k in ("train", "selection", "test"))
     built = {name: build.phase(config, name, len(source)) for name in phases}
     for key in ("evaluation", "test"):
         build.divides(config[key].batch_size, jax.device_count(), f"{key}.batch_size")
@@ -80,22 +80,6 @@ def check(config, phases: list[str]) -> tuple[sources.Source, dict[str, build.Ph
     for name in phases:
         _batches(config, name, source, 0).close()
     return source, built
-
-
-def _open(config, key: str) -> sources.Source:
-    """A split of the config's data set, checked against its model."""
-    data, model = config.data, config.model
-    source = sources.open_source(data.name, data[key], data_dir=data.dir)
-    if source.num_classes != model.num_classes:
-        raise ValueError(
-            f"model.num_classes={model.num_classes}, but {data.name} has {source.num_classes} "
-            f"classes; set model.num_classes={source.num_classes}"
-        )
-    if source.channels != model.in_channels:
-        raise ValueError(
-            f"{data.name} has {source.channels} channels; set model.in_channels={source.channels}"
-        )
-    return source
 
 
 def _batches(config, phase: str, source: sources.Source, start: int) -> pipeline.Batches:
@@ -161,14 +145,7 @@ def claim(workdir: Path, plain: dict) -> None:
         )
 
 
-class Weights(NamedTuple):
-    """The best weights of a phase so far."""
-
-    params: Params
-    stats: Params
-
-
-def _run_phase(config, workdir, name, phase, source, start) -> tuple[int, Weights]:
+def _run_phase(config, workdir, name, phase, source, start) -> tuple[int, scores.Weights]:
     """The best weights of a phase and their step, after training what is missing."""
     latest, best = (Checkpoints(workdir / name / kind) for kind in ("latest", "best"))
     with contextlib.closing(latest), contextlib.closing(best):
@@ -189,7 +166,7 @@ def _run_phase(config, workdir, name, phase, source, start) -> tuple[int, Weight
             checkpoints.wait()
         step = best.latest_step()
         assert step is not None, "the last step of a phase is always evaluated"
-        return step, best.restore(step, Weights(abstract.params, abstract.stats))
+        return step, best.restore(step, scores.Weights(abstract.params, abstract.stats))
 
 
 def _steps(config, workdir, name, phase, state: TrainState, latest, best, source) -> None:
@@ -260,44 +237,40 @@ def _steps(config, workdir, name, phase, state: TrainState, latest, best, source
 
 
 def _selection(config, workdir, name, phase, best: Checkpoints):
-    """`select(step, state) -> scores`: evaluates on the selection split, keeps the best weights."""
-    settings, source = config.evaluation, _open(config, "selection_split")
+    """`select(step, state) -> dict`: evaluates on the selection split, keeps the best weights."""
+    settings, source = config.evaluation, scores.open_split(config, "selection_split")
     evaluate = build.evaluation(config, phase.mesh, steps=settings.steps)
     metric = "clean" if config[name].objective == "clean" else "robust"
 
     def select(step: int, state: TrainState) -> dict[str, float]:
-        weights = Weights(state.ema if settings.weights == "ema" else state.params, state.stats)
-        scores = count(evaluate, weights, source, settings, config, phase.mesh)
+        weights = scores.Weights(
+            state.ema if settings.weights == "ema" else state.params, state.stats
+        )
+        reached = scores.count(evaluate, weights, source, settings, config, phase.mesh)
         say(
-            f"{name}: step {step}, selection split: clean {scores['clean']:.1%}, "
-            f"robust {scores['robust']:.1%}"
+            f"{name}: step {step}, selection split: clean {reached['clean']:.1%}, "
+            f"robust {reached['robust']:.1%}"
         )
         before = best.latest_step()
-        if before is None or scores[metric] >= best.meta(before)[metric]:
-            best.save(step, weights, scores)
+        if before is None or reached[metric] >= best.meta(before)[metric]:
+            best.save(step, weights, reached)
             best.wait()
         if jax.process_index() == 0:  # last: without this line the evaluation is repeated
-            with _scores(workdir, name).open("a") as lines:
-                lines.write(json.dumps({"step": step} | scores) + "\n")
-        return {f"selection_{key}": value for key, value in scores.items()}
+            metrics.append(_selection_file(workdir, name), {"step": step} | reached)
+        return {f"selection_{key}": value for key, value in reached.items()}
 
     return select
 
 
-def _scores(workdir: Path, name: str) -> Path:
+def _selection_file(workdir: Path, name: str) -> Path:
     return workdir / name / "selection.jsonl"
 
 
 def _scored(workdir: Path, name: str, step: int | None) -> bool:
     """Whether a step was evaluated on the selection split."""
-    return _first_host(any(row["step"] == step for row in metrics.read(_scores(workdir, name))))
-
-
-def _first_host(decision: bool) -> bool:
-    """What the first host decides: another one may have another, or a later, view of the files."""
-    if jax.process_count() == 1:
-        return decision
-    return bool(multihost_utils.broadcast_one_to_all(np.array(decision)))
+    return scores.first_host(
+        any(row["step"] == step for row in metrics.read(_selection_file(workdir, name)))
+    )
 
 
 def _all_stop(asked: bool, meeting: bool) -> bool:
@@ -325,91 +298,3 @@ def _check_finite(window: list, checkpoints: Checkpoints) -> list[dict]:
 
 def _means(values: list[dict]) -> dict[str, float]:
     return {key: float(np.mean([row[key] for row in values])) for key in values[0]}
-
-
-def count(evaluate, weights: Weights, source, settings, config, mesh) -> dict[str, float]:
-    """Clean and robust accuracy on the first `settings.images` images of a source (0: all)."""
-    batches = pipeline.evaluation_batches(
-        source,
-        batch_size=settings.batch_size,
-        image_size=config.model.image_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        limit=settings.images or None,
-        workers=config.data.workers,
-    )
-    key = jax.random.key(config.seed)
-    totals: dict[str, int] = {"count": 0, "clean": 0, "robust": 0}
-    for b in batches:
-        arrays = sharding.global_arrays(mesh, (b.images, b.labels, b.mask, b.ids))
-        for name, value in jax.device_get(evaluate(*weights, *arrays, key)).items():
-            totals[name] += int(value)
-    return {k: totals[k] / max(totals["count"], 1) for k in ("clean", "robust")} | {
-        "images": totals["count"]
-    }
-
-
-def _test(config, workdir, plain, name, phase, weights) -> None:
-    """Appends the record of a phase's best weights on the test split, unless it is there."""
-    step, best = weights
-    source = _open(config, "test_split")
-    which = f"{name}, step {step}, {config.evaluation.weights}"
-    attack = {
-        "name": "apgd-ce",
-        "norm": config.attack.norm,
-        "epsilon": config.attack.epsilon,
-        "steps": config.test.steps,
-        "restarts": 1,
-        "start": "random",
-    }
-    images = min(len(source), config.test.images or len(source))
-    identity = (which, [attack], _ids(images))
-    known = ((r["weights"], r["attacks"], r["image_ids"]) for r in results(workdir))
-    if _first_host(identity in known):
-        return
-    say(f"{name}: testing step {step} with APGD-CE, {config.test.steps} steps")
-    # In float32, as RobustBench does, whatever the type of training.
-    evaluate = build.evaluation(config, phase.mesh, steps=config.test.steps, dtype="float32")
-    scores = count(evaluate, best, source, config.test, config, phase.mesh)
-    record = records.accuracy_record(
-        config=plain,
-        weights=which,
-        params=best.params,
-        stats=best.stats,
-        dataset=config.data.name,
-        split=config.data.test_split,
-        image_ids=_ids(images),
-        dtype="float32",
-        preprocessing=pipeline.preprocessing_id(source, config.model.image_size),
-        attacks=[attack],
-        clean=scores["clean"],
-        robust=scores["robust"],
-        seed=config.seed,
-    )
-    if jax.process_index() == 0:
-        old = "".join(json.dumps(r) + "\n" for r in results(workdir))
-        metrics.replace(workdir / "results.jsonl", old + json.dumps(record) + "\n")
-
-
-def _ids(images: int) -> str:
-    return f"0..{images - 1}"
-
-
-def results(workdir: Path) -> list[dict]:
-    """The records of a workdir, oldest first."""
-    return metrics.read(workdir / "results.jsonl")
-
-
-def table(workdir: Path) -> str:
-    """The records as a table for people."""
-    rows = results(workdir)
-    width = max(len(r["weights"]) for r in rows)
-    lines = [f"{'weights':{width}}  {'clean':>7}  {'robust':>7}  images  attack"]
-    for r in rows:
-        a, n = r["attacks"][0], int(r["image_ids"].split("..")[1]) + 1
-        attack = f"{a['name'].upper()} {a['steps']} steps, {a['norm']} {a['epsilon']:.4g}"
-        lines.append(
-            f"{r['weights']:{width}}  {r['clean']:7.1%}  {r['robust']:7.1%}  {n:6d}  {attack}"
-        )
-    split = f"{rows[-1]['dataset']}, split {rows[-1]['split']}"
-    return "\n".join(["", split, *lines, f"records: {workdir / 'results.jsonl'}"])

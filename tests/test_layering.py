@@ -11,11 +11,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "jaxrobust"
 
 FLOORS = [
-    {"types", "names", "launch"},
+    {"types", "names", "launch", "commandline"},
     {"attacks", "models", "data", "objectives", "augment", "progress", "compilation"},
     {"optim", "sharding", "checkpoint", "records", "metrics", "convert"},
     {"step", "evaluation"},
     {"build"},
+    {"scores"},
     {"train"},
     {"main", "evaluate"},
 ]

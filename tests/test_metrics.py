@@ -35,6 +35,13 @@ class MetricsTest(absltest.TestCase):
             write(1, {"loss": 1.0})
         self.assertFalse(self.path.exists())
 
+    def test_append_drops_a_line_cut_off(self):
+        metrics.append(self.path, {"step": 1})
+        with self.path.open("a") as lines:
+            lines.write('{"st')
+        metrics.append(self.path, {"step": 2})
+        self.assertEqual(metrics.read(self.path), [{"step": 1}, {"step": 2}])
+
     def test_damaged_line_is_named(self):
         self.path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
         with self.assertRaisesRegex(ValueError, "metrics.jsonl, line 2 is damaged.*remove"):

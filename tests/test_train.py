@@ -21,7 +21,7 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from configs.base import base
-from jaxrobust import build, checkpoint, train
+from jaxrobust import build, checkpoint, scores, train
 from jaxrobust.data import sources
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,7 +92,7 @@ class LoopTest(parameterized.TestCase):
         self.assertRegex(self.said, r"step compiled in [\d.]+ s \(compilation cache (hit|miss)\)")
 
     def test_records_carry_their_evidence(self):
-        records = train.results(self.workdir)
+        records = scores.results(self.workdir)
         self.assertLen(records, 2)
         for record in records:
             for key in ("commit", "config_sha256", "weights_sha256", "seed", "versions", "device"):
@@ -230,7 +230,7 @@ class TroubleTest(parameterized.TestCase):
     def test_failing_evaluation_loses_nothing(self):
         workdir = Path(self.create_tempdir()) / "evaluation"
         config = tiny(pretrain__epochs=0)
-        failure = mock.patch.object(train, "count", side_effect=sources.DataError("bad image"))
+        failure = mock.patch.object(scores, "count", side_effect=sources.DataError("bad image"))
         with failure, self.assertRaisesRegex(ValueError, "bad image"):
             quiet_run(config, workdir)
         said = quiet_run(config, workdir)
@@ -367,7 +367,7 @@ class HostsTest(absltest.TestCase):
             check=True,
         )
         hosts_records, devices_records = (
-            train.results(directory / name) for name in ("hosts", "devices")
+            scores.results(directory / name) for name in ("hosts", "devices")
         )
         self.assertLen(hosts_records, 2)
         for a, b in zip(hosts_records, devices_records, strict=True):

@@ -1,0 +1,43 @@
+"""Flags as people write them, and mistakes in them as one sentence."""
+
+import re
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from absl import flags
+
+
+def stop(message: object, code: int) -> NoReturn:
+    """Ends the process with a sentence on stderr."""
+    print(f"jaxrobust: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """absl's parser, with its errors as one sentence, and fractions such as 4/255 as values."""
+    for i, argument in enumerate(argv):
+        follows = i > 0 and re.fullmatch(r"--?config\.[\w.]+", argv[i - 1])
+        if follows or re.match(r"--?config\.", argument):
+            fraction = re.compile(r"(?<![^=])\d+(\.\d+)?/\d+$")
+            argv[i] = fraction.sub(lambda m: str(_fraction(m[0])), argument)
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if argument.lstrip("-").split("=")[0] == "config":
+            path = Path(argument.partition("=")[2] or following)
+            if not path.is_file():
+                stop(f"--config {path}: no such file; try configs/quickstart.py", 2)
+            sys.path.append(str(path.resolve().parent.parent))  # configs import configs.base
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
+        message = " ".join(str(error).replace("\\n", " ").split())
+        if typo := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', message):
+            message = f"unknown config key {typo[2]!r}; did you mean {typo[1]!r}?"
+        elif isinstance(error, (KeyError, AttributeError)):
+            message = f"unknown config key {message.strip(chr(34))}"
+        stop(f"{message} (configs/base.py lists every config key)", 2)
+
+
+def _fraction(text: str) -> float:
+    over, under = map(float, text.split("/"))
+    return over / under if under else float("nan")

@@ -1,0 +1,129 @@
+"""What a network reaches: accuracies on a split, their records, and the table of a run."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxrobust import build, metrics, records, sharding
+from jaxrobust.data import pipeline, sources
+from jaxrobust.progress import say
+from jaxrobust.types import Params
+
+
+class Weights(NamedTuple):
+    """What a network is evaluated with."""
+
+    params: Params
+    stats: Params
+
+
+def open_split(config, key: str) -> sources.Source:
+    """A split of the config's data set, checked against its model."""
+    data, model = config.data, config.model
+    source = sources.open_source(data.name, data[key], data_dir=data.dir)
+    if source.num_classes != model.num_classes:
+        raise ValueError(
+            f"model.num_classes={model.num_classes}, but {data.name} has {source.num_classes} "
+            f"classes; set model.num_classes={source.num_classes}"
+        )
+    if source.channels != model.in_channels:
+        raise ValueError(
+            f"{data.name} has {source.channels} channels; set model.in_channels={source.channels}"
+        )
+    return source
+
+
+def count(evaluate, weights: Weights, source, settings, config, mesh) -> dict[str, float]:
+    """Clean and robust accuracy on the first `settings.images` images of a source (0: all)."""
+    batches = pipeline.evaluation_batches(
+        source,
+        batch_size=settings.batch_size,
+        image_size=config.model.image_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        limit=settings.images or None,
+        workers=config.data.workers,
+    )
+    key = jax.random.key(config.seed)
+    totals: dict[str, int] = {"count": 0, "clean": 0, "robust": 0}
+    for b in batches:
+        arrays = sharding.global_arrays(mesh, (b.images, b.labels, b.mask, b.ids))
+        for name, value in jax.device_get(evaluate(*weights, *arrays, key)).items():
+            totals[name] += int(value)
+    return {k: totals[k] / max(totals["count"], 1) for k in ("clean", "robust")} | {
+        "images": totals["count"]
+    }
+
+
+def test(config, workdir, plain, name, phase, step: int, best: Weights) -> None:
+    """Appends the record of a phase's best weights on the test split, unless it is there."""
+    source = open_split(config, "test_split")
+    which = f"{name}, step {step}, {config.evaluation.weights}"
+    attack = {
+        "name": "apgd-ce",
+        "norm": config.attack.norm,
+        "epsilon": config.attack.epsilon,
+        "steps": config.test.steps,
+        "restarts": 1,
+        "start": "random",
+    }
+    images = min(len(source), config.test.images or len(source))
+    identity = (which, [attack], _ids(images))
+    known = ((r["weights"], r["attacks"], r["image_ids"]) for r in results(workdir))
+    if first_host(identity in known):
+        return
+    say(f"{name}: testing step {step} with APGD-CE, {config.test.steps} steps")
+    # In float32, as RobustBench does, whatever the type of training.
+    evaluate = build.evaluation(config, phase.mesh, steps=config.test.steps, dtype="float32")
+    scores = count(evaluate, best, source, config.test, config, phase.mesh)
+    record = records.accuracy_record(
+        config=plain,
+        weights=which,
+        params=best.params,
+        stats=best.stats,
+        dataset=config.data.name,
+        split=config.data.test_split,
+        image_ids=_ids(images),
+        dtype="float32",
+        preprocessing=pipeline.preprocessing_id(source, config.model.image_size),
+        attacks=[attack],
+        clean=scores["clean"],
+        robust=scores["robust"],
+        seed=config.seed,
+    )
+    if jax.process_index() == 0:
+        metrics.append(workdir / "results.jsonl", record)
+
+
+def first_host(decision: bool) -> bool:
+    """What the first host decides: another one may have another, or a later, view of the files."""
+    if jax.process_count() == 1:
+        return decision
+    return bool(multihost_utils.broadcast_one_to_all(np.array(decision)))
+
+
+def _ids(images: int) -> str:
+    return f"0..{images - 1}"
+
+
+def results(workdir: Path) -> list[dict]:
+    """The records of a workdir, oldest first."""
+    return metrics.read(workdir / "results.jsonl")
+
+
+def table(workdir: Path) -> str:
+    """The records as a table for people."""
+    rows = results(workdir)
+    width = max(len(r["weights"]) for r in rows)
+    lines = [f"{'weights':{width}}  {'clean':>7}  {'robust':>7}  images  attack"]
+    for r in rows:
+        a, n = r["attacks"][0], int(r["image_ids"].split("..")[1]) + 1
+        attack = f"{a['name'].upper()} {a['steps']} steps, {a['norm']} {a['epsilon']:.4g}"
+        lines.append(
+            f"{r['weights']:{width}}  {r['clean']:7.1%}  {r['robust']:7.1%}  {n:6d}  {attack}"
+        )
+    split = f"{rows[-1]['dataset']}, split {rows[-1]['split']}"
+    return "\n".join(["", split, *lines, f"records: {workdir / 'results.jsonl'}"])
