@@ -27,7 +27,10 @@ EPSILON = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
 REFERENCE = {"Linf": "linf", "L2": "l2", "L1": "l1"}  # its names for ours
 LOSS = {"ce": "ce", "dlr": "dlr", "dlrt": "dlr-targeted"}
 NETS = golden_nets()
-X_TOLERANCE = {"linf": 1e-7, "l2": 2e-6, "l1": 2e-6}  # sums of 3072 squares; L1 residue
+X_TOLERANCE = {"linf": 1e-6, "l2": 2e-6, "l1": 2e-6}  # sums of 3072 squares; L1 residue
+# On Linf, the fraction of entries that may be off by more: the sign of a gradient entry near 0
+# differs between versions of XLA, and sign() makes a whole step of it. The golden README's rule.
+LINF_FLIPS = 1e-3
 
 
 @functools.partial(jax.jit, static_argnames=("net", "norm", "loss", "steps"))
@@ -89,6 +92,14 @@ def first_tainted(state, losses, golden_best, golden_step):
     return tainted
 
 
+def assert_points(actual, expected, norm):
+    """Iterates in float32, of any number of images, are those of the reference."""
+    if norm != "linf":
+        return assert_within(actual, expected, X_TOLERANCE[norm])
+    off = np.abs(np.asarray(actual) - expected) > X_TOLERANCE[norm]
+    assert off.mean() < LINF_FLIPS, f"{off.sum()} entries of {off.size} are off"
+
+
 def two_steps(images, labels, start, **settings):
     """`apgd_run` on the small network; a start that is a word stays out of the arguments."""
     run = functools.partial(
@@ -126,7 +137,7 @@ class GoldenCase(parameterized.TestCase):
             for at, expected in zip(g[f"{key}_{name}_at"], g[f"{key}_{name}"], strict=True):
                 same = tainted > at
                 if same.any():
-                    assert_within(ours[at][same], expected[same], X_TOLERANCE[norm])
+                    assert_points(ours[at][same], expected[same], norm)
         return tainted
 
     def check_two_steps(self, g):
@@ -149,9 +160,8 @@ class GoldenCase(parameterized.TestCase):
             np.testing.assert_array_equal(state.correct, g[f"{key}_acc"], err_msg=key)
             for name in ("x_best", "x_best_adv"):
                 if f"{key}_{name}" in g:
-                    off = np.abs(getattr(state, name) - g[f"{key}_{name}"]) > 2e-6
-                    # An entry of the gradient that is zero but for rounding may change sign.
-                    self.assertLess(off.mean(), 1e-3 if norm == "Linf" else 1e-9, (key, name))
+                    with self.subTest(key, name=name):
+                        assert_points(getattr(state, name), g[f"{key}_{name}"], REFERENCE[norm])
 
 
 class GoldenTrainingTest(GoldenCase):
@@ -462,6 +472,11 @@ class PropertyTest(parameterized.TestCase):
         np.testing.assert_array_equal(given, random)
 
 
+def sums(images):
+    """A network of three classes: the sum of each channel."""
+    return images.sum(axis=(1, 2))
+
+
 class ErrorTest(parameterized.TestCase):
     @parameterized.parameters(
         ({"norm": "l3"}, "norm='l3' is unknown; choose one of linf, l2, l1"),
@@ -473,6 +488,11 @@ class ErrorTest(parameterized.TestCase):
         ({"steps": 0}, "steps=0 is not a number of steps; pass an int >= 1"),
         ({"steps": 2.0}, "steps=2.0 is not a number of steps"),
         ({"steps": True}, "steps=True is not a number of steps"),
+        ({"epsilon": "4/255"}, r"epsilon='4/255' is not a number; pass one, without quotes"),
+        ({"epsilon": None}, "epsilon=None is not a number"),
+        ({"kept_fraction": 2}, "kept_fraction=2 is not a fraction .*above 0, at most 1"),
+        ({"kept_fraction": -1}, "kept_fraction=-1 is not a fraction"),
+        ({"kept_fraction": 0.0}, "kept_fraction=0.0 is not a fraction"),
     )
     def test_settings(self, changes, message):
         for attack in (attacks.apgd, attacks.pgd):
@@ -489,6 +509,10 @@ class ErrorTest(parameterized.TestCase):
     @parameterized.parameters(
         ({"images": jnp.zeros((2, 4, 4, 3), jnp.uint8)}, "divide uint8 images by 255 first"),
         ({"labels": jnp.zeros(3, jnp.int32)}, r"labels of shape \(3,\) do not fit 2 images"),
+        ({"labels": jnp.zeros((2, 1), jnp.int32)}, r"labels are int32 of shape \(2, 1\); pass cl"),
+        ({"labels": jnp.zeros(2)}, r"labels are float32 of shape \(2,\); pass class labels as int"),
+        ({"labels": [0.5, 1.0]}, "labels are float32 .*soft targets as floats"),
+        ({"images": jnp.zeros((0, 4, 4, 3)), "labels": []}, "are none; pass at least one"),
         ({"start": "corner"}, "start='corner' is unknown; pass 'image', 'random' or an array"),
         ({"start": "random"}, "start='random' needs randomness; pass keys"),
         ({"start": jnp.zeros((1, 4, 4, 3))}, "pass one point per image"),
@@ -499,7 +523,59 @@ class ErrorTest(parameterized.TestCase):
             machine = attacks.apgd_machine(norm="linf", epsilon=0.1, steps=2)
             machine.init(**arguments | changes)
 
+    @parameterized.parameters(*NORMS)
+    def test_numpy_arrays_and_lists_are_converted(self, norm):
+        images = np.random.default_rng(0).random((2, 4, 4, 3), np.float32)
+        for attack in (
+            attacks.apgd(norm=norm, epsilon=0.1, steps=2),
+            attacks.fgsm(norm=norm, epsilon=0.1),
+        ):
+            expected = attack(sums, None, jnp.asarray(images), jnp.array([0, 2]))
+            for labels in ([0, 2], np.array([0, 2])):
+                actual = attack(sums, None, images, labels)
+                np.testing.assert_array_equal(actual, expected)
+
+    def test_no_images(self):
+        images = jnp.zeros((0, 4, 4, 3))
+        for make in (attacks.apgd, attacks.pgd):
+            attack = make(epsilon=0.1, steps=2, random_start=True)
+            actual = attack(sums, jax.random.key(0), images, jnp.zeros(0, jnp.int32))
+            np.testing.assert_array_equal(actual, images)
+
+    def test_labels_outside_the_classes(self):
+        images = jnp.full((3, 4, 4, 3), 0.5)
+        for make in (attacks.apgd, attacks.pgd):
+            attack = make(epsilon=0.1, steps=1)
+            attack = functools.partial(attack, sums, jax.random.key(0), images)
+            for labels, first in (([0, 3, -1], 3), ([1, -1, 3], -1)):
+                with self.assertRaisesRegex(
+                    ValueError,
+                    rf"^labels\[1\]={first} is outside the 3 classes .*; pass numbers from 0 to 2$",
+                ):
+                    attack(labels)
+            attack([0, 1, 2])
+            jax.jit(attack)(jnp.array([0, 3, -1]))  # undefined, but not an error
+        settings = {"norm": "linf", "epsilon": 0.1, "steps": 1, "loss": "dlr-targeted"}
+        with self.assertRaisesRegex(ValueError, r"targets\[2\]=4 is outside the 4 classes"):
+            net = lambda x: x.sum(axis=1).reshape(3, -1)[:, :4]  # noqa: E731
+            attacks.apgd_run(
+                net, images, jnp.zeros(3, jnp.int32), targets=jnp.array([1, 2, 4]), **settings
+            )
+
+    def test_soft_targets_of_other_classes(self):
+        for loss in ("ce", "kl"):
+            attack = attacks.apgd(epsilon=0.1, steps=1, loss=loss)
+            with self.assertRaisesRegex(
+                ValueError, rf"'{loss}': targets of shape \(2, 5\) do not fit logits of .*\(2, 3\)"
+            ):
+                attack(sums, None, jnp.zeros((2, 4, 4, 3)), jnp.full((2, 5), 0.2))
+
     def test_keys_and_targets(self):
+        for key in (0, [0, 1], np.zeros(2, np.int64)):
+            with self.assertRaisesRegex(
+                ValueError, r"is not a key .*; pass jax.random.key\(seed\)"
+            ):
+                attacks.image_keys(key, 2)
         with self.assertRaisesRegex(ValueError, "pass one key or B"):
             attacks.image_keys(jax.random.split(jax.random.key(0), 3), 2)
         with self.assertRaisesRegex(ValueError, "needs randomness; pass a key"):

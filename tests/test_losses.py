@@ -197,6 +197,15 @@ class DefinitionTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "pass the softmax of the clean logits"):
             attacks.kl_loss(self.logits, self.labels)
 
+    def test_shapes_that_would_broadcast(self):
+        for loss in (attacks.ce_loss, attacks.kl_loss):
+            for shape in ((6, 1), (1, 10), (6, 9), (6, 11), (6, 10, 1)):
+                with self.assertRaisesRegex(ValueError, r"do not fit logits of shape \(6, 10\); "):
+                    loss(self.logits, jnp.full(shape, 0.1))
+        for labels in (self.labels[:1], self.labels[:, None]):
+            with self.assertRaisesRegex(ValueError, r"pass labels i32\[B\] or soft targets"):
+                attacks.ce_loss(self.logits, labels)
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -3,7 +3,11 @@
 import dataclasses
 import functools
 import multiprocessing
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -383,6 +387,40 @@ class LifetimeTest(absltest.TestCase):
         self.assertLen(multiprocessing.active_children(), 1)
         batches.close()
         self.assertEmpty(multiprocessing.active_children())
+
+    def test_interrupt_is_the_main_process_alone(self):
+        """Ctrl-C goes to the whole process group; workers stay silent and end with it."""
+        code = (
+            "import jaxrobust.data as data, contextlib, multiprocessing, time\n"
+            "def main():\n"
+            "    batches = data.train_batches(data.open_source('digits', 'train'), batch_size=8,\n"
+            "        seed=0, augmentation='none', image_size=8, workers=2)\n"
+            "    with contextlib.closing(batches):\n"
+            "        next(batches), next(batches)\n"
+            "        print(*[c.pid for c in multiprocessing.active_children()], flush=True)\n"
+            "        time.sleep(60)\n"
+            "if __name__ == '__main__':\n"
+            "    main()\n"
+        )
+        with tempfile.TemporaryDirectory() as root:
+            script = Path(root) / "script.py"
+            script.write_text(code)
+            process = subprocess.Popen(
+                [sys.executable, script],
+                env=os.environ | {"PYTHONPATH": str(DIGITS.parents[2])},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+            workers = [int(pid) for pid in process.stdout.readline().split()]
+            os.killpg(process.pid, signal.SIGINT)
+            _, errors = process.communicate(timeout=60)
+        self.assertLen(workers, 2, errors)
+        self.assertEqual(errors.count("Traceback"), 1, errors)
+        for pid in workers:
+            with self.assertRaises(ProcessLookupError):
+                os.kill(pid, 0)
 
 
 if __name__ == "__main__":

@@ -200,6 +200,18 @@ class RefusalTest(TempDirTest):
             name="cifar100",
         )
 
+    @parameterized.parameters(
+        "", "/etc/x", "*", "my*", "..", "../mydigits", "mydigits/", "a/b/c", "tfds:", "a:1:2", "a b"
+    )
+    def test_what_is_not_a_name(self, name):
+        self.copy_of_digits()
+        self.assert_refused(
+            "^'.*' is not the name of a data set; write digits, fake.* or .tfds:.NAME", name=name
+        )
+
+    def test_fake_without_pixels(self):
+        self.assert_refused("unknown data set 'fake:0x8x1'", name="fake:0x8x1")
+
     def test_missing_data_directory(self):
         self.assert_refused(
             "nowhere does not exist",

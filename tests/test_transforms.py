@@ -155,6 +155,41 @@ class EvaluationTest(parameterized.TestCase):
         image = pattern(40, 50, 1)
         self.assertEqual(transforms.resize_crop(image, resize=9, crop=8).shape, (8, 8, 1))
 
+    @parameterized.parameters("none", "Crop288", "Res224", "bicubic-9-crop-8")
+    def test_every_kind_of_image(self, preprocessing):
+        transform = transforms.evaluation_transform(preprocessing)
+        image = pattern(40, 50)
+        expected = transform(image)
+        data = encoded(image, "PNG")
+        image.flags.writeable = False
+        for kind in (
+            image,
+            np.asfortranarray(image),
+            data,
+            bytearray(data),
+            memoryview(data),
+            Image.fromarray(image),
+        ):
+            out = transform(kind)
+            np.testing.assert_array_equal(out, expected)
+            self.assertEqual(out.dtype, np.uint8)
+            self.assertTrue(out.flags.c_contiguous and out.flags.writeable and out.base is None)
+
+    @parameterized.product(
+        preprocessing=("none", "Crop288", "Res224", "bicubic-9-crop-8"),
+        image=(
+            (np.zeros((9, 9, 3), np.float32), r"an image float32 of shape \(9, 9, 3\)"),
+            (np.zeros((9, 9), np.uint8), r"an image uint8 of shape \(9, 9\)"),
+            (np.zeros((3, 9, 9), np.uint8), r"an image uint8 of shape \(3, 9, 9\)"),
+            ("cat.png", "an image of type str"),
+        ),
+    )
+    def test_other_images_are_refused(self, preprocessing, image):
+        with self.assertRaisesRegex(
+            ValueError, image[1] + r" is unknown; pass a PIL image, .*uint8"
+        ):
+            transforms.evaluation_transform(preprocessing)(image[0])
+
     def test_unknown_id(self):
         with self.assertRaisesRegex(ValueError, "unknown preprocessing 'Res99'.*BicubicRes256Crop"):
             transforms.evaluation_transform("Res99")

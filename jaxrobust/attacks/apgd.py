@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxrobust.attacks.balls import BALLS, all_finite, l0_norm, per_image
 from jaxrobust.attacks.losses import LOSSES
 from jaxrobust.attacks.machine import (
+    as_attack,
     check_inputs,
     check_no_targets,
     check_settings,
@@ -83,7 +84,8 @@ def apgd(
       kept_fraction: L1 only, the fraction of entries that the first steps move.
     Returns:
       attack(logits_fn, key, images, labels) -> images_adv. `key` is one key, or keys [B] (see
-      `machine.image_keys`); without a random start it is not read and may be None.
+      `machine.image_keys`); without a random start it is not read and may be None. A label
+      outside the classes is an error outside `jit` and undefined inside.
     Raises:
       ValueError: see `machine.check_settings`.
     Source: Singh, Croce & Hein 2023 (arXiv 2303.01870), training attack.
@@ -92,14 +94,7 @@ def apgd(
     machine = apgd_machine(
         norm=norm, epsilon=epsilon, steps=steps, loss=loss, kept_fraction=kept_fraction
     )
-
-    def attack(logits_fn, key, images, labels):
-        keys = image_keys(key, images.shape[0]) if random_start else None
-        state = machine.init(images, labels, keys, "random" if random_start else "image")
-        state = run(machine, logits_fn, state, gradient_steps=steps, final_forward=True)
-        return machine.result(state)
-
-    return attack
+    return as_attack(machine, random_start=random_start, gradient_steps=steps, final_forward=True)
 
 
 def apgd_run(
@@ -153,11 +148,11 @@ def apgd_machine(
     i32[B]. `result` is the point of highest loss; AutoAttack reads `x_best_adv` and `correct` of
     the state instead. A driver must not `tell` a finished image: nothing here stops it.
     """
-    check_settings(norm=norm, epsilon=epsilon, loss=loss, steps=steps)
+    check_settings(norm=norm, epsilon=epsilon, loss=loss, steps=steps, kept_fraction=kept_fraction)
     ball, loss_fn, at_checkpoint = BALLS[norm], LOSSES[loss], _CHECKPOINTS[norm]
 
     def init(images, labels, keys=None, start="image", targets=None):
-        check_inputs(images, labels)
+        images, labels = check_inputs(images, labels)
         one_each = images.reshape(images.shape[0], -1)[:, 0]
         floats = partial(jnp.full_like, one_each)  # `_like` also takes over shard_map's axes
         integers = partial(jnp.full_like, one_each, dtype=jnp.int32)

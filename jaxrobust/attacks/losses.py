@@ -18,10 +18,13 @@ def ce_loss(logits: Array, labels: Array) -> Array:
       logits: f[B, C].
       labels: i32[B], or soft targets f[B, C] (mixup, label smoothing).
     Returns:
-      f[B], the dtype of the logits.
+      f[B], the dtype of the logits. A label outside [0, C) has no defined loss.
+    Raises:
+      ValueError: labels of another shape.
     """
-    if labels.ndim == 1:
+    if labels.shape == logits.shape[:1]:
         return jax.nn.logsumexp(logits, axis=1) - _pick(logits, labels)
+    _need_probabilities("ce", logits, labels, "pass labels i32[B] or soft targets f[B, C]")
     return -jnp.sum(labels.astype(logits.dtype) * jax.nn.log_softmax(logits, axis=1), axis=1)
 
 
@@ -34,14 +37,11 @@ def kl_loss(logits: Array, target_probabilities: Array) -> Array:
     Returns:
       f[B], sum over classes of p (log p - log softmax(logits)).
     Raises:
-      ValueError: the targets are labels.
+      ValueError: targets of another shape than the logits, labels among them.
     Source: Zhang et al. 2019 (arXiv 1901.08573), eq. 5, inner maximisation.
     """
-    if target_probabilities.ndim != 2:
-        raise ValueError(
-            f"loss 'kl' needs target probabilities f[B, C], got shape "
-            f"{target_probabilities.shape}; pass the softmax of the clean logits"
-        )
+    remedy = "pass the softmax of the clean logits"
+    _need_probabilities("kl", logits, target_probabilities, remedy)
     p = target_probabilities.astype(logits.dtype)
     log_q = jax.nn.log_softmax(logits, axis=1)
     return jnp.sum(jax.scipy.special.xlogy(p, p) - p * log_q, axis=1)
@@ -150,6 +150,14 @@ def _need_labels(name: str, labels: Array) -> None:
         raise ValueError(
             f"loss {name!r} needs class labels i32[B], got shape {labels.shape}; "
             "use loss='ce' or 'kl' with soft targets"
+        )
+
+
+def _need_probabilities(name: str, logits: Array, targets: Array, remedy: str) -> None:
+    if targets.shape != logits.shape:  # it would broadcast, or fail far from here
+        raise ValueError(
+            f"loss {name!r}: targets of shape {targets.shape} do not fit logits of shape "
+            f"{logits.shape}; {remedy}"
         )
 
 

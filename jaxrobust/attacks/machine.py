@@ -10,26 +10,33 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrobust.attacks.balls import BALLS
 from jaxrobust.attacks.losses import LOSSES
-from jaxrobust.types import Array, Ball, LogitsFn, Machine
+from jaxrobust.types import Array, Attack, Ball, LogitsFn, Machine
 
 
 def check_settings(
-    *, norm: str, epsilon: float, loss: str, steps: int = 1, step_size: float | None = None
+    *,
+    norm: str,
+    epsilon: float,
+    loss: str,
+    steps: int = 1,
+    step_size: float | None = None,
+    kept_fraction: float = 1.0,
 ) -> None:
     """Refuse settings that cannot be meant, before anything compiles.
 
     Raises:
       ValueError: unknown norm or loss, a radius below 0 or (Linf) above 1, steps not an int >= 1,
-        a step size that is not positive.
+        a step size that is not positive, a kept fraction outside (0, 1].
     """
     if norm not in BALLS:
         raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(BALLS)}")
     if loss not in LOSSES:
         raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
-    epsilon = float(epsilon)
+    epsilon = _number("epsilon", epsilon)
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise ValueError(f"epsilon={epsilon} is not a radius; pass a finite number >= 0")
     if norm == "linf" and epsilon > 1:
@@ -42,10 +49,24 @@ def check_settings(
         whole = False
     if not whole:
         raise ValueError(f"steps={steps!r} is not a number of steps; pass an int >= 1")
-    if step_size is not None and not (math.isfinite(step_size) and step_size > 0):
+    if step_size is not None and not 0 < _number("step_size", step_size) < math.inf:
         raise ValueError(
             f"step_size={step_size} is not a step; pass a number > 0, or None for the default"
         )
+    if not 0 < _number("kept_fraction", kept_fraction) <= 1:
+        raise ValueError(
+            f"kept_fraction={kept_fraction} is not a fraction of the entries; pass a number "
+            "above 0, at most 1"
+        )
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        if not isinstance(value, str):
+            return float(value)
+    except TypeError:
+        pass
+    raise ValueError(f"{name}={value!r} is not a number; pass one, without quotes (4/255)")
 
 
 def check_no_targets(loss: str) -> None:
@@ -61,22 +82,32 @@ def check_no_targets(loss: str) -> None:
         )
 
 
-def check_inputs(images: Array, labels: Array) -> None:
-    """Refuse arrays of the wrong kind.
+def check_inputs(images: Array, labels: Array) -> tuple[Array, Array]:
+    """Images and labels as JAX arrays (NumPy's and lists are converted), refused if they misfit.
 
     Raises:
-      ValueError: images that are not floating point, labels that do not match their number.
+      ValueError: no images or not floating point, labels that do not match their number or are
+        neither i[B] nor f[B, C].
     """
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(
             f"images are {images.dtype}, attacks need floats in [0, 1]; "
             "divide uint8 images by 255 first"
         )
+    if images.size == 0:
+        raise ValueError(f"images of shape {images.shape} are none; pass at least one")
     if labels.shape[:1] != images.shape[:1] or labels.ndim not in (1, 2):
         raise ValueError(
             f"labels of shape {labels.shape} do not fit {images.shape[0]} images; "
             "pass i32[B] or f[B, C]"
         )
+    if not jnp.issubdtype(labels.dtype, jnp.integer if labels.ndim == 1 else jnp.floating):
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {labels.shape}; pass class labels as integers "
+            "[B], soft targets as floats [B, C]"
+        )
+    return images, labels
 
 
 def image_keys(key: Array | None, batch: int) -> Array:
@@ -93,8 +124,11 @@ def image_keys(key: Array | None, batch: int) -> Array:
     """
     if key is None:
         raise ValueError("a random start needs randomness; pass a key")
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    dtype = getattr(key, "dtype", np.dtype(object))
+    if dtype == jnp.uint32:  # a key of the old kind
         key = jax.random.wrap_key_data(key)
+    elif not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key={key!r} is not a key of JAX; pass jax.random.key(seed)")
     if key.shape == ():
         return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch, dtype=jnp.uint32))
     if key.shape != (batch,):
@@ -132,6 +166,25 @@ def start_points(
     return ball.sample(keys, images, epsilon)
 
 
+def as_attack(
+    machine: Machine, *, random_start: bool, gradient_steps: int, final_forward: bool
+) -> Attack:
+    """The attack that drives a machine as `run` does; no images at all come back as they are."""
+
+    def attack(logits_fn, key, images, labels):
+        images = jnp.asarray(images)
+        if images.shape[0] == 0:
+            return images
+        keys = image_keys(key, images.shape[0]) if random_start else None
+        state = machine.init(images, labels, keys, "random" if random_start else "image")
+        state = run(
+            machine, logits_fn, state, gradient_steps=gradient_steps, final_forward=final_forward
+        )
+        return machine.result(state)
+
+    return attack
+
+
 def run(
     machine: Machine, logits_fn: LogitsFn, state: Any, *, gradient_steps: int, final_forward: bool
 ) -> Any:
@@ -143,10 +196,16 @@ def run(
       state: from `machine.init`.
       gradient_steps: evaluations with a gradient, one scan, compiled once whatever their number.
       final_forward: one more evaluation, without a gradient (the machine is told zeros).
+    Raises:
+      ValueError: labels or targets outside the classes, where their values are known: outside
+        `jit`. Inside, what such an image is turned into is undefined.
     """
+    given = state
 
     def total_loss(points, state):
         logits = logits_fn(points)
+        for name in ("labels", "targets"):
+            _check_classes(name, getattr(given, name, None), logits.shape[1])
         # The sum, not the mean: the gradient of an image must not know the batch size.
         return jnp.sum(machine.loss(state, logits)), logits
 
@@ -160,3 +219,17 @@ def run(
         points = machine.query(state)
         state = machine.tell(state, logits_fn(points), jnp.zeros_like(points))
     return state
+
+
+def _check_classes(name: str, values: Any, classes: int) -> None:
+    """Refuse a class outside [0, classes), if the values can be read here."""
+    known = isinstance(values, jax.Array) and not isinstance(values, jax.core.Tracer)
+    if not known or values.ndim != 1 or not values.is_fully_addressable:
+        return
+    numbers = np.asarray(values)
+    bad = np.flatnonzero((numbers < 0) | (numbers >= classes))
+    if bad.size:
+        raise ValueError(
+            f"{name}[{bad[0]}]={numbers[bad[0]]} is outside the {classes} classes of the logits; "
+            f"pass numbers from 0 to {classes - 1}"
+        )

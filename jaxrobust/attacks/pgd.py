@@ -8,11 +8,10 @@ import jax.numpy as jnp
 from jaxrobust.attacks.balls import BALLS, all_finite, per_image
 from jaxrobust.attacks.losses import LOSSES
 from jaxrobust.attacks.machine import (
+    as_attack,
     check_inputs,
     check_no_targets,
     check_settings,
-    image_keys,
-    run,
     start_points,
 )
 from jaxrobust.types import Array, Attack, Machine
@@ -79,7 +78,8 @@ def pgd(
       kept_fraction: L1 only, the fraction of entries that a step moves.
     Returns:
       attack(logits_fn, key, images, labels) -> images_adv. `key` is one key, or keys [B] (see
-      `machine.image_keys`); without a random start it is not read and may be None.
+      `machine.image_keys`); without a random start it is not read and may be None. A label
+      outside the classes is an error outside `jit` and undefined inside.
     Raises:
       ValueError: see `machine.check_settings`.
     """
@@ -92,14 +92,7 @@ def pgd(
         loss=loss,
         kept_fraction=kept_fraction,
     )
-
-    def attack(logits_fn, key, images, labels):
-        keys = image_keys(key, images.shape[0]) if random_start else None
-        state = machine.init(images, labels, keys, "random" if random_start else "image")
-        state = run(machine, logits_fn, state, gradient_steps=steps, final_forward=False)
-        return machine.result(state)
-
-    return attack
+    return as_attack(machine, random_start=random_start, gradient_steps=steps, final_forward=False)
 
 
 def pgd_machine(
@@ -112,13 +105,20 @@ def pgd_machine(
     kept_fraction: float = 0.05,
 ) -> Machine:
     """PGD as a `types.Machine` of `steps` evaluations; arguments as in `pgd`."""
-    check_settings(norm=norm, epsilon=epsilon, loss=loss, steps=steps, step_size=step_size)
+    check_settings(
+        norm=norm,
+        epsilon=epsilon,
+        loss=loss,
+        steps=steps,
+        step_size=step_size,
+        kept_fraction=kept_fraction,
+    )
     check_no_targets(loss)
     ball, loss_fn = BALLS[norm], LOSSES[loss]
     step_size = 2.5 * epsilon / steps if step_size is None else step_size
 
     def init(images, labels, keys=None, start="image"):
-        check_inputs(images, labels)
+        images, labels = check_inputs(images, labels)
         one_each = images.reshape(images.shape[0], -1)[:, 0]
         fill = partial(jnp.full_like, one_each)  # `_like` also takes over shard_map's axes
         radius = fill(epsilon)

@@ -12,6 +12,7 @@ Neither processes nor workers change the sequence, and any position can be its s
 import functools
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -226,9 +227,16 @@ def _read_ahead(dataset: Any, workers: int) -> Batches:
         if not flags.FLAGS.is_parsed():  # grain reads absl flags; a library's caller has none
             flags.FLAGS.mark_as_parsed()
         iterable = iterable.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+            worker_init_fn=_ignore_interrupt,
         )
     return iter(iterable)
+
+
+def _ignore_interrupt(index: int, count: int) -> None:
+    """In a worker: Ctrl-C reaches it too, but only the main process has something to say."""
+    del index, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Images:

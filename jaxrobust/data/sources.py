@@ -18,7 +18,8 @@ import numpy as np
 
 _SHIPPED = {"digits": Path(__file__).parent / "digits"}
 _FAKE_SPLITS = {"train": 1024, "test": 256}
-_FAKE_NAME = re.compile(r"fake(?::(\d+)x(\d+)x([13])(?::(\d+))?)?")
+_FAKE_NAME = re.compile(r"fake(?::([1-9]\d*)x([1-9]\d*)x([13])(?::([1-9]\d*))?)?")
+_PREPARED_NAME = re.compile(r"(?:tfds:)?([\w-]+(?:/[\w-]+)?(?::[\w.]+)?)", re.ASCII)
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
@@ -80,14 +81,22 @@ def open_source(name: str, split: str, *, data_dir: str | os.PathLike | None = N
       data_dir: the directory that holds NAME/VERSION; default: the environment variable
         `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
     Raises:
-      DataError: no such data set, directory or split; another file format; a damaged file.
+      DataError: not a name; no such data set, directory or split; another file format; a damaged
+        file.
     """
     if fake := _FAKE_NAME.fullmatch(name):
         return _open_fake(name, split, fake)
     if name in _SHIPPED:
         remedy = "reinstall jaxrobust"
         return _open_prepared(name, split, _version_directory(name, _SHIPPED[name]), remedy)
-    plain = name.removeprefix("tfds:")
+    prepared = _PREPARED_NAME.fullmatch(name)
+    if prepared is None:
+        raise DataError(
+            f"{name!r} is not the name of a data set; write {', '.join(_SHIPPED)}, "
+            "fake[:HxWxC[:CLASSES]] or [tfds:]NAME[/CONFIG][:VERSION], of letters, digits, _ and "
+            "-; directories go to data_dir"
+        )
+    plain = prepared[1]
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     remedy = f"copy the data set again or prepare it again: {_build_command(plain, root)}"
     return _open_prepared(plain, split, _version_directory(plain, root), remedy)

@@ -19,7 +19,7 @@ _MODES = {1: "L", 3: "RGB"}
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
 
 
-def decode(data: bytes, *, channels: int | None = None) -> np.ndarray:
+def decode(data: bytes | bytearray | memoryview, *, channels: int | None = None) -> np.ndarray:
     """The image `uint8[H,W,C]` in `data` (JPEG, PNG or whatever else PIL reads).
 
     Args:
@@ -175,6 +175,7 @@ EVALUATION: dict[str, Transform] = {
     "Res224": functools.partial(squash, size=224),
     "Crop288": functools.partial(resize_crop, resize=None, crop=288),
 }
+_IMAGES = "pass a PIL image, encoded bytes or uint8[H,W,C] in 0..255 with C 1 or 3"
 _OURS = re.compile(r"(bicubic|bilinear)-(\d+)-crop-(\d+)")
 
 
@@ -185,7 +186,8 @@ def evaluation_transform(preprocessing_id: str) -> Callable[[Any], np.ndarray]:
       preprocessing_id: RobustBench's `Res256Crop224`, `BicubicRes256Crop224`, `Res224`, `Crop288`
         or `none`; or `bicubic-RESIZE-crop-SIZE`, `bilinear-RESIZE-crop-SIZE`.
     Returns:
-      (PIL image, encoded bytes or uint8[H,W,C]) -> uint8[H,W,3]; an array keeps its channels.
+      (PIL image, encoded bytes or uint8[H,W,C]) -> uint8[H,W,3], a new array; an array keeps its
+      channels. Raises ValueError for an image of another kind.
     Raises:
       ValueError: an unknown id.
     """
@@ -207,11 +209,15 @@ def evaluation_transform(preprocessing_id: str) -> Callable[[Any], np.ndarray]:
 
 
 def _prepare(image: Any, *, transform: Transform) -> np.ndarray:
-    if isinstance(image, bytes):
+    if isinstance(image, bytes | bytearray | memoryview):
         image = decode(image, channels=3)
     elif isinstance(image, Image.Image):
         image = np.asarray(image.convert("RGB"))
-    return transform(image)
+    elif not isinstance(image, np.ndarray):
+        raise ValueError(f"an image of type {type(image).__name__} is unknown; {_IMAGES}")
+    elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in _MODES:
+        raise ValueError(f"an image {image.dtype} of shape {image.shape} is unknown; {_IMAGES}")
+    return np.array(transform(image), order="C")  # the caller's own, whatever it is a view of
 
 
 def _to_pil(image: np.ndarray) -> Image.Image:
