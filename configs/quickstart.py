@@ -3,8 +3,8 @@
 python -m jaxrobust.main --config configs/quickstart.py
 
 Measured at seed 0 on 2 CPU cores, 54 s with nothing cached: clean training 96.2 % clean and 7.1 %
-robust, adversarial training 98.5 % and 91.4 % (APGD-CE, 40 steps, all 397 test images); the records
-are those of the commit before this sentence.
+robust, adversarial training 98.5 % and 91.4 % (APGD-CE, 40 steps, all 397 test images), at
+commit c9d1ef4.
 """
 
 from configs.base import base

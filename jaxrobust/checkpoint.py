@@ -11,6 +11,13 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 
+class DiskFull(OSError):
+    """A checkpoint that did not fit; the message says what to do."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 class Checkpoints:
     """Saves arrays and JSON under `directory/<step>`; a new step replaces the one before.
 
@@ -37,7 +44,7 @@ class Checkpoints:
         """Starts writing `arrays` and `meta` (JSON); a step that is there already stays.
 
         Raises:
-          OSError: ENOSPC, with what to do; also for an earlier write that failed meanwhile.
+          DiskFull: with what to do; also for an earlier write that failed meanwhile.
         """
         items = ocp.args.Composite(
             arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
@@ -83,7 +90,7 @@ class Checkpoints:
             good = (
                 "There is no good one yet" if last is None else f"The last good one is step {last}"
             )
-            raise OSError(
+            raise DiskFull(
                 errno.ENOSPC,
                 f"the disk is full: a checkpoint under {self.directory} could not be written. "
                 f"{good}. Free some space and run the same command again: it continues there",

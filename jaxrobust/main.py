@@ -26,8 +26,9 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1 or _CONFIG.value is None:
         stop("give --config FILE, and changes as --config.key=value; nothing else", 2)
     if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells 30 lines a checkpoint
+        logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint, and what it raises
     from jaxrobust import train  # after the flags: --help needs no JAX
+    from jaxrobust.checkpoint import DiskFull
 
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or Path("runs") / name)
@@ -43,8 +44,10 @@ def main(argv: list[str]) -> None:
         stop("interrupted; the same command continues at the last checkpoint", 130)
     except ValueError as error:
         stop(error, 2)
-    except (train.Diverged, OSError) as error:
+    except (train.Diverged, DiskFull) as error:
         stop(error, 3)
+    except OSError as error:
+        stop(f"{error}. With that solved, the same command continues at the last checkpoint", 3)
 
 
 if __name__ == "__main__":
