@@ -23,7 +23,7 @@ def get_config():
     config.data.test_split = "test"
     config.data.augmentation = "none"
     # Longer and the clean network saturates: its cross-entropy is 0 in float32 and APGD-CE
-    # finds no gradient, which looks like robustness (20 epochs: 23 %, 40: more).
+    # finds no gradient, which looks like robustness (after 20 epochs 23 %).
     config.pretrain.update(epochs=13, batch_size=64, warmup_epochs=2, ema_decay=0.99)
     config.train.update(epochs=20, batch_size=64, warmup_epochs=2, ema_decay=0.99)
     config.attack.update(epsilon=0.1, steps=5)
