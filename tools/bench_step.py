@@ -181,6 +181,9 @@ if __name__ == "__main__":
     keep_large_buffers()
     try:
         main()
-    except (ValueError, ImportError) as error:
+    except ImportError as error:
+        print(f"bench_step: {error}; pip install -e '.[test,parity]'", file=sys.stderr)
+        sys.exit(2)
+    except ValueError as error:
         print(f"bench_step: {error}", file=sys.stderr)
         sys.exit(2)
