@@ -6,12 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 _HITS = "/jax/compilation_cache/cache_hits"
 
 
-def use_persistent_cache() -> Path:
-    """Turns XLA's cache on disk on, in $JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxrobust/xla."""
+def use_persistent_cache() -> Path | None:
+    """Turns XLA's cache on disk on, in $JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxrobust/xla.
+
+    Off, and None, for several processes on CPU: a program that XLA reads back from disk has lost
+    the order of its collectives, and Gloo then matches those of one host with others of the next.
+    """
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # JAX may have looked at the setting already
+        return None
     chosen = jax.config.values["jax_compilation_cache_dir"]
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     directory = Path(chosen) if chosen else caches / "jaxrobust" / "xla"
