@@ -56,12 +56,19 @@ class Machine(NamedTuple):
     "random" or an array of points, `query(state) -> points`,
     `loss(state, logits) -> f[B]`, `tell(state, logits, gradient) -> state`,
     `finished(state) -> bool[B]`, `result(state) -> images_adv`.
-    The gradient is that of the *sum* of the losses in the points.
+    The gradient is that of the *sum* of the losses in the points. A loss f[B, T] asks for T
+    gradients f[B, T, ...]; without a loss (None), `tell` is given None for the gradient.
+    One step is query and tell; with a `check(state, logits) -> state`, it is followed by a second
+    query, without gradient, that `check` is told, and only that one's points are adversarial
+    examples. `counts(state) -> bool[B]` says whether the point asked for now is inside the ball,
+    so that it is an adversarial example if misclassified; None: always.
     """
 
     init: Callable[..., Any]
     query: Callable[[Any], Array]
-    loss: Callable[[Any, Array], Array]
-    tell: Callable[[Any, Array, Array], Any]
+    loss: Callable[[Any, Array], Array] | None
+    tell: Callable[[Any, Array, Any], Any]
     finished: Callable[[Any], Array]
     result: Callable[[Any], Array]
+    check: Callable[[Any, Array], Any] | None = None
+    counts: Callable[[Any], Array] | None = None

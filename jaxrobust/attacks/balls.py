@@ -131,6 +131,9 @@ def l1_correction(images: Array, delta: Array, epsilon: Array) -> Array:
     Source: Croce & Hein 2021 (arXiv 2103.01208), proposition 2.1: every entry shrinks by one and
       the same alpha, but by no less than the box demands and no more than it has.
     """
+    shape = delta.shape
+    # Flat rows: XLA's CPU loops over a last axis of 3 channels are 20 times slower.
+    images, delta = (a.reshape(shape[0], -1) for a in (images, delta))
     most = jnp.abs(delta)
     least = jnp.maximum(0, -jnp.minimum(1 - images - delta, images + delta))
     left = most - least
@@ -142,7 +145,8 @@ def l1_correction(images: Array, delta: Array, epsilon: Array) -> Array:
 
     # Not a sort of the 2d breakpoints: XLA's is slow on CPU.
     alpha = _smallest_float(fits, epsilon)
-    return -_sign(delta) * jnp.minimum(jnp.maximum(per_image(alpha, most), least), most)
+    shrunk = jnp.minimum(jnp.maximum(per_image(alpha, most), least), most)
+    return (-_sign(delta) * shrunk).reshape(shape)
 
 
 def _settle_l1(points, images):

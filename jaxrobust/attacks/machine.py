@@ -20,7 +20,7 @@ from jaxrobust.types import Array, Attack, Ball, LogitsFn, Machine
 def check_settings(
     *,
     norm: str,
-    epsilon: float,
+    epsilon: float | Array,
     loss: str,
     steps: int = 1,
     step_size: float | None = None,
@@ -36,13 +36,8 @@ def check_settings(
         raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(BALLS)}")
     if loss not in LOSSES:
         raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
-    epsilon = _number("epsilon", epsilon)
-    if not (math.isfinite(epsilon) and epsilon >= 0):
-        raise ValueError(f"epsilon={epsilon} is not a radius; pass a finite number >= 0")
-    if norm == "linf" and epsilon > 1:
-        raise ValueError(
-            f"epsilon={epsilon} is larger than the pixel range [0, 1]; write {epsilon:g}/255"
-        )
+    if not isinstance(epsilon, jax.Array):  # inside `jit`, whoever calls it has checked
+        check_radius(norm, epsilon)
     try:
         whole = not isinstance(steps, bool) and operator.index(steps) >= 1
     except TypeError:
@@ -57,6 +52,21 @@ def check_settings(
         raise ValueError(
             f"kept_fraction={kept_fraction} is not a fraction of the entries; pass a number "
             "above 0, at most 1"
+        )
+
+
+def check_radius(norm: str, epsilon: float) -> None:
+    """Refuse what is not a radius.
+
+    Raises:
+      ValueError: not a number, below 0, not finite, or above 1 on Linf.
+    """
+    epsilon = _number("epsilon", epsilon)
+    if not (math.isfinite(epsilon) and epsilon >= 0):
+        raise ValueError(f"epsilon={epsilon} is not a radius; pass a finite number >= 0")
+    if norm == "linf" and epsilon > 1:
+        raise ValueError(
+            f"epsilon={epsilon} is larger than the pixel range [0, 1]; write {epsilon:g}/255"
         )
 
 
