@@ -2,7 +2,7 @@
 
 import importlib
 
-_MODULES = ("attacks", "convert", "data", "models")
+_MODULES = ("attacks", "convert", "data", "evaluation", "models")
 
 
 def __getattr__(name: str):

@@ -14,7 +14,21 @@ def stop(message: object, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def parse(argv: list[str]) -> list[str]:
+def number(flag: str, text: str) -> float:
+    """The value of a flag that was written as a number or a fraction (`4/255`).
+
+    Raises:
+      ValueError: with how to write it.
+    """
+    try:
+        return _fraction(text) if "/" in text else float(text)
+    except ValueError as error:
+        raise ValueError(
+            f"--{flag}={text} is not a number; write one, or a fraction such as 4/255"
+        ) from error
+
+
+def parse(argv: list[str], *, hint: str = "configs/base.py lists every config key") -> list[str]:
     """absl's parser, with its errors as one sentence, and fractions such as 4/255 as values."""
     for i, argument in enumerate(argv):
         follows = i > 0 and re.fullmatch(r"--?config\.[\w.]+", argv[i - 1])
@@ -35,7 +49,7 @@ def parse(argv: list[str]) -> list[str]:
             message = f"unknown config key {typo[2]!r}; did you mean {typo[1]!r}?"
         elif isinstance(error, (KeyError, AttributeError)):
             message = f"unknown config key {message.strip(chr(34))}"
-        stop(f"{message} (configs/base.py lists every config key)", 2)
+        stop(f"{message} ({hint})", 2)
 
 
 def _fraction(text: str) -> float:

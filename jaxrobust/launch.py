@@ -1,4 +1,4 @@
-"""What comes before JAX's first computation: the allocator on CPU, the other hosts of a pod."""
+"""What comes before JAX's first computation: allocator and cores on CPU, the hosts of a pod."""
 
 import os
 import platform
@@ -26,6 +26,17 @@ def keep_large_buffers() -> None:
     ):
         return
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | ALLOCATOR)
+
+
+def use_every_core() -> None:
+    """Makes JAX see one CPU device for each core that this process may use.
+
+    JAX reads the variable when it starts. Nothing happens where the environment says a number.
+    """
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        affinity = getattr(os, "sched_getaffinity", None)  # Linux
+        cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+        os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cores))
 
 
 def join_hosts() -> None:

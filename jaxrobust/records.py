@@ -59,13 +59,26 @@ def accuracy_record(
     dtype: str,
     attacks: list[dict[str, Any]],
     clean: float,
-    robust: float,
+    robust: float | None,
     seed: int,
+    flags: dict[str, str] | None = None,
+    more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The record of one network's clean and robust accuracy (fractions of the images).
 
-    `weights` says which ones in words ("train, step 440, ema"), `image_ids` which images by their
-    place in the split ("0..999"), `dtype` is the network's compute type.
+    Args:
+      config: the resolved config that the network was made from; only its hash is kept.
+      weights: which ones, in words ("train, step 440, ema").
+      params, stats: those weights; only their hash is kept.
+      dataset, split, preprocessing: where the images come from.
+      image_ids: which ones, by their place in the split ("0..999").
+      dtype: the network's compute type.
+      attacks: the settings of each, norm and epsilon among them; empty if there was none.
+      clean: accuracy before any attack.
+      robust: accuracy after all of them; None if there was none.
+      seed: of the attacks' draws.
+      flags: what puts the number in doubt, and why.
+      more: what only some evaluations have to say; its keys follow the others.
     """
     device = jax.devices()[0]
     return {
@@ -83,8 +96,8 @@ def accuracy_record(
         "clean": clean,
         "robust": robust,
         "seed": seed,
-        "flags": [],
+        "flags": flags or {},
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
         | {"python": platform.python_version()},
         "device": f"{jax.device_count()} x {device.device_kind}",
-    }
+    } | (more or {})

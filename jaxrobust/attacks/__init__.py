@@ -1,6 +1,13 @@
 """Attacks as pure functions over a `logits_fn`."""
 
-from jaxrobust.attacks.apgd import ApgdState, apgd, apgd_machine, apgd_run
+from jaxrobust.attacks.apgd import (
+    ApgdState,
+    MultiRadiusState,
+    apgd,
+    apgd_machine,
+    apgd_multi_radius_machine,
+    apgd_run,
+)
 from jaxrobust.attacks.balls import BALLS
 from jaxrobust.attacks.losses import (
     LOSSES,
@@ -17,9 +24,11 @@ __all__ = [
     "BALLS",
     "LOSSES",
     "ApgdState",
+    "MultiRadiusState",
     "PgdState",
     "apgd",
     "apgd_machine",
+    "apgd_multi_radius_machine",
     "apgd_run",
     "ce_loss",
     "cw_loss",

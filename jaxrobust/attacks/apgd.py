@@ -8,6 +8,8 @@ Source: Croce & Hein 2020 (arXiv 2003.01690), algorithm 1; the L1 variant is Cro
 tests/test_apgd.py.
 """
 
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -140,24 +142,34 @@ def apgd_run(
 
 
 def apgd_machine(
-    *, norm: str, epsilon: float, steps: int, loss: str = "ce", kept_fraction: float = 0.2
+    *,
+    norm: str,
+    epsilon: float | Array,
+    steps: int,
+    loss: str | Callable[[Array, Array, Array], Array] = "ce",
+    kept_fraction: float = 0.2,
 ) -> Machine:
     """APGD as a `types.Machine` of `steps + 1` evaluations; the last needs no gradient.
 
-    Arguments as in `apgd_run`. `init` takes one argument more than a machine must, `targets`
-    i32[B]. `result` is the point of highest loss; AutoAttack reads `x_best_adv` and `correct` of
-    the state instead. A driver must not `tell` a finished image: nothing here stops it.
+    Arguments as in `apgd_run`, but `epsilon` may be an array too (it is not checked then), and
+    `loss` a function of logits, labels and targets. `init` takes one argument more than a machine
+    must, `targets` i32[B]. `result` is the point of highest loss; AutoAttack reads `x_best_adv`
+    and `correct` of the state instead. A driver must not `tell` a finished image: nothing here
+    stops it.
     """
-    check_settings(norm=norm, epsilon=epsilon, loss=loss, steps=steps, kept_fraction=kept_fraction)
-    ball, loss_fn, at_checkpoint = BALLS[norm], LOSSES[loss], _CHECKPOINTS[norm]
+    name = loss if isinstance(loss, str) else "ce"
+    check_settings(norm=norm, epsilon=epsilon, loss=name, steps=steps, kept_fraction=kept_fraction)
+    ball, at_checkpoint = BALLS[norm], _CHECKPOINTS[norm]
+    loss_fn = LOSSES[loss] if isinstance(loss, str) else loss
+    reads_targets = loss == "dlr-targeted" or callable(loss)
 
     def init(images, labels, keys=None, start="image", targets=None):
         images, labels = check_inputs(images, labels)
         one_each = images.reshape(images.shape[0], -1)[:, 0]
         floats = partial(jnp.full_like, one_each)  # `_like` also takes over shard_map's axes
         integers = partial(jnp.full_like, one_each, dtype=jnp.int32)
-        if loss == "dlr-targeted" and targets is None:
-            raise ValueError("loss='dlr-targeted' needs targets i32[B]; pass targets=...")
+        if reads_targets and targets is None:
+            raise ValueError(f"loss={loss!r} needs targets i32[B]; pass targets=...")
         if norm == "l1":
             images = jnp.clip(images, 0, 1)  # as the projection does, so that sparsity means it
         points = jnp.clip(start_points(ball, start, images, floats(epsilon), keys), 0, 1)
@@ -198,7 +210,7 @@ def apgd_machine(
 
     def loss_of(state, logits):
         logits = logits.astype(state.epsilon.dtype)
-        if loss == "dlr-targeted":
+        if reads_targets:
             return loss_fn(logits, state.labels, state.targets)
         return loss_fn(logits, state.labels)
 
@@ -242,6 +254,74 @@ def apgd_machine(
         tell=tell,
         finished=lambda state: state.iteration > state.steps,
         result=lambda state: ball.settle(state.x_best, state.images),
+    )
+
+
+class MultiRadiusState(NamedTuple):
+    """Three runs of APGD in a row; the first axis of every array is the image."""
+
+    stage: Array  # i32[B], 0, 1 or 2
+    run: ApgdState
+
+
+def apgd_multi_radius_machine(
+    *,
+    norm: str,
+    epsilon: float | Array,
+    steps: int,
+    loss: str | Callable[[Array, Array, Array], Array] = "ce",
+) -> Machine:
+    """APGD in balls of 3, 2 and 1 times the radius, each from the best point of the one before.
+
+    Arguments and `init` as in `apgd_machine`; only points of the last ball count. `steps` is
+    split 3 : 3 : 4; each stage evaluates its start as well, so it takes `steps + 3` evaluations.
+
+    Source: Croce & Hein 2021 (arXiv 2103.01208), section 3.3; parity: tests/test_apgd.py.
+    """
+    early = math.ceil(0.3 * steps)
+    plan = ((3, early), (2, early), (1, steps - 2 * early))
+    if min(length for _, length in plan) < 1:
+        raise ValueError(f"steps={steps} do not divide into three stages; pass at least 4")
+    stages = [
+        apgd_machine(norm=norm, epsilon=factor * epsilon, steps=length, loss=loss)
+        for factor, length in plan
+    ]
+    project = BALLS[norm].project
+
+    def radius(stage, images):
+        return jnp.full_like(images.reshape(images.shape[0], -1)[:, 0], plan[stage][0] * epsilon)
+
+    def init(images, labels, keys=None, start="random", targets=None):
+        images, labels = check_inputs(images, labels)
+        widest = radius(0, images)
+        start = project(start_points(BALLS[norm], start, images, widest, keys), images, widest)
+        run = stages[0].init(images, labels, start=start, targets=targets)
+        return MultiRadiusState(jnp.full_like(run.iteration, 0), run)
+
+    def begin(state, over):
+        for stage in (1, 2):
+            run = state.run
+            start = project(run.x_best, run.images, radius(stage, run.images))
+            new = stages[stage].init(run.images, run.labels, start=start, targets=run.targets)
+            enters = over & (state.stage == stage - 1)
+            run = jax.tree.map(partial(_where, enters), new, run)
+            state = MultiRadiusState(jnp.where(enters, stage, state.stage), run)
+            over = over & ~enters
+        return state
+
+    def tell(state, logits, gradient):
+        state = state._replace(run=stages[0].tell(state.run, logits, gradient))
+        over = stages[0].finished(state.run) & (state.stage < 2)
+        return jax.lax.cond(jnp.any(over), begin, lambda state, over: state, state, over)
+
+    return Machine(
+        init=init,
+        query=lambda state: stages[0].query(state.run),
+        loss=lambda state, logits: stages[0].loss(state.run, logits),
+        tell=tell,
+        finished=lambda state: stages[0].finished(state.run) & (state.stage == 2),
+        result=lambda state: stages[0].result(state.run),
+        counts=lambda state: state.stage == 2,
     )
 
 

@@ -1,0 +1,108 @@
+"""`python -m jaxrobust.evaluate (--workdir RUN | --model NAME --weights PATH --dataset NAME) ...`.
+
+Attacks a network, prints what it withstands and writes the record of it. The same command again
+continues an evaluation that was interrupted, and prints one that is done.
+
+Exit codes: 0 done; 2 a mistake in the command or the data, with one sentence on stderr; 3 it
+stopped for another reason that it names (full disk); 130 interrupted.
+"""
+
+from functools import partial
+from pathlib import Path
+
+from absl import app, flags, logging
+
+from jaxrobust.commandline import number, parse, stop
+from jaxrobust.launch import keep_large_buffers, use_every_core
+
+_text = partial(flags.DEFINE_string, default=None)
+_WORKDIR = _text(  # jaxrobust.main has this flag too
+    "workdir", help="A run to evaluate: its network, data and radius.", allow_override=True
+)
+_PHASE = _text("phase", help="pretrain or train; default: the last one with weights.")
+_MODEL = _text("model", help="Instead of a run: a name that `python -m jaxrobust.models` knows.")
+_WEIGHTS = _text("weights", help="Its weights: .safetensors, .pth or .pt, our names or timm's.")
+_CLASSES = flags.DEFINE_integer("num_classes", None, "Of --model; default: the data set's.")
+_SIZE = flags.DEFINE_integer("image_size", None, "Pixels; default: the run's, or the data set's.")
+_DATASET = _text("dataset", help="digits, cifar10, imagenet2012, ...; default: the run's.")
+_SPLIT = _text("split", help="Such as test[:1000]; default: the run's test split, or test.")
+_DATA_DIR = _text("data_dir", help="Where data sets lie; default: the run's, or $TFDS_DATA_DIR.")
+_PREPROCESSING = _text("preprocessing", help="Such as BicubicRes256Crop224; default: as tested.")
+_NORM = _text("norm", help="linf, l2 or l1; default: the run's, or linf.")
+_EPSILON = _text("epsilon", help="Radius, such as 4/255, in [0, 1] pixels; default: the run's.")
+_ATTACK = _text("attack", default="autoattack", help="clean, pgd-K, apgd-ce or autoattack.")
+_VERSION = _text("version", default="standard", help="Of AutoAttack: standard or plus.")
+_SEARCH = _text(
+    "search_dtype", default="float32", help="bfloat16 searches faster; float32 always judges."
+)
+_N = flags.DEFINE_integer("n", 0, "How many images, the first ones of the split; 0: all.")
+_BATCH = flags.DEFINE_integer("batch", None, "Images at a time; no verdict depends on it.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the attacks' random draws.")
+_OUT = _text("out", help="Where records go; default: RUN/evaluation or runs/evaluation-NAME.")
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags and evaluates."""
+    if len(argv) > 1:
+        stop(f"{argv[1]!r} is no flag; every value goes to one, see --help", 2)
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint
+    try:
+        print(_evaluate(), flush=True)
+    except KeyboardInterrupt:
+        resumes = _ATTACK.value in ("autoattack", "apgd-ce")
+        stop(f"interrupted; the same command {'continues' if resumes else 'starts again'}", 130)
+    except ValueError as error:
+        stop(error, 2)
+    except OSError as error:
+        stop(f"{error}. With that solved, run the same command again", 3)
+
+
+def _evaluate() -> str:
+    if (_WORKDIR.value is None) == (_MODEL.value is None):
+        raise ValueError("give --workdir RUN, or --model NAME --weights PATH --dataset NAME")
+    if _MODEL.value and not _WEIGHTS.value:
+        raise ValueError("--model needs --weights PATH, its weights")
+    given = {"--weights": _WEIGHTS.value, "--num_classes": _CLASSES.value}
+    if _WORKDIR.value and (extra := [k for k, v in given.items() if v is not None]):
+        raise ValueError(f"{' and '.join(extra)} would replace the run's own; that takes --model")
+    if _MODEL.value and _PHASE.value:
+        raise ValueError("--phase is one of a --workdir; --weights has but one")
+    epsilon = None if _EPSILON.value is None else number("epsilon", _EPSILON.value)
+    from jaxrobust import compilation, scores  # after the flags: --help needs no JAX
+
+    compilation.use_persistent_cache()
+    run = Path(_WORKDIR.value) if _WORKDIR.value else None
+    origin = scores.run_config(run) if run else scores.model_config(_MODEL.value)
+    changes = {
+        "model.num_classes": _CLASSES.value,
+        "model.image_size": _SIZE.value,
+        "data.name": _DATASET.value,
+        "data.test_split": _SPLIT.value,
+        "data.dir": _DATA_DIR.value,
+        "attack.norm": _NORM.value,
+        "attack.epsilon": epsilon,
+    }
+    config, source = scores.settle(origin, changes)
+    if run:
+        which, weights = scores.run_weights(config, run, _PHASE.value)
+    else:
+        which, weights = scores.file_weights(config, Path(_WEIGHTS.value))
+    asked = scores.Question(
+        attack=_ATTACK.value,
+        version=_VERSION.value,
+        images=_N.value,
+        batch=_BATCH.value,
+        seed=_SEED.value,
+        preprocessing=_PREPROCESSING.value,
+        search_dtype=_SEARCH.value,
+    )
+    folder = run / "evaluation" if run else Path("runs") / f"evaluation-{_MODEL.value}"
+    out = Path(_OUT.value or folder)
+    return scores.evaluate(config, source, which, weights, asked, origin=origin, out=out)
+
+
+if __name__ == "__main__":
+    keep_large_buffers()
+    use_every_core()
+    app.run(main, flags_parser=partial(parse, hint="--help lists the flags"))

@@ -1,0 +1,417 @@
+"""The evaluator's engine: a fixed number of slots, each of which takes one image through a job.
+
+A job is one run of an attack on one image: one target, one restart. The engine alone calls the
+network: it asks the machines of all slots for their points, runs one forward pass (and one
+backward pass) over them, and tells them. A slot is free as soon as its image is fooled or its
+machine has finished, and the host gives it the next job. Shapes never change, so that a program
+serves any number of images, any radius, seed, target and restart.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxrobust import attacks
+from jaxrobust.attacks.balls import per_image
+from jaxrobust.attacks.fab import fab_machine
+from jaxrobust.attacks.square import square_machine
+from jaxrobust.evaluation.board import Board, Rows, Verdict
+from jaxrobust.evaluation.convolutions import canonical_convolutions
+from jaxrobust.types import Array, LogitsFn, Machine
+
+# What an untargeted run of APGD climbs, written where its target would stand.
+CE, DLR = -1, -2
+# Fixed for ever: the draws of an attack derive from its number.
+NUMBERS = {"apgd-ce": 0, "apgd-dlr": 1, "apgd-t": 2, "fab": 3, "fab-t": 4, "square": 5}
+CALL_SECONDS = 0.5  # between two looks of the host at its slots
+
+
+class Setting(NamedTuple):
+    """One attack: `steps` are iterations, or Square's queries; `targets` classes are aimed at in
+    turn (0: none); `eot` gradients are averaged."""
+
+    name: str
+    machine: str
+    norm: str
+    steps: int
+    restarts: int = 1
+    targets: int = 0
+    eot: int = 1
+
+
+class Engine(NamedTuple):
+    """A network on slots: `logits_fn` decides, `search_fn` (None: the same) guides the search.
+
+    If `keyed`, both take the images and one key for each of them.
+    """
+
+    mesh: Mesh
+    slots: int
+    logits_fn: LogitsFn
+    search_fn: LogitsFn | None = None
+    keyed: bool = False
+
+
+class Slots(NamedTuple):
+    """What the devices hold; the first axis of every array is the slot."""
+
+    state: Any  # of the machines
+    labels: Array  # i32[S]
+    keys: Array  # u32[S, 2], of the jobs
+    live: Array  # bool[S], still undecided
+    fooled: Array  # bool[S]
+    adversarial: Array  # f[S,H,W,C], the point that fooled the network
+    steps: Array  # i32[S], made in this job
+    flat: Array  # bool[S], the gradient at the start was zero everywhere
+
+
+class Call(NamedTuple):
+    """What one call of a program did."""
+
+    slot_steps: int  # idle slots included
+    useful_steps: int
+    seconds: float
+    compiles: bool  # the first call: it makes no step
+
+
+def make(
+    logits_fn: LogitsFn,
+    *,
+    search_fn: LogitsFn | None = None,
+    slots: int | None = None,
+    image_size: int = 32,
+    keyed: bool = False,
+) -> Engine:
+    """An engine on all local devices.
+
+    `slots` is rounded up to what the devices divide. By default there are 8 on a CPU device (more
+    do not make a pass cheaper there), else 512 for small images and 64 for large ones.
+    """
+    devices = jax.local_devices()
+    if slots is None:
+        each = 8 if devices[0].platform == "cpu" else 512 if image_size <= 64 else 64
+        slots = each * len(devices)
+    slots += -slots % len(devices)
+    mesh = Mesh(np.array(devices), ("slots",), axis_types=(AxisType.Auto,))
+    return Engine(mesh, slots, logits_fn, search_fn, keyed)
+
+
+# --- On the devices ---
+
+
+def _by_target(logits: Array, labels: Array, targets: Array) -> Array:
+    """CE or DLR where the target says so, else targeted DLR; margins where classes are too few."""
+    classes = logits.shape[1]
+    dlr = attacks.dlr_loss if classes >= 3 else attacks.cw_loss
+    aimed = jnp.maximum(targets, 0)
+    if classes >= 4:
+        targeted = attacks.targeted_dlr_loss(logits, labels, aimed)
+    else:
+        targeted = _logit(logits, aimed) - _logit(logits, labels)
+    untargeted = jnp.where(targets == CE, attacks.ce_loss(logits, labels), dlr(logits, labels))
+    return jnp.where(targets < 0, untargeted, targeted)
+
+
+def _logit(logits, index):
+    return jnp.take_along_axis(logits, index[:, None], axis=1)[:, 0]
+
+
+_MACHINES: dict[str, Callable[[Setting, Array], Machine]] = {
+    "apgd": lambda s, epsilon: attacks.apgd_machine(
+        norm=s.norm, epsilon=epsilon, steps=s.steps, loss=_by_target
+    ),
+    "apgd-multi-radius": lambda s, epsilon: attacks.apgd_multi_radius_machine(
+        norm=s.norm, epsilon=epsilon, steps=s.steps, loss=_by_target
+    ),
+    "fab": lambda s, epsilon: fab_machine(
+        norm=s.norm, epsilon=epsilon, steps=s.steps, targeted=s.targets > 0
+    ),
+    "square": lambda s, epsilon: square_machine(
+        norm=s.norm, epsilon=epsilon, queries=s.steps
+    ),
+}
+
+
+def _init(setting: Setting, machine: Machine, rows: Rows, keys: Array) -> Any:
+    if setting.machine == "square":
+        return machine.init(rows.images, rows.labels, keys)
+    init = functools.partial(machine.init, rows.images, rows.labels, keys, targets=rows.targets)
+    if setting.machine != "fab":
+        return init(start="random")
+    if setting.restarts == 1:
+        return init(start="image")
+    return _where(rows.restarts > 0, init(start="random"), init(start="image"))
+
+
+def _begin(setting: Setting, epsilon: Array, root: Array, number: Array, rows: Rows) -> Slots:
+    """Slots at the beginning of their jobs; an image's key does not depend on its slot."""
+
+    def key(*numbers):
+        key = _wrap(root)
+        for n in numbers:
+            key = jax.random.fold_in(key, n.astype(jnp.uint32))
+        return key
+
+    keys = jax.vmap(key, (0, None, 0, 0))(rows.ids, number, rows.targets, rows.restarts)
+    return Slots(
+        state=_init(setting, _MACHINES[setting.machine](setting, epsilon), rows, keys),
+        labels=rows.labels,
+        keys=jax.random.key_data(keys),
+        live=jnp.ones_like(rows.fresh),
+        fooled=jnp.zeros_like(rows.fresh),
+        adversarial=rows.images,
+        steps=jnp.zeros_like(rows.labels),
+        flat=jnp.zeros_like(rows.fresh),
+    )
+
+
+def _refill(setting, epsilon, root, number, slots, rows):
+    """Begins jobs in fresh slots, and ends those that are not kept."""
+    slots = slots._replace(live=slots.live & rows.keep)
+    return _where(rows.fresh, _begin(setting, epsilon, root, number, rows), slots)
+
+
+def _advance(setting, keyed, platform, logits_fn, search_fn, epsilon, slots, limit, floor):
+    """Makes steps in all slots until `limit`, or until no more than `floor` of them are live.
+
+    Returns the slots and i32[1], the number of steps.
+    """
+    machine = _MACHINES[setting.machine](setting, epsilon)
+    decider = _network(logits_fn, keyed, platform)
+    seeker = _network(search_fn or logits_fn, keyed, platform)
+
+    def step(carry):
+        count, slots = carry
+        draw = functools.partial(_fold, slots.keys, slots.steps)
+        state, points = slots.state, machine.query(slots.state)
+        if machine.loss is None:
+            logits, gradient = seeker(points, draw(0)), None
+        else:
+            logits, gradient = _differentiate(setting, machine, seeker, state, points, draw)
+        told = machine.tell(state, logits, gradient)
+        if machine.check is not None:
+            state, points = told, machine.query(told)
+            logits = seeker(points, draw(setting.eot))
+            told = machine.check(state, logits)
+        hit = slots.live & _wrong(logits, slots.labels)
+        if machine.counts is not None:
+            hit &= machine.counts(state)
+        if search_fn is not None:
+            sure = lambda: _wrong(decider(points, draw(0)), slots.labels)  # noqa: E731
+            hit &= lax.cond(jnp.any(hit), sure, lambda: hit)
+        first = slots.steps == 0
+        return count + 1, Slots(
+            state=told,
+            labels=slots.labels,
+            keys=slots.keys,
+            live=slots.live & ~hit & ~machine.finished(told),
+            fooled=slots.fooled | hit,
+            adversarial=_where(hit, points, slots.adversarial),
+            steps=slots.steps + slots.live.astype(jnp.int32),
+            flat=slots.flat if gradient is None else jnp.where(first, _zero(gradient), slots.flat),
+        )
+
+    def goes_on(carry):
+        count, slots = carry
+        return (count < limit) & (jnp.sum(slots.live, dtype=jnp.int32) > floor[0])
+
+    count, slots = lax.while_loop(goes_on, step, (jnp.zeros_like(floor[0]), slots))
+    return slots, count[None]
+
+
+def _network(logits_fn, keyed, platform):
+    """`logits_fn` of points and u32[B, 2], in float32, and fast inside loops on CPU."""
+
+    def call(points, keys):
+        logits = logits_fn(points, _wrap(keys)) if keyed else logits_fn(points)
+        return logits.astype(jnp.float32)
+
+    return canonical_convolutions(call) if platform == "cpu" else call
+
+
+def _differentiate(setting, machine, network, state, points, draw):
+    """Logits of the last draw, and the gradient or gradients of the losses, averaged over draws."""
+
+    def once(keys):
+        def losses(points):
+            logits = network(points, keys)
+            return machine.loss(state, logits), logits
+
+        values, pull, logits = jax.vjp(losses, points, has_aux=True)
+        if values.ndim == 1:
+            return logits, pull(jnp.ones_like(values))[0]
+        one_class = lambda c: pull(jnp.zeros_like(values).at[:, c].set(1))[0]  # noqa: E731
+        gradients = lax.map(one_class, jnp.arange(values.shape[1]))
+        return logits, jnp.moveaxis(gradients, 0, 1)
+
+    if setting.eot == 1:
+        return once(draw(0))
+    logits, total = once(draw(0))
+
+    def body(i, carry):
+        logits, gradient = once(draw(i))
+        return logits, carry[1] + gradient
+
+    logits, total = lax.fori_loop(1, setting.eot, body, (logits, total))
+    return logits, total / setting.eot
+
+
+def _fold(keys, steps, draw):
+    """u32[B, 2] for one draw of a network's own randomness in one step."""
+
+    def one(key, step):
+        return jax.random.fold_in(jax.random.fold_in(key, step), draw)
+
+    return jax.random.key_data(jax.vmap(one)(_wrap(keys), steps))
+
+
+def _wrap(keys):
+    return jax.random.wrap_key_data(keys, impl="threefry2x32")
+
+
+def _wrong(logits, labels):
+    return jnp.argmax(logits, axis=1).astype(labels.dtype) != labels
+
+
+def _zero(gradient):
+    return jnp.all(gradient.reshape(gradient.shape[0], -1) == 0, axis=1)
+
+
+def _where(mask, yes, no):
+    return jax.tree.map(lambda a, b: jnp.where(per_image(mask, a), a, b), yes, no)
+
+
+class _Programs(NamedTuple):
+    refill: Callable[..., Any]
+    advance: Callable[..., Any]
+
+
+@functools.lru_cache(maxsize=64)
+def _programs(mesh: Mesh, setting: Setting, keyed: bool) -> _Programs:
+    shared, split = PartitionSpec(), PartitionSpec("slots")
+    # Every device runs its own loop on its own slots: nothing inside is a collective.
+    spread = functools.partial(jax.shard_map, mesh=mesh, out_specs=split, check_vma=False)
+    advance = functools.partial(_advance, setting, keyed, _platform(mesh))
+    return _Programs(
+        refill=jax.jit(
+            spread(
+                functools.partial(_refill, setting),
+                in_specs=(shared, shared, shared, split, split),
+            ),
+            donate_argnums=3,
+        ),
+        advance=jax.jit(
+            spread(advance, in_specs=(shared, shared, shared, split, shared, split)),
+            donate_argnums=3,
+        ),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _forward_program(mesh: Mesh, keyed: bool) -> Callable[..., Array]:
+    def run(logits_fn, images, keys):
+        return _network(logits_fn, keyed, _platform(mesh))(images, keys)
+
+    split = PartitionSpec("slots")
+    specs = (PartitionSpec(), split, split)
+    return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))
+
+
+def _platform(mesh):
+    return mesh.devices.flat[0].platform
+
+
+# --- On the host ---
+
+
+def forward(engine: Engine, images: np.ndarray, keys: np.ndarray | None = None) -> np.ndarray:
+    """Logits f32[n, K] of n >= 1 images, by one program for any n; `keys` are u32[n, 2]."""
+    program = _forward_program(engine.mesh, engine.keyed)
+    sharding = NamedSharding(engine.mesh, PartitionSpec("slots"))
+    keys = np.zeros((len(images), 2), np.uint32) if keys is None else keys
+    logits = []
+    for start in range(0, len(images), engine.slots):
+        part = slice(start, start + engine.slots)
+        operands = jax.device_put(
+            (_padded(images[part], engine.slots), _padded(keys[part], engine.slots)), sharding
+        )
+        logits.append(np.asarray(program(engine.logits_fn, *operands)))
+    return np.concatenate(logits)[: len(images)]
+
+
+def _padded(array, length):
+    return np.concatenate([array, np.zeros((length - len(array), *array.shape[1:]), array.dtype)])
+
+
+def decide(
+    engine: Engine,
+    setting: Setting,
+    images: np.ndarray,
+    labels: np.ndarray,
+    targets: np.ndarray,
+    ids: np.ndarray,
+    *,
+    epsilon: float,
+    seed: int,
+    report: Callable[[Call], None] = lambda call: None,
+) -> Iterator[Verdict]:
+    """Runs one attack and yields the verdict on each image as soon as it is known.
+
+    Args:
+      engine: the network and its slots.
+      setting: the attack.
+      images: f32[N,H,W,C], all of them classified correctly.
+      labels: i32[N].
+      targets: i32[N, T], the classes to aim at in turn, or the code of a loss (T = 1).
+      ids: u32[N], from which all randomness of an image derives.
+      epsilon: radius.
+      seed: of the evaluation.
+      report: called after each call of the program.
+    """
+    programs = _programs(engine.mesh, _program_of(setting), engine.keyed)
+    sharding = NamedSharding(engine.mesh, PartitionSpec("slots"))
+    root = np.asarray(jax.random.key_data(jax.random.key(seed, impl="threefry2x32")))
+    settings = (np.float32(epsilon), root, np.uint32(NUMBERS[setting.name]))
+    board = Board(engine.slots, engine.mesh.size, targets, setting.restarts)
+    slots, limit = None, 0  # the first call compiles and makes no step
+    while board.assign():
+        rows = board.rows(images, labels, ids)
+        if slots is None:
+            slots = jax.device_put(_no_slots(_program_of(setting), settings, rows), sharding)
+        if rows is not None:
+            slots = programs.refill(*settings, slots, jax.device_put(rows, sharding))
+        start = time.perf_counter()
+        floor = jax.device_put(board.floor(), sharding)
+        slots, count = programs.advance(
+            engine.logits_fn, engine.search_fn, settings[0], slots, np.int32(limit), floor
+        )
+        count, live, fooled, steps, flat = (
+            np.asarray(a) for a in (count, slots.live, slots.fooled, slots.steps, slots.flat)
+        )
+        seconds = time.perf_counter() - start
+        made = board.collect(live, fooled, steps, flat, lambda: np.asarray(slots.adversarial))  # noqa: B023
+        width = engine.slots // engine.mesh.size
+        report(Call(int(count.sum()) * width, made, seconds, limit == 0))
+        fitting = CALL_SECONDS * max(int(count.max()), 1) / seconds
+        limit = 8 if limit == 0 else int(min(max(fitting, 4), 4 * limit))
+        yield from board.verdicts()
+
+
+def _program_of(setting: Setting) -> Setting:
+    """The setting without what its program does not depend on."""
+    if setting.machine.startswith("apgd"):
+        return setting._replace(name="", targets=0, restarts=1)
+    return setting._replace(name="", targets=min(setting.targets, 1))
+
+
+def _no_slots(setting, settings, rows):
+    """Slots without jobs."""
+    shapes = jax.eval_shape(functools.partial(_begin, setting), *settings, rows)
+    return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
