@@ -317,9 +317,9 @@ def evaluate(
     )
     if asked.attack in _AUTOATTACK:
         name, ledger = f"{model.name} {sha256} float32", out / f"ledger-{number}.jsonl"
-        found, table = _searched(config, source, weights, asked, name, ledger)
+        found = _searched(config, source, weights, asked, name, ledger)
     else:
-        found, table = _counted(config, source, weights, asked), None
+        found = _counted(config, source, weights, asked)
     after = found.pop("accuracy_after")
     record = records.accuracy_record(
         config=origin,
@@ -343,7 +343,7 @@ def evaluate(
         },
     )
     metrics.append(out / "results.jsonl", record)
-    return _answer(record, out, table)
+    return _answer(record, out)
 
 
 def _check(asked: Question, config: Values, source: sources.Source) -> None:
@@ -420,10 +420,8 @@ def _counted(config, source, weights, asked: Question) -> dict[str, Any]:
     return {"attacks": settings, "clean": reached["clean"], "accuracy_after": after}
 
 
-def _searched(
-    config, source, weights, asked: Question, name: str, ledger: Path
-) -> tuple[dict[str, Any], str]:
-    """What AutoAttack, or one attack of it, leaves; and its table."""
+def _searched(config, source, weights, asked: Question, name: str, ledger: Path) -> dict[str, Any]:
+    """Accuracy before and after AutoAttack, or one attack of it; prints how it goes."""
     from jaxrobust.evaluation import autoattack
 
     def logits_fn(dtype: str):
@@ -447,13 +445,12 @@ def _searched(
         identity=name,
         search_fn=None if asked.search_dtype == "float32" else logits_fn(asked.search_dtype),
     )
-    found = {
+    return {
         "attacks": [ball | settings for settings in result.attacks],
         "clean": float(result.clean.mean()),
         "accuracy_after": {name: float(value) for name, value in result.accuracy_after.items()},
         "flags": dict(result.flags),
     }
-    return found, result.table()
 
 
 def _load(source, config, asked: Question) -> pipeline.EvaluationBatch:
@@ -472,19 +469,16 @@ def _load(source, config, asked: Question) -> pipeline.EvaluationBatch:
     return batch._replace(images=batch.images.astype(np.float32) / np.float32(255))
 
 
-def _answer(record: dict, out: Path, table: str | None = None) -> str:
-    """A record for people; `table` replaces its accuracies."""
+def _answer(record: dict, out: Path) -> str:
+    """A record for people."""
     rows = {"clean": record["clean"]}
     rows |= {f"after {name}": value for name, value in record["accuracy_after"].items()}
-    lines = [f"{name:16} {value:7.1%}" for name, value in rows.items()]
-    lines += [f"flag {name}: {text}" for name, text in record["flags"].items()]
-    model, images = record["model"]["name"], record["image_ids"]
-    return "\n".join(
-        [
-            f"\n{model} ({record['weights']}), {record['dtype']}",
-            f"{record['dataset']}, split {record['split']}, images {images}",
-            f"attack: {_how(record)}",
-            *([table] if table else lines),
-            f"record {record['evaluation']} in {out / 'results.jsonl'}",
-        ]
-    )
+    lines = [
+        f"\n{record['model']['name']} ({record['weights']}), {record['dtype']}",
+        f"{record['dataset']}, split {record['split']}, images {record['image_ids']}",
+        f"attack: {_how(record)}",
+        *(f"{name:16} {value:7.1%}" for name, value in rows.items()),
+        *(f"flag {name}: {text}" for name, text in record["flags"].items()),
+        f"record {record['evaluation']} in {out / 'results.jsonl'}",
+    ]
+    return "\n".join(lines)

@@ -149,6 +149,11 @@ def fab_machine(
             )
         if targeted and targets is None:
             raise ValueError("targeted FAB needs targets i32[B]; pass targets=...")
+        targets = jnp.zeros_like(labels) if targets is None else jnp.asarray(targets)
+        if targets.shape != labels.shape or not jnp.issubdtype(targets.dtype, jnp.integer):
+            raise ValueError(
+                f"targets are {targets.dtype} of shape {targets.shape}; pass one class per image"
+            )
         images = jnp.clip(images, 0, 1)
         one_each = images.reshape(images.shape[0], -1)[:, 0]
         floats = partial(jnp.full_like, one_each)  # `_like` also takes over shard_map's axes
@@ -156,7 +161,7 @@ def fab_machine(
         return FabState(
             images=images,
             labels=labels,
-            targets=integers(0) if targets is None else jnp.asarray(targets),
+            targets=targets,
             epsilon=floats(epsilon),
             steps=integers(steps),
             points=jnp.clip(start_points(ball, start, images, floats(epsilon), keys), 0, 1),
@@ -167,10 +172,10 @@ def fab_machine(
 
     def loss_of(state, logits):
         logits = logits.astype(state.epsilon.dtype)
-        pick = lambda classes: jnp.take_along_axis(logits, classes[:, None], axis=1)
+        own = jnp.take_along_axis(logits, state.labels[:, None], axis=1)
         if targeted:
-            return (pick(state.targets) - pick(state.labels))[:, 0]
-        return logits - pick(state.labels)
+            return (jnp.take_along_axis(logits, state.targets[:, None], axis=1) - own)[:, 0]
+        return logits - own
 
     def tell(state, logits, gradient):
         x, x1, value = _rows(state.images), _rows(state.points), loss_of(state, logits)
@@ -282,47 +287,50 @@ def _level(speed, sizes, room, excess):
     return jax.lax.while_loop(unfinished, body, start)[1]
 
 
+class _Cut(NamedTuple):
+    """The entries larger than `size` f[B], by how much they can move to the plane, their number."""
+
+    size: Array
+    gain: Array
+    number: Array
+
+
 def _moves_l1(sizes, room, excess):
     """Entries move into their corner in order of size; the last one as far as needed.
 
-    Bisects the sizes until one entry, or equal ones, are left between `upper`, above which the
-    entries move fully, and `lower`: each a size, how much the entries above it can contribute,
-    and their number. No sort, XLA's is slow on CPU.
+    Bisects the sizes, instead of a sort, until a single entry, or equal ones, are left between
+    the cut `upper`, whose entries move fully, and `lower`, whose entries are more than enough.
     """
     sizes = jnp.where(sizes > 1e-8, sizes, 0)
     gains = sizes * room
 
-    def above(size):
-        chosen = sizes > size[:, None]
-        count = jnp.sum(chosen.astype(sizes.dtype), axis=1)
-        return size, jnp.sum(jnp.where(chosen, gains, 0), axis=1), count
+    def cut(size):
+        chosen = (sizes > size[:, None]).astype(sizes.dtype)
+        return _Cut(size, jnp.sum(chosen * gains, axis=1), jnp.sum(chosen, axis=1))
 
     def middle(lower, upper):
-        return lower[0] + (upper[0] - lower[0]) / 2
+        return lower.size + (upper.size - lower.size) / 2
 
     def body(carry):
-        tried = above(middle(*carry))
-        enough = tried[1] > excess
         lower, upper = carry
-        return (
-            tuple(jnp.where(enough, new, old) for new, old in zip(tried, lower, strict=True)),
-            tuple(jnp.where(enough, old, new) for new, old in zip(tried, upper, strict=True)),
-        )
+        new = cut(middle(lower, upper))
+        select = partial(jnp.where, new.gain > excess)
+        return jax.tree.map(select, new, lower), jax.tree.map(select, upper, new)
 
     def unfinished(carry):
         lower, upper = carry
         between = middle(lower, upper)
-        several = (between > lower[0]) & (between < upper[0]) & (lower[2] > upper[2] + 1)
-        return jnp.any(several)
+        several = lower.number > upper.number + 1
+        return jnp.any(several & (between > lower.size) & (between < upper.size))
 
-    lower, upper = above(jnp.zeros_like(excess)), above(jnp.max(sizes, axis=1))
-    in_reach = lower[1] > excess  # else all move fully
-    upper = tuple(jnp.where(in_reach, u, v) for u, v in zip(upper, lower, strict=True))
+    lower, upper = cut(jnp.zeros_like(excess)), cut(jnp.max(sizes, axis=1))
+    in_reach = lower.gain > excess  # or else all move fully
+    upper = jax.tree.map(partial(jnp.where, in_reach), upper, lower)
     lower, upper = jax.lax.while_loop(unfinished, body, (lower, upper))
-    mass = lower[1] - upper[1]
-    share = jnp.clip((excess - upper[1]) / jnp.where(mass > 0, mass, 1), 0, 1)
-    last = jnp.where(sizes > lower[0][:, None], share[:, None] * room, 0)
-    return jnp.where(sizes > upper[0][:, None], room, last)
+    mass = lower.gain - upper.gain
+    share = jnp.clip((excess - upper.gain) / jnp.where(mass > 0, mass, 1), 0, 1)
+    last = jnp.where(sizes > lower.size[:, None], share[:, None] * room, 0)
+    return jnp.where(sizes > upper.size[:, None], room, last)
 
 
 _MOVES = {"linf": _moves_linf, "l2": _moves_l2, "l1": _moves_l1}

@@ -32,13 +32,13 @@ class SquareState(NamedTuple):
     `tell`.
     """
 
-    images: Array  # the centre of the ball; may leave [0, 1] on Linf and L2
+    images: Array  # as rows [B, H, W*C]; the centre of the ball, may leave [0, 1] on Linf and L2
     labels: Array  # i32[B]
     epsilon: Array  # f[B]
     keys: Array  # u32[B, 2], the data of threefry keys: `where` and shard_map take no typed keys
     iteration: Array  # i32[B], evaluations told so far; the first is that of the start
-    points: Array  # to be evaluated next
-    x_best: Array  # the point of smallest margin; before any is known, the start
+    points: Array  # [B, H, W, C], to be evaluated next
+    x_best: Array  # as rows; the point of smallest margin, before any is known the start
     margin_best: Array  # f[B], logit of the label minus the largest other; inf before any is known
 
 
@@ -116,7 +116,8 @@ def square_machine(
         From `init`: soft labels, another start, no keys, or keys that are not threefry's.
     """
     check_settings(norm=norm, epsilon=epsilon, loss="cw")
-    fractions = window_fractions(queries, p_init, rescale)
+    _check_schedule(queries, p_init)
+    levels = window_levels(queries, rescale)
     geometry = GEOMETRIES[norm]
 
     def init(images, labels, keys=None, start="random"):
@@ -129,16 +130,17 @@ def square_machine(
             images = jnp.clip(images, 0, 1)  # as the projection does
         keys = _key_data(image_keys(keys, len(images)))
         one_each = images.reshape(len(images), -1)[:, 0]
-        radius = jnp.full_like(one_each, epsilon)  # `_like` also takes over shard_map's axes
+        # A product, which takes over shard_map's axes.
+        radius = jnp.ones_like(one_each) * jnp.asarray(epsilon, one_each.dtype)
         points = geometry.start(images, radius, geometry.draw_start(keys, images))
         return SquareState(
-            images=images,
+            images=_rows(images),
             labels=labels,
             epsilon=radius,
             keys=keys,
             iteration=jnp.zeros_like(one_each, jnp.int32),
             points=points,
-            x_best=points,
+            x_best=_rows(points),
             margin_best=jnp.full_like(one_each, jnp.inf),
         )
 
@@ -149,11 +151,11 @@ def square_machine(
         better = searching & (margin < state.margin_best)  # NaN never is
         state = state._replace(
             iteration=state.iteration + searching.astype(jnp.int32),
-            x_best=jnp.where(per_image(better, state.points), state.points, state.x_best),
+            x_best=jnp.where(better[:, None, None], _rows(state.points), state.x_best),
             margin_best=jnp.where(better, margin, state.margin_best),
         )
-        windows = window_table(norm, fractions, state.images.shape[1:3])
-        level = jnp.asarray(windows.levels)[jnp.clip(state.iteration - 1, 0, queries - 1)]
+        windows = window_table(norm, levels, p_init, state.points.shape[1:3])
+        level = jnp.asarray(levels)[jnp.clip(state.iteration - 1, 0, queries - 1)]
         draws = draw_query(state, jnp.asarray(windows.sides)[level])
         return state._replace(points=geometry.propose(state, draws, windows, level))
 
@@ -166,28 +168,13 @@ def square_machine(
         loss=None,
         tell=tell,
         finished=finished,
-        result=lambda state: BALLS[norm].settle(state.x_best, state.images),
+        result=lambda state: BALLS[norm].settle(
+            *(a.reshape(state.points.shape) for a in (state.x_best, state.images))
+        ),
     )
 
 
-# --- The schedule: NumPy, in Python's doubles, rounded half to even as the reference does ---
-
-
-class Windows(NamedTuple):
-    """The windows of a schedule; the sides fall in a few levels."""
-
-    levels: np.ndarray  # i32[queries], the level of each query
-    sides: np.ndarray  # i32[levels]
-    profiles: np.ndarray  # f64[levels, 2, 2, largest side], see `template_profiles`
-
-
-@functools.lru_cache
-def window_fractions(queries: int, p_init: float, rescale: bool) -> tuple[float, ...]:
-    """The fraction of the pixels that the window of each query covers.
-
-    Raises:
-      ValueError: queries not an int >= 1, p_init outside (0, 1].
-    """
+def _check_schedule(queries, p_init):
     try:
         whole = not isinstance(queries, bool) and operator.index(queries) >= 1
     except TypeError:
@@ -198,41 +185,56 @@ def window_fractions(queries: int, p_init: float, rescale: bool) -> tuple[float,
         raise ValueError(
             f"p_init={p_init} is not a fraction of the pixels; pass a number above 0, at most 1"
         )
+
+
+# --- The schedule: NumPy, in Python's doubles, rounded half to even as the reference does ---
+
+
+class Windows(NamedTuple):
+    """The windows of a schedule; they keep to few sides, the levels."""
+
+    levels: np.ndarray  # i32[queries], the level of each query
+    sides: np.ndarray  # i32[levels]
+    profiles: np.ndarray  # f64[levels, 2, 2, largest side], see `template_profiles`; Linf: zeros
+
+
+def window_levels(queries: int, rescale: bool) -> np.ndarray:
+    """How often each query's window was halved in area, i32[queries]."""
     at = np.arange(queries)
     if rescale:
         at = (at / queries * 10000).astype(int)
-    halvings = np.searchsorted([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000], at)
-    return tuple(p_init / 2.0 ** (halvings))
+    bounds = [10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000]  # the last query before a halving
+    return np.searchsorted(bounds, at).astype(np.int32)
 
 
-@functools.lru_cache
-def window_table(norm: str, fractions: tuple[float, ...], shape: tuple[int, int]) -> Windows:
-    """The windows for images of a shape (H, W), one for each entry of `fractions`."""
+def window_table(norm: str, levels: np.ndarray, p_init: float, shape: tuple[int, int]) -> Windows:
+    """The windows for images of `shape` (H, W), from `window_levels`."""
     height, width = shape
 
-    def side(fraction):
-        wished = round((fraction * height * width) ** 0.5)
+    def side(level):
+        wished = round((p_init / 2**level * height * width) ** 0.5)
         if norm != "linf":
             wished = max(wished, 3)
-            wished += wished % 2 == 0  # odd, so that the template has a centre
+            wished += wished % 2 == 0
         return min(max(wished, 1), height, width)
 
-    sides = np.array([side(fraction) for fraction in fractions], np.int32)
-    sides, levels = np.unique(sides, return_inverse=True)
+    sides = np.array([side(level) for level in range(levels.max() + 1)], np.int32)
     profiles = np.zeros((len(sides), 2, 2, sides.max()))
     if norm != "linf":
         for level, s in enumerate(sides):
             profiles[level, :, :, :s] = template_profiles(norm, s)
-    return Windows(levels.astype(np.int32), sides, profiles)
+    return Windows(levels, sides, profiles)
 
 
 def template_profiles(norm: str, side: int) -> np.ndarray:
-    """The template of L2 and L1, a pyramid above a negative one, as vectors; f64[2, 2, side].
+    """The template of L2 and L1, a pyramid above a negative one, by its axes; f64[2, 2, side].
 
     A pyramid stacks centred squares of sides 1, 3, 5, .. and heights 1, 1/4, 1/9, .. (L2) or 1,
-    1/16, 1/81, .. (L1), so that its value at (i, j) follows from the larger of the distances of
-    row and column from its peak: it is the smaller of what either allows. For an axis that does not
-    and that does cross both pyramids, here are these bounds and factors to multiply them by.
+    1/16, 1/81, .. (L1). Its value is a falling function of the larger of the distances of row and
+    column from the peak, hence the smaller of what row and column allow. Returns what the axis
+    along which the template keeps its sign allows, and ones; then what the axis allows along
+    which the sign changes, and factors: the sign, over the length of pyramid and template.
+    Multiply by both axes' factors, as `template_of` does.
     """
     power = {"l2": 2, "l1": 4}[norm]
     heights = 1 / np.arange(1.0, side // 2 + 2) ** power
@@ -262,10 +264,10 @@ def _length(norm, values):
 
 def draw_query(state: SquareState, side: Array) -> Draws:
     """The draws for evaluation `state.iteration` >= 1, with windows of `side` i32[B]."""
-    height, width, channels = state.images.shape[1:]
+    height, width, channels = state.points.shape[1:]
     words = _random_words(state.keys, state.iteration, 4, 1 + channels)
     room = jnp.stack([height - side, width - side] * 2, axis=1)
-    # Never the last place, whole numbers below `room`; with 24 bits, as the float's, it is exact.
+    # Below `room`, so never the last place. With 24 bits, a float's, no rounding up to it.
     uniform = (words[:, :4] >> 8).astype(jnp.float32) * np.float32(2**-24)
     flips = _bits(words[:, 4:], 1 + channels)
     return Draws(
@@ -332,16 +334,16 @@ def _start_linf(images, epsilon, draws):
 
 
 def _propose_linf(state, draws, windows, level):
-    images, best, epsilon = _rows(state.images), _rows(state.x_best), state.epsilon[:, None, None]
-    inside_row, inside_column = _window(state.images, draws, 0, jnp.asarray(windows.sides)[level])
-    step = jnp.where(inside_column, 2 * epsilon * _by_channel(draws.signs, state.images), 0)
+    images, best, epsilon = state.images, state.x_best, state.epsilon[:, None, None]
+    inside_row, inside_column = _window(state.points, draws, 0, jnp.asarray(windows.sides)[level])
+    step = jnp.where(inside_column, 2 * epsilon * _by_channel(draws.signs, state.points), 0)
     moved = best + jnp.where(inside_row, step, 0)
     moved = jnp.minimum(jnp.maximum(moved, images - epsilon), images + epsilon)
-    return jnp.clip(moved, 0, 1).reshape(state.images.shape)
+    return jnp.clip(moved, 0, 1).reshape(state.points.shape)
 
 
 def _start_mass(norm, images, epsilon, draws):
-    """A template in each tile of the image, of its own signs and orientation."""
+    """Five by five tiles (more if the image is oblong or tiny), each with a template."""
     batch, height, width, channels = images.shape
     side = _tile_side(images)
     down, right = height // side, width // side
@@ -351,7 +353,7 @@ def _start_mass(norm, images, epsilon, draws):
     tiles = tiles[..., None] * draws.signs[:, :, None, None]  # [B, tiles, side, side, C]
     delta = tiles.reshape(batch, down, right, side, side, channels).swapaxes(2, 3)
     delta = delta.reshape(batch, down * side, right * side, channels)
-    rest = ((height - down * side), (width - right * side))
+    rest = (height - down * side, width - right * side)  # a margin, unchanged
     delta = jnp.pad(delta, ((0, 0), *((r // 2, r - r // 2) for r in rest), (0, 0)))
     return _to_sphere(norm, _rows(images), _rows(delta), epsilon).reshape(images.shape)
 
@@ -369,12 +371,12 @@ def _propose_mass(norm, state, draws, windows, level):
         mass, length = jnp.square, jnp.sqrt
     else:
         mass, length = jnp.abs, lambda total: total
-    channels = state.images.shape[3]
-    by_channel = functools.partial(_by_channel, images=state.images)
-    images, delta = _rows(state.images), _rows(state.x_best) - _rows(state.images)
+    channels = state.points.shape[3]
+    by_channel = functools.partial(_by_channel, images=state.points)
+    images, delta = state.images, state.x_best - state.images
     side = jnp.asarray(windows.sides)[level]
-    first_row, first_column = _window(state.images, draws, 0, side)
-    second_row, second_column = _window(state.images, draws, 1, side)
+    first_row, first_column = _window(state.points, draws, 0, side)
+    second_row, second_column = _window(state.points, draws, 1, side)
     first = first_row & first_column
     either = first | (second_row & second_column)
 
@@ -384,18 +386,18 @@ def _propose_mass(norm, state, draws, windows, level):
     target = length(spare[:, None] / channels + mass_either)
     if norm == "l1":
         target = target * channels  # the reference's; the projection takes back what is too much
-    shape = _template(state.images, draws, windows, level) * by_channel(draws.signs)
+    shape = _template(state.points, draws, windows, level) * by_channel(draws.signs)
     shape = jnp.where(first, shape + delta * by_channel(1 / (1e-12 + length(mass_first))), 0)
     size = length(_per_channel(mass(shape), channels))
     delta = jnp.where(either, shape * by_channel(target / (1e-12 + size)), delta)
-    return _to_sphere(norm, images, delta, state.epsilon).reshape(state.images.shape)
+    return _to_sphere(norm, images, delta, state.epsilon).reshape(state.points.shape)
 
 
 def _to_sphere(norm, images, delta, epsilon):
     if norm == "l2":
         scale = per_image(epsilon / (l2_norm(delta) + 1e-12), delta)
         return jnp.clip(images + scale * delta, 0, 1)
-    # Shortened by the rounding of the sum.
+    # Shortened by the rounding of the sum, as in the reference.
     return (images + delta) + l1_correction(images, delta, epsilon * (1 - 1e-6))
 
 
@@ -406,10 +408,12 @@ def _template(images, draws, windows, level):
 
     def profile(axis, turned):
         places = _places(images)[axis][None] - draws.offsets[:, axis, None]
-        rows = table[2 * level + turned.astype(jnp.int32)]
-        places = jnp.clip(places, 0, largest - 1)[:, None]
-        values = jnp.take_along_axis(rows, places, axis=2)
-        return values[:, 0], values[:, 1]
+        rows = 2 * level + turned.astype(jnp.int32)
+        at = jnp.clip(places, 0, largest - 1)
+        return [
+            jnp.take_along_axis(jnp.take(t, rows, axis=0, mode="clip"), at, axis=1, mode="clip")
+            for t in (table[:, 0], table[:, 1])
+        ]
 
     row_reach, row_scale = profile(0, ~draws.across)
     column_reach, column_scale = profile(1, draws.across)
@@ -430,9 +434,8 @@ def _window(images, draws, which, side):
 def _places(images):
     """The row of each row, and the column of each entry of one; NumPy."""
     _, height, width, channels = images.shape
-    return np.arange(height, dtype=np.int32), np.arange(
-        width * channels, dtype=np.int32
-    ) // channels
+    columns = np.repeat(np.arange(width, dtype=np.int32), channels)
+    return np.arange(height, dtype=np.int32), columns
 
 
 def _rows(images):
@@ -441,7 +444,9 @@ def _rows(images):
 
 def _by_channel(values, images):
     """One value per channel, f[B, C], for each entry of a row, f[B, 1, W*C]."""
-    return jnp.tile(values, (1, images.shape[2]))[:, None]
+    # A product, which XLA does not fuse: it would compute a tiled index for each entry of an image.
+    spread = np.tile(np.eye(values.shape[1]), (1, images.shape[2])).astype(values.dtype)
+    return jnp.dot(values, spread, precision="highest")[:, None]
 
 
 def _per_channel(rows, channels):

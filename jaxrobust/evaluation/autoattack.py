@@ -167,7 +167,11 @@ def autoattack(
     flags: dict[str, str] = {}
     if len(images) and not runner.keyed:
         flags |= checks.check_network(
-            lambda x: engine.forward(runner, x), logits_fn, images, labels
+            lambda x: engine.forward(runner, x),
+            logits_fn,
+            images,
+            labels,
+            batch_size=runner.slots // runner.mesh.size,
         )
     identities = {
         "network": identity or _hash(images, np.round(logits[:8].astype(np.float64), 3)),
@@ -253,7 +257,7 @@ def _attack(run, setting, standing, fooled_by, images_adv, flags, meter, later, 
         """The last word: one more forward pass, and the norm in float64."""
         which = pending[[v.image for v in verdicts]]
         points = np.stack([v.adversarial for v in verdicts])
-        points = _settled(setting.norm, points, run.images[which])
+        points = engine.settled(run.engine, setting.norm, points, run.images[which])
         logits = _logits(run.engine, points, run.ids[which], run.seed, draw=1)
         sure, norms = checks.verified(
             points,
@@ -300,8 +304,9 @@ def _attack(run, setting, standing, fooled_by, images_adv, flags, meter, later, 
         flags |= checks.check_gradients(np.array(flat, bool))
     if unconfirmed:
         flags["unconfirmed"] = (
-            f"{len(unconfirmed)} images were fooled in the search by {name} but not in a last forward "
-            "pass, or left the ball; they count as robust. Numerics that depend on the batch do this"
+            f"{len(unconfirmed)} images were fooled in the search by {name} but not in a last "
+            "forward pass, or left the ball; they count as robust. Numerics that depend on the "
+            "batch do this: look for batch statistics, or compare with batch_size=1"
         )
     forward = _FORWARD[setting.machine] * setting.eot
     return Cost(
@@ -331,10 +336,6 @@ def _check_search(run, plan, standing, fooled_by, images_adv, flags, meter):
         f"of {count} survivors of the search with search_fn, {fooled} were fooled by one with "
         "logits_fn itself" + ("; search with logits_fn" if fooled else "")
     )
-
-
-def _settled(norm, points, images):
-    return np.asarray(BALLS[norm].settle(jnp.asarray(points), jnp.asarray(images)))
 
 
 def _targets(setting: Setting, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -420,26 +421,26 @@ def _fit(setting: Setting, classes: int, tell: Callable[[str], None]) -> Setting
         )
         setting = setting._replace(targets=classes - 1)
     if setting.name == "apgd-t" and classes < 4:
-        tell(f"apgd-t: the targeted DLR loss needs 4 classes; climbs the margin z_t - z_y instead")
+        tell("apgd-t: the targeted DLR loss needs 4 classes; climbs the margin z_t - z_y instead")
     if setting.name == "apgd-dlr" and classes < 3:
-        tell(f"apgd-dlr: the DLR loss needs 3 classes; climbs the margin instead")
+        tell("apgd-dlr: the DLR loss needs 3 classes; climbs the margin instead")
     return setting
 
 
 def _classes(runner: engine.Engine, images: np.ndarray) -> int:
     """K, from the shape of the logits."""
-    points = jax.ShapeDtypeStruct((runner.slots, *images.shape[1:]), jnp.float32)
-    keys = (jax.eval_shape(lambda: jax.random.split(jax.random.key(0), runner.slots)),)
+    each = runner.slots // runner.mesh.size  # what a device gives to the network
+    points = jax.ShapeDtypeStruct((each, *images.shape[1:]), jnp.float32)
+    keys = (jax.eval_shape(lambda: jax.random.split(jax.random.key(0), each)),)
     for fn in (runner.logits_fn, runner.search_fn or runner.logits_fn):
         try:
             shape = jax.eval_shape(fn, points, *(keys if runner.keyed else ())).shape
         except TypeError as error:
             takes = "images and keys [B]" if runner.keyed else "images only"
             raise ValueError(f"logits_fn must take {takes} for this version: {error}") from error
-        if len(shape) != 2 or shape[0] != runner.slots or shape[1] < 2:
+        if len(shape) != 2 or shape[0] != each or shape[1] < 2:
             raise ValueError(
-                f"logits_fn gives {shape} for {runner.slots} images; "
-                "return logits f[B, K] with K >= 2"
+                f"logits_fn gives {shape} for {each} images; return logits f[B, K] with K >= 2"
             )
     return shape[1]
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import lax, local_devices
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrobust import attacks
@@ -94,13 +94,20 @@ def make(
     `slots` is rounded up to what the devices divide. By default there are 8 on a CPU device (more
     do not make a pass cheaper there), else 512 for small images and 64 for large ones.
     """
-    devices = jax.local_devices()
+    devices = local_devices()
     if slots is None:
         each = 8 if devices[0].platform == "cpu" else 512 if image_size <= 64 else 64
         slots = each * len(devices)
     slots += -slots % len(devices)
     mesh = Mesh(np.array(devices), ("slots",), axis_types=(AxisType.Auto,))
-    return Engine(mesh, slots, logits_fn, search_fn, keyed)
+    return Engine(mesh, slots, _argument(logits_fn), _argument(search_fn), keyed)
+
+
+def _argument(function: LogitsFn | None) -> LogitsFn | None:
+    """The function as what `jit` takes: arrays in a `Partial` are arguments of the program."""
+    if function is None or isinstance(function, jax.tree_util.Partial):
+        return function
+    return jax.tree_util.Partial(function)
 
 
 # --- On the devices ---
@@ -133,9 +140,7 @@ _MACHINES: dict[str, Callable[[Setting, Array], Machine]] = {
     "fab": lambda s, epsilon: fab_machine(
         norm=s.norm, epsilon=epsilon, steps=s.steps, targeted=s.targets > 0
     ),
-    "square": lambda s, epsilon: square_machine(
-        norm=s.norm, epsilon=epsilon, queries=s.steps
-    ),
+    "square": lambda s, epsilon: square_machine(norm=s.norm, epsilon=epsilon, queries=s.steps),
 }
 
 
@@ -324,6 +329,11 @@ def _forward_program(mesh: Mesh, keyed: bool) -> Callable[..., Array]:
     return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))
 
 
+@functools.lru_cache
+def _settle_program(norm: str) -> Callable[..., Array]:
+    return jax.jit(attacks.BALLS[norm].settle)
+
+
 def _platform(mesh):
     return mesh.devices.flat[0].platform
 
@@ -344,6 +354,13 @@ def forward(engine: Engine, images: np.ndarray, keys: np.ndarray | None = None) 
         )
         logits.append(np.asarray(program(engine.logits_fn, *operands)))
     return np.concatenate(logits)[: len(images)]
+
+
+def settled(engine: Engine, norm: str, points: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Up to `engine.slots` points without the rounding residue of an L1 iterate."""
+    program = _settle_program(norm)
+    padded = (_padded(points, engine.slots), _padded(images, engine.slots))
+    return np.asarray(program(*padded))[: len(points)]
 
 
 def _padded(array, length):

@@ -1,0 +1,420 @@
+"""The command line of evaluation: a run or a file, its record, and every refusal."""
+
+import contextlib
+import importlib
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import types
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+from absl.testing import absltest, flagsaver, parameterized
+from safetensors.numpy import save_file
+
+from jaxrobust import build, commandline, data, evaluate, launch, models, scores
+from jaxrobust.checkpoint import Checkpoints
+from tests import test_train as training
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def call(**given) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the command with these flags."""
+    out, said, code = io.StringIO(), io.StringIO(), 0
+    with (
+        flagsaver.flagsaver(**given),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(said),
+        jax.numpy_dtype_promotion("standard"),
+    ):
+        try:
+            evaluate.main(["evaluate"])
+        except SystemExit as stopped:
+            code = stopped.code
+    return code, out.getvalue(), said.getvalue()
+
+
+def autoattack(logits_fn, images, labels, **asked):
+    """A stand-in that fools every image with an odd id; what it was asked is kept."""
+    autoattack.asked = asked | {"logits_fn": logits_fn, "images": images, "labels": labels}
+    clean = np.asarray(logits_fn(images)).argmax(-1) == labels
+    robust = clean & (np.array(asked["image_ids"]) % 2 == 0)
+    return types.SimpleNamespace(
+        clean=clean,
+        robust=robust,
+        flags={"standin": "not an attack"},
+        accuracy_after={"apgd-ce": clean.mean(), "square": robust.mean()},
+        attacks=[{"name": "apgd-ce", "steps": 100}, {"name": "square", "steps": 5000}],
+    )
+
+
+def fitted(config) -> scores.Weights:
+    """Random weights with a head of ridge regression: most digits are right, few robust."""
+    source = data.open_source("digits", "train")
+    (batch,) = data.evaluation_batches(source, batch_size=len(source), image_size=8)
+    params, stats = jax.jit(build.network(config).init)(jax.random.key(7))
+    width = len(params["head.norm.scale"])
+    config = config.copy_and_resolve_references()
+    config.model.num_classes = width
+    head = {"head.fc.kernel": np.eye(width, dtype=np.float32), "head.fc.bias": np.zeros(width)}
+    features, _ = jax.jit(build.network(config).apply)(
+        params | head, stats, batch.images / np.float32(255)
+    )
+    design = np.concatenate([features, np.ones((len(features), 1))], axis=1)
+    ridge = design.T @ design + 0.01 * np.eye(width + 1)
+    solved = np.linalg.solve(ridge, design.T @ np.eye(10)[batch.labels]).astype(np.float32)
+    return scores.Weights(
+        params | {"head.fc.kernel": solved[:-1], "head.fc.bias": solved[-1]}, stats
+    )
+
+
+def stand_in():
+    module = types.SimpleNamespace(autoattack=autoattack)
+    return mock.patch.dict(sys.modules, {"jaxrobust.evaluation": module})
+
+
+class RunTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        directory = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(directory.cleanup)
+        cls.workdir = Path(directory.name) / "run"
+        config = training.tiny(
+            pretrain__epochs=1, pretrain__warmup_epochs=0, train__epochs=0, train__warmup_epochs=0
+        )
+        config.unlock().model.options.update(dims=(32,), gamma_init=5.0)
+        training.quiet_run(config, cls.workdir)
+        with contextlib.closing(Checkpoints(cls.workdir / "train" / "best")) as best:
+            best.save(3, fitted(config), {})  # as if a second phase had just begun
+            best.wait()
+
+    def evaluated(self, out="out", **given) -> dict:
+        """The record that the command appends."""
+        out = Path(self.create_tempdir()) / out
+        code, printed, said = call(workdir=str(self.workdir), out=str(out), **given)
+        self.assertEqual(code, 0, said)
+        record = scores.results(out)[-1]
+        self.assertIn(f"record {record['evaluation']} in {out / 'results.jsonl'}", printed)
+        return record
+
+    def test_clean_is_what_the_training_recorded(self):
+        (trained,) = scores.results(self.workdir)
+        ours = self.evaluated(attack="clean", phase="pretrain")
+        for key in ("weights", "weights_sha256", "config_sha256", "clean", "image_ids"):
+            self.assertEqual(ours[key], trained[key], key)
+        self.assertIsNone(ours["robust"])
+        self.assertEmpty(ours["attacks"])
+
+    def test_the_last_phase_with_weights_is_the_default(self):
+        record = self.evaluated(attack="clean")
+        self.assertEqual(record["weights"], "train, step 3, ema")
+        self.assertGreater(record["clean"], 0.6)
+        self.assertNotEqual(
+            record["weights_sha256"], scores.results(self.workdir)[0]["weights_sha256"]
+        )
+
+    def test_record_of_pgd(self):
+        record = self.evaluated(attack="pgd-2", n=8, epsilon="0.2/2", seed=3)
+        for key in ("commit", "weights_sha256", "config_sha256", "versions", "device", "time"):
+            self.assertTrue(record[key], key)
+        ball = {"norm": "linf", "epsilon": 0.1}
+        self.assertEqual(
+            record["attacks"], [{"name": "pgd", **ball, "steps": 2, "start": "random"}]
+        )
+        self.assertEqual(record["dataset"], "digits")
+        self.assertEqual(record["split"], "test[:80]")
+        self.assertEqual(record["image_ids"], "0..7")
+        self.assertEqual(record["preprocessing"], "none")
+        self.assertEqual(record["dtype"], "float32")
+        self.assertEqual(record["seed"], 3)
+        self.assertEqual(record["model"]["options"]["dims"], [32])
+        self.assertEqual(record["accuracy_after"], {"pgd-2": record["robust"]})
+        self.assertBetween(record["robust"], 0, record["clean"])
+
+    def test_verdicts_know_neither_batch_nor_subset(self):
+        wide = {"attack": "pgd-2", "epsilon": "0.01"}
+        robust = {b: self.evaluated(batch=b, **wide)["robust"] for b in (5, 16, 200)}
+        self.assertLen(set(robust.values()), 1, robust)
+        self.assertBetween(robust[5], 0.01, 0.99)  # else nothing is compared
+
+    def test_rerun_prints_without_computing(self):
+        out = Path(self.create_tempdir())
+        flags = {"workdir": str(self.workdir), "out": str(out), "attack": "pgd-2", "n": 8}
+        _, first, _ = call(**flags)
+        written = (out / "results.jsonl").read_bytes()
+        with mock.patch.object(scores, "count", side_effect=AssertionError("computes")):
+            code, second, said = call(**flags)
+            self.assertEqual((code, second), (0, first), said)
+            self.assertRegex(said, r"done before, .*; nothing is computed \(.*--out DIR\)")
+            for other in ({"seed": 1}, {"epsilon": "0.2"}, {"n": 9}, {"phase": "pretrain"}):
+                with self.assertRaisesRegex(AssertionError, "computes"):
+                    call(**flags | other)
+        self.assertEqual((out / "results.jsonl").read_bytes(), written)
+
+    def test_images_are_the_first_ones_and_at_most_all(self):
+        code, _, said = call(
+            workdir=str(self.workdir), out=self.create_tempdir().full_path, attack="clean", n=999
+        )
+        self.assertEqual(code, 0)
+        self.assertIn("has 80 images, not 999: taking all", said)
+        self.assertEqual(self.evaluated(attack="clean", n=0)["image_ids"], "0..79")
+        self.assertEqual(self.evaluated(attack="clean", n=1)["image_ids"], "0..0")
+
+    def test_default_folder_and_the_table_of_a_run(self):
+        self.assertEqual(call(workdir=str(self.workdir), attack="clean")[0], 0)
+        self.assertLen(scores.results(self.workdir / "evaluation"), 1)
+        out = Path(self.create_tempdir())
+        (out / "results.jsonl").write_bytes((self.workdir / "results.jsonl").read_bytes())
+        for attack in ("clean", "pgd-2"):  # into the records of a training
+            self.assertEqual(call(workdir=str(self.workdir), out=str(out), attack=attack)[0], 0)
+        table = scores.table(out)
+        self.assertRegex(table, r"-      80  none\n")
+        self.assertRegex(table, r"%      80  pgd-2, linf 0.1\n")
+        self.assertRegex(table, r"%      80  APGD-CE 3 steps, linf 0.1\n")
+
+    def test_other_data_preprocessing_and_size(self):
+        other = {"dataset": "fake:12x12x1", "attack": "clean", "n": 16}
+        record = self.evaluated(**other)
+        self.assertEqual(record["split"], "test")
+        self.assertEqual(record["preprocessing"], "bicubic-9-crop-8")
+        record = self.evaluated(**other, preprocessing="none", image_size=12, split="train[:20]")
+        self.assertEqual((record["preprocessing"], record["split"]), ("none", "train[:20]"))
+        self.assertEqual(record["model"]["image_size"], 12)
+
+    @parameterized.parameters(("autoattack", None), ("apgd-ce", ("apgd-ce",)))
+    def test_autoattack_is_asked_for_what_the_flags_say(self, attack, names):
+        out = Path(self.create_tempdir())
+        given = {"workdir": str(self.workdir), "out": str(out), "attack": attack, "n": 8}
+        with stand_in():
+            code, printed, said = call(**given, search_dtype="bfloat16", seed=5, batch=4)
+            self.assertEqual(code, 0, said)
+            asked = autoattack.asked
+            call(**given, seed=6)
+        self.assertNotEqual(asked["ledger"], autoattack.asked["ledger"])
+        self.assertIsNone(autoattack.asked["search_fn"])
+        record = scores.results(out)[0]
+        self.assertEqual(asked["ledger"], out / f"ledger-{record['evaluation']}.jsonl")
+        self.assertIn(record["weights_sha256"], asked["identity"])
+        expected = {"norm": "linf", "epsilon": 0.1, "version": "standard", "attacks": names}
+        expected |= {"seed": 5, "batch_size": 4, "image_ids": list(range(8))}
+        self.assertEqual({k: asked[k] for k in expected}, expected)
+        images = asked["images"]
+        self.assertEqual((images.dtype, images.shape), (np.float32, (8, 8, 8, 1)))
+        self.assertEqual((images.min(), images.max()), (0, 1))
+        low, high = (np.asarray(asked[k](images)) for k in ("search_fn", "logits_fn"))
+        self.assertBetween(np.abs(low - high).max(), 1e-5, 1)
+        self.assertEqual(
+            record["attacks"][1], {"norm": "linf", "epsilon": 0.1, "name": "square", "steps": 5000}
+        )
+        self.assertEqual(record["flags"], {"standin": "not an attack"})
+        self.assertEqual(list(record["accuracy_after"]), ["apgd-ce", "square"])
+        self.assertEqual(record["robust"], record["accuracy_after"]["square"])
+        self.assertEqual(record["search_dtype"], "bfloat16")
+        self.assertEqual(call(**given, search_dtype="bfloat16", seed=5)[1], printed)
+        self.assertRegex(
+            printed, r"clean +[\d.]+%\nafter apgd-ce +[\d.]+%\nafter square +[\d.]+%\n"
+        )
+        self.assertIn("flag standin: not an attack", printed)
+
+    def test_apgd_for_real(self):
+        try:
+            importlib.import_module("jaxrobust.evaluation").autoattack  # noqa: B018
+        except (ImportError, AttributeError):
+            self.skipTest("jaxrobust.evaluation.autoattack is not there")
+        out = Path(self.create_tempdir())
+        given = {"workdir": str(self.workdir), "out": str(out), "attack": "apgd-ce", "n": 8}
+        code, _, said = call(**given, epsilon="0.03")
+        self.assertEqual(code, 0, said)
+        record = scores.results(out)[0]
+        self.assertEqual(list(record["accuracy_after"]), ["apgd-ce"])
+        self.assertBetween(record["robust"], 0, record["clean"])
+        (ledger,) = out.glob("ledger-*.jsonl")
+        (out / "results.jsonl").unlink()
+        before = ledger.read_bytes()
+        call(**given, epsilon="0.03")
+        self.assertEqual(ledger.read_bytes(), before)  # every verdict came from there
+        repeated = scores.results(out)[0]
+        for key in ("clean", "robust", "accuracy_after", "attacks", "evaluation"):
+            self.assertEqual(repeated[key], record[key], key)
+
+    @parameterized.parameters(
+        ({"attack": "cw"}, "--attack=cw is unknown; one of clean, pgd-K"),
+        ({"attack": "pgd-0"}, "--attack=pgd-0 is unknown"),
+        ({"attack": "pgd-x"}, "--attack=pgd-x is unknown"),
+        ({"version": "fast"}, "--version=fast is unknown; one of standard, plus"),
+        ({"version": "plus", "attack": "apgd-ce"}, "no effect on --attack=apgd-ce"),
+        ({"search_dtype": "half"}, "--search_dtype=half is unknown; one of float32, bfloat16"),
+        ({"search_dtype": "bfloat16", "attack": "pgd-2"}, "no effect on --attack=pgd-2"),
+        ({"epsilon": "4"}, "write 4/255"),
+        ({"epsilon": "-1"}, "epsilon=-1.0 is not a radius"),
+        ({"epsilon": "4/0"}, "epsilon=nan is not a radius"),
+        ({"epsilon": "four"}, "--epsilon=four is not a number; write one, or a fraction"),
+        ({"epsilon": "4/255/2"}, "--epsilon=4/255/2 is not a number"),
+        ({"norm": "l3", "epsilon": "1"}, "norm='l3' is unknown"),
+        ({"norm": "l2"}, "give --epsilon"),
+        ({"n": -1}, "--n=-1 must be at least 0"),
+        ({"batch": 0}, "--batch=0 must be at least 1"),
+        ({"seed": -1}, "--seed=-1 must be at least 0"),
+        ({"phase": "test"}, "--phase=test is unknown; one of pretrain, train"),
+        ({"preprocessing": "Res9"}, "unknown preprocessing 'Res9'"),
+        ({"dataset": "digitz"}, "digitz"),
+        ({"split": "validation"}, "has no split 'validation'"),
+        ({"dataset": "fake:8x8x1:7"}, "num_classes=10, but data set 'fake:8x8x1:7'.* 7 classes"),
+        ({"dataset": "fake:8x8x3"}, "takes 1 channels, but .* has 3"),
+        ({"num_classes": 10}, "--num_classes would replace the run's own; that takes --model"),
+        ({"weights": "w.pt"}, "--weights would replace the run's own"),
+        ({"model": "convnext_n"}, "give --workdir RUN, or --model NAME"),
+        ({"workdir": None}, "give --workdir RUN, or --model NAME"),
+        ({"workdir": "nowhere"}, "--workdir nowhere: no run is there"),
+        ({"image_size": 0}, "image_size=0"),
+        ({"out": "/dev/null/x"}, "cannot write to --out /dev/null/x"),
+    )
+    def test_mistakes_are_one_sentence_and_exit_2(self, given, message):
+        code, printed, said = call(**{"workdir": str(self.workdir)} | given)
+        self.assertEqual((code, printed), (2, ""), said)
+        self.assertRegex(said, f"jaxrobust: .*{message}")
+        self.assertEqual(said.count("\n"), 1, said)
+
+    def test_a_run_that_is_none(self):
+        folder = Path(self.create_tempdir())
+        for text, message in (("{", "is damaged"), ("3", "is damaged"), ("{}", "not a config of")):
+            (folder / "config.json").write_text(text)
+            code, _, said = call(workdir=str(folder))
+            self.assertEqual(code, 2)
+            self.assertRegex(said, message)
+        (folder / "config.json").write_text((self.workdir / "config.json").read_text())
+        code, _, said = call(workdir=str(folder))
+        self.assertEqual(code, 2)
+        self.assertIn("has no best checkpoint of train or pretrain; train until", said)
+        self.assertEqual([p.name for p in folder.iterdir()], ["config.json"])
+
+    @parameterized.parameters(
+        ({"attack": "pgd-2"}, KeyboardInterrupt(), 130, "the same command starts again"),
+        ({"attack": "apgd-ce"}, KeyboardInterrupt(), 130, "the same command continues"),
+        ({"attack": "apgd-ce"}, OSError(28, "No space left"), 3, "No space left.*same command"),
+    )
+    def test_other_ends(self, given, error, expected, message):
+        out = self.create_tempdir().full_path
+        with (
+            mock.patch.object(scores, "count", side_effect=error),
+            mock.patch.object(scores, "_searched", side_effect=error),
+        ):
+            code, _, said = call(workdir=str(self.workdir), out=out, **given)
+        self.assertEqual(code, expected)
+        self.assertRegex(said, message)
+
+
+class FileTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        net = models.create("convnext_n", num_classes=10, image_size=8, in_channels=1)
+        cls.apply = staticmethod(jax.jit(net.apply))
+        cls.params, cls.stats = jax.jit(net.init)(jax.random.key(0))
+
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir())
+        arrays = {k: np.array(v) for k, v in (self.params | self.stats).items()}
+        save_file(arrays, self.folder / "weights.safetensors")
+        self.given = {
+            "model": "convnext_n",
+            "weights": str(self.folder / "weights.safetensors"),
+            "dataset": "digits",
+            "out": str(self.folder / "out"),
+        }
+
+    def test_counts_what_the_network_says(self):
+        code, printed, said = call(**self.given, attack="clean", n=16)
+        self.assertEqual(code, 0, said)
+        (record,) = scores.results(self.folder / "out")
+        digits = data.open_source("digits", "test")
+        (batch,) = data.evaluation_batches(digits, batch_size=16, image_size=8, limit=16)
+        logits = self.apply(self.params, self.stats, batch.images / np.float32(255))[0]
+        clean = float(np.mean(np.asarray(logits).argmax(-1) == batch.labels))
+        self.assertEqual(record["clean"], clean)
+        self.assertEqual(record["weights"], "weights.safetensors")
+        self.assertEqual(record["model"]["image_size"], 8)
+        self.assertIn(f"clean            {clean:7.1%}", printed)
+
+    @parameterized.parameters(
+        ({"dataset": None}, "--model needs --dataset NAME"),
+        ({"weights": None}, "--model needs --weights PATH"),
+        ({"weights": "none.pt"}, r"none\.pt: no such file"),
+        ({"model": "resnext"}, "unknown model 'resnext'"),
+        ({"model": "convnext_t", "image_size": 32}, r"weights do not fit; check the model name"),
+        ({"num_classes": 7}, "num_classes=7, but data set 'digits'.* has 10 classes"),
+        ({"dataset": "fake:8x8x3", "attack": "clean"}, "takes 1 channels, but .* has 3"),
+        ({"dataset": "fake:8x8x1:7"}, r"head\.fc\.bias: shape \(10,\)"),
+        ({}, "give --epsilon, in units of the .0, 1. pixel range, such as 4/255"),
+        ({"phase": "train"}, "--phase is one of a --workdir"),
+    )
+    def test_mistakes_exit_2(self, given, message):
+        code, _, said = call(**self.given | given)
+        self.assertEqual(code, 2, said)
+        self.assertRegex(said, message)
+        self.assertFalse((self.folder / "out").exists())
+
+
+class CommandLineTest(parameterized.TestCase):
+    def run_it(self, *arguments, without="nothing", **environment):
+        code = (
+            f"import sys, runpy; sys.modules[{without!r}] = None; sys.argv = {list(arguments)!r}; "
+        )
+        code += "runpy.run_module('jaxrobust.evaluate', run_name='__main__', alter_sys=True)"
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=os.environ | {"JAXROBUST_ALLOCATOR": "system"} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def test_help_needs_no_jax(self):
+        process = self.run_it("evaluate", "--help", without="jax")
+        printed, said = process.communicate(timeout=60)
+        self.assertIn("--search_dtype", printed, said)
+        self.assertIn("Exit codes", printed)
+
+    @parameterized.parameters(
+        (["--atack=clean"], "Unknown command line flag 'atack'.*--help lists the flags"),
+        (["--n=many"], "flag --n=many.*--help lists the flags"),
+        (["clean"], "'clean' is no flag; every value goes to one, see --help"),
+    )
+    def test_mistakes_in_flags(self, arguments, message):
+        process = self.run_it("evaluate", *arguments, without="jax")
+        _, said = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 2, said)
+        self.assertRegex(said, message)
+        self.assertNotIn("Traceback", said)
+
+    def test_flags_live_beside_those_of_main(self):
+        importlib.import_module("jaxrobust.main")
+        self.assertIsNone(evaluate._WORKDIR.value)
+
+    def test_fractions(self):
+        self.assertEqual(commandline.number("epsilon", "4/255"), 4 / 255)
+        self.assertEqual(commandline.number("epsilon", "0.5"), 0.5)
+
+    def test_every_core_unless_the_environment_says_a_number(self):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        flag = "--xla_force_host_platform_device_count=3"
+        for environment, expected in (
+            ({}, str(cores)),
+            ({"XLA_FLAGS": flag}, None),
+            ({"JAX_NUM_CPU_DEVICES": "7"}, "7"),
+        ):
+            with mock.patch.dict(os.environ, environment, clear=True):
+                launch.use_every_core()
+                self.assertEqual(os.environ.get("JAX_NUM_CPU_DEVICES"), expected)
+
+
+if __name__ == "__main__":
+    absltest.main()

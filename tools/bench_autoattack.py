@@ -1,0 +1,370 @@
+"""`python tools/bench_autoattack.py`: AutoAttack here against pyautoattack, side by side.
+
+`--network golden`: standard AutoAttack on the small convolutional network of the golden values,
+128 CIFAR-10 images; seconds, and whether the verdicts agree. `--network convnext_n`: seconds per
+forward and backward pass on a wider network, where nobody is fooled (radius 0).
+Each program runs in a process of its own, in turns: on one core with one thread (CPU seconds), then
+on all cores (wall seconds). Compilation is reported apart.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+GOLDEN = ROOT / "tests/golden/attacks"
+EPSILON = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
+THEIRS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+WIDE = {"steps": 50, "queries": 250}  # enough to time a pass of a wider network
+DIMS, DEPTHS = (64, 128, 256), (2, 2, 2)  # of convnext_n
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--network", choices=["golden", "convnext_n"], default="golden")
+    parser.add_argument("--norms", default="linf,l2,l1")
+    parser.add_argument("--images", type=int, default=128)
+    parser.add_argument("--batch", type=int, help="slots of ours, images of theirs")
+    parser.add_argument("--rounds", type=int, default=1, help="turns; the fastest counts")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--worker", choices=["ours", "theirs"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.norms = args.norms.split(",")
+    if unknown := set(args.norms) - set(EPSILON):
+        parser.error(f"--norms {sorted(unknown)}: choose from {', '.join(EPSILON)}")
+    if min(args.images, args.rounds, args.batch or 1) < 1 or args.images > 128:
+        parser.error("--images must be 1 to 128, --rounds and --batch at least 1")
+    return args
+
+
+def data(count: int):
+    """(images f32[n,32,32,3], labels i32[n], golden flags)."""
+    import numpy as np
+
+    golden = dict(np.load(GOLDEN / "aa_flags.npz"))
+    return golden["images"][:count].astype(np.float32) / 255, golden["labels"][:count], golden
+
+
+# --- In JAX ---
+
+
+def our_network(name: str):
+    """logits_fn with its weights as arguments."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    if name != "golden":
+        from jaxrobust import models
+
+        net = models.create(name, num_classes=10, image_size=32)
+        params, stats = net.init(jax.random.key(0))
+        return jax.tree_util.Partial(lambda p, s, x: net.apply(p, s, x)[0], params, stats)
+    weights = {k: jnp.asarray(v) for k, v in np.load(GOLDEN / "nets.npz").items()}
+
+    def apply(w, x):
+        x = (x - w["mean"]) / w["std"]
+        for i in "123":
+            layout = ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(
+                x, w[f"conv{i}_w_hwio"], (2, 2), ((1, 1), (1, 1)), dimension_numbers=layout
+            )
+            x = jax.nn.gelu(x + w[f"conv{i}_b"], approximate=False)
+        x = x.reshape(x.shape[0], -1) @ w["fc1_w_hwc"] + w["fc1_b"]
+        return jax.nn.gelu(x, approximate=False) @ w["fc2_w"] + w["fc2_b"]
+
+    return jax.tree_util.Partial(apply, weights)
+
+
+def our_worker(args) -> None:
+    """Runs each norm twice; the second run compiles nothing."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    import numpy as np
+
+    from jaxrobust.evaluation import autoattack
+
+    images, labels, _ = data(args.images)
+    network = our_network(args.network)
+    radius, overrides = 1.0, None
+    if args.network != "golden":
+        labels = np.argmax(jax.jit(network)(images), axis=1)
+        radius = 0.0
+        overrides = {n: {"steps": WIDE["steps"]} for n in ("apgd-ce", "apgd-t", "fab-t")}
+        overrides["apgd-t"] |= {"targets": 1}
+        overrides["fab-t"] |= {"targets": 1}
+        overrides["square"] = {"steps": WIDE["queries"]}
+    for norm in args.norms:
+        compile_s = 0.0
+        for attempt in range(2):
+            wall, cpu = time.perf_counter(), time.process_time()
+            result = autoattack(
+                network,
+                images,
+                labels,
+                norm=norm,
+                epsilon=radius * EPSILON[norm],
+                overrides=overrides,
+                batch_size=args.batch,
+                verbose=False,
+            )
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            compile_s += sum(c.compile_seconds for c in result.costs) * (attempt == 0)
+        passes = {k: sum(getattr(c, k) for c in result.costs) for k in ("forward", "backward")}
+        report = {"norm": norm, "wall": wall, "cpu": cpu, "compile": compile_s} | passes
+        report["idle"] = sum(c.idle for c in result.costs)
+        report["network"] = network_seconds(network, images, labels, result, args.batch)
+        report["robust"] = result.robust.tolist()
+        print(json.dumps(report), flush=True)
+
+
+def network_seconds(network, images, labels, result, batch) -> float:
+    """What the passes of a run cost by themselves, idle slots included, on one device."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxrobust.evaluation.convolutions import canonical_convolutions
+
+    devices = len(jax.local_devices())
+    width = max((batch or 8 * devices) // devices, 1)
+    x, y = jnp.asarray(images[:width]), jnp.asarray(labels[:width])
+
+    def forward(network, x):
+        return jnp.sum(canonical_convolutions(network)(x), axis=1)
+
+    def both(network, x):
+        def loss(x):
+            logits = canonical_convolutions(network)(x)
+            picked = jnp.take_along_axis(logits, y[: len(x), None], axis=1)[:, 0]
+            return jnp.sum(jax.nn.logsumexp(logits, axis=1) - picked)
+
+        return jax.grad(loss)(x)
+
+    steps, seconds = 100, {}
+    for name, function in {"forward": forward, "both": both}.items():
+
+        def loop(network, x, function=function):
+            def body(i, x):
+                value = function(network, x)
+                return x + 1e-9 * value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
+
+            return jax.lax.fori_loop(0, steps, body, x)
+
+        program = jax.jit(loop)
+        jax.block_until_ready(program(network, x))
+        times = []
+        for _ in range(5):
+            start = time.perf_counter()
+            jax.block_until_ready(program(network, x))
+            times.append(time.perf_counter() - start)
+        seconds[name] = min(times) / steps / len(x)
+    total = 0.0
+    for c in result.costs:
+        # A pass of an idle slot is of the same kinds as the others of its attack.
+        scale = 1 + c.idle / max(c.forward, 1)
+        total += scale * (
+            (c.forward - c.backward) * seconds["forward"] + c.backward * seconds["both"]
+        )
+    return total
+
+
+# --- In PyTorch ---
+
+
+def their_network(name: str):
+    """The same network in PyTorch."""
+    import numpy as np
+    import torch
+    from torch import nn
+
+    class Norm(nn.LayerNorm):
+        def forward(self, x):
+            return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    class Block(nn.Module):
+        def __init__(self, dim):
+            super().__init__()
+            self.depthwise = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
+            self.mlp = nn.Sequential(
+                nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
+            )
+            self.gamma = nn.Parameter(torch.full((dim,), 0.1))
+
+        def forward(self, x):
+            h = self.gamma * self.mlp(self.depthwise(x).permute(0, 2, 3, 1))
+            return x + h.permute(0, 3, 1, 2)
+
+    class Normalize(nn.Module):
+        def __init__(self, mean, std):
+            super().__init__()
+            self.mean, self.std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+
+        def forward(self, x):
+            return (x - self.mean) / self.std
+
+    if name == "golden":
+        w = {k: torch.tensor(v) for k, v in np.load(GOLDEN / "nets.npz").items()}
+        layers: list[nn.Module] = [Normalize(w["mean"], w["std"])]
+        for i in "123":
+            kernel = w[f"conv{i}_w_hwio"].permute(3, 2, 0, 1)
+            conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, stride=2, padding=1)
+            conv.weight.data, conv.bias.data = kernel.contiguous(), w[f"conv{i}_b"]
+            layers += [conv, nn.GELU()]
+        first, second = nn.Linear(1024, 24), nn.Linear(24, 10)
+        chw = w["fc1_w_hwc"].reshape(4, 4, 64, 24).permute(3, 2, 0, 1).reshape(24, 1024)
+        first.weight.data, first.bias.data = chw.contiguous(), w["fc1_b"]
+        second.weight.data, second.bias.data = w["fc2_w"].T.contiguous(), w["fc2_b"]
+        net = nn.Sequential(*layers, nn.Flatten(), first, nn.GELU(), second)
+    else:
+        layers, ins = [], 3
+        for number, (dim, depth) in enumerate(zip(DIMS, DEPTHS, strict=True)):
+            layers += [Norm(ins)] * (number > 0) + [nn.Conv2d(ins, dim, 2, stride=2)]
+            layers += [Norm(dim)] * (number == 0) + [Block(dim) for _ in range(depth)]
+            ins = dim
+        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(ins), nn.Linear(ins, 10)]
+        net = nn.Sequential(*layers, *head)
+    return net.eval().requires_grad_(False)
+
+
+def their_worker(args) -> None:
+    """Runs each norm with as many threads as there are cores."""
+    import pyautoattack
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    net, passes = their_network(args.network), {"forward": 0, "backward": 0}
+
+    def counted(x):
+        passes["forward"] += len(x)
+        if x.requires_grad:
+            passes["backward"] += len(x)
+        return net(x)
+
+    class Counted(torch.nn.Module):
+        def forward(self, x):
+            return counted(x)
+
+    images, labels, _ = data(args.images)
+    x = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
+    y = torch.tensor(labels).long()
+    if args.network != "golden":
+        y = net(x).argmax(1)
+    for norm in args.norms:
+        epsilon = EPSILON[norm] if args.network == "golden" else 0.0
+        attack = pyautoattack.AutoAttack(
+            Counted(), norm=THEIRS[norm], eps=epsilon, version="standard", seed=0
+        )
+        if args.network != "golden":
+            attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = WIDE["steps"]
+            attack.apgd.n_iter_orig = attack.apgd_targeted.n_iter_orig = WIDE["steps"]
+            attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = 1
+            attack.square.n_queries = WIDE["queries"]
+        passes.update(forward=0, backward=0)
+        wall, cpu = time.perf_counter(), time.process_time()
+        _, predicted = attack.run_standard_evaluation(x, y, batch_size=args.batch or 250)
+        report = {
+            "norm": norm,
+            "wall": time.perf_counter() - wall,
+            "cpu": time.process_time() - cpu,
+        }
+        robust = (predicted == y).tolist()
+        print(json.dumps(report | passes | {"robust": robust}), flush=True)
+
+
+# --- Side by side ---
+
+
+def launch(worker: str, args, cores: list[int]) -> dict[str, dict]:
+    """Runs a worker on those cores; {norm: report}."""
+    command = [sys.executable, __file__, f"--worker={worker}", f"--network={args.network}"]
+    command += [f"--norms={','.join(args.norms)}", f"--images={args.images}"]
+    command += [f"--batch={args.batch}"] * (args.batch is not None)
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, cores),
+    )
+    if done.returncode:
+        sys.exit(done.returncode)
+    reports = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return {report["norm"]: report for report in reports}
+
+
+def main() -> None:
+    """Measures and prints."""
+    args = parse()
+    if args.worker:
+        return our_worker(args) if args.worker == "ours" else their_worker(args)
+    all_cores = sorted(os.sched_getaffinity(0))
+    result: dict[str, dict] = {norm: {} for norm in args.norms}
+    for mode, cores, key in (("one core", all_cores[:1], "cpu"), ("all cores", all_cores, "wall")):
+        runs: dict[str, list] = {"theirs": [], "ours": []}
+        for _ in range(args.rounds):
+            for worker in runs:
+                runs[worker].append(launch(worker, args, cores))
+        for norm in args.norms:
+            best = {
+                w: min((r[norm] for r in reports), key=lambda r: r[key])
+                for w, reports in runs.items()
+            }
+            result[norm][mode] = compare(args, norm, key, best)
+            show(norm, mode, len(cores), key, result[norm][mode])
+    if args.json:
+        print(json.dumps({"network": args.network, "images": args.images, "norms": result}))
+
+
+def compare(args, norm: str, key: str, best: dict[str, dict]) -> dict:
+    """Ratios of a norm in one mode."""
+    ours, theirs = best["ours"], best["theirs"]
+    per_pass = {w: r[key] / (r["forward"] + r["backward"]) for w, r in best.items()}
+    robust = {w: r.pop("robust") for w, r in best.items()}
+    return {
+        "seconds": {"ours": ours[key], "theirs": theirs[key]},
+        "ratio": theirs[key] / ours[key],
+        "ratio_per_pass": per_pass["theirs"] / per_pass["ours"],
+        "compile_s": ours["compile"],
+        "over_network": ours["cpu"] / ours["network"],
+        "passes": {w: [r["forward"], r["backward"]] for w, r in best.items()},
+        "idle": ours["idle"],
+        "differing_verdicts": sum(a != b for a, b in zip(*robust.values(), strict=True))
+        if args.network == "golden"
+        else None,
+    }
+
+
+def show(norm: str, mode: str, cores: int, key: str, r: dict) -> None:
+    """Three lines for people."""
+    kind = {"cpu": "CPU s", "wall": "wall s"}[key]
+    print(
+        f"{norm:4} {mode} ({cores}): ours {r['seconds']['ours']:.1f}, pyautoattack "
+        f"{r['seconds']['theirs']:.1f} {kind}: {r['ratio']:.2f} x its speed, "
+        f"{r['ratio_per_pass']:.2f} x per pass"
+    )
+    differing = r["differing_verdicts"]
+    print(
+        f"     compiled in {r['compile_s']:.1f} s; {r['over_network']:.2f} x the CPU seconds of the "
+        f"network alone; {r['idle']:,} idle passes"
+        + (f"; {differing} verdicts differ" if differing is not None else ""),
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    from jaxrobust.launch import keep_large_buffers
+
+    keep_large_buffers()
+    try:
+        main()
+    except ImportError as error:
+        print(f"bench_autoattack: {error}; pip install -e '.[test,parity]'", file=sys.stderr)
+        sys.exit(2)
