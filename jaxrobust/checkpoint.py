@@ -25,9 +25,11 @@ class Checkpoints:
     that a kill at any moment leaves one to continue from.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, *, read_only: bool = False):
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.LatestN(1), cleanup_tmp_directories=True
+            preservation_policy=checkpoint_managers.LatestN(1),
+            cleanup_tmp_directories=not read_only,  # they may be those of a run that goes on
+            read_only=read_only,
         )
         handlers = {"arrays": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self.directory = directory.absolute()  # Orbax refuses relative paths

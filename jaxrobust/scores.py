@@ -235,7 +235,7 @@ def run_weights(config: Values, workdir: Path, phase: str | None) -> tuple[str, 
         )
     shapes = Weights(*jax.eval_shape(build.network(config).init, jax.random.key(0)))
     everywhere = sharding.replicated(sharding.make_mesh())
-    with contextlib.closing(Checkpoints(workdir / done[0] / "best")) as best:
+    with contextlib.closing(Checkpoints(workdir / done[0] / "best", read_only=True)) as best:
         number = best.latest_step()
         assert number is not None
         weights = best.restore(number, abstract_state(shapes, everywhere))

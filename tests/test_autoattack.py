@@ -20,7 +20,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
 from jaxrobust.evaluation import autoattack, engine
-from jaxrobust.evaluation.autoattack import VERSIONS
+from jaxrobust.evaluation.versions import BASE, VERSIONS
 from tests import paths
 from tests.test_balls import norm_in_float64
 from tests.test_losses import golden_nets, load
@@ -197,9 +197,7 @@ class RandomnessTest(parameterized.TestCase):
 
 
 def autoattack_setting(name, **changes):
-    from jaxrobust.evaluation.autoattack import _BASE
-
-    return _BASE[name]._replace(norm="linf", **changes)
+    return BASE[name]._replace(norm="linf", **changes)
 
 
 def begin(setting, devices, batch, target=1, restart=1):

@@ -216,12 +216,12 @@ def their_network(name: str):
         for i in "123":
             kernel = w[f"conv{i}_w_hwio"].permute(3, 2, 0, 1)
             conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, stride=2, padding=1)
-            conv.weight.data, conv.bias.data = kernel.contiguous(), w[f"conv{i}_b"]
+            conv.load_state_dict({"weight": kernel.contiguous(), "bias": w[f"conv{i}_b"]})
             layers += [conv, nn.GELU()]
         first, second = nn.Linear(1024, 24), nn.Linear(24, 10)
         chw = w["fc1_w_hwc"].reshape(4, 4, 64, 24).permute(3, 2, 0, 1).reshape(24, 1024)
-        first.weight.data, first.bias.data = chw.contiguous(), w["fc1_b"]
-        second.weight.data, second.bias.data = w["fc2_w"].T.contiguous(), w["fc2_b"]
+        first.load_state_dict({"weight": chw.contiguous(), "bias": w["fc1_b"]})
+        second.load_state_dict({"weight": w["fc2_w"].T.contiguous(), "bias": w["fc2_b"]})
         net = nn.Sequential(*layers, nn.Flatten(), first, nn.GELU(), second)
     else:
         layers, ins = [], 3
@@ -351,12 +351,12 @@ def show(norm: str, mode: str, cores: int, key: str, r: dict) -> None:
         f"{r['ratio_per_pass']:.2f} x per pass"
     )
     differing = r["differing_verdicts"]
-    print(
-        f"     compiled in {r['compile_s']:.1f} s; {r['over_network']:.2f} x the CPU seconds of the "
-        f"network alone; {r['idle']:,} idle passes"
-        + (f"; {differing} verdicts differ" if differing is not None else ""),
-        flush=True,
-    )
+    notes = [f"compiled in {r['compile_s']:.1f} s", f"{r['idle']:,} passes of idle slots"]
+    if cores == 1:
+        notes.append(f"{r['over_network']:.2f} x the seconds of the network alone")
+    if differing is not None:
+        notes.append(f"{differing} verdicts differ")
+    print(" " * 5 + "; ".join(notes), flush=True)
 
 
 if __name__ == "__main__":

@@ -286,7 +286,8 @@ def apgd_multi_radius_machine(
         apgd_machine(norm=norm, epsilon=factor * epsilon, steps=length, loss=loss)
         for factor, length in plan
     ]
-    project = BALLS[norm].project
+    project, loss_of = BALLS[norm].project, stages[0].loss
+    assert loss_of is not None
 
     def radius(stage, images):
         return jnp.full_like(images.reshape(images.shape[0], -1)[:, 0], plan[stage][0] * epsilon)
@@ -317,7 +318,7 @@ def apgd_multi_radius_machine(
     return Machine(
         init=init,
         query=lambda state: stages[0].query(state.run),
-        loss=lambda state, logits: stages[0].loss(state.run, logits),
+        loss=lambda state, logits: loss_of(state.run, logits),
         tell=tell,
         finished=lambda state: stages[0].finished(state.run) & (state.stage == 2),
         result=lambda state: stages[0].result(state.run),

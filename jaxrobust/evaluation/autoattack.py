@@ -9,7 +9,7 @@ fooled only if a last forward pass and its norm in float64 confirm it.
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,40 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.attacks import BALLS
 from jaxrobust.attacks.machine import check_radius
-from jaxrobust.evaluation import checks, engine
-from jaxrobust.evaluation.engine import CE, DLR, Setting
+from jaxrobust.evaluation import checks, engine, versions
 from jaxrobust.evaluation.ledger import Ledger
 from jaxrobust.progress import Decisions, say
 from jaxrobust.types import Array
 
-VERSIONS = {
-    "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
-    "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
-    "rand": ("apgd-ce", "apgd-dlr"),
-    "custom": ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"),
-}
-_BASE = {
-    "apgd-ce": Setting("apgd-ce", "apgd", "", steps=100),
-    "apgd-dlr": Setting("apgd-dlr", "apgd", "", steps=100),
-    "apgd-t": Setting("apgd-t", "apgd", "", steps=100, targets=9),
-    "fab": Setting("fab", "fab", "", steps=100, restarts=5),
-    "fab-t": Setting("fab-t", "fab", "", steps=100, targets=9),
-    "square": Setting("square", "square", "", steps=5000),
-}
-_FIVE = {"restarts": 5}
-_CHANGES: dict[str, dict[str, dict[str, Any]]] = {
-    "standard": {},
-    "plus": {"apgd-ce": _FIVE, "apgd-dlr": _FIVE},  # FAB has five anyway
-    "rand": {"apgd-ce": {"eot": 20}, "apgd-dlr": {"eot": 20}},
-    "custom": {"apgd-ce": _FIVE, "apgd-dlr": _FIVE},
-    "standard, l1": {
-        "apgd-ce": {"restarts": 5, "machine": "apgd-multi-radius"},
-        "apgd-t": {"targets": 5, "machine": "apgd-multi-radius"},
-    },
-}
-_FORWARD = {"apgd": 1, "apgd-multi-radius": 1, "fab": 2, "square": 1}  # passes of one step
 _SAMPLE = 64  # survivors of a search in lower precision that are attacked again
 
 
@@ -146,10 +118,11 @@ def autoattack(
       ValueError: settings or inputs that cannot be meant, a ledger of another evaluation.
     """
     images, labels = np.asarray(images), np.asarray(labels)
+    settings = versions.plan(norm, version, attacks, overrides)
+    check_radius(norm, epsilon)
     checks.check_images(images, labels)
     ids = _ids(image_ids, len(images))
     images, labels = np.ascontiguousarray(images, np.float32), labels.astype(np.int32)
-    plan = _plan(norm, epsilon, version, attacks, overrides)
     runner = engine.make(
         logits_fn,
         search_fn=search_fn,
@@ -160,193 +133,215 @@ def autoattack(
     classes = _classes(runner, images)
     checks.check_images(images, labels, classes=classes)
     tell = say if verbose else lambda message: None
-    plan = [_fit(setting, classes, tell) for setting in plan]
+    settings = [versions.fit(setting, classes, tell) for setting in settings]
 
     logits = _logits(runner, images, ids, seed, draw=0)
-    clean = np.argmax(logits, axis=1) == labels if len(images) else np.zeros(0, bool)
-    flags: dict[str, str] = {}
-    if len(images) and not runner.keyed:
-        flags |= checks.check_network(
-            lambda x: engine.forward(runner, x),
-            logits_fn,
-            images,
-            labels,
-            batch_size=runner.slots // runner.mesh.size,
-        )
+    clean = np.argmax(logits, axis=1) == labels
+    flags = {} if runner.keyed or not len(images) else _check_network(runner, images, labels)
     identities = {
         "network": identity or _hash(images, np.round(logits[:8].astype(np.float64), 3)),
         "data": _hash(images, labels, ids),
         "norm": norm,
         "epsilon": float(epsilon),
         "version": version,
-        "attacks": [setting._asdict() for setting in plan],
+        "attacks": [setting._asdict() for setting in settings],
         "seed": seed,
         "search": "logits_fn" if search_fn is None else "search_fn",
     }
-    run = _Run(
-        runner, images, labels, ids, logits, float(epsilon), seed, Ledger(ledger, identities)
-    )
-    standing, fooled_by = clean.copy(), np.where(clean, "", "clean").astype("<U16")
-    images_adv, costs, accuracy_after = images.copy(), [], {}
+    sample = _Sample(images, labels, ids, logits)
+    found = _Found(clean.copy(), np.where(clean, "", "clean").astype("<U16"), images.copy(), flags)
+    costs, accuracy_after = [], {}
     meter = Decisions(len(images), interval=checks.binomial_interval, enabled=verbose)
+    book = Ledger(ledger, identities)
     with meter:
-        for number, setting in enumerate(plan):
-            later = sum(_most_passes(s, classes) for s in plan[number + 1 :])
-            cost = _attack(run, setting, standing, fooled_by, images_adv, flags, meter, later)
-            costs.append(cost)
-            accuracy_after[setting.name] = float(standing.mean()) if len(images) else 0.0
+        for number, setting in enumerate(settings):
+            later = sum(versions.most_passes(s, classes) for s in settings[number + 1 :])
+            attack = _Attack(runner, setting, sample, found, float(epsilon), seed, book, meter)
+            costs.append(attack.run(later))
+            accuracy_after[setting.name] = _mean(found.standing)
         if search_fn is not None:
-            _check_search(run, plan, standing, fooled_by, images_adv, flags, meter)
-    flags |= checks.check_cascade(
-        {"clean": float(clean.mean()), **accuracy_after} if len(images) else {}
-    )
+            full = runner._replace(search_fn=None)
+            _search_gap(full, settings, sample, found, float(epsilon), seed, book, meter)
+    flags |= checks.check_cascade({"clean": _mean(clean), **accuracy_after})
     result = AutoAttackResult(
-        clean, standing, fooled_by, images_adv, flags, accuracy_after, identities["attacks"], costs
+        clean=clean,
+        robust=found.standing,
+        fooled_by=found.fooled_by,
+        images_adv=found.images_adv,
+        flags=flags,
+        accuracy_after=accuracy_after,
+        attacks=[setting._asdict() for setting in settings],
+        costs=costs,
     )
     tell(result.table())
     return result
 
 
-class _Run(NamedTuple):
-    """What all attacks of one evaluation share."""
+class _Sample(NamedTuple):
+    """What is evaluated."""
 
-    engine: engine.Engine
     images: np.ndarray
     labels: np.ndarray
     ids: np.ndarray
-    logits: np.ndarray  # of the images
-    epsilon: float
-    seed: int
-    ledger: Ledger
+    logits: np.ndarray
 
 
-def _attack(run, setting, standing, fooled_by, images_adv, flags, meter, later, suffix=""):
-    """Runs one attack on the images that still stand; updates the arrays, returns its cost."""
-    name, start = setting.name + suffix, time.perf_counter()
-    indices = np.flatnonzero(standing)
-    shape = run.images.shape[1:]
-    flat, unconfirmed, passes = [], [], {"steps": 0, "idle": 0, "compile": 0.0}
+class _Found(NamedTuple):
+    """What the attacks have found so far; they write into it."""
 
-    def strike(i, adversarial):
-        standing[i], fooled_by[i], images_adv[i] = False, name, adversarial
+    standing: np.ndarray  # bool[N]
+    fooled_by: np.ndarray
+    images_adv: np.ndarray
+    flags: dict[str, str]
 
-    pending = []
-    for i in indices:
-        record = run.ledger.find(int(run.ids[i]), name)
-        if record is None:
-            pending.append(i)
-            continue
-        flat.append(record["flat"])
-        if record["fooled"]:
-            strike(i, run.ledger.adversarial(int(run.ids[i]), name, shape))
-    pending = np.array(pending, int)
-    meter.begin(name, len(indices), len(indices) - len(pending), int(standing.sum()))
 
-    def write(verdict, fooled, norm, adversarial):
-        i = pending[verdict.image]
-        record = {"image": int(run.ids[i]), "attack": name, "fooled": fooled}
-        record |= {"target": verdict.target, "restart": verdict.restart}
-        record |= {"iterations": verdict.steps, "norm": norm, "seed": run.seed}
-        run.ledger.add(record | {"flat": verdict.flat}, adversarial)
-        flat.append(verdict.flat)
-        if fooled:
-            strike(i, adversarial)
-        meter.decided(int(standing.sum()))
+class _Attack:
+    """One attack on all images that stand, from the ledger as far as it knows them."""
 
-    def confirm(verdicts):
+    def __init__(self, runner, setting, sample, found, epsilon, seed, book, meter, suffix=""):
+        self.runner, self.setting, self.sample, self.found = runner, setting, sample, found
+        self.epsilon, self.seed, self.book, self.meter = epsilon, seed, book, meter
+        self.name, self.classes = setting.name + suffix, sample.logits.shape[1]
+        self.steps = self.idle = self.unconfirmed = 0
+        self.compile_seconds = 0.0
+        self.flat: list[bool] = []
+
+    def run(self, later: int) -> Cost:
+        """Decides every image; `later` passes are needed for one that survives this attack."""
+        start, met = time.perf_counter(), int(self.found.standing.sum())
+        self.pending = self.recall()
+        self.meter.begin(self.name, met, met - len(self.pending), int(self.found.standing.sum()))
+        waiting: list[engine.Verdict] = []
+        for verdict in self.verdicts(later):
+            if not verdict.fooled:
+                self.write(verdict, None, 0.0)
+                continue
+            waiting.append(verdict)
+            if len(waiting) == self.runner.slots:  # a full batch to confirm
+                self.confirm(waiting)
+                waiting = []
+        if waiting:
+            self.confirm(waiting)
+        self.flag()
+        return Cost(
+            attack=self.name,
+            fooled=met - int(self.found.standing.sum()),
+            forward=self.steps * versions.forward(self.setting),
+            backward=self.steps * versions.backward(self.setting, self.classes),
+            idle=self.idle * versions.forward(self.setting),
+            seconds=time.perf_counter() - start - self.compile_seconds,
+            compile_seconds=self.compile_seconds,
+        )
+
+    def recall(self) -> np.ndarray:
+        """Takes over what the ledger knows; returns the other images."""
+        pending, shape = [], self.sample.images.shape[1:]
+        for i in np.flatnonzero(self.found.standing).tolist():
+            key = int(self.sample.ids[i])
+            record = self.book.find(key, self.name)
+            if record is None:
+                pending.append(i)
+                continue
+            self.flat.append(record["flat"])
+            if record["fooled"]:
+                self.strike(i, self.book.adversarial(key, self.name, shape))
+        return np.array(pending, int)
+
+    def verdicts(self, later: int) -> Iterator[engine.Verdict]:
+        """The engine's verdicts on the images that the ledger does not know."""
+        most = versions.most_passes(self.setting, self.classes)
+        each = versions.passes(self.setting, self.classes)
+
+        def report(call):
+            self.steps += call.useful_steps
+            self.idle += call.slot_steps - call.useful_steps
+            self.compile_seconds += call.seconds * call.compiles
+            made = call.useful_steps * each
+            self.meter.advance(made, call.seconds, call.compiles, most, later)
+
+        images, labels, ids, logits = (a[self.pending] for a in self.sample)
+        targets = versions.targets(self.setting, logits, labels)
+        settings = {"epsilon": self.epsilon, "seed": self.seed, "report": report}
+        return engine.decide(self.runner, self.setting, images, labels, targets, ids, **settings)
+
+    def confirm(self, verdicts: list[engine.Verdict]) -> None:
         """The last word: one more forward pass, and the norm in float64."""
-        which = pending[[v.image for v in verdicts]]
-        points = np.stack([v.adversarial for v in verdicts])
-        points = engine.settled(run.engine, setting.norm, points, run.images[which])
-        logits = _logits(run.engine, points, run.ids[which], run.seed, draw=1)
+        which = self.pending[[v.image for v in verdicts]]
+        images, labels, ids, _ = (a[which] for a in self.sample)
+        points = np.stack([v.adversarial for v in verdicts if v.adversarial is not None])
+        points = engine.settled(self.runner, self.setting.norm, points, images)
+        logits = _logits(self.runner, points, ids, self.seed, draw=1)
         sure, norms = checks.verified(
-            points,
-            run.images[which],
-            run.labels[which],
-            logits,
-            norm=setting.norm,
-            epsilon=run.epsilon,
+            points, images, labels, logits, norm=self.setting.norm, epsilon=self.epsilon
         )
         for verdict, ok, norm, point in zip(verdicts, sure, norms, points, strict=True):
-            write(verdict, bool(ok), float(norm) if ok else 0.0, point if ok else None)
-            unconfirmed.extend([verdict.image] * (not ok))
+            self.write(verdict, point if ok else None, float(norm) if ok else 0.0)
+            self.unconfirmed += not ok
 
-    def report(call):
-        made = call.useful_steps * _passes(setting, run.logits.shape[1])
-        passes["steps"] += call.useful_steps
-        passes["idle"] += call.slot_steps - call.useful_steps
-        passes["compile"] += call.seconds * call.compiles
-        most = _most_passes(setting, run.logits.shape[1])
-        meter.advance(0 if call.compiles else made, call.seconds, call.compiles, most, later)
+    def write(self, verdict: engine.Verdict, adversarial: np.ndarray | None, norm: float) -> None:
+        """A verdict into the ledger."""
+        i = self.pending[verdict.image]
+        record = {
+            "image": int(self.sample.ids[i]),
+            "attack": self.name,
+            "fooled": adversarial is not None,
+            "target": verdict.target,
+            "restart": verdict.restart,
+            "iterations": verdict.steps,
+            "norm": norm,
+            "seed": self.seed,
+            "flat": verdict.flat,
+        }
+        self.book.add(record, adversarial)
+        self.flat.append(verdict.flat)
+        if adversarial is not None:
+            self.strike(i, adversarial)
+        self.meter.decided(int(self.found.standing.sum()))
 
-    waiting: list[engine.Verdict] = []
-    for verdict in engine.decide(
-        run.engine,
-        setting,
-        run.images[pending],
-        run.labels[pending],
-        _targets(setting, run.logits[pending], run.labels[pending]),
-        run.ids[pending],
-        epsilon=run.epsilon,
-        seed=run.seed,
-        report=report,
-    ):
-        if not verdict.fooled:
-            write(verdict, False, 0.0, None)
-            continue
-        waiting.append(verdict)
-        if len(waiting) == run.engine.slots:
-            confirm(waiting)
-            waiting = []
-    if waiting:
-        confirm(waiting)
-    if setting.name in ("apgd-ce", "apgd-dlr"):
-        flags |= checks.check_gradients(np.array(flat, bool))
-    if unconfirmed:
-        flags["unconfirmed"] = (
-            f"{len(unconfirmed)} images were fooled in the search by {name} but not in a last "
-            "forward pass, or left the ball; they count as robust. Numerics that depend on the "
-            "batch do this: look for batch statistics, or compare with batch_size=1"
-        )
-    forward = _FORWARD[setting.machine] * setting.eot
-    return Cost(
-        attack=name,
-        fooled=int(len(indices) - standing.sum()),
-        forward=passes["steps"] * forward,
-        backward=passes["steps"] * _backward(setting, run.logits.shape[1]),
-        idle=passes["idle"] * forward,
-        seconds=time.perf_counter() - start - passes["compile"],
-        compile_seconds=passes["compile"],
-    )
+    def strike(self, i: int, adversarial: np.ndarray) -> None:
+        """An image is fooled."""
+        self.found.standing[i] = False
+        self.found.fooled_by[i] = self.name
+        self.found.images_adv[i] = adversarial
+
+    def flag(self) -> None:
+        """What this attack makes doubtful."""
+        if self.setting.name in ("apgd-ce", "apgd-dlr"):
+            self.found.flags.update(checks.check_gradients(np.array(self.flat, bool)))
+        if self.unconfirmed:
+            self.found.flags["unconfirmed"] = (
+                f"{self.unconfirmed} images were fooled in the search by {self.name} but not in a "
+                "last forward pass, or left the ball; they count as robust. Numerics that depend "
+                "on the batch do this: look for batch statistics, or compare with batch_size=1"
+            )
 
 
-def _check_search(run, plan, standing, fooled_by, images_adv, flags, meter):
-    """Attacks a sample of the survivors once more, searching with the network that decides."""
-    survivors = np.flatnonzero(standing)
+def _search_gap(runner, settings, sample, found, *rest):
+    """Attacks some of the survivors once more, searching with the network that decides."""
+    survivors = np.flatnonzero(found.standing)
     count = min(_SAMPLE, len(survivors))
-    sample = np.random.default_rng(run.seed).choice(survivors, count, replace=False)
-    chosen = np.zeros_like(standing)
-    chosen[sample] = True
-    run = run._replace(engine=run.engine._replace(search_fn=None))
-    for setting in plan:
-        _attack(run, setting, chosen, fooled_by, images_adv, flags, meter, 0, suffix=" (full)")
-    fooled = int(count - chosen.sum())
-    standing[sample] = chosen[sample]
-    flags["search-gap"] = (
+    seed = rest[1]
+    chosen = np.zeros_like(found.standing)
+    chosen[np.random.default_rng(seed).choice(survivors, count, replace=False)] = True
+    again = found._replace(standing=chosen.copy())
+    for setting in settings:
+        _Attack(runner, setting, sample, again, *rest, suffix=" (full)").run(0)
+    found.standing[chosen & ~again.standing] = False
+    fooled = int(np.sum(chosen & ~again.standing))
+    found.flags["search-gap"] = (
         f"of {count} survivors of the search with search_fn, {fooled} were fooled by one with "
         "logits_fn itself" + ("; search with logits_fn" if fooled else "")
     )
 
 
-def _targets(setting: Setting, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """i32[n, T]: the likeliest wrong classes of the clean images, or the code of a loss."""
-    n = len(labels)
-    if not setting.targets:
-        return np.full((n, 1), DLR if setting.name == "apgd-dlr" else CE, np.int32)
-    wrong = logits.astype(np.float64)
-    wrong[np.arange(n), labels] = -np.inf
-    # From the end of an ascending order, as the reference: of equal logits the last class first.
-    return np.argsort(wrong, axis=1, kind="stable")[:, ::-1][:, : setting.targets].astype(np.int32)
+def _check_network(runner, images, labels):
+    return checks.check_network(
+        lambda x: engine.forward(runner, x),
+        runner.logits_fn,
+        images,
+        labels,
+        batch_size=runner.slots // runner.mesh.size,
+    )
 
 
 def _logits(runner, images, ids, seed, *, draw):
@@ -355,76 +350,6 @@ def _logits(runner, images, ids, seed, *, draw):
         return np.zeros((0, _classes(runner, images)), np.float32)
     keys = np.stack([np.full(len(ids), (seed * 16 + draw) % 2**32), ids], axis=1).astype(np.uint32)
     return engine.forward(runner, images, keys)
-
-
-def _backward(setting: Setting, classes: int) -> int:
-    per_step = {"square": 0, "fab": 1 if setting.targets else classes}.get(setting.machine, 1)
-    return per_step * setting.eot
-
-
-def _passes(setting: Setting, classes: int) -> int:
-    """Forward and backward passes of one step."""
-    return _FORWARD[setting.machine] * setting.eot + _backward(setting, classes)
-
-
-def _most_passes(setting: Setting, classes: int) -> int:
-    """For an image that is never fooled."""
-    starts = {"apgd-multi-radius": 3, "fab": 0}.get(setting.machine, 1)
-    jobs = setting.restarts * max(setting.targets, 1)
-    return (setting.steps + starts) * jobs * _passes(setting, classes)
-
-
-# --- Settings and inputs ---
-
-
-def _plan(norm, epsilon, version, names, overrides) -> list[Setting]:
-    """The attacks to run, in order."""
-    if norm not in BALLS:
-        raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(BALLS)}")
-    check_radius(norm, epsilon)
-    if version not in VERSIONS:
-        raise ValueError(f"version={version!r} is unknown; choose one of {', '.join(VERSIONS)}")
-    if names is None:
-        if version == "custom":
-            raise ValueError("version='custom' needs attacks=(...); " + _choices(version))
-        names = VERSIONS[version]
-    if isinstance(names, str):
-        raise ValueError(f"attacks={names!r} is a string; pass ({names!r},)")
-    for name in [*names, *(overrides or {})]:
-        if name not in VERSIONS[version]:
-            raise ValueError(f"attack {name!r} is not in version {version!r}; {_choices(version)}")
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"attacks={tuple(names)} are none or repeated; {_choices(version)}")
-    changes = _CHANGES[version] | _CHANGES.get(f"{version}, {norm}", {})
-    plan = []
-    for name in names:
-        change = changes.get(name, {}) | dict((overrides or {}).get(name, {}))
-        if unknown := set(change) - {"machine", *_EDITABLE}:
-            raise ValueError(f"overrides of {name}: {sorted(unknown)}; editable: {_EDITABLE}")
-        plan.append(_BASE[name]._replace(norm=norm, **change))
-    return plan
-
-
-_EDITABLE = ("steps", "restarts", "targets", "eot")
-
-
-def _choices(version: str) -> str:
-    return "choose from " + ", ".join(VERSIONS[version])
-
-
-def _fit(setting: Setting, classes: int, tell: Callable[[str], None]) -> Setting:
-    """The setting for this number of classes; says what changes."""
-    if setting.targets > classes - 1:
-        tell(
-            f"{setting.name}: {classes - 1} target classes instead of {setting.targets}, "
-            f"the logits have {classes} classes"
-        )
-        setting = setting._replace(targets=classes - 1)
-    if setting.name == "apgd-t" and classes < 4:
-        tell("apgd-t: the targeted DLR loss needs 4 classes; climbs the margin z_t - z_y instead")
-    if setting.name == "apgd-dlr" and classes < 3:
-        tell("apgd-dlr: the DLR loss needs 3 classes; climbs the margin instead")
-    return setting
 
 
 def _classes(runner: engine.Engine, images: np.ndarray) -> int:
@@ -463,5 +388,9 @@ def _hash(*arrays: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _share(count: int, n: int) -> str:
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def _share(count: float, n: int) -> str:
     return f"{count / n:8.2%}" if n else f"{'-':>8}"

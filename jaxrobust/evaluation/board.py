@@ -59,7 +59,7 @@ class Board:
     def assign(self) -> bool:
         """Gives jobs to free slots; whether any slot has one."""
         self._fresh = []
-        for slot in self._order:
+        for slot in self._order.tolist():
             if slot not in self._busy and (job := self._next()) is not None:
                 self._busy[slot] = job
                 self._fresh.append(slot)

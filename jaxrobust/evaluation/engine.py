@@ -100,12 +100,13 @@ def make(
         slots = each * len(devices)
     slots += -slots % len(devices)
     mesh = Mesh(np.array(devices), ("slots",), axis_types=(AxisType.Auto,))
-    return Engine(mesh, slots, _argument(logits_fn), _argument(search_fn), keyed)
+    search_fn = search_fn and _argument(search_fn)
+    return Engine(mesh, slots, _argument(logits_fn), search_fn, keyed)
 
 
-def _argument(function: LogitsFn | None) -> LogitsFn | None:
+def _argument(function: LogitsFn) -> LogitsFn:
     """The function as what `jit` takes: arrays in a `Partial` are arguments of the program."""
-    if function is None or isinstance(function, jax.tree_util.Partial):
+    if isinstance(function, jax.tree_util.Partial):
         return function
     return jax.tree_util.Partial(function)
 
@@ -155,7 +156,7 @@ def _init(setting: Setting, machine: Machine, rows: Rows, keys: Array) -> Any:
     return _where(rows.restarts > 0, init(start="random"), init(start="image"))
 
 
-def _begin(setting: Setting, epsilon: Array, root: Array, number: Array, rows: Rows) -> Slots:
+def _begin(setting: Setting, epsilon: Array, root: Array, number: Array, rows: Any) -> Slots:
     """Slots at the beginning of their jobs; an image's key does not depend on its slot."""
 
     def key(*numbers):

@@ -26,9 +26,10 @@ class Ledger:
         """
         self._records: dict[tuple[int, str], dict[str, Any]] = {}
         self._images: dict[tuple[int, str], tuple[Path | None, Any]] = {}
-        self._path = None if path is None else Path(path)
-        if self._path is None:
+        self._path: Path | None = None
+        if path is None:
             return
+        self._path = Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if process := jax.process_index():
             self._path = self._path.with_name(f"{self._path.stem}.{process}{self._path.suffix}")
@@ -60,7 +61,8 @@ class Ledger:
     def add(self, record: dict[str, Any], adversarial: np.ndarray | None) -> None:
         """Appends a record; what was added is on disk when this returns, image first."""
         key = (record["image"], record["attack"])
-        file, stored = None, adversarial
+        file: Path | None = None
+        stored: Any = adversarial
         if self._path is not None and adversarial is not None:
             file = self._path.with_suffix(".images")
             with file.open("ab") as images:
