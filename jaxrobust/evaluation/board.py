@@ -112,7 +112,7 @@ class Board:
         useful, self._dropped = 0, False
         points = adversarial() if any(fooled[s] and not live[s] for s in self._busy) else None
         for slot, (image, job) in list(self._busy.items()):
-            useful += int(steps[slot]) - self._steps[image, job]
+            useful += int(steps[slot] - self._steps[image, job])
             self._steps[image, job] = steps[slot]
             self._flat[image] |= flat[slot] and job == 0
             if live[slot]:
