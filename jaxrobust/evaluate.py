@@ -69,11 +69,11 @@ def _evaluate() -> str:
     if _MODEL.value and _PHASE.value:
         raise ValueError("--phase is one of a --workdir; --weights has but one")
     epsilon = None if _EPSILON.value is None else number("epsilon", _EPSILON.value)
-    from jaxrobust import compilation, scores  # after the flags: --help needs no JAX
+    from jaxrobust import compilation, judge  # after the flags: --help needs no JAX
 
     compilation.use_persistent_cache()
     run = Path(_WORKDIR.value) if _WORKDIR.value else None
-    origin = scores.run_config(run) if run else scores.model_config(_MODEL.value)
+    origin = judge.run_config(run) if run else judge.model_config(_MODEL.value)
     changes = {
         "model.num_classes": _CLASSES.value,
         "model.image_size": _SIZE.value,
@@ -83,12 +83,12 @@ def _evaluate() -> str:
         "attack.norm": _NORM.value,
         "attack.epsilon": epsilon,
     }
-    config, source = scores.settle(origin, changes)
+    config, source = judge.settle(origin, changes)
     if run:
-        which, weights = scores.run_weights(config, run, _PHASE.value)
+        which, weights = judge.run_weights(config, run, _PHASE.value)
     else:
-        which, weights = scores.file_weights(config, Path(_WEIGHTS.value))
-    asked = scores.Question(
+        which, weights = judge.file_weights(config, Path(_WEIGHTS.value))
+    asked = judge.Question(
         attack=_ATTACK.value,
         version=_VERSION.value,
         images=_N.value,
@@ -99,7 +99,7 @@ def _evaluate() -> str:
     )
     folder = run / "evaluation" if run else Path("runs") / f"evaluation-{_MODEL.value}"
     out = Path(_OUT.value or folder)
-    return scores.evaluate(config, source, which, weights, asked, origin=origin, out=out)
+    return judge.evaluate(config, source, which, weights, asked, origin=origin, out=out)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 from absl.testing import absltest, flagsaver, parameterized
 from safetensors.numpy import save_file
 
-from jaxrobust import build, commandline, data, evaluate, launch, models, scores
+from jaxrobust import build, commandline, data, evaluate, judge, launch, models, scores
 from jaxrobust.checkpoint import Checkpoints
 from tests import test_train as training
 
@@ -303,7 +303,7 @@ class RunTest(parameterized.TestCase):
         out = self.create_tempdir().full_path
         with (
             mock.patch.object(scores, "count", side_effect=error),
-            mock.patch.object(scores, "_searched", side_effect=error),
+            mock.patch.object(judge, "_searched", side_effect=error),
         ):
             code, _, said = call(workdir=str(self.workdir), out=out, **given)
         self.assertEqual(code, expected)

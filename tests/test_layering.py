@@ -17,7 +17,7 @@ FLOORS = [
     {"step", "evaluation"},
     {"build"},
     {"scores"},
-    {"train"},
+    {"train", "judge"},
     {"main", "evaluate"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
