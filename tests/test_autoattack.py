@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from unittest import mock
 
@@ -38,6 +39,8 @@ evaluate = functools.partial(autoattack, verbose=False)
 
 def quick(net="lin", n=40, **changes):
     """A short evaluation that fools some images with each attack."""
+    if "attacks" in changes and "overrides" not in changes:
+        changes["overrides"] = {name: QUICK[name] for name in changes["attacks"]}
     settings = {"norm": "linf", "epsilon": 2 / 255, "overrides": QUICK, "batch_size": 8} | changes
     return evaluate(NETS[net], IMAGES[:n], LABELS[:n], **settings)
 
@@ -76,6 +79,7 @@ class GoldenTest(Promises):
         self.assertLessEqual(np.sum((result.fooled_by == "apgd-ce") != by_ce), 1)
         self.check_promises(result, norm)
         self.assertEqual(list(result.accuracy_after), list(names))
+        self.assertEqual(result.accuracy_after["fab-t"], result.robust.mean())
 
 
 @pytest.mark.slow
@@ -281,6 +285,13 @@ class EdgesTest(parameterized.TestCase):
             )
             self.assertLess(alone.robust.mean(), 0.8, name)
 
+    @parameterized.parameters(jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit)
+    def test_inside_another_mesh(self, kind):
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+        with jax.set_mesh(mesh):
+            inside = quick(n=16)
+        np.testing.assert_array_equal(inside.fooled_by, quick(n=16).fooled_by)
+
     def test_jax_arrays_and_partial(self):
         function = jax.tree_util.Partial(lambda w, x: NETS["lin"](x) * w, jnp.float32(1))
         a = evaluate(
@@ -328,6 +339,50 @@ class VersionsTest(parameterized.TestCase):
         cost = one.costs[0]
         self.assertEqual(cost.forward, cost.backward)
         self.assertEqual(cost.forward % 4, 0)
+
+    @pytest.mark.skipif(not find_spec("pyautoattack"), reason=paths.PARITY)
+    def test_rand_agrees_with_the_reference(self):
+        import pyautoattack
+        import torch
+
+        def network(xp, x, noise):  # not linear, so that averaging over draws matters
+            hidden = xp.tanh(x.reshape(len(x), -1) @ first)
+            return hidden @ second + noise
+
+        rng = np.random.default_rng(0)
+        images = rng.random((128, 4, 4, 1), np.float32)
+        first = rng.standard_normal((16, 32)).astype(np.float32)
+        second = rng.standard_normal((32, 10)).astype(np.float32)
+        labels = np.argmax(network(np, images, 0), axis=1)
+
+        def ours(x, keys):
+            return network(jnp, x, jax.vmap(lambda k: jax.random.normal(k, (10,)))(keys))
+
+        steps = {"steps": 20}
+        result = evaluate(
+            ours,
+            images,
+            labels,
+            norm="linf",
+            epsilon=0.06,
+            version="rand",
+            overrides=dict.fromkeys(VERSIONS["rand"], steps),
+        )
+        first, second = torch.tensor(first), torch.tensor(second)
+        torch.manual_seed(0)
+        theirs = torch.nn.Module()
+        theirs.forward = lambda x: network(torch, x, torch.randn(len(x), 10))
+        attack = pyautoattack.AutoAttack(theirs, norm="Linf", eps=0.06, version="rand", seed=0)
+        attack.apgd = pyautoattack.autopgd_base.APGDAttack(
+            theirs, n_restarts=1, n_iter=20, eps=0.06, norm="Linf", eot_iter=20, rho=0.75
+        )
+        x = torch.tensor(images.transpose(0, 3, 1, 2))
+        _, predicted = attack.run_standard_evaluation(x, torch.tensor(labels), batch_size=128)
+        expected = (predicted.numpy() == labels).mean()
+        self.assertBetween(expected, 0.02, 0.6)
+        # Two samples of 128 images: three standard errors of their difference.
+        error = 3 * np.sqrt(2 * expected * (1 - expected) / 128)
+        self.assertAlmostEqual(result.robust.mean(), expected, delta=error)
 
     def test_rand_needs_a_keyed_network(self):
         with self.assertRaisesRegex(ValueError, r"must take images and keys \[B\]"):
@@ -382,6 +437,8 @@ class SearchTest(parameterized.TestCase):
         np.testing.assert_array_equal(result.robust, plain.robust)
         self.assertIn("apgd-ce (full)", set(result.fooled_by))
         self.assertIn("search with logits_fn", result.flags["search-gap"])
+        self.assertEqual(list(result.accuracy_after), ["apgd-ce", "full"])
+        self.assertEqual(result.accuracy_after["full"], result.robust.mean())
         self.assertIn("zero-gradients", result.flags)
 
 
@@ -396,10 +453,25 @@ class MessagesTest(parameterized.TestCase):
         ({"attacks": ("fab",)}, "attack 'fab' is not in version 'standard'"),
         ({"attacks": ()}, "are none or repeated"),
         ({"attacks": "square"}, r"is a string; pass \('square',\)"),
+        ({"overrides": {"square": {"queries": 5}}}, "square has no 'queries' to override; it has"),
+        ({"overrides": {"square": {"machine": "fab"}}}, "square has no 'machine' to override"),
+        ({"overrides": {"square": {"eot": 2}}}, "square has no 'eot' to override"),
+        ({"overrides": {"apgd-ce": {"targets": 2}}}, "apgd-ce has no 'targets' to override"),
+        ({"overrides": {"apgd-ce": {"restarts": 0}}}, "apgd-ce: restarts=0; pass an int >= 1"),
+        ({"overrides": {"apgd-ce": {"eot": 0}}}, "apgd-ce: eot=0; pass an int >= 1"),
+        ({"overrides": {"apgd-t": {"targets": -1}}}, "apgd-t: targets=-1; pass an int >= 1"),
+        ({"overrides": {"apgd-t": {"steps": "5"}}}, "apgd-t: steps='5'; pass an int >= 1"),
+        ({"overrides": {"fab": {}}}, r"overrides of \['fab'\], which do not run; these do"),
         (
-            {"overrides": {"square": {"queries": 5}}},
-            r"overrides of square: \['queries'\]; editable",
+            {"norm": "l1", "epsilon": 1.0, "overrides": {"apgd-t": {"steps": 4}}},
+            "apgd-t: steps=4; pass an int >= 5",
         ),
+        ({"seed": -1}, "seed=-1: pass an int from 0 to"),
+        ({"seed": 1.5}, "seed=1.5: pass an int from 0 to"),
+        ({"seed": 2**32}, "pass an int from 0 to"),
+        ({"batch_size": 0}, "batch_size=0 is not a number of images"),
+        ({"batch_size": "8"}, "batch_size='8' is not a number of images"),
+        ({"ledger": "ledger.images"}, "name a file that ends in .jsonl"),
         ({"image_ids": [1, 1]}, "image_ids: pass 4 different ints"),
         ({"image_ids": [1, 1, 2, 3]}, "image_ids: pass 4 different ints"),
         ({"image_ids": [-1, 1, 2, 3]}, "image_ids: pass 4 different ints"),
@@ -411,6 +483,9 @@ class MessagesTest(parameterized.TestCase):
     @parameterized.parameters(
         (lambda x: x.mean((1, 2, 3)), r"return logits f\[B, K\]"),
         (lambda x: x.reshape(x.shape[0], -1)[:, :1], "with K >= 2"),
+        (lambda x: (NETS["lin"](x), x), "gives tuple for .* and nothing else"),
+        (lambda x: np.asarray(x).reshape(len(x), -1), "write it with jax.numpy"),
+        (lambda x: jnp.ones((x.shape[0], 3), jnp.int32), "return floating point logits"),
     )
     def test_networks(self, function, message):
         with self.assertRaisesRegex(ValueError, message):
@@ -498,7 +573,7 @@ class LedgerTest(parameterized.TestCase):
         ({"norm": "l2"}, 'norm is "linf" there, "l2" here'),
         ({"n": 20}, "data is"),
         ({"net": "conv"}, "network is"),
-        ({"identity": "mine"}, 'network is "[0-9a-f]+" there, "mine" here'),
+        ({"identity": "mine"}, 'network is .* there, "mine" here'),
         ({"overrides": None}, "attacks is"),
     )
     def test_refuses_another_evaluation(self, changes, message):
@@ -506,6 +581,24 @@ class LedgerTest(parameterized.TestCase):
         quick(ledger=path)
         with self.assertRaisesRegex(ValueError, f"belongs to another evaluation: .*{message}"):
             quick(ledger=path, **changes)
+
+    def test_neighbours_are_other_ledgers(self):
+        directory = Path(self.create_tempdir())
+        quick(n=4, ledger=directory / "a.4.jsonl")
+        quick(n=5, ledger=directory / "a.jsonl")
+        quick(n=5, ledger=directory / "a.jsonl")
+
+    def test_another_batch_size_continues(self):
+        path = Path(self.create_tempdir()) / "ledger.jsonl"
+        quick("conv", n=8, ledger=path)
+        quick("conv", n=8, ledger=path, batch_size=24)
+
+    def test_lost_images_are_named(self):
+        path = Path(self.create_tempdir()) / "ledger.jsonl"
+        quick(ledger=path)
+        path.with_suffix(".images").unlink()
+        with self.assertRaisesRegex(ValueError, "lacks the adversarial image .*; remove .*jsonl"):
+            quick(ledger=path)
 
     def test_a_damaged_line_is_named(self):
         path = Path(self.create_tempdir()) / "ledger.jsonl"

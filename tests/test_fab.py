@@ -38,9 +38,11 @@ def golden():
     return small, full
 
 
-@functools.cache
+NET = golden_nets()["conv"]  # here: its arrays must not be made inside a trace
+
+
 def net():
-    return golden_nets()["conv"]
+    return NET
 
 
 def drive(machine, logits_fn, state, steps):

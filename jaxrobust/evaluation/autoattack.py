@@ -8,8 +8,9 @@ fooled only if a last forward pass and its norm in float64 confirm it.
 """
 
 import hashlib
+import inspect
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,7 +110,7 @@ def autoattack(
       image_ids: N different ints below 2^32; an image's draws derive from its id, so a part of a
         dataset gets the verdicts it has in the whole. Default 0..N-1.
       ledger: a file (.jsonl) of verdicts; the same call continues with it.
-      identity: names the network in the ledger; by default a hash of its logits on 8 images.
+      identity: names the network in the ledger; by default its logits on 8 images do.
       search_fn: the same network in lower precision, to search with; `logits_fn` decides.
       verbose: progress and a table on stderr.
     Returns:
@@ -120,9 +121,10 @@ def autoattack(
     images, labels = np.asarray(images), np.asarray(labels)
     settings = versions.plan(norm, version, attacks, overrides)
     check_radius(norm, epsilon)
+    if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
+        raise ValueError(f"seed={seed!r}: pass an int from 0 to 2^32 - 1")
     checks.check_images(images, labels)
     ids = _ids(image_ids, len(images))
-    images, labels = np.ascontiguousarray(images, np.float32), labels.astype(np.int32)
     runner = engine.make(
         logits_fn,
         search_fn=search_fn,
@@ -130,40 +132,39 @@ def autoattack(
         image_size=max(images.shape[1:3]),
         keyed=version == "rand",
     )
-    classes = _classes(runner, images)
-    checks.check_images(images, labels, classes=classes)
     tell = say if verbose else lambda message: None
-    settings = [versions.fit(setting, classes, tell) for setting in settings]
+    with jax.set_mesh(runner.mesh):  # also where the caller has set another one
+        classes = _classes(runner, images)
+        checks.check_images(images, labels, classes=classes)
+        settings = [versions.fit(setting, classes, tell) for setting in settings]
+        images, labels = np.ascontiguousarray(images, np.float32), labels.astype(np.int32)
+        logits = _logits(runner, images, ids, int(seed), draw=0)
+        sample = _Sample(images, labels, ids, logits, float(epsilon), int(seed))
+        named = {"version": version, "search": "logits_fn" if search_fn is None else "search_fn"}
+        book = Ledger(ledger, _identity(sample, identity, norm, settings) | named)
+        flags = {} if runner.keyed or not len(images) else _check_network(runner, images, labels)
+        result = _cascade(runner, settings, sample, book, flags, verbose)
+    tell(result.table())
+    return result
 
-    logits = _logits(runner, images, ids, seed, draw=0)
-    clean = np.argmax(logits, axis=1) == labels
-    flags = {} if runner.keyed or not len(images) else _check_network(runner, images, labels)
-    identities = {
-        "network": identity or _hash(images, np.round(logits[:8].astype(np.float64), 3)),
-        "data": _hash(images, labels, ids),
-        "norm": norm,
-        "epsilon": float(epsilon),
-        "version": version,
-        "attacks": [setting._asdict() for setting in settings],
-        "seed": seed,
-        "search": "logits_fn" if search_fn is None else "search_fn",
-    }
-    sample = _Sample(images, labels, ids, logits)
-    found = _Found(clean.copy(), np.where(clean, "", "clean").astype("<U16"), images.copy(), flags)
+
+def _cascade(runner, settings, sample, book, flags, verbose) -> AutoAttackResult:
+    """The attacks, each on what the ones before have left standing."""
+    n, classes = len(sample.images), sample.logits.shape[1]
+    clean = np.argmax(sample.logits, axis=1) == sample.labels
+    fooled_by = np.where(clean, "", "clean").astype("<U16")
+    found = _Found(clean.copy(), fooled_by, sample.images.copy(), flags)
     costs, accuracy_after = [], {}
-    meter = Decisions(len(images), interval=checks.binomial_interval, enabled=verbose)
-    book = Ledger(ledger, identities)
-    with meter:
+    with Decisions(n, interval=checks.binomial_interval, enabled=verbose) as meter:
         for number, setting in enumerate(settings):
             later = sum(versions.most_passes(s, classes) for s in settings[number + 1 :])
-            attack = _Attack(runner, setting, sample, found, float(epsilon), seed, book, meter)
-            costs.append(attack.run(later))
+            costs.append(_Attack(runner, setting, sample, found, book, meter).run(later))
             accuracy_after[setting.name] = _mean(found.standing)
-        if search_fn is not None:
-            full = runner._replace(search_fn=None)
-            _search_gap(full, settings, sample, found, float(epsilon), seed, book, meter)
     flags |= checks.check_cascade({"clean": _mean(clean), **accuracy_after})
-    result = AutoAttackResult(
+    if runner.search_fn is not None:
+        costs.append(_search_gap(runner, settings, sample, found, book))
+        accuracy_after[costs[-1].attack] = _mean(found.standing)
+    return AutoAttackResult(
         clean=clean,
         robust=found.standing,
         fooled_by=found.fooled_by,
@@ -173,8 +174,6 @@ def autoattack(
         attacks=[setting._asdict() for setting in settings],
         costs=costs,
     )
-    tell(result.table())
-    return result
 
 
 class _Sample(NamedTuple):
@@ -184,6 +183,8 @@ class _Sample(NamedTuple):
     labels: np.ndarray
     ids: np.ndarray
     logits: np.ndarray
+    epsilon: float
+    seed: int
 
 
 class _Found(NamedTuple):
@@ -198,9 +199,9 @@ class _Found(NamedTuple):
 class _Attack:
     """One attack on all images that stand, from the ledger as far as it knows them."""
 
-    def __init__(self, runner, setting, sample, found, epsilon, seed, book, meter, suffix=""):
+    def __init__(self, runner, setting, sample, found, book, meter, suffix=""):
         self.runner, self.setting, self.sample, self.found = runner, setting, sample, found
-        self.epsilon, self.seed, self.book, self.meter = epsilon, seed, book, meter
+        self.book, self.meter, self.suffix = book, meter, suffix
         self.name, self.classes = setting.name + suffix, sample.logits.shape[1]
         self.steps = self.idle = self.unconfirmed = 0
         self.compile_seconds = 0.0
@@ -209,19 +210,22 @@ class _Attack:
     def run(self, later: int) -> Cost:
         """Decides every image; `later` passes are needed for one that survives this attack."""
         start, met = time.perf_counter(), int(self.found.standing.sum())
-        self.pending = self.recall()
-        self.meter.begin(self.name, met, met - len(self.pending), int(self.found.standing.sum()))
+        pending = self.recall()
+        self.meter.begin(self.name, met, met - len(pending), int(self.found.standing.sum()))
         waiting: list[engine.Verdict] = []
-        for verdict in self.verdicts(later):
-            if not verdict.fooled:
-                self.write(verdict, None, 0.0)
-                continue
-            waiting.append(verdict)
-            if len(waiting) == self.runner.slots:  # a full batch to confirm
+        asked = time.perf_counter()
+        for call, verdicts in self.calls(pending):
+            for verdict in verdicts:
+                if verdict.fooled:
+                    waiting.append(verdict)
+                else:
+                    self.write(verdict, None, 0.0)
+            # Whole batches, but nothing waits for long: it would be lost in a kill.
+            if len(waiting) >= self.runner.slots or time.perf_counter() - asked > 5:
                 self.confirm(waiting)
-                waiting = []
-        if waiting:
-            self.confirm(waiting)
+                waiting, asked = [], time.perf_counter()
+            self.count(call, later)
+        self.confirm(waiting)
         self.flag()
         return Cost(
             attack=self.name,
@@ -232,6 +236,24 @@ class _Attack:
             seconds=time.perf_counter() - start - self.compile_seconds,
             compile_seconds=self.compile_seconds,
         )
+
+    def calls(self, pending):
+        """The calls of the engine, and the verdicts on the images that the ledger lacks."""
+        images, labels, ids, logits, epsilon, seed = self.sample
+        targets = versions.targets(self.setting, logits[pending], labels[pending])
+        settings = {"epsilon": epsilon, "seed": seed}
+        return engine.decide(
+            self.runner, self.setting, images, labels, ids, pending, targets, **settings
+        )
+
+    def count(self, call: engine.Call, later: int) -> None:
+        """Takes note of what a call took."""
+        self.steps += call.useful_steps
+        self.idle += call.slot_steps - call.useful_steps
+        self.compile_seconds += call.seconds * call.compiles
+        made = call.useful_steps * versions.passes(self.setting, self.classes)
+        most = versions.most_passes(self.setting, self.classes)
+        self.meter.advance(made, call.seconds, call.compiles, most, later)
 
     def recall(self) -> np.ndarray:
         """Takes over what the ledger knows; returns the other images."""
@@ -247,40 +269,34 @@ class _Attack:
                 self.strike(i, self.book.adversarial(key, self.name, shape))
         return np.array(pending, int)
 
-    def verdicts(self, later: int) -> Iterator[engine.Verdict]:
-        """The engine's verdicts on the images that the ledger does not know."""
-        most = versions.most_passes(self.setting, self.classes)
-        each = versions.passes(self.setting, self.classes)
-
-        def report(call):
-            self.steps += call.useful_steps
-            self.idle += call.slot_steps - call.useful_steps
-            self.compile_seconds += call.seconds * call.compiles
-            made = call.useful_steps * each
-            self.meter.advance(made, call.seconds, call.compiles, most, later)
-
-        images, labels, ids, logits = (a[self.pending] for a in self.sample)
-        targets = versions.targets(self.setting, logits, labels)
-        settings = {"epsilon": self.epsilon, "seed": self.seed, "report": report}
-        return engine.decide(self.runner, self.setting, images, labels, targets, ids, **settings)
-
     def confirm(self, verdicts: list[engine.Verdict]) -> None:
         """The last word: one more forward pass, and the norm in float64."""
-        which = self.pending[[v.image for v in verdicts]]
-        images, labels, ids, _ = (a[which] for a in self.sample)
-        points = np.stack([v.adversarial for v in verdicts if v.adversarial is not None])
-        points = engine.settled(self.runner, self.setting.norm, points, images)
-        logits = _logits(self.runner, points, ids, self.seed, draw=1)
-        sure, norms = checks.verified(
-            points, images, labels, logits, norm=self.setting.norm, epsilon=self.epsilon
-        )
-        for verdict, ok, norm, point in zip(verdicts, sure, norms, points, strict=True):
-            self.write(verdict, point if ok else None, float(norm) if ok else 0.0)
-            self.unconfirmed += not ok
+        for start in range(0, len(verdicts), self.runner.slots):
+            part = verdicts[start : start + self.runner.slots]
+            which = [v.image for v in part]
+            images, labels, ids, _ = (a[which] for a in self.sample[:4])
+            points = np.stack([v.adversarial for v in part if v.adversarial is not None])
+            points = engine.settled(self.runner, self.setting.norm, points, images)
+            logits = _logits(self.runner, points, ids, self.sample.seed, draw=self.draw())
+            sure, norms = checks.verified(
+                points,
+                images,
+                labels,
+                logits,
+                norm=self.setting.norm,
+                epsilon=self.sample.epsilon,
+            )
+            for verdict, ok, norm, point in zip(part, sure, norms, points, strict=True):
+                self.write(verdict, point if ok else None, float(norm) if ok else 0.0)
+                self.unconfirmed += not ok
+
+    def draw(self) -> int:
+        """Of a randomised network's last forward pass; 0 is that of the clean images."""
+        return 1 + engine.NUMBERS[self.setting.name]
 
     def write(self, verdict: engine.Verdict, adversarial: np.ndarray | None, norm: float) -> None:
         """A verdict into the ledger."""
-        i = self.pending[verdict.image]
+        i = verdict.image
         record = {
             "image": int(self.sample.ids[i]),
             "attack": self.name,
@@ -289,7 +305,7 @@ class _Attack:
             "restart": verdict.restart,
             "iterations": verdict.steps,
             "norm": norm,
-            "seed": self.seed,
+            "seed": self.sample.seed,
             "flat": verdict.flat,
         }
         self.book.add(record, adversarial)
@@ -306,32 +322,49 @@ class _Attack:
 
     def flag(self) -> None:
         """What this attack makes doubtful."""
-        if self.setting.name in ("apgd-ce", "apgd-dlr"):
-            self.found.flags.update(checks.check_gradients(np.array(self.flat, bool)))
-        if self.unconfirmed:
-            self.found.flags["unconfirmed"] = (
-                f"{self.unconfirmed} images were fooled in the search by {self.name} but not in a "
-                "last forward pass, or left the ball; they count as robust. Numerics that depend "
-                "on the batch do this: look for batch statistics, or compare with batch_size=1"
+        flags = self.found.flags
+        if self.setting.name in ("apgd-ce", "apgd-dlr") and not self.suffix:
+            flags.update(checks.check_gradients(np.array(self.flat, bool)))
+        if self.unconfirmed and not self.runner.keyed:  # of a randomised network: as it must be
+            flags[f"unconfirmed by {self.name}"] = (
+                f"{self.unconfirmed} images were fooled in the search but not in a last forward "
+                "pass, or left the ball; they count as robust. Numerics that depend on the batch "
+                "do this: look for batch statistics, or compare with batch_size=1"
             )
 
 
-def _search_gap(runner, settings, sample, found, *rest):
+def _search_gap(runner, settings, sample, found, book) -> Cost:
     """Attacks some of the survivors once more, searching with the network that decides."""
     survivors = np.flatnonzero(found.standing)
     count = min(_SAMPLE, len(survivors))
-    seed = rest[1]
     chosen = np.zeros_like(found.standing)
-    chosen[np.random.default_rng(seed).choice(survivors, count, replace=False)] = True
+    chosen[np.random.default_rng(sample.seed).choice(survivors, count, replace=False)] = True
     again = found._replace(standing=chosen.copy())
-    for setting in settings:
-        _Attack(runner, setting, sample, again, *rest, suffix=" (full)").run(0)
-    found.standing[chosen & ~again.standing] = False
-    fooled = int(np.sum(chosen & ~again.standing))
+    runner = runner._replace(search_fn=None)
+    with Decisions(count, interval=checks.binomial_interval, enabled=False) as meter:
+        costs = [
+            _Attack(runner, setting, sample, again, book, meter, suffix=" (full)").run(0)
+            for setting in settings
+        ]
+    fallen = chosen & ~again.standing
+    found.standing[fallen] = False
     found.flags["search-gap"] = (
-        f"of {count} survivors of the search with search_fn, {fooled} were fooled by one with "
-        "logits_fn itself" + ("; search with logits_fn" if fooled else "")
+        f"of {count} survivors of the search with search_fn, {fallen.sum()} were fooled by one "
+        "with logits_fn itself" + ("; search with logits_fn" if fallen.any() else "")
     )
+    return Cost("full", *(sum(column) for column in list(zip(*costs, strict=True))[1:]))
+
+
+def _identity(sample, identity, norm, settings) -> dict[str, Any]:
+    """What a ledger belongs to; a network without a name is known by its logits on 8 images."""
+    return {
+        "network": identity or np.round(sample.logits[:8, :16].astype(float), 6).tolist(),
+        "data": _hash(sample.images, sample.labels, sample.ids),
+        "norm": norm,
+        "epsilon": sample.epsilon,
+        "attacks": [setting._asdict() for setting in settings],
+        "seed": sample.seed,
+    }
 
 
 def _check_network(runner, images, labels):
@@ -345,11 +378,10 @@ def _check_network(runner, images, labels):
 
 
 def _logits(runner, images, ids, seed, *, draw):
-    """f32[n, K]; a randomised network gets the keys of the images and of this draw."""
+    """f32[n, K]."""
     if not len(images):
         return np.zeros((0, _classes(runner, images)), np.float32)
-    keys = np.stack([np.full(len(ids), (seed * 16 + draw) % 2**32), ids], axis=1).astype(np.uint32)
-    return engine.forward(runner, images, keys)
+    return engine.forward(runner, images, ids, seed=seed, draw=draw)
 
 
 def _classes(runner: engine.Engine, images: np.ndarray) -> int:
@@ -357,17 +389,31 @@ def _classes(runner: engine.Engine, images: np.ndarray) -> int:
     each = runner.slots // runner.mesh.size  # what a device gives to the network
     points = jax.ShapeDtypeStruct((each, *images.shape[1:]), jnp.float32)
     keys = (jax.eval_shape(lambda: jax.random.split(jax.random.key(0), each)),)
+    operands = (points, *(keys if runner.keyed else ()))
     for fn in (runner.logits_fn, runner.search_fn or runner.logits_fn):
         try:
-            shape = jax.eval_shape(fn, points, *(keys if runner.keyed else ())).shape
+            inspect.signature(fn).bind(*operands)
         except TypeError as error:
             takes = "images and keys [B]" if runner.keyed else "images only"
             raise ValueError(f"logits_fn must take {takes} for this version: {error}") from error
+        except ValueError:  # it has no signature to read
+            pass
+        try:
+            logits = jax.eval_shape(fn, *operands)
+        except jax.errors.TracerArrayConversionError as error:
+            raise ValueError(
+                "logits_fn turns its images into NumPy arrays; write it with jax.numpy, so that "
+                "it can be differentiated and compiled"
+            ) from error
+        shape: Sequence[int] = getattr(logits, "shape", ())
         if len(shape) != 2 or shape[0] != each or shape[1] < 2:
             raise ValueError(
-                f"logits_fn gives {shape} for {each} images; return logits f[B, K] with K >= 2"
+                f"logits_fn gives {shape or type(logits).__name__} for {each} images; "
+                "return logits f[B, K] with K >= 2, and nothing else"
             )
-    return shape[1]
+        if not jnp.issubdtype(logits.dtype, jnp.floating):
+            raise ValueError(f"logits_fn gives {logits.dtype}; return floating point logits")
+    return int(shape[1])
 
 
 def _ids(ids: Sequence[int] | None, n: int) -> np.ndarray:
@@ -384,7 +430,7 @@ def _hash(*arrays: np.ndarray) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

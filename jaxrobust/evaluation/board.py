@@ -39,8 +39,12 @@ class Board:
     depend on the number of slots; later jobs of a fooled image are dropped.
     """
 
-    def __init__(self, slots: int, devices: int, targets: np.ndarray, restarts: int):
+    def __init__(
+        self, slots: int, devices: int, which: np.ndarray, targets: np.ndarray, restarts: int
+    ):
+        """Jobs for the images `which` i[n], with targets i32[n, T]; both numbered from 0 here."""
         images, kinds = targets.shape
+        self._which = which
         self._devices, self._width = devices, slots // devices
         self._targets = targets
         self._jobs = [(t, r) for t in range(kinds) for r in range(restarts)]
@@ -89,8 +93,9 @@ class Board:
         for slot in self._fresh:
             image, job = self._busy[slot]
             target, restart = self._jobs[job]
-            values = (True, True, images[image], labels[image], self._targets[image, target])
-            for array, value in zip(rows, (*values, restart, ids[image]), strict=True):
+            i = self._which[image]
+            values = (True, True, images[i], labels[i], self._targets[image, target])
+            for array, value in zip(rows, (*values, restart, ids[i]), strict=True):
                 array[slot] = value
         return rows
 
@@ -138,7 +143,7 @@ class Board:
             last = min(won, len(self._jobs) - 1)
             target, restart = self._jobs[last]
             yield Verdict(
-                image=image,
+                image=int(self._which[image]),
                 fooled=bool(won < len(self._jobs)),
                 target=int(self._targets[image, target]),
                 restart=restart,

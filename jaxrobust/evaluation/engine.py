@@ -30,6 +30,7 @@ from jaxrobust.types import Array, LogitsFn, Machine
 CE, DLR = -1, -2
 # Fixed for ever: the draws of an attack derive from its number.
 NUMBERS = {"apgd-ce": 0, "apgd-dlr": 1, "apgd-t": 2, "fab": 3, "fab-t": 4, "square": 5}
+_DRAWS = 1000  # numbers from here on are draws of forward passes outside the attacks
 CALL_SECONDS = 0.5  # between two looks of the host at its slots
 
 
@@ -93,7 +94,14 @@ def make(
 
     `slots` is rounded up to what the devices divide. By default there are 8 on a CPU device (more
     do not make a pass cheaper there), else 512 for small images and 64 for large ones.
+
+    Raises:
+      ValueError: `slots` is not an int >= 1.
     """
+    if slots is not None and not (isinstance(slots, int | np.integer) and slots >= 1):
+        raise ValueError(
+            f"batch_size={slots!r} is not a number of images; pass an int >= 1, or None"
+        )
     devices = local_devices()
     if slots is None:
         each = 8 if devices[0].platform == "cpu" else 512 if image_size <= 64 else 64
@@ -213,11 +221,14 @@ def _advance(setting, keyed, platform, logits_fn, search_fn, epsilon, slots, lim
             sure = lambda: _wrong(decider(points, draw(0)), slots.labels)  # noqa: E731
             hit &= lax.cond(jnp.any(hit), sure, lambda: hit)
         first = slots.steps == 0
+        # One wrong draw of a randomised network ends nothing: as in the reference, its run goes on
+        # to the end, and its latest wrong point is tried once more.
+        over = machine.finished(told) if keyed else hit | machine.finished(told)
         return count + 1, Slots(
             state=told,
             labels=slots.labels,
             keys=slots.keys,
-            live=slots.live & ~hit & ~machine.finished(told),
+            live=slots.live & ~over,
             fooled=slots.fooled | hit,
             adversarial=_where(hit, points, slots.adversarial),
             steps=slots.steps + slots.live.astype(jnp.int32),
@@ -322,11 +333,15 @@ def _programs(mesh: Mesh, setting: Setting, keyed: bool) -> _Programs:
 
 @functools.lru_cache(maxsize=64)
 def _forward_program(mesh: Mesh, keyed: bool) -> Callable[..., Array]:
-    def run(logits_fn, images, keys):
+    def run(logits_fn, root, draw, images, ids):
+        def key(number):
+            return jax.random.fold_in(jax.random.fold_in(_wrap(root), number), draw)
+
+        keys = jax.random.key_data(jax.vmap(key)(ids))
         return _network(logits_fn, keyed, _platform(mesh))(images, keys)
 
-    split = PartitionSpec("slots")
-    specs = (PartitionSpec(), split, split)
+    shared, split = PartitionSpec(), PartitionSpec("slots")
+    specs = (shared, shared, shared, split, split)
     return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))
 
 
@@ -342,19 +357,28 @@ def _platform(mesh):
 # --- On the host ---
 
 
-def forward(engine: Engine, images: np.ndarray, keys: np.ndarray | None = None) -> np.ndarray:
-    """Logits f32[n, K] of n >= 1 images, by one program for any n; `keys` are u32[n, 2]."""
+def forward(
+    engine: Engine, images: np.ndarray, ids: np.ndarray | None = None, *, seed: int = 0, draw=0
+) -> np.ndarray:
+    """Logits f32[n, K] of n >= 1 images, by one program for any n.
+
+    A randomised network gets keys made of the seed, the image's id and `draw`.
+    """
     program = _forward_program(engine.mesh, engine.keyed)
     sharding = NamedSharding(engine.mesh, PartitionSpec("slots"))
-    keys = np.zeros((len(images), 2), np.uint32) if keys is None else keys
+    ids = np.zeros(len(images), np.uint32) if ids is None else ids
+    settings = (_root(seed), np.uint32(_DRAWS + draw))
     logits = []
     for start in range(0, len(images), engine.slots):
         part = slice(start, start + engine.slots)
-        operands = jax.device_put(
-            (_padded(images[part], engine.slots), _padded(keys[part], engine.slots)), sharding
-        )
-        logits.append(np.asarray(program(engine.logits_fn, *operands)))
+        padded = (_padded(images[part], engine.slots), _padded(ids[part], engine.slots))
+        operands = jax.device_put(padded, sharding)
+        logits.append(np.asarray(program(engine.logits_fn, *settings, *operands)))
     return np.concatenate(logits)[: len(images)]
+
+
+def _root(seed):
+    return np.asarray(jax.random.key_data(jax.random.key(seed, impl="threefry2x32")))
 
 
 def settled(engine: Engine, norm: str, points: np.ndarray, images: np.ndarray) -> np.ndarray:
@@ -373,39 +397,39 @@ def decide(
     setting: Setting,
     images: np.ndarray,
     labels: np.ndarray,
-    targets: np.ndarray,
     ids: np.ndarray,
+    which: np.ndarray,
+    targets: np.ndarray,
     *,
     epsilon: float,
     seed: int,
-    report: Callable[[Call], None] = lambda call: None,
-) -> Iterator[Verdict]:
-    """Runs one attack and yields the verdict on each image as soon as it is known.
+) -> Iterator[tuple[Call, list[Verdict]]]:
+    """Runs one attack; yields what each call of its program did, and the verdicts known by then.
 
     Args:
       engine: the network and its slots.
       setting: the attack.
-      images: f32[N,H,W,C], all of them classified correctly.
+      images: f32[N,H,W,C].
       labels: i32[N].
-      targets: i32[N, T], the classes to aim at in turn, or the code of a loss (T = 1).
       ids: u32[N], from which all randomness of an image derives.
+      which: i[n], the images to attack; all of them are classified correctly.
+      targets: i32[n, T], the classes to aim at in turn, or the code of a loss (T = 1).
       epsilon: radius.
       seed: of the evaluation.
-      report: called after each call of the program.
     """
     programs = _programs(engine.mesh, _program_of(setting), engine.keyed)
     sharding = NamedSharding(engine.mesh, PartitionSpec("slots"))
-    root = np.asarray(jax.random.key_data(jax.random.key(seed, impl="threefry2x32")))
-    settings = (np.float32(epsilon), root, np.uint32(NUMBERS[setting.name]))
-    board = Board(engine.slots, engine.mesh.size, targets, setting.restarts)
+    settings = (np.float32(epsilon), _root(seed), np.uint32(NUMBERS[setting.name]))
+    board = Board(engine.slots, engine.mesh.size, which, targets, setting.restarts)
+    width = engine.slots // engine.mesh.size
     slots, limit = None, 0  # the first call compiles and makes no step
     while board.assign():
+        start = time.perf_counter()
         rows = board.rows(images, labels, ids)
         if slots is None:
             slots = jax.device_put(_no_slots(_program_of(setting), settings, rows), sharding)
         if rows is not None:
             slots = programs.refill(*settings, slots, jax.device_put(rows, sharding))
-        start = time.perf_counter()
         floor = jax.device_put(board.floor(), sharding)
         slots, count = programs.advance(
             engine.logits_fn, engine.search_fn, settings[0], slots, np.int32(limit), floor
@@ -413,13 +437,11 @@ def decide(
         count, live, fooled, steps, flat = (
             np.asarray(a) for a in (count, slots.live, slots.fooled, slots.steps, slots.flat)
         )
-        seconds = time.perf_counter() - start
         made = board.collect(live, fooled, steps, flat, lambda: np.asarray(slots.adversarial))  # noqa: B023
-        width = engine.slots // engine.mesh.size
-        report(Call(int(count.sum()) * width, made, seconds, limit == 0))
+        seconds = time.perf_counter() - start
+        yield Call(int(count.sum()) * width, made, seconds, limit == 0), list(board.verdicts())
         fitting = CALL_SECONDS * max(int(count.max()), 1) / seconds
-        limit = 8 if limit == 0 else int(min(max(fitting, 4), 4 * limit))
-        yield from board.verdicts()
+        limit = 8 if limit == 0 else int(min(max(fitting, 4), 4 * limit, 10_000))
 
 
 def _program_of(setting: Setting) -> Setting:

@@ -1,5 +1,7 @@
 """Verdicts on disk, one by one, so that an evaluation continues where it was killed."""
 
+import contextlib
+import glob
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ class Ledger:
     """An append-only file of JSON lines beside a file of the adversarial images.
 
     The first line says which evaluation it belongs to, each other one is the verdict of an attack
-    on an image. A process of a pod appends to a file of its own and reads those of all others.
+    on an image. A process of a pod appends to a file of its own; at the start, each reads all.
     Without a path, everything stays in memory.
     """
 
@@ -29,22 +31,32 @@ class Ledger:
         self._path: Path | None = None
         if path is None:
             return
-        self._path = Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        if process := jax.process_index():
-            self._path = self._path.with_name(f"{self._path.stem}.{process}{self._path.suffix}")
         first = Path(path)
-        for file in [first, *first.parent.glob(f"{first.stem}.[0-9]*{first.suffix}")]:
-            lines = metrics.read(file)
-            if lines:
-                _refuse_another(file, lines[0].get("identity"), identity)
-            for record in lines[1:]:
-                key = (record["image"], record["attack"])
-                self._records[key] = record
-                self._images[key] = (file.with_suffix(".images"), record.get("stored"))
+        if first.suffix != ".jsonl":
+            raise ValueError(f"ledger={str(path)!r}: name a file that ends in .jsonl")
+        process = jax.process_index()
+        self._path = _of_process(first, process) if process else first
+        first.parent.mkdir(parents=True, exist_ok=True)
+        others = f"{glob.escape(first.stem)}.process-*.jsonl"
+        for file in [first, *sorted(first.parent.glob(others))]:
+            self._read(file, identity)
         _drop_unfinished_line(self._path)
         if not self._path.exists() or not self._path.stat().st_size:
             self._append({"identity": identity})
+
+    def _read(self, file: Path, identity: dict[str, Any]) -> None:
+        lines = metrics.read(file)
+        if lines:
+            _refuse_another(file, lines[0].get("identity"), identity)
+        for number, record in enumerate(lines[1:], 2):
+            try:
+                key = (record["image"], record["attack"])
+            except KeyError as error:
+                raise ValueError(
+                    f"{file}, line {number} lacks {error}; remove that line"
+                ) from error
+            self._records[key] = record
+            self._images[key] = (file.with_suffix(".images"), record.get("stored"))
 
     def find(self, image: int, attack: str) -> dict[str, Any] | None:
         """The record of an attack on an image, by the image's id."""
@@ -56,10 +68,16 @@ class Ledger:
         if file is None:
             return stored
         count = int(np.prod(shape))
-        return np.fromfile(file, np.float32, count, offset=4 * count * stored).reshape(shape)
+        end = 4 * count * (stored + 1)
+        if not file.exists() or file.stat().st_size < end:
+            raise ValueError(
+                f"{file} lacks the adversarial image of {attack} on image {image}; remove "
+                f"{file.with_suffix('.jsonl')} too, to evaluate again"
+            )
+        return np.fromfile(file, np.float32, count, offset=end - 4 * count).reshape(shape)
 
     def add(self, record: dict[str, Any], adversarial: np.ndarray | None) -> None:
-        """Appends a record; what was added is on disk when this returns, image first."""
+        """Appends a record, after its image; a process that is killed later does not lose it."""
         key = (record["image"], record["attack"])
         file: Path | None = None
         stored: Any = adversarial
@@ -82,7 +100,7 @@ class Ledger:
 def _refuse_another(path, theirs, ours):
     theirs = theirs if isinstance(theirs, dict) else {}
     ours = json.loads(json.dumps(ours))
-    differing = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
+    differing = [k for k in {**theirs, **ours} if not _same(theirs.get(k), ours.get(k))]
     if differing:
         parts = [
             f"{k} is {_short(theirs.get(k))} there, {_short(ours.get(k))} here" for k in differing
@@ -91,6 +109,18 @@ def _refuse_another(path, theirs, ours):
             f"ledger {path} belongs to another evaluation: {'; '.join(parts)}. "
             "Pass another ledger, or the settings of that one"
         )
+
+
+def _of_process(path: Path, process: int) -> Path:
+    return path.with_name(f"{path.stem}.process-{process}{path.suffix}")
+
+
+def _same(theirs, ours):
+    """Equal, or as near as the same network's logits are on other devices."""
+    if isinstance(theirs, list) and isinstance(ours, list) and np.shape(theirs) == np.shape(ours):
+        with contextlib.suppress(TypeError, ValueError):
+            return np.allclose(theirs, ours, rtol=1e-3, atol=1e-3, equal_nan=True)
+    return theirs == ours
 
 
 def _short(value):

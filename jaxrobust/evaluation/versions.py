@@ -56,22 +56,41 @@ def plan(
         names = VERSIONS[version]
     if isinstance(names, str):
         raise ValueError(f"attacks={names!r} is a string; pass ({names!r},)")
-    for name in [*names, *(overrides or {})]:
+    for name in names:
         if name not in VERSIONS[version]:
             raise ValueError(f"attack {name!r} is not in version {version!r}; {_choices(version)}")
+    if unused := [name for name in overrides or {} if name not in names]:
+        raise ValueError(f"overrides of {unused}, which do not run; these do: {[*names]}")
     if not names or len(set(names)) < len(names):
         raise ValueError(f"attacks={tuple(names)} are none or repeated; {_choices(version)}")
     changes = _CHANGES[version] | _CHANGES.get(f"{version}, {norm}", {})
     settings = []
     for name in names:
-        change = changes.get(name, {}) | dict((overrides or {}).get(name, {}))
-        if unknown := set(change) - {"machine", *_EDITABLE}:
-            raise ValueError(f"overrides of {name}: {sorted(unknown)}; editable: {_EDITABLE}")
-        settings.append(BASE[name]._replace(norm=norm, **change))
+        change = dict((overrides or {}).get(name, {}))
+        setting = BASE[name]._replace(norm=norm, **changes.get(name, {}))
+        _check_change(setting, change)
+        numbers: dict[str, Any] = {key: int(value) for key, value in change.items()}
+        settings.append(setting._replace(**numbers))
     return settings
 
 
-_EDITABLE = ("steps", "restarts", "targets", "eot")
+def _check_change(setting: Setting, change: dict[str, Any]) -> None:
+    """Refuses an override that the attack does not have, or a number that it cannot use."""
+    editable = {"steps": 1, "restarts": 1}  # with the least value of each
+    if setting.machine == "apgd-multi-radius":
+        editable["steps"] = 5  # three stages of one step at least
+    if setting.targets:
+        editable["targets"] = 1
+    if setting.machine.startswith("apgd"):
+        editable["eot"] = 1
+    for key, value in change.items():
+        if key not in editable:
+            raise ValueError(f"{setting.name} has no {key!r} to override; it has {[*editable]}")
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if not whole or value < editable[key]:
+            raise ValueError(
+                f"override of {setting.name}: {key}={value!r}; pass an int >= {editable[key]}"
+            )
 
 
 def _choices(version: str) -> str:
