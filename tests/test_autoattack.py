@@ -600,6 +600,14 @@ class LedgerTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "lacks the adversarial image .*; remove .*jsonl"):
             quick(ledger=path)
 
+    def test_damaged_images_are_refused(self):
+        path = Path(self.create_tempdir()) / "ledger.jsonl"
+        quick(ledger=path)
+        images = path.with_suffix(".images")
+        images.write_bytes(bytes(images.stat().st_size))
+        with self.assertRaisesRegex(ValueError, "outside the ball: its .images file is damaged"):
+            quick(ledger=path)
+
     def test_a_damaged_line_is_named(self):
         path = Path(self.create_tempdir()) / "ledger.jsonl"
         quick(ledger=path)

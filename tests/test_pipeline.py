@@ -412,6 +412,8 @@ class LifetimeTest(absltest.TestCase):
                 stderr=subprocess.PIPE,
                 text=True,
                 start_new_session=True,
+                # A test run in the background ignores Ctrl-C, and hands that down.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
             workers = [int(pid) for pid in process.stdout.readline().split()]
             os.killpg(process.pid, signal.SIGINT)

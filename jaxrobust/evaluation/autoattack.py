@@ -266,8 +266,20 @@ class _Attack:
                 continue
             self.flat.append(record["flat"])
             if record["fooled"]:
-                self.strike(i, self.book.adversarial(key, self.name, shape))
+                self.strike(i, self.sound(i, self.book.adversarial(key, self.name, shape)))
         return np.array(pending, int)
+
+    def sound(self, i: int, point: np.ndarray) -> np.ndarray:
+        """An adversarial image from the ledger, refused if it is none: a disk may have lost it."""
+        images, label = self.sample.images[i : i + 1], self.sample.labels[i : i + 1]
+        wrong = -np.eye(self.classes)[label]  # what remains in question is the point
+        ball = {"norm": self.setting.norm, "epsilon": self.sample.epsilon}
+        if not checks.verified(point[None], images, label, wrong, **ball)[0][0]:
+            raise ValueError(
+                f"the ledger's adversarial image of {self.name} on image {self.sample.ids[i]} is "
+                "outside the ball: its .images file is damaged; remove both files"
+            )
+        return point
 
     def confirm(self, verdicts: list[engine.Verdict]) -> None:
         """The last word: one more forward pass, and the norm in float64."""
