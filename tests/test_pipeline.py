@@ -391,8 +391,10 @@ class LifetimeTest(absltest.TestCase):
     def test_interrupt_is_the_main_process_alone(self):
         """Ctrl-C goes to the whole process group; workers stay silent and end with it."""
         code = (
-            "import jaxrobust.data as data, contextlib, multiprocessing, time\n"
+            "import jaxrobust.data as data, contextlib, multiprocessing, signal, time\n"
             "def main():\n"
+            # A test run in the background ignores Ctrl-C, and hands that down.
+            "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "    batches = data.train_batches(data.open_source('digits', 'train'), batch_size=8,\n"
             "        seed=0, augmentation='none', image_size=8, workers=2)\n"
             "    with contextlib.closing(batches):\n"
@@ -412,8 +414,6 @@ class LifetimeTest(absltest.TestCase):
                 stderr=subprocess.PIPE,
                 text=True,
                 start_new_session=True,
-                # A test run in the background ignores Ctrl-C, and hands that down.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
             workers = [int(pid) for pid in process.stdout.readline().split()]
             os.killpg(process.pid, signal.SIGINT)
