@@ -118,7 +118,7 @@ class Decisions:
             )
         low, high = self._interval(self._standing, self._images)
         text = (
-            f"decided, robust at most {self._standing / max(self._images, 1):.1%} "
+            f"robust at most {self._standing / max(self._images, 1):.1%} "
             f"({low:.1%} to {high:.1%}), ETA {_clock(time_left)}"
         )
         if self._terminal:
@@ -126,7 +126,11 @@ class Decisions:
             self._bar.update(self._decided - self._bar.n)
         elif self._enabled and time.perf_counter() - self._said > 10:
             self._said = time.perf_counter()
-            print(f"{self._attack} {self._decided}/{self._of} {text}", file=sys.stderr, flush=True)
+            print(
+                f"{self._attack} {self._decided}/{self._of} decided, {text}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _say(self, message: str) -> None:
         if self._enabled:
