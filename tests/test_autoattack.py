@@ -158,7 +158,7 @@ class CostTest(parameterized.TestCase):
 class RandomnessTest(parameterized.TestCase):
     def run_on(self, devices, batch, **changes):
         with on_devices(devices):
-            return quick(batch_size=batch, **changes)
+            return quick(n=24, batch_size=batch, **changes)
 
     def test_verdicts_do_not_depend_on_slots_or_devices(self):
         results = [self.run_on(d, b) for d, b in ((1, 1), (1, 7), (2, 14), (8, 64))]
@@ -256,7 +256,7 @@ class EdgesTest(parameterized.TestCase):
 
     def test_zero_radius_fools_nobody(self):
         for norm in EPSILON:
-            result = quick(n=16, norm=norm, epsilon=0.0)
+            result = quick(n=8, norm=norm, epsilon=0.0, attacks=("apgd-t", "fab-t"))
             np.testing.assert_array_equal(result.robust, result.clean)
 
     @parameterized.parameters(2, 3)
@@ -272,7 +272,7 @@ class EdgesTest(parameterized.TestCase):
         self.assertIn("targeted DLR loss needs 4 classes; climbs the margin", said)
         self.assertTrue(result.clean.all())
         self.assertLess(result.robust.mean(), 1)
-        for name in ("apgd-dlr", "apgd-t", "fab", "fab-t", "square"):
+        for name in ("apgd-dlr", "fab") if classes == 2 else ("apgd-dlr", "apgd-t"):
             alone = evaluate(
                 logits_fn,
                 IMAGES[:16],
