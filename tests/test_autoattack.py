@@ -139,6 +139,7 @@ class CostTest(parameterized.TestCase):
         jax.monitoring.register_event_duration_secs_listener(listen)
         self.addCleanup(jax.monitoring.unregister_event_duration_listener, listen)
         counts = []
+        network = lambda x: NETS["lin"](x)  # noqa: E731  # one that no test has compiled before
         for n, batch, epsilon, seed in (
             (40, 16, 2, 0),
             (3, 16, 1, 1),
@@ -148,7 +149,16 @@ class CostTest(parameterized.TestCase):
         ):
             # A new engine for another batch size, but as many programs.
             compiled.clear()
-            quick(n=n, batch_size=batch, epsilon=epsilon / 255, seed=seed)
+            evaluate(
+                network,
+                IMAGES[:n],
+                LABELS[:n],
+                norm="linf",
+                epsilon=epsilon / 255,
+                seed=seed,
+                batch_size=batch,
+                overrides=QUICK,
+            )
             counts.append(len(compiled))
         self.assertGreater(counts[0], 0)
         self.assertEqual(counts[1:4], [0, 0, 0])

@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 from unittest import mock
 
+import grain  # noqa: F401  # defines flags, which `flagsaver` must not see for the first time
 import jax
 import numpy as np
 from absl.testing import absltest, flagsaver, parameterized
