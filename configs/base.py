@@ -37,6 +37,14 @@ def base() -> ConfigDict:
             "options": ConfigDict(),  # further fields of the family's row, in a file
         }
     )
+    # Where the first phase starts from; names, classes and image size are checked, positions resized.
+    config.init = ConfigDict(
+        {
+            "weights": config_dict.placeholder(str),  # file, imported folder, run; None: random
+            "stem": "keep",  # keep | fresh, such as a ConvStem on the body of a PatchStem's weights
+            "head": "keep",  # keep | fresh, for other classes
+        }
+    )
     config.data = ConfigDict(
         {
             "name": "imagenet2012",

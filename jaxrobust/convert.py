@@ -1,176 +1,265 @@
-"""Weights of the PyTorch reference networks as ours: runs the rows beside each architecture."""
+"""Weights of the PyTorch reference networks as ours and back: runs the rows of each architecture.
 
-import pickle
+`files.py` reads files into arrays by name; the rows stand beside each architecture in `models/`.
+"""
+
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
-from jaxrobust import models
-from jaxrobust.names import Row, row
+from jaxrobust import files, models
+from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
+from jaxrobust.names import INVERSE, Row, channels, row
 
-PREFIXES = ("module.", "base_model.", "model.")  # DDP, the attack wrapper, the normalised wrapper
+Arrays = dict[str, np.ndarray]
+
+# What wrappers put before every name: DDP, the attack's wrapper, the normalised wrapper, compile.
+PREFIXES = ("module.", "base_model.", "model.", "_orig_mod.")
+_NORMALIZE = row(r"normalize\.(mean|std)", r"normalize.\1", channels)
 
 
-def unwrapped(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
     """The names without what wrappers put before all of them; `normalize.*` may stand outside."""
     names = dict(state_dict)
-    while any(
-        all(k.startswith((prefix, "normalize.")) for k in names) and names for prefix in PREFIXES
-    ):
-        names = {re.sub(r"^(module|base_model|model)\.", "", k): v for k, v in names.items()}
+    while shared := [
+        prefix
+        for prefix in PREFIXES
+        if any(key.startswith(prefix) for key in names)
+        and all(key.startswith((prefix, "normalize.")) for key in names)
+    ]:
+        names = {key.removeprefix(shared[0]): array for key, array in names.items()}
     return names
 
 
 def rename(
     rows: list[Row], source: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
-) -> dict[str, np.ndarray]:
+) -> Arrays:
     """The arrays of `source` under our names.
 
     Args:
       rows: every source name must match exactly one.
-      source: reference name -> array.
+      source: reference name -> array; all float32, or all float64.
       expected: our name -> shape; every one must be filled exactly once.
     Raises:
       ValueError: with all problems in one message.
     """
-    filled: dict[str, np.ndarray] = {}
-    problems = []
+    filled: Arrays = {}
+    tried, problems = set(), []
+    dtype = np.float64 if _all_double(source) else np.float32
     for name, array in source.items():
         matches = [(r, m) for r in rows if (m := r.pattern.fullmatch(name))]
         if len(matches) != 1:
             problems.append(f"{name}: {len(matches)} rows match, expected 1")
             continue
-        match_row, match = matches[0]
-        if match_row.target is None:
+        ((found, match),) = matches
+        try:
+            parts = _parts(found, array)
+        except ValueError:  # the transform needs another number of dimensions
+            problems.append(f"{name}: shape {array.shape} cannot be that of {found.target}")
             continue
-        target = match.expand(match_row.target)
-        array = match_row.transform(np.array(array))  # a copy: the source may be a live network
-        if target not in expected:
-            problems.append(f"{name}: maps to {target}, which this network does not have")
-        elif target in filled:
-            problems.append(f"{name}: fills {target} a second time")
-        elif array.shape != tuple(expected[target]):
-            problems.append(f"{name}: shape {array.shape} for {target} {tuple(expected[target])}")
-        elif array.dtype != np.float32:
-            problems.append(f"{name}: dtype {array.dtype}, expected float32; cast it first")
-        elif not np.isfinite(array).all():
-            problems.append(f"{name}: holds values that are not finite")
-        else:
-            filled[target] = array
-    problems += [f"{name}: not filled by any source name" for name in expected.keys() - filled]
+        for template, part in parts:
+            target = match.expand(template)
+            if found.resize and target in expected and part.shape != tuple(expected[target]):
+                part = found.resize(part, tuple(expected[target]))
+            if fault := _fault(target, part, expected, tried, dtype):
+                problems.append(f"{name}: {fault}")
+            else:
+                filled[target] = np.ascontiguousarray(part)
+            tried.add(target)
+    problems += [f"{name}: not filled by any source name" for name in expected.keys() - tried]
     if problems:
         raise ValueError(
-            f"{len(problems)} weights do not fit; check the model name, num_classes and image_size:"
-            "\n  " + "\n  ".join(sorted(problems))
+            f"{len(problems)} weights do not fit; check the model name, num_classes and image_size"
+            f"{_alike(source)}:\n  " + "\n  ".join(sorted(problems))
         )
     return filled
 
 
+def _all_double(source: Mapping[str, np.ndarray]) -> bool:
+    dtypes = {array.dtype for array in source.values() if array.dtype.kind == "f"}
+    return dtypes == {np.dtype(np.float64)}
+
+
+def _parts(found: Row, array: np.ndarray) -> Iterable[tuple[str, np.ndarray]]:
+    """(target, array) of all targets of a row; none for a name that is left out."""
+    if found.target is None:
+        return ()
+    moved = found.transform(np.array(array, order="C"))  # a copy: the source may be a live network
+    if isinstance(found.target, str):
+        return ((found.target, moved),)
+    return zip(found.target, moved, strict=True)
+
+
+def _fault(target: str, array: np.ndarray, expected, tried: set[str], dtype) -> str:
+    """What is wrong with an array that would fill a target; empty if nothing."""
+    if target not in expected:
+        return f"maps to {target}, which this network does not have"
+    if target in tried:
+        return f"fills {target} a second time"
+    if array.shape != tuple(expected[target]):
+        return f"shape {array.shape} for {target} {tuple(expected[target])}"
+    if array.dtype != dtype:
+        return (
+            f"dtype {array.dtype}, expected {np.dtype(dtype)}; rounded weights are other weights: "
+            "where that is meant, cast them first"
+        )
+    return "" if np.isfinite(array).all() else "holds values that are not finite"
+
+
+def _alike(source: Mapping[str, np.ndarray]) -> str:
+    """Which networks have exactly these names, for a message."""
+    names = set(source) - {"normalize.mean", "normalize.std"}
+    alike = [model for model in models.available() if names == set(models.torch_keys(model))]
+    return f" (all names are those of {', '.join(alike)})" if alike else ""
+
+
 def from_torch(
     name: str, state_dict: Mapping[str, np.ndarray], *, num_classes: int = 1000, image_size=224
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+) -> tuple[Arrays, Arrays]:
     """Params and stats of network `name` from a PyTorch state dict of NumPy arrays.
 
     Args:
       name: one of `models.available()`.
-      state_dict: timm's names (ConvStem: those of the authors' files, `stem.stem.*`).
+      state_dict: timm's names (ConvStem: those of the authors' files, `stem.stem.*`), or those of
+        the architecture's first authors; what wrappers put before them is taken off. All float32,
+        or all float64, which the result then is too.
+      image_size: position embeddings made for another size are interpolated to it.
     Raises:
       ValueError: names, shapes or types that do not fit, all in one message.
-    Source: names from timm 1.0.9 and the state dicts of RobustBench; tests/test_convnext.py.
+    Source: names from timm 1.0.9 and the state dicts of RobustBench; parity: tests/test_convert.py
+      and the tests of each architecture.
     """
+    names = unwrapped(state_dict)
     net = models.create(name, num_classes=num_classes, image_size=image_size)
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
-    names = unwrapped(state_dict)
-    # Weights without a normalisation layer mean raw [0, 1] input: the identity.
+    rows, (mean, std) = _naming(name, names)
+    # Weights without a normalisation layer mean raw [0, 1] input unless their naming says more.
     if not {"normalize.mean", "normalize.std"} & names.keys():
-        names["normalize.mean"] = np.zeros(stats["normalize.mean"].shape, np.float32)
-        names["normalize.std"] = np.ones(stats["normalize.std"].shape, np.float32)
-    rows = [*models.torch_names(name), row(r"normalize\.(mean|std)", r"normalize.\1", np.ravel)]
-    shapes = {k: v.shape for k, v in (params | stats).items()}
-    filled = rename(rows, names, shapes)
+        dtype = np.float64 if _all_double(names) else np.float32
+        shape = stats["normalize.mean"].shape
+        names |= {"normalize.mean": np.full(shape, mean, dtype)}
+        names |= {"normalize.std": np.full(shape, std, dtype)}
+    filled = rename([*rows, _NORMALIZE], names, _shapes(params | stats))
+    return _split(filled, params, stats)
+
+
+def _naming(name: str, source: Mapping[str, np.ndarray]) -> tuple[list[Row], tuple[float, float]]:
+    """The rows for the naming of a state dict, and the normalisation that goes with it."""
+    for other in models.other_names(name):
+        if any(other.marker.fullmatch(key) for key in source):
+            return other.rows, other.normalize
+    return models.torch_names(name), (0.0, 1.0)
+
+
+def _shapes(arrays) -> dict[str, tuple[int, ...]]:
+    return {key: array.shape for key, array in arrays.items()}
+
+
+def _split(filled: Arrays, params, stats) -> tuple[Arrays, Arrays]:
     return {k: filled[k] for k in params}, {k: filled[k] for k in stats}
 
 
-def load(
-    name: str, path: Path, *, num_classes: int = 1000, image_size=224
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def to_torch(name: str, params, stats, *, layout: str = "timm") -> Arrays:
+    """The state dict of a PyTorch reference network with our weights.
+
+    Args:
+      name: one of `models.available()`.
+      params, stats: of the network, float32.
+      layout: "timm" (ConvStem: the names of the authors' files), or a RobustBench id of
+        `models.published.PUBLISHED`, which has a normalisation layer or not.
+    Returns:
+      Names, shapes, types and order are those of that reference.
+    Raises:
+      ValueError: unknown layout, one of another architecture, weights that do not belong to the
+        network, or a normalisation that the layout cannot hold.
+    Source: state_dicts/*.tsv; parity: tests/test_convert.py.
+    """
+    wrapped = _holds_normalisation(name, stats, layout)
+    rows = models.torch_names(name)
+    ours, theirs, used = {**params, **stats}, {}, set()
+    if wrapped:
+        theirs = {f"normalize.{k}": _out(ours[f"normalize.{k}"], channels) for k in ("mean", "std")}
+    for key in models.torch_keys(name):
+        found = next(r for r in rows if r.pattern.fullmatch(key))
+        full = f"model.{key}" if wrapped else key
+        if found.target is None:  # torch's counter of batches, the only name that rows leave out
+            theirs[full] = np.zeros((), np.int64)
+            continue
+        assert isinstance(found.target, str)
+        target = found.pattern.fullmatch(key).expand(found.target)  # type: ignore[union-attr]
+        if target not in ours:
+            raise ValueError(f"{target} is missing: these are not the weights of {name}")
+        theirs[full] = _out(ours[target], found.transform)
+        used.add(target)
+    if extra := ours.keys() - used - {"normalize.mean", "normalize.std"}:
+        raise ValueError(f"{sorted(extra)[:8]} have no place in {name}: other weights, or options")
+    return theirs
+
+
+def _out(array, transform) -> np.ndarray:
+    array = np.asarray(array)
+    if array.dtype != np.float32:
+        raise ValueError(f"weights are {array.dtype}, expected float32; cast them first")
+    return np.ascontiguousarray(INVERSE[transform](array))
+
+
+def _holds_normalisation(name: str, stats, layout: str) -> bool:
+    """Whether the layout holds a normalisation layer; refuses what it cannot express."""
+    if layout != "timm" and layout not in PUBLISHED:
+        near = difflib.get_close_matches(layout, PUBLISHED, n=3) or sorted(PUBLISHED)
+        raise ValueError(f"unknown layout {layout!r}; 'timm', or one of {', '.join(near)}")
+    wanted, wrapped = name, False
+    if layout != "timm":
+        wanted, wrapped = PUBLISHED[layout].model, PUBLISHED[layout].normalised
+    if models.torch_keys(wanted) != models.torch_keys(name):
+        raise ValueError(f"{layout} is a {wanted}, not a {name}")
+    mean, std = (np.asarray(stats[f"normalize.{k}"]) for k in ("mean", "std"))
+    fixed = (IMAGENET_MEAN, IMAGENET_STD) if wrapped else ((0.0,), (1.0,))
+    if not all(
+        np.array_equal(have, np.broadcast_to(np.float32(want), have.shape))
+        for have, want in zip((mean, std), fixed, strict=True)
+    ):
+        has = f"normalises with mean {mean.tolist()} and std {std.tolist()}"
+        rule = (
+            "RobustBench's loader builds this id with ImageNet's mean and std and ignores others"
+            if wrapped
+            else "this layout has no normalisation layer"
+        )
+        raise ValueError(
+            f"{name} {has}, but {rule}, so the exported network would compute something else; "
+            "export the self-contained module (tools/export_torch.py --layout module)"
+        )
+    return wrapped
+
+
+def load(name: str, path: Path, *, num_classes: int = 1000, image_size=224, which: str = "ema"):
     """Params and stats of network `name` from a file with our names or the reference's.
 
+    Args:
+      which: "ema" or "raw", where the file holds both.
     Raises:
-      ValueError: see `read`; weights that do not fit, all in one message.
+      ValueError: see `files.read`; weights that do not fit, all in one message.
     """
-    arrays = read(path)
+    arrays = files.read(path, which=which)
+    try:
+        return fit(name, arrays, num_classes=num_classes, image_size=image_size)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def fit(name: str, arrays: Arrays, *, num_classes: int = 1000, image_size=224):
+    """Params and stats of network `name` from arrays under our names or the reference's."""
     if not any(key.endswith(".kernel") for key in arrays):  # torch calls none of its so
         return from_torch(name, arrays, num_classes=num_classes, image_size=image_size)
-    channels = {"in_channels": m.size} if (m := arrays.get("normalize.mean")) is not None else {}
-    net = models.create(name, num_classes=num_classes, image_size=image_size, **channels)
+    count = {"in_channels": m.size} if (m := arrays.get("normalize.mean")) is not None else {}
+    net = models.create(name, num_classes=num_classes, image_size=image_size, **count)
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
-    shapes = {key: array.shape for key, array in (params | stats).items()}
-    filled = rename([row(r"(.+)", r"\1")], arrays, shapes)
-    return {k: filled[k] for k in params}, {k: filled[k] for k in stats}
-
-
-def read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a `.safetensors`, `.pth` or `.pt` file by their names; nothing in it is run.
-
-    A state dict inside of a checkpoint (under `state_dict` or `model`) is found, and half precision
-    becomes float32, which loses nothing.
-    Raises:
-      ValueError: no such file, another kind of file, a damaged one, one that holds more than
-        tensors, PyTorch needed but not installed.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; give one of {', '.join(_READERS)}")
-    if path.suffix not in _READERS:
-        raise ValueError(f"{path}: unknown kind of file; give one of {', '.join(_READERS)}")
-    return _READERS[path.suffix](path)
-
-
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{path} is not a whole safetensors file ({error}); get it again"
-        ) from error
-    except (AttributeError, TypeError) as error:  # bfloat16, which NumPy does not have
-        raise ValueError(
-            f"{path} holds a type that NumPy lacks ({error}); cast to float32"
-        ) from error
-
-
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError as error:
-        raise ValueError(f"{path} needs PyTorch to be read: pip install -e '.[torch]'") from error
-    try:
-        tree = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} is damaged, or holds more than tensors, and reading that would run code from "
-            "it; where you trust it, save it anew with torch.save(model.state_dict(), ...) or as "
-            ".safetensors"
-        ) from error
-    except (
-        Exception
-    ) as error:  # EOFError, RuntimeError, IndexError, ...: whatever the bytes lead to
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"{path} is not a whole PyTorch file ({reason}); get it again") from error
-    for key in ("state_dict", "model"):
-        if isinstance(tree, dict) and isinstance(tree.get(key), dict):
-            tree = tree[key]
-    if not isinstance(tree, dict) or not all(torch.is_tensor(t) for t in tree.values()):
-        raise ValueError(
-            f"{path} holds no state dict, nor one under 'state_dict' or 'model'; save it with "
-            "torch.save(model.state_dict(), ...)"
-        )
-    return {k: (t.float() if t.is_floating_point() else t).numpy() for k, t in tree.items()}
-
-
-_READERS = {".safetensors": _read_safetensors, ".pth": _read_torch, ".pt": _read_torch}
+    resizable = [r for r in models.torch_names(name) if r.resize]  # their names are plain
+    rows = [row(re.escape(str(r.target)), str(r.target), resize=r.resize) for r in resizable]
+    rest = "|".join(re.escape(str(r.target)) for r in resizable)
+    rows.append(row(rf"(?!(?:{rest})$)(.+)" if rest else r"(.+)", r"\1"))
+    return _split(rename(rows, arrays, _shapes(params | stats)), params, stats)

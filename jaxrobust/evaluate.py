@@ -1,5 +1,7 @@
 """`python -m jaxrobust.evaluate (--workdir RUN | --model NAME --weights PATH --dataset NAME) ...`.
 
+A folder that tools/import_torch.py wrote says itself what it is: `--weights FOLDER` without --model.
+
 Attacks a network, prints what it withstands and writes the record of it. The same command again
 continues an evaluation that was interrupted, and prints one that is done.
 
@@ -21,7 +23,7 @@ _WORKDIR = _text(  # jaxrobust.main has this flag too
 )
 _PHASE = _text("phase", help="pretrain or train; default: the last one with weights.")
 _MODEL = _text("model", help="Instead of a run: a network of models.available().")
-_WEIGHTS = _text("weights", help="Its weights: .safetensors, .pth or .pt, our names or timm's.")
+_WEIGHTS = _text("weights", help="Its weights: .safetensors, .pth or .pt, or an imported folder.")
 _CLASSES = flags.DEFINE_integer("num_classes", None, "Of --model; default: the data set's.")
 _SIZE = flags.DEFINE_integer("image_size", None, "Pixels; default: the run's, or the data set's.")
 _DATASET = _text("dataset", help="digits, cifar10, imagenet2012, ...; default: the run's.")
@@ -59,21 +61,31 @@ def main(argv: list[str]) -> None:
 
 
 def _evaluate() -> str:
-    if (_WORKDIR.value is None) == (_MODEL.value is None):
-        raise ValueError("give --workdir RUN, or --model NAME --weights PATH --dataset NAME")
+    run, folder = (Path(f.value) if f.value else None for f in (_WORKDIR, _WEIGHTS))
+    if folder and (run or not folder.is_dir()):
+        folder = None  # a file, which does not say whose it is
+    if (run is None) == (_MODEL.value is None and folder is None):
+        raise ValueError(
+            "give --workdir RUN, or --model NAME --weights PATH --dataset NAME (no --model where "
+            "PATH is a folder that tools/import_torch.py wrote)"
+        )
     if _MODEL.value and not _WEIGHTS.value:
         raise ValueError("--model needs --weights PATH, its weights")
     given = {"--weights": _WEIGHTS.value, "--num_classes": _CLASSES.value}
     if _WORKDIR.value and (extra := [k for k, v in given.items() if v is not None]):
         raise ValueError(f"{' and '.join(extra)} would replace the run's own; that takes --model")
-    if _MODEL.value and _PHASE.value:
+    if _WEIGHTS.value and _PHASE.value:
         raise ValueError("--phase is one of a --workdir; --weights has but one")
     epsilon = None if _EPSILON.value is None else number("epsilon", _EPSILON.value)
     from jaxrobust import compilation, judge  # after the flags: --help needs no JAX
 
     compilation.use_persistent_cache()
-    run = Path(_WORKDIR.value) if _WORKDIR.value else None
-    origin = judge.run_config(run) if run else judge.model_config(_MODEL.value)
+    if run:
+        origin = judge.run_config(run)
+    elif folder:
+        origin = judge.folder_config(folder, _MODEL.value)
+    else:
+        origin = judge.model_config(_MODEL.value)
     changes = {
         "model.num_classes": _CLASSES.value,
         "model.image_size": _SIZE.value,
@@ -94,11 +106,11 @@ def _evaluate() -> str:
         images=_N.value,
         batch=_BATCH.value,
         seed=_SEED.value,
-        preprocessing=_PREPROCESSING.value,
+        preprocessing=_PREPROCESSING.value or judge.preprocessing(origin, config, source),
         search_dtype=_SEARCH.value,
     )
-    folder = run / "evaluation" if run else Path("runs") / f"evaluation-{_MODEL.value}"
-    out = Path(_OUT.value or folder)
+    records = run / "evaluation" if run else Path("runs") / f"evaluation-{config.model.name}"
+    out = Path(_OUT.value or records)
     return judge.evaluate(config, source, which, weights, asked, origin=origin, out=out)
 
 

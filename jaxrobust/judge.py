@@ -12,7 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import attacks, build, convert, metrics, models, records, scores, sharding
+from jaxrobust import (
+    attacks,
+    build,
+    convert,
+    distribution,
+    metrics,
+    models,
+    records,
+    scores,
+    sharding,
+)
 from jaxrobust.checkpoint import Checkpoints, abstract_state, disk_full
 from jaxrobust.data import evaluation_transform, pipeline, sources
 from jaxrobust.progress import say
@@ -54,6 +64,32 @@ def model_config(name: str) -> Values:
         attack=Values(norm="linf", epsilon=None),
         test=Values(batch_size=128),
     )
+
+
+def folder_config(folder: Path, name: str | None) -> Values:
+    """The same for weights that were imported, from the config.json beside them.
+
+    Raises:
+      ValueError: there are none, or they are not those of `name` (None: any).
+    """
+    about = distribution.about(folder)
+    if about is None:
+        raise ValueError(
+            f"--weights {folder} is no folder that tools/import_torch.py wrote; give a file"
+        )
+    if name not in (None, about["architecture"]):
+        raise ValueError(f"{folder} holds a {about['architecture']}; leave --model={name} out")
+    config = model_config(about["architecture"])
+    config.model.update({k: about[k] for k in ("num_classes", "image_size", "in_channels")})
+    config.attack.update(norm=about["norm"] or "linf", epsilon=about["epsilon"])
+    config["preprocessing"] = about["preprocessing"]
+    return config
+
+
+def preprocessing(origin: Values, config: Values, source: sources.Source) -> str | None:
+    """What imported weights expect of photographs at their own size; None: no more is known."""
+    resized = config.model.image_size != origin.model.image_size
+    return None if source.image_shape or resized else origin.get("preprocessing")
 
 
 def settle(origin: Values, changes: dict[str, Any]) -> tuple[Values, sources.Source]:
@@ -111,6 +147,7 @@ def run_weights(config: Values, workdir: Path, phase: str | None) -> tuple[str, 
 def file_weights(config: Values, path: Path) -> tuple[str, scores.Weights]:
     """The weights of a file, and its name; the config learns their number of channels."""
     model = config.model
+    path = path / distribution.WEIGHTS if path.is_dir() else path
     params, stats = convert.load(
         model.name, path, num_classes=model.num_classes, image_size=model.image_size
     )

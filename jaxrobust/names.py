@@ -5,23 +5,27 @@ A converter is an ordered list of rows beside each architecture; `convert.py` ru
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-Transform = Callable[[np.ndarray], np.ndarray]
+Transform = Callable[[np.ndarray], Any]  # an array, or as many as the row has targets
+Resize = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
 
 
 class Row(NamedTuple):
     """One renaming: source names that match `pattern` become `target`, through `transform`.
 
-    `target` is None for a name that is deliberately left out; `reason` then says why.
+    Several targets take the several arrays of `transform`. `target` is None for a name that is
+    deliberately left out; `reason` then says why. `resize` turns an array made for another image
+    size into the wanted shape.
     """
 
     pattern: re.Pattern[str]
-    target: str | None
+    target: str | tuple[str, ...] | None
     transform: Transform
     reason: str = ""
+    resize: Resize | None = None
 
 
 def same(array: np.ndarray) -> np.ndarray:
@@ -39,11 +43,65 @@ def linear_oi(array: np.ndarray) -> np.ndarray:
     return np.transpose(array)
 
 
-def row(pattern: str, target: str, transform: Transform = same) -> Row:
+def channels(array: np.ndarray) -> np.ndarray:
+    """[1, C, 1, 1] of torch as [C]."""
+    return np.ravel(array)
+
+
+# The way back, for the transforms that have one.
+INVERSE: dict[Transform, Callable[[np.ndarray], np.ndarray]] = {
+    same: same,
+    conv_oihw: lambda array: np.transpose(array, (3, 2, 0, 1)),
+    linear_oi: np.transpose,
+    channels: lambda array: array.reshape(1, -1, 1, 1),
+}
+
+
+def row(
+    pattern: str,
+    target: str | tuple[str, ...],
+    transform: Transform = same,
+    resize: Resize | None = None,
+) -> Row:
     r"""A row whose `target` may use the groups of `pattern` as `\1`; the whole name must match."""
-    return Row(re.compile(pattern), target, transform)
+    return Row(re.compile(pattern), target, transform, resize=resize)
 
 
 def drop(pattern: str, reason: str) -> Row:
     """A row that leaves matching names out, with the reason."""
     return Row(re.compile(pattern), None, same, reason)
+
+
+class Naming(NamedTuple):
+    """Another naming of the same network: its rows count if any source name matches `marker`.
+
+    `normalize` is the (mean, std) of all channels that such files assume without holding them.
+    """
+
+    origin: str  # whose files, for people
+    marker: re.Pattern[str]
+    rows: list[Row]
+    normalize: tuple[float, float] = (0.0, 1.0)
+
+
+def naming(
+    origin: str, marker: str, rows: list[Row], normalize: tuple[float, float] = (0.0, 1.0)
+) -> Naming:
+    """A `Naming` whose marker must match a whole name."""
+    return Naming(origin, re.compile(marker), rows, normalize)
+
+
+def affine(*modules: str) -> list[str]:
+    """The names of the weight and bias of each module, in torch's order."""
+    return [f"{module}.{part}" for module in modules for part in ("weight", "bias")]
+
+
+def batch_norm(module: str) -> list[str]:
+    """The names that a batch norm of torch has, in its order."""
+    parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    return [f"{module}.{part}" for part in parts]
+
+
+BATCH_NORM_COUNT = drop(
+    r".*\.num_batches_tracked", "counts the reference's training steps; evaluation never reads it"
+)

@@ -44,18 +44,30 @@ def learning_rate(
     return schedule
 
 
-# Which parameters are decayed, by name and shape; the reference has one rule per group of networks.
+# Which parameters are decayed, by name and shape; the references have one rule per group of
+# networks. Their test is on timm's names; no name of ours differs in what the tests look at.
 DECAY_MASKS = {
-    # convnext, resnet: everything but biases and batch norm; LN scales and layer scale ARE decayed.
+    # Everything but biases and `bn*`; LN scales, layer scale and `downsample.1` ARE decayed.
     "not-bias": lambda name, array: not name.endswith(".bias") and "bn" not in name,
-    # the others: matrices; position embedding and class token ARE decayed.
+    # Matrices; position embedding and class token ARE decayed.
     "matrices": lambda name, array: array.ndim > 1 and not name.endswith(".bias"),
+    # Matrices but these two; XCiT's temperature, of shape (heads, 1, 1), IS decayed.
+    "matrices-not-tokens": lambda name, array: (
+        array.ndim > 1 and not name.endswith(".bias") and name not in ("cls_token", "pos_embed")
+    ),
 }
 
 
 def decay_mask_of(model_name: str) -> str:
-    """The reference's choice for a network."""
-    return "not-bias" if "convnext" in model_name or "resnet" in model_name else "matrices"
+    """The references' choice for a network.
+
+    Source: revisiting_at.md section 4 (ConvNeXt, ResNet, ViT); xcit_light_recipe.md section 2.4
+    (XCiT, CaiT, DeiT); tests/test_optim.py.
+    """
+    if "convnext" in model_name or "resnet" in model_name:
+        return "not-bias"
+    light = model_name.startswith(("xcit", "cait", "deit"))
+    return "matrices-not-tokens" if light else "matrices"
 
 
 def adamw(

@@ -1,5 +1,6 @@
 """What a network reaches: accuracies on a split, their records, and the table of a run."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,6 +81,7 @@ def test(config, workdir, plain, name, phase, step: int, best: Weights) -> None:
         "restarts": 1,
         "start": "random",
     }
+    started = workdir / "init.json"
     images = min(len(source), config.test.images or len(source))
     identity = (which, [attack], ids_of(images))
     known = ((r["weights"], r["attacks"], r["image_ids"]) for r in results(workdir))
@@ -103,6 +105,7 @@ def test(config, workdir, plain, name, phase, step: int, best: Weights) -> None:
         clean=scores["clean"],
         robust=scores["robust"],
         seed=config.seed,
+        more={"init": json.loads(started.read_text())} if started.exists() else None,
     )
     if jax.process_index() == 0:
         metrics.append(workdir / "results.jsonl", record)

@@ -17,7 +17,7 @@ class TrainState(NamedTuple):
     step: Array  # i32[], updates done
     params: Params  # float32
     stats: Params
-    ema: Params
+    ema: Params  # of the parameters and of the statistics of batch norms
     opt_state: optax.OptState
     key: Array
 
@@ -26,8 +26,24 @@ def init_state(net: Classifier, tx: optax.GradientTransformation, key: Array) ->
     """A fresh state; the average starts from the initial weights."""
     init_key, root = jax.random.split(key)
     params, stats = net.init(init_key)
-    ema = jax.tree.map(jnp.copy, params)  # its own buffers: both are donated
+    ema = started_average(params, stats)
     return TrainState(jnp.zeros((), jnp.int32), params, stats, ema, tx.init(params), root)
+
+
+def started_average(params: Params, stats: Params) -> Params:
+    """The average of these weights alone, in buffers of its own: a step donates both."""
+    return jax.tree.map(jnp.copy, _averages(params, stats))
+
+
+def _averages(params: Params, stats: Params) -> Params:
+    """What is averaged: all but the normalisation of the images, which never changes."""
+    return params | {name: s for name, s in stats.items() if not name.startswith("normalize.")}
+
+
+def averaged(state: TrainState) -> tuple[Params, Params]:
+    """Params and stats of the averaged network."""
+    params = {name: state.ema[name] for name in state.params}
+    return params, {name: state.ema.get(name, s) for name, s in state.stats.items()}
 
 
 def unit_range(images: Array) -> Array:
@@ -68,7 +84,7 @@ def train_step(
     (value, (stats, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    average = optim.ema(state.ema, params, ema_decay)
+    average = optim.ema(state.ema, _averages(params, stats), ema_decay)
     metrics |= {"loss": value, "gradient_norm": optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, stats, average, opt_state, state.key), metrics
 

@@ -7,20 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxrobust import build, compilation, metrics, scores, sharding
+from jaxrobust import build, compilation, initial, metrics, scores, sharding
 from jaxrobust.checkpoint import Checkpoints, abstract_state, disk_full
 from jaxrobust.data import pipeline, sources
 from jaxrobust.progress import Progress, StopSignals, say
-from jaxrobust.step import TrainState
+from jaxrobust.step import TrainState, averaged, started_average
 from jaxrobust.types import Batch
 
 # What a workdir may change between two runs of the same command without becoming another run.
 _FREE = ("log.", "data.dir", "data.workers", "test.")  # a record carries its own test settings
 _PHASES = ("pretrain", "train")
+# Keys that runs of before do not have, and what they did.
+_ADDED = {"init.weights": None, "init.stem": "keep", "init.head": "keep"}
 
 
 class Interrupted(Exception):
@@ -41,17 +42,32 @@ def run(config: Any, workdir: Path) -> None:
     """
     phases = [name for name in _PHASES if config[name].epochs != 0]
     source, built = check(config, phases)
+    begun = scores.first_host(any((workdir / phases[0] / "latest").glob("[0-9]*")))
+    start = None if begun else initial.of_config(config)
     plain = json.loads(config.to_json())
     claim(workdir, plain)
     compilation.use_persistent_cache()
     say(f"{config.model.name} on {config.data.name}, {_device()}, workdir {workdir}")
-    weights = None
+    if begun and (other := initial.changed(config, workdir)):
+        say(other)
+    weights = None if start is None else _start(*start, workdir, built[phases[0]].mesh)
     for name in phases:
         with jax.set_mesh(built[name].mesh):
             weights = _run_phase(config, workdir, name, built[name], source, weights)
             scores.test(config, workdir, plain, name, built[name], *weights)
     if jax.process_index() == 0:
         print(scores.table(workdir), flush=True)
+
+
+def _start(start: initial.Start, record, workdir, mesh) -> tuple[int, scores.Weights]:
+    """Stored weights as if a phase before had reached them, after noting where they are from."""
+    if jax.process_index() == 0:
+        metrics.replace(workdir / initial.RECORD, json.dumps(record, indent=2) + "\n")
+    say(f"starting from {record['where']}, sha256 {record['weights_sha256'][:12]}")
+    for line in initial.summary(start):
+        say(f"  {line}")
+    arrays = (start.params, start.stats)
+    return 0, scores.Weights(*jax.device_put(arrays, sharding.replicated(mesh)))
 
 
 def check(config, phases: list[str]) -> tuple[sources.Source, dict[str, build.Phase]]:
@@ -130,7 +146,7 @@ def claim(workdir: Path, plain: dict) -> None:
                 ) from error
         return
     try:
-        old, new = _flat(json.loads(path.read_text())), _flat(plain)
+        old, new = _ADDED | _flat(json.loads(path.read_text())), _flat(plain)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); remove it, or --workdir") from error
     differing = [
@@ -155,10 +171,10 @@ def _run_phase(config, workdir, name, phase, source, start) -> tuple[int, scores
             state = latest.restore(done, abstract)
         else:
             state = phase.init(jax.random.key(config.seed))
-            if start is not None:  # from the phase before; the average starts from its weights
+            if start is not None:  # stored, or of the phase before; the average starts there too
                 _, (params, stats) = start
-                copy = jax.tree.map(jnp.copy, params)
-                state = state._replace(params=params, stats=stats, ema=copy)
+                average = started_average(params, stats)
+                state = state._replace(params=params, stats=stats, ema=average)
         if done != phase.total_steps or not _scored(workdir, name, done):
             say(f"{name}: step {done or 0} of {phase.total_steps}, {config[name].objective}")
             _steps(config, workdir, name, phase, state, latest, best, source)
@@ -243,9 +259,8 @@ def _selection(config, workdir, name, phase, best: Checkpoints):
     metric = "clean" if config[name].objective == "clean" else "robust"
 
     def select(step: int, state: TrainState) -> dict[str, float]:
-        weights = scores.Weights(
-            state.ema if settings.weights == "ema" else state.params, state.stats
-        )
+        raw = state.params, state.stats
+        weights = scores.Weights(*(averaged(state) if settings.weights == "ema" else raw))
         reached = scores.count(evaluate, weights, source, settings, config, phase.mesh)
         say(
             f"{name}: step {step}, selection split: clean {reached['clean']:.1%}, "

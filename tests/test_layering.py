@@ -12,12 +12,12 @@ PACKAGE = ROOT / "jaxrobust"
 
 FLOORS = [
     {"types", "names", "launch", "commandline"},
-    {"attacks", "models", "data", "objectives", "augment", "progress", "compilation"},
-    {"optim", "sharding", "checkpoint", "records", "metrics", "convert"},
+    {"attacks", "models", "data", "files", "download", "objectives", "augment", "progress", "compilation"},
+    {"optim", "sharding", "checkpoint", "records", "metrics", "convert", "distribution"},
     {"step", "evaluation"},
     {"build"},
     {"scores"},
-    {"train", "judge"},
+    {"train", "judge", "initial"},
     {"main", "evaluate"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
@@ -32,13 +32,14 @@ ALLOWED = {
     "array_record": ("data",),
     "clu": ("metrics", "train"),
     "ml_collections": ("main",),
-    "torch": ("convert",),
+    "torch": ("files",),
+    "huggingface_hub": ("download",),
     "timm": (),
     "torchvision": (),
     "tensorflow": (),
     "robustbench": (),
 }
-INSIDE_FUNCTIONS = {"tensorflow_datasets", "torch", "clu"}
+INSIDE_FUNCTIONS = {"tensorflow_datasets", "torch", "clu", "huggingface_hub"}
 
 
 def modules() -> dict[str, Path]:

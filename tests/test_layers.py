@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.models import layers
+from jaxrobust.models import convolutions, layers
 
 try:
     import torch
@@ -72,8 +72,8 @@ FORMULAS = [
     ("scaled_residual", layers.scaled_residual, _plain_residual, [SHAPE, SHAPE, _C, _C]),
     ("linear_wider", layers.linear, _plain_linear, [SHAPE, (5, 12), (12,)]),
     ("linear_narrower", layers.linear, _plain_linear, [SHAPE, (5, 3), (3,)]),
-    ("depthwise_7", layers.depthwise_conv, _plain_depthwise, [SHAPE, (7, 7, 1, 5), _C]),
-    ("depthwise_3", layers.depthwise_conv, _plain_depthwise, [SHAPE, (3, 3, 1, 5), _C]),
+    ("depthwise_7", convolutions.depthwise_conv, _plain_depthwise, [SHAPE, (7, 7, 1, 5), _C]),
+    ("depthwise_3", convolutions.depthwise_conv, _plain_depthwise, [SHAPE, (3, 3, 1, 5), _C]),
 ]
 # image, kernel, stride, padding
 CONVS = [
@@ -83,6 +83,16 @@ CONVS = [
     ((2, 9, 11, 3), (2, 2, 3, 6), 2, 0),
     ((2, 8, 12, 3), (4, 4, 3, 6), 4, 0),
     ((2, 5, 6, 3), (1, 1, 3, 6), 1, 0),
+    ((2, 6, 8, 5), (1, 1, 5, 6), 2, 0),  # ResNets' shortcuts
+    ((2, 5, 7, 5), (1, 1, 5, 6), 2, 0),
+    ((2, 16, 20, 3), (7, 7, 3, 6), 2, 3),  # and their first layer
+    ((2, 15, 21, 3), (7, 7, 3, 6), 2, 3),
+    ((2, 9, 8, 24), (3, 3, 24, 5), 1, 1),
+    ((2, 9, 8, 64), (3, 3, 64, 5), 2, 1),
+    ((2, 9, 8, 16), (2, 2, 16, 24), 1, 0),
+    ((1, 4, 3, 32), (3, 3, 32, 33), 1, 1),  # a kernel larger than the image
+    ((1, 5, 4, 32), (3, 3, 32, 33), 2, 1),
+    ((2, 9, 8, 5), (2, 3, 5, 6), 2, 1),
 ]
 
 
@@ -102,7 +112,7 @@ class LayersTest(parameterized.TestCase):
             self.assertLessEqual(error, tolerance * np.abs(reference).max())
 
     @parameterized.product(
-        implementation=[*sorted(layers._DEPTHWISE), None],
+        implementation=[*sorted(convolutions._DEPTHWISE), None],
         case=(
             (3, SHAPE, np.float32),
             (7, SHAPE, np.float32),
@@ -116,7 +126,7 @@ class LayersTest(parameterized.TestCase):
         kernel = jnp.asarray(_normal(2, size, size, 1, shape[-1]), dtype)
 
         def conv(x, kernel):
-            return layers.depthwise_conv(x, kernel, implementation=implementation)
+            return convolutions.depthwise_conv(x, kernel, implementation=implementation)
 
         with jax.enable_x64(True):
             wide = [jnp.asarray(np.asarray(a, np.float64)) for a in (x, kernel, g)]
@@ -143,16 +153,17 @@ class LayersTest(parameterized.TestCase):
     @parameterized.parameters(CONVS)
     def test_conv(self, image, kernel, stride, padding):
         def plain(x, kernel):
-            return layers._xla_conv(x, kernel, stride, padding)
+            return convolutions._xla_conv(x, kernel, stride, padding)
 
         def conv(x, kernel):
-            return layers.conv(x, kernel, stride=stride, padding=padding)
+            return convolutions.conv(x, kernel, stride=stride, padding=padding)
 
         operands = _normal(0, *image), _normal(1, *kernel)
         with jax.enable_x64(True):
             wide = [jnp.asarray(a) for a in operands]
             g = _normal(2, *jax.eval_shape(plain, *wide).shape)
             expected = _vjp(plain, wide, jnp.asarray(g))
+            self.assert_close(_vjp(conv, wide, jnp.asarray(g)), expected, 1e-12)
         for dtype, tolerance in ((jnp.float32, 3e-6), (jnp.bfloat16, 4e-2)):
             narrow = [jnp.asarray(a, dtype) for a in operands]
             self.assert_close(_vjp(conv, narrow, jnp.asarray(g, dtype)), expected, tolerance)
@@ -160,7 +171,7 @@ class LayersTest(parameterized.TestCase):
     def test_conv_and_linear_add_their_bias(self):
         x, bias = jnp.ones((1, 4, 4, 2)), jnp.arange(3.0)
         for out in (
-            layers.conv(x, jnp.zeros((1, 1, 2, 3)), bias),
+            convolutions.conv(x, jnp.zeros((1, 1, 2, 3)), bias),
             layers.linear(x, jnp.zeros((2, 3)), bias),
         ):
             np.testing.assert_array_equal(out[0, 0, 0], bias)
@@ -181,9 +192,11 @@ class LayersTest(parameterized.TestCase):
         arrays = [np.asarray(a, np.float32) for a in (x, scale, bias, kernel, stem)]
 
         def ours(x, scale, bias, kernel, stem):
-            y = layers.depthwise_conv(x, kernel, bias)
+            y = convolutions.depthwise_conv(x, kernel, bias)
             y = layers.gelu(layers.layer_norm(y, scale, bias))
-            return layers.conv(layers.scaled_residual(x, y, bias, scale), stem, stride=2, padding=1)
+            return convolutions.conv(
+                layers.scaled_residual(x, y, bias, scale), stem, stride=2, padding=1
+            )
 
         tensors = [torch.tensor(a, requires_grad=True) for a in arrays]
         tx, tscale, tbias, tkernel, tstem = tensors
@@ -204,7 +217,7 @@ class LayersTest(parameterized.TestCase):
         scale, bias = jnp.ones(8), jnp.zeros(8)
 
         def loss(x, scale, bias, kernel):
-            y = layers.layer_norm(layers.depthwise_conv(x, kernel), scale, bias)
+            y = layers.layer_norm(convolutions.depthwise_conv(x, kernel), scale, bias)
             return layers.gelu(y).sum()
 
         def calls(arguments):
@@ -223,7 +236,9 @@ class LayersTest(parameterized.TestCase):
     @parameterized.parameters("tpu", "cuda")
     def test_other_platforms_get_xla_convolutions_and_no_walls(self, platform):
         def loss(x, kernel):
-            y = layers.depthwise_conv(layers.conv(x, kernel, stride=2, padding=0), kernel[:1, :1])
+            y = convolutions.depthwise_conv(
+                convolutions.conv(x, kernel, stride=2, padding=0), kernel[:1, :1]
+            )
             return layers.gelu(y).sum()
 
         kernel = jnp.ones((2, 2, 1, 1))

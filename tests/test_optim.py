@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust import optim
+from jaxrobust import models, optim
+from tests import paths, reference
 
 
 class ScheduleTest(parameterized.TestCase):
@@ -33,18 +34,55 @@ class ScheduleTest(parameterized.TestCase):
             optim.learning_rate(**values)
 
 
-class MaskTest(absltest.TestCase):
-    def test_follows_the_reference(self):
-        names = ["stem.1.scale", "a.gamma", "a.kernel", "a.bias", "bn1.scale", "pos_embed"]
-        arrays = [jnp.ones(3)] * 2 + [jnp.ones((3, 3))] + [jnp.ones(3)] * 2 + [jnp.ones((1, 2, 3))]
-        decayed = {
-            rule: [n for n, a in zip(names, arrays, strict=True) if keep(n, a)]
-            for rule, keep in optim.DECAY_MASKS.items()
-        }
-        self.assertEqual(decayed["not-bias"], ["stem.1.scale", "a.gamma", "a.kernel", "pos_embed"])
-        self.assertEqual(decayed["matrices"], ["a.kernel", "pos_embed"])
-        self.assertEqual(optim.decay_mask_of("convnext_b_cvst"), "not-bias")
-        self.assertEqual(optim.decay_mask_of("vit_s_cvst"), "matrices")
+def transformer(name: str, shape) -> bool:
+    """Whether revisiting_at.md section 4 decays a parameter of a ViT."""
+    return not (len(shape) <= 1 or name.endswith(".bias"))
+
+
+def convolutional(name: str, shape) -> bool:
+    """The same for names of networks with 'convnext' or 'resnet'."""
+    return not ("bn" in name or ".bias" in name)
+
+
+def light_recipe(name: str, shape) -> bool:
+    """xcit_light_recipe.md section 2.4."""
+    return transformer(name, shape) and name not in ("cls_token", "pos_embed")
+
+
+class MaskTest(parameterized.TestCase):
+    # our name, the listing of the reference, its rule in timm's names and shapes
+    @parameterized.parameters(
+        ("convnext_t", "timm_convnext_tiny", convolutional),
+        ("convnext_b_cvst", "Singh2023Revisiting_ConvNeXt-B-ConvStem", convolutional),
+        ("iso_convnext_s", "meta_convnext_isotropic_small", convolutional),
+        ("iso_convnext_s_cvst", "paper_convnext_iso_small_cvst", convolutional),
+        ("resnet18", "Salman2020Do_R18", convolutional),
+        ("resnet50", "resnet50", convolutional),
+        ("wide_resnet50_2", "wide_resnet50_2", convolutional),
+        ("vit_s", "timm_vit_small_patch16_224", transformer),
+        ("vit_m_cvst", "paper_vit_m_cvst", transformer),
+        ("vit_b_cvst", "Singh2023Revisiting_ViT-B-ConvStem", transformer),
+        ("swin_b", "timm_swin_base_patch4_window7_224", transformer),
+        ("deit_s", "deit_small_patch16_224", light_recipe),
+        ("xcit_s12", "xcit_small_12_p16_224", light_recipe),
+        ("cait_s12", "cait_s12_224", light_recipe),
+    )
+    def test_is_the_references(self, name, listing, rule):
+        keep = optim.DECAY_MASKS[optim.decay_mask_of(name)]
+        params, _ = jax.eval_shape(models.create(name).init, jax.random.key(0))
+        counts = [0, 0]  # tensors with and without decay
+        for key, shape, _ in reference.entries(paths.GOLDEN / "models" / f"{listing}.tsv"):
+            key = key.removeprefix("model.")
+            if key.startswith("normalize."):
+                continue
+            (match,) = [(r, m) for r in models.torch_names(name) if (m := r.pattern.fullmatch(key))]
+            ours = match[0].target and match[1].expand(match[0].target)
+            if ours in params:  # and not a statistic
+                self.assertEqual(keep(ours, params[ours]), rule(key, shape), key)
+                counts[keep(ours, params[ours])] += 1
+        self.assertEqual(sum(counts), len(params))
+        if name == "xcit_s12":
+            self.assertEqual(counts, [241, 102])  # counted by the sheet
 
 
 class AdamWTest(absltest.TestCase):

@@ -35,13 +35,15 @@ def batch_of(size=8, side=16, seed=0) -> Batch:
     return Batch(jnp.asarray(images), jnp.asarray(rng.integers(0, 10, size), jnp.int32))
 
 
-def trained(config, devices, steps=3):
+def trained(config, devices, steps=3, size=8):
     phase = build.phase(config, "train", 80, devices=devices)
     history = []
     with jax.set_mesh(phase.mesh), standard():
         state = phase.init(jax.random.key(0))
         for i in range(steps):
-            batch = sharding.global_arrays(phase.mesh, tuple(map(np.asarray, batch_of(seed=i))))
+            batch = sharding.global_arrays(
+                phase.mesh, tuple(map(np.asarray, batch_of(size, seed=i)))
+            )
             state, metrics = phase.step(state, Batch(*batch))
             history.append(jax.device_get(metrics))
     return jax.device_get(state), history
@@ -124,7 +126,8 @@ class TrainStepTest(parameterized.TestCase):
         stats = net.init(jax.random.key(0))[1]
         tx = optim.adamw(lambda i: jnp.float32(1e-3), weight_decay=0.05, decay_mask="not-bias")
         state = step.init_state(net, tx, jax.random.key(0))
-        state = state._replace(params=params, stats=stats, ema=params, opt_state=tx.init(params))
+        average = step.started_average(params, stats)
+        state = state._replace(params=params, stats=stats, ema=average, opt_state=tx.init(params))
         train_step = jax.jit(
             partial(
                 step.train_step,
@@ -159,6 +162,79 @@ class TrainStepTest(parameterized.TestCase):
             # Adam's first steps have the size lr whatever the gradient's: where that is rounding
             # noise so is the step. On average the moving averages agree to 2 % of what they moved.
             self.assertLess(np.abs(state.ema[name] - value).mean(), 0.02 * moved + 1e-9, name)
+
+
+class BatchNormTest(parameterized.TestCase):
+    """Networks whose statistics move while they train."""
+
+    @staticmethod
+    def config(group=0, **changes):
+        config = small_config(model__name="resnet50", **changes).unlock()
+        options = {"depths": (1,), "width": 8, "small_stem": True, "bn_group": group}
+        config.model.options = ConfigDict(options)
+        return config.lock()
+
+    def test_average_holds_the_statistics(self):
+        config = self.config()
+        phase = build.phase(config, "train", 80, devices=jax.devices()[:1], donate=False)
+        with jax.set_mesh(phase.mesh), standard():
+            states = [phase.init(jax.random.key(0))]
+            for i in range(2):
+                states.append(phase.step(states[-1], batch_of(seed=i))[0])
+        states = jax.device_get(states)
+        for kind, weights in (("params", 0), ("stats", 1)):
+            found = step.averaged(states[2])[weights]
+            first, second, third = (getattr(state, kind) for state in states)
+            self.assertEqual(found.keys(), first.keys())
+            for name, value in found.items():
+                by_hand = 0.81 * first[name] + 0.09 * second[name] + 0.1 * third[name]
+                np.testing.assert_allclose(value, by_hand, rtol=1e-5, atol=1e-6, err_msg=name)
+        self.assertGreater(np.abs(states[2].stats["bn1.mean"] - found["bn1.mean"]).max(), 1e-3)
+        self.assertNotIn("normalize.mean", states[2].ema)
+
+    def test_attack_evaluates_and_leaves_no_trace(self):
+        config = self.config()
+        phase = build.phase(config, "train", 80, devices=jax.devices()[:1], donate=False)
+        attack = attacks.apgd(epsilon=8 / 255, steps=3)
+
+        apply = phase.net.apply
+
+        @jax.jit
+        def by_hand(params, stats, batch):
+            images = step.unit_range(batch.images)
+            images_adv = attack(lambda x: apply(params, stats, x)[0], None, images, batch.labels)
+            return apply(params, stats, images_adv, train=True)[1]
+
+        with jax.set_mesh(phase.mesh), standard():
+            state = phase.init(jax.random.key(0))
+            # Far from any batch's statistics, so that the attacks of the two modes differ.
+            stats = {
+                k: s + 0.5 * ("mean" in k) * ("normal" not in k) for k, s in state.stats.items()
+            }
+            state = state._replace(stats=stats)
+            after, _ = phase.step(state, batch_of())
+            once = by_hand(state.params, stats, batch_of())
+        for name, value in once.items():
+            np.testing.assert_allclose(after.stats[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+
+    @parameterized.parameters(0, 1, 2)
+    def test_one_device_is_eight(self, group):
+        config = self.config(group, train__objective="clean", train__batch_size=16)
+        one, many = (trained(config, jax.devices()[:n], size=16) for n in (1, 8))
+        for a, b in zip(one[1], many[1], strict=True):
+            np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+        for name, value in one[0].stats.items():
+            # Sums in another order, and from the second step on weights that differ by as much.
+            np.testing.assert_allclose(value, many[0].stats[name], rtol=1e-4, atol=1e-5)
+
+    def test_statistics_depend_on_the_group(self):
+        config = {"train__objective": "clean"}
+        whole, single = (
+            trained(self.config(group, **config), jax.devices()[:1], steps=1)[0] for group in (0, 1)
+        )
+        # The mean of means is the mean; a variance within images leaves out that between them.
+        np.testing.assert_allclose(whole.stats["bn1.mean"], single.stats["bn1.mean"], atol=1e-6)
+        self.assertTrue((whole.stats["bn1.var"] > single.stats["bn1.var"]).all())
 
 
 class ProgramTest(absltest.TestCase):

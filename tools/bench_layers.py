@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.models import layers
+from jaxrobust.models import convolutions, layers
 
 try:
     import torch
@@ -35,10 +35,10 @@ def cases(batch, size, channels):
         )
         return out.permute(0, 2, 3, 1)
 
-    for name in sorted(layers._DEPTHWISE):
+    for name in sorted(convolutions._DEPTHWISE):
         yield (
             f"depthwise {name}",
-            lambda x, k, name=name: layers.depthwise_conv(x, k, implementation=name),
+            lambda x, k, name=name: convolutions.depthwise_conv(x, k, implementation=name),
             [image, (7, 7, 1, channels)],
             lambda x, k: conv(x, k, padding=3, groups=channels),
         )
@@ -54,7 +54,7 @@ def cases(batch, size, channels):
     if size > 7:
         yield (
             "conv 2x2/2",
-            lambda x, k: layers.conv(x, k, stride=2),
+            lambda x, k: convolutions.conv(x, k, stride=2),
             [image, (2, 2, channels, 2 * channels)],
             lambda x, k: conv(x, k, stride=2),
         )

@@ -1,10 +1,12 @@
 """The only place where NNX modules become pure functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxrobust.models.modules import Drop
 from jaxrobust.types import Array, Classifier, Params
 
 
@@ -25,7 +27,8 @@ def classifier(make: Callable[[nnx.Rngs], nnx.Module], *, dtype=jnp.float32) -> 
     """The network that `make` builds as a pair of pure functions.
 
     Args:
-      make: called with `nnx.Rngs(params=key)`; its variables are Param or BatchStat.
+      make: called with `nnx.Rngs(params=key)`; its variables are Param or BatchStat, and it is
+        called as `module(images, train, key)`.
       dtype: compute type. Params are cast on entry, which costs nothing if the caller did so
         already, once, outside an attack loop. Logits come back in float32 (float64 in x64).
 
@@ -39,7 +42,6 @@ def classifier(make: Callable[[nnx.Rngs], nnx.Module], *, dtype=jnp.float32) -> 
         return _flat(drawn[0]), _flat(drawn[1])
 
     def apply(params: Params, stats: Params, images: Array, *, train=False, key=None):
-        del train, key  # no dropout, no batch statistics in this family: both modes are one
         channels = stats["normalize.mean"].shape[0]
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise ValueError(f"images are {images.dtype}; divide by 255 for floats in [0, 1]")
@@ -47,8 +49,64 @@ def classifier(make: Callable[[nnx.Rngs], nnx.Module], *, dtype=jnp.float32) -> 
             raise ValueError(f"images have shape {images.shape}, expected [B, H, W, {channels}]")
         cast = {name: array.astype(dtype) for name, array in params.items()}
         module = nnx.merge(graph, _state(cast, states[0]), _state(stats, states[1]))
-        logits = module(images)
+        logits = module(images, train, key)
         wide = logits.dtype if logits.dtype == jnp.float64 else jnp.float32
-        return logits.astype(wide), stats
+        moved = _flat(nnx.split(module, nnx.Param, nnx.BatchStat)[2]) if train else stats
+        return logits.astype(wide), moved
 
     return Classifier(init, apply)
+
+
+def run_blocks(
+    blocks: Sequence[nnx.Module],
+    x: Array,
+    *,
+    train: bool = False,
+    key: Array | None = None,
+    rates: Sequence[float] = (),
+    remat: bool = False,
+    scan: bool = False,
+) -> Array:
+    """`x` through the blocks; each is called as `block(x, drop, train)`, `drop` a `Drop` or None.
+
+    Args:
+      key: of the stochastic depth; every block draws from its own.
+      rates: the probability that a block's branches are left out, per block; empty: none is.
+      remat: recompute each block in the backward pass instead of storing it.
+      scan: compile one block for all of them, which must differ in their arrays only.
+    """
+    drops: list[Drop | None] = [None] * len(blocks)
+    if train and any(rates):
+        if key is None:
+            raise ValueError("drop_path above 0 draws in training: call apply with a key")
+        keys = jax.random.split(key, len(blocks))
+        drops = [Drop(k, rate) for k, rate in zip(keys, rates, strict=True)]
+    if not (remat or scan):
+        for block, drop in zip(blocks, drops, strict=True):
+            x = block(x, drop, train)
+        return x
+
+    parts = [nnx.split(block, nnx.Param, nnx.BatchStat) for block in blocks]
+
+    def run(graph):
+        def one(x, part):
+            params, stats, drop = part
+            block = nnx.merge(graph, params, stats)
+            x = block(x, drop, train)
+            return x, nnx.split(block, nnx.Param, nnx.BatchStat)[2]
+
+        return jax.checkpoint(one) if remat else one
+
+    arrays = [(params, stats, drop) for (_, params, stats), drop in zip(parts, drops, strict=True)]
+    if scan:
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays)
+        x, moved = jax.lax.scan(run(parts[0][0]), x, stacked)
+        stats = [jax.tree.map(lambda leaf, i=i: leaf[i], moved) for i in range(len(blocks))]
+    else:
+        stats = []
+        for (graph, *_), part in zip(parts, arrays, strict=True):
+            x, new = run(graph)(x, part)
+            stats.append(new)
+    for block, new in zip(blocks, stats, strict=True):
+        nnx.update(block, new)
+    return x

@@ -4,15 +4,26 @@ Sources: Liu et al. 2022 (arXiv 2201.03545); stems: Singh, Croce, Hein 2023 (arX
 Parity: tests/test_convnext.py against timm 1.0.9 and the seeded-weight golden logits.
 """
 
+import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from jaxrobust.models import layers
-from jaxrobust.models.classifier import classifier
-from jaxrobust.models.modules import Conv, DepthwiseConv, Gelu, LayerNorm, Linear, Normalize
-from jaxrobust.names import Row, conv_oihw, linear_oi, row
+from jaxrobust.models import layers, stems
+from jaxrobust.models.classifier import classifier, run_blocks
+from jaxrobust.models.modules import (
+    Conv,
+    DepthwiseConv,
+    LayerNorm,
+    Linear,
+    Mlp,
+    Normalize,
+    branches,
+)
+from jaxrobust.names import Naming, Row, affine, conv_oihw, linear_oi, naming, row
 from jaxrobust.types import Classifier
 
 
@@ -23,9 +34,12 @@ class Variant(NamedTuple):
     dims: tuple[int, ...]
     stem_widths: tuple[int, ...] = ()  # of the ConvStem's 3x3 convolutions; empty: PatchStem
     stem_strides: tuple[int, ...] = (4,)  # a PatchStem's kernel is as large as its stride
+    downsample_strides: tuple[int, ...] = ()  # of the 2x2 convolutions between stages; empty: 2
     gamma_init: float = 1e-6
+    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
+    scan: bool = False  # compile one block of each stage for all of them
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
@@ -56,39 +70,28 @@ class Block(nnx.Module):
         self.mlp = Mlp(dim, rngs)
         self.gamma = nnx.Param(jnp.full(dim, gamma_init, jnp.float32))
 
-    def __call__(self, x):
-        return self.mlp.add(x, self.norm(self.conv_dw(x)), self.gamma[...])
-
-
-class Mlp(nnx.Module):
-    """Linear to four times the width, exact GELU, linear back."""
-
-    def __init__(self, dim, rngs):
-        self.fc1 = Linear(dim, 4 * dim, rngs=rngs)
-        self.fc2 = Linear(4 * dim, dim, rngs=rngs)
-
-    def add(self, x, y, gamma):
-        """x + gamma * mlp(y); each bias goes with what follows it, which saves a pass."""
-        hidden = layers.gelu(layers.linear(y, self.fc1.kernel[...]), self.fc1.bias[...])
-        out = layers.linear(hidden, self.fc2.kernel[...])
-        return layers.scaled_residual(x, out, self.fc2.bias[...], gamma)
+    def __call__(self, x, drop, train):
+        del train
+        y = self.mlp.hidden(self.norm(self.conv_dw(x)))
+        scaled = (self.mlp.fc2.bias[...], self.gamma[...])
+        if drop is None:
+            return layers.scaled_residual(x, y, *scaled)
+        (path,) = branches(drop, 1)
+        return x + path(layers.scaled_residual(jnp.zeros_like(x), y, *scaled))
 
 
 class Stage(nnx.Module):
-    """LN and 2x2 stride-2 convolution (but for the first stage), then the blocks."""
+    """LN and 2x2 convolution (but for the first stage), then the blocks."""
 
-    def __init__(self, ins, dim, depth, variant, rngs):
-        down = [LayerNorm(ins), Conv(ins, dim, 2, stride=2, rngs=rngs)] if ins else []
+    def __init__(self, ins, dim, depth, stride, gamma_init, rngs):
+        down = [LayerNorm(ins), Conv(ins, dim, 2, stride=stride, rngs=rngs)] if ins else []
         self.downsample = nnx.List(down)
-        self.blocks = nnx.List([Block(dim, variant.gamma_init, rngs) for _ in range(depth)])
-        self.remat = variant.remat
+        self.blocks = nnx.List([Block(dim, gamma_init, rngs) for _ in range(depth)])
 
-    def __call__(self, x):
+    def __call__(self, x, **how):
         for layer in self.downsample:
             x = layer(x)
-        for block in self.blocks:
-            x = nnx.remat(Block.__call__)(block, x) if self.remat else block(x)
-        return x
+        return run_blocks(self.blocks, x, **how)
 
 
 class Head(nnx.Module):
@@ -106,61 +109,57 @@ class ConvNeXt(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
     def __init__(self, variant: Variant, num_classes: int, rngs: nnx.Rngs):
-        self.normalize = Normalize(variant.in_channels)
-        self.stem = nnx.List(_stem(variant, rngs))
-        ins = (0, *variant.dims)
-        self.stages = nnx.List(
-            [
-                Stage(i, dim, depth, variant, rngs)
-                for i, dim, depth in zip(ins, variant.dims, variant.depths, strict=False)
-            ]
-        )
-        self.head = Head(variant.dims[-1], num_classes, rngs)
-        self.dtype = jnp.dtype(variant.dtype)
+        v = variant
+        self.normalize = Normalize(v.in_channels)
+        self.stem = nnx.List(_stem(v, rngs))
+        rows = zip((0, *v.dims[:-1]), v.dims, v.depths, (0, *v.downsample_strides), strict=True)
+        self.stages = nnx.List([Stage(*row, v.gamma_init, rngs) for row in rows])
+        self.head = Head(v.dims[-1], num_classes, rngs)
+        self.variant = v
 
-    def __call__(self, images):
-        x = self.normalize(images).astype(self.dtype)
-        for layer in (*self.stem, *self.stages):
+    def __call__(self, images, train, key):
+        v = self.variant
+        x = self.normalize(images).astype(jnp.dtype(v.dtype))
+        for layer in self.stem:
             x = layer(x)
+        keys = [None] * len(v.depths) if key is None else jax.random.split(key, len(v.depths))
+        rates = np.linspace(0, v.drop_path, sum(v.depths)).tolist()
+        ends = np.cumsum(v.depths)
+        for stage, end, depth, k in zip(self.stages, ends, v.depths, keys, strict=True):
+            how = {"train": train, "key": k, "remat": v.remat, "scan": v.scan}
+            x = stage(x, rates=rates[end - depth : end], **how)
         return self.head(x.mean(axis=(1, 2)))
 
 
 def _stem(variant: Variant, rngs) -> list[nnx.Module]:
-    if not variant.stem_widths:
-        (stride,), dim = variant.stem_strides, variant.dims[0]
-        return [
-            Conv(variant.in_channels, dim, stride, stride=stride, rngs=rngs),
-            LayerNorm(dim),
-        ]
-    ins = (variant.in_channels, *variant.stem_widths)
-    stem: list[nnx.Module] = []
-    for i, out, stride in zip(ins, variant.stem_widths, variant.stem_strides, strict=False):
-        conv = Conv(i, out, 3, stride=stride, padding=1, torch_init=True, rngs=rngs)
-        stem += [conv, LayerNorm(out), Gelu()]
-    return stem
+    v = variant
+    if v.stem_widths:
+        return stems.conv_stem(v.stem_widths, v.stem_strides, ins=v.in_channels, rngs=rngs)
+    (stride,), dim = v.stem_strides, v.dims[0]
+    return [Conv(v.in_channels, dim, stride, stride=stride, rngs=rngs), LayerNorm(dim)]
 
 
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """The network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
-    for name in ("depths", "dims", "stem_widths", "stem_strides"):
+    stems.check_stem(v.stem_widths, v.stem_strides)
+    for name in ("depths", "dims", "downsample_strides"):
         values = getattr(v, name)
         if not (isinstance(values, tuple | list) and all(n >= 1 for n in values)):
             raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
+    v = v._replace(downsample_strides=v.downsample_strides or (2,) * (len(v.dims) - 1))
     if not v.dims or v.in_channels < 1:
         raise ValueError(f"dims={v.dims} and in_channels={v.in_channels} must not be empty or 0")
     if len(v.depths) != len(v.dims):
         raise ValueError(f"depths={v.depths} and dims={v.dims} must have the same length")
-    if len(v.stem_strides) != max(1, len(v.stem_widths)):
+    if len(v.downsample_strides) != len(v.dims) - 1:
         raise ValueError(
-            f"stem_strides={v.stem_strides} needs {max(1, len(v.stem_widths))} entries: one for "
-            "each ConvStem convolution, or one for a PatchStem"
+            f"downsample_strides={v.downsample_strides} must be one for each pair of neighbours of "
+            f"dims={v.dims}"
         )
     if v.stem_widths and v.stem_widths[-1] != v.dims[0]:
         raise ValueError(f"the last of stem_widths={v.stem_widths} must be dims[0]={v.dims[0]}")
-    reduction = 2 ** (len(v.dims) - 1)
-    for stride in v.stem_strides:
-        reduction *= stride
+    reduction = math.prod((*v.stem_strides, *v.downsample_strides))
     if image_size < reduction:
         raise ValueError(
             f"image_size={image_size} is smaller than the {reduction} px that become one feature; "
@@ -169,12 +168,13 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
     return classifier(lambda rngs: ConvNeXt(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
 
 
+STEM, HEAD = r"stem\..*", r"head\.fc\..*"  # our names of what `--init-stem`, `--num-classes` draw
+
+
 _PLACE = r"(stages\.\d+\.blocks\.\d+)"
 TORCH_NAMES: list[Row] = [
     # The ConvStem is an attribute `stem` that holds a Sequential called `stem`.
-    row(r"(?:stem\.)?stem\.([036])\.weight", r"stem.\1.kernel", conv_oihw),
-    row(r"(?:stem\.)?stem\.([147])\.weight", r"stem.\1.scale"),
-    row(r"(?:stem\.)?stem\.(\d)\.bias", r"stem.\1.bias"),
+    *stems.conv_stem_rows(r"(?:stem\.)?stem", "stem"),
     row(r"stages\.(\d)\.downsample\.0\.weight", r"stages.\1.downsample.0.scale"),
     row(r"stages\.(\d)\.downsample\.1\.weight", r"stages.\1.downsample.1.kernel", conv_oihw),
     row(r"stages\.(\d)\.downsample\.([01])\.bias", r"stages.\1.downsample.\2.bias"),
@@ -187,3 +187,48 @@ TORCH_NAMES: list[Row] = [
     row(r"head\.fc\.weight", "head.fc.kernel", linear_oi),
     row(r"head\.(norm|fc)\.bias", r"head.\1.bias"),
 ]
+
+_BLOCK = r"stages\.(\d)\.(\d+)\."
+_HERE = r"stages.\1.blocks.\2."
+OTHER_NAMES: list[Naming] = [
+    naming(
+        "Meta's ConvNeXt",
+        r"downsample_layers\.\d\.\d\.weight",
+        [
+            *stems.conv_stem_rows(r"downsample_layers\.0", "stem"),
+            row(r"downsample_layers\.([123])\.0\.weight", r"stages.\1.downsample.0.scale"),
+            row(
+                r"downsample_layers\.([123])\.1\.weight",
+                r"stages.\1.downsample.1.kernel",
+                conv_oihw,
+            ),
+            row(r"downsample_layers\.([123])\.([01])\.bias", r"stages.\1.downsample.\2.bias"),
+            row(_BLOCK + "gamma", _HERE + "gamma"),
+            row(_BLOCK + r"dwconv\.weight", _HERE + "conv_dw.kernel", conv_oihw),
+            row(_BLOCK + r"dwconv\.bias", _HERE + "conv_dw.bias"),
+            row(_BLOCK + r"norm\.weight", _HERE + "norm.scale"),
+            row(_BLOCK + r"norm\.bias", _HERE + "norm.bias"),
+            row(_BLOCK + r"pwconv([12])\.weight", _HERE + r"mlp.fc\3.kernel", linear_oi),
+            row(_BLOCK + r"pwconv([12])\.bias", _HERE + r"mlp.fc\3.bias"),
+            row(r"norm\.weight", "head.norm.scale"),
+            row(r"norm\.bias", "head.norm.bias"),
+            row(r"head\.weight", "head.fc.kernel", linear_oi),
+            row(r"head\.bias", "head.fc.bias"),
+        ],
+    )
+]
+
+
+def torch_keys(variant: Variant) -> list[str]:
+    """The reference's names in its order (timm 1.0.9; with ConvStem, the paper's files)."""
+    v = variant
+    keys = affine("stem.0", "stem.1")
+    if v.stem_widths:
+        keys = stems.conv_stem_keys("stem.stem", len(v.stem_widths))
+    for i, depth in enumerate(v.depths):
+        keys += affine(*(f"stages.{i}.downsample.{slot}" for slot in (0, 1) if i))
+        for j in range(depth):
+            block = f"stages.{i}.blocks.{j}"
+            modules = ("conv_dw", "norm", "mlp.fc1", "mlp.fc2")
+            keys += [f"{block}.gamma", *affine(*(f"{block}.{module}" for module in modules))]
+    return keys + affine("head.norm", "head.fc")

@@ -11,201 +11,46 @@ Elsewhere the same formulas are left to XLA's fusion.
 """
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.experimental.xla_metadata import set_xla_metadata
+
+from jaxrobust.models.convolutions import depthwise_conv as depthwise_conv
+from jaxrobust.models.primitives import add_each, column_sum, matmul, per_platform, rows, widened
 
 Array = jax.Array
-_NHWC = ("NHWC", "HWIO", "NHWC")
-
-
-def _walled(function: Callable[..., Array]) -> Callable[..., Array]:
-    """`function` compiled as a computation of its own: nothing fuses across its boundary."""
-    compiled = jax.jit(function)
-
-    @functools.wraps(function)
-    def call(*operands: Array) -> Array:
-        # `optimization_barrier` does not do this: it is gone before XLA's CPU back end fuses.
-        with set_xla_metadata(inlineable="false"):
-            return compiled(*operands)
-
-    return call
-
-
-def _per_platform(function: Callable[..., Array]) -> Callable[..., Array]:
-    """`function`, behind a wall on CPU."""
-    walled = _walled(function)
-
-    @functools.wraps(function)
-    def call(*operands: Array) -> Array:
-        return lax.platform_dependent(*operands, cpu=walled, default=function)
-
-    return call
-
-
-def _wide(*arrays: Array) -> tuple[Array, ...]:
-    """`arrays` in float32, or float64 where they are that already."""
-    return tuple(a if a.dtype == jnp.float64 else a.astype(jnp.float32) for a in arrays)
-
-
-def _rows(x: Array) -> Array:
-    return x.reshape(-1, x.shape[-1])
-
-
-@_per_platform
-def _column_sum(g: Array) -> Array:
-    return _wide(g)[0].sum(0)
-
-
-# ---------------------------------------------------------------------------- depthwise convolution
-
-
-def _xla_depthwise(x: Array, kernel: Array) -> Array:
-    half = kernel.shape[0] // 2, kernel.shape[1] // 2
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(1, 1),
-        padding=[(half[0], half[0]), (half[1], half[1])],
-        dimension_numbers=_NHWC,
-        feature_group_count=x.shape[-1],
-    )
-
-
-def _xla_kernel_gradient(x: Array, kernel: Array, g: Array) -> Array:
-    return jax.vjp(lambda k: _xla_depthwise(x, k), kernel)[1](g)[0]
-
-
-def _padded(x: Array, kernel: Array) -> Array:
-    rows, columns = kernel.shape[0] // 2, kernel.shape[1] // 2
-    return jnp.pad(_wide(x)[0], ((0, 0), (rows, rows), (columns, columns), (0, 0)))
-
-
-@_walled
-def _shifted_depthwise(x: Array, kernel: Array) -> Array:
-    height, width = x.shape[1:3]
-    padded, (weights,) = _padded(x, kernel), _wide(kernel)
-    products = (
-        padded[:, i : i + height, j : j + width] * weights[i, j][None, None]
-        for i in range(kernel.shape[0])
-        for j in range(kernel.shape[1])
-    )
-    return functools.reduce(jnp.add, products).astype(x.dtype)
-
-
-def _add_each(totals, terms):
-    return [total + term for total, term in zip(totals, terms, strict=True)]
-
-
-@_walled
-def _shifted_kernel_gradient(x: Array, kernel: Array, g: Array) -> Array:
-    height, width = x.shape[1:3]
-    padded, (g,) = _padded(x, kernel), _wide(g)
-    shifts = [(i, j) for i in range(kernel.shape[0]) for j in range(kernel.shape[1])]
-    step = 2 * kernel.shape[1]
-    sums = []
-    # Two rows of the kernel in one reduction read `g` once for 14 products: 10 ms for 8x56x56x96.
-    # One row takes 12 ms, the whole kernel 13, a reduction for each product 31 (PyTorch 34).
-    # Summing each image first keeps the rounding error at 1e-6 of the largest entry.
-    for group in (shifts[start : start + step] for start in range(0, len(shifts), step)):
-        products = [padded[:, i : i + height, j : j + width] * g for i, j in group]
-        sums += lax.reduce(products, [jnp.zeros((), g.dtype)] * len(group), _add_each, (1, 2))
-    return jnp.stack(sums).sum(1).reshape(kernel.shape).astype(kernel.dtype)
-
-
-def _summed_kernel_gradient(x: Array, kernel: Array, g: Array) -> Array:
-    height, width = x.shape[1:3]
-    padded, (g,) = _padded(x, kernel), _wide(g)
-    sums = [
-        (padded[:, i : i + height, j : j + width] * g).sum((0, 1, 2))
-        for i in range(kernel.shape[0])
-        for j in range(kernel.shape[1])
-    ]
-    return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
-
-
-# name -> (forward, gradient of the kernel); the input gradient is the forward pass with a flipped
-# kernel because windows are odd and padding is symmetric.
-_DEPTHWISE: dict[str, tuple[Callable, Callable]] = {
-    "shifted": (_shifted_depthwise, _shifted_kernel_gradient),
-    "xla": (_xla_depthwise, _xla_kernel_gradient),
-    "mixed": (_xla_depthwise, _summed_kernel_gradient),
-}
-_DEPTHWISE_ON = {"cpu": "shifted", "cuda": "mixed", "rocm": "mixed", "default": "xla"}
-
-
-def _depthwise_rule(part: int, implementation: str | None, *operands: Array) -> Array:
-    if implementation is not None:
-        return _DEPTHWISE[implementation][part](*operands)
-    # Inside the rules of the custom gradient: differentiating through a choice of platform would
-    # keep the residuals of every branch.
-    rules = {platform: _DEPTHWISE[name][part] for platform, name in _DEPTHWISE_ON.items()}
-    return lax.platform_dependent(*operands, **rules)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _depthwise(implementation: str | None, x: Array, kernel: Array) -> Array:
-    return _depthwise_rule(0, implementation, x, kernel)
-
-
-def _depthwise_forward(implementation, x, kernel):
-    return _depthwise_rule(0, implementation, x, kernel), (x, kernel)
-
-
-def _depthwise_backward(implementation, residuals, g):
-    x, kernel = residuals
-    return (
-        _depthwise_rule(0, implementation, g, kernel[::-1, ::-1]),
-        _depthwise_rule(1, implementation, x, kernel, g),
-    )
-
-
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
-
-
-def depthwise_conv(
-    x: Array, kernel: Array, bias: Array | None = None, *, implementation: str | None = None
-) -> Array:
-    """Depthwise convolution of f[B,H,W,C] with f[kh,kw,1,C], stride 1, zero padding `k // 2`.
-
-    kh and kw are odd. `implementation` is a name in `_DEPTHWISE`; None chooses by platform.
-    """
-    out = _depthwise(implementation, x, kernel)
-    return out if bias is None else out + bias[None, None, None]
 
 
 # -------------------------------------------------------------------------------------- layer norm
 
 
 def _normalise(x: Array, eps: Array) -> tuple[Array, Array]:
-    (wide,) = _wide(x)
+    (wide,) = widened(x)
     centred = wide - wide.mean(-1, keepdims=True)
     variance = (centred * centred).mean(-1, keepdims=True)
     inverse = lax.rsqrt(variance + eps)
     return centred * inverse, inverse
 
 
-@_per_platform
+@per_platform
 def _norm_forward(x: Array, scale: Array, bias: Array, eps: Array) -> Array:
-    scale, bias = _wide(scale[None], bias[None])
+    scale, bias = widened(scale[None], bias[None])
     return (_normalise(x, eps)[0] * scale + bias).astype(x.dtype)
 
 
-@_per_platform
+@per_platform
 def _norm_input_gradient(x: Array, scale: Array, eps: Array, g: Array) -> Array:
     normal, inverse = _normalise(x, eps)
-    g, scale = _wide(g, scale[None])
+    g, scale = widened(g, scale[None])
     g = g * scale
     g = g - g.mean(-1, keepdims=True) - normal * (normal * g).mean(-1, keepdims=True)
     return (inverse * g).astype(x.dtype)
 
 
-@_per_platform
+@per_platform
 def _norm_scale_gradient(x: Array, eps: Array, g: Array) -> Array:
-    return (_normalise(x, eps)[0] * _wide(g)[0]).sum(0)
+    return (_normalise(x, eps)[0] * widened(g)[0]).sum(0)
 
 
 @jax.custom_vjp
@@ -219,7 +64,7 @@ def _norm_backward(residuals, g):
     return (
         _norm_input_gradient(x, scale, eps, g),
         _norm_scale_gradient(x, eps, g).astype(scale.dtype),
-        _column_sum(g).astype(bias.dtype),
+        column_sum(g).astype(bias.dtype),
         jnp.zeros_like(eps),
     )
 
@@ -229,8 +74,8 @@ _norm.defvjp(lambda *operands: (_norm_forward(*operands), operands), _norm_backw
 
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float = 1e-6) -> Array:
     """`x` normalised over its last axis (biased variance), then scaled and shifted."""
-    epsilon = jnp.asarray(eps, _wide(x)[0].dtype)
-    return _norm(_rows(x), scale, bias, epsilon).reshape(x.shape)
+    epsilon = jnp.asarray(eps, widened(x)[0].dtype)
+    return _norm(rows(x), scale, bias, epsilon).reshape(x.shape)
 
 
 # ------------------------------------------------------------------------------ GELU and residual
@@ -241,16 +86,16 @@ def _normal_cdf(x: Array) -> Array:
     return 0.5 + 0.5 * lax.erf(x * 0.5**0.5)
 
 
-@_per_platform
+@per_platform
 def _gelu_forward(x: Array, bias: Array) -> Array:
-    wide, bias = _wide(x, bias[None])
+    wide, bias = widened(x, bias[None])
     wide = wide + bias
     return (wide * _normal_cdf(wide)).astype(x.dtype)
 
 
-@_per_platform
+@per_platform
 def _gelu_input_gradient(x: Array, bias: Array, g: Array) -> Array:
-    wide, bias, g = _wide(x, bias[None], g)
+    wide, bias, g = widened(x, bias[None], g)
     wide = wide + bias
     density = 0.3989422804014327 * jnp.exp(-0.5 * wide * wide)
     return (g * (_normal_cdf(wide) + wide * density)).astype(x.dtype)
@@ -264,7 +109,7 @@ def _gelu(x: Array, bias: Array) -> Array:
 def _gelu_backward(residuals, g):
     x, bias = residuals
     dx = _gelu_input_gradient(x, bias, g)
-    return dx, _column_sum(dx).astype(bias.dtype)
+    return dx, column_sum(dx).astype(bias.dtype)
 
 
 _gelu.defvjp(lambda *operands: (_gelu_forward(*operands), operands), _gelu_backward)
@@ -273,22 +118,22 @@ _gelu.defvjp(lambda *operands: (_gelu_forward(*operands), operands), _gelu_backw
 def gelu(x: Array, bias: Array | None = None) -> Array:
     """Exact (erf) GELU of `x + bias`; taking the bias along saves a pass over `x`."""
     bias = jnp.zeros(x.shape[-1:], x.dtype) if bias is None else bias
-    return _gelu(_rows(x), bias).reshape(x.shape)
+    return _gelu(rows(x), bias).reshape(x.shape)
 
 
-@_per_platform
+@per_platform
 def _residual_forward(x: Array, y: Array, bias: Array, gamma: Array) -> Array:
     return x + (y + bias[None]) * gamma[None]
 
 
-@_per_platform
+@per_platform
 def _residual_branch_gradient(gamma: Array, g: Array) -> Array:
     return g * gamma[None]
 
 
-@_per_platform
+@per_platform
 def _product_sum(y: Array, g: Array) -> Array:
-    y, g = _wide(y, g)
+    y, g = widened(y, g)
     return (y * g).sum(0)
 
 
@@ -299,8 +144,8 @@ def _residual(x: Array, y: Array, bias: Array, gamma: Array) -> Array:
 
 def _residual_backward(residuals, g):
     y, bias, gamma = residuals
-    total = _column_sum(g)
-    wide_bias, wide_gamma = _wide(bias, gamma)
+    total = column_sum(g)
+    wide_bias, wide_gamma = widened(bias, gamma)
     return (
         g,
         _residual_branch_gradient(gamma, g),
@@ -314,118 +159,215 @@ _residual.defvjp(lambda x, *branch: (_residual_forward(x, *branch), branch), _re
 
 def scaled_residual(x: Array, y: Array, bias: Array, gamma: Array) -> Array:
     """`x + (y + bias) * gamma` with `bias` and `gamma` f[C]: the end of a ConvNeXt block."""
-    return _residual(_rows(x), _rows(y), bias, gamma).reshape(x.shape)
+    return _residual(rows(x), rows(y), bias, gamma).reshape(x.shape)
 
 
-# ---------------------------------------------------------------------- linear and convolution
-
-
-@jax.custom_vjp
-def _matmul(x: Array, kernel: Array) -> Array:
-    return x @ kernel
-
-
-def _matmul_backward(residuals, g):
-    x, kernel = residuals
-    # XLA's CPU back end copies the operand that it has to transpose, so let that be the narrow one:
-    # 6.2 instead of 11.2 ms for the gradient of a 384x96 kernel over 25088 rows.
-    narrow = x.shape[1] <= g.shape[1]
-    return g @ kernel.T, x.T @ g if narrow else (g.T @ x).T
-
-
-_matmul.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _matmul_backward)
+# ----------------------------------------------------------------------------------------- linear
 
 
 def linear(x: Array, kernel: Array, bias: Array | None = None) -> Array:
     """`x @ kernel + bias` over the last axis; `kernel` is f[in,out]."""
-    out = _matmul(_rows(x), kernel).reshape(*x.shape[:-1], kernel.shape[1])
+    out = matmul(rows(x), kernel).reshape(*x.shape[:-1], kernel.shape[1])
     return out if bias is None else out + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
 
 
-def _xla_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    pad = [(padding, padding)] * 2
-    return lax.conv_general_dilated(x, kernel, (stride, stride), pad, dimension_numbers=_NHWC)
+# -------------------------------------------------------------------------------------- batch norm
 
 
-def _patch_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Windows that neither overlap nor leave a rest: one product of matrices."""
-    del padding
-    batch, height, width, channels = x.shape
-    grid = batch, height // stride, width // stride
-
-    @_walled
-    def patches(x: Array) -> Array:
-        x = x.reshape(*grid[:2], stride, grid[2], stride, channels).transpose(0, 1, 3, 2, 4, 5)
-        return x.reshape(-1, stride * stride * channels)
-
-    out = _matmul(patches(x), kernel.reshape(-1, kernel.shape[3]))
-    return out.reshape(*grid, kernel.shape[3])
+def _channels(x: Array, like: Array) -> Array:
+    """f[C] or f[G,C] in a shape that broadcasts with `like`."""
+    return x.reshape(*x.shape[:-1], *(1,) * (like.ndim - x.ndim), x.shape[-1])
 
 
-def _tap_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """One product of matrices for each entry of the window."""
-    rows, columns, channels, features = kernel.shape
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    batch, height, width = x.shape[0], x.shape[1] - rows + 1, x.shape[2] - columns + 1
-    products: list[Array] = []
-    for i in range(rows):
-        for j in range(columns):
-            tap = x[:, i : i + height : stride, j : j + width : stride]
-            products += _wide(tap.reshape(-1, channels) @ kernel[i, j])
-    grid = batch, -(-height // stride), -(-width // stride)
-    return functools.reduce(jnp.add, products).reshape(*grid, features).astype(x.dtype)
+@per_platform
+def _line_sums(x: Array) -> Array:
+    return widened(x)[0].sum(2)
 
 
-def _cpu_convs(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Callable, Callable]:
-    """The formulas for the value and for the gradients.
-
-    2x2 stride 2, 8x56x56x96 to 192 channels: patches 2.6, input gradient 2.2, kernel gradient 4.0
-    ms; XLA's convolution 4.5, 2.6 and 11.2. 3x3 stride 2, 8x112x112x48 to 96: taps 12, 7.6 and 9.3;
-    XLA 9.3, 14.4 and 17.2.
-    """
-    fits = kernel.shape[:2] == (stride, stride) and not (x.shape[1] % stride or x.shape[2] % stride)
-    if fits and padding == 0:
-        return _patch_conv, _patch_conv
-    return _xla_conv, _tap_conv if stride > 1 else _xla_conv
+@per_platform
+def _line_squares(x: Array, mean: Array) -> Array:
+    centred = widened(x)[0] - _channels(mean, x)
+    return (centred * centred).sum(2)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    def rule(formula):
-        return lambda x, kernel: formula(x, kernel, stride, padding)
-
-    value, _ = _cpu_convs(x, kernel, stride, padding)
-    return lax.platform_dependent(x, kernel, cpu=rule(value), default=rule(_xla_conv))
+@per_platform
+def _line_products(x: Array, mean: Array, g: Array) -> list[Array]:
+    wide, g = widened(x, g)
+    products = [g, g * (wide - _channels(mean, x))]
+    return lax.reduce(products, [jnp.zeros((), g.dtype)] * 2, add_each, (2,))
 
 
-def _conv_backward(stride, padding, residuals, g):
-    x, kernel = residuals
-    _, formula = _cpu_convs(x, kernel, stride, padding)
+def _scaled(x: Array, mean: Array, factor: Array, bias: Array) -> Array:
+    (wide,) = widened(x)
+    out = (wide - _channels(mean, x)) * _channels(factor, x) + _channels(bias, x)
+    return out.astype(x.dtype)
 
-    def input_rule(formula):
-        def gradient(x, kernel, g):
-            return jax.vjp(lambda x: formula(x, kernel, stride, padding), x)[1](g)[0]
 
-        return gradient
+def _lines(x: Array, groups: int) -> Array:
+    # Sums of lines, then of their sums: added up one by one, 1e5 squares are off by 1e-5.
+    width = x.shape[-2] if x.ndim > 2 else 1
+    return x.reshape(groups, -1, width, x.shape[-1])
 
-    def kernel_rule(formula):
-        def gradient(x, kernel, g):
-            return jax.vjp(lambda kernel: formula(x, kernel, stride, padding), kernel)[1](g)[0]
 
-        return gradient
+@jax.custom_vjp
+def _batch_norm(x: Array, scale: Array, bias: Array, mean: Array, var: Array, eps: Array) -> Array:
+    scale, bias, mean, var = widened(scale, bias, mean, var)
+    return _scaled(x, mean, scale * lax.rsqrt(var + eps), bias)
 
-    return tuple(
-        lax.platform_dependent(x, kernel, g, cpu=rule(formula), default=rule(_xla_conv))
-        for rule in (input_rule, kernel_rule)
+
+def _batch_norm_backward(residuals, g):
+    x, scale, bias, mean, var, eps = residuals
+    wide_scale, wide_mean, wide_var = widened(scale, mean, var)
+    inverse = lax.rsqrt(wide_var + eps)
+    factor = wide_scale * inverse
+    products = _line_products(_lines(x, 1), wide_mean[None], _lines(g, 1))
+    total, weighted = (product.sum((0, 1)) for product in products)
+    return (
+        (widened(g)[0] * _channels(factor, g)).astype(x.dtype),
+        (weighted * inverse).astype(scale.dtype),
+        total.astype(bias.dtype),
+        (-factor * total).astype(mean.dtype),
+        (-0.5 * factor * inverse * inverse * weighted).astype(var.dtype),
+        jnp.zeros_like(eps),
     )
 
 
-_conv.defvjp(lambda x, kernel, *rest: (_conv(x, kernel, *rest), (x, kernel)), _conv_backward)
+_batch_norm.defvjp(lambda *operands: (_batch_norm(*operands), operands), _batch_norm_backward)
 
 
-def conv(
-    x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 1, padding: int = 0
+def batch_norm(
+    x: Array, scale: Array, bias: Array, mean: Array, var: Array, *, eps: float = 1e-5
 ) -> Array:
-    """Convolution of f[B,H,W,in] with f[kh,kw,in,out], symmetric zero padding."""
-    out = _conv(x, kernel, stride, padding)
-    return out if bias is None else out + bias[None, None, None]
+    """`x` f[...,C] normalised by the given statistics f[C], then scaled and shifted."""
+    return _batch_norm(x, scale, bias, mean, var, jnp.asarray(eps, widened(x)[0].dtype))
+
+
+@jax.custom_vjp
+def _batch_norm_train(x: Array, scale: Array, bias: Array, eps: Array) -> tuple[Array, ...]:
+    return _batch_norm_train_forward(x, scale, bias, eps)[0]
+
+
+def _batch_norm_train_forward(x, scale, bias, eps):
+    count = x.shape[1] * x.shape[2]
+    mean = _line_sums(x).sum(1) / count
+    var = _line_squares(x, mean).sum(1) / count
+    wide_scale, wide_bias = widened(scale, bias)
+    inverse = lax.rsqrt(var + eps)
+    y = _scaled(x, mean, wide_scale[None] * inverse, wide_bias)
+    return (y, mean, var), (x, scale, bias, mean, inverse, eps)
+
+
+def _batch_norm_train_backward(residuals, cotangents):
+    x, scale, bias, mean, inverse, eps = residuals
+    g, (wide_scale,), count = cotangents[0], widened(scale), x.shape[1] * x.shape[2]
+    total, weighted = (sums.sum(1) for sums in _line_products(x, mean, g))
+    slope = inverse * inverse * weighted / count
+    wide, wide_g = widened(x, g)
+    normal = (wide - _channels(mean, x)) * _channels(slope, x)
+    dx = _channels(wide_scale[None] * inverse, x) * (wide_g - _channels(total / count, x) - normal)
+    return (
+        dx.astype(x.dtype),
+        (inverse * weighted).sum(0).astype(scale.dtype),
+        total.sum(0).astype(bias.dtype),
+        jnp.zeros_like(eps),
+    )
+
+
+_batch_norm_train.defvjp(_batch_norm_train_forward, _batch_norm_train_backward)
+
+
+def batch_norm_train(
+    x: Array, scale: Array, bias: Array, *, group: int = 0, eps: float = 1e-5
+) -> tuple[Array, Array, Array]:
+    """`x` f[B,...,C] normalised by its own statistics, and these: mean and unbiased variance f[C].
+
+    Statistics are over all axes but the last, of the whole batch or of every `group` consecutive
+    images; those returned, for running averages, are averages over groups and carry no gradient.
+    A running average with torch's momentum 0.1 is `0.9 * running + 0.1 * returned`.
+
+    Raises:
+      ValueError: `group` does not divide the batch, or leaves one value for each channel.
+    Parity: tests/test_layers.py against torch's BatchNorm2d.
+    """
+    batch = x.shape[0]
+    if group < 0 or (group and batch % group):
+        raise ValueError(f"group={group} does not divide the batch of {batch}; give a divisor or 0")
+    lines = _lines(x, batch // group if group else 1)
+    count = lines.shape[1] * lines.shape[2]
+    if count == 1:
+        raise ValueError("one value for each channel has no variance: use a larger batch or group")
+    epsilon = jnp.asarray(eps, widened(x)[0].dtype)
+    y, mean, var = _batch_norm_train(lines, scale, bias, epsilon)
+    return y.reshape(x.shape), mean.mean(0), var.mean(0) * (count / (count - 1))
+
+
+# ------------------------------------------------------------------------- pooling and drop path
+
+
+def _pool_lines(x: Array, axis: int) -> tuple[Array, Array, Array]:
+    """First, second and third entry of the windows along `axis`."""
+    stop = (x.shape[axis] - 3) // 2 * 2 + 1
+    return tuple(lax.slice_in_dim(x, i, i + stop, 2, axis) for i in range(3))
+
+
+def _pool_axis(x: Array, axis: int) -> Array:
+    return functools.reduce(jnp.maximum, _pool_lines(x, axis))
+
+
+def _pool_axis_gradient(x: Array, g: Array, axis: int) -> Array:
+    first, second, third = _pool_lines(x, axis)
+    in_first = (first >= second) & (first >= third)
+    in_second = ~in_first & (second >= third)
+    zero = jnp.zeros((), g.dtype)
+
+    def padded(g, low, high):
+        return lax.pad(g, zero, [(low, high, 0) if i == axis else (0, 0, 0) for i in range(4)])
+
+    even = padded(jnp.where(in_first, g, zero), 0, 1)
+    even = even + padded(jnp.where(in_first | in_second, zero, g), 1, 0)
+    odd = padded(jnp.where(in_second, g, zero), 0, 1)
+    both = jnp.stack([even, odd], axis + 1)
+    both = both.reshape(*g.shape[:axis], -1, *g.shape[axis + 1 :])
+    rest = x.shape[axis] - both.shape[axis]
+    return padded(both, 0, rest)
+
+
+def _pool_padded(x: Array) -> Array:
+    pad = [(0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)]
+    return lax.pad(x, jnp.array(-jnp.inf, x.dtype), pad)
+
+
+@per_platform
+def _pool_forward(x: Array) -> Array:
+    return _pool_axis(_pool_axis(_pool_padded(x), 2), 1)
+
+
+@per_platform
+def _pool_input_gradient(x: Array, g: Array) -> Array:
+    # The first maximum in row-major order is in the first row that has it, first there.
+    x = _pool_padded(x)
+    g = _pool_axis_gradient(_pool_axis(x, 2), g, 1)
+    return _pool_axis_gradient(x, g, 2)[:, 1:-1, 1:-1]
+
+
+@jax.custom_vjp
+def max_pool(x: Array) -> Array:
+    """Largest value of every 3x3 window of f[B,H,W,C], stride 2, padding 1.
+
+    Among equal values the gradient goes to the first in row-major order, as in torch.
+    """
+    return _pool_forward(x)
+
+
+max_pool.defvjp(lambda x: (_pool_forward(x), x), lambda x, g: (_pool_input_gradient(x, g),))
+
+
+def drop_path(y: Array, key: Array | None, rate: float) -> Array:
+    """`y` f[B,...] with each image zero at probability `rate`, else divided by `1 - rate`.
+
+    `y` itself if `key` is None or `rate` is 0.
+    """
+    if key is None or rate == 0:
+        return y
+    keep = jax.random.bernoulli(key, 1 - rate, (y.shape[0],) + (1,) * (y.ndim - 1))
+    return jnp.where(keep, y / (1 - rate), jnp.zeros((), y.dtype))

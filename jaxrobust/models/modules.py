@@ -1,73 +1,139 @@
 """NNX modules that hold the parameters of the functions in `layers.py`, named as in timm."""
 
 import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models import layers
+from jaxrobust.models import convolutions, layers
+from jaxrobust.types import Array
 
 normal_02 = jax.nn.initializers.normal(0.02)  # timm cuts at +-2, a hundred deviations out
 
 
 def torch_uniform(fan_in: int):
-    """PyTorch's default for convolutions and their biases: U(+-1/sqrt(fan_in))."""
+    """PyTorch's default for linear maps and convolutions, biases too: U(+-1/sqrt(fan_in))."""
     bound = 1 / math.sqrt(fan_in)
     return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
-class Conv(nnx.Module):
-    """Convolution with bias, symmetric zero padding; [kh, kw, in, out] kernel.
+def _affine(module, shape: tuple[int, ...], bias: bool, torch_init: bool, init, rngs) -> None:
+    """Gives a module its kernel [..., in, out] and bias [out], from timm's or torch's draw."""
+    torch = torch_uniform(math.prod(shape[:-1])) if torch_init else None
+    module.kernel = nnx.Param((torch or init)(rngs.params(), shape))
+    zeros_or_torch = torch(rngs.params(), shape[-1:]) if torch else jnp.zeros(shape[-1])
+    module.bias = nnx.Param(zeros_or_torch) if bias else None
 
-    `torch_init` draws PyTorch's default instead of timm's normal(0.02) and zero bias: the
-    ConvStems are created after timm's own initialisation.
+
+def _bias(module) -> Array | None:
+    return None if module.bias is None else module.bias[...]
+
+
+class Conv(nnx.Module):
+    """Convolution with symmetric zero padding; [kh, kw, in, out] kernel.
+
+    `torch_init` draws PyTorch's default instead of `init` and a zero bias: stems that are created
+    after timm's own initialisation have it.
     """
 
-    def __init__(self, ins, outs, kernel, *, stride, padding=0, torch_init=False, rngs):
-        shape = (kernel, kernel, ins, outs)
-        draw = torch_uniform(kernel * kernel * ins) if torch_init else None
-        self.kernel = nnx.Param((draw or normal_02)(rngs.params(), shape))
-        self.bias = nnx.Param(draw(rngs.params(), (outs,)) if draw else jnp.zeros(outs))
+    def __init__(
+        self,
+        ins,
+        outs,
+        kernel,
+        *,
+        stride=1,
+        padding=0,
+        bias=True,
+        torch_init=False,
+        init=normal_02,
+        rngs,
+    ):
+        _affine(self, (kernel, kernel, ins, outs), bias, torch_init, init, rngs)
         self.stride, self.padding = stride, padding
 
     def __call__(self, x):
-        return layers.conv(
-            x, self.kernel[...], self.bias[...], stride=self.stride, padding=self.padding
+        return convolutions.conv(
+            x, self.kernel[...], _bias(self), stride=self.stride, padding=self.padding
         )
 
 
 class DepthwiseConv(nnx.Module):
     """Depthwise convolution with bias, stride 1, size kept; [k, k, 1, C] kernel."""
 
-    def __init__(self, channels, kernel, *, rngs):
-        self.kernel = nnx.Param(normal_02(rngs.params(), (kernel, kernel, 1, channels)))
-        self.bias = nnx.Param(jnp.zeros(channels))
+    def __init__(self, channels, kernel, *, torch_init=False, rngs):
+        _affine(self, (kernel, kernel, 1, channels), True, torch_init, normal_02, rngs)
 
     def __call__(self, x):
-        return layers.depthwise_conv(x, self.kernel[...], self.bias[...])
+        return convolutions.depthwise_conv(x, self.kernel[...], self.bias[...])
 
 
 class Linear(nnx.Module):
     """Affine map of the last axis; [in, out] kernel."""
 
-    def __init__(self, ins, outs, *, rngs):
-        self.kernel = nnx.Param(normal_02(rngs.params(), (ins, outs)))
-        self.bias = nnx.Param(jnp.zeros(outs))
+    def __init__(self, ins, outs, *, bias=True, torch_init=False, rngs):
+        _affine(self, (ins, outs), bias, torch_init, normal_02, rngs)
 
     def __call__(self, x):
-        return layers.linear(x, self.kernel[...], self.bias[...])
+        return layers.linear(x, self.kernel[...], _bias(self))
+
+
+class Mlp(nnx.Module):
+    """Linear to four times the width, exact GELU, linear back."""
+
+    def __init__(self, dim, rngs):
+        self.fc1 = Linear(dim, 4 * dim, rngs=rngs)
+        self.fc2 = Linear(4 * dim, dim, rngs=rngs)
+
+    def hidden(self, x):
+        """Up to the bias of the second map, which goes with what follows: it saves a pass."""
+        hidden = layers.gelu(layers.linear(x, self.fc1.kernel[...]), self.fc1.bias[...])
+        return layers.linear(hidden, self.fc2.kernel[...])
+
+    def __call__(self, x):
+        out = self.hidden(x)
+        return out + self.fc2.bias[...].reshape((1,) * (out.ndim - 1) + (-1,))
 
 
 class LayerNorm(nnx.Module):
     """Normalisation over channels, biased variance, eps 1e-6 (not torch's default 1e-5)."""
 
-    def __init__(self, channels):
+    def __init__(self, channels, *, eps=1e-6):
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
+        self.eps = eps
 
     def __call__(self, x):
-        return layers.layer_norm(x, self.scale[...], self.bias[...], eps=1e-6)
+        return layers.layer_norm(x, self.scale[...], self.bias[...], eps=self.eps)
+
+
+class BatchNorm(nnx.Module):
+    """Normalisation of each channel over images and pixels, eps 1e-5, momentum 0.1 of torch.
+
+    In training the statistics are those of `group` consecutive images (0: of the whole batch) and
+    the running ones move; otherwise the running ones normalise.
+    """
+
+    def __init__(self, channels, *, group=0):
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.mean = nnx.BatchStat(jnp.zeros(channels))
+        self.var = nnx.BatchStat(jnp.ones(channels))
+        self.group = group
+
+    def __call__(self, x, train):
+        scale, bias = self.scale[...], self.bias[...]
+        if not train:
+            return layers.batch_norm(x, scale, bias, self.mean[...], self.var[...])
+        out, mean, var = layers.batch_norm_train(x, scale, bias, group=self.group)
+        for running, new in ((self.mean, mean), (self.var, var)):
+            old = running[...]
+            running[...] = 0.9 * old + 0.1 * jax.lax.stop_gradient(new).astype(old.dtype)
+        return out
 
 
 class Gelu(nnx.Module):
@@ -87,3 +153,18 @@ class Normalize(nnx.Module):
     def __call__(self, images):
         mean, std = (v[...].astype(images.dtype)[None, None, None] for v in (self.mean, self.std))
         return (images - mean) / std
+
+
+class Drop(NamedTuple):
+    """Stochastic depth of one block: its key, and the probability that a branch is left out."""
+
+    key: Array
+    rate: Array | float
+
+
+def branches(drop: Drop | None, number: int) -> Sequence[Callable[[Array], Array]]:
+    """What each of a block's branches goes through: independent draws, one for each image."""
+    if drop is None:
+        return (lambda y: y,) * number
+    keys = jax.random.split(drop.key, number)
+    return [partial(layers.drop_path, key=key, rate=drop.rate) for key in keys]

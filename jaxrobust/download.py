@@ -1,0 +1,265 @@
+"""Files of weights from the internet, kept in a cache: any URL, or a repository of a model hub."""
+
+import hashlib
+import http.client
+import os
+import re
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what a hub repository calls its weights
+_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.%-]+))?(?:/([\w./-]+))?")
+_TRIES = 5  # in a row without a new byte
+_NETWORK = (  # not every OSError: a full disk does not get better by trying again
+    urllib.error.URLError,
+    http.client.HTTPException,
+    ConnectionError,
+    TimeoutError,
+    ssl.SSLError,
+)
+_BLOCK = 1 << 20
+
+Tell = Callable[[str], None]
+
+
+class Unreachable(OSError):
+    """The network or the server does not answer; the same command may work later."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Fetched(NamedTuple):
+    """A file, and the settings that lay beside it (a hub's `config.json`), if any."""
+
+    path: Path
+    settings: Path | None = None
+
+
+def cache() -> Path:
+    """Where downloads are kept: `jaxrobust/weights` in $XDG_CACHE_HOME or ~/.cache."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return Path(root or Path.home() / ".cache") / "jaxrobust" / "weights"
+
+
+def is_remote(source: str) -> bool:
+    """Whether a source is to be downloaded; otherwise it is a path."""
+    return "://" in source
+
+
+def fetch(source: str, *, sha256: str | None = None, tell: Tell = print) -> Fetched:
+    """A remote file in the cache, downloaded unless it is there.
+
+    Args:
+      source: `https://...`, or `hf://ORG/REPO[@REVISION][/FILE]`, by default the first of `WEIGHTS`
+        there is.
+      sha256: of the file, if known; another file is refused and removed.
+      tell: is told what happens, line by line.
+    Raises:
+      ValueError: a mistake in the source, or a file that is not the expected one.
+      Unreachable: no answer, several times in a row.
+    """
+    if source.startswith("hf://"):
+        found = _from_hub(source, tell)
+    elif source.startswith(("https://", "http://")):
+        found = Fetched(_from_url(source, sha256, tell))
+    else:
+        raise ValueError(f"{source}: give a file, https://..., or hf://ORG/REPO[@REVISION][/FILE]")
+    if sha256 is not None:
+        check_sha256(found.path, sha256, remove=not source.startswith("hf://"))
+    return found
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes, as `sha256sum` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(path: Path, wanted: str | None, *, remove: bool = False) -> str:
+    """The hash of a file; `ValueError` where it is not the one that is wanted."""
+    found = file_sha256(path)
+    if wanted is None or found == wanted.lower():
+        return found
+    if remove:
+        path.unlink()
+    raise ValueError(
+        f"{path} has sha256 {found}, expected {wanted}: another file, or a damaged one"
+        + ("; it was removed, the same command gets it again" if remove else "")
+    )
+
+
+def parse_hub(source: str) -> tuple[str, str | None, str | None]:
+    """(repository, revision, file) of `hf://ORG/REPO[@REVISION][/FILE]`.
+
+    A revision that has a slash itself (`refs/pr/1`) needs it written as %2F.
+    """
+    match = _HUB.fullmatch(source)
+    if not match:
+        raise ValueError(
+            f"{source}: write hf://ORG/REPO[@REVISION][/FILE], such as "
+            "hf://timm/convnext_tiny.fb_in1k"
+        )
+    revision = urllib.parse.unquote(match[2]) if match[2] else None
+    return match[1], revision, match[3]
+
+
+def _from_hub(source: str, tell: Tell) -> Fetched:
+    repository, revision, name = parse_hub(source)
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise ValueError(
+            f"{source} needs the hub's own client: pip install -e '.[hub]' (or give the https:// "
+            "address of the file)"
+        ) from error
+
+    def get(file: str) -> Path | None:
+        try:
+            path = huggingface_hub.hf_hub_download(
+                repository,
+                file,
+                revision=revision,
+                cache_dir=cache() / "hub",
+                endpoint=os.environ.get("HF_ENDPOINT") or None,
+            )
+        except errors.LocalEntryNotFoundError as error:  # it asked nobody, or nobody answered
+            reason = f"{error.__cause__ or error}".partition("\n")[0]
+            raise Unreachable(
+                f"{source}: the hub does not answer ({reason}), and {file} is not in the cache; "
+                "try again, set HF_ENDPOINT to a mirror, or give a file"
+            ) from error
+        except errors.EntryNotFoundError:
+            return None
+        return Path(path)
+
+    try:
+        tell(f"{repository}: asking the hub")
+        found = [(file, path) for file in ([name] if name else WEIGHTS) if (path := get(file))]
+    except errors.GatedRepoError as error:
+        raise ValueError(
+            f"{source}: its authors ask for your consent first: give it on the repository's page, "
+            "and log in with `hf auth login`"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(f"{source}: {repository} has no revision {revision}") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ValueError(
+            f"{source}: the hub has no repository {repository}, or a private one; check its name, "
+            "or log in with `hf auth login`"
+        ) from error
+    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
+        raise ValueError(f"{source}: {str(error).partition(chr(10))[0]}") from error
+    if not found:
+        raise ValueError(
+            f"{source}: {repository} holds no {name or ' or '.join(WEIGHTS)}; name its file: "
+            f"hf://{repository}/FILE"
+        )
+    return Fetched(found[0][1], get("config.json"))
+
+
+def _from_url(url: str, sha256: str | None, tell: Tell) -> Path:
+    """The file of a URL; what an interrupted download left is continued."""
+    parts = urllib.parse.urlsplit(url)
+    name = Path(urllib.parse.unquote(parts.path)).name
+    if not parts.hostname or not name:
+        raise ValueError(f"{url} names no file; give the address of the file itself")
+    path = cache() / hashlib.sha256(url.encode()).hexdigest()[:12] / name
+    if path.is_file():
+        if sha256 is None or file_sha256(path) == sha256.lower():
+            tell(f"{path}: downloaded before")
+            return path
+        tell(f"{path} has another sha256 than the one asked for: downloading it again")
+        path.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, failures = path.with_name(name + ".part"), 0
+    while True:
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            if _continue(url, part, tell):
+                os.replace(part, path)
+                _etag(part).unlink(missing_ok=True)
+                return path
+            reason = "the connection ended early"
+        except urllib.error.HTTPError as error:
+            _refuse(url, error)
+            reason = f"the server answers {error.code} {error.reason}"
+        except _NETWORK as error:
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+        size = part.stat().st_size if part.exists() else 0
+        failures = 0 if size > before else failures + 1
+        if failures >= _TRIES:
+            raise Unreachable(
+                f"{url}: {reason}, {failures} times in a row; {size:,} bytes are kept, the same "
+                "command continues there. Where this machine has no network, give a file"
+            )
+        tell(f"{url}: {reason} at {size:,} bytes; trying again")
+        _pause(failures)
+
+
+def _pause(failures: int) -> None:
+    time.sleep(min(2**failures, 30))
+
+
+def _etag(part: Path) -> Path:
+    return part.with_name(part.name + ".etag")
+
+
+def _refuse(url: str, error: urllib.error.HTTPError) -> None:
+    """`ValueError` for an answer that another try does not change."""
+    told = {
+        401: "it wants a login; download it in a browser and give the file",
+        403: "it is forbidden; download it in a browser and give the file",
+        404: "there is no such file; check the address",
+        410: "the file is gone; look for another address",
+    }
+    if error.code < 500 and error.code not in (408, 416, 429):
+        why = told.get(error.code, "check the address")
+        raise ValueError(f"{url}: the server answers {error.code} {error.reason}: {why}") from error
+
+
+def _continue(url: str, part: Path, tell: Tell) -> bool:
+    """Appends what is missing of a file to `part`; whether that is all of it."""
+    start = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "jaxrobust", "Accept-Encoding": "identity"}
+    tag = _etag(part).read_text() if start and _etag(part).exists() else ""
+    if tag:  # otherwise nobody knows whether it is the same file still
+        headers |= {"Range": f"bytes={start}-", "If-Range": tag}
+    try:
+        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=30)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # more is here than there
+            part.unlink()
+            _etag(part).unlink(missing_ok=True)
+        raise
+    with answer:
+        if answer.headers.get_content_type() == "text/html":
+            raise ValueError(
+                f"{url} is a web page, not a file: a login, quota or confirmation page; open it in "
+                "a browser, save the file itself and give that"
+            )
+        resumes = answer.status == 206
+        if start and not resumes:
+            tell(f"{url}: it changed, or its server cannot resume; from the start")
+            start = 0
+        length = answer.headers.get("Content-Length")
+        total = start + int(length) if length is not None else None
+        tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+        _etag(part).write_text("" if tag.startswith("W/") else tag)  # a weak one is no proof
+        size = f"{total:,} bytes" if total else "of unknown size"
+        tell(f"{url}: {size}" + (f", from {start:,}" if start else ""))
+        bar = tqdm(initial=start, total=total, unit="B", unit_scale=True, disable=None, leave=False)
+        with part.open("ab" if resumes else "wb") as file, bar:
+            while block := answer.read(_BLOCK):
+                file.write(block)
+                bar.update(len(block))
+            return total is None or file.tell() == total

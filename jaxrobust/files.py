@@ -1,0 +1,138 @@
+"""Weight files as arrays by name; nothing that a file holds is ever run."""
+
+import pickle
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+Arrays = dict[str, np.ndarray]
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt", ".th")
+# Where checkpoints keep their state dict, by which weights they are; nested ones are followed.
+_PLACES = {
+    "ema": ("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
+    "raw": ("state_dict", "model_state_dict", "model", "net"),
+}
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
+
+
+def read(path: Path, *, which: str = "ema") -> Arrays:
+    """The arrays of a safetensors or PyTorch file by their names, in the types of the file.
+
+    A state dict inside of a checkpoint is found; where a file holds averaged and raw weights,
+    `which` ("ema" or "raw") chooses. Of a file in several parts, all are read.
+    Raises:
+      ValueError: no such file, another kind of file, a damaged one, one that holds more than
+        tensors, a part that is missing, PyTorch needed but not installed.
+    """
+    if which not in _PLACES:
+        raise ValueError(f"which={which!r}; one of {', '.join(_PLACES)}")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give one of {', '.join(SUFFIXES)}")
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: unknown kind of file; give one of {', '.join(SUFFIXES)}")
+    arrays: Arrays = {}
+    for part in _parts(path):
+        new = _reader(part)(part, which)
+        if twice := arrays.keys() & new.keys():
+            raise ValueError(f"{part} holds {sorted(twice)[:3]} a second time")
+        arrays |= new
+    if not arrays:
+        raise ValueError(f"{path} holds no arrays; get it again")
+    return arrays
+
+
+def _parts(path: Path) -> list[Path]:
+    """The file, or all the parts of which it is one."""
+    match = _SHARD.fullmatch(path.name)
+    if not match:
+        return [path]
+    stem, _, count, suffix = match.groups()
+    parts = [path.with_name(f"{stem}-{i:05d}-of-{count}{suffix}") for i in range(1, int(count) + 1)]
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise ValueError(
+            f"{path} is one of {len(parts)} parts, and {', '.join(missing)} is not beside it; get "
+            "all of them"
+        )
+    return parts
+
+
+def _reader(path: Path) -> Callable[[Path, str], Arrays]:
+    """The reader for what a file is by its first bytes; its name may lie."""
+    with path.open("rb") as file:
+        head = file.read(256)
+    if not head:
+        raise ValueError(f"{path} is empty; get it again")
+    text = head.lstrip().lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ValueError(
+            f"{path} is a web page, not weights: the download was answered with a login, quota or "
+            "confirmation page; open its link in a browser and save the file itself"
+        )
+    if text.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a Git LFS pointer, not weights; fetch it with `git lfs pull`")
+    if head[8:9] == b"{" or path.suffix == ".safetensors":
+        return _read_safetensors
+    return _read_torch
+
+
+def _read_safetensors(path: Path, which: str) -> Arrays:
+    del which  # a flat file
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); get it again"
+        ) from error
+    except (AttributeError, KeyError, TypeError) as error:  # bfloat16, which NumPy does not have
+        raise ValueError(
+            f"{path} holds a type that NumPy lacks ({error}); cast to float32"
+        ) from error
+
+
+def _read_torch(path: Path, which: str) -> Arrays:
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(f"{path} needs PyTorch to be read: pip install -e '.[torch]'") from error
+    try:
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is damaged, or holds more than tensors, and reading that would run code from "
+            "it; where you trust it, save it anew with torch.save(model.state_dict(), ...) or as "
+            ".safetensors"
+        ) from error
+    except Exception as error:  # EOFError, RuntimeError, ...: whatever the bytes lead to
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is not a whole PyTorch file ({reason}); get it again") from error
+    tensors = state_dict(tree, which, torch.is_tensor)
+    if tensors is None:
+        raise ValueError(
+            f"{path} holds no state dict, nor one under {', '.join(_PLACES['raw'])}; save it with "
+            "torch.save(model.state_dict(), ...)"
+        )
+    if strange := [k for k, t in tensors.items() if t.dtype in (torch.bfloat16, torch.complex64)]:
+        raise ValueError(
+            f"{path}: {strange[0]} is {tensors[strange[0]].dtype}; rounded weights are other "
+            "weights: where that is meant, cast them to float32 first"
+        )
+    # Strides are honoured: torch counts them, and the copy is in the order of the indices.
+    return {k: np.array(t.detach().numpy(), order="C") for k, t in tensors.items()}
+
+
+def state_dict(tree: Any, which: str, is_array: Callable[[Any], bool]) -> dict[str, Any] | None:
+    """The name -> array mapping in a checkpoint, however deep; None if there is none."""
+    if not isinstance(tree, dict):
+        return None
+    if tree and all(isinstance(k, str) and is_array(v) for k, v in tree.items()):
+        return tree
+    for key in (*_PLACES[which], *_PLACES["raw"], *_PLACES["ema"]):
+        if (found := state_dict(tree.get(key), which, is_array)) is not None:
+            return found
+    return None

@@ -1,0 +1,315 @@
+"""The weights that a network starts from: stored ones, with stem or head drawn anew."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrobust import build, convert, distribution, files, judge, models, records
+from jaxrobust.names import Row, row
+from jaxrobust.types import Classifier
+
+Arrays = dict[str, np.ndarray]
+
+CHOICES = ("keep", "fresh")
+RECORD = "init.json"  # in a run's workdir
+
+
+class Start(NamedTuple):
+    """Complete weights of a network, float32 on the host, and how they came about."""
+
+    params: Arrays
+    stats: Arrays
+    matched: list[str]  # our names, from the stored weights
+    fresh: list[str]  # our names, drawn
+    dropped: dict[str, str]  # stored name -> why it is left out
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # our name -> shapes from, to
+
+
+class Stored(NamedTuple):
+    """Weights as they are stored: names to arrays, and the network if it is known."""
+
+    arrays: Arrays
+    model: str | None
+    where: str  # in words
+
+
+class Names(NamedTuple):
+    """How stored names become ours."""
+
+    rows: list[Row]
+    arrays: Arrays  # without what wrappers put before the names
+    normalize: tuple[float, float]  # (mean, std) that such files assume without holding them
+
+
+def names(name: str, arrays: Mapping[str, np.ndarray]) -> Names:
+    """The rows for arrays of network `name`: under our names, the reference's or its authors'."""
+    if any(key.endswith(".kernel") for key in arrays):  # torch calls none of its so
+        # What is resized has the same name in both namings.
+        resizable = [r for r in models.torch_names(name) if r.resize]
+        others = "|".join(r.pattern.pattern for r in resizable) or r"(?!)"
+        rest = row(rf"(?!(?:{others})$)(?P<name>.+)", r"\g<name>")
+        return Names([*resizable, rest], dict(arrays), (0.0, 1.0))
+    plain = convert.unwrapped(arrays)
+    rows, normalize = convert._naming(name, plain)
+    return Names([*rows, convert._NORMALIZE], plain, normalize)
+
+
+def _targets(found: Names) -> Iterator[tuple[str, Row, list[str]]]:
+    """(stored name, its row, our names) of all that exactly one row matches."""
+    for key in found.arrays:
+        matches = [(r, m) for r in found.rows if (m := r.pattern.fullmatch(key))]
+        if len(matches) == 1:
+            ((which, match),) = matches
+            several = which.target if isinstance(which.target, tuple) else (which.target,)
+            yield key, which, [match.expand(t) for t in several if t is not None]
+
+
+def head_width(name: str, found: Names) -> int | None:
+    """The number of classes of stored weights; None if they have no head."""
+    head = re.compile(models.family(name).HEAD)
+    widths = [
+        found.arrays[key].size
+        for key, _, targets in _targets(found)
+        if any(head.fullmatch(t) and t.endswith(".bias") for t in targets)
+    ]
+    return widths[0] if widths else None
+
+
+def in_channels(name: str, found: Names) -> int | None:
+    """The image channels that a stored stem takes; None if there is none."""
+    stem = re.compile(models.family(name).STEM)
+    kernels = [
+        which.transform(found.arrays[key])
+        for key, which, targets in _targets(found)
+        if any(stem.fullmatch(t) and t.endswith(".kernel") for t in targets)
+    ]
+    return min((kernel.shape[2] for kernel in kernels if kernel.ndim == 4), default=None)
+
+
+def compose(
+    name: str,
+    net: Classifier,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    stem: str = "keep",
+    head: str = "keep",
+    normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    seed: int = 0,
+) -> Start:
+    """Stored weights as those of a network, with stem and head drawn anew where that is asked for.
+
+    Args:
+      name: of the architecture, whose rows name the weights.
+      net: the network, with any options, classes and image size.
+      arrays: under our names, timm's or its authors'; float32.
+      stem, head: "keep" or "fresh", which is the network's own initialisation (of a ConvStem:
+        PyTorch's default). What is stored under their names is then left out, if there is any.
+      normalize: mean and std of the first layer, for weights that do not hold theirs.
+      seed: of the draws.
+    Raises:
+      ValueError: weights that do not fit, all in one message.
+    """
+    for key, value in (("stem", stem), ("head", head)):
+        if value not in CHOICES:
+            raise ValueError(f"init.{key}={value!r}; one of {', '.join(CHOICES)}")
+    found = names(name, arrays)
+    if strange := [k for k, a in arrays.items() if a.dtype.kind == "f" and a.dtype != np.float32]:
+        raise ValueError(
+            f"{len(strange)} weights are {arrays[strange[0]].dtype} ({strange[0]}, ...), expected "
+            "float32; where rounding them is meant, import them first with "
+            "`python tools/import_torch.py --cast`"
+        )
+    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    shapes = {key: tuple(array.shape) for key, array in (params | stats).items()}
+    family = models.family(name)
+    patterns = [p for p, how in ((family.STEM, stem), (family.HEAD, head)) if how == "fresh"]
+    anew = re.compile("|".join(f"(?:{p})" for p in patterns) or r"(?!)")
+    fresh = [key for key in shapes if anew.fullmatch(key)]
+
+    dropped, resized = {}, {}
+    for key, which, targets in _targets(found):
+        if which.target is None:
+            dropped[key] = which.reason
+        elif all(anew.fullmatch(t) for t in targets):
+            dropped[key] = "is drawn anew"
+        elif which.resize and (to := shapes.get(targets[0])) not in (None, found.arrays[key].shape):
+            resized[targets[0]] = (found.arrays[key].shape, to)
+    kept = {k: a for k, a in found.arrays.items() if dropped.get(k) != "is drawn anew"}
+    added = _normalize(kept, normalize or tuple((v,) for v in found.normalize), shapes)
+    expected = {key: shape for key, shape in shapes.items() if key not in fresh}
+    try:
+        filled = convert.rename(found.rows, kept | added, expected)
+    except ValueError as error:
+        if stem == "keep" and _fits_but_for(family.STEM, found, kept | added, expected):
+            raise ValueError(
+                "only the stem is another one: for a new one set init.stem=fresh (--init-stem of "
+                f"tools/import_torch.py). {error}"
+            ) from error
+        raise
+    matched = [key for key in expected if key not in added]
+    filled |= _drawn(net, fresh, seed)
+    weights = ({key: filled[key] for key in group} for group in (params, stats))
+    return Start(*weights, matched, fresh, dropped, resized)
+
+
+def _fits_but_for(pattern: str, found: Names, arrays: Arrays, expected) -> bool:
+    """Whether all weights fit but for those whose names of ours match."""
+    left = re.compile(pattern)
+    out = {k for k, _, targets in _targets(found) if any(left.fullmatch(t) for t in targets)}
+    rest = {key: shape for key, shape in expected.items() if not left.fullmatch(key)}
+    try:
+        convert.rename(found.rows, {k: a for k, a in arrays.items() if k not in out}, rest)
+    except ValueError:
+        return False
+    return True
+
+
+def _normalize(arrays: Arrays, values, shapes) -> Arrays:
+    """The normalisation that arrays lack, under the names of both namings."""
+    if {"normalize.mean", "normalize.std"} & arrays.keys():
+        return {}
+    shape = shapes["normalize.mean"]
+    return {
+        f"normalize.{key}": np.broadcast_to(np.float32(value), shape).copy()
+        for key, value in zip(("mean", "std"), values, strict=True)
+    }
+
+
+def _drawn(net: Classifier, fresh: list[str], seed: int) -> Arrays:
+    """Some of a network's initial weights; the others are not computed."""
+    if not fresh:
+        return {}
+
+    def some(key):
+        params, stats = net.init(key)
+        return {k: a for k, a in (params | stats).items() if k in fresh}
+
+    return jax.device_get(jax.jit(some)(jax.random.key(seed)))
+
+
+def stored(path: Path) -> Stored:
+    """The weights of a file, of an imported folder, or the best ones of a run.
+
+    Raises:
+      ValueError: there are none, or they cannot be read.
+    """
+    if not path.is_dir():
+        return Stored(files.read(path), None, str(path))
+    if config := distribution.about(path):
+        arrays = files.read(path / distribution.WEIGHTS)
+        return Stored(arrays, config["architecture"], str(path))
+    if not (path / "config.json").is_file():
+        raise ValueError(
+            f"{path} holds no weights; give a file, a folder that tools/import_torch.py wrote, or "
+            "the workdir of a run"
+        )
+    config = judge.run_config(path)
+    which, (params, stats) = judge.run_weights(config, path, None)
+    arrays = {k: np.asarray(a) for k, a in (params | stats).items()}
+    return Stored(arrays, config.model.name, f"{path} ({which})")
+
+
+def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
+    """The weights that a config starts from, and their record; None: random ones.
+
+    Raises:
+      ValueError: no such weights, or weights of another network, before anything compiles.
+    """
+    asked, model = config.init, config.model
+    for key in ("stem", "head"):
+        if asked[key] not in CHOICES:
+            raise ValueError(f"init.{key}={asked[key]!r}; one of {', '.join(CHOICES)}")
+    if not asked.weights:
+        return None
+    try:
+        source = stored(Path(asked.weights))
+        _belongs(source, config)
+        start = compose(
+            model.name,
+            build.network(config),
+            source.arrays,
+            stem=asked.stem,
+            head=asked.head,
+            seed=config.seed,
+        )
+    except ValueError as error:
+        raise ValueError(f"init.weights={asked.weights}: {error}") from error
+    record = {"weights": str(asked.weights), "where": source.where}
+    record |= {"stem": asked.stem, "head": asked.head}
+    record |= {"weights_sha256": records.weights_sha256(source.arrays, {})}
+    record |= {"start_sha256": records.weights_sha256(start.params, start.stats)}
+    return start, record
+
+
+def _belongs(source: Stored, config) -> None:
+    """Refuses weights that no drawing makes fit, each with its remedy."""
+    asked, model = config.init, config.model
+    same = (model.name,) if asked.stem == "keep" else (model.name, model.name.removesuffix("_cvst"))
+    if source.model not in (None, *same):
+        with_stem = f", or init.stem=fresh and model.name={source.model}_cvst"
+        raise ValueError(
+            f"they are those of {source.model}; set model.name={source.model}"
+            + (with_stem if model.name == f"{source.model}_cvst" else "")
+        )
+    found = names(model.name, source.arrays)
+    width, channels = head_width(model.name, found), in_channels(model.name, found)
+    if asked.head == "keep" and width not in (None, model.num_classes):
+        raise ValueError(
+            f"their head has {width} classes, and model.num_classes={model.num_classes}; set "
+            "init.head=fresh for a new one"
+        )
+    if asked.stem == "keep" and channels not in (None, model.in_channels):
+        raise ValueError(
+            f"they take images with {channels} channels, and model.in_channels="
+            f"{model.in_channels}; give data with {channels}, or set init.stem=fresh for a new stem"
+        )
+    mean = found.arrays.get("normalize.mean")
+    if mean is not None and mean.size != model.in_channels:
+        raise ValueError(
+            f"they normalise images with {mean.size} channels, and model.in_channels="
+            f"{model.in_channels}; give data with {mean.size}"
+        )
+
+
+def summary(start: Start) -> list[str]:
+    """How weights came about, for people."""
+    lines = [f"{len(start.matched)} arrays from the stored weights"]
+    if start.fresh:
+        lines += [f"{len(start.fresh)} drawn anew: {_some(start.fresh)}"]
+    for reason in dict.fromkeys(start.dropped.values()):
+        keys = [key for key, why in start.dropped.items() if why == reason]
+        lines += [f"{len(keys)} left out ({reason}): {_some(keys)}"]
+    lines += [f"{k} resized from {a} to {b}" for k, (a, b) in start.resized.items()]
+    return lines
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:4]) + ", ..." * (len(keys) > 4)
+
+
+def record_of(workdir: Path) -> dict[str, Any] | None:
+    """What a run started from, as it wrote it down; None: from random weights."""
+    path = workdir / RECORD
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def changed(config, workdir: Path) -> str:
+    """A sentence if the weights that a run started from are others by now; else empty."""
+    before = record_of(workdir)
+    if before is None or not config.init.weights:
+        return ""
+    try:
+        now = records.weights_sha256(stored(Path(config.init.weights)).arrays, {})
+    except ValueError:  # gone: a run that has begun does not need them
+        return ""
+    if now == before["weights_sha256"]:
+        return ""
+    return (
+        f"init.weights={config.init.weights} holds other weights now ({now[:12]}) than when this "
+        f"run started ({before['weights_sha256'][:12]}); it continues from its own checkpoint"
+    )

@@ -1,0 +1,288 @@
+"""Convolutions as functions, each with the implementation that is fast where it runs."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrobust.models.primitives import add_each, matmul, rows, walled, widened
+
+Array = jax.Array
+_NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+# ---------------------------------------------------------------------------- depthwise convolution
+
+
+def _xla_depthwise(x: Array, kernel: Array) -> Array:
+    half = kernel.shape[0] // 2, kernel.shape[1] // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=[(half[0], half[0]), (half[1], half[1])],
+        dimension_numbers=_NHWC,
+        feature_group_count=x.shape[-1],
+    )
+
+
+def _xla_kernel_gradient(x: Array, kernel: Array, g: Array) -> Array:
+    return jax.vjp(lambda k: _xla_depthwise(x, k), kernel)[1](g)[0]
+
+
+def _padded(x: Array, kernel: Array) -> Array:
+    rows, columns = kernel.shape[0] // 2, kernel.shape[1] // 2
+    return jnp.pad(widened(x)[0], ((0, 0), (rows, rows), (columns, columns), (0, 0)))
+
+
+@walled
+def _shifted_depthwise(x: Array, kernel: Array) -> Array:
+    height, width = x.shape[1:3]
+    padded, (weights,) = _padded(x, kernel), widened(kernel)
+    products = (
+        padded[:, i : i + height, j : j + width] * weights[i, j][None, None]
+        for i in range(kernel.shape[0])
+        for j in range(kernel.shape[1])
+    )
+    return functools.reduce(jnp.add, products).astype(x.dtype)
+
+
+@walled
+def _shifted_kernel_gradient(x: Array, kernel: Array, g: Array) -> Array:
+    height, width = x.shape[1:3]
+    padded, (g,) = _padded(x, kernel), widened(g)
+    shifts = [(i, j) for i in range(kernel.shape[0]) for j in range(kernel.shape[1])]
+    step = 2 * kernel.shape[1]
+    sums = []
+    # Two rows of the kernel in one reduction read `g` once for 14 products: 10 ms for 8x56x56x96.
+    # One row takes 12 ms, the whole kernel 13, a reduction for each product 31 (PyTorch 34).
+    # Summing each image first keeps the rounding error at 1e-6 of the largest entry.
+    for group in (shifts[start : start + step] for start in range(0, len(shifts), step)):
+        products = [padded[:, i : i + height, j : j + width] * g for i, j in group]
+        sums += lax.reduce(products, [jnp.zeros((), g.dtype)] * len(group), add_each, (1, 2))
+    return jnp.stack(sums).sum(1).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _summed_kernel_gradient(x: Array, kernel: Array, g: Array) -> Array:
+    height, width = x.shape[1:3]
+    padded, (g,) = _padded(x, kernel), widened(g)
+    sums = [
+        (padded[:, i : i + height, j : j + width] * g).sum((0, 1, 2))
+        for i in range(kernel.shape[0])
+        for j in range(kernel.shape[1])
+    ]
+    return jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
+
+
+# name -> (forward, gradient of the kernel); the input gradient is the forward pass with a flipped
+# kernel because windows are odd and padding is symmetric.
+_DEPTHWISE: dict[str, tuple[Callable, Callable]] = {
+    "shifted": (_shifted_depthwise, _shifted_kernel_gradient),
+    "xla": (_xla_depthwise, _xla_kernel_gradient),
+    "mixed": (_xla_depthwise, _summed_kernel_gradient),
+}
+_DEPTHWISE_ON = {"cpu": "shifted", "cuda": "mixed", "rocm": "mixed", "default": "xla"}
+
+
+def _depthwise_rule(part: int, implementation: str | None, *operands: Array) -> Array:
+    if implementation is not None:
+        return _DEPTHWISE[implementation][part](*operands)
+    # Inside the rules of the custom gradient: differentiating through a choice of platform would
+    # keep the residuals of every branch.
+    rules = {platform: _DEPTHWISE[name][part] for platform, name in _DEPTHWISE_ON.items()}
+    return lax.platform_dependent(*operands, **rules)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _depthwise(implementation: str | None, x: Array, kernel: Array) -> Array:
+    return _depthwise_rule(0, implementation, x, kernel)
+
+
+def _depthwise_forward(implementation, x, kernel):
+    return _depthwise_rule(0, implementation, x, kernel), (x, kernel)
+
+
+def _depthwise_backward(implementation, residuals, g):
+    x, kernel = residuals
+    return (
+        _depthwise_rule(0, implementation, g, kernel[::-1, ::-1]),
+        _depthwise_rule(1, implementation, x, kernel, g),
+    )
+
+
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+def depthwise_conv(
+    x: Array, kernel: Array, bias: Array | None = None, *, implementation: str | None = None
+) -> Array:
+    """Depthwise convolution of f[B,H,W,C] with f[kh,kw,1,C], stride 1, zero padding `k // 2`.
+
+    kh and kw are odd. `implementation` is a name in `_DEPTHWISE`; None chooses by platform.
+    """
+    out = _depthwise(implementation, x, kernel)
+    return out if bias is None else out + bias[None, None, None]
+
+
+# ------------------------------------------------------------------------------------ convolution
+#
+# XLA's CPU back end computes f[B,H,W,in] with f[kh,kw,in,out] by blocked products of matrices, and
+# in the bodies of loops every other layout by plain loops. JAX's own gradients have other layouts:
+# in a loop they are 4 (input) to 200 (kernel) times slower. So both are written out here.
+
+
+def _xla_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    pad = [(padding, padding)] * 2
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pad, dimension_numbers=_NHWC)
+
+
+@walled
+def _patches(x: Array, *, window: int, stride: int) -> Array:
+    """Windows that neither overlap nor leave a rest inside, as rows of a matrix."""
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // stride, stride, width // stride, stride, channels)
+    x = x[:, :, :window, :, :window].transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, window * window * channels)
+
+
+def _patch_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    del padding
+    window, _, _, features = kernel.shape
+    out = matmul(_patches(x, window=window, stride=stride), kernel.reshape(-1, features))
+    return out.reshape(x.shape[0], x.shape[1] // stride, x.shape[2] // stride, features)
+
+
+def _taps(x: Array, window: tuple[int, ...], stride: int, padding: int) -> list[Array]:
+    """For each entry of the window the pixels that it meets, f[B,H',W',C]."""
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    height, width = x.shape[1] - window[0] + 1, x.shape[2] - window[1] + 1
+    shifts = [(i, j) for i in range(window[0]) for j in range(window[1])]
+    return [x[:, i : i + height : stride, j : j + width : stride] for i, j in shifts]
+
+
+@walled
+def _shifts(x: Array, *, axis: int, window: int, stride: int, padding: int) -> Array:
+    """For each entry of a window along `axis` the pixels that it meets, as more channels."""
+    pad = [(0, 0)] * x.ndim
+    pad[axis] = padding, padding
+    x = jnp.pad(x, pad)
+    stop = x.shape[axis] - window + 1
+    shifts = [lax.slice_in_dim(x, i, i + stop, stride, axis) for i in range(window)]
+    return jnp.concatenate(shifts, -1)
+
+
+def _column_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    """All windows copied into one matrix, then one product."""
+    height, width = kernel.shape[:2]
+    columns = _shifts(x, axis=2, window=width, stride=stride, padding=padding)
+    columns = _shifts(columns, axis=1, window=height, stride=stride, padding=padding)
+    out = matmul(columns.reshape(-1, columns.shape[3]), kernel.reshape(-1, kernel.shape[3]))
+    return out.reshape(*columns.shape[:3], kernel.shape[3])
+
+
+def _input_gradient(formula: Callable) -> Callable:
+    def gradient(x, kernel, g, stride, padding):
+        return jax.vjp(lambda x: formula(x, kernel, stride, padding), x)[1](g)[0]
+
+    return gradient
+
+
+def _kernel_gradient(formula: Callable) -> Callable:
+    def gradient(x, kernel, g, stride, padding):
+        return jax.vjp(lambda kernel: formula(x, kernel, stride, padding), kernel)[1](g)[0]
+
+    return gradient
+
+
+def _canonical_input_gradient(x, kernel, g, stride, padding):
+    pad = []
+    for size, window, steps in zip(x.shape[1:3], kernel.shape[:2], g.shape[1:3], strict=True):
+        rest = size + 2 * padding - window - (steps - 1) * stride
+        pad += [(window - 1 - padding, window - 1 - padding + rest)]
+    flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+    settings = {"lhs_dilation": (stride, stride), "dimension_numbers": _NHWC}
+    return lax.conv_general_dilated(g, flipped, (1, 1), pad, **settings)
+
+
+def _interleaved_input_gradient(x, kernel, g, stride, padding):
+    """For few channels: each of the stride's phases is a feature of one small convolution."""
+    window, _, channels, features = kernel.shape
+    taps = -(-window // stride)
+    grow = (0, taps * stride - window)
+    kernel = jnp.pad(kernel, (grow, grow, (0, 0), (0, 0)))
+    kernel = kernel.reshape(taps, stride, taps, stride, channels, features)[::-1, :, ::-1]
+    kernel = kernel.transpose(0, 2, 5, 1, 3, 4).reshape(taps, taps, features, -1)
+    batch, height, width, _ = x.shape
+    grid = [-(-(size + padding) // stride) for size in (height, width)]
+    pad = [(taps - 1, n - steps) for n, steps in zip(grid, g.shape[1:3], strict=True)]
+    out = lax.conv_general_dilated(g, kernel, (1, 1), pad, dimension_numbers=_NHWC)
+    out = out.reshape(batch, *grid, stride, stride, channels).transpose(0, 1, 3, 2, 4, 5)
+    out = out.reshape(batch, grid[0] * stride, grid[1] * stride, channels)
+    return out[:, padding : padding + height, padding : padding + width]
+
+
+def _tap_kernel_gradient(x, kernel, g, stride, padding):
+    """One product of matrices for each entry of the window."""
+    g, narrow = rows(g), kernel.shape[2] <= kernel.shape[3]
+    taps = map(rows, _taps(x, kernel.shape[:2], stride, padding))
+    products = [tap.T @ g if narrow else (g.T @ tap).T for tap in taps]
+    return jnp.stack(products).reshape(kernel.shape)
+
+
+def _cpu_conv(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Callable, ...]:
+    """The formulas for the value, the input gradient and the kernel gradient.
+
+    Milliseconds in a loop, batch 8, two cores, XLA's in parentheses: 7x7/2, 224x224x3 to 64, value
+    11, input 19 (canonical 40), kernel 16 and 20 times as exact as XLA; 3x3, 56x56x64, 9, 9 (44)
+    and 18 (925); 3x3, 7x7x512, 5 (6), 5 and 6; 1x1, 56x56x64 to 256, 3 (5), 4 (9) and 5 (19);
+    16x16/16, 224x224x3 to 384, 3 (4), 4 (72) and 3 (5).
+    """
+    height, width, channels = x.shape[1:]
+    window = kernel.shape[0]
+    inside = window == kernel.shape[1] <= stride and not (height % stride or width % stride)
+    if inside and padding == 0:
+        return _patch_conv, _input_gradient(_patch_conv), _kernel_gradient(_patch_conv)
+    by_columns = _column_conv, _input_gradient(_column_conv), _kernel_gradient(_column_conv)
+    if kernel.size * stride**2 > 4 * x.shape[0] * height * width * kernel.shape[3]:
+        return by_columns
+    interleaved = stride > 1 and channels < 64 and window == kernel.shape[1]
+    return (
+        _xla_conv,
+        _interleaved_input_gradient if interleaved else _canonical_input_gradient,
+        by_columns[2] if channels < 16 else _tap_kernel_gradient,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+    def rule(formula):
+        return lambda x, kernel: formula(x, kernel, stride, padding)
+
+    value, *_ = _cpu_conv(x, kernel, stride, padding)
+    return lax.platform_dependent(x, kernel, cpu=rule(value), default=rule(_xla_conv))
+
+
+def _conv_backward(stride, padding, residuals, g):
+    x, kernel = residuals
+    on_cpu = _cpu_conv(x, kernel, stride, padding)[1:]
+
+    def rule(formula):
+        return lambda x, kernel, g: formula(x, kernel, g, stride, padding)
+
+    return tuple(
+        lax.platform_dependent(x, kernel, g, cpu=rule(formula), default=rule(gradient(_xla_conv)))
+        for formula, gradient in zip(on_cpu, (_input_gradient, _kernel_gradient), strict=True)
+    )
+
+
+_conv.defvjp(lambda x, kernel, *rest: (_conv(x, kernel, *rest), (x, kernel)), _conv_backward)
+
+
+def conv(
+    x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 1, padding: int = 0
+) -> Array:
+    """Convolution of f[B,H,W,in] with f[kh,kw,in,out], symmetric zero padding."""
+    out = _conv(x, kernel, stride, padding)
+    return out if bias is None else out + bias[None, None, None]

@@ -1,0 +1,44 @@
+"""Position embeddings that were learned on one grid of patches, for another."""
+
+import math
+
+import numpy as np
+
+
+def _weights(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
+    """Keys' cubic kernel with torch's a (PIL and `jax.image` take -0.5)."""
+    d = np.abs(distance)
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((d - 5) * d + 8) * a * d - 4 * a
+    return np.where(d <= 1, near, np.where(d < 2, far, 0))
+
+
+def _interpolation(old: int, new: int) -> np.ndarray:
+    """f64[new,old]: each new row as a combination of the four nearest old ones."""
+    scale = (new + 0.1) / old  # the 0.1 is the reference's: it shifts all but the first samples
+    at = (np.arange(new) + 0.5) / scale - 0.5
+    taps = np.floor(at).astype(int)[:, None] + np.arange(-1, 3)
+    matrix = np.zeros((new, old))
+    edge = np.clip(taps, 0, old - 1)  # outside of the grid the border repeats
+    np.add.at(matrix, (np.arange(new)[:, None], edge), _weights(at[:, None] - taps))
+    return matrix
+
+
+def resized(embedding: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The embedding f32[1,N,D] on the square grid of `shape` (1, M, D): bicubic, not antialiased.
+
+    N and M are squares, or both squares plus one: then row 0 belongs to the class token and stays.
+    Anything else comes back as it is, for the caller's comparison of shapes to report.
+    Source: revisiting_at.md section 4 (DINO's rule: torch's interpolate with an explicit scale
+    factor); parity: tests/test_positions.py against the golden `pos_embed_interp.npz`.
+    """
+    if not (embedding.ndim == len(shape) == 3 and embedding.shape[::2] == tuple(shape[::2])):
+        return embedding
+    old, new = math.isqrt(embedding.shape[1]), math.isqrt(shape[1])
+    classes = embedding.shape[1] - old**2
+    if not (classes == shape[1] - new**2 and classes in (0, 1)):
+        return embedding
+    grid = embedding[0, classes:].reshape(old, old, -1).astype(np.float64)
+    matrix = _interpolation(old, new)
+    patches = np.einsum("ir,jc,rcd->ijd", matrix, matrix, grid).reshape(1, new * new, -1)
+    return np.concatenate([embedding[:, :classes], patches.astype(embedding.dtype)], axis=1)

@@ -1,0 +1,80 @@
+"""The parts that layers are made of: walls, the choice of a formula by platform, products."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.xla_metadata import set_xla_metadata
+
+Array = jax.Array
+
+
+def walled(function: Callable[..., Array]) -> Callable[..., Array]:
+    """`function` compiled as a computation of its own: nothing fuses across its boundary.
+
+    Keyword-only parameters of `function` are static.
+    """
+    compiled = jax.jit(function, static_argnames=inspect.getfullargspec(function).kwonlyargs)
+
+    @functools.wraps(function)
+    def call(*operands: Array, **settings: Any) -> Array:
+        # `optimization_barrier` does not do this: it is gone before XLA's CPU back end fuses.
+        with set_xla_metadata(inlineable="false"):
+            return compiled(*operands, **settings)
+
+    return call
+
+
+def per_platform(function: Callable[..., Array]) -> Callable[..., Array]:
+    """`function`, behind a wall on CPU."""
+    on_cpu = walled(function)
+
+    @functools.wraps(function)
+    def call(*operands: Array, **settings: Any) -> Array:
+        rules = {"cpu": on_cpu, "default": function}
+        rules = {name: functools.partial(rule, **settings) for name, rule in rules.items()}
+        return lax.platform_dependent(*operands, **rules)
+
+    return call
+
+
+def widened(*arrays: Array) -> tuple[Array, ...]:
+    """`arrays` in float32, or float64 where they are that already."""
+    return tuple(a if a.dtype == jnp.float64 else a.astype(jnp.float32) for a in arrays)
+
+
+def add_each(totals: Iterable[Array], terms: Iterable[Array]) -> list[Array]:
+    """Sums of pairs, for a `lax.reduce` of several arrays in one pass."""
+    return [total + term for total, term in zip(totals, terms, strict=True)]
+
+
+def rows(x: Array) -> Array:
+    """`x` as a matrix: all axes but the last in one."""
+    return x.reshape(-1, x.shape[-1])
+
+
+@per_platform
+def column_sum(g: Array) -> Array:
+    """Sum of the rows of `g`, in float32 or float64."""
+    return widened(g)[0].sum(0)
+
+
+@jax.custom_vjp
+def matmul(x: Array, kernel: Array) -> Array:
+    """`x @ kernel` of two matrices."""
+    return x @ kernel
+
+
+def _matmul_backward(residuals, g):
+    x, kernel = residuals
+    # XLA's CPU back end copies the operand that it has to transpose, so let that be the narrow one:
+    # 6.2 instead of 11.2 ms for the gradient of a 384x96 kernel over 25088 rows.
+    narrow = x.shape[1] <= g.shape[1]
+    return g @ kernel.T, x.T @ g if narrow else (g.T @ x).T
+
+
+matmul.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _matmul_backward)

@@ -1,0 +1,52 @@
+"""The ways from pixels to features that several architectures share, and their weight names.
+
+Source: Singh, Croce, Hein 2023 (arXiv 2303.01870), section 4; revisiting_at.md section 1.3.
+"""
+
+from collections.abc import Sequence
+
+from flax import nnx
+
+from jaxrobust.models.modules import Conv, Gelu, LayerNorm
+from jaxrobust.names import Row, affine, conv_oihw, row
+
+
+def conv_stem(
+    widths: Sequence[int], strides: Sequence[int], *, ins: int, rngs, project: int = 0
+) -> list[nnx.Module]:
+    """3x3 convolutions, each with LN and GELU; with `project`, a bare 1x1 convolution to it."""
+    stem: list[nnx.Module] = []
+    for out, stride in zip(widths, strides, strict=True):
+        conv = Conv(ins, out, 3, stride=stride, padding=1, torch_init=True, rngs=rngs)
+        stem += [conv, LayerNorm(out), Gelu()]
+        ins = out
+    if project:
+        stem.append(Conv(ins, project, 1, torch_init=True, rngs=rngs))
+    return stem
+
+
+def conv_stem_rows(theirs: str, ours: str) -> list[Row]:
+    """The rows of a ConvStem: convolutions at 0, 3, 6, ..., norms behind them, GELUs between."""
+    return [
+        row(theirs + r"\.(0|3|6|9|12)\.weight", ours + r".\1.kernel", conv_oihw),
+        row(theirs + r"\.(1|4|7|10)\.weight", ours + r".\1.scale"),
+        row(theirs + r"\.(\d+)\.bias", ours + r".\1.bias"),
+    ]
+
+
+def conv_stem_keys(prefix: str, convolutions: int, *, project: bool = False) -> list[str]:
+    """The reference's names of a ConvStem, in its order."""
+    slots = [slot for i in range(convolutions) for slot in (3 * i, 3 * i + 1)]
+    return affine(*(f"{prefix}.{slot}" for slot in slots + [3 * convolutions] * project))
+
+
+def check_stem(widths: Sequence[int], strides: Sequence[int]) -> None:
+    """`ValueError` where a stem's row cannot work; a PatchStem has no widths and one stride."""
+    for name, values in (("stem_widths", widths), ("stem_strides", strides)):
+        if not (isinstance(values, tuple | list) and all(n >= 1 for n in values)):
+            raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
+    if len(strides) != max(1, len(widths)):
+        raise ValueError(
+            f"stem_strides={strides} needs {max(1, len(widths))} entries: one for "
+            "each ConvStem convolution, or one for a PatchStem"
+        )

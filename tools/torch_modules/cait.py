@@ -1,0 +1,168 @@
+"""CaiT in PyTorch; this file needs nothing but torch.
+
+    net = model(**ROW)
+    net.load_state_dict(torch.load("weights.pt", weights_only=True))
+    logits = net.eval()(images)  # f32[B,3,H,W] in [0, 1] -> f32[B,C]
+
+Source: Touvron et al. 2021 (arXiv 2103.17239). Parity: tests/test_torch_modules.py.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+EPS = 1e-6  # of every layer norm
+
+
+def model(
+    *,
+    dim: int,
+    depth: int,
+    heads: int,
+    gamma_init: float = 1e-5,
+    class_depth: int = 2,
+    stem_strides: Sequence[int] = (16,),
+    image_size: int = 224,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Module:
+    """The network of one row; with `mean` and `std` its first layer normalises the images.
+
+    Args:
+      dim, depth, heads: width, number of blocks on the patches, attention heads.
+      gamma_init: of the layer scales.
+      class_depth: layers in which only the class token attends.
+      stem_strides: of the one convolution that cuts the patches; its kernel is as large.
+      image_size: side in pixels; the number of positions follows from it.
+    """
+    (stride,) = stem_strides
+    stem = nn.Conv2d(in_channels, dim, stride, stride=stride)
+    positions = (image_size // stride) ** 2
+    blocks = [Block(dim, heads, gamma_init) for _ in range(depth)]
+    last = [ClassBlock(dim, heads, gamma_init) for _ in range(class_depth)]
+    net = Cait(stem, blocks, last, dim, positions, num_classes)
+    return net if mean is None or std is None else normalized(net, mean, std)
+
+
+class Cait(nn.Module):
+    """Patches and positions, blocks on the patches, class attention, linear on the class token."""
+
+    def __init__(self, stem, blocks, last, dim, positions, num_classes):
+        super().__init__()
+        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, positions, dim))
+        self.patch_embed = nn.Sequential(OrderedDict(proj=stem))
+        self.blocks = nn.Sequential(*blocks)
+        self.blocks_token_only = nn.ModuleList(last)
+        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.head = nn.Linear(dim, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.patch_embed(images).flatten(2).transpose(1, 2)
+        patches = self.blocks(patches + self.pos_embed)
+        token = self.cls_token.expand(len(patches), -1, -1)
+        for block in self.blocks_token_only:
+            token = block(token, patches)
+        return self.head(self.norm(token)[:, 0])
+
+
+class Block(nn.Module):
+    """x + gamma_1 * attention(LN(x)), then x + gamma_2 * MLP(LN(x))."""
+
+    def __init__(self, dim, heads, gamma):
+        super().__init__()
+        self.gamma_1, self.gamma_2 = scale(dim, gamma), scale(dim, gamma)
+        self.norm1, self.attn = nn.LayerNorm(dim, eps=EPS), TalkingHeads(dim, heads)
+        self.norm2, self.mlp = nn.LayerNorm(dim, eps=EPS), mlp(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.gamma_1 * self.attn(self.norm1(x))
+        return x + self.gamma_2 * self.mlp(self.norm2(x))
+
+
+class TalkingHeads(nn.Module):
+    """Attention whose heads are mixed linearly before (proj_l) and after (proj_w) the softmax."""
+
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_l = nn.Linear(heads, heads)
+        self.proj_w = nn.Linear(heads, heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # [B, N, 3 D] -> three of [B, heads, N, D / heads]
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        weights = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+        weights = self.proj_l(weights.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).softmax(-1)
+        weights = self.proj_w(weights.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.proj((weights @ v).transpose(1, 2).flatten(2))
+
+
+class ClassBlock(nn.Module):
+    """The class token attends to itself and the patches, which stay as they are."""
+
+    def __init__(self, dim, heads, gamma):
+        super().__init__()
+        self.gamma_1, self.gamma_2 = scale(dim, gamma), scale(dim, gamma)
+        self.norm1, self.attn = nn.LayerNorm(dim, eps=EPS), ClassAttention(dim, heads)
+        self.norm2, self.mlp = nn.LayerNorm(dim, eps=EPS), mlp(dim)
+
+    def forward(self, token: Tensor, patches: Tensor) -> Tensor:
+        u = torch.cat([token, patches], 1)
+        token = token + self.gamma_1 * self.attn(self.norm1(u))
+        return token + self.gamma_2 * self.mlp(self.norm2(token))
+
+
+class ClassAttention(nn.Module):
+    """The class token's query against all tokens: [B, N, D] -> [B, 1, D]."""
+
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            layer(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for layer, tokens in ((self.q, x[:, :1]), (self.k, x), (self.v, x))
+        )
+        out = functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+def mlp(dim: int) -> nn.Module:
+    """Linear to four times the width, exact GELU, linear back."""
+    layers = {"fc1": nn.Linear(dim, 4 * dim), "act": nn.GELU(), "fc2": nn.Linear(4 * dim, dim)}
+    return nn.Sequential(OrderedDict(layers))
+
+
+def scale(dim: int, value: float) -> nn.Parameter:
+    """A layer scale: one factor for each channel."""
+    return nn.Parameter(torch.full((dim,), float(value)))
+
+
+class Normalize(nn.Module):
+    """(images - mean) / std for each channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+def normalized(net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """The network behind its normalisation: the names `normalize.*` and `model.*`."""
+    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=net))

@@ -1,0 +1,134 @@
+"""ResNet, wide ResNet and ResNet with GELU in PyTorch; this file needs nothing but torch.
+
+    net = model(**ROW)
+    net.load_state_dict(torch.load("weights.pt", weights_only=True))
+    logits = net.eval()(images)  # f32[B,3,H,W] in [0, 1] -> f32[B,C]
+
+Sources: He et al. 2016 (arXiv 1512.03385); Zagoruyko & Komodakis 2016 (arXiv 1605.07146); GELU:
+Bai et al. 2021 (arXiv 2111.05464). Parity: tests/test_torch_modules.py.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+ACTIVATIONS = {"relu": functional.relu, "gelu": functional.gelu}
+
+
+def model(
+    *,
+    depths: Sequence[int],
+    bottleneck: bool = True,
+    width: int = 64,
+    activation: str = "relu",
+    small_stem: bool = False,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Module:
+    """The network of one row; with `mean` and `std` its first layer normalises the images.
+
+    Args:
+      depths: blocks of each of the four stages.
+      bottleneck: blocks of 1x1, 3x3, 1x1 convolutions, else of two 3x3.
+      width: inner channels of the first stage's blocks; they double with each stage.
+      activation: "relu" or "gelu", everywhere.
+      small_stem: for 32 px, a 3x3 convolution of stride 1 instead of 7x7, stride 2, and pooling.
+    """
+    net = ResNet(depths, bottleneck, width, activation, small_stem, in_channels, num_classes)
+    return net if mean is None or std is None else normalized(net, mean, std)
+
+
+class ResNet(nn.Module):
+    """Stem, four stages, mean over the pixels, linear."""
+
+    def __init__(self, depths, bottleneck, width, activation, small_stem, ins, num_classes):
+        super().__init__()
+        self.act, self.pool = ACTIVATIONS[activation], not small_stem
+        self.conv1 = conv(ins, 64, 3) if small_stem else conv(ins, 64, 7, stride=2)
+        self.bn1 = nn.BatchNorm2d(64)
+        block, before = Bottleneck if bottleneck else Basic, 64
+        self.stages = [f"layer{i + 1}" for i in range(len(depths))]
+        for i, (name, depth) in enumerate(zip(self.stages, depths, strict=True)):
+            out = (256 if bottleneck else 64) << i
+            rows = [(before, 1 if i == 0 else 2)] + [(out, 1)] * (depth - 1)
+            blocks = [block(ins, width << i, out, stride, self.act) for ins, stride in rows]
+            self.add_module(name, nn.Sequential(*blocks))
+            before = out
+        self.fc = nn.Linear(before, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.act(self.bn1(self.conv1(images)))
+        if self.pool:
+            x = functional.max_pool2d(x, 3, stride=2, padding=1)
+        for name in self.stages:
+            x = self.get_submodule(name)(x)
+        return self.fc(x.mean((2, 3)))
+
+
+class Basic(nn.Module):
+    """act(x + 3x3(act(3x3(x)))); the stride is the first one's."""
+
+    def __init__(self, ins, width, outs, stride, act):
+        super().__init__()
+        self.act = act
+        self.conv1, self.bn1 = conv(ins, width, 3, stride=stride), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv(width, outs, 3), nn.BatchNorm2d(outs)
+        self.downsample = shortcut(ins, outs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.bn1(self.conv1(x)))
+        return self.act(self.downsample(x) + self.bn2(self.conv2(y)))
+
+
+class Bottleneck(nn.Module):
+    """act(x + 1x1(act(3x3(act(1x1(x)))))); the stride is the 3x3 one's."""
+
+    def __init__(self, ins, width, outs, stride, act):
+        super().__init__()
+        self.act = act
+        self.conv1, self.bn1 = conv(ins, width, 1), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = conv(width, width, 3, stride=stride), nn.BatchNorm2d(width)
+        self.conv3, self.bn3 = conv(width, outs, 1), nn.BatchNorm2d(outs)
+        self.downsample = shortcut(ins, outs, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act(self.bn1(self.conv1(x)))
+        y = self.act(self.bn2(self.conv2(y)))
+        return self.act(self.downsample(x) + self.bn3(self.conv3(y)))
+
+
+def conv(ins: int, outs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    """A convolution without bias that keeps the size, but for its stride."""
+    return nn.Conv2d(ins, outs, kernel, stride=stride, padding=kernel // 2, bias=False)
+
+
+def shortcut(ins: int, outs: int, stride: int) -> nn.Module:
+    """1x1 convolution and batch norm where size or channels change."""
+    if stride == 1 and ins == outs:
+        return nn.Identity()
+    return nn.Sequential(conv(ins, outs, 1, stride=stride), nn.BatchNorm2d(outs))
+
+
+class Normalize(nn.Module):
+    """(images - mean) / std for each channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+def normalized(net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """The network behind its normalisation: the names `normalize.*` and `model.*`."""
+    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=net))

@@ -1,0 +1,211 @@
+"""XCiT in PyTorch; this file needs nothing but torch.
+
+    net = model(**ROW)
+    net.load_state_dict(torch.load("weights.pt", weights_only=True))
+    logits = net.eval()(images)  # f32[B,3,H,W] in [0, 1] -> f32[B,C]
+
+Source: El-Nouby et al. 2021 (arXiv 2106.09681). Parity: tests/test_torch_modules.py.
+"""
+
+import math
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+EPS = 1e-6  # of every layer norm
+
+
+def model(
+    *,
+    dim: int,
+    depth: int,
+    heads: int,
+    tokens_norm: bool = True,
+    stem_strides: Sequence[int] = (2, 2, 2, 2),
+    gamma_init: float = 1.0,
+    in_channels: int = 3,
+    num_classes: int = 1000,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Module:
+    """The network of one row; with `mean` and `std` its first layer normalises the images.
+
+    Args:
+      dim, depth, heads: width, number of cross-covariance blocks, heads of their attention.
+      tokens_norm: in the class-attention blocks, layer norm on all tokens or the class token only.
+      stem_strides: of the stem's convolutions; each doubles the channels, up to `dim`.
+      gamma_init: of the layer scales.
+    """
+    blocks = [Block(dim, heads, gamma_init) for _ in range(depth)]
+    last = [ClassBlock(dim, heads, gamma_init, tokens_norm) for _ in range(2)]
+    net = Xcit(stem(in_channels, dim, stem_strides), blocks, last, dim, num_classes)
+    return net if mean is None or std is None else normalized(net, mean, std)
+
+
+class Xcit(nn.Module):
+    """Stem and positions, blocks on the patches, class attention, linear on the class token."""
+
+    def __init__(self, stem, blocks, last, dim, num_classes):
+        super().__init__()
+        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
+        self.patch_embed = nn.Sequential(OrderedDict(proj=stem))
+        self.pos_embed = FourierPositions(dim)
+        self.blocks = nn.ModuleList(blocks)
+        self.cls_attn_blocks = nn.Sequential(*last)
+        self.norm = nn.LayerNorm(dim, eps=EPS)
+        self.head = nn.Linear(dim, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        grid = self.patch_embed(images)
+        height, width = grid.shape[2:]
+        x = (grid + self.pos_embed(height, width)).flatten(2).transpose(1, 2)
+        for block in self.blocks:
+            x = block(x, height, width)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+        return self.head(self.norm(self.cls_attn_blocks(x))[:, 0])
+
+
+def stem(ins: int, dim: int, strides: Sequence[int]) -> nn.Sequential:
+    """3x3 convolutions with batch norm, GELU between; the channels double up to `dim`."""
+    layers: list[nn.Module] = []
+    for left, stride in zip(reversed(range(len(strides))), strides, strict=True):
+        out = dim >> left
+        conv = nn.Conv2d(ins, out, 3, stride=stride, padding=1, bias=False)
+        layers += [nn.Sequential(conv, nn.BatchNorm2d(out)), nn.GELU()]
+        ins = out
+    return nn.Sequential(*layers[:-1])
+
+
+class FourierPositions(nn.Module):
+    """sin and cos of row, then of column, at 16 frequencies, through a 1x1 convolution."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.token_projection = nn.Conv2d(64, dim, 1)
+
+    def forward(self, height: int, width: int) -> Tensor:
+        kernel = self.token_projection.weight
+        # In float32 also for a network in float64: the published networks have it so.
+        even = torch.arange(0, 32, 2, dtype=torch.float32, device=kernel.device)
+        frequencies = 10000 ** (even / 32)
+
+        def waves(length):  # [32, length]: sin and cos of one frequency beside each other
+            at = torch.arange(1, length + 1, dtype=torch.float32, device=kernel.device)
+            angle = at / (at[-1] + 1e-6) * 2 * math.pi / frequencies[:, None]
+            return torch.stack([angle.sin(), angle.cos()], 1).flatten(0, 1).to(kernel.dtype)
+
+        row, column = waves(height)[:, :, None], waves(width)[:, None]
+        grid = [row.expand(-1, -1, width), column.expand(-1, height, -1)]
+        return self.token_projection(torch.cat(grid)[None])
+
+
+class Block(nn.Module):
+    """Cross-covariance attention, local patch interaction, MLP; each scaled and added."""
+
+    def __init__(self, dim, heads, gamma):
+        super().__init__()
+        self.gamma1, self.gamma3, self.gamma2 = (scale(dim, gamma) for _ in range(3))
+        self.norm1, self.attn = nn.LayerNorm(dim, eps=EPS), CrossCovariance(dim, heads)
+        self.norm3, self.local_mp = nn.LayerNorm(dim, eps=EPS), local_interaction(dim)
+        self.norm2, self.mlp = nn.LayerNorm(dim, eps=EPS), mlp(dim)
+
+    def forward(self, x: Tensor, height: int, width: int) -> Tensor:
+        x = x + self.gamma1 * self.attn(self.norm1(x))
+        grid = self.norm3(x).transpose(1, 2).unflatten(2, (height, width))
+        x = x + self.gamma3 * self.local_mp(grid).flatten(2).transpose(1, 2)
+        return x + self.gamma2 * self.mlp(self.norm2(x))
+
+
+class CrossCovariance(nn.Module):
+    """Attention between channels: q and k have unit length over the tokens."""
+
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.heads = heads
+        self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # [B, N, 3 D] -> three of [B, heads, D / heads, N]
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 4, 1)
+        q, k = functional.normalize(q, dim=-1), functional.normalize(k, dim=-1)
+        weights = (q @ k.transpose(-2, -1) * self.temperature).softmax(-1)
+        return self.proj((weights @ v).permute(0, 3, 1, 2).flatten(2))
+
+
+def local_interaction(dim: int) -> nn.Module:
+    """Depthwise 3x3, GELU, batch norm, depthwise 3x3 on the grid of the patches."""
+    first, last = (nn.Conv2d(dim, dim, 3, padding=1, groups=dim) for _ in range(2))
+    layers = {"conv1": first, "act": nn.GELU(), "bn": nn.BatchNorm2d(dim), "conv2": last}
+    return nn.Sequential(OrderedDict(layers))
+
+
+class ClassBlock(nn.Module):
+    """The class token attends to all; the patches change too, as in the published networks."""
+
+    def __init__(self, dim, heads, gamma, tokens_norm):
+        super().__init__()
+        self.tokens_norm = tokens_norm
+        self.gamma1, self.gamma2 = scale(dim, gamma), scale(dim, gamma)
+        self.norm1, self.attn = nn.LayerNorm(dim, eps=EPS), ClassAttention(dim, heads)
+        self.norm2, self.mlp = nn.LayerNorm(dim, eps=EPS), mlp(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.norm1(x)
+        x = x + self.gamma1 * torch.cat([self.attn(u), u[:, 1:]], 1)
+        token, patches = self.norm2(x[:, :1]), x[:, 1:]
+        if self.tokens_norm:
+            patches = self.norm2(patches)
+        return torch.cat([token + self.gamma2 * self.mlp(token), 2 * patches], 1)
+
+
+class ClassAttention(nn.Module):
+    """The class token's query against all tokens: [B, N, D] -> [B, 1, D]."""
+
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            layer(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for layer, tokens in ((self.q, x[:, :1]), (self.k, x), (self.v, x))
+        )
+        out = functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+def mlp(dim: int) -> nn.Module:
+    """Linear to four times the width, exact GELU, linear back."""
+    layers = {"fc1": nn.Linear(dim, 4 * dim), "act": nn.GELU(), "fc2": nn.Linear(4 * dim, dim)}
+    return nn.Sequential(OrderedDict(layers))
+
+
+def scale(dim: int, value: float) -> nn.Parameter:
+    """A factor for each channel."""
+    return nn.Parameter(torch.full((dim,), float(value)))
+
+
+class Normalize(nn.Module):
+    """(images - mean) / std for each channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+def normalized(net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    """The network behind its normalisation: the names `normalize.*` and `model.*`."""
+    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=net))
