@@ -4,12 +4,14 @@ The rows of each architecture are tested beside it.
 """
 
 import functools
+import re
 import sys
 from pathlib import Path
 from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
@@ -113,27 +115,39 @@ class PrefixTest(parameterized.TestCase):
         self.assertEqual(convert.unwrapped(wrapped), {"normalize.mean": 1, "stem.0.weight": 2})
 
 
+def check_round_trip(test, name: str) -> None:
+    """The layout of the reference and back gives the same bits."""
+    params, stats = jax.eval_shape(models.create(name, num_classes=3).init, jax.random.key(0))
+    draw = np.random.default_rng(0)
+    params, stats = (
+        {k: draw.random(v.shape, np.float32) for k, v in part.items()} for part in (params, stats)
+    )
+    stats |= {"normalize.mean": np.zeros(3, np.float32), "normalize.std": np.ones(3, np.float32)}
+    theirs = convert.to_torch(name, params, stats)
+    test.assertTrue(all(a.flags.c_contiguous for a in theirs.values()))
+    back = convert.from_torch(name, theirs, num_classes=3)
+    for ours, again in zip((params, stats), back, strict=True):
+        test.assertEqual(ours.keys(), again.keys())
+        for key in ours:
+            np.testing.assert_array_equal(ours[key], again[key], err_msg=key)
+
+
+# Above 30 million parameters.
+_LARGE = re.compile(r"convnext_[sbl].*|vit_[mb].*|swin_.|wide_.*|cait_s24|xcit_([ml]12|s24).*")
+LARGE = [name for name in models.available() if _LARGE.fullmatch(name)]
+
+
+@pytest.mark.slow
+class SlowLayoutTest(parameterized.TestCase):
+    @parameterized.parameters(*LARGE)
+    def test_round_trip(self, name):
+        check_round_trip(self, name)
+
+
 class LayoutTest(parameterized.TestCase):
-    @parameterized.parameters(*models.available())
-    def test_round_trip_gives_the_same_bits(self, name):
-        net = models.create(name, num_classes=3)
-        params, stats = jax.eval_shape(net.init, jax.random.key(0))
-        draw = np.random.default_rng(0)
-        params, stats = (
-            {k: draw.random(v.shape, np.float32) for k, v in part.items()}
-            for part in (params, stats)
-        )
-        stats |= {
-            "normalize.mean": np.zeros(3, np.float32),
-            "normalize.std": np.ones(3, np.float32),
-        }
-        theirs = convert.to_torch(name, params, stats)
-        self.assertTrue(all(a.flags.c_contiguous for a in theirs.values()))
-        back = convert.from_torch(name, theirs, num_classes=3)
-        for ours, again in zip((params, stats), back, strict=True):
-            self.assertEqual(ours.keys(), again.keys())
-            for key in ours:
-                np.testing.assert_array_equal(ours[key], again[key], err_msg=key)
+    @parameterized.parameters(*sorted(set(models.available()) - set(LARGE)))
+    def test_round_trip(self, name):
+        check_round_trip(self, name)
 
     @parameterized.parameters(*PUBLISHED.items())
     def test_names_shapes_types_and_order_are_the_published_ones(self, layout, published):
@@ -236,7 +250,9 @@ class LoadTest(parameterized.TestCase):
 
     def test_the_right_model_is_named(self):
         arrays = dict.fromkeys(models.torch_keys("convnext_b_cvst"), np.zeros(1, np.float32))
-        with self.assertRaisesRegex(ValueError, "all names are those of convnext_b_cvst, convnext_l"):
+        with self.assertRaisesRegex(
+            ValueError, "all names are those of convnext_b_cvst, convnext_l"
+        ):
             convert.from_torch("convnext_t", arrays)
 
     @parameterized.parameters(*corpus.ARRAYS, *corpus.BYTES)

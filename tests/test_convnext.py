@@ -1,109 +1,64 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import convert, models
-from tests import paths, reference
+from tests import behaviour, parity, paths, reference
 
-# Counted by the reference networks; revisiting_at.md section 1.7.
-PARAMETERS = {
-    "convnext_t": 28_589_128,
-    "convnext_t_cvst": 28_627_432,
-    "convnext_s": 50_223_688,
-    "convnext_s_cvst": 50_261_992,
-    "convnext_b": 88_591_464,
-    "convnext_b_cvst": 88_753_416,
-    "convnext_l": 197_767_336,
-    "convnext_l_cvst": 198_134_680,
+# name -> (listing of the reference's weights, its number of parameters: revisiting_at.md, 1.7)
+NETWORKS = {
+    "convnext_t": ("timm_convnext_tiny", 28_589_128),
+    "convnext_t_cvst": ("Singh2023Revisiting_ConvNeXt-T-ConvStem", 28_627_432),
+    "convnext_s": ("timm_convnext_small", 50_223_688),
+    "convnext_s_cvst": ("Singh2023Revisiting_ConvNeXt-S-ConvStem", 50_261_992),
+    "convnext_b": ("timm_convnext_base", 88_591_464),
+    "convnext_b_cvst": ("Singh2023Revisiting_ConvNeXt-B-ConvStem", 88_753_416),
+    "convnext_l": ("timm_convnext_large", 197_767_336),
+    "convnext_l_cvst": ("Singh2023Revisiting_ConvNeXt-L-ConvStem", 198_134_680),
 }
-GOLDEN = {
-    "Singh2023Revisiting_ConvNeXt-T-ConvStem": "convnext_t_cvst",
-    "timm_convnext_tiny": "convnext_t",
-    "Liu2023Comprehensive_ConvNeXt-B": "convnext_b",
-}
-
-
-def relative(ours, theirs) -> float:
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+TINY = {"depths": (2, 2), "dims": (6, 8), "image_size": 8, "gamma_init": 0.1}
+TINY_STEM = {"stem_widths": (4, 6), "stem_strides": (2, 1)}
 
 
 class ConvNeXtTest(parameterized.TestCase):
-    @parameterized.parameters(*PARAMETERS.items())
-    def test_parameter_count(self, name, expected):
-        params, _ = jax.eval_shape(models.create(name).init, jax.random.key(0))
-        self.assertEqual(sum(p.size for p in params.values()), expected)
+    @parameterized.parameters(*NETWORKS)
+    def test_parameters_and_names(self, name):
+        listing, count = NETWORKS[name]
+        self.assertEqual(parity.parameters(name), count)
+        self.assertEqual(models.torch_keys(name), parity.listing(listing))
 
-    @parameterized.parameters(*GOLDEN.items())
-    def test_golden_logits(self, golden, name):
-        weights = reference.seeded_weights(paths.GOLDEN / "models" / f"{golden}.tsv")
-        params, stats = convert.from_torch(name, weights)
-        net = models.create(name)
-        logits = jax.jit(lambda p, s, x: net.apply(p, s, x)[0])(
-            params, stats, reference.golden_images()
+    @parameterized.parameters("convnext_t", "convnext_t_cvst")
+    def test_golden_float32(self, name):
+        parity.check_golden(self, name, NETWORKS[name][0], dtype="float32")
+
+    def test_reference(self):
+        parity.check_reference(self, "convnext_n_cvst", image_size=32)
+
+    @parameterized.parameters({}, TINY_STEM)
+    def test_remat_and_scan_change_nothing(self, **changes):
+        behaviour.check_remat_and_scan(self, "convnext_n", **TINY | changes)
+
+    def test_drop_path(self):
+        # Rates 0, 0.2, 0.4 and 0.6: three blocks of one branch.
+        behaviour.check_drop_path(self, "convnext_n", outcomes=2**3, **TINY)
+
+    def test_bfloat16(self):
+        behaviour.check_bfloat16(self, "convnext_n", **TINY)
+
+    def test_strides_for_small_images(self):
+        """ConvStem and first downsampling at stride 1: 32 px stay 32, then 31, 15, 7."""
+        name, options = "convnext_t_cvst", {"num_classes": 10, "image_size": 32}
+        net = models.create(name, **options, stem_strides=(1, 1), downsample_strides=(1, 2, 2))
+        shapes = jax.eval_shape(net.init, jax.random.key(0))
+        self.assertEqual(
+            shapes, jax.eval_shape(models.create(name, **options).init, jax.random.key(0))
         )
-        theirs = np.load(paths.GOLDEN / "models" / "convnext_logits.npz")[f"{golden}__f32"]
-        # Two float32 networks: theirs is 3e-6 from its own float64, logits have deviation 1.
-        self.assertLess(relative(logits, theirs), 1e-5)
-
-    @parameterized.parameters("convnext_t", "convnext_t_cvst", "convnext_b_cvst")
-    def test_logits_and_input_gradients_are_timms(self, name):
-        try:
-            import torch
-
-            from tools import torch_reference
-        except ImportError:
-            self.skipTest(paths.PARITY)
-        theirs = torch_reference.network(name)
-        torch.manual_seed(0)
-        with torch.no_grad():
-            for key, p in theirs.named_parameters():
-                p.copy_(torch.randn_like(p) * 0.3 + 0.5 if "gamma" in key else p)
-        side = 64 if "_b_" in name else 128
-        images = np.random.default_rng(1).random((2, side, side, 3), dtype=np.float32)
-        x = torch.tensor(images.transpose(0, 3, 1, 2)).requires_grad_()
-        logits = theirs(x)
-        loss = torch.nn.functional.cross_entropy(logits, torch.tensor([3, 7]), reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, x)
-
-        params, stats = convert.from_torch(name, torch_reference.state_arrays(theirs))
-        net = models.create(name, image_size=side)
-
-        @jax.jit
-        def ours(params, x):
-            def loss(x):
-                logits = net.apply(params, stats, x)[0]
-                return -jax.nn.log_softmax(logits)[jnp.arange(2), jnp.array([3, 7])].sum(), logits
-
-            return jax.grad(loss, has_aux=True)(x)
-
-        our_gradient, our_logits = ours(params, images)
-        self.assertLess(relative(our_logits, logits.detach().numpy()), 1e-5)
-        self.assertLess(relative(our_gradient, gradient.numpy().transpose(0, 2, 3, 1)), 1e-4)
-
-    def test_remat_changes_nothing(self):
-        kwargs = {"num_classes": 5, "image_size": 16, "depths": (1, 1), "dims": (8, 16)}
-        nets = [models.create("convnext_n", remat=r, **kwargs) for r in (False, True)]
-        params, stats = jax.jit(nets[0].init)(jax.random.key(0))
-        images = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3))
-        grads = [
-            jax.jit(jax.grad(lambda p, net=net: net.apply(p, stats, images)[0].sum()))(params)
-            for net in nets
-        ]
-        for name, plain in grads[0].items():
-            np.testing.assert_allclose(grads[1][name], plain, rtol=1e-5, atol=1e-6)
-
-    def test_bfloat16_computes_and_returns_float32(self):
-        kwargs = {"num_classes": 5, "image_size": 16, "depths": (1, 1), "dims": (8, 16)}
-        nets = [models.create("convnext_n", dtype=d, **kwargs) for d in ("float32", "bfloat16")]
-        params, stats = jax.jit(nets[0].init)(jax.random.key(0))
-        images = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3))
-        single, half = (jax.jit(net.apply)(params, stats, images)[0] for net in nets)
-        self.assertEqual(half.dtype, jnp.float32)
-        self.assertGreater(relative(half, single), 0)  # it did compute in bfloat16
-        # bfloat16 keeps 8 bits (4e-3 each rounding), through about 12 layers.
-        self.assertLess(relative(half, single), 0.05)
+        images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+        jaxpr = str(jax.make_jaxpr(net.apply)(*shapes, images))
+        for side, width in ((32, 96), (31, 192), (15, 384), (7, 768)):
+            self.assertIn(f"f32[2,{side},{side},{width}]", jaxpr)
 
     @parameterized.parameters((8, 1, (1,)), (28, 1, (2,)), (64, 3, (4,)), (32, 2, (2,)))
     def test_small_variant_takes_small_images(self, side, channels, strides):
@@ -157,6 +112,27 @@ class InputErrorsTest(parameterized.TestCase):
         params, stats = jax.jit(net.init)(jax.random.key(0))
         with self.assertRaisesRegex(ValueError, message):
             net.apply(params, stats, images)
+
+
+@pytest.mark.slow
+class SlowConvNeXtTest(parameterized.TestCase):
+    @parameterized.parameters("convnext_t", "convnext_t_cvst", "convnext_b", "convnext_l_cvst")
+    def test_golden_float64(self, name):
+        listing = {"convnext_b": "Liu2023Comprehensive_ConvNeXt-B"}.get(name, NETWORKS[name][0])
+        parity.check_golden(self, name, listing, dtype="float64")
+
+    @parameterized.parameters(*sorted(set(NETWORKS) - {"convnext_t", "convnext_t_cvst"}))
+    def test_golden_float32(self, name):
+        listing = {"convnext_b": "Liu2023Comprehensive_ConvNeXt-B"}.get(name, NETWORKS[name][0])
+        try:
+            parity.golden_logits(listing)
+        except KeyError:
+            self.skipTest("no golden logits of this size")
+        parity.check_golden(self, name, listing, dtype="float32")
+
+    @parameterized.parameters("convnext_n", *NETWORKS)
+    def test_reference(self, name):
+        parity.check_reference(self, name, image_size=64)
 
 
 class ConvertTest(absltest.TestCase):

@@ -176,6 +176,126 @@ class LayersTest(parameterized.TestCase):
         ):
             np.testing.assert_array_equal(out[0, 0, 0], bias)
 
+    @parameterized.parameters(*CONVS)
+    def test_convolutions_in_a_loop_are_canonical(self, image, kernel, stride, padding):
+        def conv(x, kernel):
+            return convolutions.conv(x, kernel, stride=stride, padding=padding)
+
+        def gradients(x, kernel):
+            def body(carry):
+                step, x, kernel = carry
+                value, pull = jax.vjp(conv, x, kernel)
+                dx, dkernel = pull(value)
+                return step + 1, x + dx, kernel + dkernel
+
+            return jax.lax.while_loop(lambda carry: carry[0] < 3, body, (0, x, kernel))
+
+        if jax.default_backend() != "cpu":
+            self.skipTest("the layouts that XLA's CPU back end computes by blocks")
+        text = jax.jit(gradients).lower(jnp.ones(image), jnp.ones(kernel)).compile().as_text()
+        layouts = re.findall(r"convolution\(.*dim_labels=([^,\s]*)", text)
+        self.assertContainsSubset(layouts, ["b01f_01io->b01f"])
+        self.assertTrue(layouts or " dot(" in text, "no convolution and no product in the loop")
+
+    def test_batch_norm_by_given_statistics(self):
+        shapes = [SHAPE, _C, _C, _C, _C]
+        operands = [_normal(seed, *shape) for seed, shape in enumerate(shapes)]
+        operands[4] = np.abs(operands[4]) + 0.1
+        g = _normal(9, *SHAPE)
+
+        def plain(x, *vectors):
+            scale, bias, mean, var = (v[None, None, None] for v in vectors)
+            return (x - mean) / jnp.sqrt(var + 1e-5) * scale + bias
+
+        with jax.enable_x64(True):
+            wide = [jnp.asarray(a) for a in operands]
+            expected = _vjp(plain, wide, jnp.asarray(g))
+            self.assert_close(_vjp(layers.batch_norm, wide, jnp.asarray(g)), expected, 1e-13)
+        for dtype, tolerance in ((jnp.float32, 2e-6), (jnp.bfloat16, 4e-2)):
+            narrow = [jnp.asarray(a, dtype) for a in operands]
+            results = _vjp(layers.batch_norm, narrow, jnp.asarray(g, dtype))
+            self.assertEqual({r.dtype for r in results}, {jnp.dtype(dtype)})
+            self.assert_close(results, expected, tolerance)
+
+    @parameterized.parameters(0, 6, 2, 3)
+    @absltest.skipIf(torch is None, "pip install -e '.[test,parity]'")
+    def test_batch_norm_in_training(self, group):
+        x, scale, bias = (_normal(s, *shape) for s, shape in enumerate([(6, 5, 4, 3), [3], [3]]))
+        x, g = x * np.array([1, 3, 0.1]) + np.array([0, 5, 0.1]), _normal(9, *x.shape)
+        tensors = [torch.tensor(a, requires_grad=True) for a in (x, scale, bias)]
+        outs, buffers = [], []
+        for images in tensors[0].split(group or 6):
+            norm = torch.nn.BatchNorm2d(3, dtype=torch.float64)
+            parameters = {"weight": tensors[1], "bias": tensors[2]}
+            nchw = images.permute(0, 3, 1, 2)
+            outs.append(torch.func.functional_call(norm, parameters, nchw).permute(0, 2, 3, 1))
+            buffers.append([norm.running_mean, norm.running_var])
+        torch.cat(outs).backward(torch.tensor(g))
+        gradients = [t.grad.numpy() for t in tensors]
+        running = [torch.stack(b).mean(0).numpy() for b in zip(*buffers, strict=True)]
+        expected = [torch.cat(outs).detach().numpy(), *gradients, *running]
+
+        def run(x, scale, bias, g):
+            def train(*operands):
+                y, *statistics = layers.batch_norm_train(*operands, group=group)
+                return y, statistics
+
+            y, pull, (mean, var) = jax.vjp(train, x, scale, bias, has_aux=True)
+            start = jnp.zeros(3, mean.dtype), jnp.ones(3, var.dtype)
+            updated = [0.9 * old + 0.1 * new for old, new in zip(start, (mean, var), strict=True)]
+            return y, *pull(g), *updated
+
+        with jax.enable_x64(True):
+            operands = [jnp.asarray(a) for a in (x, scale, bias, g)]
+            self.assert_close(jax.jit(run)(*operands), expected, 1e-13)
+        narrow = [jnp.asarray(a, jnp.float32) for a in (x, scale, bias, g)]
+        self.assert_close(
+            jax.jit(run)(*narrow), expected, 1e-5
+        )  # a channel's mean is 50 times its scale
+        halves = jax.jit(run)(*(jnp.asarray(a, jnp.bfloat16) for a in (x, scale, bias, g)))
+        self.assertEqual([h.dtype for h in halves], [jnp.bfloat16] * 4 + [jnp.float32] * 2)
+        self.assert_close(halves, expected, 6e-2)
+
+    def test_batch_norm_sums_many_values_exactly(self):
+        x = (_normal(0, 4, 112, 112, 2) + 3).astype(np.float32)
+        _, mean, var = jax.jit(layers.batch_norm_train)(jnp.asarray(x), jnp.ones(2), jnp.zeros(2))
+        flat = x.reshape(-1, 2).astype(np.float64)
+        self.assert_close([mean, var], [flat.mean(0), flat.var(0, ddof=1)], 1e-6)
+
+    def test_batch_norm_refuses(self):
+        ones = jnp.ones(3)
+        with self.assertRaisesRegex(ValueError, "group=4 does not divide the batch of 6"):
+            layers.batch_norm_train(jnp.ones((6, 2, 2, 3)), ones, ones, group=4)
+        with self.assertRaisesRegex(ValueError, "no variance"):
+            layers.batch_norm_train(jnp.ones((6, 1, 1, 3)), ones, ones, group=1)
+
+    @parameterized.parameters((8, 8), (7, 9), (1, 2), (5, 6))
+    @absltest.skipIf(torch is None, "pip install -e '.[test,parity]'")
+    def test_max_pool(self, height, width):
+        # Whole numbers: most windows have their largest value more than once.
+        x = np.random.default_rng(0).integers(-2, 2, (2, height, width, 5)).astype(np.float32)
+        tensor = torch.tensor(x, requires_grad=True)
+        out = torch.nn.functional.max_pool2d(tensor.permute(0, 3, 1, 2), 3, 2, 1)
+        out = out.permute(0, 2, 3, 1)
+        g = _normal(1, *out.shape).astype(np.float32)
+        out.backward(torch.tensor(g))
+        for dtype, tolerance in ((jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)):
+            results = _vjp(layers.max_pool, [jnp.asarray(x, dtype)], jnp.asarray(g, dtype))
+            self.assertEqual([r.dtype for r in results], [dtype] * 2)
+            self.assert_close(results, [out.detach().numpy(), tensor.grad.numpy()], tolerance)
+
+    def test_drop_path(self):
+        y = jnp.asarray(_normal(0, 4000, 2, 3), jnp.float32)
+        key = jax.random.key(0)
+        self.assertIs(layers.drop_path(y, None, 0.5), y)
+        self.assertIs(layers.drop_path(y, key, 0.0), y)
+        out = np.asarray(jax.jit(layers.drop_path, static_argnums=2)(y, key, 0.25))
+        kept = out[:, 0, 0] != 0
+        np.testing.assert_allclose(out, np.where(kept[:, None, None], y / 0.75, 0), 1e-6)
+        self.assertAlmostEqual(kept.mean(), 0.75, delta=0.03)  # four standard deviations
+        other = np.asarray(layers.drop_path(y, jax.random.key(1), 0.25))[:, 0, 0] != 0
+        self.assertBetween((kept == other).mean(), 0.5, 0.75)
+
     def test_layer_norm_is_accurate_far_from_zero(self):
         x = (_normal(0, 16, 96) + 1e3).astype(np.float32)
         ones, zeros = jnp.ones(96), jnp.zeros(96)

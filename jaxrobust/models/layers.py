@@ -362,12 +362,12 @@ def max_pool(x: Array) -> Array:
 max_pool.defvjp(lambda x: (_pool_forward(x), x), lambda x, g: (_pool_input_gradient(x, g),))
 
 
-def drop_path(y: Array, key: Array | None, rate: float) -> Array:
+def drop_path(y: Array, key: Array | None, rate: Array | float) -> Array:
     """`y` f[B,...] with each image zero at probability `rate`, else divided by `1 - rate`.
 
     `y` itself if `key` is None or `rate` is 0.
     """
-    if key is None or rate == 0:
+    if key is None or (isinstance(rate, float) and rate == 0):  # a traced rate draws anyway
         return y
     keep = jax.random.bernoulli(key, 1 - rate, (y.shape[0],) + (1,) * (y.ndim - 1))
     return jnp.where(keep, y / (1 - rate), jnp.zeros((), y.dtype))

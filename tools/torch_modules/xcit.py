@@ -13,7 +13,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 EPS = 1e-6  # of every layer norm
 
@@ -37,7 +36,6 @@ def model(
       dim, depth, heads: width, number of cross-covariance blocks, heads of their attention.
       tokens_norm: in the class-attention blocks, layer norm on all tokens or the class token only.
       stem_strides: of the stem's convolutions; each doubles the channels, up to `dim`.
-      gamma_init: of the layer scales.
     """
     blocks = [Block(dim, heads, gamma_init) for _ in range(depth)]
     last = [ClassBlock(dim, heads, gamma_init, tokens_norm) for _ in range(2)]
@@ -55,15 +53,13 @@ class Xcit(nn.Module):
         self.pos_embed = FourierPositions(dim)
         self.blocks = nn.ModuleList(blocks)
         self.cls_attn_blocks = nn.Sequential(*last)
-        self.norm = nn.LayerNorm(dim, eps=EPS)
-        self.head = nn.Linear(dim, num_classes)
+        self.norm, self.head = nn.LayerNorm(dim, eps=EPS), nn.Linear(dim, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         grid = self.patch_embed(images)
-        height, width = grid.shape[2:]
-        x = (grid + self.pos_embed(height, width)).flatten(2).transpose(1, 2)
+        x = (grid + self.pos_embed(*grid.shape[2:])).flatten(2).transpose(1, 2)
         for block in self.blocks:
-            x = block(x, height, width)
+            x = block(x, *grid.shape[2:])
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
         return self.head(self.norm(self.cls_attn_blocks(x))[:, 0])
 
@@ -89,11 +85,11 @@ class FourierPositions(nn.Module):
     def forward(self, height: int, width: int) -> Tensor:
         kernel = self.token_projection.weight
         # In float32 also for a network in float64: the published networks have it so.
-        even = torch.arange(0, 32, 2, dtype=torch.float32, device=kernel.device)
-        frequencies = 10000 ** (even / 32)
+        single = {"dtype": torch.float32, "device": kernel.device}
+        frequencies = 10000 ** (torch.arange(0, 32, 2, **single) / 32)
 
         def waves(length):  # [32, length]: sin and cos of one frequency beside each other
-            at = torch.arange(1, length + 1, dtype=torch.float32, device=kernel.device)
+            at = torch.arange(1, length + 1, **single)
             angle = at / (at[-1] + 1e-6) * 2 * math.pi / frequencies[:, None]
             return torch.stack([angle.sin(), angle.cos()], 1).flatten(0, 1).to(kernel.dtype)
 
@@ -107,7 +103,8 @@ class Block(nn.Module):
 
     def __init__(self, dim, heads, gamma):
         super().__init__()
-        self.gamma1, self.gamma3, self.gamma2 = (scale(dim, gamma) for _ in range(3))
+        scales = (nn.Parameter(gamma * torch.ones(dim)) for _ in range(3))
+        self.gamma1, self.gamma3, self.gamma2 = scales
         self.norm1, self.attn = nn.LayerNorm(dim, eps=EPS), CrossCovariance(dim, heads)
         self.norm3, self.local_mp = nn.LayerNorm(dim, eps=EPS), local_interaction(dim)
         self.norm2, self.mlp = nn.LayerNorm(dim, eps=EPS), mlp(dim)
@@ -126,13 +123,12 @@ class CrossCovariance(nn.Module):
         super().__init__()
         self.heads = heads
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         # [B, N, 3 D] -> three of [B, heads, D / heads, N]
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 4, 1)
-        q, k = functional.normalize(q, dim=-1), functional.normalize(k, dim=-1)
+        q, k = nn.functional.normalize(q, dim=-1), nn.functional.normalize(k, dim=-1)
         weights = (q @ k.transpose(-2, -1) * self.temperature).softmax(-1)
         return self.proj((weights @ v).permute(0, 3, 1, 2).flatten(2))
 
@@ -150,16 +146,15 @@ class ClassBlock(nn.Module):
     def __init__(self, dim, heads, gamma, tokens_norm):
         super().__init__()
         self.tokens_norm = tokens_norm
-        self.gamma1, self.gamma2 = scale(dim, gamma), scale(dim, gamma)
+        self.gamma1, self.gamma2 = (nn.Parameter(gamma * torch.ones(dim)) for _ in range(2))
         self.norm1, self.attn = nn.LayerNorm(dim, eps=EPS), ClassAttention(dim, heads)
         self.norm2, self.mlp = nn.LayerNorm(dim, eps=EPS), mlp(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         u = self.norm1(x)
         x = x + self.gamma1 * torch.cat([self.attn(u), u[:, 1:]], 1)
-        token, patches = self.norm2(x[:, :1]), x[:, 1:]
-        if self.tokens_norm:
-            patches = self.norm2(patches)
+        token = self.norm2(x[:, :1])
+        patches = self.norm2(x[:, 1:]) if self.tokens_norm else x[:, 1:]
         return torch.cat([token + self.gamma2 * self.mlp(token), 2 * patches], 1)
 
 
@@ -172,23 +167,16 @@ class ClassAttention(nn.Module):
         self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            layer(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for layer, tokens in ((self.q, x[:, :1]), (self.k, x), (self.v, x))
-        )
-        out = functional.scaled_dot_product_attention(q, k, v)
+        tokens = ((self.q, x[:, :1]), (self.k, x), (self.v, x))
+        q, k, v = (f(t).unflatten(2, (self.heads, -1)).transpose(1, 2) for f, t in tokens)
+        out = nn.functional.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
 def mlp(dim: int) -> nn.Module:
-    """Linear to four times the width, exact GELU, linear back."""
+    """Linear to four times the width, single GELU, linear back."""
     layers = {"fc1": nn.Linear(dim, 4 * dim), "act": nn.GELU(), "fc2": nn.Linear(4 * dim, dim)}
     return nn.Sequential(OrderedDict(layers))
-
-
-def scale(dim: int, value: float) -> nn.Parameter:
-    """A factor for each channel."""
-    return nn.Parameter(torch.full((dim,), float(value)))
 
 
 class Normalize(nn.Module):

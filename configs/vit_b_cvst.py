@@ -1,0 +1,22 @@
+"""ViT-B + ConvStem on ImageNet, L-inf 4/255, 2-step APGD, 250 epochs.
+
+    python -m jaxrobust.main --config configs/vit_b_cvst.py
+
+The paper's recipe for the parts that exist: basic augmentation (random resized crop), no MixUp,
+random initialisation. The paper's batch of 864 is one that 8, 16 and 32 devices divide. Hardware,
+wall time, accuracies: not yet measured.
+"""
+
+from configs.base import base
+
+
+def get_config():
+    config = base()
+    config.model.name = "vit_b_cvst"
+    config.model.dtype = "bfloat16"
+    config.train.epochs = 250
+    config.train.warmup_epochs = 20
+    config.train.batch_size = 864  # the paper's effective batch
+    config.evaluation.batch_size = config.test.batch_size = 512
+    config.data.workers = 32
+    return config

@@ -1,0 +1,93 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+from flax import nnx
+
+from jaxrobust import models
+from jaxrobust.models import iso_convnext
+from jaxrobust.models.modules import Drop
+from tests import behaviour, parity
+
+# name -> (listing of Meta's or the paper's weights, its parameters: revisiting_at.md, 1.7)
+NETWORKS = {
+    "iso_convnext_s": ("meta_convnext_isotropic_small", 22_308_712),
+    "iso_convnext_s_cvst": ("paper_convnext_iso_small_cvst", 23_035_624),
+}
+TINY = {"dim": 12, "depth": 3, "stem_strides": (4,), "image_size": 12}
+
+
+class IsotropicConvNeXtTest(parameterized.TestCase):
+    @parameterized.parameters(*NETWORKS)
+    def test_parameters_and_names(self, name):
+        listing, count = NETWORKS[name]
+        self.assertEqual(parity.parameters(name), count)
+        self.assertEqual(models.torch_keys(name), parity.listing(listing))
+
+    def test_golden_float32(self):
+        listing = NETWORKS["iso_convnext_s"][0]
+        parity.check_golden(self, "iso_convnext_s", listing, dtype="float32")
+
+    @parameterized.parameters({}, {"stem_widths": (4, 6), "stem_strides": (2, 2)})
+    def test_remat_and_scan_change_nothing(self, **changes):
+        behaviour.check_remat_and_scan(self, "iso_convnext_s", **TINY | changes)
+
+    def test_drop_path(self):
+        # Rates 0, 0.3 and 0.6: two blocks of one branch.
+        behaviour.check_drop_path(self, "iso_convnext_s", outcomes=2**2, **TINY)
+
+    def test_drop_path_keeps_the_expectation(self):
+        block = iso_convnext.Block(8, nnx.Rngs(params=0))
+        x = jnp.broadcast_to(jax.random.normal(jax.random.key(1), (1, 3, 3, 8)), (4096, 3, 3, 8))
+        out = np.asarray(block(x, Drop(jax.random.key(2), 0.25), True))
+        branch = np.asarray(block(x[:1], None, True) - x[:1])
+        for share, factor in ((0.25, 0), (0.75, 1 / 0.75)):
+            outcome = np.asarray(x[:1]) + factor * branch
+            frequency = (np.abs(out - outcome).max((1, 2, 3)) < 1e-5).mean()
+            self.assertAlmostEqual(frequency, share, delta=0.03)  # four deviations
+
+    def test_bfloat16_computes_and_returns_float32(self):
+        behaviour.check_bfloat16(self, "iso_convnext_s", **TINY)
+
+    def test_initialisation_is_the_references(self):
+        nets = [models.create(name, depth=1) for name in NETWORKS]
+        plain, stem = (jax.jit(net.init)(jax.random.key(0))[0] for net in nets)
+        for name in ("stem.0.kernel", "blocks.0.conv_dw.kernel", "head.kernel"):
+            self.assertAlmostEqual(float(plain[name].std()), 0.02, 3)
+        np.testing.assert_array_equal(plain["stem.0.bias"], 0)
+        bound = 1 / np.sqrt(384)  # torch's default for the stem, created after the initialisation
+        self.assertBetween(float(jnp.abs(stem["stem.12.bias"]).max()), 0.9 * bound, bound)
+        self.assertFalse(any("gamma" in name for name in plain))
+        self.assertFalse(any(p.weak_type for p in (*plain.values(), *stem.values())))
+
+    def test_images_of_any_size(self):
+        apply, params, stats, _ = behaviour.small("iso_convnext_s", dtype="float32", **TINY)
+        logits, _ = jax.jit(apply)(params, stats, jnp.ones((1, 24, 8, 3)))
+        self.assertTrue(np.isfinite(logits).all())
+
+    @parameterized.parameters(
+        ({"image_size": 8}, "smaller than the 16 px that become one feature"),
+        ({"stem_strides": (2, 2)}, "needs 1 entries"),
+        ({"depth": 0}, "must be positive"),
+        ({"gamma_init": 1.0}, r"unknown option \['gamma_init'\] for iso_convnext_s"),
+    )
+    def test_errors(self, changes, message):
+        with self.assertRaisesRegex(ValueError, message):
+            models.create("iso_convnext_s", **changes)
+
+
+@pytest.mark.slow
+class SlowIsotropicConvNeXtTest(parameterized.TestCase):
+    def test_golden_float64(self):
+        listing = NETWORKS["iso_convnext_s"][0]
+        parity.check_golden(self, "iso_convnext_s", listing, dtype="float64")
+
+    # timm has neither; the reference is tools/torch_modules/iso_convnext.py.
+    @parameterized.parameters(*NETWORKS)
+    def test_reference(self, name):
+        parity.check_reference(self, name, image_size=64)
+
+
+if __name__ == "__main__":
+    absltest.main()
