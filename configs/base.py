@@ -37,7 +37,7 @@ def base() -> ConfigDict:
             "options": ConfigDict(),  # further fields of the family's row, in a file
         }
     )
-    # Where the first phase starts from; names, classes and image size are checked, positions resized.
+    # What the first phase starts from, of the same network; positions are resized.
     config.init = ConfigDict(
         {
             "weights": config_dict.placeholder(str),  # file, imported folder, run; None: random

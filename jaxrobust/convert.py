@@ -7,6 +7,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -117,6 +118,32 @@ def _alike(source: Mapping[str, np.ndarray]) -> str:
     return f" (all names are those of {', '.join(alike)})" if alike else ""
 
 
+class Names(NamedTuple):
+    """How stored names become ours."""
+
+    rows: list[Row]
+    arrays: Arrays  # without what wrappers put before their names
+    normalize: tuple[float, float]  # (mean, std) that such files assume without holding them
+
+
+def names(name: str, arrays: Mapping[str, np.ndarray]) -> Names:
+    """The rows for arrays of network `name`: under our names, the reference's or its authors'."""
+    if any(key.endswith(".kernel") for key in arrays):  # torch calls none of its so
+        # What is resized has the same name in both namings.
+        resizable = [r for r in models.torch_names(name) if r.resize]
+        others = "|".join(r.pattern.pattern for r in resizable) or r"(?!)"
+        rest = row(rf"(?!(?:{others})$)(?P<name>.+)", r"\g<name>")
+        return Names([*resizable, rest], dict(arrays), (0.0, 1.0))
+    return _torch_names(name, unwrapped(arrays))
+
+
+def _torch_names(name: str, arrays: Arrays) -> Names:
+    for other in models.other_names(name):
+        if any(other.marker.fullmatch(key) for key in arrays):
+            return Names([*other.rows, _NORMALIZE], arrays, other.normalize)
+    return Names([*models.torch_names(name), _NORMALIZE], arrays, (0.0, 1.0))
+
+
 def from_torch(
     name: str, state_dict: Mapping[str, np.ndarray], *, num_classes: int = 1000, image_size=224
 ) -> tuple[Arrays, Arrays]:
@@ -133,26 +160,15 @@ def from_torch(
     Source: names from timm 1.0.9 and the state dicts of RobustBench; parity: tests/test_convert.py
       and the tests of each architecture.
     """
-    names = unwrapped(state_dict)
+    rows, arrays, normalize = _torch_names(name, unwrapped(state_dict))
     net = models.create(name, num_classes=num_classes, image_size=image_size)
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
-    rows, (mean, std) = _naming(name, names)
     # Weights without a normalisation layer mean raw [0, 1] input unless their naming says more.
-    if not {"normalize.mean", "normalize.std"} & names.keys():
-        dtype = np.float64 if _all_double(names) else np.float32
-        shape = stats["normalize.mean"].shape
-        names |= {"normalize.mean": np.full(shape, mean, dtype)}
-        names |= {"normalize.std": np.full(shape, std, dtype)}
-    filled = rename([*rows, _NORMALIZE], names, _shapes(params | stats))
-    return _split(filled, params, stats)
-
-
-def _naming(name: str, source: Mapping[str, np.ndarray]) -> tuple[list[Row], tuple[float, float]]:
-    """The rows for the naming of a state dict, and the normalisation that goes with it."""
-    for other in models.other_names(name):
-        if any(other.marker.fullmatch(key) for key in source):
-            return other.rows, other.normalize
-    return models.torch_names(name), (0.0, 1.0)
+    if not {"normalize.mean", "normalize.std"} & arrays.keys():
+        dtype = np.float64 if _all_double(arrays) else np.float32
+        for key, value in zip(("normalize.mean", "normalize.std"), normalize, strict=True):
+            arrays[key] = np.full(stats[key].shape, value, dtype)
+    return _split(rename(rows, arrays, _shapes(params | stats)), params, stats)
 
 
 def _shapes(arrays) -> dict[str, tuple[int, ...]]:
@@ -258,8 +274,5 @@ def fit(name: str, arrays: Arrays, *, num_classes: int = 1000, image_size=224):
     count = {"in_channels": m.size} if (m := arrays.get("normalize.mean")) is not None else {}
     net = models.create(name, num_classes=num_classes, image_size=image_size, **count)
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
-    resizable = [r for r in models.torch_names(name) if r.resize]  # their names are plain
-    rows = [row(re.escape(str(r.target)), str(r.target), resize=r.resize) for r in resizable]
-    rest = "|".join(re.escape(str(r.target)) for r in resizable)
-    rows.append(row(rf"(?!(?:{rest})$)(.+)" if rest else r"(.+)", r"\1"))
-    return _split(rename(rows, arrays, _shapes(params | stats)), params, stats)
+    filled = rename(names(name, arrays).rows, arrays, _shapes(params | stats))
+    return _split(filled, params, stats)

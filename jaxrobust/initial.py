@@ -10,10 +10,10 @@ import jax
 import numpy as np
 
 from jaxrobust import build, convert, distribution, files, judge, models, records
-from jaxrobust.names import Row, row
+from jaxrobust.names import Row
 from jaxrobust.types import Classifier
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]  # np.ndarray, which hash and convert alike
 
 CHOICES = ("keep", "fresh")
 RECORD = "init.json"  # in a run's workdir
@@ -38,28 +38,7 @@ class Stored(NamedTuple):
     where: str  # in words
 
 
-class Names(NamedTuple):
-    """How stored names become ours."""
-
-    rows: list[Row]
-    arrays: Arrays  # without what wrappers put before the names
-    normalize: tuple[float, float]  # (mean, std) that such files assume without holding them
-
-
-def names(name: str, arrays: Mapping[str, np.ndarray]) -> Names:
-    """The rows for arrays of network `name`: under our names, the reference's or its authors'."""
-    if any(key.endswith(".kernel") for key in arrays):  # torch calls none of its so
-        # What is resized has the same name in both namings.
-        resizable = [r for r in models.torch_names(name) if r.resize]
-        others = "|".join(r.pattern.pattern for r in resizable) or r"(?!)"
-        rest = row(rf"(?!(?:{others})$)(?P<name>.+)", r"\g<name>")
-        return Names([*resizable, rest], dict(arrays), (0.0, 1.0))
-    plain = convert.unwrapped(arrays)
-    rows, normalize = convert._naming(name, plain)
-    return Names([*rows, convert._NORMALIZE], plain, normalize)
-
-
-def _targets(found: Names) -> Iterator[tuple[str, Row, list[str]]]:
+def _targets(found: convert.Names) -> Iterator[tuple[str, Row, list[str]]]:
     """(stored name, its row, our names) of all that exactly one row matches."""
     for key in found.arrays:
         matches = [(r, m) for r in found.rows if (m := r.pattern.fullmatch(key))]
@@ -69,7 +48,7 @@ def _targets(found: Names) -> Iterator[tuple[str, Row, list[str]]]:
             yield key, which, [match.expand(t) for t in several if t is not None]
 
 
-def head_width(name: str, found: Names) -> int | None:
+def head_width(name: str, found: convert.Names) -> int | None:
     """The number of classes of stored weights; None if they have no head."""
     head = re.compile(models.family(name).HEAD)
     widths = [
@@ -80,15 +59,16 @@ def head_width(name: str, found: Names) -> int | None:
     return widths[0] if widths else None
 
 
-def in_channels(name: str, found: Names) -> int | None:
+def in_channels(name: str, found: convert.Names) -> int | None:
     """The image channels that a stored stem takes; None if there is none."""
     stem = re.compile(models.family(name).STEM)
     kernels = [
         which.transform(found.arrays[key])
         for key, which, targets in _targets(found)
         if any(stem.fullmatch(t) and t.endswith(".kernel") for t in targets)
+        and found.arrays[key].ndim == 4
     ]
-    return min((kernel.shape[2] for kernel in kernels if kernel.ndim == 4), default=None)
+    return min((kernel.shape[2] for kernel in kernels), default=None)  # wider deeper in the stem
 
 
 def compose(
@@ -117,7 +97,7 @@ def compose(
     for key, value in (("stem", stem), ("head", head)):
         if value not in CHOICES:
             raise ValueError(f"init.{key}={value!r}; one of {', '.join(CHOICES)}")
-    found = names(name, arrays)
+    found = convert.names(name, arrays)
     if strange := [k for k, a in arrays.items() if a.dtype.kind == "f" and a.dtype != np.float32]:
         raise ValueError(
             f"{len(strange)} weights are {arrays[strange[0]].dtype} ({strange[0]}, ...), expected "
@@ -153,11 +133,11 @@ def compose(
         raise
     matched = [key for key in expected if key not in added]
     filled |= _drawn(net, fresh, seed)
-    weights = ({key: filled[key] for key in group} for group in (params, stats))
-    return Start(*weights, matched, fresh, dropped, resized)
+    ours, moved = ({key: filled[key] for key in group} for group in (params, stats))
+    return Start(ours, moved, matched, fresh, dropped, resized)
 
 
-def _fits_but_for(pattern: str, found: Names, arrays: Arrays, expected) -> bool:
+def _fits_but_for(pattern: str, found: convert.Names, arrays: Arrays, expected) -> bool:
     """Whether all weights fit but for those whose names of ours match."""
     left = re.compile(pattern)
     out = {k for k, _, targets in _targets(found) if any(left.fullmatch(t) for t in targets)}
@@ -174,6 +154,8 @@ def _normalize(arrays: Arrays, values, shapes) -> Arrays:
     if {"normalize.mean", "normalize.std"} & arrays.keys():
         return {}
     shape = shapes["normalize.mean"]
+    if any(len(value) not in (1, *shape) for value in values):
+        raise ValueError(f"a mean and std of {len(values[0])} channels for images with {shape[0]}")
     return {
         f"normalize.{key}": np.broadcast_to(np.float32(value), shape).copy()
         for key, value in zip(("mean", "std"), values, strict=True)
@@ -238,7 +220,8 @@ def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
             seed=config.seed,
         )
     except ValueError as error:
-        raise ValueError(f"init.weights={asked.weights}: {error}") from error
+        reason = str(error).removeprefix(f"{Path(asked.weights)}: ")
+        raise ValueError(f"init.weights={asked.weights}: {reason}") from error
     record = {"weights": str(asked.weights), "where": source.where}
     record |= {"stem": asked.stem, "head": asked.head}
     record |= {"weights_sha256": records.weights_sha256(source.arrays, {})}
@@ -256,7 +239,7 @@ def _belongs(source: Stored, config) -> None:
             f"they are those of {source.model}; set model.name={source.model}"
             + (with_stem if model.name == f"{source.model}_cvst" else "")
         )
-    found = names(model.name, source.arrays)
+    found = convert.names(model.name, source.arrays)
     width, channels = head_width(model.name, found), in_channels(model.name, found)
     if asked.head == "keep" and width not in (None, model.num_classes):
         raise ValueError(

@@ -19,7 +19,6 @@ from safetensors.numpy import load_file, save_file
 
 from jaxrobust import distribution, download, models
 from tests import paths
-from tests.test_convert import as_timm
 from tools import import_torch
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -149,7 +148,9 @@ class UrlTest(LocalCase):
 
     def test_no_server_is_another_mistake(self):
         self.server.close()
-        with self.assertRaisesRegex(download.Unreachable, r"refused.*5 times.*0 bytes.*give a file"):
+        with self.assertRaisesRegex(
+            download.Unreachable, r"refused.*5 times.*0 bytes.*give a file"
+        ):
             self.fetch()
 
     @parameterized.parameters(
@@ -221,6 +222,18 @@ def weights(name="convnext_n", *, image_size=16, **overrides) -> dict[str, np.nd
         if key in fixed
         else draw(array.shape, np.float32)
         for key, array in (params | stats).items()
+    }
+
+
+def as_timm(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same under timm's names, without normalisation."""
+    order = {4: (3, 2, 0, 1), 2: (1, 0)}
+    return {
+        key.replace(".kernel", ".weight").replace(".scale", ".weight"): np.ascontiguousarray(
+            array.transpose(order[array.ndim]) if key.endswith(".kernel") else array
+        )
+        for key, array in arrays.items()
+        if not key.startswith("normalize.")
     }
 
 

@@ -29,9 +29,8 @@ class IsotropicConvNeXtTest(parameterized.TestCase):
         listing = NETWORKS["iso_convnext_s"][0]
         parity.check_golden(self, "iso_convnext_s", listing, dtype="float32")
 
-    @parameterized.parameters({}, {"stem_widths": (4, 6), "stem_strides": (2, 2)})
-    def test_remat_and_scan_change_nothing(self, **changes):
-        behaviour.check_remat_and_scan(self, "iso_convnext_s", **TINY | changes)
+    def test_remat_and_scan_change_nothing(self):
+        behaviour.check_remat_and_scan(self, "iso_convnext_s", **TINY)
 
     def test_drop_path(self):
         # Rates 0, 0.3 and 0.6: two blocks of one branch.

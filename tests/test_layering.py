@@ -12,7 +12,17 @@ PACKAGE = ROOT / "jaxrobust"
 
 FLOORS = [
     {"types", "names", "launch", "commandline"},
-    {"attacks", "models", "data", "files", "download", "objectives", "augment", "progress", "compilation"},
+    {
+        "attacks",
+        "models",
+        "data",
+        "files",
+        "download",
+        "objectives",
+        "augment",
+        "progress",
+        "compilation",
+    },
     {"optim", "sharding", "checkpoint", "records", "metrics", "convert", "distribution"},
     {"step", "evaluation"},
     {"build"},

@@ -217,7 +217,7 @@ class BatchNormTest(parameterized.TestCase):
         for name, value in once.items():
             np.testing.assert_allclose(after.stats[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
-    @parameterized.parameters(0, 1, 2)
+    @parameterized.parameters(0, 1)
     def test_one_device_is_eight(self, group):
         config = self.config(group, train__objective="clean", train__batch_size=16)
         one, many = (trained(config, jax.devices()[:n], size=16) for n in (1, 8))
@@ -226,15 +226,6 @@ class BatchNormTest(parameterized.TestCase):
         for name, value in one[0].stats.items():
             # Sums in another order, and from the second step on weights that differ by as much.
             np.testing.assert_allclose(value, many[0].stats[name], rtol=1e-4, atol=1e-5)
-
-    def test_statistics_depend_on_the_group(self):
-        config = {"train__objective": "clean"}
-        whole, single = (
-            trained(self.config(group, **config), jax.devices()[:1], steps=1)[0] for group in (0, 1)
-        )
-        # The mean of means is the mean; a variance within images leaves out that between them.
-        np.testing.assert_allclose(whole.stats["bn1.mean"], single.stats["bn1.mean"], atol=1e-6)
-        self.assertTrue((whole.stats["bn1.var"] > single.stats["bn1.var"]).all())
 
 
 class ProgramTest(absltest.TestCase):

@@ -1,4 +1,4 @@
-"""Milliseconds per layer at the four stages of ConvNeXt-T, beside PyTorch when it is installed.
+"""Milliseconds per layer of ConvNeXt-T, ResNets, ViT and XCiT, beside PyTorch if installed.
 
 PyTorch gets channels-last arrays: in the layout timm uses, its gradient of a depthwise kernel is
 two to three times slower.
@@ -7,6 +7,7 @@ python tools/bench_layers.py [--batch 8] [--repeats 7] [--only depthwise] [--jso
 """
 
 import argparse
+import functools
 import json
 import time
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.models import convolutions, layers
+from jaxrobust.models import attention, convolutions, layers
 
 try:
     import torch
@@ -24,17 +25,96 @@ except ImportError:
 STAGES = ((56, 96), (28, 192), (14, 384), (7, 768))
 
 
+# size, channels, features, window, stride, padding
+CONVS = (
+    (224, 3, 64, 7, 2, 3),  # ResNet
+    (56, 64, 64, 3, 1, 1),
+    (14, 256, 256, 3, 1, 1),
+    (7, 512, 512, 3, 1, 1),
+    (56, 128, 128, 3, 2, 1),
+    (56, 64, 256, 1, 1, 0),
+    (56, 256, 512, 1, 2, 0),
+    (224, 3, 48, 3, 2, 1),  # ConvStem
+    (112, 48, 96, 3, 2, 1),
+    (224, 3, 384, 16, 16, 0),  # PatchStem
+)
+
+
+def conv(x, kernel, **kwargs):
+    """PyTorch's convolution of arrays as ours."""
+    out = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), **kwargs)
+    return out.permute(0, 2, 3, 1)
+
+
+def pool(x):
+    """PyTorch's maximum over windows."""
+    return torch.nn.functional.max_pool2d(x.permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1)
+
+
+def norm(x, scale, bias):
+    """PyTorch's batch norm in training."""
+    out = torch.nn.functional.batch_norm(x.permute(0, 3, 1, 2), None, None, scale, bias, True)
+    return out.permute(0, 2, 3, 1)
+
+
+def attend(q, k, v, bias=None):
+    """PyTorch's attention."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    return out.transpose(1, 2).flatten(2)
+
+
+def talk(q, k, v, before, after):
+    """Talking heads in PyTorch, without biases."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    logits = (q * q.shape[-1] ** -0.5 @ k.transpose(2, 3)).permute(0, 2, 3, 1)
+    weights = ((logits @ before).softmax(2) @ after).permute(0, 3, 1, 2)
+    return (weights @ v).transpose(1, 2).flatten(2)
+
+
+def cross(q, k, v, temperature):
+    """Cross-covariance attention in PyTorch."""
+    q, k, v = (x.permute(0, 2, 3, 1) for x in (q, k, v))
+    q, k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
+    weights = (q @ k.transpose(2, 3) * temperature).softmax(-1)
+    return (weights @ v).permute(0, 3, 1, 2).flatten(2)
+
+
+def talking_heads(q, k, v, before, after):
+    """Ours without biases."""
+    zeros = jnp.zeros(before.shape[0])
+    return attention.talking_heads(q, k, v, (before, zeros), (after, zeros))
+
+
+def other_cases(batch):
+    """Layers of the other networks, as `cases`."""
+    for size, channels, features, window, stride, padding in CONVS:
+        options = {"stride": stride, "padding": padding}
+        yield (
+            f"conv {window}x{window}/{stride}",
+            functools.partial(convolutions.conv, **options),
+            [(batch, size, size, channels), (window, window, channels, features)],
+            functools.partial(conv, **options),
+        )
+    yield "max_pool", layers.max_pool, [(batch, 112, 112, 64)], pool
+    image, vector = (batch, 56, 56, 64), (64,)
+    yield "batch_norm", lambda *a: layers.batch_norm_train(*a)[0], [image, vector, vector], norm
+    tokens, windows, channels = (batch, 197, 6, 64), (16 * batch, 49, 8, 32), (batch, 196, 8, 48)
+    yield "attention", attention.attention, [tokens] * 3, attend
+    yield (
+        "attention bias",
+        lambda q, k, v, bias: attention.attention(q, k, v, bias=bias),
+        [windows] * 3 + [(8, 49, 49)],
+        attend,
+    )
+    yield "talking_heads", talking_heads, [channels] * 3 + [(8, 8)] * 2, talk
+    yield "cross", attention.cross_covariance, [channels] * 3 + [(8, 1, 1)], cross
+
+
 def cases(batch, size, channels):
     """Yield (name, function, shapes of its operands, the same in PyTorch)."""
     image, wide = (batch, size, size, channels), (batch, size, size, 4 * channels)
     vector = (channels,)
-
-    def conv(x, kernel, **kwargs):
-        out = torch.nn.functional.conv2d(
-            x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), **kwargs
-        )
-        return out.permute(0, 2, 3, 1)
-
     for name in sorted(convolutions._DEPTHWISE):
         yield (
             f"depthwise {name}",
@@ -113,8 +193,9 @@ def main():
     args = parser.parse_args()
     if not args.json:
         print("wall/processor ms: JAX forward, input gradient, parameter gradient | PyTorch")
-    for size, channels in STAGES:
-        for name, function, shapes, reference in cases(args.batch, size, channels):
+    stages = [cases(args.batch, size, channels) for size, channels in STAGES]
+    for stage in [*stages, other_cases(args.batch)]:
+        for name, function, shapes, reference in stage:
             if args.only not in name:
                 continue
             rng = np.random.default_rng(0)

@@ -76,13 +76,20 @@ def theirs(config, images, labels, attack_steps: int):
     import torch
     import torch_reference
 
+    from jaxrobust import optim
+
     if config.model.name not in torch_reference.NETWORKS:
         known = ", ".join(torch_reference.NETWORKS)
         raise ValueError(f"--against torch knows {known}; not {config.model.name}")
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     trainer = torch_reference.Trainer(
-        torch_reference.network(config.model.name, num_classes=config.model.num_classes),
+        torch_reference.network(
+            config.model.name,
+            num_classes=config.model.num_classes,
+            img_size=config.model.image_size,
+        ),
         lr=config.train.lr,
+        decay_mask=optim.decay_mask_of(config.model.name),
         weight_decay=config.train.weight_decay,
         ema_decay=config.train.ema_decay,
         epsilon=config.attack.epsilon,

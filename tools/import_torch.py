@@ -66,9 +66,7 @@ def read(path: Path, which: str, cast: bool) -> Arrays:
         arrays = _read_bfloat16(path, which)
     if not cast:
         return arrays
-    return {
-        k: a if a.dtype.kind in "iub" else np.asarray(a, np.float32) for k, a in arrays.items()
-    }
+    return {k: a if a.dtype.kind in "iub" else np.asarray(a, np.float32) for k, a in arrays.items()}
 
 
 def _read_bfloat16(path: Path, which: str) -> Arrays:
@@ -84,7 +82,7 @@ def _read_bfloat16(path: Path, which: str) -> Arrays:
 
 
 def taken(path: Path, arrays: Arrays, args) -> str | None:
-    """"ema" or "raw" where a file holds both; None where it holds one set of weights."""
+    """ "ema" or "raw" where a file holds both; None where it holds one set of weights."""
     if path.suffix == ".safetensors":
         return None
     other = read(path, "raw" if args.which == "ema" else "ema", args.cast)
@@ -154,7 +152,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     arrays = read(path, args.which, args.cast)
     key, settings = published(args.model, path), hub_settings(beside)
 
-    found = initial.names(name, arrays)
+    found = convert.names(name, arrays)
     classes = args.num_classes or settings.get("num_classes") or 1000
     width = initial.head_width(name, found)
     if width not in (None, classes) and args.num_classes is None:
@@ -203,7 +201,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if which:
         print(f"  of averaged and raw weights, the {'averaged' if which == 'ema' else 'raw'} ones")
     mean, std = (start.stats[f"normalize.{k}"].tolist() for k in ("mean", "std"))
-    print(f"  normalisation: mean {mean}, std {std} ({said})")
+    shown = (" ".join(f"{value:.4g}" for value in values) for values in (mean, std))
+    print("  normalisation: mean {}, std {} ({})".format(*shown, said))
     return config | {
         "out": str(args.out),
         "matched": len(start.matched),

@@ -154,9 +154,14 @@ def _patch_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     return out.reshape(x.shape[0], x.shape[1] // stride, x.shape[2] // stride, features)
 
 
+@walled
+def _wider(x: Array, *, padding: int) -> Array:
+    return jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+
+
 def _taps(x: Array, window: tuple[int, ...], stride: int, padding: int) -> list[Array]:
     """For each entry of the window the pixels that it meets, f[B,H',W',C]."""
-    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    x = _wider(x, padding=padding)  # else XLA computes x again for every entry
     height, width = x.shape[1] - window[0] + 1, x.shape[2] - window[1] + 1
     shifts = [(i, j) for i in range(window[0]) for j in range(window[1])]
     return [x[:, i : i + height : stride, j : j + width : stride] for i, j in shifts]

@@ -338,16 +338,28 @@ def _pool_padded(x: Array) -> Array:
 
 
 @per_platform
-def _pool_forward(x: Array) -> Array:
-    return _pool_axis(_pool_axis(_pool_padded(x), 2), 1)
+def _pool_rows(x: Array) -> Array:
+    return _pool_axis(_pool_padded(x), 2)
 
 
 @per_platform
-def _pool_input_gradient(x: Array, g: Array) -> Array:
+def _pool_columns(x: Array) -> Array:
+    return _pool_axis(x, 1)
+
+
+@per_platform
+def _pool_columns_gradient(x: Array, g: Array) -> Array:
+    return _pool_axis_gradient(x, g, 1)
+
+
+@per_platform
+def _pool_rows_gradient(x: Array, g: Array) -> Array:
+    return _pool_axis_gradient(_pool_padded(x), g, 2)[:, 1:-1, 1:-1]
+
+
+def _pool_backward(x, g):
     # The first maximum in row-major order is in the first row that has it, first there.
-    x = _pool_padded(x)
-    g = _pool_axis_gradient(_pool_axis(x, 2), g, 1)
-    return _pool_axis_gradient(x, g, 2)[:, 1:-1, 1:-1]
+    return (_pool_rows_gradient(x, _pool_columns_gradient(_pool_rows(x), g)),)
 
 
 @jax.custom_vjp
@@ -356,10 +368,10 @@ def max_pool(x: Array) -> Array:
 
     Among equal values the gradient goes to the first in row-major order, as in torch.
     """
-    return _pool_forward(x)
+    return _pool_columns(_pool_rows(x))
 
 
-max_pool.defvjp(lambda x: (_pool_forward(x), x), lambda x, g: (_pool_input_gradient(x, g),))
+max_pool.defvjp(lambda x: (max_pool(x), x), _pool_backward)
 
 
 def drop_path(y: Array, key: Array | None, rate: Array | float) -> Array:

@@ -48,14 +48,14 @@ class Variant(NamedTuple):
 
 _S, _B = Variant(384, 12, 6), Variant(768, 12, 12)
 _M = Variant(512, 12, 8, class_position=False, gamma_init=1e-6)
-_STEM = {"stem_widths": (48, 96, 192, 384), "stem_strides": (2, 2, 2, 2)}
+_WIDTHS, _STRIDES = (48, 96, 192, 384), (2, 2, 2, 2)
 VARIANTS = {
     "vit_s": _S,
-    "vit_s_cvst": _S._replace(**_STEM),
+    "vit_s_cvst": _S._replace(stem_widths=_WIDTHS, stem_strides=_STRIDES),
     "vit_m": _M,
-    "vit_m_cvst": _M._replace(**_STEM),
+    "vit_m_cvst": _M._replace(stem_widths=_WIDTHS, stem_strides=_STRIDES),
     "vit_b": _B,
-    "vit_b_cvst": _B._replace(**_STEM),
+    "vit_b_cvst": _B._replace(stem_widths=_WIDTHS, stem_strides=_STRIDES),
     "deit_s": _S,  # the network of vit_s; other weights are published for it
 }
 

@@ -75,24 +75,24 @@ VARIANTS = {
 }
 
 
-def fourier_features(height: int, width: int) -> np.ndarray:
-    """f32[height,width,64]: waves of the row, then of the column, sine and cosine in turn.
+def waves(length: int) -> np.ndarray:
+    """f32[length,32]: sine and cosine in turn of 16 frequencies, at 1 / length to 1 of 2 pi.
 
-    Coordinates go from one step above 0 to 2 pi, whatever the grid. Angles are rounded to float32
-    because the reference's are, in every compute type: it moves logits by up to 1e-9.
+    Angles are rounded to float32 at each step, as in the reference in every compute type: exact
+    ones move its float64 logits by 1e-8, the last bits of its float32 sine and cosine by 3e-9.
     """
-    frequencies = np.float32(10000) ** (np.arange(0, 32, 2, dtype=np.float32) / np.float32(32))
+    frequencies = (10000 ** (np.arange(0, 32, 2) / 32)).astype(np.float32)
+    at = np.arange(1, length + 1, dtype=np.float32)
+    at = at / (at[-1] + np.float32(1e-6)) * np.float32(2 * np.pi)
+    angles = (at[:, None] / frequencies).astype(np.float64)
+    return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, 32).astype(np.float32)
 
-    def waves(length: int) -> np.ndarray:
-        at = np.arange(1, length + 1, dtype=np.float32)
-        at = at / (at[-1] + np.float32(1e-6)) * np.float32(2 * np.pi)
-        angles = (at[:, None] / frequencies).astype(np.float64)
-        return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, 32)
 
+def fourier_features(height: int, width: int) -> np.ndarray:
+    """f32[height,width,64]: the waves of the row, then of the column, for any grid."""
     grid = height, width, 32
     rows = np.broadcast_to(waves(height)[:, None], grid)
-    features = np.concatenate([rows, np.broadcast_to(waves(width)[None], grid)], -1)
-    return features.astype(np.float32)
+    return np.concatenate([rows, np.broadcast_to(waves(width)[None], grid)], -1)
 
 
 class PatchEmbed(nnx.Module):

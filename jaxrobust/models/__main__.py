@@ -1,0 +1,54 @@
+"""`python -m jaxrobust.models [--json] [NAME ...]`: the table of architectures.
+
+Exit codes: 0 done; 2 a mistake in the command, with one sentence on stderr.
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+
+from jaxrobust.commandline import stop
+
+
+def main() -> None:
+    """Prints the table, line by line as the networks are counted."""
+    parser = argparse.ArgumentParser(prog="python -m jaxrobust.models", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead")
+    flags = parser.parse_args()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: an accelerator would only wait
+    from jaxrobust import models
+    from jaxrobust.models import table
+
+    try:
+        names = [models.known(name) for name in flags.names] or models.available()
+    except ValueError as error:
+        stop(error, 2)
+    width, rows = shutil.get_terminal_size((100, 24)).columns, []
+    with _mapped(table.architecture, names) as found:
+        if flags.json:
+            print(json.dumps({"architectures": [table.record(row) for row in found]}))
+            return
+        print(table.HEAD)
+        for row in found:
+            rows.append(row)
+            print(table.line(row, width), flush=True)
+    print(table.checkpoints(rows) if flags.names else table.NOTES)
+
+
+@contextlib.contextmanager
+def _mapped(function, names: Sequence[str]) -> Iterator[Iterator]:
+    """The values of a function in order, as they come; many are traced on all cores."""
+    if len(names) < 10:
+        yield map(function, names)
+        return
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        yield pool.imap(function, names)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""The table of all architectures: what each costs, its stem and norms, which checkpoints load."""
+
+import re
+import textwrap
+from collections.abc import Iterable, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust import models
+from jaxrobust.models.published import PUBLISHED, Published
+
+
+class Paper(NamedTuple):
+    """What a paper prints: millions of parameters, 1e9 multiply-adds; None: nothing."""
+
+    parameters: str | None
+    multiply_adds: str
+    misprint: bool = False
+
+
+# Singh, Croce, Hein 2023, Tables 14 and 2, and the GFLOPs of Debenedetti's thesis: revisiting_at.md
+# section 1.7 and xcit_light_recipe.md section 1.12.
+PAPERS = {
+    "convnext_t": Paper("28.59", "4.47"),
+    "convnext_t_cvst": Paper("28.63", "4.60"),
+    "iso_convnext_s": Paper("22.31", "4.29"),
+    "iso_convnext_s_cvst": Paper("23.04", "4.67"),
+    "vit_s": Paper("22.05", "4.61"),
+    "vit_s_cvst": Paper("22.78", "4.99"),
+    "vit_m": Paper("38.85", "8.01"),
+    "vit_m_cvst": Paper("39.5", "8.38"),
+    "convnext_s": Paper("50.10", "8.70", misprint=True),
+    "convnext_s_cvst": Paper("50.33", "8.79", misprint=True),
+    "vit_b": Paper("86.57", "17.58"),
+    "vit_b_cvst": Paper("87.14", "17.93"),
+    "convnext_b": Paper("88.59", "15.38"),
+    "convnext_b_cvst": Paper("88.75", "15.97"),
+    "deit_s": Paper(None, "4.61"),
+    "cait_s12": Paper(None, "4.76"),
+    "xcit_s12": Paper(None, "4.82"),
+    "xcit_m12": Paper(None, "8.54"),
+    "xcit_l12": Paper(None, "18.97"),
+    "resnet50": Paper(None, "4.11"),
+    "wide_resnet50_2": Paper(None, "11.47"),
+}
+
+
+class Architecture(NamedTuple):
+    """One line of the table."""
+
+    name: str
+    parameters: int
+    multiply_adds: int  # of convolutions, linear maps and attention's products, for one image
+    image_size: int  # at which they are counted
+    stem: str
+    norms: str
+    paper: Paper | None
+    published: dict[str, Published]
+
+
+def architecture(name: str) -> Architecture:
+    """The line of one network; nothing is computed or compiled, only traced."""
+    small = name.startswith("convnext_n") or name.endswith("_p4")
+    size = 32 if small else 224
+    # One block stands for all of a stage where it can: traced once, counted as often as it runs.
+    fast = {"scan": True} if "scan" in models.variant(name)._fields else {}
+    net = models.create(name, image_size=size, **fast)
+    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    return Architecture(
+        name=name,
+        parameters=sum(array.size for array in params.values()),
+        multiply_adds=multiply_adds(net, params, stats, image_size=size) + _head_mixes(params),
+        image_size=size,
+        stem=_stem(name, params),
+        norms=_norms(params, stats),
+        paper=PAPERS.get(name),
+        published={key: net for key, net in PUBLISHED.items() if net.model == name},
+    )
+
+
+def multiply_adds(net, params, stats, *, image_size: int) -> int:
+    """The multiply-adds of all convolutions and products of matrices, for one image."""
+    channels = stats["normalize.mean"].shape[0]
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
+    return _count(jax.make_jaxpr(lambda *args: net.apply(*args)[0])(params, stats, images).jaxpr)
+
+
+def _head_mixes(params) -> int:
+    """CaiT's linear maps of the head axis: computed as sums, so no product of matrices shows."""
+    mixes = [array.size for key, array in params.items() if re.search(r"proj_[lw]\.kernel", key)]
+    return sum(mixes) * params["pos_embed"].shape[1] ** 2 if mixes else 0
+
+
+def _count(jaxpr) -> int:
+    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation) -> int:
+    kind, parameters = equation.primitive.name, equation.params
+    if kind == "dot_general":
+        (contracted, _), _ = parameters["dimension_numbers"]
+        shape = equation.invars[0].aval.shape
+        return equation.outvars[0].aval.size * prod(shape[axis] for axis in contracted)
+    if kind == "conv_general_dilated":
+        kernel, numbers = equation.invars[1].aval, parameters["dimension_numbers"]
+        features = kernel.shape[numbers.rhs_spec[0]]
+        return equation.outvars[0].aval.size * kernel.size // features
+    if kind == "cond" and (platforms := parameters.get("branches_platforms")):
+        return _count(parameters["branches"][platforms.index(None)].jaxpr)  # None: any other one
+    times = parameters["length"] if kind == "scan" else 1
+    return times * sum(map(_count, _inner(parameters.values())))
+
+
+def _inner(values: Iterable[Any]) -> Iterable[Any]:
+    """The programs among an equation's parameters."""
+    for value in values:
+        if isinstance(value, tuple | list):
+            yield from _inner(value)
+        elif hasattr(value, "eqns"):
+            yield getattr(value, "jaxpr", value)
+
+
+def _stem(name: str, params) -> str:
+    """How many 3x3 convolutions a stem has, else the window of its only one; even: a patch."""
+    kernels = (k for k in params if re.fullmatch(models.family(name).STEM, k) and "kernel" in k)
+    windows = [side for k in kernels if (side := params[k].shape[0]) > 1]
+    if len(windows) > 1:
+        return f"conv x{len(windows)}"
+    (side,) = windows
+    return f"conv {side}" if side % 2 else f"patch {side}"
+
+
+def _norms(params, stats) -> str:
+    batch = {key.removesuffix(".var") for key in stats if key.endswith(".var")}
+    layer = {key.removesuffix(".scale") for key in params if key.endswith(".scale")} - batch
+    return "+".join(norm for norm, found in (("LN", layer), ("BN", batch)) if found)
+
+
+HEAD = f"""\
+{"":21} parameters, M       multiply-adds, G
+{"architecture":19} {"here":>7} {"paper":>7}  {"px":>3} {"here":>7} {"paper":>7}  \
+{"stem":8} {"norms":5} checkpoints"""
+NOTES = """
+px: the side of the image that multiply-adds are counted at. They are those of convolutions, linear
+maps and attention's products; the papers' ConvNeXt and ViT figures count layer norms too. paper:
+Singh, Croce, Hein 2023, Tables 14 and 2, else Debenedetti's thesis; "!" is a known misprint there.
+stem: side of the patch, or how many 3x3 convolutions, or the window of one. checkpoints: those of
+RobustBench (ImageNet, Linf); `python -m jaxrobust.models NAME ...` names them in full."""
+
+CHECKPOINT_NOTES = """\
+clean, AA: % of RobustBench's 5,000 ImageNet images, before and after AutoAttack
+(Linf, 4/255), as published. input: norm. has ImageNet's mean and std inside."""
+
+
+def line(row: Architecture, width: int = 100) -> str:
+    """A row for people, at most `width` wide; checkpoints that do not fit stand below it."""
+    paper = row.paper or Paper(None, "")
+    mark = "!" if paper.misprint else ""
+    cells = (
+        f"{row.name:19} {row.parameters / 1e6:7.2f} {(paper.parameters or '') + mark:>7}  "
+        f"{row.image_size:3d} {row.multiply_adds / 1e9:7.3f} {paper.multiply_adds + mark:>7}  "
+        f"{row.stem:8} {row.norms:5} "
+    )
+    # Author and year, as Salman2020; a name without a year as it is.
+    short = [re.match(r"[A-Za-z]+\d{4}|.+", key)[0] for key in row.published]  # type: ignore[index]
+    text = " ".join(dict.fromkeys(short))
+    if len(cells) + len(text) <= width:
+        return (cells + text).rstrip()
+    below = textwrap.wrap(text, width, initial_indent=" " * 20, subsequent_indent=" " * 20)
+    return "\n".join([cells.rstrip(), *below])
+
+
+def checkpoints(rows: Sequence[Architecture]) -> str:
+    """The published checkpoints of some rows in full; empty if there are none."""
+    found = [(key, net) for row in rows for key, net in row.published.items()]
+    if not found:
+        return ""
+    lines = [f"\n{'checkpoint':39} {'clean':>5} {'AA':>5} {'input':5} preprocessing"]
+    for key, net in found:
+        figures = f"{net.clean:5.2f} {net.autoattack:5.2f} {'norm.' if net.normalised else '[0,1]'}"
+        lines.append(f"{key:39} {figures} {net.preprocessing}")
+    lines.append(
+        "% of RobustBench's 5,000 ImageNet images, before and after AutoAttack, Linf 4/255,"
+    )
+    return "\n".join([*lines, "as published. input: norm. has ImageNet's mean and std inside."])
+
+
+def record(row: Architecture) -> dict[str, Any]:
+    """A row as plain values."""
+    plain = row._asdict() | {"paper": row.paper and row.paper._asdict()}
+    return plain | {"published": {key: net._asdict() for key, net in row.published.items()}}

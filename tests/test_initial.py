@@ -1,0 +1,258 @@
+"""Stored weights as the start of a run, and an imported folder before the evaluation."""
+
+import json
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
+
+from jaxrobust import distribution, initial, models, records, scores, train
+from jaxrobust.models.positions import resized
+from tests import test_train as training
+from tests.test_evaluate import call
+from tests.test_import import as_timm, weights
+
+OPTIONS = {"stem_strides": (1,), "depths": (1,), "dims": (8,)}  # those of `training.tiny`
+FOLDER = {
+    "architecture": "convnext_n",
+    "num_classes": 10,
+    "image_size": 8,
+    "in_channels": 1,
+    "preprocessing": None,
+    "norm": None,
+    "epsilon": None,
+}
+
+
+def small(**overrides) -> dict[str, np.ndarray]:
+    """Weights of the network that `tiny` trains, close to what an initialisation gives."""
+    drawn = weights(image_size=8, **(OPTIONS | {"in_channels": 1} | overrides))
+    return {
+        key: array if key.startswith("normalize.") else np.float32(0.1) * array
+        for key, array in drawn.items()
+    }
+
+
+def split(arrays):
+    stats = {k: a for k, a in arrays.items() if k.startswith("normalize.")}
+    return {k: a for k, a in arrays.items() if k not in stats}, stats
+
+
+def tiny(path, **changes) -> ConfigDict:
+    """One adversarial epoch of 4 steps from stored weights."""
+    changes = {"pretrain__epochs": 0, "train__epochs": 1, "train__warmup_epochs": 0} | changes
+    return training.tiny(init__weights=None if path is None else str(path), **changes)
+
+
+class ComposeTest(parameterized.TestCase):
+    def test_positions_are_resized_under_both_namings(self):
+        small = {"dim": 8, "depth": 1, "heads": 2}
+        ours = weights("vit_s", image_size=64, **small)
+        names = {k.replace("patch_embed.proj.0", "patch_embed.proj"): a for k, a in ours.items()}
+        net = models.create("vit_s", num_classes=10, image_size=32, **small)
+        for arrays in (ours, as_timm(names)):
+            start = initial.compose("vit_s", net, arrays)
+            self.assertEqual(start.resized, {"pos_embed": ((1, 17, 8), (1, 5, 8))})
+            np.testing.assert_array_equal(
+                start.params["pos_embed"], resized(ours["pos_embed"], (1, 5, 8))
+            )
+            np.testing.assert_array_equal(start.params["head.kernel"], ours["head.kernel"])
+
+    def test_statistics_come_along_and_a_counter_does_not(self):
+        ours = weights("resnet18")
+        torch = {
+            k.replace(".mean", ".running_mean").replace(".var", ".running_var"): a
+            for k, a in as_timm(ours).items()
+        }
+        torch["bn1.num_batches_tracked"] = np.int64(3)
+        net = models.create("resnet18", num_classes=10, image_size=16)
+        start = initial.compose("resnet18", net, torch)
+        np.testing.assert_array_equal(start.stats["bn1.mean"], ours["bn1.mean"])
+        self.assertEqual(list(start.dropped), ["bn1.num_batches_tracked"])
+        self.assertIn("1 left out (counts", " ".join(initial.summary(start)))
+
+    @parameterized.parameters(
+        "cait_xxs24", "convnext_n", "iso_convnext_s", "resnet18", "swin_b", "vit_m_cvst", "xcit_n12"
+    )
+    def test_every_architecture_has_a_stem_and_a_head(self, name):
+        net = models.create(name, num_classes=10)
+        params, stats = jax.eval_shape(net.init, jax.random.key(0))
+        arrays = {k: np.broadcast_to(np.float32(0), a.shape) for k, a in (params | stats).items()}
+        found = convert.names(name, arrays)
+        self.assertEqual(initial.head_width(name, found), 10)
+        self.assertEqual(initial.in_channels(name, found), 3)
+
+    def test_a_seed_draws_the_same(self):
+        net = models.create("convnext_n", num_classes=7, image_size=8, in_channels=1, **OPTIONS)
+        heads = [
+            initial.compose("convnext_n", net, small(), head="fresh", seed=seed).params
+            for seed in (0, 0, 1)
+        ]
+        kernels = [head["head.fc.kernel"] for head in heads]
+        np.testing.assert_array_equal(kernels[0], kernels[1])
+        self.assertFalse(np.array_equal(kernels[0], kernels[2]))
+
+
+class StartTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir())
+        self.file = self.folder / "start.safetensors"
+        self.workdir = self.folder / "run"
+
+    def stored(self, arrays=None, file=None) -> Path:
+        save_file(small() if arrays is None else arrays, file or self.file)
+        return file or self.file
+
+    def imported(self, arrays=None, **changes) -> Path:
+        weights = split(small() if arrays is None else arrays)
+        distribution.write(self.folder / "imported", *weights, FOLDER | changes)
+        return self.folder / "imported"
+
+    def run_to_first_step(self, config):
+        """(what it says, the state before the first step)."""
+        seen = []
+        real = train._steps
+
+        def steps(config, workdir, name, phase, state, *rest):
+            seen.append(jax.device_get(state._replace(key=0)))
+            return real(config, workdir, name, phase, state, *rest)
+
+        with mock.patch.object(train, "_steps", steps):
+            said = training.quiet_run(config, self.workdir)
+        return said, seen[0] if seen else None
+
+    def test_trains_from_a_file_and_says_so_in_every_record(self):
+        said, state = self.run_to_first_step(tiny(self.stored()))
+        for key, array in small().items():
+            np.testing.assert_array_equal((state.params | state.stats)[key], array, err_msg=key)
+        for key, array in state.params.items():
+            np.testing.assert_array_equal(state.ema[key], array, err_msg=key)
+        sha256 = records.weights_sha256(*split(small()))
+        (record,) = scores.results(self.workdir)
+        self.assertEqual(record["init"]["weights_sha256"], sha256)
+        self.assertEqual(record["init"]["start_sha256"], sha256)
+        self.assertEqual(record["init"]["weights"], str(self.file))
+        self.assertIn(f"starting from {self.file}, sha256 {sha256[:12]}", said)
+
+        with self.subTest("another file under the same name is noticed, and none is no trouble"):
+            self.assertNotIn(
+                "holds other weights", training.quiet_run(tiny(self.file), self.workdir)
+            )
+            self.stored({key: array + 1 for key, array in small().items()})
+            said = training.quiet_run(tiny(self.file), self.workdir)
+            self.assertRegex(said, "holds other weights now .* continues from its own checkpoint")
+            self.file.unlink()
+            training.quiet_run(tiny(self.file), self.workdir)
+            with self.assertRaisesRegex(ValueError, "init.weights: '.*' there, '.*other.pt' now"):
+                training.quiet_run(tiny("other.pt"), self.workdir)
+
+        with self.subTest("its best weights start another run"):
+            (best,) = [r["weights_sha256"] for r in scores.results(self.workdir)]
+            source, self.workdir = self.workdir, self.folder / "second"
+            said, state = self.run_to_first_step(tiny(source))
+            self.assertEqual(records.weights_sha256(state.params, state.stats), best)
+            self.assertRegex(said, r"starting from .*run \(train, step 4, ema\)")
+
+    def test_from_random_weights_as_before(self):
+        training.quiet_run(tiny(None), self.workdir)
+        self.assertNotIn("init", scores.results(self.workdir)[0])
+        old = json.loads((self.workdir / "config.json").read_text())
+        del old["init"]  # as runs of before wrote it
+        (self.workdir / "config.json").write_text(json.dumps(old))
+        self.assertNotIn("compiled", training.quiet_run(tiny(None), self.workdir))
+        with self.assertRaisesRegex(ValueError, "init.weights: None there, 'x.pt' now"):
+            training.quiet_run(tiny("x.pt"), self.workdir)
+
+    def test_folder_with_a_new_stem_and_head(self):
+        arrays = small(in_channels=3, stem_strides=(2,))
+        arrays["head.fc.bias"], arrays["head.fc.kernel"] = np.zeros(5, "f"), np.zeros((8, 5), "f")
+        arrays |= {"normalize.mean": np.zeros(1, "f"), "normalize.std": np.ones(1, "f")}
+        path = self.imported(arrays, num_classes=5)
+        start, _ = initial.of_config(tiny(path, init__stem="fresh", init__head="fresh"))
+        self.assertEqual(start.params["stem.0.kernel"].shape, (1, 1, 1, 8))
+        self.assertEqual(start.params["head.fc.kernel"].shape, (8, 10))
+        np.testing.assert_array_equal(start.params["head.norm.scale"], arrays["head.norm.scale"])
+        said = " ".join(initial.summary(start))
+        self.assertIn("6 drawn anew: ", said)
+        self.assertIn("6 left out (is drawn anew): ", said)
+
+    @parameterized.named_parameters(
+        ("missing", {}, "none.pth", {}, r"^init.weights=[^ ]*none.pth: no such file"),
+        ("empty_folder", {}, "", {}, "holds no weights; give a file, a folder that"),
+        ("width", {"dims": (16,)}, None, {}, "weights do not fit.*head.norm.scale"),
+        ("choice", {}, None, {"init__stem": "new"}, "init.stem='new'; one of keep, fresh"),
+        ("channels", {"in_channels": 3}, None, {}, "images with 3 channels, and .*in_channels=1"),
+        (
+            "normalise",
+            {"in_channels": 3},
+            None,
+            {"init__stem": "fresh"},
+            "they normalise images with 3 channels",
+        ),
+        ("stem", {"stem_strides": (2,)}, None, {}, "only the stem is another one.*init.stem=fresh"),
+    )
+    def test_refuses_before_anything_is_written(self, overrides, name, changes, message):
+        path = self.stored(small(**overrides)) if name is None else self.folder / name
+        with self.assertRaisesRegex(ValueError, f"(?s){message}"):
+            training.quiet_run(tiny(path, **changes), self.workdir)
+        self.assertFalse(self.workdir.exists())
+
+    def test_refuses_other_networks_classes_and_types(self):
+        with self.assertRaisesRegex(
+            ValueError, "are those of convnext_t; set model.name=convnext_t"
+        ):
+            initial.of_config(tiny(self.imported(architecture="convnext_t")))
+        arrays = small() | {"head.fc.bias": np.zeros(5, "f"), "head.fc.kernel": np.zeros((8, 5))}
+        with self.assertRaisesRegex(ValueError, "head has 5 classes.*set init.head=fresh"):
+            initial.of_config(tiny(self.stored(arrays)))
+        halves = {key: array.astype(np.float16) for key, array in small().items()}
+        with self.assertRaisesRegex(ValueError, "float16 .*where rounding .*--cast"):
+            initial.of_config(tiny(self.stored(halves)))
+
+
+class FolderTest(parameterized.TestCase):
+    """`evaluate --weights FOLDER`."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir()) / "imported"
+        # The channel count is enough for file weights; their options are those of the name.
+        arrays = {k: np.float32(0.1) * a for k, a in weights(image_size=8, in_channels=1).items()}
+        distribution.write(self.folder, *split(arrays), FOLDER | {"epsilon": 0.1, "norm": "l2"})
+
+    def test_the_folder_says_what_it_is(self):
+        out = str(self.folder.parent / "out")
+        given = {"weights": str(self.folder), "dataset": "digits", "attack": "clean", "out": out}
+        code, printed, said = call(**given, n=16)
+        self.assertEqual(code, 0, said)
+        self.assertIn("convnext_n (weights.safetensors)", printed)
+        (record,) = scores.results(Path(out))
+        self.assertEqual(
+            record["weights_sha256"], distribution.about(self.folder)["weights_sha256"]
+        )
+        code, _, said = call(**given, model="convnext_t")
+        self.assertEqual(code, 2)
+        self.assertIn("holds a convnext_n; leave --model=convnext_t out", said)
+
+    def test_damage_is_named(self):
+        file = self.folder / "weights.safetensors"
+        file.write_bytes(file.read_bytes()[:-4] + b"\1\2\3\4")
+        with self.assertRaisesRegex(
+            ValueError, "not the file that config.json beside it describes"
+        ):
+            distribution.about(self.folder)
+        file.unlink()
+        with self.assertRaisesRegex(ValueError, "no weights.safetensors; get both"):
+            distribution.about(self.folder)
+        (self.folder / "config.json").write_text('{"architecture": "convnext_n"}')
+        with self.assertRaisesRegex(ValueError, "lacks num_classes.*import the weights again"):
+            distribution.about(self.folder)
+
+
+if __name__ == "__main__":
+    absltest.main()
