@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from jaxrobust import distribution, initial, models, records, scores, train
+from jaxrobust import convert, distribution, initial, models, records, scores, train
 from jaxrobust.models.positions import resized
 from tests import test_train as training
 from tests.test_evaluate import call
