@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrobust import build, convert, distribution, files, judge, models, records
+from jaxrobust import build, certificates, convert, distribution, files, judge, models, records
 from jaxrobust.names import Row
+from jaxrobust.progress import say
 from jaxrobust.types import Classifier
 
 Arrays = dict[str, Any]  # np.ndarray, which hash and convert alike
@@ -222,6 +223,8 @@ def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
     except ValueError as error:
         reason = str(error).removeprefix(f"{Path(asked.weights)}: ")
         raise ValueError(f"init.weights={asked.weights}: {reason}") from error
+    if line := certificates.said(Path(asked.weights)):
+        say(line)
     record = {"weights": str(asked.weights), "where": source.where}
     record |= {"stem": asked.stem, "head": asked.head}
     record |= {"weights_sha256": records.weights_sha256(source.arrays, {})}

@@ -15,6 +15,7 @@ import numpy as np
 from jaxrobust import (
     attacks,
     build,
+    certificates,
     convert,
     distribution,
     metrics,
@@ -147,6 +148,8 @@ def run_weights(config: Values, workdir: Path, phase: str | None) -> tuple[str, 
 def file_weights(config: Values, path: Path) -> tuple[str, scores.Weights]:
     """The weights of a file, and its name; the config learns their number of channels."""
     model = config.model
+    if line := certificates.said(path):
+        say(line)
     path = path / distribution.WEIGHTS if path.is_dir() else path
     params, stats = convert.load(
         model.name, path, num_classes=model.num_classes, image_size=model.image_size

@@ -246,7 +246,11 @@ class ImportTest(LocalCase):
 
     def call(self, *extra, source=None, model="convnext_n", classes="10") -> tuple[dict, str]:
         arguments = [str(source or self.file), f"--model={model}", f"--out={self.out}", "--json"]
-        arguments += ["--image-size=16", *([f"--num_classes={classes}"] if classes else [])]
+        arguments += [
+            "--image-size=16",
+            "--nocertificate",
+            *([f"--num_classes={classes}"] if classes else []),
+        ]
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             import_torch.main([*arguments, *extra])

@@ -164,7 +164,7 @@ class TrainStepTest(parameterized.TestCase):
             self.assertLess(np.abs(state.ema[name] - value).mean(), 0.02 * moved + 1e-9, name)
 
 
-class BatchNormTest(parameterized.TestCase):
+class BatchNormTest(absltest.TestCase):
     """Networks whose statistics move while they train."""
 
     @staticmethod
@@ -217,15 +217,27 @@ class BatchNormTest(parameterized.TestCase):
         for name, value in once.items():
             np.testing.assert_allclose(after.stats[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
-    @parameterized.parameters(0, 1)
-    def test_one_device_is_eight(self, group):
-        config = self.config(group, train__objective="clean", train__batch_size=16)
+
+class BatchStatisticsOnDevicesTest(absltest.TestCase):
+    """Statistics of the whole batch, which several devices hold together."""
+
+    group = 0
+
+    def test_one_device_is_eight(self):
+        config = BatchNormTest.config(self.group, train__objective="clean", train__batch_size=16)
         one, many = (trained(config, jax.devices()[:n], size=16) for n in (1, 8))
         for a, b in zip(one[1], many[1], strict=True):
             np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
         for name, value in one[0].stats.items():
             # Sums in another order, and from the second step on weights that differ by as much.
             np.testing.assert_allclose(value, many[0].stats[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+class GroupedStatisticsOnDevicesTest(BatchStatisticsOnDevicesTest):
+    """Statistics of each image."""
+
+    group = 1
 
 
 class ProgramTest(absltest.TestCase):

@@ -18,9 +18,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import convert, distribution, download, files, initial, models
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, tools/ is unknown
+
+from jaxrobust import certificates, convert, distribution, download, files, initial, models
 from jaxrobust.commandline import stop
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
+from tools import certificate
+from tools.references import Network
 
 Arrays = dict[str, np.ndarray]
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
@@ -52,6 +56,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("sha256", help="of SOURCE, if known")
     flag("cast", action="store_true", help="round to float32 what is stored in another type")
     flag("seed", type=int, default=0, help="of what is drawn")
+    flag("nocertificate", action="store_true", help="compare with no reference (saves minutes)")
     flag("json", action="store_true", help="one JSON object on the last line")
     return parser.parse_args(argv)
 
@@ -194,7 +199,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "which": which,
         "drawn": {"seed": args.seed, "names": start.fresh} if start.fresh else None,
     }
+    certified = None
+    if not args.nocertificate:
+        network = Network(name, start.params, start.stats, classes, size, {})
+        certified = certificate.of_import(network, path, key or "timm", args.which)
     config = distribution.write(args.out, start.params, start.stats, config)
+    if certified:
+        certificate.write(args.out / distribution.WEIGHTS, certified)
     print(f"{args.out}: {name}, {classes} classes, {size} px, sha256 {config['sha256']}")
     for line in initial.summary(start):
         print(f"  {line}")
@@ -203,6 +214,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     mean, std = (start.stats[f"normalize.{k}"].tolist() for k in ("mean", "std"))
     shown = (" ".join(f"{value:.4g}" for value in values) for values in (mean, std))
     print("  normalisation: mean {}, std {} ({})".format(*shown, said))
+    if certified:
+        print(f"  certificate: {certificates.summary(certified)}")
     return config | {
         "out": str(args.out),
         "matched": len(start.matched),
@@ -210,6 +223,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "left_out": start.dropped,
         "resized": start.resized,
         "normalize": {"mean": mean, "std": std, "origin": said},
+        "certificate": certified and certificates.summary(certified),
     }
 
 

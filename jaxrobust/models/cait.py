@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxrobust.models import attention, stems
 from jaxrobust.models.classifier import classifier, run_blocks
-from jaxrobust.models.modules import LayerNorm, Linear, Mlp, Normalize, branches, normal_02
+from jaxrobust.models.modules import Draws, LayerNorm, Linear, Mlp, Normalize, branches, normal_02
 from jaxrobust.models.vit import HEAD as HEAD
 from jaxrobust.models.vit import STEM as STEM
 from jaxrobust.models.vit import PatchEmbed, grid_of, patch_stem, token_rows
@@ -120,7 +120,7 @@ class ClassBlock(_Layer):
 class CaiT(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: nnx.Rngs):
+    def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: Draws):
         v = variant
         self.normalize = Normalize(v.in_channels)
         self.patch_embed = PatchEmbed(patch_stem(v, rngs))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.modules import Drop
+from jaxrobust.models.modules import Draws, Drop
 from jaxrobust.types import Array, Classifier, Params
 
 
@@ -23,22 +23,22 @@ def _state(flat: Params, like):
     return nnx.from_flat_state([(p, leaf) for (p, _), leaf in zip(paths, leaves, strict=True)])
 
 
-def classifier(make: Callable[[nnx.Rngs], nnx.Module], *, dtype=jnp.float32) -> Classifier:
+def classifier(make: Callable[[Draws], nnx.Module], *, dtype=jnp.float32) -> Classifier:
     """The network that `make` builds as a pair of pure functions.
 
     Args:
-      make: called with `nnx.Rngs(params=key)`; its variables are Param or BatchStat, and it is
+      make: called with the `Draws` of a key; its variables are Param or BatchStat, and it is
         called as `module(images, train, key)`.
       dtype: compute type. Params are cast on entry, which costs nothing if the caller did so
         already, once, outside an attack loop. Logits come back in float32 (float64 in x64).
 
     The layers have gradients of their own: reverse mode works, forward mode (`jax.jvp`) does not.
     """
-    abstract = nnx.eval_shape(lambda: make(nnx.Rngs(params=0)))
+    abstract = nnx.eval_shape(lambda: make(Draws(jax.random.key(0))))
     graph, *states = nnx.split(abstract, nnx.Param, nnx.BatchStat)
 
     def init(key: Array) -> tuple[Params, Params]:
-        _, *drawn = nnx.split(make(nnx.Rngs(params=key)), nnx.Param, nnx.BatchStat)
+        _, *drawn = nnx.split(make(Draws(key)), nnx.Param, nnx.BatchStat)
         return _flat(drawn[0]), _flat(drawn[1])
 
     def apply(params: Params, stats: Params, images: Array, *, train=False, key=None):
@@ -48,7 +48,8 @@ def classifier(make: Callable[[nnx.Rngs], nnx.Module], *, dtype=jnp.float32) -> 
         if images.ndim != 4 or images.shape[3] != channels:
             raise ValueError(f"images have shape {images.shape}, expected [B, H, W, {channels}]")
         cast = {name: array.astype(dtype) for name, array in params.items()}
-        module = nnx.merge(graph, _state(cast, states[0]), _state(stats, states[1]))
+        known = {name: jnp.asarray(array) for name, array in stats.items()}
+        module = nnx.merge(graph, _state(cast, states[0]), _state(known, states[1]))
         logits = module(images, train, key)
         wide = logits.dtype if logits.dtype == jnp.float64 else jnp.float32
         moved = _flat(nnx.split(module, nnx.Param, nnx.BatchStat)[2]) if train else stats

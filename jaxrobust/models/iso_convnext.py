@@ -17,6 +17,7 @@ from jaxrobust.models.classifier import classifier, run_blocks
 from jaxrobust.models.modules import (
     Conv,
     DepthwiseConv,
+    Draws,
     LayerNorm,
     Linear,
     Mlp,
@@ -64,7 +65,7 @@ class Block(nnx.Module):
 class IsotropicConvNeXt(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: nnx.Rngs):
+    def __init__(self, variant: Variant, num_classes: int, rngs: Draws):
         v = variant
         self.normalize = Normalize(v.in_channels)
         self.stem = nnx.List(_stem(v, rngs))

@@ -304,10 +304,10 @@ def batch_norm_train(
 # ------------------------------------------------------------------------- pooling and drop path
 
 
-def _pool_lines(x: Array, axis: int) -> tuple[Array, Array, Array]:
+def _pool_lines(x: Array, axis: int) -> list[Array]:
     """First, second and third entry of the windows along `axis`."""
     stop = (x.shape[axis] - 3) // 2 * 2 + 1
-    return tuple(lax.slice_in_dim(x, i, i + stop, 2, axis) for i in range(3))
+    return [lax.slice_in_dim(x, i, i + stop, 2, axis) for i in range(3)]
 
 
 def _pool_axis(x: Array, axis: int) -> Array:

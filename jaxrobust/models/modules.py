@@ -12,6 +12,18 @@ from flax import nnx
 from jaxrobust.models import convolutions, layers
 from jaxrobust.types import Array
 
+
+class Draws:
+    """Keys, one for each draw: what modules use of `nnx.Rngs`, whose tracing is quadratic."""
+
+    def __init__(self, key: Array):
+        self.key, self.drawn = key, 0
+
+    def params(self) -> Array:
+        self.drawn += 1
+        return jax.random.fold_in(self.key, self.drawn - 1)
+
+
 normal_02 = jax.nn.initializers.normal(0.02)  # timm cuts at +-2, a hundred deviations out
 
 

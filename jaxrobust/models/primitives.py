@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,10 @@ from jax import lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
 Array = jax.Array
+Out = TypeVar("Out")  # an array, or a list or tuple of them
 
 
-def walled(function: Callable[..., Array]) -> Callable[..., Array]:
+def walled(function: Callable[..., Out]) -> Callable[..., Out]:
     """`function` compiled as a computation of its own: nothing fuses across its boundary.
 
     Keyword-only parameters of `function` are static.
@@ -21,7 +22,7 @@ def walled(function: Callable[..., Array]) -> Callable[..., Array]:
     compiled = jax.jit(function, static_argnames=inspect.getfullargspec(function).kwonlyargs)
 
     @functools.wraps(function)
-    def call(*operands: Array, **settings: Any) -> Array:
+    def call(*operands: Array, **settings: Any) -> Out:
         # `optimization_barrier` does not do this: it is gone before XLA's CPU back end fuses.
         with set_xla_metadata(inlineable="false"):
             return compiled(*operands, **settings)
@@ -29,12 +30,12 @@ def walled(function: Callable[..., Array]) -> Callable[..., Array]:
     return call
 
 
-def per_platform(function: Callable[..., Array]) -> Callable[..., Array]:
+def per_platform(function: Callable[..., Out]) -> Callable[..., Out]:
     """`function`, behind a wall on CPU."""
     on_cpu = walled(function)
 
     @functools.wraps(function)
-    def call(*operands: Array, **settings: Any) -> Array:
+    def call(*operands: Array, **settings: Any) -> Out:
         rules = {"cpu": on_cpu, "default": function}
         rules = {name: functools.partial(rule, **settings) for name, rule in rules.items()}
         return lax.platform_dependent(*operands, **rules)

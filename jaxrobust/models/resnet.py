@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxrobust.models import layers
 from jaxrobust.models.classifier import classifier, run_blocks
-from jaxrobust.models.modules import BatchNorm, Conv, Linear, Normalize, branches
+from jaxrobust.models.modules import BatchNorm, Conv, Draws, Linear, Normalize, branches
 from jaxrobust.names import (
     BATCH_NORM_COUNT,
     Naming,
@@ -118,7 +118,7 @@ class Bottleneck(nnx.Module):
 class ResNet(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: nnx.Rngs):
+    def __init__(self, variant: Variant, num_classes: int, rngs: Draws):
         v = variant
         self.normalize = Normalize(v.in_channels)
         kernel, stride = (3, 1) if v.small_stem else (7, 2)

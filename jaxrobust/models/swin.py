@@ -12,9 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrobust.models import attention, layers
+from jaxrobust.models import attention
 from jaxrobust.models.classifier import classifier, run_blocks
-from jaxrobust.models.modules import Conv, LayerNorm, Linear, Mlp, Normalize, branches, normal_02
+from jaxrobust.models.modules import (
+    Conv,
+    Draws,
+    LayerNorm,
+    Linear,
+    Mlp,
+    Normalize,
+    branches,
+    normal_02,
+)
 from jaxrobust.names import Naming, Row, affine, conv_oihw, drop, linear_oi, naming, row
 from jaxrobust.types import Classifier
 
@@ -90,7 +99,9 @@ class WindowAttention(nnx.Module):
         bias = self.relative_position_bias_table[...][index].reshape(tokens, tokens, self.heads)
         bias = bias.transpose(2, 0, 1)
         if mask is not None:
-            bias = bias[None] + jnp.asarray(mask, bias.dtype)[:, None]  # for each window of an image
+            bias = (
+                bias[None] + jnp.asarray(mask, bias.dtype)[:, None]
+            )  # for each window of an image
         qkv = self.qkv(x).reshape(windows, tokens, 3, self.heads, dim // self.heads)
         return self.proj(attention.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias=bias))
 
@@ -146,7 +157,10 @@ class Stage(nnx.Module):
         shift = window // 2 if side > window else 0
         self.downsample = Merge(dim // 2, v.eps, rngs) if stage else None
         self.blocks = nnx.List(
-            [Block(dim, heads, window, shift * (i % 2), v.eps, rngs) for i in range(v.depths[stage])]
+            [
+                Block(dim, heads, window, shift * (i % 2), v.eps, rngs)
+                for i in range(v.depths[stage])
+            ]
         )
 
     def __call__(self, x, **how):
@@ -178,7 +192,7 @@ class Head(nnx.Module):
 class Swin(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, image_size: int, rngs: nnx.Rngs):
+    def __init__(self, variant: Variant, num_classes: int, image_size: int, rngs: Draws):
         v = variant
         self.normalize = Normalize(v.in_channels)
         self.patch_embed = PatchEmbed(v, rngs)

@@ -139,17 +139,18 @@ def _norms(params, stats) -> str:
     return "+".join(norm for norm, found in (("LN", layer), ("BN", batch)) if found)
 
 
-HEAD = f"""\
-{"":21} parameters, M       multiply-adds, G
-{"architecture":19} {"here":>7} {"paper":>7}  {"px":>3} {"here":>7} {"paper":>7}  \
-{"stem":8} {"norms":5} checkpoints"""
+HEAD = (
+    f"{'':21} parameters, M      multiply-adds, G\n"
+    f"{'architecture':19} {'here':>7} {'paper':>7} {'px':>3} {'here':>7} {'paper':>7} "
+    f"{'stem':8} {'norms':5} weights"
+)
 NOTES = """
-px: the side of the image that multiply-adds are counted at. They are those of convolutions, linear
-maps and attention's products; the papers' ConvNeXt and ViT figures count layer norms too. paper:
-Singh, Croce, Hein 2023, Tables 14 and 2, else Debenedetti's thesis; "!" is a known misprint there.
-stem: side of the patch, or how many 3x3 convolutions, or the window of one. checkpoints: those of
-RobustBench (ImageNet, Linf); `python -m jaxrobust.models NAME ...` names them in full."""
-
+px: the side of the image that multiply-adds are counted at. They are those of
+convolutions, linear maps and attention's products; the papers' ConvNeXt and ViT
+figures count layer norms too. paper: Singh, Croce, Hein 2023, Tables 14 and 2,
+else Debenedetti's thesis; "!" is a known misprint there. stem: side of the
+patch, or how many 3x3 convolutions, or the window of one. weights: checkpoints
+of RobustBench, ImageNet Linf; `python -m jaxrobust.models NAME` lists them."""
 CHECKPOINT_NOTES = """\
 clean, AA: % of RobustBench's 5,000 ImageNet images, before and after AutoAttack
 (Linf, 4/255), as published. input: norm. has ImageNet's mean and std inside."""
@@ -160,8 +161,8 @@ def line(row: Architecture, width: int = 100) -> str:
     paper = row.paper or Paper(None, "")
     mark = "!" if paper.misprint else ""
     cells = (
-        f"{row.name:19} {row.parameters / 1e6:7.2f} {(paper.parameters or '') + mark:>7}  "
-        f"{row.image_size:3d} {row.multiply_adds / 1e9:7.3f} {paper.multiply_adds + mark:>7}  "
+        f"{row.name:19} {row.parameters / 1e6:7.2f} {(paper.parameters or '') + mark:>7} "
+        f"{row.image_size:3d} {row.multiply_adds / 1e9:7.3f} {paper.multiply_adds + mark:>7} "
         f"{row.stem:8} {row.norms:5} "
     )
     # Author and year, as Salman2020; a name without a year as it is.
@@ -176,16 +177,11 @@ def line(row: Architecture, width: int = 100) -> str:
 def checkpoints(rows: Sequence[Architecture]) -> str:
     """The published checkpoints of some rows in full; empty if there are none."""
     found = [(key, net) for row in rows for key, net in row.published.items()]
-    if not found:
-        return ""
     lines = [f"\n{'checkpoint':39} {'clean':>5} {'AA':>5} {'input':5} preprocessing"]
     for key, net in found:
         figures = f"{net.clean:5.2f} {net.autoattack:5.2f} {'norm.' if net.normalised else '[0,1]'}"
         lines.append(f"{key:39} {figures} {net.preprocessing}")
-    lines.append(
-        "% of RobustBench's 5,000 ImageNet images, before and after AutoAttack, Linf 4/255,"
-    )
-    return "\n".join([*lines, "as published. input: norm. has ImageNet's mean and std inside."])
+    return "\n".join([*lines, CHECKPOINT_NOTES]) if found else ""
 
 
 def record(row: Architecture) -> dict[str, Any]:

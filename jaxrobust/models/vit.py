@@ -17,6 +17,7 @@ from jaxrobust.models import attention, stems
 from jaxrobust.models.classifier import classifier, run_blocks
 from jaxrobust.models.modules import (
     Conv,
+    Draws,
     LayerNorm,
     Linear,
     Mlp,
@@ -125,7 +126,7 @@ class PatchEmbed(nnx.Module):
 class VisionTransformer(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: nnx.Rngs):
+    def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: Draws):
         v = variant
         self.normalize = Normalize(v.in_channels)
         self.patch_embed = PatchEmbed(_stem(v, rngs))

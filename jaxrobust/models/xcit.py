@@ -17,6 +17,7 @@ from jaxrobust.models.modules import (
     BatchNorm,
     Conv,
     DepthwiseConv,
+    Draws,
     Gelu,
     LayerNorm,
     Linear,
@@ -232,7 +233,7 @@ class ClassBlock(nnx.Module):
 class Xcit(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: nnx.Rngs):
+    def __init__(self, variant: Variant, num_classes: int, rngs: Draws):
         v = variant
         self.normalize = Normalize(v.in_channels)
         self.cls_token = nnx.Param(normal_02(rngs.params(), (1, 1, v.dim)))
@@ -287,7 +288,10 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
     return classifier(lambda rngs: Xcit(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
 
 
-STEM, HEAD = r"patch_embed\..*", r"head\..*"  # our names of what `--init-stem`, `--num-classes` draw
+STEM, HEAD = (
+    r"patch_embed\..*",
+    r"head\..*",
+)  # our names of what `--init-stem`, `--num-classes` draw
 
 _CONVS = r"patch_embed\.proj\.\d\.0|blocks\.\d+\.local_mp\.conv[12]"
 _LINEARS = (

@@ -1,0 +1,1 @@
+"""Commands beside the package, run as files from a checkout, and what they share."""

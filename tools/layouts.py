@@ -1,0 +1,190 @@
+"""A network of ours as the files that PyTorch reads: timm's, RobustBench's, or a module alone."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors.numpy import save_file
+
+from jaxrobust import convert, models
+from jaxrobust.download import file_sha256
+from jaxrobust.models.published import PUBLISHED
+from tools import references
+from tools.references import Network
+
+NEEDS_TORCH = "writing .pt files needs PyTorch: pip install -e '.[torch]'"
+_MODULE = "export the self-contained module (--layout module)"
+
+
+def known(layout: str, out: Path) -> str:
+    """The layout itself; `ValueError` for one that is not known or that nothing reads."""
+    if layout not in ("timm", "module"):
+        if layout not in PUBLISHED:
+            raise ValueError(
+                f"unknown layout {layout!r}; timm, module, or one of {', '.join(sorted(PUBLISHED))}"
+            )
+        references.place(out, layout)  # refuses an id that reads no file
+    return layout
+
+
+def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
+    """The state dict of a layout.
+
+    Raises:
+      ValueError: the layout cannot express the network.
+    """
+    if layout == "module":
+        return references.named(network, wrapped=network.normalised)
+    if layout == "timm":
+        _same_function(network, network.name, "timm's network")
+        return convert.to_torch(network.name, network.params, network.stats)
+    other = PUBLISHED[layout].model
+    if models.family(other) is not models.family(network.name):
+        raise ValueError(f"{layout} is a {other}, not a {network.name}")
+    _same_function(network, other, layout)
+    _same_shapes(network, other, layout)
+    return convert.to_torch(network.name, network.params, network.stats, layout=layout)
+
+
+def _same_function(network: Network, other: str, layout: str) -> None:
+    """Refuses a layout whose network would compute something else with these weights."""
+    if changed := references.deviations(network, other):
+        said = ", ".join(
+            f"{key}={ours!r} instead of {theirs!r}" for key, (ours, theirs) in changed.items()
+        )
+        raise ValueError(
+            f"this {network.name} has {said}: {layout} is another network, so its name would be "
+            f"wrong for these weights; {_MODULE}"
+        )
+
+
+def _same_shapes(network: Network, other: str, layout: str) -> None:
+    """Refuses weights for other images or classes than those of a published network."""
+    params, stats = jax.eval_shape(models.create(other).init, jax.random.key(0))
+    ours = network.params | network.stats
+    differing = [
+        f"{key} {ours[key].shape} instead of {array.shape}"
+        for key, array in (params | stats).items()
+        if key in ours and ours[key].shape != array.shape
+    ]
+    if differing:
+        raise ValueError(
+            f"{layout} has 1000 classes and images of 224 px with 3 channels, and here are "
+            f"{', '.join(differing[:3])}; {_MODULE}"
+        )
+
+
+def save_pt(path: Path, state: dict[str, np.ndarray]) -> None:
+    """Writes a plain OrderedDict of contiguous tensors: what `weights_only=True` reads."""
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(NEEDS_TORCH) from error
+    tensors = OrderedDict((k, torch.from_numpy(np.array(v, order="C"))) for k, v in state.items())
+    torch.save(tensors, path)
+
+
+_HEAD = '''"""{title}
+
+The network {name} of jaxrobust with {classes} classes, for images with {channels} channels and
+{size} px a side; weights: {which}.
+
+    from {name} import load
+
+    net = load()  # the weights in {name}.pt beside this file; in evaluation mode
+    logits = net(images)  # f32[B,{channels},{size},{size}] in [0, 1] -> f32[B,{classes}]
+
+{sources}
+"""
+
+import hashlib
+from pathlib import Path
+'''
+_TAIL = '''
+
+
+WEIGHTS = "{name}.pt"
+SHA256 = "{sha256}"
+ROW: dict = {{
+{row}}}
+
+
+def load(path: str | Path | None = None) -> nn.Module:
+    """The network in evaluation mode, with the weights beside this file or those of `path`."""
+    file = Path(path) if path else Path(__file__).with_name(WEIGHTS)
+    if path is None and hashlib.sha256(file.read_bytes()).hexdigest() != SHA256:
+        raise ValueError(f"{{file}} is not the file that was exported beside this one")
+    net = model(**ROW)
+    net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    return net.eval()
+'''
+
+
+def module_text(network: Network, which: str, sha256: str) -> str:
+    """The self-contained file: that of tools/torch_modules with its row and `load()`."""
+    docstring, _, code = references.module_file(network.name).read_text()[3:].partition('"""\n')
+    title, _, rest = docstring.partition("\n")
+    head = _HEAD.format(
+        title=title,
+        name=network.name,
+        classes=network.num_classes,
+        channels=network.in_channels,
+        size=network.image_size,
+        which=which,
+        sources=rest[rest.index("Source") :].partition("Parity")[0].strip(),
+    )
+    fields = references.module_row(network).items()
+    row = "".join(f'    "{key}": {value!r},\n' for key, value in fields)
+    return head + code.rstrip() + _TAIL.format(name=network.name, sha256=sha256, row=row)
+
+
+def stage(folder: Path, network: Network, which: str, layout: str) -> Path:
+    """Writes the files of a layout into a new folder; returns the one that PyTorch reads first."""
+    state = arrays(network, layout)
+    if layout == "timm":
+        file = folder / f"{network.name}.safetensors"
+        save_file(state, file, metadata={"format": "pt"})
+        return file
+    if layout == "module":
+        file = folder / f"{network.name}.pt"
+        save_pt(file, state)
+        code = file.with_suffix(".py")
+        code.write_text(module_text(network, which, file_sha256(file)))
+        return code
+    file = references.place(folder, layout)
+    file.parent.mkdir(parents=True)
+    save_pt(file, state)
+    return file
+
+
+def weights_of(file: Path) -> Path:
+    """The file with the weights, of the one that PyTorch reads first."""
+    return file.with_suffix(".pt") if file.suffix == ".py" else file
+
+
+def usage(network: Network, layout: str, out: Path) -> str:
+    """How PyTorch reads what was written."""
+    if layout == "module":
+        return f"in {out}: `from {network.name} import load; net = load()`"
+    if layout == "timm":
+        file = out / f"{network.name}.safetensors"
+        if base := _timm(network):
+            return f"timm.create_model({base!r}, checkpoint_path='{file}')"
+        return "timm's names, but not a network of timm's; --layout module writes one that runs"
+    home = "" if "/" in PUBLISHED[layout].file else f"with TORCH_HOME={out}: "
+    return (
+        f"{home}robustbench.utils.load_model({layout!r}, model_dir='{out}', dataset='imagenet', "
+        "threat_model='Linf')"
+    )
+
+
+def _timm(network: Network) -> str | None:
+    """timm's name of a network that it builds without further options."""
+    try:
+        from tools.torch_reference import NETWORKS, Reference
+    except ImportError:  # no PyTorch
+        return None
+    known = Reference(*NETWORKS[network.name])
+    plain = known == Reference(known.base) and not known.base.endswith(".py")
+    return known.base if plain and network.num_classes == 1000 else None

@@ -1,0 +1,250 @@
+"""The PyTorch network that a conversion is compared with, holding the weights of the file.
+
+PyTorch and timm are imported inside of functions: without them there is no reference.
+"""
+
+import contextlib
+import importlib.metadata
+import inspect
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+
+# Before PyTorch is loaded: its threads would spin while JAX computes, on cores that JAX needs.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from jaxrobust import convert, files, models
+from jaxrobust.models.published import PUBLISHED
+from jaxrobust.names import INVERSE, channels
+
+Arrays = dict[str, Any]  # np.ndarray
+
+INSTALL = "pip install -e '.[parity]'"
+# Fields of a row that change training or speed, not what the network computes in evaluation.
+_FREE = {"dtype", "remat", "scan", "drop_path", "bn_group", "in_channels"}
+
+
+class Network(NamedTuple):
+    """A network of ours with its weights, float32 on the host."""
+
+    name: str
+    params: Arrays
+    stats: Arrays
+    num_classes: int
+    image_size: int
+    options: dict[str, Any]  # the fields of its row that are replaced
+
+    @property
+    def in_channels(self) -> int:
+        """Of its images."""
+        return len(self.stats["normalize.mean"])
+
+    @property
+    def normalised(self) -> bool:
+        """Whether its first layer changes the images."""
+        mean, std = self.stats["normalize.mean"], self.stats["normalize.std"]
+        return bool((mean != 0).any() or (std != 1).any())
+
+
+class Reference(NamedTuple):
+    """A PyTorch network in evaluation mode, from images in [0, 1], and how it came about."""
+
+    net: Any
+    origin: str
+    independent: bool  # not written by us
+    weights: str  # how it got them
+
+
+def row(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that decide what a network computes, of its row with options."""
+    fields = models.variant(name, **options)._asdict().items()
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields if k not in _FREE}
+
+
+def deviations(network: Network, other: str) -> dict[str, tuple[Any, Any]]:
+    """Field -> (of the network, of the architecture `other`) where they compute something else."""
+    ours, theirs = row(network.name, network.options), row(other, {})
+
+    def meaning(fields, key):  # a layer scale's first value is over once there are weights
+        value = fields.get(key)
+        return value is not None if key == "gamma_init" else value
+
+    return {
+        key: (ours.get(key), theirs.get(key))
+        for key in ours.keys() | theirs.keys()
+        if meaning(ours, key) != meaning(theirs, key)
+    }
+
+
+def named(network: Network, *, wrapped: bool) -> Arrays:
+    """The weights under the reference's names and in its order, of a row with any options.
+
+    `wrapped`: behind a normalisation, as `normalize.*` and `model.*`.
+    """
+    ours, rows = network.params | network.stats, models.torch_names(network.name)
+    theirs: Arrays = {}
+    if wrapped:
+        for key in ("mean", "std"):
+            theirs[f"normalize.{key}"] = INVERSE[channels](ours[f"normalize.{key}"])
+    for key in models.torch_keys(network.name, **network.options):
+        found = next(r for r in rows if r.pattern.fullmatch(key))
+        if found.target is None:  # torch's counter of batches
+            array = np.zeros((), np.int64)
+        else:
+            target = found.pattern.fullmatch(key).expand(found.target)  # type: ignore
+            array = np.ascontiguousarray(INVERSE[found.transform](ours[target]))
+        theirs[f"model.{key}" if wrapped else key] = array
+    return theirs
+
+
+def module_file(name: str) -> Path:
+    """The self-contained PyTorch file of an architecture."""
+    family = models.family(name).__name__.split(".")[-1]
+    return Path(__file__).parent / "torch_modules" / f"{family}.py"
+
+
+def module_row(network: Network) -> dict[str, Any]:
+    """The arguments of `model(**row)` of that file."""
+    from tools import torch_reference
+
+    model = torch_reference.module(module_file(network.name).name).model
+    fields = row(network.name, network.options)
+    fields |= {"in_channels": network.in_channels, "num_classes": network.num_classes}
+    if "image_size" in inspect.signature(model).parameters:
+        fields["image_size"] = network.image_size
+    if network.normalised:
+        fields |= {k: tuple(network.stats[f"normalize.{k}"].tolist()) for k in ("mean", "std")}
+    return fields
+
+
+def reference(
+    network: Network, path: Path, layout: str = "timm", which: str = "ema"
+) -> Reference | None:
+    """A reference network with the weights of a PyTorch or safetensors file; None: no PyTorch.
+
+    Args:
+      path: the file, or a module that tools/export_torch.py wrote (.py).
+      layout: "timm", or a RobustBench id, whose file RobustBench's own loader then reads.
+      which: "ema" or "raw", where a file holds both.
+    Raises:
+      ValueError: the file does not fit.
+    """
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        return None
+    if path.suffix == ".py":
+        import importlib.util
+
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return Reference(module.load(), f"the exported {path.name}", False, "by its load()")
+    if layout in PUBLISHED and PUBLISHED[layout].file:
+        with contextlib.suppress(ImportError):
+            return _robustbench(path, layout)
+    return _rebuilt(network, path, which)
+
+
+def _robustbench(path: Path, robustbench_id: str) -> Reference:
+    from tools import torch_reference
+
+    torch_reference.import_robustbench()
+    with tempfile.TemporaryDirectory() as folder:
+        link = place(Path(folder), robustbench_id)
+        link.parent.mkdir(parents=True)
+        link.symlink_to(path.resolve())
+        net = load_model(Path(folder), robustbench_id)
+    version = importlib.metadata.version("robustbench")
+    return Reference(net, f"robustbench {version}", True, "by its load_model()")
+
+
+def place(folder: Path, robustbench_id: str) -> Path:
+    """Where RobustBench looks for the file of an id: below `model_dir`, or below $TORCH_HOME."""
+    file = PUBLISHED[robustbench_id].file
+    if not file:
+        raise ValueError(
+            f"RobustBench reads no file for {robustbench_id}: it takes torchvision's own weights; "
+            "choose another layout"
+        )
+    return folder / file if "/" in file else folder / "hub" / "checkpoints" / file
+
+
+def load_model(folder: Path, robustbench_id: str):
+    """RobustBench's network of an id with the weights at `place(folder, id)`, by its own loader."""
+    from robustbench.utils import load_model
+
+    home = mock.patch.dict(os.environ, {"TORCH_HOME": str(folder)})
+    with home, open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        return load_model(
+            robustbench_id, model_dir=str(folder), dataset="imagenet", threat_model="Linf"
+        )
+
+
+def _rebuilt(network: Network, path: Path, which: str) -> Reference:
+    """timm's network if it has this row, else ours, with the arrays of a file."""
+    import torch
+
+    net, origin, independent = _built(network)
+    try:
+        source = convert.unwrapped(files.read(path, which=which))
+    except ValueError as error:
+        if "bfloat16" not in str(error):  # NumPy has no such type
+            raise
+        source = {}
+    plain = {k: v for k, v in source.items() if not k.startswith("normalize.")}
+    want = {k: tuple(v.shape) for k, v in net.state_dict().items()}
+    how = "read from the file by their names"
+    if {k: v.shape for k, v in plain.items()} != want:
+        plain, how = (
+            named(network, wrapped=False),
+            "ours, under its names, for those of the file are others",
+        )
+    net.load_state_dict({k: torch.from_numpy(v) for k, v in plain.items()})
+    if network.normalised:
+        net = _normalised(net, network, source)
+    return Reference(net.eval(), origin, independent, how)
+
+
+def _built(network: Network) -> tuple[Any, str, bool]:
+    """(network, where from, whether it is not ours), with weights of its own."""
+    from tools import torch_reference
+
+    sizes = {"num_classes": network.num_classes, "in_chans": network.in_channels}
+    if not deviations(network, network.name):
+        with contextlib.suppress(ImportError):
+            if origin := torch_reference.source(network.name):
+                net = torch_reference.network(network.name, img_size=network.image_size, **sizes)
+                return net, origin, True
+    fields = module_row(network)
+    fields = {k: v for k, v in fields.items() if k not in ("mean", "std")}
+    file = module_file(network.name)
+    return torch_reference.module(file.name).model(**fields), f"torch_modules/{file.name}", False
+
+
+def _normalised(net, network: Network, source: Arrays):
+    """The network behind the file's normalisation; ours where the file has none."""
+    import torch
+
+    mean, std = (
+        torch.from_numpy(np.array(source.get(f"normalize.{k}", network.stats[f"normalize.{k}"])))
+        for k in ("mean", "std")
+    )
+
+    class Normalize(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", mean.reshape(1, -1, 1, 1))
+            self.register_buffer("std", std.reshape(1, -1, 1, 1))
+
+        def forward(self, images):
+            return (images - self.mean) / self.std
+
+    return torch.nn.Sequential(OrderedDict(normalize=Normalize(), model=net))
