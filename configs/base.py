@@ -17,6 +17,7 @@ def phase(**changes) -> ConfigDict:
         "warmup_epochs": 10,  # from 1e-4 lr
         "final_lr": 5e-6,
         "weight_decay": 0.05,
+        "b2": 0.95,  # of AdamW's second moment; b1 is 0.9
         "ema_decay": 0.9999,
     }
     return ConfigDict(values | changes)

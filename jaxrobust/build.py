@@ -105,6 +105,7 @@ def phase(
         "lr": (0 < p.lr < math.inf, "above 0"),
         "final_lr": (0 <= p.final_lr <= p.lr, f"between 0 and {name}.lr={p.lr}"),
         "weight_decay": (0 <= p.weight_decay < math.inf, "at least 0"),
+        "b2": (0 <= p.b2 < 1, "at least 0 and below 1"),
         "ema_decay": (0 <= p.ema_decay < 1, "at least 0 and below 1"),
         "trades_beta": (0 <= p.trades_beta < math.inf, "at least 0"),
     }
@@ -129,6 +130,7 @@ def phase(
         schedule,
         weight_decay=p.weight_decay,
         decay_mask=optim.decay_mask_of(config.model.name),
+        b2=p.b2,
     )
     net = network(config)
     train_step = partial(

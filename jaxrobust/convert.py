@@ -144,7 +144,12 @@ def _torch_names(name: str, arrays: Arrays) -> Names:
 
 
 def from_torch(
-    name: str, state_dict: Mapping[str, np.ndarray], *, num_classes: int = 1000, image_size=224
+    name: str,
+    state_dict: Mapping[str, np.ndarray],
+    *,
+    num_classes: int = 1000,
+    image_size: int = 224,
+    **overrides,
 ) -> tuple[Arrays, Arrays]:
     """Params and stats of network `name` from a PyTorch state dict of NumPy arrays.
 
@@ -154,13 +159,14 @@ def from_torch(
         the architecture's first authors; what wrappers put before them is taken off. All float32,
         or all float64, which the result then is too.
       image_size: position embeddings made for another size are interpolated to it.
+      **overrides: of the network, as in `models.create`.
     Raises:
       ValueError: names, shapes or types that do not fit, all in one message.
     Source: names from timm 1.0.9 and the state dicts of RobustBench; parity: tests/test_convert.py
       and the tests of each architecture.
     """
     rows, arrays, normalize = _torch_names(name, unwrapped(state_dict))
-    net = models.create(name, num_classes=num_classes, image_size=image_size)
+    net = models.create(name, num_classes=num_classes, image_size=image_size, **overrides)
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     # Weights without a normalisation layer mean raw [0, 1] input unless their naming says more.
     if not {"normalize.mean", "normalize.std"} & arrays.keys():
@@ -178,7 +184,7 @@ def _split(filled: Arrays, params, stats) -> tuple[Arrays, Arrays]:
     return {k: filled[k] for k in params}, {k: filled[k] for k in stats}
 
 
-def to_torch(name: str, params, stats, *, layout: str = "timm") -> Arrays:
+def to_torch(name: str, params, stats, *, layout: str = "timm", **overrides) -> Arrays:
     """The state dict of a PyTorch reference network with our weights.
 
     Args:
@@ -186,6 +192,7 @@ def to_torch(name: str, params, stats, *, layout: str = "timm") -> Arrays:
       params, stats: of the network, float32.
       layout: "timm" (ConvStem: the names of the authors' files), or a RobustBench id of
         `models.published.PUBLISHED`, which has a normalisation layer or not.
+      **overrides: with which the network was created.
     Returns:
       Names, shapes, types and order are those of that reference.
     Raises:
@@ -198,7 +205,7 @@ def to_torch(name: str, params, stats, *, layout: str = "timm") -> Arrays:
     ours, theirs, used = {**params, **stats}, {}, set()
     if wrapped:
         theirs = {f"normalize.{k}": _out(ours[f"normalize.{k}"], channels) for k in ("mean", "std")}
-    for key in models.torch_keys(name):
+    for key in models.torch_keys(name, **overrides):
         found = next(r for r in rows if r.pattern.fullmatch(key))
         full = f"model.{key}" if wrapped else key
         if found.target is None:  # torch's counter of batches, the only name that rows leave out

@@ -22,6 +22,7 @@ _FREE = ("log.", "data.dir", "data.workers", "test.")  # a record carries its ow
 _PHASES = ("pretrain", "train")
 # Keys that runs of before do not have, and what they did.
 _ADDED = {"init.weights": None, "init.stem": "keep", "init.head": "keep"}
+_ADDED |= {f"{phase}.b2": 0.95 for phase in _PHASES}
 
 
 class Interrupted(Exception):

@@ -28,7 +28,7 @@ class CaiTTest(parameterized.TestCase):
         parity.check_forward(self, "cait_s12", NETWORKS["cait_s12"][0])
 
     def test_remat_and_scan_change_nothing(self):
-        behaviour.check_remat_and_scan(self, "cait_s12", **TINY)
+        behaviour.check_remat_and_scan(self, "cait_s12", **TINY, class_depth=1)
 
     def test_drop_path(self):
         # The same rate in both blocks of two branches, none in the layers of the class token.

@@ -11,7 +11,7 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxrobust.evaluation.convolutions import canonical_convolutions
-from jaxrobust.models import layers
+from jaxrobust.models import primitives
 
 NHWC, NCHW = ("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")
 NWC, NCW = ("NWC", "WIO", "NWC"), ("NCW", "OIW", "NCW")
@@ -259,7 +259,7 @@ class ConvolutionsTest(parameterized.TestCase):
         self.assert_close(result, expected, 1e-5)
 
     def test_keeps_walls(self):
-        wall = layers._walled(lambda x: x + 1)
+        wall = primitives.walled(lambda x: x + 1)
 
         def text(function):
             return jax.jit(function).lower(*_operands(NCHW, (3, 3), {})).as_text()

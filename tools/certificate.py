@@ -241,7 +241,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.error = lambda message: stop(message, 2)  # type: ignore[method-assign]
 
     def flag(name: str, **how):
-        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name, **how)
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*spellings, dest=name, **how)
 
     flag("model", help="of models.available(), or a RobustBench id; not for an imported folder")
     flag("weights", required=True, type=Path, help="ours; the certificate goes beside it")

@@ -19,20 +19,31 @@ import json
 import os
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, tools/ is unknown
 
-from jaxrobust import build, certificates, compilation, distribution, judge, records, sharding
+from jaxrobust import (
+    build,
+    certificates,
+    compilation,
+    distribution,
+    judge,
+    optim,
+    records,
+    sharding,
+)
 from jaxrobust.checkpoint import Checkpoints, abstract_state
 from jaxrobust.commandline import stop
 from jaxrobust.download import file_sha256
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.step import averaged
+from jaxrobust.step import averaged, init_state
 from tools import certificate, layouts, references, robustbench_entry
 from tools.references import Network
 
@@ -43,7 +54,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.error = lambda message: stop(message, 2)  # type: ignore
 
     def flag(name: str, **how):
-        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name, **how)
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*spellings, dest=name, **how)
 
     flag("workdir", type=Path, help="a run: its best weights, unless --which says otherwise")
     flag("phase", choices=["pretrain", "train"], help="of the run; default: the last with weights")
@@ -124,9 +136,12 @@ def _latest(config, workdir: Path, phase: str | None, which: str):
     done = [p for p in phases if list((workdir / p / "latest").glob("[0-9]*"))]
     if not done:
         raise ValueError(f"{workdir} has no checkpoint of {' or '.join(phases)}; train first")
-    # Only the shapes of its state are used, and no batch of it runs.
-    built = build.phase(config, done[0], config[done[0]].batch_size, devices=jax.devices()[:1])
-    abstract = abstract_state(built.abstract_state, sharding.replicated(built.mesh))
+    # Of the optimiser, only the shapes of its state matter here.
+    mask = optim.decay_mask_of(config.model.name)
+    tx = optim.adamw(lambda step: 0.0, weight_decay=0.0, decay_mask=mask)
+    init = partial(init_state, build.network(config), tx)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    abstract = abstract_state(shapes, sharding.replicated(sharding.make_mesh()))
     with contextlib.closing(Checkpoints(workdir / done[0] / "latest", read_only=True)) as latest:
         step = latest.latest_step()
         assert step is not None
@@ -223,6 +238,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     """Exports as the command line says."""
     args = parse(argv)
+    logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint
     compilation.use_persistent_cache()
     try:
         done = run(args)

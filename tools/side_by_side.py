@@ -51,18 +51,9 @@ def photographs(folder: Path, size: int) -> np.ndarray:
 
 def jax_side(network: Network) -> Side:
     """A network of ours."""
+    options = {k: tuple(v) if isinstance(v, list) else v for k, v in network.options.items()}
     sizes = {"num_classes": network.num_classes, "image_size": network.image_size}
-    sizes |= {"in_channels": network.in_channels} | network.options
-
-    @functools.cache  # one program for all calls in a type
-    def compiled(dtype: str):
-        net = models.create(network.name, **sizes, dtype=dtype)
-
-        def loss(images, params, stats, one_hot):
-            logits, _ = net.apply(params, stats, images)
-            return -(jax.nn.log_softmax(logits) * one_hot).sum(), logits
-
-        return jax.jit(jax.value_and_grad(loss, has_aux=True))
+    fields = tuple((sizes | {"in_channels": network.in_channels} | options).items())
 
     @functools.cache
     def weights(dtype: str):
@@ -72,29 +63,42 @@ def jax_side(network: Network) -> Side:
     def logits_and_gradient(images, labels, dtype):
         one_hot = np.eye(network.num_classes, dtype=dtype)[labels]
         with jax.enable_x64(dtype == "float64"):
-            run, stored = compiled(dtype), weights(dtype)
-            (_, logits), gradient = jax.device_get(
-                run(jnp.asarray(images.astype(dtype)), *stored, jnp.asarray(one_hot))
-            )
+            run = _gradient_program(network.name, fields, dtype)
+            batch = (jnp.asarray(images.astype(dtype)), jnp.asarray(one_hot))
+            (_, logits), gradient = jax.device_get(run(*batch, *weights(dtype)))
         return logits, gradient
 
-    @functools.cache
-    def compiled_attack():
-        net = models.create(network.name, **sizes)
-        apgd = attacks.apgd(norm="linf", epsilon=EPSILON, steps=STEPS)
-
-        def attack(images, labels, params, stats):
-            return apgd(lambda x: net.apply(params, stats, x)[0], None, images, labels)
-
-        return jax.jit(attack)
-
     def attack(images, labels):
-        run = compiled_attack()
-        return np.asarray(
-            run(jnp.asarray(images), jnp.asarray(labels.astype(np.int32)), *weights("float32"))
-        )
+        batch = (jnp.asarray(images), jnp.asarray(labels.astype(np.int32)))
+        run = _attack_program(network.name, fields)
+        return np.asarray(run(*batch, *weights("float32")))
 
     return Side(_in_parts(logits_and_gradient), _in_parts(attack))
+
+
+# One program for all weights of a network.
+
+
+@functools.cache
+def _gradient_program(name: str, fields, dtype: str):
+    net = models.create(name, **dict(fields), dtype=dtype)
+
+    def loss(images, one_hot, params, stats):
+        logits, _ = net.apply(params, stats, images)
+        return -(jax.nn.log_softmax(logits) * one_hot).sum(), logits
+
+    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+
+
+@functools.cache
+def _attack_program(name: str, fields):
+    net = models.create(name, **dict(fields))
+    apgd = attacks.apgd(norm="linf", epsilon=EPSILON, steps=STEPS)
+
+    def attack(images, labels, params, stats):
+        return apgd(lambda x: net.apply(params, stats, x)[0], None, images, labels)
+
+    return jax.jit(attack)
 
 
 def torch_side(net) -> Side:

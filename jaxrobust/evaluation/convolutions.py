@@ -19,7 +19,7 @@ from jax import lax
 from jax.extend.core import JaxprEqn, Literal
 from jax.extend.core.primitives import conv_general_dilated_p, jit_p, remat_p
 
-from jaxrobust.models.layers import depthwise_conv
+from jaxrobust.models.convolutions import depthwise_conv
 from jaxrobust.types import Array
 
 Settings = tuple[tuple[str, Any], ...]  # what `lax.conv_general_dilated` takes beside operands
@@ -157,7 +157,7 @@ def canonical_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with convolutions, and gradients of them, that are fast in a loop on CPU.
 
     One- and two-dimensional convolutions change their layout, depthwise ones become
-    `layers.depthwise_conv`; values and gradients change by rounding only. Inside of `jit` and
+    `models.convolutions.depthwise_conv`; values and gradients change by rounding only. Inside of `jit` and
     `jax.checkpoint` too; not in `scan`, `while_loop`, `cond`, `shard_map` and functions with a
     gradient of their own, and nothing changes if `function` has effects. A replaced convolution
     has no forward-mode derivative. On other platforms XLA chooses layouts well: do not use it.

@@ -1,7 +1,9 @@
 """Attention as functions: over tokens, with talking heads, and over channels.
 
 On CPU the products are of matrices in canonical layout (heads before tokens, copied behind walls),
-the softmax is compiled alone, and gradients are written out from the stored probabilities.
+the softmax is compiled alone, and gradients are written out from the stored probabilities. Value,
+and value with gradients, in ms for ViT-S (8x197x6x64, two cores): 4 and 10; as plain `einsum` 7 and
+17, `jax.nn.dot_product_attention` 6 and 17, PyTorch 3 to 4 and 10 to 13.
 """
 
 import functools

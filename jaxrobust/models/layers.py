@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.models.convolutions import depthwise_conv as depthwise_conv
 from jaxrobust.models.primitives import add_each, column_sum, matmul, per_platform, rows, widened
 
 Array = jax.Array
