@@ -7,6 +7,7 @@ from flax import nnx
 
 from jaxrobust import convert, models
 from jaxrobust.models import swin
+from jaxrobust.models.modules import Draws
 from tests import behaviour, parity, paths, reference
 
 # name -> (listing of timm's weights, its number of parameters: swin_resnet_and_setup.md, 1)
@@ -80,7 +81,7 @@ class SwinTest(parameterized.TestCase):
     @parameterized.parameters((6, 2, 0), (6, 2, 1), (5, 3, 1), (7, 3, 0))
     def test_windows_by_definition(self, side, window, shift):
         with jax.enable_x64(True):
-            block = swin.Block(4, 2, window, shift, 1e-5, nnx.Rngs(params=0))
+            block = swin.Block(4, 2, window, shift, 1e-5, Draws(jax.random.key(0)))
             random = np.random.default_rng(0)
             drawn = lambda p: jnp.asarray(random.standard_normal(p.shape))  # noqa: E731
             nnx.update(block, jax.tree.map(drawn, nnx.state(block)))

@@ -157,10 +157,11 @@ def canonical_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with convolutions, and gradients of them, that are fast in a loop on CPU.
 
     One- and two-dimensional convolutions change their layout, depthwise ones become
-    `models.convolutions.depthwise_conv`; values and gradients change by rounding only. Inside of `jit` and
-    `jax.checkpoint` too; not in `scan`, `while_loop`, `cond`, `shard_map` and functions with a
-    gradient of their own, and nothing changes if `function` has effects. A replaced convolution
-    has no forward-mode derivative. On other platforms XLA chooses layouts well: do not use it.
+    `models.convolutions.depthwise_conv`; values and gradients change by rounding only. Inside of
+    `jit` and `jax.checkpoint` too; not in `scan`, `while_loop`, `cond`, `shard_map` and functions
+    with a gradient of their own, and nothing changes if `function` has effects. A replaced
+    convolution has no forward-mode derivative. On other platforms XLA chooses layouts well: do not
+    use it.
 
     Args:
       function: takes and returns pytrees of arrays, e.g. a `LogitsFn`; may close over tracers.
