@@ -241,12 +241,6 @@ def reference_here():
         yield
 
 
-class ReferenceTest(absltest.TestCase):
-    def test_logits_and_input_gradients(self):
-        with reference_here():
-            parity.check_reference(self, "xcit_n12", image_size=64)
-
-
 class BatchStatisticsTest(absltest.TestCase):
     group = 2
 
@@ -326,7 +320,14 @@ class SlowXcitTest(parameterized.TestCase):
             parity.check_forward(self, name, NETWORKS[name][0])
 
     @parameterized.parameters(
-        "xcit_t12", "xcit_t24", "xcit_s12", "xcit_s24", "xcit_m12", "xcit_l12", "xcit_s12_p8"
+        "xcit_n12",
+        "xcit_t12",
+        "xcit_t24",
+        "xcit_s12",
+        "xcit_s24",
+        "xcit_m12",
+        "xcit_l12",
+        "xcit_s12_p8",
     )
     def test_reference(self, name):
         with reference_here():

@@ -185,10 +185,12 @@ def lines(certificate: dict[str, Any]) -> list[str]:
     )
     for dtype in ("float32", "float64"):
         logits, rows = certificate["logits"][dtype], gradients[dtype]
+        own = rows.get("reference_rounding")
         out.append(
             f"  {dtype}: logits {logits['absolute']:.1e} absolute, {logits['relative']:.1e} "
             f"relative; input gradients {rows['relative']:.1e} relative, cosine "
             f"{rows['cosine']:.8f}, signs {rows['sign_agreement']:.4%}"
+            + (f" (the reference's own rounding: {own:.1e})" if own else "")
         )
     transfer = certificate["transfer"]
     for whose in ("ours", "theirs"):
@@ -255,8 +257,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The certificate, after writing it."""
-    layout = args.model if args.model in PUBLISHED else "timm"
-    model = PUBLISHED[layout].model if layout in PUBLISHED else args.model
+    about = (distribution.about(args.weights) or {}) if args.weights.is_dir() else {}
+    layout = args.model if args.model in PUBLISHED else about.get("published_id") or "timm"
+    model = PUBLISHED[layout].model if args.model in PUBLISHED else args.model
     if not args.against.is_file():
         raise ValueError(f"--against {args.against}: no such file")
     network = stored(args.weights, model, args.image_size)

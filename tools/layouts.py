@@ -187,4 +187,5 @@ def _timm(network: Network) -> str | None:
         return None
     known = Reference(*NETWORKS[network.name])
     plain = known == Reference(known.base) and not known.base.endswith(".py")
-    return known.base if plain and network.num_classes == 1000 else None
+    sizes = (network.num_classes, network.image_size, network.in_channels)
+    return known.base if plain and sizes == (1000, 224, 3) else None

@@ -77,7 +77,7 @@ def deviations(network: Network, other: str) -> dict[str, tuple[Any, Any]]:
 
     return {
         key: (ours.get(key), theirs.get(key))
-        for key in ours.keys() | theirs.keys()
+        for key in sorted(ours.keys() | theirs.keys())
         if meaning(ours, key) != meaning(theirs, key)
     }
 
