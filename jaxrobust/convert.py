@@ -4,7 +4,8 @@
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,17 +14,22 @@ import numpy as np
 
 from jaxrobust import files, models
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
-from jaxrobust.names import INVERSE, Row, channels, row
+from jaxrobust.names import INVERSE, Row, channels, conv_oihw, row
 
 Arrays = dict[str, np.ndarray]
 
 # What wrappers put before every name: DDP, the attack's wrapper, the normalised wrapper, compile.
 PREFIXES = ("module.", "base_model.", "model.", "_orig_mod.")
+_UNITS = {"normalize.mean": 0.0, "normalize.std": 1e-6}  # the least that makes sense
 _NORMALIZE = row(r"normalize\.(mean|std)", r"normalize.\1", channels)
 
 
 def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
-    """The names without what wrappers put before all of them; `normalize.*` may stand outside."""
+    """The names without what wrappers put before all of them; `normalize.*` may stand outside.
+
+    Raises:
+      ValueError: two arrays get the same name.
+    """
     names = dict(state_dict)
     while shared := [
         prefix
@@ -31,7 +37,13 @@ def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
         if any(key.startswith(prefix) for key in names)
         and all(key.startswith((prefix, "normalize.")) for key in names)
     ]:
-        names = {key.removeprefix(shared[0]): array for key, array in names.items()}
+        inner = {key.removeprefix(shared[0]): array for key, array in names.items()}
+        if twice := [key for key in names if shared[0] + key in names]:
+            raise ValueError(
+                f"{twice[0]} and {shared[0]}{twice[0]} are both there: a network that normalises "
+                "twice; fold one of them into the other"
+            )
+        names = inner
     return names
 
 
@@ -56,15 +68,14 @@ def rename(
             problems.append(f"{name}: {len(matches)} rows match, expected 1")
             continue
         ((found, match),) = matches
+        targets = [match.expand(template) for template in _targets(found)]
         try:
-            parts = _parts(found, array)
-        except ValueError:  # the transform needs another number of dimensions
-            problems.append(f"{name}: shape {array.shape} cannot be that of {found.target}")
+            parts = _moved(found, targets, array, expected)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+            tried |= set(targets)
             continue
-        for template, part in parts:
-            target = match.expand(template)
-            if found.resize and target in expected and part.shape != tuple(expected[target]):
-                part = found.resize(part, tuple(expected[target]))
+        for target, part in zip(targets, parts, strict=True):
             if fault := _fault(target, part, expected, tried, dtype):
                 problems.append(f"{name}: {fault}")
             else:
@@ -84,14 +95,25 @@ def _all_double(source: Mapping[str, np.ndarray]) -> bool:
     return dtypes == {np.dtype(np.float64)}
 
 
-def _parts(found: Row, array: np.ndarray) -> Iterable[tuple[str, np.ndarray]]:
-    """(target, array) of all targets of a row; none for a name that is left out."""
+def _targets(found: Row) -> tuple[str, ...]:
+    """The templates of our names that a row fills; none for a name that is left out."""
     if found.target is None:
         return ()
-    moved = found.transform(np.array(array, order="C"))  # a copy: the source may be a live network
-    if isinstance(found.target, str):
-        return ((found.target, moved),)
-    return zip(found.target, moved, strict=True)
+    return found.target if isinstance(found.target, tuple) else (found.target,)
+
+
+def _moved(found: Row, targets: list[str], array: np.ndarray, expected) -> list[np.ndarray]:
+    """The arrays for the targets of a row; `ValueError` where the shape makes that impossible."""
+    if not targets:
+        return []
+    try:
+        moved = found.transform(np.array(array, order="C"))  # a copy: the source may be in use
+        parts = list(moved) if isinstance(found.target, tuple) else [moved]
+    except (ValueError, IndexError, TypeError) as error:
+        raise ValueError(f"shape {array.shape} cannot be that of {', '.join(targets)}") from error
+    if found.resize and targets[0] in expected and parts[0].shape != tuple(expected[targets[0]]):
+        parts = [found.resize(parts[0], tuple(expected[targets[0]]))]
+    return parts
 
 
 def _fault(target: str, array: np.ndarray, expected, tried: set[str], dtype) -> str:
@@ -107,7 +129,13 @@ def _fault(target: str, array: np.ndarray, expected, tried: set[str], dtype) -> 
             f"dtype {array.dtype}, expected {np.dtype(dtype)}; rounded weights are other weights: "
             "where that is meant, cast them first"
         )
-    return "" if np.isfinite(array).all() else "holds values that are not finite"
+    if not np.isfinite(array).all():
+        return "holds values that are not finite"
+    if target in _UNITS and not (_UNITS[target] <= array.min() and array.max() <= 1):
+        return (
+            "does not fit [0, 1] pixels (mean 0 to 1, std above 0); divide by 255 what is for 255"
+        )
+    return ""
 
 
 def _alike(source: Mapping[str, np.ndarray]) -> str:
@@ -123,6 +151,7 @@ class Names(NamedTuple):
     rows: list[Row]
     arrays: Arrays  # without what wrappers put before their names
     normalize: tuple[float, float]  # (mean, std) that such files assume without holding them
+    ours: bool = False  # our own names, which always come with a normalisation
 
 
 def names(name: str, arrays: Mapping[str, np.ndarray]) -> Names:
@@ -132,13 +161,15 @@ def names(name: str, arrays: Mapping[str, np.ndarray]) -> Names:
         resizable = [r for r in models.torch_names(name) if r.resize]
         others = "|".join(r.pattern.pattern for r in resizable) or r"(?!)"
         rest = row(rf"(?!(?:{others})$)(?P<name>.+)", r"\g<name>")
-        return Names([*resizable, rest], dict(arrays), (0.0, 1.0))
+        return Names([*resizable, rest], dict(arrays), (0.0, 1.0), ours=True)
     return _torch_names(name, unwrapped(arrays))
 
 
 def _torch_names(name: str, arrays: Arrays) -> Names:
     for other in models.other_names(name):
         if any(other.marker.fullmatch(key) for key in arrays):
+            if not other.fits(models.variant(name)):
+                raise ValueError(f"weights of {other.of} ({other.origin}), not of a {name}")
             return Names([*other.rows, _NORMALIZE], arrays, other.normalize)
     return Names([*models.torch_names(name), _NORMALIZE], arrays, (0.0, 1.0))
 
@@ -165,7 +196,7 @@ def from_torch(
     Source: names from timm 1.0.9 and the state dicts of RobustBench; parity: tests/test_convert.py
       and the tests of each architecture.
     """
-    rows, arrays, normalize = _torch_names(name, unwrapped(state_dict))
+    rows, arrays, normalize, _ = _torch_names(name, unwrapped(state_dict))
     net = models.create(name, num_classes=num_classes, image_size=image_size, **overrides)
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     # Weights without a normalisation layer mean raw [0, 1] input unless their naming says more.
@@ -184,6 +215,27 @@ def _split(filled: Arrays, params, stats) -> tuple[Arrays, Arrays]:
     return {k: filled[k] for k in params}, {k: filled[k] for k in stats}
 
 
+def in_channels(name: str, found: Names) -> int | None:
+    """The image channels that a stored stem takes; None if there is none."""
+    stem = re.compile(models.family(name).STEM)
+    channels = [
+        found.arrays[key].shape[1 if which.transform is conv_oihw else 2]
+        for key, which, targets in matched(found)
+        if any(stem.fullmatch(t) and t.endswith(".kernel") for t in targets)
+        and found.arrays[key].ndim == 4
+    ]
+    return min(channels, default=None)  # wider deeper in the stem
+
+
+def matched(found: Names) -> Iterator[tuple[str, Row, list[str]]]:
+    """(stored name, its row, our names) of all that exactly one row matches."""
+    for key in found.arrays:
+        matches = [(r, m) for r in found.rows if (m := r.pattern.fullmatch(key))]
+        if len(matches) == 1:
+            ((which, match),) = matches
+            yield key, which, [match.expand(template) for template in _targets(which)]
+
+
 def to_torch(name: str, params, stats, *, layout: str = "timm", **overrides) -> Arrays:
     """The state dict of a PyTorch reference network with our weights.
 
@@ -200,9 +252,9 @@ def to_torch(name: str, params, stats, *, layout: str = "timm", **overrides) -> 
         network, or a normalisation that the layout cannot hold.
     Source: state_dicts/*.tsv; parity: tests/test_convert.py.
     """
-    wrapped = _holds_normalisation(name, stats, layout)
-    rows = models.torch_names(name)
     ours, theirs, used = {**params, **stats}, {}, set()
+    wrapped = _holds_normalisation(name, ours, layout, overrides)
+    rows = models.torch_names(name)
     if wrapped:
         theirs = {f"normalize.{k}": _out(ours[f"normalize.{k}"], channels) for k in ("mean", "std")}
     for key in models.torch_keys(name, **overrides):
@@ -219,7 +271,24 @@ def to_torch(name: str, params, stats, *, layout: str = "timm", **overrides) -> 
         used.add(target)
     if extra := ours.keys() - used - {"normalize.mean", "normalize.std"}:
         raise ValueError(f"{sorted(extra)[:8]} have no place in {name}: other weights, or options")
+    _check_shapes(name, ours, layout, overrides)
     return theirs
+
+
+def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> None:
+    """Refuses weights of another width, or for a published network of other classes or images."""
+    if layout == "timm":
+        resizable = [r.pattern.pattern for r in models.torch_names(name) if r.resize]
+        skip = re.compile("|".join([models.family(name).HEAD, *resizable]))
+        overrides = {"in_channels": ours["normalize.mean"].size} | overrides
+        net = models.create(name, **overrides)
+    else:
+        skip, net = re.compile(r"(?!)"), models.create(PUBLISHED[layout].model)
+    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    for key, array in (params | stats).items():
+        if not skip.fullmatch(key) and ours[key].shape != array.shape:
+            what = name if layout == "timm" else f"{layout} (1000 classes, 224 px)"
+            raise ValueError(f"{key} has shape {ours[key].shape}, that of {what} {array.shape}")
 
 
 def _out(array, transform) -> np.ndarray:
@@ -229,20 +298,28 @@ def _out(array, transform) -> np.ndarray:
     return np.ascontiguousarray(INVERSE[transform](array))
 
 
-def _holds_normalisation(name: str, stats, layout: str) -> bool:
+# What a row may say without changing what the network computes.
+_FREE = {"drop_path": 0.0, "bn_group": 0, "remat": False, "scan": False, "dtype": "float32"}
+
+
+def _holds_normalisation(name: str, ours: Mapping, layout: str, overrides: dict) -> bool:
     """Whether the layout holds a normalisation layer; refuses what it cannot express."""
     if layout != "timm" and layout not in PUBLISHED:
         near = difflib.get_close_matches(layout, PUBLISHED, n=3) or sorted(PUBLISHED)
         raise ValueError(f"unknown layout {layout!r}; 'timm', or one of {', '.join(near)}")
-    wanted, wrapped = name, False
+    wrapped = False
     if layout != "timm":
         wanted, wrapped = PUBLISHED[layout].model, PUBLISHED[layout].normalised
-    if models.torch_keys(wanted) != models.torch_keys(name):
-        raise ValueError(f"{layout} is a {wanted}, not a {name}")
-    mean, std = (np.asarray(stats[f"normalize.{k}"]) for k in ("mean", "std"))
-    fixed = (IMAGENET_MEAN, IMAGENET_STD) if wrapped else ((0.0,), (1.0,))
+        rows = [models.variant(wanted), models.variant(name, **overrides)]
+        free = [{k: v for k, v in _FREE.items() if k in row._fields} for row in rows]
+        if rows[0]._replace(**free[0]) != rows[1]._replace(**free[1]):
+            raise ValueError(f"{layout} is a {wanted}, not a {name} (or not with these options)")
+    if missing := {"normalize.mean", "normalize.std"} - ours.keys():
+        raise ValueError(f"{sorted(missing)} missing in stats: give both results of `init`")
+    mean, std = (np.asarray(ours[f"normalize.{k}"]) for k in ("mean", "std"))
+    fixed = np.array((IMAGENET_MEAN, IMAGENET_STD) if wrapped else ((0,), (1,)), np.float32)
     if not all(
-        np.array_equal(have, np.broadcast_to(np.float32(want), have.shape))
+        np.array_equal(have, np.broadcast_to(want, have.shape))
         for have, want in zip((mean, std), fixed, strict=True)
     ):
         has = f"normalises with mean {mean.tolist()} and std {std.tolist()}"
@@ -267,6 +344,8 @@ def load(name: str, path: Path, *, num_classes: int = 1000, image_size=224, whic
       ValueError: see `files.read`; weights that do not fit, all in one message.
     """
     arrays = files.read(path, which=which)
+    if _all_double(arrays):
+        raise ValueError(f"{path}: weights are float64, expected float32; cast them first")
     try:
         return fit(name, arrays, num_classes=num_classes, image_size=image_size)
     except ValueError as error:
@@ -275,10 +354,10 @@ def load(name: str, path: Path, *, num_classes: int = 1000, image_size=224, whic
 
 def fit(name: str, arrays: Arrays, *, num_classes: int = 1000, image_size=224):
     """Params and stats of network `name` from arrays under our names or the reference's."""
-    if not any(key.endswith(".kernel") for key in arrays):  # torch calls none of its so
-        return from_torch(name, arrays, num_classes=num_classes, image_size=image_size)
-    count = {"in_channels": m.size} if (m := arrays.get("normalize.mean")) is not None else {}
-    net = models.create(name, num_classes=num_classes, image_size=image_size, **count)
-    params, stats = jax.eval_shape(net.init, jax.random.key(0))
-    filled = rename(names(name, arrays).rows, arrays, _shapes(params | stats))
-    return _split(filled, params, stats)
+    found = names(name, arrays)
+    channels = in_channels(name, found) or 3
+    options = {"num_classes": num_classes, "image_size": image_size, "in_channels": channels}
+    if not found.ours:
+        return from_torch(name, arrays, **options)
+    params, stats = jax.eval_shape(models.create(name, **options).init, jax.random.key(0))
+    return _split(rename(found.rows, arrays, _shapes(params | stats)), params, stats)

@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ _PLACES = {
     "ema": ("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
     "raw": ("state_dict", "model_state_dict", "model", "net"),
 }
+_INSIDE = ("module", "shadow")  # where the state of an average keeps it
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 
 
@@ -68,16 +70,25 @@ def _reader(path: Path) -> Callable[[Path, str], Arrays]:
         head = file.read(256)
     if not head:
         raise ValueError(f"{path} is empty; get it again")
-    text = head.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(b"<"):
         raise ValueError(
             f"{path} is a web page, not weights: the download was answered with a login, quota or "
             "confirmation page; open its link in a browser and save the file itself"
         )
     if text.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path} is a Git LFS pointer, not weights; fetch it with `git lfs pull`")
+    if text.isascii() and text.decode().isprintable():
+        raise ValueError(
+            f"{path} is text, not weights; it begins {text[:60].decode()!r}. A download that was "
+            "refused looks so: get it again"
+        )
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return _read_torch
     if head[8:9] == b"{" or path.suffix == ".safetensors":
         return _read_safetensors
+    if tarfile.is_tarfile(path):
+        raise ValueError(f"{path} is a tar archive; unpack it and give the file of weights in it")
     return _read_torch
 
 
@@ -109,9 +120,17 @@ def _read_torch(path: Path, which: str) -> Arrays:
             ".safetensors"
         ) from error
     except Exception as error:  # EOFError, RuntimeError, ...: whatever the bytes lead to
+        if "TorchScript" in str(error):
+            raise ValueError(
+                f"{path} is a TorchScript program, and reading it would run code; where you trust "
+                "it, save its weights with torch.save(torch.jit.load(FILE).state_dict(), ...)"
+            ) from error
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is not a whole PyTorch file ({reason}); get it again") from error
-    tensors = state_dict(tree, which, torch.is_tensor)
+    try:
+        tensors = state_dict(tree, which, torch.is_tensor)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if tensors is None:
         raise ValueError(
             f"{path} holds no state dict, nor one under {', '.join(_PLACES['raw'])}; save it with "
@@ -122,17 +141,39 @@ def _read_torch(path: Path, which: str) -> Arrays:
             f"{path}: {strange[0]} is {tensors[strange[0]].dtype}; rounded weights are other "
             "weights: where that is meant, cast them to float32 first"
         )
-    # Strides are honoured: torch counts them, and the copy is in the order of the indices.
-    return {k: np.array(t.detach().numpy(), order="C") for k, t in tensors.items()}
+    arrays: Arrays = {}
+    for key, tensor in tensors.items():
+        try:  # strides are honoured: torch counts them, and the copy is in the order of the indices
+            arrays[key] = np.array(tensor.detach().numpy(), order="C")
+        except (TypeError, RuntimeError) as error:  # sparse, quantised, without data, 8 bits, ...
+            kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device}"
+            raise ValueError(
+                f"{path}: {key} is no plain array ({kind}); save it anew in float32"
+            ) from error
+    return arrays
 
 
-def state_dict(tree: Any, which: str, is_array: Callable[[Any], bool]) -> dict[str, Any] | None:
-    """The name -> array mapping in a checkpoint, however deep; None if there is none."""
-    if not isinstance(tree, dict):
+def state_dict(
+    tree: Any, which: str, is_array: Callable[[Any], bool], depth: int = 5
+) -> dict[str, Any] | None:
+    """The name -> array mapping in a checkpoint, however deep; None if there is none.
+
+    Raises:
+      ValueError: `which` is "raw" where only averaged weights are, or the averaged ones that a
+        checkpoint names cannot be found.
+    """
+    if not isinstance(tree, dict) or depth == 0:
         return None
     if tree and all(isinstance(k, str) and is_array(v) for k, v in tree.items()):
         return tree
-    for key in (*_PLACES[which], *_PLACES["raw"], *_PLACES["ema"]):
-        if (found := state_dict(tree.get(key), which, is_array)) is not None:
+    there = {kind: [k for k in _PLACES[kind] if tree.get(k) is not None] for kind in _PLACES}
+    if which == "raw" and there["ema"] and not there["raw"]:
+        raise ValueError(f"it holds averaged weights only, under {there['ema'][0]!r}; ask for ema")
+    for key in there[which] or there["raw"] or [k for k in _INSIDE if k in tree]:
+        if (found := state_dict(tree[key], which, is_array, depth - 1)) is not None:
             return found
+    if which == "ema" and there["ema"]:
+        raise ValueError(
+            f"{there['ema'][0]!r} holds no state dict of averaged weights; ask for raw"
+        )
     return None

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from jaxrobust import build, certificates, convert, distribution, files, judge, models, records
-from jaxrobust.names import Row
 from jaxrobust.progress import say
 from jaxrobust.types import Classifier
 
@@ -39,37 +38,19 @@ class Stored(NamedTuple):
     where: str  # in words
 
 
-def _targets(found: convert.Names) -> Iterator[tuple[str, Row, list[str]]]:
-    """(stored name, its row, our names) of all that exactly one row matches."""
-    for key in found.arrays:
-        matches = [(r, m) for r in found.rows if (m := r.pattern.fullmatch(key))]
-        if len(matches) == 1:
-            ((which, match),) = matches
-            several = which.target if isinstance(which.target, tuple) else (which.target,)
-            yield key, which, [match.expand(t) for t in several if t is not None]
-
-
 def head_width(name: str, found: convert.Names) -> int | None:
     """The number of classes of stored weights; None if they have no head."""
     head = re.compile(models.family(name).HEAD)
-    widths = [
-        found.arrays[key].size
-        for key, _, targets in _targets(found)
+    biases = [
+        found.arrays[key]
+        for key, _, targets in convert.matched(found)
         if any(head.fullmatch(t) and t.endswith(".bias") for t in targets)
     ]
-    return widths[0] if widths else None
-
-
-def in_channels(name: str, found: convert.Names) -> int | None:
-    """The image channels that a stored stem takes; None if there is none."""
-    stem = re.compile(models.family(name).STEM)
-    kernels = [
-        which.transform(found.arrays[key])
-        for key, which, targets in _targets(found)
-        if any(stem.fullmatch(t) and t.endswith(".kernel") for t in targets)
-        and found.arrays[key].ndim == 4
-    ]
-    return min((kernel.shape[2] for kernel in kernels), default=None)  # wider deeper in the stem
+    if not biases:
+        return None
+    if biases[0].ndim != 1 or not biases[0].size:
+        raise ValueError(f"its head is damaged: the bias has shape {biases[0].shape}")
+    return biases[0].size
 
 
 def compose(
@@ -113,7 +94,7 @@ def compose(
     fresh = [key for key in shapes if anew.fullmatch(key)]
 
     dropped, resized = {}, {}
-    for key, which, targets in _targets(found):
+    for key, which, targets in convert.matched(found):
         if which.target is None:
             dropped[key] = which.reason
         elif all(anew.fullmatch(t) for t in targets):
@@ -121,7 +102,8 @@ def compose(
         elif which.resize and (to := shapes.get(targets[0])) not in (None, found.arrays[key].shape):
             resized[targets[0]] = (found.arrays[key].shape, to)
     kept = {k: a for k, a in found.arrays.items() if dropped.get(k) != "is drawn anew"}
-    added = _normalize(kept, normalize or tuple((v,) for v in found.normalize), shapes)
+    values = normalize or tuple((v,) for v in found.normalize)
+    added = {} if found.ours else _normalize(kept, values, shapes)
     expected = {key: shape for key, shape in shapes.items() if key not in fresh}
     try:
         filled = convert.rename(found.rows, kept | added, expected)
@@ -141,7 +123,7 @@ def compose(
 def _fits_but_for(pattern: str, found: convert.Names, arrays: Arrays, expected) -> bool:
     """Whether all weights fit but for those whose names of ours match."""
     left = re.compile(pattern)
-    out = {k for k, _, targets in _targets(found) if any(left.fullmatch(t) for t in targets)}
+    out = {k for k, _, targets in convert.matched(found) if any(left.fullmatch(t) for t in targets)}
     rest = {key: shape for key, shape in expected.items() if not left.fullmatch(key)}
     try:
         convert.rename(found.rows, {k: a for k, a in arrays.items() if k not in out}, rest)
@@ -243,7 +225,7 @@ def _belongs(source: Stored, config) -> None:
             + (with_stem if model.name == f"{source.model}_cvst" else "")
         )
     found = convert.names(model.name, source.arrays)
-    width, channels = head_width(model.name, found), in_channels(model.name, found)
+    width, channels = head_width(model.name, found), convert.in_channels(model.name, found)
     if asked.head == "keep" and width not in (None, model.num_classes):
         raise ValueError(
             f"their head has {width} classes, and model.num_classes={model.num_classes}; set "

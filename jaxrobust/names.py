@@ -72,23 +72,37 @@ def drop(pattern: str, reason: str) -> Row:
     return Row(re.compile(pattern), None, same, reason)
 
 
+def _any_variant(variant: Any) -> bool:
+    del variant
+    return True
+
+
 class Naming(NamedTuple):
     """Another naming of the same network: its rows count if any source name matches `marker`.
 
     `normalize` is the (mean, std) of all channels that such files assume without holding them.
+    `fits` says for a variant whether such files hold weights of it, `of` which networks those are.
     """
 
     origin: str  # whose files, for people
     marker: re.Pattern[str]
     rows: list[Row]
     normalize: tuple[float, float] = (0.0, 1.0)
+    fits: Callable[[Any], bool] = _any_variant
+    of: str = ""  # for the message where a variant does not fit
 
 
 def naming(
-    origin: str, marker: str, rows: list[Row], normalize: tuple[float, float] = (0.0, 1.0)
+    origin: str,
+    marker: str,
+    rows: list[Row],
+    normalize: tuple[float, float] = (0.0, 1.0),
+    *,
+    fits: Callable[[Any], bool] = _any_variant,
+    of: str = "",
 ) -> Naming:
     """A `Naming` whose marker must match a whole name."""
-    return Naming(origin, re.compile(marker), rows, normalize)
+    return Naming(origin, re.compile(marker), rows, normalize, fits, of)
 
 
 def affine(*modules: str) -> list[str]:

@@ -21,7 +21,7 @@ from jaxrobust.types import Batch
 _FREE = ("log.", "data.dir", "data.workers", "test.")  # a record carries its own test settings
 _PHASES = ("pretrain", "train")
 # Keys that runs of before do not have, and what they did.
-_ADDED = {"init.weights": None, "init.stem": "keep", "init.head": "keep"}
+_ADDED: dict[str, Any] = {"init.weights": None, "init.stem": "keep", "init.head": "keep"}
 _ADDED |= {f"{phase}.b2": 0.95 for phase in _PHASES}
 
 

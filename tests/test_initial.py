@@ -84,7 +84,7 @@ class ComposeTest(parameterized.TestCase):
         arrays = {k: np.broadcast_to(np.float32(0), a.shape) for k, a in (params | stats).items()}
         found = convert.names(name, arrays)
         self.assertEqual(initial.head_width(name, found), 10)
-        self.assertEqual(initial.in_channels(name, found), 3)
+        self.assertEqual(convert.in_channels(name, found), 3)
 
     def test_a_seed_draws_the_same(self):
         net = models.create("convnext_n", num_classes=7, image_size=8, in_channels=1, **OPTIONS)

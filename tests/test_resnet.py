@@ -8,6 +8,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import convert, models
+from jaxrobust.models import resnet
 from tests import parity, paths, reference
 
 # Counted by the reference networks; xcit_light_recipe.md section 1.12 (R18: torchvision).
@@ -90,6 +91,29 @@ class NamesTest(parameterized.TestCase):
             self.assertEqual(ours.keys(), expected.keys())
             for key in ours:
                 np.testing.assert_array_equal(ours[key], expected[key], key)
+
+    def test_eight_way_batch_norm_is_of_networks_with_gelu(self):
+        (other,) = models.other_names("resnet50")
+        self.assertEqual(other.of, "resnet50_gelu")
+        fitting = [name for name in PARAMETERS if other.fits(models.variant(name))]
+        self.assertEqual(fitting, [other.of])
+        theirs = paths.GOLDEN / "models" / "advres50_gelu_bai_eightbn.tsv"
+        message = "weights of resnet50_gelu .*eight-way.*, not of (a )?resnet50"
+        with self.assertRaisesRegex(ValueError, message):
+            convert.from_torch("resnet50", reference.seeded_weights(theirs))
+
+    @parameterized.parameters(((),), ((3,),), ((4, 2),))
+    def test_statistics_that_are_not_of_two_groups(self, shape):
+        with self.assertRaisesRegex(ValueError, "is not that of the statistics of two groups"):
+            resnet._first_half(np.zeros(shape, np.float32))
+
+    def test_message_on_statistics_that_are_not_of_two_groups(self):
+        theirs = paths.GOLDEN / "models" / "advres50_gelu_bai_eightbn.tsv"
+        weights = reference.seeded_weights(theirs)
+        weights["bn1.bn0.proxy_bn.running_mean"] = np.zeros((), np.float32)
+        message = r"bn1\.bn0\.proxy_bn\.running_mean: shape \(\) cannot be that of"
+        with self.assertRaisesRegex(ValueError, message):
+            convert.from_torch("resnet50_gelu", weights)
 
 
 class GoldenTest(parameterized.TestCase):

@@ -22,7 +22,7 @@ PUBLISHED = {
     "RodriguezMunoz2024Characterizing_Swin-B": "swin_b",
     "RodriguezMunoz2024Characterizing_Swin-L": "swin_l",
 }
-# A map of 5, padded to 6 and shifted, and one of 3, which is a single window.
+# A map of 5, padded to 6 and shifted, and one of 3 in windows of 2, padded to 4.
 TINY = {
     "dim": 6,
     "depths": (2, 1),
@@ -209,8 +209,65 @@ class ConversionTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "window of 6 do not reach all of one of 7"):
             swin.cropped(np.zeros((121, 4)), (169, 4))
 
+    def with_tables(self, shape):
+        """The weights with tables of another shape, after the number of heads is filled in."""
+        return {
+            k: np.zeros(shape(v.shape[1]), np.float32) if k.endswith("bias_table") else v
+            for k, v in self.weights.items()
+        }
 
-class ReferenceTest(absltest.TestCase):
+    @parameterized.parameters(8, 12, 14)
+    def test_weights_of_another_window_are_refused(self, window):
+        weights = self.with_tables(lambda heads: ((2 * window - 1) ** 2, heads))
+        message = f"biases of a window of {window}: create the network with window={window}"
+        for size in (192, 224):
+            with self.assertRaisesRegex(ValueError, message):
+                convert.from_torch("swin_b", weights, image_size=size)
+
+    def test_weights_of_another_window_in_its_network(self):
+        weights = self.with_tables(lambda heads: (23**2, heads))
+        ours, _ = convert.from_torch("swin_b", weights, image_size=384, window=12)
+        table = ours["layers.3.blocks.1.attn.relative_position_bias_table"]
+        self.assertEqual(table.shape, (23**2, 32))
+
+    @parameterized.parameters(((),), ((169,),), ((168, 4),), ((144, 4),), ((169, 5),))
+    def test_no_table_is_left_for_the_engine_to_report(self, shape):
+        array = np.zeros(shape, np.float32)
+        self.assertIs(swin.cropped(array, (121, 4)), array)
+
+    def test_message_on_what_is_no_table(self):
+        weights = self.with_tables(lambda heads: (heads, 13, 13))
+        message = r"shape \(32, 13, 13\) for .*relative_position_bias_table \(121, 32\)"
+        with self.assertRaisesRegex(ValueError, message):
+            convert.from_torch("swin_b", weights, image_size=192)
+
+
+class ReferenceTest(parameterized.TestCase):
+    # Sides that halve to odd ones: windows go by the quotient rounded down, maps are padded up.
+    @parameterized.parameters(100, 200, 208, 240)
+    def test_sides_that_do_not_halve(self, side):
+        try:
+            import torch
+
+            from tools import torch_reference
+        except ImportError:
+            self.skipTest(paths.PARITY)
+        shape = {"depths": (1, 1, 1, 2), "embed_dim": 8, "num_heads": (1, 1, 2, 2)}
+        net = torch_reference.network("swin_b", num_classes=10, img_size=side, **shape)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for p in net.parameters():
+                p.add_(0.3 * torch.randn(p.shape, generator=generator))
+        images = np.random.default_rng(1).random((1, side, side, 3), np.float32)
+        with torch.no_grad():
+            theirs = net.eval()(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+        options = {"dim": 8, "depths": (1, 1, 1, 2), "heads": (1, 1, 2, 2)}
+        options |= {"num_classes": 10, "image_size": side}
+        weights = torch_reference.state_arrays(net)
+        params, stats = convert.from_torch("swin_b", weights, **options)
+        apply = jax.jit(models.create("swin_b", **options).apply)
+        self.assertLess(parity.relative(apply(params, stats, images)[0], theirs), 1e-5)
+
     def test_small_network(self):
         """Maps of 10 and 5: padded to 14 and shifted, and one window of 5."""
         try:

@@ -224,7 +224,7 @@ def stored(weights: Path, model: str | None, image_size: int | None, which: str 
     names = convert.names(models.known(name), found.arrays)
     classes = initial.head_width(name, names)
     mean = names.arrays.get("normalize.mean")
-    channels = initial.in_channels(name, names) or (3 if mean is None else mean.size)
+    channels = convert.in_channels(name, names) or (3 if mean is None else mean.size)
     size = image_size or about.get("image_size", 224)
     sizes = {"num_classes": classes or 1000, "image_size": size}
     net = models.create(name, **sizes, in_channels=channels)

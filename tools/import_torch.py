@@ -72,6 +72,10 @@ def read(path: Path, which: str, cast: bool) -> Arrays:
         arrays = _read_bfloat16(path, which)
     if not cast:
         return arrays
+    if strange := [k for k, a in arrays.items() if a.dtype.kind == "c"]:
+        raise ValueError(
+            f"{path}: {strange[0]} is {arrays[strange[0]].dtype}, which has no float32"
+        )
     return {k: a if a.dtype.kind in "iub" else np.asarray(a, np.float32) for k, a in arrays.items()}
 
 
@@ -159,6 +163,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     key, settings = published(args.model, path), hub_settings(beside)
 
     found = convert.names(name, arrays)
+    for flag in ("num_classes", "image_size"):
+        if getattr(args, flag) is not None and getattr(args, flag) < 1:
+            raise ValueError(f"--{flag}={getattr(args, flag)} must be at least 1")
     classes = args.num_classes or settings.get("num_classes") or 1000
     width = initial.head_width(name, found)
     if width not in (None, classes) and args.num_classes is None:
@@ -168,7 +175,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         )
     head = "keep" if width == classes or args.num_classes is None else "fresh"
     size = args.image_size or (settings.get("input_size") or [224])[-1]
-    stem_channels = None if args.init_stem else initial.in_channels(name, found)
+    stem_channels = None if args.init_stem else convert.in_channels(name, found)
     mean = found.arrays.get("normalize.mean")
     channels = stem_channels or (3 if mean is None else mean.size)
     values, said = normalisation(args, key, settings, found)
@@ -185,16 +192,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     which = taken(path, arrays, args)
+    as_published = key if size == 224 and not start.fresh else None
     config = {
         "architecture": name,
         "num_classes": classes,
         "image_size": size,
         "in_channels": channels,
-        "preprocessing": PUBLISHED[key].preprocessing if key else preprocessing(settings, size),
-        "norm": "linf" if key else None,
-        "epsilon": 4 / 255 if key else None,
+        "preprocessing": (
+            PUBLISHED[as_published].preprocessing if as_published else preprocessing(settings, size)
+        ),
+        "norm": "linf" if as_published else None,
+        "epsilon": 4 / 255 if as_published else None,
         "accuracies": None,
-        "published_id": key,
+        "published_id": as_published,
         "source": args.source if download.is_remote(args.source) else path.name,
         "source_sha256": source_sha256,
         "which": which,

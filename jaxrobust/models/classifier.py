@@ -1,6 +1,7 @@
 """The only place where NNX modules become pure functions."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +15,19 @@ def _flat(state) -> Params:
     return {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(state)}
 
 
+def _single(flat: Params) -> Params:
+    return {name: array.astype(jnp.float32) for name, array in flat.items()}
+
+
 def _state(flat: Params, like):
     paths = [(path, leaf) for path, leaf in nnx.to_flat_state(like)]
     missing = {".".join(map(str, path)) for path, _ in paths} ^ flat.keys()
     if missing:
         raise ValueError(f"these weights do not belong to this network: {sorted(missing)[:8]}")
+    for path, leaf in paths:
+        name = ".".join(map(str, path))
+        if flat[name].shape != leaf.shape:
+            raise ValueError(f"{name} has shape {flat[name].shape}, expected {leaf.shape}")
     leaves = [leaf.replace(flat[".".join(map(str, path))]) for path, leaf in paths]
     return nnx.from_flat_state([(p, leaf) for (p, _), leaf in zip(paths, leaves, strict=True)])
 
@@ -32,14 +41,16 @@ def classifier(make: Callable[[Draws], nnx.Module], *, dtype=jnp.float32) -> Cla
       dtype: compute type. Params are cast on entry, which costs nothing if the caller did so
         already, once, outside an attack loop. Logits come back in float32 (float64 in x64).
 
-    The layers have gradients of their own: reverse mode works, forward mode (`jax.jvp`) does not.
+    The layers have gradients of their own: reverse mode works, forward mode (`jax.jvp`) does not,
+    and gradients inside of `shard_map` need `check_vma=False`.
     """
     abstract = nnx.eval_shape(lambda: make(Draws(jax.random.key(0))))
     graph, *states = nnx.split(abstract, nnx.Param, nnx.BatchStat)
 
     def init(key: Array) -> tuple[Params, Params]:
         _, *drawn = nnx.split(make(Draws(key)), nnx.Param, nnx.BatchStat)
-        return _flat(drawn[0]), _flat(drawn[1])
+        params, stats = map(_flat, drawn)
+        return _single(params), _single(stats)
 
     def apply(params: Params, stats: Params, images: Array, *, train=False, key=None):
         channels = stats["normalize.mean"].shape[0]
@@ -52,7 +63,7 @@ def classifier(make: Callable[[Draws], nnx.Module], *, dtype=jnp.float32) -> Cla
         module = nnx.merge(graph, _state(cast, states[0]), _state(known, states[1]))
         logits = module(images, train, key)
         wide = logits.dtype if logits.dtype == jnp.float64 else jnp.float32
-        moved = _flat(nnx.split(module, nnx.Param, nnx.BatchStat)[2]) if train else stats
+        moved = _flat(nnx.split(module, nnx.Param, nnx.BatchStat)[-1]) if train else stats
         return logits.astype(wide), moved
 
     return Classifier(init, apply)
@@ -87,14 +98,14 @@ def run_blocks(
             x = block(x, drop, train)
         return x
 
-    parts = [nnx.split(block, nnx.Param, nnx.BatchStat) for block in blocks]
+    parts: list[Any] = [nnx.split(block, nnx.Param, nnx.BatchStat) for block in blocks]
 
     def run(graph):
         def one(x, part):
             params, stats, drop = part
             block = nnx.merge(graph, params, stats)
             x = block(x, drop, train)
-            return x, nnx.split(block, nnx.Param, nnx.BatchStat)[2]
+            return x, nnx.split(block, nnx.Param, nnx.BatchStat)[-1]
 
         return jax.checkpoint(one) if remat else one
 

@@ -189,7 +189,13 @@ TORCH_NAMES: list[Row] = [
 
 
 def _first_half(array: np.ndarray) -> np.ndarray:
-    """The statistics of the first of two virtual groups: the only ones that evaluation reads."""
+    """The statistics of the first of two virtual groups: the only ones that evaluation reads.
+
+    Raises:
+      ValueError: the array is not one of two groups.
+    """
+    if array.ndim != 1 or len(array) % 2:
+        raise ValueError(f"shape {array.shape} is not that of the statistics of two groups")
     return array[: len(array) // 2]
 
 
@@ -208,6 +214,9 @@ OTHER_NAMES: list[Naming] = [
             ),
         ],
         normalize=(0.5, 0.5),
+        # Another activation has the same names and shapes.
+        fits=lambda variant: variant.activation == "gelu",
+        of="resnet50_gelu",
     )
 ]
 

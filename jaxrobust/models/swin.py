@@ -148,11 +148,13 @@ class Merge(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """The merge (but for the first stage), then the blocks, every second one shifted."""
+    """The merge (but for the first stage), then the blocks, every second one shifted.
+
+    A map whose `side` is not larger than the window has windows of that side and no shift.
+    """
 
     def __init__(self, v: Variant, stage: int, side: int, rngs):
         dim, heads = v.dim << stage, v.heads[stage]
-        # A map that is not larger than the window is one window.
         window = min(v.window, side)
         shift = window // 2 if side > window else 0
         self.downsample = Merge(dim // 2, v.eps, rngs) if stage else None
@@ -196,7 +198,8 @@ class Swin(nnx.Module):
         v = variant
         self.normalize = Normalize(v.in_channels)
         self.patch_embed = PatchEmbed(v, rngs)
-        sides = [-(-image_size // (v.patch << i)) for i in range(len(v.depths))]
+        # Rounded down, as the reference decides about windows, though a merge pads an odd map.
+        sides = [max(1, image_size // (v.patch << i)) for i in range(len(v.depths))]
         self.layers = nnx.List([Stage(v, i, side, rngs) for i, side in enumerate(sides)])
         self.norm = LayerNorm(v.dim << (len(v.depths) - 1), eps=v.eps)
         self.head = Head(v.dim << (len(v.depths) - 1), num_classes, rngs)
@@ -246,17 +249,33 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
 STEM, HEAD = r"patch_embed\..*", r"head\.fc\..*"  # our names of what `--init-stem` etc. draw
 
 
+_WINDOW = max(variant.window for variant in VARIANTS.values())
+
+
 def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A table of position biases for a smaller window: every offset keeps its bias.
+    """A table of position biases for the window of a small map: every offset keeps its bias.
+
+    What is no such table, or has other heads, comes back as it is.
 
     Raises:
-      ValueError: the window is larger, so that there are offsets without a bias.
+      ValueError: the new window is larger, so that there are offsets without a bias; or the old
+        one is larger than the table of variants knows, so that every block's differs.
     """
+    if table.ndim != 2 or len(shape) != 2 or table.shape[1] != shape[1]:
+        return table
     old, new = math.isqrt(len(table)), math.isqrt(shape[0])
-    if new > old:
+    if old**2 != len(table) or old % 2 == 0:
+        return table
+    before, after = (old + 1) // 2, (new + 1) // 2
+    if before > _WINDOW:
         raise ValueError(
-            f"relative position biases for a window of {(old + 1) // 2} do not reach all of one of "
-            f"{(new + 1) // 2}; keep the window that the weights were trained with"
+            f"relative position biases of a window of {before}: create the network with "
+            f"window={before}, and for images whose maps are not smaller"
+        )
+    if after > before:
+        raise ValueError(
+            f"relative position biases for a window of {before} do not reach all of one of "
+            f"{after}; keep the window that the weights were trained with"
         )
     cut = slice((old - new) // 2, (old + new) // 2)
     return table.reshape(old, old, -1)[cut, cut].reshape(new * new, -1)
