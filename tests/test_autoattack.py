@@ -162,7 +162,8 @@ class CostTest(parameterized.TestCase):
             counts.append(len(compiled))
         self.assertGreater(counts[0], 0)
         self.assertEqual(counts[1:4], [0, 0, 0])
-        self.assertLessEqual(counts[4], counts[0])
+        # Small programs for 16 images may be known from another test.
+        self.assertLessEqual(counts[4], counts[0] + 2)
 
 
 class RandomnessTest(parameterized.TestCase):

@@ -24,16 +24,6 @@ class CaiTTest(parameterized.TestCase):
         self.assertEqual(parity.parameters(name), count)
         self.assertEqual(models.torch_keys(name), parity.listing(listing))
 
-    def test_forward_of_the_thesis(self):
-        parity.check_forward(self, "cait_s12", NETWORKS["cait_s12"][0])
-
-    def test_remat_and_scan_change_nothing(self):
-        behaviour.check_remat_and_scan(self, "cait_s12", **TINY, class_depth=1)
-
-    def test_drop_path(self):
-        # The same rate in both blocks of two branches, none in the layers of the class token.
-        behaviour.check_drop_path(self, "cait_s12", outcomes=2**4, **TINY)
-
     def test_bfloat16_computes_and_returns_float32(self):
         behaviour.check_bfloat16(self, "cait_s12", **TINY)
 
@@ -74,7 +64,7 @@ class CaiTTest(parameterized.TestCase):
             apply(params, stats, jnp.ones((1, 16, 16, 3)))
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowCaiTTest(parameterized.TestCase):
     @parameterized.product(name=("cait_xxs24", "cait_s24"), dtype=("float32", "float64"))
     def test_golden(self, name, dtype):
@@ -83,6 +73,19 @@ class SlowCaiTTest(parameterized.TestCase):
     @parameterized.parameters(*NETWORKS)
     def test_reference(self, name):
         parity.check_reference(self, name, image_size=64)
+
+
+@pytest.mark.slow
+class SlowBehaviourTest(parameterized.TestCase):
+    def test_forward_of_the_thesis(self):
+        parity.check_forward(self, "cait_s12", NETWORKS["cait_s12"][0])
+
+    def test_remat_and_scan_change_nothing(self):
+        behaviour.check_remat_and_scan(self, "cait_s12", **TINY, class_depth=1)
+
+    def test_drop_path(self):
+        # The same rate in both blocks of two branches, none in the layers of the class token.
+        behaviour.check_drop_path(self, "cait_s12", outcomes=2**4, **TINY)
 
 
 if __name__ == "__main__":

@@ -267,7 +267,7 @@ def _numpy(path: Path):
     return load_file(path)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowReferenceTest(Case):
     """timm's and RobustBench's own networks, at their sizes."""
 

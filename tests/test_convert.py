@@ -137,7 +137,7 @@ _LARGE = re.compile(r"convnext_[sbl].*|vit_[mb].*|swin_.|wide_.*|cait_s24|xcit_(
 LARGE = [name for name in models.available() if _LARGE.fullmatch(name)]
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowLayoutTest(parameterized.TestCase):
     @parameterized.parameters(*LARGE)
     def test_round_trip(self, name):

@@ -33,16 +33,9 @@ class ConvNeXtTest(parameterized.TestCase):
     def test_golden_float32(self, name):
         parity.check_golden(self, name, NETWORKS[name][0], dtype="float32")
 
-    def test_reference(self):
-        parity.check_reference(self, "convnext_n_cvst", image_size=32)
-
     @parameterized.parameters({}, TINY_STEM)
     def test_remat_and_scan_change_nothing(self, **changes):
         behaviour.check_remat_and_scan(self, "convnext_n", **TINY | changes)
-
-    def test_drop_path(self):
-        # Rates 0, 0.2, 0.4 and 0.6: three blocks of one branch.
-        behaviour.check_drop_path(self, "convnext_n", outcomes=2**3, **TINY)
 
     def test_bfloat16(self):
         behaviour.check_bfloat16(self, "convnext_n", **TINY)
@@ -114,7 +107,7 @@ class InputErrorsTest(parameterized.TestCase):
             net.apply(params, stats, images)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowConvNeXtTest(parameterized.TestCase):
     @parameterized.parameters("convnext_t", "convnext_t_cvst", "convnext_b", "convnext_l_cvst")
     def test_golden_float64(self, name):
@@ -168,6 +161,16 @@ class ConvertTest(absltest.TestCase):
         params, stats = convert.from_torch("convnext_t", wrapped)
         np.testing.assert_array_equal(params["head.fc.bias"], self.weights["head.fc.bias"])
         np.testing.assert_array_equal(stats["normalize.mean"], 0)
+
+
+@pytest.mark.slow
+class SlowBehaviourTest(parameterized.TestCase):
+    def test_reference(self):
+        parity.check_reference(self, "convnext_n_cvst", image_size=32)
+
+    def test_drop_path(self):
+        # Rates 0, 0.2, 0.4 and 0.6: three blocks of one branch.
+        behaviour.check_drop_path(self, "convnext_n", outcomes=2**3, **TINY)
 
 
 if __name__ == "__main__":

@@ -465,7 +465,7 @@ IDS = [
 _ANY_SIZE = ("convnext", "xcit", "resnet")
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowRobustBenchTest(Case):
     """RobustBench's own `load_model` on a file that was exported from JAX."""
 
@@ -534,7 +534,7 @@ for line in sys.stdin:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowModuleTest(Case):
     """Every architecture as a file, in a process that can import nothing but PyTorch."""
 

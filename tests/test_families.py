@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxrobust import models
 from jaxrobust.evaluation import autoattack
+from tests import parity
 from tests.test_evaluate import call
 from tests.test_train import quiet_run, tiny
 
@@ -69,8 +70,30 @@ class FamiliesTest(absltest.TestCase):
 
 
 @pytest.mark.slow
+class GoldenTest(parameterized.TestCase):
+    """Float64 of one network of each family; all of them: `python tools/check.py --matrix`."""
+
+    @parameterized.parameters(
+        ("convnext_t_cvst", "Singh2023Revisiting_ConvNeXt-T-ConvStem"),
+        ("iso_convnext_s", "meta_convnext_isotropic_small"),
+        ("vit_s_cvst", "Singh2023Revisiting_ViT-S-ConvStem"),
+        ("cait_xxs24", "cait_xxs24_224"),
+        ("resnet18", "Salman2020Do_R18"),
+    )
+    def test_float64(self, name, listing):
+        parity.check_golden(self, name, listing, dtype="float64")
+
+
+@pytest.mark.slow
 class SlowFamiliesTest(parameterized.TestCase):
-    @parameterized.parameters(*ROWS)
+    @parameterized.parameters("vit_m_cvst", "xcit_n12")
+    def test_tools(self, name):
+        check_tools(self, name)
+
+
+@pytest.mark.matrix
+class MatrixTest(parameterized.TestCase):
+    @parameterized.parameters(*sorted(ROWS.keys() - {"vit_m_cvst", "xcit_n12"}))
     def test_tools(self, name):
         check_tools(self, name)
 

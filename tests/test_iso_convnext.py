@@ -29,23 +29,6 @@ class IsotropicConvNeXtTest(parameterized.TestCase):
         listing = NETWORKS["iso_convnext_s"][0]
         parity.check_golden(self, "iso_convnext_s", listing, dtype="float32")
 
-    def test_remat_and_scan_change_nothing(self):
-        behaviour.check_remat_and_scan(self, "iso_convnext_s", **TINY | {"depth": 2})
-
-    def test_drop_path(self):
-        # Rates 0, 0.3 and 0.6: two blocks of one branch.
-        behaviour.check_drop_path(self, "iso_convnext_s", outcomes=2**2, **TINY)
-
-    def test_drop_path_keeps_the_expectation(self):
-        block = iso_convnext.Block(8, nnx.Rngs(params=0))
-        x = jnp.broadcast_to(jax.random.normal(jax.random.key(1), (1, 3, 3, 8)), (4096, 3, 3, 8))
-        out = np.asarray(block(x, Drop(jax.random.key(2), 0.25), True))
-        branch = np.asarray(block(x[:1], None, True) - x[:1])
-        for share, factor in ((0.25, 0), (0.75, 1 / 0.75)):
-            outcome = np.asarray(x[:1]) + factor * branch
-            frequency = (np.abs(out - outcome).max((1, 2, 3)) < 1e-5).mean()
-            self.assertAlmostEqual(frequency, share, delta=0.03)  # four deviations
-
     def test_bfloat16_computes_and_returns_float32(self):
         behaviour.check_bfloat16(self, "iso_convnext_s", **TINY)
 
@@ -76,7 +59,7 @@ class IsotropicConvNeXtTest(parameterized.TestCase):
             models.create("iso_convnext_s", **changes)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowIsotropicConvNeXtTest(parameterized.TestCase):
     def test_golden_float64(self):
         listing = NETWORKS["iso_convnext_s"][0]
@@ -86,6 +69,26 @@ class SlowIsotropicConvNeXtTest(parameterized.TestCase):
     @parameterized.parameters(*NETWORKS)
     def test_reference(self, name):
         parity.check_reference(self, name, image_size=64)
+
+
+@pytest.mark.slow
+class SlowBehaviourTest(parameterized.TestCase):
+    def test_remat_and_scan_change_nothing(self):
+        behaviour.check_remat_and_scan(self, "iso_convnext_s", **TINY | {"depth": 2})
+
+    def test_drop_path(self):
+        # Rates 0, 0.3 and 0.6: two blocks of one branch.
+        behaviour.check_drop_path(self, "iso_convnext_s", outcomes=2**2, **TINY)
+
+    def test_drop_path_keeps_the_expectation(self):
+        block = iso_convnext.Block(8, nnx.Rngs(params=0))
+        x = jnp.broadcast_to(jax.random.normal(jax.random.key(1), (1, 3, 3, 8)), (4096, 3, 3, 8))
+        out = np.asarray(block(x, Drop(jax.random.key(2), 0.25), True))
+        branch = np.asarray(block(x[:1], None, True) - x[:1])
+        for share, factor in ((0.25, 0), (0.75, 1 / 0.75)):
+            outcome = np.asarray(x[:1]) + factor * branch
+            frequency = (np.abs(out - outcome).max((1, 2, 3)) < 1e-5).mean()
+            self.assertAlmostEqual(frequency, share, delta=0.03)  # four deviations
 
 
 if __name__ == "__main__":

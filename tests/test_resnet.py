@@ -121,7 +121,7 @@ class GoldenTest(parameterized.TestCase):
         parity.check_golden(self, "resnet18", "Salman2020Do_R18", dtype="float32")
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowGoldenTest(parameterized.TestCase):
     @parameterized.parameters(
         ("resnet18", "Salman2020Do_R18"),
@@ -170,7 +170,7 @@ class ReferenceTest(absltest.TestCase):
         parity.check_reference(self, "resnet18", image_size=64)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowReferenceTest(parameterized.TestCase):
     @parameterized.parameters("resnet50", "resnet50_gelu", "wide_resnet50_2")
     def test_logits_and_input_gradients(self, name):
@@ -238,7 +238,7 @@ class TrainModeTest(absltest.TestCase):
         np.testing.assert_array_equal(new["normalize.std"], stats["normalize.std"])
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class GroupedTrainModeTest(TrainModeTest):
     group = 2
 
@@ -257,33 +257,6 @@ class OptionsTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         self.images = jax.random.uniform(jax.random.key(1), (4, 16, 16, 3))
-
-    def test_remat_changes_nothing(self):
-        results = []
-        for remat in (False, True):
-            net, params, stats = small(remat=remat)
-
-            def loss(params, net=net, stats=stats):
-                logits, new = net.apply(params, stats, self.images, train=True)
-                return (logits**2).sum(), new
-
-            results.append(jax.jit(jax.grad(loss, has_aux=True))(params))
-        for plain, again in zip(*results, strict=True):
-            for key in plain:
-                # Rounding, through batch norms of few values: the same sums in another order.
-                scale = np.abs(plain[key]).max()
-                np.testing.assert_allclose(again[key], plain[key], atol=1e-4 * scale, err_msg=key)
-
-    def test_drop_path(self):
-        net, params, stats = small(drop_path=0.5)
-        plain, *_ = small()
-        train = jax.jit(functools.partial(net.apply, train=True))
-        with self.assertRaisesRegex(ValueError, "call apply with a key"):
-            net.apply(params, stats, self.images, train=True)
-        drops = [train(params, stats, self.images, key=jax.random.key(k))[0] for k in (0, 1)]
-        self.assertGreater(parity.relative(*drops), 1e-3)
-        evaluated = [jax.jit(n.apply)(params, stats, self.images)[0] for n in (net, plain)]
-        np.testing.assert_array_equal(*evaluated)
 
     def test_bfloat16_computes_and_returns_float32(self):
         single, half = (small(dtype=d) for d in ("float32", "bfloat16"))
@@ -325,6 +298,36 @@ class OptionsTest(parameterized.TestCase):
     def test_message(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):
             models.create("resnet50", **changes)
+
+
+@pytest.mark.slow
+class SlowBehaviourTest(parameterized.TestCase):
+    def test_remat_changes_nothing(self):
+        results = []
+        for remat in (False, True):
+            net, params, stats = small(remat=remat)
+
+            def loss(params, net=net, stats=stats):
+                logits, new = net.apply(params, stats, self.images, train=True)
+                return (logits**2).sum(), new
+
+            results.append(jax.jit(jax.grad(loss, has_aux=True))(params))
+        for plain, again in zip(*results, strict=True):
+            for key in plain:
+                # Rounding, through batch norms of few values: the same sums in another order.
+                scale = np.abs(plain[key]).max()
+                np.testing.assert_allclose(again[key], plain[key], atol=1e-4 * scale, err_msg=key)
+
+    def test_drop_path(self):
+        net, params, stats = small(drop_path=0.5)
+        plain, *_ = small()
+        train = jax.jit(functools.partial(net.apply, train=True))
+        with self.assertRaisesRegex(ValueError, "call apply with a key"):
+            net.apply(params, stats, self.images, train=True)
+        drops = [train(params, stats, self.images, key=jax.random.key(k))[0] for k in (0, 1)]
+        self.assertGreater(parity.relative(*drops), 1e-3)
+        evaluated = [jax.jit(n.apply)(params, stats, self.images)[0] for n in (net, plain)]
+        np.testing.assert_array_equal(*evaluated)
 
 
 if __name__ == "__main__":

@@ -91,31 +91,6 @@ class SwinTest(parameterized.TestCase):
         for got, image in zip(ours, x, strict=True):
             np.testing.assert_allclose(got, brute_force(block, image), rtol=1e-10, atol=1e-10)
 
-    def test_remat_changes_nothing(self):
-        values = []
-        with jax.enable_x64(True):
-            for remat in (False, True):
-                apply, params, stats, images = behaviour.small(
-                    "swin_b", drop_path=0.3, remat=remat, **TINY
-                )
-                key = jax.random.key(3)
-
-                def total(params, images, apply=apply, stats=stats, key=key):
-                    logits = apply(params, stats, images, train=True, key=key)[0]
-                    return (logits * jnp.arange(5.0)[None]).sum()
-
-                run = jax.jit(jax.grad(total, (0, 1)))
-                values.append(jax.device_get(run(params, images)))
-        (plain, plain_images), (params, images) = values
-        self.assertLess(parity.relative(images, plain_images), 1e-12)
-        for name, array in plain.items():
-            largest = max(np.abs(array).max(), 1e-3)
-            self.assertLess(np.abs(params[name] - array).max(), 1e-11 * largest, name)
-
-    def test_drop_path(self):
-        # Rates 0, 0.3 and 0.6: two blocks of two branches.
-        behaviour.check_drop_path(self, "swin_b", outcomes=2**4, **TINY)
-
     def test_bfloat16_computes_and_returns_float32(self):
         behaviour.check_bfloat16(self, "swin_b", **TINY)
 
@@ -305,7 +280,7 @@ class ReferenceTest(parameterized.TestCase):
         self.assertLess(parity.relative(gradient, theirs[1]), 1e-7)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowSwinTest(parameterized.TestCase):
     @parameterized.parameters("float32", "float64")
     def test_golden(self, dtype):
@@ -315,6 +290,34 @@ class SlowSwinTest(parameterized.TestCase):
     @parameterized.parameters(("swin_b", 64), ("swin_b", 96), ("swin_b", 224), ("swin_l", 256))
     def test_reference(self, name, side):
         parity.check_reference(self, name, image_size=side, batch=1)
+
+
+@pytest.mark.slow
+class SlowBehaviourTest(parameterized.TestCase):
+    def test_remat_changes_nothing(self):
+        values = []
+        with jax.enable_x64(True):
+            for remat in (False, True):
+                apply, params, stats, images = behaviour.small(
+                    "swin_b", drop_path=0.3, remat=remat, **TINY
+                )
+                key = jax.random.key(3)
+
+                def total(params, images, apply=apply, stats=stats, key=key):
+                    logits = apply(params, stats, images, train=True, key=key)[0]
+                    return (logits * jnp.arange(5.0)[None]).sum()
+
+                run = jax.jit(jax.grad(total, (0, 1)))
+                values.append(jax.device_get(run(params, images)))
+        (plain, plain_images), (params, images) = values
+        self.assertLess(parity.relative(images, plain_images), 1e-12)
+        for name, array in plain.items():
+            largest = max(np.abs(array).max(), 1e-3)
+            self.assertLess(np.abs(params[name] - array).max(), 1e-11 * largest, name)
+
+    def test_drop_path(self):
+        # Rates 0, 0.3 and 0.6: two blocks of two branches.
+        behaviour.check_drop_path(self, "swin_b", outcomes=2**4, **TINY)
 
 
 if __name__ == "__main__":

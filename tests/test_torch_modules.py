@@ -216,6 +216,7 @@ class RowsTest(parameterized.TestCase):
         self.assertEqual(list(net.state_dict()), models.torch_keys(name))
 
 
+@pytest.mark.slow
 @absltest.skipIf(torch is None, paths.PARITY)
 class GoldenTest(parameterized.TestCase):
     """The measure is max|difference| / max|reference|: 1e-5 in float32, 1e-9 in float64."""
@@ -225,7 +226,7 @@ class GoldenTest(parameterized.TestCase):
         CHECKS[rule](self, listing)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @absltest.skipIf(torch is None, paths.PARITY)
 class SlowGoldenTest(parameterized.TestCase):
     @parameterized.parameters(*SLOW)

@@ -222,7 +222,7 @@ class RobustbenchTest(absltest.TestCase):
         self.assertIn("bash tools/setup_reference_env.sh", done.stderr.splitlines()[-1])
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @absltest.skipIf(torch is None, paths.PARITY)
 class SlowNetworkTest(parameterized.TestCase):
     @parameterized.parameters(*SLOW.items())

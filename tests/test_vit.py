@@ -39,36 +39,6 @@ class VisionTransformerTest(parameterized.TestCase):
     def test_golden_float32(self):
         parity.check_golden(self, "vit_m_cvst", NETWORKS["vit_m_cvst"][0], dtype="float32")
 
-    def test_forward_of_the_thesis(self):
-        parity.check_forward(self, "deit_s", "deit_small_patch16_224")
-
-    def test_remat_and_scan_change_nothing(self):
-        behaviour.check_remat_and_scan(self, "vit_m", **TINY | {"depth": 2})
-
-    def test_drop_path(self):
-        # Rates 0, 0.3 and 0.6: two blocks of two branches.
-        behaviour.check_drop_path(self, "vit_m", outcomes=2**4, **TINY)
-
-    def test_drop_path_keeps_the_expectation_of_each_branch(self):
-        block = vit.Block(vit.Variant(8, 1, 2, gamma_init=1.0), nnx.Rngs(params=0))
-        one = jax.random.normal(jax.random.key(1), (1, 3, 8))
-        x = jnp.broadcast_to(one, (4096, 3, 8))
-        out = np.asarray(block(x, Drop(jax.random.key(2), 0.25), True))
-
-        def attended(x):
-            return x + block.ls1(block.attn(block.norm1(x))) / 0.75
-
-        def mapped(x):
-            return x + block.ls2(block.mlp(block.norm2(x))) / 0.75
-
-        seen = 0.0
-        outcomes = ((1, one), (3, attended(one)), (3, mapped(one)), (9, mapped(attended(one))))
-        for share, outcome in outcomes:
-            frequency = (np.abs(out - np.asarray(outcome)).max((1, 2)) < 1e-5).mean()
-            self.assertAlmostEqual(frequency, share / 16, delta=0.03)  # four deviations
-            seen += frequency
-        self.assertEqual(seen, 1)
-
     def test_bfloat16_computes_and_returns_float32(self):
         behaviour.check_bfloat16(self, "vit_m", **TINY | TINY_STEM)
 
@@ -137,7 +107,7 @@ class ErrorsTest(parameterized.TestCase):
             apply(params, stats, jnp.ones((1, height, width, 3)))
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowVisionTransformerTest(parameterized.TestCase):
     @parameterized.parameters(*GOLDEN)
     def test_golden_float64(self, name):
@@ -150,6 +120,39 @@ class SlowVisionTransformerTest(parameterized.TestCase):
     @parameterized.parameters(*NETWORKS)
     def test_reference(self, name):
         parity.check_reference(self, name, image_size=96 if name == "deit_s" else 64)
+
+
+@pytest.mark.slow
+class SlowBehaviourTest(parameterized.TestCase):
+    def test_forward_of_the_thesis(self):
+        parity.check_forward(self, "deit_s", "deit_small_patch16_224")
+
+    def test_remat_and_scan_change_nothing(self):
+        behaviour.check_remat_and_scan(self, "vit_m", **TINY | {"depth": 2})
+
+    def test_drop_path(self):
+        # Rates 0, 0.3 and 0.6: two blocks of two branches.
+        behaviour.check_drop_path(self, "vit_m", outcomes=2**4, **TINY)
+
+    def test_drop_path_keeps_the_expectation_of_each_branch(self):
+        block = vit.Block(vit.Variant(8, 1, 2, gamma_init=1.0), nnx.Rngs(params=0))
+        one = jax.random.normal(jax.random.key(1), (1, 3, 8))
+        x = jnp.broadcast_to(one, (4096, 3, 8))
+        out = np.asarray(block(x, Drop(jax.random.key(2), 0.25), True))
+
+        def attended(x):
+            return x + block.ls1(block.attn(block.norm1(x))) / 0.75
+
+        def mapped(x):
+            return x + block.ls2(block.mlp(block.norm2(x))) / 0.75
+
+        seen = 0.0
+        outcomes = ((1, one), (3, attended(one)), (3, mapped(one)), (9, mapped(attended(one))))
+        for share, outcome in outcomes:
+            frequency = (np.abs(out - np.asarray(outcome)).max((1, 2)) < 1e-5).mean()
+            self.assertAlmostEqual(frequency, share / 16, delta=0.03)  # four deviations
+            seen += frequency
+        self.assertEqual(seen, 1)
 
 
 if __name__ == "__main__":

@@ -85,66 +85,9 @@ class XcitTest(parameterized.TestCase):
     def test_golden_float32(self):
         parity.check_golden(self, "xcit_s12", "Debenedetti2022Light_XCiT-S12", dtype="float32")
 
-    def test_forward_of_the_thesis(self):
-        with rounded_as(stored_waves):
-            parity.check_forward(self, "xcit_s12_p4", "xcit_small_12_p4_32_c10", **CIFAR)
-
     def test_strides_of_fine_tuning_are_those_of_p4(self):
         small = models.variant("xcit_s12", stem_strides=(1, 1, 2, 2))
         self.assertEqual(small, models.variant("xcit_s12_p4"))
-
-    def test_remat_and_scan_change_nothing(self):
-        behaviour.check_remat_and_scan(self, "xcit_s12", **TINY)
-
-    def test_statistics_move_alike_with_scan_and_remat(self):
-        moved = []
-        with jax.enable_x64(True):
-            for how in ({}, {"scan": True}, {"remat": True}):
-                apply, params, stats, images = behaviour.small(
-                    "xcit_s12", batch=4, bn_group=2, drop_path=0.3, **TINY, **how
-                )
-                key = jax.random.key(1)
-                new = jax.jit(lambda p, s, x, f=apply, k=key: f(p, s, x, train=True, key=k)[1])
-                moved.append(jax.device_get(new(params, stats, images)))
-        plain, *others = moved
-        self.assertGreater(np.abs(plain["blocks.1.local_mp.bn.mean"]).max(), 1e-3)
-        self.assertGreater(
-            np.ptp([plain[f"blocks.{i}.local_mp.bn.var"] for i in (0, 1)], 0).max(), 0
-        )
-        for other in others:
-            self.assertEqual(plain.keys(), other.keys())
-            for name, array in plain.items():
-                # The same operations, in another order at most.
-                np.testing.assert_allclose(other[name], array, rtol=1e-11, atol=1e-13)
-
-    def test_drop_path(self):
-        # The same rate in both blocks of three branches, none in those of the class token.
-        behaviour.check_drop_path(self, "xcit_s12", outcomes=2**6, **TINY)
-
-    def test_drop_path_keeps_the_expectation(self):
-        v = xcit.Variant(8, 1, 2)
-        block = xcit.Block(v, Draws(jax.random.key(0)))
-        one = jax.random.normal(jax.random.key(1), (1, 2, 2, 8))
-        x = jnp.broadcast_to(one, (4096, 2, 2, 8))
-        out = np.asarray(block(x, Drop(jax.random.key(2), 0.25), False))
-        outcomes, counts = np.unique(out.round(4).reshape(4096, -1), axis=0, return_counts=True)
-        self.assertLen(outcomes, 8)
-        shares = sorted(0.25 ** (3 - kept) * 0.75**kept for kept in (0, 1, 1, 1, 2, 2, 2, 3))
-        # Four standard deviations of a share, at most 0.0077.
-        np.testing.assert_allclose(np.sort(counts) / 4096, shares, atol=0.031)
-        first = block.attn.hidden(block.norm1(one))  # gamma is 1, the bias 0
-        kept = one + first / 0.75
-        only_first = (np.abs(out - np.asarray(kept)).max((1, 2, 3)) < 1e-5).mean()
-        self.assertAlmostEqual(only_first, 0.75 * 0.25**2, delta=0.02)
-
-    def test_half_precision_with_scan_and_drop_path(self):
-        apply, params, stats, images = behaviour.small(
-            "xcit_s12", dtype="bfloat16", scan=True, drop_path=0.3, **TINY
-        )
-        train = jax.jit(lambda k: apply(params, stats, images, train=True, key=k))
-        logits, moved = train(jax.random.key(0))
-        self.assertTrue(np.isfinite(logits).all())
-        self.assertEqual({v.dtype for v in moved.values()}, {jnp.dtype("float32")})
 
     def test_bfloat16_computes_and_returns_float32(self):
         behaviour.check_bfloat16(self, "xcit_s12", **TINY)
@@ -293,14 +236,14 @@ class BatchStatisticsTest(absltest.TestCase):
             np.testing.assert_allclose(new[name], wanted, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class WholeBatchTest(BatchStatisticsTest):
     """The same with statistics of the whole batch."""
 
     group = 0
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowXcitTest(parameterized.TestCase):
     def test_golden_float64(self):
         with rounded_as(stored_waves):
@@ -337,6 +280,66 @@ class SlowXcitTest(parameterized.TestCase):
     def test_reference_for_small_images(self, name):
         with reference_here():
             parity.check_reference(self, name, image_size=32)
+
+
+@pytest.mark.slow
+class SlowBehaviourTest(parameterized.TestCase):
+    def test_forward_of_the_thesis(self):
+        with rounded_as(stored_waves):
+            parity.check_forward(self, "xcit_s12_p4", "xcit_small_12_p4_32_c10", **CIFAR)
+
+    def test_remat_and_scan_change_nothing(self):
+        behaviour.check_remat_and_scan(self, "xcit_s12", **TINY)
+
+    def test_statistics_move_alike_with_scan_and_remat(self):
+        moved = []
+        with jax.enable_x64(True):
+            for how in ({}, {"scan": True}, {"remat": True}):
+                apply, params, stats, images = behaviour.small(
+                    "xcit_s12", batch=4, bn_group=2, drop_path=0.3, **TINY, **how
+                )
+                key = jax.random.key(1)
+                new = jax.jit(lambda p, s, x, f=apply, k=key: f(p, s, x, train=True, key=k)[1])
+                moved.append(jax.device_get(new(params, stats, images)))
+        plain, *others = moved
+        self.assertGreater(np.abs(plain["blocks.1.local_mp.bn.mean"]).max(), 1e-3)
+        self.assertGreater(
+            np.ptp([plain[f"blocks.{i}.local_mp.bn.var"] for i in (0, 1)], 0).max(), 0
+        )
+        for other in others:
+            self.assertEqual(plain.keys(), other.keys())
+            for name, array in plain.items():
+                # The same operations, in another order at most.
+                np.testing.assert_allclose(other[name], array, rtol=1e-11, atol=1e-13)
+
+    def test_drop_path(self):
+        # The same rate in both blocks of three branches, none in those of the class token.
+        behaviour.check_drop_path(self, "xcit_s12", outcomes=2**6, **TINY)
+
+    def test_drop_path_keeps_the_expectation(self):
+        v = xcit.Variant(8, 1, 2)
+        block = xcit.Block(v, Draws(jax.random.key(0)))
+        one = jax.random.normal(jax.random.key(1), (1, 2, 2, 8))
+        x = jnp.broadcast_to(one, (4096, 2, 2, 8))
+        out = np.asarray(block(x, Drop(jax.random.key(2), 0.25), False))
+        outcomes, counts = np.unique(out.round(4).reshape(4096, -1), axis=0, return_counts=True)
+        self.assertLen(outcomes, 8)
+        shares = sorted(0.25 ** (3 - kept) * 0.75**kept for kept in (0, 1, 1, 1, 2, 2, 2, 3))
+        # Four standard deviations of a share, at most 0.0077.
+        np.testing.assert_allclose(np.sort(counts) / 4096, shares, atol=0.031)
+        first = block.attn.hidden(block.norm1(one))  # gamma is 1, the bias 0
+        kept = one + first / 0.75
+        only_first = (np.abs(out - np.asarray(kept)).max((1, 2, 3)) < 1e-5).mean()
+        self.assertAlmostEqual(only_first, 0.75 * 0.25**2, delta=0.02)
+
+    def test_half_precision_with_scan_and_drop_path(self):
+        apply, params, stats, images = behaviour.small(
+            "xcit_s12", dtype="bfloat16", scan=True, drop_path=0.3, **TINY
+        )
+        train = jax.jit(lambda k: apply(params, stats, images, train=True, key=k))
+        logits, moved = train(jax.random.key(0))
+        self.assertTrue(np.isfinite(logits).all())
+        self.assertEqual({v.dtype for v in moved.values()}, {jnp.dtype("float32")})
 
 
 if __name__ == "__main__":

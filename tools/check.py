@@ -1,6 +1,6 @@
 """Everything that must pass before a change lands: format, lint, types, tests.
 
-python tools/check.py [--slow] [--no-tests]
+python tools/check.py [--slow] [--matrix] [--no-tests]
 """
 
 import subprocess
@@ -17,16 +17,18 @@ STATIC = {
 }
 FAST = {"tests": [PYTHON, "-m", "pytest"]}
 # The networks once more with the tree mode that Flax announces as NNX's default.
+TREE_TESTS = [f"tests/test_{name}.py" for name in ("convnext", "vit", "xcit", "resnet")]
 TREE_MODE = ["env", "NNX_GRAPH_MODE=false", "NNX_GRAPH_UPDATES=false"]
+MATRIX = {"all architectures": [PYTHON, "-m", "pytest", "-m", "matrix"]}
 SLOW = {
     "slow tests": [PYTHON, "-m", "pytest", "-m", "slow"],
-    "NNX tree mode": [*TREE_MODE, PYTHON, "-m", "pytest", "tests/test_convnext.py"],
+    "NNX tree mode": [*TREE_MODE, PYTHON, "-m", "pytest", *TREE_TESTS],
 }
 
 
 def main(arguments: list[str]) -> int:
     """Runs all checks, also after a failure; returns how many failed."""
-    unknown = set(arguments) - {"--slow", "--no-tests"}
+    unknown = set(arguments) - {"--slow", "--matrix", "--no-tests"}
     if unknown:
         print(f"check: unknown option {sorted(unknown)}; {__doc__}", file=sys.stderr)
         return 2
@@ -35,6 +37,8 @@ def main(arguments: list[str]) -> int:
         checks |= FAST
     if "--slow" in arguments:
         checks |= SLOW
+    if "--matrix" in arguments:
+        checks |= MATRIX
     failed = []
     for name, command in checks.items():
         start = time.perf_counter()
