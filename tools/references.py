@@ -207,7 +207,7 @@ def _rebuilt(network: Network, path: Path, which: str) -> Reference:
             named(network, wrapped=False),
             "ours, under its names, for those of the file are others",
         )
-    net.load_state_dict({k: torch.from_numpy(v) for k, v in plain.items()})
+    net.load_state_dict({k: torch.tensor(v) for k, v in plain.items()})
     if network.normalised:
         net = _normalised(net, network, source)
     return Reference(net.eval(), origin, independent, how)
