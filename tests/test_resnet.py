@@ -302,6 +302,10 @@ class OptionsTest(parameterized.TestCase):
 
 @pytest.mark.slow
 class SlowBehaviourTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.images = jax.random.uniform(jax.random.key(1), (4, 16, 16, 3))
+
     def test_remat_changes_nothing(self):
         results = []
         for remat in (False, True):
