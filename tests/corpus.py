@@ -83,6 +83,26 @@ ARRAYS: dict[str, tuple[Callable[[Arrays], Arrays], str]] = {
         _with("normalize.mean", lambda _: np.zeros((1, 3, 1, 1), np.float32)),
         r"normalize\.std: not filled",
     ),
+    "normalisation by zero": (
+        lambda arrays: (
+            arrays | {f"normalize.{k}": np.zeros((1, 3, 1, 1), np.float32) for k in ("mean", "std")}
+        ),
+        r"1 weights do not fit.*normalize\.std: does not fit \[0, 1\] pixels",
+    ),
+    "normalisation of 0 to 255": (
+        lambda arrays: (
+            arrays
+            | {f"normalize.{k}": np.full((1, 3, 1, 1), 58, np.float32) for k in ("mean", "std")}
+        ),
+        r"normalize\.mean: does not fit \[0, 1\] pixels.*divide by 255",
+    ),
+    "normalised twice": (
+        lambda arrays: (
+            {f"model.model.{k}": v for k, v in arrays.items()}
+            | {f"{p}normalize.mean": np.zeros((1, 3, 1, 1), np.float32) for p in ("", "model.")}
+        ),
+        r"normalize\.mean and model\.normalize\.mean are both there",
+    ),
     "normalisation of grey images": (
         lambda arrays: (
             arrays | {f"normalize.{k}": np.ones((1, 1, 1, 1), np.float32) for k in ("mean", "std")}
@@ -136,6 +156,16 @@ BYTES: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "garbage": ("a.safetensors", lambda whole: b"\0" * 999, "not a whole safetensors file"),
     "web page": ("a.safetensors", lambda whole: _PAGE, "is a web page, not weights: the download"),
     "web page as torch file": ("a.pth", lambda whole: b"\n" + _PAGE, "is a web page, not weights"),
+    "refused by the hub": (
+        "a.bin",
+        lambda whole: b"Entry not found",
+        "is text, not weights; it beg",
+    ),
+    "page behind a byte order mark": (
+        "a.pt",
+        lambda whole: b"\xef\xbb\xbf" + _PAGE,
+        "web page, not",
+    ),
     "LFS pointer": ("a.safetensors", lambda whole: _LFS, "Git LFS pointer.*git lfs pull"),
     "no arrays": ("a.safetensors", lambda whole: _header({}), "holds no arrays"),
     "half of the shards": (

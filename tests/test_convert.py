@@ -310,6 +310,44 @@ class LoadTest(parameterized.TestCase):
         torch.save(tensors, path)
         self.assert_loads(path)
 
+    def test_averages_that_are_not_there(self):
+        torch, path = self.torch(), self.folder / "ema.pt"
+        tensors = {k: torch.tensor(v) for k, v in as_timm(self.weights).items()}
+        for content, which, message in (
+            ({"state_dict_ema": tensors}, "raw", "averaged weights only, under 'state_dict_ema'"),
+            ({"state_dict": tensors, "ema": {"decay": 0.9}}, "ema", "'ema' holds no state dict of"),
+        ):
+            torch.save(content, path)
+            with self.subTest(which), self.assertRaisesRegex(ValueError, message):
+                convert.load("convnext_n", path, which=which, **KWARGS)
+        torch.save({"state_dict": {}, "model_ema": {"module": tensors, "decay": 0.9}}, path)
+        self.assert_loads(path)
+
+    def test_tensors_that_are_no_arrays(self):
+        torch, path = self.torch(), self.folder / "strange.pt"
+        head = torch.zeros(10, 256)
+        loop: dict = {}
+        loop["model"] = loop
+        for content, message in (
+            ({"head.fc.weight": head.to_sparse()}, r"head\.fc\.weight is no plain array .*sparse"),
+            ({"head.fc.weight": head.to("meta")}, "head.fc.weight is no plain array .*meta"),
+            ({"head.fc.weight": head.to(torch.float8_e4m3fn)}, "no plain array .*float8_e4m3fn"),
+            (loop, "holds no state dict"),
+        ):
+            torch.save(content, path)
+            with self.subTest(message), self.assertRaisesRegex(ValueError, message):
+                files.read(path)
+
+    @parameterized.parameters(
+        ("resnet50_gelu", "Salman2020Do_R50"),
+        ("vit_s", "Mo2022When_ViT-B"),
+        ("xcit_m12", "Debenedetti2022Light_XCiT-S12"),
+        ("convnext_b", "Liu2023Comprehensive_ConvNeXt-L"),
+    )
+    def test_layouts_of_another_row_are_refused(self, name, layout):
+        with self.assertRaisesRegex(ValueError, f"{layout} is a .*, not a {name}"):
+            convert.to_torch(name, {}, {}, layout=layout)
+
     def test_broken_torch_files(self):
         torch, path = self.torch(), self.folder / "bad.pt"
         tensors = {k: torch.tensor(v) for k, v in as_timm(self.weights).items()}
