@@ -21,6 +21,7 @@ Arrays = dict[str, np.ndarray]
 # What wrappers put before every name: DDP, the attack's wrapper, the normalised wrapper, compile.
 PREFIXES = ("module.", "base_model.", "model.", "_orig_mod.")
 _UNITS = {"normalize.mean": 0.0, "normalize.std": 1e-6}  # the least that makes sense
+_MODULE = "export the self-contained module (tools/export_torch.py --layout module)"
 _NORMALIZE = row(r"normalize\.(mean|std)", r"normalize.\1", channels)
 
 
@@ -37,13 +38,12 @@ def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
         if any(key.startswith(prefix) for key in names)
         and all(key.startswith((prefix, "normalize.")) for key in names)
     ]:
-        inner = {key.removeprefix(shared[0]): array for key, array in names.items()}
         if twice := [key for key in names if shared[0] + key in names]:
             raise ValueError(
                 f"{twice[0]} and {shared[0]}{twice[0]} are both there: a network that normalises "
                 "twice; fold one of them into the other"
             )
-        names = inner
+        names = {key.removeprefix(shared[0]): array for key, array in names.items()}
     return names
 
 
@@ -63,7 +63,7 @@ def rename(
     tried, problems = set(), []
     dtype = np.float64 if _all_double(source) else np.float32
     for name, array in source.items():
-        matches = [(r, m) for r in rows if (m := r.pattern.fullmatch(name))]
+        matches = _matches(rows, name)
         if len(matches) != 1:
             problems.append(f"{name}: {len(matches)} rows match, expected 1")
             continue
@@ -88,6 +88,10 @@ def rename(
             f"{_alike(source)}:\n  " + "\n  ".join(sorted(problems))
         )
     return filled
+
+
+def _matches(rows: list[Row], name: str) -> list[tuple[Row, re.Match[str]]]:
+    return [(r, match) for r in rows if (match := r.pattern.fullmatch(name))]
 
 
 def _all_double(source: Mapping[str, np.ndarray]) -> bool:
@@ -230,8 +234,7 @@ def in_channels(name: str, found: Names) -> int | None:
 def matched(found: Names) -> Iterator[tuple[str, Row, list[str]]]:
     """(stored name, its row, our names) of all that exactly one row matches."""
     for key in found.arrays:
-        matches = [(r, m) for r in found.rows if (m := r.pattern.fullmatch(key))]
-        if len(matches) == 1:
+        if len(matches := _matches(found.rows, key)) == 1:
             ((which, match),) = matches
             yield key, which, [match.expand(template) for template in _targets(which)]
 
@@ -252,26 +255,36 @@ def to_torch(name: str, params, stats, *, layout: str = "timm", **overrides) -> 
         network, or a normalisation that the layout cannot hold.
     Source: state_dicts/*.tsv; parity: tests/test_convert.py.
     """
-    ours, theirs, used = {**params, **stats}, {}, set()
+    ours = {**params, **stats}
     wrapped = _holds_normalisation(name, ours, layout, overrides)
-    rows = models.torch_names(name)
+    theirs = reference_names(name, ours, wrapped=wrapped, **overrides)
+    _check_shapes(name, ours, layout, overrides)
+    return theirs
+
+
+def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides) -> Arrays:
+    """Our arrays under the reference's names and in its order, of a row with any options.
+
+    `wrapped`: behind a normalisation, as `normalize.*` and `model.*`.
+    Raises:
+      ValueError: an array that is missing, has no place there, or is not float32.
+    """
+    theirs, rows, used = {}, models.torch_names(name), {"normalize.mean", "normalize.std"}
     if wrapped:
         theirs = {f"normalize.{k}": _out(ours[f"normalize.{k}"], channels) for k in ("mean", "std")}
     for key in models.torch_keys(name, **overrides):
-        found = next(r for r in rows if r.pattern.fullmatch(key))
+        ((found, match),) = _matches(rows, key)
         full = f"model.{key}" if wrapped else key
         if found.target is None:  # torch's counter of batches, the only name that rows leave out
             theirs[full] = np.zeros((), np.int64)
             continue
-        assert isinstance(found.target, str)
-        target = found.pattern.fullmatch(key).expand(found.target)  # type: ignore[union-attr]
+        (target,) = (match.expand(template) for template in _targets(found))
         if target not in ours:
             raise ValueError(f"{target} is missing: these are not the weights of {name}")
         theirs[full] = _out(ours[target], found.transform)
         used.add(target)
-    if extra := ours.keys() - used - {"normalize.mean", "normalize.std"}:
+    if extra := ours.keys() - used:
         raise ValueError(f"{sorted(extra)[:8]} have no place in {name}: other weights, or options")
-    _check_shapes(name, ours, layout, overrides)
     return theirs
 
 
@@ -287,8 +300,10 @@ def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> Non
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     for key, array in (params | stats).items():
         if not skip.fullmatch(key) and ours[key].shape != array.shape:
-            what = name if layout == "timm" else f"{layout} (1000 classes, 224 px)"
-            raise ValueError(f"{key} has shape {ours[key].shape}, that of {what} {array.shape}")
+            what = name if layout == "timm" else f"{layout} (1000 classes, 224 px, 3 channels)"
+            raise ValueError(
+                f"{what} has {key} {array.shape}, and here it is {ours[key].shape}; {_MODULE}"
+            )
 
 
 def _out(array, transform) -> np.ndarray:
@@ -330,7 +345,7 @@ def _holds_normalisation(name: str, ours: Mapping, layout: str, overrides: dict)
         )
         raise ValueError(
             f"{name} {has}, but {rule}, so the exported network would compute something else; "
-            "export the self-contained module (tools/export_torch.py --layout module)"
+            f"{_MODULE}"
         )
     return wrapped
 

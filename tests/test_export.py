@@ -274,7 +274,8 @@ class RefusalTest(FileCase):
         ("swin_b", "timm", {"eps": 1e-6, "dim": 32}, "eps=1e-06 instead of 1e-05"),
     )
     def test_what_a_layout_cannot_say(self, name, layout, options, message):
-        params, stats = drawn(name, num_classes=3, **options)
+        wrapped = layout in PUBLISHED and PUBLISHED[layout].normalised
+        params, stats = drawn(name, num_classes=3, normalised=wrapped, **options)
         network = Network(name, params, stats, 3, 224, options)
         with self.assertRaisesRegex(ValueError, f"{message}.*--layout module"):
             layouts.arrays(network, layout)

@@ -21,7 +21,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from jaxrobust import convert, files, models
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.names import INVERSE, channels
 
 Arrays = dict[str, Any]  # np.ndarray
 
@@ -87,20 +86,8 @@ def named(network: Network, *, wrapped: bool) -> Arrays:
 
     `wrapped`: behind a normalisation, as `normalize.*` and `model.*`.
     """
-    ours, rows = network.params | network.stats, models.torch_names(network.name)
-    theirs: Arrays = {}
-    if wrapped:
-        for key in ("mean", "std"):
-            theirs[f"normalize.{key}"] = INVERSE[channels](ours[f"normalize.{key}"])
-    for key in models.torch_keys(network.name, **network.options):
-        found = next(r for r in rows if r.pattern.fullmatch(key))
-        if found.target is None:  # torch's counter of batches
-            array = np.zeros((), np.int64)
-        else:
-            target = found.pattern.fullmatch(key).expand(found.target)  # type: ignore
-            array = np.ascontiguousarray(INVERSE[found.transform](ours[target]))
-        theirs[f"model.{key}" if wrapped else key] = array
-    return theirs
+    ours = network.params | network.stats
+    return convert.reference_names(network.name, ours, wrapped=wrapped, **network.options)
 
 
 def module_file(name: str) -> Path:
