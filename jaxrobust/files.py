@@ -78,7 +78,7 @@ def _reader(path: Path) -> Callable[[Path, str], Arrays]:
         )
     if text.startswith(b"version https://git-lfs"):
         raise ValueError(f"{path} is a Git LFS pointer, not weights; fetch it with `git lfs pull`")
-    if text.isascii() and text.decode().isprintable():
+    if text.isascii() and " ".join(text.decode().split()).isprintable():
         raise ValueError(
             f"{path} is text, not weights; it begins {text[:60].decode()!r}. A download that was "
             "refused looks so: get it again"

@@ -158,7 +158,7 @@ BYTES: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "web page as torch file": ("a.pth", lambda whole: b"\n" + _PAGE, "is a web page, not weights"),
     "refused by the hub": (
         "a.bin",
-        lambda whole: b"Entry not found",
+        lambda whole: b"Entry not found\n",
         "is text, not weights; it beg",
     ),
     "page behind a byte order mark": (
