@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "jaxrobust"
 
 FLOORS = [
-    {"types", "names", "launch", "commandline"},
+    {"types", "names", "presets", "launch", "commandline"},
     {
         "attacks",
         "models",

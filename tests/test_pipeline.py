@@ -253,7 +253,7 @@ class ArgumentTest(parameterized.TestCase):
         ({"batch_size": 64}, "batch_size=64 must be between 1 and the 37 records"),
         ({"process_count": 3}, "batch_size=8 .* a multiple of process_count=3"),
         ({"process_index": 1}, "process_index=1 must be at least 0 and below process_count=1"),
-        ({"augmentation": "corp"}, "unknown augmentation 'corp': known are none, flip, crop"),
+        ({"augmentation": "corp"}, "unknown augmentation 'corp': presets are none, basic, light"),
         ({"seed": -1}, r"seed=-1 must be in \[0, 2\*\*63\)"),
         ({"start": -8}, "start=-8 and workers=0 must not be negative"),
         ({"image_size": 16}, "has 8x8 images, and .*'none' does not resize them to image_size=16"),
@@ -265,7 +265,7 @@ class ArgumentTest(parameterized.TestCase):
     def test_mixed_sizes_need_a_resizing_augmentation(self):
         mixed = dataclasses.replace(numbered(), image_shape=None)
         with self.assertRaisesRegex(
-            sources.DataError, "differently sized images.* take one of resized-crop"
+            sources.DataError, "differently sized images.* or begin with resized-crop"
         ):
             train(mixed, 1, augmentation="crop-flip")
 

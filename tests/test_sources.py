@@ -16,7 +16,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data import sources, transforms
+from jaxrobust.data import decoding, sources
 from tests.paths import NO_SHARED, SHARED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,7 +79,7 @@ class DigitsTest(TempDirTest):
             for row, label in zip(pixels, labels, strict=True)
         )
         found = sorted(
-            (transforms.decode(record.image).tobytes(), record.label)
+            (decoding.decode(record.image).tobytes(), record.label)
             for split in ("train", "test")
             for record in sources.open_source("digits", split)
         )
@@ -95,7 +95,7 @@ class DigitsTest(TempDirTest):
         builder = tfds.builder_from_directory(DIGITS / "digits" / "1.0.0")
         example = builder.as_data_source(split="test")[5]
         record = sources.open_source("digits", "test")[5]
-        np.testing.assert_array_equal(example["image"], transforms.decode(record.image))
+        np.testing.assert_array_equal(example["image"], decoding.decode(record.image))
         self.assertEqual(example["label"], record.label)
 
     def test_is_small_and_says_its_licence(self):
@@ -114,7 +114,7 @@ class FakeTest(parameterized.TestCase):
         source = sources.open_source(name, "test")
         self.assertEqual((source.image_shape, source.num_classes), (shape, classes))
         for index in (0, len(source) - 1):
-            self.assertEqual(transforms.decode(source[index].image).shape, shape)
+            self.assertEqual(decoding.decode(source[index].image).shape, shape)
             self.assertBetween(source[index].label, 0, classes - 1)
 
     def test_is_deterministic_and_differs_by_index_and_split(self):
@@ -186,7 +186,7 @@ class PreparedTest(TempDirTest):
         held_out = sources.open_source("tfds:cifar10", "train[90%:]", data_dir=CIFAR)
         self.assertEqual((len(train), len(held_out)), (45_000, 5_000))
         self.assertEqual((train.image_shape, train.num_classes), ((32, 32, 3), 10))
-        self.assertEqual(transforms.decode(held_out[0].image).shape, (32, 32, 3))
+        self.assertEqual(decoding.decode(held_out[0].image).shape, (32, 32, 3))
 
 
 class RefusalTest(TempDirTest):

@@ -1,16 +1,12 @@
-"""Host transforms against torchvision, RobustBench's preprocessing and fixed digests."""
-
-import functools
-import hashlib
-import io
-import warnings
+"""Preprocessing for evaluation against torchvision, RobustBench's and fixed digests."""
 
 import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jaxrobust.data import transforms
-from tests.paths import NO_SHARED, PARITY, SHARED
+from tests.images import digest, encoded, pattern, photographs, torchvision
+from tests.paths import NO_SHARED, SHARED
 
 GOLDEN = SHARED / "golden" / "models" / "preprocessing.npz"
 SIZES = ("333x500", "500x375", "181x240")
@@ -21,70 +17,6 @@ GOLDEN_IDS = {
     "Crop288": "Crop288",
     "xcit_timm_224_bicubic_crop1.0": "bicubic-224-crop-224",
 }
-
-
-def pattern(height, width, channels=3):
-    """A picture with edges and slopes, the same on every machine."""
-    y, x, c = np.indices((height, width, channels))
-    return ((x * (c + 3) + y * 5 + (x // 7 % 2) * 90 + (y // 11 % 2) * (40 + 30 * c)) % 256).astype(
-        np.uint8
-    )
-
-
-def encoded(image, kind, **options):
-    buffer = io.BytesIO()
-    Image.fromarray(image.squeeze()).save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-def photographs(count):
-    return sorted((SHARED / "data" / "imagenet_samples").glob("*/*.JPEG"))[:count]
-
-
-def digest(image):
-    return hashlib.sha256(image.tobytes()).hexdigest()[:16]
-
-
-def torchvision(test):
-    """torch and torchvision; the test is skipped without them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, on import
-        try:
-            from tools import torch_reference
-        except ImportError:
-            test.skipTest(PARITY)
-        torch_reference.import_timm()  # declares what torchvision misses on a CPU build
-        import torch
-        import torchvision
-
-    return torch, torchvision
-
-
-class DecodeTest(parameterized.TestCase):
-    @parameterized.parameters(1, 3)
-    def test_channels_stay(self, channels):
-        image = pattern(20, 30, channels)
-        np.testing.assert_array_equal(transforms.decode(encoded(image, "PNG")), image)
-
-    def test_channels_are_converted_when_asked(self):
-        grey, colour = pattern(6, 9, 1), pattern(6, 9, 3)
-        np.testing.assert_array_equal(
-            transforms.decode(encoded(grey, "PNG"), channels=3), np.repeat(grey, 3, axis=2)
-        )
-        self.assertEqual(transforms.decode(encoded(colour, "PNG"), channels=1).shape, (6, 9, 1))
-
-    def test_cmyk_and_palette_become_rgb(self):
-        for mode, kind in (("CMYK", "JPEG"), ("P", "PNG"), ("RGBA", "PNG")):
-            buffer = io.BytesIO()
-            Image.fromarray(pattern(8, 8)).convert(mode).save(buffer, kind)
-            self.assertEqual(transforms.decode(buffer.getvalue()).shape, (8, 8, 3), mode)
-
-    @parameterized.parameters("JPEG", "PNG")
-    def test_a_cut_or_foreign_file_is_refused(self, kind):
-        data = encoded(pattern(64, 64), kind)
-        for bad in (b"", b"not an image", data[: len(data) // 2], data[:30]):
-            with self.assertRaisesRegex(ValueError, "not a whole image file: "):
-                transforms.decode(bad)
 
 
 class EvaluationTest(parameterized.TestCase):
@@ -193,116 +125,6 @@ class EvaluationTest(parameterized.TestCase):
     def test_unknown_id(self):
         with self.assertRaisesRegex(ValueError, "unknown preprocessing 'Res99'.*BicubicRes256Crop"):
             transforms.evaluation_transform("Res99")
-
-
-class TorchDraws:
-    """Draws of torchvision's RandomResizedCrop, in its order and precision, as our generator."""
-
-    def __init__(self, seed):
-        import torch
-
-        self.torch, self.generator = torch, torch.Generator().manual_seed(seed)
-
-    def uniform(self, low, high):
-        return self.torch.empty(1).uniform_(low, high, generator=self.generator).item()
-
-    def integers(self, low, high):
-        return self.torch.randint(low, high, (1,), generator=self.generator).item()
-
-
-class RandomResizedCropTest(parameterized.TestCase):
-    # Tall, wide and square; a narrow scale forces the central fallback on the long ones.
-    @parameterized.product(
-        shape=((40, 60), (60, 40), (33, 33), (10, 90), (90, 10)), scale=((0.08, 1), (0.9, 1))
-    )
-    def test_boxes_and_pixels_of_torchvision(self, shape, scale):
-        torch, vision = torchvision(self)
-        theirs, functional = vision.transforms, vision.transforms.functional
-        image = pattern(*shape)
-        ratio = (3 / 4, 4 / 3)
-        for seed in range(40):
-            torch.manual_seed(seed)
-            box = theirs.RandomResizedCrop.get_params(
-                Image.fromarray(image), list(scale), list(ratio)
-            )
-            self.assertEqual(
-                transforms._resized_crop_box(image.shape, TorchDraws(seed), scale, ratio), box
-            )
-            bicubic = theirs.InterpolationMode.BICUBIC
-            expected = functional.resized_crop(Image.fromarray(image), *box, [24, 24], bicubic)
-            ours = transforms.random_resized_crop(image, TorchDraws(seed), size=24, scale=scale)
-            np.testing.assert_array_equal(ours, np.asarray(expected))
-
-    def test_fallback_is_the_largest_central_part(self):
-        box = functools.partial(
-            transforms._resized_crop_box, rng=np.random.default_rng(0), scale=(1, 1)
-        )
-        self.assertEqual(box((10, 90), ratio=(3 / 4, 4 / 3)), (0, 38, 10, 13))
-        self.assertEqual(box((90, 10), ratio=(3 / 4, 4 / 3)), (38, 0, 13, 10))
-        self.assertEqual(box((32, 32), ratio=(1, 1)), (0, 0, 32, 32))
-
-    def test_areas_and_aspects_fill_their_ranges(self):
-        rng = np.random.default_rng(0)
-        boxes = [
-            transforms._resized_crop_box((400, 400), rng, (0.08, 1), (3 / 4, 4 / 3))
-            for _ in range(4000)
-        ]
-        top, left, height, width = np.array(boxes).T
-        self.assertTrue(np.all((top >= 0) & (left >= 0)))
-        self.assertTrue(np.all((top + height <= 400) & (left + width <= 400)))
-        area, aspect = height * width / 400**2, width / height
-        # Rounding to pixels moves the ends by at most 1 / 113 (the side at the least area).
-        self.assertBetween(area.min(), 0.078, 0.09)
-        self.assertGreater(area.max(), 0.95)
-        self.assertBetween(aspect.min(), 0.74, 0.76)
-        self.assertBetween(aspect.max(), 1.31, 1.35)
-        # Log-uniform is symmetric; 4000 draws of a spread of 0.17 give the mean to 0.003.
-        self.assertAlmostEqual(np.log(aspect).mean(), 0, delta=0.012)
-
-
-class AugmentationTest(parameterized.TestCase):
-    def test_random_crop_is_a_shifted_window(self):
-        image = pattern(8, 10, 1) // 2 + 1
-        padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
-        windows = {
-            padded[top : top + 8, left : left + 10].tobytes()
-            for top in range(5)
-            for left in range(5)
-        }
-        rng = np.random.default_rng(0)
-        seen = {transforms.random_crop(image, rng, padding=2).tobytes() for _ in range(400)}
-        self.assertEqual(seen, windows)
-
-    def test_flip_mirrors_half_of_the_time(self):
-        image = pattern(4, 5)
-        rng = np.random.default_rng(0)
-        flipped = 0
-        for _ in range(1000):
-            out = transforms.flip(image, rng)
-            if not np.array_equal(out, image):
-                np.testing.assert_array_equal(out[:, ::-1], image)
-                flipped += 1
-        self.assertBetween(flipped, 450, 550)  # 3 standard deviations are 47
-
-    @parameterized.parameters(*transforms.AUGMENTATIONS)
-    def test_rows_keep_type_and_input_and_repeat(self, name):
-        row = transforms.AUGMENTATIONS[name]
-        for channels in (1, 3):
-            image = pattern(40, 56, channels) if row.resizes else pattern(32, 32, channels)
-            image.flags.writeable = False
-            outs = []
-            for seed in (7, 7):
-                out, rng = image, np.random.default_rng(seed)
-                for op in row.ops(32):
-                    out = op(out, rng)
-                self.assertEqual((out.shape, out.dtype), ((32, 32, channels), np.uint8))
-                outs.append(out)
-            np.testing.assert_array_equal(*outs)
-
-    def test_padding_is_4_on_cifar_and_1_on_digits(self):
-        for size, padding in ((32, 4), (8, 1)):
-            (op,) = transforms.AUGMENTATIONS["crop"].ops(size)
-            self.assertEqual(op.keywords, {"padding": padding})
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Images from disk to `uint8` batches; nothing here touches a JAX device."""
 
+from jaxrobust.data.augmentations import chain
 from jaxrobust.data.pipeline import (
     EvaluationBatch,
     TrainBatch,
@@ -8,15 +9,15 @@ from jaxrobust.data.pipeline import (
     train_batches,
 )
 from jaxrobust.data.sources import DataError, Record, Source, open_source
-from jaxrobust.data.transforms import AUGMENTATIONS, evaluation_transform
+from jaxrobust.data.transforms import evaluation_transform
 
 __all__ = [
-    "AUGMENTATIONS",
     "DataError",
     "EvaluationBatch",
     "Record",
     "Source",
     "TrainBatch",
+    "chain",
     "evaluation_batches",
     "evaluation_transform",
     "open_source",

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from absl import flags
 
-from jaxrobust.data import transforms
+from jaxrobust.data import augmentations, decoding, transforms
 from jaxrobust.data.sources import DataError, Source
 
 CACHE_BYTES = 400 * 2**20  # a data set whose decoded images fit is decoded once per process
@@ -86,7 +86,7 @@ def train_batches(
       source: what to read.
       batch_size: examples per step over all processes.
       seed: of order and augmentation, in [0, 2**63).
-      augmentation: a key of `transforms.AUGMENTATIONS`.
+      augmentation: a preset or a chain of `augmentations.chain`.
       image_size: pixels, H and W of the batches.
       start: global examples consumed so far. A multiple of `batch_size` unless that has changed;
         batches then may hold the end of one epoch and the beginning of the next.
@@ -102,27 +102,24 @@ def train_batches(
 
     local = _local_batch(batch_size, process_index, process_count)
     examples = steps_per_epoch(source, batch_size) * batch_size
-    if augmentation not in transforms.AUGMENTATIONS:
-        raise DataError(
-            f"unknown augmentation {augmentation!r}: known are "
-            f"{', '.join(transforms.AUGMENTATIONS)}"
-        )
+    try:
+        chain = augmentations.chain(augmentation, image_size)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     if not 0 <= seed < 2**63:
         raise DataError(f"seed={seed} must be in [0, 2**63)")
     if start < 0 or workers < 0:
         raise DataError(f"start={start} and workers={workers} must not be negative")
-    row = transforms.AUGMENTATIONS[augmentation]
-    if not row.resizes and not _has_size(source, image_size):
-        resizing = [name for name, other in transforms.AUGMENTATIONS.items() if other.resizes]
+    if not chain.resizes and not _has_size(source, image_size):
         raise DataError(
             f"{source.where()} has {_sizes(source)} images, and the augmentation {augmentation!r} "
-            f"does not resize them to image_size={image_size}; set image_size to theirs or take "
-            f"one of {', '.join(resizing)}"
+            f"does not resize them to image_size={image_size}; set image_size to theirs or begin "
+            "with resized-crop"
         )
     load = functools.partial(
         _load_train,
         images=_Images(source, CACHE_BYTES),
-        ops=row.ops(image_size),
+        ops=chain.ops,
         image_size=image_size,
         seed=seed,
         start=start,
@@ -272,7 +269,7 @@ class _Images:
     def _decode(self, index: int, data: bytes) -> np.ndarray:
         source = self.source
         try:
-            image = transforms.decode(data, channels=source.channels)
+            image = decoding.decode(data, channels=source.channels)
         except ValueError as error:
             raise DataError(
                 f"{source.where()}: the image of record {index} does not decode ({error}); "
@@ -296,7 +293,7 @@ def _load_train(
     block: int,
     *,
     images: _Images,
-    ops: Sequence[transforms.Op],
+    ops: Sequence[augmentations.Op],
     image_size: int,
     seed: int,
     start: int,

@@ -1,0 +1,33 @@
+"""Named augmentations: what the host does to each image, and the device to each batch."""
+
+from typing import NamedTuple
+
+
+class Preset(NamedTuple):
+    """A row of `PRESETS`; a config's own values replace its numbers."""
+
+    chain: str  # on the host, a chain of data/augmentations.py
+    mixup: float = 0.0  # Beta(mixup, mixup) weights; 0: none
+    cutmix: float = 0.0  # the same, of boxes
+    erase: float = 0.0  # probability of random erasing
+    label_smoothing: float = 0.0
+
+
+PRESETS = {
+    "none": Preset(""),
+    # "Basic augmentation" of Singh, Croce, Hein 2023: no flip.
+    "basic": Preset("resized-crop"),
+    # The light recipe of Debenedetti et al. 2022, whose label smoothing its config sets.
+    "light": Preset("resized-crop|flip|jitter(0.4)"),
+    # Touvron et al. 2022 (DeiT III), section 2: one of grey, solarise, blur.
+    "3aug": Preset("resized-crop|flip|3aug|jitter(0.3)", mixup=0.8, cutmix=1.0),
+    # "Heavy augmentation" of Singh, Croce, Hein 2023.
+    "heavy": Preset(
+        "resized-crop|flip|randaugment", mixup=0.8, cutmix=1.0, erase=0.25, label_smoothing=0.1
+    ),
+    "autoaugment": Preset("crop|flip|autoaugment"),
+    "flip": Preset("flip"),
+    "crop": Preset("crop"),
+    "crop-flip": Preset("crop|flip"),
+    "resized-crop-flip": Preset("resized-crop|flip"),
+}
