@@ -51,12 +51,34 @@ def base() -> ConfigDict:
             "name": "imagenet2012",
             "dir": config_dict.placeholder(str),  # default: $TFDS_DATA_DIR
             "train_split": "train",
-            "selection_split": "validation[:4000]",  # chooses the best checkpoint
-            "test_split": "validation[4000:]",  # the reported numbers
-            "augmentation": "resized-crop",
+            # validation@selection: 4,000 images that are not among the 5,000 of RobustBench.
+            "selection_split": "validation@selection",  # chooses the best checkpoint
+            "test_split": "validation@robustbench",  # the reported numbers
+            "classes": config_dict.placeholder(str),  # only these: imagenet100, or a file of names
+            "augmentation": "basic",  # a preset of jaxrobust/presets.py, or a chain of ops
+            "preprocessing": config_dict.placeholder(str),  # of evaluation; default: bicubic-0.875
             "workers": 0,  # processes that decode; 0: threads of this one
+            "strict": False,  # whether a damaged image stops the run
+            "max_damaged": 50,  # so many are replaced by another image each, and named
         }
     )
+    # On the device; None: as the preset data.augmentation says.
+    config.mixup = ConfigDict(
+        {
+            "mixup": config_dict.placeholder(float),  # weights from Beta(mixup, mixup); 0: none
+            "cutmix": config_dict.placeholder(float),  # the same for boxes; 0: none
+            "switch": 0.5,  # probability of boxes where both are on
+            "probability": 1.0,  # of mixing at all
+            "group": 8,  # consecutive images that mix among themselves, with one weight
+        }
+    )
+    config.erase = ConfigDict(
+        {
+            "probability": config_dict.placeholder(float),
+            "noise": "normal",  # normal (leaves [0, 1], as the main paper's) | truncated (XCiT's)
+        }
+    )
+    config.label_smoothing = config_dict.placeholder(float)
     # Clean training first, from the same seed; the attack phase starts from its best weights.
     config.pretrain = phase(objective="clean", epochs=0)
     config.train = phase()
@@ -68,6 +90,7 @@ def base() -> ConfigDict:
             "steps": 2,
             "step_size": config_dict.placeholder(float),  # pgd, fgsm; default: the attack's own
             "start": "image",  # image | random
+            "labels": "soft",  # soft: as mixed and smoothed | hard: the likeliest class
         }
     )
     # While training: accuracy on the selection split, clean and under APGD-CE of the same radius.

@@ -20,7 +20,7 @@ def get_config():
     config.model.name = "xcit_s12"
     config.model.dtype = "bfloat16"
     config.model.options = {"drop_path": 0.05, "bn_group": 64}
-    config.data.augmentation = "resized-crop-flip"
+    config.data.augmentation = "light"
     config.data.workers = 16
     config.train.update(epochs=110, batch_size=512, lr=5e-4, warmup_epochs=10, final_lr=1e-5)
     config.train.update(weight_decay=0.5, b2=0.999, ema_decay=0.0)

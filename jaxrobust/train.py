@@ -18,11 +18,22 @@ from jaxrobust.step import TrainState, averaged, started_average
 from jaxrobust.types import Batch
 
 # What a workdir may change between two runs of the same command without becoming another run.
-_FREE = ("log.", "data.dir", "data.workers", "test.")  # a record carries its own test settings
+_FREE = (
+    "log.",
+    "data.dir",
+    "data.workers",
+    "data.strict",
+    "data.max_damaged",
+    "test.",
+)  # a record carries its own test settings
 _PHASES = ("pretrain", "train")
 # Keys that runs of before do not have, and what they did.
 _ADDED: dict[str, Any] = {"init.weights": None, "init.stem": "keep", "init.head": "keep"}
 _ADDED |= {f"{phase}.b2": 0.95 for phase in _PHASES}
+_ADDED |= {"data.classes": None, "data.preprocessing": None}
+_ADDED |= {"attack.labels": "soft", "label_smoothing": None}
+_ADDED |= {"mixup.mixup": None, "mixup.cutmix": None, "mixup.switch": 0.5, "mixup.group": 8}
+_ADDED |= {"mixup.probability": 1.0, "erase.probability": None, "erase.noise": "normal"}
 
 
 class Interrupted(Exception):

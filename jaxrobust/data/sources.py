@@ -46,6 +46,9 @@ class Source:
       image_shape: (H, W, channels) when all images have it, else None.
       read: indices in [0, size) -> records; picklable; raises DataError on a damaged record.
       remedy: what to do when the data is damaged, the end of every such message.
+      classes: the classes' names in the order of labels; empty where nobody names them.
+      describe: an index -> the words for that record in a message, with its file's name if any.
+      ids_sha256: of the list of ids that chose the records, where one did.
     """
 
     name: str
@@ -56,6 +59,9 @@ class Source:
     image_shape: tuple[int, int, int] | None
     read: Callable[[Sequence[int]], list[Record]] = dataclasses.field(repr=False)
     remedy: str = dataclasses.field(default="prepare the data set again", repr=False)
+    classes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    describe: Callable[[int], str] = dataclasses.field(default="record {}".format, repr=False)
+    ids_sha256: str | None = None
 
     def __len__(self) -> int:
         return self.size
