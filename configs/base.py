@@ -69,7 +69,7 @@ def base() -> ConfigDict:
             "cutmix": config_dict.placeholder(float),  # the same for boxes; 0: none
             "switch": 0.5,  # probability of boxes where both are on
             "probability": 1.0,  # of mixing at all
-            "group": 8,  # consecutive images that mix among themselves, with one weight
+            "group": 2,  # consecutive images that mix among themselves, with one weight
         }
     )
     config.erase = ConfigDict(

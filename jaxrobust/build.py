@@ -8,15 +8,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrobust import attacks, models, objectives, optim, sharding, step
+from jaxrobust import attacks, augment, models, objectives, optim, sharding, step
+from jaxrobust.presets import PRESETS
 from jaxrobust.types import Attack, Batch, Classifier
 
 Config = Any  # ml_collections.ConfigDict, or anything that reads like one
 
 _OBJECTIVES = {
-    "clean": lambda phase: objectives.clean(),
-    "adversarial": lambda phase: objectives.adversarial(),
-    "trades": lambda phase: objectives.trades(phase.trades_beta),
+    "clean": lambda phase, attack: objectives.clean(),
+    "adversarial": lambda phase, attack: objectives.adversarial(attack.labels),
+    "trades": lambda phase, attack: objectives.trades(phase.trades_beta),
 }
 _ATTACK_LOSS = {"adversarial": "ce", "trades": "kl"}
 
@@ -53,6 +54,15 @@ def training_attack(config: Config, objective: str) -> Attack:
     if objective == "clean":
         return lambda logits_fn, key, images, labels: images
     a = config.attack
+    if a.labels not in objectives.ATTACK_LABELS:
+        raise ValueError(
+            f"attack.labels={a.labels!r}; one of {', '.join(map(repr, objectives.ATTACK_LABELS))}"
+        )
+    if objective == "trades" and a.labels != "soft":
+        raise ValueError(
+            f"objective='trades' with attack.labels={a.labels!r}: its attack aims at the clean "
+            "probabilities and reads no labels; leave attack.labels='soft'"
+        )
     if objective == "trades" and a.start != "random":
         raise ValueError(
             f"objective='trades' with attack.start={a.start!r}: the gradient of its KL term is "
@@ -70,6 +80,63 @@ def training_attack(config: Config, objective: str) -> Attack:
     if a.name not in rows:
         raise ValueError(f"unknown attack {a.name!r}; one of {sorted(rows)}")
     return rows[a.name]()
+
+
+def batch_augmentation(config: Config, name: str, *, devices: int) -> augment.BatchAugmentation:
+    """What the device does to a batch of the phase `name` before the attack sees it.
+
+    A value of the config that is None is that of the preset that `data.augmentation` names; for a
+    chain that is no preset, 0.
+    Raises:
+      ValueError: a value outside of its range, a group that does not fit a device's images.
+    """
+    m, noise = config.mixup, config.erase.noise
+    preset = PRESETS.get(config.data.augmentation, PRESETS["none"])
+    own = (m.mixup, m.cutmix, config.erase.probability, config.label_smoothing)
+    named = (preset.mixup, preset.cutmix, preset.erase, preset.label_smoothing)
+    mixup, cutmix, erasing, smoothing = (
+        b if a is None else a for a, b in zip(own, named, strict=True)
+    )
+    fraction = "between 0 and 1"
+    _check_ranges(
+        {
+            "mixup.mixup": (mixup, 0 <= mixup < math.inf, "at least 0 (0 turns it off)"),
+            "mixup.cutmix": (cutmix, 0 <= cutmix < math.inf, "at least 0 (0 turns it off)"),
+            "mixup.switch": (m.switch, 0 <= m.switch <= 1, fraction),
+            "mixup.probability": (m.probability, 0 <= m.probability <= 1, fraction),
+            "mixup.group": (m.group, m.group > 0 and m.group % 2 == 0, "even, at least 2"),
+            "erase.probability": (erasing, 0 <= erasing <= 1, fraction),
+            "label_smoothing": (smoothing, 0 <= smoothing < 1, "at least 0 and below 1"),
+        }
+    )
+    if noise not in augment.NOISES:
+        raise ValueError(f"erase.noise={noise!r}; one of {', '.join(map(repr, augment.NOISES))}")
+    images = config[name].batch_size // devices
+    if (mixup or cutmix) and images % m.group:
+        fits = [n for n in range(2, images + 1, 2) if images % n == 0]
+        group = f"mixup.group={min(fits, key=lambda n: abs(n - m.group))} or " if fits else ""
+        raise ValueError(
+            f"mixup.group={m.group} does not divide the {images} images of a device; use {group}"
+            f"{name}.batch_size={max(round(images / m.group), 1) * m.group * devices}"
+        )
+    return augment.batch_augmentation(
+        num_classes=config.model.num_classes,
+        erasing=erasing,
+        noise=noise,
+        mixup=mixup,
+        cutmix=cutmix,
+        switch=m.switch,
+        probability=m.probability,
+        group=m.group,
+        smoothing=smoothing,
+    )
+
+
+def _check_ranges(values: dict[str, tuple[Any, bool, str]]) -> None:
+    """`ValueError` for the first `key: (value, whether it is inside, what it must be)` outside."""
+    for key, (value, inside, wanted) in values.items():
+        if not inside:
+            raise ValueError(f"{key}={value} must be {wanted}")
 
 
 def divides(batch_size: int, devices: int, key: str) -> None:
@@ -109,9 +176,7 @@ def phase(
         "ema_decay": (0 <= p.ema_decay < 1, "at least 0 and below 1"),
         "trades_beta": (0 <= p.trades_beta < math.inf, "at least 0"),
     }
-    for key, (inside, wanted) in ranges.items():
-        if not inside:
-            raise ValueError(f"{name}.{key}={p[key]} must be {wanted}")
+    _check_ranges({f"{name}.{key}": (p[key], *row) for key, row in ranges.items()})
     mesh = sharding.make_mesh(devices)
     divides(p.batch_size, mesh.size, f"{name}.batch_size")
     steps_per_epoch = examples // p.batch_size
@@ -136,8 +201,9 @@ def phase(
     train_step = partial(
         step.train_step,
         net=net,
+        augment=batch_augmentation(config, name, devices=mesh.size),
         attack=training_attack(config, p.objective),
-        objective=_OBJECTIVES[p.objective](p),
+        objective=_OBJECTIVES[p.objective](p, config.attack),
         tx=tx,
         ema_decay=p.ema_decay,
         dtype=jnp.dtype(config.model.dtype),

@@ -26,8 +26,15 @@ _MODEL = _text("model", help="Instead of a run: a network of models.available().
 _WEIGHTS = _text("weights", help="Its weights: .safetensors, .pth or .pt, or an imported folder.")
 _CLASSES = flags.DEFINE_integer("num_classes", None, "Of --model; default: the data set's.")
 _SIZE = flags.DEFINE_integer("image_size", None, "Pixels; default: the run's, or the data set's.")
-_DATASET = _text("dataset", help="digits, cifar10, imagenet2012, ...; default: the run's.")
-_SPLIT = _text("split", help="Such as test[:1000]; default: the run's test split, or test.")
+_DATASET = _text(
+    "dataset", help="digits, cifar10, imagenet2012, folder:PATH, ...; default: the run's."
+)
+_SPLIT = _text(
+    "split",
+    help="Such as test[:1000]; default: the run's test split, or test; of imagenet2012 "
+    "validation@robustbench.",
+)
+_NAMES = _text("classes", help="Only these: imagenet100, or a file of names; default: the run's.")
 _DATA_DIR = _text("data_dir", help="Where data sets lie; default: the run's, or $TFDS_DATA_DIR.")
 _PREPROCESSING = _text("preprocessing", help="Such as Res256Crop224; default: as training tests.")
 _NORM = _text("norm", help="linf, l2 or l1; default: the run's, or linf.")
@@ -77,7 +84,7 @@ def _evaluate() -> str:
     if _WEIGHTS.value and _PHASE.value:
         raise ValueError("--phase is one of a --workdir; --weights has but one")
     epsilon = None if _EPSILON.value is None else number("epsilon", _EPSILON.value)
-    from jaxrobust import compilation, judge  # after the flags: --help needs no JAX
+    from jaxrobust import compilation, judge, scores  # after the flags: --help needs no JAX
 
     compilation.use_persistent_cache()
     if run:
@@ -91,12 +98,14 @@ def _evaluate() -> str:
         "model.image_size": _SIZE.value,
         "data.name": _DATASET.value,
         "data.test_split": _SPLIT.value,
+        "data.classes": _NAMES.value,
         "data.dir": _DATA_DIR.value,
         "attack.norm": _NORM.value,
         "attack.epsilon": epsilon,
     }
     config, source = judge.settle(origin, changes)
     if run:
+        scores.check_classes(run, source)
         which, weights = judge.run_weights(config, run, _PHASE.value)
     else:
         which, weights = judge.file_weights(config, Path(_WEIGHTS.value))

@@ -25,7 +25,7 @@ from jaxrobust import (
     sharding,
 )
 from jaxrobust.checkpoint import Checkpoints, abstract_state, disk_full
-from jaxrobust.data import evaluation_transform, pipeline, sources
+from jaxrobust.data import EvaluationBatch, evaluation_transform, pipeline, sources
 from jaxrobust.progress import say
 from jaxrobust.step import cast, eval_step
 from jaxrobust.types import Attack
@@ -61,7 +61,7 @@ def model_config(name: str) -> Values:
     size = {"num_classes": None, "image_size": None, "in_channels": None}
     return Values(
         model=Values(name=models.known(name), **size, remat=False, options=Values()),
-        data=Values(name=None, test_split="test", dir=None, workers=0),
+        data=Values(name=None, test_split="test", dir=None, classes=None, workers=0),
         attack=Values(norm="linf", epsilon=None),
         test=Values(batch_size=128),
     )
@@ -90,7 +90,11 @@ def folder_config(folder: Path, name: str | None) -> Values:
 def preprocessing(origin: Values, config: Values, source: sources.Source) -> str | None:
     """What imported weights expect of photographs at their own size; None: no more is known."""
     resized = config.model.image_size != origin.model.image_size
-    return None if source.image_shape or resized else origin.get("preprocessing")
+    given = origin.get("preprocessing") or origin.data.get("preprocessing")
+    return None if source.image_shape or resized else given
+
+
+_IMAGENET = re.compile(r"(tfds:)?imagenet2012\b")
 
 
 def settle(origin: Values, changes: dict[str, Any]) -> tuple[Values, sources.Source]:
@@ -108,20 +112,22 @@ def settle(origin: Values, changes: dict[str, Any]) -> tuple[Values, sources.Sou
     if data.name is None:
         raise ValueError("--model needs --dataset NAME, such as digits, cifar10 or imagenet2012")
     if data.name != origin.data.name and changes["data.test_split"] is None:
-        data["test_split"] = "test"  # a part of another data set's split says nothing here
+        # A part of another data set's split says nothing here.
+        data["test_split"] = "validation@robustbench" if _IMAGENET.match(data.name) else "test"
     if config.attack.norm != origin.attack.norm and changes["attack.epsilon"] is None:
         config.attack["epsilon"] = None  # nor does a radius in another norm
-    source = sources.open_source(data.name, data.test_split, data_dir=data.dir)
+    source = sources.open_source(
+        data.name,
+        data.test_split,
+        data_dir=data.dir,
+        classes=data.get("classes"),
+        num_classes=model.num_classes,
+    )
     shape = source.image_shape
     if model.image_size is None:
         model["image_size"] = shape[0] if shape and shape[0] == shape[1] else 224
     if model.num_classes is None:
         model["num_classes"] = source.num_classes
-    if model.num_classes != source.num_classes:
-        raise ValueError(
-            f"the network has num_classes={model.num_classes}, but {source.where()} has "
-            f"{source.num_classes} classes; give the --dataset that it was trained for"
-        )
     return config, source
 
 
@@ -203,14 +209,15 @@ def evaluate(
     model, ball = config.model, [config.attack.norm, config.attack.epsilon]
     asked = asked._replace(
         images=min(len(source), asked.images or len(source)),
-        preprocessing=asked.preprocessing or pipeline.preprocessing_id(source, model.image_size),
+        preprocessing=pipeline.preprocessing_id(source, model.image_size, asked.preprocessing),
     )
     _claim(out)
     method = f"autoattack {asked.version}" if asked.attack == "autoattack" else asked.attack
     sha256 = records.weights_sha256(*weights)
     identity = {
         "network": [model.name, model.image_size, model.options, sha256],
-        "data": [source.name, source.split, asked.images, asked.preprocessing],
+        "data": [source.name, source.split, asked.images, asked.preprocessing]
+        + [source.ids_sha256] * (source.ids_sha256 is not None),
         "attack": [method, *([] if method == "clean" else [*ball, asked.seed, asked.search_dtype])],
     }
     number = records.config_sha256(identity)[:12]
@@ -238,6 +245,7 @@ def evaluate(
         preprocessing=asked.preprocessing or "",
         dtype="float32",
         seed=asked.seed,
+        ids_sha256=source.ids_sha256,
         **found,
         more={
             "evaluation": number,
@@ -318,9 +326,16 @@ def _counted(config, source, weights, asked: Question) -> dict[str, Any]:
     )
     batch = min(asked.batch or config.test.batch_size, asked.images)
     how = Values(images=asked.images, batch_size=-(-batch // mesh.size) * mesh.size)
-    shown = {"preprocessing": asked.preprocessing, "bar": asked.attack}
-    seeded = Values(config | {"seed": asked.seed})
-    reached = scores.count(judge, weights, source, how, seeded, mesh, **shown)
+    reached = scores.count(
+        judge,
+        weights,
+        source,
+        how,
+        Values(config | {"seed": asked.seed}),
+        mesh,
+        preprocessing=asked.preprocessing,
+        bar=asked.attack,
+    )
     after = {asked.attack: reached["robust"]} if settings else {}
     robust = reached["robust"] if settings else None
     return {
@@ -365,7 +380,7 @@ def _searched(config, source, weights, asked: Question, name: str, ledger: Path)
     }
 
 
-def _load(source, config, asked: Question) -> pipeline.EvaluationBatch:
+def _load(source, config, asked: Question) -> EvaluationBatch:
     """The first images of a source as one batch, f32 in [0, 1]."""
     parts = pipeline.evaluation_batches(
         source,
@@ -377,7 +392,7 @@ def _load(source, config, asked: Question) -> pipeline.EvaluationBatch:
     )
     with contextlib.closing(parts):
         fields = [np.concatenate(f)[: asked.images] for f in zip(*parts, strict=True)]
-    batch = pipeline.EvaluationBatch(*fields)
+    batch = EvaluationBatch(*fields)
     return batch._replace(images=batch.images.astype(np.float32) / np.float32(255))
 
 

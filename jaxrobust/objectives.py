@@ -29,19 +29,29 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     return optax.softmax_cross_entropy(logits, labels)
 
 
+def likeliest(labels: Array) -> Array:
+    """i32[B]: labels as they are, of soft targets the largest."""
+    return labels if labels.ndim == 1 else labels.argmax(-1).astype(jnp.int32)
+
+
 def accuracy(logits: Array, labels: Array) -> Array:
     """f32[]: the fraction whose largest logit is the label (of soft targets the largest)."""
-    hard = labels if labels.ndim == 1 else labels.argmax(-1)
-    return (logits.argmax(-1) == hard).mean(dtype=jnp.float32)
+    return (logits.argmax(-1) == likeliest(labels)).mean(dtype=jnp.float32)
 
 
-def _labels(logits_fn: LogitsFn, batch: Batch) -> Array:
-    del logits_fn
-    return batch.labels
+ATTACK_LABELS: dict[str, Callable[[Array], Array]] = {
+    "soft": lambda labels: labels,
+    "hard": likeliest,
+}
 
 
-def _on_images(choose: Callable[[Batch, Array], Array], metric: str) -> Objective:
+def _on_images(
+    choose: Callable[[Batch, Array], Array], metric: str, attack_labels: str = "soft"
+) -> Objective:
     """Cross-entropy on one set of images, whose accuracy is reported as `metric`."""
+
+    def attack_targets(logits_fn, batch):
+        return ATTACK_LABELS[attack_labels](batch.labels)
 
     def loss(net: Classifier, params, stats, batch, images_adv, key):
         images = choose(batch, images_adv)
@@ -49,7 +59,7 @@ def _on_images(choose: Callable[[Batch, Array], Array], metric: str) -> Objectiv
         value = cross_entropy(logits, batch.labels).mean()
         return value, (stats, {metric: accuracy(logits, batch.labels)})
 
-    return Objective(_labels, loss)
+    return Objective(attack_targets, loss)
 
 
 def clean() -> Objective:
@@ -57,9 +67,13 @@ def clean() -> Objective:
     return _on_images(lambda batch, images_adv: batch.images, "clean")
 
 
-def adversarial() -> Objective:
-    """Cross-entropy on the attacked images (Madry et al. 2018, arXiv 1706.06083)."""
-    return _on_images(lambda batch, images_adv: images_adv, "robust")
+def adversarial(attack_labels: str = "soft") -> Objective:
+    """Cross-entropy on the attacked images (Madry et al. 2018, arXiv 1706.06083).
+
+    The attack aims at the labels as mixed and smoothed ("soft", Singh et al. 2023) or at the
+    likeliest class of them ("hard", Debenedetti et al. 2022).
+    """
+    return _on_images(lambda batch, images_adv: images_adv, "robust", attack_labels)
 
 
 def trades(beta: float) -> Objective:

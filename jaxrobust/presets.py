@@ -19,13 +19,18 @@ PRESETS = {
     "basic": Preset("resized-crop"),
     # The light recipe of Debenedetti et al. 2022, whose label smoothing its config sets.
     "light": Preset("resized-crop|flip|jitter(0.4)"),
-    # Touvron et al. 2022 (DeiT III), section 2: one of grey, solarise, blur.
+    # Touvron et al. 2022 (DeiT III), "3-Augment": one of grey, solarise, blur.
     "3aug": Preset("resized-crop|flip|3aug|jitter(0.3)", mixup=0.8, cutmix=1.0),
     # "Heavy augmentation" of Singh, Croce, Hein 2023.
     "heavy": Preset(
         "resized-crop|flip|randaugment", mixup=0.8, cutmix=1.0, erase=0.25, label_smoothing=0.1
     ),
-    "autoaugment": Preset("crop|flip|autoaugment"),
+    # The light recipe's on CIFAR, as released; and in the thesis, where parts larger than the image
+    # are drawn again, so that 0.8 to 1.2 shrinks nothing.
+    "light-cifar": Preset("crop|flip|rotate(2)|jitter(0.25)"),
+    "light-cifar-thesis": Preset("resized-crop(0.8, 1.2, 0.95, 1.05)|flip", erase=0.2),
+    # RobustART's on CIFAR-10; Cubuk et al. 2019 have it last: crop|flip|autoaugment(128).
+    "autoaugment": Preset("autoaugment(128)|crop|flip"),
     "flip": Preset("flip"),
     "crop": Preset("crop"),
     "crop-flip": Preset("crop|flip"),

@@ -1,25 +1,30 @@
 """What a person sees while a run goes on: one bar on a terminal, plain lines elsewhere."""
 
+import contextlib
+import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import jax
 from tqdm import tqdm
 
 
-def say(message: str) -> None:
-    """A line on stderr, above a bar that may be there; only from the first process."""
-    if jax.process_index() == 0:
+def say(message: str, *, every_process: bool = False) -> None:
+    """A line on stderr, above a bar that may be there; only from the first process unless asked."""
+    if jax.process_index() == 0 or every_process:
         tqdm.write(message, file=sys.stderr)
 
 
-class Progress:
-    """Loss, accuracy, images/s and time left of one phase."""
+DATA_WAIT = 0.05  # the share of time without a batch that is worth a word
 
-    def __init__(self, phase: str, step: int, total: int, batch_size: int):
+
+class Progress:
+    """Loss, accuracy, images/s, time left of one phase, and how long it waited for data."""
+
+    def __init__(self, phase: str, step: int, total: int, batch_size: int, workers: int):
         self._main = jax.process_index() == 0
         self._terminal = self._main and sys.stderr.isatty()
         self._phase, self._total, self._batch = phase, total, batch_size
@@ -32,31 +37,57 @@ class Progress:
             leave=True,
             bar_format="{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt}{postfix}",
         )
-        self._last = (step, time.perf_counter())
-        self.images_per_second = 0.0
+        self._workers, self._speed, self._starved = workers, 0.0, False
+        self._started = False
+        self.resume(step)
 
-    def show(self, step: int, means: dict[str, float]) -> None:
-        """The state after `step`; the speed is that since the last call or `resume`."""
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around the call for a batch. The first one starts the workers and does not count."""
+        since = time.perf_counter()
+        yield
+        if self._started:
+            self._waited += time.perf_counter() - since
+        else:
+            self._started = True
+            self.resume(self._last[0])
+
+    def show(self, step: int, means: dict[str, float]) -> dict[str, float]:
+        """The state after `step`, and `images_per_second` and `data_wait`, a share of the time.
+
+        Both are those since the last call or `resume`.
+        """
         before, since = self._last
-        seconds = time.perf_counter() - since
+        seconds = max(time.perf_counter() - since, 1e-9)
+        data_wait = self._waited / seconds
         if step > before:
-            self.images_per_second = (step - before) * self._batch / max(seconds, 1e-9)
-        self._last = (step, time.perf_counter())
-        left = (self._total - step) * self._batch / max(self.images_per_second, 1e-9)
+            self._speed = (step - before) * self._batch / seconds
+        self.resume(step)
+        left = (self._total - step) * self._batch / max(self._speed, 1e-9)
         accuracies = " ".join(f"{k} {means[k]:.1%}" for k in ("clean", "robust") if k in means)
+        starved = data_wait > DATA_WAIT
         text = (
-            f"loss {means['loss']:.4f} {accuracies} {self.images_per_second:,.0f} images/s "
-            f"ETA {_clock(left)}"
+            f"loss {means['loss']:.4f} {accuracies} {self._speed:,.0f} images/s "
+            + (f"{data_wait:.0%} waiting for data " if starved else "")
+            + f"ETA {_clock(left)}"
         )
+        if starved and not self._starved:
+            now = f"{self._workers} of {os.cpu_count()} cores" if self._workers else "0: threads"
+            say(
+                f"{self._phase}: waited for data {data_wait:.0%} of the time up to step {step}; "
+                f"raise data.workers (now {now}) or choose a cheaper data.augmentation"
+            )
+        self._starved = starved
         if self._terminal:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._bar.n)
         elif self._main:
             print(f"{self._phase} {step}/{self._total} {text}", file=sys.stderr, flush=True)
+        return {"images_per_second": self._speed, "data_wait": data_wait}
 
     def resume(self, step: int) -> None:
         """Leaves the time since the last `show` (an evaluation, a save) out of the speed."""
-        self._last = (step, time.perf_counter())
+        self._last, self._waited = (step, time.perf_counter()), 0.0
 
     def __enter__(self) -> "Progress":
         return self

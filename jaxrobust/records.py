@@ -61,6 +61,7 @@ def accuracy_record(
     clean: float,
     robust: float | None,
     seed: int,
+    ids_sha256: str | None = None,
     flags: dict[str, str] | None = None,
     more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -77,27 +78,32 @@ def accuracy_record(
       clean: accuracy before any attack.
       robust: accuracy after all of them; None if there was none.
       seed: of the attacks' draws.
+      ids_sha256: of the list of ids that makes the split, if one does (`Source.ids_sha256`).
       flags: what puts the number in doubt, and why.
       more: what only some evaluations have to say; its keys follow the others.
     """
     device = jax.devices()[0]
-    return {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "config_sha256": config_sha256(config),
-        "weights": weights,
-        "weights_sha256": weights_sha256(params, stats),
-        "dataset": dataset,
-        "split": split,
-        "image_ids": image_ids,
-        "preprocessing": preprocessing,
-        "dtype": dtype,
-        "attacks": attacks,
-        "clean": clean,
-        "robust": robust,
-        "seed": seed,
-        "flags": flags or {},
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
-        "device": f"{jax.device_count()} x {device.device_kind}",
-    } | (more or {})
+    return (
+        {
+            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "commit": commit(),
+            "config_sha256": config_sha256(config),
+            "weights": weights,
+            "weights_sha256": weights_sha256(params, stats),
+            "dataset": dataset,
+            "split": split,
+            "image_ids": image_ids,
+            "preprocessing": preprocessing,
+            "dtype": dtype,
+            "attacks": attacks,
+            "clean": clean,
+            "robust": robust,
+            "seed": seed,
+            "flags": flags or {},
+            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
+            | {"python": platform.python_version()},
+            "device": f"{jax.device_count()} x {device.device_kind}",
+        }
+        | ({"ids_sha256": ids_sha256} if ids_sha256 else {})
+        | (more or {})
+    )

@@ -1,6 +1,7 @@
 """What a network reaches: accuracies on a split, their records, and the table of a run."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,9 +11,11 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from jaxrobust import build, metrics, records, sharding
-from jaxrobust.data import pipeline, sources
+from jaxrobust.data import Damage, evaluation_transform, pipeline, sources
 from jaxrobust.progress import say
 from jaxrobust.types import Params
+
+CLASSES = "classes.txt"  # of a run: the classes' names, one a line in the order of labels
 
 
 class Weights(NamedTuple):
@@ -25,12 +28,13 @@ class Weights(NamedTuple):
 def open_split(config, key: str) -> sources.Source:
     """A split of the config's data set, checked against its model."""
     data, model = config.data, config.model
-    source = sources.open_source(data.name, data[key], data_dir=data.dir)
-    if source.num_classes != model.num_classes:
-        raise ValueError(
-            f"model.num_classes={model.num_classes}, but {data.name} has {source.num_classes} "
-            f"classes; set model.num_classes={source.num_classes}"
-        )
+    source = sources.open_source(
+        data.name,
+        data[key],
+        data_dir=data.dir,
+        classes=data.classes,
+        num_classes=model.num_classes,
+    )
     if source.channels != model.in_channels:
         raise ValueError(
             f"{data.name} has {source.channels} channels; set model.in_channels={source.channels}"
@@ -38,12 +42,59 @@ def open_split(config, key: str) -> sources.Source:
     return source
 
 
+def check_preprocessing(config, source: sources.Source) -> None:
+    """Refuses a `data.preprocessing` that makes images of another size than the network's."""
+    size, wanted = config.model.image_size, config.data.preprocessing
+    name = pipeline.preprocessing_id(source, size, wanted)
+    shape = source.image_shape or (size + 40, size + 60, source.channels)
+    made = evaluation_transform(name)(np.zeros(shape, np.uint8)).shape[:2]
+    if made != (size, size) and (source.image_shape or name != "none"):
+        raise ValueError(
+            f"data.preprocessing={wanted!r} makes images of {made[0]}x{made[1]} pixels, but "
+            f"model.image_size={size}; set one of them to the other"
+        )
+
+
+def check_classes(workdir: Path, source: sources.Source) -> None:
+    """`ValueError` if a run there has other classes, so that labels would mean something else.
+
+    Lists without a common name tell nothing: another data set may name the same classes its way.
+    """
+    path = workdir / CLASSES
+    known = path.read_text().splitlines() if path.exists() else []
+    names = list(source.classes)
+    if known != names and not set(known).isdisjoint(names):
+        missing, new = sorted(set(known) - set(names)), sorted(set(names) - set(known))
+        raise ValueError(
+            f"{source.where()} has other classes than {path}: {len(missing)} of its names are "
+            f"missing {missing[:3]}, {len(new)} are new {new[:3]}, and labels would shift. Restore "
+            "the data set, or choose its classes with the list in that file (data.classes)"
+        )
+
+
+def tolerated(config, source: sources.Source) -> Damage | None:
+    """Who meets the damaged images of a source; nobody where they stop the run."""
+    if config.data.strict:
+        return None
+    return Damage(source, config.data.max_damaged, partial(say, every_process=True))
+
+
 def count(
-    evaluate, weights: Weights, source, settings, config, mesh, *, preprocessing=None, bar=""
+    evaluate,
+    weights: Weights,
+    source,
+    settings,
+    config,
+    mesh,
+    *,
+    preprocessing=None,
+    bar="",
+    damage: Damage | None = None,
 ) -> dict[str, float]:
     """Clean and robust accuracy on the first `settings.images` images of a source (0: all).
 
-    `preprocessing` is an id of `evaluation_transform`, `bar` the name of a progress bar.
+    `preprocessing` is an id of `evaluation_transform`, `bar` the name of a progress bar. `damage`
+    meets images that are damaged, which are left out; without it they are errors.
     """
     batches = pipeline.evaluation_batches(
         source,
@@ -54,6 +105,7 @@ def count(
         preprocessing=preprocessing,
         limit=settings.images or None,
         workers=config.data.workers,
+        strict=damage is None,
     )
     images = min(len(source), settings.images or len(source))
     steps = -(-images // settings.batch_size)
@@ -61,6 +113,8 @@ def count(
     totals: dict[str, int] = {"count": 0, "clean": 0, "robust": 0}
     hidden = None if bar else True  # None: on a terminal only
     for b in tqdm(batches, desc=bar, total=steps, disable=hidden, leave=False, unit="batch"):
+        if damage is not None:
+            damage.meet(b.damaged)
         arrays = sharding.global_arrays(mesh, (b.images, b.labels, b.mask, b.ids))
         for name, value in jax.device_get(evaluate(*weights, *arrays, key)).items():
             totals[name] += int(value)
@@ -82,6 +136,8 @@ def test(config, workdir, plain, name, phase, step: int, best: Weights) -> None:
         "start": "random",
     }
     started = workdir / "init.json"
+    damage = tolerated(config, source)
+    wanted = config.data.preprocessing
     images = min(len(source), config.test.images or len(source))
     identity = (which, [attack], ids_of(images))
     known = ((r["weights"], r["attacks"], r["image_ids"]) for r in results(workdir))
@@ -90,7 +146,12 @@ def test(config, workdir, plain, name, phase, step: int, best: Weights) -> None:
     say(f"{name}: testing step {step} with APGD-CE, {config.test.steps} steps")
     # In float32, as RobustBench does, whatever the type of training.
     evaluate = build.evaluation(config, phase.mesh, steps=config.test.steps, dtype="float32")
-    scores = count(evaluate, best, source, config.test, config, phase.mesh)
+    scores = count(
+        evaluate, best, source, config.test, config, phase.mesh, preprocessing=wanted, damage=damage
+    )
+    more = {"init": json.loads(started.read_text())} if started.exists() else {}
+    if damage is not None and damage.records:
+        more["damaged"] = [source.describe(index) for index in sorted(damage.records)]
     record = records.accuracy_record(
         config=plain,
         weights=which,
@@ -100,12 +161,13 @@ def test(config, workdir, plain, name, phase, step: int, best: Weights) -> None:
         split=config.data.test_split,
         image_ids=ids_of(images),
         dtype="float32",
-        preprocessing=pipeline.preprocessing_id(source, config.model.image_size),
+        preprocessing=pipeline.preprocessing_id(source, config.model.image_size, wanted),
         attacks=[attack],
         clean=scores["clean"],
         robust=scores["robust"],
         seed=config.seed,
-        more={"init": json.loads(started.read_text())} if started.exists() else None,
+        ids_sha256=source.ids_sha256,
+        more=more,
     )
     if jax.process_index() == 0:
         metrics.append(workdir / "results.jsonl", record)

@@ -1,4 +1,4 @@
-"""The fused step: attack, loss, gradients, update, average and metrics in one program."""
+"""The fused step: augmentation, attack, loss, gradients, update, average: one program."""
 
 from typing import NamedTuple
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrobust import optim
+from jaxrobust.augment import BatchAugmentation
 from jaxrobust.objectives import Objective
 from jaxrobust.types import Array, Attack, Batch, Classifier, Params
 
@@ -61,6 +62,7 @@ def train_step(
     batch: Batch,
     *,
     net: Classifier,
+    augment: BatchAugmentation,
     attack: Attack,
     objective: Objective,
     tx: optax.GradientTransformation,
@@ -68,8 +70,9 @@ def train_step(
     dtype: jnp.dtype,
 ) -> tuple[TrainState, dict[str, Array]]:
     """The state after one update, and its metrics (means over the global batch)."""
-    attack_key, net_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-    batch = Batch(unit_range(batch.images), batch.labels)
+    step_key = jax.random.fold_in(state.key, state.step)
+    attack_key, net_key, augment_key = jax.random.split(step_key, 3)
+    batch = augment(augment_key, Batch(unit_range(batch.images), batch.labels))
     frozen_params = cast(state.params, dtype)
 
     def frozen(images):

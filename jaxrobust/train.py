@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from jaxrobust import build, compilation, initial, metrics, scores, sharding
 from jaxrobust.checkpoint import Checkpoints, abstract_state, disk_full
-from jaxrobust.data import pipeline, sources
+from jaxrobust.data import Damage, pipeline, sources
 from jaxrobust.progress import Progress, StopSignals, say
 from jaxrobust.step import TrainState, averaged, started_average
 from jaxrobust.types import Batch
@@ -27,12 +28,13 @@ _FREE = (
     "test.",
 )  # a record carries its own test settings
 _PHASES = ("pretrain", "train")
+_AHEAD = 2  # steps that may wait on the device for their turn, each with its batch
 # Keys that runs of before do not have, and what they did.
 _ADDED: dict[str, Any] = {"init.weights": None, "init.stem": "keep", "init.head": "keep"}
 _ADDED |= {f"{phase}.b2": 0.95 for phase in _PHASES}
 _ADDED |= {"data.classes": None, "data.preprocessing": None}
 _ADDED |= {"attack.labels": "soft", "label_smoothing": None}
-_ADDED |= {"mixup.mixup": None, "mixup.cutmix": None, "mixup.switch": 0.5, "mixup.group": 8}
+_ADDED |= {"mixup.mixup": None, "mixup.cutmix": None, "mixup.switch": 0.5, "mixup.group": 2}
 _ADDED |= {"mixup.probability": 1.0, "erase.probability": None, "erase.noise": "normal"}
 
 
@@ -53,11 +55,13 @@ def run(config: Any, workdir: Path) -> None:
       Interrupted, Diverged, OSError: the run stopped; the message says how to go on.
     """
     phases = [name for name in _PHASES if config[name].epochs != 0]
-    source, built = check(config, phases)
+    source, built = check(config, phases, workdir)
     begun = scores.first_host(any((workdir / phases[0] / "latest").glob("[0-9]*")))
     start = None if begun else initial.of_config(config)
     plain = json.loads(config.to_json())
     claim(workdir, plain)
+    if source.classes and jax.process_index() == 0:
+        metrics.replace(workdir / scores.CLASSES, "".join(f"{name}\n" for name in source.classes))
     compilation.use_persistent_cache()
     say(f"{config.model.name} on {config.data.name}, {_device()}, workdir {workdir}")
     if begun and (other := initial.changed(config, workdir)):
@@ -82,11 +86,18 @@ def _start(start: initial.Start, record, workdir, mesh) -> tuple[int, scores.Wei
     return 0, scores.Weights(*jax.device_put(arrays, sharding.replicated(mesh)))
 
 
-def check(config, phases: list[str]) -> tuple[sources.Source, dict[str, build.Phase]]:
+def check(
+    config, phases: list[str], workdir: Path
+) -> tuple[sources.Source, dict[str, build.Phase]]:
     """The training split and the phases; refuses whatever would fail later."""
     if not phases:
         raise ValueError("pretrain.epochs and train.epochs are both 0: there is nothing to train")
-    source, *_ = (scores.open_split(config, f"{k}_split") for k in ("train", "selection", "test"))
+    splits = [scores.open_split(config, f"{k}_split") for k in ("train", "selection", "test")]
+    sources.same_classes(splits)
+    scores.check_classes(workdir, splits[0])
+    for split in splits[1:]:
+        scores.check_preprocessing(config, split)
+    source = splits[0]
     built = {name: build.phase(config, name, len(source)) for name in phases}
     for key in ("evaluation", "test"):
         build.divides(config[key].batch_size, jax.device_count(), f"{key}.batch_size")
@@ -96,6 +107,7 @@ def check(config, phases: list[str]) -> tuple[sources.Source, dict[str, build.Ph
         "test.images": 0,
         "evaluation.every_epochs": 1,
         "checkpoint.every_epochs": 1,
+        "data.max_damaged": 0,
         "log.every_steps": 1,
         "seed": 0,
     }
@@ -122,6 +134,7 @@ def _batches(config, phase: str, source: sources.Source, start: int) -> pipeline
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         workers=config.data.workers,
+        strict=config.data.strict,
     )
 
 
@@ -206,6 +219,7 @@ def _steps(config, workdir, name, phase, state: TrainState, latest, best, source
     )
     say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
     select = _selection(config, workdir, name, phase, best)
+    damage = Damage(source, config.data.max_damaged, partial(say, every_process=True))
     consumed = latest.meta(start)["examples_consumed"] if start else 0
     window: list[tuple[int, dict]] = []  # metrics still on the device
 
@@ -224,7 +238,7 @@ def _steps(config, workdir, name, phase, state: TrainState, latest, best, source
             tensorboard=config.log.tensorboard,
             enabled=jax.process_index() == 0,
         ) as write,
-        Progress(name, step, phase.total_steps, p.batch_size) as progress,
+        Progress(name, step, phase.total_steps, p.batch_size, config.data.workers) as progress,
         contextlib.closing(_batches(config, name, source, consumed)) as batches,
         StopSignals() as stop,
     ):
@@ -245,7 +259,9 @@ def _steps(config, workdir, name, phase, state: TrainState, latest, best, source
             if step == phase.total_steps:
                 return
             try:
-                batch = next(batches)
+                with progress.waiting():
+                    batch = next(batches)
+                damage.meet(batch.damaged)
             except sources.DataError as error:
                 save()
                 latest.wait()
@@ -256,24 +272,27 @@ def _steps(config, workdir, name, phase, state: TrainState, latest, best, source
             state, values = step_fn(state, _global(phase.mesh, batch))
             step += 1
             window.append((step, values))
+            if len(window) > _AHEAD:  # else batches pile up on the device
+                jax.block_until_ready(window[-1 - _AHEAD][1])
             if step % config.log.every_steps == 0 or step == phase.total_steps:
                 means = _means(_check_finite(window, latest))
                 means["lr"] = float(phase.schedule(step - 1))
                 window.clear()
-                progress.show(step, means)
-                write(step, means | {"images_per_second": progress.images_per_second})
+                means["damaged_images"] = _over_hosts(len(damage.records))
+                write(step, means | progress.show(step, means))
 
 
 def _selection(config, workdir, name, phase, best: Checkpoints):
     """`select(step, state) -> dict`: evaluates on the selection split, keeps the best weights."""
     settings, source = config.evaluation, scores.open_split(config, "selection_split")
     evaluate = build.evaluation(config, phase.mesh, steps=settings.steps)
+    read = {"preprocessing": config.data.preprocessing, "damage": scores.tolerated(config, source)}
     metric = "clean" if config[name].objective == "clean" else "robust"
 
     def select(step: int, state: TrainState) -> dict[str, float]:
         raw = state.params, state.stats
         weights = scores.Weights(*(averaged(state) if settings.weights == "ema" else raw))
-        reached = scores.count(evaluate, weights, source, settings, config, phase.mesh)
+        reached = scores.count(evaluate, weights, source, settings, config, phase.mesh, **read)
         say(
             f"{name}: step {step}, selection split: clean {reached['clean']:.1%}, "
             f"robust {reached['robust']:.1%}"
@@ -305,6 +324,13 @@ def _all_stop(asked: bool, meeting: bool) -> bool:
     if jax.process_count() == 1:
         return asked
     return meeting and bool(multihost_utils.process_allgather(np.array(asked)).any())
+
+
+def _over_hosts(count: int) -> int:
+    """The sum of what each host counted."""
+    if jax.process_count() == 1:
+        return count
+    return int(multihost_utils.process_allgather(np.array(count)).sum())
 
 
 def _check_finite(window: list, checkpoints: Checkpoints) -> list[dict]:

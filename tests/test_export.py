@@ -349,8 +349,8 @@ class EntryTest(FileCase):
             weights="train, step 7, ema",
             params=self.params,
             stats=self.stats,
-            dataset="imagenet_robustbench",
-            split="validation",
+            dataset="imagenet2012",
+            split="validation@robustbench",
             image_ids="0..4999",
             preprocessing="BicubicRes256Crop224",
             dtype="float32",
@@ -358,6 +358,7 @@ class EntryTest(FileCase):
             clean=0.741,
             robust=0.52420,
             seed=3,
+            ids_sha256=robustbench_entry.ROBUSTBENCH_SHA256,
             more={"evaluation": "abc123", "model": model, "method": "autoattack standard"},
         )
 
@@ -431,7 +432,8 @@ class EntryTest(FileCase):
         ({"attacks": [{"norm": "linf", "epsilon": 8 / 255}]}, r"balls are .*0.031.*not linf 4/255"),
         ({"attacks": [{"norm": "l2", "epsilon": 4 / 255}]}, "balls are .*'l2'"),
         ({"image_ids": "0..999"}, "its images are 0..999, not 0..4999"),
-        ({"dataset": "imagenet2012"}, "imagenet2012 validation, is not called RobustBench's"),
+        ({"ids_sha256": "0" * 64}, "are not the 5,000 of RobustBench's list"),
+        ({"ids_sha256": None, "split": "validation"}, "its data, imagenet2012, split validation, "),
         ({"dtype": "bfloat16"}, "computes in bfloat16, not float32"),
     )
     def test_no_autoattack_accuracy(self, changes, message):

@@ -47,7 +47,7 @@ ALLOWED = {
     "optax": ("optim", "objectives", "step"),
     "orbax": ("checkpoint",),
     "grain": ("data", "checkpoint"),
-    "tensorflow_datasets": ("data.sources",),
+    "tensorflow_datasets": ("data.prepared",),
     "array_record": ("data",),
     "clu": ("metrics", "train"),
     "ml_collections": ("main",),

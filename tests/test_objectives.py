@@ -57,6 +57,29 @@ class ObjectivesTest(absltest.TestCase):
         expected = (self.q.argmax(-1) == soft.argmax(-1)).mean()
         np.testing.assert_allclose(metrics["robust"], expected, rtol=1e-6)
 
+    def test_what_the_attack_aims_at(self):
+        soft = softmax(np.random.default_rng(2).normal(size=(6, 5))).astype(np.float32)
+        for labels in (soft, self.labels):
+            batch = Batch(jnp.asarray(self.images), jnp.asarray(labels))
+            found = objectives.adversarial().attack_targets(None, batch)
+            np.testing.assert_array_equal(found, labels)
+            found = objectives.adversarial("hard").attack_targets(None, batch)
+            self.assertEqual(found.dtype, jnp.int32)
+            np.testing.assert_array_equal(found, labels.argmax(-1) if labels.ndim > 1 else labels)
+            # Only the attack is told so: the loss is that of the labels as they are.
+            hard, plain = (
+                self.value(objectives.adversarial(kind), labels)[0] for kind in ("hard", "soft")
+            )
+            self.assertEqual(hard, plain)
+
+    def test_trades_with_soft_targets(self):
+        soft = softmax(np.random.default_rng(2).normal(size=(6, 5))).astype(np.float32)
+        value, (_, metrics) = self.value(objectives.trades(6.0), soft)
+        expected = -(soft * np.log(self.p)).sum(-1).mean() + 6 * metrics["kl"]
+        np.testing.assert_allclose(value, expected, rtol=1e-5)  # float32 logits of size 3
+        expected = (self.p.argmax(-1) == soft.argmax(-1)).mean()
+        np.testing.assert_allclose(metrics["clean"], expected, rtol=1e-6)
+
     def test_trades(self):
         value, (_, metrics) = self.value(objectives.trades(6.0))
         kl = (self.p * np.log(self.p / self.q)).sum(-1).mean()

@@ -1,5 +1,6 @@
 """The global sequence is a function of (seed, position) only, and damage arrives as a sentence."""
 
+import contextlib
 import dataclasses
 import functools
 import multiprocessing
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data import pipeline, sources, transforms
+from jaxrobust.data import loading, pipeline, sources, transforms
 
 DIGITS = Path(pipeline.__file__).parent / "digits"
 
@@ -51,7 +52,7 @@ def train(source, steps, **options):
         taken = [next(batches) for _ in range(steps)]
     finally:
         batches.close()
-    return tuple(np.concatenate(arrays) for arrays in zip(*taken, strict=True))
+    return tuple(np.concatenate(arrays) for arrays in zip(*taken, strict=True))[:2]
 
 
 def order(source, steps, **options):
@@ -204,7 +205,7 @@ class EvaluationTest(parameterized.TestCase):
             self.assertEqual(batch.images.shape, (batch_size, 8, 8, 1))
             types = (batch.images.dtype, batch.labels.dtype, batch.mask.dtype, batch.ids.dtype)
             self.assertEqual(types, (np.uint8, np.int32, np.bool_, np.int32))
-        images, labels, mask, ids = (
+        images, labels, mask, ids, damaged = (
             np.concatenate(arrays) for arrays in zip(*batches, strict=True)
         )
         np.testing.assert_array_equal(ids[mask], np.arange(count))
@@ -213,6 +214,7 @@ class EvaluationTest(parameterized.TestCase):
         self.assertFalse(mask[count:].any())
         self.assertTrue(np.all(ids[count:] == -1))
         self.assertFalse(images[count:].any() or labels[count:].any())
+        self.assertTrue(np.all(damaged == -1))
 
     @parameterized.parameters(2, 4)
     def test_processes_split_rows_and_agree_on_the_number_of_batches(self, count):
@@ -222,7 +224,7 @@ class EvaluationTest(parameterized.TestCase):
             for index in range(count)
         ]
         for step, batch in enumerate(whole):
-            for field in range(4):
+            for field in range(5):
                 rows = np.concatenate([part[step][field] for part in parts])
                 np.testing.assert_array_equal(rows, batch[field])
         self.assertEqual({len(part) for part in parts}, {len(whole)})
@@ -287,21 +289,78 @@ class DamageTest(parameterized.TestCase):
         read = functools.partial(read_numbered, side=8, **options)
         return dataclasses.replace(numbered(), read=read)
 
-    def test_image_that_does_not_decode(self):
+    @parameterized.parameters(
+        ({"broken": [5]}, "not a whole image file"),
+        ({"wrong": [5]}, r"its shape is \(9, 9, 1\), not \(8, 8, 1\)"),
+    )
+    def test_strictly_a_damaged_image_is_an_error(self, damage, reason):
         message = (
-            "data set 'numbered', split 'train': the image of record 5 does not decode .*; "
-            "prepare the data set again"
+            "data set 'numbered', split 'train': the image of record 5 is damaged: "
+            f"{reason}.*; prepare the data set again"
         )
         with self.assertRaisesRegex(sources.DataError, message):
-            train(self.damaged(broken=[5]), 37, batch_size=1)
+            train(self.damaged(**damage), 37, batch_size=1)
         with self.assertRaisesRegex(sources.DataError, message):
-            list(pipeline.evaluation_batches(self.damaged(broken=[5]), batch_size=4, image_size=8))
+            list(pipeline.evaluation_batches(self.damaged(**damage), batch_size=4, image_size=8))
 
-    def test_image_of_another_shape(self):
+    def lenient(self, source, steps, **options):
+        options = {"augmentation": "none", "image_size": 8, "seed": 3, "strict": False} | options
+        with contextlib.closing(pipeline.train_batches(source, **options)) as batches:
+            return [next(batches) for _ in range(steps)]
+
+    @parameterized.parameters(0, 2)
+    def test_otherwise_the_next_whole_image_takes_its_place(self, workers):
+        source = self.damaged(broken=[5, 36], wrong=[6])
+        batches = self.lenient(source, 2, batch_size=37, workers=workers)
+        clean = np.array(order(numbered(), 2, batch_size=37))
+        instead = {5: 7, 6: 7, 36: 0}
+        images = np.concatenate([batch.images[:, 0, 0, 0] for batch in batches])
+        self.assertEqual(images.tolist(), [instead.get(i, i) for i in clean.tolist()])
+        labels = np.concatenate([batch.labels for batch in batches])
+        np.testing.assert_array_equal(labels, images % 10)
+        damaged = np.concatenate([batch.damaged for batch in batches])
+        np.testing.assert_array_equal(damaged, np.where(np.isin(clean, list(instead)), clean, -1))
+
+    def test_augmentation_is_that_of_the_place(self):
+        """The draws belong to the record that is missing, whatever is put there."""
+        options = {"batch_size": 37, "augmentation": "crop-flip"}
+        (batch,) = self.lenient(self.damaged(broken=[5]), 1, **options)
+        (whole,) = self.lenient(numbered(), 1, **options)
+        others = batch.damaged == -1
+        np.testing.assert_array_equal(batch.images[others], whole.images[others])
+
+    def test_evaluation_leaves_it_out(self):
+        batches = list(
+            pipeline.evaluation_batches(
+                self.damaged(broken=[5]), batch_size=4, image_size=8, strict=False
+            )
+        )
+        self.assertEqual(batches[1].damaged.tolist(), [-1, 5, -1, -1])
+        self.assertEqual(batches[1].mask.tolist(), [True, False, True, True])
+        self.assertEqual(batches[1].ids.tolist(), [4, -1, 6, 7])
+        self.assertEqual(sum(batch.mask.sum() for batch in batches), 36)
+
+    def test_each_is_named_once_and_too_many_stop(self):
+        said = []
+        damage = pipeline.Damage(self.damaged(broken=[5, 9, 11]), 2, said.append)
+        for damaged in ([-1, 5], [5, 9], [-1, -1], [9, 5]):
+            damage.meet(np.array(damaged, np.int32))
+        self.assertLen(said, 2)
+        self.assertRegex(
+            said[0],
+            r"data set 'numbered', split 'train': the image of record 5 is damaged \(not a whole "
+            r"image file.*\); 1 of at most 2",
+        )
+        self.assertEqual(damage.records, {5, 9})
         with self.assertRaisesRegex(
-            sources.DataError, r"record 5 has the shape \(9, 9, 1\), not \(8, 8, 1\)"
+            sources.DataError,
+            r"record 11 is damaged \(.*\) and there are more than data.max_damaged=2; prepare",
         ):
-            train(self.damaged(wrong=[5]), 37, batch_size=1)
+            damage.meet(np.array([11], np.int32))
+
+    def test_nothing_whole_is_an_error(self):
+        with self.assertRaisesRegex(sources.DataError, "all that could take its place are damaged"):
+            self.lenient(self.damaged(broken=range(37)), 1, batch_size=4)
 
     def test_good_batches_before_the_damage_arrive(self):
         source = numbered()
@@ -371,13 +430,13 @@ class LifetimeTest(absltest.TestCase):
             return read_numbered(indices, side=8)
 
         source = dataclasses.replace(numbered(), read=read)
-        images = pipeline._Images(source, 37 * 64)
+        images = loading.Images(source, 37 * 64, True)
         for indices in ([0, 1, 2], [2, 3, 0], [3]):
             self.assertEqual([image[0, 0, 0] for image, _ in images(indices)], indices)
         self.assertEqual(counts[:5].tolist(), [1, 1, 1, 1, 0])
         with self.assertRaisesRegex(ValueError, "read-only"):  # augmentations cannot spoil it
             images([0])[0][0][0] = 1
-        images = pipeline._Images(source, 37 * 64 - 1)
+        images = loading.Images(source, 37 * 64 - 1, True)
         images([4]), images([4])
         self.assertEqual(counts[4], 2)
 

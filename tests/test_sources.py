@@ -16,7 +16,8 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data import decoding, sources
+from jaxrobust.data import decoding, places, sources, splits
+from tests.datasets import Bucket, image_bytes, write_tfds, write_tree
 from tests.paths import NO_SHARED, SHARED
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -139,6 +140,236 @@ class FakeTest(parameterized.TestCase):
     def test_unknown_split(self, split):
         with self.assertRaisesRegex(sources.DataError, r"train|256"):
             sources.open_source("fake", split)
+
+    def test_number_of_classes(self):
+        self.assertEqual(sources.open_source("fake", "test", num_classes=10).num_classes, 10)
+        with self.assertRaisesRegex(
+            sources.DataError,
+            "num_classes=1000, but .* has 10 classes; set num_classes=10, or",
+        ):
+            sources.open_source("fake", "test", num_classes=1000)
+
+
+class PartsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        *("", "[:90%]", "[90%:]", "[10%:20%]", "[10:20%]", "[:12.5%]", "[-10%:]", "[:-5]", "[3:]"),
+        *("[:1000]", "[:1400]", "[-1400:]", "[5:6]", "[33%:67%]", "[0:100%]", "[1:0%]", "[:1401]"),
+        *("[7:5]", "[:0]", "[1400:]", "[:]", "[5]", "[a:b]", "[:101%]", "[-1401:]", "[1:2:3]"),
+    )
+    def test_are_those_of_tfds(self, part):
+        import tensorflow_datasets as tfds
+
+        known = tfds.builder_from_directory(DIGITS / "digits" / "1.0.0").info.splits
+        try:
+            (file,) = known["train" + part].file_instructions
+            expected = range(file.skip, file.skip + file.take)
+        except (ValueError, AssertionError):
+            expected = range(0)
+        try:
+            found = splits.rows(part or None, 1400, "here")
+        except sources.DataError as error:
+            self.assertRegex(str(error), r"^here: ")
+            found = range(0)
+        self.assertEqual(found, expected)
+
+    @parameterized.parameters(
+        ("val", "val", None, None),
+        ("val[:5]", "val", None, "[:5]"),
+        ("val@robustbench", "val", "robustbench", None),
+        ("val@robustbench[:5]", "val", "robustbench", "[:5]"),
+        ("val@/a b/c@d.txt[5%:]", "val", "/a b/c@d.txt", "[5%:]"),
+        ("val@f#sha256=00", "val", "f#sha256=00", None),
+    )
+    def test_pieces(self, split, name, ids, part):
+        self.assertEqual(splits.parse(split), (name, ids, part))
+
+    @parameterized.parameters("", "val[", "val]", "val[:5][:2]", "a+b", "a/b", "val[:5]@x", "val@")
+    def test_what_is_no_split(self, split):
+        self.assertIsNone(splits.parse(split))
+
+
+class BuildersTest(TempDirTest):
+    """Records with the features of TFDS' own builders, which cannot be downloaded here."""
+
+    def make(self, place, extra=(), label=("a", "b", "c"), **image):
+        import tensorflow_datasets as tfds
+
+        features = {
+            "image": tfds.features.Image(**image),
+            "label": tfds.features.ClassLabel(names=list(label)),
+        }
+        records = [{"image": image_bytes(i), "label": i % len(label)} for i in range(5)]
+        for key in extra:
+            coarse = key == "coarse_label"
+            features[key] = (
+                tfds.features.ClassLabel(num_classes=20) if coarse else tfds.features.Text()
+            )
+            for number, record in enumerate(records):
+                record[key] = number if coarse else b"image_%04d.jpg" % number
+        directory = self.root / place
+        write_tfds(directory, place.partition("/")[0], features, {"train": records}, shards=2)
+
+    @parameterized.parameters(
+        ("oxford_flowers102/2.1.1", ("file_name",), "image_0003.jpg "),
+        ("caltech101/3.0.2", ("image/file_name",), "image_0003.jpg "),
+        ("cifar100/3.0.2", ("id", "coarse_label"), "record 0 of "),
+        ("imagenette/full-size-v2/1.0.0", (), "record 0 of "),
+        ("imagenet2012/5.1.0", ("file_name",), "image_0003.jpg "),
+    )
+    def test_open(self, place, extra, description):
+        self.make(place, extra)
+        name = place.partition("/")[0]
+        source = sources.open_source(f"tfds:{name}", "train", data_dir=self.root, num_classes=3)
+        self.assertEqual((source.name, len(source)), (name, 5))
+        self.assertEqual((source.classes, source.image_shape), (("a", "b", "c"), None))
+        self.assertEqual([record.image for record in source], [image_bytes(i) for i in range(5)])
+        self.assertEqual([record.label for record in source], [0, 1, 2, 0, 1])
+        self.assertStartsWith(source.describe(3), description)
+        self.assertIn("-00001-of-00002", source.describe(3))
+        sources.same_classes([source, source])
+
+    def test_configurations(self):
+        self.make("imagenette/full-size-v2/1.0.0")
+        self.make("imagenette/320px-v2/1.0.0")
+        self.make("imagenette/320px-v2/1.2.0")
+        self.assert_refused(
+            "'imagenette' is prepared in several configurations; write one of "
+            "imagenette/320px-v2, imagenette/full-size-v2$",
+            name="imagenette",
+        )
+        self.assert_refused(
+            "unknown data set 'imagenette:2.0.0'.*imagenette/320px-v2, imagenette/full-size-v2",
+            name="imagenette:2.0.0",
+        )
+        for name in ("imagenette/320px-v2", "imagenette:1.2.0", "imagenette/320px-v2:1.0.0"):
+            self.assertLen(sources.open_source(name, "train", data_dir=self.root), 5)
+
+    def test_names_of_classes_must_be_names(self):
+        self.assertEqual(sources.open_source("digits", "test").classes, ())
+
+    def test_same_classes(self):
+        self.make("one/1.0.0")
+        self.make("other/1.0.0", label=("b", "a", "c"))
+        both = [sources.open_source(n, "train", data_dir=self.root) for n in ("one", "other")]
+        with self.assertRaisesRegex(
+            sources.DataError, "'one', split 'train' has the classes of split 'train' in another"
+        ):
+            sources.same_classes(both)
+
+
+class PlacesTest(TempDirTest):
+    def test_other_schemes(self):
+        for name in ("folder:s3://bucket/x", "folder:https://host/x"):
+            self.assert_refused("data is read from local directories and from gs://", name=name)
+
+    def test_without_the_package_for_buckets(self):
+        with mock.patch.object(places.importlib.util, "find_spec", return_value=None):
+            for name, place in (("folder:gs://b/x", self.root), ("mydigits", "gs://b/x")):
+                self.assert_refused(
+                    r"^gs://b/x is on Google .*: pip install 'jaxrobust\[gcs\]'.*gcsfuse",
+                    name=name,
+                    data_dir=place,
+                )
+
+    def test_bucket(self):
+        if not importlib.util.find_spec("gcsfs"):
+            self.skipTest("needs gcsfs: pip install -e '.[gcs]'")
+        home = self.root / "bucket" / "tfds"
+        shutil.copytree(DIGITS / "digits", home / "mydigits")
+        for path in (home / "mydigits" / "1.0.0").glob("digits-*"):
+            path.rename(path.with_name(f"my{path.name}"))
+        self.edit_info(home / "mydigits" / "1.0.0", name="mydigits")
+        write_tree(
+            self.root / "bucket" / "tree", ["train/b/1.jpg", "train/a/x/2[*].JPG", "val/b/3.png"]
+        )
+        write_tree(self.root / "bucket" / "tree", ["train/a/.hidden.jpg", "train/a/readme.txt"])
+        (self.root / "bucket" / "ids.txt").write_text("b/1.jpg\n")
+        bucket = Bucket(self.root)
+        self.addCleanup(bucket.close)
+        environment = os.environ | bucket.environment
+        environment |= {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(self.root / "cache")}
+        environment["TREE"] = str(self.root / "bucket" / "tree")
+        done = subprocess.run(
+            [sys.executable, "-c", IN_A_BUCKET], env=environment, capture_output=True, text=True
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        found = json.loads(done.stdout.splitlines()[-1])
+        expected = sources.open_source("digits", "train")
+        self.assertEqual(found["size"], 1400)
+        self.assertEqual(found["record"], hashlib.sha256(expected[1399].image).hexdigest())
+        self.assertEqual(
+            found["tree"], ["gs://bucket/tree/train/" + p for p in ("a/x/2[*].JPG", "b/1.jpg")]
+        )
+        contents = [image_bytes(1).hex(), image_bytes(0).hex()]
+        self.assertEqual(found["contents"], contents)
+        self.assertEqual(found["chosen"], contents[1:])
+        self.assertRegex(found["digits of class 3"], r"^\d+ in the cache$")
+        for key, pattern in (
+            (
+                "no bucket",
+                "'folder:gs://none/x': the directory gs://none/x does not exist, or may ",
+            ),
+            ("no data", "the data directory gs://none/tfds does not exist"),
+            (
+                "unknown",
+                "unknown data set 'cifar10': known are digits.* in gs://bucket/tfds, mydig",
+            ),
+            ("gone", "gs://bucket/tree/train/b/1.jpg cannot be read .*restore the file"),
+            (
+                "no answer",
+                "^gs://bucket/tree cannot be read .*gcloud auth application-default login",
+            ),
+        ):
+            self.assertRegex(found[key], pattern)
+
+
+# What a user does with data in a bucket; in a process of its own, as the libraries remember.
+IN_A_BUCKET = """
+import hashlib, json, os, pickle, sys
+from unittest import mock
+from jaxrobust.data import sources, subsets
+from etils import epath
+
+def refused(*arguments, **options):
+    try:
+        sources.open_source(*arguments, **options)
+    except sources.DataError as error:
+        return str(error)
+
+digits = sources.open_source("mydigits", "train", data_dir="gs://bucket/tfds")
+digits = pickle.loads(pickle.dumps(digits))
+tree = pickle.loads(pickle.dumps(sources.open_source("folder:gs://bucket/tree", "train")))
+found = {
+    "size": len(digits),
+    "record": hashlib.sha256(digits.read([7, 1399])[1].image).hexdigest(),
+    "tree": [tree.describe(index) for index in range(len(tree))],
+    "contents": [record.image.hex() for record in tree.read([0, 1])],
+    "no bucket": refused("folder:gs://none/x", "train"),
+    "no data": refused("mydigits", "train", data_dir="gs://none/tfds"),
+    "unknown": refused("cifar10", "train", data_dir="gs://bucket/tfds"),
+}
+chosen = sources.open_source("folder:gs://bucket/tree", "train@gs://bucket/ids.txt")
+found["chosen"] = [record.image.hex() for record in chosen]
+# This bucket cannot be written, so that the index goes to the cache.
+with open(os.environ["XDG_CACHE_HOME"] + ".txt", "w") as file:
+    file.write("3\\tthree")
+three = sources.open_source(
+    "mydigits", "test", data_dir="gs://bucket/tfds", classes=file.name
+)
+places = [path.name for path in subsets.index_cache().glob("*/*.npz")]
+assert places == ["jaxrobust-index-test.npz"], places
+found["digits of class 3"] = f"{len(three)} in the cache"
+os.remove(os.environ["TREE"] + "/train/b/1.jpg")
+for indices in ([0, 1], [1]):
+    try:
+        tree.read(indices)
+    except sources.DataError as error:
+        found["gone"] = str(error)
+import fsspec
+with mock.patch.object(fsspec.core, "url_to_fs", side_effect=RuntimeError("Forbidden")):
+    found["no answer"] = refused("folder:gs://bucket/tree", "train")
+print(json.dumps(found))
+"""
 
 
 class PreparedTest(TempDirTest):

@@ -132,6 +132,7 @@ class TrainStepTest(parameterized.TestCase):
             partial(
                 step.train_step,
                 net=net,
+                augment=lambda key, batch: batch,
                 attack=attacks.apgd(epsilon=4 / 255, steps=2),
                 objective=objectives.adversarial(),
                 tx=tx,
@@ -162,6 +163,89 @@ class TrainStepTest(parameterized.TestCase):
             # Adam's first steps have the size lr whatever the gradient's: where that is rounding
             # noise so is the step. On average the moving averages agree to 2 % of what they moved.
             self.assertLess(np.abs(state.ema[name] - value).mean(), 0.02 * moved + 1e-9, name)
+
+
+class AugmentedStepTest(parameterized.TestCase):
+    """MixUp, CutMix, erasing and smoothing inside the step."""
+
+    @parameterized.parameters("soft", "hard")
+    def test_attacks_and_trains_on_the_augmented_batch(self, labels):
+        changes = {"attack__start": "random", "attack__labels": labels, "mixup__group": 4}
+        heavy = small_config(data__augmentation="heavy", **changes)
+        phase, plain = (
+            build.phase(config, "train", 80, devices=jax.devices()[:1], donate=False)
+            for config in (heavy, small_config(**changes))
+        )
+        augment = build.batch_augmentation(heavy, "train", devices=1)
+        with jax.set_mesh(phase.mesh), standard():
+            state = phase.init(jax.random.key(0))._replace(step=jnp.int32(7))
+            step_key = jax.random.fold_in(state.key, 7)
+            *_, key = jax.random.split(step_key, 3)
+            images, targets = jax.jit(augment)(
+                key, Batch(step.unit_range(batch_of().images), batch_of().labels)
+            )
+            after, metrics = phase.step(state, batch_of())
+            again, expected = plain.step(state, Batch(images, targets))
+        self.assertGreater(float(jnp.abs(images - step.unit_range(batch_of().images)).max()), 0.1)
+        # Two compilations of one step: float32 rounding, which Adam amplifies.
+        np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
+        for name, value in again.params.items():
+            np.testing.assert_allclose(after.params[name], value, atol=2e-5, err_msg=name)
+
+    def test_keys_of_runs_that_began_before_augmentation(self):
+        key = jax.random.fold_in(jax.random.key(1), 5)
+        two, three = (jax.random.key_data(jax.random.split(key, n)) for n in (2, 3))
+        np.testing.assert_array_equal(three[:2], two)
+
+    def test_one_device_is_eight(self):
+        config = small_config(
+            data__augmentation="heavy", train__batch_size=16, mixup__group=2, erase__probability=0.9
+        )
+        one, many = (trained(config, jax.devices()[:n], steps=1, size=16) for n in (1, 8))
+        np.testing.assert_allclose(one[1][0]["loss"], many[1][0]["loss"], rtol=1e-5)
+
+    def test_adds_no_collective(self):
+        texts = []
+        for augmentation in ("none", "heavy"):
+            config = small_config(
+                data__augmentation=augmentation, train__batch_size=48, mixup__group=2
+            )
+            phase = build.phase(config, "train", 480, devices=jax.devices())
+            with jax.set_mesh(phase.mesh), standard():
+                lowered = phase.step.lower(
+                    phase.abstract_state, build.abstract_batch(config, "train")
+                )
+            texts.append(lowered.compile().as_text())
+        none, heavy = texts
+        self.assertLen(COLLECTIVE.findall(heavy), len(COLLECTIVE.findall(none)))
+        self.assertNotEmpty(COLLECTIVE.findall(none))
+        for text in texts:
+            self.assertEmpty(COLLECTIVE.findall("\n".join(loops(text))))
+        self.assertIn("erf", " ".join(re.findall(r'op_name="[^"]*"', heavy)))
+        # No device draws, or holds, more than its sixth part of the images or their groups.
+        self.assertEmpty(re.findall(r"\w+\[(?:48|24)[,\]][^ ]*", heavy))
+
+
+COLLECTIVE = re.compile(
+    r" (?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+)
+
+
+def loops(text: str) -> list[str]:
+    """The bodies and conditions of all loops of a compiled program, with all that they call."""
+    parts = {}
+    for part in re.split(r"\n\n", text):
+        if named := re.match(r"(?:ENTRY )?(%\S+) \(", part):
+            parts[named[1]] = part
+    waiting = re.findall(r"(?:body|condition)=(%[\w.-]+)", text)
+    reached = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += [n for n in re.findall(r"%[\w.-]+", parts[name]) if n in parts]
+    assert reached, "no loop at all"
+    return [parts[name] for name in sorted(reached)]
 
 
 class BatchNormTest(absltest.TestCase):

@@ -253,7 +253,7 @@ class TroubleTest(parameterized.TestCase):
         ({"evaluation__batch_size": 30}, r"evaluation\.batch_size=30 .*use 24 or 32"),
         ({"train__batch_size": 512}, "larger than the split's 256 images"),
         ({"model__name": "resnext"}, "unknown model 'resnext'"),
-        ({"model__num_classes": 7}, "set model.num_classes=10"),
+        ({"model__num_classes": 7}, "set num_classes=10"),
         ({"data__name": "digitz"}, "digitz"),
         ({"data__augmentation": "cutout"}, "unknown augmentation 'cutout'"),
         ({"attack__norm": "l3"}, "norm='l3' is unknown"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrobust import metrics
+from jaxrobust.data.subsets import ROBUSTBENCH_SHA256
 
 BY_HAND = "TO BE FILLED IN BY HAND"
 IMAGES = 5000
@@ -78,10 +79,10 @@ def find(path: Path, weights_sha256: str, evaluation: str | None) -> dict[str, A
     if not counting:
         raise ValueError(
             f"{path}: this is no AutoAttack accuracy as RobustBench defines it, for "
-            f"{'; '.join(lacks(own[-1]))}. Prepare RobustBench's 5,000 images as a data set that "
-            "is called so, such as imagenet_robustbench, and run: python -m jaxrobust.evaluate "
-            "(--workdir RUN | --weights FOLDER) --dataset imagenet_robustbench --norm linf "
-            "--epsilon 4/255 --attack autoattack --version standard"
+            f"{'; '.join(lacks(own[-1]))}. Run: python -m jaxrobust.evaluate (--workdir RUN | "
+            "--weights FOLDER) --dataset (imagenet2012 | folder:PATH) --split "
+            "validation@robustbench --norm linf --epsilon 4/255 --attack autoattack --version "
+            "standard"
         )
     return counting[-1]
 
@@ -90,7 +91,7 @@ def lacks(record: dict[str, Any]) -> list[str]:
     """What separates a record from RobustBench's protocol for ImageNet; empty: nothing."""
     attacks, ids = record["attacks"], record["image_ids"]
     radii = [(a["norm"], a["epsilon"]) for a in attacks]
-    data = f"{record['dataset']} {record['split']}".lower()
+    data = f"{record['dataset']}, split {record['split']}"
     wanted = {
         f"its attack is {record.get('method') or 'not AutoAttack'}, not autoattack standard": (
             record.get("method") == "autoattack standard"
@@ -98,8 +99,9 @@ def lacks(record: dict[str, Any]) -> list[str]:
         f"its balls are {sorted(set(radii))}, not linf 4/255": bool(radii)
         and all(n == "linf" and math.isclose(e, 4 / 255, rel_tol=1e-6) for n, e in radii),
         f"its images are {ids}, not 0..{IMAGES - 1}": ids == f"0..{IMAGES - 1}",
-        f"its data, {data}, is not called RobustBench's": "imagenet" in data
-        and "robustbench" in data,
+        f"its data, {data}, are not the 5,000 of RobustBench's list": (
+            record.get("ids_sha256") == ROBUSTBENCH_SHA256
+        ),
         f"its network computes in {record['dtype']}, not float32": record["dtype"] == "float32",
     }
     return [text for text, holds in wanted.items() if not holds]

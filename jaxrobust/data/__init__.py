@@ -1,9 +1,9 @@
 """Images from disk to `uint8` batches; nothing here touches a JAX device."""
 
 from jaxrobust.data.augmentations import chain
+from jaxrobust.data.loading import EvaluationBatch, TrainBatch
 from jaxrobust.data.pipeline import (
-    EvaluationBatch,
-    TrainBatch,
+    Damage,
     evaluation_batches,
     steps_per_epoch,
     train_batches,
@@ -12,6 +12,7 @@ from jaxrobust.data.sources import DataError, Record, Source, open_source
 from jaxrobust.data.transforms import evaluation_transform
 
 __all__ = [
+    "Damage",
     "DataError",
     "EvaluationBatch",
     "Record",

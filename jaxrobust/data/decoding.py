@@ -1,15 +1,29 @@
-"""Encoded bytes to pixels."""
+"""Encoded bytes to pixels, those of Pillow's `Image.open(file).convert("RGB")`.
 
+That is what torchvision, timm and RobustBench see: at full size, EXIF orientation and transparency
+ignored, 16 bits clipped. JPEGs go through simplejpeg, which is faster, once it has given the same
+bytes as Pillow on this machine.
+"""
+
+import functools
 import io
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 _MODES = {1: "L", 3: "RGB"}
+# (mode of a JPEG, mode wanted) that need no conversion by Pillow -> what simplejpeg shall write.
+# RGBX is how Pillow keeps RGB: `transforms.to_pil` then copies rows, and spreads no pixels.
+_FAST = {("RGB", "RGB"): "RGBX", ("L", "RGB"): "RGBX", ("L", "L"): "GRAY"}
 
 
 def decode(data: bytes | bytearray | memoryview, *, channels: int | None = None) -> np.ndarray:
     """The image `uint8[H,W,C]` in `data` (JPEG, PNG or whatever else PIL reads).
+
+    It is read-only, and its pixels may lie four bytes apart.
 
     Args:
       data: the bytes of the file.
@@ -18,9 +32,79 @@ def decode(data: bytes | bytearray | memoryview, *, channels: int | None = None)
       ValueError: the bytes are not an image, or not a whole one.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data)) as image:  # reads the header only
             mode = _MODES[channels or (1 if image.mode == "L" else 3)]
+            if image.format in ("JPEG", "MPO") and (image.mode, mode) in _FAST:
+                array = _decode_fast(data, _FAST[image.mode, mode])
+                if array is not None and array.shape[1::-1] == image.size:
+                    array.flags.writeable = False
+                    return array[:, :, :3]
+            if image.mode != mode:
+                image.load()
+                image.info.pop("transparency", None)  # changes no pixel; Pillow warns that it goes
             array = np.asarray(image if image.mode == mode else image.convert(mode))
     except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... on bad files
         raise ValueError(f"not a whole image file: {error}") from error
     return array if array.ndim == 3 else array[:, :, None]
+
+
+def _decode_fast(data: Any, layout: str) -> np.ndarray | None:
+    """The pixels of a JPEG without fault; of any other, Pillow shall give the verdict."""
+    decoder = _fast_decoder()
+    if decoder is None:
+        return None
+    try:
+        return decoder(data, layout)
+    except ValueError:  # simplejpeg is strict: libjpeg's warnings are errors too
+        return None
+
+
+@functools.cache
+def _fast_decoder() -> Callable[[Any, str], np.ndarray] | None:
+    """simplejpeg's decoder, if it is installed and agrees with Pillow's to the byte."""
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    decoder = functools.partial(simplejpeg.decode_jpeg, fastdct=False, fastupsample=False)
+    try:
+        different = [name for name, data in _samples(simplejpeg) if not _agrees(decoder, data)]
+    except Exception as error:  # whatever it is, Pillow works
+        different = [str(error)]
+    if not different:
+        return decoder
+    logging.getLogger(__name__).warning(
+        "all images go through Pillow %s, which is slower: simplejpeg %s gives other pixels (%s)",
+        Image.__version__,
+        simplejpeg.__version__,
+        different[0],
+    )
+    return None
+
+
+def _agrees(decoder: Callable[[Any, str], np.ndarray], data: bytes) -> bool:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array_equal(decoder(data, "RGB"), np.asarray(image.convert("RGB")))
+
+
+def _samples(simplejpeg: Any) -> Iterator[tuple[str, bytes]]:
+    """(what it is, a small JPEG): every subsampling, rows longer than a vector register, edges."""
+    y, x, c = np.indices((37, 141, 3))
+    noise = np.random.default_rng(0).integers(0, 64, y.shape)
+    image = ((x * (c + 2) + y * 3 + (x // 9 % 2) * 90 + noise) % 256).astype(np.uint8)
+    for shape in ((37, 141), (16, 32), (1, 33), (33, 1)):
+        part = np.ascontiguousarray(image[: shape[0], : shape[1]])
+        for subsampling in ("444", "422", "420", "440", "411"):
+            yield (
+                f"{subsampling} {shape[1]}x{shape[0]}",
+                simplejpeg.encode_jpeg(part, quality=80, colorsubsampling=subsampling),
+            )
+        for name, picture, options in (
+            ("progressive", part, {"progressive": True}),
+            ("grey", part[:, :, 0], {}),
+            ("coarse", part, {"quality": 5}),
+            ("restarting", part, {"restart_marker_blocks": 2}),
+        ):
+            buffer = io.BytesIO()
+            Image.fromarray(picture).save(buffer, "JPEG", **options)
+            yield f"{name} {shape[1]}x{shape[0]}", buffer.getvalue()

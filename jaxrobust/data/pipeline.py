@@ -10,39 +10,21 @@ Neither processes nor workers change the sequence, and any position can be its s
 """
 
 import functools
-import math
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 from absl import flags
 
-from jaxrobust.data import augmentations, decoding, transforms
+from jaxrobust.data import augmentations, transforms
+from jaxrobust.data.loading import Images, decoded, load_in_order, load_train
 from jaxrobust.data.sources import DataError, Source
 
 CACHE_BYTES = 400 * 2**20  # a data set whose decoded images fit is decoded once per process
-
-
-class TrainBatch(NamedTuple):
-    """`images` uint8[B,H,W,C] and `labels` int32[B], of one process."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-class EvaluationBatch(NamedTuple):
-    """`images` uint8[B,H,W,C], `labels` int32[B], `mask` bool[B] (False: padding), `ids` int32[B].
-
-    An id is the record's index in its split; padding is black, with label 0 and id -1.
-    """
-
-    images: np.ndarray
-    labels: np.ndarray
-    mask: np.ndarray
-    ids: np.ndarray
+_PART = 64  # rows that one thread or worker makes at a time: latency and memory of read-ahead
 
 
 class Batches(Protocol):
@@ -79,6 +61,7 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
     workers: int = 0,
+    strict: bool = True,
 ) -> Batches:
     """Endless `TrainBatch`es of this process, shuffled and augmented (see the head of this file).
 
@@ -92,14 +75,14 @@ def train_batches(
         batches then may hold the end of one epoch and the beginning of the next.
       process_index, process_count: which rows of each global batch to return.
       workers: processes that read, decode and augment; 0: threads of this process.
+      strict: whether a damaged image is an error; else the next whole record takes its place,
+        which `TrainBatch.damaged` tells (give it to `Damage`).
     Returns:
       an iterator with `close()`; it reads a few batches ahead.
     Raises:
-      DataError: arguments that do not fit the source or each other, now; a damaged record, a bad
-        image or label, at the step that reads it.
+      DataError: arguments that do not fit the source or each other, now; a record that cannot be
+        read, a bad label or (`strict`) image, at the step that reads it.
     """
-    import grain
-
     local = _local_batch(batch_size, process_index, process_count)
     examples = steps_per_epoch(source, batch_size) * batch_size
     try:
@@ -117,18 +100,15 @@ def train_batches(
             "with resized-crop"
         )
     load = functools.partial(
-        _load_train,
-        images=_Images(source, CACHE_BYTES),
+        load_train,
+        images=Images(source, CACHE_BYTES, strict),
         ops=chain.ops,
         image_size=image_size,
         seed=seed,
-        start=start,
-        rows=local,
         examples=examples,
     )
-    # Block k * P + p is this process' part of global batch k.
-    dataset = grain.MapDataset.range(process_index, sys.maxsize, process_count).map(load)
-    return _read_ahead(dataset, workers)
+    first = start + process_index * local
+    return _batches(load, first, batch_size, local, steps=None, workers=workers)
 
 
 def evaluation_batches(
@@ -141,6 +121,7 @@ def evaluation_batches(
     process_count: int = 1,
     limit: int | None = None,
     workers: int = 0,
+    strict: bool = True,
 ) -> Batches:
     """`EvaluationBatch`es of this process, in the order of the source, the last one padded.
 
@@ -150,44 +131,43 @@ def evaluation_batches(
       source: what to read.
       batch_size: examples per step over all processes.
       image_size: pixels, H and W of the batches.
-      preprocessing: an id of `transforms.evaluation_transform`; default: the images as they are
-        when all have `image_size`, else bicubic resizing to image_size / 0.875 and a central crop.
+      preprocessing: an id of `transforms.evaluation_transform`; default: `preprocessing_id`.
       process_index, process_count: which rows of each global batch to return.
       limit: only the first `limit` records.
       workers: processes that read and decode; 0: threads of this process.
+      strict: whether a damaged image is an error; else it is left out.
     Raises:
-      DataError: arguments that do not fit, now; a damaged record, a bad image or label, or a
-        preprocessing that gives another size, at the step that meets it.
+      DataError: arguments that do not fit, now; a record that cannot be read, a bad label, a
+        preprocessing that gives another size or (`strict`) a damaged image, at the step that meets
+        it.
     """
-    import grain
-
     local = _local_batch(batch_size, process_index, process_count)
     if batch_size < 1 or (limit is not None and limit < 1):
         raise DataError(f"batch_size={batch_size} and limit={limit} must be at least 1")
-    preprocessing = preprocessing or preprocessing_id(source, image_size)
+    preprocessing = preprocessing_id(source, image_size, preprocessing)
+    size = min(len(source), limit or len(source))
     load = functools.partial(
-        _load_in_order,
-        images=_Images(source, 0),
+        load_in_order,
+        images=Images(source, 0, strict),
         transform=transforms.evaluation_transform(preprocessing),
         preprocessing=preprocessing,
         shape=(image_size, image_size, source.channels),
-        rows=local,
-        size=min(len(source), limit or len(source)),
+        size=size,
     )
-    steps = -(-min(len(source), limit or len(source)) // batch_size)
-    dataset = grain.MapDataset.range(process_index, steps * process_count, process_count).map(load)
-    return _read_ahead(dataset, workers)
+    steps = -(-size // batch_size)
+    return _batches(load, process_index * local, batch_size, local, steps=steps, workers=workers)
 
 
-def preprocessing_id(source: Source, image_size: int) -> str:
-    """How evaluation makes the images of a source `image_size`, if nothing else is asked for.
+def preprocessing_id(source: Source, image_size: int, wanted: str | None = None) -> str:
+    """How evaluation makes the images of a source `image_size`: the id that records carry.
 
-    "none" when all have that size, else bicubic resizing to image_size / 0.875 and a central crop,
-    as the main paper tests at any resolution.
+    `wanted`, a percentage in it resolved. Without it "none" when all images have that size, else
+    bicubic resizing to image_size / 0.875 and a central crop, as the main paper tests at any
+    resolution.
     """
-    if _has_size(source, image_size):
+    if wanted is None and _has_size(source, image_size):
         return "none"
-    return f"bicubic-{int(image_size / 0.875)}-crop-{image_size}"
+    return transforms.resolve(wanted or "bicubic-0.875", image_size)
 
 
 def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:
@@ -212,14 +192,24 @@ def _sizes(source: Source) -> str:
     return "x".join(map(str, source.image_shape[:2])) if source.image_shape else "differently sized"
 
 
-def _read_ahead(dataset: Any, workers: int) -> Batches:
-    """The iterator over a grain `MapDataset` of batches; its memory is bounded by the buffers."""
+def _batches(
+    load: Callable[..., Any], first: int, stride: int, rows: int, *, steps: int | None, workers: int
+) -> Batches:
+    """Batch k holds the `rows` positions from `first + k * stride` on, made in parts, in order."""
     import grain
 
+    part = max(n for n in range(1, min(rows, _PART) + 1) if rows % n == 0)
+    parts = rows // part
+
+    def load_part(number: int) -> Any:
+        step, offset = divmod(number, parts)
+        return load(first + step * stride + offset * part, rows=part)
+
+    dataset = grain.MapDataset.range(sys.maxsize if steps is None else steps * parts)
     cores = os.cpu_count() or 1
     threads = min(4, cores) if workers == 0 else 1
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    iterable = dataset.to_iter_dataset(options)
+    iterable = dataset.map(load_part).to_iter_dataset(options)
     if workers:
         if not flags.FLAGS.is_parsed():  # grain reads absl flags; a library's caller has none
             flags.FLAGS.mark_as_parsed()
@@ -227,7 +217,14 @@ def _read_ahead(dataset: Any, workers: int) -> Batches:
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
             worker_init_fn=_ignore_interrupt,
         )
+    if parts > 1:
+        iterable = iterable.batch(parts, batch_fn=_joined)
+        iterable = grain.experimental.ThreadPrefetchIterDataset(iterable, prefetch_buffer_size=1)
     return iter(iterable)
+
+
+def _joined(parts: list[Any]) -> Any:
+    return type(parts[0])(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _ignore_interrupt(index: int, count: int) -> None:
@@ -236,130 +233,30 @@ def _ignore_interrupt(index: int, count: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-class _Images:
-    """Decoded records of a source; those of a small data set are decoded once and kept.
+class Damage:
+    """The damaged records of a source that this process has met; each is named once.
 
-    `images(indices)` is a list of (uint8[H,W,C], label); the arrays are read-only.
-    The cache fills as records are read and stays in its process.
+    `say` takes the sentence that names one; more than `limit` of them are a DataError.
     """
 
-    def __init__(self, source: Source, cache_bytes: int):
-        self.source = source
-        self._cache_bytes = cache_bytes
-        shape = source.image_shape
-        self._keep = shape is not None and len(source) * math.prod(shape) <= cache_bytes
-        self._kept: dict[int, tuple[np.ndarray, int]] = {}
+    def __init__(self, source: Source, limit: int, say: Callable[[str], None]):
+        self.records: set[int] = set()
+        self._source, self._limit, self._say = source, limit, say
 
-    def __reduce__(self):
-        return _Images, (self.source, self._cache_bytes)
-
-    def __call__(self, indices: Sequence[int]) -> list[tuple[np.ndarray, int]]:
-        kept = self._kept
-        missing = [index for index in indices if index not in kept]
-        if not missing:
-            return [kept[index] for index in indices]
-        found = {
-            index: (self._decode(index, record.image), record.label)
-            for index, record in zip(missing, self.source.read(missing), strict=True)
-        }
-        if self._keep:
-            kept.update(found)
-        return [found[index] if index in found else kept[index] for index in indices]
-
-    def _decode(self, index: int, data: bytes) -> np.ndarray:
-        source = self.source
-        try:
-            image = decoding.decode(data, channels=source.channels)
-        except ValueError as error:
-            raise DataError(
-                f"{source.where()}: the image of record {index} does not decode ({error}); "
-                f"{source.remedy}"
-            ) from error
-        if source.image_shape not in (None, image.shape):
-            raise DataError(
-                f"{source.where()}: the image of record {index} has the shape {image.shape}, not "
-                f"{source.image_shape} as the data set says; {source.remedy}"
-            )
-        return image
-
-
-@functools.lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    generator = np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, 0, epoch]))
-    return generator.permutation(size)
-
-
-def _load_train(
-    block: int,
-    *,
-    images: _Images,
-    ops: Sequence[augmentations.Op],
-    image_size: int,
-    seed: int,
-    start: int,
-    rows: int,
-    examples: int,
-) -> TrainBatch:
-    """The `rows` examples at position `start + block * rows`; an epoch has `examples`."""
-    source = images.source
-    epochs, offsets = np.divmod(start + block * rows + np.arange(rows), examples)
-    indices = np.concatenate(
-        [
-            _permutation(seed, epoch, len(source))[offsets[epochs == epoch]]
-            for epoch in np.unique(epochs).tolist()
-        ]
-    )
-    batch = TrainBatch(
-        images=np.empty((rows, image_size, image_size, source.channels), np.uint8),
-        labels=np.empty(rows, np.int32),
-    )
-    bits = np.random.Philox(key=[seed, 1])
-    rng = np.random.Generator(bits)
-    examples_in_order = zip(
-        epochs.tolist(), indices.tolist(), images(indices.tolist()), strict=True
-    )
-    for row, (epoch, index, (image, label)) in enumerate(examples_in_order):
-        if ops:
-            _restart(bits, epoch, index)
-        for op in ops:
-            image = op(image, rng)
-        batch.images[row], batch.labels[row] = image, label
-    return batch
-
-
-def _restart(bits: np.random.Philox, epoch: int, index: int) -> None:
-    """Put `bits` at the beginning of the numbers of (epoch, record), whatever was drawn before."""
-    state: Any = bits.state
-    state["state"]["counter"] = np.array([0, 0, epoch, index], np.uint64)
-    state["buffer_pos"] = 4  # nothing buffered
-    state["has_uint32"] = 0
-    bits.state = state
-
-
-def _load_in_order(
-    block: int,
-    *,
-    images: _Images,
-    transform: transforms.Transform,
-    preprocessing: str,
-    shape: tuple[int, int, int],
-    rows: int,
-    size: int,
-) -> EvaluationBatch:
-    """Records `block * rows` onwards, `rows` of them, padded where the records end."""
-    indices = list(range(block * rows, min((block + 1) * rows, size)))
-    batch = EvaluationBatch(
-        images=np.zeros((rows, *shape), np.uint8),
-        labels=np.zeros(rows, np.int32),
-        mask=np.arange(rows) < len(indices),
-        ids=np.full(rows, -1, np.int32),
-    )
-    for row, (index, (image, label)) in enumerate(zip(indices, images(indices), strict=True)):
-        image = transform(image)
-        if image.shape != shape:
-            raise DataError(
-                f"{images.source.where()}: the preprocessing {preprocessing!r} makes record "
-                f"{index} {image.shape}, not {shape}; set image_size to the size it gives"
-            )
-        batch.images[row], batch.labels[row], batch.ids[row] = image, label, index
-    return batch
+    def meet(self, damaged: np.ndarray) -> None:
+        """Takes the `damaged` of a batch."""
+        source = self._source
+        for index in sorted(set(damaged[damaged >= 0].tolist()) - self.records):
+            self.records.add(index)
+            named = f"{source.where()}: the image of {source.describe(index)} is damaged"
+            try:
+                decoded(source, source[index].image)
+                reason = "it was when it was read, and no longer is"
+            except ValueError as error:
+                reason = str(error)
+            if len(self.records) > self._limit:
+                raise DataError(
+                    f"{named} ({reason}) and there are more than data.max_damaged={self._limit}; "
+                    f"{source.remedy}"
+                )
+            self._say(f"{named} ({reason}); {len(self.records)} of at most {self._limit}")

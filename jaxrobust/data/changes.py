@@ -1,0 +1,155 @@
+"""Changes of a PIL image (RGB or grey) by one number, which augmentations draw.
+
+A change is `change(image, number, canvas) -> image`; those that move pixels read the canvas. Colour
+has no meaning on a grey image, and changes of it return that image as it is.
+Parity, 0 differing bytes: tests/test_randaugment.py and tests/test_augmentations.py against timm
+and torchvision.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+_AFFINE = Image.Transform.AFFINE
+
+
+class Canvas(NamedTuple):
+    """How pixels are read between the old ones, and what lies outside of them."""
+
+    resample: Image.Resampling
+    fill: int  # grey, 0..255
+
+
+Change = Callable[[Image.Image, float, Canvas], Image.Image]
+
+
+class Row(NamedTuple):
+    """A change, and its number from how strong it is to be."""
+
+    change: Change
+    number: Callable[..., float]
+
+
+Plan = list[tuple[str, float]]
+
+
+def make(plan: Plan, image: Image.Image, rows: dict[str, Row], canvas: Canvas) -> Image.Image:
+    """The image after the plan's changes, (name in `rows`, number), one after the other."""
+    for name, number in plan:
+        image = rows[name].change(image, number, canvas)
+    return image
+
+
+def no_number(*_: float) -> float:
+    """0, for changes that need none."""
+    return 0
+
+
+def _fill(image: Image.Image, canvas: Canvas) -> float | tuple[float, ...]:
+    return canvas.fill if image.mode == "L" else (canvas.fill,) * 3
+
+
+def _affine(image: Image.Image, matrix: Sequence[float], canvas: Canvas) -> Image.Image:
+    """Output pixel (x, y) from (a x + b y + c, d x + e y + f); `matrix`: a to f."""
+    fill = _fill(image, canvas)
+    return image.transform(image.size, _AFFINE, matrix, canvas.resample, fillcolor=fill)
+
+
+def shear_x(image: Image.Image, slope: float, canvas: Canvas) -> Image.Image:
+    """Rows moved to the left by `slope` times their height."""
+    return _affine(image, (1, slope, 0, 0, 1, 0), canvas)
+
+
+def shear_y(image: Image.Image, slope: float, canvas: Canvas) -> Image.Image:
+    """Columns moved up by `slope` times their place."""
+    return _affine(image, (1, 0, 0, slope, 1, 0), canvas)
+
+
+def translate_x(image: Image.Image, pixels: float, canvas: Canvas) -> Image.Image:
+    """The image moved to the left."""
+    return _affine(image, (1, 0, pixels, 0, 1, 0), canvas)
+
+
+def translate_y(image: Image.Image, pixels: float, canvas: Canvas) -> Image.Image:
+    """The image moved up."""
+    return _affine(image, (1, 0, 0, 0, 1, pixels), canvas)
+
+
+def rotate(image: Image.Image, degrees: float, canvas: Canvas) -> Image.Image:
+    """The image turned counter-clockwise around its centre."""
+    return image.rotate(degrees, canvas.resample, fillcolor=_fill(image, canvas))
+
+
+def auto_contrast(image: Image.Image, _: float = 0, __: Canvas | None = None) -> Image.Image:
+    """Each channel stretched to 0..255."""
+    return ImageOps.autocontrast(image)
+
+
+def equalize(image: Image.Image, _: float = 0, __: Canvas | None = None) -> Image.Image:
+    """Each channel with a flat histogram."""
+    return ImageOps.equalize(image)
+
+
+def invert(image: Image.Image, _: float = 0, __: Canvas | None = None) -> Image.Image:
+    """255 minus each value."""
+    return ImageOps.invert(image)
+
+
+def posterize(image: Image.Image, bits: float, _: Canvas | None = None) -> Image.Image:
+    """The highest `bits` of 8 kept; 0 is black, which Pillow's own posterize may refuse."""
+    mask = 0xFF00 >> int(bits) & 0xFF
+    return _look_up(image, [value & mask for value in range(256)])
+
+
+def solarize(image: Image.Image, threshold: float, _: Canvas | None = None) -> Image.Image:
+    """Values from `threshold` on inverted."""
+    return _look_up(image, [v if v < threshold else 255 - v for v in range(256)])
+
+
+def solarize_add(image: Image.Image, more: float, _: Canvas | None = None) -> Image.Image:
+    """Values below 128 raised by `more`."""
+    return _look_up(image, [min(255, v + int(more)) if v < 128 else v for v in range(256)])
+
+
+def _look_up(image: Image.Image, table: list[int]) -> Image.Image:
+    return image.point(table * len(image.getbands()))
+
+
+def brightness(image: Image.Image, factor: float, _: Canvas | None = None) -> Image.Image:
+    """The image blended with black; 1 leaves it as it is, as in the next three."""
+    return ImageEnhance.Brightness(image).enhance(factor)
+
+
+def contrast(image: Image.Image, factor: float, _: Canvas | None = None) -> Image.Image:
+    """The image blended with its mean grey."""
+    return ImageEnhance.Contrast(image).enhance(factor)
+
+
+def saturation(image: Image.Image, factor: float, _: Canvas | None = None) -> Image.Image:
+    """The image blended with its grey copy."""
+    return ImageEnhance.Color(image).enhance(factor)
+
+
+def sharpness(image: Image.Image, factor: float, _: Canvas | None = None) -> Image.Image:
+    """The image blended with its smooth copy."""
+    return ImageEnhance.Sharpness(image).enhance(factor)
+
+
+def hue(image: Image.Image, turns: float, _: Canvas | None = None) -> Image.Image:
+    """Colours moved around the circle of 8-bit hues, by int(255 turns) of 256."""
+    if image.mode == "L":
+        return image
+    shift = int(255 * turns)
+    table = [(value + shift) % 256 for value in range(256)]
+    return image.convert("HSV").point(table + 2 * list(range(256))).convert("RGB")
+
+
+def grey(image: Image.Image) -> Image.Image:
+    """The image without colours, in as many channels."""
+    return image if image.mode == "L" else image.convert("L").convert(image.mode)
+
+
+def blur(image: Image.Image, radius: float) -> Image.Image:
+    """The image under Pillow's approximate Gaussian of that standard deviation, in pixels."""
+    return image.filter(ImageFilter.GaussianBlur(radius))

@@ -1,0 +1,87 @@
+"""What is fixed about ImageNet-1k: its classes, and the lists of images that results are about.
+
+Sources and licences of the lists: README.md here.
+"""
+
+import functools
+import hashlib
+from pathlib import Path
+
+from jaxrobust.data.types import DataError, first_few
+
+ROBUSTBENCH_SHA256 = "d4121626d07722a0126c35b1563042e46a546f1a05ce705f2cdc635896d58574"
+_SYNSETS_SHA256 = "70002b0ff5de60a3a17a82dbfcff291931f96225ddf941ad2e182fc39e183d15"
+_IMAGENET100_SHA256 = "614a27815e254bd7741b25a80da3237b3b22e37b45ef92d257f4f7d3e935d24a"
+_LISTS = Path(__file__).parent
+_SELECTION_SIZE = 4_000
+_CLAIM = 500  # so many of the 1,000 class folders are meant to be all of them
+
+
+def synsets() -> tuple[str, ...]:
+    """The 1,000 classes, such as n01440764, in the order of labels."""
+    return _shipped("synsets.txt", _SYNSETS_SHA256)
+
+
+def imagenet100() -> tuple[str, ...]:
+    """The 100 classes of ImageNet-100 as "A Light Recipe to Train Robust ViTs" draws them."""
+    return _shipped("imagenet100.txt", _IMAGENET100_SHA256)
+
+
+def robustbench() -> tuple[str, ...]:
+    """RobustBench's 5,000 validation images, `SYNSET/NAME.JPEG`, in its order.
+
+    Raises:
+      DataError: the file is not the one whose sha256 is `ROBUSTBENCH_SHA256`.
+    """
+    return _shipped("robustbench.txt", ROBUSTBENCH_SHA256)
+
+
+@functools.cache
+def selection() -> tuple[str, ...]:
+    """4,000 names of validation images that are not among RobustBench's, to choose weights by.
+
+    The names in the order of the sha256 of "jaxrobust selection 0 NAME": no library can change it.
+    """
+    tested = {line.rpartition("/")[2] for line in robustbench()}
+    names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 50_001)]
+    names.sort(key=lambda name: hashlib.sha256(f"jaxrobust selection 0 {name}".encode()).digest())
+    return tuple(name for name in names if name not in tested)[:_SELECTION_SIZE]
+
+
+def check_folders(folders: list[str], num_classes: int | None, where: str) -> None:
+    """Refuses class folders that mean ImageNet's 1,000 classes and are not exactly they.
+
+    They mean it when more than 500 of them are ImageNet's, or when all are and the head has 1,000
+    classes. A missing or an additional folder would shift the labels.
+    """
+    known = set(synsets())
+    extra = [folder for folder in folders if folder not in known]
+    present = len(folders) - len(extra)
+    if present <= _CLAIM and not (num_classes == 1000 and not extra):
+        return
+    if extra:
+        raise DataError(
+            f"{where} has {present} of ImageNet's 1,000 class folders and others beside them, "
+            f"which would shift the labels: {first_few(extra)}; move them away, or list the "
+            "classes in data.classes"
+        )
+    missing = [name for name in synsets() if name not in set(folders)]
+    if missing:
+        raise DataError(
+            f"{where} has {present} of ImageNet's 1,000 class folders, so that labels would "
+            f"shift; missing are {first_few(missing)}: restore them, or list the classes that "
+            "are meant in data.classes"
+        )
+
+
+@functools.cache
+def _shipped(name: str, sha256: str) -> tuple[str, ...]:
+    path = _LISTS / name
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} is missing ({error.strerror}); reinstall jaxrobust") from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256:
+        raise DataError(f"{path} has the sha256 {found}, not {sha256}; reinstall jaxrobust")
+    return tuple(content.decode().splitlines())

@@ -1,0 +1,193 @@
+"""Records to arrays: the examples at a position of the training stream, or in order.
+
+An image that does not decode, or has another shape than the data set says, is damaged. Training
+replaces it by the next record that is whole; evaluation leaves it out.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust.data import augmentations, decoding, transforms
+from jaxrobust.data.sources import DataError, Source
+
+
+class TrainBatch(NamedTuple):
+    """`images` uint8[B,H,W,C] and `labels` int32[B], of one process.
+
+    `damaged` int32[B] is the record that row should have held but that is damaged, else -1.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    damaged: np.ndarray
+
+
+class EvaluationBatch(NamedTuple):
+    """`images` uint8[B,H,W,C], `labels` int32[B], `mask` bool[B] (False: padding), `ids` int32[B].
+
+    An id is the record's index in its split; padding is black, with label 0 and id -1. So is a
+    damaged image, whose record is in `damaged` int32[B], elsewhere -1.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    mask: np.ndarray
+    ids: np.ndarray
+    damaged: np.ndarray
+
+
+class Images:
+    """Decoded records of a source; those of a small data set are decoded once and kept.
+
+    `images(indices)` is a list of (uint8[H,W,C], label); the arrays are read-only. A damaged image
+    is None, or with `strict` a DataError.
+    The cache fills as records are read and stays in its process.
+    """
+
+    def __init__(self, source: Source, cache_bytes: int, strict: bool):
+        self.source, self.strict = source, strict
+        self._cache_bytes = cache_bytes
+        shape = source.image_shape
+        self._keep = shape is not None and len(source) * math.prod(shape) <= cache_bytes
+        self._kept: dict[int, tuple[np.ndarray | None, int]] = {}
+
+    def __reduce__(self):
+        return Images, (self.source, self._cache_bytes, self.strict)
+
+    def __call__(self, indices: Sequence[int]) -> list[tuple[np.ndarray | None, int]]:
+        """The images and labels of these records."""
+        kept = self._kept
+        missing = [index for index in indices if index not in kept]
+        if not missing:
+            return [kept[index] for index in indices]
+        found = {
+            index: (self._decode(index, record.image), record.label)
+            for index, record in zip(missing, self.source.read(missing), strict=True)
+        }
+        if self._keep:
+            kept.update(found)
+        return [found[index] if index in found else kept[index] for index in indices]
+
+    def _decode(self, index: int, data: bytes) -> np.ndarray | None:
+        try:
+            return decoded(self.source, data)
+        except ValueError as error:
+            if self.strict:
+                raise DataError(
+                    f"{self.source.where()}: the image of {self.source.describe(index)} is "
+                    f"damaged: {error}; {self.source.remedy}"
+                ) from error
+            return None
+
+
+def decoded(source: Source, data: bytes) -> np.ndarray:
+    """The image of a record of `source`, uint8[H,W,C]; ValueError says what is wrong with it."""
+    image = decoding.decode(data, channels=source.channels)
+    if source.image_shape not in (None, image.shape):
+        raise ValueError(f"its shape is {image.shape}, not {source.image_shape} as the others'")
+    return image
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
+    generator = np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, 0, epoch]))
+    return generator.permutation(size)
+
+
+def load_train(
+    position: int,
+    *,
+    images: Images,
+    ops: Sequence[augmentations.Op],
+    image_size: int,
+    seed: int,
+    rows: int,
+    examples: int,
+) -> TrainBatch:
+    """The `rows` examples from a position of the stream on; an epoch has `examples`."""
+    source = images.source
+    epochs, offsets = np.divmod(position + np.arange(rows), examples)
+    indices = np.concatenate(
+        [
+            _permutation(seed, epoch, len(source))[offsets[epochs == epoch]]
+            for epoch in np.unique(epochs).tolist()
+        ]
+    ).tolist()
+    batch = TrainBatch(
+        images=np.empty((rows, image_size, image_size, source.channels), np.uint8),
+        labels=np.empty(rows, np.int32),
+        damaged=np.full(rows, -1, np.int32),
+    )
+    bits = np.random.Philox(key=[seed, 1])
+    rng = np.random.Generator(bits)
+    read = zip(epochs.tolist(), indices, images(indices), strict=True)
+    for row, (epoch, index, (image, label)) in enumerate(read):
+        if image is None:
+            batch.damaged[row] = index
+            image, label = _next_whole(images, index)
+        if ops:
+            _restart(bits, epoch, index)
+        for op in ops:
+            image = op(image, rng)
+        batch.images[row], batch.labels[row] = image, label
+    return batch
+
+
+def _next_whole(images: Images, index: int) -> tuple[np.ndarray, int]:
+    """The first record behind a damaged one that is whole; whoever asks, it is the same."""
+    size = len(images.source)
+    for other in range(index + 1, index + min(size, 1000)):
+        ((image, label),) = images([other % size])
+        if image is not None:
+            return image, label
+    raise DataError(
+        f"{images.source.where()}: the images of {images.source.describe(index)} and of all that "
+        f"could take its place are damaged; {images.source.remedy}"
+    )
+
+
+def _restart(bits: np.random.Philox, epoch: int, index: int) -> None:
+    """Put `bits` at the beginning of the numbers of (epoch, record), whatever was drawn before."""
+    state: Any = bits.state
+    state["state"]["counter"] = np.array([0, 0, epoch, index], np.uint64)
+    state["buffer_pos"] = 4  # nothing buffered
+    state["has_uint32"] = 0
+    bits.state = state
+
+
+def load_in_order(
+    first: int,
+    *,
+    images: Images,
+    transform: transforms.Transform,
+    preprocessing: str,
+    shape: tuple[int, int, int],
+    rows: int,
+    size: int,
+) -> EvaluationBatch:
+    """Records `first` onwards, `rows` of them, padded where the `size` records end."""
+    indices = list(range(first, min(first + rows, size)))
+    batch = EvaluationBatch(
+        images=np.zeros((rows, *shape), np.uint8),
+        labels=np.zeros(rows, np.int32),
+        mask=np.zeros(rows, bool),
+        ids=np.full(rows, -1, np.int32),
+        damaged=np.full(rows, -1, np.int32),
+    )
+    for row, (index, (image, label)) in enumerate(zip(indices, images(indices), strict=True)):
+        if image is None:
+            batch.damaged[row] = index
+            continue
+        image = transform(image)
+        if image.shape != shape:
+            raise DataError(
+                f"{images.source.where()}: the preprocessing {preprocessing!r} makes record "
+                f"{index} {image.shape}, not {shape}; set image_size to the size it gives"
+            )
+        batch.images[row], batch.labels[row] = image, label
+        batch.mask[row], batch.ids[row] = True, index
+    return batch

@@ -1,0 +1,385 @@
+"""TFDS data sets for image classification that were prepared as ArrayRecord; no TensorFlow.
+
+On `gs://` the descriptions are read by epath (the extra `gcs`), the records by array_record itself,
+straight from the bucket: ImageNet's 150 GB do not fit a TPU VM's boot disk.
+"""
+
+import bisect
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxrobust.data import places, splits, subsets
+from jaxrobust.data.types import DataError, Record, Source, first_few
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_FILE_NAMES = ("file_name", "image/file_name", "filename", "image/filename")
+_CHUNK = 256  # records read at once when a split is read through: 30 MB of ImageNet
+
+
+def build_command(name: str, root: Any) -> str:
+    """How a data set is prepared."""
+    dataset = name.partition(":")[0]
+    return (
+        f"`tfds build {dataset} --file_format=array_record --data_dir={root}` (in an environment "
+        "that has TensorFlow; reading needs none)"
+    )
+
+
+def version_directory(name: str, root: Any, others: str) -> Any:
+    """The directory `root/NAME[/CONFIG]/VERSION`: the newest version unless `name` says one.
+
+    Args:
+      name: `NAME[/CONFIG][:VERSION]`; without CONFIG the only one that is prepared.
+      root: an epath.Path.
+      others: what else could have been asked for, for messages.
+    Raises:
+      DataError: no such directory, data set or version; several configs.
+    """
+    dataset, _, wanted = name.partition(":")
+    top = places.entries(root)
+    if top is None:
+        raise DataError(
+            f"the data directory {root} does not exist; point data_dir or TFDS_DATA_DIR to the "
+            f"directory that holds {dataset!r}, or prepare it: {build_command(name, root)}"
+        )
+    versions = _versions(root / dataset, wanted)
+    if not versions and "/" not in dataset:
+        configs = _configs(root / dataset, wanted)
+        if len(configs) > 1:
+            raise DataError(
+                f"data set {dataset!r} is prepared in several configurations; write one of "
+                f"{', '.join(f'{dataset}/{config}' for config in sorted(configs))}"
+            )
+        versions = next(iter(configs.values()), {})
+    if not versions:
+        known = {d for d in top.folders if _versions(root / d)}
+        known |= {f"{d}/{config}" for d in top.folders for config in _configs(root / d)}
+        raise DataError(
+            f"unknown data set {name!r}: known are {others} and, in {root}, "
+            f"{', '.join(sorted(known)) or 'nothing'}; prepare another one with "
+            f"{build_command(name, root)}, or point data_dir or TFDS_DATA_DIR to the directory "
+            "that holds it"
+        )
+    numbers = lambda text: [int(part) for part in re.findall(r"\d+", text)]  # noqa: E731
+    newest = max(versions, key=lambda text: (_VERSION.fullmatch(text) is not None, numbers(text)))
+    return versions[newest]
+
+
+def _versions(directory: Any, wanted: str = "") -> dict[str, Any]:
+    """Version -> directory of the versions directly in a directory, or of the wanted one."""
+    found = {}
+    for version in getattr(places.entries(directory), "folders", ()):
+        inside = places.entries(directory / version)
+        if inside and "dataset_info.json" in inside.files and wanted in ("", version):
+            found[version] = directory / version
+    return found
+
+
+def _configs(directory: Any, wanted: str = "") -> dict[str, dict[str, Any]]:
+    """Configuration -> its versions, of those that have any."""
+    folders = getattr(places.entries(directory), "folders", ())
+    found = {folder: _versions(directory / folder, wanted) for folder in folders}
+    return {folder: versions for folder, versions in found.items() if versions}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads the records of files `(name, skip, take)`; picklable, files open at first use."""
+
+    data: Any  # an ArrayRecordDataSource
+    files: list[tuple[str, int, int]]
+    image_key: str
+    label_key: str
+    name_key: str | None
+    num_classes: int
+    where: str
+    remedy: str
+
+    def position(self, index: int) -> str:
+        """`record 17 of FILE`."""
+        ends = list(itertools.accumulate(take for _, _, take in self.files))
+        shard = bisect.bisect_right(ends, index)
+        filename, skip, take = self.files[shard]
+        return f"record {index - ends[shard] + take + skip} of {filename}"
+
+    def fail(self, index: int, reason: object) -> NoReturn:
+        raise DataError(
+            f"{self.where}: record {index} ({self.position(index)}) {reason}; {self.remedy}"
+        )
+
+    def features(self, indices: Sequence[int]) -> list[Any]:
+        """The feature maps of records, one batched read; single reads find a damaged one."""
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        if not indices:
+            return []
+        try:
+            raw = self.data.__getitems__(indices)
+        except (RuntimeError, IndexError, ValueError):
+            raw = []
+            for index in indices:
+                try:
+                    raw.append(self.data[index])
+                except (RuntimeError, IndexError, ValueError) as error:
+                    self.fail(index, f"cannot be read, the file is truncated or damaged ({error})")
+        found = []
+        for index, serialized in zip(indices, raw, strict=True):
+            if not serialized:  # what the reader returns beyond the end of a truncated file
+                self.fail(index, "cannot be read, the file is truncated")
+            try:
+                found.append(tf_example_pb2.Example.FromString(serialized).features.feature)
+            except Exception as error:  # protobuf's DecodeError
+                self.fail(index, f"{self._no_example()} ({error})")
+        return found
+
+    def label(self, index: int, feature: Any) -> int:
+        """The label in a feature map, checked."""
+        try:
+            label = feature[self.label_key].int64_list.value[0]
+        except Exception as error:  # a feature that is not there, or of another kind
+            self.fail(index, f"{self._no_example()} ({error})")
+        if not 0 <= label < self.num_classes:
+            self.fail(
+                index, f"has the label {label}, outside the classes 0 to {self.num_classes - 1}"
+            )
+        return label
+
+    def name(self, feature: Any) -> bytes:
+        """The file's name in a feature map; empty where there is none."""
+        values = feature[self.name_key].bytes_list.value if self.name_key else ()
+        return values[0] if values else b""
+
+    def __call__(self, indices: Sequence[int]) -> list[Record]:
+        records = []
+        for index, feature in zip(indices, self.features(indices), strict=True):
+            try:
+                image = feature[self.image_key].bytes_list.value[0]
+            except Exception as error:
+                self.fail(index, f"{self._no_example()} ({error})")
+            records.append(Record(image, self.label(index, feature)))
+        return records
+
+    def describe(self, index: int) -> str:
+        """The file's name, if records have one, and where the record is."""
+        name = b""
+        with contextlib.suppress(DataError):
+            name = self.name(self.features([index])[0])
+        place = self.position(index)
+        return f"{name.decode(errors='replace')} ({place})" if name else place
+
+    def _no_example(self) -> str:
+        return f"is not an example with {self.image_key!r} and {self.label_key!r}"
+
+
+def open_prepared(
+    name: str,
+    split: str,
+    directory: Any,
+    remedy: str,
+    *,
+    classes: Sequence[tuple[int | None, str]] | None = None,
+    ids: subsets.Ids | None = None,
+) -> Source:
+    """The split `split` of the data set in `directory`, a version of one.
+
+    Args:
+      name, split: as in `open_source`.
+      directory: as `version_directory` returns.
+      remedy: the end of messages about damage.
+      classes: only these, in this order.
+      ids: only these, in this order.
+    Raises:
+      DataError: as in `open_source`.
+    """
+    info, features = _describe(directory, remedy)
+    asked = splits.parse(split)
+    chosen = classes is not None or ids is not None
+    if chosen and (asked is None or asked.name not in info.splits):
+        raise DataError(_unknown_split(name, split, info.splits))
+    whole = asked.name if chosen and asked else split
+    source = _open_split(name, whole, info, features, directory, remedy)
+    if chosen:
+        assert asked is not None
+        source = _choose(source, asked, info, directory, split, classes, ids)
+    # A truncated file opens with its full length and fails at the first read: read now.
+    source.read(sorted({0, len(source) - 1}))
+    return source
+
+
+def _describe(directory: Any, remedy: str) -> tuple[Any, Any]:
+    """What TFDS says about a directory: its information and its features."""
+    import tensorflow_datasets as tfds
+
+    open_directory = tfds.builder_from_directory  # here a broken installation shows itself
+    try:
+        info = open_directory(directory).info
+        features = info.features
+        len(info.splits)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{directory} does not describe a data set ({reason}); {remedy}") from error
+    if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise DataError(
+            f"{directory} is in the format {info.file_format.value}, which has no random access; "
+            f"prepare it as ArrayRecord in another directory: {remedy.partition(': ')[2]}"
+        )
+    return info, features
+
+
+def _open_split(
+    name: str, split: str, info: Any, features: Any, directory: Any, remedy: str
+) -> Source:
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    supervised = info.supervised_keys or ()  # says which one when there are several labels
+    image_key, image = _feature(features, tfds.features.Image, supervised, directory)
+    label_key, label = _feature(features, tfds.features.ClassLabel, supervised, directory)
+    try:
+        part = info.splits[split]
+        files = [(os.fspath(f.filename), f.skip, f.take) for f in part.file_instructions]
+        size = sum(take for _, _, take in files)
+    except (ValueError, KeyError, AssertionError) as error:
+        raise DataError(_unknown_split(name, split, info.splits)) from error
+    if size < 1 or any(take < 1 for _, _, take in files):
+        raise DataError(f"{_unknown_split(name, split, info.splits)}; this part holds no record")
+    there = places.entries(directory)
+    present = set(there.files) if there else set()
+    missing = [filename for filename, _, _ in files if os.path.basename(filename) not in present]
+    if missing:
+        raise DataError(f"data set {name!r}: the file {missing[0]} is missing; {remedy}")
+    reader = _Reader(
+        data=ArrayRecordDataSource(part.file_instructions),
+        files=files,
+        image_key=image_key,
+        label_key=label_key,
+        name_key=next((key for key in _FILE_NAMES if key in features), None),
+        num_classes=label.num_classes,
+        where=f"data set {name!r}, split {split!r}",
+        remedy=remedy,
+    )
+    height, width, channels = image.shape
+    fixed = height is not None and width is not None and channels is not None
+    names = tuple(label.names)
+    return Source(
+        name=name,
+        split=split,
+        size=size,
+        num_classes=label.num_classes,
+        channels=channels or 3,
+        image_shape=(height, width, channels) if fixed else None,
+        read=reader,
+        remedy=remedy,
+        # TFDS counts where a data set does not name its classes.
+        classes=() if names == tuple(map(str, range(len(names)))) else names,
+        describe=reader.describe,
+    )
+
+
+def _unknown_split(name: str, split: str, known: Any) -> str:
+    sizes = ", ".join(f"{key} ({info.num_examples})" for key, info in known.items())
+    return f"data set {name!r} has no split {split!r}: it has {sizes}; {splits.WRITTEN}"
+
+
+def _feature(
+    features: Any, kind: type, supervised: Sequence[Any], directory: Any
+) -> tuple[str, Any]:
+    """The name and the feature of this kind, the supervised one if there are several."""
+    found = {key: feature for key, feature in features.items() if isinstance(feature, kind)}
+    chosen = [key for key in found if len(found) == 1 or key in supervised]
+    if len(chosen) != 1:
+        raise DataError(
+            f"{directory} has {len(found)} features of the kind {kind.__name__}; a data set for "
+            "image classification has one image and one class label, or names them as its "
+            "supervised keys"
+        )
+    return chosen[0], found[chosen[0]]
+
+
+def _choose(
+    source: Source,
+    asked: splits.Asked,
+    info: Any,
+    directory: Any,
+    split: str,
+    classes: Sequence[tuple[int | None, str]] | None,
+    ids: subsets.Ids | None,
+) -> Source:
+    """The records of a whole split that a list of classes, a list of ids and a part leave."""
+    where = f"data set {source.name!r}, split {asked.name!r}"
+    reader: Any = source.read
+    if ids is not None and reader.name_key is None:
+        raise DataError(f"{where} has no file names, by which ids could choose records")
+    wanted: list[int] | None = None
+    lookup = None
+    if classes is not None:
+        wanted = subsets.class_labels(classes, source.classes, source.num_classes, where)
+        lookup = np.full(source.num_classes, -1, np.int32)
+        lookup[wanted] = np.arange(len(wanted))
+    index = _index(source, reader, asked.name, info, directory)
+    rows: Any = np.arange(len(source))
+    if ids is not None:
+        names = (name.decode(errors="surrogateescape") for name in index.names.tolist())
+        rows = subsets.find(ids, index.labels, names, source.classes, where, whole=True)
+    if lookup is not None:
+        inside = lookup[index.labels[rows]] >= 0
+        if ids is not None and not inside.all():
+            foreign = [ids.lines[row] for row in np.flatnonzero(~inside)]
+            raise DataError(f"ids of {ids.name} are not of data.classes: {first_few(foreign)}")
+        rows = rows[inside]
+    part = splits.rows(asked.part, len(rows), f"data set {source.name!r}, split {split!r}")
+    changes: dict[str, Any] = {"ids_sha256": ids.sha256} if ids is not None else {}
+    if wanted is not None:
+        names_left = tuple(name for _, name in classes or ())
+        changes |= {"num_classes": len(wanted), "classes": names_left}
+    return subsets.view(source, rows[part.start : part.stop], lookup, split=split, **changes)
+
+
+def _index(source: Source, reader: _Reader, split: str, info: Any, directory: Any) -> subsets.Index:
+    """Labels and file names of a whole split: from its index, else read from all its records."""
+    key = repr((os.fspath(directory), split, list(info.splits[split].shard_lengths)))
+    cached = subsets.index_cache() / hashlib.sha256(key.encode()).hexdigest()[:32]
+    for place in (directory, cached):
+        index = subsets.read_index(place, split)
+        if index is not None and _fits(index, reader, len(source)):
+            return index
+    labels = np.empty(len(source), np.int32)
+    names: list[bytes] = []
+    progress = tqdm(
+        total=len(source), desc=f"labels of {source.where()}, once", unit=" records", delay=2
+    )
+    with progress:
+        for start in range(0, len(source), _CHUNK):
+            chunk = range(start, min(start + _CHUNK, len(source)))
+            for row, feature in zip(chunk, reader.features(chunk), strict=True):
+                labels[row] = reader.label(row, feature)
+                names.append(reader.name(feature))
+            progress.update(len(chunk))
+    try:
+        subsets.write_index(directory, split, labels, names)
+    except Exception:  # OSError of a read-only directory; a bucket's library has its own kinds
+        with contextlib.suppress(OSError):  # without an index the next run reads all records again
+            cached.mkdir(parents=True, exist_ok=True)
+            subsets.write_index(cached, split, labels, names)
+    return subsets.Index(labels, np.asarray(names, np.bytes_))
+
+
+def _fits(index: subsets.Index, reader: _Reader, size: int) -> bool:
+    """Whether an index is of these records: their number, and three of them."""
+    if len(index.labels) != size:
+        return False
+    rows = sorted({0, size // 2, size - 1})
+    found = reader.features(rows)
+    return all(
+        reader.label(row, feature) == index.labels[row] and reader.name(feature) == index.names[row]
+        for row, feature in zip(rows, found, strict=True)
+    )

@@ -1,0 +1,64 @@
+"""What every kind of data set gives: records of encoded bytes and a label, with random access."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+
+class DataError(ValueError):
+    """A data set that is missing, damaged or not what was asked for; says what to do."""
+
+
+class Record(NamedTuple):
+    """One example: `image`, the encoded bytes (JPEG, PNG, ...), and `label` in [0, num_classes)."""
+
+    image: bytes
+    label: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One split of a data set; `source[i]` and `source.read(indices)` read in any order.
+
+    Attributes:
+      name, split: what was asked for.
+      size: number of records.
+      num_classes: number of classes.
+      channels: 1 (grey) or 3 (RGB).
+      image_shape: (H, W, channels) when all images have it, else None.
+      read: indices in [0, size) -> records; picklable; raises DataError on a damaged record.
+      remedy: what to do when the data is damaged, the end of every such message.
+      classes: the classes' names in the order of labels; empty where nobody names them.
+      describe: an index -> the words for that record in a message, with its file's name if any.
+      ids_sha256: of the list of ids that chose the records, where one did.
+    """
+
+    name: str
+    split: str
+    size: int
+    num_classes: int
+    channels: int
+    image_shape: tuple[int, int, int] | None
+    read: Callable[[Sequence[int]], list[Record]] = dataclasses.field(repr=False)
+    remedy: str = dataclasses.field(default="prepare the data set again", repr=False)
+    classes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
+    describe: Callable[[int], str] = dataclasses.field(default="record {}".format, repr=False)
+    ids_sha256: str | None = None
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < self.size:
+            raise IndexError(f"{self.where()} has records 0 to {self.size - 1}, not {index}")
+        return self.read([int(index)])[0]
+
+    def where(self) -> str:
+        """The words that name this split in a message."""
+        return f"data set {self.name!r}, split {self.split!r}"
+
+
+def first_few(names: Sequence[str], most: int = 5) -> str:
+    """`a, b, c, ... (17)`: the first names and how many there are."""
+    shown = ", ".join(names[:most])
+    return f"{shown}, ... ({len(names)})" if len(names) > most else f"{shown} ({len(names)})"

@@ -1,0 +1,136 @@
+"""Training on a folder of images: what is damaged, missing or renamed, and what the run says."""
+
+import json
+from pathlib import Path
+
+from absl.testing import absltest, parameterized
+
+from jaxrobust import scores, train
+from jaxrobust.data import sources
+from tests.test_train import quiet_run, tiny
+
+CLASSES = ("ant", "bee", "cow", "dog")
+
+
+def folder(root: Path) -> Path:
+    """train and val of four classes, from the digits 0 to 3 (PNG, 8x8)."""
+    digits = sources.open_source("digits", "train[:400]")
+    counts = dict.fromkeys(range(4), 0)
+    for index in range(400):
+        record = digits[index]
+        if record.label in counts:
+            split = "train" if counts[record.label] < 16 else "val"
+            path = root / split / CLASSES[record.label] / f"{index:03d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(record.image)
+            counts[record.label] += 1
+    return root
+
+
+class FolderTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.root = Path(self.create_tempdir().full_path)
+        self.data = folder(self.root / "data")
+        self.workdir = self.root / "run"
+        self.config = tiny(
+            data__name=f"folder:{self.data}",
+            data__train_split="train",
+            data__selection_split="val[:50%]",
+            data__test_split="val[50%:]",
+            data__augmentation="heavy",
+            model__in_channels=3,
+            model__num_classes=4,
+            pretrain__epochs=0,
+            train__epochs=1,
+            train__batch_size=32,
+            train__warmup_epochs=0,
+            log__every_steps=1,
+        )
+
+    def images(self, split):
+        return sorted((self.data / split).glob("*/*.png"))
+
+    def metrics(self):
+        lines = map(json.loads, (self.workdir / "metrics.jsonl").read_text().splitlines())
+        return [line for line in lines if "loss" in line]
+
+    def test_heavy_augmentation_and_the_list_of_classes(self):
+        quiet_run(self.config, self.workdir)
+        self.assertEqual((self.workdir / "classes.txt").read_text(), "ant\nbee\ncow\ndog\n")
+        for line in self.metrics():
+            self.assertEqual(line["damaged_images"], 0)
+            self.assertBetween(line["data_wait"], 0, 1)
+        (record,) = scores.results(self.workdir)
+        self.assertEqual(record["preprocessing"], "bicubic-9-crop-8")
+        self.assertNotIn("damaged", record)
+
+    def test_damaged_images_are_named_counted_and_replaced(self):
+        bad = self.images("train")[5]
+        bad.write_bytes(bad.read_bytes()[:50])
+        self.images("train")[20].write_bytes(b"")
+        for split in (slice(None, 1), slice(-1, None)):  # of the selection, of the test split
+            self.images("val")[split][0].write_text("not an image")
+        said = quiet_run(self.config, self.workdir)
+        for path in (bad, self.images("train")[20], self.images("val")[0], self.images("val")[-1]):
+            named = [line for line in said.splitlines() if str(path) in line]
+            self.assertLen(named, 1)
+            self.assertRegex(named[0], r"is damaged \(not a whole image.*\); \d of at most 50")
+        self.assertEqual(self.metrics()[-1]["damaged_images"], 2)
+        (record,) = scores.results(self.workdir)
+        self.assertLen(record["damaged"], 1)
+        self.assertIn(str(self.images("val")[-1]), record["damaged"][0])
+
+    @parameterized.parameters(
+        ({"data__strict": True}, "is damaged: not a whole image"),
+        ({"data__max_damaged": 0}, r"and there are more than data.max_damaged=0"),
+    )
+    def test_it_stops_and_continues_once_the_data_is_whole(self, changes, message):
+        bad = self.images("train")[5]
+        content = bad.read_bytes()
+        bad.write_bytes(content[:50])
+        with self.config.unlocked():
+            for key, value in changes.items():
+                section, _, name = key.partition("__")
+                self.config[section][name] = value
+        with self.assertRaisesRegex(sources.DataError, f"{bad}.*{message}.*Step \\d is saved"):
+            quiet_run(self.config, self.workdir)
+        bad.write_bytes(content)
+        quiet_run(self.config, self.workdir)
+        self.assertLen(scores.results(self.workdir), 1)
+
+    def test_other_classes_than_before_are_refused(self):
+        train.check(self.config, ["train"], self.workdir)
+        self.workdir.mkdir()
+        (self.workdir / "classes.txt").write_text("ant\nbee\ncat\ndog\n")
+        with self.assertRaisesRegex(
+            ValueError, r"other classes than .*classes.txt: 1 .* missing \['cat'\], 1 are new"
+        ):
+            train.check(self.config, ["train"], self.workdir)
+
+    def test_splits_of_other_classes_are_refused(self):
+        (self.data / "val" / "bee").rename(self.data / "val" / "bat")
+        with self.assertRaisesRegex(ValueError, "bat|bee"):
+            train.check(self.config, ["train"], self.workdir)
+
+    @parameterized.parameters(
+        ({"data__preprocessing": "bicubic-16-crop-12"}, "images of 12x12 pixels, but .*size=8"),
+        ({"data__preprocessing": "bicubics"}, "unknown preprocessing 'bicubics'"),
+        ({"model__num_classes": 5}, "num_classes=5, but .* has 4 classes; set num_classes=4"),
+        ({"model__in_channels": 1}, "has 3 channels; set model.in_channels=3"),
+        ({"data__max_damaged": -1}, "data.max_damaged=-1 must be at least 0"),
+        ({"data__augmentation": "hevy"}, "unknown augmentation 'hevy'"),
+        ({"data__augmentation": "crop-flip"}, "begin with resized-crop"),
+        ({"data__name": "folder:/nowhere"}, "/nowhere"),
+    )
+    def test_said_before_anything_compiles(self, changes, message):
+        with self.config.unlocked():
+            for key, value in changes.items():
+                section, _, name = key.partition("__")
+                self.config[section][name] = value
+        with self.assertRaisesRegex(ValueError, message):
+            train.check(self.config, ["train"], self.workdir)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,286 @@
+"""`python tools/bench_data.py [FOLDER]`: images/s of the input pipeline, beside timm's.
+
+Part one: from the bytes of a file in memory to `uint8[224,224,3]`, on one core, beside
+torchvision's and timm's transforms to their float tensor on the same photographs, turn by turn;
+seconds are the processor's. Random erasing is left out of timm's heavy recipe, for ours runs on the
+device, and so is its normalisation, which is part of our networks.
+Part two: what batches cost on top of that, and how their number grows with worker processes.
+FOLDER is an ImageFolder; without it photographs are made up, which says less about decoding.
+"""
+
+import argparse
+import functools
+import io
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from jaxrobust.data import augmentations, decoding, pipeline, sources, transforms
+
+SIZE = 224
+EVALUATION = "BicubicRes256Crop224"
+PRESETS = ("basic", "light", "3aug", "heavy")
+Program = Callable[[bytes], Any]
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path, help="an ImageFolder; default: made up")
+    parser.add_argument("--images", type=int, default=200, help="photographs, at most")
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each pipeline")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument(
+        "--batches", type=int, default=20, help="of part two, in each turn; 0: without it"
+    )
+    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2], help="worker processes")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    return parser.parse_args()
+
+
+def make_up(folder: Path, count: int) -> None:
+    """Writes JPEGs of the size and roughly the file size of ImageNet's."""
+    y, x = np.mgrid[:375, :500]
+    for number in range(count):
+        rng = np.random.default_rng(number)
+        waves = [
+            rng.uniform(5, 40) * np.sin(x * across + y * down + rng.uniform(0, 6))
+            for across, down in rng.normal(0, 0.15, (12, 2))
+        ]
+        image = 128 + np.stack([sum(waves[c : c + 8]) for c in range(3)], axis=2)
+        image += rng.normal(0, 8, image.shape)
+        path = folder / f"class{number % 2}" / f"{number:04}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(path, quality=90)
+
+
+def ours() -> dict[str, Program]:
+    """Our pipelines by name."""
+
+    def augment(data: bytes, *, ops: Sequence[augmentations.Op], rng: np.random.Generator) -> Any:
+        image = decoding.decode(data, channels=3)
+        for op in ops:
+            image = op(image, rng)
+        return image
+
+    programs: dict[str, Program] = {
+        "decode": functools.partial(decoding.decode, channels=3),
+        "evaluation": transforms.evaluation_transform(EVALUATION),
+    }
+    for name in PRESETS:
+        programs[name] = functools.partial(
+            augment, ops=augmentations.chain(name, SIZE).ops, rng=np.random.default_rng(0)
+        )
+    return programs
+
+
+def theirs() -> dict[str, Program]:
+    """The same of torchvision and timm, on one thread; empty without them."""
+    try:
+        import torch
+
+        from tools import torch_reference
+
+        timm_data = torch_reference.import_timm().data
+        from torchvision import transforms as vision
+    except ImportError:
+        return {}
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    allow_no_bits()
+
+    def opened(data: bytes) -> Image.Image:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.convert("RGB")
+
+    def train(**options: Any) -> Any:
+        steps = timm_data.create_transform(
+            SIZE, is_training=True, interpolation="bicubic", **options
+        ).transforms
+        return vision.Compose([step for step in steps if type(step).__name__ != "Normalize"])
+
+    bicubic = vision.InterpolationMode.BICUBIC
+    steps = {
+        "evaluation": [vision.Resize(256, bicubic), vision.CenterCrop(SIZE), vision.ToTensor()],
+        "basic": [vision.RandomResizedCrop(SIZE, interpolation=bicubic), vision.ToTensor()],
+        "light": [train(color_jitter=0.4)],
+        "3aug": [train(color_jitter=0.3, auto_augment="3a")],
+        "heavy": [train(auto_augment="rand-m9-mstd0.5-inc1")],
+    }
+
+    def run(data: bytes, *, transform: Any) -> Any:
+        return transform(opened(data))
+
+    return {"decode": opened} | {
+        name: functools.partial(run, transform=vision.Compose(parts))
+        for name, parts in steps.items()
+    }
+
+
+def allow_no_bits() -> None:
+    """Lets timm's Posterize ask for 0 bits, which Pillow 13 refuses: black, as before."""
+    posterize = ImageOps.posterize
+
+    def lenient(image: Image.Image, bits: int) -> Image.Image:
+        return posterize(image, bits) if bits else Image.new(image.mode, image.size)
+
+    ImageOps.posterize = lenient
+
+
+def measure(
+    programs: Sequence[dict[str, Program]], files: list[bytes], rounds: int
+) -> list[dict[str, list[float]]]:
+    """Processor seconds for an image of each program in each round; a round has them in turn."""
+    times: list[dict[str, list[float]]] = [{name: [] for name in side} for side in programs]
+    for round_ in range(rounds + 1):
+        for name in programs[0]:
+            for side, column in zip(programs, times, strict=True):
+                if name not in side:
+                    continue
+                start = time.process_time()
+                for data in files:
+                    side[name](data)
+                if round_:  # the first one warms up
+                    column[name].append((time.process_time() - start) / len(files))
+    return times
+
+
+def settled() -> float:
+    """Processor seconds of this process, once its threads have read ahead as far as they may."""
+    while True:
+        before = time.process_time()
+        time.sleep(0.2)
+        if (now := time.process_time()) - before < 0.005:
+            return now
+
+
+def batches(source: sources.Source, args: argparse.Namespace, preset: str) -> dict[str, Any]:
+    """Milliseconds for an image on top of the bare functions, and images/s with workers."""
+    batch_size = min(args.batch, len(source))
+    count = args.batches * batch_size
+    stream = functools.partial(
+        pipeline.train_batches,
+        source,
+        batch_size=batch_size,
+        seed=0,
+        augmentation=preset,
+        image_size=SIZE,
+    )
+    bare = ours()[preset]
+    order = np.random.default_rng(0).integers(0, len(source), count).tolist()
+    on_top = []
+    threads = stream(workers=0)
+    for _ in range(args.rounds):
+        start = settled()
+        for index in order:
+            bare(source.read([index])[0].image)
+        middle = time.process_time()
+        for _ in range(args.batches):
+            next(threads)
+        on_top.append((settled() - middle) - (middle - start))
+    threads.close()
+    speeds = {}
+    for workers in args.workers:
+        processes = stream(workers=workers)
+        for _ in range(4 + 4 * workers):  # what was read ahead while the workers started
+            next(processes)
+        start = time.perf_counter()
+        for _ in range(args.batches):
+            next(processes)
+        speeds[workers] = count / (time.perf_counter() - start)
+        processes.close()
+    return {
+        "preset": preset,
+        "batch": batch_size,
+        "overhead_ms": 1e3 * statistics.median(on_top) / count,
+        "images_per_s_with_workers": speeds,
+    }
+
+
+def main() -> None:
+    """Measures and prints."""
+    args = parse()
+    if min(args.images, args.rounds, args.batch) < 1 or min(args.batches, *args.workers, 0) < 0:
+        raise ValueError("--images, --rounds and --batch must be positive, the others not negative")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
+        if args.folder is None:
+            make_up(folder, min(args.images, 64))
+        source = sources.open_source(f"folder:{folder}", "all")
+        chosen = np.linspace(0, len(source) - 1, min(args.images, len(source))).astype(int)
+        files = [record.image for record in source.read(chosen.tolist())]
+        result = compare(files, args.rounds)
+        result["photographs"] = str(args.folder or "made up")
+        describe(result)
+        if args.batches:
+            result["batches"] = batches(source, args, "basic")
+            describe_batches(result["batches"])
+    if args.json:
+        print(json.dumps(result))
+
+
+def compare(files: list[bytes], rounds: int) -> dict[str, Any]:
+    """{pipeline: images/s of ours and theirs, their ratio, milliseconds of each part of ours}."""
+    our_times, their_times = measure([ours(), theirs()], files, rounds)
+    milliseconds = {name: 1e3 * statistics.median(times) for name, times in our_times.items()}
+    rows = {}
+    for name, times in our_times.items():
+        parts = {"decode": milliseconds["decode"]}
+        if name != "decode":
+            resized = "evaluation" if name == "evaluation" else "basic"
+            parts["resize"] = milliseconds[resized] - milliseconds["decode"]
+            parts["ops"] = milliseconds[name] - milliseconds[resized]
+        row: dict[str, Any] = {"images_per_s": 1e3 / milliseconds[name], "milliseconds": parts}
+        if name in their_times:
+            row["theirs_images_per_s"] = 1 / statistics.median(their_times[name])
+            row["ratio"] = statistics.median(
+                theirs / ours for theirs, ours in zip(their_times[name], times, strict=True)
+            )
+        rows[name] = row
+    return {"images": len(files), "rounds": rounds, "pipelines": rows}
+
+
+def describe(result: dict[str, Any]) -> None:
+    """Prints part one."""
+    print(
+        f"{result['images']} photographs ({result['photographs']}), {result['rounds']} rounds, one "
+        "core; images/s and where our milliseconds go"
+    )
+    print(f"  {'':12}{'ours':>8}{'theirs':>8}{'ratio':>7}{'decode':>9}{'resize':>8}{'ops':>7}")
+    for name, row in result["pipelines"].items():
+        parts = row["milliseconds"]
+        print(
+            f"  {name:12}{row['images_per_s']:8.0f}{row.get('theirs_images_per_s', math.nan):8.0f}"
+            f"{row.get('ratio', math.nan):7.2f}{parts['decode']:9.2f}"
+            f"{parts.get('resize', 0):8.2f}{parts.get('ops', 0):7.2f}"
+        )
+
+
+def describe_batches(found: dict[str, Any]) -> None:
+    """Prints part two."""
+    print(
+        f"  batches of {found['batch']}, {found['preset']}: {found['overhead_ms']:+.2f} ms for an "
+        f"image on top of the functions; {os.cpu_count()} cores"
+    )
+    for workers, speed in found["images_per_s_with_workers"].items():
+        print(f"  {workers} worker processes: {speed:.0f} images/s")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as error:
+        print(f"bench_data: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,155 @@
+"""What an ImageFolder holds: SPLIT/CLASS/.../FILE, of ImageNet or of any other classes."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from tools.imagenet.known import (
+    IMAGENET,
+    PARTIAL,
+    VALIDATION_NAME,
+    Row,
+    check_synset,
+    known,
+    validation_label,
+)
+
+SPLITS = {"train": "train", "val": "validation", "validation": "validation"}
+# What torchvision's ImageFolder reads.
+_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def find(root: Path) -> dict[str, Path]:
+    """The folder of each split.
+
+    Raises:
+      ValueError: there is none, or two of the same.
+    """
+    found = {folder: root / folder for folder in SPLITS if (root / folder).is_dir()}
+    if not found:
+        raise ValueError(
+            f"{root} holds neither the official tar files nor the folders train/ and val/ (or "
+            "validation/) of an ImageFolder"
+        )
+    if {"val", "validation"} <= found.keys():
+        raise ValueError(f"{root} holds both val/ and validation/; move one away")
+    return {SPLITS[folder]: path for folder, path in found.items()}
+
+
+def is_flat(folder: Path) -> bool:
+    """Whether these are ImageNet's validation images without class folders, as Kaggle has them."""
+    return any(map(VALIDATION_NAME.fullmatch, os.listdir(folder)))
+
+
+def class_folders(folder: Path) -> list[str]:
+    """The names of the class folders, sorted; hidden ones do not count.
+
+    Raises:
+      ValueError: there is none.
+    """
+    names = [e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")]
+    if not names:
+        raise ValueError(f"{folder} has no class folders")
+    return sorted(names)
+
+
+def identify(
+    root: Path, classes: dict[str, list[str]], name: str | None, allow_partial: bool
+) -> tuple[str, tuple[str, ...]]:
+    """(name of the data set, its classes in the order of labels).
+
+    Args:
+      root: the source, for messages.
+      classes: the class folders of the splits that have some.
+      name: what was asked for.
+      allow_partial: ImageNet's labels for a part of its classes.
+    Raises:
+      ValueError: it is not clear whether this is ImageNet, or the splits' classes differ.
+    """
+    every = sorted(set().union(*classes.values()))
+    synsets = set(known().synsets)
+    foreign = [folder for folder in every if folder not in synsets]
+    if name not in (None, IMAGENET):
+        _check_same(classes, allow_partial)
+        return str(name), tuple(every)
+    own = f"--name NAME makes it a data set of {len(every)} classes of its own"
+    if foreign:
+        kind = "none of" if len(foreign) == len(every) else f"{len(every) - len(foreign)} of"
+        raise ValueError(
+            f"{root} has {kind} ImageNet's {len(synsets):,} classes and {len(foreign)} others "
+            f"({foreign[0]}); {own}"
+        )
+    if classes and len(every) < len(synsets) and not allow_partial:
+        gone = [synset for synset in known().synsets if synset not in every]
+        raise ValueError(
+            f"{root} has no folder for {len(gone)} of ImageNet's {len(synsets):,} classes "
+            f"({', '.join(gone[:5])}{', ...' * (len(gone) > 5)}), so that labels would shift; "
+            f"--allow-partial keeps ImageNet's labels, {own}"
+        )
+    return IMAGENET, known().synsets
+
+
+def _check_same(classes: dict[str, list[str]], allow_partial: bool) -> None:
+    if len(classes) < 2:
+        return
+    train, validation = (set(classes[split]) for split in ("train", "validation"))
+    if extra := sorted(validation - train):
+        raise ValueError(f"train has no folder for the class {extra[0]!r} of validation")
+    if (extra := sorted(train - validation)) and not allow_partial:
+        raise ValueError(f"validation has no folder for the class {extra[0]!r}; {PARTIAL}")
+
+
+def flat_rows(folder: Path, left_out: Counter[str]) -> Iterator[Row]:
+    """ImageNet's validation images, labelled by their names."""
+    for entry in os.scandir(folder):
+        if _is_image(entry.name, left_out):
+            label = validation_label(folder, entry.name)
+            yield Row(entry.name, entry.name, label, 0, entry.stat().st_size)
+
+
+def rows(
+    folder: Path,
+    classes: tuple[str, ...],
+    left_out: Counter[str],
+    *,
+    imagenet: bool,
+    allow_partial: bool,
+) -> Iterator[Row]:
+    """The images in the class folders; a name is the path within that of the class.
+
+    Args:
+      folder: of the split.
+      classes: in the order of labels.
+      left_out: counts what is not an image, by kind.
+      imagenet: refuse images whose names are of other classes; names are without folders.
+      allow_partial: take empty class folders.
+    Raises:
+      ValueError: as said there.
+    """
+    labels = {name: label for label, name in enumerate(classes)}
+    for name in class_folders(folder):
+        empty = True
+        for path, _, files in os.walk(folder / name, followlinks=True):
+            for file in files:
+                if not _is_image(file, left_out):
+                    continue
+                empty = False
+                full = Path(path, file)
+                if imagenet:
+                    check_synset(folder / name, file, name)
+                short = file if imagenet else full.relative_to(folder / name).as_posix()
+                place = full.relative_to(folder).as_posix()
+                yield Row(short, place, labels[name], 0, full.stat().st_size)
+        if empty and not allow_partial:
+            raise ValueError(f"{folder / name} holds no image; {PARTIAL}")
+
+
+def _is_image(name: str, left_out: Counter[str]) -> bool:
+    if name.startswith("."):
+        left_out["hidden files"] += 1
+    elif not name.lower().endswith(_ENDINGS):
+        left_out["files that do not end as images do"] += 1
+    else:
+        return True
+    return False

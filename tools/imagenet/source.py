@@ -1,0 +1,143 @@
+"""A source of images, whatever its form: its splits as tables, and what is missing in them."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from tools.imagenet import folders, tars
+from tools.imagenet.known import IMAGENET, PARTIAL, Row, known
+
+
+class Split(NamedTuple):
+    """`origin`, a tar file or a folder, and `rows` with the columns of `Row`, texts as bytes."""
+
+    origin: Path
+    rows: np.ndarray
+
+
+class Content(NamedTuple):
+    """A source: its splits, and `notes`, what is missing or left out."""
+
+    name: str
+    classes: tuple[str, ...]
+    splits: dict[str, Split]
+    notes: list[str]
+
+
+def scan(paths: Sequence[Path], *, name: str | None = None, allow_partial: bool = False) -> Content:
+    """What `paths` hold: a folder with the official tar files, these, or one ImageFolder.
+
+    Args:
+      paths: the source.
+      name: of the data set; default: imagenet2012 where the classes are ImageNet's.
+      allow_partial: take a part of ImageNet, with its 1,000 labels.
+    Raises:
+      ValueError: there is no such source, or it is damaged, incomplete or mislabelled.
+      OSError: it cannot be read.
+    """
+    for path in paths:
+        if re.match(r"\w+:/", str(path)):
+            raise ValueError(f"{path} is not a local path; copy it here first")
+        if not path.exists():
+            raise ValueError(f"{path}: no such file or folder")
+    notes = []
+    files = [path for path in paths if path.is_file()]
+    if not files and len(paths) == 1:
+        files = [paths[0] / file for file in tars.FILES if (paths[0] / file).is_file()]
+        unread = [folder for folder in folders.SPLITS if files and (paths[0] / folder).is_dir()]
+        notes += [f"{paths[0] / folder} is not read, the tar files are" for folder in unread]
+    elif len(files) != len(paths):
+        raise ValueError("give one folder, or tar files, not both")
+    content = _of_tars(files, name) if files else _of_folder(paths[0], name, allow_partial)
+    for split, (origin, rows) in content.splits.items():
+        _check(origin, rows)
+        problems = _missing(split, origin, rows) if content.name == IMAGENET else []
+        if problems and not allow_partial:
+            raise ValueError(f"{problems[0]}; {PARTIAL}")
+        notes += problems
+    absent = {"train", "validation"} - content.splits.keys()
+    notes += [f"{paths[0]} has no {split} split" for split in sorted(absent)]
+    return content._replace(notes=notes + content.notes)
+
+
+def _of_tars(paths: Sequence[Path], name: str | None) -> Content:
+    if name not in (None, IMAGENET):
+        raise ValueError(f"--name {name}: the official tar files are {IMAGENET}")
+    splits: dict[str, Split] = {}
+    for path in paths:
+        split, rows = tars.rows(path)
+        if split in splits:
+            raise ValueError(f"{splits[split].origin} and {path} are both the {split} split")
+        splits[split] = Split(path, _table(rows))
+    return Content(IMAGENET, known().synsets, splits, [])
+
+
+def _of_folder(root: Path, name: str | None, allow_partial: bool) -> Content:
+    found = folders.find(root)
+    flat = {split for split, path in found.items() if folders.is_flat(path)}
+    classes = {s: folders.class_folders(path) for s, path in found.items() if s not in flat}
+    name, order = folders.identify(root, classes, name, allow_partial)
+    imagenet = name == IMAGENET
+    left_out: Counter[str] = Counter()
+    splits = {}
+    for split, path in found.items():
+        rows = (
+            folders.flat_rows(path, left_out)
+            if imagenet and split in flat
+            else folders.rows(path, order, left_out, imagenet=imagenet, allow_partial=allow_partial)
+        )
+        splits[split] = Split(path, _table(rows))
+    return Content(name, order, splits, [f"left out: {n:,} {kind}" for kind, n in left_out.items()])
+
+
+def _table(found: Iterable[Row]) -> np.ndarray:
+    """The rows as a structured array: 1.28 million need some 150 MB, as tuples five times that."""
+    shown = tqdm(found, "listing", unit=" images", disable=None, delay=2, leave=False)
+    rows = list(shown)
+    names = [os.fsencode(row.name) for row in rows]
+    places = [os.fsencode(row.place) for row in rows]
+    name, place = (f"S{max(map(len, texts), default=0) or 1}" for texts in (names, places))
+    columns = {"name": name, "place": place, "label": "<i4", "offset": "<i8", "size": "<i8"}
+    table = np.empty(len(rows), list(columns.items()))
+    table["name"], table["place"] = names, places
+    for column in ("label", "offset", "size"):
+        table[column] = [getattr(row, column) for row in rows]
+    return table
+
+
+def _check(origin: Path, rows: np.ndarray) -> None:
+    if not len(rows):
+        raise ValueError(f"{origin} holds no image")
+    if len(empty := np.flatnonzero(rows["size"] == 0)):
+        more = f", and {len(empty) - 1} more" * (len(empty) > 1)
+        row = rows[empty[0]]
+        raise ValueError(
+            f"{origin}: {os.fsdecode(row['place'] or row['name'])} is empty{more}; copy it again"
+        )
+    keys = np.sort(rows[["name", "label"]], order=["name", "label"])
+    if len(twice := np.flatnonzero(keys[1:] == keys[:-1])):
+        raise ValueError(f"{origin} holds {os.fsdecode(keys['name'][twice[0]])} twice; remove one")
+
+
+def _missing(split: str, origin: Path, rows: np.ndarray) -> list[str]:
+    """What ImageNet's split has and this one has not."""
+    synsets, _, sizes = known()
+    counts = np.bincount(rows["label"], minlength=len(synsets))
+    problems = []
+    if len(gone := np.flatnonzero(counts == 0)):
+        names = ", ".join(synsets[label] for label in gone[:5]) + ", ..." * (len(gone) > 5)
+        problems.append(
+            f"{origin}: {split} has no image of {len(gone)} of ImageNet's {len(synsets):,} classes "
+            f"({names})"
+        )
+    if len(rows) != sizes[split]:
+        problems.append(
+            f"{origin}: {split} has {len(rows):,} images, ImageNet's has {sizes[split]:,}"
+        )
+    return problems
