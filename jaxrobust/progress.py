@@ -38,7 +38,7 @@ class Progress:
             bar_format="{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt}{postfix}",
         )
         self._workers, self._speed, self._starved = workers, 0.0, False
-        self._started = False
+        self._started, self._watched, self._watched_wait = False, 0.0, 0.0
         self.resume(step)
 
     @contextlib.contextmanager
@@ -65,25 +65,33 @@ class Progress:
         self.resume(step)
         left = (self._total - step) * self._batch / max(self._speed, 1e-9)
         accuracies = " ".join(f"{k} {means[k]:.1%}" for k in ("clean", "robust") if k in means)
-        starved = data_wait > DATA_WAIT
+        self._watch(step, seconds, data_wait * seconds)
         text = (
             f"loss {means['loss']:.4f} {accuracies} {self._speed:,.0f} images/s "
-            + (f"{data_wait:.0%} waiting for data " if starved else "")
+            + (f"{data_wait:.0%} waiting for data " if self._starved else "")
             + f"ETA {_clock(left)}"
         )
-        if starved and not self._starved:
-            now = f"{self._workers} of {os.cpu_count()} cores" if self._workers else "0: threads"
-            say(
-                f"{self._phase}: waited for data {data_wait:.0%} of the time up to step {step}; "
-                f"raise data.workers (now {now}) or choose a cheaper data.augmentation"
-            )
-        self._starved = starved
         if self._terminal:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._bar.n)
         elif self._main:
             print(f"{self._phase} {step}/{self._total} {text}", file=sys.stderr, flush=True)
         return {"images_per_second": self._speed, "data_wait": data_wait}
+
+    def _watch(self, step: int, seconds: float, waited: float) -> None:
+        """Says when data becomes the bottleneck, from windows of at least a second."""
+        self._watched, self._watched_wait = self._watched + seconds, self._watched_wait + waited
+        if self._watched < 1:
+            return
+        share = self._watched_wait / self._watched
+        self._watched = self._watched_wait = 0.0
+        if share > DATA_WAIT and not self._starved:
+            now = f"{self._workers} of {os.cpu_count()} cores" if self._workers else "0: threads"
+            say(
+                f"{self._phase}: waited for data {share:.0%} of the time up to step {step}; raise "
+                f"data.workers (now {now}) or choose a cheaper data.augmentation"
+            )
+        self._starved = share > DATA_WAIT
 
     def resume(self, step: int) -> None:
         """Leaves the time since the last `show` (an evaluation, a save) out of the speed."""

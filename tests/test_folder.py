@@ -189,7 +189,7 @@ class RefusalTest(FolderTest):
     def test_number_of_classes(self):
         write_tree(self.root / "train", ["a/1.jpg", "b/1.jpg"])
         self.assert_refused(
-            f"num_classes=10, but .* has 2 classes; set num_classes=2, or",
+            "num_classes=10, but .* has 2 classes; set num_classes=2, or",
             num_classes=10,
         )
         self.assertLen(self.open(num_classes=2), 2)

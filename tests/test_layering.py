@@ -49,6 +49,7 @@ ALLOWED = {
     "grain": ("data", "checkpoint"),
     "tensorflow_datasets": ("data.prepared",),
     "array_record": ("data",),
+    "simplejpeg": ("data.decoding",),
     "clu": ("metrics", "train"),
     "ml_collections": ("main",),
     "torch": ("files",),

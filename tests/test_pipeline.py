@@ -435,9 +435,9 @@ class LifetimeTest(absltest.TestCase):
             self.assertEqual([image[0, 0, 0] for image, _ in images(indices)], indices)
         self.assertEqual(counts[:5].tolist(), [1, 1, 1, 1, 0])
         with self.assertRaisesRegex(ValueError, "read-only"):  # augmentations cannot spoil it
-            images([0])[0][0][0] = 1
+            next(images([0]))[0][0] = 1
         images = loading.Images(source, 37 * 64 - 1, True)
-        images([4]), images([4])
+        list(images([4])), list(images([4]))
         self.assertEqual(counts[4], 2)
 
     def test_close_ends_the_workers(self):

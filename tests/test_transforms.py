@@ -49,7 +49,7 @@ class EvaluationTest(parameterized.TestCase):
         ours = transforms.evaluation_transform(preprocessing)(pattern(height, width))
         self.assertEqual(digest(ours), expected)
 
-    # The same of the goldens of an image that is not made of a formula.
+    # The same of the goldens of `img_181x240`, which tests/golden/preprocessing.npz holds.
     GOLDEN_DIGESTS = (
         ("Res256Crop224", "c9e350f1729d084e"),
         ("BicubicRes256Crop224", "8c701c02ea8d071d"),

@@ -79,8 +79,8 @@ def find(path: Path, weights_sha256: str, evaluation: str | None) -> dict[str, A
     if not counting:
         raise ValueError(
             f"{path}: this is no AutoAttack accuracy as RobustBench defines it, for "
-            f"{'; '.join(lacks(own[-1]))}. Run: python -m jaxrobust.evaluate (--workdir RUN | "
-            "--weights FOLDER) --dataset (imagenet2012 | folder:PATH) --split "
+            f"{'; '.join(lacks(own[-1]))}. To have one, run: python -m jaxrobust.evaluate "
+            "(--workdir RUN | --weights FOLDER) --dataset (imagenet2012 | folder:PATH) --split "
             "validation@robustbench --norm linf --epsilon 4/255 --attack autoattack --version "
             "standard"
         )

@@ -6,7 +6,7 @@ replaces it by the next record that is whole; evaluation leaves it out.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,8 +43,8 @@ class EvaluationBatch(NamedTuple):
 class Images:
     """Decoded records of a source; those of a small data set are decoded once and kept.
 
-    `images(indices)` is a list of (uint8[H,W,C], label); the arrays are read-only. A damaged image
-    is None, or with `strict` a DataError.
+    `images(indices)` yields (uint8[H,W,C], label); the arrays are read-only. A damaged image is
+    None, or with `strict` a DataError.
     The cache fills as records are read and stays in its process.
     """
 
@@ -58,23 +58,26 @@ class Images:
     def __reduce__(self):
         return Images, (self.source, self._cache_bytes, self.strict)
 
-    def __call__(self, indices: Sequence[int]) -> list[tuple[np.ndarray | None, int]]:
-        """The images and labels of these records."""
-        kept = self._kept
-        missing = [index for index in indices if index not in kept]
-        if not missing:
-            return [kept[index] for index in indices]
-        found = {
-            index: (self._decode(index, record.image), record.label)
-            for index, record in zip(missing, self.source.read(missing), strict=True)
-        }
-        if self._keep:
-            kept.update(found)
-        return [found[index] if index in found else kept[index] for index in indices]
+    def __call__(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray | None, int]]:
+        """The images and labels of these records: read together, decoded one by one."""
+        missing = [index for index in indices if index not in self._kept]
+        records = dict(zip(missing, self.source.read(missing), strict=True)) if missing else {}
+        for index in indices:
+            if index not in records:
+                yield self._kept[index]
+                continue
+            found = self._decode(index, records[index].image), records[index].label
+            if self._keep:
+                self._kept[index] = found
+            yield found
 
     def _decode(self, index: int, data: bytes) -> np.ndarray | None:
         try:
-            return decoded(self.source, data)
+            image = decoded(self.source, data)
+            if self._keep:  # in 3 bytes a pixel
+                image = np.ascontiguousarray(image)
+                image.flags.writeable = False
+            return image
         except ValueError as error:
             if self.strict:
                 raise DataError(
