@@ -447,8 +447,8 @@ class LifetimeTest(absltest.TestCase):
         batches.close()
         self.assertEmpty(multiprocessing.active_children())
 
-    def test_interrupt_is_the_main_process_alone(self):
-        """Ctrl-C goes to the whole process group; workers stay silent and end with it."""
+    def start(self, body):
+        """A process that reads digits with two workers and prints their ids, and those ids."""
         code = (
             "import jaxrobust.data as data, contextlib, multiprocessing, signal, time\n"
             "def main():\n"
@@ -457,31 +457,52 @@ class LifetimeTest(absltest.TestCase):
             "    batches = data.train_batches(data.open_source('digits', 'train'), batch_size=8,\n"
             "        seed=0, augmentation='none', image_size=8, workers=2)\n"
             "    with contextlib.closing(batches):\n"
-            "        next(batches), next(batches)\n"
+            "        kept = [next(batches) for _ in range(9)]\n"
             "        print(*[c.pid for c in multiprocessing.active_children()], flush=True)\n"
-            "        time.sleep(60)\n"
+            f"        {body}\n"
             "if __name__ == '__main__':\n"
             "    main()\n"
         )
-        with tempfile.TemporaryDirectory() as root:
-            script = Path(root) / "script.py"
-            script.write_text(code)
-            process = subprocess.Popen(
-                [sys.executable, script],
-                env=os.environ | {"PYTHONPATH": str(DIGITS.parents[2])},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                start_new_session=True,
-            )
-            workers = [int(pid) for pid in process.stdout.readline().split()]
-            os.killpg(process.pid, signal.SIGINT)
-            _, errors = process.communicate(timeout=60)
-        self.assertLen(workers, 2, errors)
-        self.assertEqual(errors.count("Traceback"), 1, errors)
+        script = Path(self.create_tempdir().full_path) / "script.py"
+        script.write_text(code)
+        process = subprocess.Popen(
+            [sys.executable, script],
+            env=os.environ | {"PYTHONPATH": str(DIGITS.parents[2])},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        self.assertLen(workers, 2)
+        return process, workers
+
+    def assert_gone(self, workers):
         for pid in workers:
             with self.assertRaises(ProcessLookupError):
-                os.kill(pid, 0)
+                for _ in range(100):
+                    os.kill(pid, 0)
+                    time.sleep(0.1)
+
+    def test_interrupt_is_the_main_process_alone(self):
+        """Ctrl-C goes to the whole process group; workers stay silent and end with it."""
+        process, workers = self.start("time.sleep(60)")
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        self.assertEqual(errors.count("Traceback"), 1, errors)
+        self.assert_gone(workers)
+
+    def test_workers_end_when_the_main_process_is_killed(self):
+        process, workers = self.start("time.sleep(60)")
+        process.kill()
+        process.communicate(timeout=60)
+        self.assert_gone(workers)
+
+    def test_the_end_is_silent_and_frees_what_workers_shared(self):
+        process, workers = self.start("pass")
+        _, errors = process.communicate(timeout=60)
+        self.assertEqual((process.returncode, errors), (0, ""))
+        self.assert_gone(workers)
 
 
 if __name__ == "__main__":

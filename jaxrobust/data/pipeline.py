@@ -10,9 +10,11 @@ Neither processes nor workers change the sequence, and any position can be its s
 """
 
 import functools
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -215,22 +217,24 @@ def _batches(
             flags.FLAGS.mark_as_parsed()
         iterable = iterable.mp_prefetch(
             grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
-            worker_init_fn=_ignore_interrupt,
+            worker_init_fn=_obey_the_main_process,
         )
-    if parts > 1:
-        iterable = iterable.batch(parts, batch_fn=_joined)
-        iterable = grain.experimental.ThreadPrefetchIterDataset(iterable, prefetch_buffer_size=1)
-    return iter(iterable)
+    iterable = iterable.batch(parts, batch_fn=_joined)
+    return iter(grain.experimental.ThreadPrefetchIterDataset(iterable, prefetch_buffer_size=1))
 
 
 def _joined(parts: list[Any]) -> Any:
+    """One batch of its parts, in memory of its own: theirs is shared with the worker, and freed."""
     return type(parts[0])(*map(np.concatenate, zip(*parts, strict=True)))
 
 
-def _ignore_interrupt(index: int, count: int) -> None:
-    """In a worker: Ctrl-C reaches it too, but only the main process has something to say."""
+def _obey_the_main_process(index: int, count: int) -> None:
+    """In a worker: Ctrl-C reaches it too, but is the main process' to answer; it ends with it."""
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main = multiprocessing.parent_process()
+    if main is not None:  # killed with -9, it would leave its workers behind for ever
+        threading.Thread(target=lambda: (main.join(), os._exit(1)), daemon=True).start()
 
 
 class Damage:
