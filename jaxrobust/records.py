@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxrobust.types import Params
 
-_PACKAGES = ("jaxrobust", "jax", "jaxlib", "flax", "optax", "numpy")
+_PACKAGES = ("jaxrobust", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
 
 
 def weights_sha256(params: Params, stats: Params) -> str:
