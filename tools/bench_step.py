@@ -46,6 +46,8 @@ def load(args: argparse.Namespace):
         config.model.image_size = args.image_size
     if args.attack_steps is not None:
         config.attack.steps = args.attack_steps
+    if args.against:
+        config.data.augmentation = "basic"  # the reference's step neither mixes nor erases
     if min(args.rounds, args.steps) < 1:
         raise ValueError(f"--rounds={args.rounds} and --steps={args.steps} must be at least 1")
     return config
