@@ -4,7 +4,7 @@
 
 The paper's recipe with heavy augmentation. It starts from random weights unless
 `--config.init.weights` names clean ones, as the paper does (README). The paper's batch of 864 is
-one that 8, 16 and 32 devices divide. Hardware, wall time, accuracies: not yet measured.
+one that 8 and 16 devices divide. Hardware, wall time, accuracies: not yet measured.
 """
 
 from configs.base import base

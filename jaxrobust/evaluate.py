@@ -105,7 +105,7 @@ def _evaluate() -> str:
     }
     config, source = judge.settle(origin, changes)
     if run:
-        scores.check_classes(run, source)
+        scores.check_classes(run, source, renamed=True)
         which, weights = judge.run_weights(config, run, _PHASE.value)
     else:
         which, weights = judge.file_weights(config, Path(_WEIGHTS.value))

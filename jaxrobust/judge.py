@@ -25,7 +25,7 @@ from jaxrobust import (
     sharding,
 )
 from jaxrobust.checkpoint import Checkpoints, abstract_state, disk_full
-from jaxrobust.data import EvaluationBatch, evaluation_transform, pipeline, sources
+from jaxrobust.data import EvaluationBatch, evaluation_transform, pipeline, resolve, sources
 from jaxrobust.progress import say
 from jaxrobust.step import cast, eval_step
 from jaxrobust.types import Attack
@@ -88,10 +88,16 @@ def folder_config(folder: Path, name: str | None) -> Values:
 
 
 def preprocessing(origin: Values, config: Values, source: sources.Source) -> str | None:
-    """What imported weights expect of photographs at their own size; None: no more is known."""
-    resized = config.model.image_size != origin.model.image_size
-    given = origin.get("preprocessing") or origin.data.get("preprocessing")
-    return None if source.image_shape or resized else given
+    """What a run tested with, or imported weights expect of photographs; None: no more is known.
+
+    At another image size only a crop percentage means the same.
+    """
+    size = config.model.image_size
+    given = origin.data.get("preprocessing")
+    if given is None and source.image_shape is None:
+        given = origin.get("preprocessing")
+    resized = size != origin.model.image_size
+    return None if resized and given and resolve(given, size) == given else given
 
 
 _IMAGENET = re.compile(r"(tfds:)?imagenet2012\b")
@@ -214,10 +220,12 @@ def evaluate(
     _claim(out)
     method = f"autoattack {asked.version}" if asked.attack == "autoattack" else asked.attack
     sha256 = records.weights_sha256(*weights)
+    own = config.data.get("classes") or source.name.startswith("folder:")
+    chosen = [source.ids_sha256, records.classes_sha256(source.classes) if own else None]
+    chosen = [value for value in chosen if value]
     identity = {
         "network": [model.name, model.image_size, model.options, sha256],
-        "data": [source.name, source.split, asked.images, asked.preprocessing]
-        + [source.ids_sha256] * (source.ids_sha256 is not None),
+        "data": [source.name, source.split, asked.images, asked.preprocessing, *chosen],
         "attack": [method, *([] if method == "clean" else [*ball, asked.seed, asked.search_dtype])],
     }
     number = records.config_sha256(identity)[:12]
@@ -246,6 +254,7 @@ def evaluate(
         dtype="float32",
         seed=asked.seed,
         ids_sha256=source.ids_sha256,
+        classes=source.classes,
         **found,
         more={
             "evaluation": number,
@@ -291,7 +300,8 @@ def _check(asked: Question, config: Values, source: sources.Source) -> None:
             f"the network takes {channels} channels, but {source.where()} has {source.channels}; "
             "give the --dataset that it was trained for"
         )
-    evaluation_transform(asked.preprocessing or "none")  # refuses an unknown one
+    size = config.model.image_size
+    evaluation_transform(pipeline.preprocessing_id(source, size, asked.preprocessing))  # refuses
 
 
 def _claim(out: Path) -> None:

@@ -6,7 +6,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import FrameType
+from typing import Any
 
 import jax
 from tqdm import tqdm
@@ -38,19 +40,24 @@ class Progress:
             bar_format="{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt}{postfix}",
         )
         self._workers, self._speed, self._starved = workers, 0.0, False
-        self._started, self._watched, self._watched_wait = False, 0.0, 0.0
+        self._watched, self._watched_wait = 0.0, 0.0
+        self._watcher = ThreadPoolExecutor(1, "progress")
+        self._last_step: Future[float] | None = None
         self.resume(step)
+
+    def dispatched(self, values: Any) -> None:
+        """A step is on its way to the device; `values` are of its results."""
+        self._last_step = self._watcher.submit(_finished, values)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around the call for a batch. The first one starts the workers and does not count."""
+        """Around the call for a batch; what counts is the time in which the device has no step."""
         since = time.perf_counter()
         yield
-        if self._started:
-            self._waited += time.perf_counter() - since
-        else:
-            self._started = True
+        if self._last_step is None:  # the first batch: workers start
             self.resume(self._last[0])
+        elif self._last_step.done():
+            self._waited += time.perf_counter() - max(since, self._last_step.result())
 
     def show(self, step: int, means: dict[str, float]) -> dict[str, float]:
         """The state after `step`, and `images_per_second` and `data_wait`, a share of the time.
@@ -102,6 +109,13 @@ class Progress:
 
     def __exit__(self, *unused: object) -> None:
         self._bar.close()
+        self._watcher.shutdown(wait=False)
+
+
+def _finished(values: Any) -> float:
+    """When the device had computed these values."""
+    jax.block_until_ready(values)
+    return time.perf_counter()
 
 
 class Decisions:

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,12 @@ def weights_sha256(params: Params, stats: Params) -> str:
 def config_sha256(config: dict[str, Any]) -> str:
     """Of the resolved config as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def classes_sha256(classes: Sequence[str]) -> str | None:
+    """Of the classes' names, one a line in the order of labels; None where they have none."""
+    text = "".join(f"{name}\n" for name in classes)
+    return hashlib.sha256(text.encode()).hexdigest() if text else None
 
 
 def commit() -> str:
@@ -62,6 +69,7 @@ def accuracy_record(
     robust: float | None,
     seed: int,
     ids_sha256: str | None = None,
+    classes: Sequence[str] = (),
     flags: dict[str, str] | None = None,
     more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -79,6 +87,7 @@ def accuracy_record(
       robust: accuracy after all of them; None if there was none.
       seed: of the attacks' draws.
       ids_sha256: of the list of ids that makes the split, if one does (`Source.ids_sha256`).
+      classes: their names in the order of labels, where they have any; only their hash is kept.
       flags: what puts the number in doubt, and why.
       more: what only some evaluations have to say; its keys follow the others.
     """
@@ -104,6 +113,6 @@ def accuracy_record(
             | {"python": platform.python_version()},
             "device": f"{jax.device_count()} x {device.device_kind}",
         }
-        | ({"ids_sha256": ids_sha256} if ids_sha256 else {})
+        | ids
         | (more or {})
     )

@@ -1,5 +1,6 @@
 """What a network reaches: accuracies on a split, their records, and the table of a run."""
 
+import contextlib
 import json
 from functools import partial
 from pathlib import Path
@@ -45,38 +46,57 @@ def open_split(config, key: str) -> sources.Source:
 def check_preprocessing(config, source: sources.Source) -> None:
     """Refuses a `data.preprocessing` that makes images of another size than the network's."""
     size, wanted = config.model.image_size, config.data.preprocessing
-    name = pipeline.preprocessing_id(source, size, wanted)
-    shape = source.image_shape or (size + 40, size + 60, source.channels)
-    made = evaluation_transform(name)(np.zeros(shape, np.uint8)).shape[:2]
-    if made != (size, size) and (source.image_shape or name != "none"):
+    transform = evaluation_transform(pipeline.preprocessing_id(source, size, wanted))
+    try:
+        made = transform(source[0].image).shape[:2]
+    except ValueError:  # the first image is damaged; others will tell
+        return
+    if made != (size, size):
         raise ValueError(
             f"data.preprocessing={wanted!r} makes images of {made[0]}x{made[1]} pixels, but "
             f"model.image_size={size}; set one of them to the other"
         )
 
 
-def check_classes(workdir: Path, source: sources.Source) -> None:
+def check_classes(workdir: Path, source: sources.Source, *, renamed: bool = False) -> None:
     """`ValueError` if a run there has other classes, so that labels would mean something else.
 
-    Lists without a common name tell nothing: another data set may name the same classes its way.
+    With `renamed`, lists without a common name tell nothing: another data set may name the same
+    classes its way.
     """
     path = workdir / CLASSES
     known = path.read_text().splitlines() if path.exists() else []
     names = list(source.classes)
-    if known != names and not set(known).isdisjoint(names):
-        missing, new = sorted(set(known) - set(names)), sorted(set(names) - set(known))
-        raise ValueError(
-            f"{source.where()} has other classes than {path}: {len(missing)} of its names are "
-            f"missing {missing[:3]}, {len(new)} are new {new[:3]}, and labels would shift. Restore "
-            "the data set, or choose its classes with the list in that file (data.classes)"
-        )
+    if known == names or not (known and names) or (renamed and set(known).isdisjoint(names)):
+        return
+    missing, new = sorted(set(known) - set(names)), sorted(set(names) - set(known))
+    choose = f"choose them with --classes {path}" if renamed else "give a new --workdir"
+    raise ValueError(
+        f"{source.where()} has other classes than {path}: {len(missing)} of its names are missing "
+        f"{missing[:3]}, {len(new)} are new {new[:3]}, and labels would shift. Restore the data "
+        f"set, or {choose}"
+    )
 
 
-def tolerated(config, source: sources.Source) -> Damage | None:
-    """Who meets the damaged images of a source; nobody where they stop the run."""
-    if config.data.strict:
-        return None
-    return Damage(source, config.data.max_damaged, partial(say, every_process=True))
+def damage(config, workdir: Path, source: sources.Source) -> Damage:
+    """The damaged images of a split that a run has met, also before it was interrupted.
+
+    Each process adds to a file of its own; all start from what all have met.
+    """
+    rows = [r for path in sorted(workdir.glob("damaged-*.jsonl")) for r in metrics.read(path)]
+    own = workdir / f"damaged-{jax.process_index()}.jsonl"
+
+    def note(record: int) -> None:
+        row = {"split": source.split, "record": record, "name": source.describe(record)}
+        metrics.append(own, row)
+
+    return Damage(
+        source,
+        config.data.max_damaged,
+        partial(say, every_process=True),
+        known=[row["record"] for row in rows if row["split"] == source.split],
+        note=note,
+    )
 
 
 def count(
@@ -89,12 +109,12 @@ def count(
     *,
     preprocessing=None,
     bar="",
-    damage: Damage | None = None,
+    meets: Damage | None = None,
 ) -> dict[str, float]:
     """Clean and robust accuracy on the first `settings.images` images of a source (0: all).
 
-    `preprocessing` is an id of `evaluation_transform`, `bar` the name of a progress bar. `damage`
-    meets images that are damaged, which are left out; without it they are errors.
+    `preprocessing` is an id of `evaluation_transform`, `bar` the name of a progress bar. `meets`
+    is told of images that are damaged, which are left out; without it they are errors.
     """
     batches = pipeline.evaluation_batches(
         source,
@@ -105,19 +125,21 @@ def count(
         preprocessing=preprocessing,
         limit=settings.images or None,
         workers=config.data.workers,
-        strict=damage is None,
+        strict=meets is None,
     )
     images = min(len(source), settings.images or len(source))
     steps = -(-images // settings.batch_size)
     key = jax.random.key(config.seed)
     totals: dict[str, int] = {"count": 0, "clean": 0, "robust": 0}
     hidden = None if bar else True  # None: on a terminal only
-    for b in tqdm(batches, desc=bar, total=steps, disable=hidden, leave=False, unit="batch"):
-        if damage is not None:
-            damage.meet(b.damaged)
-        arrays = sharding.global_arrays(mesh, (b.images, b.labels, b.mask, b.ids))
-        for name, value in jax.device_get(evaluate(*weights, *arrays, key)).items():
-            totals[name] += int(value)
+    shown = tqdm(batches, desc=bar, total=steps, disable=hidden, leave=False, unit="batch")
+    with contextlib.closing(batches):
+        for b in shown:
+            if meets is not None:
+                meets.meet(b.damaged)
+            arrays = sharding.global_arrays(mesh, (b.images, b.labels, b.mask, b.ids))
+            for name, value in jax.device_get(evaluate(*weights, *arrays, key)).items():
+                totals[name] += int(value)
     return {k: totals[k] / max(totals["count"], 1) for k in ("clean", "robust")} | {
         "images": totals["count"]
     }
@@ -136,7 +158,7 @@ def test(config, workdir, plain, name, phase, step: int, best: Weights) -> None:
         "start": "random",
     }
     started = workdir / "init.json"
-    damage = tolerated(config, source)
+    meets = None if config.data.strict else damage(config, workdir, source)
     wanted = config.data.preprocessing
     images = min(len(source), config.test.images or len(source))
     identity = (which, [attack], ids_of(images))
@@ -147,11 +169,11 @@ def test(config, workdir, plain, name, phase, step: int, best: Weights) -> None:
     # In float32, as RobustBench does, whatever the type of training.
     evaluate = build.evaluation(config, phase.mesh, steps=config.test.steps, dtype="float32")
     scores = count(
-        evaluate, best, source, config.test, config, phase.mesh, preprocessing=wanted, damage=damage
+        evaluate, best, source, config.test, config, phase.mesh, preprocessing=wanted, meets=meets
     )
     more = {"init": json.loads(started.read_text())} if started.exists() else {}
-    if damage is not None and damage.records:
-        more["damaged"] = [source.describe(index) for index in sorted(damage.records)]
+    if meets is not None and meets.met:
+        more["damaged"] = [source.describe(index) for index in sorted(meets.met)]
     record = records.accuracy_record(
         config=plain,
         weights=which,
@@ -167,6 +189,7 @@ def test(config, workdir, plain, name, phase, step: int, best: Weights) -> None:
         robust=scores["robust"],
         seed=config.seed,
         ids_sha256=source.ids_sha256,
+        classes=source.classes,
         more=more,
     )
     if jax.process_index() == 0:
@@ -196,7 +219,8 @@ def table(workdir: Path) -> str:
     width = max(len(r["weights"]) for r in rows)
     lines = [f"{'weights':{width}}  {'clean':>7}  {'robust':>7}  images  attack"]
     for r in rows:
-        n, robust = int(r["image_ids"].split("..")[1]) + 1, r["robust"]
+        n = int(r["image_ids"].split("..")[1]) + 1 - len(r.get("damaged", ()))
+        robust = r["robust"]
         robust = "-" if robust is None else f"{robust:.1%}"
         lines.append(f"{r['weights']:{width}}  {r['clean']:7.1%}  {robust:>7}  {n:6d}  {how(r)}")
     split = f"{rows[-1]['dataset']}, split {rows[-1]['split']}"

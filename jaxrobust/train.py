@@ -3,7 +3,6 @@
 import contextlib
 import json
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from jax.experimental import multihost_utils
 
 from jaxrobust import build, compilation, initial, metrics, scores, sharding
 from jaxrobust.checkpoint import Checkpoints, abstract_state, disk_full
-from jaxrobust.data import Damage, pipeline, sources
+from jaxrobust.data import pipeline, sources
 from jaxrobust.progress import Progress, StopSignals, say
 from jaxrobust.step import TrainState, averaged, started_average
 from jaxrobust.types import Batch
@@ -218,8 +217,8 @@ def _steps(config, workdir, name, phase, state: TrainState, latest, best, source
         phase.step, phase.abstract_state, build.abstract_batch(config, name)
     )
     say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
-    select = _selection(config, workdir, name, phase, best)
-    damage = Damage(source, config.data.max_damaged, partial(say, every_process=True))
+    select = _selection(config, workdir, name, phase, latest, best)
+    damage = scores.damage(config, workdir, source)
     consumed = latest.meta(start)["examples_consumed"] if start else 0
     window: list[tuple[int, dict]] = []  # metrics still on the device
 
@@ -263,6 +262,11 @@ def _steps(config, workdir, name, phase, state: TrainState, latest, best, source
                     batch = next(batches)
                 damage.meet(batch.damaged)
             except sources.DataError as error:
+                if jax.process_count() > 1:  # the others are in a step, and cannot save with us
+                    raise sources.DataError(
+                        f"{error}. The other hosts stop as well; once the data is whole, the same "
+                        "command continues at the last checkpoint"
+                    ) from error
                 save()
                 latest.wait()
                 raise sources.DataError(
@@ -270,6 +274,7 @@ def _steps(config, workdir, name, phase, state: TrainState, latest, best, source
                     "same command continues there"
                 ) from error
             state, values = step_fn(state, _global(phase.mesh, batch))
+            progress.dispatched(values)
             step += 1
             window.append((step, values))
             if len(window) > _AHEAD:  # else batches pile up on the device
@@ -278,15 +283,16 @@ def _steps(config, workdir, name, phase, state: TrainState, latest, best, source
                 means = _means(_check_finite(window, latest))
                 means["lr"] = float(phase.schedule(step - 1))
                 window.clear()
-                means["damaged_images"] = _over_hosts(len(damage.records))
+                means["damaged_images"] = len(damage.known) + _over_hosts(len(damage.new))
                 write(step, means | progress.show(step, means))
 
 
-def _selection(config, workdir, name, phase, best: Checkpoints):
+def _selection(config, workdir, name, phase, latest: Checkpoints, best: Checkpoints):
     """`select(step, state) -> dict`: evaluates on the selection split, keeps the best weights."""
     settings, source = config.evaluation, scores.open_split(config, "selection_split")
     evaluate = build.evaluation(config, phase.mesh, steps=settings.steps)
-    read = {"preprocessing": config.data.preprocessing, "damage": scores.tolerated(config, source)}
+    meets = None if config.data.strict else scores.damage(config, workdir, source)
+    read = {"preprocessing": config.data.preprocessing, "meets": meets}
     metric = "clean" if config[name].objective == "clean" else "robust"
 
     def select(step: int, state: TrainState) -> dict[str, float]:
@@ -297,6 +303,7 @@ def _selection(config, workdir, name, phase, best: Checkpoints):
             f"{name}: step {step}, selection split: clean {reached['clean']:.1%}, "
             f"robust {reached['robust']:.1%}"
         )
+        latest.wait()  # two writers at once mix up their meetings of hosts
         before = best.latest_step()
         if before is None or reached[metric] >= best.meta(before)[metric]:
             best.save(step, weights, reached)

@@ -5,13 +5,16 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import ImageOps
 
+from tests.datasets import write_tree
 from tests.images import encoded, pattern, torchvision
+from tests.modules import hidden
 from tools import bench_data
 
 
@@ -37,8 +40,20 @@ class BenchDataTest(parameterized.TestCase):
             for _ in range(3):
                 image = theirs[name](self.data)
                 self.assertEqual((image.shape, image.dtype), ((3, 224, 224), torch.float32))
-                self.assertBetween(image.min(), 0, image.max())  # not normalised
+                self.assertBetween(image.min(), 0, image.max())  # mean 0, std 1
                 self.assertLessEqual(image.max(), 1)
+
+    def test_timms_recipes_are_whole(self):
+        torch, _ = torchvision(self)
+        self.addCleanup(torch.set_num_threads, torch.get_num_threads())
+        theirs = bench_data.theirs()
+        for name in ("light", "3aug", "heavy"):
+            (whole,) = theirs[name].keywords["transform"].transforms
+            steps = [type(step).__name__ for step in whole.transforms]
+            self.assertEqual(steps[0], "RandomResizedCropAndInterpolation")
+            self.assertEqual(steps[-1], "Normalize")
+            self.assertEqual(whole.transforms[-1].mean.tolist(), [0, 0, 0])
+            self.assertEqual(whole.transforms[-1].std.tolist(), [1, 1, 1])
 
     def test_timms_posterize_may_ask_for_no_bits(self):
         torch, _ = torchvision(self)
@@ -51,37 +66,56 @@ class BenchDataTest(parameterized.TestCase):
         self.assertEqual(np.asarray(posterize(image, 0)).max(), 0)
         self.assertEqual(np.asarray(posterize(image, 1)).max(), 128)
 
-    @parameterized.parameters(True, False)
-    def test_made_up_photographs(self, torch_is_there):
-        hidden = {} if torch_is_there else {"torch": None}
-        argv = [
-            "bench_data",
-            "--images",
-            "3",
-            "--rounds",
-            "1",
-            "--batch",
-            "2",
-            "--batches",
-            "2",
-            "--workers",
-            "--json",
-        ]
+    def measured(self, *arguments):
+        """What the tool finds, without worker processes."""
+        argv = ["bench_data", *arguments, "--images=3", "--rounds=1", "--workers", "--json"]
         with (
-            mock.patch.dict(sys.modules, hidden),
             mock.patch.object(sys, "argv", argv),
             contextlib.redirect_stdout(io.StringIO()) as out,
         ):
             bench_data.main()
-        result = json.loads(out.getvalue().splitlines()[-1])
+        return json.loads(out.getvalue().splitlines()[-1])
+
+    @parameterized.parameters(True, False)
+    def test_made_up_photographs(self, torch_is_there):
+        if torch_is_there:
+            torch, _ = torchvision(self)
+            self.addCleanup(torch.set_num_threads, torch.get_num_threads())
+        else:
+            self.enterContext(hidden("torch"))
+        result = self.measured("--batch=2", "--batches=2")
         self.assertEqual((result["images"], result["photographs"]), (3, "made up"))
         self.assertEqual(list(result["pipelines"]), ["decode", "evaluation", *bench_data.PRESETS])
         for row in result["pipelines"].values():
             self.assertGreater(row["images_per_s"], 0)
             self.assertAlmostEqual(sum(row["milliseconds"].values()), 1e3 / row["images_per_s"])
-            if not torch_is_there:
-                self.assertNotIn("ratio", row)
+        ratios = [name for name, row in result["pipelines"].items() if "ratio" in row]
+        self.assertEqual(ratios, list(result["pipelines"]) if torch_is_there else [])
         self.assertEqual(result["batches"]["batch"], 2)
+
+    @parameterized.parameters(
+        (["val/a/1.jpg"], "val", 1),
+        (["val/a/1.jpg", "train/a/1.jpg", "train/b/1.jpg"], "train", 2),
+        (["validation/a/1.jpg", "test/b/1.jpg"], "validation", 1),
+        (["cat/1.jpg", "dog/1.jpg", "dog/2.jpg"], "all", 3),
+    )
+    def test_split_of_a_folder(self, files, split, count):
+        root = self.create_tempdir().full_path
+        write_tree(Path(root), files)
+        with hidden("torch"):
+            result = self.measured(root, "--batches=0")
+        self.assertEqual(
+            (result["images"], result["photographs"]), (count, f"{root}, split {split}")
+        )
+
+    @parameterized.parameters(1, 0)
+    def test_file_that_does_not_decode(self, batches):
+        root = self.create_tempdir().full_path
+        write_tree(Path(root), [f"train/a/{number}.jpg" for number in range(7)])
+        damaged = Path(root, "train", "a", f"{batches}.jpg")  # of 7 files, 0, 3 and 6 are timed
+        damaged.write_bytes(b"not an image")
+        with hidden("torch"), self.assertRaisesRegex(ValueError, f"^{damaged}: not a whole image"):
+            self.measured(root, f"--batches={batches * 40}")
 
     @parameterized.parameters(
         (["/nowhere"], "/nowhere"),

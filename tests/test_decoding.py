@@ -2,7 +2,6 @@
 
 import io
 import random
-import sys
 from unittest import mock
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image
 
 from jaxrobust.data import decoding
 from tests.images import encoded, odd_images, pattern, photographs, pillow
+from tests.modules import hidden
 from tests.paths import NO_SHARED
 
 ODD = odd_images()
@@ -63,7 +63,7 @@ class DecodeTest(PillowTest):
 
     @parameterized.parameters(*ODD)
     def test_odd_images_without_simplejpeg(self, name):
-        with mock.patch.dict(sys.modules, {"simplejpeg": None}):
+        with hidden("simplejpeg"):
             self.check(ODD[name], name)
             self.assertIsNone(decoding._fast_decoder())
 
@@ -111,6 +111,18 @@ class DecodeTest(PillowTest):
         for bad in (b"", b"not an image", data[: len(data) // 2], data[:30]):
             with self.assertRaisesRegex(ValueError, "not a whole image file: "):
                 decoding.decode(bad)
+
+    @parameterized.parameters(
+        (b"", "it is empty"),
+        (bytearray(), "it is empty"),
+        (memoryview(b""), "it is empty"),
+        (b"not an image", "it has no format that Pillow knows"),
+        (memoryview(b"\0" * 999), "it has no format that Pillow knows"),
+        (encoded(pattern(64, 64), "PNG")[:200], "image file is truncated"),
+    )
+    def test_what_is_wrong_with_a_file(self, data, reason):
+        with self.assertRaisesRegex(ValueError, rf"\Anot a whole image file: {reason}[^<>]*\Z"):
+            decoding.decode(data, channels=3)
 
     def test_a_decompression_bomb_is_refused(self):
         data = encoded(pattern(64, 64), "JPEG")

@@ -179,11 +179,26 @@ class RunTest(parameterized.TestCase):
         self.assertRegex(table, r"%      80  pgd-2, linf 0.1\n")
         self.assertRegex(table, r"%      80  APGD-CE 3 steps, linf 0.1\n")
 
+    @parameterized.parameters(
+        (8, "bicubic-1.0", "bicubic-1.0"),
+        (12, "bicubic-1.0", "bicubic-1.0"),
+        (8, "bicubic-8-crop-8", "bicubic-8-crop-8"),
+        (12, "bicubic-8-crop-8", None),
+        (8, None, None),
+    )
+    def test_a_run_is_evaluated_as_it_was_tested(self, size, its, expected):
+        origin = judge.Values(model=judge.Values(image_size=8), data={"preprocessing": its})
+        config = judge.Values(model=judge.Values(image_size=size))
+        source = data.open_source("digits", "test")
+        self.assertEqual(judge.preprocessing(origin, config, source), expected)
+
     def test_other_data_preprocessing_and_size(self):
         other = {"dataset": "fake:12x12x1", "attack": "clean", "n": 16}
         record = self.evaluated(**other)
         self.assertEqual(record["split"], "test")
         self.assertEqual(record["preprocessing"], "bicubic-9-crop-8")
+        record = self.evaluated(**other, preprocessing="bilinear-0.5")
+        self.assertEqual(record["preprocessing"], "bilinear-16-crop-8")
         record = self.evaluated(**other, preprocessing="none", image_size=12, split="train[:20]")
         self.assertEqual((record["preprocessing"], record["split"]), ("none", "train[:20]"))
         self.assertEqual(record["model"]["image_size"], 12)

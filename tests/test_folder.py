@@ -9,7 +9,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data import decoding, imagenet, sources
+from jaxrobust.data import decoding, folder, imagenet, sources
 from tests.datasets import image_bytes, write_tree
 from tests.images import torchvision
 from tests.paths import NO_SHARED, SHARED
@@ -102,6 +102,13 @@ class ReadingTest(FolderTest):
         self.assertEqual(self.paths(self.open("train[9:11]")), ["train/a/9.jpg", "train/b/0.jpg"])
         self.assertLen(self.open("train[-5%:]"), 1)
 
+    def test_splits_there(self):
+        self.assertEqual(folder.splits_there(self.root / "nowhere"), [])
+        write_tree(self.root, ["val/a/1.jpg", "train/1.jpg", "cat/1/1.jpg"])
+        self.assertEqual(folder.splits_there(self.root), ["val"])
+        write_tree(self.root, ["train/a/1.jpg"])
+        self.assertEqual(folder.splits_there(str(self.root)), ["train", "val"])
+
     def test_real_photographs(self):
         if not PHOTOGRAPHS.is_dir():
             self.skipTest(NO_SHARED)
@@ -146,6 +153,24 @@ class RefusalTest(FolderTest):
         self.assert_refused("has no split 'train.5:': it has train, val", split="train[5:")
         self.assert_refused("has no split 'all': it has train, val", split="all")
 
+    @parameterized.parameters(
+        ("val", "validation", "val"),
+        ("val", "validation", "validation"),
+        ("Train", "train", "train"),
+    )
+    def test_a_split_in_two_folders(self, first, second, asked):
+        write_tree(self.root, [f"{first}/a/1.jpg", f"{second}/a/2.jpg"])
+        if len(list(self.root.iterdir())) == 1:
+            self.skipTest("needs a file system that tells Train from train")
+        self.assert_refused(
+            f"split '{asked}': {self.root} holds both {first}/ and {second}/; move one away",
+            split=asked,
+        )
+
+    def test_files_beside_a_split_do_not_count(self):
+        write_tree(self.root, ["val/a/1.jpg", "validation/2.jpg"])
+        self.assertEqual(self.paths(self.open("validation")), ["val/a/1.jpg"])
+
     def test_no_class_folders(self):
         write_tree(self.root, ["1.jpg"])
         self.assert_refused("has no folders; its files must be SPLIT/CLASS/FILE or CLASS/FILE")
@@ -189,7 +214,7 @@ class RefusalTest(FolderTest):
     def test_number_of_classes(self):
         write_tree(self.root / "train", ["a/1.jpg", "b/1.jpg"])
         self.assert_refused(
-            "num_classes=10, but .* has 2 classes; set num_classes=2, or",
+            "num_classes=10, but .* has 2 classes; set num_classes=2 if",
             num_classes=10,
         )
         self.assertLen(self.open(num_classes=2), 2)

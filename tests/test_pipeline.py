@@ -351,12 +351,24 @@ class DamageTest(parameterized.TestCase):
             r"data set 'numbered', split 'train': the image of record 5 is damaged \(not a whole "
             r"image file.*\); 1 of at most 2",
         )
-        self.assertEqual(damage.records, {5, 9})
+        self.assertEqual(damage.new, {5, 9})
         with self.assertRaisesRegex(
             sources.DataError,
             r"record 11 is damaged \(.*\) and there are more than data.max_damaged=2; prepare",
         ):
             damage.meet(np.array([11], np.int32))
+
+    def test_what_was_met_before_counts_and_is_not_named_again(self):
+        said, noted = [], []
+        source = self.damaged(broken=[5, 9, 11])
+        damage = pipeline.Damage(source, 2, said.append, known=[5], note=noted.append)
+        damage.meet(np.array([5, 9], np.int32))
+        self.assertEqual((noted, damage.known, damage.met), ([9], {5}, {5, 9}))
+        self.assertLen(said, 1)
+        for _ in range(2):  # a restart stops there again
+            with self.assertRaisesRegex(sources.DataError, "more than data.max_damaged=2"):
+                damage.meet(np.array([11], np.int32))
+        self.assertEqual(noted, [9])
 
     def test_nothing_whole_is_an_error(self):
         with self.assertRaisesRegex(sources.DataError, "all that could take its place are damaged"):

@@ -145,7 +145,7 @@ class FakeTest(parameterized.TestCase):
         self.assertEqual(sources.open_source("fake", "test", num_classes=10).num_classes, 10)
         with self.assertRaisesRegex(
             sources.DataError,
-            "num_classes=1000, but .* has 10 classes; set num_classes=10, or",
+            "num_classes=1000, but .* has 10 classes; set num_classes=10 if",
         ):
             sources.open_source("fake", "test", num_classes=1000)
 

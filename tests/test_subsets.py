@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import re
 import tempfile
 import threading
 from pathlib import Path
@@ -149,6 +150,28 @@ class IdsTest(SubsetTest):
             kind,
             f"val@{wrong}",
         )
+
+    def test_absolute_paths_are_refused(self, kind):
+        self.write(kind)
+        for line in ("/data/val/ant/ant_0.jpg", r"C:\val\ant\ant_0.jpg", "gs://b/ant/ant_0.jpg"):
+            path = self.list("bee_0.jpg", line)
+            self.assert_refused(
+                rf"{path} has absolute paths: {re.escape(line)} \(1\); ids are CLASS/FILE or FILE",
+                kind,
+                f"val@{path}",
+            )
+
+    def test_lists_of_windows_and_of_careless_people(self, kind):
+        self.write(kind)
+        path = self.root / "list.txt"
+        path.write_bytes(b"\xef\xbb\xbfdog/dog_1.jpg  \r\n\r\n \t\r\n bee_0.jpg\t\r\n\r\n")
+        source = self.open(kind, f"val@{path}")
+        self.assertEqual(files(source), ["dog/dog_1.jpg", "bee/bee_0.jpg"])
+        self.assertEqual(source.ids_sha256, hashlib.sha256(b"dog/dog_1.jpg\nbee_0.jpg").hexdigest())
+        path.write_bytes(b"\xef\xbb\xbfdog \r\n\r\n1\tbee \r\n")
+        self.assertEqual(self.open(kind, "val", classes=str(path)).classes, ("dog", "bee"))
+        path.write_bytes(b"\xef\xbb\xbf\r\n")
+        self.assert_refused("list.txt is empty", kind, f"val@{path}")
 
     def test_names_that_fit_several_files(self, kind):
         same = ("ant/1.jpg", "bee/1.jpg", "cat/2.jpg", "dog/3.jpg")

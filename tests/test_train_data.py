@@ -3,10 +3,15 @@
 import json
 from pathlib import Path
 
+import grain  # noqa: F401  # defines flags, which `flagsaver` must not see for the first time
+import jax
+import numpy as np
 from absl.testing import absltest, parameterized
+from safetensors.numpy import save_file
 
-from jaxrobust import scores, train
+from jaxrobust import models, scores, train
 from jaxrobust.data import sources
+from tests.test_evaluate import call
 from tests.test_train import quiet_run, tiny
 
 CLASSES = ("ant", "bee", "cow", "dog")
@@ -77,6 +82,10 @@ class FolderTest(parameterized.TestCase):
             self.assertLen(named, 1)
             self.assertRegex(named[0], r"is damaged \(not a whole image.*\); \d of at most 50")
         self.assertEqual(self.metrics()[-1]["damaged_images"], 2)
+        met = [json.loads(x) for x in (self.workdir / "damaged-0.jsonl").read_text().splitlines()]
+        self.assertEqual(
+            sorted(row["split"] for row in met), ["train"] * 2 + ["val[50%:]", "val[:50%]"]
+        )
         (record,) = scores.results(self.workdir)
         self.assertLen(record["damaged"], 1)
         self.assertIn(str(self.images("val")[-1]), record["damaged"][0])
@@ -108,6 +117,14 @@ class FolderTest(parameterized.TestCase):
         ):
             train.check(self.config, ["train"], self.workdir)
 
+    def test_wholly_renamed_classes_are_refused_too(self):
+        self.workdir.mkdir()
+        (self.workdir / "classes.txt").write_text("a\nb\nc\nd\n")
+        with self.assertRaisesRegex(ValueError, r"4 of its names are missing .* new --workdir"):
+            train.check(self.config, ["train"], self.workdir)
+        source = sources.open_source(f"folder:{self.data}", "val")
+        scores.check_classes(self.workdir, source, renamed=True)  # of another data set, for one
+
     def test_splits_of_other_classes_are_refused(self):
         (self.data / "val" / "bee").rename(self.data / "val" / "bat")
         with self.assertRaisesRegex(ValueError, "bat|bee"):
@@ -130,6 +147,32 @@ class FolderTest(parameterized.TestCase):
                 self.config[section][name] = value
         with self.assertRaisesRegex(ValueError, message):
             train.check(self.config, ["train"], self.workdir)
+
+
+class EvaluateTest(absltest.TestCase):
+    def test_the_order_of_classes_makes_another_number(self):
+        root = Path(self.create_tempdir().full_path)
+        data = folder(root / "data")
+        net = models.create("convnext_n", num_classes=4, image_size=8, in_channels=3)
+        params, stats = net.init(jax.random.key(0))
+        save_file({k: np.asarray(v) for k, v in (params | stats).items()}, root / "w.safetensors")
+        for name, order in (("a", CLASSES), ("b", CLASSES[::-1])):
+            (root / name).write_text("".join(f"{c}\n" for c in order))
+            code, _, said = call(
+                model="convnext_n",
+                weights=str(root / "w.safetensors"),
+                image_size=8,
+                dataset=f"folder:{data}",
+                split="val",
+                attack="clean",
+                classes=str(root / name),
+                out=str(root / "out"),
+            )
+            self.assertEqual(code, 0, said)
+        one, other = scores.results(root / "out")
+        self.assertNotEqual(one["evaluation"], other["evaluation"])
+        self.assertNotEqual(one["classes_sha256"], other["classes_sha256"])
+        self.assertNotEqual(one["clean"], other["clean"])  # one class is right, then another
 
 
 if __name__ == "__main__":

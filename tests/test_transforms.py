@@ -1,6 +1,8 @@
 """Preprocessing for evaluation against torchvision, RobustBench's and fixed digests."""
 
+import io
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -134,6 +136,18 @@ class EvaluationTest(parameterized.TestCase):
             self.assertEqual(out.dtype, np.uint8)
             self.assertTrue(out.flags.c_contiguous and out.flags.writeable and out.base is None)
 
+    @parameterized.parameters(*odd_images())
+    def test_an_image_that_pillow_opened(self, name):
+        data = odd_images()[name]
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            before = image.mode, dict(image.info), image.tobytes()
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # Pillow's, of transparency that is lost
+                found = transforms.evaluation_transform("none")(image)
+            self.assertEqual((image.mode, dict(image.info), image.tobytes()), before)
+        np.testing.assert_array_equal(found, pillow(data))
+
     @parameterized.product(
         preprocessing=("none", "Crop288", "Res224", "bicubic-9-crop-8"),
         image=(
@@ -152,6 +166,15 @@ class EvaluationTest(parameterized.TestCase):
     def test_unknown_id(self):
         with self.assertRaisesRegex(ValueError, "unknown preprocessing 'Res99'.*BicubicRes256Crop"):
             transforms.evaluation_transform("Res99")
+
+    @parameterized.parameters(
+        "bicubic-0-crop-0", "bicubic-0-crop-32", "bicubic-32-crop-0", "bilinear-00-crop-8"
+    )
+    def test_size_of_zero(self, preprocessing):
+        with self.assertRaisesRegex(
+            ValueError, f"preprocessing '{preprocessing}': its sizes must be 1 pixel or more"
+        ):
+            transforms.evaluation_transform(preprocessing)
 
 
 class ResolveTest(parameterized.TestCase):

@@ -9,7 +9,7 @@ from jaxrobust.data.pipeline import (
     train_batches,
 )
 from jaxrobust.data.sources import DataError, Record, Source, open_source
-from jaxrobust.data.transforms import evaluation_transform
+from jaxrobust.data.transforms import evaluation_transform, resolve
 
 __all__ = [
     "Damage",
@@ -22,6 +22,7 @@ __all__ = [
     "evaluation_batches",
     "evaluation_transform",
     "open_source",
+    "resolve",
     "steps_per_epoch",
     "train_batches",
 ]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 _MODES = {1: "L", 3: "RGB"}
 # (mode of a JPEG, mode wanted) that need no conversion by Pillow -> what simplejpeg shall write.
@@ -31,6 +31,8 @@ def decode(data: bytes | bytearray | memoryview, *, channels: int | None = None)
     Raises:
       ValueError: the bytes are not an image, or not a whole one.
     """
+    if not len(data):
+        raise ValueError("not a whole image file: it is empty")
     try:
         with Image.open(io.BytesIO(data)) as image:  # reads the header only
             mode = _MODES[channels or (1 if image.mode == "L" else 3)]
@@ -39,13 +41,29 @@ def decode(data: bytes | bytearray | memoryview, *, channels: int | None = None)
                 if array is not None and array.shape[1::-1] == image.size:
                     array.flags.writeable = False
                     return array[:, :, :3]
-            if image.mode != mode:
-                image.load()
-                image.info.pop("transparency", None)  # changes no pixel; Pillow warns that it goes
-            array = np.asarray(image if image.mode == mode else image.convert(mode))
+            array = to_pixels(image, mode)
+    except UnidentifiedImageError as error:  # whose own words are about our buffer
+        raise ValueError("not a whole image file: it has no format that Pillow knows") from error
     except Exception as error:  # PIL raises OSError, SyntaxError, struct.error, ... on bad files
         raise ValueError(f"not a whole image file: {error}") from error
     return array if array.ndim == 3 else array[:, :, None]
+
+
+def to_pixels(image: Image.Image, mode: str) -> np.ndarray:
+    """The pixels of `image.convert(mode)`, uint8[H,W] for L and uint8[H,W,3] for RGB.
+
+    They may be a view of `image`, which stays as it is.
+
+    Raises:
+      OSError, or another of Pillow's errors: the image's file is damaged.
+    """
+    if image.mode == mode:
+        return np.asarray(image)
+    image.load()
+    if "transparency" in image.info:  # changes no pixel, but Pillow warns that it goes
+        image = image.copy()
+        del image.info["transparency"]
+    return np.asarray(image.convert(mode))
 
 
 def _decode_fast(data: Any, layout: str) -> np.ndarray | None:

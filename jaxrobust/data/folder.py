@@ -13,7 +13,8 @@ from jaxrobust.data import imagenet, places, splits, subsets
 from jaxrobust.data.types import DataError, Record, Source, first_few
 
 PREFIX = "folder:"
-_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# What torchvision's ImageFolder reads.
+ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _USUAL_SPLITS = ("train", "val", "validation", "test")
 _ALIASES = {"val": "validation", "validation": "val"}
 _REMEDY = "restore the file, or remove it from the data set"
@@ -119,11 +120,17 @@ def _class_folders(
         raise DataError(
             f"data set {name!r}: the directory {path} does not exist, or may not be read"
         )
-    present = [folder for folder in _USUAL_SPLITS if folder in top.folders]
-    present = [folder for folder in present if _has_folders(path / folder)]
+    present = _present(path, top)
     wanted = [asked.name, _ALIASES.get(asked.name, "")] if asked else []
     chosen = [folder for folder in wanted if folder in top.folders and _has_folders(path / folder)]
     if chosen:
+        similar = [folder for folder in top.folders if folder.lower() in map(str.lower, wanted)]
+        same = [folder for folder in similar if _has_folders(path / folder)]
+        if len(same) > 1:
+            raise DataError(
+                f"data set {name!r}, split {split!r}: {path} holds both {same[0]}/ and {same[1]}/; "
+                "move one away"
+            )
         path = path / chosen[0]
         folders = places.entries(path)
         assert folders is not None
@@ -143,6 +150,16 @@ def _class_folders(
     )
 
 
+def splits_there(path: Any) -> list[str]:
+    """Those of train, val, validation and test that are folders of class folders in a directory."""
+    top = places.entries(path)
+    return _present(places.place(path), top) if top else []
+
+
+def _present(path: Any, top: places.Entries) -> list[str]:
+    return [name for name in _USUAL_SPLITS if name in top.folders and _has_folders(path / name)]
+
+
 def _has_folders(path: Any) -> bool:
     found = places.entries(path)
     return found is not None and bool(found.folders)
@@ -153,7 +170,7 @@ def _list(root: str, folders: list[str], *, allow_empty: bool) -> Files:
 
     def images(folder: str) -> list[str]:
         below = places.files_below(f"{root}/{folder}")
-        return [name for name in below if name.lower().endswith(_EXTENSIONS)]
+        return [name for name in below if name.lower().endswith(ENDINGS)]
 
     ends, blobs, counts = [], [], []
     end = 0
@@ -168,7 +185,7 @@ def _list(root: str, folders: list[str], *, allow_empty: bool) -> Files:
     empty = [folder for folder, count in zip(folders, counts, strict=True) if not count]
     if not sum(counts) or (empty and not allow_empty):
         raise DataError(
-            f"class folders of {root} hold no image ({', '.join(_EXTENSIONS)}): "
+            f"class folders of {root} hold no image ({', '.join(ENDINGS)}): "
             f"{first_few(empty)}; unpack them again, or list the other classes in data.classes"
         )
     return Files(

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -232,35 +232,59 @@ def _obey_the_main_process(index: int, count: int) -> None:
     """In a worker: Ctrl-C reaches it too, but is the main process' to answer; it ends with it."""
     del index, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+
+
+def _end_with_the_main_process() -> None:
     main = multiprocessing.parent_process()
     if main is not None:  # killed with -9, it would leave its workers behind for ever
-        threading.Thread(target=lambda: (main.join(), os._exit(1)), daemon=True).start()
+        main.join()
+        os._exit(1)
 
 
 class Damage:
-    """The damaged records of a source that this process has met; each is named once.
+    """The damaged records of a source that a run has met; each is named once.
 
-    `say` takes the sentence that names one; more than `limit` of them are a DataError.
+    Args:
+      source: what is read.
+      limit: more of them are a DataError.
+      say: takes the sentence that names one.
+      known: records that were met before; they count, and are not named again.
+      note: is told each new record, to remember it.
+    Attributes:
+      known, new: those met before, and by this process since; met: by this object, either way.
     """
 
-    def __init__(self, source: Source, limit: int, say: Callable[[str], None]):
-        self.records: set[int] = set()
-        self._source, self._limit, self._say = source, limit, say
+    def __init__(
+        self,
+        source: Source,
+        limit: int,
+        say: Callable[[str], None],
+        *,
+        known: Iterable[int] = (),
+        note: Callable[[int], None] = lambda record: None,
+    ):
+        self.known, self.new, self.met = frozenset(known), set[int](), set[int]()
+        self._source, self._limit, self._say, self._note = source, limit, say, note
 
     def meet(self, damaged: np.ndarray) -> None:
         """Takes the `damaged` of a batch."""
         source = self._source
-        for index in sorted(set(damaged[damaged >= 0].tolist()) - self.records):
-            self.records.add(index)
+        found = set(damaged[damaged >= 0].tolist())
+        self.met |= found
+        for index in sorted(found - self.known - self.new):
             named = f"{source.where()}: the image of {source.describe(index)} is damaged"
             try:
                 decoded(source, source[index].image)
                 reason = "it was when it was read, and no longer is"
             except ValueError as error:
                 reason = str(error)
-            if len(self.records) > self._limit:
+            count = len(self.known) + len(self.new) + 1
+            if count > self._limit:
                 raise DataError(
                     f"{named} ({reason}) and there are more than data.max_damaged={self._limit}; "
                     f"{source.remedy}"
                 )
-            self._say(f"{named} ({reason}); {len(self.records)} of at most {self._limit}")
+            self.new.add(index)
+            self._note(index)
+            self._say(f"{named} ({reason}); {count} of at most {self._limit}")

@@ -57,8 +57,8 @@ def open_source(
     if num_classes is not None and source.num_classes != num_classes:
         raise DataError(
             f"the network has num_classes={num_classes}, but {source.where()} has "
-            f"{source.num_classes} classes; set num_classes={source.num_classes}, or give the data "
-            "set that it was trained for"
+            f"{source.num_classes} classes; set num_classes={source.num_classes} if the data set "
+            "is whole and the right one"
         )
     return source
 

@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 
 import numpy as np
@@ -56,12 +56,13 @@ class Index(NamedTuple):
 
 
 def read_ids(name: str) -> Ids:
-    """The list `robustbench`, `selection` or `FILE[#sha256=HEX]`, one id a line.
+    """The list `robustbench`, `selection` or `FILE[#sha256=HEX]`, one id a line, UTF-8.
 
     HEX is what `sha256sum FILE` prints, or the `ids_sha256` of a record.
 
     Raises:
-      DataError: no such file; another sha256; an empty list; an id that is there twice.
+      DataError: no such file; another sha256; an empty list; an id that is there twice, or that is
+        an absolute path.
     """
     if name in _LISTS:
         lines = _LISTS[name]()
@@ -76,6 +77,11 @@ def read_ids(name: str) -> Ids:
     if pinned and pinned["sha256"].lower() not in (found, _sha256(lines)):
         raise DataError(
             f"the list of ids {file} has the sha256 {found}, not {pinned['sha256'].lower()}"
+        )
+    if absolute := [line for line in lines if _is_absolute(line)]:
+        raise DataError(
+            f"the list of ids {file} has absolute paths: {first_few(absolute)}; ids are CLASS/FILE "
+            "or FILE"
         )
     if repeated := [line for line, count in Counter(lines).items() if count > 1]:
         raise DataError(f"the list of ids {file} names images twice: {first_few(repeated)}")
@@ -298,12 +304,17 @@ def _read_list(file: str, problem: str) -> bytes:
 
 def _lines(content: bytes, file: str) -> tuple[str, ...]:
     try:
-        lines = tuple(line for text in content.decode().splitlines() if (line := text.strip()))
+        texts = content.decode("utf-8-sig").splitlines()  # Windows' editors write a mark first
     except UnicodeDecodeError as error:
         raise DataError(f"the list {file} is not a text file ({error})") from error
+    lines = tuple(line for text in texts if (line := text.strip()))
     if not lines:
         raise DataError(f"the list {file} is empty; write one name a line")
     return lines
+
+
+def _is_absolute(line: str) -> bool:
+    return line.startswith("/") or "://" in line or PureWindowsPath(line).is_absolute()
 
 
 def _sha256(lines: Sequence[str]) -> str:

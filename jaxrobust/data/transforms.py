@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxrobust.data.decoding import decode
+from jaxrobust.data.decoding import decode, to_pixels
 
 _CHANNELS = (1, 3)
 BILINEAR, BICUBIC = Image.Resampling.BILINEAR, Image.Resampling.BICUBIC
@@ -162,10 +162,12 @@ def evaluation_transform(preprocessing_id: str | None) -> Callable[[Any], np.nda
       (PIL image, encoded bytes or uint8[H,W,C]) -> uint8[H,W,3], a new array; an array keeps its
       channels. Raises ValueError for an image of another kind.
     Raises:
-      ValueError: an unknown id, or one for `resolve`.
+      ValueError: an unknown id, one for `resolve`, or one with a size of 0.
     """
     name = _name(preprocessing_id)
     if match := _OURS.fullmatch(name):
+        if not int(match[2]) or not int(match[3]):
+            raise ValueError(f"preprocessing {name!r}: its sizes must be 1 pixel or more")
         transform: Transform = functools.partial(
             resize_crop,
             resize=int(match[2]),
@@ -192,7 +194,7 @@ def _prepare(image: Any, *, transform: Transform) -> np.ndarray:
     if isinstance(image, bytes | bytearray | memoryview):
         image = decode(image, channels=3)
     elif isinstance(image, Image.Image):
-        image = np.asarray(image.convert("RGB"))
+        image = to_pixels(image, "RGB")
     elif not isinstance(image, np.ndarray):
         raise ValueError(f"an image of type {type(image).__name__} is unknown; {_IMAGES}")
     elif image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in _CHANNELS:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxrobust.data.folder import ENDINGS
 from tools.imagenet.known import (
     IMAGENET,
     PARTIAL,
@@ -16,8 +17,6 @@ from tools.imagenet.known import (
 )
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation"}
-# What torchvision's ImageFolder reads.
-_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 
 def find(root: Path) -> dict[str, Path]:
@@ -148,7 +147,7 @@ def rows(
 def _is_image(name: str, left_out: Counter[str]) -> bool:
     if name.startswith("."):
         left_out["hidden files"] += 1
-    elif not name.lower().endswith(_ENDINGS):
+    elif not name.lower().endswith(ENDINGS):
         left_out["files that do not end as images do"] += 1
     else:
         return True

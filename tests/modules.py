@@ -1,0 +1,20 @@
+"""Modules that a test makes unimportable."""
+
+import contextlib
+import sys
+
+
+@contextlib.contextmanager
+def hidden(*names):
+    """`import NAME` fails inside; every other module stays, those first imported inside too.
+
+    `mock.patch.dict(sys.modules)` drops the latter, of which Python then makes second copies.
+    """
+    kept = {name: sys.modules[name] for name in names if name in sys.modules}
+    sys.modules.update(dict.fromkeys(names))
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
+        sys.modules.update(kept)
