@@ -92,27 +92,25 @@ def accuracy_record(
       more: what only some evaluations have to say; its keys follow the others.
     """
     device = jax.devices()[0]
-    return (
-        {
-            "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "commit": commit(),
-            "config_sha256": config_sha256(config),
-            "weights": weights,
-            "weights_sha256": weights_sha256(params, stats),
-            "dataset": dataset,
-            "split": split,
-            "image_ids": image_ids,
-            "preprocessing": preprocessing,
-            "dtype": dtype,
-            "attacks": attacks,
-            "clean": clean,
-            "robust": robust,
-            "seed": seed,
-            "flags": flags or {},
-            "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
-            | {"python": platform.python_version()},
-            "device": f"{jax.device_count()} x {device.device_kind}",
-        }
-        | ids
-        | (more or {})
-    )
+    lists = {"ids_sha256": ids_sha256, "classes_sha256": classes_sha256(classes)}
+    record = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "config_sha256": config_sha256(config),
+        "weights": weights,
+        "weights_sha256": weights_sha256(params, stats),
+        "dataset": dataset,
+        "split": split,
+        "image_ids": image_ids,
+        "preprocessing": preprocessing,
+        "dtype": dtype,
+        "attacks": attacks,
+        "clean": clean,
+        "robust": robust,
+        "seed": seed,
+        "flags": flags or {},
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
+        | {"python": platform.python_version()},
+        "device": f"{jax.device_count()} x {device.device_kind}",
+    }
+    return record | {key: value for key, value in lists.items() if value} | (more or {})
