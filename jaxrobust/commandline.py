@@ -1,5 +1,6 @@
 """Flags as people write them, and mistakes in them as one sentence."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -12,6 +13,14 @@ def stop(message: object, code: int) -> NoReturn:
     """Ends the process with a sentence on stderr."""
     print(f"jaxrobust: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def leave(message: object, code: int, *, alone: bool) -> NoReturn:
+    """`stop`; `alone` among hosts, without waiting for the others, who may wait for this one."""
+    if alone:
+        print(f"jaxrobust: {message}", file=sys.stderr, flush=True)
+        os._exit(code)
+    stop(message, code)
 
 
 def number(flag: str, text: str) -> float:

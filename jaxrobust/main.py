@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxrobust.commandline import parse, stop
+from jaxrobust.commandline import leave, parse, stop
 from jaxrobust.launch import join_hosts, keep_large_buffers
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -43,11 +43,12 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         stop("interrupted; the same command continues at the last checkpoint", 130)
     except ValueError as error:
-        stop(error, 2)
+        leave(error, 2, alone=_MULTIHOST.value)
     except (train.Diverged, DiskFull) as error:
-        stop(error, 3)
+        leave(error, 3, alone=_MULTIHOST.value)
     except OSError as error:
-        stop(f"{error}. With that solved, the same command continues at the last checkpoint", 3)
+        solved = "With that solved, the same command continues at the last checkpoint"
+        leave(f"{error}. {solved}", 3, alone=_MULTIHOST.value)
 
 
 if __name__ == "__main__":

@@ -335,30 +335,65 @@ class CommandLineTest(parameterized.TestCase):
 
 @pytest.mark.slow
 class HostsTest(absltest.TestCase):
-    def test_two_hosts_reach_what_two_devices_reach(self):
-        directory = Path(self.create_tempdir())
-        epochs = [f"--config.{p}.{k}" for p in ("pretrain", "train") for k in ("epochs=2",)]
-        warmup = [f"--config.{p}.warmup_epochs=1" for p in ("pretrain", "train")]
-        command = [sys.executable, "-m", "jaxrobust.main", "--config=configs/quickstart.py"]
-        command += [*epochs, *warmup, "--config.evaluation.every_epochs=1"]
-        plain = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    def plain(self):
+        return {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+    def start(self, command, directory, **options):
+        """The command on two hosts of one device each."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
-        hosts = [
+        return [
             subprocess.Popen(
                 [*command, "--multihost", f"--workdir={directory / 'hosts'}"],
                 cwd=ROOT,
-                env=plain
+                env=self.plain()
                 | {
                     "JAX_COMPILATION_CACHE_DIR": str(directory / "cache"),
                     "JAX_COORDINATOR_ADDRESS": address,
                     "JAX_NUM_PROCESSES": "2",
                     "JAX_PROCESS_ID": str(index),
                 },
+                **options,
             )
             for index in range(2)
         ]
+
+    def test_damaged_data_of_one_host_stops_both(self):
+        """The one names it and leaves; the other would wait for it in the next sum."""
+        directory = Path(self.create_tempdir())
+        digits = sources.open_source("digits", "train[:64]")
+        for index in range(64):
+            path = directory / "data" / "all" / f"class{index % 10}" / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"" if index == 33 else digits[index].image)
+        hosts = self.start(
+            [
+                *(sys.executable, "-m", "jaxrobust.main", "--config=configs/quickstart.py"),
+                f"--config.data.name=folder:{directory / 'data'}",
+                *(f"--config.data.{k}_split=all" for k in ("train", "selection", "test")),
+                *("--config.model.in_channels=3", "--config.data.strict=True"),
+                *("--config.data.augmentation=basic", "--config.pretrain.batch_size=16"),
+            ],
+            directory,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        said = [host.communicate(timeout=200)[1] for host in hosts]
+        codes = [host.returncode for host in hosts]
+        self.assertIn(2, codes)
+        self.assertNotIn(0, codes)
+        self.assertRegex(
+            said[codes.index(2)], r"/33.png is damaged: .*The other hosts stop as well"
+        )
+
+    def test_two_hosts_reach_what_two_devices_reach(self):
+        directory = Path(self.create_tempdir())
+        epochs = [f"--config.{p}.{k}" for p in ("pretrain", "train") for k in ("epochs=2",)]
+        warmup = [f"--config.{p}.warmup_epochs=1" for p in ("pretrain", "train")]
+        command = [sys.executable, "-m", "jaxrobust.main", "--config=configs/quickstart.py"]
+        command += [*epochs, *warmup, "--config.evaluation.every_epochs=1"]
+        hosts = self.start(command, directory)
         self.assertEqual([host.wait(300) for host in hosts], [0, 0])
         # What XLA reads back from disk has lost the order of its collectives (compilation.py).
         self.assertEmpty(list(directory.glob("cache/*")))
@@ -366,7 +401,7 @@ class HostsTest(absltest.TestCase):
         subprocess.run(
             [*command, f"--workdir={directory / 'devices'}"],
             cwd=ROOT,
-            env=plain | flags,
+            env=self.plain() | flags,
             check=True,
         )
         hosts_records, devices_records = (
