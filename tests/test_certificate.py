@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -15,6 +14,7 @@ from safetensors.numpy import save_file
 
 from jaxrobust import certificates, distribution, judge, models
 from tests import paths
+from tests.modules import hidden
 from tests.random_weights import drawn
 
 try:
@@ -121,7 +121,7 @@ class CertifyTest(Case):
         self.assertFalse(found["agrees"])
 
     def test_without_pytorch_it_says_so(self):
-        with mock.patch.dict(sys.modules, {"torch": None}):
+        with hidden("torch"):
             self.assertIsNone(references.reference(network(), Path("any.pt")))
         found = self.certified(network(), None)
         self.assertIsNone(found["reference"])

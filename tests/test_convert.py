@@ -5,9 +5,7 @@ The rows of each architecture are tested beside it.
 
 import functools
 import re
-import sys
 from pathlib import Path
-from unittest import mock
 
 import jax
 import numpy as np
@@ -20,6 +18,7 @@ from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
 from jaxrobust.names import drop, linear_oi, row
 from tests import corpus, paths, reference
 from tests.corpus import KWARGS
+from tests.modules import hidden
 
 
 @functools.cache
@@ -374,7 +373,7 @@ class LoadTest(parameterized.TestCase):
         path = self.folder / "weights.pth"
         path.write_bytes(b"PK\x03\x04")
         with (
-            mock.patch.dict(sys.modules, {"torch": None}),
+            hidden("torch"),
             self.assertRaisesRegex(ValueError, r"pip install -e '\.\[torch\]'"),
         ):
             files.read(path)

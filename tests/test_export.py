@@ -23,6 +23,7 @@ from jaxrobust.checkpoint import Checkpoints
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
 from tests import parity, paths
 from tests import test_train as training
+from tests.modules import hidden
 from tests.random_weights import drawn
 
 try:
@@ -234,7 +235,7 @@ class OverTest(FileCase):
         self.assertFalse(self.out.exists())
 
     def test_without_pytorch(self):
-        with mock.patch.dict(sys.modules, {"torch": None}):
+        with hidden("torch"):
             self.export("--layout=timm")
             _, said = self.export("--layout=module", code=2)
         self.assertIn("needs PyTorch: pip install -e '.[torch]'", said)

@@ -7,7 +7,6 @@ import http.server
 import io
 import json
 import os
-import sys
 import threading
 from pathlib import Path
 from unittest import mock
@@ -19,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxrobust import distribution, download, models
 from tests import paths
+from tests.modules import hidden
 from tools import import_torch
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -204,7 +204,7 @@ class HubTest(LocalCase):
 
     def test_without_its_client(self):
         with (
-            mock.patch.dict(sys.modules, {"huggingface_hub": None}),
+            hidden("huggingface_hub"),
             self.assertRaisesRegex(ValueError, r"pip install -e '\.\[hub\]'"),
         ):
             self.fetch("hf://a/b")

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from configs.base import base
 from jaxrobust import build, checkpoint, scores, train
 from jaxrobust.data import loading, sources
+from tests.modules import hidden
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -285,7 +286,7 @@ class TroubleTest(parameterized.TestCase):
     def test_refuses_before_anything_is_written(self, changes, message):
         workdir = Path(self.create_tempdir()) / "refused"
         if "log__tensorboard" in changes:
-            self.enter_context(mock.patch.dict(sys.modules, {"clu.metric_writers": None}))
+            self.enter_context(hidden("clu.metric_writers"))
         with self.assertRaisesRegex(ValueError, message):
             quiet_run(tiny(**changes), workdir)
         self.assertFalse(workdir.exists())
