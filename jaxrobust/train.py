@@ -17,15 +17,9 @@ from jaxrobust.progress import Progress, StopSignals, say
 from jaxrobust.step import TrainState, averaged, started_average
 from jaxrobust.types import Batch
 
-# What a workdir may change between two runs of the same command without becoming another run.
-_FREE = (
-    "log.",
-    "data.dir",
-    "data.workers",
-    "data.strict",
-    "data.max_damaged",
-    "test.",
-)  # a record carries its own test settings
+# What a workdir may change between two runs of the same command without becoming another run; a
+# record carries its own test settings.
+_FREE = ("log.", "data.dir", "data.workers", "data.strict", "data.max_damaged", "test.")
 _PHASES = ("pretrain", "train")
 _AHEAD = 2  # steps that may wait on the device for their turn, each with its batch
 # Keys that runs of before do not have, and what they did.

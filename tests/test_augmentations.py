@@ -166,17 +166,14 @@ class AugmentationTest(parameterized.TestCase):
             image.flags.writeable = False
             outs = []
             for seed in (7, 7):
-                out, rng = image, np.random.default_rng(seed)
-                for op in chain.ops:
-                    out = op(out, rng)
+                out = chain.augment(image, np.random.default_rng(seed))
                 self.assertEqual((out.shape, out.dtype), ((32, 32, channels), np.uint8))
                 outs.append(out)
             np.testing.assert_array_equal(*outs)
 
     def test_padding_is_4_on_cifar_and_1_on_digits(self):
         for text, size, padding in (("crop", 32, 4), ("crop", 8, 1), ("crop(2)", 32, 2)):
-            (chain,) = augmentations.chain(text, size).ops
-            (op,) = chain.keywords["ops"]
+            (op,) = augmentations.chain(text, size).augment.keywords["ops"]
             self.assertEqual(op.keywords, {"padding": padding})
 
     @parameterized.parameters(

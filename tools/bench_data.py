@@ -72,11 +72,8 @@ def make_up(root: Path, count: int) -> None:
 def ours() -> dict[str, Program]:
     """Our pipelines by name."""
 
-    def augment(data: bytes, *, ops: Sequence[augmentations.Op], rng: np.random.Generator) -> Any:
-        image = decoding.decode(data, channels=3)
-        for op in ops:
-            image = op(image, rng)
-        return image
+    def augmented(data: bytes, *, chain: augmentations.Chain, rng: np.random.Generator) -> Any:
+        return chain.augment(decoding.decode(data, channels=3), rng)
 
     programs: dict[str, Program] = {
         "decode": functools.partial(decoding.decode, channels=3),
@@ -84,7 +81,7 @@ def ours() -> dict[str, Program]:
     }
     for name in PRESETS:
         programs[name] = functools.partial(
-            augment, ops=augmentations.chain(name, SIZE).ops, rng=np.random.default_rng(0)
+            augmented, chain=augmentations.chain(name, SIZE), rng=np.random.default_rng(0)
         )
     return programs
 

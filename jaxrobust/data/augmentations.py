@@ -196,28 +196,29 @@ _OP = re.compile(r"([\w-]+?)(?:\(([^()]*)\))?")
 class Chain(NamedTuple):
     """Augmentations one after the other; `resizes`: they make any image `image_size`."""
 
-    ops: tuple[Op, ...]
+    augment: Op
     resizes: bool
 
 
 def chain(text: str, image_size: int) -> Chain:
-    """The ops of a preset or of `op|op(number, ...)|...`, for square images of `image_size`.
+    """That of a preset or of `op|op(number, ...)|...`, for square images of `image_size`.
 
     Raises:
       ValueError: an unknown op, or numbers that it does not take.
     """
     text = PRESETS[text].chain if text in PRESETS else text
     rows = [_op(part.strip(), image_size) for part in text.split("|") if part.strip()]
-    if not rows:
-        return Chain((), False)
-    pictures = functools.partial(_augment, ops=tuple(op for op, _ in rows), cuts=rows[0][1])
-    return Chain((pictures,), any(resizes for _, resizes in rows))
+    cuts = bool(rows) and rows[0][1]
+    augment = functools.partial(_augment, ops=tuple(op for op, _ in rows), cuts=cuts)
+    return Chain(augment, any(resizes for _, resizes in rows))
 
 
 def _augment(
     image: np.ndarray, rng: np.random.Generator, *, ops: tuple[PictureOp, ...], cuts: bool
 ) -> np.ndarray:
     """uint8[H,W,C] after the ops, of which the first takes an array if it `cuts`."""
+    if not ops:
+        return image
     picture = ops[0](image if cuts else to_pil(image), rng)
     for op in ops[1:]:
         picture = op(picture, rng)

@@ -105,7 +105,7 @@ def load_train(
     position: int,
     *,
     images: Images,
-    ops: Sequence[augmentations.Op],
+    augment: augmentations.Op,
     image_size: int,
     seed: int,
     rows: int,
@@ -132,11 +132,8 @@ def load_train(
         if image is None:
             batch.damaged[row] = index
             image, label = _next_whole(images, index)
-        if ops:
-            _restart(bits, epoch, index)
-        for op in ops:
-            image = op(image, rng)
-        batch.images[row], batch.labels[row] = image, label
+        _restart(bits, epoch, index)
+        batch.images[row], batch.labels[row] = augment(image, rng), label
     return batch
 
 

@@ -104,7 +104,7 @@ def train_batches(
     load = functools.partial(
         load_train,
         images=Images(source, CACHE_BYTES, strict),
-        ops=chain.ops,
+        augment=chain.augment,
         image_size=image_size,
         seed=seed,
         examples=examples,
