@@ -56,7 +56,8 @@ def base() -> ConfigDict:
             "test_split": "validation@robustbench",  # the reported numbers
             "classes": config_dict.placeholder(str),  # only these: imagenet100, or a file of names
             "augmentation": "basic",  # a preset of jaxrobust/presets.py, or a chain of ops
-            "preprocessing": config_dict.placeholder(str),  # of evaluation; default: bicubic-0.875
+            # Of evaluation; default: bicubic-0.875, or nothing where all images have the size.
+            "preprocessing": config_dict.placeholder(str),
             "workers": 0,  # processes that decode; 0: threads of this one
             "strict": False,  # whether a damaged image stops the run
             "max_damaged": 50,  # so many are replaced by another image each, and named
