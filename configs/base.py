@@ -13,6 +13,7 @@ def phase(**changes) -> ConfigDict:
         "trades_beta": 6.0,
         "epochs": 50,  # 0: this phase does not happen
         "batch_size": 1024,  # global
+        "microbatches": 1,  # parts of a device's images, one after another where memory is short
         "lr": 1e-3,  # the peak; never scaled with the batch size
         "warmup_epochs": 10,  # from 1e-4 lr
         "final_lr": 5e-6,
@@ -38,6 +39,8 @@ def base() -> ConfigDict:
             "options": ConfigDict(),  # further fields of the family's row, in a file
         }
     )
+    # So many devices share one copy of parameters and optimiser state; 0: all, 1: none does.
+    config.mesh = ConfigDict({"fsdp": 1})
     # What the first phase starts from, of the same network; positions are resized.
     config.init = ConfigDict(
         {
@@ -92,8 +95,13 @@ def base() -> ConfigDict:
             "step_size": config_dict.placeholder(float),  # pgd, fgsm; default: the attack's own
             "start": "image",  # image | random
             "labels": "soft",  # soft: as mixed and smoothed | hard: the likeliest class
+            # Batch norms in the attack: running statistics | those of a device's images (batch).
+            "statistics": "running",
         }
     )
+    # Steps in a row that may find no finite gradient (they update nothing); after more, back to
+    # the last checkpoint with `lr` times the learning rate, so many times, then the run stops.
+    config.trouble = ConfigDict({"skips": 10, "rollbacks": 0, "lr": 0.5})
     # While training: accuracy on the selection split, clean and under APGD-CE of the same radius.
     config.evaluation = ConfigDict(
         {"every_epochs": 1, "images": 0, "batch_size": 256, "steps": 10, "weights": "ema"}

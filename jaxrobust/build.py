@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrobust import attacks, augment, models, objectives, optim, sharding, step
+from jaxrobust.models.table import multiply_adds
 from jaxrobust.presets import PRESETS
 from jaxrobust.types import Attack, Batch, Classifier
 
@@ -23,12 +25,12 @@ _ATTACK_LOSS = {"adversarial": "ce", "trades": "kl"}
 
 
 class Phase(NamedTuple):
-    """One run of the optimiser, ready to compile; `step(state, batch) -> (state, metrics)`."""
+    """One run of the optimiser, ready to compile; `step(state, batch, orders)`."""
 
     net: Classifier
     mesh: jax.sharding.Mesh
     step: Callable[..., Any]
-    abstract_state: step.TrainState
+    abstract_state: step.TrainState  # with shardings
     init: Callable[[jax.Array], step.TrainState]
     total_steps: int
     steps_per_epoch: int
@@ -175,10 +177,27 @@ def phase(
         "b2": (0 <= p.b2 < 1, "at least 0 and below 1"),
         "ema_decay": (0 <= p.ema_decay < 1, "at least 0 and below 1"),
         "trades_beta": (0 <= p.trades_beta < math.inf, "at least 0"),
+        "microbatches": (p.microbatches >= 1, "at least 1"),
     }
     _check_ranges({f"{name}.{key}": (p[key], *row) for key, row in ranges.items()})
-    mesh = sharding.make_mesh(devices)
+    if config.attack.statistics not in ("running", "batch"):
+        raise ValueError(
+            f"attack.statistics={config.attack.statistics!r}; one of 'running', 'batch'"
+        )
+    mesh = mesh_of(config, devices)
     divides(p.batch_size, mesh.size, f"{name}.batch_size")
+    images = p.batch_size // mesh.size
+    if images % p.microbatches:
+        raise ValueError(
+            f"{name}.microbatches={p.microbatches} does not divide the {images} images of a "
+            f"device; use one of {[n for n in range(1, images + 1) if images % n == 0]}"
+        )
+    group = config.model.options.get("bn_group", 0)
+    if group and images // p.microbatches % group:
+        raise ValueError(
+            f"model.options.bn_group={group} does not divide the {images // p.microbatches} images "
+            f"that a device takes at a time; change it, {name}.batch_size or {name}.microbatches"
+        )
     steps_per_epoch = examples // p.batch_size
     if steps_per_epoch < 1:
         raise ValueError(
@@ -198,33 +217,82 @@ def phase(
         b2=p.b2,
     )
     net = network(config)
-    train_step = partial(
-        step.train_step,
+    init = partial(step.init_state, net, tx)
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    spread = sharding.spread(mesh, shapes.params)
+    gradients = partial(
+        step.gradients,
         net=net,
-        augment=batch_augmentation(config, name, devices=mesh.size),
         attack=training_attack(config, p.objective),
         objective=_OBJECTIVES[p.objective](p, config.attack),
+        dtype=jnp.dtype(config.model.dtype),
+        spread=spread,
+        attack_train=config.attack.statistics == "batch",
+        microbatches=p.microbatches,
+    )
+    train_step = partial(
+        step.train_step,
+        augment=batch_augmentation(config, name, devices=mesh.size),
+        gradients=spread.each(gradients, whole=1, split=3),
         tx=tx,
         ema_decay=p.ema_decay,
-        dtype=jnp.dtype(config.model.dtype),
     )
-    init = partial(step.init_state, net, tx)
     whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
+    placed = sharding.of_state(mesh, shapes)
     return Phase(
         net=net,
         mesh=mesh,
         step=jax.jit(
             train_step,
-            in_shardings=(whole, split),
-            out_shardings=(whole, whole),
+            in_shardings=(placed, split, step.Orders(split, whole)),  # type: ignore[arg-type]
+            out_shardings=(placed, whole),
             donate_argnums=(0,) if donate else (),
         ),
-        abstract_state=jax.eval_shape(init, jax.random.key(0)),
-        init=jax.jit(init, out_shardings=whole),
+        abstract_state=jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+            shapes,
+            placed,
+        ),
+        init=jax.jit(init, out_shardings=placed),
         total_steps=p.epochs * steps_per_epoch,
         steps_per_epoch=steps_per_epoch,
         schedule=schedule,
     )
+
+
+def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The mesh that a config asks for."""
+    devices = jax.devices() if devices is None else devices
+    return sharding.make_mesh(devices, fsdp=config.mesh.fsdp or len(devices))
+
+
+def orders(mesh: jax.sharding.Mesh, *, stop: int = 0, lr_scale: float = 1.0) -> step.Orders:
+    """What this host tells a step."""
+    here = np.full(len(mesh.local_devices), stop, np.int32)
+    scale = jax.device_put(np.float32(lr_scale), sharding.replicated(mesh))
+    return step.Orders(sharding.global_arrays(mesh, here), scale)
+
+
+def flops_per_image(config: Config, name: str) -> float:
+    """Of one training image, as model FLOP utilisation counts: nothing that is done twice.
+
+    With F for a forward pass: APGD-K (2K + 1) F, PGD-K 2K F, FGSM 2 F, the update 3 F; TRADES
+    updates on two images, and asks for the clean probabilities first.
+    """
+    p, a = config[name], config.attack
+    attack = {"apgd": 2 * a.steps + 1, "pgd": 2 * a.steps, "fgsm": 2}[a.name]
+    passes = {"clean": 3, "adversarial": attack + 3, "trades": attack + 7}[p.objective]
+    net = network(config)
+    size = config.model.image_size
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    return 2.0 * passes * multiply_adds(net, *shapes, image_size=size)
+
+
+def abstract_arguments(config: Config, name: str, phase: Phase) -> tuple[Any, ...]:
+    """Shapes and types of the arguments of a phase's step."""
+    stop = jax.ShapeDtypeStruct((phase.mesh.size,), jnp.int32)
+    orders = step.Orders(stop, jax.ShapeDtypeStruct((), jnp.float32))  # type: ignore[arg-type]
+    return phase.abstract_state, abstract_batch(config, name), orders
 
 
 def abstract_batch(config: Config, name: str) -> Any:

@@ -4,9 +4,40 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags
+
+flags.disclaim_key_flags()  # the flags below are in the --help of the command that asks for them
+
+
+def define_host_flags() -> None:
+    """Defines the flags of a command that several hosts run together, for `hosts`."""
+    join = "Join the other hosts of a TPU or GPU pod; start the command on each."
+    flags.DEFINE_bool("multihost", False, join, allow_override=True)
+    given = "Implies --multihost; what is not given is found out on Cloud TPU, Slurm, GKE and such."
+    address = "host:port of process 0, where it waits for the others."
+    flags.DEFINE_string("coordinator_address", None, f"{address} {given}", allow_override=True)
+    flags.DEFINE_integer(
+        "num_processes", None, "How many processes there are. As above.", allow_override=True
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "Which one this is, from 0. As above.", allow_override=True
+    )
+    waits = "Seconds to wait for the others, 300 if not given. As above."
+    flags.DEFINE_float("coordinator_timeout", None, waits, allow_override=True)
+
+
+def hosts() -> dict[str, Any] | None:
+    """The arguments of `launch.join_hosts` that the flags give; None: this process is alone."""
+    given = {
+        "coordinator": flags.FLAGS.coordinator_address,
+        "processes": flags.FLAGS.num_processes,
+        "process": flags.FLAGS.process_id,
+        "timeout_s": flags.FLAGS.coordinator_timeout,
+    }
+    several = flags.FLAGS.multihost or any(value is not None for value in given.values())
+    return given if several else None
 
 
 def stop(message: object, code: int) -> NoReturn:

@@ -11,8 +11,12 @@ from jax.experimental.compilation_cache import compilation_cache
 _HITS = "/jax/compilation_cache/cache_hits"
 
 
-def use_persistent_cache() -> Path | None:
-    """Turns XLA's cache on disk on, in $JAX_COMPILATION_CACHE_DIR or ~/.cache/jaxrobust/xla.
+def use_persistent_cache(shared: Path | None = None) -> str | None:
+    """Turns XLA's cache on disk on, and returns where it is.
+
+    That is $JAX_COMPILATION_CACHE_DIR (also a gs:// address), else ~/.cache/jaxrobust/xla; for
+    several processes `shared`, a folder that all of them see: JAX writes from the first process
+    alone, so the others of a pod never find anything on disks of their own.
 
     Off, and None, for several processes on CPU: a program that XLA reads back from disk has lost
     the order of its collectives, and Gloo then matches those of one host with others of the next.
@@ -21,11 +25,14 @@ def use_persistent_cache() -> Path | None:
         jax.config.update("jax_enable_compilation_cache", False)
         compilation_cache.reset_cache()  # JAX may have looked at the setting already
         return None
-    chosen = jax.config.values["jax_compilation_cache_dir"]
+    if chosen := jax.config.values["jax_compilation_cache_dir"]:
+        return str(chosen)
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = Path(chosen) if chosen else caches / "jaxrobust" / "xla"
+    directory = caches / "jaxrobust" / "xla"
+    if shared is not None and jax.process_count() > 1:
+        directory = shared.absolute()
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    return directory
+    return str(directory)
 
 
 def compiled(function: Any, *arguments: Any) -> tuple[Any, float, bool]:

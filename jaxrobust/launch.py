@@ -2,7 +2,9 @@
 
 import os
 import platform
+import socket
 import sys
+import threading
 
 # glibc returns buffers above 128 KiB to the system after every use, so each step pays their page
 # faults again: a quarter of a ConvNeXt step on CPU. These keep them, on huge pages.
@@ -11,6 +13,8 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
+
+JOIN_TIMEOUT_S = 300.0  # for a pod whose hosts start one after the other
 
 
 def keep_large_buffers() -> None:
@@ -39,23 +43,107 @@ def use_every_core() -> None:
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cores))
 
 
-def join_hosts() -> None:
-    """Connects the processes of a pod; JAX finds out about Cloud TPU, Slurm and the like itself.
+def join_hosts(
+    *,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process: int | None = None,
+    timeout_s: float | None = None,
+) -> None:
+    """Connects the processes of a pod; returns when all of them are there.
 
-    Elsewhere JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID
-    say who takes part.
+    To be called before anything that asks JAX for its devices.
+    Args:
+      coordinator: host:port of process 0, where it listens; default: $JAX_COORDINATOR_ADDRESS.
+      processes: how many there are; default: $JAX_NUM_PROCESSES.
+      process: which one this is, from 0; default: $JAX_PROCESS_ID.
+      timeout_s: how long to wait for the others; default `JOIN_TIMEOUT_S`.
+    What is not given, JAX finds out on Cloud TPU, Slurm, Kubernetes (GKE) and Open MPI.
     Raises:
-      ValueError: neither a cluster nor those variables are there.
+      ValueError: a wrong value; no cluster is there; not everybody came in time. JAX may then still
+        be waiting in a thread, which ends the process when it gives up: leave with `os._exit`.
     """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS") or None
+    processes = _from_environment(processes, "JAX_NUM_PROCESSES")
+    process = _from_environment(process, "JAX_PROCESS_ID")
+    timeout_s = JOIN_TIMEOUT_S if timeout_s is None else timeout_s
+    _check_hosts(coordinator, processes, process, timeout_s)
     import jax
 
-    count, index = (os.environ.get(f"JAX_{n}") for n in ("NUM_PROCESSES", "PROCESS_ID"))
-    try:
-        jax.distributed.initialize(
-            num_processes=int(count) if count else None, process_id=int(index) if index else None
-        )
-    except ValueError as error:
+    failures: list[Exception] = []
+
+    def join() -> None:
+        try:
+            jax.distributed.initialize(
+                coordinator, processes, process, initialization_timeout=int(timeout_s) + 60
+            )
+        except Exception as error:
+            failures.append(error)
+
+    # JAX aborts the whole process, with a stack trace of C++, where it runs out of time: we are
+    # first, from the outside of its call, which holds no lock meanwhile.
+    joining = threading.Thread(target=join, name="join_hosts", daemon=True)
+    joining.start()
+    joining.join(timeout_s)
+    if joining.is_alive():
+        raise ValueError(_missing(coordinator, processes, process, timeout_s))
+    if failures and isinstance(failures[0], ValueError):
         raise ValueError(
-            "--multihost found no cluster; set JAX_COORDINATOR_ADDRESS=host:port, "
-            f"JAX_NUM_PROCESSES and JAX_PROCESS_ID on each host ({error})"
-        ) from error
+            "no cluster was found (Cloud TPU, Slurm, Kubernetes, Open MPI): give "
+            "--coordinator_address host:port, --num_processes N and --process_id I on every host "
+            f"({failures[0]})"
+        ) from failures[0]
+    if failures:
+        where = f"{coordinator}: is its port free on process 0?" if coordinator else "the cluster"
+        reason = str(failures[0]).splitlines()[0]
+        raise ValueError(f"cannot join the hosts at {where} ({reason})") from failures[0]
+
+
+def _from_environment(value: int | None, name: str) -> int | None:
+    if value is not None or not os.environ.get(name):
+        return value
+    try:
+        return int(os.environ[name])
+    except ValueError as error:
+        raise ValueError(f"{name}={os.environ[name]} is not an integer; write one") from error
+
+
+def _check_hosts(
+    coordinator: str | None, processes: int | None, process: int | None, timeout_s: float
+) -> None:
+    if coordinator is not None:
+        host, _, port = coordinator.rpartition(":")
+        if not (host and port.isdecimal() and 0 < int(port) < 65536):
+            raise ValueError(
+                f"--coordinator_address {coordinator} is not host:port; write the address of "
+                "process 0 and a port that is free there, such as 10.0.0.1:8476"
+            )
+    if processes is not None and processes < 1:
+        raise ValueError(f"--num_processes {processes} must be at least 1")
+    if process is not None and not 0 <= process < (processes or process + 1):
+        raise ValueError(
+            f"--process_id {process} is not one of {processes or 'N'} processes; they count "
+            f"from 0{f' to {processes - 1}' if processes else ''}"
+        )
+    if not timeout_s > 0:
+        raise ValueError(f"--coordinator_timeout {timeout_s:g} must be more than 0 seconds")
+
+
+def _missing(
+    coordinator: str | None, processes: int | None, process: int | None, timeout_s: float
+) -> str:
+    """Why the hosts did not meet, as far as this one can tell."""
+    remedy = (
+        "start the same command on every host, or wait longer with --coordinator_timeout SECONDS"
+    )
+    if coordinator and process:  # process 0 listens itself
+        host, _, port = coordinator.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+        except OSError as error:
+            return (
+                f"nobody answers at --coordinator_address {coordinator} within {timeout_s:g} s "
+                f"({error}); that is process 0: {remedy}"
+            )
+    others = f"all {processes} processes" if processes else "all processes"
+    return f"not {others} were there within {timeout_s:g} s; {remedy}"

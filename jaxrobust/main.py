@@ -1,7 +1,8 @@
 """`python -m jaxrobust.main --config FILE [--workdir DIR] [--config.a.b=v ...]`: trains a network.
 
 Exit codes: 0 done; 2 a mistake in the command or the data, with one sentence on stderr; 3 the run
-stopped for another reason that it names (NaN, full disk); 130 interrupted, resumable.
+stopped for another reason that it names (NaN, full disk, the data of another host). Saved, and the
+same command continues: 75 preempted (SIGTERM); 130 interrupted (Ctrl-C).
 """
 
 from pathlib import Path
@@ -9,16 +10,19 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxrobust.commandline import leave, parse, stop
+from jaxrobust.commandline import define_host_flags, hosts, leave, parse, stop
 from jaxrobust.launch import join_hosts, keep_large_buffers
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Where checkpoints, metrics and results go; default runs/<config>."
 )
-_MULTIHOST = flags.DEFINE_bool(
-    "multihost", False, "Join the other hosts of a TPU or GPU pod; start the command on each."
+_PROFILE = flags.DEFINE_string(
+    "profile",
+    None,
+    "START:STEPS traces STEPS steps of each phase for XProf, after the first START of this run.",
 )
+define_host_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -27,28 +31,33 @@ def main(argv: list[str]) -> None:
         stop("give --config FILE, and changes as --config.key=value; nothing else", 2)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint, and what it raises
-    from jaxrobust import train  # after the flags: --help needs no JAX
+    from jaxrobust import loop, profiling, train  # after the flags: --help needs no JAX
     from jaxrobust.checkpoint import DiskFull
 
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or Path("runs") / name)
     if "://" in str(_WORKDIR.value):
-        stop(f"--workdir {_WORKDIR.value}: give a local or mounted folder", 2)
+        stop(f"--workdir {_WORKDIR.value}: give a folder; gcsfuse mounts a bucket as one", 2)
+    pod = hosts()
+    alone = pod is not None
     try:
-        if _MULTIHOST.value:
-            join_hosts()
-        train.run(_CONFIG.value, workdir)
-    except train.Interrupted as error:
+        profile = profiling.profile(_PROFILE.value) if _PROFILE.value else None
+        if pod is not None:
+            join_hosts(**pod)
+        train.run(_CONFIG.value, workdir, profile=profile)
+    except loop.Preempted as error:
+        stop(error, 75)
+    except loop.Interrupted as error:
         stop(error, 130)
     except KeyboardInterrupt:
-        stop("interrupted; the same command continues at the last checkpoint", 130)
+        leave("interrupted; the same command continues at the last checkpoint", 130, alone=alone)
     except ValueError as error:
-        leave(error, 2, alone=_MULTIHOST.value)
-    except (train.Diverged, DiskFull) as error:
-        leave(error, 3, alone=_MULTIHOST.value)
+        leave(error, 2, alone=alone)
+    except (loop.Diverged, DiskFull) as error:
+        leave(error, 3, alone=alone)
     except OSError as error:
         solved = "With that solved, the same command continues at the last checkpoint"
-        leave(f"{error}. {solved}", 3, alone=_MULTIHOST.value)
+        leave(f"{error}. {solved}", 3, alone=alone)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,12 @@ def commit() -> str:
         return "unknown"
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that a number may depend on, and of Python."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return found | {"python": platform.python_version()}
+
+
 def accuracy_record(
     *,
     config: dict[str, Any],
@@ -109,8 +115,7 @@ def accuracy_record(
         "robust": robust,
         "seed": seed,
         "flags": flags or {},
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}
-        | {"python": platform.python_version()},
+        "versions": versions(),
         "device": f"{jax.device_count()} x {device.device_kind}",
     }
     return record | {key: value for key, value in lists.items() if value} | (more or {})

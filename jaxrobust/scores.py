@@ -196,11 +196,18 @@ def test(config, workdir, plain, name, phase, step: int, best: Weights) -> None:
         metrics.append(workdir / "results.jsonl", record)
 
 
-def first_host(decision: bool) -> bool:
-    """What the first host decides: another one may have another, or a later, view of the files."""
+def first_host(value: int) -> int:
+    """What the first host says: another one may have another, or a later, view of the files."""
     if jax.process_count() == 1:
-        return decision
-    return bool(multihost_utils.broadcast_one_to_all(np.array(decision)))
+        return value
+    return type(value)(multihost_utils.broadcast_one_to_all(np.array(value)))
+
+
+def over_hosts(count: int) -> int:
+    """The sum of what each host counted."""
+    if jax.process_count() == 1:
+        return count
+    return int(multihost_utils.process_allgather(np.array(count)).sum())
 
 
 def ids_of(images: int) -> str:

@@ -1,20 +1,40 @@
-"""Where arrays live: one mesh axis over all devices, state replicated, batch split."""
+"""Where arrays live: a mesh of `data` x `fsdp`, the batch over both, large arrays over `fsdp`."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-DATA = "data"
+from jaxrobust.types import Params
+
+DATA, FSDP = "data", "fsdp"
+SMALL = 2**14  # values; below, a copy costs less than a collective of its own
 
 
-def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """All devices along the axis `data`; Auto, because JAX's default, Explicit, asks the network
-    code for shardings.
+def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> Mesh:
+    """All devices: `fsdp` neighbours share one copy of the state, each such group has its own.
+
+    In the order of hosts, so that the rows of a batch that a host reads are consecutive. Axes are
+    Auto, because JAX's default, Explicit, asks the network code for shardings.
+    Raises:
+      ValueError: groups that do not fit the devices.
     """
-    devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), (DATA,), axis_types=(AxisType.Auto,), devices=devices)
+    devices = sorted(
+        jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id)
+    )
+    if fsdp < 1 or len(devices) % fsdp:
+        fits = ", ".join(str(n) for n in range(1, len(devices) + 1) if len(devices) % n == 0)
+        raise ValueError(
+            f"mesh.fsdp={fsdp} does not divide the {len(devices)} devices; one of {fits}"
+        )
+    grid = np.array(devices).reshape(-1, fsdp)
+    return Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -24,7 +44,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def by_image(mesh: Mesh) -> NamedSharding:
     """The first axis split over the devices."""
-    return NamedSharding(mesh, PartitionSpec(DATA))
+    return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
 def global_arrays(mesh: Mesh, local):
@@ -33,3 +53,90 @@ def global_arrays(mesh: Mesh, local):
     return jax.tree.map(
         lambda part: jax.make_array_from_process_local_data(sharding, np.asarray(part)), local
     )
+
+
+def split_axis(name: str, shape: tuple[int, ...], parts: int) -> int | None:
+    """The axis of a parameter that is split into `parts`; None: every device has all of it.
+
+    The largest that can be split, the last one of equals: in a kernel that is the output's.
+    """
+    if parts == 1 or math.prod(shape) < SMALL or name.startswith("normalize."):
+        return None
+    fits = [(size, axis) for axis, size in enumerate(shape) if size % parts == 0]
+    return max(fits)[1] if fits else None
+
+
+def of_state(mesh: Mesh, abstract: Any) -> Any:
+    """A sharding for every leaf of a state: the rule of `split_axis` on the leaf's own name.
+
+    Parameters, their averages and the moments of the optimiser share their names, so each lies
+    where the others lie.
+    """
+
+    def sharding(path, leaf) -> NamedSharding:
+        name = getattr(path[-1], "key", "") if path else ""
+        return NamedSharding(mesh, _spec(str(name), leaf.shape, mesh.shape[FSDP]))
+
+    return jax.tree.map_with_path(sharding, abstract)
+
+
+def _spec(name: str, shape: tuple[int, ...], parts: int) -> PartitionSpec:
+    axis = split_axis(name, shape, parts)
+    return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, FSDP)
+
+
+class Spread(NamedTuple):
+    """How one device's share of a computation becomes that of all; inside `each`, collectives.
+
+    `each(f, whole=n, split=m)`: f of a device -> f of the mesh; its arguments are parameters, `n`
+    trees of which every device has a copy, then `m` trees split by image. It returns a tree like
+    the parameters, and one that is the same on every device.
+    """
+
+    each: Callable[..., Callable[..., Any]]
+    gather: Callable[[Params], Params]  # a device's part of the parameters -> all of them
+    reduce: Callable[[Params], Params]  # gradients of all parameters -> the mean of a device's part
+    mean: Callable[[Any], Any]  # over the devices
+
+
+def spread(mesh: Mesh, params: Params) -> Spread:
+    """For parameters of these shapes, which lie as `of_state` says.
+
+    The collectives are written out instead of left to the partitioner, which would gather
+    parameters wherever they are used, in each step of the attack, and reduce gradients in the
+    compute type (730 gathers instead of 50 for a ViT-S on 16 chips).
+    """
+    parts = mesh.shape[FSDP]
+    axes = {name: split_axis(name, p.shape, parts) for name, p in params.items()}
+    specs = {name: _spec(name, p.shape, parts) for name, p in params.items()}
+
+    def gather(params: Params) -> Params:
+        return {
+            name: array
+            if (axis := axes[name]) is None
+            else lax.all_gather(array, FSDP, axis=axis, tiled=True)
+            for name, array in params.items()
+        }
+
+    def reduce(grads: Params) -> Params:
+        grads = {name: g.astype(jnp.float32) / mesh.size for name, g in grads.items()}
+        whole = lax.psum({name: g for name, g in grads.items() if axes[name] is None}, (DATA, FSDP))
+        split = {
+            name: lax.psum_scatter(g, FSDP, scatter_dimension=axis, tiled=True)
+            for name, g in grads.items()
+            if (axis := axes[name]) is not None
+        }
+        return whole | (lax.psum(split, DATA) if mesh.shape[DATA] > 1 else split)
+
+    def each(function: Callable[..., Any], *, whole: int, split: int) -> Callable[..., Any]:
+        copies = (PartitionSpec(),) * whole
+        rows = (PartitionSpec((DATA, FSDP)),) * split
+        return jax.shard_map(
+            function,
+            mesh=mesh,
+            in_specs=(specs, *copies, *rows),
+            out_specs=(specs, PartitionSpec()),
+            check_vma=False,  # the layers have gradients of their own
+        )
+
+    return Spread(each, gather, reduce, partial(lax.pmean, axis_name=(DATA, FSDP)))

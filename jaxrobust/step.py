@@ -1,5 +1,6 @@
 """The fused step: augmentation, attack, loss, gradients, update, average: one program."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -7,8 +8,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxrobust import optim
+from jaxrobust.attacks.machine import image_keys
 from jaxrobust.augment import BatchAugmentation
 from jaxrobust.objectives import Objective
+from jaxrobust.sharding import Spread
 from jaxrobust.types import Array, Attack, Batch, Classifier, Params
 
 
@@ -21,6 +24,13 @@ class TrainState(NamedTuple):
     ema: Params  # of the parameters and of the statistics of batch norms
     opt_state: optax.OptState
     key: Array
+
+
+class Orders(NamedTuple):
+    """What the hosts tell a step; plain numbers, so that nothing compiles again."""
+
+    stop: Array  # i32[devices]; where one is not 0, no device takes the step: see `metrics["stop"]`
+    lr_scale: Array  # f32[], times the schedule's learning rate
 
 
 def init_state(net: Classifier, tx: optax.GradientTransformation, key: Array) -> TrainState:
@@ -57,39 +67,106 @@ def cast(params: Params, dtype: jnp.dtype) -> Params:
     return {name: array.astype(dtype) for name, array in params.items()}
 
 
+def gradients(
+    params: Params,
+    stats: Params,
+    batch: Batch,
+    attack_keys: Array,
+    net_keys: Array,
+    *,
+    net: Classifier,
+    attack: Attack,
+    objective: Objective,
+    dtype: jnp.dtype,
+    spread: Spread,
+    attack_train: bool,
+    microbatches: int,
+) -> tuple[Params, tuple[Params, dict[str, Array]]]:
+    """What one device does of a step: its images attacked, and the gradients of their loss.
+
+    Collectives come before and after, whatever the attack: parameters are gathered once, in the
+    compute type; gradients, f32, are averaged once, after the last microbatch.
+
+    Args:
+      params: the device's part, as `spread` splits them; returned gradients are those of it.
+      stats: all; returned are their averages over the devices.
+      batch: the device's images f32[B,H,W,C] and labels; keys: [B], those of its images.
+      attack_train: whether the attack sees batch norms as they train, instead of as they evaluate.
+    """
+    params = spread.gather(cast(params, dtype))
+
+    def of_microbatch(stats, part):
+        batch, attack_keys, net_keys = part
+        mode = {"train": True, "key": net_keys} if attack_train else {}
+
+        def frozen(images):
+            return net.apply(params, stats, images, **mode)[0]
+
+        def loss(params):
+            return objective.loss(net, params, stats, batch, images_adv, net_keys)
+
+        with jax.named_scope("attack"):
+            targets = objective.attack_targets(frozen, batch)
+            images_adv = attack(frozen, attack_keys, batch.images, targets)
+            images_adv = jax.lax.stop_gradient(images_adv)
+        (value, (stats, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return stats, (cast(grads, jnp.dtype("float32")), metrics | {"loss": value})
+
+    def add(carry, part):
+        stats, found = of_microbatch(carry[0], part)
+        return (stats, jax.tree.map(jnp.add, carry[1], found)), None
+
+    images = (batch, attack_keys, net_keys)
+    if microbatches == 1:
+        stats, found = of_microbatch(stats, images)
+    else:
+        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), images)
+        first = jax.tree.map(lambda x: x[0], parts)
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_microbatch, stats, first)[1])
+        (stats, total), _ = jax.lax.scan(add, (stats, zeros), parts)
+        found = jax.tree.map(lambda x: x / microbatches, total)
+    grads, metrics = found
+    moved = {name: s for name, s in stats.items() if not name.startswith("normalize.")}
+    return spread.reduce(grads), (stats | spread.mean(moved), spread.mean(metrics))
+
+
 def train_step(
     state: TrainState,
     batch: Batch,
+    orders: Orders,
     *,
-    net: Classifier,
     augment: BatchAugmentation,
-    attack: Attack,
-    objective: Objective,
+    gradients: Callable[..., tuple[Params, tuple[Params, dict[str, Array]]]],
     tx: optax.GradientTransformation,
     ema_decay: float,
-    dtype: jnp.dtype,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """The state after one update, and its metrics (means over the global batch)."""
+    """The state after one update, and its metrics (means over the global batch).
+
+    A step whose loss or gradient is not finite counts, but updates nothing; one that a host stops
+    leaves the state as it is. `gradients` is this module's, for all devices (`Spread.each`).
+    """
     step_key = jax.random.fold_in(state.key, state.step)
     attack_key, net_key, augment_key = jax.random.split(step_key, 3)
     batch = augment(augment_key, Batch(unit_range(batch.images), batch.labels))
-    frozen_params = cast(state.params, dtype)
+    keys = (image_keys(key, batch.images.shape[0]) for key in (attack_key, net_key))
+    grads, (stats, metrics) = gradients(state.params, state.stats, batch, *keys)
 
-    def frozen(images):
-        return net.apply(frozen_params, state.stats, images)[0]
-
-    targets = objective.attack_targets(frozen, batch)
-    images_adv = jax.lax.stop_gradient(attack(frozen, attack_key, batch.images, targets))
-
-    def loss(params):
-        return objective.loss(net, params, state.stats, batch, images_adv, net_key)
-
-    (value, (stats, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    updates = jax.tree.map(lambda update: orders.lr_scale * update, updates)
     params = optax.apply_updates(state.params, updates)
     average = optim.ema(state.ema, _averages(params, stats), ema_decay)
-    metrics |= {"loss": value, "gradient_norm": optax.tree.norm(grads)}
-    return TrainState(state.step + 1, params, stats, average, opt_state, state.key), metrics
+
+    norm, stop = optax.tree.norm(grads), orders.stop.max()
+    goes = stop == 0
+    good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & goes
+    params, stats, average, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old),
+        (params, stats, average, opt_state),
+        (state.params, state.stats, state.ema, state.opt_state),
+    )
+    step = state.step + goes.astype(jnp.int32)
+    metrics |= {"gradient_norm": norm, "skipped": (goes & ~good).astype(jnp.float32), "stop": stop}
+    return TrainState(step, params, stats, average, opt_state, state.key), metrics
 
 
 def eval_step(

@@ -26,7 +26,8 @@ class Classifier(NamedTuple):
     """A network as two pure functions.
 
     `init(key) -> (params, stats)`;
-    `apply(params, stats, images, *, train=False, key=None) -> (logits, stats)`.
+    `apply(params, stats, images, *, train=False, key=None) -> (logits, stats)`; with keys [B] no
+    draw of an image depends on the others.
     """
 
     init: Callable[[Array], tuple[Params, Params]]

@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from jaxrobust import convert, distribution, initial, models, records, scores, train
+from jaxrobust import convert, distribution, initial, loop, models, records, scores
 from jaxrobust.models.positions import resized
 from tests import test_train as training
 from tests.test_evaluate import call
@@ -116,13 +116,13 @@ class StartTest(parameterized.TestCase):
     def run_to_first_step(self, config):
         """(what it says, the state before the first step)."""
         seen = []
-        real = train._steps
+        real = loop.steps
 
-        def steps(config, workdir, name, phase, state, *rest):
+        def steps(run, state):
             seen.append(jax.device_get(state._replace(key=0)))
-            return real(config, workdir, name, phase, state, *rest)
+            return real(run, state)
 
-        with mock.patch.object(train, "_steps", steps):
+        with mock.patch.object(loop, "steps", steps):
             said = training.quiet_run(config, self.workdir)
         return said, seen[0] if seen else None
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "jaxrobust"
 
 FLOORS = [
-    {"types", "names", "presets", "launch", "commandline"},
+    {"types", "names", "presets", "launch", "commandline", "hardware", "progress"},
     {
         "attacks",
         "models",
@@ -20,8 +20,8 @@ FLOORS = [
         "download",
         "objectives",
         "augment",
-        "progress",
         "compilation",
+        "profiling",
     },
     {
         "optim",
@@ -33,10 +33,10 @@ FLOORS = [
         "distribution",
         "certificates",
     },
-    {"step", "evaluation"},
+    {"step", "evaluation", "alarm"},
     {"build"},
     {"scores"},
-    {"train", "judge", "initial"},
+    {"train", "loop", "judge", "initial"},
     {"main", "evaluate"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -44,7 +44,7 @@ def trained(config, devices, steps=3, size=8):
             batch = sharding.global_arrays(
                 phase.mesh, tuple(map(np.asarray, batch_of(size, seed=i)))
             )
-            state, metrics = phase.step(state, Batch(*batch))
+            state, metrics = phase.step(state, Batch(*batch), build.orders(phase.mesh))
             history.append(jax.device_get(metrics))
     return jax.device_get(state), history
 
@@ -58,7 +58,7 @@ class TrainStepTest(parameterized.TestCase):
         with jax.set_mesh(phase.mesh), standard():
             state, losses = phase.init(jax.random.key(0)), []
             for _ in range(12):
-                state, metrics = phase.step(state, batch_of())
+                state, metrics = phase.step(state, batch_of(), build.orders(phase.mesh))
                 losses.append(float(metrics["loss"]))
         self.assertLess(np.mean(losses[-3:]), np.mean(losses[:3]) - 0.05)
         self.assertEqual(phase.step._cache_size(), 1)  # compiled once, not again for its own state
@@ -128,16 +128,25 @@ class TrainStepTest(parameterized.TestCase):
         state = step.init_state(net, tx, jax.random.key(0))
         average = step.started_average(params, stats)
         state = state._replace(params=params, stats=stats, ema=average, opt_state=tx.init(params))
+        mesh = sharding.make_mesh(jax.devices()[:1])
+        spread = sharding.spread(mesh, params)
+        gradients = partial(
+            step.gradients,
+            net=net,
+            attack=attacks.apgd(epsilon=4 / 255, steps=2),
+            objective=objectives.adversarial(),
+            dtype=jnp.float32,
+            spread=spread,
+            attack_train=False,
+            microbatches=1,
+        )
         train_step = jax.jit(
             partial(
                 step.train_step,
-                net=net,
                 augment=lambda key, batch: batch,
-                attack=attacks.apgd(epsilon=4 / 255, steps=2),
-                objective=objectives.adversarial(),
+                gradients=spread.each(gradients, whole=1, split=3),
                 tx=tx,
                 ema_decay=0.9,
-                dtype=jnp.float32,
             )
         )
         trainer = torch_reference.Trainer(
@@ -149,7 +158,7 @@ class TrainStepTest(parameterized.TestCase):
             x = torch.tensor(np.asarray(batch.images)).permute(0, 3, 1, 2).float().div(255)
             losses.append(trainer.step(x, torch.tensor(np.asarray(batch.labels)).long()))
             with standard():
-                state, metrics = train_step(state, batch)
+                state, metrics = train_step(state, batch, build.orders(mesh))
             # The sign of a gradient entry near 0 may differ between two float32 networks: a few
             # pixels of the attack then differ by eps, which the loss feels in the 5th digit.
             np.testing.assert_allclose(metrics["loss"], losses[-1], rtol=1e-4)
@@ -184,8 +193,8 @@ class AugmentedStepTest(parameterized.TestCase):
             images, targets = jax.jit(augment)(
                 key, Batch(step.unit_range(batch_of().images), batch_of().labels)
             )
-            after, metrics = phase.step(state, batch_of())
-            again, expected = plain.step(state, Batch(images, targets))
+            after, metrics = phase.step(state, batch_of(), build.orders(phase.mesh))
+            again, expected = plain.step(state, Batch(images, targets), build.orders(plain.mesh))
         self.assertGreater(float(jnp.abs(images - step.unit_range(batch_of().images)).max()), 0.1)
         # Two compilations of one step: float32 rounding, which Adam amplifies.
         np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
@@ -212,9 +221,7 @@ class AugmentedStepTest(parameterized.TestCase):
             )
             phase = build.phase(config, "train", 480, devices=jax.devices())
             with jax.set_mesh(phase.mesh), standard():
-                lowered = phase.step.lower(
-                    phase.abstract_state, build.abstract_batch(config, "train")
-                )
+                lowered = phase.step.lower(*build.abstract_arguments(config, "train", phase))
             texts.append(lowered.compile().as_text())
         none, heavy = texts
         self.assertLen(COLLECTIVE.findall(heavy), len(COLLECTIVE.findall(none)))
@@ -264,7 +271,7 @@ class BatchNormTest(absltest.TestCase):
         with jax.set_mesh(phase.mesh), standard():
             states = [phase.init(jax.random.key(0))]
             for i in range(2):
-                states.append(phase.step(states[-1], batch_of(seed=i))[0])
+                states.append(phase.step(states[-1], batch_of(seed=i), build.orders(phase.mesh))[0])
         states = jax.device_get(states)
         for kind, weights in (("params", 0), ("stats", 1)):
             found = step.averaged(states[2])[weights]
@@ -296,20 +303,23 @@ class BatchNormTest(absltest.TestCase):
                 k: s + 0.5 * ("mean" in k) * ("normal" not in k) for k, s in state.stats.items()
             }
             state = state._replace(stats=stats)
-            after, _ = phase.step(state, batch_of())
+            after, _ = phase.step(state, batch_of(), build.orders(phase.mesh))
             once = by_hand(state.params, stats, batch_of())
         for name, value in once.items():
             np.testing.assert_allclose(after.stats[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 class BatchStatisticsOnDevicesTest(absltest.TestCase):
-    """Statistics of the whole batch, which several devices hold together."""
+    """Statistics of a device's two images."""
 
-    group = 0
+    groups = (2, 0)  # of one device and of eight
 
     def test_one_device_is_eight(self):
-        config = BatchNormTest.config(self.group, train__objective="clean", train__batch_size=16)
-        one, many = (trained(config, jax.devices()[:n], size=16) for n in (1, 8))
+        changes = {"train__objective": "clean", "train__batch_size": 16}
+        one, many = (
+            trained(BatchNormTest.config(group, **changes), jax.devices()[:n], size=16)
+            for n, group in zip((1, 8), self.groups, strict=True)
+        )
         for a, b in zip(one[1], many[1], strict=True):
             np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
         for name, value in one[0].stats.items():
@@ -321,7 +331,7 @@ class BatchStatisticsOnDevicesTest(absltest.TestCase):
 class GroupedStatisticsOnDevicesTest(BatchStatisticsOnDevicesTest):
     """Statistics of each image."""
 
-    group = 1
+    groups = (1, 1)
 
 
 class ProgramTest(absltest.TestCase):
@@ -341,9 +351,9 @@ class ProgramTest(absltest.TestCase):
 
         def compiled(**changes):
             phase = build.phase(cls.config(**changes), "train", 80, devices=jax.devices()[:1])
-            batch = build.abstract_batch(cls.config(**changes), "train")
+            arguments = build.abstract_arguments(cls.config(**changes), "train", phase)
             with jax.set_mesh(phase.mesh), standard():
-                return phase.step.lower(phase.abstract_state, batch).compile()
+                return phase.step.lower(*arguments).compile()
 
         cls.three, cls.ten = compiled(attack__steps=3), compiled(attack__steps=10)
         cls.clean = compiled(train__objective="clean")
@@ -386,9 +396,7 @@ class FullSizeProgramTest(absltest.TestCase):
             config.train.objective = objective
             phase = build.phase(config, "train", 80, devices=jax.devices()[:1])
             with jax.set_mesh(phase.mesh), standard():
-                lowered = phase.step.lower(
-                    phase.abstract_state, build.abstract_batch(config, "train")
-                )
+                lowered = phase.step.lower(*build.abstract_arguments(config, "train", phase))
                 programs[objective] = lowered.compile()
         net = build.network(config)
         params, stats = jax.eval_shape(net.init, jax.random.key(0))

@@ -21,7 +21,7 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from configs.base import base
-from jaxrobust import build, checkpoint, scores, train
+from jaxrobust import build, checkpoint, loop, scores, train
 from jaxrobust.data import loading, sources
 from tests.modules import hidden
 
@@ -87,7 +87,9 @@ class LoopTest(parameterized.TestCase):
 
     def test_prints_progress_and_the_table(self):
         self.assertIn("pretrain 3/8 loss", self.said)
-        self.assertRegex(self.said, r"train 12/12 loss [\d.]+ robust [\d.]+% [\d,]+ images/s ETA 0")
+        self.assertRegex(
+            self.said, r"train 12/12 loss [\d.]+ robust [\d.]+% [\d,]+ images/s/chip ETA 0"
+        )
         self.assertRegex(self.said, r"weights +clean +robust +images")
         self.assertRegex(self.said, r"train, step \d+, ema +[\d.]+% +[\d.]+% +80  APGD-CE 3 steps")
         self.assertRegex(self.said, r"step compiled in [\d.]+ s \(compilation cache (hit|miss)\)")
@@ -161,7 +163,7 @@ class LoopTest(parameterized.TestCase):
 @contextlib.contextmanager
 def _counting(after: int, then):
     """Calls `then()` when the loop asks for the batch after `after` steps of the whole run."""
-    original, seen = train._global, [0]
+    original, seen = loop.device_batch, [0]
 
     def counted(mesh, batch):
         seen[0] += 1
@@ -169,7 +171,7 @@ def _counting(after: int, then):
             then()
         return original(mesh, batch)
 
-    with mock.patch.object(train, "_global", counted):
+    with mock.patch.object(loop, "device_batch", counted):
         yield
 
 
@@ -177,7 +179,7 @@ def stop_after(after: int, run) -> None:
     with _counting(after, lambda: os.kill(os.getpid(), signal.SIGINT)):
         try:
             run()
-        except train.Interrupted as error:
+        except loop.Interrupted as error:
             assert "the same command continues there" in str(error)
         else:
             raise AssertionError("was not interrupted")
@@ -186,8 +188,8 @@ def stop_after(after: int, run) -> None:
 class TroubleTest(parameterized.TestCase):
     def test_nan_names_the_step_and_the_last_checkpoint(self):
         workdir = Path(self.create_tempdir()) / "nan"
-        config = tiny(pretrain__epochs=0, train__lr=1e38, train__epochs=2)
-        with self.assertRaisesRegex(train.Diverged, r"loss is (nan|inf) at step \d+.*checkpoint"):
+        config = tiny(pretrain__epochs=0, train__lr=1e38, train__epochs=2, trouble__skips=3)
+        with self.assertRaisesRegex(loop.Diverged, r"loss is (nan|inf) at step \d+.*checkpoint"):
             quiet_run(config, workdir)
 
     def test_full_disk_names_the_last_checkpoint_and_continues(self):
@@ -209,7 +211,7 @@ class TroubleTest(parameterized.TestCase):
 
     def test_bad_record_loses_nothing(self):
         workdir = Path(self.create_tempdir()) / "record"
-        config, real = tiny(pretrain__epochs=0), train._batches
+        config, real = tiny(pretrain__epochs=0), loop.batches
 
         class Damaged:
             def __init__(self, batches):
@@ -222,7 +224,7 @@ class TroubleTest(parameterized.TestCase):
 
         counter = itertools.count()
         with (
-            mock.patch.object(train, "_batches", lambda *args: Damaged(real(*args))),
+            mock.patch.object(loop, "batches", lambda *args: Damaged(real(*args))),
             self.assertRaisesRegex(ValueError, "record 77 is damaged. Step 6 is saved under"),
         ):
             quiet_run(config, workdir)

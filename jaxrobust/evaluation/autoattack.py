@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.attacks.machine import check_radius
-from jaxrobust.evaluation import checks, engine, versions
-from jaxrobust.evaluation.ledger import Ledger
+from jaxrobust.evaluation import checks, engine, hosts, versions
+from jaxrobust.evaluation.ledger import open_ledger
 from jaxrobust.progress import Decisions, say
 from jaxrobust.types import Array
 
@@ -92,6 +92,9 @@ def autoattack(
 ) -> AutoAttackResult:
     """Robust accuracy of a network under AutoAttack.
 
+    In a program of several processes each of them calls this, with the same arguments: they divide
+    the images that stand before each attack, and all return the same verdicts.
+
     Args:
       logits_fn: f32[B,H,W,C] in [0, 1] -> f[B,K], not softmax; normalises inside. Best a
         `jax.tree_util.Partial(apply, params, stats)`: its arrays are arguments of the compiled
@@ -106,10 +109,11 @@ def autoattack(
       attacks: names to run, those of the version by default.
       overrides: changes of an attack's `steps`, `restarts`, `targets` or `eot`, by name.
       seed: of all random draws.
-      batch_size: slots on all local devices together; see `engine.make`.
+      batch_size: slots on all devices of a process together; see `engine.make`.
       image_ids: N different ints below 2^32; an image's draws derive from its id, so a part of a
         dataset gets the verdicts it has in the whole. Default 0..N-1.
-      ledger: a file (.jsonl) of verdicts; the same call continues with it.
+      ledger: a file (.jsonl) of verdicts; the same call continues with it, on any number of
+        processes. Each writes a file beside it, in a folder that all of them see.
       identity: names the network in the ledger; by default its logits on 8 images do.
       search_fn: the same network in lower precision, to search with; `logits_fn` decides.
       verbose: progress and a table on stderr.
@@ -138,10 +142,20 @@ def autoattack(
         checks.check_images(images, labels, classes=classes)
         settings = [versions.fit(setting, classes, tell) for setting in settings]
         images, labels = np.ascontiguousarray(images, np.float32), labels.astype(np.int32)
-        logits = _logits(runner, images, ids, int(seed), draw=0)
+        first = _logits(runner, images[:8], ids[:8], int(seed), draw=0)
+        evaluation = {
+            "network": identity or np.round(first[:, :16].astype(float), 6).tolist(),
+            "data": _hash(images, labels, ids),
+            "norm": norm,
+            "epsilon": float(epsilon),
+            "attacks": [setting._asdict() for setting in settings],
+            "seed": int(seed),
+            "version": version,
+            "search": "logits_fn" if search_fn is None else "search_fn",
+        }
+        book = open_ledger(ledger, evaluation)
+        logits = _clean_logits(runner, images, ids, int(seed))
         sample = _Sample(images, labels, ids, logits, float(epsilon), int(seed))
-        named = {"version": version, "search": "logits_fn" if search_fn is None else "search_fn"}
-        book = Ledger(ledger, _identity(sample, identity, norm, settings) | named)
         flags = {} if runner.keyed or not len(images) else _check_network(runner, images, labels)
         result = _cascade(runner, settings, sample, book, flags, verbose)
     tell(result.table())
@@ -203,7 +217,7 @@ class _Attack:
         self.runner, self.setting, self.sample, self.found = runner, setting, sample, found
         self.book, self.meter, self.suffix = book, meter, suffix
         self.name, self.classes = setting.name + suffix, sample.logits.shape[1]
-        self.steps = self.idle = self.unconfirmed = 0
+        self.steps = self.idle = self.unconfirmed = 0  # of all processes after `join`
         self.compile_seconds = 0.0
         self.flat: list[bool] = []
 
@@ -211,10 +225,11 @@ class _Attack:
         """Decides every image; `later` passes are needed for one that survives this attack."""
         start, met = time.perf_counter(), int(self.found.standing.sum())
         pending = self.recall()
-        self.meter.begin(self.name, met, met - len(pending), int(self.found.standing.sum()))
+        mine, known = hosts.share(pending), met - len(pending)
+        self.meter.begin(self.name, known + len(mine), known, int(self.found.standing.sum()))
         waiting: list[engine.Verdict] = []
         asked = time.perf_counter()
-        for call, verdicts in self.calls(pending):
+        for call, verdicts in self.calls(mine):
             for verdict in verdicts:
                 if verdict.fooled:
                     waiting.append(verdict)
@@ -224,8 +239,9 @@ class _Attack:
             if len(waiting) >= self.runner.slots or time.perf_counter() - asked > 5:
                 self.confirm(waiting)
                 waiting, asked = [], time.perf_counter()
-            self.count(call, later)
+            self.count(call, later // jax.process_count())
         self.confirm(waiting)
+        self.join(mine, known)
         self.flag()
         return Cost(
             attack=self.name,
@@ -237,13 +253,13 @@ class _Attack:
             compile_seconds=self.compile_seconds,
         )
 
-    def calls(self, pending):
-        """The calls of the engine, and the verdicts on the images that the ledger lacks."""
+    def calls(self, mine):
+        """The calls of the engine, and the verdicts on these images."""
         images, labels, ids, logits, epsilon, seed = self.sample
-        targets = versions.targets(self.setting, logits[pending], labels[pending])
+        targets = versions.targets(self.setting, logits[mine], labels[mine])
         settings = {"epsilon": epsilon, "seed": seed}
         return engine.decide(
-            self.runner, self.setting, images, labels, ids, pending, targets, **settings
+            self.runner, self.setting, images, labels, ids, mine, targets, **settings
         )
 
     def count(self, call: engine.Call, later: int) -> None:
@@ -332,6 +348,18 @@ class _Attack:
         self.found.fooled_by[i] = self.name
         self.found.images_adv[i] = adversarial
 
+    def join(self, mine: np.ndarray, known: int) -> None:
+        """Takes over what the other processes found, and adds up what all of them took."""
+        fallen = mine[~self.found.standing[mine]]
+        counts = np.array([self.steps, self.idle, self.unconfirmed])
+        points = self.found.images_adv[fallen]
+        parts = hosts.everyone((fallen, points, self.flat[known:], counts))
+        for which, theirs, _, _ in parts:
+            for i, adversarial in zip(which, theirs, strict=True):
+                self.strike(i, adversarial)
+        self.flat[known:] = [flat for part in parts for flat in part[2]]
+        self.steps, self.idle, self.unconfirmed = sum(part[3] for part in parts).tolist()
+
     def flag(self) -> None:
         """What this attack makes doubtful."""
         flags = self.found.flags
@@ -367,26 +395,27 @@ def _search_gap(runner, settings, sample, found, book) -> Cost:
     return Cost("full", *(sum(column) for column in list(zip(*costs, strict=True))[1:]))
 
 
-def _identity(sample, identity, norm, settings) -> dict[str, Any]:
-    """What a ledger belongs to; a network without a name is known by its logits on 8 images."""
-    return {
-        "network": identity or np.round(sample.logits[:8, :16].astype(float), 6).tolist(),
-        "data": _hash(sample.images, sample.labels, sample.ids),
-        "norm": norm,
-        "epsilon": sample.epsilon,
-        "attacks": [setting._asdict() for setting in settings],
-        "seed": sample.seed,
-    }
-
-
 def _check_network(runner, images, labels):
-    return checks.check_network(
+    """What any process saw; all look at the same images."""
+    flags = checks.check_network(
         lambda x: engine.forward(runner, x),
         runner.logits_fn,
         images,
         labels,
         batch_size=runner.slots // runner.mesh.size,
     )
+    return {name: text for seen in hosts.everyone(flags) for name, text in seen.items()}
+
+
+def _clean_logits(runner, images, ids, seed):
+    """f32[N, K], the same bits in all processes, each of which computes its share."""
+    mine = hosts.share(np.arange(len(images)))
+    logits = np.zeros((len(images), _classes(runner, images)), np.float32)
+    for which, values in hosts.everyone(
+        (mine, _logits(runner, images[mine], ids[mine], seed, draw=0))
+    ):
+        logits[which] = values
+    return logits
 
 
 def _logits(runner, images, ids, seed, *, draw):

@@ -90,7 +90,7 @@ def make(
     image_size: int = 32,
     keyed: bool = False,
 ) -> Engine:
-    """An engine on all local devices.
+    """An engine on all devices of this process.
 
     `slots` is rounded up to what the devices divide. By default there are 8 on a CPU device (more
     do not make a pass cheaper there), else 512 for small images and 64 for large ones.
@@ -108,15 +108,29 @@ def make(
         slots = each * len(devices)
     slots += -slots % len(devices)
     mesh = Mesh(np.array(devices), ("slots",), axis_types=(AxisType.Auto,))
-    search_fn = search_fn and _argument(search_fn)
-    return Engine(mesh, slots, _argument(logits_fn), search_fn, keyed)
+    search_fn = search_fn and _argument(search_fn, mesh)
+    return Engine(mesh, slots, _argument(logits_fn, mesh), search_fn, keyed)
 
 
-def _argument(function: LogitsFn) -> LogitsFn:
-    """The function as what `jit` takes: arrays in a `Partial` are arguments of the program."""
-    if isinstance(function, jax.tree_util.Partial):
-        return function
-    return jax.tree_util.Partial(function)
+def _argument(function: LogitsFn, mesh: Mesh) -> LogitsFn:
+    """The function as what `jit` takes: arrays in a `Partial` are arguments of the program.
+
+    Of an array with a copy on the devices of other processes too, this one's copy is taken.
+    """
+    if not isinstance(function, jax.tree_util.Partial):
+        return jax.tree_util.Partial(function)
+
+    def local(leaf):
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return leaf
+        if not leaf.is_fully_replicated:
+            raise ValueError(
+                f"an array {leaf.shape} of logits_fn is spread over several processes; put a copy "
+                "on every device: jax.device_put(array, NamedSharding(mesh, PartitionSpec()))"
+            )
+        return jax.device_put(leaf.addressable_data(0), NamedSharding(mesh, PartitionSpec()))
+
+    return jax.tree.map(local, function)
 
 
 # --- On the devices ---

@@ -1,7 +1,7 @@
 """Verdicts on disk, one by one, so that an evaluation continues where it was killed."""
 
-import contextlib
 import glob
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,14 +10,17 @@ import jax
 import numpy as np
 
 from jaxrobust import metrics
+from jaxrobust.evaluation import hosts
+
+_SHARE = "put the ledger into a folder that all hosts share"
 
 
 class Ledger:
     """An append-only file of JSON lines beside a file of the adversarial images.
 
     The first line says which evaluation it belongs to, each other one is the verdict of an attack
-    on an image. A process of a pod appends to a file of its own; at the start, each reads all.
-    Without a path, everything stays in memory.
+    on an image. A process of a pod appends to a file of its own; at the start, each reads all,
+    whatever number of processes wrote them. Without a path, everything stays in memory.
     """
 
     def __init__(self, path: str | Path | None, identity: dict[str, Any]):
@@ -34,8 +37,7 @@ class Ledger:
         first = Path(path)
         if first.suffix != ".jsonl":
             raise ValueError(f"ledger={str(path)!r}: name a file that ends in .jsonl")
-        process = jax.process_index()
-        self._path = _of_process(first, process) if process else first
+        self._first, self._path = first, _of_process(first, jax.process_index())
         first.parent.mkdir(parents=True, exist_ok=True)
         others = f"{glob.escape(first.stem)}.process-*.jsonl"
         for file in [first, *sorted(first.parent.glob(others))]:
@@ -57,6 +59,20 @@ class Ledger:
                 ) from error
             self._records[key] = record
             self._images[key] = (file.with_suffix(".images"), record.get("stored"))
+
+    def check_files(self) -> None:
+        """Raises ValueError if a process's file, which must be there by now, is not seen here."""
+        files = [_of_process(self._first, k) for k in range(jax.process_count())]
+        if missing := [str(file) for file in files if not file.exists()]:
+            raise ValueError(
+                f"process {jax.process_index()} does not see {', '.join(missing)}, where others "
+                f"write; {_SHARE}"
+            )
+
+    def known(self) -> tuple[int, str]:
+        """How many verdicts were read, and which, as a hash."""
+        keys = repr(sorted(self._records)).encode()
+        return len(self._records), hashlib.sha256(keys).hexdigest()
 
     def find(self, image: int, attack: str) -> dict[str, Any] | None:
         """The record of an attack on an image, by the image's id."""
@@ -97,35 +113,39 @@ class Ledger:
                 lines.write(json.dumps(record) + "\n")
 
 
+def open_ledger(path: str | Path | None, identity: dict[str, Any]) -> Ledger:
+    """The ledger, opened by all processes of a pod: none adds a verdict before all have read.
+
+    Raises:
+      ValueError: in all of them. What `Ledger` refuses in one; they evaluate different things; they
+        do not see each other's files.
+    """
+    hosts.agree(identity)
+    # Process 0 goes first: a network file system may remember that a file was not there.
+    book = hosts.together(lambda: None if jax.process_index() else Ledger(path, identity))
+    book = hosts.together(lambda: book or Ledger(path, identity))
+    if path is not None:
+        hosts.together(book.check_files)
+        seen = hosts.everyone(book.known())
+        if len(set(seen)) > 1:
+            counts = ", ".join(str(count) for count, _ in seen)
+            raise ValueError(f"processes see different verdicts ({counts}) in {path}; {_SHARE}")
+    return book
+
+
 def _refuse_another(path, theirs, ours):
     theirs = theirs if isinstance(theirs, dict) else {}
-    ours = json.loads(json.dumps(ours))
-    differing = [k for k in {**theirs, **ours} if not _same(theirs.get(k), ours.get(k))]
-    if differing:
-        parts = [
-            f"{k} is {_short(theirs.get(k))} there, {_short(ours.get(k))} here" for k in differing
-        ]
+    if words := hosts.differences(theirs, json.loads(json.dumps(ours))):
         raise ValueError(
-            f"ledger {path} belongs to another evaluation: {'; '.join(parts)}. "
+            f"ledger {path} belongs to another evaluation: {words}. "
             "Pass another ledger, or the settings of that one"
         )
 
 
 def _of_process(path: Path, process: int) -> Path:
+    if not process:
+        return path
     return path.with_name(f"{path.stem}.process-{process}{path.suffix}")
-
-
-def _same(theirs, ours):
-    """Equal, or as near as the same network's logits are on other devices."""
-    if isinstance(theirs, list) and isinstance(ours, list) and np.shape(theirs) == np.shape(ours):
-        with contextlib.suppress(TypeError, ValueError):
-            return np.allclose(theirs, ours, rtol=1e-3, atol=1e-3, equal_nan=True)
-    return theirs == ours
-
-
-def _short(value):
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _drop_unfinished_line(path):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.modules import Draws, Drop
+from jaxrobust.models.modules import Draws, Drop, split
 from jaxrobust.types import Array, Classifier, Params
 
 
@@ -82,7 +82,7 @@ def run_blocks(
     """`x` through the blocks; each is called as `block(x, drop, train)`, `drop` a `Drop` or None.
 
     Args:
-      key: of the stochastic depth; every block draws from its own.
+      key: of the stochastic depth, or keys [B]; every block draws from its own.
       rates: the probability that a block's branches are left out, per block; empty: none is.
       remat: recompute each block in the backward pass instead of storing it.
       scan: compile one block for all of them, which must differ in their arrays only.
@@ -91,7 +91,7 @@ def run_blocks(
     if train and any(rates):
         if key is None:
             raise ValueError("drop_path above 0 draws in training: call apply with a key")
-        keys = jax.random.split(key, len(blocks))
+        keys = split(key, len(blocks))
         drops = [Drop(k, rate) for k, rate in zip(keys, rates, strict=True)]
     if not (remat or scan):
         for block, drop in zip(blocks, drops, strict=True):

@@ -7,7 +7,6 @@ Parity: tests/test_convnext.py against timm 1.0.9 and the seeded-weight golden l
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -23,6 +22,7 @@ from jaxrobust.models.modules import (
     Mlp,
     Normalize,
     branches,
+    split,
 )
 from jaxrobust.names import Naming, Row, affine, conv_oihw, linear_oi, naming, row
 from jaxrobust.types import Classifier
@@ -123,7 +123,7 @@ class ConvNeXt(nnx.Module):
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         for layer in self.stem:
             x = layer(x)
-        keys = [None] * len(v.depths) if key is None else jax.random.split(key, len(v.depths))
+        keys = [None] * len(v.depths) if key is None else split(key, len(v.depths))
         rates = np.linspace(0, v.drop_path, sum(v.depths)).tolist()
         ends = np.cumsum(v.depths)
         for stage, end, depth, k in zip(self.stages, ends, v.depths, keys, strict=True):

@@ -376,9 +376,13 @@ max_pool.defvjp(lambda x: (max_pool(x), x), _pool_backward)
 def drop_path(y: Array, key: Array | None, rate: Array | float) -> Array:
     """`y` f[B,...] with each image zero at probability `rate`, else divided by `1 - rate`.
 
-    `y` itself if `key` is None or `rate` is 0.
+    `y` itself if `key` is None or `rate` is 0. `key`: one for the batch, or one for each image.
     """
     if key is None or (isinstance(rate, float) and rate == 0):  # a traced rate draws anyway
         return y
-    keep = jax.random.bernoulli(key, 1 - rate, (y.shape[0],) + (1,) * (y.ndim - 1))
+    if key.ndim:
+        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate))(key)
+    else:
+        keep = jax.random.bernoulli(key, 1 - rate, y.shape[:1])
+    keep = keep.reshape(-1, *(1,) * (y.ndim - 1))
     return jnp.where(keep, y / (1 - rate), jnp.zeros((), y.dtype))

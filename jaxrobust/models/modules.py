@@ -167,8 +167,15 @@ class Normalize(nnx.Module):
         return (images - mean) / std
 
 
+def split(key: Array, number: int) -> Array:
+    """`number` keys, or as many times the keys [B] of images: [number, B]."""
+    if key.ndim:
+        return jax.vmap(partial(jax.random.split, num=number), out_axes=1)(key)
+    return jax.random.split(key, number)
+
+
 class Drop(NamedTuple):
-    """Stochastic depth of one block: its key, and the probability that a branch is left out."""
+    """Stochastic depth of one block: its key, or keys [B], and how likely a branch is left out."""
 
     key: Array
     rate: Array | float
@@ -178,5 +185,5 @@ def branches(drop: Drop | None, number: int) -> Sequence[Callable[[Array], Array
     """What each of a block's branches goes through: independent draws, one for each image."""
     if drop is None:
         return (lambda y: y,) * number
-    keys = jax.random.split(drop.key, number)
+    keys = split(drop.key, number)
     return [partial(layers.drop_path, key=key, rate=drop.rate) for key in keys]

@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxrobust.models import layers
 from jaxrobust.models.classifier import classifier, run_blocks
-from jaxrobust.models.modules import BatchNorm, Conv, Draws, Linear, Normalize, branches
+from jaxrobust.models.modules import BatchNorm, Conv, Draws, Linear, Normalize, branches, split
 from jaxrobust.names import (
     BATCH_NORM_COUNT,
     Naming,
@@ -140,7 +140,7 @@ class ResNet(nnx.Module):
         x = ACTIVATIONS[v.activation](self.bn1(self.conv1(x), train))
         if not v.small_stem:
             x = layers.max_pool(x)
-        keys = [None] * len(v.depths) if key is None else jax.random.split(key, len(v.depths))
+        keys = [None] * len(v.depths) if key is None else split(key, len(v.depths))
         rates = np.linspace(0, v.drop_path, sum(v.depths)).tolist()
         ends = np.cumsum(v.depths)
         for i, (end, depth, k) in enumerate(zip(ends, v.depths, keys, strict=True)):

@@ -7,7 +7,6 @@ seeded-weight golden logits.
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -23,6 +22,7 @@ from jaxrobust.models.modules import (
     Normalize,
     branches,
     normal_02,
+    split,
 )
 from jaxrobust.names import Naming, Row, affine, conv_oihw, drop, linear_oi, naming, row
 from jaxrobust.types import Classifier
@@ -213,7 +213,7 @@ class Swin(nnx.Module):
                 f"image_size={size}; create it with the images' size"
             )
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)))
-        keys = [None] * len(v.depths) if key is None else jax.random.split(key, len(v.depths))
+        keys = [None] * len(v.depths) if key is None else split(key, len(v.depths))
         rates = np.linspace(0, v.drop_path, sum(v.depths)).tolist()
         ends = np.cumsum(v.depths)
         for stage, end, depth, k in zip(self.layers, ends, v.depths, keys, strict=True):

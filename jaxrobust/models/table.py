@@ -72,7 +72,7 @@ def architecture(name: str) -> Architecture:
     return Architecture(
         name=name,
         parameters=sum(array.size for array in params.values()),
-        multiply_adds=multiply_adds(net, params, stats, image_size=size) + _head_mixes(params),
+        multiply_adds=multiply_adds(net, params, stats, image_size=size),
         image_size=size,
         stem=_stem(name, params),
         norms=_norms(params, stats),
@@ -85,7 +85,8 @@ def multiply_adds(net, params, stats, *, image_size: int) -> int:
     """The multiply-adds of all convolutions and products of matrices, for one image."""
     channels = stats["normalize.mean"].shape[0]
     images = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
-    return _count(jax.make_jaxpr(lambda *args: net.apply(*args)[0])(params, stats, images).jaxpr)
+    program = jax.make_jaxpr(lambda *args: net.apply(*args)[0])(params, stats, images)
+    return _count(program.jaxpr) + _head_mixes(params)
 
 
 def _head_mixes(params) -> int:

@@ -1,0 +1,227 @@
+"""Training that fools itself: an attack that finds nothing, a gradient that means nothing.
+
+`probe` looks at a few images every so many steps, `warnings` and `overfitting` make sentences of
+what it and the selection split show, and `check_cost` keeps the probe a small part of the steps.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.objectives import Objective, cross_entropy
+from jaxrobust.step import cast, unit_range
+from jaxrobust.types import Array, Attack, Batch, Classifier, Params
+
+STRONGER = 3  # steps that the stronger attack has more
+_ROUNDING = 2**-22  # of a probability near 1; an `exp(0)` of XLA's may miss 1 by half of it
+
+
+def probe(
+    params: Params,
+    stats: Params,
+    images: Array,
+    labels: Array,
+    key: Array,
+    *,
+    net: Classifier,
+    net32: Classifier,
+    attack: Attack,
+    stronger: Attack,
+    objective: Objective,
+    dtype: jnp.dtype,
+    mean: Callable[[Any], Any] = lambda values: values,
+) -> dict[str, Array]:
+    """What the attack and the gradient that training lives on are worth, on some of its images.
+
+    Batch norms use their running statistics.
+
+    Args:
+      params: float32, whole.
+      images: uint8 or f32[B,H,W,C], a device's; labels: i32[B] or f32[B,C].
+      key: one, or keys [B] (see `attacks.image_keys`); both attacks start from the same point.
+      net32: the same network with the compute type float32.
+      attack, stronger: training's, and the same with `STRONGER` steps more.
+      mean: over the devices, of a tree.
+    Returns:
+      f32[] each, the same on every device:
+      `alarm_loss`, `alarm_loss_stronger`: cross-entropy of the images that the attacks find.
+      `alarm_gradient_zero`: the share of images at which the gradient of the cross-entropy in the
+        pixels is zero, or nothing but the rounding of a probability of 1.
+      `alarm_gradient_agreement`: its sign in `dtype` and in float32 with exact products: the share
+        of the other images' pixels where they are the same; 1 if there is none.
+    Source: Wong et al. 2020 (arXiv 2001.03994), Andriushchenko & Flammarion 2020 (arXiv
+      2007.02617) for the stronger attack; Athalye et al. 2018 (arXiv 1802.00420) for the gradient.
+    """
+    batch = Batch(unit_range(images), labels)
+    compute_params = cast(params, dtype)
+
+    def logits_fn(x):
+        return net.apply(compute_params, stats, x)[0]
+
+    def logits32_fn(x):
+        return net32.apply(params, stats, x)[0]
+
+    def loss_under(attack):
+        images_adv = attack(logits_fn, key, batch.images, targets)
+        return cross_entropy(logits_fn(images_adv), labels).mean()
+
+    def gradient(logits_fn):
+        """Its signs, and whether an image has one: logits that are certain leave only rounding."""
+
+        def loss(x):
+            logits = logits_fn(x)
+            return cross_entropy(logits, labels).sum(), jax.nn.softmax(logits)
+
+        slope, probabilities = jax.grad(loss, has_aux=True)(batch.images)
+        signs = jnp.sign(slope).reshape(len(images), -1)
+        wanted = jax.nn.one_hot(labels, probabilities.shape[1]) if labels.ndim == 1 else labels
+        uncertain = (jnp.abs(probabilities - wanted) > _ROUNDING).any(axis=1)
+        return signs, uncertain & (signs != 0).any(axis=1)
+
+    targets = objective.attack_targets(logits_fn, batch)
+    ours, has_ours = gradient(logits_fn)
+    with jax.default_matmul_precision("highest"):  # else float32 is bfloat16 on a TPU
+        exact, has_exact = gradient(logits32_fn)
+    counted = ((ours != 0) | (exact != 0)) & (has_ours & has_exact)[:, None]
+    means = mean(
+        {
+            "same": (counted & (ours == exact)).mean(dtype=jnp.float32),
+            "counted": counted.mean(dtype=jnp.float32),
+            "without": (~has_ours).mean(dtype=jnp.float32),
+            "loss": loss_under(attack),
+            "loss_stronger": loss_under(stronger),
+        }
+    )
+    same, counted = means["same"], means["counted"]
+    return {
+        "alarm_loss": means["loss"],
+        "alarm_loss_stronger": means["loss_stronger"],
+        "alarm_gradient_agreement": jnp.where(counted > 0, same / counted, 1.0),
+        "alarm_gradient_zero": means["without"],
+    }
+
+
+def warnings(
+    values: dict[str, float],
+    *,
+    loss_ratio: float = 2.0,
+    loss_rise: float = 0.5,
+    agreement: float = 0.8,
+    zero: float = 0.1,
+) -> list[str]:
+    """What the figures of a `probe` mean, one sentence for each that is out of its range.
+
+    Args:
+      values: of `probe`; one that is not finite says nothing here, the trainer stops at it.
+      loss_ratio, loss_rise: the stronger attack's loss is suspicious above `loss_ratio` times
+        the training attack's and `loss_rise` more than it; the second leaves out losses that are
+        both small.
+      agreement: the least share of equal signs.
+      zero: the largest share of images without a gradient.
+    """
+    loss, stronger, same, without = (
+        values[f"alarm_{key}"]
+        for key in ("loss", "loss_stronger", "gradient_agreement", "gradient_zero")
+    )
+    found = []
+    if stronger > loss_ratio * loss and stronger > loss + loss_rise:
+        found.append(
+            f"the loss under an attack of {STRONGER} steps more is {stronger:.3g}, under the "
+            f"training attack {loss:.3g}: training no longer sees the adversarial examples that "
+            "exist (catastrophic overfitting), and its robust accuracy means nothing; go back to "
+            "an earlier checkpoint with more attack.steps, a smaller step or a lower learning rate"
+        )
+    if without > zero:
+        found.append(
+            f"{without:.0%} of the images have no input gradient but rounding: the network is so "
+            "certain of them that attacks find no direction (gradient masking), which looks like "
+            "robustness; start from weights that were trained less long, or set label_smoothing"
+        )
+    if same < agreement:
+        found.append(
+            f"the signs of the input gradient agree with those in float32 at {same:.0%} of the "
+            "pixels: the compute type is too coarse for this network, and the attack partly "
+            "guesses; set model.dtype='float32', or lower the learning rate if weights or logits "
+            "have grown"
+        )
+    return found
+
+
+def overfitting(
+    selection: Sequence[float], training: Sequence[float], *, images: int, fall: float = 0.03
+) -> str | None:
+    """A sentence if robust accuracy falls on new images while it grows on the training images.
+
+    The last two evaluations must both be lower than the best by `fall` and by twice the standard
+    error of a difference, so that one bad evaluation, or a small split, is no alarm.
+
+    Args:
+      selection: robust accuracy on the selection split at each evaluation so far.
+      training: that of the training batches between each of these evaluations and the one before.
+      images: in the selection split.
+    Source: Rice et al. 2020 (arXiv 2002.11569).
+    """
+    if len(selection) < 3:
+        return None
+    best = max(range(len(selection)), key=selection.__getitem__)
+    top, now = selection[best], max(selection[-2:])
+    error = math.sqrt(2 * top * (1 - top) / images)
+    if top - now <= max(fall, 2 * error) or training[-1] <= training[best]:
+        return None
+    return (
+        f"robust accuracy on the selection split has fallen from {top:.1%} at evaluation "
+        f"{best + 1} to {selection[-1]:.1%} at evaluation {len(selection)}, while on training "
+        f"batches it has risen from {training[best]:.1%} to {training[-1]:.1%}: robust "
+        "overfitting. The best weights are kept; stop here, or train again with fewer epochs, more "
+        "augmentation or more weight decay"
+    )
+
+
+_FLOAT32 = 6  # a float32 product at full precision in bfloat16 ones, on a TPU
+
+
+def check_cost(
+    *,
+    every_steps: int,
+    images: int,
+    batch_size: int,
+    attack: str,
+    steps: int,
+    objective: str,
+    dtype: str,
+    share: float = 0.01,
+) -> float:
+    """What a `probe` costs, as a share of the training steps between two of them.
+
+    Counted in forward passes per image: APGD takes 2K + 1, PGD 2K, an input gradient 2, the update
+    3; TRADES' update takes 6 and its targets 1. Not in it: that a few images fill a device badly,
+    and the collectives that gather the parameters once.
+
+    Args:
+      images: of a probe, on all devices together.
+      attack, steps: the training attack, "apgd", "pgd" or "fgsm".
+      objective: "adversarial" or "trades".
+      dtype: the compute type.
+    Raises:
+      ValueError: more than `share`.
+    """
+    trades = int(objective == "trades")
+
+    def passes(more):
+        k = 1 if attack == "fgsm" else steps
+        return 2 * (k + more) + int(attack == "apgd")
+
+    gradients = 2 + 2 * (1 if dtype == "float32" else _FLOAT32)
+    of_probe = trades + passes(0) + 1 + passes(STRONGER) + 1 + gradients
+    of_step = trades + passes(0) + (6 if trades else 3)
+    cost = of_probe * images / (of_step * batch_size)  # of a single step
+    if cost > share * every_steps:
+        raise ValueError(
+            f"alarm.every_steps={every_steps} with {images} images costs {cost / every_steps:.1%} "
+            f"of the training, more than {share:.0%}; set alarm.every_steps="
+            f"{math.ceil(cost / share)} or more, or fewer alarm.images"
+        )
+    return cost / every_steps

@@ -1,0 +1,116 @@
+"""What the processes of a pod do together in an evaluation: divide images, join what they found.
+
+Every process calls each of these functions, in the same order. A process that is killed ends the
+others: JAX aborts them at once where it was process 0, which holds the coordination service, else
+when its heartbeats have been missing for 100 s.
+"""
+
+import contextlib
+import itertools
+import json
+import pickle
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax._src import distributed  # the coordination service has no public name
+from jax.experimental.multihost_utils import process_allgather
+
+from jaxrobust.progress import say
+
+T = TypeVar("T")
+
+_PATIENCE = 60  # seconds of waiting for a process between two lines that say so
+_PIECE = 2**22  # bytes that each process sends at a time; all processes' lie on every device
+_calls = itertools.count()
+
+
+def share(which: np.ndarray) -> np.ndarray:
+    """The part of `which` that this process takes; the parts differ by one at most."""
+    return which[jax.process_index() :: jax.process_count()]
+
+
+def everyone(value: T) -> list[T]:
+    """The values (anything that pickles) of all processes, in their order.
+
+    Waits for the others for as long as they live: images that survive cost far more than others.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    mine = np.frombuffer(pickle.dumps((jax.process_index(), value)), np.uint8)
+    longest = max(_lengths(len(mine)))
+    width = min(_PIECE, 1 << (longest - 1).bit_length())  # few shapes, hence few programs
+    padded = np.zeros(-(-longest // width) * width, np.uint8)
+    padded[: len(mine)] = mine
+    pieces = [process_allgather(padded[i : i + width]) for i in range(0, len(padded), width)]
+    values = dict(pickle.loads(row) for row in np.concatenate(pieces, axis=1))
+    return [values[process] for process in range(jax.process_count())]
+
+
+def _lengths(mine: int) -> list[int]:
+    """Those of all processes, through the coordination service.
+
+    Collectives cannot wait: the first one gives up after 30 s under Gloo.
+    """
+    client = distributed.global_state.client
+    if client is None:
+        raise ValueError("call jax.distributed.initialize() first, in every process")
+    call = f"jaxrobust/everyone/{next(_calls)}"
+    client.key_value_set(f"{call}/{jax.process_index()}", str(mine))
+
+    def length(process: int) -> int:
+        while True:
+            try:
+                return int(client.blocking_key_value_get(f"{call}/{process}", 1000 * _PATIENCE))
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+            say(f"waiting for process {process}, which is still at work")
+
+    return [length(process) for process in range(jax.process_count())]
+
+
+def together(function: Callable[[], T]) -> T:
+    """What `function` returns here; where it raises ValueError in one process, all raise it."""
+    result: Any = None
+    mistake = None
+    try:
+        result = function()
+    except ValueError as error:
+        mistake = str(error)
+    for theirs in everyone(mistake):
+        if theirs is not None:
+            raise ValueError(theirs)
+    return result
+
+
+def agree(identity: dict[str, Any]) -> None:
+    """Raises ValueError in all processes unless all of them evaluate the same."""
+    for process, theirs in enumerate(everyone(identity)):
+        if words := differences(theirs, identity):
+            raise ValueError(
+                f"process {process} evaluates something else than process {jax.process_index()}: "
+                f"{words}. Give all of them the same command, weights and data"
+            )
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """In what two evaluations differ, in words; "" if in nothing."""
+    differing = [k for k in {**theirs, **ours} if not _same(theirs.get(k), ours.get(k))]
+    return "; ".join(
+        f"{k} is {_short(theirs.get(k))} there, {_short(ours.get(k))} here" for k in differing
+    )
+
+
+def _same(theirs, ours):
+    """Equal, or as near as the same network's logits are on other devices."""
+    if isinstance(theirs, list) and isinstance(ours, list) and np.shape(theirs) == np.shape(ours):
+        with contextlib.suppress(TypeError, ValueError):
+            return np.allclose(theirs, ours, rtol=1e-3, atol=1e-3, equal_nan=True)
+    return theirs == ours
+
+
+def _short(value):
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

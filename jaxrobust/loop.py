@@ -1,0 +1,315 @@
+"""The steps of a phase: take, log, save, evaluate, stop together, go back after trouble."""
+
+import contextlib
+import json
+import signal
+from collections import deque
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrobust import build, compilation, hardware, metrics, records, scores, sharding
+from jaxrobust.checkpoint import Checkpoints
+from jaxrobust.data import loading, pipeline, sources
+from jaxrobust.profiling import Profile, Trace
+from jaxrobust.progress import Progress, StopSignals, say
+from jaxrobust.step import TrainState, averaged
+from jaxrobust.types import Batch
+
+PHASES = ("pretrain", "train")
+_AHEAD = 2  # steps that may wait on the device for their turn, each with its batch
+_DATA = 64  # why a host stops, beside the numbers of signals
+
+
+class Interrupted(Exception):
+    """Ctrl-C; everything is saved."""
+
+
+class Preempted(Interrupted):
+    """SIGTERM, of this host or another; everything is saved."""
+
+
+class HostStopped(Interrupted):
+    """Another host met an error, which it names; everything is saved."""
+
+
+class BadData(sources.DataError):
+    """A data error that lost nothing: all hosts saved, and stop together."""
+
+
+class Diverged(Exception):
+    """No finite loss or gradient, for more steps than may be skipped."""
+
+
+class Run(NamedTuple):
+    """One phase of a run: what does not change from step to step."""
+
+    config: Any
+    workdir: Path
+    name: str
+    phase: build.Phase
+    source: sources.Source
+    latest: Checkpoints
+    best: Checkpoints
+    profile: Profile | None = None
+
+    def file(self, name: str) -> Path:
+        """A file of this phase."""
+        return self.workdir / self.name / name
+
+
+def steps(run: Run, state: TrainState) -> bool:
+    """From a state to the end of the phase, its last evaluation included.
+
+    Returns whether that was reached; False: go on from the last checkpoint, after a rollback.
+    Raises:
+      Interrupted, Diverged, DataError, OSError: the message says how to go on.
+    """
+    config, name, phase, latest = run.config, run.name, run.phase, run.latest
+    total, every, alone = phase.total_steps, config.log.every_steps, jax.process_count() == 1
+    chip = hardware.chip(jax.devices()[0].device_kind)
+    start = step = int(state.step)
+    meta = latest.meta(start) if start else {"examples_consumed": 0}
+    rollbacks = scores.first_host(len(metrics.read(run.file("rollbacks.jsonl"))))
+    step_fn, seconds, hit = compilation.compiled(
+        phase.step, *build.abstract_arguments(config, name, phase)
+    )
+    say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
+    select, ahead, failure = _selection(run), _Ahead(), None
+    damage = scores.damage(config, run.workdir, run.source)
+    batch: Any = None
+    owed = False
+
+    @cache
+    def orders(stop: int):
+        return build.orders(phase.mesh, stop=stop, lr_scale=config.trouble.lr**rollbacks)
+
+    def save() -> None:
+        latest.save(
+            step,
+            state,
+            {
+                "examples_consumed": step * config[name].batch_size,
+                "phase": name,
+                "chip_hours": progress.chip_hours(),
+                "config": json.loads(config.to_json()),
+                "versions": records.versions(),
+            },
+        )
+
+    def stopped(why: int) -> Exception:
+        """Saves, and says why all stop; nothing is saved behind steps without a gradient."""
+        ahead.drain()
+        if not ahead.skipped:
+            save()
+        latest.wait()
+        kept = f"saved under {run.workdir}"
+        if ahead.skipped:
+            kept = f"of which the last {ahead.skipped} found no finite gradient and are not saved"
+        text = f"stopped after step {step} of {total}, {kept}; the same command continues there"
+        if failure is not None:
+            hosts = "" if alone else "The other hosts stop as well. "
+            return BadData(
+                f"{failure}. {hosts}Step {step} is saved under {run.workdir}: once the data is "
+                "whole, the same command continues there"
+            )
+        if why == _DATA:
+            return HostStopped(f"another host cannot read its data, and names it; {text}")
+        return (Preempted if why == signal.SIGTERM else Interrupted)(text)
+
+    def due(epochs: int) -> bool:
+        return step > 0 and (step == total or step % (epochs * phase.steps_per_epoch) == 0)
+
+    with (
+        metrics.writer(
+            run.workdir,
+            phase=name,
+            start=start,
+            tensorboard=config.log.tensorboard,
+            enabled=jax.process_index() == 0,
+        ) as write,
+        Progress(
+            name,
+            step,
+            total,
+            config[name].batch_size,
+            config.data.workers,
+            flops_per_image=build.flops_per_image(config, name) if chip else None,
+            chip_hours=meta.get("chip_hours", 0.0),
+        ) as progress,
+        contextlib.closing(batches(config, name, run.source, meta["examples_consumed"])) as stream,
+        Trace(run.profile, run.workdir / "profile" / name, step) as trace,
+        StopSignals() as stop,
+    ):
+        while True:
+            evaluates = due(config.evaluation.every_epochs) and not scored(run, step)
+            saves = evaluates or owed or (due(config.checkpoint.every_epochs) and step != start)
+            logs = step > start and (step % every == 0 or step == total)
+            if saves or logs:
+                ahead.drain()
+            if ahead.stop:  # the same step on every host: none has taken it
+                why, step = ahead.stop
+                raise stopped(why)
+            if ahead.skipped > config.trouble.skips:
+                _roll_back(run, ahead, rollbacks)
+                return False
+            if logs:
+                found = ahead.window()
+                found["damaged_images"] = len(damage.known) + scores.over_hosts(len(damage.new))
+                found["lr"] = float(phase.schedule(step - 1)) * config.trouble.lr**rollbacks
+                write(step, found | (progress.show(step, found) if "loss" in found else {}))
+            if saves:
+                owed = bool(ahead.skipped) and step != total
+                if not owed:
+                    save()  # before the evaluation, which may take long
+            if alone and stop.asked:
+                raise stopped(stop.asked)
+            if evaluates:
+                write(step, select(step, state))
+                progress.resume(step)
+            if step == total:
+                return True
+            try:
+                with progress.waiting():
+                    batch = batch if failure else next(stream)
+                damage.meet(batch.damaged)
+            except sources.DataError as error:
+                failure, batch = error, batch or _blank(run)
+                if alone:
+                    raise stopped(_DATA) from error
+            told = orders(0 if alone else _DATA if failure else stop.asked)
+            state, values = step_fn(state, device_batch(phase.mesh, batch), told)
+            step += 1
+            progress.dispatched(values)
+            ahead.add(step, values)
+            if trace.dispatched(step, values):
+                progress.resume(step)
+
+
+class _Ahead:
+    """Steps that are on the device, and what those that ended there said."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[int, dict]] = deque()
+        self._rows: list[dict] = []
+        self.last: dict[str, float] = {}
+        self.skipped = 0  # steps in a row that updated nothing
+        self.stop: tuple[int, int] | None = None  # why, and how many steps were taken before
+
+    def add(self, step: int, values: dict) -> None:
+        """Takes note of a step's metrics, and waits until few enough are on the device."""
+        self._waiting.append((step, values))
+        if len(self._waiting) > _AHEAD:
+            self._settle()
+
+    def drain(self) -> None:
+        """Waits for all."""
+        while self._waiting:
+            self._settle()
+
+    def _settle(self) -> None:
+        step, values = self._waiting.popleft()
+        row = {key: value.item() for key, value in jax.device_get(values).items()}
+        why = row.pop("stop")
+        if why and self.stop is None:
+            self.stop = (why, step - 1)
+        if self.stop is None:
+            self.skipped = self.skipped + 1 if row["skipped"] else 0
+            self.last = row | {"step": step}
+            self._rows.append(row)
+
+    def window(self) -> dict[str, float]:
+        """Means over the steps since the last call that updated something, and how many did not."""
+        rows, self._rows = self._rows, []
+        good = [row for row in rows if not row["skipped"]]
+        means = {key: float(np.mean([row[key] for row in good])) for key in (good or [{}])[0]}
+        return means | {"skipped": len(rows) - len(good)}
+
+
+def _roll_back(run: Run, ahead: _Ahead, rollbacks: int) -> None:
+    """Takes note that the phase goes back to its last checkpoint, or raises `Diverged`."""
+    trouble, last, row = run.config.trouble, run.latest.latest_step(), ahead.last
+    what = (
+        f"the loss is {row['loss']} at step {row['step']}, its gradient's norm "
+        f"{row['gradient_norm']}; {ahead.skipped} steps in a row updated nothing"
+    )
+    if rollbacks >= trouble.rollbacks:
+        good = f"step {last} under {run.latest.directory}" if last else "none was written yet"
+        raise Diverged(
+            f"{what}. The last good checkpoint: {good}. Set trouble.rollbacks=1 to go on from "
+            f"there with {trouble.lr} times the learning rate, or start again in a new --workdir "
+            "with a lower one or a longer warm-up"
+        )
+    scale = trouble.lr ** (rollbacks + 1)
+    if jax.process_index() == 0:
+        row = {"step": row["step"], "back_to": last or 0, "lr_scale": scale}
+        metrics.append(run.file("rollbacks.jsonl"), row)
+    say(f"{run.name}: {what}. Back to step {last or 0}, with {scale:g} times the learning rate")
+
+
+def batches(config, name: str, source: sources.Source, start: int) -> pipeline.Batches:
+    """This process' part of the training stream of a phase, from a position on."""
+    return pipeline.train_batches(
+        source,
+        batch_size=config[name].batch_size,
+        seed=config.seed + PHASES.index(name),
+        augmentation=config.data.augmentation,
+        image_size=config.model.image_size,
+        start=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+        strict=config.data.strict,
+    )
+
+
+def device_batch(mesh, batch) -> Batch:
+    """The global batch, from this process' part of it."""
+    return Batch(*sharding.global_arrays(mesh, (batch.images, batch.labels)))
+
+
+def _blank(run: Run):
+    """Images for a step that no host takes."""
+    whole = build.abstract_batch(run.config, run.name)
+    rows = len(whole.images) // jax.process_count()
+    images, labels = (np.zeros((rows, *x.shape[1:]), x.dtype) for x in whole)
+    return loading.TrainBatch(images, labels, np.full(rows, -1, np.int32))
+
+
+def _selection(run: Run):
+    """`select(step, state) -> dict`: evaluates on the selection split, keeps the best weights."""
+    config, name, phase, latest, best = run.config, run.name, run.phase, run.latest, run.best
+    settings, source = config.evaluation, scores.open_split(config, "selection_split")
+    evaluate = build.evaluation(config, phase.mesh, steps=settings.steps)
+    meets = None if config.data.strict else scores.damage(config, run.workdir, source)
+    read = {"preprocessing": config.data.preprocessing, "meets": meets}
+    metric = "clean" if config[name].objective == "clean" else "robust"
+
+    def select(step: int, state: TrainState) -> dict[str, float]:
+        raw = state.params, state.stats
+        chosen = averaged(state) if settings.weights == "ema" else raw
+        weights = scores.Weights(*jax.device_put(chosen, sharding.replicated(phase.mesh)))
+        reached = scores.count(evaluate, weights, source, settings, config, phase.mesh, **read)
+        say(
+            f"{name}: step {step}, selection split: clean {reached['clean']:.1%}, "
+            f"robust {reached['robust']:.1%}"
+        )
+        latest.wait()  # two writers at once mix up their meetings of hosts
+        before = best.latest_step()
+        if before is None or reached[metric] >= best.meta(before)[metric]:
+            best.save(step, weights, reached)
+            best.wait()
+        if jax.process_index() == 0:  # last: without this line the evaluation is repeated
+            metrics.append(run.file("selection.jsonl"), {"step": step} | reached)
+        return {f"selection_{key}": value for key, value in reached.items()}
+
+    return select
+
+
+def scored(run: Run, step: int | None) -> bool:
+    """Whether a step was evaluated on the selection split."""
+    rows = metrics.read(run.file("selection.jsonl"))
+    return bool(scores.first_host(any(row["step"] == step for row in rows)))

@@ -1,0 +1,289 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from jax.sharding import PartitionSpec
+
+from jaxrobust import alarm, attacks, objectives, sharding
+from jaxrobust.types import Classifier
+
+SHAPE, CLASSES, HIDDEN = (16, 4, 4, 3), 10, 32
+
+
+def perceptron(dtype, scale=1.0):
+    """Two layers, computed in `dtype`; `scale` multiplies the logits."""
+
+    def apply(params, stats, images, *, train=False, key=None):
+        x = images.reshape(len(images), -1).astype(dtype) - jnp.asarray(0.5, dtype)
+        x = jnp.tanh(x @ params["first"].astype(dtype))
+        return scale * (x @ params["second"].astype(dtype)).astype(jnp.float32), stats
+
+    def init(key):
+        first, second = jax.random.split(key)
+        size = SHAPE[1] * SHAPE[2] * SHAPE[3]
+        return {
+            "first": jax.random.normal(first, (size, HIDDEN)) / size**0.5 * 3,
+            "second": jax.random.normal(second, (HIDDEN, CLASSES)) / HIDDEN**0.5,
+        }, {}
+
+    return Classifier(init, apply)
+
+
+def linear(dtype):
+    def apply(params, stats, images, *, train=False, key=None):
+        x = images.reshape(len(images), -1).astype(dtype)
+        return (x @ params["kernel"].astype(dtype)).astype(jnp.float32), stats
+
+    return Classifier(lambda key: ({}, {}), apply)
+
+
+def images_of(seed=0):
+    return jax.random.uniform(jax.random.key(seed), SHAPE)
+
+
+def cross_entropy(logits, labels):
+    return -np.asarray(jax.nn.log_softmax(logits))[np.arange(len(labels)), np.asarray(labels)]
+
+
+def probe_of(
+    *,
+    dtype=jnp.float32,
+    network=perceptron,
+    attack=attacks.apgd,
+    objective=None,
+    steps=2,
+    **options,
+):
+    options = {"epsilon": 0.1} | options
+    return partial(
+        alarm.probe,
+        net=network(dtype),
+        net32=network(jnp.float32),
+        attack=attack(steps=steps, **options),
+        stronger=attack(steps=steps + alarm.STRONGER, **options),
+        objective=objective or objectives.adversarial(),
+        dtype=jnp.dtype(dtype),
+    )
+
+
+class ProbeTest(parameterized.TestCase):
+    def setUp(self):
+        self.images = images_of()
+        self.params, _ = perceptron(jnp.float32).init(jax.random.key(1))
+        self.labels = jax.random.randint(jax.random.key(2), SHAPE[:1], 0, CLASSES, jnp.int32)
+
+    def predictions(self):
+        logits, _ = perceptron(jnp.float32).apply(self.params, {}, self.images)
+        return logits.argmax(-1).astype(jnp.int32)
+
+    @parameterized.parameters("adversarial", "trades")
+    def test_losses_are_those_of_the_attacks(self, objective):
+        """TRADES' attack aims at the clean probabilities, but what is reported is comparable."""
+        key, trades = jax.random.key(3), objective == "trades"
+        kind = {"loss": "kl" if trades else "ce", "random_start": True}
+        chosen = objectives.trades(6.0) if trades else objectives.adversarial()
+        probe = probe_of(objective=chosen, **kind)
+        found = jax.jit(probe)(self.params, {}, self.images, self.labels, key)
+        logits = jax.jit(lambda x: perceptron(jnp.float32).apply(self.params, {}, x)[0])
+        targets = jax.nn.softmax(logits(self.images)) if trades else self.labels
+        for name, steps in (("alarm_loss", 2), ("alarm_loss_stronger", 5)):
+            attack = jax.jit(partial(attacks.apgd(epsilon=0.1, steps=steps, **kind), logits))
+            expected = cross_entropy(logits(attack(key, self.images, targets)), self.labels).mean()
+            np.testing.assert_allclose(found[name], expected, rtol=1e-5, err_msg=name)
+
+    @parameterized.parameters(jnp.float32, jnp.bfloat16)
+    def test_agreement_is_that_of_the_gradients(self, dtype):
+        found = jax.jit(probe_of(dtype=dtype))(self.params, {}, self.images, self.labels, None)
+
+        def signs(dtype):
+            def loss(x):
+                logits, _ = perceptron(dtype).apply(self.params, {}, x)
+                return jax.nn.log_softmax(logits)[jnp.arange(16), self.labels].sum()
+
+            return np.sign(jax.grad(loss)(self.images))
+
+        same = (signs(dtype) == signs(jnp.float32)).mean()
+        # Of 768 signs, three that another order of bfloat16 sums may turn.
+        np.testing.assert_allclose(found["alarm_gradient_agreement"], same, atol=3 / 768)
+        self.assertEqual(found["alarm_gradient_zero"], 0)
+        if dtype == jnp.bfloat16:
+            self.assertBetween(same, 0.9, 0.9999)
+        self.assertEmpty(alarm.warnings(jax.device_get(found)))
+
+    @parameterized.parameters(attacks.apgd, attacks.pgd)
+    def test_stronger_attack_reaches_a_higher_loss(self, attack):
+        probe = jax.jit(probe_of(attack=attack, random_start=True))
+        for seed in range(4):
+            images, key = images_of(seed), jax.random.key(seed)
+            found = probe(self.params, {}, images, self.labels, key)
+            self.assertGreater(found["alarm_loss_stronger"], found["alarm_loss"])
+
+    def test_bytes_are_their_floats(self):
+        image_bytes = (self.images * 255).astype(jnp.uint8)
+        floats = image_bytes.astype(jnp.float32) / 255
+        probe = jax.jit(probe_of())
+        a, b = (probe(self.params, {}, x, self.labels, None) for x in (image_bytes, floats))
+        self.assertEqual(jax.device_get(a), jax.device_get(b))
+
+    def test_soft_labels(self):
+        soft = jax.nn.one_hot(self.labels, CLASSES)
+        probe = jax.jit(probe_of())
+        a, b = (probe(self.params, {}, self.images, x, None) for x in (self.labels, soft))
+        for name in a:
+            np.testing.assert_allclose(a[name], b[name], rtol=1e-5, err_msg=name)
+
+    @parameterized.parameters(1, 200)
+    def test_eight_devices_are_one(self, scale):
+        """Also where only some images have a gradient, so that shares have other denominators."""
+        probe = probe_of(
+            dtype=jnp.bfloat16, network=partial(perceptron, scale=scale), random_start=True
+        )
+        labels = self.predictions()
+        keys = attacks.image_keys(jax.random.key(3), SHAPE[0])
+        mesh = sharding.make_mesh(jax.devices())
+        rows, axes = PartitionSpec(mesh.axis_names), mesh.axis_names
+        spread = jax.shard_map(
+            partial(probe, mean=partial(jax.lax.pmean, axis_name=axes)),
+            mesh=mesh,
+            in_specs=(PartitionSpec(), PartitionSpec(), rows, rows, rows),
+            out_specs=PartitionSpec(),
+            check_vma=False,
+        )
+        one, many = (
+            jax.jit(f)(self.params, {}, self.images, labels, keys) for f in (probe, spread)
+        )
+        if scale > 1:
+            self.assertBetween(one["alarm_gradient_zero"], 0.1, 0.9)
+        for name in one:
+            # Another order of sums, which the signs of 3 of 768 pixels may feel.
+            np.testing.assert_allclose(one[name], many[name], rtol=1e-3, atol=4e-3, err_msg=name)
+
+    @parameterized.parameters(1e4, 1e5)
+    def test_saturated_network_has_no_gradient(self, scale):
+        probe = probe_of(network=partial(perceptron, scale=scale))
+        found = jax.jit(probe)(self.params, {}, self.images, self.predictions(), None)
+        self.assertGreater(found["alarm_gradient_zero"], 0.9)
+        (sentence,) = alarm.warnings(jax.device_get(found))
+        self.assertRegex(sentence, r"\d+% of the images have no input gradient")
+
+    def test_no_gradient_at_all_is_no_disagreement(self):
+        params = jax.tree.map(jnp.zeros_like, self.params)
+        found = jax.jit(probe_of(dtype=jnp.bfloat16))(params, {}, self.images, self.labels, None)
+        self.assertEqual(found["alarm_gradient_agreement"], 1)
+        self.assertEqual(found["alarm_gradient_zero"], 1)
+
+    def test_coarse_type_loses_the_sign(self):
+        # bfloat16 knows neighbours of 100 at a distance of 0.5.
+        kernel = 100 + 0.1 * jax.random.normal(jax.random.key(4), (48, CLASSES))
+        probe = jax.jit(probe_of(dtype=jnp.bfloat16, network=linear))
+        found = probe({"kernel": kernel}, {}, self.images, self.labels, None)
+        self.assertLess(found["alarm_gradient_agreement"], 0.7)
+        sentences = alarm.warnings(jax.device_get(found))
+        self.assertIn("the signs of the input gradient agree", " ".join(sentences))
+
+
+class WarningsTest(parameterized.TestCase):
+    def values(self, **changes):
+        healthy = {"loss": 1.0, "loss_stronger": 1.05}
+        healthy |= {"gradient_agreement": 0.99, "gradient_zero": 0.0}
+        return {f"alarm_{key}": value for key, value in (healthy | changes).items()}
+
+    @parameterized.parameters(
+        {},
+        {"loss": 0.1, "loss_stronger": 0.5},  # five times, but both small
+        {"loss": 4.3, "loss_stronger": 7.0},  # clean weights under FGSM
+        {"gradient_agreement": 0.9},
+        {"gradient_zero": 0.05},
+    )
+    def test_silence(self, **changes):
+        self.assertEmpty(alarm.warnings(self.values(**changes)))
+
+    def test_sentences_name_figures_and_remedy(self):
+        rows = (
+            ({"loss": 0.02, "loss_stronger": 5.1}, "3 steps more is 5.1, .* 0.02: .*attack.steps"),
+            ({"gradient_zero": 0.4}, "^40% of the images have no input gradient.*label_smoothing"),
+            ({"gradient_agreement": 0.6}, "at 60% of the pixels.*set model.dtype='float32'"),
+        )
+        for changes, pattern in rows:
+            (sentence,) = alarm.warnings(self.values(**changes))
+            self.assertRegex(sentence, pattern)
+        everything = {key: value for changes, _ in rows for key, value in changes.items()}
+        self.assertLen(alarm.warnings(self.values(**everything)), 3)
+
+    def test_thresholds(self):
+        values = self.values(loss_stronger=1.8, gradient_agreement=0.9, gradient_zero=0.05)
+        self.assertEmpty(alarm.warnings(values))
+        self.assertLen(alarm.warnings(values, loss_ratio=1.5), 1)
+        self.assertEmpty(alarm.warnings(values, loss_ratio=1.5, loss_rise=0.9))
+        self.assertLen(alarm.warnings(values, agreement=0.95), 1)
+        self.assertLen(alarm.warnings(values, zero=0.01), 1)
+
+
+class OverfittingTest(parameterized.TestCase):
+    def test_fall_while_training_rises(self):
+        sentence = alarm.overfitting(
+            [0.40, 0.53, 0.49, 0.46], [0.40, 0.55, 0.65, 0.75], images=4000
+        )
+        self.assertRegex(sentence, "from 53.0% at evaluation 2 to 46.0% at evaluation 4.*55.0% to")
+
+    @parameterized.parameters(
+        ([], []),
+        ([0.5], [0.5]),
+        ([0.5, 0.3], [0.5, 0.6]),  # one evaluation after the best is too few
+        ([0.5, 0.4, 0.49], [0.5, 0.6, 0.7]),  # recovered
+        ([0.5, 0.49, 0.3], [0.5, 0.6, 0.7]),  # once
+        ([0.5, 0.48, 0.48], [0.5, 0.6, 0.7]),  # by less than 3 points
+        ([0.5, 0.4, 0.4], [0.5, 0.4, 0.4]),  # training falls too: another kind of trouble
+        ([0.5, 0.52, 0.54], [0.5, 0.6, 0.7]),
+    )
+    def test_silence(self, selection, training):
+        self.assertIsNone(alarm.overfitting(selection, training, images=4000))
+
+    def test_small_split_falls_by_chance(self):
+        falls = partial(alarm.overfitting, [0.53, 0.47, 0.47], [0.5, 0.6, 0.7])
+        self.assertIsNotNone(falls(images=4000))
+        self.assertIsNone(falls(images=128))  # two standard errors are 12 points
+        self.assertIsNone(falls(images=4000, fall=0.07))
+
+
+class CostTest(parameterized.TestCase):
+    common = {"images": 64, "batch_size": 1024, "every_steps": 500}
+
+    @parameterized.parameters(
+        # targets + attack + its loss + stronger attack + its loss + two gradients
+        ("apgd", 2, "adversarial", "float32", 0 + 5 + 1 + 11 + 1 + 2 + 2, 5 + 3),
+        ("apgd", 2, "adversarial", "bfloat16", 0 + 5 + 1 + 11 + 1 + 2 + 12, 5 + 3),
+        ("pgd", 10, "trades", "float32", 1 + 20 + 1 + 26 + 1 + 2 + 2, 1 + 20 + 6),
+        ("fgsm", 7, "adversarial", "float32", 0 + 2 + 1 + 8 + 1 + 2 + 2, 2 + 3),
+    )
+    def test_counts_passes(self, attack, steps, objective, dtype, of_probe, of_step):
+        found = alarm.check_cost(
+            attack=attack, steps=steps, objective=objective, dtype=dtype, **self.common
+        )
+        self.assertAlmostEqual(found, of_probe * 64 / (of_step * 1024 * 500))
+
+    def test_remedy_is_the_least_that_works(self):
+        cost = partial(
+            alarm.check_cost,
+            images=64,
+            batch_size=64,
+            attack="apgd",
+            steps=2,
+            objective="adversarial",
+            dtype="float32",
+        )
+        message = (
+            r"alarm.every_steps=50 with 64 images costs 5.5% of the training, more than 1%; set "
+            r"alarm.every_steps=275 or more, or fewer alarm.images"
+        )
+        with self.assertRaisesRegex(ValueError, message):
+            cost(every_steps=50)
+        self.assertAlmostEqual(cost(every_steps=275), 0.01)
+        with self.assertRaisesRegex(ValueError, "every_steps=274"):
+            cost(every_steps=274)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,353 @@
+"""What a compiled program sends between chips, read from the text of its optimised HLO module.
+
+For programs of the CPU and the TPU compiler. What is not obvious in such a text:
+- A collective that runs beside other work stands there several times: as `-start` and `-done`, as
+  the body of an `async-start`, or, from the TPU compiler, in three fusions that share a `chain_id`.
+- `channel_id` says nothing: all collectives of a `shard_map` may have the same one.
+- A gather may be written as an all-reduce of zeros into which each chip has put its part.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+KINDS = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "collective-permute",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-broadcast",
+)
+# Names under which a short loop that the compiler has unrolled still shows.
+_LOOP = re.compile(r"(^|/)(while/body|attack)(/|$)")
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128, "token": 0}
+# A value that goes through these is moved, split, joined or rounded: which operands it is made of.
+_MOVES: dict[str, slice] = {
+    **dict.fromkeys(("bitcast", "convert", "copy", "reshape", "transpose", "slice"), slice(1)),
+    **dict.fromkeys(("copy-start", "copy-done", "slice-start", "slice-done"), slice(1)),
+    **dict.fromkeys(("pad", "dynamic-slice", "reduce-precision", "bitcast-convert"), slice(1)),
+    **dict.fromkeys(("iota", "partition-id", "replica-id"), slice(0)),
+    "broadcast": slice(1),
+    "dynamic-update-slice": slice(2),
+    "select": slice(1, 3),
+    "concatenate": slice(None),
+}
+
+
+class Instruction(NamedTuple):
+    """One line: `%name = type opcode(operands), attributes`."""
+
+    name: str
+    type: str
+    opcode: str
+    operands: tuple[str, ...]
+    arguments: str  # as written, such as the value of a constant
+    attributes: str
+    computation: str
+
+
+class Collective(NamedTuple):
+    """One message pattern of a program."""
+
+    kind: str
+    bytes: int  # of its result on one chip
+    sent: float  # bytes that one chip must send at least, for one time
+    arrays: int  # that it carries
+    times: int | None  # trip counts of the loops around it; None: not known
+    inside: bool  # of a loop, or of what was the attack's
+    op_name: str
+    parameters: tuple[str, ...]  # arguments of the program that it carries unchanged but for type
+
+
+class Module(NamedTuple):
+    """Computations by name, each a dict of instructions; `callers` are call sites."""
+
+    computations: dict[str, dict[str, Instruction]]
+    entry: str
+    roots: dict[str, str]
+    callers: dict[str, list[Instruction]]
+    devices: int  # that run the program together
+
+    def root(self, computation: str) -> Instruction:
+        """What a computation returns."""
+        return self.computations[computation][self.roots[computation]]
+
+
+def parse(text: str) -> Module:
+    """A module from what `compiled.as_text()` returns."""
+    computations: dict[str, dict[str, Instruction]] = {}
+    roots: dict[str, str] = {}
+    callers: dict[str, list[Instruction]] = {}
+    entry = current = ""
+    for line in text.splitlines():
+        if head := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            current = head[2]
+            computations[current], callers[current] = {}, []
+            entry = current if head[1] else entry
+        elif current and (found := re.match(r"  +(ROOT )?%?([\w.\-]+) = (.*)", line)):
+            instruction = _instruction(found[2], found[3], current)
+            computations[current][found[2]] = instruction
+            if found[1]:
+                roots[current] = found[2]
+    if not entry:
+        raise ValueError("no ENTRY computation; pass the text of compiled.as_text()")
+    for instruction in instructions(computations):
+        for callee in set(called(instruction)) & set(callers):
+            callers[callee].append(instruction)
+    counts = re.findall(r"(?:num_partitions|replica_count)=(\d+)", text.partition("\n")[0])
+    return Module(computations, entry, roots, callers, math.prod(map(int, counts)))
+
+
+def _instruction(name: str, rest: str, computation: str) -> Instruction:
+    end = _closing(rest) if rest.startswith("(") else rest.index(" ")
+    opcode = rest[end:].strip().split("(")[0]
+    start = rest.index("(", end)
+    close = start + _closing(rest[start:])
+    arguments = rest[start + 1 : close - 1]
+    operands = tuple(re.findall(r"%([\w.\-]+)", arguments))
+    return Instruction(name, rest[:end], opcode, operands, arguments, rest[close:], computation)
+
+
+def _closing(text: str) -> int:
+    """The length of the parenthesis that `text` begins with."""
+    depth = 0
+    for found in re.finditer(r"[()]", text):
+        depth += 1 if found[0] == "(" else -1
+        if depth == 0:
+            return found.end()
+    raise ValueError(f"unbalanced HLO: {text[:80]}")
+
+
+def instructions(computations: dict[str, dict[str, Instruction]]) -> Iterator[Instruction]:
+    """All of them, in the order of the text."""
+    return (i for computation in computations.values() for i in computation.values())
+
+
+def called(instruction: Instruction) -> list[str]:
+    """The computations that an instruction runs."""
+    keys = "calls|to_apply|condition|body|branch_computations|true_computation|false_computation"
+    groups = re.findall(rf"\b(?:{keys})=(\{{[^}}]*\}}|%?[\w.\-]+)", instruction.attributes)
+    return re.findall(r"[\w.\-]+", " ".join(groups))
+
+
+def instruction_count(module: Module) -> int:
+    """Of all computations."""
+    return sum(1 for _ in instructions(module.computations))
+
+
+def collectives(module: Module) -> list[Collective]:
+    """Each one once, in the order of the text."""
+    times = runs(module)
+    found: dict[object, Collective] = {}
+    for i in instructions(module.computations):
+        kind = i.opcode.removesuffix("-start")
+        if kind not in KINDS:
+            continue
+        chain = re.search(r'chain_id="(\d+)"', i.attributes)
+        leaves = [_leaves(module, i.computation, name) or () for name in i.operands]
+        carried = {
+            _op_name(p) or p.name for group in leaves for p in group if p.opcode == "parameter"
+        }
+        kind, result = _result(module, i, kind)
+        op_name = _op_name(i)
+        collective = Collective(
+            kind=kind,
+            bytes=size(result),
+            sent=_sent(kind, size(result), _group(i.attributes) or module.devices),
+            arrays=len(re.findall(r"\w\[", result)),
+            times=times[i.computation][0],
+            inside=times[i.computation][1] or bool(_LOOP.search(op_name)),
+            op_name=op_name,
+            parameters=tuple(sorted(carried)),
+        )
+        key = (kind, chain[1], collective.inside) if chain else i
+        before = found.get(key, collective)  # a chain: only its start says where it comes from
+        found[key] = max(before, collective, key=lambda c: len(c.parameters))
+    return list(found.values())
+
+
+def _result(module: Module, i: Instruction, kind: str) -> tuple[str, str]:
+    """(kind, type of the true result) of a collective."""
+    if i.computation.startswith("all-reduce-scatter"):  # the TPU compiler's own fusion of the two
+        return "reduce-scatter", module.root(i.computation).type
+    if i.opcode in ("all-gather-start", "collective-permute-start"):
+        return kind, _elements(i.type)[1]  # (operands, results, ...)
+    return kind, i.type
+
+
+def _elements(type_: str) -> list[str]:
+    """The types in a tuple's type."""
+    inner, parts, depth = type_[1:-1], [""], 0
+    for character in inner:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return parts
+
+
+def size(type_: str) -> int:
+    """Bytes of an array's or a tuple's type."""
+    bits = 0
+    for kind, dims in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", type_):
+        width = _BITS.get(kind) or int(re.search(r"\d+", kind.removeprefix("f8e"))[0])  # type: ignore[index]
+        bits += (8 if kind.startswith("f8") else width) * math.prod(
+            map(int, dims.split(",") if dims else [])
+        )
+    return bits // 8
+
+
+def _sent(kind: str, size: int, chips: int) -> float:
+    """Bytes that a chip must send for a collective among `chips` whose result has `size` bytes."""
+    others = chips - 1
+    factors = {
+        "all-reduce": 2 * others / chips,
+        "reduce-scatter": others,
+        "collective-permute": 1,
+        "collective-broadcast": 1,
+    }
+    return size * factors.get(kind, others / chips)
+
+
+def _group(attributes: str) -> int | None:
+    """How many chips take part; None where the text leaves it out: all of them."""
+    if found := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
+        return len(found[1].split(","))
+    if found := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
+        return int(found[1])
+    if found := re.search(r"replica_groups=mesh\[(.*?)\] *\{(.*?)\}", attributes):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", found[2]))
+    return None
+
+
+def _op_name(i: Instruction) -> str:
+    found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', i.attributes)
+    return re.sub(r"\\(.)", r"\1", found[1]) if found else ""
+
+
+# --- Loops ---
+
+
+def runs(module: Module) -> dict[str, tuple[int | None, bool]]:
+    """How often the program runs each computation, and whether a loop is around it.
+
+    None: the trip count of a loop is not in the text.
+    """
+    known: dict[str, tuple[int | None, bool]] = {module.entry: (1, False)}
+
+    def of(computation: str) -> tuple[int | None, bool]:
+        if computation not in known:
+            total: int | None = 0
+            looped = False
+            for call in module.callers[computation]:
+                outer, inside = of(call.computation)
+                trips = trip_count(module, call) if call.opcode == "while" else 1
+                unknown = total is None or outer is None or trips is None
+                total = None if unknown else total + outer * trips  # type: ignore[operator]
+                looped |= inside or call.opcode == "while"
+            known[computation] = total, looped
+        return known[computation]
+
+    return {computation: of(computation) for computation in module.computations}
+
+
+def trip_count(module: Module, loop: Instruction) -> int | None:
+    """Of a `while` that counts up by one, as JAX's do; None where its ends are not constants."""
+    if found := re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes):
+        return int(found[1])
+    compare = module.root(_attribute(loop, "condition"))
+    while compare.opcode in ("fusion", "call"):
+        compare = module.root(called(compare)[0])
+    if compare.opcode != "compare" or "direction=LT" not in compare.attributes:
+        return None
+    leaves = [_leaves(module, compare.computation, name, start=True) for name in compare.operands]
+    ends = [
+        int(leaf.arguments)
+        for found in leaves
+        for leaf in found or ()
+        if re.fullmatch(r"-?\d+", leaf.arguments)
+    ]
+    return max(ends[1] - ends[0], 0) if len(ends) == 2 else None
+
+
+# --- Where a value comes from ---
+
+
+def _leaves(
+    module: Module, computation: str, name: str, path: tuple[int, ...] = (), *, start: bool = False
+) -> frozenset[Instruction] | None:
+    """Constants, and parameters of the program, that a value is made of; None: it was computed.
+
+    `path` leads to an element of a tuple. What a loop changes was computed, or with `start` is what
+    it was before the loop.
+    """
+    i = module.computations[computation][name]
+
+    def follow(names, path=path, at=computation):
+        return _union(_leaves(module, at, name, path, start=start) for name in names)
+
+    if i.opcode == "parameter":
+        if computation == module.entry:
+            return frozenset([i])
+        return _union(
+            None
+            if call.opcode == "while" and not (start or _kept(module, call, path))
+            else follow([_argument(call, computation, int(i.arguments))], at=call.computation)
+            for call in module.callers[computation]
+        )
+    if i.opcode == "constant":
+        return frozenset([i])
+    if i.opcode == "get-tuple-element":
+        return follow(i.operands, (int(_attribute(i, "index")), *path))
+    if i.opcode == "tuple" and path:
+        return follow([i.operands[path[0]]], path[1:])
+    if i.opcode == "opt-barrier" or (i.opcode == "while" and _kept(module, i, path)):
+        return follow(i.operands)
+    if i.opcode in ("fusion", "call"):
+        (callee,) = called(i)
+        return follow([module.roots[callee]], at=callee)
+    if 'custom_call_target="ConcatBitcast"' in i.attributes:
+        return follow(i.operands)
+    return follow(i.operands[_MOVES[i.opcode]], ()) if i.opcode in _MOVES else None
+
+
+def _union(
+    groups: Iterable[frozenset[Instruction] | None],
+) -> frozenset[Instruction] | None:
+    """All of them; None if one is."""
+    total: frozenset[Instruction] = frozenset()
+    for group in groups:
+        if group is None:
+            return None
+        total |= group
+    return total
+
+
+def _argument(call: Instruction, computation: str, number: int) -> str:
+    """The operand of a call that is parameter `number` of the computation."""
+    if call.opcode == "conditional":
+        return call.operands[1 + called(call).index(computation)]
+    return call.operands[number]
+
+
+def _kept(module: Module, loop: Instruction, path: tuple[int, ...]) -> bool:
+    """Whether the element `path` of what a loop carries is the same in all its rounds."""
+    root = module.root(_attribute(loop, "body"))
+    if not path or root.opcode != "tuple":
+        return False
+    element = module.computations[root.computation][root.operands[path[0]]]
+    return element.opcode == "get-tuple-element" and (
+        int(_attribute(element, "index")) == path[0]
+        and module.computations[root.computation][element.operands[0]].opcode == "parameter"
+    )
+
+
+def _attribute(i: Instruction, key: str) -> str:
+    found = re.search(rf"\b{key}=%?([\w.\-]+)", i.attributes)
+    assert found, (key, i)
+    return found[1]
