@@ -102,6 +102,9 @@ def base() -> ConfigDict:
     # Steps in a row that may find no finite gradient (they update nothing); after more, back to
     # the last checkpoint with `lr` times the learning rate, so many times, then the run stops.
     config.trouble = ConfigDict({"skips": 10, "rollbacks": 0, "lr": 0.5})
+    # Every so many steps (0: never) a stronger attack and the input gradient's signs are looked at
+    # on so many images; warns of catastrophic overfitting and gradient masking.
+    config.alarm = ConfigDict({"every_steps": 500, "images": 64})
     # While training: accuracy on the selection split, clean and under APGD-CE of the same radius.
     config.evaluation = ConfigDict(
         {"every_epochs": 1, "images": 0, "batch_size": 256, "steps": 10, "weights": "ema"}

@@ -31,4 +31,5 @@ def get_config():
     config.test.batch_size = 128
     config.checkpoint.every_epochs = 5
     config.log.every_steps = 20
+    config.alarm.update(every_steps=100, images=16)
     return config

@@ -16,7 +16,7 @@ from jaxrobust.step import cast, unit_range
 from jaxrobust.types import Array, Attack, Batch, Classifier, Params
 
 STRONGER = 3  # steps that the stronger attack has more
-_ROUNDING = 2**-22  # of a probability near 1; an `exp(0)` of XLA's may miss 1 by half of it
+_ROUNDING = 2**-22  # of a probability, relative; a 1 of XLA's softmax may miss 1 by 2**-24
 
 
 def probe(
@@ -49,7 +49,7 @@ def probe(
       f32[] each, the same on every device:
       `alarm_loss`, `alarm_loss_stronger`: cross-entropy of the images that the attacks find.
       `alarm_gradient_zero`: the share of images at which the gradient of the cross-entropy in the
-        pixels is zero, or nothing but the rounding of a probability of 1.
+        pixels is zero, or nothing but rounding: all probabilities are 0 or 1 in float32.
       `alarm_gradient_agreement`: its sign in `dtype` and in float32 with exact products: the share
         of the other images' pixels where they are the same; 1 if there is none.
     Source: Wong et al. 2020 (arXiv 2001.03994), Andriushchenko & Flammarion 2020 (arXiv
@@ -69,7 +69,7 @@ def probe(
         return cross_entropy(logits_fn(images_adv), labels).mean()
 
     def gradient(logits_fn):
-        """Its signs, and whether an image has one: logits that are certain leave only rounding."""
+        """Its signs, and whether an image has one that is more than the rounding of a 1."""
 
         def loss(x):
             logits = logits_fn(x)
@@ -78,7 +78,7 @@ def probe(
         slope, probabilities = jax.grad(loss, has_aux=True)(batch.images)
         signs = jnp.sign(slope).reshape(len(images), -1)
         wanted = jax.nn.one_hot(labels, probabilities.shape[1]) if labels.ndim == 1 else labels
-        uncertain = (jnp.abs(probabilities - wanted) > _ROUNDING).any(axis=1)
+        uncertain = (jnp.abs(probabilities - wanted) > _ROUNDING * wanted).any(axis=1)
         return signs, uncertain & (signs != 0).any(axis=1)
 
     targets = objective.attack_targets(logits_fn, batch)
@@ -131,7 +131,7 @@ def warnings(
         found.append(
             f"the loss under an attack of {STRONGER} steps more is {stronger:.3g}, under the "
             f"training attack {loss:.3g}: training no longer sees the adversarial examples that "
-            "exist (catastrophic overfitting), and its robust accuracy means nothing; go back to "
+            "exist (catastrophic overfitting), and its robust accuracy is too high; go back to "
             "an earlier checkpoint with more attack.steps, a smaller step or a lower learning rate"
         )
     if without > zero:

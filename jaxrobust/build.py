@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import attacks, augment, models, objectives, optim, sharding, step
+from jaxrobust import alarm, attacks, augment, models, objectives, optim, sharding, step
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.presets import PRESETS
 from jaxrobust.types import Attack, Batch, Classifier
@@ -51,8 +51,8 @@ def network(config: Config, *, dtype: str | None = None) -> Classifier:
     )
 
 
-def training_attack(config: Config, objective: str) -> Attack:
-    """The inner maximisation; for the clean objective, nothing."""
+def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
+    """The inner maximisation, or one of `more` steps; for the clean objective, nothing."""
     if objective == "clean":
         return lambda logits_fn, key, images, labels: images
     a = config.attack
@@ -75,12 +75,14 @@ def training_attack(config: Config, objective: str) -> Attack:
     common = {"norm": a.norm, "epsilon": a.epsilon, "loss": _ATTACK_LOSS[objective]}
     start = {"random_start": a.start == "random"}
     rows: dict[str, Callable[[], Attack]] = {
-        "apgd": lambda: attacks.apgd(steps=a.steps, **start, **common),
-        "pgd": lambda: attacks.pgd(steps=a.steps, step_size=a.step_size, **start, **common),
+        "apgd": lambda: attacks.apgd(steps=a.steps + more, **start, **common),
+        "pgd": lambda: attacks.pgd(steps=a.steps + more, step_size=a.step_size, **start, **common),
         "fgsm": lambda: attacks.fgsm(step_size=a.step_size, **start, **common),
     }
     if a.name not in rows:
         raise ValueError(f"unknown attack {a.name!r}; one of {sorted(rows)}")
+    if a.name == "fgsm" and more:
+        return attacks.pgd(steps=1 + more, **start, **common)
     return rows[a.name]()
 
 
@@ -233,7 +235,7 @@ def phase(
     train_step = partial(
         step.train_step,
         augment=batch_augmentation(config, name, devices=mesh.size),
-        gradients=spread.each(gradients, whole=1, split=3),
+        gradients=spread.each(gradients, whole=1, split=3, gradients=True),
         tx=tx,
         ema_decay=p.ema_decay,
     )
@@ -258,6 +260,52 @@ def phase(
         steps_per_epoch=steps_per_epoch,
         schedule=schedule,
     )
+
+
+def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
+    """`(state, batch) -> f32[] figures` of `alarm.probe` on some images of each device, jitted.
+
+    None where nothing is attacked, or `alarm.every_steps` is 0.
+    Raises:
+      ValueError: it would cost more than 1 % of the training.
+    """
+    p, every = config[name], config.alarm.every_steps
+    if p.objective == "clean" or not every:
+        return None
+    devices = phase.mesh.size
+    images = max(min(config.alarm.images, p.batch_size) // devices, 1)
+    alarm.check_cost(
+        every_steps=every,
+        images=images * devices,
+        batch_size=p.batch_size,
+        attack=config.attack.name,
+        steps=config.attack.steps,
+        objective=p.objective,
+        dtype=config.model.dtype,
+    )
+    spread = sharding.spread(phase.mesh, phase.abstract_state.params)
+    look = partial(
+        alarm.probe,
+        net=phase.net,
+        net32=network(config, dtype="float32"),
+        attack=training_attack(config, p.objective),
+        stronger=training_attack(config, p.objective, more=alarm.STRONGER),
+        objective=_OBJECTIVES[p.objective](p, config.attack),
+        dtype=jnp.dtype(config.model.dtype),
+        mean=spread.mean,
+    )
+
+    def of_device(params, stats, batch, keys):
+        first = jax.tree.map(lambda x: x[:images], (batch, keys))
+        return look(spread.gather(params), stats, *first[0], first[1])
+
+    def of_state(state, batch):
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
+        keys = attacks.image_keys(key, batch.images.shape[0])
+        return spread.each(of_device, whole=1, split=2)(state.params, state.stats, batch, keys)
+
+    placed = jax.tree.map(lambda leaf: leaf.sharding, phase.abstract_state)
+    return jax.jit(of_state, in_shardings=(placed, sharding.by_image(phase.mesh)))
 
 
 def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:

@@ -3,19 +3,22 @@
 A folder that tools/import_torch.py wrote says itself what it is: --weights FOLDER without --model.
 
 Attacks a network, prints what it withstands and writes the record of it. The same command again
-continues an evaluation that was interrupted, and prints one that is done.
+continues an evaluation that was interrupted, and prints one that is done. On a pod, start it with
+--multihost on every host: they share the images; any number of hosts continues.
 
 Exit codes: 0 done; 2 a mistake in the command or the data, with one sentence on stderr; 3 it
-stopped for another reason that it names (full disk); 130 interrupted.
+stopped for another reason that it names (full disk); 130 interrupted. Where a host dies, JAX aborts
+the others.
 """
 
+import traceback
 from functools import partial
 from pathlib import Path
 
 from absl import app, flags, logging
 
-from jaxrobust.commandline import number, parse, stop
-from jaxrobust.launch import keep_large_buffers, use_every_core
+from jaxrobust.commandline import define_host_flags, hosts, leave, number, parse, stop
+from jaxrobust.launch import join_hosts, keep_large_buffers, use_every_core
 
 _text = partial(flags.DEFINE_string, default=None)
 _WORKDIR = _text(  # jaxrobust.main has this flag too
@@ -45,9 +48,12 @@ _SEARCH = _text(
     "search_dtype", default="float32", help="bfloat16 searches faster; float32 always judges."
 )
 _N = flags.DEFINE_integer("n", 0, "How many images, the first ones of the split; 0: all.")
-_BATCH = flags.DEFINE_integer("batch", None, "Images at a time; no verdict depends on it.")
+_BATCH = flags.DEFINE_integer(
+    "batch", None, "Images at a time, of AutoAttack in each process; no verdict depends on it."
+)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the attacks' random draws.")
 _OUT = _text("out", help="Where records go; default: RUN/evaluation or runs/evaluation-NAME.")
+define_host_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -56,18 +62,31 @@ def main(argv: list[str]) -> None:
         stop(f"{argv[1]!r} is no flag; every value goes to one, see --help", 2)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint
+    pod = hosts()
+    alone = pod is not None
     try:
-        print(_evaluate(), flush=True)
+        if pod is not None:
+            join_hosts(**pod)
+        answer, first = _evaluate()
+        if first:
+            print(answer, flush=True)
     except KeyboardInterrupt:
         resumes = _ATTACK.value in ("autoattack", "apgd-ce")
-        stop(f"interrupted; the same command {'continues' if resumes else 'starts again'}", 130)
+        again = f"the same command {'continues' if resumes else 'starts again'}"
+        leave(f"interrupted; {again}", 130, alone=alone)
     except ValueError as error:
-        stop(error, 2)
+        leave(error, 2, alone=alone)
     except OSError as error:
-        stop(f"{error}. With that solved, run the same command again", 3)
+        leave(f"{error}. With that solved, run the same command again", 3, alone=alone)
+    except Exception as error:
+        if not alone:
+            raise
+        traceback.print_exc()
+        leave(error, 1, alone=alone)
 
 
-def _evaluate() -> str:
+def _evaluate() -> tuple[str, bool]:
+    """The answer, and whether this process is the one that prints it."""
     run, folder = (Path(f.value) if f.value else None for f in (_WORKDIR, _WEIGHTS))
     if folder and (run or not folder.is_dir()):
         folder = None  # a file, which does not say whose it is
@@ -84,9 +103,12 @@ def _evaluate() -> str:
     if _WEIGHTS.value and _PHASE.value:
         raise ValueError("--phase is one of a --workdir; --weights has but one")
     epsilon = None if _EPSILON.value is None else number("epsilon", _EPSILON.value)
-    from jaxrobust import compilation, judge, scores  # after the flags: --help needs no JAX
+    import jax  # after the flags: --help needs no JAX
 
-    compilation.use_persistent_cache()
+    from jaxrobust import compilation, judge, scores
+
+    beside = run or Path(_OUT.value or "runs/evaluation")
+    compilation.use_persistent_cache(beside.parent / "xla-cache")
     if run:
         origin = judge.run_config(run)
     elif folder:
@@ -120,7 +142,8 @@ def _evaluate() -> str:
     )
     records = run / "evaluation" if run else Path("runs") / f"evaluation-{config.model.name}"
     out = Path(_OUT.value or records)
-    return judge.evaluate(config, source, which, weights, asked, origin=origin, out=out)
+    answer = judge.evaluate(config, source, which, weights, asked, origin=origin, out=out)
+    return answer, jax.process_index() == 0
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from jaxrobust import (
 )
 from jaxrobust.checkpoint import Checkpoints, abstract_state, disk_full
 from jaxrobust.data import EvaluationBatch, evaluation_transform, pipeline, resolve, sources
+from jaxrobust.evaluation import autoattack, hosts
 from jaxrobust.progress import say
 from jaxrobust.step import cast, eval_step
 from jaxrobust.types import Attack
@@ -177,7 +178,7 @@ class Question(NamedTuple):
     attack: str = "autoattack"  # or clean, pgd-K, apgd-ce
     version: str = "standard"  # of AutoAttack; or plus
     images: int = 0  # the first ones of the split; 0: all
-    batch: int | None = None  # images at a time, rounded up to the devices
+    batch: int | None = None  # images at a time, rounded up to the devices; AutoAttack: per process
     seed: int = 0  # of the attacks' draws
     preprocessing: str | None = None  # None: `pipeline.preprocessing_id`
     search_dtype: str = "float32"  # what AutoAttack searches in; verdicts fall in float32
@@ -199,13 +200,16 @@ def evaluate(
 ) -> str:
     """The answer for people, from its record in `out`, which is computed unless it is there.
 
+    The processes of a pod share the images; all get the answer, the first one writes the record.
+
     Args:
       config, source: settled.
       which: the weights in words.
       weights: f32, on all devices.
       asked: how to evaluate.
       origin: the config that the network was trained with.
-      out: holds the records, and the ledgers that interrupted evaluations continue from.
+      out: holds the records, and the ledgers that interrupted evaluations continue from; of a pod,
+        a folder that all hosts see.
     Raises:
       ValueError: values that cannot work, before anything compiles.
     """
@@ -228,8 +232,12 @@ def evaluate(
         "data": [source.name, source.split, asked.images, asked.preprocessing, *chosen],
         "attack": [method, *([] if method == "clean" else [*ball, asked.seed, asked.search_dtype])],
     }
+    hosts.agree(identity)
     number = records.config_sha256(identity)[:12]
-    if known := [r for r in scores.results(out) if r.get("evaluation") == number]:
+    known = [r for r in scores.results(out) if r.get("evaluation") == number]
+    if scores.first_host(bool(known)):
+        if not known:  # a host that does not see the first one's records
+            return ""
         say(f"done before, {known[-1]['time']}; nothing is computed (to do it again: --out DIR)")
         return _answer(known[-1], out)
     say(
@@ -264,7 +272,8 @@ def evaluate(
             "accuracy_after": after,
         },
     )
-    metrics.append(out / "results.jsonl", record)
+    if jax.process_index() == 0:
+        metrics.append(out / "results.jsonl", record)
     return _answer(record, out)
 
 
@@ -358,7 +367,6 @@ def _counted(config, source, weights, asked: Question) -> dict[str, Any]:
 
 def _searched(config, source, weights, asked: Question, name: str, ledger: Path) -> dict[str, Any]:
     """Accuracy before and after AutoAttack, or one attack of it; prints how it goes."""
-    from jaxrobust.evaluation import autoattack
 
     def logits_fn(dtype: str):
         net = build.network(config, dtype=dtype)

@@ -68,8 +68,13 @@ def join_hosts(
     process = _from_environment(process, "JAX_PROCESS_ID")
     timeout_s = JOIN_TIMEOUT_S if timeout_s is None else timeout_s
     _check_hosts(coordinator, processes, process, timeout_s)
+    if coordinator and process == 0 and "JAX_COORDINATOR_BIND_ADDRESS" not in os.environ:
+        _check_port(coordinator)
     import jax
 
+    # JAX would catch SIGTERM to tell the others, which the training loop does itself; while that
+    # does not run (a compilation), SIGTERM has to end the process.
+    jax.config.update("jax_enable_preemption_service", False)
     failures: list[Exception] = []
 
     def join() -> None:
@@ -94,9 +99,9 @@ def join_hosts(
             f"({failures[0]})"
         ) from failures[0]
     if failures:
-        where = f"{coordinator}: is its port free on process 0?" if coordinator else "the cluster"
+        where = f"at {coordinator}" if coordinator else "of the cluster"
         reason = str(failures[0]).splitlines()[0]
-        raise ValueError(f"cannot join the hosts at {where} ({reason})") from failures[0]
+        raise ValueError(f"cannot join the hosts {where}: {reason}") from failures[0]
 
 
 def _from_environment(value: int | None, name: str) -> int | None:
@@ -125,8 +130,22 @@ def _check_hosts(
             f"--process_id {process} is not one of {processes or 'N'} processes; they count "
             f"from 0{f' to {processes - 1}' if processes else ''}"
         )
-    if not timeout_s > 0:
-        raise ValueError(f"--coordinator_timeout {timeout_s:g} must be more than 0 seconds")
+    if not 0 < timeout_s < 1e6:
+        raise ValueError(f"--coordinator_timeout {timeout_s:g} must be seconds, such as 600")
+
+
+def _check_port(coordinator: str) -> None:
+    """Refuses a port that is taken, at which JAX may crash."""
+    both = socket.has_dualstack_ipv6()
+    port = int(coordinator.rpartition(":")[2])
+    try:
+        family = socket.AF_INET6 if both else socket.AF_INET
+        socket.create_server(("", port), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        raise ValueError(
+            f"--coordinator_address {coordinator}: process 0 cannot listen at its port "
+            f"({os.strerror(error.errno or 0)}); choose another one"
+        ) from error
 
 
 def _missing(
@@ -145,5 +164,6 @@ def _missing(
                 f"nobody answers at --coordinator_address {coordinator} within {timeout_s:g} s "
                 f"({error}); that is process 0: {remedy}"
             )
-    others = f"all {processes} processes" if processes else "all processes"
-    return f"not {others} were there within {timeout_s:g} s; {remedy}"
+    return (
+        f"of {processes or 'the'} processes, some were not there within {timeout_s:g} s; {remedy}"
+    )

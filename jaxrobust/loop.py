@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrobust import build, compilation, hardware, metrics, records, scores, sharding
+from jaxrobust import alarm, build, compilation, hardware, metrics, records, scores, sharding
 from jaxrobust.checkpoint import Checkpoints
 from jaxrobust.data import loading, pipeline, sources
 from jaxrobust.profiling import Profile, Trace
@@ -74,11 +74,15 @@ def steps(run: Run, state: TrainState) -> bool:
     start = step = int(state.step)
     meta = latest.meta(start) if start else {"examples_consumed": 0}
     rollbacks = scores.first_host(len(metrics.read(run.file("rollbacks.jsonl"))))
-    step_fn, seconds, hit = compilation.compiled(
-        phase.step, *build.abstract_arguments(config, name, phase)
-    )
+    arguments = build.abstract_arguments(config, name, phase)
+    step_fn, seconds, hit = compilation.compiled(phase.step, *arguments)
     say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
     select, ahead, failure = _selection(run), _Ahead(), None
+    probe, looks_every = build.probe(config, name, phase), config.alarm.every_steps
+    if probe and start + looks_every <= total:
+        probe, seconds, _ = compilation.compiled(probe, *arguments[:2])
+        say(f"{name}: alarm compiled in {seconds:.1f} s, looks every {looks_every} steps")
+    looks: list[dict[str, jax.Array]] = []
     damage = scores.damage(config, run.workdir, run.source)
     batch: Any = None
     owed = False
@@ -160,6 +164,11 @@ def steps(run: Run, state: TrainState) -> bool:
                 found = ahead.window()
                 found["damaged_images"] = len(damage.known) + scores.over_hosts(len(damage.new))
                 found["lr"] = float(phase.schedule(step - 1)) * config.trouble.lr**rollbacks
+                for look in jax.device_get(looks):
+                    found |= {key: value.item() for key, value in look.items()}
+                    for sentence in alarm.warnings(found):
+                        say(f"{name}: WARNING, up to step {step}: {sentence}")
+                looks.clear()
                 write(step, found | (progress.show(step, found) if "loss" in found else {}))
             if saves:
                 owed = bool(ahead.skipped) and step != total
@@ -181,10 +190,13 @@ def steps(run: Run, state: TrainState) -> bool:
                 if alone:
                     raise stopped(_DATA) from error
             told = orders(0 if alone else _DATA if failure else stop.asked)
-            state, values = step_fn(state, device_batch(phase.mesh, batch), told)
+            images = device_batch(phase.mesh, batch)
+            state, values = step_fn(state, images, told)
             step += 1
             progress.dispatched(values)
             ahead.add(step, values)
+            if probe and step % looks_every == 0:
+                looks.append(probe(state, images))
             if trace.dispatched(step, values):
                 progress.resume(step)
 
@@ -304,9 +316,26 @@ def _selection(run: Run):
             best.wait()
         if jax.process_index() == 0:  # last: without this line the evaluation is repeated
             metrics.append(run.file("selection.jsonl"), {"step": step} | reached)
+        if metric == "robust" and (sentence := _overfitting(run)):
+            say(f"{name}: WARNING: {sentence}")
         return {f"selection_{key}": value for key, value in reached.items()}
 
     return select
+
+
+def _overfitting(run: Run) -> str | None:
+    """What `alarm.overfitting` says of the evaluations so far; on the first process."""
+    scored = metrics.read(run.file("selection.jsonl"))
+    logged = [m for m in metrics.read(run.workdir / "metrics.jsonl") if m["phase"] == run.name]
+    since, training = 0, []
+    for row in scored:
+        between = [
+            m["robust"] for m in logged if since < m["step"] <= row["step"] and "robust" in m
+        ]
+        training.append(float(np.mean(between)) if between else 0.0)
+        since = row["step"]
+    images = scored[-1]["images"] if scored else 1
+    return alarm.overfitting([row["robust"] for row in scored], training, images=images)
 
 
 def scored(run: Run, step: int | None) -> bool:

@@ -1,10 +1,12 @@
 """`python -m jaxrobust.main --config FILE [--workdir DIR] [--config.a.b=v ...]`: trains a network.
 
 Exit codes: 0 done; 2 a mistake in the command or the data, with one sentence on stderr; 3 the run
-stopped for another reason that it names (NaN, full disk, the data of another host). Saved, and the
-same command continues: 75 preempted (SIGTERM); 130 interrupted (Ctrl-C).
+stopped for another reason that it names (NaN, full disk, the data of another host). The same
+command continues after: 75 preempted (SIGTERM) and saved, 143 where it was not training yet or no
+longer; 130 interrupted (Ctrl-C).
 """
 
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -47,6 +49,8 @@ def main(argv: list[str]) -> None:
         train.run(_CONFIG.value, workdir, profile=profile)
     except loop.Preempted as error:
         stop(error, 75)
+    except (loop.BadData, loop.HostStopped) as error:  # of all hosts, which leave together
+        stop(error, 2 if isinstance(error, loop.BadData) else 3)
     except loop.Interrupted as error:
         stop(error, 130)
     except KeyboardInterrupt:
@@ -58,6 +62,11 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         solved = "With that solved, the same command continues at the last checkpoint"
         leave(f"{error}. {solved}", 3, alone=alone)
+    except Exception as error:
+        if not alone:
+            raise
+        traceback.print_exc()  # and go, else the others wait for this one
+        leave(error, 1, alone=alone)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Progress:
         self._chips = jax.device_count()
         self._chip = hardware.chip(jax.devices()[0].device_kind)
         self._flops_per_image, self._chip_hours_before = flops_per_image, chip_hours
-        self._started, self._peak_said = time.perf_counter(), 0
+        self._started, self._peak_said = time.perf_counter(), 0.0
         self._main = jax.process_index() == 0
         self._terminal = self._main and sys.stderr.isatty()
         self._phase, self._total, self._batch = phase, total, batch_size

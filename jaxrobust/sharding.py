@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxrobust.types import Params
+from jaxrobust.types import Array, Params
 
 DATA, FSDP = "data", "fsdp"
 SMALL = 2**14  # values; below, a copy costs less than a collective of its own
@@ -85,12 +85,19 @@ def _spec(name: str, shape: tuple[int, ...], parts: int) -> PartitionSpec:
     return PartitionSpec() if axis is None else PartitionSpec(*[None] * axis, FSDP)
 
 
+def _gathered(array: Array, axis: int) -> Array:
+    # As bits: XLA's CPU compiler sends bfloat16 as float32, and any may gather before it rounds.
+    bits = lax.bitcast_convert_type(array, f"uint{8 * array.dtype.itemsize}")
+    bits = lax.all_gather(bits, FSDP, axis=axis, tiled=True)
+    return lax.bitcast_convert_type(bits, array.dtype)
+
+
 class Spread(NamedTuple):
     """How one device's share of a computation becomes that of all; inside `each`, collectives.
 
     `each(f, whole=n, split=m)`: f of a device -> f of the mesh; its arguments are parameters, `n`
-    trees of which every device has a copy, then `m` trees split by image. It returns a tree like
-    the parameters, and one that is the same on every device.
+    trees of which every device has a copy, then `m` trees split by image. It returns what is the
+    same on every device, and with `gradients=True` before that a tree like the parameters.
     """
 
     each: Callable[..., Callable[..., Any]]
@@ -112,9 +119,7 @@ def spread(mesh: Mesh, params: Params) -> Spread:
 
     def gather(params: Params) -> Params:
         return {
-            name: array
-            if (axis := axes[name]) is None
-            else lax.all_gather(array, FSDP, axis=axis, tiled=True)
+            name: array if (axis := axes[name]) is None else _gathered(array, axis)
             for name, array in params.items()
         }
 
@@ -128,14 +133,16 @@ def spread(mesh: Mesh, params: Params) -> Spread:
         }
         return whole | (lax.psum(split, DATA) if mesh.shape[DATA] > 1 else split)
 
-    def each(function: Callable[..., Any], *, whole: int, split: int) -> Callable[..., Any]:
+    def each(
+        function: Callable[..., Any], *, whole: int, split: int, gradients: bool = False
+    ) -> Callable[..., Any]:
         copies = (PartitionSpec(),) * whole
         rows = (PartitionSpec((DATA, FSDP)),) * split
         return jax.shard_map(
             function,
             mesh=mesh,
             in_specs=(specs, *copies, *rows),
-            out_specs=(specs, PartitionSpec()),
+            out_specs=(specs, PartitionSpec()) if gradients else PartitionSpec(),
             check_vma=False,  # the layers have gradients of their own
         )
 

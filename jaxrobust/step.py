@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrobust import optim
-from jaxrobust.attacks.machine import image_keys
+from jaxrobust.attacks import image_keys
 from jaxrobust.augment import BatchAugmentation
 from jaxrobust.objectives import Objective
 from jaxrobust.sharding import Spread

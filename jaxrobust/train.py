@@ -17,8 +17,8 @@ from jaxrobust.step import TrainState, started_average
 
 # What a workdir may change between two runs of the same command without becoming another run; a
 # record carries its own test settings.
-_FREE = ("log.", "data.dir", "data.workers", "data.strict", "data.max_damaged", "test.")
-_FREE += ("mesh.", "alarm.", "trouble.", "pretrain.microbatches", "train.microbatches")
+_FREE: tuple[str, ...] = ("log.", "data.dir", "data.workers", "data.strict", "data.max_damaged")
+_FREE += ("test.", "mesh.", "alarm.", "trouble.", "pretrain.microbatches", "train.microbatches")
 # Keys that runs of before do not have, and what they did.
 _ADDED: dict[str, Any] = {"init.weights": None, "init.stem": "keep", "init.head": "keep"}
 _ADDED |= {f"{phase}.b2": 0.95 for phase in loop.PHASES}
@@ -95,6 +95,8 @@ def check(
         "checkpoint.every_epochs": 1,
         "data.max_damaged": 0,
         "mesh.fsdp": 0,
+        "alarm.every_steps": 0,
+        "alarm.images": 1,
         "trouble.skips": 0,
         "trouble.rollbacks": 0,
         "log.every_steps": 1,
@@ -109,6 +111,7 @@ def check(
         raise ValueError(f"evaluation.weights={config.evaluation.weights!r}; one of 'ema', 'raw'")
     metrics.check(tensorboard=config.log.tensorboard)
     for name in phases:
+        build.probe(config, name, built[name])
         loop.batches(config, name, source, 0).close()
     return source, built
 

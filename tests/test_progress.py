@@ -1,10 +1,15 @@
 """What the line of progress says about speed and about waiting for data."""
 
+import contextlib
+import io
+import os
+import signal
 import time
 
+import jax
 from absl.testing import absltest, parameterized
 
-from jaxrobust import progress
+from jaxrobust import hardware, progress
 
 
 class Watcher:
@@ -71,6 +76,137 @@ class DataWaitTest(parameterized.TestCase):
         _, said = self.watch([(0.3, 0.0), (0.3, 0.0), (0.0, 0.0), (0.3, 0.0)], workers=0)
         self.assertLen(said, 2)
         self.assertIn("now 0: threads", said[0])
+
+
+@contextlib.contextmanager
+def pod(*, chips, kind, peak):
+    """(clock, what is said) where JAX has these devices."""
+    device = absltest.mock.Mock(device_kind=kind)
+    device.memory_stats = lambda: peak and {"peak_bytes_in_use": peak[0]}
+    now, said = [0.0], []
+    patch = absltest.mock.patch.object
+    with (
+        patch(jax, "device_count", lambda: chips),
+        patch(jax, "devices", lambda: [device]),
+        patch(jax, "local_devices", lambda: [device] * chips),
+        patch(jax, "default_backend", lambda: kind),
+        patch(time, "perf_counter", lambda: now[0]),
+        patch(progress, "say", said.append),
+    ):
+        yield now, said
+
+
+class CostTest(parameterized.TestCase):
+    def costs(self, *, batch=8, flops_per_image=None, **devices):
+        """(lines, figures) of a step of a second, after 10 chip-hours."""
+        lines = io.StringIO()
+        with (
+            pod(**devices) as (now, said),
+            absltest.mock.patch.object(progress.sys, "stderr", lines),
+            progress.Progress(
+                "train", 0, 100, batch, 2, flops_per_image=flops_per_image, chip_hours=10.0
+            ) as shown,
+        ):
+            now[0] += 1.0
+            figures = shown.show(1, {"loss": 2.1234, "clean": 0.954})
+        return [*lines.getvalue().splitlines(), *said], figures
+
+    def test_a_line_on_one_cpu_device_is_about_speed_alone(self):
+        lines, shown = self.costs(chips=1, kind="cpu", peak=None)
+        self.assertEqual(lines, ["train 1/100 loss 2.1234 clean 95.4% 8 images/s ETA 1:39"])
+        self.assertEqual(shown["images_per_second_per_chip"], 8)
+        self.assertNoCommonElements(shown, ("mfu", "peak_memory_bytes"))
+
+    def test_what_a_pod_costs(self):
+        """64 v5e, each of which takes an image a second."""
+        flops = 0.25 * hardware.chip("TPU v5e").flops
+        lines, shown = self.costs(
+            chips=64, kind="TPU v5e", peak=[12 * 2**30], batch=64, flops_per_image=flops
+        )
+        said = "train: at most 12.0 of 16 GiB in use on a device, 10.0 chip-hours so far on 64"
+        self.assertEqual(
+            lines,
+            [
+                "train 1/100 loss 2.1234 clean 95.4% 1 images/s/chip MFU 25.0% ETA 1:39",
+                f"{said} devices",
+                f"{said} devices",  # at the end again
+            ],
+        )
+        self.assertEqual(shown["images_per_second"], 64)
+        self.assertEqual(shown["images_per_second_per_chip"], 1)
+        self.assertAlmostEqual(shown["mfu"], 0.25)
+        self.assertEqual(shown["peak_memory_bytes"], 12 * 2**30)
+        self.assertAlmostEqual(shown["chip_hours"], 10 + 64 / 3600)
+
+    def test_an_unknown_device_has_no_utilisation(self):
+        lines, shown = self.costs(chips=2, kind="Toy 1", peak=[2**30], flops_per_image=1e9)
+        self.assertNotIn("mfu", shown)
+        self.assertIn("4 images/s/chip ETA", lines[0])
+        self.assertIn("at most 1.0 GiB in use on a device, ", lines[1])
+
+    def test_memory_is_said_again_when_it_has_grown(self):
+        peak = [2**30]
+        with (
+            pod(chips=1, kind="Toy 1", peak=peak) as (_, said),
+            progress.Progress("train", 0, 100, 8, 2) as shown,
+        ):
+            for step, more in enumerate((2**30, 2**30 + 2**20, 2**31, 2**31), 1):
+                peak[0] = more
+                shown.show(step, {"loss": 1.0})
+        self.assertLen(said, 3)  # at first, when it doubled, at the end
+        self.assertIn("at most 2.0 GiB", said[1])
+
+    @parameterized.parameters((100, 12), (200, 20), (90, 0))
+    def test_the_bar_takes_what_the_figures_leave(self, columns, bar):
+        """In a terminal of 100 columns all of them are there."""
+        line = self.last_line(columns)
+        self.assertLessEqual(len(line), columns)
+        self.assertEndsWith(line, "loss 2.1234 clean 95.4% robust 45.1% 8 images/s ETA 14:01:39")
+        self.assertEqual(len(line.split("|")[1]) if "|" in line else 0, bar)
+
+    def last_line(self, columns):
+        terminal = io.StringIO()
+        terminal.isatty, terminal.fileno = lambda: True, lambda: 2
+        size = os.terminal_size((columns, 30))
+        patch = absltest.mock.patch.object
+        with (
+            pod(chips=1, kind="cpu", peak=None) as (now, _),
+            patch(progress.sys, "stderr", terminal),
+            patch(os, "get_terminal_size", lambda *_: size),
+            progress.Progress("train", 12000, 62500, 8, 2) as shown,
+        ):
+            now[0] += 1
+            shown.show(12001, {"loss": 2.1234, "clean": 0.954, "robust": 0.451})
+            shown._bar.ncols, shown._bar.dynamic_ncols = columns, None
+            return shown._bar.format_meter(**shown._bar.format_dict | {"ncols": columns})
+
+
+class StopSignalsTest(absltest.TestCase):
+    def test_tells_which_signal_asked(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            with (
+                absltest.mock.patch.object(progress, "say") as say,
+                progress.StopSignals() as stop,
+            ):
+                self.assertFalse(stop.asked)
+                os.kill(os.getpid(), number)
+                self.assertEqual(stop.asked, number)
+                say.assert_called_once()
+                self.assertIn("stopping after this step, then saving", say.call_args[0][0])
+
+    def test_only_ctrl_c_stops_at_once(self):
+        with absltest.mock.patch.object(progress, "say"), progress.StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # Slurm's, at the end of the time of grace
+            self.assertEqual(stop.asked, signal.SIGTERM)
+            with self.assertRaises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def test_what_was_there_before_comes_back(self):
+        before = signal.getsignal(signal.SIGTERM)
+        with progress.StopSignals():
+            self.assertNotEqual(signal.getsignal(signal.SIGTERM), before)
+        self.assertEqual(signal.getsignal(signal.SIGTERM), before)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ class TrainStepTest(parameterized.TestCase):
             partial(
                 step.train_step,
                 augment=lambda key, batch: batch,
-                gradients=spread.each(gradients, whole=1, split=3),
+                gradients=spread.each(gradients, whole=1, split=3, gradients=True),
                 tx=tx,
                 ema_decay=0.9,
             )

@@ -5,6 +5,9 @@
 forward and backward pass on a wider network, where nobody is fooled (radius 0).
 Each program runs in a process of its own, in turns: on one core with one thread (CPU seconds), then
 on all cores (wall seconds). Compilation is reported apart.
+
+`--topology v5e:4x4 --model convnext_t_cvst` compiles the engine's programs for TPUs that are not
+here instead: what one step of all slots computes and moves, and that it sends nothing.
 """
 
 import argparse
@@ -29,14 +32,18 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--network", choices=["golden", "convnext_n"], default="golden")
-    parser.add_argument("--norms", default="linf,l2,l1")
+    parser.add_argument("--norms", help="default: linf,l2,l1; for --topology, linf")
     parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--batch", type=int, help="slots of ours, images of theirs")
+    parser.add_argument("--batch", type=int, help="slots of ours (--topology: per chip, 64)")
     parser.add_argument("--rounds", type=int, default=1, help="turns; the fastest counts")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.add_argument("--topology", help="compile for a slice such as v5e:4x4, without running")
+    parser.add_argument("--model", default="convnext_t_cvst", help="for --topology")
+    parser.add_argument("--image-size", type=int, default=224, help="for --topology")
+    parser.add_argument("--dtype", default="float32", help="compute type, for --topology")
     parser.add_argument("--worker", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.norms = args.norms.split(",")
+    args.norms = (args.norms or ("linf" if args.topology else "linf,l2,l1")).split(",")
     if unknown := set(args.norms) - set(EPSILON):
         parser.error(f"--norms {sorted(unknown)}: choose from {', '.join(EPSILON)}")
     if min(args.images, args.rounds, args.batch or 1) < 1 or args.images > 128:
@@ -300,9 +307,99 @@ def launch(worker: str, args, cores: list[int]) -> dict[str, dict]:
     return {report["norm"]: report for report in reports}
 
 
+# --- Ahead of time ---
+
+
+def abstract_step(mesh, setting, logits_fn, *, slots: int, image: tuple[int, ...]):
+    """(the program that makes steps in the engine's slots, its arguments, passes in a step).
+
+    Arguments are shapes: `logits_fn` a `Partial` of them, `image` H, W, C.
+    """
+    import functools
+
+    import jax
+    import jax.numpy as jnp
+
+    from jaxrobust.evaluation import engine
+    from jaxrobust.evaluation.board import Rows
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    flags, numbers = array(jnp.bool, slots), array(jnp.int32, slots)
+    rows = Rows(
+        fresh=flags,
+        keep=flags,
+        images=array(jnp.float32, slots, *image),
+        labels=numbers,
+        targets=numbers,
+        restarts=numbers,
+        ids=array(jnp.uint32, slots),
+    )
+    epsilon, root, number = array(jnp.float32), array(jnp.uint32, 2), array(jnp.uint32)
+    begin = functools.partial(engine._begin, setting)
+    state = jax.eval_shape(begin, epsilon, root, number, rows)
+    floor = array(jnp.int32, mesh.size)
+    machine = engine._MACHINES[setting.machine](setting, jnp.float32(0))
+    passes = 1 + (machine.loss is not None) + (machine.check is not None)
+    advance = engine._programs(mesh, setting, False).advance
+    return advance, (logits_fn, None, epsilon, state, array(jnp.int32), floor), passes
+
+
+def ahead_of_time(args) -> None:
+    """Compiles the steps of standard AutoAttack for a slice of TPUs, and prints.
+
+    A program makes steps until enough slots are done: figures are of one such step, and sizes of
+    what stays on a chip between two.
+    """
+    from tools import topology
+
+    chips = topology.devices(args.topology)
+    import jax
+    import numpy as np
+    from jax.sharding import AxisType, Mesh
+
+    from jaxrobust import hardware, models
+    from jaxrobust.evaluation import engine, versions
+    from jaxrobust.models.table import multiply_adds
+
+    net = models.create(args.model, image_size=args.image_size, dtype=args.dtype)
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    flops = 2.0 * multiply_adds(net, *shapes, image_size=args.image_size)
+    logits_fn = jax.tree_util.Partial(lambda p, s, x: net.apply(p, s, x)[0], *shapes)
+    mesh = Mesh(np.array(chips), ("slots",), axis_types=(AxisType.Auto,))
+    width = args.batch or 64
+    image = (args.image_size, args.image_size, shapes[1]["normalize.mean"].shape[0])
+    print(
+        f"{args.model} {args.image_size} px, {width} slots per chip, {args.dtype}, {len(chips)} x "
+        f"{chips[0].device_kind} ({args.topology}); figures of one step of all slots"
+    )
+    programs: dict[engine.Setting, list[str]] = {}
+    for norm in args.norms:
+        for setting in versions.plan(norm, "standard", None, None):
+            programs.setdefault(engine._program_of(setting), []).append(setting.name)
+    result = []
+    for setting, attacks in programs.items():
+        advance, arguments, passes = abstract_step(
+            mesh, setting, logits_fn, slots=width * len(chips), image=image
+        )
+        figures = topology.compiled(advance, *arguments, remedy=f"--batch {max(width // 2, 1)}")
+        print(f"{', '.join(attacks)} ({setting.norm}), {passes} passes of the network in a step")
+        chip = hardware.chip(chips[0].device_kind)
+        figures |= topology.show(figures, chip, flops=passes * flops * width, images=width)
+        result.append({"attacks": attacks, "norm": setting.norm, "passes": passes} | figures)
+    if args.json:
+        about = {"model": args.model, "dtype": args.dtype, "topology": args.topology}
+        about |= {"image_size": args.image_size, "slots_per_chip": width}
+        inside = sum(figures["collectives_in_attack_loop"] for figures in result)
+        print(json.dumps(about | {"collectives_in_attack_loop": inside, "programs": result}))
+
+
 def main() -> None:
     """Measures and prints."""
     args = parse()
+    if args.topology:
+        return ahead_of_time(args)
     if args.worker:
         return our_worker(args) if args.worker == "ours" else their_worker(args)
     all_cores = sorted(os.sched_getaffinity(0))
@@ -366,5 +463,9 @@ if __name__ == "__main__":
     try:
         main()
     except ImportError as error:
-        print(f"bench_autoattack: {error}; pip install -e '.[test,parity]'", file=sys.stderr)
+        extra = "tpu-aot" if error.name == "libtpu" else "test,parity"
+        print(f"bench_autoattack: {error}; pip install -e '.[{extra}]'", file=sys.stderr)
+        sys.exit(2)
+    except ValueError as error:
+        print(f"bench_autoattack: {error}", file=sys.stderr)
         sys.exit(2)

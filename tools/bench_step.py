@@ -4,6 +4,9 @@ Prints compile seconds, images/s, and the ratio to the FLOP bound: with F the co
 pass, the clean step costs 3F and the step with K APGD steps (2K + 4)F, so (2K + 4) / 3 times the
 clean step's time is what nothing but fewer operations could beat. With `--against torch` the same
 step in PyTorch on timm's network runs in turn with ours in the same process.
+
+`--topology v5e:8x8` compiles the same step for TPUs that are not here instead: what it sends
+between chips and where, whether it fits, and the step time that the chips' peaks allow.
 """
 
 import argparse
@@ -24,28 +27,45 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("config", type=Path)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument(
+        "--batch", type=int, help="default: 8; for --topology, per chip: the config's"
+    )
     parser.add_argument("--image-size", type=int, help="default: the config's")
     parser.add_argument("--attack-steps", type=int, help="default: the config's")
-    parser.add_argument("--dtype", default="float32", help="compute type, e.g. bfloat16")
+    parser.add_argument("--dtype", help="default: float32; for --topology, the config's")
+    parser.add_argument("--fsdp", type=int, help="devices that share the state; 0: all")
+    parser.add_argument("--microbatches", type=int, help="parts of a device's images")
+    parser.add_argument("--topology", help="compile for a slice such as v5e:8x8, without running")
     parser.add_argument("--against", choices=["torch"])
     parser.add_argument("--rounds", type=int, default=4, help="turns of each program")
     parser.add_argument("--steps", type=int, default=3, help="steps that count in a turn")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.topology:
+        args.rounds = args.steps = 1
+        if args.against:
+            parser.error("--topology compiles and runs nothing; leave --against out")
+    else:
+        args.batch, args.dtype = args.batch or 8, args.dtype or "float32"
+    return args
 
 
-def load(args: argparse.Namespace):
-    """The config of the command line, unlocked, with its changes."""
+def load(args: argparse.Namespace, devices: int = 1):
+    """The config of the command line, unlocked, with its changes; `args.batch` is of a device."""
     if not args.config.is_file():
         raise ValueError(f"{args.config}: no such config; try configs/convnext_t_cvst.py")
     config = runpy.run_path(str(args.config))["get_config"]().unlock()
-    config.train.batch_size = args.batch
-    config.model.dtype = args.dtype
-    if args.image_size is not None:
-        config.model.image_size = args.image_size
-    if args.attack_steps is not None:
-        config.attack.steps = args.attack_steps
+    given = (
+        (config.train, "batch_size", args.batch and args.batch * devices),
+        (config.train, "microbatches", args.microbatches),
+        (config.model, "dtype", args.dtype),
+        (config.model, "image_size", args.image_size),
+        (config.attack, "steps", args.attack_steps),
+        (config.mesh, "fsdp", args.fsdp),
+    )
+    for part, key, value in given:
+        if value is not None:
+            part[key] = value
     if args.against:
         config.data.augmentation = "basic"  # the reference's step neither mixes nor erases
     if min(args.rounds, args.steps) < 1:
@@ -64,10 +84,11 @@ def ours(config, images, labels):
     with jax.set_mesh(phase.mesh):
         holder = [phase.init(jax.random.key(0))]
         batch = Batch(*sharding.global_arrays(phase.mesh, (images, labels)))
-        step, seconds, _ = compilation.compiled(phase.step, holder[0], batch)
+        orders = build.orders(phase.mesh)
+        step, seconds, _ = compilation.compiled(phase.step, holder[0], batch, orders)
 
     def run() -> float:
-        holder[0], metrics = step(holder[0], batch)
+        holder[0], metrics = step(holder[0], batch, orders)
         return float(metrics["loss"])
 
     return run, seconds
@@ -127,9 +148,53 @@ def measure(programs: dict, rounds: int, steps: int) -> dict[str, dict[str, floa
     }
 
 
+def ahead_of_time(args: argparse.Namespace) -> None:
+    """Compiles for a slice of TPUs, and prints."""
+    from tools import topology
+
+    chips = topology.devices(args.topology)
+    from jaxrobust import build, hardware
+
+    config = load(args, len(chips))
+    phase = build.phase(config, "train", 1000 * config.train.batch_size, devices=chips)
+    images = config.train.batch_size // len(chips)
+    figures = topology.compiled(
+        phase.step,
+        *build.abstract_arguments(config, "train", phase),
+        remedy=f"--batch {max(images // 2, 1)}, --microbatches {2 * config.train.microbatches} or "
+        f"--fsdp {len(chips)}",
+    )
+    chip = hardware.chip(chips[0].device_kind)
+    flops = build.flops_per_image(config, "train") * images
+    result = {
+        "config": args.config.stem,
+        "model": config.model.name,
+        "dtype": config.model.dtype,
+        "topology": args.topology,
+        "device": f"{len(chips)} x {chips[0].device_kind}",
+        "batch_per_chip": images,
+        "microbatches": config.train.microbatches,
+        "fsdp": phase.mesh.shape["fsdp"],
+        "image_size": config.model.image_size,
+        "attack_steps": config.attack.steps,
+        "flops": flops,  # of the model, per chip and step
+        **figures,
+    }
+    print(
+        f"{result['model']} {result['image_size']} px, {images} images per chip in "
+        f"{result['microbatches']} parts, APGD-{result['attack_steps']}, {result['dtype']}, "
+        f"{result['device']} ({args.topology}), state shared by {result['fsdp']}"
+    )
+    result |= topology.show(figures, chip, flops=flops, images=images)
+    if args.json:
+        print(json.dumps(result))
+
+
 def main() -> None:
     """Measures and prints."""
     args = parse()
+    if args.topology:
+        return ahead_of_time(args)
     config = load(args)
     import jax
     import numpy as np
@@ -191,7 +256,8 @@ if __name__ == "__main__":
     try:
         main()
     except ImportError as error:
-        print(f"bench_step: {error}; pip install -e '.[test,parity]'", file=sys.stderr)
+        extra = "tpu-aot" if error.name == "libtpu" else "test,parity"
+        print(f"bench_step: {error}; pip install -e '.[{extra}]'", file=sys.stderr)
         sys.exit(2)
     except ValueError as error:
         print(f"bench_step: {error}", file=sys.stderr)

@@ -23,7 +23,7 @@ KINDS = (
 )
 # Names under which a short loop that the compiler has unrolled still shows.
 _LOOP = re.compile(r"(^|/)(while/body|attack)(/|$)")
-_BITS = {"pred": 8, "s4": 4, "u4": 4, "bf16": 16, "c64": 64, "c128": 128, "token": 0}
+_BITS = {"pred": 8, "token": 0}  # every other type's name says it
 # A value that goes through these is moved, split, joined or rounded: which operands it is made of.
 _MOVES: dict[str, slice] = {
     **dict.fromkeys(("bitcast", "convert", "copy", "reshape", "transpose", "slice"), slice(1)),
@@ -133,11 +133,6 @@ def called(instruction: Instruction) -> list[str]:
     return re.findall(r"[\w.\-]+", " ".join(groups))
 
 
-def instruction_count(module: Module) -> int:
-    """Of all computations."""
-    return sum(1 for _ in instructions(module.computations))
-
-
 def collectives(module: Module) -> list[Collective]:
     """Each one once, in the order of the text."""
     times = runs(module)
@@ -174,11 +169,11 @@ def _result(module: Module, i: Instruction, kind: str) -> tuple[str, str]:
     if i.computation.startswith("all-reduce-scatter"):  # the TPU compiler's own fusion of the two
         return "reduce-scatter", module.root(i.computation).type
     if i.opcode in ("all-gather-start", "collective-permute-start"):
-        return kind, _elements(i.type)[1]  # (operands, results, ...)
+        return kind, elements(i.type)[1]  # (operands, results, ...)
     return kind, i.type
 
 
-def _elements(type_: str) -> list[str]:
+def elements(type_: str) -> list[str]:
     """The types in a tuple's type."""
     inner, parts, depth = type_[1:-1], [""], 0
     for character in inner:
@@ -194,10 +189,8 @@ def size(type_: str) -> int:
     """Bytes of an array's or a tuple's type."""
     bits = 0
     for kind, dims in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", type_):
-        width = _BITS.get(kind) or int(re.search(r"\d+", kind.removeprefix("f8e"))[0])  # type: ignore[index]
-        bits += (8 if kind.startswith("f8") else width) * math.prod(
-            map(int, dims.split(",") if dims else [])
-        )
+        width = _BITS[kind] if kind in _BITS else int(re.search(r"\d+", kind)[0])  # type: ignore[index]
+        bits += width * math.prod(map(int, dims.split(",") if dims else []))
     return bits // 8
 
 
@@ -233,10 +226,10 @@ def _op_name(i: Instruction) -> str:
 # --- Loops ---
 
 
-def runs(module: Module) -> dict[str, tuple[int | None, bool]]:
+def runs(module: Module, unknown: int | None = None) -> dict[str, tuple[int | None, bool]]:
     """How often the program runs each computation, and whether a loop is around it.
 
-    None: the trip count of a loop is not in the text.
+    A loop whose trip count is not in the text counts `unknown` times; None: its body neither.
     """
     known: dict[str, tuple[int | None, bool]] = {module.entry: (1, False)}
 
@@ -247,8 +240,9 @@ def runs(module: Module) -> dict[str, tuple[int | None, bool]]:
             for call in module.callers[computation]:
                 outer, inside = of(call.computation)
                 trips = trip_count(module, call) if call.opcode == "while" else 1
-                unknown = total is None or outer is None or trips is None
-                total = None if unknown else total + outer * trips  # type: ignore[operator]
+                trips = unknown if trips is None else trips
+                lost = total is None or outer is None or trips is None
+                total = None if lost else total + outer * trips  # type: ignore[operator]
                 looped |= inside or call.opcode == "while"
             known[computation] = total, looped
         return known[computation]
@@ -316,9 +310,7 @@ def _leaves(
     return follow(i.operands[_MOVES[i.opcode]], ()) if i.opcode in _MOVES else None
 
 
-def _union(
-    groups: Iterable[frozenset[Instruction] | None],
-) -> frozenset[Instruction] | None:
+def _union(groups: Iterable[frozenset[Instruction] | None]) -> frozenset[Instruction] | None:
     """All of them; None if one is."""
     total: frozenset[Instruction] = frozenset()
     for group in groups:

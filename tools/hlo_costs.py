@@ -7,20 +7,18 @@ import functools
 import math
 import re
 
-from tools.hlo import Instruction, Module, called, instructions, runs, size
+from tools.hlo import Instruction, Module, called, elements, instructions, runs, size
 
 
-def flops(module: Module, *, trips: bool = True) -> float | None:
-    """Of all convolutions and products of matrices on one chip; None: a trip count is not known.
+def flops(module: Module) -> float:
+    """Of all convolutions and products of matrices on one chip.
 
-    Without `trips` a loop's body counts once, as in XLA's own `cost_analysis`.
+    A loop whose trip count is not in the text counts once, here and in `traffic`.
     """
-    times, total = runs(module), 0.0
+    times, total = runs(module, unknown=1), 0.0
     for i in instructions(module.computations):
         if i.opcode in ("convolution", "dot"):
-            n = times[i.computation][0] if trips else 1
-            if n is None:
-                return None
+            n = times[i.computation][0] or 0
             types = [module.computations[i.computation][name].type for name in i.operands]
             total += 2 * n * (_convolution if i.opcode == "convolution" else _dot)(i, *types)
     return total
@@ -90,13 +88,13 @@ _FREE = {
 }
 
 
-def traffic(module: Module) -> float | None:
-    """Bytes between HBM and a chip's units, at most: what each operation reads and writes there.
+def traffic(module: Module) -> float:
+    """Bytes between HBM and a chip's units: what each operation reads and writes there.
 
-    Arrays in a TPU's fast memory (`S(1)` in their layout) do not count; of an array that an
-    operation reads or writes a part of, all does. None: a trip count is not known.
+    Arrays in a TPU's fast memory (`S(1)` in their layout) do not count. Of an array that a fusion
+    reads or writes a part of, all does.
     """
-    times, total = runs(module), 0.0
+    times, total = runs(module, unknown=1), 0.0
     inner = {
         callee
         for i in instructions(module.computations)
@@ -105,14 +103,21 @@ def traffic(module: Module) -> float | None:
     }
     for name, computation in module.computations.items():
         for i in () if name in inner else computation.values():
-            if i.opcode in _FREE or i.opcode.endswith("-done"):
-                continue
-            n = times[name][0]
-            if n is None:
-                return None
-            types = [i.type, *(computation[operand].type for operand in i.operands)]
-            total += n * sum(size(found) for type_ in types for found in _in_hbm(type_))
+            if i.opcode not in _FREE and not i.opcode.endswith("-done"):
+                types = [computation[operand].type for operand in i.operands]
+                total += (times[name][0] or 0) * _moved(i, types)
     return total
+
+
+def _moved(i: Instruction, operands: list[str]) -> int:
+    if i.opcode in ("copy-start", "slice-start"):  # (copy, ...) and ((operand), slice, ...)
+        part = elements(i.type)[i.opcode == "slice-start"]
+        return size(part) * (len(_in_hbm(part)) + len(_in_hbm(operands[0])))
+    if i.opcode in ("slice", "dynamic-slice"):
+        operands = [i.type]
+    if i.opcode == "dynamic-update-slice":
+        return 2 * size(operands[1])
+    return sum(size(array) for type_ in [i.type, *operands] for array in _in_hbm(type_))
 
 
 def _in_hbm(type_: str) -> list[str]:

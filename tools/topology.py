@@ -1,44 +1,45 @@
 """Programs compiled for TPUs that are not here, and what the executables say about themselves.
 
-The compiler is the one inside the wheel `libtpu`; nothing runs. Import this before JAX.
+The compiler is the one inside the wheel `libtpu`; nothing runs.
 """
 
 import importlib.util
-import json
 import os
 import re
 import time
 from collections import Counter
 from typing import Any
 
-# JAX computes on CPU; libtpu looks for no metadata server and shares itself with other processes.
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["TPU_SKIP_MDS_QUERY"] = "1"
-os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
-
 from jaxrobust import hardware
 from tools import hlo, hlo_costs
 
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",  # where JAX computes: libtpu then is a compiler and nothing else
+    "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other processes, or a stale lock file, do no harm
+    "TPU_WORKER_HOSTNAMES": "localhost",  # these two: no complaints; any host and type will do
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+}
 EXAMPLES = "v5e:4x4, v5e:8x8, v4:2x2x4, v5p:2x2x2, v6e:4x4"
 
 
 def devices(name: str) -> list[Any]:
-    """The chips of a slice such as "v5e:8x8": of each version, as many as JAX sees there.
+    """The chips of a slice such as "v5e:8x8", as JAX would see them there.
 
+    Call it before anything imports JAX, which reads its environment then.
     Raises:
       ImportError: no libtpu.
       ValueError: no such slice.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise ImportError(f"--topology {name} needs the TPU compiler; pip install -e '.[tpu-aot]'")
+        raise ImportError(f"--topology {name} needs the TPU compiler", name="libtpu")
+    os.environ.update(ENVIRONMENT)
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
     options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}  # as on Cloud TPU
     try:
-        return topologies.get_topology_desc(
-            platform="tpu", topology_name=name, **options
-        ).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except JaxRuntimeError as error:
         reason = str(error).removeprefix("INVALID_ARGUMENT: ").split("\n")[0]
         raise ValueError(f"--topology {name}: {reason}; write one such as {EXAMPLES}") from error
@@ -68,7 +69,7 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFitError(_too_large(str(error), remedy)) from error
+        raise DoesNotFitError(too_large(str(error), remedy)) from error
     seconds = time.perf_counter() - traced
     memory, cost = executable.memory_analysis(), executable.cost_analysis()
     figures = {
@@ -83,27 +84,94 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
     return figures | read(executable.as_text())
 
 
-def _too_large(error: str, remedy: str) -> str:
-    """One sentence out of the compiler's pages."""
-    found = re.search(r"([\d.]+[KMGT]) of ([\d.]+[KMGT]) hbm|\(([\d.]+[KMGT])\).*?\(([\d.]+[KMGT])\)", error)
-    needed, there = [part for part in found.groups() if part] if found else ("more", "the chip's")
-    return f"the program needs {needed} of memory on each chip, which has {there}; try {remedy}"
+def too_large(error: str, remedy: str) -> str:
+    """One sentence out of the compiler's pages about memory."""
+    sizes = re.findall(r"\b[\d.]+[KMGT]\b", error)
+    needed, there = sizes[:2] if len(sizes) > 1 else ("more", "less")
+    return (
+        f"the program needs {needed} of memory on each chip, which has {there} for it; try {remedy}"
+    )
 
 
 def read(text: str) -> dict[str, Any]:
-    """What the text of an executable says."""
+    """What the text of an executable says: per chip, and per run of the program."""
     module = hlo.parse(text)
     found = hlo.collectives(module)
     kinds: dict[tuple[str, bool], list[hlo.Collective]] = {}
     for collective in found:
         kinds.setdefault((collective.kind, collective.inside), []).append(collective)
-    # What a loop of unknown length repeats, it repeats at least once.
-    gathers = Counter(
-        name for c in found for name in c.parameters for _ in range(2 if c.times is None else c.times)
-    )
+    # What a loop of unknown length repeats counts once in bytes, and as repeated.
+    gathers: Counter[str] = Counter()
+    for collective in found:
+        for name in collective.parameters:
+            gathers[name] += 2 if collective.times is None else collective.times
     return {
         "instructions": sum(1 for _ in hlo.instructions(module.computations)),
-        "flops": hlo_costs.flops(module),
+        "flops_executable": hlo_costs.flops(module),
         "hbm_bytes": hlo_costs.traffic(module),
-        "sent_bytes": _total(c.sent for c in found)
+        "sent_bytes": sum(c.sent * (c.times or 1) for c in found),
+        "collectives": [
+            {
+                "kind": kind,
+                "in_attack_loop": inside,
+                "count": len(group),
+                "arrays": sum(c.arrays for c in group),
+                "bytes": sum(c.bytes * (c.times or 1) for c in group),
+            }
+            for (kind, inside), group in sorted(kinds.items())
+        ],
+        "collectives_in_attack_loop": sum(c.inside for c in found),
+        "parameters_gathered": len(gathers),
+        "parameters_gathered_more_than_once": sorted(p for p, n in gathers.items() if n > 1),
+    }
+
+
+def show(
+    figures: dict[str, Any], chip: hardware.Chip | None, *, flops: float, images: float
+) -> dict[str, Any]:
+    """Prints figures of `compiled` for people; returns memory in all, and the roofline.
+
+    Args:
+      figures: of `compiled`.
+      chip: what it was compiled for; None: without its peaks.
+      flops: of the model, on one chip in one run.
+      images: that one chip takes in a run.
+    """
+    parts = ("argument", "output", "temporary", "code")
+    memory = sum(figures[f"{part}_bytes"] for part in parts)
+    gib = ", ".join(f"{figures[f'{part}_bytes'] / 2**30:.2f} {part}" for part in parts)
+    print(
+        f"  traced in {figures['trace_s']:.1f} s, compiled in {figures['compile_s']:.1f} s; "
+        f"{figures['instructions']:,} instructions"
+    )
+    of = f" of {chip.memory / 2**30:.0f}" if chip else ""
+    print(f"  memory per chip: {memory / 2**30:.2f}{of} GiB ({gib})")
+    for c in figures["collectives"]:
+        what = f"{c['count']} {c['kind']} of {c['arrays']} arrays, {c['bytes'] / 1e6:,.1f} MB"
+        print(f"  {what}{', IN THE ATTACK LOOP' * c['in_attack_loop']}")
+    print(f"  collectives in the attack loop: {figures['collectives_in_attack_loop']}")
+    if again := figures["parameters_gathered_more_than_once"]:
+        print(f"  GATHERED MORE THAN ONCE: {', '.join(again[:5])}{', ...' * (len(again) > 5)}")
+    executable = figures["flops_executable"]
+    ratio = f" ({executable / flops:.2f} of that in the executable)" if executable else ""
+    print(f"  {flops / 1e12:.3f} TFLOP per chip and step of the model{ratio}")
+    found = {"memory_bytes": memory, "chip_memory_bytes": chip and chip.memory}
+    if chip is None:
+        return found
+    seconds = {  # each as if it were alone
+        "flops": flops / chip.flops,
+        "hbm": figures["hbm_bytes"] / chip.bandwidth,
+        "interconnect": figures["sent_bytes"] / chip.interconnect,
+    }
+    bound = max(seconds, key=lambda key: seconds[key])
+    print(
+        f"  roofline, not measured: {1e3 * seconds[bound]:.1f} ms per step, "
+        f"{images / seconds[bound]:.0f} images/s per chip, bound by {bound} "
+        f"({', '.join(f'{key} {1e3 * value:.1f} ms' for key, value in seconds.items())})"
+    )
+    return found | {
+        "roofline_s": seconds,
+        "roofline_step_s": seconds[bound],
+        "roofline_images_per_s_per_chip": images / seconds[bound],
+        "bound_by": bound,
     }

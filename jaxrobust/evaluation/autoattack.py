@@ -358,7 +358,8 @@ class _Attack:
             for i, adversarial in zip(which, theirs, strict=True):
                 self.strike(i, adversarial)
         self.flat[known:] = [flat for part in parts for flat in part[2]]
-        self.steps, self.idle, self.unconfirmed = sum(part[3] for part in parts).tolist()
+        sums = np.sum([part[3] for part in parts], axis=0)
+        self.steps, self.idle, self.unconfirmed = sums.tolist()
 
     def flag(self) -> None:
         """What this attack makes doubtful."""

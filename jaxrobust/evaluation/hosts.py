@@ -87,8 +87,9 @@ def together(function: Callable[[], T]) -> T:
 
 def agree(identity: dict[str, Any]) -> None:
     """Raises ValueError in all processes unless all of them evaluate the same."""
-    for process, theirs in enumerate(everyone(identity)):
-        if words := differences(theirs, identity):
+    ours = json.loads(json.dumps(identity))
+    for process, theirs in enumerate(everyone(ours)):
+        if words := differences(theirs, ours):
             raise ValueError(
                 f"process {process} evaluates something else than process {jax.process_index()}: "
                 f"{words}. Give all of them the same command, weights and data"

@@ -49,7 +49,9 @@ while true; do
   create
   install &&
     on_every_host "cd jaxrobust && ../venv/bin/python -m jaxrobust.main --multihost $(printf '%q ' "$@")"
-  code=$? # 75: jaxrobust.main was preempted and has saved; 255: ssh lost the host
-  [[ $code == 75 || $code == 255 ]] && sleep "$WAIT" # until the slice's state tells of it
-  [[ $code == 75 ]] || { ready && exit "$code"; }
+  code=$?
+  case $code in # 75, 143: preempted, saved or not training; 255: ssh lost a host, or that is all
+    75 | 143 | 255) sleep "$WAIT" ;; # until the state of a slice that goes tells of it
+  esac
+  [[ $code == 75 || $code == 143 ]] || { ready && exit "$code"; }
 done
