@@ -15,16 +15,13 @@ def define_host_flags() -> None:
     """Defines the flags of a command that several hosts run together, for `hosts`."""
     join = "Join the other hosts of a TPU or GPU pod; start the command on each."
     flags.DEFINE_bool("multihost", False, join, allow_override=True)
-    given = "Implies --multihost; what is not given is found out on Cloud TPU, Slurm, GKE and such."
-    address = "host:port of process 0, where it waits for the others."
-    flags.DEFINE_string("coordinator_address", None, f"{address} {given}", allow_override=True)
-    flags.DEFINE_integer(
-        "num_processes", None, "How many processes there are. As above.", allow_override=True
-    )
-    flags.DEFINE_integer(
-        "process_id", None, "Which one this is, from 0. As above.", allow_override=True
-    )
-    waits = "Seconds to wait for the others, 300 if not given. As above."
+    given = "Implies --multihost; found out on Cloud TPU, Slurm, GKE and such."
+    address = f"host:port of process 0, where it waits for the others. {given}"
+    flags.DEFINE_string("coordinator_address", None, address, allow_override=True)
+    count, index = f"How many processes. {given}", f"Which one this is, from 0. {given}"
+    flags.DEFINE_integer("num_processes", None, count, allow_override=True)
+    flags.DEFINE_integer("process_id", None, index, allow_override=True)
+    waits = "Seconds to wait for the others, 300 if not given. Implies --multihost."
     flags.DEFINE_float("coordinator_timeout", None, waits, allow_override=True)
 
 

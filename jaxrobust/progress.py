@@ -109,7 +109,7 @@ class Progress:
             + ("/chip " if self._chips > 1 else " ")
             + (f"MFU {mfu:.1%} " if mfu is not None else "")
             + (f"{data_wait:.0%} waiting for data " if self._starved else "")
-            + f"ETA {_clock(left)}"
+            + f"ETA {_clock(left) if self._speed else 'unknown'}"
         )
         if self._terminal:
             columns = os.get_terminal_size(sys.stderr.fileno()).columns

@@ -20,7 +20,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.evaluation import autoattack, engine
+from jaxrobust.evaluation import autoattack, engine, hosts
 from jaxrobust.evaluation.versions import BASE, VERSIONS
 from tests import paths
 from tests.test_balls import norm_in_float64
@@ -235,6 +235,34 @@ def begin(setting, devices, batch, target=1, restart=1):
         np.asarray,
         jax.jit(functools.partial(engine._begin, setting))(np.float32(0.1), root, number, rows),
     )
+
+
+class ShareTest(parameterized.TestCase):
+    @parameterized.parameters((10, 4), (3, 4), (0, 2), (8, 8), (7, 1))
+    def test_every_image_belongs_to_one_process(self, images, processes):
+        parts = []
+        for index in range(processes):
+            with (
+                mock.patch.object(jax, "process_count", lambda: processes),
+                mock.patch.object(jax, "process_index", lambda index=index: index),
+            ):
+                parts.append(hosts.share(np.arange(images)))
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(images))
+        lengths = [len(part) for part in parts]
+        self.assertLessEqual(max(lengths) - min(lengths), 1)
+
+    def test_alone(self):
+        self.assertEqual(hosts.everyone("mine"), ["mine"])
+        self.assertEqual(hosts.together(lambda: 3), 3)
+        with self.assertRaisesRegex(ValueError, "mine"):
+            hosts.together(lambda: int("mine"))
+
+    def test_several_processes_that_have_not_met(self):
+        with (
+            mock.patch.object(jax, "process_count", lambda: 2),
+            self.assertRaisesRegex(ValueError, "call jax.distributed.initialize.. first"),
+        ):
+            hosts.everyone(1)
 
 
 class EdgesTest(parameterized.TestCase):

@@ -47,7 +47,7 @@ result = evaluate(
 )
 np.savez(
     f"{out}-{jax.process_index()}.npz", added=len(added), devices=jax.local_device_count(),
-    after=list(result.accuracy_after.values()), forward=[c.forward for c in result.costs],
+    after=list(result.accuracy_after.values()),
     flags=sorted(result.flags.items()),
     **{k: getattr(result, k) for k in ("clean", "robust", "fooled_by", "images_adv")},
 )
@@ -63,6 +63,7 @@ def start(processes: int, devices: int, command: list[str], **given) -> list[sub
     for index in range(processes):
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
         environment |= {"JAX_NUM_CPU_DEVICES": str(devices), "JAXROBUST_ALLOCATOR": "system"}
+        environment["JAX_PLATFORMS"] = "cpu"  # no search for a TPU
         if processes > 1:
             environment |= {
                 "JAX_COORDINATOR_ADDRESS": address,
@@ -119,20 +120,22 @@ net = lambda w, x: x.reshape(len(x), -1) @ w
 def tell(name, n=3, split=PartitionSpec(), ledger=None, **given):
     w = jax.device_put(weights, jax.NamedSharding(sharding.make_mesh(), split))  # on all devices
     given = {"norm": "linf", "epsilon": 0.3 / 255, "batch_size": 4} | given
-    given |= {"attacks": ["apgd-ce"], "overrides": {"apgd-ce": {"steps": 5}}}
+    given |= {"attacks": ["apgd-ce", "square"]}
+    given |= {"overrides": {"apgd-ce": {"steps": 5}, "square": {"steps": 20}}}
     if ledger:
         given["ledger"] = folder / ledger / "ledger.jsonl"
     try:
         result = evaluate(jax.tree_util.Partial(net, w), IMAGES[:n], labels[:n], **given)
-        print(name, *result.fooled_by, result.accuracy_after, result.flags, flush=True)
+        passes = [(cost.forward, cost.backward) for cost in result.costs]
+        print(name, *result.fooled_by, result.accuracy_after, result.flags, passes, flush=True)
     except ValueError as error:
         print(name, "refused:", error, flush=True)
 
 tell("none", n=0)
 tell("one", n=1)
-tell("ledger", n=9, ledger="begun")
+tell("ledger", n=24, ledger="begun")
 tell("search", n=9, search_fn=lambda x: 0.1 * x[:, :1, 0, 0] + net(weights, x))
-tell("other", n=9, ledger="begun", seed=1)
+tell("other", n=24, ledger="begun", seed=1)
 if several:
     tell("spread", split=PartitionSpec("data"))
     tell("seeds", seed=me)
@@ -142,7 +145,7 @@ if several:
     for file in (folder / "begun").glob("*.jsonl"):
         rows = file.read_text().splitlines(keepends=True)
         (folder / "AB"[me] / file.name).write_text("".join(rows[: None if me else 3]))
-    tell("differ", n=9, ledger="AB"[me])
+    tell("differ", n=24, ledger="AB"[me])
 tell("after", n=2)
 """
 
@@ -166,10 +169,7 @@ class AutoAttackTest(absltest.TestCase):
         codes, said, (one,) = self.evaluate("one", 1, 4, ledger=ledgers[0])
         self.assertEqual(codes, [0], said)
         self.assertEqual(set(one["fooled_by"]), {"", "clean", "apgd-ce", "apgd-t"})
-        codes, said, two = self.evaluate("two", 2, 2, ledger=None)
-        self.assertEqual(codes, [0, 0], said)
-
-        codes, said, none = self.evaluate("killed", 2, 1, ledger=ledgers[1], dies=5)
+        codes, said, none = self.evaluate("killed", 2, 2, ledger=ledgers[1], dies=5)
         self.assertEmpty(none)
         self.assertEqual(codes, [-9, -6], said)
         self.assertIn("another task died", said[1])  # JAX ends it
@@ -177,15 +177,13 @@ class AutoAttackTest(absltest.TestCase):
         codes, said, four = self.evaluate("four", 4, 1, ledger=ledgers[1])
         self.assertEqual(codes, [0] * 4, said)
 
-        for result in (*two, *four):
+        for result in four:
             for key in ("clean", "robust", "fooled_by", "images_adv", "after", "flags"):
                 np.testing.assert_array_equal(result[key], one[key], key)
-        self.assertEqual([int(r["devices"]) for r in (one, *two, *four)], [4, 2, 2, 1, 1, 1, 1])
-        np.testing.assert_array_equal(two[0]["forward"], one["forward"])  # nothing twice
-        shares = [int(result["added"]) for result in two]
-        self.assertEqual(sum(shares), one["added"])
+        self.assertEqual([int(r["devices"]) for r in (one, *four)], [4, 1, 1, 1, 1])
+        shares = [int(result["added"]) for result in four]
+        self.assertEqual(sum(shares) + len(before), one["added"])  # nothing twice
         self.assertLessEqual(max(shares) - min(shares), 3)  # one for each attack
-        self.assertEqual(sum(int(r["added"]) for r in four) + len(before), one["added"])
         self.assertEqual(records(ledgers[1]), records(ledgers[0]))
 
     def test_few_images_and_mistakes(self):
@@ -208,7 +206,7 @@ class AutoAttackTest(absltest.TestCase):
             ("seeds", "process . evaluates something else than process .: seed is . there, . here"),
             ("data", "evaluates something else .*data is .* Give all of them the same command"),
             ("unshared", "process 0 does not see .*/0/ledger.process-1.jsonl.* all hosts share"),
-            ("differ", r"processes see different verdicts \(.*\) in .*AB?/.* all hosts share"),
+            ("differ", r"processes see different verdicts \(.*\) in .*/[AB]/.* all hosts share"),
         ):
             for t in told:
                 self.assertRegex(t[name], f"^refused: .*{message}")
@@ -222,7 +220,7 @@ class CommandTest(absltest.TestCase):
         command = ["-m", "jaxrobust.evaluate", f"--workdir={folder / 'run'}", "--epsilon=0.01"]
         for attack in (["--attack=pgd-2", "--n=80"], ["--attack=apgd-ce", "--n=12"]):
             alone = start(1, 2, [*command, *attack, f"--out={folder / 'one'}"])
-            pod = start(2, 2, [*command, *attack, f"--out={folder / 'hosts'}", "--multihost"])
+            pod = start(2, 1, [*command, *attack, f"--out={folder / 'hosts'}", "--multihost"])
             self.assertEqual(wait(alone)[0], [0])
             answers = [host.communicate(timeout=200) for host in pod]
             self.assertEqual([host.returncode for host in pod], [0, 0], answers)

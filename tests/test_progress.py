@@ -117,6 +117,17 @@ class CostTest(parameterized.TestCase):
         self.assertEqual(shown["images_per_second_per_chip"], 8)
         self.assertNoCommonElements(shown, ("mfu", "peak_memory_bytes"))
 
+    def test_no_time_left_before_there_is_a_speed(self):
+        """A trace that begins after the last step leaves out the time of all of them."""
+        with (
+            pod(chips=1, kind="cpu", peak=None),
+            absltest.mock.patch.object(progress.sys, "stderr", io.StringIO()) as lines,
+            progress.Progress("train", 0, 100, 8, 2) as shown,
+        ):
+            shown.resume(2)
+            shown.show(2, {"loss": 1.0})
+        self.assertEndsWith(lines.getvalue(), "0 images/s ETA unknown\n")
+
     def test_what_a_pod_costs(self):
         """64 v5e, each of which takes an image a second."""
         flops = 0.25 * hardware.chip("TPU v5e").flops

@@ -143,11 +143,27 @@ class EngineTest(parameterized.TestCase):
 @pytest.mark.slow
 @absltest.skipUnless(there, NEEDS)
 class CompiledTest(parameterized.TestCase):
-    def test_a_step_for_four_chips(self):
+    def run_tool(self, *arguments):
         config = self.create_tempfile("small.py", SMALL).full_path
-        command = [sys.executable, TOOLS / STEP[0], config, "--topology", "v5e:2x2", "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        result = json.loads(done.stdout.splitlines()[-1])
+        command = [sys.executable, TOOLS / STEP[0], config, "--topology", "v5e:2x2", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def figures(self, *arguments):
+        done = self.run_tool("--json", *arguments)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def test_a_step_that_does_not_fit(self):
+        done = self.run_tool("--batch", "4000000")
+        self.assertEqual((done.returncode, done.stdout), (2, ""))
+        self.assertRegex(
+            done.stderr,
+            r"^bench_step: the program needs \d+\.\d+G of memory on each chip, which has 15\.75G "
+            r"for it; try --batch 2000000 or --microbatches 2\n$",
+        )
+
+    def test_a_step_for_four_chips(self):
+        result = self.figures("--attack-steps", "2")
         self.assertEqual((result["device"], result["batch_per_chip"]), ("4 x TPU v5 lite", 16))
         self.assertEqual(result["collectives_in_attack_loop"], 0)
         self.assertEqual(result["parameters_gathered_more_than_once"], [])
@@ -159,6 +175,12 @@ class CompiledTest(parameterized.TestCase):
         # Counted in the executable's text and from the model: this network recomputes nothing.
         self.assertBetween(result["flops_executable"] / result["flops"], 0.8, 1.2)
         self.assertEqual(result["roofline_step_s"], max(result["roofline_s"].values()))
+
+        longer = self.figures("--attack-steps", "10")
+        self.assertEqual(longer["collectives"], result["collectives"])
+        ratio = longer["instructions"] / result["instructions"]
+        self.assertBetween(ratio, 0.95, 1.05)  # steps of an attack are rounds of one loop
+        self.assertGreater(longer["flops_executable"], 2 * result["flops_executable"])
 
 
 if __name__ == "__main__":

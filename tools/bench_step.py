@@ -158,11 +158,12 @@ def ahead_of_time(args: argparse.Namespace) -> None:
     config = load(args, len(chips))
     phase = build.phase(config, "train", 1000 * config.train.batch_size, devices=chips)
     images = config.train.batch_size // len(chips)
+    fsdp, parts = phase.mesh.shape["fsdp"], config.train.microbatches
+    share = "" if fsdp == len(chips) else f", --fsdp {len(chips)}"
     figures = topology.compiled(
         phase.step,
         *build.abstract_arguments(config, "train", phase),
-        remedy=f"--batch {max(images // 2, 1)}, --microbatches {2 * config.train.microbatches} or "
-        f"--fsdp {len(chips)}",
+        remedy=f"--batch {max(images // 2, 1)}{share} or --microbatches {2 * parts}",
     )
     chip = hardware.chip(chips[0].device_kind)
     flops = build.flops_per_image(config, "train") * images
@@ -173,17 +174,17 @@ def ahead_of_time(args: argparse.Namespace) -> None:
         "topology": args.topology,
         "device": f"{len(chips)} x {chips[0].device_kind}",
         "batch_per_chip": images,
-        "microbatches": config.train.microbatches,
-        "fsdp": phase.mesh.shape["fsdp"],
+        "microbatches": parts,
+        "fsdp": fsdp,
         "image_size": config.model.image_size,
         "attack_steps": config.attack.steps,
         "flops": flops,  # of the model, per chip and step
         **figures,
     }
     print(
-        f"{result['model']} {result['image_size']} px, {images} images per chip in "
-        f"{result['microbatches']} parts, APGD-{result['attack_steps']}, {result['dtype']}, "
-        f"{result['device']} ({args.topology}), state shared by {result['fsdp']}"
+        f"{result['model']} {result['image_size']} px, {images} images per chip in {parts} parts, "
+        f"APGD-{result['attack_steps']}, {result['dtype']}, {result['device']} ({args.topology}), "
+        f"state shared by {fsdp}"
     )
     result |= topology.show(figures, chip, flops=flops, images=images)
     if args.json:

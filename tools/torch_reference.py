@@ -275,27 +275,64 @@ DECAYED = {
 
 
 class Trainer:
-    """One network, its AdamW and its moving average; `step(images, labels) -> loss`."""
+    """One network, its AdamW and its moving average; `step(images, labels) -> loss`.
+
+    Args:
+      device: where all of it lives; on a GPU the update is PyTorch's fused AdamW.
+      dtype: what `torch.autocast` computes in; float32: no autocast.
+      channels_last: weights and images as NHWC in memory.
+      compiled: `torch.compile` of the network: one graph for the attack, which is in eval mode and
+        has input gradients only, and one for the update.
+    """
 
     def __init__(
-        self, net, *, lr, weight_decay, ema_decay, epsilon, attack_steps, decay_mask="not-bias"
+        self,
+        net,
+        *,
+        lr,
+        weight_decay,
+        ema_decay,
+        epsilon,
+        attack_steps,
+        decay_mask="not-bias",
+        device="cpu",
+        dtype=torch.float32,
+        channels_last=False,
+        compiled=False,
     ):
-        self.net, self.average = net.train(), copy.deepcopy(net)
+        self.device, self.dtype = torch.device(device), dtype
+        self.layout = torch.channels_last if channels_last else torch.preserve_format
+        self.net = net.to(self.device, memory_format=self.layout).train()
+        self.average = copy.deepcopy(self.net)
+        self.forward = torch.compile(self.net) if compiled else self.net
         groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "weight_decay": 0.0}]
-        for name, p in net.named_parameters():
+        for name, p in self.net.named_parameters():
             groups[0 if DECAYED[decay_mask](name, p) else 1]["params"].append(p)
         self.optimiser = torch.optim.AdamW(
-            groups, lr=lr, betas=(0.9, 0.95), eps=1e-8, weight_decay=weight_decay
+            groups,
+            lr=lr,
+            betas=(0.9, 0.95),
+            eps=1e-8,
+            weight_decay=weight_decay,
+            fused=True if self.device.type == "cuda" else None,
         )
         self.ema_decay, self.epsilon, self.attack_steps = ema_decay, epsilon, attack_steps
 
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """f32[B,C]: the losses and their gradients in the logits are float32 whatever computes."""
+        wanted = self.dtype != torch.float32
+        with torch.autocast(self.device.type, self.dtype, enabled=wanted):
+            return self.forward(images).float()
+
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> float:
-        """One update; `attack_steps=0` is the clean step."""
+        """One update; `attack_steps=0` is the clean step. Returns when the device has finished."""
+        images = images.to(self.device, memory_format=self.layout)
+        labels = labels.to(self.device)
         if self.attack_steps:
             self.net.eval().requires_grad_(False)  # input gradients only, running statistics
-            images = apgd(self.net, images, labels, self.epsilon, self.attack_steps)
+            images = apgd(self.logits, images, labels, self.epsilon, self.attack_steps)
             self.net.train().requires_grad_(True)
-        loss = torch.nn.functional.cross_entropy(self.net(images), labels)
+        loss = torch.nn.functional.cross_entropy(self.logits(images), labels)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()

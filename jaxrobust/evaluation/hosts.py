@@ -22,7 +22,9 @@ from jaxrobust.progress import say
 T = TypeVar("T")
 
 _PATIENCE = 60  # seconds of waiting for a process between two lines that say so
-_PIECE = 2**22  # bytes that each process sends at a time; all processes' lie on every device
+# Bytes that each process sends at a time, of little and of much: each size is a program to compile,
+# and the pieces of all processes lie on every device.
+_PIECES = (2**14, 2**20)
 _calls = itertools.count()
 
 
@@ -40,7 +42,7 @@ def everyone(value: T) -> list[T]:
         return [value]
     mine = np.frombuffer(pickle.dumps((jax.process_index(), value)), np.uint8)
     longest = max(_lengths(len(mine)))
-    width = min(_PIECE, 1 << (longest - 1).bit_length())  # few shapes, hence few programs
+    width = _PIECES[longest > _PIECES[0]]
     padded = np.zeros(-(-longest // width) * width, np.uint8)
     padded[: len(mine)] = mine
     pieces = [process_allgather(padded[i : i + width]) for i in range(0, len(padded), width)]
