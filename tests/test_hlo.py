@@ -108,6 +108,10 @@ class CompiledTest(parameterized.TestCase):
         self.assertEqual((gather.inside, gather.times), (True, 6))
         self.assertLen(gather.parameters, 1)
 
+    def test_a_parameter_that_is_added_up_is_not_gathered(self):
+        (total,) = found(compiled(lambda x: lax.psum(x, "x"), array(8, 16), split=[0])).values()
+        self.assertEqual((total.kind, total.parameters), ("all-reduce", ()))
+
     def test_gradients_that_are_scattered(self):
         def f(x):
             return lax.psum_scatter(jnp.tanh(x), "x", scatter_dimension=0, tiled=True)

@@ -3,7 +3,10 @@
 Prints compile seconds, images/s, and the ratio to the FLOP bound: with F the cost of a forward
 pass, the clean step costs 3F and the step with K APGD steps (2K + 4)F, so (2K + 4) / 3 times the
 clean step's time is what nothing but fewer operations could beat. With `--against torch` the same
-step in PyTorch on timm's network runs in turn with ours in the same process.
+step in PyTorch on timm's network runs in turn with ours in the same process; on a GPU with
+`torch.compile` and channels-last, and in bfloat16 under autocast. `--program` runs one program
+alone, which then has the device's memory for itself; `tools/bench_gpu.py` puts such runs together.
+What does not fit ends with exit code 4.
 
 `--topology v5e:8x8` compiles the same step for TPUs that are not here instead: what it sends
 between chips and where, whether it fits, and the step time that the chips' peaks allow.
@@ -16,11 +19,16 @@ import runpy
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/
 
 from jaxrobust.launch import keep_large_buffers
+
+OUT_OF_MEMORY = 4  # the exit code
+PROGRAMS = ("step", "clean", "torch", "torch_clean")
 
 
 def parse() -> argparse.Namespace:
@@ -37,15 +45,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--microbatches", type=int, help="parts of a device's images")
     parser.add_argument("--topology", help="compile for a slice such as v5e:8x8, without running")
     parser.add_argument("--against", choices=["torch"])
+    parser.add_argument("--program", choices=PROGRAMS, help="this one alone; default: all")
+    parser.add_argument("--trace", type=Path, help="folder for an XProf trace of the last program")
     parser.add_argument("--rounds", type=int, default=4, help="turns of each program")
     parser.add_argument("--steps", type=int, default=3, help="steps that count in a turn")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     args = parser.parse_args()
     if args.topology:
         args.rounds = args.steps = 1
-        if args.against:
-            parser.error("--topology compiles and runs nothing; leave --against out")
+        for name in ("against", "program", "trace"):
+            if getattr(args, name):
+                parser.error(f"--topology compiles and runs nothing; leave --{name} out")
     else:
+        if (args.program or "").startswith("torch") and not args.against:
+            parser.error(f"--program {args.program} needs --against torch")
         args.batch, args.dtype = args.batch or 8, args.dtype or "float32"
     return args
 
@@ -66,15 +79,30 @@ def load(args: argparse.Namespace, devices: int = 1):
     for part, key, value in given:
         if value is not None:
             part[key] = value
-    if args.against:
-        config.data.augmentation = "basic"  # the reference's step neither mixes nor erases
+    if args.against:  # what the reference's step does: APGD, nothing random, one batch norm
+        config.train.objective, config.label_smoothing = "adversarial", None
+        config.attack.update(name="apgd", norm="linf", start="image", statistics="running")
+        config.data.augmentation = "basic"
+        config.mixup.update(mixup=None, cutmix=None)
+        config.erase.probability = None
+        for option in ("drop_path", "bn_group"):
+            config.model.options.pop(option, None)
     if min(args.rounds, args.steps) < 1:
         raise ValueError(f"--rounds={args.rounds} and --steps={args.steps} must be at least 1")
     return config
 
 
-def ours(config, images, labels):
-    """(a function that runs one step and returns its loss, compile seconds)."""
+class Program(NamedTuple):
+    """A training step with its data; `run` returns when the device has finished."""
+
+    run: Callable[[], float]  # the loss
+    compile_s: float  # PyTorch: seconds of the first step, in which it compiles
+    flops: float  # of the model, per image
+    text: Callable[[], str] | None = None  # the compiled module
+
+
+def ours(config, images, labels) -> Program:
+    """The step that the config trains with."""
     import jax
 
     from jaxrobust import build, compilation, sharding
@@ -91,20 +119,29 @@ def ours(config, images, labels):
         holder[0], metrics = step(holder[0], batch, orders)
         return float(metrics["loss"])
 
-    return run, seconds
+    return Program(run, seconds, build.flops_per_image(config, "train"), step.as_text)
 
 
-def theirs(config, images, labels, attack_steps: int):
-    """The same step in PyTorch."""
+def theirs(config, images, labels) -> Program:
+    """The same step in PyTorch, on a GPU if it sees one."""
     import torch
     import torch_reference
 
-    from jaxrobust import optim
+    from jaxrobust import build, optim
 
     if config.model.name not in torch_reference.NETWORKS:
         known = ", ".join(torch_reference.NETWORKS)
         raise ValueError(f"--against torch knows {known}; not {config.model.name}")
+    types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if config.model.dtype not in types:
+        raise ValueError(
+            f"--against torch knows --dtype {' and '.join(types)}, not {config.model.dtype}"
+        )
     torch.set_num_threads(len(os.sched_getaffinity(0)))
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.set_float32_matmul_precision("high")  # TF32, as XLA multiplies float32 on GPUs
+        torch.backends.cudnn.benchmark = True
     trainer = torch_reference.Trainer(
         torch_reference.network(
             config.model.name,
@@ -116,11 +153,52 @@ def theirs(config, images, labels, attack_steps: int):
         weight_decay=config.train.weight_decay,
         ema_decay=config.train.ema_decay,
         epsilon=config.attack.epsilon,
-        attack_steps=attack_steps,
+        attack_steps=config.attack.steps if config.train.objective == "adversarial" else 0,
+        device="cuda" if gpu else "cpu",
+        dtype=types[config.model.dtype],
+        channels_last=gpu,
+        compiled=gpu,
     )
     x = torch.tensor(images).permute(0, 3, 1, 2).float().div(255).contiguous()
-    y = torch.tensor(labels).long()
-    return lambda: trainer.step(x, y)
+    x, y = x.to(trainer.device, memory_format=trainer.layout), torch.tensor(labels).long()
+    y = y.to(trainer.device)
+    start = time.perf_counter()
+    trainer.step(x, y)
+    seconds = time.perf_counter() - start
+    return Program(lambda: trainer.step(x, y), seconds, build.flops_per_image(config, "train"))
+
+
+def device_of(program: str) -> tuple[str, int, int | None]:
+    """(kind, how many, bytes that were in use at most on the first) of a program's devices."""
+    if program.startswith("torch"):
+        import torch
+
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name(), 1, torch.cuda.max_memory_allocated()
+        return "cpu", 1, None
+    import jax
+
+    first = jax.local_devices()[0]
+    used = (first.memory_stats() or {}).get("peak_bytes_in_use")
+    return first.device_kind, jax.device_count(), used
+
+
+def trace(program: Program, folder: Path, steps: int) -> None:
+    """An XProf trace of `steps` steps, and the compiled module's text, whose names it uses."""
+    import jax
+
+    program.run()
+    with jax.profiler.trace(str(folder)):
+        for _ in range(steps):
+            program.run()
+    if program.text:
+        (folder / "module.hlo").write_text(program.text())
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error of XLA, of PyTorch or of Python says that memory did not suffice."""
+    words = ("resource_exhausted", "out of memory", "out_of_memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
 
 
 def measure(programs: dict, rounds: int, steps: int) -> dict[str, dict[str, float]]:
@@ -197,57 +275,78 @@ def main() -> None:
     if args.topology:
         return ahead_of_time(args)
     config = load(args)
+    names = [args.program] if args.program else list(PROGRAMS[: 4 if args.against else 2])
+    if args.against and not args.program:  # two allocators on one device
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
     import numpy as np
 
-    if config.model.dtype != "float32" and args.against:
-        raise ValueError("--against torch compares float32; leave --dtype out")
+    from jaxrobust import hardware
+
+    if all(name.startswith("torch") for name in names):
+        jax.config.update("jax_platforms", "cpu")  # leaves the GPU to PyTorch
     rng = np.random.default_rng(0)
     side, channels = config.model.image_size, config.model.in_channels
     images = rng.integers(0, 256, (args.batch, side, side, channels), np.uint8)
     labels = rng.integers(0, config.model.num_classes, args.batch).astype(np.int32)
 
-    attacked, compile_s = ours(config, images, labels)
-    clean_config = config.copy_and_resolve_references()
-    clean_config.train.objective = "clean"
-    clean, clean_compile_s = ours(clean_config, images, labels)
-    programs = {"step": attacked, "clean": clean}
-    if args.against:
-        programs["torch"] = theirs(config, images, labels, config.attack.steps)
-        programs["torch_clean"] = theirs(config, images, labels, 0)
-    times = measure(programs, args.rounds, args.steps)
+    clean = config.copy_and_resolve_references()
+    clean.train.objective = "clean"
+    programs = {
+        name: (theirs if name.startswith("torch") else ours)(
+            clean if name.endswith("clean") else config, images, labels
+        )
+        for name in names
+    }
+    times = measure({name: p.run for name, p in programs.items()}, args.rounds, args.steps)
 
-    bound = (2 * config.attack.steps + 4) / 3 * times["clean"]["wall_s"]
-    result = {
+    kind, count, _ = device_of(names[0])
+    result: dict[str, Any] = {
         "config": args.config.stem,
         "model": config.model.name,
         "dtype": config.model.dtype,
         "batch": args.batch,
         "image_size": side,
         "attack_steps": config.attack.steps,
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "compile_s": compile_s,
-        "clean_compile_s": clean_compile_s,
+        "device": f"{count} x {kind}",
+        "compile_s": {name: p.compile_s for name, p in programs.items()},
         "times": times,
         "images_per_s": {name: args.batch / t["wall_s"] for name, t in times.items()},
-        "ratio_to_flop_bound": bound / times["step"]["wall_s"],
+        "mfu": {},
+        "peak_memory": {},  # since the start, so of one program only where it runs alone
     }
     print(
         f"{result['model']} {side} px, batch {args.batch}, APGD-{config.attack.steps}, "
-        f"{result['dtype']}, {result['device']}; compiled in {compile_s:.1f} s"
+        f"{result['dtype']}, {result['device']}"
     )
     for name, t in times.items():
+        speed = result["images_per_s"][name]
+        kind, count, used = device_of(name)
+        chip, more = hardware.chip(kind), ""
+        if chip:
+            result["mfu"][name] = speed * programs[name].flops / (count * chip.flops)
+            more += f"   MFU {result['mfu'][name]:.1%} of bfloat16's peak"
+        if used:
+            result["peak_memory"][name] = used
+            more += f"   {used / 1e9:.1f} GB"
         print(
-            f"  {name:12} {result['images_per_s'][name]:8.2f} images/s   wall {t['wall_s']:7.3f} s"
-            f" (min {t['wall_min_s']:.3f})   cpu {t['cpu_s']:7.3f} s"
+            f"  {name:12} {speed:8.2f} images/s   wall {t['wall_s']:7.3f} s"
+            f" (min {t['wall_min_s']:.3f})   cpu {t['cpu_s']:7.3f} s   "
+            f"compiled in {programs[name].compile_s:.1f} s{more}"
         )
-    print(f"  the step runs at {result['ratio_to_flop_bound']:.2f} of the FLOP bound")
-    if args.against:
-        for ours_name, other in (("step", "torch"), ("clean", "torch_clean")):
-            ratio = times[other]["wall_s"] / times[ours_name]["wall_s"]
-            cpu = times[other]["cpu_s"] / times[ours_name]["cpu_s"]
-            result[f"{ours_name}_against_torch"] = {"wall": ratio, "cpu": cpu}
-            print(f"  {ours_name}: {ratio:.2f} x PyTorch's speed (CPU seconds: {cpu:.2f} x)")
+    if {"step", "clean"} <= times.keys():
+        bound = (2 * config.attack.steps + 4) / 3 * times["clean"]["wall_s"]
+        result["ratio_to_flop_bound"] = bound / times["step"]["wall_s"]
+        print(f"  the step runs at {result['ratio_to_flop_bound']:.2f} of the FLOP bound")
+    for ours_name, other in (("step", "torch"), ("clean", "torch_clean")):
+        if not {ours_name, other} <= times.keys():
+            continue
+        ratio = times[other]["wall_s"] / times[ours_name]["wall_s"]
+        cpu = times[other]["cpu_s"] / times[ours_name]["cpu_s"]
+        result[f"{ours_name}_against_torch"] = {"wall": ratio, "cpu": cpu}
+        print(f"  {ours_name}: {ratio:.2f} x PyTorch's speed (CPU seconds: {cpu:.2f} x)")
+    if args.trace:
+        trace(programs[names[-1]], args.trace, args.steps)
     if args.json:
         print(json.dumps(result))
 
@@ -263,3 +362,8 @@ if __name__ == "__main__":
     except ValueError as error:
         print(f"bench_step: {error}", file=sys.stderr)
         sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        print("bench_step: out of memory; take a smaller --batch", file=sys.stderr)
+        sys.exit(OUT_OF_MEMORY)

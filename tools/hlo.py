@@ -142,10 +142,7 @@ def collectives(module: Module) -> list[Collective]:
         if kind not in KINDS:
             continue
         chain = re.search(r'chain_id="(\d+)"', i.attributes)
-        leaves = [_leaves(module, i.computation, name) or () for name in i.operands]
-        carried = {
-            _op_name(p) or p.name for group in leaves for p in group if p.opcode == "parameter"
-        }
+        carried = {name for operand in i.operands for name in _carried(module, i, operand)}
         kind, result = _result(module, i, kind)
         op_name = _op_name(i)
         collective = Collective(
@@ -162,6 +159,15 @@ def collectives(module: Module) -> list[Collective]:
         before = found.get(key, collective)  # a chain: only its start says where it comes from
         found[key] = max(before, collective, key=lambda c: len(c.parameters))
     return list(found.values())
+
+
+def _carried(module: Module, i: Instruction, operand: str) -> Iterator[str]:
+    """Parameters of the program that an operand is made of, unless it only adds them up."""
+    sums = i.opcode.startswith(("all-reduce", "reduce-scatter"))
+    type_ = module.computations[i.computation][operand].type
+    for leaf in _leaves(module, i.computation, operand) or ():
+        if leaf.opcode == "parameter" and not (sums and count(leaf.type) == count(type_)):
+            yield _op_name(leaf) or leaf.name
 
 
 def _result(module: Module, i: Instruction, kind: str) -> tuple[str, str]:
@@ -183,6 +189,12 @@ def elements(type_: str) -> list[str]:
         else:
             parts[-1] += character
     return parts
+
+
+def count(type_: str) -> int:
+    """Values in an array's type."""
+    dims = re.search(r"\[([\d,]*)\]", type_)
+    return math.prod(int(n) for n in dims[1].split(",") if n) if dims else 0
 
 
 def size(type_: str) -> int:

@@ -45,10 +45,6 @@ def devices(name: str) -> list[Any]:
         raise ValueError(f"--topology {name}: {reason}; write one such as {EXAMPLES}") from error
 
 
-class DoesNotFitError(ValueError):
-    """The program needs more memory than a chip has."""
-
-
 def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") -> dict[str, Any]:
     """Compiles a jitted function for the devices of its shardings; its figures, per chip.
 
@@ -57,7 +53,7 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
       arguments: `jax.ShapeDtypeStruct`s.
       remedy: what makes it smaller.
     Raises:
-      DoesNotFitError: with the bytes.
+      ValueError: it needs more memory than a chip has.
     """
     from jax.errors import JaxRuntimeError
 
@@ -69,7 +65,7 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise DoesNotFitError(too_large(str(error), remedy)) from error
+        raise ValueError(too_large(str(error), remedy)) from error
     seconds = time.perf_counter() - traced
     memory, cost = executable.memory_analysis(), executable.cost_analysis()
     figures = {
@@ -153,8 +149,10 @@ def show(
     if again := figures["parameters_gathered_more_than_once"]:
         print(f"  GATHERED MORE THAN ONCE: {', '.join(again[:5])}{', ...' * (len(again) > 5)}")
     executable = figures["flops_executable"]
-    ratio = f" ({executable / flops:.2f} of that in the executable)" if executable else ""
-    print(f"  {flops / 1e12:.3f} TFLOP per chip and step of the model{ratio}")
+    print(
+        f"  {flops / 1e12:.3f} TFLOP per chip and step of the model, {executable / flops:.2f} of "
+        "that in the executable"
+    )
     found = {"memory_bytes": memory, "chip_memory_bytes": chip and chip.memory}
     if chip is None:
         return found
