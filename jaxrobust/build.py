@@ -317,7 +317,10 @@ def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> jax.
 def orders(mesh: jax.sharding.Mesh, *, stop: int = 0, lr_scale: float = 1.0) -> step.Orders:
     """What this host tells a step."""
     here = np.full(len(mesh.local_devices), stop, np.int32)
-    scale = jax.device_put(np.float32(lr_scale), sharding.replicated(mesh))
+    # Not `device_put`, which asks the other hosts for theirs: they may not stop yet.
+    scale = jax.make_array_from_callback(
+        (), sharding.replicated(mesh), lambda index: np.float32(lr_scale)
+    )
     return step.Orders(sharding.global_arrays(mesh, here), scale)
 
 

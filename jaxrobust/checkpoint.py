@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,19 @@ class Checkpoints:
         )
         handlers = {"arrays": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self.directory = directory.absolute()  # Orbax refuses relative paths
+        if not read_only and jax.process_index() == 0:
+            for step in sorted(self._steps())[:-1]:  # a kill came while it was removed
+                shutil.rmtree(self.directory / str(step))
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers
         )
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint, None where there is none."""
-        steps = [int(p.name) for p in self.directory.iterdir() if p.name.isdigit()]
-        return max(steps, default=None)
+        return max(self._steps(), default=None)
+
+    def _steps(self) -> list[int]:
+        return [int(path.name) for path in self.directory.glob("*") if path.name.isdigit()]
 
     def save(self, step: int, arrays: Any, meta: dict) -> None:
         """Starts writing `arrays` and `meta` (JSON); a step that is there already stays.

@@ -115,11 +115,8 @@ def steps(run: Run, state: TrainState) -> bool:
             kept = f"of which the last {ahead.skipped} found no finite gradient and are not saved"
         text = f"stopped after step {step} of {total}, {kept}; the same command continues there"
         if failure is not None:
-            hosts = "" if alone else "The other hosts stop as well. "
-            return BadData(
-                f"{failure}. {hosts}Step {step} is saved under {run.workdir}: once the data is "
-                "whole, the same command continues there"
-            )
+            hosts = "" if alone else "; the other hosts stop as well"
+            return BadData(f"{failure}{hosts}. Repair the data first: {text}")
         if why == _DATA:
             return HostStopped(f"another host cannot read its data, and names it; {text}")
         return (Preempted if why == signal.SIGTERM else Interrupted)(text)
@@ -176,10 +173,12 @@ def steps(run: Run, state: TrainState) -> bool:
                     save()  # before the evaluation, which may take long
             if alone and stop.asked:
                 raise stopped(stop.asked)
-            if evaluates:
-                write(step, select(step, state))
+            if evaluates and not owed:  # a rollback would undo the state, but not its evaluation
+                write(step, select(step, state))  # the line that `scored` looks for
                 progress.resume(step)
             if step == total:
+                if why := scores.most_of_hosts(stop.asked):  # too late for a step's orders
+                    raise stopped(why)
                 return True
             try:
                 with progress.waiting():
@@ -243,6 +242,7 @@ class _Ahead:
 
 def _roll_back(run: Run, ahead: _Ahead, rollbacks: int) -> None:
     """Takes note that the phase goes back to its last checkpoint, or raises `Diverged`."""
+    run.latest.wait()  # the last one may not be whole yet, or not for every host
     trouble, last, row = run.config.trouble, run.latest.latest_step(), ahead.last
     what = (
         f"the loss is {row['loss']} at step {row['step']}, its gradient's norm "
@@ -314,8 +314,10 @@ def _selection(run: Run):
         if before is None or reached[metric] >= best.meta(before)[metric]:
             best.save(step, weights, reached)
             best.wait()
-        if jax.process_index() == 0:  # last: without this line the evaluation is repeated
-            metrics.append(run.file("selection.jsonl"), {"step": step} | reached)
+        if jax.process_index() == 0:  # a kill may have come before the line in metrics.jsonl
+            file = run.file("selection.jsonl")
+            rows = [r for r in metrics.read(file) if r["step"] < step] + [{"step": step} | reached]
+            metrics.replace(file, "".join(json.dumps(row) + "\n" for row in rows))
         if metric == "robust" and (sentence := _overfitting(run)):
             say(f"{name}: WARNING: {sentence}")
         return {f"selection_{key}": value for key, value in reached.items()}
@@ -340,5 +342,6 @@ def _overfitting(run: Run) -> str | None:
 
 def scored(run: Run, step: int | None) -> bool:
     """Whether a step was evaluated on the selection split."""
-    rows = metrics.read(run.file("selection.jsonl"))
-    return bool(scores.first_host(any(row["step"] == step for row in rows)))
+    rows = metrics.read(run.workdir / "metrics.jsonl")
+    here = (m for m in rows if m["phase"] == run.name and m["step"] == step)
+    return bool(scores.first_host(any("selection_robust" in m for m in here)))

@@ -210,6 +210,13 @@ def over_hosts(count: int) -> int:
     return int(multihost_utils.process_allgather(np.array(count)).sum())
 
 
+def most_of_hosts(value: int) -> int:
+    """The largest that a host has."""
+    if jax.process_count() == 1:
+        return value
+    return int(multihost_utils.process_allgather(np.array(value)).max())
+
+
 def ids_of(images: int) -> str:
     """The first images of a split, as records name them."""
     return f"0..{images - 1}"

@@ -40,7 +40,8 @@ def run(config: Any, workdir: Path, *, profile: Profile | None = None) -> None:
     """
     phases = [name for name in loop.PHASES if config[name].epochs != 0]
     source, built = check(config, phases, workdir)
-    begun = scores.first_host(any((workdir / phases[0] / "latest").glob("[0-9]*")))
+    saved = (workdir / phases[0] / "latest").glob("*")
+    begun = scores.first_host(any(path.name.isdigit() for path in saved))  # nothing half written
     start = None if begun else initial.of_config(config)
     plain = json.loads(config.to_json())
     claim(workdir, plain)

@@ -85,8 +85,14 @@ def load(args: argparse.Namespace, devices: int = 1):
         config.data.augmentation = "basic"
         config.mixup.update(mixup=None, cutmix=None)
         config.erase.probability = None
-        for option in ("drop_path", "bn_group"):
-            config.model.options.pop(option, None)
+        options = dict(config.model.options)
+        options = {k: options[k] for k in options if k not in ("drop_path", "bn_group")}
+        if options:
+            raise ValueError(
+                f"--against torch has no counterpart of model.options {options}; leave it out, or "
+                "take a config without them"
+            )
+        config.model.options = {}
     if min(args.rounds, args.steps) < 1:
         raise ValueError(f"--rounds={args.rounds} and --steps={args.steps} must be at least 1")
     return config

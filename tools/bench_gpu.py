@@ -1,0 +1,339 @@
+"""`python tools/bench_gpu.py [CONFIG ...]`: our training steps beside PyTorch's on one GPU.
+
+Both sides compute in bfloat16: ours as it trains, PyTorch on timm's networks with `torch.compile`,
+autocast, channels-last, fused AdamW and an attack that computes input gradients only. The batch of
+each is the largest that fits: from `--largest` down, halved while memory does not suffice. Then
+both run in turns, at their own largest batch and at the largest that fits both, each run
+`tools/bench_step.py` in a process of its own, which has the GPU's memory for itself.
+
+Needs JAX with CUDA and the extra `parity` with a CUDA build of PyTorch.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tools import bench_step, hlo
+
+CONFIGS = ("convnext_t_cvst", "convnext_b_cvst", "vit_s_cvst", "vit_b_cvst", "xcit_s12")
+SIDES = {"jaxrobust": "step", "PyTorch": "torch"}  # name -> program of bench_step
+LARGEST = 2048
+TRACED_STEPS = 3
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    every = [ROOT / "configs" / f"{name}.py" for name in CONFIGS]
+    parser.add_argument("configs", type=Path, nargs="*", default=every, metavar="CONFIG")
+    parser.add_argument("--largest", type=int, help=f"batch to begin with; default: {LARGEST}")
+    parser.add_argument("--image-size", type=int, help="default: the config's")
+    parser.add_argument("--attack-steps", type=int, help="default: the config's")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each side")
+    parser.add_argument("--steps", type=int, default=10, help="steps that count in a turn")
+    parser.add_argument("--profile", type=Path, help="folder for an XProf trace of each network")
+    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    return parser.parse_args()
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses what would fail, or take days, only later.
+
+    Raises:
+      ImportError: PyTorch or timm is missing.
+      ValueError: a wrong value; no GPU is there.
+    """
+    for key in ("largest", "rounds", "steps"):
+        value = getattr(args, key)
+        if value is not None and value < 1:
+            raise ValueError(f"--{key}={value} must be at least 1")
+    for config in args.configs:
+        if not config.is_file():
+            raise ValueError(f"{config}: no such config; try configs/convnext_t_cvst.py")
+    for name in ("torch", "timm"):
+        if importlib.util.find_spec(name) is None:
+            raise ImportError(f"needs {name}", name=name)
+    if args.largest is None:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise ValueError(
+                "PyTorch sees no GPU; install its CUDA build where there is one, or try the "
+                "command on CPU with --largest 4 --image-size 32"
+            )
+    args.largest = args.largest or LARGEST
+
+
+def environment(caches: Path) -> dict[str, str]:
+    """Of the processes that measure: one GPU, nearly all of its memory, caches for this run alone.
+
+    What the first process of a batch compiles the later ones read, so its compile seconds are those
+    of empty caches.
+    """
+    defaults = {"CUDA_VISIBLE_DEVICES": "0", "XLA_PYTHON_CLIENT_MEM_FRACTION": ".95"}
+    fixed = {
+        "JAX_COMPILATION_CACHE_DIR": str(caches / "jax"),
+        "TORCHINDUCTOR_CACHE_DIR": str(caches / "torch"),
+    }
+    return defaults | os.environ | fixed
+
+
+class Network(NamedTuple):
+    """What is measured, and how long."""
+
+    config: Path
+    options: tuple[str, ...]  # of bench_step
+    environment: dict[str, str]
+
+
+def attempt(network: Network, side: str, batch: int, *more: str) -> dict[str, Any] | None:
+    """The figures of one side in a process of its own; None: they do not fit into memory.
+
+    Raises:
+      ValueError: bench_step refuses what it is asked for.
+      RuntimeError: it fails otherwise.
+    """
+    command = [sys.executable, str(ROOT / "tools/bench_step.py"), str(network.config), "--json"]
+    command += ["--against=torch", "--program", SIDES[side], "--dtype=bfloat16", "--rounds=1"]
+    command += [f"--batch={batch}", *network.options, *more]
+    done = subprocess.run(command, env=network.environment, capture_output=True, text=True)
+    # The driver's own failures to allocate may end the process before Python hears of them.
+    killed = done.returncode < 0 and bench_step.out_of_memory(RuntimeError(done.stderr))
+    if done.returncode == bench_step.OUT_OF_MEMORY or killed:
+        say(network, side, batch, "out of memory")
+        return None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        if done.returncode == 2:
+            raise ValueError(last.removeprefix("bench_step: "))
+        where = f"{network.config.stem}, {side}, batch {batch}"
+        raise RuntimeError(f"{where}: exit code {done.returncode}\n{done.stderr[-4000:]}")
+    figures = json.loads(done.stdout.splitlines()[-1])
+    program = SIDES[side]
+    found = {
+        "batch": batch,
+        "device": figures["device"],
+        "images_per_s": figures["images_per_s"][program],
+        "compile_s": figures["compile_s"][program],
+        "mfu": figures["mfu"].get(program),
+        "peak_memory": figures["peak_memory"].get(program),
+    }
+    say(network, side, batch, f"{found['images_per_s']:.1f} images/s")
+    return found
+
+
+def say(network: Network, side: str, batch: int, what: str) -> None:
+    """One line about a process, at once."""
+    print(f"{network.config.stem}, {side}, batch {batch}: {what}", file=sys.stderr, flush=True)
+
+
+Attempt = Callable[[str, int], dict[str, Any] | None]  # (side, batch)
+
+
+def largest_fitting(run: Attempt, side: str, start: int) -> dict[str, Any]:
+    """The figures of the first batch of start, start / 2, ... that fits."""
+    batch = start
+    while batch:
+        if found := run(side, batch):
+            return found
+        batch //= 2
+    raise ValueError(f"{side}: not even one image fits; take a smaller network or --image-size")
+
+
+def compare(run: Attempt, *, start: int, rounds: int) -> dict[str, Any]:
+    """Each side at the largest batch that fits it, and at the largest that fits both.
+
+    Raises:
+      ValueError: the two are not on the same kind of device.
+    """
+    first = {side: largest_fitting(run, side, start) for side in SIDES}
+    kinds = {side: found["device"] for side, found in first.items()}
+    if len(set(kinds.values())) > 1:
+        both = ", ".join(f"{side} on {kind}" for side, kind in kinds.items())
+        raise ValueError(f"{both}: no comparison; install the CUDA builds of JAX and PyTorch")
+    own = {side: found["batch"] for side, found in first.items()}
+    common = min(own.values())
+    turns = [(side, batch) for batch in sorted({common, *own.values()}) for side in SIDES]
+    turns = [(side, batch) for side, batch in turns if batch in (common, own[side])]
+    found: dict[tuple[str, int], list[dict[str, Any]]] = {turn: [] for turn in turns}
+    for _ in range(rounds):
+        for side, batch in turns:
+            again = run(side, batch)
+            if again is None:
+                raise RuntimeError(f"{side}: batch {batch} fitted before; is the GPU shared?")
+            found[side, batch].append(again)
+    rows = []
+    for (side, batch), runs in found.items():
+        compiled = [r["compile_s"] for r in runs]
+        if batch == own[side]:
+            compiled.append(first[side]["compile_s"])
+        rows.append(
+            {
+                "side": side,
+                "batch": batch,
+                "images_per_s": statistics.median(r["images_per_s"] for r in runs),
+                "rounds": [r["images_per_s"] for r in runs],
+                "mfu": statistics.median(r["mfu"] for r in runs) if runs[0]["mfu"] else None,
+                "peak_memory": max((r["peak_memory"] or 0) for r in runs) or None,
+                "compile_s": max(compiled),  # the others found it in the cache
+            }
+        )
+    speed = {(r["side"], r["batch"]): r["images_per_s"] for r in rows}
+    ours, theirs = SIDES
+    return {
+        "device": kinds[ours],
+        "rows": rows,
+        "ratio_largest": speed[ours, own[ours]] / speed[theirs, own[theirs]],
+        "ratio_same_batch": speed[ours, common] / speed[theirs, common],
+    }
+
+
+# --- Where the time goes ---
+
+CALLS = ("while", "conditional", "call", "async-start", "async-done")  # their bodies have events
+Events = Iterable[tuple[str, str, float]]  # (plane, operation, seconds)
+
+
+def events(folder: Path) -> list[tuple[str, str, float]]:
+    """What a trace says: each operation that ran, on a GPU each kernel."""
+    import jax
+
+    found = []
+    for file in folder.rglob("*.xplane.pb"):
+        for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+            device = (plane.name or "").startswith("/device:")
+            for line in plane.lines:
+                if device and not (line.name or "").startswith("Stream"):
+                    continue  # sums of what the streams hold
+                for event in line.events:
+                    name = dict(event.stats).get("hlo_op") or (event.name if device else None)
+                    if name:
+                        found.append((plane.name or "", str(name), event.duration_ns / 1e9))
+    return found
+
+
+def shares(found: Events, module: hlo.Module) -> tuple[dict[str, float], list[tuple[str, float]]]:
+    """(share of each kind of operation, [(operation, share)]), both from the costliest down.
+
+    Where a GPU is in the trace, only what ran on it counts.
+    """
+    found = list(found)
+    if any(plane.startswith("/device:") for plane, _, _ in found):
+        found = [row for row in found if row[0].startswith("/device:")]
+    by_name = {i.name: i for i in hlo.instructions(module.computations)}
+    kinds: Counter[str] = Counter()
+    operations: Counter[str] = Counter()
+    for _, name, seconds in found:
+        instruction = by_name.get(name)
+        if instruction and instruction.opcode in CALLS:
+            continue
+        what = kind(instruction, module) if instruction else "other"
+        kinds[what] += seconds
+        source = hlo._op_name(instruction) if instruction else ""
+        operations[" ".join(filter(None, (name, what, source)))] += seconds
+    total = sum(kinds.values()) or 1.0
+    return (
+        {what: seconds / total for what, seconds in kinds.most_common()},
+        [(what, seconds / total) for what, seconds in operations.most_common()],
+    )
+
+
+def kind(instruction: hlo.Instruction, module: hlo.Module) -> str:
+    """What an operation, or the fusion that it stands for, mainly is."""
+    inside = [instruction]
+    for computation in hlo.called(instruction):
+        inside += module.computations.get(computation, {}).values()
+    text = [f"{i.opcode} {i.attributes}" for i in inside]
+    convolutions = [t for t in text if t.startswith("convolution ") or "__cudnn$conv" in t]
+    if any("_group_count=" in t for t in convolutions):  # printed where it is not 1
+        return "depthwise convolution"
+    if convolutions:
+        return "convolution"
+    if any(t.startswith("dot ") or "__cublas" in t or "gemm" in t for t in text):
+        return "matrix product"
+    return "other"
+
+
+def profile(network: Network, batch: int, folder: Path) -> dict[str, Any]:
+    """Traces our step, and returns and prints where its time goes."""
+    folder = folder / network.config.stem
+    flags = network.environment.get("XLA_FLAGS", "")
+    # A replayed graph's kernels would not say which operation they belong to.
+    flags = f"{flags} --xla_gpu_enable_command_buffer=".strip()
+    eager = network._replace(environment=network.environment | {"XLA_FLAGS": flags})
+    more = (f"--trace={folder.absolute()}", f"--steps={TRACED_STEPS}")
+    if attempt(eager, next(iter(SIDES)), batch, *more) is None:
+        raise RuntimeError(f"batch {batch} does not fit with --profile; is the GPU shared?")
+    module = hlo.parse((folder / "module.hlo").read_text())
+    kinds, operations = shares(events(folder), module)
+    print(f"  {folder}: time of the step's operations (pip install xprof; xprof --logdir {folder})")
+    print("    " + ", ".join(f"{what} {share:.1%}" for what, share in kinds.items()))
+    for what, share in operations[:10]:
+        print(f"    {share:6.1%}  {what[:90]}")
+    return {"kinds": kinds, "costliest": dict(operations[:10])}
+
+
+def show(result: dict[str, Any]) -> None:
+    """One network's rows and ratios."""
+    print(f"{result['config']} {result['options']}, bfloat16, {result['device']}")
+    for row in result["rows"]:
+        mfu = f"{row['mfu']:6.1%}" if row["mfu"] else "     -"
+        used = f"{row['peak_memory'] / 1e9:6.1f} GB" if row["peak_memory"] else "        -"
+        print(
+            f"  {row['side']:10} batch {row['batch']:5}  {row['images_per_s']:9.1f} images/s"
+            f"  MFU {mfu}  {used}  compiled in {row['compile_s']:6.1f} s"
+        )
+    print(
+        f"  ratio at the largest batches {result['ratio_largest']:.2f}, "
+        f"at the same batch {result['ratio_same_batch']:.2f}"
+    )
+
+
+def main() -> None:
+    """Measures and prints."""
+    args = parse()
+    check(args)
+    given = {"image-size": args.image_size, "attack-steps": args.attack_steps}
+    options = [f"--{key}={value}" for key, value in given.items() if value is not None]
+    results = []
+    with tempfile.TemporaryDirectory() as caches:
+        for config in args.configs:
+            network = Network(
+                config, (f"--steps={args.steps}", *options), environment(Path(caches))
+            )
+
+            def run(side: str, batch: int, network: Network = network) -> dict[str, Any] | None:
+                return attempt(network, side, batch)
+
+            found = compare(run, start=args.largest, rounds=args.rounds)
+            result = {"config": config.stem, "options": " ".join(options), **found}
+            show(result)
+            if args.profile:
+                ours = [r["batch"] for r in found["rows"] if r["side"] == next(iter(SIDES))]
+                result["profile"] = profile(network, max(ours), args.profile)
+            results.append(result)
+    if args.json:
+        print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ImportError as error:
+        print(f"bench_gpu: {error}; pip install -e '.[test,parity]'", file=sys.stderr)
+        sys.exit(2)
+    except (ValueError, RuntimeError) as error:
+        print(f"bench_gpu: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, ValueError) else 1)

@@ -1,0 +1,228 @@
+"""Exact resume: kills a short training run with -9 at random moments, until it ends all the same.
+
+python tools/bench_resume.py [--kills N] [--seed S] [--json]
+
+Trains the digits (both phases, on two CPU devices) once in peace, then again and again under
+kills: at moments uniform in the wall time of a run, and every fourth while a checkpoint is being
+written. After each kill the same command has to continue at the last checkpoint that was whole.
+Every run that reaches its end must be the one in peace: the bits of both phases' checkpoints, the
+lines of metrics, evaluations and results, and nothing left over of a checkpoint. Exits with 1 and
+the difference where one is not.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxrobust import metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+PHASES = ("pretrain", "train")
+COMMAND = [
+    *(sys.executable, "-m", "jaxrobust.main", "--config=configs/quickstart.py"),
+    *("--config.data.train_split=train[:256]", "--config.data.selection_split=train[256:320]"),
+    *("--config.data.test_split=test[:64]", "--config.data.augmentation=crop"),
+    *("--config.attack.steps=2", "--config.evaluation.steps=2", "--config.test.steps=3"),
+    *("--config.evaluation.batch_size=32", "--config.test.batch_size=32"),
+    *("--config.evaluation.every_epochs=2", "--config.checkpoint.every_epochs=1"),
+    *("--config.pretrain.epochs=3", "--config.pretrain.warmup_epochs=1"),
+    *("--config.train.epochs=6", "--config.train.warmup_epochs=1", "--config.log.every_steps=3"),
+]
+# What lines tell of time, machine and moment.
+_OF_TIME = ("images_per_second", "images_per_second_per_chip", "data_wait", "chip_hours", "time")
+
+
+class Different(AssertionError):
+    """A run under kills is not the one in peace."""
+
+
+def kills(folder: Path, count: int, *, seed: int = 0, command: list[str] = COMMAND) -> dict:
+    """Runs `command` under so many kills; how each was aimed, where it hit, what went on.
+
+    Raises:
+      Different: what differs from the run in peace.
+    """
+    draw = random.Random(seed)
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    environment |= {"JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+    environment |= {"JAXROBUST_ALLOCATOR": "system"}  # else the command starts itself again
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
+
+    def start(workdir: Path) -> subprocess.Popen:
+        said = (folder / "said.txt").open("w")
+        line = [*command, f"--workdir={workdir}"]
+        return subprocess.Popen(line, cwd=ROOT, env=environment, stdout=said, stderr=said)
+
+    def ended(process: subprocess.Popen, timeout: float | None = None) -> bool:
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            return False
+        if code:
+            raise Different(f"exit code {code}: {(folder / 'said.txt').read_text()[-2000:]}")
+        return True
+
+    ended(start(folder / "peace"))  # fills the cache
+    begun = time.perf_counter()
+    ended(start(folder / "again"))
+    seconds = time.perf_counter() - begun
+    expected = outcome(folder / "peace")
+    _same(expected, outcome(folder / "again"), "a second run in peace")
+    rows: list[dict[str, Any]] = []
+    runs = 0
+    while len(rows) < count:
+        workdir, before = folder / f"killed-{runs}", None
+        while True:
+            process, aimed, done = start(workdir), len(rows) % 4 == 3, len(rows) >= count
+            moment = None if done or aimed else draw.uniform(0, seconds)
+            over = ended(process, moment) if not aimed or done else _meets_a_save(process, workdir)
+            if not over:
+                process.kill()
+                process.wait()
+            said = (folder / "said.txt").read_text()
+            _continues(before, said)
+            if over:
+                break
+            before = whole(workdir)
+            rows.append(
+                {
+                    "aimed": aimed,
+                    "after_seconds": moment,
+                    "half_written": [str(p.relative_to(workdir)) for p in _temporary(workdir)],
+                    "whole": before,
+                    "last_line": said.splitlines()[-1] if said.strip() else "",
+                }
+            )
+        ended(process)
+        _same(expected, outcome(workdir), f"run {runs}, after {len(rows)} kills")
+        runs += 1
+    return {"seconds_in_peace": seconds, "runs": runs, "kills": rows}
+
+
+def whole(workdir: Path) -> dict[str, int | None]:
+    """The last whole checkpoint of each phase."""
+    return {
+        phase: max((int(p.name) for p in _steps(workdir / phase / "latest")), default=None)
+        for phase in PHASES
+    }
+
+
+def outcome(workdir: Path) -> dict[str, Any]:
+    """What a run that has ended leaves: arrays by name, lines without times, files of checkpoints.
+
+    Raises:
+      Different: more than one step, or half of one, is left.
+    """
+    found: dict[str, Any] = {}
+    for phase in PHASES:
+        for kind in ("latest", "best"):
+            steps = _steps(workdir / phase / kind)
+            if len(steps) != 1:
+                raise Different(f"{workdir / phase / kind} holds {[p.name for p in steps]}")
+            arrays = ocp.PyTreeCheckpointer().restore(steps[0] / "arrays")
+            found |= {
+                f"{phase}/{kind}/{steps[0].name}/{name}": np.asarray(value)
+                for name, value in _leaves(arrays)
+            }
+        found[f"{phase}/selection.jsonl"] = metrics.read(workdir / phase / "selection.jsonl")
+    lines = metrics.read(workdir / "metrics.jsonl")
+    found["metrics.jsonl"] = [
+        {key: value for key, value in line.items() if key not in _OF_TIME} for line in lines
+    ]
+    keys = ("weights", "weights_sha256", "clean", "robust", "attacks", "image_ids")
+    records = metrics.read(workdir / "results.jsonl")
+    found["results.jsonl"] = [{key: record[key] for key in keys} for record in records]
+    if left := _temporary(workdir) + list(workdir.rglob("*.part")):
+        raise Different(f"left over: {left}")
+    return found
+
+
+def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    if not isinstance(tree, (dict, list, tuple)):
+        return [(prefix, tree)]
+    return [leaf for key, value in items for leaf in _leaves(value, f"{prefix}/{key}")]
+
+
+def _steps(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("*") if path.name.isdigit()]
+
+
+def _temporary(workdir: Path) -> list[Path]:
+    return sorted(workdir.glob("*/*/*orbax-checkpoint-tmp*"))
+
+
+def _meets_a_save(process: subprocess.Popen, workdir: Path) -> bool:
+    """Waits until a checkpoint is being written; True: the process ended before."""
+    old = set(_temporary(workdir))  # of the kill before; goes when the run starts
+    while process.poll() is None:
+        now = set(_temporary(workdir))
+        if now - old:
+            return False
+        old &= now
+        time.sleep(0.002)
+    return True
+
+
+def _continues(before: dict[str, int | None] | None, said: str) -> None:
+    """`Different` where a run starts a phase at another step than that of its whole checkpoint."""
+    for phase, step in re.findall(r"^(\w+): step (\d+) of \d+, \w+$", said, re.MULTILINE):
+        expected = (before or {}).get(phase) or 0
+        if int(step) != expected:
+            raise Different(f"{phase} continues at step {step}, whole is {expected}")
+
+
+def _same(expected: dict[str, Any], found: dict[str, Any], which: str) -> None:
+    if names := sorted(expected.keys() ^ found.keys()):
+        raise Different(f"{which}: only in one of both: {names[:5]}")
+    for name, value in expected.items():
+        if isinstance(value, np.ndarray):
+            same = value.dtype == found[name].dtype and value.tobytes() == found[name].tobytes()
+        else:
+            same = value == found[name]
+        if not same:
+            raise Different(f"{which}: {name} is {found[name]}, was {value} in peace")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints what was hit; 1 where a run differs."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout")
+    given = parser.parse_args(arguments)
+    if given.kills < 1:
+        parser.error(f"--kills {given.kills} must be at least 1")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            found = kills(Path(folder), given.kills, seed=given.seed)
+        except Different as error:
+            print(f"bench_resume: {error}", file=sys.stderr)
+            return 1
+    if given.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for row in found["kills"]:
+        moment = "in a save" if row["aimed"] else f"{row['after_seconds']:.1f} s"
+        whole_steps = ", ".join(f"{phase} {step}" for phase, step in row["whole"].items())
+        print(f"{moment:>10}  whole: {whole_steps:28}  {row['last_line'][:60]}")
+    print(
+        f"{len(found['kills'])} kills, {found['runs']} runs of {found['seconds_in_peace']:.1f} s: "
+        "same weights, same lines, nothing left over"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
