@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 from collections import deque
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,7 +78,7 @@ def steps(run: Run, state: TrainState) -> bool:
     arguments = build.abstract_arguments(config, name, phase)
     step_fn, seconds, hit = compilation.compiled(phase.step, *arguments)
     say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
-    select, ahead, failure = _selection(run), _Ahead(), None
+    select, ahead, failure = _selection(run), _Ahead(meta.get("unlogged", ())), None
     probe, looks_every = build.probe(config, name, phase), config.alarm.every_steps
     if probe and start + looks_every <= total:
         probe, seconds, _ = compilation.compiled(probe, *arguments[:2])
@@ -97,6 +98,7 @@ def steps(run: Run, state: TrainState) -> bool:
             state,
             {
                 "examples_consumed": step * config[name].batch_size,
+                "unlogged": ahead.rows,
                 "phase": name,
                 "chip_hours": progress.chip_hours(),
                 "config": json.loads(config.to_json()),
@@ -203,9 +205,9 @@ def steps(run: Run, state: TrainState) -> bool:
 class _Ahead:
     """Steps that are on the device, and what those that ended there said."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: Iterable[dict] = ()) -> None:
         self._waiting: deque[tuple[int, dict]] = deque()
-        self._rows: list[dict] = []
+        self.rows = list(rows)  # since the last window; of before this run, those given
         self.last: dict[str, float] = {}
         self.skipped = 0  # steps in a row that updated nothing
         self.stop: tuple[int, int] | None = None  # why, and how many steps were taken before
@@ -230,11 +232,11 @@ class _Ahead:
         if self.stop is None:
             self.skipped = self.skipped + 1 if row["skipped"] else 0
             self.last = row | {"step": step}
-            self._rows.append(row)
+            self.rows.append(row)
 
     def window(self) -> dict[str, float]:
         """Means over the steps since the last call that updated something, and how many did not."""
-        rows, self._rows = self._rows, []
+        rows, self.rows = self.rows, []
         good = [row for row in rows if not row["skipped"]]
         means = {key: float(np.mean([row[key] for row in good])) for key in (good or [{}])[0]}
         return means | {"skipped": len(rows) - len(good)}

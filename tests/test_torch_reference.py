@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -167,6 +168,12 @@ class NetworkTest(parameterized.TestCase):
 
 @absltest.skipIf(torch is None, paths.PARITY)
 class TrainerTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        # Beside other work two threads wait for each other most of the time.
+        self.addCleanup(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
+
     @parameterized.parameters(
         ("xcit_n12", "matrices", {"attn.temperature", "cls_token"}, {"norm1.weight", "gamma1"}),
         # The paper's rule goes by names: a shortcut's batch norm is not called `bn`.
@@ -202,6 +209,61 @@ class TrainerTest(parameterized.TestCase):
         self.assertEqual(net.bn1.num_batches_tracked, 1)  # one forward pass in training mode
         average = trainer.average.bn1.running_var
         torch.testing.assert_close(average, 0.75 + 0.25 * net.bn1.running_var)
+
+    def losses(self, steps=2, **options):
+        """Of a few updates of one small network with batch norm."""
+        torch.manual_seed(0)
+        net = torch_reference.network("resnet18", num_classes=5)
+        trainer = torch_reference.Trainer(
+            net, lr=1e-3, weight_decay=0.1, ema_decay=0.9, epsilon=0.1, attack_steps=3, **options
+        )
+        generator = torch.Generator().manual_seed(1)
+        images = torch.rand(5, 3, 32, 32, generator=generator)
+        return trainer, [trainer.step(images, torch.arange(5)) for _ in range(steps)]
+
+    def test_two_compiled_graphs_and_one_that_has_no_gradient(self):
+        graphs = []
+
+        def backend(graph, inputs):
+            graphs.append(graph)
+            return graph.forward
+
+        def compiled(net):
+            return torch_compile(net, backend=backend)
+
+        torch_compile = torch.compile
+        with mock.patch.object(torch, "compile", compiled):
+            _, found = self.losses(compiled=True)
+        _, expected = self.losses()
+        self.assertLen(graphs, 3)  # attack, its last evaluation, update
+        np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+    def test_bfloat16_and_channels_last(self):
+        trainer, found = self.losses(dtype=torch.bfloat16, channels_last=True)
+        _, expected = self.losses()
+        self.assertTrue(trainer.net.conv1.weight.is_contiguous(memory_format=torch.channels_last))
+        self.assertFalse(trainer.net.conv1.weight.is_contiguous())
+        self.assertEqual(trainer.net.conv1.weight.dtype, torch.float32)
+        images = torch.rand(5, 3, 32, 32)
+        self.assertEqual(trainer.logits(images).dtype, torch.float32)
+        self.assertNotEqual(found[0], expected[0])
+        # 8 bits of mantissa, in 20 layers with batch norms over 5 images.
+        np.testing.assert_allclose(found[0], expected[0], rtol=0.05)
+
+    def test_the_attack_needs_no_gradients_of_weights(self):
+        trainer, _ = self.losses(steps=0)
+        seen = []
+
+        def backward(net, images, labels, epsilon, steps):
+            seen.extend(p.requires_grad for p in trainer.net.parameters())
+            self.assertFalse(trainer.net.training)
+            return images
+
+        with mock.patch.object(torch_reference, "apgd", backward):
+            trainer.step(torch.rand(5, 3, 32, 32), torch.arange(5))
+        self.assertNotEmpty(seen)
+        self.assertFalse(any(seen))
+        self.assertTrue(all(p.requires_grad for p in trainer.net.parameters()))
 
 
 class RobustbenchTest(absltest.TestCase):

@@ -13,11 +13,12 @@ import argparse
 import importlib.util
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools import bench_step, hlo
+from tools import bench_step, hlo  # noqa: E402
 
 CONFIGS = ("convnext_t_cvst", "convnext_b_cvst", "vit_s_cvst", "vit_b_cvst", "xcit_s12")
 SIDES = {"jaxrobust": "step", "PyTorch": "torch"}  # name -> program of bench_step
@@ -207,20 +208,20 @@ Events = Iterable[tuple[str, str, float]]  # (plane, operation, seconds)
 
 
 def events(folder: Path) -> list[tuple[str, str, float]]:
-    """What a trace says: each operation that ran, on a GPU each kernel."""
+    """What a folder's latest trace says: each operation that ran, on a GPU each kernel."""
     import jax
 
     found = []
-    for file in folder.rglob("*.xplane.pb"):
-        for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
-            device = (plane.name or "").startswith("/device:")
-            for line in plane.lines:
-                if device and not (line.name or "").startswith("Stream"):
-                    continue  # sums of what the streams hold
-                for event in line.events:
-                    name = dict(event.stats).get("hlo_op") or (event.name if device else None)
-                    if name:
-                        found.append((plane.name or "", str(name), event.duration_ns / 1e9))
+    latest = max(folder.rglob("*.xplane.pb"), key=lambda file: file.stat().st_mtime)
+    for plane in jax.profiler.ProfileData.from_file(str(latest)).planes:
+        device = (plane.name or "").startswith("/device:")
+        for line in plane.lines:
+            if device and not (line.name or "").startswith("Stream"):
+                continue  # sums of what the streams hold
+            for event in line.events:
+                name = dict(event.stats).get("hlo_op") or (event.name if device else None)
+                if name:
+                    found.append((plane.name or "", str(name), event.duration_ns / 1e9))
     return found
 
 
@@ -233,21 +234,22 @@ def shares(found: Events, module: hlo.Module) -> tuple[dict[str, float], list[tu
     if any(plane.startswith("/device:") for plane, _, _ in found):
         found = [row for row in found if row[0].startswith("/device:")]
     by_name = {i.name: i for i in hlo.instructions(module.computations)}
-    kinds: Counter[str] = Counter()
-    operations: Counter[str] = Counter()
+    kinds: defaultdict[str, float] = defaultdict(float)
+    operations: defaultdict[str, float] = defaultdict(float)
     for _, name, seconds in found:
         instruction = by_name.get(name)
         if instruction and instruction.opcode in CALLS:
             continue
         what = kind(instruction, module) if instruction else "other"
         kinds[what] += seconds
-        source = hlo._op_name(instruction) if instruction else ""
-        operations[" ".join(filter(None, (name, what, source)))] += seconds
-    total = sum(kinds.values()) or 1.0
-    return (
-        {what: seconds / total for what, seconds in kinds.most_common()},
-        [(what, seconds / total) for what, seconds in operations.most_common()],
+        source = re.search(r'op_name="([^"]*)"', instruction.attributes) if instruction else None
+        operations[f"{name} ({what}) {source[1] if source else ''}".strip()] += seconds
+    total = sum(kinds.values())
+    by_kind, by_operation = (
+        sorted(((key, s / total) for key, s in part.items()), key=lambda row: -row[1])
+        for part in (kinds, operations)
     )
+    return dict(by_kind), by_operation
 
 
 def kind(instruction: hlo.Instruction, module: hlo.Module) -> str:
@@ -261,7 +263,7 @@ def kind(instruction: hlo.Instruction, module: hlo.Module) -> str:
         return "depthwise convolution"
     if convolutions:
         return "convolution"
-    if any(t.startswith("dot ") or "__cublas" in t or "gemm" in t for t in text):
+    if any(t.startswith("dot ") or "__cublas" in t for t in text):
         return "matrix product"
     return "other"
 
@@ -287,7 +289,7 @@ def profile(network: Network, batch: int, folder: Path) -> dict[str, Any]:
 
 def show(result: dict[str, Any]) -> None:
     """One network's rows and ratios."""
-    print(f"{result['config']} {result['options']}, bfloat16, {result['device']}")
+    print(f"{' '.join([result['config'], *result['options']])}, bfloat16, {result['device']}")
     for row in result["rows"]:
         mfu = f"{row['mfu']:6.1%}" if row["mfu"] else "     -"
         used = f"{row['peak_memory'] / 1e9:6.1f} GB" if row["peak_memory"] else "        -"
@@ -318,7 +320,7 @@ def main() -> None:
                 return attempt(network, side, batch)
 
             found = compare(run, start=args.largest, rounds=args.rounds)
-            result = {"config": config.stem, "options": " ".join(options), **found}
+            result = {"config": config.stem, "options": options, **found}
             show(result)
             if args.profile:
                 ours = [r["batch"] for r in found["rows"] if r["side"] == next(iter(SIDES))]

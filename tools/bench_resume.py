@@ -11,6 +11,7 @@ the difference where one is not.
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -19,26 +20,40 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
 from jaxrobust import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 PHASES = ("pretrain", "train")
-COMMAND = [
-    *(sys.executable, "-m", "jaxrobust.main", "--config=configs/quickstart.py"),
-    *("--config.data.train_split=train[:256]", "--config.data.selection_split=train[256:320]"),
-    *("--config.data.test_split=test[:64]", "--config.data.augmentation=crop"),
-    *("--config.attack.steps=2", "--config.evaluation.steps=2", "--config.test.steps=3"),
-    *("--config.evaluation.batch_size=32", "--config.test.batch_size=32"),
-    *("--config.evaluation.every_epochs=2", "--config.checkpoint.every_epochs=1"),
-    *("--config.pretrain.epochs=3", "--config.pretrain.warmup_epochs=1"),
-    *("--config.train.epochs=6", "--config.train.warmup_epochs=1", "--config.log.every_steps=3"),
-]
+# The quickstart with a network that compiles in a moment, in steps of 64 of 256 images.
+CONFIG = """
+from configs.quickstart import get_config as quickstart
+
+
+def get_config():
+    config = quickstart()
+    config.model.options = {"stem_strides": (1,), "depths": (1,), "dims": (8,)}
+    config.data.train_split = "train[:256]"
+    config.data.selection_split = "train[256:320]"
+    config.data.test_split = "test[:64]"
+    config.data.augmentation = "crop"
+    config.pretrain.update(epochs=3, warmup_epochs=1, ema_decay=0.9, lr=0.01)
+    config.train.update(epochs=9, warmup_epochs=1, ema_decay=0.9, lr=0.01)
+    config.attack.steps = 2
+    config.evaluation.update(every_epochs=2, batch_size=32, steps=2)
+    config.test.update(batch_size=32, steps=3)
+    config.checkpoint.every_epochs = 1
+    config.log.every_steps = 3
+    return config
+"""
 # What lines tell of time, machine and moment.
 _OF_TIME = ("images_per_second", "images_per_second_per_chip", "data_wait", "chip_hours", "time")
 
@@ -47,8 +62,8 @@ class Different(AssertionError):
     """A run under kills is not the one in peace."""
 
 
-def kills(folder: Path, count: int, *, seed: int = 0, command: list[str] = COMMAND) -> dict:
-    """Runs `command` under so many kills; how each was aimed, where it hit, what went on.
+def kills(folder: Path, count: int, *, seed: int = 0) -> dict[str, Any]:
+    """Trains in `folder` under so many kills; when each came, and what was there then.
 
     Raises:
       Different: what differs from the run in peace.
@@ -59,10 +74,14 @@ def kills(folder: Path, count: int, *, seed: int = 0, command: list[str] = COMMA
     environment |= {"JAXROBUST_ALLOCATOR": "system"}  # else the command starts itself again
     environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
 
+    config = folder / "config.py"
+    config.write_text(CONFIG)
+
     def start(workdir: Path) -> subprocess.Popen:
         said = (folder / "said.txt").open("w")
-        line = [*command, f"--workdir={workdir}"]
-        return subprocess.Popen(line, cwd=ROOT, env=environment, stdout=said, stderr=said)
+        command = [sys.executable, "-m", "jaxrobust.main", f"--config={config}"]
+        command += [f"--workdir={workdir}"]
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
 
     def ended(process: subprocess.Popen, timeout: float | None = None) -> bool:
         try:
@@ -78,7 +97,7 @@ def kills(folder: Path, count: int, *, seed: int = 0, command: list[str] = COMMA
     ended(start(folder / "again"))
     seconds = time.perf_counter() - begun
     expected = outcome(folder / "peace")
-    _same(expected, outcome(folder / "again"), "a second run in peace")
+    same(expected, outcome(folder / "again"), "a second run in peace")
     rows: list[dict[str, Any]] = []
     runs = 0
     while len(rows) < count:
@@ -105,7 +124,7 @@ def kills(folder: Path, count: int, *, seed: int = 0, command: list[str] = COMMA
                 }
             )
         ended(process)
-        _same(expected, outcome(workdir), f"run {runs}, after {len(rows)} kills")
+        same(expected, outcome(workdir), f"run {runs}, after {len(rows)} kills")
         runs += 1
     return {"seconds_in_peace": seconds, "runs": runs, "kills": rows}
 
@@ -118,22 +137,21 @@ def whole(workdir: Path) -> dict[str, int | None]:
     }
 
 
-def outcome(workdir: Path) -> dict[str, Any]:
+def outcome(workdir: Path, phases: Sequence[str] = PHASES) -> dict[str, Any]:
     """What a run that has ended leaves: arrays by name, lines without times, files of checkpoints.
 
     Raises:
       Different: more than one step, or half of one, is left.
     """
     found: dict[str, Any] = {}
-    for phase in PHASES:
+    for phase in phases:
         for kind in ("latest", "best"):
             steps = _steps(workdir / phase / kind)
             if len(steps) != 1:
                 raise Different(f"{workdir / phase / kind} holds {[p.name for p in steps]}")
-            arrays = ocp.PyTreeCheckpointer().restore(steps[0] / "arrays")
             found |= {
-                f"{phase}/{kind}/{steps[0].name}/{name}": np.asarray(value)
-                for name, value in _leaves(arrays)
+                f"{phase}/{kind}/{steps[0].name}{name}": array
+                for name, array in _arrays(steps[0] / "arrays").items()
             }
         found[f"{phase}/selection.jsonl"] = metrics.read(workdir / phase / "selection.jsonl")
     lines = metrics.read(workdir / "metrics.jsonl")
@@ -148,11 +166,14 @@ def outcome(workdir: Path) -> dict[str, Any]:
     return found
 
 
-def _leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    if not isinstance(tree, (dict, list, tuple)):
-        return [(prefix, tree)]
-    return [leaf for key, value in items for leaf in _leaves(value, f"{prefix}/{key}")]
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint by name, on any number of devices."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.metadata(path).item_metadata.tree
+        numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        arrays = checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=numpy))
+    leaves = jax.tree.leaves_with_path(arrays)
+    return {jax.tree_util.keystr(path): np.asarray(array) for path, array in leaves}
 
 
 def _steps(folder: Path) -> list[Path]:
@@ -183,16 +204,19 @@ def _continues(before: dict[str, int | None] | None, said: str) -> None:
             raise Different(f"{phase} continues at step {step}, whole is {expected}")
 
 
-def _same(expected: dict[str, Any], found: dict[str, Any], which: str) -> None:
+def same(expected: dict[str, Any], found: dict[str, Any], which: str) -> None:
+    """`Different` with the first of it, unless two outcomes are the same."""
     if names := sorted(expected.keys() ^ found.keys()):
         raise Different(f"{which}: only in one of both: {names[:5]}")
     for name, value in expected.items():
+        other = found[name]
         if isinstance(value, np.ndarray):
-            same = value.dtype == found[name].dtype and value.tobytes() == found[name].tobytes()
-        else:
-            same = value == found[name]
-        if not same:
-            raise Different(f"{which}: {name} is {found[name]}, was {value} in peace")
+            if value.dtype != other.dtype or value.tobytes() != other.tobytes():
+                raise Different(f"{which}: {name} has other bits")
+            continue
+        for line in itertools.zip_longest(value, other):
+            if line[0] != line[1]:
+                raise Different(f"{which}: {name} says {line[1]}, in peace {line[0]}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -204,6 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.kills < 1:
         parser.error(f"--kills {given.kills} must be at least 1")
+    logging.set_verbosity(logging.FATAL)  # Orbax misses metadata that it needs not
     with tempfile.TemporaryDirectory() as folder:
         try:
             found = kills(Path(folder), given.kills, seed=given.seed)

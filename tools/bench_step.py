@@ -46,7 +46,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--topology", help="compile for a slice such as v5e:8x8, without running")
     parser.add_argument("--against", choices=["torch"])
     parser.add_argument("--program", choices=PROGRAMS, help="this one alone; default: all")
-    parser.add_argument("--trace", type=Path, help="folder for an XProf trace of the last program")
+    parser.add_argument("--trace", type=Path, help="folder for an XProf trace of --program")
     parser.add_argument("--rounds", type=int, default=4, help="turns of each program")
     parser.add_argument("--steps", type=int, default=3, help="steps that count in a turn")
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
@@ -59,6 +59,8 @@ def parse() -> argparse.Namespace:
     else:
         if (args.program or "").startswith("torch") and not args.against:
             parser.error(f"--program {args.program} needs --against torch")
+        if args.trace and args.program not in ("step", "clean"):
+            parser.error("--trace needs a program of JAX; write --program step or --program clean")
         args.batch, args.dtype = args.batch or 8, args.dtype or "float32"
     return args
 
@@ -131,9 +133,9 @@ def ours(config, images, labels) -> Program:
 def theirs(config, images, labels) -> Program:
     """The same step in PyTorch, on a GPU if it sees one."""
     import torch
-    import torch_reference
 
     from jaxrobust import build, optim
+    from tools import torch_reference
 
     if config.model.name not in torch_reference.NETWORKS:
         known = ", ".join(torch_reference.NETWORKS)

@@ -1,0 +1,136 @@
+"""Several processes train as one does, stop together, and go on as others."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl.testing import absltest
+
+from jaxrobust import metrics, scores
+from jaxrobust.data import loading, sources
+from tests.test_evaluate_hosts import start, wait
+from tests.test_train import tiny
+from tools import bench_resume
+
+COMMAND = ["-m", "jaxrobust.main"]
+
+
+def written(folder: Path, **changes) -> list[str]:
+    """The command for a config of `tiny`, its adversarial phase alone."""
+    config = tiny(pretrain__epochs=0, log__every_steps=1, **changes)
+    path = folder / "config.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n\n\ndef get_config():\n"
+        f"    return ConfigDict({config.to_dict()!r})\n"
+    )
+    return [*COMMAND, f"--config={path}"]
+
+
+def pod(processes: int, devices: int, command: list[str]) -> list[subprocess.Popen]:
+    """Hosts that join each other; on loopback."""
+    return start(processes, devices, [*command, "--multihost"])
+
+
+def losses(workdir: Path) -> list[float]:
+    """Of every step, in order."""
+    rows = [row for row in metrics.read(workdir / "metrics.jsonl") if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)), rows
+    return [row["loss"] for row in rows]
+
+
+def signalled(hosts, line: str, number: int, which: int) -> tuple[list[int], list[str], float]:
+    """Exit codes, words and seconds until all have ended, after a signal to one at a line."""
+    said = ""
+    for text in hosts[0].stderr:
+        said += text
+        if text.startswith(line):
+            break
+    begun = time.perf_counter()
+    hosts[which].send_signal(number)
+    codes, rest = wait(hosts)
+    return codes, [said + rest[0], *rest[1:]], time.perf_counter() - begun
+
+
+@pytest.mark.slow
+class TrainingTest(absltest.TestCase):
+    def test_four_stop_two_go_on_and_end_as_two(self):
+        """Bit for bit, with parameters over two devices of each of two groups."""
+        folder = Path(self.create_tempdir())
+        command = written(folder, train__epochs=2, mesh__fsdp=2, test__steps=1)
+        small = "from jaxrobust import sharding\nsharding.SMALL = 64  # else nothing is split\n"
+        path = folder / "config.py"
+        path.write_text(small + path.read_text())
+
+        codes, said = wait(pod(2, 2, [*command, f"--workdir={folder / 'two'}"]))
+        self.assertEqual(codes, [0, 0], said)
+
+        hosts = pod(4, 1, [*command, f"--workdir={folder / 'four'}"])
+        codes, said, seconds = signalled(hosts, "train 2/8", signal.SIGTERM, 2)
+        self.assertEqual(codes, [75] * 4, said)
+        print(f"{seconds:.1f} s from SIGTERM to the last exit", file=sys.stderr)
+        steps = [re.findall(r"jaxrobust: stopped after step (\d+) of 8, saved", s) for s in said]
+        self.assertLen({step for (step,) in steps}, 1)
+        (saved,) = (folder / "four" / "train" / "latest").iterdir()
+        self.assertEqual(saved.name, steps[0][0])
+        codes, said = wait(pod(2, 2, [*command, f"--workdir={folder / 'four'}"]))
+        self.assertEqual(codes, [0, 0], said)
+        self.assertIn(f"train: step {saved.name} of 8", said[0])
+        bench_resume.same(
+            *(bench_resume.outcome(folder / name, phases=("train",)) for name in ("two", "four")),
+            "a run of four hosts, then two",
+        )
+
+        codes, said = wait(start(1, 4, [*command, f"--workdir={folder / 'one'}"]))
+        self.assertEqual(codes, [0], said)
+        # Sums among the devices of a process come in another order.
+        np.testing.assert_allclose(losses(folder / "one"), losses(folder / "two"), rtol=1e-6)
+        self.assertGreater(np.ptp(losses(folder / "one")), 0.01)  # it does train
+
+
+@pytest.mark.slow
+class DamagedDataTest(absltest.TestCase):
+    def test_one_host_names_it_all_save_and_stop(self):
+        folder = Path(self.create_tempdir())
+        digits = sources.open_source("digits", "train[:64]")
+        for index in range(64):
+            path = folder / "data" / "all" / f"class{index % 10}" / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(digits[index].image)
+        name = f"folder:{folder / 'data'}"
+        source = sources.open_source(name, "all")
+        # Of the third step's 16, the first of host 0, which is the coordinator.
+        path = Path(source.describe(loading._permutation(0, 0, 64)[2 * 16]))
+        whole = path.read_bytes()
+        changes = {f"data__{key}_split": "all" for key in ("train", "selection", "test")}
+        changes |= {"data__name": name, "data__strict": True, "data__augmentation": "basic"}
+        changes |= {"train__batch_size": 16, "train__epochs": 1, "train__warmup_epochs": 0}
+        command = [*written(folder, model__in_channels=3, test__steps=1, **changes)]
+        command += [f"--workdir={folder / 'run'}"]
+
+        path.write_bytes(b"")
+        begun = time.perf_counter()
+        codes, said = wait(pod(2, 1, command))
+        print(f"{time.perf_counter() - begun:.1f} s until both have ended", file=sys.stderr)
+        self.assertEqual(codes, [2, 3], said)
+        stopped = r"stopped after step 2 of 4, saved under .*; the same command continues there"
+        self.assertRegex(
+            said[0], f"{path} is damaged: .*; the other hosts stop as well. Repair .*: {stopped}"
+        )
+        self.assertRegex(said[1], f"another host cannot read its data, and names it; {stopped}")
+        self.assertNotIn("Traceback", "".join(said))
+
+        path.write_bytes(whole)
+        codes, said = wait(start(1, 2, command))
+        self.assertEqual(codes, [0], said)
+        self.assertIn("train: step 2 of 4", said[0])
+        self.assertLen(losses(folder / "run"), 4)
+        self.assertLen(scores.results(folder / "run"), 1)
+
+
+if __name__ == "__main__":
+    absltest.main()
