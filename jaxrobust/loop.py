@@ -73,7 +73,7 @@ def steps(run: Run, state: TrainState) -> bool:
     total, every, alone = phase.total_steps, config.log.every_steps, jax.process_count() == 1
     chip = hardware.chip(jax.devices()[0].device_kind)
     start = step = int(state.step)
-    meta = latest.meta(start) if start else {"examples_consumed": 0}
+    meta: dict[str, Any] = latest.meta(start) if start else {"examples_consumed": 0}
     rollbacks = scores.first_host(len(metrics.read(run.file("rollbacks.jsonl"))))
     arguments = build.abstract_arguments(config, name, phase)
     step_fn, seconds, hit = compilation.compiled(phase.step, *arguments)
