@@ -95,7 +95,8 @@ def base() -> ConfigDict:
             "step_size": config_dict.placeholder(float),  # pgd, fgsm; default: the attack's own
             "start": "image",  # image | random
             "labels": "soft",  # soft: as mixed and smoothed | hard: the likeliest class
-            # Batch norms in the attack: running statistics | those of a device's images (batch).
+            # The attack sees the network as it evaluates (running statistics of batch norms) | as
+            # it trains (batch: those of a device's images, and stochastic depth).
             "statistics": "running",
         }
     )
@@ -104,7 +105,7 @@ def base() -> ConfigDict:
     config.trouble = ConfigDict({"skips": 10, "rollbacks": 0, "lr": 0.5})
     # Every so many steps (0: never) a stronger attack and the input gradient's signs are looked at
     # on so many images; warns of catastrophic overfitting and gradient masking.
-    config.alarm = ConfigDict({"every_steps": 500, "images": 64})
+    config.alarm = ConfigDict({"every_steps": 1000, "images": 64})
     # While training: accuracy on the selection split, clean and under APGD-CE of the same radius.
     config.evaluation = ConfigDict(
         {"every_epochs": 1, "images": 0, "batch_size": 256, "steps": 10, "weights": "ema"}

@@ -36,7 +36,7 @@ def probe(
 ) -> dict[str, Array]:
     """What the attack and the gradient that training lives on are worth, on some of its images.
 
-    Batch norms use their running statistics.
+    The network is as it evaluates, whatever `attack.statistics` says.
 
     Args:
       params: float32, whole.
@@ -220,7 +220,7 @@ def check_cost(
     cost = of_probe * images / (of_step * batch_size)  # of a single step
     if cost > share * every_steps:
         raise ValueError(
-            f"alarm.every_steps={every_steps} with {images} images costs {cost / every_steps:.1%} "
+            f"alarm.every_steps={every_steps} with {images} images costs {cost / every_steps:.2%} "
             f"of the training, more than {share:.0%}; set alarm.every_steps="
             f"{math.ceil(cost / share)} or more, or fewer alarm.images"
         )

@@ -42,8 +42,11 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint, None where there is none."""
-        return max(self._steps(), default=None)
+        """The newest checkpoint, complete after `wait`; None where there is none.
+
+        From memory: another host may list a shared folder as it was a minute ago.
+        """
+        return self._manager.latest_step()
 
     def _steps(self) -> list[int]:
         return [int(path.name) for path in self.directory.glob("*") if path.name.isdigit()]
@@ -94,7 +97,7 @@ class Checkpoints:
         except Exception as error:
             if not disk_full(error):
                 raise
-            last = self.latest_step()
+            last = max(self._steps(), default=None)
             good = (
                 "There is no good one yet" if last is None else f"The last good one is step {last}"
             )

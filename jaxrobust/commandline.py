@@ -43,9 +43,9 @@ def stop(message: object, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def leave(message: object, code: int, *, alone: bool) -> NoReturn:
-    """`stop`; `alone` among hosts, without waiting for the others, who may wait for this one."""
-    if alone:
+def leave(message: object, code: int, *, at_once: bool) -> NoReturn:
+    """`stop`; `at_once` without waiting for other hosts, who may wait for this one."""
+    if at_once:
         print(f"jaxrobust: {message}", file=sys.stderr, flush=True)
         os._exit(code)
     stop(message, code)

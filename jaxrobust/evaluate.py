@@ -63,7 +63,6 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint
     pod = hosts()
-    alone = pod is not None
     try:
         if pod is not None:
             join_hosts(**pod)
@@ -73,16 +72,16 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         resumes = _ATTACK.value in ("autoattack", "apgd-ce")
         again = f"the same command {'continues' if resumes else 'starts again'}"
-        leave(f"interrupted; {again}", 130, alone=alone)
+        leave(f"interrupted; {again}", 130, at_once=pod is not None)
     except ValueError as error:
-        leave(error, 2, alone=alone)
+        leave(error, 2, at_once=pod is not None)
     except OSError as error:
-        leave(f"{error}. With that solved, run the same command again", 3, alone=alone)
+        leave(f"{error}. With that solved, run the same command again", 3, at_once=pod is not None)
     except Exception as error:
-        if not alone:
+        if pod is None:
             raise
         traceback.print_exc()
-        leave(error, 1, alone=alone)
+        leave(error, 1, at_once=pod is not None)
 
 
 def _evaluate() -> tuple[str, bool]:

@@ -74,16 +74,18 @@ def steps(run: Run, state: TrainState) -> bool:
     chip = hardware.chip(jax.devices()[0].device_kind)
     start = step = int(state.step)
     meta: dict[str, Any] = latest.meta(start) if start else {"examples_consumed": 0}
-    rollbacks = scores.first_host(len(metrics.read(run.file("rollbacks.jsonl"))))
+    went_back = metrics.read(run.file("rollbacks.jsonl"))
+    rollbacks = scores.first_host(len(went_back))
+    if rollbacks > config.trouble.rollbacks:
+        raise _diverged(run, went_back[-1]["why"] if went_back else "another host went back")
     arguments = build.abstract_arguments(config, name, phase)
     step_fn, seconds, hit = compilation.compiled(phase.step, *arguments)
     say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
     select, ahead, failure = _selection(run), _Ahead(meta.get("unlogged", ())), None
     probe, looks_every = build.probe(config, name, phase), config.alarm.every_steps
-    if probe and start + looks_every <= total:
+    if probe and start // looks_every < total // looks_every:
         probe, seconds, _ = compilation.compiled(probe, *arguments[:2])
         say(f"{name}: alarm compiled in {seconds:.1f} s, looks every {looks_every} steps")
-    looks: list[dict[str, jax.Array]] = []
     damage = scores.damage(config, run.workdir, run.source)
     batch: Any = None
     owed = False
@@ -112,10 +114,13 @@ def steps(run: Run, state: TrainState) -> bool:
         if not ahead.skipped:
             save()
         latest.wait()
-        kept = f"saved under {run.workdir}"
+        kept = f"saved under {run.workdir}; the same command continues there"
         if ahead.skipped:
-            kept = f"of which the last {ahead.skipped} found no finite gradient and are not saved"
-        text = f"stopped after step {step} of {total}, {kept}; the same command continues there"
+            kept = (
+                f"of which the last {ahead.skipped} found no finite gradient and are not saved; "
+                "the same command continues at the checkpoint before"
+            )
+        text = f"stopped after step {step} of {total}, {kept}"
         if failure is not None:
             hosts = "" if alone else "; the other hosts stop as well"
             return BadData(f"{failure}{hosts}. Repair the data first: {text}")
@@ -163,11 +168,8 @@ def steps(run: Run, state: TrainState) -> bool:
                 found = ahead.window()
                 found["damaged_images"] = len(damage.known) + scores.over_hosts(len(damage.new))
                 found["lr"] = float(phase.schedule(step - 1)) * config.trouble.lr**rollbacks
-                for look in jax.device_get(looks):
-                    found |= {key: value.item() for key, value in look.items()}
-                    for sentence in alarm.warnings(found):
-                        say(f"{name}: WARNING, up to step {step}: {sentence}")
-                looks.clear()
+                for sentence in alarm.warnings(found) if "alarm_loss" in found else ():
+                    say(f"{name}: WARNING, up to step {step}: {sentence}")
                 write(step, found | (progress.show(step, found) if "loss" in found else {}))
             if saves:
                 owed = bool(ahead.skipped) and step != total
@@ -195,9 +197,9 @@ def steps(run: Run, state: TrainState) -> bool:
             state, values = step_fn(state, images, told)
             step += 1
             progress.dispatched(values)
-            ahead.add(step, values)
             if probe and step % looks_every == 0:
-                looks.append(probe(state, images))
+                values |= probe(state, images)
+            ahead.add(step, values)
             if trace.dispatched(step, values):
                 progress.resume(step)
 
@@ -238,30 +240,37 @@ class _Ahead:
         """Means over the steps since the last call that updated something, and how many did not."""
         rows, self.rows = self.rows, []
         good = [row for row in rows if not row["skipped"]]
-        means = {key: float(np.mean([row[key] for row in good])) for key in (good or [{}])[0]}
+        keys = sorted({key for row in good for key in row})
+        means = {key: float(np.mean([row[key] for row in good if key in row])) for key in keys}
         return means | {"skipped": len(rows) - len(good)}
 
 
 def _roll_back(run: Run, ahead: _Ahead, rollbacks: int) -> None:
-    """Takes note that the phase goes back to its last checkpoint, or raises `Diverged`."""
+    """Takes note that the phase goes back to its last checkpoint; `Diverged` if it may not."""
     run.latest.wait()  # the last one may not be whole yet, or not for every host
-    trouble, last, row = run.config.trouble, run.latest.latest_step(), ahead.last
-    what = (
+    last, row = run.latest.latest_step() or 0, ahead.last
+    scale = run.config.trouble.lr ** (rollbacks + 1)
+    why = (
         f"the loss is {row['loss']} at step {row['step']}, its gradient's norm "
         f"{row['gradient_norm']}; {ahead.skipped} steps in a row updated nothing"
     )
-    if rollbacks >= trouble.rollbacks:
-        good = f"step {last} under {run.latest.directory}" if last else "none was written yet"
-        raise Diverged(
-            f"{what}. The last good checkpoint: {good}. Set trouble.rollbacks=1 to go on from "
-            f"there with {trouble.lr} times the learning rate, or start again in a new --workdir "
-            "with a lower one or a longer warm-up"
-        )
-    scale = trouble.lr ** (rollbacks + 1)
     if jax.process_index() == 0:
-        row = {"step": row["step"], "back_to": last or 0, "lr_scale": scale}
-        metrics.append(run.file("rollbacks.jsonl"), row)
-    say(f"{run.name}: {what}. Back to step {last or 0}, with {scale:g} times the learning rate")
+        note = {"step": row["step"], "back_to": last, "lr_scale": scale, "why": why}
+        metrics.append(run.file("rollbacks.jsonl"), note)
+    if rollbacks >= run.config.trouble.rollbacks:
+        raise _diverged(run, why)
+    say(f"{run.name}: {why}. Back to step {last}, with {scale:g} times the learning rate")
+
+
+def _diverged(run: Run, why: str) -> Diverged:
+    last, trouble = run.latest.latest_step(), run.config.trouble
+    good = f"step {last} under {run.latest.directory}" if last else "none was written yet"
+    more = len(metrics.read(run.file("rollbacks.jsonl")))
+    return Diverged(
+        f"{why}. The last good checkpoint: {good}. Set trouble.rollbacks={more} to go on from "
+        f"there with {trouble.lr} times the learning rate, or start again in a new --workdir with "
+        "a lower one or a longer warm-up"
+    )
 
 
 def batches(config, name: str, source: sources.Source, start: int) -> pipeline.Batches:

@@ -41,7 +41,6 @@ def main(argv: list[str]) -> None:
     if "://" in str(_WORKDIR.value):
         stop(f"--workdir {_WORKDIR.value}: give a folder; gcsfuse mounts a bucket as one", 2)
     pod = hosts()
-    alone = pod is not None
     try:
         profile = profiling.profile(_PROFILE.value) if _PROFILE.value else None
         if pod is not None:
@@ -49,24 +48,30 @@ def main(argv: list[str]) -> None:
         train.run(_CONFIG.value, workdir, profile=profile)
     except loop.Preempted as error:
         stop(error, 75)
-    except (loop.BadData, loop.HostStopped) as error:  # of all hosts, which leave together
-        stop(error, 2 if isinstance(error, loop.BadData) else 3)
+    except loop.BadData as error:
+        stop(error, 2)
+    except (loop.HostStopped, loop.Diverged) as error:
+        stop(error, 3)
     except loop.Interrupted as error:
         stop(error, 130)
     except KeyboardInterrupt:
-        leave("interrupted; the same command continues at the last checkpoint", 130, alone=alone)
+        leave(
+            "interrupted; the same command continues at the last checkpoint",
+            130,
+            at_once=pod is not None,
+        )
     except ValueError as error:
-        leave(error, 2, alone=alone)
-    except (loop.Diverged, DiskFull) as error:
-        leave(error, 3, alone=alone)
+        leave(error, 2, at_once=pod is not None)
+    except DiskFull as error:
+        leave(error, 3, at_once=pod is not None)
     except OSError as error:
         solved = "With that solved, the same command continues at the last checkpoint"
-        leave(f"{error}. {solved}", 3, alone=alone)
+        leave(f"{error}. {solved}", 3, at_once=pod is not None)
     except Exception as error:
-        if not alone:
+        if pod is None:
             raise
         traceback.print_exc()  # and go, else the others wait for this one
-        leave(error, 1, alone=alone)
+        leave(error, 1, at_once=pod is not None)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,8 @@ def trades(beta: float) -> Objective:
 
     def loss(net: Classifier, params, stats, batch, images_adv, key):
         both = jnp.concatenate([batch.images, images_adv])
+        if key is not None and key.ndim:  # of each image, which is there twice
+            key = jax.vmap(jax.random.split, out_axes=1)(key).reshape(-1)
         logits, stats = net.apply(params, stats, both, train=True, key=key)
         clean, robust = jnp.split(logits, 2)
         p, log_p, log_q = (

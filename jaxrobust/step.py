@@ -91,11 +91,12 @@ def gradients(
       params: the device's part, as `spread` splits them; returned gradients are those of it.
       stats: all; returned are their averages over the devices.
       batch: the device's images f32[B,H,W,C] and labels; keys: [B], those of its images.
-      attack_train: whether the attack sees batch norms as they train, instead of as they evaluate.
+      attack_train: whether the attack sees the network as it trains (statistics of these images,
+        stochastic depth with the update's draws), instead of as it evaluates.
     """
     params = spread.gather(cast(params, dtype))
 
-    def of_microbatch(stats, part):
+    def of_microbatch(part):
         batch, attack_keys, net_keys = part
         mode = {"train": True, "key": net_keys} if attack_train else {}
 
@@ -109,24 +110,23 @@ def gradients(
             targets = objective.attack_targets(frozen, batch)
             images_adv = attack(frozen, attack_keys, batch.images, targets)
             images_adv = jax.lax.stop_gradient(images_adv)
-        (value, (stats, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params)
-        return stats, (cast(grads, jnp.dtype("float32")), metrics | {"loss": value})
-
-    def add(carry, part):
-        stats, found = of_microbatch(carry[0], part)
-        return (stats, jax.tree.map(jnp.add, carry[1], found)), None
+        (value, (after, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        moved = {name: s for name, s in after.items() if not name.startswith("normalize.")}
+        return cast(grads, jnp.dtype("float32")), moved, metrics | {"loss": value}
 
     images = (batch, attack_keys, net_keys)
     if microbatches == 1:
-        stats, found = of_microbatch(stats, images)
+        grads, moved, metrics = of_microbatch(images)
     else:
         parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), images)
         first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_microbatch, stats, first)[1])
-        (stats, total), _ = jax.lax.scan(add, (stats, zeros), parts)
-        found = jax.tree.map(lambda x: x / microbatches, total)
-    grads, metrics = found
-    moved = {name: s for name, s in stats.items() if not name.startswith("normalize.")}
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_microbatch, first))
+
+        def add(sums, part):
+            return jax.tree.map(jnp.add, sums, of_microbatch(part)), None
+
+        total, _ = jax.lax.scan(add, zeros, parts)
+        grads, moved, metrics = jax.tree.map(lambda x: x / microbatches, total)
     return spread.reduce(grads), (stats | spread.mean(moved), spread.mean(metrics))
 
 
@@ -142,8 +142,9 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """The state after one update, and its metrics (means over the global batch).
 
-    A step whose loss or gradient is not finite counts, but updates nothing; one that a host stops
-    leaves the state as it is. `gradients` is this module's, for all devices (`Spread.each`).
+    A step whose loss or gradient is not finite counts, but updates nothing, not even the counter
+    of the learning-rate schedule; one that a host stops leaves the state as it is. `gradients` is
+    this module's, for all devices (`Spread.each`).
     """
     step_key = jax.random.fold_in(state.key, state.step)
     attack_key, net_key, augment_key = jax.random.split(step_key, 3)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxrobust import build, compilation, initial, loop, metrics, scores, sharding
 from jaxrobust.checkpoint import Checkpoints, abstract_state, disk_full
 from jaxrobust.data import sources
+from jaxrobust.evaluation import hosts
 from jaxrobust.profiling import Profile
 from jaxrobust.progress import say
 from jaxrobust.step import TrainState, started_average
@@ -39,11 +40,12 @@ def run(config: Any, workdir: Path, *, profile: Profile | None = None) -> None:
       Interrupted, Diverged, OSError: the run stopped; the message says how to go on.
     """
     phases = [name for name in loop.PHASES if config[name].epochs != 0]
+    plain = json.loads(config.to_json())
+    _agree(plain)
     source, built = check(config, phases, workdir)
     saved = (workdir / phases[0] / "latest").glob("*")
     begun = scores.first_host(any(path.name.isdigit() for path in saved))  # nothing half written
     start = None if begun else initial.of_config(config)
-    plain = json.loads(config.to_json())
     claim(workdir, plain)
     if source.classes and jax.process_index() == 0:
         metrics.replace(workdir / scores.CLASSES, "".join(f"{name}\n" for name in source.classes))
@@ -51,26 +53,39 @@ def run(config: Any, workdir: Path, *, profile: Profile | None = None) -> None:
     say(f"{config.model.name} on {config.data.name}, {_device()}, workdir {workdir}")
     if begun and (other := initial.changed(config, workdir)):
         say(other)
-    weights = None if start is None else _start(*start, workdir, built[phases[0]].mesh)
+    weights = None if start is None else _start(*start, workdir)
     for name in phases:
         latest, best = (Checkpoints(workdir / name / kind) for kind in ("latest", "best"))
         phase_run = loop.Run(config, workdir, name, built[name], source, latest, best, profile)
         with jax.set_mesh(built[name].mesh):
-            weights = _run_phase(phase_run, weights)
-            scores.test(config, workdir, plain, name, built[name], *weights)
+            step, best_weights = _run_phase(phase_run, weights)
+            scores.test(config, workdir, plain, name, built[name], step, best_weights)
+            # On the host: the next phase's devices hold but their part of the parameters.
+            weights = step, jax.device_get(best_weights)
     if jax.process_index() == 0:
         print(scores.table(workdir), flush=True)
 
 
-def _start(start: initial.Start, record, workdir, mesh) -> tuple[int, scores.Weights]:
+def _start(start: initial.Start, record, workdir) -> tuple[int, scores.Weights]:
     """Stored weights as if a phase before had reached them, after noting where they are from."""
     if jax.process_index() == 0:
         metrics.replace(workdir / initial.RECORD, json.dumps(record, indent=2) + "\n")
     say(f"starting from {record['where']}, sha256 {record['weights_sha256'][:12]}")
     for line in initial.summary(start):
         say(f"  {line}")
-    arrays = (start.params, start.stats)
-    return 0, scores.Weights(*jax.device_put(arrays, sharding.replicated(mesh)))
+    return 0, scores.Weights(*jax.device_get((start.params, start.stats)))
+
+
+def _agree(plain: dict) -> None:
+    """Refuses hosts of different configs, whose steps would be neither's."""
+    own = {k: v for k, v in _flat(plain).items() if k not in ("data.dir", "data.workers")}
+    for process, theirs in enumerate(hosts.everyone(own)):
+        words = process != jax.process_index() and hosts.differences(theirs, own)
+        if words:
+            raise ValueError(
+                f"process {process} has another config than process {jax.process_index()}: {words}."
+                " Start the same command on every host"
+            )
 
 
 def check(
@@ -166,7 +181,7 @@ def _run_phase(run: loop.Run, start) -> tuple[int, scores.Weights]:
     weights = scores.Weights(run.phase.abstract_state.params, run.phase.abstract_state.stats)
     weights = abstract_state(weights, sharding.replicated(run.phase.mesh))
     with contextlib.closing(run.latest), contextlib.closing(run.best):
-        done = run.latest.latest_step()
+        done = _done(run)
         ended = done == run.phase.total_steps and loop.scored(run, done)
         while not ended:
             state, total = _state(run, start), run.phase.total_steps
@@ -179,9 +194,16 @@ def _run_phase(run: loop.Run, start) -> tuple[int, scores.Weights]:
         return step, run.best.restore(step, weights)
 
 
+def _done(run: loop.Run) -> int | None:
+    """The step of the last checkpoint, for all hosts the first one's word."""
+    step = run.latest.latest_step()
+    step = scores.first_host(-1 if step is None else step)
+    return None if step < 0 else step
+
+
 def _state(run: loop.Run, start) -> TrainState:
     """The state to go on from: that of the last checkpoint, or the first."""
-    if (done := run.latest.latest_step()) is not None:
+    if (done := _done(run)) is not None:
         return run.latest.restore(done, run.phase.abstract_state)
     state = run.phase.init(jax.random.key(run.config.seed))
     if start is not None:  # stored, or of the phase before; the average starts there too

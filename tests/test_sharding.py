@@ -183,6 +183,28 @@ class NumbersTest(parameterized.TestCase):
             np.testing.assert_allclose(losses, one, rtol=1e-5)
 
 
+class MicrobatchTest(parameterized.TestCase):
+    def test_running_statistics_do_not_know_microbatches(self):
+        def stats(microbatches):
+            config = small_config(model__name="resnet50", train__objective="clean").unlock()
+            config.model.options = ConfigDict({"depths": (1,), "width": 8, "bn_group": 2})
+            config.train.microbatches = microbatches
+            return run(config, jax.devices()[:1], steps=1)[1].stats
+
+        one, four = stats(1), stats(4)
+        for name, value in one.items():
+            np.testing.assert_allclose(four[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+        self.assertGreater(float(jnp.abs(one["bn1.var"] - 1).max()), 1e-3)
+
+    @parameterized.parameters("adversarial", "trades")
+    def test_objectives_with_stochastic_depth(self, objective):
+        config = small_config(train__objective=objective, attack__start="random").unlock()
+        config.model.options = ConfigDict({"depths": (1,), "dims": (8,), "drop_path": 0.5})
+        phase = build.phase(config, "train", 80)
+        with jax.set_mesh(phase.mesh), standard():  # traces
+            phase.step.lower(*build.abstract_arguments(config, "train", phase))
+
+
 class MemoryTest(absltest.TestCase):
     def test_an_eighth_of_the_state(self):
         """ConvNeXt-B + ConvStem: what one of 8 devices holds, without an array being made."""

@@ -46,7 +46,7 @@ def get_config():
     config.data.test_split = "test[:64]"
     config.data.augmentation = "crop"
     config.pretrain.update(epochs=3, warmup_epochs=1, ema_decay=0.9, lr=0.01)
-    config.train.update(epochs=9, warmup_epochs=1, ema_decay=0.9, lr=0.01)
+    config.train.update(epochs=6, warmup_epochs=1, ema_decay=0.9, lr=0.01)
     config.attack.steps = 2
     config.evaluation.update(every_epochs=2, batch_size=32, steps=2)
     config.test.update(batch_size=32, steps=3)
@@ -78,10 +78,10 @@ def kills(folder: Path, count: int, *, seed: int = 0) -> dict[str, Any]:
     config.write_text(CONFIG)
 
     def start(workdir: Path) -> subprocess.Popen:
-        said = (folder / "said.txt").open("w")
         command = [sys.executable, "-m", "jaxrobust.main", f"--config={config}"]
         command += [f"--workdir={workdir}"]
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
+        with (folder / "said.txt").open("w") as said:
+            return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said)
 
     def ended(process: subprocess.Popen, timeout: float | None = None) -> bool:
         try:
@@ -105,7 +105,11 @@ def kills(folder: Path, count: int, *, seed: int = 0) -> dict[str, Any]:
         while True:
             process, aimed, done = start(workdir), len(rows) % 4 == 3, len(rows) >= count
             moment = None if done or aimed else draw.uniform(0, seconds)
-            over = ended(process, moment) if not aimed or done else _meets_a_save(process, workdir)
+            over = (
+                ended(process, moment)
+                if not aimed or done
+                else _meets_saves(process, workdir, draw.randint(1, 6))
+            )
             if not over:
                 process.kill()
                 process.wait()
@@ -184,14 +188,15 @@ def _temporary(workdir: Path) -> list[Path]:
     return sorted(workdir.glob("*/*/*orbax-checkpoint-tmp*"))
 
 
-def _meets_a_save(process: subprocess.Popen, workdir: Path) -> bool:
-    """Waits until a checkpoint is being written; True: the process ended before."""
-    old = set(_temporary(workdir))  # of the kill before; goes when the run starts
+def _meets_saves(process: subprocess.Popen, workdir: Path, number: int) -> bool:
+    """Waits until the `number`-th checkpoint is being written; True: the process ended before."""
+    seen = set(_temporary(workdir))  # of the kill before; goes when the run starts
     while process.poll() is None:
         now = set(_temporary(workdir))
-        if now - old:
+        number -= len(now - seen)
+        if number <= 0:
             return False
-        old &= now
+        seen = now
         time.sleep(0.002)
     return True
 

@@ -229,9 +229,13 @@ def _joined(parts: list[Any]) -> Any:
 
 
 def _obey_the_main_process(index: int, count: int) -> None:
-    """In a worker: Ctrl-C reaches it too, but is the main process' to answer; it ends with it."""
+    """In a worker: signals to all (Ctrl-C, Slurm) are the main process' to answer; it ends with it.
+
+    Without its workers it could not take the steps until all hosts have stopped.
+    """
     del index, count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_main_process, daemon=True).start()
 
 

@@ -50,6 +50,7 @@ while true; do
   install &&
     on_every_host "cd jaxrobust && ../venv/bin/python -m jaxrobust.main --multihost $(printf '%q ' "$@")"
   code=$?
+  [[ $code == 0 ]] && exit 0 # done, whatever becomes of the slice
   case $code in # 75, 143: preempted, saved or not training; 255: ssh lost a host, or that is all
     75 | 143 | 255) sleep "$WAIT" ;; # until the state of a slice that goes tells of it
   esac
