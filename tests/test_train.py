@@ -178,7 +178,7 @@ def stop_after(after: int, run) -> None:
         try:
             run()
         except loop.Interrupted as error:
-            assert "the same command continues there" in str(error)
+            assert "the same command continues" in str(error)
         else:
             raise AssertionError("was not interrupted")
 
