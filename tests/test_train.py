@@ -318,17 +318,20 @@ class CommandLineTest(parameterized.TestCase):
         self.assertIn(message, said)
         self.assertNotIn("Traceback", said)
 
-    def test_ctrl_c_saves_and_says_how_to_resume(self):
+    @parameterized.parameters((signal.SIGINT, 130), (signal.SIGTERM, 75))
+    def test_signals_to_all_processes_save_and_say_how_to_resume(self, number, code):
+        """As a terminal, Slurm or a machine that goes down sends them: to data workers too."""
         workdir = Path(self.create_tempdir()) / "run"
         arguments = ["--config=configs/quickstart.py", f"--workdir={workdir}"]
-        process = self.run_main(*arguments, "--config.log.every_steps=1")
+        arguments += ["--config.log.every_steps=1", "--config.data.workers=1"]
+        process = self.run_main(*arguments, start_new_session=True)
         for line in process.stderr:
             if line.startswith("pretrain 2/"):
-                process.send_signal(signal.SIGINT)
+                os.killpg(process.pid, number)
                 break
         said = process.stderr.read()
         process.stderr.close()
-        self.assertEqual(process.wait(60), 130, said)
+        self.assertEqual(process.wait(60), code, said)
         self.assertRegex(said, r"stopped after step \d+ of \d+, saved under .*continues there")
         self.assertNotIn("Traceback", said)
         self.assertNotEmpty(list((workdir / "pretrain" / "latest").glob("[0-9]*")))
