@@ -290,7 +290,7 @@ class RefusalTest(parameterized.TestCase):
             build.phase(config, "train", 80)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class FullSizeTest(parameterized.TestCase):
     """ViT-S + ConvStem at 224 pixels in bf16: nothing inside of the attack's loop."""
 
