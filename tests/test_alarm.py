@@ -276,7 +276,7 @@ class CostTest(parameterized.TestCase):
             dtype="float32",
         )
         message = (
-            r"alarm.every_steps=50 with 64 images costs 5.5% of the training, more than 1%; set "
+            r"alarm.every_steps=50 with 64 images costs 5.50% of the training, more than 1%; set "
             r"alarm.every_steps=275 or more, or fewer alarm.images"
         )
         with self.assertRaisesRegex(ValueError, message):

@@ -102,7 +102,7 @@ class FolderTest(parameterized.TestCase):
             for key, value in changes.items():
                 section, _, name = key.partition("__")
                 self.config[section][name] = value
-        with self.assertRaisesRegex(sources.DataError, f"{bad}.*{message}.*Step \\d is saved"):
+        with self.assertRaisesRegex(sources.DataError, f"{bad}.*{message}.*stopped after step \\d"):
             quiet_run(self.config, self.workdir)
         bad.write_bytes(content)
         quiet_run(self.config, self.workdir)
