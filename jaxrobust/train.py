@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxrobust import build, compilation, initial, loop, metrics, scores, sharding
 from jaxrobust.checkpoint import Checkpoints, abstract_state, disk_full
@@ -208,10 +207,10 @@ def _state(run: loop.Run, start) -> TrainState:
     state = run.phase.init(jax.random.key(run.config.seed))
     if start is not None:  # stored, or of the phase before; the average starts there too
         placed = jax.tree.map(lambda leaf: leaf.sharding, run.phase.abstract_state)
-        copies = jax.jit(  # a step donates its state, and a rollback needs these again
-            lambda p, s: (*jax.tree.map(jnp.copy, (p, s)), started_average(p, s)),
+        on_devices = jax.jit(
+            lambda params, stats: (params, stats, started_average(params, stats)),
             out_shardings=(placed.params, placed.stats, placed.ema),
         )
-        params, stats, average = copies(*start[1])
+        params, stats, average = on_devices(*start[1])
         state = state._replace(params=params, stats=stats, ema=average)
     return state
