@@ -255,7 +255,7 @@ def loops(text: str) -> list[str]:
     return [parts[name] for name in sorted(reached)]
 
 
-class BatchNormTest(absltest.TestCase):
+class BatchNormTest(parameterized.TestCase):
     """Networks whose statistics move while they train."""
 
     @staticmethod
@@ -283,17 +283,20 @@ class BatchNormTest(absltest.TestCase):
         self.assertGreater(np.abs(states[2].stats["bn1.mean"] - found["bn1.mean"]).max(), 1e-3)
         self.assertNotIn("normalize.mean", states[2].ema)
 
-    def test_attack_evaluates_and_leaves_no_trace(self):
-        config = self.config()
+    @parameterized.parameters("running", "batch")
+    def test_attack_sees_its_statistics_and_leaves_no_trace(self, statistics):
+        config = self.config(attack__statistics=statistics)
         phase = build.phase(config, "train", 80, devices=jax.devices()[:1], donate=False)
         attack = attacks.apgd(epsilon=8 / 255, steps=3)
 
         apply = phase.net.apply
 
-        @jax.jit
-        def by_hand(params, stats, batch):
-            images = step.unit_range(batch.images)
-            images_adv = attack(lambda x: apply(params, stats, x)[0], None, images, batch.labels)
+        @partial(jax.jit, static_argnames="train")
+        def by_hand(params, stats, batch, train):
+            def frozen(x):
+                return apply(params, stats, x, train=train)[0]
+
+            images_adv = attack(frozen, None, step.unit_range(batch.images), batch.labels)
             return apply(params, stats, images_adv, train=True)[1]
 
         with jax.set_mesh(phase.mesh), standard():
@@ -304,20 +307,26 @@ class BatchNormTest(absltest.TestCase):
             }
             state = state._replace(stats=stats)
             after, _ = phase.step(state, batch_of(), build.orders(phase.mesh))
-            once = by_hand(state.params, stats, batch_of())
-        for name, value in once.items():
+            batch = statistics == "batch"
+            same, other = (by_hand(state.params, stats, batch_of(), t) for t in (batch, not batch))
+        for name, value in same.items():
             np.testing.assert_allclose(after.stats[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+        apart = max(np.abs(other[name] - value).max() for name, value in same.items())
+        self.assertGreater(apart, 1e-3)
 
 
-class BatchStatisticsOnDevicesTest(absltest.TestCase):
+class BatchStatisticsOnDevicesTest(parameterized.TestCase):
     """Statistics of a device's two images."""
 
     groups = (2, 0)  # of one device and of eight
 
-    def test_one_device_is_eight(self):
-        changes = {"train__objective": "clean", "train__batch_size": 16}
+    # In a third attack on statistics of two images, rounding of the weights turns signs.
+    @parameterized.parameters(("clean", "running", 3), ("adversarial", "batch", 2))
+    def test_one_device_is_eight(self, objective, statistics, steps):
+        changes = {"train__objective": objective, "attack__statistics": statistics}
+        changes["train__batch_size"] = 16
         one, many = (
-            trained(BatchNormTest.config(group, **changes), jax.devices()[:n], size=16)
+            trained(BatchNormTest.config(group, **changes), jax.devices()[:n], steps, size=16)
             for n, group in zip((1, 8), self.groups, strict=True)
         )
         for a, b in zip(one[1], many[1], strict=True):
