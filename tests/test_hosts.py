@@ -99,6 +99,37 @@ class TrainingTest(absltest.TestCase):
 
 
 @pytest.mark.slow
+class KillsTest(absltest.TestCase):
+    """One host dies with -9 while both write a checkpoint; as a scheduler does, the other after."""
+
+    def test_during_a_save(self):
+        folder = Path(self.create_tempdir())
+        changes = {"train__epochs": 3, "checkpoint__every_epochs": 1, "test__steps": 1}
+        command = written(folder, **changes)
+        codes, said = wait(pod(2, 1, [*command, f"--workdir={folder / 'peace'}"]))
+        self.assertEqual(codes, [0, 0], said)
+        expected = bench_resume.outcome(folder / "peace", phases=("train",))
+        for dies in (0, 1):
+            workdir = folder / f"killed-{dies}"
+            hosts = pod(2, 1, [*command, f"--workdir={workdir}"])
+            self.assertFalse(bench_resume.meets_saves(hosts[0], workdir, 2))
+            hosts[dies].kill()
+            time.sleep(0.1)
+            hosts[1 - dies].terminate()
+            time.sleep(0.4)
+            hosts[1 - dies].kill()
+            codes, said = wait(hosts)
+            self.assertEqual(codes[dies], -signal.SIGKILL, said)
+            whole = bench_resume.whole(workdir)["train"]
+            self.assertIn(whole, (4, 8))
+            codes, said = wait(pod(2, 1, [*command, f"--workdir={workdir}"]))
+            self.assertEqual(codes, [0, 0], said)
+            self.assertIn(f"train: step {whole} of 12", said[0])
+            found = bench_resume.outcome(workdir, phases=("train",))
+            bench_resume.same(expected, found, f"a run whose host {dies} died")
+
+
+@pytest.mark.slow
 class DamagedDataTest(absltest.TestCase):
     def test_one_host_names_it_all_save_and_stop(self):
         folder = Path(self.create_tempdir())

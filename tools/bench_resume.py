@@ -108,7 +108,7 @@ def kills(folder: Path, count: int, *, seed: int = 0) -> dict[str, Any]:
             over = (
                 ended(process, moment)
                 if not aimed or done
-                else _meets_saves(process, workdir, draw.randint(1, 6))
+                else meets_saves(process, workdir, draw.randint(1, 6))
             )
             if not over:
                 process.kill()
@@ -188,7 +188,7 @@ def _temporary(workdir: Path) -> list[Path]:
     return sorted(workdir.glob("*/*/*orbax-checkpoint-tmp*"))
 
 
-def _meets_saves(process: subprocess.Popen, workdir: Path, number: int) -> bool:
+def meets_saves(process: subprocess.Popen, workdir: Path, number: int) -> bool:
     """Waits until the `number`-th checkpoint is being written; True: the process ended before."""
     seen = set(_temporary(workdir))  # of the kill before; goes when the run starts
     while process.poll() is None:
