@@ -174,13 +174,13 @@ class AutoAttackTest(absltest.TestCase):
         self.assertEqual(codes, [-9, -6], said)
         self.assertIn("another task died", said[1])  # JAX ends it
         before = records(ledgers[1])
-        codes, said, four = self.evaluate("four", 4, 1, ledger=ledgers[1])
+        codes, said, four = self.evaluate("four", 4, 2, ledger=ledgers[1])
         self.assertEqual(codes, [0] * 4, said)
 
         for result in four:
             for key in ("clean", "robust", "fooled_by", "images_adv", "after", "flags"):
                 np.testing.assert_array_equal(result[key], one[key], key)
-        self.assertEqual([int(r["devices"]) for r in (one, *four)], [4, 1, 1, 1, 1])
+        self.assertEqual([int(r["devices"]) for r in (one, *four)], [4, 2, 2, 2, 2])
         shares = [int(result["added"]) for result in four]
         self.assertEqual(sum(shares) + len(before), one["added"])  # nothing twice
         self.assertLessEqual(max(shares) - min(shares), 3)  # one for each attack

@@ -97,6 +97,11 @@ class TrainingTest(absltest.TestCase):
         np.testing.assert_allclose(losses(folder / "one"), losses(folder / "two"), rtol=1e-6)
         self.assertGreater(np.ptp(losses(folder / "one")), 0.01)  # it does train
 
+        codes, said = wait(pod(4, 2, [*command, f"--workdir={folder / 'eight'}"]))
+        self.assertEqual(codes, [0] * 4, said)
+        # Of other shares of the batch.
+        np.testing.assert_allclose(losses(folder / "eight"), losses(folder / "two"), rtol=1e-5)
+
 
 @pytest.mark.slow
 class KillsTest(absltest.TestCase):

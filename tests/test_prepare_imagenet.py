@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 import time
 from collections import namedtuple
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -306,7 +307,8 @@ class InterruptedTest(PrepareTest):
         flags = (source, "--allow-partial", "--shards", 600, 1)
         self.run_tool(*flags, out=self.root / "whole")
         flags += ("--out", self.out, "--workers", 2)
-        process = self.start(*flags, start_new_session=True)
+        # Whatever else runs here: this process comes first, so that the signal comes in time.
+        process = self.start(*flags, start_new_session=True, preexec_fn=partial(os.nice, 19))
         directory = self.out / "imagenet2012" / "5.1.0"
         while len(list(directory.glob("*-of-00600"))) < 5:
             self.assertIsNone(process.poll())
@@ -316,7 +318,7 @@ class InterruptedTest(PrepareTest):
         else:
             process.send_signal(number)
         _, complained = process.communicate()
-        self.assertFalse((directory / "dataset_info.json").exists())
+        self.assertFalse((directory / "dataset_info.json").exists(), complained)
         if number == signal.SIGINT:
             self.assertEqual(process.returncode, 130)
             self.assertRegex(complained, r"\njaxrobust: interrupted; the same command continues\n$")
