@@ -216,7 +216,7 @@ class GoldenRunTest(GoldenCase):
         self.check(load(paths.GOLDEN / "attacks/apgd20.npz"), key)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class FullGoldenTest(GoldenCase):
     """Every golden array of APGD."""
 

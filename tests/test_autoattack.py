@@ -82,7 +82,7 @@ class GoldenTest(Promises):
         self.assertEqual(result.accuracy_after["fab-t"], result.robust.mean())
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class GoldenInFullTest(Promises):
     @parameterized.parameters(*itertools.product(EPSILON, (0, 1)))
     def test_cascade(self, norm, seed):
@@ -668,7 +668,7 @@ quick("conv", n=128, epsilon=4 / 255, overrides=None, attacks=names, ledger={pat
 """
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class KillTest(absltest.TestCase):
     def test_kill_9_at_twenty_random_moments(self):
         directory = Path(self.create_tempdir())

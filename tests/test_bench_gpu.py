@@ -327,7 +327,7 @@ class LoadTest(absltest.TestCase):
         self.assertEqual(config.data.augmentation, "basic")
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @absltest.skipIf(torch is None, paths.PARITY)
 class WholeRunTest(absltest.TestCase):
     def test_on_cpu(self):

@@ -75,7 +75,7 @@ class SlowCaiTTest(parameterized.TestCase):
         parity.check_reference(self, name, image_size=64)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowBehaviourTest(parameterized.TestCase):
     def test_forward_of_the_thesis(self):
         parity.check_forward(self, "cait_s12", NETWORKS["cait_s12"][0])

@@ -33,10 +33,6 @@ class ConvNeXtTest(parameterized.TestCase):
     def test_golden_float32(self, name):
         parity.check_golden(self, name, NETWORKS[name][0], dtype="float32")
 
-    @parameterized.parameters({}, TINY_STEM)
-    def test_remat_and_scan_change_nothing(self, **changes):
-        behaviour.check_remat_and_scan(self, "convnext_n", **TINY | changes)
-
     def test_bfloat16(self):
         behaviour.check_bfloat16(self, "convnext_n", **TINY)
 
@@ -163,8 +159,12 @@ class ConvertTest(absltest.TestCase):
         np.testing.assert_array_equal(stats["normalize.mean"], 0)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowBehaviourTest(parameterized.TestCase):
+    @parameterized.parameters({}, TINY_STEM)
+    def test_remat_and_scan_change_nothing(self, **changes):
+        behaviour.check_remat_and_scan(self, "convnext_n", **TINY | changes)
+
     def test_reference(self):
         parity.check_reference(self, "convnext_n_cvst", image_size=32)
 

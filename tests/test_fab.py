@@ -331,7 +331,7 @@ class GoldenTest(GoldenCase):
         self.check_perturb(small, norm, "perturbT", small["images"], small["labels"])
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class FullGoldenTest(GoldenCase):
     @parameterized.product(norm=tuple(REFERENCE), mode=("perturbT", "perturbU"))
     def test_perturb_in_full(self, norm, mode):

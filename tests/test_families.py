@@ -84,16 +84,9 @@ class GoldenTest(parameterized.TestCase):
         parity.check_golden(self, name, listing, dtype="float64")
 
 
-@pytest.mark.slow
-class SlowFamiliesTest(parameterized.TestCase):
-    @parameterized.parameters("vit_m_cvst", "xcit_n12")
-    def test_tools(self, name):
-        check_tools(self, name)
-
-
 @pytest.mark.matrix
 class MatrixTest(parameterized.TestCase):
-    @parameterized.parameters(*sorted(ROWS.keys() - {"vit_m_cvst", "xcit_n12"}))
+    @parameterized.parameters(*sorted(ROWS))
     def test_tools(self, name):
         check_tools(self, name)
 

@@ -103,7 +103,7 @@ class TrainingTest(absltest.TestCase):
         np.testing.assert_allclose(losses(folder / "eight"), losses(folder / "two"), rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class KillsTest(absltest.TestCase):
     """One host dies with -9 while both write a checkpoint; as a scheduler does, the other after."""
 

@@ -71,7 +71,7 @@ class SlowIsotropicConvNeXtTest(parameterized.TestCase):
         parity.check_reference(self, name, image_size=64)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowBehaviourTest(parameterized.TestCase):
     def test_remat_and_scan_change_nothing(self):
         behaviour.check_remat_and_scan(self, "iso_convnext_s", **TINY | {"depth": 2})

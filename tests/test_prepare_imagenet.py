@@ -12,7 +12,6 @@ import tarfile
 import tempfile
 import time
 from collections import namedtuple
-from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -307,8 +306,10 @@ class InterruptedTest(PrepareTest):
         flags = (source, "--allow-partial", "--shards", 600, 1)
         self.run_tool(*flags, out=self.root / "whole")
         flags += ("--out", self.out, "--workers", 2)
-        # Whatever else runs here: this process comes first, so that the signal comes in time.
-        process = self.start(*flags, start_new_session=True, preexec_fn=partial(os.nice, 19))
+        process = self.start(*flags, start_new_session=True)
+        os.setpriority(
+            os.PRIO_PROCESS, process.pid, 19
+        )  # whatever runs here, the signal is in time
         directory = self.out / "imagenet2012" / "5.1.0"
         while len(list(directory.glob("*-of-00600"))) < 5:
             self.assertIsNone(process.poll())

@@ -304,7 +304,7 @@ class OptionsTest(parameterized.TestCase):
             models.create("resnet50", **changes)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowBehaviourTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()

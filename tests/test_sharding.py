@@ -167,6 +167,9 @@ class NumbersTest(parameterized.TestCase):
         losses, _ = run(wide(train__microbatches=microbatches), jax.devices()[:devices])
         np.testing.assert_allclose(losses, self.one, rtol=1e-5)
 
+
+@pytest.mark.matrix
+class DrawsTest(absltest.TestCase):
     def test_stochastic_depth_and_random_starts_are_of_images(self):
         """Neither devices nor microbatches change what is drawn for an image."""
         changes = {"attack__start": "random", "train__batch_size": 16}

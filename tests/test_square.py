@@ -232,7 +232,7 @@ class DistributionTest(DistributionCase):
         self.check("l1", 1, count=64)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class FullDistributionTest(DistributionCase):
     @parameterized.parameters(*NORMS)
     def test_in_full(self, norm):

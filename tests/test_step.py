@@ -336,7 +336,7 @@ class BatchStatisticsOnDevicesTest(parameterized.TestCase):
             np.testing.assert_allclose(value, many[0].stats[name], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class GroupedStatisticsOnDevicesTest(BatchStatisticsOnDevicesTest):
     """Statistics of each image."""
 

@@ -292,7 +292,7 @@ class SlowSwinTest(parameterized.TestCase):
         parity.check_reference(self, name, image_size=side, batch=1)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowBehaviourTest(parameterized.TestCase):
     def test_remat_changes_nothing(self):
         values = []

@@ -216,7 +216,7 @@ class RowsTest(parameterized.TestCase):
         self.assertEqual(list(net.state_dict()), models.torch_keys(name))
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 @absltest.skipIf(torch is None, paths.PARITY)
 class GoldenTest(parameterized.TestCase):
     """The measure is max|difference| / max|reference|: 1e-5 in float32, 1e-9 in float64."""

@@ -122,7 +122,7 @@ class SlowVisionTransformerTest(parameterized.TestCase):
         parity.check_reference(self, name, image_size=96 if name == "deit_s" else 64)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowBehaviourTest(parameterized.TestCase):
     def test_forward_of_the_thesis(self):
         parity.check_forward(self, "deit_s", "deit_small_patch16_224")

@@ -282,7 +282,7 @@ class SlowXcitTest(parameterized.TestCase):
             parity.check_reference(self, name, image_size=32)
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class SlowBehaviourTest(parameterized.TestCase):
     def test_forward_of_the_thesis(self):
         with rounded_as(stored_waves):

@@ -19,7 +19,7 @@ FAST = {"tests": [PYTHON, "-m", "pytest"]}
 # The networks once more with the tree mode that Flax announces as NNX's default.
 TREE_TESTS = [f"tests/test_{name}.py" for name in ("convnext", "vit", "xcit", "resnet")]
 TREE_MODE = ["env", "NNX_GRAPH_MODE=false", "NNX_GRAPH_UPDATES=false"]
-MATRIX = {"all architectures": [PYTHON, "-m", "pytest", "-m", "matrix"]}
+MATRIX = {"golden sets, architectures": [PYTHON, "-m", "pytest", "-m", "matrix"]}
 SLOW = {
     "slow tests": [PYTHON, "-m", "pytest", "-m", "slow"],
     "NNX tree mode": [*TREE_MODE, PYTHON, "-m", "pytest", *TREE_TESTS],
