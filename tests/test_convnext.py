@@ -51,9 +51,8 @@ class ConvNeXtTest(parameterized.TestCase):
 
     @parameterized.parameters((8, 1, (1,)), (28, 1, (2,)), (64, 3, (4,)), (32, 2, (2,)))
     def test_small_variant_takes_small_images(self, side, channels, strides):
-        net = models.create(
-            "convnext_n", num_classes=4, image_size=side, in_channels=channels, stem_strides=strides
-        )
+        options = {"num_classes": 4, "image_size": side, "in_channels": channels}
+        net = models.create("convnext_n", **TINY | options, stem_strides=strides)
         params, stats = jax.jit(net.init)(jax.random.key(0))
         logits, _ = jax.jit(net.apply)(params, stats, jnp.ones((3, side, side, channels)))
         self.assertEqual(logits.shape, (3, 4))
