@@ -63,6 +63,7 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint
     pod = hosts()
+    end = partial(leave, at_once=pod is not None)  # other hosts may wait for this one
     try:
         if pod is not None:
             join_hosts(**pod)
@@ -72,16 +73,16 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         resumes = _ATTACK.value in ("autoattack", "apgd-ce")
         again = f"the same command {'continues' if resumes else 'starts again'}"
-        leave(f"interrupted; {again}", 130, at_once=pod is not None)
+        end(f"interrupted; {again}", 130)
     except ValueError as error:
-        leave(error, 2, at_once=pod is not None)
+        end(error, 2)
     except OSError as error:
-        leave(f"{error}. With that solved, run the same command again", 3, at_once=pod is not None)
+        end(f"{error}. With that solved, run the same command again", 3)
     except Exception as error:
         if pod is None:
             raise
         traceback.print_exc()
-        leave(error, 1, at_once=pod is not None)
+        end(error, 1)
 
 
 def _evaluate() -> tuple[str, bool]:

@@ -7,6 +7,7 @@ longer; 130 interrupted (Ctrl-C).
 """
 
 import traceback
+from functools import partial
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -41,6 +42,7 @@ def main(argv: list[str]) -> None:
     if "://" in str(_WORKDIR.value):
         stop(f"--workdir {_WORKDIR.value}: give a folder; gcsfuse mounts a bucket as one", 2)
     pod = hosts()
+    end = partial(leave, at_once=pod is not None)  # other hosts may wait for this one
     try:
         profile = profiling.profile(_PROFILE.value) if _PROFILE.value else None
         if pod is not None:
@@ -55,23 +57,19 @@ def main(argv: list[str]) -> None:
     except loop.Interrupted as error:
         stop(error, 130)
     except KeyboardInterrupt:
-        leave(
-            "interrupted; the same command continues at the last checkpoint",
-            130,
-            at_once=pod is not None,
-        )
+        end("interrupted; the same command continues at the last checkpoint", 130)
     except ValueError as error:
-        leave(error, 2, at_once=pod is not None)
+        end(error, 2)
     except DiskFull as error:
-        leave(error, 3, at_once=pod is not None)
+        end(error, 3)
     except OSError as error:
         solved = "With that solved, the same command continues at the last checkpoint"
-        leave(f"{error}. {solved}", 3, at_once=pod is not None)
+        end(f"{error}. {solved}", 3)
     except Exception as error:
         if pod is None:
             raise
         traceback.print_exc()  # and go, else the others wait for this one
-        leave(error, 1, at_once=pod is not None)
+        end(error, 1)
 
 
 if __name__ == "__main__":

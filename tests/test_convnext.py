@@ -158,12 +158,15 @@ class ConvertTest(absltest.TestCase):
         np.testing.assert_array_equal(stats["normalize.mean"], 0)
 
 
-@pytest.mark.matrix
-class SlowBehaviourTest(parameterized.TestCase):
+@pytest.mark.slow
+class RematTest(parameterized.TestCase):
     @parameterized.parameters({}, TINY_STEM)
     def test_remat_and_scan_change_nothing(self, **changes):
         behaviour.check_remat_and_scan(self, "convnext_n", **TINY | changes)
 
+
+@pytest.mark.matrix
+class SlowBehaviourTest(parameterized.TestCase):
     def test_reference(self):
         parity.check_reference(self, "convnext_n_cvst", image_size=32)
 
