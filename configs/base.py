@@ -36,7 +36,7 @@ def base() -> ConfigDict:
             "in_channels": 3,
             "dtype": "float32",  # compute type; parameters and update stay float32
             "remat": False,
-            "options": ConfigDict(),  # further fields of the family's row, in a file
+            "options": ConfigDict(),  # further fields of the family's row
         }
     )
     # So many devices share one copy of parameters and optimiser state; 0: all, 1: none does.
@@ -92,7 +92,9 @@ def base() -> ConfigDict:
             "norm": "linf",
             "epsilon": 4 / 255,  # in units of the [0, 1] pixel range
             "steps": 2,
-            "step_size": config_dict.placeholder(float),  # pgd, fgsm; default: the attack's own
+            # Of pgd and fgsm, as a multiple of epsilon, or in pixels; default: the attack's own.
+            "relative_step": config_dict.placeholder(float),
+            "step_size": config_dict.placeholder(float),
             "start": "image",  # image | random
             "labels": "soft",  # soft: as mixed and smoothed | hard: the likeliest class
             # The attack sees the network as it evaluates (running statistics of batch norms) | as

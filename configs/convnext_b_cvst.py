@@ -2,9 +2,11 @@
 
     python -m jaxrobust.main --config configs/convnext_b_cvst.py
 
-The paper's recipe with heavy augmentation. It starts from random weights unless
-`--config.init.weights` names clean ones, as the paper does (README). The paper's batch of 756 (8 x
-A100) becomes 768, which 8 to 128 devices divide. Hardware, wall time, accuracies: not yet measured.
+The paper's recipe with heavy augmentation, for which it starts from clean weights whose new
+ConvStem it first trains clean for 50 epochs: `--config.init.weights=FOLDER
+--config.pretrain.epochs=50` (README). Without them training starts from random weights, which the
+paper reports as failing. The paper's batch of 756 (8 x A100) becomes 768, which 8 to 128 devices
+divide. Hardware, wall time, accuracies: not yet measured.
 """
 
 from configs.base import base

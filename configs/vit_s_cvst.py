@@ -2,9 +2,10 @@
 
     python -m jaxrobust.main --config configs/vit_s_cvst.py
 
-The paper's recipe with heavy augmentation. It starts from random weights unless
-`--config.init.weights` names clean ones, as the paper does (README). Hardware, wall time,
-accuracies: not yet measured.
+The paper's recipe with heavy augmentation, for which it starts from clean weights whose new
+ConvStem it first trains clean for 100 epochs: `--config.init.weights=FOLDER
+--config.pretrain.epochs=100` (README). Without them training starts from random weights, which the
+paper reports as failing. Hardware, wall time, accuracies: not yet measured.
 """
 
 from configs.base import base

@@ -160,7 +160,8 @@ def overfitting(
 
     Args:
       selection: robust accuracy on the selection split at each evaluation so far.
-      training: that of the training batches between each of these evaluations and the one before.
+      training: that of the training batches between each of these evaluations and the one before;
+        NaN, which is no reason for an alarm, where none was logged.
       images: in the selection split.
     Source: Rice et al. 2020 (arXiv 2002.11569).
     """
@@ -169,7 +170,7 @@ def overfitting(
     best = max(range(len(selection)), key=selection.__getitem__)
     top, now = selection[best], max(selection[-2:])
     error = math.sqrt(2 * top * (1 - top) / images)
-    if top - now <= max(fall, 2 * error) or training[-1] <= training[best]:
+    if top - now <= max(fall, 2 * error) or not training[-1] > training[best]:
         return None
     return (
         f"robust accuracy on the selection split has fallen from {top:.1%} at evaluation "

@@ -35,20 +35,23 @@ class Phase(NamedTuple):
     total_steps: int
     steps_per_epoch: int
     schedule: Callable[[Any], jax.Array]
+    bn_group: int  # images whose batch-norm statistics are taken together; 0: no batch norm
 
 
 def network(config: Config, *, dtype: str | None = None) -> Classifier:
     """The config's network; `dtype` replaces its compute type."""
     model = config.model
-    return models.create(
-        model.name,
-        num_classes=model.num_classes,
-        image_size=model.image_size,
-        in_channels=model.in_channels,
-        dtype=dtype or model.dtype,
-        remat=model.remat,
-        **{name: value for name, value in model.options.items()},
-    )
+    own = {
+        "num_classes": model.num_classes,
+        "image_size": model.image_size,
+        "in_channels": model.in_channels,
+        "dtype": dtype or model.dtype,
+        "remat": model.remat,
+    }
+    options = {name: value for name, value in model.options.items()}
+    if twice := sorted(own.keys() & options.keys()):
+        raise ValueError(f"model.options.{twice[0]} is no option; set model.{twice[0]}")
+    return models.create(model.name, **own, **options)
 
 
 def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
@@ -74,10 +77,11 @@ def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
         raise ValueError(f"attack.start={a.start!r}; one of 'image', 'random'")
     common = {"norm": a.norm, "epsilon": a.epsilon, "loss": _ATTACK_LOSS[objective]}
     start = {"random_start": a.start == "random"}
+    step_size = step_of(a)
     rows: dict[str, Callable[[], Attack]] = {
         "apgd": lambda: attacks.apgd(steps=a.steps + more, **start, **common),
-        "pgd": lambda: attacks.pgd(steps=a.steps + more, step_size=a.step_size, **start, **common),
-        "fgsm": lambda: attacks.fgsm(step_size=a.step_size, **start, **common),
+        "pgd": lambda: attacks.pgd(steps=a.steps + more, step_size=step_size, **start, **common),
+        "fgsm": lambda: attacks.fgsm(step_size=step_size, **start, **common),
     }
     if a.name not in rows:
         raise ValueError(f"unknown attack {a.name!r}; one of {sorted(rows)}")
@@ -86,21 +90,51 @@ def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
     return rows[a.name]()
 
 
-def batch_augmentation(config: Config, name: str, *, devices: int) -> augment.BatchAugmentation:
-    """What the device does to a batch of the phase `name` before the attack sees it.
+def step_of(attack: Config) -> float | None:
+    """The step of PGD or FGSM, in pixels; None: the attack's own.
+
+    Raises:
+      ValueError: a step in pixels and one in radii, or one that is none.
+    """
+    size, relative = attack.step_size, attack.relative_step
+    if relative is None:
+        return size
+    if size is not None:
+        raise ValueError(
+            f"attack.step_size={size:.4g} and attack.relative_step={relative:.4g} are both set; "
+            f"give one, such as attack.relative_step={size / (attack.epsilon or 1):.4g}"
+        )
+    if not 0 < relative < math.inf:
+        raise ValueError(
+            f"attack.relative_step={relative} must be above 0: the step as a multiple of epsilon"
+        )
+    return relative * attack.epsilon or None  # a radius of 0 leaves no room, whatever the step
+
+
+def mixes_and_erases(config: Config) -> tuple[float, float, float, float]:
+    """MixUp's and CutMix's parameter, the probability of erasing, and label smoothing.
 
     A value of the config that is None is that of the preset that `data.augmentation` names; for a
     chain that is no preset, 0.
-    Raises:
-      ValueError: a value outside of its range, a group that does not fit a device's images.
     """
-    m, noise = config.mixup, config.erase.noise
     preset = PRESETS.get(config.data.augmentation, PRESETS["none"])
-    own = (m.mixup, m.cutmix, config.erase.probability, config.label_smoothing)
+    m, erase = config.mixup, config.erase
+    own = (m.mixup, m.cutmix, erase.probability, config.label_smoothing)
     named = (preset.mixup, preset.cutmix, preset.erase, preset.label_smoothing)
     mixup, cutmix, erasing, smoothing = (
         b if a is None else a for a, b in zip(own, named, strict=True)
     )
+    return mixup, cutmix, erasing, smoothing
+
+
+def batch_augmentation(config: Config, name: str, *, devices: int) -> augment.BatchAugmentation:
+    """What the device does to a batch of the phase `name` before the attack sees it.
+
+    Raises:
+      ValueError: a value outside of its range, a group that does not fit a device's images.
+    """
+    m, noise = config.mixup, config.erase.noise
+    mixup, cutmix, erasing, smoothing = mixes_and_erases(config)
     fraction = "between 0 and 1"
     _check_ranges(
         {
@@ -186,6 +220,7 @@ def phase(
         raise ValueError(
             f"attack.statistics={config.attack.statistics!r}; one of 'running', 'batch'"
         )
+    net = network(config)
     mesh = mesh_of(config, devices)
     divides(p.batch_size, mesh.size, f"{name}.batch_size")
     images = p.batch_size // mesh.size
@@ -218,7 +253,11 @@ def phase(
         decay_mask=optim.decay_mask_of(config.model.name),
         b2=p.b2,
     )
-    net = network(config)
+    if config.model.dtype == "float16":
+        raise ValueError(
+            "model.dtype='float16' cannot train: gradients below 6e-8 become 0 and nothing here "
+            "scales the loss; set model.dtype='bfloat16', or 'float32'"
+        )
     init = partial(step.init_state, net, tx)
     shapes = jax.eval_shape(init, jax.random.key(0))
     spread = sharding.spread(mesh, shapes.params)
@@ -241,6 +280,7 @@ def phase(
     )
     whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
     placed = sharding.of_state(mesh, shapes)
+    moves = any(not name.startswith("normalize.") for name in shapes.stats)
     return Phase(
         net=net,
         mesh=mesh,
@@ -259,6 +299,7 @@ def phase(
         total_steps=p.epochs * steps_per_epoch,
         steps_per_epoch=steps_per_epoch,
         schedule=schedule,
+        bn_group=(group or images // p.microbatches) if moves else 0,
     )
 
 

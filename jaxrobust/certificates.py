@@ -5,8 +5,9 @@ tools/certificate.py measures and writes it.
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from jaxrobust import distribution
 from jaxrobust.distribution import WEIGHTS
 from jaxrobust.download import file_sha256
 
@@ -23,18 +24,50 @@ def said(weights: Path) -> str | None:
       ValueError: it is damaged.
     """
     weights = weights / WEIGHTS if weights.is_dir() else weights
+    if (found := _read(weights)) is None:
+        return None
+    path, (line, _, own) = beside(weights), found
+    if not own:
+        return f"{path.name} belongs to another file than {weights.name} (another sha256)"
+    return f"{path.name}: {line}"
+
+
+def network(weights: Path) -> tuple[str, dict[str, Any]] | None:
+    """The architecture and its options whose weights a file or folder holds; None: nobody says so.
+
+    A folder's config.json says so, or the file's own metadata; of PyTorch's, the certificate.
+    Raises:
+      ValueError: what says so is damaged.
+    """
+    if weights.is_dir():
+        about = distribution.about(weights) or {}
+        if about.get("options") is not None:
+            return about["architecture"], about["options"]
+        weights = weights / WEIGHTS
+    if (told := distribution.network(weights)) is not None:
+        return told
+    found = _read(weights)
+    return found.network if found and found.own else None
+
+
+class _Certificate(NamedTuple):
+    line: str
+    network: tuple[str, dict[str, Any]]
+    own: bool  # of this very file
+
+
+def _read(weights: Path) -> _Certificate | None:
+    """What the certificate beside a file says; None: there is none. `ValueError`: damaged."""
     path = beside(weights)
     if not (weights.is_file() and path.is_file()):
         return None
     try:
         certificate = json.loads(path.read_text())
         files = [file["sha256"] for file in certificate["files"].values()]
-        line = summary(certificate)
+        whose = str(certificate["model"]), dict(certificate["options"])
+        return _Certificate(summary(certificate), whose, file_sha256(weights) in files)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); remove it") from error
-    if file_sha256(weights) not in files:
-        return f"{path.name} belongs to another file than {weights.name} (another sha256)"
-    return f"{path.name}: {line}"
 
 
 def summary(certificate: dict[str, Any]) -> str:

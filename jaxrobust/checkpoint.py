@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 
@@ -34,8 +36,15 @@ class Checkpoints:
         )
         handlers = {"arrays": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self.directory = directory.absolute()  # Orbax refuses relative paths
+        found = steps(self.directory)
+        last = max(filter(self._whole, found), default=None)
+        if found and found[-1] != last:  # nothing of ours; Orbax would take it
+            raise ValueError(
+                f"{self.directory / str(found[-1])} is no whole checkpoint: move it away, and the "
+                f"same command continues at {f'step {last}' if last else 'the start'}"
+            )
         if not read_only and jax.process_index() == 0:
-            for step in sorted(self._steps())[:-1]:  # a kill came while it was removed
+            for step in found[:-1]:  # a kill came while it was removed
                 shutil.rmtree(self.directory / str(step))
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers
@@ -48,8 +57,8 @@ class Checkpoints:
         """
         return self._manager.latest_step()
 
-    def _steps(self) -> list[int]:
-        return [int(path.name) for path in self.directory.glob("*") if path.name.isdigit()]
+    def _whole(self, step: int) -> bool:
+        return all((self.directory / str(step) / item).is_dir() for item in ("arrays", "meta"))
 
     def save(self, step: int, arrays: Any, meta: dict) -> None:
         """Starts writing `arrays` and `meta` (JSON); a step that is there already stays.
@@ -80,6 +89,17 @@ class Checkpoints:
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
         return self._manager.restore(step, args=items)["meta"]
 
+    def clear(self) -> None:
+        """Removes all; a kill leaves each step whole or gone. To be called by all hosts."""
+        self.wait()
+        if jax.process_index() == 0:
+            for step in steps(self.directory):
+                gone = self.directory / f"{step}.orbax-checkpoint-tmp"  # goes at the next start
+                (self.directory / str(step)).rename(gone)
+                shutil.rmtree(gone)
+        multihost_utils.sync_global_devices("cleared")
+        self._manager.reload()
+
     def wait(self) -> None:
         """Returns when everything is on disk; raises what a write raised."""
         with self._explained():
@@ -97,7 +117,7 @@ class Checkpoints:
         except Exception as error:
             if not disk_full(error):
                 raise
-            last = max(self._steps(), default=None)
+            last = max(steps(self.directory), default=None)
             good = (
                 "There is no good one yet" if last is None else f"The last good one is step {last}"
             )
@@ -122,6 +142,12 @@ class Checkpoints:
                 f"{self.directory / str(step)} holds another network ({len(differing)} parameters "
                 "differ); use its own config, or a new --workdir:\n  " + "\n  ".join(lines)
             )
+
+
+def steps(directory: Path) -> list[int]:
+    """Those that have a folder in a directory of checkpoints, in order."""
+    folders = [path.name for path in directory.glob("*") if path.is_dir()]
+    return sorted(int(name) for name in folders if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def disk_full(error: BaseException | None) -> bool:

@@ -1,8 +1,14 @@
 """Flags as people write them, and mistakes in them as one sentence."""
 
+import ast
+import contextlib
+import json
 import os
 import re
 import sys
+import traceback
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,36 +65,151 @@ def number(flag: str, text: str) -> float:
     """
     try:
         return _fraction(text) if "/" in text else float(text)
-    except ValueError as error:
+    except (ValueError, ZeroDivisionError) as error:
         raise ValueError(
             f"--{flag}={text} is not a number; write one, or a fraction such as 4/255"
         ) from error
 
 
+def mapping(flag: str, text: str | None) -> dict[str, Any] | None:
+    """The value of a flag that was written as a dict, Python's or JSON's; None: it is not given.
+
+    Raises:
+      ValueError: with how to write it.
+    """
+    if text is None:
+        return None
+    value = _literal(text)
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return value
+    raise ValueError(f"--{flag}={text} is no dict; write one such as \"{{'dims': (32, 64)}}\"")
+
+
+def check_once(argv: Sequence[str], more: Sequence[str] = ()) -> None:
+    """Stops where a flag, or one of `more` names, is given twice: one value would be dropped."""
+    matches = (_FLAG.fullmatch(str(word)) for word in argv)
+    names = [_without_no(match[1].replace("-", "_")) for match in matches if match]
+    for name, count in Counter([*names, *more]).items():
+        if count > 1:
+            stop(f"--{name} is given more than once; give it once", 2)
+
+
 def parse(argv: list[str], *, hint: str = "configs/base.py lists every config key") -> list[str]:
-    """absl's parser, with its errors as one sentence, and fractions such as 4/255 as values."""
-    for i, argument in enumerate(argv):
-        follows = i > 0 and re.fullmatch(r"--?config\.[\w.]+", argv[i - 1])
-        if follows or re.match(r"--?config\.", argument):
-            fraction = re.compile(r"(?<![^=])\d+(\.\d+)?/\d+$")
-            argv[i] = fraction.sub(lambda m: str(_fraction(m[0])), argument)
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        if argument.lstrip("-").split("=")[0] == "config":
-            path = Path(argument.partition("=")[2] or following)
-            if not path.is_file():
-                stop(f"--config {path}: no such file; try configs/quickstart.py", 2)
-            sys.path.append(str(path.resolve().parent.parent))  # configs import configs.base
+    """absl's parser, with its errors as one sentence, and fractions such as 4/255 as values.
+
+    A dict changes those keys of a section that it names, `--config.model.options.KEY` any field of
+    the family's row, and a flag counts once.
+    """
+    path = Path()
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
-        message = " ".join(str(error).replace("\\n", " ").split())
-        if typo := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', message):
-            message = f"unknown config key {typo[2]!r}; did you mean {typo[1]!r}?"
-        elif isinstance(error, (KeyError, AttributeError)):
-            message = f"unknown config key {message.strip(chr(34))}"
-        stop(f"{message} ({hint})", 2)
+        words, changes = _changes(flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False))
+        check_once(words, [key for key, _ in changes])
+        for word in words:  # such as --workdir=$UNSET
+            if re.fullmatch(r"--?[a-z_]+=", word):
+                raise ValueError(f"{word} is empty; give a value, or leave it out")
+        for word, following in zip(words, [*words[1:], ""], strict=True):
+            if (match := _FLAG.fullmatch(word)) and match[1] == "config":
+                path = Path(following if match[2] is None else match[2])
+                if not path.is_file():
+                    stop(f"--config {path}: no such file; try configs/quickstart.py", 2)
+                sys.path.append(str(path.resolve().parent.parent))  # configs import configs.base
+        argv[1:] = words  # the same list as sys.argv, where config_flags looks for the keys
+        rest = flags.FLAGS(argv)
+        for key, value in changes:
+            _change(flags.FLAGS["config"].value, key.split(".")[1:], value)
+        return rest
+    except Exception as error:
+        stop(_reason(error, path, hint), 2)
+
+
+def _reason(error: Exception, path: Path, hint: str) -> str:
+    """What is wrong with a command line or with the config file that it names, as one sentence."""
+    message = " ".join(str(error).replace("\\n", " ").split())
+    if "has no attribute 'get_config'" in message:
+        return f"--config {path} defines no get_config(); see configs/quickstart.py"
+    said = f"{type(error).__name__}: {message}"
+    if "Error whilst parsing config file" in message:
+        said = re.findall(r"\w+Error: .*", message)[-1]  # the end of the traceback in it
+    if typo := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', message):
+        said = message = f"unknown config key {typo[2]!r}; did you mean {typo[1]!r}?"
+    elif isinstance(error, (KeyError, AttributeError)):
+        message = f"unknown config key {message.strip(chr(34))}"
+    places = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    places += re.findall(r'File "(.+?)", line (\d+)', str(error))
+    lines = [line for file, line in places if Path(file).absolute() == path.absolute()]
+    return f"{path}, line {lines[-1]}: {said}" if lines else f"{message} ({hint})"
+
+
+_FLAG = re.compile(r"--?([A-Za-z][\w.-]*)(?:=(.*))?", re.DOTALL)
+_OPTIONS = "config.model.options"
+
+
+def _changes(words: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
+    """The words that absl understands, and (dotted key, value) of those that change a config."""
+    words, left, changes = list(words), [], []
+    while words:
+        word = words.pop(0)
+        match = _FLAG.fullmatch(word)
+        if not (match and match[1].startswith("config.")):
+            left.append(word)
+            continue
+        name, value = match.groups()
+        if value is None and words and not _FLAG.fullmatch(words[0]):
+            value = words.pop(0)
+        if value is None:  # a boolean
+            left.append(word)
+        elif value.lstrip().startswith("{"):
+            changes += _leaves(name, mapping(name, value))
+        elif name.startswith(f"{_OPTIONS}."):
+            changes.append((name, _literal(_as_number(value))))
+        else:
+            left.append(f"--{name}={_as_number(value)}")
+    return left, changes
+
+
+def _leaves(name: str, value: Any) -> list[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        return [(name, value)]
+    return [leaf for key, part in value.items() for leaf in _leaves(f"{name}.{key}", part)]
+
+
+def _change(config: Any, keys: list[str], value: Any) -> None:
+    """Sets one key of a locked config; of `model.options`, also one that is not there yet."""
+    section = config
+    for key in keys[:-1]:
+        section = section[key]
+    if keys[:-1] == _OPTIONS.split(".")[1:]:
+        with config.unlocked():
+            config.model.options = section.to_dict() | {keys[-1]: value}
+        config.lock()
+    else:
+        section.update({keys[-1]: value})
+
+
+def _without_no(name: str) -> str:
+    """The flag that `--noflag` turns off."""
+    other = name.removeprefix("no")
+    return other if name not in flags.FLAGS and (other in flags.FLAGS or "." in other) else name
+
+
+def _literal(text: str) -> Any:
+    """What a text says in JSON or Python; the text itself if it says nothing there."""
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return read(text.strip())
+    return text
+
+
+_FRACTION = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)\s*/\s*(\d+\.?\d*|\.\d+)\s*")
+
+
+def _as_number(text: str) -> str:
+    """A fraction as a decimal number; other text as it is."""
+    with contextlib.suppress(ZeroDivisionError):
+        return str(_fraction(text)) if _FRACTION.fullmatch(text) else text
+    return text
 
 
 def _fraction(text: str) -> float:
     over, under = map(float, text.split("/"))
-    return over / under if under else float("nan")
+    return over / under

@@ -158,7 +158,7 @@ class Names(NamedTuple):
     ours: bool = False  # our own names, which always come with a normalisation
 
 
-def names(name: str, arrays: Mapping[str, np.ndarray]) -> Names:
+def names(name: str, arrays: Mapping[str, np.ndarray], **overrides) -> Names:
     """The rows for arrays of network `name`: under our names, the reference's or its authors'."""
     if any(key.endswith(".kernel") for key in arrays):  # torch calls none of its so
         # What is resized has the same name in both namings.
@@ -166,13 +166,13 @@ def names(name: str, arrays: Mapping[str, np.ndarray]) -> Names:
         others = "|".join(r.pattern.pattern for r in resizable) or r"(?!)"
         rest = row(rf"(?!(?:{others})$)(?P<name>.+)", r"\g<name>")
         return Names([*resizable, rest], dict(arrays), (0.0, 1.0), ours=True)
-    return _torch_names(name, unwrapped(arrays))
+    return _torch_names(name, unwrapped(arrays), overrides)
 
 
-def _torch_names(name: str, arrays: Arrays) -> Names:
+def _torch_names(name: str, arrays: Arrays, overrides: Mapping) -> Names:
     for other in models.other_names(name):
         if any(other.marker.fullmatch(key) for key in arrays):
-            if not other.fits(models.variant(name)):
+            if not other.fits(models.variant(name, **overrides)):
                 raise ValueError(f"weights of {other.of} ({other.origin}), not of a {name}")
             return Names([*other.rows, _NORMALIZE], arrays, other.normalize)
     return Names([*models.torch_names(name), _NORMALIZE], arrays, (0.0, 1.0))
@@ -200,7 +200,7 @@ def from_torch(
     Source: names from timm 1.0.9 and the state dicts of RobustBench; parity: tests/test_convert.py
       and the tests of each architecture.
     """
-    rows, arrays, normalize, _ = _torch_names(name, unwrapped(state_dict))
+    rows, arrays, normalize, _ = _torch_names(name, unwrapped(state_dict), overrides)
     net = models.create(name, num_classes=num_classes, image_size=image_size, **overrides)
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     # Weights without a normalisation layer mean raw [0, 1] input unless their naming says more.
@@ -350,11 +350,20 @@ def _holds_normalisation(name: str, ours: Mapping, layout: str, overrides: dict)
     return wrapped
 
 
-def load(name: str, path: Path, *, num_classes: int = 1000, image_size=224, which: str = "ema"):
+def load(
+    name: str,
+    path: Path,
+    *,
+    num_classes: int = 1000,
+    image_size: int = 224,
+    which: str = "ema",
+    **overrides,
+):
     """Params and stats of network `name` from a file with our names or the reference's.
 
     Args:
       which: "ema" or "raw", where the file holds both.
+      **overrides: of the network, as in `models.create`.
     Raises:
       ValueError: see `files.read`; weights that do not fit, all in one message.
     """
@@ -362,16 +371,17 @@ def load(name: str, path: Path, *, num_classes: int = 1000, image_size=224, whic
     if _all_double(arrays):
         raise ValueError(f"{path}: weights are float64, expected float32; cast them first")
     try:
-        return fit(name, arrays, num_classes=num_classes, image_size=image_size)
+        return fit(name, arrays, num_classes=num_classes, image_size=image_size, **overrides)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def fit(name: str, arrays: Arrays, *, num_classes: int = 1000, image_size=224):
+def fit(name: str, arrays: Arrays, *, num_classes: int = 1000, image_size=224, **overrides):
     """Params and stats of network `name` from arrays under our names or the reference's."""
-    found = names(name, arrays)
+    found = names(name, arrays, **overrides)
     channels = in_channels(name, found) or 3
     options = {"num_classes": num_classes, "image_size": image_size, "in_channels": channels}
+    options |= overrides
     if not found.ours:
         return from_torch(name, arrays, **options)
     params, stats = jax.eval_shape(models.create(name, **options).init, jax.random.key(0))

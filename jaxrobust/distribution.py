@@ -1,8 +1,9 @@
 """Weights as they are handed around: a folder with `weights.safetensors` and `config.json`.
 
 `config.json` says what they are the weights of, where they come from and what they expect:
-architecture, num_classes, image_size, in_channels, preprocessing, norm, epsilon, accuracies, source
-and hashes. What is not known is null.
+architecture and its options, num_classes, image_size, in_channels, preprocessing, norm, epsilon,
+accuracies, source and hashes. What is not known is null. Weights of other options may have the same
+names and shapes, and are another network: the metadata of the file holds both too.
 """
 
 import json
@@ -13,13 +14,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxrobust import records
 from jaxrobust.download import file_sha256
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
-_NEEDED = ("architecture", "num_classes", "image_size", "in_channels", "sha256")
+_NETWORK = "jaxrobust.network"  # the key in a safetensors file's metadata
+_NEEDED = {"architecture": str, "num_classes": int, "image_size": int, "in_channels": int}
+_NEEDED |= {"sha256": str}
+_PERHAPS = {"options": dict, "preprocessing": str, "norm": str, "epsilon": int | float}  # or null
 
 
 def about(folder: Path) -> dict[str, Any] | None:
@@ -39,6 +44,12 @@ def about(folder: Path) -> dict[str, Any] | None:
         return None
     if missing := [key for key in _NEEDED if key not in config]:
         raise ValueError(f"{path} lacks {', '.join(missing)}; import the weights again")
+    config = dict.fromkeys(_PERHAPS) | config
+    for key, kind in (_NEEDED | _PERHAPS).items():
+        value = config[key]
+        unknown = value is None and key not in ("architecture", "sha256")
+        if not (unknown or isinstance(value, kind)):
+            raise ValueError(f"{path} is damaged ({key}={value!r}); import the weights again")
     weights = folder / WEIGHTS
     if not weights.is_file():
         raise ValueError(f"{folder} has a {CONFIG} but no {WEIGHTS}; get both")
@@ -48,6 +59,34 @@ def about(folder: Path) -> dict[str, Any] | None:
             "both again"
         )
     return config
+
+
+def metadata(architecture: str, options: dict[str, Any]) -> dict[str, str]:
+    """What a safetensors file says of whose weights it holds.
+
+    Nothing beside it: safetensors writes several entries in any order, so that no hash would agree.
+    """
+    return {_NETWORK: json.dumps({"architecture": architecture, "options": options})}
+
+
+def network(path: Path) -> tuple[str, dict[str, Any]] | None:
+    """The architecture and its options that a file says it holds weights of; None: it does not.
+
+    Raises:
+      ValueError: what it says is damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            said = (file.metadata() or {}).get(_NETWORK)
+    except (OSError, SafetensorError):  # another kind of file; who reads it will tell
+        return None
+    if said is None:
+        return None
+    try:
+        whole = json.loads(said)
+        return str(whole["architecture"]), dict(whole["options"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: its metadata {_NETWORK} is damaged ({error!r})") from error
 
 
 def check_free(folder: Path) -> None:
@@ -71,7 +110,9 @@ def write(folder: Path, params, stats, config: dict[str, Any]) -> dict[str, Any]
     part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
     part.mkdir()
     try:
-        save_file(arrays, part / WEIGHTS, metadata={"format": "jaxrobust"})
+        options = config.get("options")
+        told = None if options is None else metadata(config["architecture"], options)
+        save_file(arrays, part / WEIGHTS, metadata=told or {"format": "jaxrobust"})
         config = config | {
             "sha256": file_sha256(part / WEIGHTS),
             "weights_sha256": records.weights_sha256(params, stats),  # as records say it

@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from jaxrobust import locks
+
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what a hub repository calls its weights
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.%-]+))?(?:/([\w./-]+))?")
 _TRIES = 5  # in a row without a new byte
@@ -174,14 +176,21 @@ def _from_url(url: str, sha256: str | None, tell: Tell) -> Path:
     if not parts.hostname or not name:
         raise ValueError(f"{url} names no file; give the address of the file itself")
     path = cache() / hashlib.sha256(url.encode()).hexdigest()[:12] / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(name + ".lock")
+    with locks.held(lock, what=f"the download of {url}", otherwise="give a file"):
+        return _whole(url, path, sha256, tell)
+
+
+def _whole(url: str, path: Path, sha256: str | None, tell: Tell) -> Path:
+    """`path`, when all of the file is there."""
     if path.is_file():
         if sha256 is None or file_sha256(path) == sha256.lower():
             tell(f"{path}: downloaded before")
             return path
         tell(f"{path} has another sha256 than the one asked for: downloading it again")
         path.unlink()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part, failures = path.with_name(name + ".part"), 0
+    part, failures = path.with_name(path.name + ".part"), 0
     while True:
         before = part.stat().st_size if part.exists() else 0
         try:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from jaxrobust.commandline import define_host_flags, hosts, leave, number, parse, stop
+from jaxrobust.commandline import define_host_flags, hosts, leave, mapping, number, parse, stop
 from jaxrobust.launch import join_hosts, keep_large_buffers, use_every_core
 
 _text = partial(flags.DEFINE_string, default=None)
@@ -27,6 +27,10 @@ _WORKDIR = _text(  # jaxrobust.main has this flag too
 _PHASE = _text("phase", help="pretrain or train; default: the last one with weights.")
 _MODEL = _text("model", help="Instead of a run: a network of models.available().")
 _WEIGHTS = _text("weights", help="Its weights: .safetensors, .pth or .pt, or an imported folder.")
+_OPTIONS = _text(
+    "options",
+    help="Of --model, where its weights do not say: fields of its row, \"{'stem_strides': (1,)}\".",
+)
 _CLASSES = flags.DEFINE_integer("num_classes", None, "Of --model; default: the data set's.")
 _SIZE = flags.DEFINE_integer("image_size", None, "Pixels; default: the run's, or the data set's.")
 _DATASET = _text(
@@ -98,11 +102,13 @@ def _evaluate() -> tuple[str, bool]:
     if _MODEL.value and not _WEIGHTS.value:
         raise ValueError("--model needs --weights PATH, its weights")
     given = {"--weights": _WEIGHTS.value, "--num_classes": _CLASSES.value}
+    given |= {"--options": _OPTIONS.value}
     if _WORKDIR.value and (extra := [k for k, v in given.items() if v is not None]):
         raise ValueError(f"{' and '.join(extra)} would replace the run's own; that takes --model")
     if _WEIGHTS.value and _PHASE.value:
         raise ValueError("--phase is one of a --workdir; --weights has but one")
     epsilon = None if _EPSILON.value is None else number("epsilon", _EPSILON.value)
+    options = mapping("options", _OPTIONS.value)
     import jax  # after the flags: --help needs no JAX
 
     from jaxrobust import compilation, judge, scores
@@ -112,9 +118,9 @@ def _evaluate() -> tuple[str, bool]:
     if run:
         origin = judge.run_config(run)
     elif folder:
-        origin = judge.folder_config(folder, _MODEL.value)
+        origin = judge.folder_config(folder, _MODEL.value, options)
     else:
-        origin = judge.model_config(_MODEL.value)
+        origin = judge.model_config(_MODEL.value, Path(_WEIGHTS.value), options)
     changes = {
         "model.num_classes": _CLASSES.value,
         "model.image_size": _SIZE.value,
@@ -125,6 +131,9 @@ def _evaluate() -> tuple[str, bool]:
         "attack.norm": _NORM.value,
         "attack.epsilon": epsilon,
     }
+    own = origin.model.num_classes
+    if None not in (own, _CLASSES.value) and own != _CLASSES.value:
+        raise ValueError(f"--num_classes={_CLASSES.value}, but {folder} holds {own}; leave it out")
     config, source = judge.settle(origin, changes)
     if run:
         scores.check_classes(run, source, renamed=True)
@@ -137,7 +146,7 @@ def _evaluate() -> tuple[str, bool]:
         images=_N.value,
         batch=_BATCH.value,
         seed=_SEED.value,
-        preprocessing=_PREPROCESSING.value or judge.preprocessing(origin, config, source),
+        preprocessing=judge.preprocessing(origin, config, source, _PREPROCESSING.value),
         search_dtype=_SEARCH.value,
     )
     records = run / "evaluation" if run else Path("runs") / f"evaluation-{config.model.name}"

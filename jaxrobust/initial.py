@@ -17,6 +17,7 @@ Arrays = dict[str, Any]  # np.ndarray, which hash and convert alike
 
 CHOICES = ("keep", "fresh")
 RECORD = "init.json"  # in a run's workdir
+_OF_STEM = {"stem_widths", "stem_strides", "small_stem", "patch"}  # fields of the families' rows
 
 
 class Start(NamedTuple):
@@ -36,6 +37,7 @@ class Stored(NamedTuple):
     arrays: Arrays
     model: str | None
     where: str  # in words
+    options: dict[str, Any] | None = None  # of the model; None: nobody says
 
 
 def head_width(name: str, found: convert.Names) -> int | None:
@@ -157,17 +159,21 @@ def _drawn(net: Classifier, fresh: list[str], seed: int) -> Arrays:
     return jax.device_get(jax.jit(some)(jax.random.key(seed)))
 
 
-def stored(path: Path) -> Stored:
+def stored(path: Path, *, which: str = "ema") -> Stored:
     """The weights of a file, of an imported folder, or the best ones of a run.
 
+    `which`: "ema" or "raw", where a file holds both.
     Raises:
       ValueError: there are none, or they cannot be read.
     """
     if not path.is_dir():
-        return Stored(files.read(path), None, str(path))
+        arrays = files.read(path, which=which)
+        model, options = distribution.network(path) or (None, None)
+        return Stored(arrays, model, str(path), options)
     if config := distribution.about(path):
         arrays = files.read(path / distribution.WEIGHTS)
-        return Stored(arrays, config["architecture"], str(path))
+        _, options = certificates.network(path) or (None, None)
+        return Stored(arrays, config["architecture"], str(path), options)
     if not (path / "config.json").is_file():
         raise ValueError(
             f"{path} holds no weights; give a file, a folder that tools/import_torch.py wrote, or "
@@ -176,7 +182,7 @@ def stored(path: Path) -> Stored:
     config = judge.run_config(path)
     which, (params, stats) = judge.run_weights(config, path, None)
     arrays = {k: np.asarray(a) for k, a in (params | stats).items()}
-    return Stored(arrays, config.model.name, f"{path} ({which})")
+    return Stored(arrays, config.model.name, f"{path} ({which})", config.model.options)
 
 
 def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
@@ -207,6 +213,9 @@ def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
         raise ValueError(f"init.weights={asked.weights}: {reason}") from error
     if line := certificates.said(Path(asked.weights)):
         say(line)
+    theirs, ours = (row.get("stem_strides") for row in _rows(source, model))
+    if asked.stem == "keep" and theirs != ours:
+        say(f"init.weights={asked.weights}: trained with stem_strides={theirs}, here {ours}")
     record = {"weights": str(asked.weights), "where": source.where}
     record |= {"stem": asked.stem, "head": asked.head}
     record |= {"weights_sha256": records.weights_sha256(source.arrays, {})}
@@ -217,12 +226,23 @@ def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
 def _belongs(source: Stored, config) -> None:
     """Refuses weights that no drawing makes fit, each with its remedy."""
     asked, model = config.init, config.model
-    same = (model.name,) if asked.stem == "keep" else (model.name, model.name.removesuffix("_cvst"))
-    if source.model not in (None, *same):
+    theirs, ours = _rows(source, model)
+    differing = {key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)}
+    if asked.stem == "fresh":
+        differing -= _OF_STEM
+    elif source.model != model.name or "stem_strides" in model.options:
+        differing -= {"stem_strides"}  # meant: patches of 16 px become 4; shapes tell what fits
+    if differing and source.model != model.name:
         with_stem = f", or init.stem=fresh and model.name={source.model}_cvst"
         raise ValueError(
             f"they are those of {source.model}; set model.name={source.model}"
             + (with_stem if model.name == f"{source.model}_cvst" else "")
+        )
+    if differing:
+        assert source.model is not None and source.options is not None
+        raise ValueError(
+            f"they are those of {models.words(source.model, source.options)}, and the config has "
+            f"{models.words(model.name, model.options)}; set model.options to theirs"
         )
     found = convert.names(model.name, source.arrays)
     width, channels = head_width(model.name, found), convert.in_channels(model.name, found)
@@ -242,6 +262,14 @@ def _belongs(source: Stored, config) -> None:
             f"they normalise images with {mean.size} channels, and model.in_channels="
             f"{model.in_channels}; give data with {mean.size}"
         )
+
+
+def _rows(source: Stored, model) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is known of the network of stored weights and of the config's; both empty: nothing."""
+    if source.model is None:
+        return {}, {}
+    own = ({}, {}) if source.options is None else (source.options, model.options)
+    return models.computed(source.model, own[0]), models.computed(model.name, own[1])
 
 
 def summary(start: Start) -> list[str]:

@@ -24,8 +24,15 @@ from jaxrobust import (
     scores,
     sharding,
 )
-from jaxrobust.checkpoint import Checkpoints, abstract_state, disk_full
-from jaxrobust.data import EvaluationBatch, evaluation_transform, pipeline, resolve, sources
+from jaxrobust.checkpoint import Checkpoints, abstract_state, disk_full, steps
+from jaxrobust.data import (
+    EvaluationBatch,
+    evaluation_transform,
+    pipeline,
+    resolve,
+    same_preprocessing,
+    sources,
+)
 from jaxrobust.evaluation import autoattack, hosts
 from jaxrobust.progress import say
 from jaxrobust.step import cast, eval_step
@@ -57,18 +64,41 @@ def run_config(workdir: Path) -> Values:
     return config
 
 
-def model_config(name: str) -> Values:
-    """What a run's config would say of a network from a file; `settle` replaces the None."""
+def options(
+    name: str, given: dict[str, Any] | None, said: tuple[str, dict[str, Any]] | None, path: Path
+) -> dict[str, Any]:
+    """The options of stored weights of `name`: what is `said` of the file, else what is given.
+
+    Raises:
+      ValueError: they are those of another network, or there is no such option.
+    """
+    model, theirs = said or (name, given or {})
+    ours = (theirs if model == name else {}) if given is None else given
+    if models.computed(name, ours) != models.computed(model, theirs):
+        raise ValueError(
+            f"{path} holds the weights of {models.words(model, theirs)}, as is written in or "
+            f"beside it, not of {models.words(name, ours)}; leave out the flag that says otherwise"
+        )
+    return models.essential(name, ours)
+
+
+def model_config(name: str, path: Path, given: dict[str, Any] | None = None) -> Values:
+    """What a run's config would say of a network from a file; `settle` replaces the None.
+
+    Raises:
+      ValueError: see `options`.
+    """
     size = {"num_classes": None, "image_size": None, "in_channels": None}
+    own = Values(options(models.known(name), given, certificates.network(path), path))
     return Values(
-        model=Values(name=models.known(name), **size, remat=False, options=Values()),
+        model=Values(name=name, **size, remat=False, options=own),
         data=Values(name=None, test_split="test", dir=None, classes=None, workers=0),
         attack=Values(norm="linf", epsilon=None),
         test=Values(batch_size=128),
     )
 
 
-def folder_config(folder: Path, name: str | None) -> Values:
+def folder_config(folder: Path, name: str | None, given: dict[str, Any] | None) -> Values:
     """The same for weights that were imported, from the config.json beside them.
 
     Raises:
@@ -79,26 +109,41 @@ def folder_config(folder: Path, name: str | None) -> Values:
         raise ValueError(
             f"--weights {folder} is no folder that tools/import_torch.py wrote; give a file"
         )
-    if name not in (None, about["architecture"]):
-        raise ValueError(f"{folder} holds a {about['architecture']}; leave --model={name} out")
-    config = model_config(about["architecture"])
+    own = about["architecture"]
+    if models.computed(name or own, {}) != models.computed(own, {}):
+        raise ValueError(f"{folder} holds a {own}; leave --model={name} out")
+    config = model_config(own, folder, given)
     config.model.update({k: about[k] for k in ("num_classes", "image_size", "in_channels")})
     config.attack.update(norm=about["norm"] or "linf", epsilon=about["epsilon"])
     config["preprocessing"] = about["preprocessing"]
     return config
 
 
-def preprocessing(origin: Values, config: Values, source: sources.Source) -> str | None:
-    """What a run tested with, or imported weights expect of photographs; None: no more is known.
+def preprocessing(
+    origin: Values, config: Values, source: sources.Source, given: str | None = None
+) -> str | None:
+    """The flag's, else what a run tested with or imported weights expect; None: nothing is known.
 
-    At another image size only a crop percentage means the same.
+    Imported weights expect it of photographs, not of images that all have one size. At another
+    image size only a crop percentage means the same, and what is dropped is said.
+    Raises:
+      ValueError: the flag contradicts imported weights.
     """
     size = config.model.image_size
-    given = origin.data.get("preprocessing")
-    if given is None and source.image_shape is None:
-        given = origin.get("preprocessing")
-    resized = size != origin.model.image_size
-    return None if resized and given and resolve(given, size) == given else given
+    tested = origin.data.get("preprocessing")
+    expected = origin.get("preprocessing") if source.image_shape is None else None
+    own = tested or expected
+    if own and size != origin.model.image_size and resolve(own, size) == own:
+        if not given:
+            instead = pipeline.preprocessing_id(source, size)
+            say(f"{own} is for another image size: at {size} px, {instead}; or --preprocessing ID")
+        own = expected = None
+    if given and expected and not same_preprocessing(given, expected, size):
+        raise ValueError(
+            f"--preprocessing={given}, but these weights expect {expected}; leave the flag out (or "
+            f"give the file, --weights FOLDER/{distribution.WEIGHTS} with --model)"
+        )
+    return given or own
 
 
 _IMAGENET = re.compile(r"(tfds:)?imagenet2012\b")
@@ -139,23 +184,41 @@ def settle(origin: Values, changes: dict[str, Any]) -> tuple[Values, sources.Sou
 
 
 def run_weights(config: Values, workdir: Path, phase: str | None) -> tuple[str, scores.Weights]:
-    """The best weights of a phase (default: the last one that has them), and their name."""
+    """The best weights of a phase (default: the last one that has them), and their name.
+
+    Where the config has another image size than the run, positions are resized as conversion does.
+    """
     if phase not in (None, "pretrain", "train"):
         raise ValueError(f"--phase={phase} is unknown; one of pretrain, train")
     phases = [phase] if phase else ["train", "pretrain"]
-    done = [p for p in phases if list((workdir / p / "best").glob("[0-9]*"))]
+    done = [p for p in phases if steps(workdir / p / "best")]
     if not done:
         raise ValueError(
             f"{workdir} has no best checkpoint of {' or '.join(phases)}; train until it has one "
             "(the training command continues)"
         )
-    shapes = scores.Weights(*jax.eval_shape(build.network(config).init, jax.random.key(0)))
+    own = run_config(workdir)
+    shapes = scores.Weights(*jax.eval_shape(build.network(own).init, jax.random.key(0)))
     everywhere = sharding.replicated(sharding.make_mesh())
     with contextlib.closing(Checkpoints(workdir / done[0] / "best", read_only=True)) as best:
         number = best.latest_step()
         assert number is not None
         weights = best.restore(number, abstract_state(shapes, everywhere))
+    if config.model.image_size != own.model.image_size:
+        weights = scores.Weights(*jax.device_put(_resized(config, weights), everywhere))
     return f"{done[0]}, step {number}, {config.evaluation.weights}", weights
+
+
+def _resized(config: Values, weights: scores.Weights) -> list[dict[str, np.ndarray]]:
+    """Params and stats of the same network at another image size, as those of the config's."""
+    model, arrays = config.model, jax.device_get(weights.params | weights.stats)
+    wanted = scores.Weights(*jax.eval_shape(build.network(config).init, jax.random.key(0)))
+    shapes = {name: array.shape for name, array in (wanted.params | wanted.stats).items()}
+    try:
+        filled = convert.rename(convert.names(model.name, arrays).rows, arrays, shapes)
+    except ValueError as error:
+        raise ValueError(f"--image_size={model.image_size}: {error}") from error
+    return [{name: filled[name] for name in part} for part in wanted]
 
 
 def file_weights(config: Values, path: Path) -> tuple[str, scores.Weights]:
@@ -164,9 +227,8 @@ def file_weights(config: Values, path: Path) -> tuple[str, scores.Weights]:
     if line := certificates.said(path):
         say(line)
     path = path / distribution.WEIGHTS if path.is_dir() else path
-    params, stats = convert.load(
-        model.name, path, num_classes=model.num_classes, image_size=model.image_size
-    )
+    sizes = {"num_classes": model.num_classes, "image_size": model.image_size}
+    params, stats = convert.load(model.name, path, **sizes, **model.options)
     model["in_channels"] = len(stats["normalize.mean"])
     everywhere = sharding.replicated(sharding.make_mesh())
     return path.name, scores.Weights(*jax.device_put((params, stats), everywhere))
@@ -184,7 +246,7 @@ class Question(NamedTuple):
     search_dtype: str = "float32"  # what AutoAttack searches in; verdicts fall in float32
 
 
-_PGD = re.compile(r"pgd-([1-9]\d*)")
+_PGD = re.compile(r"pgd-([1-9]\d{0,6})")
 _AUTOATTACK = {"apgd-ce": ("apgd-ce",), "autoattack": None}  # None: those of the version
 
 
@@ -286,9 +348,10 @@ def _check(asked: Question, config: Values, source: sources.Source) -> None:
             f"--attack={attack} is unknown; one of clean, pgd-K (K steps), apgd-ce, autoattack"
         )
     if attack != "clean":
+        radius = 0.0 if epsilon is None else epsilon
+        attacks.pgd(norm=norm, epsilon=radius, steps=1)  # refuses what is no norm or radius
         if epsilon is None:
             raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
-        attacks.pgd(norm=norm, epsilon=epsilon, steps=1)  # refuses what is no norm or radius
     for flag, value, known, searching in (
         ("version", asked.version, ("standard", "plus"), attack == "autoattack"),
         ("search_dtype", asked.search_dtype, ("float32", "bfloat16"), searches),
@@ -304,6 +367,8 @@ def _check(asked: Question, config: Values, source: sources.Source) -> None:
     ):
         if number is not None and number < low:
             raise ValueError(f"--{flag}={number} must be at least {low}")
+    if asked.seed >= 2**32:  # of which JAX makes keys; the rest would be cut off
+        raise ValueError(f"--seed={asked.seed} must be below 2^32")
     if source.channels != channels:
         raise ValueError(
             f"the network takes {channels} channels, but {source.where()} has {source.channels}; "

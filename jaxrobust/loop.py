@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import math
 import signal
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -53,27 +55,43 @@ class Run(NamedTuple):
     name: str
     phase: build.Phase
     source: sources.Source
-    latest: Checkpoints
+    profile: Profile | None
+    latest: Checkpoints  # to go back to after trouble
     best: Checkpoints
-    profile: Profile | None = None
+    stopped: Checkpoints  # of a stop in trouble, behind the latest
 
     def file(self, name: str) -> Path:
         """A file of this phase."""
         return self.workdir / self.name / name
 
 
-def steps(run: Run, state: TrainState) -> bool:
-    """From a state to the end of the phase, its last evaluation included.
+def last(run: Run) -> tuple[Checkpoints, int | None]:
+    """Where to go on from: which checkpoints, and their step; None: there is none.
 
-    Returns whether that was reached; False: go on from the last checkpoint, after a rollback.
+    For all hosts the first one's word.
+    """
+    both = (run.latest, run.stopped)
+    steps = [scores.first_host(-1 if (k := c.latest_step()) is None else k) for c in both]
+    which = int(steps[1] > steps[0])
+    return both[which], None if steps[which] < 0 else steps[which]
+
+
+def steps(run: Run, state: TrainState, stop: StopSignals) -> bool:
+    """From the state of the last checkpoint to the end of the phase, its evaluation included.
+
+    Returns whether that was reached; False: go on from the last checkpoint, after a rollback. What
+    `stop` is asked for holds then too.
     Raises:
+      ValueError: a run that cannot go on as it was, before anything compiles.
       Interrupted, Diverged, DataError, OSError: the message says how to go on.
     """
     config, name, phase, latest = run.config, run.name, run.phase, run.latest
     total, every, alone = phase.total_steps, config.log.every_steps, jax.process_count() == 1
     chip = hardware.chip(jax.devices()[0].device_kind)
     start = step = int(state.step)
-    meta: dict[str, Any] = latest.meta(start) if start else {"examples_consumed": 0}
+    checkpoints, done = last(run)
+    meta: dict[str, Any] = checkpoints.meta(done) if done else {"examples_consumed": 0}
+    _same_groups(run, meta)
     went_back = metrics.read(run.file("rollbacks.jsonl"))
     rollbacks = scores.first_host(len(went_back))
     if rollbacks > config.trouble.rollbacks:
@@ -81,46 +99,47 @@ def steps(run: Run, state: TrainState) -> bool:
     arguments = build.abstract_arguments(config, name, phase)
     step_fn, seconds, hit = compilation.compiled(phase.step, *arguments)
     say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
-    select, ahead, failure = _selection(run), _Ahead(meta.get("unlogged", ())), None
+    select, ahead, failure = _selection(run), _Ahead(meta), None
     probe, looks_every = build.probe(config, name, phase), config.alarm.every_steps
     if probe and start // looks_every < total // looks_every:
         probe, seconds, _ = compilation.compiled(probe, *arguments[:2])
         say(f"{name}: alarm compiled in {seconds:.1f} s, looks every {looks_every} steps")
     damage = scores.damage(config, run.workdir, run.source)
     batch: Any = None
-    owed = False
+    saved = scores.first_host(latest.latest_step() or 0)
 
     @cache
     def orders(stop: int):
         return build.orders(phase.mesh, stop=stop, lr_scale=config.trouble.lr**rollbacks)
 
-    def save() -> None:
-        latest.save(
-            step,
-            state,
-            {
-                "examples_consumed": step * config[name].batch_size,
-                "unlogged": ahead.rows,
-                "phase": name,
-                "chip_hours": progress.chip_hours(),
-                "config": json.loads(config.to_json()),
-                "versions": records.versions(),
-            },
-        )
+    def save(checkpoints: Checkpoints) -> None:
+        about = {
+            "examples_consumed": step * config[name].batch_size,
+            "phase": name,
+            "bn_group": phase.bn_group,
+            "chip_hours": progress.chip_hours(),
+            "config": json.loads(config.to_json()),
+            "versions": records.versions(),
+        }
+        checkpoints.save(step, state, about | ahead.noted())
+
+    def sound() -> bool:
+        """Whether a rollback may come back to this state: not behind steps without a gradient."""
+        return not ahead.skipped or step == total
 
     def stopped(why: int) -> Exception:
-        """Saves, and says why all stop; nothing is saved behind steps without a gradient."""
+        """Saves, and says why all stop."""
         ahead.drain()
-        if not ahead.skipped:
-            save()
         latest.wait()
-        kept = f"saved under {run.workdir}; the same command continues there"
+        save(latest if sound() else run.stopped)
+        run.stopped.wait()
+        latest.wait()
+        text = (
+            f"stopped after step {step} of {total}, saved under {run.workdir}; the same command "
+            "continues there"
+        )
         if ahead.skipped:
-            kept = (
-                f"of which the last {ahead.skipped} found no finite gradient and are not saved; "
-                "the same command continues at the checkpoint before"
-            )
-        text = f"stopped after step {step} of {total}, {kept}"
+            text += f" (the last {ahead.skipped} in a row found no finite gradient)"
         if failure is not None:
             hosts = "" if alone else "; the other hosts stop as well"
             return BadData(f"{failure}{hosts}. Repair the data first: {text}")
@@ -128,8 +147,9 @@ def steps(run: Run, state: TrainState) -> bool:
             return HostStopped(f"another host cannot read its data, and names it; {text}")
         return (Preempted if why == signal.SIGTERM else Interrupted)(text)
 
-    def due(epochs: int) -> bool:
-        return step > 0 and (step == total or step % (epochs * phase.steps_per_epoch) == 0)
+    def due(epochs: int) -> int:
+        """The last step so far at which that many epochs were over, or all were."""
+        return step if step == total else step - step % (epochs * phase.steps_per_epoch)
 
     with (
         metrics.writer(
@@ -150,11 +170,13 @@ def steps(run: Run, state: TrainState) -> bool:
         ) as progress,
         contextlib.closing(batches(config, name, run.source, meta["examples_consumed"])) as stream,
         Trace(run.profile, run.workdir / "profile" / name, step) as trace,
-        StopSignals() as stop,
+        stop,
     ):
+        evaluated = scored(run)  # after the writer has removed lines behind the start
         while True:
-            evaluates = due(config.evaluation.every_epochs) and not scored(run, step)
-            saves = evaluates or owed or (due(config.checkpoint.every_epochs) and step != start)
+            # Both stay true until it is done, at the first step after those without a gradient.
+            evaluates = due(config.evaluation.every_epochs) > evaluated
+            saves = evaluates or due(config.checkpoint.every_epochs) > saved
             logs = step > start and (step % every == 0 or step == total)
             if saves or logs:
                 ahead.drain()
@@ -171,14 +193,14 @@ def steps(run: Run, state: TrainState) -> bool:
                 for sentence in alarm.warnings(found) if "alarm_loss" in found else ():
                     say(f"{name}: WARNING, up to step {step}: {sentence}")
                 write(step, found | (progress.show(step, found) if "loss" in found else {}))
-            if saves:
-                owed = bool(ahead.skipped) and step != total
-                if not owed:
-                    save()  # before the evaluation, which may take long
+            if saves and sound():
+                save(latest)  # before the evaluation, which may take long
+                saved = step
             if alone and stop.asked:
                 raise stopped(stop.asked)
-            if evaluates and not owed:  # a rollback would undo the state, but not its evaluation
+            if evaluates and sound():  # a rollback would undo the state, but not its evaluation
                 write(step, select(step, state))  # the line that `scored` looks for
+                evaluated = step
                 progress.resume(step)
             if step == total:
                 if why := scores.most_of_hosts(stop.asked):  # too late for a step's orders
@@ -207,11 +229,12 @@ def steps(run: Run, state: TrainState) -> bool:
 class _Ahead:
     """Steps that are on the device, and what those that ended there said."""
 
-    def __init__(self, rows: Iterable[dict] = ()) -> None:
+    def __init__(self, meta: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """`meta`: what was `noted` where the run goes on."""
         self._waiting: deque[tuple[int, dict]] = deque()
-        self.rows = list(rows)  # since the last window; of before this run, those given
-        self.last: dict[str, float] = {}
-        self.skipped = 0  # steps in a row that updated nothing
+        self._rows = list(meta.get("unlogged", ()))  # since the last window
+        self.last: dict[str, float] = meta.get("last", {})
+        self.skipped: int = meta.get("skipped", 0)  # steps in a row that updated nothing
         self.stop: tuple[int, int] | None = None  # why, and how many steps were taken before
 
     def add(self, step: int, values: dict) -> None:
@@ -219,6 +242,10 @@ class _Ahead:
         self._waiting.append((step, values))
         if len(self._waiting) > _AHEAD:
             self._settle()
+
+    def noted(self) -> dict[str, Any]:
+        """All that a checkpoint has to keep of it, which later steps do not change."""
+        return {"unlogged": list(self._rows), "skipped": self.skipped, "last": self.last}
 
     def drain(self) -> None:
         """Waits for all."""
@@ -234,11 +261,11 @@ class _Ahead:
         if self.stop is None:
             self.skipped = self.skipped + 1 if row["skipped"] else 0
             self.last = row | {"step": step}
-            self.rows.append(row)
+            self._rows.append(row)
 
     def window(self) -> dict[str, float]:
         """Means over the steps since the last call that updated something, and how many did not."""
-        rows, self.rows = self.rows, []
+        rows, self._rows = self._rows, []
         good = [row for row in rows if not row["skipped"]]
         keys = sorted({key for row in good for key in row})
         means = {key: float(np.mean([row[key] for row in good if key in row])) for key in keys}
@@ -247,6 +274,7 @@ class _Ahead:
 
 def _roll_back(run: Run, ahead: _Ahead, rollbacks: int) -> None:
     """Takes note that the phase goes back to its last checkpoint; `Diverged` if it may not."""
+    run.stopped.clear()  # before the note: a kill in between repeats the steps that led here
     run.latest.wait()  # the last one may not be whole yet, or not for every host
     last, row = run.latest.latest_step() or 0, ahead.last
     scale = run.config.trouble.lr ** (rollbacks + 1)
@@ -271,6 +299,18 @@ def _diverged(run: Run, why: str) -> Diverged:
         f"there with {trouble.lr} times the learning rate, or start again in a new --workdir with "
         "a lower one or a longer warm-up"
     )
+
+
+def _same_groups(run: Run, meta: dict[str, Any]) -> None:
+    """Refuses to go on with batch norms that take other images together."""
+    before, now = meta.get("bn_group", run.phase.bn_group), run.phase.bn_group
+    if before != now:
+        raise ValueError(
+            f"{run.name}: batch norms have taken the statistics of {before} images at a time so "
+            f"far, and would take those of {now} on these devices; continue with "
+            f"model.options.bn_group={before}, {run.name}.microbatches or devices that keep their "
+            "number, or start again in a new --workdir"
+        )
 
 
 def batches(config, name: str, source: sources.Source, start: int) -> pipeline.Batches:
@@ -345,14 +385,18 @@ def _overfitting(run: Run) -> str | None:
         between = [
             m["robust"] for m in logged if since < m["step"] <= row["step"] and "robust" in m
         ]
-        training.append(float(np.mean(between)) if between else 0.0)
+        training.append(float(np.mean(between)) if between else math.nan)
         since = row["step"]
     images = scored[-1]["images"] if scored else 1
     return alarm.overfitting([row["robust"] for row in scored], training, images=images)
 
 
-def scored(run: Run, step: int | None) -> bool:
-    """Whether a step was evaluated on the selection split."""
+def scored(run: Run) -> int:
+    """The last step of the phase that was evaluated on the selection split; 0: none was.
+
+    Or the best weights are gone, so that it has to be done again.
+    """
     rows = metrics.read(run.workdir / "metrics.jsonl")
-    here = (m for m in rows if m["phase"] == run.name and m["step"] == step)
-    return bool(scores.first_host(any("selection_robust" in m for m in here)))
+    here = [m["step"] for m in rows if m["phase"] == run.name and "selection_robust" in m]
+    kept = run.best.latest_step() is not None
+    return scores.first_host(max(here, default=0) if kept else 0)

@@ -5,6 +5,9 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+from jaxrobust import locks
 
 Write = Callable[[int, dict[str, float]], None]
 
@@ -13,7 +16,9 @@ Write = Callable[[int, dict[str, float]], None]
 def writer(
     workdir: Path, *, phase: str, start: int, tensorboard: bool, enabled: bool
 ) -> Iterator[Write]:
-    """Yields `write(step, scalars)`; a line is on disk when it returns.
+    """Yields `write(step, scalars)`; a line is on disk, and the file closed, when it returns.
+
+    A bucket's file system (gcsfuse) keeps nothing of a file that is still open when the host goes.
 
     Args:
       phase: goes into every line, and names TensorBoard's folder.
@@ -30,19 +35,18 @@ def writer(
     kept = [m for m in read(path) if m["phase"] != phase or m["step"] <= start]
     replace(path, "".join(json.dumps(m) + "\n" for m in kept))
     board = _writers().SummaryWriter(str(workdir / "tensorboard" / phase)) if tensorboard else None
-    with path.open("a") as lines:
 
-        def write(step: int, scalars: dict[str, float]) -> None:
+    def write(step: int, scalars: dict[str, float]) -> None:
+        with path.open("a") as lines:
             lines.write(json.dumps({"phase": phase, "step": step} | scalars) + "\n")
-            lines.flush()
-            if board is not None:
-                board.write_scalars(step, scalars)
+        if board is not None:
+            board.write_scalars(step, scalars)
 
-        try:
-            yield write
-        finally:
-            if board is not None:
-                board.close()
+    try:
+        yield write
+    finally:
+        if board is not None:
+            board.close()
 
 
 def read(path: Path) -> list[dict]:
@@ -52,12 +56,15 @@ def read(path: Path) -> list[dict]:
       ValueError: another line is damaged; names it.
     """
     rows = []
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"{line.decode().strip()[:40]} is no JSON object")
+            rows.append(row)
         except ValueError as error:
-            if number < len(lines) or line.endswith("\n"):
+            if number < len(lines) or line.endswith(b"\n"):
                 raise ValueError(
                     f"{path}, line {number} is damaged ({error}); remove that line"
                 ) from error
@@ -65,15 +72,47 @@ def read(path: Path) -> list[dict]:
 
 
 def append(path: Path, row: dict) -> None:
-    """Adds an object to a file of JSON lines, whole or not at all, and drops a line cut off."""
-    replace(path, "".join(json.dumps(r) + "\n" for r in [*read(path), row]))
+    """Adds an object to a file of JSON lines, in place of a last line that was cut off.
+
+    Other processes may append to the same file at the same time.
+    """
+    with path.open("a+b") as lines:
+        locks.wait_for(lines)
+        mend(lines)
+        lines.write(json.dumps(row).encode() + b"\n")
+        lines.flush()
+        os.fsync(lines.fileno())
+
+
+def mend(lines: BinaryIO) -> None:
+    """Makes the last line of an open file end, or removes it where it was cut off, as `read` does.
+
+    Writing goes on at the end.
+    """
+    lines.seek(0)
+    text = lines.read()
+    last = text.rpartition(b"\n")[2]
+    try:
+        json.loads(last)
+    except ValueError:
+        lines.truncate(len(text) - len(last))
+        lines.seek(0, os.SEEK_END)
+    else:
+        lines.write(b"\n")
 
 
 def replace(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Writes a file whole or not at all, also where the power fails or the disk is full."""
     part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
+    try:
+        with part.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())  # else the new name may outlive the content
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)  # on a full disk every byte counts
+        raise
 
 
 def check(*, tensorboard: bool) -> None:

@@ -4,6 +4,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -13,9 +14,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.types import Params
+from jaxrobust.types import VERDICT_PRECISION, Params
 
 _PACKAGES = ("jaxrobust", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
+_OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
+_PATIENCE_S = 30
 
 
 def weights_sha256(params: Params, stats: Params) -> str:
@@ -40,22 +43,68 @@ def classes_sha256(classes: Sequence[str]) -> str | None:
 
 
 def commit() -> str:
-    """The checkout's commit, with `+changes` where files differ; "unknown" outside a checkout."""
+    """Which code this is, in the most exact words that are known of it.
+
+    The commit of the checkout whose git tracks this very file, with `+changes` where files differ:
+    a repository around an installation says nothing of it. Else the commit, or the archive's hash,
+    that the installer noted (PEP 610), else the version and a hash of the sources.
+    """
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", "--no-optional-locks", "-C", str(here), *arguments]
+        # A hook's variables name the repository that it runs in.
+        own = {k: v for k, v in os.environ.items() if k not in _OF_A_HOOK}
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=True,
+            timeout=_PATIENCE_S,
+            env=own,
+        )
+        return done.stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    except (OSError, subprocess.SubprocessError):  # no git, no repository, not its owner, it hangs
+        version = versions()["jaxrobust"]
+        return _installed() or f"jaxrobust {version}, sources sha256 {_sources_sha256()}"
+
+
+def _installed() -> str | None:
+    """What the installer noted of where this very package is from; None: nothing that is exact."""
+    try:
+        found = importlib.metadata.distribution("jaxrobust")
+        noted = json.loads(found.read_text("direct_url.json") or "{}")
+        if not Path(str(found.locate_file("jaxrobust/records.py"))).samefile(__file__):
+            return None  # a checkout on PYTHONPATH beside an installation
+        if "vcs_info" in noted:
+            return noted["vcs_info"]["commit_id"]
+        return f"archive sha256 {noted['archive_info']['hashes']['sha256']}"
+    except (importlib.metadata.PackageNotFoundError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _sources_sha256() -> str:
+    """Of the names and bytes of this package's Python files."""
+    digest, package = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        digest.update(f"{path.relative_to(package).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:
     """Of the packages that a number may depend on, and of Python."""
-    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
+            found[name] = "not installed"
     return found | {"python": platform.python_version()}
 
 
@@ -87,7 +136,8 @@ def accuracy_record(
       params, stats: those weights; only their hash is kept.
       dataset, split, preprocessing: where the images come from.
       image_ids: which ones, by their place in the split ("0..999").
-      dtype: the network's compute type.
+      dtype: the network's compute type; its products are made at `VERDICT_PRECISION`, which the
+        record names, wherever a verdict falls.
       attacks: the settings of each, norm and epsilon among them; empty if there was none.
       clean: accuracy before any attack.
       robust: accuracy after all of them; None if there was none.
@@ -110,6 +160,7 @@ def accuracy_record(
         "image_ids": image_ids,
         "preprocessing": preprocessing,
         "dtype": dtype,
+        "matmul_precision": VERDICT_PRECISION,
         "attacks": attacks,
         "clean": clean,
         "robust": robust,

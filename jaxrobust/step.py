@@ -12,7 +12,7 @@ from jaxrobust.attacks import image_keys
 from jaxrobust.augment import BatchAugmentation
 from jaxrobust.objectives import Objective
 from jaxrobust.sharding import Spread
-from jaxrobust.types import Array, Attack, Batch, Classifier, Params
+from jaxrobust.types import VERDICT_PRECISION, Array, Attack, Batch, Classifier, Params
 
 
 class TrainState(NamedTuple):
@@ -58,8 +58,13 @@ def averaged(state: TrainState) -> tuple[Params, Params]:
 
 
 def unit_range(images: Array) -> Array:
-    """uint8 as f32 in [0, 1], the division that ToTensor does; floats as they are."""
-    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+    """uint8 as f32 in [0, 1], to the bit what ToTensor's division gives; floats as they are."""
+    if images.dtype != jnp.uint8:
+        return images
+    # XLA divides by a constant with its rounded reciprocal, which is off for 126 of 256 values.
+    # 1/255 is 257/65536 plus the rest: the first product is exact, so only the sum rounds.
+    wide = images.astype(jnp.float32)
+    return wide * (257 / 65536) + wide * (1 / 255 / 65536)
 
 
 def cast(params: Params, dtype: jnp.dtype) -> Params:
@@ -92,23 +97,25 @@ def gradients(
       stats: all; returned are their averages over the devices.
       batch: the device's images f32[B,H,W,C] and labels; keys: [B], those of its images.
       attack_train: whether the attack sees the network as it trains (statistics of these images,
-        stochastic depth with the update's draws), instead of as it evaluates.
+        stochastic depth with the update's draws), instead of as it evaluates; what it aims at, as
+        the update sees the images themselves.
     """
     params = spread.gather(cast(params, dtype))
 
     def of_microbatch(part):
         batch, attack_keys, net_keys = part
-        mode = {"train": True, "key": net_keys} if attack_train else {}
 
-        def frozen(images):
-            return net.apply(params, stats, images, **mode)[0]
+        def frozen(key):
+            mode = {"train": True, "key": key} if attack_train else {}
+            return lambda images: net.apply(params, stats, images, **mode)[0]
 
         def loss(params):
             return objective.loss(net, params, stats, batch, images_adv, net_keys)
 
         with jax.named_scope("attack"):
-            targets = objective.attack_targets(frozen, batch)
-            images_adv = attack(frozen, attack_keys, batch.images, targets)
+            plain, attacked = map(frozen, objective.draws(net_keys))
+            targets = objective.attack_targets(plain, batch)
+            images_adv = attack(attacked, attack_keys, batch.images, targets)
             images_adv = jax.lax.stop_gradient(images_adv)
         (value, (after, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params)
         moved = {name: s for name, s in after.items() if not name.startswith("normalize.")}
@@ -185,6 +192,8 @@ def eval_step(
 ) -> dict[str, Array]:
     """How many images of a padded batch are right clean, and still right after the attack.
 
+    The attack multiplies as training does, the verdicts at full precision.
+
     Args:
       images: uint8 or f32[B,H,W,C]; labels, ids: i32[B]; mask: bool[B], False for padding.
       key: every image draws from `fold_in(key, id)`, so a verdict does not depend on its batch.
@@ -195,9 +204,15 @@ def eval_step(
     def logits_fn(x):
         return net.apply(frozen_params, stats, x)[0]
 
+    def correct(x):
+        with jax.default_matmul_precision(VERDICT_PRECISION):
+            logits = logits_fn(x)
+        # `argmax` calls NaN the largest, and no answer is no right one.
+        return (logits.argmax(-1) == labels) & ~jnp.isnan(logits).any(-1)
+
     images = unit_range(images)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
-    clean = (logits_fn(images).argmax(-1) == labels) & mask
     images_adv = attack(logits_fn, keys, images, labels)
-    robust = (logits_fn(images_adv).argmax(-1) == labels) & clean
+    clean = correct(images) & mask
+    robust = correct(images_adv) & clean
     return {"count": mask.sum(), "clean": clean.sum(), "robust": robust.sum()}

@@ -2,23 +2,37 @@
 
 import contextlib
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxrobust import build, compilation, initial, loop, metrics, scores, sharding
-from jaxrobust.checkpoint import Checkpoints, abstract_state, disk_full
+from jaxrobust import (
+    advice,
+    build,
+    compilation,
+    initial,
+    locks,
+    loop,
+    metrics,
+    records,
+    scores,
+    sharding,
+)
+from jaxrobust.checkpoint import Checkpoints, abstract_state, disk_full, steps
 from jaxrobust.data import sources
 from jaxrobust.evaluation import hosts
 from jaxrobust.profiling import Profile
-from jaxrobust.progress import say
+from jaxrobust.progress import StopSignals, say
 from jaxrobust.step import TrainState, started_average
 
 # What a workdir may change between two runs of the same command without becoming another run; a
 # record carries its own test settings.
 _FREE: tuple[str, ...] = ("log.", "data.dir", "data.workers", "data.strict", "data.max_damaged")
 _FREE += ("test.", "mesh.", "alarm.", "trouble.", "pretrain.microbatches", "train.microbatches")
+_FREE += ("model.options.bn_group",)  # checkpoints say which images were taken together
 # Keys that runs of before do not have, and what they did.
 _ADDED: dict[str, Any] = {"init.weights": None, "init.stem": "keep", "init.head": "keep"}
 _ADDED |= {f"{phase}.b2": 0.95 for phase in loop.PHASES}
@@ -26,7 +40,7 @@ _ADDED |= {"data.classes": None, "data.preprocessing": None}
 _ADDED |= {"attack.labels": "soft", "label_smoothing": None}
 _ADDED |= {"mixup.mixup": None, "mixup.cutmix": None, "mixup.switch": 0.5, "mixup.group": 2}
 _ADDED |= {"mixup.probability": 1.0, "erase.probability": None, "erase.noise": "normal"}
-_ADDED |= {"attack.statistics": "running"}
+_ADDED |= {"attack.statistics": "running", "attack.relative_step": None}
 
 
 def run(config: Any, workdir: Path, *, profile: Profile | None = None) -> None:
@@ -40,22 +54,41 @@ def run(config: Any, workdir: Path, *, profile: Profile | None = None) -> None:
     """
     phases = [name for name in loop.PHASES if config[name].epochs != 0]
     plain = json.loads(config.to_json())
-    _agree(plain)
-    source, built = check(config, phases, workdir)
-    saved = (workdir / phases[0] / "latest").glob("*")
-    begun = scores.first_host(any(path.name.isdigit() for path in saved))  # nothing half written
-    start = None if begun else initial.of_config(config)
-    claim(workdir, plain)
+    own = {k: v for k, v in _flat(plain).items() if k not in ("data.dir", "data.workers")}
+    _agree("another config", own, "Start the same command on every host")
+    source, built, data = hosts.together(lambda: check(config, phases, workdir))
+    _agree("other data", data, "Give every host the same data set")
+    begun = scores.first_host(bool(steps(workdir / phases[0] / "latest")))
+    start = hosts.together(lambda: None if begun else initial.of_config(config))
+    first = None if start is None else start[1]["start_sha256"]
+    _agree("other weights", {"init.weights": first}, "Give every host the same")
+    with _alone(workdir):
+        hosts.together(lambda: claim(workdir, plain, data))
+        if begun and (other := initial.changed(config, workdir)):
+            say(other)
+        for line in advice.lines(config, phases[0], begun=bool(begun)):
+            say(line)
+        _phases(config, workdir, plain, source, built, start, profile)
+
+
+def _phases(
+    config,
+    workdir: Path,
+    plain: dict,
+    source: sources.Source,
+    built: dict[str, build.Phase],
+    start: tuple[initial.Start, dict] | None,
+    profile: Profile | None,
+) -> None:
+    """Trains and tests; `start` is what the first phase starts from, None where it has begun."""
     if source.classes and jax.process_index() == 0:
         metrics.replace(workdir / scores.CLASSES, "".join(f"{name}\n" for name in source.classes))
     compilation.use_persistent_cache(workdir.parent / "xla-cache")
     say(f"{config.model.name} on {config.data.name}, {_device()}, workdir {workdir}")
-    if begun and (other := initial.changed(config, workdir)):
-        say(other)
     weights = None if start is None else _start(*start, workdir)
-    for name in phases:
-        latest, best = (Checkpoints(workdir / name / kind) for kind in ("latest", "best"))
-        phase_run = loop.Run(config, workdir, name, built[name], source, latest, best, profile)
+    for name in built:
+        kept = [Checkpoints(workdir / name / kind) for kind in ("latest", "best", "stopped")]
+        phase_run = loop.Run(config, workdir, name, built[name], source, profile, *kept)
         with jax.set_mesh(built[name].mesh):
             step, best_weights = _run_phase(phase_run, weights)
             scores.test(config, workdir, plain, name, built[name], step, best_weights)
@@ -75,26 +108,34 @@ def _start(start: initial.Start, record, workdir) -> tuple[int, scores.Weights]:
     return 0, scores.Weights(*jax.device_get((start.params, start.stats)))
 
 
-def _agree(plain: dict) -> None:
-    """Refuses hosts of different configs, whose steps would be neither's."""
-    own = {k: v for k, v in _flat(plain).items() if k not in ("data.dir", "data.workers")}
+def _agree(what: str, own: dict[str, Any], remedy: str) -> None:
+    """Refuses hosts that train on different things, whose steps would be neither's."""
     for process, theirs in enumerate(hosts.everyone(own)):
         words = process != jax.process_index() and hosts.differences(theirs, own)
         if words:
             raise ValueError(
-                f"process {process} has another config than process {jax.process_index()}: {words}."
-                " Start the same command on every host"
+                f"process {process} has {what} than process {jax.process_index()}: {words}. "
+                f"{remedy}"
             )
 
 
 def check(
     config, phases: list[str], workdir: Path
-) -> tuple[sources.Source, dict[str, build.Phase]]:
-    """The training split and the phases; refuses whatever would fail later."""
+) -> tuple[sources.Source, dict[str, build.Phase], dict[str, Any]]:
+    """The training split, the phases, and what the data is; refuses whatever would fail later."""
     if not phases:
         raise ValueError("pretrain.epochs and train.epochs are both 0: there is nothing to train")
-    splits = [scores.open_split(config, f"{k}_split") for k in ("train", "selection", "test")]
+    if bad := re.search(r"[\[\\\ud800-\udfff]", str(workdir.absolute())):
+        raise ValueError(
+            f"--workdir {str(workdir.absolute())!r}: Orbax loses the arrays of checkpoints under a "
+            f"path with {bad[0]!r}; name another folder"
+        )
+    keys = ("train_split", "selection_split", "test_split")
+    splits = [scores.open_split(config, key) for key in keys]
     sources.same_classes(splits)
+    for split in splits[1:]:
+        if sentence := sources.foreign_classes(splits[0], split):
+            say(f"WARNING: {sentence}")
     scores.check_classes(workdir, splits[0])
     for split in splits[1:]:
         scores.check_preprocessing(config, split)
@@ -115,11 +156,12 @@ def check(
         "trouble.skips": 0,
         "trouble.rollbacks": 0,
         "log.every_steps": 1,
-        "seed": 0,
     }
     for key, low in lowest.items():
         if (value := _flat(config.to_dict())[key]) < low:
             raise ValueError(f"{key}={value} must be at least {low}")
+    if not 0 <= config.seed < 2**32:  # of which JAX makes keys; the rest would be cut off
+        raise ValueError(f"seed={config.seed} must be from 0 to 2^32 - 1")
     if not 0 < config.trouble.lr <= 1:
         raise ValueError(f"trouble.lr={config.trouble.lr} must be above 0, at most 1")
     if config.evaluation.weights not in ("ema", "raw"):
@@ -128,7 +170,19 @@ def check(
     for name in phases:
         build.probe(config, name, built[name])
         loop.batches(config, name, source, 0).close()
-    return source, built
+    described = {f"data.{key}": _described(split) for key, split in zip(keys, splits, strict=True)}
+    return source, built, _flat(described)
+
+
+def _described(source: sources.Source) -> dict[str, Any]:
+    """What a split is, but its name and the content of its files."""
+    return {
+        "records": len(source),
+        "files_sha256": source.files_sha256,
+        "ids_sha256": source.ids_sha256,
+        "classes": source.num_classes,
+        "classes_sha256": records.classes_sha256(source.classes),
+    }
 
 
 def _device() -> str:
@@ -143,14 +197,20 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def claim(workdir: Path, plain: dict) -> None:
-    """Writes the resolved config into a new workdir; refuses one that holds another run."""
-    path = workdir / "config.json"
-    if not path.exists():
-        if jax.process_index() == 0:
+@contextlib.contextmanager
+def _alone(workdir: Path) -> Iterator[None]:
+    """Makes a workdir, and keeps other runs out of it."""
+
+    otherwise = "give another --workdir (the hosts of one run join with --multihost)"
+    lock = locks.held(workdir / "lock", what=f"workdir {workdir}", otherwise=otherwise)
+    with contextlib.ExitStack() as ours:
+
+        def take() -> None:
+            if jax.process_index() != 0:  # the first one does for all
+                return
             try:
                 workdir.mkdir(parents=True, exist_ok=True)
-                metrics.replace(path, json.dumps(plain, indent=2) + "\n")
+                ours.enter_context(lock)
             except OSError as error:
                 if disk_full(error):
                     raise
@@ -158,52 +218,90 @@ def claim(workdir: Path, plain: dict) -> None:
                     f"cannot write to --workdir {workdir} ({error.strerror}); name a folder that "
                     "can be written"
                 ) from error
-        return
-    try:
-        old, new = _ADDED | _flat(json.loads(path.read_text())), _flat(plain)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it, or --workdir") from error
-    differing = [
-        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(_FREE)
-    ]
-    if differing:
+
+        hosts.together(take)
+        yield
+
+
+def claim(workdir: Path, plain: dict, data: dict[str, Any]) -> None:
+    """Writes the resolved config, and what the data is, into a new workdir.
+
+    Raises:
+      ValueError: the workdir holds another run, or one on other data.
+    """
+    old, new = _noted(workdir / "config.json", plain), _flat(plain)
+    old, new = _in_pixels(_ADDED | _flat(old)), _in_pixels(new)
+    if differing := _differing(old, new, free=_FREE):
         raise ValueError(
             f"{workdir} holds a run of another config; give a new --workdir, or repeat that run's "
             "values:\n  " + "\n  ".join(differing)
         )
+    if differing := _differing(_noted(workdir / "data.json", data), data):
+        raise ValueError(
+            f"the data is not what the run in {workdir} began with ({'; '.join(differing)}); "
+            "restore it, or give a new --workdir"
+        )
+
+
+def _in_pixels(flat: dict[str, Any]) -> dict[str, Any]:
+    """A config whose attack's step is in pixels, however it was written."""
+    relative = flat["attack.relative_step"]
+    if relative is None:
+        return flat
+    size = relative * flat["attack.epsilon"]
+    return flat | {"attack.relative_step": None, "attack.step_size": size}
+
+
+def _noted(path: Path, value: dict) -> dict:
+    """What a file of the workdir says; one that is not there yet is written."""
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError(f"{found!r} is no JSON object")
+        return found
+    except FileNotFoundError:
+        if jax.process_index() == 0:
+            metrics.replace(path, json.dumps(value, indent=2) + "\n")
+        return value
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, or --workdir") from error
+
+
+def _differing(old: dict, new: dict, free: tuple[str, ...] = ()) -> list[str]:
+    return [
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(free)
+    ]
 
 
 def _run_phase(run: loop.Run, start) -> tuple[int, scores.Weights]:
     """The best weights of a phase and their step, after training what is missing."""
     weights = scores.Weights(run.phase.abstract_state.params, run.phase.abstract_state.stats)
     weights = abstract_state(weights, sharding.replicated(run.phase.mesh))
-    with contextlib.closing(run.latest), contextlib.closing(run.best):
-        done = _done(run)
-        ended = done == run.phase.total_steps and loop.scored(run, done)
+    checkpoints, stop = (run.latest, run.best, run.stopped), StopSignals()
+    with contextlib.ExitStack() as stack:
+        for kept in checkpoints:
+            stack.enter_context(contextlib.closing(kept))
+        done = loop.last(run)[1]
+        ended = done == run.phase.total_steps and loop.scored(run) == done
         while not ended:
             state, total = _state(run, start), run.phase.total_steps
             say(f"{run.name}: step {state.step} of {total}, {run.config[run.name].objective}")
-            ended = loop.steps(run, state)
-        for checkpoints in (run.latest, run.best):
-            checkpoints.wait()
+            ended = loop.steps(run, state, stop)
+        for kept in checkpoints:
+            kept.wait()
+        run.stopped.clear()
         step = run.best.latest_step()
         assert step is not None, "the last step of a phase is always evaluated"
         return step, run.best.restore(step, weights)
 
 
-def _done(run: loop.Run) -> int | None:
-    """The step of the last checkpoint, for all hosts the first one's word."""
-    step = run.latest.latest_step()
-    step = scores.first_host(-1 if step is None else step)
-    return None if step < 0 else step
-
-
 def _state(run: loop.Run, start) -> TrainState:
     """The state to go on from: that of the last checkpoint, or the first."""
-    if (done := _done(run)) is not None:
-        return run.latest.restore(done, run.phase.abstract_state)
+    checkpoints, done = loop.last(run)
+    if done is not None:
+        return checkpoints.restore(done, run.phase.abstract_state)
     state = run.phase.init(jax.random.key(run.config.seed))
     if start is not None:  # stored, or of the phase before; the average starts there too
         placed = jax.tree.map(lambda leaf: leaf.sharding, run.phase.abstract_state)

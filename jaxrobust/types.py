@@ -14,6 +14,10 @@ Params = dict[str, Array]  # flat, dotted names that mirror timm's
 LogitsFn = Callable[[Array], Array]  # f[B,H,W,C] in [0,1] -> f[B,C]
 Attack = Callable[[LogitsFn, Array, Array, Array], Array]  # (logits_fn, key, images, labels)
 
+# How the forward passes that decide multiply: by default a TPU makes one bfloat16 product of two
+# float32 numbers, and an NVIDIA GPU may make one of TF32.
+VERDICT_PRECISION = "highest"
+
 
 class Batch(NamedTuple):
     """A training batch: `images` f32[B,H,W,C], `labels` i32[B] or soft targets f32[B,C]."""
@@ -57,8 +61,10 @@ class Machine(NamedTuple):
     "random" or an array of points, `query(state) -> points`,
     `loss(state, logits) -> f[B]`, `tell(state, logits, gradient) -> state`,
     `finished(state) -> bool[B]`, `result(state) -> images_adv`.
-    The gradient is that of the *sum* of the losses in the points. A loss f[B, T] asks for T
-    gradients f[B, T, ...]; without a loss (None), `tell` is given None for the gradient.
+    The gradient is that of the *sum* of the losses in the points; without a loss (None), `tell`
+    is given None for it. A loss f[B, T] has T of them, one for each class, of which `tell` is given
+    `(gradient, class i32[B])`: that of least `distance(state, value f[B], gradient, class)`, the
+    first of equals.
     One step is query and tell; with a `check(state, logits) -> state`, it is followed by a second
     query, without gradient, that `check` is told, and only that one's points are adversarial
     examples. `counts(state) -> bool[B]` says whether the point asked for now is inside the ball,
@@ -73,3 +79,4 @@ class Machine(NamedTuple):
     result: Callable[[Any], Array]
     check: Callable[[Any, Array], Any] | None = None
     counts: Callable[[Any], Array] | None = None
+    distance: Callable[[Any, Array, Array, Array], Array] | None = None

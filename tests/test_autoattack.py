@@ -20,11 +20,13 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.evaluation import autoattack, engine, hosts
-from jaxrobust.evaluation.versions import BASE, VERSIONS
+from jaxrobust.evaluation import autoattack, checks, engine, hosts
+from jaxrobust.evaluation.board import Board
+from jaxrobust.evaluation.versions import BASE, VERSIONS, plan
 from tests import paths
 from tests.test_balls import norm_in_float64
 from tests.test_losses import golden_nets, load
+from tools import bench_autoattack
 
 NETS = golden_nets()
 EPSILON = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
@@ -228,6 +230,7 @@ def begin(setting, devices, batch, target=1, restart=1):
         targets=full(target, np.int32),
         restarts=full(restart, np.int32),
         ids=full(5, np.uint32),
+        first=full(0, np.int32),
     )
     root = np.array([0, 3], np.uint32)
     number = np.uint32(engine.NUMBERS[setting.name])
@@ -469,6 +472,35 @@ class SearchTest(parameterized.TestCase):
         result = quick("conv", epsilon=0.0, search_fn=liar, n=24)
         np.testing.assert_array_equal(result.robust, result.clean)
 
+    def test_square_ends_on_the_deciding_networks_word(self):
+        # Too sure of success: as if rounding had moved the logits against the label.
+        def eager(images):
+            logits = NETS["conv"](images)
+            return jnp.where(logits == logits.max(1, keepdims=True), logits - 3, logits)
+
+        path = Path(self.create_tempdir()) / "ledger.jsonl"
+        settings = {"attacks": ("square",), "overrides": {"square": {"steps": 300}}}
+        settings |= {"epsilon": 6 / 255, "n": 24}
+        searched = quick("conv", search_fn=eager, ledger=path, **settings)
+        records = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+        spent = [r["iterations"] for r in records if not r["fooled"] and r["attack"] == "square"]
+        self.assertNotEmpty(spent)
+        self.assertEqual(set(spent), {301})  # the start and 300 queries
+        plain = quick("conv", **settings)
+        # Another margin accepts other windows, and draws decide at the edge.
+        self.assertLessEqual(abs(int(searched.robust.sum() - plain.robust.sum())), 2)
+
+    def test_all_are_attacked_again_if_one_of_a_sample_falls(self):
+        blind = lambda x: jax.lax.stop_gradient(NETS["conv"](x))  # noqa: E731
+        settings = {"epsilon": 8 / 255, "attacks": ("apgd-ce",), "n": 40}
+        with mock.patch("jaxrobust.evaluation.autoattack._SAMPLE", 4):
+            result = quick("conv", search_fn=blind, **settings)
+        np.testing.assert_array_equal(result.robust, quick("conv", **settings).robust)
+        self.assertRegex(
+            result.flags["search-gap"],
+            r"of 4 survivors .*, [1-4] were .*, hence all \d+ were attacked so, and \d+ fell",
+        )
+
     def test_survivors_fooled_in_full_precision_do_not_count_as_robust(self):
         blind = lambda x: jax.lax.stop_gradient(NETS["conv"](x))  # noqa: E731
         result = quick("conv", epsilon=8 / 255, search_fn=blind, attacks=("apgd-ce",), n=24)
@@ -479,6 +511,93 @@ class SearchTest(parameterized.TestCase):
         self.assertEqual(list(result.accuracy_after), ["apgd-ce", "full"])
         self.assertEqual(result.accuracy_after["full"], result.robust.mean())
         self.assertIn("zero-gradients", result.flags)
+
+
+class RefutedTest(parameterized.TestCase):
+    """What a search found and the last forward pass does not confirm."""
+
+    @parameterized.parameters("apgd-ce", "apgd-t", "fab-t", "square")
+    def test_the_attack_goes_on(self, name):
+        settings = {"epsilon": 16 / 255, "attacks": (name,), "n": 24}
+        plain, refused, verified = quick("conv", **settings), set(), checks.verified
+
+        def doubting(points, images, *arguments, **settings):
+            sure, norms = verified(points, images, *arguments, **settings)
+            seen = [image.tobytes() for image in images]
+            sure &= [key in refused for key in seen]  # each image's first is refused
+            refused.update(seen)
+            return sure, norms
+
+        with mock.patch("jaxrobust.evaluation.autoattack.checks.verified", doubting):
+            result = quick("conv", **settings)
+        fooled = plain.clean & ~plain.robust
+        self.assertGreater(fooled.sum(), 3)
+        self.assertLen(refused, fooled.sum())
+        # All but one that only its last point fooled.
+        self.assertGreaterEqual((fooled & ~result.robust).sum(), fooled.sum() - 1)
+        differ = (result.images_adv != plain.images_adv).any(axis=(1, 2, 3))
+        np.testing.assert_array_equal(differ, fooled)
+
+    def test_what_is_never_confirmed_stands_and_is_said(self):
+        calls = []
+
+        def never(points, images, *arguments, **settings):
+            calls.append(len(points))
+            return np.zeros(len(points), bool), np.zeros(len(points))
+
+        with mock.patch("jaxrobust.evaluation.autoattack.checks.verified", never):
+            result = quick("conv", epsilon=8 / 255, attacks=("apgd-ce",), n=24)
+        np.testing.assert_array_equal(result.robust, result.clean)
+        self.assertRegex(result.flags["unconfirmed by apgd-ce"], r"^\d+ images were fooled in the")
+        # 13 points each: a hit at step s is tried again from s + 1, s + 2, s + 4, s + 8 on.
+        self.assertLessEqual(sum(calls), 5 * 24)
+
+    def test_other_jobs_follow(self):
+        board = Board(2, 1, np.array([7]), np.array([[1, 2, 3]], np.int32), 1)
+        points = np.arange(2.0)[:, None, None, None]
+
+        def made(live, fooled, steps):
+            live, fooled, steps = map(np.array, (live, fooled, steps))
+            board.collect(live, fooled, steps, np.zeros(2, bool), lambda: points)
+            return list(board.verdicts())
+
+        self.assertTrue(board.assign())  # targets 1 and 2
+        self.assertEqual(made([True, False], [False, True], [4, 4]), [])  # 2 waits for 1
+        (verdict,) = made([False, True], [True, False], [6, 4])
+        self.assertEqual((verdict.target, verdict.steps, verdict.fooled), (1, 6, True))
+        self.assertFalse(board.assign())
+        board.refute([verdict])
+        self.assertTrue(board.assign())  # target 1 again; 3 is not needed
+        rows = board.rows(np.zeros((8, 1, 1, 1), np.float32), np.zeros(8, int), np.arange(8))
+        np.testing.assert_array_equal(rows.targets, [1, 0])
+        np.testing.assert_array_equal(rows.first, [6, 0])
+        (verdict,) = made([False, True], [False, False], [13, 0])
+        self.assertEqual((verdict.target, verdict.steps, verdict.fooled), (2, 13 + 4, True))
+        self.assertEqual(verdict.adversarial, points[1])
+        board.refute([verdict])
+        self.assertTrue(board.assign())  # 2 again, and 3
+        rows = board.rows(np.zeros((8, 1, 1, 1), np.float32), np.zeros(8, int), np.arange(8))
+        np.testing.assert_array_equal(rows.targets, [2, 3])
+        np.testing.assert_array_equal(rows.first, [4, 0])
+        (verdict,) = made([False, False], [False, False], [13, 13])
+        self.assertEqual((verdict.target, verdict.steps, verdict.fooled), (3, 39, False))
+
+
+class MemoryTest(parameterized.TestCase):
+    def test_untargeted_fab_keeps_one_gradient_whatever_the_number_of_classes(self):
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("slots",))
+        (setting,) = plan("l2", "plus", ["fab"], None)
+        temporary, image = [], (16, 16, 3)
+        for classes in (10, 100):
+            weights = jax.ShapeDtypeStruct((16 * 16 * 3, classes), np.float32)
+            logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
+            step, arguments, _ = bench_autoattack.abstract_step(
+                mesh, engine._program_of(setting), logits_fn, slots=32, image=image
+            )
+            memory = step.lower(*arguments).compile().memory_analysis()
+            temporary.append(memory.temp_size_in_bytes)
+        gradient = 4 * 32 * 16 * 16 * 3  # bytes; 90 more of them before, twice
+        self.assertLess(temporary[1] - temporary[0], 3 * gradient)
 
 
 class MessagesTest(parameterized.TestCase):

@@ -1,10 +1,13 @@
+import math
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import augment, build
+from jaxrobust.types import Classifier
 from tests.test_step import batch_of, small_config, standard
 
 
@@ -74,11 +77,70 @@ class BatchAugmentationTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, message):
             build.phase(small_config(**changes), "train", 1000, devices=jax.devices()[:1])
 
+    def test_refuses_float16(self):
+        """Nothing scales the loss: a gradient of 1e-8 would be 0."""
+        with self.assertRaisesRegex(ValueError, "model.dtype='float16' cannot train.*'bfloat16'"):
+            build.phase(small_config(model__dtype="float16"), "train", 80)
+
     def test_refuses_a_part_of_the_batch_that_has_no_pairs(self):
         config = small_config(mixup__mixup=0.8, mixup__group=8)
         message = "does not divide the 1 images of a device; use train.batch_size=64"
         with self.assertRaisesRegex(ValueError, message):
             build.phase(config, "train", 80, devices=jax.devices())
+
+
+def products(jaxpr) -> int:
+    """The multiply-adds of all products of matrices in a program, as often as they run."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            total += equation.outvars[0].aval.size * math.prod(shape[i] for i in contracted)
+        assert equation.primitive.name not in ("while", "conv_general_dilated"), "not counted"
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        inner = [getattr(value, "jaxpr", value) for value in equation.params.values()]
+        total += times * sum(products(part) for part in inner if hasattr(part, "eqns"))
+    return total
+
+
+class FlopsTest(parameterized.TestCase):
+    """What a step multiplies, counted in its program."""
+
+    widths = (4 * 4 * 3, 16, 32, 10)
+
+    def network(self, config):
+        sizes = list(zip(self.widths, self.widths[1:], strict=False))
+
+        def init(key):
+            params = {str(i): 0.1 * jax.random.normal(key, size) for i, size in enumerate(sizes)}
+            return params, {"normalize.mean": jnp.zeros(3)}
+
+        def apply(params, stats, images, *, train=False, key=None):
+            x = images.reshape(len(images), -1)
+            for i in range(len(sizes)):
+                x = jnp.tanh(x @ params[str(i)])
+            return x, stats
+
+        return Classifier(init, apply)
+
+    @parameterized.product(
+        objective=("clean", "adversarial", "trades"),
+        attack=(("apgd", 1), ("apgd", 3), ("pgd", 1), ("pgd", 4), ("fgsm", 2)),
+    )
+    def test_are_those_of_the_step(self, objective, attack):
+        changes = {"attack__name": attack[0], "attack__steps": attack[1], "model__image_size": 4}
+        changes |= {"attack__start": "random", "train__objective": objective}
+        config = small_config(**changes)
+        with mock.patch.object(build, "network", self.network), standard():
+            phase = build.phase(config, "train", 80, devices=jax.devices()[:1])
+            arguments = build.abstract_arguments(config, "train", phase)
+            with jax.set_mesh(phase.mesh):
+                program = jax.make_jaxpr(phase.step)(*arguments)
+            counted = build.flops_per_image(config, "train")
+        # The update needs no gradient in the pixels: the first layer's product is not made.
+        first = self.widths[0] * self.widths[1] * (2 if objective == "trades" else 1)
+        self.assertEqual(2 * (products(program.jaxpr) / 8 + first), counted)
 
 
 class AttackLabelsTest(absltest.TestCase):

@@ -180,7 +180,9 @@ class FileTest(Case):
 
     def call(self, *extra, code=0) -> tuple[str, str]:
         printed, said = io.StringIO(), io.StringIO()
-        arguments = ["--weights", str(self.weights), "--against", str(self.theirs), *extra]
+        arguments = ["--weights", str(self.weights), *extra]
+        if not any(word.startswith("--against") for word in extra):
+            arguments += ["--against", str(self.theirs)]
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
             try:
                 certificate.main(arguments)
@@ -221,15 +223,21 @@ class FileTest(Case):
     def test_loaders_say_it(self):
         self.assertIsNone(certificates.said(self.weights))
         self.call("--model=convnext_n", "--image-size=32")
-        config = judge.model_config("convnext_n")
+        config = judge.model_config("convnext_n", self.weights)
         config.model.update(num_classes=5, image_size=32)
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
             judge.file_weights(config, self.weights)
         self.assertIn("ours.certificate.json: agrees with", said.getvalue())
+        self.assertEqual(certificates.network(self.weights), ("convnext_n", {}))
+        path, strides = certificates.beside(self.weights), {"downsample_strides": [1, 1]}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"options": strides}))
+        config = judge.model_config("convnext_n", self.weights)  # of an exported module's .pt
+        self.assertEqual(config.model.options, strides)
         changed = self.params | {"head.fc.bias": np.ones(5, np.float32)}
         save_file(changed | self.stats, self.weights)
         self.assertRegex(certificates.said(self.weights), "belongs to another file than ours.safe")
+        self.assertIsNone(certificates.network(self.weights))
         certificates.beside(self.weights).write_text('{"files": 3}')
         with self.assertRaisesRegex(ValueError, "ours.certificate.json is damaged .*; remove it"):
             certificates.said(self.weights)

@@ -79,7 +79,7 @@ class CreateErrorsTest(parameterized.TestCase):
         ({"stem_strides": (2, 2)}, "needs 1 entries"),
         ({"depths": (1, 1)}, "must have the same length"),
         ({"stem_widths": (8,), "stem_strides": (1,)}, "must be dims"),
-        ({"depths": 3}, "depths=3 must be a tuple of positive integers"),
+        ({"depths": 3}, "depths=3 of convnext_n must be a tuple of integers"),
         ({"stem_strides": (0,)}, r"stem_strides=\(0,\) must be a tuple of positive"),
         ({"in_channels": 0}, "in_channels=0 must not be"),
         ({"dtype": "bf16"}, "not a compute type; one of"),

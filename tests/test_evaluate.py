@@ -15,13 +15,27 @@ import grain  # noqa: F401  # defines flags, which `flagsaver` must not see for 
 import jax
 import numpy as np
 from absl.testing import absltest, flagsaver, parameterized
+from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from jaxrobust import build, commandline, data, evaluate, judge, launch, models, scores
+from jaxrobust import (
+    build,
+    commandline,
+    data,
+    distribution,
+    evaluate,
+    initial,
+    judge,
+    launch,
+    models,
+    scores,
+)
 from jaxrobust.checkpoint import Checkpoints
+from jaxrobust.models.positions import resized
 from tests import test_train as training
 
 ROOT = Path(__file__).resolve().parents[1]
+STRIDES = {"downsample_strides": (1, 1)}  # the same weights, another network
 
 
 def call(**given) -> tuple[int, str, str]:
@@ -187,14 +201,17 @@ class RunTest(parameterized.TestCase):
         (8, "bicubic-1.0", "bicubic-1.0"),
         (12, "bicubic-1.0", "bicubic-1.0"),
         (8, "bicubic-8-crop-8", "bicubic-8-crop-8"),
-        (12, "bicubic-8-crop-8", None),
+        (12, "bicubic-8-crop-8", None, True),
         (8, None, None),
     )
-    def test_a_run_is_evaluated_as_it_was_tested(self, size, its, expected):
+    def test_a_run_is_evaluated_as_it_was_tested(self, size, its, expected, dropped=False):
         origin = judge.Values(model=judge.Values(image_size=8), data={"preprocessing": its})
         config = judge.Values(model=judge.Values(image_size=size))
         source = data.open_source("digits", "test")
-        self.assertEqual(judge.preprocessing(origin, config, source), expected)
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            self.assertEqual(judge.preprocessing(origin, config, source), expected)
+        self.assertEqual("bicubic-8-crop-8 is for another image size" in said.getvalue(), dropped)
 
     def test_other_data_preprocessing_and_size(self):
         other = {"dataset": "fake:12x12x1", "attack": "clean", "n": 16}
@@ -269,14 +286,19 @@ class RunTest(parameterized.TestCase):
         ({"search_dtype": "bfloat16", "attack": "pgd-2"}, "no effect on --attack=pgd-2"),
         ({"epsilon": "4"}, "write 4/255"),
         ({"epsilon": "-1"}, "epsilon=-1.0 is not a radius"),
-        ({"epsilon": "4/0"}, "epsilon=nan is not a radius"),
+        ({"epsilon": "4/0"}, "--epsilon=4/0 is not a number"),
+        ({"epsilon": "nan"}, "epsilon=nan is not a radius"),
+        ({"options": "{}"}, "--options would replace the run's own"),
         ({"epsilon": "four"}, "--epsilon=four is not a number; write one, or a fraction"),
         ({"epsilon": "4/255/2"}, "--epsilon=4/255/2 is not a number"),
         ({"norm": "l3", "epsilon": "1"}, "norm='l3' is unknown"),
         ({"norm": "l2"}, "give --epsilon"),
+        ({"norm": "Linf"}, "norm='Linf' is unknown"),
+        ({"attack": "pgd-99999999999999999999"}, "--attack=pgd-9+ is unknown"),
         ({"n": -1}, "--n=-1 must be at least 0"),
         ({"batch": 0}, "--batch=0 must be at least 1"),
         ({"seed": -1}, "--seed=-1 must be at least 0"),
+        ({"seed": 2**32 + 1}, r"--seed=4294967297 must be below 2\^32"),  # draws what 1 draws
         ({"phase": "test"}, "--phase=test is unknown; one of pretrain, train"),
         ({"preprocessing": "Res9"}, "unknown preprocessing 'Res9'"),
         ({"dataset": "digitz"}, "digitz"),
@@ -326,6 +348,55 @@ class RunTest(parameterized.TestCase):
         self.assertRegex(said, message)
 
 
+class AnotherSizeTest(parameterized.TestCase):
+    """A run whose network knows the size of its images, evaluated at another one."""
+
+    def run_of(self, name, **options) -> tuple[Path, dict[str, np.ndarray]]:
+        """A run for 8 px, and its best weights."""
+        config = training.tiny(model__name=name, model__options=ConfigDict(options))
+        workdir = Path(self.create_tempdir()) / "run"
+        with contextlib.closing(Checkpoints(workdir / "train" / "best")) as best:
+            weights = scores.Weights(*jax.jit(build.network(config).init)(jax.random.key(7)))
+            best.save(3, weights, {})
+            best.wait()
+        (workdir / "config.json").write_text(config.to_json())
+        return workdir, jax.device_get(weights.params | weights.stats)
+
+    def test_positions_are_resized(self):
+        options = {"dim": 8, "depth": 1, "heads": 2, "stem_strides": (2,)}
+        workdir, trained = self.run_of("vit_s", **options)
+        positions = resized(trained["pos_embed"], (1, 37, 8))
+
+        with self.subTest("as those of files"):
+            config = judge.run_config(workdir)
+            config.model["image_size"] = 12
+            _, weights = judge.run_weights(config, workdir, None)
+            ours = jax.device_get(weights.params | weights.stats)
+            self.assertEqual(ours.keys(), trained.keys())
+            for name, array in (trained | {"pos_embed": positions}).items():
+                np.testing.assert_array_equal(ours[name], array, err_msg=name)
+
+        with self.subTest("by the command"):
+            given = {"dataset": "fake:12x12x1", "image_size": 12, "preprocessing": "none"}
+            out = self.create_tempdir().full_path
+            code, _, said = call(workdir=str(workdir), attack="clean", n=16, out=out, **given)
+            self.assertEqual(code, 0, said)
+
+        with self.subTest("where another run starts from these weights"):
+            own = {"model__name": "vit_s", "model__options": ConfigDict(options)}
+            changes = {"model__image_size": 12, "init__weights": str(workdir)}
+            start, _ = initial.of_config(training.tiny(**own, **changes))
+            self.assertEqual(start.resized, {"pos_embed": ((1, 17, 8), (1, 37, 8))})
+            np.testing.assert_array_equal(start.params["pos_embed"], positions)
+
+    def test_a_larger_window_is_refused(self):
+        options = {"dim": 8, "depths": (1,), "heads": (2,), "patch": 2, "window": 7}
+        workdir, _ = self.run_of("swin_b", **options)
+        code, _, said = call(workdir=str(workdir), dataset="fake:12x12x1", image_size=12)
+        self.assertEqual(code, 2)
+        self.assertRegex(said, "--image_size=12: (?s:.*)a window of 4 do not reach all of one of 6")
+
+
 class FileTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -358,6 +429,66 @@ class FileTest(parameterized.TestCase):
         self.assertEqual(record["weights"], "weights.safetensors")
         self.assertEqual(record["model"]["image_size"], 8)
         self.assertIn(f"clean            {clean:7.1%}", printed)
+
+    def test_options_travel_with_the_weights(self):
+        """With the row's own strides they are an accuracy too, of a network that never was."""
+        net = models.create("convnext_n", num_classes=10, image_size=8, in_channels=1, **STRIDES)
+        digits = data.open_source("digits", "test")
+        (batch,) = data.evaluation_batches(digits, batch_size=16, image_size=8, limit=16)
+        logits = [
+            np.asarray(apply(self.params, self.stats, batch.images / np.float32(255))[0])
+            for apply in (jax.jit(net.apply), self.apply)
+        ]
+        clean, wrong = (float(np.mean(rows.argmax(-1) == batch.labels)) for rows in logits)
+        self.assertNotEqual(clean, wrong)
+        arrays = {k: np.array(v) for k, v in (self.params | self.stats).items()}
+        file = self.folder / "says.safetensors"
+        save_file(arrays, file, metadata=distribution.metadata("convnext_n", STRIDES))
+        given = self.given | {"weights": str(file), "n": 16, "attack": "clean"}
+        code, _, said = call(**given)
+        self.assertEqual(code, 0, said)
+        (record,) = scores.results(self.folder / "out")
+        self.assertEqual(record["clean"], clean)
+        self.assertEqual(record["model"]["options"], {"downsample_strides": [1, 1]})
+        with self.subTest("a flag that says the same is the same evaluation"):
+            same = "{'downsample_strides': (1, 1), 'drop_path': .1}"
+            code, _, said = call(**given, options=same)
+            self.assertEqual(code, 0, said)
+            self.assertIn("done before", said)
+        with self.subTest("a flag that says otherwise"):
+            code, _, said = call(**given, options="{}")
+            self.assertEqual(code, 2)
+            self.assertRegex(
+                said,
+                r"says.safetensors holds the weights of convnext_n with downsample_strides=\[1, "
+                r"1\], as is .*, not of convnext_n without options; leave out the flag that says",
+            )
+        with self.subTest("a flag for a file of another writer, which does not say"):
+            save_file(arrays, file, metadata={"format": "pt", "options": "[]"})
+            config = judge.model_config("convnext_n", file, STRIDES)
+            self.assertEqual(config.model.options, {"downsample_strides": [1, 1]})
+            self.assertEmpty(judge.model_config("convnext_n", file).model.options)
+
+    @parameterized.parameters(
+        ("{", "--options={ is no dict; write one such as"),
+        ("[]", r"--options=\[\] is no dict"),
+        ("{'strides': 3}", r"unknown option \['strides'\] for convnext_n; it takes"),
+        ("{'dims': 'abc'}", "dims='abc' of convnext_n must be a tuple of integers"),
+    )
+    def test_mistakes_in_options(self, options, message):
+        code, _, said = call(**self.given, options=options)
+        self.assertEqual(code, 2, said)
+        self.assertRegex(said, message)
+        self.assertEqual(said.count("\n"), 1, said)
+
+    def test_another_architecture_of_the_same_shapes(self):
+        """XCiT with patches of 4 px has the names and shapes of XCiT with 16 px."""
+        file = self.folder / "xcit.safetensors"
+        save_file({"a": np.zeros(1, "f")}, file, metadata=distribution.metadata("xcit_n12", {}))
+        code, _, said = call(**self.given | {"model": "xcit_n12_p4", "weights": str(file)})
+        self.assertEqual(code, 2)
+        self.assertIn("holds the weights of xcit_n12 without options, as is", said)
+        self.assertIn("not of xcit_n12_p4 without options; leave out", said)
 
     @parameterized.parameters(
         ({"dataset": None}, "--model needs --dataset NAME"),

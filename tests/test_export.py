@@ -18,7 +18,7 @@ import pytest
 from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
-from jaxrobust import build, convert, files, models, optim, records, scores, step
+from jaxrobust import build, convert, distribution, files, models, optim, records, scores, step
 from jaxrobust.checkpoint import Checkpoints
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
 from tests import parity, paths
@@ -68,7 +68,9 @@ class Case(parameterized.TestCase):
     def call(self, *arguments, code=0) -> tuple[dict, str]:
         """The object of --json, and what stands on stderr."""
         printed, said, ended = io.StringIO(), io.StringIO(), 0
-        fixed = [f"--out={self.out}", "--nocertificate", "--json"]
+        fixed = ["--nocertificate", "--json"]
+        if not any(str(word).startswith("--out") for word in arguments):
+            fixed.append(f"--out={self.out}")
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
             try:
                 export_torch.main([*fixed, *map(str, arguments)])
@@ -114,6 +116,22 @@ class LayoutTest(FileCase):
         self.assertEqual(arrays.keys(), expected.keys())
         for key, array in arrays.items():
             np.testing.assert_array_equal(array, expected[key], err_msg=key)
+
+    def test_options_come_from_the_weights(self):
+        """A file says that it holds another network's, and timm's layout would hide that."""
+        strides = {"downsample_strides": [1, 1]}
+        save_file(
+            self.params | self.stats,
+            self.file,
+            metadata=distribution.metadata("convnext_n", strides),
+        )
+        _, said = self.export("--layout=timm", code=2)
+        self.assertIn("has downsample_strides=(1, 1) instead of ()", said)
+        _, said = self.export("--layout=timm", "--options={}", code=2)
+        self.assertIn("leave out the flag that says otherwise", said)
+        self.save(self.stats)
+        _, said = self.export("--layout=timm", f"--options={strides}", code=2)
+        self.assertIn("has downsample_strides=(1, 1) instead of ()", said)
 
     def test_module(self):
         self.export("--layout=module")

@@ -56,9 +56,12 @@ def drive(machine, logits_fn, state, steps):
         values, pull, logits = jax.vjp(loss, machine.query(state), has_aux=True)
         if values.ndim == 1:
             (gradient,) = pull(jnp.ones_like(values))
-        else:
+        else:  # the gradients of all classes at once, then the least distance
             pick = jax.vmap(jnp.diag)(jnp.ones_like(values)).swapaxes(0, 1)  # C, B, C
-            gradient = jax.vmap(pull, out_axes=1)(pick)[0]
+            every, classes = jax.vmap(pull)(pick)[0], jnp.arange(values.shape[1])
+            distances = [machine.distance(state, values[:, c], every[c], c) for c in classes]
+            which = jnp.argmin(jnp.stack(distances), axis=0)
+            gradient = every[which, jnp.arange(len(which))], which.astype(jnp.int32)
         told = machine.tell(state, logits, gradient)
         logits = logits_fn(machine.query(told))
         state = machine.check(told, logits)
@@ -539,7 +542,15 @@ class PropertyTest(parameterized.TestCase):
         shape = (16, 4, 4, 3) if targeted else (16, 5, 4, 4, 3)
         gradient = jax.random.normal(jax.random.key(0), shape)
         where = (3, 1, 1, 1) if targeted else (3, (int(self.labels[3]) + 1) % 5, 1, 1, 1)
-        tell = jax.jit(machine.tell)
+
+        @jax.jit
+        def tell(state, logits, gradient):
+            if targeted:
+                return machine.tell(state, logits, gradient)
+            pull = lambda g: (gradient[:, jnp.argmax(g[0])],)  # noqa: E731
+            values = machine.loss(state, logits)
+            return machine.tell(state, logits, fab.nearest(machine, state, values, pull))
+
         good, others = tell(state, logits, gradient), np.arange(16) != 3
         self.assertTrue((good.points != self.images).any(axis=(1, 2, 3)).all())
         for bad in (jnp.nan, jnp.inf, -jnp.inf):

@@ -9,10 +9,12 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
+from jaxrobust import train
 from jaxrobust.data import decoding, folder, imagenet, sources
 from tests.datasets import image_bytes, write_tree
 from tests.images import torchvision
 from tests.paths import NO_SHARED, SHARED
+from tests.test_train import tiny
 
 PHOTOGRAPHS = SHARED / "data" / "imagenet_samples"
 
@@ -38,6 +40,56 @@ class FolderTest(parameterized.TestCase):
         return [os.path.relpath(source.describe(i), self.root) for i in range(len(source))]
 
 
+class ForeignClassesTest(FolderTest):
+    """Training on some classes, selection on others."""
+
+    def setUp(self):
+        super().setUp()
+        write_tree(self.root / "train", [f"{c}/{i}.jpg" for c in "abcd" for i in range(5)])
+        write_tree(self.root / "val", [f"{c}/0.jpg" for c in "abcd"])
+
+    def between(self, train, other):
+        return sources.foreign_classes(self.open(train), self.open(other))
+
+    def test_parts_of_a_folder_are_refused(self):
+        with self.assertRaisesRegex(
+            sources.DataError,
+            r"100% of the records of .* split 'train\[75%:\]' are of 1 classes that split "
+            r"'train\[:75%\]' has no record of.*sorted by class; give another split, or lists",
+        ):
+            self.between("train[:75%]", "train[75%:]")
+
+    def test_a_few_are_told(self):
+        self.assertIn("25% of the records", self.between("train[:75%]", "val"))
+        with self.assertRaisesRegex(sources.DataError, "75% of the records .* of 3 classes"):
+            self.between("train[:25%]", "val")
+
+    def test_one_class_of_many_is_told(self):
+        write_tree(self.root / "train", [f"d/{i}.jpg" for i in range(5, 15)])
+        # The last class is on both sides, the others are on one.
+        self.assertIn("holds 1 of the 4 classes", self.between("train[:20]", "train[20:]"))
+        self.assertEqual(self.between("train[:20]", "train[24:]"), "")  # 6 records might be so
+
+    def test_nothing_to_say(self):
+        self.assertEqual(self.between("train", "val"), "")
+        (self.root / "ids").write_text("".join(f"{c}/4.jpg\n" for c in "abcd"))
+        self.assertEqual(self.between("train", f"train@{self.root}/ids"), "")
+        unknown = sources.open_source("digits", "train[:5]")
+        self.assertEqual(
+            sources.foreign_classes(unknown, sources.open_source("digits", "test")), ""
+        )
+
+    def test_the_trainer_asks(self):
+        config = tiny(data__name=self.name, data__augmentation="resized-crop")
+        with config.unlocked():
+            config.model.update(num_classes=4, in_channels=3)
+            config.data.update(train_split="train[:75%]", selection_split="train[75%:]")
+            config.data.test_split = "val"
+            config.train.update(batch_size=8, epochs=1, warmup_epochs=0)
+        with self.assertRaisesRegex(sources.DataError, "has no record of"):
+            train.check(config, ["train"], self.root)
+
+
 class ReadingTest(FolderTest):
     def test_records_are_the_files(self):
         write_tree(self.root / "train", ["cat/1.jpg", "cat/0.png", "ape/x.jpeg"])
@@ -51,6 +103,28 @@ class ReadingTest(FolderTest):
         self.assertEqual(source[2].image, image_bytes(0))
         self.assertEqual(source.read([2, 0, 2]), [source[2], source[0], source[2]])
         self.assertEqual(pickle.loads(pickle.dumps(source)).read([1]), [source[1]])
+
+    def test_the_hash_is_of_names_and_order(self):
+        def of(root, names, split="all", **options):
+            write_tree(self.root / root, names, b"x")
+            return sources.open_source(f"folder:{self.root / root}", split, **options).files_sha256
+
+        names = ["a/1.jpg", "a/2.jpg", "b/1.jpg"]
+        same = of("one", names)
+        self.assertEqual(of("elsewhere", names), same)
+        (self.root / "one" / "a" / "1.jpg").write_bytes(b"other")  # may have been repaired
+        (self.root / "listed").write_text("b\na\n")
+        others = [
+            of("renamed", ["a/1.jpg", "a/3.jpg", "b/1.jpg"]),
+            of("moved", ["a/1.jpg", "b/1.jpg", "b/2.jpg"]),
+            of("class", ["a/1.jpg", "a/2.jpg", "c/1.jpg"]),
+            of("fewer", names[1:]),
+            of("one", [], "all[:2]"),
+            of("one", [], "all[1:]"),
+            of("one", [], classes=str(self.root / "listed")),
+        ]
+        self.assertEqual(of("one", []), same)
+        self.assertLen({same, *others}, 1 + len(others))
 
     def test_what_counts_as_an_image(self):
         files = ["a/1.JPEG", "a/deep/er/2.Png", "a/deep/0.webp", "a/z.tiff", "a/a.BMP", "b/1.jpg"]
@@ -101,6 +175,20 @@ class ReadingTest(FolderTest):
         self.assertEqual({record.label for record in self.open("train[:50%]")}, {0})
         self.assertEqual(self.paths(self.open("train[9:11]")), ["train/a/9.jpg", "train/b/0.jpg"])
         self.assertLen(self.open("train[-5%:]"), 1)
+
+    def test_labels_are_known_before_reading(self):
+        write_tree(self.root / "train", ["a/0.jpg", "b/0.jpg", "b/1.jpg", "c/0.jpg"])
+        (self.root / "ids").write_text("c/0.jpg\na/0.jpg\n")
+        (self.root / "classes").write_text("c\nb\n")
+        for split, options in (
+            ("train", {}),
+            ("train[1:]", {}),
+            (f"train@{self.root}/ids", {}),
+            ("train[:2]", {"classes": f"{self.root}/classes"}),
+        ):
+            source = self.open(split, **options)
+            read = [record.label for record in source]
+            self.assertEqual(source.labels.tolist(), read, split)
 
     def test_splits_there(self):
         self.assertEqual(folder.splits_there(self.root / "nowhere"), [])

@@ -103,6 +103,91 @@ class TrainingTest(absltest.TestCase):
         np.testing.assert_allclose(losses(folder / "eight"), losses(folder / "two"), rtol=1e-5)
 
 
+@pytest.mark.slow
+class DataTest(absltest.TestCase):
+    def test_hosts_of_other_data_are_refused(self):
+        """What trained to the end in silence, or died in Gloo's stack trace."""
+        folder = Path(self.create_tempdir())
+        digits = sources.open_source("digits", "train[:260]")
+        for process, count in enumerate((256, 260)):
+            for index in range(count):
+                path = folder / str(process) / "all" / f"class{index % 10}" / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(digits[index].image)
+        changes = {f"data__{key}_split": "all" for key in ("train", "selection", "test")}
+        changes |= {"data__name": "folder:data", "data__augmentation": "basic"}
+        command = written(folder, model__in_channels=3, **changes)
+        own = (
+            "import os\n\nos.chdir(os.path.join(os.path.dirname(__file__), os.environ[PROCESS]))\n"
+        )
+        path = folder / "config.py"
+        path.write_text(own.replace("PROCESS", "'JAX_PROCESS_ID'") + path.read_text())
+        command += [f"--workdir={folder / 'run'}"]
+        for process in (0, 1):
+            (folder / str(process) / "data").symlink_to(folder / str(process))
+        codes, said = wait(pod(2, 1, command))
+        self.assertEqual(codes, [2, 2], said)
+        words = "data.train_split.records is {} there, {} here; .*Give every host the same data set"
+        self.assertRegex(said[0], words.format(260, 256))
+        self.assertRegex(said[1], words.format(256, 260))
+
+        (folder / "1" / "data").unlink()
+        codes, said = wait(pod(2, 1, command))
+        self.assertEqual(codes, [2, 2], said)
+        for words in said:
+            self.assertRegex(words, "jaxrobust: .*the directory data does not exist")
+        self.assertFalse((folder / "run").exists())
+
+
+# Steps 6 to 8 update nothing, one more than may be; host 1 is asked to stop after so many steps.
+TROUBLE = """
+import os, signal, sys
+from pathlib import Path
+from jaxrobust.launch import join_hosts
+join_hosts()
+import jax
+from jaxrobust import loop, train
+from tests.test_resume import one_phase, poisoned
+
+real, left = loop.device_batch, [int(sys.argv[2])]
+
+def device_batch(mesh, batch):
+    left[0] -= 1
+    if left[0] == 0 and jax.process_index() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return real(mesh, batch)
+
+loop.device_batch = device_batch
+config = one_phase(trouble__skips=2, trouble__rollbacks=1, test__steps=1)
+with poisoned([5, 6, 7]), jax.numpy_dtype_promotion("standard"):
+    try:
+        train.run(config, Path(sys.argv[1]))
+    except loop.Preempted as error:
+        print(error, file=sys.stderr)
+        sys.exit(75)
+"""
+
+
+@pytest.mark.slow
+class TroubleTest(absltest.TestCase):
+    def test_hosts_stop_in_trouble_and_go_back_together(self):
+        folder = Path(self.create_tempdir())
+        codes, said = wait(start(2, 1, ["-c", TROUBLE, str(folder / "whole"), "-1"]))
+        self.assertEqual(codes, [0, 0], said)
+        codes, said = wait(start(2, 1, ["-c", TROUBLE, str(folder / "stopped"), "7"]))
+        self.assertEqual(codes, [75, 75], said)
+        for text in said:
+            self.assertRegex(text, r"stopped after step 7 of 12, saved .*the last 2 in a row")
+        self.assertLen(list((folder / "stopped" / "train" / "stopped").iterdir()), 1)
+        codes, said = wait(start(2, 1, ["-c", TROUBLE, str(folder / "stopped"), "-1"]))
+        self.assertEqual(codes, [0, 0], said)
+        self.assertRegex(said[0], "train: step 7 of 12(.*\n)*.*Back to step 4(.*\n)*train: step 4")
+        bench_resume.same(
+            *(bench_resume.outcome(folder / k, phases=("train",)) for k in ("whole", "stopped")),
+            "a run that was stopped in trouble",
+        )
+
+
 @pytest.mark.matrix
 class KillsTest(absltest.TestCase):
     """One host dies with -9 while both write a checkpoint; as a scheduler does, the other after."""

@@ -92,7 +92,8 @@ class LocalCase(parameterized.TestCase):
         return download.fetch(source or self.url, tell=self.said.append, **how).path
 
     def left(self) -> list[str]:
-        return [p.name for p in sorted((self.folder / "cache").rglob("*")) if p.is_file()]
+        files = [p for p in sorted((self.folder / "cache").rglob("*")) if p.is_file()]
+        return [p.name for p in files if p.suffix != ".lock"]
 
 
 class UrlTest(LocalCase):
@@ -112,6 +113,19 @@ class UrlTest(LocalCase):
         self.server.asked.clear()
         self.assertEqual(self.fetch().read_bytes(), CONTENT)
         self.assertEqual([asked[2] for asked in self.server.asked], ["bytes=100000-"])
+
+    def test_two_at_once(self):
+        """Which wrote into each other's file: the first to end took it with holes."""
+        asked = []
+
+        def tell(line):
+            with self.assertRaisesRegex(ValueError, f"the download of {self.url} is in use by"):
+                self.fetch()
+            asked.append(line)
+
+        download.fetch(self.url, tell=tell)
+        self.assertNotEmpty(asked)
+        self.assertEqual(self.fetch().read_bytes(), CONTENT)
 
     def test_a_file_that_changed_starts_again(self):
         self.server.cut_after = [100_000, 0, 0, 0, 0, 0]
@@ -278,6 +292,42 @@ class ImportTest(LocalCase):
             self.assertIsNone(config[unknown], unknown)
         self.assertIn("70 arrays from the stored weights", printed)
         self.assertIn("none is stored: raw [0, 1] images; --normalize imagenet", printed)
+
+    def test_options_travel_with_the_weights(self):
+        self.assertEqual(self.call()[0]["options"], {})
+        strides, self.out = {"downsample_strides": [1, 1]}, self.folder / "other"
+        done, _ = self.call(f"--options={strides | {'drop_path': 0.1}}")
+        self.assertEqual(done["options"], strides)
+        self.assertEqual(distribution.about(self.out)["options"], strides)
+        file = self.out / "weights.safetensors"
+        self.assertEqual(distribution.network(file), ("convnext_n", strides))
+        self.out = self.folder / "third"
+        self.assertEqual(self.call(source=file)[0]["options"], strides)
+        self.refused("holds the weights of convnext_n with .*, not of", "--options={}", source=file)
+        self.refused("unknown option .'strides'.", "--options={'strides': 3}")
+        self.refused("--options={ is no dict", "--options={")
+        self.refused(r"--seed=4294967296 must be from 0 to 2\^32 - 1", f"--seed={2**32}")
+
+    def test_what_is_damaged(self):
+        folder = Path(self.call()[0]["out"])
+        config = json.loads((folder / "config.json").read_text())
+        for change in (
+            {"options": [3]},
+            {"num_classes": 10.0},
+            {"architecture": None},
+            {"norm": 3},
+        ):
+            (folder / "config.json").write_text(json.dumps(config | change))
+            (key,) = change
+            with self.assertRaisesRegex(ValueError, f"config.json is damaged .{key}=.*; import"):
+                distribution.about(folder)
+        del config["norm"]
+        (folder / "config.json").write_text(json.dumps(config))
+        self.assertIsNone(distribution.about(folder)["norm"])
+        for text in ("{", "[]", '{"architecture": "convnext_n"}', '{"options": 3}'):
+            save_file(weights(), self.file, metadata={"jaxrobust.network": text})
+            with self.assertRaisesRegex(ValueError, "its metadata jaxrobust.network is damaged"):
+                distribution.network(self.file)
 
     def test_again_is_the_same_but_nothing_is_overwritten(self):
         self.assertEqual(self.call()[0]["sha256"], self.call()[0]["sha256"])

@@ -1,16 +1,20 @@
 """Stored weights as the start of a run, and an imported folder before the evaluation."""
 
+import contextlib
+import io
 import json
+import re
 from pathlib import Path
+from types import MappingProxyType
 from unittest import mock
 
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
-from jaxrobust import convert, distribution, initial, loop, models, records, scores
+from jaxrobust import convert, distribution, initial, judge, loop, models, records, scores
 from jaxrobust.models.positions import resized
 from tests import test_train as training
 from tests.test_evaluate import call
@@ -118,9 +122,9 @@ class StartTest(parameterized.TestCase):
         seen = []
         real = loop.steps
 
-        def steps(run, state):
+        def steps(run, state, stop):
             seen.append(jax.device_get(state._replace(key=0)))
-            return real(run, state)
+            return real(run, state, stop)
 
         with mock.patch.object(loop, "steps", steps):
             said = training.quiet_run(config, self.workdir)
@@ -157,6 +161,10 @@ class StartTest(parameterized.TestCase):
             said, state = self.run_to_first_step(tiny(source))
             self.assertEqual(records.weights_sha256(state.params, state.stats), best)
             self.assertRegex(said, r"starting from .*run \(train, step 4, ema\)")
+            config = tiny(source).unlock()
+            config.model.options.dims = (16,)
+            with self.assertRaisesRegex(ValueError, r"dims=\[8\].*, and the config .*dims=\[16\]"):
+                initial.of_config(config)
 
     def test_from_random_weights_as_before(self):
         training.quiet_run(tiny(None), self.workdir)
@@ -214,6 +222,94 @@ class StartTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "float16 .*where rounding .*--cast"):
             initial.of_config(tiny(self.stored(halves)))
 
+    def test_refuses_other_options_of_the_same_shapes(self):
+        """`stem_strides` changes no shape of a ConvStem, nor do the strides between stages."""
+        cvst = {"stem_widths": (4, 8), "depths": (1,), "dims": (8,)}
+        arrays = weights("convnext_n_cvst", image_size=8, in_channels=1, **cvst)
+        theirs = {"stem_strides": [2, 2]} | {k: list(v) for k, v in cvst.items()}
+        told = {"architecture": "convnext_n_cvst", "options": theirs}
+
+        def config(**options):
+            changed = tiny(self.folder / "imported", model__name="convnext_n_cvst").unlock()
+            changed.model.options = cvst | options
+            return changed
+
+        distribution.write(self.folder / "imported", *split(arrays), FOLDER | told)
+        initial.of_config(config(stem_strides=(2, 2), drop_path=0.1))
+        with self.assertRaisesRegex(
+            ValueError,
+            r"they are those of convnext_n_cvst with .*stem_strides=\[2, 2\].*, and the config "
+            r"has convnext_n_cvst with (?!.*\[2, 2\]).*; set model.options to theirs",
+        ):
+            initial.of_config(config())
+        initial.of_config(config(stem_strides=(1, 1)))  # said, so meant
+        changed = config(stem_strides=(1, 1))
+        changed.init.stem = "fresh"
+        initial.of_config(changed)
+        with (
+            self.subTest("so does the file alone"),
+            self.assertRaisesRegex(ValueError, "set model.op"),
+        ):
+            changed = config()
+            changed.init.weights = str(self.folder / "imported" / distribution.WEIGHTS)
+            initial.of_config(changed)
+
+
+class OtherNamesTest(parameterized.TestCase):
+    """Weights serve every network of their family and shapes, whatever its name is."""
+
+    small = MappingProxyType({"dim": 8, "depth": 1, "heads": 2})
+
+    def imported(self, name, **options) -> Path:
+        arrays = weights(name, in_channels=1, **options)
+        stats = {k for k in arrays if re.search(r"normalize|\.(mean|var)$", k)}
+        parts = ({k: a for k, a in arrays.items() if (k in stats) == s} for s in (False, True))
+        config = FOLDER | {"architecture": name, "options": options}
+        folder = Path(self.create_tempdir()) / "imported"
+        distribution.write(folder, *parts, config)
+        return folder
+
+    def start(self, path, name, options, **changes):
+        """(the start of a network for 8 px, what is said)."""
+        own = {"model__name": name, "model__options": ConfigDict(options)}
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            start, _ = initial.of_config(tiny(path, **own, **changes))
+        return start, said.getvalue()
+
+    @parameterized.parameters(
+        ("xcit_n12", {}, "xcit_n12_p4", {}, "stem_strides=(2, 2, 2, 2), here (1, 1, 2, 2)"),
+        ("xcit_n12", {}, "xcit_n12", {"stem_strides": (1, 2, 2, 2)}, "here (1, 2, 2, 2)"),
+        ("xcit_n12", {"stem_strides": (1, 1, 2, 2)}, "xcit_n12_p4", {}, ""),
+        ("vit_s", {"stem_strides": (8,)}, "deit_s", {"stem_strides": (8,)}, ""),
+    )
+    def test_starts(self, theirs, their_options, ours, our_options, said):
+        path = self.imported(theirs, **self.small, **their_options)
+        start, printed = self.start(path, ours, self.small | our_options)
+        self.assertEmpty(start.fresh)
+        stored = load_file(path / distribution.WEIGHTS)
+        np.testing.assert_array_equal(start.params["norm.scale"], stored["norm.scale"])
+        self.assertIn(said, printed)
+        self.assertEqual(bool(said), "trained with" in printed)
+
+    def test_a_stem_of_other_shapes_is_drawn_anew_or_refused(self):
+        path = self.imported("xcit_n12", **self.small)
+        with self.assertRaisesRegex(ValueError, "only the stem is another one.*init.stem=fresh"):
+            self.start(path, "xcit_n12_p8", self.small)
+        start, _ = self.start(path, "xcit_n12_p8", self.small, init__stem="fresh")
+        self.assertTrue(all(name.startswith("patch_embed.") for name in start.fresh))
+
+    def test_what_computes_something_else_from_the_same_shapes_is_refused(self):
+        path = self.imported("xcit_n12", **self.small)  # normalises the class token alone
+        with self.assertRaisesRegex(ValueError, "those of xcit_n12; set model.name=xcit_n12"):
+            self.start(path, "xcit_t12", self.small)
+
+    def test_an_evaluation_under_the_name_of_the_same_network(self):
+        path = self.imported("vit_s", stem_strides=(8,), **self.small)
+        self.assertEqual(judge.folder_config(path, "deit_s", None).model.name, "vit_s")
+        with self.assertRaisesRegex(ValueError, "holds a vit_s; leave --model=vit_b out"):
+            judge.folder_config(path, "vit_b", None)
+
 
 class FolderTest(parameterized.TestCase):
     """`evaluate --weights FOLDER`."""
@@ -238,6 +334,37 @@ class FolderTest(parameterized.TestCase):
         code, _, said = call(**given, model="convnext_t")
         self.assertEqual(code, 2)
         self.assertIn("holds a convnext_n; leave --model=convnext_t out", said)
+
+    def test_flags_that_contradict_it(self):
+        given = {"weights": str(self.folder), "dataset": "digits", "attack": "clean", "n": 8}
+        code, _, said = call(**given, num_classes=7)
+        self.assertEqual(code, 2)
+        self.assertRegex(said, "--num_classes=7, but .*imported holds 10; leave it out")
+
+    @parameterized.parameters(
+        (None, 224, "Res256Crop224"),
+        ("bilinear-256-crop-224", 224, "bilinear-256-crop-224"),
+        ("bilinear-0.875", 224, "bilinear-0.875"),
+        ("bicubic-0.875", 224, None),
+        ("bicubic-0.9", 256, "bicubic-0.9"),
+        (None, 256, ""),
+    )
+    def test_preprocessing_that_contradicts_it(self, given, size, expected):
+        origin = judge.Values(model=judge.Values(image_size=224), data=judge.Values())
+        origin["preprocessing"] = "Res256Crop224"
+        config = judge.Values(model=judge.Values(image_size=size))
+        photographs = mock.Mock(image_shape=None)
+        if expected is None:
+            with self.assertRaisesRegex(
+                ValueError,
+                "--preprocessing=bicubic-0.875, but these weights expect Res256Crop224; le",
+            ):
+                judge.preprocessing(origin, config, photographs, given)
+            same = mock.Mock(image_shape=(224, 224, 3))  # prepared before
+            self.assertEqual(judge.preprocessing(origin, config, same, "none"), "none")
+        else:
+            found = judge.preprocessing(origin, config, photographs, given)
+            self.assertEqual(found or "", expected)
 
     def test_damage_is_named(self):
         file = self.folder / "weights.safetensors"

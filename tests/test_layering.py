@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "jaxrobust"
 
 FLOORS = [
-    {"types", "names", "presets", "launch", "commandline", "hardware", "progress"},
+    {"types", "names", "presets", "launch", "commandline", "hardware", "progress", "locks"},
     {
         "attacks",
         "models",
@@ -36,7 +36,7 @@ FLOORS = [
     {"step", "evaluation", "alarm"},
     {"build"},
     {"scores"},
-    {"train", "loop", "judge", "initial"},
+    {"advice", "train", "loop", "judge", "initial"},
     {"main", "evaluate"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}

@@ -1,8 +1,14 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
+from unittest import mock
 
 from absl.testing import absltest
 
 from jaxrobust import metrics
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class MetricsTest(absltest.TestCase):
@@ -42,16 +48,63 @@ class MetricsTest(absltest.TestCase):
         metrics.append(self.path, {"step": 2})
         self.assertEqual(metrics.read(self.path), [{"step": 1}, {"step": 2}])
 
+    def test_append_keeps_a_line_that_lacks_its_end(self):
+        """`read` counts it."""
+        self.path.write_text('{"step": 1}')
+        metrics.append(self.path, {"step": 2})
+        self.assertEqual(metrics.read(self.path), [{"step": 1}, {"step": 2}])
+
     def test_damaged_line_is_named(self):
         self.path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
         with self.assertRaisesRegex(ValueError, "metrics.jsonl, line 2 is damaged.*remove"):
             metrics.read(self.path)
 
+    def test_a_line_of_another_kind_is_named(self):
+        self.path.write_text('{"step": 1}\n[2]\n')
+        with self.assertRaisesRegex(ValueError, r"line 2 is damaged \(\[2\] is no JSON object\)"):
+            metrics.read(self.path)
+
+    def test_nothing_is_open_between_two_lines(self):
+        with metrics.writer(
+            self.workdir, phase="train", start=0, tensorboard=False, enabled=True
+        ) as write:
+            for step in (1, 2):
+                write(step, {"loss": 1.0})
+                self.assertEqual(metrics.read(self.path)[-1]["step"], step)
+                links = Path("/proc/self/fd").glob("*")
+                targets = [os.readlink(link) for link in links if link.is_symlink()]
+                self.assertNotIn(str(self.path), targets)
+
     def test_replace_keeps_the_old_file_when_the_disk_is_full(self):
+        """A process that may write 1,000 bytes stops within the new content."""
         self.path.write_text("old")
-        with self.assertRaises(OSError):
-            metrics.replace(self.path / "nowhere", "new")
+        code = (
+            "import resource, sys; from pathlib import Path; from jaxrobust import metrics; "
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
+            "metrics.replace(Path(sys.argv[1]), 5000 * 'new')"
+        )
+        command = [sys.executable, "-c", code, str(self.path)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        self.assertIn("OSError: [Errno 27] File too large", done.stderr)
         self.assertEqual(self.path.read_text(), "old")
+        self.assertEqual([path.name for path in self.workdir.iterdir()], [self.path.name])
+
+    def test_replace_puts_the_content_on_disk_before_it_gives_it_the_name(self):
+        events, sync, move = [], os.fsync, os.replace
+        self.path.write_text("old")
+
+        def synced(descriptor):
+            sync(descriptor)
+            events.append(("synced", os.fstat(descriptor).st_size))
+
+        def moved(*names):
+            events.append(("moved", self.path.read_text()))
+            move(*names)
+
+        with mock.patch.object(os, "fsync", synced), mock.patch.object(os, "replace", moved):
+            metrics.replace(self.path, "newer")
+        self.assertEqual(events, [("synced", 5), ("moved", "old")])
+        self.assertEqual(self.path.read_text(), "newer")
 
 
 if __name__ == "__main__":

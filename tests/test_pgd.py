@@ -52,6 +52,24 @@ class PgdTest(parameterized.TestCase):
         images_adv = attack(None, self.images, self.labels)
         np.testing.assert_allclose(images_adv, point, atol=1e-6)  # rounding of three steps
 
+    @parameterized.parameters(*NORMS)
+    def test_default_steps(self, norm):
+        """PGD: 2.5 epsilon / K, as Madry et al. 2018; FGSM: epsilon. Nothing binds here."""
+        epsilon, middle = EPSILON[norm], jnp.full((2, 4, 4, 3), 0.5)
+        labels, weights = jnp.zeros(2, jnp.int32), jax.random.normal(jax.random.key(0), (48, 5))
+        options = {"norm": norm, "epsilon": epsilon, "kept_fraction": 1.0}
+
+        def length(points):
+            return norm_in_float64(np.asarray(points, np.float64) - 0.5, norm)
+
+        machine = attacks.pgd_machine(steps=10, **options)
+        gradient = jax.random.normal(jax.random.key(1), middle.shape)
+        one = jax.jit(lambda: machine.tell(machine.init(middle, labels), None, gradient))
+        np.testing.assert_allclose(length(one().points), 0.25 * epsilon, rtol=1e-5)
+        attack = functools.partial(attacks.fgsm(**options), lambda x: x.reshape(2, -1) @ weights)
+        found = jax.jit(attack)(None, middle, labels)
+        np.testing.assert_allclose(length(found), epsilon, rtol=1e-5)
+
     def test_fgsm_by_hand(self):
         x = np.asarray(self.images)
         expected = np.clip(x + np.float32(0.1) * np.sign(self.gradient(x)), 0, 1)

@@ -1,5 +1,6 @@
 """The global sequence is a function of (seed, position) only, and damage arrives as a sentence."""
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -53,6 +54,12 @@ def train(source, steps, **options):
     finally:
         batches.close()
     return tuple(np.concatenate(arrays) for arrays in zip(*taken, strict=True))[:2]
+
+
+def tuple_of(load):
+    """Batches are tuples with a constructor; here one of a single array."""
+    batch = collections.namedtuple("batch", "rows")
+    return lambda position, *, rows: batch(*load(position, rows=rows))
 
 
 def order(source, steps, **options):
@@ -133,6 +140,42 @@ class SameSequenceTest(parameterized.TestCase):
         )
         sums = self.images[:6].sum((1, 2, 3)).tolist()
         self.assertEqual(sums, [5006, 4830, 4352, 4607, 4878, 3682])
+
+
+class PartsTest(parameterized.TestCase):
+    """A batch is made in parts of at most 64 rows, whatever divides it."""
+
+    @parameterized.parameters((1, 1), (64, 1), (65, 2), (67, 2), (127, 2), (131, 3), (1021, 16))
+    def test_few_parts(self, rows, parts):
+        made = []
+
+        def load(position, *, rows):
+            made.append((position, rows))
+            return (np.arange(position, position + rows),)
+
+        # Another process' rows lie before and behind each batch.
+        batches = pipeline._batches(tuple_of(load), 5, 2000, rows, steps=2, workers=0)
+        found = [batch[0].tolist() for batch in batches]
+        batches.close()
+        self.assertEqual(found, [list(range(5, 5 + rows)), list(range(2005, 2005 + rows))])
+        self.assertEqual(len(made), 2 * parts)
+        sizes = {size for _, size in made}
+        self.assertLessEqual(max(sizes), 64)
+        self.assertLessEqual(max(sizes) - min(sizes), 1)
+
+    def test_the_same_sequence(self):
+        source = numbered(151)
+        whole = order(source, 2, batch_size=151, start=3)
+        with absltest.mock.patch.object(pipeline, "_PART", 1):
+            self.assertEqual(order(source, 2, batch_size=151, start=3), whole)
+        ids = [
+            np.concatenate([batch.ids for batch in batches]).tolist()
+            for batches in (
+                pipeline.evaluation_batches(source, batch_size=size, image_size=8)
+                for size in (67, 151)
+            )
+        ]
+        self.assertEqual(ids[0][:151], ids[1])
 
 
 class EpochTest(parameterized.TestCase):

@@ -1,15 +1,21 @@
 """A run goes on from the state that was saved, on any number of devices, after any trouble."""
 
 import contextlib
+import copy
 import itertools
 import json
+import os
+import shutil
+import signal
 from pathlib import Path
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
+from ml_collections import ConfigDict
 
 from jaxrobust import build, checkpoint, loop, metrics, records, scores, sharding, step, train
 from tests.test_train import final_state, quiet_run, stop_after, tiny
@@ -114,13 +120,13 @@ class DevicesTest(RunTest):
                 saved[number] = numbers(arrays)
             save(checkpoints, number, arrays, meta)
 
-        def noted_steps(run, state):
+        def noted_steps(run, state, stop):
             if (number := int(state.step)) > 0:
                 restored[number] = numbers(state)
                 kernel = state.params["stages.0.blocks.0.mlp.fc1.kernel"]
                 here = kernel.addressable_shards[0].data.size
                 self.assertEqual(kernel.size // here, run.config.mesh.fsdp)
-            return steps(run, state)
+            return steps(run, state, stop)
 
         self.enter_context(mock.patch.object(checkpoint.Checkpoints, "save", noted_save))
         self.enter_context(mock.patch.object(loop, "steps", noted_steps))
@@ -146,36 +152,139 @@ class DevicesTest(RunTest):
         self.assertEqual(meta["config"], json.loads(config.to_json()))
         self.assertEqual(meta["versions"], records.versions())
         self.assertEqual((meta["phase"], meta["examples_consumed"]), ("train", 4 * 64))
+        self.assertEqual((meta["bn_group"], meta["skipped"]), (0, 0))
         self.assertGreater(meta["chip_hours"], 0)
         first = jax.random.split(jax.random.key(config.seed))[1]
         np.testing.assert_array_equal(*map(jax.random.key_data, (state.key, first)))
 
 
+class GroupsTest(RunTest):
+    def config(self, bn_group=0, **changes):
+        options = {"depths": (1,), "width": 4, "small_stem": True, "bn_group": bn_group}
+        changes |= {"model__options": ConfigDict(options), "train__epochs": 0}
+        return tiny(model__name="resnet50", log__every_steps=1, **changes)
+
+    def test_batch_norms_keep_theirs(self):
+        def check(count, before, config):
+            with devices(count), jax.numpy_dtype_promotion("standard"):
+                phase = build.phase(config, "pretrain", 256)
+            run = loop.Run(config, Path(), "pretrain", phase, *[None] * 5)
+            loop._same_groups(run, {"bn_group": before} if before is not None else {})
+            return phase.bn_group
+
+        self.assertEqual(check(8, 8, self.config()), 8)
+        self.assertEqual(check(4, 8, self.config(pretrain__microbatches=2)), 8)
+        self.assertEqual(check(4, 8, self.config(8)), 8)
+        self.assertEqual(check(4, None, self.config()), 16)  # a checkpoint of before
+        self.assertEqual(check(4, 0, tiny()), 0)  # a network without
+        message = (
+            "pretrain: batch norms .* of 8 images at a time so far, .* of 16 on these devices; "
+            r"continue with model\.options\.bn_group=8, pretrain\.microbatches or devices"
+        )
+        with self.assertRaisesRegex(ValueError, message):
+            check(4, 8, self.config())
+
+    @pytest.mark.slow
+    def test_a_run_that_moves(self):
+        """Eight images at a time on eight devices; as many on four, by either way that is named."""
+        folder = Path(self.create_tempdir())
+        with devices(8):
+            quiet_run(self.config(), folder / "whole")
+            stop_after(3, lambda: quiet_run(self.config(), folder / "moved"))
+        with devices(4):
+            with self.assertRaisesRegex(ValueError, "of 8 images at a time .* of 16 on these"):
+                quiet_run(self.config(), folder / "moved")
+            stop_after(2, lambda: quiet_run(self.config(8), folder / "moved"))
+            quiet_run(self.config(pretrain__microbatches=2), folder / "moved")
+        whole, moved = (list(lines(folder / k, "loss").values()) for k in ("whole", "moved"))
+        np.testing.assert_allclose(whole, moved, rtol=1e-5)  # sums among devices in another order
+
+
 class SkippedTest(RunTest):
-    def test_goes_on_and_saves_nothing_behind_them(self):
+    def test_goes_on_and_makes_up_for_an_evaluation(self):
         """Steps 6, 7 and 8 of 12 update nothing; step 8 would be saved and evaluated."""
         folder, config = Path(self.create_tempdir()), one_phase()
         kept, save = [], checkpoint.Checkpoints.save
 
         def noted(checkpoints, number, arrays, meta):
             if checkpoints.directory.name == "latest":
-                kept.append(number)
+                kept.append((number, meta, copy.deepcopy(meta)))
             save(checkpoints, number, arrays, meta)
 
+        killed = folder / "killed"
         with poisoned([5, 6, 7]):
             with mock.patch.object(checkpoint.Checkpoints, "save", noted):
                 quiet_run(config, folder / "whole")
-            killed_after(6, lambda: quiet_run(config, folder / "killed"))
-            stop_after(4, lambda: quiet_run(config, folder / "killed"))  # from step 4, so 8
-            said = quiet_run(config, folder / "killed")
-        self.assertEqual(kept, [4, 9, 12])
-        self.assertIn("train: step 4 of 12", said)
+            killed_after(6, lambda: quiet_run(config, killed))
+            stop_after(3, lambda: quiet_run(config, killed), said="the last 2 in a row found no")
+            stop_after(1, lambda: quiet_run(config, killed), said="the last 3 in a row found no")
+            reached = {"clean": 0.0, "robust": 0.0, "images": 64}
+            with (
+                mock.patch.object(scores, "count", side_effect=[reached, Killed]),
+                self.assertRaises(Killed),  # while step 12 is evaluated
+            ):
+                said = quiet_run(config, killed)
+                raise AssertionError(said)
+            said = quiet_run(config, killed)
+        self.assertEqual([number for number, *_ in kept], [4, 9, 12])
+        for _, written, before in kept:  # in the background, while steps go on
+            self.assertEqual(repr(written), repr(before))
+        self.assertIn("train: step 12 of 12", said)
+        self.assertEmpty(list((killed / "train" / "stopped").iterdir()))
         for name in ("whole", "killed"):
             skipped = lines(folder / name, "skipped")
             self.assertEqual([n for n, value in skipped.items() if value], [6, 7, 8])
             self.assertEqual(list(lines(folder / name, "loss")), [1, 2, 3, 4, 5, 9, 10, 11, 12])
-            self.assertEqual(list(lines(folder / name, "selection_robust")), [4, 12])
+            self.assertEqual(list(lines(folder / name, "selection_robust")), [4, 9, 12])
         self.same(*(final_state(folder / name, config)[0] for name in ("whole", "killed")))
+
+    def test_a_kill_before_the_evaluation_that_is_made_up_for(self):
+        """Step 8 updates nothing; step 9 is saved, and evaluated after the kill."""
+        workdir, config = Path(self.create_tempdir()) / "run", one_phase()
+        evaluated = {"clean": 0.5, "robust": 0.25, "images": 64}
+        with poisoned([7]):
+            with (
+                mock.patch.object(scores, "count", side_effect=[evaluated, Killed]),
+                self.assertRaises(Killed),
+            ):
+                quiet_run(config, workdir)
+            said = quiet_run(config, workdir)
+        self.assertIn("train: step 9 of 12", said)
+        self.assertEqual(list(lines(workdir, "selection_robust")), [4, 9, 12])
+
+    def test_counts_on_after_a_stop_and_goes_back_behind_it(self):
+        """Steps 6 to 9 update nothing, four in a row: one too many; stopped after two of them."""
+        folder = Path(self.create_tempdir())
+        config = one_phase(trouble__skips=3, trouble__rollbacks=1)
+        clear = checkpoint.Checkpoints.clear
+        with poisoned([5, 6, 7, 8]):
+            whole = quiet_run(config, folder / "whole")
+            stop_after(7, lambda: quiet_run(config, folder / "stopped"), said="last 2 in a row")
+            self.assertLen(list((folder / "stopped/train/stopped").iterdir()), 1)
+
+            def killed(checkpoints):
+                clear(checkpoints)
+                raise Killed
+
+            with (
+                mock.patch.object(checkpoint.Checkpoints, "clear", killed),
+                self.assertRaises(Killed),  # when it would go back
+            ):
+                quiet_run(config, folder / "stopped")
+            said = quiet_run(config, folder / "stopped")
+        self.assertIn("train: step 4 of 12", said)
+        for text in (whole, said):
+            self.assertIn("4 steps in a row updated nothing. Back to step 4", text)
+        self.same(*(final_state(folder / name, config)[0] for name in ("whole", "stopped")))
+
+    def test_a_limit_that_is_lower_by_now(self):
+        workdir = Path(self.create_tempdir()) / "run"
+        with poisoned([5, 6, 7]):
+            stop_after(7, lambda: quiet_run(one_phase(), workdir), said="last 2 in a row")
+            with self.assertRaisesRegex(
+                loop.Diverged, r"norm nan; 2 steps in a row updated nothing.* checkpoint: step 4"
+            ):
+                quiet_run(one_phase(trouble__skips=1), workdir)
 
 
 class RollbackTest(RunTest):
@@ -200,6 +309,21 @@ class RollbackTest(RunTest):
         np.testing.assert_allclose(rates[6], 0.25 * schedule(5), rtol=1e-6)
         self.assertEqual(rates, lines(folder / "killed", "lr"))
         self.same(*(final_state(folder / name, config)[0] for name in ("whole", "killed")))
+
+    def test_a_signal_while_it_goes_back_is_heard(self):
+        workdir, real = Path(self.create_tempdir()) / "run", loop._roll_back
+
+        def signalled(*arguments):
+            os.kill(os.getpid(), signal.SIGTERM)
+            real(*arguments)
+
+        config = one_phase(trouble__skips=1, trouble__rollbacks=1)
+        with (
+            poisoned([5, 6, 7]),
+            mock.patch.object(loop, "_roll_back", signalled),
+            self.assertRaisesRegex(loop.Preempted, "stopped after step 4 of 12, saved"),
+        ):
+            quiet_run(config, workdir)
 
     def test_no_more_of_them(self):
         workdir = Path(self.create_tempdir()) / "run"
@@ -258,6 +382,24 @@ class LeftoversTest(RunTest):
         quiet_run(config, workdir)
         self.assertEqual([path.name for path in latest.iterdir()], ["12"])
 
+    def test_names_that_are_no_steps(self):
+        """Which once took the place of the checkpoint, and had it removed."""
+        folder = Path(self.create_tempdir())
+        with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
+            checkpoints.save(4, {"a": np.zeros(3)}, {})
+            checkpoints.wait()
+        for name in ("0012", "12.bak", "²", "kept"):
+            (folder / name).mkdir()
+        (folder / "99").write_text("")
+        with contextlib.closing(checkpoint.Checkpoints(folder)) as checkpoints:
+            self.assertEqual(checkpoints.latest_step(), 4)
+            self.assertEqual(checkpoints.meta(4), {})
+        (folder / "12" / "arrays").mkdir(parents=True)
+        message = f"{folder}/12 is no whole checkpoint: move it away, .* continues at step 4"
+        with self.assertRaisesRegex(ValueError, message):
+            checkpoint.Checkpoints(folder)
+        self.assertEqual(checkpoint.steps(folder), [4, 12])
+
     def test_between_an_evaluation_and_its_line(self):
         """selection.jsonl has it, metrics.jsonl not yet."""
         workdir, config = self.run_of(3)
@@ -271,6 +413,16 @@ class LeftoversTest(RunTest):
         self.assertEqual(path.read_text(), before)
         self.assertEqual((workdir / "train" / "selection.jsonl").read_text(), selected)
 
+    def test_best_weights_that_were_removed(self):
+        workdir, config = self.run_of(3)
+        quiet_run(config, workdir)
+        shutil.rmtree(workdir / "train" / "best")
+        said = quiet_run(config, workdir)
+        self.assertIn("train: step 12, selection split: clean", said)
+        rows = metrics.read(workdir / "train" / "selection.jsonl")
+        self.assertEqual([row["step"] for row in rows], [4, 8, 12])
+        self.assertNotIn("compiled", quiet_run(config, workdir))
+
     def test_weights_to_start_from_count_until_a_checkpoint_is_whole(self):
         workdir, config = self.run_of(1)
         config.unlock().train.warmup_epochs = 0
@@ -281,6 +433,81 @@ class LeftoversTest(RunTest):
             self.assertRaises(ZeroDivisionError),
         ):
             quiet_run(config, workdir)
+
+
+class LinesTest(absltest.TestCase):
+    """What the loop reads from what it has written."""
+
+    def run_of(self, name, logged, selected=()):
+        workdir = Path(self.create_tempdir())
+        (workdir / name).mkdir()
+        for path, rows in (("metrics", logged), (f"{name}/selection", selected)):
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (workdir / f"{path}.jsonl").write_text(text)
+        best = mock.Mock(**{"latest_step.return_value": 4})
+        return loop.Run(None, workdir, name, *[None] * 4, best, None)
+
+    def test_the_last_evaluation_is_one_of_the_phase(self):
+        rows = [
+            {"phase": "pretrain", "step": 4, "selection_robust": 0.0},
+            {"phase": "pretrain", "step": 12, "selection_robust": 0.0},
+            {"phase": "train", "step": 4, "loss": 2.0},
+            {"phase": "train", "step": 4, "selection_clean": 0.5, "selection_robust": 0.25},
+            {"phase": "train", "step": 9, "loss": 1.0},
+        ]
+        for name, logged, last in (
+            ("train", rows, 4),
+            ("pretrain", rows, 12),
+            ("train", rows[:3], 0),
+            ("train", [], 0),
+        ):
+            self.assertEqual(loop.scored(self.run_of(name, logged)), last)
+
+    def overfitting(self, training, selection, *, images=10_000, name="train"):
+        """Three evaluations at steps 4, 8 and 12, and what is logged in between, twice each."""
+        logged = [{"phase": "pretrain", "step": k, "robust": 1 - k / 20} for k in range(1, 13)]
+        for number, robust in enumerate(training):
+            end = {"phase": "train", "step": 4 * number + 4}
+            logged.append({"phase": "train", "step": 4 * number + 2, "robust": robust - 0.1})
+            logged += [end | {"robust": robust + 0.1}, end | {"selection_robust": 0.0}]
+        selected = [
+            {"step": 4 * (number + 1), "robust": robust, "images": images}
+            for number, robust in enumerate(selection)
+        ]
+        return loop._overfitting(self.run_of(name, logged, selected))
+
+    def test_overfitting_compares_means_between_evaluations(self):
+        """Each figure of the sentence, from the rows that it is a mean of."""
+        self.assertRegex(
+            self.overfitting([0.3, 0.5, 0.7], [0.5, 0.4, 0.3]),
+            r"fallen from 50\.0% at evaluation 1 to 30\.0% at evaluation 3, while on training "
+            r"batches it has risen from 30\.0% to 70\.0%",
+        )
+        self.assertRegex(
+            self.overfitting([0.3, 0.5, 0.7, 0.8], [0.3, 0.5, 0.4, 0.3]),
+            r"from 50\.0% at evaluation 2 to 30\.0% at evaluation 4, .* from 50\.0% to 80\.0%",
+        )
+
+    def test_overfitting_is_not_what_these_show(self):
+        for training, selection, images in (
+            ([0.3, 0.5, 0.7], [0.3, 0.4, 0.5], 10_000),  # rises
+            ([0.7, 0.5, 0.3], [0.5, 0.4, 0.3], 10_000),  # the training batches' falls too
+            ([0.3, 0.5, 0.7], [0.5, 0.4, 0.3], 16),  # so few images say nothing
+            ([0.3, 0.5], [0.5, 0.3], 10_000),
+            ([], [], 0),
+        ):
+            self.assertIsNone(self.overfitting(training, selection, images=images))
+
+    def test_overfitting_where_nothing_was_logged_in_between(self):
+        """As with log.every_steps above an epoch, or where no step updated anything."""
+        selected = [
+            {"step": 4 * (number + 1), "robust": robust, "images": 10_000}
+            for number, robust in enumerate((0.5, 0.3, 0.3))
+        ]
+        for there in (2, 10):  # before the best evaluation, or before the last
+            logged = [{"phase": "train", "step": step, "skipped": 4} for step in (2, 6, 10)]
+            logged.append({"phase": "train", "step": there, "robust": 0.3})
+            self.assertIsNone(loop._overfitting(self.run_of("train", logged, selected)))
 
 
 class AheadTest(absltest.TestCase):

@@ -385,6 +385,23 @@ class PreparedTest(TempDirTest):
                 sources.open_source("mydigits", "train")  # 1.10.0 is newer than 1.9.0
             self.assertLen(sources.open_source("mydigits:1.0.0", "train"), 1400)
 
+    def test_the_hash_is_of_version_and_shards(self):
+        directory = self.copy_of_digits()
+        train, test = json.loads((directory / "dataset_info.json").read_text())["splits"]
+
+        def of(split="train", **changes):
+            self.edit_info(directory, **changes)
+            return sources.open_source("mydigits", split, data_dir=self.root).files_sha256
+
+        same = of()
+        self.assertEqual(of(splits=[train], description="in other words"), same)
+        others = [of("train[:10]"), of("train[10:20]"), of("test", splits=[train, test])]
+        others += [of(splits=[train | {"numBytes": "7"}])]
+        others += [of(splits=[train | {"shardLengths": ["1399"]}])]
+        directory = directory.rename(directory.with_name("1.0.1"))
+        others += [of(splits=[train], version="1.0.1")]
+        self.assertLen({same, *others}, 1 + len(others))
+
     def only_test(self, directory):
         return json.loads((directory / "dataset_info.json").read_text())["splits"][1:]
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from configs.base import base
 from jaxrobust import attacks, build, convert, models, objectives, optim, sharding, step
-from jaxrobust.types import Batch
+from jaxrobust.types import Batch, Classifier
 from tests import paths
 
 # optax mixes float and int32 in its bias correction; everything of ours is checked strictly.
@@ -47,6 +47,24 @@ def trained(config, devices, steps=3, size=8):
             state, metrics = phase.step(state, Batch(*batch), build.orders(phase.mesh))
             history.append(jax.device_get(metrics))
     return jax.device_get(state), history
+
+
+class UnitRangeTest(absltest.TestCase):
+    pixels = np.arange(256, dtype=np.uint8)
+    quotients = np.arange(256, dtype=np.float32) / np.float32(255)  # as ToTensor divides
+
+    def test_is_to_tensors_division_in_a_compiled_program(self):
+        compiled = jax.jit(step.unit_range).lower(self.pixels).compile()
+        np.testing.assert_array_equal(compiled(self.pixels), self.quotients)
+        found = re.findall(r"\s(add|subtract|multiply|divide)\(", compiled.as_text())
+        self.assertCountEqual(found, ["multiply", "multiply", "add"])  # nothing taken together
+
+    def test_a_fused_multiply_add_changes_nothing(self):
+        first, second = (np.float64(np.float32(c)) for c in (257 / 65536, 1 / 255 / 65536))
+        high, low = self.pixels * first, self.pixels * second  # exact, and so is their sum
+        np.testing.assert_array_equal(high, np.float32(high))
+        for total in (high + np.float32(low), high + low):
+            np.testing.assert_array_equal(np.float32(total), self.quotients)
 
 
 class TrainStepTest(parameterized.TestCase):
@@ -437,6 +455,27 @@ class EvalStepTest(absltest.TestCase):
             params, stats, images[order], labels[order], mask[order], ids[order], jax.random.key(0)
         )
         self.assertEqual(jax.device_get(again), jax.device_get(counts))
+
+    def test_nan_is_no_right_answer(self):
+        def apply(params, stats, images):
+            return jnp.full((len(images), 3), params["logit"][0]).at[:, 1].set(0.0), stats
+
+        net = Classifier(init=None, apply=apply)
+        images, labels = jnp.zeros((4, 2, 2, 1)), jnp.array([0, 0, 1, 2])
+        for logit, clean in ((1.0, 2), (np.nan, 0)):
+            counts = step.eval_step(
+                {"logit": jnp.array([logit])},
+                {},
+                images,
+                labels,
+                jnp.ones(4, bool),
+                jnp.arange(4),
+                jax.random.key(0),
+                net=net,
+                attack=lambda logits_fn, key, images, labels: images,
+                dtype=jnp.dtype("float32"),
+            )
+            self.assertEqual((counts["clean"], counts["robust"]), (clean, clean))
 
 
 if __name__ == "__main__":

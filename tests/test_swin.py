@@ -127,6 +127,14 @@ class SwinTest(parameterized.TestCase):
         ({"heads": (3, 8, 16, 32)}, "must divide dim=128, doubled at every stage"),
         ({"depths": (2, 0)}, r"depths=\(2, 0\) must be a tuple of positive integers"),
         ({"window": 0}, "window=0 must be at least 1"),
+        ({"eps": -1.0}, "eps=-1.0 must be above 0"),
+        ({"eps": float("nan")}, "eps=nan of swin_b must be a finite number"),
+        ({"eps": "1e-5"}, "eps='1e-5' of swin_b must be a finite number"),
+        ({"dim": 128.0}, "dim=128.0 of swin_b must be an integer"),
+        ({"dim": True}, "dim=True of swin_b must be an integer"),
+        ({"depths": 2}, "depths=2 of swin_b must be a tuple of integers"),
+        ({"remat": 1}, "remat=1 of swin_b must be True or False"),
+        ({"dtype": None}, "dtype=None of swin_b must be a text"),
         ({"scan": True}, r"unknown option \['scan'\] for swin_b"),
     )
     def test_errors(self, changes, message):

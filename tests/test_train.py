@@ -47,7 +47,7 @@ def tiny(**changes) -> ConfigDict:
     config.log.every_steps = 3
     for key, value in changes.items():
         target, _, name = key.rpartition("__")
-        setattr(config[target], name, value)
+        setattr(config[target] if target else config, name, value)
     return config.lock()
 
 
@@ -173,12 +173,13 @@ def _counting(after: int, then):
         yield
 
 
-def stop_after(after: int, run) -> None:
+def stop_after(after: int, run, said: str = "") -> None:
     with _counting(after, lambda: os.kill(os.getpid(), signal.SIGINT)):
         try:
             run()
         except loop.Interrupted as error:
             assert "the same command continues" in str(error)
+            assert said in str(error), error
         else:
             raise AssertionError("was not interrupted")
 
@@ -245,8 +246,16 @@ class TroubleTest(parameterized.TestCase):
 
     def test_damaged_config_is_named(self):
         workdir = Path(self.create_tempdir())
-        (workdir / "config.json").write_text("{")
-        with self.assertRaisesRegex(ValueError, r"config\.json is damaged .*remove"):
+        for text in ("{", "null"):
+            (workdir / "config.json").write_text(text)
+            with self.assertRaisesRegex(ValueError, r"config\.json is damaged .*remove"):
+                quiet_run(tiny(), workdir)
+
+    @parameterized.parameters("a[1]", "a\\b", "\udcff")
+    def test_names_that_lose_checkpoints(self, name):
+        """Orbax takes them for patterns or other paths, and reads nothing where it wrote."""
+        workdir = Path(self.create_tempdir()) / name / "run"
+        with self.assertRaisesRegex(ValueError, "loses the arrays .* name another folder"):
             quiet_run(tiny(), workdir)
 
     @parameterized.parameters(
@@ -279,6 +288,8 @@ class TroubleTest(parameterized.TestCase):
         ({"checkpoint__every_epochs": 0}, r"checkpoint\.every_epochs=0 must be at least 1"),
         ({"log__every_steps": 0}, r"log\.every_steps=0 must be at least 1"),
         ({"test__images": -1}, r"test\.images=-1 must be at least 0"),
+        ({"seed": -1}, r"seed=-1 must be from 0 to 2\^32 - 1"),
+        ({"seed": 2**32}, r"seed=4294967296 must be from 0 to 2\^32 - 1"),
         ({"model__dtype": "bf16"}, "dtype='bf16' is not a compute type; one of"),
         ({"model__in_channels": 3}, "digits has 1 channels; set model.in_channels=1"),
         ({"log__tensorboard": True}, r"pip install -e '\.\[tensorboard\]'"),
@@ -309,7 +320,10 @@ class CommandLineTest(parameterized.TestCase):
         (["--config.zzz=3"], "unknown config key 'zzz'"),
         (["--config.attack.epsilon", "8/4"], "epsilon=2.0 is larger than the pixel range"),
         (["--config.attack.epsilon=8/4"], "epsilon=2.0 is larger than the pixel range"),
-        (["--config=nowhere.py"], "no such file; try configs/quickstart.py"),
+        (["--config=configs/none.py"], "given more than once"),
+        (["--config.model.options.drop_pat=0.1"], "unknown option ['drop_pat'] for convnext_n"),
+        (["--config.model.options.dims=8"], "dims=8 of convnext_n must be a tuple of integers"),
+        (["--config.model.options.remat=True"], "options.remat is no option; set model.remat"),
     )
     def test_mistakes_are_one_sentence_and_exit_2(self, arguments, message):
         process = self.run_main("--config=configs/quickstart.py", *arguments)

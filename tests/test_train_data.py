@@ -117,6 +117,38 @@ class FolderTest(parameterized.TestCase):
         ):
             train.check(self.config, ["train"], self.workdir)
 
+    def test_other_files_than_before_are_refused(self):
+        """The same number of them as well."""
+        config, root = json.loads(self.config.to_json()), self.data / "train" / "ant"
+
+        def begin():
+            *_, data = train.check(self.config, ["train"], self.workdir)
+            self.workdir.mkdir(exist_ok=True)
+            train.claim(self.workdir, config, data)
+
+        begin()
+        begin()
+        first = self.images("train")[0]
+        kept = first.read_bytes()
+        first.unlink()
+        records = r"data\.train_split\.records: 64 there, 63 now"
+        with self.assertRaisesRegex(ValueError, rf"began with \(.*{records}\); restore it, or"):
+            begin()
+        (root / "zebra.png").write_bytes(kept)
+        with self.assertRaisesRegex(ValueError, r"began with \(data\.train_split\.files_sha256: '"):
+            begin()
+        (root / "zebra.png").rename(first)
+        first.write_bytes(b"damaged")  # which is replaced, and may be repaired
+        begin()
+        last = self.images("val")[-1]
+        last.rename(last.with_name("else.png"))
+        with self.assertRaisesRegex(
+            ValueError, r"\(data\.selection_split\.files.*test_split\.files"
+        ):
+            begin()
+        (self.workdir / "data.json").unlink()  # a run of before has none
+        begin()
+
     def test_wholly_renamed_classes_are_refused_too(self):
         self.workdir.mkdir()
         (self.workdir / "classes.txt").write_text("a\nb\nc\nd\n")

@@ -94,6 +94,7 @@ class ErrorsTest(parameterized.TestCase):
         ({"stem_strides": (2, 2)}, "needs 1 entries"),
         ({"heads": 5}, "heads a divisor of dim"),
         ({"depth": 0}, "must be positive"),
+        ({"gamma_init": float("inf")}, "gamma_init=inf of vit_s must be a finite number or None"),
         ({"depths": 3}, r"unknown option \['depths'\] for vit_s; it takes \['dim'"),
     )
     def test_message(self, changes, message):

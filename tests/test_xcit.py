@@ -133,7 +133,7 @@ class XcitTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ({"image_size": 8}, "image_size=8 is smaller than a patch of 16 px; use a larger"),
-        ({"stem_strides": 2}, "stem_strides=2 must be a tuple of positive integers"),
+        ({"stem_strides": 2}, "stem_strides=2 of xcit_s12 must be a tuple of integers"),
         ({"stem_strides": (2, 0)}, r"stem_strides=\(2, 0\) must be a tuple of positive"),
         ({"heads": 5}, "and heads divide dim"),
         ({"in_channels": 0}, "in_channels=0 must be positive"),

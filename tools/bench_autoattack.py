@@ -309,6 +309,8 @@ def launch(worker: str, args, cores: list[int]) -> dict[str, dict]:
 
 # --- Ahead of time ---
 
+FLOAT32_PRODUCTS = 6  # of bfloat16, which a TPU makes for a float32 one at full precision
+
 
 def abstract_step(mesh, setting, logits_fn, *, slots: int, image: tuple[int, ...]):
     """(the program that makes steps in the engine's slots, its arguments, passes in a step).
@@ -335,6 +337,7 @@ def abstract_step(mesh, setting, logits_fn, *, slots: int, image: tuple[int, ...
         targets=numbers,
         restarts=numbers,
         ids=array(jnp.uint32, slots),
+        first=numbers,
     )
     epsilon, root, number = array(jnp.float32), array(jnp.uint32, 2), array(jnp.uint32)
     begin = functools.partial(engine._begin, setting)
@@ -346,11 +349,24 @@ def abstract_step(mesh, setting, logits_fn, *, slots: int, image: tuple[int, ...
     return advance, (logits_fn, None, epsilon, state, array(jnp.int32), floor), passes
 
 
+def abstract_verdict(mesh, logits_fn, *, slots: int, image: tuple[int, ...]):
+    """(the program of a forward pass that decides, its arguments), as above."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxrobust.evaluation import engine
+
+    root, draw = jax.ShapeDtypeStruct((2,), jnp.uint32), jax.ShapeDtypeStruct((), jnp.uint32)
+    images = jax.ShapeDtypeStruct((slots, *image), jnp.float32)
+    ids = jax.ShapeDtypeStruct((slots,), jnp.uint32)
+    return engine._forward_program(mesh, False), (logits_fn, root, draw, images, ids)
+
+
 def ahead_of_time(args) -> None:
     """Compiles the steps of standard AutoAttack for a slice of TPUs, and prints.
 
     A program makes steps until enough slots are done: figures are of one such step, and sizes of
-    what stays on a chip between two.
+    what stays on a chip between two. The last program is the forward pass that decides.
     """
     from tools import topology
 
@@ -388,6 +404,14 @@ def ahead_of_time(args) -> None:
         chip = hardware.chip(chips[0].device_kind)
         figures |= topology.show(figures, chip, flops=passes * flops * width, images=width)
         result.append({"attacks": attacks, "norm": setting.norm, "passes": passes} | figures)
+    verdict, arguments = abstract_verdict(mesh, logits_fn, slots=width * len(chips), image=image)
+    figures = topology.compiled(verdict, *arguments, remedy=f"--batch {max(width // 2, 1)}")
+    products = FLOAT32_PRODUCTS if args.dtype == "float32" else 1
+    print(
+        f"verdicts, 1 pass of the network, {products} bfloat16 product(s) for one of {args.dtype}"
+    )
+    figures |= topology.show(figures, chip, flops=products * flops * width, images=width)
+    result.append({"attacks": ["verdicts"], "norm": None, "passes": 1} | figures)
     if args.json:
         about = {"model": args.model, "dtype": args.dtype, "topology": args.topology}
         about |= {"image_size": args.image_size, "slots_per_chip": width}

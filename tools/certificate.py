@@ -4,7 +4,8 @@ OURS is a file with our names or an imported folder; THEIRS the PyTorch file tha
 or became (.pt, .pth, .safetensors, or the .py of an exported module). NAME may be a RobustBench id:
 RobustBench's own loader then reads THEIRS. Writes `<stem>.certificate.json` beside OURS.
 
-Exit codes: 0 they agree, or no reference network is installed; 1 they differ; 2 a mistake.
+Exit codes: 0 they agree, or no reference network is installed; 1 they differ; 2 a mistake;
+3 another reason that it names, such as a full disk.
 """
 
 import argparse
@@ -23,13 +24,13 @@ from jaxrobust import (
     compilation,
     convert,
     distribution,
-    files,
     initial,
+    judge,
     metrics,
     models,
     records,
 )
-from jaxrobust.commandline import stop
+from jaxrobust.commandline import check_once, mapping, stop
 from jaxrobust.download import file_sha256
 from jaxrobust.models.published import PUBLISHED
 from tools import references, side_by_side
@@ -205,16 +206,20 @@ def lines(certificate: dict[str, Any]) -> list[str]:
     return out
 
 
-def stored(weights: Path, model: str | None, image_size: int | None, which: str = "ema") -> Network:
+def stored(
+    weights: Path,
+    model: str | None,
+    image_size: int | None,
+    which: str = "ema",
+    options: dict[str, Any] | None = None,
+) -> Network:
     """The network of a file (`which`: where it holds averaged and raw weights) or imported folder.
 
+    `options`: of the model, for weights that do not say so themselves.
     Raises:
       ValueError: the model is not known, or the weights do not fit.
     """
-    if weights.is_dir():
-        found = initial.stored(weights)
-    else:
-        found = initial.Stored(files.read(weights, which=which), None, str(weights))
+    found = initial.stored(weights, which=which)
     about = (distribution.about(weights) or {}) if weights.is_dir() else {}
     if model not in (None, found.model) and found.model is not None:
         raise ValueError(f"{weights} holds a {found.model}; leave --model={model} out")
@@ -227,7 +232,9 @@ def stored(weights: Path, model: str | None, image_size: int | None, which: str 
     channels = convert.in_channels(name, names) or (3 if mean is None else mean.size)
     size = image_size or about.get("image_size", 224)
     sizes = {"num_classes": classes or 1000, "image_size": size}
-    net = models.create(name, **sizes, in_channels=channels)
+    said = None if found.options is None else (name, found.options)
+    options = judge.options(name, options, said, weights)
+    net = models.create(name, **sizes, in_channels=channels, **options)
     try:
         start = initial.compose(name, net, found.arrays)
     except ValueError as error:
@@ -236,7 +243,7 @@ def stored(weights: Path, model: str | None, image_size: int | None, which: str 
         raise ValueError(
             f"{weights} was made for another image size than {size}; give --image_size"
         )
-    return Network(name, start.params, start.stats, **sizes, options={})
+    return Network(name, start.params, start.stats, **sizes, options=options)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -252,8 +259,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("weights", required=True, type=Path, help="ours; the certificate goes beside it")
     flag("against", required=True, type=Path, help="theirs: .pt, .pth, .safetensors or .py")
     flag("image_size", type=int, help="pixels; default: the folder's, or 224")
+    flag("options", help="of the model, where OURS says none")
     flag("images", type=Path, help="a folder of photographs; default: seeded smooth images")
     flag("json", action="store_true", help="the certificate as JSON on the last line")
+    check_once(sys.argv[1:] if argv is None else argv)
     return parser.parse_args(argv)
 
 
@@ -264,7 +273,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model = PUBLISHED[layout].model if args.model in PUBLISHED else args.model
     if not args.against.is_file():
         raise ValueError(f"--against {args.against}: no such file")
-    network = stored(args.weights, model, args.image_size)
+    options = mapping("options", args.options)
+    network = stored(args.weights, model, args.image_size, options=options)
     images = side_by_side.photographs(args.images, network.image_size) if args.images else None
     weights = args.weights / distribution.WEIGHTS if args.weights.is_dir() else args.weights
     reference = references.reference(network, args.against, layout)
@@ -283,6 +293,8 @@ def main(argv: list[str] | None = None) -> None:
         certificate = run(args)
     except (ValueError, RuntimeError) as error:  # PyTorch's own loading raises the second
         stop(error, 2)
+    except OSError as error:
+        stop(error, 3)
     if args.json:
         print(json.dumps(certificate))
     if certificate["agrees"] is False:

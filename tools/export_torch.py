@@ -40,7 +40,7 @@ from jaxrobust import (
     sharding,
 )
 from jaxrobust.checkpoint import Checkpoints, abstract_state
-from jaxrobust.commandline import stop
+from jaxrobust.commandline import check_once, mapping, stop
 from jaxrobust.download import file_sha256
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.step import averaged, init_state
@@ -62,6 +62,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("weights", type=Path, help="instead of a run: a file, or a folder that was imported")
     flag("model", help="of --weights FILE: one of models.available()")
     flag("image_size", type=int, help="of --weights FILE; default: 224")
+    flag("options", help="of --model, where FILE says none")
     flag("which", choices=["ema", "raw"], help="averaged weights or not; default: as evaluated")
     flag("layout", required=True, help="timm, module, or a RobustBench id")
     flag("out", required=True, type=Path, help="the folder")
@@ -70,6 +71,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("id", help="of the entry, for a new network; default: that of the layout")
     flag("nocertificate", action="store_true", help="compare with no reference (saves minutes)")
     flag("json", action="store_true", help="one JSON object on the last line")
+    check_once(sys.argv[1:] if argv is None else argv)
     return parser.parse_args(argv)
 
 
@@ -78,7 +80,8 @@ def _check(args: argparse.Namespace) -> None:
     if (args.workdir is None) == (args.weights is None):
         raise ValueError("give --workdir RUN or --weights PATH, one of them")
     if args.workdir:
-        if extra := [k for k in ("model", "image_size") if getattr(args, k) is not None]:
+        known = ("model", "image_size", "options")
+        if extra := [k for k in known if getattr(args, k) is not None]:
             raise ValueError(f"--{extra[0]} belongs to --weights; a run knows its own")
     elif args.phase:
         raise ValueError("--phase is one of a --workdir; --weights has but one")
@@ -102,7 +105,8 @@ def read(args: argparse.Namespace) -> tuple[Network, str, Path | None]:
     """The network, its weights in words, and the file that they are from if it is one."""
     if args.workdir:
         return *of_run(args.workdir, args.phase, args.which), None
-    network = certificate.stored(args.weights, args.model, args.image_size, args.which or "ema")
+    which, options = args.which or "ema", mapping("options", args.options)
+    network = certificate.stored(args.weights, args.model, args.image_size, which, options)
     said = args.weights.name + (f", {args.which}" if args.which else "")
     file = args.weights / distribution.WEIGHTS if args.weights.is_dir() else args.weights
     return network, said, file

@@ -21,8 +21,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, tools/ is unknown
 
-from jaxrobust import certificates, convert, distribution, download, files, initial, models
-from jaxrobust.commandline import stop
+from jaxrobust import certificates, convert, distribution, download, files, initial, judge, models
+from jaxrobust.commandline import check_once, mapping, stop
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
 from tools import certificate
 from tools.references import Network
@@ -46,6 +46,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", required=True, type=Path, help="the folder that is written")
     flag("image_size", type=int, help="positions are resized to it; default: the hub's, or 224")
     flag("num_classes", type=int, help="a new head where the file's has another width")
+    flag("options", help="other fields of the model's row")
     flag("init_stem", action="store_true", help="keep the body, draw the stem anew")
     flag("which", choices=["ema", "raw"], default="ema", help="where a file holds both")
     flag(
@@ -59,6 +60,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("seed", type=int, default=0, help="of what is drawn")
     flag("nocertificate", action="store_true", help="compare with no reference (saves minutes)")
     flag("json", action="store_true", help="one JSON object on the last line")
+    check_once(sys.argv[1:] if argv is None else argv)
     return parser.parse_args(argv)
 
 
@@ -162,10 +164,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     arrays = read(path, args.which, args.cast)
     key, settings = published(args.model, path), hub_settings(beside)
 
-    found = convert.names(name, arrays)
+    given = mapping("options", args.options)
+    options = judge.options(name, given, distribution.network(path), path)
+    found = convert.names(name, arrays, **options)
     for flag in ("num_classes", "image_size"):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
             raise ValueError(f"--{flag}={getattr(args, flag)} must be at least 1")
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f"--seed={args.seed} must be from 0 to 2^32 - 1")
     classes = args.num_classes or settings.get("num_classes") or 1000
     width = initial.head_width(name, found)
     if width not in (None, classes) and args.num_classes is None:
@@ -182,7 +188,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     try:
         start = initial.compose(
             name,
-            models.create(name, num_classes=classes, image_size=size, in_channels=channels),
+            models.create(
+                name, num_classes=classes, image_size=size, in_channels=channels, **options
+            ),
             arrays,
             stem="fresh" if args.init_stem else "keep",
             head=head,
@@ -192,9 +200,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     which = taken(path, arrays, args)
-    as_published = key if size == 224 and not start.fresh else None
+    as_published = key if size == 224 and not start.fresh and not options else None
     config = {
         "architecture": name,
+        "options": options,
         "num_classes": classes,
         "image_size": size,
         "in_channels": channels,
@@ -212,8 +221,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     certified = None
     if not args.nocertificate:
-        network = Network(name, start.params, start.stats, classes, size, {})
-        certified = certificate.of_import(network, path, key or "timm", args.which)
+        network = Network(name, start.params, start.stats, classes, size, options)
+        layout = key if key and not options else "timm"
+        certified = certificate.of_import(network, path, layout, args.which)
     config = distribution.write(args.out, start.params, start.stats, config)
     if certified:
         certificate.write(args.out / distribution.WEIGHTS, certified)

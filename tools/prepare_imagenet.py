@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, tools/ is unknown
 
-from jaxrobust.commandline import stop
+from jaxrobust.commandline import check_once, stop
 from tools.imagenet import directory, shards, source
 from tools.imagenet.directory import Plan
 from tools.imagenet.known import IMAGENET, known
@@ -71,6 +71,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("workers", type=int, default=workers, help="processes (default: %(default)s)")
     flag("check", action="store_true", help="read every byte of OUT instead")
     flag("json", action="store_true", help="one JSON object on the last line")
+    check_once(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)
     if args.check == bool(args.source):
         parser.error("give a SOURCE to write from, or --check")

@@ -9,7 +9,6 @@ import inspect
 import os
 import tempfile
 from collections import OrderedDict
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -25,8 +24,6 @@ from jaxrobust.models.published import PUBLISHED
 Arrays = dict[str, Any]  # np.ndarray
 
 INSTALL = "pip install -e '.[parity]'"
-# Fields of a row that change training or speed, not what the network computes in evaluation.
-_FREE = {"dtype", "remat", "scan", "drop_path", "bn_group", "in_channels"}
 
 
 class Network(NamedTuple):
@@ -60,24 +57,13 @@ class Reference(NamedTuple):
     weights: str  # how it got them
 
 
-def row(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that decide what a network computes, of its row with options."""
-    fields = models.variant(name, **options)._asdict().items()
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields if k not in _FREE}
-
-
 def deviations(network: Network, other: str) -> dict[str, tuple[Any, Any]]:
     """Field -> (of the network, of the architecture `other`) where they compute something else."""
-    ours, theirs = row(network.name, network.options), row(other, {})
-
-    def meaning(fields, key):  # a layer scale's first value is over once there are weights
-        value = fields.get(key)
-        return value is not None if key == "gamma_init" else value
-
+    ours, theirs = models.computed(network.name, network.options), models.computed(other, {})
     return {
         key: (ours.get(key), theirs.get(key))
         for key in sorted(ours.keys() | theirs.keys())
-        if meaning(ours, key) != meaning(theirs, key)
+        if ours.get(key) != theirs.get(key)
     }
 
 
@@ -101,7 +87,8 @@ def module_row(network: Network) -> dict[str, Any]:
     from tools import torch_reference
 
     model = torch_reference.module(module_file(network.name).name).model
-    fields = row(network.name, network.options)
+    fields = models.variant(network.name, **network.options)._asdict()
+    fields = {key: fields[key] for key in models.computed(network.name, network.options)}
     fields |= {"in_channels": network.in_channels, "num_classes": network.num_classes}
     if "image_size" in inspect.signature(model).parameters:
         fields["image_size"] = network.image_size

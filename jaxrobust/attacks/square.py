@@ -89,11 +89,17 @@ def square_run(
     machine = square_machine(
         norm=norm, epsilon=epsilon, queries=queries, p_init=p_init, rescale=rescale
     )
-    return jax.lax.while_loop(
-        lambda state: ~jnp.all(machine.finished(state)),
-        lambda state: machine.tell(state, logits_fn(machine.query(state)), None),
-        machine.init(images, labels, image_keys(key, len(images))),
-    )
+
+    def over(state):
+        return machine.finished(state) | (state.margin_best <= 0)
+
+    def step(state):
+        told = machine.tell(state, logits_fn(machine.query(state)), None)
+        stays = over(state)
+        return jax.tree.map(lambda a, b: jnp.where(per_image(stays, a), a, b), state, told)
+
+    start = machine.init(images, labels, image_keys(key, len(images)))
+    return jax.lax.while_loop(lambda state: ~jnp.all(over(state)), step, start)
 
 
 def square_machine(
@@ -107,9 +113,10 @@ def square_machine(
     """Square as a `types.Machine` of at most `queries + 1` evaluations, none with a gradient.
 
     Arguments as in `square_run`; an `epsilon` that is an array is not checked, as it may be traced.
-    `init` always needs keys, and knows one start, "random". An image is finished when its margin
-    is at most 0 or its queries are used up; `tell` leaves a finished image as it is. The draws of
-    evaluation n, the start being 0, come from `fold_in(key, n)`.
+    `init` always needs keys, and knows one start, "random". An image is finished when its queries
+    are used up: whether a margin of 0 or less means success is the driver's to say, whose network
+    may be a less exact one than the one that decides. `tell` leaves a finished image as it is. The
+    draws of evaluation n, the start being 0, come from `fold_in(key, n)`.
 
     Raises:
       ValueError: see `machine.check_settings`; queries not an int >= 1, p_init outside (0, 1].
@@ -160,7 +167,7 @@ def square_machine(
         return state._replace(points=geometry.propose(state, draws, windows, level))
 
     def finished(state):
-        return (state.iteration > queries) | (state.margin_best <= 0)
+        return state.iteration > queries
 
     return Machine(
         init=init,

@@ -9,7 +9,7 @@ from jaxrobust.data.pipeline import (
     train_batches,
 )
 from jaxrobust.data.sources import DataError, Record, Source, open_source
-from jaxrobust.data.transforms import evaluation_transform, resolve
+from jaxrobust.data.transforms import evaluation_transform, resolve, same_preprocessing
 
 __all__ = [
     "Damage",
@@ -23,6 +23,7 @@ __all__ = [
     "evaluation_transform",
     "open_source",
     "resolve",
+    "same_preprocessing",
     "steps_per_epoch",
     "train_batches",
 ]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,7 +18,7 @@ PREFIX = "folder:"
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _USUAL_SPLITS = ("train", "val", "validation", "test")
 _ALIASES = {"val": "validation", "validation": "val"}
-_REMEDY = "restore the file, or remove it from the data set"
+_REMEDY = "restore the file, or remove it for a new run"
 _THREADS = 16  # a slow disk or a bucket answers many lists at once
 
 
@@ -45,6 +46,13 @@ class Files:
         """The path of a file within its class folder."""
         start = self.ends[index - 1] if index else 0
         return self.blob[start : self.ends[index]].decode(errors="surrogateescape")
+
+    def sha256(self) -> str:
+        """Of the classes, and of all names and labels in their order."""
+        digest = hashlib.sha256("\0".join(self.folders).encode(errors="surrogateescape"))
+        for part in (self.labels.tobytes(), self.ends.tobytes(), self.blob):
+            digest.update(part)
+        return digest.hexdigest()
 
     def path(self, index: int) -> str:
         """The whole path of a file."""
@@ -96,6 +104,8 @@ def open_folder(
         classes=tuple(folders),
         describe=files.path,
         ids_sha256=ids.sha256 if ids else None,
+        files_sha256=None if ids else files.sha256(),
+        labels=files.labels,
     )
     assert asked is not None
     rows: Any = range(len(files))

@@ -26,7 +26,7 @@ from jaxrobust.data.loading import Images, decoded, load_in_order, load_train
 from jaxrobust.data.sources import DataError, Source
 
 CACHE_BYTES = 400 * 2**20  # a data set whose decoded images fit is decoded once per process
-_PART = 64  # rows that one thread or worker makes at a time: latency and memory of read-ahead
+_PART = 64  # rows that one thread or worker makes at a time, at most: latency, read-ahead's memory
 
 
 class Batches(Protocol):
@@ -200,12 +200,12 @@ def _batches(
     """Batch k holds the `rows` positions from `first + k * stride` on, made in parts, in order."""
     import grain
 
-    part = max(n for n in range(1, min(rows, _PART) + 1) if rows % n == 0)
-    parts = rows // part
+    parts = -(-rows // _PART)
+    ends = [rows * part // parts for part in range(parts + 1)]  # parts differ by one row at most
 
     def load_part(number: int) -> Any:
-        step, offset = divmod(number, parts)
-        return load(first + step * stride + offset * part, rows=part)
+        step, part = divmod(number, parts)
+        return load(first + step * stride + ends[part], rows=ends[part + 1] - ends[part])
 
     dataset = grain.MapDataset.range(sys.maxsize if steps is None else steps * parts)
     cores = os.cpu_count() or 1

@@ -282,7 +282,16 @@ def _open_split(
         # TFDS counts where a data set does not name its classes.
         classes=() if names == tuple(map(str, range(len(names)))) else names,
         describe=reader.describe,
+        files_sha256=_files_sha256(split, files, info, directory),
     )
+
+
+def _files_sha256(split: str, files: Sequence[Any], info: Any, directory: Any) -> str:
+    """Of the version, the shards and their sizes, wherever they lie."""
+    named = [name for name in info.splits if name in re.findall(r"\w+", split)]
+    whole = [(n, list(info.splits[n].shard_lengths), info.splits[n].num_bytes) for n in named]
+    taken = [(os.path.basename(name), skip, take) for name, skip, take in files]
+    return hashlib.sha256(repr((directory.name, whole, taken)).encode()).hexdigest()
 
 
 def _unknown_split(name: str, split: str, known: Any) -> str:
@@ -337,7 +346,11 @@ def _choose(
             raise DataError(f"ids of {ids.name} are not of data.classes: {first_few(foreign)}")
         rows = rows[inside]
     part = splits.rows(asked.part, len(rows), f"data set {source.name!r}, split {split!r}")
-    changes: dict[str, Any] = {"ids_sha256": ids.sha256} if ids is not None else {}
+    changes: dict[str, Any] = {}
+    source = dataclasses.replace(source, labels=index.labels)
+    if ids is not None:  # which say themselves which records these are
+        source = dataclasses.replace(source, files_sha256=None)
+        changes["ids_sha256"] = ids.sha256
     if wanted is not None:
         names_left = tuple(name for _, name in classes or ())
         changes |= {"num_classes": len(wanted), "classes": names_left}

@@ -11,10 +11,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from jaxrobust.data import fake, folder, places, prepared, splits, subsets
 from jaxrobust.data.types import DataError, Record, Source, first_few
 
-__all__ = ["DataError", "Record", "Source", "open_source", "same_classes"]
+__all__ = ["DataError", "Record", "Source", "foreign_classes", "open_source", "same_classes"]
 
 _SHIPPED = {"digits": Path(__file__).parent / "digits"}
 _PREPARED_NAME = re.compile(r"(?:tfds:)?([\w-]+(?:/[\w-]+)?(?::[\w.]+)?)", re.ASCII)
@@ -116,3 +118,37 @@ def same_classes(sources: Sequence[Source]) -> None:
             raise DataError(
                 f"{one.where()} has the classes of split {other.split!r} in another order"
             )
+
+
+def foreign_classes(train: Source, other: Source) -> str:
+    """A sentence if `other` is of other classes than `train`, else "".
+
+    Some of its records are of classes that `train` has no record of, or it holds less than half of
+    the classes of `train` in more than twice as many records, as no random choice would. Only where
+    the labels of both are known without reading the records.
+    Raises:
+      DataError: most of the records are of classes that `train` has no record of.
+    """
+    if train.labels is None or other.labels is None:
+        return ""
+    trained, found = np.unique(train.labels), np.unique(other.labels)
+    foreign = ~np.isin(other.labels, trained)
+    why = (
+        "A part of a folder holds whole classes, because its records are sorted by class; give "
+        "another split, or lists of files of all classes, SPLIT@FILE"
+    )
+    if foreign.any():
+        share = (
+            f"{foreign.mean():.0%} of the records of {other.where()} are of "
+            f"{len(np.unique(other.labels[foreign]))} classes that split {train.split!r} has no "
+            f"record of. {why}"
+        )
+        if foreign.mean() > 0.5:
+            raise DataError(share)
+        return share
+    if 2 * len(found) < len(trained) and len(other) > 2 * len(trained):
+        return (
+            f"{other.where()} holds {len(found)} of the {len(trained)} classes of split "
+            f"{train.split!r}. {why}"
+        )
+    return ""

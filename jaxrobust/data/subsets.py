@@ -202,9 +202,19 @@ def view(
     source: Source, rows: Sequence[int], lookup: np.ndarray | None = None, **changes
 ) -> Source:
     """The records `rows` of a source, in that order; `lookup[label]` are their labels, if given."""
+    files = source.files_sha256
+    if files is not None:
+        chosen = hashlib.sha256(files.encode() + np.asarray(rows, np.int64).tobytes())
+        chosen.update(b"" if lookup is None else lookup.tobytes())
+        files = chosen.hexdigest()
+    labels = None if source.labels is None else source.labels[np.asarray(rows, np.int64)]
+    if labels is not None and lookup is not None:
+        labels = lookup[labels]
     return dataclasses.replace(
         source,
         size=len(rows),
+        files_sha256=files,
+        labels=labels,
         read=functools.partial(_read_view, read=source.read, rows=rows, lookup=lookup),
         describe=functools.partial(_describe_view, describe=source.describe, rows=rows),
         **changes,

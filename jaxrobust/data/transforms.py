@@ -122,6 +122,10 @@ EVALUATION: dict[str, Transform] = {
     "Res224": functools.partial(squash, size=224),
     "Crop288": functools.partial(resize_crop, resize=None, crop=288),
 }
+_OTHER_NAMES = {
+    "Res256Crop224": "bilinear-256-crop-224",
+    "BicubicRes256Crop224": "bicubic-256-crop-224",
+}
 _IMAGES = "pass a PIL image, encoded bytes or uint8[H,W,C] in 0..255 with C 1 or 3"
 _OURS = re.compile(r"(bicubic|bilinear)-(\d+)-crop-(\d+)")
 _SHARE = re.compile(r"(bicubic|bilinear)-(0\.\d+|1(?:\.0+)?)")
@@ -144,6 +148,12 @@ def resolve(preprocessing_id: str | None, image_size: int) -> str:
     if not float(match[2]):
         raise ValueError(f"preprocessing {name!r}: the share must be in (0, 1]")
     return f"{match[1]}-{math.floor(image_size / float(match[2]))}-crop-{image_size}"
+
+
+def same_preprocessing(first: str, second: str, image_size: int) -> bool:
+    """Whether two ids make the same images: RobustBench names some of ours."""
+    names = (resolve(value, image_size) for value in (first, second))
+    return len({_OTHER_NAMES.get(name, name) for name in names}) == 1
 
 
 def _name(preprocessing_id: str | None) -> str:

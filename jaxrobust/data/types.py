@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 
 class DataError(ValueError):
     """A data set that is missing, damaged or not what was asked for; says what to do."""
@@ -31,6 +33,9 @@ class Source:
       classes: the classes' names in the order of labels; empty where nobody names them.
       describe: an index -> the words for that record in a message, with its file's name if any.
       ids_sha256: of the list of ids that chose the records, where one did.
+      labels: int32[size] of the records, where they are known without reading these.
+      files_sha256: of what says which records these are, but their content: of the files' names, or
+        of a prepared data set's description; None where the name or `ids_sha256` says it.
     """
 
     name: str
@@ -44,6 +49,8 @@ class Source:
     classes: tuple[str, ...] = dataclasses.field(default=(), repr=False)
     describe: Callable[[int], str] = dataclasses.field(default="record {}".format, repr=False)
     ids_sha256: str | None = None
+    files_sha256: str | None = None
+    labels: np.ndarray | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return self.size

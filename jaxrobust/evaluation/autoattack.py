@@ -7,19 +7,16 @@ attack finds, not the latest (version "rand" runs to its end); draws belong to t
 place in a batch; an image is fooled only if a last forward pass and its norm in float64 confirm it.
 """
 
-import hashlib
-import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.attacks.machine import check_radius
-from jaxrobust.evaluation import checks, engine, hosts, versions
+from jaxrobust.evaluation import checks, engine, hosts, networks, versions
 from jaxrobust.evaluation.ledger import open_ledger
 from jaxrobust.progress import Decisions, say
 from jaxrobust.types import Array
@@ -98,8 +95,9 @@ def autoattack(
     Args:
       logits_fn: f32[B,H,W,C] in [0, 1] -> f[B,K], not softmax; normalises inside. Best a
         `jax.tree_util.Partial(apply, params, stats)`: its arrays are arguments of the compiled
-        programs, so another checkpoint compiles nothing. With version "rand" it takes one key per
-        image, [B], as a second argument.
+        programs, so another checkpoint compiles nothing; all else is part of the programs, which
+        live as long as the function. With version "rand" it takes one key per image, [B], as a
+        second argument.
       images: f32[N,H,W,C] in [0, 1].
       labels: i[N].
       norm: "linf", "l2" or "l1".
@@ -114,13 +112,15 @@ def autoattack(
         dataset gets the verdicts it has in the whole. Default 0..N-1.
       ledger: a file (.jsonl) of verdicts; the same call continues with it, on any number of
         processes. Each writes a file beside it, in a folder that all of them see.
-      identity: names the network in the ledger; by default its logits on 8 images do.
+      identity: names the network in the ledger; by default its logits on 8 images and a hash
+        of its arrays do.
       search_fn: the same network in lower precision, to search with; `logits_fn` decides.
       verbose: progress and a table on stderr.
     Returns:
       `AutoAttackResult`.
     Raises:
-      ValueError: settings or inputs that cannot be meant, a ledger of another evaluation.
+      ValueError: settings or inputs that cannot be meant, a ledger of another evaluation, or one
+        that another process has open.
     """
     images, labels = np.asarray(images), np.asarray(labels)
     settings = versions.plan(norm, version, attacks, overrides)
@@ -138,14 +138,15 @@ def autoattack(
     )
     tell = say if verbose else lambda message: None
     with jax.set_mesh(runner.mesh):  # also where the caller has set another one
-        classes = _classes(runner, images)
+        runner = engine.trace(runner, images.shape[1:])
+        classes = runner.traces[0].classes
         checks.check_images(images, labels, classes=classes)
         settings = [versions.fit(setting, classes, tell) for setting in settings]
         images, labels = np.ascontiguousarray(images, np.float32), labels.astype(np.int32)
         first = _logits(runner, images[:8], ids[:8], int(seed), draw=0)
         evaluation = {
-            "network": identity or np.round(first[:, :16].astype(float), 6).tolist(),
-            "data": _hash(images, labels, ids),
+            **_networks(runner, identity, first),
+            "data": networks.hashed(images, labels, ids),
             "norm": norm,
             "epsilon": float(epsilon),
             "attacks": [setting._asdict() for setting in settings],
@@ -153,11 +154,12 @@ def autoattack(
             "version": version,
             "search": "logits_fn" if search_fn is None else "search_fn",
         }
-        book = open_ledger(ledger, evaluation)
-        logits = _clean_logits(runner, images, ids, int(seed))
-        sample = _Sample(images, labels, ids, logits, float(epsilon), int(seed))
-        flags = {} if runner.keyed or not len(images) else _check_network(runner, images, labels)
-        result = _cascade(runner, settings, sample, book, flags, verbose)
+        with open_ledger(ledger, evaluation) as book:
+            logits = _clean_logits(runner, images, ids, int(seed))
+            sample = _Sample(images, labels, ids, logits, float(epsilon), int(seed))
+            plain = not runner.keyed and len(images) > 0
+            flags = _check_network(runner, images, labels) if plain else {}
+            result = _cascade(runner, settings, sample, book, flags, verbose)
     tell(result.table())
     return result
 
@@ -165,7 +167,7 @@ def autoattack(
 def _cascade(runner, settings, sample, book, flags, verbose) -> AutoAttackResult:
     """The attacks, each on what the ones before have left standing."""
     n, classes = len(sample.images), sample.logits.shape[1]
-    clean = np.argmax(sample.logits, axis=1) == sample.labels
+    clean = checks.is_right(sample.logits, sample.labels)
     fooled_by = np.where(clean, "", "clean").astype("<U16")
     found = _Found(clean.copy(), fooled_by, sample.images.copy(), flags)
     costs, accuracy_after = [], {}
@@ -176,7 +178,7 @@ def _cascade(runner, settings, sample, book, flags, verbose) -> AutoAttackResult
             accuracy_after[setting.name] = _mean(found.standing)
     flags |= checks.check_cascade({"clean": _mean(clean), **accuracy_after})
     if runner.search_fn is not None:
-        costs.append(_search_gap(runner, settings, sample, found, book))
+        costs.append(_search_again(runner, settings, sample, found, book))
         accuracy_after[costs[-1].attack] = _mean(found.standing)
     return AutoAttackResult(
         clean=clean,
@@ -218,6 +220,9 @@ class _Attack:
         self.book, self.meter, self.suffix = book, meter, suffix
         self.name, self.classes = setting.name + suffix, sample.logits.shape[1]
         self.steps = self.idle = self.unconfirmed = 0  # of all processes after `join`
+        self.waiting: list[engine.Verdict] = []  # for a last word, since `confirmed`
+        self.confirmed = time.perf_counter()
+        self.doubtful: set[int] = set()  # images with an adversarial example that did not hold
         self.compile_seconds = 0.0
         self.flat: list[bool] = []
 
@@ -227,20 +232,8 @@ class _Attack:
         pending = self.recall()
         mine, known = hosts.share(pending), met - len(pending)
         self.meter.begin(self.name, known + len(mine), known, int(self.found.standing.sum()))
-        waiting: list[engine.Verdict] = []
-        asked = time.perf_counter()
-        for call, verdicts in self.calls(mine):
-            for verdict in verdicts:
-                if verdict.fooled:
-                    waiting.append(verdict)
-                else:
-                    self.write(verdict, None, 0.0)
-            # Whole batches, but nothing waits for long: it would be lost in a kill.
-            if len(waiting) >= self.runner.slots or time.perf_counter() - asked > 5:
-                self.confirm(waiting)
-                waiting, asked = [], time.perf_counter()
+        for call in self.calls(mine):
             self.count(call, later // jax.process_count())
-        self.confirm(waiting)
         self.join(mine, known)
         self.flag()
         return Cost(
@@ -254,10 +247,10 @@ class _Attack:
         )
 
     def calls(self, mine):
-        """The calls of the engine, and the verdicts on these images."""
+        """The calls of the engine, which decide these images."""
         images, labels, ids, logits, epsilon, seed = self.sample
         targets = versions.targets(self.setting, logits[mine], labels[mine])
-        settings = {"epsilon": epsilon, "seed": seed}
+        settings = {"epsilon": epsilon, "seed": seed, "confirm": self.confirm}
         return engine.decide(
             self.runner, self.setting, images, labels, ids, mine, targets, **settings
         )
@@ -273,7 +266,7 @@ class _Attack:
 
     def recall(self) -> np.ndarray:
         """Takes over what the ledger knows; returns the other images."""
-        pending, shape = [], self.sample.images.shape[1:]
+        pending, fallen, shape = [], [], self.sample.images.shape[1:]
         for i in np.flatnonzero(self.found.standing).tolist():
             key = int(self.sample.ids[i])
             record = self.book.find(key, self.name)
@@ -282,41 +275,67 @@ class _Attack:
                 continue
             self.flat.append(record["flat"])
             if record["fooled"]:
-                self.strike(i, self.sound(i, self.book.adversarial(key, self.name, shape)))
+                fallen.append(i)
+                self.strike(i, self.book.adversarial(key, self.name, shape))
+        for start in range(0, len(fallen), self.runner.slots):
+            self.doubt(fallen[start : start + self.runner.slots])
         return np.array(pending, int)
 
-    def sound(self, i: int, point: np.ndarray) -> np.ndarray:
-        """An adversarial image from the ledger, refused if it is none: a disk may have lost it."""
-        images, label = self.sample.images[i : i + 1], self.sample.labels[i : i + 1]
-        wrong = -np.eye(self.classes)[label]  # what remains in question is the point
+    def doubt(self, which: list[int]) -> None:
+        """Refuses adversarial images from the ledger that are none, by more than rounding."""
+        images, labels, ids, _ = (a[which] for a in self.sample[:4])
+        points = self.found.images_adv[which]
         ball = {"norm": self.setting.norm, "epsilon": self.sample.epsilon}
-        if not checks.verified(point[None], images, label, wrong, **ball)[0][0]:
-            raise ValueError(
-                f"the ledger's adversarial image of {self.name} on image {self.sample.ids[i]} is "
-                "outside the ball: its .images file is damaged; remove both files"
-            )
-        return point
+        own = np.eye(self.classes, dtype=bool)[labels]
+        inside, _ = checks.verified(points, images, labels, ~own, **ball)  # whatever the logits
+        logits = _logits(self.runner, points, ids, self.sample.seed, draw=self.draw())
+        with np.errstate(invalid="ignore"):  # infinite ones
+            margins = logits[own] - np.where(own, -np.inf, logits).max(axis=1)
+            right = margins > hosts.ROUNDING * np.ptp(logits, axis=1)
+        for i, there, stands in zip(which, inside, right, strict=True):
+            if stands or not there:
+                why = "does not fool this network" if there else "is outside the ball"
+                raise ValueError(
+                    f"the ledger's adversarial image of {self.name} on image {self.sample.ids[i]} "
+                    f"{why}: its .images file is damaged or another evaluation's; remove both files"
+                )
 
-    def confirm(self, verdicts: list[engine.Verdict]) -> None:
+    def confirm(self, verdicts: list[engine.Verdict], last: bool) -> list[engine.Verdict]:
+        """Writes what holds, and returns what does not, once enough has come for a whole batch.
+
+        Nothing waits for long, where it would be lost in a kill; with `last` nothing waits at all.
+        """
+        for verdict in verdicts:
+            if verdict.fooled:
+                self.waiting.append(verdict)
+            else:
+                self.write(verdict, None, 0.0)
+        due = last or len(self.waiting) >= self.runner.slots
+        if not due and time.perf_counter() - self.confirmed <= 5:
+            return []
+        waiting, self.waiting, self.confirmed = self.waiting, [], time.perf_counter()
+        parts = range(0, len(waiting), self.runner.slots)
+        return [v for i in parts for v in self.refuted(waiting[i : i + self.runner.slots])]
+
+    def refuted(self, part: list[engine.Verdict]) -> list[engine.Verdict]:
         """The last word: one more forward pass, and the norm in float64."""
-        for start in range(0, len(verdicts), self.runner.slots):
-            part = verdicts[start : start + self.runner.slots]
-            which = [v.image for v in part]
-            images, labels, ids, _ = (a[which] for a in self.sample[:4])
-            points = np.stack([v.adversarial for v in part if v.adversarial is not None])
-            points = engine.settled(self.runner, self.setting.norm, points, images)
-            logits = _logits(self.runner, points, ids, self.sample.seed, draw=self.draw())
-            sure, norms = checks.verified(
-                points,
-                images,
-                labels,
-                logits,
-                norm=self.setting.norm,
-                epsilon=self.sample.epsilon,
-            )
-            for verdict, ok, norm, point in zip(part, sure, norms, points, strict=True):
-                self.write(verdict, point if ok else None, float(norm) if ok else 0.0)
-                self.unconfirmed += not ok
+        which = [v.image for v in part]
+        images, labels, ids, _ = (a[which] for a in self.sample[:4])
+        points = np.stack([v.adversarial for v in part if v.adversarial is not None])
+        points = engine.settled(self.runner, self.setting.norm, points, images)
+        logits = _logits(self.runner, points, ids, self.sample.seed, draw=self.draw())
+        ball = {"norm": self.setting.norm, "epsilon": self.sample.epsilon}
+        sure, norms = checks.verified(points, images, labels, logits, **ball)
+        wrong = []
+        for verdict, ok, norm, point in zip(part, sure, norms, points, strict=True):
+            if ok:
+                self.write(verdict, point, float(norm))
+            elif self.runner.keyed:  # one wrong draw; as in the reference, the run is over
+                self.write(verdict, None, 0.0)
+            else:
+                wrong.append(verdict)
+        self.doubtful |= {verdict.image for verdict in wrong}
+        return wrong
 
     def draw(self) -> int:
         """Of a randomised network's last forward pass; 0 is that of the clean images."""
@@ -351,7 +370,8 @@ class _Attack:
     def join(self, mine: np.ndarray, known: int) -> None:
         """Takes over what the other processes found, and adds up what all of them took."""
         fallen = mine[~self.found.standing[mine]]
-        counts = np.array([self.steps, self.idle, self.unconfirmed])
+        unconfirmed = sum(self.found.standing[list(self.doubtful)])
+        counts = np.array([self.steps, self.idle, unconfirmed])
         points = self.found.images_adv[fallen]
         parts = hosts.everyone((fallen, points, self.flat[known:], counts))
         for which, theirs, _, _ in parts:
@@ -366,34 +386,48 @@ class _Attack:
         flags = self.found.flags
         if self.setting.name in ("apgd-ce", "apgd-dlr") and not self.suffix:
             flags.update(checks.check_gradients(np.array(self.flat, bool)))
-        if self.unconfirmed and not self.runner.keyed:  # of a randomised network: as it must be
+        if self.unconfirmed:
             flags[f"unconfirmed by {self.name}"] = (
                 f"{self.unconfirmed} images were fooled in the search but not in a last forward "
-                "pass, or left the ball; they count as robust. Numerics that depend on the batch "
-                "do this: look for batch statistics, or compare with batch_size=1"
+                "pass, or left the ball, nor was anything else found in the steps after; they "
+                "count as robust. Numerics that depend on the batch do this: look for batch "
+                "statistics, or compare with batch_size=1"
             )
 
 
-def _search_gap(runner, settings, sample, found, book) -> Cost:
-    """Attacks some of the survivors once more, searching with the network that decides."""
+def _search_again(runner, settings, sample, found, book) -> Cost:
+    """Searches survivors with the network that decides: some, and if one of them falls, all.
+
+    So `robust` is what one search left, never a mixture of two.
+    """
     survivors = np.flatnonzero(found.standing)
     count = min(_SAMPLE, len(survivors))
     chosen = np.zeros_like(found.standing)
     chosen[np.random.default_rng(sample.seed).choice(survivors, count, replace=False)] = True
-    again = found._replace(standing=chosen.copy())
     runner = runner._replace(search_fn=None)
-    with Decisions(count, interval=checks.binomial_interval, enabled=False) as meter:
+    costs = _attacked(runner, settings, sample, found, book, chosen)
+    fallen = int((chosen & ~found.standing).sum())
+    text = f"of {count} survivors of the search with search_fn, {fallen} were fooled by one with "
+    text += "logits_fn itself"
+    if fallen and count < len(survivors):
+        costs += _attacked(runner, settings, sample, found, book, found.standing & ~chosen)
+        every = int((~found.standing[survivors]).sum())
+        text += f", hence all {len(survivors)} were attacked so, and {every} fell"
+    found.flags["search-gap"] = text + ("; search with logits_fn" if fallen else "")
+    return Cost("full", *(sum(column) for column in list(zip(*costs, strict=True))[1:]))
+
+
+def _attacked(runner, settings, sample, found, book, chosen) -> list[Cost]:
+    """What attacks on some images cost that stand; those that fall no longer do."""
+    again = found._replace(standing=chosen.copy())
+    interval, count = checks.binomial_interval, int(chosen.sum())
+    with Decisions(count, interval=interval, enabled=False) as meter:
         costs = [
             _Attack(runner, setting, sample, again, book, meter, suffix=" (full)").run(0)
             for setting in settings
         ]
-    fallen = chosen & ~again.standing
-    found.standing[fallen] = False
-    found.flags["search-gap"] = (
-        f"of {count} survivors of the search with search_fn, {fallen.sum()} were fooled by one "
-        "with logits_fn itself" + ("; search with logits_fn" if fallen.any() else "")
-    )
-    return Cost("full", *(sum(column) for column in list(zip(*costs, strict=True))[1:]))
+    found.standing[chosen & ~again.standing] = False
+    return costs
 
 
 def _check_network(runner, images, labels):
@@ -411,7 +445,7 @@ def _check_network(runner, images, labels):
 def _clean_logits(runner, images, ids, seed):
     """f32[N, K], the same bits in all processes, each of which computes its share."""
     mine = hosts.share(np.arange(len(images)))
-    logits = np.zeros((len(images), _classes(runner, images)), np.float32)
+    logits = np.zeros((len(images), runner.traces[0].classes), np.float32)
     for which, values in hosts.everyone(
         (mine, _logits(runner, images[mine], ids[mine], seed, draw=0))
     ):
@@ -422,40 +456,18 @@ def _clean_logits(runner, images, ids, seed):
 def _logits(runner, images, ids, seed, *, draw):
     """f32[n, K]."""
     if not len(images):
-        return np.zeros((0, _classes(runner, images)), np.float32)
+        return np.zeros((0, runner.traces[0].classes), np.float32)
     return engine.forward(runner, images, ids, seed=seed, draw=draw)
 
 
-def _classes(runner: engine.Engine, images: np.ndarray) -> int:
-    """K, from the shape of the logits."""
-    each = runner.slots // runner.mesh.size  # what a device gives to the network
-    points = jax.ShapeDtypeStruct((each, *images.shape[1:]), jnp.float32)
-    keys = (jax.eval_shape(lambda: jax.random.split(jax.random.key(0), each)),)
-    operands = (points, *(keys if runner.keyed else ()))
-    for fn in (runner.logits_fn, runner.search_fn or runner.logits_fn):
-        try:
-            inspect.signature(fn).bind(*operands)
-        except TypeError as error:
-            takes = "images and keys [B]" if runner.keyed else "images only"
-            raise ValueError(f"logits_fn must take {takes} for this version: {error}") from error
-        except ValueError:  # it has no signature to read
-            pass
-        try:
-            logits = jax.eval_shape(fn, *operands)
-        except jax.errors.TracerArrayConversionError as error:
-            raise ValueError(
-                "logits_fn turns its images into NumPy arrays; write it with jax.numpy, so that "
-                "it can be differentiated and compiled"
-            ) from error
-        shape: Sequence[int] = getattr(logits, "shape", ())
-        if len(shape) != 2 or shape[0] != each or shape[1] < 2:
-            raise ValueError(
-                f"logits_fn gives {shape or type(logits).__name__} for {each} images; "
-                "return logits f[B, K] with K >= 2, and nothing else"
-            )
-        if not jnp.issubdtype(logits.dtype, jnp.floating):
-            raise ValueError(f"logits_fn gives {logits.dtype}; return floating point logits")
-    return int(shape[1])
+def _networks(runner: engine.Engine, name: str | None, first: np.ndarray) -> dict[str, Any]:
+    """What tells networks apart in a ledger: the name, else the first logits and all arrays."""
+    if name:
+        return {"network": name}
+    both = {"weights": runner.logits_fn, "search weights": runner.search_fn}
+    pairs = zip(both.items(), runner.traces, strict=False)
+    hashes = {key: networks.weights(network, seen) for (key, network), seen in pairs}
+    return {"network": first[:, :16].astype(float).tolist()} | hashes
 
 
 def _ids(ids: Sequence[int] | None, n: int) -> np.ndarray:
@@ -466,14 +478,6 @@ def _ids(ids: Sequence[int] | None, n: int) -> np.ndarray:
     if not whole or len(np.unique(numbers)) < n or numbers.min() < 0 or numbers.max() >= 2**32:
         raise ValueError(f"image_ids: pass {n} different ints from 0 to 2^32 - 1, one per image")
     return numbers.astype(np.uint32)
-
-
-def _hash(*arrays: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for array in arrays:
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return digest.hexdigest()
 
 
 def _mean(values: np.ndarray) -> float:

@@ -1,7 +1,7 @@
 """Which slot does which job, and what is known of each image: the host's half of the engine."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ class Rows(NamedTuple):
     targets: np.ndarray  # i32[S]
     restarts: np.ndarray  # i32[S]
     ids: np.ndarray  # u32[S]
+    first: np.ndarray  # i32[S], the first step whose point may fool the network
 
 
 class Verdict(NamedTuple):
@@ -27,6 +28,7 @@ class Verdict(NamedTuple):
     target: int  # what the job that succeeded, or the last one, aimed at
     restart: int
     steps: int  # of all jobs up to that one
+    job: int  # that one, numbered as the board does
     flat: bool  # the very first gradient was zero everywhere
     adversarial: np.ndarray | None  # f32[H,W,C]
 
@@ -36,7 +38,8 @@ class Board:
 
     They are handed out target by target, as the reference orders them, so a later job of an image
     may begin before an earlier one has ended. A verdict waits for all earlier ones, hence does not
-    depend on the number of slots; later jobs of a fooled image are dropped.
+    depend on the number of slots; later jobs of a fooled image are dropped, until its verdict is
+    refuted.
     """
 
     def __init__(
@@ -57,7 +60,9 @@ class Board:
         self._steps = np.zeros((images, len(self._jobs)), int)
         self._flat = np.zeros(images, bool)
         self._won = np.full(images, len(self._jobs))  # the first job known to succeed
-        self._adversarial: dict[int, np.ndarray] = {}
+        self._found: dict[int, dict[int, np.ndarray]] = {}  # image -> job -> what fooled
+        self._first = np.zeros((images, len(self._jobs)), int)
+        self._refuted = np.zeros((images, len(self._jobs)), int)
         self._touched: list[int] = []
 
     def assign(self) -> bool:
@@ -66,6 +71,7 @@ class Board:
         for slot in self._order.tolist():
             if slot not in self._busy and (job := self._next()) is not None:
                 self._busy[slot] = job
+                self._steps[job] = 0  # it may have been dropped, or refuted, before
                 self._fresh.append(slot)
         return bool(self._busy)
 
@@ -89,13 +95,15 @@ class Board:
             targets=np.zeros(count, np.int32),
             restarts=np.zeros(count, np.int32),
             ids=np.zeros(count, np.uint32),
+            first=np.zeros(count, np.int32),
         )
         for slot in self._fresh:
             image, job = self._busy[slot]
             target, restart = self._jobs[job]
             i = self._which[image]
-            values = (True, True, images[i], labels[i], self._targets[image, target])
-            for array, value in zip(rows, (*values, restart, ids[i]), strict=True):
+            job_of_it = (labels[i], self._targets[image, target], restart, ids[i])
+            values = (True, True, images[i], *job_of_it, self._first[image, job])
+            for array, value in zip(rows, values, strict=True):
                 array[slot] = value
         return rows
 
@@ -125,8 +133,9 @@ class Board:
             del self._busy[slot]
             self._ended[image, job] = True
             self._touched.append(image)
-            if points is not None and fooled[slot] and job < self._won[image]:
-                self._won[image], self._adversarial[image] = job, points[slot].copy()
+            if points is not None and fooled[slot]:
+                self._found.setdefault(image, {})[job] = points[slot].copy()
+                self._won[image] = min(self._won[image], job)
         for slot, (image, job) in list(self._busy.items()):
             if job > self._won[image]:
                 del self._busy[slot]
@@ -148,6 +157,26 @@ class Board:
                 target=int(self._targets[image, target]),
                 restart=restart,
                 steps=int(self._steps[image, : last + 1].sum()),
+                job=last,
                 flat=bool(self._flat[image]),
-                adversarial=self._adversarial.pop(image, None),
+                adversarial=self._found[image].pop(won) if won < len(self._jobs) else None,
             )
+
+    def refute(self, verdicts: Iterable[Verdict]) -> None:
+        """Takes back that images are fooled: their jobs go on as if nothing had been found.
+
+        The job that found it is made again, with the same draws, and its point counts from the
+        step after on; after a second refutation from two steps later, then four, so that a network
+        whose answers depend on the batch costs few repetitions. Other jobs follow as usual.
+        """
+        places = {int(i): place for place, i in enumerate(self._which)}
+        for verdict in verdicts:
+            image, job = places[verdict.image], verdict.job
+            self._first[image, job] = self._steps[image, job] - 1 + 2 ** self._refuted[image, job]
+            self._refuted[image, job] += 1
+            self._ended[image, job] = False
+            self._won[image] = min(self._found[image], default=len(self._jobs))
+            others = [j for j in range(job + 1, self._won[image]) if not self._ended[image, j]]
+            known = {*self._queue, *self._busy.values()}
+            again = [(image, j) for j in (job, *others) if (image, j) not in known]
+            self._queue.extendleft(reversed(again))

@@ -149,7 +149,7 @@ def check_network(
     if len(images) >= _ENOUGH:
         flags |= _inaccurate(passes[0], labels)
         if images.shape[-1] == 3:
-            flags |= _normalised_twice(forward, images, labels, _correct(passes[0], labels))
+            flags |= _normalised_twice(forward, images, labels, is_right(passes[0], labels))
     return flags
 
 
@@ -157,8 +157,10 @@ def _logits(forward, images):
     return np.asarray(forward(images)).astype(np.float64)
 
 
-def _correct(logits, labels):
-    return (logits.argmax(axis=1) == labels) & ~np.isnan(logits).any(axis=1)
+def is_right(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """bool[n], whether the label has the largest of logits f[n,K]; NaN among them is no answer."""
+    logits = np.asarray(logits)
+    return (logits.argmax(axis=1) == np.asarray(labels)) & ~np.isnan(logits).any(axis=1)
 
 
 def _difference(a, b):
@@ -173,7 +175,7 @@ def _randomized(passes, labels) -> Flags:
         unit = [z / (np.linalg.norm(z, axis=1, keepdims=True) + 1e-10) for z in passes]
     pairs = itertools.combinations(unit, 2)
     distance = max(np.linalg.norm(_difference(a, b), axis=1).max() for a, b in pairs)
-    correct = {int(_correct(logits, labels).sum()) for logits in passes}
+    correct = {int(is_right(logits, labels).sum()) for logits in passes}
     if distance <= 1e-4 and len(correct) == 1:
         return {}
     return {
@@ -196,7 +198,7 @@ def _retraced(logits_fn, shape) -> Flags:
             second = _trace(logits_fn, shape)
     except jax.errors.UnexpectedTracerError:
         return {"retraced": f"tracing logits_fn twice fails: it keeps traced values, {remedy}"}
-    if str(first) == str(second) and all(map(_same, _constants(first), _constants(second))):
+    if str(first) == str(second) and all(map(_same, constants(first), constants(second))):
         return {}
     return {"retraced": f"tracing logits_fn twice gives two different programs, {remedy}"}
 
@@ -208,14 +210,14 @@ def _trace(logits_fn, shape):
     )
 
 
-def _constants(jaxpr) -> Iterator[Any]:
-    """The constants of a jaxpr and of those inside it, in order."""
+def constants(jaxpr) -> Iterator[Any]:
+    """The constants of a jaxpr and of those inside it, in order, scalars included."""
     yield from getattr(jaxpr, "consts", ())  # a closed one's
     for equation in jaxpr.eqns:
         yield from (operand.val for operand in equation.invars if hasattr(operand, "val"))
         for inner in jax.tree.leaves(list(equation.params.values())):
             if hasattr(inner, "eqns"):
-                yield from _constants(inner)
+                yield from constants(inner)
 
 
 def _same(a, b) -> bool:
@@ -294,7 +296,7 @@ def _above_chance(correct, classes) -> bool:
 
 
 def _inaccurate(logits, labels) -> Flags:
-    correct, classes = _correct(logits, labels), logits.shape[1]
+    correct, classes = is_right(logits, labels), logits.shape[1]
     if _above_chance(correct, classes):
         return {}
     return {
@@ -315,7 +317,7 @@ def _normalised_twice(forward, images, labels, correct) -> Flags:
     for name, constants in _NORMALISATIONS.items():
         mean, std = (np.asarray(c, np.float32) for c in constants)
         logits = _logits(forward, images * std + mean)
-        undone = _correct(logits, labels)
+        undone = is_right(logits, labels)
         if undone.sum() > best and _above_chance(undone, logits.shape[1]):
             best, which = int(undone.sum()), name
     if best - correct.sum() <= 0.1 * len(labels):
@@ -383,7 +385,7 @@ def verified(
       images_adv: f[n,H,W,C].
       images: f[n,H,W,C], the clean ones.
       labels: int[n].
-      logits: f[n,K] of `images_adv`; NaN counts as the largest, as everywhere else.
+      logits: f[n,K] of `images_adv`.
       norm: "linf", "l2" or "l1".
       epsilon: the radius; a norm may exceed it by 1e-5 of it plus 1e-6.
     Returns:
@@ -400,8 +402,7 @@ def verified(
         with np.errstate(invalid="ignore", over="ignore"):
             norms[i] = np.linalg.norm(adversarial - clean, _ORDER[norm])
             inside[i] = ((adversarial >= 0) & (adversarial <= 1)).all()  # False for NaN
-    fooled = np.asarray(logits).argmax(axis=1) != np.asarray(labels)
-    return inside & fooled & (norms <= epsilon * (1 + 1e-5) + 1e-6), norms
+    return inside & ~is_right(logits, labels) & (norms <= epsilon * (1 + 1e-5) + 1e-6), norms
 
 
 def binomial_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -7,6 +7,7 @@ machine has finished, and the host gives it the next job. Shapes never change, s
 serves any number of images, any radius, seed, target and restart.
 """
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator
@@ -20,11 +21,12 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrobust import attacks
 from jaxrobust.attacks.balls import per_image
-from jaxrobust.attacks.fab import fab_machine
+from jaxrobust.attacks.fab import fab_machine, nearest
 from jaxrobust.attacks.square import square_machine
+from jaxrobust.evaluation import networks
 from jaxrobust.evaluation.board import Board, Rows, Verdict
 from jaxrobust.evaluation.convolutions import canonical_convolutions
-from jaxrobust.types import Array, LogitsFn, Machine
+from jaxrobust.types import VERDICT_PRECISION, Array, LogitsFn, Machine
 
 # What an untargeted run of APGD climbs, written where its target would stand.
 CE, DLR = -1, -2
@@ -56,8 +58,11 @@ class Engine(NamedTuple):
     mesh: Mesh
     slots: int
     logits_fn: LogitsFn
-    search_fn: LogitsFn | None = None
-    keyed: bool = False
+    search_fn: LogitsFn | None
+    keyed: bool
+    given: dict[str, LogitsFn]  # as the user did: programs hold them weakly
+    compiled: "Compiled"
+    traces: tuple[networks.Trace, ...] = ()  # of one or both, after `trace`
 
 
 class Slots(NamedTuple):
@@ -70,6 +75,7 @@ class Slots(NamedTuple):
     fooled: Array  # bool[S]
     adversarial: Array  # f[S,H,W,C], the point that fooled the network
     steps: Array  # i32[S], made in this job
+    first: Array  # i32[S], the first of them whose point may fool the network
     flat: Array  # bool[S], the gradient at the start was zero everywhere
 
 
@@ -108,29 +114,35 @@ def make(
         slots = each * len(devices)
     slots += -slots % len(devices)
     mesh = Mesh(np.array(devices), ("slots",), axis_types=(AxisType.Auto,))
-    search_fn = search_fn and _argument(search_fn, mesh)
-    return Engine(mesh, slots, _argument(logits_fn, mesh), search_fn, keyed)
+    given = {"logits_fn": logits_fn} | ({"search_fn": search_fn} if search_fn is not None else {})
+    taken = {name: networks.argument(name, given[name], mesh) for name in given}
+    decides, guides = taken["logits_fn"], taken.get("search_fn")
+    return Engine(mesh, slots, decides, guides, keyed, given, _compiled())
 
 
-def _argument(function: LogitsFn, mesh: Mesh) -> LogitsFn:
-    """The function as what `jit` takes: arrays in a `Partial` are arguments of the program.
+def trace(engine: Engine, image: tuple[int, ...]) -> Engine:
+    """The engine with `traces`, and with what was compiled before for these networks.
 
-    Of an array with a copy on the devices of other processes too, this one's copy is taken.
+    Args:
+      engine: as made.
+      image: H, W, C.
+    Raises:
+      ValueError: one of them is no such network, or they have different numbers of classes.
     """
-    if not isinstance(function, jax.tree_util.Partial):
-        return jax.tree_util.Partial(function)
-
-    def local(leaf):
-        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
-            return leaf
-        if not leaf.is_fully_replicated:
-            raise ValueError(
-                f"an array {leaf.shape} of logits_fn is spread over several processes; put a copy "
-                "on every device: jax.device_put(array, NamedSharding(mesh, PartitionSpec()))"
-            )
-        return jax.device_put(leaf.addressable_data(0), NamedSharding(mesh, PartitionSpec()))
-
-    return jax.tree.map(local, function)
+    each, both = engine.slots // engine.mesh.size, [engine.logits_fn, engine.search_fn]
+    both = both[: len(engine.given)]
+    traces = [
+        networks.trace(name, function, network, image, each, engine.keyed)
+        for (name, function), network in zip(engine.given.items(), both, strict=True)
+    ]
+    if len({trace.classes for trace in traces}) > 1:
+        raise ValueError(
+            f"search_fn gives {traces[1].classes} logits, logits_fn {traces[0].classes}; pass the "
+            "same network in lower precision"
+        )
+    use, programs = (image, engine.keyed), " ".join(trace.program for trace in traces)
+    compiled = networks.keep(both, use, programs, _compiled)
+    return engine._replace(compiled=compiled, traces=tuple(traces))
 
 
 # --- On the devices ---
@@ -196,6 +208,7 @@ def _begin(setting: Setting, epsilon: Array, root: Array, number: Array, rows: A
         fooled=jnp.zeros_like(rows.fresh),
         adversarial=rows.images,
         steps=jnp.zeros_like(rows.labels),
+        first=rows.first,
         flat=jnp.zeros_like(rows.fresh),
     )
 
@@ -212,7 +225,7 @@ def _advance(setting, keyed, platform, logits_fn, search_fn, epsilon, slots, lim
     Returns the slots and i32[1], the number of steps.
     """
     machine = _MACHINES[setting.machine](setting, epsilon)
-    decider = _network(logits_fn, keyed, platform)
+    decider = _network(logits_fn, keyed, platform, VERDICT_PRECISION)
     seeker = _network(search_fn or logits_fn, keyed, platform)
 
     def step(carry):
@@ -228,7 +241,7 @@ def _advance(setting, keyed, platform, logits_fn, search_fn, epsilon, slots, lim
             state, points = told, machine.query(told)
             logits = seeker(points, draw(setting.eot))
             told = machine.check(state, logits)
-        hit = slots.live & _wrong(logits, slots.labels)
+        hit = slots.live & _wrong(logits, slots.labels) & (slots.steps >= slots.first)
         if machine.counts is not None:
             hit &= machine.counts(state)
         if search_fn is not None:
@@ -246,6 +259,7 @@ def _advance(setting, keyed, platform, logits_fn, search_fn, epsilon, slots, lim
             fooled=slots.fooled | hit,
             adversarial=_where(hit, points, slots.adversarial),
             steps=slots.steps + slots.live.astype(jnp.int32),
+            first=slots.first,
             flat=slots.flat if gradient is None else jnp.where(first, _zero(gradient), slots.flat),
         )
 
@@ -257,18 +271,22 @@ def _advance(setting, keyed, platform, logits_fn, search_fn, epsilon, slots, lim
     return slots, count[None]
 
 
-def _network(logits_fn, keyed, platform):
-    """`logits_fn` of points and u32[B, 2], in float32, and fast inside loops on CPU."""
+def _network(logits_fn, keyed, platform, precision=None):
+    """`logits_fn` of points and u32[B, 2], in float32, and fast inside loops on CPU.
+
+    `precision` is that of products, by default the caller's; it is read while they are traced.
+    """
 
     def call(points, keys):
-        logits = logits_fn(points, _wrap(keys)) if keyed else logits_fn(points)
+        with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
+            logits = logits_fn(points, _wrap(keys)) if keyed else logits_fn(points)
         return logits.astype(jnp.float32)
 
     return canonical_convolutions(call) if platform == "cpu" else call
 
 
 def _differentiate(setting, machine, network, state, points, draw):
-    """Logits of the last draw, and the gradient or gradients of the losses, averaged over draws."""
+    """Logits of the last draw, and what `tell` takes of the gradients, averaged over draws."""
 
     def once(keys):
         def losses(points):
@@ -276,11 +294,9 @@ def _differentiate(setting, machine, network, state, points, draw):
             return machine.loss(state, logits), logits
 
         values, pull, logits = jax.vjp(losses, points, has_aux=True)
-        if values.ndim == 1:
-            return logits, pull(jnp.ones_like(values))[0]
-        one_class = lambda c: pull(jnp.zeros_like(values).at[:, c].set(1))[0]  # noqa: E731
-        gradients = lax.map(one_class, jnp.arange(values.shape[1]))
-        return logits, jnp.moveaxis(gradients, 0, 1)
+        if values.ndim == 2:
+            return logits, nearest(machine, state, values, pull)
+        return logits, pull(jnp.ones_like(values))[0]
 
     if setting.eot == 1:
         return once(draw(0))
@@ -308,10 +324,12 @@ def _wrap(keys):
 
 
 def _wrong(logits, labels):
-    return jnp.argmax(logits, axis=1).astype(labels.dtype) != labels
+    other = jnp.argmax(logits, axis=1).astype(labels.dtype) != labels
+    return other | jnp.any(jnp.isnan(logits), axis=1)  # no answer is no right one
 
 
 def _zero(gradient):
+    gradient = gradient[0] if isinstance(gradient, tuple) else gradient
     return jnp.all(gradient.reshape(gradient.shape[0], -1) == 0, axis=1)
 
 
@@ -324,35 +342,46 @@ class _Programs(NamedTuple):
     advance: Callable[..., Any]
 
 
-@functools.lru_cache(maxsize=64)
+class Compiled(NamedTuple):
+    """The programs of one network, by what else they depend on."""
+
+    programs: Callable[[Mesh, Setting, bool], _Programs]
+    forward: Callable[[Mesh, bool], Callable[..., Array]]
+
+
+def _compiled() -> Compiled:
+    return Compiled(functools.cache(_programs), functools.cache(_forward_program))
+
+
 def _programs(mesh: Mesh, setting: Setting, keyed: bool) -> _Programs:
     shared, split = PartitionSpec(), PartitionSpec("slots")
-    # Every device runs its own loop on its own slots: nothing inside is a collective.
-    spread = functools.partial(jax.shard_map, mesh=mesh, out_specs=split, check_vma=False)
     advance = functools.partial(_advance, setting, keyed, _platform(mesh))
-    return _Programs(
-        refill=jax.jit(
-            spread(
-                functools.partial(_refill, setting),
-                in_specs=(shared, shared, shared, split, split),
-            ),
-            donate_argnums=3,
-        ),
-        advance=jax.jit(
-            spread(advance, in_specs=(shared, shared, shared, split, shared, split)),
-            donate_argnums=3,
-        ),
-    )
+    specs = (shared, shared, shared, split, shared, split)
+    return _Programs(_refill_program(mesh, setting), _spread(mesh, advance, specs))
 
 
 @functools.lru_cache(maxsize=64)
+def _refill_program(mesh: Mesh, setting: Setting) -> Callable[..., Slots]:
+    shared, split = PartitionSpec(), PartitionSpec("slots")
+    specs = (shared, shared, shared, split, split)
+    return _spread(mesh, functools.partial(_refill, setting), specs)
+
+
+def _spread(mesh, function, specs):
+    """Every device runs its own loop on its own slots: nothing inside is a collective."""
+    split = PartitionSpec("slots")
+    spread = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+    return jax.jit(spread, donate_argnums=3)
+
+
 def _forward_program(mesh: Mesh, keyed: bool) -> Callable[..., Array]:
     def run(logits_fn, root, draw, images, ids):
         def key(number):
             return jax.random.fold_in(jax.random.fold_in(_wrap(root), number), draw)
 
         keys = jax.random.key_data(jax.vmap(key)(ids))
-        return _network(logits_fn, keyed, _platform(mesh))(images, keys)
+        network = _network(logits_fn, keyed, _platform(mesh), VERDICT_PRECISION)
+        return network(images, keys)
 
     shared, split = PartitionSpec(), PartitionSpec("slots")
     specs = (shared, shared, shared, split, split)
@@ -378,7 +407,7 @@ def forward(
 
     A randomised network gets keys made of the seed, the image's id and `draw`.
     """
-    program = _forward_program(engine.mesh, engine.keyed)
+    program = engine.compiled.forward(engine.mesh, engine.keyed)
     sharding = NamedSharding(engine.mesh, PartitionSpec("slots"))
     ids = np.zeros(len(images), np.uint32) if ids is None else ids
     settings = (_root(seed), np.uint32(_DRAWS + draw))
@@ -417,8 +446,9 @@ def decide(
     *,
     epsilon: float,
     seed: int,
-) -> Iterator[tuple[Call, list[Verdict]]]:
-    """Runs one attack; yields what each call of its program did, and the verdicts known by then.
+    confirm: Callable[[list[Verdict], bool], list[Verdict]],
+) -> Iterator[Call]:
+    """Runs one attack; yields what each call of its program did.
 
     Args:
       engine: the network and its slots.
@@ -430,14 +460,20 @@ def decide(
       targets: i32[n, T], the classes to aim at in turn, or the code of a loss (T = 1).
       epsilon: radius.
       seed: of the evaluation.
+      confirm: is told the verdicts as they become known, and whether all are; returns those, of
+        them or of earlier ones, that do not hold. Such an image is attacked further.
     """
-    programs = _programs(engine.mesh, _program_of(setting), engine.keyed)
+    programs = engine.compiled.programs(engine.mesh, _program_of(setting), engine.keyed)
     sharding = NamedSharding(engine.mesh, PartitionSpec("slots"))
     settings = (np.float32(epsilon), _root(seed), np.uint32(NUMBERS[setting.name]))
     board = Board(engine.slots, engine.mesh.size, which, targets, setting.restarts)
     width = engine.slots // engine.mesh.size
     slots, limit = None, 0  # the first call compiles and makes no step
-    while board.assign():
+    while True:
+        if not board.assign():
+            board.refute(confirm([], True))
+            if not board.assign():
+                return
         start = time.perf_counter()
         rows = board.rows(images, labels, ids)
         if slots is None:
@@ -453,7 +489,8 @@ def decide(
         )
         made = board.collect(live, fooled, steps, flat, lambda: np.asarray(slots.adversarial))  # noqa: B023
         seconds = time.perf_counter() - start
-        yield Call(int(count.sum()) * width, made, seconds, limit == 0), list(board.verdicts())
+        yield Call(int(count.sum()) * width, made, seconds, limit == 0)
+        board.refute(confirm(list(board.verdicts()), False))
         fitting = CALL_SECONDS * max(int(count.max()), 1) / seconds
         limit = 8 if limit == 0 else int(min(max(fitting, 4), 4 * limit, 10_000))
 

@@ -1,15 +1,17 @@
 """Verdicts on disk, one by one, so that an evaluation continues where it was killed."""
 
+import contextlib
 import glob
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxrobust import metrics
+from jaxrobust import locks, metrics
 from jaxrobust.evaluation import hosts
 
 _SHARE = "put the ledger into a folder that all hosts share"
@@ -21,6 +23,7 @@ class Ledger:
     The first line says which evaluation it belongs to, each other one is the verdict of an attack
     on an image. A process of a pod appends to a file of its own; at the start, each reads all,
     whatever number of processes wrote them. Without a path, everything stays in memory.
+    No other process can open the file to append to it until `close`.
     """
 
     def __init__(self, path: str | Path | None, identity: dict[str, Any]):
@@ -28,10 +31,12 @@ class Ledger:
 
         Raises:
           ValueError: it belongs to another evaluation; says in what they differ. A damaged line.
+            Another process appends to it.
         """
         self._records: dict[tuple[int, str], dict[str, Any]] = {}
         self._images: dict[tuple[int, str], tuple[Path | None, Any]] = {}
         self._path: Path | None = None
+        self._lock = contextlib.ExitStack()
         if path is None:
             return
         first = Path(path)
@@ -40,23 +45,26 @@ class Ledger:
         self._first, self._path = first, _of_process(first, jax.process_index())
         first.parent.mkdir(parents=True, exist_ok=True)
         others = f"{glob.escape(first.stem)}.process-*.jsonl"
-        for file in [first, *sorted(first.parent.glob(others))]:
-            self._read(file, identity)
-        _drop_unfinished_line(self._path)
-        if not self._path.exists() or not self._path.stat().st_size:
-            self._append({"identity": identity})
+        with contextlib.ExitStack() as opening:
+            lock = self._path.with_suffix(".lock")
+            what = f"ledger {self._path}"
+            opening.enter_context(locks.held(lock, what=what, otherwise="pass another ledger"))
+            for file in [first, *sorted(first.parent.glob(others))]:
+                self._read(file, identity)
+            with self._path.open("a+b") as lines:
+                metrics.mend(lines)
+            if not self._path.stat().st_size:
+                self._append({"identity": identity})
+            self._lock = opening.pop_all()
 
     def _read(self, file: Path, identity: dict[str, Any]) -> None:
         lines = metrics.read(file)
         if lines:
             _refuse_another(file, lines[0].get("identity"), identity)
         for number, record in enumerate(lines[1:], 2):
-            try:
-                key = (record["image"], record["attack"])
-            except KeyError as error:
-                raise ValueError(
-                    f"{file}, line {number} lacks {error}; remove that line"
-                ) from error
+            if not _is_verdict(record):
+                raise ValueError(f"{file}, line {number} is no verdict; remove that line")
+            key = (record["image"], record["attack"])
             self._records[key] = record
             self._images[key] = (file.with_suffix(".images"), record.get("stored"))
 
@@ -107,13 +115,18 @@ class Ledger:
         self._records[key], self._images[key] = record, (file, stored)
         self._append(record)
 
+    def close(self) -> None:
+        """Lets another process append; what is in memory stays."""
+        self._lock.close()
+
     def _append(self, record: dict[str, Any]) -> None:
         if self._path is not None:
             with self._path.open("a") as lines:
                 lines.write(json.dumps(record) + "\n")
 
 
-def open_ledger(path: str | Path | None, identity: dict[str, Any]) -> Ledger:
+@contextlib.contextmanager
+def open_ledger(path: str | Path | None, identity: dict[str, Any]) -> Iterator[Ledger]:
     """The ledger, opened by all processes of a pod: none adds a verdict before all have read.
 
     Raises:
@@ -121,20 +134,27 @@ def open_ledger(path: str | Path | None, identity: dict[str, Any]) -> Ledger:
         do not see each other's files.
     """
     hosts.agree(identity)
-    # Process 0 goes first: a network file system may remember that a file was not there.
-    book = hosts.together(lambda: None if jax.process_index() else Ledger(path, identity))
-    book = hosts.together(lambda: book or Ledger(path, identity))
-    if path is not None:
-        hosts.together(book.check_files)
-        seen = hosts.everyone(book.known())
-        if len(set(seen)) > 1:
-            counts = ", ".join(str(count) for count, _ in seen)
-            raise ValueError(f"processes see different verdicts ({counts}) in {path}; {_SHARE}")
-    return book
+    with contextlib.ExitStack() as opened:
+
+        def opens() -> Ledger:
+            return opened.enter_context(contextlib.closing(Ledger(path, identity)))
+
+        # Process 0 goes first: a network file system may remember that a file was not there.
+        book = hosts.together(lambda: None if jax.process_index() else opens())
+        book = hosts.together(lambda: book or opens())
+        if path is not None:
+            hosts.together(book.check_files)
+            seen = hosts.everyone(book.known())
+            if len(set(seen)) > 1:
+                counts = ", ".join(str(count) for count, _ in seen)
+                raise ValueError(f"processes see different verdicts ({counts}) in {path}; {_SHARE}")
+        yield book
 
 
 def _refuse_another(path, theirs, ours):
     theirs = theirs if isinstance(theirs, dict) else {}
+    # An older one has no hash of the weights: the logits must do.
+    ours = {key: ours[key] for key in ours if key in theirs or not key.endswith("weights")}
     if words := hosts.differences(theirs, json.loads(json.dumps(ours))):
         raise ValueError(
             f"ledger {path} belongs to another evaluation: {words}. "
@@ -142,16 +162,15 @@ def _refuse_another(path, theirs, ours):
         )
 
 
+def _is_verdict(record):
+    kinds = {"image": int, "attack": str, "fooled": bool, "flat": bool}
+    stored = record.get("stored")
+    return all(isinstance(record.get(key), kind) for key, kind in kinds.items()) and (
+        not record["fooled"] or (isinstance(stored, int) and stored >= 0)
+    )
+
+
 def _of_process(path: Path, process: int) -> Path:
     if not process:
         return path
     return path.with_name(f"{path.stem}.process-{process}{path.suffix}")
-
-
-def _drop_unfinished_line(path):
-    """Removes what a killed process left of its last line."""
-    if path.exists():
-        text = path.read_bytes()
-        if not text.endswith(b"\n"):
-            with path.open("r+b") as lines:
-                lines.truncate(text.rfind(b"\n") + 1)

@@ -1,7 +1,11 @@
 """Networks: `available()` lists them, `create(name)` makes one."""
 
 import difflib
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
 from types import ModuleType
+from typing import Any, get_type_hints
 
 from jaxrobust.models import cait, convnext, iso_convnext, resnet, swin, vit, xcit
 from jaxrobust.names import Naming, Row
@@ -40,14 +44,70 @@ def create(name: str, *, num_classes: int = 1000, image_size: int = 224, **overr
 
 
 def variant(name: str, **overrides):
-    """The family's row of `name` with fields replaced; `ValueError` for an unknown one."""
+    """The family's row of `name` with fields replaced; `ValueError` for what is none of its."""
     row = family(name).VARIANTS[name]
     unknown = overrides.keys() - set(row._fields)
     if unknown:
         raise ValueError(
             f"unknown option {sorted(unknown)} for {name}; it takes {list(row._fields)}"
         )
-    return row._replace(**overrides)
+    types = get_type_hints(type(row))
+    for key, value in overrides.items():
+        if not _is(value, types[key]):
+            words = getattr(types[key], "__name__", str(types[key]))
+            raise ValueError(f"{key}={value!r} of {name} must be {_WORDS.get(types[key], words)}")
+    return row._replace(**{k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()})
+
+
+_INTEGERS = tuple[int, ...]
+_WORDS: dict[Any, str] = {
+    _INTEGERS: "a tuple of integers",
+    bool: "True or False",
+    int: "an integer",
+    float: "a finite number",
+    float | None: "a finite number or None",
+    str: "a text",
+}
+
+
+def _is(value: Any, wanted: Any) -> bool:
+    """Whether a value can stand in a field of a row."""
+    if wanted == _INTEGERS:
+        return isinstance(value, tuple | list) and all(_is(v, int) for v in value)
+    if isinstance(value, bool) or wanted is bool:
+        return isinstance(value, bool) and wanted is bool
+    if wanted in (float, float | None):
+        nothing = value is None and wanted is not float
+        return nothing or (isinstance(value, Real) and math.isfinite(value))
+    return isinstance(value, {int: Integral, str: str}[wanted])
+
+
+# Fields that change training, speed or what is read elsewhere, not what weights compute.
+_FREE = {"dtype", "remat", "scan", "drop_path", "bn_group", "in_channels"}
+
+
+def computed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that decide what weights of a row with `options` compute in evaluation."""
+    fields = {k: v for k, v in variant(name, **options)._asdict().items() if k not in _FREE}
+    if "gamma_init" in fields:  # over once there are weights; only whether there is one matters
+        fields["gamma_init"] = fields["gamma_init"] is not None
+    return fields
+
+
+def essential(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the options that make another network of the row's weights; lists, as in JSON."""
+    own, plain = computed(name, options), computed(name, {})
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in sorted(options.items())
+        if key in own and own[key] != plain[key]
+    }
+
+
+def words(name: str, options: Mapping[str, Any]) -> str:
+    """A network for a message: its name, and the options that make it another one."""
+    fields = [f"{key}={value}" for key, value in essential(name, options).items()]
+    return f"{name} with {', '.join(fields)}" if fields else f"{name} without options"
 
 
 def family(name: str) -> ModuleType:
@@ -80,11 +140,14 @@ def known(name: str) -> str:
 
 __all__ = [
     "available",
+    "computed",
     "create",
+    "essential",
     "family",
     "known",
     "other_names",
     "torch_keys",
     "torch_names",
     "variant",
+    "words",
 ]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.models.primitives import per_platform, widened
+from jaxrobust.models.primitives import per_platform, rounded, widened
 
 Array = jax.Array
 Mix = tuple[Array, Array]
@@ -94,7 +94,7 @@ def _attend_backward(residuals, g):
     if bias is not None:
         sums = to_logits.reshape(-1, bias.shape[0], *to_logits.shape[1:]).sum(0)
         spread = [i for i, n in enumerate(bias.shape) if n != sums.shape[i]]
-        to_bias = sums.sum(spread, keepdims=True).astype(bias.dtype)
+        to_bias = rounded(sums.sum(spread, keepdims=True), bias.dtype)
     return *_logits_gradient(q, k, to_logits), _product(probabilities, g, "tn"), to_bias
 
 
@@ -129,7 +129,7 @@ def _mixed(x: Array, kernel: Array, bias: Array) -> Array:
 def _mix_gradient(x: Array, g: Array, mix: Mix) -> Mix:
     x, g = (wide.reshape(1, *wide.shape[:2], -1) for wide in widened(x, g))
     kernel, bias = _product(x, g, "nt").sum((0, 1)), g.sum(3).sum((0, 1))
-    return kernel.astype(mix[0].dtype), bias.astype(mix[1].dtype)
+    return rounded(kernel, mix[0].dtype), rounded(bias, mix[1].dtype)
 
 
 @jax.custom_vjp
@@ -215,11 +215,12 @@ def _cross_backward(residuals, g):
     along_q, along_k = along.sum(3, keepdims=True), along.sum(2, keepdims=True)
     rows = (a.reshape(inverse_k.shape) for a in (inverse_q, along_q))
     wide = _wide_dtype(q)
+    to_temperature = (to_logits * cosines).sum((0, 2, 3)).reshape(temperature.shape)
     return (
         _unit_gradient(q, *rows, _product(k, to_products, "nt", wide)),
         _unit_gradient(k, inverse_k, along_k, _product(q, to_products, "nn", wide)),
         _product(g, probabilities, "nn"),
-        (to_logits * cosines).sum((0, 2, 3)).reshape(temperature.shape).astype(temperature.dtype),
+        rounded(to_temperature, temperature.dtype),
     )
 
 

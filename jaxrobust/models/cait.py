@@ -9,9 +9,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models import attention, stems
+from jaxrobust.models import attention, layers, stems
 from jaxrobust.models.classifier import classifier, run_blocks
 from jaxrobust.models.modules import Draws, LayerNorm, Linear, Mlp, Normalize, branches, normal_02
+from jaxrobust.models.primitives import add_bias, spread
 from jaxrobust.models.vit import HEAD as HEAD
 from jaxrobust.models.vit import STEM as STEM
 from jaxrobust.models.vit import PatchEmbed, grid_of, patch_stem, token_rows
@@ -85,9 +86,13 @@ class _Layer(nnx.Module):
         self.attn = attn(v.dim, v.heads, rngs)
         self.mlp = Mlp(v.dim, rngs)
 
-    def scales(self):
-        """Both LayerScales, as factors of f[B,N,D]."""
-        return self.gamma_1[...][None, None], self.gamma_2[...][None, None]
+    def scaled_attn(self, x):
+        """The attention of f[B,N,D], scaled."""
+        return layers.scale(self.attn(self.norm1(x)), self.gamma_1[...])
+
+    def scaled_mlp(self, x):
+        """The same of the MLP."""
+        return layers.scale(self.mlp(self.norm2(x)), self.gamma_2[...])
 
 
 class Block(_Layer):
@@ -99,9 +104,8 @@ class Block(_Layer):
     def __call__(self, x, drop, train):
         del train
         path1, path2 = branches(drop, 2)
-        scale1, scale2 = self.scales()
-        x = x + path1(scale1 * self.attn(self.norm1(x)))
-        return x + path2(scale2 * self.mlp(self.norm2(x)))
+        x = x + path1(self.scaled_attn(x))
+        return x + path2(self.scaled_mlp(x))
 
 
 class ClassBlock(_Layer):
@@ -111,10 +115,8 @@ class ClassBlock(_Layer):
         super().__init__(v, ClassAttention, rngs)
 
     def __call__(self, token, patches):
-        scale1, scale2 = self.scales()
-        everything = jnp.concatenate([token, patches], axis=1)
-        token = token + scale1 * self.attn(self.norm1(everything))
-        return token + scale2 * self.mlp(self.norm2(token))
+        token = token + self.scaled_attn(jnp.concatenate([token, patches], axis=1))
+        return token + self.scaled_mlp(token)
 
 
 class CaiT(nnx.Module):
@@ -135,10 +137,10 @@ class CaiT(nnx.Module):
     def __call__(self, images, train, key):
         v = self.variant
         images = self.normalize(images).astype(jnp.dtype(v.dtype))
-        x = self.patch_embed(images, self.grid) + self.pos_embed[...]
+        x = add_bias(self.patch_embed(images, self.grid), self.pos_embed[...])
         how = {"train": train, "key": key, "remat": v.remat, "scan": v.scan}
         x = run_blocks(self.blocks, x, rates=(v.drop_path,) * v.depth, **how)
-        token = jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, v.dim))
+        token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
         for block in self.blocks_token_only:
             token = block(token, x)
         return self.head(self.norm(token[:, 0]))

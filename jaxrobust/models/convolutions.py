@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.models.primitives import add_each, matmul, rows, walled, widened
+from jaxrobust.models.primitives import add_bias, add_each, matmul, rows, walled, widened
 
 Array = jax.Array
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -122,8 +122,7 @@ def depthwise_conv(
 
     kh and kw are odd. `implementation` is a name in `_DEPTHWISE`; None chooses by platform.
     """
-    out = _depthwise(implementation, x, kernel)
-    return out if bias is None else out + bias[None, None, None]
+    return add_bias(_depthwise(implementation, x, kernel), bias)
 
 
 # ------------------------------------------------------------------------------------ convolution
@@ -289,5 +288,4 @@ def conv(
     x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 1, padding: int = 0
 ) -> Array:
     """Convolution of f[B,H,W,in] with f[kh,kw,in,out], symmetric zero padding."""
-    out = _conv(x, kernel, stride, padding)
-    return out if bias is None else out + bias[None, None, None]
+    return add_bias(_conv(x, kernel, stride, padding), bias)

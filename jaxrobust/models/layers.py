@@ -16,7 +16,16 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.models.primitives import add_each, column_sum, matmul, per_platform, rows, widened
+from jaxrobust.models.primitives import (
+    add_bias,
+    add_each,
+    column_sum,
+    matmul,
+    per_platform,
+    rounded,
+    rows,
+    widened,
+)
 
 Array = jax.Array
 
@@ -62,8 +71,8 @@ def _norm_backward(residuals, g):
     x, scale, bias, eps = residuals
     return (
         _norm_input_gradient(x, scale, eps, g),
-        _norm_scale_gradient(x, eps, g).astype(scale.dtype),
-        column_sum(g).astype(bias.dtype),
+        rounded(_norm_scale_gradient(x, eps, g), scale.dtype),
+        rounded(column_sum(g), bias.dtype),
         jnp.zeros_like(eps),
     )
 
@@ -108,7 +117,7 @@ def _gelu(x: Array, bias: Array) -> Array:
 def _gelu_backward(residuals, g):
     x, bias = residuals
     dx = _gelu_input_gradient(x, bias, g)
-    return dx, column_sum(dx).astype(bias.dtype)
+    return dx, rounded(column_sum(dx), bias.dtype)
 
 
 _gelu.defvjp(lambda *operands: (_gelu_forward(*operands), operands), _gelu_backward)
@@ -148,8 +157,8 @@ def _residual_backward(residuals, g):
     return (
         g,
         _residual_branch_gradient(gamma, g),
-        (total * wide_gamma).astype(bias.dtype),
-        (_product_sum(y, g) + wide_bias * total).astype(gamma.dtype),
+        rounded(total * wide_gamma, bias.dtype),
+        rounded(_product_sum(y, g) + wide_bias * total, gamma.dtype),
     )
 
 
@@ -161,13 +170,31 @@ def scaled_residual(x: Array, y: Array, bias: Array, gamma: Array) -> Array:
     return _residual(rows(x), rows(y), bias, gamma).reshape(x.shape)
 
 
+@jax.custom_vjp
+def _scale(x: Array, gamma: Array) -> Array:
+    return x * gamma[None]
+
+
+def _scale_backward(residuals, g):
+    x, gamma = residuals
+    return _residual_branch_gradient(gamma, g), rounded(_product_sum(x, g), gamma.dtype)
+
+
+_scale.defvjp(lambda x, gamma: (_scale(x, gamma), (x, gamma)), _scale_backward)
+
+
+def scale(x: Array, gamma: Array) -> Array:
+    """`x * gamma` with `gamma` f[C]."""
+    return _scale(rows(x), gamma).reshape(x.shape)
+
+
 # ----------------------------------------------------------------------------------------- linear
 
 
 def linear(x: Array, kernel: Array, bias: Array | None = None) -> Array:
     """`x @ kernel + bias` over the last axis; `kernel` is f[in,out]."""
     out = matmul(rows(x), kernel).reshape(*x.shape[:-1], kernel.shape[1])
-    return out if bias is None else out + bias.reshape((1,) * (x.ndim - 1) + bias.shape)
+    return add_bias(out, bias)
 
 
 # -------------------------------------------------------------------------------------- batch norm
@@ -223,8 +250,8 @@ def _batch_norm_backward(residuals, g):
     total, weighted = (product.sum((0, 1)) for product in products)
     return (
         (widened(g)[0] * _channels(factor, g)).astype(x.dtype),
-        (weighted * inverse).astype(scale.dtype),
-        total.astype(bias.dtype),
+        rounded(weighted * inverse, scale.dtype),
+        rounded(total, bias.dtype),
         (-factor * total).astype(mean.dtype),
         (-0.5 * factor * inverse * inverse * weighted).astype(var.dtype),
         jnp.zeros_like(eps),
@@ -266,8 +293,8 @@ def _batch_norm_train_backward(residuals, cotangents):
     dx = _channels(wide_scale[None] * inverse, x) * (wide_g - _channels(total / count, x) - normal)
     return (
         dx.astype(x.dtype),
-        (inverse * weighted).sum(0).astype(scale.dtype),
-        total.sum(0).astype(bias.dtype),
+        rounded((inverse * weighted).sum(0), scale.dtype),
+        rounded(total.sum(0), bias.dtype),
         jnp.zeros_like(eps),
     )
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models import convolutions, layers
+from jaxrobust.models.primitives import add_bias
 from jaxrobust.types import Array
 
 
@@ -107,8 +108,7 @@ class Mlp(nnx.Module):
         return layers.linear(hidden, self.fc2.kernel[...])
 
     def __call__(self, x):
-        out = self.hidden(x)
-        return out + self.fc2.bias[...].reshape((1,) * (out.ndim - 1) + (-1,))
+        return add_bias(self.hidden(x), self.fc2.bias[...])
 
 
 class LayerNorm(nnx.Module):

@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -62,6 +63,43 @@ def rows(x: Array) -> Array:
 def column_sum(g: Array) -> Array:
     """Sum of the rows of `g`, in float32 or float64."""
     return widened(g)[0].sum(0)
+
+
+def rounded(total: Array, dtype: jnp.dtype) -> Array:
+    """A sum in `dtype`, rounded once.
+
+    A conversion alone lets XLA's TPU compiler add up in the narrower type.
+    """
+    if total.dtype == dtype:
+        return total
+    kind = jnp.finfo(dtype)
+    return lax.reduce_precision(total, kind.nexp, kind.nmant).astype(dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _repeated(count: int, row: Array) -> Array:
+    return jnp.broadcast_to(row[None], (count, row.size))
+
+
+_repeated.defvjp(
+    lambda count, row: (_repeated(count, row), None),
+    lambda count, _, g: (rounded(column_sum(g), g.dtype),),
+)
+
+
+def spread(parameter: Array, shape: Sequence[int]) -> Array:
+    """`parameter`, which has the last axes of `shape`, repeated along the others.
+
+    JAX's own gradient of that is a sum in the type of the array: in bfloat16 one of 25,088 pixels
+    stops growing after some hundreds, 36 to 97 % short of the whole. This one is `column_sum`.
+    """
+    count = math.prod(shape) // parameter.size
+    return _repeated(count, parameter.reshape(-1)).reshape(shape)
+
+
+def add_bias(x: Array, bias: Array | None) -> Array:
+    """`x` plus a parameter of its last axes: a bias f[C], or positions f[1,N,C]."""
+    return x if bias is None else x + spread(bias, x.shape)
 
 
 @jax.custom_vjp

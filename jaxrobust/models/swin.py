@@ -24,6 +24,7 @@ from jaxrobust.models.modules import (
     normal_02,
     split,
 )
+from jaxrobust.models.primitives import widened
 from jaxrobust.names import Naming, Row, affine, conv_oihw, drop, linear_oi, naming, row
 from jaxrobust.types import Classifier
 
@@ -96,12 +97,11 @@ class WindowAttention(nnx.Module):
     def __call__(self, x, mask):
         windows, tokens, dim = x.shape
         index = relative_index(self.window).ravel()
-        bias = self.relative_position_bias_table[...][index].reshape(tokens, tokens, self.heads)
-        bias = bias.transpose(2, 0, 1)
+        # Wide, as the gradients of an offset's pairs are added up in the type of its bias.
+        (table,) = widened(self.relative_position_bias_table[...])
+        bias = table[index].reshape(tokens, tokens, self.heads).transpose(2, 0, 1)
         if mask is not None:
-            bias = (
-                bias[None] + jnp.asarray(mask, bias.dtype)[:, None]
-            )  # for each window of an image
+            bias = bias[None] + jnp.asarray(mask, bias.dtype)[:, None]  # for each of the windows
         qkv = self.qkv(x).reshape(windows, tokens, 3, self.heads, dim // self.heads)
         return self.proj(attention.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias=bias))
 
@@ -234,6 +234,8 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
     for name in ("dim", "patch", "window", "in_channels"):
         if getattr(v, name) < 1:
             raise ValueError(f"{name}={getattr(v, name)} must be at least 1")
+    if not v.eps > 0:
+        raise ValueError(f"eps={v.eps} must be above 0")
     if any((v.dim << i) % heads for i, heads in enumerate(v.heads)):
         raise ValueError(f"heads={v.heads} must divide dim={v.dim}, doubled at every stage")
     if image_size < v.patch or image_size % v.patch:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrobust.models import attention, stems
+from jaxrobust.models import attention, layers, stems
 from jaxrobust.models.classifier import classifier, run_blocks
 from jaxrobust.models.modules import (
     Conv,
@@ -26,6 +26,7 @@ from jaxrobust.models.modules import (
     normal_02,
 )
 from jaxrobust.models.positions import resized
+from jaxrobust.models.primitives import add_bias, spread
 from jaxrobust.names import Naming, Row, affine, conv_oihw, linear_oi, naming, row
 from jaxrobust.types import Classifier
 
@@ -82,7 +83,7 @@ class LayerScale(nnx.Module):
         self.gamma = nnx.Param(jnp.full(dim, init, jnp.float32))
 
     def __call__(self, x):
-        return x * self.gamma[...][None, None]
+        return layers.scale(x, self.gamma[...])
 
 
 class Block(nnx.Module):
@@ -142,11 +143,11 @@ class VisionTransformer(nnx.Module):
         v = self.variant
         images = self.normalize(images).astype(jnp.dtype(v.dtype))
         x = self.patch_embed(images, self.grid)
-        token = jnp.broadcast_to(self.cls_token[...], (x.shape[0], 1, v.dim))
+        token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
         if v.class_position:
-            x = jnp.concatenate([token, x], axis=1) + self.pos_embed[...]
+            x = add_bias(jnp.concatenate([token, x], axis=1), self.pos_embed[...])
         else:
-            x = jnp.concatenate([token, x + self.pos_embed[...]], axis=1)
+            x = jnp.concatenate([token, add_bias(x, self.pos_embed[...])], axis=1)
         rates = np.linspace(0, v.drop_path, v.depth).tolist()
         how = {"train": train, "key": key, "remat": v.remat, "scan": v.scan}
         x = run_blocks(self.blocks, x, rates=rates, **how)

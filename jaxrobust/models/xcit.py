@@ -26,6 +26,7 @@ from jaxrobust.models.modules import (
     branches,
     normal_02,
 )
+from jaxrobust.models.primitives import add_bias, spread
 from jaxrobust.names import (
     BATCH_NORM_COUNT,
     Naming,
@@ -225,7 +226,7 @@ class ClassBlock(nnx.Module):
         normal = self.norm1(patches)
         update = attn.hidden(self.norm1(token), normal)
         token = self.norm2(_residual(token, update, attn.proj.bias, self.gamma1))
-        patches = patches + self.gamma1[...][None, None] * normal
+        patches = patches + layers.scale(normal, self.gamma1[...])
         patches = self.norm2(patches) if self.tokens_norm else patches
         return _residual(token, mlp.hidden(token), mlp.fc2.bias, self.gamma2), 2 * patches
 
@@ -248,10 +249,10 @@ class Xcit(nnx.Module):
     def __call__(self, images, train, key):
         v = self.variant
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)), train)
-        x = x + self.pos_embed(*x.shape[1:3], x.dtype)
+        x = add_bias(x, self.pos_embed(*x.shape[1:3], x.dtype))
         how = {"train": train, "key": key, "remat": v.remat, "scan": v.scan}
         x = run_blocks(self.blocks, x, rates=(v.drop_path,) * v.depth, **how)
-        token = jnp.broadcast_to(self.cls_token[...], (len(x), 1, v.dim))
+        token = spread(self.cls_token[...], (len(x), 1, v.dim))
         patches = x.reshape(len(x), -1, v.dim)
         for block in self.cls_attn_blocks:
             token, patches = block(token, patches)

@@ -1,0 +1,257 @@
+"""A user's network as the programs take it: arrays are arguments, the rest is closed over.
+
+JAX keeps what it has compiled for, and all that this refers to, for as long as the compiled
+function lives. So programs hold the function of a network weakly, are forgotten together with it,
+and are made anew where it closes over something else than when they were compiled.
+"""
+
+import hashlib
+import inspect
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxrobust.evaluation import checks
+from jaxrobust.types import LogitsFn
+
+T = TypeVar("T")
+
+_FEW = 8  # images of the trace in which constants are looked for: theirs is no batch size
+_TRAINING = (
+    "changes its state or draws random numbers while it is traced ({}); put it into evaluation "
+    "mode: model.eval() in NNX, train=False in Linen, no dropout and no update of batch norm"
+)
+_SCALARS = (bool, int, float, complex, str, bytes, np.generic)
+_ARRAY = object()  # stands for one among the leaves
+_kept: dict[Any, tuple[str, Any]] = {}  # networks and their use -> their programs, and of what
+
+
+class Trace(NamedTuple):
+    """What tracing a network tells."""
+
+    classes: int
+    program: str  # hash of what is computed, constants included, for arrays of any content
+    constants: tuple[str, ...]  # hashes of the arrays that are closed over, sorted
+
+
+class _Rest:
+    """What of a network is no array: its function and the other leaves of its arguments."""
+
+    def __init__(self, function: Callable[..., Any], tree: Any, leaves: tuple[Any, ...]):
+        self.function, self.tree, self.leaves = _weakly(function), tree, leaves
+        self.key: Any = (self.function, tree, tuple((type(leaf), leaf) for leaf in leaves))
+        try:
+            hash(self.key)
+            self.lasts = isinstance(self.function, weakref.ref)
+        except TypeError:
+            self.key, self.lasts = object(), False
+
+    def __call__(self, arrays: list[Any], *operands: Any) -> Any:
+        function = self.function()
+        assert function is not None, "nobody holds the network any more"
+        arguments, keywords = self.arguments(arrays)
+        return function(*arguments, *operands, **keywords)
+
+    def arguments(self, arrays: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Those of a `Partial`, with its keywords."""
+        given = iter(arrays)
+        leaves = [next(given) if leaf is _ARRAY else leaf for leaf in self.leaves]
+        return jax.tree.unflatten(self.tree, leaves)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Rest) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def _weakly(function):
+    """A reference to the function, a weak one if it can be had."""
+    try:
+        return (weakref.WeakMethod if inspect.ismethod(function) else weakref.ref)(
+            function, _forget
+        )
+    except TypeError:
+        return lambda: function
+
+
+def _forget(function):
+    for key in list(_kept):
+        if any(rest.function is function for rest in key[0]):
+            del _kept[key]
+
+
+def keep(networks: Sequence[Any], use: Any, programs: str, make: Callable[[], T]) -> T:
+    """What `make` made for the same use of the same networks, while `programs` stays the same.
+
+    It is forgotten as soon as one of the networks' functions is.
+    """
+    rests = tuple(network.func for network in networks)
+    if not all(rest.lasts for rest in rests):
+        return make()
+    shapes = tuple((a.shape, a.dtype) for network in networks for a in network.args[0])
+    known, made = _kept.get((rests, shapes, use), ("", None))
+    if known != programs:
+        made = make()
+        _kept[rests, shapes, use] = programs, made
+    return made  # type: ignore[return-value]
+
+
+def argument(name: str, function: LogitsFn, mesh: Mesh) -> jax.tree_util.Partial:
+    """The function as what `jit` takes: arrays in a `Partial` are arguments of the program.
+
+    The caller must hold `function`. Of an array with a copy on the devices of other processes too,
+    this one's copy is taken.
+    """
+    called: Callable[..., Any] = function
+    given: tuple[Any, Any] = ((), {})
+    if isinstance(function, jax.tree_util.Partial):
+        called, given = function.func, (function.args, function.keywords)
+    leaves, tree = jax.tree.flatten(given)
+    arrays = [_local(name, leaf, mesh) for leaf in leaves if _is_array(leaf)]
+    others = tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)
+    return jax.tree_util.Partial(_Rest(called, tree, others), arrays)
+
+
+def _is_array(leaf):
+    return isinstance(leaf, jax.Array | np.ndarray)
+
+
+def _local(name, array, mesh):
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return array
+    if not array.is_fully_replicated:
+        raise ValueError(
+            f"an array {array.shape} of {name} is spread over several processes; put a copy "
+            "on every device: jax.device_put(array, NamedSharding(mesh, PartitionSpec()))"
+        )
+    return jax.device_put(array.addressable_data(0), NamedSharding(mesh, PartitionSpec()))
+
+
+# --- What a network is ---
+
+
+def trace(
+    name: str, function: LogitsFn, network: Any, image: tuple[int, ...], each: int, keyed: bool
+) -> Trace:
+    """What is known of a network before anything is computed.
+
+    Args:
+      name: of the argument, for messages.
+      function: as the user gave it.
+      network: what `argument` made of it.
+      image: H, W, C.
+      each: the number of images that it will be given.
+      keyed: it takes one key per image too.
+    Raises:
+      ValueError: it is no such network.
+    """
+    operands = _operands((each,), image, keyed)
+    try:
+        inspect.signature(function).bind(*operands)
+    except TypeError as error:
+        takes = "images and keys [B]" if keyed else "images only"
+        raise ValueError(f"{name} must take {takes} for this version: {error}") from error
+    except ValueError:  # it has no signature to read
+        pass
+    try:
+        closed, logits = _traced(network, operands)
+    except Exception as error:
+        if remedy := _remedy(error) or _of_one_image(network, image, keyed):
+            raise ValueError(f"{name} {remedy}") from error
+        raise
+    shape: Sequence[int] = getattr(logits, "shape", ())
+    if len(shape) != 2 or shape[0] != each or shape[1] < 2:
+        wrong = (
+            f"gives {shape or type(logits).__name__} for {each} images; return logits f[B, K] "
+            "with K >= 2, and nothing else"
+        )
+        raise ValueError(f"{name} {_of_one_image(network, image, keyed) or wrong}")
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"{name} gives {logits.dtype}; return floating point logits")
+    leak = f"{name} {_TRAINING.format('a traced value outlived its trace')}"
+    try:
+        closed, _ = _traced(network, _operands((_FEW,), image, keyed))
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(leak) from error
+    except Exception:  # it takes `each` images only
+        pass
+    constants = list(checks.constants(closed))
+    if any(isinstance(constant, jax.core.Tracer) for constant in constants):
+        raise ValueError(leak)
+    hashes = [hashed(constant) for constant in constants]
+    program = hashlib.sha256(f"{closed} {hashes}".encode()).hexdigest()
+    arrays = sorted(h for h, c in zip(hashes, constants, strict=True) if np.size(c) > 1)
+    return Trace(int(shape[1]), program, tuple(arrays))
+
+
+def _operands(batch, image, keyed):
+    keys = jax.eval_shape(lambda: jnp.broadcast_to(jax.random.key(0), batch))
+    points = jax.ShapeDtypeStruct((*batch, *image), jnp.float32)
+    return (points, keys) if keyed else (points,)
+
+
+def _traced(network, operands):
+    # The lambda: a trace of the very same function would come from a cache.
+    call = lambda network, *operands: network(*operands)  # noqa: E731
+    return jax.make_jaxpr(call, return_shape=True)(network, *operands)
+
+
+def _of_one_image(network, image, keyed) -> str:
+    """What to say of a network that takes a single image; "" of others."""
+    try:
+        _, logits = _traced(network, _operands((), image, keyed))
+    except Exception:
+        return ""
+    if len(getattr(logits, "shape", ())) != 1:
+        return ""
+    return "takes one image, not a batch of them; pass jax.vmap of it"
+
+
+def _remedy(error: Exception) -> str:
+    """What to do about a network that cannot be traced; "" if its own message must do."""
+    text = str(error).split("\n")[0].split(" (https:")[0].rstrip(".")
+    if isinstance(error, jax.errors.TracerArrayConversionError):
+        return (
+            "turns its images into NumPy arrays; write it with jax.numpy, so that it can be "
+            "differentiated and compiled"
+        )
+    if isinstance(error, jax.errors.ConcretizationTypeError):
+        return (
+            f"asks in Python for the value of an array ({text}); write jnp.where or jax.lax.cond, "
+            "and give options such as train=False as Python values, not as arrays"
+        )
+    # Those of Flax by name: it is imported by the models only.
+    flax = ("TraceContextError", "ModifyScopeVariableError", "InvalidRngError")
+    if isinstance(error, jax.errors.UnexpectedTracerError) or type(error).__name__ in flax:
+        return _TRAINING.format(text)
+    return ""
+
+
+def weights(network: Any, seen: Trace) -> str:
+    """A hash of all arrays of a network, those that its function closes over among them."""
+    digest = hashlib.sha256()
+    arguments = network.func.arguments(network.args[0])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arguments):
+        text = hashed(leaf) if _is_array(leaf) else type(leaf).__qualname__
+        text += repr(leaf) if isinstance(leaf, _SCALARS) else ""
+        digest.update(f"{jax.tree_util.keystr(path)} {text}\n".encode())
+    digest.update(" ".join(seen.constants).encode())
+    return digest.hexdigest()
+
+
+def hashed(*arrays: Any) -> str:
+    """Of their types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            array = jax.random.key_data(array)
+        array = np.asarray(array)
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -1,0 +1,421 @@
+"""What an evaluation takes for a network, how it tells two apart, and what it keeps of one."""
+
+import functools
+import gc
+import json
+import weakref
+from importlib.util import find_spec
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+from flax import linen, nnx
+
+from jaxrobust.evaluation import autoattack, engine, hosts, networks
+
+Partial = jax.tree_util.Partial
+RNG = np.random.default_rng(0)
+IMAGES = RNG.random((12, 4, 4, 1), np.float32)
+IMAGES[:8, 0, 0] = 0  # so that weights on this pixel do not move the first logits
+FIRST, SECOND = RNG.standard_normal((2, 16, 10)).astype(np.float32)
+STEPS = {"square": {"steps": 2}}
+
+
+def linear(weights, x):
+    return x.reshape(len(x), -1) @ weights
+
+
+LABELS = np.argmax(linear(FIRST, IMAGES), axis=1)
+
+
+def evaluate(logits_fn, **changes):
+    """A very short evaluation on one device."""
+    settings = {"norm": "linf", "epsilon": 0.01, "attacks": ("square",), "overrides": STEPS}
+    settings |= {"batch_size": 4, "verbose": False} | changes
+    with mock.patch.object(engine, "local_devices", lambda: jax.local_devices()[:1]):
+        return autoattack(logits_fn, IMAGES, LABELS, **settings)
+
+
+def closure(weights):
+    return lambda x: linear(weights, x)
+
+
+def partial(weights):
+    return Partial(linear, weights)
+
+
+class IdentityTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.path = Path(self.create_tempdir()) / "ledger.jsonl"
+
+    def refused(self, logits_fn, message, **changes):
+        with self.assertRaisesRegex(ValueError, f"belongs to another evaluation: .*{message}"):
+            evaluate(logits_fn, ledger=self.path, **changes)
+
+    @parameterized.product(made=[closure, partial], scale=[1e-4, 1e-9])
+    def test_small_logits(self, made, scale):
+        evaluate(made(scale * FIRST), ledger=self.path)
+        self.refused(made(scale * SECOND), "network is")
+        evaluate(made(scale * FIRST), ledger=self.path)
+
+    @parameterized.parameters(closure, partial)
+    def test_weights_that_the_first_images_do_not_show(self, made):
+        other = FIRST.copy()
+        other[0] += 1
+        evaluate(made(FIRST), ledger=self.path)
+        self.refused(made(other), 'weights is "')
+        evaluate(made(jnp.asarray(FIRST)), ledger=self.path, batch_size=12)
+
+    def test_another_network_to_search_with(self):
+        evaluate(partial(FIRST), search_fn=partial(FIRST), ledger=self.path)
+        self.refused(partial(FIRST), 'search weights is "', search_fn=partial(SECOND))
+
+    def test_a_name_stands_for_the_weights(self):
+        evaluate(partial(FIRST), identity="mine", ledger=self.path)
+        evaluate(partial(SECOND), identity="mine", ledger=self.path)
+
+    @parameterized.parameters(1, 1e-4)
+    def test_a_ledger_without_a_hash(self, scale):
+        """As they were written before; the logits alone tell, as far as they were rounded."""
+        evaluate(partial(scale * FIRST), ledger=self.path)
+        first, *lines = self.path.read_text().splitlines(keepends=True)
+        identity = json.loads(first)["identity"]
+        identity.pop("weights", None)
+        identity["network"] = np.round(identity["network"], 6).tolist()
+        self.path.write_text("".join([json.dumps({"identity": identity}) + "\n", *lines]))
+        self.refused(partial(scale * SECOND), "network is")
+        if scale == 1:
+            evaluate(partial(FIRST), ledger=self.path)
+
+    def test_adversarial_images_that_fool_another_network(self):
+        """Inside the ball, but not for this network: another file's, or the clean images."""
+        fooled = evaluate(partial(FIRST), ledger=self.path, epsilon=0.1).fooled_by == "square"
+        self.assertGreater(fooled.sum(), 1)
+        evaluate(partial(FIRST), ledger=self.path, epsilon=0.1)
+        lines = [json.loads(line) for line in self.path.read_text().splitlines()[1:]]
+        stored = [r["image"] for r in sorted(lines, key=lambda r: r.get("stored", -1))]
+        self.path.with_suffix(".images").write_bytes(IMAGES[stored[-fooled.sum() :]].tobytes())
+        with self.assertRaisesRegex(ValueError, "image of square on .* does not fool this network"):
+            evaluate(partial(FIRST), ledger=self.path, epsilon=0.1)
+
+    @parameterized.parameters(
+        ({"stored": None}, {"fooled": True}),
+        ({"stored": -1}, {"fooled": True}),
+        ({"stored": "0"}, {"fooled": True}),
+        ({"flat": None}, {}),
+        ({"fooled": 1}, {}),
+        ({"image": "3"}, {}),
+        ({"attack": ["square"]}, {}),
+    )
+    def test_a_line_that_is_no_verdict_is_named(self, change, where):
+        evaluate(partial(FIRST), ledger=self.path, epsilon=0.1)
+        first, *lines = self.path.read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        number = [where.items() <= record.items() for record in records].index(True)
+        records[number] |= change
+        self.path.write_text("".join(f"{line}\n" for line in [first, *map(json.dumps, records)]))
+        with self.assertRaisesRegex(ValueError, f"line {number + 2} is no verdict; remove that"):
+            evaluate(partial(FIRST), ledger=self.path, epsilon=0.1)
+
+    def test_bytes_that_are_no_text_are_named(self):
+        evaluate(partial(FIRST), ledger=self.path)
+        with self.path.open("ab") as file:
+            file.write(b'{"\xff"}\n')
+        with self.assertRaisesRegex(ValueError, "ledger.jsonl, line 14 is damaged .*remove that"):
+            evaluate(partial(FIRST), ledger=self.path)
+
+    @parameterized.parameters(1e-6, 1, 1e6)
+    def test_logits_on_another_device(self, scale):
+        """The precisions of devices move them by a thousandth of their spread at most."""
+        logits = scale * RNG.standard_normal((8, 10))
+        spread = np.ptp(logits, axis=1).max()
+        noise = np.sign(RNG.standard_normal((8, 10)))
+        noise -= noise.mean(axis=1, keepdims=True)
+        noise *= spread / np.abs(noise).max()
+        holes = np.where(RNG.random((8, 10)) < 0.2, np.nan, 0)
+        holes[0, :3] = np.inf, -np.inf, np.nan
+
+        def differ(a, b):
+            return bool(hosts.differences({"network": a.tolist()}, {"network": b.tolist()}))
+
+        for base in (logits, logits + holes):
+            self.assertFalse(differ(base, base + 1e-3 * noise))
+            self.assertTrue(differ(base, base + 6e-3 * noise))
+        offset = 1e3 * spread * np.ones((8, 1))  # which changes no class
+        self.assertTrue(differ(logits + offset, logits + offset + 6e-3 * noise))
+        self.assertTrue(differ(logits, logits + holes))
+        self.assertTrue(differ(logits, logits[:4]))
+        self.assertFalse(differ(logits * np.nan, logits * np.nan))
+        self.assertTrue(differ(np.zeros((2, 3)), np.full((2, 3), 1e-9) * np.arange(3)))
+        self.assertFalse(differ(np.zeros((0,)), np.zeros((0,))))
+
+    def hashed(self, *arguments, **keywords):
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("slots",))
+        function = lambda *unused, **ignored: None  # noqa: E731
+        network = networks.argument("", Partial(function, *arguments, **keywords), mesh)
+        return networks.weights(network, networks.Trace(10, "", ()))
+
+    def test_what_the_hash_sees(self):
+        tree = {"a": np.zeros((2, 3), np.float32), "b": jax.random.key(0), "c": "gelu", "d": None}
+        wide = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+        whole = jax.NamedSharding(wide, jax.P())
+        for same in (
+            tree | {"a": jnp.zeros((2, 3))},
+            tree | {"a": jax.device_put(tree["a"], whole)},
+            dict(reversed(tree.items())),
+        ):
+            self.assertEqual(self.hashed(tree), self.hashed(same))
+        others = [
+            tree,
+            tree | {"a": np.zeros((3, 2), np.float32)},
+            tree | {"a": np.zeros((2, 3), np.int32)},
+            tree | {"a": jnp.zeros((2, 3), jnp.bfloat16)},
+            tree | {"a": np.full((2, 3), -0.0, np.float32)},
+            tree | {"b": jax.random.key(1)},
+            tree | {"c": "relu"},
+            tree | {"d": False},
+            {"A" if k == "a" else k: v for k, v in tree.items()},
+        ]
+        self.assertLen({self.hashed(other) for other in others}, len(others))
+        self.assertNotEqual(self.hashed(train=False), self.hashed(train=True))
+
+
+class NaNTest(parameterized.TestCase):
+    @parameterized.parameters(0, 3)
+    def test_no_answer_is_no_right_one(self, place):
+        """`argmax` calls NaN the largest, so an image of that class looked right, and robust."""
+        nan = lambda x: linear(FIRST, x).at[:, place].set(jnp.nan)  # noqa: E731
+        with mock.patch(f"{__name__}.LABELS", np.full(12, place)):
+            result = evaluate(nan)
+        self.assertEqual(result.clean.sum(), 0)
+        self.assertIn("nan-logits", result.flags)
+
+    def test_nan_behind_a_step(self):
+        """Where the attack drives the network into NaN, it has lost the image."""
+        start = IMAGES.copy()
+        start[:, 1:] = 0.5
+
+        def edge(x):  # the first label's logit is NaN off the clean images
+            moved = jnp.abs(x[:, 1:] - 0.5).max((1, 2, 3))[:, None] > 0
+            label = jnp.arange(10)[None] == 2
+            return jnp.where(moved & label, jnp.nan, label.astype(jnp.float32))
+
+        given = {"LABELS": np.full(12, 2), "IMAGES": start}
+        with mock.patch.multiple(__name__, **given):
+            result = evaluate(edge)
+        self.assertEqual((result.clean.sum(), result.robust.sum()), (12, 0))
+
+
+class Counter:
+    """How often something is compiled in a `with` block."""
+
+    def __enter__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self.listen)
+        return self
+
+    def listen(self, event, *unused, **ignored):
+        self.count += event == "/jax/core/compile/backend_compile_duration"
+
+    def __exit__(self, *unused):
+        jax.monitoring.unregister_event_duration_listener(self.listen)
+
+
+class Model:
+    """Weights that may change, with a method that is a network."""
+
+    def __init__(self, weights):
+        self.weights = jnp.asarray(weights)
+
+    def logits(self, x):
+        return linear(self.weights, x)
+
+    def __call__(self, x):
+        return self.logits(x)
+
+
+class MemoryTest(parameterized.TestCase):
+    def live(self):
+        gc.collect()
+        return sum(array.nbytes for array in jax.live_arrays())
+
+    def check_freed(self, made, attack):
+        before, kept = self.live(), len(networks._kept)
+        weights = jnp.asarray(FIRST)
+        gone, logits_fn = weakref.ref(weights), made(weights)
+        attack(logits_fn)
+        del weights, logits_fn
+        self.assertEqual(self.live(), before)
+        self.assertIsNone(gone())
+        self.assertLen(networks._kept, kept)
+
+    @parameterized.parameters(
+        closure,
+        Model,
+        lambda w: Model(w).logits,
+        lambda w: jax.jit(closure(w)),
+        lambda w: functools.partial(linear, w),
+        lambda w: Partial(lambda scale, x: scale * linear(w, x), jnp.float32(1)),
+    )
+    def test_an_evaluated_network_is_freed(self, made):
+        self.check_freed(made, evaluate)
+
+    def test_one_that_was_searched_with_is_freed(self):
+        decides = partial(FIRST)
+        evaluate(decides)
+        self.check_freed(closure, lambda guides: evaluate(decides, search_fn=guides))
+
+    @parameterized.parameters(False, True)
+    def test_a_function_that_changes_is_compiled_anew(self, method):
+        """It would be judged by the weights that it had when it was evaluated first."""
+        model = Model(FIRST)
+        logits_fn = model.logits if method else model
+        self.assertEqual(evaluate(logits_fn).clean.mean(), 1)
+        with Counter() as compiled:
+            evaluate(logits_fn)
+        self.assertEqual(compiled.count, 0)
+        model.weights = -model.weights
+        self.assertEqual(evaluate(logits_fn).clean.mean(), 0)
+
+    def test_arrays_that_change_in_place(self):
+        weights = FIRST.copy()
+        logits_fn = closure(weights)
+        self.assertEqual(evaluate(logits_fn).clean.mean(), 1)
+        weights *= -1
+        self.assertEqual(evaluate(logits_fn).clean.mean(), 0)
+
+    def test_another_checkpoint_compiles_nothing(self):
+        evaluate(partial(FIRST))
+        with Counter() as compiled:
+            self.assertLess(evaluate(partial(-FIRST)).clean.mean(), 1)
+            evaluate(Partial(linear, jnp.asarray(SECOND)))
+        self.assertEqual(compiled.count, 0)
+
+
+@jax.tree_util.register_pytree_node_class
+class Module:
+    """As one of Equinox: no hash, arrays and functions are leaves, called with one image."""
+
+    def __init__(self, weights, activation):
+        self.weights, self.activation = weights, activation
+
+    def __call__(self, x):
+        return self.activation(x.reshape(-1)) @ self.weights
+
+    def tree_flatten(self):
+        return (self.weights, self.activation), None
+
+    @classmethod
+    def tree_unflatten(cls, unused, leaves):
+        return cls(*leaves)
+
+    def __eq__(self, other):
+        return isinstance(other, Module) and bool((self.weights == other.weights).all())
+
+
+class Linen(linen.Module):
+    """Batch norm, and a mode that Python reads."""
+
+    @linen.compact
+    def __call__(self, x, train):
+        x = linen.BatchNorm(use_running_average=not train)(x.reshape(x.shape[0], -1))
+        return linen.Dense(10)(x) if not train else linen.Dense(10)(2 * x)
+
+
+class NNX(nnx.Module):
+    """Batch norm and dropout, in training mode unless told otherwise."""
+
+    def __init__(self):
+        self.norm = nnx.BatchNorm(16, rngs=nnx.Rngs(0))
+        self.dropout = nnx.Dropout(0.5, rngs=nnx.Rngs(0))
+        self.head = nnx.Linear(16, 10, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.head(self.dropout(self.norm(x.reshape(x.shape[0], -1))))
+
+
+def counting():
+    """A function that keeps traced values."""
+    state = {"mean": jnp.zeros((4, 4, 1))}
+
+    def logits_fn(x):
+        state["mean"] = 0.9 * state["mean"] + x.mean(0)
+        return linear(FIRST, x - state["mean"][None])
+
+    return logits_fn
+
+
+LINEN = Linen()
+VARIABLES = LINEN.init(jax.random.key(0), IMAGES, False)
+BATCH = lambda module, x: jax.vmap(module)(x)  # noqa: E731
+
+
+class FormsTest(parameterized.TestCase):
+    """The ways in which a network is written: each works, or one sentence says what to do."""
+
+    @parameterized.named_parameters(
+        ("keyword", lambda: Partial(LINEN.apply, VARIABLES, train=False)),
+        ("linen", lambda: lambda x: LINEN.apply(VARIABLES, x, False)),
+        ("functions_among_leaves", lambda: Partial(BATCH, Module(FIRST, jax.nn.relu))),
+        ("vmap", lambda: jax.vmap(Module(jnp.asarray(FIRST), jax.nn.relu))),
+        ("nnx_partial", lambda: Partial(lambda net, x: net(x), nnx.view(NNX(), **EVALUATION))),
+        ("nnx_closure", lambda: nnx.view(NNX(), **EVALUATION)),
+    )
+    def test_works(self, made):
+        logits_fn = made()
+        result = evaluate(logits_fn)
+        expected = np.argmax(logits_fn(jnp.asarray(IMAGES)), axis=1) == LABELS
+        np.testing.assert_array_equal(result.clean, expected)
+
+    def test_a_python_value_is_part_of_the_program(self):
+        scaled = lambda sign, x: linear(FIRST, x) * (1 if sign is True else -1)  # noqa: E731
+        for sign, clean in ((True, 1), (1, 0), (1.0, 0), (True, 1)):
+            self.assertEqual(evaluate(Partial(scaled, sign)).clean.mean(), clean, sign)
+
+    @parameterized.named_parameters(
+        ("one_image", lambda: Module(FIRST, jax.nn.relu), "takes one image, .*; pass jax.vmap of"),
+        (
+            "one_image_partial",
+            lambda: Partial(lambda net, x: net(x), Module(FIRST, jax.nn.relu)),
+            "takes one image, .*; pass jax.vmap of",
+        ),
+        ("one_image_mean", lambda: lambda x: x.mean() * FIRST[0], "takes one image"),
+        ("nnx", lambda: NNX(), "changes its state .*put it into evaluation mode: model.eval"),
+        ("linen", lambda: Partial(LINEN.apply, VARIABLES, train=True), "evaluation mode: .*train="),
+        ("leak", counting, "changes its state .*put it into evaluation mode"),
+        (
+            "array_option",
+            lambda: Partial(LINEN.apply, VARIABLES, train=np.array(False)),
+            "logits_fn asks in Python for the value of an array .*train=False as Python values",
+        ),
+    )
+    def test_is_refused(self, made, message):
+        with self.assertRaisesRegex(ValueError, message):
+            evaluate(made())
+
+    def test_search_fn_is_named(self):
+        with self.assertRaisesRegex(ValueError, "^search_fn gives int32; return floating"):
+            evaluate(partial(FIRST), search_fn=lambda x: jnp.ones((x.shape[0], 10), jnp.int32))
+        with self.assertRaisesRegex(ValueError, "search_fn gives 9 logits, logits_fn 10; pass"):
+            evaluate(partial(FIRST), search_fn=partial(FIRST[:, :9]))
+
+    @pytest.mark.skipif(not find_spec("equinox"), reason="pip install equinox")
+    def test_equinox(self):
+        import equinox
+
+        net = equinox.nn.MLP(16, 10, 8, 1, key=jax.random.key(0))
+        logits_fn = Partial(lambda net, x: jax.vmap(net)(x.reshape(x.shape[0], -1)), net)
+        expected = np.argmax(logits_fn(jnp.asarray(IMAGES)), axis=1) == LABELS
+        np.testing.assert_array_equal(evaluate(logits_fn).clean, expected)
+
+
+EVALUATION = {"use_running_average": True, "deterministic": True}
+
+
+if __name__ == "__main__":
+    absltest.main()
