@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags
+from ml_collections import ConfigDict
 
 flags.disclaim_key_flags()  # the flags below are in the --help of the command that asks for them
 
@@ -115,6 +116,9 @@ def parse(argv: list[str], *, hint: str = "configs/base.py lists every config ke
                 sys.path.append(str(path.resolve().parent.parent))  # configs import configs.base
         argv[1:] = words  # the same list as sys.argv, where config_flags looks for the keys
         rest = flags.FLAGS(argv)
+        if path.name and not isinstance(flags.FLAGS["config"].value, ConfigDict):
+            kind = type(flags.FLAGS["config"].value).__name__
+            raise ValueError(f"get_config() of {path} returns a {kind}; return a ConfigDict")
         for key, value in changes:
             _change(flags.FLAGS["config"].value, key.split(".")[1:], value)
         return rest

@@ -222,13 +222,20 @@ def _split(filled: Arrays, params, stats) -> tuple[Arrays, Arrays]:
 def in_channels(name: str, found: Names) -> int | None:
     """The image channels that a stored stem takes; None if there is none."""
     stem = re.compile(models.family(name).STEM)
-    channels = [
-        found.arrays[key].shape[1 if which.transform is conv_oihw else 2]
+    channels = {
+        _place(target): found.arrays[key].shape[1 if which.transform is conv_oihw else 2]
         for key, which, targets in matched(found)
-        if any(stem.fullmatch(t) and t.endswith(".kernel") for t in targets)
+        for target in targets
+        if stem.fullmatch(target)
+        and target.endswith(".kernel")
         and found.arrays[key].ndim == 4
-    ]
-    return min(channels, default=None)  # wider deeper in the stem
+    }
+    return channels[min(channels)] if channels else None
+
+
+def _place(name: str) -> str:
+    """Sorts a name as a network runs: `stem.3` before `stem.12`."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(4), name)
 
 
 def matched(found: Names) -> Iterator[tuple[str, Row, list[str]]]:

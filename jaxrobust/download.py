@@ -257,6 +257,10 @@ def _continue(url: str, part: Path, tell: Tell) -> bool:
                 "a browser, save the file itself and give that"
             )
         resumes = answer.status == 206
+        sent = answer.headers.get("Content-Range", f"bytes {start}-")
+        if resumes and not sent.startswith(f"bytes {start}-"):
+            _etag(part).unlink()  # the next try begins at the start
+            raise ConnectionError(f"asked for bytes {start}-, the server sends {sent}")
         if start and not resumes:
             tell(f"{url}: it changed, or its server cannot resume; from the start")
             start = 0

@@ -153,6 +153,8 @@ class ConfigFileTest(parameterized.TestCase):
         ("import nowhere", "line 1: ModuleNotFoundError: No module named 'nowhere'"),
         ("x = (", r"'\(' was never closed \(c d.py, line 1\)"),
         ("x = 3", "c d.py defines no get_config"),
+        ("def get_config():\n  return None", "c d.py returns a NoneType; return a ConfigDict"),
+        ("def get_config():\n  return {'seed': 0}", "c d.py returns a dict; return a ConfigDict"),
         ("def get_config():\n  return 1 / 0", "line 2: ZeroDivisionError: division by zero"),
         (
             "from configs.base import base\ndef get_config():\n  base().train.epocs = 3",

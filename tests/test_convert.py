@@ -231,10 +231,14 @@ class LoadTest(parameterized.TestCase):
             path = self.saved(part, f"model-{i:05d}-of-00002.safetensors")
         self.assert_loads(path)
 
-    def test_channels_are_those_of_the_normalisation(self):
-        path = self.saved(random_weights(in_channels=1))
-        _, stats = convert.load("convnext_n", path, **KWARGS)
-        self.assertEqual(stats["normalize.mean"].shape, (1,))
+    @parameterized.parameters(
+        ("convnext_n", 1), ("convnext_n_cvst", 40), ("vit_s_cvst", 64), ("xcit_n12", 20)
+    )
+    def test_channels_are_those_of_the_images(self, name, channels):
+        # More than the stem's first convolution makes: 32, 48 and 16.
+        weights = random_weights(name, in_channels=channels)
+        _, stats = convert.load(name, self.saved(weights), **KWARGS)
+        self.assertEqual(stats["normalize.mean"].shape, (channels,))
 
     def test_our_names_that_do_not_fit_are_listed(self):
         self.weights["extra.kernel"] = np.zeros(3, np.float32)

@@ -461,6 +461,11 @@ class EntryTest(FileCase):
         self.assertRegex(said, "run: python -m jaxrobust.evaluate .*--attack autoattack")
         self.assertFalse(self.out.exists())
 
+    def test_of_a_record_that_lacks_something(self):
+        part = {key: self.record[key] for key in ("weights_sha256", "robust")}
+        _, said = self.entry(part, code=2)
+        self.assertIn("its record of these weights has no attacks; evaluate again", said)
+
     def test_of_other_weights(self):
         _, said = self.entry(self.record | {"weights_sha256": "f" * 64}, code=2)
         self.assertRegex(said, r"no record of these weights \(sha256 .*only of ffffffffffff")

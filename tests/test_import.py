@@ -30,6 +30,7 @@ class Server:
 
     def __init__(self, files: dict[str, bytes]):
         self.files, self.ranges = files, True
+        self.ahead = 0  # bytes that an answer to a Range skips
         self.asked: list[tuple[str, str, str | None]] = []  # (method, path, Range)
         self.cut_after: list[int] = []  # bytes of the next answers, before the connection drops
         self.kind = "application/octet-stream"
@@ -54,7 +55,11 @@ class Server:
                 same = self.headers["If-Range"] in (None, tag)
                 if self.headers["Range"] and server.ranges and same:
                     start = int(self.headers["Range"].removeprefix("bytes=").split("-")[0])
+                    start += server.ahead
                 self.send_response(206 if start else 200)
+                if start:
+                    place = f"bytes {start}-{len(body) - 1}/{len(body)}"
+                    self.send_header("Content-Range", place)
                 self.send_header("Content-Type", server.kind)
                 self.send_header("Content-Length", str(len(body) - start))
                 self.send_header("ETag", tag)
@@ -105,6 +110,12 @@ class UrlTest(LocalCase):
         self.assertEqual(ranges, [None, "bytes=100000-", "bytes=150000-"])
         self.assertEqual(self.left(), ["weights.pth"])
         self.assertIn("trying again", " ".join(self.said))
+
+    def test_other_bytes_than_those_asked_for_are_not_appended(self):
+        self.server.cut_after, self.server.ahead = [100_000], 1
+        self.assertEqual(self.fetch().read_bytes(), CONTENT)  # without a hash to tell
+        self.assertEqual([asked[2] for asked in self.server.asked], [None, "bytes=100000-", None])
+        self.assertIn("asked for bytes 100000-, the server sends bytes 100001-", str(self.said))
 
     def test_another_process_continues(self):
         self.server.cut_after = [100_000, 0, 0, 0, 0, 0]

@@ -24,6 +24,7 @@ from tests.test_hosts import written
 from tests.test_train import quiet_run, tiny
 
 ROOT = Path(__file__).resolve().parents[1]
+VERDICT = {"image": 0, "attack": "square", "fooled": False, "flat": False}
 HOLD = """
 import sys, time, pathlib
 from jaxrobust import locks
@@ -164,7 +165,7 @@ class LedgerTest(absltest.TestCase):
         path = Path(self.create_tempdir()) / "a.jsonl"
         before = {"network": "one"}
         with contextlib.closing(ledger.Ledger(path, before)) as book:
-            book.add({"image": 0, "attack": "square"}, None)
+            book.add(VERDICT, None)
         with (
             mock.patch.object(locks, "_GRACE", 0.3),
             holder(path.with_suffix(".lock")) as process,
@@ -183,7 +184,7 @@ class LedgerTest(absltest.TestCase):
                     pass
                 continue
             with self.assertRaises(ZeroDivisionError), opened as book:
-                book.add({"image": 0, "attack": "square"}, None)
+                book.add(VERDICT, None)
                 with self.assertRaisesRegex(ValueError, "in use by process"):
                     ledger.Ledger(path, {"network": identity})
                 raise ZeroDivisionError

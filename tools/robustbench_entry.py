@@ -15,6 +15,11 @@ from jaxrobust.data.subsets import ROBUSTBENCH_SHA256
 BY_HAND = "TO BE FILLED IN BY HAND"
 IMAGES = 5000
 _ID = re.compile(r"[A-Z][A-Za-z-]*\d{4}[A-Za-z0-9]+(_[\w-]+)?")
+_KEYS = (
+    *("attacks", "clean", "commit", "dataset", "device", "dtype", "evaluation", "flags"),
+    *("image_ids", "model", "preprocessing", "robust", "seed", "split", "time", "versions"),
+    "weights",
+)
 _FAMILIES = {
     "convnext": "ConvNeXt",
     "iso_convnext": "Isotropic ConvNeXt",
@@ -75,6 +80,8 @@ def find(path: Path, weights_sha256: str, evaluation: str | None) -> dict[str, A
             f"{', '.join(others) or 'none'}; evaluate what you export, or choose it with --phase "
             "and --which"
         )
+    if absent := [key for key in _KEYS if key not in own[-1]]:
+        raise ValueError(f"{path}: its record of these weights has no {absent[0]}; evaluate again")
     counting = [r for r in own if not lacks(r)]
     if not counting:
         raise ValueError(
