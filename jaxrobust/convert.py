@@ -226,9 +226,7 @@ def in_channels(name: str, found: Names) -> int | None:
         _place(target): found.arrays[key].shape[1 if which.transform is conv_oihw else 2]
         for key, which, targets in matched(found)
         for target in targets
-        if stem.fullmatch(target)
-        and target.endswith(".kernel")
-        and found.arrays[key].ndim == 4
+        if stem.fullmatch(target) and target.endswith(".kernel") and found.arrays[key].ndim == 4
     }
     return channels[min(channels)] if channels else None
 

@@ -3,6 +3,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from jax.sharding import PartitionSpec
 
@@ -128,6 +129,7 @@ class ProbeTest(parameterized.TestCase):
         for name in a:
             np.testing.assert_allclose(a[name], b[name], rtol=1e-5, err_msg=name)
 
+    @pytest.mark.matrix
     def test_eight_devices_are_one(self):
         probe = probe_of(dtype=jnp.bfloat16, random_start=True)
         keys = attacks.image_keys(jax.random.key(3), SHAPE[0])

@@ -7,6 +7,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from scipy import stats
 
@@ -242,6 +243,7 @@ class EraseDistributionTest(DistributionTest):
 
 
 class BatchAugmentationTest(parameterized.TestCase):
+    @pytest.mark.slow
     def test_does_not_depend_on_devices(self):
         run, key = augment.batch_augmentation(group=4, **HEAVY), jax.random.key(3)
         batch = pictures(32)

@@ -131,6 +131,7 @@ class CostTest(parameterized.TestCase):
             self.assertGreaterEqual(cost.backward, 0.97 * met * jobs * backward)
         self.assertEqual(met, survivors)
 
+    @pytest.mark.matrix
     def test_compiles_once(self):
         compiled = []
 
@@ -173,12 +174,14 @@ class RandomnessTest(parameterized.TestCase):
         with on_devices(devices):
             return quick(n=24, batch_size=batch, **changes)
 
+    @pytest.mark.slow
     def test_verdicts_do_not_depend_on_slots_or_devices(self):
         results = [self.run_on(d, b) for d, b in ((1, 1), (1, 7), (2, 14), (8, 64))]
         for r in results[1:]:
             np.testing.assert_array_equal(r.fooled_by, results[0].fooled_by)
         self.assertGreater(len(set(results[0].fooled_by)), 2)
 
+    @pytest.mark.matrix
     def test_the_draws_are_bit_equal(self):
         for name in VERSIONS["plus"]:
             setting = autoattack_setting(name, restarts=2)
@@ -301,6 +304,7 @@ class EdgesTest(parameterized.TestCase):
             result = quick(n=8, norm=norm, epsilon=0.0, attacks=("apgd-t", "fab-t"))
             np.testing.assert_array_equal(result.robust, result.clean)
 
+    @pytest.mark.matrix
     @parameterized.parameters(2, 3)
     def test_few_classes(self, classes):
         logits_fn = lambda x: NETS["conv"](x)[:, :classes]  # noqa: E731
@@ -366,6 +370,7 @@ class VersionsTest(parameterized.TestCase):
         self.assertEqual(attacks_["apgd-t"]["targets"], 5)
         self.assertEqual(attacks_["fab-t"]["targets"], 9)
 
+    @pytest.mark.matrix
     def test_rand_averages_over_the_networks_randomness(self):
         def noisy(images, keys):
             draw = lambda k: jax.random.normal(k, images.shape[1:])  # noqa: E731
@@ -465,6 +470,7 @@ class SearchTest(parameterized.TestCase):
         self.assertRegex(searched.flags["search-gap"], r"of \d+ survivors .* \d+ were fooled by")
         self.assertNotIn("search-gap", plain.flags)
 
+    @pytest.mark.slow
     def test_a_search_that_sees_success_everywhere_proves_nothing(self):
         def liar(images):
             return -NETS["conv"](images)

@@ -27,6 +27,7 @@ class CaiTTest(parameterized.TestCase):
     def test_bfloat16_computes_and_returns_float32(self):
         behaviour.check_bfloat16(self, "cait_s12", **TINY)
 
+    @pytest.mark.matrix
     def test_initialisation_is_the_references(self):
         net = models.create("cait_s24", depth=1)
         params, _ = jax.jit(net.init)(jax.random.key(0))

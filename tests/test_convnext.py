@@ -49,6 +49,7 @@ class ConvNeXtTest(parameterized.TestCase):
         for side, width in ((32, 96), (31, 192), (15, 384), (7, 768)):
             self.assertIn(f"f32[2,{side},{side},{width}]", jaxpr)
 
+    @pytest.mark.matrix
     @parameterized.parameters((8, 1, (1,)), (28, 1, (2,)), (64, 3, (4,)), (32, 2, (2,)))
     def test_small_variant_takes_small_images(self, side, channels, strides):
         options = {"num_classes": 4, "image_size": side, "in_channels": channels}
@@ -58,6 +59,7 @@ class ConvNeXtTest(parameterized.TestCase):
         self.assertEqual(logits.shape, (3, 4))
         self.assertTrue(np.isfinite(logits).all())
 
+    @pytest.mark.matrix
     def test_initialisation_is_the_references(self):
         params, stats = jax.jit(models.create("convnext_t_cvst").init)(jax.random.key(0))
         self.assertAlmostEqual(float(params["stages.3.blocks.0.mlp.fc1.kernel"].std()), 0.02, 3)

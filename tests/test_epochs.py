@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.data import pipeline, sources
@@ -76,6 +77,7 @@ class PhotographsTest(parameterized.TestCase):
                 labels = np.concatenate([next(batches).labels for _ in range(5)])
                 self.assertEqual(sorted(labels.tolist()), list(range(200)))  # a label is an image
 
+    @pytest.mark.slow
     def test_kill_at_random_and_resume_with_other_workers_and_hosts(self):
         steps = 12  # one and a half epochs of 8
         expected = self.digests(steps)

@@ -32,6 +32,7 @@ class IsotropicConvNeXtTest(parameterized.TestCase):
     def test_bfloat16_computes_and_returns_float32(self):
         behaviour.check_bfloat16(self, "iso_convnext_s", **TINY)
 
+    @pytest.mark.matrix
     def test_initialisation_is_the_references(self):
         nets = [models.create(name, depth=1) for name in NETWORKS]
         plain, stem = (jax.jit(net.init)(jax.random.key(0))[0] for net in nets)

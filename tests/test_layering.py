@@ -51,7 +51,7 @@ ALLOWED = {
     "array_record": ("data",),
     "simplejpeg": ("data.decoding",),
     "clu": ("metrics", "train"),
-    "ml_collections": ("main",),
+    "ml_collections": ("main", "commandline"),
     "torch": ("files",),
     "huggingface_hub": ("download",),
     "timm": (),

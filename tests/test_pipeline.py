@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.data import loading, pipeline, sources, transforms
@@ -108,6 +109,7 @@ class SameSequenceTest(parameterized.TestCase):
         steps = (336 - start) // 24
         self.assert_is_sequence(train(self.source, steps, start=start, **self.options), start)
 
+    @pytest.mark.slow
     def test_resume_with_workers_and_processes(self):
         for process in range(2):
             images, labels = train(

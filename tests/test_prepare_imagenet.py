@@ -16,6 +16,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from PIL import Image
 
@@ -300,6 +301,7 @@ class InterruptedTest(PrepareTest):
         self.assertIn("all of it was there already", self.run_tool(*flags)[0])
         self.assertEqual(self.contents(), self.contents(self.root / "whole"))
 
+    @pytest.mark.slow
     @parameterized.parameters(signal.SIGKILL, signal.SIGINT)
     def test_several_processes(self, number):
         source = self.tars(train_images(10, 60))

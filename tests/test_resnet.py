@@ -204,6 +204,7 @@ class TrainModeTest(absltest.TestCase):
 
     group = 0
 
+    @pytest.mark.slow
     def test_batch_statistics(self):
         group = self.group
         net = torch_network("resnet18")

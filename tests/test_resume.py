@@ -107,6 +107,7 @@ class RunTest(absltest.TestCase):
 
 
 class DevicesTest(RunTest):
+    @pytest.mark.slow
     def test_eight_then_one_then_four(self):
         folder = Path(self.create_tempdir())
         self.enter_context(mock.patch.object(sharding, "SMALL", 64))  # else nothing is split
@@ -238,6 +239,7 @@ class SkippedTest(RunTest):
             self.assertEqual(list(lines(folder / name, "selection_robust")), [4, 9, 12])
         self.same(*(final_state(folder / name, config)[0] for name in ("whole", "killed")))
 
+    @pytest.mark.matrix
     def test_a_kill_before_the_evaluation_that_is_made_up_for(self):
         """Step 8 updates nothing; step 9 is saved, and evaluated after the kill."""
         workdir, config = Path(self.create_tempdir()) / "run", one_phase()
@@ -252,6 +254,7 @@ class SkippedTest(RunTest):
         self.assertIn("train: step 9 of 12", said)
         self.assertEqual(list(lines(workdir, "selection_robust")), [4, 9, 12])
 
+    @pytest.mark.slow
     def test_counts_on_after_a_stop_and_goes_back_behind_it(self):
         """Steps 6 to 9 update nothing, four in a row: one too many; stopped after two of them."""
         folder = Path(self.create_tempdir())
@@ -277,6 +280,7 @@ class SkippedTest(RunTest):
             self.assertIn("4 steps in a row updated nothing. Back to step 4", text)
         self.same(*(final_state(folder / name, config)[0] for name in ("whole", "stopped")))
 
+    @pytest.mark.matrix
     def test_a_limit_that_is_lower_by_now(self):
         workdir = Path(self.create_tempdir()) / "run"
         with poisoned([5, 6, 7]):
@@ -325,6 +329,7 @@ class RollbackTest(RunTest):
         ):
             quiet_run(config, workdir)
 
+    @pytest.mark.matrix
     def test_no_more_of_them(self):
         workdir = Path(self.create_tempdir()) / "run"
         config = one_phase(trouble__skips=1, trouble__rollbacks=1)
@@ -341,6 +346,7 @@ class RollbackTest(RunTest):
         self.assertIn("train: step 4 of 12", said)
         self.assertEqual(list(lines(workdir, "loss")), list(range(1, 13)))
 
+    @pytest.mark.matrix
     def test_before_there_is_a_checkpoint(self):
         workdir = Path(self.create_tempdir()) / "run"
         config = tiny(trouble__skips=1, trouble__rollbacks=1, log__every_steps=1)
@@ -413,6 +419,7 @@ class LeftoversTest(RunTest):
         self.assertEqual(path.read_text(), before)
         self.assertEqual((workdir / "train" / "selection.jsonl").read_text(), selected)
 
+    @pytest.mark.matrix
     def test_best_weights_that_were_removed(self):
         workdir, config = self.run_of(3)
         quiet_run(config, workdir)

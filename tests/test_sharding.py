@@ -117,6 +117,7 @@ class CollectivesCase(parameterized.TestCase):
 
 
 class CollectivesTest(CollectivesCase):
+    @pytest.mark.slow
     def test_parameters_once_gradients_once(self):
         self.check(8, "bfloat16")
 
@@ -187,6 +188,7 @@ class DrawsTest(absltest.TestCase):
 
 
 class MicrobatchTest(parameterized.TestCase):
+    @pytest.mark.slow
     def test_running_statistics_do_not_know_microbatches(self):
         def stats(microbatches):
             config = small_config(model__name="resnet50", train__objective="clean").unlock()

@@ -228,6 +228,7 @@ class DistributionCase(parameterized.TestCase):
 
 
 class DistributionTest(DistributionCase):
+    @pytest.mark.matrix
     def test_l1(self):
         self.check("l1", 1, count=64)
 

@@ -117,6 +117,7 @@ class TrainStepTest(parameterized.TestCase):
         self.assertTrue(all(p.dtype == np.float32 for p in state.params.values()))
         self.assertTrue(np.isfinite(history[-1]["loss"]))
 
+    @pytest.mark.slow
     def test_is_the_step_in_torch(self):
         try:
             import torch
@@ -224,6 +225,7 @@ class AugmentedStepTest(parameterized.TestCase):
         two, three = (jax.random.key_data(jax.random.split(key, n)) for n in (2, 3))
         np.testing.assert_array_equal(three[:2], two)
 
+    @pytest.mark.slow
     def test_one_device_is_eight(self):
         config = small_config(
             data__augmentation="heavy", train__batch_size=16, mixup__group=2, erase__probability=0.9
@@ -231,6 +233,7 @@ class AugmentedStepTest(parameterized.TestCase):
         one, many = (trained(config, jax.devices()[:n], steps=1, size=16) for n in (1, 8))
         np.testing.assert_allclose(one[1][0]["loss"], many[1][0]["loss"], rtol=1e-5)
 
+    @pytest.mark.slow
     def test_adds_no_collective(self):
         texts = []
         for augmentation in ("none", "heavy"):
@@ -339,6 +342,7 @@ class BatchStatisticsOnDevicesTest(parameterized.TestCase):
     groups = (2, 0)  # of one device and of eight
 
     # In a third attack on statistics of two images, rounding of the weights turns signs.
+    @pytest.mark.slow
     @parameterized.parameters(("clean", "running", 3), ("adversarial", "batch", 2))
     def test_one_device_is_eight(self, objective, statistics, steps):
         changes = {"train__objective": objective, "attack__statistics": statistics}
@@ -394,6 +398,7 @@ class ProgramTest(absltest.TestCase):
             self.assertEqual(*counts, operation)
         self.assertGreater(self.three.as_text().count(" dot("), 0)
 
+    @pytest.mark.slow
     def test_costs_what_the_attack_must(self):
         net = build.network(self.config())
         params, stats = jax.eval_shape(net.init, jax.random.key(0))

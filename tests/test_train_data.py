@@ -6,6 +6,7 @@ from pathlib import Path
 import grain  # noqa: F401  # defines flags, which `flagsaver` must not see for the first time
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
@@ -70,6 +71,7 @@ class FolderTest(parameterized.TestCase):
         self.assertEqual(record["preprocessing"], "bicubic-9-crop-8")
         self.assertNotIn("damaged", record)
 
+    @pytest.mark.slow
     def test_damaged_images_are_named_counted_and_replaced(self):
         bad = self.images("train")[5]
         bad.write_bytes(bad.read_bytes()[:50])
@@ -90,6 +92,7 @@ class FolderTest(parameterized.TestCase):
         self.assertLen(record["damaged"], 1)
         self.assertIn(str(self.images("val")[-1]), record["damaged"][0])
 
+    @pytest.mark.matrix
     @parameterized.parameters(
         ({"data__strict": True}, "is damaged: not a whole image"),
         ({"data__max_damaged": 0}, r"and there are more than data.max_damaged=0"),
@@ -182,6 +185,7 @@ class FolderTest(parameterized.TestCase):
 
 
 class EvaluateTest(absltest.TestCase):
+    @pytest.mark.matrix
     def test_the_order_of_classes_makes_another_number(self):
         root = Path(self.create_tempdir().full_path)
         data = folder(root / "data")

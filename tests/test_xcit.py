@@ -97,6 +97,7 @@ class XcitTest(parameterized.TestCase):
         logits, _ = jax.jit(apply)(params, stats, jnp.ones((1, 13, 20, 3)))
         self.assertTrue(np.isfinite(logits).all())
 
+    @pytest.mark.matrix
     def test_initialisation_is_the_references(self):
         params, stats = jax.jit(models.create("xcit_t24", depth=1).init)(jax.random.key(0))
         for name in ("blocks.0.attn.qkv", "cls_attn_blocks.1.attn.k", "head"):
@@ -187,6 +188,7 @@ def reference_here():
 class BatchStatisticsTest(absltest.TestCase):
     group = 2
 
+    @pytest.mark.slow
     def test_batch_statistics(self):
         """Training mode in float64: values, statistics and gradients of one step."""
         with reference_here():

@@ -21,7 +21,7 @@ TREE_TESTS = [f"tests/test_{name}.py" for name in ("convnext", "vit", "xcit", "r
 TREE_MODE = ["env", "NNX_GRAPH_MODE=false", "NNX_GRAPH_UPDATES=false"]
 MATRIX = {"golden sets, architectures": [PYTHON, "-m", "pytest", "-m", "matrix"]}
 SLOW = {
-    "slow tests": [PYTHON, "-m", "pytest", "-m", "slow"],
+    "slow tests": [PYTHON, "-m", "pytest", "-m", "slow and not matrix"],
     "NNX tree mode": [*TREE_MODE, PYTHON, "-m", "pytest", *TREE_TESTS],
 }
 
