@@ -304,8 +304,8 @@ class EdgesTest(parameterized.TestCase):
             result = quick(n=8, norm=norm, epsilon=0.0, attacks=("apgd-t", "fab-t"))
             np.testing.assert_array_equal(result.robust, result.clean)
 
-    @pytest.mark.matrix
     @parameterized.parameters(2, 3)
+    @pytest.mark.matrix
     def test_few_classes(self, classes):
         logits_fn = lambda x: NETS["conv"](x)[:, :classes]  # noqa: E731
         labels = np.argmax(logits_fn(jnp.asarray(IMAGES[:16])), axis=1)

@@ -49,8 +49,8 @@ class ConvNeXtTest(parameterized.TestCase):
         for side, width in ((32, 96), (31, 192), (15, 384), (7, 768)):
             self.assertIn(f"f32[2,{side},{side},{width}]", jaxpr)
 
-    @pytest.mark.matrix
     @parameterized.parameters((8, 1, (1,)), (28, 1, (2,)), (64, 3, (4,)), (32, 2, (2,)))
+    @pytest.mark.matrix
     def test_small_variant_takes_small_images(self, side, channels, strides):
         options = {"num_classes": 4, "image_size": side, "in_channels": channels}
         net = models.create("convnext_n", **TINY | options, stem_strides=strides)

@@ -301,8 +301,8 @@ class InterruptedTest(PrepareTest):
         self.assertIn("all of it was there already", self.run_tool(*flags)[0])
         self.assertEqual(self.contents(), self.contents(self.root / "whole"))
 
-    @pytest.mark.slow
     @parameterized.parameters(signal.SIGKILL, signal.SIGINT)
+    @pytest.mark.slow
     def test_several_processes(self, number):
         source = self.tars(train_images(10, 60))
         flags = (source, "--allow-partial", "--shards", 600, 1)

@@ -273,6 +273,18 @@ class OptionsTest(parameterized.TestCase):
         # bfloat16 keeps 8 bits (4e-3 each rounding), through about 12 layers.
         self.assertLess(parity.relative(logits[1], logits[0]), 0.05)
 
+    @parameterized.product(activation=("relu", "gelu"), small_stem=(True, False))
+    def test_nan_stays_nan(self, activation, small_stem):
+        # XLA's CPU back end loses it between ReLU and pooling.
+        options = {"activation": activation, "small_stem": small_stem, "depths": (1,), "width": 8}
+        net = models.create("resnet50", num_classes=3, image_size=8, **options)
+        params, stats = net.init(jax.random.key(0))
+        images = np.full((3, 8, 8, 3), 0.5, np.float32)
+        images[1, 4, 4, 0] = np.nan
+        logits = jax.jit(lambda x: net.apply(params, stats, x)[0])(images)
+        self.assertEqual(np.isnan(logits).all(1).tolist(), [False, True, False])
+        self.assertEqual(np.isnan(logits).any(1).tolist(), [False, True, False])
+
     def test_initialisation_is_torchvisions(self):
         _, params, stats = small()
         kernel = params["layer2.0.conv2.kernel"]  # [3, 3, 128, 128]

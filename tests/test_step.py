@@ -342,8 +342,8 @@ class BatchStatisticsOnDevicesTest(parameterized.TestCase):
     groups = (2, 0)  # of one device and of eight
 
     # In a third attack on statistics of two images, rounding of the weights turns signs.
-    @pytest.mark.slow
     @parameterized.parameters(("clean", "running", 3), ("adversarial", "batch", 2))
+    @pytest.mark.slow
     def test_one_device_is_eight(self, objective, statistics, steps):
         changes = {"train__objective": objective, "attack__statistics": statistics}
         changes["train__batch_size"] = 16

@@ -122,8 +122,8 @@ class LoopTest(parameterized.TestCase):
         a, b = (np.concatenate([np.ravel(v) for v in s.params.values()]) for s in (clean, robust))
         self.assertGreater(np.corrcoef(a, b)[0, 1], 0.9)  # another seed's would be near 0
 
-    @pytest.mark.slow
     @parameterized.parameters(3, 9, 13)
+    @pytest.mark.slow
     def test_interrupted_run_ends_in_the_same_bits(self, after):
         workdir = Path(self.create_tempdir()) / "cut"
         stop_after(after, lambda: quiet_run(tiny(), workdir))
@@ -334,8 +334,8 @@ class CommandLineTest(parameterized.TestCase):
         self.assertIn(message, said)
         self.assertNotIn("Traceback", said)
 
-    @pytest.mark.slow
     @parameterized.parameters((signal.SIGINT, 130), (signal.SIGTERM, 75))
+    @pytest.mark.slow
     def test_signals_to_all_processes_save_and_say_how_to_resume(self, number, code):
         """As a terminal, Slurm or a machine that goes down sends them: to data workers too."""
         workdir = Path(self.create_tempdir()) / "run"

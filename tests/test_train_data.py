@@ -92,11 +92,11 @@ class FolderTest(parameterized.TestCase):
         self.assertLen(record["damaged"], 1)
         self.assertIn(str(self.images("val")[-1]), record["damaged"][0])
 
-    @pytest.mark.matrix
     @parameterized.parameters(
         ({"data__strict": True}, "is damaged: not a whole image"),
         ({"data__max_damaged": 0}, r"and there are more than data.max_damaged=0"),
     )
+    @pytest.mark.matrix
     def test_it_stops_and_continues_once_the_data_is_whole(self, changes, message):
         bad = self.images("train")[5]
         content = bad.read_bytes()

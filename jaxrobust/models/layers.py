@@ -129,6 +129,15 @@ def gelu(x: Array, bias: Array | None = None) -> Array:
     return _gelu(rows(x), bias).reshape(x.shape)
 
 
+def relu(x: Array) -> Array:
+    """The larger of `x` and 0; NaN stays NaN, and the gradient at 0 is 0.
+
+    Not `jax.nn.relu`: where its `maximum` meets a sum, as in pooling, XLA's CPU back end (jaxlib
+    0.10.2) makes 0 of NaN, and a network that is broken inside has logits that look whole.
+    """
+    return jnp.where(x <= 0, jnp.zeros_like(x), x)
+
+
 @per_platform
 def _residual_forward(x: Array, y: Array, bias: Array, gamma: Array) -> Array:
     return x + (y + bias[None]) * gamma[None]

@@ -29,7 +29,7 @@ from jaxrobust.names import (
 )
 from jaxrobust.types import Classifier
 
-ACTIVATIONS = {"relu": jax.nn.relu, "gelu": layers.gelu}
+ACTIVATIONS = {"relu": layers.relu, "gelu": layers.gelu}
 
 
 class Variant(NamedTuple):
