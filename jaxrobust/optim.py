@@ -18,7 +18,7 @@ def learning_rate(
     code does, so between epochs it is a chord of the cosine.
     Raises:
       ValueError: a length that is not positive, or a warm-up that leaves no epoch for the decay.
-    Source: reference main.py, facts in revisiting_at.md section 4; tests/test_optim.py.
+    Source: main.py of nmndeep/revisiting-at; parity: tests/test_optim.py.
     """
     if epochs < 1 or steps_per_epoch < 1:
         raise ValueError(
@@ -61,8 +61,8 @@ DECAY_MASKS = {
 def decay_mask_of(model_name: str) -> str:
     """The references' choice for a network.
 
-    Source: revisiting_at.md section 4 (ConvNeXt, ResNet, ViT); xcit_light_recipe.md section 2.4
-    (XCiT, CaiT, DeiT); tests/test_optim.py.
+    Source: main.py of nmndeep/revisiting-at (ConvNeXt, ResNet, ViT); the code of Debenedetti et al.
+    2022, arXiv 2209.07399 (XCiT, CaiT, DeiT); parity: tests/test_optim.py.
     """
     if "convnext" in model_name or "resnet" in model_name:
         return "not-bias"

@@ -107,7 +107,7 @@ class CommitTest(parameterized.TestCase):
             "archive sha256 5e",
         ),
         ({"url": "https://x", "archive_info": {}}, None),
-        ({"url": "file:///home/somebody/secret", "dir_info": {"editable": True}}, None),
+        ({"url": "file:///elsewhere/secret", "dir_info": {"editable": True}}, None),
         (None, None),
         ("[]", None),
         ("{", None),

@@ -1,6 +1,6 @@
 """RobustBench's JSON entry and the text of its "New Model" issue, from a result record.
 
-Facts: revisiting_at.md section 5 (keys and formats of RobustBench's model_info/imagenet/Linf).
+Source: the keys and formats of RobustBench's model_info/imagenet/Linf/*.json.
 """
 
 import json
@@ -15,11 +15,10 @@ from jaxrobust.data.subsets import ROBUSTBENCH_SHA256
 BY_HAND = "TO BE FILLED IN BY HAND"
 IMAGES = 5000
 _ID = re.compile(r"[A-Z][A-Za-z-]*\d{4}[A-Za-z0-9]+(_[\w-]+)?")
-_KEYS = (
-    *("attacks", "clean", "commit", "dataset", "device", "dtype", "evaluation", "flags"),
-    *("image_ids", "model", "preprocessing", "robust", "seed", "split", "time", "versions"),
-    "weights",
-)
+# That the entry or the issue reads of a record.
+_KEYS: tuple[str, ...] = ("attacks", "clean", "commit", "dataset", "device", "dtype")
+_KEYS += ("evaluation", "flags", "image_ids", "model", "preprocessing", "robust", "seed")
+_KEYS += ("split", "time", "versions", "weights")
 _FAMILIES = {
     "convnext": "ConvNeXt",
     "iso_convnext": "Isotropic ConvNeXt",

@@ -1,7 +1,7 @@
 """RobustBench's ImageNet-Linf networks (radius 4/255) that have one of our architectures.
 
-Facts: RobustBench 1.1.1 (builders, preprocessing), its model_info/*.json (accuracies),
-revisiting_at.md section 2.4, state_dicts/*.tsv; parity: tests/test_table.py.
+Source: RobustBench 1.1.1, robustbench/model_zoo/imagenet.py (builders, preprocessing) and
+model_info/imagenet/Linf/*.json (accuracies); parity: tests/test_table.py.
 """
 
 from typing import NamedTuple

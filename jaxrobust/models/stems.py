@@ -1,6 +1,6 @@
 """The ways from pixels to features that several architectures share, and their weight names.
 
-Source: Singh, Croce, Hein 2023 (arXiv 2303.01870), section 4; revisiting_at.md section 1.3.
+Source: Singh, Croce, Hein 2023 (arXiv 2303.01870), section 4, and nmndeep/revisiting-at.
 """
 
 from collections.abc import Sequence

@@ -21,8 +21,7 @@ class Paper(NamedTuple):
     misprint: bool = False
 
 
-# Singh, Croce, Hein 2023, Tables 14 and 2, and the GFLOPs of Debenedetti's thesis: revisiting_at.md
-# section 1.7 and xcit_light_recipe.md section 1.12.
+# Singh, Croce, Hein 2023 (arXiv 2303.01870), Tables 14 and 2; GFLOPs of Debenedetti's thesis.
 PAPERS = {
     "convnext_t": Paper("28.59", "4.47"),
     "convnext_t_cvst": Paper("28.63", "4.60"),
