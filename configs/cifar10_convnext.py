@@ -5,7 +5,7 @@
 Not yet measured in full; README has a run of a few epochs on 10,000 images.
 """
 
-from configs.base import base
+from jaxrobust.config import base
 
 
 def get_config():

@@ -9,7 +9,7 @@ paper reports as failing. The paper's batch of 756 (8 x A100) becomes 768, which
 divide. Hardware, wall time, accuracies: not yet measured.
 """
 
-from configs.base import base
+from jaxrobust.config import base
 
 
 def get_config():

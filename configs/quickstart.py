@@ -7,7 +7,7 @@ training 98.5 % and 91.2 % (APGD-CE, 40 steps, all 397 test images) at commit 7b
 nothing cached, at commit c9d1ef4.
 """
 
-from configs.base import base
+from jaxrobust.config import base
 
 
 def get_config():

@@ -9,7 +9,7 @@ paper reports as failing. The paper's batch of 864 is one that 8 and 16 devices 
 wall time, accuracies: not yet measured.
 """
 
-from configs.base import base
+from jaxrobust.config import base
 
 
 def get_config():

@@ -8,7 +8,7 @@ ConvStem it first trains clean for 100 epochs: `--config.init.weights=FOLDER
 paper reports as failing. Hardware, wall time, accuracies: not yet measured.
 """
 
-from configs.base import base
+from jaxrobust.config import base
 
 
 def get_config():

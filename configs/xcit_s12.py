@@ -10,7 +10,7 @@ epoch and flat for the last 10, running statistics that see the clean images too
 the attack of the training. Hardware, wall time, accuracies: not yet measured.
 """
 
-from configs.base import base
+from jaxrobust.config import base
 
 
 def get_config():

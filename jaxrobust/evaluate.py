@@ -17,8 +17,16 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from jaxrobust.commandline import define_host_flags, hosts, leave, mapping, number, parse, stop
-from jaxrobust.launch import join_hosts, keep_large_buffers, use_every_core
+from jaxrobust.runtime.commandline import (
+    define_host_flags,
+    hosts,
+    leave,
+    mapping,
+    number,
+    parse,
+    stop,
+)
+from jaxrobust.runtime.launch import join_hosts, keep_large_buffers, use_every_core
 
 _text = partial(flags.DEFINE_string, default=None)
 _WORKDIR = _text(  # jaxrobust.main has this flag too
@@ -111,16 +119,18 @@ def _evaluate() -> tuple[str, bool]:
     options = mapping("options", _OPTIONS.value)
     import jax  # after the flags: --help needs no JAX
 
-    from jaxrobust import compilation, judge, scores
+    from jaxrobust.evaluation import command
+    from jaxrobust.runtime import compilation
+    from jaxrobust.training import results
 
     beside = run or Path(_OUT.value or "runs/evaluation")
     compilation.use_persistent_cache(beside.parent / "xla-cache")
     if run:
-        origin = judge.run_config(run)
+        origin = command.run_config(run)
     elif folder:
-        origin = judge.folder_config(folder, _MODEL.value, options)
+        origin = command.folder_config(folder, _MODEL.value, options)
     else:
-        origin = judge.model_config(_MODEL.value, Path(_WEIGHTS.value), options)
+        origin = command.model_config(_MODEL.value, Path(_WEIGHTS.value), options)
     changes = {
         "model.num_classes": _CLASSES.value,
         "model.image_size": _SIZE.value,
@@ -134,24 +144,24 @@ def _evaluate() -> tuple[str, bool]:
     own = origin.model.num_classes
     if None not in (own, _CLASSES.value) and own != _CLASSES.value:
         raise ValueError(f"--num_classes={_CLASSES.value}, but {folder} holds {own}; leave it out")
-    config, source = judge.settle(origin, changes)
+    config, source = command.settle(origin, changes)
     if run:
-        scores.check_classes(run, source, renamed=True)
-        which, weights = judge.run_weights(config, run, _PHASE.value)
+        results.check_classes(run, source, renamed=True)
+        which, weights = command.run_weights(config, run, _PHASE.value)
     else:
-        which, weights = judge.file_weights(config, Path(_WEIGHTS.value))
-    asked = judge.Question(
+        which, weights = command.file_weights(config, Path(_WEIGHTS.value))
+    asked = command.Question(
         attack=_ATTACK.value,
         version=_VERSION.value,
         images=_N.value,
         batch=_BATCH.value,
         seed=_SEED.value,
-        preprocessing=judge.preprocessing(origin, config, source, _PREPROCESSING.value),
+        preprocessing=command.preprocessing(origin, config, source, _PREPROCESSING.value),
         search_dtype=_SEARCH.value,
     )
     records = run / "evaluation" if run else Path("runs") / f"evaluation-{config.model.name}"
     out = Path(_OUT.value or records)
-    answer = judge.evaluate(config, source, which, weights, asked, origin=origin, out=out)
+    answer = command.evaluate(config, source, which, weights, asked, origin=origin, out=out)
     return answer, jax.process_index() == 0
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from jaxrobust.commandline import define_host_flags, hosts, leave, parse, stop
-from jaxrobust.launch import join_hosts, keep_large_buffers
+from jaxrobust.runtime.commandline import define_host_flags, hosts, leave, parse, stop
+from jaxrobust.runtime.launch import join_hosts, keep_large_buffers
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -34,8 +34,10 @@ def main(argv: list[str]) -> None:
         stop("give --config FILE, and changes as --config.key=value; nothing else", 2)
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint, and what it raises
-    from jaxrobust import loop, profiling, train  # after the flags: --help needs no JAX
-    from jaxrobust.checkpoint import DiskFull
+    from jaxrobust.runtime import profiling
+    from jaxrobust.training import loop
+    from jaxrobust.training import run as training_run  # after the flags: --help needs no JAX
+    from jaxrobust.weights.checkpoint import DiskFull
 
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = Path(_WORKDIR.value or Path("runs") / name)
@@ -47,7 +49,7 @@ def main(argv: list[str]) -> None:
         profile = profiling.profile(_PROFILE.value) if _PROFILE.value else None
         if pod is not None:
             join_hosts(**pod)
-        train.run(_CONFIG.value, workdir, profile=profile)
+        training_run.run(_CONFIG.value, workdir, profile=profile)
     except loop.Preempted as error:
         stop(error, 75)
     except loop.BadData as error:

@@ -6,7 +6,7 @@ Three quarters of a test's time are XLA's, and many tests compile the same progr
 
 import jax
 
-from jaxrobust.compilation import use_persistent_cache
+from jaxrobust.runtime.compilation import use_persistent_cache
 
 use_persistent_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

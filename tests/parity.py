@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import convert, models
+from jaxrobust import models
+from jaxrobust.weights import convert
 from tests import paths, reference
 
 MODELS = paths.GOLDEN / "models"

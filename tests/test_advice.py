@@ -8,7 +8,9 @@ from unittest import mock
 import jax
 from absl.testing import absltest, parameterized
 
-from jaxrobust import advice, attacks, build, train
+from jaxrobust import attacks
+from jaxrobust.training import advice, build
+from jaxrobust.training import run as training_run
 from tests.test_step import small_config
 from tests.test_train import quiet_run, tiny
 
@@ -85,10 +87,10 @@ class StepTest(parameterized.TestCase):
         old["attack"]["step_size"] = 1.5 * 4 / 255
         workdir = Path(self.create_tempdir())
         (workdir / "config.json").write_text(json.dumps(old))
-        train.claim(workdir, new, {})
+        training_run.claim(workdir, new, {})
         new["attack"]["relative_step"] = 2.0
         with self.assertRaisesRegex(ValueError, "attack.step_size: 0.0235.* there, 0.0313"):
-            train.claim(workdir, new, {})
+            training_run.claim(workdir, new, {})
 
 
 class RandomWeightsTest(parameterized.TestCase):
@@ -130,7 +132,7 @@ class RandomWeightsTest(parameterized.TestCase):
 
     def test_a_run_prints_it(self):
         config = tiny(data__augmentation="crop|randaugment", pretrain__epochs=0)
-        with mock.patch.object(train, "_phases"):
+        with mock.patch.object(training_run, "_phases"):
             said = quiet_run(config, Path(self.create_tempdir()) / "run")
         self.assertIn("reports as failing", said)
 

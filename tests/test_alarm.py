@@ -7,7 +7,9 @@ import pytest
 from absl.testing import absltest, parameterized
 from jax.sharding import PartitionSpec
 
-from jaxrobust import alarm, attacks, objectives, sharding
+from jaxrobust import attacks
+from jaxrobust.runtime import sharding
+from jaxrobust.training import alarm, objectives
 from jaxrobust.types import Classifier
 
 SHAPE, CLASSES, HIDDEN = (16, 4, 4, 3), 10, 32

@@ -11,7 +11,8 @@ import pytest
 from absl.testing import absltest, parameterized
 from scipy import stats
 
-from jaxrobust import augment, sharding, step
+from jaxrobust.runtime import sharding
+from jaxrobust.training import mixing, step
 from jaxrobust.types import Batch
 from tests import paths
 
@@ -55,7 +56,7 @@ class SymmetricBetaTest(DistributionTest):
     @parameterized.parameters(0.2, 0.8, 1.0, 2.0)
     def test_is_numpys(self, a):
         u, v = jax.random.uniform(jax.random.key(1), (2, COUNT))
-        ours = np.asarray(augment.symmetric_beta(jnp.float32(a), u, v))
+        ours = np.asarray(mixing.symmetric_beta(jnp.float32(a), u, v))
         theirs = np.random.default_rng(0).beta(a, a, COUNT).astype(np.float32)  # 1 - 1e-9 is 1
         self.assert_alike(ours, theirs, a)
         self.assertTrue(np.all((ours >= 0) & (ours <= 1)))
@@ -63,7 +64,7 @@ class SymmetricBetaTest(DistributionTest):
     @parameterized.parameters(1e-3, 0.05, 1.0, 1e3)
     def test_ends_of_its_draws_are_numbers(self, a):
         u, v = jnp.meshgrid(jnp.array([0, 1e-7, 0.5, 1 - 2**-24]), jnp.array([0, 0.25, 0.5, 0.75]))
-        lam = augment.symmetric_beta(jnp.float32(a), u, v)
+        lam = mixing.symmetric_beta(jnp.float32(a), u, v)
         self.assertTrue(bool(jnp.all((lam >= 0) & (lam <= 1))))
 
 
@@ -102,9 +103,9 @@ class BlendTest(parameterized.TestCase):
             expected = theirs(
                 torch.tensor(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(labels)
             )
-        targets = augment.smoothed(jnp.asarray(labels), 7, smoothing)
+        targets = mixing.smoothed(jnp.asarray(labels), 7, smoothing)
         drawn = (jnp.array(boxes), *map(jnp.float32, (lam, y, x)))
-        out, mixed = jax.jit(augment.blend)(jnp.asarray(images), targets, *drawn)
+        out, mixed = jax.jit(mixing.blend)(jnp.asarray(images), targets, *drawn)
         np.testing.assert_array_equal(out, expected[0].permute(0, 2, 3, 1).numpy())
         # The weight of a box is a quotient: timm's in float64, ours in float32.
         np.testing.assert_allclose(mixed, expected[1].numpy(), rtol=0, atol=2.0**-24 * boxes)
@@ -146,7 +147,7 @@ class MixDistributionTest(DistributionTest):
         pair[1] = 1
         ours = jax.jit(
             partial(
-                augment.mix,
+                mixing.mix,
                 num_classes=2,
                 mixup=mixup,
                 cutmix=cutmix,
@@ -208,7 +209,7 @@ class EraseDistributionTest(DistributionTest):
         _, random_erasing = timm_data(self)
         import torch
 
-        ours = partial(augment.erase, probability=probability, area=area, aspect=aspect)
+        ours = partial(mixing.erase, probability=probability, area=area, aspect=aspect)
         images = jnp.full((COUNT, *SHAPE, 1), self.MARK)
         found = self.described(np.asarray(jax.jit(ours)(jax.random.key(0), images))[..., 0])
         theirs = random_erasing.RandomErasing(
@@ -232,7 +233,7 @@ class EraseDistributionTest(DistributionTest):
         scale, low = {"normal": (stats.norm(), -np.inf), "truncated": (None, 0)}[noise]
         scale = scale or stats.truncnorm(-2, 2, loc=0.5, scale=0.25)
         images = jnp.full((64, 20, 20, 3), self.MARK)
-        erase = jax.jit(partial(augment.erase, probability=1.0, noise=noise))
+        erase = jax.jit(partial(mixing.erase, probability=1.0, noise=noise))
         out = np.asarray(erase(jax.random.key(0), images))
         values = out[(out != self.MARK).all(-1)]
         self.assertGreater(stats.kstest(values[:COUNT].ravel(), scale.cdf).pvalue, 0.001)
@@ -245,7 +246,7 @@ class EraseDistributionTest(DistributionTest):
 class BatchAugmentationTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_does_not_depend_on_devices(self):
-        run, key = augment.batch_augmentation(group=4, **HEAVY), jax.random.key(3)
+        run, key = mixing.batch_augmentation(group=4, **HEAVY), jax.random.key(3)
         batch = pictures(32)
         floats = batch._replace(images=step.unit_range(batch.images))
         expected = jax.device_get(jax.jit(run)(key, floats))
@@ -261,12 +262,12 @@ class BatchAugmentationTest(parameterized.TestCase):
                 np.testing.assert_array_equal(a, b, f"{count} devices")
 
     def test_rows_and_groups_draw_for_themselves(self):
-        run = jax.jit(augment.batch_augmentation(group=4, **HEAVY))
+        run = jax.jit(mixing.batch_augmentation(group=4, **HEAVY))
         whole = pictures(16)._replace(images=step.unit_range(pictures(16).images))
         start = jax.tree.map(lambda a: a[:8], whole)
         for a, b in zip(run(jax.random.key(0), whole), run(jax.random.key(0), start), strict=True):
             np.testing.assert_array_equal(a[:8], b)
-        erase = jax.jit(partial(augment.erase, probability=1.0))
+        erase = jax.jit(partial(mixing.erase, probability=1.0))
         erased = erase(jax.random.key(0), jnp.full((8, 16, 16, 3), 9.0))
         self.assertLen({np.asarray(image).tobytes() for image in erased}, 8)
 
@@ -274,12 +275,12 @@ class BatchAugmentationTest(parameterized.TestCase):
         key, batch = jax.random.key(7), pictures(8)
         images = step.unit_range(batch.images)
         options = {"num_classes": 10, "mixup": 0.8, "cutmix": 1.0, "smoothing": 0.1, "group": 4}
-        mix = jax.jit(partial(augment.mix, **options))
-        found = jax.jit(augment.batch_augmentation(erasing=0.5, **options))(
+        mix = jax.jit(partial(mixing.mix, **options))
+        found = jax.jit(mixing.batch_augmentation(erasing=0.5, **options))(
             key, Batch(images, batch.labels)
         )
         erase_key, mix_key = jax.random.split(key)
-        erased = jax.jit(partial(augment.erase, probability=0.5))(erase_key, images)
+        erased = jax.jit(partial(mixing.erase, probability=0.5))(erase_key, images)
         expected = mix(mix_key, erased, batch.labels)
         for a, b in zip(found, expected, strict=True):
             np.testing.assert_array_equal(a, b)
@@ -292,10 +293,10 @@ class BatchAugmentationTest(parameterized.TestCase):
 
     def test_smoothing_alone_and_nothing_at_all(self):
         batch = pictures(4)
-        out = augment.batch_augmentation(num_classes=10)(jax.random.key(0), batch)
+        out = mixing.batch_augmentation(num_classes=10)(jax.random.key(0), batch)
         self.assertIs(out.images, batch.images)
         self.assertIs(out.labels, batch.labels)
-        out = augment.batch_augmentation(num_classes=10, smoothing=0.1)(jax.random.key(0), batch)
+        out = mixing.batch_augmentation(num_classes=10, smoothing=0.1)(jax.random.key(0), batch)
         self.assertIs(out.images, batch.images)
         expected = np.full((4, 10), 0.01)
         expected[np.arange(4), batch.labels] = 0.91

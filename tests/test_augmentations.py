@@ -10,8 +10,8 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 from scipy import stats
 
-from jaxrobust.data import augmentations, changes
-from jaxrobust.presets import PRESETS
+from jaxrobust.data import augmentations, operations
+from jaxrobust.data.presets import PRESETS
 from tests.images import pattern, torchvision
 
 
@@ -153,7 +153,7 @@ class AugmentationTest(parameterized.TestCase):
 
     def test_rotations_are_uniform_on_both_sides(self):
         drawn, rng, image = [], np.random.default_rng(0), pattern(2, 2)
-        with mock.patch.object(changes, "rotate", lambda i, angle, _: drawn.append(angle) or i):
+        with mock.patch.object(operations, "rotate", lambda i, angle, _: drawn.append(angle) or i):
             for _ in range(5000):
                 augmentations.rotate(image, rng, degrees=2)
         self.assertGreater(stats.kstest(drawn, stats.uniform(-2, 4).cdf).pvalue, 1e-3)

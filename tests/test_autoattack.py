@@ -20,9 +20,10 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.evaluation import autoattack, checks, engine, hosts
-from jaxrobust.evaluation.board import Board
-from jaxrobust.evaluation.versions import BASE, VERSIONS, plan
+from jaxrobust.evaluation import autoattack, checks, engine
+from jaxrobust.evaluation.plan import BASE, VERSIONS, plan
+from jaxrobust.evaluation.schedule import Board
+from jaxrobust.runtime import hosts
 from tests import paths
 from tests.test_balls import norm_in_float64
 from tests.test_losses import golden_nets, load

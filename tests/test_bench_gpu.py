@@ -309,7 +309,9 @@ class MessagesTest(parameterized.TestCase):
         self.assertEqual(bench_step.out_of_memory(error), expected)
 
     def test_exit_code(self):
-        with mock.patch("jaxrobust.build.phase", side_effect=RuntimeError("RESOURCE_EXHAUSTED: x")):
+        with mock.patch(
+            "jaxrobust.training.build.phase", side_effect=RuntimeError("RESOURCE_EXHAUSTED: x")
+        ):
             code, message = said("bench_step.py", XCIT, "--program=step")
         self.assertEqual(code, bench_step.OUT_OF_MEMORY)
         self.assertEqual(message, "bench_step: out of memory; take a smaller --batch\n")

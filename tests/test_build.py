@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust import augment, build
+from jaxrobust.training import build, mixing
 from jaxrobust.types import Classifier
 from tests.test_step import batch_of, small_config, standard
 
 
 def settings(devices=1, **changes):
     """What a config of these changes passes on to `augment.batch_augmentation`."""
-    with mock.patch.object(augment, "batch_augmentation") as constructor:
+    with mock.patch.object(mixing, "batch_augmentation") as constructor:
         build.batch_augmentation(small_config(**changes), "train", devices=devices)
     return constructor.call_args.kwargs
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust import convert, models
+from jaxrobust import models
 from jaxrobust.models.positions import resized
+from jaxrobust.weights import convert
 from tests import behaviour, parity, reference
 
 # name -> (listing of timm's weights, its number of parameters: xcit_light_recipe.md, 1.10)

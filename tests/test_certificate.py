@@ -12,7 +12,10 @@ import pytest
 from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
-from jaxrobust import certificates, distribution, judge, models
+from jaxrobust import models
+from jaxrobust.evaluation import command
+from jaxrobust.weights import certificates
+from jaxrobust.weights import folder as weights_folder
 from tests import paths
 from tests.modules import hidden
 from tests.random_weights import drawn
@@ -223,16 +226,16 @@ class FileTest(Case):
     def test_loaders_say_it(self):
         self.assertIsNone(certificates.said(self.weights))
         self.call("--model=convnext_n", "--image-size=32")
-        config = judge.model_config("convnext_n", self.weights)
+        config = command.model_config("convnext_n", self.weights)
         config.model.update(num_classes=5, image_size=32)
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
-            judge.file_weights(config, self.weights)
+            command.file_weights(config, self.weights)
         self.assertIn("ours.certificate.json: agrees with", said.getvalue())
         self.assertEqual(certificates.network(self.weights), ("convnext_n", {}))
         path, strides = certificates.beside(self.weights), {"downsample_strides": [1, 1]}
         path.write_text(json.dumps(json.loads(path.read_text()) | {"options": strides}))
-        config = judge.model_config("convnext_n", self.weights)  # of an exported module's .pt
+        config = command.model_config("convnext_n", self.weights)  # of an exported module's .pt
         self.assertEqual(config.model.options, strides)
         changed = self.params | {"head.fc.bias": np.ones(5, np.float32)}
         save_file(changed | self.stats, self.weights)
@@ -249,7 +252,7 @@ class FileTest(Case):
             import_torch.main([*arguments, "--num-classes=5"])
         self.assertIn("certificate: agrees with", printed.getvalue())
         self.assertRegex(certificates.said(out), "weights.certificate.json: agrees with")
-        self.assertIsNotNone(distribution.about(out))
+        self.assertIsNotNone(weights_folder.about(out))
         with contextlib.redirect_stdout(io.StringIO()):  # again, into the same folder
             import_torch.main([*arguments, "--num-classes=5"])
 

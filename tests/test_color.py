@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 from scipy import stats
 
-from jaxrobust.data import changes, color
+from jaxrobust.data import color, operations
 from tests.images import pattern, photographs, torchvision
 
 
@@ -108,9 +108,9 @@ class ColorTest(parameterized.TestCase):
 
         rng, image = np.random.default_rng(0), Image.new("RGB", (2, 2))
         with (
-            mock.patch.object(changes, "grey", record("Desaturate")),
-            mock.patch.object(changes, "solarize", record("Solarize")),
-            mock.patch.object(changes, "blur", record("GaussianBlurRand")),
+            mock.patch.object(operations, "grey", record("Desaturate")),
+            mock.patch.object(operations, "solarize", record("Solarize")),
+            mock.patch.object(operations, "blur", record("GaussianBlurRand")),
         ):
             for _ in range(15_000):
                 color.three_augment(image, rng)

@@ -11,7 +11,7 @@ from absl import flags
 from absl.testing import absltest, parameterized
 from ml_collections import config_flags
 
-from jaxrobust import commandline
+from jaxrobust.runtime import commandline
 from tools import certificate, export_torch, import_torch, prepare_imagenet
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,11 +157,11 @@ class ConfigFileTest(parameterized.TestCase):
         ("def get_config():\n  return {'seed': 0}", "c d.py returns a dict; return a ConfigDict"),
         ("def get_config():\n  return 1 / 0", "line 2: ZeroDivisionError: division by zero"),
         (
-            "from configs.base import base\ndef get_config():\n  base().train.epocs = 3",
+            "from jaxrobust.config import base\ndef get_config():\n  base().train.epocs = 3",
             "line 3: unknown config key 'epocs'; did you mean 'epochs'",
         ),
         (
-            "from configs.base import base\ndef get_config():\n  base().train.epochs = 'x'",
+            "from jaxrobust.config import base\ndef get_config():\n  base().train.epochs = 'x'",
             "line 3: TypeError: Could not override field 'epochs'",
         ),
     )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxrobust import compilation
+from jaxrobust.runtime import compilation
 
 
 class CacheTest(parameterized.TestCase):

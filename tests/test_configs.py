@@ -3,7 +3,7 @@ import importlib
 import jax
 from absl.testing import absltest, parameterized
 
-from jaxrobust import build
+from jaxrobust.training import build
 from tools import refresh_configs
 
 

@@ -13,9 +13,10 @@ import pytest
 from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
-from jaxrobust import convert, files, models
+from jaxrobust import models
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
-from jaxrobust.names import drop, linear_oi, row
+from jaxrobust.models.renaming import drop, linear_oi, row
+from jaxrobust.weights import convert, files
 from tests import corpus, paths, reference
 from tests.corpus import KWARGS
 from tests.modules import hidden

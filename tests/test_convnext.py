@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust import convert, models
+from jaxrobust import models
+from jaxrobust.weights import convert
 from tests import behaviour, parity, paths, reference
 
 # name -> (listing of the reference's weights, its number of parameters: revisiting_at.md, 1.7)

@@ -18,20 +18,14 @@ from absl.testing import absltest, flagsaver, parameterized
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from jaxrobust import (
-    build,
-    commandline,
-    data,
-    distribution,
-    evaluate,
-    initial,
-    judge,
-    launch,
-    models,
-    scores,
-)
-from jaxrobust.checkpoint import Checkpoints
+from jaxrobust import data, evaluate, models
+from jaxrobust.evaluation import command
 from jaxrobust.models.positions import resized
+from jaxrobust.runtime import commandline, launch
+from jaxrobust.training import build, results
+from jaxrobust.weights import folder as weights_folder
+from jaxrobust.weights import start as start_weights
+from jaxrobust.weights.checkpoint import Checkpoints
 from tests import test_train as training
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +62,7 @@ def autoattack(logits_fn, images, labels, **asked):
     )
 
 
-def fitted(config) -> scores.Weights:
+def fitted(config) -> results.Weights:
     """Random weights with a head of ridge regression: most digits are right, few robust."""
     source = data.open_source("digits", "train")
     (batch,) = data.evaluation_batches(source, batch_size=len(source), image_size=8)
@@ -83,7 +77,7 @@ def fitted(config) -> scores.Weights:
     design = np.concatenate([features, np.ones((len(features), 1))], axis=1)
     ridge = design.T @ design + 0.01 * np.eye(width + 1)
     solved = np.linalg.solve(ridge, design.T @ np.eye(10)[batch.labels]).astype(np.float32)
-    return scores.Weights(
+    return results.Weights(
         params | {"head.fc.kernel": solved[:-1], "head.fc.bias": solved[-1]}, stats
     )
 
@@ -101,7 +95,7 @@ def trained(workdir: Path) -> None:
 
 
 def stand_in():
-    return mock.patch.object(judge, "autoattack", autoattack)
+    return mock.patch.object(command, "autoattack", autoattack)
 
 
 class RunTest(parameterized.TestCase):
@@ -118,12 +112,12 @@ class RunTest(parameterized.TestCase):
         out = Path(self.create_tempdir()) / out
         code, printed, said = call(workdir=str(self.workdir), out=str(out), **given)
         self.assertEqual(code, 0, said)
-        record = scores.results(out)[-1]
+        record = results.results(out)[-1]
         self.assertIn(f"record {record['evaluation']} in {out / 'results.jsonl'}", printed)
         return record
 
     def test_clean_is_what_the_training_recorded(self):
-        (trained,) = scores.results(self.workdir)
+        (trained,) = results.results(self.workdir)
         ours = self.evaluated(attack="clean", phase="pretrain")
         for key in ("weights", "weights_sha256", "config_sha256", "clean", "image_ids"):
             self.assertEqual(ours[key], trained[key], key)
@@ -135,7 +129,7 @@ class RunTest(parameterized.TestCase):
         self.assertEqual(record["weights"], "train, step 3, ema")
         self.assertGreater(record["clean"], 0.6)
         self.assertNotEqual(
-            record["weights_sha256"], scores.results(self.workdir)[0]["weights_sha256"]
+            record["weights_sha256"], results.results(self.workdir)[0]["weights_sha256"]
         )
 
     def test_record_of_pgd(self):
@@ -167,7 +161,7 @@ class RunTest(parameterized.TestCase):
         flags = {"workdir": str(self.workdir), "out": str(out), "attack": "pgd-2", "n": 8}
         _, first, _ = call(**flags)
         written = (out / "results.jsonl").read_bytes()
-        with mock.patch.object(scores, "count", side_effect=AssertionError("computes")):
+        with mock.patch.object(results, "count", side_effect=AssertionError("computes")):
             code, second, said = call(**flags)
             self.assertEqual((code, second), (0, first), said)
             self.assertRegex(said, r"done before, .*; nothing is computed \(.*--out DIR\)")
@@ -187,12 +181,12 @@ class RunTest(parameterized.TestCase):
 
     def test_default_folder_and_the_table_of_a_run(self):
         self.assertEqual(call(workdir=str(self.workdir), attack="clean")[0], 0)
-        self.assertLen(scores.results(self.workdir / "evaluation"), 1)
+        self.assertLen(results.results(self.workdir / "evaluation"), 1)
         out = Path(self.create_tempdir())
         (out / "results.jsonl").write_bytes((self.workdir / "results.jsonl").read_bytes())
         for attack in ("clean", "pgd-2"):  # into the records of a training
             self.assertEqual(call(workdir=str(self.workdir), out=str(out), attack=attack)[0], 0)
-        table = scores.table(out)
+        table = results.table(out)
         self.assertRegex(table, r"-      80  none\n")
         self.assertRegex(table, r"%      80  pgd-2, linf 0.1\n")
         self.assertRegex(table, r"%      80  APGD-CE 3 steps, linf 0.1\n")
@@ -205,12 +199,12 @@ class RunTest(parameterized.TestCase):
         (8, None, None),
     )
     def test_a_run_is_evaluated_as_it_was_tested(self, size, its, expected, dropped=False):
-        origin = judge.Values(model=judge.Values(image_size=8), data={"preprocessing": its})
-        config = judge.Values(model=judge.Values(image_size=size))
+        origin = command.Values(model=command.Values(image_size=8), data={"preprocessing": its})
+        config = command.Values(model=command.Values(image_size=size))
         source = data.open_source("digits", "test")
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
-            self.assertEqual(judge.preprocessing(origin, config, source), expected)
+            self.assertEqual(command.preprocessing(origin, config, source), expected)
         self.assertEqual("bicubic-8-crop-8 is for another image size" in said.getvalue(), dropped)
 
     def test_other_data_preprocessing_and_size(self):
@@ -235,7 +229,7 @@ class RunTest(parameterized.TestCase):
             call(**given, seed=6)
         self.assertNotEqual(asked["ledger"], autoattack.asked["ledger"])
         self.assertIsNone(autoattack.asked["search_fn"])
-        record = scores.results(out)[0]
+        record = results.results(out)[0]
         self.assertEqual(asked["ledger"], out / f"ledger-{record['evaluation']}.jsonl")
         self.assertIn(record["weights_sha256"], asked["identity"])
         expected = {"norm": "linf", "epsilon": 0.1, "version": "standard", "attacks": names}
@@ -264,7 +258,7 @@ class RunTest(parameterized.TestCase):
         given = {"workdir": str(self.workdir), "out": str(out), "attack": "apgd-ce", "n": 8}
         code, _, said = call(**given, epsilon="0.03")
         self.assertEqual(code, 0, said)
-        record = scores.results(out)[0]
+        record = results.results(out)[0]
         self.assertEqual(list(record["accuracy_after"]), ["apgd-ce"])
         self.assertBetween(record["robust"], 0, record["clean"])
         (ledger,) = out.glob("ledger-*.jsonl")
@@ -272,7 +266,7 @@ class RunTest(parameterized.TestCase):
         before = ledger.read_bytes()
         call(**given, epsilon="0.03")
         self.assertEqual(ledger.read_bytes(), before)  # every verdict came from there
-        repeated = scores.results(out)[0]
+        repeated = results.results(out)[0]
         for key in ("clean", "robust", "accuracy_after", "attacks", "evaluation"):
             self.assertEqual(repeated[key], record[key], key)
 
@@ -340,8 +334,8 @@ class RunTest(parameterized.TestCase):
     def test_other_ends(self, given, error, expected, message):
         out = self.create_tempdir().full_path
         with (
-            mock.patch.object(scores, "count", side_effect=error),
-            mock.patch.object(judge, "_searched", side_effect=error),
+            mock.patch.object(results, "count", side_effect=error),
+            mock.patch.object(command, "_searched", side_effect=error),
         ):
             code, _, said = call(workdir=str(self.workdir), out=out, **given)
         self.assertEqual(code, expected)
@@ -356,7 +350,7 @@ class AnotherSizeTest(parameterized.TestCase):
         config = training.tiny(model__name=name, model__options=ConfigDict(options))
         workdir = Path(self.create_tempdir()) / "run"
         with contextlib.closing(Checkpoints(workdir / "train" / "best")) as best:
-            weights = scores.Weights(*jax.jit(build.network(config).init)(jax.random.key(7)))
+            weights = results.Weights(*jax.jit(build.network(config).init)(jax.random.key(7)))
             best.save(3, weights, {})
             best.wait()
         (workdir / "config.json").write_text(config.to_json())
@@ -368,9 +362,9 @@ class AnotherSizeTest(parameterized.TestCase):
         positions = resized(trained["pos_embed"], (1, 37, 8))
 
         with self.subTest("as those of files"):
-            config = judge.run_config(workdir)
+            config = command.run_config(workdir)
             config.model["image_size"] = 12
-            _, weights = judge.run_weights(config, workdir, None)
+            _, weights = command.run_weights(config, workdir, None)
             ours = jax.device_get(weights.params | weights.stats)
             self.assertEqual(ours.keys(), trained.keys())
             for name, array in (trained | {"pos_embed": positions}).items():
@@ -385,7 +379,7 @@ class AnotherSizeTest(parameterized.TestCase):
         with self.subTest("where another run starts from these weights"):
             own = {"model__name": "vit_s", "model__options": ConfigDict(options)}
             changes = {"model__image_size": 12, "init__weights": str(workdir)}
-            start, _ = initial.of_config(training.tiny(**own, **changes))
+            start, _ = start_weights.of_config(training.tiny(**own, **changes))
             self.assertEqual(start.resized, {"pos_embed": ((1, 17, 8), (1, 37, 8))})
             np.testing.assert_array_equal(start.params["pos_embed"], positions)
 
@@ -420,7 +414,7 @@ class FileTest(parameterized.TestCase):
     def test_counts_what_the_network_says(self):
         code, printed, said = call(**self.given, attack="clean", n=16)
         self.assertEqual(code, 0, said)
-        (record,) = scores.results(self.folder / "out")
+        (record,) = results.results(self.folder / "out")
         digits = data.open_source("digits", "test")
         (batch,) = data.evaluation_batches(digits, batch_size=16, image_size=8, limit=16)
         logits = self.apply(self.params, self.stats, batch.images / np.float32(255))[0]
@@ -443,11 +437,11 @@ class FileTest(parameterized.TestCase):
         self.assertNotEqual(clean, wrong)
         arrays = {k: np.array(v) for k, v in (self.params | self.stats).items()}
         file = self.folder / "says.safetensors"
-        save_file(arrays, file, metadata=distribution.metadata("convnext_n", STRIDES))
+        save_file(arrays, file, metadata=weights_folder.metadata("convnext_n", STRIDES))
         given = self.given | {"weights": str(file), "n": 16, "attack": "clean"}
         code, _, said = call(**given)
         self.assertEqual(code, 0, said)
-        (record,) = scores.results(self.folder / "out")
+        (record,) = results.results(self.folder / "out")
         self.assertEqual(record["clean"], clean)
         self.assertEqual(record["model"]["options"], {"downsample_strides": [1, 1]})
         with self.subTest("a flag that says the same is the same evaluation"):
@@ -465,9 +459,9 @@ class FileTest(parameterized.TestCase):
             )
         with self.subTest("a flag for a file of another writer, which does not say"):
             save_file(arrays, file, metadata={"format": "pt", "options": "[]"})
-            config = judge.model_config("convnext_n", file, STRIDES)
+            config = command.model_config("convnext_n", file, STRIDES)
             self.assertEqual(config.model.options, {"downsample_strides": [1, 1]})
-            self.assertEmpty(judge.model_config("convnext_n", file).model.options)
+            self.assertEmpty(command.model_config("convnext_n", file).model.options)
 
     @parameterized.parameters(
         ("{", "--options={ is no dict; write one such as"),
@@ -484,7 +478,7 @@ class FileTest(parameterized.TestCase):
     def test_another_architecture_of_the_same_shapes(self):
         """XCiT with patches of 4 px has the names and shapes of XCiT with 16 px."""
         file = self.folder / "xcit.safetensors"
-        save_file({"a": np.zeros(1, "f")}, file, metadata=distribution.metadata("xcit_n12", {}))
+        save_file({"a": np.zeros(1, "f")}, file, metadata=weights_folder.metadata("xcit_n12", {}))
         code, _, said = call(**self.given | {"model": "xcit_n12_p4", "weights": str(file)})
         self.assertEqual(code, 2)
         self.assertIn("holds the weights of xcit_n12 without options, as is", said)

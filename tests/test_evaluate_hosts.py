@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from absl.testing import absltest
 
-from jaxrobust import scores
+from jaxrobust.training import results
 from tests import test_evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 
 CHILD = """
 import os, signal, sys
-from jaxrobust.launch import join_hosts
+from jaxrobust.runtime.launch import join_hosts
 if "JAX_NUM_PROCESSES" in os.environ:
     join_hosts()
 import jax
@@ -102,13 +102,13 @@ def records(folder: Path) -> list[str]:
 
 EDGES = """
 import os, pathlib, sys
-from jaxrobust.launch import join_hosts
+from jaxrobust.runtime.launch import join_hosts
 if several := "JAX_NUM_PROCESSES" in os.environ:
     join_hosts()
 import jax
 import numpy as np
 from jax.sharding import PartitionSpec
-from jaxrobust import sharding
+from jaxrobust.runtime import sharding
 from tests.test_autoattack import IMAGES, evaluate
 
 me, folder = jax.process_index(), pathlib.Path(sys.argv[1])
@@ -228,7 +228,7 @@ class CommandTest(absltest.TestCase):
             self.assertIn("record ", own[0])
             self.assertEqual((own[1], answers[1][1]), ("", ""))  # the first one speaks for all
         hosts, one = (
-            {r["method"]: r for r in scores.results(folder / name)} for name in ("hosts", "one")
+            {r["method"]: r for r in results.results(folder / name)} for name in ("hosts", "one")
         )
         for attack, record in one.items():
             for key in ("evaluation", "clean", "robust", "accuracy_after", "flags", "attacks"):

@@ -18,9 +18,13 @@ import pytest
 from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
-from jaxrobust import build, convert, distribution, files, models, optim, records, scores, step
-from jaxrobust.checkpoint import Checkpoints
+from jaxrobust import models
+from jaxrobust.evaluation import records
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
+from jaxrobust.training import build, optim, results, step
+from jaxrobust.weights import convert, files
+from jaxrobust.weights import folder as weights_folder
+from jaxrobust.weights.checkpoint import Checkpoints
 from tests import parity, paths
 from tests import test_train as training
 from tests.modules import hidden
@@ -123,7 +127,7 @@ class LayoutTest(FileCase):
         save_file(
             self.params | self.stats,
             self.file,
-            metadata=distribution.metadata("convnext_n", strides),
+            metadata=weights_folder.metadata("convnext_n", strides),
         )
         _, said = self.export("--layout=timm", code=2)
         self.assertIn("has downsample_strides=(1, 1) instead of ()", said)
@@ -316,7 +320,7 @@ class RunTest(Case):
         state = step.init_state(build.network(config), tx, jax.random.key(0))
         zeros = {key: np.zeros_like(array) for key, array in state.ema.items()}
         state = state._replace(params=self.params, stats=self.stats, ema=zeros)
-        best = scores.Weights(self.params, self.stats)
+        best = results.Weights(self.params, self.stats)
         for kind, arrays in (("best", best), ("latest", state)):
             with contextlib.closing(Checkpoints(self.workdir / "train" / kind)) as checkpoints:
                 checkpoints.save(7, jax.tree.map(jax.numpy.asarray, arrays), {})

@@ -1,7 +1,7 @@
 import jax
 from absl.testing import absltest, parameterized
 
-from jaxrobust import hardware
+from jaxrobust.runtime import hardware
 
 
 class ChipTest(parameterized.TestCase):

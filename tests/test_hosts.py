@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from absl.testing import absltest
 
-from jaxrobust import metrics, scores
 from jaxrobust.data import loading, sources
+from jaxrobust.training import metrics, results
 from tests.test_evaluate_hosts import start, wait
 from tests.test_train import tiny
 from tools import bench_resume
@@ -65,7 +65,9 @@ class TrainingTest(absltest.TestCase):
         """Bit for bit, with parameters over two devices of each of two groups."""
         folder = Path(self.create_tempdir())
         command = written(folder, train__epochs=2, mesh__fsdp=2, test__steps=1)
-        small = "from jaxrobust import sharding\nsharding.SMALL = 64  # else nothing is split\n"
+        small = (
+            "from jaxrobust.runtime import sharding\nsharding.SMALL = 64  # else nothing is split\n"
+        )
         path = folder / "config.py"
         path.write_text(small + path.read_text())
 
@@ -143,10 +145,10 @@ class DataTest(absltest.TestCase):
 TROUBLE = """
 import os, signal, sys
 from pathlib import Path
-from jaxrobust.launch import join_hosts
+from jaxrobust.runtime.launch import join_hosts
 join_hosts()
 import jax
-from jaxrobust import loop, train
+from jaxrobust.training import loop, run
 from tests.test_resume import one_phase, poisoned
 
 real, left = loop.device_batch, [int(sys.argv[2])]
@@ -161,7 +163,7 @@ loop.device_batch = device_batch
 config = one_phase(trouble__skips=2, trouble__rollbacks=1, test__steps=1)
 with poisoned([5, 6, 7]), jax.numpy_dtype_promotion("standard"):
     try:
-        train.run(config, Path(sys.argv[1]))
+        run.run(config, Path(sys.argv[1]))
     except loop.Preempted as error:
         print(error, file=sys.stderr)
         sys.exit(75)
@@ -256,7 +258,7 @@ class DamagedDataTest(absltest.TestCase):
         self.assertEqual(codes, [0], said)
         self.assertIn("train: step 2 of 4", said[0])
         self.assertLen(losses(folder / "run"), 4)
-        self.assertLen(scores.results(folder / "run"), 1)
+        self.assertLen(results.results(folder / "run"), 1)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
-from jaxrobust import distribution, download, models
+from jaxrobust import models
+from jaxrobust.weights import download
+from jaxrobust.weights import folder as weights_folder
 from tests import paths
 from tests.modules import hidden
 from tools import import_torch
@@ -295,7 +297,7 @@ class ImportTest(LocalCase):
         self.assertEqual(arrays.keys(), weights().keys())
         for key, array in arrays.items():
             np.testing.assert_array_equal(array, weights()[key], err_msg=key)
-        config = distribution.about(self.out)
+        config = weights_folder.about(self.out)
         self.assertEqual(config, {key: done[key] for key in config})
         self.assertEqual(config["architecture"], "convnext_n")
         self.assertEqual(config["source_sha256"], download.file_sha256(self.file))
@@ -309,9 +311,9 @@ class ImportTest(LocalCase):
         strides, self.out = {"downsample_strides": [1, 1]}, self.folder / "other"
         done, _ = self.call(f"--options={strides | {'drop_path': 0.1}}")
         self.assertEqual(done["options"], strides)
-        self.assertEqual(distribution.about(self.out)["options"], strides)
+        self.assertEqual(weights_folder.about(self.out)["options"], strides)
         file = self.out / "weights.safetensors"
-        self.assertEqual(distribution.network(file), ("convnext_n", strides))
+        self.assertEqual(weights_folder.network(file), ("convnext_n", strides))
         self.out = self.folder / "third"
         self.assertEqual(self.call(source=file)[0]["options"], strides)
         self.refused("holds the weights of convnext_n with .*, not of", "--options={}", source=file)
@@ -331,14 +333,14 @@ class ImportTest(LocalCase):
             (folder / "config.json").write_text(json.dumps(config | change))
             (key,) = change
             with self.assertRaisesRegex(ValueError, f"config.json is damaged .{key}=.*; import"):
-                distribution.about(folder)
+                weights_folder.about(folder)
         del config["norm"]
         (folder / "config.json").write_text(json.dumps(config))
-        self.assertIsNone(distribution.about(folder)["norm"])
+        self.assertIsNone(weights_folder.about(folder)["norm"])
         for text in ("{", "[]", '{"architecture": "convnext_n"}', '{"options": 3}'):
             save_file(weights(), self.file, metadata={"jaxrobust.network": text})
             with self.assertRaisesRegex(ValueError, "its metadata jaxrobust.network is damaged"):
-                distribution.network(self.file)
+                weights_folder.network(self.file)
 
     def test_again_is_the_same_but_nothing_is_overwritten(self):
         self.assertEqual(self.call()[0]["sha256"], self.call()[0]["sha256"])

@@ -14,8 +14,13 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
-from jaxrobust import convert, distribution, initial, judge, loop, models, records, scores
+from jaxrobust import models
+from jaxrobust.evaluation import command, records
 from jaxrobust.models.positions import resized
+from jaxrobust.training import loop, results
+from jaxrobust.weights import convert
+from jaxrobust.weights import folder as weights_folder
+from jaxrobust.weights import start as start_weights
 from tests import test_train as training
 from tests.test_evaluate import call
 from tests.test_import import as_timm, weights
@@ -59,7 +64,7 @@ class ComposeTest(parameterized.TestCase):
         names = {k.replace("patch_embed.proj.0", "patch_embed.proj"): a for k, a in ours.items()}
         net = models.create("vit_s", num_classes=10, image_size=32, **small)
         for arrays in (ours, as_timm(names)):
-            start = initial.compose("vit_s", net, arrays)
+            start = start_weights.compose("vit_s", net, arrays)
             self.assertEqual(start.resized, {"pos_embed": ((1, 17, 8), (1, 5, 8))})
             np.testing.assert_array_equal(
                 start.params["pos_embed"], resized(ours["pos_embed"], (1, 5, 8))
@@ -74,10 +79,10 @@ class ComposeTest(parameterized.TestCase):
         }
         torch["bn1.num_batches_tracked"] = np.int64(3)
         net = models.create("resnet18", num_classes=10, image_size=16)
-        start = initial.compose("resnet18", net, torch)
+        start = start_weights.compose("resnet18", net, torch)
         np.testing.assert_array_equal(start.stats["bn1.mean"], ours["bn1.mean"])
         self.assertEqual(list(start.dropped), ["bn1.num_batches_tracked"])
-        self.assertIn("1 left out (counts", " ".join(initial.summary(start)))
+        self.assertIn("1 left out (counts", " ".join(start_weights.summary(start)))
 
     @parameterized.parameters(
         "cait_xxs24", "convnext_n", "iso_convnext_s", "resnet18", "swin_b", "vit_m_cvst", "xcit_n12"
@@ -87,13 +92,13 @@ class ComposeTest(parameterized.TestCase):
         params, stats = jax.eval_shape(net.init, jax.random.key(0))
         arrays = {k: np.broadcast_to(np.float32(0), a.shape) for k, a in (params | stats).items()}
         found = convert.names(name, arrays)
-        self.assertEqual(initial.head_width(name, found), 10)
+        self.assertEqual(start_weights.head_width(name, found), 10)
         self.assertEqual(convert.in_channels(name, found), 3)
 
     def test_a_seed_draws_the_same(self):
         net = models.create("convnext_n", num_classes=7, image_size=8, in_channels=1, **OPTIONS)
         heads = [
-            initial.compose("convnext_n", net, small(), head="fresh", seed=seed).params
+            start_weights.compose("convnext_n", net, small(), head="fresh", seed=seed).params
             for seed in (0, 0, 1)
         ]
         kernels = [head["head.fc.kernel"] for head in heads]
@@ -114,7 +119,7 @@ class StartTest(parameterized.TestCase):
 
     def imported(self, arrays=None, **changes) -> Path:
         weights = split(small() if arrays is None else arrays)
-        distribution.write(self.folder / "imported", *weights, FOLDER | changes)
+        weights_folder.write(self.folder / "imported", *weights, FOLDER | changes)
         return self.folder / "imported"
 
     def run_to_first_step(self, config):
@@ -137,7 +142,7 @@ class StartTest(parameterized.TestCase):
         for key, array in state.params.items():
             np.testing.assert_array_equal(state.ema[key], array, err_msg=key)
         sha256 = records.weights_sha256(*split(small()))
-        (record,) = scores.results(self.workdir)
+        (record,) = results.results(self.workdir)
         self.assertEqual(record["init"]["weights_sha256"], sha256)
         self.assertEqual(record["init"]["start_sha256"], sha256)
         self.assertEqual(record["init"]["weights"], str(self.file))
@@ -156,7 +161,7 @@ class StartTest(parameterized.TestCase):
                 training.quiet_run(tiny("other.pt"), self.workdir)
 
         with self.subTest("its best weights start another run"):
-            (best,) = [r["weights_sha256"] for r in scores.results(self.workdir)]
+            (best,) = [r["weights_sha256"] for r in results.results(self.workdir)]
             source, self.workdir = self.workdir, self.folder / "second"
             said, state = self.run_to_first_step(tiny(source))
             self.assertEqual(records.weights_sha256(state.params, state.stats), best)
@@ -164,11 +169,11 @@ class StartTest(parameterized.TestCase):
             config = tiny(source).unlock()
             config.model.options.dims = (16,)
             with self.assertRaisesRegex(ValueError, r"dims=\[8\].*, and the config .*dims=\[16\]"):
-                initial.of_config(config)
+                start_weights.of_config(config)
 
     def test_from_random_weights_as_before(self):
         training.quiet_run(tiny(None), self.workdir)
-        self.assertNotIn("init", scores.results(self.workdir)[0])
+        self.assertNotIn("init", results.results(self.workdir)[0])
         old = json.loads((self.workdir / "config.json").read_text())
         del old["init"]  # as runs of before wrote it
         (self.workdir / "config.json").write_text(json.dumps(old))
@@ -181,11 +186,11 @@ class StartTest(parameterized.TestCase):
         arrays["head.fc.bias"], arrays["head.fc.kernel"] = np.zeros(5, "f"), np.zeros((8, 5), "f")
         arrays |= {"normalize.mean": np.zeros(1, "f"), "normalize.std": np.ones(1, "f")}
         path = self.imported(arrays, num_classes=5)
-        start, _ = initial.of_config(tiny(path, init__stem="fresh", init__head="fresh"))
+        start, _ = start_weights.of_config(tiny(path, init__stem="fresh", init__head="fresh"))
         self.assertEqual(start.params["stem.0.kernel"].shape, (1, 1, 1, 8))
         self.assertEqual(start.params["head.fc.kernel"].shape, (8, 10))
         np.testing.assert_array_equal(start.params["head.norm.scale"], arrays["head.norm.scale"])
-        said = " ".join(initial.summary(start))
+        said = " ".join(start_weights.summary(start))
         self.assertIn("6 drawn anew: ", said)
         self.assertIn("6 left out (is drawn anew): ", said)
 
@@ -214,13 +219,13 @@ class StartTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             ValueError, "are those of convnext_t; set model.name=convnext_t"
         ):
-            initial.of_config(tiny(self.imported(architecture="convnext_t")))
+            start_weights.of_config(tiny(self.imported(architecture="convnext_t")))
         arrays = small() | {"head.fc.bias": np.zeros(5, "f"), "head.fc.kernel": np.zeros((8, 5))}
         with self.assertRaisesRegex(ValueError, "head has 5 classes.*set init.head=fresh"):
-            initial.of_config(tiny(self.stored(arrays)))
+            start_weights.of_config(tiny(self.stored(arrays)))
         halves = {key: array.astype(np.float16) for key, array in small().items()}
         with self.assertRaisesRegex(ValueError, "float16 .*where rounding .*--cast"):
-            initial.of_config(tiny(self.stored(halves)))
+            start_weights.of_config(tiny(self.stored(halves)))
 
     def test_refuses_other_options_of_the_same_shapes(self):
         """`stem_strides` changes no shape of a ConvStem, nor do the strides between stages."""
@@ -234,25 +239,25 @@ class StartTest(parameterized.TestCase):
             changed.model.options = cvst | options
             return changed
 
-        distribution.write(self.folder / "imported", *split(arrays), FOLDER | told)
-        initial.of_config(config(stem_strides=(2, 2), drop_path=0.1))
+        weights_folder.write(self.folder / "imported", *split(arrays), FOLDER | told)
+        start_weights.of_config(config(stem_strides=(2, 2), drop_path=0.1))
         with self.assertRaisesRegex(
             ValueError,
             r"they are those of convnext_n_cvst with .*stem_strides=\[2, 2\].*, and the config "
             r"has convnext_n_cvst with (?!.*\[2, 2\]).*; set model.options to theirs",
         ):
-            initial.of_config(config())
-        initial.of_config(config(stem_strides=(1, 1)))  # said, so meant
+            start_weights.of_config(config())
+        start_weights.of_config(config(stem_strides=(1, 1)))  # said, so meant
         changed = config(stem_strides=(1, 1))
         changed.init.stem = "fresh"
-        initial.of_config(changed)
+        start_weights.of_config(changed)
         with (
             self.subTest("so does the file alone"),
             self.assertRaisesRegex(ValueError, "set model.op"),
         ):
             changed = config()
-            changed.init.weights = str(self.folder / "imported" / distribution.WEIGHTS)
-            initial.of_config(changed)
+            changed.init.weights = str(self.folder / "imported" / weights_folder.WEIGHTS)
+            start_weights.of_config(changed)
 
 
 class OtherNamesTest(parameterized.TestCase):
@@ -266,7 +271,7 @@ class OtherNamesTest(parameterized.TestCase):
         parts = ({k: a for k, a in arrays.items() if (k in stats) == s} for s in (False, True))
         config = FOLDER | {"architecture": name, "options": options}
         folder = Path(self.create_tempdir()) / "imported"
-        distribution.write(folder, *parts, config)
+        weights_folder.write(folder, *parts, config)
         return folder
 
     def start(self, path, name, options, **changes):
@@ -274,7 +279,7 @@ class OtherNamesTest(parameterized.TestCase):
         own = {"model__name": name, "model__options": ConfigDict(options)}
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
-            start, _ = initial.of_config(tiny(path, **own, **changes))
+            start, _ = start_weights.of_config(tiny(path, **own, **changes))
         return start, said.getvalue()
 
     @parameterized.parameters(
@@ -287,7 +292,7 @@ class OtherNamesTest(parameterized.TestCase):
         path = self.imported(theirs, **self.small, **their_options)
         start, printed = self.start(path, ours, self.small | our_options)
         self.assertEmpty(start.fresh)
-        stored = load_file(path / distribution.WEIGHTS)
+        stored = load_file(path / weights_folder.WEIGHTS)
         np.testing.assert_array_equal(start.params["norm.scale"], stored["norm.scale"])
         self.assertIn(said, printed)
         self.assertEqual(bool(said), "trained with" in printed)
@@ -306,9 +311,9 @@ class OtherNamesTest(parameterized.TestCase):
 
     def test_an_evaluation_under_the_name_of_the_same_network(self):
         path = self.imported("vit_s", stem_strides=(8,), **self.small)
-        self.assertEqual(judge.folder_config(path, "deit_s", None).model.name, "vit_s")
+        self.assertEqual(command.folder_config(path, "deit_s", None).model.name, "vit_s")
         with self.assertRaisesRegex(ValueError, "holds a vit_s; leave --model=vit_b out"):
-            judge.folder_config(path, "vit_b", None)
+            command.folder_config(path, "vit_b", None)
 
 
 class FolderTest(parameterized.TestCase):
@@ -319,7 +324,7 @@ class FolderTest(parameterized.TestCase):
         self.folder = Path(self.create_tempdir()) / "imported"
         # The channel count is enough for file weights; their options are those of the name.
         arrays = {k: np.float32(0.1) * a for k, a in weights(image_size=8, in_channels=1).items()}
-        distribution.write(self.folder, *split(arrays), FOLDER | {"epsilon": 0.1, "norm": "l2"})
+        weights_folder.write(self.folder, *split(arrays), FOLDER | {"epsilon": 0.1, "norm": "l2"})
 
     def test_the_folder_says_what_it_is(self):
         out = str(self.folder.parent / "out")
@@ -327,9 +332,9 @@ class FolderTest(parameterized.TestCase):
         code, printed, said = call(**given, n=16)
         self.assertEqual(code, 0, said)
         self.assertIn("convnext_n (weights.safetensors)", printed)
-        (record,) = scores.results(Path(out))
+        (record,) = results.results(Path(out))
         self.assertEqual(
-            record["weights_sha256"], distribution.about(self.folder)["weights_sha256"]
+            record["weights_sha256"], weights_folder.about(self.folder)["weights_sha256"]
         )
         code, _, said = call(**given, model="convnext_t")
         self.assertEqual(code, 2)
@@ -350,20 +355,20 @@ class FolderTest(parameterized.TestCase):
         (None, 256, ""),
     )
     def test_preprocessing_that_contradicts_it(self, given, size, expected):
-        origin = judge.Values(model=judge.Values(image_size=224), data=judge.Values())
+        origin = command.Values(model=command.Values(image_size=224), data=command.Values())
         origin["preprocessing"] = "Res256Crop224"
-        config = judge.Values(model=judge.Values(image_size=size))
+        config = command.Values(model=command.Values(image_size=size))
         photographs = mock.Mock(image_shape=None)
         if expected is None:
             with self.assertRaisesRegex(
                 ValueError,
                 "--preprocessing=bicubic-0.875, but these weights expect Res256Crop224; le",
             ):
-                judge.preprocessing(origin, config, photographs, given)
+                command.preprocessing(origin, config, photographs, given)
             same = mock.Mock(image_shape=(224, 224, 3))  # prepared before
-            self.assertEqual(judge.preprocessing(origin, config, same, "none"), "none")
+            self.assertEqual(command.preprocessing(origin, config, same, "none"), "none")
         else:
-            found = judge.preprocessing(origin, config, photographs, given)
+            found = command.preprocessing(origin, config, photographs, given)
             self.assertEqual(found or "", expected)
 
     def test_damage_is_named(self):
@@ -372,13 +377,13 @@ class FolderTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             ValueError, "not the file that config.json beside it describes"
         ):
-            distribution.about(self.folder)
+            weights_folder.about(self.folder)
         file.unlink()
         with self.assertRaisesRegex(ValueError, "no weights.safetensors; get both"):
-            distribution.about(self.folder)
+            weights_folder.about(self.folder)
         (self.folder / "config.json").write_text('{"architecture": "convnext_n"}')
         with self.assertRaisesRegex(ValueError, "lacks num_classes.*import the weights again"):
-            distribution.about(self.folder)
+            weights_folder.about(self.folder)
 
 
 if __name__ == "__main__":

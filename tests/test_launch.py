@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust import launch
+from jaxrobust.runtime import launch
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = ROOT / "tools" / "launch"

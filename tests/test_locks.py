@@ -17,8 +17,9 @@ from unittest import mock
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust import locks, metrics
 from jaxrobust.evaluation import ledger
+from jaxrobust.runtime import locks
+from jaxrobust.training import metrics
 from tests.test_evaluate_hosts import start, wait
 from tests.test_hosts import written
 from tests.test_train import quiet_run, tiny
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 VERDICT = {"image": 0, "attack": "square", "fooled": False, "flat": False}
 HOLD = """
 import sys, time, pathlib
-from jaxrobust import locks
+from jaxrobust.runtime import locks
 locks._GRACE = 0.1
 with locks.held(pathlib.Path(sys.argv[1]), what="it", otherwise="leave"):
     print("held", flush=True)
@@ -35,7 +36,7 @@ with locks.held(pathlib.Path(sys.argv[1]), what="it", otherwise="leave"):
 """
 APPEND = """
 import sys, pathlib
-from jaxrobust import metrics
+from jaxrobust.training import metrics
 for number in range(100):
     metrics.append(pathlib.Path(sys.argv[1]), {"of": sys.argv[2], "number": number})
 """

@@ -6,7 +6,7 @@ from unittest import mock
 
 from absl.testing import absltest
 
-from jaxrobust import metrics
+from jaxrobust.training import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -79,7 +79,8 @@ class MetricsTest(absltest.TestCase):
         """A process that may write 1,000 bytes stops within the new content."""
         self.path.write_text("old")
         code = (
-            "import resource, sys; from pathlib import Path; from jaxrobust import metrics; "
+            "import resource, sys; from pathlib import Path\n"
+            "from jaxrobust.training import metrics\n"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
             "metrics.replace(Path(sys.argv[1]), 5000 * 'new')"
         )

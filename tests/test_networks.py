@@ -15,7 +15,8 @@ import pytest
 from absl.testing import absltest, parameterized
 from flax import linen, nnx
 
-from jaxrobust.evaluation import autoattack, engine, hosts, networks
+from jaxrobust.evaluation import autoattack, engine, networks
+from jaxrobust.runtime import hosts
 
 Partial = jax.tree_util.Partial
 RNG = np.random.default_rng(0)

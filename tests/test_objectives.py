@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from jaxrobust import objectives
+from jaxrobust.training import objectives
 from jaxrobust.types import Batch, Classifier
 
 

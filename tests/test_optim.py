@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust import models, optim
+from jaxrobust import models
+from jaxrobust.training import optim
 from tests import paths, reference
 
 

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust import build, models, sharding
+from jaxrobust import models
 from jaxrobust.evaluation import engine
-from jaxrobust.evaluation.versions import plan
+from jaxrobust.evaluation.plan import plan
+from jaxrobust.runtime import sharding
+from jaxrobust.training import build
 from tests.test_step import small_config
 from tools import bench_autoattack, topology
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 
-from jaxrobust import profiling
+from jaxrobust.runtime import profiling
 
 
 @jax.jit

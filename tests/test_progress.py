@@ -9,7 +9,7 @@ import time
 import jax
 from absl.testing import absltest, parameterized
 
-from jaxrobust import hardware, progress
+from jaxrobust.runtime import hardware, progress
 
 
 class Watcher:

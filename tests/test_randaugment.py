@@ -11,7 +11,7 @@ from PIL import Image
 from scipy import stats
 
 from jaxrobust.data import autoaugment, randaugment
-from jaxrobust.data.changes import Canvas
+from jaxrobust.data.operations import Canvas
 from tests.images import pattern, photographs, torchvision
 
 BICUBIC, NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST

@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust import records
+from jaxrobust.evaluation import records
 
 
 class RecordsTest(absltest.TestCase):

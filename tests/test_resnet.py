@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust import convert, models
+from jaxrobust import models
 from jaxrobust.models import resnet
+from jaxrobust.weights import convert
 from tests import parity, paths, reference
 
 # Counted by the reference networks; xcit_light_recipe.md section 1.12 (R18: torchvision).

@@ -17,7 +17,11 @@ import pytest
 from absl.testing import absltest
 from ml_collections import ConfigDict
 
-from jaxrobust import build, checkpoint, loop, metrics, records, scores, sharding, step, train
+from jaxrobust.evaluation import records
+from jaxrobust.runtime import sharding
+from jaxrobust.training import build, loop, metrics, results, step
+from jaxrobust.training import run as training_run
+from jaxrobust.weights import checkpoint
 from tests.test_train import final_state, quiet_run, stop_after, tiny
 
 
@@ -95,7 +99,7 @@ class RunTest(absltest.TestCase):
         super().setUp()
         reached = {"clean": 0.5, "robust": 0.25, "images": 64}
         # What an evaluation finds changes no bit of the training, but takes long to compile.
-        self.enter_context(mock.patch.object(scores, "count", return_value=reached))
+        self.enter_context(mock.patch.object(results, "count", return_value=reached))
 
     def same(self, one, other):
         for (path, a), b in zip(
@@ -221,7 +225,7 @@ class SkippedTest(RunTest):
             stop_after(1, lambda: quiet_run(config, killed), said="the last 3 in a row found no")
             reached = {"clean": 0.0, "robust": 0.0, "images": 64}
             with (
-                mock.patch.object(scores, "count", side_effect=[reached, Killed]),
+                mock.patch.object(results, "count", side_effect=[reached, Killed]),
                 self.assertRaises(Killed),  # while step 12 is evaluated
             ):
                 said = quiet_run(config, killed)
@@ -246,7 +250,7 @@ class SkippedTest(RunTest):
         evaluated = {"clean": 0.5, "robust": 0.25, "images": 64}
         with poisoned([7]):
             with (
-                mock.patch.object(scores, "count", side_effect=[evaluated, Killed]),
+                mock.patch.object(results, "count", side_effect=[evaluated, Killed]),
                 self.assertRaises(Killed),
             ):
                 quiet_run(config, workdir)
@@ -350,14 +354,14 @@ class RollbackTest(RunTest):
     def test_before_there_is_a_checkpoint(self):
         workdir = Path(self.create_tempdir()) / "run"
         config = tiny(trouble__skips=1, trouble__rollbacks=1, log__every_steps=1)
-        starts, real = [], train._state
+        starts, real = [], training_run._state
 
         def noted(run, start):
             state = real(run, start)
             starts.append((run.name, int(state.step), np.array(state.params["head.fc.kernel"])))
             return state
 
-        with poisoned([1, 2, 3]), mock.patch.object(train, "_state", noted):
+        with poisoned([1, 2, 3]), mock.patch.object(training_run, "_state", noted):
             said = quiet_run(config, workdir)
         self.assertEqual(said.count("Back to step 0, with 0.5 times"), 2)
         self.assertEqual([s[:2] for s in starts], [("pretrain", 0)] * 2 + [("train", 0)] * 2)
@@ -436,7 +440,7 @@ class LeftoversTest(RunTest):
         config.lock()
         (workdir / "train" / "latest" / "4.orbax-checkpoint-tmp").mkdir(parents=True)
         with (
-            mock.patch.object(train.initial, "of_config", side_effect=ZeroDivisionError),
+            mock.patch.object(training_run.initial, "of_config", side_effect=ZeroDivisionError),
             self.assertRaises(ZeroDivisionError),
         ):
             quiet_run(config, workdir)

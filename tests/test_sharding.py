@@ -9,8 +9,9 @@ import pytest
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
-from configs.base import base
-from jaxrobust import build, sharding
+from jaxrobust.config import base
+from jaxrobust.runtime import sharding
+from jaxrobust.training import build
 from jaxrobust.types import Batch
 from tests.test_step import batch_of, small_config, standard
 from tools import hlo

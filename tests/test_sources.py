@@ -16,7 +16,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data import decoding, places, sources, splits
+from jaxrobust.data import decoding, sources, splits, storage
 from tests.datasets import Bucket, image_bytes, write_tfds, write_tree
 from tests.paths import NO_SHARED, SHARED
 
@@ -263,7 +263,7 @@ class PlacesTest(TempDirTest):
             self.assert_refused("data is read from local directories and from gs://", name=name)
 
     def test_without_the_package_for_buckets(self):
-        with mock.patch.object(places.importlib.util, "find_spec", return_value=None):
+        with mock.patch.object(storage.importlib.util, "find_spec", return_value=None):
             for name, place in (("folder:gs://b/x", self.root), ("mydigits", "gs://b/x")):
                 self.assert_refused(
                     r"^gs://b/x is on Google .*: pip install 'jaxrobust\[gcs\]'.*gcsfuse",

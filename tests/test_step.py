@@ -8,9 +8,12 @@ import pytest
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
-from configs.base import base
-from jaxrobust import attacks, build, convert, models, objectives, optim, sharding, step
+from jaxrobust import attacks, models
+from jaxrobust.config import base
+from jaxrobust.runtime import sharding
+from jaxrobust.training import build, objectives, optim, step
 from jaxrobust.types import Batch, Classifier
+from jaxrobust.weights import convert
 from tests import paths
 
 # optax mixes float and int32 in its bias correction; everything of ours is checked strictly.

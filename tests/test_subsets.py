@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data import imagenet, prepared, sources, subsets
+from jaxrobust.data import imagenet, sources, subsets, tfds_source
 from tests.datasets import write_tfds, write_tree
 
 KINDS = ("folder", "prepared")
@@ -434,7 +434,7 @@ class SyntheticTest(absltest.TestCase):
         with (
             tempfile.TemporaryDirectory() as cache,
             mock.patch.dict(os.environ, XDG_CACHE_HOME=cache),
-            mock.patch.object(prepared, "_CHUNK", 100),
+            mock.patch.object(tfds_source, "_CHUNK", 100),
             mock.patch.object(subsets, "write_index", side_effect=OSError),
             tempfile.NamedTemporaryFile("w", suffix=".txt") as chosen,
         ):

@@ -5,9 +5,10 @@ import pytest
 from absl.testing import absltest, parameterized
 from flax import nnx
 
-from jaxrobust import convert, models
+from jaxrobust import models
 from jaxrobust.models import swin
 from jaxrobust.models.modules import Draws
+from jaxrobust.weights import convert
 from tests import behaviour, parity, paths, reference
 
 # name -> (listing of timm's weights, its number of parameters: swin_resnet_and_setup.md, 1)

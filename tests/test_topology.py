@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust import hardware
-from jaxrobust.evaluation import engine, versions
+from jaxrobust.evaluation import engine, plan
+from jaxrobust.runtime import hardware
 from tests.modules import hidden
 from tools import bench_autoattack, hlo, hlo_costs, topology
 
@@ -127,7 +127,7 @@ class EngineTest(parameterized.TestCase):
     @parameterized.parameters(("apgd-ce", 2), ("apgd-t", 2), ("fab-t", 3), ("square", 1))
     def test_no_step_sends_anything(self, name, passes):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("slots",))
-        (setting,) = versions.plan("linf", "standard", [name], None)
+        (setting,) = plan.plan("linf", "standard", [name], None)
         weights = jax.ShapeDtypeStruct((48, 5), np.float32)
         logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
         step, arguments, found = bench_autoattack.abstract_step(

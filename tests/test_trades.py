@@ -10,8 +10,10 @@ import pytest
 from absl.testing import absltest, parameterized
 from jax import lax
 
-from jaxrobust import attacks, objectives, sharding, step
+from jaxrobust import attacks
 from jaxrobust.models import layers
+from jaxrobust.runtime import sharding
+from jaxrobust.training import objectives, step
 from jaxrobust.types import Batch, Classifier
 from tests import paths
 

@@ -19,9 +19,11 @@ import pytest
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
-from configs.base import base
-from jaxrobust import build, checkpoint, loop, scores, train
+from jaxrobust.config import base
 from jaxrobust.data import sources
+from jaxrobust.training import build, loop, results
+from jaxrobust.training import run as training_run
+from jaxrobust.weights import checkpoint
 from tests.modules import hidden
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +62,7 @@ def quiet_run(config, workdir) -> str:
         contextlib.redirect_stdout(said),
         jax.numpy_dtype_promotion("standard"),
     ):
-        train.run(config, workdir)
+        training_run.run(config, workdir)
     return said.getvalue()
 
 
@@ -94,7 +96,7 @@ class LoopTest(parameterized.TestCase):
         self.assertRegex(self.said, r"step compiled in [\d.]+ s \(compilation cache (hit|miss)\)")
 
     def test_records_carry_their_evidence(self):
-        records = scores.results(self.workdir)
+        records = results.results(self.workdir)
         self.assertLen(records, 2)
         for record in records:
             for key in ("commit", "config_sha256", "weights_sha256", "seed", "versions", "device"):
@@ -234,7 +236,7 @@ class TroubleTest(parameterized.TestCase):
     def test_failing_evaluation_loses_nothing(self):
         workdir = Path(self.create_tempdir()) / "evaluation"
         config = tiny(pretrain__epochs=0)
-        failure = mock.patch.object(scores, "count", side_effect=sources.DataError("bad image"))
+        failure = mock.patch.object(results, "count", side_effect=sources.DataError("bad image"))
         with failure, self.assertRaisesRegex(ValueError, "bad image"):
             quiet_run(config, workdir)
         said = quiet_run(config, workdir)

@@ -10,8 +10,10 @@ import pytest
 from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
-from jaxrobust import models, scores, train
+from jaxrobust import models
 from jaxrobust.data import sources
+from jaxrobust.training import results
+from jaxrobust.training import run as training_run
 from tests.test_evaluate import call
 from tests.test_train import quiet_run, tiny
 
@@ -67,7 +69,7 @@ class FolderTest(parameterized.TestCase):
         for line in self.metrics():
             self.assertEqual(line["damaged_images"], 0)
             self.assertBetween(line["data_wait"], 0, 1)
-        (record,) = scores.results(self.workdir)
+        (record,) = results.results(self.workdir)
         self.assertEqual(record["preprocessing"], "bicubic-9-crop-8")
         self.assertNotIn("damaged", record)
 
@@ -88,7 +90,7 @@ class FolderTest(parameterized.TestCase):
         self.assertEqual(
             sorted(row["split"] for row in met), ["train"] * 2 + ["val[50%:]", "val[:50%]"]
         )
-        (record,) = scores.results(self.workdir)
+        (record,) = results.results(self.workdir)
         self.assertLen(record["damaged"], 1)
         self.assertIn(str(self.images("val")[-1]), record["damaged"][0])
 
@@ -109,25 +111,25 @@ class FolderTest(parameterized.TestCase):
             quiet_run(self.config, self.workdir)
         bad.write_bytes(content)
         quiet_run(self.config, self.workdir)
-        self.assertLen(scores.results(self.workdir), 1)
+        self.assertLen(results.results(self.workdir), 1)
 
     def test_other_classes_than_before_are_refused(self):
-        train.check(self.config, ["train"], self.workdir)
+        training_run.check(self.config, ["train"], self.workdir)
         self.workdir.mkdir()
         (self.workdir / "classes.txt").write_text("ant\nbee\ncat\ndog\n")
         with self.assertRaisesRegex(
             ValueError, r"other classes than .*classes.txt: 1 .* missing \['cat'\], 1 are new"
         ):
-            train.check(self.config, ["train"], self.workdir)
+            training_run.check(self.config, ["train"], self.workdir)
 
     def test_other_files_than_before_are_refused(self):
         """The same number of them as well."""
         config, root = json.loads(self.config.to_json()), self.data / "train" / "ant"
 
         def begin():
-            *_, data = train.check(self.config, ["train"], self.workdir)
+            *_, data = training_run.check(self.config, ["train"], self.workdir)
             self.workdir.mkdir(exist_ok=True)
-            train.claim(self.workdir, config, data)
+            training_run.claim(self.workdir, config, data)
 
         begin()
         begin()
@@ -156,14 +158,14 @@ class FolderTest(parameterized.TestCase):
         self.workdir.mkdir()
         (self.workdir / "classes.txt").write_text("a\nb\nc\nd\n")
         with self.assertRaisesRegex(ValueError, r"4 of its names are missing .* new --workdir"):
-            train.check(self.config, ["train"], self.workdir)
+            training_run.check(self.config, ["train"], self.workdir)
         source = sources.open_source(f"folder:{self.data}", "val")
-        scores.check_classes(self.workdir, source, renamed=True)  # of another data set, for one
+        results.check_classes(self.workdir, source, renamed=True)  # of another data set, for one
 
     def test_splits_of_other_classes_are_refused(self):
         (self.data / "val" / "bee").rename(self.data / "val" / "bat")
         with self.assertRaisesRegex(ValueError, "bat|bee"):
-            train.check(self.config, ["train"], self.workdir)
+            training_run.check(self.config, ["train"], self.workdir)
 
     @parameterized.parameters(
         ({"data__preprocessing": "bicubic-16-crop-12"}, "images of 12x12 pixels, but .*size=8"),
@@ -181,7 +183,7 @@ class FolderTest(parameterized.TestCase):
                 section, _, name = key.partition("__")
                 self.config[section][name] = value
         with self.assertRaisesRegex(ValueError, message):
-            train.check(self.config, ["train"], self.workdir)
+            training_run.check(self.config, ["train"], self.workdir)
 
 
 class EvaluateTest(absltest.TestCase):
@@ -205,7 +207,7 @@ class EvaluateTest(absltest.TestCase):
                 out=str(root / "out"),
             )
             self.assertEqual(code, 0, said)
-        one, other = scores.results(root / "out")
+        one, other = results.results(root / "out")
         self.assertNotEqual(one["evaluation"], other["evaluation"])
         self.assertNotEqual(one["classes_sha256"], other["classes_sha256"])
         self.assertNotEqual(one["clean"], other["clean"])  # one class is right, then another

@@ -5,10 +5,11 @@ import pytest
 from absl.testing import absltest, parameterized
 from flax import nnx
 
-from jaxrobust import convert, models
+from jaxrobust import models
 from jaxrobust.models import vit
 from jaxrobust.models.modules import Drop
 from jaxrobust.models.positions import resized
+from jaxrobust.weights import convert
 from tests import behaviour, parity, reference
 
 # name -> (listing of the reference's weights, its number of parameters: revisiting_at.md, 1.7)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust import convert, models
+from jaxrobust import models
 from jaxrobust.models import xcit
 from jaxrobust.models.modules import Draws, Drop
+from jaxrobust.weights import convert
 from tests import behaviour, parity, paths, reference
 
 # name -> (listing of the reference's weights, its number of parameters: xcit_light_recipe.md, 1.1)

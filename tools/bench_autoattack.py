@@ -323,7 +323,7 @@ def abstract_step(mesh, setting, logits_fn, *, slots: int, image: tuple[int, ...
     import jax.numpy as jnp
 
     from jaxrobust.evaluation import engine
-    from jaxrobust.evaluation.board import Rows
+    from jaxrobust.evaluation.schedule import Rows
 
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -375,9 +375,10 @@ def ahead_of_time(args) -> None:
     import numpy as np
     from jax.sharding import AxisType, Mesh
 
-    from jaxrobust import hardware, models
-    from jaxrobust.evaluation import engine, versions
+    from jaxrobust import models
+    from jaxrobust.evaluation import engine, plan
     from jaxrobust.models.table import multiply_adds
+    from jaxrobust.runtime import hardware
 
     net = models.create(args.model, image_size=args.image_size, dtype=args.dtype)
     shapes = jax.eval_shape(net.init, jax.random.key(0))
@@ -392,7 +393,7 @@ def ahead_of_time(args) -> None:
     )
     programs: dict[engine.Setting, list[str]] = {}
     for norm in args.norms:
-        for setting in versions.plan(norm, "standard", None, None):
+        for setting in plan.plan(norm, "standard", None, None):
             programs.setdefault(engine._program_of(setting), []).append(setting.name)
     result = []
     for setting, attacks in programs.items():
@@ -481,7 +482,7 @@ def show(norm: str, mode: str, cores: int, key: str, r: dict) -> None:
 
 
 if __name__ == "__main__":
-    from jaxrobust.launch import keep_large_buffers
+    from jaxrobust.runtime.launch import keep_large_buffers
 
     keep_large_buffers()
     try:

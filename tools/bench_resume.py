@@ -29,7 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from jaxrobust import metrics
+from jaxrobust.training import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 PHASES = ("pretrain", "train")

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/
 
-from jaxrobust.launch import keep_large_buffers
+from jaxrobust.runtime.launch import keep_large_buffers
 
 OUT_OF_MEMORY = 4  # the exit code
 PROGRAMS = ("step", "clean", "torch", "torch_clean")
@@ -113,7 +113,8 @@ def ours(config, images, labels) -> Program:
     """The step that the config trains with."""
     import jax
 
-    from jaxrobust import build, compilation, sharding
+    from jaxrobust.runtime import compilation, sharding
+    from jaxrobust.training import build
     from jaxrobust.types import Batch
 
     phase = build.phase(config, "train", 1000 * config.train.batch_size)
@@ -134,7 +135,7 @@ def theirs(config, images, labels) -> Program:
     """The same step in PyTorch, on a GPU if it sees one."""
     import torch
 
-    from jaxrobust import build, optim
+    from jaxrobust.training import build, optim
     from tools import torch_reference
 
     if config.model.name not in torch_reference.NETWORKS:
@@ -239,7 +240,8 @@ def ahead_of_time(args: argparse.Namespace) -> None:
     from tools import topology
 
     chips = topology.devices(args.topology)
-    from jaxrobust import build, hardware
+    from jaxrobust.runtime import hardware
+    from jaxrobust.training import build
 
     config = load(args, len(chips))
     phase = build.phase(config, "train", 1000 * config.train.batch_size, devices=chips)
@@ -289,7 +291,7 @@ def main() -> None:
     import jax
     import numpy as np
 
-    from jaxrobust import hardware
+    from jaxrobust.runtime import hardware
 
     if all(name.startswith("torch") for name in names):
         jax.config.update("jax_platforms", "cpu")  # leaves the GPU to PyTorch

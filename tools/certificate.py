@@ -19,20 +19,16 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, tools/ is unknown
 
-from jaxrobust import (
-    certificates,
-    compilation,
-    convert,
-    distribution,
-    initial,
-    judge,
-    metrics,
-    models,
-    records,
-)
-from jaxrobust.commandline import check_once, mapping, stop
-from jaxrobust.download import file_sha256
+from jaxrobust import models
+from jaxrobust.evaluation import command, records
 from jaxrobust.models.published import PUBLISHED
+from jaxrobust.runtime import compilation
+from jaxrobust.runtime.commandline import check_once, mapping, stop
+from jaxrobust.training import metrics
+from jaxrobust.weights import certificates, convert
+from jaxrobust.weights import folder as weights_folder
+from jaxrobust.weights import start as start_weights
+from jaxrobust.weights.download import file_sha256
 from tools import references, side_by_side
 from tools.references import Network, Reference
 
@@ -219,24 +215,24 @@ def stored(
     Raises:
       ValueError: the model is not known, or the weights do not fit.
     """
-    found = initial.stored(weights, which=which)
-    about = (distribution.about(weights) or {}) if weights.is_dir() else {}
+    found = start_weights.stored(weights, which=which)
+    about = (weights_folder.about(weights) or {}) if weights.is_dir() else {}
     if model not in (None, found.model) and found.model is not None:
         raise ValueError(f"{weights} holds a {found.model}; leave --model={model} out")
     name = found.model or model
     if name is None:
         raise ValueError(f"{weights} does not say whose weights it holds; give --model NAME")
     names = convert.names(models.known(name), found.arrays)
-    classes = initial.head_width(name, names)
+    classes = start_weights.head_width(name, names)
     mean = names.arrays.get("normalize.mean")
     channels = convert.in_channels(name, names) or (3 if mean is None else mean.size)
     size = image_size or about.get("image_size", 224)
     sizes = {"num_classes": classes or 1000, "image_size": size}
     said = None if found.options is None else (name, found.options)
-    options = judge.options(name, options, said, weights)
+    options = command.options(name, options, said, weights)
     net = models.create(name, **sizes, in_channels=channels, **options)
     try:
-        start = initial.compose(name, net, found.arrays)
+        start = start_weights.compose(name, net, found.arrays)
     except ValueError as error:
         raise ValueError(f"{weights}: {error}") from error
     if start.resized and image_size is None:
@@ -268,7 +264,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The certificate, after writing it."""
-    about = (distribution.about(args.weights) or {}) if args.weights.is_dir() else {}
+    about = (weights_folder.about(args.weights) or {}) if args.weights.is_dir() else {}
     layout = args.model if args.model in PUBLISHED else about.get("published_id") or "timm"
     model = PUBLISHED[layout].model if args.model in PUBLISHED else args.model
     if not args.against.is_file():
@@ -276,7 +272,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     options = mapping("options", args.options)
     network = stored(args.weights, model, args.image_size, options=options)
     images = side_by_side.photographs(args.images, network.image_size) if args.images else None
-    weights = args.weights / distribution.WEIGHTS if args.weights.is_dir() else args.weights
+    weights = args.weights / weights_folder.WEIGHTS if args.weights.is_dir() else args.weights
     reference = references.reference(network, args.against, layout)
     compared = {"ours": weights, "theirs": args.against}
     certificate = certify(network, reference, compared=compared, images=images)

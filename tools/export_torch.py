@@ -29,21 +29,16 @@ from absl import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, tools/ is unknown
 
-from jaxrobust import (
-    build,
-    certificates,
-    compilation,
-    distribution,
-    judge,
-    optim,
-    records,
-    sharding,
-)
-from jaxrobust.checkpoint import Checkpoints, abstract_state
-from jaxrobust.commandline import check_once, mapping, stop
-from jaxrobust.download import file_sha256
+from jaxrobust.evaluation import command, records
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.step import averaged, init_state
+from jaxrobust.runtime import compilation, sharding
+from jaxrobust.runtime.commandline import check_once, mapping, stop
+from jaxrobust.training import build, optim
+from jaxrobust.training.step import averaged, init_state
+from jaxrobust.weights import certificates
+from jaxrobust.weights import folder as weights_folder
+from jaxrobust.weights.checkpoint import Checkpoints, abstract_state
+from jaxrobust.weights.download import file_sha256
 from tools import certificate, layouts, references, robustbench_entry
 from tools.references import Network
 
@@ -108,7 +103,7 @@ def read(args: argparse.Namespace) -> tuple[Network, str, Path | None]:
     which, options = args.which or "ema", mapping("options", args.options)
     network = certificate.stored(args.weights, args.model, args.image_size, which, options)
     said = args.weights.name + (f", {args.which}" if args.which else "")
-    file = args.weights / distribution.WEIGHTS if args.weights.is_dir() else args.weights
+    file = args.weights / weights_folder.WEIGHTS if args.weights.is_dir() else args.weights
     return network, said, file
 
 
@@ -117,9 +112,9 @@ def of_run(workdir: Path, phase: str | None, which: str | None) -> tuple[Network
 
     The best checkpoint holds what the run evaluates; the other kind is in the latest one only.
     """
-    config = judge.run_config(workdir)
+    config = command.run_config(workdir)
     if which in (None, config.evaluation.weights):
-        said, (params, stats) = judge.run_weights(config, workdir, phase)
+        said, (params, stats) = command.run_weights(config, workdir, phase)
     else:
         assert which is not None
         said, (params, stats) = _latest(config, workdir, phase, which)

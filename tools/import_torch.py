@@ -21,9 +21,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, tools/ is unknown
 
-from jaxrobust import certificates, convert, distribution, download, files, initial, judge, models
-from jaxrobust.commandline import check_once, mapping, stop
+from jaxrobust import models
+from jaxrobust.evaluation import command
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
+from jaxrobust.runtime.commandline import check_once, mapping, stop
+from jaxrobust.weights import certificates, convert, download, files
+from jaxrobust.weights import folder as weights_folder
+from jaxrobust.weights import start as start_weights
 from tools import certificate
 from tools.references import Network
 
@@ -152,7 +156,7 @@ def normalisation(args, key, settings, found) -> tuple[Normalisation | None, str
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Imports, and returns what was done."""
-    distribution.check_free(args.out)
+    weights_folder.check_free(args.out)
     name = PUBLISHED[args.model].model if args.model in PUBLISHED else models.known(args.model)
     path, beside = Path(args.source), None
     if download.is_remote(args.source):
@@ -165,7 +169,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     key, settings = published(args.model, path), hub_settings(beside)
 
     given = mapping("options", args.options)
-    options = judge.options(name, given, distribution.network(path), path)
+    options = command.options(name, given, weights_folder.network(path), path)
     found = convert.names(name, arrays, **options)
     for flag in ("num_classes", "image_size"):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:
@@ -173,7 +177,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not 0 <= args.seed < 2**32:
         raise ValueError(f"--seed={args.seed} must be from 0 to 2^32 - 1")
     classes = args.num_classes or settings.get("num_classes") or 1000
-    width = initial.head_width(name, found)
+    width = start_weights.head_width(name, found)
     if width not in (None, classes) and args.num_classes is None:
         raise ValueError(
             f"{path}: its head has {width} classes, not {classes}; --num-classes {width} keeps it, "
@@ -186,7 +190,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     channels = stem_channels or (3 if mean is None else mean.size)
     values, said = normalisation(args, key, settings, found)
     try:
-        start = initial.compose(
+        start = start_weights.compose(
             name,
             models.create(
                 name, num_classes=classes, image_size=size, in_channels=channels, **options
@@ -224,11 +228,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         network = Network(name, start.params, start.stats, classes, size, options)
         layout = key if key and not options else "timm"
         certified = certificate.of_import(network, path, layout, args.which)
-    config = distribution.write(args.out, start.params, start.stats, config)
+    config = weights_folder.write(args.out, start.params, start.stats, config)
     if certified:
-        certificate.write(args.out / distribution.WEIGHTS, certified)
+        certificate.write(args.out / weights_folder.WEIGHTS, certified)
     print(f"{args.out}: {name}, {classes} classes, {size} px, sha256 {config['sha256']}")
-    for line in initial.summary(start):
+    for line in start_weights.summary(start):
         print(f"  {line}")
     if which:
         print(f"  of averaged and raw weights, the {'averaged' if which == 'ema' else 'raw'} ones")

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxrobust import convert, models
-from jaxrobust.download import file_sha256
+from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED
+from jaxrobust.weights import convert
+from jaxrobust.weights.download import file_sha256
 from tools import references
 from tools.references import Network
 

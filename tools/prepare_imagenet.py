@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, tools/ is unknown
 
-from jaxrobust.commandline import check_once, stop
+from jaxrobust.runtime.commandline import check_once, stop
 from tools.imagenet import directory, shards, source
 from tools.imagenet.directory import Plan
 from tools.imagenet.known import IMAGENET, known

@@ -18,8 +18,9 @@ import numpy as np
 # Before PyTorch is loaded: its threads would spin while JAX computes, on cores that JAX needs.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from jaxrobust import convert, files, models
+from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED
+from jaxrobust.weights import convert, files
 
 Arrays = dict[str, Any]  # np.ndarray
 

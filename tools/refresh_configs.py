@@ -10,8 +10,8 @@ sys.path.insert(0, str(ROOT))
 
 
 def names() -> list[str]:
-    """The configs, without the base that they start from."""
-    return sorted(p.stem for p in (ROOT / "configs").glob("*.py") if p.stem != "base")
+    """The configs."""
+    return sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
 
 
 def resolved(name: str) -> str:

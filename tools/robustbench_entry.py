@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from jaxrobust import metrics
 from jaxrobust.data.subsets import ROBUSTBENCH_SHA256
+from jaxrobust.training import metrics
 
 BY_HAND = "TO BE FILLED IN BY HAND"
 IMAGES = 5000

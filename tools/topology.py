@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from typing import Any
 
-from jaxrobust import hardware
+from jaxrobust.runtime import hardware
 from tools import hlo, hlo_costs
 
 ENVIRONMENT = {

@@ -14,15 +14,15 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from jaxrobust.data import changes, color
+from jaxrobust.data import color, operations
 from jaxrobust.data.autoaugment import autoaugment
+from jaxrobust.data.presets import PRESETS
 from jaxrobust.data.randaugment import randaugment
 from jaxrobust.data.transforms import BICUBIC, resample_to, to_array, to_pil
-from jaxrobust.presets import PRESETS
 
 Op = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # on uint8[H,W,C]
 PictureOp = Callable[..., Image.Image]  # (PIL image, generator) -> PIL image
-_NEAREST = changes.Canvas(Image.Resampling.NEAREST, fill=0)
+_NEAREST = operations.Canvas(Image.Resampling.NEAREST, fill=0)
 
 
 def random_crop(image: Image.Image, rng: np.random.Generator, *, padding: int) -> Image.Image:
@@ -41,7 +41,7 @@ def rotate(image: Image.Image, rng: np.random.Generator, *, degrees: float) -> I
 
     Source: torchvision's RandomRotation; parity: tests/test_augmentations.py.
     """
-    return changes.rotate(image, rng.uniform(-degrees, degrees), _NEAREST)
+    return operations.rotate(image, rng.uniform(-degrees, degrees), _NEAREST)
 
 
 def random_resized_crop(

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from jaxrobust.data import changes
-from jaxrobust.data.changes import Canvas, Plan, Row, make, no_number
+from jaxrobust.data import operations
+from jaxrobust.data.operations import Canvas, Plan, Row, make, no_number
 
 
 def _bins(first: float, last: float) -> tuple[float, ...]:
@@ -34,20 +34,20 @@ def _translate(sign: int, level: int, side: int) -> float:
 
 # torchvision's: numbers from (sign, level 0 to 9, pixels of the side).
 AUTOAUGMENT = {
-    "AutoContrast": Row(changes.auto_contrast, no_number),
-    "Equalize": Row(changes.equalize, no_number),
-    "Invert": Row(changes.invert, no_number),
-    "Rotate": Row(changes.rotate, lambda sign, level, _: sign * _DEGREES[level]),
-    "Posterize": Row(changes.posterize, lambda _, level, __: 8 - round(level * 4 / 9)),
-    "Solarize": Row(changes.solarize, lambda _, level, __: _THRESHOLD[level]),
-    "Color": Row(changes.saturation, _blend),
-    "Contrast": Row(changes.contrast, _blend),
-    "Brightness": Row(changes.brightness, _blend),
-    "Sharpness": Row(changes.sharpness, _blend),
-    "ShearX": Row(changes.shear_x, _shear),
-    "ShearY": Row(changes.shear_y, _shear),
-    "TranslateX": Row(changes.translate_x, _translate),
-    "TranslateY": Row(changes.translate_y, _translate),
+    "AutoContrast": Row(operations.auto_contrast, no_number),
+    "Equalize": Row(operations.equalize, no_number),
+    "Invert": Row(operations.invert, no_number),
+    "Rotate": Row(operations.rotate, lambda sign, level, _: sign * _DEGREES[level]),
+    "Posterize": Row(operations.posterize, lambda _, level, __: 8 - round(level * 4 / 9)),
+    "Solarize": Row(operations.solarize, lambda _, level, __: _THRESHOLD[level]),
+    "Color": Row(operations.saturation, _blend),
+    "Contrast": Row(operations.contrast, _blend),
+    "Brightness": Row(operations.brightness, _blend),
+    "Sharpness": Row(operations.sharpness, _blend),
+    "ShearX": Row(operations.shear_x, _shear),
+    "ShearY": Row(operations.shear_y, _shear),
+    "TranslateX": Row(operations.translate_x, _translate),
+    "TranslateY": Row(operations.translate_y, _translate),
 }
 
 # Cubuk et al. 2019, tables 7 and 9: pairs of name, probability in tenths, level.

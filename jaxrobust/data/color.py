@@ -3,10 +3,10 @@
 import numpy as np
 from PIL import Image
 
-from jaxrobust.data import changes
+from jaxrobust.data import operations
 
 Ranges = tuple[tuple[float, float], ...]
-_JITTER = (changes.brightness, changes.contrast, changes.saturation, changes.hue)
+_JITTER = (operations.brightness, operations.contrast, operations.saturation, operations.hue)
 
 
 def jitter(image: Image.Image, rng: np.random.Generator, *, ranges: Ranges) -> Image.Image:
@@ -47,14 +47,14 @@ def draw_jitter(rng: np.random.Generator, ranges: Ranges) -> list[tuple[int, flo
 
 def grey(image: Image.Image, rng: np.random.Generator, *, p: float = 1) -> Image.Image:
     """The image without colours, with probability `p`; its mode stays."""
-    return changes.grey(image) if rng.random() < p else image
+    return operations.grey(image) if rng.random() < p else image
 
 
 def solarize(
     image: Image.Image, rng: np.random.Generator, *, p: float = 1, threshold: float = 128
 ) -> Image.Image:
     """The image with values from `threshold` on inverted, with probability `p`."""
-    return changes.solarize(image, threshold) if rng.random() < p else image
+    return operations.solarize(image, threshold) if rng.random() < p else image
 
 
 def blur(
@@ -65,7 +65,7 @@ def blur(
     radii: tuple[float, float] = (0.1, 2.0),
 ) -> Image.Image:
     """The image blurred by a Gaussian of a radius in `radii` pixels, with probability `p`."""
-    return changes.blur(image, rng.uniform(*radii)) if rng.random() < p else image
+    return operations.blur(image, rng.uniform(*radii)) if rng.random() < p else image
 
 
 def three_augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:

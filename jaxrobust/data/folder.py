@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from jaxrobust.data import imagenet, places, splits, subsets
+from jaxrobust.data import imagenet, splits, storage, subsets
 from jaxrobust.data.types import DataError, Record, Source, first_few
 
 PREFIX = "folder:"
@@ -82,7 +82,7 @@ def open_folder(
     Raises:
       DataError: as in `open_source`.
     """
-    path = places.place(name.removeprefix(PREFIX))
+    path = storage.place(name.removeprefix(PREFIX))
     asked = splits.parse(split)
     root, folders = _class_folders(path, name, split, asked)
     where = f"data set {name!r}, split {split!r}"
@@ -125,7 +125,7 @@ def _class_folders(
     path: Any, name: str, split: str, asked: splits.Asked | None
 ) -> tuple[Any, list[str]]:
     """The directory of a split's class folders, and their names."""
-    top = places.entries(path)
+    top = storage.entries(path)
     if top is None:
         raise DataError(
             f"data set {name!r}: the directory {path} does not exist, or may not be read"
@@ -142,7 +142,7 @@ def _class_folders(
                 "move one away"
             )
         path = path / chosen[0]
-        folders = places.entries(path)
+        folders = storage.entries(path)
         assert folders is not None
         return path, folders.folders
     if top.folders and not present and "all" in wanted:
@@ -162,16 +162,16 @@ def _class_folders(
 
 def splits_there(path: Any) -> list[str]:
     """Those of train, val, validation and test that are folders of class folders in a directory."""
-    top = places.entries(path)
-    return _present(places.place(path), top) if top else []
+    top = storage.entries(path)
+    return _present(storage.place(path), top) if top else []
 
 
-def _present(path: Any, top: places.Entries) -> list[str]:
+def _present(path: Any, top: storage.Entries) -> list[str]:
     return [name for name in _USUAL_SPLITS if name in top.folders and _has_folders(path / name)]
 
 
 def _has_folders(path: Any) -> bool:
-    found = places.entries(path)
+    found = storage.entries(path)
     return found is not None and bool(found.folders)
 
 
@@ -179,12 +179,12 @@ def _list(root: str, folders: list[str], *, allow_empty: bool) -> Files:
     """The image files of the class folders."""
 
     def images(folder: str) -> list[str]:
-        below = places.files_below(f"{root}/{folder}")
+        below = storage.files_below(f"{root}/{folder}")
         return [name for name in below if name.lower().endswith(ENDINGS)]
 
     ends, blobs, counts = [], [], []
     end = 0
-    with places.reading(root), ThreadPoolExecutor(_THREADS) as pool:
+    with storage.reading(root), ThreadPoolExecutor(_THREADS) as pool:
         listed = pool.map(images, folders)
         for names in tqdm(listed, f"listing {root}", len(folders), delay=5, leave=False):
             encoded = [name.encode(errors="surrogateescape") for name in names]
@@ -208,6 +208,6 @@ def _list(root: str, folders: list[str], *, allow_empty: bool) -> Files:
 
 
 def _read(indices: Sequence[int], *, files: Files) -> list[Record]:
-    contents = places.read_files([files.path(index) for index in indices], _REMEDY)
+    contents = storage.read_files([files.path(index) for index in indices], _REMEDY)
     labels = files.labels
     return [Record(c, int(labels[index])) for c, index in zip(contents, indices, strict=True)]

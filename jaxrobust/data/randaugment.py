@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image
 
-from jaxrobust.data import changes
-from jaxrobust.data.changes import Canvas, Plan, Row, make, no_number
+from jaxrobust.data import operations
+from jaxrobust.data.operations import Canvas, Plan, Row, make, no_number
 
 
 def _factor(strength: float) -> float:
@@ -13,26 +13,26 @@ def _factor(strength: float) -> float:
 
 # timm's set `rand-...-inc1`: numbers from a signed strength in [-1, 1], its magnitude over 10.
 RANDAUGMENT = {
-    "AutoContrast": Row(changes.auto_contrast, no_number),
-    "Equalize": Row(changes.equalize, no_number),
-    "Invert": Row(changes.invert, no_number),
-    "Rotate": Row(changes.rotate, lambda strength: strength * 30),
-    "Posterize": Row(changes.posterize, lambda strength: 4 - int(abs(strength) * 4)),
-    "Solarize": Row(changes.solarize, lambda strength: 256 - int(abs(strength) * 256)),
-    "SolarizeAdd": Row(changes.solarize_add, lambda strength: int(abs(strength) * 110)),
-    "Color": Row(changes.saturation, _factor),
-    "Contrast": Row(changes.contrast, _factor),
-    "Brightness": Row(changes.brightness, _factor),
-    "Sharpness": Row(changes.sharpness, _factor),
-    "ShearX": Row(changes.shear_x, lambda strength: strength * 0.3),
-    "ShearY": Row(changes.shear_y, lambda strength: strength * 0.3),
+    "AutoContrast": Row(operations.auto_contrast, no_number),
+    "Equalize": Row(operations.equalize, no_number),
+    "Invert": Row(operations.invert, no_number),
+    "Rotate": Row(operations.rotate, lambda strength: strength * 30),
+    "Posterize": Row(operations.posterize, lambda strength: 4 - int(abs(strength) * 4)),
+    "Solarize": Row(operations.solarize, lambda strength: 256 - int(abs(strength) * 256)),
+    "SolarizeAdd": Row(operations.solarize_add, lambda strength: int(abs(strength) * 110)),
+    "Color": Row(operations.saturation, _factor),
+    "Contrast": Row(operations.contrast, _factor),
+    "Brightness": Row(operations.brightness, _factor),
+    "Sharpness": Row(operations.sharpness, _factor),
+    "ShearX": Row(operations.shear_x, lambda strength: strength * 0.3),
+    "ShearY": Row(operations.shear_y, lambda strength: strength * 0.3),
     # Shares of the image's own side.
     "TranslateX": Row(
-        lambda image, share, canvas: changes.translate_x(image, share * image.width, canvas),
+        lambda image, share, canvas: operations.translate_x(image, share * image.width, canvas),
         lambda strength: strength * 0.45,
     ),
     "TranslateY": Row(
-        lambda image, share, canvas: changes.translate_y(image, share * image.height, canvas),
+        lambda image, share, canvas: operations.translate_y(image, share * image.height, canvas),
         lambda strength: strength * 0.45,
     ),
 }

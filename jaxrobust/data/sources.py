@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrobust.data import fake, folder, places, prepared, splits, subsets
+from jaxrobust.data import fake, folder, splits, storage, subsets, tfds_source
 from jaxrobust.data.types import DataError, Record, Source, first_few
 
 __all__ = ["DataError", "Record", "Source", "foreign_classes", "open_source", "same_classes"]
@@ -81,7 +81,7 @@ def _open(
         return folder.open_folder(name, split, classes=classes, ids=ids, num_classes=num_classes)
     others = f"{', '.join(_SHIPPED)}, fake[:HxWxC[:CLASSES]]"
     if name in _SHIPPED:
-        plain, remedy, root = name, "reinstall jaxrobust", places.place(_SHIPPED[name])
+        plain, remedy, root = name, "reinstall jaxrobust", storage.place(_SHIPPED[name])
     else:
         match = _PREPARED_NAME.fullmatch(name)
         if match is None:
@@ -92,12 +92,12 @@ def _open(
             )
         plain = match[1]
         directory = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-        root = places.place(directory)
+        root = storage.place(directory)
         remedy = (
-            f"copy the data set again or prepare it again: {prepared.build_command(plain, root)}"
+            f"copy the data set again or prepare it again: {tfds_source.build_command(plain, root)}"
         )
-    found = prepared.version_directory(plain, root, f"{others}, folder:PATH")
-    return prepared.open_prepared(plain, split, found, remedy, classes=classes, ids=ids)
+    found = tfds_source.version_directory(plain, root, f"{others}, folder:PATH")
+    return tfds_source.open_prepared(plain, split, found, remedy, classes=classes, ids=ids)
 
 
 def same_classes(sources: Sequence[Source]) -> None:

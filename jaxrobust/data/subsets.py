@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrobust.data import imagenet, places
+from jaxrobust.data import imagenet, storage
 from jaxrobust.data.types import DataError, Record, Source, first_few
 
 ROBUSTBENCH_SHA256 = imagenet.ROBUSTBENCH_SHA256  # what `ids_sha256` is for @robustbench
@@ -241,8 +241,8 @@ def write_index(
     """
     content = io.BytesIO()
     np.savez(content, labels=np.asarray(labels, np.int32), names=np.asarray(names, np.bytes_))
-    path = places.place(directory) / index_name(split)
-    if places.is_remote(path):
+    path = storage.place(directory) / index_name(split)
+    if storage.is_remote(path):
         path.write_bytes(content.getvalue())
         return
     if not os.stat(directory).st_mode & 0o222:  # which does not stop root, as in containers
@@ -261,7 +261,7 @@ def write_index(
 
 def read_index(directory: str | os.PathLike, split: str) -> Index | None:
     """The index of a split, or None where there is none or it is damaged."""
-    path = places.place(directory) / index_name(split)
+    path = storage.place(directory) / index_name(split)
     try:
         if not path.exists():
             return None
@@ -305,7 +305,7 @@ def _describe_view(index: int, *, describe: Callable[[int], str], rows: Sequence
 
 
 def _read_list(file: str, problem: str) -> bytes:
-    path = places.place(file)
+    path = storage.place(file)
     try:
         return path.read_bytes()
     except Exception as error:  # OSError; a bucket's libraries have kinds of their own

@@ -16,9 +16,10 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks.machine import check_radius
-from jaxrobust.evaluation import checks, engine, hosts, networks, versions
+from jaxrobust.evaluation import checks, engine, networks, plan
 from jaxrobust.evaluation.ledger import open_ledger
-from jaxrobust.progress import Decisions, say
+from jaxrobust.runtime import hosts
+from jaxrobust.runtime.progress import Decisions, say
 from jaxrobust.types import Array
 
 _SAMPLE = 64  # survivors of a search in lower precision that are attacked again
@@ -123,7 +124,7 @@ def autoattack(
         that another process has open.
     """
     images, labels = np.asarray(images), np.asarray(labels)
-    settings = versions.plan(norm, version, attacks, overrides)
+    settings = plan.plan(norm, version, attacks, overrides)
     check_radius(norm, epsilon)
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
         raise ValueError(f"seed={seed!r}: pass an int from 0 to 2^32 - 1")
@@ -141,7 +142,7 @@ def autoattack(
         runner = engine.trace(runner, images.shape[1:])
         classes = runner.traces[0].classes
         checks.check_images(images, labels, classes=classes)
-        settings = [versions.fit(setting, classes, tell) for setting in settings]
+        settings = [plan.fit(setting, classes, tell) for setting in settings]
         images, labels = np.ascontiguousarray(images, np.float32), labels.astype(np.int32)
         first = _logits(runner, images[:8], ids[:8], int(seed), draw=0)
         evaluation = {
@@ -173,7 +174,7 @@ def _cascade(runner, settings, sample, book, flags, verbose) -> AutoAttackResult
     costs, accuracy_after = [], {}
     with Decisions(n, interval=checks.binomial_interval, enabled=verbose) as meter:
         for number, setting in enumerate(settings):
-            later = sum(versions.most_passes(s, classes) for s in settings[number + 1 :])
+            later = sum(plan.most_passes(s, classes) for s in settings[number + 1 :])
             costs.append(_Attack(runner, setting, sample, found, book, meter).run(later))
             accuracy_after[setting.name] = _mean(found.standing)
     flags |= checks.check_cascade({"clean": _mean(clean), **accuracy_after})
@@ -239,9 +240,9 @@ class _Attack:
         return Cost(
             attack=self.name,
             fooled=met - int(self.found.standing.sum()),
-            forward=self.steps * versions.forward(self.setting),
-            backward=self.steps * versions.backward(self.setting, self.classes),
-            idle=self.idle * versions.forward(self.setting),
+            forward=self.steps * plan.forward(self.setting),
+            backward=self.steps * plan.backward(self.setting, self.classes),
+            idle=self.idle * plan.forward(self.setting),
             seconds=time.perf_counter() - start - self.compile_seconds,
             compile_seconds=self.compile_seconds,
         )
@@ -249,7 +250,7 @@ class _Attack:
     def calls(self, mine):
         """The calls of the engine, which decide these images."""
         images, labels, ids, logits, epsilon, seed = self.sample
-        targets = versions.targets(self.setting, logits[mine], labels[mine])
+        targets = plan.targets(self.setting, logits[mine], labels[mine])
         settings = {"epsilon": epsilon, "seed": seed, "confirm": self.confirm}
         return engine.decide(
             self.runner, self.setting, images, labels, ids, mine, targets, **settings
@@ -260,8 +261,8 @@ class _Attack:
         self.steps += call.useful_steps
         self.idle += call.slot_steps - call.useful_steps
         self.compile_seconds += call.seconds * call.compiles
-        made = call.useful_steps * versions.passes(self.setting, self.classes)
-        most = versions.most_passes(self.setting, self.classes)
+        made = call.useful_steps * plan.passes(self.setting, self.classes)
+        most = plan.most_passes(self.setting, self.classes)
         self.meter.advance(made, call.seconds, call.compiles, most, later)
 
     def recall(self) -> np.ndarray:

@@ -24,8 +24,8 @@ from jaxrobust.attacks.balls import per_image
 from jaxrobust.attacks.fab import fab_machine, nearest
 from jaxrobust.attacks.square import square_machine
 from jaxrobust.evaluation import networks
-from jaxrobust.evaluation.board import Board, Rows, Verdict
 from jaxrobust.evaluation.convolutions import canonical_convolutions
+from jaxrobust.evaluation.schedule import Board, Rows, Verdict
 from jaxrobust.types import VERDICT_PRECISION, Array, LogitsFn, Machine
 
 # What an untargeted run of APGD climbs, written where its target would stand.

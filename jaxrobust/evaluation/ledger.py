@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust import locks, metrics
-from jaxrobust.evaluation import hosts
+from jaxrobust.runtime import hosts, locks
+from jaxrobust.training import metrics
 
 _SHARE = "put the ledger into a folder that all hosts share"
 

@@ -8,7 +8,7 @@ from types import ModuleType
 from typing import Any, get_type_hints
 
 from jaxrobust.models import cait, convnext, iso_convnext, resnet, swin, vit, xcit
-from jaxrobust.names import Naming, Row
+from jaxrobust.models.renaming import Naming, Row
 from jaxrobust.types import Classifier
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 
-from jaxrobust.commandline import stop
+from jaxrobust.runtime.commandline import stop
 
 
 def main() -> None:

@@ -13,10 +13,10 @@ from jaxrobust.models import attention, layers, stems
 from jaxrobust.models.classifier import classifier, run_blocks
 from jaxrobust.models.modules import Draws, LayerNorm, Linear, Mlp, Normalize, branches, normal_02
 from jaxrobust.models.primitives import add_bias, spread
+from jaxrobust.models.renaming import Row, affine, row
 from jaxrobust.models.vit import HEAD as HEAD
 from jaxrobust.models.vit import STEM as STEM
 from jaxrobust.models.vit import PatchEmbed, grid_of, patch_stem, token_rows
-from jaxrobust.names import Row, affine, row
 from jaxrobust.types import Array, Classifier
 
 

@@ -24,7 +24,7 @@ from jaxrobust.models.modules import (
     branches,
     split,
 )
-from jaxrobust.names import Naming, Row, affine, conv_oihw, linear_oi, naming, row
+from jaxrobust.models.renaming import Naming, Row, affine, conv_oihw, linear_oi, naming, row
 from jaxrobust.types import Classifier
 
 

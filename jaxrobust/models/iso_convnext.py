@@ -24,7 +24,7 @@ from jaxrobust.models.modules import (
     Normalize,
     branches,
 )
-from jaxrobust.names import Row, affine, conv_oihw, linear_oi, row
+from jaxrobust.models.renaming import Row, affine, conv_oihw, linear_oi, row
 from jaxrobust.types import Classifier
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxrobust.models import layers
 from jaxrobust.models.classifier import classifier, run_blocks
 from jaxrobust.models.modules import BatchNorm, Conv, Draws, Linear, Normalize, branches, split
-from jaxrobust.names import (
+from jaxrobust.models.renaming import (
     BATCH_NORM_COUNT,
     Naming,
     Row,

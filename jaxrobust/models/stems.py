@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from flax import nnx
 
 from jaxrobust.models.modules import Conv, Gelu, LayerNorm
-from jaxrobust.names import Row, affine, conv_oihw, row
+from jaxrobust.models.renaming import Row, affine, conv_oihw, row
 
 
 def conv_stem(

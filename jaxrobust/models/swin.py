@@ -25,7 +25,7 @@ from jaxrobust.models.modules import (
     split,
 )
 from jaxrobust.models.primitives import widened
-from jaxrobust.names import Naming, Row, affine, conv_oihw, drop, linear_oi, naming, row
+from jaxrobust.models.renaming import Naming, Row, affine, conv_oihw, drop, linear_oi, naming, row
 from jaxrobust.types import Classifier
 
 

@@ -27,7 +27,7 @@ from jaxrobust.models.modules import (
 )
 from jaxrobust.models.positions import resized
 from jaxrobust.models.primitives import add_bias, spread
-from jaxrobust.names import Naming, Row, affine, conv_oihw, linear_oi, naming, row
+from jaxrobust.models.renaming import Naming, Row, affine, conv_oihw, linear_oi, naming, row
 from jaxrobust.types import Classifier
 
 

@@ -27,7 +27,7 @@ from jaxrobust.models.modules import (
     normal_02,
 )
 from jaxrobust.models.primitives import add_bias, spread
-from jaxrobust.names import (
+from jaxrobust.models.renaming import (
     BATCH_NORM_COUNT,
     Naming,
     Row,

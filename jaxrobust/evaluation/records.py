@@ -80,7 +80,7 @@ def _installed() -> str | None:
     try:
         found = importlib.metadata.distribution("jaxrobust")
         noted = json.loads(found.read_text("direct_url.json") or "{}")
-        if not Path(str(found.locate_file("jaxrobust/records.py"))).samefile(__file__):
+        if not Path(str(found.locate_file("jaxrobust/evaluation/records.py"))).samefile(__file__):
             return None  # a checkout on PYTHONPATH beside an installation
         if "vcs_info" in noted:
             return noted["vcs_info"]["commit_id"]
@@ -91,7 +91,7 @@ def _installed() -> str | None:
 
 def _sources_sha256() -> str:
     """Of the names and bytes of this package's Python files."""
-    digest, package = hashlib.sha256(), Path(__file__).parent
+    digest, package = hashlib.sha256(), Path(__file__).parents[1]
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()

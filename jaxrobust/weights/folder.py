@@ -17,8 +17,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxrobust import records
-from jaxrobust.download import file_sha256
+from jaxrobust.evaluation import records
+from jaxrobust.weights.download import file_sha256
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 _NETWORK = "jaxrobust.network"  # the key in a safetensors file's metadata

@@ -12,19 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import (
-    attacks,
-    build,
-    certificates,
-    convert,
-    distribution,
-    metrics,
-    models,
-    records,
-    scores,
-    sharding,
-)
-from jaxrobust.checkpoint import Checkpoints, abstract_state, disk_full, steps
+from jaxrobust import attacks, models
 from jaxrobust.data import (
     EvaluationBatch,
     evaluation_transform,
@@ -33,10 +21,15 @@ from jaxrobust.data import (
     same_preprocessing,
     sources,
 )
-from jaxrobust.evaluation import autoattack, hosts
-from jaxrobust.progress import say
-from jaxrobust.step import cast, eval_step
+from jaxrobust.evaluation import autoattack, records
+from jaxrobust.runtime import hosts, sharding
+from jaxrobust.runtime.progress import say
+from jaxrobust.training import build, metrics, results
+from jaxrobust.training.step import cast, eval_step
 from jaxrobust.types import Attack
+from jaxrobust.weights import certificates, convert
+from jaxrobust.weights import folder as weights_folder
+from jaxrobust.weights.checkpoint import Checkpoints, abstract_state, disk_full, steps
 
 
 class Values(dict):
@@ -104,7 +97,7 @@ def folder_config(folder: Path, name: str | None, given: dict[str, Any] | None) 
     Raises:
       ValueError: there are none, or they are not those of `name` (None: any).
     """
-    about = distribution.about(folder)
+    about = weights_folder.about(folder)
     if about is None:
         raise ValueError(
             f"--weights {folder} is no folder that tools/import_torch.py wrote; give a file"
@@ -141,7 +134,7 @@ def preprocessing(
     if given and expected and not same_preprocessing(given, expected, size):
         raise ValueError(
             f"--preprocessing={given}, but these weights expect {expected}; leave the flag out (or "
-            f"give the file, --weights FOLDER/{distribution.WEIGHTS} with --model)"
+            f"give the file, --weights FOLDER/{weights_folder.WEIGHTS} with --model)"
         )
     return given or own
 
@@ -183,7 +176,7 @@ def settle(origin: Values, changes: dict[str, Any]) -> tuple[Values, sources.Sou
     return config, source
 
 
-def run_weights(config: Values, workdir: Path, phase: str | None) -> tuple[str, scores.Weights]:
+def run_weights(config: Values, workdir: Path, phase: str | None) -> tuple[str, results.Weights]:
     """The best weights of a phase (default: the last one that has them), and their name.
 
     Where the config has another image size than the run, positions are resized as conversion does.
@@ -198,21 +191,21 @@ def run_weights(config: Values, workdir: Path, phase: str | None) -> tuple[str, 
             "(the training command continues)"
         )
     own = run_config(workdir)
-    shapes = scores.Weights(*jax.eval_shape(build.network(own).init, jax.random.key(0)))
+    shapes = results.Weights(*jax.eval_shape(build.network(own).init, jax.random.key(0)))
     everywhere = sharding.replicated(sharding.make_mesh())
     with contextlib.closing(Checkpoints(workdir / done[0] / "best", read_only=True)) as best:
         number = best.latest_step()
         assert number is not None
         weights = best.restore(number, abstract_state(shapes, everywhere))
     if config.model.image_size != own.model.image_size:
-        weights = scores.Weights(*jax.device_put(_resized(config, weights), everywhere))
+        weights = results.Weights(*jax.device_put(_resized(config, weights), everywhere))
     return f"{done[0]}, step {number}, {config.evaluation.weights}", weights
 
 
-def _resized(config: Values, weights: scores.Weights) -> list[dict[str, np.ndarray]]:
+def _resized(config: Values, weights: results.Weights) -> list[dict[str, np.ndarray]]:
     """Params and stats of the same network at another image size, as those of the config's."""
     model, arrays = config.model, jax.device_get(weights.params | weights.stats)
-    wanted = scores.Weights(*jax.eval_shape(build.network(config).init, jax.random.key(0)))
+    wanted = results.Weights(*jax.eval_shape(build.network(config).init, jax.random.key(0)))
     shapes = {name: array.shape for name, array in (wanted.params | wanted.stats).items()}
     try:
         filled = convert.rename(convert.names(model.name, arrays).rows, arrays, shapes)
@@ -221,17 +214,17 @@ def _resized(config: Values, weights: scores.Weights) -> list[dict[str, np.ndarr
     return [{name: filled[name] for name in part} for part in wanted]
 
 
-def file_weights(config: Values, path: Path) -> tuple[str, scores.Weights]:
+def file_weights(config: Values, path: Path) -> tuple[str, results.Weights]:
     """The weights of a file, and its name; the config learns their number of channels."""
     model = config.model
     if line := certificates.said(path):
         say(line)
-    path = path / distribution.WEIGHTS if path.is_dir() else path
+    path = path / weights_folder.WEIGHTS if path.is_dir() else path
     sizes = {"num_classes": model.num_classes, "image_size": model.image_size}
     params, stats = convert.load(model.name, path, **sizes, **model.options)
     model["in_channels"] = len(stats["normalize.mean"])
     everywhere = sharding.replicated(sharding.make_mesh())
-    return path.name, scores.Weights(*jax.device_put((params, stats), everywhere))
+    return path.name, results.Weights(*jax.device_put((params, stats), everywhere))
 
 
 class Question(NamedTuple):
@@ -254,7 +247,7 @@ def evaluate(
     config: Values,
     source: sources.Source,
     which: str,
-    weights: scores.Weights,
+    weights: results.Weights,
     asked: Question,
     *,
     origin: dict[str, Any],
@@ -296,8 +289,8 @@ def evaluate(
     }
     hosts.agree(identity)
     number = records.config_sha256(identity)[:12]
-    known = [r for r in scores.results(out) if r.get("evaluation") == number]
-    if scores.first_host(bool(known)):
+    known = [r for r in results.results(out) if r.get("evaluation") == number]
+    if results.first_host(bool(known)):
         if not known:  # a host that does not see the first one's records
             return ""
         say(f"done before, {known[-1]['time']}; nothing is computed (to do it again: --out DIR)")
@@ -319,7 +312,7 @@ def evaluate(
         stats=weights.stats,
         dataset=source.name,
         split=source.split,
-        image_ids=scores.ids_of(asked.images),
+        image_ids=results.ids_of(asked.images),
         preprocessing=asked.preprocessing or "",
         dtype="float32",
         seed=asked.seed,
@@ -410,7 +403,7 @@ def _counted(config, source, weights, asked: Question) -> dict[str, Any]:
     )
     batch = min(asked.batch or config.test.batch_size, asked.images)
     how = Values(images=asked.images, batch_size=-(-batch // mesh.size) * mesh.size)
-    reached = scores.count(
+    reached = results.count(
         judge,
         weights,
         source,
@@ -486,7 +479,7 @@ def _answer(record: dict, out: Path) -> str:
     lines = [
         f"\n{record['model']['name']} ({record['weights']}), {record['dtype']}",
         f"{record['dataset']}, split {record['split']}, images {record['image_ids']}",
-        f"attack: {scores.how(record)}",
+        f"attack: {results.how(record)}",
         *(f"{name:16} {value:7.1%}" for name, value in rows.items()),
         *(f"flag {name}: {text}" for name, text in record["flags"].items()),
         f"record {record['evaluation']} in {out / 'results.jsonl'}",

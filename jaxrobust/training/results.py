@@ -11,9 +11,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from jaxrobust import build, metrics, records, sharding
 from jaxrobust.data import Damage, evaluation_transform, pipeline, sources
-from jaxrobust.progress import say
+from jaxrobust.evaluation import records
+from jaxrobust.runtime import sharding
+from jaxrobust.runtime.progress import say
+from jaxrobust.training import build, metrics
 from jaxrobust.types import Params
 
 CLASSES = "classes.txt"  # of a run: the classes' names, one a line in the order of labels

@@ -7,9 +7,9 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust import distribution
-from jaxrobust.distribution import WEIGHTS
-from jaxrobust.download import file_sha256
+from jaxrobust.weights import folder as weights_folder
+from jaxrobust.weights.download import file_sha256
+from jaxrobust.weights.folder import WEIGHTS
 
 
 def beside(weights: Path) -> Path:
@@ -40,11 +40,11 @@ def network(weights: Path) -> tuple[str, dict[str, Any]] | None:
       ValueError: what says so is damaged.
     """
     if weights.is_dir():
-        about = distribution.about(weights) or {}
+        about = weights_folder.about(weights) or {}
         if about.get("options") is not None:
             return about["architecture"], about["options"]
         weights = weights / WEIGHTS
-    if (told := distribution.network(weights)) is not None:
+    if (told := weights_folder.network(weights)) is not None:
         return told
     found = _read(weights)
     return found.network if found and found.own else None

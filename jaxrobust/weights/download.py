@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from jaxrobust import locks
+from jaxrobust.runtime import locks
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what a hub repository calls its weights
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.%-]+))?(?:/([\w./-]+))?")

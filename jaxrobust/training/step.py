@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrobust import optim
 from jaxrobust.attacks import image_keys
-from jaxrobust.augment import BatchAugmentation
-from jaxrobust.objectives import Objective
-from jaxrobust.sharding import Spread
+from jaxrobust.runtime.sharding import Spread
+from jaxrobust.training import optim
+from jaxrobust.training.mixing import BatchAugmentation
+from jaxrobust.training.objectives import Objective
 from jaxrobust.types import VERDICT_PRECISION, Array, Attack, Batch, Classifier, Params
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from jaxrobust import locks
+from jaxrobust.runtime import locks
 
 Write = Callable[[int, dict[str, float]], None]
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from jaxrobust import hardware
+from jaxrobust.runtime import hardware
 
 
 def say(message: str, *, every_process: bool = False) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import numpy as np
 from tqdm import tqdm
 
-from jaxrobust.data import places, splits, subsets
+from jaxrobust.data import splits, storage, subsets
 from jaxrobust.data.types import DataError, Record, Source, first_few
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -45,7 +45,7 @@ def version_directory(name: str, root: Any, others: str) -> Any:
       DataError: no such directory, data set or version; several configs.
     """
     dataset, _, wanted = name.partition(":")
-    top = places.entries(root)
+    top = storage.entries(root)
     if top is None:
         raise DataError(
             f"the data directory {root} does not exist; point data_dir or TFDS_DATA_DIR to the "
@@ -77,8 +77,8 @@ def version_directory(name: str, root: Any, others: str) -> Any:
 def _versions(directory: Any, wanted: str = "") -> dict[str, Any]:
     """Version -> directory of the versions directly in a directory, or of the wanted one."""
     found = {}
-    for version in getattr(places.entries(directory), "folders", ()):
-        inside = places.entries(directory / version)
+    for version in getattr(storage.entries(directory), "folders", ()):
+        inside = storage.entries(directory / version)
         if inside and "dataset_info.json" in inside.files and wanted in ("", version):
             found[version] = directory / version
     return found
@@ -86,7 +86,7 @@ def _versions(directory: Any, wanted: str = "") -> dict[str, Any]:
 
 def _configs(directory: Any, wanted: str = "") -> dict[str, dict[str, Any]]:
     """Configuration -> its versions, of those that have any."""
-    folders = getattr(places.entries(directory), "folders", ())
+    folders = getattr(storage.entries(directory), "folders", ())
     found = {folder: _versions(directory / folder, wanted) for folder in folders}
     return {folder: versions for folder, versions in found.items() if versions}
 
@@ -252,7 +252,7 @@ def _open_split(
         raise DataError(_unknown_split(name, split, info.splits)) from error
     if size < 1 or any(take < 1 for _, _, take in files):
         raise DataError(f"{_unknown_split(name, split, info.splits)}; this part holds no record")
-    there = places.entries(directory)
+    there = storage.entries(directory)
     present = set(there.files) if there else set()
     missing = [filename for filename, _, _ in files if os.path.basename(filename) not in present]
     if missing:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxrobust.progress import say
+from jaxrobust.runtime.progress import say
 
 
 class Profile(NamedTuple):

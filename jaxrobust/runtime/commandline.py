@@ -95,7 +95,9 @@ def check_once(argv: Sequence[str], more: Sequence[str] = ()) -> None:
             stop(f"--{name} is given more than once; give it once", 2)
 
 
-def parse(argv: list[str], *, hint: str = "configs/base.py lists every config key") -> list[str]:
+def parse(
+    argv: list[str], *, hint: str = "jaxrobust/config.py lists every config key"
+) -> list[str]:
     """absl's parser, with its errors as one sentence, and fractions such as 4/255 as values.
 
     A dict changes those keys of a section that it names, `--config.model.options.KEY` any field of
@@ -113,7 +115,9 @@ def parse(argv: list[str], *, hint: str = "configs/base.py lists every config ke
                 path = Path(following if match[2] is None else match[2])
                 if not path.is_file():
                     stop(f"--config {path}: no such file; try configs/quickstart.py", 2)
-                sys.path.append(str(path.resolve().parent.parent))  # configs import configs.base
+                sys.path.append(
+                    str(path.resolve().parent.parent)
+                )  # a config may import its neighbours
         argv[1:] = words  # the same list as sys.argv, where config_flags looks for the keys
         rest = flags.FLAGS(argv)
         if path.name and not isinstance(flags.FLAGS["config"].value, ConfigDict):

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from jaxrobust import build
-from jaxrobust.presets import PRESETS
+from jaxrobust.data.presets import PRESETS
+from jaxrobust.training import build
 
 
 def lines(config: Any, first: str, *, begun: bool) -> list[str]:

@@ -9,24 +9,15 @@ from typing import Any
 
 import jax
 
-from jaxrobust import (
-    advice,
-    build,
-    compilation,
-    initial,
-    locks,
-    loop,
-    metrics,
-    records,
-    scores,
-    sharding,
-)
-from jaxrobust.checkpoint import Checkpoints, abstract_state, disk_full, steps
 from jaxrobust.data import sources
-from jaxrobust.evaluation import hosts
-from jaxrobust.profiling import Profile
-from jaxrobust.progress import StopSignals, say
-from jaxrobust.step import TrainState, started_average
+from jaxrobust.evaluation import records
+from jaxrobust.runtime import compilation, hosts, locks, sharding
+from jaxrobust.runtime.profiling import Profile
+from jaxrobust.runtime.progress import StopSignals, say
+from jaxrobust.training import advice, build, loop, metrics, results
+from jaxrobust.training.step import TrainState, started_average
+from jaxrobust.weights import start as start_weights
+from jaxrobust.weights.checkpoint import Checkpoints, abstract_state, disk_full, steps
 
 # What a workdir may change between two runs of the same command without becoming another run; a
 # record carries its own test settings.
@@ -58,13 +49,13 @@ def run(config: Any, workdir: Path, *, profile: Profile | None = None) -> None:
     _agree("another config", own, "Start the same command on every host")
     source, built, data = hosts.together(lambda: check(config, phases, workdir))
     _agree("other data", data, "Give every host the same data set")
-    begun = scores.first_host(bool(steps(workdir / phases[0] / "latest")))
-    start = hosts.together(lambda: None if begun else initial.of_config(config))
+    begun = results.first_host(bool(steps(workdir / phases[0] / "latest")))
+    start = hosts.together(lambda: None if begun else start_weights.of_config(config))
     first = None if start is None else start[1]["start_sha256"]
     _agree("other weights", {"init.weights": first}, "Give every host the same")
     with _alone(workdir):
         hosts.together(lambda: claim(workdir, plain, data))
-        if begun and (other := initial.changed(config, workdir)):
+        if begun and (other := start_weights.changed(config, workdir)):
             say(other)
         for line in advice.lines(config, phases[0], begun=bool(begun)):
             say(line)
@@ -77,12 +68,12 @@ def _phases(
     plain: dict,
     source: sources.Source,
     built: dict[str, build.Phase],
-    start: tuple[initial.Start, dict] | None,
+    start: tuple[start_weights.Start, dict] | None,
     profile: Profile | None,
 ) -> None:
     """Trains and tests; `start` is what the first phase starts from, None where it has begun."""
     if source.classes and jax.process_index() == 0:
-        metrics.replace(workdir / scores.CLASSES, "".join(f"{name}\n" for name in source.classes))
+        metrics.replace(workdir / results.CLASSES, "".join(f"{name}\n" for name in source.classes))
     compilation.use_persistent_cache(workdir.parent / "xla-cache")
     say(f"{config.model.name} on {config.data.name}, {_device()}, workdir {workdir}")
     weights = None if start is None else _start(*start, workdir)
@@ -91,21 +82,21 @@ def _phases(
         phase_run = loop.Run(config, workdir, name, built[name], source, profile, *kept)
         with jax.set_mesh(built[name].mesh):
             step, best_weights = _run_phase(phase_run, weights)
-            scores.test(config, workdir, plain, name, built[name], step, best_weights)
+            results.test(config, workdir, plain, name, built[name], step, best_weights)
             # On the host: the next phase's devices hold but their part of the parameters.
             weights = step, jax.device_get(best_weights)
     if jax.process_index() == 0:
-        print(scores.table(workdir), flush=True)
+        print(results.table(workdir), flush=True)
 
 
-def _start(start: initial.Start, record, workdir) -> tuple[int, scores.Weights]:
+def _start(start: start_weights.Start, record, workdir) -> tuple[int, results.Weights]:
     """Stored weights as if a phase before had reached them, after noting where they are from."""
     if jax.process_index() == 0:
-        metrics.replace(workdir / initial.RECORD, json.dumps(record, indent=2) + "\n")
+        metrics.replace(workdir / start_weights.RECORD, json.dumps(record, indent=2) + "\n")
     say(f"starting from {record['where']}, sha256 {record['weights_sha256'][:12]}")
-    for line in initial.summary(start):
+    for line in start_weights.summary(start):
         say(f"  {line}")
-    return 0, scores.Weights(*jax.device_get((start.params, start.stats)))
+    return 0, results.Weights(*jax.device_get((start.params, start.stats)))
 
 
 def _agree(what: str, own: dict[str, Any], remedy: str) -> None:
@@ -131,14 +122,14 @@ def check(
             f"path with {bad[0]!r}; name another folder"
         )
     keys = ("train_split", "selection_split", "test_split")
-    splits = [scores.open_split(config, key) for key in keys]
+    splits = [results.open_split(config, key) for key in keys]
     sources.same_classes(splits)
     for split in splits[1:]:
         if sentence := sources.foreign_classes(splits[0], split):
             say(f"WARNING: {sentence}")
-    scores.check_classes(workdir, splits[0])
+    results.check_classes(workdir, splits[0])
     for split in splits[1:]:
-        scores.check_preprocessing(config, split)
+        results.check_preprocessing(config, split)
     source = splits[0]
     built = {name: build.phase(config, name, len(source)) for name in phases}
     for key in ("evaluation", "test"):
@@ -275,9 +266,9 @@ def _differing(old: dict, new: dict, free: tuple[str, ...] = ()) -> list[str]:
     ]
 
 
-def _run_phase(run: loop.Run, start) -> tuple[int, scores.Weights]:
+def _run_phase(run: loop.Run, start) -> tuple[int, results.Weights]:
     """The best weights of a phase and their step, after training what is missing."""
-    weights = scores.Weights(run.phase.abstract_state.params, run.phase.abstract_state.stats)
+    weights = results.Weights(run.phase.abstract_state.params, run.phase.abstract_state.stats)
     weights = abstract_state(weights, sharding.replicated(run.phase.mesh))
     checkpoints, stop = (run.latest, run.best, run.stopped), StopSignals()
     with contextlib.ExitStack() as stack:

@@ -9,9 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrobust import build, certificates, convert, distribution, files, judge, models, records
-from jaxrobust.progress import say
+from jaxrobust import models
+from jaxrobust.evaluation import command, records
+from jaxrobust.runtime.progress import say
+from jaxrobust.training import build
 from jaxrobust.types import Classifier
+from jaxrobust.weights import certificates, convert, files
+from jaxrobust.weights import folder as weights_folder
 
 Arrays = dict[str, Any]  # np.ndarray, which hash and convert alike
 
@@ -168,10 +172,10 @@ def stored(path: Path, *, which: str = "ema") -> Stored:
     """
     if not path.is_dir():
         arrays = files.read(path, which=which)
-        model, options = distribution.network(path) or (None, None)
+        model, options = weights_folder.network(path) or (None, None)
         return Stored(arrays, model, str(path), options)
-    if config := distribution.about(path):
-        arrays = files.read(path / distribution.WEIGHTS)
+    if config := weights_folder.about(path):
+        arrays = files.read(path / weights_folder.WEIGHTS)
         _, options = certificates.network(path) or (None, None)
         return Stored(arrays, config["architecture"], str(path), options)
     if not (path / "config.json").is_file():
@@ -179,8 +183,8 @@ def stored(path: Path, *, which: str = "ema") -> Stored:
             f"{path} holds no weights; give a file, a folder that tools/import_torch.py wrote, or "
             "the workdir of a run"
         )
-    config = judge.run_config(path)
-    which, (params, stats) = judge.run_weights(config, path, None)
+    config = command.run_config(path)
+    which, (params, stats) = command.run_weights(config, path, None)
     arrays = {k: np.asarray(a) for k, a in (params | stats).items()}
     return Stored(arrays, config.model.name, f"{path} ({which})", config.model.options)
 

@@ -14,13 +14,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrobust import alarm, build, compilation, hardware, metrics, records, scores, sharding
-from jaxrobust.checkpoint import Checkpoints
 from jaxrobust.data import loading, pipeline, sources
-from jaxrobust.profiling import Profile, Trace
-from jaxrobust.progress import Progress, StopSignals, say
-from jaxrobust.step import TrainState, averaged
+from jaxrobust.evaluation import records
+from jaxrobust.runtime import compilation, hardware, sharding
+from jaxrobust.runtime.profiling import Profile, Trace
+from jaxrobust.runtime.progress import Progress, StopSignals, say
+from jaxrobust.training import alarm, build, metrics, results
+from jaxrobust.training.step import TrainState, averaged
 from jaxrobust.types import Batch
+from jaxrobust.weights.checkpoint import Checkpoints
 
 PHASES = ("pretrain", "train")
 _AHEAD = 2  # steps that may wait on the device for their turn, each with its batch
@@ -71,7 +73,7 @@ def last(run: Run) -> tuple[Checkpoints, int | None]:
     For all hosts the first one's word.
     """
     both = (run.latest, run.stopped)
-    steps = [scores.first_host(-1 if (k := c.latest_step()) is None else k) for c in both]
+    steps = [results.first_host(-1 if (k := c.latest_step()) is None else k) for c in both]
     which = int(steps[1] > steps[0])
     return both[which], None if steps[which] < 0 else steps[which]
 
@@ -93,7 +95,7 @@ def steps(run: Run, state: TrainState, stop: StopSignals) -> bool:
     meta: dict[str, Any] = checkpoints.meta(done) if done else {"examples_consumed": 0}
     _same_groups(run, meta)
     went_back = metrics.read(run.file("rollbacks.jsonl"))
-    rollbacks = scores.first_host(len(went_back))
+    rollbacks = results.first_host(len(went_back))
     if rollbacks > config.trouble.rollbacks:
         raise _diverged(run, went_back[-1]["why"] if went_back else "another host went back")
     arguments = build.abstract_arguments(config, name, phase)
@@ -104,9 +106,9 @@ def steps(run: Run, state: TrainState, stop: StopSignals) -> bool:
     if probe and start // looks_every < total // looks_every:
         probe, seconds, _ = compilation.compiled(probe, *arguments[:2])
         say(f"{name}: alarm compiled in {seconds:.1f} s, looks every {looks_every} steps")
-    damage = scores.damage(config, run.workdir, run.source)
+    damage = results.damage(config, run.workdir, run.source)
     batch: Any = None
-    saved = scores.first_host(latest.latest_step() or 0)
+    saved = results.first_host(latest.latest_step() or 0)
 
     @cache
     def orders(stop: int):
@@ -188,7 +190,7 @@ def steps(run: Run, state: TrainState, stop: StopSignals) -> bool:
                 return False
             if logs:
                 found = ahead.window()
-                found["damaged_images"] = len(damage.known) + scores.over_hosts(len(damage.new))
+                found["damaged_images"] = len(damage.known) + results.over_hosts(len(damage.new))
                 found["lr"] = float(phase.schedule(step - 1)) * config.trouble.lr**rollbacks
                 for sentence in alarm.warnings(found) if "alarm_loss" in found else ():
                     say(f"{name}: WARNING, up to step {step}: {sentence}")
@@ -203,7 +205,7 @@ def steps(run: Run, state: TrainState, stop: StopSignals) -> bool:
                 evaluated = step
                 progress.resume(step)
             if step == total:
-                if why := scores.most_of_hosts(stop.asked):  # too late for a step's orders
+                if why := results.most_of_hosts(stop.asked):  # too late for a step's orders
                     raise stopped(why)
                 return True
             try:
@@ -345,17 +347,17 @@ def _blank(run: Run):
 def _selection(run: Run):
     """`select(step, state) -> dict`: evaluates on the selection split, keeps the best weights."""
     config, name, phase, latest, best = run.config, run.name, run.phase, run.latest, run.best
-    settings, source = config.evaluation, scores.open_split(config, "selection_split")
+    settings, source = config.evaluation, results.open_split(config, "selection_split")
     evaluate = build.evaluation(config, phase.mesh, steps=settings.steps)
-    meets = None if config.data.strict else scores.damage(config, run.workdir, source)
+    meets = None if config.data.strict else results.damage(config, run.workdir, source)
     read = {"preprocessing": config.data.preprocessing, "meets": meets}
     metric = "clean" if config[name].objective == "clean" else "robust"
 
     def select(step: int, state: TrainState) -> dict[str, float]:
         raw = state.params, state.stats
         chosen = averaged(state) if settings.weights == "ema" else raw
-        weights = scores.Weights(*jax.device_put(chosen, sharding.replicated(phase.mesh)))
-        reached = scores.count(evaluate, weights, source, settings, config, phase.mesh, **read)
+        weights = results.Weights(*jax.device_put(chosen, sharding.replicated(phase.mesh)))
+        reached = results.count(evaluate, weights, source, settings, config, phase.mesh, **read)
         say(
             f"{name}: step {step}, selection split: clean {reached['clean']:.1%}, "
             f"robust {reached['robust']:.1%}"
@@ -399,4 +401,4 @@ def scored(run: Run) -> int:
     rows = metrics.read(run.workdir / "metrics.jsonl")
     here = [m["step"] for m in rows if m["phase"] == run.name and "selection_robust" in m]
     kept = run.best.latest_step() is not None
-    return scores.first_host(max(here, default=0) if kept else 0)
+    return results.first_host(max(here, default=0) if kept else 0)

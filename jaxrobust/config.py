@@ -58,7 +58,7 @@ def base() -> ConfigDict:
             "selection_split": "validation@selection",  # chooses the best checkpoint
             "test_split": "validation@robustbench",  # the reported numbers
             "classes": config_dict.placeholder(str),  # only these: imagenet100, or a file of names
-            "augmentation": "basic",  # a preset of jaxrobust/presets.py, or a chain of ops
+            "augmentation": "basic",  # a preset of jaxrobust/data/presets.py, or a chain of ops
             # Of evaluation; default: bicubic-0.875, or nothing where all images have the size.
             "preprocessing": config_dict.placeholder(str),
             "workers": 0,  # processes that decode; 0: threads of this one

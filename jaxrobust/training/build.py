@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import alarm, attacks, augment, models, objectives, optim, sharding, step
+from jaxrobust import attacks, models
+from jaxrobust.data.presets import PRESETS
 from jaxrobust.models.table import multiply_adds
-from jaxrobust.presets import PRESETS
+from jaxrobust.runtime import sharding
+from jaxrobust.training import alarm, mixing, objectives, optim, step
 from jaxrobust.types import Attack, Batch, Classifier
 
 Config = Any  # ml_collections.ConfigDict, or anything that reads like one
@@ -127,7 +129,7 @@ def mixes_and_erases(config: Config) -> tuple[float, float, float, float]:
     return mixup, cutmix, erasing, smoothing
 
 
-def batch_augmentation(config: Config, name: str, *, devices: int) -> augment.BatchAugmentation:
+def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.BatchAugmentation:
     """What the device does to a batch of the phase `name` before the attack sees it.
 
     Raises:
@@ -147,8 +149,8 @@ def batch_augmentation(config: Config, name: str, *, devices: int) -> augment.Ba
             "label_smoothing": (smoothing, 0 <= smoothing < 1, "at least 0 and below 1"),
         }
     )
-    if noise not in augment.NOISES:
-        raise ValueError(f"erase.noise={noise!r}; one of {', '.join(map(repr, augment.NOISES))}")
+    if noise not in mixing.NOISES:
+        raise ValueError(f"erase.noise={noise!r}; one of {', '.join(map(repr, mixing.NOISES))}")
     images = config[name].batch_size // devices
     if (mixup or cutmix) and images % m.group:
         fits = [n for n in range(2, images + 1, 2) if images % n == 0]
@@ -157,7 +159,7 @@ def batch_augmentation(config: Config, name: str, *, devices: int) -> augment.Ba
             f"mixup.group={m.group} does not divide the {images} images of a device; use {group}"
             f"{name}.batch_size={max(round(images / m.group), 1) * m.group * devices}"
         )
-    return augment.batch_augmentation(
+    return mixing.batch_augmentation(
         num_classes=config.model.num_classes,
         erasing=erasing,
         noise=noise,

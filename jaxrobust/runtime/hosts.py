@@ -17,7 +17,7 @@ import numpy as np
 from jax._src import distributed  # the coordination service has no public name
 from jax.experimental.multihost_utils import process_allgather
 
-from jaxrobust.progress import say
+from jaxrobust.runtime.progress import say
 
 T = TypeVar("T")
 

@@ -1,0 +1,1 @@
+"""What processes and machines need, whatever they compute: hosts, devices, files, flags."""

@@ -1,0 +1,1 @@
+"""Weights of networks: read, converted, fetched, started from, kept, handed on."""

@@ -1,0 +1,388 @@
+"""Weights of the PyTorch reference networks as ours and back: runs the rows of each architecture.
+
+`files.py` reads files into arrays by name; the rows stand beside each architecture in `models/`.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrobust import models
+from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
+from jaxrobust.models.renaming import INVERSE, Row, channels, conv_oihw, row
+from jaxrobust.weights import files
+
+Arrays = dict[str, np.ndarray]
+
+# What wrappers put before every name: DDP, the attack's wrapper, the normalised wrapper, compile.
+PREFIXES = ("module.", "base_model.", "model.", "_orig_mod.")
+_UNITS = {"normalize.mean": 0.0, "normalize.std": 1e-6}  # the least that makes sense
+_MODULE = "export the self-contained module (tools/export_torch.py --layout module)"
+_NORMALIZE = row(r"normalize\.(mean|std)", r"normalize.\1", channels)
+
+
+def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
+    """The names without what wrappers put before all of them; `normalize.*` may stand outside.
+
+    Raises:
+      ValueError: two arrays get the same name.
+    """
+    names = dict(state_dict)
+    while shared := [
+        prefix
+        for prefix in PREFIXES
+        if any(key.startswith(prefix) for key in names)
+        and all(key.startswith((prefix, "normalize.")) for key in names)
+    ]:
+        if twice := [key for key in names if shared[0] + key in names]:
+            raise ValueError(
+                f"{twice[0]} and {shared[0]}{twice[0]} are both there: a network that normalises "
+                "twice; fold one of them into the other"
+            )
+        names = {key.removeprefix(shared[0]): array for key, array in names.items()}
+    return names
+
+
+def rename(
+    rows: list[Row], source: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
+) -> Arrays:
+    """The arrays of `source` under our names.
+
+    Args:
+      rows: every source name must match exactly one.
+      source: reference name -> array; all float32, or all float64.
+      expected: our name -> shape; every one must be filled exactly once.
+    Raises:
+      ValueError: with all problems in one message.
+    """
+    filled: Arrays = {}
+    tried, problems = set(), []
+    dtype = np.float64 if _all_double(source) else np.float32
+    for name, array in source.items():
+        matches = _matches(rows, name)
+        if len(matches) != 1:
+            problems.append(f"{name}: {len(matches)} rows match, expected 1")
+            continue
+        ((found, match),) = matches
+        targets = [match.expand(template) for template in _targets(found)]
+        try:
+            parts = _moved(found, targets, array, expected)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+            tried |= set(targets)
+            continue
+        for target, part in zip(targets, parts, strict=True):
+            if fault := _fault(target, part, expected, tried, dtype):
+                problems.append(f"{name}: {fault}")
+            else:
+                filled[target] = np.ascontiguousarray(part)
+            tried.add(target)
+    problems += [f"{name}: not filled by any source name" for name in expected.keys() - tried]
+    if problems:
+        raise ValueError(
+            f"{len(problems)} weights do not fit; check the model name, num_classes and image_size"
+            f"{_alike(source)}:\n  " + "\n  ".join(sorted(problems))
+        )
+    return filled
+
+
+def _matches(rows: list[Row], name: str) -> list[tuple[Row, re.Match[str]]]:
+    return [(r, match) for r in rows if (match := r.pattern.fullmatch(name))]
+
+
+def _all_double(source: Mapping[str, np.ndarray]) -> bool:
+    dtypes = {array.dtype for array in source.values() if array.dtype.kind == "f"}
+    return dtypes == {np.dtype(np.float64)}
+
+
+def _targets(found: Row) -> tuple[str, ...]:
+    """The templates of our names that a row fills; none for a name that is left out."""
+    if found.target is None:
+        return ()
+    return found.target if isinstance(found.target, tuple) else (found.target,)
+
+
+def _moved(found: Row, targets: list[str], array: np.ndarray, expected) -> list[np.ndarray]:
+    """The arrays for the targets of a row; `ValueError` where the shape makes that impossible."""
+    if not targets:
+        return []
+    try:
+        moved = found.transform(np.array(array, order="C"))  # a copy: the source may be in use
+        parts = list(moved) if isinstance(found.target, tuple) else [moved]
+    except (ValueError, IndexError, TypeError) as error:
+        raise ValueError(f"shape {array.shape} cannot be that of {', '.join(targets)}") from error
+    if found.resize and targets[0] in expected and parts[0].shape != tuple(expected[targets[0]]):
+        parts = [found.resize(parts[0], tuple(expected[targets[0]]))]
+    return parts
+
+
+def _fault(target: str, array: np.ndarray, expected, tried: set[str], dtype) -> str:
+    """What is wrong with an array that would fill a target; empty if nothing."""
+    if target not in expected:
+        return f"maps to {target}, which this network does not have"
+    if target in tried:
+        return f"fills {target} a second time"
+    if array.shape != tuple(expected[target]):
+        return f"shape {array.shape} for {target} {tuple(expected[target])}"
+    if array.dtype != dtype:
+        return (
+            f"dtype {array.dtype}, expected {np.dtype(dtype)}; rounded weights are other weights: "
+            "where that is meant, cast them first"
+        )
+    if not np.isfinite(array).all():
+        return "holds values that are not finite"
+    if target in _UNITS and not (_UNITS[target] <= array.min() and array.max() <= 1):
+        return (
+            "does not fit [0, 1] pixels (mean 0 to 1, std above 0); divide by 255 what is for 255"
+        )
+    return ""
+
+
+def _alike(source: Mapping[str, np.ndarray]) -> str:
+    """Which networks have exactly these names, for a message."""
+    names = set(source) - {"normalize.mean", "normalize.std"}
+    alike = [model for model in models.available() if names == set(models.torch_keys(model))]
+    return f" (all names are those of {', '.join(alike)})" if alike else ""
+
+
+class Names(NamedTuple):
+    """How stored names become ours."""
+
+    rows: list[Row]
+    arrays: Arrays  # without what wrappers put before their names
+    normalize: tuple[float, float]  # (mean, std) that such files assume without holding them
+    ours: bool = False  # our own names, which always come with a normalisation
+
+
+def names(name: str, arrays: Mapping[str, np.ndarray], **overrides) -> Names:
+    """The rows for arrays of network `name`: under our names, the reference's or its authors'."""
+    if any(key.endswith(".kernel") for key in arrays):  # torch calls none of its so
+        # What is resized has the same name in both namings.
+        resizable = [r for r in models.torch_names(name) if r.resize]
+        others = "|".join(r.pattern.pattern for r in resizable) or r"(?!)"
+        rest = row(rf"(?!(?:{others})$)(?P<name>.+)", r"\g<name>")
+        return Names([*resizable, rest], dict(arrays), (0.0, 1.0), ours=True)
+    return _torch_names(name, unwrapped(arrays), overrides)
+
+
+def _torch_names(name: str, arrays: Arrays, overrides: Mapping) -> Names:
+    for other in models.other_names(name):
+        if any(other.marker.fullmatch(key) for key in arrays):
+            if not other.fits(models.variant(name, **overrides)):
+                raise ValueError(f"weights of {other.of} ({other.origin}), not of a {name}")
+            return Names([*other.rows, _NORMALIZE], arrays, other.normalize)
+    return Names([*models.torch_names(name), _NORMALIZE], arrays, (0.0, 1.0))
+
+
+def from_torch(
+    name: str,
+    state_dict: Mapping[str, np.ndarray],
+    *,
+    num_classes: int = 1000,
+    image_size: int = 224,
+    **overrides,
+) -> tuple[Arrays, Arrays]:
+    """Params and stats of network `name` from a PyTorch state dict of NumPy arrays.
+
+    Args:
+      name: one of `models.available()`.
+      state_dict: timm's names (ConvStem: those of the authors' files, `stem.stem.*`), or those of
+        the architecture's first authors; what wrappers put before them is taken off. All float32,
+        or all float64, which the result then is too.
+      image_size: position embeddings made for another size are interpolated to it.
+      **overrides: of the network, as in `models.create`.
+    Raises:
+      ValueError: names, shapes or types that do not fit, all in one message.
+    Source: names from timm 1.0.9 and the state dicts of RobustBench; parity: tests/test_convert.py
+      and the tests of each architecture.
+    """
+    rows, arrays, normalize, _ = _torch_names(name, unwrapped(state_dict), overrides)
+    net = models.create(name, num_classes=num_classes, image_size=image_size, **overrides)
+    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    # Weights without a normalisation layer mean raw [0, 1] input unless their naming says more.
+    if not {"normalize.mean", "normalize.std"} & arrays.keys():
+        dtype = np.float64 if _all_double(arrays) else np.float32
+        for key, value in zip(("normalize.mean", "normalize.std"), normalize, strict=True):
+            arrays[key] = np.full(stats[key].shape, value, dtype)
+    return _split(rename(rows, arrays, _shapes(params | stats)), params, stats)
+
+
+def _shapes(arrays) -> dict[str, tuple[int, ...]]:
+    return {key: array.shape for key, array in arrays.items()}
+
+
+def _split(filled: Arrays, params, stats) -> tuple[Arrays, Arrays]:
+    return {k: filled[k] for k in params}, {k: filled[k] for k in stats}
+
+
+def in_channels(name: str, found: Names) -> int | None:
+    """The image channels that a stored stem takes; None if there is none."""
+    stem = re.compile(models.family(name).STEM)
+    channels = {
+        _place(target): found.arrays[key].shape[1 if which.transform is conv_oihw else 2]
+        for key, which, targets in matched(found)
+        for target in targets
+        if stem.fullmatch(target) and target.endswith(".kernel") and found.arrays[key].ndim == 4
+    }
+    return channels[min(channels)] if channels else None
+
+
+def _place(name: str) -> str:
+    """Sorts a name as a network runs: `stem.3` before `stem.12`."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(4), name)
+
+
+def matched(found: Names) -> Iterator[tuple[str, Row, list[str]]]:
+    """(stored name, its row, our names) of all that exactly one row matches."""
+    for key in found.arrays:
+        if len(matches := _matches(found.rows, key)) == 1:
+            ((which, match),) = matches
+            yield key, which, [match.expand(template) for template in _targets(which)]
+
+
+def to_torch(name: str, params, stats, *, layout: str = "timm", **overrides) -> Arrays:
+    """The state dict of a PyTorch reference network with our weights.
+
+    Args:
+      name: one of `models.available()`.
+      params, stats: of the network, float32.
+      layout: "timm" (ConvStem: the names of the authors' files), or a RobustBench id of
+        `models.published.PUBLISHED`, which has a normalisation layer or not.
+      **overrides: with which the network was created.
+    Returns:
+      Names, shapes, types and order are those of that reference.
+    Raises:
+      ValueError: unknown layout, one of another architecture, weights that do not belong to the
+        network, or a normalisation that the layout cannot hold.
+    Source: names of timm 1.0.9 and of RobustBench's files; parity: tests/test_convert.py.
+    """
+    ours = {**params, **stats}
+    wrapped = _holds_normalisation(name, ours, layout, overrides)
+    theirs = reference_names(name, ours, wrapped=wrapped, **overrides)
+    _check_shapes(name, ours, layout, overrides)
+    return theirs
+
+
+def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides) -> Arrays:
+    """Our arrays under the reference's names and in its order, of a row with any options.
+
+    `wrapped`: behind a normalisation, as `normalize.*` and `model.*`.
+    Raises:
+      ValueError: an array that is missing, has no place there, or is not float32.
+    """
+    theirs, rows, used = {}, models.torch_names(name), {"normalize.mean", "normalize.std"}
+    if wrapped:
+        theirs = {f"normalize.{k}": _out(ours[f"normalize.{k}"], channels) for k in ("mean", "std")}
+    for key in models.torch_keys(name, **overrides):
+        ((found, match),) = _matches(rows, key)
+        full = f"model.{key}" if wrapped else key
+        if found.target is None:  # torch's counter of batches, the only name that rows leave out
+            theirs[full] = np.zeros((), np.int64)
+            continue
+        (target,) = (match.expand(template) for template in _targets(found))
+        if target not in ours:
+            raise ValueError(f"{target} is missing: these are not the weights of {name}")
+        theirs[full] = _out(ours[target], found.transform)
+        used.add(target)
+    if extra := ours.keys() - used:
+        raise ValueError(f"{sorted(extra)[:8]} have no place in {name}: other weights, or options")
+    return theirs
+
+
+def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> None:
+    """Refuses weights of another width, or for a published network of other classes or images."""
+    if layout == "timm":
+        resizable = [r.pattern.pattern for r in models.torch_names(name) if r.resize]
+        skip = re.compile("|".join([models.family(name).HEAD, *resizable]))
+        overrides = {"in_channels": ours["normalize.mean"].size} | overrides
+        net = models.create(name, **overrides)
+    else:
+        skip, net = re.compile(r"(?!)"), models.create(PUBLISHED[layout].model)
+    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    for key, array in (params | stats).items():
+        if not skip.fullmatch(key) and ours[key].shape != array.shape:
+            what = name if layout == "timm" else f"{layout} (1000 classes, 224 px, 3 channels)"
+            raise ValueError(
+                f"{what} has {key} {array.shape}, and here it is {ours[key].shape}; {_MODULE}"
+            )
+
+
+def _out(array, transform) -> np.ndarray:
+    array = np.asarray(array)
+    if array.dtype != np.float32:
+        raise ValueError(f"weights are {array.dtype}, expected float32; cast them first")
+    return np.ascontiguousarray(INVERSE[transform](array))
+
+
+def _holds_normalisation(name: str, ours: Mapping, layout: str, overrides: dict) -> bool:
+    """Whether the layout holds a normalisation layer; refuses what it cannot express."""
+    if layout != "timm" and layout not in PUBLISHED:
+        near = difflib.get_close_matches(layout, PUBLISHED, n=3) or sorted(PUBLISHED)
+        raise ValueError(f"unknown layout {layout!r}; 'timm', or one of {', '.join(near)}")
+    wrapped = False
+    if layout != "timm":
+        wanted, wrapped = PUBLISHED[layout].model, PUBLISHED[layout].normalised
+        if models.computed(wanted, {}) != models.computed(name, overrides):
+            raise ValueError(f"{layout} is a {wanted}, not a {name} (or not with these options)")
+    if missing := {"normalize.mean", "normalize.std"} - ours.keys():
+        raise ValueError(f"{sorted(missing)} missing in stats: give both results of `init`")
+    mean, std = (np.asarray(ours[f"normalize.{k}"]) for k in ("mean", "std"))
+    fixed = np.array((IMAGENET_MEAN, IMAGENET_STD) if wrapped else ((0,), (1,)), np.float32)
+    if not all(
+        np.array_equal(have, np.broadcast_to(want, have.shape))
+        for have, want in zip((mean, std), fixed, strict=True)
+    ):
+        has = f"normalises with mean {mean.tolist()} and std {std.tolist()}"
+        rule = (
+            "RobustBench's loader builds this id with ImageNet's mean and std and ignores others"
+            if wrapped
+            else "this layout has no normalisation layer"
+        )
+        raise ValueError(
+            f"{name} {has}, but {rule}, so the exported network would compute something else; "
+            f"{_MODULE}"
+        )
+    return wrapped
+
+
+def load(
+    name: str,
+    path: Path,
+    *,
+    num_classes: int = 1000,
+    image_size: int = 224,
+    which: str = "ema",
+    **overrides,
+):
+    """Params and stats of network `name` from a file with our names or the reference's.
+
+    Args:
+      which: "ema" or "raw", where the file holds both.
+      **overrides: of the network, as in `models.create`.
+    Raises:
+      ValueError: see `files.read`; weights that do not fit, all in one message.
+    """
+    arrays = files.read(path, which=which)
+    if _all_double(arrays):
+        raise ValueError(f"{path}: weights are float64, expected float32; cast them first")
+    try:
+        return fit(name, arrays, num_classes=num_classes, image_size=image_size, **overrides)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def fit(name: str, arrays: Arrays, *, num_classes: int = 1000, image_size=224, **overrides):
+    """Params and stats of network `name` from arrays under our names or the reference's."""
+    found = names(name, arrays, **overrides)
+    channels = in_channels(name, found) or 3
+    options = {"num_classes": num_classes, "image_size": image_size, "in_channels": channels}
+    options |= overrides
+    if not found.ours:
+        return from_torch(name, arrays, **options)
+    params, stats = jax.eval_shape(models.create(name, **options).init, jax.random.key(0))
+    return _split(rename(found.rows, arrays, _shapes(params | stats)), params, stats)
