@@ -3,7 +3,18 @@
 Plain values only. A config file starts from `base()` and changes what differs.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 from ml_collections import ConfigDict, config_dict
+
+from jaxrobust import models
+from jaxrobust.types import Classifier
+
+Config = Any  # ml_collections.ConfigDict, or anything that reads like one
+
+PHASES = ("pretrain", "train")
 
 
 def phase(**changes) -> ConfigDict:
@@ -117,3 +128,51 @@ def base() -> ConfigDict:
     config.checkpoint = ConfigDict({"every_epochs": 1})
     config.log = ConfigDict({"every_steps": 50, "tensorboard": False})
     return config.lock()
+
+
+class Values(dict):
+    """A config as plain values; its keys read as attributes, which is how `build` reads it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+@dataclass(frozen=True)
+class Network:
+    """What a network is made from; what is None nobody has said yet."""
+
+    name: str
+    num_classes: int | None = None
+    image_size: int | None = None
+    in_channels: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # further fields of its row
+
+    @classmethod
+    def of_config(cls, config: Config) -> "Network":
+        """The config's."""
+        model = config.model
+        sizes = (model.num_classes, model.image_size, model.in_channels)
+        return cls(model.name, *sizes, options=dict(model.options.items()))
+
+    def create(self, *, dtype: str, remat: bool = False) -> Classifier:
+        """Its functions, which compute in `dtype`.
+
+        Raises:
+          ValueError: see `models.create`; an option that has a place of its own.
+        """
+        own: dict[str, Any] = {
+            "num_classes": self.num_classes,
+            "image_size": self.image_size,
+            "in_channels": self.in_channels,
+            "dtype": dtype,
+            "remat": remat,
+        }
+        if twice := sorted(own.keys() & self.options.keys()):
+            raise ValueError(f"model.options.{twice[0]} is no option; set model.{twice[0]}")
+        return models.create(self.name, **own, **self.options)
+
+
+def network_of(config: Config, *, dtype: str | None = None) -> Classifier:
+    """The config's network; `dtype` replaces its compute type."""
+    model = config.model
+    return Network.of_config(config).create(dtype=dtype or model.dtype, remat=model.remat)

@@ -12,6 +12,7 @@ the others.
 """
 
 import traceback
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -119,49 +120,50 @@ def _evaluate() -> tuple[str, bool]:
     options = mapping("options", _OPTIONS.value)
     import jax  # after the flags: --help needs no JAX
 
-    from jaxrobust.evaluation import command
+    from jaxrobust.evaluation import command, subject
     from jaxrobust.runtime import compilation
-    from jaxrobust.training import results
+    from jaxrobust.weights import runs
 
     beside = run or Path(_OUT.value or "runs/evaluation")
     compilation.use_persistent_cache(beside.parent / "xla-cache")
     if run:
-        origin = command.run_config(run)
+        origin = subject.of_run(run)
     elif folder:
-        origin = command.folder_config(folder, _MODEL.value, options)
+        origin = subject.of_folder(folder, _MODEL.value, options)
     else:
-        origin = command.model_config(_MODEL.value, Path(_WEIGHTS.value), options)
-    changes = {
-        "model.num_classes": _CLASSES.value,
-        "model.image_size": _SIZE.value,
-        "data.name": _DATASET.value,
-        "data.test_split": _SPLIT.value,
-        "data.classes": _NAMES.value,
-        "data.dir": _DATA_DIR.value,
-        "attack.norm": _NORM.value,
-        "attack.epsilon": epsilon,
-    }
-    own = origin.model.num_classes
+        origin = subject.of_file(_MODEL.value, Path(_WEIGHTS.value), options)
+    own = origin.network.num_classes
     if None not in (own, _CLASSES.value) and own != _CLASSES.value:
         raise ValueError(f"--num_classes={_CLASSES.value}, but {folder} holds {own}; leave it out")
-    config, source = command.settle(origin, changes)
+    asked, source = subject.settled(
+        origin,
+        network={"num_classes": _CLASSES.value, "image_size": _SIZE.value},
+        dataset=_DATASET.value,
+        split=_SPLIT.value,
+        classes=_NAMES.value,
+        data_dir=_DATA_DIR.value,
+        norm=_NORM.value,
+        epsilon=epsilon,
+    )
+    size = asked.network.image_size or 0  # settled
     if run:
-        results.check_classes(run, source, renamed=True)
-        which, weights = command.run_weights(config, run, _PHASE.value)
+        runs.check_classes(run, source, renamed=True)
+        which, weights = runs.run_weights(run, _PHASE.value, image_size=size)
     else:
-        which, weights = command.file_weights(config, Path(_WEIGHTS.value))
-    asked = command.Question(
+        which, network, weights = subject.file_weights(asked.network, Path(_WEIGHTS.value))
+        asked = replace(asked, network=network)
+    question = command.Question(
         attack=_ATTACK.value,
         version=_VERSION.value,
         images=_N.value,
         batch=_BATCH.value,
         seed=_SEED.value,
-        preprocessing=command.preprocessing(origin, config, source, _PREPROCESSING.value),
+        preprocessing=subject.preprocessing(origin, size, source, _PREPROCESSING.value),
         search_dtype=_SEARCH.value,
     )
-    records = run / "evaluation" if run else Path("runs") / f"evaluation-{config.model.name}"
+    records = run / "evaluation" if run else Path("runs") / f"evaluation-{asked.network.name}"
     out = Path(_OUT.value or records)
-    answer = command.evaluate(config, source, which, weights, asked, origin=origin, out=out)
+    answer = command.evaluate(asked, source, which, weights, question, out=out)
     return answer, jax.process_index() == 0
 
 

@@ -38,6 +38,13 @@ class Classifier(NamedTuple):
     apply: Callable[..., tuple[Array, Params]]
 
 
+class Weights(NamedTuple):
+    """What a network is evaluated with."""
+
+    params: Params
+    stats: Params
+
+
 class Ball(NamedTuple):
     """The geometry of one norm; every function works per image on `[B, ...]` arrays.
 

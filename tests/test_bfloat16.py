@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.models import attention, layers, primitives
-from jaxrobust.training.step import cast
+from jaxrobust.models.inputs import cast
 from tests.parity import relative
 from tools import hlo, topology
 

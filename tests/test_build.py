@@ -132,7 +132,7 @@ class FlopsTest(parameterized.TestCase):
         changes = {"attack__name": attack[0], "attack__steps": attack[1], "model__image_size": 4}
         changes |= {"attack__start": "random", "train__objective": objective}
         config = small_config(**changes)
-        with mock.patch.object(build, "network", self.network), standard():
+        with mock.patch.object(build, "network_of", self.network), standard():
             phase = build.phase(config, "train", 80, devices=jax.devices()[:1])
             arguments = build.abstract_arguments(config, "train", phase)
             with jax.set_mesh(phase.mesh):

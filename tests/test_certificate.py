@@ -12,8 +12,8 @@ import pytest
 from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
-from jaxrobust import models
-from jaxrobust.evaluation import command
+from jaxrobust import config, models
+from jaxrobust.evaluation import subject
 from jaxrobust.weights import certificates
 from jaxrobust.weights import folder as weights_folder
 from tests import paths
@@ -226,17 +226,16 @@ class FileTest(Case):
     def test_loaders_say_it(self):
         self.assertIsNone(certificates.said(self.weights))
         self.call("--model=convnext_n", "--image-size=32")
-        config = command.model_config("convnext_n", self.weights)
-        config.model.update(num_classes=5, image_size=32)
+        network = config.Network("convnext_n", num_classes=5, image_size=32)
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
-            command.file_weights(config, self.weights)
+            subject.file_weights(network, self.weights)
         self.assertIn("ours.certificate.json: agrees with", said.getvalue())
         self.assertEqual(certificates.network(self.weights), ("convnext_n", {}))
         path, strides = certificates.beside(self.weights), {"downsample_strides": [1, 1]}
         path.write_text(json.dumps(json.loads(path.read_text()) | {"options": strides}))
-        config = command.model_config("convnext_n", self.weights)  # of an exported module's .pt
-        self.assertEqual(config.model.options, strides)
+        exported = subject.of_file("convnext_n", self.weights)  # of an exported module's .pt
+        self.assertEqual(exported.network.options, strides)
         changed = self.params | {"head.fc.bias": np.ones(5, np.float32)}
         save_file(changed | self.stats, self.weights)
         self.assertRegex(certificates.said(self.weights), "belongs to another file than ours.safe")

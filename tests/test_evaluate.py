@@ -19,11 +19,14 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from jaxrobust import data, evaluate, models
-from jaxrobust.evaluation import command
+from jaxrobust.config import Network, network_of
+from jaxrobust.evaluation import accuracy, command, records, subject
 from jaxrobust.models.positions import resized
 from jaxrobust.runtime import commandline, launch
-from jaxrobust.training import build, results
+from jaxrobust.training import results
+from jaxrobust.types import Weights
 from jaxrobust.weights import folder as weights_folder
+from jaxrobust.weights import runs
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.checkpoint import Checkpoints
 from tests import test_train as training
@@ -62,24 +65,22 @@ def autoattack(logits_fn, images, labels, **asked):
     )
 
 
-def fitted(config) -> results.Weights:
+def fitted(config) -> Weights:
     """Random weights with a head of ridge regression: most digits are right, few robust."""
     source = data.open_source("digits", "train")
     (batch,) = data.evaluation_batches(source, batch_size=len(source), image_size=8)
-    params, stats = jax.jit(build.network(config).init)(jax.random.key(7))
+    params, stats = jax.jit(network_of(config).init)(jax.random.key(7))
     width = len(params["head.norm.scale"])
     config = config.copy_and_resolve_references()
     config.model.num_classes = width
     head = {"head.fc.kernel": np.eye(width, dtype=np.float32), "head.fc.bias": np.zeros(width)}
-    features, _ = jax.jit(build.network(config).apply)(
+    features, _ = jax.jit(network_of(config).apply)(
         params | head, stats, batch.images / np.float32(255)
     )
     design = np.concatenate([features, np.ones((len(features), 1))], axis=1)
     ridge = design.T @ design + 0.01 * np.eye(width + 1)
     solved = np.linalg.solve(ridge, design.T @ np.eye(10)[batch.labels]).astype(np.float32)
-    return results.Weights(
-        params | {"head.fc.kernel": solved[:-1], "head.fc.bias": solved[-1]}, stats
-    )
+    return Weights(params | {"head.fc.kernel": solved[:-1], "head.fc.bias": solved[-1]}, stats)
 
 
 def trained(workdir: Path) -> None:
@@ -112,12 +113,12 @@ class RunTest(parameterized.TestCase):
         out = Path(self.create_tempdir()) / out
         code, printed, said = call(workdir=str(self.workdir), out=str(out), **given)
         self.assertEqual(code, 0, said)
-        record = results.results(out)[-1]
+        record = records.read(out)[-1]
         self.assertIn(f"record {record['evaluation']} in {out / 'results.jsonl'}", printed)
         return record
 
     def test_clean_is_what_the_training_recorded(self):
-        (trained,) = results.results(self.workdir)
+        (trained,) = records.read(self.workdir)
         ours = self.evaluated(attack="clean", phase="pretrain")
         for key in ("weights", "weights_sha256", "config_sha256", "clean", "image_ids"):
             self.assertEqual(ours[key], trained[key], key)
@@ -129,7 +130,7 @@ class RunTest(parameterized.TestCase):
         self.assertEqual(record["weights"], "train, step 3, ema")
         self.assertGreater(record["clean"], 0.6)
         self.assertNotEqual(
-            record["weights_sha256"], results.results(self.workdir)[0]["weights_sha256"]
+            record["weights_sha256"], records.read(self.workdir)[0]["weights_sha256"]
         )
 
     def test_record_of_pgd(self):
@@ -161,7 +162,7 @@ class RunTest(parameterized.TestCase):
         flags = {"workdir": str(self.workdir), "out": str(out), "attack": "pgd-2", "n": 8}
         _, first, _ = call(**flags)
         written = (out / "results.jsonl").read_bytes()
-        with mock.patch.object(results, "count", side_effect=AssertionError("computes")):
+        with mock.patch.object(accuracy, "count", side_effect=AssertionError("computes")):
             code, second, said = call(**flags)
             self.assertEqual((code, second), (0, first), said)
             self.assertRegex(said, r"done before, .*; nothing is computed \(.*--out DIR\)")
@@ -181,7 +182,7 @@ class RunTest(parameterized.TestCase):
 
     def test_default_folder_and_the_table_of_a_run(self):
         self.assertEqual(call(workdir=str(self.workdir), attack="clean")[0], 0)
-        self.assertLen(results.results(self.workdir / "evaluation"), 1)
+        self.assertLen(records.read(self.workdir / "evaluation"), 1)
         out = Path(self.create_tempdir())
         (out / "results.jsonl").write_bytes((self.workdir / "results.jsonl").read_bytes())
         for attack in ("clean", "pgd-2"):  # into the records of a training
@@ -199,12 +200,11 @@ class RunTest(parameterized.TestCase):
         (8, None, None),
     )
     def test_a_run_is_evaluated_as_it_was_tested(self, size, its, expected, dropped=False):
-        origin = command.Values(model=command.Values(image_size=8), data={"preprocessing": its})
-        config = command.Values(model=command.Values(image_size=size))
+        origin = subject.Subject(Network("convnext_n", image_size=8), tested=its)
         source = data.open_source("digits", "test")
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
-            self.assertEqual(command.preprocessing(origin, config, source), expected)
+            self.assertEqual(subject.preprocessing(origin, size, source), expected)
         self.assertEqual("bicubic-8-crop-8 is for another image size" in said.getvalue(), dropped)
 
     def test_other_data_preprocessing_and_size(self):
@@ -229,7 +229,7 @@ class RunTest(parameterized.TestCase):
             call(**given, seed=6)
         self.assertNotEqual(asked["ledger"], autoattack.asked["ledger"])
         self.assertIsNone(autoattack.asked["search_fn"])
-        record = results.results(out)[0]
+        record = records.read(out)[0]
         self.assertEqual(asked["ledger"], out / f"ledger-{record['evaluation']}.jsonl")
         self.assertIn(record["weights_sha256"], asked["identity"])
         expected = {"norm": "linf", "epsilon": 0.1, "version": "standard", "attacks": names}
@@ -258,7 +258,7 @@ class RunTest(parameterized.TestCase):
         given = {"workdir": str(self.workdir), "out": str(out), "attack": "apgd-ce", "n": 8}
         code, _, said = call(**given, epsilon="0.03")
         self.assertEqual(code, 0, said)
-        record = results.results(out)[0]
+        record = records.read(out)[0]
         self.assertEqual(list(record["accuracy_after"]), ["apgd-ce"])
         self.assertBetween(record["robust"], 0, record["clean"])
         (ledger,) = out.glob("ledger-*.jsonl")
@@ -266,7 +266,7 @@ class RunTest(parameterized.TestCase):
         before = ledger.read_bytes()
         call(**given, epsilon="0.03")
         self.assertEqual(ledger.read_bytes(), before)  # every verdict came from there
-        repeated = results.results(out)[0]
+        repeated = records.read(out)[0]
         for key in ("clean", "robust", "accuracy_after", "attacks", "evaluation"):
             self.assertEqual(repeated[key], record[key], key)
 
@@ -334,7 +334,7 @@ class RunTest(parameterized.TestCase):
     def test_other_ends(self, given, error, expected, message):
         out = self.create_tempdir().full_path
         with (
-            mock.patch.object(results, "count", side_effect=error),
+            mock.patch.object(accuracy, "count", side_effect=error),
             mock.patch.object(command, "_searched", side_effect=error),
         ):
             code, _, said = call(workdir=str(self.workdir), out=out, **given)
@@ -350,7 +350,7 @@ class AnotherSizeTest(parameterized.TestCase):
         config = training.tiny(model__name=name, model__options=ConfigDict(options))
         workdir = Path(self.create_tempdir()) / "run"
         with contextlib.closing(Checkpoints(workdir / "train" / "best")) as best:
-            weights = results.Weights(*jax.jit(build.network(config).init)(jax.random.key(7)))
+            weights = Weights(*jax.jit(network_of(config).init)(jax.random.key(7)))
             best.save(3, weights, {})
             best.wait()
         (workdir / "config.json").write_text(config.to_json())
@@ -362,9 +362,7 @@ class AnotherSizeTest(parameterized.TestCase):
         positions = resized(trained["pos_embed"], (1, 37, 8))
 
         with self.subTest("as those of files"):
-            config = command.run_config(workdir)
-            config.model["image_size"] = 12
-            _, weights = command.run_weights(config, workdir, None)
+            _, weights = runs.run_weights(workdir, image_size=12)
             ours = jax.device_get(weights.params | weights.stats)
             self.assertEqual(ours.keys(), trained.keys())
             for name, array in (trained | {"pos_embed": positions}).items():
@@ -414,7 +412,7 @@ class FileTest(parameterized.TestCase):
     def test_counts_what_the_network_says(self):
         code, printed, said = call(**self.given, attack="clean", n=16)
         self.assertEqual(code, 0, said)
-        (record,) = results.results(self.folder / "out")
+        (record,) = records.read(self.folder / "out")
         digits = data.open_source("digits", "test")
         (batch,) = data.evaluation_batches(digits, batch_size=16, image_size=8, limit=16)
         logits = self.apply(self.params, self.stats, batch.images / np.float32(255))[0]
@@ -441,7 +439,7 @@ class FileTest(parameterized.TestCase):
         given = self.given | {"weights": str(file), "n": 16, "attack": "clean"}
         code, _, said = call(**given)
         self.assertEqual(code, 0, said)
-        (record,) = results.results(self.folder / "out")
+        (record,) = records.read(self.folder / "out")
         self.assertEqual(record["clean"], clean)
         self.assertEqual(record["model"]["options"], {"downsample_strides": [1, 1]})
         with self.subTest("a flag that says the same is the same evaluation"):
@@ -459,9 +457,9 @@ class FileTest(parameterized.TestCase):
             )
         with self.subTest("a flag for a file of another writer, which does not say"):
             save_file(arrays, file, metadata={"format": "pt", "options": "[]"})
-            config = command.model_config("convnext_n", file, STRIDES)
-            self.assertEqual(config.model.options, {"downsample_strides": [1, 1]})
-            self.assertEmpty(command.model_config("convnext_n", file).model.options)
+            given = subject.of_file("convnext_n", file, STRIDES).network.options
+            self.assertEqual(given, {"downsample_strides": [1, 1]})
+            self.assertEmpty(subject.of_file("convnext_n", file).network.options)
 
     @parameterized.parameters(
         ("{", "--options={ is no dict; write one such as"),

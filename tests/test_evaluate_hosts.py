@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest
 
-from jaxrobust.training import results
+from jaxrobust.evaluation import records
 from tests import test_evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +89,7 @@ def wait(started: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
     return [process.returncode for process in started], said
 
 
-def records(folder: Path) -> list[str]:
+def verdicts(folder: Path) -> list[str]:
     """All verdicts of the ledgers there, but where their images are stored."""
     lines = [line for path in folder.glob("*.jsonl") for line in path.read_text().splitlines()]
     rows = [json.loads(line) for line in lines]
@@ -173,7 +173,7 @@ class AutoAttackTest(absltest.TestCase):
         self.assertEmpty(none)
         self.assertEqual(codes, [-9, -6], said)
         self.assertIn("another task died", said[1])  # JAX ends it
-        before = records(ledgers[1])
+        before = verdicts(ledgers[1])
         codes, said, four = self.evaluate("four", 4, 2, ledger=ledgers[1])
         self.assertEqual(codes, [0] * 4, said)
 
@@ -184,7 +184,7 @@ class AutoAttackTest(absltest.TestCase):
         shares = [int(result["added"]) for result in four]
         self.assertEqual(sum(shares) + len(before), one["added"])  # nothing twice
         self.assertLessEqual(max(shares) - min(shares), 3)  # one for each attack
-        self.assertEqual(records(ledgers[1]), records(ledgers[0]))
+        self.assertEqual(verdicts(ledgers[1]), verdicts(ledgers[0]))
 
     def test_few_images_and_mistakes(self):
         """Fewer images than processes; what one of them refuses, all refuse, and go on."""
@@ -228,7 +228,7 @@ class CommandTest(absltest.TestCase):
             self.assertIn("record ", own[0])
             self.assertEqual((own[1], answers[1][1]), ("", ""))  # the first one speaks for all
         hosts, one = (
-            {r["method"]: r for r in results.results(folder / name)} for name in ("hosts", "one")
+            {r["method"]: r for r in records.read(folder / name)} for name in ("hosts", "one")
         )
         for attack, record in one.items():
             for key in ("evaluation", "clean", "robust", "accuracy_after", "flags", "attacks"):

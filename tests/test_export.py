@@ -18,11 +18,12 @@ import pytest
 from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
-from jaxrobust import models
+from jaxrobust import models, types
+from jaxrobust.config import network_of
 from jaxrobust.evaluation import records
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
-from jaxrobust.training import build, optim, results, step
-from jaxrobust.weights import convert, files
+from jaxrobust.training import optim, step
+from jaxrobust.weights import convert, files, hashes
 from jaxrobust.weights import folder as weights_folder
 from jaxrobust.weights.checkpoint import Checkpoints
 from tests import parity, paths
@@ -176,7 +177,7 @@ class LayoutTest(FileCase):
             import_torch.main([source, "--model=convnext_n", f"--out={folder}", *sizes])
         self.out = self.folder / "again"
         done, _ = self.call(f"--weights={folder}", "--layout=timm")
-        sha256 = records.weights_sha256(self.params, self.stats)
+        sha256 = hashes.weights_sha256(self.params, self.stats)
         self.assertEqual(done["weights_sha256"], sha256)
         self.refused("argument --which|.*holds one set", f"--weights={folder}", "--layout=timm",
                      "--which=raw")  # fmt: skip
@@ -317,10 +318,10 @@ class RunTest(Case):
         self.options = config.model.options.to_dict()
         self.params, self.stats = drawn("convnext_n", **sizes, **self.options)
         tx = optim.adamw(lambda step: 0.1, weight_decay=0.1, decay_mask="not-bias")
-        state = step.init_state(build.network(config), tx, jax.random.key(0))
+        state = step.init_state(network_of(config), tx, jax.random.key(0))
         zeros = {key: np.zeros_like(array) for key, array in state.ema.items()}
         state = state._replace(params=self.params, stats=self.stats, ema=zeros)
-        best = results.Weights(self.params, self.stats)
+        best = types.Weights(self.params, self.stats)
         for kind, arrays in (("best", best), ("latest", state)):
             with contextlib.closing(Checkpoints(self.workdir / "train" / kind)) as checkpoints:
                 checkpoints.save(7, jax.tree.map(jax.numpy.asarray, arrays), {})
@@ -339,7 +340,7 @@ class RunTest(Case):
         arguments = [f"--workdir={self.workdir}", "--layout=module"]
         done, _ = self.call(*arguments, "--which=raw")
         self.assertEqual(done["weights"], "train, step 7, raw, latest checkpoint")
-        self.assertEqual(done["weights_sha256"], records.weights_sha256(self.params, self.stats))
+        self.assertEqual(done["weights_sha256"], hashes.weights_sha256(self.params, self.stats))
         config = json.loads((self.workdir / "config.json").read_text())
         config["evaluation"]["weights"] = "raw"
         (self.workdir / "config.json").write_text(json.dumps(config))

@@ -49,7 +49,7 @@ class ForeignClassesTest(FolderTest):
         write_tree(self.root / "val", [f"{c}/0.jpg" for c in "abcd"])
 
     def between(self, train, other):
-        return sources.foreign_classes(self.open(training_run), self.open(other))
+        return sources.foreign_classes(self.open(train), self.open(other))
 
     def test_parts_of_a_folder_are_refused(self):
         with self.assertRaisesRegex(
@@ -309,14 +309,14 @@ class RefusalTest(FolderTest):
 
     def test_splits_with_other_classes(self):
         write_tree(self.root, ["train/a/1.jpg", "train/b/1.jpg", "val/b/1.jpg"])
-        training_run, val = self.open("train"), self.open("val")
-        sources.same_classes([training_run, training_run])
-        for pair in ([training_run, val], [val, training_run]):
+        train, val = self.open("train"), self.open("val")
+        sources.same_classes([train, train])
+        for pair in ([train, val], [val, train]):
             with self.assertRaisesRegex(
                 sources.DataError, r"split 'val' lacks classes of split 'train', .* differ: a \(1\)"
             ):
                 sources.same_classes(pair)
-        sources.same_classes([training_run, sources.open_source("fake", "test")])
+        sources.same_classes([train, sources.open_source("fake", "test")])
 
 
 class ImageNetTest(FolderTest):

@@ -12,7 +12,8 @@ import pytest
 from absl.testing import absltest
 
 from jaxrobust.data import loading, sources
-from jaxrobust.training import metrics, results
+from jaxrobust.evaluation import records
+from jaxrobust.runtime import jsonl
 from tests.test_evaluate_hosts import start, wait
 from tests.test_train import tiny
 from tools import bench_resume
@@ -41,7 +42,7 @@ def pod(
 
 def losses(workdir: Path) -> list[float]:
     """Of every step, in order."""
-    rows = [row for row in metrics.read(workdir / "metrics.jsonl") if "loss" in row]
+    rows = [row for row in jsonl.read(workdir / "metrics.jsonl") if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)), rows
     return [row["loss"] for row in rows]
 
@@ -148,10 +149,10 @@ from pathlib import Path
 from jaxrobust.runtime.launch import join_hosts
 join_hosts()
 import jax
-from jaxrobust.training import loop, run
+from jaxrobust.training import loop, run, splits
 from tests.test_resume import one_phase, poisoned
 
-real, left = loop.device_batch, [int(sys.argv[2])]
+real, left = splits.device_batch, [int(sys.argv[2])]
 
 def device_batch(mesh, batch):
     left[0] -= 1
@@ -159,7 +160,7 @@ def device_batch(mesh, batch):
         os.kill(os.getpid(), signal.SIGTERM)
     return real(mesh, batch)
 
-loop.device_batch = device_batch
+splits.device_batch = device_batch
 config = one_phase(trouble__skips=2, trouble__rollbacks=1, test__steps=1)
 with poisoned([5, 6, 7]), jax.numpy_dtype_promotion("standard"):
     try:
@@ -258,7 +259,7 @@ class DamagedDataTest(absltest.TestCase):
         self.assertEqual(codes, [0], said)
         self.assertIn("train: step 2 of 4", said[0])
         self.assertLen(losses(folder / "run"), 4)
-        self.assertLen(results.results(folder / "run"), 1)
+        self.assertLen(records.read(folder / "run"), 1)
 
 
 if __name__ == "__main__":

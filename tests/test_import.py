@@ -17,7 +17,7 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
 from jaxrobust import models
-from jaxrobust.weights import download
+from jaxrobust.weights import download, hashes
 from jaxrobust.weights import folder as weights_folder
 from tests import paths
 from tests.modules import hidden
@@ -300,7 +300,7 @@ class ImportTest(LocalCase):
         config = weights_folder.about(self.out)
         self.assertEqual(config, {key: done[key] for key in config})
         self.assertEqual(config["architecture"], "convnext_n")
-        self.assertEqual(config["source_sha256"], download.file_sha256(self.file))
+        self.assertEqual(config["source_sha256"], hashes.file_sha256(self.file))
         for unknown in ("preprocessing", "norm", "epsilon", "accuracies"):
             self.assertIsNone(config[unknown], unknown)
         self.assertIn("70 arrays from the stored weights", printed)

@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from jaxrobust import models
-from jaxrobust.evaluation import command, records
+from jaxrobust.config import Network
+from jaxrobust.evaluation import records, subject
 from jaxrobust.models.positions import resized
-from jaxrobust.training import loop, results
-from jaxrobust.weights import convert
+from jaxrobust.training import loop
+from jaxrobust.weights import convert, hashes
 from jaxrobust.weights import folder as weights_folder
 from jaxrobust.weights import start as start_weights
 from tests import test_train as training
@@ -141,8 +142,8 @@ class StartTest(parameterized.TestCase):
             np.testing.assert_array_equal((state.params | state.stats)[key], array, err_msg=key)
         for key, array in state.params.items():
             np.testing.assert_array_equal(state.ema[key], array, err_msg=key)
-        sha256 = records.weights_sha256(*split(small()))
-        (record,) = results.results(self.workdir)
+        sha256 = hashes.weights_sha256(*split(small()))
+        (record,) = records.read(self.workdir)
         self.assertEqual(record["init"]["weights_sha256"], sha256)
         self.assertEqual(record["init"]["start_sha256"], sha256)
         self.assertEqual(record["init"]["weights"], str(self.file))
@@ -161,10 +162,10 @@ class StartTest(parameterized.TestCase):
                 training.quiet_run(tiny("other.pt"), self.workdir)
 
         with self.subTest("its best weights start another run"):
-            (best,) = [r["weights_sha256"] for r in results.results(self.workdir)]
+            (best,) = [r["weights_sha256"] for r in records.read(self.workdir)]
             source, self.workdir = self.workdir, self.folder / "second"
             said, state = self.run_to_first_step(tiny(source))
-            self.assertEqual(records.weights_sha256(state.params, state.stats), best)
+            self.assertEqual(hashes.weights_sha256(state.params, state.stats), best)
             self.assertRegex(said, r"starting from .*run \(train, step 4, ema\)")
             config = tiny(source).unlock()
             config.model.options.dims = (16,)
@@ -173,7 +174,7 @@ class StartTest(parameterized.TestCase):
 
     def test_from_random_weights_as_before(self):
         training.quiet_run(tiny(None), self.workdir)
-        self.assertNotIn("init", results.results(self.workdir)[0])
+        self.assertNotIn("init", records.read(self.workdir)[0])
         old = json.loads((self.workdir / "config.json").read_text())
         del old["init"]  # as runs of before wrote it
         (self.workdir / "config.json").write_text(json.dumps(old))
@@ -311,9 +312,9 @@ class OtherNamesTest(parameterized.TestCase):
 
     def test_an_evaluation_under_the_name_of_the_same_network(self):
         path = self.imported("vit_s", stem_strides=(8,), **self.small)
-        self.assertEqual(command.folder_config(path, "deit_s", None).model.name, "vit_s")
+        self.assertEqual(subject.of_folder(path, "deit_s", None).network.name, "vit_s")
         with self.assertRaisesRegex(ValueError, "holds a vit_s; leave --model=vit_b out"):
-            command.folder_config(path, "vit_b", None)
+            subject.of_folder(path, "vit_b", None)
 
 
 class FolderTest(parameterized.TestCase):
@@ -332,7 +333,7 @@ class FolderTest(parameterized.TestCase):
         code, printed, said = call(**given, n=16)
         self.assertEqual(code, 0, said)
         self.assertIn("convnext_n (weights.safetensors)", printed)
-        (record,) = results.results(Path(out))
+        (record,) = records.read(Path(out))
         self.assertEqual(
             record["weights_sha256"], weights_folder.about(self.folder)["weights_sha256"]
         )
@@ -355,20 +356,19 @@ class FolderTest(parameterized.TestCase):
         (None, 256, ""),
     )
     def test_preprocessing_that_contradicts_it(self, given, size, expected):
-        origin = command.Values(model=command.Values(image_size=224), data=command.Values())
-        origin["preprocessing"] = "Res256Crop224"
-        config = command.Values(model=command.Values(image_size=size))
+        network = Network("convnext_n", image_size=224)
+        origin = subject.Subject(network, expected="Res256Crop224")
         photographs = mock.Mock(image_shape=None)
         if expected is None:
             with self.assertRaisesRegex(
                 ValueError,
                 "--preprocessing=bicubic-0.875, but these weights expect Res256Crop224; le",
             ):
-                command.preprocessing(origin, config, photographs, given)
+                subject.preprocessing(origin, size, photographs, given)
             same = mock.Mock(image_shape=(224, 224, 3))  # prepared before
-            self.assertEqual(command.preprocessing(origin, config, same, "none"), "none")
+            self.assertEqual(subject.preprocessing(origin, size, same, "none"), "none")
         else:
-            found = command.preprocessing(origin, config, photographs, given)
+            found = subject.preprocessing(origin, size, photographs, given)
             self.assertEqual(found or "", expected)
 
     def test_damage_is_named(self):

@@ -18,8 +18,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation import ledger
-from jaxrobust.runtime import locks
-from jaxrobust.training import metrics
+from jaxrobust.runtime import jsonl, locks
 from tests.test_evaluate_hosts import start, wait
 from tests.test_hosts import written
 from tests.test_train import quiet_run, tiny
@@ -36,9 +35,9 @@ with locks.held(pathlib.Path(sys.argv[1]), what="it", otherwise="leave"):
 """
 APPEND = """
 import sys, pathlib
-from jaxrobust.training import metrics
+from jaxrobust.runtime import jsonl
 for number in range(100):
-    metrics.append(pathlib.Path(sys.argv[1]), {"of": sys.argv[2], "number": number})
+    jsonl.append(pathlib.Path(sys.argv[1]), {"of": sys.argv[2], "number": number})
 """
 
 
@@ -229,7 +228,7 @@ class AppendTest(absltest.TestCase):
         command = [sys.executable, "-c", APPEND, str(path)]
         writers = [subprocess.Popen([*command, name], cwd=ROOT) for name in "ab"]
         self.assertEqual([writer.wait() for writer in writers], [0, 0])
-        rows = metrics.read(path)
+        rows = jsonl.read(path)
         for name in "ab":
             self.assertEqual([r["number"] for r in rows if r["of"] == name], list(range(100)))
 

@@ -6,6 +6,7 @@ from unittest import mock
 
 from absl.testing import absltest
 
+from jaxrobust.runtime import jsonl
 from jaxrobust.training import metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,7 +31,7 @@ class MetricsTest(absltest.TestCase):
         with self.path.open("a") as lines:
             lines.write('{"phase": "tra')  # killed while writing
         self.write("train", 1, [2, 3, 4])
-        seen = [(row["phase"], row["step"]) for row in metrics.read(self.path)]
+        seen = [(row["phase"], row["step"]) for row in jsonl.read(self.path)]
         expected = [("pretrain", 5), ("train", 1), ("train", 2), ("train", 3), ("train", 4)]
         self.assertEqual(seen, expected)
 
@@ -42,27 +43,27 @@ class MetricsTest(absltest.TestCase):
         self.assertFalse(self.path.exists())
 
     def test_append_drops_a_line_cut_off(self):
-        metrics.append(self.path, {"step": 1})
+        jsonl.append(self.path, {"step": 1})
         with self.path.open("a") as lines:
             lines.write('{"st')
-        metrics.append(self.path, {"step": 2})
-        self.assertEqual(metrics.read(self.path), [{"step": 1}, {"step": 2}])
+        jsonl.append(self.path, {"step": 2})
+        self.assertEqual(jsonl.read(self.path), [{"step": 1}, {"step": 2}])
 
     def test_append_keeps_a_line_that_lacks_its_end(self):
         """`read` counts it."""
         self.path.write_text('{"step": 1}')
-        metrics.append(self.path, {"step": 2})
-        self.assertEqual(metrics.read(self.path), [{"step": 1}, {"step": 2}])
+        jsonl.append(self.path, {"step": 2})
+        self.assertEqual(jsonl.read(self.path), [{"step": 1}, {"step": 2}])
 
     def test_damaged_line_is_named(self):
         self.path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
         with self.assertRaisesRegex(ValueError, "metrics.jsonl, line 2 is damaged.*remove"):
-            metrics.read(self.path)
+            jsonl.read(self.path)
 
     def test_a_line_of_another_kind_is_named(self):
         self.path.write_text('{"step": 1}\n[2]\n')
         with self.assertRaisesRegex(ValueError, r"line 2 is damaged \(\[2\] is no JSON object\)"):
-            metrics.read(self.path)
+            jsonl.read(self.path)
 
     def test_nothing_is_open_between_two_lines(self):
         with metrics.writer(
@@ -70,7 +71,7 @@ class MetricsTest(absltest.TestCase):
         ) as write:
             for step in (1, 2):
                 write(step, {"loss": 1.0})
-                self.assertEqual(metrics.read(self.path)[-1]["step"], step)
+                self.assertEqual(jsonl.read(self.path)[-1]["step"], step)
                 links = Path("/proc/self/fd").glob("*")
                 targets = [os.readlink(link) for link in links if link.is_symlink()]
                 self.assertNotIn(str(self.path), targets)
@@ -80,9 +81,9 @@ class MetricsTest(absltest.TestCase):
         self.path.write_text("old")
         code = (
             "import resource, sys; from pathlib import Path\n"
-            "from jaxrobust.training import metrics\n"
+            "from jaxrobust.runtime import jsonl\n"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
-            "metrics.replace(Path(sys.argv[1]), 5000 * 'new')"
+            "jsonl.replace(Path(sys.argv[1]), 5000 * 'new')"
         )
         command = [sys.executable, "-c", code, str(self.path)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -103,7 +104,7 @@ class MetricsTest(absltest.TestCase):
             move(*names)
 
         with mock.patch.object(os, "fsync", synced), mock.patch.object(os, "replace", moved):
-            metrics.replace(self.path, "newer")
+            jsonl.replace(self.path, "newer")
         self.assertEqual(events, [("synced", 5), ("moved", "old")])
         self.assertEqual(self.path.read_text(), "newer")
 

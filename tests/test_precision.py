@@ -16,6 +16,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
+from jaxrobust.config import network_of
 from jaxrobust.evaluation import engine
 from jaxrobust.evaluation.plan import plan
 from jaxrobust.runtime import sharding
@@ -85,7 +86,7 @@ class EvalStepTest(absltest.TestCase):
         config = small_config()
         whole = sharding.make_mesh(jax.devices()[:1])
         evaluate = build.evaluation(config, whole, steps=3)
-        net = build.network(config)
+        net = network_of(config)
         shapes = jax.eval_shape(net.init, jax.random.key(0))
         size, channels = config.model.image_size, config.model.in_channels
         batch = (

@@ -9,7 +9,10 @@ import time
 import jax
 from absl.testing import absltest, parameterized
 
-from jaxrobust.runtime import hardware, progress
+from jaxrobust.runtime import hardware
+from jaxrobust.runtime import progress as runtime_progress
+from jaxrobust.runtime.progress import StopSignals
+from jaxrobust.training import progress
 
 
 class Watcher:
@@ -196,8 +199,8 @@ class StopSignalsTest(absltest.TestCase):
     def test_tells_which_signal_asked(self):
         for number in (signal.SIGTERM, signal.SIGINT):
             with (
-                absltest.mock.patch.object(progress, "say") as say,
-                progress.StopSignals() as stop,
+                absltest.mock.patch.object(runtime_progress, "say") as say,
+                StopSignals() as stop,
             ):
                 self.assertFalse(stop.asked)
                 os.kill(os.getpid(), number)
@@ -206,7 +209,7 @@ class StopSignalsTest(absltest.TestCase):
                 self.assertIn("stopping after this step, then saving", say.call_args[0][0])
 
     def test_only_ctrl_c_stops_at_once(self):
-        with absltest.mock.patch.object(progress, "say"), progress.StopSignals() as stop:
+        with absltest.mock.patch.object(runtime_progress, "say"), StopSignals() as stop:
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)  # Slurm's, at the end of the time of grace
             self.assertEqual(stop.asked, signal.SIGTERM)
@@ -215,7 +218,7 @@ class StopSignalsTest(absltest.TestCase):
 
     def test_what_was_there_before_comes_back(self):
         before = signal.getsignal(signal.SIGTERM)
-        with progress.StopSignals():
+        with StopSignals():
             self.assertNotEqual(signal.getsignal(signal.SIGTERM), before)
         self.assertEqual(signal.getsignal(signal.SIGTERM), before)
 

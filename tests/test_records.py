@@ -12,6 +12,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation import records
+from jaxrobust.weights import hashes
 
 
 class RecordsTest(absltest.TestCase):
@@ -24,14 +25,14 @@ class RecordsTest(absltest.TestCase):
             weights | {"a": np.zeros(4, np.int32)},
             weights | {"a": np.array([0, 0, 0, 1e-9], np.float32)},
         ]
-        self.assertLen({records.weights_sha256(v, {}) for v in variants}, len(variants))
+        self.assertLen({hashes.weights_sha256(v, {}) for v in variants}, len(variants))
         reordered = dict(reversed(weights.items()))
-        self.assertEqual(records.weights_sha256(reordered, {}), records.weights_sha256(weights, {}))
+        self.assertEqual(hashes.weights_sha256(reordered, {}), hashes.weights_sha256(weights, {}))
 
     def test_config_hash_ignores_the_order_of_keys(self):
         a, b = {"x": 1, "y": {"z": 2.5}}, {"y": {"z": 2.5}, "x": 1}
-        self.assertEqual(records.config_sha256(a), records.config_sha256(b))
-        self.assertNotEqual(records.config_sha256(a), records.config_sha256(a | {"x": 2}))
+        self.assertEqual(hashes.config_sha256(a), hashes.config_sha256(b))
+        self.assertNotEqual(hashes.config_sha256(a), hashes.config_sha256(a | {"x": 2}))
 
 
 class CommitTest(parameterized.TestCase):
@@ -60,7 +61,7 @@ class CommitTest(parameterized.TestCase):
 
     def package(self, folder: Path):
         """The module of a copy of the package that lies in a folder."""
-        path = folder / "jaxrobust" / "records.py"
+        path = folder / "jaxrobust" / "evaluation" / "records.py"
         path.parent.mkdir(parents=True)
         path.write_bytes(Path(records.__file__).read_bytes())
         spec = importlib.util.spec_from_file_location("jaxrobust_copy", path)
@@ -84,7 +85,7 @@ class CommitTest(parameterized.TestCase):
 
     def sources(self) -> str:
         content = Path(records.__file__).read_bytes()
-        return hashlib.sha256(b"records.py\n" + content).hexdigest()
+        return hashlib.sha256(b"evaluation/records.py\n" + content).hexdigest()
 
     def test_of_a_checkout_and_its_changes(self):
         module = self.package(self.folder)

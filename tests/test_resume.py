@@ -17,11 +17,13 @@ import pytest
 from absl.testing import absltest
 from ml_collections import ConfigDict
 
-from jaxrobust.evaluation import records
-from jaxrobust.runtime import sharding
-from jaxrobust.training import build, loop, metrics, results, step
+from jaxrobust.evaluation import accuracy, records
+from jaxrobust.runtime import jsonl, sharding
+from jaxrobust.training import build, loop, phase, splits, step
 from jaxrobust.training import run as training_run
+from jaxrobust.training import selection as selection_split
 from jaxrobust.weights import checkpoint
+from jaxrobust.weights import start as start_weights
 from tests.test_train import final_state, quiet_run, stop_after, tiny
 
 
@@ -72,21 +74,21 @@ def numbers(state):
 
 def lines(workdir: Path, key: str) -> dict[int, float]:
     """A figure of metrics.jsonl by step, each step once."""
-    rows = [row for row in metrics.read(workdir / "metrics.jsonl") if key in row]
+    rows = [row for row in jsonl.read(workdir / "metrics.jsonl") if key in row]
     assert len({row["step"] for row in rows}) == len(rows)
     return {row["step"]: row[key] for row in rows}
 
 
 def killed_after(after: int, run) -> None:
     """`run()`, that goes no further than so many steps."""
-    real, seen = loop.device_batch, itertools.count(1)
+    real, seen = splits.device_batch, itertools.count(1)
 
     def device_batch(mesh, batch):
         if next(seen) > after:
             raise Killed
         return real(mesh, batch)
 
-    with mock.patch.object(loop, "device_batch", device_batch):
+    with mock.patch.object(splits, "device_batch", device_batch):
         try:
             run()
         except Killed:
@@ -99,7 +101,7 @@ class RunTest(absltest.TestCase):
         super().setUp()
         reached = {"clean": 0.5, "robust": 0.25, "images": 64}
         # What an evaluation finds changes no bit of the training, but takes long to compile.
-        self.enter_context(mock.patch.object(results, "count", return_value=reached))
+        self.enter_context(mock.patch.object(accuracy, "count", return_value=reached))
 
     def same(self, one, other):
         for (path, a), b in zip(
@@ -172,10 +174,10 @@ class GroupsTest(RunTest):
     def test_batch_norms_keep_theirs(self):
         def check(count, before, config):
             with devices(count), jax.numpy_dtype_promotion("standard"):
-                phase = build.phase(config, "pretrain", 256)
-            run = loop.Run(config, Path(), "pretrain", phase, *[None] * 5)
+                built = build.phase(config, "pretrain", 256)
+            run = phase.Run(config, Path(), "pretrain", built, *[None] * 5)
             loop._same_groups(run, {"bn_group": before} if before is not None else {})
-            return phase.bn_group
+            return built.bn_group
 
         self.assertEqual(check(8, 8, self.config()), 8)
         self.assertEqual(check(4, 8, self.config(pretrain__microbatches=2)), 8)
@@ -225,7 +227,7 @@ class SkippedTest(RunTest):
             stop_after(1, lambda: quiet_run(config, killed), said="the last 3 in a row found no")
             reached = {"clean": 0.0, "robust": 0.0, "images": 64}
             with (
-                mock.patch.object(results, "count", side_effect=[reached, Killed]),
+                mock.patch.object(accuracy, "count", side_effect=[reached, Killed]),
                 self.assertRaises(Killed),  # while step 12 is evaluated
             ):
                 said = quiet_run(config, killed)
@@ -250,7 +252,7 @@ class SkippedTest(RunTest):
         evaluated = {"clean": 0.5, "robust": 0.25, "images": 64}
         with poisoned([7]):
             with (
-                mock.patch.object(results, "count", side_effect=[evaluated, Killed]),
+                mock.patch.object(accuracy, "count", side_effect=[evaluated, Killed]),
                 self.assertRaises(Killed),
             ):
                 quiet_run(config, workdir)
@@ -303,12 +305,12 @@ class RollbackTest(RunTest):
             said = quiet_run(config, folder / "whole")
             # The first eight steps of the process are those before the rollback.
             killed_after(10, lambda: quiet_run(config, folder / "killed"))
-            self.assertLen(metrics.read(folder / "killed/train/rollbacks.jsonl"), 1)
+            self.assertLen(jsonl.read(folder / "killed/train/rollbacks.jsonl"), 1)
             quiet_run(config, folder / "killed")
         self.assertRegex(said, r"3 steps in a row|2 steps in a row")
         self.assertRegex(said, r"Back to step 4, with 0\.25 times the learning rate")
         for name in ("whole", "killed"):
-            (row,) = metrics.read(folder / name / "train" / "rollbacks.jsonl")
+            (row,) = jsonl.read(folder / name / "train" / "rollbacks.jsonl")
             self.assertEqual((row["back_to"], row["lr_scale"]), (4, 0.25))
             self.assertFalse(any(lines(folder / name, "skipped").values()))
         rates = lines(folder / "whole", "lr")
@@ -344,7 +346,7 @@ class RollbackTest(RunTest):
                     quiet_run(config, workdir)
             with checkpoint_of(workdir) as checkpoints:
                 self.assertEqual(checkpoints.latest_step(), 4)
-            rows = metrics.read(workdir / "train" / "rollbacks.jsonl")
+            rows = jsonl.read(workdir / "train" / "rollbacks.jsonl")
             self.assertEqual([row["lr_scale"] for row in rows], [0.5, 0.25])
             said = quiet_run(one_phase(trouble__skips=1, trouble__rollbacks=2), workdir)
         self.assertIn("train: step 4 of 12", said)
@@ -418,7 +420,7 @@ class LeftoversTest(RunTest):
         before, selected = path.read_text(), (workdir / "train" / "selection.jsonl").read_text()
         *kept, last = before.splitlines(keepends=True)
         self.assertIn("selection_robust", last)
-        metrics.replace(path, "".join(kept))
+        jsonl.replace(path, "".join(kept))
         quiet_run(config, workdir)
         self.assertEqual(path.read_text(), before)
         self.assertEqual((workdir / "train" / "selection.jsonl").read_text(), selected)
@@ -430,7 +432,7 @@ class LeftoversTest(RunTest):
         shutil.rmtree(workdir / "train" / "best")
         said = quiet_run(config, workdir)
         self.assertIn("train: step 12, selection split: clean", said)
-        rows = metrics.read(workdir / "train" / "selection.jsonl")
+        rows = jsonl.read(workdir / "train" / "selection.jsonl")
         self.assertEqual([row["step"] for row in rows], [4, 8, 12])
         self.assertNotIn("compiled", quiet_run(config, workdir))
 
@@ -440,7 +442,7 @@ class LeftoversTest(RunTest):
         config.lock()
         (workdir / "train" / "latest" / "4.orbax-checkpoint-tmp").mkdir(parents=True)
         with (
-            mock.patch.object(training_run.initial, "of_config", side_effect=ZeroDivisionError),
+            mock.patch.object(start_weights, "of_config", side_effect=ZeroDivisionError),
             self.assertRaises(ZeroDivisionError),
         ):
             quiet_run(config, workdir)
@@ -456,7 +458,7 @@ class LinesTest(absltest.TestCase):
             text = "".join(json.dumps(row) + "\n" for row in rows)
             (workdir / f"{path}.jsonl").write_text(text)
         best = mock.Mock(**{"latest_step.return_value": 4})
-        return loop.Run(None, workdir, name, *[None] * 4, best, None)
+        return phase.Run(None, workdir, name, *[None] * 4, best, None)
 
     def test_the_last_evaluation_is_one_of_the_phase(self):
         rows = [
@@ -472,7 +474,7 @@ class LinesTest(absltest.TestCase):
             ("train", rows[:3], 0),
             ("train", [], 0),
         ):
-            self.assertEqual(loop.scored(self.run_of(name, logged)), last)
+            self.assertEqual(phase.scored(self.run_of(name, logged)), last)
 
     def overfitting(self, training, selection, *, images=10_000, name="train"):
         """Three evaluations at steps 4, 8 and 12, and what is logged in between, twice each."""
@@ -485,7 +487,7 @@ class LinesTest(absltest.TestCase):
             {"step": 4 * (number + 1), "robust": robust, "images": images}
             for number, robust in enumerate(selection)
         ]
-        return loop._overfitting(self.run_of(name, logged, selected))
+        return selection_split._overfitting(self.run_of(name, logged, selected))
 
     def test_overfitting_compares_means_between_evaluations(self):
         """Each figure of the sentence, from the rows that it is a mean of."""
@@ -518,7 +520,7 @@ class LinesTest(absltest.TestCase):
         for there in (2, 10):  # before the best evaluation, or before the last
             logged = [{"phase": "train", "step": step, "skipped": 4} for step in (2, 6, 10)]
             logged.append({"phase": "train", "step": there, "robust": 0.3})
-            self.assertIsNone(loop._overfitting(self.run_of("train", logged, selected)))
+            self.assertIsNone(selection_split._overfitting(self.run_of("train", logged, selected)))
 
 
 class AheadTest(absltest.TestCase):

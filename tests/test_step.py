@@ -9,7 +9,9 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from jaxrobust import attacks, models
-from jaxrobust.config import base
+from jaxrobust.config import base, network_of
+from jaxrobust.evaluation import accuracy
+from jaxrobust.models import inputs
 from jaxrobust.runtime import sharding
 from jaxrobust.training import build, objectives, optim, step
 from jaxrobust.types import Batch, Classifier
@@ -57,7 +59,7 @@ class UnitRangeTest(absltest.TestCase):
     quotients = np.arange(256, dtype=np.float32) / np.float32(255)  # as ToTensor divides
 
     def test_is_to_tensors_division_in_a_compiled_program(self):
-        compiled = jax.jit(step.unit_range).lower(self.pixels).compile()
+        compiled = jax.jit(inputs.unit_range).lower(self.pixels).compile()
         np.testing.assert_array_equal(compiled(self.pixels), self.quotients)
         found = re.findall(r"\s(add|subtract|multiply|divide)\(", compiled.as_text())
         self.assertCountEqual(found, ["multiply", "multiply", "add"])  # nothing taken together
@@ -103,10 +105,10 @@ class TrainStepTest(parameterized.TestCase):
             np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-7)
 
     def test_everything_but_the_optimiser_is_strict(self):
-        net = build.network(small_config())
+        net = network_of(small_config())
         params, stats = jax.jit(net.init)(jax.random.key(0))
         attack = attacks.apgd(epsilon=0.1, steps=2)
-        batch = Batch(step.unit_range(batch_of().images), batch_of().labels)
+        batch = Batch(inputs.unit_range(batch_of().images), batch_of().labels)
         for objective in (objectives.clean(), objectives.adversarial(), objectives.trades(6.0)):
             x = attack(lambda x: net.apply(params, stats, x)[0], None, *batch)
             grads = jax.grad(lambda p, o=objective, x=x: o.loss(net, p, stats, batch, x, None)[0])(
@@ -213,11 +215,11 @@ class AugmentedStepTest(parameterized.TestCase):
             step_key = jax.random.fold_in(state.key, 7)
             *_, key = jax.random.split(step_key, 3)
             images, targets = jax.jit(augment)(
-                key, Batch(step.unit_range(batch_of().images), batch_of().labels)
+                key, Batch(inputs.unit_range(batch_of().images), batch_of().labels)
             )
             after, metrics = phase.step(state, batch_of(), build.orders(phase.mesh))
             again, expected = plain.step(state, Batch(images, targets), build.orders(plain.mesh))
-        self.assertGreater(float(jnp.abs(images - step.unit_range(batch_of().images)).max()), 0.1)
+        self.assertGreater(float(jnp.abs(images - inputs.unit_range(batch_of().images)).max()), 0.1)
         # Two compilations of one step: float32 rounding, which Adam amplifies.
         np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
         for name, value in again.params.items():
@@ -320,7 +322,7 @@ class BatchNormTest(parameterized.TestCase):
             def frozen(x):
                 return apply(params, stats, x, train=train)[0]
 
-            images_adv = attack(frozen, None, step.unit_range(batch.images), batch.labels)
+            images_adv = attack(frozen, None, inputs.unit_range(batch.images), batch.labels)
             return apply(params, stats, images_adv, train=True)[1]
 
         with jax.set_mesh(phase.mesh), standard():
@@ -403,7 +405,7 @@ class ProgramTest(absltest.TestCase):
 
     @pytest.mark.slow
     def test_costs_what_the_attack_must(self):
-        net = build.network(self.config())
+        net = network_of(self.config())
         params, stats = jax.eval_shape(net.init, jax.random.key(0))
         images = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32)
         forward = jax.jit(lambda p, s, x: net.apply(p, s, x)[0]).lower(params, stats, images)
@@ -433,7 +435,7 @@ class FullSizeProgramTest(absltest.TestCase):
             with jax.set_mesh(phase.mesh), standard():
                 lowered = phase.step.lower(*build.abstract_arguments(config, "train", phase))
                 programs[objective] = lowered.compile()
-        net = build.network(config)
+        net = network_of(config)
         params, stats = jax.eval_shape(net.init, jax.random.key(0))
         images = jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32)
         forward = jax.jit(lambda p, s, x: net.apply(p, s, x)[0]).lower(params, stats, images)
@@ -448,10 +450,10 @@ class FullSizeProgramTest(absltest.TestCase):
 class EvalStepTest(absltest.TestCase):
     def test_counts_ignore_padding_and_do_not_depend_on_the_batch(self):
         config = small_config()
-        net = build.network(config)
+        net = network_of(config)
         params, stats = jax.jit(net.init)(jax.random.key(0))
         images, _ = batch_of()
-        logits = jax.jit(net.apply)(params, stats, step.unit_range(images))[0]
+        logits = jax.jit(net.apply)(params, stats, inputs.unit_range(images))[0]
         labels = logits.argmax(-1).astype(jnp.int32)
         mesh = sharding.make_mesh(jax.devices()[:1])
         evaluate = build.evaluation(config, mesh, steps=3)
@@ -471,7 +473,7 @@ class EvalStepTest(absltest.TestCase):
         net = Classifier(init=None, apply=apply)
         images, labels = jnp.zeros((4, 2, 2, 1)), jnp.array([0, 0, 1, 2])
         for logit, clean in ((1.0, 2), (np.nan, 0)):
-            counts = step.eval_step(
+            counts = accuracy.counts(
                 {"logit": jnp.array([logit])},
                 {},
                 images,

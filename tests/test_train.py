@@ -21,7 +21,8 @@ from ml_collections import ConfigDict
 
 from jaxrobust.config import base
 from jaxrobust.data import sources
-from jaxrobust.training import build, loop, results
+from jaxrobust.evaluation import accuracy, records
+from jaxrobust.training import build, loop, splits
 from jaxrobust.training import run as training_run
 from jaxrobust.weights import checkpoint
 from tests.modules import hidden
@@ -96,16 +97,16 @@ class LoopTest(parameterized.TestCase):
         self.assertRegex(self.said, r"step compiled in [\d.]+ s \(compilation cache (hit|miss)\)")
 
     def test_records_carry_their_evidence(self):
-        records = results.results(self.workdir)
-        self.assertLen(records, 2)
-        for record in records:
+        rows = records.read(self.workdir)
+        self.assertLen(rows, 2)
+        for record in rows:
             for key in ("commit", "config_sha256", "weights_sha256", "seed", "versions", "device"):
                 self.assertTrue(record[key] or key == "seed", key)
             self.assertEqual(record["attacks"][0]["epsilon"], 0.1)
             self.assertEqual(record["image_ids"], "0..79")
             self.assertEqual(record["preprocessing"], "none")
             self.assertBetween(record["robust"], 0, record["clean"])
-        self.assertNotEqual(records[0]["weights_sha256"], records[1]["weights_sha256"])
+        self.assertNotEqual(rows[0]["weights_sha256"], rows[1]["weights_sha256"])
 
     def test_metrics_are_lines_of_json(self):
         lines = [json.loads(x) for x in (self.workdir / "metrics.jsonl").read_text().splitlines()]
@@ -165,7 +166,7 @@ class LoopTest(parameterized.TestCase):
 @contextlib.contextmanager
 def _counting(after: int, then):
     """Calls `then()` when the loop asks for the batch after `after` steps of the whole run."""
-    original, seen = loop.device_batch, [0]
+    original, seen = splits.device_batch, [0]
 
     def counted(mesh, batch):
         seen[0] += 1
@@ -173,7 +174,7 @@ def _counting(after: int, then):
             then()
         return original(mesh, batch)
 
-    with mock.patch.object(loop, "device_batch", counted):
+    with mock.patch.object(splits, "device_batch", counted):
         yield
 
 
@@ -214,7 +215,7 @@ class TroubleTest(parameterized.TestCase):
 
     def test_bad_record_loses_nothing(self):
         workdir = Path(self.create_tempdir()) / "record"
-        config, real = tiny(pretrain__epochs=0), loop.batches
+        config, real = tiny(pretrain__epochs=0), splits.batches
 
         class Damaged:
             def __init__(self, batches):
@@ -227,7 +228,7 @@ class TroubleTest(parameterized.TestCase):
 
         counter = itertools.count()
         with (
-            mock.patch.object(loop, "batches", lambda *args: Damaged(real(*args))),
+            mock.patch.object(splits, "batches", lambda *args: Damaged(real(*args))),
             self.assertRaisesRegex(loop.BadData, "record 77 is damaged. Repair .* after step 6 of"),
         ):
             quiet_run(config, workdir)
@@ -236,7 +237,7 @@ class TroubleTest(parameterized.TestCase):
     def test_failing_evaluation_loses_nothing(self):
         workdir = Path(self.create_tempdir()) / "evaluation"
         config = tiny(pretrain__epochs=0)
-        failure = mock.patch.object(results, "count", side_effect=sources.DataError("bad image"))
+        failure = mock.patch.object(accuracy, "count", side_effect=sources.DataError("bad image"))
         with failure, self.assertRaisesRegex(ValueError, "bad image"):
             quiet_run(config, workdir)
         said = quiet_run(config, workdir)

@@ -12,8 +12,9 @@ from safetensors.numpy import save_file
 
 from jaxrobust import models
 from jaxrobust.data import sources
-from jaxrobust.training import results
+from jaxrobust.evaluation import records
 from jaxrobust.training import run as training_run
+from jaxrobust.weights import runs
 from tests.test_evaluate import call
 from tests.test_train import quiet_run, tiny
 
@@ -69,7 +70,7 @@ class FolderTest(parameterized.TestCase):
         for line in self.metrics():
             self.assertEqual(line["damaged_images"], 0)
             self.assertBetween(line["data_wait"], 0, 1)
-        (record,) = results.results(self.workdir)
+        (record,) = records.read(self.workdir)
         self.assertEqual(record["preprocessing"], "bicubic-9-crop-8")
         self.assertNotIn("damaged", record)
 
@@ -90,7 +91,7 @@ class FolderTest(parameterized.TestCase):
         self.assertEqual(
             sorted(row["split"] for row in met), ["train"] * 2 + ["val[50%:]", "val[:50%]"]
         )
-        (record,) = results.results(self.workdir)
+        (record,) = records.read(self.workdir)
         self.assertLen(record["damaged"], 1)
         self.assertIn(str(self.images("val")[-1]), record["damaged"][0])
 
@@ -111,7 +112,7 @@ class FolderTest(parameterized.TestCase):
             quiet_run(self.config, self.workdir)
         bad.write_bytes(content)
         quiet_run(self.config, self.workdir)
-        self.assertLen(results.results(self.workdir), 1)
+        self.assertLen(records.read(self.workdir), 1)
 
     def test_other_classes_than_before_are_refused(self):
         training_run.check(self.config, ["train"], self.workdir)
@@ -160,7 +161,7 @@ class FolderTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, r"4 of its names are missing .* new --workdir"):
             training_run.check(self.config, ["train"], self.workdir)
         source = sources.open_source(f"folder:{self.data}", "val")
-        results.check_classes(self.workdir, source, renamed=True)  # of another data set, for one
+        runs.check_classes(self.workdir, source, renamed=True)  # of another data set, for one
 
     def test_splits_of_other_classes_are_refused(self):
         (self.data / "val" / "bee").rename(self.data / "val" / "bat")
@@ -207,7 +208,7 @@ class EvaluateTest(absltest.TestCase):
                 out=str(root / "out"),
             )
             self.assertEqual(code, 0, said)
-        one, other = results.results(root / "out")
+        one, other = records.read(root / "out")
         self.assertNotEqual(one["evaluation"], other["evaluation"])
         self.assertNotEqual(one["classes_sha256"], other["classes_sha256"])
         self.assertNotEqual(one["clean"], other["clean"])  # one class is right, then another

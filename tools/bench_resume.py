@@ -29,7 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from jaxrobust.training import metrics
+from jaxrobust.runtime import jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 PHASES = ("pretrain", "train")
@@ -157,13 +157,13 @@ def outcome(workdir: Path, phases: Sequence[str] = PHASES) -> dict[str, Any]:
                 f"{phase}/{kind}/{steps[0].name}{name}": array
                 for name, array in _arrays(steps[0] / "arrays").items()
             }
-        found[f"{phase}/selection.jsonl"] = metrics.read(workdir / phase / "selection.jsonl")
-    lines = metrics.read(workdir / "metrics.jsonl")
+        found[f"{phase}/selection.jsonl"] = jsonl.read(workdir / phase / "selection.jsonl")
+    lines = jsonl.read(workdir / "metrics.jsonl")
     found["metrics.jsonl"] = [
         {key: value for key, value in line.items() if key not in _OF_TIME} for line in lines
     ]
     keys = ("weights", "weights_sha256", "clean", "robust", "attacks", "image_ids")
-    records = metrics.read(workdir / "results.jsonl")
+    records = jsonl.read(workdir / "results.jsonl")
     found["results.jsonl"] = [{key: record[key] for key in keys} for record in records]
     if left := _temporary(workdir) + list(workdir.rglob("*.part")):
         raise Different(f"left over: {left}")

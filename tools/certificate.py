@@ -20,15 +20,14 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, tools/ is unknown
 
 from jaxrobust import models
-from jaxrobust.evaluation import command, records
+from jaxrobust.evaluation import records
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.runtime import compilation
+from jaxrobust.runtime import compilation, jsonl
 from jaxrobust.runtime.commandline import check_once, mapping, stop
-from jaxrobust.training import metrics
-from jaxrobust.weights import certificates, convert
+from jaxrobust.weights import certificates, convert, hashes
 from jaxrobust.weights import folder as weights_folder
 from jaxrobust.weights import start as start_weights
-from jaxrobust.weights.download import file_sha256
+from jaxrobust.weights.hashes import file_sha256
 from tools import references, side_by_side
 from tools.references import Network, Reference
 
@@ -64,7 +63,7 @@ def certify(
         "options": network.options,
         "commit": records.commit(),
         "versions": _versions(),
-        "weights_sha256": records.weights_sha256(network.params, network.stats),
+        "weights_sha256": hashes.weights_sha256(network.params, network.stats),
         "files": {
             whose: {"name": path.name, "sha256": file_sha256(path)}
             for whose, path in compared.items()
@@ -110,7 +109,7 @@ def write(weights: Path, certificate: dict[str, Any]) -> Path:
     if file not in compared.values():
         compared["ours"] = file
     path = certificates.beside(weights)
-    metrics.replace(path, json.dumps(certificate, indent=2) + "\n")
+    jsonl.replace(path, json.dumps(certificate, indent=2) + "\n")
     return path
 
 
@@ -229,7 +228,7 @@ def stored(
     size = image_size or about.get("image_size", 224)
     sizes = {"num_classes": classes or 1000, "image_size": size}
     said = None if found.options is None else (name, found.options)
-    options = command.options(name, options, said, weights)
+    options = certificates.options(name, options, said, weights)
     net = models.create(name, **sizes, in_channels=channels, **options)
     try:
         start = start_weights.compose(name, net, found.arrays)

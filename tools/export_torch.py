@@ -29,16 +29,16 @@ from absl import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, tools/ is unknown
 
-from jaxrobust.evaluation import command, records
+from jaxrobust.config import network_of
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import compilation, sharding
 from jaxrobust.runtime.commandline import check_once, mapping, stop
-from jaxrobust.training import build, optim
+from jaxrobust.training import optim
 from jaxrobust.training.step import averaged, init_state
-from jaxrobust.weights import certificates
+from jaxrobust.weights import certificates, hashes, runs
 from jaxrobust.weights import folder as weights_folder
 from jaxrobust.weights.checkpoint import Checkpoints, abstract_state
-from jaxrobust.weights.download import file_sha256
+from jaxrobust.weights.hashes import file_sha256
 from tools import certificate, layouts, references, robustbench_entry
 from tools.references import Network
 
@@ -112,9 +112,9 @@ def of_run(workdir: Path, phase: str | None, which: str | None) -> tuple[Network
 
     The best checkpoint holds what the run evaluates; the other kind is in the latest one only.
     """
-    config = command.run_config(workdir)
+    config = runs.run_config(workdir)
     if which in (None, config.evaluation.weights):
-        said, (params, stats) = command.run_weights(config, workdir, phase)
+        said, (params, stats) = runs.run_weights(workdir, phase)
     else:
         assert which is not None
         said, (params, stats) = _latest(config, workdir, phase, which)
@@ -138,7 +138,7 @@ def _latest(config, workdir: Path, phase: str | None, which: str):
     # Of the optimiser, only the shapes of its state matter here.
     mask = optim.decay_mask_of(config.model.name)
     tx = optim.adamw(lambda step: 0.0, weight_decay=0.0, decay_mask=mask)
-    init = partial(init_state, build.network(config), tx)
+    init = partial(init_state, network_of(config), tx)
     shapes = jax.eval_shape(init, jax.random.key(0))
     abstract = abstract_state(shapes, sharding.replicated(sharding.make_mesh()))
     with contextlib.closing(Checkpoints(workdir / done[0] / "latest", read_only=True)) as latest:
@@ -191,7 +191,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Exports, and returns what was written."""
     _check(args)
     network, which, given = read(args)
-    sha256 = records.weights_sha256(network.params, network.stats)
+    sha256 = hashes.weights_sha256(network.params, network.stats)
     record = robustbench_entry.find(args.record, sha256, args.evaluation) if args.record else None
     args.out.parent.mkdir(parents=True, exist_ok=True)
     staged = args.out.with_name(f"{args.out.name}.part-{os.getpid()}")
@@ -208,7 +208,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 (staged / name).parent.mkdir(parents=True, exist_ok=True)
                 (staged / name).write_text(text)
         written = [p for p in sorted(staged.rglob("*")) if p.is_file()]
-        hashes = {str(p.relative_to(staged)): file_sha256(p) for p in written}
+        digests = {str(p.relative_to(staged)): file_sha256(p) for p in written}
         publish(staged, args.out)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -218,13 +218,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "weights_sha256": sha256,
         "layout": args.layout,
         "out": str(args.out),
-        "files": hashes,
+        "files": digests,
         "certificate": found and certificates.summary(found),
         "usage": layouts.usage(network, args.layout, args.out),
         "by_hand": robustbench_entry.unknown(record) if record else [],
     }
     print(f"{network.name} ({which}), {network.num_classes} classes, weights sha256 {sha256}")
-    for name, value in hashes.items():
+    for name, value in digests.items():
         print(f"  {args.out / name}: sha256 {value}")
     for key, said in (("certificate", "certificate: "), ("usage", "")):
         if done[key]:

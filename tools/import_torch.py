@@ -22,7 +22,6 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, tools/ is unknown
 
 from jaxrobust import models
-from jaxrobust.evaluation import command
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
 from jaxrobust.runtime.commandline import check_once, mapping, stop
 from jaxrobust.weights import certificates, convert, download, files
@@ -169,7 +168,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     key, settings = published(args.model, path), hub_settings(beside)
 
     given = mapping("options", args.options)
-    options = command.options(name, given, weights_folder.network(path), path)
+    options = certificates.options(name, given, weights_folder.network(path), path)
     found = convert.names(name, arrays, **options)
     for flag in ("num_classes", "image_size"):
         if getattr(args, flag) is not None and getattr(args, flag) < 1:

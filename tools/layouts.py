@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.weights import convert
-from jaxrobust.weights.download import file_sha256
+from jaxrobust.weights.hashes import file_sha256
 from tools import references
 from tools.references import Network
 

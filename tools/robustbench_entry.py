@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrobust.data.subsets import ROBUSTBENCH_SHA256
-from jaxrobust.training import metrics
+from jaxrobust.runtime import jsonl
 
 BY_HAND = "TO BE FILLED IN BY HAND"
 IMAGES = 5000
@@ -66,7 +66,7 @@ def find(path: Path, weights_sha256: str, evaluation: str | None) -> dict[str, A
     """
     if not path.is_file():
         raise ValueError(f"--record {path}: no such file; evaluations write results.jsonl")
-    rows = [r for r in metrics.read(path) if isinstance(r, dict) and "weights_sha256" in r]
+    rows = [r for r in jsonl.read(path) if isinstance(r, dict) and "weights_sha256" in r]
     if evaluation is not None:
         rows = [r for r in rows if r.get("evaluation") == evaluation]
         if not rows:

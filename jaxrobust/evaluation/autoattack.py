@@ -18,8 +18,9 @@ import numpy as np
 from jaxrobust.attacks.machine import check_radius
 from jaxrobust.evaluation import checks, engine, networks, plan
 from jaxrobust.evaluation.ledger import open_ledger
+from jaxrobust.evaluation.progress import Decisions
 from jaxrobust.runtime import hosts
-from jaxrobust.runtime.progress import Decisions, say
+from jaxrobust.runtime.progress import say
 from jaxrobust.types import Array
 
 _SAMPLE = 64  # survivors of a search in lower precision that are attacked again

@@ -11,8 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.runtime import hosts, locks
-from jaxrobust.training import metrics
+from jaxrobust.runtime import hosts, jsonl, locks
 
 _SHARE = "put the ledger into a folder that all hosts share"
 
@@ -52,13 +51,13 @@ class Ledger:
             for file in [first, *sorted(first.parent.glob(others))]:
                 self._read(file, identity)
             with self._path.open("a+b") as lines:
-                metrics.mend(lines)
+                jsonl.mend(lines)
             if not self._path.stat().st_size:
                 self._append({"identity": identity})
             self._lock = opening.pop_all()
 
     def _read(self, file: Path, identity: dict[str, Any]) -> None:
-        lines = metrics.read(file)
+        lines = jsonl.read(file)
         if lines:
             _refuse_another(file, lines[0].get("identity"), identity)
         for number, record in enumerate(lines[1:], 2):

@@ -12,34 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
+from jaxrobust.runtime import jsonl
 from jaxrobust.types import VERDICT_PRECISION, Params
+from jaxrobust.weights import hashes
 
 _PACKAGES = ("jaxrobust", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
 _OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
 _PATIENCE_S = 30
-
-
-def weights_sha256(params: Params, stats: Params) -> str:
-    """Of all names, types, shapes and bytes, in the order of names."""
-    digest = hashlib.sha256()
-    for name, array in sorted((params | stats).items()):
-        host = np.asarray(jax.device_get(array))
-        digest.update(f"{name} {host.dtype} {host.shape}".encode())
-        digest.update(np.ascontiguousarray(host).tobytes())
-    return digest.hexdigest()
-
-
-def config_sha256(config: dict[str, Any]) -> str:
-    """Of the resolved config as JSON with sorted keys."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
-
-
-def classes_sha256(classes: Sequence[str]) -> str | None:
-    """Of the classes' names, one a line in the order of labels; None where they have none."""
-    text = "".join(f"{name}\n" for name in classes)
-    return hashlib.sha256(text.encode()).hexdigest() if text else None
 
 
 def commit() -> str:
@@ -148,13 +128,13 @@ def accuracy_record(
       more: what only some evaluations have to say; its keys follow the others.
     """
     device = jax.devices()[0]
-    lists = {"ids_sha256": ids_sha256, "classes_sha256": classes_sha256(classes)}
+    lists = {"ids_sha256": ids_sha256, "classes_sha256": hashes.classes_sha256(classes)}
     record = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "config_sha256": config_sha256(config),
+        "config_sha256": hashes.config_sha256(config),
         "weights": weights,
-        "weights_sha256": weights_sha256(params, stats),
+        "weights_sha256": hashes.weights_sha256(params, stats),
         "dataset": dataset,
         "split": split,
         "image_ids": image_ids,
@@ -170,3 +150,22 @@ def accuracy_record(
         "device": f"{jax.device_count()} x {device.device_kind}",
     }
     return record | {key: value for key, value in lists.items() if value} | (more or {})
+
+
+def ids_of(images: int) -> str:
+    """The first images of a split, as records name them."""
+    return f"0..{images - 1}"
+
+
+def read(workdir: Path) -> list[dict]:
+    """The records of a workdir, oldest first."""
+    return jsonl.read(workdir / "results.jsonl")
+
+
+def how(record: dict) -> str:
+    """The attack of a record in words."""
+    if not record["attacks"]:
+        return "none"
+    a = record["attacks"][0]
+    name = record.get("method") or f"{a['name'].upper()} {a['steps']} steps"
+    return f"{name}, {a['norm']} {a['epsilon']:.4g}"

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax._src import distributed  # the coordination service has no public name
-from jax.experimental.multihost_utils import process_allgather
+from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
 from jaxrobust.runtime.progress import say
 
@@ -28,6 +28,27 @@ _PIECES = (2**14, 2**20)
 # Of logits, by their spread: products in bfloat16 or TF32 move them by half as much.
 ROUNDING = 2e-3
 _calls = itertools.count()
+
+
+def first(value: int) -> int:
+    """What the first host says: another one may have another, or a later, view of the files."""
+    if jax.process_count() == 1:
+        return value
+    return type(value)(broadcast_one_to_all(np.array(value)))
+
+
+def total(count: int) -> int:
+    """The sum of what each host counted."""
+    if jax.process_count() == 1:
+        return count
+    return int(process_allgather(np.array(count)).sum())
+
+
+def largest(value: int) -> int:
+    """The largest that a host has."""
+    if jax.process_count() == 1:
+        return value
+    return int(process_allgather(np.array(value)).max())
 
 
 def share(which: np.ndarray) -> np.ndarray:

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrobust.models.inputs import cast, unit_range
 from jaxrobust.training.objectives import Objective, cross_entropy
-from jaxrobust.training.step import cast, unit_range
 from jaxrobust.types import Array, Attack, Batch, Classifier, Params
 
 STRONGER = 3  # steps that the stronger attack has more

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import attacks, models
+from jaxrobust import attacks
+from jaxrobust.config import Config, network_of
 from jaxrobust.data.presets import PRESETS
+from jaxrobust.evaluation import accuracy
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime import sharding
 from jaxrobust.training import alarm, mixing, objectives, optim, step
 from jaxrobust.types import Attack, Batch, Classifier
-
-Config = Any  # ml_collections.ConfigDict, or anything that reads like one
 
 _OBJECTIVES = {
     "clean": lambda phase, attack: objectives.clean(),
@@ -38,22 +38,6 @@ class Phase(NamedTuple):
     steps_per_epoch: int
     schedule: Callable[[Any], jax.Array]
     bn_group: int  # images whose batch-norm statistics are taken together; 0: no batch norm
-
-
-def network(config: Config, *, dtype: str | None = None) -> Classifier:
-    """The config's network; `dtype` replaces its compute type."""
-    model = config.model
-    own = {
-        "num_classes": model.num_classes,
-        "image_size": model.image_size,
-        "in_channels": model.in_channels,
-        "dtype": dtype or model.dtype,
-        "remat": model.remat,
-    }
-    options = {name: value for name, value in model.options.items()}
-    if twice := sorted(own.keys() & options.keys()):
-        raise ValueError(f"model.options.{twice[0]} is no option; set model.{twice[0]}")
-    return models.create(model.name, **own, **options)
 
 
 def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
@@ -222,7 +206,7 @@ def phase(
         raise ValueError(
             f"attack.statistics={config.attack.statistics!r}; one of 'running', 'batch'"
         )
-    net = network(config)
+    net = network_of(config)
     mesh = mesh_of(config, devices)
     divides(p.batch_size, mesh.size, f"{name}.batch_size")
     images = p.batch_size // mesh.size
@@ -330,7 +314,7 @@ def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
     look = partial(
         alarm.probe,
         net=phase.net,
-        net32=network(config, dtype="float32"),
+        net32=network_of(config, dtype="float32"),
         attack=training_attack(config, p.objective),
         stronger=training_attack(config, p.objective, more=alarm.STRONGER),
         objective=_OBJECTIVES[p.objective](p, config.attack),
@@ -376,7 +360,7 @@ def flops_per_image(config: Config, name: str) -> float:
     p, a = config[name], config.attack
     attack = {"apgd": 2 * a.steps + 1, "pgd": 2 * a.steps, "fgsm": 2}[a.name]
     passes = {"clean": 3, "adversarial": attack + 3, "trades": attack + 7}[p.objective]
-    net = network(config)
+    net = network_of(config)
     size = config.model.image_size
     shapes = jax.eval_shape(net.init, jax.random.key(0))
     return 2.0 * passes * multiply_adds(net, *shapes, image_size=size)
@@ -398,28 +382,11 @@ def abstract_batch(config: Config, name: str) -> Any:
 
 def evaluation(
     config: Config, mesh: jax.sharding.Mesh, *, steps: int, dtype: str | None = None
-) -> Callable[..., Any]:
+) -> accuracy.Counter:
     """`(params, stats, images, labels, mask, ids, key) -> counts`: clean, and under APGD-CE.
 
-    The attack is AutoAttack's APGD with one random start; an image counts as robust if no iterate
-    was misclassified. `dtype` replaces the model's compute type.
+    `dtype` replaces the model's compute type.
     """
-    a = config.attack
-    attacks.apgd(norm=a.norm, epsilon=a.epsilon, steps=steps)  # refuses now, not while compiling
-
-    def attack(logits_fn, keys, images, labels):
-        run = partial(attacks.apgd_run, norm=a.norm, epsilon=a.epsilon, steps=steps)
-        found = run(logits_fn, images, labels, key=keys, start="random").x_best_adv
-        return attacks.BALLS[a.norm].settle(found, images)
-
-    whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
-    return jax.jit(
-        partial(
-            step.eval_step,
-            net=network(config, dtype=dtype),
-            attack=attack,
-            dtype=jnp.dtype(dtype or config.model.dtype),
-        ),
-        in_shardings=(whole, whole, split, split, split, split, whole),
-        out_shardings=whole,
-    )
+    attack = accuracy.apgd_ce(norm=config.attack.norm, epsilon=config.attack.epsilon, steps=steps)
+    net = network_of(config, dtype=dtype)
+    return accuracy.counter(net, attack, mesh=mesh, dtype=dtype or config.model.dtype)

@@ -2,29 +2,28 @@
 
 import contextlib
 import json
-import math
 import signal
 from collections import deque
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxrobust.data import loading, pipeline, sources
+from jaxrobust.data import sources
 from jaxrobust.evaluation import records
-from jaxrobust.runtime import compilation, hardware, sharding
-from jaxrobust.runtime.profiling import Profile, Trace
-from jaxrobust.runtime.progress import Progress, StopSignals, say
-from jaxrobust.training import alarm, build, metrics, results
-from jaxrobust.training.step import TrainState, averaged
-from jaxrobust.types import Batch
+from jaxrobust.runtime import compilation, hardware, hosts, jsonl
+from jaxrobust.runtime.profiling import Trace
+from jaxrobust.runtime.progress import StopSignals, say
+from jaxrobust.training import alarm, build, metrics, splits
+from jaxrobust.training.phase import Run, last, scored
+from jaxrobust.training.progress import Progress
+from jaxrobust.training.selection import selection
+from jaxrobust.training.step import TrainState
 from jaxrobust.weights.checkpoint import Checkpoints
 
-PHASES = ("pretrain", "train")
 _AHEAD = 2  # steps that may wait on the device for their turn, each with its batch
 _DATA = 64  # why a host stops, beside the numbers of signals
 
@@ -49,35 +48,6 @@ class Diverged(Exception):
     """No finite loss or gradient, for more steps than may be skipped."""
 
 
-class Run(NamedTuple):
-    """One phase of a run: what does not change from step to step."""
-
-    config: Any
-    workdir: Path
-    name: str
-    phase: build.Phase
-    source: sources.Source
-    profile: Profile | None
-    latest: Checkpoints  # to go back to after trouble
-    best: Checkpoints
-    stopped: Checkpoints  # of a stop in trouble, behind the latest
-
-    def file(self, name: str) -> Path:
-        """A file of this phase."""
-        return self.workdir / self.name / name
-
-
-def last(run: Run) -> tuple[Checkpoints, int | None]:
-    """Where to go on from: which checkpoints, and their step; None: there is none.
-
-    For all hosts the first one's word.
-    """
-    both = (run.latest, run.stopped)
-    steps = [results.first_host(-1 if (k := c.latest_step()) is None else k) for c in both]
-    which = int(steps[1] > steps[0])
-    return both[which], None if steps[which] < 0 else steps[which]
-
-
 def steps(run: Run, state: TrainState, stop: StopSignals) -> bool:
     """From the state of the last checkpoint to the end of the phase, its evaluation included.
 
@@ -94,21 +64,21 @@ def steps(run: Run, state: TrainState, stop: StopSignals) -> bool:
     checkpoints, done = last(run)
     meta: dict[str, Any] = checkpoints.meta(done) if done else {"examples_consumed": 0}
     _same_groups(run, meta)
-    went_back = metrics.read(run.file("rollbacks.jsonl"))
-    rollbacks = results.first_host(len(went_back))
+    went_back = jsonl.read(run.file("rollbacks.jsonl"))
+    rollbacks = hosts.first(len(went_back))
     if rollbacks > config.trouble.rollbacks:
         raise _diverged(run, went_back[-1]["why"] if went_back else "another host went back")
     arguments = build.abstract_arguments(config, name, phase)
     step_fn, seconds, hit = compilation.compiled(phase.step, *arguments)
     say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
-    select, ahead, failure = _selection(run), _Ahead(meta), None
+    select, ahead, failure = selection(run), _Ahead(meta), None
     probe, looks_every = build.probe(config, name, phase), config.alarm.every_steps
     if probe and start // looks_every < total // looks_every:
         probe, seconds, _ = compilation.compiled(probe, *arguments[:2])
         say(f"{name}: alarm compiled in {seconds:.1f} s, looks every {looks_every} steps")
-    damage = results.damage(config, run.workdir, run.source)
+    damage = splits.damage(config, run.workdir, run.source)
     batch: Any = None
-    saved = results.first_host(latest.latest_step() or 0)
+    saved = hosts.first(latest.latest_step() or 0)
 
     @cache
     def orders(stop: int):
@@ -143,8 +113,8 @@ def steps(run: Run, state: TrainState, stop: StopSignals) -> bool:
         if ahead.skipped:
             text += f" (the last {ahead.skipped} in a row found no finite gradient)"
         if failure is not None:
-            hosts = "" if alone else "; the other hosts stop as well"
-            return BadData(f"{failure}{hosts}. Repair the data first: {text}")
+            others = "" if alone else "; the other hosts stop as well"
+            return BadData(f"{failure}{others}. Repair the data first: {text}")
         if why == _DATA:
             return HostStopped(f"another host cannot read its data, and names it; {text}")
         return (Preempted if why == signal.SIGTERM else Interrupted)(text)
@@ -170,7 +140,9 @@ def steps(run: Run, state: TrainState, stop: StopSignals) -> bool:
             flops_per_image=build.flops_per_image(config, name) if chip else None,
             chip_hours=meta.get("chip_hours", 0.0),
         ) as progress,
-        contextlib.closing(batches(config, name, run.source, meta["examples_consumed"])) as stream,
+        contextlib.closing(
+            splits.batches(config, name, run.source, meta["examples_consumed"])
+        ) as stream,
         Trace(run.profile, run.workdir / "profile" / name, step) as trace,
         stop,
     ):
@@ -190,7 +162,7 @@ def steps(run: Run, state: TrainState, stop: StopSignals) -> bool:
                 return False
             if logs:
                 found = ahead.window()
-                found["damaged_images"] = len(damage.known) + results.over_hosts(len(damage.new))
+                found["damaged_images"] = len(damage.known) + hosts.total(len(damage.new))
                 found["lr"] = float(phase.schedule(step - 1)) * config.trouble.lr**rollbacks
                 for sentence in alarm.warnings(found) if "alarm_loss" in found else ():
                     say(f"{name}: WARNING, up to step {step}: {sentence}")
@@ -205,7 +177,7 @@ def steps(run: Run, state: TrainState, stop: StopSignals) -> bool:
                 evaluated = step
                 progress.resume(step)
             if step == total:
-                if why := results.most_of_hosts(stop.asked):  # too late for a step's orders
+                if why := hosts.largest(stop.asked):  # too late for a step's orders
                     raise stopped(why)
                 return True
             try:
@@ -213,11 +185,11 @@ def steps(run: Run, state: TrainState, stop: StopSignals) -> bool:
                     batch = batch if failure else next(stream)
                 damage.meet(batch.damaged)
             except sources.DataError as error:
-                failure, batch = error, batch or _blank(run)
+                failure, batch = error, batch or splits.blank(run)
                 if alone:
                     raise stopped(_DATA) from error
             told = orders(0 if alone else _DATA if failure else stop.asked)
-            images = device_batch(phase.mesh, batch)
+            images = splits.device_batch(phase.mesh, batch)
             state, values = step_fn(state, images, told)
             step += 1
             progress.dispatched(values)
@@ -286,7 +258,7 @@ def _roll_back(run: Run, ahead: _Ahead, rollbacks: int) -> None:
     )
     if jax.process_index() == 0:
         note = {"step": row["step"], "back_to": last, "lr_scale": scale, "why": why}
-        metrics.append(run.file("rollbacks.jsonl"), note)
+        jsonl.append(run.file("rollbacks.jsonl"), note)
     if rollbacks >= run.config.trouble.rollbacks:
         raise _diverged(run, why)
     say(f"{run.name}: {why}. Back to step {last}, with {scale:g} times the learning rate")
@@ -295,7 +267,7 @@ def _roll_back(run: Run, ahead: _Ahead, rollbacks: int) -> None:
 def _diverged(run: Run, why: str) -> Diverged:
     last, trouble = run.latest.latest_step(), run.config.trouble
     good = f"step {last} under {run.latest.directory}" if last else "none was written yet"
-    more = len(metrics.read(run.file("rollbacks.jsonl")))
+    more = len(jsonl.read(run.file("rollbacks.jsonl")))
     return Diverged(
         f"{why}. The last good checkpoint: {good}. Set trouble.rollbacks={more} to go on from "
         f"there with {trouble.lr} times the learning rate, or start again in a new --workdir with "
@@ -313,92 +285,3 @@ def _same_groups(run: Run, meta: dict[str, Any]) -> None:
             f"model.options.bn_group={before}, {run.name}.microbatches or devices that keep their "
             "number, or start again in a new --workdir"
         )
-
-
-def batches(config, name: str, source: sources.Source, start: int) -> pipeline.Batches:
-    """This process' part of the training stream of a phase, from a position on."""
-    return pipeline.train_batches(
-        source,
-        batch_size=config[name].batch_size,
-        seed=config.seed + PHASES.index(name),
-        augmentation=config.data.augmentation,
-        image_size=config.model.image_size,
-        start=start,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        workers=config.data.workers,
-        strict=config.data.strict,
-    )
-
-
-def device_batch(mesh, batch) -> Batch:
-    """The global batch, from this process' part of it."""
-    return Batch(*sharding.global_arrays(mesh, (batch.images, batch.labels)))
-
-
-def _blank(run: Run):
-    """Images for a step that no host takes."""
-    whole = build.abstract_batch(run.config, run.name)
-    rows = len(whole.images) // jax.process_count()
-    images, labels = (np.zeros((rows, *x.shape[1:]), x.dtype) for x in whole)
-    return loading.TrainBatch(images, labels, np.full(rows, -1, np.int32))
-
-
-def _selection(run: Run):
-    """`select(step, state) -> dict`: evaluates on the selection split, keeps the best weights."""
-    config, name, phase, latest, best = run.config, run.name, run.phase, run.latest, run.best
-    settings, source = config.evaluation, results.open_split(config, "selection_split")
-    evaluate = build.evaluation(config, phase.mesh, steps=settings.steps)
-    meets = None if config.data.strict else results.damage(config, run.workdir, source)
-    read = {"preprocessing": config.data.preprocessing, "meets": meets}
-    metric = "clean" if config[name].objective == "clean" else "robust"
-
-    def select(step: int, state: TrainState) -> dict[str, float]:
-        raw = state.params, state.stats
-        chosen = averaged(state) if settings.weights == "ema" else raw
-        weights = results.Weights(*jax.device_put(chosen, sharding.replicated(phase.mesh)))
-        reached = results.count(evaluate, weights, source, settings, config, phase.mesh, **read)
-        say(
-            f"{name}: step {step}, selection split: clean {reached['clean']:.1%}, "
-            f"robust {reached['robust']:.1%}"
-        )
-        latest.wait()  # two writers at once mix up their meetings of hosts
-        before = best.latest_step()
-        if before is None or reached[metric] >= best.meta(before)[metric]:
-            best.save(step, weights, reached)
-            best.wait()
-        if jax.process_index() == 0:  # a kill may have come before the line in metrics.jsonl
-            file = run.file("selection.jsonl")
-            rows = [r for r in metrics.read(file) if r["step"] < step] + [{"step": step} | reached]
-            metrics.replace(file, "".join(json.dumps(row) + "\n" for row in rows))
-        if metric == "robust" and (sentence := _overfitting(run)):
-            say(f"{name}: WARNING: {sentence}")
-        return {f"selection_{key}": value for key, value in reached.items()}
-
-    return select
-
-
-def _overfitting(run: Run) -> str | None:
-    """What `alarm.overfitting` says of the evaluations so far; on the first process."""
-    scored = metrics.read(run.file("selection.jsonl"))
-    logged = [m for m in metrics.read(run.workdir / "metrics.jsonl") if m["phase"] == run.name]
-    since, training = 0, []
-    for row in scored:
-        between = [
-            m["robust"] for m in logged if since < m["step"] <= row["step"] and "robust" in m
-        ]
-        training.append(float(np.mean(between)) if between else math.nan)
-        since = row["step"]
-    images = scored[-1]["images"] if scored else 1
-    return alarm.overfitting([row["robust"] for row in scored], training, images=images)
-
-
-def scored(run: Run) -> int:
-    """The last step of the phase that was evaluated on the selection split; 0: none was.
-
-    Or the best weights are gone, so that it has to be done again.
-    """
-    rows = metrics.read(run.workdir / "metrics.jsonl")
-    here = [m["step"] for m in rows if m["phase"] == run.name and "selection_robust" in m]
-    kept = run.best.latest_step() is not None
-    return results.first_host(max(here, default=0) if kept else 0)

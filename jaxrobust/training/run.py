@@ -9,13 +9,16 @@ from typing import Any
 
 import jax
 
+from jaxrobust.config import PHASES
 from jaxrobust.data import sources
-from jaxrobust.evaluation import records
-from jaxrobust.runtime import compilation, hosts, locks, sharding
+from jaxrobust.runtime import compilation, hosts, jsonl, locks, sharding
 from jaxrobust.runtime.profiling import Profile
 from jaxrobust.runtime.progress import StopSignals, say
-from jaxrobust.training import advice, build, loop, metrics, results
+from jaxrobust.training import advice, build, loop, metrics, results, splits
+from jaxrobust.training.phase import Run, last, scored
 from jaxrobust.training.step import TrainState, started_average
+from jaxrobust.types import Weights
+from jaxrobust.weights import hashes, runs
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.checkpoint import Checkpoints, abstract_state, disk_full, steps
 
@@ -26,7 +29,7 @@ _FREE += ("test.", "mesh.", "alarm.", "trouble.", "pretrain.microbatches", "trai
 _FREE += ("model.options.bn_group",)  # checkpoints say which images were taken together
 # Keys that runs of before do not have, and what they did.
 _ADDED: dict[str, Any] = {"init.weights": None, "init.stem": "keep", "init.head": "keep"}
-_ADDED |= {f"{phase}.b2": 0.95 for phase in loop.PHASES}
+_ADDED |= {f"{phase}.b2": 0.95 for phase in PHASES}
 _ADDED |= {"data.classes": None, "data.preprocessing": None}
 _ADDED |= {"attack.labels": "soft", "label_smoothing": None}
 _ADDED |= {"mixup.mixup": None, "mixup.cutmix": None, "mixup.switch": 0.5, "mixup.group": 2}
@@ -43,13 +46,13 @@ def run(config: Any, workdir: Path, *, profile: Profile | None = None) -> None:
       ValueError: a mistake in the config, the data or the workdir, before anything compiles.
       Interrupted, Diverged, OSError: the run stopped; the message says how to go on.
     """
-    phases = [name for name in loop.PHASES if config[name].epochs != 0]
+    phases = [name for name in PHASES if config[name].epochs != 0]
     plain = json.loads(config.to_json())
     own = {k: v for k, v in _flat(plain).items() if k not in ("data.dir", "data.workers")}
     _agree("another config", own, "Start the same command on every host")
     source, built, data = hosts.together(lambda: check(config, phases, workdir))
     _agree("other data", data, "Give every host the same data set")
-    begun = results.first_host(bool(steps(workdir / phases[0] / "latest")))
+    begun = hosts.first(bool(steps(workdir / phases[0] / "latest")))
     start = hosts.together(lambda: None if begun else start_weights.of_config(config))
     first = None if start is None else start[1]["start_sha256"]
     _agree("other weights", {"init.weights": first}, "Give every host the same")
@@ -73,13 +76,13 @@ def _phases(
 ) -> None:
     """Trains and tests; `start` is what the first phase starts from, None where it has begun."""
     if source.classes and jax.process_index() == 0:
-        metrics.replace(workdir / results.CLASSES, "".join(f"{name}\n" for name in source.classes))
+        jsonl.replace(workdir / runs.CLASSES, "".join(f"{name}\n" for name in source.classes))
     compilation.use_persistent_cache(workdir.parent / "xla-cache")
     say(f"{config.model.name} on {config.data.name}, {_device()}, workdir {workdir}")
     weights = None if start is None else _start(*start, workdir)
     for name in built:
         kept = [Checkpoints(workdir / name / kind) for kind in ("latest", "best", "stopped")]
-        phase_run = loop.Run(config, workdir, name, built[name], source, profile, *kept)
+        phase_run = Run(config, workdir, name, built[name], source, profile, *kept)
         with jax.set_mesh(built[name].mesh):
             step, best_weights = _run_phase(phase_run, weights)
             results.test(config, workdir, plain, name, built[name], step, best_weights)
@@ -89,14 +92,14 @@ def _phases(
         print(results.table(workdir), flush=True)
 
 
-def _start(start: start_weights.Start, record, workdir) -> tuple[int, results.Weights]:
+def _start(start: start_weights.Start, record, workdir) -> tuple[int, Weights]:
     """Stored weights as if a phase before had reached them, after noting where they are from."""
     if jax.process_index() == 0:
-        metrics.replace(workdir / start_weights.RECORD, json.dumps(record, indent=2) + "\n")
+        jsonl.replace(workdir / start_weights.RECORD, json.dumps(record, indent=2) + "\n")
     say(f"starting from {record['where']}, sha256 {record['weights_sha256'][:12]}")
     for line in start_weights.summary(start):
         say(f"  {line}")
-    return 0, results.Weights(*jax.device_get((start.params, start.stats)))
+    return 0, Weights(*jax.device_get((start.params, start.stats)))
 
 
 def _agree(what: str, own: dict[str, Any], remedy: str) -> None:
@@ -122,15 +125,15 @@ def check(
             f"path with {bad[0]!r}; name another folder"
         )
     keys = ("train_split", "selection_split", "test_split")
-    splits = [results.open_split(config, key) for key in keys]
-    sources.same_classes(splits)
-    for split in splits[1:]:
-        if sentence := sources.foreign_classes(splits[0], split):
+    opened = [splits.opened(config, key) for key in keys]
+    sources.same_classes(opened)
+    for split in opened[1:]:
+        if sentence := sources.foreign_classes(opened[0], split):
             say(f"WARNING: {sentence}")
-    results.check_classes(workdir, splits[0])
-    for split in splits[1:]:
-        results.check_preprocessing(config, split)
-    source = splits[0]
+    runs.check_classes(workdir, opened[0])
+    for split in opened[1:]:
+        splits.check_preprocessing(config, split)
+    source = opened[0]
     built = {name: build.phase(config, name, len(source)) for name in phases}
     for key in ("evaluation", "test"):
         build.divides(config[key].batch_size, jax.device_count(), f"{key}.batch_size")
@@ -160,8 +163,8 @@ def check(
     metrics.check(tensorboard=config.log.tensorboard)
     for name in phases:
         build.probe(config, name, built[name])
-        loop.batches(config, name, source, 0).close()
-    described = {f"data.{key}": _described(split) for key, split in zip(keys, splits, strict=True)}
+        splits.batches(config, name, source, 0).close()
+    described = {f"data.{key}": _described(split) for key, split in zip(keys, opened, strict=True)}
     return source, built, _flat(described)
 
 
@@ -172,7 +175,7 @@ def _described(source: sources.Source) -> dict[str, Any]:
         "files_sha256": source.files_sha256,
         "ids_sha256": source.ids_sha256,
         "classes": source.num_classes,
-        "classes_sha256": records.classes_sha256(source.classes),
+        "classes_sha256": hashes.classes_sha256(source.classes),
     }
 
 
@@ -252,7 +255,7 @@ def _noted(path: Path, value: dict) -> dict:
         return found
     except FileNotFoundError:
         if jax.process_index() == 0:
-            metrics.replace(path, json.dumps(value, indent=2) + "\n")
+            jsonl.replace(path, json.dumps(value, indent=2) + "\n")
         return value
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}); remove it, or --workdir") from error
@@ -266,16 +269,16 @@ def _differing(old: dict, new: dict, free: tuple[str, ...] = ()) -> list[str]:
     ]
 
 
-def _run_phase(run: loop.Run, start) -> tuple[int, results.Weights]:
+def _run_phase(run: Run, start) -> tuple[int, Weights]:
     """The best weights of a phase and their step, after training what is missing."""
-    weights = results.Weights(run.phase.abstract_state.params, run.phase.abstract_state.stats)
+    weights = Weights(run.phase.abstract_state.params, run.phase.abstract_state.stats)
     weights = abstract_state(weights, sharding.replicated(run.phase.mesh))
     checkpoints, stop = (run.latest, run.best, run.stopped), StopSignals()
     with contextlib.ExitStack() as stack:
         for kept in checkpoints:
             stack.enter_context(contextlib.closing(kept))
-        done = loop.last(run)[1]
-        ended = done == run.phase.total_steps and loop.scored(run) == done
+        done = last(run)[1]
+        ended = done == run.phase.total_steps and scored(run) == done
         while not ended:
             state, total = _state(run, start), run.phase.total_steps
             say(f"{run.name}: step {state.step} of {total}, {run.config[run.name].objective}")
@@ -288,9 +291,9 @@ def _run_phase(run: loop.Run, start) -> tuple[int, results.Weights]:
         return step, run.best.restore(step, weights)
 
 
-def _state(run: loop.Run, start) -> TrainState:
+def _state(run: Run, start) -> TrainState:
     """The state to go on from: that of the last checkpoint, or the first."""
-    checkpoints, done = loop.last(run)
+    checkpoints, done = last(run)
     if done is not None:
         return checkpoints.restore(done, run.phase.abstract_state)
     state = run.phase.init(jax.random.key(run.config.seed))

@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import optax
 
 from jaxrobust.attacks import image_keys
+from jaxrobust.models.inputs import cast, unit_range
 from jaxrobust.runtime.sharding import Spread
 from jaxrobust.training import optim
 from jaxrobust.training.mixing import BatchAugmentation
 from jaxrobust.training.objectives import Objective
-from jaxrobust.types import VERDICT_PRECISION, Array, Attack, Batch, Classifier, Params
+from jaxrobust.types import Array, Attack, Batch, Classifier, Params
 
 
 class TrainState(NamedTuple):
@@ -55,21 +56,6 @@ def averaged(state: TrainState) -> tuple[Params, Params]:
     """Params and stats of the averaged network."""
     params = {name: state.ema[name] for name in state.params}
     return params, {name: state.ema.get(name, s) for name, s in state.stats.items()}
-
-
-def unit_range(images: Array) -> Array:
-    """uint8 as f32 in [0, 1], to the bit what ToTensor's division gives; floats as they are."""
-    if images.dtype != jnp.uint8:
-        return images
-    # XLA divides by a constant with its rounded reciprocal, which is off for 126 of 256 values.
-    # 1/255 is 257/65536 plus the rest: the first product is exact, so only the sum rounds.
-    wide = images.astype(jnp.float32)
-    return wide * (257 / 65536) + wide * (1 / 255 / 65536)
-
-
-def cast(params: Params, dtype: jnp.dtype) -> Params:
-    """The parameters in the compute type: once, outside of an attack's loop."""
-    return {name: array.astype(dtype) for name, array in params.items()}
 
 
 def gradients(
@@ -175,44 +161,3 @@ def train_step(
     step = state.step + goes.astype(jnp.int32)
     metrics |= {"gradient_norm": norm, "skipped": (goes & ~good).astype(jnp.float32), "stop": stop}
     return TrainState(step, params, stats, average, opt_state, state.key), metrics
-
-
-def eval_step(
-    params: Params,
-    stats: Params,
-    images: Array,
-    labels: Array,
-    mask: Array,
-    ids: Array,
-    key: Array,
-    *,
-    net: Classifier,
-    attack: Attack,
-    dtype: jnp.dtype,
-) -> dict[str, Array]:
-    """How many images of a padded batch are right clean, and still right after the attack.
-
-    The attack multiplies as training does, the verdicts at full precision.
-
-    Args:
-      images: uint8 or f32[B,H,W,C]; labels, ids: i32[B]; mask: bool[B], False for padding.
-      key: every image draws from `fold_in(key, id)`, so a verdict does not depend on its batch.
-    """
-
-    frozen_params = cast(params, dtype)
-
-    def logits_fn(x):
-        return net.apply(frozen_params, stats, x)[0]
-
-    def correct(x):
-        with jax.default_matmul_precision(VERDICT_PRECISION):
-            logits = logits_fn(x)
-        # `argmax` calls NaN the largest, and no answer is no right one.
-        return (logits.argmax(-1) == labels) & ~jnp.isnan(logits).any(-1)
-
-    images = unit_range(images)
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
-    images_adv = attack(logits_fn, keys, images, labels)
-    clean = correct(images) & mask
-    robust = correct(images_adv) & clean
-    return {"count": mask.sum(), "clean": clean.sum(), "robust": robust.sum()}

@@ -7,9 +7,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxrobust import models
 from jaxrobust.weights import folder as weights_folder
-from jaxrobust.weights.download import file_sha256
 from jaxrobust.weights.folder import WEIGHTS
+from jaxrobust.weights.hashes import file_sha256
 
 
 def beside(weights: Path) -> Path:
@@ -48,6 +49,24 @@ def network(weights: Path) -> tuple[str, dict[str, Any]] | None:
         return told
     found = _read(weights)
     return found.network if found and found.own else None
+
+
+def options(
+    name: str, given: dict[str, Any] | None, said: tuple[str, dict[str, Any]] | None, path: Path
+) -> dict[str, Any]:
+    """The options of stored weights of `name`: what is `said` of the file, else what is given.
+
+    Raises:
+      ValueError: they are those of another network, or there is no such option.
+    """
+    model, theirs = said or (name, given or {})
+    ours = (theirs if model == name else {}) if given is None else given
+    if models.computed(name, ours) != models.computed(model, theirs):
+        raise ValueError(
+            f"{path} holds the weights of {models.words(model, theirs)}, as is written in or "
+            f"beside it, not of {models.words(name, ours)}; leave out the flag that says otherwise"
+        )
+    return models.essential(name, ours)
 
 
 class _Certificate(NamedTuple):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from jaxrobust.runtime import locks
+from jaxrobust.weights.hashes import file_sha256
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what a hub repository calls its weights
 _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.%-]+))?(?:/([\w./-]+))?")
@@ -78,12 +79,6 @@ def fetch(source: str, *, sha256: str | None = None, tell: Tell = print) -> Fetc
     if sha256 is not None:
         check_sha256(found.path, sha256, remove=not source.startswith("hf://"))
     return found
-
-
-def file_sha256(path: Path) -> str:
-    """Of a file's bytes, as `sha256sum` prints it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sha256(path: Path, wanted: str | None, *, remove: bool = False) -> str:

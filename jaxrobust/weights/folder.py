@@ -17,8 +17,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxrobust.evaluation import records
-from jaxrobust.weights.download import file_sha256
+from jaxrobust.weights import hashes
+from jaxrobust.weights.hashes import file_sha256
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
 _NETWORK = "jaxrobust.network"  # the key in a safetensors file's metadata
@@ -115,7 +115,7 @@ def write(folder: Path, params, stats, config: dict[str, Any]) -> dict[str, Any]
         save_file(arrays, part / WEIGHTS, metadata=told or {"format": "jaxrobust"})
         config = config | {
             "sha256": file_sha256(part / WEIGHTS),
-            "weights_sha256": records.weights_sha256(params, stats),  # as records say it
+            "weights_sha256": hashes.weights_sha256(params, stats),  # as records say it
         }
         (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         if not (folder / CONFIG).exists():

@@ -10,11 +10,10 @@ import jax
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.evaluation import command, records
+from jaxrobust.config import network_of
 from jaxrobust.runtime.progress import say
-from jaxrobust.training import build
 from jaxrobust.types import Classifier
-from jaxrobust.weights import certificates, convert, files
+from jaxrobust.weights import certificates, convert, files, hashes, runs
 from jaxrobust.weights import folder as weights_folder
 
 Arrays = dict[str, Any]  # np.ndarray, which hash and convert alike
@@ -183,8 +182,8 @@ def stored(path: Path, *, which: str = "ema") -> Stored:
             f"{path} holds no weights; give a file, a folder that tools/import_torch.py wrote, or "
             "the workdir of a run"
         )
-    config = command.run_config(path)
-    which, (params, stats) = command.run_weights(config, path, None)
+    config = runs.run_config(path)
+    which, (params, stats) = runs.run_weights(path)
     arrays = {k: np.asarray(a) for k, a in (params | stats).items()}
     return Stored(arrays, config.model.name, f"{path} ({which})", config.model.options)
 
@@ -206,7 +205,7 @@ def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
         _belongs(source, config)
         start = compose(
             model.name,
-            build.network(config),
+            network_of(config),
             source.arrays,
             stem=asked.stem,
             head=asked.head,
@@ -222,8 +221,8 @@ def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
         say(f"init.weights={asked.weights}: trained with stem_strides={theirs}, here {ours}")
     record = {"weights": str(asked.weights), "where": source.where}
     record |= {"stem": asked.stem, "head": asked.head}
-    record |= {"weights_sha256": records.weights_sha256(source.arrays, {})}
-    record |= {"start_sha256": records.weights_sha256(start.params, start.stats)}
+    record |= {"weights_sha256": hashes.weights_sha256(source.arrays, {})}
+    record |= {"start_sha256": hashes.weights_sha256(start.params, start.stats)}
     return start, record
 
 
@@ -304,7 +303,7 @@ def changed(config, workdir: Path) -> str:
     if before is None or not config.init.weights:
         return ""
     try:
-        now = records.weights_sha256(stored(Path(config.init.weights)).arrays, {})
+        now = hashes.weights_sha256(stored(Path(config.init.weights)).arrays, {})
     except ValueError:  # gone: a run that has begun does not need them
         return ""
     if now == before["weights_sha256"]:

@@ -1,0 +1,132 @@
+"""Clean and robust accuracy of a network on the images of a split."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from jaxrobust import attacks
+from jaxrobust.data import Damage, Source, pipeline
+from jaxrobust.models.inputs import cast, unit_range
+from jaxrobust.runtime import sharding
+from jaxrobust.types import VERDICT_PRECISION, Array, Attack, Classifier, Params, Weights
+
+Counter = Callable[..., dict[str, Array]]
+
+
+@dataclass(frozen=True)
+class Images:
+    """Which images are evaluated, and how they are read."""
+
+    source: Source
+    image_size: int  # pixels
+    batch_size: int  # of all devices together
+    limit: int = 0  # the first ones of the split; 0: all
+    seed: int = 0  # of the attack's draws
+    preprocessing: str | None = None  # an id of `evaluation_transform`; None: as training tests
+    workers: int = 0  # processes that decode; 0: threads of this one
+    meets: Damage | None = None  # is told of damaged images, which are left out; None: an error
+
+    def __len__(self) -> int:
+        return min(len(self.source), self.limit or len(self.source))
+
+
+def count(counter: Counter, weights: Weights, images: Images, mesh, *, bar: str = "") -> dict:
+    """Clean and robust accuracy, and of how many images; `bar` is the name of a progress bar."""
+    batches = pipeline.evaluation_batches(
+        images.source,
+        batch_size=images.batch_size,
+        image_size=images.image_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        preprocessing=images.preprocessing,
+        limit=images.limit or None,
+        workers=images.workers,
+        strict=images.meets is None,
+    )
+    key = jax.random.key(images.seed)
+    totals: dict[str, int] = {"count": 0, "clean": 0, "robust": 0}
+    steps = -(-len(images) // images.batch_size)
+    hidden = None if bar else True  # None: on a terminal only
+    shown = tqdm(batches, desc=bar, total=steps, disable=hidden, leave=False, unit="batch")
+    with contextlib.closing(batches):
+        for b in shown:
+            if images.meets is not None:
+                images.meets.meet(b.damaged)
+            arrays = sharding.global_arrays(mesh, (b.images, b.labels, b.mask, b.ids))
+            for name, value in jax.device_get(counter(*weights, *arrays, key)).items():
+                totals[name] += int(value)
+    return {k: totals[k] / max(totals["count"], 1) for k in ("clean", "robust")} | {
+        "images": totals["count"]
+    }
+
+
+def apgd_ce(*, norm: str, epsilon: float, steps: int) -> Attack:
+    """AutoAttack's APGD-CE with one random start: the last misclassified iterate, if there is one.
+
+    Raises:
+      ValueError: see `attacks.apgd`.
+    """
+    attacks.apgd(norm=norm, epsilon=epsilon, steps=steps)  # refuses now, not while compiling
+
+    def attack(logits_fn, keys, images, labels):
+        run = partial(attacks.apgd_run, norm=norm, epsilon=epsilon, steps=steps)
+        found = run(logits_fn, images, labels, key=keys, start="random").x_best_adv
+        return attacks.BALLS[norm].settle(found, images)
+
+    return attack
+
+
+def counter(net: Classifier, attack: Attack, *, mesh: jax.sharding.Mesh, dtype: str) -> Counter:
+    """`counts` of a network of that compute type, jitted for all devices of a mesh."""
+    whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
+    return jax.jit(
+        partial(counts, net=net, attack=attack, dtype=jnp.dtype(dtype)),
+        in_shardings=(whole, whole, split, split, split, split, whole),
+        out_shardings=whole,
+    )
+
+
+def counts(
+    params: Params,
+    stats: Params,
+    images: Array,
+    labels: Array,
+    mask: Array,
+    ids: Array,
+    key: Array,
+    *,
+    net: Classifier,
+    attack: Attack,
+    dtype: jnp.dtype,
+) -> dict[str, Array]:
+    """How many images of a padded batch are right clean, and still right after the attack.
+
+    The attack multiplies as training does, the verdicts at full precision.
+
+    Args:
+      images: uint8 or f32[B,H,W,C]; labels, ids: i32[B]; mask: bool[B], False for padding.
+      key: every image draws from `fold_in(key, id)`, so a verdict does not depend on its batch.
+    """
+
+    frozen_params = cast(params, dtype)
+
+    def logits_fn(x):
+        return net.apply(frozen_params, stats, x)[0]
+
+    def correct(x):
+        with jax.default_matmul_precision(VERDICT_PRECISION):
+            logits = logits_fn(x)
+        # `argmax` calls NaN the largest, and no answer is no right one.
+        return (logits.argmax(-1) == labels) & ~jnp.isnan(logits).any(-1)
+
+    images = unit_range(images)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+    images_adv = attack(logits_fn, keys, images, labels)
+    clean = correct(images) & mask
+    robust = correct(images_adv) & clean
+    return {"count": mask.sum(), "clean": clean.sum(), "robust": robust.sum()}

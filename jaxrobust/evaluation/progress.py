@@ -1,0 +1,88 @@
+"""How an evaluation goes on: images decided, robust accuracy at most, time left."""
+
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+from tqdm import tqdm
+
+from jaxrobust.runtime.progress import clock, say
+
+
+class Decisions:
+    """Images decided, an upper bound of the robust accuracy, and time left of an evaluation."""
+
+    def __init__(
+        self, images: int, *, interval: Callable[[int, int], tuple[float, float]], enabled: bool
+    ):
+        self._interval = interval  # of a share, from how many of how many
+        self._enabled = enabled and jax.process_index() == 0
+        self._terminal = self._enabled and sys.stderr.isatty()
+        self._images = images
+        self._passes, self._seconds, self._estimated, self._said = 0, 0.0, False, 0.0
+        self._bar = tqdm(
+            total=0,
+            disable=not self._terminal,
+            dynamic_ncols=True,
+            leave=False,
+            bar_format="{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt}{postfix}",
+        )
+
+    def begin(self, attack: str, images: int, known: int, standing: int) -> None:
+        """An attack on `images`, of which `known` are decided; `standing` are not fooled yet."""
+        self._attack, self._of, self._decided, self._standing = attack, images, known, standing
+        if known:
+            self._say(f"{attack}: {known} of {images} images are in the ledger")
+        if self._terminal:
+            self._bar.reset(total=images)
+            self._bar.set_description_str(attack, refresh=False)
+            self._bar.update(known)
+
+    def decided(self, standing: int) -> None:
+        """One image more."""
+        self._decided, self._standing = self._decided + 1, standing
+
+    def advance(self, passes: int, seconds: float, compiles: bool, most: int, later: int) -> None:
+        """After `passes` forward and backward passes of images in `seconds`.
+
+        `most` are needed for an image that is not fooled by this attack, `later` by the others.
+        """
+        if compiles:
+            if seconds > 1:
+                self._say(f"{self._attack}: compiled in {seconds:.1f} s")
+            return
+        self._passes, self._seconds = self._passes + passes, self._seconds + seconds
+        left = (self._of - self._decided) * most + self._standing * later
+        time_left = left * self._seconds / max(self._passes, 1)
+        if not self._estimated:
+            self._estimated = True
+            self._say(
+                f"at most {left:,} forward and backward passes of an image, {clock(time_left)}, "
+                "if no image is fooled",
+            )
+        low, high = self._interval(self._standing, self._images)
+        text = (
+            f"robust at most {self._standing / max(self._images, 1):.1%} "
+            f"({low:.1%} to {high:.1%}), ETA {clock(time_left)}"
+        )
+        if self._terminal:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(self._decided - self._bar.n)
+        elif self._enabled and time.perf_counter() - self._said > 10:
+            self._said = time.perf_counter()
+            print(
+                f"{self._attack} {self._decided}/{self._of} decided, {text}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def _say(self, message: str) -> None:
+        if self._enabled:
+            say(message)
+
+    def __enter__(self) -> "Decisions":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._bar.close()

@@ -1,0 +1,180 @@
+"""What is evaluated: whose weights, on which images, in which ball; from what is known of them."""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxrobust import models
+from jaxrobust.config import Network
+from jaxrobust.data import pipeline, resolve, same_preprocessing, sources
+from jaxrobust.runtime import sharding
+from jaxrobust.runtime.progress import say
+from jaxrobust.types import Weights
+from jaxrobust.weights import certificates, convert, runs
+from jaxrobust.weights import folder as weights_folder
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, the images and the ball; what is None nobody has said yet."""
+
+    network: Network
+    dataset: str | None = None
+    split: str = "test"
+    data_dir: str | None = None
+    classes: str | None = None  # only these of the data set
+    workers: int = 0  # processes that decode
+    norm: str = "linf"
+    epsilon: float | None = None  # in units of pixels in [0, 1]
+    batch_size: int = 128
+    tested: str | None = None  # the preprocessing that its run tests with
+    expected: str | None = None  # the preprocessing that imported weights expect of photographs
+    config: Any = None  # what the network was made from, for the record
+
+
+def of_run(workdir: Path) -> Subject:
+    """What a run says of itself.
+
+    Raises:
+      ValueError: no run is there.
+    """
+    config = runs.run_config(workdir)
+    data, attack = config.data, config.attack
+    return Subject(
+        network=Network.of_config(config),
+        dataset=data.name,
+        split=data.test_split,
+        data_dir=data.dir,
+        classes=data.get("classes"),
+        workers=data.workers,
+        norm=attack.norm,
+        epsilon=attack.epsilon,
+        batch_size=config.test.batch_size,
+        tested=data.get("preprocessing"),
+        config=config,
+    )
+
+
+def of_file(name: str, path: Path, given: dict[str, Any] | None = None) -> Subject:
+    """What is known of a network `name` from a file of weights; `given` are its options.
+
+    Raises:
+      ValueError: see `certificates.options`.
+    """
+    told = certificates.network(path)
+    options = certificates.options(models.known(name), given, told, path)
+    return Subject(Network(name, options=options), config={"model": name, "options": options})
+
+
+def of_folder(folder: Path, name: str | None, given: dict[str, Any] | None) -> Subject:
+    """The same for weights that were imported, from the config.json beside them.
+
+    Raises:
+      ValueError: there are none, or they are not those of `name` (None: any).
+    """
+    about = weights_folder.about(folder)
+    if about is None:
+        raise ValueError(
+            f"--weights {folder} is no folder that tools/import_torch.py wrote; give a file"
+        )
+    own = about["architecture"]
+    if models.computed(name or own, {}) != models.computed(own, {}):
+        raise ValueError(f"{folder} holds a {own}; leave --model={name} out")
+    subject = of_file(own, folder, given)
+    sizes = {key: about[key] for key in ("num_classes", "image_size", "in_channels")}
+    return replace(
+        subject,
+        network=replace(subject.network, **sizes),
+        norm=about["norm"] or "linf",
+        epsilon=about["epsilon"],
+        expected=about["preprocessing"],
+        config=about,
+    )
+
+
+_IMAGENET = re.compile(r"(tfds:)?imagenet2012\b")
+
+
+def settled(
+    origin: Subject,
+    *,
+    network: dict[str, Any] | None = None,
+    **changes: Any,
+) -> tuple[Subject, sources.Source]:
+    """A subject with `changes` (None: none) and what they imply, and its images.
+
+    Raises:
+      ValueError: no data set, or one that does not belong to the network.
+    """
+    own = {key: value for key, value in (network or {}).items() if value is not None}
+    new = {key: value for key, value in changes.items() if value is not None}
+    subject = replace(origin, network=replace(origin.network, **own), **new)
+    dataset = subject.dataset
+    if dataset is None:
+        raise ValueError("--model needs --dataset NAME, such as digits, cifar10 or imagenet2012")
+    if dataset != origin.dataset and "split" not in new:
+        # A part of another data set's split says nothing here.
+        imagenet = _IMAGENET.match(dataset)
+        subject = replace(subject, split="validation@robustbench" if imagenet else "test")
+    if subject.norm != origin.norm and "epsilon" not in new:
+        subject = replace(subject, epsilon=None)  # nor does a radius in another norm
+    source = sources.open_source(
+        dataset,
+        subject.split,
+        data_dir=subject.data_dir,
+        classes=subject.classes,
+        num_classes=subject.network.num_classes,
+    )
+    shape, sizes = source.image_shape, subject.network
+    if sizes.image_size is None:
+        sizes = replace(sizes, image_size=shape[0] if shape and shape[0] == shape[1] else 224)
+    if sizes.num_classes is None:
+        sizes = replace(sizes, num_classes=source.num_classes)
+    return replace(subject, network=sizes), source
+
+
+def preprocessing(
+    origin: Subject, image_size: int, source: sources.Source, given: str | None = None
+) -> str | None:
+    """The flag's, else what a run tested with or imported weights expect; None: nothing is known.
+
+    Imported weights expect it of photographs, not of images that all have one size. At another
+    image size only a crop percentage means the same, and what is dropped is said.
+    Raises:
+      ValueError: the flag contradicts imported weights.
+    """
+    expected = origin.expected if source.image_shape is None else None
+    own = origin.tested or expected
+    if own and image_size != origin.network.image_size and resolve(own, image_size) == own:
+        if not given:
+            instead = pipeline.preprocessing_id(source, image_size)
+            say(
+                f"{own} is for another image size: at {image_size} px, {instead}; or "
+                "--preprocessing ID"
+            )
+        own = expected = None
+    if given and expected and not same_preprocessing(given, expected, image_size):
+        raise ValueError(
+            f"--preprocessing={given}, but these weights expect {expected}; leave the flag out (or "
+            f"give the file, --weights FOLDER/{weights_folder.WEIGHTS} with --model)"
+        )
+    return given or own
+
+
+def file_weights(network: Network, path: Path) -> tuple[str, Network, Weights]:
+    """The weights of a file or imported folder: their name, the network with its channels, them.
+
+    Raises:
+      ValueError: they are not those of the network, or cannot be read.
+    """
+    if line := certificates.said(path):
+        say(line)
+    path = path / weights_folder.WEIGHTS if path.is_dir() else path
+    sizes: dict[str, Any] = {"num_classes": network.num_classes, "image_size": network.image_size}
+    params, stats = convert.load(network.name, path, **sizes, **network.options)
+    network = replace(network, in_channels=len(stats["normalize.mean"]))
+    everywhere = sharding.replicated(sharding.make_mesh())
+    return path.name, network, Weights(*jax.device_put((params, stats), everywhere))

@@ -1,0 +1,50 @@
+"""One phase of a run: its parts, its files, its checkpoints."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrobust.data import sources
+from jaxrobust.runtime import hosts, jsonl
+from jaxrobust.runtime.profiling import Profile
+from jaxrobust.training import build
+from jaxrobust.weights.checkpoint import Checkpoints
+
+
+class Run(NamedTuple):
+    """One phase of a run: what does not change from step to step."""
+
+    config: Any
+    workdir: Path
+    name: str
+    phase: build.Phase
+    source: sources.Source
+    profile: Profile | None
+    latest: Checkpoints  # to go back to after trouble
+    best: Checkpoints
+    stopped: Checkpoints  # of a stop in trouble, behind the latest
+
+    def file(self, name: str) -> Path:
+        """A file of this phase."""
+        return self.workdir / self.name / name
+
+
+def last(run: Run) -> tuple[Checkpoints, int | None]:
+    """Where to go on from: which checkpoints, and their step; None: there is none.
+
+    For all hosts the first one's word.
+    """
+    both = (run.latest, run.stopped)
+    steps = [hosts.first(-1 if (k := c.latest_step()) is None else k) for c in both]
+    which = int(steps[1] > steps[0])
+    return both[which], None if steps[which] < 0 else steps[which]
+
+
+def scored(run: Run) -> int:
+    """The last step of the phase that was evaluated on the selection split; 0: none was.
+
+    Or the best weights are gone, so that it has to be done again.
+    """
+    rows = jsonl.read(run.workdir / "metrics.jsonl")
+    here = [m["step"] for m in rows if m["phase"] == run.name and "selection_robust" in m]
+    kept = run.best.latest_step() is not None
+    return hosts.first(max(here, default=0) if kept else 0)

@@ -1,0 +1,64 @@
+"""The selection split: which weights of a phase are the best."""
+
+import json
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from jaxrobust.evaluation import accuracy
+from jaxrobust.runtime import jsonl, sharding
+from jaxrobust.runtime.progress import say
+from jaxrobust.training import alarm, build, splits
+from jaxrobust.training.phase import Run
+from jaxrobust.training.step import TrainState, averaged
+from jaxrobust.types import Weights
+
+
+def selection(run: Run) -> Callable[[int, TrainState], dict[str, float]]:
+    """`select(step, state) -> dict`: evaluates on the selection split, keeps the best weights."""
+    config, name, phase, latest, best = run.config, run.name, run.phase, run.latest, run.best
+    settings = config.evaluation
+    images = splits.evaluated(config, "selection_split", settings, run.workdir)
+    evaluate = build.evaluation(config, phase.mesh, steps=settings.steps)
+    metric = "clean" if config[name].objective == "clean" else "robust"
+
+    def select(step: int, state: TrainState) -> dict[str, float]:
+        raw = state.params, state.stats
+        chosen = averaged(state) if settings.weights == "ema" else raw
+        weights = Weights(*jax.device_put(chosen, sharding.replicated(phase.mesh)))
+        reached = accuracy.count(evaluate, weights, images, phase.mesh)
+        say(
+            f"{name}: step {step}, selection split: clean {reached['clean']:.1%}, "
+            f"robust {reached['robust']:.1%}"
+        )
+        latest.wait()  # two writers at once mix up their meetings of hosts
+        before = best.latest_step()
+        if before is None or reached[metric] >= best.meta(before)[metric]:
+            best.save(step, weights, reached)
+            best.wait()
+        if jax.process_index() == 0:  # a kill may have come before the line in metrics.jsonl
+            file = run.file("selection.jsonl")
+            rows = [r for r in jsonl.read(file) if r["step"] < step] + [{"step": step} | reached]
+            jsonl.replace(file, "".join(json.dumps(row) + "\n" for row in rows))
+        if metric == "robust" and (sentence := _overfitting(run)):
+            say(f"{name}: WARNING: {sentence}")
+        return {f"selection_{key}": value for key, value in reached.items()}
+
+    return select
+
+
+def _overfitting(run: Run) -> str | None:
+    """What `alarm.overfitting` says of the evaluations so far; on the first process."""
+    scored = jsonl.read(run.file("selection.jsonl"))
+    logged = [m for m in jsonl.read(run.workdir / "metrics.jsonl") if m["phase"] == run.name]
+    since, training = 0, []
+    for row in scored:
+        between = [
+            m["robust"] for m in logged if since < m["step"] <= row["step"] and "robust" in m
+        ]
+        training.append(float(np.mean(between)) if between else math.nan)
+        since = row["step"]
+    images = scored[-1]["images"] if scored else 1
+    return alarm.overfitting([row["robust"] for row in scored], training, images=images)

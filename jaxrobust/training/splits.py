@@ -1,0 +1,113 @@
+"""The splits of a config's data set, and batches of them on the devices."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxrobust.config import PHASES
+from jaxrobust.data import Damage, evaluation_transform, loading, pipeline, sources
+from jaxrobust.evaluation.accuracy import Images
+from jaxrobust.runtime import jsonl, sharding
+from jaxrobust.runtime.progress import say
+from jaxrobust.training import build
+from jaxrobust.training.phase import Run
+from jaxrobust.types import Batch
+
+
+def opened(config, key: str) -> sources.Source:
+    """A split of the config's data set, checked against its model."""
+    data, model = config.data, config.model
+    source = sources.open_source(
+        data.name,
+        data[key],
+        data_dir=data.dir,
+        classes=data.classes,
+        num_classes=model.num_classes,
+    )
+    if source.channels != model.in_channels:
+        raise ValueError(
+            f"{data.name} has {source.channels} channels; set model.in_channels={source.channels}"
+        )
+    return source
+
+
+def check_preprocessing(config, source: sources.Source) -> None:
+    """Refuses a `data.preprocessing` that makes images of another size than the network's."""
+    size, wanted = config.model.image_size, config.data.preprocessing
+    transform = evaluation_transform(pipeline.preprocessing_id(source, size, wanted))
+    try:
+        made = transform(source[0].image).shape[:2]
+    except ValueError:  # the first image is damaged; others will tell
+        return
+    if made != (size, size):
+        raise ValueError(
+            f"data.preprocessing={wanted!r} makes images of {made[0]}x{made[1]} pixels, but "
+            f"model.image_size={size}; set one of them to the other"
+        )
+
+
+def evaluated(config, key: str, settings, workdir: Path) -> Images:
+    """A split for an evaluation; `settings` are those of `evaluation` or `test`."""
+    source = opened(config, key)
+    return Images(
+        source,
+        image_size=config.model.image_size,
+        batch_size=settings.batch_size,
+        limit=settings.images,
+        seed=config.seed,
+        preprocessing=config.data.preprocessing,
+        workers=config.data.workers,
+        meets=None if config.data.strict else damage(config, workdir, source),
+    )
+
+
+def damage(config, workdir: Path, source: sources.Source) -> Damage:
+    """The damaged images of a split that a run has met, also before it was interrupted.
+
+    Each process adds to a file of its own; all start from what all have met.
+    """
+    rows = [r for path in sorted(workdir.glob("damaged-*.jsonl")) for r in jsonl.read(path)]
+    own = workdir / f"damaged-{jax.process_index()}.jsonl"
+
+    def note(record: int) -> None:
+        row = {"split": source.split, "record": record, "name": source.describe(record)}
+        jsonl.append(own, row)
+
+    return Damage(
+        source,
+        config.data.max_damaged,
+        partial(say, every_process=True),
+        known=[row["record"] for row in rows if row["split"] == source.split],
+        note=note,
+    )
+
+
+def batches(config, name: str, source: sources.Source, start: int) -> pipeline.Batches:
+    """This process' part of the training stream of a phase, from a position on."""
+    return pipeline.train_batches(
+        source,
+        batch_size=config[name].batch_size,
+        seed=config.seed + PHASES.index(name),
+        augmentation=config.data.augmentation,
+        image_size=config.model.image_size,
+        start=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+        strict=config.data.strict,
+    )
+
+
+def device_batch(mesh, batch) -> Batch:
+    """The global batch, from this process' part of it."""
+    return Batch(*sharding.global_arrays(mesh, (batch.images, batch.labels)))
+
+
+def blank(run: Run):
+    """Images for a step that no host takes."""
+    whole = build.abstract_batch(run.config, run.name)
+    rows = len(whole.images) // jax.process_count()
+    images, labels = (np.zeros((rows, *x.shape[1:]), x.dtype) for x in whole)
+    return loading.TrainBatch(images, labels, np.full(rows, -1, np.int32))
