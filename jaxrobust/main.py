@@ -35,8 +35,8 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint, and what it raises
     from jaxrobust.runtime import profiling
-    from jaxrobust.training import loop
     from jaxrobust.training import run as training_run  # after the flags: --help needs no JAX
+    from jaxrobust.training import stopping, trouble
     from jaxrobust.weights.checkpoint import DiskFull
 
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
@@ -50,13 +50,13 @@ def main(argv: list[str]) -> None:
         if pod is not None:
             join_hosts(**pod)
         training_run.run(_CONFIG.value, workdir, profile=profile)
-    except loop.Preempted as error:
+    except stopping.Preempted as error:
         stop(error, 75)
-    except loop.BadData as error:
+    except stopping.BadData as error:
         stop(error, 2)
-    except (loop.HostStopped, loop.Diverged) as error:
+    except (stopping.HostStopped, trouble.Diverged) as error:
         stop(error, 3)
-    except loop.Interrupted as error:
+    except stopping.Interrupted as error:
         stop(error, 130)
     except KeyboardInterrupt:
         end("interrupted; the same command continues at the last checkpoint", 130)

@@ -64,8 +64,9 @@ class Ball(NamedTuple):
 class Machine(NamedTuple):
     """An iterative attack that asks for evaluations instead of calling the network.
 
-    `init(images, labels, keys=None, start="image") -> state` with keys [B] and a start "image",
-    "random" or an array of points, `query(state) -> points`,
+    `init(images, labels, *, keys=None, targets=None, start="image") -> state` with keys [B], target
+    classes i32[B] and a start "image", "random" or an array of points; a machine ignores what it
+    does not read. `query(state) -> points`,
     `loss(state, logits) -> f[B]`, `tell(state, logits, gradient) -> state`,
     `finished(state) -> bool[B]`, `result(state) -> images_adv`.
     The gradient is that of the *sum* of the losses in the points; without a loss (None), `tell`

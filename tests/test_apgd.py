@@ -465,11 +465,11 @@ class PropertyTest(parameterized.TestCase):
         np.testing.assert_array_equal(
             machine.init(noisy, self.labels).points, jnp.clip(noisy, 0, 1)
         )
-        random = machine.init(self.images, self.labels, keys, "random").points
+        random = machine.init(self.images, self.labels, keys=keys, start="random").points
         np.testing.assert_array_equal(
             random, attacks.BALLS["linf"].sample(keys, self.images, jnp.full(16, 0.1))
         )
-        given = machine.init(self.images, self.labels, None, random).points
+        given = machine.init(self.images, self.labels, start=random).points
         np.testing.assert_array_equal(given, random)
 
 
@@ -638,7 +638,9 @@ class MultiRadiusTest(parameterized.TestCase):
         g = load(paths.GOLDEN / "attacks/l1_schedule.npz")
         machine = attacks.apgd_multi_radius_machine(norm="l1", epsilon=12.0, steps=20)
         images, labels = jnp.asarray(g["x"]), jnp.asarray(g["y"], jnp.int32)
-        state = machine.init(images, labels, attacks.image_keys(jax.random.key(0), len(labels)))
+        state = machine.init(
+            images, labels, keys=attacks.image_keys(jax.random.key(0), len(labels))
+        )
         state, seen = drive(machine, state, 23)
         np.testing.assert_array_equal(seen["stage"][:, 0], [0] * 7 + [1] * 7 + [2] * 9)
         norms = np.array([norm_in_float64(p - images, "l1") for p in seen["points"]])

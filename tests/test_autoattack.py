@@ -21,8 +21,8 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
 from jaxrobust.evaluation import autoattack, checks, engine
-from jaxrobust.evaluation.plan import BASE, VERSIONS, plan
-from jaxrobust.evaluation.schedule import Board
+from jaxrobust.evaluation.plan import VERSIONS, base, named, plan
+from jaxrobust.evaluation.schedule import Jobs
 from jaxrobust.runtime import hosts
 from tests import paths
 from tests.test_balls import norm_in_float64
@@ -218,7 +218,7 @@ class RandomnessTest(parameterized.TestCase):
 
 
 def autoattack_setting(name, **changes):
-    return BASE[name]._replace(norm="linf", **changes)
+    return base(name, "linf")._replace(**changes)
 
 
 def begin(setting, devices, batch, target=1, restart=1):
@@ -237,7 +237,7 @@ def begin(setting, devices, batch, target=1, restart=1):
         first=full(0, np.int32),
     )
     root = np.array([0, 3], np.uint32)
-    number = np.uint32(engine.NUMBERS[setting.name])
+    number = np.uint32(named(setting.name).number)
     return jax.tree.map(
         np.asarray,
         jax.jit(functools.partial(engine._begin, setting))(np.float32(0.1), root, number, rows),
@@ -442,21 +442,18 @@ class VersionsTest(parameterized.TestCase):
         machine = attacks.apgd_machine(norm="linf", epsilon=0.1, steps=3)
         images, labels = jnp.asarray(IMAGES[:4]), jnp.asarray(LABELS[:4])
         state = machine.init(images, labels)
-        setting = autoattack_setting("apgd-ce", eot=3)
         scales = jnp.array([1.0, 2.0, 6.0])
 
         def network(points, draw):
             return NETS["lin"](points) * scales[draw]
 
-        logits, gradient = engine._differentiate(
-            setting, machine, network, state, images, lambda i: jnp.asarray(i, jnp.int32)
-        )
+        made = attacks.advance(machine, network, state, draws=3)
         each = [
             jax.grad(lambda p, s=s: attacks.ce_loss(NETS["lin"](p) * s, labels).sum())(images)
             for s in scales
         ]
-        np.testing.assert_allclose(gradient, sum(each) / 3, rtol=1e-5, atol=1e-7)
-        np.testing.assert_allclose(logits, NETS["lin"](images) * 6, rtol=1e-6)
+        np.testing.assert_allclose(made.gradient, sum(each) / 3, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(made.logits, NETS["lin"](images) * 6, rtol=1e-6)
 
 
 class SearchTest(parameterized.TestCase):
@@ -560,30 +557,30 @@ class RefutedTest(parameterized.TestCase):
         self.assertLessEqual(sum(calls), 5 * 24)
 
     def test_other_jobs_follow(self):
-        board = Board(2, 1, np.array([7]), np.array([[1, 2, 3]], np.int32), 1)
+        jobs = Jobs(2, 1, np.array([7]), np.array([[1, 2, 3]], np.int32), 1)
         points = np.arange(2.0)[:, None, None, None]
 
         def made(live, fooled, steps):
             live, fooled, steps = map(np.array, (live, fooled, steps))
-            board.collect(live, fooled, steps, np.zeros(2, bool), lambda: points)
-            return list(board.verdicts())
+            jobs.collect(live, fooled, steps, np.zeros(2, bool), lambda: points)
+            return list(jobs.verdicts())
 
-        self.assertTrue(board.assign())  # targets 1 and 2
+        self.assertTrue(jobs.assign())  # targets 1 and 2
         self.assertEqual(made([True, False], [False, True], [4, 4]), [])  # 2 waits for 1
         (verdict,) = made([False, True], [True, False], [6, 4])
         self.assertEqual((verdict.target, verdict.steps, verdict.fooled), (1, 6, True))
-        self.assertFalse(board.assign())
-        board.refute([verdict])
-        self.assertTrue(board.assign())  # target 1 again; 3 is not needed
-        rows = board.rows(np.zeros((8, 1, 1, 1), np.float32), np.zeros(8, int), np.arange(8))
+        self.assertFalse(jobs.assign())
+        jobs.refute([verdict])
+        self.assertTrue(jobs.assign())  # target 1 again; 3 is not needed
+        rows = jobs.rows(np.zeros((8, 1, 1, 1), np.float32), np.zeros(8, int), np.arange(8))
         np.testing.assert_array_equal(rows.targets, [1, 0])
         np.testing.assert_array_equal(rows.first, [6, 0])
         (verdict,) = made([False, True], [False, False], [13, 0])
         self.assertEqual((verdict.target, verdict.steps, verdict.fooled), (2, 13 + 4, True))
         self.assertEqual(verdict.adversarial, points[1])
-        board.refute([verdict])
-        self.assertTrue(board.assign())  # 2 again, and 3
-        rows = board.rows(np.zeros((8, 1, 1, 1), np.float32), np.zeros(8, int), np.arange(8))
+        jobs.refute([verdict])
+        self.assertTrue(jobs.assign())  # 2 again, and 3
+        rows = jobs.rows(np.zeros((8, 1, 1, 1), np.float32), np.zeros(8, int), np.arange(8))
         np.testing.assert_array_equal(rows.targets, [2, 3])
         np.testing.assert_array_equal(rows.first, [4, 0])
         (verdict,) = made([False, False], [False, False], [13, 13])
@@ -699,7 +696,7 @@ class LedgerTest(parameterized.TestCase):
         directory = Path(self.create_tempdir())
         whole = quick(ledger=directory / "whole.jsonl")
         chance = random.Random(2)
-        append, path, stops = engine.Board.collect, directory / "parts.jsonl", 0
+        append, path, stops = engine.Jobs.collect, directory / "parts.jsonl", 0
 
         def fragile(*arguments):
             if stops < 12 and chance.random() < 0.2:
@@ -708,7 +705,7 @@ class LedgerTest(parameterized.TestCase):
 
         while True:
             try:
-                with mock.patch.object(engine.Board, "collect", fragile):
+                with mock.patch.object(engine.Jobs, "collect", fragile):
                     result = quick(ledger=path)
                 break
             except ConnectionError:

@@ -6,6 +6,7 @@ step (L1, gradients of 0.04), the 2e-6 by which two float32 programs differ in t
 """
 
 import functools
+import importlib
 from unittest import mock
 
 import jax
@@ -15,10 +16,13 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.attacks import fab
+from jaxrobust.attacks import hyperplanes
+from jaxrobust.attacks.machine import nearest
 from tests import paths
 from tests.test_balls import norm_in_float64
 from tests.test_losses import assert_within, golden_nets, load
+
+fab = importlib.import_module("jaxrobust.attacks.fab")  # `attacks.fab` is the attack
 
 NORMS = ("linf", "l2", "l1")
 EPSILON = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
@@ -143,7 +147,7 @@ def assert_norms(actual, expected, wandering=0):
 class ProjectionTest(parameterized.TestCase):
     def check(self, g, prefix, norm):
         points, normals, offsets = (jnp.asarray(g[f"{prefix}_{k}"]) for k in ("t", "w", "b"))
-        actual = fab.project_onto_hyperplane(points, normals, offsets, norm=norm)
+        actual = attacks.project_onto_hyperplane(points, normals, offsets, norm=norm)
         tolerance = np.full(actual.shape, 1e-6)
         if norm == "l1" and prefix == "fab_big":
             # The one partially moved entry divides the rounding of a sum of up to 1e3 by its
@@ -169,7 +173,7 @@ class ProjectionTest(parameterized.TestCase):
         """1000 rows: in the box, on the plane where that can be, and nothing is shorter."""
         points, normals, offsets = random_planes()
         arguments = [jnp.asarray(a, jnp.float32) for a in (points, normals, offsets)]
-        moved = fab.project_onto_hyperplane(*arguments, norm=norm)
+        moved = attacks.project_onto_hyperplane(*arguments, norm=norm)
         points, normals, offsets = (np.asarray(a, np.float64) for a in arguments)
         moved = np.asarray(moved, np.float64)
         self.assertLess(-(points + moved).min(), 1e-7)
@@ -196,7 +200,7 @@ class ProjectionTest(parameterized.TestCase):
         points = jnp.full((1, 8), 0.5).at[0, 0].set(1.0)
         normals = jnp.array([[1.0, 1.0, -1.0, 1.0, 1.0, -1.0, 0.0, 0.5]])
         offsets = jnp.array([0.75])
-        moved = fab.project_onto_hyperplane(points, normals, offsets, norm=norm)
+        moved = attacks.project_onto_hyperplane(points, normals, offsets, norm=norm)
         np.testing.assert_allclose(jnp.sum((points + moved) * normals, axis=1), 0.75, atol=1e-6)
         self.assertEqual(moved[0, 6], 0)
         self.assertEqual(moved[0, 7] == 0, norm == "l1")
@@ -205,7 +209,7 @@ class ProjectionTest(parameterized.TestCase):
     def test_float64_and_extremes(self, norm):
         with jax.enable_x64(True):
             arguments = [jnp.asarray(a) for a in random_planes()]
-            moved = fab.project_onto_hyperplane(*arguments, norm=norm)
+            moved = attacks.project_onto_hyperplane(*arguments, norm=norm)
             self.assertEqual(moved.dtype, jnp.float64)
             points, normals, offsets = map(np.asarray, arguments)
             excess = (normals * points).sum(1) - offsets
@@ -215,13 +219,15 @@ class ProjectionTest(parameterized.TestCase):
         for size in (1e-30, 1e-12, 1e12, 1e30, 3e38):
             normals = jnp.asarray([[size, -size, 0.0], [size, 1.0, -1.0]])
             points = jnp.full((2, 3), 0.5)
-            moved = fab.project_onto_hyperplane(points, normals, jnp.full(2, size), norm=norm)
+            moved = attacks.project_onto_hyperplane(points, normals, jnp.full(2, size), norm=norm)
             self.assertTrue(jnp.isfinite(moved).all())
             self.assertLessEqual(jnp.abs(moved).max(), 0.5)
 
     def test_unknown_norm(self):
         with self.assertRaisesRegex(ValueError, "norm='l3' is unknown; choose one of linf, l2, l1"):
-            fab.project_onto_hyperplane(jnp.ones((1, 2)), jnp.ones((1, 2)), jnp.ones(1), norm="l3")
+            attacks.project_onto_hyperplane(
+                jnp.ones((1, 2)), jnp.ones((1, 2)), jnp.ones(1), norm="l3"
+            )
 
 
 def random_planes(count=1000, entries=24):
@@ -350,9 +356,9 @@ class PlantedBugTest(parameterized.TestCase):
 
     @parameterized.parameters(*NORMS)
     def test_projection_with_the_wrong_sign(self, norm):
-        right = fab._displacement
+        right = hyperplanes.displacement
         with (
-            mock.patch.object(fab, "_displacement", lambda *a: -right(*a)),
+            mock.patch.object(hyperplanes, "displacement", lambda *a: -right(*a)),
             self.assertRaises(AssertionError),
         ):
             ProjectionTest().check(golden()[0], "fab_small", norm)
@@ -372,9 +378,9 @@ class PlantedBugTest(parameterized.TestCase):
             )
 
     def test_attack_with_the_wrong_sign(self):
-        right = fab._displacement
+        right = hyperplanes.displacement
         with (
-            mock.patch.object(fab, "_displacement", lambda *a: -right(*a)),
+            mock.patch.object(fab, "displacement", lambda *a: -right(*a)),
             self.assertRaises(AssertionError),
         ):
             self.run_planted()
@@ -510,7 +516,7 @@ class PropertyTest(parameterized.TestCase):
         keys = attacks.image_keys(jax.random.key(3), 64)
         labels = jnp.tile(self.labels, 4)
         machine = fab.fab_machine(norm=norm, epsilon=0.2, steps=1, targeted=False)
-        start = jax.jit(lambda x, y, k: machine.init(x, y, k, "random").points)
+        start = jax.jit(lambda x, y, k: machine.init(x, y, keys=k, start="random").points)
         starts = [start(images[:n], labels[:n], keys[:n]) for n in (1, 7, 64)]
         np.testing.assert_array_equal(starts[0], starts[2][:1])
         np.testing.assert_array_equal(starts[1], starts[2][:7])
@@ -549,7 +555,7 @@ class PropertyTest(parameterized.TestCase):
                 return machine.tell(state, logits, gradient)
             pull = lambda g: (gradient[:, jnp.argmax(g[0])],)  # noqa: E731
             values = machine.loss(state, logits)
-            return machine.tell(state, logits, fab.nearest(machine, state, values, pull))
+            return machine.tell(state, logits, nearest(machine, state, values, pull))
 
         good, others = tell(state, logits, gradient), np.arange(16) != 3
         self.assertTrue((good.points != self.images).any(axis=(1, 2, 3)).all())
@@ -687,7 +693,7 @@ class PropertyTest(parameterized.TestCase):
         state = machine.init(noisy, self.labels)
         for points in (state.points, state.images, state.adv):
             np.testing.assert_array_equal(points, jnp.clip(noisy, 0, 1))
-        given = machine.init(self.images, self.labels, None, np.asarray(noisy))
+        given = machine.init(self.images, self.labels, start=np.asarray(noisy))
         np.testing.assert_array_equal(given.points, jnp.clip(noisy, 0, 1))
         np.testing.assert_array_equal(given.adv, self.images)
 

@@ -149,7 +149,7 @@ from pathlib import Path
 from jaxrobust.runtime.launch import join_hosts
 join_hosts()
 import jax
-from jaxrobust.training import loop, run, splits
+from jaxrobust.training import run, splits, stopping
 from tests.test_resume import one_phase, poisoned
 
 real, left = splits.device_batch, [int(sys.argv[2])]
@@ -165,7 +165,7 @@ config = one_phase(trouble__skips=2, trouble__rollbacks=1, test__steps=1)
 with poisoned([5, 6, 7]), jax.numpy_dtype_promotion("standard"):
     try:
         run.run(config, Path(sys.argv[1]))
-    except loop.Preempted as error:
+    except stopping.Preempted as error:
         print(error, file=sys.stderr)
         sys.exit(75)
 """

@@ -19,9 +19,10 @@ from ml_collections import ConfigDict
 
 from jaxrobust.evaluation import accuracy, records
 from jaxrobust.runtime import jsonl, sharding
-from jaxrobust.training import build, loop, phase, splits, step
+from jaxrobust.training import build, loop, phase, splits, step, stopping, trouble
 from jaxrobust.training import run as training_run
 from jaxrobust.training import selection as selection_split
+from jaxrobust.training.ahead import Ahead
 from jaxrobust.weights import checkpoint
 from jaxrobust.weights import start as start_weights
 from tests.test_train import final_state, quiet_run, stop_after, tiny
@@ -48,15 +49,15 @@ def poisoned(steps, *, scales=(1.0,)):
     """The gradient after these numbers of steps is NaN, at these scales of the learning rate."""
     real = step.train_step
 
-    def train_step(state, batch, orders, *, gradients, **rest):
+    def train_step(state, batch, control, *, gradients, **rest):
         bad = jnp.isin(state.step, jnp.asarray(steps))
-        bad &= jnp.isin(orders.lr_scale, jnp.asarray(scales, jnp.float32))
+        bad &= jnp.isin(control.lr_scale, jnp.asarray(scales, jnp.float32))
 
         def spoiled(*arguments):
             grads, others = gradients(*arguments)
             return jax.tree.map(lambda g: jnp.where(bad, jnp.nan, g), grads), others
 
-        return real(state, batch, orders, gradients=spoiled, **rest)
+        return real(state, batch, control, gradients=spoiled, **rest)
 
     with mock.patch.object(step, "train_step", train_step):
         yield
@@ -176,7 +177,7 @@ class GroupsTest(RunTest):
             with devices(count), jax.numpy_dtype_promotion("standard"):
                 built = build.phase(config, "pretrain", 256)
             run = phase.Run(config, Path(), "pretrain", built, *[None] * 5)
-            loop._same_groups(run, {"bn_group": before} if before is not None else {})
+            loop.same_groups(run, {"bn_group": before} if before is not None else {})
             return built.bn_group
 
         self.assertEqual(check(8, 8, self.config()), 8)
@@ -292,7 +293,7 @@ class SkippedTest(RunTest):
         with poisoned([5, 6, 7]):
             stop_after(7, lambda: quiet_run(one_phase(), workdir), said="last 2 in a row")
             with self.assertRaisesRegex(
-                loop.Diverged, r"norm nan; 2 steps in a row updated nothing.* checkpoint: step 4"
+                trouble.Diverged, r"norm nan; 2 steps in a row updated nothing.* checkpoint: step 4"
             ):
                 quiet_run(one_phase(trouble__skips=1), workdir)
 
@@ -321,7 +322,7 @@ class RollbackTest(RunTest):
         self.same(*(final_state(folder / name, config)[0] for name in ("whole", "killed")))
 
     def test_a_signal_while_it_goes_back_is_heard(self):
-        workdir, real = Path(self.create_tempdir()) / "run", loop._roll_back
+        workdir, real = Path(self.create_tempdir()) / "run", trouble.Trouble.roll_back
 
         def signalled(*arguments):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -330,8 +331,8 @@ class RollbackTest(RunTest):
         config = one_phase(trouble__skips=1, trouble__rollbacks=1)
         with (
             poisoned([5, 6, 7]),
-            mock.patch.object(loop, "_roll_back", signalled),
-            self.assertRaisesRegex(loop.Preempted, "stopped after step 4 of 12, saved"),
+            mock.patch.object(trouble.Trouble, "roll_back", signalled),
+            self.assertRaisesRegex(stopping.Preempted, "stopped after step 4 of 12, saved"),
         ):
             quiet_run(config, workdir)
 
@@ -342,7 +343,7 @@ class RollbackTest(RunTest):
         message = r"norm nan; . steps in a row .* checkpoint: step 4 .*Set trouble.rollbacks=2 to"
         with poisoned([6, 7, 8, 9, 10], scales=(1.0, 0.5)):
             for _ in range(2):  # the second time at once
-                with self.assertRaisesRegex(loop.Diverged, message):
+                with self.assertRaisesRegex(trouble.Diverged, message):
                     quiet_run(config, workdir)
             with checkpoint_of(workdir) as checkpoints:
                 self.assertEqual(checkpoints.latest_step(), 4)
@@ -534,7 +535,7 @@ class AheadTest(absltest.TestCase):
         }
 
     def test_is_heard_two_steps_later(self):
-        ahead = loop._Ahead()
+        ahead = Ahead()
         for number in range(1, 4):
             ahead.add(number, self.row(stop=15 * (number >= 1)))
             self.assertEqual(ahead.stop, (15, 0) if number == 3 else None)
@@ -543,7 +544,7 @@ class AheadTest(absltest.TestCase):
         self.assertEqual(ahead.window(), {"skipped": 0})
 
     def test_counts_those_in_a_row(self):
-        ahead, found = loop._Ahead(), []
+        ahead, found = Ahead(), []
         for number, skipped in enumerate([0, 1, 1, 0, 1, 1, 1], 1):
             ahead.add(number, self.row(np.nan if skipped else number, skipped=skipped))
             ahead.drain()
@@ -553,7 +554,7 @@ class AheadTest(absltest.TestCase):
         self.assertEqual(ahead.window(), {"skipped": 0})
 
     def test_a_window_that_updated_nothing(self):
-        ahead = loop._Ahead()
+        ahead = Ahead()
         ahead.add(1, self.row(np.nan, skipped=1))
         ahead.drain()
         self.assertEqual(ahead.window(), {"skipped": 1})

@@ -38,11 +38,11 @@ def run(config, devices, steps=10):
     phase = build.phase(config, "train", 80, devices=devices)
     losses = []
     with jax.set_mesh(phase.mesh), standard():
-        state, orders = phase.init(jax.random.key(0)), build.orders(phase.mesh)
+        state, control = phase.init(jax.random.key(0)), build.control(phase.mesh)
         for i in range(steps):
             local = tuple(map(np.asarray, batch_of(config.train.batch_size, seed=i)))
             batch = Batch(*sharding.global_arrays(phase.mesh, local))
-            state, metrics = phase.step(state, batch, orders)
+            state, metrics = phase.step(state, batch, control)
             losses.append(float(metrics["loss"]))
     return np.array(losses), state
 
@@ -229,13 +229,13 @@ class MemoryTest(absltest.TestCase):
             self.assertLessEqual(here / all_, 1.05 / 8, kind)
 
 
-class OrdersTest(parameterized.TestCase):
+class ControlTest(parameterized.TestCase):
     """Steps that update nothing."""
 
-    def step(self, phase, state, **orders):
+    def step(self, phase, state, **control):
         local = tuple(map(np.asarray, batch_of()))
         batch = Batch(*sharding.global_arrays(phase.mesh, local))
-        return phase.step(state, batch, build.orders(phase.mesh, **orders))
+        return phase.step(state, batch, build.control(phase.mesh, **control))
 
     def test_a_stop_leaves_the_state(self):
         phase = build.phase(small_config(), "train", 80, donate=False)

@@ -1,6 +1,7 @@
 """Square against auto-attack a392200, by its own draws and in distribution, and its promises."""
 
 import functools
+import importlib
 import itertools
 import math
 from unittest import mock
@@ -12,10 +13,13 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.attacks import square
+from jaxrobust.attacks import square_geometry
+from jaxrobust.attacks.square_windows import template_of, window_levels, window_table
 from tests import paths
 from tests.test_balls import norm_in_float64
 from tests.test_losses import assert_within, golden_nets, load
+
+square = importlib.import_module("jaxrobust.attacks.square")  # `attacks.square` is the attack
 
 NORMS = ("linf", "l2", "l1")
 EPSILON = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
@@ -28,7 +32,7 @@ def golden():
 
 
 def windows(norm, shape, queries=5000):
-    return square.window_table(norm, square.window_levels(queries, False), 0.8, shape)
+    return window_table(norm, window_levels(queries, False), 0.8, shape)
 
 
 class ScheduleTest(parameterized.TestCase):
@@ -41,12 +45,12 @@ class ScheduleTest(parameterized.TestCase):
     @parameterized.parameters(False, True)
     def test_fractions(self, rescale):
         expected = golden()[f"p_nq5000_resc{rescale:d}"]
-        np.testing.assert_array_equal(0.8 / 2.0 ** square.window_levels(5000, rescale), expected)
+        np.testing.assert_array_equal(0.8 / 2.0 ** window_levels(5000, rescale), expected)
 
     @parameterized.product(norm=("l2", "l1"), side=(3, 5, 6, 7, 9, 15, 21, 29))
     def test_templates(self, norm, side):
         expected = golden()[f"eta_{REFERENCE[norm]}_s{side}"]
-        np.testing.assert_allclose(square.template_of(norm, side), expected, atol=1e-7, rtol=0)
+        np.testing.assert_allclose(template_of(norm, side), expected, atol=1e-7, rtol=0)
 
     @parameterized.parameters(*NORMS)
     def test_against_the_reference(self, norm):
@@ -58,13 +62,13 @@ class ScheduleTest(parameterized.TestCase):
             theirs = reference.SquareAttack(
                 None, p_init=p_init, n_queries=queries, norm=REFERENCE[norm], resc_schedule=rescale
             )
-            levels = square.window_levels(queries, rescale)
+            levels = window_levels(queries, rescale)
             expected = [theirs.p_selection(i) for i in range(queries)]
             np.testing.assert_array_equal(p_init / 2.0**levels, expected)
         if norm != "linf":
             for side in range(2, 24):
                 expected = theirs.eta(side).abs()  # turned at random, or not
-                ours = np.abs(square.template_of(norm, side))
+                ours = np.abs(template_of(norm, side))
                 error = min(np.abs(o - expected.numpy()).max() for o in (ours, ours.T))
                 self.assertLess(error, 1e-7)
 
@@ -78,7 +82,7 @@ def scripted_draws(g, norm):
     batch = len(g["scr_y"])
     as_float, as_int = (functools.partial(jnp.asarray, dtype=d) for d in (jnp.float32, jnp.int32))
     if norm == "linf":
-        start = square.StartDraws(
+        start = square_geometry.StartDraws(
             signs=as_float(g[f"{name}_init_signs_ncw"].transpose(0, 2, 1)),
             across=jnp.zeros((batch, 0), bool),
         )
@@ -88,9 +92,9 @@ def scripted_draws(g, norm):
     else:
 
         def turned(eta, side):
-            return not np.allclose(eta[:side, :side], square.template_of(norm, side), atol=1e-6)
+            return not np.allclose(eta[:side, :side], template_of(norm, side), atol=1e-6)
 
-        start = square.StartDraws(
+        start = square_geometry.StartDraws(
             signs=as_float(g[f"{name}_init_signs_tile_nc"].swapaxes(0, 1)),
             across=jnp.tile(
                 np.array([turned(eta, 6) for eta in g[f"{name}_init_eta_tiles"]]), (batch, 1)
@@ -99,7 +103,7 @@ def scripted_draws(g, norm):
         offsets, signs = g[f"{name}_vh_vw_vh2_vw2"], g[f"{name}_signs_nc"]
         pairs = zip(g[f"{name}_eta"], g[f"{name}_eta_s"], strict=True)
         across = np.array([turned(eta, side) for eta, side in pairs])
-    queries = square.Draws(
+    queries = square_geometry.Draws(
         offsets=as_int(np.repeat(offsets[:, None], batch, axis=1)),
         signs=as_float(signs),
         across=jnp.asarray(np.repeat(across[:, None], batch, axis=1)),
@@ -110,7 +114,7 @@ def scripted_draws(g, norm):
 def scripted_run(g, norm):
     """31 evaluations with the golden draws: the final state; each point, its margin, the best."""
     start, queries = scripted_draws(g, norm)
-    geometry = square.GEOMETRIES[norm]._replace(draw_start=lambda keys, images: start)
+    geometry = square_geometry.GEOMETRIES[norm]._replace(draw_start=lambda keys, images: start)
 
     def draw_query(state, side):
         del side
@@ -126,12 +130,12 @@ def scripted_run(g, norm):
             return state, (points, -attacks.cw_loss(logits, labels), state.x_best)
 
         keys = attacks.image_keys(jax.random.key(0), len(labels))
-        state, seen = jax.lax.scan(body, machine.init(images, labels, keys), length=31)
+        state, seen = jax.lax.scan(body, machine.init(images, labels, keys=keys), length=31)
         return (machine.result(state), *seen)
 
     with (
         mock.patch.object(square, "draw_query", draw_query),
-        mock.patch.dict(square.GEOMETRIES, {norm: geometry}),
+        mock.patch.dict(square_geometry.GEOMETRIES, {norm: geometry}),
     ):
         images = jnp.asarray(g["scr_x_u8"].astype(np.float32) / np.float32(255))
         return map(np.asarray, jax.jit(run)(images, jnp.asarray(g["scr_y"], jnp.int32)))
@@ -163,7 +167,7 @@ class ScriptedTest(ScriptedCase):
 
     @parameterized.parameters(*NORMS)
     def test_a_shrunken_window_is_noticed(self, norm):
-        table = square.window_table
+        table = window_table
 
         def halved(*args):
             windows = table(*args)
@@ -261,7 +265,7 @@ class PropertyTest(parameterized.TestCase):
                 return state, (points, state.margin_best, machine.result(state))
 
             keys = attacks.image_keys(jax.random.key(key), len(images))
-            return jax.lax.scan(body, machine.init(images, labels, keys), length=queries + 1)
+            return jax.lax.scan(body, machine.init(images, labels, keys=keys), length=queries + 1)
 
         state, seen = run(images, labels)
         return net, images, labels, state, [np.asarray(s) for s in seen]
@@ -302,10 +306,10 @@ class PropertyTest(parameterized.TestCase):
             @jax.jit
             def draw(images, keys, machine=machine):
                 labels = jnp.zeros_like(images[:, 0, 0, 0], jnp.int32)
-                state = machine.init(images, labels, keys)
-                start = square.GEOMETRIES[norm].draw_start(state.keys, images)
+                state = machine.init(images, labels, keys=keys)
+                start = square_geometry.GEOMETRIES[norm].draw_start(state.keys, images)
                 state = state._replace(iteration=jnp.arange(len(images), dtype=jnp.int32) % 5 + 1)
-                return start, square.draw_query(state, jnp.full_like(labels, 3))
+                return start, square_geometry.draw_query(state, jnp.full_like(labels, 3))
 
             seen.append(draw(many, keys[:batch]))
         for few, many in itertools.pairwise(seen):
@@ -320,8 +324,8 @@ class PropertyTest(parameterized.TestCase):
     def test_offsets_without_room(self):
         @jax.jit
         def draw(images, labels, keys):
-            state = attacks.square_machine(norm="linf", epsilon=0.1).init(images, labels, keys)
-            return square.draw_query(state, jnp.full(4, 5, jnp.int32))
+            state = attacks.square_machine(norm="linf", epsilon=0.1).init(images, labels, keys=keys)
+            return square_geometry.draw_query(state, jnp.full(4, 5, jnp.int32))
 
         keys = jax.random.split(jax.random.key(0), 4)
         offsets = draw(jnp.zeros((4, 5, 8, 3)), jnp.zeros(4, jnp.int32), keys).offsets
@@ -364,7 +368,7 @@ class PropertyTest(parameterized.TestCase):
         machine = attacks.square_machine(norm=norm, epsilon=SMALL[norm], queries=20)
         tell = jax.jit(lambda state: machine.tell(state, net(machine.query(state)), None))
         keys = jax.random.split(jax.random.key(0), 16)
-        states = [jax.jit(machine.init)(images, labels, keys)]
+        states = [jax.jit(machine.init)(images, labels, keys=keys)]
         for _ in range(21):
             self.assertFalse(machine.finished(states[-1]).any())
             states.append(tell(states[-1]))
@@ -387,7 +391,7 @@ class PropertyTest(parameterized.TestCase):
     def test_nan_is_never_accepted(self):
         net, images, labels = small_net((8, 8, 3))
         machine = attacks.square_machine(norm="l2", epsilon=0.5, queries=20)
-        state = jax.jit(machine.init)(images, labels, jax.random.split(jax.random.key(0), 16))
+        state = jax.jit(machine.init)(images, labels, keys=jax.random.split(jax.random.key(0), 16))
         tell = jax.jit(machine.tell)
         logits = net(machine.query(state))
         nan = logits.at[:, 2].set(jnp.nan)
@@ -419,7 +423,7 @@ class PropertyTest(parameterized.TestCase):
 
         @jax.jit
         def two(images, keys):
-            state = machine.init(images, labels, keys)
+            state = machine.init(images, labels, keys=keys)
             told = machine.tell(state, jnp.zeros((16, 5), images.dtype) + state.epsilon[:, None])
             return state.points, told.points
 

@@ -49,7 +49,7 @@ def trained(config, devices, steps=3, size=8):
             batch = sharding.global_arrays(
                 phase.mesh, tuple(map(np.asarray, batch_of(size, seed=i)))
             )
-            state, metrics = phase.step(state, Batch(*batch), build.orders(phase.mesh))
+            state, metrics = phase.step(state, Batch(*batch), build.control(phase.mesh))
             history.append(jax.device_get(metrics))
     return jax.device_get(state), history
 
@@ -81,7 +81,7 @@ class TrainStepTest(parameterized.TestCase):
         with jax.set_mesh(phase.mesh), standard():
             state, losses = phase.init(jax.random.key(0)), []
             for _ in range(12):
-                state, metrics = phase.step(state, batch_of(), build.orders(phase.mesh))
+                state, metrics = phase.step(state, batch_of(), build.control(phase.mesh))
                 losses.append(float(metrics["loss"]))
         self.assertLess(np.mean(losses[-3:]), np.mean(losses[:3]) - 0.05)
         self.assertEqual(phase.step._cache_size(), 1)  # compiled once, not again for its own state
@@ -159,16 +159,15 @@ class TrainStepTest(parameterized.TestCase):
             net=net,
             attack=attacks.apgd(epsilon=4 / 255, steps=2),
             objective=objectives.adversarial(),
-            dtype=jnp.float32,
-            spread=spread,
             attack_train=False,
-            microbatches=1,
         )
+        given = {"gradients": gradients, "dtype": jnp.float32, "microbatches": 1}
+        of_device = partial(step.of_device, spread=spread, **given)
         train_step = jax.jit(
             partial(
                 step.train_step,
                 augment=lambda key, batch: batch,
-                gradients=spread.each(gradients, whole=1, split=3, gradients=True),
+                gradients=spread.each(of_device, whole=1, split=3, gradients=True),
                 tx=tx,
                 ema_decay=0.9,
             )
@@ -182,7 +181,7 @@ class TrainStepTest(parameterized.TestCase):
             x = torch.tensor(np.asarray(batch.images)).permute(0, 3, 1, 2).float().div(255)
             losses.append(trainer.step(x, torch.tensor(np.asarray(batch.labels)).long()))
             with standard():
-                state, metrics = train_step(state, batch, build.orders(mesh))
+                state, metrics = train_step(state, batch, build.control(mesh))
             # The sign of a gradient entry near 0 may differ between two float32 networks: a few
             # pixels of the attack then differ by eps, which the loss feels in the 5th digit.
             np.testing.assert_allclose(metrics["loss"], losses[-1], rtol=1e-4)
@@ -217,8 +216,8 @@ class AugmentedStepTest(parameterized.TestCase):
             images, targets = jax.jit(augment)(
                 key, Batch(inputs.unit_range(batch_of().images), batch_of().labels)
             )
-            after, metrics = phase.step(state, batch_of(), build.orders(phase.mesh))
-            again, expected = plain.step(state, Batch(images, targets), build.orders(plain.mesh))
+            after, metrics = phase.step(state, batch_of(), build.control(phase.mesh))
+            again, expected = plain.step(state, Batch(images, targets), build.control(plain.mesh))
         self.assertGreater(float(jnp.abs(images - inputs.unit_range(batch_of().images)).max()), 0.1)
         # Two compilations of one step: float32 rounding, which Adam amplifies.
         np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
@@ -297,7 +296,9 @@ class BatchNormTest(parameterized.TestCase):
         with jax.set_mesh(phase.mesh), standard():
             states = [phase.init(jax.random.key(0))]
             for i in range(2):
-                states.append(phase.step(states[-1], batch_of(seed=i), build.orders(phase.mesh))[0])
+                states.append(
+                    phase.step(states[-1], batch_of(seed=i), build.control(phase.mesh))[0]
+                )
         states = jax.device_get(states)
         for kind, weights in (("params", 0), ("stats", 1)):
             found = step.averaged(states[2])[weights]
@@ -332,7 +333,7 @@ class BatchNormTest(parameterized.TestCase):
                 k: s + 0.5 * ("mean" in k) * ("normal" not in k) for k, s in state.stats.items()
             }
             state = state._replace(stats=stats)
-            after, _ = phase.step(state, batch_of(), build.orders(phase.mesh))
+            after, _ = phase.step(state, batch_of(), build.control(phase.mesh))
             batch = statistics == "batch"
             same, other = (by_hand(state.params, stats, batch_of(), t) for t in (batch, not batch))
         for name, value in same.items():

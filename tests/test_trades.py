@@ -231,12 +231,11 @@ class PassesTest(parameterized.TestCase):
             net=net,
             attack=attack,
             objective=objective,
-            dtype=jnp.dtype("float32"),
-            spread=spread,
             attack_train=True,
-            microbatches=2,
         )
-        of_all = jax.jit(spread.each(gradients, whole=1, split=3, gradients=True))
+        given = {"gradients": gradients, "dtype": jnp.dtype("float32"), "microbatches": 2}
+        of_device = partial(step.of_device, spread=spread, **given)
+        of_all = jax.jit(spread.each(of_device, whole=1, split=3, gradients=True))
         _, (_, metrics) = of_all(params, stats, self.batch, self.keys, self.keys)
         clean = self.batch.images[:, 0, 0] + first
         robust = 2 * second + jax.nn.softmax(clean)

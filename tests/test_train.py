@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from jaxrobust.config import base
 from jaxrobust.data import sources
 from jaxrobust.evaluation import accuracy, records
-from jaxrobust.training import build, loop, splits
+from jaxrobust.training import build, splits, stopping, trouble
 from jaxrobust.training import run as training_run
 from jaxrobust.weights import checkpoint
 from tests.modules import hidden
@@ -182,7 +182,7 @@ def stop_after(after: int, run, said: str = "") -> None:
     with _counting(after, lambda: os.kill(os.getpid(), signal.SIGINT)):
         try:
             run()
-        except loop.Interrupted as error:
+        except stopping.Interrupted as error:
             assert "the same command continues" in str(error)
             assert said in str(error), error
         else:
@@ -193,7 +193,7 @@ class TroubleTest(parameterized.TestCase):
     def test_nan_names_the_step_and_the_last_checkpoint(self):
         workdir = Path(self.create_tempdir()) / "nan"
         config = tiny(pretrain__epochs=0, train__lr=1e38, train__epochs=2, trouble__skips=3)
-        with self.assertRaisesRegex(loop.Diverged, r"loss is (nan|inf) at step \d+.*checkpoint"):
+        with self.assertRaisesRegex(trouble.Diverged, r"loss is (nan|inf) at step \d+.*checkpoint"):
             quiet_run(config, workdir)
 
     def test_full_disk_names_the_last_checkpoint_and_continues(self):
@@ -229,7 +229,9 @@ class TroubleTest(parameterized.TestCase):
         counter = itertools.count()
         with (
             mock.patch.object(splits, "batches", lambda *args: Damaged(real(*args))),
-            self.assertRaisesRegex(loop.BadData, "record 77 is damaged. Repair .* after step 6 of"),
+            self.assertRaisesRegex(
+                stopping.BadData, "record 77 is damaged. Repair .* after step 6 of"
+            ),
         ):
             quiet_run(config, workdir)
         self.assertIn("train: step 6 of 12", quiet_run(config, workdir))

@@ -322,6 +322,7 @@ def abstract_step(mesh, setting, logits_fn, *, slots: int, image: tuple[int, ...
     import jax
     import jax.numpy as jnp
 
+    from jaxrobust.attacks import ROWS
     from jaxrobust.evaluation import engine
     from jaxrobust.evaluation.schedule import Rows
 
@@ -343,7 +344,7 @@ def abstract_step(mesh, setting, logits_fn, *, slots: int, image: tuple[int, ...
     begin = functools.partial(engine._begin, setting)
     state = jax.eval_shape(begin, epsilon, root, number, rows)
     floor = array(jnp.int32, mesh.size)
-    machine = engine._MACHINES[setting.machine](setting, jnp.float32(0))
+    machine = ROWS[setting.machine].make(setting, jnp.float32(0))
     passes = 1 + (machine.loss is not None) + (machine.check is not None)
     advance = engine._programs(mesh, setting, False).advance
     return advance, (logits_fn, None, epsilon, state, array(jnp.int32), floor), passes

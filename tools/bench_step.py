@@ -121,11 +121,11 @@ def ours(config, images, labels) -> Program:
     with jax.set_mesh(phase.mesh):
         holder = [phase.init(jax.random.key(0))]
         batch = Batch(*sharding.global_arrays(phase.mesh, (images, labels)))
-        orders = build.orders(phase.mesh)
-        step, seconds, _ = compilation.compiled(phase.step, holder[0], batch, orders)
+        control = build.control(phase.mesh)
+        step, seconds, _ = compilation.compiled(phase.step, holder[0], batch, control)
 
     def run() -> float:
-        holder[0], metrics = step(holder[0], batch, orders)
+        holder[0], metrics = step(holder[0], batch, control)
         return float(metrics["loss"])
 
     return Program(run, seconds, build.flops_per_image(config, "train"), step.as_text)

@@ -1,15 +1,40 @@
-"""Attacks as pure functions over a `logits_fn`."""
+"""Attacks as pure functions over a `logits_fn`, and the machines that they are made of.
 
-from jaxrobust.attacks.apgd import (
-    ApgdState,
-    MultiRadiusState,
-    apgd,
-    apgd_machine,
-    apgd_multi_radius_machine,
-    apgd_run,
-)
+Of a network as a function of images f32[B, H, W, C] in [0, 1], here that of a plane,
+
+>>> import jax, jax.numpy as jnp
+>>> from jaxrobust import attacks
+>>> weights = jnp.array([[1.0, -1.0]])
+>>> logits_fn = lambda images: images.mean((1, 2)) @ weights
+>>> images, labels = jnp.full((3, 4, 4, 1), 0.5), jnp.array([0, 0, 1])
+
+an attack is a function `(logits_fn, key, images, labels) -> images_adv`:
+
+>>> attack = attacks.apgd(norm="linf", epsilon=8 / 255, steps=5)
+>>> images_adv = attack(logits_fn, jax.random.key(0), images, labels)
+>>> (images_adv - images)[:, 0, 0, 0].round(4).tolist()
+[-0.03139999881386757, -0.03139999881386757, 0.03139999881386757]
+
+Underneath, it is a machine that asks for points and is told logits and gradients:
+
+>>> machine = attacks.pgd_machine(norm="linf", epsilon=8 / 255, steps=1)
+>>> state = machine.init(images, labels)
+>>> machine.query(state).shape, bool(machine.finished(state).any())
+((3, 4, 4, 1), False)
+>>> state = attacks.advance(machine, lambda points, draw: logits_fn(points), state).state
+>>> bool(machine.finished(state).all())
+True
+"""
+
+from jaxrobust.attacks.apgd import ROW as _APGD
+from jaxrobust.attacks.apgd import ApgdState, apgd, apgd_machine, apgd_run
+from jaxrobust.attacks.apgd_radii import ROW as _APGD_RADII
+from jaxrobust.attacks.apgd_radii import MultiRadiusState, apgd_multi_radius_machine
 from jaxrobust.attacks.balls import BALLS
-from jaxrobust.attacks.fab import FabState, fab_machine, fab_run, project_onto_hyperplane
+from jaxrobust.attacks.fab import ROW as _FAB
+from jaxrobust.attacks.fab import FabState, fab, fab_machine, fab_run
+from jaxrobust.attacks.hyperplanes import project_onto_hyperplane
+from jaxrobust.attacks.inputs import image_keys
 from jaxrobust.attacks.losses import (
     LOSSES,
     ce_loss,
@@ -18,18 +43,35 @@ from jaxrobust.attacks.losses import (
     kl_loss,
     targeted_dlr_loss,
 )
-from jaxrobust.attacks.machine import image_keys, run
+from jaxrobust.attacks.machine import Row, Setting, advance, run
+from jaxrobust.attacks.pgd import ROW as _PGD
 from jaxrobust.attacks.pgd import PgdState, fgsm, pgd, pgd_machine
-from jaxrobust.attacks.square import SquareState, square_machine, square_run
+from jaxrobust.attacks.square import ROW as _SQUARE
+from jaxrobust.attacks.square import SquareState, square, square_machine, square_run
+
+# One row for each file of an attack, which ends with it.
+ROWS = {row.machine: row for row in (_APGD, _APGD_RADII, _FAB, _SQUARE, _PGD)}
+
+
+def passes(name: str, steps: int) -> int:
+    """Return the forward and backward passes per image of a training attack of so many steps."""
+    row = ROWS["pgd" if name == "fgsm" else name]
+    made = 1 if name == "fgsm" else steps
+    return made * (row.forward + row.backward) + row.final_forward
+
 
 __all__ = [
     "BALLS",
     "LOSSES",
+    "ROWS",
     "ApgdState",
     "FabState",
     "MultiRadiusState",
     "PgdState",
+    "Row",
+    "Setting",
     "SquareState",
+    "advance",
     "apgd",
     "apgd_machine",
     "apgd_multi_radius_machine",
@@ -37,15 +79,18 @@ __all__ = [
     "ce_loss",
     "cw_loss",
     "dlr_loss",
+    "fab",
     "fab_machine",
     "fab_run",
     "fgsm",
     "image_keys",
     "kl_loss",
+    "passes",
     "pgd",
     "pgd_machine",
     "project_onto_hyperplane",
     "run",
+    "square",
     "square_machine",
     "square_run",
     "targeted_dlr_loss",

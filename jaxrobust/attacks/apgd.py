@@ -3,31 +3,29 @@
 One machine serves training (start at the image, train on the point of highest loss) and AutoAttack
 (random or given start, report the last misclassified point).
 
-Source: Croce & Hein 2020 (arXiv 2003.01690), algorithm 1; the L1 variant is Croce & Hein 2021
-(arXiv 2103.01208). Details that the papers leave open follow auto-attack a392200; parity:
-tests/test_apgd.py.
+Source: Croce & Hein 2020 (arXiv 2003.01690), algorithm 1; what is different on L1 stands in
+`apgd_l1`. Details that the paper leaves open follow auto-attack a392200; parity:
+tests/attacks/test_apgd.py.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from jaxrobust.attacks.balls import BALLS, all_finite, l0_norm, per_image
-from jaxrobust.attacks.losses import LOSSES
-from jaxrobust.attacks.machine import (
-    as_attack,
+from jaxrobust.attacks.apgd_l1 import follow_sparsity, kept_of
+from jaxrobust.attacks.balls import BALLS, all_finite, l0_norm, per_image, where
+from jaxrobust.attacks.inputs import (
     check_inputs,
     check_no_targets,
     check_settings,
     image_keys,
-    run,
     start_points,
 )
-from jaxrobust.types import Array, Attack, LogitsFn, Machine
+from jaxrobust.attacks.losses import DLR, LOSSES, by_target
+from jaxrobust.attacks.machine import Named, Row, as_attack, run
+from jaxrobust.types import Array, Attack, Ball, LogitsFn, Machine
 
 
 class ApgdState(NamedTuple):
@@ -66,79 +64,89 @@ class ApgdState(NamedTuple):
     sparsity: Array  # f[B], L1 only: entries in which `x_best` differed from the image then
 
 
-def apgd(
-    *,
-    norm: str = "linf",
-    epsilon: float,
-    steps: int,
-    loss: str = "ce",
-    random_start: bool = False,
-    kept_fraction: float = 0.05,
-) -> Attack:
-    """Auto-PGD as used for training: returns the point of highest loss, the start included.
+# --- Algorithm 1: the schedule of checkpoints, the two conditions, one iteration ---
 
-    Args:
-      norm: "linf", "l2" or "l1".
-      epsilon: radius, in units of pixels in [0, 1].
-      steps: K >= 1; costs K+1 forward and K backward passes.
-      loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr" or "cw" (i32[B]).
-      random_start: start at AutoAttack's random point instead of the image clipped to [0, 1].
-      kept_fraction: L1 only, the fraction of entries that the first steps move.
-    Returns:
-      attack(logits_fn, key, images, labels) -> images_adv. `key` is one key, or keys [B] (see
-      `machine.image_keys`); without a random start it is not read and may be None. A label
-      outside the classes is an error outside `jit` and undefined inside.
-    Raises:
-      ValueError: see `machine.check_settings`.
-    Source: Singh, Croce & Hein 2023 (arXiv 2303.01870), training attack.
+
+def _periods(norm: str, steps: int) -> tuple[int, int, int]:
+    """The first period between checkpoints, the shortest, and the decrement from one to the next.
+
+    `int(0.22 * steps)` in Python doubles, as the reference rounds it.
     """
-    check_no_targets(loss)
-    machine = apgd_machine(
-        norm=norm, epsilon=epsilon, steps=steps, loss=loss, kept_fraction=kept_fraction
+    if norm == "l1":
+        return max(int(0.04 * steps), 1), max(int(0.04 * steps), 1), 0
+    return max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
+
+
+def _next_period(state: ApgdState, due: Array) -> ApgdState:
+    shorter = jnp.maximum(state.period - state.period_decrement, state.period_floor)
+    return state._replace(
+        period=jnp.where(due, shorter, state.period),
+        since=jnp.where(due, 0, state.since),
+        rises=jnp.where(due, 0, state.rises),
+        loss_at_check=jnp.where(due, state.loss_best, state.loss_at_check),
     )
-    return as_attack(machine, random_start=random_start, gradient_steps=steps, final_forward=True)
 
 
-def apgd_run(
-    logits_fn: LogitsFn,
-    images: Array,
-    labels: Array,
+def _halve_when_stuck(state: ApgdState, due: Array) -> tuple[ApgdState, Array]:
+    """Linf and L2: halve the step where either condition holds, and restart from the best point."""
+    # Condition 1: the loss rose in at most rho = 3/4 of the steps since the last checkpoint.
+    oscillates = 4 * state.rises <= 3 * state.since
+    # Condition 2: the best loss did not rise, nor was the step halved at the last checkpoint.
+    stalls = ~state.reduced & (state.loss_at_check >= state.loss_best)
+    halve = due & (oscillates | stalls)
+    return state._replace(
+        step=jnp.where(halve, state.step / 2, state.step),
+        reduced=jnp.where(due, halve, state.reduced),
+    ), halve
+
+
+def _tell(
+    state: ApgdState,
+    logits: Array,
+    gradient: Array,
     *,
-    norm: str,
-    epsilon: float,
-    steps: int,
-    loss: str = "ce",
-    key: Array | None = None,
-    start: str | Array = "image",
-    targets: Array | None = None,
-    kept_fraction: float = 0.2,
+    ball: Ball,
+    loss_of: Callable[[ApgdState, Array], Array],
+    adapt: Callable[[ApgdState, Array], tuple[ApgdState, Array]],
+    momentum: bool,
 ) -> ApgdState:
-    """One run of APGD as AutoAttack makes it; returns the whole final state.
-
-    Args:
-      logits_fn: f[B,H,W,C] -> f[B,C].
-      images: f[B,H,W,C].
-      labels: i32[B] (or f[B,C] with `ce` and `kl`).
-      norm: "linf", "l2" or "l1".
-      epsilon: radius, in units of pixels in [0, 1].
-      steps: K >= 1; costs K+1 forward and K backward passes.
-      loss: a name in `LOSSES`; "dlr-targeted" needs `targets`.
-      key: one key or keys [B], read by the random start only.
-      start: "image", "random", or points f[B,H,W,C] inside the ball.
-      targets: i32[B].
-      kept_fraction: L1 only, the fraction of entries that the first steps move; with a start
-        given as points it follows from their sparsity instead.
-    Returns:
-      `ApgdState`: `x_best`, `loss_best`, `x_best_adv`, `correct`, `step` and the rest.
-    Raises:
-      ValueError: see `machine.check_settings`.
-    """
-    machine = apgd_machine(
-        norm=norm, epsilon=epsilon, steps=steps, loss=loss, kept_fraction=kept_fraction
+    """One iteration: `logits` and `gradient` are those of `state.points`."""
+    # Take note of the evaluation: of the start at first, then of iterates.
+    value, correct = loss_of(state, logits), _is_correct(logits, state.labels)
+    iterate = state.iteration > 0
+    better = value > state.loss_best  # strictly; NaN never is
+    loss_best = jnp.where(better, value, state.loss_best)
+    state = state._replace(
+        iteration=state.iteration + 1,
+        x_best=where(better, state.points, state.x_best),
+        gradient_best=where(better, gradient, state.gradient_best),
+        loss_best=loss_best,
+        x_best_adv=where(correct, state.x_best_adv, state.points),
+        correct=state.correct & correct,
+        since=state.since + iterate.astype(jnp.int32),
+        rises=state.rises + (iterate & (value > state.last_loss)).astype(jnp.int32),
+        last_loss=jnp.where(iterate, value, state.last_loss),
+        loss_at_check=jnp.where(iterate, state.loss_at_check, loss_best),
     )
-    keys = None if key is None else image_keys(key, images.shape[0])
-    state = machine.init(images, labels, keys, start, targets=targets)
-    return run(machine, logits_fn, state, gradient_steps=steps, final_forward=True)
+    # At a checkpoint, adapt the step and perhaps go on from the best point.
+    due = state.since == state.period
+    state, restart = adapt(state, due)
+    state = _next_period(state, due)
+    point = where(restart, state.x_best, state.points)
+    gradient = where(restart, state.gradient_best, gradient)
+    # Step uphill, then mix with the last direction.
+    moved = ball.ascend(point, gradient, state.step, state.kept)
+    moved = ball.project(moved, state.images, state.epsilon)
+    if momentum:
+        rest = jnp.where(state.iteration == 1, 0.0, 0.25).astype(moved.dtype)
+        rest, ahead, last = per_image(rest, moved), moved - point, point - state.previous
+        # ahead * 0.75, written so that a fused multiply-add cannot change its rounding.
+        mixed = point + (ahead - ahead * rest) + last * rest
+        moved = ball.project(mixed, state.images, state.epsilon)
+    return state._replace(points=where(all_finite(gradient), moved, point), previous=point)
+
+
+# --- As a machine, a run of AutoAttack, and an attack for training ---
 
 
 def apgd_machine(
@@ -152,18 +160,17 @@ def apgd_machine(
     """APGD as a `types.Machine` of `steps + 1` evaluations; the last needs no gradient.
 
     Arguments as in `apgd_run`, but `epsilon` may be an array too (it is not checked then), and
-    `loss` a function of logits, labels and targets. `init` takes one argument more than a machine
-    must, `targets` i32[B]. `result` is the point of highest loss; AutoAttack reads `x_best_adv`
-    and `correct` of the state instead. A driver must not `tell` a finished image: nothing here
-    stops it.
+    `loss` a function of logits, labels and targets. `result` is the point of highest loss;
+    AutoAttack reads `x_best_adv` and `correct` of the state instead. A driver must not `tell` a
+    finished image: nothing here stops it.
     """
     name = loss if isinstance(loss, str) else "ce"
     check_settings(norm=norm, epsilon=epsilon, loss=name, steps=steps, kept_fraction=kept_fraction)
-    ball, at_checkpoint = BALLS[norm], _CHECKPOINTS[norm]
+    ball = BALLS[norm]
     loss_fn = LOSSES[loss] if isinstance(loss, str) else loss
     reads_targets = loss == "dlr-targeted" or callable(loss)
 
-    def init(images, labels, keys=None, start="image", targets=None):
+    def init(images, labels, *, keys=None, targets=None, start="image"):
         images, labels = check_inputs(images, labels)
         one_each = images.reshape(images.shape[0], -1)[:, 0]
         floats = partial(jnp.full_like, one_each)  # `_like` also takes over shard_map's axes
@@ -177,7 +184,7 @@ def apgd_machine(
             kept, sparsity = floats(kept_fraction), floats(images[0].size)
         else:
             sparsity = l0_norm(points - images)
-            kept = _kept_of(sparsity, images)
+            kept = kept_of(sparsity, images)
         period, period_floor, period_decrement = _periods(norm, steps)
         return ApgdState(
             images=images,
@@ -214,186 +221,90 @@ def apgd_machine(
             return loss_fn(logits, state.labels, state.targets)
         return loss_fn(logits, state.labels)
 
-    def tell(state, logits, gradient):
-        # Take note of the evaluation: of the start at first, then of iterates.
-        value, correct = loss_of(state, logits), _is_correct(logits, state.labels)
-        iterate = state.iteration > 0
-        better = value > state.loss_best  # strictly; NaN never is
-        loss_best = jnp.where(better, value, state.loss_best)
-        state = state._replace(
-            iteration=state.iteration + 1,
-            x_best=_where(better, state.points, state.x_best),
-            gradient_best=_where(better, gradient, state.gradient_best),
-            loss_best=loss_best,
-            x_best_adv=_where(correct, state.x_best_adv, state.points),
-            correct=state.correct & correct,
-            since=state.since + iterate.astype(jnp.int32),
-            rises=state.rises + (iterate & (value > state.last_loss)).astype(jnp.int32),
-            last_loss=jnp.where(iterate, value, state.last_loss),
-            loss_at_check=jnp.where(iterate, state.loss_at_check, loss_best),
-        )
-        # At a checkpoint, adapt the step and perhaps go on from the best point.
-        state, restart = at_checkpoint(state, state.since == state.period)
-        point = _where(restart, state.x_best, state.points)
-        gradient = _where(restart, state.gradient_best, gradient)
-        # Step uphill, then mix with the last direction.
-        moved = ball.ascend(point, gradient, state.step, state.kept)
-        moved = ball.project(moved, state.images, state.epsilon)
-        if norm != "l1":
-            rest = jnp.where(state.iteration == 1, 0.0, 0.25).astype(moved.dtype)
-            rest, ahead, momentum = per_image(rest, moved), moved - point, point - state.previous
-            # ahead * 0.75, written so that a fused multiply-add cannot change its rounding.
-            mixed = point + (ahead - ahead * rest) + momentum * rest
-            moved = ball.project(mixed, state.images, state.epsilon)
-        return state._replace(points=_where(all_finite(gradient), moved, point), previous=point)
-
+    adapt = follow_sparsity if norm == "l1" else _halve_when_stuck
     return Machine(
         init=init,
         query=lambda state: state.points,
         loss=loss_of,
-        tell=tell,
+        tell=partial(_tell, ball=ball, loss_of=loss_of, adapt=adapt, momentum=norm != "l1"),
         finished=lambda state: state.iteration > state.steps,
         result=lambda state: ball.settle(state.x_best, state.images),
     )
 
 
-class MultiRadiusState(NamedTuple):
-    """Three runs of APGD in a row; the first axis of every array is the image."""
-
-    stage: Array  # i32[B], 0, 1 or 2
-    run: ApgdState
-
-
-def apgd_multi_radius_machine(
+def apgd_run(
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array,
     *,
     norm: str,
-    epsilon: float | Array,
+    epsilon: float,
     steps: int,
-    loss: str | Callable[[Array, Array, Array], Array] = "ce",
-) -> Machine:
-    """APGD in balls of 3, 2 and 1 times the radius, each from the best point of the one before.
+    loss: str = "ce",
+    key: Array | None = None,
+    start: str | Array = "image",
+    targets: Array | None = None,
+    kept_fraction: float = 0.2,
+) -> ApgdState:
+    """One run of APGD as AutoAttack makes it; returns the whole final state.
 
-    Arguments and `init` as in `apgd_machine`; only points of the last ball count. `steps` is
-    split 3 : 3 : 4; each stage evaluates its start as well, so it takes `steps + 3` evaluations.
-
-    Source: Croce & Hein 2021 (arXiv 2103.01208), section 3.3; parity: tests/test_apgd.py.
+    Args:
+      logits_fn: f[B,H,W,C] -> f[B,C].
+      images: f[B,H,W,C].
+      labels: i32[B] (or f[B,C] with `ce` and `kl`).
+      norm: "linf", "l2" or "l1".
+      epsilon: radius, in units of pixels in [0, 1].
+      steps: K >= 1; costs K+1 forward and K backward passes.
+      loss: a name in `LOSSES`; "dlr-targeted" needs `targets`.
+      key: one key or keys [B], read by the random start only.
+      start: "image", "random", or points f[B,H,W,C] inside the ball.
+      targets: i32[B].
+      kept_fraction: L1 only, the fraction of entries that the first steps move; with a start
+        given as points it follows from their sparsity instead.
+    Returns:
+      `ApgdState`: `x_best`, `loss_best`, `x_best_adv`, `correct`, `step` and the rest.
+    Raises:
+      ValueError: see `inputs.check_settings`.
     """
-    early = math.ceil(0.3 * steps)
-    plan = ((3, early), (2, early), (1, steps - 2 * early))
-    if min(length for _, length in plan) < 1:
-        raise ValueError(f"steps={steps} do not divide into three stages; pass at least 4")
-    stages = [
-        apgd_machine(norm=norm, epsilon=factor * epsilon, steps=length, loss=loss)
-        for factor, length in plan
-    ]
-    project, loss_of = BALLS[norm].project, stages[0].loss
-    assert loss_of is not None
-
-    def radius(stage, images):
-        return jnp.full_like(images.reshape(images.shape[0], -1)[:, 0], plan[stage][0] * epsilon)
-
-    def init(images, labels, keys=None, start="random", targets=None):
-        images, labels = check_inputs(images, labels)
-        widest = radius(0, images)
-        start = project(start_points(BALLS[norm], start, images, widest, keys), images, widest)
-        run = stages[0].init(images, labels, start=start, targets=targets)
-        return MultiRadiusState(jnp.full_like(run.iteration, 0), run)
-
-    def begin(state, over):
-        for stage in (1, 2):
-            run = state.run
-            start = project(run.x_best, run.images, radius(stage, run.images))
-            new = stages[stage].init(run.images, run.labels, start=start, targets=run.targets)
-            enters = over & (state.stage == stage - 1)
-            run = jax.tree.map(partial(_where, enters), new, run)
-            state = MultiRadiusState(jnp.where(enters, stage, state.stage), run)
-            over = over & ~enters
-        return state
-
-    def tell(state, logits, gradient):
-        state = state._replace(run=stages[0].tell(state.run, logits, gradient))
-        over = stages[0].finished(state.run) & (state.stage < 2)
-        return jax.lax.cond(jnp.any(over), begin, lambda state, over: state, state, over)
-
-    return Machine(
-        init=init,
-        query=lambda state: stages[0].query(state.run),
-        loss=lambda state, logits: loss_of(state.run, logits),
-        tell=tell,
-        finished=lambda state: stages[0].finished(state.run) & (state.stage == 2),
-        result=lambda state: stages[0].result(state.run),
-        counts=lambda state: state.stage == 2,
+    machine = apgd_machine(
+        norm=norm, epsilon=epsilon, steps=steps, loss=loss, kept_fraction=kept_fraction
     )
+    keys = None if key is None else image_keys(key, images.shape[0])
+    state = machine.init(images, labels, keys=keys, targets=targets, start=start)
+    return run(machine, logits_fn, state, gradient_steps=steps, final_forward=True)
 
 
-def _periods(norm: str, steps: int) -> tuple[int, int, int]:
-    """The first period between checkpoints, the shortest, and the decrement from one to the next.
+def apgd(
+    *,
+    norm: str = "linf",
+    epsilon: float,
+    steps: int,
+    loss: str = "ce",
+    random_start: bool = False,
+    kept_fraction: float = 0.05,
+) -> Attack:
+    """Auto-PGD as used for training: returns the point of highest loss, the start included.
 
-    `int(0.22 * steps)` in Python doubles, as the reference rounds it.
+    Args:
+      norm: "linf", "l2" or "l1".
+      epsilon: radius, in units of pixels in [0, 1].
+      steps: K >= 1; costs K+1 forward and K backward passes.
+      loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr" or "cw" (i32[B]).
+      random_start: start at AutoAttack's random point instead of the image clipped to [0, 1].
+      kept_fraction: L1 only, the fraction of entries that the first steps move.
+    Returns:
+      attack(logits_fn, key, images, labels) -> images_adv. `key` is one key, or keys [B] (see
+      `inputs.image_keys`); without a random start it is not read and may be None. A label
+      outside the classes is an error outside `jit` and undefined inside.
+    Raises:
+      ValueError: see `inputs.check_settings`.
+    Source: Singh, Croce & Hein 2023 (arXiv 2303.01870), training attack.
     """
-    if norm == "l1":
-        return max(int(0.04 * steps), 1), max(int(0.04 * steps), 1), 0
-    return max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
-
-
-def _halve_when_stuck(state: ApgdState, due: Array) -> tuple[ApgdState, Array]:
-    """Linf and L2: halve the step where the loss mostly fell, or where its best did not rise.
-
-    The second rule pauses for one period after a halving. Returns the state and who restarts.
-    """
-    oscillates = 4 * state.rises <= 3 * state.since  # rho = 0.75
-    stalls = ~state.reduced & (state.loss_at_check >= state.loss_best)
-    halve = due & (oscillates | stalls)
-    state = state._replace(
-        step=jnp.where(halve, state.step / 2, state.step),
-        reduced=jnp.where(due, halve, state.reduced),
+    check_no_targets(loss)
+    machine = apgd_machine(
+        norm=norm, epsilon=epsilon, steps=steps, loss=loss, kept_fraction=kept_fraction
     )
-    return _next_period(state, due), halve
-
-
-def _follow_sparsity(state: ApgdState, due: Array) -> tuple[ApgdState, Array]:
-    """L1: back to the full step where the best point got sparser, else shorten it.
-
-    Later steps move two thirds as many entries as the best point does. Returns as above.
-    """
-    sparsity = l0_norm(state.x_best - state.images)
-    sparser = sparsity / state.sparsity < 0.95  # 0/0 is not
-    step = jnp.where(sparser, state.epsilon, _divide(state.step, 1.5))
-    step = jnp.clip(step, _divide(state.epsilon, 10), state.epsilon)
-    state = state._replace(
-        step=jnp.where(due, step, state.step),
-        kept=jnp.where(due, _kept_of(sparsity, state.images), state.kept),
-        sparsity=jnp.where(due, sparsity, state.sparsity),
-    )
-    return _next_period(state, due), due & sparser
-
-
-def _kept_of(sparsity: Array, images: Array) -> Array:
-    """The fraction of entries to move when the best point differs in `sparsity` f[B] of them."""
-    return _divide(_divide(sparsity, images[0].size), 1.5)
-
-
-def _divide(values: Array, divisor: float) -> Array:
-    """A true division by a constant.
-
-    XLA would multiply by the rounded reciprocal, and join two divisions into one; a unit in the
-    last place of `kept` can move one entry more or less.
-    """
-    values, divisors = jax.lax.optimization_barrier((values, jnp.full_like(values, divisor)))
-    return values / divisors
-
-
-def _next_period(state: ApgdState, due: Array) -> ApgdState:
-    shorter = jnp.maximum(state.period - state.period_decrement, state.period_floor)
-    return state._replace(
-        period=jnp.where(due, shorter, state.period),
-        since=jnp.where(due, 0, state.since),
-        rises=jnp.where(due, 0, state.rises),
-        loss_at_check=jnp.where(due, state.loss_best, state.loss_at_check),
-    )
-
-
-_CHECKPOINTS = {"linf": _halve_when_stuck, "l2": _halve_when_stuck, "l1": _follow_sparsity}
+    return as_attack(machine, random_start=random_start, gradient_steps=steps, final_forward=True)
 
 
 def _is_correct(logits: Array, labels: Array) -> Array:
@@ -403,6 +314,17 @@ def _is_correct(logits: Array, labels: Array) -> Array:
     return jnp.argmax(logits, axis=1).astype(labels.dtype) == labels
 
 
-def _where(mask: Array, yes: Array, no: Array) -> Array:
-    """`jnp.where` with one decision per image."""
-    return jnp.where(per_image(mask, yes), yes, no)
+ROW = Row(
+    machine="apgd",
+    make=lambda setting, epsilon: apgd_machine(
+        norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=by_target
+    ),
+    attacks={
+        "apgd-ce": Named(number=0, steps=100),
+        "apgd-dlr": Named(number=1, steps=100, code=DLR),
+        "apgd-t": Named(number=2, steps=100, targets=9),
+    },
+    final_forward=True,
+    least={"steps": 1, "restarts": 1, "targets": 1, "eot": 1},
+    flat=True,
+)

@@ -32,6 +32,11 @@ def l2_norm(deltas: Array) -> Array:
     return jnp.sqrt(_total(deltas * deltas))
 
 
+def where(mask: Array, yes: Array, no: Array) -> Array:
+    """`jnp.where` with one decision per image."""
+    return jnp.where(per_image(mask, yes), yes, no)
+
+
 def all_finite(values: Array) -> Array:
     """Whether every entry of an image is finite, bool[B]."""
     return jnp.all(jnp.isfinite(values.reshape(values.shape[0], -1)), axis=1)
@@ -41,7 +46,7 @@ def all_finite(values: Array) -> Array:
 
 
 def _sample_linf(keys, images, epsilon):
-    return place_linf(_draw(jax.random.uniform, keys, images), images, epsilon)
+    return place_linf(draw(jax.random.uniform, keys, images), images, epsilon)
 
 
 def place_linf(uniform: Array, images: Array, epsilon: Array) -> Array:
@@ -66,7 +71,7 @@ def _ascend_linf(points, gradient, step, kept=None):
 
 
 def _sample_l2(keys, images, epsilon):
-    return place_l2(_draw(jax.random.normal, keys, images), images, epsilon)
+    return place_l2(draw(jax.random.normal, keys, images), images, epsilon)
 
 
 def place_l2(normal: Array, images: Array, epsilon: Array) -> Array:
@@ -92,7 +97,7 @@ def _ascend_l2(points, gradient, step, kept=None):
 
 
 def _sample_l1(keys, images, epsilon):
-    return place_l1(_draw(jax.random.normal, keys, images), images, epsilon)
+    return place_l1(draw(jax.random.normal, keys, images), images, epsilon)
 
 
 def place_l1(normal: Array, images: Array, epsilon: Array) -> Array:
@@ -172,7 +177,7 @@ BALLS: dict[str, Ball] = {
 }
 
 
-def _draw(distribution, keys, images):
+def draw(distribution, keys, images):
     """One draw per key of an image's shape, so that it does not depend on the batch."""
     return jax.vmap(lambda key: distribution(key, images.shape[1:], images.dtype))(keys)
 

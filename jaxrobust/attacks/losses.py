@@ -115,6 +115,30 @@ LOSSES: dict[str, Callable[..., Array]] = {
 }
 
 
+# What an untargeted run of APGD climbs, written where its target would stand.
+CE, DLR = -1, -2
+
+
+def by_target(logits: Array, labels: Array, targets: Array) -> Array:
+    """Targeted DLR, or the loss of which a target is the code; margins where classes are too few.
+
+    Args:
+      logits: f[B, C], C >= 2.
+      labels: i32[B].
+      targets: i32[B], a class each, or `CE` or `DLR`.
+    Returns:
+      f[B].
+    """
+    classes, aimed = logits.shape[1], jnp.maximum(targets, 0)
+    dlr = dlr_loss if classes >= 3 else cw_loss
+    if classes >= 4:
+        targeted = targeted_dlr_loss(logits, labels, aimed)
+    else:
+        targeted = _pick(logits, aimed) - _pick(logits, labels)
+    untargeted = jnp.where(targets == CE, ce_loss(logits, labels), dlr(logits, labels))
+    return jnp.where(targets < 0, untargeted, targeted)
+
+
 def _pick(logits: Array, index: Array) -> Array:
     """The logit of one class per image, f[B]."""
     return jnp.take_along_axis(logits, index[:, None], axis=1)[:, 0]

@@ -1,179 +1,200 @@
-"""What iterative attacks share: checking their settings, their inputs, and driving a machine.
+"""What iterative attacks share: one step of any machine, the loop around it, and their rows.
 
 A machine (`types.Machine`) asks for points and is told logits and gradients; it never calls a
-network. `run` is the plain driver, one scan over steps; `jaxrobust.evaluation` has another.
+network. `advance` makes one step of any machine; `run` is the plain loop around it, and
+`jaxrobust.evaluation.engine` is the other one. What else others need to know of an attack stands in
+the `Row` at the end of its file.
 """
 
-import math
-import operator
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxrobust.attacks.balls import BALLS
-from jaxrobust.attacks.losses import LOSSES
-from jaxrobust.types import Array, Attack, Ball, LogitsFn, Machine
+from jaxrobust.attacks.balls import per_image
+from jaxrobust.attacks.inputs import check_classes, image_keys
+from jaxrobust.attacks.losses import CE
+from jaxrobust.types import Array, Attack, LogitsFn, Machine
 
 
-def check_settings(
+class Setting(NamedTuple):
+    """One attack of an evaluation: `steps` are iterations, or Square's queries; `targets` classes
+    are aimed at in turn (0: none); `eot` gradients are averaged."""
+
+    name: str
+    machine: str
+    norm: str
+    steps: int
+    restarts: int = 1
+    targets: int = 0
+    eot: int = 1
+
+
+class Named(NamedTuple):
+    """An attack of AutoAttack with its standard settings."""
+
+    number: int  # its draws derive from it: fixed for ever
+    steps: int
+    restarts: int = 1
+    targets: int = 0
+    code: int = CE  # what an untargeted run climbs; see `losses.by_target`
+
+
+class Row(NamedTuple):
+    """What others need to know of a machine: the engine, the plan, the costs, the checks."""
+
+    machine: str
+    make: Callable[[Setting, Array], Machine]  # of a setting and a radius
+    attacks: Mapping[str, Named] = MappingProxyType({})  # by name
+    starts: tuple[str, ...] = ("random",)  # of the first restarts; the last one of all others
+    aims: bool = False  # whether its program knows if it is given target classes
+    forward: int = 1  # passes of a step
+    backward: int = 1
+    each_class: bool = False  # untargeted, so many backward passes for each class
+    extra: int = 1  # evaluations beside the steps, of an image that is never fooled
+    final_forward: bool = False  # whether a training attack ends with a pass without gradient
+    least: Mapping[str, int] = MappingProxyType({})  # what may be overridden -> its least value
+    flat: bool = False  # whether a first gradient of zeros puts an untargeted run in doubt
+
+
+class Step(NamedTuple):
+    """What one step of a machine asked and was told."""
+
+    state: Any  # after it
+    asked: Any  # the state whose points may be adversarial examples
+    points: Array  # those points
+    logits: Array  # f[B, C], theirs
+    gradient: Any  # as `tell` was given it
+
+
+def advance(
+    machine: Machine,
+    network: Callable[[Array, Any], Array],
+    state: Any,
     *,
-    norm: str,
-    epsilon: float | Array,
-    loss: str,
-    steps: int = 1,
-    step_size: float | None = None,
-    kept_fraction: float = 1.0,
-) -> None:
-    """Refuse settings that cannot be meant, before anything compiles.
-
-    Raises:
-      ValueError: unknown norm or loss, a radius below 0 or (Linf) above 1, steps not an int >= 1,
-        a step size that is not positive, a kept fraction outside (0, 1].
-    """
-    if norm not in BALLS:
-        raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(BALLS)}")
-    if loss not in LOSSES:
-        raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
-    if not isinstance(epsilon, jax.Array):  # inside `jit`, whoever calls it has checked
-        check_radius(norm, epsilon)
-    try:
-        whole = not isinstance(steps, bool) and operator.index(steps) >= 1
-    except TypeError:
-        whole = False
-    if not whole:
-        raise ValueError(f"steps={steps!r} is not a number of steps; pass an int >= 1")
-    if step_size is not None and not 0 < _number("step_size", step_size) < math.inf:
-        raise ValueError(
-            f"step_size={step_size} is not a step; pass a number > 0, or None for the default"
-        )
-    if not 0 < _number("kept_fraction", kept_fraction) <= 1:
-        raise ValueError(
-            f"kept_fraction={kept_fraction} is not a fraction of the entries; pass a number "
-            "above 0, at most 1"
-        )
-
-
-def check_radius(norm: str, epsilon: float) -> None:
-    """Refuse what is not a radius.
-
-    Raises:
-      ValueError: not a number, below 0, not finite, or above 1 on Linf.
-    """
-    epsilon = _number("epsilon", epsilon)
-    if not (math.isfinite(epsilon) and epsilon >= 0):
-        raise ValueError(f"epsilon={epsilon} is not a radius; pass a finite number >= 0")
-    if norm == "linf" and epsilon > 1:
-        raise ValueError(
-            f"epsilon={epsilon} is larger than the pixel range [0, 1]; write {epsilon:g}/255"
-        )
-
-
-def _number(name: str, value: Any) -> float:
-    try:
-        if not isinstance(value, str):
-            return float(value)
-    except TypeError:
-        pass
-    raise ValueError(f"{name}={value!r} is not a number; pass one, without quotes (4/255)")
-
-
-def check_no_targets(loss: str) -> None:
-    """Refuse the targeted loss where there is nobody to give the targets.
-
-    Raises:
-      ValueError: the loss is `dlr-targeted`.
-    """
-    if loss == "dlr-targeted":
-        raise ValueError(
-            "loss='dlr-targeted' needs a target class per image, which this attack has no place "
-            "for; use apgd_run(..., targets=...) or loss='dlr'"
-        )
-
-
-def check_inputs(images: Array, labels: Array) -> tuple[Array, Array]:
-    """Images and labels as JAX arrays (NumPy's and lists are converted), refused if they misfit.
-
-    Raises:
-      ValueError: no images or not floating point, labels that do not match their number or are
-        neither i[B] nor f[B, C].
-    """
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
-    if not jnp.issubdtype(images.dtype, jnp.floating):
-        raise ValueError(
-            f"images are {images.dtype}, attacks need floats in [0, 1]; "
-            "divide uint8 images by 255 first"
-        )
-    if images.size == 0:
-        raise ValueError(f"images of shape {images.shape} are none; pass at least one")
-    if labels.shape[:1] != images.shape[:1] or labels.ndim not in (1, 2):
-        raise ValueError(
-            f"labels of shape {labels.shape} do not fit {images.shape[0]} images; "
-            "pass i32[B] or f[B, C]"
-        )
-    if not jnp.issubdtype(labels.dtype, jnp.integer if labels.ndim == 1 else jnp.floating):
-        raise ValueError(
-            f"labels are {labels.dtype} of shape {labels.shape}; pass class labels as integers "
-            "[B], soft targets as floats [B, C]"
-        )
-    return images, labels
-
-
-def image_keys(key: Array | None, batch: int) -> Array:
-    """One key per image.
+    draws: int = 1,
+    gradient: bool = True,
+) -> Step:
+    """Query, evaluate, tell and, if the machine has one, check.
 
     Args:
-      key: one key, then image i gets `fold_in(key, i)` (training: i is the position in the
-        global batch); or keys [B], taken as they are (evaluation: derived from image ids).
-      batch: B.
+      machine: the attack.
+      network: (points, draw) -> f[B, C]; `draw` numbers the calls of a step, for a network that
+        draws random numbers itself.
+      state: of the machine.
+      draws: over so many calls the gradient is averaged.
+      gradient: False for an evaluation after which no step is made: the machine is told zeros.
+    """
+    points = machine.query(state)
+    if machine.loss is None:
+        logits, slope = network(points, 0), None
+    elif gradient:
+        logits, slope = _differentiated(machine, network, state, points, draws)
+    else:
+        logits, slope = network(points, 0), jnp.zeros_like(points)
+    told = machine.tell(state, logits, slope)
+    if machine.check is None:
+        return Step(told, state, points, logits, slope)
+    points = machine.query(told)
+    logits = network(points, draws)
+    return Step(machine.check(told, logits), told, points, logits, slope)
+
+
+def _differentiated(machine, network, state, points, draws):
+    """Logits of the last draw, and what `tell` takes of the gradients, averaged over draws."""
+
+    def once(draw):
+        def losses(points):
+            logits = network(points, draw)
+            return machine.loss(state, logits), logits
+
+        values, pull, logits = jax.vjp(losses, points, has_aux=True)
+        if values.ndim == 2:
+            return logits, nearest(machine, state, values, pull)
+        # That of the sum, not of the mean: an image must not know the batch size.
+        return logits, pull(jnp.ones_like(values))[0]
+
+    logits, total = once(0)
+    if draws == 1:
+        return logits, total
+
+    def add(draw, carry):
+        logits, gradient = once(draw)
+        return logits, carry[1] + gradient
+
+    logits, total = jax.lax.fori_loop(1, draws, add, (logits, total))
+    return logits, total / draws
+
+
+def nearest(
+    machine: Machine, state: Any, values: Array, pull: Callable[[Array], tuple[Array]]
+) -> tuple[Array, Array]:
+    """What `tell` of a machine with a `distance` is given, from the values f[B, C] of its loss.
+
+    Class by class: neither the program nor what it keeps grows with their number. For 1,000 classes
+    at 224 px their gradients would take 0.6 GB an image.
+
+    Args:
+      pull: of `jax.vjp`, from the values to the points.
     Returns:
-      Typed keys [B].
-    Raises:
-      ValueError: neither one key nor B of them.
+      f[B, ...] and i32[B].
     """
-    if key is None:
-        raise ValueError("a random start needs randomness; pass a key")
-    dtype = getattr(key, "dtype", np.dtype(object))
-    if dtype == jnp.uint32:  # a key of the old kind
-        key = jax.random.wrap_key_data(key)
-    elif not jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        raise ValueError(f"key={key!r} is not a key of JAX; pass jax.random.key(seed)")
-    if key.shape == ():
-        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch, dtype=jnp.uint32))
-    if key.shape != (batch,):
-        raise ValueError(f"keys of shape {key.shape} do not fit {batch} images; pass one key or B")
-    return key
+
+    def closer(best, which):
+        (gradient,) = pull(jnp.zeros_like(values).at[:, which].set(1))
+        distance = machine.distance(state, values[:, which], gradient, which)
+        # As of `argmin`: NaN is the least.
+        wins = (distance < best[0]) | (jnp.isnan(distance) & ~jnp.isnan(best[0]))
+        new = distance, gradient, jnp.full_like(best[2], which)
+        select = lambda a, b: jnp.where(per_image(wins, a), a, b)  # noqa: E731
+        return jax.tree.map(select, new, best), None
+
+    far = jnp.full_like(values[:, 0], jnp.inf), jnp.zeros_like(machine.query(state))
+    classes = jnp.arange(values.shape[1], dtype=jnp.int32)
+    none = jnp.zeros_like(values[:, 0], jnp.int32)
+    (_, gradient, which), _ = jax.lax.scan(closer, (*far, none), classes)
+    return gradient, which
 
 
-def start_points(
-    ball: Ball, start: str | Array, images: Array, epsilon: Array, keys: Array | None
-) -> Array:
-    """Where an attack begins, not projected: the images, random points, or those given.
+def run(
+    machine: Machine, logits_fn: LogitsFn, state: Any, *, gradient_steps: int, final_forward: bool
+) -> Any:
+    """Drive a machine to its end; returns its state.
 
     Args:
-      ball: of the norm.
-      start: "image", "random", or points of the shape of the images.
-      images: f[B,H,W,C].
-      epsilon: f[B].
-      keys: [B], read by "random" only.
+      machine: the attack.
+      logits_fn: f[B,H,W,C] -> f[B,C]; differentiated with respect to the images only.
+      state: from `machine.init`.
+      gradient_steps: steps with a gradient, one scan, compiled once whatever their number.
+      final_forward: one more evaluation, without a gradient (the machine is told zeros).
     Raises:
-      ValueError: another word, points of another shape, "random" without keys.
+      ValueError: labels or targets outside the classes, where their values are known: outside
+        `jit`. Inside, what such an image is turned into is undefined.
     """
-    if not isinstance(start, str):
-        if start.shape != images.shape:
-            raise ValueError(
-                f"start of shape {start.shape} does not fit images of shape {images.shape}; "
-                "pass one point per image"
-            )
-        return start.astype(images.dtype)
-    if start == "image":
-        return images
-    if start != "random":
-        raise ValueError(f"start={start!r} is unknown; pass 'image', 'random' or an array")
-    if keys is None:
-        raise ValueError("start='random' needs randomness; pass keys [B]")
-    return ball.sample(keys, images, epsilon)
+    network = checked(logits_fn, state)
+
+    def step(state, _):
+        return advance(machine, network, state).state, None
+
+    state, _ = jax.lax.scan(step, state, None, length=gradient_steps)
+    if final_forward:
+        state = advance(machine, network, state, gradient=False).state
+    return state
+
+
+def checked(logits_fn: LogitsFn, given: Any) -> Callable[[Array, Any], Array]:
+    """A network for `advance` that refuses classes of a state that the logits do not have."""
+
+    def network(points: Array, draw: Any) -> Array:
+        del draw
+        logits = logits_fn(points)
+        for name in ("labels", "targets"):
+            check_classes(name, getattr(given, name, None), logits.shape[1])
+        return logits
+
+    return network
 
 
 def as_attack(
@@ -186,60 +207,11 @@ def as_attack(
         if images.shape[0] == 0:
             return images
         keys = image_keys(key, images.shape[0]) if random_start else None
-        state = machine.init(images, labels, keys, "random" if random_start else "image")
+        start = "random" if random_start else "image"
+        state = machine.init(images, labels, keys=keys, start=start)
         state = run(
             machine, logits_fn, state, gradient_steps=gradient_steps, final_forward=final_forward
         )
         return machine.result(state)
 
     return attack
-
-
-def run(
-    machine: Machine, logits_fn: LogitsFn, state: Any, *, gradient_steps: int, final_forward: bool
-) -> Any:
-    """Drive a machine to its end; returns its state.
-
-    Args:
-      machine: the attack.
-      logits_fn: f[B,H,W,C] -> f[B,C]; differentiated with respect to the images only.
-      state: from `machine.init`.
-      gradient_steps: evaluations with a gradient, one scan, compiled once whatever their number.
-      final_forward: one more evaluation, without a gradient (the machine is told zeros).
-    Raises:
-      ValueError: labels or targets outside the classes, where their values are known: outside
-        `jit`. Inside, what such an image is turned into is undefined.
-    """
-    given = state
-
-    def total_loss(points, state):
-        logits = logits_fn(points)
-        for name in ("labels", "targets"):
-            _check_classes(name, getattr(given, name, None), logits.shape[1])
-        # The sum, not the mean: the gradient of an image must not know the batch size.
-        return jnp.sum(machine.loss(state, logits)), logits
-
-    def body(state, _):
-        points = machine.query(state)
-        (_, logits), gradient = jax.value_and_grad(total_loss, has_aux=True)(points, state)
-        return machine.tell(state, logits, gradient), None
-
-    state, _ = jax.lax.scan(body, state, None, length=gradient_steps)
-    if final_forward:
-        points = machine.query(state)
-        state = machine.tell(state, logits_fn(points), jnp.zeros_like(points))
-    return state
-
-
-def _check_classes(name: str, values: Any, classes: int) -> None:
-    """Refuse a class outside [0, classes), if the values can be read here."""
-    known = isinstance(values, jax.Array) and not isinstance(values, jax.core.Tracer)
-    if not known or values.ndim != 1 or not values.is_fully_addressable:
-        return
-    numbers = np.asarray(values)
-    bad = np.flatnonzero((numbers < 0) | (numbers >= classes))
-    if bad.size:
-        raise ValueError(
-            f"{name}[{bad[0]}]={numbers[bad[0]]} is outside the {classes} classes of the logits; "
-            f"pass numbers from 0 to {classes - 1}"
-        )

@@ -6,14 +6,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from jaxrobust.attacks.balls import BALLS, all_finite, per_image
+from jaxrobust.attacks.inputs import check_inputs, check_no_targets, check_settings, start_points
 from jaxrobust.attacks.losses import LOSSES
-from jaxrobust.attacks.machine import (
-    as_attack,
-    check_inputs,
-    check_no_targets,
-    check_settings,
-    start_points,
-)
+from jaxrobust.attacks.machine import Row, as_attack
 from jaxrobust.types import Array, Attack, Machine
 
 
@@ -78,10 +73,10 @@ def pgd(
       kept_fraction: L1 only, the fraction of entries that a step moves.
     Returns:
       attack(logits_fn, key, images, labels) -> images_adv. `key` is one key, or keys [B] (see
-      `machine.image_keys`); without a random start it is not read and may be None. A label
+      `inputs.image_keys`); without a random start it is not read and may be None. A label
       outside the classes is an error outside `jit` and undefined inside.
     Raises:
-      ValueError: see `machine.check_settings`.
+      ValueError: see `inputs.check_settings`.
     """
     check_no_targets(loss)
     machine = pgd_machine(
@@ -98,7 +93,7 @@ def pgd(
 def pgd_machine(
     *,
     norm: str,
-    epsilon: float,
+    epsilon: float | Array,
     steps: int,
     step_size: float | None = None,
     loss: str = "ce",
@@ -115,9 +110,10 @@ def pgd_machine(
     )
     check_no_targets(loss)
     ball, loss_fn = BALLS[norm], LOSSES[loss]
-    step_size = 2.5 * epsilon / steps if step_size is None else step_size
+    length = 2.5 * epsilon / steps if step_size is None else step_size
 
-    def init(images, labels, keys=None, start="image"):
+    def init(images, labels, *, keys=None, targets=None, start="image"):
+        del targets  # its losses have none
         images, labels = check_inputs(images, labels)
         one_each = images.reshape(images.shape[0], -1)[:, 0]
         fill = partial(jnp.full_like, one_each)  # `_like` also takes over shard_map's axes
@@ -128,7 +124,7 @@ def pgd_machine(
             labels=labels,
             points=ball.project(start, images, radius),  # before the first gradient
             epsilon=radius,
-            step=fill(step_size),
+            step=fill(length),
             iteration=fill(0, dtype=jnp.int32),
             steps=fill(steps, dtype=jnp.int32),
         )
@@ -152,3 +148,13 @@ def pgd_machine(
         finished=lambda state: state.iteration >= state.steps,
         result=lambda state: ball.settle(state.points, state.images),
     )
+
+
+ROW = Row(
+    machine="pgd",
+    make=lambda setting, epsilon: pgd_machine(
+        norm=setting.norm, epsilon=epsilon, steps=setting.steps
+    ),
+    extra=0,
+    least={"steps": 1, "restarts": 1},
+)

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrobust.attacks.machine import check_radius
+from jaxrobust.attacks import ROWS
+from jaxrobust.attacks.inputs import check_radius
 from jaxrobust.evaluation import checks, engine, networks, plan
 from jaxrobust.evaluation.ledger import open_ledger
 from jaxrobust.evaluation.progress import Decisions
@@ -341,7 +342,7 @@ class _Attack:
 
     def draw(self) -> int:
         """Of a randomised network's last forward pass; 0 is that of the clean images."""
-        return 1 + engine.NUMBERS[self.setting.name]
+        return 1 + plan.named(self.setting.name).number
 
     def write(self, verdict: engine.Verdict, adversarial: np.ndarray | None, norm: float) -> None:
         """A verdict into the ledger."""
@@ -386,7 +387,8 @@ class _Attack:
     def flag(self) -> None:
         """What this attack makes doubtful."""
         flags = self.found.flags
-        if self.setting.name in ("apgd-ce", "apgd-dlr") and not self.suffix:
+        untargeted = not (self.setting.targets or self.suffix)
+        if untargeted and ROWS[self.setting.machine].flat:
             flags.update(checks.check_gradients(np.array(self.flat, bool)))
         if self.unconfirmed:
             flags[f"unconfirmed by {self.name}"] = (

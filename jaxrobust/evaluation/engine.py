@@ -20,33 +20,15 @@ from jax import lax, local_devices
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrobust import attacks
-from jaxrobust.attacks.balls import per_image
-from jaxrobust.attacks.fab import fab_machine, nearest
-from jaxrobust.attacks.square import square_machine
-from jaxrobust.evaluation import networks
+from jaxrobust.attacks.balls import where
+from jaxrobust.attacks.machine import Row, Setting, advance
+from jaxrobust.evaluation import networks, plan
 from jaxrobust.evaluation.convolutions import canonical_convolutions
-from jaxrobust.evaluation.schedule import Board, Rows, Verdict
-from jaxrobust.types import VERDICT_PRECISION, Array, LogitsFn, Machine
+from jaxrobust.evaluation.schedule import Jobs, Rows, Verdict
+from jaxrobust.types import VERDICT_PRECISION, Array, LogitsFn
 
-# What an untargeted run of APGD climbs, written where its target would stand.
-CE, DLR = -1, -2
-# Fixed for ever: the draws of an attack derive from its number.
-NUMBERS = {"apgd-ce": 0, "apgd-dlr": 1, "apgd-t": 2, "fab": 3, "fab-t": 4, "square": 5}
 _DRAWS = 1000  # numbers from here on are draws of forward passes outside the attacks
 CALL_SECONDS = 0.5  # between two looks of the host at its slots
-
-
-class Setting(NamedTuple):
-    """One attack: `steps` are iterations, or Square's queries; `targets` classes are aimed at in
-    turn (0: none); `eot` gradients are averaged."""
-
-    name: str
-    machine: str
-    norm: str
-    steps: int
-    restarts: int = 1
-    targets: int = 0
-    eot: int = 1
 
 
 class Engine(NamedTuple):
@@ -148,46 +130,16 @@ def trace(engine: Engine, image: tuple[int, ...]) -> Engine:
 # --- On the devices ---
 
 
-def _by_target(logits: Array, labels: Array, targets: Array) -> Array:
-    """CE or DLR where the target says so, else targeted DLR; margins where classes are too few."""
-    classes = logits.shape[1]
-    dlr = attacks.dlr_loss if classes >= 3 else attacks.cw_loss
-    aimed = jnp.maximum(targets, 0)
-    if classes >= 4:
-        targeted = attacks.targeted_dlr_loss(logits, labels, aimed)
-    else:
-        targeted = _logit(logits, aimed) - _logit(logits, labels)
-    untargeted = jnp.where(targets == CE, attacks.ce_loss(logits, labels), dlr(logits, labels))
-    return jnp.where(targets < 0, untargeted, targeted)
-
-
-def _logit(logits, index):
-    return jnp.take_along_axis(logits, index[:, None], axis=1)[:, 0]
-
-
-_MACHINES: dict[str, Callable[[Setting, Array], Machine]] = {
-    "apgd": lambda s, epsilon: attacks.apgd_machine(
-        norm=s.norm, epsilon=epsilon, steps=s.steps, loss=_by_target
-    ),
-    "apgd-multi-radius": lambda s, epsilon: attacks.apgd_multi_radius_machine(
-        norm=s.norm, epsilon=epsilon, steps=s.steps, loss=_by_target
-    ),
-    "fab": lambda s, epsilon: fab_machine(
-        norm=s.norm, epsilon=epsilon, steps=s.steps, targeted=s.targets > 0
-    ),
-    "square": lambda s, epsilon: square_machine(norm=s.norm, epsilon=epsilon, queries=s.steps),
-}
-
-
-def _init(setting: Setting, machine: Machine, rows: Rows, keys: Array) -> Any:
-    if setting.machine == "square":
-        return machine.init(rows.images, rows.labels, keys)
-    init = functools.partial(machine.init, rows.images, rows.labels, keys, targets=rows.targets)
-    if setting.machine != "fab":
-        return init(start="random")
-    if setting.restarts == 1:
-        return init(start="image")
-    return _where(rows.restarts > 0, init(start="random"), init(start="image"))
+def _initial(row: Row, setting: Setting, epsilon: Array, rows: Rows, keys: Array) -> Any:
+    """The machines' states at the start, which is that of the row for this restart."""
+    init = functools.partial(
+        row.make(setting, epsilon).init, rows.images, rows.labels, keys=keys, targets=rows.targets
+    )
+    first, *others = row.starts[: setting.restarts]
+    state = init(start=first)
+    for number, start in enumerate(others, 1):
+        state = _where(rows.restarts >= number, init(start=start), state)
+    return state
 
 
 def _begin(setting: Setting, epsilon: Array, root: Array, number: Array, rows: Any) -> Slots:
@@ -201,7 +153,7 @@ def _begin(setting: Setting, epsilon: Array, root: Array, number: Array, rows: A
 
     keys = jax.vmap(key, (0, None, 0, 0))(rows.ids, number, rows.targets, rows.restarts)
     return Slots(
-        state=_init(setting, _MACHINES[setting.machine](setting, epsilon), rows, keys),
+        state=_initial(attacks.ROWS[setting.machine], setting, epsilon, rows, keys),
         labels=rows.labels,
         keys=jax.random.key_data(keys),
         live=jnp.ones_like(rows.fresh),
@@ -224,43 +176,37 @@ def _advance(setting, keyed, platform, logits_fn, search_fn, epsilon, slots, lim
 
     Returns the slots and i32[1], the number of steps.
     """
-    machine = _MACHINES[setting.machine](setting, epsilon)
+    machine = attacks.ROWS[setting.machine].make(setting, epsilon)
     decider = _network(logits_fn, keyed, platform, VERDICT_PRECISION)
     seeker = _network(search_fn or logits_fn, keyed, platform)
 
     def step(carry):
         count, slots = carry
-        draw = functools.partial(_fold, slots.keys, slots.steps)
-        state, points = slots.state, machine.query(slots.state)
-        if machine.loss is None:
-            logits, gradient = seeker(points, draw(0)), None
-        else:
-            logits, gradient = _differentiate(setting, machine, seeker, state, points, draw)
-        told = machine.tell(state, logits, gradient)
-        if machine.check is not None:
-            state, points = told, machine.query(told)
-            logits = seeker(points, draw(setting.eot))
-            told = machine.check(state, logits)
-        hit = slots.live & _wrong(logits, slots.labels) & (slots.steps >= slots.first)
+        keys = functools.partial(_fold, slots.keys, slots.steps)
+        asks = lambda points, draw: seeker(points, keys(draw))  # noqa: E731
+        made = advance(machine, asks, slots.state, draws=setting.eot)
+        hit = slots.live & _wrong(made.logits, slots.labels) & (slots.steps >= slots.first)
         if machine.counts is not None:
-            hit &= machine.counts(state)
+            hit &= machine.counts(made.asked)
         if search_fn is not None:
-            sure = lambda: _wrong(decider(points, draw(0)), slots.labels)  # noqa: E731
+            sure = lambda: _wrong(decider(made.points, keys(0)), slots.labels)  # noqa: E731
             hit &= lax.cond(jnp.any(hit), sure, lambda: hit)
-        first = slots.steps == 0
+        first, flat = slots.steps == 0, slots.flat
+        if made.gradient is not None:
+            flat = jnp.where(first, _zero(made.gradient), flat)
         # One wrong draw of a randomised network ends nothing: as in the reference, its run goes on
         # to the end, and its latest wrong point is tried once more.
-        over = machine.finished(told) if keyed else hit | machine.finished(told)
+        over = machine.finished(made.state) | (False if keyed else hit)
         return count + 1, Slots(
-            state=told,
+            state=made.state,
             labels=slots.labels,
             keys=slots.keys,
             live=slots.live & ~over,
             fooled=slots.fooled | hit,
-            adversarial=_where(hit, points, slots.adversarial),
+            adversarial=where(hit, made.points, slots.adversarial),
             steps=slots.steps + slots.live.astype(jnp.int32),
             first=slots.first,
-            flat=slots.flat if gradient is None else jnp.where(first, _zero(gradient), slots.flat),
+            flat=flat,
         )
 
     def goes_on(carry):
@@ -283,31 +229,6 @@ def _network(logits_fn, keyed, platform, precision=None):
         return logits.astype(jnp.float32)
 
     return canonical_convolutions(call) if platform == "cpu" else call
-
-
-def _differentiate(setting, machine, network, state, points, draw):
-    """Logits of the last draw, and what `tell` takes of the gradients, averaged over draws."""
-
-    def once(keys):
-        def losses(points):
-            logits = network(points, keys)
-            return machine.loss(state, logits), logits
-
-        values, pull, logits = jax.vjp(losses, points, has_aux=True)
-        if values.ndim == 2:
-            return logits, nearest(machine, state, values, pull)
-        return logits, pull(jnp.ones_like(values))[0]
-
-    if setting.eot == 1:
-        return once(draw(0))
-    logits, total = once(draw(0))
-
-    def body(i, carry):
-        logits, gradient = once(draw(i))
-        return logits, carry[1] + gradient
-
-    logits, total = lax.fori_loop(1, setting.eot, body, (logits, total))
-    return logits, total / setting.eot
 
 
 def _fold(keys, steps, draw):
@@ -334,7 +255,7 @@ def _zero(gradient):
 
 
 def _where(mask, yes, no):
-    return jax.tree.map(lambda a, b: jnp.where(per_image(mask, a), a, b), yes, no)
+    return jax.tree.map(functools.partial(where, mask), yes, no)
 
 
 class _Programs(NamedTuple):
@@ -465,41 +386,44 @@ def decide(
     """
     programs = engine.compiled.programs(engine.mesh, _program_of(setting), engine.keyed)
     sharding = NamedSharding(engine.mesh, PartitionSpec("slots"))
-    settings = (np.float32(epsilon), _root(seed), np.uint32(NUMBERS[setting.name]))
-    board = Board(engine.slots, engine.mesh.size, which, targets, setting.restarts)
+    settings = (np.float32(epsilon), _root(seed), np.uint32(plan.named(setting.name).number))
+    jobs = Jobs(engine.slots, engine.mesh.size, which, targets, setting.restarts)
     width = engine.slots // engine.mesh.size
     slots, limit = None, 0  # the first call compiles and makes no step
     while True:
-        if not board.assign():
-            board.refute(confirm([], True))
-            if not board.assign():
+        if not jobs.assign():
+            jobs.refute(confirm([], True))
+            if not jobs.assign():
                 return
         start = time.perf_counter()
-        rows = board.rows(images, labels, ids)
+        rows = jobs.rows(images, labels, ids)
         if slots is None:
             slots = jax.device_put(_no_slots(_program_of(setting), settings, rows), sharding)
         if rows is not None:
             slots = programs.refill(*settings, slots, jax.device_put(rows, sharding))
-        floor = jax.device_put(board.floor(), sharding)
+        floor = jax.device_put(jobs.floor(), sharding)
         slots, count = programs.advance(
             engine.logits_fn, engine.search_fn, settings[0], slots, np.int32(limit), floor
         )
         count, live, fooled, steps, flat = (
             np.asarray(a) for a in (count, slots.live, slots.fooled, slots.steps, slots.flat)
         )
-        made = board.collect(live, fooled, steps, flat, lambda: np.asarray(slots.adversarial))  # noqa: B023
+        made = jobs.collect(live, fooled, steps, flat, lambda: np.asarray(slots.adversarial))  # noqa: B023
         seconds = time.perf_counter() - start
         yield Call(int(count.sum()) * width, made, seconds, limit == 0)
-        board.refute(confirm(list(board.verdicts()), False))
+        jobs.refute(confirm(list(jobs.verdicts()), False))
         fitting = CALL_SECONDS * max(int(count.max()), 1) / seconds
         limit = 8 if limit == 0 else int(min(max(fitting, 4), 4 * limit, 10_000))
 
 
 def _program_of(setting: Setting) -> Setting:
     """The setting without what its program does not depend on."""
-    if setting.machine.startswith("apgd"):
-        return setting._replace(name="", targets=0, restarts=1)
-    return setting._replace(name="", targets=min(setting.targets, 1))
+    row = attacks.ROWS[setting.machine]
+    return setting._replace(
+        name="",
+        targets=min(setting.targets, 1) if row.aims else 0,
+        restarts=min(setting.restarts, len(row.starts)),
+    )
 
 
 def _no_slots(setting, settings, rows):

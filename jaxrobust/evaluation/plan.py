@@ -5,29 +5,41 @@ from typing import Any
 
 import numpy as np
 
+from jaxrobust import attacks
 from jaxrobust.attacks import BALLS
-from jaxrobust.evaluation.engine import CE, DLR, Setting
+from jaxrobust.attacks.losses import DLR
+from jaxrobust.attacks.machine import Named, Row, Setting
 
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
     "plus": ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"),
     "rand": ("apgd-ce", "apgd-dlr"),
-    "custom": ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square"),
 }
-BASE = {
-    "apgd-ce": Setting("apgd-ce", "apgd", "", steps=100),
-    "apgd-dlr": Setting("apgd-dlr", "apgd", "", steps=100),
-    "apgd-t": Setting("apgd-t", "apgd", "", steps=100, targets=9),
-    "fab": Setting("fab", "fab", "", steps=100, restarts=5),
-    "fab-t": Setting("fab-t", "fab", "", steps=100, targets=9),
-    "square": Setting("square", "square", "", steps=5000),
-}
+CUSTOM = "custom"  # any attacks
+
+
+def known() -> dict[str, tuple[Row, Named]]:
+    """Return the attacks by name, with the row that each stands in."""
+    return {name: (row, own) for row in attacks.ROWS.values() for name, own in row.attacks.items()}
+
+
+def named(name: str) -> Named:
+    """Return an attack of AutoAttack, with its standard settings."""
+    return known()[name][1]
+
+
+def base(name: str, norm: str) -> Setting:
+    """Return the standard setting of an attack."""
+    row, own = known()[name]
+    return Setting(name, row.machine, norm, own.steps, own.restarts, own.targets)
+
+
 _FIVE = {"restarts": 5}
 _CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "standard": {},
     "plus": {"apgd-ce": _FIVE, "apgd-dlr": _FIVE},  # FAB has five anyway
     "rand": {"apgd-ce": {"eot": 20}, "apgd-dlr": {"eot": 20}},
-    "custom": {"apgd-ce": _FIVE, "apgd-dlr": _FIVE},
+    CUSTOM: {"apgd-ce": _FIVE, "apgd-dlr": _FIVE},
     "standard, l1": {
         "apgd-ce": {"restarts": 5, "machine": "apgd-multi-radius"},
         "apgd-t": {"targets": 5, "machine": "apgd-multi-radius"},
@@ -48,26 +60,28 @@ def plan(
     """
     if norm not in BALLS:
         raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(BALLS)}")
-    if version not in VERSIONS:
-        raise ValueError(f"version={version!r} is unknown; choose one of {', '.join(VERSIONS)}")
+    versions = VERSIONS | {CUSTOM: tuple(known())}
+    if version not in versions:
+        raise ValueError(f"version={version!r} is unknown; choose one of {', '.join(versions)}")
+    choices = "choose from " + ", ".join(versions[version])
     if names is None:
-        if version == "custom":
-            raise ValueError("version='custom' needs attacks=(...); " + _choices(version))
+        if version == CUSTOM:
+            raise ValueError(f"version={CUSTOM!r} needs attacks=(...); {choices}")
         names = VERSIONS[version]
     if isinstance(names, str):
         raise ValueError(f"attacks={names!r} is a string; pass ({names!r},)")
     for name in names:
-        if name not in VERSIONS[version]:
-            raise ValueError(f"attack {name!r} is not in version {version!r}; {_choices(version)}")
+        if name not in versions[version]:
+            raise ValueError(f"attack {name!r} is not in version {version!r}; {choices}")
     if unused := [name for name in overrides or {} if name not in names]:
         raise ValueError(f"overrides of {unused}, which do not run; these do: {[*names]}")
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"attacks={tuple(names)} are none or repeated; {_choices(version)}")
+        raise ValueError(f"attacks={tuple(names)} are none or repeated; {choices}")
     changes = _CHANGES[version] | _CHANGES.get(f"{version}, {norm}", {})
     settings = []
     for name in names:
         change = dict((overrides or {}).get(name, {}))
-        setting = BASE[name]._replace(norm=norm, **changes.get(name, {}))
+        setting = base(name, norm)._replace(**changes.get(name, {}))
         _check_change(setting, change)
         numbers: dict[str, Any] = {key: int(value) for key, value in change.items()}
         settings.append(setting._replace(**numbers))
@@ -76,13 +90,8 @@ def plan(
 
 def _check_change(setting: Setting, change: dict[str, Any]) -> None:
     """Refuses an override that the attack does not have, or a number that it cannot use."""
-    editable = {"steps": 1, "restarts": 1}  # with the least value of each
-    if setting.machine == "apgd-multi-radius":
-        editable["steps"] = 5  # three stages of one step at least
-    if setting.targets:
-        editable["targets"] = 1
-    if setting.machine.startswith("apgd"):
-        editable["eot"] = 1
+    least = attacks.ROWS[setting.machine].least
+    editable = {k: v for k, v in least.items() if k != "targets" or setting.targets}
     for key, value in change.items():
         if key not in editable:
             raise ValueError(f"{setting.name} has no {key!r} to override; it has {[*editable]}")
@@ -93,10 +102,6 @@ def _check_change(setting: Setting, change: dict[str, Any]) -> None:
             )
 
 
-def _choices(version: str) -> str:
-    return "choose from " + ", ".join(VERSIONS[version])
-
-
 def fit(setting: Setting, classes: int, tell: Callable[[str], None]) -> Setting:
     """The setting for this number of classes; says what changes."""
     if setting.targets > classes - 1:
@@ -105,10 +110,14 @@ def fit(setting: Setting, classes: int, tell: Callable[[str], None]) -> Setting:
             f"the logits have {classes} classes"
         )
         setting = setting._replace(targets=classes - 1)
-    if setting.name == "apgd-t" and classes < 4:
-        tell("apgd-t: the targeted DLR loss needs 4 classes; climbs the margin z_t - z_y instead")
-    if setting.name == "apgd-dlr" and classes < 3:
-        tell("apgd-dlr: the DLR loss needs 3 classes; climbs the margin instead")
+    climbs = not attacks.ROWS[setting.machine].aims  # a loss that depends on the target
+    if setting.targets and climbs and classes < 4:
+        tell(
+            f"{setting.name}: the targeted DLR loss needs 4 classes; climbs the margin z_t - z_y "
+            "instead"
+        )
+    if named(setting.name).code == DLR and classes < 3:
+        tell(f"{setting.name}: the DLR loss needs 3 classes; climbs the margin instead")
     return setting
 
 
@@ -116,34 +125,32 @@ def targets(setting: Setting, logits: np.ndarray, labels: np.ndarray) -> np.ndar
     """i32[n, T]: the likeliest wrong classes of the clean images, or the code of a loss."""
     n = len(labels)
     if not setting.targets:
-        return np.full((n, 1), DLR if setting.name == "apgd-dlr" else CE, np.int32)
+        return np.full((n, 1), named(setting.name).code, np.int32)
     wrong = logits.astype(np.float64)
     wrong[np.arange(n), labels] = -np.inf
     # From the end of an ascending order, as the reference: of equal logits the last class first.
     return np.argsort(wrong, axis=1, kind="stable")[:, ::-1][:, : setting.targets].astype(np.int32)
 
 
-_FORWARD = {"apgd": 1, "apgd-multi-radius": 1, "fab": 2, "square": 1}
-
-
 def forward(setting: Setting) -> int:
-    """Forward passes of one step."""
-    return _FORWARD[setting.machine] * setting.eot
+    """Return the forward passes of one step."""
+    return attacks.ROWS[setting.machine].forward * setting.eot
 
 
 def backward(setting: Setting, classes: int) -> int:
-    """Backward passes of one step; untargeted FAB differentiates every logit."""
-    per_step = {"square": 0, "fab": 1 if setting.targets else classes}.get(setting.machine, 1)
-    return per_step * setting.eot
+    """Return the backward passes of one step."""
+    row = attacks.ROWS[setting.machine]
+    each = classes if row.each_class and not setting.targets else 1
+    return row.backward * each * setting.eot
 
 
 def passes(setting: Setting, classes: int) -> int:
-    """Forward and backward passes of one step."""
+    """Return the forward and backward passes of one step."""
     return forward(setting) + backward(setting, classes)
 
 
 def most_passes(setting: Setting, classes: int) -> int:
-    """For an image that is never fooled."""
-    starts = {"apgd-multi-radius": 3, "fab": 0}.get(setting.machine, 1)
+    """Return the passes for an image that is never fooled."""
+    evaluations = setting.steps + attacks.ROWS[setting.machine].extra
     jobs = setting.restarts * max(setting.targets, 1)
-    return (setting.steps + starts) * jobs * passes(setting, classes)
+    return evaluations * jobs * passes(setting, classes)

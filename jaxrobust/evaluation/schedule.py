@@ -28,12 +28,12 @@ class Verdict(NamedTuple):
     target: int  # what the job that succeeded, or the last one, aimed at
     restart: int
     steps: int  # of all jobs up to that one
-    job: int  # that one, numbered as the board does
+    job: int  # that one, numbered as the jobs does
     flat: bool  # the very first gradient was zero everywhere
     adversarial: np.ndarray | None  # f32[H,W,C]
 
 
-class Board:
+class Jobs:
     """The jobs of one attack: each image with each of its targets, each target with each restart.
 
     They are handed out target by target, as the reference orders them, so a later job of an image

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrobust import attacks
 from jaxrobust.models.inputs import cast, unit_range
 from jaxrobust.training.objectives import Objective, cross_entropy
 from jaxrobust.types import Array, Attack, Batch, Classifier, Params
@@ -210,14 +211,10 @@ def check_cost(
       ValueError: more than `share`.
     """
     trades = int(objective == "trades")
-
-    def passes(more):
-        k = 1 if attack == "fgsm" else steps
-        return 2 * (k + more) + int(attack == "apgd")
-
+    passes = attacks.passes(attack, steps)
     gradients = 2 + 2 * (1 if dtype == "float32" else _FLOAT32)
-    of_probe = trades + passes(0) + 1 + passes(STRONGER) + 1 + gradients
-    of_step = trades + passes(0) + (6 if trades else 3)
+    of_probe = trades + passes + 1 + (passes + 2 * STRONGER) + 1 + gradients
+    of_step = trades + passes + (6 if trades else 3)
     cost = of_probe * images / (of_step * batch_size)  # of a single step
     if cost > share * every_steps:
         raise ValueError(

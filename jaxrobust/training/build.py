@@ -27,7 +27,7 @@ _ATTACK_LOSS = {"adversarial": "ce", "trades": "kl"}
 
 
 class Phase(NamedTuple):
-    """One run of the optimiser, ready to compile; `step(state, batch, orders)`."""
+    """One run of the optimiser, ready to compile; `step(state, batch, control)`."""
 
     net: Classifier
     mesh: jax.sharding.Mesh
@@ -252,15 +252,19 @@ def phase(
         net=net,
         attack=training_attack(config, p.objective),
         objective=_OBJECTIVES[p.objective](p, config.attack),
+        attack_train=config.attack.statistics == "batch",
+    )
+    of_device = partial(
+        step.of_device,
+        gradients=gradients,
         dtype=jnp.dtype(config.model.dtype),
         spread=spread,
-        attack_train=config.attack.statistics == "batch",
         microbatches=p.microbatches,
     )
     train_step = partial(
         step.train_step,
         augment=batch_augmentation(config, name, devices=mesh.size),
-        gradients=spread.each(gradients, whole=1, split=3, gradients=True),
+        gradients=spread.each(of_device, whole=1, split=3, gradients=True),
         tx=tx,
         ema_decay=p.ema_decay,
     )
@@ -272,7 +276,7 @@ def phase(
         mesh=mesh,
         step=jax.jit(
             train_step,
-            in_shardings=(placed, split, step.Orders(split, whole)),  # type: ignore[arg-type]
+            in_shardings=(placed, split, step.Control(split, whole)),  # type: ignore[arg-type]
             out_shardings=(placed, whole),
             donate_argnums=(0,) if donate else (),
         ),
@@ -341,14 +345,14 @@ def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> jax.
     return sharding.make_mesh(devices, fsdp=config.mesh.fsdp or len(devices))
 
 
-def orders(mesh: jax.sharding.Mesh, *, stop: int = 0, lr_scale: float = 1.0) -> step.Orders:
+def control(mesh: jax.sharding.Mesh, *, stop: int = 0, lr_scale: float = 1.0) -> step.Control:
     """What this host tells a step."""
     here = np.full(len(mesh.local_devices), stop, np.int32)
     # Not `device_put`, which asks the other hosts for theirs: they may not stop yet.
     scale = jax.make_array_from_callback(
         (), sharding.replicated(mesh), lambda index: np.float32(lr_scale)
     )
-    return step.Orders(sharding.global_arrays(mesh, here), scale)
+    return step.Control(sharding.global_arrays(mesh, here), scale)
 
 
 def flops_per_image(config: Config, name: str) -> float:
@@ -358,7 +362,7 @@ def flops_per_image(config: Config, name: str) -> float:
     updates on two images, and asks for the clean probabilities first.
     """
     p, a = config[name], config.attack
-    attack = {"apgd": 2 * a.steps + 1, "pgd": 2 * a.steps, "fgsm": 2}[a.name]
+    attack = attacks.passes(a.name, a.steps)
     passes = {"clean": 3, "adversarial": attack + 3, "trades": attack + 7}[p.objective]
     net = network_of(config)
     size = config.model.image_size
@@ -369,8 +373,8 @@ def flops_per_image(config: Config, name: str) -> float:
 def abstract_arguments(config: Config, name: str, phase: Phase) -> tuple[Any, ...]:
     """Shapes and types of the arguments of a phase's step."""
     stop = jax.ShapeDtypeStruct((phase.mesh.size,), jnp.int32)
-    orders = step.Orders(stop, jax.ShapeDtypeStruct((), jnp.float32))  # type: ignore[arg-type]
-    return phase.abstract_state, abstract_batch(config, name), orders
+    control = step.Control(stop, jax.ShapeDtypeStruct((), jnp.float32))  # type: ignore[arg-type]
+    return phase.abstract_state, abstract_batch(config, name), control
 
 
 def abstract_batch(config: Config, name: str) -> Any:

@@ -2,280 +2,226 @@
 
 import contextlib
 import json
-import signal
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator
 from functools import cache
-from types import MappingProxyType
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxrobust.data import sources
 from jaxrobust.evaluation import records
-from jaxrobust.runtime import compilation, hardware, hosts, jsonl
+from jaxrobust.runtime import compilation, hardware, hosts
 from jaxrobust.runtime.profiling import Trace
 from jaxrobust.runtime.progress import StopSignals, say
 from jaxrobust.training import alarm, build, metrics, splits
+from jaxrobust.training.ahead import Ahead
+from jaxrobust.training.due import Every, due
 from jaxrobust.training.phase import Run, last, scored
 from jaxrobust.training.progress import Progress
 from jaxrobust.training.selection import selection
 from jaxrobust.training.step import TrainState
+from jaxrobust.training.stopping import Stops
+from jaxrobust.training.trouble import Trouble
 from jaxrobust.weights.checkpoint import Checkpoints
 
-_AHEAD = 2  # steps that may wait on the device for their turn, each with its batch
-_DATA = 64  # why a host stops, beside the numbers of signals
 
-
-class Interrupted(Exception):
-    """Ctrl-C; everything is saved."""
-
-
-class Preempted(Interrupted):
-    """SIGTERM, of this host or another; everything is saved."""
-
-
-class HostStopped(Interrupted):
-    """Another host met an error, which it names; everything is saved."""
-
-
-class BadData(sources.DataError):
-    """A data error that lost nothing: all hosts saved, and stop together."""
-
-
-class Diverged(Exception):
-    """No finite loss or gradient, for more steps than may be skipped."""
-
-
-def steps(run: Run, state: TrainState, stop: StopSignals) -> bool:
+def steps(run: Run, state: TrainState, signals: StopSignals) -> bool:
     """From the state of the last checkpoint to the end of the phase, its evaluation included.
 
     Returns whether that was reached; False: go on from the last checkpoint, after a rollback. What
-    `stop` is asked for holds then too.
+    `signals` are asked for holds then too.
     Raises:
       ValueError: a run that cannot go on as it was, before anything compiles.
       Interrupted, Diverged, DataError, OSError: the message says how to go on.
     """
-    config, name, phase, latest = run.config, run.name, run.phase, run.latest
-    total, every, alone = phase.total_steps, config.log.every_steps, jax.process_count() == 1
-    chip = hardware.chip(jax.devices()[0].device_kind)
-    start = step = int(state.step)
-    checkpoints, done = last(run)
-    meta: dict[str, Any] = checkpoints.meta(done) if done else {"examples_consumed": 0}
-    _same_groups(run, meta)
-    went_back = jsonl.read(run.file("rollbacks.jsonl"))
-    rollbacks = hosts.first(len(went_back))
-    if rollbacks > config.trouble.rollbacks:
-        raise _diverged(run, went_back[-1]["why"] if went_back else "another host went back")
-    arguments = build.abstract_arguments(config, name, phase)
-    step_fn, seconds, hit = compilation.compiled(phase.step, *arguments)
-    say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
-    select, ahead, failure = selection(run), _Ahead(meta), None
-    probe, looks_every = build.probe(config, name, phase), config.alarm.every_steps
-    if probe and start // looks_every < total // looks_every:
-        probe, seconds, _ = compilation.compiled(probe, *arguments[:2])
-        say(f"{name}: alarm compiled in {seconds:.1f} s, looks every {looks_every} steps")
-    damage = splits.damage(config, run.workdir, run.source)
-    batch: Any = None
-    saved = hosts.first(latest.latest_step() or 0)
+    with _Loop(run, state, signals).opened() as loop:
+        while True:
+            now = loop.due()
+            # Steps run ahead of what is known of them. Before anything is written, all of them
+            # end: one of them may be the last that another host takes, or may have found no
+            # gradient, and what a stop or a rollback undoes must not be seen by anybody.
+            if now.saves or now.logs:
+                loop.ahead.drain()
+            if loop.ahead.stop:  # the same step on every host: none has taken it
+                raise loop.stopped(*loop.ahead.stop)
+            if loop.trouble.too_much(loop.ahead):
+                loop.trouble.roll_back(loop.ahead)
+                return False
+            if now.logs:
+                loop.log()
+            if now.saves and loop.sound():
+                loop.save_latest()  # before the evaluation, which may take long
+            if why := loop.stops.at_once():
+                raise loop.stopped(why, loop.step)
+            if now.evaluates and loop.sound():  # a rollback would undo the state, not its score
+                loop.evaluate()
+            if loop.step == run.phase.total_steps:
+                if why := loop.stops.at_the_end():
+                    raise loop.stopped(why, loop.step)
+                return True
+            loop.take()
 
-    @cache
-    def orders(stop: int):
-        return build.orders(phase.mesh, stop=stop, lr_scale=config.trouble.lr**rollbacks)
 
-    def save(checkpoints: Checkpoints) -> None:
+class _Loop:
+    """What changes from step to step, and the parts with a lifetime of their own."""
+
+    write: metrics.Write
+    progress: Progress
+    stream: Any
+    trace: Trace
+
+    def __init__(self, run: Run, state: TrainState, signals: StopSignals) -> None:
+        config, phase = run.config, run.phase
+        self.run, self.state, self.signals, self.stops = run, state, signals, Stops(signals)
+        self.start = self.step = int(state.step)
+        checkpoints, done = last(run)
+        self.meta: dict[str, Any] = checkpoints.meta(done) if done else {"examples_consumed": 0}
+        same_groups(run, self.meta)
+        self.trouble, self.ahead = Trouble(run), Ahead(self.meta)
+        self.every = Every(
+            log_steps=config.log.every_steps,
+            checkpoint_epochs=config.checkpoint.every_epochs,
+            evaluation_epochs=config.evaluation.every_epochs,
+            steps_per_epoch=phase.steps_per_epoch,
+            total_steps=phase.total_steps,
+        )
+        self.compiled, self.probe = _compiled(run, self.start)
+        self.select = selection(run)
+        self.damage = splits.damage(config, run.workdir, run.source)
+        self.batch: Any = None
+        self.saved, self.evaluated = hosts.first(run.latest.latest_step() or 0), 0
+        self.control = cache(self._control)
+
+    def _control(self, stop: int) -> Any:
+        return build.control(self.run.phase.mesh, stop=stop, lr_scale=self.trouble.lr_scale)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator["_Loop"]:
+        """With its files, its data and its bar open, and signals caught."""
+        run, config, name = self.run, self.run.config, self.run.name
+        chip = hardware.chip(jax.devices()[0].device_kind)
+        with contextlib.ExitStack() as stack:
+            writer = metrics.writer(
+                run.workdir,
+                phase=name,
+                start=self.start,
+                tensorboard=config.log.tensorboard,
+                enabled=jax.process_index() == 0,
+            )
+            self.write = stack.enter_context(writer)
+            progress = Progress(
+                name,
+                self.step,
+                run.phase.total_steps,
+                config[name].batch_size,
+                config.data.workers,
+                flops_per_image=build.flops_per_image(config, name) if chip else None,
+                chip_hours=self.meta.get("chip_hours", 0.0),
+            )
+            self.progress = stack.enter_context(progress)
+            batches = splits.batches(config, name, run.source, self.meta["examples_consumed"])
+            self.stream = stack.enter_context(contextlib.closing(batches))
+            trace = Trace(run.profile, run.workdir / "profile" / name, self.step)
+            self.trace = stack.enter_context(trace)
+            stack.enter_context(self.signals)
+            self.evaluated = scored(run)  # after the writer has removed lines behind the start
+            yield self
+
+    def due(self) -> Any:
+        """What is due now."""
+        known = {"start": self.start, "saved": self.saved, "evaluated": self.evaluated}
+        return due(self.step, self.every, **known)
+
+    def sound(self) -> bool:
+        """Whether a rollback may come back to this state: not behind steps without a gradient."""
+        return not self.ahead.skipped or self.step == self.run.phase.total_steps
+
+    def log(self) -> None:
+        """Writes what the steps since the last line said, and shows it."""
+        name, found = self.run.name, self.ahead.window()
+        found["damaged_images"] = len(self.damage.known) + hosts.total(len(self.damage.new))
+        found["lr"] = float(self.run.phase.schedule(self.step - 1)) * self.trouble.lr_scale
+        for sentence in alarm.warnings(found) if "alarm_loss" in found else ():
+            say(f"{name}: WARNING, up to step {self.step}: {sentence}")
+        shown = self.progress.show(self.step, found) if "loss" in found else {}
+        self.write(self.step, found | shown)
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Saves the state, and all that a run needs that goes on from it."""
+        config, name = self.run.config, self.run.name
         about = {
-            "examples_consumed": step * config[name].batch_size,
+            "examples_consumed": self.step * config[name].batch_size,
             "phase": name,
-            "bn_group": phase.bn_group,
-            "chip_hours": progress.chip_hours(),
+            "bn_group": self.run.phase.bn_group,
+            "chip_hours": self.progress.chip_hours(),
             "config": json.loads(config.to_json()),
             "versions": records.versions(),
         }
-        checkpoints.save(step, state, about | ahead.noted())
+        checkpoints.save(self.step, self.state, about | self.ahead.noted())
 
-    def sound() -> bool:
-        """Whether a rollback may come back to this state: not behind steps without a gradient."""
-        return not ahead.skipped or step == total
+    def save_latest(self) -> None:
+        """Saves where a rollback may come back to."""
+        self.save(self.run.latest)
+        self.saved = self.step
 
-    def stopped(why: int) -> Exception:
-        """Saves, and says why all stop."""
-        ahead.drain()
-        latest.wait()
-        save(latest if sound() else run.stopped)
+    def evaluate(self) -> None:
+        """Evaluates on the selection split, and writes the line that `scored` looks for."""
+        self.write(self.step, self.select(self.step, self.state))
+        self.evaluated = self.step
+        self.progress.resume(self.step)
+
+    def take(self) -> None:
+        """Sends the next step to the devices."""
+        try:
+            with self.progress.waiting():
+                self.batch = self.batch if self.stops.failure else next(self.stream)
+            self.damage.meet(self.batch.damaged)
+        except sources.DataError as error:
+            self.batch = self.batch or splits.blank(self.run)
+            if why := self.stops.failed(error):
+                raise self.stopped(why, self.step) from error
+        images = splits.device_batch(self.run.phase.mesh, self.batch)
+        control = self.control(self.stops.to_tell())
+        self.state, values = self.compiled(self.state, images, control)
+        self.step += 1
+        self.progress.dispatched(values)
+        if self.probe and self.step % self.run.config.alarm.every_steps == 0:
+            values |= self.probe(self.state, images)
+        self.ahead.add(self.step, values)
+        if self.trace.dispatched(self.step, values):
+            self.progress.resume(self.step)
+
+    def stopped(self, why: int, step: int) -> Exception:
+        """Saves, and says why all stop after `step`."""
+        run, self.step = self.run, step
+        self.ahead.drain()
+        run.latest.wait()
+        self.save(run.latest if self.sound() else run.stopped)
         run.stopped.wait()
-        latest.wait()
+        run.latest.wait()
         text = (
-            f"stopped after step {step} of {total}, saved under {run.workdir}; the same command "
-            "continues there"
+            f"stopped after step {step} of {run.phase.total_steps}, saved under {run.workdir}; the "
+            "same command continues there"
         )
-        if ahead.skipped:
-            text += f" (the last {ahead.skipped} in a row found no finite gradient)"
-        if failure is not None:
-            others = "" if alone else "; the other hosts stop as well"
-            return BadData(f"{failure}{others}. Repair the data first: {text}")
-        if why == _DATA:
-            return HostStopped(f"another host cannot read its data, and names it; {text}")
-        return (Preempted if why == signal.SIGTERM else Interrupted)(text)
-
-    def due(epochs: int) -> int:
-        """The last step so far at which that many epochs were over, or all were."""
-        return step if step == total else step - step % (epochs * phase.steps_per_epoch)
-
-    with (
-        metrics.writer(
-            run.workdir,
-            phase=name,
-            start=start,
-            tensorboard=config.log.tensorboard,
-            enabled=jax.process_index() == 0,
-        ) as write,
-        Progress(
-            name,
-            step,
-            total,
-            config[name].batch_size,
-            config.data.workers,
-            flops_per_image=build.flops_per_image(config, name) if chip else None,
-            chip_hours=meta.get("chip_hours", 0.0),
-        ) as progress,
-        contextlib.closing(
-            splits.batches(config, name, run.source, meta["examples_consumed"])
-        ) as stream,
-        Trace(run.profile, run.workdir / "profile" / name, step) as trace,
-        stop,
-    ):
-        evaluated = scored(run)  # after the writer has removed lines behind the start
-        while True:
-            # Both stay true until it is done, at the first step after those without a gradient.
-            evaluates = due(config.evaluation.every_epochs) > evaluated
-            saves = evaluates or due(config.checkpoint.every_epochs) > saved
-            logs = step > start and (step % every == 0 or step == total)
-            if saves or logs:
-                ahead.drain()
-            if ahead.stop:  # the same step on every host: none has taken it
-                why, step = ahead.stop
-                raise stopped(why)
-            if ahead.skipped > config.trouble.skips:
-                _roll_back(run, ahead, rollbacks)
-                return False
-            if logs:
-                found = ahead.window()
-                found["damaged_images"] = len(damage.known) + hosts.total(len(damage.new))
-                found["lr"] = float(phase.schedule(step - 1)) * config.trouble.lr**rollbacks
-                for sentence in alarm.warnings(found) if "alarm_loss" in found else ():
-                    say(f"{name}: WARNING, up to step {step}: {sentence}")
-                write(step, found | (progress.show(step, found) if "loss" in found else {}))
-            if saves and sound():
-                save(latest)  # before the evaluation, which may take long
-                saved = step
-            if alone and stop.asked:
-                raise stopped(stop.asked)
-            if evaluates and sound():  # a rollback would undo the state, but not its evaluation
-                write(step, select(step, state))  # the line that `scored` looks for
-                evaluated = step
-                progress.resume(step)
-            if step == total:
-                if why := hosts.largest(stop.asked):  # too late for a step's orders
-                    raise stopped(why)
-                return True
-            try:
-                with progress.waiting():
-                    batch = batch if failure else next(stream)
-                damage.meet(batch.damaged)
-            except sources.DataError as error:
-                failure, batch = error, batch or splits.blank(run)
-                if alone:
-                    raise stopped(_DATA) from error
-            told = orders(0 if alone else _DATA if failure else stop.asked)
-            images = splits.device_batch(phase.mesh, batch)
-            state, values = step_fn(state, images, told)
-            step += 1
-            progress.dispatched(values)
-            if probe and step % looks_every == 0:
-                values |= probe(state, images)
-            ahead.add(step, values)
-            if trace.dispatched(step, values):
-                progress.resume(step)
+        if self.ahead.skipped:
+            text += f" (the last {self.ahead.skipped} in a row found no finite gradient)"
+        return self.stops.exception(why, text)
 
 
-class _Ahead:
-    """Steps that are on the device, and what those that ended there said."""
-
-    def __init__(self, meta: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """`meta`: what was `noted` where the run goes on."""
-        self._waiting: deque[tuple[int, dict]] = deque()
-        self._rows = list(meta.get("unlogged", ()))  # since the last window
-        self.last: dict[str, float] = meta.get("last", {})
-        self.skipped: int = meta.get("skipped", 0)  # steps in a row that updated nothing
-        self.stop: tuple[int, int] | None = None  # why, and how many steps were taken before
-
-    def add(self, step: int, values: dict) -> None:
-        """Takes note of a step's metrics, and waits until few enough are on the device."""
-        self._waiting.append((step, values))
-        if len(self._waiting) > _AHEAD:
-            self._settle()
-
-    def noted(self) -> dict[str, Any]:
-        """All that a checkpoint has to keep of it, which later steps do not change."""
-        return {"unlogged": list(self._rows), "skipped": self.skipped, "last": self.last}
-
-    def drain(self) -> None:
-        """Waits for all."""
-        while self._waiting:
-            self._settle()
-
-    def _settle(self) -> None:
-        step, values = self._waiting.popleft()
-        row = {key: value.item() for key, value in jax.device_get(values).items()}
-        why = row.pop("stop")
-        if why and self.stop is None:
-            self.stop = (why, step - 1)
-        if self.stop is None:
-            self.skipped = self.skipped + 1 if row["skipped"] else 0
-            self.last = row | {"step": step}
-            self._rows.append(row)
-
-    def window(self) -> dict[str, float]:
-        """Means over the steps since the last call that updated something, and how many did not."""
-        rows, self._rows = self._rows, []
-        good = [row for row in rows if not row["skipped"]]
-        keys = sorted({key for row in good for key in row})
-        means = {key: float(np.mean([row[key] for row in good if key in row])) for key in keys}
-        return means | {"skipped": len(rows) - len(good)}
+def _compiled(run: Run, start: int) -> tuple[Any, Any]:
+    """The step and, where it looks before the end, the alarm's probe."""
+    config, name, phase = run.config, run.name, run.phase
+    arguments = build.abstract_arguments(config, name, phase)
+    step, seconds, hit = compilation.compiled(phase.step, *arguments)
+    say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
+    probe, every = build.probe(config, name, phase), config.alarm.every_steps
+    if probe and start // every < phase.total_steps // every:
+        probe, seconds, _ = compilation.compiled(probe, *arguments[:2])
+        say(f"{name}: alarm compiled in {seconds:.1f} s, looks every {every} steps")
+    return step, probe
 
 
-def _roll_back(run: Run, ahead: _Ahead, rollbacks: int) -> None:
-    """Takes note that the phase goes back to its last checkpoint; `Diverged` if it may not."""
-    run.stopped.clear()  # before the note: a kill in between repeats the steps that led here
-    run.latest.wait()  # the last one may not be whole yet, or not for every host
-    last, row = run.latest.latest_step() or 0, ahead.last
-    scale = run.config.trouble.lr ** (rollbacks + 1)
-    why = (
-        f"the loss is {row['loss']} at step {row['step']}, its gradient's norm "
-        f"{row['gradient_norm']}; {ahead.skipped} steps in a row updated nothing"
-    )
-    if jax.process_index() == 0:
-        note = {"step": row["step"], "back_to": last, "lr_scale": scale, "why": why}
-        jsonl.append(run.file("rollbacks.jsonl"), note)
-    if rollbacks >= run.config.trouble.rollbacks:
-        raise _diverged(run, why)
-    say(f"{run.name}: {why}. Back to step {last}, with {scale:g} times the learning rate")
-
-
-def _diverged(run: Run, why: str) -> Diverged:
-    last, trouble = run.latest.latest_step(), run.config.trouble
-    good = f"step {last} under {run.latest.directory}" if last else "none was written yet"
-    more = len(jsonl.read(run.file("rollbacks.jsonl")))
-    return Diverged(
-        f"{why}. The last good checkpoint: {good}. Set trouble.rollbacks={more} to go on from "
-        f"there with {trouble.lr} times the learning rate, or start again in a new --workdir with "
-        "a lower one or a longer warm-up"
-    )
-
-
-def _same_groups(run: Run, meta: dict[str, Any]) -> None:
+def same_groups(run: Run, meta: dict[str, Any]) -> None:
     """Refuses to go on with batch norms that take other images together."""
     before, now = meta.get("bn_group", run.phase.bn_group), run.phase.bn_group
     if before != now:

@@ -1,0 +1,97 @@
+"""APGD in balls of shrinking radius, which AutoAttack runs on L1.
+
+Source: Croce & Hein 2021 (arXiv 2103.01208), section 3.3; parity: tests/attacks/test_apgd.py.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.attacks.apgd import ApgdState, apgd_machine
+from jaxrobust.attacks.balls import BALLS, where
+from jaxrobust.attacks.inputs import check_inputs, start_points
+from jaxrobust.attacks.losses import by_target
+from jaxrobust.attacks.machine import Row
+from jaxrobust.types import Array, Machine
+
+
+class MultiRadiusState(NamedTuple):
+    """Three runs of APGD in a row; the first axis of every array is the image."""
+
+    stage: Array  # i32[B], 0, 1 or 2
+    run: ApgdState
+
+
+def apgd_multi_radius_machine(
+    *,
+    norm: str,
+    epsilon: float | Array,
+    steps: int,
+    loss: str | Callable[[Array, Array, Array], Array] = "ce",
+) -> Machine:
+    """APGD in balls of 3, 2 and 1 times the radius, each from the best point of the one before.
+
+    Arguments and `init` as in `apgd_machine`; only points of the last ball count. `steps` is
+    split 3 : 3 : 4; each stage evaluates its start as well, so it takes `steps + 3` evaluations.
+    """
+    early = math.ceil(0.3 * steps)
+    plan = ((3, early), (2, early), (1, steps - 2 * early))
+    if min(length for _, length in plan) < 1:
+        raise ValueError(f"steps={steps} do not divide into three stages; pass at least 4")
+    stages = [
+        apgd_machine(norm=norm, epsilon=factor * epsilon, steps=length, loss=loss)
+        for factor, length in plan
+    ]
+    project, loss_of = BALLS[norm].project, stages[0].loss
+    assert loss_of is not None
+
+    def radius(stage, images):
+        return jnp.full_like(images.reshape(images.shape[0], -1)[:, 0], plan[stage][0] * epsilon)
+
+    def init(images, labels, *, keys=None, targets=None, start="random"):
+        images, labels = check_inputs(images, labels)
+        widest = radius(0, images)
+        start = project(start_points(BALLS[norm], start, images, widest, keys), images, widest)
+        run = stages[0].init(images, labels, start=start, targets=targets)
+        return MultiRadiusState(jnp.full_like(run.iteration, 0), run)
+
+    def begin(state, over):
+        for stage in (1, 2):
+            run = state.run
+            start = project(run.x_best, run.images, radius(stage, run.images))
+            new = stages[stage].init(run.images, run.labels, start=start, targets=run.targets)
+            enters = over & (state.stage == stage - 1)
+            run = jax.tree.map(partial(where, enters), new, run)
+            state = MultiRadiusState(jnp.where(enters, stage, state.stage), run)
+            over = over & ~enters
+        return state
+
+    def tell(state, logits, gradient):
+        state = state._replace(run=stages[0].tell(state.run, logits, gradient))
+        over = stages[0].finished(state.run) & (state.stage < 2)
+        return jax.lax.cond(jnp.any(over), begin, lambda state, over: state, state, over)
+
+    return Machine(
+        init=init,
+        query=lambda state: stages[0].query(state.run),
+        loss=lambda state, logits: loss_of(state.run, logits),
+        tell=tell,
+        finished=lambda state: stages[0].finished(state.run) & (state.stage == 2),
+        result=lambda state: stages[0].result(state.run),
+        counts=lambda state: state.stage == 2,
+    )
+
+
+ROW = Row(
+    machine="apgd-multi-radius",
+    make=lambda setting, epsilon: apgd_multi_radius_machine(
+        norm=setting.norm, epsilon=epsilon, steps=setting.steps, loss=by_target
+    ),
+    extra=3,  # each stage evaluates its start
+    least={"steps": 5, "restarts": 1, "targets": 1, "eot": 1},  # three stages of one step at least
+    flat=True,
+)

@@ -1,0 +1,129 @@
+"""The shortest way from a point in the box [0, 1] to a hyperplane, inside the box.
+
+Source: Croce & Hein 2020 (arXiv 1907.02044), section 2.2; parity: tests/attacks/test_fab.py.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.types import Array
+
+_FAR = 1e12  # a level at which every entry has reached the box
+
+
+def project_onto_hyperplane(points: Array, normals: Array, offsets: Array, *, norm: str) -> Array:
+    """The shortest way from points in the box [0, 1] to a hyperplane, inside the box.
+
+    Args:
+      points: f[B, d] in [0, 1].
+      normals: f[B, d]; entries of size up to 1e-8 count as 0 on L2 and L1.
+      offsets: f[B]; the hyperplane is {z | <normal, z> = offset}.
+      norm: "linf", "l2" or "l1", in which the way is measured.
+    Returns:
+      f[B, d], to be added to the points. Where the box does not reach the hyperplane: the way to
+      its nearest corner.
+    Raises:
+      ValueError: an unknown norm.
+    Source: Croce & Hein 2020 (arXiv 1907.02044), section 2.2; parity: tests/test_fab.py.
+    """
+    if norm not in _MOVES:
+        raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(_MOVES)}")
+    return displacement(points, normals, jnp.sum(normals * points, axis=1) - offsets, norm)
+
+
+def displacement(points: Array, normals: Array, excess: Array, norm: str) -> Array:
+    """As above, from `excess` f[B] = <normal, point> - offset, better known than the offset."""
+    # Every entry can only move down along the normal, as far as its room to the box.
+    normals = jnp.where((excess >= 0)[:, None], normals, -normals)
+    room = jnp.where(normals > 0, points, 1 - points)
+    moves = _MOVES[norm](jnp.abs(normals), room, jnp.abs(excess))
+    return jnp.where(normals > 0, -moves, jnp.where(normals < 0, moves, 0))
+
+
+def _moves_linf(sizes, room, excess):
+    level = _level(1.0, sizes, room, excess)
+    return jnp.minimum(level[:, None], room)
+
+
+def _moves_l2(sizes, room, excess):
+    sizes = jnp.where(sizes > 1e-8, sizes, 0)
+    level = _level(sizes, sizes, room, excess)
+    return jnp.minimum(level[:, None] * sizes, room)
+
+
+def _level(speed, sizes, room, excess):
+    """The level f[B] at which sum(sizes * min(level * speed, room)) is the excess.
+
+    The sum is concave and piecewise linear in the level, so Newton's method climbs to the root
+    from below and has reached it when no further entry runs out of room: few passes, no sort.
+    """
+
+    def body(carry):
+        passes, level, _ = carry
+        free = level[:, None] * speed < room
+        # Selected first, multiplied then: XLA would store products that no loop changes.
+        slope = jnp.sum(jnp.where(free, sizes, 0) * speed, axis=1)
+        held = jnp.sum(jnp.where(free, 0, room) * sizes, axis=1)
+        higher = jnp.where(slope > 0, jnp.minimum((excess - held) / slope, _FAR), _FAR)
+        return passes + 1, jnp.maximum(level, higher), higher > level
+
+    def unfinished(carry):
+        passes, _, climbs = carry
+        return jnp.any(climbs) & (passes < 64)
+
+    # As if all entries had room for ever.
+    level = jnp.minimum(excess / jnp.maximum(jnp.sum(sizes * speed, axis=1), 1e-30), _FAR)
+    start = 0, level, jnp.ones_like(excess, bool)
+    return jax.lax.while_loop(unfinished, body, start)[1]
+
+
+class _Cut(NamedTuple):
+    """The entries larger than `size` f[B], by how much they can move to the plane, their number."""
+
+    size: Array
+    gain: Array
+    number: Array
+
+
+def _moves_l1(sizes, room, excess):
+    """Entries move into their corner in order of size; the last one as far as needed.
+
+    Bisects the sizes, instead of a sort, until a single entry, or equal ones, are left between
+    the cut `upper`, whose entries move fully, and `lower`, whose entries are more than enough.
+    """
+    sizes = jnp.where(sizes > 1e-8, sizes, 0)
+    gains = sizes * room
+
+    def cut(size):
+        chosen = (sizes > size[:, None]).astype(sizes.dtype)
+        return _Cut(size, jnp.sum(chosen * gains, axis=1), jnp.sum(chosen, axis=1))
+
+    def middle(lower, upper):
+        return lower.size + (upper.size - lower.size) / 2
+
+    def body(carry):
+        lower, upper = carry
+        new = cut(middle(lower, upper))
+        select = partial(jnp.where, new.gain > excess)
+        return jax.tree.map(select, new, lower), jax.tree.map(select, upper, new)
+
+    def unfinished(carry):
+        lower, upper = carry
+        between = middle(lower, upper)
+        several = lower.number > upper.number + 1
+        return jnp.any(several & (between > lower.size) & (between < upper.size))
+
+    lower, upper = cut(jnp.zeros_like(excess)), cut(jnp.max(sizes, axis=1))
+    in_reach = lower.gain > excess  # or else all move fully
+    upper = jax.tree.map(partial(jnp.where, in_reach), upper, lower)
+    lower, upper = jax.lax.while_loop(unfinished, body, (lower, upper))
+    mass = lower.gain - upper.gain
+    share = jnp.clip((excess - upper.gain) / jnp.where(mass > 0, mass, 1), 0, 1)
+    last = jnp.where(sizes > lower.size[:, None], share[:, None] * room, 0)
+    return jnp.where(sizes > upper.size[:, None], room, last)
+
+
+_MOVES = {"linf": _moves_linf, "l2": _moves_l2, "l1": _moves_l1}

@@ -1,0 +1,187 @@
+"""What attacks are given: settings, images, labels, keys and starts, refused where they misfit."""
+
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust.attacks.balls import BALLS
+from jaxrobust.attacks.losses import LOSSES
+from jaxrobust.types import Array, Ball
+
+
+def check_settings(
+    *,
+    norm: str,
+    epsilon: float | Array,
+    loss: str,
+    steps: int = 1,
+    step_size: float | None = None,
+    kept_fraction: float = 1.0,
+) -> None:
+    """Refuse settings that cannot be meant, before anything compiles.
+
+    Raises:
+      ValueError: unknown norm or loss, a radius below 0 or (Linf) above 1, steps not an int >= 1,
+        a step size that is not positive, a kept fraction outside (0, 1].
+    """
+    if norm not in BALLS:
+        raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(BALLS)}")
+    if loss not in LOSSES:
+        raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
+    if not isinstance(epsilon, jax.Array):  # inside `jit`, whoever calls it has checked
+        check_radius(norm, epsilon)
+    try:
+        whole = not isinstance(steps, bool) and operator.index(steps) >= 1
+    except TypeError:
+        whole = False
+    if not whole:
+        raise ValueError(f"steps={steps!r} is not a number of steps; pass an int >= 1")
+    if step_size is not None and not 0 < check_number("step_size", step_size) < math.inf:
+        raise ValueError(
+            f"step_size={step_size} is not a step; pass a number > 0, or None for the default"
+        )
+    if not 0 < check_number("kept_fraction", kept_fraction) <= 1:
+        raise ValueError(
+            f"kept_fraction={kept_fraction} is not a fraction of the entries; pass a number "
+            "above 0, at most 1"
+        )
+
+
+def check_radius(norm: str, epsilon: float) -> None:
+    """Refuse what is not a radius.
+
+    Raises:
+      ValueError: not a number, below 0, not finite, or above 1 on Linf.
+    """
+    epsilon = check_number("epsilon", epsilon)
+    if not (math.isfinite(epsilon) and epsilon >= 0):
+        raise ValueError(f"epsilon={epsilon} is not a radius; pass a finite number >= 0")
+    if norm == "linf" and epsilon > 1:
+        raise ValueError(
+            f"epsilon={epsilon} is larger than the pixel range [0, 1]; write {epsilon:g}/255"
+        )
+
+
+def check_number(name: str, value: Any) -> float:
+    """Return a setting as a number; `ValueError` where it is none."""
+    try:
+        if not isinstance(value, str):
+            return float(value)
+    except TypeError:
+        pass
+    raise ValueError(f"{name}={value!r} is not a number; pass one, without quotes (4/255)")
+
+
+def check_no_targets(loss: str) -> None:
+    """Refuse the targeted loss where there is nobody to give the targets.
+
+    Raises:
+      ValueError: the loss is `dlr-targeted`.
+    """
+    if loss == "dlr-targeted":
+        raise ValueError(
+            "loss='dlr-targeted' needs a target class per image, which this attack has no place "
+            "for; use apgd_run(..., targets=...) or loss='dlr'"
+        )
+
+
+def check_inputs(images: Array, labels: Array) -> tuple[Array, Array]:
+    """Images and labels as JAX arrays (NumPy's and lists are converted), refused if they misfit.
+
+    Raises:
+      ValueError: no images or not floating point, labels that do not match their number or are
+        neither i[B] nor f[B, C].
+    """
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images are {images.dtype}, attacks need floats in [0, 1]; "
+            "divide uint8 images by 255 first"
+        )
+    if images.size == 0:
+        raise ValueError(f"images of shape {images.shape} are none; pass at least one")
+    if labels.shape[:1] != images.shape[:1] or labels.ndim not in (1, 2):
+        raise ValueError(
+            f"labels of shape {labels.shape} do not fit {images.shape[0]} images; "
+            "pass i32[B] or f[B, C]"
+        )
+    if not jnp.issubdtype(labels.dtype, jnp.integer if labels.ndim == 1 else jnp.floating):
+        raise ValueError(
+            f"labels are {labels.dtype} of shape {labels.shape}; pass class labels as integers "
+            "[B], soft targets as floats [B, C]"
+        )
+    return images, labels
+
+
+def image_keys(key: Array | None, batch: int) -> Array:
+    """One key per image.
+
+    Args:
+      key: one key, then image i gets `fold_in(key, i)` (training: i is the position in the
+        global batch); or keys [B], taken as they are (evaluation: derived from image ids).
+      batch: B.
+    Returns:
+      Typed keys [B].
+    Raises:
+      ValueError: neither one key nor B of them.
+    """
+    if key is None:
+        raise ValueError("a random start needs randomness; pass a key")
+    dtype = getattr(key, "dtype", np.dtype(object))
+    if dtype == jnp.uint32:  # a key of the old kind
+        key = jax.random.wrap_key_data(key)
+    elif not jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        raise ValueError(f"key={key!r} is not a key of JAX; pass jax.random.key(seed)")
+    if key.shape == ():
+        return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch, dtype=jnp.uint32))
+    if key.shape != (batch,):
+        raise ValueError(f"keys of shape {key.shape} do not fit {batch} images; pass one key or B")
+    return key
+
+
+def start_points(
+    ball: Ball, start: str | Array, images: Array, epsilon: Array, keys: Array | None
+) -> Array:
+    """Where an attack begins, not projected: the images, random points, or those given.
+
+    Args:
+      ball: of the norm.
+      start: "image", "random", or points of the shape of the images.
+      images: f[B,H,W,C].
+      epsilon: f[B].
+      keys: [B], read by "random" only.
+    Raises:
+      ValueError: another word, points of another shape, "random" without keys.
+    """
+    if not isinstance(start, str):
+        if start.shape != images.shape:
+            raise ValueError(
+                f"start of shape {start.shape} does not fit images of shape {images.shape}; "
+                "pass one point per image"
+            )
+        return start.astype(images.dtype)
+    if start == "image":
+        return images
+    if start != "random":
+        raise ValueError(f"start={start!r} is unknown; pass 'image', 'random' or an array")
+    if keys is None:
+        raise ValueError("start='random' needs randomness; pass keys [B]")
+    return ball.sample(keys, images, epsilon)
+
+
+def check_classes(name: str, values: Any, classes: int) -> None:
+    """Refuse a class outside [0, classes), if the values can be read here."""
+    known = isinstance(values, jax.Array) and not isinstance(values, jax.core.Tracer)
+    if not known or values.ndim != 1 or not values.is_fully_addressable:
+        return
+    numbers = np.asarray(values)
+    bad = np.flatnonzero((numbers < 0) | (numbers >= classes))
+    if bad.size:
+        raise ValueError(
+            f"{name}[{bad[0]}]={numbers[bad[0]]} is outside the {classes} classes of the logits; "
+            f"pass numbers from 0 to {classes - 1}"
+        )

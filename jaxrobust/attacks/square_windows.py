@@ -1,0 +1,93 @@
+"""The windows of Square: their schedule, and the template that L2 and L1 put into them.
+
+In NumPy and Python's doubles, rounded half to even as the reference does.
+Source and parity: see `square`.
+"""
+
+import operator
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Windows(NamedTuple):
+    """The windows of a schedule; they keep to few sides, the levels."""
+
+    levels: np.ndarray  # i32[queries], the level of each query
+    sides: np.ndarray  # i32[levels]
+    profiles: np.ndarray  # f64[levels, 2, 2, largest side], see `template_profiles`; Linf: zeros
+
+
+def window_levels(queries: int, rescale: bool) -> np.ndarray:
+    """How often each query's window was halved in area, i32[queries]."""
+    at = np.arange(queries)
+    if rescale:
+        at = (at / queries * 10000).astype(int)
+    bounds = [10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000]  # the last query before a halving
+    return np.searchsorted(bounds, at).astype(np.int32)
+
+
+def window_table(norm: str, levels: np.ndarray, p_init: float, shape: tuple[int, int]) -> Windows:
+    """The windows for images of `shape` (H, W), from `window_levels`."""
+    height, width = shape
+
+    def side(level):
+        wished = round((p_init / 2**level * height * width) ** 0.5)
+        if norm != "linf":
+            wished = max(wished, 3)
+            wished += wished % 2 == 0
+        return min(max(wished, 1), height, width)
+
+    sides = np.array([side(level) for level in range(levels.max() + 1)], np.int32)
+    profiles = np.zeros((len(sides), 2, 2, sides.max()))
+    if norm != "linf":
+        for level, s in enumerate(sides):
+            profiles[level, :, :, :s] = template_profiles(norm, s)
+    return Windows(levels, sides, profiles)
+
+
+def template_profiles(norm: str, side: int) -> np.ndarray:
+    """The template of L2 and L1, a pyramid above a negative one, by its axes; f64[2, 2, side].
+
+    A pyramid stacks centred squares of sides 1, 3, 5, .. and heights 1, 1/4, 1/9, .. (L2) or 1,
+    1/16, 1/81, .. (L1). Its value is a falling function of the larger of the distances of row and
+    column from the peak, hence the smaller of what row and column allow. Returns what the axis
+    along which the template keeps its sign allows, and ones; then what the axis allows along
+    which the sign changes, and factors: the sign, over the length of pyramid and template.
+    Multiply by both axes' factors, as `template_of` does.
+    """
+    power = {"l2": 2, "l1": 4}[norm]
+    heights = 1 / np.arange(1.0, side // 2 + 2) ** power
+    allowed = np.cumsum(heights[::-1])[::-1]  # by the distance from the peak
+    other = allowed[np.abs(np.arange(side) - side // 2)]
+    along, scale = np.ones(side), np.ones(side)
+    for sign, half in ((1, np.arange(side // 2)), (-1, np.arange(side // 2, side))):
+        along[half] = allowed[np.abs(np.arange(len(half)) - len(half) // 2)]
+        pyramid = np.minimum(along[half, None], other)
+        scale[half] = sign / max(_length(norm, pyramid), 1e-12)
+    template = scale[:, None] * np.minimum(along[:, None], other)
+    return np.array([[other, np.ones(side)], [along, scale / _length(norm, template)]])
+
+
+def template_of(norm: str, side: int) -> np.ndarray:
+    """The template itself, f64[side, side], positive in the upper half."""
+    (other, _), (along, scale) = template_profiles(norm, side)
+    return scale[:, None] * np.minimum(along[:, None], other)
+
+
+def _length(norm, values):
+    return np.abs(values).sum() if norm == "l1" else np.sqrt((values**2).sum())
+
+
+def check_schedule(queries: int, p_init: float) -> None:
+    """Refuse a schedule that cannot be meant, with `ValueError`."""
+    try:
+        whole = not isinstance(queries, bool) and operator.index(queries) >= 1
+    except TypeError:
+        whole = False
+    if not whole:
+        raise ValueError(f"queries={queries!r} is not a number of queries; pass an int >= 1")
+    if not 0 < p_init <= 1:
+        raise ValueError(
+            f"p_init={p_init} is not a fraction of the pixels; pass a number above 0, at most 1"
+        )

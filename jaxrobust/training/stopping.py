@@ -1,0 +1,67 @@
+"""How a run stops before its end: all hosts after the same step, with everything saved."""
+
+import signal
+
+import jax
+
+from jaxrobust.data import sources
+from jaxrobust.runtime import hosts
+from jaxrobust.runtime.progress import StopSignals
+
+_DATA = 64  # why a host stops, beside the numbers of signals
+
+
+class Interrupted(Exception):
+    """Ctrl-C; everything is saved."""
+
+
+class Preempted(Interrupted):
+    """SIGTERM, of this host or another; everything is saved."""
+
+
+class HostStopped(Interrupted):
+    """Another host met an error, which it names; everything is saved."""
+
+
+class BadData(sources.DataError):
+    """A data error that lost nothing: all hosts saved, and stop together."""
+
+
+class Stops:
+    """Who stops, and when.
+
+    A host that is asked to, or that cannot read its data, says so with its next step. No device
+    takes that step then, and all hosts read in its metrics that and why they stop before it. A
+    process that is alone need not ask.
+    """
+
+    def __init__(self, signals: StopSignals) -> None:
+        self._signals = signals
+        self.alone = jax.process_count() == 1
+        self.failure: sources.DataError | None = None
+
+    def at_once(self) -> int:
+        """Why a process that is alone stops now; 0: it does not."""
+        return self._signals.asked if self.alone else 0
+
+    def to_tell(self) -> int:
+        """What this host tells the next step."""
+        return 0 if self.alone else _DATA if self.failure else self._signals.asked
+
+    def at_the_end(self) -> int:
+        """Why all stop where there is no next step; 0: they do not."""
+        return hosts.largest(self._signals.asked)
+
+    def failed(self, error: sources.DataError) -> int:
+        """Takes note of data that cannot be read; returns why, for a process that is alone."""
+        self.failure = error
+        return _DATA if self.alone else 0
+
+    def exception(self, why: int, text: str) -> Exception:
+        """What to raise, once all is saved; `text` says so."""
+        if self.failure is not None:
+            others = "" if self.alone else "; the other hosts stop as well"
+            return BadData(f"{self.failure}{others}. Repair the data first: {text}")
+        if why == _DATA:
+            return HostStopped(f"another host cannot read its data, and names it; {text}")
+        return (Preempted if why == signal.SIGTERM else Interrupted)(text)

@@ -1,0 +1,65 @@
+"""Steps without a finite gradient: how many may follow each other, and going back after more."""
+
+import jax
+
+from jaxrobust.runtime import hosts, jsonl
+from jaxrobust.runtime.progress import say
+from jaxrobust.training.ahead import Ahead
+from jaxrobust.training.phase import Run
+
+
+class Diverged(Exception):
+    """No finite loss or gradient, for more steps than may be skipped."""
+
+
+class Trouble:
+    """What a phase has met of it: `rollbacks` so far, each of which lowers the learning rate."""
+
+    def __init__(self, run: Run) -> None:
+        """Reads how often the phase went back; `Diverged` if that is more than it may."""
+        self._run, self._settings = run, run.config.trouble
+        before = jsonl.read(self._file)
+        self.rollbacks = hosts.first(len(before))
+        if self.rollbacks > self._settings.rollbacks:
+            raise self._diverged(before[-1]["why"] if before else "another host went back")
+
+    @property
+    def _file(self):
+        return self._run.file("rollbacks.jsonl")
+
+    @property
+    def lr_scale(self) -> float:
+        """The factor of the schedule's learning rate by now."""
+        return self._settings.lr**self.rollbacks
+
+    def too_much(self, ahead: Ahead) -> bool:
+        """Whether more steps in a row updated nothing than may."""
+        return ahead.skipped > self._settings.skips
+
+    def roll_back(self, ahead: Ahead) -> None:
+        """Notes that the phase goes back to its last checkpoint; `Diverged` if it may not."""
+        run, row = self._run, ahead.last
+        run.stopped.clear()  # before the note: a kill in between repeats the steps that led here
+        run.latest.wait()  # the last one may not be whole yet, or not for every host
+        last, scale = run.latest.latest_step() or 0, self._settings.lr ** (self.rollbacks + 1)
+        why = (
+            f"the loss is {row['loss']} at step {row['step']}, its gradient's norm "
+            f"{row['gradient_norm']}; {ahead.skipped} steps in a row updated nothing"
+        )
+        if jax.process_index() == 0:
+            note = {"step": row["step"], "back_to": last, "lr_scale": scale, "why": why}
+            jsonl.append(self._file, note)
+        if self.rollbacks >= self._settings.rollbacks:
+            raise self._diverged(why)
+        say(f"{run.name}: {why}. Back to step {last}, with {scale:g} times the learning rate")
+
+    def _diverged(self, why: str) -> Diverged:
+        latest = self._run.latest
+        last = latest.latest_step()
+        good = f"step {last} under {latest.directory}" if last else "none was written yet"
+        more = len(jsonl.read(self._file))
+        return Diverged(
+            f"{why}. The last good checkpoint: {good}. Set trouble.rollbacks={more} to go on from "
+            f"there with {self._settings.lr} times the learning rate, or start again in a new "
+            "--workdir with a lower one or a longer warm-up"
+        )
