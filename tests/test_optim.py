@@ -69,7 +69,7 @@ class MaskTest(parameterized.TestCase):
         ("cait_s12", "cait_s12_224", light_recipe),
     )
     def test_is_the_references(self, name, listing, rule):
-        keep = optim.DECAY_MASKS[optim.decay_mask_of(name)]
+        keep = optim.DECAY_MASKS[models.decay_mask(name)]
         params, _ = jax.eval_shape(models.create(name).init, jax.random.key(0))
         counts = [0, 0]  # tensors with and without decay
         for key, shape, _ in reference.entries(paths.GOLDEN / "models" / f"{listing}.tsv"):

@@ -210,7 +210,7 @@ class RowsTest(parameterized.TestCase):
     def test_the_rows_of_the_jax_networks_fit(self, name):
         row = models.variant(name)._asdict()
         row = {field: value for field, value in row.items() if field not in NOT_THE_NETWORK}
-        file = models.family(name).__name__.split(".")[-1]
+        file = models.family(name).file
         with torch.device("meta"):
             net = importlib.import_module(f"tools.torch_modules.{file}").model(**row)
         self.assertEqual(list(net.state_dict()), models.torch_keys(name))

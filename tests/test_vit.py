@@ -65,9 +65,9 @@ class VisionTransformerTest(parameterized.TestCase):
         plain, stem = shapes("vit_s"), shapes("vit_s_cvst")
         self.assertNotEmpty(plain.items() ^ stem.items())
         for name, _ in plain.items() ^ stem.items():
-            self.assertRegex(name, rf"^{vit.STEM}$")
+            self.assertRegex(name, rf"^{vit.FAMILY.stem}$")
         for name, _ in plain.items() ^ shapes("vit_s", num_classes=10).items():
-            self.assertRegex(name, rf"^{vit.HEAD}$")
+            self.assertRegex(name, rf"^{vit.FAMILY.head}$")
 
 
 class ConversionTest(parameterized.TestCase):

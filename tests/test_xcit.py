@@ -127,7 +127,11 @@ class XcitTest(parameterized.TestCase):
             return {k: p.shape for k, p in params.items()}
 
         plain = shapes("xcit_n12")
-        changes = {xcit.STEM: shapes("xcit_n12_p8"), xcit.HEAD: shapes("xcit_n12", num_classes=10)}
+        family = xcit.FAMILY
+        changes = {
+            family.stem: shapes("xcit_n12_p8"),
+            family.head: shapes("xcit_n12", num_classes=10),
+        }
         for pattern, other in changes.items():
             self.assertNotEmpty(plain.items() ^ other.items())
             for name, _ in plain.items() ^ other.items():

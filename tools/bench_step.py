@@ -135,12 +135,10 @@ def theirs(config, images, labels) -> Program:
     """The same step in PyTorch, on a GPU if it sees one."""
     import torch
 
-    from jaxrobust.training import build, optim
+    from jaxrobust import models
+    from jaxrobust.training import build
     from tools import torch_reference
 
-    if config.model.name not in torch_reference.NETWORKS:
-        known = ", ".join(torch_reference.NETWORKS)
-        raise ValueError(f"--against torch knows {known}; not {config.model.name}")
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if config.model.dtype not in types:
         raise ValueError(
@@ -158,7 +156,7 @@ def theirs(config, images, labels) -> Program:
             img_size=config.model.image_size,
         ),
         lr=config.train.lr,
-        decay_mask=optim.decay_mask_of(config.model.name),
+        decay_mask=models.decay_mask(config.model.name),
         weight_decay=config.train.weight_decay,
         ema_decay=config.train.ema_decay,
         epsilon=config.attack.epsilon,

@@ -80,8 +80,7 @@ def certify(
     found = {"names": _names(network, reference)} | side_by_side.measured(ours, theirs, images)
     faults = _faults(found)
     origin = {"network": reference.origin, "independent": reference.independent}
-    if network.name.startswith("xcit"):
-        origin["positions"] = "in float64 with PyTorch's rounding of float32 sines on both sides"
+    origin |= models.family(network.name).compared
     if not reference.independent:
         origin["note"] = f"no independent one is installed ({references.INSTALL}), or none has it"
     return certificate | {

@@ -29,6 +29,7 @@ from absl import logging
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, tools/ is unknown
 
+from jaxrobust import models
 from jaxrobust.config import network_of
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import compilation, sharding
@@ -136,7 +137,7 @@ def _latest(config, workdir: Path, phase: str | None, which: str):
     if not done:
         raise ValueError(f"{workdir} has no checkpoint of {' or '.join(phases)}; train first")
     # Of the optimiser, only the shapes of its state matter here.
-    mask = optim.decay_mask_of(config.model.name)
+    mask = models.decay_mask(config.model.name)
     tx = optim.adamw(lambda step: 0.0, weight_decay=0.0, decay_mask=mask)
     init = partial(init_state, network_of(config), tx)
     shapes = jax.eval_shape(init, jax.random.key(0))

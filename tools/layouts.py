@@ -164,11 +164,8 @@ def usage(network: Network, layout: str, out: Path) -> str:
 
 def _timm(network: Network) -> str | None:
     """timm's name of a network that it builds without further options."""
-    try:
-        from tools.torch_reference import NETWORKS, Reference
-    except ImportError:  # no PyTorch
-        return None
-    known = Reference(*NETWORKS[network.name])
-    plain = known == Reference(known.base) and not known.base.endswith(".py")
+    known, row = models.member(network.name).reference, models.variant(network.name)
+    changed = known.options or known.strides or getattr(row, "stem_widths", ())
+    plain = not changed and not known.base.endswith(".py")
     sizes = (network.num_classes, network.image_size, network.in_channels)
     return known.base if plain and sizes == (1000, 224, 3) else None

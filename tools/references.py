@@ -79,8 +79,7 @@ def named(network: Network, *, wrapped: bool) -> Arrays:
 
 def module_file(name: str) -> Path:
     """The self-contained PyTorch file of an architecture."""
-    family = models.family(name).__name__.split(".")[-1]
-    return Path(__file__).parent / "torch_modules" / f"{family}.py"
+    return Path(__file__).parent / "torch_modules" / f"{models.family(name).file}.py"
 
 
 def module_row(network: Network) -> dict[str, Any]:

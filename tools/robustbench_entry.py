@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from jaxrobust import models
 from jaxrobust.data.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.runtime import jsonl
 
@@ -19,21 +20,6 @@ _ID = re.compile(r"[A-Z][A-Za-z-]*\d{4}[A-Za-z0-9]+(_[\w-]+)?")
 _KEYS: tuple[str, ...] = ("attacks", "clean", "commit", "dataset", "device", "dtype")
 _KEYS += ("evaluation", "flags", "image_ids", "model", "preprocessing", "robust", "seed")
 _KEYS += ("split", "time", "versions", "weights")
-_FAMILIES = {
-    "convnext": "ConvNeXt",
-    "iso_convnext": "Isotropic ConvNeXt",
-    "vit": "ViT",
-    "deit": "DeiT",
-    "xcit": "XCiT",
-    "cait": "CaiT",
-    "swin": "Swin",
-}
-_RESNETS = {
-    "resnet18": "ResNet-18",
-    "resnet50": "ResNet-50",
-    "resnet50_gelu": "ResNet-50 with GELU",
-    "wide_resnet50_2": "WideResNet-50-2",
-}
 
 
 def check_id(robustbench_id: str) -> str:
@@ -49,11 +35,10 @@ def check_id(robustbench_id: str) -> str:
 def architecture(name: str, options: dict[str, Any]) -> str:
     """An architecture as leaderboards write it."""
     stem = name.removesuffix("_cvst")
-    family, _, size = stem.rpartition("_")
-    patch = ""
-    if re.fullmatch(r"p\d+", size):
-        patch, (family, _, size) = f"/{size[1:]}", family.rpartition("_")
-    plain = _RESNETS.get(stem) or f"{_FAMILIES[family]}-{size.upper()}{patch}"
+    base, _, patch = stem.partition("_p")
+    size = base.rpartition("_")[2].upper()
+    plain = models.member(name).title or f"{models.family(name).title}-{size}"
+    plain += f"/{patch}" if patch else ""
     with_options = "".join(f", {key}={value}" for key, value in options.items())
     return plain + " + ConvStem" * (stem != name) + with_options
 

@@ -10,10 +10,12 @@ import sys
 import warnings
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+
+from jaxrobust import models
 
 SETUP = "bash tools/setup_reference_env.sh"
 
@@ -63,102 +65,46 @@ def import_robustbench():
     return robustbench
 
 
-class Reference(NamedTuple):
-    """Where a network comes from, and what is changed in it."""
-
-    base: str  # timm's name; with ".py", a file of tools/torch_modules
-    stem: tuple[tuple[int, int], ...] = ()  # (width, stride) of the ConvStem's 3x3 convolutions
-    options: dict[str, Any] = {}  # of its constructor  # noqa: RUF012
-    strides: tuple[int, ...] = ()  # of the first convolutions of XCiT's stem
-
-
-_T_STEM, _B_STEM = ((48, 2), (96, 2)), ((64, 2), (96, 2), (128, 1))
-_L_STEM = ((96, 2), (144, 2), (192, 1))
-_STEM_16 = ((48, 2), (96, 2), (192, 2), (384, 2))
-_ISO: dict[str, Any] = {"depth": 18, "dim": 384}
-_N: dict[str, Any] = {"depths": (2, 2, 2), "dims": (64, 128, 256), "gamma_init": 0.1}
-_CVST: dict[str, Any] = {"stem_widths": (48, 96, 192, 384), "stem_strides": (2, 2, 2, 2)}
-NETWORKS = {
-    "convnext_t": Reference("convnext_tiny"),
-    "convnext_t_cvst": Reference("convnext_tiny", _T_STEM),
-    "convnext_s": Reference("convnext_small"),
-    "convnext_s_cvst": Reference("convnext_small", _T_STEM),
-    "convnext_b": Reference("convnext_base"),
-    "convnext_b_cvst": Reference("convnext_base", _B_STEM),
-    "convnext_l": Reference("convnext_large"),
-    "convnext_l_cvst": Reference("convnext_large", _L_STEM),
-    "convnext_n": Reference("convnext.py", options=_N | {"stem_strides": (2,)}),
-    "convnext_n_cvst": Reference(
-        "convnext.py", options=_N | {"stem_widths": (32, 64), "stem_strides": (2, 1)}
-    ),
-    "iso_convnext_s": Reference("iso_convnext.py", options=_ISO),
-    "iso_convnext_s_cvst": Reference("iso_convnext.py", options=_ISO | _CVST),
-    "vit_s": Reference("vit_small_patch16_224"),
-    "vit_s_cvst": Reference("vit_small_patch16_224", _STEM_16),
-    "vit_m": Reference("deit3_medium_patch16_224"),
-    "vit_m_cvst": Reference("deit3_medium_patch16_224", _STEM_16),
-    "vit_b": Reference("vit_base_patch16_224"),
-    "vit_b_cvst": Reference("vit_base_patch16_224", _STEM_16),
-    "deit_s": Reference("deit_small_patch16_224"),
-    "xcit_n12": Reference("xcit_nano_12_p16_224"),
-    "xcit_t12": Reference("xcit_tiny_12_p16_224"),
-    "xcit_t24": Reference("xcit_tiny_24_p16_224"),
-    "xcit_s12": Reference("xcit_small_12_p16_224"),
-    "xcit_s24": Reference("xcit_small_24_p16_224"),
-    # timm has these two with 24 blocks only
-    "xcit_m12": Reference("xcit_medium_24_p16_224", options={"depth": 12, "eta": 1.0}),
-    "xcit_l12": Reference("xcit_large_24_p16_224", options={"depth": 12, "eta": 1.0}),
-    "cait_s12": Reference("cait_s24_224", options={"depth": 12, "init_values": 1.0}),
-    "cait_s24": Reference("cait_s24_224"),
-    "cait_xxs24": Reference("cait_xxs24_224"),
-    "resnet18": Reference("resnet18"),
-    "resnet50": Reference("resnet50"),
-    "resnet50_gelu": Reference("resnet50", options={"act_layer": "gelu"}),
-    "wide_resnet50_2": Reference("wide_resnet50_2"),
-    "swin_b": Reference("swin_base_patch4_window7_224"),
-    "swin_l": Reference("swin_large_patch4_window7_224"),
-}
-# Patches of 8 px have a stem of their own; those of 4 px keep all weights and change two strides.
-for _name in [name for name in NETWORKS if name.startswith("xcit")]:
-    _p16 = NETWORKS[_name]
-    NETWORKS[f"{_name}_p8"] = _p16._replace(base=_p16.base.replace("_p16_", "_p8_"))
-    NETWORKS[f"{_name}_p4"] = _p16._replace(strides=(1, 1))
-_ANY_SIZE = ("convnext", "iso_convnext", "resnet", "wide_resnet", "xcit")  # no learned positions
-
-
 def network(name: str, *, img_size: int = 224, **options) -> torch.nn.Module:
     """The PyTorch network under our name, in training mode, with some initialisation.
 
     Args:
-      name: one of `NETWORKS`.
+      name: of a network of ours.
       img_size: side in pixels; only networks with learned positions or windows depend on it.
       **options: of timm's constructor, such as `num_classes`, `in_chans`, `drop_path_rate`.
     """
-    reference = Reference(*NETWORKS[name])
+    reference, family = models.member(name).reference, models.family(name)
     base, options = reference.base, {**reference.options, **options}
     ins = options.get("in_chans", 3)
     if base.endswith(".py"):
         if "in_chans" in options:
             options["in_channels"] = options.pop("in_chans")
         return module(base).model(**options)
-    if not base.startswith(_ANY_SIZE):
+    if not family.any_size:
         options["img_size"] = img_size
     net = import_timm().create_model(base, pretrained=False, **options)
-    if reference.stem and base.startswith("convnext"):
-        net.stem = conv_stem(reference.stem, ins)
-    elif reference.stem:
-        net.patch_embed.proj = conv_stem(reference.stem, ins, project=net.embed_dim)
+    stem = _conv_stem_of(name)
+    if stem and hasattr(net, "patch_embed"):
+        net.patch_embed.proj = conv_stem(stem, ins, project=net.embed_dim)
+    elif stem:
+        net.stem = conv_stem(stem, ins)
     for slot, stride in enumerate(reference.strides):
         net.patch_embed.proj[2 * slot][0].stride = (stride, stride)
     return net
 
 
+def _conv_stem_of(name: str) -> list[tuple[int, int]]:
+    """(width, stride) of the 3x3 convolutions of a ConvStem; empty: it has none."""
+    row = models.variant(name)
+    widths = getattr(row, "stem_widths", ())
+    return list(zip(widths, row.stem_strides, strict=True)) if widths else []
+
+
 def source(name: str) -> str:
     """Whose network `network` returns, with the version; empty if it is a file of ours."""
-    reference = Reference(*NETWORKS[name])
-    if reference.base.endswith(".py"):
+    if models.member(name).reference.base.endswith(".py"):
         return ""
-    stem = " with a ConvStem of ours" if reference.stem else ""
+    stem = " with a ConvStem of ours" if _conv_stem_of(name) else ""
     return f"timm {import_timm().__version__}{stem}"
 
 

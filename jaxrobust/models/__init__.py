@@ -2,18 +2,27 @@
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
-from types import ModuleType
 from typing import Any, get_type_hints
 
 from jaxrobust.models import cait, convnext, iso_convnext, resnet, swin, vit, xcit
+from jaxrobust.models.family import Family, Member
 from jaxrobust.models.renaming import Naming, Row
 from jaxrobust.types import Classifier
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-_FAMILIES = (convnext, resnet, iso_convnext, vit, cait, xcit, swin)
-_FAMILY = {name: family for family in _FAMILIES for name in family.VARIANTS}
+# One entry for each file of an architecture, which ends with it.
+FAMILIES = (
+    convnext.FAMILY,
+    resnet.FAMILY,
+    iso_convnext.FAMILY,
+    vit.FAMILY,
+    cait.FAMILY,
+    xcit.FAMILY,
+    swin.FAMILY,
+)
+_FAMILY = {name: family for family in FAMILIES for name in family.variants}
 
 
 def available() -> list[str]:
@@ -45,7 +54,7 @@ def create(name: str, *, num_classes: int = 1000, image_size: int = 224, **overr
 
 def variant(name: str, **overrides):
     """The family's row of `name` with fields replaced; `ValueError` for what is none of its."""
-    row = family(name).VARIANTS[name]
+    row = family(name).variants[name]
     unknown = overrides.keys() - set(row._fields)
     if unknown:
         raise ValueError(
@@ -110,19 +119,29 @@ def words(name: str, options: Mapping[str, Any]) -> str:
     return f"{name} with {', '.join(fields)}" if fields else f"{name} without options"
 
 
-def family(name: str) -> ModuleType:
-    """The file of the architecture: its table, its names, and where its stem and head are."""
+def family(name: str) -> Family:
+    """The architecture of a name: its table, its names, and where its stem and head are."""
     return _FAMILY[known(name)]
 
 
-def torch_names(name: str) -> list[Row]:
+def member(name: str) -> Member:
+    """What is known of a variant beside its row."""
+    return family(name).members[name]
+
+
+def decay_mask(name: str) -> str:
+    """Which parameters the references decay: a key of `optim.DECAY_MASKS`."""
+    return member(name).decay_mask or family(name).decay_mask
+
+
+def torch_names(name: str) -> Sequence[Row]:
     """The rows that turn the reference's weight names into ours."""
-    return family(name).TORCH_NAMES
+    return family(name).torch_names
 
 
-def other_names(name: str) -> list[Naming]:
+def other_names(name: str) -> Sequence[Naming]:
     """Further namings of the same weights, such as those of an architecture's first authors."""
-    return getattr(family(name), "OTHER_NAMES", [])
+    return family(name).other_names
 
 
 def torch_keys(name: str, **overrides) -> list[str]:
@@ -139,12 +158,15 @@ def known(name: str) -> str:
 
 
 __all__ = [
+    "FAMILIES",
     "available",
     "computed",
     "create",
+    "decay_mask",
     "essential",
     "family",
     "known",
+    "member",
     "other_names",
     "torch_keys",
     "torch_names",

@@ -9,13 +9,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models import attention, layers, stems
+from jaxrobust.models import attention, layers, stems, vit
 from jaxrobust.models.classifier import classifier, run_blocks
+from jaxrobust.models.family import Family, Member, Paper, Reference
 from jaxrobust.models.modules import Draws, LayerNorm, Linear, Mlp, Normalize, branches, normal_02
 from jaxrobust.models.primitives import add_bias, spread
 from jaxrobust.models.renaming import Row, affine, row
-from jaxrobust.models.vit import HEAD as HEAD
-from jaxrobust.models.vit import STEM as STEM
 from jaxrobust.models.vit import PatchEmbed, grid_of, patch_stem, token_rows
 from jaxrobust.types import Array, Classifier
 
@@ -175,3 +174,24 @@ def torch_keys(variant: Variant) -> list[str]:
             modules = ("norm1", *attn, "norm2", "mlp.fc1", "mlp.fc2")
             keys += [block + "gamma_1", block + "gamma_2", *affine(*(block + m for m in modules))]
     return keys + affine("norm", "head")
+
+
+FAMILY = Family(
+    file="cait",
+    title="CaiT",
+    variants=VARIANTS,
+    create=create,
+    stem=vit.FAMILY.stem,
+    head=vit.FAMILY.head,
+    torch_names=TORCH_NAMES,
+    torch_keys=torch_keys,
+    decay_mask="matrices-not-tokens",
+    members={
+        # The thesis' own: timm has it with 24 blocks.
+        "cait_s12": Member(
+            Reference("cait_s24_224", {"depth": 12, "init_values": 1.0}), Paper(None, "4.76")
+        ),
+        "cait_s24": Member(Reference("cait_s24_224")),
+        "cait_xxs24": Member(Reference("cait_xxs24_224")),
+    },
+)

@@ -5,7 +5,7 @@ Parity: tests/test_convnext.py against timm 1.0.9 and the seeded-weight golden l
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +13,7 @@ from flax import nnx
 
 from jaxrobust.models import layers, stems
 from jaxrobust.models.classifier import classifier, run_blocks
+from jaxrobust.models.family import Family, Member, Paper, Reference
 from jaxrobust.models.modules import (
     Conv,
     DepthwiseConv,
@@ -169,9 +170,6 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
     return classifier(lambda rngs: ConvNeXt(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
 
 
-STEM, HEAD = r"stem\..*", r"head\.fc\..*"  # our names of what `--init-stem`, `--num-classes` draw
-
-
 _PLACE = r"(stages\.\d+\.blocks\.\d+)"
 TORCH_NAMES: list[Row] = [
     # The ConvStem is an attribute `stem` that holds a Sequential called `stem`.
@@ -233,3 +231,36 @@ def torch_keys(variant: Variant) -> list[str]:
             modules = ("conv_dw", "norm", "mlp.fc1", "mlp.fc2")
             keys += [f"{block}.gamma", *affine(*(f"{block}.{module}" for module in modules))]
     return keys + affine("head.norm", "head.fc")
+
+
+_N: dict[str, Any] = {"depths": (2, 2, 2), "dims": (64, 128, 256), "gamma_init": 0.1}
+FAMILY = Family(
+    file="convnext",
+    title="ConvNeXt",
+    variants=VARIANTS,
+    create=create,
+    stem=r"stem\..*",
+    head=r"head\.fc\..*",
+    torch_names=TORCH_NAMES,
+    torch_keys=torch_keys,
+    decay_mask="not-bias",
+    members={
+        "convnext_t": Member(Reference("convnext_tiny"), Paper("28.59", "4.47")),
+        "convnext_t_cvst": Member(Reference("convnext_tiny"), Paper("28.63", "4.60")),
+        "convnext_s": Member(Reference("convnext_small"), Paper("50.10", "8.70", misprint=True)),
+        "convnext_s_cvst": Member(
+            Reference("convnext_small"), Paper("50.33", "8.79", misprint=True)
+        ),
+        "convnext_b": Member(Reference("convnext_base"), Paper("88.59", "15.38")),
+        "convnext_b_cvst": Member(Reference("convnext_base"), Paper("88.75", "15.97")),
+        "convnext_l": Member(Reference("convnext_large")),
+        "convnext_l_cvst": Member(Reference("convnext_large")),
+        "convnext_n": Member(Reference("convnext.py", _N | {"stem_strides": (2,)}), counted_at=32),
+        "convnext_n_cvst": Member(
+            Reference("convnext.py", _N | {"stem_widths": (32, 64), "stem_strides": (2, 1)}),
+            counted_at=32,
+        ),
+    },
+    other_names=OTHER_NAMES,
+    any_size=True,
+)

@@ -6,7 +6,7 @@ Parity: tests/test_iso_convnext.py against the golden logits.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +14,7 @@ from flax import nnx
 
 from jaxrobust.models import stems
 from jaxrobust.models.classifier import classifier, run_blocks
+from jaxrobust.models.family import Family, Member, Paper, Reference
 from jaxrobust.models.modules import (
     Conv,
     DepthwiseConv,
@@ -113,8 +114,6 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
     )
 
 
-STEM, HEAD = r"stem\..*", r"head\..*"  # our names of what `--init-stem`, `--num-classes` draw
-
 _PLACE = r"(blocks\.\d+)"
 TORCH_NAMES: list[Row] = [
     row(r"stem\.weight", "stem.0.kernel", conv_oihw),
@@ -141,3 +140,25 @@ def torch_keys(variant: Variant) -> list[str]:
     for block in (f"blocks.{i}." for i in range(v.depth)):
         keys += affine(*(block + part for part in ("dwconv", "norm", "pwconv1", "pwconv2")))
     return keys + affine("norm", "head")
+
+
+_ISO: dict[str, Any] = {"depth": 18, "dim": 384}
+_CVST: dict[str, Any] = {"stem_widths": (48, 96, 192, 384), "stem_strides": (2, 2, 2, 2)}
+FAMILY = Family(
+    file="iso_convnext",
+    title="Isotropic ConvNeXt",
+    variants=VARIANTS,
+    create=create,
+    stem=r"stem\..*",
+    head=r"head\..*",
+    torch_names=TORCH_NAMES,
+    torch_keys=torch_keys,
+    decay_mask="not-bias",
+    members={
+        "iso_convnext_s": Member(Reference("iso_convnext.py", _ISO), Paper("22.31", "4.29")),
+        "iso_convnext_s_cvst": Member(
+            Reference("iso_convnext.py", _ISO | _CVST), Paper("23.04", "4.67")
+        ),
+    },
+    any_size=True,
+)

@@ -14,6 +14,7 @@ from flax import nnx
 
 from jaxrobust.models import layers
 from jaxrobust.models.classifier import classifier, run_blocks
+from jaxrobust.models.family import Family, Member, Paper, Reference
 from jaxrobust.models.modules import BatchNorm, Conv, Draws, Linear, Normalize, branches, split
 from jaxrobust.models.renaming import (
     BATCH_NORM_COUNT,
@@ -170,8 +171,6 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
     return classifier(lambda rngs: ResNet(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
 
 
-STEM, HEAD = r"(conv1|bn1)\..*", r"fc\..*"  # our names of what `--init-stem`, `--num-classes` draw
-
 _CONV = r"((?:layer\d\.\d+\.)?(?:conv\d|downsample\.0))"
 _NORM = r"((?:layer\d\.\d+\.)?(?:bn\d|downsample\.1))"
 _SHARED = [
@@ -233,3 +232,28 @@ def torch_keys(variant: Variant) -> list[str]:
             if j == 0 and (i or v.bottleneck):
                 keys += [f"{block}.downsample.0.weight", *batch_norm(f"{block}.downsample.1")]
     return keys + affine("fc")
+
+
+FAMILY = Family(
+    file="resnet",
+    title="ResNet",
+    variants=VARIANTS,
+    create=create,
+    stem=r"(conv1|bn1)\..*",
+    head=r"fc\..*",
+    torch_names=TORCH_NAMES,
+    torch_keys=torch_keys,
+    decay_mask="not-bias",
+    members={
+        "resnet18": Member(Reference("resnet18"), title="ResNet-18"),
+        "resnet50": Member(Reference("resnet50"), Paper(None, "4.11"), title="ResNet-50"),
+        "resnet50_gelu": Member(
+            Reference("resnet50", {"act_layer": "gelu"}), title="ResNet-50 with GELU"
+        ),
+        "wide_resnet50_2": Member(
+            Reference("wide_resnet50_2"), Paper(None, "11.47"), title="WideResNet-50-2"
+        ),
+    },
+    other_names=OTHER_NAMES,
+    any_size=True,
+)

@@ -13,6 +13,7 @@ from flax import nnx
 
 from jaxrobust.models import attention
 from jaxrobust.models.classifier import classifier, run_blocks
+from jaxrobust.models.family import Family, Member, Reference
 from jaxrobust.models.modules import (
     Conv,
     Draws,
@@ -248,9 +249,6 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
     return classifier(make, dtype=jnp.dtype(v.dtype))
 
 
-STEM, HEAD = r"patch_embed\..*", r"head\.fc\..*"  # our names of what `--init-stem` etc. draw
-
-
 _WINDOW = max(variant.window for variant in VARIANTS.values())
 
 
@@ -349,3 +347,21 @@ def torch_keys(variant: Variant) -> list[str]:
             modules = ("attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
             keys += affine(*(f"{b}.{module}" for module in modules))
     return keys + affine("norm", "head.fc")
+
+
+FAMILY = Family(
+    file="swin",
+    title="Swin",
+    variants=VARIANTS,
+    create=create,
+    stem=r"patch_embed\..*",
+    head=r"head\.fc\..*",
+    torch_names=TORCH_NAMES,
+    torch_keys=torch_keys,
+    decay_mask="matrices",
+    members={
+        "swin_b": Member(Reference("swin_base_patch4_window7_224")),
+        "swin_l": Member(Reference("swin_large_patch4_window7_224")),
+    },
+    other_names=OTHER_NAMES,
+)

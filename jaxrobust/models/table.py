@@ -10,41 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import models
+from jaxrobust.models.family import Paper
 from jaxrobust.models.published import PUBLISHED, Published
-
-
-class Paper(NamedTuple):
-    """What a paper prints: millions of parameters, 1e9 multiply-adds; None: nothing."""
-
-    parameters: str | None
-    multiply_adds: str
-    misprint: bool = False
-
-
-# Singh, Croce, Hein 2023 (arXiv 2303.01870), Tables 14 and 2; GFLOPs of Debenedetti's thesis.
-PAPERS = {
-    "convnext_t": Paper("28.59", "4.47"),
-    "convnext_t_cvst": Paper("28.63", "4.60"),
-    "iso_convnext_s": Paper("22.31", "4.29"),
-    "iso_convnext_s_cvst": Paper("23.04", "4.67"),
-    "vit_s": Paper("22.05", "4.61"),
-    "vit_s_cvst": Paper("22.78", "4.99"),
-    "vit_m": Paper("38.85", "8.01"),
-    "vit_m_cvst": Paper("39.5", "8.38"),
-    "convnext_s": Paper("50.10", "8.70", misprint=True),
-    "convnext_s_cvst": Paper("50.33", "8.79", misprint=True),
-    "vit_b": Paper("86.57", "17.58"),
-    "vit_b_cvst": Paper("87.14", "17.93"),
-    "convnext_b": Paper("88.59", "15.38"),
-    "convnext_b_cvst": Paper("88.75", "15.97"),
-    "deit_s": Paper(None, "4.61"),
-    "cait_s12": Paper(None, "4.76"),
-    "xcit_s12": Paper(None, "4.82"),
-    "xcit_m12": Paper(None, "8.54"),
-    "xcit_l12": Paper(None, "18.97"),
-    "resnet50": Paper(None, "4.11"),
-    "wide_resnet50_2": Paper(None, "11.47"),
-}
 
 
 class Architecture(NamedTuple):
@@ -62,8 +29,7 @@ class Architecture(NamedTuple):
 
 def architecture(name: str) -> Architecture:
     """The line of one network; nothing is computed or compiled, only traced."""
-    small = name.startswith("convnext_n") or name.endswith("_p4")
-    size = 32 if small else 224
+    size = models.member(name).counted_at
     # One block stands for all of a stage where it can: traced once, counted as often as it runs.
     fast = {"scan": True} if "scan" in models.variant(name)._fields else {}
     net = models.create(name, image_size=size, **fast)
@@ -75,7 +41,7 @@ def architecture(name: str) -> Architecture:
         image_size=size,
         stem=_stem(name, params),
         norms=_norms(params, stats),
-        paper=PAPERS.get(name),
+        paper=models.member(name).paper,
         published={key: net for key, net in PUBLISHED.items() if net.model == name},
     )
 
@@ -125,7 +91,7 @@ def _inner(values: Iterable[Any]) -> Iterable[Any]:
 
 def _stem(name: str, params) -> str:
     """How many 3x3 convolutions a stem has, else the window of its only one; even: a patch."""
-    kernels = (k for k in params if re.fullmatch(models.family(name).STEM, k) and "kernel" in k)
+    kernels = (k for k in params if re.fullmatch(models.family(name).stem, k) and "kernel" in k)
     windows = [side for k in kernels if (side := params[k].shape[0]) > 1]
     if len(windows) > 1:
         return f"conv x{len(windows)}"

@@ -15,6 +15,7 @@ from flax import nnx
 
 from jaxrobust.models import attention, layers, stems
 from jaxrobust.models.classifier import classifier, run_blocks
+from jaxrobust.models.family import Family, Member, Paper, Reference
 from jaxrobust.models.modules import (
     Conv,
     Draws,
@@ -196,9 +197,6 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
 
 
 # Our names of what `--init-stem` and `--num-classes` draw.
-STEM, HEAD = r"patch_embed\.proj\..*", r"head\..*"
-
-
 def token_rows(blocks: str) -> list[Row]:
     """The rows of patches, positions, head, and of the maps and norms in `blocks` (a pattern)."""
     place = rf"({blocks})"
@@ -245,3 +243,31 @@ def torch_keys(variant: Variant) -> list[str]:
             keys += affine(*(block + module for module in (f"norm{number}", *modules)))
             keys += [f"{block}ls{number}.gamma"] if v.gamma_init is not None else []
     return keys + affine("norm", "head")
+
+
+FAMILY = Family(
+    file="vit",
+    title="ViT",
+    variants=VARIANTS,
+    create=create,
+    stem=r"patch_embed\.proj\..*",
+    head=r"head\..*",
+    torch_names=TORCH_NAMES,
+    torch_keys=torch_keys,
+    decay_mask="matrices",
+    members={
+        "vit_s": Member(Reference("vit_small_patch16_224"), Paper("22.05", "4.61")),
+        "vit_s_cvst": Member(Reference("vit_small_patch16_224"), Paper("22.78", "4.99")),
+        "vit_m": Member(Reference("deit3_medium_patch16_224"), Paper("38.85", "8.01")),
+        "vit_m_cvst": Member(Reference("deit3_medium_patch16_224"), Paper("39.5", "8.38")),
+        "vit_b": Member(Reference("vit_base_patch16_224"), Paper("86.57", "17.58")),
+        "vit_b_cvst": Member(Reference("vit_base_patch16_224"), Paper("87.14", "17.93")),
+        "deit_s": Member(
+            Reference("deit_small_patch16_224"),
+            Paper(None, "4.61"),
+            title="DeiT-S",
+            decay_mask="matrices-not-tokens",
+        ),
+    },
+    other_names=OTHER_NAMES,
+)

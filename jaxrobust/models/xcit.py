@@ -13,6 +13,7 @@ from flax import nnx
 
 from jaxrobust.models import attention, convolutions, layers
 from jaxrobust.models.classifier import classifier, run_blocks
+from jaxrobust.models.family import Family, Member, Paper, Reference
 from jaxrobust.models.modules import (
     BatchNorm,
     Conv,
@@ -289,11 +290,6 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
     return classifier(lambda rngs: Xcit(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
 
 
-STEM, HEAD = (
-    r"patch_embed\..*",
-    r"head\..*",
-)  # our names of what `--init-stem`, `--num-classes` draw
-
 _CONVS = r"patch_embed\.proj\.\d\.0|blocks\.\d+\.local_mp\.conv[12]"
 _LINEARS = (
     r"blocks\.\d+\.attn\.(?:qkv|proj)|cls_attn_blocks\.\d\.attn\.(?:[qkv]|proj)"
@@ -365,3 +361,47 @@ def torch_keys(variant: Variant) -> list[str]:
         modules = ("norm1", *attn, "norm2", "mlp.fc1", "mlp.fc2")
         keys += [f"{b}.gamma1", f"{b}.gamma2", *affine(*(f"{b}.{m}" for m in modules))]
     return keys + affine("norm", "head")
+
+
+_PAPERS = {
+    "xcit_s12": Paper(None, "4.82"),
+    "xcit_m12": Paper(None, "8.54"),
+    "xcit_l12": Paper(None, "18.97"),
+}
+_OF_TIMM = {
+    "xcit_n12": Reference("xcit_nano_12_p16_224"),
+    "xcit_t12": Reference("xcit_tiny_12_p16_224"),
+    "xcit_t24": Reference("xcit_tiny_24_p16_224"),
+    "xcit_s12": Reference("xcit_small_12_p16_224"),
+    "xcit_s24": Reference("xcit_small_24_p16_224"),
+    # timm has these two with 24 blocks only
+    "xcit_m12": Reference("xcit_medium_24_p16_224", {"depth": 12, "eta": 1.0}),
+    "xcit_l12": Reference("xcit_large_24_p16_224", {"depth": 12, "eta": 1.0}),
+}
+
+
+def _members() -> dict[str, Member]:
+    """Patches of 8 px have a stem of their own; those of 4 px change two strides of 16 px."""
+    members = {}
+    for name, p16 in _OF_TIMM.items():
+        members[name] = Member(p16, _PAPERS.get(name))
+        members[f"{name}_p8"] = Member(p16._replace(base=p16.base.replace("_p16_", "_p8_")))
+        members[f"{name}_p4"] = Member(p16._replace(strides=(1, 1)), counted_at=32)
+    return members
+
+
+FAMILY = Family(
+    file="xcit",
+    title="XCiT",
+    variants=VARIANTS,
+    create=create,
+    stem=r"patch_embed\..*",
+    head=r"head\..*",
+    torch_names=TORCH_NAMES,
+    torch_keys=torch_keys,
+    decay_mask="matrices-not-tokens",
+    members=_members(),
+    other_names=OTHER_NAMES,
+    any_size=True,
+    compared={"positions": "in float64 with PyTorch's rounding of float32 sines on both sides"},
+)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import attacks
+from jaxrobust import attacks, models
 from jaxrobust.config import Config, network_of
 from jaxrobust.data.presets import PRESETS
 from jaxrobust.evaluation import accuracy
@@ -236,7 +236,7 @@ def phase(
     tx = optim.adamw(
         schedule,
         weight_decay=p.weight_decay,
-        decay_mask=optim.decay_mask_of(config.model.name),
+        decay_mask=models.decay_mask(config.model.name),
         b2=p.b2,
     )
     if config.model.dtype == "float16":

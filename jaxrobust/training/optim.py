@@ -58,18 +58,6 @@ DECAY_MASKS = {
 }
 
 
-def decay_mask_of(model_name: str) -> str:
-    """The references' choice for a network.
-
-    Source: main.py of nmndeep/revisiting-at (ConvNeXt, ResNet, ViT); the code of Debenedetti et al.
-    2022, arXiv 2209.07399 (XCiT, CaiT, DeiT); parity: tests/test_optim.py.
-    """
-    if "convnext" in model_name or "resnet" in model_name:
-        return "not-bias"
-    light = model_name.startswith(("xcit", "cait", "deit"))
-    return "matrices-not-tokens" if light else "matrices"
-
-
 def adamw(
     schedule: optax.Schedule, *, weight_decay: float, decay_mask: str, b2: float = 0.95
 ) -> optax.GradientTransformation:

@@ -5,7 +5,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,7 +49,7 @@ def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
 
 
 def rename(
-    rows: list[Row], source: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
+    rows: Sequence[Row], source: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
 ) -> Arrays:
     """The arrays of `source` under our names.
 
@@ -91,7 +91,7 @@ def rename(
     return filled
 
 
-def _matches(rows: list[Row], name: str) -> list[tuple[Row, re.Match[str]]]:
+def _matches(rows: Sequence[Row], name: str) -> list[tuple[Row, re.Match[str]]]:
     return [(r, match) for r in rows if (match := r.pattern.fullmatch(name))]
 
 
@@ -153,7 +153,7 @@ def _alike(source: Mapping[str, np.ndarray]) -> str:
 class Names(NamedTuple):
     """How stored names become ours."""
 
-    rows: list[Row]
+    rows: Sequence[Row]
     arrays: Arrays  # without what wrappers put before their names
     normalize: tuple[float, float]  # (mean, std) that such files assume without holding them
     ours: bool = False  # our own names, which always come with a normalisation
@@ -222,7 +222,7 @@ def _split(filled: Arrays, params, stats) -> tuple[Arrays, Arrays]:
 
 def in_channels(name: str, found: Names) -> int | None:
     """The image channels that a stored stem takes; None if there is none."""
-    stem = re.compile(models.family(name).STEM)
+    stem = re.compile(models.family(name).stem)
     channels = {
         _place(target): found.arrays[key].shape[1 if which.transform is conv_oihw else 2]
         for key, which, targets in matched(found)
@@ -298,7 +298,7 @@ def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> Non
     """Refuses weights of another width, or for a published network of other classes or images."""
     if layout == "timm":
         resizable = [r.pattern.pattern for r in models.torch_names(name) if r.resize]
-        skip = re.compile("|".join([models.family(name).HEAD, *resizable]))
+        skip = re.compile("|".join([models.family(name).head, *resizable]))
         overrides = {"in_channels": ours["normalize.mean"].size} | overrides
         net = models.create(name, **overrides)
     else:

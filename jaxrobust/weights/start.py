@@ -45,7 +45,7 @@ class Stored(NamedTuple):
 
 def head_width(name: str, found: convert.Names) -> int | None:
     """The number of classes of stored weights; None if they have no head."""
-    head = re.compile(models.family(name).HEAD)
+    head = re.compile(models.family(name).head)
     biases = [
         found.arrays[key]
         for key, _, targets in convert.matched(found)
@@ -94,7 +94,7 @@ def compose(
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     shapes = {key: tuple(array.shape) for key, array in (params | stats).items()}
     family = models.family(name)
-    patterns = [p for p, how in ((family.STEM, stem), (family.HEAD, head)) if how == "fresh"]
+    patterns = [p for p, how in ((family.stem, stem), (family.head, head)) if how == "fresh"]
     anew = re.compile("|".join(f"(?:{p})" for p in patterns) or r"(?!)")
     fresh = [key for key in shapes if anew.fullmatch(key)]
 
@@ -113,7 +113,7 @@ def compose(
     try:
         filled = convert.rename(found.rows, kept | added, expected)
     except ValueError as error:
-        if stem == "keep" and _fits_but_for(family.STEM, found, kept | added, expected):
+        if stem == "keep" and _fits_but_for(family.stem, found, kept | added, expected):
             raise ValueError(
                 "only the stem is another one: for a new one set init.stem=fresh (--init-stem of "
                 f"tools/import_torch.py). {error}"
