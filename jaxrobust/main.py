@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint, and what it raises
     from jaxrobust.runtime import profiling
     from jaxrobust.training import run as training_run  # after the flags: --help needs no JAX
-    from jaxrobust.training import stopping, trouble
+    from jaxrobust.training.stopping import Stopped
     from jaxrobust.weights.checkpoint import DiskFull
 
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
@@ -50,20 +50,12 @@ def main(argv: list[str]) -> None:
         if pod is not None:
             join_hosts(**pod)
         training_run.run(_CONFIG.value, workdir, profile=profile)
-    except stopping.Preempted as error:
-        stop(error, 75)
-    except stopping.BadData as error:
-        stop(error, 2)
-    except (stopping.HostStopped, trouble.Diverged) as error:
-        stop(error, 3)
-    except stopping.Interrupted as error:
-        stop(error, 130)
+    except Stopped as error:  # all hosts together
+        stop(error, error.code)
     except KeyboardInterrupt:
         end("interrupted; the same command continues at the last checkpoint", 130)
-    except ValueError as error:
-        end(error, 2)
-    except DiskFull as error:
-        end(error, 3)
+    except (ValueError, DiskFull) as error:
+        end(error, 2 if isinstance(error, ValueError) else 3)
     except OSError as error:
         solved = "With that solved, the same command continues at the last checkpoint"
         end(f"{error}. {solved}", 3)

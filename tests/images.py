@@ -40,10 +40,10 @@ def torchvision(test):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, on import
         try:
-            from tools import torch_reference
+            from jaxrobust.exchange import torch_networks
         except ImportError:
             test.skipTest(PARITY)
-        torch_reference.import_timm()  # declares what torchvision misses on a CPU build
+        torch_networks.import_timm()  # declares what torchvision misses on a CPU build
         import torch
         import torchvision
 

@@ -122,9 +122,9 @@ def torch_network(name: str, num_classes: int, image_size: int):
     """The reference network with its weights spread enough that each of them matters."""
     import torch
 
-    from tools import torch_reference
+    from jaxrobust.exchange import torch_networks
 
-    net = torch_reference.network(name, num_classes=num_classes, img_size=image_size)
+    net = torch_networks.network(name, num_classes=num_classes, img_size=image_size)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for key, value in net.state_dict().items():
@@ -144,10 +144,10 @@ def check_reference(test, name: str, *, image_size: int, num_classes: int = 10, 
     try:
         import torch  # noqa: F401
 
-        from tools import torch_reference  # noqa: F401
+        from jaxrobust.exchange import torch_networks  # noqa: F401
     except ImportError:
         test.skipTest(paths.PARITY)
-    from tools.torch_reference import state_arrays
+    from jaxrobust.exchange.torch_networks import state_arrays
 
     net = torch_network(name, num_classes, image_size)
     images = np.random.default_rng(1).random((batch, image_size, image_size, 3), np.float32)

@@ -25,8 +25,8 @@ try:
 except ImportError:
     torch = None
 else:
-    from tools import certificate, import_torch, references, side_by_side
-    from tools.references import Network
+    from jaxrobust.exchange import certificate, import_torch, references, side_by_side
+    from jaxrobust.exchange.references import Network
 
 CONVNEXT = {"depths": (1, 1), "dims": (8, 12), "stem_widths": (), "stem_strides": (4,)}
 VIT = {"dim": 16, "depth": 1, "heads": 2}
@@ -290,10 +290,10 @@ class SlowReferenceTest(Case):
         self.assertTrue(found["reference"]["independent"])
 
     def test_robustbench(self):
-        from tools import layouts, torch_reference
+        from jaxrobust.exchange import layouts, torch_networks
 
         try:
-            torch_reference.import_robustbench()
+            torch_networks.import_robustbench()
         except ImportError as error:
             self.skipTest(str(error))
         key = "Singh2023Revisiting_ViT-S-ConvStem"

@@ -11,8 +11,9 @@ from absl import flags
 from absl.testing import absltest, parameterized
 from ml_collections import config_flags
 
+from jaxrobust.exchange import certificate, export_torch, import_torch
 from jaxrobust.runtime import commandline
-from tools import certificate, export_torch, import_torch, prepare_imagenet
+from tools import prepare_imagenet
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = f"--config={ROOT / 'configs' / 'quickstart.py'}"

@@ -36,8 +36,14 @@ try:
 except ImportError:
     torch = None
 else:
-    from tools import export_torch, import_torch, layouts, references, robustbench_entry
-    from tools.references import Network
+    from jaxrobust.exchange import (
+        export_torch,
+        import_torch,
+        layouts,
+        references,
+        robustbench_entry,
+    )
+    from jaxrobust.exchange.references import Network
 
 ROOT = Path(__file__).resolve().parents[1]
 SINGH_T = "Singh2023Revisiting_ConvNeXt-T-ConvStem"
@@ -242,7 +248,7 @@ class OverTest(FileCase):
         self.assertEmpty([p for p in self.out.rglob("*") if p.is_file()])
 
     def test_a_file_that_computes_something_else_is_not_written(self):
-        from tools import certificate
+        from jaxrobust.exchange import certificate
 
         found = {"agrees": False, "reference": None, "missing": "", "faults": ["wrong"]}
         arguments = [f"--weights={self.file}", "--model=convnext_n", "--image-size=28"]
@@ -506,10 +512,10 @@ class SlowRobustBenchTest(Case):
 
     @parameterized.parameters(*IDS)
     def test_load_model(self, key):
-        from tools import torch_reference
+        from jaxrobust.exchange import torch_networks
 
         try:
-            torch_reference.import_robustbench()
+            torch_networks.import_robustbench()
         except ImportError as error:
             self.skipTest(str(error))
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)

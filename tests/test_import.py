@@ -17,11 +17,11 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
 from jaxrobust import models
+from jaxrobust.exchange import import_torch
 from jaxrobust.weights import download, hashes
 from jaxrobust.weights import folder as weights_folder
 from tests import paths
 from tests.modules import hidden
-from tools import import_torch
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

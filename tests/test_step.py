@@ -127,12 +127,13 @@ class TrainStepTest(parameterized.TestCase):
         try:
             import torch
 
+            from jaxrobust.exchange import torch_networks
             from tools import torch_reference
         except ImportError:
             self.skipTest(paths.PARITY)
         torch.manual_seed(0)
         small = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 96), "num_classes": 10}
-        theirs = torch_reference.network("convnext_t", **small)
+        theirs = torch_networks.network("convnext_t", **small)
         with torch.no_grad():
             for name, p in theirs.named_parameters():
                 p.mul_(5).add_(0.5 if "gamma" in name else 0)
@@ -141,7 +142,7 @@ class TrainStepTest(parameterized.TestCase):
         shapes = jax.eval_shape(net.init, jax.random.key(0))[0]
         arrays = convert.rename(
             models.torch_names("convnext_t"),
-            torch_reference.state_arrays(theirs),
+            torch_networks.state_arrays(theirs),
             {k: v.shape for k, v in shapes.items()},
         )
         params = {k: jnp.array(v) for k, v in arrays.items()}
@@ -185,7 +186,7 @@ class TrainStepTest(parameterized.TestCase):
             np.testing.assert_allclose(metrics["loss"], losses[-1], rtol=1e-4)
         updated = convert.rename(
             models.torch_names("convnext_t"),
-            torch_reference.state_arrays(trainer.average),
+            torch_networks.state_arrays(trainer.average),
             {k: v.shape for k, v in shapes.items()},
         )
         for name, value in updated.items():

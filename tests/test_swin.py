@@ -233,11 +233,11 @@ class ReferenceTest(parameterized.TestCase):
         try:
             import torch
 
-            from tools import torch_reference
+            from jaxrobust.exchange import torch_networks
         except ImportError:
             self.skipTest(paths.PARITY)
         shape = {"depths": (1, 1, 1, 2), "embed_dim": 8, "num_heads": (1, 1, 2, 2)}
-        net = torch_reference.network("swin_b", num_classes=10, img_size=side, **shape)
+        net = torch_networks.network("swin_b", num_classes=10, img_size=side, **shape)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for p in net.parameters():
@@ -247,7 +247,7 @@ class ReferenceTest(parameterized.TestCase):
             theirs = net.eval()(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
         options = {"dim": 8, "depths": (1, 1, 1, 2), "heads": (1, 1, 2, 2)}
         options |= {"num_classes": 10, "image_size": side}
-        weights = torch_reference.state_arrays(net)
+        weights = torch_networks.state_arrays(net)
         params, stats = convert.from_torch("swin_b", weights, **options)
         apply = jax.jit(models.create("swin_b", **options).apply)
         self.assertLess(parity.relative(apply(params, stats, images)[0], theirs), 1e-5)
@@ -257,15 +257,15 @@ class ReferenceTest(parameterized.TestCase):
         try:
             import torch
 
-            from tools import torch_reference
+            from jaxrobust.exchange import torch_networks
         except ImportError:
             self.skipTest(paths.PARITY)
         shape = {"depths": (2, 2), "embed_dim": 8, "num_heads": (2, 4)}
-        net = torch_reference.network("swin_b", num_classes=10, img_size=40, **shape)
+        net = torch_networks.network("swin_b", num_classes=10, img_size=40, **shape)
         random = np.random.default_rng(0)
         weights = {
             k: random.normal(k.endswith("norm.weight"), 0.3, v.shape).astype(np.float32)
-            for k, v in torch_reference.state_arrays(net).items()
+            for k, v in torch_networks.state_arrays(net).items()
         }
         net.load_state_dict({k: torch.tensor(v) for k, v in weights.items()})
         images = random.random((2, 40, 40, 3))

@@ -116,9 +116,9 @@ class PublishedTest(parameterized.TestCase):
 
     def test_is_robustbenchs(self):
         try:
-            from tools import torch_reference
+            from jaxrobust.exchange import torch_networks
 
-            torch_reference.import_robustbench()
+            torch_networks.import_robustbench()
         except ImportError as error:
             self.skipTest(str(error))
         from robustbench.model_zoo.imagenet import linf

@@ -140,7 +140,7 @@ SLOW = [
 
 def built(listing: str):
     file, row = NETWORKS[listing]
-    return importlib.import_module(f"tools.torch_modules.{file}").model(**row)
+    return importlib.import_module(f"jaxrobust.exchange.torch_modules.{file}").model(**row)
 
 
 def relative(ours, theirs) -> float:
@@ -212,7 +212,7 @@ class RowsTest(parameterized.TestCase):
         row = {field: value for field, value in row.items() if field not in NOT_THE_NETWORK}
         file = models.family(name).file
         with torch.device("meta"):
-            net = importlib.import_module(f"tools.torch_modules.{file}").model(**row)
+            net = importlib.import_module(f"jaxrobust.exchange.torch_modules.{file}").model(**row)
         self.assertEqual(list(net.state_dict()), models.torch_keys(name))
 
 

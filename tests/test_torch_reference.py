@@ -13,9 +13,10 @@ from tests.test_torch_modules import LISTINGS, built, relative
 try:
     import torch
 
+    from jaxrobust.exchange import torch_networks
     from tools import torch_reference
 
-    torch_reference.import_timm()
+    torch_networks.import_timm()
 except ImportError:
     torch = torch_reference = None
 
@@ -111,7 +112,7 @@ def gradient(net, images):
 
 def check_is_the_module(test, name, listing):
     """Two networks written apart, the same random weights: float64 logits and gradients."""
-    theirs = torch_reference.randomised(torch_reference.network(name), seed=0).eval().double()
+    theirs = torch_reference.randomised(torch_networks.network(name), seed=0).eval().double()
     ours = built(listing).eval().double()
     ours = getattr(ours, "model", ours)
     ours.load_state_dict(theirs.state_dict())
@@ -124,7 +125,7 @@ def check_is_the_module(test, name, listing):
 
 def needs_robustbench(test):
     try:
-        return torch_reference.import_robustbench()
+        return torch_networks.import_robustbench()
     except ImportError as error:
         test.skipTest(str(error))
 
@@ -133,14 +134,14 @@ def needs_robustbench(test):
 class NetworkTest(parameterized.TestCase):
     @parameterized.parameters(*FAST.items())
     def test_names_shapes_types_and_order(self, name, listing):
-        self.assertEqual(state(torch_reference.network(name)), listed(listing, wrapped=False))
+        self.assertEqual(state(torch_networks.network(name)), listed(listing, wrapped=False))
 
     @parameterized.parameters("xcit_n12", "resnet18", "convnext_t_cvst")
     def test_is_the_module(self, name):
         check_is_the_module(self, name, FAST[name])
 
     def test_smaller_patches_are_smaller_strides(self):
-        net = torch_reference.network("xcit_s12_p4", num_classes=10).eval().double()
+        net = torch_networks.network("xcit_s12_p4", num_classes=10).eval().double()
         weights = reference.forward_weights(LISTINGS / "xcit_small_12_p4_32_c10.tsv")
         net.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
         images = torch.from_numpy(reference.forward_images(32).transpose(0, 3, 1, 2).copy())
@@ -151,16 +152,16 @@ class NetworkTest(parameterized.TestCase):
 
     def test_options(self):
         for name, size in (("vit_s_cvst", 96), ("convnext_n", 28), ("xcit_n12_p8", 32)):
-            net = torch_reference.network(name, num_classes=7, in_chans=1, img_size=size).eval()
+            net = torch_networks.network(name, num_classes=7, in_chans=1, img_size=size).eval()
             with torch.no_grad():
                 self.assertEqual(net(torch.zeros(2, 1, size, size)).shape, (2, 7), name)
 
     def test_source(self):
-        self.assertEqual(torch_reference.source("iso_convnext_s"), "")
-        self.assertStartsWith(torch_reference.source("resnet50_gelu"), "timm 1.")
+        self.assertEqual(torch_networks.source("iso_convnext_s"), "")
+        self.assertStartsWith(torch_networks.source("resnet50_gelu"), "timm 1.")
 
     def test_every_part_shows_in_randomised_weights(self):
-        net = torch_reference.randomised(torch_reference.network("xcit_n12"), seed=0)
+        net = torch_reference.randomised(torch_networks.network("xcit_n12"), seed=0)
         for name, value in net.state_dict().items():
             if value.is_floating_point():
                 self.assertGreater(value.abs().max(), 0.01, name)
@@ -181,7 +182,7 @@ class TrainerTest(parameterized.TestCase):
         ("convnext_n", "not-bias", {"norm.weight", "gamma"}, {"norm.bias"}),
     )
     def test_weight_decay(self, name, decay_mask, decayed, spared):
-        net = torch_reference.network(name)
+        net = torch_networks.network(name)
         trainer = torch_reference.Trainer(
             net,
             lr=1e-3,
@@ -201,7 +202,7 @@ class TrainerTest(parameterized.TestCase):
                 self.assertLessEqual(set(found), members, ending)
 
     def test_attack_leaves_the_running_statistics_and_the_average_has_them(self):
-        net = torch_reference.network("resnet18", num_classes=5)
+        net = torch_networks.network("resnet18", num_classes=5)
         trainer = torch_reference.Trainer(
             net, lr=0.0, weight_decay=0.0, ema_decay=0.75, epsilon=0.1, attack_steps=2
         )
@@ -213,7 +214,7 @@ class TrainerTest(parameterized.TestCase):
     def losses(self, steps=2, **options):
         """Of a few updates of one small network with batch norm."""
         torch.manual_seed(0)
-        net = torch_reference.network("resnet18", num_classes=5)
+        net = torch_networks.network("resnet18", num_classes=5)
         trainer = torch_reference.Trainer(
             net, lr=1e-3, weight_decay=0.1, ema_decay=0.9, epsilon=0.1, attack_steps=3, **options
         )
@@ -274,7 +275,7 @@ class RobustbenchTest(absltest.TestCase):
 
     def test_names_shapes_types_and_order(self):
         needs_robustbench(self)
-        net = torch_reference.published("Salman2020Do_R18")
+        net = torch_networks.published("Salman2020Do_R18")
         self.assertEqual(state(net), listed("Salman2020Do_R18"))
 
     def test_absence_names_the_command(self):
@@ -289,7 +290,7 @@ class RobustbenchTest(absltest.TestCase):
 class SlowNetworkTest(parameterized.TestCase):
     @parameterized.parameters(*SLOW.items())
     def test_names_shapes_types_and_order(self, name, listing):
-        self.assertEqual(state(torch_reference.network(name)), listed(listing, wrapped=False))
+        self.assertEqual(state(torch_networks.network(name)), listed(listing, wrapped=False))
 
     @parameterized.parameters(*(item for item in (FAST | SLOW).items() if TIMMS.match(item[0])))
     def test_is_the_module(self, name, listing):
@@ -298,7 +299,7 @@ class SlowNetworkTest(parameterized.TestCase):
     @parameterized.parameters(*[(name,) for name in PUBLISHED])
     def test_published_names(self, name):
         needs_robustbench(self)
-        self.assertEqual(state(torch_reference.published(name)), listed(name))
+        self.assertEqual(state(torch_networks.published(name)), listed(name))
 
 
 if __name__ == "__main__":

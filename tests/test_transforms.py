@@ -301,10 +301,10 @@ class TorchvisionTest(Reference):
     @parameterized.parameters("Res256Crop224", "BicubicRes256Crop224", "Res224", "Crop288", None)
     def test_robustbench(self, preprocessing):
         torchvision(self)
-        from tools import torch_reference
+        from jaxrobust.exchange import torch_networks
 
         try:
-            torch_reference.import_robustbench()
+            torch_networks.import_robustbench()
         except ImportError as error:
             self.skipTest(str(error))
         from robustbench.data import PREPROCESSINGS

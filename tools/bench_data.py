@@ -91,9 +91,9 @@ def theirs() -> dict[str, Program]:
     try:
         import torch
 
-        from tools import torch_reference
+        from jaxrobust.exchange import torch_networks
 
-        timm_data = torch_reference.import_timm().data
+        timm_data = torch_networks.import_timm().data
         from torchvision import transforms as vision
     except ImportError:
         return {}

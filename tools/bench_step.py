@@ -136,6 +136,7 @@ def theirs(config, images, labels) -> Program:
     import torch
 
     from jaxrobust import models
+    from jaxrobust.exchange import torch_networks
     from jaxrobust.training import build
     from tools import torch_reference
 
@@ -150,7 +151,7 @@ def theirs(config, images, labels) -> Program:
         torch.set_float32_matmul_precision("high")  # TF32, as XLA multiplies float32 on GPUs
         torch.backends.cudnn.benchmark = True
     trainer = torch_reference.Trainer(
-        torch_reference.network(
+        torch_networks.network(
             config.model.name,
             num_classes=config.model.num_classes,
             img_size=config.model.image_size,

@@ -154,27 +154,13 @@ def find(
       DataError: ids that the data lacks or has in another class, or that fit several files.
     """
     classes = classes or (imagenet.synsets() if whole and ids.imagenet else ())
-    rows_of: dict[str, list[int]] = {}
-    for row, line in enumerate(ids.lines):
-        rows_of.setdefault(line.rpartition("/")[2], []).append(row)
     if not classes and any("/" in line for line in ids.lines):
         raise DataError(f"{where} does not name its classes; write ids as the files' names alone")
     if foreign := sorted({f for line in ids.lines if (f := _folder(line))} - set(classes)):
         raise DataError(
             f"ids of {ids.name} are of classes that {where} does not have: {first_few(foreign)}"
         )
-    found = np.full(len(ids.lines), -1, np.int64)
-    elsewhere: dict[int, int] = {}  # row -> label of a file of that name in another class
-    several: list[str] = []
-    for record, name in enumerate(names):
-        for row in rows_of.get(name.rpartition("/")[2], ()):
-            folder, _, rest = ids.lines[row].partition("/") if "/" in ids.lines[row] else ("",) * 3
-            if folder and folder != classes[labels[record]]:
-                elsewhere[row] = int(labels[record])
-            elif not folder or rest == name:
-                if found[row] >= 0:
-                    several.append(ids.lines[row])
-                found[row] = record
+    found, elsewhere, several = _matched(ids, labels, names, classes)
     if several:
         raise DataError(
             f"{where} has several files for ids of {ids.name}: {first_few(several)}; write "
@@ -196,6 +182,31 @@ def find(
     if ids.imagenet and whole:
         _check_labels(ids, labels[found], where)
     return found
+
+
+def _matched(
+    ids: Ids, labels: np.ndarray, names: Iterable[str], classes: Sequence[str]
+) -> tuple[np.ndarray, dict[int, int], list[str]]:
+    """Return the record of each id (-1: none), and two kinds of trouble.
+
+    These are ids whose file has another class (row -> its label), and ids of several files.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for row, line in enumerate(ids.lines):
+        rows_of.setdefault(line.rpartition("/")[2], []).append(row)
+    found = np.full(len(ids.lines), -1, np.int64)
+    elsewhere: dict[int, int] = {}
+    several: list[str] = []
+    for record, name in enumerate(names):
+        for row in rows_of.get(name.rpartition("/")[2], ()):
+            folder, _, rest = ids.lines[row].partition("/") if "/" in ids.lines[row] else ("",) * 3
+            if folder and folder != classes[labels[record]]:
+                elsewhere[row] = int(labels[record])
+            elif not folder or rest == name:
+                if found[row] >= 0:
+                    several.append(ids.lines[row])
+                found[row] = record
+    return found, elsewhere, several
 
 
 def view(

@@ -25,7 +25,7 @@ class Paper(NamedTuple):
 class Reference(NamedTuple):
     """What the PyTorch side of a variant is called, and what is changed in it."""
 
-    base: str  # timm's name; with ".py", a file of tools/torch_modules
+    base: str  # timm's name; with ".py", a file of exchange/torch_modules
     options: Mapping[str, Any] = _NOTHING  # of its constructor
     strides: tuple[int, ...] = ()  # of the first convolutions of XCiT's stem
 
@@ -44,7 +44,7 @@ class Member(NamedTuple):
 class Family(NamedTuple):
     """An architecture: its variants, how they are made, named, trained and compared."""
 
-    file: str  # the file's name, here and in tools/torch_modules
+    file: str  # the file's name, here and in exchange/torch_modules
     title: str  # on leaderboards
     variants: Mapping[str, Any]  # name -> row
     create: Callable[..., Classifier]  # (row, *, num_classes, image_size)

@@ -138,6 +138,17 @@ def check(
     for key in ("evaluation", "test"):
         build.divides(config[key].batch_size, jax.device_count(), f"{key}.batch_size")
         build.evaluation(config, built[phases[0]].mesh, steps=config[key].steps)
+    _check_numbers(config)
+    metrics.check(tensorboard=config.log.tensorboard)
+    for name in phases:
+        build.probe(config, name, built[name])
+        splits.batches(config, name, source, 0).close()
+    described = {f"data.{key}": _described(split) for key, split in zip(keys, opened, strict=True)}
+    return source, built, _flat(described)
+
+
+def _check_numbers(config) -> None:
+    """Refuse numbers outside their range."""
     lowest = {
         "evaluation.images": 0,
         "test.images": 0,
@@ -160,12 +171,6 @@ def check(
         raise ValueError(f"trouble.lr={config.trouble.lr} must be above 0, at most 1")
     if config.evaluation.weights not in ("ema", "raw"):
         raise ValueError(f"evaluation.weights={config.evaluation.weights!r}; one of 'ema', 'raw'")
-    metrics.check(tensorboard=config.log.tensorboard)
-    for name in phases:
-        build.probe(config, name, built[name])
-        splits.batches(config, name, source, 0).close()
-    described = {f"data.{key}": _described(split) for key, split in zip(keys, opened, strict=True)}
-    return source, built, _flat(described)
 
 
 def _described(source: sources.Source) -> dict[str, Any]:

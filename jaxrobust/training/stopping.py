@@ -11,20 +11,34 @@ from jaxrobust.runtime.progress import StopSignals
 _DATA = 64  # why a host stops, beside the numbers of signals
 
 
-class Interrupted(Exception):
+class Stopped(Exception):
+    """A run that all hosts have stopped together; `code` is that of the command."""
+
+    code = 3
+
+
+class Interrupted(Stopped):
     """Ctrl-C; everything is saved."""
+
+    code = 130
 
 
 class Preempted(Interrupted):
     """SIGTERM, of this host or another; everything is saved."""
 
+    code = 75
+
 
 class HostStopped(Interrupted):
     """Another host met an error, which it names; everything is saved."""
 
+    code = 3
 
-class BadData(sources.DataError):
+
+class BadData(Stopped, sources.DataError):
     """A data error that lost nothing: all hosts saved, and stop together."""
+
+    code = 2
 
 
 class Stops:

@@ -6,9 +6,10 @@ from jaxrobust.runtime import hosts, jsonl
 from jaxrobust.runtime.progress import say
 from jaxrobust.training.ahead import Ahead
 from jaxrobust.training.phase import Run
+from jaxrobust.training.stopping import Stopped
 
 
-class Diverged(Exception):
+class Diverged(Stopped):
     """No finite loss or gradient, for more steps than may be skipped."""
 
 

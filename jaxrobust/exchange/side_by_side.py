@@ -14,8 +14,8 @@ from PIL import Image
 
 from jaxrobust import attacks, models
 from jaxrobust.data import evaluation_transform
+from jaxrobust.exchange.references import Network
 from jaxrobust.models import xcit
-from tools.references import Network
 
 EPSILON = 4 / 255
 IMAGES, ATTACKED = 8, 4  # attacks cost most

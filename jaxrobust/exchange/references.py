@@ -84,9 +84,9 @@ def module_file(name: str) -> Path:
 
 def module_row(network: Network) -> dict[str, Any]:
     """The arguments of `model(**row)` of that file."""
-    from tools import torch_reference
+    from jaxrobust.exchange import torch_networks
 
-    model = torch_reference.module(module_file(network.name).name).model
+    model = torch_networks.module(module_file(network.name).name).model
     fields = models.variant(network.name, **network.options)._asdict()
     fields = {key: fields[key] for key in models.computed(network.name, network.options)}
     fields |= {"in_channels": network.in_channels, "num_classes": network.num_classes}
@@ -128,9 +128,9 @@ def reference(
 
 
 def _robustbench(path: Path, robustbench_id: str) -> Reference:
-    from tools import torch_reference
+    from jaxrobust.exchange import torch_networks
 
-    torch_reference.import_robustbench()
+    torch_networks.import_robustbench()
     with tempfile.TemporaryDirectory() as folder:
         link = place(Path(folder), robustbench_id)
         link.parent.mkdir(parents=True)
@@ -189,18 +189,18 @@ def _rebuilt(network: Network, path: Path, which: str) -> Reference:
 
 def _built(network: Network) -> tuple[Any, str, bool]:
     """(network, where from, whether it is not ours), with weights of its own."""
-    from tools import torch_reference
+    from jaxrobust.exchange import torch_networks
 
     sizes = {"num_classes": network.num_classes, "in_chans": network.in_channels}
     if not deviations(network, network.name):
         with contextlib.suppress(ImportError):
-            if origin := torch_reference.source(network.name):
-                net = torch_reference.network(network.name, img_size=network.image_size, **sizes)
+            if origin := torch_networks.source(network.name):
+                net = torch_networks.network(network.name, img_size=network.image_size, **sizes)
                 return net, origin, True
     fields = module_row(network)
     fields = {k: v for k, v in fields.items() if k not in ("mean", "std")}
     file = module_file(network.name)
-    return torch_reference.module(file.name).model(**fields), f"torch_modules/{file.name}", False
+    return torch_networks.module(file.name).model(**fields), f"torch_modules/{file.name}", False
 
 
 def _normalised(net, network: Network, source: Arrays):

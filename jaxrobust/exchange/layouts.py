@@ -7,11 +7,11 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxrobust import models
+from jaxrobust.exchange import references
+from jaxrobust.exchange.references import Network
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.weights import convert
 from jaxrobust.weights.hashes import file_sha256
-from tools import references
-from tools.references import Network
 
 NEEDS_TORCH = "writing .pt files needs PyTorch: pip install -e '.[torch]'"
 _MODULE = "export the self-contained module (--layout module)"
@@ -105,7 +105,7 @@ def load(path: str | Path | None = None) -> nn.Module:
 
 
 def module_text(network: Network, which: str, sha256: str) -> str:
-    """The self-contained file: that of tools/torch_modules with its row and `load()`."""
+    """The self-contained file: that of torch_modules with its row and `load()`."""
     docstring, _, code = references.module_file(network.name).read_text()[3:].partition('"""\n')
     title, _, rest = docstring.partition("\n")
     head = _HEAD.format(

@@ -1,0 +1,1 @@
+"""Weights between PyTorch and us: import, export, and certificates of a conversion."""

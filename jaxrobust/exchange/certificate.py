@@ -1,0 +1,297 @@
+"""`python tools/certificate.py --model NAME --weights OURS --against THEIRS`: compares networks.
+
+OURS is a file with our names or an imported folder; THEIRS the PyTorch file that it was made from
+or became (.pt, .pth, .safetensors, or the .py of an exported module). NAME may be a RobustBench id:
+RobustBench's own loader then reads THEIRS. Writes `<stem>.certificate.json` beside OURS.
+
+Exit codes: 0 they agree, or no reference network is installed; 1 they differ; 2 a mistake;
+3 another reason that it names, such as a full disk.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrobust import models
+from jaxrobust.evaluation import records
+from jaxrobust.exchange import references, side_by_side
+from jaxrobust.exchange.references import Network, Reference
+from jaxrobust.models.published import PUBLISHED
+from jaxrobust.runtime import compilation, jsonl
+from jaxrobust.runtime.commandline import check_once, mapping, stop
+from jaxrobust.weights import certificates, convert, hashes
+from jaxrobust.weights import folder as weights_folder
+from jaxrobust.weights import start as start_weights
+from jaxrobust.weights.hashes import file_sha256
+
+# max|difference| / max|reference|. In float32, rounding in another order of the sums may be larger
+# for some weights: then twice the error of the reference itself against its float64.
+LOGITS = {"float32": 1e-5, "float64": 1e-9}
+GRADIENTS = {"float64": 1e-7}
+
+
+class Differs(OSError):
+    """Two networks that should be the same compute something else."""
+
+
+def certify(
+    network: Network,
+    reference: Reference | None,
+    *,
+    compared: dict[str, Path],
+    images: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """What is measured of a network and its reference, and whether they agree.
+
+    Args:
+      network: ours.
+      reference: with the weights that ours should be; None: none is installed.
+      compared: "ours" and "theirs", where they are files.
+      images: f32[B,H,W,C] in [0, 1]; default: seeded smooth ones.
+    """
+    certificate: dict[str, Any] = {
+        "model": network.name,
+        "num_classes": network.num_classes,
+        "image_size": network.image_size,
+        "options": network.options,
+        "commit": records.commit(),
+        "versions": _versions(),
+        "weights_sha256": hashes.weights_sha256(network.params, network.stats),
+        "files": {
+            whose: {"name": path.name, "sha256": file_sha256(path)}
+            for whose, path in compared.items()
+        },
+        "reference": None,
+    }
+    if reference is None:
+        missing = f"PyTorch is not installed: {references.INSTALL}"
+        return certificate | {"missing": missing, "agrees": None, "faults": []}
+    shown = "given" if images is not None else "smooth, seed 0"
+    if images is None:
+        images = side_by_side.smooth_images(network.image_size, network.in_channels)
+    ours, theirs = side_by_side.jax_side(network), side_by_side.torch_side(reference.net)
+    found = {"names": _names(network, reference)} | side_by_side.measured(ours, theirs, images)
+    faults = _faults(found)
+    origin = {"network": reference.origin, "independent": reference.independent}
+    origin |= models.family(network.name).compared
+    if not reference.independent:
+        origin["note"] = f"no independent one is installed ({references.INSTALL}), or none has it"
+    return certificate | {
+        "reference": origin | {"weights": reference.weights},
+        "images": {"count": len(images), "what": shown},
+        **found,
+        "agrees": not faults,
+        "faults": faults,
+    }
+
+
+def checked(certificate: dict[str, Any], what: str) -> dict[str, Any]:
+    """The certificate itself; `Differs` if the two networks do not agree."""
+    if certificate["agrees"] is False:
+        raise Differs(
+            f"{what} and its reference differ, so nothing is written (with --nocertificate it "
+            "would be): " + "\n".join(lines(certificate))
+        )
+    return certificate
+
+
+def write(weights: Path, certificate: dict[str, Any]) -> Path:
+    """Writes a certificate beside a weight file, which it then names; returns where."""
+    file, compared = {"name": weights.name, "sha256": file_sha256(weights)}, certificate["files"]
+    if file not in compared.values():
+        compared["ours"] = file
+    path = certificates.beside(weights)
+    jsonl.replace(path, json.dumps(certificate, indent=2) + "\n")
+    return path
+
+
+def of_import(network: Network, source: Path, layout: str, which: str) -> dict[str, Any]:
+    """The certificate of weights that were just read from a file.
+
+    Args:
+      layout: "timm", or the RobustBench id of the file.
+      which: "ema" or "raw", where the file holds both.
+    Raises:
+      Differs: the reference with the same file computes something else.
+    """
+    try:
+        reference = references.reference(network, source, layout, which)
+    except RuntimeError:  # RobustBench's loader takes fewer wrappings of the names than ours
+        reference = references.reference(network, source, "timm", which)
+    found = certify(network, reference, compared={"theirs": source})
+    return checked(found, str(source))
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in ("jaxrobust", "jax", "flax", "numpy", "torch", "timm", "robustbench"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _names(network: Network, reference: Reference) -> dict[str, Any]:
+    """How many names of the reference are ours, and how many of those hold the same bits."""
+    theirs = {k: v.numpy() for k, v in reference.net.state_dict().items()}
+    wrapped = any(key.startswith("normalize.") for key in theirs)
+    ours = references.named(network, wrapped=wrapped)
+    matched = [key for key in theirs if key in ours]
+    other = [key for key in matched if not np.array_equal(theirs[key], ours[key])]
+    other = [key for key in other if not key.endswith("num_batches_tracked")]
+    counts = {"reference": len(theirs), "matched": len(matched)}
+    return counts | {"equal": len(matched) - len(other), "differing": other[:8]}
+
+
+def _faults(found: dict[str, Any]) -> list[str]:
+    """What exceeds its bar, in words."""
+    faults, names = [], found["names"]
+    if names["matched"] != names["reference"]:
+        faults.append(
+            f"{names['reference'] - names['matched']} names of the reference are not ours"
+        )
+    if names["equal"] != names["matched"]:
+        count = names["matched"] - names["equal"]
+        faults.append(f"{count} arrays differ ({', '.join(names['differing'][:3])})")
+    for what, bars in (("logits", LOGITS), ("gradients", GRADIENTS)):
+        for dtype, bar in bars.items():
+            row = found[what][dtype]
+            bar = max(bar, 2 * row.get("reference_rounding", 0))
+            if not row["relative"] < bar:  # NaN fails too
+                faults.append(f"{what} {row['relative']:.1e} off in {dtype}, above {bar:.1e}")
+    return faults
+
+
+def lines(certificate: dict[str, Any]) -> list[str]:
+    """A certificate for people."""
+    out = [certificates.summary(certificate)]
+    if certificate["reference"] is None:
+        return out
+    names, gradients = certificate["names"], certificate["gradients"]
+    out.append(
+        f"  names: {names['matched']} of {names['reference']} matched, {names['equal']} equal; "
+        f"weights {certificate['reference']['weights']}"
+    )
+    for dtype in ("float32", "float64"):
+        logits, rows = certificate["logits"][dtype], gradients[dtype]
+        own = rows.get("reference_rounding")
+        out.append(
+            f"  {dtype}: logits {logits['absolute']:.1e} absolute, {logits['relative']:.1e} "
+            f"relative; input gradients {rows['relative']:.1e} relative, cosine "
+            f"{rows['cosine']:.8f}, signs {rows['sign_agreement']:.4%}"
+            + (f" (the reference's own rounding: {own:.1e})" if own else "")
+        )
+    transfer = certificate["transfer"]
+    for whose in ("ours", "theirs"):
+        on = [transfer[whose][f"on_{other}"] for other in ("ours", "theirs")]
+        out.append(
+            f"  attack on {whose}, {transfer[whose]['steps']} steps: fools {on[0]['fooled']} of "
+            f"{transfer['images']} here, {on[1]['fooled']} there; loss {on[0]['loss']:.6f} here, "
+            f"{on[1]['loss']:.6f} there"
+        )
+    return out
+
+
+def stored(
+    weights: Path,
+    model: str | None,
+    image_size: int | None,
+    which: str = "ema",
+    options: dict[str, Any] | None = None,
+) -> Network:
+    """The network of a file (`which`: where it holds averaged and raw weights) or imported folder.
+
+    `options`: of the model, for weights that do not say so themselves.
+    Raises:
+      ValueError: the model is not known, or the weights do not fit.
+    """
+    found = start_weights.stored(weights, which=which)
+    about = (weights_folder.about(weights) or {}) if weights.is_dir() else {}
+    if model not in (None, found.model) and found.model is not None:
+        raise ValueError(f"{weights} holds a {found.model}; leave --model={model} out")
+    name = found.model or model
+    if name is None:
+        raise ValueError(f"{weights} does not say whose weights it holds; give --model NAME")
+    names = convert.names(models.known(name), found.arrays)
+    classes = start_weights.head_width(name, names)
+    mean = names.arrays.get("normalize.mean")
+    channels = convert.in_channels(name, names) or (3 if mean is None else mean.size)
+    size = image_size or about.get("image_size", 224)
+    sizes = {"num_classes": classes or 1000, "image_size": size}
+    said = None if found.options is None else (name, found.options)
+    options = certificates.options(name, options, said, weights)
+    net = models.create(name, **sizes, in_channels=channels, **options)
+    try:
+        start = start_weights.compose(name, net, found.arrays)
+    except ValueError as error:
+        raise ValueError(f"{weights}: {error}") from error
+    if start.resized and image_size is None:
+        raise ValueError(
+            f"{weights} was made for another image size than {size}; give --image_size"
+        )
+    return Network(name, start.params, start.stats, **sizes, options=options)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; hyphens and underscores are the same."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.error = lambda message: stop(message, 2)  # type: ignore[method-assign]
+
+    def flag(name: str, **how):
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*spellings, dest=name, **how)
+
+    flag("model", help="of models.available(), or a RobustBench id; not for an imported folder")
+    flag("weights", required=True, type=Path, help="ours; the certificate goes beside it")
+    flag("against", required=True, type=Path, help="theirs: .pt, .pth, .safetensors or .py")
+    flag("image_size", type=int, help="pixels; default: the folder's, or 224")
+    flag("options", help="of the model, where OURS says none")
+    flag("images", type=Path, help="a folder of photographs; default: seeded smooth images")
+    flag("json", action="store_true", help="the certificate as JSON on the last line")
+    check_once(sys.argv[1:] if argv is None else argv)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """The certificate, after writing it."""
+    about = (weights_folder.about(args.weights) or {}) if args.weights.is_dir() else {}
+    layout = args.model if args.model in PUBLISHED else about.get("published_id") or "timm"
+    model = PUBLISHED[layout].model if args.model in PUBLISHED else args.model
+    if not args.against.is_file():
+        raise ValueError(f"--against {args.against}: no such file")
+    options = mapping("options", args.options)
+    network = stored(args.weights, model, args.image_size, options=options)
+    images = side_by_side.photographs(args.images, network.image_size) if args.images else None
+    weights = args.weights / weights_folder.WEIGHTS if args.weights.is_dir() else args.weights
+    reference = references.reference(network, args.against, layout)
+    compared = {"ours": weights, "theirs": args.against}
+    certificate = certify(network, reference, compared=compared, images=images)
+    path = write(weights, certificate)
+    print("\n".join([*lines(certificate), f"written to {path}"]))
+    return certificate
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Compares as the command line says."""
+    args = parse(argv)
+    compilation.use_persistent_cache()
+    try:
+        certificate = run(args)
+    except (ValueError, RuntimeError) as error:  # PyTorch's own loading raises the second
+        stop(error, 2)
+    except OSError as error:
+        stop(error, 3)
+    if args.json:
+        print(json.dumps(certificate))
+    if certificate["agrees"] is False:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

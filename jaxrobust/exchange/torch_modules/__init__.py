@@ -1,0 +1,1 @@
+"""Self-contained PyTorch files, one for each architecture, which exports copy."""

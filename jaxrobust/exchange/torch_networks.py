@@ -1,0 +1,149 @@
+"""The reference networks in PyTorch: timm's, RobustBench's, and the files of `torch_modules`.
+
+Needs PyTorch; timm with the extra `parity`; `published` needs robustbench too.
+"""
+
+import contextlib
+import importlib.util
+import sys
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from jaxrobust import models
+
+SETUP = "bash tools/setup_reference_env.sh"
+
+
+@contextlib.contextmanager
+def _imports_of_old_code():
+    """Lets pass what today's torch, timm and setuptools say about the imports of the references."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"Importing from timm\.", DeprecationWarning)
+        warnings.filterwarnings("ignore", r"pkg_resources is deprecated", UserWarning)
+        yield
+
+
+def import_timm():
+    """timm; with a CPU build of torch, torchvision's two operators must be declared first."""
+    with _imports_of_old_code():
+        try:
+            import torchvision  # noqa: F401
+        except RuntimeError:
+            for name in [m for m in sys.modules if m.startswith("torchvision")]:
+                del sys.modules[name]
+            boxes = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            library = torch.library.Library("torchvision", "DEF")
+            for operator in ("nms", "qnms"):
+                library.define(operator + boxes)
+            import_timm.library = library  # type: ignore[attr-defined]  # must outlive the import
+        import timm
+
+    return timm
+
+
+def import_robustbench():
+    """robustbench; `ImportError` that names the command if it is not there."""
+    import_timm()
+    try:
+        with _imports_of_old_code():
+            import pyautoattack
+            import pyautoattack.state
+
+            # robustbench imports the name that its own repository gives the same package.
+            sys.modules.setdefault("autoattack", pyautoattack)
+            sys.modules.setdefault("autoattack.state", pyautoattack.state)
+            import robustbench
+    except ImportError as error:
+        raise ImportError(f"needs robustbench ({error}): {SETUP}") from error
+    return robustbench
+
+
+def network(name: str, *, img_size: int = 224, **options) -> torch.nn.Module:
+    """The PyTorch network under our name, in training mode, with some initialisation.
+
+    Args:
+      name: of a network of ours.
+      img_size: side in pixels; only networks with learned positions or windows depend on it.
+      **options: of timm's constructor, such as `num_classes`, `in_chans`, `drop_path_rate`.
+    """
+    reference, family = models.member(name).reference, models.family(name)
+    base, options = reference.base, {**reference.options, **options}
+    ins = options.get("in_chans", 3)
+    if base.endswith(".py"):
+        if "in_chans" in options:
+            options["in_channels"] = options.pop("in_chans")
+        return module(base).model(**options)
+    if not family.any_size:
+        options["img_size"] = img_size
+    net = import_timm().create_model(base, pretrained=False, **options)
+    stem = _conv_stem_of(name)
+    if stem and hasattr(net, "patch_embed"):
+        net.patch_embed.proj = conv_stem(stem, ins, project=net.embed_dim)
+    elif stem:
+        net.stem = conv_stem(stem, ins)
+    for slot, stride in enumerate(reference.strides):
+        net.patch_embed.proj[2 * slot][0].stride = (stride, stride)
+    return net
+
+
+def _conv_stem_of(name: str) -> list[tuple[int, int]]:
+    """(width, stride) of the 3x3 convolutions of a ConvStem; empty: it has none."""
+    row = models.variant(name)
+    widths = getattr(row, "stem_widths", ())
+    return list(zip(widths, row.stem_strides, strict=True)) if widths else []
+
+
+def source(name: str) -> str:
+    """Whose network `network` returns, with the version; empty if it is a file of ours."""
+    if models.member(name).reference.base.endswith(".py"):
+        return ""
+    stem = " with a ConvStem of ours" if _conv_stem_of(name) else ""
+    return f"timm {import_timm().__version__}{stem}"
+
+
+def conv_stem(widths, ins: int, project: int = 0) -> torch.nn.Module:
+    """The ConvStem as in the authors' files: a Sequential named `stem`; with a last 1x1 for ViT."""
+    from timm.layers import LayerNorm2d
+
+    layers: list[torch.nn.Module] = []
+    for out, stride in widths:
+        conv = torch.nn.Conv2d(ins, out, 3, stride=stride, padding=1)
+        layers += [conv, LayerNorm2d(out, eps=1e-6), torch.nn.GELU()]
+        ins = out
+    if project:
+        layers.append(torch.nn.Conv2d(ins, project, 1))
+    return torch.nn.Sequential(OrderedDict(stem=torch.nn.Sequential(*layers)))
+
+
+def module(file: str):
+    """A file of torch_modules, imported as a user would who has only that file."""
+    path = Path(__file__).parent / "torch_modules" / file
+    spec = importlib.util.spec_from_file_location(f"torch_modules_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def published(robustbench_id: str) -> torch.nn.Module:
+    """robustbench's own network of an ImageNet-Linf id, with random weights and eval mode."""
+    import_robustbench()
+    import timm
+    from robustbench.model_zoo.imagenet import linf
+
+    # These two builders ask for weights of the network that they build.
+    hub = f"{robustbench_id.lower().replace('-', '_')}_imagenet_linf"
+    if timm.is_model(hub):
+        return timm.create_model(hub, pretrained=False).eval()
+    plain = "Salman2020Do_R50" if robustbench_id == "Standard_R50" else robustbench_id
+    return linf[plain]["model"]().eval()
+
+
+def state_arrays(net: torch.nn.Module) -> dict[str, np.ndarray]:
+    """The state dict as NumPy copies."""
+    return {name: value.detach().numpy().copy() for name, value in net.state_dict().items()}
