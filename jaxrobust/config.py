@@ -36,7 +36,7 @@ def phase(**changes) -> ConfigDict:
 
 
 def base() -> ConfigDict:
-    """The defaults; locked, so that a mistyped key is an error."""
+    """Return the defaults; locked, so that a mistyped key is an error."""
     config = ConfigDict()
     config.seed = 0
     config.model = ConfigDict(
@@ -149,7 +149,7 @@ class Network:
 
     @classmethod
     def of_config(cls, config: Config) -> "Network":
-        """The config's."""
+        """Return the config's."""
         model = config.model
         sizes = (model.num_classes, model.image_size, model.in_channels)
         return cls(model.name, *sizes, options=dict(model.options.items()))
@@ -173,6 +173,6 @@ class Network:
 
 
 def network_of(config: Config, *, dtype: str | None = None) -> Classifier:
-    """The config's network; `dtype` replaces its compute type."""
+    """Return the config's network; `dtype` replaces its compute type."""
     model = config.model
     return Network.of_config(config).create(dtype=dtype or model.dtype, remat=model.remat)

@@ -70,7 +70,7 @@ define_host_flags()
 
 
 def main(argv: list[str]) -> None:
-    """Reads the flags and evaluates."""
+    """Read the flags and evaluate."""
     if len(argv) > 1:
         stop(f"{argv[1]!r} is no flag; every value goes to one, see --help", 2)
     if not flags.FLAGS["verbosity"].present:
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
 
 
 def _evaluate() -> tuple[str, bool]:
-    """The answer, and whether this process is the one that prints it."""
+    """Return the answer, and whether this process is the one that prints it."""
     run, folder = (Path(f.value) if f.value else None for f in (_WORKDIR, _WEIGHTS))
     if folder and (run or not folder.is_dir()):
         folder = None  # a file, which does not say whose it is

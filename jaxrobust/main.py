@@ -29,7 +29,7 @@ define_host_flags()
 
 
 def main(argv: list[str]) -> None:
-    """Reads the flags and runs the config."""
+    """Read the flags and run the config."""
     if len(argv) > 1 or _CONFIG.value is None:
         stop("give --config FILE, and changes as --config.key=value; nothing else", 2)
     if not flags.FLAGS["verbosity"].present:

@@ -40,7 +40,7 @@ ALLOWED = {
     "timm": ("exchange.torch_networks",),
     "torchvision": ("exchange.torch_networks",),
     "tensorflow": (),
-    "robustbench": ("exchange.torch_networks",),
+    "robustbench": ("exchange",),
 }
 INSIDE_FUNCTIONS = {"tensorflow_datasets", "torch", "clu", "huggingface_hub"}
 

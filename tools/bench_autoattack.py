@@ -29,7 +29,7 @@ DIMS, DEPTHS = (64, 128, 256), (2, 2, 2)  # of convnext_n
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--network", choices=["golden", "convnext_n"], default="golden")
     parser.add_argument("--norms", help="default: linf,l2,l1; for --topology, linf")
@@ -91,7 +91,7 @@ def our_network(name: str):
 
 
 def our_worker(args) -> None:
-    """Runs each norm twice; the second run compiles nothing."""
+    """Run each norm twice; the second run compiles nothing."""
     import jax
 
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
@@ -134,7 +134,7 @@ def our_worker(args) -> None:
 
 
 def network_seconds(network, images, labels, result, batch) -> float:
-    """What the passes of a run cost by themselves, idle slots included, on one device."""
+    """Return what the passes of a run cost by themselves, idle slots included, on one device."""
     import jax
     import jax.numpy as jnp
 
@@ -187,7 +187,7 @@ def network_seconds(network, images, labels, result, batch) -> float:
 
 
 def their_network(name: str):
-    """The same network in PyTorch."""
+    """Return the same network in PyTorch."""
     import numpy as np
     import torch
     from torch import nn
@@ -242,7 +242,7 @@ def their_network(name: str):
 
 
 def their_worker(args) -> None:
-    """Runs each norm with as many threads as there are cores."""
+    """Run each norm with as many threads as there are cores."""
     import pyautoattack
     import torch
 
@@ -291,7 +291,7 @@ def their_worker(args) -> None:
 
 
 def launch(worker: str, args, cores: list[int]) -> dict[str, dict]:
-    """Runs a worker on those cores; {norm: report}."""
+    """Run a worker on those cores; return {norm: report}."""
     command = [sys.executable, __file__, f"--worker={worker}", f"--network={args.network}"]
     command += [f"--norms={','.join(args.norms)}", f"--images={args.images}"]
     command += [f"--batch={args.batch}"] * (args.batch is not None)
@@ -313,7 +313,7 @@ FLOAT32_PRODUCTS = 6  # of bfloat16, which a TPU makes for a float32 one at full
 
 
 def abstract_step(mesh, setting, logits_fn, *, slots: int, image: tuple[int, ...]):
-    """(the program that makes steps in the engine's slots, its arguments, passes in a step).
+    """Return (the program that makes steps in the engine's slots, its arguments, passes in a step).
 
     Arguments are shapes: `logits_fn` a `Partial` of them, `image` H, W, C.
     """
@@ -351,7 +351,7 @@ def abstract_step(mesh, setting, logits_fn, *, slots: int, image: tuple[int, ...
 
 
 def abstract_verdict(mesh, logits_fn, *, slots: int, image: tuple[int, ...]):
-    """(the program of a forward pass that decides, its arguments), as above."""
+    """Return (the program of a forward pass that decides, its arguments), as above."""
     import jax
     import jax.numpy as jnp
 

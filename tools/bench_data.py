@@ -39,7 +39,7 @@ Program = Callable[[bytes], Any]
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, help="an ImageFolder; default: made up")
     parser.add_argument("--images", type=int, default=200, help="photographs, at most")
@@ -54,7 +54,7 @@ def parse() -> argparse.Namespace:
 
 
 def make_up(root: Path, count: int) -> None:
-    """Writes JPEGs of the size and roughly the file size of ImageNet's."""
+    """Write JPEGs of the size and roughly the file size of ImageNet's."""
     y, x = np.mgrid[:375, :500]
     for number in range(count):
         rng = np.random.default_rng(number)
@@ -87,7 +87,7 @@ def ours() -> dict[str, Program]:
 
 
 def theirs() -> dict[str, Program]:
-    """The same of torchvision and timm, on one thread; empty without them."""
+    """Return the same of torchvision and timm, on one thread; empty without them."""
     try:
         import torch
 
@@ -273,7 +273,7 @@ def compare(files: list[bytes], rounds: int) -> dict[str, Any]:
 
 
 def describe(result: dict[str, Any]) -> None:
-    """Prints part one."""
+    """Print part one."""
     print(
         f"{result['images']} photographs ({result['photographs']}), {result['rounds']} rounds, one "
         "core; images/s and where our milliseconds go"
@@ -289,7 +289,7 @@ def describe(result: dict[str, Any]) -> None:
 
 
 def describe_batches(found: dict[str, Any]) -> None:
-    """Prints part two."""
+    """Print part two."""
     print(
         f"  batches of {found['batch']}, {found['preset']}: {found['overhead_ms']:+.2f} ms for an "
         f"image on top of the functions; {os.cpu_count()} cores"

@@ -35,7 +35,7 @@ TRACED_STEPS = 3
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     every = [ROOT / "configs" / f"{name}.py" for name in CONFIGS]
     parser.add_argument("configs", type=Path, nargs="*", default=every, metavar="CONFIG")
@@ -100,7 +100,7 @@ class Network(NamedTuple):
 
 
 def attempt(network: Network, side: str, batch: int, *more: str) -> dict[str, Any] | None:
-    """The figures of one side in a process of its own; None: they do not fit into memory.
+    """Return the figures of one side in a process of its own; None: they do not fit into memory.
 
     Raises:
       ValueError: bench_step refuses what it is asked for.
@@ -144,7 +144,7 @@ Attempt = Callable[[str, int], dict[str, Any] | None]  # (side, batch)
 
 
 def largest_fitting(run: Attempt, side: str, start: int) -> dict[str, Any]:
-    """The figures of the first batch of start, start / 2, ... that fits."""
+    """Return the figures of the first batch of start, start / 2, ... that fits."""
     batch = start
     while batch:
         if found := run(side, batch):
@@ -208,7 +208,7 @@ Events = Iterable[tuple[str, str, float]]  # (plane, operation, seconds)
 
 
 def events(folder: Path) -> list[tuple[str, str, float]]:
-    """What a folder's latest trace says: each operation that ran, on a GPU each kernel."""
+    """Return what a folder's latest trace says: each operation that ran, on a GPU each kernel."""
     import jax
 
     found = []
@@ -253,7 +253,7 @@ def shares(found: Events, module: hlo.Module) -> tuple[dict[str, float], list[tu
 
 
 def kind(instruction: hlo.Instruction, module: hlo.Module) -> str:
-    """What an operation, or the fusion that it stands for, mainly is."""
+    """Return what an operation, or the fusion that it stands for, mainly is."""
     inside = [instruction]
     for computation in hlo.called(instruction):
         inside += module.computations.get(computation, {}).values()

@@ -152,7 +152,7 @@ def best(call, repeats):
 
 
 def time_jax(function, operands, g, repeats):
-    """Times of the value, of the input gradient and of the parameter gradients."""
+    """Return times of the value, of the input gradient and of the parameter gradients."""
     parameters = operands[1:]
     value = jax.jit(function)
     to_input = jax.jit(lambda x, p, g: jax.vjp(lambda x: function(x, *p), x)[1](g))
@@ -167,7 +167,7 @@ def time_jax(function, operands, g, repeats):
 
 
 def time_torch(function, operands, g, repeats):
-    """The same three in PyTorch; gradients reuse one forward pass."""
+    """Return the same three in PyTorch; gradients reuse one forward pass."""
     tensors = [torch.tensor(np.asarray(a)).requires_grad_() for a in operands]
     out, g = function(*tensors), torch.tensor(np.asarray(g))
 

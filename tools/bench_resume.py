@@ -134,7 +134,7 @@ def kills(folder: Path, count: int, *, seed: int = 0) -> dict[str, Any]:
 
 
 def whole(workdir: Path) -> dict[str, int | None]:
-    """The last whole checkpoint of each phase."""
+    """Return the last whole checkpoint of each phase."""
     return {
         phase: max((int(p.name) for p in _steps(workdir / phase / "latest")), default=None)
         for phase in PHASES
@@ -142,7 +142,8 @@ def whole(workdir: Path) -> dict[str, int | None]:
 
 
 def outcome(workdir: Path, phases: Sequence[str] = PHASES) -> dict[str, Any]:
-    """What a run that has ended leaves: arrays by name, lines without times, files of checkpoints.
+    """Return what a run that has ended leaves: arrays by name, lines without times, files of
+    checkpoints.
 
     Raises:
       Different: more than one step, or half of one, is left.
@@ -171,7 +172,7 @@ def outcome(workdir: Path, phases: Sequence[str] = PHASES) -> dict[str, Any]:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint by name, on any number of devices."""
+    """Return the arrays of a checkpoint by name, on any number of devices."""
     with ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.metadata(path).item_metadata.tree
         numpy = jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -189,7 +190,7 @@ def _temporary(workdir: Path) -> list[Path]:
 
 
 def meets_saves(process: subprocess.Popen, workdir: Path, number: int) -> bool:
-    """Waits until the `number`-th checkpoint is being written; True: the process ended before."""
+    """Wait until the `number`-th checkpoint is being written; True: it ended before."""
     seen = set(_temporary(workdir))  # of the kill before; goes when the run starts
     while process.poll() is None:
         now = set(_temporary(workdir))
@@ -225,7 +226,7 @@ def same(expected: dict[str, Any], found: dict[str, Any], which: str) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints what was hit; 1 where a run differs."""
+    """Print what was hit; return 1 where a run differs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)

@@ -32,7 +32,7 @@ PROGRAMS = ("step", "clean", "torch", "torch_clean")
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Return the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("config", type=Path)
     parser.add_argument(
@@ -66,7 +66,9 @@ def parse() -> argparse.Namespace:
 
 
 def load(args: argparse.Namespace, devices: int = 1):
-    """The config of the command line, unlocked, with its changes; `args.batch` is of a device."""
+    """Return the config of the command line, unlocked, with its changes; `args.batch` is of a
+    device.
+    """
     if not args.config.is_file():
         raise ValueError(f"{args.config}: no such config; try configs/convnext_t_cvst.py")
     config = runpy.run_path(str(args.config))["get_config"]().unlock()
@@ -110,7 +112,7 @@ class Program(NamedTuple):
 
 
 def ours(config, images, labels) -> Program:
-    """The step that the config trains with."""
+    """Return the step that the config trains with."""
     import jax
 
     from jaxrobust.runtime import compilation, sharding
@@ -132,7 +134,7 @@ def ours(config, images, labels) -> Program:
 
 
 def theirs(config, images, labels) -> Program:
-    """The same step in PyTorch, on a GPU if it sees one."""
+    """Return the same step in PyTorch, on a GPU if it sees one."""
     import torch
 
     from jaxrobust import models
@@ -192,7 +194,7 @@ def device_of(program: str) -> tuple[str, int, int | None]:
 
 
 def trace(program: Program, folder: Path, steps: int) -> None:
-    """An XProf trace of `steps` steps, and the compiled module's text, whose names it uses."""
+    """Write an XProf trace of `steps` steps, and the compiled module's text with its names."""
     import jax
 
     program.run()

@@ -27,7 +27,7 @@ SLOW = {
 
 
 def main(arguments: list[str]) -> int:
-    """Runs all checks, also after a failure; returns how many failed."""
+    """Run all checks, also after a failure; return how many failed."""
     unknown = set(arguments) - {"--slow", "--matrix", "--no-tests"}
     if unknown:
         print(f"check: unknown option {sorted(unknown)}; {__doc__}", file=sys.stderr)

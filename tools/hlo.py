@@ -72,12 +72,12 @@ class Module(NamedTuple):
     devices: int  # that run the program together
 
     def root(self, computation: str) -> Instruction:
-        """What a computation returns."""
+        """Return what a computation returns."""
         return self.computations[computation][self.roots[computation]]
 
 
 def parse(text: str) -> Module:
-    """A module from what `compiled.as_text()` returns."""
+    """Return a module from what `compiled.as_text()` returns."""
     computations: dict[str, dict[str, Instruction]] = {}
     roots: dict[str, str] = {}
     callers: dict[str, list[Instruction]] = {}
@@ -112,7 +112,7 @@ def _instruction(name: str, rest: str, computation: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """The length of the parenthesis that `text` begins with."""
+    """Return the length of the parenthesis that `text` begins with."""
     depth = 0
     for found in re.finditer(r"[()]", text):
         depth += 1 if found[0] == "(" else -1
@@ -127,7 +127,7 @@ def instructions(computations: dict[str, dict[str, Instruction]]) -> Iterator[In
 
 
 def called(instruction: Instruction) -> list[str]:
-    """The computations that an instruction runs."""
+    """Return the computations that an instruction runs."""
     keys = "calls|to_apply|condition|body|branch_computations|true_computation|false_computation"
     groups = re.findall(rf"\b(?:{keys})=(\{{[^}}]*\}}|%?[\w.\-]+)", instruction.attributes)
     return re.findall(r"[\w.\-]+", " ".join(groups))
@@ -180,7 +180,7 @@ def _result(module: Module, i: Instruction, kind: str) -> tuple[str, str]:
 
 
 def elements(type_: str) -> list[str]:
-    """The types in a tuple's type."""
+    """Return the types in a tuple's type."""
     inner, parts, depth = type_[1:-1], [""], 0
     for character in inner:
         depth += (character in "([{") - (character in ")]}")
@@ -333,7 +333,7 @@ def _union(groups: Iterable[frozenset[Instruction] | None]) -> frozenset[Instruc
 
 
 def _argument(call: Instruction, computation: str, number: int) -> str:
-    """The operand of a call that is parameter `number` of the computation."""
+    """Return the operand of a call that is parameter `number` of the computation."""
     if call.opcode == "conditional":
         return call.operands[1 + called(call).index(computation)]
     return call.operands[number]

@@ -52,7 +52,7 @@ def example(image: np.ndarray, label: int) -> bytes:
 
 
 def info(sizes: dict[str, tuple[int, int]]) -> dict:
-    """The content of `dataset_info.json`; `sizes` maps a split to (records, bytes)."""
+    """Return the content of `dataset_info.json`; `sizes` maps a split to (records, bytes)."""
     return {
         "citation": "Alpaydin, E. and Kaynak, C. (1998). Optical Recognition of Handwritten "
         "Digits. UCI Machine Learning Repository. https://doi.org/10.24432/C50P49",

@@ -45,7 +45,7 @@ _TAKEN = ("digits", "fake")  # names that `open_source` keeps for its own
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line; hyphens and underscores are the same."""
+    """Return the command line; hyphens and underscores are the same."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -79,7 +79,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
-    """Writes the data set, and returns what was done."""
+    """Write the data set; return what was done."""
     if args.name in _TAKEN or not re.fullmatch(r"[a-z][a-z0-9_]*", args.name or "x"):
         raise ValueError(
             f"--name {args.name}: write a name of small letters, digits and _, not "
@@ -122,7 +122,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _shards(folder: Path, content: Content, wanted: list[int] | None) -> dict[str, list[Shard]]:
-    """The shards of each split; `wanted` are their numbers for train and validation."""
+    """Return the shards of each split; `wanted` are their numbers for train and validation."""
     lengths = {split: len(rows) for split, (_, rows) in content.splits.items()}
     whole = content.name == IMAGENET and lengths.items() <= known().sizes.items()
     found = {}
@@ -148,7 +148,7 @@ def _shards(folder: Path, content: Content, wanted: list[int] | None) -> dict[st
 
 
 def _write(plan: Plan, workers: int) -> tuple[int, int]:
-    """Writes the shards that are not there yet; (images, bytes) that were written."""
+    """Write the shards that are not there yet; return (images, bytes) of them."""
     sums = directory.read_sums(plan.directory)
     every = [shard for part in plan.shards.values() for shard in part]
     todo = []
@@ -189,7 +189,7 @@ def _images(part: Iterable[Shard]) -> int:
 def _progress(
     events: Generator[Event], what: str, every: list[Shard], todo: list[Shard]
 ) -> Generator[Event]:
-    """The events, with images/s, MB/s and the time left on stderr: a bar, or plain lines."""
+    """Yield the events, with images/s, MB/s and the time left on stderr: a bar, or plain lines."""
     terminal = sys.stderr.isatty()
     with (
         contextlib.closing(events),
@@ -219,7 +219,7 @@ def _progress(
 
 
 def check(args: argparse.Namespace) -> dict[str, Any]:
-    """Reads a finished data set, and returns its counts.
+    """Read a finished data set; return its counts.
 
     Raises:
       ValueError: there is no such data set.
@@ -265,7 +265,7 @@ def check(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _finished(folder: Path, sums: dict[str, str]) -> list[Shard]:
-    """The shards of a finished directory, with the index of their split as the plan."""
+    """Return the shards of a finished directory, with the index of their split as the plan."""
     from jaxrobust.data.subsets import index_name
 
     info = json.loads((folder / directory.INFO).read_text())
@@ -305,7 +305,7 @@ def _report(done: dict[str, Any]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Writes or checks, as the command line says."""
+    """Write or check, as the command line says."""
     args = parse(argv)
     try:
         if "://" in args.out:

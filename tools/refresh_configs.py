@@ -10,7 +10,7 @@ sys.path.insert(0, str(ROOT))
 
 
 def names() -> list[str]:
-    """The configs."""
+    """Return the configs."""
     return sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
 
 

@@ -24,7 +24,7 @@ EXAMPLES = "v5e:4x4, v5e:8x8, v4:2x2x4, v5p:2x2x2, v6e:4x4"
 
 
 def devices(name: str) -> list[Any]:
-    """The chips of a slice such as "v5e:8x8", as JAX would see them there.
+    """Return the chips of a slice such as "v5e:8x8", as JAX would see them there.
 
     Call it before anything imports JAX, which reads its environment then.
     Raises:
@@ -90,7 +90,7 @@ def too_large(error: str, remedy: str) -> str:
 
 
 def read(text: str) -> dict[str, Any]:
-    """What the text of an executable says: per chip, and per run of the program."""
+    """Return what the text of an executable says: per chip, and per run of the program."""
     module = hlo.parse(text)
     found = hlo.collectives(module)
     kinds: dict[tuple[str, bool], list[hlo.Collective]] = {}
@@ -125,7 +125,7 @@ def read(text: str) -> dict[str, Any]:
 def show(
     figures: dict[str, Any], chip: hardware.Chip | None, *, flops: float, images: float
 ) -> dict[str, Any]:
-    """Prints figures of `compiled` for people; returns memory in all, and the roofline.
+    """Print figures of `compiled` for people; return memory in all, and the roofline.
 
     Args:
       figures: of `compiled`.

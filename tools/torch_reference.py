@@ -10,7 +10,7 @@ import torch
 
 
 def randomised(net: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """The network with weights under which each part of it shows in the logits.
+    """Return the network with weights under which each part of it shows in the logits.
 
     A fresh network of timm's has layer scales of 1e-6, no biases and batch statistics 0 and 1: a
     mistake in most of its parts would not change its logits.

@@ -68,7 +68,8 @@ class ApgdState(NamedTuple):
 
 
 def _periods(norm: str, steps: int) -> tuple[int, int, int]:
-    """The first period between checkpoints, the shortest, and the decrement from one to the next.
+    """Return the first period between checkpoints, the shortest, and the decrement from one to the
+    next.
 
     `int(0.22 * steps)` in Python doubles, as the reference rounds it.
     """

@@ -39,7 +39,7 @@ def kept_of(sparsity: Array, images: Array) -> Array:
 
 
 def _divide(values: Array, divisor: float) -> Array:
-    """A true division by a constant.
+    """Return a true division by a constant.
 
     XLA would multiply by the rounded reciprocal, and join two divisions into one; a unit in the
     last place of `kept` can move one entry more or less.

@@ -17,18 +17,20 @@ def per_image(values: Array, images: Array) -> Array:
 
 
 def l0_norm(deltas: Array) -> Array:
-    """The number of entries that differ from zero exactly, per image, in the dtype of `deltas`."""
+    """Return the number of entries that differ from zero exactly, per image, in the dtype of
+    `deltas`.
+    """
     count = jnp.sum(deltas.reshape(deltas.shape[0], -1) != 0, axis=1, dtype=jnp.int32)
     return count.astype(deltas.dtype)
 
 
 def l1_norm(deltas: Array) -> Array:
-    """The sum of absolute values per image, f[B]."""
+    """Return the sum of absolute values per image, f[B]."""
     return _total(jnp.abs(deltas))
 
 
 def l2_norm(deltas: Array) -> Array:
-    """The Euclidean norm per image, f[B]."""
+    """Return the Euclidean norm per image, f[B]."""
     return jnp.sqrt(_total(deltas * deltas))
 
 
@@ -50,7 +52,9 @@ def _sample_linf(keys, images, epsilon):
 
 
 def place_linf(uniform: Array, images: Array, epsilon: Array) -> Array:
-    """The start that AutoAttack makes of a draw from U[0, 1): one entry at exactly +-epsilon."""
+    """Return the start that AutoAttack makes of a draw from U[0, 1): one entry at exactly
+    +-epsilon.
+    """
     t = 2 * uniform - 1
     largest = jnp.max(jnp.abs(t.reshape(t.shape[0], -1)), axis=1)
     t = t / (per_image(largest, t) + 1e-12)
@@ -75,7 +79,7 @@ def _sample_l2(keys, images, epsilon):
 
 
 def place_l2(normal: Array, images: Array, epsilon: Array) -> Array:
-    """The start that AutoAttack makes of a draw from N(0, 1): a point on the sphere."""
+    """Return the start that AutoAttack makes of a draw from N(0, 1): a point on the sphere."""
     direction = normal / (per_image(l2_norm(normal), normal) + 1e-12)
     return jnp.clip(images + per_image(epsilon, normal) * direction, 0, 1)
 
@@ -101,7 +105,9 @@ def _sample_l1(keys, images, epsilon):
 
 
 def place_l1(normal: Array, images: Array, epsilon: Array) -> Array:
-    """The start that AutoAttack makes of a draw from N(0, 1): its projection, a sparse point."""
+    """Return the start that AutoAttack makes of a draw from N(0, 1): its projection, a sparse
+    point.
+    """
     images = jnp.clip(images, 0, 1)
     return jnp.clip((images + normal) + l1_correction(images, normal, epsilon), 0, 1)
 
@@ -124,7 +130,7 @@ def _ascend_l1(points, gradient, step, kept):
 
 
 def l1_correction(images: Array, delta: Array, epsilon: Array) -> Array:
-    """What to add to `delta` for its Euclidean projection onto L1 ball and box.
+    """Return what to add to `delta` for its Euclidean projection onto L1 ball and box.
 
     Args:
       images: f[B, ...] in [0, 1].
@@ -188,7 +194,7 @@ def _sign(values):
 
 
 def _total(values):
-    """The sum per image."""
+    """Return the sum per image."""
     return jnp.sum(values.reshape(values.shape[0], -1), axis=1)
 
 
@@ -204,7 +210,7 @@ def _order_statistic(sizes, rank):
 
 
 def _smallest_float(holds, like):
-    """The smallest non-negative float per image at which the monotone `holds` becomes true.
+    """Return the smallest non-negative float per image at which the monotone `holds` becomes true.
 
     Floats >= 0 sort like their bits, so this bisects the bits: exact in as many steps as there
     are bits, whatever the magnitudes. `holds` maps f[B] to bool[B]; `like` gives shape and dtype.

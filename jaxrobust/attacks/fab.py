@@ -226,7 +226,7 @@ def _sample(keys, images, epsilon, *, norm):
 
 
 def place_start(draw: Array, images: Array, epsilon: Array, *, norm: str) -> Array:
-    """The start that AutoAttack's FAB makes of a draw: at half the radius.
+    """Return the start that AutoAttack's FAB makes of a draw: at half the radius.
 
     Args:
       draw: f[B, ...], from U[0, 1) on Linf, else from N(0, 1).

@@ -15,7 +15,7 @@ _FAR = 1e12  # a level at which every entry has reached the box
 
 
 def project_onto_hyperplane(points: Array, normals: Array, offsets: Array, *, norm: str) -> Array:
-    """The shortest way from points in the box [0, 1] to a hyperplane, inside the box.
+    """Return the shortest way from points in the box [0, 1] to a hyperplane, inside the box.
 
     Args:
       points: f[B, d] in [0, 1].
@@ -55,7 +55,7 @@ def _moves_l2(sizes, room, excess):
 
 
 def _level(speed, sizes, room, excess):
-    """The level f[B] at which sum(sizes * min(level * speed, room)) is the excess.
+    """Return the level f[B] at which sum(sizes * min(level * speed, room)) is the excess.
 
     The sum is concave and piecewise linear in the level, so Newton's method climbs to the root
     from below and has reached it when no further entry runs out of room: few passes, no sort.

@@ -140,12 +140,13 @@ def by_target(logits: Array, labels: Array, targets: Array) -> Array:
 
 
 def _pick(logits: Array, index: Array) -> Array:
-    """The logit of one class per image, f[B]."""
+    """Return the logit of one class per image, f[B]."""
     return jnp.take_along_axis(logits, index[:, None], axis=1)[:, 0]
 
 
 def _largest(logits: Array, count: int) -> tuple[Array, Array]:
-    """The `count` largest logits, descending, and their classes; of equal ones the last first.
+    """Return the `count` largest logits, descending, and their classes; of equal ones the last
+    first.
 
     The reference reads an ascending stable sort from its end. `top_k` prefers the first of equal
     entries, hence the flip: it decides who receives the gradient of a tie.

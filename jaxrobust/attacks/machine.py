@@ -131,7 +131,8 @@ def _differentiated(machine, network, state, points, draws):
 def nearest(
     machine: Machine, state: Any, values: Array, pull: Callable[[Array], tuple[Array]]
 ) -> tuple[Array, Array]:
-    """What `tell` of a machine with a `distance` is given, from the values f[B, C] of its loss.
+    """Return what `tell` of a machine with a `distance` is given, from the values f[B, C] of its
+    loss.
 
     Class by class: neither the program nor what it keeps grows with their number. For 1,000 classes
     at 224 px their gradients would take 0.6 GB an image.
@@ -185,7 +186,7 @@ def run(
 
 
 def checked(logits_fn: LogitsFn, given: Any) -> Callable[[Array, Any], Array]:
-    """A network for `advance` that refuses classes of a state that the logits do not have."""
+    """Return a network for `advance` that refuses classes which the logits do not have."""
 
     def network(points: Array, draw: Any) -> Array:
         del draw
@@ -200,7 +201,9 @@ def checked(logits_fn: LogitsFn, given: Any) -> Callable[[Array, Any], Array]:
 def as_attack(
     machine: Machine, *, random_start: bool, gradient_steps: int, final_forward: bool
 ) -> Attack:
-    """The attack that drives a machine as `run` does; no images at all come back as they are."""
+    """Return the attack that drives a machine as `run` does; no images at all come back as they
+    are.
+    """
 
     def attack(logits_fn, key, images, labels):
         images = jnp.asarray(images)

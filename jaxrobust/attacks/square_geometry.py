@@ -37,7 +37,7 @@ class StartDraws(NamedTuple):
 
 
 def draw_query(state: Any, side: Array) -> Draws:
-    """The draws for evaluation `state.iteration` >= 1, with windows of `side` i32[B]."""
+    """Return the draws for evaluation `state.iteration` >= 1, with windows of `side` i32[B]."""
     height, width, channels = state.points.shape[1:]
     words = _random_words(state.keys, state.iteration, 4, 1 + channels)
     room = jnp.stack([height - side, width - side] * 2, axis=1)
@@ -79,7 +79,7 @@ def _random_words(keys, evaluation, words, bits):
 
 
 def _bits(words, count):
-    """The first bits of u32[B, n] words, u32[B, count]."""
+    """Return the first bits of u32[B, n] words, u32[B, count]."""
     bits = (words[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)[None, None]) & 1
     return bits.reshape(len(words), -1)[:, :count]
 
@@ -161,7 +161,9 @@ def _to_sphere(norm, images, delta, epsilon):
 
 
 def _template(images, draws, windows, level):
-    """The template of `template_profiles` in window 1, something finite outside; [B, H, W*C]."""
+    """Return the template of `template_profiles` in window 1, something finite outside; [B, H,
+    W*C].
+    """
     count, _, _, largest = windows.profiles.shape
     table = jnp.asarray(windows.profiles.reshape(2 * count, 2, largest), images.dtype)
 
@@ -191,7 +193,7 @@ def _window(images, draws, which, side):
 
 
 def _places(images):
-    """The row of each row, and the column of each entry of one; NumPy."""
+    """Return the row of each row, and the column of each entry of one; NumPy."""
     _, height, width, channels = images.shape
     columns = np.repeat(np.arange(width, dtype=np.int32), channels)
     return np.arange(height, dtype=np.int32), columns
@@ -210,7 +212,7 @@ def _by_channel(values, images):
 
 
 def _per_channel(rows, channels):
-    """The sum per channel of [B, H, W*C], f[B, C]."""
+    """Return the sum per channel of [B, H, W*C], f[B, C]."""
     return jnp.sum(jnp.sum(rows, axis=1).reshape(len(rows), -1, channels), axis=1)
 
 

@@ -28,7 +28,7 @@ def window_levels(queries: int, rescale: bool) -> np.ndarray:
 
 
 def window_table(norm: str, levels: np.ndarray, p_init: float, shape: tuple[int, int]) -> Windows:
-    """The windows for images of `shape` (H, W), from `window_levels`."""
+    """Return the windows for images of `shape` (H, W), from `window_levels`."""
     height, width = shape
 
     def side(level):
@@ -47,7 +47,8 @@ def window_table(norm: str, levels: np.ndarray, p_init: float, shape: tuple[int,
 
 
 def template_profiles(norm: str, side: int) -> np.ndarray:
-    """The template of L2 and L1, a pyramid above a negative one, by its axes; f64[2, 2, side].
+    """Return the template of L2 and L1, a pyramid above a negative one, by its axes; f64[2, 2,
+    side].
 
     A pyramid stacks centred squares of sides 1, 3, 5, .. and heights 1, 1/4, 1/9, .. (L2) or 1,
     1/16, 1/81, .. (L1). Its value is a falling function of the larger of the distances of row and
@@ -70,7 +71,7 @@ def template_profiles(norm: str, side: int) -> np.ndarray:
 
 
 def template_of(norm: str, side: int) -> np.ndarray:
-    """The template itself, f64[side, side], positive in the upper half."""
+    """Return the template itself, f64[side, side], positive in the upper half."""
     (other, _), (along, scale) = template_profiles(norm, side)
     return scale[:, None] * np.minimum(along[:, None], other)
 

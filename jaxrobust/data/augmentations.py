@@ -26,18 +26,19 @@ _NEAREST = operations.Canvas(Image.Resampling.NEAREST, fill=0)
 
 
 def random_crop(image: Image.Image, rng: np.random.Generator, *, padding: int) -> Image.Image:
-    """A crop of the same size from the image with `padding` black pixels on every side."""
+    """Return a crop of the same size from the image with `padding` black pixels on every side."""
     top, left = (rng.integers(0, 2 * padding + 1, size=2) - padding).tolist()
     return image.crop((left, top, left + image.width, top + image.height))
 
 
 def flip(image: Image.Image, rng: np.random.Generator, *, p: float = 0.5) -> Image.Image:
-    """The image, mirrored left to right with probability `p`."""
+    """Return the image, mirrored left to right with probability `p`."""
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < p else image
 
 
 def rotate(image: Image.Image, rng: np.random.Generator, *, degrees: float) -> Image.Image:
-    """The image turned by up to so many degrees either way, over black, without interpolation.
+    """Return the image turned by up to so many degrees either way, over black, without
+    interpolation.
 
     Source: torchvision's RandomRotation; parity: tests/test_augmentations.py.
     """
@@ -52,7 +53,7 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Image.Image:
-    """A random part of the image, resized to `size` x `size` (bicubic, antialiased).
+    """Return a random part of the image, resized to `size` x `size` (bicubic, antialiased).
 
     Args:
       image: uint8[H,W,C], or a PIL image.
@@ -201,7 +202,7 @@ class Chain(NamedTuple):
 
 
 def chain(text: str, image_size: int) -> Chain:
-    """That of a preset or of `op|op(number, ...)|...`, for square images of `image_size`.
+    """Return that of a preset or of `op|op(number, ...)|...`, for square images of `image_size`.
 
     Raises:
       ValueError: an unknown op, or numbers that it does not take.

@@ -129,7 +129,7 @@ POLICIES = {"cifar10": _policy(_CIFAR10), "imagenet": _policy(_IMAGENET)}
 def autoaugment(
     image: Image.Image, rng: np.random.Generator, *, policy: str = "cifar10", fill: int = 0
 ) -> Image.Image:
-    """The image after one of the policy's 25 pairs of changes.
+    """Return the image after one of the policy's 25 pairs of changes.
 
     Args:
       image: RGB or grey; on grey images changes of colour do nothing.
@@ -144,7 +144,7 @@ def autoaugment(
 
 
 def draw_autoaugment(rng: np.random.Generator, *, policy: str, height: int, width: int) -> Plan:
-    """The changes that happen to one image of that size, in their order."""
+    """Return the changes that happen to one image of that size, in their order."""
     pairs = POLICIES[policy]
     plan = []
     for name, probability, level in pairs[rng.integers(len(pairs))]:

@@ -10,7 +10,7 @@ _JITTER = (operations.brightness, operations.contrast, operations.saturation, op
 
 
 def jitter(image: Image.Image, rng: np.random.Generator, *, ranges: Ranges) -> Image.Image:
-    """The image with other brightness, contrast, saturation and hue, in a random order.
+    """Return the image with other brightness, contrast, saturation and hue, in a random order.
 
     Args:
       image: RGB or grey; on grey images saturation and hue do nothing.
@@ -46,14 +46,14 @@ def draw_jitter(rng: np.random.Generator, ranges: Ranges) -> list[tuple[int, flo
 
 
 def grey(image: Image.Image, rng: np.random.Generator, *, p: float = 1) -> Image.Image:
-    """The image without colours, with probability `p`; its mode stays."""
+    """Return the image without colours, with probability `p`; its mode stays."""
     return operations.grey(image) if rng.random() < p else image
 
 
 def solarize(
     image: Image.Image, rng: np.random.Generator, *, p: float = 1, threshold: float = 128
 ) -> Image.Image:
-    """The image with values from `threshold` on inverted, with probability `p`."""
+    """Return the image with values from `threshold` on inverted, with probability `p`."""
     return operations.solarize(image, threshold) if rng.random() < p else image
 
 
@@ -64,12 +64,12 @@ def blur(
     p: float = 1,
     radii: tuple[float, float] = (0.1, 2.0),
 ) -> Image.Image:
-    """The image blurred by a Gaussian of a radius in `radii` pixels, with probability `p`."""
+    """Blur the image by a Gaussian of a radius in `radii` pixels, with probability `p`."""
     return operations.blur(image, rng.uniform(*radii)) if rng.random() < p else image
 
 
 def three_augment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """The image in grey, solarised from 128 on, or blurred by 0.1 to 2 pixels: one of these.
+    """Return the image in grey, solarised from 128 on, or blurred by 0.1 to 2 pixels: one of these.
 
     Source: Touvron et al. 2022 (DeiT III), "3-Augment"; parity: tests/test_color.py
       against timm's auto-augment policy `3a`.

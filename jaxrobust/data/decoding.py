@@ -21,7 +21,7 @@ _FAST = {("RGB", "RGB"): "RGBX", ("L", "RGB"): "RGBX", ("L", "L"): "GRAY"}
 
 
 def decode(data: bytes | bytearray | memoryview, *, channels: int | None = None) -> np.ndarray:
-    """The image `uint8[H,W,C]` in `data` (JPEG, PNG or whatever else PIL reads).
+    """Return the image `uint8[H,W,C]` in `data` (JPEG, PNG or whatever else PIL reads).
 
     It is read-only, and its pixels may lie four bytes apart.
 
@@ -50,7 +50,7 @@ def decode(data: bytes | bytearray | memoryview, *, channels: int | None = None)
 
 
 def to_pixels(image: Image.Image, mode: str) -> np.ndarray:
-    """The pixels of `image.convert(mode)`, uint8[H,W] for L and uint8[H,W,3] for RGB.
+    """Return the pixels of `image.convert(mode)`, uint8[H,W] for L and uint8[H,W,3] for RGB.
 
     They may be a view of `image`, which stays as it is.
 
@@ -67,7 +67,7 @@ def to_pixels(image: Image.Image, mode: str) -> np.ndarray:
 
 
 def _decode_fast(data: Any, layout: str) -> np.ndarray | None:
-    """The pixels of a JPEG without fault; of any other, Pillow shall give the verdict."""
+    """Return the pixels of a JPEG without fault; of any other, Pillow shall give the verdict."""
     decoder = _fast_decoder()
     if decoder is None:
         return None
@@ -106,7 +106,9 @@ def _agrees(decoder: Callable[[Any, str], np.ndarray], data: bytes) -> bool:
 
 
 def _samples(simplejpeg: Any) -> Iterator[tuple[str, bytes]]:
-    """(what it is, a small JPEG): every subsampling, rows longer than a vector register, edges."""
+    """Yield (what it is, a small JPEG): every subsampling, rows longer than a vector register,
+    edges.
+    """
     y, x, c = np.indices((37, 141, 3))
     noise = np.random.default_rng(0).integers(0, 64, y.shape)
     image = ((x * (c + 2) + y * 3 + (x // 9 % 2) * 90 + noise) % 256).astype(np.uint8)

@@ -14,7 +14,7 @@ _SPLITS = {"train": 1024, "test": 256}
 
 
 def open_fake(name: str, split: str) -> Source:
-    """The split `split` of the synthetic data set `name`, which matches `NAME`."""
+    """Return the split `split` of the synthetic data set `name`, which matches `NAME`."""
     match = NAME.fullmatch(name)
     assert match is not None
     height, width, channels, classes = (

@@ -43,7 +43,7 @@ class Files:
         return len(self.labels)
 
     def name(self, index: int) -> str:
-        """The path of a file within its class folder."""
+        """Return the path of a file within its class folder."""
         start = self.ends[index - 1] if index else 0
         return self.blob[start : self.ends[index]].decode(errors="surrogateescape")
 
@@ -55,7 +55,7 @@ class Files:
         return digest.hexdigest()
 
     def path(self, index: int) -> str:
-        """The whole path of a file."""
+        """Return the whole path of a file."""
         return f"{self.root}/{self.folders[self.labels[index]]}/{self.name(index)}"
 
 
@@ -67,7 +67,7 @@ def open_folder(
     ids: subsets.Ids | None,
     num_classes: int | None,
 ) -> Source:
-    """The split `split` of `folder:PATH`.
+    """Return the split `split` of `folder:PATH`.
 
     PATH/SPLIT/CLASS/... holds the files, or PATH/CLASS/... those of the one split `all`; `val` and
     `validation` are the same. Classes are the sorted folders and records are sorted by class and
@@ -124,7 +124,7 @@ def open_folder(
 def _class_folders(
     path: Any, name: str, split: str, asked: splits.Asked | None
 ) -> tuple[Any, list[str]]:
-    """The directory of a split's class folders, and their names."""
+    """Return the directory of a split's class folders, and their names."""
     top = storage.entries(path)
     if top is None:
         raise DataError(
@@ -176,7 +176,7 @@ def _has_folders(path: Any) -> bool:
 
 
 def _list(root: str, folders: list[str], *, allow_empty: bool) -> Files:
-    """The image files of the class folders."""
+    """Return the image files of the class folders."""
 
     def images(folder: str) -> list[str]:
         below = storage.files_below(f"{root}/{folder}")

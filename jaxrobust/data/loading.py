@@ -59,7 +59,7 @@ class Images:
         return Images, (self.source, self._cache_bytes, self.strict)
 
     def __call__(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray | None, int]]:
-        """The images and labels of these records: read together, decoded one by one."""
+        """Yield the images and labels of these records: read together, decoded one by one."""
         missing = [index for index in indices if index not in self._kept]
         records = dict(zip(missing, self.source.read(missing), strict=True)) if missing else {}
         for index in indices:
@@ -88,7 +88,9 @@ class Images:
 
 
 def decoded(source: Source, data: bytes) -> np.ndarray:
-    """The image of a record of `source`, uint8[H,W,C]; ValueError says what is wrong with it."""
+    """Return the image of a record of `source`, uint8[H,W,C]; ValueError says what is wrong with
+    it.
+    """
     image = decoding.decode(data, channels=source.channels)
     if source.image_shape not in (None, image.shape):
         raise ValueError(f"its shape is {image.shape}, not {source.image_shape} as the others'")
@@ -111,7 +113,7 @@ def load_train(
     rows: int,
     examples: int,
 ) -> TrainBatch:
-    """The `rows` examples from a position of the stream on; an epoch has `examples`."""
+    """Return the `rows` examples from a position of the stream on; an epoch has `examples`."""
     source = images.source
     epochs, offsets = np.divmod(position + np.arange(rows), examples)
     indices = np.concatenate(
@@ -138,7 +140,7 @@ def load_train(
 
 
 def _next_whole(images: Images, index: int) -> tuple[np.ndarray, int]:
-    """The first record behind a damaged one that is whole; whoever asks, it is the same."""
+    """Return the first record behind a damaged one that is whole; whoever asks, it is the same."""
     size = len(images.source)
     for other in range(index + 1, index + min(size, 1000)):
         ((image, label),) = images([other % size])
@@ -169,7 +171,7 @@ def load_in_order(
     rows: int,
     size: int,
 ) -> EvaluationBatch:
-    """Records `first` onwards, `rows` of them, padded where the `size` records end."""
+    """Return records `first` onwards, `rows` of them, padded where the `size` records end."""
     indices = list(range(first, min(first + rows, size)))
     batch = EvaluationBatch(
         images=np.zeros((rows, *shape), np.uint8),

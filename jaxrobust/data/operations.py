@@ -35,7 +35,7 @@ Plan = list[tuple[str, float]]
 
 
 def make(plan: Plan, image: Image.Image, rows: dict[str, Row], canvas: Canvas) -> Image.Image:
-    """The image after the plan's changes, (name in `rows`, number), one after the other."""
+    """Return the image after the plan's changes, (name in `rows`, number), one after the other."""
     for name, number in plan:
         image = rows[name].change(image, number, canvas)
     return image
@@ -67,17 +67,17 @@ def shear_y(image: Image.Image, slope: float, canvas: Canvas) -> Image.Image:
 
 
 def translate_x(image: Image.Image, pixels: float, canvas: Canvas) -> Image.Image:
-    """The image moved to the left."""
+    """Return the image moved to the left."""
     return _affine(image, (1, 0, pixels, 0, 1, 0), canvas)
 
 
 def translate_y(image: Image.Image, pixels: float, canvas: Canvas) -> Image.Image:
-    """The image moved up."""
+    """Return the image moved up."""
     return _affine(image, (1, 0, 0, 0, 1, pixels), canvas)
 
 
 def rotate(image: Image.Image, degrees: float, canvas: Canvas) -> Image.Image:
-    """The image turned counter-clockwise around its centre."""
+    """Return the image turned counter-clockwise around its centre."""
     return image.rotate(degrees, canvas.resample, fillcolor=_fill(image, canvas))
 
 
@@ -97,7 +97,7 @@ def invert(image: Image.Image, _: float = 0, __: Canvas | None = None) -> Image.
 
 
 def posterize(image: Image.Image, bits: float, _: Canvas | None = None) -> Image.Image:
-    """The highest `bits` of 8 kept; 0 is black, which Pillow's own posterize may refuse."""
+    """Return the highest `bits` of 8 kept; 0 is black, which Pillow's own posterize may refuse."""
     mask = 0xFF00 >> int(bits) & 0xFF
     return _look_up(image, [value & mask for value in range(256)])
 
@@ -117,22 +117,22 @@ def _look_up(image: Image.Image, table: list[int]) -> Image.Image:
 
 
 def brightness(image: Image.Image, factor: float, _: Canvas | None = None) -> Image.Image:
-    """The image blended with black; 1 leaves it as it is, as in the next three."""
+    """Return the image blended with black; 1 leaves it as it is, as in the next three."""
     return ImageEnhance.Brightness(image).enhance(factor)
 
 
 def contrast(image: Image.Image, factor: float, _: Canvas | None = None) -> Image.Image:
-    """The image blended with its mean grey."""
+    """Return the image blended with its mean grey."""
     return ImageEnhance.Contrast(image).enhance(factor)
 
 
 def saturation(image: Image.Image, factor: float, _: Canvas | None = None) -> Image.Image:
-    """The image blended with its grey copy."""
+    """Return the image blended with its grey copy."""
     return ImageEnhance.Color(image).enhance(factor)
 
 
 def sharpness(image: Image.Image, factor: float, _: Canvas | None = None) -> Image.Image:
-    """The image blended with its smooth copy."""
+    """Return the image blended with its smooth copy."""
     return ImageEnhance.Sharpness(image).enhance(factor)
 
 
@@ -146,10 +146,10 @@ def hue(image: Image.Image, turns: float, _: Canvas | None = None) -> Image.Imag
 
 
 def grey(image: Image.Image) -> Image.Image:
-    """The image without colours, in as many channels."""
+    """Return the image without colours, in as many channels."""
     return image if image.mode == "L" else image.convert("L").convert(image.mode)
 
 
 def blur(image: Image.Image, radius: float) -> Image.Image:
-    """The image under Pillow's approximate Gaussian of that standard deviation, in pixels."""
+    """Blur the image by Pillow's approximate Gaussian of that standard deviation, in pixels."""
     return image.filter(ImageFilter.GaussianBlur(radius))

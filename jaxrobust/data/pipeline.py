@@ -39,7 +39,7 @@ class Batches(Protocol):
 
 
 def steps_per_epoch(source: Source, batch_size: int) -> int:
-    """Steps of `batch_size` (global) in an epoch; the remainder of the records is left out.
+    """Return steps of `batch_size` (global) in an epoch; the remainder of the records is left out.
 
     Raises:
       DataError: `batch_size` is larger than the source, or not positive.
@@ -272,7 +272,7 @@ class Damage:
         self._source, self._limit, self._say, self._note = source, limit, say, note
 
     def meet(self, damaged: np.ndarray) -> None:
-        """Takes the `damaged` of a batch."""
+        """Take the `damaged` of a batch."""
         source = self._source
         found = set(damaged[damaged >= 0].tolist())
         self.met |= found

@@ -48,7 +48,7 @@ def randaugment(
     ops: int = 2,
     fill: int = 0,
 ) -> Image.Image:
-    """The image after `ops` of 15 changes, each of which happens with probability one half.
+    """Return the image after `ops` of 15 changes, each of which happens with probability one half.
 
     Args:
       image: RGB or grey; on grey images changes of colour do nothing.
@@ -65,7 +65,7 @@ def randaugment(
 
 
 def draw_randaugment(rng: np.random.Generator, *, magnitude: float, std: float, ops: int) -> Plan:
-    """The changes that happen to one image, in their order."""
+    """Return the changes that happen to one image, in their order."""
     plan = []
     for index in rng.integers(0, len(_NAMES), size=ops).tolist():
         if rng.random() < 0.5:

@@ -30,7 +30,7 @@ def open_source(
     classes: str | None = None,
     num_classes: int | None = None,
 ) -> Source:
-    """The split `split` of the data set `name`.
+    """Return the split `split` of the data set `name`.
 
     Args:
       name: `digits` (ships), `fake[:HxWxC[:CLASSES]]` (synthetic; 32x32x3 and 10 classes unless
@@ -121,7 +121,7 @@ def same_classes(sources: Sequence[Source]) -> None:
 
 
 def foreign_classes(train: Source, other: Source) -> str:
-    """A sentence if `other` is of other classes than `train`, else "".
+    """Return a sentence if `other` is of other classes than `train`, else "".
 
     Some of its records are of classes that `train` has no record of, or it holds less than half of
     the classes of `train` in more than twice as many records, as no random choice would. Only where

@@ -20,14 +20,14 @@ class Asked(NamedTuple):
 
 
 def parse(split: str) -> Asked | None:
-    """The pieces of a split, or None if it is not of this grammar."""
+    """Return the pieces of a split, or None if it is not of this grammar."""
     if match := _SPLIT.fullmatch(split):
         return Asked(match["name"], match["ids"], match["part"])
     return None
 
 
 def rows(part: str | None, total: int, where: str) -> range:
-    """The records of a part such as `[10%:-5]` among `total`, with TFDS' meaning.
+    """Return the records of a part such as `[10%:-5]` among `total`, with TFDS' meaning.
 
     A percentage is rounded to the closest record, a negative bound counts from the end.
 

@@ -28,7 +28,7 @@ class Entries(NamedTuple):
 
 
 def place(text: str | os.PathLike) -> Any:
-    """An `epath.Path`, local or on Google Cloud Storage.
+    """Return an `epath.Path`, local or on Google Cloud Storage.
 
     Raises:
       DataError: another scheme, or `gs://` without the package that reads it.
@@ -53,7 +53,7 @@ def is_remote(path: str | os.PathLike) -> bool:
 
 @contextlib.contextmanager
 def reading(path: str | os.PathLike) -> Iterator[None]:
-    """Turns whatever goes wrong inside into a DataError that names `path` and what to do."""
+    """Turn whatever goes wrong inside into a DataError that names `path` and what to do."""
     try:
         yield
     except DataError:
@@ -75,7 +75,7 @@ def file_system(path: str | os.PathLike) -> tuple[Any, str]:
 
 
 def entries(path: str | os.PathLike[str]) -> Entries | None:
-    """What lies directly in a directory; None if there is no such directory.
+    """Return what lies directly in a directory; None if there is no such directory.
 
     Raises:
       DataError: the directory or its bucket cannot be read.
@@ -101,7 +101,7 @@ def entries(path: str | os.PathLike[str]) -> Entries | None:
 
 
 def files_below(path: str | os.PathLike) -> list[str]:
-    """The files below a directory at any depth, relative to it, in torchvision's order.
+    """Return the files below a directory at any depth, relative to it, in torchvision's order.
 
     Folder by folder, both sorted; links to folders are followed; hidden files are left out.
     """
@@ -125,7 +125,7 @@ def files_below(path: str | os.PathLike) -> list[str]:
 
 
 def read_files(paths: Sequence[str], remedy: str) -> list[bytes]:
-    """The content of local files, or of a bucket's, which are fetched at once.
+    """Return the content of local files, or of a bucket's, which are fetched at once.
 
     Raises:
       DataError: the first that cannot be read.

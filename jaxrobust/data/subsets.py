@@ -56,7 +56,7 @@ class Index(NamedTuple):
 
 
 def read_ids(name: str) -> Ids:
-    """The list `robustbench`, `selection` or `FILE[#sha256=HEX]`, one id a line, UTF-8.
+    """Return the list `robustbench`, `selection` or `FILE[#sha256=HEX]`, one id a line, UTF-8.
 
     HEX is what `sha256sum FILE` prints, or the `ids_sha256` of a record.
 
@@ -109,7 +109,8 @@ def read_classes(name: str) -> list[tuple[int | None, str]]:
 def class_labels(
     wanted: Sequence[tuple[int | None, str]], known: Sequence[str], num_classes: int, where: str
 ) -> list[int]:
-    """The labels in a data set of the classes of a list; `known` are its classes' names, if any.
+    """Return the labels in a data set of the classes of a list; `known` are its classes' names, if
+    any.
 
     Raises:
       DataError: a class that the data set does not have; a data set that does not name its
@@ -141,7 +142,7 @@ def find(
     *,
     whole: bool,
 ) -> np.ndarray:
-    """The records `int64[K]` of a list of ids, in its order.
+    """Return the records `int64[K]` of a list of ids, in its order.
 
     Args:
       ids: the list.
@@ -212,7 +213,9 @@ def _matched(
 def view(
     source: Source, rows: Sequence[int], lookup: np.ndarray | None = None, **changes
 ) -> Source:
-    """The records `rows` of a source, in that order; `lookup[label]` are their labels, if given."""
+    """Return the records `rows` of a source, in that order; `lookup[label]` are their labels, if
+    given.
+    """
     files = source.files_sha256
     if files is not None:
         chosen = hashlib.sha256(files.encode() + np.asarray(rows, np.int64).tobytes())
@@ -233,14 +236,14 @@ def view(
 
 
 def index_name(split: str) -> str:
-    """The name of a split's index file."""
+    """Return the name of a split's index file."""
     return f"jaxrobust-index-{split}.npz"
 
 
 def write_index(
     directory: str | os.PathLike, split: str, labels: np.ndarray, names: Sequence[bytes]
 ) -> None:
-    """Writes the index of a split, at once or not at all; several processes may.
+    """Write the index of a split, at once or not at all; several processes may.
 
     Args:
       directory: that of the records, local or `gs://`.
@@ -271,7 +274,7 @@ def write_index(
 
 
 def read_index(directory: str | os.PathLike, split: str) -> Index | None:
-    """The index of a split, or None where there is none or it is damaged."""
+    """Return the index of a split, or None where there is none or it is damaged."""
     path = storage.place(directory) / index_name(split)
     try:
         if not path.exists():

@@ -35,7 +35,7 @@ def build_command(name: str, root: Any) -> str:
 
 
 def version_directory(name: str, root: Any, others: str) -> Any:
-    """The directory `root/NAME[/CONFIG]/VERSION`: the newest version unless `name` says one.
+    """Return the directory `root/NAME[/CONFIG]/VERSION`: the newest version unless `name` says one.
 
     Args:
       name: `NAME[/CONFIG][:VERSION]`; without CONFIG the only one that is prepared.
@@ -85,7 +85,7 @@ def _versions(directory: Any, wanted: str = "") -> dict[str, Any]:
 
 
 def _configs(directory: Any, wanted: str = "") -> dict[str, dict[str, Any]]:
-    """Configuration -> its versions, of those that have any."""
+    """Return configuration -> its versions, of those that have any."""
     folders = getattr(storage.entries(directory), "folders", ())
     found = {folder: _versions(directory / folder, wanted) for folder in folders}
     return {folder: versions for folder, versions in found.items() if versions}
@@ -117,7 +117,7 @@ class _Reader:
         )
 
     def features(self, indices: Sequence[int]) -> list[Any]:
-        """The feature maps of records, one batched read; single reads find a damaged one."""
+        """Return the feature maps of records, one batched read; single reads find a damaged one."""
         from tensorflow_datasets.proto import tf_example_pb2
 
         if not indices:
@@ -142,7 +142,7 @@ class _Reader:
         return found
 
     def label(self, index: int, feature: Any) -> int:
-        """The label in a feature map, checked."""
+        """Return the label in a feature map, checked."""
         try:
             label = feature[self.label_key].int64_list.value[0]
         except Exception as error:  # a feature that is not there, or of another kind
@@ -154,7 +154,7 @@ class _Reader:
         return label
 
     def name(self, feature: Any) -> bytes:
-        """The file's name in a feature map; empty where there is none."""
+        """Return the file's name in a feature map; empty where there is none."""
         values = feature[self.name_key].bytes_list.value if self.name_key else ()
         return values[0] if values else b""
 
@@ -169,7 +169,7 @@ class _Reader:
         return records
 
     def describe(self, index: int) -> str:
-        """The file's name, if records have one, and where the record is."""
+        """Return the file's name, if records have one, and where the record is."""
         name = b""
         with contextlib.suppress(DataError):
             name = self.name(self.features([index])[0])
@@ -189,7 +189,7 @@ def open_prepared(
     classes: Sequence[tuple[int | None, str]] | None = None,
     ids: subsets.Ids | None = None,
 ) -> Source:
-    """The split `split` of the data set in `directory`, a version of one.
+    """Return the split `split` of the data set in `directory`, a version of one.
 
     Args:
       name, split: as in `open_source`.
@@ -216,7 +216,7 @@ def open_prepared(
 
 
 def _describe(directory: Any, remedy: str) -> tuple[Any, Any]:
-    """What TFDS says about a directory: its information and its features."""
+    """Return what TFDS says about a directory: its information and its features."""
     import tensorflow_datasets as tfds
 
     open_directory = tfds.builder_from_directory  # here a broken installation shows itself
@@ -302,7 +302,7 @@ def _unknown_split(name: str, split: str, known: Any) -> str:
 def _feature(
     features: Any, kind: type, supervised: Sequence[Any], directory: Any
 ) -> tuple[str, Any]:
-    """The name and the feature of this kind, the supervised one if there are several."""
+    """Return the name and the feature of this kind, the supervised one if there are several."""
     found = {key: feature for key, feature in features.items() if isinstance(feature, kind)}
     chosen = [key for key in found if len(found) == 1 or key in supervised]
     if len(chosen) != 1:
@@ -323,7 +323,7 @@ def _choose(
     classes: Sequence[tuple[int | None, str]] | None,
     ids: subsets.Ids | None,
 ) -> Source:
-    """The records of a whole split that a list of classes, a list of ids and a part leave."""
+    """Return the records of a split that a list of classes, a list of ids and a part leave."""
     where = f"data set {source.name!r}, split {asked.name!r}"
     reader: Any = source.read
     if ids is not None and reader.name_key is None:

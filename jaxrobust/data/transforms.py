@@ -23,7 +23,8 @@ _RADIUS = 2  # of BICUBIC, in pixels of the smaller image; BILINEAR's is 1
 def resize_crop(
     image: np.ndarray, *, resize: int | None, crop: int | None, resample: int = BICUBIC
 ) -> np.ndarray:
-    """The image with its short side resized to `resize`, then its central `crop` x `crop` pixels.
+    """Return the image with its short side resized to `resize`, then its central `crop` x `crop`
+    pixels.
 
     Args:
       image: uint8[H,W,C].
@@ -93,7 +94,7 @@ def _exact(size: int, resized: int) -> bool:
 
 
 def squash(image: np.ndarray, *, size: int, resample: int = BILINEAR) -> np.ndarray:
-    """The image resized to `uint8[size,size,C]` without keeping its aspect."""
+    """Return the image resized to `uint8[size,size,C]` without keeping its aspect."""
     return to_array(resample_to(to_pil(image), (size, size), resample))
 
 
@@ -132,7 +133,7 @@ _SHARE = re.compile(r"(bicubic|bilinear)-(0\.\d+|1(?:\.0+)?)")
 
 
 def resolve(preprocessing_id: str | None, image_size: int) -> str:
-    """The id with its sizes: `bicubic-0.875` at 224 is `bicubic-256-crop-224`, others stay.
+    """Return the id with its sizes: `bicubic-0.875` at 224 is `bicubic-256-crop-224`, others stay.
 
     Args:
       preprocessing_id: an id of `evaluation_transform`, or `bicubic-SHARE`, `bilinear-SHARE`, where
@@ -163,7 +164,7 @@ def _name(preprocessing_id: str | None) -> str:
 
 
 def evaluation_transform(preprocessing_id: str | None) -> Callable[[Any], np.ndarray]:
-    """The function from an image to what a network evaluated under that id receives.
+    """Return the function from an image to what a network evaluated under that id receives.
 
     Args:
       preprocessing_id: RobustBench's `Res256Crop224`, `BicubicRes256Crop224`, `Res224`, `Crop288`
@@ -213,7 +214,7 @@ def _prepare(image: Any, *, transform: Transform) -> np.ndarray:
 
 
 def to_pil(image: np.ndarray) -> Image.Image:
-    """The PIL image of uint8[H,W,C]."""
+    """Return the PIL image of uint8[H,W,C]."""
     if image.shape[2] == 1:
         return Image.fromarray(image[:, :, 0])
     pixels = image.base
@@ -244,5 +245,5 @@ def to_array(image: Image.Image) -> np.ndarray:
 
 
 def resample_to(image: Image.Image, size: tuple[int, int], resample: int) -> Image.Image:
-    """The image resized to (width, height), antialiased."""
+    """Return the image resized to (width, height), antialiased."""
     return image.resize(size, resample)  # type: ignore[arg-type]

@@ -61,11 +61,11 @@ class Source:
         return self.read([int(index)])[0]
 
     def where(self) -> str:
-        """The words that name this split in a message."""
+        """Return the words that name this split in a message."""
         return f"data set {self.name!r}, split {self.split!r}"
 
 
 def first_few(names: Sequence[str], most: int = 5) -> str:
-    """`a, b, c, ... (17)`: the first names and how many there are."""
+    """Return `a, b, c, ... (17)`: the first names and how many there are."""
     shown = ", ".join(names[:most])
     return f"{shown}, ... ({len(names)})" if len(names) > most else f"{shown} ({len(names)})"

@@ -82,7 +82,7 @@ def apgd_ce(*, norm: str, epsilon: float, steps: int) -> Attack:
 
 
 def counter(net: Classifier, attack: Attack, *, mesh: jax.sharding.Mesh, dtype: str) -> Counter:
-    """`counts` of a network of that compute type, jitted for all devices of a mesh."""
+    """Return `counts` of a network of that compute type, jitted for all devices of a mesh."""
     whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
     return jax.jit(
         partial(counts, net=net, attack=attack, dtype=jnp.dtype(dtype)),

@@ -168,7 +168,7 @@ def autoattack(
 
 
 def _cascade(runner, settings, sample, book, flags, verbose) -> AutoAttackResult:
-    """The attacks, each on what the ones before have left standing."""
+    """Return the attacks, each on what the ones before have left standing."""
     n, classes = len(sample.images), sample.logits.shape[1]
     clean = checks.is_right(sample.logits, sample.labels)
     fooled_by = np.where(clean, "", "clean").astype("<U16")
@@ -250,7 +250,7 @@ class _Attack:
         )
 
     def calls(self, mine):
-        """The calls of the engine, which decide these images."""
+        """Return the calls of the engine, which decide these images."""
         images, labels, ids, logits, epsilon, seed = self.sample
         targets = plan.targets(self.setting, logits[mine], labels[mine])
         settings = {"epsilon": epsilon, "seed": seed, "confirm": self.confirm}
@@ -259,7 +259,7 @@ class _Attack:
         )
 
     def count(self, call: engine.Call, later: int) -> None:
-        """Takes note of what a call took."""
+        """Take note of what a call took."""
         self.steps += call.useful_steps
         self.idle += call.slot_steps - call.useful_steps
         self.compile_seconds += call.seconds * call.compiles
@@ -268,7 +268,7 @@ class _Attack:
         self.meter.advance(made, call.seconds, call.compiles, most, later)
 
     def recall(self) -> np.ndarray:
-        """Takes over what the ledger knows; returns the other images."""
+        """Take over what the ledger knows; return the other images."""
         pending, fallen, shape = [], [], self.sample.images.shape[1:]
         for i in np.flatnonzero(self.found.standing).tolist():
             key = int(self.sample.ids[i])
@@ -304,7 +304,7 @@ class _Attack:
                 )
 
     def confirm(self, verdicts: list[engine.Verdict], last: bool) -> list[engine.Verdict]:
-        """Writes what holds, and returns what does not, once enough has come for a whole batch.
+        """Write what holds, and return what does not, once enough has come for a whole batch.
 
         Nothing waits for long, where it would be lost in a kill; with `last` nothing waits at all.
         """
@@ -321,7 +321,7 @@ class _Attack:
         return [v for i in parts for v in self.refuted(waiting[i : i + self.runner.slots])]
 
     def refuted(self, part: list[engine.Verdict]) -> list[engine.Verdict]:
-        """The last word: one more forward pass, and the norm in float64."""
+        """Return the last word: one more forward pass, and the norm in float64."""
         which = [v.image for v in part]
         images, labels, ids, _ = (a[which] for a in self.sample[:4])
         points = np.stack([v.adversarial for v in part if v.adversarial is not None])
@@ -345,7 +345,7 @@ class _Attack:
         return 1 + plan.named(self.setting.name).number
 
     def write(self, verdict: engine.Verdict, adversarial: np.ndarray | None, norm: float) -> None:
-        """A verdict into the ledger."""
+        """Write a verdict into the ledger."""
         i = verdict.image
         record = {
             "image": int(self.sample.ids[i]),
@@ -365,13 +365,13 @@ class _Attack:
         self.meter.decided(int(self.found.standing.sum()))
 
     def strike(self, i: int, adversarial: np.ndarray) -> None:
-        """An image is fooled."""
+        """Take note that an image is fooled."""
         self.found.standing[i] = False
         self.found.fooled_by[i] = self.name
         self.found.images_adv[i] = adversarial
 
     def join(self, mine: np.ndarray, known: int) -> None:
-        """Takes over what the other processes found, and adds up what all of them took."""
+        """Take over what the other processes found, and add up what all of them took."""
         fallen = mine[~self.found.standing[mine]]
         unconfirmed = sum(self.found.standing[list(self.doubtful)])
         counts = np.array([self.steps, self.idle, unconfirmed])
@@ -385,7 +385,7 @@ class _Attack:
         self.steps, self.idle, self.unconfirmed = sums.tolist()
 
     def flag(self) -> None:
-        """What this attack makes doubtful."""
+        """Flag what this attack makes doubtful."""
         flags = self.found.flags
         untargeted = not (self.setting.targets or self.suffix)
         if untargeted and ROWS[self.setting.machine].flat:
@@ -400,7 +400,7 @@ class _Attack:
 
 
 def _search_again(runner, settings, sample, found, book) -> Cost:
-    """Searches survivors with the network that decides: some, and if one of them falls, all.
+    """Search survivors with the network that decides: some, and if one of them falls, all.
 
     So `robust` is what one search left, never a mixture of two.
     """
@@ -422,7 +422,7 @@ def _search_again(runner, settings, sample, found, book) -> Cost:
 
 
 def _attacked(runner, settings, sample, found, book, chosen) -> list[Cost]:
-    """What attacks on some images cost that stand; those that fall no longer do."""
+    """Return what attacks on some images cost that stand; those that fall no longer do."""
     again = found._replace(standing=chosen.copy())
     interval, count = checks.binomial_interval, int(chosen.sum())
     with Decisions(count, interval=interval, enabled=False) as meter:
@@ -435,7 +435,7 @@ def _attacked(runner, settings, sample, found, book, chosen) -> list[Cost]:
 
 
 def _check_network(runner, images, labels):
-    """What any process saw; all look at the same images."""
+    """Return what any process saw; all look at the same images."""
     flags = checks.check_network(
         lambda x: engine.forward(runner, x),
         runner.logits_fn,
@@ -465,7 +465,7 @@ def _logits(runner, images, ids, seed, *, draw):
 
 
 def _networks(runner: engine.Engine, name: str | None, first: np.ndarray) -> dict[str, Any]:
-    """What tells networks apart in a ledger: the name, else the first logits and all arrays."""
+    """Return what tells networks apart in a ledger: the name, or first logits and all arrays."""
     if name:
         return {"network": name}
     both = {"weights": runner.logits_fn, "search weights": runner.search_fn}

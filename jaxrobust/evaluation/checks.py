@@ -35,7 +35,7 @@ _ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
 
 
 def check_images(images: Any, labels: Any, *, classes: int | None = None) -> None:
-    """Accepts images f[N,H,W,C] in [0, 1] with labels int[N], N = 0 included; refuses the rest.
+    """Accept images f[N,H,W,C] in [0, 1] with labels int[N], N = 0 included, and refuse the rest.
 
     Args:
       images: an array.
@@ -117,7 +117,7 @@ def check_network(
     *,
     batch_size: int | None = None,
 ) -> Flags:
-    """The flags of a network, from nine forward passes over at most 64 of the images.
+    """Return the flags of a network, from nine forward passes over at most 64 of the images.
 
     Args:
       forward: the compiled network; takes any number of images f32[n,H,W,C], returns f[n,K].
@@ -164,7 +164,7 @@ def is_right(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def _difference(a, b):
-    """a - b, 0 also where both are NaN or the same infinity, infinite where only one is."""
+    """Return a - b, 0 also where both are NaN or the same infinity, infinite where only one is."""
     with np.errstate(invalid="ignore"):
         delta = np.nan_to_num(a - b, nan=np.inf, posinf=np.inf, neginf=-np.inf)
     return np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, delta)
@@ -211,7 +211,7 @@ def _trace(logits_fn, shape):
 
 
 def constants(jaxpr) -> Iterator[Any]:
-    """The constants of a jaxpr and of those inside it, in order, scalars included."""
+    """Yield the constants of a jaxpr and of those inside it, in order, scalars included."""
     yield from getattr(jaxpr, "consts", ())  # a closed one's
     for equation in jaxpr.eqns:
         yield from (operand.val for operand in equation.invars if hasattr(operand, "val"))
@@ -406,7 +406,7 @@ def verified(
 
 
 def binomial_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
-    """The Clopper-Pearson interval of a probability after `successes` in `n` trials.
+    """Return the Clopper-Pearson interval of a probability after `successes` in `n` trials.
 
     Returns:
       (low, high), which contains the probability in at least `level` of all cases; (0, 1) for n=0.

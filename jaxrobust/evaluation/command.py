@@ -48,7 +48,7 @@ def evaluate(
     *,
     out: Path,
 ) -> str:
-    """The answer for people, from its record in `out`, which is computed unless it is there.
+    """Return the answer for people, from its record in `out`, which is computed unless it is there.
 
     The processes of a pod share the images; all get the answer, the first one writes the record.
 
@@ -167,7 +167,7 @@ def _check(asked: Question, subject: Subject, source: sources.Source) -> None:
 
 
 def _claim(out: Path) -> None:
-    """Makes the folder; refuses one that cannot be written, before hours go into it."""
+    """Make the folder; refuse one that cannot be written, before hours go into it."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not os.access(out, os.W_OK):
@@ -259,7 +259,7 @@ def _searched(
 
 
 def _load(source: sources.Source, subject: Subject, asked: Question) -> EvaluationBatch:
-    """The first images of a source as one batch, f32 in [0, 1]."""
+    """Return the first images of a source as one batch, f32 in [0, 1]."""
     parts = pipeline.evaluation_batches(
         source,
         batch_size=min(asked.images, 256),
@@ -275,7 +275,7 @@ def _load(source: sources.Source, subject: Subject, asked: Question) -> Evaluati
 
 
 def _answer(record: dict, out: Path) -> str:
-    """A record for people."""
+    """Return a record for people."""
     rows = {"clean": record["clean"]}
     rows |= {f"after {name}": value for name, value in record["accuracy_after"].items()}
     lines = [

@@ -115,7 +115,7 @@ def _in_layout(formula: Callable, numbers: Any, x: Array, kernel: Array) -> list
 
 
 def _replacement(eqn: JaxprEqn) -> Callable[..., list[Any]] | None:
-    """What to compute instead of `eqn`; None if there is no convolution to improve in it."""
+    """Return what to compute instead of `eqn`; None if there is no convolution to improve in it."""
     if eqn.primitive is conv_general_dilated_p:
         formula = _fast_formula(eqn)
         numbers = eqn.params["dimension_numbers"]
@@ -154,7 +154,7 @@ def _evaluate(jaxpr: Any, consts: Any, *operands: Any) -> list[Any]:
 
 
 def canonical_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` with convolutions, and gradients of them, that are fast in a loop on CPU.
+    """Return `function` with convolutions, and gradients of them, that are fast in a loop on CPU.
 
     One- and two-dimensional convolutions change their layout, depthwise ones become
     `models.convolutions.depthwise_conv`; values and gradients change by rounding only. Inside of

@@ -78,7 +78,7 @@ def make(
     image_size: int = 32,
     keyed: bool = False,
 ) -> Engine:
-    """An engine on all devices of this process.
+    """Return an engine on all devices of this process.
 
     `slots` is rounded up to what the devices divide. By default there are 8 on a CPU device (more
     do not make a pass cheaper there), else 512 for small images and 64 for large ones.
@@ -103,7 +103,7 @@ def make(
 
 
 def trace(engine: Engine, image: tuple[int, ...]) -> Engine:
-    """The engine with `traces`, and with what was compiled before for these networks.
+    """Return the engine with `traces`, and with what was compiled before for these networks.
 
     Args:
       engine: as made.
@@ -131,7 +131,7 @@ def trace(engine: Engine, image: tuple[int, ...]) -> Engine:
 
 
 def _initial(row: Row, setting: Setting, epsilon: Array, rows: Rows, keys: Array) -> Any:
-    """The machines' states at the start, which is that of the row for this restart."""
+    """Return the machines' states at the start, which is that of the row for this restart."""
     init = functools.partial(
         row.make(setting, epsilon).init, rows.images, rows.labels, keys=keys, targets=rows.targets
     )
@@ -172,7 +172,7 @@ def _refill(setting, epsilon, root, number, slots, rows):
 
 
 def _advance(setting, keyed, platform, logits_fn, search_fn, epsilon, slots, limit, floor):
-    """Makes steps in all slots until `limit`, or until no more than `floor` of them are live.
+    """Make steps in all slots until `limit`, or until no more than `floor` of them are live.
 
     Returns the slots and i32[1], the number of steps.
     """
@@ -369,7 +369,7 @@ def decide(
     seed: int,
     confirm: Callable[[list[Verdict], bool], list[Verdict]],
 ) -> Iterator[Call]:
-    """Runs one attack; yields what each call of its program did.
+    """Run one attack; yield what each call of its program did.
 
     Args:
       engine: the network and its slots.
@@ -417,7 +417,7 @@ def decide(
 
 
 def _program_of(setting: Setting) -> Setting:
-    """The setting without what its program does not depend on."""
+    """Return the setting without what its program does not depend on."""
     row = attacks.ROWS[setting.machine]
     return setting._replace(
         name="",

@@ -26,7 +26,7 @@ class Ledger:
     """
 
     def __init__(self, path: str | Path | None, identity: dict[str, Any]):
-        """Opens or begins a ledger.
+        """Open or begin a ledger.
 
         Raises:
           ValueError: it belongs to another evaluation; says in what they differ. A damaged line.
@@ -68,7 +68,7 @@ class Ledger:
             self._images[key] = (file.with_suffix(".images"), record.get("stored"))
 
     def check_files(self) -> None:
-        """Raises ValueError if a process's file, which must be there by now, is not seen here."""
+        """Raise ValueError if a process's file, which must be there by now, is not seen here."""
         files = [_of_process(self._first, k) for k in range(jax.process_count())]
         if missing := [str(file) for file in files if not file.exists()]:
             raise ValueError(
@@ -82,11 +82,11 @@ class Ledger:
         return len(self._records), hashlib.sha256(keys).hexdigest()
 
     def find(self, image: int, attack: str) -> dict[str, Any] | None:
-        """The record of an attack on an image, by the image's id."""
+        """Return the record of an attack on an image, by the image's id."""
         return self._records.get((image, attack))
 
     def adversarial(self, image: int, attack: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The adversarial image f32[H,W,C] of a record of a fooled image."""
+        """Return the adversarial image f32[H,W,C] of a record of a fooled image."""
         file, stored = self._images[image, attack]
         if file is None:
             return stored
@@ -100,7 +100,7 @@ class Ledger:
         return np.fromfile(file, np.float32, count, offset=end - 4 * count).reshape(shape)
 
     def add(self, record: dict[str, Any], adversarial: np.ndarray | None) -> None:
-        """Appends a record, after its image; a process that is killed later does not lose it."""
+        """Append a record, after its image; a process that is killed later does not lose it."""
         key = (record["image"], record["attack"])
         file: Path | None = None
         stored: Any = adversarial
@@ -126,7 +126,7 @@ class Ledger:
 
 @contextlib.contextmanager
 def open_ledger(path: str | Path | None, identity: dict[str, Any]) -> Iterator[Ledger]:
-    """The ledger, opened by all processes of a pod: none adds a verdict before all have read.
+    """Yield the ledger, opened by all processes of a pod: none adds a verdict before all have read.
 
     Raises:
       ValueError: in all of them. What `Ledger` refuses in one; they evaluate different things; they

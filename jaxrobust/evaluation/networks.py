@@ -71,7 +71,7 @@ class _Rest:
 
 
 def _weakly(function):
-    """A reference to the function, a weak one if it can be had."""
+    """Return a reference to the function, a weak one if it can be had."""
     try:
         return (weakref.WeakMethod if inspect.ismethod(function) else weakref.ref)(
             function, _forget
@@ -87,7 +87,8 @@ def _forget(function):
 
 
 def keep(networks: Sequence[Any], use: Any, programs: str, make: Callable[[], T]) -> T:
-    """What `make` made for the same use of the same networks, while `programs` stays the same.
+    """Return what `make` made for the same use of the same networks, while `programs` stays the
+    same.
 
     It is forgotten as soon as one of the networks' functions is.
     """
@@ -103,7 +104,7 @@ def keep(networks: Sequence[Any], use: Any, programs: str, make: Callable[[], T]
 
 
 def argument(name: str, function: LogitsFn, mesh: Mesh) -> jax.tree_util.Partial:
-    """The function as what `jit` takes: arrays in a `Partial` are arguments of the program.
+    """Return the function as what `jit` takes: arrays in a `Partial` are arguments of the program.
 
     The caller must hold `function`. Of an array with a copy on the devices of other processes too,
     this one's copy is taken.
@@ -139,7 +140,7 @@ def _local(name, array, mesh):
 def trace(
     name: str, function: LogitsFn, network: Any, image: tuple[int, ...], each: int, keyed: bool
 ) -> Trace:
-    """What is known of a network before anything is computed.
+    """Return what is known of a network before anything is computed.
 
     Args:
       name: of the argument, for messages.
@@ -203,7 +204,7 @@ def _traced(network, operands):
 
 
 def _of_one_image(network, image, keyed) -> str:
-    """What to say of a network that takes a single image; "" of others."""
+    """Return what to say of a network that takes a single image; "" of others."""
     try:
         _, logits = _traced(network, _operands((), image, keyed))
     except Exception:
@@ -214,7 +215,7 @@ def _of_one_image(network, image, keyed) -> str:
 
 
 def _remedy(error: Exception) -> str:
-    """What to do about a network that cannot be traced; "" if its own message must do."""
+    """Return what to do about a network that cannot be traced; "" if its own message must do."""
     text = str(error).split("\n")[0].split(" (https:")[0].rstrip(".")
     if isinstance(error, jax.errors.TracerArrayConversionError):
         return (
@@ -234,7 +235,7 @@ def _remedy(error: Exception) -> str:
 
 
 def weights(network: Any, seen: Trace) -> str:
-    """A hash of all arrays of a network, those that its function closes over among them."""
+    """Return a hash of all arrays of a network, those that its function closes over among them."""
     digest = hashlib.sha256()
     arguments = network.func.arguments(network.args[0])
     for path, leaf in jax.tree_util.tree_leaves_with_path(arguments):

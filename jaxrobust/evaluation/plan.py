@@ -53,7 +53,7 @@ def plan(
     names: Sequence[str] | None,
     overrides: Mapping[str, Mapping[str, Any]] | None,
 ) -> list[Setting]:
-    """The attacks to run, in order; arguments as in `autoattack`.
+    """Return the attacks to run, in order; arguments as in `autoattack`.
 
     Raises:
       ValueError: an unknown norm, version, attack or override.
@@ -103,7 +103,7 @@ def _check_change(setting: Setting, change: dict[str, Any]) -> None:
 
 
 def fit(setting: Setting, classes: int, tell: Callable[[str], None]) -> Setting:
-    """The setting for this number of classes; says what changes."""
+    """Return the setting for this number of classes; says what changes."""
     if setting.targets > classes - 1:
         tell(
             f"{setting.name}: {classes - 1} target classes instead of {setting.targets}, "

@@ -30,7 +30,9 @@ class Decisions:
         )
 
     def begin(self, attack: str, images: int, known: int, standing: int) -> None:
-        """An attack on `images`, of which `known` are decided; `standing` are not fooled yet."""
+        """Begin an attack on `images`, of which `known` are decided; `standing` are not fooled
+        yet.
+        """
         self._attack, self._of, self._decided, self._standing = attack, images, known, standing
         if known:
             self._say(f"{attack}: {known} of {images} images are in the ledger")

@@ -56,7 +56,9 @@ def commit() -> str:
 
 
 def _installed() -> str | None:
-    """What the installer noted of where this very package is from; None: nothing that is exact."""
+    """Return what the installer noted of where this very package is from; None: nothing that is
+    exact.
+    """
     try:
         found = importlib.metadata.distribution("jaxrobust")
         noted = json.loads(found.read_text("direct_url.json") or "{}")
@@ -108,7 +110,7 @@ def accuracy_record(
     flags: dict[str, str] | None = None,
     more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The record of one network's clean and robust accuracy (fractions of the images).
+    """Return the record of one network's clean and robust accuracy (fractions of the images).
 
     Args:
       config: the resolved config that the network was made from; only its hash is kept.
@@ -153,17 +155,17 @@ def accuracy_record(
 
 
 def ids_of(images: int) -> str:
-    """The first images of a split, as records name them."""
+    """Return the first images of a split, as records name them."""
     return f"0..{images - 1}"
 
 
 def read(workdir: Path) -> list[dict]:
-    """The records of a workdir, oldest first."""
+    """Return the records of a workdir, oldest first."""
     return jsonl.read(workdir / "results.jsonl")
 
 
 def how(record: dict) -> str:
-    """The attack of a record in words."""
+    """Return the attack of a record in words."""
     if not record["attacks"]:
         return "none"
     a = record["attacks"][0]

@@ -66,7 +66,7 @@ class Jobs:
         self._touched: list[int] = []
 
     def assign(self) -> bool:
-        """Gives jobs to free slots; whether any slot has one."""
+        """Give jobs to free slots; return whether any slot has one."""
         self._fresh = []
         for slot in self._order.tolist():
             if slot not in self._busy and (job := self._next()) is not None:
@@ -83,7 +83,7 @@ class Jobs:
         return None
 
     def rows(self, images: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> Rows | None:
-        """What the slots must be told, None if nothing changed."""
+        """Return what the slots must be told, None if nothing changed."""
         if not self._fresh and not self._dropped:
             return None
         count = self._devices * self._width
@@ -121,7 +121,7 @@ class Jobs:
         flat: np.ndarray,
         adversarial: Callable[[], np.ndarray],
     ) -> int:
-        """Takes note of what the slots hold; returns how many steps were made for some job."""
+        """Take note of what the slots hold; return how many steps were made for some job."""
         useful, self._dropped = 0, False
         points = adversarial() if any(fooled[s] and not live[s] for s in self._busy) else None
         for slot, (image, job) in list(self._busy.items()):
@@ -163,7 +163,7 @@ class Jobs:
             )
 
     def refute(self, verdicts: Iterable[Verdict]) -> None:
-        """Takes back that images are fooled: their jobs go on as if nothing had been found.
+        """Take back that images are fooled: their jobs go on as if nothing had been found.
 
         The job that found it is made again, with the same draws, and its point counts from the
         step after on; after a second refutation from two steps later, then four, so that a network

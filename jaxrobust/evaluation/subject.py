@@ -36,7 +36,7 @@ class Subject:
 
 
 def of_run(workdir: Path) -> Subject:
-    """What a run says of itself.
+    """Return what a run says of itself.
 
     Raises:
       ValueError: no run is there.
@@ -59,7 +59,7 @@ def of_run(workdir: Path) -> Subject:
 
 
 def of_file(name: str, path: Path, given: dict[str, Any] | None = None) -> Subject:
-    """What is known of a network `name` from a file of weights; `given` are its options.
+    """Return what is known of a network `name` from a file of weights; `given` are its options.
 
     Raises:
       ValueError: see `certificates.options`.
@@ -70,7 +70,7 @@ def of_file(name: str, path: Path, given: dict[str, Any] | None = None) -> Subje
 
 
 def of_folder(folder: Path, name: str | None, given: dict[str, Any] | None) -> Subject:
-    """The same for weights that were imported, from the config.json beside them.
+    """Return the same for weights that were imported, from the config.json beside them.
 
     Raises:
       ValueError: there are none, or they are not those of `name` (None: any).
@@ -104,7 +104,7 @@ def settled(
     network: dict[str, Any] | None = None,
     **changes: Any,
 ) -> tuple[Subject, sources.Source]:
-    """A subject with `changes` (None: none) and what they imply, and its images.
+    """Return a subject with `changes` (None: none) and what they imply, and its images.
 
     Raises:
       ValueError: no data set, or one that does not belong to the network.
@@ -139,7 +139,8 @@ def settled(
 def preprocessing(
     origin: Subject, image_size: int, source: sources.Source, given: str | None = None
 ) -> str | None:
-    """The flag's, else what a run tested with or imported weights expect; None: nothing is known.
+    """Return the flag's, else what a run tested with or imported weights expect; None: nothing is
+    known.
 
     Imported weights expect it of photographs, not of images that all have one size. At another
     image size only a crop percentage means the same, and what is dropped is said.
@@ -165,7 +166,8 @@ def preprocessing(
 
 
 def file_weights(network: Network, path: Path) -> tuple[str, Network, Weights]:
-    """The weights of a file or imported folder: their name, the network with its channels, them.
+    """Return the weights of a file or imported folder: their name, the network with its channels,
+    them.
 
     Raises:
       ValueError: they are not those of the network, or cannot be read.

@@ -46,7 +46,7 @@ def certify(
     compared: dict[str, Path],
     images: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """What is measured of a network and its reference, and whether they agree.
+    """Return what is measured of a network and its reference, and whether they agree.
 
     Args:
       network: ours.
@@ -91,7 +91,7 @@ def certify(
 
 
 def checked(certificate: dict[str, Any], what: str) -> dict[str, Any]:
-    """The certificate itself; `Differs` if the two networks do not agree."""
+    """Return the certificate itself; `Differs` if the two networks do not agree."""
     if certificate["agrees"] is False:
         raise Differs(
             f"{what} and its reference differ, so nothing is written (with --nocertificate it "
@@ -101,7 +101,7 @@ def checked(certificate: dict[str, Any], what: str) -> dict[str, Any]:
 
 
 def write(weights: Path, certificate: dict[str, Any]) -> Path:
-    """Writes a certificate beside a weight file, which it then names; returns where."""
+    """Write a certificate beside a weight file, which it then names; return where."""
     file, compared = {"name": weights.name, "sha256": file_sha256(weights)}, certificate["files"]
     if file not in compared.values():
         compared["ours"] = file
@@ -111,7 +111,7 @@ def write(weights: Path, certificate: dict[str, Any]) -> Path:
 
 
 def of_import(network: Network, source: Path, layout: str, which: str) -> dict[str, Any]:
-    """The certificate of weights that were just read from a file.
+    """Return the certificate of weights that were just read from a file.
 
     Args:
       layout: "timm", or the RobustBench id of the file.
@@ -150,7 +150,7 @@ def _names(network: Network, reference: Reference) -> dict[str, Any]:
 
 
 def _faults(found: dict[str, Any]) -> list[str]:
-    """What exceeds its bar, in words."""
+    """Return what exceeds its bar, in words."""
     faults, names = [], found["names"]
     if names["matched"] != names["reference"]:
         faults.append(
@@ -169,7 +169,7 @@ def _faults(found: dict[str, Any]) -> list[str]:
 
 
 def lines(certificate: dict[str, Any]) -> list[str]:
-    """A certificate for people."""
+    """Return a certificate for people."""
     out = [certificates.summary(certificate)]
     if certificate["reference"] is None:
         return out
@@ -205,7 +205,8 @@ def stored(
     which: str = "ema",
     options: dict[str, Any] | None = None,
 ) -> Network:
-    """The network of a file (`which`: where it holds averaged and raw weights) or imported folder.
+    """Return the network of a file (`which`: where it holds averaged and raw weights) or imported
+    folder.
 
     `options`: of the model, for weights that do not say so themselves.
     Raises:
@@ -239,7 +240,7 @@ def stored(
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line; hyphens and underscores are the same."""
+    """Return the command line; hyphens and underscores are the same."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.error = lambda message: stop(message, 2)  # type: ignore[method-assign]
 
@@ -259,7 +260,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """The certificate, after writing it."""
+    """Return the certificate, after writing it."""
     about = (weights_folder.about(args.weights) or {}) if args.weights.is_dir() else {}
     layout = args.model if args.model in PUBLISHED else about.get("published_id") or "timm"
     model = PUBLISHED[layout].model if args.model in PUBLISHED else args.model
@@ -278,7 +279,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Compares as the command line says."""
+    """Compare as the command line says."""
     args = parse(argv)
     compilation.use_persistent_cache()
     try:

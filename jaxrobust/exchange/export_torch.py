@@ -43,7 +43,7 @@ from jaxrobust.weights.hashes import file_sha256
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line; hyphens and underscores are the same."""
+    """Return the command line; hyphens and underscores are the same."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.error = lambda message: stop(message, 2)  # type: ignore
 
@@ -96,7 +96,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def read(args: argparse.Namespace) -> tuple[Network, str, Path | None]:
-    """The network, its weights in words, and the file that they are from if it is one."""
+    """Return the network, its weights in words, and the file that they are from if it is one."""
     if args.workdir:
         return *of_run(args.workdir, args.phase, args.which), None
     which, options = args.which or "ema", mapping("options", args.options)
@@ -107,7 +107,7 @@ def read(args: argparse.Namespace) -> tuple[Network, str, Path | None]:
 
 
 def of_run(workdir: Path, phase: str | None, which: str | None) -> tuple[Network, str]:
-    """The network of a run, and its weights in words.
+    """Return the network of a run, and its weights in words.
 
     The best checkpoint holds what the run evaluates; the other kind is in the latest one only.
     """
@@ -149,7 +149,7 @@ def _latest(config, workdir: Path, phase: str | None, which: str):
 
 
 def _measured(network: Network, given: Path | None, file: Path, layout: str) -> dict[str, Any]:
-    """The certificate of a staged file, written beside its weights.
+    """Return the certificate of a staged file, written beside its weights.
 
     Raises:
       certificate.Differs: the file computes something else.
@@ -164,7 +164,7 @@ def _measured(network: Network, given: Path | None, file: Path, layout: str) -> 
 
 
 def publish(staged: Path, out: Path) -> None:
-    """Moves all staged files to their places, or none of them.
+    """Move all staged files to their places, or none of them.
 
     Raises:
       ValueError: another file is at the place of one; the same content may be there.
@@ -187,7 +187,7 @@ def publish(staged: Path, out: Path) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Exports, and returns what was written."""
+    """Export, and return what was written."""
     _check(args)
     network, which, given = read(args)
     sha256 = hashes.weights_sha256(network.params, network.stats)
@@ -234,7 +234,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Exports as the command line says."""
+    """Export as the command line says."""
     args = parse(argv)
     logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint
     compilation.use_persistent_cache()

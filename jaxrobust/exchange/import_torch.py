@@ -36,7 +36,7 @@ _IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line; hyphens and underscores are the same."""
+    """Return the command line; hyphens and underscores are the same."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
 
     def flag(name: str, **how):
@@ -66,7 +66,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def read(path: Path, which: str, cast: bool) -> Arrays:
-    """The arrays of a file; with `cast`, all floats in float32."""
+    """Return the arrays of a file; with `cast`, all floats in float32."""
     try:
         arrays = files.read(path, which=which)
     except ValueError as error:
@@ -106,7 +106,7 @@ def taken(path: Path, arrays: Arrays, args) -> str | None:
 
 
 def published(model: str, path: Path) -> str | None:
-    """The RobustBench id of a file: given as the model, or by the name of the file."""
+    """Return the RobustBench id of a file: given as the model, or by the name of the file."""
     if model in PUBLISHED:
         return model
     for key, net in PUBLISHED.items():
@@ -116,7 +116,7 @@ def published(model: str, path: Path) -> str | None:
 
 
 def hub_settings(path: Path | None) -> dict[str, Any]:
-    """What timm's config.json says of the weights: classes, size, crop, mean and std."""
+    """Return what timm's config.json says of the weights: classes, size, crop, mean and std."""
     if path is None:
         return {}
     try:
@@ -171,7 +171,7 @@ def _check_numbers(args: argparse.Namespace) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Imports, and returns what was done."""
+    """Import, and return what was done."""
     weights_folder.check_free(args.out)
     name = PUBLISHED[args.model].model if args.model in PUBLISHED else models.known(args.model)
     path, beside = _fetched(args)
@@ -261,7 +261,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Imports as the command line says."""
+    """Import as the command line says."""
     args = parse(argv)
     try:
         done = run(args)

@@ -18,7 +18,7 @@ _MODULE = "export the self-contained module (--layout module)"
 
 
 def known(layout: str, out: Path) -> str:
-    """The layout itself; `ValueError` for one that is not known or that nothing reads."""
+    """Return the layout itself; `ValueError` for one that is not known or that nothing reads."""
     if layout not in ("timm", "module"):
         if layout not in PUBLISHED:
             raise ValueError(
@@ -29,7 +29,7 @@ def known(layout: str, out: Path) -> str:
 
 
 def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
-    """The state dict of a layout.
+    """Return the state dict of a layout.
 
     Raises:
       ValueError: the layout cannot express the network.
@@ -59,7 +59,7 @@ def _same_function(network: Network, other: str, layout: str) -> None:
 
 
 def save_pt(path: Path, state: dict[str, np.ndarray]) -> None:
-    """Writes a plain OrderedDict of contiguous tensors: what `weights_only=True` reads."""
+    """Write a plain OrderedDict of contiguous tensors: what `weights_only=True` reads."""
     try:
         import torch
     except ImportError as error:
@@ -105,7 +105,7 @@ def load(path: str | Path | None = None) -> nn.Module:
 
 
 def module_text(network: Network, which: str, sha256: str) -> str:
-    """The self-contained file: that of torch_modules with its row and `load()`."""
+    """Return the self-contained file: that of torch_modules with its row and `load()`."""
     docstring, _, code = references.module_file(network.name).read_text()[3:].partition('"""\n')
     title, _, rest = docstring.partition("\n")
     head = _HEAD.format(
@@ -123,7 +123,7 @@ def module_text(network: Network, which: str, sha256: str) -> str:
 
 
 def stage(folder: Path, network: Network, which: str, layout: str) -> Path:
-    """Writes the files of a layout into a new folder; returns the one that PyTorch reads first."""
+    """Write the files of a layout into a new folder; return the one that PyTorch reads first."""
     state = arrays(network, layout)
     if layout == "timm":
         file = folder / f"{network.name}.safetensors"
@@ -142,7 +142,7 @@ def stage(folder: Path, network: Network, which: str, layout: str) -> Path:
 
 
 def weights_of(file: Path) -> Path:
-    """The file with the weights, of the one that PyTorch reads first."""
+    """Return the file with the weights, of the one that PyTorch reads first."""
     return file.with_suffix(".pt") if file.suffix == ".py" else file
 
 

@@ -69,7 +69,7 @@ def deviations(network: Network, other: str) -> dict[str, tuple[Any, Any]]:
 
 
 def named(network: Network, *, wrapped: bool) -> Arrays:
-    """The weights under the reference's names and in its order, of a row with any options.
+    """Return the weights under the reference's names and in its order, of a row with any options.
 
     `wrapped`: behind a normalisation, as `normalize.*` and `model.*`.
     """
@@ -78,12 +78,12 @@ def named(network: Network, *, wrapped: bool) -> Arrays:
 
 
 def module_file(name: str) -> Path:
-    """The self-contained PyTorch file of an architecture."""
+    """Return the self-contained PyTorch file of an architecture."""
     return Path(__file__).parent / "torch_modules" / f"{models.family(name).file}.py"
 
 
 def module_row(network: Network) -> dict[str, Any]:
-    """The arguments of `model(**row)` of that file."""
+    """Return the arguments of `model(**row)` of that file."""
     from jaxrobust.exchange import torch_networks
 
     model = torch_networks.module(module_file(network.name).name).model
@@ -100,7 +100,8 @@ def module_row(network: Network) -> dict[str, Any]:
 def reference(
     network: Network, path: Path, layout: str = "timm", which: str = "ema"
 ) -> Reference | None:
-    """A reference network with the weights of a PyTorch or safetensors file; None: no PyTorch.
+    """Return a reference network with the weights of a PyTorch or safetensors file; None: no
+    PyTorch.
 
     Args:
       path: the file, or a module that tools/export_torch.py wrote (.py).
@@ -204,7 +205,7 @@ def _built(network: Network) -> tuple[Any, str, bool]:
 
 
 def _normalised(net, network: Network, source: Arrays):
-    """The network behind the file's normalisation; ours where the file has none."""
+    """Return the network behind the file's normalisation; ours where the file has none."""
     import torch
 
     mean, std = (

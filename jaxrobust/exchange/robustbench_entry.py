@@ -23,7 +23,7 @@ _KEYS += ("split", "time", "versions", "weights")
 
 
 def check_id(robustbench_id: str) -> str:
-    """The id itself; `ValueError` for one that RobustBench would not take."""
+    """Return the id itself; `ValueError` for one that RobustBench would not take."""
     if not _ID.fullmatch(robustbench_id):
         raise ValueError(
             f"--id {robustbench_id} is no id of RobustBench: the first author's name, the year and "
@@ -33,7 +33,7 @@ def check_id(robustbench_id: str) -> str:
 
 
 def architecture(name: str, options: dict[str, Any]) -> str:
-    """An architecture as leaderboards write it."""
+    """Return an architecture as leaderboards write it."""
     stem = name.removesuffix("_cvst")
     base, _, patch = stem.partition("_p")
     size = base.rpartition("_")[2].upper()
@@ -44,7 +44,8 @@ def architecture(name: str, options: dict[str, Any]) -> str:
 
 
 def find(path: Path, weights_sha256: str, evaluation: str | None) -> dict[str, Any]:
-    """The record of these weights in a file of records: the chosen one, or the last that counts.
+    """Return the record of these weights in a file of records: the chosen one, or the last that
+    counts.
 
     Raises:
       ValueError: there is none, or none is AutoAttack's accuracy by RobustBench's protocol.
@@ -79,7 +80,7 @@ def find(path: Path, weights_sha256: str, evaluation: str | None) -> dict[str, A
 
 
 def lacks(record: dict[str, Any]) -> list[str]:
-    """What separates a record from RobustBench's protocol for ImageNet; empty: nothing."""
+    """Return what separates a record from RobustBench's protocol for ImageNet; empty: nothing."""
     attacks, ids = record["attacks"], record["image_ids"]
     radii = [(a["norm"], a["epsilon"]) for a in attacks]
     data = f"{record['dataset']}, split {record['split']}"
@@ -104,7 +105,7 @@ def percent(fraction: float) -> str:
 
 
 def entry(record: dict[str, Any]) -> dict[str, Any]:
-    """The JSON of model_info/imagenet/Linf, in RobustBench's order of keys."""
+    """Return the JSON of model_info/imagenet/Linf, in RobustBench's order of keys."""
     model = record["model"]
     return {
         "link": BY_HAND,
@@ -124,12 +125,12 @@ def entry(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def unknown(record: dict[str, Any]) -> list[str]:
-    """The keys of the entry that no record knows."""
+    """Return the keys of the entry that no record knows."""
     return [key for key, value in entry(record).items() if str(value).startswith(BY_HAND)]
 
 
 def issue(robustbench_id: str, record: dict[str, Any], file: str, sha256: str) -> str:
-    """The text of the issue, in the fields of RobustBench's template."""
+    """Return the text of the issue, in the fields of RobustBench's template."""
     made = entry(record)
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     rows = {

@@ -53,7 +53,7 @@ def photographs(folder: Path, size: int) -> np.ndarray:
 
 
 def jax_side(network: Network) -> Side:
-    """A network of ours."""
+    """Return a network of ours."""
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in network.options.items()}
     sizes = {"num_classes": network.num_classes, "image_size": network.image_size}
     fields = tuple((sizes | {"in_channels": network.in_channels} | options).items())
@@ -124,7 +124,7 @@ def _attack_program(name: str, fields):
 
 
 def torch_side(net) -> Side:
-    """A PyTorch network in evaluation mode."""
+    """Return a PyTorch network in evaluation mode."""
     import torch
 
     from tools import torch_reference
@@ -205,13 +205,15 @@ def _compared(ours: Side, theirs: Side, images: np.ndarray) -> dict[str, Any]:
 
 
 def _cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The smallest of all images."""
+    """Return the smallest of all images."""
     a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (ours, theirs))
     return float(((a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))).min())
 
 
 def _transfer(ours: Side, theirs: Side, images, labels) -> dict[str, Any]:
-    """What the attack of each network does to both: how many images it fools, and the mean loss."""
+    """Return what the attack of each network does to both: how many images it fools, and the mean
+    loss.
+    """
 
     def reached(side: Side, adversarial) -> dict[str, float]:
         logits = side.logits_and_gradient(adversarial, labels, "float32")[0].astype(np.float64)

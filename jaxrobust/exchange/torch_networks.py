@@ -64,7 +64,7 @@ def import_robustbench():
 
 
 def network(name: str, *, img_size: int = 224, **options) -> torch.nn.Module:
-    """The PyTorch network under our name, in training mode, with some initialisation.
+    """Return the PyTorch network under our name, in training mode, with some initialisation.
 
     Args:
       name: of a network of ours.
@@ -107,7 +107,9 @@ def source(name: str) -> str:
 
 
 def conv_stem(widths, ins: int, project: int = 0) -> torch.nn.Module:
-    """The ConvStem as in the authors' files: a Sequential named `stem`; with a last 1x1 for ViT."""
+    """Return the ConvStem as in the authors' files: a Sequential named `stem`; with a last 1x1 for
+    ViT.
+    """
     from timm.layers import LayerNorm2d
 
     layers: list[torch.nn.Module] = []
@@ -121,7 +123,7 @@ def conv_stem(widths, ins: int, project: int = 0) -> torch.nn.Module:
 
 
 def module(file: str):
-    """A file of torch_modules, imported as a user would who has only that file."""
+    """Return a file of torch_modules, imported as a user would who has only that file."""
     path = Path(__file__).parent / "torch_modules" / file
     spec = importlib.util.spec_from_file_location(f"torch_modules_{path.stem}", path)
     assert spec is not None and spec.loader is not None
@@ -145,5 +147,5 @@ def published(robustbench_id: str) -> torch.nn.Module:
 
 
 def state_arrays(net: torch.nn.Module) -> dict[str, np.ndarray]:
-    """The state dict as NumPy copies."""
+    """Return the state dict as NumPy copies."""
     return {name: value.detach().numpy().copy() for name, value in net.state_dict().items()}

@@ -26,12 +26,12 @@ _FAMILY = {name: family for family in FAMILIES for name in family.variants}
 
 
 def available() -> list[str]:
-    """The names that `create` accepts."""
+    """Return the names that `create` accepts."""
     return sorted(_FAMILY)
 
 
 def create(name: str, *, num_classes: int = 1000, image_size: int = 224, **overrides) -> Classifier:
-    """The network `name` as a pair of pure functions.
+    """Return the network `name` as a pair of pure functions.
 
     Args:
       name: one of `available()`.
@@ -53,7 +53,7 @@ def create(name: str, *, num_classes: int = 1000, image_size: int = 224, **overr
 
 
 def variant(name: str, **overrides):
-    """The family's row of `name` with fields replaced; `ValueError` for what is none of its."""
+    """Return the family's row of `name` with fields replaced; `ValueError` for unknown ones."""
     row = family(name).variants[name]
     unknown = overrides.keys() - set(row._fields)
     if unknown:
@@ -96,7 +96,7 @@ _FREE = {"dtype", "remat", "scan", "drop_path", "bn_group", "in_channels"}
 
 
 def computed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that decide what weights of a row with `options` compute in evaluation."""
+    """Return the fields that decide what weights of a row with `options` compute in evaluation."""
     fields = {k: v for k, v in variant(name, **options)._asdict().items() if k not in _FREE}
     if "gamma_init" in fields:  # over once there are weights; only whether there is one matters
         fields["gamma_init"] = fields["gamma_init"] is not None
@@ -114,18 +114,18 @@ def essential(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def words(name: str, options: Mapping[str, Any]) -> str:
-    """A network for a message: its name, and the options that make it another one."""
+    """Return a network for a message: its name, and the options that make it another one."""
     fields = [f"{key}={value}" for key, value in essential(name, options).items()]
     return f"{name} with {', '.join(fields)}" if fields else f"{name} without options"
 
 
 def family(name: str) -> Family:
-    """The architecture of a name: its table, its names, and where its stem and head are."""
+    """Return the architecture of a name: its table, its names, and where its stem and head are."""
     return _FAMILY[known(name)]
 
 
 def member(name: str) -> Member:
-    """What is known of a variant beside its row."""
+    """Return what is known of a variant beside its row."""
     return family(name).members[name]
 
 
@@ -135,7 +135,7 @@ def decay_mask(name: str) -> str:
 
 
 def torch_names(name: str) -> Sequence[Row]:
-    """The rows that turn the reference's weight names into ours."""
+    """Return the rows that turn the reference's weight names into ours."""
     return family(name).torch_names
 
 
@@ -145,12 +145,12 @@ def other_names(name: str) -> Sequence[Naming]:
 
 
 def torch_keys(name: str, **overrides) -> list[str]:
-    """The reference's names of all weights, in its order."""
+    """Return the reference's names of all weights, in its order."""
     return family(name).torch_keys(variant(name, **overrides))
 
 
 def known(name: str) -> str:
-    """The name itself, or `ValueError` with the nearest names."""
+    """Return the name itself, or `ValueError` with the nearest names."""
     if name not in _FAMILY:
         near = difflib.get_close_matches(name, available(), n=3) or available()
         raise ValueError(f"unknown model {name!r}; did you mean {', '.join(near)}?")

@@ -15,7 +15,7 @@ from jaxrobust.runtime.commandline import stop
 
 
 def main() -> None:
-    """Prints the table, line by line as the networks are counted."""
+    """Print the table, line by line as the networks are counted."""
     parser = argparse.ArgumentParser(prog="python -m jaxrobust.models", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
     parser.add_argument("--json", action="store_true", help="one JSON object instead")
@@ -42,7 +42,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _mapped(function, names: Sequence[str]) -> Iterator[Iterator]:
-    """The values of a function in order, as they come; many are traced on all cores."""
+    """Yield the values of a function in order, as they come; many are traced on all cores."""
     if len(names) < 10:
         yield map(function, names)
         return

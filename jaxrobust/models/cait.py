@@ -86,11 +86,11 @@ class _Layer(nnx.Module):
         self.mlp = Mlp(v.dim, rngs)
 
     def scaled_attn(self, x):
-        """The attention of f[B,N,D], scaled."""
+        """Return the attention of f[B,N,D], scaled."""
         return layers.scale(self.attn(self.norm1(x)), self.gamma_1[...])
 
     def scaled_mlp(self, x):
-        """The same of the MLP."""
+        """Return the same of the MLP."""
         return layers.scale(self.mlp(self.norm2(x)), self.gamma_2[...])
 
 
@@ -146,7 +146,7 @@ class CaiT(nnx.Module):
 
 
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """The network of one row; `ValueError` where the row or the size cannot work."""
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
     stems.check_stem((), v.stem_strides)
     grid = grid_of(v, image_size)

@@ -33,7 +33,7 @@ def _state(flat: Params, like):
 
 
 def classifier(make: Callable[[Draws], nnx.Module], *, dtype=jnp.float32) -> Classifier:
-    """The network that `make` builds as a pair of pure functions.
+    """Return the network that `make` builds as a pair of pure functions.
 
     Args:
       make: called with the `Draws` of a key; its variables are Param or BatchStat, and it is

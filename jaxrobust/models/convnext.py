@@ -142,7 +142,7 @@ def _stem(variant: Variant, rngs) -> list[nnx.Module]:
 
 
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """The network of one row; `ValueError` where the row or the size cannot work."""
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
     stems.check_stem(v.stem_widths, v.stem_strides)
     for name in ("depths", "dims", "downsample_strides"):
@@ -219,7 +219,7 @@ OTHER_NAMES: list[Naming] = [
 
 
 def torch_keys(variant: Variant) -> list[str]:
-    """The reference's names in its order (timm 1.0.9; with ConvStem, the paper's files)."""
+    """Return the reference's names in its order (timm 1.0.9; with ConvStem, the paper's files)."""
     v = variant
     keys = affine("stem.0", "stem.1")
     if v.stem_widths:

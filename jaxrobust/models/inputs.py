@@ -16,5 +16,5 @@ def unit_range(images: Array) -> Array:
 
 
 def cast(params: Params, dtype: jnp.dtype) -> Params:
-    """The parameters in the compute type: once, outside of an attack's loop."""
+    """Return the parameters in the compute type: once, outside of an attack's loop."""
     return {name: array.astype(dtype) for name, array in params.items()}

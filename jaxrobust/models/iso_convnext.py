@@ -96,7 +96,7 @@ def _stem(v: Variant, rngs) -> list[nnx.Module]:
 
 
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """The network of one row; `ValueError` where the row or the size cannot work."""
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
     stems.check_stem(v.stem_widths, v.stem_strides)
     if min(v.dim, v.depth, v.in_channels) < 1:

@@ -130,7 +130,7 @@ def gelu(x: Array, bias: Array | None = None) -> Array:
 
 
 def relu(x: Array) -> Array:
-    """The larger of `x` and 0; NaN stays NaN, and the gradient at 0 is 0.
+    """Return the larger of `x` and 0; NaN stays NaN, and the gradient at 0 is 0.
 
     Not `jax.nn.relu`: where its `maximum` meets a sum, as in pooling, XLA's CPU back end (jaxlib
     0.10.2) makes 0 of NaN, and a network that is broken inside has logits that look whole.

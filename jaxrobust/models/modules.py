@@ -35,7 +35,7 @@ def torch_uniform(fan_in: int):
 
 
 def _affine(module, shape: tuple[int, ...], bias: bool, torch_init: bool, init, rngs) -> None:
-    """Gives a module its kernel [..., in, out] and bias [out], from timm's or torch's draw."""
+    """Give a module its kernel [..., in, out] and bias [out], from timm's or torch's draw."""
     torch = torch_uniform(math.prod(shape[:-1])) if torch_init else None
     module.kernel = nnx.Param((torch or init)(rngs.params(), shape))
     zeros_or_torch = torch(rngs.params(), shape[-1:]) if torch else jnp.zeros(shape[-1])
@@ -168,7 +168,7 @@ class Normalize(nnx.Module):
 
 
 def split(key: Array, number: int) -> Array:
-    """`number` keys, or as many times the keys [B] of images: [number, B]."""
+    """Return `number` keys, or as many times the keys [B] of images: [number, B]."""
     if key.ndim:
         return jax.vmap(partial(jax.random.split, num=number), out_axes=1)(key)
     return jax.random.split(key, number)
@@ -182,7 +182,7 @@ class Drop(NamedTuple):
 
 
 def branches(drop: Drop | None, number: int) -> Sequence[Callable[[Array], Array]]:
-    """What each of a block's branches goes through: independent draws, one for each image."""
+    """Return what each of a block's branches goes through: independent draws per image."""
     if drop is None:
         return (lambda y: y,) * number
     keys = split(drop.key, number)

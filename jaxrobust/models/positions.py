@@ -25,7 +25,8 @@ def _interpolation(old: int, new: int) -> np.ndarray:
 
 
 def resized(embedding: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The embedding f32[1,N,D] on the square grid of `shape` (1, M, D): bicubic, not antialiased.
+    """Return the embedding f32[1,N,D] on the square grid of `shape` (1, M, D): bicubic, not
+    antialiased.
 
     N and M are squares, or both squares plus one: then row 0 belongs to the class token and stays.
     Anything else comes back as it is, for the caller's comparison of shapes to report.

@@ -16,7 +16,7 @@ Out = TypeVar("Out")  # an array, or a list or tuple of them
 
 
 def walled(function: Callable[..., Out]) -> Callable[..., Out]:
-    """`function` compiled as a computation of its own: nothing fuses across its boundary.
+    """Return `function` compiled as a computation of its own: nothing fuses across its boundary.
 
     Keyword-only parameters of `function` are static.
     """
@@ -32,7 +32,7 @@ def walled(function: Callable[..., Out]) -> Callable[..., Out]:
 
 
 def per_platform(function: Callable[..., Out]) -> Callable[..., Out]:
-    """`function`, behind a wall on CPU."""
+    """Return `function`, behind a wall on CPU."""
     on_cpu = walled(function)
 
     @functools.wraps(function)
@@ -50,7 +50,7 @@ def widened(*arrays: Array) -> tuple[Array, ...]:
 
 
 def add_each(totals: Iterable[Array], terms: Iterable[Array]) -> list[Array]:
-    """Sums of pairs, for a `lax.reduce` of several arrays in one pass."""
+    """Return sums of pairs, for a `lax.reduce` of several arrays in one pass."""
     return [total + term for total, term in zip(totals, terms, strict=True)]
 
 
@@ -66,7 +66,7 @@ def column_sum(g: Array) -> Array:
 
 
 def rounded(total: Array, dtype: jnp.dtype) -> Array:
-    """A sum in `dtype`, rounded once.
+    """Return a sum in `dtype`, rounded once.
 
     A conversion alone lets XLA's TPU compiler add up in the narrower type.
     """

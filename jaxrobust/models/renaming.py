@@ -29,7 +29,7 @@ class Row(NamedTuple):
 
 
 def same(array: np.ndarray) -> np.ndarray:
-    """The array itself."""
+    """Return the array itself."""
     return array
 
 
@@ -63,12 +63,14 @@ def row(
     transform: Transform = same,
     resize: Resize | None = None,
 ) -> Row:
-    r"""A row whose `target` may use the groups of `pattern` as `\1`; the whole name must match."""
+    r"""Return a row whose `target` may use the groups of `pattern` as `\1`; the whole name must
+    match.
+    """
     return Row(re.compile(pattern), target, transform, resize=resize)
 
 
 def drop(pattern: str, reason: str) -> Row:
-    """A row that leaves matching names out, with the reason."""
+    """Return a row that leaves matching names out, with the reason."""
     return Row(re.compile(pattern), None, same, reason)
 
 
@@ -101,17 +103,17 @@ def naming(
     fits: Callable[[Any], bool] = _any_variant,
     of: str = "",
 ) -> Naming:
-    """A `Naming` whose marker must match a whole name."""
+    """Return a `Naming` whose marker must match a whole name."""
     return Naming(origin, re.compile(marker), rows, normalize, fits, of)
 
 
 def affine(*modules: str) -> list[str]:
-    """The names of the weight and bias of each module, in torch's order."""
+    """Return the names of the weight and bias of each module, in torch's order."""
     return [f"{module}.{part}" for module in modules for part in ("weight", "bias")]
 
 
 def batch_norm(module: str) -> list[str]:
-    """The names that a batch norm of torch has, in its order."""
+    """Return the names that a batch norm of torch has, in its order."""
     parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     return [f"{module}.{part}" for part in parts]
 

@@ -61,7 +61,7 @@ _fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 def _conv(ins, outs, kernel, rngs, stride=1):
-    """A convolution without bias that keeps the size, but for its stride."""
+    """Return a convolution without bias that keeps the size, but for its stride."""
     padding = kernel // 2
     return Conv(
         ins, outs, kernel, stride=stride, padding=padding, bias=False, init=_fan_out, rngs=rngs
@@ -155,7 +155,7 @@ def _out_channels(variant: Variant, stage: int) -> int:
 
 
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """The network of one row; `ValueError` where the row or the size cannot work."""
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
     if not (isinstance(v.depths, tuple | list) and v.depths and all(n >= 1 for n in v.depths)):
         raise ValueError(f"depths={v.depths!r} must be a tuple of positive integers")
@@ -188,7 +188,8 @@ TORCH_NAMES: list[Row] = [
 
 
 def _first_half(array: np.ndarray) -> np.ndarray:
-    """The statistics of the first of two virtual groups: the only ones that evaluation reads.
+    """Return the statistics of the first of two virtual groups: the only ones that evaluation
+    reads.
 
     Raises:
       ValueError: the array is not one of two groups.
@@ -221,7 +222,7 @@ OTHER_NAMES: list[Naming] = [
 
 
 def torch_keys(variant: Variant) -> list[str]:
-    """The reference's names in its order (timm 1.0.9, torchvision 0.28.0)."""
+    """Return the reference's names in its order (timm 1.0.9, torchvision 0.28.0)."""
     v = variant
     keys = ["conv1.weight", *batch_norm("bn1")]
     for i, depth in enumerate(v.depths):

@@ -26,7 +26,9 @@ def conv_stem(
 
 
 def conv_stem_rows(theirs: str, ours: str) -> list[Row]:
-    """The rows of a ConvStem: convolutions at 0, 3, 6, ..., norms behind them, GELUs between."""
+    """Return the rows of a ConvStem: convolutions at 0, 3, 6, ..., norms behind them, GELUs
+    between.
+    """
     return [
         row(theirs + r"\.(0|3|6|9|12)\.weight", ours + r".\1.kernel", conv_oihw),
         row(theirs + r"\.(1|4|7|10)\.weight", ours + r".\1.scale"),
@@ -35,7 +37,7 @@ def conv_stem_rows(theirs: str, ours: str) -> list[Row]:
 
 
 def conv_stem_keys(prefix: str, convolutions: int, *, project: bool = False) -> list[str]:
-    """The reference's names of a ConvStem, in its order."""
+    """Return the reference's names of a ConvStem, in its order."""
     slots = [slot for i in range(convolutions) for slot in (3 * i, 3 * i + 1)]
     return affine(*(f"{prefix}.{slot}" for slot in slots + [3 * convolutions] * project))
 

@@ -55,7 +55,7 @@ VARIANTS = {
 
 
 def partition(x, window: int):
-    """The windows of each image, row by row, as a batch."""
+    """Return the windows of each image, row by row, as a batch."""
     batch, side, _, dim = x.shape
     count = side // window
     x = x.reshape(batch, count, window, count, window, dim).transpose(0, 1, 3, 2, 4, 5)
@@ -63,7 +63,7 @@ def partition(x, window: int):
 
 
 def merged(windows, side: int):
-    """The maps that `partition` cut."""
+    """Return the maps that `partition` cut."""
     _, tokens, dim = windows.shape
     window = math.isqrt(tokens)
     count = side // window
@@ -118,7 +118,7 @@ class Block(nnx.Module):
         self.window, self.shift = window, shift
 
     def windowed(self, x):
-        """The attention of f[B,S,S,D]: shifted, zero-padded to whole windows, and back."""
+        """Return the attention of f[B,S,S,D]: shifted, zero-padded to whole windows, and back."""
         side, shift, rest = x.shape[1], self.shift, -x.shape[1] % self.window
         x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
         x = jnp.pad(x, ((0, 0), (0, rest), (0, rest), (0, 0))) if rest else x
@@ -224,7 +224,7 @@ class Swin(nnx.Module):
 
 
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """The network of one row; `ValueError` where the row or the size cannot work."""
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
     for name in ("depths", "heads"):
         values = getattr(v, name)
@@ -253,7 +253,7 @@ _WINDOW = max(variant.window for variant in VARIANTS.values())
 
 
 def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A table of position biases for the window of a small map: every offset keeps its bias.
+    """Return a table of position biases for the window of a small map: every offset keeps its bias.
 
     What is no such table, or has other heads, comes back as it is.
 
@@ -296,7 +296,7 @@ _SHARED: list[Row] = [
 
 
 def _moved(theirs: str, ours: str) -> list[Row]:
-    """The rows of one merge."""
+    """Return the rows of one merge."""
     return [
         row(theirs + r"\.norm\.weight", ours + ".norm.scale"),
         row(theirs + r"\.norm\.bias", ours + ".norm.bias"),
@@ -335,7 +335,7 @@ OTHER_NAMES: list[Naming] = [
 
 
 def torch_keys(variant: Variant) -> list[str]:
-    """The reference's names in its order (timm 1.0.9)."""
+    """Return the reference's names in its order (timm 1.0.9)."""
     keys = affine("patch_embed.proj", "patch_embed.norm")
     for i, depth in enumerate(variant.depths):
         if i:

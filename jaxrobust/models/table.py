@@ -28,7 +28,7 @@ class Architecture(NamedTuple):
 
 
 def architecture(name: str) -> Architecture:
-    """The line of one network; nothing is computed or compiled, only traced."""
+    """Return the line of one network; nothing is computed or compiled, only traced."""
     size = models.member(name).counted_at
     # One block stands for all of a stage where it can: traced once, counted as often as it runs.
     fast = {"scan": True} if "scan" in models.variant(name)._fields else {}
@@ -47,7 +47,7 @@ def architecture(name: str) -> Architecture:
 
 
 def multiply_adds(net, params, stats, *, image_size: int) -> int:
-    """The multiply-adds of all convolutions and products of matrices, for one image."""
+    """Return the multiply-adds of all convolutions and products of matrices, for one image."""
     channels = stats["normalize.mean"].shape[0]
     images = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
     program = jax.make_jaxpr(lambda *args: net.apply(*args)[0])(params, stats, images)
@@ -81,7 +81,7 @@ def _of_equation(equation) -> int:
 
 
 def _inner(values: Iterable[Any]) -> Iterable[Any]:
-    """The programs among an equation's parameters."""
+    """Yield the programs among an equation's parameters."""
     for value in values:
         if isinstance(value, tuple | list):
             yield from _inner(value)
@@ -123,7 +123,7 @@ clean, AA: % of RobustBench's 5,000 ImageNet images, before and after AutoAttack
 
 
 def line(row: Architecture, width: int = 100) -> str:
-    """A row for people, at most `width` wide; checkpoints that do not fit stand below it."""
+    """Return a row for people, at most `width` wide; checkpoints that do not fit stand below it."""
     paper = row.paper or Paper(None, "")
     mark = "!" if paper.misprint else ""
     cells = (
@@ -141,7 +141,7 @@ def line(row: Architecture, width: int = 100) -> str:
 
 
 def checkpoints(rows: Sequence[Architecture]) -> str:
-    """The published checkpoints of some rows in full; empty if there are none."""
+    """Return the published checkpoints of some rows in full; empty if there are none."""
     found = [(key, net) for row in rows for key, net in row.published.items()]
     lines = [f"\n{'checkpoint':39} {'clean':>5} {'AA':>5} {'input':5} preprocessing"]
     for key, net in found:
@@ -151,6 +151,6 @@ def checkpoints(rows: Sequence[Architecture]) -> str:
 
 
 def record(row: Architecture) -> dict[str, Any]:
-    """A row as plain values."""
+    """Return a row as plain values."""
     plain = row._asdict() | {"paper": row.paper and row.paper._asdict()}
     return plain | {"published": {key: net._asdict() for key, net in row.published.items()}}

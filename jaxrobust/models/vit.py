@@ -170,7 +170,9 @@ def patch_stem(v, rngs) -> list[nnx.Module]:
 
 
 def grid_of(v, image_size: int) -> int:
-    """The side of the grid of patches; `ValueError` where row or size cannot make a transformer."""
+    """Return the side of the grid of patches; `ValueError` where row or size cannot make a
+    transformer.
+    """
     if min(v.dim, v.depth, v.heads, v.in_channels) < 1 or v.dim % v.heads:
         raise ValueError(
             f"dim={v.dim}, depth={v.depth}, heads={v.heads}, in_channels={v.in_channels} must be "
@@ -187,7 +189,7 @@ def grid_of(v, image_size: int) -> int:
 
 
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """The network of one row; `ValueError` where the row or the size cannot work."""
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
     stems.check_stem(v.stem_widths, v.stem_strides)
     grid = grid_of(v, image_size)
@@ -198,7 +200,9 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
 
 # Our names of what `--init-stem` and `--num-classes` draw.
 def token_rows(blocks: str) -> list[Row]:
-    """The rows of patches, positions, head, and of the maps and norms in `blocks` (a pattern)."""
+    """Return the rows of patches, positions, head, and of the maps and norms in `blocks` (a
+    pattern).
+    """
     place = rf"({blocks})"
     return [
         row(r"cls_token", "cls_token"),
@@ -229,7 +233,7 @@ OTHER_NAMES: list[Naming] = [
 
 
 def torch_keys(variant: Variant) -> list[str]:
-    """The reference's names in its order (timm 1.0.9; with ConvStem, the paper's files)."""
+    """Return the reference's names in its order (timm 1.0.9; with ConvStem, the paper's files)."""
     v = variant
     keys = ["cls_token", "pos_embed"]
     if v.stem_widths:

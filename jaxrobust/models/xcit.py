@@ -265,7 +265,7 @@ def _gamma(v: Variant) -> nnx.Param:
 
 
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
-    """The network of one row; `ValueError` where the row or the size cannot work."""
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
     strides = v.stem_strides
     if not (isinstance(strides, tuple | list) and strides and all(n >= 1 for n in strides)):
@@ -343,7 +343,7 @@ OTHER_NAMES: list[Naming] = [
 
 
 def torch_keys(variant: Variant) -> list[str]:
-    """The reference's names in its order (timm 1.0.9)."""
+    """Return the reference's names in its order (timm 1.0.9)."""
     keys = ["cls_token"]
     for slot in range(0, 2 * len(variant.stem_strides), 2):
         conv = f"patch_embed.proj.{slot}"

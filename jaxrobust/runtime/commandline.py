@@ -19,7 +19,7 @@ flags.disclaim_key_flags()  # the flags below are in the --help of the command t
 
 
 def define_host_flags() -> None:
-    """Defines the flags of a command that several hosts run together, for `hosts`."""
+    """Define the flags of a command that several hosts run together, for `hosts`."""
     join = "Join the other hosts of a TPU or GPU pod; start the command on each."
     flags.DEFINE_bool("multihost", False, join, allow_override=True)
     given = "Implies --multihost; found out on Cloud TPU, Slurm, GKE and such."
@@ -33,7 +33,7 @@ def define_host_flags() -> None:
 
 
 def hosts() -> dict[str, Any] | None:
-    """The arguments of `launch.join_hosts` that the flags give; None: this process is alone."""
+    """Return the arguments of `launch.join_hosts` in the flags; None: this process is alone."""
     given = {
         "coordinator": flags.FLAGS.coordinator_address,
         "processes": flags.FLAGS.num_processes,
@@ -45,7 +45,7 @@ def hosts() -> dict[str, Any] | None:
 
 
 def stop(message: object, code: int) -> NoReturn:
-    """Ends the process with a sentence on stderr."""
+    """End the process with a sentence on stderr."""
     print(f"jaxrobust: {message}", file=sys.stderr)
     sys.exit(code)
 
@@ -59,7 +59,7 @@ def leave(message: object, code: int, *, at_once: bool) -> NoReturn:
 
 
 def number(flag: str, text: str) -> float:
-    """The value of a flag that was written as a number or a fraction (`4/255`).
+    """Return the value of a flag that was written as a number or a fraction (`4/255`).
 
     Raises:
       ValueError: with how to write it.
@@ -73,7 +73,8 @@ def number(flag: str, text: str) -> float:
 
 
 def mapping(flag: str, text: str | None) -> dict[str, Any] | None:
-    """The value of a flag that was written as a dict, Python's or JSON's; None: it is not given.
+    """Return the value of a flag that was written as a dict, Python's or JSON's; None: it is not
+    given.
 
     Raises:
       ValueError: with how to write it.
@@ -87,7 +88,7 @@ def mapping(flag: str, text: str | None) -> dict[str, Any] | None:
 
 
 def check_once(argv: Sequence[str], more: Sequence[str] = ()) -> None:
-    """Stops where a flag, or one of `more` names, is given twice: one value would be dropped."""
+    """Stop where a flag, or one of `more` names, is given twice: one value would be dropped."""
     matches = (_FLAG.fullmatch(str(word)) for word in argv)
     names = [_without_no(match[1].replace("-", "_")) for match in matches if match]
     for name, count in Counter([*names, *more]).items():
@@ -131,7 +132,9 @@ def parse(
 
 
 def _reason(error: Exception, path: Path, hint: str) -> str:
-    """What is wrong with a command line or with the config file that it names, as one sentence."""
+    """Return what is wrong with a command line or with the config file that it names, as one
+    sentence.
+    """
     message = " ".join(str(error).replace("\\n", " ").split())
     if "has no attribute 'get_config'" in message:
         return f"--config {path} defines no get_config(); see configs/quickstart.py"
@@ -153,7 +156,9 @@ _OPTIONS = "config.model.options"
 
 
 def _changes(words: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
-    """The words that absl understands, and (dotted key, value) of those that change a config."""
+    """Return the words that absl understands, and (dotted key, value) of those that change a
+    config.
+    """
     words, left, changes = list(words), [], []
     while words:
         word = words.pop(0)
@@ -182,7 +187,7 @@ def _leaves(name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def _change(config: Any, keys: list[str], value: Any) -> None:
-    """Sets one key of a locked config; of `model.options`, also one that is not there yet."""
+    """Set one key of a locked config; of `model.options`, also one that is not there yet."""
     section = config
     for key in keys[:-1]:
         section = section[key]
@@ -195,13 +200,13 @@ def _change(config: Any, keys: list[str], value: Any) -> None:
 
 
 def _without_no(name: str) -> str:
-    """The flag that `--noflag` turns off."""
+    """Return the flag that `--noflag` turns off."""
     other = name.removeprefix("no")
     return other if name not in flags.FLAGS and (other in flags.FLAGS or "." in other) else name
 
 
 def _literal(text: str) -> Any:
-    """What a text says in JSON or Python; the text itself if it says nothing there."""
+    """Return what a text says in JSON or Python; the text itself if it says nothing there."""
     for read in (json.loads, ast.literal_eval):
         with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
             return read(text.strip())
@@ -212,7 +217,7 @@ _FRACTION = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)\s*/\s*(\d+\.?\d*|\.\d+)\s*")
 
 
 def _as_number(text: str) -> str:
-    """A fraction as a decimal number; other text as it is."""
+    """Return a fraction as a decimal number; other text as it is."""
     with contextlib.suppress(ZeroDivisionError):
         return str(_fraction(text)) if _FRACTION.fullmatch(text) else text
     return text

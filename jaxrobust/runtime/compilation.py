@@ -12,7 +12,7 @@ _HITS = "/jax/compilation_cache/cache_hits"
 
 
 def use_persistent_cache(shared: Path | None = None) -> str | None:
-    """Turns XLA's cache on disk on, and returns where it is.
+    """Turn on XLA's cache on disk, and return where it is.
 
     That is $JAX_COMPILATION_CACHE_DIR (also a gs:// address), else ~/.cache/jaxrobust/xla; for
     several processes `shared`, a folder that all of them see: JAX writes from the first process
@@ -36,7 +36,7 @@ def use_persistent_cache(shared: Path | None = None) -> str | None:
 
 
 def compiled(function: Any, *arguments: Any) -> tuple[Any, float, bool]:
-    """(executable, seconds, cache hit) of a jitted function for these arguments."""
+    """Return (executable, seconds, cache hit) of a jitted function for these arguments."""
     hits = []
 
     def listen(event: str, **unused: object) -> None:

@@ -53,7 +53,8 @@ _CHIPS = {
 
 
 def chip(device_kind: str) -> Chip | None:
-    """The chip whose name starts `device_kind`; None for a CPU, an unknown or a divided device.
+    """Return the chip whose name starts `device_kind`; None for a CPU, an unknown or a divided
+    device.
 
     The longest name counts, and only whole words: "NVIDIA L4" is no "NVIDIA L40S".
     """

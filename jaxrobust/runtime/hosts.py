@@ -31,33 +31,33 @@ _calls = itertools.count()
 
 
 def first(value: int) -> int:
-    """What the first host says: another one may have another, or a later, view of the files."""
+    """Return what the first host says: others may have another, or a later, view of the files."""
     if jax.process_count() == 1:
         return value
     return type(value)(broadcast_one_to_all(np.array(value)))
 
 
 def total(count: int) -> int:
-    """The sum of what each host counted."""
+    """Return the sum of what each host counted."""
     if jax.process_count() == 1:
         return count
     return int(process_allgather(np.array(count)).sum())
 
 
 def largest(value: int) -> int:
-    """The largest that a host has."""
+    """Return the largest that a host has."""
     if jax.process_count() == 1:
         return value
     return int(process_allgather(np.array(value)).max())
 
 
 def share(which: np.ndarray) -> np.ndarray:
-    """The part of `which` that this process takes; the parts differ by one at most."""
+    """Return the part of `which` that this process takes; the parts differ by one at most."""
     return which[jax.process_index() :: jax.process_count()]
 
 
 def everyone(value: T) -> list[T]:
-    """The values (anything that pickles) of all processes, in their order.
+    """Return the values (anything that pickles) of all processes, in their order.
 
     Waits for the others for as long as they live: images that survive cost far more than others.
     """
@@ -97,7 +97,7 @@ def _lengths(mine: int) -> list[int]:
 
 
 def together(function: Callable[[], T]) -> T:
-    """What `function` returns here; where it raises ValueError in one process, all raise it."""
+    """Return what `function` returns; where it raises ValueError in one process, all raise it."""
     if jax.process_count() == 1:
         return function()
     result: Any = None
@@ -113,7 +113,7 @@ def together(function: Callable[[], T]) -> T:
 
 
 def agree(identity: dict[str, Any]) -> None:
-    """Raises ValueError in all processes unless all of them evaluate the same."""
+    """Raise ValueError in all processes unless all of them evaluate the same."""
     ours = json.loads(json.dumps(identity))
     for process, theirs in enumerate(everyone(ours)):
         if words := differences(theirs, ours):

@@ -9,7 +9,7 @@ from jaxrobust.runtime import locks
 
 
 def read(path: Path) -> list[dict]:
-    """The objects of a file of JSON lines; a last line that was cut off does not count.
+    """Return the objects of a file of JSON lines; a last line that was cut off does not count.
 
     Raises:
       ValueError: another line is damaged; names it.
@@ -31,7 +31,7 @@ def read(path: Path) -> list[dict]:
 
 
 def append(path: Path, row: dict) -> None:
-    """Adds an object to a file of JSON lines, in place of a last line that was cut off.
+    """Add an object to a file of JSON lines, in place of a last line that was cut off.
 
     Other processes may append to the same file at the same time.
     """
@@ -44,7 +44,7 @@ def append(path: Path, row: dict) -> None:
 
 
 def mend(lines: BinaryIO) -> None:
-    """Makes the last line of an open file end, or removes it where it was cut off, as `read` does.
+    """Make the last line of an open file end, or remove it where it was cut off, as `read` does.
 
     Writing goes on at the end.
     """
@@ -61,7 +61,7 @@ def mend(lines: BinaryIO) -> None:
 
 
 def replace(path: Path, text: str) -> None:
-    """Writes a file whole or not at all, also where the power fails or the disk is full."""
+    """Write a file whole or not at all, also where the power fails or the disk is full."""
     part = path.with_name(path.name + ".part")
     try:
         with part.open("w") as file:

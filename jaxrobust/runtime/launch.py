@@ -18,7 +18,7 @@ JOIN_TIMEOUT_S = 300.0  # for a pod whose hosts start one after the other
 
 
 def keep_large_buffers() -> None:
-    """Starts this very command again with `ALLOCATOR` in its environment.
+    """Start this very command again with `ALLOCATOR` in its environment.
 
     glibc reads them once, when the process starts. Nothing happens where any of them is set,
     elsewhere than under glibc, or with `JAXROBUST_ALLOCATOR=system`.
@@ -33,7 +33,7 @@ def keep_large_buffers() -> None:
 
 
 def use_every_core() -> None:
-    """Makes JAX see one CPU device for each core that this process may use.
+    """Make JAX see one CPU device for each core that this process may use.
 
     JAX reads the variable when it starts. Nothing happens where the environment says a number.
     """
@@ -50,7 +50,7 @@ def join_hosts(
     process: int | None = None,
     timeout_s: float | None = None,
 ) -> None:
-    """Connects the processes of a pod; returns when all of them are there.
+    """Connect the processes of a pod; return when all of them are there.
 
     To be called before anything that asks JAX for its devices.
     Args:

@@ -65,7 +65,7 @@ def held(path: Path, *, what: str, otherwise: str) -> Iterator[None]:
 
 
 def wait_for(file: Any) -> None:
-    """Waits until no other process writes to an open file; closing it lets the next one in."""
+    """Wait until no other process writes to an open file; closing it lets the next one in."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX)
     except OSError as error:
@@ -74,7 +74,7 @@ def wait_for(file: Any) -> None:
 
 
 def _taken(path: Path, what: str, otherwise: str) -> int:
-    """The open file of a lock that is ours now."""
+    """Return the open file of a lock that is ours now."""
     begun, first = time.monotonic(), None
     while True:
         # Opened again each time: else NFS shows what it read before. No other function may open
@@ -117,7 +117,7 @@ def _read(file: int) -> dict[str, Any] | None:
 
 
 def _sign(file: int, me: dict[str, Any], number: int = 0) -> None:
-    """Writes who holds the lock; a reader never meets half of it, as only digits change."""
+    """Write who holds the lock; a reader never meets half of it, as only digits change."""
     text = json.dumps(me | {"sign": f"{number:09d}"}).encode()
     if not number:
         os.ftruncate(file, 0)

@@ -17,7 +17,7 @@ class Profile(NamedTuple):
 
 
 def profile(text: str) -> Profile:
-    """The value of `--profile START:STEPS`.
+    """Return the value of `--profile START:STEPS`.
 
     Raises:
       ValueError: it is not two integers, START at least 0 and STEPS at least 1.

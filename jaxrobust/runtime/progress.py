@@ -9,7 +9,9 @@ from tqdm import tqdm
 
 
 def say(message: str, *, every_process: bool = False) -> None:
-    """A line on stderr, above a bar that may be there; only from the first process unless asked."""
+    """Print a line on stderr, above a bar that may be there; only from the first process unless
+    asked.
+    """
     if jax.process_index() == 0 or every_process:
         tqdm.write(message, file=sys.stderr)
 

@@ -38,12 +38,12 @@ def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> 
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A copy on every device."""
+    """Return a copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def by_image(mesh: Mesh) -> NamedSharding:
-    """The first axis split over the devices."""
+    """Return the first axis split over the devices."""
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
@@ -56,7 +56,7 @@ def global_arrays(mesh: Mesh, local):
 
 
 def split_axis(name: str, shape: tuple[int, ...], parts: int) -> int | None:
-    """The axis of a parameter that is split into `parts`; None: every device has all of it.
+    """Return the axis of a parameter that is split into `parts`; None: every device has all of it.
 
     The largest that can be split, the last one of equals: in a kernel that is the output's.
     """
@@ -67,7 +67,7 @@ def split_axis(name: str, shape: tuple[int, ...], parts: int) -> int | None:
 
 
 def of_state(mesh: Mesh, abstract: Any) -> Any:
-    """A sharding for every leaf of a state: the rule of `split_axis` on the leaf's own name.
+    """Return a sharding for every leaf of a state: the rule of `split_axis` on the leaf's own name.
 
     Parameters, their averages and the moments of the optimiser share their names, so each lies
     where the others lie.

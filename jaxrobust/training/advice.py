@@ -7,13 +7,13 @@ from jaxrobust.training import build
 
 
 def lines(config: Any, first: str, *, begun: bool) -> list[str]:
-    """What to say before the phase `first`, the run's first one, trains or goes on."""
+    """Return what to say before the phase `first`, the run's first one, trains or goes on."""
     found = _step(config, first)
     return found if begun else found + _random_weights(config, first)
 
 
 def _step(config: Any, first: str) -> list[str]:
-    """A step that is written in pixels stays where it is when somebody changes the radius."""
+    """Warn of a step in pixels: it stays where it is when somebody changes the radius."""
     a = config.attack
     objectives = {config[name].objective for name in (first, "train") if config[name].epochs}
     key = "step_size" if a.step_size is not None else "relative_step"

@@ -23,7 +23,7 @@ class Ahead:
         self.stop: tuple[int, int] | None = None  # why, and how many steps were taken before
 
     def add(self, step: int, values: dict) -> None:
-        """Takes note of a step's metrics, and waits until few enough are on the device."""
+        """Take note of a step's metrics, and wait until few enough are on the device."""
         self._waiting.append((step, values))
         if len(self._waiting) > _AHEAD:
             self._settle()
@@ -33,7 +33,7 @@ class Ahead:
         return {"unlogged": list(self._rows), "skipped": self.skipped, "last": self.last}
 
     def drain(self) -> None:
-        """Waits for all."""
+        """Wait for all."""
         while self._waiting:
             self._settle()
 

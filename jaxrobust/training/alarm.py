@@ -35,7 +35,8 @@ def probe(
     dtype: jnp.dtype,
     mean: Callable[[Any], Any] = lambda values: values,
 ) -> dict[str, Array]:
-    """What the attack and the gradient that training lives on are worth, on some of its images.
+    """Return what the attack and the gradient that training lives on are worth, on some of its
+    images.
 
     The network is as it evaluates, whatever `attack.statistics` says.
 
@@ -113,7 +114,7 @@ def warnings(
     agreement: float = 0.8,
     zero: float = 0.1,
 ) -> list[str]:
-    """What the figures of a `probe` mean, one sentence for each that is out of its range.
+    """Return what the figures of a `probe` mean, one sentence for each that is out of its range.
 
     Args:
       values: of `probe`; one that is not finite says nothing here, the trainer stops at it.
@@ -154,7 +155,8 @@ def warnings(
 def overfitting(
     selection: Sequence[float], training: Sequence[float], *, images: int, fall: float = 0.03
 ) -> str | None:
-    """A sentence if robust accuracy falls on new images while it grows on the training images.
+    """Return a sentence if robust accuracy falls on new images while it grows on the training
+    images.
 
     The last two evaluations must both be lower than the best by `fall` and by twice the standard
     error of a difference, so that one bad evaluation, or a small split, is no alarm.
@@ -196,7 +198,7 @@ def check_cost(
     dtype: str,
     share: float = 0.01,
 ) -> float:
-    """What a `probe` costs, as a share of the training steps between two of them.
+    """Return what a `probe` costs, as a share of the training steps between two of them.
 
     Counted in forward passes per image: APGD takes 2K + 1, PGD 2K, an input gradient 2, the update
     3; TRADES' update takes 6 and its targets 1. Not in it: that a few images fill a device badly,

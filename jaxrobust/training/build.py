@@ -41,7 +41,7 @@ class Phase(NamedTuple):
 
 
 def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
-    """The inner maximisation, or one of `more` steps; for the clean objective, nothing."""
+    """Return the inner maximisation, or one of `more` steps; for the clean objective, nothing."""
     if objective == "clean":
         return lambda logits_fn, key, images, labels: images
     a = config.attack
@@ -77,7 +77,7 @@ def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
 
 
 def step_of(attack: Config) -> float | None:
-    """The step of PGD or FGSM, in pixels; None: the attack's own.
+    """Return the step of PGD or FGSM, in pixels; None: the attack's own.
 
     Raises:
       ValueError: a step in pixels and one in radii, or one that is none.
@@ -114,7 +114,7 @@ def mixes_and_erases(config: Config) -> tuple[float, float, float, float]:
 
 
 def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.BatchAugmentation:
-    """What the device does to a batch of the phase `name` before the attack sees it.
+    """Return what the device does to a batch of the phase `name` before the attack sees it.
 
     Raises:
       ValueError: a value outside of its range, a group that does not fit a device's images.
@@ -181,7 +181,7 @@ def phase(
     devices: Sequence[jax.Device] | None = None,
     donate: bool = True,
 ) -> Phase:
-    """The phase `name` ("pretrain" or "train") of a config for a split of `examples` images.
+    """Return the phase `name` ("pretrain" or "train") of a config for a split of `examples` images.
 
     Nothing is compiled and no array is made: the trainer, the benchmark and an ahead-of-time
     compiler lower the very same function.
@@ -340,13 +340,13 @@ def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
 
 
 def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
-    """The mesh that a config asks for."""
+    """Return the mesh that a config asks for."""
     devices = jax.devices() if devices is None else devices
     return sharding.make_mesh(devices, fsdp=config.mesh.fsdp or len(devices))
 
 
 def control(mesh: jax.sharding.Mesh, *, stop: int = 0, lr_scale: float = 1.0) -> step.Control:
-    """What this host tells a step."""
+    """Return what this host tells a step."""
     here = np.full(len(mesh.local_devices), stop, np.int32)
     # Not `device_put`, which asks the other hosts for theirs: they may not stop yet.
     scale = jax.make_array_from_callback(

@@ -22,7 +22,7 @@ class Every(NamedTuple):
 
 
 def due(step: int, every: Every, *, start: int, saved: int, evaluated: int) -> Due:
-    """What is due after `step` steps.
+    """Return what is due after `step` steps.
 
     A checkpoint or an evaluation stays due until it is done: where a step without a gradient is
     in the way, at the first step after.

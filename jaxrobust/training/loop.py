@@ -128,7 +128,7 @@ class _Loop:
             yield self
 
     def due(self) -> Any:
-        """What is due now."""
+        """Return what is due now."""
         known = {"start": self.start, "saved": self.saved, "evaluated": self.evaluated}
         return due(self.step, self.every, **known)
 
@@ -137,7 +137,7 @@ class _Loop:
         return not self.ahead.skipped or self.step == self.run.phase.total_steps
 
     def log(self) -> None:
-        """Writes what the steps since the last line said, and shows it."""
+        """Write what the steps since the last line said, and show it."""
         name, found = self.run.name, self.ahead.window()
         found["damaged_images"] = len(self.damage.known) + hosts.total(len(self.damage.new))
         found["lr"] = float(self.run.phase.schedule(self.step - 1)) * self.trouble.lr_scale
@@ -147,7 +147,7 @@ class _Loop:
         self.write(self.step, found | shown)
 
     def save(self, checkpoints: Checkpoints) -> None:
-        """Saves the state, and all that a run needs that goes on from it."""
+        """Save the state, and all that a run needs that goes on from it."""
         config, name = self.run.config, self.run.name
         about = {
             "examples_consumed": self.step * config[name].batch_size,
@@ -160,18 +160,18 @@ class _Loop:
         checkpoints.save(self.step, self.state, about | self.ahead.noted())
 
     def save_latest(self) -> None:
-        """Saves where a rollback may come back to."""
+        """Save where a rollback may come back to."""
         self.save(self.run.latest)
         self.saved = self.step
 
     def evaluate(self) -> None:
-        """Evaluates on the selection split, and writes the line that `scored` looks for."""
+        """Evaluate on the selection split, and write the line that `scored` looks for."""
         self.write(self.step, self.select(self.step, self.state))
         self.evaluated = self.step
         self.progress.resume(self.step)
 
     def take(self) -> None:
-        """Sends the next step to the devices."""
+        """Send the next step to the devices."""
         try:
             with self.progress.waiting():
                 self.batch = self.batch if self.stops.failure else next(self.stream)
@@ -192,7 +192,7 @@ class _Loop:
             self.progress.resume(self.step)
 
     def stopped(self, why: int, step: int) -> Exception:
-        """Saves, and says why all stop after `step`."""
+        """Save, and say why all stop after `step`."""
         run, self.step = self.run, step
         self.ahead.drain()
         run.latest.wait()
@@ -209,7 +209,7 @@ class _Loop:
 
 
 def _compiled(run: Run, start: int) -> tuple[Any, Any]:
-    """The step and, where it looks before the end, the alarm's probe."""
+    """Return the step and, where it looks before the end, the alarm's probe."""
     config, name, phase = run.config, run.name, run.phase
     arguments = build.abstract_arguments(config, name, phase)
     step, seconds, hit = compilation.compiled(phase.step, *arguments)

@@ -14,7 +14,7 @@ Write = Callable[[int, dict[str, float]], None]
 def writer(
     workdir: Path, *, phase: str, start: int, tensorboard: bool, enabled: bool
 ) -> Iterator[Write]:
-    """Yields `write(step, scalars)`; a line is on disk, and the file closed, when it returns.
+    """Yield `write(step, scalars)`; a line is on disk, and the file closed, when it returns.
 
     A bucket's file system (gcsfuse) keeps nothing of a file that is still open when the host goes.
 
@@ -48,7 +48,7 @@ def writer(
 
 
 def check(*, tensorboard: bool) -> None:
-    """Raises ValueError if TensorBoard is asked for but not installed."""
+    """Raise ValueError if TensorBoard is asked for but not installed."""
     if tensorboard:
         _writers()
 

@@ -227,7 +227,7 @@ def smoothed(labels: Array, num_classes: int, smoothing: float) -> Array:
 
 
 def symmetric_beta(a: Array, u: Array, v: Array) -> Array:
-    """A draw from Beta(a, a), a > 0, for u and v from U[0, 1): exact, and without rejection.
+    """Return a draw from Beta(a, a), a > 0, for u and v from U[0, 1): exact, and without rejection.
 
     Source: Bailey 1994 (Math. Comp. 62): sqrt(nu (u^(-2/nu) - 1)) cos(2 pi v) is Student's t with
     nu degrees of freedom; T / sqrt(nu + T^2) of it, moved to [0, 1], is Beta(nu/2, nu/2).
@@ -243,7 +243,7 @@ def symmetric_beta(a: Array, u: Array, v: Array) -> Array:
 
 
 def _keys(key: Array, count: int) -> Array:
-    """A key for each row."""
+    """Return a key for each row."""
     rows = jnp.arange(count, dtype=jnp.uint32)
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 

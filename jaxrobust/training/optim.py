@@ -73,7 +73,7 @@ def adamw(
 
 
 def ema(average: Params, params: Params, decay: float) -> Params:
-    """The moving average after one more step: no warm-up, no bias correction."""
+    """Return the moving average after one more step: no warm-up, no bias correction."""
 
     def step(mean: Array, new: Array) -> Array:
         return decay * mean + (1 - decay) * new

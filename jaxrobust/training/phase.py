@@ -24,7 +24,7 @@ class Run(NamedTuple):
     stopped: Checkpoints  # of a stop in trouble, behind the latest
 
     def file(self, name: str) -> Path:
-        """A file of this phase."""
+        """Return a file of this phase."""
         return self.workdir / self.name / name
 
 
@@ -40,7 +40,7 @@ def last(run: Run) -> tuple[Checkpoints, int | None]:
 
 
 def scored(run: Run) -> int:
-    """The last step of the phase that was evaluated on the selection split; 0: none was.
+    """Return the last step of the phase that was evaluated on the selection split; 0: none was.
 
     Or the best weights are gone, so that it has to be done again.
     """

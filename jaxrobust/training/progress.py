@@ -64,7 +64,7 @@ class Progress:
         self.resume(step)
 
     def dispatched(self, values: Any) -> None:
-        """A step is on its way to the device; `values` are of its results."""
+        """Take note that a step is on its way to the device; `values` are of its results."""
         self._last_step = self._watcher.submit(_finished, values)
 
     @contextlib.contextmanager
@@ -78,7 +78,7 @@ class Progress:
             self._waited += time.perf_counter() - max(since, self._last_step.result())
 
     def show(self, step: int, means: dict[str, float]) -> dict[str, float]:
-        """Shows the state after `step`, and returns what it cost.
+        """Show the state after `step`; return what it cost.
 
         `images_per_second`, `images_per_second_per_chip`, `mfu` (model FLOP utilisation) and
         `data_wait`, a share of the time, are those since the last call or `resume`; `chip_hours`
@@ -168,7 +168,9 @@ class Progress:
 
 
 def peak_memory() -> int:
-    """The most bytes that a device of this host has had in use; 0 where the backend tells none."""
+    """Return the most bytes that a device of this host has had in use; 0 where the backend tells
+    none.
+    """
     return max((d.memory_stats() or {}).get("peak_bytes_in_use", 0) for d in jax.local_devices())
 
 

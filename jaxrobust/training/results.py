@@ -64,7 +64,7 @@ def test(config, workdir, plain, name, phase, step: int, best: Weights) -> None:
 
 
 def table(workdir: Path) -> str:
-    """The records as a table for people."""
+    """Return the records as a table for people."""
     rows = records.read(workdir)
     width = max(len(r["weights"]) for r in rows)
     lines = [f"{'weights':{width}}  {'clean':>7}  {'robust':>7}  images  attack"]

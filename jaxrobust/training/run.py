@@ -93,7 +93,9 @@ def _phases(
 
 
 def _start(start: start_weights.Start, record, workdir) -> tuple[int, Weights]:
-    """Stored weights as if a phase before had reached them, after noting where they are from."""
+    """Return stored weights as if a phase before had reached them, after noting where they are
+    from.
+    """
     if jax.process_index() == 0:
         jsonl.replace(workdir / start_weights.RECORD, json.dumps(record, indent=2) + "\n")
     say(f"starting from {record['where']}, sha256 {record['weights_sha256'][:12]}")
@@ -116,7 +118,9 @@ def _agree(what: str, own: dict[str, Any], remedy: str) -> None:
 def check(
     config, phases: list[str], workdir: Path
 ) -> tuple[sources.Source, dict[str, build.Phase], dict[str, Any]]:
-    """The training split, the phases, and what the data is; refuses whatever would fail later."""
+    """Return the training split, the phases, and what the data is; refuses whatever would fail
+    later.
+    """
     if not phases:
         raise ValueError("pretrain.epochs and train.epochs are both 0: there is nothing to train")
     if bad := re.search(r"[\[\\\ud800-\udfff]", str(workdir.absolute())):
@@ -174,7 +178,7 @@ def _check_numbers(config) -> None:
 
 
 def _described(source: sources.Source) -> dict[str, Any]:
-    """What a split is, but its name and the content of its files."""
+    """Return what a split is, but its name and the content of its files."""
     return {
         "records": len(source),
         "files_sha256": source.files_sha256,
@@ -198,7 +202,7 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _alone(workdir: Path) -> Iterator[None]:
-    """Makes a workdir, and keeps other runs out of it."""
+    """Make a workdir, and keep other runs out of it."""
 
     otherwise = "give another --workdir (the hosts of one run join with --multihost)"
     lock = locks.held(workdir / "lock", what=f"workdir {workdir}", otherwise=otherwise)
@@ -223,7 +227,7 @@ def _alone(workdir: Path) -> Iterator[None]:
 
 
 def claim(workdir: Path, plain: dict, data: dict[str, Any]) -> None:
-    """Writes the resolved config, and what the data is, into a new workdir.
+    """Write the resolved config, and what the data is, into a new workdir.
 
     Raises:
       ValueError: the workdir holds another run, or one on other data.
@@ -243,7 +247,7 @@ def claim(workdir: Path, plain: dict, data: dict[str, Any]) -> None:
 
 
 def _in_pixels(flat: dict[str, Any]) -> dict[str, Any]:
-    """A config whose attack's step is in pixels, however it was written."""
+    """Return a config whose attack's step is in pixels, however it was written."""
     relative = flat["attack.relative_step"]
     if relative is None:
         return flat
@@ -252,7 +256,7 @@ def _in_pixels(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def _noted(path: Path, value: dict) -> dict:
-    """What a file of the workdir says; one that is not there yet is written."""
+    """Return what a file of the workdir says; one that is not there yet is written."""
     try:
         found = json.loads(path.read_text())
         if not isinstance(found, dict):
@@ -275,7 +279,7 @@ def _differing(old: dict, new: dict, free: tuple[str, ...] = ()) -> list[str]:
 
 
 def _run_phase(run: Run, start) -> tuple[int, Weights]:
-    """The best weights of a phase and their step, after training what is missing."""
+    """Return the best weights of a phase and their step, after training what is missing."""
     weights = Weights(run.phase.abstract_state.params, run.phase.abstract_state.stats)
     weights = abstract_state(weights, sharding.replicated(run.phase.mesh))
     checkpoints, stop = (run.latest, run.best, run.stopped), StopSignals()
@@ -297,7 +301,7 @@ def _run_phase(run: Run, start) -> tuple[int, Weights]:
 
 
 def _state(run: Run, start) -> TrainState:
-    """The state to go on from: that of the last checkpoint, or the first."""
+    """Return the state to go on from: that of the last checkpoint, or the first."""
     checkpoints, done = last(run)
     if done is not None:
         return checkpoints.restore(done, run.phase.abstract_state)

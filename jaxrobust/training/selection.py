@@ -50,7 +50,7 @@ def selection(run: Run) -> Callable[[int, TrainState], dict[str, float]]:
 
 
 def _overfitting(run: Run) -> str | None:
-    """What `alarm.overfitting` says of the evaluations so far; on the first process."""
+    """Return what `alarm.overfitting` says of the evaluations so far; on the first process."""
     scored = jsonl.read(run.file("selection.jsonl"))
     logged = [m for m in jsonl.read(run.workdir / "metrics.jsonl") if m["phase"] == run.name]
     since, training = 0, []

@@ -17,7 +17,7 @@ from jaxrobust.types import Batch
 
 
 def opened(config, key: str) -> sources.Source:
-    """A split of the config's data set, checked against its model."""
+    """Return a split of the config's data set, checked against its model."""
     data, model = config.data, config.model
     source = sources.open_source(
         data.name,
@@ -49,7 +49,7 @@ def check_preprocessing(config, source: sources.Source) -> None:
 
 
 def evaluated(config, key: str, settings, workdir: Path) -> Images:
-    """A split for an evaluation; `settings` are those of `evaluation` or `test`."""
+    """Return a split for an evaluation; `settings` are those of `evaluation` or `test`."""
     source = opened(config, key)
     return Images(
         source,
@@ -64,7 +64,7 @@ def evaluated(config, key: str, settings, workdir: Path) -> Images:
 
 
 def damage(config, workdir: Path, source: sources.Source) -> Damage:
-    """The damaged images of a split that a run has met, also before it was interrupted.
+    """Return the damaged images of a split that a run has met, also before it was interrupted.
 
     Each process adds to a file of its own; all start from what all have met.
     """
@@ -85,7 +85,7 @@ def damage(config, workdir: Path, source: sources.Source) -> Damage:
 
 
 def batches(config, name: str, source: sources.Source, start: int) -> pipeline.Batches:
-    """This process' part of the training stream of a phase, from a position on."""
+    """Return this process' part of the training stream of a phase, from a position on."""
     return pipeline.train_batches(
         source,
         batch_size=config[name].batch_size,
@@ -101,7 +101,7 @@ def batches(config, name: str, source: sources.Source, start: int) -> pipeline.B
 
 
 def device_batch(mesh, batch) -> Batch:
-    """The global batch, from this process' part of it."""
+    """Return the global batch, from this process' part of it."""
     return Batch(*sharding.global_arrays(mesh, (batch.images, batch.labels)))
 
 

@@ -86,7 +86,7 @@ def train_step(
     tx: optax.GradientTransformation,
     ema_decay: float,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """The state after one update, and its metrics (means over the global batch).
+    """Return the state after one update, and its metrics (means over the global batch).
 
     A step whose loss or gradient is not finite counts, but updates nothing, not even the counter
     of the learning-rate schedule; one that a host stops leaves the state as it is. `gradients` is
@@ -128,7 +128,7 @@ def of_device(
     spread: Spread,
     microbatches: int,
 ) -> tuple[Params, tuple[Params, dict[str, Array]]]:
-    """What one device does of a step: `gradients` of its images, in so many parts of them.
+    """Return what one device does of a step: `gradients` of its images, in so many parts of them.
 
     Collectives come before and after, whatever the attack: parameters are gathered once, in the
     compute type; gradients, f32, are averaged once, after the last part.
@@ -162,7 +162,7 @@ def of_device(
 
 
 def init_state(net: Classifier, tx: optax.GradientTransformation, key: Array) -> TrainState:
-    """A fresh state; the average starts from the initial weights."""
+    """Return a fresh state; the average starts from the initial weights."""
     init_key, root = jax.random.split(key)
     params, stats = net.init(init_key)
     ema = started_average(params, stats)
@@ -170,12 +170,12 @@ def init_state(net: Classifier, tx: optax.GradientTransformation, key: Array) ->
 
 
 def started_average(params: Params, stats: Params) -> Params:
-    """The average of these weights alone, in buffers of its own: a step donates both."""
+    """Return the average of these weights alone, in buffers of its own: a step donates both."""
     return jax.tree.map(jnp.copy, _averages(params, stats))
 
 
 def _averages(params: Params, stats: Params) -> Params:
-    """What is averaged: all but the normalisation of the images, which never changes."""
+    """Return what is averaged: all but the normalisation of the images, which never changes."""
     return params | {name: s for name, s in stats.items() if not name.startswith("normalize.")}
 
 

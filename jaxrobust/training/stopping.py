@@ -59,7 +59,7 @@ class Stops:
         return self._signals.asked if self.alone else 0
 
     def to_tell(self) -> int:
-        """What this host tells the next step."""
+        """Return what this host tells the next step."""
         return 0 if self.alone else _DATA if self.failure else self._signals.asked
 
     def at_the_end(self) -> int:
@@ -67,12 +67,12 @@ class Stops:
         return hosts.largest(self._signals.asked)
 
     def failed(self, error: sources.DataError) -> int:
-        """Takes note of data that cannot be read; returns why, for a process that is alone."""
+        """Take note of data that cannot be read; return why, for a process that is alone."""
         self.failure = error
         return _DATA if self.alone else 0
 
     def exception(self, why: int, text: str) -> Exception:
-        """What to raise, once all is saved; `text` says so."""
+        """Return what to raise, once all is saved; `text` says so."""
         if self.failure is not None:
             others = "" if self.alone else "; the other hosts stop as well"
             return BadData(f"{self.failure}{others}. Repair the data first: {text}")

@@ -17,7 +17,7 @@ class Trouble:
     """What a phase has met of it: `rollbacks` so far, each of which lowers the learning rate."""
 
     def __init__(self, run: Run) -> None:
-        """Reads how often the phase went back; `Diverged` if that is more than it may."""
+        """Read how often the phase went back; `Diverged` if that is more than it may."""
         self._run, self._settings = run, run.config.trouble
         before = jsonl.read(self._file)
         self.rollbacks = hosts.first(len(before))
@@ -38,7 +38,7 @@ class Trouble:
         return ahead.skipped > self._settings.skips
 
     def roll_back(self, ahead: Ahead) -> None:
-        """Notes that the phase goes back to its last checkpoint; `Diverged` if it may not."""
+        """Note that the phase goes back to its last checkpoint; `Diverged` if it may not."""
         run, row = self._run, ahead.last
         run.stopped.clear()  # before the note: a kill in between repeats the steps that led here
         run.latest.wait()  # the last one may not be whole yet, or not for every host

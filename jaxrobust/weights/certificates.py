@@ -34,7 +34,8 @@ def said(weights: Path) -> str | None:
 
 
 def network(weights: Path) -> tuple[str, dict[str, Any]] | None:
-    """The architecture and its options whose weights a file or folder holds; None: nobody says so.
+    """Return the architecture and its options whose weights a file or folder holds; None: nobody
+    says so.
 
     A folder's config.json says so, or the file's own metadata; of PyTorch's, the certificate.
     Raises:
@@ -54,7 +55,8 @@ def network(weights: Path) -> tuple[str, dict[str, Any]] | None:
 def options(
     name: str, given: dict[str, Any] | None, said: tuple[str, dict[str, Any]] | None, path: Path
 ) -> dict[str, Any]:
-    """The options of stored weights of `name`: what is `said` of the file, else what is given.
+    """Return the options of stored weights of `name`: what is `said` of the file, else what is
+    given.
 
     Raises:
       ValueError: they are those of another network, or there is no such option.
@@ -76,7 +78,7 @@ class _Certificate(NamedTuple):
 
 
 def _read(weights: Path) -> _Certificate | None:
-    """What the certificate beside a file says; None: there is none. `ValueError`: damaged."""
+    """Return what a file's certificate says; None: there is none. `ValueError`: damaged."""
     path = beside(weights)
     if not (weights.is_file() and path.is_file()):
         return None
@@ -90,7 +92,7 @@ def _read(weights: Path) -> _Certificate | None:
 
 
 def summary(certificate: dict[str, Any]) -> str:
-    """A certificate in one line."""
+    """Return a certificate in one line."""
     reference = certificate["reference"]
     if reference is None:
         return f"compared with no reference: {certificate['missing']}"

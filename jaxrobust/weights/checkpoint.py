@@ -51,7 +51,7 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
-        """The newest checkpoint, complete after `wait`; None where there is none.
+        """Return the newest checkpoint, complete after `wait`; None where there is none.
 
         From memory: another host may list a shared folder as it was a minute ago.
         """
@@ -61,7 +61,7 @@ class Checkpoints:
         return all((self.directory / str(step) / item).is_dir() for item in ("arrays", "meta"))
 
     def save(self, step: int, arrays: Any, meta: dict) -> None:
-        """Starts writing `arrays` and `meta` (JSON); a step that is there already stays.
+        """Start writing `arrays` and `meta` (JSON); a step that is there already stays.
 
         Raises:
           DiskFull: with what to do; also for an earlier write that failed meanwhile.
@@ -75,7 +75,7 @@ class Checkpoints:
                 self._manager.save(step, args=items, force=True)
 
     def restore(self, step: int, abstract: Any) -> Any:
-        """The arrays with the shapes, types and shardings of `abstract`.
+        """Return the arrays with the shapes, types and shardings of `abstract`.
 
         Raises:
           ValueError: the checkpoint is that of another network.
@@ -85,12 +85,12 @@ class Checkpoints:
         return self._manager.restore(step, args=items)["arrays"]
 
     def meta(self, step: int) -> dict:
-        """What was saved beside the arrays."""
+        """Return what was saved beside the arrays."""
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
         return self._manager.restore(step, args=items)["meta"]
 
     def clear(self) -> None:
-        """Removes all; a kill leaves each step whole or gone. To be called by all hosts."""
+        """Remove all; a kill leaves each step whole or gone. To be called by all hosts."""
         self.wait()
         if jax.process_index() == 0:
             for step in steps(self.directory):
@@ -101,17 +101,17 @@ class Checkpoints:
         self._manager.reload()
 
     def wait(self) -> None:
-        """Returns when everything is on disk; raises what a write raised."""
+        """Return when everything is on disk; raise what a write raised."""
         with self._explained():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Ends the background threads."""
+        """End the background threads."""
         self._manager.close()
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns a full disk, however deep it was noticed, into one sentence."""
+        """Turn a full disk, however deep it was noticed, into one sentence."""
         try:
             yield
         except Exception as error:

@@ -27,7 +27,8 @@ _NORMALIZE = row(r"normalize\.(mean|std)", r"normalize.\1", channels)
 
 
 def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
-    """The names without what wrappers put before all of them; `normalize.*` may stand outside.
+    """Return the names without what wrappers put before all of them; `normalize.*` may stand
+    outside.
 
     Raises:
       ValueError: two arrays get the same name.
@@ -51,7 +52,7 @@ def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
 def rename(
     rows: Sequence[Row], source: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
 ) -> Arrays:
-    """The arrays of `source` under our names.
+    """Return the arrays of `source` under our names.
 
     Args:
       rows: every source name must match exactly one.
@@ -101,14 +102,16 @@ def _all_double(source: Mapping[str, np.ndarray]) -> bool:
 
 
 def _targets(found: Row) -> tuple[str, ...]:
-    """The templates of our names that a row fills; none for a name that is left out."""
+    """Return the templates of our names that a row fills; none for a name that is left out."""
     if found.target is None:
         return ()
     return found.target if isinstance(found.target, tuple) else (found.target,)
 
 
 def _moved(found: Row, targets: list[str], array: np.ndarray, expected) -> list[np.ndarray]:
-    """The arrays for the targets of a row; `ValueError` where the shape makes that impossible."""
+    """Return the arrays for the targets of a row; `ValueError` where the shape makes that
+    impossible.
+    """
     if not targets:
         return []
     try:
@@ -122,7 +125,7 @@ def _moved(found: Row, targets: list[str], array: np.ndarray, expected) -> list[
 
 
 def _fault(target: str, array: np.ndarray, expected, tried: set[str], dtype) -> str:
-    """What is wrong with an array that would fill a target; empty if nothing."""
+    """Return what is wrong with an array that would fill a target; empty if nothing."""
     if target not in expected:
         return f"maps to {target}, which this network does not have"
     if target in tried:
@@ -160,7 +163,9 @@ class Names(NamedTuple):
 
 
 def names(name: str, arrays: Mapping[str, np.ndarray], **overrides) -> Names:
-    """The rows for arrays of network `name`: under our names, the reference's or its authors'."""
+    """Return the rows for arrays of network `name`: under our names, the reference's or its
+    authors'.
+    """
     if any(key.endswith(".kernel") for key in arrays):  # torch calls none of its so
         # What is resized has the same name in both namings.
         resizable = [r for r in models.torch_names(name) if r.resize]
@@ -221,7 +226,7 @@ def _split(filled: Arrays, params, stats) -> tuple[Arrays, Arrays]:
 
 
 def in_channels(name: str, found: Names) -> int | None:
-    """The image channels that a stored stem takes; None if there is none."""
+    """Return the image channels that a stored stem takes; None if there is none."""
     stem = re.compile(models.family(name).stem)
     channels = {
         _place(target): found.arrays[key].shape[1 if which.transform is conv_oihw else 2]
@@ -238,7 +243,7 @@ def _place(name: str) -> str:
 
 
 def matched(found: Names) -> Iterator[tuple[str, Row, list[str]]]:
-    """(stored name, its row, our names) of all that exactly one row matches."""
+    """Yield (stored name, its row, our names) of all that exactly one row matches."""
     for key in found.arrays:
         if len(matches := _matches(found.rows, key)) == 1:
             ((which, match),) = matches
@@ -246,7 +251,7 @@ def matched(found: Names) -> Iterator[tuple[str, Row, list[str]]]:
 
 
 def to_torch(name: str, params, stats, *, layout: str = "timm", **overrides) -> Arrays:
-    """The state dict of a PyTorch reference network with our weights.
+    """Return the state dict of a PyTorch reference network with our weights.
 
     Args:
       name: one of `models.available()`.

@@ -59,7 +59,7 @@ def is_remote(source: str) -> bool:
 
 
 def fetch(source: str, *, sha256: str | None = None, tell: Tell = print) -> Fetched:
-    """A remote file in the cache, downloaded unless it is there.
+    """Return a remote file in the cache, downloaded unless it is there.
 
     Args:
       source: `https://...`, or `hf://ORG/REPO[@REVISION][/FILE]`, by default the first of `WEIGHTS`
@@ -82,7 +82,7 @@ def fetch(source: str, *, sha256: str | None = None, tell: Tell = print) -> Fetc
 
 
 def check_sha256(path: Path, wanted: str | None, *, remove: bool = False) -> str:
-    """The hash of a file; `ValueError` where it is not the one that is wanted."""
+    """Return the hash of a file; `ValueError` where it is not the one that is wanted."""
     found = file_sha256(path)
     if wanted is None or found == wanted.lower():
         return found
@@ -165,7 +165,7 @@ def _from_hub(source: str, tell: Tell) -> Fetched:
 
 
 def _from_url(url: str, sha256: str | None, tell: Tell) -> Path:
-    """The file of a URL; what an interrupted download left is continued."""
+    """Return the file of a URL; what an interrupted download left is continued."""
     parts = urllib.parse.urlsplit(url)
     name = Path(urllib.parse.unquote(parts.path)).name
     if not parts.hostname or not name:
@@ -232,7 +232,7 @@ def _refuse(url: str, error: urllib.error.HTTPError) -> None:
 
 
 def _continue(url: str, part: Path, tell: Tell) -> bool:
-    """Appends what is missing of a file to `part`; whether that is all of it."""
+    """Append what is missing of a file to `part`; return whether that is all of it."""
     start = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "jaxrobust", "Accept-Encoding": "identity"}
     tag = _etag(part).read_text() if start and _etag(part).exists() else ""

@@ -24,7 +24,7 @@ _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 
 
 def read(path: Path, *, which: str = "ema") -> Arrays:
-    """The arrays of a safetensors or PyTorch file by their names, in the types of the file.
+    """Return the arrays of a safetensors or PyTorch file by their names, in the types of the file.
 
     A state dict inside of a checkpoint is found; where a file holds averaged and raw weights,
     `which` ("ema" or "raw") chooses. Of a file in several parts, all are read.
@@ -50,7 +50,7 @@ def read(path: Path, *, which: str = "ema") -> Arrays:
 
 
 def _parts(path: Path) -> list[Path]:
-    """The file, or all the parts of which it is one."""
+    """Return the file, or all the parts of which it is one."""
     match = _SHARD.fullmatch(path.name)
     if not match:
         return [path]
@@ -65,7 +65,7 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _reader(path: Path) -> Callable[[Path, str], Arrays]:
-    """The reader for what a file is by its first bytes; its name may lie."""
+    """Return the reader for what a file is by its first bytes; its name may lie."""
     with path.open("rb") as file:
         head = file.read(256)
     if not head:
@@ -156,7 +156,7 @@ def _read_torch(path: Path, which: str) -> Arrays:
 def state_dict(
     tree: Any, which: str, is_array: Callable[[Any], bool], depth: int = 5
 ) -> dict[str, Any] | None:
-    """The name -> array mapping in a checkpoint, however deep; None if there is none.
+    """Return the name -> array mapping in a checkpoint, however deep; None if there is none.
 
     Raises:
       ValueError: `which` is "raw" where only averaged weights are, or the averaged ones that a

@@ -28,7 +28,7 @@ _PERHAPS = {"options": dict, "preprocessing": str, "norm": str, "epsilon": int |
 
 
 def about(folder: Path) -> dict[str, Any] | None:
-    """What `config.json` of a folder says; None if it is no folder of weights.
+    """Return what `config.json` of a folder says; None if it is no folder of weights.
 
     Raises:
       ValueError: it is damaged, or the weights beside it are not those that it describes.
@@ -62,7 +62,7 @@ def about(folder: Path) -> dict[str, Any] | None:
 
 
 def metadata(architecture: str, options: dict[str, Any]) -> dict[str, str]:
-    """What a safetensors file says of whose weights it holds.
+    """Return what a safetensors file says of whose weights it holds.
 
     Nothing beside it: safetensors writes several entries in any order, so that no hash would agree.
     """
@@ -70,7 +70,8 @@ def metadata(architecture: str, options: dict[str, Any]) -> dict[str, str]:
 
 
 def network(path: Path) -> tuple[str, dict[str, Any]] | None:
-    """The architecture and its options that a file says it holds weights of; None: it does not.
+    """Return the architecture and its options that a file says it holds weights of; None: it does
+    not.
 
     Raises:
       ValueError: what it says is damaged.
@@ -99,7 +100,7 @@ def check_free(folder: Path) -> None:
 
 
 def write(folder: Path, params, stats, config: dict[str, Any]) -> dict[str, Any]:
-    """The config with its hashes, after writing both files: whole, or nothing of them.
+    """Return the config with its hashes, after writing both files: whole, or nothing of them.
 
     Raises:
       ValueError: the folder holds something else already; the very same content may be there.

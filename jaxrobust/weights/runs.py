@@ -19,7 +19,7 @@ CLASSES = "classes.txt"  # of a run: the classes' names, one a line in the order
 
 
 def run_config(workdir: Path) -> Values:
-    """The config of a run, from its workdir."""
+    """Return the config of a run, from its workdir."""
     path = workdir / "config.json"
     if not path.is_file():
         raise ValueError(
@@ -59,7 +59,7 @@ def check_classes(workdir: Path, source: sources.Source, *, renamed: bool = Fals
 def run_weights(
     workdir: Path, phase: str | None = None, *, image_size: int | None = None
 ) -> tuple[str, Weights]:
-    """The best weights of a phase (default: the last one that has them), and their name.
+    """Return the best weights of a phase (default: the last one that has them), and their name.
 
     Positions are resized, as conversion does, to another `image_size` than that of the run.
     Raises:

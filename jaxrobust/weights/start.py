@@ -44,7 +44,7 @@ class Stored(NamedTuple):
 
 
 def head_width(name: str, found: convert.Names) -> int | None:
-    """The number of classes of stored weights; None if they have no head."""
+    """Return the number of classes of stored weights; None if they have no head."""
     head = re.compile(models.family(name).head)
     biases = [
         found.arrays[key]
@@ -68,7 +68,8 @@ def compose(
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     seed: int = 0,
 ) -> Start:
-    """Stored weights as those of a network, with stem and head drawn anew where that is asked for.
+    """Return stored weights as those of a network, with stem and head drawn anew where that is
+    asked for.
 
     Args:
       name: of the architecture, whose rows name the weights.
@@ -138,7 +139,7 @@ def _fits_but_for(pattern: str, found: convert.Names, arrays: Arrays, expected) 
 
 
 def _normalize(arrays: Arrays, values, shapes) -> Arrays:
-    """The normalisation that arrays lack, under the names of both namings."""
+    """Return the normalisation that arrays lack, under the names of both namings."""
     if {"normalize.mean", "normalize.std"} & arrays.keys():
         return {}
     shape = shapes["normalize.mean"]
@@ -151,7 +152,7 @@ def _normalize(arrays: Arrays, values, shapes) -> Arrays:
 
 
 def _drawn(net: Classifier, fresh: list[str], seed: int) -> Arrays:
-    """Some of a network's initial weights; the others are not computed."""
+    """Return some of a network's initial weights; the others are not computed."""
     if not fresh:
         return {}
 
@@ -163,7 +164,7 @@ def _drawn(net: Classifier, fresh: list[str], seed: int) -> Arrays:
 
 
 def stored(path: Path, *, which: str = "ema") -> Stored:
-    """The weights of a file, of an imported folder, or the best ones of a run.
+    """Return the weights of a file, of an imported folder, or the best ones of a run.
 
     `which`: "ema" or "raw", where a file holds both.
     Raises:
@@ -189,7 +190,7 @@ def stored(path: Path, *, which: str = "ema") -> Stored:
 
 
 def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
-    """The weights that a config starts from, and their record; None: random ones.
+    """Return the weights that a config starts from, and their record; None: random ones.
 
     Raises:
       ValueError: no such weights, or weights of another network, before anything compiles.
@@ -268,7 +269,9 @@ def _belongs(source: Stored, config) -> None:
 
 
 def _rows(source: Stored, model) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is known of the network of stored weights and of the config's; both empty: nothing."""
+    """Return what is known of the network of stored weights and of the config's; both empty:
+    nothing.
+    """
     if source.model is None:
         return {}, {}
     own = ({}, {}) if source.options is None else (source.options, model.options)
@@ -292,13 +295,13 @@ def _some(keys: list[str]) -> str:
 
 
 def record_of(workdir: Path) -> dict[str, Any] | None:
-    """What a run started from, as it wrote it down; None: from random weights."""
+    """Return what a run started from, as it wrote it down; None: from random weights."""
     path = workdir / RECORD
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def changed(config, workdir: Path) -> str:
-    """A sentence if the weights that a run started from are others by now; else empty."""
+    """Return a sentence if the weights that a run started from are others by now; else empty."""
     before = record_of(workdir)
     if before is None or not config.init.weights:
         return ""

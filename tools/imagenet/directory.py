@@ -26,12 +26,12 @@ class Plan(NamedTuple):
 
 
 def version(name: str) -> str:
-    """The version of a data set: TFDS' for ImageNet, the first for others."""
+    """Return the version of a data set: TFDS' for ImageNet, the first for others."""
     return "5.1.0" if name == IMAGENET else "1.0.0"
 
 
 def settings(plan: Plan) -> dict[str, Any]:
-    """What has to be the same when a data set is written on."""
+    """Return what has to be the same when a data set is written on."""
     splits = {}
     for split, (_, rows) in plan.content.splits.items():
         listing = hashlib.sha256("\n".join(plan.content.classes).encode())
@@ -48,7 +48,7 @@ def settings(plan: Plan) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def claimed(plan: Plan) -> Iterator[None]:
-    """The directory is this process' alone, and holds nothing but this data set.
+    """Yield the directory is this process' alone, and holds nothing but this data set.
 
     Raises:
       ValueError: it holds something else, or another process writes it.
@@ -108,7 +108,7 @@ def _remove_unfinished(directory: Path) -> None:
 
 
 def finish(plan: Plan) -> None:
-    """Writes what makes the shards a data set, `dataset_info.json` last."""
+    """Write what makes the shards a data set, `dataset_info.json` last."""
     from jaxrobust.data.subsets import index_name, write_index
 
     directory, content = plan.directory, plan.content
@@ -133,7 +133,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def add_sum(directory: Path, name: str, digest: str) -> None:
-    """Adds the sha256 of a file to the list."""
+    """Add the sha256 of a file to the list."""
     with (directory / SUMS).open("a") as file:
         file.write(f"{digest}  {name}\n")
 
@@ -192,7 +192,7 @@ def _features(content: Content) -> dict[str, Any]:
 
 
 def _encoding(content: Content) -> dict[str, str]:
-    """The format of all images by their names; nothing where they differ or TFDS names none."""
+    """Return the format of all images by their names; empty where they differ or TFDS has none."""
     for form, endings in {"jpeg": (b".jpeg", b".jpg"), "png": (b".png",)}.items():
         if all(
             name.lower().endswith(endings)

@@ -20,7 +20,7 @@ SPLITS = {"train": "train", "val": "validation", "validation": "validation"}
 
 
 def find(root: Path) -> dict[str, Path]:
-    """The folder of each split.
+    """Return the folder of each split.
 
     Raises:
       ValueError: there is none, or two of the same.
@@ -42,7 +42,7 @@ def is_flat(folder: Path) -> bool:
 
 
 def class_folders(folder: Path) -> list[str]:
-    """The names of the class folders, sorted; hidden ones do not count.
+    """Return the names of the class folders, sorted; hidden ones do not count.
 
     Raises:
       ValueError: there is none.
@@ -115,7 +115,7 @@ def rows(
     imagenet: bool,
     allow_partial: bool,
 ) -> Iterator[Row]:
-    """The images in the class folders; a name is the path within that of the class.
+    """Yield the images in the class folders; a name is the path within that of the class.
 
     Args:
       folder: of the split.

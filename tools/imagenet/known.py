@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 @functools.cache
 def known() -> Known:
-    """The lists that jaxrobust and the installed tensorflow_datasets hold.
+    """Return the lists that jaxrobust and the installed tensorflow_datasets hold.
 
     Raises:
       ValueError: the package or its list is missing or damaged.
@@ -58,7 +58,7 @@ def package_folder() -> Path:
 
 
 def validation_label(where: object, name: str) -> int:
-    """The label of a validation image, by the number in its name.
+    """Return the label of a validation image, by the number in its name.
 
     Raises:
       ValueError: it is not such a name.

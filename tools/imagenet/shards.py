@@ -53,7 +53,8 @@ Job = Callable[[Shard], Iterator[Event]]
 
 
 def order(rows: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """The order of records: by sha256(SALT + "CLASS/NAME"), the same wherever the images lie.
+    """Return the order of records: by sha256(SALT + "CLASS/NAME"), the same wherever the images
+    lie.
 
     Args:
       rows: the table of a split.
@@ -70,7 +71,7 @@ def order(rows: np.ndarray, classes: Sequence[str]) -> np.ndarray:
 
 
 def file_name(name: str, split: str, i: int, count: int) -> str:
-    """The name of shard `i` of `count`, as TFDS writes it."""
+    """Return the name of shard `i` of `count`, as TFDS writes it."""
     return f"{name}-{split}.array_record-{i:05}-of-{count:05}"
 
 
@@ -101,13 +102,13 @@ def length(path: Path) -> int | None:
 
 
 def sha256(path: Path) -> str:
-    """The hex digest of a file."""
+    """Return the hex digest of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write(shard: Shard) -> Iterator[Event]:
-    """Writes a shard under another name, and renames it when it is whole and on the disk.
+    """Write a shard under another name, and rename it when it is whole and on the disk.
 
     Raises:
       ValueError: the source has changed.
@@ -142,7 +143,7 @@ def write(shard: Shard) -> Iterator[Event]:
 
 
 def _read_ahead(origin: Path, rows: np.ndarray) -> Iterator[bytes]:
-    """The images in the order of `rows`, several of them being read."""
+    """Yield the images in the order of `rows`, several of them being read."""
     descriptor = os.open(origin, os.O_RDONLY) if origin.is_file() else None
     read = functools.partial(_read, origin, descriptor)
     pending: deque[Future[bytes]] = deque()
@@ -180,7 +181,7 @@ def _read(origin: Path, descriptor: int | None, row: tuple[bytes, bytes, int, in
 
 
 def check(shard: Shard) -> Iterator[Event]:
-    """Reads a shard; the last event says what is wrong with it, if anything."""
+    """Read a shard; the last event says what is wrong with it, if anything."""
     images = size = 0
     damage = ""
     try:
@@ -201,7 +202,7 @@ def check(shard: Shard) -> Iterator[Event]:
 
 
 def _parsed(shard: Shard) -> Iterator[tuple[int, int]]:
-    """(records, bytes of images) of one chunk after the other."""
+    """Yield (records, bytes of images) of one chunk after the other."""
     from array_record.python.array_record_module import ArrayRecordReader
     from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
@@ -235,7 +236,7 @@ def _index(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def work(job: Job, shards: Sequence[Shard], workers: int) -> Generator[Event]:
-    """The events of `job` on all shards, by `workers` processes; in this one if that is 1.
+    """Yield the events of `job` on all shards, by `workers` processes; in this one if that is 1.
 
     Closing the iterator ends the processes. They also end when this process is killed: their next
     report has no reader.

@@ -31,7 +31,7 @@ class Content(NamedTuple):
 
 
 def scan(paths: Sequence[Path], *, name: str | None = None, allow_partial: bool = False) -> Content:
-    """What `paths` hold: a folder with the official tar files, these, or one ImageFolder.
+    """Return what `paths` hold: a folder with the official tar files, these, or one ImageFolder.
 
     Args:
       paths: the source.
@@ -97,7 +97,9 @@ def _of_folder(root: Path, name: str | None, allow_partial: bool) -> Content:
 
 
 def _table(found: Iterable[Row]) -> np.ndarray:
-    """The rows as a structured array: 1.28 million need some 150 MB, as tuples five times that."""
+    """Return the rows as a structured array: 1.28 million need some 150 MB, as tuples five times
+    that.
+    """
     shown = tqdm(found, "listing", unit=" images", disable=None, delay=2, leave=False)
     rows = list(shown)
     names = [os.fsencode(row.name) for row in rows]
@@ -126,7 +128,7 @@ def _check(origin: Path, rows: np.ndarray) -> None:
 
 
 def _missing(split: str, origin: Path, rows: np.ndarray) -> list[str]:
-    """What ImageNet's split has and this one has not."""
+    """Return what ImageNet's split has and this one has not."""
     synsets, _, sizes = known()
     counts = np.bincount(rows["label"], minlength=len(synsets))
     problems = []

@@ -18,12 +18,12 @@ _CLAIM = 500  # so many of the 1,000 class folders are meant to be all of them
 
 
 def synsets() -> tuple[str, ...]:
-    """The 1,000 classes, such as n01440764, in the order of labels."""
+    """Return the 1,000 classes, such as n01440764, in the order of labels."""
     return _shipped("synsets.txt", _SYNSETS_SHA256)
 
 
 def imagenet100() -> tuple[str, ...]:
-    """The 100 classes of ImageNet-100 as "A Light Recipe to Train Robust ViTs" draws them."""
+    """Return the 100 classes that "A Light Recipe to Train Robust ViTs" draws from ImageNet."""
     return _shipped("imagenet100.txt", _IMAGENET100_SHA256)
 
 

@@ -31,7 +31,7 @@ def model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Module:
-    """The network of one row; with `mean` and `std` its first layer normalises the images.
+    """Return the network of one row; with `mean` and `std` its first layer normalises the images.
 
     Args:
       dim, depth, heads: width, number of blocks on the patches, attention heads.
@@ -144,7 +144,7 @@ def mlp(dim: int) -> nn.Module:
 
 
 def scale(dim: int, value: float) -> nn.Parameter:
-    """A layer scale: one factor for each channel."""
+    """Return a layer scale: one factor for each channel."""
     return nn.Parameter(torch.full((dim,), float(value)))
 
 
@@ -164,5 +164,5 @@ class Normalize(nn.Module):
 
 
 def normalized(net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """The network behind its normalisation: the names `normalize.*` and `model.*`."""
+    """Return the network behind its normalisation: the names `normalize.*` and `model.*`."""
     return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=net))

@@ -30,7 +30,7 @@ def model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Module:
-    """The network of one row; with `mean` and `std` its first layer normalises the images.
+    """Return the network of one row; with `mean` and `std` its first layer normalises the images.
 
     Args:
       depths: blocks of each of the four stages.
@@ -103,7 +103,7 @@ class Bottleneck(nn.Module):
 
 
 def conv(ins: int, outs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution without bias that keeps the size, but for its stride."""
+    """Return a convolution without bias that keeps the size, but for its stride."""
     return nn.Conv2d(ins, outs, kernel, stride=stride, padding=kernel // 2, bias=False)
 
 
@@ -130,5 +130,5 @@ class Normalize(nn.Module):
 
 
 def normalized(net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """The network behind its normalisation: the names `normalize.*` and `model.*`."""
+    """Return the network behind its normalisation: the names `normalize.*` and `model.*`."""
     return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=net))

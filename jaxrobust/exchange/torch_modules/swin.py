@@ -29,7 +29,7 @@ def model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Module:
-    """The network of one row; with `mean` and `std` its first layer normalises the images.
+    """Return the network of one row; with `mean` and `std` its first layer normalises the images.
 
     Args:
       dim: channels of the first stage; they double with each.
@@ -145,7 +145,7 @@ def windows(x: Tensor, side: int) -> Tensor:
 
 
 def merged(x: Tensor, height: int) -> Tensor:
-    """The inverse of `windows` for a square map."""
+    """Return the inverse of `windows` for a square map."""
     side = round(x.shape[2] ** 0.5)
     count = height // side
     x = x.unflatten(2, (side, side)).unflatten(1, (count, count))
@@ -182,5 +182,5 @@ class Normalize(nn.Module):
 
 
 def normalized(net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """The network behind its normalisation: the names `normalize.*` and `model.*`."""
+    """Return the network behind its normalisation: the names `normalize.*` and `model.*`."""
     return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=net))

@@ -30,7 +30,7 @@ def model(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Module:
-    """The network of one row; with `mean` and `std` its first layer normalises the images.
+    """Return the network of one row; with `mean` and `std` its first layer normalises the images.
 
     Args:
       dim, depth, heads: width, number of cross-covariance blocks, heads of their attention.
@@ -195,5 +195,5 @@ class Normalize(nn.Module):
 
 
 def normalized(net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """The network behind its normalisation: the names `normalize.*` and `model.*`."""
+    """Return the network behind its normalisation: the names `normalize.*` and `model.*`."""
     return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=net))
