@@ -1,12 +1,25 @@
-"""Adversarially robust image classifiers in JAX."""
+"""Adversarially robust image classifiers in JAX.
+
+`models` makes networks, `attacks` attacks them, `evaluation.autoattack` says what they withstand,
+`convert` takes weights from PyTorch and gives them back, and `data` reads images; `python -m
+jaxrobust` lists the commands. Images are f32[B, H, W, C] in [0, 1], radii are in the same units.
+"""
 
 import importlib
+from typing import Any
 
+__version__ = "0.1.0"
 _MODULES = ("attacks", "convert", "data", "evaluation", "models")
+__all__ = [*_MODULES, "__version__"]
 
 
-def __getattr__(name: str):
-    """Return the subpackages, imported when they are first used."""
+def __getattr__(name: str) -> Any:
+    """Import a subpackage when it is first used."""
     if name in _MODULES:
         return importlib.import_module(f"jaxrobust.{name}")
     raise AttributeError(f"module 'jaxrobust' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

@@ -15,6 +15,7 @@ from jaxrobust.types import Classifier
 Config = Any  # ml_collections.ConfigDict, or anything that reads like one
 
 PHASES = ("pretrain", "train")
+VERSION = 1  # of the keys, in a run's config.json; it grows where old values would mean others
 
 
 def phase(**changes) -> ConfigDict:

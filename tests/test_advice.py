@@ -9,6 +9,7 @@ import jax
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
+from jaxrobust.config import VERSION
 from jaxrobust.training import advice, build
 from jaxrobust.training import run as training_run
 from tests.test_step import small_config
@@ -80,13 +81,12 @@ class StepTest(parameterized.TestCase):
         (line,) = advice.lines(config, "train", begun=False)
         self.assertIn(f"attack.{key}=1.5 is not read", line)
 
-    def test_a_run_of_before_continues(self):
+    def test_the_same_step_written_otherwise_is_the_same_run(self):
         new = json.loads(published("xcit_s12").to_json())
         old = json.loads(published("xcit_s12").to_json())
-        del old["attack"]["relative_step"]
-        old["attack"]["step_size"] = 1.5 * 4 / 255
+        old["attack"] |= {"relative_step": None, "step_size": 1.5 * 4 / 255}
         workdir = Path(self.create_tempdir())
-        (workdir / "config.json").write_text(json.dumps(old))
+        (workdir / "config.json").write_text(json.dumps({"version": VERSION} | old))
         training_run.claim(workdir, new, {})
         new["attack"]["relative_step"] = 2.0
         with self.assertRaisesRegex(ValueError, "attack.step_size: 0.0235.* there, 0.0313"):

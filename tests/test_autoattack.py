@@ -20,14 +20,14 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.evaluation import autoattack, checks, engine
+from jaxrobust.evaluation import autoattack, checks, engine, slots
 from jaxrobust.evaluation.plan import VERSIONS, base, named, plan
-from jaxrobust.evaluation.schedule import Jobs
+from jaxrobust.evaluation.schedule import Jobs, Rows
 from jaxrobust.runtime import hosts
 from tests import paths
 from tests.test_balls import norm_in_float64
 from tests.test_losses import golden_nets, load
-from tools import bench_autoattack
+from tools import topology_autoattack
 
 NETS = golden_nets()
 EPSILON = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
@@ -226,7 +226,7 @@ def begin(setting, devices, batch, target=1, restart=1):
     with on_devices(devices):
         runner = engine.make(NETS["lin"], slots=batch)
     full = functools.partial(np.full, runner.slots)
-    rows = engine.Rows(
+    rows = Rows(
         fresh=full(True),
         keep=full(True),
         images=np.repeat(IMAGES[:1], runner.slots, axis=0),
@@ -240,7 +240,7 @@ def begin(setting, devices, batch, target=1, restart=1):
     number = np.uint32(named(setting.name).number)
     return jax.tree.map(
         np.asarray,
-        jax.jit(functools.partial(engine._begin, setting))(np.float32(0.1), root, number, rows),
+        jax.jit(functools.partial(slots.begin, setting))(np.float32(0.1), root, number, rows),
     )
 
 
@@ -497,7 +497,7 @@ class SearchTest(parameterized.TestCase):
     def test_all_are_attacked_again_if_one_of_a_sample_falls(self):
         blind = lambda x: jax.lax.stop_gradient(NETS["conv"](x))  # noqa: E731
         settings = {"epsilon": 8 / 255, "attacks": ("apgd-ce",), "n": 40}
-        with mock.patch("jaxrobust.evaluation.autoattack._SAMPLE", 4):
+        with mock.patch("jaxrobust.evaluation.cascade._SAMPLE", 4):
             result = quick("conv", search_fn=blind, **settings)
         np.testing.assert_array_equal(result.robust, quick("conv", **settings).robust)
         self.assertRegex(
@@ -532,7 +532,7 @@ class RefutedTest(parameterized.TestCase):
             refused.update(seen)
             return sure, norms
 
-        with mock.patch("jaxrobust.evaluation.autoattack.checks.verified", doubting):
+        with mock.patch("jaxrobust.evaluation.cascade.checks.verified", doubting):
             result = quick("conv", **settings)
         fooled = plain.clean & ~plain.robust
         self.assertGreater(fooled.sum(), 3)
@@ -549,7 +549,7 @@ class RefutedTest(parameterized.TestCase):
             calls.append(len(points))
             return np.zeros(len(points), bool), np.zeros(len(points))
 
-        with mock.patch("jaxrobust.evaluation.autoattack.checks.verified", never):
+        with mock.patch("jaxrobust.evaluation.cascade.checks.verified", never):
             result = quick("conv", epsilon=8 / 255, attacks=("apgd-ce",), n=24)
         np.testing.assert_array_equal(result.robust, result.clean)
         self.assertRegex(result.flags["unconfirmed by apgd-ce"], r"^\d+ images were fooled in the")
@@ -595,8 +595,8 @@ class MemoryTest(parameterized.TestCase):
         for classes in (10, 100):
             weights = jax.ShapeDtypeStruct((16 * 16 * 3, classes), np.float32)
             logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
-            step, arguments, _ = bench_autoattack.abstract_step(
-                mesh, engine._program_of(setting), logits_fn, slots=32, image=image
+            step, arguments, _ = topology_autoattack.abstract_step(
+                mesh, slots.program_of(setting), logits_fn, slots=32, image=image
             )
             memory = step.lower(*arguments).compile().memory_analysis()
             temporary.append(memory.temp_size_in_bytes)

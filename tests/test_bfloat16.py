@@ -13,7 +13,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.models import attention, layers, primitives
+from jaxrobust.models import attention, batch_norms, layers, primitives
 from jaxrobust.models.inputs import cast
 from tests.parity import relative
 from tools import hlo, topology
@@ -131,8 +131,8 @@ LAYERS = {
     "layer_norm": (layers.layer_norm, [IMAGE, C, C]),
     "gelu": (layers.gelu, [IMAGE, C]),
     "scaled_residual": (lambda x, b, g: layers.scaled_residual(x, x * x, b, g), [IMAGE, C, C]),
-    "batch_norm": (layers.batch_norm, [IMAGE, C, C, C, C]),
-    "batch_norm_train": (lambda *a: layers.batch_norm_train(*a)[0], [IMAGE, C, C]),
+    "batch_norm": (batch_norms.batch_norm, [IMAGE, C, C, C, C]),
+    "batch_norm_train": (lambda *a: batch_norms.batch_norm_train(*a)[0], [IMAGE, C, C]),
     "attention": (lambda x, b: attention.attention(x, x, x, bias=b), [TOKENS, (2, 64, 64)]),
     "cross": (lambda x, t: attention.cross_covariance(x, x, x, t), [TOKENS, (2, 1, 1)]),
     "talking": (

@@ -6,7 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.evaluation import checks
+from jaxrobust.evaluation import checks, doubts
 from tests import paths
 from tests.test_losses import golden_nets, load
 
@@ -56,7 +56,7 @@ def compiled(logits_fn, batch=16):
 
 def flags_of(logits_fn, data=None, *, batch=16):
     images, labels = data or colours()
-    return checks.check_network(compiled(logits_fn, batch), logits_fn, images, labels)
+    return doubts.check_network(compiled(logits_fn, batch), logits_fn, images, labels)
 
 
 class NetworkTest(parameterized.TestCase):
@@ -95,14 +95,14 @@ class NetworkTest(parameterized.TestCase):
         logits_fn = jax.jit(lambda x: net.apply(params, stats, x)[0])
         images = np.zeros((2, 32, 32, 3), np.float32)
         fake = lambda x: np.eye(10)[np.arange(len(x)) % 1] * 3 + 1  # noqa: E731
-        self.assertEmpty(checks.check_network(fake, logits_fn, images, np.zeros(2, int)))
+        self.assertEmpty(doubts.check_network(fake, logits_fn, images, np.zeros(2, int)))
 
     def test_a_function_of_one_batch_size(self):
         def logits_fn(x):
             return healthy(x.reshape(16, 4, 4, 3))
 
         images, labels = colours()
-        flags = checks.check_network(compiled(logits_fn), logits_fn, images, labels, batch_size=16)
+        flags = doubts.check_network(compiled(logits_fn), logits_fn, images, labels, batch_size=16)
         self.assertEmpty(flags)
 
     # --- randomness ---
@@ -128,7 +128,7 @@ class NetworkTest(parameterized.TestCase):
         forward = compiled(healthy)
         images, labels = colours()
         shaky = lambda x: (z := forward(x)) + 1e-6 * rng.normal(size=z.shape)  # noqa: E731
-        self.assertEmpty(checks.check_network(shaky, healthy, images, labels))
+        self.assertEmpty(doubts.check_network(shaky, healthy, images, labels))
 
     def retraced(self, logits_fn):
         self.check_only(
@@ -185,7 +185,7 @@ class NetworkTest(parameterized.TestCase):
             return classify(transformed(centre)(features(x)))
 
         images, labels = colours()
-        flags = checks.check_network(compiled(healthy), logits_fn, images, labels)
+        flags = doubts.check_network(compiled(healthy), logits_fn, images, labels)
         self.check_only(flags, "retraced", "tracing logits_fn twice", "change no state")
 
     # --- train mode ---
@@ -275,9 +275,9 @@ class NetworkTest(parameterized.TestCase):
         self.assertTrue((labels[:64] == 0).all())
         self.assertEmpty(flags_of(logits_fn, (images, labels)))
 
-    @parameterized.parameters(*checks._NORMALISATIONS)
+    @parameterized.parameters(*doubts._NORMALISATIONS)
     def test_double_normalisation(self, name):
-        constants = checks._NORMALISATIONS[name]
+        constants = doubts._NORMALISATIONS[name]
         flags = flags_of(lambda x: healthy(normalise(x, *constants)))
         self.assertIn("normalisation is undone", flags.pop("double-normalization"))
         self.assertLessEqual(flags.keys(), {"low-accuracy"})
@@ -366,12 +366,12 @@ class ImagesTest(parameterized.TestCase):
 class ResultTest(parameterized.TestCase):
     def test_gradients(self):
         zero = np.zeros(200, bool)
-        self.assertEmpty(checks.check_gradients(zero))
-        self.assertEmpty(checks.check_gradients(zero[:0]))
+        self.assertEmpty(doubts.check_gradients(zero))
+        self.assertEmpty(doubts.check_gradients(zero[:0]))
         zero[:2] = True
-        self.assertEmpty(checks.check_gradients(zero))  # 1 % is not more than 1 %
+        self.assertEmpty(doubts.check_gradients(zero))  # 1 % is not more than 1 %
         zero[2] = True
-        flags = checks.check_gradients(zero)
+        flags = doubts.check_gradients(zero)
         self.assertEqual(list(flags), ["zero-gradients"])
         self.assertIn("3 of 200 images (1.5%)", flags["zero-gradients"])
         self.assertIn("trust only Square and a transfer attack", flags["zero-gradients"])
@@ -386,7 +386,7 @@ class ResultTest(parameterized.TestCase):
         images, labels = (jnp.asarray(a) for a in colours(64))
         for scale, expected in ((0.1, []), (100, ["zero-gradients"])):
             zero = (jax.grad(loss)(images, scale) == 0).all(axis=(1, 2, 3))
-            self.assertEqual(list(checks.check_gradients(np.asarray(zero))), expected)
+            self.assertEqual(list(doubts.check_gradients(np.asarray(zero))), expected)
 
     @parameterized.parameters(
         (dict(clean=0.8, ce=0.5, square=0.497), True),
@@ -398,7 +398,7 @@ class ResultTest(parameterized.TestCase):
         ({}, False),
     )
     def test_cascade(self, accuracy_after, flagged):
-        flags = checks.check_cascade(accuracy_after)
+        flags = doubts.check_cascade(accuracy_after)
         self.assertEqual(list(flags), ["square-improves"] * flagged)
         if flagged:
             self.assertIn(f"from 50.00% to {accuracy_after['square']:.2%}", str(flags))

@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import json
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from jaxrobust import data, evaluate, models
-from jaxrobust.config import Network, network_of
+from jaxrobust.config import VERSION, Network, network_of
 from jaxrobust.evaluation import accuracy, command, records, subject
 from jaxrobust.models.positions import resized
 from jaxrobust.runtime import commandline, launch
@@ -315,12 +316,18 @@ class RunTest(parameterized.TestCase):
 
     def test_a_run_that_is_none(self):
         folder = Path(self.create_tempdir())
-        for text, message in (("{", "is damaged"), ("3", "is damaged"), ("{}", "not a config of")):
+        for text, message in (("{", "is damaged"), ("3", "is damaged"), ("{}", "is not a run's")):
             (folder / "config.json").write_text(text)
             code, _, said = call(workdir=str(folder))
             self.assertEqual(code, 2)
             self.assertRegex(said, message)
-        (folder / "config.json").write_text((self.workdir / "config.json").read_text())
+        own = json.loads((self.workdir / "config.json").read_text())
+        for version in (None, VERSION + 1):
+            (folder / "config.json").write_text(json.dumps(own | {"version": version}))
+            code, _, said = call(workdir=str(folder))
+            self.assertEqual(code, 2)
+            self.assertIn(f"has version {version} of the config's keys, and this code has", said)
+        (folder / "config.json").write_text(json.dumps(own))
         code, _, said = call(workdir=str(folder))
         self.assertEqual(code, 2)
         self.assertIn("has no best checkpoint of train or pretrain; train until", said)
@@ -353,7 +360,8 @@ class AnotherSizeTest(parameterized.TestCase):
             weights = Weights(*jax.jit(network_of(config).init)(jax.random.key(7)))
             best.save(3, weights, {})
             best.wait()
-        (workdir / "config.json").write_text(config.to_json())
+        own = {"version": VERSION} | json.loads(config.to_json())
+        (workdir / "config.json").write_text(json.dumps(own))
         return workdir, jax.device_get(weights.params | weights.stats)
 
     def test_positions_are_resized(self):

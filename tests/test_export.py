@@ -19,7 +19,7 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
 from jaxrobust import models, types
-from jaxrobust.config import network_of
+from jaxrobust.config import VERSION, network_of
 from jaxrobust.evaluation import records
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
 from jaxrobust.training import optim, step
@@ -319,7 +319,8 @@ class RunTest(Case):
         config = training.tiny()
         self.workdir = self.folder / "run"
         self.workdir.mkdir()
-        (self.workdir / "config.json").write_text(config.to_json())
+        own = {"version": VERSION} | json.loads(config.to_json())
+        (self.workdir / "config.json").write_text(json.dumps(own))
         sizes = {"num_classes": 10, "image_size": 8, "in_channels": 1}
         self.options = config.model.options.to_dict()
         self.params, self.stats = drawn("convnext_n", **sizes, **self.options)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.models import convolutions, layers
+from jaxrobust.models import batch_norms, convolutions, layers, pooling
 
 try:
     import torch
@@ -210,10 +210,10 @@ class LayersTest(parameterized.TestCase):
         with jax.enable_x64(True):
             wide = [jnp.asarray(a) for a in operands]
             expected = _vjp(plain, wide, jnp.asarray(g))
-            self.assert_close(_vjp(layers.batch_norm, wide, jnp.asarray(g)), expected, 1e-13)
+            self.assert_close(_vjp(batch_norms.batch_norm, wide, jnp.asarray(g)), expected, 1e-13)
         for dtype, tolerance in ((jnp.float32, 2e-6), (jnp.bfloat16, 4e-2)):
             narrow = [jnp.asarray(a, dtype) for a in operands]
-            results = _vjp(layers.batch_norm, narrow, jnp.asarray(g, dtype))
+            results = _vjp(batch_norms.batch_norm, narrow, jnp.asarray(g, dtype))
             self.assertEqual({r.dtype for r in results}, {jnp.dtype(dtype)})
             self.assert_close(results, expected, tolerance)
 
@@ -237,7 +237,7 @@ class LayersTest(parameterized.TestCase):
 
         def run(x, scale, bias, g):
             def train(*operands):
-                y, *statistics = layers.batch_norm_train(*operands, group=group)
+                y, *statistics = batch_norms.batch_norm_train(*operands, group=group)
                 return y, statistics
 
             y, pull, (mean, var) = jax.vjp(train, x, scale, bias, has_aux=True)
@@ -258,16 +258,18 @@ class LayersTest(parameterized.TestCase):
 
     def test_batch_norm_sums_many_values_exactly(self):
         x = (_normal(0, 4, 112, 112, 2) + 3).astype(np.float32)
-        _, mean, var = jax.jit(layers.batch_norm_train)(jnp.asarray(x), jnp.ones(2), jnp.zeros(2))
+        _, mean, var = jax.jit(batch_norms.batch_norm_train)(
+            jnp.asarray(x), jnp.ones(2), jnp.zeros(2)
+        )
         flat = x.reshape(-1, 2).astype(np.float64)
         self.assert_close([mean, var], [flat.mean(0), flat.var(0, ddof=1)], 1e-6)
 
     def test_batch_norm_refuses(self):
         ones = jnp.ones(3)
         with self.assertRaisesRegex(ValueError, "group=4 does not divide the batch of 6"):
-            layers.batch_norm_train(jnp.ones((6, 2, 2, 3)), ones, ones, group=4)
+            batch_norms.batch_norm_train(jnp.ones((6, 2, 2, 3)), ones, ones, group=4)
         with self.assertRaisesRegex(ValueError, "no variance"):
-            layers.batch_norm_train(jnp.ones((6, 1, 1, 3)), ones, ones, group=1)
+            batch_norms.batch_norm_train(jnp.ones((6, 1, 1, 3)), ones, ones, group=1)
 
     @parameterized.parameters((8, 8), (7, 9), (1, 2), (5, 6))
     @absltest.skipIf(torch is None, "pip install -e '.[test,parity]'")
@@ -280,7 +282,7 @@ class LayersTest(parameterized.TestCase):
         g = _normal(1, *out.shape).astype(np.float32)
         out.backward(torch.tensor(g))
         for dtype, tolerance in ((jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)):
-            results = _vjp(layers.max_pool, [jnp.asarray(x, dtype)], jnp.asarray(g, dtype))
+            results = _vjp(pooling.max_pool, [jnp.asarray(x, dtype)], jnp.asarray(g, dtype))
             self.assertEqual([r.dtype for r in results], [dtype] * 2)
             self.assert_close(results, [out.detach().numpy(), tensor.grad.numpy()], tolerance)
 

@@ -17,12 +17,12 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.config import network_of
-from jaxrobust.evaluation import engine
+from jaxrobust.evaluation import slots
 from jaxrobust.evaluation.plan import plan
 from jaxrobust.runtime import sharding
 from jaxrobust.training import build
 from tests.test_step import small_config
-from tools import bench_autoattack, topology
+from tools import topology, topology_autoattack
 
 PRODUCT = re.compile(r"stablehlo\.(dot_general|convolution)\b.*?$", re.M)
 SHAPE = (8, 8, 3)
@@ -53,7 +53,7 @@ class AutoAttackTest(parameterized.TestCase):
     def test_the_last_forward_pass(self):
         closure = jax.tree_util.Partial(lambda x: x.reshape(len(x), -1) @ jnp.ones((192, 10)))
         for logits_fn in (network(), closure):
-            program, operands = bench_autoattack.abstract_verdict(
+            program, operands = topology_autoattack.abstract_verdict(
                 mesh(), logits_fn, slots=2, image=SHAPE
             )
             found = precisions(program.lower(*operands))
@@ -62,8 +62,8 @@ class AutoAttackTest(parameterized.TestCase):
     @parameterized.parameters("apgd-ce", "square")
     def test_the_search(self, name):
         (setting,) = plan("linf", "standard", [name], None)
-        step, operands, _ = bench_autoattack.abstract_step(
-            mesh(), engine._program_of(setting), network(), slots=2, image=SHAPE
+        step, operands, _ = topology_autoattack.abstract_step(
+            mesh(), slots.program_of(setting), network(), slots=2, image=SHAPE
         )
         alone = precisions(step.lower(*operands))
         # Square copies a value to each channel by an exact product of its own.
@@ -74,7 +74,7 @@ class AutoAttackTest(parameterized.TestCase):
         operands = (operands[0], network("bfloat16"), *operands[2:])
         guided = precisions(step.lower(*operands))
         self.assertEqual(guided["DEFAULT"], alone["DEFAULT"])
-        verdict, operands = bench_autoattack.abstract_verdict(
+        verdict, operands = topology_autoattack.abstract_verdict(
             mesh(), network(), slots=2, image=SHAPE
         )
         last = precisions(verdict.lower(*operands))
@@ -116,7 +116,7 @@ class ExecutableTest(absltest.TestCase):
         with mock.patch.dict("os.environ"):
             devices = topology.devices("v5e:2x2")
         chips = jax.sharding.Mesh(np.array(devices), ("slots",))
-        program, operands = bench_autoattack.abstract_verdict(
+        program, operands = topology_autoattack.abstract_verdict(
             chips, network(), slots=8, image=SHAPE
         )
         text = program.lower(*operands).compile().as_text()

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation import engine, plan
+from jaxrobust.evaluation import plan, slots
 from jaxrobust.runtime import hardware
 from tests.modules import hidden
-from tools import bench_autoattack, hlo, hlo_costs, topology
+from tools import hlo, hlo_costs, topology, topology_autoattack
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 NEEDS = "needs the TPU compiler: pip install -e '.[test,tpu-aot]'"
@@ -130,8 +130,8 @@ class EngineTest(parameterized.TestCase):
         (setting,) = plan.plan("linf", "standard", [name], None)
         weights = jax.ShapeDtypeStruct((48, 5), np.float32)
         logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
-        step, arguments, found = bench_autoattack.abstract_step(
-            mesh, engine._program_of(setting), logits_fn, slots=16, image=(4, 4, 3)
+        step, arguments, found = topology_autoattack.abstract_step(
+            mesh, slots.program_of(setting), logits_fn, slots=16, image=(4, 4, 3)
         )
         self.assertEqual(found, passes)
         module = hlo.parse(step.lower(*arguments).compile().as_text())

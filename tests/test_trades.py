@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from jax import lax
 
 from jaxrobust import attacks
-from jaxrobust.models import layers
+from jaxrobust.models import batch_norms, layers
 from jaxrobust.runtime import sharding
 from jaxrobust.training import objectives, step
 from jaxrobust.types import Batch, Classifier
@@ -35,8 +35,8 @@ def wide_resnet() -> Classifier:
             running = [f"{name}.running_mean", f"{name}.running_var"]
             affine = params[f"{name}.weight"], params[f"{name}.bias"]
             if not train:
-                return layers.batch_norm(x, *affine, *(stats[key] for key in running))
-            out, *new = layers.batch_norm_train(x, *affine)
+                return batch_norms.batch_norm(x, *affine, *(stats[key] for key in running))
+            out, *new = batch_norms.batch_norm_train(x, *affine)
             for key, value in zip(running, new, strict=True):
                 moved[key] = 0.9 * stats[key] + 0.1 * value
             return out
@@ -171,7 +171,7 @@ class PassesTest(parameterized.TestCase):
         running = {"mean": jnp.full(3, 0.2), "var": jnp.full(3, 0.7)}
 
         def apply(params, stats, x, *, train=False, key=None):
-            x, mean, var = layers.batch_norm_train(x, jnp.ones(3), jnp.zeros(3), group=group)
+            x, mean, var = batch_norms.batch_norm_train(x, jnp.ones(3), jnp.zeros(3), group=group)
             new = {"mean": mean, "var": var}
             moved = {name: 0.9 * stats[name] + 0.1 * new[name] for name in stats}
             return (x * x * x).mean((1, 2)), moved

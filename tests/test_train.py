@@ -258,6 +258,14 @@ class TroubleTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, r"config\.json is damaged .*remove"):
                 quiet_run(tiny(), workdir)
 
+    def test_keys_of_another_version_are_refused(self):
+        workdir = Path(self.create_tempdir())
+        plain = json.loads(tiny().to_json())
+        for noted in (plain, {"version": 0} | plain):
+            (workdir / "config.json").write_text(json.dumps(noted))
+            with self.assertRaisesRegex(ValueError, "has version (None|0) of the config's keys"):
+                quiet_run(tiny(), workdir)
+
     @parameterized.parameters("a[1]", "a\\b", "\udcff")
     def test_names_that_lose_checkpoints(self, name):
         """Orbax takes them for patterns or other paths, and reads nothing where it wrote."""

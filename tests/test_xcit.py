@@ -9,7 +9,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.models import xcit
+from jaxrobust.models import positions, xcit
 from jaxrobust.models.modules import Draws, Drop
 from jaxrobust.weights import convert
 from tests import behaviour, parity, paths, reference
@@ -58,7 +58,7 @@ def rounded_as(waves):
     exact value where ours is 0.5: one value in 30 differs, by the last bit, which moves float64
     logits by 3e-9. With the same bits they agree to 1e-14.
     """
-    return mock.patch.object(xcit, "waves", waves)
+    return mock.patch.object(positions, "waves", waves)
 
 
 class XcitTest(parameterized.TestCase):
@@ -81,7 +81,7 @@ class XcitTest(parameterized.TestCase):
     def test_waves(self, length):
         # The last bit of a float32 just below 1.
         theirs = stored_waves(length)
-        np.testing.assert_allclose(xcit.waves(length), theirs, rtol=1.2e-7, atol=6e-8)
+        np.testing.assert_allclose(positions.waves(length), theirs, rtol=1.2e-7, atol=6e-8)
 
     def test_golden_float32(self):
         parity.check_golden(self, "xcit_s12", "Debenedetti2022Light_XCiT-S12", dtype="float32")

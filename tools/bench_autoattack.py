@@ -21,6 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from jaxrobust.runtime.commandline import Arguments  # noqa: E402
+
 GOLDEN = ROOT / "tests/golden/attacks"
 EPSILON = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
 THEIRS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
@@ -30,18 +32,18 @@ DIMS, DEPTHS = (64, 128, 256), (2, 2, 2)  # of convnext_n
 
 def parse() -> argparse.Namespace:
     """Return the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--network", choices=["golden", "convnext_n"], default="golden")
-    parser.add_argument("--norms", help="default: linf,l2,l1; for --topology, linf")
-    parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--batch", type=int, help="slots of ours (--topology: per chip, 64)")
-    parser.add_argument("--rounds", type=int, default=1, help="turns; the fastest counts")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
-    parser.add_argument("--topology", help="compile for a slice such as v5e:4x4, without running")
-    parser.add_argument("--model", default="convnext_t_cvst", help="for --topology")
-    parser.add_argument("--image-size", type=int, default=224, help="for --topology")
-    parser.add_argument("--dtype", default="float32", help="compute type, for --topology")
-    parser.add_argument("--worker", choices=["ours", "theirs"], help=argparse.SUPPRESS)
+    parser = Arguments(__doc__)
+    parser.flag("network", choices=["golden", "convnext_n"], default="golden")
+    parser.flag("norms", help="default: linf,l2,l1; for --topology, linf")
+    parser.flag("images", type=int, default=128)
+    parser.flag("batch", type=int, help="slots of ours (--topology: per chip, 64)")
+    parser.flag("rounds", type=int, default=1, help="turns; the fastest counts")
+    parser.flag("json", action="store_true", help="one JSON object on the last line")
+    parser.flag("topology", help="compile for a slice such as v5e:4x4, without running")
+    parser.flag("model", default="convnext_t_cvst", help="for --topology")
+    parser.flag("image_size", type=int, default=224, help="for --topology")
+    parser.flag("dtype", default="float32", help="compute type, for --topology")
+    parser.flag("worker", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.norms = (args.norms or ("linf" if args.topology else "linf,l2,l1")).split(",")
     if unknown := set(args.norms) - set(EPSILON):
@@ -307,124 +309,12 @@ def launch(worker: str, args, cores: list[int]) -> dict[str, dict]:
     return {report["norm"]: report for report in reports}
 
 
-# --- Ahead of time ---
-
-FLOAT32_PRODUCTS = 6  # of bfloat16, which a TPU makes for a float32 one at full precision
-
-
-def abstract_step(mesh, setting, logits_fn, *, slots: int, image: tuple[int, ...]):
-    """Return (the program that makes steps in the engine's slots, its arguments, passes in a step).
-
-    Arguments are shapes: `logits_fn` a `Partial` of them, `image` H, W, C.
-    """
-    import functools
-
-    import jax
-    import jax.numpy as jnp
-
-    from jaxrobust.attacks import ROWS
-    from jaxrobust.evaluation import engine
-    from jaxrobust.evaluation.schedule import Rows
-
-    def array(dtype, *shape):
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    flags, numbers = array(jnp.bool, slots), array(jnp.int32, slots)
-    rows = Rows(
-        fresh=flags,
-        keep=flags,
-        images=array(jnp.float32, slots, *image),
-        labels=numbers,
-        targets=numbers,
-        restarts=numbers,
-        ids=array(jnp.uint32, slots),
-        first=numbers,
-    )
-    epsilon, root, number = array(jnp.float32), array(jnp.uint32, 2), array(jnp.uint32)
-    begin = functools.partial(engine._begin, setting)
-    state = jax.eval_shape(begin, epsilon, root, number, rows)
-    floor = array(jnp.int32, mesh.size)
-    machine = ROWS[setting.machine].make(setting, jnp.float32(0))
-    passes = 1 + (machine.loss is not None) + (machine.check is not None)
-    advance = engine._programs(mesh, setting, False).advance
-    return advance, (logits_fn, None, epsilon, state, array(jnp.int32), floor), passes
-
-
-def abstract_verdict(mesh, logits_fn, *, slots: int, image: tuple[int, ...]):
-    """Return (the program of a forward pass that decides, its arguments), as above."""
-    import jax
-    import jax.numpy as jnp
-
-    from jaxrobust.evaluation import engine
-
-    root, draw = jax.ShapeDtypeStruct((2,), jnp.uint32), jax.ShapeDtypeStruct((), jnp.uint32)
-    images = jax.ShapeDtypeStruct((slots, *image), jnp.float32)
-    ids = jax.ShapeDtypeStruct((slots,), jnp.uint32)
-    return engine._forward_program(mesh, False), (logits_fn, root, draw, images, ids)
-
-
-def ahead_of_time(args) -> None:
-    """Compiles the steps of standard AutoAttack for a slice of TPUs, and prints.
-
-    A program makes steps until enough slots are done: figures are of one such step, and sizes of
-    what stays on a chip between two. The last program is the forward pass that decides.
-    """
-    from tools import topology
-
-    chips = topology.devices(args.topology)
-    import jax
-    import numpy as np
-    from jax.sharding import AxisType, Mesh
-
-    from jaxrobust import models
-    from jaxrobust.evaluation import engine, plan
-    from jaxrobust.models.table import multiply_adds
-    from jaxrobust.runtime import hardware
-
-    net = models.create(args.model, image_size=args.image_size, dtype=args.dtype)
-    shapes = jax.eval_shape(net.init, jax.random.key(0))
-    flops = 2.0 * multiply_adds(net, *shapes, image_size=args.image_size)
-    logits_fn = jax.tree_util.Partial(lambda p, s, x: net.apply(p, s, x)[0], *shapes)
-    mesh = Mesh(np.array(chips), ("slots",), axis_types=(AxisType.Auto,))
-    width = args.batch or 64
-    image = (args.image_size, args.image_size, shapes[1]["normalize.mean"].shape[0])
-    print(
-        f"{args.model} {args.image_size} px, {width} slots per chip, {args.dtype}, {len(chips)} x "
-        f"{chips[0].device_kind} ({args.topology}); figures of one step of all slots"
-    )
-    programs: dict[engine.Setting, list[str]] = {}
-    for norm in args.norms:
-        for setting in plan.plan(norm, "standard", None, None):
-            programs.setdefault(engine._program_of(setting), []).append(setting.name)
-    result = []
-    for setting, attacks in programs.items():
-        advance, arguments, passes = abstract_step(
-            mesh, setting, logits_fn, slots=width * len(chips), image=image
-        )
-        figures = topology.compiled(advance, *arguments, remedy=f"--batch {max(width // 2, 1)}")
-        print(f"{', '.join(attacks)} ({setting.norm}), {passes} passes of the network in a step")
-        chip = hardware.chip(chips[0].device_kind)
-        figures |= topology.show(figures, chip, flops=passes * flops * width, images=width)
-        result.append({"attacks": attacks, "norm": setting.norm, "passes": passes} | figures)
-    verdict, arguments = abstract_verdict(mesh, logits_fn, slots=width * len(chips), image=image)
-    figures = topology.compiled(verdict, *arguments, remedy=f"--batch {max(width // 2, 1)}")
-    products = FLOAT32_PRODUCTS if args.dtype == "float32" else 1
-    print(
-        f"verdicts, 1 pass of the network, {products} bfloat16 product(s) for one of {args.dtype}"
-    )
-    figures |= topology.show(figures, chip, flops=products * flops * width, images=width)
-    result.append({"attacks": ["verdicts"], "norm": None, "passes": 1} | figures)
-    if args.json:
-        about = {"model": args.model, "dtype": args.dtype, "topology": args.topology}
-        about |= {"image_size": args.image_size, "slots_per_chip": width}
-        inside = sum(figures["collectives_in_attack_loop"] for figures in result)
-        print(json.dumps(about | {"collectives_in_attack_loop": inside, "programs": result}))
-
-
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     args = parse()
     if args.topology:
+        from tools.topology_autoattack import ahead_of_time
+
         return ahead_of_time(args)
     if args.worker:
         return our_worker(args) if args.worker == "ours" else their_worker(args)
@@ -447,7 +337,7 @@ def main() -> None:
 
 
 def compare(args, norm: str, key: str, best: dict[str, dict]) -> dict:
-    """Ratios of a norm in one mode."""
+    """Return ratios of a norm in one mode."""
     ours, theirs = best["ours"], best["theirs"]
     per_pass = {w: r[key] / (r["forward"] + r["backward"]) for w, r in best.items()}
     robust = {w: r.pop("robust") for w, r in best.items()}

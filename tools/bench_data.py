@@ -31,6 +31,7 @@ from PIL import Image, ImageOps
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from jaxrobust.data import augmentations, decoding, folder, pipeline, sources, transforms
+from jaxrobust.runtime.commandline import Arguments
 
 SIZE = 224
 EVALUATION = "BicubicRes256Crop224"
@@ -40,16 +41,14 @@ Program = Callable[[bytes], Any]
 
 def parse() -> argparse.Namespace:
     """Return the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Arguments(__doc__)
     parser.add_argument("folder", nargs="?", type=Path, help="an ImageFolder; default: made up")
-    parser.add_argument("--images", type=int, default=200, help="photographs, at most")
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each pipeline")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument(
-        "--batches", type=int, default=20, help="of part two, in each turn; 0: without it"
-    )
-    parser.add_argument("--workers", type=int, nargs="*", default=[1, 2], help="worker processes")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.flag("images", type=int, default=200, help="photographs, at most")
+    parser.flag("rounds", type=int, default=7, help="turns of each pipeline")
+    parser.flag("batch", type=int, default=32)
+    parser.flag("batches", type=int, default=20, help="of part two, in each turn; 0: without it")
+    parser.flag("workers", type=int, nargs="*", default=[1, 2], help="worker processes")
+    parser.flag("json", action="store_true", help="one JSON object on the last line")
     return parser.parse_args()
 
 
@@ -134,7 +133,7 @@ def theirs() -> dict[str, Program]:
 
 
 def allow_no_bits() -> None:
-    """Lets timm's Posterize ask for 0 bits, which Pillow 13 refuses: black, as before."""
+    """Let timm's Posterize ask for 0 bits, which Pillow 13 refuses: black, as before."""
     posterize = ImageOps.posterize
 
     def lenient(image: Image.Image, bits: int) -> Image.Image:
@@ -163,7 +162,7 @@ def measure(
 
 @contextlib.contextmanager
 def naming(source: sources.Source, index: int) -> Iterator[None]:
-    """Says which file it is that does not decode."""
+    """Say which file it is that does not decode."""
     try:
         yield
     except sources.DataError:
@@ -182,7 +181,7 @@ def settled() -> float:
 
 
 def batches(source: sources.Source, args: argparse.Namespace, preset: str) -> dict[str, Any]:
-    """Milliseconds for an image on top of the bare functions, and images/s with workers."""
+    """Return milliseconds for an image on top of the bare functions, and images/s with workers."""
     batch_size = min(args.batch, len(source))
     count = args.batches * batch_size
     stream = functools.partial(
@@ -226,7 +225,7 @@ def batches(source: sources.Source, args: argparse.Namespace, preset: str) -> di
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     args = parse()
     if min(args.images, args.rounds, args.batch) < 1 or min(args.batches, *args.workers, 0) < 0:
         raise ValueError("--images, --rounds and --batch must be positive, the others not negative")

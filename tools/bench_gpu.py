@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from jaxrobust.runtime.commandline import Arguments  # noqa: E402
 from tools import bench_step, hlo  # noqa: E402
 
 CONFIGS = ("convnext_t_cvst", "convnext_b_cvst", "vit_s_cvst", "vit_b_cvst", "xcit_s12")
@@ -36,21 +37,21 @@ TRACED_STEPS = 3
 
 def parse() -> argparse.Namespace:
     """Return the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Arguments(__doc__)
     every = [ROOT / "configs" / f"{name}.py" for name in CONFIGS]
     parser.add_argument("configs", type=Path, nargs="*", default=every, metavar="CONFIG")
-    parser.add_argument("--largest", type=int, help=f"batch to begin with; default: {LARGEST}")
-    parser.add_argument("--image-size", type=int, help="default: the config's")
-    parser.add_argument("--attack-steps", type=int, help="default: the config's")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each side")
-    parser.add_argument("--steps", type=int, default=10, help="steps that count in a turn")
-    parser.add_argument("--profile", type=Path, help="folder for an XProf trace of each network")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.flag("largest", type=int, help=f"batch to begin with; default: {LARGEST}")
+    parser.flag("image_size", type=int, help="default: the config's")
+    parser.flag("attack_steps", type=int, help="default: the config's")
+    parser.flag("rounds", type=int, default=2, help="turns of each side")
+    parser.flag("steps", type=int, default=10, help="steps that count in a turn")
+    parser.flag("profile", type=Path, help="folder for an XProf trace of each network")
+    parser.flag("json", action="store_true", help="one JSON object on the last line")
     return parser.parse_args()
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuses what would fail, or take days, only later.
+    """Refuse what would fail, or take days, only later.
 
     Raises:
       ImportError: PyTorch or timm is missing.
@@ -269,7 +270,7 @@ def kind(instruction: hlo.Instruction, module: hlo.Module) -> str:
 
 
 def profile(network: Network, batch: int, folder: Path) -> dict[str, Any]:
-    """Traces our step, and returns and prints where its time goes."""
+    """Trace our step, and return and print where its time goes."""
     folder = folder / network.config.stem
     flags = network.environment.get("XLA_FLAGS", "")
     # A replayed graph's kernels would not say which operation they belong to.
@@ -304,7 +305,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     args = parse()
     check(args)
     given = {"image-size": args.image_size, "attack-steps": args.attack_steps}

@@ -6,7 +6,6 @@ two to three times slower.
 python tools/bench_layers.py [--batch 8] [--repeats 7] [--only depthwise] [--json]
 """
 
-import argparse
 import functools
 import json
 import time
@@ -15,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.models import attention, convolutions, layers
+from jaxrobust.models import attention, batch_norms, convolutions, layers, pooling
+from jaxrobust.runtime.commandline import Arguments
 
 try:
     import torch
@@ -81,13 +81,13 @@ def cross(q, k, v, temperature):
 
 
 def talking_heads(q, k, v, before, after):
-    """Ours without biases."""
+    """Return ours without biases."""
     zeros = jnp.zeros(before.shape[0])
     return attention.talking_heads(q, k, v, (before, zeros), (after, zeros))
 
 
 def other_cases(batch):
-    """Layers of the other networks, as `cases`."""
+    """Return layers of the other networks, as `cases`."""
     for size, channels, features, window, stride, padding in CONVS:
         options = {"stride": stride, "padding": padding}
         yield (
@@ -96,9 +96,14 @@ def other_cases(batch):
             [(batch, size, size, channels), (window, window, channels, features)],
             functools.partial(conv, **options),
         )
-    yield "max_pool", layers.max_pool, [(batch, 112, 112, 64)], pool
+    yield "max_pool", pooling.max_pool, [(batch, 112, 112, 64)], pool
     image, vector = (batch, 56, 56, 64), (64,)
-    yield "batch_norm", lambda *a: layers.batch_norm_train(*a)[0], [image, vector, vector], norm
+    yield (
+        "batch_norm",
+        lambda *a: batch_norms.batch_norm_train(*a)[0],
+        [image, vector, vector],
+        norm,
+    )
     tokens, windows, channels = (batch, 197, 6, 64), (16 * batch, 49, 8, 32), (batch, 196, 8, 48)
     yield "attention", attention.attention, [tokens] * 3, attend
     yield (
@@ -185,11 +190,11 @@ def time_torch(function, operands, g, repeats):
 
 def main():
     """Print one line or JSON record for each layer and stage."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--only", default="", help="text that the layer's name contains")
-    parser.add_argument("--json", action="store_true", help="one JSON record for each line")
+    parser = Arguments(__doc__)
+    parser.flag("batch", type=int, default=8)
+    parser.flag("repeats", type=int, default=7)
+    parser.flag("only", default="", help="text that the layer's name contains")
+    parser.flag("json", action="store_true", help="one JSON record for each line")
     args = parser.parse_args()
     if not args.json:
         print("wall/processor ms: JAX forward, input gradient, parameter gradient | PyTorch")

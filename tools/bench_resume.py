@@ -10,7 +10,6 @@ lines of metrics, evaluations and results, and nothing left over of a checkpoint
 the difference where one is not.
 """
 
-import argparse
 import itertools
 import json
 import os
@@ -30,6 +29,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from jaxrobust.runtime import jsonl
+from jaxrobust.runtime.commandline import Arguments
 
 ROOT = Path(__file__).resolve().parents[1]
 PHASES = ("pretrain", "train")
@@ -63,7 +63,7 @@ class Different(AssertionError):
 
 
 def kills(folder: Path, count: int, *, seed: int = 0) -> dict[str, Any]:
-    """Trains in `folder` under so many kills; when each came, and what was there then.
+    """Train in `folder` under so many kills; when each came, and what was there then.
 
     Raises:
       Different: what differs from the run in peace.
@@ -227,10 +227,10 @@ def same(expected: dict[str, Any], found: dict[str, Any], which: str) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print what was hit; return 1 where a run differs."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="the figures as JSON on stdout")
+    parser = Arguments(__doc__)
+    parser.flag("kills", type=int, default=20)
+    parser.flag("seed", type=int, default=0)
+    parser.flag("json", action="store_true", help="the figures as JSON on stdout")
     given = parser.parse_args(arguments)
     if given.kills < 1:
         parser.error(f"--kills {given.kills} must be at least 1")

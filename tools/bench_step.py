@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/
 
+from jaxrobust.runtime.commandline import Arguments
 from jaxrobust.runtime.launch import keep_large_buffers
 
 OUT_OF_MEMORY = 4  # the exit code
@@ -33,23 +34,21 @@ PROGRAMS = ("step", "clean", "torch", "torch_clean")
 
 def parse() -> argparse.Namespace:
     """Return the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Arguments(__doc__)
     parser.add_argument("config", type=Path)
-    parser.add_argument(
-        "--batch", type=int, help="default: 8; for --topology, per chip: the config's"
-    )
-    parser.add_argument("--image-size", type=int, help="default: the config's")
-    parser.add_argument("--attack-steps", type=int, help="default: the config's")
-    parser.add_argument("--dtype", help="default: float32; for --topology, the config's")
-    parser.add_argument("--fsdp", type=int, help="devices that share the state; 0: all")
-    parser.add_argument("--microbatches", type=int, help="parts of a device's images")
-    parser.add_argument("--topology", help="compile for a slice such as v5e:8x8, without running")
-    parser.add_argument("--against", choices=["torch"])
-    parser.add_argument("--program", choices=PROGRAMS, help="this one alone; default: all")
-    parser.add_argument("--trace", type=Path, help="folder for an XProf trace of --program")
-    parser.add_argument("--rounds", type=int, default=4, help="turns of each program")
-    parser.add_argument("--steps", type=int, default=3, help="steps that count in a turn")
-    parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
+    parser.flag("batch", type=int, help="default: 8; for --topology, per chip: the config's")
+    parser.flag("image_size", type=int, help="default: the config's")
+    parser.flag("attack_steps", type=int, help="default: the config's")
+    parser.flag("dtype", help="default: float32; for --topology, the config's")
+    parser.flag("fsdp", type=int, help="devices that share the state; 0: all")
+    parser.flag("microbatches", type=int, help="parts of a device's images")
+    parser.flag("topology", help="compile for a slice such as v5e:8x8, without running")
+    parser.flag("against", choices=["torch"])
+    parser.flag("program", choices=PROGRAMS, help="this one alone; default: all")
+    parser.flag("trace", type=Path, help="folder for an XProf trace of --program")
+    parser.flag("rounds", type=int, default=4, help="turns of each program")
+    parser.flag("steps", type=int, default=3, help="steps that count in a turn")
+    parser.flag("json", action="store_true", help="one JSON object on the last line")
     args = parser.parse_args()
     if args.topology:
         args.rounds = args.steps = 1
@@ -237,7 +236,7 @@ def measure(programs: dict, rounds: int, steps: int) -> dict[str, dict[str, floa
 
 
 def ahead_of_time(args: argparse.Namespace) -> None:
-    """Compiles for a slice of TPUs, and prints."""
+    """Compile for a slice of TPUs, and print."""
     from tools import topology
 
     chips = topology.devices(args.topology)
@@ -281,7 +280,7 @@ def ahead_of_time(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Measures and prints."""
+    """Measure and print."""
     args = parse()
     if args.topology:
         return ahead_of_time(args)

@@ -162,7 +162,7 @@ def collectives(module: Module) -> list[Collective]:
 
 
 def _carried(module: Module, i: Instruction, operand: str) -> Iterator[str]:
-    """Parameters of the program that an operand is made of, unless it only adds them up."""
+    """Return parameters of the program that an operand is made of, unless it only adds them up."""
     sums = i.opcode.startswith(("all-reduce", "reduce-scatter"))
     type_ = module.computations[i.computation][operand].type
     for leaf in _leaves(module, i.computation, operand) or ():
@@ -192,7 +192,7 @@ def elements(type_: str) -> list[str]:
 
 
 def count(type_: str) -> int:
-    """Values in an array's type."""
+    """Return values in an array's type."""
     dims = re.search(r"\[([\d,]*)\]", type_)
     return math.prod(int(n) for n in dims[1].split(",") if n) if dims else 0
 
@@ -287,7 +287,7 @@ def trip_count(module: Module, loop: Instruction) -> int | None:
 def _leaves(
     module: Module, computation: str, name: str, path: tuple[int, ...] = (), *, start: bool = False
 ) -> frozenset[Instruction] | None:
-    """Constants, and parameters of the program, that a value is made of; None: it was computed.
+    """Return the constants and parameters that a value is made of; None: it was computed.
 
     `path` leads to an element of a tuple. What a loop changes was computed, or with `start` is what
     it was before the loop.

@@ -5,7 +5,6 @@ Handwritten Digits", CC BY 4.0) as a TFDS data set in ArrayRecord, without Tenso
 The bytes depend only on the pixels, on `SEED` and on the ArrayRecord library.
 """
 
-import argparse
 import json
 import struct
 import sys
@@ -13,6 +12,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+
+from jaxrobust.runtime.commandline import Arguments
 
 SEED = 0
 TEST_SIZE = 397
@@ -121,8 +122,8 @@ def write(images: np.ndarray, labels: np.ndarray, target: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Return 0, or 2 with one sentence on stderr when scikit-learn is missing."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--target", type=Path, default=TARGET, help="default: %(default)s")
+    parser = Arguments(__doc__)
+    parser.flag("target", type=Path, default=TARGET, help="default: %(default)s")
     arguments = parser.parse_args(argv)
     try:
         from sklearn.datasets import load_digits

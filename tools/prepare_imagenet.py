@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file, tools/ is unknown
 
-from jaxrobust.runtime.commandline import check_once, stop
+from jaxrobust.runtime.commandline import Arguments, stop
 from tools.imagenet import directory, shards, source
 from tools.imagenet.directory import Plan
 from tools.imagenet.known import IMAGENET, known
@@ -46,32 +46,31 @@ _TAKEN = ("digits", "fake")  # names that `open_source` keeps for its own
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line; hyphens and underscores are the same."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    more = __doc__.split("\n", 2)[2]
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = Arguments(__doc__, epilog=more, formatter_class=raw)
+    parser.add_argument("source", nargs="*", type=Path, help="Folder, or the tar files.")
+    parser.flag(
+        "out", required=True, help="Folder of NAME/VERSION: a data_dir for jaxrobust and TFDS."
     )
-
-    def flag(name: str, **how):
-        names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        parser.add_argument(*names, dest=name, **how)
-
-    parser.add_argument("source", nargs="*", type=Path, help="a folder, or the tar files")
-    flag("out", required=True, help="the folder of NAME/VERSION: a data_dir for jaxrobust and TFDS")
-    flag("name", help="of a data set with classes of its own; default: imagenet2012")
-    flag("allow_partial", action="store_true", help="a part of ImageNet, with its 1,000 labels")
-    flag(
+    parser.flag("name", help="Name of a data set with classes of its own; default: imagenet2012.")
+    parser.flag(
+        "allow_partial", action="store_true", help="Take a part of ImageNet, with its 1,000 labels."
+    )
+    parser.flag(
         "shards",
         nargs=2,
         type=int,
         metavar=("TRAIN", "VALIDATION"),
-        help="default: 1024 64 for the whole ImageNet, else of 128 MB",
+        help="Numbers of shards; default: 1024 64 for the whole ImageNet, else so many that each "
+        "has 128 MB.",
     )
     workers = min(os.cpu_count() or 1, 32)
-    flag("workers", type=int, default=workers, help="processes (default: %(default)s)")
-    flag("check", action="store_true", help="read every byte of OUT instead")
-    flag("json", action="store_true", help="one JSON object on the last line")
-    check_once(sys.argv[1:] if argv is None else argv)
+    parser.flag(
+        "workers", type=int, default=workers, help="Number of processes; default: %(default)s."
+    )
+    parser.flag("check", action="store_true", help="Read every byte of OUT instead of writing it.")
+    parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
     args = parser.parse_args(argv)
     if args.check == bool(args.source):
         parser.error("give a SOURCE to write from, or --check")

@@ -46,7 +46,7 @@ def devices(name: str) -> list[Any]:
 
 
 def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") -> dict[str, Any]:
-    """Compiles a jitted function for the devices of its shardings; its figures, per chip.
+    """Compile a jitted function for the devices of its shardings; its figures, per chip.
 
     Args:
       function: whose shardings, or those of its arguments, are of `devices`.

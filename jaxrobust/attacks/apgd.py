@@ -300,6 +300,14 @@ def apgd(
     Raises:
       ValueError: see `inputs.check_settings`.
     Source: Singh, Croce & Hein 2023 (arXiv 2303.01870), training attack.
+
+    >>> import jax, jax.numpy as jnp
+    >>> logits_fn = lambda images: images.mean((1, 2)) @ jnp.array([[1.0, -1.0]])
+    >>> images, labels = jnp.full((1, 4, 4, 1), 0.5), jnp.array([0])
+    >>> attack = apgd(norm="linf", epsilon=0.25, steps=5)
+    >>> images_adv = attack(logits_fn, jax.random.key(0), images, labels)
+    >>> float(images_adv.max())
+    0.25
     """
     check_no_targets(loss)
     machine = apgd_machine(

@@ -161,7 +161,7 @@ def l1_correction(images: Array, delta: Array, epsilon: Array) -> Array:
 
 
 def _settle_l1(points, images):
-    """Hands out the image's own value where only rounding moved it, and nothing outside the box.
+    """Hand out the image's own value where only rounding moved it, and nothing outside the box.
 
     The residue of entries that a projection gave back is below 8 units in the last place of 1;
     left in, it adds up to more than the tolerance on a small radius.

@@ -268,6 +268,14 @@ def fab(
       without a random start it is not read and may be None.
     Raises:
       ValueError: see `fab_machine`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> logits_fn = lambda x: x.mean((1, 2)) @ jnp.array([[1.0, 0.0]]) + jnp.array([0, 0.4])
+    >>> images, labels = jnp.full((1, 4, 4, 1), 0.5), jnp.array([0])
+    >>> attack = fab(norm="linf", epsilon=0.25, steps=5)
+    >>> images_adv = attack(logits_fn, jax.random.key(0), images, labels)
+    >>> int(logits_fn(images_adv).argmax())
+    1
     """
     own = {"alpha_max": alpha_max, "eta": eta, "beta": beta}
     machine = fab_machine(norm=norm, epsilon=epsilon, steps=steps, targeted=False, **own)

@@ -89,7 +89,7 @@ class _Cut(NamedTuple):
 
 
 def _moves_l1(sizes, room, excess):
-    """Entries move into their corner in order of size; the last one as far as needed.
+    """Return entries move into their corner in order of size; the last one as far as needed.
 
     Bisects the sizes, instead of a sort, until a single entry, or equal ones, are left between
     the cut `upper`, whose entries move fully, and `lower`, whose entries are more than enough.

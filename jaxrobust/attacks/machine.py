@@ -103,7 +103,7 @@ def advance(
 
 
 def _differentiated(machine, network, state, points, draws):
-    """Logits of the last draw, and what `tell` takes of the gradients, averaged over draws."""
+    """Return logits of the last draw, and for `tell` the gradients, averaged over draws."""
 
     def once(draw):
         def losses(points):

@@ -37,6 +37,14 @@ def fgsm(
 
     Arguments as in `pgd`, except that `step_size` defaults to `epsilon`. With `random_start` and
     1.25 epsilon this is Wong et al. 2020 (arXiv 2001.03994).
+
+    >>> import jax, jax.numpy as jnp
+    >>> logits_fn = lambda images: images.mean((1, 2)) @ jnp.array([[1.0, -1.0]])
+    >>> images, labels = jnp.full((1, 4, 4, 1), 0.5), jnp.array([0])
+    >>> attack = fgsm(epsilon=0.25)
+    >>> images_adv = attack(logits_fn, jax.random.key(0), images, labels)
+    >>> float(images_adv.max())
+    0.25
     """
     # A radius of 0 leaves no room whatever the step.
     step_size = (epsilon or None) if step_size is None else step_size
@@ -77,6 +85,14 @@ def pgd(
       outside the classes is an error outside `jit` and undefined inside.
     Raises:
       ValueError: see `inputs.check_settings`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> logits_fn = lambda images: images.mean((1, 2)) @ jnp.array([[1.0, -1.0]])
+    >>> images, labels = jnp.full((1, 4, 4, 1), 0.5), jnp.array([0])
+    >>> attack = pgd(norm="l2", epsilon=1.0, steps=4, random_start=False)
+    >>> images_adv = attack(logits_fn, jax.random.key(0), images, labels)
+    >>> round(float(jnp.linalg.norm(images_adv - images)), 4)
+    1.0
     """
     check_no_targets(loss)
     machine = pgd_machine(

@@ -202,6 +202,14 @@ def square(
       differentiated.
     Raises:
       ValueError: see `square_machine`.
+
+    >>> import jax, jax.numpy as jnp
+    >>> logits_fn = lambda images: images.mean((1, 2)) @ jnp.array([[1.0, -1.0]])
+    >>> images, labels = jnp.full((1, 4, 4, 1), 0.5), jnp.array([0])
+    >>> attack = square(norm="linf", epsilon=0.25, queries=20)
+    >>> images_adv = attack(logits_fn, jax.random.key(0), images, labels)
+    >>> bool(jnp.abs(images_adv - images).max() <= 0.25)
+    True
     """
     machine = square_machine(
         norm=norm, epsilon=epsilon, queries=queries, p_init=p_init, rescale=rescale

@@ -122,7 +122,7 @@ def _tile_side(images):
 
 
 def _propose_mass(norm, state, draws, windows, level):
-    """Gathers the mass of two windows, and what the ball has left, in window 1 on a template.
+    """Gather the mass of two windows, and what the ball has left, in window 1 on a template.
 
     Mass is the sum of squares on L2, of absolute values on L1, and `length` its root on L2.
     """

@@ -24,7 +24,7 @@ def jitter(image: Image.Image, rng: np.random.Generator, *, ranges: Ranges) -> I
 
 
 def jitter_ranges(brightness: float, contrast: float, saturation: float, hue: float) -> Ranges:
-    """Ranges of factors around 1 by so much, from 0 at the lowest; of the hue, around 0.
+    """Return ranges of factors around 1 by so much, from 0 at the lowest; of the hue, around 0.
 
     Raises:
       ValueError: a negative number, or a hue above 0.5.

@@ -57,12 +57,12 @@ def _affine(image: Image.Image, matrix: Sequence[float], canvas: Canvas) -> Imag
 
 
 def shear_x(image: Image.Image, slope: float, canvas: Canvas) -> Image.Image:
-    """Rows moved to the left by `slope` times their height."""
+    """Return rows moved to the left by `slope` times their height."""
     return _affine(image, (1, slope, 0, 0, 1, 0), canvas)
 
 
 def shear_y(image: Image.Image, slope: float, canvas: Canvas) -> Image.Image:
-    """Columns moved up by `slope` times their place."""
+    """Return columns moved up by `slope` times their place."""
     return _affine(image, (1, 0, 0, slope, 1, 0), canvas)
 
 
@@ -103,12 +103,12 @@ def posterize(image: Image.Image, bits: float, _: Canvas | None = None) -> Image
 
 
 def solarize(image: Image.Image, threshold: float, _: Canvas | None = None) -> Image.Image:
-    """Values from `threshold` on inverted."""
+    """Return values from `threshold` on inverted."""
     return _look_up(image, [v if v < threshold else 255 - v for v in range(256)])
 
 
 def solarize_add(image: Image.Image, more: float, _: Canvas | None = None) -> Image.Image:
-    """Values below 128 raised by `more`."""
+    """Return values below 128 raised by `more`."""
     return _look_up(image, [min(255, v + int(more)) if v < 128 else v for v in range(256)])
 
 
@@ -137,7 +137,7 @@ def sharpness(image: Image.Image, factor: float, _: Canvas | None = None) -> Ima
 
 
 def hue(image: Image.Image, turns: float, _: Canvas | None = None) -> Image.Image:
-    """Colours moved around the circle of 8-bit hues, by int(255 turns) of 256."""
+    """Return colours moved around the circle of 8-bit hues, by int(255 turns) of 256."""
     if image.mode == "L":
         return image
     shift = int(255 * turns)

@@ -65,7 +65,7 @@ def train_batches(
     workers: int = 0,
     strict: bool = True,
 ) -> Batches:
-    """Endless `TrainBatch`es of this process, shuffled and augmented (see the head of this file).
+    """Return endless `TrainBatch`es of this process, shuffled and augmented (see above).
 
     Args:
       source: what to read.

@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxrobust.data import imagenet, storage
 from jaxrobust.data.types import DataError, Record, Source, first_few
+from jaxrobust.runtime import folders
 
 ROBUSTBENCH_SHA256 = imagenet.ROBUSTBENCH_SHA256  # what `ids_sha256` is for @robustbench
 
@@ -346,6 +347,5 @@ def _sha256(lines: Sequence[str]) -> str:
 
 
 def index_cache() -> Path:
-    """Where indices are kept whose data set cannot be written: in $XDG_CACHE_HOME or ~/.cache."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return Path(root or Path.home() / ".cache") / "jaxrobust" / "index"
+    """Return where indices are kept whose data set cannot be written."""
+    return folders.cache("index")

@@ -358,7 +358,7 @@ def _choose(
 
 
 def _index(source: Source, reader: _Reader, split: str, info: Any, directory: Any) -> subsets.Index:
-    """Labels and file names of a whole split: from its index, else read from all its records."""
+    """Return labels and file names of a whole split: from its index, else from all its records."""
     key = repr((os.fspath(directory), split, list(info.splits[split].shard_lengths)))
     cached = subsets.index_cache() / hashlib.sha256(key.encode()).hexdigest()[:32]
     for place in (directory, cached):

@@ -174,6 +174,10 @@ def evaluation_transform(preprocessing_id: str | None) -> Callable[[Any], np.nda
       channels. Raises ValueError for an image of another kind.
     Raises:
       ValueError: an unknown id, one for `resolve`, or one with a size of 0.
+
+    >>> photograph = np.zeros((300, 400, 3), np.uint8)
+    >>> evaluation_transform("Res256Crop224")(photograph).shape
+    (224, 224, 3)
     """
     name = _name(preprocessing_id)
     if match := _OURS.fullmatch(name):

@@ -7,7 +7,6 @@ attack finds, not the latest (version "rand" runs to its end); draws belong to t
 place in a batch; an image is fooled only if a last forward pass and its norm in float64 confirm it.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,28 +14,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrobust.attacks import ROWS
 from jaxrobust.attacks.inputs import check_radius
-from jaxrobust.evaluation import checks, engine, networks, plan
+from jaxrobust.evaluation import checks, doubts, engine, networks, plan
+from jaxrobust.evaluation.cascade import Attack, Cost, Found, Sample, logits_of, search_again
 from jaxrobust.evaluation.ledger import open_ledger
 from jaxrobust.evaluation.progress import Decisions
 from jaxrobust.runtime import hosts
 from jaxrobust.runtime.progress import say
 from jaxrobust.types import Array
-
-_SAMPLE = 64  # survivors of a search in lower precision that are attacked again
-
-
-class Cost(NamedTuple):
-    """What an attack took; a pass is that of one image."""
-
-    attack: str
-    fooled: int
-    forward: int
-    backward: int
-    idle: int  # forward passes in slots without an image
-    seconds: float
-    compile_seconds: float
 
 
 class AutoAttackResult(NamedTuple):
@@ -90,7 +75,7 @@ def autoattack(
     search_fn: Callable[..., Array] | None = None,
     verbose: bool = True,
 ) -> AutoAttackResult:
-    """Robust accuracy of a network under AutoAttack.
+    """Return the robust accuracy of a network under AutoAttack.
 
     In a program of several processes each of them calls this, with the same arguments: they divide
     the images that stand before each attack, and all return the same verdicts.
@@ -124,6 +109,15 @@ def autoattack(
     Raises:
       ValueError: settings or inputs that cannot be meant, a ledger of another evaluation, or one
         that another process has open.
+
+    >>> weights = np.eye(4, dtype=np.float32)
+    >>> logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
+    >>> images = np.float32([[0.9, 0, 0, 0], [0, 0.2, 0, 0.1]]).reshape(2, 2, 2, 1)
+    >>> result = autoattack(
+    ...     logits_fn, images, [0, 1], norm="linf", epsilon=0.1, attacks=("apgd-ce",), verbose=False
+    ... )
+    >>> result.robust.tolist(), result.accuracy_after
+    ([True, False], {'apgd-ce': 0.5})
     """
     images, labels = np.asarray(images), np.asarray(labels)
     settings = plan.plan(norm, version, attacks, overrides)
@@ -146,7 +140,7 @@ def autoattack(
         checks.check_images(images, labels, classes=classes)
         settings = [plan.fit(setting, classes, tell) for setting in settings]
         images, labels = np.ascontiguousarray(images, np.float32), labels.astype(np.int32)
-        first = _logits(runner, images[:8], ids[:8], int(seed), draw=0)
+        first = logits_of(runner, images[:8], ids[:8], int(seed), draw=0)
         evaluation = {
             **_networks(runner, identity, first),
             "data": networks.hashed(images, labels, ids),
@@ -159,7 +153,7 @@ def autoattack(
         }
         with open_ledger(ledger, evaluation) as book:
             logits = _clean_logits(runner, images, ids, int(seed))
-            sample = _Sample(images, labels, ids, logits, float(epsilon), int(seed))
+            sample = Sample(images, labels, ids, logits, float(epsilon), int(seed))
             plain = not runner.keyed and len(images) > 0
             flags = _check_network(runner, images, labels) if plain else {}
             result = _cascade(runner, settings, sample, book, flags, verbose)
@@ -172,16 +166,16 @@ def _cascade(runner, settings, sample, book, flags, verbose) -> AutoAttackResult
     n, classes = len(sample.images), sample.logits.shape[1]
     clean = checks.is_right(sample.logits, sample.labels)
     fooled_by = np.where(clean, "", "clean").astype("<U16")
-    found = _Found(clean.copy(), fooled_by, sample.images.copy(), flags)
+    found = Found(clean.copy(), fooled_by, sample.images.copy(), flags)
     costs, accuracy_after = [], {}
     with Decisions(n, interval=checks.binomial_interval, enabled=verbose) as meter:
         for number, setting in enumerate(settings):
             later = sum(plan.most_passes(s, classes) for s in settings[number + 1 :])
-            costs.append(_Attack(runner, setting, sample, found, book, meter).run(later))
+            costs.append(Attack(runner, setting, sample, found, book, meter).run(later))
             accuracy_after[setting.name] = _mean(found.standing)
-    flags |= checks.check_cascade({"clean": _mean(clean), **accuracy_after})
+    flags |= doubts.check_cascade({"clean": _mean(clean), **accuracy_after})
     if runner.search_fn is not None:
-        costs.append(_search_again(runner, settings, sample, found, book))
+        costs.append(search_again(runner, settings, sample, found, book))
         accuracy_after[costs[-1].attack] = _mean(found.standing)
     return AutoAttackResult(
         clean=clean,
@@ -195,248 +189,9 @@ def _cascade(runner, settings, sample, book, flags, verbose) -> AutoAttackResult
     )
 
 
-class _Sample(NamedTuple):
-    """What is evaluated."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    ids: np.ndarray
-    logits: np.ndarray
-    epsilon: float
-    seed: int
-
-
-class _Found(NamedTuple):
-    """What the attacks have found so far; they write into it."""
-
-    standing: np.ndarray  # bool[N]
-    fooled_by: np.ndarray
-    images_adv: np.ndarray
-    flags: dict[str, str]
-
-
-class _Attack:
-    """One attack on all images that stand, from the ledger as far as it knows them."""
-
-    def __init__(self, runner, setting, sample, found, book, meter, suffix=""):
-        self.runner, self.setting, self.sample, self.found = runner, setting, sample, found
-        self.book, self.meter, self.suffix = book, meter, suffix
-        self.name, self.classes = setting.name + suffix, sample.logits.shape[1]
-        self.steps = self.idle = self.unconfirmed = 0  # of all processes after `join`
-        self.waiting: list[engine.Verdict] = []  # for a last word, since `confirmed`
-        self.confirmed = time.perf_counter()
-        self.doubtful: set[int] = set()  # images with an adversarial example that did not hold
-        self.compile_seconds = 0.0
-        self.flat: list[bool] = []
-
-    def run(self, later: int) -> Cost:
-        """Decides every image; `later` passes are needed for one that survives this attack."""
-        start, met = time.perf_counter(), int(self.found.standing.sum())
-        pending = self.recall()
-        mine, known = hosts.share(pending), met - len(pending)
-        self.meter.begin(self.name, known + len(mine), known, int(self.found.standing.sum()))
-        for call in self.calls(mine):
-            self.count(call, later // jax.process_count())
-        self.join(mine, known)
-        self.flag()
-        return Cost(
-            attack=self.name,
-            fooled=met - int(self.found.standing.sum()),
-            forward=self.steps * plan.forward(self.setting),
-            backward=self.steps * plan.backward(self.setting, self.classes),
-            idle=self.idle * plan.forward(self.setting),
-            seconds=time.perf_counter() - start - self.compile_seconds,
-            compile_seconds=self.compile_seconds,
-        )
-
-    def calls(self, mine):
-        """Return the calls of the engine, which decide these images."""
-        images, labels, ids, logits, epsilon, seed = self.sample
-        targets = plan.targets(self.setting, logits[mine], labels[mine])
-        settings = {"epsilon": epsilon, "seed": seed, "confirm": self.confirm}
-        return engine.decide(
-            self.runner, self.setting, images, labels, ids, mine, targets, **settings
-        )
-
-    def count(self, call: engine.Call, later: int) -> None:
-        """Take note of what a call took."""
-        self.steps += call.useful_steps
-        self.idle += call.slot_steps - call.useful_steps
-        self.compile_seconds += call.seconds * call.compiles
-        made = call.useful_steps * plan.passes(self.setting, self.classes)
-        most = plan.most_passes(self.setting, self.classes)
-        self.meter.advance(made, call.seconds, call.compiles, most, later)
-
-    def recall(self) -> np.ndarray:
-        """Take over what the ledger knows; return the other images."""
-        pending, fallen, shape = [], [], self.sample.images.shape[1:]
-        for i in np.flatnonzero(self.found.standing).tolist():
-            key = int(self.sample.ids[i])
-            record = self.book.find(key, self.name)
-            if record is None:
-                pending.append(i)
-                continue
-            self.flat.append(record["flat"])
-            if record["fooled"]:
-                fallen.append(i)
-                self.strike(i, self.book.adversarial(key, self.name, shape))
-        for start in range(0, len(fallen), self.runner.slots):
-            self.doubt(fallen[start : start + self.runner.slots])
-        return np.array(pending, int)
-
-    def doubt(self, which: list[int]) -> None:
-        """Refuses adversarial images from the ledger that are none, by more than rounding."""
-        images, labels, ids, _ = (a[which] for a in self.sample[:4])
-        points = self.found.images_adv[which]
-        ball = {"norm": self.setting.norm, "epsilon": self.sample.epsilon}
-        own = np.eye(self.classes, dtype=bool)[labels]
-        inside, _ = checks.verified(points, images, labels, ~own, **ball)  # whatever the logits
-        logits = _logits(self.runner, points, ids, self.sample.seed, draw=self.draw())
-        with np.errstate(invalid="ignore"):  # infinite ones
-            margins = logits[own] - np.where(own, -np.inf, logits).max(axis=1)
-            right = margins > hosts.ROUNDING * np.ptp(logits, axis=1)
-        for i, there, stands in zip(which, inside, right, strict=True):
-            if stands or not there:
-                why = "does not fool this network" if there else "is outside the ball"
-                raise ValueError(
-                    f"the ledger's adversarial image of {self.name} on image {self.sample.ids[i]} "
-                    f"{why}: its .images file is damaged or another evaluation's; remove both files"
-                )
-
-    def confirm(self, verdicts: list[engine.Verdict], last: bool) -> list[engine.Verdict]:
-        """Write what holds, and return what does not, once enough has come for a whole batch.
-
-        Nothing waits for long, where it would be lost in a kill; with `last` nothing waits at all.
-        """
-        for verdict in verdicts:
-            if verdict.fooled:
-                self.waiting.append(verdict)
-            else:
-                self.write(verdict, None, 0.0)
-        due = last or len(self.waiting) >= self.runner.slots
-        if not due and time.perf_counter() - self.confirmed <= 5:
-            return []
-        waiting, self.waiting, self.confirmed = self.waiting, [], time.perf_counter()
-        parts = range(0, len(waiting), self.runner.slots)
-        return [v for i in parts for v in self.refuted(waiting[i : i + self.runner.slots])]
-
-    def refuted(self, part: list[engine.Verdict]) -> list[engine.Verdict]:
-        """Return the last word: one more forward pass, and the norm in float64."""
-        which = [v.image for v in part]
-        images, labels, ids, _ = (a[which] for a in self.sample[:4])
-        points = np.stack([v.adversarial for v in part if v.adversarial is not None])
-        points = engine.settled(self.runner, self.setting.norm, points, images)
-        logits = _logits(self.runner, points, ids, self.sample.seed, draw=self.draw())
-        ball = {"norm": self.setting.norm, "epsilon": self.sample.epsilon}
-        sure, norms = checks.verified(points, images, labels, logits, **ball)
-        wrong = []
-        for verdict, ok, norm, point in zip(part, sure, norms, points, strict=True):
-            if ok:
-                self.write(verdict, point, float(norm))
-            elif self.runner.keyed:  # one wrong draw; as in the reference, the run is over
-                self.write(verdict, None, 0.0)
-            else:
-                wrong.append(verdict)
-        self.doubtful |= {verdict.image for verdict in wrong}
-        return wrong
-
-    def draw(self) -> int:
-        """Of a randomised network's last forward pass; 0 is that of the clean images."""
-        return 1 + plan.named(self.setting.name).number
-
-    def write(self, verdict: engine.Verdict, adversarial: np.ndarray | None, norm: float) -> None:
-        """Write a verdict into the ledger."""
-        i = verdict.image
-        record = {
-            "image": int(self.sample.ids[i]),
-            "attack": self.name,
-            "fooled": adversarial is not None,
-            "target": verdict.target,
-            "restart": verdict.restart,
-            "iterations": verdict.steps,
-            "norm": norm,
-            "seed": self.sample.seed,
-            "flat": verdict.flat,
-        }
-        self.book.add(record, adversarial)
-        self.flat.append(verdict.flat)
-        if adversarial is not None:
-            self.strike(i, adversarial)
-        self.meter.decided(int(self.found.standing.sum()))
-
-    def strike(self, i: int, adversarial: np.ndarray) -> None:
-        """Take note that an image is fooled."""
-        self.found.standing[i] = False
-        self.found.fooled_by[i] = self.name
-        self.found.images_adv[i] = adversarial
-
-    def join(self, mine: np.ndarray, known: int) -> None:
-        """Take over what the other processes found, and add up what all of them took."""
-        fallen = mine[~self.found.standing[mine]]
-        unconfirmed = sum(self.found.standing[list(self.doubtful)])
-        counts = np.array([self.steps, self.idle, unconfirmed])
-        points = self.found.images_adv[fallen]
-        parts = hosts.everyone((fallen, points, self.flat[known:], counts))
-        for which, theirs, _, _ in parts:
-            for i, adversarial in zip(which, theirs, strict=True):
-                self.strike(i, adversarial)
-        self.flat[known:] = [flat for part in parts for flat in part[2]]
-        sums = np.sum([part[3] for part in parts], axis=0)
-        self.steps, self.idle, self.unconfirmed = sums.tolist()
-
-    def flag(self) -> None:
-        """Flag what this attack makes doubtful."""
-        flags = self.found.flags
-        untargeted = not (self.setting.targets or self.suffix)
-        if untargeted and ROWS[self.setting.machine].flat:
-            flags.update(checks.check_gradients(np.array(self.flat, bool)))
-        if self.unconfirmed:
-            flags[f"unconfirmed by {self.name}"] = (
-                f"{self.unconfirmed} images were fooled in the search but not in a last forward "
-                "pass, or left the ball, nor was anything else found in the steps after; they "
-                "count as robust. Numerics that depend on the batch do this: look for batch "
-                "statistics, or compare with batch_size=1"
-            )
-
-
-def _search_again(runner, settings, sample, found, book) -> Cost:
-    """Search survivors with the network that decides: some, and if one of them falls, all.
-
-    So `robust` is what one search left, never a mixture of two.
-    """
-    survivors = np.flatnonzero(found.standing)
-    count = min(_SAMPLE, len(survivors))
-    chosen = np.zeros_like(found.standing)
-    chosen[np.random.default_rng(sample.seed).choice(survivors, count, replace=False)] = True
-    runner = runner._replace(search_fn=None)
-    costs = _attacked(runner, settings, sample, found, book, chosen)
-    fallen = int((chosen & ~found.standing).sum())
-    text = f"of {count} survivors of the search with search_fn, {fallen} were fooled by one with "
-    text += "logits_fn itself"
-    if fallen and count < len(survivors):
-        costs += _attacked(runner, settings, sample, found, book, found.standing & ~chosen)
-        every = int((~found.standing[survivors]).sum())
-        text += f", hence all {len(survivors)} were attacked so, and {every} fell"
-    found.flags["search-gap"] = text + ("; search with logits_fn" if fallen else "")
-    return Cost("full", *(sum(column) for column in list(zip(*costs, strict=True))[1:]))
-
-
-def _attacked(runner, settings, sample, found, book, chosen) -> list[Cost]:
-    """Return what attacks on some images cost that stand; those that fall no longer do."""
-    again = found._replace(standing=chosen.copy())
-    interval, count = checks.binomial_interval, int(chosen.sum())
-    with Decisions(count, interval=interval, enabled=False) as meter:
-        costs = [
-            _Attack(runner, setting, sample, again, book, meter, suffix=" (full)").run(0)
-            for setting in settings
-        ]
-    found.standing[chosen & ~again.standing] = False
-    return costs
-
-
 def _check_network(runner, images, labels):
     """Return what any process saw; all look at the same images."""
-    flags = checks.check_network(
+    flags = doubts.check_network(
         lambda x: engine.forward(runner, x),
         runner.logits_fn,
         images,
@@ -451,17 +206,10 @@ def _clean_logits(runner, images, ids, seed):
     mine = hosts.share(np.arange(len(images)))
     logits = np.zeros((len(images), runner.traces[0].classes), np.float32)
     for which, values in hosts.everyone(
-        (mine, _logits(runner, images[mine], ids[mine], seed, draw=0))
+        (mine, logits_of(runner, images[mine], ids[mine], seed, draw=0))
     ):
         logits[which] = values
     return logits
-
-
-def _logits(runner, images, ids, seed, *, draw):
-    """f32[n, K]."""
-    if not len(images):
-        return np.zeros((0, runner.traces[0].classes), np.float32)
-    return engine.forward(runner, images, ids, seed=seed, draw=draw)
 
 
 def _networks(runner: engine.Engine, name: str | None, first: np.ndarray) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +14,13 @@ import numpy as np
 from jaxrobust import attacks
 from jaxrobust.data import EvaluationBatch, evaluation_transform, pipeline, sources
 from jaxrobust.evaluation import accuracy, autoattack, records
+from jaxrobust.evaluation import subject as subjects
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.models.inputs import cast
-from jaxrobust.runtime import hosts, jsonl, sharding
+from jaxrobust.runtime import compilation, hosts, jsonl, sharding
 from jaxrobust.runtime.progress import say
 from jaxrobust.types import Attack, Weights
-from jaxrobust.weights import hashes
+from jaxrobust.weights import hashes, runs
 from jaxrobust.weights.checkpoint import disk_full
 
 
@@ -37,6 +38,106 @@ class Question(NamedTuple):
 
 _PGD = re.compile(r"pgd-([1-9]\d{0,6})")
 _AUTOATTACK = {"apgd-ce": ("apgd-ce",), "autoattack": None}  # None: those of the version
+
+
+class Given(NamedTuple):
+    """The flags of `python -m jaxrobust.evaluate`; None: not given."""
+
+    workdir: str | None
+    phase: str | None
+    model: str | None
+    weights: str | None
+    options: dict[str, Any] | None
+    dataset: str | None
+    split: str | None
+    classes: str | None
+    data_dir: str | None
+    preprocessing: str | None
+    norm: str | None
+    epsilon: float | None
+    attack: str
+    version: str
+    search_dtype: str
+    out: str | None
+    num_classes: int | None
+    image_size: int | None
+    n: int
+    batch: int | None
+    seed: int
+
+
+def answer(given: Given) -> tuple[str, bool]:
+    """Return the answer for people, and whether this process is the one that prints it.
+
+    Raises:
+      ValueError: flags that contradict each other or the weights, before anything compiles.
+    """
+    run = Path(given.workdir) if given.workdir else None
+    folder = _folder(given)
+    compilation.use_persistent_cache((run or Path(given.out or "runs/evaluation")).parent)
+    if run:
+        origin = subjects.of_run(run)
+    elif folder:
+        origin = subjects.of_folder(folder, given.model, given.options)
+    else:
+        origin = subjects.of_file(str(given.model), Path(str(given.weights)), given.options)
+    own = origin.network.num_classes
+    if None not in (own, given.num_classes) and own != given.num_classes:
+        raise ValueError(
+            f"--num_classes={given.num_classes}, but {folder} holds {own}; leave it out"
+        )
+    asked, source = subjects.settled(
+        origin,
+        network={"num_classes": given.num_classes, "image_size": given.image_size},
+        dataset=given.dataset,
+        split=given.split,
+        classes=given.classes,
+        data_dir=given.data_dir,
+        norm=given.norm,
+        epsilon=given.epsilon,
+    )
+    size = _known(asked.network.image_size)
+    if run:
+        runs.check_classes(run, source, renamed=True)
+        which, weights = runs.run_weights(run, given.phase, image_size=size)
+    else:
+        path = Path(str(given.weights))
+        which, network, weights = subjects.file_weights(asked.network, path)
+        asked = replace(asked, network=network)
+    question = Question(
+        attack=given.attack,
+        version=given.version,
+        images=given.n,
+        batch=given.batch,
+        seed=given.seed,
+        preprocessing=subjects.preprocessing(origin, size, source, given.preprocessing),
+        search_dtype=given.search_dtype,
+    )
+    default = run / "evaluation" if run else Path("runs") / f"evaluation-{asked.network.name}"
+    out = Path(given.out or default)
+    said = evaluate(asked, source, which, weights, question, out=out)
+    return said, jax.process_index() == 0
+
+
+def _folder(given: Given) -> Path | None:
+    """Return the imported folder that flags name, if they name one; refuse what says nothing."""
+    folder = Path(given.weights) if given.weights else None
+    if folder and (given.workdir or not folder.is_dir()):
+        folder = None  # a file, which does not say whose it is
+    if (given.workdir is None) == (given.model is None and folder is None):
+        raise ValueError(
+            "give --workdir RUN, or --model NAME --weights PATH --dataset NAME (no --model where "
+            "PATH is a folder that tools/import_torch.py wrote)"
+        )
+    if given.model and not given.weights:
+        raise ValueError("--model needs --weights PATH, its weights")
+    own = ("weights", "num_classes", "options")
+    extra = [f"--{name}" for name in own if getattr(given, name) is not None]
+    if given.workdir and extra:
+        raise ValueError(f"{' and '.join(extra)} would replace the run's own; that takes --model")
+    if given.weights and given.phase:
+        raise ValueError("--phase is one of a --workdir; --weights has but one")
+    return folder
 
 
 def evaluate(
@@ -128,7 +229,7 @@ def evaluate(
 
 
 def _check(asked: Question, subject: Subject, source: sources.Source) -> None:
-    """Refuses what cannot work, in the words of the command line."""
+    """Refuse what cannot work, in the words of the command line."""
     attack, searches = asked.attack, asked.attack in _AUTOATTACK
     norm, epsilon = subject.norm, subject.epsilon
     if not (searches or attack == "clean" or _PGD.fullmatch(attack)):

@@ -115,7 +115,7 @@ class Ledger:
         self._append(record)
 
     def close(self) -> None:
-        """Lets another process append; what is in memory stays."""
+        """Let another process append; what is in memory stays."""
         self._lock.close()
 
     def _append(self, record: dict[str, Any]) -> None:

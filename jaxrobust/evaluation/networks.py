@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrobust.evaluation import checks
+from jaxrobust.evaluation import doubts
 from jaxrobust.types import LogitsFn
 
 T = TypeVar("T")
@@ -182,7 +182,7 @@ def trace(
         raise ValueError(leak) from error
     except Exception:  # it takes `each` images only
         pass
-    constants = list(checks.constants(closed))
+    constants = list(doubts.constants(closed))
     if any(isinstance(constant, jax.core.Tracer) for constant in constants):
         raise ValueError(leak)
     hashes = [hashed(constant) for constant in constants]

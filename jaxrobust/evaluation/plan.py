@@ -89,7 +89,7 @@ def plan(
 
 
 def _check_change(setting: Setting, change: dict[str, Any]) -> None:
-    """Refuses an override that the attack does not have, or a number that it cannot use."""
+    """Refuse an override that the attack does not have, or a number that it cannot use."""
     least = attacks.ROWS[setting.machine].least
     editable = {k: v for k, v in least.items() if k != "targets" or setting.targets}
     for key, value in change.items():

@@ -45,7 +45,7 @@ class Jobs:
     def __init__(
         self, slots: int, devices: int, which: np.ndarray, targets: np.ndarray, restarts: int
     ):
-        """Jobs for the images `which` i[n], with targets i32[n, T]; both numbered from 0 here."""
+        """Take jobs for the images `which` i[n] with targets i32[n, T]; both count from 0."""
         images, kinds = targets.shape
         self._which = which
         self._devices, self._width = devices, slots // devices

@@ -23,7 +23,7 @@ from jaxrobust.exchange import references, side_by_side
 from jaxrobust.exchange.references import Network, Reference
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import compilation, jsonl
-from jaxrobust.runtime.commandline import check_once, mapping, stop
+from jaxrobust.runtime.commandline import Arguments, mapping, stop
 from jaxrobust.weights import certificates, convert, hashes
 from jaxrobust.weights import folder as weights_folder
 from jaxrobust.weights import start as start_weights
@@ -241,21 +241,32 @@ def stored(
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line; hyphens and underscores are the same."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.error = lambda message: stop(message, 2)  # type: ignore[method-assign]
-
-    def flag(name: str, **how):
-        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        parser.add_argument(*spellings, dest=name, **how)
-
-    flag("model", help="of models.available(), or a RobustBench id; not for an imported folder")
-    flag("weights", required=True, type=Path, help="ours; the certificate goes beside it")
-    flag("against", required=True, type=Path, help="theirs: .pt, .pth, .safetensors or .py")
-    flag("image_size", type=int, help="pixels; default: the folder's, or 224")
-    flag("options", help="of the model, where OURS says none")
-    flag("images", type=Path, help="a folder of photographs; default: seeded smooth images")
-    flag("json", action="store_true", help="the certificate as JSON on the last line")
-    check_once(sys.argv[1:] if argv is None else argv)
+    parser = Arguments(__doc__)
+    parser.flag(
+        "model",
+        help="Network: a name of models.available(), or a RobustBench id; an imported folder says "
+        "it itself.",
+    )
+    parser.flag(
+        "weights",
+        required=True,
+        type=Path,
+        help="Our weights: a file or an imported folder, beside which the certificate goes.",
+    )
+    parser.flag(
+        "against",
+        required=True,
+        type=Path,
+        help="Their weights: a .pt, .pth, .safetensors or .py file.",
+    )
+    parser.flag(
+        "image_size",
+        type=int,
+        help="Side of the images in pixels; default: what the folder says, or 224.",
+    )
+    parser.flag("options", help="Other fields of the row of --model, where our weights say none.")
+    parser.flag("images", type=Path, help="Folder of photographs; default: seeded smooth images.")
+    parser.flag("json", action="store_true", help="Print the certificate on the last line.")
     return parser.parse_args(argv)
 
 

@@ -28,12 +28,12 @@ import numpy as np
 from absl import logging
 
 from jaxrobust import models
-from jaxrobust.config import network_of
+from jaxrobust.config import PHASES, network_of
 from jaxrobust.exchange import certificate, layouts, references, robustbench_entry
 from jaxrobust.exchange.references import Network
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import compilation, sharding
-from jaxrobust.runtime.commandline import check_once, mapping, stop
+from jaxrobust.runtime.commandline import Arguments, mapping, stop
 from jaxrobust.training import optim
 from jaxrobust.training.step import averaged, init_state
 from jaxrobust.weights import certificates, hashes, runs
@@ -44,33 +44,44 @@ from jaxrobust.weights.hashes import file_sha256
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line; hyphens and underscores are the same."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.error = lambda message: stop(message, 2)  # type: ignore
-
-    def flag(name: str, **how):
-        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        parser.add_argument(*spellings, dest=name, **how)
-
-    flag("workdir", type=Path, help="a run: its best weights, unless --which says otherwise")
-    flag("phase", choices=["pretrain", "train"], help="of the run; default: the last with weights")
-    flag("weights", type=Path, help="instead of a run: a file, or a folder that was imported")
-    flag("model", help="of --weights FILE: one of models.available()")
-    flag("image_size", type=int, help="of --weights FILE; default: 224")
-    flag("options", help="of --model, where FILE says none")
-    flag("which", choices=["ema", "raw"], help="averaged weights or not; default: as evaluated")
-    flag("layout", required=True, help="timm, module, or a RobustBench id")
-    flag("out", required=True, type=Path, help="the folder")
-    flag("record", type=Path, help="results.jsonl of an evaluation of these weights")
-    flag("evaluation", help="which record; default: the last that counts")
-    flag("id", help="of the entry, for a new network; default: that of the layout")
-    flag("nocertificate", action="store_true", help="compare with no reference (saves minutes)")
-    flag("json", action="store_true", help="one JSON object on the last line")
-    check_once(sys.argv[1:] if argv is None else argv)
+    parser = Arguments(__doc__)
+    parser.flag("workdir", type=Path, help="Run whose best weights are exported.")
+    parser.flag(
+        "phase", choices=PHASES, help="Phase of the run; default: the last one that has weights."
+    )
+    parser.flag(
+        "weights", type=Path, help="Weights instead of a run: a file or an imported folder."
+    )
+    parser.flag("model", help="Network of a file of weights: a name of models.available().")
+    parser.flag(
+        "image_size", type=int, help="Side of the images in pixels, of a file; default: 224."
+    )
+    parser.flag("options", help="Other fields of the row of --model, where the file says none.")
+    parser.flag(
+        "which",
+        choices=["ema", "raw"],
+        help="Averaged or raw weights; default: those that the run evaluates.",
+    )
+    parser.flag("layout", required=True, help="Layout: timm, module, or a RobustBench id.")
+    parser.flag("out", required=True, type=Path, help="Folder that is written.")
+    parser.flag(
+        "record",
+        type=Path,
+        help="Records of evaluations, results.jsonl, of which RobustBench's entry is made.",
+    )
+    parser.flag("evaluation", help="Id of the record; default: the last one of these weights.")
+    parser.flag("id", help="Id of the entry of a new network; default: that of the layout.")
+    parser.flag(
+        "nocertificate",
+        action="store_true",
+        help="Compare with no reference network, which saves minutes.",
+    )
+    parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
     return parser.parse_args(argv)
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuses what says nothing, before anything is read."""
+    """Refuse what says nothing, before anything is read."""
     if (args.workdir is None) == (args.weights is None):
         raise ValueError("give --workdir RUN or --weights PATH, one of them")
     if args.workdir:
@@ -130,7 +141,7 @@ def of_run(workdir: Path, phase: str | None, which: str | None) -> tuple[Network
 
 
 def _latest(config, workdir: Path, phase: str | None, which: str):
-    phases = [phase] if phase else ["train", "pretrain"]
+    phases = [phase] if phase else list(reversed(PHASES))
     done = [p for p in phases if list((workdir / p / "latest").glob("[0-9]*"))]
     if not done:
         raise ValueError(f"{workdir} has no checkpoint of {' or '.join(phases)}; train first")

@@ -23,7 +23,7 @@ from jaxrobust import models
 from jaxrobust.exchange import certificate
 from jaxrobust.exchange.references import Network
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
-from jaxrobust.runtime.commandline import check_once, mapping, stop
+from jaxrobust.runtime.commandline import Arguments, mapping, stop
 from jaxrobust.weights import certificates, convert, download, files
 from jaxrobust.weights import folder as weights_folder
 from jaxrobust.weights import start as start_weights
@@ -37,31 +37,48 @@ _IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD)
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line; hyphens and underscores are the same."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-
-    def flag(name: str, **how):
-        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", dest=name, **how)
-
-    parser.add_argument("source", help="a file, https://..., or hf://ORG/REPO[@REVISION][/FILE]")
-    parser.add_argument("--model", required=True, help="of models.available(), or a RobustBench id")
-    parser.add_argument("--out", required=True, type=Path, help="the folder that is written")
-    flag("image_size", type=int, help="positions are resized to it; default: the hub's, or 224")
-    flag("num_classes", type=int, help="a new head where the file's has another width")
-    flag("options", help="other fields of the model's row")
-    flag("init_stem", action="store_true", help="keep the body, draw the stem anew")
-    flag("which", choices=["ema", "raw"], default="ema", help="where a file holds both")
-    flag(
+    parser = Arguments(__doc__)
+    source = "Source of the weights: a file, https://..., or hf://ORG/REPO[@REVISION][/FILE]."
+    parser.add_argument("source", help=source)
+    parser.flag(
+        "model", required=True, help="Network: a name of models.available(), or a RobustBench id."
+    )
+    parser.flag("out", required=True, type=Path, help="Folder that is written.")
+    parser.flag(
+        "image_size",
+        type=int,
+        help="Side of the images in pixels, to which positions are resized; default: what the hub "
+        "says, or 224.",
+    )
+    parser.flag(
+        "num_classes",
+        type=int,
+        help="Number of classes; the head is drawn anew where the file's has another one.",
+    )
+    parser.flag("options", help="Other fields of the network's row, as a dict.")
+    parser.flag("init_stem", action="store_true", help="Keep the body and draw the stem anew.")
+    parser.flag(
+        "which",
+        choices=["ema", "raw"],
+        default="ema",
+        help="Averaged or raw weights, where a file holds both; default: %(default)s.",
+    )
+    parser.flag(
         "normalize",
         choices=["auto", "none", "imagenet"],
         default="auto",
-        help="of weights that hold no mean and std; auto: what the hub or RobustBench says",
+        help="Normalisation of weights that hold no mean and std; default: auto, which is what the "
+        "hub or RobustBench says.",
     )
-    flag("sha256", help="of SOURCE, if known")
-    flag("cast", action="store_true", help="round to float32 what is stored in another type")
-    flag("seed", type=int, default=0, help="of what is drawn")
-    flag("nocertificate", action="store_true", help="compare with no reference (saves minutes)")
-    flag("json", action="store_true", help="one JSON object on the last line")
-    check_once(sys.argv[1:] if argv is None else argv)
+    parser.flag("sha256", help="Hash that SOURCE must have.")
+    parser.flag("cast", action="store_true", help="Round what is stored in other types to float32.")
+    parser.flag("seed", type=int, default=0, help="Seed of what is drawn; default: %(default)s.")
+    parser.flag(
+        "nocertificate",
+        action="store_true",
+        help="Compare with no reference network, which saves minutes.",
+    )
+    parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
     return parser.parse_args(argv)
 
 

@@ -47,7 +47,7 @@ def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
 
 
 def _same_function(network: Network, other: str, layout: str) -> None:
-    """Refuses a layout whose network would compute something else with these weights."""
+    """Refuse a layout whose network would compute something else with these weights."""
     if changed := references.deviations(network, other):
         said = ", ".join(
             f"{key}={ours!r} instead of {theirs!r}" for key, (ours, theirs) in changed.items()

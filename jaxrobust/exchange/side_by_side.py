@@ -15,7 +15,7 @@ from PIL import Image
 from jaxrobust import attacks, models
 from jaxrobust.data import evaluation_transform
 from jaxrobust.exchange.references import Network
-from jaxrobust.models import xcit
+from jaxrobust.models import positions
 
 EPSILON = 4 / 255
 IMAGES, ATTACKED = 8, 4  # attacks cost most
@@ -108,7 +108,7 @@ def _positions_of_pytorch() -> Iterator[None]:
         angles = (at / (at[-1] + 1e-6) * (2 * np.pi))[:, None] / frequencies
         return torch.stack([angles.sin(), angles.cos()], -1).flatten(1).numpy()
 
-    with mock.patch.object(xcit, "waves", waves):
+    with mock.patch.object(positions, "waves", waves):
         yield
 
 
@@ -178,7 +178,7 @@ def measured(ours: Side, theirs: Side, images: np.ndarray) -> dict[str, Any]:
 
 
 def _compared(ours: Side, theirs: Side, images: np.ndarray) -> dict[str, Any]:
-    """Logits and input gradients in both types; the labels are the reference's own classes."""
+    """Compare logits and input gradients in both types; labels are the reference's own classes."""
     guess = theirs.logits_and_gradient(images, np.zeros(len(images), np.int64), "float32")[0]
     labels = guess.argmax(1)
     logits: dict[str, Any] = {}

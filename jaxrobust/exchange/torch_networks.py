@@ -20,7 +20,7 @@ SETUP = "bash tools/setup_reference_env.sh"
 
 @contextlib.contextmanager
 def _imports_of_old_code():
-    """Lets pass what today's torch, timm and setuptools say about the imports of the references."""
+    """Let pass what today's torch, timm and setuptools say about the imports of the references."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r".*torch\.jit", DeprecationWarning)
         warnings.filterwarnings("ignore", r"Importing from timm\.", DeprecationWarning)

@@ -26,7 +26,11 @@ _FAMILY = {name: family for family in FAMILIES for name in family.variants}
 
 
 def available() -> list[str]:
-    """Return the names that `create` accepts."""
+    """Return the names that `create` accepts.
+
+    >>> [name for name in available() if name.startswith("vit")]
+    ['vit_b', 'vit_b_cvst', 'vit_m', 'vit_m_cvst', 'vit_s', 'vit_s_cvst']
+    """
     return sorted(_FAMILY)
 
 
@@ -41,6 +45,13 @@ def create(name: str, *, num_classes: int = 1000, image_size: int = 224, **overr
         `drop_path=0.1`, `remat=True`, `scan=True`, `stem_strides=(1, 1)`.
     Raises:
       ValueError: unknown name or override, or a size that the network cannot take.
+
+    >>> import jax
+    >>> net = create("convnext_n", num_classes=10, image_size=32, dims=(8, 16, 32))
+    >>> params, stats = net.init(jax.random.key(0))
+    >>> logits, stats = net.apply(params, stats, jax.numpy.zeros((2, 32, 32, 3)))
+    >>> logits.shape
+    (2, 10)
     """
     row = variant(name, **overrides)
     if num_classes < 2:

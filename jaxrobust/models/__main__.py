@@ -3,7 +3,6 @@
 Exit codes: 0 done; 2 a mistake in the command, with one sentence on stderr.
 """
 
-import argparse
 import contextlib
 import json
 import multiprocessing
@@ -11,14 +10,14 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 
-from jaxrobust.runtime.commandline import stop
+from jaxrobust.runtime.commandline import Arguments, stop
 
 
 def main() -> None:
     """Print the table, line by line as the networks are counted."""
-    parser = argparse.ArgumentParser(prog="python -m jaxrobust.models", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="default: all")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead")
+    parser = Arguments(__doc__, prog="python -m jaxrobust.models")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="Networks; default: all.")
+    parser.flag("json", action="store_true", help="Print one JSON object instead.")
     flags = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: an accelerator would only wait
     from jaxrobust import models

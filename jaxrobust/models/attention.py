@@ -20,7 +20,7 @@ Mix = tuple[Array, Array]
 
 @per_platform
 def _swap(x: Array) -> Array:
-    """Tokens and heads exchanged: f[B,N,h,d] to f[B,h,N,d], and back."""
+    """Return tokens and heads exchanged: f[B,N,h,d] to f[B,h,N,d], and back."""
     return x.transpose(0, 2, 1, 3)
 
 
@@ -31,7 +31,7 @@ def _join(x: Array) -> Array:
 
 
 def _product(a: Array, b: Array, axes: str, dtype=None) -> Array:
-    """Products of matrices f[B,h,..]; `axes` names what is summed: "nt" is `a @ b.T`."""
+    """Return products of matrices f[B,h,..]; `axes` names what is summed: "nt" is `a @ b.T`."""
     numbers = (((3 if axes[0] == "n" else 2,), (2 if axes[1] == "n" else 3,)), ((0, 1), (0, 1)))
     return lax.dot_general(a, b, numbers, preferred_element_type=dtype)
 

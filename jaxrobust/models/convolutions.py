@@ -139,7 +139,7 @@ def _xla_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
 
 @walled
 def _patches(x: Array, *, window: int, stride: int) -> Array:
-    """Windows that neither overlap nor leave a rest inside, as rows of a matrix."""
+    """Return windows that neither overlap nor leave a rest inside, as rows of a matrix."""
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height // stride, stride, width // stride, stride, channels)
     x = x[:, :, :window, :, :window].transpose(0, 1, 3, 2, 4, 5)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models import convolutions, layers
+from jaxrobust.models import batch_norms, convolutions, layers
 from jaxrobust.models.primitives import add_bias
 from jaxrobust.types import Array
 
@@ -140,8 +140,8 @@ class BatchNorm(nnx.Module):
     def __call__(self, x, train):
         scale, bias = self.scale[...], self.bias[...]
         if not train:
-            return layers.batch_norm(x, scale, bias, self.mean[...], self.var[...])
-        out, mean, var = layers.batch_norm_train(x, scale, bias, group=self.group)
+            return batch_norms.batch_norm(x, scale, bias, self.mean[...], self.var[...])
+        out, mean, var = batch_norms.batch_norm_train(x, scale, bias, group=self.group)
         for running, new in ((self.mean, mean), (self.var, var)):
             old = running[...]
             running[...] = 0.9 * old + 0.1 * jax.lax.stop_gradient(new).astype(old.dtype)

@@ -1,4 +1,4 @@
-"""Position embeddings that were learned on one grid of patches, for another."""
+"""Position embeddings: learned ones on another grid of patches, and XCiT's of sines and cosines."""
 
 import math
 
@@ -44,3 +44,23 @@ def resized(embedding: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     matrix = _interpolation(old, new)
     patches = np.einsum("ir,jc,rcd->ijd", matrix, matrix, grid).reshape(1, new * new, -1)
     return np.concatenate([embedding[:, :classes], patches.astype(embedding.dtype)], axis=1)
+
+
+def waves(length: int) -> np.ndarray:
+    """f32[length,32]: sine and cosine in turn of 16 frequencies, at 1 / length to 1 of 2 pi.
+
+    Angles are rounded to float32 at each step, as in the reference in every compute type: exact
+    ones move its float64 logits by 1e-8, the last bits of its float32 sine and cosine by 3e-9.
+    """
+    frequencies = (10000 ** (np.arange(0, 32, 2) / 32)).astype(np.float32)
+    at = np.arange(1, length + 1, dtype=np.float32)
+    at = at / (at[-1] + np.float32(1e-6)) * np.float32(2 * np.pi)
+    angles = (at[:, None] / frequencies).astype(np.float64)
+    return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, 32).astype(np.float32)
+
+
+def fourier_features(height: int, width: int) -> np.ndarray:
+    """f32[height,width,64]: the waves of the row, then of the column, for any grid."""
+    grid = height, width, 32
+    rows = np.broadcast_to(waves(height)[:, None], grid)
+    return np.concatenate([rows, np.broadcast_to(waves(width)[None], grid)], -1)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrobust.models import layers
+from jaxrobust.models import layers, pooling
 from jaxrobust.models.classifier import classifier, run_blocks
 from jaxrobust.models.family import Family, Member, Paper, Reference
 from jaxrobust.models.modules import BatchNorm, Conv, Draws, Linear, Normalize, branches, split
@@ -140,7 +140,7 @@ class ResNet(nnx.Module):
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         x = ACTIVATIONS[v.activation](self.bn1(self.conv1(x), train))
         if not v.small_stem:
-            x = layers.max_pool(x)
+            x = pooling.max_pool(x)
         keys = [None] * len(v.depths) if key is None else split(key, len(v.depths))
         rates = np.linspace(0, v.drop_path, sum(v.depths)).tolist()
         ends = np.cumsum(v.depths)

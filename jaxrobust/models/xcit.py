@@ -27,6 +27,7 @@ from jaxrobust.models.modules import (
     branches,
     normal_02,
 )
+from jaxrobust.models.positions import fourier_features
 from jaxrobust.models.primitives import add_bias, spread
 from jaxrobust.models.renaming import (
     BATCH_NORM_COUNT,
@@ -76,26 +77,6 @@ VARIANTS = {
     for name, size in _SIZES.items()
     for suffix, strides in _STEMS.items()
 }
-
-
-def waves(length: int) -> np.ndarray:
-    """f32[length,32]: sine and cosine in turn of 16 frequencies, at 1 / length to 1 of 2 pi.
-
-    Angles are rounded to float32 at each step, as in the reference in every compute type: exact
-    ones move its float64 logits by 1e-8, the last bits of its float32 sine and cosine by 3e-9.
-    """
-    frequencies = (10000 ** (np.arange(0, 32, 2) / 32)).astype(np.float32)
-    at = np.arange(1, length + 1, dtype=np.float32)
-    at = at / (at[-1] + np.float32(1e-6)) * np.float32(2 * np.pi)
-    angles = (at[:, None] / frequencies).astype(np.float64)
-    return np.stack([np.sin(angles), np.cos(angles)], -1).reshape(length, 32).astype(np.float32)
-
-
-def fourier_features(height: int, width: int) -> np.ndarray:
-    """f32[height,width,64]: the waves of the row, then of the column, for any grid."""
-    grid = height, width, 32
-    rows = np.broadcast_to(waves(height)[:, None], grid)
-    return np.concatenate([rows, np.broadcast_to(waves(width)[None], grid)], -1)
 
 
 class PatchEmbed(nnx.Module):
@@ -381,7 +362,7 @@ _OF_TIMM = {
 
 
 def _members() -> dict[str, Member]:
-    """Patches of 8 px have a stem of their own; those of 4 px change two strides of 16 px."""
+    """Return all of them: patches of 8 px have another stem, those of 4 px change two strides."""
     members = {}
     for name, p16 in _OF_TIMM.items():
         members[name] = Member(p16, _PAPERS.get(name))

@@ -1,5 +1,6 @@
 """Flags as people write them, and mistakes in them as one sentence."""
 
+import argparse
 import ast
 import contextlib
 import json
@@ -20,15 +21,15 @@ flags.disclaim_key_flags()  # the flags below are in the --help of the command t
 
 def define_host_flags() -> None:
     """Define the flags of a command that several hosts run together, for `hosts`."""
-    join = "Join the other hosts of a TPU or GPU pod; start the command on each."
+    join = "Join the other hosts of a TPU or GPU pod; the command is started on each of them."
     flags.DEFINE_bool("multihost", False, join, allow_override=True)
-    given = "Implies --multihost; found out on Cloud TPU, Slurm, GKE and such."
-    address = f"host:port of process 0, where it waits for the others. {given}"
+    given = "It implies --multihost; default: what Cloud TPU, Slurm, GKE and others say."
+    address = f"Address of process 0, HOST:PORT, where it waits for the others. {given}"
     flags.DEFINE_string("coordinator_address", None, address, allow_override=True)
-    count, index = f"How many processes. {given}", f"Which one this is, from 0. {given}"
+    count, index = f"Number of processes. {given}", f"Number of this process, from 0. {given}"
     flags.DEFINE_integer("num_processes", None, count, allow_override=True)
     flags.DEFINE_integer("process_id", None, index, allow_override=True)
-    waits = "Seconds to wait for the others, 300 if not given. Implies --multihost."
+    waits = "Seconds to wait for the other processes; default: 300. It implies --multihost."
     flags.DEFINE_float("coordinator_timeout", None, waits, allow_override=True)
 
 
@@ -96,17 +97,45 @@ def check_once(argv: Sequence[str], more: Sequence[str] = ()) -> None:
             stop(f"--{name} is given more than once; give it once", 2)
 
 
-def parse(
-    argv: list[str], *, hint: str = "jaxrobust/config.py lists every config key"
-) -> list[str]:
-    """absl's parser, with its errors as one sentence, and fractions such as 4/255 as values.
+class Arguments(argparse.ArgumentParser):
+    """argparse with both spellings of a flag, each of them once, and mistakes as one sentence."""
 
-    A dict changes those keys of a section that it names, `--config.model.options.KEY` any field of
-    the family's row, and a flag counts once.
+    def __init__(self, doc: str, **how: Any) -> None:
+        super().__init__(description=doc.split("\n")[0], allow_abbrev=False, **how)
+
+    def flag(self, name: str, **how: Any) -> None:
+        """Add a flag, such as `image_size`, that is also written `image-size`."""
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        self.add_argument(*spellings, dest=name, **how)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; stop with one sentence and exit code 2 where that cannot be."""
+        check_once(sys.argv[1:] if args is None else args)
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Stop with one sentence."""
+        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
+            message = _no_flag(unknown[1].partition("=")[0])
+        stop(message, 2)
+
+
+def _no_flag(word: str, near: Sequence[str] = ()) -> str:
+    """Return the sentence for what is no flag, or no value of one."""
+    meant = f"; did you mean {' or '.join(near)}?" if near else ";"
+    return f"{word} is no flag{meant} --help lists them"
+
+
+def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") -> list[str]:
+    """Parse absl's flags: with errors as one sentence, and fractions such as 4/255 as values.
+
+    A flag counts once, and may be written with hyphens or underscores. A dict changes those keys of
+    a section that it names, `--config.model.options.KEY` any field of the family's row.
     """
     path = Path()
     try:
-        words, changes = _changes(flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False))
+        given = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
+        words, changes = _changes([_underscores(word) for word in given])
         check_once(words, [key for key, _ in changes])
         for word in words:  # such as --workdir=$UNSET
             if re.fullmatch(r"--?[a-z_]+=", word):
@@ -116,9 +145,8 @@ def parse(
                 path = Path(following if match[2] is None else match[2])
                 if not path.is_file():
                     stop(f"--config {path}: no such file; try configs/quickstart.py", 2)
-                sys.path.append(
-                    str(path.resolve().parent.parent)
-                )  # a config may import its neighbours
+                # A config may import its neighbours.
+                sys.path.append(str(path.resolve().parent.parent))
         argv[1:] = words  # the same list as sys.argv, where config_flags looks for the keys
         rest = flags.FLAGS(argv)
         if path.name and not isinstance(flags.FLAGS["config"].value, ConfigDict):
@@ -136,6 +164,9 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
     sentence.
     """
     message = " ".join(str(error).replace("\\n", " ").split())
+    if isinstance(error, flags.UnrecognizedFlagError) and not error.flagname.startswith("config."):
+        near = re.findall(r"Did you mean: (\w+)", message)
+        return _no_flag(f"--{error.flagname}", [f"--{name}" for name in near])
     if "has no attribute 'get_config'" in message:
         return f"--config {path} defines no get_config(); see configs/quickstart.py"
     said = f"{type(error).__name__}: {message}"
@@ -153,6 +184,15 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
 
 _FLAG = re.compile(r"--?([A-Za-z][\w.-]*)(?:=(.*))?", re.DOTALL)
 _OPTIONS = "config.model.options"
+
+
+def _underscores(word: str) -> str:
+    """Return a flag that is written with hyphens as absl knows it; other words as they are."""
+    match = _FLAG.fullmatch(word)
+    if not match or match[1].startswith("config."):
+        return word
+    start, end = match.span(1)
+    return word[:start] + match[1].replace("-", "_") + word[end:]
 
 
 def _changes(words: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:

@@ -1,12 +1,13 @@
 """Compiling ahead of the first step: how long it took, and whether the cache had it."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+
+from jaxrobust.runtime import folders
 
 _HITS = "/jax/compilation_cache/cache_hits"
 
@@ -15,8 +16,8 @@ def use_persistent_cache(shared: Path | None = None) -> str | None:
     """Turn on XLA's cache on disk, and return where it is.
 
     That is $JAX_COMPILATION_CACHE_DIR (also a gs:// address), else ~/.cache/jaxrobust/xla; for
-    several processes `shared`, a folder that all of them see: JAX writes from the first process
-    alone, so the others of a pod never find anything on disks of their own.
+    several processes `xla-cache` in `shared`, a folder that all of them see: JAX writes from the
+    first process alone, so the others of a pod never find anything on disks of their own.
 
     Off, and None, for several processes on CPU: a program that XLA reads back from disk has lost
     the order of its collectives, and Gloo then matches those of one host with others of the next.
@@ -27,10 +28,9 @@ def use_persistent_cache(shared: Path | None = None) -> str | None:
         return None
     if chosen := jax.config.values["jax_compilation_cache_dir"]:
         return str(chosen)
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = caches / "jaxrobust" / "xla"
+    directory = folders.cache("xla")
     if shared is not None and jax.process_count() > 1:
-        directory = shared.absolute()
+        directory = shared.absolute() / "xla-cache"
     jax.config.update("jax_compilation_cache_dir", str(directory))
     return str(directory)
 

@@ -112,14 +112,24 @@ def together(function: Callable[[], T]) -> T:
     return result
 
 
-def agree(identity: dict[str, Any]) -> None:
-    """Raise ValueError in all processes unless all of them evaluate the same."""
+def agree(
+    identity: dict[str, Any],
+    *,
+    what: str = "evaluates something else",
+    remedy: str = "Give all of them the same command, weights and data",
+) -> None:
+    """Raise ValueError in all processes unless they have the same plain values.
+
+    Args:
+      identity: what this process has.
+      what: another process does or has, in words, where it is something else.
+      remedy: what to do then.
+    """
     ours = json.loads(json.dumps(identity))
     for process, theirs in enumerate(everyone(ours)):
         if words := differences(theirs, ours):
             raise ValueError(
-                f"process {process} evaluates something else than process {jax.process_index()}: "
-                f"{words}. Give all of them the same command, weights and data"
+                f"process {process} {what} than process {jax.process_index()}: {words}. {remedy}"
             )
 
 

@@ -135,7 +135,7 @@ def _check_hosts(
 
 
 def _check_port(coordinator: str) -> None:
-    """Refuses a port that is taken, at which JAX may crash."""
+    """Refuse a port that is taken, at which JAX may crash."""
     both = socket.has_dualstack_ipv6()
     port = int(coordinator.rpartition(":")[2])
     try:

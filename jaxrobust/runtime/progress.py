@@ -44,7 +44,7 @@ class StopSignals:
 
 
 def clock(seconds: float) -> str:
-    """Hours, minutes and seconds, for people."""
+    """Return hours, minutes and seconds, for people."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -48,7 +48,7 @@ def by_image(mesh: Mesh) -> NamedSharding:
 
 
 def global_arrays(mesh: Mesh, local):
-    """Arrays over the mesh from what this process holds of them (the same tree of np.ndarray)."""
+    """Return arrays over the mesh from what this process holds of them, a tree of np.ndarray."""
     sharding = by_image(mesh)
     return jax.tree.map(
         lambda part: jax.make_array_from_process_local_data(sharding, np.asarray(part)), local

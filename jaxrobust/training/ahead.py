@@ -49,7 +49,7 @@ class Ahead:
             self._rows.append(row)
 
     def window(self) -> dict[str, float]:
-        """Means over the steps since the last call that updated something, and how many did not."""
+        """Return means over the steps since the last call, and how many updated nothing."""
         rows, self._rows = self._rows, []
         good = [row for row in rows if not row["skipped"]]
         keys = sorted({key for row in good for key in row})

@@ -222,7 +222,7 @@ def _compiled(run: Run, start: int) -> tuple[Any, Any]:
 
 
 def same_groups(run: Run, meta: dict[str, Any]) -> None:
-    """Refuses to go on with batch norms that take other images together."""
+    """Refuse to go on with batch norms that take other images together."""
     before, now = meta.get("bn_group", run.phase.bn_group), run.phase.bn_group
     if before != now:
         raise ValueError(

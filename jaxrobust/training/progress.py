@@ -116,7 +116,7 @@ class Progress:
         return {"images_per_second": self._speed, "data_wait": data_wait} | costs
 
     def chip_hours(self) -> float:
-        """Devices times hours that the phase has used so far, those before this run included."""
+        """Return devices times hours of the phase so far, those before this run included."""
         hours = (time.perf_counter() - self._started) / 3600
         return self._chip_hours_before + self._chips * hours
 
@@ -139,7 +139,7 @@ class Progress:
         )
 
     def _watch(self, step: int, seconds: float, waited: float) -> None:
-        """Says when data becomes the bottleneck, from windows of at least a second."""
+        """Say when data becomes the bottleneck, from windows of at least a second."""
         self._watched, self._watched_wait = self._watched + seconds, self._watched_wait + waited
         if self._watched < 1:
             return
@@ -154,7 +154,7 @@ class Progress:
         self._starved = share > DATA_WAIT
 
     def resume(self, step: int) -> None:
-        """Leaves the time since the last `show` (an evaluation, a save) out of the speed."""
+        """Leave the time since the last `show` (an evaluation, a save) out of the speed."""
         self._last, self._waited = (step, time.perf_counter()), 0.0
 
     def __enter__(self) -> "Progress":

@@ -14,7 +14,7 @@ from jaxrobust.types import Weights
 
 
 def test(config, workdir, plain, name, phase, step: int, best: Weights) -> None:
-    """Appends the record of a phase's best weights on the test split, unless it is there."""
+    """Append the record of a phase's best weights on the test split, unless it is there."""
     images = splits.evaluated(config, "test_split", config.test, workdir)
     source, meets = images.source, images.meets
     which = f"{name}, step {step}, {config.evaluation.weights}"

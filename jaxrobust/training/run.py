@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxrobust.config import PHASES
+from jaxrobust.config import PHASES, VERSION
 from jaxrobust.data import sources
 from jaxrobust.runtime import compilation, hosts, jsonl, locks, sharding
 from jaxrobust.runtime.profiling import Profile
@@ -27,18 +27,10 @@ from jaxrobust.weights.checkpoint import Checkpoints, abstract_state, disk_full,
 _FREE: tuple[str, ...] = ("log.", "data.dir", "data.workers", "data.strict", "data.max_damaged")
 _FREE += ("test.", "mesh.", "alarm.", "trouble.", "pretrain.microbatches", "train.microbatches")
 _FREE += ("model.options.bn_group",)  # checkpoints say which images were taken together
-# Keys that runs of before do not have, and what they did.
-_ADDED: dict[str, Any] = {"init.weights": None, "init.stem": "keep", "init.head": "keep"}
-_ADDED |= {f"{phase}.b2": 0.95 for phase in PHASES}
-_ADDED |= {"data.classes": None, "data.preprocessing": None}
-_ADDED |= {"attack.labels": "soft", "label_smoothing": None}
-_ADDED |= {"mixup.mixup": None, "mixup.cutmix": None, "mixup.switch": 0.5, "mixup.group": 2}
-_ADDED |= {"mixup.probability": 1.0, "erase.probability": None, "erase.noise": "normal"}
-_ADDED |= {"attack.statistics": "running", "attack.relative_step": None}
 
 
 def run(config: Any, workdir: Path, *, profile: Profile | None = None) -> None:
-    """Trains every phase of `config` that has epochs, then evaluates each on the test split.
+    """Train every phase of `config` that has epochs, then evaluate each on the test split.
 
     The same call on the same workdir continues where the last one stopped, on these devices or
     others. `profile` says which steps to trace.
@@ -49,13 +41,13 @@ def run(config: Any, workdir: Path, *, profile: Profile | None = None) -> None:
     phases = [name for name in PHASES if config[name].epochs != 0]
     plain = json.loads(config.to_json())
     own = {k: v for k, v in _flat(plain).items() if k not in ("data.dir", "data.workers")}
-    _agree("another config", own, "Start the same command on every host")
+    hosts.agree(own, what="has another config", remedy="Start the same command on every host")
     source, built, data = hosts.together(lambda: check(config, phases, workdir))
-    _agree("other data", data, "Give every host the same data set")
+    hosts.agree(data, what="has other data", remedy="Give every host the same data set")
     begun = hosts.first(bool(steps(workdir / phases[0] / "latest")))
     start = hosts.together(lambda: None if begun else start_weights.of_config(config))
-    first = None if start is None else start[1]["start_sha256"]
-    _agree("other weights", {"init.weights": first}, "Give every host the same")
+    first, same = None if start is None else start[1]["start_sha256"], "Give every host the same"
+    hosts.agree({"init.weights": first}, what="has other weights", remedy=same)
     with _alone(workdir):
         hosts.together(lambda: claim(workdir, plain, data))
         if begun and (other := start_weights.changed(config, workdir)):
@@ -74,10 +66,10 @@ def _phases(
     start: tuple[start_weights.Start, dict] | None,
     profile: Profile | None,
 ) -> None:
-    """Trains and tests; `start` is what the first phase starts from, None where it has begun."""
+    """Train and test; `start` is what the first phase starts from, None where it has begun."""
     if source.classes and jax.process_index() == 0:
         jsonl.replace(workdir / runs.CLASSES, "".join(f"{name}\n" for name in source.classes))
-    compilation.use_persistent_cache(workdir.parent / "xla-cache")
+    compilation.use_persistent_cache(workdir.parent)
     say(f"{config.model.name} on {config.data.name}, {_device()}, workdir {workdir}")
     weights = None if start is None else _start(*start, workdir)
     for name in built:
@@ -102,17 +94,6 @@ def _start(start: start_weights.Start, record, workdir) -> tuple[int, Weights]:
     for line in start_weights.summary(start):
         say(f"  {line}")
     return 0, Weights(*jax.device_get((start.params, start.stats)))
-
-
-def _agree(what: str, own: dict[str, Any], remedy: str) -> None:
-    """Refuses hosts that train on different things, whose steps would be neither's."""
-    for process, theirs in enumerate(hosts.everyone(own)):
-        words = process != jax.process_index() and hosts.differences(theirs, own)
-        if words:
-            raise ValueError(
-                f"process {process} has {what} than process {jax.process_index()}: {words}. "
-                f"{remedy}"
-            )
 
 
 def check(
@@ -232,8 +213,9 @@ def claim(workdir: Path, plain: dict, data: dict[str, Any]) -> None:
     Raises:
       ValueError: the workdir holds another run, or one on other data.
     """
-    old, new = _noted(workdir / "config.json", plain), _flat(plain)
-    old, new = _in_pixels(_ADDED | _flat(old)), _in_pixels(new)
+    noted = _noted(workdir / "config.json", {"version": VERSION} | plain)
+    old = _in_pixels(_flat(runs.of_this_version(noted, workdir / "config.json")))
+    new = _in_pixels(_flat(plain))
     if differing := _differing(old, new, free=_FREE):
         raise ValueError(
             f"{workdir} holds a run of another config; give a new --workdir, or repeat that run's "

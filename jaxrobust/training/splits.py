@@ -34,7 +34,7 @@ def opened(config, key: str) -> sources.Source:
 
 
 def check_preprocessing(config, source: sources.Source) -> None:
-    """Refuses a `data.preprocessing` that makes images of another size than the network's."""
+    """Refuse a `data.preprocessing` that makes images of another size than the network's."""
     size, wanted = config.model.image_size, config.data.preprocessing
     transform = evaluation_transform(pipeline.preprocessing_id(source, size, wanted))
     try:

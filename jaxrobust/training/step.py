@@ -180,6 +180,6 @@ def _averages(params: Params, stats: Params) -> Params:
 
 
 def averaged(state: TrainState) -> tuple[Params, Params]:
-    """Params and stats of the averaged network."""
+    """Return params and stats of the averaged network."""
     params = {name: state.ema[name] for name in state.params}
     return params, {name: state.ema.get(name, s) for name, s in state.stats.items()}

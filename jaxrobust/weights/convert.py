@@ -192,7 +192,7 @@ def from_torch(
     image_size: int = 224,
     **overrides,
 ) -> tuple[Arrays, Arrays]:
-    """Params and stats of network `name` from a PyTorch state dict of NumPy arrays.
+    """Return params and stats of network `name` from a PyTorch state dict of NumPy arrays.
 
     Args:
       name: one of `models.available()`.
@@ -205,6 +205,16 @@ def from_torch(
       ValueError: names, shapes or types that do not fit, all in one message.
     Source: names from timm 1.0.9 and the state dicts of RobustBench; parity: tests/test_convert.py
       and the tests of each architecture.
+
+    Of weights that came from here, so that nothing has to be downloaded:
+
+    >>> net = models.create("resnet18", num_classes=10, depths=(1, 1), small_stem=True)
+    >>> params, stats = net.init(jax.random.key(0))
+    >>> options = {"num_classes": 10, "depths": (1, 1), "small_stem": True}
+    >>> state_dict = to_torch("resnet18", params, stats, depths=(1, 1), small_stem=True)
+    >>> params, stats = from_torch("resnet18", state_dict, **options)
+    >>> params["fc.kernel"].shape
+    (128, 10)
     """
     rows, arrays, normalize, _ = _torch_names(name, unwrapped(state_dict), overrides)
     net = models.create(name, num_classes=num_classes, image_size=image_size, **overrides)
@@ -238,7 +248,7 @@ def in_channels(name: str, found: Names) -> int | None:
 
 
 def _place(name: str) -> str:
-    """Sorts a name as a network runs: `stem.3` before `stem.12`."""
+    """Sort a name as a network runs: `stem.3` before `stem.12`."""
     return re.sub(r"\d+", lambda number: number[0].zfill(4), name)
 
 
@@ -265,6 +275,11 @@ def to_torch(name: str, params, stats, *, layout: str = "timm", **overrides) -> 
       ValueError: unknown layout, one of another architecture, weights that do not belong to the
         network, or a normalisation that the layout cannot hold.
     Source: names of timm 1.0.9 and of RobustBench's files; parity: tests/test_convert.py.
+
+    >>> net = models.create("resnet18", num_classes=10)
+    >>> state_dict = to_torch("resnet18", *net.init(jax.random.key(0)))
+    >>> list(state_dict)[:2], state_dict["conv1.weight"].shape
+    (['conv1.weight', 'bn1.weight'], (64, 3, 7, 7))
     """
     ours = {**params, **stats}
     wrapped = _holds_normalisation(name, ours, layout, overrides)
@@ -300,7 +315,7 @@ def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides) -> 
 
 
 def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> None:
-    """Refuses weights of another width, or for a published network of other classes or images."""
+    """Refuse weights of another width, or for a published network of other classes or images."""
     if layout == "timm":
         resizable = [r.pattern.pattern for r in models.torch_names(name) if r.resize]
         skip = re.compile("|".join([models.family(name).head, *resizable]))
@@ -364,7 +379,7 @@ def load(
     which: str = "ema",
     **overrides,
 ):
-    """Params and stats of network `name` from a file with our names or the reference's.
+    """Return params and stats of network `name` from a file with our names or the reference's.
 
     Args:
       which: "ema" or "raw", where the file holds both.
@@ -382,7 +397,7 @@ def load(
 
 
 def fit(name: str, arrays: Arrays, *, num_classes: int = 1000, image_size=224, **overrides):
-    """Params and stats of network `name` from arrays under our names or the reference's."""
+    """Return params and stats of network `name` from arrays under our names or the reference's."""
     found = names(name, arrays, **overrides)
     channels = in_channels(name, found) or 3
     options = {"num_classes": num_classes, "image_size": image_size, "in_channels": channels}

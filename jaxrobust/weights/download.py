@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from jaxrobust.runtime import locks
+from jaxrobust.runtime import folders, locks
 from jaxrobust.weights.hashes import file_sha256
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what a hub repository calls its weights
@@ -45,12 +45,6 @@ class Fetched(NamedTuple):
 
     path: Path
     settings: Path | None = None
-
-
-def cache() -> Path:
-    """Where downloads are kept: `jaxrobust/weights` in $XDG_CACHE_HOME or ~/.cache."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return Path(root or Path.home() / ".cache") / "jaxrobust" / "weights"
 
 
 def is_remote(source: str) -> bool:
@@ -126,7 +120,7 @@ def _from_hub(source: str, tell: Tell) -> Fetched:
                 repository,
                 file,
                 revision=revision,
-                cache_dir=cache() / "hub",
+                cache_dir=folders.cache("weights") / "hub",
                 endpoint=os.environ.get("HF_ENDPOINT") or None,
             )
         except errors.LocalEntryNotFoundError as error:  # it asked nobody, or nobody answered
@@ -170,7 +164,7 @@ def _from_url(url: str, sha256: str | None, tell: Tell) -> Path:
     name = Path(urllib.parse.unquote(parts.path)).name
     if not parts.hostname or not name:
         raise ValueError(f"{url} names no file; give the address of the file itself")
-    path = cache() / hashlib.sha256(url.encode()).hexdigest()[:12] / name
+    path = folders.cache("weights") / hashlib.sha256(url.encode()).hexdigest()[:12] / name
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(name + ".lock")
     with locks.held(lock, what=f"the download of {url}", otherwise="give a file"):

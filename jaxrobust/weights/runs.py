@@ -4,11 +4,12 @@ import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxrobust.config import PHASES, Network, Values, network_of
+from jaxrobust.config import PHASES, VERSION, Network, Values, network_of
 from jaxrobust.data import sources
 from jaxrobust.runtime import sharding
 from jaxrobust.types import Weights
@@ -32,8 +33,22 @@ def run_config(workdir: Path) -> Values:
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is damaged ({error}); give another --workdir") from error
     if missing:
-        raise ValueError(f"{path} lacks {sorted(missing)}: it is not a config of this version")
-    return config
+        raise ValueError(f"{path} lacks {sorted(missing)}: it is not a run's config")
+    return of_this_version(config, path)
+
+
+def of_this_version(config: dict[str, Any], path: Path) -> Any:
+    """Return the config of a run without the version of its keys.
+
+    Raises:
+      ValueError: it is another version than this code's.
+    """
+    if (found := config.get("version")) != VERSION:
+        raise ValueError(
+            f"{path} has version {found} of the config's keys, and this code has {VERSION}: use "
+            "the version of jaxrobust that began the run, or give a new --workdir"
+        )
+    return type(config)({key: value for key, value in config.items() if key != "version"})
 
 
 def check_classes(workdir: Path, source: sources.Source, *, renamed: bool = False) -> None:
@@ -88,7 +103,7 @@ def run_weights(
 
 
 def _resized(network: Network, weights: Weights) -> list[dict[str, np.ndarray]]:
-    """Params and stats of the same network at another image size, as those of `network`."""
+    """Return params and stats of the same network at another image size, as those of `network`."""
     arrays = jax.device_get(weights.params | weights.stats)
     wanted = Weights(*jax.eval_shape(network.create(dtype="float32").init, jax.random.key(0)))
     shapes = {name: array.shape for name, array in (wanted.params | wanted.stats).items()}

@@ -228,7 +228,7 @@ def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
 
 
 def _belongs(source: Stored, config) -> None:
-    """Refuses weights that no drawing makes fit, each with its remedy."""
+    """Refuse weights that no drawing makes fit, each with its remedy."""
     asked, model = config.init, config.model
     theirs, ours = _rows(source, model)
     differing = {key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)}

@@ -71,7 +71,7 @@ def validation_label(where: object, name: str) -> int:
 
 
 def check_synset(where: object, name: str, synset: str) -> None:
-    """Refuses an image whose name says another class; in wrong folders is a known accident.
+    """Refuse an image whose name says another class; in wrong folders is a known accident.
 
     Raises:
       ValueError: it does.

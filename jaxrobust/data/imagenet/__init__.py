@@ -49,7 +49,7 @@ def selection() -> tuple[str, ...]:
 
 
 def check_folders(folders: list[str], num_classes: int | None, where: str) -> None:
-    """Refuses class folders that mean ImageNet's 1,000 classes and are not exactly they.
+    """Refuse class folders that mean ImageNet's 1,000 classes and are not exactly they.
 
     They mean it when more than 500 of them are ImageNet's, or when all are and the head has 1,000
     classes. A missing or an additional folder would shift the labels.

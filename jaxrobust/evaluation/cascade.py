@@ -1,0 +1,272 @@
+"""One attack after the other on what still stands, verdict by verdict through the ledger."""
+
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrobust.attacks import ROWS
+from jaxrobust.evaluation import checks, doubts, engine, plan
+from jaxrobust.evaluation.progress import Decisions
+from jaxrobust.runtime import hosts
+
+_SAMPLE = 64  # survivors of a search in lower precision that are attacked again
+
+
+class Cost(NamedTuple):
+    """What an attack took; a pass is that of one image."""
+
+    attack: str
+    fooled: int
+    forward: int
+    backward: int
+    idle: int  # forward passes in slots without an image
+    seconds: float
+    compile_seconds: float
+
+
+class Sample(NamedTuple):
+    """What is evaluated."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    ids: np.ndarray
+    logits: np.ndarray
+    epsilon: float
+    seed: int
+
+
+class Found(NamedTuple):
+    """What the attacks have found so far; they write into it."""
+
+    standing: np.ndarray  # bool[N]
+    fooled_by: np.ndarray
+    images_adv: np.ndarray
+    flags: dict[str, str]
+
+
+class Attack:
+    """One attack on all images that stand, from the ledger as far as it knows them."""
+
+    def __init__(self, runner, setting, sample, found, book, meter, suffix=""):
+        self.runner, self.setting, self.sample, self.found = runner, setting, sample, found
+        self.book, self.meter, self.suffix = book, meter, suffix
+        self.name, self.classes = setting.name + suffix, sample.logits.shape[1]
+        self.steps = self.idle = self.unconfirmed = 0  # of all processes after `join`
+        self.waiting: list[engine.Verdict] = []  # for a last word, since `confirmed`
+        self.confirmed = time.perf_counter()
+        self.doubtful: set[int] = set()  # images with an adversarial example that did not hold
+        self.compile_seconds = 0.0
+        self.flat: list[bool] = []
+
+    def run(self, later: int) -> Cost:
+        """Decide every image; `later` passes are needed for one that survives this attack."""
+        start, met = time.perf_counter(), int(self.found.standing.sum())
+        pending = self.recall()
+        mine, known = hosts.share(pending), met - len(pending)
+        self.meter.begin(self.name, known + len(mine), known, int(self.found.standing.sum()))
+        for call in self.calls(mine):
+            self.count(call, later // jax.process_count())
+        self.join(mine, known)
+        self.flag()
+        return Cost(
+            attack=self.name,
+            fooled=met - int(self.found.standing.sum()),
+            forward=self.steps * plan.forward(self.setting),
+            backward=self.steps * plan.backward(self.setting, self.classes),
+            idle=self.idle * plan.forward(self.setting),
+            seconds=time.perf_counter() - start - self.compile_seconds,
+            compile_seconds=self.compile_seconds,
+        )
+
+    def calls(self, mine):
+        """Return the calls of the engine, which decide these images."""
+        images, labels, ids, logits, epsilon, seed = self.sample
+        targets = plan.targets(self.setting, logits[mine], labels[mine])
+        settings = {"epsilon": epsilon, "seed": seed, "confirm": self.confirm}
+        return engine.decide(
+            self.runner, self.setting, images, labels, ids, mine, targets, **settings
+        )
+
+    def count(self, call: engine.Call, later: int) -> None:
+        """Take note of what a call took."""
+        self.steps += call.useful_steps
+        self.idle += call.slot_steps - call.useful_steps
+        self.compile_seconds += call.seconds * call.compiles
+        made = call.useful_steps * plan.passes(self.setting, self.classes)
+        most = plan.most_passes(self.setting, self.classes)
+        self.meter.advance(made, call.seconds, call.compiles, most, later)
+
+    def recall(self) -> np.ndarray:
+        """Take over what the ledger knows; return the other images."""
+        pending, fallen, shape = [], [], self.sample.images.shape[1:]
+        for i in np.flatnonzero(self.found.standing).tolist():
+            key = int(self.sample.ids[i])
+            record = self.book.find(key, self.name)
+            if record is None:
+                pending.append(i)
+                continue
+            self.flat.append(record["flat"])
+            if record["fooled"]:
+                fallen.append(i)
+                self.strike(i, self.book.adversarial(key, self.name, shape))
+        for start in range(0, len(fallen), self.runner.slots):
+            self.doubt(fallen[start : start + self.runner.slots])
+        return np.array(pending, int)
+
+    def doubt(self, which: list[int]) -> None:
+        """Refuse adversarial images from the ledger that are none, by more than rounding."""
+        images, labels, ids, _ = (a[which] for a in self.sample[:4])
+        points = self.found.images_adv[which]
+        ball = {"norm": self.setting.norm, "epsilon": self.sample.epsilon}
+        own = np.eye(self.classes, dtype=bool)[labels]
+        inside, _ = checks.verified(points, images, labels, ~own, **ball)  # whatever the logits
+        logits = logits_of(self.runner, points, ids, self.sample.seed, draw=self.draw())
+        with np.errstate(invalid="ignore"):  # infinite ones
+            margins = logits[own] - np.where(own, -np.inf, logits).max(axis=1)
+            right = margins > hosts.ROUNDING * np.ptp(logits, axis=1)
+        for i, there, stands in zip(which, inside, right, strict=True):
+            if stands or not there:
+                why = "does not fool this network" if there else "is outside the ball"
+                raise ValueError(
+                    f"the ledger's adversarial image of {self.name} on image {self.sample.ids[i]} "
+                    f"{why}: its .images file is damaged or another evaluation's; remove both files"
+                )
+
+    def confirm(self, verdicts: list[engine.Verdict], last: bool) -> list[engine.Verdict]:
+        """Write what holds, and return what does not, once enough has come for a whole batch.
+
+        Nothing waits for long, where it would be lost in a kill; with `last` nothing waits at all.
+        """
+        for verdict in verdicts:
+            if verdict.fooled:
+                self.waiting.append(verdict)
+            else:
+                self.write(verdict, None, 0.0)
+        due = last or len(self.waiting) >= self.runner.slots
+        if not due and time.perf_counter() - self.confirmed <= 5:
+            return []
+        waiting, self.waiting, self.confirmed = self.waiting, [], time.perf_counter()
+        parts = range(0, len(waiting), self.runner.slots)
+        return [v for i in parts for v in self.refuted(waiting[i : i + self.runner.slots])]
+
+    def refuted(self, part: list[engine.Verdict]) -> list[engine.Verdict]:
+        """Return the last word: one more forward pass, and the norm in float64."""
+        which = [v.image for v in part]
+        images, labels, ids, _ = (a[which] for a in self.sample[:4])
+        points = np.stack([v.adversarial for v in part if v.adversarial is not None])
+        points = engine.settled(self.runner, self.setting.norm, points, images)
+        logits = logits_of(self.runner, points, ids, self.sample.seed, draw=self.draw())
+        ball = {"norm": self.setting.norm, "epsilon": self.sample.epsilon}
+        sure, norms = checks.verified(points, images, labels, logits, **ball)
+        wrong = []
+        for verdict, ok, norm, point in zip(part, sure, norms, points, strict=True):
+            if ok:
+                self.write(verdict, point, float(norm))
+            elif self.runner.keyed:  # one wrong draw; as in the reference, the run is over
+                self.write(verdict, None, 0.0)
+            else:
+                wrong.append(verdict)
+        self.doubtful |= {verdict.image for verdict in wrong}
+        return wrong
+
+    def draw(self) -> int:
+        """Of a randomised network's last forward pass; 0 is that of the clean images."""
+        return 1 + plan.named(self.setting.name).number
+
+    def write(self, verdict: engine.Verdict, adversarial: np.ndarray | None, norm: float) -> None:
+        """Write a verdict into the ledger."""
+        i = verdict.image
+        record = {
+            "image": int(self.sample.ids[i]),
+            "attack": self.name,
+            "fooled": adversarial is not None,
+            "target": verdict.target,
+            "restart": verdict.restart,
+            "iterations": verdict.steps,
+            "norm": norm,
+            "seed": self.sample.seed,
+            "flat": verdict.flat,
+        }
+        self.book.add(record, adversarial)
+        self.flat.append(verdict.flat)
+        if adversarial is not None:
+            self.strike(i, adversarial)
+        self.meter.decided(int(self.found.standing.sum()))
+
+    def strike(self, i: int, adversarial: np.ndarray) -> None:
+        """Take note that an image is fooled."""
+        self.found.standing[i] = False
+        self.found.fooled_by[i] = self.name
+        self.found.images_adv[i] = adversarial
+
+    def join(self, mine: np.ndarray, known: int) -> None:
+        """Take over what the other processes found, and add up what all of them took."""
+        fallen = mine[~self.found.standing[mine]]
+        unconfirmed = sum(self.found.standing[list(self.doubtful)])
+        counts = np.array([self.steps, self.idle, unconfirmed])
+        points = self.found.images_adv[fallen]
+        parts = hosts.everyone((fallen, points, self.flat[known:], counts))
+        for which, theirs, _, _ in parts:
+            for i, adversarial in zip(which, theirs, strict=True):
+                self.strike(i, adversarial)
+        self.flat[known:] = [flat for part in parts for flat in part[2]]
+        sums = np.sum([part[3] for part in parts], axis=0)
+        self.steps, self.idle, self.unconfirmed = sums.tolist()
+
+    def flag(self) -> None:
+        """Flag what this attack makes doubtful."""
+        flags = self.found.flags
+        untargeted = not (self.setting.targets or self.suffix)
+        if untargeted and ROWS[self.setting.machine].flat:
+            flags.update(doubts.check_gradients(np.array(self.flat, bool)))
+        if self.unconfirmed:
+            flags[f"unconfirmed by {self.name}"] = (
+                f"{self.unconfirmed} images were fooled in the search but not in a last forward "
+                "pass, or left the ball, nor was anything else found in the steps after; they "
+                "count as robust. Numerics that depend on the batch do this: look for batch "
+                "statistics, or compare with batch_size=1"
+            )
+
+
+def search_again(runner, settings, sample, found, book) -> Cost:
+    """Search survivors with the network that decides: some, and if one of them falls, all.
+
+    So `robust` is what one search left, never a mixture of two.
+    """
+    survivors = np.flatnonzero(found.standing)
+    count = min(_SAMPLE, len(survivors))
+    chosen = np.zeros_like(found.standing)
+    chosen[np.random.default_rng(sample.seed).choice(survivors, count, replace=False)] = True
+    runner = runner._replace(search_fn=None)
+    costs = _attacked(runner, settings, sample, found, book, chosen)
+    fallen = int((chosen & ~found.standing).sum())
+    text = f"of {count} survivors of the search with search_fn, {fallen} were fooled by one with "
+    text += "logits_fn itself"
+    if fallen and count < len(survivors):
+        costs += _attacked(runner, settings, sample, found, book, found.standing & ~chosen)
+        every = int((~found.standing[survivors]).sum())
+        text += f", hence all {len(survivors)} were attacked so, and {every} fell"
+    found.flags["search-gap"] = text + ("; search with logits_fn" if fallen else "")
+    return Cost("full", *(sum(column) for column in list(zip(*costs, strict=True))[1:]))
+
+
+def _attacked(runner, settings, sample, found, book, chosen) -> list[Cost]:
+    """Return what attacks on some images cost that stand; those that fall no longer do."""
+    again = found._replace(standing=chosen.copy())
+    interval, count = checks.binomial_interval, int(chosen.sum())
+    with Decisions(count, interval=interval, enabled=False) as meter:
+        costs = [
+            Attack(runner, setting, sample, again, book, meter, suffix=" (full)").run(0)
+            for setting in settings
+        ]
+    found.standing[chosen & ~again.standing] = False
+    return costs
+
+
+def logits_of(runner, images, ids, seed, *, draw):
+    """f32[n, K]."""
+    if not len(images):
+        return np.zeros((0, runner.traces[0].classes), np.float32)
+    return engine.forward(runner, images, ids, seed=seed, draw=draw)

@@ -1,0 +1,83 @@
+"""Max pooling as `layers` are made."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrobust.models.primitives import (
+    per_platform,
+)
+
+Array = jax.Array
+
+
+def _pool_lines(x: Array, axis: int) -> list[Array]:
+    """First, second and third entry of the windows along `axis`."""
+    stop = (x.shape[axis] - 3) // 2 * 2 + 1
+    return [lax.slice_in_dim(x, i, i + stop, 2, axis) for i in range(3)]
+
+
+def _pool_axis(x: Array, axis: int) -> Array:
+    return functools.reduce(jnp.maximum, _pool_lines(x, axis))
+
+
+def _pool_axis_gradient(x: Array, g: Array, axis: int) -> Array:
+    first, second, third = _pool_lines(x, axis)
+    in_first = (first >= second) & (first >= third)
+    in_second = ~in_first & (second >= third)
+    zero = jnp.zeros((), g.dtype)
+
+    def padded(g, low, high):
+        return lax.pad(g, zero, [(low, high, 0) if i == axis else (0, 0, 0) for i in range(4)])
+
+    even = padded(jnp.where(in_first, g, zero), 0, 1)
+    even = even + padded(jnp.where(in_first | in_second, zero, g), 1, 0)
+    odd = padded(jnp.where(in_second, g, zero), 0, 1)
+    both = jnp.stack([even, odd], axis + 1)
+    both = both.reshape(*g.shape[:axis], -1, *g.shape[axis + 1 :])
+    rest = x.shape[axis] - both.shape[axis]
+    return padded(both, 0, rest)
+
+
+def _pool_padded(x: Array) -> Array:
+    pad = [(0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)]
+    return lax.pad(x, jnp.array(-jnp.inf, x.dtype), pad)
+
+
+@per_platform
+def _pool_rows(x: Array) -> Array:
+    return _pool_axis(_pool_padded(x), 2)
+
+
+@per_platform
+def _pool_columns(x: Array) -> Array:
+    return _pool_axis(x, 1)
+
+
+@per_platform
+def _pool_columns_gradient(x: Array, g: Array) -> Array:
+    return _pool_axis_gradient(x, g, 1)
+
+
+@per_platform
+def _pool_rows_gradient(x: Array, g: Array) -> Array:
+    return _pool_axis_gradient(_pool_padded(x), g, 2)[:, 1:-1, 1:-1]
+
+
+def _pool_backward(x, g):
+    # The first maximum in row-major order is in the first row that has it, first there.
+    return (_pool_rows_gradient(x, _pool_columns_gradient(_pool_rows(x), g)),)
+
+
+@jax.custom_vjp
+def max_pool(x: Array) -> Array:
+    """Largest value of every 3x3 window of f[B,H,W,C], stride 2, padding 1.
+
+    Among equal values the gradient goes to the first in row-major order, as in torch.
+    """
+    return _pool_columns(_pool_rows(x))
+
+
+max_pool.defvjp(lambda x: (max_pool(x), x), _pool_backward)
