@@ -1,13 +1,16 @@
 """The rooms of the package: who may import whom, and what `import jaxrobust` costs."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 from absl.testing import absltest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support import paths
+
+ROOT = paths.ROOT
 PACKAGE = ROOT / "jaxrobust"
 
 # Who stands further down may be imported; those of one line do not know each other.
@@ -125,6 +128,16 @@ class LayeringTest(absltest.TestCase):
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout
         self.assertEqual(out.strip(), "")
+
+    def test_no_test_module_is_imported_by_another(self):
+        tests = Path(__file__).parent
+        breaches = [
+            f"{path.relative_to(tests)} imports {name}"
+            for path in sorted(tests.rglob("*.py"))
+            for name, _ in imports(path)
+            if re.search(r"\btests(\.\w+)*\.test_", name)
+        ]
+        self.assertEmpty(breaches)
 
     def test_no_utils(self):
         self.assertEmpty([n for n in modules() if "util" in n or "helper" in n])

@@ -1,0 +1,155 @@
+"""FGSM and PGD against their formulas in NumPy, and their promises."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust import attacks
+from tests.support.golden import norm_in_float64
+
+NORMS = ("linf", "l2", "l1")
+EPSILON = {"linf": 0.1, "l2": 0.5, "l1": 2.0}
+
+
+class PgdTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        keys = jax.random.split(jax.random.key(0), 4)
+        w1, w2 = jax.random.normal(keys[0], (48, 16)), jax.random.normal(keys[1], (16, 5))
+        cls.net = staticmethod(lambda x: jnp.sin(x.reshape(len(x), -1) @ w1) @ w2)
+        cls.images = jax.random.uniform(keys[2], (16, 4, 4, 3))
+        cls.labels = jax.random.randint(keys[3], (16,), 0, 5, jnp.int32)
+
+    def gradient(self, points):
+        def total(x):
+            return attacks.ce_loss(self.net(x), self.labels).sum()
+
+        return np.asarray(jax.grad(total)(jnp.asarray(points)))
+
+    @parameterized.parameters("linf", "l2")
+    def test_steps_by_hand(self, norm):
+        """Three steps of 0.04 in NumPy; the radius binds."""
+        x, epsilon, step = np.asarray(self.images), np.float32(0.1), np.float32(0.04)
+
+        def length(v):
+            return np.sqrt((v * v).sum(axis=(1, 2, 3), keepdims=True))
+
+        point = x
+        for _ in range(3):
+            gradient = self.gradient(point)
+            if norm == "linf":
+                point = np.clip(point + step * np.sign(gradient), x - epsilon, x + epsilon)
+            else:
+                delta = point + step * gradient / length(gradient) - x
+                point = x + delta * np.minimum(1, epsilon / length(delta))
+            point = np.clip(point, 0, 1)
+        attack = attacks.pgd(norm=norm, epsilon=0.1, steps=3, step_size=0.04, random_start=False)
+        attack = jax.jit(functools.partial(attack, self.net))
+        images_adv = attack(None, self.images, self.labels)
+        np.testing.assert_allclose(images_adv, point, atol=1e-6)  # rounding of three steps
+
+    @parameterized.parameters(*NORMS)
+    def test_default_steps(self, norm):
+        """PGD: 2.5 epsilon / K, as Madry et al. 2018; FGSM: epsilon. Nothing binds here."""
+        epsilon, middle = EPSILON[norm], jnp.full((2, 4, 4, 3), 0.5)
+        labels, weights = jnp.zeros(2, jnp.int32), jax.random.normal(jax.random.key(0), (48, 5))
+        options = {"norm": norm, "epsilon": epsilon, "kept_fraction": 1.0}
+
+        def length(points):
+            return norm_in_float64(np.asarray(points, np.float64) - 0.5, norm)
+
+        machine = attacks.pgd_machine(steps=10, **options)
+        gradient = jax.random.normal(jax.random.key(1), middle.shape)
+        one = jax.jit(lambda: machine.tell(machine.init(middle, labels), None, gradient))
+        np.testing.assert_allclose(length(one().points), 0.25 * epsilon, rtol=1e-5)
+        attack = functools.partial(attacks.fgsm(**options), lambda x: x.reshape(2, -1) @ weights)
+        found = jax.jit(attack)(None, middle, labels)
+        np.testing.assert_allclose(length(found), epsilon, rtol=1e-5)
+
+    def test_fgsm_by_hand(self):
+        x = np.asarray(self.images)
+        expected = np.clip(x + np.float32(0.1) * np.sign(self.gradient(x)), 0, 1)
+        images_adv = attacks.fgsm(epsilon=0.1)(self.net, None, self.images, self.labels)
+        np.testing.assert_allclose(images_adv, expected, atol=1e-7)
+
+    def test_fgsm_from_a_random_start(self):
+        key = jax.random.key(5)
+        keys = attacks.image_keys(key, 16)
+        start = np.asarray(attacks.BALLS["linf"].sample(keys, self.images, jnp.full(16, 0.1)))
+        x, epsilon = np.asarray(self.images), np.float32(0.1)
+        expected = start + np.float32(0.125) * np.sign(self.gradient(start))
+        expected = np.clip(np.clip(expected, x - epsilon, x + epsilon), 0, 1)
+        attack = attacks.fgsm(epsilon=0.1, step_size=0.125, random_start=True)
+        np.testing.assert_allclose(attack(self.net, key, x, self.labels), expected, atol=1e-7)
+
+    @parameterized.product(norm=NORMS, random_start=(False, True))
+    def test_stays_in_ball_and_box(self, norm, random_start):
+        radius = EPSILON[norm]
+        attack = attacks.pgd(norm=norm, epsilon=radius, steps=5, random_start=random_start)
+        images = jax.random.uniform(jax.random.key(4), (1000, 4, 4, 3)).at[::3].set(1.0)
+        labels = jnp.tile(self.labels, 63)[:1000]
+        images_adv = jax.jit(functools.partial(attack, self.net))(jax.random.key(0), images, labels)
+        self.assertTrue((images_adv >= 0).all() and (images_adv <= 1).all())
+        norms = norm_in_float64(np.asarray(images_adv, np.float64) - images, norm)
+        np.testing.assert_array_less(norms, radius * (1 + 1e-5) + 1e-6)
+        before, after = (attacks.ce_loss(self.net(x), labels) for x in (images, images_adv))
+        self.assertGreater(after.mean(), before.mean() + 0.1)
+
+    @parameterized.product(norm=NORMS, random_start=(False, True))
+    def test_zero_radius_is_identity(self, norm, random_start):
+        attack = attacks.fgsm(norm=norm, epsilon=0.0, random_start=random_start)
+        attack = jax.jit(functools.partial(attack, self.net))
+        images_adv = attack(jax.random.key(0), self.images, self.labels)
+        np.testing.assert_array_equal(images_adv, self.images)
+
+    @parameterized.parameters(*NORMS)
+    def test_order_does_not_matter(self, norm):
+        attack = jax.jit(
+            functools.partial(attacks.pgd(norm=norm, epsilon=EPSILON[norm], steps=3), self.net)
+        )
+        keys = attacks.image_keys(jax.random.key(7), 16)
+        expected = attack(keys, self.images, self.labels)
+        order = np.random.default_rng(0).permutation(16)
+        shuffled = attack(keys[order], self.images[order], self.labels[order])
+        np.testing.assert_array_equal(shuffled, expected[order])
+
+    @parameterized.parameters(*NORMS)
+    def test_image_without_gradient_stays(self, norm):
+        images = self.images.at[2, 0, 0, 0].set(0.25)
+
+        def net(x):  # a hole in the derivative at 0.25: sqrt at 0
+            return self.net(x) + jnp.sqrt(jnp.abs(x - 0.25)).sum(axis=(1, 2, 3))[:, None] * 0
+
+        attack = attacks.pgd(norm=norm, epsilon=EPSILON[norm], steps=2, random_start=False)
+        images_adv = jax.jit(functools.partial(attack, net))(None, images, self.labels)
+        moved = np.asarray(images_adv != images).any(axis=(1, 2, 3))
+        np.testing.assert_array_equal(moved, np.arange(16) != 2)
+
+    def test_trades(self):
+        """KL from the clean probabilities; its gradient at the image is zero: start beside it."""
+        clean = jax.nn.softmax(self.net(self.images), axis=1)
+        attack = attacks.pgd(epsilon=0.1, steps=4, loss="kl")
+        images_adv = attack(self.net, jax.random.key(0), self.images, clean)
+        self.assertGreater(attacks.kl_loss(self.net(images_adv), clean).mean(), 0.1)
+
+    def test_program_does_not_grow_with_steps(self):
+        sizes = set()
+        for steps in (3, 10):
+            attack = attacks.pgd(epsilon=0.1, steps=steps)
+            program = jax.make_jaxpr(functools.partial(attack, self.net))
+            text = str(program(jax.random.key(0), self.images, self.labels))
+            sizes.add(len(text.splitlines()))
+        self.assertLen(sizes, 1)
+
+    @parameterized.parameters(0.0, -0.1, float("inf"))
+    def test_step_size(self, step_size):
+        with self.assertRaisesRegex(ValueError, f"step_size={step_size} is not a step"):
+            attacks.pgd(epsilon=0.1, steps=1, step_size=step_size)
+
+
+if __name__ == "__main__":
+    absltest.main()

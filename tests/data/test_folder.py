@@ -1,0 +1,456 @@
+"""`folder:PATH` has torchvision's classes and order; what would shift labels is refused."""
+
+import hashlib
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+from jaxrobust.data import decoding, folder, imagenet, sources
+from jaxrobust.training import run as training_run
+from tests.support.datasets import image_bytes, write_tree
+from tests.support.images import torchvision
+from tests.support.paths import NO_SHARED, SHARED
+from tests.support.runs import tiny
+
+PHOTOGRAPHS = SHARED / "data" / "imagenet_samples"
+
+
+class FolderTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        holder = tempfile.TemporaryDirectory()
+        self.addCleanup(holder.cleanup)
+        self.root = Path(holder.name)
+        self.name = f"folder:{self.root}"
+
+    def open(self, split="train", **options):
+        return sources.open_source(self.name, split, **options)
+
+    def assert_refused(self, *patterns, split="train", **options):
+        with self.assertRaises(sources.DataError) as caught:
+            self.open(split, **options)
+        for pattern in patterns:
+            self.assertRegex(str(caught.exception), pattern)
+
+    def paths(self, source):
+        return [os.path.relpath(source.describe(i), self.root) for i in range(len(source))]
+
+
+class ForeignClassesTest(FolderTest):
+    """Training on some classes, selection on others."""
+
+    def setUp(self):
+        super().setUp()
+        write_tree(self.root / "train", [f"{c}/{i}.jpg" for c in "abcd" for i in range(5)])
+        write_tree(self.root / "val", [f"{c}/0.jpg" for c in "abcd"])
+
+    def between(self, train, other):
+        return sources.foreign_classes(self.open(train), self.open(other))
+
+    def test_parts_of_a_folder_are_refused(self):
+        with self.assertRaisesRegex(
+            sources.DataError,
+            r"100% of the records of .* split 'train\[75%:\]' are of 1 classes that split "
+            r"'train\[:75%\]' has no record of.*sorted by class; give another split, or lists",
+        ):
+            self.between("train[:75%]", "train[75%:]")
+
+    def test_a_few_are_told(self):
+        self.assertIn("25% of the records", self.between("train[:75%]", "val"))
+        with self.assertRaisesRegex(sources.DataError, "75% of the records .* of 3 classes"):
+            self.between("train[:25%]", "val")
+
+    def test_one_class_of_many_is_told(self):
+        write_tree(self.root / "train", [f"d/{i}.jpg" for i in range(5, 15)])
+        # The last class is on both sides, the others are on one.
+        self.assertIn("holds 1 of the 4 classes", self.between("train[:20]", "train[20:]"))
+        self.assertEqual(self.between("train[:20]", "train[24:]"), "")  # 6 records might be so
+
+    def test_nothing_to_say(self):
+        self.assertEqual(self.between("train", "val"), "")
+        (self.root / "ids").write_text("".join(f"{c}/4.jpg\n" for c in "abcd"))
+        self.assertEqual(self.between("train", f"train@{self.root}/ids"), "")
+        unknown = sources.open_source("digits", "train[:5]")
+        self.assertEqual(
+            sources.foreign_classes(unknown, sources.open_source("digits", "test")), ""
+        )
+
+    def test_the_trainer_asks(self):
+        config = tiny(data__name=self.name, data__augmentation="resized-crop")
+        with config.unlocked():
+            config.model.update(num_classes=4, in_channels=3)
+            config.data.update(train_split="train[:75%]", selection_split="train[75%:]")
+            config.data.test_split = "val"
+            config.train.update(batch_size=8, epochs=1, warmup_epochs=0)
+        with self.assertRaisesRegex(sources.DataError, "has no record of"):
+            training_run.check(config, ["train"], self.root)
+
+
+class ReadingTest(FolderTest):
+    def test_records_are_the_files(self):
+        write_tree(self.root / "train", ["cat/1.jpg", "cat/0.png", "ape/x.jpeg"])
+        source = self.open()
+        self.assertEqual(
+            self.paths(source), ["train/ape/x.jpeg", "train/cat/0.png", "train/cat/1.jpg"]
+        )
+        self.assertEqual((source.classes, source.num_classes), (("ape", "cat"), 2))
+        self.assertEqual([record.label for record in source], [0, 1, 1])
+        self.assertEqual((source.channels, source.image_shape), (3, None))
+        self.assertEqual(source[2].image, image_bytes(0))
+        self.assertEqual(source.read([2, 0, 2]), [source[2], source[0], source[2]])
+        self.assertEqual(pickle.loads(pickle.dumps(source)).read([1]), [source[1]])
+
+    def test_the_hash_is_of_names_and_order(self):
+        def of(root, names, split="all", **options):
+            write_tree(self.root / root, names, b"x")
+            return sources.open_source(f"folder:{self.root / root}", split, **options).files_sha256
+
+        names = ["a/1.jpg", "a/2.jpg", "b/1.jpg"]
+        same = of("one", names)
+        self.assertEqual(of("elsewhere", names), same)
+        (self.root / "one" / "a" / "1.jpg").write_bytes(b"other")  # may have been repaired
+        (self.root / "listed").write_text("b\na\n")
+        others = [
+            of("renamed", ["a/1.jpg", "a/3.jpg", "b/1.jpg"]),
+            of("moved", ["a/1.jpg", "b/1.jpg", "b/2.jpg"]),
+            of("class", ["a/1.jpg", "a/2.jpg", "c/1.jpg"]),
+            of("fewer", names[1:]),
+            of("one", [], "all[:2]"),
+            of("one", [], "all[1:]"),
+            of("one", [], classes=str(self.root / "listed")),
+        ]
+        self.assertEqual(of("one", []), same)
+        self.assertLen({same, *others}, 1 + len(others))
+
+    def test_what_counts_as_an_image(self):
+        files = ["a/1.JPEG", "a/deep/er/2.Png", "a/deep/0.webp", "a/z.tiff", "a/a.BMP", "b/1.jpg"]
+        ignored = ["a/notes.txt", "a/.hidden.jpg", "a/.deep/1.jpg", ".git/1.jpg", "a/x.jpg.part"]
+        write_tree(self.root / "train", [*files, *ignored])
+        (self.root / "train" / "readme.jpg").write_bytes(b"")
+        expected = [
+            "a/1.JPEG",
+            "a/a.BMP",
+            "a/z.tiff",
+            "a/deep/0.webp",
+            "a/deep/er/2.Png",
+            "b/1.jpg",
+        ]
+        self.assertEqual(self.paths(self.open()), [f"train/{path}" for path in expected])
+
+    def test_links_to_folders_are_followed(self):
+        write_tree(self.root, ["elsewhere/1.jpg", "deep/2.jpg"])
+        (self.root / "train" / "b").mkdir(parents=True)
+        (self.root / "train" / "a").symlink_to(self.root / "elsewhere")
+        (self.root / "train" / "b" / "c").symlink_to(self.root / "deep")
+        self.assertEqual(self.paths(self.open()), ["train/a/1.jpg", "train/b/c/2.jpg"])
+
+    def test_names_that_are_not_unicode(self):
+        (self.root / "train" / "a").mkdir(parents=True)
+        with open(os.fsencode(self.root / "train" / "a") + b"/\xff\xe9.jpg", "wb") as file:
+            file.write(b"content")
+        self.assertEqual(self.open()[0].image, b"content")
+
+    @parameterized.parameters(("val", "validation"), ("validation", "val"))
+    def test_val_is_validation(self, there, asked):
+        write_tree(self.root, [f"{there}/a/1.jpg", "train/a/2.jpg"])
+        self.assertEqual(self.paths(self.open(asked)), [f"{there}/a/1.jpg"])
+        self.assertEqual(self.open(asked).split, asked)
+
+    def test_without_splits_there_is_all(self):
+        write_tree(self.root, ["cat/1.jpg", "train/1.jpg"])  # "train" is a class here
+        source = self.open("all")
+        self.assertEqual(source.classes, ("cat", "train"))
+        self.assertLen(self.open("all[1:]"), 1)
+        self.assert_refused(
+            "has no split 'test': it has the one split all, its .* directly inside: cat, train ",
+            split="test",
+        )
+
+    def test_parts_take_whole_classes(self):
+        write_tree(self.root / "train", [f"{c}/{i}.jpg" for c in "ab" for i in range(10)])
+        self.assertEqual({record.label for record in self.open("train[:50%]")}, {0})
+        self.assertEqual(self.paths(self.open("train[9:11]")), ["train/a/9.jpg", "train/b/0.jpg"])
+        self.assertLen(self.open("train[-5%:]"), 1)
+
+    def test_labels_are_known_before_reading(self):
+        write_tree(self.root / "train", ["a/0.jpg", "b/0.jpg", "b/1.jpg", "c/0.jpg"])
+        (self.root / "ids").write_text("c/0.jpg\na/0.jpg\n")
+        (self.root / "classes").write_text("c\nb\n")
+        for split, options in (
+            ("train", {}),
+            ("train[1:]", {}),
+            (f"train@{self.root}/ids", {}),
+            ("train[:2]", {"classes": f"{self.root}/classes"}),
+        ):
+            source = self.open(split, **options)
+            read = [record.label for record in source]
+            self.assertEqual(source.labels.tolist(), read, split)
+
+    def test_splits_there(self):
+        self.assertEqual(folder.splits_there(self.root / "nowhere"), [])
+        write_tree(self.root, ["val/a/1.jpg", "train/1.jpg", "cat/1/1.jpg"])
+        self.assertEqual(folder.splits_there(self.root), ["val"])
+        write_tree(self.root, ["train/a/1.jpg"])
+        self.assertEqual(folder.splits_there(str(self.root)), ["train", "val"])
+
+    def test_real_photographs(self):
+        if not PHOTOGRAPHS.is_dir():
+            self.skipTest(NO_SHARED)
+        source = sources.open_source(f"folder:{PHOTOGRAPHS}", "all")
+        self.assertEqual((len(source), source.num_classes), (200, 200))
+        self.assertEqual([record.label for record in source], list(range(200)))
+        self.assertEqual(decoding.decode(source[0].image, channels=3).shape[2], 3)
+
+    def test_is_torchvisions_image_folder(self):
+        _, vision = torchvision(self)
+        deep = [
+            "a/z.jpg",
+            "a/b/c.jpg",
+            "a/b-c/d.jpg",
+            "a/b/a.jpg",
+            "B/1.JPG",
+            "a b/10.png",
+            "a b/9.ppm",
+        ]
+        write_tree(self.root, deep)
+        roots = [self.root] + [PHOTOGRAPHS] * PHOTOGRAPHS.is_dir()
+        for root in roots:
+            reference = vision.datasets.ImageFolder(root)
+            source = sources.open_source(f"folder:{root}", "all")
+            self.assertEqual(list(source.classes), reference.classes)
+            found = [(source.describe(i), r.label) for i, r in enumerate(source)]
+            self.assertEqual(found, reference.samples)
+
+    def test_a_source_of_many_files_is_small(self):
+        write_tree(self.root / "train", [f"a/n01440764_{i:05d}.JPEG" for i in range(2000)], b"")
+        self.assertLess(len(pickle.dumps(self.open())), 2000 * 35)  # 20 of name, 12 of numbers
+
+
+class RefusalTest(FolderTest):
+    def test_missing_directory(self):
+        self.name += "/nowhere"
+        self.assert_refused("nowhere does not exist")
+
+    def test_missing_split(self):
+        write_tree(self.root, ["train/a/1.jpg", "val/a/1.jpg"])
+        self.assert_refused("has no split 'test': it has train, val; parts are", split="test")
+        self.assert_refused("has no split 'train.5:': it has train, val", split="train[5:")
+        self.assert_refused("has no split 'all': it has train, val", split="all")
+
+    @parameterized.parameters(
+        ("val", "validation", "val"),
+        ("val", "validation", "validation"),
+        ("Train", "train", "train"),
+    )
+    def test_a_split_in_two_folders(self, first, second, asked):
+        write_tree(self.root, [f"{first}/a/1.jpg", f"{second}/a/2.jpg"])
+        if len(list(self.root.iterdir())) == 1:
+            self.skipTest("needs a file system that tells Train from train")
+        self.assert_refused(
+            f"split '{asked}': {self.root} holds both {first}/ and {second}/; move one away",
+            split=asked,
+        )
+
+    def test_files_beside_a_split_do_not_count(self):
+        write_tree(self.root, ["val/a/1.jpg", "validation/2.jpg"])
+        self.assertEqual(self.paths(self.open("validation")), ["val/a/1.jpg"])
+
+    def test_no_class_folders(self):
+        write_tree(self.root, ["1.jpg"])
+        self.assert_refused("has no folders; its files must be SPLIT/CLASS/FILE or CLASS/FILE")
+
+    def test_class_without_images(self):
+        write_tree(self.root / "train", ["a/1.jpg", "b/readme.txt"])
+        (self.root / "train" / "c").mkdir()
+        self.assert_refused(r"hold no image \(.jpg, .*\): b, c \(2\); unpack them again")
+
+    @parameterized.parameters(
+        ("train[5:]", "beyond the 3 records"),
+        ("train[2:1]", "holds no record; 3 are there"),
+        ("train[:0]", "holds no record; 3 are there"),
+        ("train[x:]", r"\[x:\] is not a part"),
+        ("train[:]", r"\[:\] is not a part"),
+    )
+    def test_parts_that_are_none(self, split, pattern):
+        write_tree(self.root / "train", ["a/1.jpg", "a/2.jpg", "b/1.jpg"])
+        self.assert_refused(pattern, split=split)
+
+    def test_file_that_vanished(self):
+        write_tree(self.root / "train", ["a/1.jpg", "a/2.jpg"])
+        source = self.open()
+        (self.root / "train/a/2.jpg").unlink()
+        with self.assertRaisesRegex(
+            sources.DataError, "train/a/2.jpg cannot be read .No such file.*"
+        ):
+            source.read([0, 1])
+
+    def test_empty_file_is_given_as_it_is(self):
+        write_tree(self.root / "train", ["a/1.jpg"], b"")
+        self.assertEqual(self.open()[0].image, b"")
+
+    def test_unreadable_directory(self):
+        write_tree(self.root / "train", ["a/1.jpg"])
+        with mock.patch.object(os, "scandir", side_effect=PermissionError(13, "Permission denied")):
+            self.assert_refused(
+                f"^{self.root} cannot be read .*Permission denied.*check it and its"
+            )
+
+    def test_number_of_classes(self):
+        write_tree(self.root / "train", ["a/1.jpg", "b/1.jpg"])
+        self.assert_refused(
+            "num_classes=10, but .* has 2 classes; set num_classes=2 if",
+            num_classes=10,
+        )
+        self.assertLen(self.open(num_classes=2), 2)
+
+    def test_splits_with_other_classes(self):
+        write_tree(self.root, ["train/a/1.jpg", "train/b/1.jpg", "val/b/1.jpg"])
+        train, val = self.open("train"), self.open("val")
+        sources.same_classes([train, train])
+        for pair in ([train, val], [val, train]):
+            with self.assertRaisesRegex(
+                sources.DataError, r"split 'val' lacks classes of split 'train', .* differ: a \(1\)"
+            ):
+                sources.same_classes(pair)
+        sources.same_classes([train, sources.open_source("fake", "test")])
+
+
+class ImageNetTest(FolderTest):
+    """Class folders that mean ImageNet's 1,000; the images are empty files."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        holder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(holder.cleanup)
+        cls.whole = Path(holder.name)
+        write_tree(cls.whole / "val", imagenet.robustbench(), b"x")
+        for synset in imagenet.synsets():  # three have no image among the 5,000
+            (cls.whole / "val" / synset).mkdir(exist_ok=True)
+
+    def make(self, folders):
+        write_tree(self.root / "train", [f"{folder}/1.jpg" for folder in folders])
+
+    def test_all_thousand(self):
+        name = f"folder:{self.whole}"
+        source = sources.open_source(name, "validation@robustbench", num_classes=1000)
+        lines = imagenet.robustbench()
+        self.assertLen(source, 5000)
+        self.assertEqual(source.ids_sha256, imagenet.ROBUSTBENCH_SHA256)
+        self.assertEqual(source.describe(7), str(self.whole / "val" / lines[7]))
+        synsets = imagenet.synsets()
+        self.assertEqual(source.classes, synsets)
+        labels = [record.label for record in source]
+        self.assertEqual(labels, [synsets.index(line.partition("/")[0]) for line in lines])
+        part = sources.open_source(name, "val@robustbench[:10]")
+        self.assertEqual(part.read(range(10)), source.read(range(10)))
+        self.assertEqual(part.ids_sha256, imagenet.ROBUSTBENCH_SHA256)
+        self.assertEqual(pickle.loads(pickle.dumps(part))[3], source[3])
+        with self.assertRaisesRegex(sources.DataError, r"hold no image .* \(3\); unpack"):
+            sources.open_source(name, "val")
+        with self.assertRaisesRegex(
+            sources.DataError, "lacks 4000 of the 4000 images of selection"
+        ):
+            sources.open_source(name, "val@selection")
+
+    def test_images_of_the_list_are_missing(self):
+        lines = imagenet.robustbench()
+        gone = self.whole / "val" / lines[17]
+        gone.rename(self.root / "kept")
+        self.addCleanup((self.root / "kept").rename, gone)
+        with self.assertRaisesRegex(
+            sources.DataError, rf"lacks 1 of the 5000 images of robustbench: {lines[17]} \(1\)"
+        ):
+            sources.open_source(f"folder:{self.whole}", "val@robustbench")
+
+    def test_one_class_is_missing(self):
+        folders = [synset for synset in imagenet.synsets() if synset != "n02123045"]
+        self.make(folders)
+        for classes in (None, 1000, 999):
+            self.assert_refused(
+                r"/train has 999 of ImageNet's 1,000 class folders, so that labels would shift; "
+                r"missing are n02123045 \(1\): restore them, or .* data.classes",
+                num_classes=classes,
+            )
+        chosen = self.root / "classes.txt"
+        chosen.write_text("n01443537\nn01440764\n")
+        self.assertEqual(self.open(classes=str(chosen)).classes, ("n01443537", "n01440764"))
+
+    def test_additional_folders(self):
+        self.make([*imagenet.synsets()[:600], "n00000000", "new"])
+        self.assert_refused(r"has 600 of .* others beside them, .*: n00000000, new \(2\); move")
+
+    def test_a_head_of_a_thousand_classes_means_imagenet(self):
+        self.make(imagenet.imagenet100())
+        self.assertEqual(self.open(num_classes=100).num_classes, 100)
+        self.assert_refused(
+            r"has 100 of ImageNet's 1,000.*missing are n01440764, .* \(900\)", num_classes=1000
+        )
+
+    def test_half_of_them_are_other_data(self):
+        self.make([*imagenet.synsets()[:500], "new"])
+        self.assertEqual(self.open().num_classes, 501)
+
+    def test_imagenet_100(self):
+        source = sources.open_source(f"folder:{self.whole}", "val", classes="imagenet100")
+        self.assertEqual(source.classes, imagenet.imagenet100())
+        self.assertEqual(
+            {(source.describe(i).split("/")[-2], r.label) for i, r in enumerate(source)},
+            {(name, label) for label, name in enumerate(imagenet.imagenet100())},
+        )
+        with self.assertRaisesRegex(
+            sources.DataError, "ids of robustbench are of classes that .*data.classes.*n01440764"
+        ):
+            sources.open_source(f"folder:{self.whole}", "val@robustbench", classes="imagenet100")
+
+
+class ListsTest(FolderTest):
+    def test_robustbench_list_that_was_changed(self):
+        for name in ("robustbench.txt", "synsets.txt"):
+            content = (imagenet._LISTS / name).read_bytes()
+            (self.root / name).write_bytes(content.replace(b"n09468604", b"n09468605", 1))
+        imagenet._shipped.cache_clear()
+        self.addCleanup(imagenet._shipped.cache_clear)
+        with mock.patch.object(imagenet, "_LISTS", self.root):
+            # Before the data set is looked for, which does not exist.
+            self.assert_refused(
+                f"robustbench.txt has the sha256 [0-9a-f]+, not {imagenet.ROBUSTBENCH_SHA256}",
+                split="val@robustbench",
+            )
+            (self.root / "robustbench.txt").unlink()
+            self.assert_refused("robustbench.txt is missing.*reinstall", split="val@robustbench")
+
+    def test_lists_are_those_of_their_sources(self):
+        import tensorflow_datasets as tfds
+
+        labels = Path(tfds.__file__).parent / "datasets/imagenet2012/labels.txt"
+        self.assertEqual(list(imagenet.synsets()), labels.read_text().split())
+        self.assertEqual(list(imagenet.synsets()), sorted(imagenet.synsets()))
+        lines = imagenet.robustbench()
+        self.assertLen(set(lines), 5000)
+        self.assertEqual(lines[0], "n09468604/ILSVRC2012_val_00015253.JPEG")
+        self.assertEqual(lines[-1], "n13133613/ILSVRC2012_val_00025432.JPEG")
+        self.assertLen({line.partition("/")[0] for line in lines}, 997)
+        indices = [imagenet.synsets().index(name) for name in imagenet.imagenet100()]
+        self.assertEqual(indices[:10], [2, 12, 21, 29, 33, 43, 45, 47, 61, 68])
+        self.assertLen(set(indices), 100)
+
+    def test_selection_never_changes(self):
+        names = imagenet.selection()
+        self.assertLen(set(names), 4000)
+        self.assertEmpty(set(names) & {line.rpartition("/")[2] for line in imagenet.robustbench()})
+        numbers = [
+            int(name.removeprefix("ILSVRC2012_val_").removesuffix(".JPEG")) for name in names
+        ]
+        self.assertBetween(min(numbers), 1, 50)
+        self.assertBetween(max(numbers), 49_950, 50_000)
+        digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        self.assertEqual(digest, "e6ccffe36ed15dc203e070c246fa7a6c8e3040d4cced217396d85a6947a5e602")
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,810 @@
+"""AutoAttack against auto-attack a392200 (pyautoattack 0.2.0), and what the engine promises."""
+
+import functools
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust import attacks
+from jaxrobust.evaluation import autoattack, checks, engine, slots
+from jaxrobust.evaluation.plan import VERSIONS, base, named, plan
+from jaxrobust.evaluation.schedule import Jobs, Rows
+from jaxrobust.runtime import hosts
+from tests.support import paths
+from tests.support.ensemble import GOLDEN, IMAGES, LABELS, NETS, QUICK, evaluate, quick
+from tests.support.golden import norm_in_float64
+from tools import topology_autoattack
+
+EPSILON = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
+REFERENCE = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+
+
+def on_devices(count):
+    """The engine sees only so many of the 8 fake devices."""
+    return mock.patch.object(engine, "local_devices", lambda: jax.local_devices()[:count])
+
+
+class Promises(parameterized.TestCase):
+    def check_promises(self, result, norm):
+        fooled = result.clean & ~result.robust
+        delta = result.images_adv.astype(np.float64) - IMAGES[: len(fooled)]
+        norms = norm_in_float64(delta, norm)
+        self.assertLessEqual(norms.max(), EPSILON[norm] * (1 + 1e-5) + 1e-6)
+        self.assertEqual(norms[~fooled].max(initial=0), 0)
+        self.assertBetween(result.images_adv.min(), 0, 1)
+        self.assertBetween(result.images_adv.max(), 0, 1)
+        predicted = np.argmax(NETS["conv"](jnp.asarray(result.images_adv)), axis=1)
+        np.testing.assert_array_equal(predicted == LABELS[: len(fooled)], result.robust)
+
+
+class GoldenTest(Promises):
+    """The verdicts on the images. Draws differ, so one image may too (the golden README)."""
+
+    @parameterized.parameters(*EPSILON)
+    def test_gradient_attacks(self, norm):
+        n, names = 40, VERSIONS["standard"][:3]
+        result = evaluate(
+            NETS["conv"], IMAGES[:n], LABELS[:n], norm=norm, epsilon=EPSILON[norm], attacks=names
+        )
+        np.testing.assert_array_equal(result.clean, GOLDEN["clean_correct"][:n])
+        after = f"{REFERENCE[norm]}_seed0_after_"
+        self.assertLessEqual(np.sum(result.robust != GOLDEN[after + "fab_t"][:n]), 1)
+        by_ce = GOLDEN["clean_correct"][:n] & ~GOLDEN[after + "apgd_ce"][:n]
+        self.assertLessEqual(np.sum((result.fooled_by == "apgd-ce") != by_ce), 1)
+        self.check_promises(result, norm)
+        self.assertEqual(list(result.accuracy_after), list(names))
+        self.assertEqual(result.accuracy_after["fab-t"], result.robust.mean())
+
+
+@pytest.mark.matrix
+class GoldenInFullTest(Promises):
+    @parameterized.parameters(*itertools.product(EPSILON, (0, 1)))
+    def test_cascade(self, norm, seed):
+        result = evaluate(NETS["conv"], IMAGES, LABELS, norm=norm, epsilon=EPSILON[norm], seed=seed)
+        np.testing.assert_array_equal(result.clean, GOLDEN["clean_correct"])
+        standing = result.clean.copy()
+        for name in VERSIONS["standard"]:
+            standing &= result.fooled_by != name
+            key = f"{REFERENCE[norm]}_seed{seed}_after_{name.replace('-', '_')}"
+            self.assertLessEqual(np.sum(standing != GOLDEN[key]), 1, key)
+            self.assertEqual(result.accuracy_after[name], standing.mean())
+        self.check_promises(result, norm)
+
+    @parameterized.parameters(*itertools.product(EPSILON, VERSIONS["standard"]))
+    def test_each_attack_alone(self, norm, name):
+        result = evaluate(
+            NETS["conv"], IMAGES, LABELS, norm=norm, epsilon=EPSILON[norm], attacks=(name,)
+        )
+        expected = GOLDEN[f"{REFERENCE[norm]}_seed0_individual_{name.replace('-', '_')}"]
+        allowed = 1 if name != "square" else 6 if norm == "l1" else 4
+        self.assertLessEqual(np.sum(result.robust != expected), allowed)
+        self.check_promises(result, norm)
+
+
+class CostTest(parameterized.TestCase):
+    def test_no_more_passes_than_the_reference(self):
+        # Per image and job, from section 11 of the facts: APGD 102 forward and 101 backward, FAB
+        # 203 and 100, Square 2 plus its queries. Ours stop early besides.
+        result = quick("conv", epsilon=4 / 255, overrides={"square": {"steps": 100}})
+        costs = {c.attack: c for c in result.costs}
+        survivors = int(result.robust.sum())
+        self.assertGreater(survivors, 5)
+        met = result.clean.sum()
+        for name, jobs, forward, backward in (
+            ("apgd-ce", 1, 102, 101),
+            ("apgd-t", 9, 102, 101),
+            ("fab-t", 9, 203, 100),
+            ("square", 1, 103, 0),
+        ):
+            cost = costs[name]
+            self.assertLessEqual(cost.forward, 1.02 * met * jobs * forward)
+            self.assertLessEqual(cost.backward, 1.02 * met * jobs * backward)
+            met -= cost.fooled
+            self.assertGreaterEqual(cost.backward, 0.97 * met * jobs * backward)
+        self.assertEqual(met, survivors)
+
+    @pytest.mark.matrix
+    def test_compiles_once(self):
+        compiled = []
+
+        def listen(event, *unused, **ignored):
+            if event == "/jax/core/compile/backend_compile_duration":
+                compiled.append(event)
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        self.addCleanup(jax.monitoring.unregister_event_duration_listener, listen)
+        counts = []
+        network = lambda x: NETS["lin"](x)  # noqa: E731  # one that no test has compiled before
+        for n, batch, epsilon, seed in (
+            (40, 16, 2, 0),
+            (3, 16, 1, 1),
+            (70, 16, 4, 0),
+            (1, 16, 2, 0),
+            (40, 24, 2, 0),
+        ):
+            # A new engine for another batch size, but as many programs.
+            compiled.clear()
+            evaluate(
+                network,
+                IMAGES[:n],
+                LABELS[:n],
+                norm="linf",
+                epsilon=epsilon / 255,
+                seed=seed,
+                batch_size=batch,
+                overrides=QUICK,
+            )
+            counts.append(len(compiled))
+        self.assertGreater(counts[0], 0)
+        self.assertEqual(counts[1:4], [0, 0, 0])
+        # Small programs for 16 images may be known from another test.
+        self.assertLessEqual(counts[4], counts[0] + 2)
+
+
+class RandomnessTest(parameterized.TestCase):
+    def run_on(self, devices, batch, **changes):
+        with on_devices(devices):
+            return quick(n=24, batch_size=batch, **changes)
+
+    @pytest.mark.slow
+    def test_verdicts_do_not_depend_on_slots_or_devices(self):
+        results = [self.run_on(d, b) for d, b in ((1, 1), (1, 7), (2, 14), (8, 64))]
+        for r in results[1:]:
+            np.testing.assert_array_equal(r.fooled_by, results[0].fooled_by)
+        self.assertGreater(len(set(results[0].fooled_by)), 2)
+
+    @pytest.mark.matrix
+    def test_the_draws_are_bit_equal(self):
+        for name in VERSIONS["plus"]:
+            setting = autoattack_setting(name, restarts=2)
+            states = [
+                begin(setting, devices, batch) for devices, batch in ((1, 1), (1, 7), (8, 64))
+            ]
+            for state in states[1:]:
+                jax.tree.map(
+                    lambda a, b: np.testing.assert_array_equal(a[:1], b[:1]), states[0], state
+                )
+
+    def test_ids_carry_the_draws(self):
+        whole = quick(n=40)
+        part = evaluate(
+            NETS["lin"],
+            IMAGES[10:20],
+            LABELS[10:20],
+            norm="linf",
+            epsilon=2 / 255,
+            overrides=QUICK,
+            image_ids=range(10, 20),
+        )
+        np.testing.assert_array_equal(part.fooled_by, whole.fooled_by[10:20])
+
+    def test_restarts_and_targets_draw_differently(self):
+        setting = autoattack_setting("apgd-t", restarts=2)
+        points = [
+            np.asarray(begin(setting, 1, 1, target=t, restart=r).state.points)
+            for t in (1, 2)
+            for r in (0, 1)
+        ]
+        self.assertLen({p.tobytes() for p in points}, 4)
+
+
+def autoattack_setting(name, **changes):
+    return base(name, "linf")._replace(**changes)
+
+
+def begin(setting, devices, batch, target=1, restart=1):
+    """Slots at the beginning of their jobs; the image is the same in all of them."""
+    with on_devices(devices):
+        runner = engine.make(NETS["lin"], slots=batch)
+    full = functools.partial(np.full, runner.slots)
+    rows = Rows(
+        fresh=full(True),
+        keep=full(True),
+        images=np.repeat(IMAGES[:1], runner.slots, axis=0),
+        labels=full(LABELS[0], np.int32),
+        targets=full(target, np.int32),
+        restarts=full(restart, np.int32),
+        ids=full(5, np.uint32),
+        first=full(0, np.int32),
+    )
+    root = np.array([0, 3], np.uint32)
+    number = np.uint32(named(setting.name).number)
+    return jax.tree.map(
+        np.asarray,
+        jax.jit(functools.partial(slots.begin, setting))(np.float32(0.1), root, number, rows),
+    )
+
+
+class ShareTest(parameterized.TestCase):
+    @parameterized.parameters((10, 4), (3, 4), (0, 2), (8, 8), (7, 1))
+    def test_every_image_belongs_to_one_process(self, images, processes):
+        parts = []
+        for index in range(processes):
+            with (
+                mock.patch.object(jax, "process_count", lambda: processes),
+                mock.patch.object(jax, "process_index", lambda index=index: index),
+            ):
+                parts.append(hosts.share(np.arange(images)))
+        np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(images))
+        lengths = [len(part) for part in parts]
+        self.assertLessEqual(max(lengths) - min(lengths), 1)
+
+    def test_alone(self):
+        self.assertEqual(hosts.everyone("mine"), ["mine"])
+        self.assertEqual(hosts.together(lambda: 3), 3)
+        with self.assertRaisesRegex(ValueError, "mine"):
+            hosts.together(lambda: int("mine"))
+
+    def test_several_processes_that_have_not_met(self):
+        with (
+            mock.patch.object(jax, "process_count", lambda: 2),
+            self.assertRaisesRegex(ValueError, "call jax.distributed.initialize.. first"),
+        ):
+            hosts.everyone(1)
+
+
+class EdgesTest(parameterized.TestCase):
+    def test_no_images(self):
+        result = quick(n=0)
+        self.assertEqual(result.robust.shape, (0,))
+        self.assertEqual(result.images_adv.shape, (0, 32, 32, 3))
+        self.assertIn("robust 0 of 0", result.table())
+
+    def test_one_image(self):
+        for i in np.flatnonzero(GOLDEN["clean_correct"])[:1]:
+            result = evaluate(
+                NETS["conv"],
+                IMAGES[i : i + 1],
+                LABELS[i : i + 1],
+                norm="l2",
+                epsilon=3.0,
+                overrides=QUICK,
+            )
+            self.assertEqual(result.fooled_by.tolist(), ["apgd-ce"])
+
+    def test_wrong_everywhere(self):
+        labels = (np.argmax(NETS["lin"](jnp.asarray(IMAGES[:20])), axis=1) + 1) % 10
+        result = evaluate(
+            NETS["lin"], IMAGES[:20], labels, norm="linf", epsilon=0.1, overrides=QUICK
+        )
+        self.assertEqual(set(result.fooled_by), {"clean"})
+        self.assertEqual(set(result.accuracy_after.values()), {0.0})
+        np.testing.assert_array_equal(result.images_adv, IMAGES[:20])
+
+    def test_zero_radius_fools_nobody(self):
+        for norm in EPSILON:
+            result = quick(n=8, norm=norm, epsilon=0.0, attacks=("apgd-t", "fab-t"))
+            np.testing.assert_array_equal(result.robust, result.clean)
+
+    @parameterized.parameters(2, 3)
+    @pytest.mark.matrix
+    def test_few_classes(self, classes):
+        logits_fn = lambda x: NETS["conv"](x)[:, :classes]  # noqa: E731
+        labels = np.argmax(logits_fn(jnp.asarray(IMAGES[:16])), axis=1)
+        with mock.patch("jaxrobust.evaluation.autoattack.say") as say:
+            result = autoattack(
+                logits_fn, IMAGES[:16], labels, norm="linf", epsilon=8 / 255, overrides=QUICK
+            )
+        said = " ".join(call.args[0] for call in say.call_args_list)
+        self.assertIn(f"{classes - 1} target classes instead of 9", said)
+        self.assertIn("targeted DLR loss needs 4 classes; climbs the margin", said)
+        self.assertTrue(result.clean.all())
+        self.assertLess(result.robust.mean(), 1)
+        for name in ("apgd-dlr", "fab") if classes == 2 else ("apgd-dlr", "apgd-t"):
+            alone = evaluate(
+                logits_fn,
+                IMAGES[:16],
+                labels,
+                norm="linf",
+                epsilon=32 / 255,
+                version="custom",
+                attacks=(name,),
+                overrides={name: {"steps": 30}},
+            )
+            self.assertLess(alone.robust.mean(), 0.8, name)
+
+    @parameterized.parameters(jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit)
+    def test_inside_another_mesh(self, kind):
+        mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+        with jax.set_mesh(mesh):
+            inside = quick(n=16)
+        np.testing.assert_array_equal(inside.fooled_by, quick(n=16).fooled_by)
+
+    def test_jax_arrays_and_partial(self):
+        function = jax.tree_util.Partial(lambda w, x: NETS["lin"](x) * w, jnp.float32(1))
+        a = evaluate(
+            function,
+            jnp.asarray(IMAGES[:16]),
+            jnp.asarray(LABELS[:16]),
+            norm="linf",
+            epsilon=2 / 255,
+            overrides=QUICK,
+        )
+        np.testing.assert_array_equal(a.fooled_by, quick(n=16).fooled_by)
+
+
+class VersionsTest(parameterized.TestCase):
+    def test_plus(self):
+        overrides = {n: {"steps": 8} for n in VERSIONS["plus"]} | {
+            "fab": {"steps": 5, "restarts": 2}
+        }
+        result = quick(n=16, version="plus", overrides=overrides)
+        self.assertEqual(tuple(result.accuracy_after), VERSIONS["plus"])
+        restarts = {a["name"]: a["restarts"] for a in result.attacks}
+        self.assertEqual(
+            restarts, {"apgd-ce": 5, "apgd-dlr": 5, "fab": 2, "square": 1, "apgd-t": 1, "fab-t": 1}
+        )
+
+    def test_standard_l1(self):
+        attacks_ = {a["name"]: a for a in quick(n=4, norm="l1", epsilon=1.0).attacks}
+        self.assertEqual(attacks_["apgd-ce"]["machine"], "apgd-multi-radius")
+        self.assertEqual(attacks_["apgd-ce"]["restarts"], 5)
+        self.assertEqual(attacks_["apgd-t"]["targets"], 5)
+        self.assertEqual(attacks_["fab-t"]["targets"], 9)
+
+    @pytest.mark.matrix
+    def test_rand_averages_over_the_networks_randomness(self):
+        def noisy(images, keys):
+            draw = lambda k: jax.random.normal(k, images.shape[1:])  # noqa: E731
+            return NETS["conv"](images + 0.05 * jax.vmap(draw)(keys))
+
+        overrides = {n: {"steps": 10, "eot": 4} for n in VERSIONS["rand"]}
+        run = functools.partial(
+            evaluate, noisy, IMAGES[:24], LABELS[:24], norm="linf", epsilon=8 / 255, version="rand"
+        )
+        one, two = run(overrides=overrides), run(overrides=overrides, batch_size=16)
+        np.testing.assert_array_equal(one.fooled_by, two.fooled_by)
+        self.assertLess(one.robust.sum(), one.clean.sum())
+        cost = one.costs[0]
+        self.assertEqual(cost.forward, cost.backward)
+        self.assertEqual(cost.forward % 4, 0)
+
+    @pytest.mark.skipif(not find_spec("pyautoattack"), reason=paths.PARITY)
+    def test_rand_agrees_with_the_reference(self):
+        import pyautoattack
+        import torch
+
+        def network(xp, x, noise):  # not linear, so that averaging over draws matters
+            hidden = xp.tanh(x.reshape(len(x), -1) @ first)
+            return hidden @ second + noise
+
+        rng = np.random.default_rng(0)
+        images = rng.random((128, 4, 4, 1), np.float32)
+        first = rng.standard_normal((16, 32)).astype(np.float32)
+        second = rng.standard_normal((32, 10)).astype(np.float32)
+        labels = np.argmax(network(np, images, 0), axis=1)
+
+        def ours(x, keys):
+            return network(jnp, x, jax.vmap(lambda k: jax.random.normal(k, (10,)))(keys))
+
+        steps = {"steps": 20}
+        result = evaluate(
+            ours,
+            images,
+            labels,
+            norm="linf",
+            epsilon=0.06,
+            version="rand",
+            overrides=dict.fromkeys(VERSIONS["rand"], steps),
+        )
+        first, second = torch.tensor(first), torch.tensor(second)
+        torch.manual_seed(0)
+        theirs = torch.nn.Module()
+        theirs.forward = lambda x: network(torch, x, torch.randn(len(x), 10))
+        attack = pyautoattack.AutoAttack(theirs, norm="Linf", eps=0.06, version="rand", seed=0)
+        attack.apgd = pyautoattack.autopgd_base.APGDAttack(
+            theirs, n_restarts=1, n_iter=20, eps=0.06, norm="Linf", eot_iter=20, rho=0.75
+        )
+        x = torch.tensor(images.transpose(0, 3, 1, 2))
+        _, predicted = attack.run_standard_evaluation(x, torch.tensor(labels), batch_size=128)
+        expected = (predicted.numpy() == labels).mean()
+        self.assertBetween(expected, 0.02, 0.6)
+        # Two samples of 128 images: three standard errors of their difference.
+        error = 3 * np.sqrt(2 * expected * (1 - expected) / 128)
+        self.assertAlmostEqual(result.robust.mean(), expected, delta=error)
+
+    def test_rand_needs_a_keyed_network(self):
+        with self.assertRaisesRegex(ValueError, r"must take images and keys \[B\]"):
+            quick(n=4, version="rand", overrides=None)
+        with self.assertRaisesRegex(ValueError, "must take images only"):
+            evaluate(lambda x, k: x, IMAGES[:4], LABELS[:4], norm="linf", epsilon=0.1)
+
+    def test_averaged_gradient(self):
+        machine = attacks.apgd_machine(norm="linf", epsilon=0.1, steps=3)
+        images, labels = jnp.asarray(IMAGES[:4]), jnp.asarray(LABELS[:4])
+        state = machine.init(images, labels)
+        scales = jnp.array([1.0, 2.0, 6.0])
+
+        def network(points, draw):
+            return NETS["lin"](points) * scales[draw]
+
+        made = attacks.advance(machine, network, state, draws=3)
+        each = [
+            jax.grad(lambda p, s=s: attacks.ce_loss(NETS["lin"](p) * s, labels).sum())(images)
+            for s in scales
+        ]
+        np.testing.assert_allclose(made.gradient, sum(each) / 3, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(made.logits, NETS["lin"](images) * 6, rtol=1e-6)
+
+
+class SearchTest(parameterized.TestCase):
+    """A search with another network than the one that decides."""
+
+    def test_bfloat16_search(self):
+        weights_as = lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)  # noqa: E731
+        search = lambda x: weights_as(NETS["conv"](weights_as(x)))  # noqa: E731
+        settings = {"epsilon": 8 / 255, "n": 24}
+        plain, searched = quick("conv", **settings), quick("conv", search_fn=search, **settings)
+        self.assertLessEqual(np.sum(plain.robust != searched.robust), 1)
+        self.assertRegex(searched.flags["search-gap"], r"of \d+ survivors .* \d+ were fooled by")
+        self.assertNotIn("search-gap", plain.flags)
+
+    @pytest.mark.slow
+    def test_a_search_that_sees_success_everywhere_proves_nothing(self):
+        def liar(images):
+            return -NETS["conv"](images)
+
+        result = quick("conv", epsilon=0.0, search_fn=liar, n=24)
+        np.testing.assert_array_equal(result.robust, result.clean)
+
+    def test_square_ends_on_the_deciding_networks_word(self):
+        # Too sure of success: as if rounding had moved the logits against the label.
+        def eager(images):
+            logits = NETS["conv"](images)
+            return jnp.where(logits == logits.max(1, keepdims=True), logits - 3, logits)
+
+        path = Path(self.create_tempdir()) / "ledger.jsonl"
+        settings = {"attacks": ("square",), "overrides": {"square": {"steps": 300}}}
+        settings |= {"epsilon": 6 / 255, "n": 24}
+        searched = quick("conv", search_fn=eager, ledger=path, **settings)
+        records = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+        spent = [r["iterations"] for r in records if not r["fooled"] and r["attack"] == "square"]
+        self.assertNotEmpty(spent)
+        self.assertEqual(set(spent), {301})  # the start and 300 queries
+        plain = quick("conv", **settings)
+        # Another margin accepts other windows, and draws decide at the edge.
+        self.assertLessEqual(abs(int(searched.robust.sum() - plain.robust.sum())), 2)
+
+    def test_all_are_attacked_again_if_one_of_a_sample_falls(self):
+        blind = lambda x: jax.lax.stop_gradient(NETS["conv"](x))  # noqa: E731
+        settings = {"epsilon": 8 / 255, "attacks": ("apgd-ce",), "n": 40}
+        with mock.patch("jaxrobust.evaluation.cascade._SAMPLE", 4):
+            result = quick("conv", search_fn=blind, **settings)
+        np.testing.assert_array_equal(result.robust, quick("conv", **settings).robust)
+        self.assertRegex(
+            result.flags["search-gap"],
+            r"of 4 survivors .*, [1-4] were .*, hence all \d+ were attacked so, and \d+ fell",
+        )
+
+    def test_survivors_fooled_in_full_precision_do_not_count_as_robust(self):
+        blind = lambda x: jax.lax.stop_gradient(NETS["conv"](x))  # noqa: E731
+        result = quick("conv", epsilon=8 / 255, search_fn=blind, attacks=("apgd-ce",), n=24)
+        plain = quick("conv", epsilon=8 / 255, attacks=("apgd-ce",), n=24)
+        np.testing.assert_array_equal(result.robust, plain.robust)
+        self.assertIn("apgd-ce (full)", set(result.fooled_by))
+        self.assertIn("search with logits_fn", result.flags["search-gap"])
+        self.assertEqual(list(result.accuracy_after), ["apgd-ce", "full"])
+        self.assertEqual(result.accuracy_after["full"], result.robust.mean())
+        self.assertIn("zero-gradients", result.flags)
+
+
+class RefutedTest(parameterized.TestCase):
+    """What a search found and the last forward pass does not confirm."""
+
+    @parameterized.parameters("apgd-ce", "apgd-t", "fab-t", "square")
+    def test_the_attack_goes_on(self, name):
+        settings = {"epsilon": 16 / 255, "attacks": (name,), "n": 24}
+        plain, refused, verified = quick("conv", **settings), set(), checks.verified
+
+        def doubting(points, images, *arguments, **settings):
+            sure, norms = verified(points, images, *arguments, **settings)
+            seen = [image.tobytes() for image in images]
+            sure &= [key in refused for key in seen]  # each image's first is refused
+            refused.update(seen)
+            return sure, norms
+
+        with mock.patch("jaxrobust.evaluation.cascade.checks.verified", doubting):
+            result = quick("conv", **settings)
+        fooled = plain.clean & ~plain.robust
+        self.assertGreater(fooled.sum(), 3)
+        self.assertLen(refused, fooled.sum())
+        # All but one that only its last point fooled.
+        self.assertGreaterEqual((fooled & ~result.robust).sum(), fooled.sum() - 1)
+        differ = (result.images_adv != plain.images_adv).any(axis=(1, 2, 3))
+        np.testing.assert_array_equal(differ, fooled)
+
+    def test_what_is_never_confirmed_stands_and_is_said(self):
+        calls = []
+
+        def never(points, images, *arguments, **settings):
+            calls.append(len(points))
+            return np.zeros(len(points), bool), np.zeros(len(points))
+
+        with mock.patch("jaxrobust.evaluation.cascade.checks.verified", never):
+            result = quick("conv", epsilon=8 / 255, attacks=("apgd-ce",), n=24)
+        np.testing.assert_array_equal(result.robust, result.clean)
+        self.assertRegex(result.flags["unconfirmed by apgd-ce"], r"^\d+ images were fooled in the")
+        # 13 points each: a hit at step s is tried again from s + 1, s + 2, s + 4, s + 8 on.
+        self.assertLessEqual(sum(calls), 5 * 24)
+
+    def test_other_jobs_follow(self):
+        jobs = Jobs(2, 1, np.array([7]), np.array([[1, 2, 3]], np.int32), 1)
+        points = np.arange(2.0)[:, None, None, None]
+
+        def made(live, fooled, steps):
+            live, fooled, steps = map(np.array, (live, fooled, steps))
+            jobs.collect(live, fooled, steps, np.zeros(2, bool), lambda: points)
+            return list(jobs.verdicts())
+
+        self.assertTrue(jobs.assign())  # targets 1 and 2
+        self.assertEqual(made([True, False], [False, True], [4, 4]), [])  # 2 waits for 1
+        (verdict,) = made([False, True], [True, False], [6, 4])
+        self.assertEqual((verdict.target, verdict.steps, verdict.fooled), (1, 6, True))
+        self.assertFalse(jobs.assign())
+        jobs.refute([verdict])
+        self.assertTrue(jobs.assign())  # target 1 again; 3 is not needed
+        rows = jobs.rows(np.zeros((8, 1, 1, 1), np.float32), np.zeros(8, int), np.arange(8))
+        np.testing.assert_array_equal(rows.targets, [1, 0])
+        np.testing.assert_array_equal(rows.first, [6, 0])
+        (verdict,) = made([False, True], [False, False], [13, 0])
+        self.assertEqual((verdict.target, verdict.steps, verdict.fooled), (2, 13 + 4, True))
+        self.assertEqual(verdict.adversarial, points[1])
+        jobs.refute([verdict])
+        self.assertTrue(jobs.assign())  # 2 again, and 3
+        rows = jobs.rows(np.zeros((8, 1, 1, 1), np.float32), np.zeros(8, int), np.arange(8))
+        np.testing.assert_array_equal(rows.targets, [2, 3])
+        np.testing.assert_array_equal(rows.first, [4, 0])
+        (verdict,) = made([False, False], [False, False], [13, 13])
+        self.assertEqual((verdict.target, verdict.steps, verdict.fooled), (3, 39, False))
+
+
+class MemoryTest(parameterized.TestCase):
+    def test_untargeted_fab_keeps_one_gradient_whatever_the_number_of_classes(self):
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("slots",))
+        (setting,) = plan("l2", "plus", ["fab"], None)
+        temporary, image = [], (16, 16, 3)
+        for classes in (10, 100):
+            weights = jax.ShapeDtypeStruct((16 * 16 * 3, classes), np.float32)
+            logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
+            step, arguments, _ = topology_autoattack.abstract_step(
+                mesh, slots.program_of(setting), logits_fn, slots=32, image=image
+            )
+            memory = step.lower(*arguments).compile().memory_analysis()
+            temporary.append(memory.temp_size_in_bytes)
+        gradient = 4 * 32 * 16 * 16 * 3  # bytes; 90 more of them before, twice
+        self.assertLess(temporary[1] - temporary[0], 3 * gradient)
+
+
+class MessagesTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({"norm": "linfty"}, "norm='linfty' is unknown; choose one of linf, l2, l1"),
+        ({"epsilon": 8.0}, "larger than the pixel range .*; write 8/255"),
+        ({"epsilon": -1}, "epsilon=-1.0 is not a radius"),
+        ({"version": "full"}, "version='full' is unknown; choose one of standard, plus, rand"),
+        ({"version": "custom"}, "version='custom' needs attacks="),
+        ({"attacks": ("apgd",)}, "attack 'apgd' is not in version 'standard'; choose from apgd-ce"),
+        ({"attacks": ("fab",)}, "attack 'fab' is not in version 'standard'"),
+        ({"attacks": ()}, "are none or repeated"),
+        ({"attacks": "square"}, r"is a string; pass \('square',\)"),
+        ({"overrides": {"square": {"queries": 5}}}, "square has no 'queries' to override; it has"),
+        ({"overrides": {"square": {"machine": "fab"}}}, "square has no 'machine' to override"),
+        ({"overrides": {"square": {"eot": 2}}}, "square has no 'eot' to override"),
+        ({"overrides": {"apgd-ce": {"targets": 2}}}, "apgd-ce has no 'targets' to override"),
+        ({"overrides": {"apgd-ce": {"restarts": 0}}}, "apgd-ce: restarts=0; pass an int >= 1"),
+        ({"overrides": {"apgd-ce": {"eot": 0}}}, "apgd-ce: eot=0; pass an int >= 1"),
+        ({"overrides": {"apgd-t": {"targets": -1}}}, "apgd-t: targets=-1; pass an int >= 1"),
+        ({"overrides": {"apgd-t": {"steps": "5"}}}, "apgd-t: steps='5'; pass an int >= 1"),
+        ({"overrides": {"fab": {}}}, r"overrides of \['fab'\], which do not run; these do"),
+        (
+            {"norm": "l1", "epsilon": 1.0, "overrides": {"apgd-t": {"steps": 4}}},
+            "apgd-t: steps=4; pass an int >= 5",
+        ),
+        ({"seed": -1}, "seed=-1: pass an int from 0 to"),
+        ({"seed": 1.5}, "seed=1.5: pass an int from 0 to"),
+        ({"seed": 2**32}, "pass an int from 0 to"),
+        ({"batch_size": 0}, "batch_size=0 is not a number of images"),
+        ({"batch_size": "8"}, "batch_size='8' is not a number of images"),
+        ({"ledger": "ledger.images"}, "name a file that ends in .jsonl"),
+        ({"image_ids": [1, 1]}, "image_ids: pass 4 different ints"),
+        ({"image_ids": [1, 1, 2, 3]}, "image_ids: pass 4 different ints"),
+        ({"image_ids": [-1, 1, 2, 3]}, "image_ids: pass 4 different ints"),
+    )
+    def test_settings(self, changes, message):
+        with self.assertRaisesRegex(ValueError, message):
+            quick(n=4, **({"overrides": None} | changes))
+
+    @parameterized.parameters(
+        (lambda x: x.mean((1, 2, 3)), r"return logits f\[B, K\]"),
+        (lambda x: x.reshape(x.shape[0], -1)[:, :1], "with K >= 2"),
+        (lambda x: (NETS["lin"](x), x), "gives tuple for .* and nothing else"),
+        (lambda x: np.asarray(x).reshape(len(x), -1), "write it with jax.numpy"),
+        (lambda x: jnp.ones((x.shape[0], 3), jnp.int32), "return floating point logits"),
+    )
+    def test_networks(self, function, message):
+        with self.assertRaisesRegex(ValueError, message):
+            evaluate(function, IMAGES[:4], LABELS[:4], norm="linf", epsilon=0.1)
+
+
+def read(path):
+    """The records of a ledger, in no order, without their places in the file of images."""
+    lines = path.read_text().splitlines()[1:]
+    drop = lambda r: {k: v for k, v in r.items() if k != "stored"}  # noqa: E731
+    return sorted(json.dumps(drop(json.loads(line)), sort_keys=True) for line in lines)
+
+
+class LedgerTest(parameterized.TestCase):
+    def test_one_record_per_image_and_attack(self):
+        path = Path(self.create_tempdir()) / "ledger.jsonl"
+        result = quick(ledger=path)
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        self.assertEqual(records[0]["identity"]["epsilon"], 2 / 255)
+        met = int(result.clean.sum())
+        for cost in result.costs:
+            mine = [r for r in records[1:] if r["attack"] == cost.attack]
+            self.assertLen({r["image"] for r in mine}, met)
+            self.assertLen(mine, met)
+            met -= cost.fooled
+        fields = {
+            "image",
+            "attack",
+            "fooled",
+            "target",
+            "restart",
+            "iterations",
+            "norm",
+            "seed",
+            "flat",
+        }
+        self.assertEqual(set(records[-1]) - {"stored"}, fields)
+        for r in records[1:]:
+            i = r["image"]
+            self.assertEqual(r["fooled"], result.fooled_by[i] == r["attack"])
+            if r["fooled"]:
+                delta = np.abs(result.images_adv[i].astype(np.float64) - IMAGES[i])
+                self.assertAlmostEqual(r["norm"], delta.max(), places=12)
+
+    def test_continues_after_any_interruption(self):
+        directory = Path(self.create_tempdir())
+        whole = quick(ledger=directory / "whole.jsonl")
+        chance = random.Random(2)
+        append, path, stops = engine.Jobs.collect, directory / "parts.jsonl", 0
+
+        def fragile(*arguments):
+            if stops < 12 and chance.random() < 0.2:
+                raise ConnectionError("killed")
+            return append(*arguments)
+
+        while True:
+            try:
+                with mock.patch.object(engine.Jobs, "collect", fragile):
+                    result = quick(ledger=path)
+                break
+            except ConnectionError:
+                stops += 1
+                if stops % 2:  # as a kill in the middle of a write leaves it
+                    with path.open("a") as file:
+                        file.write('{"image": 3, "att')
+                    with path.with_suffix(".images").open("ab") as file:
+                        file.write(b"123")
+        self.assertGreater(stops, 3)
+        self.assertEqual(read(path), read(directory / "whole.jsonl"))
+        np.testing.assert_array_equal(result.images_adv, whole.images_adv)
+        np.testing.assert_array_equal(result.fooled_by, whole.fooled_by)
+
+    def test_a_finished_one_computes_nothing(self):
+        path = Path(self.create_tempdir()) / "ledger.jsonl"
+        first = quick(ledger=path)
+        before = path.read_bytes()
+        again = quick(ledger=path)
+        self.assertEqual(path.read_bytes(), before)
+        self.assertEqual(sum(c.forward for c in again.costs), 0)
+        np.testing.assert_array_equal(first.images_adv, again.images_adv)
+
+    @parameterized.parameters(
+        ({"epsilon": 3 / 255}, r"epsilon is 0.0078\d* there, 0.0117\d* here"),
+        ({"seed": 1}, "seed is 0 there, 1 here"),
+        ({"norm": "l2"}, 'norm is "linf" there, "l2" here'),
+        ({"n": 20}, "data is"),
+        ({"net": "conv"}, "network is"),
+        ({"identity": "mine"}, 'network is .* there, "mine" here'),
+        ({"overrides": None}, "attacks is"),
+    )
+    def test_refuses_another_evaluation(self, changes, message):
+        path = Path(self.create_tempdir()) / "ledger.jsonl"
+        quick(ledger=path)
+        with self.assertRaisesRegex(ValueError, f"belongs to another evaluation: .*{message}"):
+            quick(ledger=path, **changes)
+
+    def test_neighbours_are_other_ledgers(self):
+        directory = Path(self.create_tempdir())
+        quick(n=4, ledger=directory / "a.4.jsonl")
+        quick(n=5, ledger=directory / "a.jsonl")
+        quick(n=5, ledger=directory / "a.jsonl")
+
+    def test_another_batch_size_continues(self):
+        path = Path(self.create_tempdir()) / "ledger.jsonl"
+        quick("conv", n=8, ledger=path)
+        quick("conv", n=8, ledger=path, batch_size=24)
+
+    def test_lost_images_are_named(self):
+        path = Path(self.create_tempdir()) / "ledger.jsonl"
+        quick(ledger=path)
+        path.with_suffix(".images").unlink()
+        with self.assertRaisesRegex(ValueError, "lacks the adversarial image .*; remove .*jsonl"):
+            quick(ledger=path)
+
+    def test_damaged_images_are_refused(self):
+        path = Path(self.create_tempdir()) / "ledger.jsonl"
+        quick(ledger=path)
+        images = path.with_suffix(".images")
+        images.write_bytes(bytes(images.stat().st_size))
+        with self.assertRaisesRegex(ValueError, "outside the ball: its .images file is damaged"):
+            quick(ledger=path)
+
+    def test_a_damaged_line_is_named(self):
+        path = Path(self.create_tempdir()) / "ledger.jsonl"
+        quick(ledger=path)
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join([*lines[:4], "nonsense\n", *lines[5:]]))
+        with self.assertRaisesRegex(ValueError, "line 5 is damaged"):
+            quick(ledger=path)
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {root!r})
+import jax
+jax.config.update("jax_compilation_cache_dir", {cache!r})
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+from tests.support.ensemble import quick
+names = ("apgd-ce", "apgd-t")
+quick("conv", n=128, epsilon=4 / 255, overrides=None, attacks=names, ledger={path!r})
+"""
+
+
+@pytest.mark.matrix
+class KillTest(absltest.TestCase):
+    def test_kill_9_at_twenty_random_moments(self):
+        directory = Path(self.create_tempdir())
+        root, chance = str(paths.ROOT), random.Random(1)
+
+        def start(path):
+            code = KILLED.format(root=root, cache=str(directory / "cache"), path=str(path))
+            return subprocess.Popen([sys.executable, "-c", code], cwd=root, env=dict(os.environ))
+
+        whole, parts = directory / "whole.jsonl", directory / "parts.jsonl"
+        self.assertEqual(start(whole).wait(300), 0)
+        begun = time.perf_counter()
+        self.assertEqual(start(whole).wait(300), 0)
+        setup = time.perf_counter() - begun  # until the first step, more or less
+        killed = 0
+        while killed < 20:
+            process = start(parts)
+            try:
+                self.assertEqual(process.wait(setup * (0.6 + 0.8 * chance.random())), 0)
+                break  # it was done before
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                killed += 1
+        self.assertEqual(start(parts).wait(300), 0)
+        self.assertGreaterEqual(killed, 5)
+        self.assertEqual(read(parts), read(whole))
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,473 @@
+"""Reliability checks: each defect in a network that has it, and silence for healthy networks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust import models
+from jaxrobust.evaluation import checks, doubts
+from tests.support import paths
+from tests.support.golden import golden_nets, load
+
+MEAN, STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # ImageNet
+PALETTE = np.random.default_rng(7).uniform(0.2, 0.8, (10, 3)).astype(np.float32)
+
+
+def colours(count=200, seed=0, *, ordered=False):
+    """Noisy patches in one of ten colours, which are the classes; `ordered`: class after class."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 10, count)
+    labels = np.sort(labels) if ordered else labels
+    images = PALETTE[labels][:, None, None] + rng.normal(0, 0.1, (count, 4, 4, 3))
+    return np.clip(images, 0, 1).astype(np.float32), labels
+
+
+def normalise(x, mean=MEAN, std=STD):
+    return (x - jnp.asarray(mean)[None, None, None]) / jnp.asarray(std)[None, None, None]
+
+
+def features(x):
+    return normalise(x).mean(axis=(1, 2))
+
+
+def classify(h):
+    """The nearest colour, of normalised colours f[B,3]."""
+    centres = normalise(PALETTE[None, None])[0, 0]
+    return 4 * (h @ centres.T) - 2 * (centres**2).sum(1)[None]
+
+
+def healthy(x):
+    return classify(features(x))
+
+
+def compiled(logits_fn, batch=16):
+    """What the engine does: one program for a fixed batch, padded, for any number of images."""
+    program = jax.jit(logits_fn)
+
+    def forward(images):
+        assert isinstance(images, np.ndarray) and images.dtype == np.float32
+        padded = np.pad(images, ((0, -len(images) % batch), (0, 0), (0, 0), (0, 0)))
+        parts = [np.asarray(program(p)) for p in np.split(padded, len(padded) // batch)]
+        return np.concatenate(parts)[: len(images)]
+
+    return forward
+
+
+def flags_of(logits_fn, data=None, *, batch=16):
+    images, labels = data or colours()
+    return doubts.check_network(compiled(logits_fn, batch), logits_fn, images, labels)
+
+
+class NetworkTest(parameterized.TestCase):
+    def check_only(self, flags, name, *words):
+        self.assertEqual(list(flags), [name], flags)
+        for word in words:
+            self.assertIn(word, flags[name])
+
+    @parameterized.parameters(1, 7, 16, 128)
+    def test_healthy(self, batch):
+        self.assertEmpty(flags_of(healthy, batch=batch))
+
+    @parameterized.parameters(0, 1, 2, 31, 32, 65)
+    def test_few_images(self, count):
+        self.assertEmpty(flags_of(healthy, colours(count)))
+
+    def test_equal_images_may_have_equal_logits(self):
+        images, labels = colours(1)
+        self.assertEmpty(flags_of(healthy, (images.repeat(3, axis=0), labels.repeat(3))))
+
+    @parameterized.parameters("conv", "lin")
+    def test_healthy_golden_networks(self, name):
+        path = paths.SHARED / "golden/data.npz"
+        if not path.exists():
+            self.skipTest(paths.NO_SHARED)
+        data = load(path)
+        images = data["images_u8"].astype(np.float32) / np.float32(255)
+        self.assertEmpty(flags_of(golden_nets()[name], (images, data["labels"])))
+
+    def test_healthy_traces(self):
+        """Custom gradients, walls, per-platform branches and constants trace alike twice."""
+        net = models.create("convnext_n", num_classes=10, image_size=32)
+        params, stats = jax.eval_shape(net.init, jax.random.key(0))
+        zeros = lambda tree: jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), tree)  # noqa: E731
+        params, stats = zeros(params), zeros(stats)
+        logits_fn = jax.jit(lambda x: net.apply(params, stats, x)[0])
+        images = np.zeros((2, 32, 32, 3), np.float32)
+        fake = lambda x: np.eye(10)[np.arange(len(x)) % 1] * 3 + 1  # noqa: E731
+        self.assertEmpty(doubts.check_network(fake, logits_fn, images, np.zeros(2, int)))
+
+    def test_a_function_of_one_batch_size(self):
+        def logits_fn(x):
+            return healthy(x.reshape(16, 4, 4, 3))
+
+        images, labels = colours()
+        flags = doubts.check_network(compiled(logits_fn), logits_fn, images, labels, batch_size=16)
+        self.assertEmpty(flags)
+
+    # --- randomness ---
+
+    @parameterized.parameters(1e-2, 3.0)
+    def test_random_noise(self, size):
+        rng = np.random.default_rng(0)
+
+        def noise(h):
+            return (size * rng.normal(size=h.shape)).astype(np.float32)
+
+        def logits_fn(x):
+            z = healthy(x)
+            return z + jax.pure_callback(noise, jax.ShapeDtypeStruct(z.shape, z.dtype), z)
+
+        flags = flags_of(logits_fn)
+        self.check_only(
+            flags, "randomized", "5 passes over the same 64 images", "use version='rand'"
+        )
+
+    def test_noise_of_rounding_is_not_random(self):
+        rng = np.random.default_rng(0)
+        forward = compiled(healthy)
+        images, labels = colours()
+        shaky = lambda x: (z := forward(x)) + 1e-6 * rng.normal(size=z.shape)  # noqa: E731
+        self.assertEmpty(doubts.check_network(shaky, healthy, images, labels))
+
+    def retraced(self, logits_fn):
+        self.check_only(
+            flags_of(logits_fn), "retraced", "tracing logits_fn twice", "no NumPy or Python random"
+        )
+
+    def test_numpy_noise_in_an_array(self):
+        rng = np.random.default_rng(0)
+        self.retraced(lambda x: healthy(x) + rng.normal(0, 0.1, (1, 10)).astype(np.float32))
+
+    def test_numpy_noise_in_a_scalar(self):
+        rng = np.random.default_rng(0)
+        self.retraced(lambda x: healthy(x) * (1 + rng.random()))
+
+    def test_numpy_dropout_in_a_jitted_function(self):
+        """Its second trace would come from the cache, and its constants are inside."""
+        rng = np.random.default_rng(0)
+
+        @jax.jit
+        def logits_fn(x):
+            return healthy(x) * (1 + 0.5 * rng.integers(0, 2, (1, 10))).astype(np.float32)
+
+        self.retraced(logits_fn)
+        self.retraced(lambda x: logits_fn(x) + 1)  # other than its argument: found again
+
+    def test_numpy_noise_in_a_loop(self):
+        rng = np.random.default_rng(0)
+
+        def logits_fn(x):
+            noise = lambda i, z: z + rng.normal(0, 0.1, (1, 10)).astype(np.float32)  # noqa: E731
+            return jax.lax.fori_loop(0, 3, noise, healthy(x))
+
+        self.retraced(logits_fn)
+
+    def test_a_key_that_changes_at_trace_time(self):
+        rng = np.random.default_rng(0)
+
+        def logits_fn(x):
+            key = jax.random.key(rng.integers(1000))
+            return healthy(x) + 0.1 * jax.random.normal(key, (1, 10))
+
+        self.retraced(logits_fn)
+
+    @parameterized.parameters(lambda f: f, jax.jit, jax.vmap)
+    def test_running_statistics_that_leak(self, transformed):
+        """A tracer of the first trace is a constant of the second, or makes it fail (vmap)."""
+        state = {"mean": jnp.zeros(3)}
+
+        def logits_fn(x):
+            def centre(h):
+                state["mean"] = 0.9 * state["mean"] + 0.1 * h.reshape(-1, 3).mean(0)
+                return h + 0 * h.sum() * state["mean"].sum()
+
+            return classify(transformed(centre)(features(x)))
+
+        images, labels = colours()
+        flags = doubts.check_network(compiled(healthy), logits_fn, images, labels)
+        self.check_only(flags, "retraced", "tracing logits_fn twice", "change no state")
+
+    # --- train mode ---
+
+    @parameterized.parameters(7, 16, 64, 128)
+    def test_batch_norm_in_train_mode(self, batch):
+        """Also where all images fit into one batch, whose order does not matter."""
+
+        def logits_fn(x):
+            h = features(x)
+            h = (h - h.mean(0, keepdims=True)) / (h.std(0, keepdims=True) + 1e-3)
+            return classify(0.6 * h)
+
+        flags = flags_of(logits_fn, batch=batch)
+        self.assertIn("batch-dependent", flags)
+        self.assertIn("train=False", flags["batch-dependent"])
+        self.assertNotIn("randomized", flags)
+
+    def test_dropout_by_position(self):
+        def logits_fn(x):
+            z = healthy(x)
+            return jnp.where(jax.random.bernoulli(jax.random.key(0), 0.9, z.shape), z, 0)
+
+        self.check_only(flags_of(logits_fn), "batch-dependent", "range of", "train=False")
+
+    def test_nan_is_no_movement(self):
+        images, labels = colours()
+        logits_fn = lambda x: healthy(x).at[:, 9].set(jnp.nan)  # noqa: E731
+        self.assertEqual(set(flags_of(logits_fn, (images, labels))), {"nan-logits", "low-accuracy"})
+
+    # --- outputs ---
+
+    def test_softmax(self):
+        flags = flags_of(lambda x: jax.nn.softmax(healthy(x)))
+        self.check_only(flags, "softmax", "return the logits before the softmax")
+
+    def test_log_softmax_is_harmless(self):
+        self.assertEmpty(flags_of(lambda x: jax.nn.log_softmax(healthy(x))))
+
+    def test_nan(self):
+        images, labels = colours(64)
+        dark = int((images.mean(axis=(1, 2))[:, 0] < 0.3).sum())
+        self.assertBetween(dark, 1, 40)
+        logits_fn = lambda x: healthy(x) + 0 * jnp.log(x.mean(axis=(1, 2))[:, :1] - 0.3)  # noqa: E731
+        flags = flags_of(logits_fn, (images, labels))
+        self.check_only(flags, "nan-logits", f"{dark} of 64 images", "half-precision")
+
+    def test_all_nan(self):
+        flags = flags_of(lambda x: healthy(x) * jnp.nan)
+        self.assertIn("64 of 64 images", flags["nan-logits"])
+        self.assertIn("low-accuracy", flags)
+
+    def test_masked_classes(self):
+        """-inf switches a class off: the accuracy stands, but margins to it are infinite."""
+        flags = flags_of(lambda x: jnp.pad(healthy(x), ((0, 0), (0, 1)), constant_values=-jnp.inf))
+        self.check_only(flags, "nan-logits", "64 of 64 images")
+
+    def test_constant_network(self):
+        flags = flags_of(lambda x: healthy(jnp.zeros_like(x)))
+        self.assertEqual(set(flags), {"constant-logits", "low-accuracy"})
+        self.assertIn("all 64 images have the same logits", flags["constant-logits"])
+        self.assertIn("check that the weights are loaded", flags["constant-logits"])
+
+    def test_logits_behind_a_relu(self):
+        images, labels = colours(64)
+        flat = int((np.asarray(healthy(images)) <= 1).all(axis=1).sum())
+        self.assertBetween(flat, 1, 30)
+        flags = flags_of(lambda x: jax.nn.relu(healthy(x) - 1), (images, labels))
+        self.assertIn(f"equal for {flat} of 64 images", flags["constant-logits"])
+        self.assertIn("before any ReLU", flags["constant-logits"])
+
+    # --- accuracy ---
+
+    def test_other_order_of_classes(self):
+        images, labels = colours()
+        flags = flags_of(healthy, (images, (labels + 1) % 10))
+        self.check_only(flags, "low-accuracy", "0 of 64", "the order of the classes")
+
+    def test_wrong_everywhere_but_few_images(self):
+        images, labels = colours(31)
+        self.assertEmpty(flags_of(healthy, (images, (labels + 1) % 10)))
+
+    def test_sorted_data(self):
+        """A network that knows nine classes of ten, on data that starts with the tenth."""
+        logits_fn = lambda x: healthy(x) - 1e3 * np.eye(10, dtype=np.float32)[:1]  # noqa: E731
+        images, labels = colours(2000, ordered=True)
+        self.assertTrue((labels[:64] == 0).all())
+        self.assertEmpty(flags_of(logits_fn, (images, labels)))
+
+    @parameterized.parameters(*doubts._NORMALISATIONS)
+    def test_double_normalisation(self, name):
+        constants = doubts._NORMALISATIONS[name]
+        flags = flags_of(lambda x: healthy(normalise(x, *constants)))
+        self.assertIn("normalisation is undone", flags.pop("double-normalization"))
+        self.assertLessEqual(flags.keys(), {"low-accuracy"})
+
+    def test_double_normalisation_of_a_trained_network(self):
+        """The golden network of CIFAR-10, on the images that it gets right."""
+        path = paths.SHARED / "golden/data.npz"
+        if not path.exists():
+            self.skipTest(paths.NO_SHARED)
+        data = load(path)
+        conv = golden_nets()["conv"]
+        images = data["images_u8"].astype(np.float32) / np.float32(255)
+        right = np.asarray(conv(images)).argmax(1) == data["labels"]
+        known = images[right], data["labels"][right]
+        self.assertEmpty(flags_of(conv, known))
+        flags = flags_of(lambda x: conv(normalise(x)), known)
+        self.check_only(flags, "double-normalization", "ImageNet", "remove one of the two")
+
+    def test_guessing_is_not_called_double_normalisation(self):
+        """It guesses one class on bright images, another, as rare, on pale ones."""
+
+        def logits_fn(x):
+            bright = (jnp.ptp(x, axis=(1, 2, 3)) > 0.3).astype(x.dtype)[:, None]
+            eye = jnp.eye(10)
+            return bright * eye[:1] + (1 - bright) * eye[1:2] + 0.01 * healthy(x) / 1e3
+
+        images, _ = colours(64)
+        labels = np.arange(64) % 8 + 1
+        flags = flags_of(logits_fn, (images, labels))
+        self.assertEqual(set(flags) - {"low-accuracy"}, set())
+
+    def test_grey_images(self):
+        images, labels = colours()
+        grey = images.mean(axis=3, keepdims=True)
+        flags = flags_of(lambda x: healthy(jnp.repeat(x, 3, axis=3)), (grey, labels))
+        self.assertLessEqual(flags.keys(), {"low-accuracy"})
+
+
+class ImagesTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.images, self.labels = colours(8)
+
+    def test_accepted(self):
+        checks.check_images(self.images, self.labels)
+        checks.check_images(jnp.asarray(self.images), jnp.asarray(self.labels, jnp.int32))
+        checks.check_images(jnp.asarray(self.images, jnp.bfloat16), self.labels, classes=10)
+        checks.check_images(self.images.astype(np.float64), list(map(int, self.labels)))
+        checks.check_images(self.images[:0], self.labels[:0], classes=10)
+        checks.check_images(self.images[:0], [])
+        checks.check_images(np.zeros((2, 3, 4, 4), np.float32), [0, 1])  # 3 pixels high
+        checks.check_images(np.zeros((1, 1, 32, 3), np.float32), [0])
+
+    @parameterized.parameters(
+        (lambda x: x[0], r"shape \(4, 4, 3\); pass \[N, H, W, C\], one image as images\[None\]"),
+        (lambda x: (255 * x).astype(np.uint8), "uint8; .* divide by 255"),
+        (lambda x: (255 * x).astype(np.int32), r"int32; pass float32 in \[0, 1\]"),
+        (lambda x: 255 * x, r"span \[\d+\.?\d*, \d+\.?\d*\], not \[0, 1\]; .* divide by 255"),
+        (lambda x: np.asarray(normalise(x)), "normalised already; .* let logits_fn normalise"),
+        (lambda x: 2 * x - 1, "normalised already"),
+        (lambda x: x * 1.0001 + (1.00005 - x.max()), r"np\.clip\(images, 0, 1\)"),
+        (lambda x: np.where(np.arange(8)[:, None, None, None] < 3, np.nan, x), "3 of 8 images"),
+        (lambda x: np.where(x > 0.5, np.inf, x), "inf"),
+        (lambda x: np.zeros((8, 3, 32, 32), np.float32), r"images\.transpose\(0, 2, 3, 1\)"),
+        (lambda x: np.zeros((8, 1, 28, 28), np.float32), "look channels-first"),
+    )
+    def test_refused_images(self, change, message):
+        with self.assertRaisesRegex(ValueError, message):
+            checks.check_images(change(self.images), self.labels)
+
+    @parameterized.parameters(
+        (lambda y: y.astype(np.float32), r"float32; pass integers: labels.astype\('int32'\)"),
+        (lambda y: y > 3, "bool; pass integers"),
+        (lambda y: np.eye(10)[y], r"one-hot rows labels\.argmax\(axis=1\)"),
+        (lambda y: y[:7], r"shape \(7,\) for 8 images"),
+        (lambda y: y[0], r"shape \(\) for 8 images"),
+        (lambda y: y - 10, "a label is -.*; drop images without a label"),
+        (lambda y: y - y.min() + 991, "a label is 99.*has the 10 classes 0 to 9"),
+        (lambda y: np.clip(y, 1, 9) + (y == y.max()) * (10 - y.max()), "from 0: labels - 1"),
+    )
+    def test_refused_labels(self, change, message):
+        with self.assertRaisesRegex(ValueError, message):
+            checks.check_images(self.images, change(self.labels), classes=10)
+
+
+class ResultTest(parameterized.TestCase):
+    def test_gradients(self):
+        zero = np.zeros(200, bool)
+        self.assertEmpty(doubts.check_gradients(zero))
+        self.assertEmpty(doubts.check_gradients(zero[:0]))
+        zero[:2] = True
+        self.assertEmpty(doubts.check_gradients(zero))  # 1 % is not more than 1 %
+        zero[2] = True
+        flags = doubts.check_gradients(zero)
+        self.assertEqual(list(flags), ["zero-gradients"])
+        self.assertIn("3 of 200 images (1.5%)", flags["zero-gradients"])
+        self.assertIn("trust only Square and a transfer attack", flags["zero-gradients"])
+
+    def test_gradients_of_a_saturated_softmax(self):
+        """The real thing: cross-entropy of float32 probabilities has no gradient left."""
+
+        def loss(x, scale):
+            p = jax.nn.softmax(scale * healthy(x))
+            return jnp.log(jnp.take_along_axis(p, labels[:, None], axis=1) + 1e-12).sum()
+
+        images, labels = (jnp.asarray(a) for a in colours(64))
+        for scale, expected in ((0.1, []), (100, ["zero-gradients"])):
+            zero = (jax.grad(loss)(images, scale) == 0).all(axis=(1, 2, 3))
+            self.assertEqual(list(doubts.check_gradients(np.asarray(zero))), expected)
+
+    @parameterized.parameters(
+        (dict(clean=0.8, ce=0.5, square=0.497), True),
+        (dict(clean=0.8, ce=0.5, square=0.4985), False),  # within 0.002
+        (dict(clean=0.8, ce=0.5, fab=0.4, square=0.4), False),
+        (dict(square=0.1, clean=0.8, ce=0.5), True),  # whatever the order
+        (dict(clean=0.8, square=0.1), False),  # nothing to compare with
+        (dict(clean=0.8, ce=0.5, fab=0.4), False),
+        ({}, False),
+    )
+    def test_cascade(self, accuracy_after, flagged):
+        flags = doubts.check_cascade(accuracy_after)
+        self.assertEqual(list(flags), ["square-improves"] * flagged)
+        if flagged:
+            self.assertIn(f"from 50.00% to {accuracy_after['square']:.2%}", str(flags))
+            self.assertIn("adaptive attack", flags["square-improves"])
+
+    @parameterized.parameters("linf", "l2", "l1")
+    def test_verified(self, norm):
+        rng = np.random.default_rng(0)
+        images = rng.uniform(0.3, 0.7, (9, 4, 4, 3))
+        delta = rng.normal(size=images.shape)
+        order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
+        norms = np.linalg.norm(delta.reshape(9, -1), order, axis=1)
+        delta *= 0.1 / norms[:, None, None, None]
+        adversarial = images + delta
+        adversarial[1] = images[1] + 1.01 * delta[1]
+        adversarial[2, 0, 0, 0] = np.nan
+        adversarial[3, 0, 0, 0] = np.inf
+        adversarial[4], images[4] = -1e-6, 0  # outside the box, inside the ball
+        adversarial[5], images[5] = 1 + 1e-9, 1  # in float32 it would be inside
+        adversarial[6] = images[6]
+        labels = np.arange(9) % 3
+        logits = np.eye(3)[(labels + 1) % 3]
+        logits[7] = np.eye(3)[labels[7]]
+        found, norms = checks.verified(adversarial, images, labels, logits, norm=norm, epsilon=0.1)
+        np.testing.assert_array_equal(found, [1, 0, 0, 0, 0, 0, 1, 0, 1])
+        self.assertEqual(norms.dtype, np.float64)
+        self.assertEqual(norms[6], 0)
+        np.testing.assert_allclose(norms[[0, 1, 7, 8]], [0.1, 0.101, 0.1, 0.1], atol=1e-6)
+
+    def test_verified_tolerance(self):
+        images = np.zeros((4, 1, 1, 1))
+        adversarial = np.array([1.000009, 1.000012, 0.5, 1]).reshape(4, 1, 1, 1) / 2
+        epsilon = 0.5 - 1e-6
+        found, _ = checks.verified(
+            adversarial, images, np.zeros(4), np.eye(2)[[1, 1, 1, 0]], norm="l2", epsilon=epsilon
+        )
+        np.testing.assert_array_equal(found, [True, False, True, False])
+
+    def test_verified_nothing_and_unknown_norm(self):
+        empty = np.zeros((0, 4, 4, 3)), np.zeros((0, 4, 4, 3)), np.zeros(0), np.zeros((0, 3))
+        found, norms = checks.verified(*empty, norm="l1", epsilon=1)
+        self.assertEqual((found.shape, found.dtype, norms.shape), ((0,), bool, (0,)))
+        with self.assertRaisesRegex(ValueError, "unknown norm 'Linf'; use one of linf, l2, l1"):
+            checks.verified(*empty, norm="Linf", epsilon=1)
+
+    @parameterized.parameters(
+        (0, 0, 0.95, 0.0, 1.0),
+        (0, 10, 0.95, 0.0, 1 - 0.025 ** (1 / 10)),  # closed form
+        (10, 10, 0.95, 0.025 ** (1 / 10), 1.0),
+        (1, 2, 0.9, 1 - 0.95**0.5, 0.95**0.5),
+        (35, 128, 0.95, None, None),
+        (5000, 10000, 0.99, None, None),
+    )
+    def test_binomial_interval(self, successes, n, level, low, high):
+        found = checks.binomial_interval(successes, n, level)
+        if low is None:  # the definition: at the ends, the tails have half of 1 - level each
+            from scipy.stats import binom
+
+            tails = binom.sf(successes - 1, n, found[0]), binom.cdf(successes, n, found[1])
+            np.testing.assert_allclose(tails, (1 - level) / 2, rtol=1e-9)
+        else:
+            np.testing.assert_allclose(found, (low, high), rtol=1e-12)
+
+    def test_binomial_interval_refuses(self):
+        with self.assertRaisesRegex(ValueError, "successes=3 of n=2; pass counts"):
+            checks.binomial_interval(3, 2)
+        with self.assertRaisesRegex(ValueError, "95 % is 0.95"):
+            checks.binomial_interval(1, 2, 95)
+
+
+if __name__ == "__main__":
+    absltest.main()

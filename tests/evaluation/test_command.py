@@ -1,0 +1,524 @@
+"""The command line of evaluation: a run or a file, its record, and every refusal."""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import types
+from pathlib import Path
+from unittest import mock
+
+import grain  # noqa: F401  # defines flags, which `flagsaver` must not see for the first time
+import jax
+import numpy as np
+from absl import flags
+from absl.testing import absltest, parameterized
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
+
+from jaxrobust import data, models
+from jaxrobust.config import VERSION, Network, network_of
+from jaxrobust.evaluation import accuracy, command, records, subject
+from jaxrobust.models.positions import resized
+from jaxrobust.runtime import commandline, launch
+from jaxrobust.training import results
+from jaxrobust.types import Weights
+from jaxrobust.weights import folder as weights_folder
+from jaxrobust.weights import runs
+from jaxrobust.weights import start as start_weights
+from jaxrobust.weights.checkpoint import Checkpoints
+from tests.support import paths
+from tests.support import runs as training
+from tests.support.evaluations import call, trained
+
+ROOT = paths.ROOT
+STRIDES = {"downsample_strides": (1, 1)}  # the same weights, another network
+
+
+def autoattack(logits_fn, images, labels, **asked):
+    """A stand-in that fools every image with an odd id; what it was asked is kept."""
+    autoattack.asked = asked | {"logits_fn": logits_fn, "images": images, "labels": labels}
+    clean = np.asarray(logits_fn(images)).argmax(-1) == labels
+    robust = clean & (np.array(asked["image_ids"]) % 2 == 0)
+    return types.SimpleNamespace(
+        clean=clean,
+        robust=robust,
+        flags={"standin": "not an attack"},
+        accuracy_after={"apgd-ce": clean.mean(), "square": robust.mean()},
+        attacks=[{"name": "apgd-ce", "steps": 100}, {"name": "square", "steps": 5000}],
+    )
+
+
+def stand_in():
+    return mock.patch.object(command, "autoattack", autoattack)
+
+
+class RunTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        directory = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(directory.cleanup)
+        cls.workdir = Path(directory.name) / "run"
+        trained(cls.workdir)
+
+    def evaluated(self, out="out", **given) -> dict:
+        """The record that the command appends."""
+        out = Path(self.create_tempdir()) / out
+        code, printed, said = call(workdir=str(self.workdir), out=str(out), **given)
+        self.assertEqual(code, 0, said)
+        record = records.read(out)[-1]
+        self.assertIn(f"record {record['evaluation']} in {out / 'results.jsonl'}", printed)
+        return record
+
+    def test_clean_is_what_the_training_recorded(self):
+        (trained,) = records.read(self.workdir)
+        ours = self.evaluated(attack="clean", phase="pretrain")
+        for key in ("weights", "weights_sha256", "config_sha256", "clean", "image_ids"):
+            self.assertEqual(ours[key], trained[key], key)
+        self.assertIsNone(ours["robust"])
+        self.assertEmpty(ours["attacks"])
+
+    def test_the_last_phase_with_weights_is_the_default(self):
+        record = self.evaluated(attack="clean")
+        self.assertEqual(record["weights"], "train, step 3, ema")
+        self.assertGreater(record["clean"], 0.6)
+        self.assertNotEqual(
+            record["weights_sha256"], records.read(self.workdir)[0]["weights_sha256"]
+        )
+
+    def test_record_of_pgd(self):
+        record = self.evaluated(attack="pgd-2", n=8, epsilon="0.2/2", seed=3)
+        for key in ("commit", "weights_sha256", "config_sha256", "versions", "device", "time"):
+            self.assertTrue(record[key], key)
+        ball = {"norm": "linf", "epsilon": 0.1}
+        self.assertEqual(
+            record["attacks"], [{"name": "pgd", **ball, "steps": 2, "start": "random"}]
+        )
+        self.assertEqual(record["dataset"], "digits")
+        self.assertEqual(record["split"], "test[:80]")
+        self.assertEqual(record["image_ids"], "0..7")
+        self.assertEqual(record["preprocessing"], "none")
+        self.assertEqual(record["dtype"], "float32")
+        self.assertEqual(record["seed"], 3)
+        self.assertEqual(record["model"]["options"]["dims"], [32])
+        self.assertEqual(record["accuracy_after"], {"pgd-2": record["robust"]})
+        self.assertBetween(record["robust"], 0, record["clean"])
+
+    def test_verdicts_know_neither_batch_nor_subset(self):
+        wide = {"attack": "pgd-2", "epsilon": "0.01"}
+        robust = {b: self.evaluated(batch=b, **wide)["robust"] for b in (5, 16, 200)}
+        self.assertLen(set(robust.values()), 1, robust)
+        self.assertBetween(robust[5], 0.01, 0.99)  # else nothing is compared
+
+    def test_rerun_prints_without_computing(self):
+        out = Path(self.create_tempdir())
+        flags = {"workdir": str(self.workdir), "out": str(out), "attack": "pgd-2", "n": 8}
+        _, first, _ = call(**flags)
+        written = (out / "results.jsonl").read_bytes()
+        with mock.patch.object(accuracy, "count", side_effect=AssertionError("computes")):
+            code, second, said = call(**flags)
+            self.assertEqual((code, second), (0, first), said)
+            self.assertRegex(said, r"done before, .*; nothing is computed \(.*--out DIR\)")
+            for other in ({"seed": 1}, {"epsilon": "0.2"}, {"n": 9}, {"phase": "pretrain"}):
+                with self.assertRaisesRegex(AssertionError, "computes"):
+                    call(**flags | other)
+        self.assertEqual((out / "results.jsonl").read_bytes(), written)
+
+    def test_images_are_the_first_ones_and_at_most_all(self):
+        code, _, said = call(
+            workdir=str(self.workdir), out=self.create_tempdir().full_path, attack="clean", n=999
+        )
+        self.assertEqual(code, 0)
+        self.assertIn("has 80 images, not 999: taking all", said)
+        self.assertEqual(self.evaluated(attack="clean", n=0)["image_ids"], "0..79")
+        self.assertEqual(self.evaluated(attack="clean", n=1)["image_ids"], "0..0")
+
+    def test_default_folder_and_the_table_of_a_run(self):
+        self.assertEqual(call(workdir=str(self.workdir), attack="clean")[0], 0)
+        self.assertLen(records.read(self.workdir / "evaluation"), 1)
+        out = Path(self.create_tempdir())
+        (out / "results.jsonl").write_bytes((self.workdir / "results.jsonl").read_bytes())
+        for attack in ("clean", "pgd-2"):  # into the records of a training
+            self.assertEqual(call(workdir=str(self.workdir), out=str(out), attack=attack)[0], 0)
+        table = results.table(out)
+        self.assertRegex(table, r"-      80  none\n")
+        self.assertRegex(table, r"%      80  pgd-2, linf 0.1\n")
+        self.assertRegex(table, r"%      80  APGD-CE 3 steps, linf 0.1\n")
+
+    @parameterized.parameters(
+        (8, "bicubic-1.0", "bicubic-1.0"),
+        (12, "bicubic-1.0", "bicubic-1.0"),
+        (8, "bicubic-8-crop-8", "bicubic-8-crop-8"),
+        (12, "bicubic-8-crop-8", None, True),
+        (8, None, None),
+    )
+    def test_a_run_is_evaluated_as_it_was_tested(self, size, its, expected, dropped=False):
+        origin = subject.Subject(Network("convnext_n", image_size=8), tested=its)
+        source = data.open_source("digits", "test")
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            self.assertEqual(subject.preprocessing(origin, size, source), expected)
+        self.assertEqual("bicubic-8-crop-8 is for another image size" in said.getvalue(), dropped)
+
+    def test_other_data_preprocessing_and_size(self):
+        other = {"dataset": "fake:12x12x1", "attack": "clean", "n": 16}
+        record = self.evaluated(**other)
+        self.assertEqual(record["split"], "test")
+        self.assertEqual(record["preprocessing"], "bicubic-9-crop-8")
+        record = self.evaluated(**other, preprocessing="bilinear-0.5")
+        self.assertEqual(record["preprocessing"], "bilinear-16-crop-8")
+        record = self.evaluated(**other, preprocessing="none", image_size=12, split="train[:20]")
+        self.assertEqual((record["preprocessing"], record["split"]), ("none", "train[:20]"))
+        self.assertEqual(record["model"]["image_size"], 12)
+
+    @parameterized.parameters(("autoattack", None), ("apgd-ce", ("apgd-ce",)))
+    def test_autoattack_is_asked_for_what_the_flags_say(self, attack, names):
+        out = Path(self.create_tempdir())
+        given = {"workdir": str(self.workdir), "out": str(out), "attack": attack, "n": 8}
+        with stand_in():
+            code, printed, said = call(**given, search_dtype="bfloat16", seed=5, batch=4)
+            self.assertEqual(code, 0, said)
+            asked = autoattack.asked
+            call(**given, seed=6)
+        self.assertNotEqual(asked["ledger"], autoattack.asked["ledger"])
+        self.assertIsNone(autoattack.asked["search_fn"])
+        record = records.read(out)[0]
+        self.assertEqual(asked["ledger"], out / f"ledger-{record['evaluation']}.jsonl")
+        self.assertIn(record["weights_sha256"], asked["identity"])
+        expected = {"norm": "linf", "epsilon": 0.1, "version": "standard", "attacks": names}
+        expected |= {"seed": 5, "batch_size": 4, "image_ids": list(range(8))}
+        self.assertEqual({k: asked[k] for k in expected}, expected)
+        images = asked["images"]
+        self.assertEqual((images.dtype, images.shape), (np.float32, (8, 8, 8, 1)))
+        self.assertEqual((images.min(), images.max()), (0, 1))
+        low, high = (np.asarray(asked[k](images)) for k in ("search_fn", "logits_fn"))
+        self.assertBetween(np.abs(low - high).max(), 1e-5, 1)
+        self.assertEqual(
+            record["attacks"][1], {"norm": "linf", "epsilon": 0.1, "name": "square", "steps": 5000}
+        )
+        self.assertEqual(record["flags"], {"standin": "not an attack"})
+        self.assertEqual(list(record["accuracy_after"]), ["apgd-ce", "square"])
+        self.assertEqual(record["robust"], record["accuracy_after"]["square"])
+        self.assertEqual(record["search_dtype"], "bfloat16")
+        self.assertEqual(call(**given, search_dtype="bfloat16", seed=5)[1], printed)
+        self.assertRegex(
+            printed, r"clean +[\d.]+%\nafter apgd-ce +[\d.]+%\nafter square +[\d.]+%\n"
+        )
+        self.assertIn("flag standin: not an attack", printed)
+
+    def test_apgd_for_real(self):
+        out = Path(self.create_tempdir())
+        given = {"workdir": str(self.workdir), "out": str(out), "attack": "apgd-ce", "n": 8}
+        code, _, said = call(**given, epsilon="0.03")
+        self.assertEqual(code, 0, said)
+        record = records.read(out)[0]
+        self.assertEqual(list(record["accuracy_after"]), ["apgd-ce"])
+        self.assertBetween(record["robust"], 0, record["clean"])
+        (ledger,) = out.glob("ledger-*.jsonl")
+        (out / "results.jsonl").unlink()
+        before = ledger.read_bytes()
+        call(**given, epsilon="0.03")
+        self.assertEqual(ledger.read_bytes(), before)  # every verdict came from there
+        repeated = records.read(out)[0]
+        for key in ("clean", "robust", "accuracy_after", "attacks", "evaluation"):
+            self.assertEqual(repeated[key], record[key], key)
+
+    @parameterized.parameters(
+        ({"attack": "cw"}, "--attack=cw is unknown; one of clean, pgd-K"),
+        ({"attack": "pgd-0"}, "--attack=pgd-0 is unknown"),
+        ({"attack": "pgd-x"}, "--attack=pgd-x is unknown"),
+        ({"version": "fast"}, "--version=fast is unknown; one of standard, plus"),
+        ({"version": "plus", "attack": "apgd-ce"}, "no effect on --attack=apgd-ce"),
+        ({"search_dtype": "half"}, "--search_dtype=half is unknown; one of float32, bfloat16"),
+        ({"search_dtype": "bfloat16", "attack": "pgd-2"}, "no effect on --attack=pgd-2"),
+        ({"epsilon": "4"}, "write 4/255"),
+        ({"epsilon": "-1"}, "epsilon=-1.0 is not a radius"),
+        ({"epsilon": "4/0"}, "--epsilon=4/0 is not a number"),
+        ({"epsilon": "nan"}, "epsilon=nan is not a radius"),
+        ({"options": "{}"}, "--options would replace the run's own"),
+        ({"epsilon": "four"}, "--epsilon=four is not a number; write one, or a fraction"),
+        ({"epsilon": "4/255/2"}, "--epsilon=4/255/2 is not a number"),
+        ({"norm": "l3", "epsilon": "1"}, "norm='l3' is unknown"),
+        ({"norm": "l2"}, "give --epsilon"),
+        ({"norm": "Linf"}, "norm='Linf' is unknown"),
+        ({"attack": "pgd-99999999999999999999"}, "--attack=pgd-9+ is unknown"),
+        ({"n": -1}, "--n=-1 must be at least 0"),
+        ({"batch": 0}, "--batch=0 must be at least 1"),
+        ({"seed": -1}, "--seed=-1 must be at least 0"),
+        ({"seed": 2**32 + 1}, r"--seed=4294967297 must be below 2\^32"),  # draws what 1 draws
+        ({"phase": "test"}, "--phase=test is unknown; one of pretrain, train"),
+        ({"preprocessing": "Res9"}, "unknown preprocessing 'Res9'"),
+        ({"dataset": "digitz"}, "digitz"),
+        ({"split": "validation"}, "has no split 'validation'"),
+        ({"dataset": "fake:8x8x1:7"}, "num_classes=10, but data set 'fake:8x8x1:7'.* 7 classes"),
+        ({"dataset": "fake:8x8x3"}, "takes 1 channels, but .* has 3"),
+        ({"num_classes": 10}, "--num_classes would replace the run's own; that takes --model"),
+        ({"weights": "w.pt"}, "--weights would replace the run's own"),
+        ({"model": "convnext_n"}, "give --workdir RUN, or --model NAME"),
+        ({"workdir": None}, "give --workdir RUN, or --model NAME"),
+        ({"workdir": "nowhere"}, "--workdir nowhere: no run is there"),
+        ({"image_size": 0}, "image_size=0"),
+        ({"out": "/dev/null/x"}, "cannot write to --out /dev/null/x"),
+    )
+    def test_mistakes_are_one_sentence_and_exit_2(self, given, message):
+        code, printed, said = call(**{"workdir": str(self.workdir)} | given)
+        self.assertEqual((code, printed), (2, ""), said)
+        self.assertRegex(said, f"jaxrobust: .*{message}")
+        self.assertEqual(said.count("\n"), 1, said)
+
+    def test_a_run_that_is_none(self):
+        folder = Path(self.create_tempdir())
+        for text, message in (("{", "is damaged"), ("3", "is damaged"), ("{}", "is not a run's")):
+            (folder / "config.json").write_text(text)
+            code, _, said = call(workdir=str(folder))
+            self.assertEqual(code, 2)
+            self.assertRegex(said, message)
+        own = json.loads((self.workdir / "config.json").read_text())
+        for version in (None, VERSION + 1):
+            (folder / "config.json").write_text(json.dumps(own | {"version": version}))
+            code, _, said = call(workdir=str(folder))
+            self.assertEqual(code, 2)
+            self.assertIn(f"has version {version} of the config's keys, and this code has", said)
+        (folder / "config.json").write_text(json.dumps(own))
+        code, _, said = call(workdir=str(folder))
+        self.assertEqual(code, 2)
+        self.assertIn("has no best checkpoint of train or pretrain; train until", said)
+        self.assertEqual([p.name for p in folder.iterdir()], ["config.json"])
+
+    @parameterized.parameters(
+        ({"attack": "pgd-2"}, KeyboardInterrupt(), 130, "the same command starts again"),
+        ({"attack": "apgd-ce"}, KeyboardInterrupt(), 130, "the same command continues"),
+        ({"attack": "apgd-ce"}, OSError(28, "No space left"), 3, "No space left.*same command"),
+    )
+    def test_other_ends(self, given, error, expected, message):
+        out = self.create_tempdir().full_path
+        with (
+            mock.patch.object(accuracy, "count", side_effect=error),
+            mock.patch.object(command, "_searched", side_effect=error),
+        ):
+            code, _, said = call(workdir=str(self.workdir), out=out, **given)
+        self.assertEqual(code, expected)
+        self.assertRegex(said, message)
+
+
+class AnotherSizeTest(parameterized.TestCase):
+    """A run whose network knows the size of its images, evaluated at another one."""
+
+    def run_of(self, name, **options) -> tuple[Path, dict[str, np.ndarray]]:
+        """A run for 8 px, and its best weights."""
+        config = training.tiny(model__name=name, model__options=ConfigDict(options))
+        workdir = Path(self.create_tempdir()) / "run"
+        with contextlib.closing(Checkpoints(workdir / "train" / "best")) as best:
+            weights = Weights(*jax.jit(network_of(config).init)(jax.random.key(7)))
+            best.save(3, weights, {})
+            best.wait()
+        own = {"version": VERSION} | json.loads(config.to_json())
+        (workdir / "config.json").write_text(json.dumps(own))
+        return workdir, jax.device_get(weights.params | weights.stats)
+
+    def test_positions_are_resized(self):
+        options = {"dim": 8, "depth": 1, "heads": 2, "stem_strides": (2,)}
+        workdir, trained = self.run_of("vit_s", **options)
+        positions = resized(trained["pos_embed"], (1, 37, 8))
+
+        with self.subTest("as those of files"):
+            _, weights = runs.run_weights(workdir, image_size=12)
+            ours = jax.device_get(weights.params | weights.stats)
+            self.assertEqual(ours.keys(), trained.keys())
+            for name, array in (trained | {"pos_embed": positions}).items():
+                np.testing.assert_array_equal(ours[name], array, err_msg=name)
+
+        with self.subTest("by the command"):
+            given = {"dataset": "fake:12x12x1", "image_size": 12, "preprocessing": "none"}
+            out = self.create_tempdir().full_path
+            code, _, said = call(workdir=str(workdir), attack="clean", n=16, out=out, **given)
+            self.assertEqual(code, 0, said)
+
+        with self.subTest("where another run starts from these weights"):
+            own = {"model__name": "vit_s", "model__options": ConfigDict(options)}
+            changes = {"model__image_size": 12, "init__weights": str(workdir)}
+            start, _ = start_weights.of_config(training.tiny(**own, **changes))
+            self.assertEqual(start.resized, {"pos_embed": ((1, 17, 8), (1, 37, 8))})
+            np.testing.assert_array_equal(start.params["pos_embed"], positions)
+
+    def test_a_larger_window_is_refused(self):
+        options = {"dim": 8, "depths": (1,), "heads": (2,), "patch": 2, "window": 7}
+        workdir, _ = self.run_of("swin_b", **options)
+        code, _, said = call(workdir=str(workdir), dataset="fake:12x12x1", image_size=12)
+        self.assertEqual(code, 2)
+        self.assertRegex(said, "--image_size=12: (?s:.*)a window of 4 do not reach all of one of 6")
+
+
+class FileTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        net = models.create("convnext_n", num_classes=10, image_size=8, in_channels=1)
+        cls.apply = staticmethod(jax.jit(net.apply))
+        cls.params, cls.stats = jax.jit(net.init)(jax.random.key(0))
+
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir())
+        arrays = {k: np.array(v) for k, v in (self.params | self.stats).items()}
+        save_file(arrays, self.folder / "weights.safetensors")
+        self.given = {
+            "model": "convnext_n",
+            "weights": str(self.folder / "weights.safetensors"),
+            "dataset": "digits",
+            "out": str(self.folder / "out"),
+        }
+
+    def test_counts_what_the_network_says(self):
+        code, printed, said = call(**self.given, attack="clean", n=16)
+        self.assertEqual(code, 0, said)
+        (record,) = records.read(self.folder / "out")
+        digits = data.open_source("digits", "test")
+        (batch,) = data.evaluation_batches(digits, batch_size=16, image_size=8, limit=16)
+        logits = self.apply(self.params, self.stats, batch.images / np.float32(255))[0]
+        clean = float(np.mean(np.asarray(logits).argmax(-1) == batch.labels))
+        self.assertEqual(record["clean"], clean)
+        self.assertEqual(record["weights"], "weights.safetensors")
+        self.assertEqual(record["model"]["image_size"], 8)
+        self.assertIn(f"clean            {clean:7.1%}", printed)
+
+    def test_options_travel_with_the_weights(self):
+        """With the row's own strides they are an accuracy too, of a network that never was."""
+        net = models.create("convnext_n", num_classes=10, image_size=8, in_channels=1, **STRIDES)
+        digits = data.open_source("digits", "test")
+        (batch,) = data.evaluation_batches(digits, batch_size=16, image_size=8, limit=16)
+        logits = [
+            np.asarray(apply(self.params, self.stats, batch.images / np.float32(255))[0])
+            for apply in (jax.jit(net.apply), self.apply)
+        ]
+        clean, wrong = (float(np.mean(rows.argmax(-1) == batch.labels)) for rows in logits)
+        self.assertNotEqual(clean, wrong)
+        arrays = {k: np.array(v) for k, v in (self.params | self.stats).items()}
+        file = self.folder / "says.safetensors"
+        save_file(arrays, file, metadata=weights_folder.metadata("convnext_n", STRIDES))
+        given = self.given | {"weights": str(file), "n": 16, "attack": "clean"}
+        code, _, said = call(**given)
+        self.assertEqual(code, 0, said)
+        (record,) = records.read(self.folder / "out")
+        self.assertEqual(record["clean"], clean)
+        self.assertEqual(record["model"]["options"], {"downsample_strides": [1, 1]})
+        with self.subTest("a flag that says the same is the same evaluation"):
+            same = "{'downsample_strides': (1, 1), 'drop_path': .1}"
+            code, _, said = call(**given, options=same)
+            self.assertEqual(code, 0, said)
+            self.assertIn("done before", said)
+        with self.subTest("a flag that says otherwise"):
+            code, _, said = call(**given, options="{}")
+            self.assertEqual(code, 2)
+            self.assertRegex(
+                said,
+                r"says.safetensors holds the weights of convnext_n with downsample_strides=\[1, "
+                r"1\], as is .*, not of convnext_n without options; leave out the flag that says",
+            )
+        with self.subTest("a flag for a file of another writer, which does not say"):
+            save_file(arrays, file, metadata={"format": "pt", "options": "[]"})
+            given = subject.of_file("convnext_n", file, STRIDES).network.options
+            self.assertEqual(given, {"downsample_strides": [1, 1]})
+            self.assertEmpty(subject.of_file("convnext_n", file).network.options)
+
+    @parameterized.parameters(
+        ("{", "--options={ is no dict; write one such as"),
+        ("[]", r"--options=\[\] is no dict"),
+        ("{'strides': 3}", r"unknown option \['strides'\] for convnext_n; it takes"),
+        ("{'dims': 'abc'}", "dims='abc' of convnext_n must be a tuple of integers"),
+    )
+    def test_mistakes_in_options(self, options, message):
+        code, _, said = call(**self.given, options=options)
+        self.assertEqual(code, 2, said)
+        self.assertRegex(said, message)
+        self.assertEqual(said.count("\n"), 1, said)
+
+    def test_another_architecture_of_the_same_shapes(self):
+        """XCiT with patches of 4 px has the names and shapes of XCiT with 16 px."""
+        file = self.folder / "xcit.safetensors"
+        save_file({"a": np.zeros(1, "f")}, file, metadata=weights_folder.metadata("xcit_n12", {}))
+        code, _, said = call(**self.given | {"model": "xcit_n12_p4", "weights": str(file)})
+        self.assertEqual(code, 2)
+        self.assertIn("holds the weights of xcit_n12 without options, as is", said)
+        self.assertIn("not of xcit_n12_p4 without options; leave out", said)
+
+    @parameterized.parameters(
+        ({"dataset": None}, "--model needs --dataset NAME"),
+        ({"weights": None}, "--model needs --weights PATH"),
+        ({"weights": "none.pt"}, r"none\.pt: no such file"),
+        ({"model": "resnext"}, "unknown model 'resnext'"),
+        ({"model": "convnext_t", "image_size": 32}, r"weights do not fit; check the model name"),
+        ({"num_classes": 7}, "num_classes=7, but data set 'digits'.* has 10 classes"),
+        ({"dataset": "fake:8x8x3", "attack": "clean"}, "takes 1 channels, but .* has 3"),
+        ({"dataset": "fake:8x8x1:7"}, r"head\.fc\.bias: shape \(10,\)"),
+        ({}, "give --epsilon, in units of the .0, 1. pixel range, such as 4/255"),
+        ({"phase": "train"}, "--phase is one of a --workdir"),
+    )
+    def test_mistakes_exit_2(self, given, message):
+        code, _, said = call(**self.given | given)
+        self.assertEqual(code, 2, said)
+        self.assertRegex(said, message)
+        self.assertFalse((self.folder / "out").exists())
+
+
+class CommandLineTest(parameterized.TestCase):
+    def run_it(self, *arguments, without="nothing", **environment):
+        code = (
+            f"import sys, runpy; sys.modules[{without!r}] = None; sys.argv = {list(arguments)!r}; "
+        )
+        code += "runpy.run_module('jaxrobust.evaluate', run_name='__main__', alter_sys=True)"
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=os.environ | {"JAXROBUST_ALLOCATOR": "system"} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def test_help_needs_no_jax(self):
+        process = self.run_it("evaluate", "--help", without="jax")
+        printed, said = process.communicate(timeout=60)
+        self.assertIn("--search_dtype", printed, said)
+        self.assertIn("Exit codes", printed)
+
+    @parameterized.parameters(
+        (["--atack=clean"], "--atack is no flag; did you mean --attack. --help lists them"),
+        (["--n=many"], "flag --n=many.*--help lists the flags"),
+        (["clean"], "'clean' is no flag; every value goes to one, see --help"),
+    )
+    def test_mistakes_in_flags(self, arguments, message):
+        process = self.run_it("evaluate", *arguments, without="jax")
+        _, said = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 2, said)
+        self.assertRegex(said, message)
+        self.assertNotIn("Traceback", said)
+
+    def test_flags_live_beside_those_of_main(self):
+        importlib.import_module("jaxrobust.main")
+        self.assertIsNone(flags.FLAGS.workdir)
+
+    def test_fractions(self):
+        self.assertEqual(commandline.number("epsilon", "4/255"), 4 / 255)
+        self.assertEqual(commandline.number("epsilon", "0.5"), 0.5)
+
+    def test_every_core_unless_the_environment_says_a_number(self):
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        flag = "--xla_force_host_platform_device_count=3"
+        for environment, expected in (
+            ({}, str(cores)),
+            ({"XLA_FLAGS": flag}, None),
+            ({"JAX_NUM_CPU_DEVICES": "7"}, "7"),
+        ):
+            with mock.patch.dict(os.environ, environment, clear=True):
+                launch.use_every_core()
+                self.assertEqual(os.environ.get("JAX_NUM_CPU_DEVICES"), expected)
+
+
+if __name__ == "__main__":
+    absltest.main()

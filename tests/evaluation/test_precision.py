@@ -1,0 +1,131 @@
+"""Verdicts fall in float32: with which precision the forward passes that decide multiply.
+
+A TPU makes one bfloat16 product of two float32 numbers unless it is told otherwise, an NVIDIA GPU
+may make one of TF32. A CPU does not, so what is looked at are programs.
+"""
+
+import collections
+import importlib.util
+import re
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust import models
+from jaxrobust.config import network_of
+from jaxrobust.evaluation import slots
+from jaxrobust.evaluation.plan import plan
+from jaxrobust.runtime import sharding
+from jaxrobust.training import build
+from tests.support.steps import small_config
+from tools import topology, topology_autoattack
+
+PRODUCT = re.compile(r"stablehlo\.(dot_general|convolution)\b.*?$", re.M)
+SHAPE = (8, 8, 3)
+
+
+def precisions(lowered) -> dict[str, int]:
+    """How many products a program makes at each precision."""
+    found = collections.Counter()
+    for match in PRODUCT.finditer(lowered.as_text()):
+        given = set(re.findall(r"\b(DEFAULT|HIGH|HIGHEST)\b", match[0])) or {"DEFAULT"}
+        assert len(given) == 1, match[0]
+        found[given.pop()] += 1
+    return dict(found)
+
+
+def network(dtype="float32"):
+    """A network of all kinds of products, as a `Partial` of shapes."""
+    net = models.create("convnext_n", num_classes=10, image_size=8, stem_strides=(1,), dtype=dtype)
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    return jax.tree_util.Partial(lambda p, s, x: net.apply(p, s, x)[0], *shapes)
+
+
+def mesh():
+    return jax.sharding.Mesh(np.array(jax.devices()[:1]), ("slots",))
+
+
+class AutoAttackTest(parameterized.TestCase):
+    def test_the_last_forward_pass(self):
+        closure = jax.tree_util.Partial(lambda x: x.reshape(len(x), -1) @ jnp.ones((192, 10)))
+        for logits_fn in (network(), closure):
+            program, operands = topology_autoattack.abstract_verdict(
+                mesh(), logits_fn, slots=2, image=SHAPE
+            )
+            found = precisions(program.lower(*operands))
+            self.assertEqual(set(found), {"HIGHEST"})
+
+    @parameterized.parameters("apgd-ce", "square")
+    def test_the_search(self, name):
+        (setting,) = plan("linf", "standard", [name], None)
+        step, operands, _ = topology_autoattack.abstract_step(
+            mesh(), slots.program_of(setting), network(), slots=2, image=SHAPE
+        )
+        alone = precisions(step.lower(*operands))
+        # Square copies a value to each channel by an exact product of its own.
+        own = alone.pop("HIGHEST", 0)
+        self.assertEqual(set(alone), {"DEFAULT"})
+        self.assertEqual(bool(own), name == "square")
+
+        operands = (operands[0], network("bfloat16"), *operands[2:])
+        guided = precisions(step.lower(*operands))
+        self.assertEqual(guided["DEFAULT"], alone["DEFAULT"])
+        verdict, operands = topology_autoattack.abstract_verdict(
+            mesh(), network(), slots=2, image=SHAPE
+        )
+        last = precisions(verdict.lower(*operands))
+        self.assertEqual(guided["HIGHEST"] - own, last["HIGHEST"])
+
+
+class EvalStepTest(absltest.TestCase):
+    def test_verdicts_and_search(self):
+        config = small_config()
+        whole = sharding.make_mesh(jax.devices()[:1])
+        evaluate = build.evaluation(config, whole, steps=3)
+        net = network_of(config)
+        shapes = jax.eval_shape(net.init, jax.random.key(0))
+        size, channels = config.model.image_size, config.model.in_channels
+        batch = (
+            jax.ShapeDtypeStruct((4, size, size, channels), jnp.uint8),
+            jax.ShapeDtypeStruct((4,), jnp.int32),
+            jax.ShapeDtypeStruct((4,), bool),
+            jax.ShapeDtypeStruct((4,), jnp.int32),
+            jax.eval_shape(lambda: jax.random.key(0)),
+        )
+        forward = precisions(
+            jax.jit(lambda p, s, x: net.apply(p, s, x)[0]).lower(
+                *shapes, jax.ShapeDtypeStruct((4, size, size, channels), jnp.float32)
+            )
+        )
+        found = precisions(evaluate.lower(*shapes, *batch))
+        self.assertGreater(forward["DEFAULT"], 3)
+        self.assertEqual(found["HIGHEST"], 2 * forward["DEFAULT"])  # clean and attacked
+        self.assertGreater(found["DEFAULT"], 0)
+
+
+@pytest.mark.slow
+@absltest.skipUnless(importlib.util.find_spec("libtpu"), "needs pip install -e '.[tpu-aot]'")
+class ExecutableTest(absltest.TestCase):
+    """What the TPU compiler makes of the forward pass of convnext_n."""
+
+    def test_no_product_in_bfloat16(self):
+        with mock.patch.dict("os.environ"):
+            devices = topology.devices("v5e:2x2")
+        chips = jax.sharding.Mesh(np.array(devices), ("slots",))
+        program, operands = topology_autoattack.abstract_verdict(
+            chips, network(), slots=8, image=SHAPE
+        )
+        text = program.lower(*operands).compile().as_text()
+        self.assertNotIn("bf16[", text)
+        products = re.findall(r" (?:convolution|dot)\(.*", text)
+        self.assertNotEmpty(products)
+        for product in products:
+            self.assertIn("operand_precision={highest,highest}", product)
+
+
+if __name__ == "__main__":
+    absltest.main()

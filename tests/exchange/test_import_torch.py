@@ -1,0 +1,479 @@
+"""tools/import_torch.py, and downloads against servers on this machine."""
+
+import contextlib
+import hashlib
+import http.server
+import io
+import json
+import os
+import threading
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+from safetensors.numpy import load_file, save_file
+
+from jaxrobust.exchange import import_torch
+from jaxrobust.weights import download, hashes
+from jaxrobust.weights import folder as weights_folder
+from tests.support import paths
+from tests.support.modules import hidden
+from tests.support.stored import as_timm, weights
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Server:
+    """A server of `files` (path -> bytes) that breaks off as often as it is told to."""
+
+    def __init__(self, files: dict[str, bytes]):
+        self.files, self.ranges = files, True
+        self.ahead = 0  # bytes that an answer to a Range skips
+        self.asked: list[tuple[str, str, str | None]] = []  # (method, path, Range)
+        self.cut_after: list[int] = []  # bytes of the next answers, before the connection drops
+        self.kind = "application/octet-stream"
+        server = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def log_message(self, *unused):
+                pass
+
+            def do_HEAD(self):
+                self.do_GET()
+
+            def do_GET(self):
+                server.asked.append((self.command, self.path, self.headers["Range"]))
+                body, start = server.files.get(self.path), 0
+                if body is None:
+                    self.send_response(404)
+                    self.send_header("X-Error-Code", "EntryNotFound")
+                    self.end_headers()
+                    return
+                tag = f'"{hashlib.sha256(body).hexdigest()[:40]}"'
+                same = self.headers["If-Range"] in (None, tag)
+                if self.headers["Range"] and server.ranges and same:
+                    start = int(self.headers["Range"].removeprefix("bytes=").split("-")[0])
+                    start += server.ahead
+                self.send_response(206 if start else 200)
+                if start:
+                    place = f"bytes {start}-{len(body) - 1}/{len(body)}"
+                    self.send_header("Content-Range", place)
+                self.send_header("Content-Type", server.kind)
+                self.send_header("Content-Length", str(len(body) - start))
+                self.send_header("ETag", tag)
+                self.send_header("X-Repo-Commit", "a" * 40)
+                self.end_headers()
+                if self.command == "GET":
+                    cut = server.cut_after.pop(0) if server.cut_after else len(body)
+                    self.wfile.write(body[start : start + cut])
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class LocalCase(parameterized.TestCase):
+    """A server, and a cache that goes with the test."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir())
+        self.enter_context(
+            mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(self.folder / "cache")})
+        )
+        self.enter_context(mock.patch.object(download, "_pause"))
+        self.server = Server({"/w/weights.pth": CONTENT})
+        self.addCleanup(self.server.close)
+        self.url = f"{self.server.address}/w/weights.pth"
+        self.said: list[str] = []
+
+    def fetch(self, source=None, **how) -> Path:
+        return download.fetch(source or self.url, tell=self.said.append, **how).path
+
+    def left(self) -> list[str]:
+        files = [p for p in sorted((self.folder / "cache").rglob("*")) if p.is_file()]
+        return [p.name for p in files if p.suffix != ".lock"]
+
+
+class UrlTest(LocalCase):
+    def test_a_dropped_connection_is_resumed(self):
+        self.server.cut_after = [100_000, 50_000]
+        path = self.fetch(sha256=SHA256.upper())
+        self.assertEqual(path.read_bytes(), CONTENT)
+        ranges = [asked[2] for asked in self.server.asked]
+        self.assertEqual(ranges, [None, "bytes=100000-", "bytes=150000-"])
+        self.assertEqual(self.left(), ["weights.pth"])
+        self.assertIn("trying again", " ".join(self.said))
+
+    def test_other_bytes_than_those_asked_for_are_not_appended(self):
+        self.server.cut_after, self.server.ahead = [100_000], 1
+        self.assertEqual(self.fetch().read_bytes(), CONTENT)  # without a hash to tell
+        self.assertEqual([asked[2] for asked in self.server.asked], [None, "bytes=100000-", None])
+        self.assertIn("asked for bytes 100000-, the server sends bytes 100001-", str(self.said))
+
+    def test_another_process_continues(self):
+        self.server.cut_after = [100_000, 0, 0, 0, 0, 0]
+        with self.assertRaisesRegex(OSError, "ended early, 5 times.*100,000 bytes are kept"):
+            self.fetch()
+        self.server.asked.clear()
+        self.assertEqual(self.fetch().read_bytes(), CONTENT)
+        self.assertEqual([asked[2] for asked in self.server.asked], ["bytes=100000-"])
+
+    def test_two_at_once(self):
+        """Which wrote into each other's file: the first to end took it with holes."""
+        asked = []
+
+        def tell(line):
+            with self.assertRaisesRegex(ValueError, f"the download of {self.url} is in use by"):
+                self.fetch()
+            asked.append(line)
+
+        download.fetch(self.url, tell=tell)
+        self.assertNotEmpty(asked)
+        self.assertEqual(self.fetch().read_bytes(), CONTENT)
+
+    def test_a_file_that_changed_starts_again(self):
+        self.server.cut_after = [100_000, 0, 0, 0, 0, 0]
+        with self.assertRaises(OSError):
+            self.fetch()
+        other = CONTENT[::-1]
+        self.server.files["/w/weights.pth"] = other
+        self.assertEqual(self.fetch().read_bytes(), other)
+        self.assertIn("it changed", " ".join(self.said))
+
+    def test_a_server_without_ranges_starts_again(self):
+        self.server.ranges, self.server.cut_after = False, [100_000]
+        self.assertEqual(self.fetch().read_bytes(), CONTENT)
+        self.assertIn("cannot resume", " ".join(self.said))
+
+    def test_the_cache_answers(self):
+        first, asked = self.fetch(), len(self.server.asked)
+        self.assertEqual(self.fetch(), first)
+        self.assertEqual(self.fetch(sha256=SHA256), first)
+        self.assertLen(self.server.asked, asked)
+
+    def test_another_hash_is_refused_and_removed(self):
+        with self.assertRaisesRegex(ValueError, f"has sha256 {SHA256}, expected 00.*removed"):
+            self.fetch(sha256="00")
+        self.assertEmpty(self.left())
+
+    def test_web_pages_and_missing_files(self):
+        with self.assertRaisesRegex(ValueError, "answers 404 .*no such file; check the address"):
+            self.fetch(self.server.address + "/nowhere.pth")
+        self.server.kind = "text/html; charset=utf-8"
+        with self.assertRaisesRegex(ValueError, "web page, not a file.*open it in a browser"):
+            self.fetch()
+        self.assertEmpty(self.left())
+
+    def test_no_server_is_another_mistake(self):
+        self.server.close()
+        with self.assertRaisesRegex(
+            download.Unreachable, r"refused.*5 times.*0 bytes.*give a file"
+        ):
+            self.fetch()
+
+    @parameterized.parameters(
+        ("ftp://there/file.pth", "give a file, https"),
+        ("https://host/", "names no file"),
+        ("hf://timm", "write hf://ORG/REPO"),
+        ("hf://timm/x y", "write hf://ORG/REPO"),
+    )
+    def test_sources_that_are_none(self, source, message):
+        with self.assertRaisesRegex(ValueError, message):
+            self.fetch(source)
+
+    @parameterized.parameters(
+        ("hf://timm/convnext_tiny.fb_in1k", ("timm/convnext_tiny.fb_in1k", None, None)),
+        ("hf://a/b@v1.0", ("a/b", "v1.0", None)),
+        ("hf://a/b@refs%2Fpr%2F1/c/d.pth", ("a/b", "refs/pr/1", "c/d.pth")),
+        ("hf://a/b/c.bin", ("a/b", None, "c.bin")),
+    )
+    def test_names_on_the_hub(self, source, expected):
+        self.assertEqual(download.parse_hub(source), expected)
+
+
+class HubTest(LocalCase):
+    """The hub's own client against the answers that it needs, on this machine."""
+
+    def setUp(self):
+        super().setUp()
+        try:
+            import huggingface_hub  # noqa: F401
+        except ImportError:
+            self.skipTest("needs the hub's client: pip install -e '.[hub]'")
+        self.enter_context(mock.patch.dict(os.environ, {"HF_ENDPOINT": self.server.address}))
+
+    def test_safetensors_before_bin_and_the_settings_beside(self):
+        place = "/timm/net/resolve/main/"
+        self.server.files = {place + "pytorch_model.bin": CONTENT, place + "config.json": b"{}"}
+        found = download.fetch("hf://timm/net", sha256=SHA256, tell=self.said.append)
+        self.assertEqual(found.path.name, "pytorch_model.bin")
+        self.assertEqual(found.path.read_bytes(), CONTENT)
+        self.assertEqual(found.settings.read_text(), "{}")
+        self.server.files[place + "model.safetensors"] = b"better"
+        self.assertEqual(self.fetch("hf://timm/net").name, "model.safetensors")
+
+    def test_revision_and_file(self):
+        self.server.files = {"/a/b/resolve/v1/sub/net.pth": CONTENT}
+        self.assertEqual(self.fetch("hf://a/b@v1/sub/net.pth").read_bytes(), CONTENT)
+
+    def test_no_such_file(self):
+        with self.assertRaisesRegex(ValueError, "a/b holds no model.safetensors or pytorch_model"):
+            self.fetch("hf://a/b")
+
+    def test_without_its_client(self):
+        with (
+            hidden("huggingface_hub"),
+            self.assertRaisesRegex(ValueError, r"pip install -e '\.\[hub\]'"),
+        ):
+            self.fetch("hf://a/b")
+
+
+class ImportTest(LocalCase):
+    def setUp(self):
+        super().setUp()
+        self.file = self.folder / "timm.safetensors"
+        save_file(as_timm(weights()), self.file)
+        self.out = self.folder / "out"
+
+    def call(self, *extra, source=None, model="convnext_n", classes="10") -> tuple[dict, str]:
+        arguments = [str(source or self.file), f"--model={model}", f"--out={self.out}", "--json"]
+        arguments += [
+            "--image-size=16",
+            "--nocertificate",
+            *([f"--num_classes={classes}"] if classes else []),
+        ]
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            import_torch.main([*arguments, *extra])
+        return json.loads(printed.getvalue().splitlines()[-1]), printed.getvalue()
+
+    def refused(self, message, *extra, code=2, **given):
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said), self.assertRaises(SystemExit) as end:
+            self.call(*extra, **given)
+        self.assertEqual(end.exception.code, code, said.getvalue())
+        self.assertRegex(said.getvalue(), message)
+        self.assertEmpty([*self.folder.glob("*.part*")])
+
+    def test_same_bits_and_all_that_is_known(self):
+        done, printed = self.call()
+        arrays = load_file(self.out / "weights.safetensors")
+        self.assertEqual(arrays.keys(), weights().keys())
+        for key, array in arrays.items():
+            np.testing.assert_array_equal(array, weights()[key], err_msg=key)
+        config = weights_folder.about(self.out)
+        self.assertEqual(config, {key: done[key] for key in config})
+        self.assertEqual(config["architecture"], "convnext_n")
+        self.assertEqual(config["source_sha256"], hashes.file_sha256(self.file))
+        for unknown in ("preprocessing", "norm", "epsilon", "accuracies"):
+            self.assertIsNone(config[unknown], unknown)
+        self.assertIn("70 arrays from the stored weights", printed)
+        self.assertIn("none is stored: raw [0, 1] images; --normalize imagenet", printed)
+
+    def test_options_travel_with_the_weights(self):
+        self.assertEqual(self.call()[0]["options"], {})
+        strides, self.out = {"downsample_strides": [1, 1]}, self.folder / "other"
+        done, _ = self.call(f"--options={strides | {'drop_path': 0.1}}")
+        self.assertEqual(done["options"], strides)
+        self.assertEqual(weights_folder.about(self.out)["options"], strides)
+        file = self.out / "weights.safetensors"
+        self.assertEqual(weights_folder.network(file), ("convnext_n", strides))
+        self.out = self.folder / "third"
+        self.assertEqual(self.call(source=file)[0]["options"], strides)
+        self.refused("holds the weights of convnext_n with .*, not of", "--options={}", source=file)
+        self.refused("unknown option .'strides'.", "--options={'strides': 3}")
+        self.refused("--options={ is no dict", "--options={")
+        self.refused(r"--seed=4294967296 must be from 0 to 2\^32 - 1", f"--seed={2**32}")
+
+    def test_what_is_damaged(self):
+        folder = Path(self.call()[0]["out"])
+        config = json.loads((folder / "config.json").read_text())
+        for change in (
+            {"options": [3]},
+            {"num_classes": 10.0},
+            {"architecture": None},
+            {"norm": 3},
+        ):
+            (folder / "config.json").write_text(json.dumps(config | change))
+            (key,) = change
+            with self.assertRaisesRegex(ValueError, f"config.json is damaged .{key}=.*; import"):
+                weights_folder.about(folder)
+        del config["norm"]
+        (folder / "config.json").write_text(json.dumps(config))
+        self.assertIsNone(weights_folder.about(folder)["norm"])
+        for text in ("{", "[]", '{"architecture": "convnext_n"}', '{"options": 3}'):
+            save_file(weights(), self.file, metadata={"jaxrobust.network": text})
+            with self.assertRaisesRegex(ValueError, "its metadata jaxrobust.network is damaged"):
+                weights_folder.network(self.file)
+
+    def test_again_is_the_same_but_nothing_is_overwritten(self):
+        self.assertEqual(self.call()[0]["sha256"], self.call()[0]["sha256"])
+        before = (self.out / "config.json").read_text()
+        self.refused("holds other weights", "--normalize=imagenet")
+        self.assertEqual((self.out / "config.json").read_text(), before)
+        (self.folder / "full").mkdir()
+        (self.folder / "full" / "notes.txt").write_text("mine")
+        self.out = self.folder / "full"
+        self.refused("holds other files; name a new folder")
+
+    def test_a_new_convstem_as_pytorch_draws_it(self):
+        self.refused(r"only the stem is another one.*--init-stem", model="convnext_n_cvst")
+        done, printed = self.call("--init-stem", model="convnext_n_cvst")
+        arrays = load_file(self.out / "weights.safetensors")
+        stem = {key for key in weights("convnext_n_cvst") if key.startswith("stem.")}
+        self.assertEqual(set(done["drawn"]["names"]), stem)
+        for key in stem - {"stem.1.scale", "stem.1.bias", "stem.4.scale", "stem.4.bias"}:
+            bound = 1 / np.sqrt(27 if ".0." in key else 9 * 32)  # 1 / sqrt(fan_in), biases too
+            self.assertLessEqual(np.abs(arrays[key]).max(), bound, key)
+            self.assertGreater(np.abs(arrays[key]).max(), 0.8 * bound, key)
+        for key in arrays.keys() - stem:
+            np.testing.assert_array_equal(arrays[key], weights()[key], err_msg=key)
+        self.assertIn("4 left out (is drawn anew)", printed)
+
+    def test_a_file_without_a_stem(self):
+        body = {k: a for k, a in as_timm(weights()).items() if not k.startswith("stem.")}
+        save_file(body, self.file)
+        self.assertEqual(self.call("--init_stem", model="convnext_n_cvst")[0]["left_out"], {})
+
+    def test_a_new_head_only_where_the_width_differs(self):
+        self.assertIsNone(self.call()[0]["drawn"])
+        self.out = self.folder / "out7"
+        done, _ = self.call("--seed=5", classes="7")
+        self.assertEqual(done["drawn"]["seed"], 5)
+        arrays = load_file(self.out / "weights.safetensors")
+        self.assertEqual(arrays["head.fc.kernel"].shape, (256, 7))
+        self.assertBetween(arrays["head.fc.kernel"].std(), 0.018, 0.022)  # timm's 0.02
+        np.testing.assert_array_equal(arrays["head.fc.bias"], 0)
+        self.out = self.folder / "out1000"
+        self.refused("head has 10 classes, not 1000; --num-classes 10 keeps it", classes=None)
+
+    def test_halves_are_cast_only_where_asked_for(self):
+        save_file({k: a.astype(np.float16) for k, a in as_timm(weights()).items()}, self.file)
+        self.refused("70 weights are float16 .*where rounding .*--cast")
+        self.call("--cast")
+        array = load_file(self.out / "weights.safetensors")["head.fc.kernel"]
+        expected = weights()["head.fc.kernel"].astype(np.float16).astype(np.float32)
+        np.testing.assert_array_equal(array, expected)
+
+    def test_bfloat16_that_numpy_does_not_have(self):
+        from safetensors.flax import save_file as save
+
+        rounded = {k: jax.numpy.asarray(a, "bfloat16") for k, a in as_timm(weights()).items()}
+        save(rounded, self.file)
+        self.refused("bfloat16.*cast")
+        self.call("--cast")
+        array = load_file(self.out / "weights.safetensors")["stem.1.scale"]
+        np.testing.assert_array_equal(array, np.float32(rounded["stem.1.weight"]))
+
+    def test_averaged_or_raw(self):
+        torch = self.torch()
+        raw = {k: torch.tensor(a) for k, a in as_timm(weights()).items()}
+        both = {"model": raw, "model_ema": {k: t + 1 for k, t in raw.items()}}
+        torch.save(both, self.folder / "both.pth")
+        for which, added in (("ema", 1), ("raw", 0)):
+            self.out = self.folder / which
+            done, printed = self.call(f"--which={which}", source=self.folder / "both.pth")
+            self.assertEqual(done["which"], which)
+            self.assertIn("of averaged and raw weights, the", printed)
+            array = load_file(self.out / "weights.safetensors")["head.fc.bias"]
+            np.testing.assert_array_equal(array, weights()["head.fc.bias"] + added)
+        torch.save({"model": raw}, self.folder / "one.pth")
+        self.out = self.folder / "one"
+        self.assertIsNone(self.call(source=self.folder / "one.pth")[0]["which"])
+
+    def torch(self):
+        try:
+            import torch
+        except ImportError:
+            self.skipTest(paths.PARITY)
+        return torch
+
+    def test_from_a_server(self):
+        self.server.files["/n.safetensors"] = self.file.read_bytes()
+        self.server.cut_after = [50_000]
+        done, _ = self.call(source=self.server.address + "/n.safetensors")
+        self.assertEqual(done["source"], self.server.address + "/n.safetensors")
+        np.testing.assert_array_equal(
+            load_file(self.out / "weights.safetensors")["head.fc.kernel"],
+            weights()["head.fc.kernel"],
+        )
+
+    def test_mistakes_leave_nothing(self):
+        self.refused("nowhere.pth: no such file", source="nowhere.pth")
+        self.refused("unknown model 'convnext'; did you mean", model="convnext")
+        self.refused("has sha256 .*expected 00", "--sha256=00")
+        with mock.patch.object(download, "_TRIES", 1):
+            self.server.close()
+            self.refused("refused", source=self.url, code=3)
+        page = self.folder / "page.pth"
+        page.write_text("<!DOCTYPE html><html>")
+        self.refused("is a web page, not weights", source=page)
+        self.assertFalse(self.out.exists())
+
+
+class KnownTest(parameterized.TestCase):
+    """What files that others made are known to be."""
+
+    @parameterized.parameters(
+        ("Salman2020Do_R50", "any.pt", "Salman2020Do_R50"),
+        ("convnext_t_cvst", "Singh2023Revisiting_ConvNeXt-T-ConvStem.pt", None),
+        (
+            "xcit_s12",
+            "debenedetti2022light-xcit-s-imagenet-linf.pth.tar",
+            "Debenedetti2022Light_XCiT-S12",
+        ),
+        ("xcit_m12", "debenedetti2022light-xcit-s-imagenet-linf.pth.tar", None),
+        ("convnext_t_cvst", "mine.pt", None),
+    )
+    def test_published(self, model, file, expected):
+        if file.startswith("Singh"):
+            expected = file.removesuffix(".pt")
+        self.assertEqual(import_torch.published(model, Path(file)), expected)
+
+    @parameterized.parameters(
+        ({"interpolation": "bicubic", "crop_pct": 0.875}, 224, "bicubic-256-crop-224"),
+        ({"interpolation": "bicubic", "crop_pct": 0.9}, 224, "bicubic-248-crop-224"),
+        ({"interpolation": "bicubic", "crop_pct": 1.0}, 384, "bicubic-384-crop-384"),
+        ({"interpolation": "random", "crop_pct": 1.0}, 384, None),
+        ({}, 224, None),
+    )
+    def test_preprocessing(self, settings, size, expected):
+        self.assertEqual(import_torch.preprocessing(settings, size), expected)
+
+    def test_normalisation(self):
+        hub = {"mean": [0.5] * 3, "std": [0.25] * 3}
+
+        def values(*flags, key=None, arrays=(), normalize=(0.0, 1.0)):
+            found = mock.Mock(arrays=dict.fromkeys(arrays), normalize=normalize)
+            args = import_torch.parse(["x", "--model=m", "--out=o", *flags])
+            return import_torch.normalisation(args, key, hub, found)[0]
+
+        self.assertEqual(values(), ((0.5,) * 3, (0.25,) * 3))
+        self.assertIsNone(values("--init-stem"))  # a new stem takes raw images, as in the paper
+        self.assertEqual(values("--normalize=none"), ((0.0,), (1.0,)))
+        self.assertEqual(values(key="Salman2020Do_R50")[0], (0.485, 0.456, 0.406))
+        self.assertEqual(values(key="Chen2024Data_WRN_50_2"), ((0.0,), (1.0,)))
+        self.assertIsNone(values(arrays=["normalize.mean"]))
+        with self.assertRaisesRegex(ValueError, "its own mean and std; leave --normalize out"):
+            values("--normalize=none", arrays=["normalize.mean"])
+
+    def test_settings_of_timm(self):
+        file = Path(self.create_tempfile("config.json").full_path)
+        file.write_text(json.dumps({"num_classes": 7, "pretrained_cfg": {"crop_pct": 0.9}}))
+        settings = import_torch.hub_settings(file)
+        self.assertEqual((settings["num_classes"], settings["crop_pct"]), (7, 0.9))
+        file.write_text("[]")
+        with self.assertRaisesRegex(ValueError, "is damaged"):
+            import_torch.hub_settings(file)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,106 @@
+import importlib
+import json
+
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust import models
+from tests.support import paths, reference
+from tests.support.torch_modules import FAST, LISTINGS, NETWORKS, SLOW, built, relative
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+
+def logits_and_gradient(listing, weights, images, dtype):
+    """Logits, and the gradient of sum_b log p(class 0) in the NHWC images, NCHW."""
+    net = built(listing).eval().to(dtype)
+    net.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(dtype).requires_grad_()
+    logits = net(x)
+    (gradient,) = torch.autograd.grad(logits.log_softmax(1)[:, 0].sum(), x)
+    return logits.detach().numpy(), gradient.numpy()
+
+
+@absltest.skipIf(torch is None, paths.PARITY)
+class NamesTest(parameterized.TestCase):
+    @parameterized.parameters(*NETWORKS)
+    def test_names_shapes_types_and_order(self, listing):
+        with torch.device("meta"):
+            state = built(listing).state_dict()
+        ours = [(k, tuple(v.shape), str(v.dtype).removeprefix("torch.")) for k, v in state.items()]
+        self.assertEqual(ours, reference.entries(LISTINGS / f"{listing}.tsv"))
+
+
+def check_seeded(test, listing):
+    weights = reference.seeded_weights(LISTINGS / f"{listing}.tsv")
+    golden = {}
+    for file in LISTINGS.glob("logits_seeded_weights*.npz"):
+        golden |= dict(np.load(file))
+    images = reference.golden_images()
+    logits, gradient = logits_and_gradient(listing, weights, images, torch.float64)
+    test.assertLess(relative(logits, golden[f"{listing}__f64"]), 1e-9)
+    if f"{listing}__grad_f64" in golden:
+        difference = np.abs(gradient[:, :, ::16, ::16] - golden[f"{listing}__grad_f64"])
+        test.assertLess(difference.max() / golden[f"{listing}__gradmax_f64"].max(), 1e-7)
+    logits, _ = logits_and_gradient(listing, weights, images, torch.float32)
+    test.assertLess(relative(logits, golden[f"{listing}__f32"]), 1e-5)
+
+
+def check_filled(test, listing):
+    weights = reference.forward_weights(LISTINGS / f"{listing}.tsv")
+    golden = json.loads((LISTINGS / "golden_forward.json").read_text())[listing]
+    images = reference.forward_images(golden["input_size"])
+    logits, gradient = logits_and_gradient(listing, weights, images, torch.float64)
+    for row, name in zip(logits, ("logits0", "logits1"), strict=True):
+        test.assertLess(relative(row[: len(golden[name])], np.array(golden[name])), 1e-9)
+    test.assertLess(abs(logits.sum() - golden["logit_sum"]), 1e-9 * np.abs(logits).sum())
+    test.assertAlmostEqual(np.abs(gradient).sum() / golden["grad_abs_sum"], 1, delta=1e-7)
+    difference = gradient[0, 0, 5, 5] - golden["grad_0_0_5_5"]
+    test.assertLess(abs(difference), 1e-7 * np.abs(gradient).max())
+    single, _ = logits_and_gradient(listing, weights, images, torch.float32)
+    test.assertLess(relative(single, logits), 1e-5)
+
+
+CHECKS = {"seeded": check_seeded, "filled": check_filled}
+
+
+# Of a row, what concerns training or JAX.
+NOT_THE_NETWORK = {"dtype", "remat", "scan", "drop_path", "bn_group"}
+
+
+@absltest.skipIf(torch is None, paths.PARITY)
+class RowsTest(parameterized.TestCase):
+    @parameterized.parameters(*models.available())
+    def test_the_rows_of_the_jax_networks_fit(self, name):
+        row = models.variant(name)._asdict()
+        row = {field: value for field, value in row.items() if field not in NOT_THE_NETWORK}
+        file = models.family(name).file
+        with torch.device("meta"):
+            net = importlib.import_module(f"jaxrobust.exchange.torch_modules.{file}").model(**row)
+        self.assertEqual(list(net.state_dict()), models.torch_keys(name))
+
+
+@pytest.mark.matrix
+@absltest.skipIf(torch is None, paths.PARITY)
+class GoldenTest(parameterized.TestCase):
+    """The measure is max|difference| / max|reference|: 1e-5 in float32, 1e-9 in float64."""
+
+    @parameterized.parameters(*FAST)
+    def test_logits_and_input_gradient(self, rule, listing):
+        CHECKS[rule](self, listing)
+
+
+@pytest.mark.matrix
+@absltest.skipIf(torch is None, paths.PARITY)
+class SlowGoldenTest(parameterized.TestCase):
+    @parameterized.parameters(*SLOW)
+    def test_logits_and_input_gradient(self, rule, listing):
+        CHECKS[rule](self, listing)
+
+
+if __name__ == "__main__":
+    absltest.main()

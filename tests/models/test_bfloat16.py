@@ -1,0 +1,175 @@
+"""Gradients of parameters in bfloat16: added up in float32, and near those of float32."""
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust import models
+from jaxrobust.models import attention, batch_norms, layers, primitives
+from jaxrobust.models.inputs import cast
+from tests.support.parity import relative
+from tools import hlo, topology
+
+# Small networks with every kind of parameter. Their activation is smooth: the derivative of a ReLU
+# near 0 is decided by rounding, which moves gradients of ResNet-18 by 9 % in any way of adding up.
+SMALL = {
+    "convnext_n": {"depths": (1, 1), "dims": (16, 32), "stem_strides": (2,)},
+    "convnext_n_cvst": {
+        **{"depths": (1, 1), "dims": (16, 32), "stem_widths": (8, 16), "stem_strides": (2, 1)}
+    },
+    "iso_convnext_s": {"dim": 16, "depth": 1, "stem_strides": (2,)},
+    "iso_convnext_s_cvst": {"dim": 16, "depth": 1, "stem_widths": (8,), "stem_strides": (2,)},
+    "vit_s": {"dim": 16, "depth": 1, "heads": 2, "stem_strides": (4,)},
+    "vit_m_cvst": {
+        **{"dim": 16, "depth": 1, "heads": 2, "stem_widths": (8,), "stem_strides": (4,)},
+        **{"gamma_init": 0.5},
+    },
+    "cait_s12": {"dim": 16, "depth": 1, "class_depth": 1, "heads": 2, "stem_strides": (4,)},
+    "xcit_n12": {"dim": 16, "depth": 1, "heads": 2, "stem_strides": (2,)},
+    "resnet18": {"depths": (1, 1), "small_stem": True, "activation": "gelu"},
+    "swin_b": {"dim": 8, "depths": (2,), "heads": (2,), "patch": 2, "window": 4},
+}
+BATCH, SIZE = 64, 32
+# The softmax does not see what is added to all its logits, so these gradients are exactly 0.
+ZERO = ("attn.k.bias", "attn.proj_l.bias")
+
+
+def gradient(name: str, dtype: str, **options):
+    """A function of a key: the gradient of the parameters as the train step takes it."""
+    net = models.create(name, num_classes=4, image_size=SIZE, dtype=dtype, **SMALL[name], **options)
+    images = np.random.default_rng(1).random((BATCH, SIZE, SIZE, 3), np.float32)
+
+    def run(key):
+        params, stats = net.init(key)
+
+        def loss(params):
+            logits, _ = net.apply(params, stats, images, train=True, key=key)
+            # One label for all: what rounding is compared with does not cancel over images.
+            return -jax.nn.log_softmax(logits)[:, 0].mean()
+
+        return jax.grad(loss)(cast(params, jnp.dtype(dtype)))
+
+    return run
+
+
+def equations(jaxpr) -> Iterator:
+    """All equations of a program, those of the programs inside it too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in jax.tree.leaves([*equation.params.values()], is_leaf=_is_program):
+            if _is_program(value):
+                yield from equations(getattr(value, "jaxpr", value))
+
+
+def _is_program(value) -> bool:
+    return hasattr(value, "eqns")
+
+
+class SumsTest(parameterized.TestCase):
+    def test_every_family_is_here(self):
+        missing = {models.family(name).file for name in models.available()} - {
+            models.family(name).file for name in SMALL
+        }
+        self.assertEmpty(missing)
+
+    @parameterized.parameters(
+        *((name, {}) for name in SMALL),
+        ("vit_m_cvst", {"drop_path": 0.1, "remat": True, "scan": True}),
+    )
+    def test_nothing_is_added_up_in_bfloat16(self, name, options):
+        """Neither for CPU nor elsewhere: the program holds the formulas of all platforms."""
+        program = jax.make_jaxpr(gradient(name, "bfloat16", **options))(jax.random.key(0))
+        sums = [
+            equation
+            for equation in equations(program.jaxpr)
+            if equation.primitive.name in ("reduce_sum", "reduce", "scatter-add", "cumsum")
+        ]
+        narrow = [e for e in sums if e.outvars[0].aval.dtype == jnp.bfloat16]
+        self.assertNotEmpty(sums)
+        self.assertEmpty([f"{e.invars[0].aval} to {e.outvars[0].aval}" for e in narrow])
+
+
+def check_near_float32(test, name: str) -> None:
+    """The gradient of every parameter is within 3 % of the array's largest entry in float32."""
+    narrow, wide = (
+        jax.device_get(jax.jit(gradient(name, dtype))(jax.random.key(0)))
+        for dtype in ("bfloat16", "float32")
+    )
+    errors = {k: relative(narrow[k].astype(np.float32), wide[k]) for k in wide}
+    # bfloat16 keeps 8 bits, so a product is off by 0.4 % at most, and a chain of them by more;
+    # sums that round after each of 16,384 pixels are off by 20 to 97 %.
+    test.assertEmpty({k: e for k, e in errors.items() if e > 0.03 and not k.endswith(ZERO)})
+
+
+class NearFloat32Test(absltest.TestCase):
+    def test_gradient(self):
+        check_near_float32(self, "vit_s")
+
+
+@pytest.mark.slow
+class AllNearFloat32Test(parameterized.TestCase):
+    @parameterized.parameters(*SMALL)
+    def test_gradient(self, name):
+        check_near_float32(self, name)
+
+
+IMAGE, TOKENS, C = (64, 8, 8, 128), (64, 64, 2, 64), (128,)
+MIX = ((2, 2), (2,))
+# name -> (function of an array and of parameters, shapes)
+LAYERS = {
+    "bias": (primitives.add_bias, [IMAGE, C]),
+    "positions": (primitives.add_bias, [(64, 64, 128), (1, 64, 128)]),
+    "scale": (layers.scale, [IMAGE, C]),
+    "layer_norm": (layers.layer_norm, [IMAGE, C, C]),
+    "gelu": (layers.gelu, [IMAGE, C]),
+    "scaled_residual": (lambda x, b, g: layers.scaled_residual(x, x * x, b, g), [IMAGE, C, C]),
+    "batch_norm": (batch_norms.batch_norm, [IMAGE, C, C, C, C]),
+    "batch_norm_train": (lambda *a: batch_norms.batch_norm_train(*a)[0], [IMAGE, C, C]),
+    "attention": (lambda x, b: attention.attention(x, x, x, bias=b), [TOKENS, (2, 64, 64)]),
+    "cross": (lambda x, t: attention.cross_covariance(x, x, x, t), [TOKENS, (2, 1, 1)]),
+    "talking": (
+        lambda x, *m: attention.talking_heads(x, x, x, m[:2], m[2:]),
+        [TOKENS, *MIX, *MIX],
+    ),
+}
+
+
+@pytest.mark.slow
+@absltest.skipUnless(
+    importlib.util.find_spec("libtpu"),
+    "needs the TPU compiler: pip install -e '.[test,tpu-aot]'",
+)
+class OnTpuTest(parameterized.TestCase):
+    @parameterized.parameters(*LAYERS)
+    def test_the_compiler_keeps_sums_in_float32(self, name):
+        """It adds up in bfloat16 where nothing but a conversion follows a sum in float32."""
+        function, shapes = LAYERS[name]
+        with mock.patch.dict(os.environ):
+            mesh = jax.sharding.Mesh(np.array(topology.devices("v5e:2x2")[:1]), ("x",))
+        whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        x, *parameters = (
+            jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=whole) for shape in shapes
+        )
+
+        def gradients(x, *parameters):
+            value, pull = jax.vjp(lambda *p: function(x, *p), *parameters)
+            return pull(value)
+
+        module = hlo.parse(jax.jit(gradients).lower(x, *parameters).compile().as_text())
+        reductions = [i for c in module.computations.values() for i in c.values()]
+        called = (re.search(r"to_apply=%?([\w.-]+)", i.attributes) for i in reductions)
+        roots = [module.root(match[1]) for match in called if match]
+        adders = {root.type.split("[")[0] for root in roots if root.opcode == "add"}
+        self.assertEqual(adders, {"f32"})
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,177 @@
+"""Flags as people write them: fractions, dicts, options, repetitions, and configs that fail."""
+
+import contextlib
+import io
+import sys
+import warnings
+from unittest import mock
+
+from absl import flags
+from absl.testing import absltest, parameterized
+from ml_collections import config_flags
+
+from jaxrobust.exchange import certificate, export_torch, import_torch
+from jaxrobust.runtime import commandline
+from tests.support import paths
+from tools import prepare_imagenet
+
+ROOT = paths.ROOT
+QUICKSTART = f"--config={ROOT / 'configs' / 'quickstart.py'}"
+OWN = {"dims": (32, 64, 128), "stem_strides": (1,)}
+
+
+def parsed(*words):
+    """The flags of a command with these words, as `jaxrobust.main` defines them."""
+    known = flags.FlagValues()
+    sys.modules.pop("config_config", None)  # the module that ml_collections made of the last one
+    config_flags.DEFINE_config_file("config", flag_values=known, lock_config=True)
+    flags.DEFINE_string("norm", None, "", flag_values=known)
+    flags.DEFINE_bool("multihost", False, "", flag_values=known)
+    argv = ["main", *words]
+    with (
+        mock.patch.object(flags, "FLAGS", known),
+        mock.patch.object(sys, "argv", argv),
+        mock.patch.object(sys, "path", [*sys.path]),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", ".*load_module", DeprecationWarning)  # ml_collections'
+        commandline.parse(argv)
+    return known
+
+
+def refused(call) -> str:
+    """What a command that exits with 2 says."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            call()
+        except SystemExit as stopped:
+            assert stopped.code == 2, stopped.code
+            return said.getvalue()
+    raise AssertionError("it is not refused")
+
+
+class ValuesTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (["--config.attack.epsilon=8/255"], 8 / 255),
+        (["--config.attack.epsilon", "8/255"], 8 / 255),
+        (["--config.attack.epsilon= 8/255"], 8 / 255),
+        (["--config.attack.epsilon=8/255."], 8 / 255),
+        (["--config.attack.epsilon=8./255"], 8 / 255),
+        (["--config.attack.epsilon=-1/2"], -0.5),
+    )
+    def test_fractions(self, words, expected):
+        self.assertEqual(parsed(QUICKSTART, *words).config.attack.epsilon, expected)
+
+    def test_a_fraction_in_a_file_of_flags(self):
+        file = self.create_tempfile(content="--config.attack.epsilon=1/4\n")
+        known = parsed(QUICKSTART, f"--flagfile={file.full_path}")
+        self.assertEqual(known.config.attack.epsilon, 0.25)
+
+    @parameterized.parameters("1/0", "8/255/2", "8/", "eight")
+    def test_what_is_no_number_is_named(self, value):
+        said = refused(lambda: parsed(QUICKSTART, f"--config.attack.epsilon={value}"))
+        self.assertRegex(said, f"--config.attack.epsilon={value}: could not convert")
+        with self.assertRaisesRegex(ValueError, f"--epsilon={value} is not a number"):
+            commandline.number("epsilon", value)
+
+    @parameterized.parameters(
+        (["--config.model.options={'drop_path': 0.1}"], OWN | {"drop_path": 0.1}),
+        (["--config.model.options", '{"scan": true}'], OWN | {"scan": True}),
+        (["--config.model.options={'dims': (8, 16, 32)}"], OWN | {"dims": (8, 16, 32)}),
+        (["--config.model.options={}"], OWN),
+        (["--config.model.options.drop_path=0.1"], OWN | {"drop_path": 0.1}),
+        (["--config.model.options.drop_path", "1/4"], OWN | {"drop_path": 0.25}),
+        (["--config.model.options.activation=gelu"], OWN | {"activation": "gelu"}),
+        (["--config.model={'options': {'scan': True}}"], OWN | {"scan": True}),
+    )
+    def test_options_are_merged_with_those_of_the_config(self, words, expected):
+        config = parsed(QUICKSTART, *words).config
+        self.assertEqual(config.model.options.to_dict(), expected)
+        self.assertTrue(config.is_locked)
+
+    def test_a_dict_leaves_the_rest_of_its_section(self):
+        attack = parsed(
+            QUICKSTART, "--config.attack={'norm': 'l2', 'step_size': None}"
+        ).config.attack
+        self.assertEqual((attack.norm, attack.epsilon, attack.steps), ("l2", 0.1, 5))
+
+    @parameterized.parameters(
+        ("--config.model.options={'drop_path': ", "is no dict; write one such as"),
+        ("--config.model.options={3: 4}", "is no dict; write one such as"),
+        ("--config.model.options=3", "`3` is not a dict"),
+        (
+            "--config.attack={'epsilonn': 1}",
+            "unknown config key 'epsilonn'; did you mean 'epsilon'",
+        ),
+        ("--config.attack={'steps': 'x'}", "Could not override field 'steps'"),
+    )
+    def test_damaged_dicts(self, word, message):
+        said = refused(lambda: parsed(QUICKSTART, word))
+        self.assertIn(message, said)
+        self.assertEqual(said.count("\n"), 1)
+
+
+class EmptyTest(parameterized.TestCase):
+    @parameterized.parameters("--norm=", "-norm=")
+    def test_a_value_that_is_empty(self, word):
+        """Of an unset variable, which would be taken for no flag at all."""
+        said = refused(lambda: parsed(QUICKSTART, word))
+        self.assertIn(f"{word} is empty; give a value, or leave it out", said)
+
+
+class OnceTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (["--norm", "linf", "--norm", "l2"], "norm"),
+        (["--norm=linf", "-norm=linf"], "norm"),
+        (["--multihost", "--nomultihost"], "multihost"),
+        ([QUICKSTART], "config"),
+        (["--config.attack.norm=l2", "--config.attack.norm=l1"], "config.attack.norm"),
+        (["--config.attack={'norm': 'l2'}", "--config.attack.norm=l2"], None),
+        (
+            ["--config.attack={'norm': 'l2'}", "--config.attack={'norm': 'l1'}"],
+            "config.attack.norm",
+        ),
+        (["--config.data.strict", "--noconfig.data.strict"], "config.data.strict"),
+        (
+            ["--config.model.options={'scan': 1}", "--config.model.options.scan=2"],
+            "config.model.options.scan",
+        ),
+    )
+    def test_a_flag_that_is_given_twice(self, words, name):
+        said = refused(lambda: parsed(QUICKSTART, *words))
+        name = name or "config.attack.norm"
+        self.assertIn(f"--{name} is given more than once; give it once", said)
+
+    @parameterized.parameters(import_torch, export_torch, certificate, prepare_imagenet)
+    def test_tools_too(self, tool):
+        said = refused(lambda: tool.parse(["a.pt", "--image-size=1", "--image_size", "2"]))
+        self.assertIn("--image_size is given more than once; give it once", said)
+
+
+class ConfigFileTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("import nowhere", "line 1: ModuleNotFoundError: No module named 'nowhere'"),
+        ("x = (", r"'\(' was never closed \(c d.py, line 1\)"),
+        ("x = 3", "c d.py defines no get_config"),
+        ("def get_config():\n  return None", "c d.py returns a NoneType; return a ConfigDict"),
+        ("def get_config():\n  return {'seed': 0}", "c d.py returns a dict; return a ConfigDict"),
+        ("def get_config():\n  return 1 / 0", "line 2: ZeroDivisionError: division by zero"),
+        (
+            "from jaxrobust.config import base\ndef get_config():\n  base().train.epocs = 3",
+            "line 3: unknown config key 'epocs'; did you mean 'epochs'",
+        ),
+        (
+            "from jaxrobust.config import base\ndef get_config():\n  base().train.epochs = 'x'",
+            "line 3: TypeError: Could not override field 'epochs'",
+        ),
+    )
+    def test_a_config_that_fails_is_one_sentence(self, text, message):
+        file = self.create_tempfile("ä/c d.py", content=text)
+        said = refused(lambda: parsed(f"--config={file.full_path}"))
+        self.assertRegex(said, message)
+        self.assertEqual(said.count("\n"), 1)
+
+
+if __name__ == "__main__":
+    absltest.main()

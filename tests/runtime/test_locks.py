@@ -1,0 +1,237 @@
+"""One process at a time, whatever becomes of it."""
+
+import contextlib
+import errno
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.evaluation import ledger
+from jaxrobust.runtime import jsonl, locks
+from tests.support import paths
+from tests.support.processes import start, wait, written
+from tests.support.runs import quiet_run, tiny
+
+ROOT = paths.ROOT
+VERDICT = {"image": 0, "attack": "square", "fooled": False, "flat": False}
+HOLD = """
+import sys, time, pathlib
+from jaxrobust.runtime import locks
+locks._GRACE = 0.1
+with locks.held(pathlib.Path(sys.argv[1]), what="it", otherwise="leave"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+APPEND = """
+import sys, pathlib
+from jaxrobust.runtime import jsonl
+for number in range(100):
+    jsonl.append(pathlib.Path(sys.argv[1]), {"of": sys.argv[2], "number": number})
+"""
+
+
+def held(path, what="it"):
+    return locks.held(Path(path), what=what, otherwise="take another")
+
+
+@contextlib.contextmanager
+def holder(path):
+    """Another process that holds a lock until its input ends."""
+    command = [sys.executable, "-c", HOLD, str(path)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+
+
+class HeldTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.path = Path(self.create_tempdir()) / "lock"
+        self.enter_context(mock.patch.object(locks, "_GRACE", 0.3))
+
+    def test_another_process_is_named_until_it_ends(self):
+        with holder(self.path) as process:
+            words = rf"it is in use by process {process.pid} on {socket.gethostname()} since 2"
+            with self.assertRaisesRegex(ValueError, f"{words}.*: wait for it.*take another$"):
+                held(self.path).__enter__()
+            process.stdin.close()
+            process.wait()
+        self.assertEqual(self.path.read_bytes(), b"")
+        for _ in range(2):
+            with held(self.path):
+                self.assertEqual(json.loads(self.path.read_text())["pid"], os.getpid())
+
+    def test_a_kill_gives_it_back(self):
+        with holder(self.path) as process:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            self.assertEqual(json.loads(self.path.read_text())["pid"], process.pid)
+            with held(self.path):
+                pass
+
+    def test_waits_a_moment_for_one_that_ends(self):
+        with holder(self.path) as process, mock.patch.object(locks, "_GRACE", 60):
+            threading.Timer(0.3, process.kill).start()
+            with held(self.path):
+                pass
+
+    def test_a_child_does_not_keep_it(self):
+        """A worker that outlives its killed parent."""
+        code = HOLD.replace("print(", "import os; os.fork() or time.sleep(60); print(")
+        with mock.patch.dict(globals(), HOLD=code), holder(self.path) as process:
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+            process.kill()
+            process.wait()
+            with held(self.path):
+                os.kill(int(children), signal.SIGKILL)
+
+    def test_twice_in_a_process(self):
+        link = self.path.with_name("link")
+        link.symlink_to(self.path)
+        with held(self.path):
+            with self.assertRaisesRegex(ValueError, f"by process {os.getpid()} on "):
+                held(link).__enter__()
+            other = subprocess.run(
+                [sys.executable, "-c", HOLD, self.path], cwd=ROOT, capture_output=True, text=True
+            )
+            self.assertIn(f"in use by process {os.getpid()} on ", other.stderr)
+        with self.assertRaises(ZeroDivisionError), held(self.path):
+            raise ZeroDivisionError
+        with held(self.path):
+            pass
+
+    def test_where_the_kernel_has_none(self):
+        no_locks = OSError(errno.ENOLCK, "No locks available")
+        broken = mock.patch.object(locks.fcntl, "lockf", side_effect=no_locks)
+        with holder(self.path) as process, broken:
+            with self.assertRaisesRegex(ValueError, f"by process {process.pid}"):
+                held(self.path).__enter__()
+            process.kill()
+            with held(self.path):  # a zombie does not count
+                pass
+
+    def write(self, **changes):
+        me = {"host": "elsewhere", "pid": 1, "since": "2026", "started": None, "sign": "0"}
+        self.path.write_text(json.dumps(me | changes))
+
+    def test_another_host_that_lives(self):
+        """The kernel's locks end at the host."""
+        self.write()
+        timer = threading.Timer(0.3, self.write, kwargs={"sign": "1"})
+        timer.start()
+        message = f"it is in use by process 1 on elsewhere .*, or remove {self.path} if"
+        with (
+            contextlib.redirect_stderr(io.StringIO()) as said,
+            self.assertRaisesRegex(ValueError, message),
+        ):
+            held(self.path).__enter__()
+        self.assertRegex(said.getvalue(), "was .* elsewhere .*: waiting up to 150 s for a sign")
+
+    def test_another_host_that_is_gone(self):
+        self.write()
+        quiet = contextlib.redirect_stderr(io.StringIO())
+        with mock.patch.object(locks, "_PATIENCE", 0.5), quiet:
+            begun = time.monotonic()
+            with held(self.path):
+                self.assertGreater(time.monotonic() - begun, 0.5)
+
+    def test_gives_signs_of_life(self):
+        with mock.patch.object(locks, "_BEAT", 0.05), held(self.path):
+            seen = set()
+            while len(seen) < 3:
+                seen.add(json.loads(self.path.read_text())["sign"])
+
+    @parameterized.parameters("", "{", "[]", '{"host": "elsewhere"}')
+    def test_a_damaged_file_is_free(self, text):
+        self.path.write_text(text)
+        with held(self.path):
+            self.assertEqual(json.loads(self.path.read_text())["pid"], os.getpid())
+
+
+class LedgerTest(absltest.TestCase):
+    def test_of_another_process_is_refused(self):
+        path = Path(self.create_tempdir()) / "a.jsonl"
+        before = {"network": "one"}
+        with contextlib.closing(ledger.Ledger(path, before)) as book:
+            book.add(VERDICT, None)
+        with (
+            mock.patch.object(locks, "_GRACE", 0.3),
+            holder(path.with_suffix(".lock")) as process,
+            self.assertRaisesRegex(ValueError, f"ledger {path} is in use by process {process.pid}"),
+        ):
+            ledger.Ledger(path, before)
+        with contextlib.closing(ledger.Ledger(path, before)) as book:
+            self.assertEqual(book.known()[0], 1)
+
+    def test_what_it_refuses_can_be_opened_again(self):
+        path = Path(self.create_tempdir()) / "a.jsonl"
+        for identity in ("one", "two", "two", "one"):
+            opened = ledger.open_ledger(path, {"network": identity})
+            if identity == "two":
+                with self.assertRaisesRegex(ValueError, "belongs to another"), opened:
+                    pass
+                continue
+            with self.assertRaises(ZeroDivisionError), opened as book:
+                book.add(VERDICT, None)
+                with self.assertRaisesRegex(ValueError, "in use by process"):
+                    ledger.Ledger(path, {"network": identity})
+                raise ZeroDivisionError
+
+
+class WorkdirTest(absltest.TestCase):
+    def test_of_another_run_is_refused(self):
+        workdir = Path(self.create_tempdir()) / "run"
+        workdir.mkdir()
+        with (
+            mock.patch.object(locks, "_GRACE", 0.3),
+            holder(workdir / "lock") as process,
+            self.assertRaisesRegex(
+                ValueError,
+                f"workdir {workdir} is in use by process {process.pid} on .*another --workdir",
+            ),
+        ):
+            quiet_run(tiny(), workdir)
+        self.assertEqual([path.name for path in workdir.iterdir()], ["lock"])
+
+    @pytest.mark.slow
+    def test_two_commands(self):
+        """As `srun` without --multihost starts them."""
+        folder = Path(self.create_tempdir())
+        command = [*written(folder, train__epochs=9999), f"--workdir={folder / 'run'}"]
+        (first,) = start(1, 1, command)
+        said = iter(first.stderr.readline, "")
+        self.assertTrue(any(line.startswith("train 1/") for line in said))
+        (code,), (refused,) = wait(start(1, 1, command))
+        first.terminate()
+        self.assertRegex(
+            refused,
+            rf"^jaxrobust: workdir .* is in use by process {first.pid} on .* --multihost\)\n$",
+        )
+        self.assertEqual((code, wait([first])[0]), (2, [75]))
+
+
+class AppendTest(absltest.TestCase):
+    def test_of_several_processes_loses_nothing(self):
+        path = Path(self.create_tempdir()) / "results.jsonl"
+        command = [sys.executable, "-c", APPEND, str(path)]
+        writers = [subprocess.Popen([*command, name], cwd=ROOT) for name in "ab"]
+        self.assertEqual([writer.wait() for writer in writers], [0, 0])
+        rows = jsonl.read(path)
+        for name in "ab":
+            self.assertEqual([r["number"] for r in rows if r["of"] == name], list(range(100)))
+
+
+if __name__ == "__main__":
+    absltest.main()

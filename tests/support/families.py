@@ -1,0 +1,278 @@
+"""What the tests of every architecture take of each: its references, and small networks of it."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest
+
+from jaxrobust.models import positions
+from tests.support import parity, paths
+
+
+class Case(NamedTuple):
+    """One family. Names are ours, listings those of the references' state dicts."""
+
+    listings: dict[str, str]  # name -> the names of its reference's weights
+    counts: dict[str, int]  # name -> number of the reference's parameters
+    golden32: dict[str, str]  # name -> listing of golden logits: in float32
+    golden64: dict[str, str]  # the same in float64
+    references: dict[str, int]  # name -> side of the images that both sides are given
+    more_listings: dict[str, str] = {}  # noqa: RUF012  # listing -> name
+    fast32: tuple[str, ...] = ()  # of `golden32`, on every run
+    fast64: tuple[str, ...] = ()  # of `golden64`, with the slow tests
+    forward: dict[str, tuple[str, dict[str, Any]]] = {}  # noqa: RUF012  # listing -> name, options
+    small: str = ""  # name of the small network below; empty: the family has tests of its own
+    tiny: dict[str, Any] = {}  # noqa: RUF012  # its options
+    scanned: tuple[dict[str, Any], ...] = ()  # changes of it with which blocks are scanned
+    outcomes: int = 0  # different logits under stochastic depth: 2 ** (branches)
+    batch: int = 2  # images that the reference is given
+    stored: Callable[[], Any] = contextlib.nullcontext  # around what golden logits are compared in
+    here: Callable[[], Any] = contextlib.nullcontext  # the same for a reference in process
+
+
+def torchs_waves(length: int) -> np.ndarray:
+    """The waves of XCiT's positions as the reference's float32 sine and cosine round them here."""
+    import torch
+
+    frequencies = torch.from_numpy((10000 ** (np.arange(0, 32, 2) / 32)).astype(np.float32))
+    at = torch.arange(1, length + 1, dtype=torch.float32)
+    angles = (at / (at[-1] + 1e-6) * (2 * np.pi))[:, None] / frequencies
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1).numpy()
+
+
+def stored_waves(length: int) -> np.ndarray:
+    """The same of the reference that made the golden logits (torch 2.13.0, AVX-512)."""
+    return np.load(parity.MODELS / "xcit_waves.npz")[str(length)]
+
+
+def rounded_as(waves):
+    """Positions with the reference's rounding of sine and cosine.
+
+    It takes them in float32 even for float64 networks, through a library that is 0.59 ulp from the
+    exact value where ours is 0.5: one value in 30 differs, by the last bit, which moves float64
+    logits by 3e-9. With the same bits they agree to 1e-14.
+    """
+    return mock.patch.object(positions, "waves", waves)
+
+
+@contextlib.contextmanager
+def reference_here():
+    """Skips without the reference; with it, positions rounded as it does it on this machine."""
+    try:
+        import torch  # noqa: F401
+
+        from jaxrobust.exchange import torch_networks  # noqa: F401
+    except ImportError as error:
+        raise absltest.SkipTest(paths.PARITY) from error
+    with rounded_as(torchs_waves):
+        yield
+
+
+_LIGHT = "Debenedetti2022Light_XCiT-"
+_CONVNEXT = {
+    "convnext_t": "timm_convnext_tiny",
+    "convnext_t_cvst": "Singh2023Revisiting_ConvNeXt-T-ConvStem",
+    "convnext_s": "timm_convnext_small",
+    "convnext_s_cvst": "Singh2023Revisiting_ConvNeXt-S-ConvStem",
+    "convnext_b": "timm_convnext_base",
+    "convnext_b_cvst": "Singh2023Revisiting_ConvNeXt-B-ConvStem",
+    "convnext_l": "timm_convnext_large",
+    "convnext_l_cvst": "Singh2023Revisiting_ConvNeXt-L-ConvStem",
+}
+_VIT = {
+    "vit_s": "timm_vit_small_patch16_224",
+    "vit_s_cvst": "Singh2023Revisiting_ViT-S-ConvStem",
+    "vit_m": "timm_deit3_medium_patch16_224",
+    "vit_m_cvst": "paper_vit_m_cvst",
+    "vit_b": "timm_vit_base_patch16_224",
+    "vit_b_cvst": "Singh2023Revisiting_ViT-B-ConvStem",
+    "deit_s": "timm_deit_small_patch16_224",
+}
+_XCIT = {
+    "xcit_n12": "xcit_nano_12_p16_224",
+    "xcit_t12": "xcit_tiny_12_p16_224",
+    "xcit_t24": "xcit_tiny_24_p16_224",
+    "xcit_s12": "xcit_small_12_p16_224",
+    "xcit_s24": "xcit_small_24_p16_224",
+    "xcit_m12": "xcit_medium_12_p16_224",
+    "xcit_l12": "xcit_large_12_p16_224",
+    "xcit_s12_p8": "xcit_small_12_p8_224",
+}
+_CAIT = {
+    "cait_xxs24": "cait_xxs24_224",
+    "cait_s24": "cait_s24_224",
+    "cait_s12": "cait_s12_224",
+}
+_ISO = {
+    "iso_convnext_s": "meta_convnext_isotropic_small",
+    "iso_convnext_s_cvst": "paper_convnext_iso_small_cvst",
+}
+_SWIN = {
+    "swin_b": "timm_swin_base_patch4_window7_224",
+    "swin_l": "timm_swin_large_patch4_window7_224",
+}
+
+
+def _some(listings: dict[str, str], *names: str) -> dict[str, str]:
+    return {name: listings[name] for name in names}
+
+
+# The counts are the papers' (Singh, Croce, Hein 2023; Debenedetti's thesis) and torchvision's.
+CASES = {
+    "convnext": Case(
+        listings=_CONVNEXT,
+        counts={
+            "convnext_t": 28_589_128,
+            "convnext_t_cvst": 28_627_432,
+            "convnext_s": 50_223_688,
+            "convnext_s_cvst": 50_261_992,
+            "convnext_b": 88_591_464,
+            "convnext_b_cvst": 88_753_416,
+            "convnext_l": 197_767_336,
+            "convnext_l_cvst": 198_134_680,
+        },
+        golden32=_some(_CONVNEXT, "convnext_t", "convnext_t_cvst")
+        | {"convnext_b": "Liu2023Comprehensive_ConvNeXt-B"},
+        fast32=("convnext_t", "convnext_t_cvst"),
+        golden64=_some(_CONVNEXT, "convnext_t", "convnext_t_cvst")
+        | {"convnext_b": "Liu2023Comprehensive_ConvNeXt-B"},
+        fast64=("convnext_t_cvst",),
+        references=dict.fromkeys(["convnext_n", *_CONVNEXT], 64) | {"convnext_n_cvst": 32},
+        small="convnext_n",
+        tiny={"depths": (2, 2), "dims": (6, 8), "image_size": 8, "gamma_init": 0.1},
+        scanned=({}, {"stem_widths": (4, 6), "stem_strides": (2, 1)}),
+        outcomes=2**3,  # rates 0, 0.2, 0.4 and 0.6: three blocks of one branch
+    ),
+    "iso_convnext": Case(
+        listings=_ISO,
+        counts={"iso_convnext_s": 22_308_712, "iso_convnext_s_cvst": 23_035_624},
+        golden32=_some(_ISO, "iso_convnext_s"),
+        fast32=("iso_convnext_s",),
+        golden64=_some(_ISO, "iso_convnext_s"),
+        fast64=("iso_convnext_s",),
+        references=dict.fromkeys(_ISO, 64),  # of exchange/torch_modules: timm has neither
+        small="iso_convnext_s",
+        tiny={"dim": 12, "depth": 3, "stem_strides": (4,), "image_size": 12},
+        scanned=({"depth": 2},),
+        outcomes=2**2,  # rates 0, 0.3 and 0.6: two blocks of one branch
+    ),
+    "vit": Case(
+        listings=_VIT,
+        counts={
+            "vit_s": 22_050_664,
+            "vit_s_cvst": 22_777_576,
+            "vit_m": 38_849_512,
+            "vit_m_cvst": 39_527_272,
+            "vit_b": 86_567_656,
+            "vit_b_cvst": 87_147_112,
+            "deit_s": 22_050_664,
+        },
+        golden32=_some(_VIT, "vit_s", "vit_s_cvst", "vit_m_cvst"),
+        fast32=("vit_m_cvst",),
+        golden64=_some(_VIT, "vit_s", "vit_s_cvst", "vit_m_cvst"),
+        fast64=("vit_s_cvst",),
+        forward={"deit_small_patch16_224": ("deit_s", {})},
+        references=dict.fromkeys(_VIT, 64) | {"deit_s": 96},
+        small="vit_m",
+        tiny={"dim": 12, "depth": 3, "heads": 2, "stem_strides": (4,), "image_size": 12},
+        scanned=({"depth": 2},),
+        outcomes=2**4,  # rates 0, 0.3 and 0.6: two blocks of two branches
+    ),
+    "cait": Case(
+        listings=_CAIT,
+        counts={"cait_xxs24": 11_956_264, "cait_s24": 46_916_200, "cait_s12": 25_611_688},
+        golden32=_some(_CAIT, "cait_xxs24", "cait_s24"),
+        golden64=_some(_CAIT, "cait_xxs24", "cait_s24"),
+        fast64=("cait_xxs24",),
+        forward={"cait_s12_224": ("cait_s12", {})},
+        references=dict.fromkeys(_CAIT, 64),
+        small="cait_s12",
+        tiny={"dim": 12, "depth": 2, "heads": 2, "stem_strides": (4,), "image_size": 12},
+        scanned=({"class_depth": 1},),
+        outcomes=2**4,  # the same rate in both blocks, none in the layers of the class token
+    ),
+    "xcit": Case(
+        listings=_XCIT,
+        counts={
+            "xcit_n12": 3_053_224,
+            "xcit_t12": 6_716_272,
+            "xcit_t24": 12_116_896,
+            "xcit_s12": 26_253_304,
+            "xcit_s24": 47_671_384,
+            "xcit_m12": 46_401_160,
+            "xcit_l12": 103_792_648,
+            "xcit_s12_p8": 26_213_032,
+        },
+        more_listings={
+            f"{_LIGHT}S12": "xcit_s12",
+            f"{_LIGHT}M12": "xcit_m12",
+            f"{_LIGHT}L12": "xcit_l12",
+            "timm_xcit_small_12_p16_224": "xcit_s12",
+            "xcit_small_12_p4_32_c10": "xcit_s12_p4",
+        },
+        golden32={"xcit_s12": f"{_LIGHT}S12"},
+        fast32=("xcit_s12",),
+        golden64={"xcit_s12": f"{_LIGHT}S12"},
+        forward={
+            **{
+                _XCIT[name]: (name, {}) for name in ("xcit_n12", "xcit_s12", "xcit_m12", "xcit_l12")
+            },
+            "xcit_small_12_p4_32_c10": ("xcit_s12_p4", {"num_classes": 10, "image_size": 32}),
+        },
+        references=dict.fromkeys(_XCIT, 64) | {"xcit_n12_p4": 32, "xcit_s12_p4": 32},
+        small="xcit_s12",
+        tiny={"dim": 8, "depth": 2, "heads": 2, "stem_strides": (4,), "image_size": 12},
+        scanned=({},),
+        outcomes=2**6,  # the same rate in both blocks of three branches
+        stored=lambda: rounded_as(stored_waves),
+        here=reference_here,
+    ),
+    "swin": Case(
+        listings=_SWIN,
+        counts={"swin_b": 87_768_224, "swin_l": 196_532_476},
+        more_listings={
+            "Liu2023Comprehensive_Swin-B": "swin_b",
+            "Liu2023Comprehensive_Swin-L": "swin_l",
+            "Mo2022When_Swin-B": "swin_b",
+            "RodriguezMunoz2024Characterizing_Swin-B": "swin_b",
+            "RodriguezMunoz2024Characterizing_Swin-L": "swin_l",
+        },
+        golden32=_some(_SWIN, "swin_l"),
+        golden64=_some(_SWIN, "swin_l"),
+        references={},  # at several sizes: tests/models/test_swin.py
+        small="swin_b",
+        # A map of 5, padded to 6 and shifted, and one of 3 in windows of 2, padded to 4.
+        tiny={
+            **{"dim": 6, "depths": (2, 1), "heads": (1, 2), "patch": 2, "window": 3},
+            "image_size": 10,
+        },
+        outcomes=2**4,  # rates 0, 0.3 and 0.6: two blocks of two branches
+    ),
+    "resnet": Case(
+        listings={"resnet50": "resnet50", "wide_resnet50_2": "wide_resnet50_2"}
+        | {"resnet18": "Salman2020Do_R18", "resnet50_gelu": "resnet50_gelu"},
+        counts={
+            "resnet18": 11_689_512,
+            "resnet50": 25_557_032,
+            "resnet50_gelu": 25_557_032,
+            "wide_resnet50_2": 68_883_240,
+        },
+        more_listings={
+            "Salman2020Do_R50": "resnet50",
+            "Standard_R50": "resnet50",
+            "Engstrom2019Robustness": "resnet50",
+            "Wong2020Fast": "resnet50",
+            "resnet50_32_c10": "resnet50",
+            "Salman2020Do_50_2": "wide_resnet50_2",
+            "Chen2024Data_WRN_50_2": "wide_resnet50_2",
+        },
+        golden32={},  # units near 0, where ReLU's derivative jumps: tests/models/test_resnet.py
+        golden64={"resnet18": "Salman2020Do_R18", "wide_resnet50_2": "Salman2020Do_50_2"},
+        fast64=("resnet18",),
+        forward={name: (name, {}) for name in ("resnet50_gelu", "wide_resnet50_2")},
+        references=dict.fromkeys(("resnet50", "resnet50_gelu", "wide_resnet50_2"), 64),
+    ),
+}

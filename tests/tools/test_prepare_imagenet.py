@@ -1,0 +1,598 @@
+"""Tar files and folders become the same records, whatever interrupts; bad sources are refused."""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections import namedtuple
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+from PIL import Image
+
+from jaxrobust import data
+from tests.support import paths
+from tests.support.paths import NO_SHARED, SHARED
+from tools import prepare_imagenet
+from tools.imagenet import shards
+from tools.imagenet.known import known
+
+ROOT = paths.ROOT
+PHOTOGRAPHS = SHARED / "data" / "imagenet_samples"
+SHARD = "*.array_record-*-of-*"
+
+
+def jpeg(number):
+    """A small photograph-like file that is different for every number."""
+    pixels = np.random.default_rng(number).integers(0, 256, (3, 4, 3), np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels).resize((20 + number % 7, 16)).save(content, "JPEG")
+    return content.getvalue()
+
+
+def tar(entries):
+    """A tar file of {name: bytes}."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name, body in entries.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(body)
+            archive.addfile(member, io.BytesIO(body))
+    return content.getvalue()
+
+
+def train_images(classes, each):
+    """{synset: {file name: bytes}} of the first classes."""
+    return {
+        synset: {f"{synset}_{i}.JPEG": jpeg(100 * c + i) for i in range(each)}
+        for c, synset in enumerate(known().synsets[:classes])
+    }
+
+
+def validation_images(numbers):
+    """{file name: bytes}."""
+    return {f"ILSVRC2012_val_{number:08}.JPEG": jpeg(10**6 + number) for number in numbers}
+
+
+class PrepareTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        holder = tempfile.TemporaryDirectory()
+        self.addCleanup(holder.cleanup)
+        self.root = Path(holder.name)
+        self.out = self.root / "out"
+
+    def run_tool(self, *arguments, code=0, out=None, workers=1):
+        """(stdout, stderr) of the tool, in this process unless there are workers."""
+        argv = [*map(str, arguments), "--out", str(out or self.out), "--workers", str(workers)]
+        said, complained = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
+            try:
+                prepare_imagenet.main(argv)
+                ended = 0
+            except SystemExit as error:
+                ended = error.code
+        self.assertEqual(ended, code, complained.getvalue())
+        return said.getvalue(), complained.getvalue()
+
+    def start(self, *arguments, **how):
+        """The tool as a process of its own."""
+        command = [sys.executable, ROOT / "tools" / "prepare_imagenet.py", *map(str, arguments)]
+        how = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True} | how
+        return subprocess.Popen(command, **how)
+
+    def refused(self, pattern, *arguments, code=2):
+        _, complained = self.run_tool(*arguments, code=code)
+        sentence = complained.strip().splitlines()[-1]
+        self.assertStartsWith(sentence, "jaxrobust: ")
+        self.assertRegex(sentence, pattern)
+
+    def tars(self, train=None, validation=None):
+        """A folder with the official files."""
+        folder = self.root / "tars"
+        folder.mkdir(exist_ok=True)
+        if train is not None:
+            inner = {f"{synset}.tar": tar(images) for synset, images in train.items()}
+            (folder / "ILSVRC2012_img_train.tar").write_bytes(tar(inner))
+        if validation is not None:
+            (folder / "ILSVRC2012_img_val.tar").write_bytes(tar(validation))
+        return folder
+
+    def folder(self, splits, name="folder"):
+        """An ImageFolder of {split: {class: {name: bytes}}}."""
+        for split, classes in splits.items():
+            for label, images in classes.items():
+                path = self.root / name / split / label
+                path.mkdir(parents=True)
+                for file, body in images.items():
+                    (path / file).parent.mkdir(exist_ok=True)
+                    (path / file).write_bytes(body)
+        return self.root / name
+
+    def contents(self, out=None):
+        """{file name: bytes} of the one data set in `out`, but not where it came from."""
+        (info,) = (out or self.out).glob("*/*/dataset_info.json")
+        files = {path.name: path.read_bytes() for path in info.parent.iterdir()}
+        del files["jaxrobust-prepare.json"]
+        return files
+
+    def assert_holds(self, name, split, expected, out=None):
+        """The records of a split are {file name: (label, bytes)}."""
+        import tensorflow_datasets as tfds
+
+        source = data.open_source(name, split, data_dir=out or self.out)
+        (info,) = (out or self.out).glob(f"{name}/*/dataset_info.json")
+        raw = tfds.builder_from_directory(info.parent).as_data_source(
+            split, decoders={"image": tfds.decode.SkipDecoding()}
+        )
+        self.assertLen(source, len(expected))
+        self.assertLen(raw, len(expected))
+        with np.load(info.parent / f"jaxrobust-index-{split}.npz") as index:
+            labels, names = index["labels"], index["names"]
+        self.assertEqual((labels.dtype, names.dtype.kind), (np.int32, "S"))
+        for i, row in enumerate(raw):
+            key = row["file_name"].decode() if isinstance(row["file_name"], bytes) else None
+            label, image = expected[key]
+            self.assertEqual((row["label"], row["image"]), (label, image))
+            self.assertEqual(tuple(source[i]), (image, label))
+            self.assertEqual((labels[i], names[i]), (label, key.encode()))
+        self.assertSameElements(names.tolist(), [key.encode() for key in expected])
+
+
+class RecordsTest(PrepareTest):
+    def test_tar_files_become_what_tfds_reads(self):
+        train, validation = train_images(3, 5), validation_images([1, 7, 50_000])
+        source = self.tars(train, validation)
+        said, _ = self.run_tool(source, "--allow-partial", "--shards", 4, 2, "--json")
+        labels = {synset: label for label, synset in enumerate(known().synsets)}
+        expected = {
+            name: (labels[synset], body)
+            for synset, images in train.items()
+            for name, body in images.items()
+        }
+        self.assert_holds("imagenet2012", "train", expected)
+        numbers = (int(name[15:23]) for name in validation)
+        right = [labels[known().validation[number - 1]] for number in numbers]
+        expected = dict(zip(validation, zip(right, validation.values(), strict=True), strict=True))
+        self.assert_holds("imagenet2012", "validation", expected)
+        self.assertIn("15 images of ImageNet's 1,281,167", said)
+        self.assertIn("3 images of ImageNet's 50,000", said)
+        done = json.loads(said.splitlines()[-1])
+        self.assertEqual(done["splits"]["train"]["images"], 15)
+        self.assertEqual(done["written_images"], 18)
+        self.assertEqual(
+            done["written_bytes"],
+            sum(len(b) for i in (*train.values(), validation) for b in i.values()),
+        )
+        self.assertLen(list(self.out.glob(f"imagenet2012/5.1.0/*-train{SHARD}")), 4)
+
+    def test_tfds_decodes_the_images(self):
+        import tensorflow_datasets as tfds
+
+        train = train_images(2, 2)
+        self.run_tool(self.tars(train), "--allow-partial")
+        builder = tfds.builder_from_directory(self.out / "imagenet2012" / "5.1.0")
+        self.assertEqual(builder.info.features["label"].names, list(known().synsets))
+        self.assertEqual(builder.info.features["label"].num_classes, 1000)
+        self.assertEqual(builder.info.supervised_keys, ("image", "label"))
+        for row in builder.as_data_source("train"):
+            name = row["file_name"].decode()
+            with Image.open(io.BytesIO(train[name[:9]][name])) as image:
+                # One step of the inverse DCT's rounding between Pillow's and TFDS' libjpeg.
+                np.testing.assert_allclose(row["image"].astype(int), np.asarray(image), atol=1)
+
+    def test_the_whole_imagenet_needs_no_flags(self):
+        train = train_images(1000, 1)
+        first = {synset: i + 1 for i, synset in reversed(list(enumerate(known().validation)))}
+        source = self.tars(train, validation_images(first.values()))
+        with (
+            mock.patch.dict(known().sizes, {"train": 1000, "validation": 1000}),
+            mock.patch.dict(prepare_imagenet._SHARDS, {"train": 8, "validation": 3}),
+        ):
+            said, _ = self.run_tool(source)
+        self.assertRegex(said, "train: 1,000 images, as many as ImageNet has;.* in 8 shards")
+        self.assertRegex(said, "validation: 1,000 images, as many as ImageNet has;.* in 3 shards")
+
+    def test_a_folder_and_kaggles_flat_one_give_the_same_bytes_as_the_tar_files(self):
+        train, validation = train_images(3, 4), validation_images([5, 6])
+        flags = ("--allow-partial", "--shards", 2, 1)
+        self.run_tool(self.tars(train, validation), *flags)
+        synset = lambda name: known().validation[int(name[15:23]) - 1]  # noqa: E731
+        folders = {}
+        for name, body in validation.items():
+            folders.setdefault(synset(name), {})[name] = body
+        self.run_tool(self.folder({"train": train, "val": folders}), *flags, out=self.root / "b")
+        flat = self.folder({"train": train, "val": {".": validation}}, "flat")
+        self.run_tool(flat, *flags, out=self.root / "c")
+        for out in ("b", "c"):
+            found = {k: v for k, v in self.contents(self.root / out).items() if SHARD[1:5] in k}
+            self.assertNotEmpty(found)
+            for name, body in found.items():
+                self.assertEqual(body, self.contents()[name], name)
+
+    def test_a_folder_of_other_classes(self):
+        splits = {
+            "train": {"dog": {"1.jpg": jpeg(1), "deep/2.JPG": jpeg(2)}, "cat": {"1.jpg": jpeg(3)}},
+            "validation": {"dog": {"9.jpg": jpeg(4), ".DS_Store": b"x"}, "cat": {"a.txt": b"x"}},
+        }
+        source = self.folder(splits)
+        (source / "validation" / "cat" / "é.jpeg").write_bytes(jpeg(5))
+        said, _ = self.run_tool(source, "--name", "pets")
+        self.assertIn("left out: 1 hidden files", said)
+        self.assertIn("left out: 1 files that do not end as images do", said)
+        self.assert_holds("pets", "validation", {"9.jpg": (1, jpeg(4)), "é.jpeg": (0, jpeg(5))})
+        read = data.open_source("pets", "train", data_dir=self.out)
+        found = {(record.image, record.label) for record in map(read.__getitem__, range(3))}
+        self.assertEqual(found, {(jpeg(1), 1), (jpeg(2), 1), (jpeg(3), 0)})
+        self.assertTrue((self.out / "pets" / "1.0.0" / "label.labels.txt").exists())
+
+    def test_the_order_is_fixed(self):
+        rows = np.array(
+            [(f"{name}.JPEG".encode(), label) for name in "abc" for label in (0, 1)],
+            [("name", "S6"), ("label", "i4")],
+        )
+        keys = [b"x/a.JPEG", b"y/a.JPEG", b"x/b.JPEG", b"y/b.JPEG", b"x/c.JPEG", b"y/c.JPEG"]
+        digests = [hashlib.sha256(b"jaxrobust/prepare_imagenet/1/" + key).digest() for key in keys]
+        self.assertEqual(np.argsort(digests).tolist(), [1, 2, 4, 0, 3, 5])
+        self.assertEqual(shards.order(rows, ("x", "y")).tolist(), [1, 2, 4, 0, 3, 5])
+
+    def test_one_split_alone(self):
+        source = self.tars(None, validation_images([1, 2]))
+        said, _ = self.run_tool(source / "ILSVRC2012_img_val.tar", "--allow-partial")
+        self.assertIn("has no train split", said)
+
+
+@absltest.skipUnless(PHOTOGRAPHS.is_dir(), NO_SHARED)
+class PhotographsTest(PrepareTest):
+    def test_round_trip(self):
+        (self.root / "source").mkdir()
+        (self.root / "source" / "train").symlink_to(PHOTOGRAPHS)
+        self.run_tool(self.root / "source", "--allow-partial", "--shards", 3, 1)
+        labels = {synset: label for label, synset in enumerate(known().synsets)}
+        files = list(PHOTOGRAPHS.glob("*/*"))
+        self.assertLen(files, 200)
+        self.assert_holds(
+            "imagenet2012",
+            "train",
+            {path.name: (labels[path.parent.name], path.read_bytes()) for path in files},
+        )
+        self.run_tool("--check")
+
+
+class InterruptedTest(PrepareTest):
+    def test_killed_in_the_middle_of_a_shard(self):
+        source = self.tars(train_images(4, 25))
+        flags = (source, "--allow-partial", "--shards", 5, 1)
+        self.run_tool(*flags, out=self.root / "whole")
+        program = (
+            "import os, signal, sys; from tools import prepare_imagenet; "
+            "from tools.imagenet import shards; example = shards.example; calls = []\n"
+            "def dies(*row):\n"
+            "    calls.append(row)\n"
+            "    return os.kill(os.getpid(), 9) if len(calls) == 47 else example(*row)\n"
+            "shards.example = dies; prepare_imagenet.main(sys.argv[1:])"
+        )
+        killed = subprocess.run(
+            [sys.executable, "-c", program, *map(str, flags), "--out", self.out, "--workers", "1"],
+            cwd=ROOT,
+            capture_output=True,
+        )
+        self.assertEqual(killed.returncode, -signal.SIGKILL)
+        directory = self.out / "imagenet2012" / "5.1.0"
+        self.assertLen(list(directory.glob("*-of-00005")), 2)
+        self.assertNotEmpty(list(directory.glob("*.partial")))
+        with self.assertRaises(data.DataError):  # nobody takes it for a data set
+            data.open_source("imagenet2012", "train", data_dir=self.out)
+        self.refused("is not finished", "--check")
+        (directory / "SHA256SUMS").write_text("")  # as if killed before the lines were written
+        said, complained = self.run_tool(*flags)
+        self.assertIn("writing 3 of 5 shards", complained)
+        self.assertIn("wrote 60 images", said)
+        self.assertEqual(self.contents(), self.contents(self.root / "whole"))
+        self.assertIn("all of it was there already", self.run_tool(*flags)[0])
+        self.assertEqual(self.contents(), self.contents(self.root / "whole"))
+
+    @parameterized.parameters(signal.SIGKILL, signal.SIGINT)
+    @pytest.mark.slow
+    def test_several_processes(self, number):
+        source = self.tars(train_images(10, 60))
+        flags = (source, "--allow-partial", "--shards", 600, 1)
+        self.run_tool(*flags, out=self.root / "whole")
+        flags += ("--out", self.out, "--workers", 2)
+        # A background job of a shell ignores Ctrl-C, and so does what it starts.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
+        process = self.start(*flags, start_new_session=True)
+        directory = self.out / "imagenet2012" / "5.1.0"
+        while len(list(directory.glob("*-of-00600"))) < 5:
+            self.assertIsNone(process.poll())
+            time.sleep(0.002)
+        if number == signal.SIGINT:  # as a terminal does
+            os.killpg(process.pid, number)
+        else:
+            process.send_signal(number)
+        _, complained = process.communicate()
+        self.assertFalse((directory / "dataset_info.json").exists(), complained)
+        if number == signal.SIGINT:
+            self.assertEqual(process.returncode, 130)
+            self.assertRegex(complained, r"\njaxrobust: interrupted; the same command continues\n$")
+            self.assertEmpty(list(directory.glob("*.partial")))
+        done = len(list(directory.glob("*-of-00600")))
+        self.assertBetween(done, 5, 599)
+        again = self.start(*flags)
+        _, complained = again.communicate()
+        self.assertEqual(again.returncode, 0, complained)
+        self.assertNotIn("writing 600 of 600", complained)
+        self.assertEqual(self.contents(), self.contents(self.root / "whole"))
+
+    def test_a_full_disk_while_writing(self):
+        source = self.tars(train_images(2, 40))
+        flags = [str(source), "--allow-partial", "--shards", "2", "1"]
+        arguments = [*flags, "--out", str(self.out), "--workers", "2"]
+        tool = str(ROOT / "tools" / "prepare_imagenet.py")
+        done = subprocess.run(
+            ["bash", "-c", 'ulimit -f 8; exec "$@"', "-", sys.executable, "-B", tool, *arguments],
+            capture_output=True,
+            text=True,
+        )
+        self.assertEqual(done.returncode, 3, done.stderr)
+        self.assertRegex(
+            done.stderr.splitlines()[-1], "jaxrobust: .*File too large.*the same command continues"
+        )
+        self.assertEmpty(list(self.out.glob("*/*/*.partial")))
+        self.run_tool(*flags)
+        self.run_tool("--check", workers=2)
+
+    def test_a_full_disk_is_seen_before(self):
+        usage = namedtuple("usage", "total used free")(10**9, 10**9 - 100, 100)
+        with mock.patch("shutil.disk_usage", return_value=usage):
+            self.refused(
+                r"GB are to be written.*free.*the same command continues",
+                self.tars(train_images(2, 4)),
+                "--allow-partial",
+                code=3,
+            )
+
+    def test_another_source_or_other_options_are_refused(self):
+        source = self.tars(train_images(2, 5))
+        self.run_tool(source, "--allow-partial", "--shards", 2, 1)
+        self.refused("begun with other --shards: train 2", source, "--allow-partial")
+        self.tars(train_images(2, 6))
+        self.refused(
+            r"begun from another source \(.*; images: train 10\); give another --out",
+            source,
+            *("--allow-partial", "--shards", 2, 1),
+        )
+
+    def test_two_at_once_are_refused(self):
+        import fcntl
+
+        source = self.tars(train_images(2, 2))
+        self.run_tool(source, "--allow-partial")
+        with (self.out / "imagenet2012/5.1.0/jaxrobust-prepare.json").open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self.refused("another process is writing", source, "--allow-partial")
+
+    def test_another_ones_directory_is_refused(self):
+        (self.out / "imagenet2012" / "5.1.0").mkdir(parents=True)
+        (self.out / "imagenet2012" / "5.1.0" / "features.json").write_text("{}")
+        source = self.tars(train_images(2, 2))
+        self.refused("was not written by this tool", source, "--allow-partial")
+
+
+class CheckTest(PrepareTest):
+    def setUp(self):
+        super().setUp()
+        self.source = self.tars(train_images(4, 10), validation_images([1, 2, 3]))
+        self.flags = (self.source, "--allow-partial", "--shards", 4, 1)
+        self.run_tool(*self.flags)
+        self.directory = self.out / "imagenet2012" / "5.1.0"
+        self.shard = self.directory / "imagenet2012-train.array_record-00002-of-00004"
+
+    def test_all_is_well(self):
+        said, _ = self.run_tool("--check", "--json")
+        self.assertEqual(json.loads(said.splitlines()[-1])["images"], 43)
+        subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=self.directory, check=True)
+        listed = set(prepare_imagenet.directory.read_sums(self.directory))
+        self.assertEqual(listed | {"SHA256SUMS"}, set(self.contents()))
+
+    def test_a_flipped_byte(self):
+        content = bytearray(self.shard.read_bytes())
+        content[content.index(b"\xff\xd8") + 200] ^= 1
+        self.shard.write_bytes(content)
+        self.refused(f"{self.shard.name} .*remove what is damaged", "--check", code=3)
+        self.shard.unlink()
+        self.refused(f"{self.shard.name} is missing", "--check", code=3)
+        _, complained = self.run_tool(*self.flags)
+        self.assertIn("writing 1 of 5 shards", complained)
+        self.run_tool("--check")
+
+    def test_a_cut_shard_is_written_again(self):
+        self.shard.write_bytes(self.shard.read_bytes()[:-5000])
+        self.refused(self.shard.name, "--check", code=3)
+        _, complained = self.run_tool(*self.flags)
+        self.assertIn("writing 1 of 5 shards", complained)
+        self.run_tool("--check")
+
+    def test_shards_that_changed_places(self):
+        other = self.shard.with_name(self.shard.name.replace("00002-", "00001-"))
+        content = self.shard.read_bytes()
+        self.shard.write_bytes(other.read_bytes())
+        other.write_bytes(content)
+        self.refused(r"is not what the index says \(and 1 more\)", "--check", code=3)
+
+    def test_a_changed_index(self):
+        (self.directory / "jaxrobust-index-train.npz").write_bytes(b"x")
+        self.refused("jaxrobust-index-train.npz is missing or has changed", "--check", code=3)
+
+    def test_nothing_there(self):
+        with tempfile.TemporaryDirectory() as empty:
+            _, complained = self.run_tool("--check", out=empty, code=2)
+        self.assertIn("holds none of the data sets", complained)
+
+
+class RefusedTest(PrepareTest):
+    def test_an_incomplete_imagenet(self):
+        source = self.tars(train_images(999, 1))
+        self.refused(
+            r"no image of 1 of ImageNet's 1,000 classes \(n15075141\); --allow-partial", source
+        )
+        source = self.tars(train_images(1000, 1))
+        self.refused("train has 1,000 images, ImageNet's has 1,281,167; --allow-partial", source)
+
+    def test_too_few_validation_images(self):
+        first = {synset: i + 1 for i, synset in reversed(list(enumerate(known().validation)))}
+        source = self.tars(None, validation_images(first.values()))
+        self.refused("validation has 1,000 images, ImageNet's has 50,000", source)
+
+    @parameterized.named_parameters(
+        ("gzip", b"\x1f\x8b", r"compressed \(gzip\); decompress it first"),
+        ("xz", b"\xfd7zXZ\0", r"compressed \(xz\)"),
+        ("page", b"<!DOCTYPE html>", "a web page"),
+        ("noise", bytes(range(256)) * 8, "is not a tar file"),
+        ("empty", b"", "is truncated or damaged"),
+        ("other", tar({"a.txt": b"hello"}), "begins with 'a.txt': it is neither"),
+        ("inner", tar({"n01440764.tar": b"\x1f\x8b" + bytes(900)}), "n01440764.tar is compressed"),
+        ("synset", tar({"n01440764.tar": tar({}), "n00000001.tar": b""}), "n00000001.tar is not"),
+        (
+            "wrong",
+            tar({"n01440764.tar": tar({"n01443537_1.JPEG": b"x"})}),
+            "n01443537_1.JPEG is an image of n01443537, not of n01440764",
+        ),
+        (
+            "zero",
+            tar({"n01440764.tar": tar({"n01440764_1.JPEG": b""})}),
+            "n01440764_1.JPEG is empty; copy it again",
+        ),
+        ("number", tar({"ILSVRC2012_val_00050001.JPEG": b"x"}), "00050001.JPEG is not the name"),
+    )
+    def test_a_tar_file(self, content, pattern):
+        path = self.root / "a.tar"
+        path.write_bytes(content)
+        self.refused(pattern, path, "--allow-partial")
+
+    def test_a_truncated_tar_file_wherever_it_ends(self):
+        path = self.tars(train_images(2, 3)) / "ILSVRC2012_img_train.tar"
+        whole = path.read_bytes()
+        used = len(whole.rstrip(b"\0"))
+        for size in (300, 512, 700, 2000, used // 2, used // 2 + 512, used):
+            path.write_bytes(whole[:size])
+            self.refused("is truncated or damaged|n.*tar is trunc", path, "--allow-partial")
+
+    def test_a_damaged_inner_tar_file(self):
+        inner = bytearray(tar({"n01440764_1.JPEG": jpeg(1), "n01440764_2.JPEG": jpeg(2)}))
+        inner[inner.index(b"n01440764_2") + 3] ^= 1  # the second header's checksum is wrong now
+        path = self.root / "train.tar"
+        path.write_bytes(tar({"n01440764.tar": bytes(inner)}))
+        self.refused("train.tar: n01440764.tar is truncated or damaged", path, "--allow-partial")
+
+    def test_two_of_the_same(self):
+        path = self.tars(train_images(1, 1)) / "ILSVRC2012_img_train.tar"
+        self.refused("are both the train split", path, path, "--allow-partial")
+        twice = self.root / "twice.tar"
+        inner = tar({"n01440764_1.JPEG": b"x"})
+        twice.write_bytes(tar({"n01440764.tar": inner, "./n01440764.tar": inner}))
+        self.refused("holds n01440764_1.JPEG twice", twice, "--allow-partial")
+
+    @parameterized.named_parameters(
+        ("no_name", {"train": {"cat": {"1.jpg": b"x"}}}, (), "none of ImageNet's.*--name NAME"),
+        (
+            "partial",
+            {"train": {"n01440764": {"1.jpg": b"x"}}},
+            (),
+            "no folder for 999 .*n01443537.*--allow-partial keeps ImageNet's labels, --name NAME",
+        ),
+        (
+            "mixed",
+            {"train": {"n01440764": {"1.jpg": b"x"}, "cat": {"1.jpg": b"x"}}},
+            ("--allow-partial",),
+            r"1 of ImageNet's 1,000 classes and 1 others \(cat\)",
+        ),
+        (
+            "differ",
+            {"train": {"cat": {"1.jpg": b"x"}}, "val": {"dog": {"1.jpg": b"x"}}},
+            ("--name", "pets"),
+            "train has no folder for the class 'dog'",
+        ),
+        (
+            "lacks",
+            {
+                "train": {"cat": {"1.jpg": b"x"}, "dog": {"1.jpg": b"x"}},
+                "val": {"dog": {"1.jpg": b"x"}},
+            },
+            ("--name", "pets"),
+            "validation has no folder for the class 'cat'",
+        ),
+        (
+            "no_image",
+            {"train": {"cat": {"1.jpg": b"x"}, "dog": {"1.txt": b"x"}}},
+            ("--name", "pets"),
+            "dog holds no image",
+        ),
+        ("empty", {"train": {"cat": {"1.jpg": b""}}}, ("--name", "pets"), "cat/1.jpg is empty"),
+        (
+            "both",
+            {"val": {"cat": {"1.jpg": b"x"}}, "validation": {"cat": {"1.jpg": b"x"}}},
+            ("--name", "pets"),
+            "holds both val/ and validation/",
+        ),
+        ("neither", {"other": {"cat": {"1.jpg": b"x"}}}, (), "holds neither the official tar"),
+        ("flat", {"train": {".": {"1.jpg": b"x"}}}, ("--name", "pets"), "has no class folders"),
+        (
+            "wrong",
+            {"val": {"n01440764": {"ILSVRC2012_val_00000001.JPEG": b"x"}}},
+            ("--allow-partial",),
+            "00000001.JPEG is an image of n01751748, not of n01440764",
+        ),
+        ("name", {"train": {"cat": {"1.jpg": b"x"}}}, ("--name", "My-Pets"), "small letters"),
+        ("taken", {"train": {"cat": {"1.jpg": b"x"}}}, ("--name", "digits"), "not digits or fake"),
+        (
+            "shards",
+            {"train": {"cat": {"1.jpg": b"x"}}},
+            ("--name", "pets", "--shards", "2", "1"),
+            "train with 1 images can't be 2 shards",
+        ),
+    )
+    def test_a_folder(self, splits, flags, pattern):
+        self.refused(pattern, self.folder(splits), *flags)
+
+    def test_a_folder_that_changes(self):
+        source = self.folder({"train": {"cat": {"1.jpg": jpeg(1)}}})
+        work = shards.work
+
+        def change(*arguments):
+            (source / "train" / "cat" / "1.jpg").write_bytes(b"x")
+            return work(*arguments)
+
+        with mock.patch.object(shards, "work", change):
+            self.refused("1.jpg has changed", source, "--name", "pets")
+
+    def test_the_command_line(self):
+        for arguments, pattern in (
+            ((), "give a SOURCE to write from, or --check"),
+            (("x", "--check"), "give a SOURCE to write from, or --check"),
+        ):
+            self.assertRegex(self.run_tool(*arguments, code=2)[1], pattern)
+        self.refused("no such file or folder", self.root / "x")
+        self.refused("not a local path", "gs://bucket/x")
+        self.assertIn("at least 1", self.run_tool(self.root, workers=0, code=2)[1])
+        _, complained = self.run_tool(self.root, out="gs://bucket/x", code=2)
+        self.assertIn("gcloud storage cp -r", complained)
+        (self.root / "file").write_text("")
+        source = self.tars(train_images(1, 1))
+        _, complained = self.run_tool(source, "--allow-partial", out=self.root / "file", code=2)
+        self.assertIn("is not a folder", complained)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,187 @@
+"""Programs compiled for TPUs that are not here; needs `pip install -e '.[tpu-aot]'`."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import os
+import runpy
+import subprocess
+import sys
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.evaluation import plan, slots
+from jaxrobust.runtime import hardware
+from tests.support import paths
+from tests.support.modules import hidden
+from tools import hlo, hlo_costs, topology, topology_autoattack
+
+TOOLS = paths.ROOT / "tools"
+NEEDS = "needs the TPU compiler: pip install -e '.[test,tpu-aot]'"
+there = importlib.util.find_spec("libtpu") is not None
+STEP = ("bench_step.py", str(TOOLS.parent / "configs/vit_s_cvst.py"))
+# Two matrices of the block are as large as what is split over the chips.
+SMALL = """
+from configs.base import base
+
+
+def get_config():
+    config = base().unlock()
+    config.model.update(name="convnext_n", num_classes=10, image_size=8, dtype="bfloat16")
+    config.model.options = {"stem_strides": (1,), "depths": (1,), "dims": (64,)}
+    config.train.batch_size = 64
+    config.mesh.fsdp = 0
+    return config
+"""
+
+
+def said(tool, *arguments):
+    """(exit code, what is on stderr) of a tool of this very process."""
+    argv, err = [tool, *arguments], io.StringIO()
+    kept = mock.patch.dict(os.environ, JAXROBUST_ALLOCATOR="system")  # no second process
+    with kept, mock.patch.object(sys, "argv", argv), contextlib.redirect_stderr(err):
+        try:
+            runpy.run_path(str(TOOLS / tool), run_name="__main__")
+        except SystemExit as end:
+            return end.code, err.getvalue()
+    return 0, err.getvalue()
+
+
+class MessagesTest(parameterized.TestCase):
+    @parameterized.parameters((STEP,), (("bench_autoattack.py",),))
+    def test_without_the_compiler(self, command):
+        with hidden("libtpu"):
+            code, message = said(*command, "--topology", "v5e:4x4")
+        tool = command[0].removesuffix(".py")
+        self.assertEqual(
+            (code, message),
+            (
+                2,
+                f"{tool}: --topology v5e:4x4 needs the TPU compiler; pip install -e '.[tpu-aot]'\n",
+            ),
+        )
+
+    @absltest.skipUnless(there, NEEDS)
+    @parameterized.product(
+        command=(STEP, ("bench_autoattack.py",)), name=("v5e:3x3", "v5e-16", "h100:8", "v5e:0x4")
+    )
+    def test_unknown_slice(self, command, name):
+        code, message = said(*command, "--topology", name)
+        self.assertEqual(code, 2)
+        tool = command[0].removesuffix(".py")
+        self.assertRegex(message, rf"^{tool}: --topology {name}: .*; write one such as v5e:4x4, ")
+        self.assertEqual(message.count("\n"), 1)
+
+    @absltest.skipUnless(there, NEEDS)
+    def test_batch_that_the_chips_do_not_divide(self):
+        code, message = said(*STEP, "--topology", "v5e:16x16")
+        self.assertEqual(code, 2)
+        self.assertRegex(message, "train.batch_size=1408 cannot be split over 256 devices; use ")
+
+    def test_topology_and_pytorch(self):
+        code, message = said(*STEP, "--topology", "v5e:4x4", "--against", "torch")
+        self.assertEqual(code, 2)
+        self.assertRegex(message, "--topology compiles and runs nothing; leave --against out")
+
+    @parameterized.parameters(
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (32.00G) exceeds available HBM (15.75G).",
+            "32.00G",
+        ),
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+            "space hbm. Used 18.21G of 15.75G hbm. Exceeded hbm capacity by 2.46G.\n\nTotal",
+            "18.21G",
+        ),
+    )
+    def test_program_that_does_not_fit(self, error, needed):
+        self.assertEqual(
+            topology.too_large(error, "--batch 8"),
+            f"the program needs {needed} of memory on each chip, which has 15.75G for it; try "
+            "--batch 8",
+        )
+
+
+@absltest.skipUnless(there, NEEDS)
+class DevicesTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("v5e:4x4", 16, "TPU v5 lite"), ("v4:2x2x4", 16, "TPU v4"), ("v6e:2x2", 4, "TPU v6 lite")
+    )
+    def test_one_device_for_each_chip(self, name, count, kind):
+        with mock.patch.dict(os.environ):
+            devices = topology.devices(name)
+        self.assertLen(devices, count)
+        self.assertEqual({device.device_kind for device in devices}, {kind})
+        self.assertIsNotNone(hardware.chip(kind))
+
+
+class EngineTest(parameterized.TestCase):
+    """The programs that bench_autoattack.py compiles, here for 8 CPU devices."""
+
+    @parameterized.parameters(("apgd-ce", 2), ("apgd-t", 2), ("fab-t", 3), ("square", 1))
+    def test_no_step_sends_anything(self, name, passes):
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("slots",))
+        (setting,) = plan.plan("linf", "standard", [name], None)
+        weights = jax.ShapeDtypeStruct((48, 5), np.float32)
+        logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
+        step, arguments, found = topology_autoattack.abstract_step(
+            mesh, slots.program_of(setting), logits_fn, slots=16, image=(4, 4, 3)
+        )
+        self.assertEqual(found, passes)
+        module = hlo.parse(step.lower(*arguments).compile().as_text())
+        self.assertEqual(hlo.collectives(module), [])
+        # Two slots of a device; a pass with its backward pass multiplies twice.
+        self.assertGreaterEqual(hlo_costs.flops(module), 2 * 2 * 48 * 5 * passes)
+
+
+@pytest.mark.slow
+@absltest.skipUnless(there, NEEDS)
+class CompiledTest(parameterized.TestCase):
+    def run_tool(self, *arguments):
+        config = self.create_tempfile("small.py", SMALL).full_path
+        command = [sys.executable, TOOLS / STEP[0], config, "--topology", "v5e:2x2", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def figures(self, *arguments):
+        done = self.run_tool("--json", *arguments)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def test_a_step_that_does_not_fit(self):
+        done = self.run_tool("--batch", "4000000")
+        self.assertEqual((done.returncode, done.stdout), (2, ""))
+        self.assertRegex(
+            done.stderr,
+            r"^bench_step: the program needs \d+\.\d+G of memory on each chip, which has 15\.75G "
+            r"for it; try --batch 2000000 or --microbatches 2\n$",
+        )
+
+    def test_a_step_for_four_chips(self):
+        result = self.figures("--attack-steps", "2")
+        self.assertEqual((result["device"], result["batch_per_chip"]), ("4 x TPU v5 lite", 16))
+        self.assertEqual(result["collectives_in_attack_loop"], 0)
+        self.assertEqual(result["parameters_gathered_more_than_once"], [])
+        self.assertGreaterEqual(result["parameters_gathered"], 2)
+        kinds = {c["kind"] for c in result["collectives"]}
+        self.assertContainsSubset({"all-gather"}, kinds)
+        self.assertNotEmpty({"reduce-scatter", "all-reduce"} & kinds)
+        self.assertLess(result["memory_bytes"], result["chip_memory_bytes"])
+        # Counted in the executable's text and from the model: this network recomputes nothing.
+        self.assertBetween(result["flops_executable"] / result["flops"], 0.8, 1.2)
+        self.assertEqual(result["roofline_step_s"], max(result["roofline_s"].values()))
+
+        longer = self.figures("--attack-steps", "10")
+        self.assertEqual(longer["collectives"], result["collectives"])
+        ratio = longer["instructions"] / result["instructions"]
+        self.assertBetween(ratio, 0.95, 1.05)  # steps of an attack are rounds of one loop
+        self.assertGreater(longer["flops_executable"], 2 * result["flops_executable"])
+
+
+if __name__ == "__main__":
+    absltest.main()

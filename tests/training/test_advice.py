@@ -1,0 +1,141 @@
+"""What a run says about its config before it trains, and steps that follow the radius."""
+
+import importlib
+import json
+from pathlib import Path
+from unittest import mock
+
+import jax
+from absl.testing import absltest, parameterized
+
+from jaxrobust import attacks
+from jaxrobust.config import VERSION
+from jaxrobust.training import advice, build
+from jaxrobust.training import run as training_run
+from tests.support.runs import quiet_run, tiny
+from tests.support.steps import small_config
+
+
+def published(name: str, **changes):
+    """A config of the folder `configs`, changed."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    for key, value in changes.items():
+        target, _, field = key.rpartition("__")
+        setattr(config[target] if target else config, field, value)
+    return config
+
+
+def step_of(config) -> float:
+    """The step in pixels that training's PGD or FGSM is built with."""
+    with mock.patch.object(attacks, config.attack.name) as made:
+        build.training_attack(config, config.train.objective)
+    return made.call_args.kwargs["step_size"]
+
+
+class StepTest(parameterized.TestCase):
+    @parameterized.parameters((4 / 255, 6 / 255), (8 / 255, 12 / 255))
+    def test_xcit_takes_one_and_a_half_radii(self, epsilon, step):
+        config = published("xcit_s12", attack__epsilon=epsilon)
+        self.assertAlmostEqual(step_of(config), step, delta=1e-12)
+        self.assertEmpty(advice.lines(config, "train", begun=False))
+
+    def test_pgd(self):
+        changes = {"attack__name": "pgd", "attack__epsilon": 0.25}
+        self.assertEqual(step_of(small_config(**changes, attack__relative_step=0.5)), 0.125)
+        self.assertEqual(step_of(small_config(**changes, attack__step_size=0.03)), 0.03)
+        self.assertIsNone(step_of(small_config(**changes)))
+
+    def test_no_radius_leaves_no_room(self):
+        self.assertIsNone(
+            step_of(published("xcit_s12", attack__epsilon=0.0))
+        )  # a step of 0 is none
+
+    @parameterized.parameters(
+        (
+            {"attack__step_size": 0.125, "attack__relative_step": 1.5},
+            "step_size=0.125 and attack.relative_step=1.5 are both set.* attack.relative_step=0.5",
+        ),
+        ({"attack__relative_step": 0.0}, "attack.relative_step=0.0 must be above 0"),
+        ({"attack__relative_step": float("nan")}, "attack.relative_step=nan must be above 0"),
+    )
+    def test_refusals(self, changes, message):
+        config = small_config(attack__name="pgd", attack__epsilon=0.25, **changes)
+        with self.assertRaisesRegex(ValueError, message):
+            build.phase(config, "train", 1000, devices=jax.devices()[:1])
+
+    def test_a_step_in_pixels_is_told(self):
+        config = small_config(
+            attack__name="fgsm", attack__step_size=1.5 * 4 / 255, attack__epsilon=8 / 255
+        )
+        for begun in (False, True):
+            (line,) = advice.lines(config, "train", begun=begun)
+            self.assertIn("attack.step_size=0.02353 is 0.75 of attack.epsilon=0.03137", line)
+            self.assertIn("attack.relative_step=0.75", line)
+        with config.unlocked():
+            config.train.objective = "clean"
+        self.assertEmpty(advice.lines(config, "train", begun=False))
+
+    @parameterized.parameters("step_size", "relative_step")
+    def test_a_step_that_nobody_reads_is_told(self, key):
+        config = small_config(attack__name="apgd", **{f"attack__{key}": 1.5})
+        (line,) = advice.lines(config, "train", begun=False)
+        self.assertIn(f"attack.{key}=1.5 is not read", line)
+
+    def test_the_same_step_written_otherwise_is_the_same_run(self):
+        new = json.loads(published("xcit_s12").to_json())
+        old = json.loads(published("xcit_s12").to_json())
+        old["attack"] |= {"relative_step": None, "step_size": 1.5 * 4 / 255}
+        workdir = Path(self.create_tempdir())
+        (workdir / "config.json").write_text(json.dumps({"version": VERSION} | old))
+        training_run.claim(workdir, new, {})
+        new["attack"]["relative_step"] = 2.0
+        with self.assertRaisesRegex(ValueError, "attack.step_size: 0.0235.* there, 0.0313"):
+            training_run.claim(workdir, new, {})
+
+
+class RandomWeightsTest(parameterized.TestCase):
+    """Adversarial training under heavy augmentation that starts from nothing."""
+
+    def said(self, config, first="train", begun=False):
+        return advice.lines(config, first, begun=begun)
+
+    @parameterized.parameters("convnext_b_cvst", "convnext_t_cvst", "vit_b_cvst", "vit_s_cvst")
+    def test_the_headline_commands_say_it_in_two_lines(self, name):
+        one, two = self.said(published(name))
+        self.assertIn("random weights under heavy augmentation", one)
+        self.assertRegex(one, "init.weights=.*--init-stem.*pretrain.epochs")
+        self.assertRegex(two, "pretrain.epochs=.*data.augmentation=basic")
+
+    def test_both_ways_out(self):
+        weights = published("convnext_b_cvst", init__weights="weights/b")
+        self.assertEmpty(self.said(weights))
+        clean_first = published("convnext_b_cvst", pretrain__epochs=50)
+        self.assertEmpty(self.said(clean_first, "pretrain"))
+        self.assertEmpty(self.said(published("convnext_b_cvst", data__augmentation="basic")))
+
+    def test_a_run_that_goes_on_has_its_weights(self):
+        self.assertEmpty(self.said(published("convnext_b_cvst"), begun=True))
+
+    @parameterized.parameters("quickstart", "cifar10_convnext", "xcit_s12")
+    def test_others_have_nothing_to_say(self, name):
+        config = published(name)
+        self.assertEmpty(self.said(config, "pretrain" if config.pretrain.epochs else "train"))
+
+    @parameterized.parameters(
+        {"data__augmentation": "3aug"},
+        {"data__augmentation": "resized-crop|randaugment"},
+        {"data__augmentation": "flip", "mixup__cutmix": 1.0},
+        {"data__augmentation": "heavy", "mixup__mixup": 0.0, "mixup__cutmix": 0.0},
+    )
+    def test_what_heavy_is(self, **changes):
+        self.assertLen(self.said(small_config(**changes)), 2)
+
+    def test_a_run_prints_it(self):
+        config = tiny(data__augmentation="crop|randaugment", pretrain__epochs=0)
+        with mock.patch.object(training_run, "_phases"):
+            said = quiet_run(config, Path(self.create_tempdir()) / "run")
+        self.assertIn("reports as failing", said)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,48 @@
+"""What is due at a step, from two epochs of four steps and an evaluation every second epoch."""
+
+from absl.testing import absltest, parameterized
+
+from jaxrobust.training.due import Due, Every, due
+
+EVERY = Every(
+    log_steps=3,
+    checkpoint_epochs=1,
+    evaluation_epochs=2,
+    steps_per_epoch=4,
+    total_steps=14,
+)
+
+
+class DueTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (0, Due(logs=False, saves=False, evaluates=False)),
+        (3, Due(logs=True, saves=False, evaluates=False)),
+        (4, Due(logs=False, saves=True, evaluates=False)),
+        (8, Due(logs=False, saves=True, evaluates=True)),
+        (9, Due(logs=True, saves=True, evaluates=True)),
+        (14, Due(logs=True, saves=True, evaluates=True)),  # the end is one for all
+    )
+    def test_from_the_start(self, step, expected):
+        self.assertEqual(due(step, EVERY, start=0, saved=0, evaluated=0), expected)
+
+    def test_stays_due_until_it_is_done(self):
+        late = due(6, EVERY, start=0, saved=0, evaluated=0)
+        self.assertTrue(late.saves)
+        self.assertFalse(due(6, EVERY, start=0, saved=6, evaluated=0).saves)
+        self.assertFalse(due(7, EVERY, start=0, saved=6, evaluated=0).saves)
+        self.assertTrue(due(8, EVERY, start=0, saved=6, evaluated=0).saves)
+
+    def test_an_evaluation_saves_first(self):
+        self.assertTrue(due(8, EVERY, start=0, saved=8, evaluated=0).saves)
+
+    def test_nothing_is_logged_where_a_run_goes_on(self):
+        self.assertFalse(due(6, EVERY, start=6, saved=4, evaluated=0).logs)
+        self.assertTrue(due(9, EVERY, start=6, saved=8, evaluated=8).logs)
+
+    def test_nothing_is_due_twice_at_the_end(self):
+        done = due(14, EVERY, start=14, saved=14, evaluated=14)
+        self.assertEqual(done, Due(logs=False, saves=False, evaluates=False))
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,114 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+from absl.testing import absltest
+
+from jaxrobust.runtime import jsonl
+from jaxrobust.training import metrics
+from tests.support import paths
+
+ROOT = paths.ROOT
+
+
+class MetricsTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.workdir = Path(self.create_tempdir())
+        self.path = self.workdir / "metrics.jsonl"
+
+    def write(self, phase, start, steps):
+        with metrics.writer(
+            self.workdir, phase=phase, start=start, tensorboard=False, enabled=True
+        ) as write:
+            for step in steps:
+                write(step, {"loss": step / 2})
+
+    def test_resuming_leaves_each_step_once(self):
+        self.write("pretrain", 0, [5])
+        self.write("train", 0, [1, 2, 3])
+        with self.path.open("a") as lines:
+            lines.write('{"phase": "tra')  # killed while writing
+        self.write("train", 1, [2, 3, 4])
+        seen = [(row["phase"], row["step"]) for row in jsonl.read(self.path)]
+        expected = [("pretrain", 5), ("train", 1), ("train", 2), ("train", 3), ("train", 4)]
+        self.assertEqual(seen, expected)
+
+    def test_other_processes_write_nothing(self):
+        with metrics.writer(
+            self.workdir, phase="train", start=0, tensorboard=False, enabled=False
+        ) as write:
+            write(1, {"loss": 1.0})
+        self.assertFalse(self.path.exists())
+
+    def test_append_drops_a_line_cut_off(self):
+        jsonl.append(self.path, {"step": 1})
+        with self.path.open("a") as lines:
+            lines.write('{"st')
+        jsonl.append(self.path, {"step": 2})
+        self.assertEqual(jsonl.read(self.path), [{"step": 1}, {"step": 2}])
+
+    def test_append_keeps_a_line_that_lacks_its_end(self):
+        """`read` counts it."""
+        self.path.write_text('{"step": 1}')
+        jsonl.append(self.path, {"step": 2})
+        self.assertEqual(jsonl.read(self.path), [{"step": 1}, {"step": 2}])
+
+    def test_damaged_line_is_named(self):
+        self.path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+        with self.assertRaisesRegex(ValueError, "metrics.jsonl, line 2 is damaged.*remove"):
+            jsonl.read(self.path)
+
+    def test_a_line_of_another_kind_is_named(self):
+        self.path.write_text('{"step": 1}\n[2]\n')
+        with self.assertRaisesRegex(ValueError, r"line 2 is damaged \(\[2\] is no JSON object\)"):
+            jsonl.read(self.path)
+
+    def test_nothing_is_open_between_two_lines(self):
+        with metrics.writer(
+            self.workdir, phase="train", start=0, tensorboard=False, enabled=True
+        ) as write:
+            for step in (1, 2):
+                write(step, {"loss": 1.0})
+                self.assertEqual(jsonl.read(self.path)[-1]["step"], step)
+                links = Path("/proc/self/fd").glob("*")
+                targets = [os.readlink(link) for link in links if link.is_symlink()]
+                self.assertNotIn(str(self.path), targets)
+
+    def test_replace_keeps_the_old_file_when_the_disk_is_full(self):
+        """A process that may write 1,000 bytes stops within the new content."""
+        self.path.write_text("old")
+        code = (
+            "import resource, sys; from pathlib import Path\n"
+            "from jaxrobust.runtime import jsonl\n"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000)); "
+            "jsonl.replace(Path(sys.argv[1]), 5000 * 'new')"
+        )
+        command = [sys.executable, "-c", code, str(self.path)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        self.assertIn("OSError: [Errno 27] File too large", done.stderr)
+        self.assertEqual(self.path.read_text(), "old")
+        self.assertEqual([path.name for path in self.workdir.iterdir()], [self.path.name])
+
+    def test_replace_puts_the_content_on_disk_before_it_gives_it_the_name(self):
+        events, sync, move = [], os.fsync, os.replace
+        self.path.write_text("old")
+
+        def synced(descriptor):
+            sync(descriptor)
+            events.append(("synced", os.fstat(descriptor).st_size))
+
+        def moved(*names):
+            events.append(("moved", self.path.read_text()))
+            move(*names)
+
+        with mock.patch.object(os, "fsync", synced), mock.patch.object(os, "replace", moved):
+            jsonl.replace(self.path, "newer")
+        self.assertEqual(events, [("synced", 5), ("moved", "old")])
+        self.assertEqual(self.path.read_text(), "newer")
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,143 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust import models
+from jaxrobust.training import optim
+from tests.support import paths, reference
+
+
+class ScheduleTest(parameterized.TestCase):
+    def test_is_the_reference_curve(self):
+        schedule = optim.learning_rate(peak=1e-3, epochs=50, steps_per_epoch=100, warmup_epochs=10)
+        # Values at whole epochs, revisiting_at.md section 4.
+        self.assertAlmostEqual(float(schedule(0)), 1e-7, delta=1e-12)
+        self.assertAlmostEqual(float(schedule(1000)), 1e-3, delta=1e-9)
+        self.assertAlmostEqual(float(schedule(5000)), 5e-6, delta=1e-9)
+        self.assertAlmostEqual(float(schedule(500)), 1e-7 + (1e-3 - 1e-7) / 2, delta=1e-9)
+        at30 = 5e-6 + (1e-3 - 5e-6) / 2 * (1 + math.cos(math.pi * 20 / 40))
+        self.assertAlmostEqual(float(schedule(3000)), at30, delta=1e-9)
+        # Within an epoch: the chord, not the cosine.
+        chord = (float(schedule(3000)) + float(schedule(3100))) / 2
+        self.assertAlmostEqual(float(schedule(3050)), chord, delta=1e-9)
+
+    @parameterized.parameters(
+        ({"epochs": 0}, "epochs=0"),
+        ({"warmup_epochs": 50}, "warmup_epochs=50"),
+        ({"steps_per_epoch": 0}, "fewer images than one batch"),
+    )
+    def test_refuses(self, changes, message):
+        values = {"peak": 1e-3, "epochs": 50, "steps_per_epoch": 10, "warmup_epochs": 5} | changes
+        with self.assertRaisesRegex(ValueError, message):
+            optim.learning_rate(**values)
+
+
+def transformer(name: str, shape) -> bool:
+    """Whether revisiting_at.md section 4 decays a parameter of a ViT."""
+    return not (len(shape) <= 1 or name.endswith(".bias"))
+
+
+def convolutional(name: str, shape) -> bool:
+    """The same for names of networks with 'convnext' or 'resnet'."""
+    return not ("bn" in name or ".bias" in name)
+
+
+def light_recipe(name: str, shape) -> bool:
+    """xcit_light_recipe.md section 2.4."""
+    return transformer(name, shape) and name not in ("cls_token", "pos_embed")
+
+
+class MaskTest(parameterized.TestCase):
+    # our name, the listing of the reference, its rule in timm's names and shapes
+    @parameterized.parameters(
+        ("convnext_t", "timm_convnext_tiny", convolutional),
+        ("convnext_b_cvst", "Singh2023Revisiting_ConvNeXt-B-ConvStem", convolutional),
+        ("iso_convnext_s", "meta_convnext_isotropic_small", convolutional),
+        ("iso_convnext_s_cvst", "paper_convnext_iso_small_cvst", convolutional),
+        ("resnet18", "Salman2020Do_R18", convolutional),
+        ("resnet50", "resnet50", convolutional),
+        ("wide_resnet50_2", "wide_resnet50_2", convolutional),
+        ("vit_s", "timm_vit_small_patch16_224", transformer),
+        ("vit_m_cvst", "paper_vit_m_cvst", transformer),
+        ("vit_b_cvst", "Singh2023Revisiting_ViT-B-ConvStem", transformer),
+        ("swin_b", "timm_swin_base_patch4_window7_224", transformer),
+        ("deit_s", "deit_small_patch16_224", light_recipe),
+        ("xcit_s12", "xcit_small_12_p16_224", light_recipe),
+        ("cait_s12", "cait_s12_224", light_recipe),
+    )
+    def test_is_the_references(self, name, listing, rule):
+        keep = optim.DECAY_MASKS[models.decay_mask(name)]
+        params, _ = jax.eval_shape(models.create(name).init, jax.random.key(0))
+        counts = [0, 0]  # tensors with and without decay
+        for key, shape, _ in reference.entries(paths.GOLDEN / "models" / f"{listing}.tsv"):
+            key = key.removeprefix("model.")
+            if key.startswith("normalize."):
+                continue
+            (match,) = [(r, m) for r in models.torch_names(name) if (m := r.pattern.fullmatch(key))]
+            ours = match[0].target and match[1].expand(match[0].target)
+            if ours in params:  # and not a statistic
+                self.assertEqual(keep(ours, params[ours]), rule(key, shape), key)
+                counts[keep(ours, params[ours])] += 1
+        self.assertEqual(sum(counts), len(params))
+        if name == "xcit_s12":
+            self.assertEqual(counts, [241, 102])  # counted by the sheet
+
+
+class AdamWTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        rng = np.random.default_rng(0)
+        self.params = {"a.kernel": rng.normal(size=(4, 3)), "a.bias": rng.normal(size=3)}
+        self.grads = [{k: rng.normal(size=v.shape) for k, v in self.params.items()} for _ in "1234"]
+        self.params = {k: v.astype(np.float32) for k, v in self.params.items()}
+        self.grads = [{k: v.astype(np.float32) for k, v in g.items()} for g in self.grads]
+
+    def ours(self):
+        tx = optim.adamw(lambda step: jnp.float32(0.01), weight_decay=0.05, decay_mask="not-bias")
+        params = jax.tree.map(jnp.asarray, self.params)
+        state, average = tx.init(params), params
+        for g in self.grads:
+            with jax.numpy_dtype_promotion("standard"):  # optax itself mixes float and int32
+                updates, state = tx.update(jax.tree.map(jnp.asarray, g), state, params)
+            params = {k: params[k] + updates[k] for k in params}
+            average = optim.ema(average, params, 0.9)
+        return params, average
+
+    def test_is_decoupled_adam(self):
+        params, average = self.ours()
+        for name, start in self.params.items():
+            x, m, v, mean = start.astype(np.float64), 0, 0, start.astype(np.float64)
+            for t, g in enumerate(self.grads, 1):
+                m, v = 0.9 * m + 0.1 * g[name], 0.95 * v + 0.05 * g[name] ** 2
+                x = x - 0.01 * 0.05 * x * (name == "a.kernel")
+                x = x - 0.01 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.95**t)) + 1e-8)
+                mean = 0.9 * mean + 0.1 * x
+            # 4 float32 updates of size 0.01 against float64: rounding of values near 1.
+            np.testing.assert_allclose(params[name], x, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(average[name], mean, rtol=0, atol=1e-6)
+
+    def test_is_torchs(self):
+        try:
+            import torch
+        except ImportError:
+            self.skipTest("needs torch: pip install -e '.[test,parity]'")
+        groups = [("a.kernel", 0.05), ("a.bias", 0.0)]
+        leaves = {k: torch.nn.Parameter(torch.tensor(self.params[k])) for k, _ in groups}
+        optimiser = torch.optim.AdamW(
+            [{"params": [leaves[k]], "weight_decay": w} for k, w in groups],
+            lr=0.01, betas=(0.9, 0.95), eps=1e-8,
+        )  # fmt: skip
+        for g in self.grads:
+            for k, leaf in leaves.items():
+                leaf.grad = torch.tensor(g[k])
+            optimiser.step()
+        params, _ = self.ours()
+        for k, leaf in leaves.items():
+            np.testing.assert_allclose(params[k], leaf.detach().numpy(), rtol=0, atol=1e-6)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,294 @@
+"""The whole loop on the shipped digits: train, stop, resume, evaluate, refuse."""
+
+import errno
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.data import sources
+from jaxrobust.evaluation import accuracy, records
+from jaxrobust.training import splits, stopping, trouble
+from jaxrobust.weights import checkpoint
+from tests.support import paths
+from tests.support.modules import hidden
+from tests.support.runs import final_state, quiet_run, stop_after, tiny
+
+ROOT = paths.ROOT
+
+
+class LoopTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        directory = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(directory.cleanup)
+        cls.workdir = Path(directory.name) / "whole"
+        cls.said = quiet_run(tiny(), cls.workdir)
+
+    def test_prints_progress_and_the_table(self):
+        self.assertIn("pretrain 3/8 loss", self.said)
+        self.assertRegex(
+            self.said, r"train 12/12 loss [\d.]+ robust [\d.]+% [\d,]+ images/s/chip ETA 0"
+        )
+        self.assertRegex(self.said, r"weights +clean +robust +images")
+        self.assertRegex(self.said, r"train, step \d+, ema +[\d.]+% +[\d.]+% +80  APGD-CE 3 steps")
+        self.assertRegex(self.said, r"step compiled in [\d.]+ s \(compilation cache (hit|miss)\)")
+
+    def test_records_carry_their_evidence(self):
+        rows = records.read(self.workdir)
+        self.assertLen(rows, 2)
+        for record in rows:
+            for key in ("commit", "config_sha256", "weights_sha256", "seed", "versions", "device"):
+                self.assertTrue(record[key] or key == "seed", key)
+            self.assertEqual(record["attacks"][0]["epsilon"], 0.1)
+            self.assertEqual(record["image_ids"], "0..79")
+            self.assertEqual(record["preprocessing"], "none")
+            self.assertBetween(record["robust"], 0, record["clean"])
+        self.assertNotEqual(rows[0]["weights_sha256"], rows[1]["weights_sha256"])
+
+    def test_metrics_are_lines_of_json(self):
+        lines = [json.loads(x) for x in (self.workdir / "metrics.jsonl").read_text().splitlines()]
+        last = [x for x in lines if x["phase"] == "train" and "loss" in x][-1]
+        self.assertEqual(last["step"], 12)
+        self.assertGreater(last["images_per_second"], 0)
+        self.assertTrue(any("selection_robust" in x for x in lines))
+
+    def test_position_is_examples_consumed(self):
+        _, meta = final_state(self.workdir, tiny())
+        self.assertEqual(meta["examples_consumed"], 12 * 64)
+
+    def test_adversarial_phase_starts_from_the_clean_weights(self):
+        clean, _ = final_state(self.workdir, tiny(), "pretrain")
+        robust, _ = final_state(self.workdir, tiny())
+        a, b = (np.concatenate([np.ravel(v) for v in s.params.values()]) for s in (clean, robust))
+        self.assertGreater(np.corrcoef(a, b)[0, 1], 0.9)  # another seed's would be near 0
+
+    @parameterized.parameters(3, 9, 13)
+    @pytest.mark.slow
+    def test_interrupted_run_ends_in_the_same_bits(self, after):
+        workdir = Path(self.create_tempdir()) / "cut"
+        stop_after(after, lambda: quiet_run(tiny(), workdir))
+        quiet_run(tiny(), workdir)
+        whole, cut = (final_state(d, tiny())[0] for d in (self.workdir, workdir))
+        for (path, a), b in zip(
+            jax.tree.leaves_with_path(whole._replace(key=0)),
+            jax.tree.leaves(cut._replace(key=0)),
+            strict=True,
+        ):
+            np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
+
+    def test_rerunning_a_finished_run_only_prints(self):
+        before = sorted(p for p in self.workdir.rglob("*"))
+        said = quiet_run(tiny(), self.workdir)
+        self.assertIn("robust", said)
+        self.assertNotIn("compiled", said)
+        self.assertEqual(before, sorted(p for p in self.workdir.rglob("*")))
+
+    def test_refuses_the_workdir_of_another_config(self):
+        with self.assertRaisesRegex(
+            ValueError, r"(?s)another config.*train\.lr: 0\.01 there, 0\.0"
+        ):
+            quiet_run(tiny(train__lr=0.02), self.workdir)
+
+    def test_refuses_the_checkpoint_of_another_network(self):
+        config = tiny()
+        config.unlock().model.options.dims = (16,)
+        (self.workdir / "config.json").rename(self.workdir / "kept.json")
+        try:
+            with self.assertRaisesRegex(ValueError, r"(?s)holds another network.*head.norm.scale"):
+                quiet_run(config, self.workdir)
+        finally:
+            (self.workdir / "kept.json").rename(self.workdir / "config.json")
+
+
+class TroubleTest(parameterized.TestCase):
+    def test_nan_names_the_step_and_the_last_checkpoint(self):
+        workdir = Path(self.create_tempdir()) / "nan"
+        config = tiny(pretrain__epochs=0, train__lr=1e38, train__epochs=2, trouble__skips=3)
+        with self.assertRaisesRegex(trouble.Diverged, r"loss is (nan|inf) at step \d+.*checkpoint"):
+            quiet_run(config, workdir)
+
+    def test_full_disk_names_the_last_checkpoint_and_continues(self):
+        workdir = Path(self.create_tempdir()) / "full"
+        config = tiny(pretrain__epochs=0)
+        real = checkpoint.ocp.CheckpointManager.save
+
+        def save(manager, step, *args, **kwargs):
+            if step >= 8:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return real(manager, step, *args, **kwargs)
+
+        with (
+            mock.patch.object(checkpoint.ocp.CheckpointManager, "save", save),
+            self.assertRaisesRegex(OSError, "disk is full.*last good one is step 4.*same command"),
+        ):
+            quiet_run(config, workdir)
+        self.assertIn("train: step 4 of 12", quiet_run(config, workdir))
+
+    def test_bad_record_loses_nothing(self):
+        workdir = Path(self.create_tempdir()) / "record"
+        config, real = tiny(pretrain__epochs=0), splits.batches
+
+        class Damaged:
+            def __init__(self, batches):
+                self.batches, self.close = batches, batches.close
+
+            def __next__(self):
+                if next(counter) == 6:
+                    raise sources.DataError("record 77 is damaged")
+                return next(self.batches)
+
+        counter = itertools.count()
+        with (
+            mock.patch.object(splits, "batches", lambda *args: Damaged(real(*args))),
+            self.assertRaisesRegex(
+                stopping.BadData, "record 77 is damaged. Repair .* after step 6 of"
+            ),
+        ):
+            quiet_run(config, workdir)
+        self.assertIn("train: step 6 of 12", quiet_run(config, workdir))
+
+    def test_failing_evaluation_loses_nothing(self):
+        workdir = Path(self.create_tempdir()) / "evaluation"
+        config = tiny(pretrain__epochs=0)
+        failure = mock.patch.object(accuracy, "count", side_effect=sources.DataError("bad image"))
+        with failure, self.assertRaisesRegex(ValueError, "bad image"):
+            quiet_run(config, workdir)
+        said = quiet_run(config, workdir)
+        self.assertIn("train: step 4 of 12", said)
+        self.assertIn("train: step 4, selection split", said)  # it is made up for
+
+    def test_workdir_that_cannot_be(self):
+        file = Path(self.create_tempfile().full_path)
+        with self.assertRaisesRegex(ValueError, "cannot write to --workdir.*name a folder"):
+            quiet_run(tiny(), file / "run")
+
+    def test_damaged_config_is_named(self):
+        workdir = Path(self.create_tempdir())
+        for text in ("{", "null"):
+            (workdir / "config.json").write_text(text)
+            with self.assertRaisesRegex(ValueError, r"config\.json is damaged .*remove"):
+                quiet_run(tiny(), workdir)
+
+    def test_keys_of_another_version_are_refused(self):
+        workdir = Path(self.create_tempdir())
+        plain = json.loads(tiny().to_json())
+        for noted in (plain, {"version": 0} | plain):
+            (workdir / "config.json").write_text(json.dumps(noted))
+            with self.assertRaisesRegex(ValueError, "has version (None|0) of the config's keys"):
+                quiet_run(tiny(), workdir)
+
+    @parameterized.parameters("a[1]", "a\\b", "\udcff")
+    def test_names_that_lose_checkpoints(self, name):
+        """Orbax takes them for patterns or other paths, and reads nothing where it wrote."""
+        workdir = Path(self.create_tempdir()) / name / "run"
+        with self.assertRaisesRegex(ValueError, "loses the arrays .* name another folder"):
+            quiet_run(tiny(), workdir)
+
+    @parameterized.parameters(
+        ({"train__batch_size": 60}, r"train\.batch_size=60 .*8 devices; use 56 or 64"),
+        ({"evaluation__batch_size": 30}, r"evaluation\.batch_size=30 .*use 24 or 32"),
+        ({"train__batch_size": 512}, "larger than the split's 256 images"),
+        ({"model__name": "resnext"}, "unknown model 'resnext'"),
+        ({"model__num_classes": 7}, "set num_classes=10"),
+        ({"data__name": "digitz"}, "digitz"),
+        ({"data__augmentation": "cutout"}, "unknown augmentation 'cutout'"),
+        ({"attack__norm": "l3"}, "norm='l3' is unknown"),
+        ({"attack__epsilon": 4.0}, "write 4/255"),
+        ({"attack__steps": 0}, "steps=0"),
+        ({"attack__steps": -1}, "steps=-1"),
+        ({"attack__name": "cw"}, "unknown attack 'cw'; one of"),
+        ({"attack__start": "corner"}, "one of 'image', 'random'"),
+        ({"train__objective": "mart"}, "unknown objective 'mart'; one of"),
+        ({"train__objective": "trades"}, "set attack.start='random'"),
+        ({"train__epochs": 0, "pretrain__epochs": 0}, "nothing to train"),
+        ({"train__warmup_epochs": 9}, "warmup_epochs=9"),
+        ({"evaluation__steps": 0}, "steps=0"),
+        ({"evaluation__weights": "swa"}, "one of 'ema', 'raw'"),
+        ({"train__ema_decay": 1.5}, "ema_decay=1.5"),
+        ({"train__epochs": -1}, r"train\.epochs=-1 must be at least 1"),
+        ({"train__lr": -0.1}, r"train\.lr=-0.1 must be above 0"),
+        ({"train__lr": float("nan")}, r"train\.lr=nan must be above 0"),
+        ({"train__weight_decay": -1.0}, "weight_decay=-1.0 must be at least 0"),
+        ({"train__final_lr": 1.0}, "final_lr=1.0 must be between 0 and train.lr=0.01"),
+        ({"evaluation__every_epochs": 0}, r"evaluation\.every_epochs=0 must be at least 1"),
+        ({"checkpoint__every_epochs": 0}, r"checkpoint\.every_epochs=0 must be at least 1"),
+        ({"log__every_steps": 0}, r"log\.every_steps=0 must be at least 1"),
+        ({"test__images": -1}, r"test\.images=-1 must be at least 0"),
+        ({"seed": -1}, r"seed=-1 must be from 0 to 2\^32 - 1"),
+        ({"seed": 2**32}, r"seed=4294967296 must be from 0 to 2\^32 - 1"),
+        ({"model__dtype": "bf16"}, "dtype='bf16' is not a compute type; one of"),
+        ({"model__in_channels": 3}, "digits has 1 channels; set model.in_channels=1"),
+        ({"log__tensorboard": True}, r"pip install -e '\.\[tensorboard\]'"),
+    )
+    def test_refuses_before_anything_is_written(self, changes, message):
+        workdir = Path(self.create_tempdir()) / "refused"
+        if "log__tensorboard" in changes:
+            self.enter_context(hidden("clu.metric_writers"))
+        with self.assertRaisesRegex(ValueError, message):
+            quiet_run(tiny(**changes), workdir)
+        self.assertFalse(workdir.exists())
+
+
+class CommandLineTest(parameterized.TestCase):
+    def run_main(self, *arguments, **options):
+        environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+        return subprocess.Popen(
+            [sys.executable, "-m", "jaxrobust.main", *arguments],
+            cwd=ROOT,
+            env=environment | {"COLUMNS": "100"},
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+    @parameterized.parameters(
+        (["--config.train.epocs=3"], "unknown config key 'epocs'; did you mean 'epochs'?"),
+        (["--config.zzz=3"], "unknown config key 'zzz'"),
+        (["--config.attack.epsilon", "8/4"], "epsilon=2.0 is larger than the pixel range"),
+        (["--config.attack.epsilon=8/4"], "epsilon=2.0 is larger than the pixel range"),
+        (["--config=configs/none.py"], "given more than once"),
+        (["--config.model.options.drop_pat=0.1"], "unknown option ['drop_pat'] for convnext_n"),
+        (["--config.model.options.dims=8"], "dims=8 of convnext_n must be a tuple of integers"),
+        (["--config.model.options.remat=True"], "options.remat is no option; set model.remat"),
+    )
+    def test_mistakes_are_one_sentence_and_exit_2(self, arguments, message):
+        process = self.run_main("--config=configs/quickstart.py", *arguments)
+        _, said = process.communicate(timeout=60)
+        self.assertEqual(process.returncode, 2, said)
+        self.assertIn(message, said)
+        self.assertNotIn("Traceback", said)
+
+    @parameterized.parameters((signal.SIGINT, 130), (signal.SIGTERM, 75))
+    @pytest.mark.slow
+    def test_signals_to_all_processes_save_and_say_how_to_resume(self, number, code):
+        """As a terminal, Slurm or a machine that goes down sends them: to data workers too."""
+        workdir = Path(self.create_tempdir()) / "run"
+        arguments = ["--config=configs/quickstart.py", f"--workdir={workdir}"]
+        arguments += ["--config.log.every_steps=1", "--config.data.workers=1"]
+        process = self.run_main(*arguments, start_new_session=True)
+        for line in process.stderr:
+            if line.startswith("pretrain 2/"):
+                os.killpg(process.pid, number)
+                break
+        said = process.stderr.read()
+        process.stderr.close()
+        self.assertEqual(process.wait(60), code, said)
+        self.assertRegex(said, r"stopped after step \d+ of \d+, saved under .*continues there")
+        self.assertNotIn("Traceback", said)
+        self.assertNotEmpty(list((workdir / "pretrain" / "latest").glob("[0-9]*")))
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,472 @@
+import re
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+from ml_collections import ConfigDict
+
+from jaxrobust import attacks, models
+from jaxrobust.config import base, network_of
+from jaxrobust.evaluation import accuracy
+from jaxrobust.models import inputs
+from jaxrobust.runtime import sharding
+from jaxrobust.training import build, objectives, optim, step
+from jaxrobust.types import Batch, Classifier
+from jaxrobust.weights import convert
+from tests.support import paths
+from tests.support.steps import batch_of, small_config, standard
+
+
+def trained(config, devices, steps=3, size=8):
+    phase = build.phase(config, "train", 80, devices=devices)
+    history = []
+    with jax.set_mesh(phase.mesh), standard():
+        state = phase.init(jax.random.key(0))
+        for i in range(steps):
+            batch = sharding.global_arrays(
+                phase.mesh, tuple(map(np.asarray, batch_of(size, seed=i)))
+            )
+            state, metrics = phase.step(state, Batch(*batch), build.control(phase.mesh))
+            history.append(jax.device_get(metrics))
+    return jax.device_get(state), history
+
+
+class UnitRangeTest(absltest.TestCase):
+    pixels = np.arange(256, dtype=np.uint8)
+    quotients = np.arange(256, dtype=np.float32) / np.float32(255)  # as ToTensor divides
+
+    def test_is_to_tensors_division_in_a_compiled_program(self):
+        compiled = jax.jit(inputs.unit_range).lower(self.pixels).compile()
+        np.testing.assert_array_equal(compiled(self.pixels), self.quotients)
+        found = re.findall(r"\s(add|subtract|multiply|divide)\(", compiled.as_text())
+        self.assertCountEqual(found, ["multiply", "multiply", "add"])  # nothing taken together
+
+    def test_a_fused_multiply_add_changes_nothing(self):
+        first, second = (np.float64(np.float32(c)) for c in (257 / 65536, 1 / 255 / 65536))
+        high, low = self.pixels * first, self.pixels * second  # exact, and so is their sum
+        np.testing.assert_array_equal(high, np.float32(high))
+        for total in (high + np.float32(low), high + low):
+            np.testing.assert_array_equal(np.float32(total), self.quotients)
+
+
+class TrainStepTest(parameterized.TestCase):
+    @parameterized.parameters("clean", "adversarial", "trades")
+    def test_every_objective_lowers_its_loss(self, objective):
+        start = "random" if objective == "trades" else "image"
+        config = small_config(train__objective=objective, train__lr=0.01, attack__start=start)
+        phase = build.phase(config, "train", 80, devices=jax.devices()[:1])
+        with jax.set_mesh(phase.mesh), standard():
+            state, losses = phase.init(jax.random.key(0)), []
+            for _ in range(12):
+                state, metrics = phase.step(state, batch_of(), build.control(phase.mesh))
+                losses.append(float(metrics["loss"]))
+        self.assertLess(np.mean(losses[-3:]), np.mean(losses[:3]) - 0.05)
+        self.assertEqual(phase.step._cache_size(), 1)  # compiled once, not again for its own state
+
+    def test_one_device_is_eight(self):
+        one, many = (trained(small_config(), jax.devices()[:n]) for n in (1, 8))
+        # Sums over the batch in another order: float32 rounding, amplified by Adam where a
+        # gradient is near 0 (three updates of at most 1e-3 each).
+        for a, b in zip(one[1], many[1], strict=True):
+            np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+        for name, value in one[0].params.items():
+            self.assertLess(np.abs(value - many[0].params[name]).mean(), 2e-5, name)
+
+    def test_average_and_counter(self):
+        state, _ = trained(small_config(), jax.devices()[:1], steps=1)
+        phase = build.phase(small_config(), "train", 80, devices=jax.devices()[:1])
+        first = jax.device_get(phase.init(jax.random.key(0)))
+        self.assertEqual(state.step, 1)
+        for name, value in state.ema.items():
+            expected = 0.9 * first.params[name] + 0.1 * state.params[name]
+            np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-7)
+
+    def test_everything_but_the_optimiser_is_strict(self):
+        net = network_of(small_config())
+        params, stats = jax.jit(net.init)(jax.random.key(0))
+        attack = attacks.apgd(epsilon=0.1, steps=2)
+        batch = Batch(inputs.unit_range(batch_of().images), batch_of().labels)
+        for objective in (objectives.clean(), objectives.adversarial(), objectives.trades(6.0)):
+            x = attack(lambda x: net.apply(params, stats, x)[0], None, *batch)
+            grads = jax.grad(lambda p, o=objective, x=x: o.loss(net, p, stats, batch, x, None)[0])(
+                params
+            )
+            self.assertTrue(all(np.isfinite(g).all() for g in grads.values()))
+
+    def test_bfloat16_keeps_float32_parameters(self):
+        config = small_config(model__dtype="bfloat16")
+        state, history = trained(config, jax.devices()[:1], steps=2)
+        self.assertTrue(all(p.dtype == np.float32 for p in state.params.values()))
+        self.assertTrue(np.isfinite(history[-1]["loss"]))
+
+    @pytest.mark.slow
+    def test_is_the_step_in_torch(self):
+        try:
+            import torch
+
+            from jaxrobust.exchange import torch_networks
+            from tools import torch_reference
+        except ImportError:
+            self.skipTest(paths.PARITY)
+        torch.manual_seed(0)
+        small = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 96), "num_classes": 10}
+        theirs = torch_networks.network("convnext_t", **small)
+        with torch.no_grad():
+            for name, p in theirs.named_parameters():
+                p.mul_(5).add_(0.5 if "gamma" in name else 0)
+        options = {k: small[k] for k in ("depths", "dims")}
+        net = models.create("convnext_t", num_classes=10, image_size=32, **options)
+        shapes = jax.eval_shape(net.init, jax.random.key(0))[0]
+        arrays = convert.rename(
+            models.torch_names("convnext_t"),
+            torch_networks.state_arrays(theirs),
+            {k: v.shape for k, v in shapes.items()},
+        )
+        params = {k: jnp.array(v) for k, v in arrays.items()}
+        stats = net.init(jax.random.key(0))[1]
+        tx = optim.adamw(lambda i: jnp.float32(1e-3), weight_decay=0.05, decay_mask="not-bias")
+        state = step.init_state(net, tx, jax.random.key(0))
+        average = step.started_average(params, stats)
+        state = state._replace(params=params, stats=stats, ema=average, opt_state=tx.init(params))
+        mesh = sharding.make_mesh(jax.devices()[:1])
+        spread = sharding.spread(mesh, params)
+        gradients = partial(
+            step.gradients,
+            net=net,
+            attack=attacks.apgd(epsilon=4 / 255, steps=2),
+            objective=objectives.adversarial(),
+            attack_train=False,
+        )
+        given = {"gradients": gradients, "dtype": jnp.float32, "microbatches": 1}
+        of_device = partial(step.of_device, spread=spread, **given)
+        train_step = jax.jit(
+            partial(
+                step.train_step,
+                augment=lambda key, batch: batch,
+                gradients=spread.each(of_device, whole=1, split=3, gradients=True),
+                tx=tx,
+                ema_decay=0.9,
+            )
+        )
+        trainer = torch_reference.Trainer(
+            theirs, lr=1e-3, weight_decay=0.05, ema_decay=0.9, epsilon=4 / 255, attack_steps=2
+        )
+        losses = []
+        for i in range(3):
+            batch = batch_of(side=32, seed=i)
+            x = torch.tensor(np.asarray(batch.images)).permute(0, 3, 1, 2).float().div(255)
+            losses.append(trainer.step(x, torch.tensor(np.asarray(batch.labels)).long()))
+            with standard():
+                state, metrics = train_step(state, batch, build.control(mesh))
+            # The sign of a gradient entry near 0 may differ between two float32 networks: a few
+            # pixels of the attack then differ by eps, which the loss feels in the 5th digit.
+            np.testing.assert_allclose(metrics["loss"], losses[-1], rtol=1e-4)
+        updated = convert.rename(
+            models.torch_names("convnext_t"),
+            torch_networks.state_arrays(trainer.average),
+            {k: v.shape for k, v in shapes.items()},
+        )
+        for name, value in updated.items():
+            moved = np.abs(value - arrays[name]).mean()
+            # Adam's first steps have the size lr whatever the gradient's: where that is rounding
+            # noise so is the step. On average the moving averages agree to 2 % of what they moved.
+            self.assertLess(np.abs(state.ema[name] - value).mean(), 0.02 * moved + 1e-9, name)
+
+
+class AugmentedStepTest(parameterized.TestCase):
+    """MixUp, CutMix, erasing and smoothing inside the step."""
+
+    @parameterized.parameters("soft", "hard")
+    def test_attacks_and_trains_on_the_augmented_batch(self, labels):
+        changes = {"attack__start": "random", "attack__labels": labels, "mixup__group": 4}
+        heavy = small_config(data__augmentation="heavy", **changes)
+        phase, plain = (
+            build.phase(config, "train", 80, devices=jax.devices()[:1], donate=False)
+            for config in (heavy, small_config(**changes))
+        )
+        augment = build.batch_augmentation(heavy, "train", devices=1)
+        with jax.set_mesh(phase.mesh), standard():
+            state = phase.init(jax.random.key(0))._replace(step=jnp.int32(7))
+            step_key = jax.random.fold_in(state.key, 7)
+            *_, key = jax.random.split(step_key, 3)
+            images, targets = jax.jit(augment)(
+                key, Batch(inputs.unit_range(batch_of().images), batch_of().labels)
+            )
+            after, metrics = phase.step(state, batch_of(), build.control(phase.mesh))
+            again, expected = plain.step(state, Batch(images, targets), build.control(plain.mesh))
+        self.assertGreater(float(jnp.abs(images - inputs.unit_range(batch_of().images)).max()), 0.1)
+        # Two compilations of one step: float32 rounding, which Adam amplifies.
+        np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=1e-5)
+        for name, value in again.params.items():
+            np.testing.assert_allclose(after.params[name], value, atol=2e-5, err_msg=name)
+
+    def test_keys_of_runs_that_began_before_augmentation(self):
+        key = jax.random.fold_in(jax.random.key(1), 5)
+        two, three = (jax.random.key_data(jax.random.split(key, n)) for n in (2, 3))
+        np.testing.assert_array_equal(three[:2], two)
+
+    @pytest.mark.slow
+    def test_one_device_is_eight(self):
+        config = small_config(
+            data__augmentation="heavy", train__batch_size=16, mixup__group=2, erase__probability=0.9
+        )
+        one, many = (trained(config, jax.devices()[:n], steps=1, size=16) for n in (1, 8))
+        np.testing.assert_allclose(one[1][0]["loss"], many[1][0]["loss"], rtol=1e-5)
+
+    @pytest.mark.slow
+    def test_adds_no_collective(self):
+        texts = []
+        for augmentation in ("none", "heavy"):
+            config = small_config(
+                data__augmentation=augmentation, train__batch_size=48, mixup__group=2
+            )
+            phase = build.phase(config, "train", 480, devices=jax.devices())
+            with jax.set_mesh(phase.mesh), standard():
+                lowered = phase.step.lower(*build.abstract_arguments(config, "train", phase))
+            texts.append(lowered.compile().as_text())
+        none, heavy = texts
+        self.assertLen(COLLECTIVE.findall(heavy), len(COLLECTIVE.findall(none)))
+        self.assertNotEmpty(COLLECTIVE.findall(none))
+        for text in texts:
+            self.assertEmpty(COLLECTIVE.findall("\n".join(loops(text))))
+        self.assertIn("erf", " ".join(re.findall(r'op_name="[^"]*"', heavy)))
+        # No device draws, or holds, more than its sixth part of the images or their groups.
+        self.assertEmpty(re.findall(r"\w+\[(?:48|24)[,\]][^ ]*", heavy))
+
+
+COLLECTIVE = re.compile(
+    r" (?:all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter)(?:-start)?\("
+)
+
+
+def loops(text: str) -> list[str]:
+    """The bodies and conditions of all loops of a compiled program, with all that they call."""
+    parts = {}
+    for part in re.split(r"\n\n", text):
+        if named := re.match(r"(?:ENTRY )?(%\S+) \(", part):
+            parts[named[1]] = part
+    waiting = re.findall(r"(?:body|condition)=(%[\w.-]+)", text)
+    reached = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in reached:
+            reached.add(name)
+            waiting += [n for n in re.findall(r"%[\w.-]+", parts[name]) if n in parts]
+    assert reached, "no loop at all"
+    return [parts[name] for name in sorted(reached)]
+
+
+class BatchNormTest(parameterized.TestCase):
+    """Networks whose statistics move while they train."""
+
+    @staticmethod
+    def config(group=0, **changes):
+        config = small_config(model__name="resnet50", **changes).unlock()
+        options = {"depths": (1,), "width": 8, "small_stem": True, "bn_group": group}
+        config.model.options = ConfigDict(options)
+        return config.lock()
+
+    def test_average_holds_the_statistics(self):
+        config = self.config()
+        phase = build.phase(config, "train", 80, devices=jax.devices()[:1], donate=False)
+        with jax.set_mesh(phase.mesh), standard():
+            states = [phase.init(jax.random.key(0))]
+            for i in range(2):
+                states.append(
+                    phase.step(states[-1], batch_of(seed=i), build.control(phase.mesh))[0]
+                )
+        states = jax.device_get(states)
+        for kind, weights in (("params", 0), ("stats", 1)):
+            found = step.averaged(states[2])[weights]
+            first, second, third = (getattr(state, kind) for state in states)
+            self.assertEqual(found.keys(), first.keys())
+            for name, value in found.items():
+                by_hand = 0.81 * first[name] + 0.09 * second[name] + 0.1 * third[name]
+                np.testing.assert_allclose(value, by_hand, rtol=1e-5, atol=1e-6, err_msg=name)
+        self.assertGreater(np.abs(states[2].stats["bn1.mean"] - found["bn1.mean"]).max(), 1e-3)
+        self.assertNotIn("normalize.mean", states[2].ema)
+
+    @parameterized.parameters("running", "batch")
+    def test_attack_sees_its_statistics_and_leaves_no_trace(self, statistics):
+        config = self.config(attack__statistics=statistics)
+        phase = build.phase(config, "train", 80, devices=jax.devices()[:1], donate=False)
+        attack = attacks.apgd(epsilon=8 / 255, steps=3)
+
+        apply = phase.net.apply
+
+        @partial(jax.jit, static_argnames="train")
+        def by_hand(params, stats, batch, train):
+            def frozen(x):
+                return apply(params, stats, x, train=train)[0]
+
+            images_adv = attack(frozen, None, inputs.unit_range(batch.images), batch.labels)
+            return apply(params, stats, images_adv, train=True)[1]
+
+        with jax.set_mesh(phase.mesh), standard():
+            state = phase.init(jax.random.key(0))
+            # Far from any batch's statistics, so that the attacks of the two modes differ.
+            stats = {
+                k: s + 0.5 * ("mean" in k) * ("normal" not in k) for k, s in state.stats.items()
+            }
+            state = state._replace(stats=stats)
+            after, _ = phase.step(state, batch_of(), build.control(phase.mesh))
+            batch = statistics == "batch"
+            same, other = (by_hand(state.params, stats, batch_of(), t) for t in (batch, not batch))
+        for name, value in same.items():
+            np.testing.assert_allclose(after.stats[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+        apart = max(np.abs(other[name] - value).max() for name, value in same.items())
+        self.assertGreater(apart, 1e-3)
+
+
+class BatchStatisticsOnDevicesTest(parameterized.TestCase):
+    """Statistics of a device's two images."""
+
+    groups = (2, 0)  # of one device and of eight
+
+    # In a third attack on statistics of two images, rounding of the weights turns signs.
+    @parameterized.parameters(("clean", "running", 3), ("adversarial", "batch", 2))
+    @pytest.mark.slow
+    def test_one_device_is_eight(self, objective, statistics, steps):
+        changes = {"train__objective": objective, "attack__statistics": statistics}
+        changes["train__batch_size"] = 16
+        one, many = (
+            trained(BatchNormTest.config(group, **changes), jax.devices()[:n], steps, size=16)
+            for n, group in zip((1, 8), self.groups, strict=True)
+        )
+        for a, b in zip(one[1], many[1], strict=True):
+            np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+        for name, value in one[0].stats.items():
+            # Sums in another order, and from the second step on weights that differ by as much.
+            np.testing.assert_allclose(value, many[0].stats[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.matrix
+class GroupedStatisticsOnDevicesTest(BatchStatisticsOnDevicesTest):
+    """Statistics of each image."""
+
+    groups = (1, 1)
+
+
+class ProgramTest(absltest.TestCase):
+    """What the compiler makes of the step; widths at which products of matrices count most."""
+
+    @staticmethod
+    def config(**changes):
+        config = small_config(model__name="convnext_n_cvst", **changes).unlock()
+        config.model.options = ConfigDict(
+            {"depths": (1, 1), "dims": (64, 128), "stem_widths": (32, 64)}
+        )
+        return config.lock()
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+
+        def compiled(**changes):
+            phase = build.phase(cls.config(**changes), "train", 80, devices=jax.devices()[:1])
+            arguments = build.abstract_arguments(cls.config(**changes), "train", phase)
+            with jax.set_mesh(phase.mesh), standard():
+                return phase.step.lower(*arguments).compile()
+
+        cls.three, cls.ten = compiled(attack__steps=3), compiled(attack__steps=10)
+        cls.clean = compiled(train__objective="clean")
+
+    def test_more_steps_are_the_same_program(self):
+        for operation in ("convolution", "dot", "while", "fusion"):
+            counts = [
+                len(re.findall(rf"= \S+ {operation}\(", program.as_text()))
+                for program in (self.three, self.ten)
+            ]
+            self.assertEqual(*counts, operation)
+        self.assertGreater(self.three.as_text().count(" dot("), 0)
+
+    @pytest.mark.slow
+    def test_costs_what_the_attack_must(self):
+        net = network_of(self.config())
+        params, stats = jax.eval_shape(net.init, jax.random.key(0))
+        images = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32)
+        forward = jax.jit(lambda p, s, x: net.apply(p, s, x)[0]).lower(params, stats, images)
+        f = forward.compile().cost_analysis()["flops"]
+        # XLA counts the body of the attack's loop once: the extra over the clean step is one
+        # body (forward and backward) and the last forward.
+        extra = self.three.cost_analysis()["flops"] - self.clean.cost_analysis()["flops"]
+        attack = 3 * (extra - f) + f
+        # Within 5 % of (2K+1)F: no weight gradient in the attack, nothing done twice.
+        self.assertBetween(attack / (7 * f), 0.95, 1.05)
+
+    def test_state_is_donated(self):
+        self.assertIn("input_output_alias", self.three.as_text())
+
+
+@pytest.mark.slow
+class FullSizeProgramTest(absltest.TestCase):
+    """ConvNeXt-T + ConvStem at 224 pixels, K = 2: operations and memory of the compiled step."""
+
+    def test_operations_and_memory(self):
+        config = base().unlock()
+        config.train.update(batch_size=8, epochs=3, warmup_epochs=1)
+        programs = {}
+        for objective in ("adversarial", "clean"):
+            config.train.objective = objective
+            phase = build.phase(config, "train", 80, devices=jax.devices()[:1])
+            with jax.set_mesh(phase.mesh), standard():
+                lowered = phase.step.lower(*build.abstract_arguments(config, "train", phase))
+                programs[objective] = lowered.compile()
+        net = network_of(config)
+        params, stats = jax.eval_shape(net.init, jax.random.key(0))
+        images = jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32)
+        forward = jax.jit(lambda p, s, x: net.apply(p, s, x)[0]).lower(params, stats, images)
+        f = forward.compile().cost_analysis()["flops"]
+        step_flops, clean_flops = (programs[o].cost_analysis()["flops"] for o in programs)
+        attack = 2 * (step_flops - clean_flops - f) + f  # the loop's body is counted once
+        self.assertBetween(attack / (5 * f), 0.95, 1.05)
+        memory = [programs[o].memory_analysis().temp_size_in_bytes for o in programs]
+        self.assertLess(memory[0] / memory[1], 1.15)
+
+
+class EvalStepTest(absltest.TestCase):
+    def test_counts_ignore_padding_and_do_not_depend_on_the_batch(self):
+        config = small_config()
+        net = network_of(config)
+        params, stats = jax.jit(net.init)(jax.random.key(0))
+        images, _ = batch_of()
+        logits = jax.jit(net.apply)(params, stats, inputs.unit_range(images))[0]
+        labels = logits.argmax(-1).astype(jnp.int32)
+        mesh = sharding.make_mesh(jax.devices()[:1])
+        evaluate = build.evaluation(config, mesh, steps=3)
+        ids, mask = jnp.arange(8), jnp.arange(8) < 5
+        counts = evaluate(params, stats, images, labels, mask, ids, jax.random.key(0))
+        self.assertEqual((int(counts["count"]), int(counts["clean"])), (5, 5))
+        order = jnp.array([3, 1, 4, 0, 2, 7, 6, 5])
+        again = evaluate(
+            params, stats, images[order], labels[order], mask[order], ids[order], jax.random.key(0)
+        )
+        self.assertEqual(jax.device_get(again), jax.device_get(counts))
+
+    def test_nan_is_no_right_answer(self):
+        def apply(params, stats, images):
+            return jnp.full((len(images), 3), params["logit"][0]).at[:, 1].set(0.0), stats
+
+        net = Classifier(init=None, apply=apply)
+        images, labels = jnp.zeros((4, 2, 2, 1)), jnp.array([0, 0, 1, 2])
+        for logit, clean in ((1.0, 2), (np.nan, 0)):
+            counts = accuracy.counts(
+                {"logit": jnp.array([logit])},
+                {},
+                images,
+                labels,
+                jnp.ones(4, bool),
+                jnp.arange(4),
+                jax.random.key(0),
+                net=net,
+                attack=lambda logits_fn, key, images, labels: images,
+                dtype=jnp.dtype("float32"),
+            )
+            self.assertEqual((counts["clean"], counts["robust"]), (clean, clean))
+
+
+if __name__ == "__main__":
+    absltest.main()

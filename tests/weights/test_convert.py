@@ -1,0 +1,410 @@
+"""The conversion engine: both directions, layouts, and files that must be refused.
+
+The rows of each architecture are tested beside it.
+"""
+
+import functools
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+from safetensors.numpy import save_file
+
+from jaxrobust import models
+from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
+from jaxrobust.models.renaming import drop, linear_oi, row
+from jaxrobust.weights import convert, files
+from tests.support import corpus, paths, reference
+from tests.support.corpus import KWARGS
+from tests.support.modules import hidden
+
+
+@functools.cache
+def random_weights(name="convnext_n", **overrides) -> dict[str, np.ndarray]:
+    """Params and stats of a network under our names, no two arrays alike."""
+    net = models.create(name, **KWARGS, **overrides)
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    draw = np.random.default_rng(0)
+    weights = {k: draw.random(v.shape, np.float32) for k, v in (shapes[0] | shapes[1]).items()}
+    channels = weights["normalize.mean"].shape
+    return weights | {
+        "normalize.mean": np.zeros(channels, np.float32),
+        "normalize.std": np.ones(channels, np.float32),
+    }
+
+
+def split(name: str, weights) -> tuple[dict, dict]:
+    stats = jax.eval_shape(models.create(name, **KWARGS).init, jax.random.key(0))[1]
+    return {k: v for k, v in weights.items() if k not in stats}, {k: weights[k] for k in stats}
+
+
+def as_timm(weights: dict[str, np.ndarray], name="convnext_n") -> dict[str, np.ndarray]:
+    return convert.to_torch(name, *split(name, weights))
+
+
+SOURCE = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+EXPECTED = {"a.kernel": (3, 2)}
+ROW = row(r"a\.weight", "a.kernel", linear_oi)
+
+
+class RenameTest(parameterized.TestCase):
+    def test_rows_rename_and_move(self):
+        out = convert.rename([ROW], SOURCE, EXPECTED)
+        np.testing.assert_array_equal(out["a.kernel"], SOURCE["a.weight"].T)
+        self.assertFalse(np.shares_memory(out["a.kernel"], SOURCE["a.weight"]))
+
+    def test_one_name_fills_several(self):
+        fused = row(r"(\w+)\.weight", (r"\1.q", r"\1.k"), lambda a: (a[:1], a[1:]))
+        out = convert.rename([fused], SOURCE, {"a.q": (1, 3), "a.k": (1, 3)})
+        np.testing.assert_array_equal(out["a.k"], [[3, 4, 5]])
+
+    def test_dropped_and_resized(self):
+        rows = [
+            row(r"a\.weight", "a", resize=lambda array, shape: np.resize(array, shape)),
+            drop(r"count", "not needed"),
+        ]
+        source = SOURCE | {"count": np.zeros((), np.int64)}
+        out = convert.rename(rows, source, {"a": (2, 4)})
+        self.assertEqual(out["a"].shape, (2, 4))
+
+    @parameterized.parameters(
+        (["0"], EXPECTED, "2 weights .*a.kernel: not filled.*a.weight: 0 rows match"),
+        (["1", "1"], EXPECTED, "a.weight: 2 rows match, expected 1"),
+        (["1"], EXPECTED | {"b": (1,)}, "b: not filled by any source name"),
+        (["1"], {"a.kernel": (2, 3)}, r"shape \(3, 2\) for a.kernel \(2, 3\)"),
+        (["1"], {}, "maps to a.kernel, which this network does not have"),
+    )
+    def test_faults(self, numbers, expected, message):
+        rows = [{"1": ROW, "0": row("b", "b")}[n] for n in numbers]
+        with self.assertRaisesRegex(ValueError, "(?s)" + message):
+            convert.rename(rows, SOURCE, expected)
+
+    def test_all_problems_in_one_message(self):
+        source = SOURCE | {"b": np.zeros(2, np.float16), "c": np.zeros(1, np.float32)}
+        rows = [ROW, row("b", "b")]
+        expected = EXPECTED | {"b": (2,), "d": (1,)}
+        with self.assertRaisesRegex(ValueError, "(?s)^3 weights.*b: dtype.*c: 0 rows.*d: not fill"):
+            convert.rename(rows, source, expected)
+
+    def test_double_weights_stay_double(self):
+        source = {"a.weight": SOURCE["a.weight"].astype(np.float64) / 3}
+        out = convert.rename([ROW], source, EXPECTED)
+        self.assertEqual(out["a.kernel"].dtype, np.float64)
+
+
+class PrefixTest(parameterized.TestCase):
+    @parameterized.parameters(
+        "",
+        "module.",
+        "base_model.",
+        "model.",
+        "module.base_model.",
+        "module.base_model.model.",
+        "_orig_mod.module.",
+    )
+    def test_wrappers(self, prefix):
+        names = convert.unwrapped({f"{prefix}stem.0.weight": 1, f"{prefix}head.fc.bias": 2})
+        self.assertEqual(names, {"stem.0.weight": 1, "head.fc.bias": 2})
+
+    @parameterized.parameters("", "module.base_model.")
+    def test_normalisation_may_stand_outside(self, prefix):
+        wrapped = {f"{prefix}normalize.mean": 1, f"{prefix}model.stem.0.weight": 2}
+        self.assertEqual(convert.unwrapped(wrapped), {"normalize.mean": 1, "stem.0.weight": 2})
+
+
+def check_round_trip(test, name: str) -> None:
+    """The layout of the reference and back gives the same bits."""
+    params, stats = jax.eval_shape(models.create(name, num_classes=3).init, jax.random.key(0))
+    draw = np.random.default_rng(0)
+    params, stats = (
+        {k: draw.random(v.shape, np.float32) for k, v in part.items()} for part in (params, stats)
+    )
+    stats |= {"normalize.mean": np.zeros(3, np.float32), "normalize.std": np.ones(3, np.float32)}
+    theirs = convert.to_torch(name, params, stats)
+    test.assertTrue(all(a.flags.c_contiguous for a in theirs.values()))
+    back = convert.from_torch(name, theirs, num_classes=3)
+    for ours, again in zip((params, stats), back, strict=True):
+        test.assertEqual(ours.keys(), again.keys())
+        for key in ours:
+            np.testing.assert_array_equal(ours[key], again[key], err_msg=key)
+
+
+# Above 30 million parameters.
+_LARGE = re.compile(r"convnext_[sbl].*|vit_[mb].*|swin_.|wide_.*|cait_s24|xcit_([ml]12|s24).*")
+LARGE = [name for name in models.available() if _LARGE.fullmatch(name)]
+
+
+@pytest.mark.matrix
+class SlowLayoutTest(parameterized.TestCase):
+    @parameterized.parameters(*LARGE)
+    def test_round_trip(self, name):
+        check_round_trip(self, name)
+
+
+class LayoutTest(parameterized.TestCase):
+    @parameterized.parameters(*sorted(set(models.available()) - set(LARGE)))
+    def test_round_trip(self, name):
+        check_round_trip(self, name)
+
+    @parameterized.parameters(*PUBLISHED.items())
+    def test_names_shapes_types_and_order_are_the_published_ones(self, layout, published):
+        listing = paths.GOLDEN / "models" / f"{layout}.tsv"
+        if not listing.exists():
+            self.skipTest(f"{listing.name} is not stored")
+        net = models.create(published.model)
+        params, stats = (
+            {k: np.broadcast_to(np.float32(0), v.shape) for k, v in part.items()}
+            for part in jax.eval_shape(net.init, jax.random.key(0))
+        )
+        stats |= {
+            "normalize.mean": np.zeros(3, np.float32),
+            "normalize.std": np.ones(3, np.float32),
+        }
+        if published.normalised:
+            stats["normalize.mean"] = np.array(IMAGENET_MEAN, np.float32)
+            stats["normalize.std"] = np.array(IMAGENET_STD, np.float32)
+        theirs = convert.to_torch(published.model, params, stats, layout=layout)
+        wanted = reference.entries(listing)
+        self.assertEqual(
+            [(k, a.shape, str(a.dtype)) for k, a in theirs.items()],
+            [(name, shape, dtype.removeprefix("torch.")) for name, shape, dtype in wanted],
+        )
+
+    def test_refusals(self):
+        params, stats = split("convnext_n", random_weights())
+        grey = stats | {"normalize.mean": np.full(3, 0.5, np.float32)}
+        for arguments, layout, message in (
+            (("convnext_n", params, stats), "tim", "unknown layout 'tim'; 'timm', or one of"),
+            (
+                ("convnext_n", params, stats),
+                "Singh2023Revisiting_ConvNeXt-T-ConvStem",
+                "is a convnext_t_cvst, not a convnext_n",
+            ),
+            (("convnext_n", params, grey), "timm", r"mean \[0\.5, .*no normalisation layer.*modul"),
+            (
+                ("convnext_b", params, stats),
+                "Liu2023Comprehensive_ConvNeXt-B",
+                "builds this id with ImageNet's mean and std and ignores others",
+            ),
+            (("convnext_t", params, stats), "timm", "these are not the weights of convnext_t"),
+            (
+                ("convnext_n", params | {"more": np.zeros(1, np.float32)}, stats),
+                "timm",
+                "'more'.* no place in convnext_n",
+            ),
+            (
+                ("convnext_n", {k: v.astype(np.float16) for k, v in params.items()}, stats),
+                "timm",
+                "weights are float16, expected float32",
+            ),
+        ):
+            with self.subTest(message), self.assertRaisesRegex(ValueError, message):
+                convert.to_torch(*arguments, layout=layout)
+
+
+class LoadTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir())
+        self.weights = dict(random_weights())
+
+    def saved(self, arrays, name="weights.safetensors") -> Path:
+        save_file(arrays, self.folder / name)
+        return self.folder / name
+
+    def assert_loads(self, path, **options):
+        params, stats = convert.load("convnext_n", path, **KWARGS, **options)
+        self.assertEqual((params | stats).keys(), self.weights.keys())
+        for name, array in (params | stats).items():
+            np.testing.assert_array_equal(array, self.weights[name], err_msg=name)
+
+    def test_our_names_and_timms(self):
+        self.assert_loads(self.saved(self.weights))
+        self.assert_loads(self.saved(as_timm(self.weights)))
+
+    def test_all_parts_are_read(self):
+        names = sorted(self.weights)
+        for i in (1, 2):
+            part = {k: self.weights[k] for k in names[i - 1 :: 2]}
+            path = self.saved(part, f"model-{i:05d}-of-00002.safetensors")
+        self.assert_loads(path)
+
+    @parameterized.parameters(
+        ("convnext_n", 1), ("convnext_n_cvst", 40), ("vit_s_cvst", 64), ("xcit_n12", 20)
+    )
+    def test_channels_are_those_of_the_images(self, name, channels):
+        # More than the stem's first convolution makes: 32, 48 and 16.
+        weights = random_weights(name, in_channels=channels)
+        _, stats = convert.load(name, self.saved(weights), **KWARGS)
+        self.assertEqual(stats["normalize.mean"].shape, (channels,))
+
+    def test_our_names_that_do_not_fit_are_listed(self):
+        self.weights["extra.kernel"] = np.zeros(3, np.float32)
+        self.weights["head.fc.bias"] = np.zeros(7, np.float32)
+        del self.weights["normalize.std"]
+        with self.assertRaisesRegex(
+            ValueError,
+            r"(?s)weights.safetensors: 3 weights do not fit; check the model name, num_classes.*"
+            r"extra\.kernel: maps to .*head\.fc\.bias: shape \(7,\).*normalize\.std: not filled",
+        ):
+            convert.load("convnext_n", self.saved(self.weights), **KWARGS)
+
+    def test_the_right_model_is_named(self):
+        arrays = dict.fromkeys(models.torch_keys("convnext_b_cvst"), np.zeros(1, np.float32))
+        with self.assertRaisesRegex(
+            ValueError, "all names are those of convnext_b_cvst, convnext_l"
+        ):
+            convert.from_torch("convnext_t", arrays)
+
+    @parameterized.parameters(*corpus.ARRAYS, *corpus.BYTES)
+    def test_broken_files(self, case):
+        path, message = corpus.write(case, self.folder / "broken", as_timm(self.weights))
+        with self.assertRaisesRegex(ValueError, "(?s)" + message):
+            convert.load("convnext_n", path, **KWARGS)
+
+    def torch(self):
+        try:
+            import torch
+        except ImportError:
+            self.skipTest(paths.PARITY)
+        return torch
+
+    @parameterized.parameters(
+        "",
+        "state_dict",
+        "model",
+        "model_state_dict",
+        "state_dict/model",
+        "state_dict_ema",
+        "model_ema/state_dict",
+    )
+    def test_torch_files(self, place):
+        torch = self.torch()
+        tree = {f"module.{k}": torch.tensor(v) for k, v in as_timm(self.weights).items()}
+        for key in reversed(place.split("/") if place else []):
+            tree = {"epoch": 3, key: tree, "args": {"lr": 1.0}}
+        path = self.folder / "weights.pth.tar"
+        torch.save(tree, path)
+        self.assert_loads(path)
+
+    def test_averaged_or_raw_weights(self):
+        torch, path = self.torch(), self.folder / "full_model_3.pth"
+        raw = {f"module.base_model.{k}": torch.tensor(v) for k, v in as_timm(self.weights).items()}
+        ema = {k.removeprefix("module."): v / 2 for k, v in raw.items()}
+        torch.save({"model_state_dict": raw, "state_dict_ema": ema, "epoch": 3}, path)
+        self.assert_loads(path, which="raw")
+        self.weights = {
+            k: v if k.startswith("normalize.") else v / 2 for k, v in self.weights.items()
+        }
+        self.assert_loads(path)
+        with self.assertRaisesRegex(ValueError, "which='best'; one of ema, raw"):
+            convert.load("convnext_n", path, which="best", **KWARGS)
+
+    def test_strides_are_honoured(self):
+        torch, path = self.torch(), self.folder / "channels_last.pt"
+        tensors = {k: torch.tensor(v) for k, v in as_timm(self.weights).items()}
+        kernel = tensors["stem.0.weight"].to(memory_format=torch.channels_last)
+        self.assertFalse(kernel.is_contiguous())
+        flat = torch.zeros(500)
+        tensors |= {"stem.0.weight": kernel, "stem.0.bias": flat[7 : 7 + 128 : 2]}
+        self.weights["stem.0.bias"] = np.zeros(64, np.float32)
+        torch.save(tensors, path)
+        self.assert_loads(path)
+
+    def test_averages_that_are_not_there(self):
+        torch, path = self.torch(), self.folder / "ema.pt"
+        tensors = {k: torch.tensor(v) for k, v in as_timm(self.weights).items()}
+        for content, which, message in (
+            ({"state_dict_ema": tensors}, "raw", "averaged weights only, under 'state_dict_ema'"),
+            ({"state_dict": tensors, "ema": {"decay": 0.9}}, "ema", "'ema' holds no state dict of"),
+        ):
+            torch.save(content, path)
+            with self.subTest(which), self.assertRaisesRegex(ValueError, message):
+                convert.load("convnext_n", path, which=which, **KWARGS)
+        torch.save({"state_dict": {}, "model_ema": {"module": tensors, "decay": 0.9}}, path)
+        self.assert_loads(path)
+
+    def test_tensors_that_are_no_arrays(self):
+        torch, path = self.torch(), self.folder / "strange.pt"
+        head = torch.zeros(10, 256)
+        loop: dict = {}
+        loop["model"] = loop
+        for content, message in (
+            ({"head.fc.weight": head.to_sparse()}, r"head\.fc\.weight is no plain array .*sparse"),
+            ({"head.fc.weight": head.to("meta")}, "head.fc.weight is no plain array .*meta"),
+            ({"head.fc.weight": head.to(torch.float8_e4m3fn)}, "no plain array .*float8_e4m3fn"),
+            (loop, "holds no state dict"),
+        ):
+            torch.save(content, path)
+            with self.subTest(message), self.assertRaisesRegex(ValueError, message):
+                files.read(path)
+
+    @parameterized.parameters(
+        ("resnet50_gelu", "Salman2020Do_R50"),
+        ("vit_s", "Mo2022When_ViT-B"),
+        ("xcit_m12", "Debenedetti2022Light_XCiT-S12"),
+        ("convnext_b", "Liu2023Comprehensive_ConvNeXt-L"),
+    )
+    def test_layouts_of_another_row_are_refused(self, name, layout):
+        with self.assertRaisesRegex(ValueError, f"{layout} is a .*, not a {name}"):
+            convert.to_torch(name, {}, {}, layout=layout)
+
+    def test_broken_torch_files(self):
+        torch, path = self.torch(), self.folder / "bad.pt"
+        tensors = {k: torch.tensor(v) for k, v in as_timm(self.weights).items()}
+        for content, message in (
+            ({"state_dict": tensors, "hook": Path("/")}, "would run code.*torch.save.model.state"),
+            ([torch.zeros(2)], "holds no state dict"),
+            ({"epoch": 3}, "holds no state dict"),
+            ({k: v.half() for k, v in tensors.items()}, "dtype float16, expected float32"),
+            ({k: v.bfloat16() for k, v in tensors.items()}, "torch.bfloat16; rounded weights"),
+        ):
+            torch.save(content, path)
+            with self.subTest(message), self.assertRaisesRegex(ValueError, "(?s)" + message):
+                convert.load("convnext_n", path, **KWARGS)
+        torch.save(tensors, path)
+        path.write_bytes(path.read_bytes()[:-9000])
+        with self.assertRaisesRegex(ValueError, "not a whole PyTorch file"):
+            files.read(path)
+
+    def test_no_such_file(self):
+        with self.assertRaisesRegex(ValueError, r"none\.pt: no such file"):
+            files.read(self.folder / "none.pt")
+
+    def test_without_torch(self):
+        path = self.folder / "weights.pth"
+        path.write_bytes(b"PK\x03\x04")
+        with (
+            hidden("torch"),
+            self.assertRaisesRegex(ValueError, r"pip install -e '\.\[torch\]'"),
+        ):
+            files.read(path)
+
+
+class MetaNamesTest(absltest.TestCase):
+    def test_convnext(self):
+        """Renaming timm's weights as revisiting_at.md section 2.1 says gives the same network."""
+        theirs = as_timm(random_weights())
+        meta = {}
+        for key, array in theirs.items():
+            parts = key.split(".")
+            if parts[0] == "stem":
+                key = f"downsample_layers.0.{parts[1]}.{parts[2]}"
+            elif parts[0] == "head":
+                key = key.replace("head.norm", "norm").replace("head.fc", "head")
+            elif parts[2] == "downsample":
+                key = f"downsample_layers.{parts[1]}.{parts[3]}.{parts[4]}"
+            else:
+                key = f"stages.{parts[1]}.{'.'.join(parts[3:])}"
+                key = key.replace("conv_dw", "dwconv").replace("mlp.fc", "pwconv")
+            meta[key] = array
+        ours = convert.from_torch("convnext_n", theirs, **KWARGS)
+        again = convert.from_torch("convnext_n", meta, **KWARGS)
+        jax.tree.map(np.testing.assert_array_equal, ours, again)
+
+
+if __name__ == "__main__":
+    absltest.main()
