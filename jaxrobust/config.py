@@ -18,7 +18,7 @@ PHASES = ("pretrain", "train")
 VERSION = 1  # of the keys, in a run's config.json; it grows where old values would mean others
 
 
-def phase(**changes) -> ConfigDict:
+def phase(**changes: Any) -> ConfigDict:
     """One run of the optimiser: the paper's AdamW and learning-rate curve."""
     values = {
         "objective": "adversarial",  # clean | adversarial | trades

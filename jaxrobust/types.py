@@ -2,17 +2,35 @@
 
 Shape letters, project-wide: `B` batch, `H W` pixels, `C` classes (or image channels after `H W`).
 Images are float in [0, 1] with radii in the same units; `uint8` only between host and device.
+
+`Images` to `Keys` are arrays of a shape. To a type checker and to a program they are plain arrays;
+the tests have each call compared with them (tests/conftest.py), where a letter stands for one size
+within a call. So they stand only where nothing else is ever valid, and where no `ValueError` of
+ours says more.
 """
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jaxtyping import Bool, Float, Integer, Key, Shaped
 
 Array = jax.Array
+Images = Float[Array, "B H W channels"]
+GivenImages = Shaped[Array | np.ndarray, "B H W channels"]  # before a look at their dtype
+Points = Float[Array, "B *pixels"]  # images, whatever an attack makes of them
+Logits = Float[Array, "B C"]
+SoftLabels = Float[Array, "B C"]  # probabilities
+Labels = Integer[Array, " B"]  # classes
+PerImage = Float[Array, " B"]
+Counts = Integer[Array, " B"]  # and ids, levels
+Mask = Bool[Array, " B"]
+Keys = Key[Array, " B"]
 Params = dict[str, Array]  # flat, dotted names that mirror timm's
 LogitsFn = Callable[[Array], Array]  # f[B,H,W,C] in [0,1] -> f[B,C]
-Attack = Callable[[LogitsFn, Array, Array, Array], Array]  # (logits_fn, key, images, labels)
+# (logits_fn, key or keys or None, images, labels) -> images_adv
+Attack = Callable[[LogitsFn, Array | None, Array, Array], Array]
 
 # How the forward passes that decide multiply: by default a TPU makes one bfloat16 product of two
 # float32 numbers, and an NVIDIA GPU may make one of TF32.

@@ -1,12 +1,47 @@
-"""Compiled programs are kept on disk from test to test and from run to run.
+"""Shapes are checked in tests, and compiled programs are kept on disk.
 
-Three quarters of a test's time are XLA's, and many tests compile the same program. Not in
-`__init__.py`: processes that tests start must not have it (see `compilation.use_persistent_cache`).
+Not in `__init__.py`: processes that tests start have neither (see
+`compilation.use_persistent_cache`).
 """
 
+from collections.abc import Callable
+from typing import Any, get_args
+
 import jax
+import jaxtyping
+from beartype import beartype
 
 from jaxrobust.runtime.compilation import use_persistent_cache
 
+# The modules whose every call is compared with the shapes of its annotations.
+SHAPED = (
+    "jaxrobust.attacks",
+    "jaxrobust.evaluation.accuracy",
+    "jaxrobust.evaluation.checks",
+    "jaxrobust.models.inputs",
+    "jaxrobust.training.mixing",
+    "jaxrobust.training.objectives",
+)
+
+
+def shapes(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` with beartype's checks of the annotations that name a shape.
+
+    Of no others: what is no number, no array or no known name the package itself refuses, and the
+    tests read its messages.
+    """
+    hints = {k: v for k, v in function.__annotations__.items() if _names_shape(v)}
+    function.__annotations__ = hints
+    return beartype(function) if hints else function
+
+
+def _names_shape(hint: Any) -> bool:
+    shape = isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray)
+    return shape or any(map(_names_shape, get_args(hint)))
+
+
+jaxtyping.install_import_hook(SHAPED, "tests.conftest.shapes")  # before the first import of them
+
+# Three quarters of a test's time are XLA's, and many tests compile the same program.
 use_persistent_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

@@ -17,6 +17,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # imported where it is used: workers set what it reads before
+    import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -53,7 +57,7 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def data(count: int):
+def data(count: int) -> "tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]":
     """(images f32[n,32,32,3], labels i32[n], golden flags)."""
     import numpy as np
 
@@ -64,7 +68,7 @@ def data(count: int):
 # --- In JAX ---
 
 
-def our_network(name: str):
+def our_network(name: str) -> Any:
     """logits_fn with its weights as arguments."""
     import jax
     import jax.numpy as jnp
@@ -92,7 +96,7 @@ def our_network(name: str):
     return jax.tree_util.Partial(apply, weights)
 
 
-def our_worker(args) -> None:
+def our_worker(args: argparse.Namespace) -> None:
     """Run each norm twice; the second run compiles nothing."""
     import jax
 
@@ -135,7 +139,9 @@ def our_worker(args) -> None:
         print(json.dumps(report), flush=True)
 
 
-def network_seconds(network, images, labels, result, batch) -> float:
+def network_seconds(
+    network: Any, images: "np.ndarray", labels: "np.ndarray", result: Any, batch: int | None
+) -> float:
     """Return what the passes of a run cost by themselves, idle slots included, on one device."""
     import jax
     import jax.numpy as jnp
@@ -188,7 +194,7 @@ def network_seconds(network, images, labels, result, batch) -> float:
 # --- In PyTorch ---
 
 
-def their_network(name: str):
+def their_network(name: str) -> Any:
     """Return the same network in PyTorch."""
     import numpy as np
     import torch
@@ -243,7 +249,7 @@ def their_network(name: str):
     return net.eval().requires_grad_(False)
 
 
-def their_worker(args) -> None:
+def their_worker(args: argparse.Namespace) -> None:
     """Run each norm with as many threads as there are cores."""
     import pyautoattack
     import torch
@@ -292,7 +298,7 @@ def their_worker(args) -> None:
 # --- Side by side ---
 
 
-def launch(worker: str, args, cores: list[int]) -> dict[str, dict]:
+def launch(worker: str, args: argparse.Namespace, cores: list[int]) -> dict[str, dict]:
     """Run a worker on those cores; return {norm: report}."""
     command = [sys.executable, __file__, f"--worker={worker}", f"--network={args.network}"]
     command += [f"--norms={','.join(args.norms)}", f"--images={args.images}"]
@@ -336,7 +342,7 @@ def main() -> None:
         print(json.dumps({"network": args.network, "images": args.images, "norms": result}))
 
 
-def compare(args, norm: str, key: str, best: dict[str, dict]) -> dict:
+def compare(args: argparse.Namespace, norm: str, key: str, best: dict[str, dict]) -> dict:
     """Return ratios of a norm in one mode."""
     ours, theirs = best["ours"], best["theirs"]
     per_pass = {w: r[key] / (r["forward"] + r["backward"]) for w, r in best.items()}

@@ -9,6 +9,8 @@ python tools/bench_layers.py [--batch 8] [--repeats 7] [--only depthwise] [--jso
 import functools
 import json
 import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,11 @@ try:
     import torch
 except ImportError:
     torch = None  # type: ignore[assignment]
+
+Array = jax.Array
+Tensor = Any  # PyTorch's, which may be missing
+# name, function, shapes of its operands, the same in PyTorch
+Case = tuple[str, Callable[..., Any], list[tuple[int, ...]], Callable[..., Any]]
 
 STAGES = ((56, 96), (28, 192), (14, 384), (7, 768))
 
@@ -40,31 +47,31 @@ CONVS = (
 )
 
 
-def conv(x, kernel, **kwargs):
+def conv(x: Tensor, kernel: Tensor, **kwargs: Any) -> Tensor:
     """PyTorch's convolution of arrays as ours."""
     out = torch.nn.functional.conv2d(x.permute(0, 3, 1, 2), kernel.permute(3, 2, 0, 1), **kwargs)
     return out.permute(0, 2, 3, 1)
 
 
-def pool(x):
+def pool(x: Tensor) -> Tensor:
     """PyTorch's maximum over windows."""
     return torch.nn.functional.max_pool2d(x.permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1)
 
 
-def norm(x, scale, bias):
+def norm(x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
     """PyTorch's batch norm in training."""
     out = torch.nn.functional.batch_norm(x.permute(0, 3, 1, 2), None, None, scale, bias, True)
     return out.permute(0, 2, 3, 1)
 
 
-def attend(q, k, v, bias=None):
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor = None) -> Tensor:
     """PyTorch's attention."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     out = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     return out.transpose(1, 2).flatten(2)
 
 
-def talk(q, k, v, before, after):
+def talk(q: Tensor, k: Tensor, v: Tensor, before: Tensor, after: Tensor) -> Tensor:
     """Talking heads in PyTorch, without biases."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     logits = (q * q.shape[-1] ** -0.5 @ k.transpose(2, 3)).permute(0, 2, 3, 1)
@@ -72,7 +79,7 @@ def talk(q, k, v, before, after):
     return (weights @ v).transpose(1, 2).flatten(2)
 
 
-def cross(q, k, v, temperature):
+def cross(q: Tensor, k: Tensor, v: Tensor, temperature: Tensor) -> Tensor:
     """Cross-covariance attention in PyTorch."""
     q, k, v = (x.permute(0, 2, 3, 1) for x in (q, k, v))
     q, k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
@@ -80,20 +87,20 @@ def cross(q, k, v, temperature):
     return (weights @ v).permute(0, 3, 1, 2).flatten(2)
 
 
-def talking_heads(q, k, v, before, after):
+def talking_heads(q: Array, k: Array, v: Array, before: Array, after: Array) -> Array:
     """Return ours without biases."""
     zeros = jnp.zeros(before.shape[0])
     return attention.talking_heads(q, k, v, (before, zeros), (after, zeros))
 
 
-def other_cases(batch):
+def other_cases(batch: int) -> Iterator[Case]:
     """Return layers of the other networks, as `cases`."""
-    for size, channels, features, window, stride, padding in CONVS:
-        options = {"stride": stride, "padding": padding}
+    for size, ins, outs, window, stride, padding in CONVS:
+        options: dict[str, Any] = {"stride": stride, "padding": padding}
         yield (
             f"conv {window}x{window}/{stride}",
             functools.partial(convolutions.conv, **options),
-            [(batch, size, size, channels), (window, window, channels, features)],
+            [(batch, size, size, ins), (window, window, ins, outs)],
             functools.partial(conv, **options),
         )
     yield "max_pool", pooling.max_pool, [(batch, 112, 112, 64)], pool
@@ -116,7 +123,7 @@ def other_cases(batch):
     yield "cross", attention.cross_covariance, [channels] * 3 + [(8, 1, 1)], cross
 
 
-def cases(batch, size, channels):
+def cases(batch: int, size: int, channels: int) -> Iterator[Case]:
     """Yield (name, function, shapes of its operands, the same in PyTorch)."""
     image, wide = (batch, size, size, channels), (batch, size, size, 4 * channels)
     vector = (channels,)
@@ -145,7 +152,7 @@ def cases(batch, size, channels):
         )
 
 
-def best(call, repeats):
+def best(call: Callable[[], Any], repeats: int) -> list[float]:
     """Least (wall, processor) milliseconds of one call, after a first one."""
     call()
     times = []
@@ -156,7 +163,9 @@ def best(call, repeats):
     return [round(1e3 * min(column), 2) for column in zip(*times, strict=True)]
 
 
-def time_jax(function, operands, g, repeats):
+def time_jax(
+    function: Callable[..., Array], operands: list[Array], g: Array, repeats: int
+) -> dict[str, list[float]]:
     """Return times of the value, of the input gradient and of the parameter gradients."""
     parameters = operands[1:]
     value = jax.jit(function)
@@ -166,29 +175,32 @@ def time_jax(function, operands, g, repeats):
     return {
         "forward": best(lambda: jax.block_until_ready(value(*operands)), repeats),
         "input": best(lambda: jax.block_until_ready(to_input(x, parameters, g)), repeats),
-        "parameters": parameters
-        and best(lambda: jax.block_until_ready(to_parameters(x, parameters, g)), repeats),
+        "parameters": best(lambda: jax.block_until_ready(to_parameters(x, parameters, g)), repeats)
+        if parameters
+        else [],
     }
 
 
-def time_torch(function, operands, g, repeats):
+def time_torch(
+    function: Callable[..., Tensor], operands: list[Array], g: Array, repeats: int
+) -> dict[str, list[float]]:
     """Return the same three in PyTorch; gradients reuse one forward pass."""
     tensors = [torch.tensor(np.asarray(a)).requires_grad_() for a in operands]
-    out, g = function(*tensors), torch.tensor(np.asarray(g))
+    out, along = function(*tensors), torch.tensor(np.asarray(g))
 
     def gradient(wanted):
-        return lambda: torch.autograd.grad(out, wanted, g, retain_graph=True)
+        return lambda: torch.autograd.grad(out, wanted, along, retain_graph=True)
 
     with torch.no_grad():
         forward = best(lambda: function(*tensors), repeats)
     return {
         "forward": forward,
         "input": best(gradient(tensors[:1]), repeats),
-        "parameters": tensors[1:] and best(gradient(tensors[1:]), repeats),
+        "parameters": best(gradient(tensors[1:]), repeats) if tensors[1:] else [],
     }
 
 
-def main():
+def main() -> None:
     """Print one line or JSON record for each layer and stage."""
     parser = Arguments(__doc__)
     parser.flag("batch", type=int, default=8)
@@ -206,7 +218,7 @@ def main():
             rng = np.random.default_rng(0)
             operands = [jnp.asarray(rng.standard_normal(s), jnp.float32) for s in shapes]
             g = jax.jit(function)(*operands)
-            record = {"layer": name, "shape": shapes[0]}
+            record: dict[str, Any] = {"layer": name, "shape": shapes[0]}
             record["jax"] = time_jax(function, operands, g, args.repeats)
             if torch is not None:
                 record["torch"] = time_torch(reference, operands, g, args.repeats)

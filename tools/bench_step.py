@@ -21,12 +21,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/
 
 from jaxrobust.runtime.commandline import Arguments
 from jaxrobust.runtime.launch import keep_large_buffers
+
+if TYPE_CHECKING:  # JAX is imported where it is used, after its environment is set
+    import numpy as np
+
+    from jaxrobust.config import Config
 
 OUT_OF_MEMORY = 4  # the exit code
 PROGRAMS = ("step", "clean", "torch", "torch_clean")
@@ -64,7 +69,7 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def load(args: argparse.Namespace, devices: int = 1):
+def load(args: argparse.Namespace, devices: int = 1) -> "Config":
     """Return the config of the command line, unlocked, with its changes; `args.batch` is of a
     device.
     """
@@ -110,7 +115,7 @@ class Program(NamedTuple):
     text: Callable[[], str] | None = None  # the compiled module
 
 
-def ours(config, images, labels) -> Program:
+def ours(config: "Config", images: "np.ndarray", labels: "np.ndarray") -> Program:
     """Return the step that the config trains with."""
     import jax
 
@@ -132,7 +137,7 @@ def ours(config, images, labels) -> Program:
     return Program(run, seconds, build.flops_per_image(config, "train"), step.as_text)
 
 
-def theirs(config, images, labels) -> Program:
+def theirs(config: "Config", images: "np.ndarray", labels: "np.ndarray") -> Program:
     """Return the same step in PyTorch, on a GPU if it sees one."""
     import torch
 

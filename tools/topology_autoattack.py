@@ -1,12 +1,23 @@
 """The steps of AutoAttack, compiled for TPUs that are not there: `bench_autoattack --topology`."""
 
+import argparse
 import functools
 import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # JAX is imported where it is used, after `topology` has set its environment
+    from jax.sharding import Mesh
+
+    from jaxrobust.attacks import Setting
+    from jaxrobust.types import LogitsFn
 
 FLOAT32_PRODUCTS = 6  # of bfloat16, which a TPU makes for a float32 one at full precision
 
 
-def abstract_step(mesh, setting, logits_fn, *, slots: int, image: tuple[int, ...]):
+def abstract_step(
+    mesh: "Mesh", setting: "Setting", logits_fn: "LogitsFn", *, slots: int, image: tuple[int, ...]
+) -> tuple[Callable[..., Any], tuple[Any, ...], int]:
     """Return (the program that makes steps in the engine's slots, its arguments, passes in a step).
 
     Arguments are shapes: `logits_fn` a `Partial` of them, `image` H, W, C.
@@ -42,7 +53,9 @@ def abstract_step(mesh, setting, logits_fn, *, slots: int, image: tuple[int, ...
     return advance, (logits_fn, None, epsilon, state, array(jnp.int32), floor), passes
 
 
-def abstract_verdict(mesh, logits_fn, *, slots: int, image: tuple[int, ...]):
+def abstract_verdict(
+    mesh: "Mesh", logits_fn: "LogitsFn", *, slots: int, image: tuple[int, ...]
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """Return (the program of a forward pass that decides, its arguments), as above."""
     import jax
     import jax.numpy as jnp
@@ -55,7 +68,7 @@ def abstract_verdict(mesh, logits_fn, *, slots: int, image: tuple[int, ...]):
     return forward_program(mesh, False), (logits_fn, root, draw, images, ids)
 
 
-def ahead_of_time(args) -> None:
+def ahead_of_time(args: argparse.Namespace) -> None:
     """Compile the steps of standard AutoAttack for a slice of TPUs, and print.
 
     A program makes steps until enough slots are done: figures are of one such step, and sizes of
@@ -89,7 +102,7 @@ def ahead_of_time(args) -> None:
     for norm in args.norms:
         for setting in plan.plan(norm, "standard", None, None):
             programs.setdefault(program_of(setting), []).append(setting.name)
-    result = []
+    result: list[dict[str, Any]] = []
     for setting, attacks in programs.items():
         advance, arguments, passes = abstract_step(
             mesh, setting, logits_fn, slots=width * len(chips), image=image

@@ -4,6 +4,7 @@ Needs the extra `parity`; `published` needs robustbench too. Our own code, writt
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,7 +36,13 @@ def randomised(net: torch.nn.Module, seed: int) -> torch.nn.Module:
     return net
 
 
-def apgd(net, images, labels, epsilon: float, steps: int):
+def apgd(
+    net: Callable[[torch.Tensor], torch.Tensor],
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    epsilon: float,
+    steps: int,
+) -> torch.Tensor:
     """Linf APGD as trained, for up to 9 steps, where every iteration is a checkpoint."""
 
     def evaluate(x, with_gradient):
@@ -96,22 +103,23 @@ class Trainer:
 
     def __init__(
         self,
-        net,
+        net: torch.nn.Module,
         *,
-        lr,
-        weight_decay,
-        ema_decay,
-        epsilon,
-        attack_steps,
-        decay_mask="not-bias",
-        device="cpu",
-        dtype=torch.float32,
-        channels_last=False,
-        compiled=False,
-    ):
+        lr: float,
+        weight_decay: float,
+        ema_decay: float,
+        epsilon: float,
+        attack_steps: int,
+        decay_mask: str = "not-bias",
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        compiled: bool = False,
+    ) -> None:
         self.device, self.dtype = torch.device(device), dtype
         self.layout = torch.channels_last if channels_last else torch.preserve_format
-        self.net = net.to(self.device, memory_format=self.layout).train()
+        placed: Any = net.to  # PyTorch's types do not know its `memory_format`
+        self.net = placed(self.device, memory_format=self.layout).train()
         self.average = copy.deepcopy(self.net)
         self.forward = torch.compile(self.net) if compiled else self.net
         groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "weight_decay": 0.0}]

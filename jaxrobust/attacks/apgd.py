@@ -10,9 +10,10 @@ tests/attacks/test_apgd.py.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrobust.attacks.apgd_l1 import follow_sparsity, kept_of
 from jaxrobust.attacks.balls import BALLS, all_finite, l0_norm, per_image, where
@@ -25,7 +26,21 @@ from jaxrobust.attacks.inputs import (
 )
 from jaxrobust.attacks.losses import DLR, LOSSES, by_target
 from jaxrobust.attacks.machine import Named, Row, as_attack, run
-from jaxrobust.types import Array, Attack, Ball, LogitsFn, Machine
+from jaxrobust.types import (
+    Array,
+    Attack,
+    Ball,
+    Counts,
+    GivenImages,
+    Keys,
+    Labels,
+    Logits,
+    LogitsFn,
+    Machine,
+    Mask,
+    PerImage,
+    Points,
+)
 
 
 class ApgdState(NamedTuple):
@@ -35,33 +50,33 @@ class ApgdState(NamedTuple):
     loss that differ in radius or steps may share one batch, and either's `tell`.
     """
 
-    images: Array  # the centre of the ball; may leave [0, 1] on Linf and L2
+    images: Points  # the centre of the ball; may leave [0, 1] on Linf and L2
     labels: Array  # i32[B] or f[B, C]
-    targets: Array  # i32[B], read by the targeted loss only
-    epsilon: Array  # f[B]
-    steps: Array  # i32[B], iterations after the start
-    period_floor: Array  # i32[B], the shortest time between two checkpoints
-    period_decrement: Array  # i32[B], by how much that time shrinks at each
+    targets: Labels  # read by the targeted loss only
+    epsilon: PerImage
+    steps: Counts  # iterations after the start
+    period_floor: Counts  # the shortest time between two checkpoints
+    period_decrement: Counts  # by how much that time shrinks at each
     # Where it is.
-    points: Array  # to be evaluated next
-    previous: Array  # the iterate before, for the momentum
-    step: Array  # f[B]
-    kept: Array  # f[B], L1 only: the fraction of entries that a step moves
-    iteration: Array  # i32[B], evaluations told so far; the first is that of the start
+    points: Points  # to be evaluated next
+    previous: Points  # the iterate before, for the momentum
+    step: PerImage
+    kept: PerImage  # L1 only: the fraction of entries that a step moves
+    iteration: Counts  # evaluations told so far; the first is that of the start
     # What it found.
-    x_best: Array  # the point of highest loss
-    loss_best: Array  # f[B]
-    gradient_best: Array
-    x_best_adv: Array  # the latest misclassified point, the start if there is none
-    correct: Array  # bool[B], no point so far was misclassified
+    x_best: Points  # the point of highest loss
+    loss_best: PerImage
+    gradient_best: Points
+    x_best_adv: Points  # the latest misclassified point, the start if there is none
+    correct: Mask  # no point so far was misclassified
     # Since the last checkpoint.
-    period: Array  # i32[B], iterations from that checkpoint to the next
-    since: Array  # i32[B], iterations done of them
-    rises: Array  # i32[B], how often the loss rose from one iterate to the next
-    last_loss: Array  # f[B]
-    loss_at_check: Array  # f[B], `loss_best` then
-    reduced: Array  # bool[B], whether the step was halved then
-    sparsity: Array  # f[B], L1 only: entries in which `x_best` differed from the image then
+    period: Counts  # iterations from that checkpoint to the next
+    since: Counts  # iterations done of them
+    rises: Counts  # how often the loss rose from one iterate to the next
+    last_loss: PerImage
+    loss_at_check: PerImage  # `loss_best` then
+    reduced: Mask  # whether the step was halved then
+    sparsity: PerImage  # L1 only: entries in which `x_best` differed from the image then
 
 
 # --- Algorithm 1: the schedule of checkpoints, the two conditions, one iteration ---
@@ -78,7 +93,7 @@ def _periods(norm: str, steps: int) -> tuple[int, int, int]:
     return max(int(0.22 * steps), 1), max(int(0.06 * steps), 1), max(int(0.03 * steps), 1)
 
 
-def _next_period(state: ApgdState, due: Array) -> ApgdState:
+def _next_period(state: ApgdState, due: Mask) -> ApgdState:
     shorter = jnp.maximum(state.period - state.period_decrement, state.period_floor)
     return state._replace(
         period=jnp.where(due, shorter, state.period),
@@ -88,7 +103,7 @@ def _next_period(state: ApgdState, due: Array) -> ApgdState:
     )
 
 
-def _halve_when_stuck(state: ApgdState, due: Array) -> tuple[ApgdState, Array]:
+def _halve_when_stuck(state: ApgdState, due: Mask) -> tuple[ApgdState, Mask]:
     """Linf and L2: halve the step where either condition holds, and restart from the best point."""
     # Condition 1: the loss rose in at most rho = 3/4 of the steps since the last checkpoint.
     oscillates = 4 * state.rises <= 3 * state.since
@@ -103,8 +118,8 @@ def _halve_when_stuck(state: ApgdState, due: Array) -> tuple[ApgdState, Array]:
 
 def _tell(
     state: ApgdState,
-    logits: Array,
-    gradient: Array,
+    logits: Logits,
+    gradient: Points,
     *,
     ball: Ball,
     loss_of: Callable[[ApgdState, Array], Array],
@@ -168,10 +183,17 @@ def apgd_machine(
     name = loss if isinstance(loss, str) else "ce"
     check_settings(norm=norm, epsilon=epsilon, loss=name, steps=steps, kept_fraction=kept_fraction)
     ball = BALLS[norm]
-    loss_fn = LOSSES[loss] if isinstance(loss, str) else loss
+    loss_fn: Callable[..., Array] = LOSSES[loss] if isinstance(loss, str) else loss
     reads_targets = loss == "dlr-targeted" or callable(loss)
 
-    def init(images, labels, *, keys=None, targets=None, start="image"):
+    def init(
+        images: Any,
+        labels: Any,
+        *,
+        keys: Keys | None = None,
+        targets: Any = None,
+        start: str | Array | np.ndarray = "image",
+    ) -> ApgdState:
         images, labels = check_inputs(images, labels)
         one_each = images.reshape(images.shape[0], -1)[:, 0]
         floats = partial(jnp.full_like, one_each)  # `_like` also takes over shard_map's axes
@@ -216,7 +238,7 @@ def apgd_machine(
             sparsity=sparsity,
         )
 
-    def loss_of(state, logits):
+    def loss_of(state: ApgdState, logits: Logits) -> PerImage:
         logits = logits.astype(state.epsilon.dtype)
         if reads_targets:
             return loss_fn(logits, state.labels, state.targets)
@@ -235,7 +257,7 @@ def apgd_machine(
 
 def apgd_run(
     logits_fn: LogitsFn,
-    images: Array,
+    images: GivenImages,
     labels: Array,
     *,
     norm: str,
@@ -243,8 +265,8 @@ def apgd_run(
     steps: int,
     loss: str = "ce",
     key: Array | None = None,
-    start: str | Array = "image",
-    targets: Array | None = None,
+    start: str | Array | np.ndarray = "image",
+    targets: Labels | None = None,
     kept_fraction: float = 0.2,
 ) -> ApgdState:
     """One run of APGD as AutoAttack makes it; returns the whole final state.
@@ -316,7 +338,7 @@ def apgd(
     return as_attack(machine, random_start=random_start, gradient_steps=steps, final_forward=True)
 
 
-def _is_correct(logits: Array, labels: Array) -> Array:
+def _is_correct(logits: Logits, labels: Array) -> Mask:
     """Whether the first largest logit is the label, or the first largest soft target."""
     if labels.ndim == 2:
         labels = jnp.argmax(labels, axis=1)

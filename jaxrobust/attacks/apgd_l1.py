@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.attacks.balls import l0_norm
-from jaxrobust.types import Array
+from jaxrobust.types import Mask, PerImage, Points
 
 State = TypeVar("State")  # of `apgd`
 
 
-def follow_sparsity(state: State, due: Array) -> tuple[State, Array]:
+def follow_sparsity(state: State, due: Mask) -> tuple[State, Mask]:
     """Go back to the full step where the best point got sparser, else shorten it.
 
     Later steps move two thirds as many entries as the best point does. Returns the state and who
@@ -33,12 +33,12 @@ def follow_sparsity(state: State, due: Array) -> tuple[State, Array]:
     return state, due & sparser
 
 
-def kept_of(sparsity: Array, images: Array) -> Array:
+def kept_of(sparsity: PerImage, images: Points) -> PerImage:
     """Return the fraction of entries to move, of a best point that differs in `sparsity` f[B]."""
     return _divide(_divide(sparsity, images[0].size), 1.5)
 
 
-def _divide(values: Array, divisor: float) -> Array:
+def _divide(values: PerImage, divisor: float) -> PerImage:
     """Return a true division by a constant.
 
     XLA would multiply by the rounded reciprocal, and join two divisions into one; a unit in the

@@ -6,23 +6,24 @@ Source: Croce & Hein 2021 (arXiv 2103.01208), section 3.3; parity: tests/attacks
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrobust.attacks.apgd import ApgdState, apgd_machine
 from jaxrobust.attacks.balls import BALLS, where
 from jaxrobust.attacks.inputs import check_inputs, start_points
 from jaxrobust.attacks.losses import by_target
 from jaxrobust.attacks.machine import Row
-from jaxrobust.types import Array, Machine
+from jaxrobust.types import Array, Counts, Keys, Logits, Machine, Mask, PerImage, Points
 
 
 class MultiRadiusState(NamedTuple):
     """Three runs of APGD in a row; the first axis of every array is the image."""
 
-    stage: Array  # i32[B], 0, 1 or 2
+    stage: Counts  # 0, 1 or 2
     run: ApgdState
 
 
@@ -49,17 +50,24 @@ def apgd_multi_radius_machine(
     project, loss_of = BALLS[norm].project, stages[0].loss
     assert loss_of is not None
 
-    def radius(stage, images):
+    def radius(stage: int, images: Points) -> PerImage:
         return jnp.full_like(images.reshape(images.shape[0], -1)[:, 0], plan[stage][0] * epsilon)
 
-    def init(images, labels, *, keys=None, targets=None, start="random"):
+    def init(
+        images: Any,
+        labels: Any,
+        *,
+        keys: Keys | None = None,
+        targets: Any = None,
+        start: str | Array | np.ndarray = "random",
+    ) -> MultiRadiusState:
         images, labels = check_inputs(images, labels)
         widest = radius(0, images)
         start = project(start_points(BALLS[norm], start, images, widest, keys), images, widest)
         run = stages[0].init(images, labels, start=start, targets=targets)
         return MultiRadiusState(jnp.full_like(run.iteration, 0), run)
 
-    def begin(state, over):
+    def begin(state: MultiRadiusState, over: Mask) -> MultiRadiusState:
         for stage in (1, 2):
             run = state.run
             start = project(run.x_best, run.images, radius(stage, run.images))
@@ -70,7 +78,7 @@ def apgd_multi_radius_machine(
             over = over & ~enters
         return state
 
-    def tell(state, logits, gradient):
+    def tell(state: MultiRadiusState, logits: Logits, gradient: Points) -> MultiRadiusState:
         state = state._replace(run=stages[0].tell(state.run, logits, gradient))
         over = stages[0].finished(state.run) & (state.stage < 2)
         return jax.lax.cond(jnp.any(over), begin, lambda state, over: state, state, over)

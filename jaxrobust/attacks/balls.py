@@ -5,18 +5,25 @@ operations is that of AutoAttack: on Linf and L2 the iterates are compared with 
 and on L1 the rounding residue of `(x + t) + correction` counts as a non-zero entry.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Shaped
 
-from jaxrobust.types import Array, Ball
+from jaxrobust.types import Array, Ball, Counts, Keys, Mask, PerImage, Points
+
+Rows = Shaped[Array, "B *rest"]  # of any type
+AnyPoints = Float[Array | np.ndarray, "B *pixels"]
 
 
-def per_image(values: Array, images: Array) -> Array:
+def per_image(values: Shaped[Array, " B"], images: Shaped[Array, "B ..."]) -> Array:
     """`values` [B] shaped to broadcast against `images` [B, ...]."""
     return values.reshape(values.shape + (1,) * (images.ndim - 1))
 
 
-def l0_norm(deltas: Array) -> Array:
+def l0_norm(deltas: Points) -> PerImage:
     """Return the number of entries that differ from zero exactly, per image, in the dtype of
     `deltas`.
     """
@@ -24,22 +31,22 @@ def l0_norm(deltas: Array) -> Array:
     return count.astype(deltas.dtype)
 
 
-def l1_norm(deltas: Array) -> Array:
+def l1_norm(deltas: Points) -> PerImage:
     """Return the sum of absolute values per image, f[B]."""
     return _total(jnp.abs(deltas))
 
 
-def l2_norm(deltas: Array) -> Array:
+def l2_norm(deltas: Points) -> PerImage:
     """Return the Euclidean norm per image, f[B]."""
     return jnp.sqrt(_total(deltas * deltas))
 
 
-def where(mask: Array, yes: Array, no: Array) -> Array:
+def where(mask: Mask, yes: Rows, no: Rows) -> Rows:
     """`jnp.where` with one decision per image."""
     return jnp.where(per_image(mask, yes), yes, no)
 
 
-def all_finite(values: Array) -> Array:
+def all_finite(values: Points) -> Mask:
     """Whether every entry of an image is finite, bool[B]."""
     return jnp.all(jnp.isfinite(values.reshape(values.shape[0], -1)), axis=1)
 
@@ -47,11 +54,11 @@ def all_finite(values: Array) -> Array:
 # --- Linf ---
 
 
-def _sample_linf(keys, images, epsilon):
+def _sample_linf(keys: Keys, images: Points, epsilon: PerImage) -> Points:
     return place_linf(draw(jax.random.uniform, keys, images), images, epsilon)
 
 
-def place_linf(uniform: Array, images: Array, epsilon: Array) -> Array:
+def place_linf(uniform: Points, images: Points, epsilon: PerImage) -> Points:
     """Return the start that AutoAttack makes of a draw from U[0, 1): one entry at exactly
     +-epsilon.
     """
@@ -61,12 +68,14 @@ def place_linf(uniform: Array, images: Array, epsilon: Array) -> Array:
     return jnp.clip(images + per_image(epsilon, t) * t, 0, 1)
 
 
-def _project_linf(points, images, epsilon):
+def _project_linf(points: AnyPoints, images: Points, epsilon: PerImage) -> Points:
     epsilon = per_image(epsilon, images)
     return jnp.clip(jnp.minimum(jnp.maximum(points, images - epsilon), images + epsilon), 0, 1)
 
 
-def _ascend_linf(points, gradient, step, kept=None):
+def _ascend_linf(
+    points: Points, gradient: Points, step: PerImage, kept: PerImage | None = None
+) -> Points:
     del kept
     return points + per_image(step, points) * _sign(gradient)
 
@@ -74,24 +83,26 @@ def _ascend_linf(points, gradient, step, kept=None):
 # --- L2 ---
 
 
-def _sample_l2(keys, images, epsilon):
+def _sample_l2(keys: Keys, images: Points, epsilon: PerImage) -> Points:
     return place_l2(draw(jax.random.normal, keys, images), images, epsilon)
 
 
-def place_l2(normal: Array, images: Array, epsilon: Array) -> Array:
+def place_l2(normal: Points, images: Points, epsilon: PerImage) -> Points:
     """Return the start that AutoAttack makes of a draw from N(0, 1): a point on the sphere."""
     direction = normal / (per_image(l2_norm(normal), normal) + 1e-12)
     return jnp.clip(images + per_image(epsilon, normal) * direction, 0, 1)
 
 
-def _project_l2(points, images, epsilon):
-    delta = points - images
+def _project_l2(points: AnyPoints, images: Points, epsilon: PerImage) -> Points:
+    delta = jnp.subtract(points, images)
     norm = l2_norm(delta)
     direction = delta / (per_image(norm, delta) + 1e-12)
     return jnp.clip(images + direction * per_image(jnp.minimum(epsilon, norm), delta), 0, 1)
 
 
-def _ascend_l2(points, gradient, step, kept=None):
+def _ascend_l2(
+    points: Points, gradient: Points, step: PerImage, kept: PerImage | None = None
+) -> Points:
     del kept
     norm = per_image(l2_norm(gradient), gradient)
     return points + per_image(step, points) * gradient / (norm + 1e-12)
@@ -100,11 +111,11 @@ def _ascend_l2(points, gradient, step, kept=None):
 # --- L1 ---
 
 
-def _sample_l1(keys, images, epsilon):
+def _sample_l1(keys: Keys, images: Points, epsilon: PerImage) -> Points:
     return place_l1(draw(jax.random.normal, keys, images), images, epsilon)
 
 
-def place_l1(normal: Array, images: Array, epsilon: Array) -> Array:
+def place_l1(normal: Points, images: Points, epsilon: PerImage) -> Points:
     """Return the start that AutoAttack makes of a draw from N(0, 1): its projection, a sparse
     point.
     """
@@ -112,15 +123,15 @@ def place_l1(normal: Array, images: Array, epsilon: Array) -> Array:
     return jnp.clip((images + normal) + l1_correction(images, normal, epsilon), 0, 1)
 
 
-def _project_l1(points, images, epsilon):
+def _project_l1(points: AnyPoints, images: Points, epsilon: PerImage) -> Points:
     # Training noise may leave the box, where ball and box need not meet: centre on the nearest
     # image. No box clip afterwards: one at a saturated pixel would hide its residue (see above).
     images = jnp.clip(images, 0, 1)
-    delta = points - images
+    delta = jnp.subtract(points, images)
     return (images + delta) + l1_correction(images, delta, epsilon)
 
 
-def _ascend_l1(points, gradient, step, kept):
+def _ascend_l1(points: Points, gradient: Points, step: PerImage, kept: PerImage) -> Points:
     """One step of equal size along the fraction `kept` f[B] of the largest gradient entries."""
     size = jnp.abs(gradient)
     entries = gradient[0].size
@@ -129,7 +140,7 @@ def _ascend_l1(points, gradient, step, kept):
     return points + per_image(step, points) * signs / (per_image(l1_norm(signs), signs) + 1e-10)
 
 
-def l1_correction(images: Array, delta: Array, epsilon: Array) -> Array:
+def l1_correction(images: Points, delta: Points, epsilon: PerImage) -> Points:
     """Return what to add to `delta` for its Euclidean projection onto L1 ball and box.
 
     Args:
@@ -160,7 +171,7 @@ def l1_correction(images: Array, delta: Array, epsilon: Array) -> Array:
     return (-_sign(delta) * shrunk).reshape(shape)
 
 
-def _settle_l1(points, images):
+def _settle_l1(points: Points, images: Points) -> Points:
     """Hand out the image's own value where only rounding moved it, and nothing outside the box.
 
     The residue of entries that a projection gave back is below 8 units in the last place of 1;
@@ -171,7 +182,7 @@ def _settle_l1(points, images):
     return jnp.where(residue, images, jnp.clip(points, 0, 1))
 
 
-def _settle(points, images):
+def _settle(points: Points, images: Points) -> Points:
     del images
     return points  # the projection ends with the box
 
@@ -183,7 +194,7 @@ BALLS: dict[str, Ball] = {
 }
 
 
-def draw(distribution, keys, images):
+def draw(distribution: Callable[..., Array], keys: Keys, images: Points) -> Points:
     """One draw per key of an image's shape, so that it does not depend on the batch."""
     return jax.vmap(lambda key: distribution(key, images.shape[1:], images.dtype))(keys)
 
@@ -193,12 +204,12 @@ def _sign(values):
     return (values > 0).astype(values.dtype) - (values < 0).astype(values.dtype)
 
 
-def _total(values):
+def _total(values: Points) -> PerImage:
     """Return the sum per image."""
     return jnp.sum(values.reshape(values.shape[0], -1), axis=1)
 
 
-def _order_statistic(sizes, rank):
+def _order_statistic(sizes: Points, rank: Counts) -> PerImage:
     """Entry `rank` i32[B] of the ascending order of `sizes` f[B, ...] >= 0, exactly, unsorted."""
     sizes = sizes.reshape(sizes.shape[0], -1)
 
@@ -209,7 +220,7 @@ def _order_statistic(sizes, rank):
     return _smallest_float(too_high, sizes[:, 0])
 
 
-def _smallest_float(holds, like):
+def _smallest_float(holds: Callable[[PerImage], Mask], like: PerImage) -> PerImage:
     """Return the smallest non-negative float per image at which the monotone `holds` becomes true.
 
     Floats >= 0 sort like their bits, so this bisects the bits: exact in as many steps as there

@@ -5,15 +5,17 @@ and the radius is read only by its random start and by `counts`.
 
 Source: Croce & Hein 2020 (arXiv 1907.02044), algorithm 1; FAB-T is section 4 of Croce & Hein 2020
 (arXiv 2003.01690). Details that the papers leave open follow auto-attack a392200, which has no
-final line search; parity: tests/test_fab.py.
+final line search; parity: tests/attacks/test_fab.py.
 """
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
 
 from jaxrobust.attacks import balls
 from jaxrobust.attacks.balls import per_image, where
@@ -26,7 +28,19 @@ from jaxrobust.attacks.inputs import (
     start_points,
 )
 from jaxrobust.attacks.machine import Named, Row, as_attack, run
-from jaxrobust.types import Array, Attack, LogitsFn, Machine
+from jaxrobust.types import (
+    Array,
+    Attack,
+    Counts,
+    GivenImages,
+    Keys,
+    Labels,
+    Logits,
+    LogitsFn,
+    Machine,
+    PerImage,
+    Points,
+)
 
 _SIZE = {
     "linf": lambda rows: jnp.max(jnp.abs(rows), axis=1),
@@ -42,20 +56,20 @@ class FabState(NamedTuple):
     All settings that users may vary from image to image live here, as in `ApgdState`.
     """
 
-    images: Array  # in [0, 1]
-    labels: Array  # i32[B]
-    targets: Array  # i32[B], read by the targeted attack only
-    epsilon: Array  # f[B], read by `counts` only
-    steps: Array  # i32[B]
-    points: Array  # to be evaluated next: with gradient for `tell`, then without for `check`
-    iteration: Array  # i32[B], checks told so far
-    adv: Array  # the misclassified point of smallest norm so far, the image if there is none
-    norm_best: Array  # f[B], its distance to the image; infinite if there is none
+    images: Points  # in [0, 1]
+    labels: Labels
+    targets: Labels  # read by the targeted attack only
+    epsilon: PerImage  # read by `counts` only
+    steps: Counts
+    points: Points  # to be evaluated next: with gradient for `tell`, then without for `check`
+    iteration: Counts  # checks told so far
+    adv: Points  # the misclassified point of smallest norm so far, the image if there is none
+    norm_best: PerImage  # its distance to the image; infinite if there is none
 
 
 def fab_run(
     logits_fn: LogitsFn,
-    images: Array,
+    images: GivenImages,
     labels: Array,
     *,
     norm: str,
@@ -63,7 +77,7 @@ def fab_run(
     steps: int = 100,
     targets: Array | None = None,
     key: Array | None = None,
-    start: str | Array = "image",
+    start: str | Array | np.ndarray = "image",
     alpha_max: float = 0.1,
     eta: float = 1.05,
     beta: float = 0.9,
@@ -128,7 +142,14 @@ def fab_machine(
     ball = balls.BALLS[norm]._replace(sample=partial(_sample, norm=norm))
     size = _SIZE[norm]
 
-    def init(images, labels, *, keys=None, targets=None, start="image"):
+    def init(
+        images: Any,
+        labels: Any,
+        *,
+        keys: Keys | None = None,
+        targets: Any = None,
+        start: str | Array | np.ndarray = "image",
+    ) -> FabState:
         images, labels = check_inputs(images, labels)
         if labels.ndim != 1:
             raise ValueError(
@@ -157,14 +178,14 @@ def fab_machine(
             norm_best=floats(jnp.inf),
         )
 
-    def loss_of(state, logits):
+    def loss_of(state: FabState, logits: Logits) -> PerImage | Logits:
         logits = logits.astype(state.epsilon.dtype)
         own = jnp.take_along_axis(logits, state.labels[:, None], axis=1)
         if targeted:
             return (jnp.take_along_axis(logits, state.targets[:, None], axis=1) - own)[:, 0]
         return logits - own
 
-    def tell(state, logits, gradient):
+    def tell(state: FabState, logits: Logits, gradient: Any) -> FabState:
         x, x1, value = _rows(state.images), _rows(state.points), loss_of(state, logits)
         if not targeted:
             gradient, which = gradient
@@ -184,12 +205,12 @@ def fab_machine(
         moved = jnp.where(moves[:, None], moved, x1)
         return state._replace(points=moved.reshape(state.points.shape))
 
-    def distance(state, value, gradient, which):
+    def distance(state: FabState, value: PerImage, gradient: Points, which: Array) -> PerImage:
         steepness = _SIZE[_DUAL[norm]](_rows(gradient))
         away = jnp.abs(value) / (1e-12 + steepness)
         return jnp.where(state.labels == which.astype(state.labels.dtype), jnp.inf, away)
 
-    def check(state, logits):
+    def check(state: FabState, logits: Logits) -> FabState:
         x, x1 = _rows(state.images), _rows(state.points)
         adversarial = jnp.argmax(logits, axis=1).astype(state.labels.dtype) != state.labels
         distance = size(x1 - x)
@@ -215,17 +236,17 @@ def fab_machine(
     )
 
 
-def _rows(images):
+def _rows(images: Points) -> Float[Array, "B d"]:
     """Flat rows [B, d]: XLA's CPU loops over a last axis of 3 channels are 20 times slower."""
     return images.reshape(images.shape[0], -1)
 
 
-def _sample(keys, images, epsilon, *, norm):
+def _sample(keys: Keys, images: Points, epsilon: PerImage, *, norm: str) -> Points:
     draw = jax.random.uniform if norm == "linf" else jax.random.normal
     return place_start(balls.draw(draw, keys, images), images, epsilon, norm=norm)
 
 
-def place_start(draw: Array, images: Array, epsilon: Array, *, norm: str) -> Array:
+def place_start(draw: Points, images: Points, epsilon: PerImage, *, norm: str) -> Points:
     """Return the start that AutoAttack's FAB makes of a draw: at half the radius.
 
     Args:
@@ -280,7 +301,7 @@ def fab(
     own = {"alpha_max": alpha_max, "eta": eta, "beta": beta}
     machine = fab_machine(norm=norm, epsilon=epsilon, steps=steps, targeted=False, **own)
 
-    def result(state):
+    def result(state: FabState) -> Points:
         return where(state.norm_best <= state.epsilon, state.adv, state.images)
 
     return as_attack(

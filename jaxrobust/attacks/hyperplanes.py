@@ -8,13 +8,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
-from jaxrobust.types import Array
+from jaxrobust.types import Array, PerImage
+
+Rows = Float[Array, "B d"]  # images or normals, flat
 
 _FAR = 1e12  # a level at which every entry has reached the box
 
 
-def project_onto_hyperplane(points: Array, normals: Array, offsets: Array, *, norm: str) -> Array:
+def project_onto_hyperplane(points: Rows, normals: Rows, offsets: PerImage, *, norm: str) -> Rows:
     """Return the shortest way from points in the box [0, 1] to a hyperplane, inside the box.
 
     Args:
@@ -27,14 +30,14 @@ def project_onto_hyperplane(points: Array, normals: Array, offsets: Array, *, no
       its nearest corner.
     Raises:
       ValueError: an unknown norm.
-    Source: Croce & Hein 2020 (arXiv 1907.02044), section 2.2; parity: tests/test_fab.py.
+    Source: Croce & Hein 2020 (arXiv 1907.02044), section 2.2; parity: tests/attacks/test_fab.py.
     """
     if norm not in _MOVES:
         raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(_MOVES)}")
     return displacement(points, normals, jnp.sum(normals * points, axis=1) - offsets, norm)
 
 
-def displacement(points: Array, normals: Array, excess: Array, norm: str) -> Array:
+def displacement(points: Rows, normals: Rows, excess: PerImage, norm: str) -> Rows:
     """As above, from `excess` f[B] = <normal, point> - offset, better known than the offset."""
     # Every entry can only move down along the normal, as far as its room to the box.
     normals = jnp.where((excess >= 0)[:, None], normals, -normals)
@@ -43,12 +46,12 @@ def displacement(points: Array, normals: Array, excess: Array, norm: str) -> Arr
     return jnp.where(normals > 0, -moves, jnp.where(normals < 0, moves, 0))
 
 
-def _moves_linf(sizes, room, excess):
+def _moves_linf(sizes: Rows, room: Rows, excess: PerImage) -> Rows:
     level = _level(1.0, sizes, room, excess)
     return jnp.minimum(level[:, None], room)
 
 
-def _moves_l2(sizes, room, excess):
+def _moves_l2(sizes: Rows, room: Rows, excess: PerImage) -> Rows:
     sizes = jnp.where(sizes > 1e-8, sizes, 0)
     level = _level(sizes, sizes, room, excess)
     return jnp.minimum(level[:, None] * sizes, room)
@@ -83,12 +86,12 @@ def _level(speed, sizes, room, excess):
 class _Cut(NamedTuple):
     """The entries larger than `size` f[B], by how much they can move to the plane, their number."""
 
-    size: Array
-    gain: Array
-    number: Array
+    size: PerImage
+    gain: PerImage
+    number: PerImage
 
 
-def _moves_l1(sizes, room, excess):
+def _moves_l1(sizes: Rows, room: Rows, excess: PerImage) -> Rows:
     """Return entries move into their corner in order of size; the last one as far as needed.
 
     Bisects the sizes, instead of a sort, until a single entry, or equal ones, are left between

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrobust.attacks.balls import BALLS
 from jaxrobust.attacks.losses import LOSSES
-from jaxrobust.types import Array, Ball
+from jaxrobust.types import Array, Ball, Keys, PerImage, Points
 
 
 def check_settings(
@@ -89,7 +89,7 @@ def check_no_targets(loss: str) -> None:
         )
 
 
-def check_inputs(images: Array, labels: Array) -> tuple[Array, Array]:
+def check_inputs(images: Any, labels: Any) -> tuple[Points, Array]:
     """Images and labels as JAX arrays (NumPy's and lists are converted), refused if they misfit.
 
     Raises:
@@ -117,7 +117,7 @@ def check_inputs(images: Array, labels: Array) -> tuple[Array, Array]:
     return images, labels
 
 
-def image_keys(key: Array | None, batch: int) -> Array:
+def image_keys(key: Array | None, batch: int) -> Keys:
     """One key per image.
 
     Args:
@@ -144,8 +144,12 @@ def image_keys(key: Array | None, batch: int) -> Array:
 
 
 def start_points(
-    ball: Ball, start: str | Array, images: Array, epsilon: Array, keys: Array | None
-) -> Array:
+    ball: Ball,
+    start: str | Array | np.ndarray,
+    images: Points,
+    epsilon: PerImage,
+    keys: Keys | None,
+) -> Points:
     """Where an attack begins, not projected: the images, random points, or those given.
 
     Args:
@@ -163,7 +167,7 @@ def start_points(
                 f"start of shape {start.shape} does not fit images of shape {images.shape}; "
                 "pass one point per image"
             )
-        return start.astype(images.dtype)
+        return jnp.asarray(start, images.dtype)  # NumPy's too
     if start == "image":
         return images
     if start != "random":

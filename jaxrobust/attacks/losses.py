@@ -8,10 +8,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxrobust.types import Array
+from jaxrobust.types import Array, Labels, Logits, PerImage, SoftLabels
 
 
-def ce_loss(logits: Array, labels: Array) -> Array:
+def ce_loss(logits: Logits, labels: Array) -> PerImage:
     """Cross-entropy per image.
 
     Args:
@@ -28,7 +28,7 @@ def ce_loss(logits: Array, labels: Array) -> Array:
     return -jnp.sum(labels.astype(logits.dtype) * jax.nn.log_softmax(logits, axis=1), axis=1)
 
 
-def kl_loss(logits: Array, target_probabilities: Array) -> Array:
+def kl_loss(logits: Logits, target_probabilities: Array) -> PerImage:
     """Kullback-Leibler divergence of softmax(logits) from the targets, per image (TRADES).
 
     Args:
@@ -47,7 +47,7 @@ def kl_loss(logits: Array, target_probabilities: Array) -> Array:
     return jnp.sum(jax.scipy.special.xlogy(p, p) - p * log_q, axis=1)
 
 
-def cw_loss(logits: Array, labels: Array) -> Array:
+def cw_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
     """Margin per image: the largest other logit minus the label's; positive means misclassified.
 
     Args:
@@ -65,7 +65,7 @@ def cw_loss(logits: Array, labels: Array) -> Array:
     return _pick(logits, rival) - _pick(logits, labels)
 
 
-def dlr_loss(logits: Array, labels: Array) -> Array:
+def dlr_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
     """Difference-of-logits-ratio loss per image.
 
     Args:
@@ -76,7 +76,7 @@ def dlr_loss(logits: Array, labels: Array) -> Array:
       Exactly 1, with zero gradient, where the label ranks third.
     Raises:
       ValueError: C < 3 (the denominator needs a third logit), soft targets.
-    Source: Croce & Hein 2020 (arXiv 2003.01690), eq. 6; parity: tests/test_losses.py.
+    Source: Croce & Hein 2020 (arXiv 2003.01690), eq. 6; parity: tests/attacks/test_losses.py.
     """
     _need_labels("dlr", labels)
     _need_classes("dlr", logits, 3)
@@ -86,7 +86,7 @@ def dlr_loss(logits: Array, labels: Array) -> Array:
     return _ratio(-(_pick(logits, labels) - other), top[:, 0] - top[:, 2] + 1e-12)
 
 
-def targeted_dlr_loss(logits: Array, labels: Array, targets: Array) -> Array:
+def targeted_dlr_loss(logits: Logits, labels: Labels | SoftLabels, targets: Labels) -> PerImage:
     """DLR loss per image that pulls towards one target class.
 
     Args:
@@ -97,7 +97,7 @@ def targeted_dlr_loss(logits: Array, labels: Array, targets: Array) -> Array:
       f[B].
     Raises:
       ValueError: C < 4 (the denominator needs a fourth logit), soft targets.
-    Source: Croce & Hein 2020 (arXiv 2003.01690), eq. 7; parity: tests/test_losses.py.
+    Source: Croce & Hein 2020 (arXiv 2003.01690), eq. 7; parity: tests/attacks/test_losses.py.
     """
     _need_labels("dlr-targeted", labels)
     _need_classes("dlr-targeted", logits, 4)
@@ -119,7 +119,7 @@ LOSSES: dict[str, Callable[..., Array]] = {
 CE, DLR = -1, -2
 
 
-def by_target(logits: Array, labels: Array, targets: Array) -> Array:
+def by_target(logits: Logits, labels: Labels | SoftLabels, targets: Labels) -> PerImage:
     """Targeted DLR, or the loss of which a target is the code; margins where classes are too few.
 
     Args:
@@ -139,12 +139,12 @@ def by_target(logits: Array, labels: Array, targets: Array) -> Array:
     return jnp.where(targets < 0, untargeted, targeted)
 
 
-def _pick(logits: Array, index: Array) -> Array:
+def _pick(logits: Logits, index: Labels) -> PerImage:
     """Return the logit of one class per image, f[B]."""
     return jnp.take_along_axis(logits, index[:, None], axis=1)[:, 0]
 
 
-def _largest(logits: Array, count: int) -> tuple[Array, Array]:
+def _largest(logits: Logits, count: int) -> tuple[Array, Array]:
     """Return the `count` largest logits, descending, and their classes; of equal ones the last
     first.
 
@@ -157,7 +157,7 @@ def _largest(logits: Array, count: int) -> tuple[Array, Array]:
 
 
 @jax.custom_jvp
-def _ratio(numerator: Array, denominator: Array) -> Array:
+def _ratio(numerator: PerImage, denominator: PerImage) -> PerImage:
     return numerator / denominator
 
 

@@ -16,7 +16,18 @@ import jax.numpy as jnp
 from jaxrobust.attacks.balls import per_image
 from jaxrobust.attacks.inputs import check_classes, image_keys
 from jaxrobust.attacks.losses import CE
-from jaxrobust.types import Array, Attack, LogitsFn, Machine
+from jaxrobust.types import (
+    Array,
+    Attack,
+    GivenImages,
+    Images,
+    Labels,
+    Logits,
+    LogitsFn,
+    Machine,
+    PerImage,
+    Points,
+)
 
 
 class Setting(NamedTuple):
@@ -64,8 +75,8 @@ class Step(NamedTuple):
 
     state: Any  # after it
     asked: Any  # the state whose points may be adversarial examples
-    points: Array  # those points
-    logits: Array  # f[B, C], theirs
+    points: Points  # those points
+    logits: Logits  # theirs
     gradient: Any  # as `tell` was given it
 
 
@@ -106,7 +117,7 @@ def _differentiated(machine, network, state, points, draws):
     """Return logits of the last draw, and for `tell` the gradients, averaged over draws."""
 
     def once(draw):
-        def losses(points):
+        def losses(points: Points) -> tuple[PerImage | Logits, Logits]:
             logits = network(points, draw)
             return machine.loss(state, logits), logits
 
@@ -129,8 +140,8 @@ def _differentiated(machine, network, state, points, draws):
 
 
 def nearest(
-    machine: Machine, state: Any, values: Array, pull: Callable[[Array], tuple[Array]]
-) -> tuple[Array, Array]:
+    machine: Machine, state: Any, values: Logits, pull: Callable[[Array], tuple[Array]]
+) -> tuple[Points, Labels]:
     """Return what `tell` of a machine with a `distance` is given, from the values f[B, C] of its
     loss.
 
@@ -143,9 +154,12 @@ def nearest(
       f[B, ...] and i32[B].
     """
 
+    distance_of = machine.distance
+    assert distance_of is not None
+
     def closer(best, which):
         (gradient,) = pull(jnp.zeros_like(values).at[:, which].set(1))
-        distance = machine.distance(state, values[:, which], gradient, which)
+        distance = distance_of(state, values[:, which], gradient, which)
         # As of `argmin`: NaN is the least.
         wins = (distance < best[0]) | (jnp.isnan(distance) & ~jnp.isnan(best[0]))
         new = distance, gradient, jnp.full_like(best[2], which)
@@ -188,7 +202,7 @@ def run(
 def checked(logits_fn: LogitsFn, given: Any) -> Callable[[Array, Any], Array]:
     """Return a network for `advance` that refuses classes which the logits do not have."""
 
-    def network(points: Array, draw: Any) -> Array:
+    def network(points: Images, draw: Any) -> Logits:
         del draw
         logits = logits_fn(points)
         for name in ("labels", "targets"):
@@ -205,7 +219,9 @@ def as_attack(
     are.
     """
 
-    def attack(logits_fn, key, images, labels):
+    def attack(
+        logits_fn: LogitsFn, key: Array | None, images: GivenImages, labels: Array
+    ) -> Images:
         images = jnp.asarray(images)
         if images.shape[0] == 0:
             return images

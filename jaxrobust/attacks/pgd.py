@@ -1,27 +1,28 @@
 """Projected gradient ascent with a fixed step, and its one-step case, FGSM."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrobust.attacks.balls import BALLS, all_finite, per_image
 from jaxrobust.attacks.inputs import check_inputs, check_no_targets, check_settings, start_points
 from jaxrobust.attacks.losses import LOSSES
 from jaxrobust.attacks.machine import Row, as_attack
-from jaxrobust.types import Array, Attack, Machine
+from jaxrobust.types import Array, Attack, Counts, Keys, Machine, PerImage, Points
 
 
 class PgdState(NamedTuple):
     """The state of PGD; the first axis of every array is the image."""
 
-    images: Array
+    images: Points
     labels: Array
-    points: Array  # to be evaluated next; after the last step, the result
-    epsilon: Array  # f[B]
-    step: Array  # f[B]
-    iteration: Array  # i32[B], steps taken
-    steps: Array  # i32[B], steps to take
+    points: Points  # to be evaluated next; after the last step, the result
+    epsilon: PerImage
+    step: PerImage
+    iteration: Counts  # steps taken
+    steps: Counts  # steps to take
 
 
 def fgsm(
@@ -128,7 +129,14 @@ def pgd_machine(
     ball, loss_fn = BALLS[norm], LOSSES[loss]
     length = 2.5 * epsilon / steps if step_size is None else step_size
 
-    def init(images, labels, *, keys=None, targets=None, start="image"):
+    def init(
+        images: Any,
+        labels: Any,
+        *,
+        keys: Keys | None = None,
+        targets: Any = None,
+        start: str | Array | np.ndarray = "image",
+    ) -> PgdState:
         del targets  # its losses have none
         images, labels = check_inputs(images, labels)
         one_each = images.reshape(images.shape[0], -1)[:, 0]
@@ -145,7 +153,7 @@ def pgd_machine(
             steps=fill(steps, dtype=jnp.int32),
         )
 
-    def tell(state, logits, gradient):
+    def tell(state: PgdState, logits: Any, gradient: Points) -> PgdState:
         del logits
         kept = jnp.full_like(state.step, kept_fraction)
         moved = ball.ascend(state.points, gradient, state.step, kept)

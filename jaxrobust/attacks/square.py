@@ -7,26 +7,46 @@ margin is kept. The windows shrink by a schedule.
 Source: Andriushchenko et al. 2020 (arXiv 1912.00049), algorithms 1 to 3; the L1 version is Croce &
 Hein 2021 (arXiv 2103.01208). Details that the papers leave open follow auto-attack a392200, but
 for one: windows and signs are an image's own, not shared by all images of a batch. Parity:
-tests/test_square.py.
+tests/attacks/test_square.py.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrobust.attacks.balls import BALLS, where
 from jaxrobust.attacks.inputs import check_inputs, check_settings, image_keys
 from jaxrobust.attacks.losses import cw_loss
 from jaxrobust.attacks.machine import Named, Row, advance, checked
-from jaxrobust.attacks.square_geometry import GEOMETRIES, as_rows, draw_query
+from jaxrobust.attacks.square_geometry import (
+    GEOMETRIES,
+    KeyData,
+    Rows,
+    as_rows,
+    draw_query,
+)
 from jaxrobust.attacks.square_windows import (
     check_schedule,
     window_levels,
     window_table,
 )
-from jaxrobust.types import Array, Attack, LogitsFn, Machine
+from jaxrobust.types import (
+    Array,
+    Attack,
+    Counts,
+    GivenImages,
+    Images,
+    Keys,
+    Labels,
+    Logits,
+    LogitsFn,
+    Machine,
+    Mask,
+    PerImage,
+)
 
 
 class SquareState(NamedTuple):
@@ -36,19 +56,19 @@ class SquareState(NamedTuple):
     `tell`.
     """
 
-    images: Array  # as rows [B, H, W*C]; the centre of the ball, may leave [0, 1] on Linf and L2
-    labels: Array  # i32[B]
-    epsilon: Array  # f[B]
-    keys: Array  # u32[B, 2], the data of threefry keys: `where` and shard_map take no typed keys
-    iteration: Array  # i32[B], evaluations told so far; the first is that of the start
-    points: Array  # [B, H, W, C], to be evaluated next
-    x_best: Array  # as rows; the point of smallest margin, before any is known the start
-    margin_best: Array  # f[B], logit of the label minus the largest other; inf before any is known
+    images: Rows  # the centre of the ball, may leave [0, 1] on Linf and L2
+    labels: Labels
+    epsilon: PerImage
+    keys: KeyData  # `where` and shard_map take no typed keys
+    iteration: Counts  # evaluations told so far; the first is that of the start
+    points: Images  # to be evaluated next
+    x_best: Rows  # the point of smallest margin, before any is known the start
+    margin_best: PerImage  # logit of the label minus the largest other; inf before any is known
 
 
 def square_run(
     logits_fn: LogitsFn,
-    images: Array,
+    images: GivenImages,
     labels: Array,
     *,
     norm: str,
@@ -83,7 +103,7 @@ def square_run(
 
 
 def _until_fooled(machine, logits_fn, images, labels, key):
-    def over(state):
+    def over(state: SquareState) -> Mask:
         return machine.finished(state) | (state.margin_best <= 0)
 
     state = machine.init(images, labels, keys=image_keys(key, len(images)), start="random")
@@ -121,7 +141,14 @@ def square_machine(
     levels = window_levels(queries, rescale)
     geometry = GEOMETRIES[norm]
 
-    def init(images, labels, *, keys=None, targets=None, start="random"):
+    def init(
+        images: Any,
+        labels: Any,
+        *,
+        keys: Array | None = None,
+        targets: Any = None,
+        start: str | Array | np.ndarray = "random",
+    ) -> SquareState:
         del targets  # it aims at no class
         images, labels = check_inputs(images, labels)
         if labels.ndim != 1:
@@ -146,7 +173,7 @@ def square_machine(
             margin_best=jnp.full_like(one_each, jnp.inf),
         )
 
-    def tell(state, logits, gradient=None):
+    def tell(state: SquareState, logits: Logits, gradient: Any = None) -> SquareState:
         del gradient
         margin = -cw_loss(logits.astype(state.epsilon.dtype), state.labels)
         searching = ~finished(state)
@@ -156,12 +183,13 @@ def square_machine(
             x_best=jnp.where(better[:, None, None], as_rows(state.points), state.x_best),
             margin_best=jnp.where(better, margin, state.margin_best),
         )
-        windows = window_table(norm, levels, p_init, state.points.shape[1:3])
+        height, width = state.points.shape[1:3]
+        windows = window_table(norm, levels, p_init, (height, width))
         level = jnp.asarray(levels)[jnp.clip(state.iteration - 1, 0, queries - 1)]
         draws = draw_query(state, jnp.asarray(windows.sides)[level])
         return state._replace(points=geometry.propose(state, draws, windows, level))
 
-    def finished(state):
+    def finished(state: SquareState) -> Mask:
         return state.iteration > queries
 
     return Machine(
@@ -176,7 +204,7 @@ def square_machine(
     )
 
 
-def _key_data(keys):
+def _key_data(keys: Keys) -> KeyData:
     data = jax.random.key_data(keys)
     if data.shape[1:] != (2,):
         raise ValueError(
@@ -215,7 +243,9 @@ def square(
         norm=norm, epsilon=epsilon, queries=queries, p_init=p_init, rescale=rescale
     )
 
-    def attack(logits_fn, key, images, labels):
+    def attack(
+        logits_fn: LogitsFn, key: Array | None, images: GivenImages, labels: Array
+    ) -> Images:
         images = jnp.asarray(images)
         if images.shape[0] == 0:
             return images

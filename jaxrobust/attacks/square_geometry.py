@@ -12,31 +12,35 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int32, UInt32
 
 from jaxrobust.attacks.balls import l1_correction, l2_norm, per_image
-from jaxrobust.attacks.square_windows import template_of
-from jaxrobust.types import Array
+from jaxrobust.attacks.square_windows import Windows, template_of
+from jaxrobust.types import Array, Counts, Images, Mask, PerImage
+
+KeyData = UInt32[Array, "B 2"]  # of threefry keys
+Rows = Float[Array, "B H columns"]  # images, each row's pixels and channels one after the other
 
 
 class Draws(NamedTuple):
     """What one query draws, per image."""
 
-    offsets: Array  # i32[B, 4]: first row and first column of window 1, then of window 2
-    signs: Array  # f[B, C]
-    across: Array  # bool[B]: the template changes its sign along columns, not along rows
+    offsets: Int32[Array, "B 4"]  # first row and first column of window 1, then of window 2
+    signs: Float[Array, "B channels"]
+    across: Mask  # the template changes its sign along columns, not along rows
 
 
 class StartDraws(NamedTuple):
     """What a start draws, per image."""
 
-    signs: Array  # f[B, W, C], one stripe for each column; L2 and L1: f[B, tiles, C], row by row
-    across: Array  # bool[B, tiles], as in `Draws`; Linf: no tiles
+    signs: Float[Array, "B stripes channels"]  # one for each column; L2, L1: tiles, row by row
+    across: Bool[Array, "B tiles"]  # as in `Draws`; Linf: no tiles
 
 
 # --- Draws ---
 
 
-def draw_query(state: Any, side: Array) -> Draws:
+def draw_query(state: Any, side: Counts) -> Draws:
     """Return the draws for evaluation `state.iteration` >= 1, with windows of `side` i32[B]."""
     height, width, channels = state.points.shape[1:]
     words = _random_words(state.keys, state.iteration, 4, 1 + channels)
@@ -51,14 +55,14 @@ def draw_query(state: Any, side: Array) -> Draws:
     )
 
 
-def _draw_stripes(keys, images):
+def _draw_stripes(keys: KeyData, images: Images) -> StartDraws:
     batch, _, width, channels = images.shape
     words = _random_words(keys, jnp.zeros_like(keys[:, 0]), 0, width * channels)
     flips = _bits(words, width * channels).reshape(batch, width, channels)
     return StartDraws(signs=_signs(flips, images), across=flips[:, 0, :0] == 1)
 
 
-def _draw_tiles(keys, images):
+def _draw_tiles(keys: KeyData, images: Images) -> StartDraws:
     batch, height, width, channels = images.shape
     side = _tile_side(images)
     tiles = (height // side) * (width // side)
@@ -88,11 +92,11 @@ def _signs(bits, images):
     return 1 - 2 * bits.astype(images.dtype)
 
 
-def _start_linf(images, epsilon, draws):
+def _start_linf(images: Images, epsilon: PerImage, draws: StartDraws) -> Images:
     return jnp.clip(images + per_image(epsilon, images) * draws.signs[:, None], 0, 1)
 
 
-def _propose_linf(state, draws, windows, level):
+def _propose_linf(state: Any, draws: Draws, windows: Windows, level: Counts) -> Images:
     images, best, epsilon = state.images, state.x_best, state.epsilon[:, None, None]
     inside_row, inside_column = _window(state.points, draws, 0, jnp.asarray(windows.sides)[level])
     step = jnp.where(inside_column, 2 * epsilon * _by_channel(draws.signs, state.points), 0)
@@ -101,7 +105,7 @@ def _propose_linf(state, draws, windows, level):
     return jnp.clip(moved, 0, 1).reshape(state.points.shape)
 
 
-def _start_mass(norm, images, epsilon, draws):
+def _start_mass(norm: str, images: Images, epsilon: PerImage, draws: StartDraws) -> Images:
     """Five by five tiles (more if the image is oblong or tiny), each with a template."""
     batch, height, width, channels = images.shape
     side = _tile_side(images)
@@ -121,15 +125,13 @@ def _tile_side(images):
     return max(min(images.shape[1:3]) // 5, 1)
 
 
-def _propose_mass(norm, state, draws, windows, level):
+def _propose_mass(norm: str, state: Any, draws: Draws, windows: Windows, level: Counts) -> Images:
     """Gather the mass of two windows, and what the ball has left, in window 1 on a template.
 
     Mass is the sum of squares on L2, of absolute values on L1, and `length` its root on L2.
     """
-    if norm == "l2":
-        mass, length = jnp.square, jnp.sqrt
-    else:
-        mass, length = jnp.abs, lambda total: total
+    mass: Callable[[Array], Array] = jnp.square if norm == "l2" else jnp.abs
+    length: Callable[[Array], Array] = jnp.sqrt if norm == "l2" else lambda total: total
     channels = state.points.shape[3]
     by_channel = functools.partial(_by_channel, images=state.points)
     images, delta = state.images, state.x_best - state.images
@@ -152,7 +154,7 @@ def _propose_mass(norm, state, draws, windows, level):
     return _to_sphere(norm, images, delta, state.epsilon).reshape(state.points.shape)
 
 
-def _to_sphere(norm, images, delta, epsilon):
+def _to_sphere(norm: str, images: Rows, delta: Rows, epsilon: PerImage) -> Rows:
     if norm == "l2":
         scale = per_image(epsilon / (l2_norm(delta) + 1e-12), delta)
         return jnp.clip(images + scale * delta, 0, 1)
@@ -199,7 +201,7 @@ def _places(images):
     return np.arange(height, dtype=np.int32), columns
 
 
-def as_rows(images: Array) -> Array:
+def as_rows(images: Images) -> Rows:
     """f[B, H, W, C] as [B, H, W*C]."""
     return images.reshape(*images.shape[:2], -1)
 

@@ -137,7 +137,7 @@ def autoaugment(
       policy: cifar10 | imagenet.
       fill: grey value that moved images leave behind.
     Source: Cubuk et al. 2019 as torchvision's AutoAugment on PIL images (pixels moved without
-      interpolation); parity: tests/test_randaugment.py.
+      interpolation); parity: tests/data/test_randaugment.py.
     """
     plan = draw_autoaugment(rng, policy=policy, height=image.height, width=image.width)
     return make(plan, image, AUTOAUGMENT, Canvas(Image.Resampling.NEAREST, fill))

@@ -48,14 +48,14 @@ class Images:
     The cache fills as records are read and stays in its process.
     """
 
-    def __init__(self, source: Source, cache_bytes: int, strict: bool):
+    def __init__(self, source: Source, cache_bytes: int, strict: bool) -> None:
         self.source, self.strict = source, strict
         self._cache_bytes = cache_bytes
         shape = source.image_shape
         self._keep = shape is not None and len(source) * math.prod(shape) <= cache_bytes
         self._kept: dict[int, tuple[np.ndarray | None, int]] = {}
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type["Images"], tuple[Source, int, bool]]:
         return Images, (self.source, self._cache_bytes, self.strict)
 
     def __call__(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray | None, int]]:

@@ -267,7 +267,7 @@ class Damage:
         *,
         known: Iterable[int] = (),
         note: Callable[[int], None] = lambda record: None,
-    ):
+    ) -> None:
         self.known, self.new, self.met = frozenset(known), set[int](), set[int]()
         self._source, self._limit, self._say, self._note = source, limit, say, note
 

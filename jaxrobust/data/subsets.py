@@ -16,7 +16,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PureWindowsPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -212,7 +212,7 @@ def _matched(
 
 
 def view(
-    source: Source, rows: Sequence[int], lookup: np.ndarray | None = None, **changes
+    source: Source, rows: Sequence[int], lookup: np.ndarray | None = None, **changes: Any
 ) -> Source:
     """Return the records `rows` of a source, in that order; `lookup[label]` are their labels, if
     given.

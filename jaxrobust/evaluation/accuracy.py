@@ -7,13 +7,26 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Integer, Key, UInt8
 from tqdm import tqdm
 
-from jaxrobust import attacks
+from jaxrobust import attacks, types
 from jaxrobust.data import Damage, Source, pipeline
 from jaxrobust.models.inputs import cast, unit_range
 from jaxrobust.runtime import sharding
-from jaxrobust.types import VERDICT_PRECISION, Array, Attack, Classifier, Params, Weights
+from jaxrobust.types import (
+    VERDICT_PRECISION,
+    Array,
+    Attack,
+    Classifier,
+    Counts,
+    Labels,
+    Logits,
+    LogitsFn,
+    Mask,
+    Params,
+    Weights,
+)
 
 Counter = Callable[..., dict[str, Array]]
 
@@ -35,7 +48,9 @@ class Images:
         return min(len(self.source), self.limit or len(self.source))
 
 
-def count(counter: Counter, weights: Weights, images: Images, mesh, *, bar: str = "") -> dict:
+def count(
+    counter: Counter, weights: Weights, images: Images, mesh: jax.sharding.Mesh, *, bar: str = ""
+) -> dict:
     """Clean and robust accuracy, and of how many images; `bar` is the name of a progress bar."""
     batches = pipeline.evaluation_batches(
         images.source,
@@ -73,7 +88,9 @@ def apgd_ce(*, norm: str, epsilon: float, steps: int) -> Attack:
     """
     attacks.apgd(norm=norm, epsilon=epsilon, steps=steps)  # refuses now, not while compiling
 
-    def attack(logits_fn, keys, images, labels):
+    def attack(
+        logits_fn: LogitsFn, keys: Array | None, images: types.Images, labels: Labels
+    ) -> types.Images:
         run = partial(attacks.apgd_run, norm=norm, epsilon=epsilon, steps=steps)
         found = run(logits_fn, images, labels, key=keys, start="random").x_best_adv
         return attacks.BALLS[norm].settle(found, images)
@@ -94,16 +111,16 @@ def counter(net: Classifier, attack: Attack, *, mesh: jax.sharding.Mesh, dtype: 
 def counts(
     params: Params,
     stats: Params,
-    images: Array,
-    labels: Array,
-    mask: Array,
-    ids: Array,
-    key: Array,
+    images: types.Images | UInt8[Array, "B H W channels"],
+    labels: Labels,
+    mask: Mask,
+    ids: Counts,
+    key: Key[Array, ""],
     *,
     net: Classifier,
     attack: Attack,
     dtype: jnp.dtype,
-) -> dict[str, Array]:
+) -> dict[str, Integer[Array, ""]]:
     """How many images of a padded batch are right clean, and still right after the attack.
 
     The attack multiplies as training does, the verdicts at full precision.
@@ -115,10 +132,10 @@ def counts(
 
     frozen_params = cast(params, dtype)
 
-    def logits_fn(x):
+    def logits_fn(x: types.Images) -> Logits:
         return net.apply(frozen_params, stats, x)[0]
 
-    def correct(x):
+    def correct(x: types.Images) -> Mask:
         with jax.default_matmul_precision(VERDICT_PRECISION):
             logits = logits_fn(x)
         # `argmax` calls NaN the largest, and no answer is no right one.

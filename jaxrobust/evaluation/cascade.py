@@ -1,13 +1,15 @@
 """One attack after the other on what still stands, verdict by verdict through the ledger."""
 
 import time
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxrobust.attacks import ROWS
+from jaxrobust.attacks import ROWS, Setting
 from jaxrobust.evaluation import checks, doubts, engine, plan
+from jaxrobust.evaluation.ledger import Ledger
 from jaxrobust.evaluation.progress import Decisions
 from jaxrobust.runtime import hosts
 
@@ -49,7 +51,16 @@ class Found(NamedTuple):
 class Attack:
     """One attack on all images that stand, from the ledger as far as it knows them."""
 
-    def __init__(self, runner, setting, sample, found, book, meter, suffix=""):
+    def __init__(
+        self,
+        runner: engine.Engine,
+        setting: Setting,
+        sample: Sample,
+        found: Found,
+        book: Ledger,
+        meter: Decisions,
+        suffix: str = "",
+    ) -> None:
         self.runner, self.setting, self.sample, self.found = runner, setting, sample, found
         self.book, self.meter, self.suffix = book, meter, suffix
         self.name, self.classes = setting.name + suffix, sample.logits.shape[1]
@@ -80,11 +91,11 @@ class Attack:
             compile_seconds=self.compile_seconds,
         )
 
-    def calls(self, mine):
+    def calls(self, mine: np.ndarray) -> Iterator[engine.Call]:
         """Return the calls of the engine, which decide these images."""
         images, labels, ids, logits, epsilon, seed = self.sample
         targets = plan.targets(self.setting, logits[mine], labels[mine])
-        settings = {"epsilon": epsilon, "seed": seed, "confirm": self.confirm}
+        settings: dict[str, Any] = {"epsilon": epsilon, "seed": seed, "confirm": self.confirm}
         return engine.decide(
             self.runner, self.setting, images, labels, ids, mine, targets, **settings
         )
@@ -119,7 +130,7 @@ class Attack:
         """Refuse adversarial images from the ledger that are none, by more than rounding."""
         images, labels, ids, _ = (a[which] for a in self.sample[:4])
         points = self.found.images_adv[which]
-        ball = {"norm": self.setting.norm, "epsilon": self.sample.epsilon}
+        ball: dict[str, Any] = {"norm": self.setting.norm, "epsilon": self.sample.epsilon}
         own = np.eye(self.classes, dtype=bool)[labels]
         inside, _ = checks.verified(points, images, labels, ~own, **ball)  # whatever the logits
         logits = logits_of(self.runner, points, ids, self.sample.seed, draw=self.draw())
@@ -158,7 +169,7 @@ class Attack:
         points = np.stack([v.adversarial for v in part if v.adversarial is not None])
         points = engine.settled(self.runner, self.setting.norm, points, images)
         logits = logits_of(self.runner, points, ids, self.sample.seed, draw=self.draw())
-        ball = {"norm": self.setting.norm, "epsilon": self.sample.epsilon}
+        ball: dict[str, Any] = {"norm": self.setting.norm, "epsilon": self.sample.epsilon}
         sure, norms = checks.verified(points, images, labels, logits, **ball)
         wrong = []
         for verdict, ok, norm, point in zip(part, sure, norms, points, strict=True):
@@ -230,7 +241,9 @@ class Attack:
             )
 
 
-def search_again(runner, settings, sample, found, book) -> Cost:
+def search_again(
+    runner: engine.Engine, settings: Sequence[Setting], sample: Sample, found: Found, book: Ledger
+) -> Cost:
     """Search survivors with the network that decides: some, and if one of them falls, all.
 
     So `robust` is what one search left, never a mixture of two.
@@ -265,7 +278,9 @@ def _attacked(runner, settings, sample, found, book, chosen) -> list[Cost]:
     return costs
 
 
-def logits_of(runner, images, ids, seed, *, draw):
+def logits_of(
+    runner: engine.Engine, images: np.ndarray, ids: np.ndarray, seed: int, *, draw: int
+) -> np.ndarray:
     """f32[n, K]."""
     if not len(images):
         return np.zeros((0, runner.traces[0].classes), np.float32)

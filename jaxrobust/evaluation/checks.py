@@ -5,6 +5,14 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Float64, Shaped
+
+# On the host, of `n` images.
+_Images = Float[np.ndarray, "n H W channels"]
+_Labels = Shaped[np.ndarray, " n"]
+_Logits = Shaped[np.ndarray, "n K"]  # or anything else of which one is the largest
+_Mask = Bool[np.ndarray, " n"]
+_Norms = Float64[np.ndarray, " n"]
 
 _ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
 
@@ -85,14 +93,14 @@ def _check_labels(labels, count, classes):
 
 
 def verified(
-    images_adv: np.ndarray,
-    images: np.ndarray,
-    labels: np.ndarray,
-    logits: np.ndarray,
+    images_adv: _Images,
+    images: _Images,
+    labels: _Labels,
+    logits: _Logits,
     *,
     norm: str,
     epsilon: float,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[_Mask, _Norms]:
     """Which images are adversarial examples, and the norms of their perturbations in float64.
 
     Args:
@@ -139,7 +147,7 @@ def binomial_interval(successes: int, n: int, level: float = 0.95) -> tuple[floa
     return low, high
 
 
-def is_right(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def is_right(logits: _Logits, labels: _Labels) -> _Mask:
     """bool[n], whether the label has the largest of logits f[n,K]; NaN among them is no answer."""
     logits = np.asarray(logits)
     return (logits.argmax(axis=1) == np.asarray(labels)) & ~np.isnan(logits).any(axis=1)

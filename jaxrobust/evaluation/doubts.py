@@ -125,7 +125,7 @@ def _trace(logits_fn, shape):
     )
 
 
-def constants(jaxpr) -> Iterator[Any]:
+def constants(jaxpr: Any) -> Iterator[Any]:
     """Yield the constants of a jaxpr and of those inside it, in order, scalars included."""
     yield from getattr(jaxpr, "consts", ())  # a closed one's
     for equation in jaxpr.eqns:

@@ -131,7 +131,12 @@ def _compiled() -> Compiled:
 
 
 def forward(
-    engine: Engine, images: np.ndarray, ids: np.ndarray | None = None, *, seed: int = 0, draw=0
+    engine: Engine,
+    images: np.ndarray,
+    ids: np.ndarray | None = None,
+    *,
+    seed: int = 0,
+    draw: int = 0,
 ) -> np.ndarray:
     """Return logits f32[n, K] of n >= 1 images, by one program for any n.
 

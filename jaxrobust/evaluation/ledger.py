@@ -25,7 +25,7 @@ class Ledger:
     No other process can open the file to append to it until `close`.
     """
 
-    def __init__(self, path: str | Path | None, identity: dict[str, Any]):
+    def __init__(self, path: str | Path | None, identity: dict[str, Any]) -> None:
         """Open or begin a ledger.
 
         Raises:

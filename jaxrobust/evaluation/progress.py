@@ -15,7 +15,7 @@ class Decisions:
 
     def __init__(
         self, images: int, *, interval: Callable[[int, int], tuple[float, float]], enabled: bool
-    ):
+    ) -> None:
         self._interval = interval  # of a share, from how many of how many
         self._enabled = enabled and jax.process_index() == 0
         self._terminal = self._enabled and sys.stderr.isatty()

@@ -44,7 +44,7 @@ class Jobs:
 
     def __init__(
         self, slots: int, devices: int, which: np.ndarray, targets: np.ndarray, restarts: int
-    ):
+    ) -> None:
         """Take jobs for the images `which` i[n] with targets i32[n, T]; both count from 0."""
         images, kinds = targets.shape
         self._which = which

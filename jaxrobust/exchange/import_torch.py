@@ -111,7 +111,7 @@ def _read_bfloat16(path: Path, which: str) -> Arrays:
     return {k: (t.float() if t.is_floating_point() else t).numpy() for k, t in tensors.items()}
 
 
-def taken(path: Path, arrays: Arrays, args) -> str | None:
+def taken(path: Path, arrays: Arrays, args: argparse.Namespace) -> str | None:
     """ "ema" or "raw" where a file holds both; None where it holds one set of weights."""
     if path.suffix == ".safetensors":
         return None
@@ -151,7 +151,9 @@ def preprocessing(settings: dict[str, Any], size: int) -> str | None:
     return f"{how}-{math.floor(size / share)}-crop-{size}"
 
 
-def normalisation(args, key, settings, found) -> tuple[Normalisation | None, str]:
+def normalisation(
+    args: argparse.Namespace, key: str | None, settings: dict[str, Any], found: convert.Names
+) -> tuple[Normalisation | None, str]:
     """(mean and std, who says so); None: the weights themselves, or whose names they have."""
     if {"normalize.mean", "normalize.std"} & found.arrays.keys():
         if args.normalize != "auto":

@@ -152,7 +152,7 @@ def place(folder: Path, robustbench_id: str) -> Path:
     return folder / file if "/" in file else folder / "hub" / "checkpoints" / file
 
 
-def load_model(folder: Path, robustbench_id: str):
+def load_model(folder: Path, robustbench_id: str) -> Any:
     """RobustBench's network of an id with the weights at `place(folder, id)`, by its own loader."""
     from robustbench.utils import load_model
 

@@ -123,7 +123,7 @@ def _attack_program(name: str, fields):
     return jax.jit(attack)
 
 
-def torch_side(net) -> Side:
+def torch_side(net: Any) -> Side:
     """Return a PyTorch network in evaluation mode."""
     import torch
 

@@ -8,7 +8,10 @@ import importlib.util
 import sys
 import warnings
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +31,7 @@ def _imports_of_old_code():
         yield
 
 
-def import_timm():
+def import_timm() -> ModuleType:
     """timm; with a CPU build of torch, torchvision's two operators must be declared first."""
     with _imports_of_old_code():
         try:
@@ -46,7 +49,7 @@ def import_timm():
     return timm
 
 
-def import_robustbench():
+def import_robustbench() -> ModuleType:
     """robustbench; `ImportError` that names the command if it is not there."""
     import_timm()
     try:
@@ -63,7 +66,7 @@ def import_robustbench():
     return robustbench
 
 
-def network(name: str, *, img_size: int = 224, **options) -> torch.nn.Module:
+def network(name: str, *, img_size: int = 224, **options: Any) -> torch.nn.Module:
     """Return the PyTorch network under our name, in training mode, with some initialisation.
 
     Args:
@@ -106,7 +109,7 @@ def source(name: str) -> str:
     return f"timm {import_timm().__version__}{stem}"
 
 
-def conv_stem(widths, ins: int, project: int = 0) -> torch.nn.Module:
+def conv_stem(widths: Sequence[tuple[int, int]], ins: int, project: int = 0) -> torch.nn.Module:
     """Return the ConvStem as in the authors' files: a Sequential named `stem`; with a last 1x1 for
     ViT.
     """
@@ -122,7 +125,7 @@ def conv_stem(widths, ins: int, project: int = 0) -> torch.nn.Module:
     return torch.nn.Sequential(OrderedDict(stem=torch.nn.Sequential(*layers)))
 
 
-def module(file: str):
+def module(file: str) -> ModuleType:
     """Return a file of torch_modules, imported as a user would who has only that file."""
     path = Path(__file__).parent / "torch_modules" / file
     spec = importlib.util.spec_from_file_location(f"torch_modules_{path.stem}", path)

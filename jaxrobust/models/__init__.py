@@ -34,7 +34,9 @@ def available() -> list[str]:
     return sorted(_FAMILY)
 
 
-def create(name: str, *, num_classes: int = 1000, image_size: int = 224, **overrides) -> Classifier:
+def create(
+    name: str, *, num_classes: int = 1000, image_size: int = 224, **overrides: Any
+) -> Classifier:
     """Return the network `name` as a pair of pure functions.
 
     Args:
@@ -63,7 +65,7 @@ def create(name: str, *, num_classes: int = 1000, image_size: int = 224, **overr
     return family(name).create(row, num_classes=num_classes, image_size=image_size)
 
 
-def variant(name: str, **overrides):
+def variant(name: str, **overrides: Any) -> Any:
     """Return the family's row of `name` with fields replaced; `ValueError` for unknown ones."""
     row = family(name).variants[name]
     unknown = overrides.keys() - set(row._fields)
@@ -155,7 +157,7 @@ def other_names(name: str) -> Sequence[Naming]:
     return family(name).other_names
 
 
-def torch_keys(name: str, **overrides) -> list[str]:
+def torch_keys(name: str, **overrides: Any) -> list[str]:
     """Return the reference's names of all weights, in its order."""
     return family(name).torch_keys(variant(name, **overrides))
 

@@ -106,7 +106,7 @@ def attention(q: Array, k: Array, v: Array, *, bias: Array | None = None) -> Arr
 
     `bias` is added to the logits f[B,h,Nq,Nk], to which it broadcasts. Its first axis may also
     divide B and is then repeated: the masks of the windows of one image.
-    Parity: tests/test_attention.py against torch's scaled_dot_product_attention.
+    Parity: tests/models/test_attention.py against torch's scaled_dot_product_attention.
     """
     if bias is not None:
         bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
@@ -167,7 +167,7 @@ def talking_heads(q: Array, k: Array, v: Array, mix_before: Mix, mix_after: Mix)
 
     Each mix is a linear map of the head axis: kernel f[in,out] and bias f[out]. q is scaled by
     `d ** -0.5` before the first.
-    Parity: tests/test_attention.py against torch.
+    Parity: tests/models/test_attention.py against torch.
     """
     return _join(_talk(_swap(q), _swap(k), _swap(v), mix_before, mix_after))
 
@@ -213,11 +213,11 @@ def _cross_backward(residuals, g):
     to_products = (to_cosines * inverse_q * inverse_k).astype(q.dtype)
     along = to_cosines * cosines
     along_q, along_k = along.sum(3, keepdims=True), along.sum(2, keepdims=True)
-    rows = (a.reshape(inverse_k.shape) for a in (inverse_q, along_q))
+    rows_q, rows_along = (a.reshape(inverse_k.shape) for a in (inverse_q, along_q))
     wide = _wide_dtype(q)
     to_temperature = (to_logits * cosines).sum((0, 2, 3)).reshape(temperature.shape)
     return (
-        _unit_gradient(q, *rows, _product(k, to_products, "nt", wide)),
+        _unit_gradient(q, rows_q, rows_along, _product(k, to_products, "nt", wide)),
         _unit_gradient(k, inverse_k, along_k, _product(q, to_products, "nn", wide)),
         _product(g, probabilities, "nn"),
         rounded(to_temperature, temperature.dtype),
@@ -232,6 +232,7 @@ def cross_covariance(q: Array, k: Array, v: Array, temperature: Array) -> Array:
 
     q and k are divided by their norm over tokens, or by 1e-12 where that is smaller (there the
     gradient is that of a division by a constant); logits are multiplied by `temperature` f[h,1,1].
-    Source: El-Nouby et al. 2021 (arXiv 2106.09681); parity: tests/test_attention.py against torch.
+    Source: El-Nouby et al. 2021 (arXiv 2106.09681); parity: tests/models/test_attention.py against
+    torch.
     """
     return _join(_cross(_swap(q), _swap(k), _swap(v), temperature))

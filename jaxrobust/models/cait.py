@@ -1,9 +1,10 @@
 """CaiT: talking heads, and layers at the end in which only the class token attends.
 
 Source: Touvron et al. 2021 (arXiv 2103.17239); S12: Debenedetti 2022.
-Parity: tests/test_cait.py against timm 1.0.9 and the golden logits.
+Parity: tests/models/test_cait.py against timm 1.0.9 and the golden logits.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -12,7 +13,16 @@ from flax import nnx
 from jaxrobust.models import attention, layers, stems, vit
 from jaxrobust.models.classifier import classifier, run_blocks
 from jaxrobust.models.family import Family, Member, Paper, Reference
-from jaxrobust.models.modules import Draws, LayerNorm, Linear, Mlp, Normalize, branches, normal_02
+from jaxrobust.models.modules import (
+    Draws,
+    Drop,
+    LayerNorm,
+    Linear,
+    Mlp,
+    Normalize,
+    branches,
+    normal_02,
+)
 from jaxrobust.models.primitives import add_bias, spread
 from jaxrobust.models.renaming import Row, affine, row
 from jaxrobust.models.vit import PatchEmbed, grid_of, patch_stem, token_rows
@@ -49,28 +59,28 @@ def _heads(x: Array, heads: int) -> Array:
 class TalkingHeads(nnx.Module):
     """Attention whose heads are mixed before and after the softmax."""
 
-    def __init__(self, dim, heads, rngs):
+    def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
         self.qkv = Linear(dim, 3 * dim, rngs=rngs)
         self.proj = Linear(dim, dim, rngs=rngs)
         self.proj_l = Linear(heads, heads, rngs=rngs)
         self.proj_w = Linear(heads, heads, rngs=rngs)
         self.heads = heads
 
-    def __call__(self, x):
-        qkv = (_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, axis=2))
-        mixes = ((mix.kernel[...], mix.bias[...]) for mix in (self.proj_l, self.proj_w))
-        return self.proj(attention.talking_heads(*qkv, *mixes))
+    def __call__(self, x: Array) -> Array:
+        q, k, v = (_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, axis=2))
+        before, after = ((mix.kernel[...], mix.bias[...]) for mix in (self.proj_l, self.proj_w))
+        return self.proj(attention.talking_heads(q, k, v, before, after))
 
 
 class ClassAttention(nnx.Module):
     """Attention of the first token to all: f[B,N,D] -> f[B,1,D]."""
 
-    def __init__(self, dim, heads, rngs):
+    def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
         self.q, self.k, self.v = (Linear(dim, dim, rngs=rngs) for _ in range(3))
         self.proj = Linear(dim, dim, rngs=rngs)
         self.heads = heads
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         qkv = (self.q(x[:, :1]), self.k(x), self.v(x))
         return self.proj(attention.attention(*(_heads(part, self.heads) for part in qkv)))
 
@@ -78,18 +88,18 @@ class ClassAttention(nnx.Module):
 class _Layer(nnx.Module):
     """What both kinds of block hold."""
 
-    def __init__(self, v: Variant, attn, rngs):
+    def __init__(self, v: Variant, attn: Callable[..., nnx.Module], rngs: Draws) -> None:
         self.gamma_1 = nnx.Param(jnp.full(v.dim, v.gamma_init, jnp.float32))
         self.gamma_2 = nnx.Param(jnp.full(v.dim, v.gamma_init, jnp.float32))
         self.norm1, self.norm2 = LayerNorm(v.dim), LayerNorm(v.dim)
         self.attn = attn(v.dim, v.heads, rngs)
         self.mlp = Mlp(v.dim, rngs)
 
-    def scaled_attn(self, x):
+    def scaled_attn(self, x: Array) -> Array:
         """Return the attention of f[B,N,D], scaled."""
         return layers.scale(self.attn(self.norm1(x)), self.gamma_1[...])
 
-    def scaled_mlp(self, x):
+    def scaled_mlp(self, x: Array) -> Array:
         """Return the same of the MLP."""
         return layers.scale(self.mlp(self.norm2(x)), self.gamma_2[...])
 
@@ -97,10 +107,10 @@ class _Layer(nnx.Module):
 class Block(_Layer):
     """Talking-heads attention and MLP over the patches."""
 
-    def __init__(self, v: Variant, rngs):
+    def __init__(self, v: Variant, rngs: Draws) -> None:
         super().__init__(v, TalkingHeads, rngs)
 
-    def __call__(self, x, drop, train):
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         del train
         path1, path2 = branches(drop, 2)
         x = x + path1(self.scaled_attn(x))
@@ -110,10 +120,10 @@ class Block(_Layer):
 class ClassBlock(_Layer):
     """Class attention and MLP; the class token changes, the patches do not."""
 
-    def __init__(self, v: Variant, rngs):
+    def __init__(self, v: Variant, rngs: Draws) -> None:
         super().__init__(v, ClassAttention, rngs)
 
-    def __call__(self, token, patches):
+    def __call__(self, token: Array, patches: Array) -> Array:
         token = token + self.scaled_attn(jnp.concatenate([token, patches], axis=1))
         return token + self.scaled_mlp(token)
 
@@ -121,7 +131,7 @@ class ClassBlock(_Layer):
 class CaiT(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: Draws):
+    def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
         v = variant
         self.normalize = Normalize(v.in_channels)
         self.patch_embed = PatchEmbed(patch_stem(v, rngs))
@@ -133,12 +143,14 @@ class CaiT(nnx.Module):
         self.head = Linear(v.dim, num_classes, rngs=rngs)
         self.variant, self.grid = v, grid
 
-    def __call__(self, images, train, key):
+    def __call__(self, images: Array, train: bool, key: Array | None) -> Array:
         v = self.variant
         images = self.normalize(images).astype(jnp.dtype(v.dtype))
         x = add_bias(self.patch_embed(images, self.grid), self.pos_embed[...])
-        how = {"train": train, "key": key, "remat": v.remat, "scan": v.scan}
-        x = run_blocks(self.blocks, x, rates=(v.drop_path,) * v.depth, **how)
+        rates = (v.drop_path,) * v.depth
+        x = run_blocks(
+            self.blocks, x, train=train, key=key, rates=rates, remat=v.remat, scan=v.scan
+        )
         token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
         for block in self.blocks_token_only:
             token = block(token, x)

@@ -32,7 +32,9 @@ def _state(flat: Params, like):
     return nnx.from_flat_state([(p, leaf) for (p, _), leaf in zip(paths, leaves, strict=True)])
 
 
-def classifier(make: Callable[[Draws], nnx.Module], *, dtype=jnp.float32) -> Classifier:
+def classifier(
+    make: Callable[[Draws], nnx.Module], *, dtype: jnp.dtype | type = jnp.float32
+) -> Classifier:
     """Return the network that `make` builds as a pair of pure functions.
 
     Args:

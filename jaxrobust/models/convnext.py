@@ -1,7 +1,7 @@
 """ConvNeXt with the PatchStem of the original and the ConvStem of robust training.
 
 Sources: Liu et al. 2022 (arXiv 2201.03545); stems: Singh, Croce, Hein 2023 (arXiv 2303.01870).
-Parity: tests/test_convnext.py against timm 1.0.9 and the seeded-weight golden logits.
+Parity: tests/models/test_convnext.py against timm 1.0.9 and the seeded-weight golden logits.
 """
 
 import math
@@ -18,6 +18,7 @@ from jaxrobust.models.modules import (
     Conv,
     DepthwiseConv,
     Draws,
+    Drop,
     LayerNorm,
     Linear,
     Mlp,
@@ -26,7 +27,7 @@ from jaxrobust.models.modules import (
     split,
 )
 from jaxrobust.models.renaming import Naming, Row, affine, conv_oihw, linear_oi, naming, row
-from jaxrobust.types import Classifier
+from jaxrobust.types import Array, Classifier
 
 
 class Variant(NamedTuple):
@@ -66,13 +67,13 @@ VARIANTS = {
 class Block(nnx.Module):
     """x + gamma * MLP(LN(depthwise 7x7(x)))."""
 
-    def __init__(self, dim, gamma_init, rngs):
+    def __init__(self, dim: int, gamma_init: float, rngs: Draws) -> None:
         self.conv_dw = DepthwiseConv(dim, 7, rngs=rngs)
         self.norm = LayerNorm(dim)
         self.mlp = Mlp(dim, rngs)
         self.gamma = nnx.Param(jnp.full(dim, gamma_init, jnp.float32))
 
-    def __call__(self, x, drop, train):
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         del train
         y = self.mlp.hidden(self.norm(self.conv_dw(x)))
         scaled = (self.mlp.fc2.bias[...], self.gamma[...])
@@ -85,12 +86,14 @@ class Block(nnx.Module):
 class Stage(nnx.Module):
     """LN and 2x2 convolution (but for the first stage), then the blocks."""
 
-    def __init__(self, ins, dim, depth, stride, gamma_init, rngs):
+    def __init__(
+        self, ins: int, dim: int, depth: int, stride: int, gamma_init: float, rngs: Draws
+    ) -> None:
         down = [LayerNorm(ins), Conv(ins, dim, 2, stride=stride, rngs=rngs)] if ins else []
         self.downsample = nnx.List(down)
         self.blocks = nnx.List([Block(dim, gamma_init, rngs) for _ in range(depth)])
 
-    def __call__(self, x, **how):
+    def __call__(self, x: Array, **how: Any) -> Array:
         for layer in self.downsample:
             x = layer(x)
         return run_blocks(self.blocks, x, **how)
@@ -99,18 +102,18 @@ class Stage(nnx.Module):
 class Head(nnx.Module):
     """LN of the pooled features, then the classifier."""
 
-    def __init__(self, dim, num_classes, rngs):
+    def __init__(self, dim: int, num_classes: int, rngs: Draws) -> None:
         self.norm = LayerNorm(dim)
         self.fc = Linear(dim, num_classes, rngs=rngs)
 
-    def __call__(self, pooled):
+    def __call__(self, pooled: Array) -> Array:
         return self.fc(self.norm(pooled))
 
 
 class ConvNeXt(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws):
+    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
         v = variant
         self.normalize = Normalize(v.in_channels)
         self.stem = nnx.List(_stem(v, rngs))
@@ -119,7 +122,7 @@ class ConvNeXt(nnx.Module):
         self.head = Head(v.dims[-1], num_classes, rngs)
         self.variant = v
 
-    def __call__(self, images, train, key):
+    def __call__(self, images: Array, train: bool, key: Array | None) -> Array:
         v = self.variant
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         for layer in self.stem:

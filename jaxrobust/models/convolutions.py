@@ -206,8 +206,10 @@ def _canonical_input_gradient(x, kernel, g, stride, padding):
         rest = size + 2 * padding - window - (steps - 1) * stride
         pad += [(window - 1 - padding, window - 1 - padding + rest)]
     flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
-    settings = {"lhs_dilation": (stride, stride), "dimension_numbers": _NHWC}
-    return lax.conv_general_dilated(g, flipped, (1, 1), pad, **settings)
+    dilation = (stride, stride)
+    return lax.conv_general_dilated(
+        g, flipped, (1, 1), pad, lhs_dilation=dilation, dimension_numbers=_NHWC
+    )
 
 
 def _interleaved_input_gradient(x, kernel, g, stride, padding):

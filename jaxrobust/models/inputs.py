@@ -1,11 +1,14 @@
 """What a network is given: parameters in the compute type, images in [0, 1]."""
 
 import jax.numpy as jnp
+from jaxtyping import Float, UInt8
 
 from jaxrobust.types import Array, Params
 
 
-def unit_range(images: Array) -> Array:
+def unit_range(
+    images: Float[Array, "*pixels"] | UInt8[Array, "*pixels"],
+) -> Float[Array, "*pixels"]:
     """uint8 as f32 in [0, 1], to the bit what ToTensor's division gives; floats as they are."""
     if images.dtype != jnp.uint8:
         return images

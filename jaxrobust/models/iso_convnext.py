@@ -2,7 +2,7 @@
 
 Sources: Liu et al. 2022 (arXiv 2201.03545), section 3.3; ConvStem: Singh, Croce, Hein 2023
 (2303.01870). timm does not have it: weights have the names of Meta's own code.
-Parity: tests/test_iso_convnext.py against the golden logits.
+Parity: tests/models/test_iso_convnext.py against the golden logits.
 """
 
 import math
@@ -19,6 +19,7 @@ from jaxrobust.models.modules import (
     Conv,
     DepthwiseConv,
     Draws,
+    Drop,
     LayerNorm,
     Linear,
     Mlp,
@@ -26,7 +27,7 @@ from jaxrobust.models.modules import (
     branches,
 )
 from jaxrobust.models.renaming import Row, affine, conv_oihw, linear_oi, row
-from jaxrobust.types import Classifier
+from jaxrobust.types import Array, Classifier
 
 
 class Variant(NamedTuple):
@@ -52,12 +53,12 @@ VARIANTS = {
 class Block(nnx.Module):
     """x + MLP(LN(depthwise 7x7(x)))."""
 
-    def __init__(self, dim, rngs):
+    def __init__(self, dim: int, rngs: Draws) -> None:
         self.conv_dw = DepthwiseConv(dim, 7, rngs=rngs)
         self.norm = LayerNorm(dim)
         self.mlp = Mlp(dim, rngs)
 
-    def __call__(self, x, drop, train):
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         del train
         (path,) = branches(drop, 1)
         return x + path(self.mlp(self.norm(self.conv_dw(x))))
@@ -66,7 +67,7 @@ class Block(nnx.Module):
 class IsotropicConvNeXt(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws):
+    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
         v = variant
         self.normalize = Normalize(v.in_channels)
         self.stem = nnx.List(_stem(v, rngs))
@@ -75,14 +76,15 @@ class IsotropicConvNeXt(nnx.Module):
         self.head = Linear(v.dim, num_classes, rngs=rngs)
         self.variant = v
 
-    def __call__(self, images, train, key):
+    def __call__(self, images: Array, train: bool, key: Array | None) -> Array:
         v = self.variant
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         for layer in self.stem:
             x = layer(x)
         rates = np.linspace(0, v.drop_path, v.depth).tolist()
-        how = {"train": train, "key": key, "remat": v.remat, "scan": v.scan}
-        x = run_blocks(self.blocks, x, rates=rates, **how)
+        x = run_blocks(
+            self.blocks, x, train=train, key=key, rates=rates, remat=v.remat, scan=v.scan
+        )
         return self.head(self.norm(x.mean(axis=(1, 2))))
 
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,14 @@ from jaxrobust.models import batch_norms, convolutions, layers
 from jaxrobust.models.primitives import add_bias
 from jaxrobust.types import Array
 
+# (key, shape) -> array
+Initializer = Callable[[Array, tuple[int, ...]], Array]
+
 
 class Draws:
     """Keys, one for each draw: what modules use of `nnx.Rngs`, whose tracing is quadratic."""
 
-    def __init__(self, key: Array):
+    def __init__(self, key: Array) -> None:
         self.key, self.drawn = key, 0
 
     def params(self) -> Array:
@@ -28,13 +31,20 @@ class Draws:
 normal_02 = jax.nn.initializers.normal(0.02)  # timm cuts at +-2, a hundred deviations out
 
 
-def torch_uniform(fan_in: int):
+def torch_uniform(fan_in: int) -> Initializer:
     """PyTorch's default for linear maps and convolutions, biases too: U(+-1/sqrt(fan_in))."""
     bound = 1 / math.sqrt(fan_in)
     return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
-def _affine(module, shape: tuple[int, ...], bias: bool, torch_init: bool, init, rngs) -> None:
+def _affine(
+    module: Any,
+    shape: tuple[int, ...],
+    bias: bool,
+    torch_init: bool,
+    init: Initializer,
+    rngs: Draws,
+) -> None:
     """Give a module its kernel [..., in, out] and bias [out], from timm's or torch's draw."""
     torch = torch_uniform(math.prod(shape[:-1])) if torch_init else None
     module.kernel = nnx.Param((torch or init)(rngs.params(), shape))
@@ -42,7 +52,7 @@ def _affine(module, shape: tuple[int, ...], bias: bool, torch_init: bool, init, 
     module.bias = nnx.Param(zeros_or_torch) if bias else None
 
 
-def _bias(module) -> Array | None:
+def _bias(module: Any) -> Array | None:
     return None if module.bias is None else module.bias[...]
 
 
@@ -53,23 +63,26 @@ class Conv(nnx.Module):
     after timm's own initialisation have it.
     """
 
+    kernel: nnx.Param
+    bias: Any  # a Param, or None
+
     def __init__(
         self,
-        ins,
-        outs,
-        kernel,
+        ins: int,
+        outs: int,
+        kernel: int,
         *,
-        stride=1,
-        padding=0,
-        bias=True,
-        torch_init=False,
-        init=normal_02,
-        rngs,
-    ):
+        stride: int = 1,
+        padding: int = 0,
+        bias: bool = True,
+        torch_init: bool = False,
+        init: Initializer = normal_02,
+        rngs: Draws,
+    ) -> None:
         _affine(self, (kernel, kernel, ins, outs), bias, torch_init, init, rngs)
         self.stride, self.padding = stride, padding
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return convolutions.conv(
             x, self.kernel[...], _bias(self), stride=self.stride, padding=self.padding
         )
@@ -78,48 +91,58 @@ class Conv(nnx.Module):
 class DepthwiseConv(nnx.Module):
     """Depthwise convolution with bias, stride 1, size kept; [k, k, 1, C] kernel."""
 
-    def __init__(self, channels, kernel, *, torch_init=False, rngs):
+    kernel: nnx.Param
+    bias: nnx.Param
+
+    def __init__(
+        self, channels: int, kernel: int, *, torch_init: bool = False, rngs: Draws
+    ) -> None:
         _affine(self, (kernel, kernel, 1, channels), True, torch_init, normal_02, rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return convolutions.depthwise_conv(x, self.kernel[...], self.bias[...])
 
 
 class Linear(nnx.Module):
     """Affine map of the last axis; [in, out] kernel."""
 
-    def __init__(self, ins, outs, *, bias=True, torch_init=False, rngs):
+    kernel: nnx.Param
+    bias: Any  # a Param, or None
+
+    def __init__(
+        self, ins: int, outs: int, *, bias: bool = True, torch_init: bool = False, rngs: Draws
+    ) -> None:
         _affine(self, (ins, outs), bias, torch_init, normal_02, rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return layers.linear(x, self.kernel[...], _bias(self))
 
 
 class Mlp(nnx.Module):
     """Linear to four times the width, exact GELU, linear back."""
 
-    def __init__(self, dim, rngs):
+    def __init__(self, dim: int, rngs: Draws) -> None:
         self.fc1 = Linear(dim, 4 * dim, rngs=rngs)
         self.fc2 = Linear(4 * dim, dim, rngs=rngs)
 
-    def hidden(self, x):
+    def hidden(self, x: Array) -> Array:
         """Up to the bias of the second map, which goes with what follows: it saves a pass."""
         hidden = layers.gelu(layers.linear(x, self.fc1.kernel[...]), self.fc1.bias[...])
         return layers.linear(hidden, self.fc2.kernel[...])
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return add_bias(self.hidden(x), self.fc2.bias[...])
 
 
 class LayerNorm(nnx.Module):
     """Normalisation over channels, biased variance, eps 1e-6 (not torch's default 1e-5)."""
 
-    def __init__(self, channels, *, eps=1e-6):
+    def __init__(self, channels: int, *, eps: float = 1e-6) -> None:
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
         self.eps = eps
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return layers.layer_norm(x, self.scale[...], self.bias[...], eps=self.eps)
 
 
@@ -130,14 +153,14 @@ class BatchNorm(nnx.Module):
     the running ones move; otherwise the running ones normalise.
     """
 
-    def __init__(self, channels, *, group=0):
+    def __init__(self, channels: int, *, group: int = 0) -> None:
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
         self.mean = nnx.BatchStat(jnp.zeros(channels))
         self.var = nnx.BatchStat(jnp.ones(channels))
         self.group = group
 
-    def __call__(self, x, train):
+    def __call__(self, x: Array, train: bool) -> Array:
         scale, bias = self.scale[...], self.bias[...]
         if not train:
             return batch_norms.batch_norm(x, scale, bias, self.mean[...], self.var[...])
@@ -151,18 +174,18 @@ class BatchNorm(nnx.Module):
 class Gelu(nnx.Module):
     """Exact (erf) GELU; a module so that it keeps its slot in a stem's numbering."""
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return layers.gelu(x)
 
 
 class Normalize(nnx.Module):
     """(images - mean) / std: the network's first layer; belongs to its weights."""
 
-    def __init__(self, channels):
+    def __init__(self, channels: int) -> None:
         self.mean = nnx.BatchStat(jnp.zeros(channels))
         self.std = nnx.BatchStat(jnp.ones(channels))
 
-    def __call__(self, images):
+    def __call__(self, images: Array) -> Array:
         mean, std = (v[...].astype(images.dtype)[None, None, None] for v in (self.mean, self.std))
         return (images - mean) / std
 

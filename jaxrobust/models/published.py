@@ -1,7 +1,7 @@
 """RobustBench's ImageNet-Linf networks (radius 4/255) that have one of our architectures.
 
 Source: RobustBench 1.1.1, robustbench/model_zoo/imagenet.py (builders, preprocessing) and
-model_info/imagenet/Linf/*.json (accuracies); parity: tests/test_table.py.
+model_info/imagenet/Linf/*.json (accuracies); parity: tests/models/test_table.py.
 """
 
 from typing import NamedTuple

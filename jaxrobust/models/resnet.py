@@ -1,8 +1,8 @@
 """ResNet, wide ResNet and ResNet with GELU; batch statistics are explicit `stats`.
 
 Sources: He et al. 2016 (arXiv 1512.03385); Zagoruyko & Komodakis 2016 (arXiv 1605.07146); GELU:
-Bai et al. 2021 (arXiv 2111.05464). Parity: tests/test_resnet.py against timm 1.0.9, torchvision
-0.28.0 and golden logits.
+Bai et al. 2021 (arXiv 2111.05464). Parity: tests/models/test_resnet.py against timm 1.0.9,
+torchvision 0.28.0 and golden logits.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,16 @@ from flax import nnx
 from jaxrobust.models import layers, pooling
 from jaxrobust.models.classifier import classifier, run_blocks
 from jaxrobust.models.family import Family, Member, Paper, Reference
-from jaxrobust.models.modules import BatchNorm, Conv, Draws, Linear, Normalize, branches, split
+from jaxrobust.models.modules import (
+    BatchNorm,
+    Conv,
+    Draws,
+    Drop,
+    Linear,
+    Normalize,
+    branches,
+    split,
+)
 from jaxrobust.models.renaming import (
     BATCH_NORM_COUNT,
     Naming,
@@ -28,7 +37,7 @@ from jaxrobust.models.renaming import (
     naming,
     row,
 )
-from jaxrobust.types import Classifier
+from jaxrobust.types import Array, Classifier
 
 ACTIVATIONS = {"relu": layers.relu, "gelu": layers.gelu}
 
@@ -85,13 +94,15 @@ def _through(shortcut, x, train):
 class Basic(nnx.Module):
     """act(x + 3x3(act(3x3(x)))); the stride is the first one's."""
 
-    def __init__(self, ins, width, outs, stride, variant, rngs):
+    def __init__(
+        self, ins: int, width: int, outs: int, stride: int, variant: Variant, rngs: Draws
+    ) -> None:
         group, self.act = variant.bn_group, ACTIVATIONS[variant.activation]
         self.conv1, self.bn1 = _conv(ins, width, 3, rngs, stride), BatchNorm(width, group=group)
         self.conv2, self.bn2 = _conv(width, outs, 3, rngs), BatchNorm(outs, group=group)
         self.downsample = _shortcut(ins, outs, stride, group, rngs)
 
-    def __call__(self, x, drop, train):
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         (path,) = branches(drop, 1)
         y = self.act(self.bn1(self.conv1(x), train))
         y = self.bn2(self.conv2(y), train)
@@ -101,14 +112,16 @@ class Basic(nnx.Module):
 class Bottleneck(nnx.Module):
     """act(x + 1x1(act(3x3(act(1x1(x)))))); the stride is the 3x3 one's."""
 
-    def __init__(self, ins, width, outs, stride, variant, rngs):
+    def __init__(
+        self, ins: int, width: int, outs: int, stride: int, variant: Variant, rngs: Draws
+    ) -> None:
         group, self.act = variant.bn_group, ACTIVATIONS[variant.activation]
         self.conv1, self.bn1 = _conv(ins, width, 1, rngs), BatchNorm(width, group=group)
         self.conv2, self.bn2 = _conv(width, width, 3, rngs, stride), BatchNorm(width, group=group)
         self.conv3, self.bn3 = _conv(width, outs, 1, rngs), BatchNorm(outs, group=group)
         self.downsample = _shortcut(ins, outs, stride, group, rngs)
 
-    def __call__(self, x, drop, train):
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         (path,) = branches(drop, 1)
         y = self.act(self.bn1(self.conv1(x), train))
         y = self.act(self.bn2(self.conv2(y), train))
@@ -119,7 +132,7 @@ class Bottleneck(nnx.Module):
 class ResNet(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws):
+    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
         v = variant
         self.normalize = Normalize(v.in_channels)
         kernel, stride = (3, 1) if v.small_stem else (7, 2)
@@ -135,7 +148,7 @@ class ResNet(nnx.Module):
         self.fc = Linear(ins, num_classes, torch_init=True, rngs=rngs)
         self.variant = v
 
-    def __call__(self, images, train, key):
+    def __call__(self, images: Array, train: bool, key: Array | None) -> Array:
         v = self.variant
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         x = ACTIVATIONS[v.activation](self.bn1(self.conv1(x), train))

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from flax import nnx
 
-from jaxrobust.models.modules import Conv, Gelu, LayerNorm
+from jaxrobust.models.modules import Conv, Draws, Gelu, LayerNorm
 from jaxrobust.models.renaming import Row, affine, conv_oihw, row
 
 
 def conv_stem(
-    widths: Sequence[int], strides: Sequence[int], *, ins: int, rngs, project: int = 0
+    widths: Sequence[int], strides: Sequence[int], *, ins: int, rngs: Draws, project: int = 0
 ) -> list[nnx.Module]:
     """3x3 convolutions, each with LN and GELU; with `project`, a bare 1x1 convolution to it."""
     stem: list[nnx.Module] = []

@@ -1,11 +1,11 @@
 """Swin Transformer: attention inside windows that shift from block to block.
 
-Source: Liu et al. 2021 (arXiv 2103.14030). Parity: tests/test_swin.py against timm 1.0.9 and the
-seeded-weight golden logits.
+Source: Liu et al. 2021 (arXiv 2103.14030). Parity: tests/models/test_swin.py against timm 1.0.9 and
+the seeded-weight golden logits.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +17,7 @@ from jaxrobust.models.family import Family, Member, Reference
 from jaxrobust.models.modules import (
     Conv,
     Draws,
+    Drop,
     LayerNorm,
     Linear,
     Mlp,
@@ -27,7 +28,9 @@ from jaxrobust.models.modules import (
 )
 from jaxrobust.models.primitives import widened
 from jaxrobust.models.renaming import Naming, Row, affine, conv_oihw, drop, linear_oi, naming, row
-from jaxrobust.types import Classifier
+from jaxrobust.types import Array, Classifier
+
+Map = TypeVar("Map", Array, np.ndarray)
 
 
 class Variant(NamedTuple):
@@ -54,7 +57,7 @@ VARIANTS = {
 # Windows: x f[B,S,S,D] of a map with S a multiple of the window w, as f[B*(S/w)^2,w*w,D] and back.
 
 
-def partition(x, window: int):
+def partition(x: Map, window: int) -> Map:
     """Return the windows of each image, row by row, as a batch."""
     batch, side, _, dim = x.shape
     count = side // window
@@ -62,7 +65,7 @@ def partition(x, window: int):
     return x.reshape(-1, window * window, dim)
 
 
-def merged(windows, side: int):
+def merged(windows: Map, side: int) -> Map:
     """Return the maps that `partition` cut."""
     _, tokens, dim = windows.shape
     window = math.isqrt(tokens)
@@ -88,14 +91,14 @@ def shift_mask(side: int, window: int, shift: int) -> np.ndarray:
 class WindowAttention(nnx.Module):
     """Attention inside each window, with a learned bias for each offset."""
 
-    def __init__(self, dim, heads, window, rngs):
+    def __init__(self, dim: int, heads: int, window: int, rngs: Draws) -> None:
         table = ((2 * window - 1) ** 2, heads)
         self.relative_position_bias_table = nnx.Param(normal_02(rngs.params(), table))
         self.qkv = Linear(dim, 3 * dim, rngs=rngs)
         self.proj = Linear(dim, dim, rngs=rngs)
         self.heads, self.window = heads, window
 
-    def __call__(self, x, mask):
+    def __call__(self, x: Array, mask: np.ndarray | None) -> Array:
         windows, tokens, dim = x.shape
         index = relative_index(self.window).ravel()
         # Wide, as the gradients of an offset's pairs are added up in the type of its bias.
@@ -110,14 +113,16 @@ class WindowAttention(nnx.Module):
 class Block(nnx.Module):
     """x plus attention in shifted windows, plus MLP."""
 
-    def __init__(self, dim, heads, window, shift, eps, rngs):
+    def __init__(
+        self, dim: int, heads: int, window: int, shift: int, eps: float, rngs: Draws
+    ) -> None:
         self.norm1 = LayerNorm(dim, eps=eps)
         self.attn = WindowAttention(dim, heads, window, rngs)
         self.norm2 = LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, rngs)
         self.window, self.shift = window, shift
 
-    def windowed(self, x):
+    def windowed(self, x: Array) -> Array:
         """Return the attention of f[B,S,S,D]: shifted, zero-padded to whole windows, and back."""
         side, shift, rest = x.shape[1], self.shift, -x.shape[1] % self.window
         x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
@@ -126,7 +131,7 @@ class Block(nnx.Module):
         x = merged(self.attn(partition(x, self.window), mask), side + rest)[:, :side, :side]
         return jnp.roll(x, (shift, shift), (1, 2)) if shift else x
 
-    def __call__(self, x, drop, train):
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         del train
         attn_path, mlp_path = branches(drop, 2)
         x = x + attn_path(self.windowed(self.norm1(x)))
@@ -136,11 +141,11 @@ class Block(nnx.Module):
 class Merge(nnx.Module):
     """Each 2x2 neighbours (column by column) as one token: LN, linear to twice the channels."""
 
-    def __init__(self, dim, eps, rngs):
+    def __init__(self, dim: int, eps: float, rngs: Draws) -> None:
         self.norm = LayerNorm(4 * dim, eps=eps)
         self.reduction = Linear(4 * dim, 2 * dim, bias=False, rngs=rngs)
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         batch, side, _, dim = x.shape
         half, odd = -(-side // 2), side % 2
         x = jnp.pad(x, ((0, 0), (0, odd), (0, odd), (0, 0)))
@@ -154,7 +159,7 @@ class Stage(nnx.Module):
     A map whose `side` is not larger than the window has windows of that side and no shift.
     """
 
-    def __init__(self, v: Variant, stage: int, side: int, rngs):
+    def __init__(self, v: Variant, stage: int, side: int, rngs: Draws) -> None:
         dim, heads = v.dim << stage, v.heads[stage]
         window = min(v.window, side)
         shift = window // 2 if side > window else 0
@@ -166,7 +171,7 @@ class Stage(nnx.Module):
             ]
         )
 
-    def __call__(self, x, **how):
+    def __call__(self, x: Array, **how: Any) -> Array:
         x = x if self.downsample is None else self.downsample(x)
         return run_blocks(self.blocks, x, **how)
 
@@ -174,28 +179,28 @@ class Stage(nnx.Module):
 class PatchEmbed(nnx.Module):
     """Convolution of each patch, then LN."""
 
-    def __init__(self, v: Variant, rngs):
+    def __init__(self, v: Variant, rngs: Draws) -> None:
         self.proj = Conv(v.in_channels, v.dim, v.patch, stride=v.patch, torch_init=True, rngs=rngs)
         self.norm = LayerNorm(v.dim, eps=v.eps)
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return self.norm(self.proj(x))
 
 
 class Head(nnx.Module):
     """The classifier of the pooled features."""
 
-    def __init__(self, dim, num_classes, rngs):
+    def __init__(self, dim: int, num_classes: int, rngs: Draws) -> None:
         self.fc = Linear(dim, num_classes, rngs=rngs)
 
-    def __call__(self, pooled):
+    def __call__(self, pooled: Array) -> Array:
         return self.fc(pooled)
 
 
 class Swin(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, image_size: int, rngs: Draws):
+    def __init__(self, variant: Variant, num_classes: int, image_size: int, rngs: Draws) -> None:
         v = variant
         self.normalize = Normalize(v.in_channels)
         self.patch_embed = PatchEmbed(v, rngs)
@@ -206,7 +211,7 @@ class Swin(nnx.Module):
         self.head = Head(v.dim << (len(v.depths) - 1), num_classes, rngs)
         self.variant, self.image_size = v, image_size
 
-    def __call__(self, images, train, key):
+    def __call__(self, images: Array, train: bool, key: Array | None) -> Array:
         v, size = self.variant, self.image_size
         if images.shape[1:3] != (size, size):
             raise ValueError(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxrobust import models
 from jaxrobust.models.family import Paper
 from jaxrobust.models.published import PUBLISHED, Published
+from jaxrobust.types import Classifier, Params
 
 
 class Architecture(NamedTuple):
@@ -46,7 +47,7 @@ def architecture(name: str) -> Architecture:
     )
 
 
-def multiply_adds(net, params, stats, *, image_size: int) -> int:
+def multiply_adds(net: Classifier, params: Params, stats: Params, *, image_size: int) -> int:
     """Return the multiply-adds of all convolutions and products of matrices, for one image."""
     channels = stats["normalize.mean"].shape[0]
     images = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)

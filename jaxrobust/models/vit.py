@@ -2,11 +2,11 @@
 
 Sources: Dosovitskiy et al. 2021 (arXiv 2010.11929), Touvron et al. 2021 and 2022 (2012.12877,
 2204.07118); stems: Singh, Croce, Hein 2023 (2303.01870).
-Parity: tests/test_vit.py against timm 1.0.9 and the golden logits.
+Parity: tests/models/test_vit.py against timm 1.0.9 and the golden logits.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from jaxrobust.models.family import Family, Member, Paper, Reference
 from jaxrobust.models.modules import (
     Conv,
     Draws,
+    Drop,
     LayerNorm,
     Linear,
     Mlp,
@@ -29,7 +30,7 @@ from jaxrobust.models.modules import (
 from jaxrobust.models.positions import resized
 from jaxrobust.models.primitives import add_bias, spread
 from jaxrobust.models.renaming import Naming, Row, affine, conv_oihw, linear_oi, naming, row
-from jaxrobust.types import Classifier
+from jaxrobust.types import Array, Classifier
 
 
 class Variant(NamedTuple):
@@ -66,12 +67,12 @@ VARIANTS = {
 class Attention(nnx.Module):
     """Attention of all tokens to all tokens; query, key and value come from one map."""
 
-    def __init__(self, dim, heads, rngs):
+    def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
         self.qkv = Linear(dim, 3 * dim, rngs=rngs)
         self.proj = Linear(dim, dim, rngs=rngs)
         self.heads = heads
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         batch, tokens, dim = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
         return self.proj(attention.attention(*(qkv[:, :, i] for i in range(3))))
@@ -80,25 +81,24 @@ class Attention(nnx.Module):
 class LayerScale(nnx.Module):
     """A factor for each channel."""
 
-    def __init__(self, dim, init):
+    def __init__(self, dim: int, init: float) -> None:
         self.gamma = nnx.Param(jnp.full(dim, init, jnp.float32))
 
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         return layers.scale(x, self.gamma[...])
 
 
 class Block(nnx.Module):
     """Attention and MLP, each normalised before, scaled after (where there is LayerScale)."""
 
-    def __init__(self, v: Variant, rngs):
+    def __init__(self, v: Variant, rngs: Draws) -> None:
         self.norm1, self.norm2 = LayerNorm(v.dim), LayerNorm(v.dim)
         self.attn = Attention(v.dim, v.heads, rngs)
         self.mlp = Mlp(v.dim, rngs)
-        scaled = v.gamma_init is not None
-        self.ls1 = LayerScale(v.dim, v.gamma_init) if scaled else None
-        self.ls2 = LayerScale(v.dim, v.gamma_init) if scaled else None
+        self.ls1 = None if v.gamma_init is None else LayerScale(v.dim, v.gamma_init)
+        self.ls2 = None if v.gamma_init is None else LayerScale(v.dim, v.gamma_init)
 
-    def __call__(self, x, drop, train):
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         del train
         path1, path2 = branches(drop, 2)
         ls1, ls2 = (ls or (lambda y: y) for ls in (self.ls1, self.ls2))
@@ -109,10 +109,10 @@ class Block(nnx.Module):
 class PatchEmbed(nnx.Module):
     """Images to tokens f[B,N,D], row by row of the grid."""
 
-    def __init__(self, stem: list[nnx.Module]):
+    def __init__(self, stem: list[nnx.Module]) -> None:
         self.proj = nnx.List(stem)
 
-    def __call__(self, images, grid):
+    def __call__(self, images: Array, grid: int) -> Array:
         x = images
         for layer in self.proj:
             x = layer(x)
@@ -128,7 +128,7 @@ class PatchEmbed(nnx.Module):
 class VisionTransformer(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: Draws):
+    def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
         v = variant
         self.normalize = Normalize(v.in_channels)
         self.patch_embed = PatchEmbed(_stem(v, rngs))
@@ -140,7 +140,7 @@ class VisionTransformer(nnx.Module):
         self.head = Linear(v.dim, num_classes, rngs=rngs)
         self.variant, self.grid = v, grid
 
-    def __call__(self, images, train, key):
+    def __call__(self, images: Array, train: bool, key: Array | None) -> Array:
         v = self.variant
         images = self.normalize(images).astype(jnp.dtype(v.dtype))
         x = self.patch_embed(images, self.grid)
@@ -150,8 +150,9 @@ class VisionTransformer(nnx.Module):
         else:
             x = jnp.concatenate([token, add_bias(x, self.pos_embed[...])], axis=1)
         rates = np.linspace(0, v.drop_path, v.depth).tolist()
-        how = {"train": train, "key": key, "remat": v.remat, "scan": v.scan}
-        x = run_blocks(self.blocks, x, rates=rates, **how)
+        x = run_blocks(
+            self.blocks, x, train=train, key=key, rates=rates, remat=v.remat, scan=v.scan
+        )
         return self.head(self.norm(x[:, 0]))
 
 
@@ -163,13 +164,13 @@ def _stem(v: Variant, rngs) -> list[nnx.Module]:
     return patch_stem(v, rngs)
 
 
-def patch_stem(v, rngs) -> list[nnx.Module]:
+def patch_stem(v: Any, rngs: Draws) -> list[nnx.Module]:
     """One convolution with windows as large as its stride, as PyTorch draws it."""
     (stride,) = v.stem_strides
     return [Conv(v.in_channels, v.dim, stride, stride=stride, torch_init=True, rngs=rngs)]
 
 
-def grid_of(v, image_size: int) -> int:
+def grid_of(v: Any, image_size: int) -> int:
     """Return the side of the grid of patches; `ValueError` where row or size cannot make a
     transformer.
     """

@@ -1,11 +1,11 @@
 """XCiT: attention between channels instead of between patches, for any image size.
 
 Source: El-Nouby et al. 2021 (arXiv 2106.09681); the robust ones: Debenedetti et al. 2022 (arXiv
-2209.07399). Parity: tests/test_xcit.py against timm 1.0.9 and the golden logits.
+2209.07399). Parity: tests/models/test_xcit.py against timm 1.0.9 and the golden logits.
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +19,7 @@ from jaxrobust.models.modules import (
     Conv,
     DepthwiseConv,
     Draws,
+    Drop,
     Gelu,
     LayerNorm,
     Linear,
@@ -40,7 +41,7 @@ from jaxrobust.models.renaming import (
     naming,
     row,
 )
-from jaxrobust.types import Classifier
+from jaxrobust.types import Array, Classifier
 
 
 class Variant(NamedTuple):
@@ -82,7 +83,7 @@ VARIANTS = {
 class PatchEmbed(nnx.Module):
     """3x3 convolutions, each with batch norm; GELU between, none after the last."""
 
-    def __init__(self, v: Variant, rngs):
+    def __init__(self, v: Variant, rngs: Draws) -> None:
         ins, proj = v.in_channels, []
         for left, stride in zip(reversed(range(len(v.stem_strides))), v.stem_strides, strict=True):
             out = v.dim >> left
@@ -93,12 +94,12 @@ class PatchEmbed(nnx.Module):
             ins = out
         self.proj = nnx.List(proj[:-1])
 
-    def __call__(self, x, train):
+    def __call__(self, x: Array, train: bool) -> Array:
         for layer in self.proj:
             if isinstance(layer, Gelu):
                 x = layer(x)
             else:
-                conv, norm = layer
+                conv, norm = cast(nnx.List, layer)
                 x = norm(conv(x), train)
         return x
 
@@ -106,22 +107,22 @@ class PatchEmbed(nnx.Module):
 class FourierPositions(nnx.Module):
     """The waves of every position through a learned 1x1 convolution."""
 
-    def __init__(self, dim, rngs):
+    def __init__(self, dim: int, rngs: Draws) -> None:
         self.token_projection = Conv(64, dim, 1, torch_init=True, rngs=rngs)
 
-    def __call__(self, height, width, dtype):
+    def __call__(self, height: int, width: int, dtype: jnp.dtype) -> Array:
         return self.token_projection(jnp.asarray(fourier_features(height, width), dtype)[None])
 
 
 class CrossCovariance(nnx.Module):
     """Attention of channels to channels within each head."""
 
-    def __init__(self, dim, heads, rngs):
+    def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
         self.temperature = nnx.Param(jnp.ones((heads, 1, 1)))
         self.qkv = Linear(dim, 3 * dim, rngs=rngs)
         self.proj = Linear(dim, dim, rngs=rngs)
 
-    def hidden(self, x):
+    def hidden(self, x: Array) -> Array:
         """f[B,H,W,D], up to the bias of the last map, which goes with what follows."""
         temperature = self.temperature[...]
         qkv = self.qkv(x).reshape(len(x), -1, 3, len(temperature), x.shape[3] // len(temperature))
@@ -132,12 +133,12 @@ class CrossCovariance(nnx.Module):
 class LocalInteraction(nnx.Module):
     """Depthwise 3x3, GELU, batch norm, depthwise 3x3: the exchange between neighbours."""
 
-    def __init__(self, dim, group, rngs):
+    def __init__(self, dim: int, group: int, rngs: Draws) -> None:
         self.conv1 = DepthwiseConv(dim, 3, torch_init=True, rngs=rngs)
         self.bn = BatchNorm(dim, group=group)
         self.conv2 = DepthwiseConv(dim, 3, torch_init=True, rngs=rngs)
 
-    def hidden(self, x, train):
+    def hidden(self, x: Array, train: bool) -> Array:
         """Up to the bias of the last convolution, which goes with what follows."""
         x = convolutions.depthwise_conv(x, self.conv1.kernel[...])
         x = self.bn(layers.gelu(x, self.conv1.bias[...]), train)
@@ -154,7 +155,7 @@ def _residual(x, y, bias, gamma, path=None):
 class Block(nnx.Module):
     """f[B,H,W,D] plus attention between channels, plus local interaction, plus MLP."""
 
-    def __init__(self, v: Variant, rngs):
+    def __init__(self, v: Variant, rngs: Draws) -> None:
         self.gamma1, self.gamma3, self.gamma2 = (_gamma(v) for _ in range(3))
         self.norm1 = LayerNorm(v.dim)
         self.attn = CrossCovariance(v.dim, v.heads, rngs)
@@ -163,7 +164,7 @@ class Block(nnx.Module):
         self.norm2 = LayerNorm(v.dim)
         self.mlp = Mlp(v.dim, rngs)
 
-    def __call__(self, x, drop, train):
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
         paths = [None] * 3 if drop is None else branches(drop, 3)
         attn, local, mlp = self.attn, self.local_mp, self.mlp
         x = _residual(x, attn.hidden(self.norm1(x)), attn.proj.bias, self.gamma1, paths[0])
@@ -175,11 +176,11 @@ class Block(nnx.Module):
 class ClassAttention(nnx.Module):
     """Attention of the class token to all tokens."""
 
-    def __init__(self, dim, heads, rngs):
+    def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
         self.q, self.k, self.v, self.proj = (Linear(dim, dim, rngs=rngs) for _ in range(4))
         self.heads = heads
 
-    def hidden(self, token, patches):
+    def hidden(self, token: Array, patches: Array) -> Array:
         """Up to the bias of the last map, which goes with what follows."""
         tokens = jnp.concatenate([token, patches], 1)
         q, k, v = (
@@ -195,7 +196,7 @@ class ClassBlock(nnx.Module):
     They get their normalised selves added, and the last residual adds them to themselves.
     """
 
-    def __init__(self, v: Variant, rngs):
+    def __init__(self, v: Variant, rngs: Draws) -> None:
         self.gamma1, self.gamma2 = _gamma(v), _gamma(v)
         self.norm1 = LayerNorm(v.dim)
         self.attn = ClassAttention(v.dim, v.heads, rngs)
@@ -203,7 +204,7 @@ class ClassBlock(nnx.Module):
         self.mlp = Mlp(v.dim, rngs)
         self.tokens_norm = v.tokens_norm
 
-    def __call__(self, token, patches):
+    def __call__(self, token: Array, patches: Array) -> tuple[Array, Array]:
         attn, mlp = self.attn, self.mlp
         normal = self.norm1(patches)
         update = attn.hidden(self.norm1(token), normal)
@@ -216,7 +217,7 @@ class ClassBlock(nnx.Module):
 class Xcit(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
-    def __init__(self, variant: Variant, num_classes: int, rngs: Draws):
+    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
         v = variant
         self.normalize = Normalize(v.in_channels)
         self.cls_token = nnx.Param(normal_02(rngs.params(), (1, 1, v.dim)))
@@ -228,12 +229,14 @@ class Xcit(nnx.Module):
         self.head = Linear(v.dim, num_classes, rngs=rngs)
         self.variant = v
 
-    def __call__(self, images, train, key):
+    def __call__(self, images: Array, train: bool, key: Array | None) -> Array:
         v = self.variant
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)), train)
-        x = add_bias(x, self.pos_embed(*x.shape[1:3], x.dtype))
-        how = {"train": train, "key": key, "remat": v.remat, "scan": v.scan}
-        x = run_blocks(self.blocks, x, rates=(v.drop_path,) * v.depth, **how)
+        x = add_bias(x, self.pos_embed(x.shape[1], x.shape[2], x.dtype))
+        rates = (v.drop_path,) * v.depth
+        x = run_blocks(
+            self.blocks, x, train=train, key=key, rates=rates, remat=v.remat, scan=v.scan
+        )
         token = spread(self.cls_token[...], (len(x), 1, v.dim))
         patches = x.reshape(len(x), -1, v.dim)
         for block in self.cls_attn_blocks:

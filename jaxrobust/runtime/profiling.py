@@ -37,7 +37,7 @@ class Trace:
     Every host writes its part, under the same name, into `directory`.
     """
 
-    def __init__(self, profile: Profile | None, directory: Path, step: int):
+    def __init__(self, profile: Profile | None, directory: Path, step: int) -> None:
         self._directory = directory.absolute()
         self._first = self._last = -1
         if profile:

@@ -47,7 +47,7 @@ def by_image(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
-def global_arrays(mesh: Mesh, local):
+def global_arrays(mesh: Mesh, local: Any) -> Any:
     """Return arrays over the mesh from what this process holds of them, a tree of np.ndarray."""
     sharding = by_image(mesh)
     return jax.tree.map(

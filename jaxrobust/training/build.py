@@ -327,8 +327,8 @@ def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
     )
 
     def of_device(params, stats, batch, keys):
-        first = jax.tree.map(lambda x: x[:images], (batch, keys))
-        return look(spread.gather(params), stats, *first[0], first[1])
+        (shown, labels), own = jax.tree.map(lambda x: x[:images], (batch, keys))
+        return look(spread.gather(params), stats, shown, labels, own)
 
     def of_state(state, batch):
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)

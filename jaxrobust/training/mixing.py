@@ -11,8 +11,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Key
 
-from jaxrobust.types import Array, Batch
+from jaxrobust.types import Array, Batch, Images, Labels, SoftLabels
 
 BatchAugmentation = Callable[[Array, Batch], Batch]
 
@@ -71,14 +72,14 @@ NOISES: dict[str, Callable[[Array, int], Array]] = {
 
 
 def erase(
-    key: Array,
-    images: Array,
+    key: Key[Array, ""],
+    images: Images,
     *,
     probability: float,
     noise: str = "normal",
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
-) -> Array:
+) -> Images:
     """Images of which some have one box filled with noise, pixel by pixel.
 
     Args:
@@ -90,7 +91,7 @@ def erase(
       area: least and largest fraction of the image; uniform.
       aspect: least and largest height / width; log-uniform.
     Source: Zhong et al. 2020 (arXiv 1708.04896), as in timm: boxes that do not fit are drawn again,
-      ten times at most; parity: tests/test_augment.py against timm 1.0.9.
+      ten times at most; parity: tests/training/test_mixing.py against timm 1.0.9.
     """
 
     def one(key, image):
@@ -99,8 +100,9 @@ def erase(
         erased, *box = _erased_box(box_key, image.shape, probability, area, aspect)
         # Channel after channel in a loop, which fills memory: fused into a mixing that reads each
         # pixel twice, XLA's CPU draws the noise twice and 5 times slower.
-        draw = partial(NOISES[noise], size=height * width)
-        values = jax.lax.map(draw, jax.random.split(noise_key, channels))
+        draw = NOISES[noise]
+        keys = jax.random.split(noise_key, channels)
+        values = jax.lax.map(lambda key: draw(key, height * width), keys)
         return jnp.where(erased & _inside(image.shape, *box), values.T.reshape(image.shape), image)
 
     return jax.vmap(one)(_keys(key, images.shape[0]), images)
@@ -125,9 +127,9 @@ def _erased_box(key, shape, probability, area, aspect, tries=10):
 
 
 def mix(
-    key: Array,
-    images: Array,
-    labels: Array,
+    key: Key[Array, ""],
+    images: Images,
+    labels: Labels,
     *,
     num_classes: int,
     mixup: float,
@@ -136,7 +138,7 @@ def mix(
     probability: float = 1.0,
     group: int = 2,
     smoothing: float = 0.0,
-) -> tuple[Array, Array]:
+) -> tuple[Images, SoftLabels]:
     """Images mixed with others, and their soft targets f32[B,C].
 
     Every `group` consecutive images of the batch share one choice, weight and box; the partner of
@@ -155,7 +157,7 @@ def mix(
       group: an even divisor of the part of B that a device holds.
       smoothing: of the one-hot labels before they are mixed.
     Source: Zhang et al. 2018 (arXiv 1710.09412), Yun et al. 2019 (arXiv 1905.04899), as timm's
-      "batch" mode within a group; parity: tests/test_augment.py against timm 1.0.9.
+      "batch" mode within a group; parity: tests/training/test_mixing.py against timm 1.0.9.
     """
     batch, *shape = images.shape
     switch = switch if mixup and cutmix else float(cutmix > 0)
@@ -219,7 +221,7 @@ def _weighted(weight, a, b):
     return jnp.maximum(weight * a, lowest) + jnp.maximum((1 - weight) * b, lowest)
 
 
-def smoothed(labels: Array, num_classes: int, smoothing: float) -> Array:
+def smoothed(labels: Labels, num_classes: int, smoothing: float) -> SoftLabels:
     """One-hot labels f32[B,C] of which `smoothing` is spread over all classes, theirs included."""
     off = smoothing / num_classes
     is_label = labels[:, None] == jnp.arange(num_classes, dtype=labels.dtype)[None]

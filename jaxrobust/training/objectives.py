@@ -6,8 +6,19 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Float32
 
-from jaxrobust.types import Array, Batch, Classifier, LogitsFn, Params
+from jaxrobust.types import (
+    Array,
+    Batch,
+    Classifier,
+    Labels,
+    Logits,
+    LogitsFn,
+    Params,
+    PerImage,
+    SoftLabels,
+)
 
 
 class Objective(NamedTuple):
@@ -25,19 +36,19 @@ class Objective(NamedTuple):
     draws: Callable[[Array | None], tuple[Array | None, Array | None]]
 
 
-def cross_entropy(logits: Array, labels: Array) -> Array:
+def cross_entropy(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
     """f32[B]; `labels` i32[B] or soft targets f32[B,C]."""
     if labels.ndim == 1:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return optax.softmax_cross_entropy(logits, labels)
 
 
-def likeliest(labels: Array) -> Array:
+def likeliest(labels: Labels | SoftLabels) -> Labels:
     """i32[B]: labels as they are, of soft targets the largest."""
     return labels if labels.ndim == 1 else labels.argmax(-1).astype(jnp.int32)
 
 
-def accuracy(logits: Array, labels: Array) -> Array:
+def accuracy(logits: Logits, labels: Labels | SoftLabels) -> Float32[Array, ""]:
     """f32[]: the fraction whose largest logit is the label (of soft targets the largest)."""
     return (logits.argmax(-1) == likeliest(labels)).mean(dtype=jnp.float32)
 
@@ -89,7 +100,8 @@ def trades(beta: float) -> Objective:
     normalise them apart, and their running statistics move twice. `x` is cut to [0, 1], as every
     point of the attack is; else the noise of random erasing, which leaves that range, would be part
     of the divergence, and no perturbation of that size is in the ball.
-    Parity: tests/test_trades.py, 20 updates with the loss of zhichao-lu/robust-residual-network.
+    Parity: tests/training/test_trades.py, 20 updates with the loss of
+    zhichao-lu/robust-residual-network.
     """
 
     def attack_targets(logits_fn, batch):

@@ -18,7 +18,7 @@ def learning_rate(
     code does, so between epochs it is a chord of the cosine.
     Raises:
       ValueError: a length that is not positive, or a warm-up that leaves no epoch for the decay.
-    Source: main.py of nmndeep/revisiting-at; parity: tests/test_optim.py.
+    Source: main.py of nmndeep/revisiting-at; parity: tests/training/test_optim.py.
     """
     if epochs < 1 or steps_per_epoch < 1:
         raise ValueError(

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 
+from jaxrobust.config import Config
 from jaxrobust.data import pipeline
 from jaxrobust.evaluation import accuracy, records
 from jaxrobust.runtime import hosts, jsonl
@@ -13,7 +15,15 @@ from jaxrobust.training import build, splits
 from jaxrobust.types import Weights
 
 
-def test(config, workdir, plain, name, phase, step: int, best: Weights) -> None:
+def test(
+    config: Config,
+    workdir: Path,
+    plain: dict[str, Any],
+    name: str,
+    phase: build.Phase,
+    step: int,
+    best: Weights,
+) -> None:
     """Append the record of a phase's best weights on the test split, unless it is there."""
     images = splits.evaluated(config, "test_split", config.test, workdir)
     source, meets = images.source, images.meets

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jaxrobust.config import PHASES, VERSION
+from jaxrobust.config import PHASES, VERSION, Config
 from jaxrobust.data import sources
 from jaxrobust.runtime import compilation, hosts, jsonl, locks, sharding
 from jaxrobust.runtime.profiling import Profile
@@ -97,7 +97,7 @@ def _start(start: start_weights.Start, record, workdir) -> tuple[int, Weights]:
 
 
 def check(
-    config, phases: list[str], workdir: Path
+    config: Config, phases: list[str], workdir: Path
 ) -> tuple[sources.Source, dict[str, build.Phase], dict[str, Any]]:
     """Return the training split, the phases, and what the data is; refuses whatever would fail
     later.

@@ -2,11 +2,12 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxrobust.config import PHASES
+from jaxrobust.config import PHASES, Config
 from jaxrobust.data import Damage, evaluation_transform, loading, pipeline, sources
 from jaxrobust.evaluation.accuracy import Images
 from jaxrobust.runtime import jsonl, sharding
@@ -16,7 +17,7 @@ from jaxrobust.training.phase import Run
 from jaxrobust.types import Batch
 
 
-def opened(config, key: str) -> sources.Source:
+def opened(config: Config, key: str) -> sources.Source:
     """Return a split of the config's data set, checked against its model."""
     data, model = config.data, config.model
     source = sources.open_source(
@@ -33,7 +34,7 @@ def opened(config, key: str) -> sources.Source:
     return source
 
 
-def check_preprocessing(config, source: sources.Source) -> None:
+def check_preprocessing(config: Config, source: sources.Source) -> None:
     """Refuse a `data.preprocessing` that makes images of another size than the network's."""
     size, wanted = config.model.image_size, config.data.preprocessing
     transform = evaluation_transform(pipeline.preprocessing_id(source, size, wanted))
@@ -48,7 +49,7 @@ def check_preprocessing(config, source: sources.Source) -> None:
         )
 
 
-def evaluated(config, key: str, settings, workdir: Path) -> Images:
+def evaluated(config: Config, key: str, settings: Config, workdir: Path) -> Images:
     """Return a split for an evaluation; `settings` are those of `evaluation` or `test`."""
     source = opened(config, key)
     return Images(
@@ -63,7 +64,7 @@ def evaluated(config, key: str, settings, workdir: Path) -> Images:
     )
 
 
-def damage(config, workdir: Path, source: sources.Source) -> Damage:
+def damage(config: Config, workdir: Path, source: sources.Source) -> Damage:
     """Return the damaged images of a split that a run has met, also before it was interrupted.
 
     Each process adds to a file of its own; all start from what all have met.
@@ -84,7 +85,7 @@ def damage(config, workdir: Path, source: sources.Source) -> Damage:
     )
 
 
-def batches(config, name: str, source: sources.Source, start: int) -> pipeline.Batches:
+def batches(config: Config, name: str, source: sources.Source, start: int) -> pipeline.Batches:
     """Return this process' part of the training stream of a phase, from a position on."""
     return pipeline.train_batches(
         source,
@@ -100,12 +101,12 @@ def batches(config, name: str, source: sources.Source, start: int) -> pipeline.B
     )
 
 
-def device_batch(mesh, batch) -> Batch:
+def device_batch(mesh: jax.sharding.Mesh, batch: Any) -> Batch:
     """Return the global batch, from this process' part of it."""
     return Batch(*sharding.global_arrays(mesh, (batch.images, batch.labels)))
 
 
-def blank(run: Run):
+def blank(run: Run) -> loading.TrainBatch:
     """Images for a step that no host takes."""
     whole = build.abstract_batch(run.config, run.name)
     rows = len(whole.images) // jax.process_count()

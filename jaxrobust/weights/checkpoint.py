@@ -28,7 +28,7 @@ class Checkpoints:
     that a kill at any moment leaves one to continue from.
     """
 
-    def __init__(self, directory: Path, *, read_only: bool = False):
+    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=checkpoint_managers.LatestN(1),
             cleanup_tmp_directories=not read_only,  # they may be those of a run that goes on

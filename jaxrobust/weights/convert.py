@@ -7,7 +7,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -162,7 +162,7 @@ class Names(NamedTuple):
     ours: bool = False  # our own names, which always come with a normalisation
 
 
-def names(name: str, arrays: Mapping[str, np.ndarray], **overrides) -> Names:
+def names(name: str, arrays: Mapping[str, np.ndarray], **overrides: Any) -> Names:
     """Return the rows for arrays of network `name`: under our names, the reference's or its
     authors'.
     """
@@ -190,7 +190,7 @@ def from_torch(
     *,
     num_classes: int = 1000,
     image_size: int = 224,
-    **overrides,
+    **overrides: Any,
 ) -> tuple[Arrays, Arrays]:
     """Return params and stats of network `name` from a PyTorch state dict of NumPy arrays.
 
@@ -203,8 +203,8 @@ def from_torch(
       **overrides: of the network, as in `models.create`.
     Raises:
       ValueError: names, shapes or types that do not fit, all in one message.
-    Source: names from timm 1.0.9 and the state dicts of RobustBench; parity: tests/test_convert.py
-      and the tests of each architecture.
+    Source: names from timm 1.0.9 and the state dicts of RobustBench; parity:
+      tests/weights/test_convert.py and the tests of each architecture.
 
     Of weights that came from here, so that nothing has to be downloaded:
 
@@ -260,7 +260,14 @@ def matched(found: Names) -> Iterator[tuple[str, Row, list[str]]]:
             yield key, which, [match.expand(template) for template in _targets(which)]
 
 
-def to_torch(name: str, params, stats, *, layout: str = "timm", **overrides) -> Arrays:
+def to_torch(
+    name: str,
+    params: Mapping[str, Any],
+    stats: Mapping[str, Any],
+    *,
+    layout: str = "timm",
+    **overrides: Any,
+) -> Arrays:
     """Return the state dict of a PyTorch reference network with our weights.
 
     Args:
@@ -274,7 +281,7 @@ def to_torch(name: str, params, stats, *, layout: str = "timm", **overrides) -> 
     Raises:
       ValueError: unknown layout, one of another architecture, weights that do not belong to the
         network, or a normalisation that the layout cannot hold.
-    Source: names of timm 1.0.9 and of RobustBench's files; parity: tests/test_convert.py.
+    Source: names of timm 1.0.9 and of RobustBench's files; parity: tests/weights/test_convert.py.
 
     >>> net = models.create("resnet18", num_classes=10)
     >>> state_dict = to_torch("resnet18", *net.init(jax.random.key(0)))
@@ -288,7 +295,7 @@ def to_torch(name: str, params, stats, *, layout: str = "timm", **overrides) -> 
     return theirs
 
 
-def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides) -> Arrays:
+def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any) -> Arrays:
     """Our arrays under the reference's names and in its order, of a row with any options.
 
     `wrapped`: behind a normalisation, as `normalize.*` and `model.*`.
@@ -377,8 +384,8 @@ def load(
     num_classes: int = 1000,
     image_size: int = 224,
     which: str = "ema",
-    **overrides,
-):
+    **overrides: Any,
+) -> tuple[Arrays, Arrays]:
     """Return params and stats of network `name` from a file with our names or the reference's.
 
     Args:
@@ -396,7 +403,9 @@ def load(
         raise ValueError(f"{path}: {error}") from error
 
 
-def fit(name: str, arrays: Arrays, *, num_classes: int = 1000, image_size=224, **overrides):
+def fit(
+    name: str, arrays: Arrays, *, num_classes: int = 1000, image_size: int = 224, **overrides: Any
+) -> tuple[Arrays, Arrays]:
     """Return params and stats of network `name` from arrays under our names or the reference's."""
     found = names(name, arrays, **overrides)
     channels = in_channels(name, found) or 3

@@ -99,7 +99,9 @@ def check_free(folder: Path) -> None:
         raise ValueError(f"{folder} holds other files; name a new folder")
 
 
-def write(folder: Path, params, stats, config: dict[str, Any]) -> dict[str, Any]:
+def write(
+    folder: Path, params: dict[str, Any], stats: dict[str, Any], config: dict[str, Any]
+) -> dict[str, Any]:
     """Return the config with its hashes, after writing both files: whole, or nothing of them.
 
     Raises:

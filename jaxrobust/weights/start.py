@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.config import network_of
+from jaxrobust.config import Config, network_of
 from jaxrobust.runtime.progress import say
 from jaxrobust.types import Classifier
 from jaxrobust.weights import certificates, convert, files, hashes, runs
@@ -300,7 +300,7 @@ def record_of(workdir: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def changed(config, workdir: Path) -> str:
+def changed(config: Config, workdir: Path) -> str:
     """Return a sentence if the weights that a run started from are others by now; else empty."""
     before = record_of(workdir)
     if before is None or not config.init.weights:

@@ -4,7 +4,7 @@
     net.load_state_dict(torch.load("weights.pt", weights_only=True))
     logits = net.eval()(images)  # f32[B,3,H,W] in [0, 1] -> f32[B,C]
 
-Source: Touvron et al. 2021 (arXiv 2103.17239). Parity: tests/test_torch_modules.py.
+Source: Touvron et al. 2021 (arXiv 2103.17239). Parity: tests/exchange/test_torch_modules.py.
 """
 
 from collections import OrderedDict
@@ -52,7 +52,15 @@ def model(
 class Cait(nn.Module):
     """Patches and positions, blocks on the patches, class attention, linear on the class token."""
 
-    def __init__(self, stem, blocks, last, dim, positions, num_classes):
+    def __init__(
+        self,
+        stem: nn.Module,
+        blocks: Sequence[nn.Module],
+        last: Sequence[nn.Module],
+        dim: int,
+        positions: int,
+        num_classes: int,
+    ) -> None:
         super().__init__()
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, positions, dim))
@@ -74,7 +82,7 @@ class Cait(nn.Module):
 class Block(nn.Module):
     """x + gamma_1 * attention(LN(x)), then x + gamma_2 * MLP(LN(x))."""
 
-    def __init__(self, dim, heads, gamma):
+    def __init__(self, dim: int, heads: int, gamma: float) -> None:
         super().__init__()
         self.gamma_1, self.gamma_2 = scale(dim, gamma), scale(dim, gamma)
         self.norm1, self.attn = nn.LayerNorm(dim, eps=EPS), TalkingHeads(dim, heads)
@@ -88,7 +96,7 @@ class Block(nn.Module):
 class TalkingHeads(nn.Module):
     """Attention whose heads are mixed linearly before (proj_l) and after (proj_w) the softmax."""
 
-    def __init__(self, dim, heads):
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
@@ -108,7 +116,7 @@ class TalkingHeads(nn.Module):
 class ClassBlock(nn.Module):
     """The class token attends to itself and the patches, which stay as they are."""
 
-    def __init__(self, dim, heads, gamma):
+    def __init__(self, dim: int, heads: int, gamma: float) -> None:
         super().__init__()
         self.gamma_1, self.gamma_2 = scale(dim, gamma), scale(dim, gamma)
         self.norm1, self.attn = nn.LayerNorm(dim, eps=EPS), ClassAttention(dim, heads)
@@ -123,7 +131,7 @@ class ClassBlock(nn.Module):
 class ClassAttention(nn.Module):
     """The class token's query against all tokens: [B, N, D] -> [B, 1, D]."""
 
-    def __init__(self, dim, heads):
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
@@ -154,7 +162,7 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))

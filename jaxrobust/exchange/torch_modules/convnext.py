@@ -5,7 +5,7 @@
     logits = net.eval()(images)  # f32[B,3,H,W] in [0, 1] -> f32[B,C]
 
 Sources: Liu et al. 2022 (arXiv 2201.03545); stems: Singh, Croce, Hein 2023 (arXiv 2303.01870).
-Parity: tests/test_torch_modules.py.
+Parity: tests/exchange/test_torch_modules.py.
 """
 
 from collections import OrderedDict
@@ -52,11 +52,18 @@ def model(
 class ConvNeXt(nn.Module):
     """Stem, stages, mean over the pixels, layer norm, linear."""
 
-    def __init__(self, stem, depths, dims, strides, gamma_init, num_classes):
+    def __init__(
+        self,
+        stem: nn.Module,
+        depths: Sequence[int],
+        dims: Sequence[int],
+        strides: Sequence[int],
+        gamma_init: float,
+        num_classes: int,
+    ) -> None:
         super().__init__()
         self.stem = stem
-        before, strides = [None, *dims[:-1]], [None, *strides]
-        rows = zip(before, dims, depths, strides, strict=True)
+        rows = zip([0, *dims[:-1]], dims, depths, [0, *strides], strict=True)
         self.stages = nn.Sequential(*[Stage(*row, gamma_init) for row in rows])
         layers = {"norm": nn.LayerNorm(dims[-1], EPS), "fc": nn.Linear(dims[-1], num_classes)}
         self.head = nn.Sequential(OrderedDict(layers))
@@ -68,10 +75,10 @@ class ConvNeXt(nn.Module):
 class Stage(nn.Module):
     """Layer norm and strided 2x2 convolution (but for the first stage), then the blocks."""
 
-    def __init__(self, ins, dim, depth, stride, gamma_init):
+    def __init__(self, ins: int, dim: int, depth: int, stride: int, gamma_init: float) -> None:
         super().__init__()
         down: list[nn.Module] = []
-        if ins is not None:
+        if ins:
             down = [ChannelNorm(ins, eps=EPS), nn.Conv2d(ins, dim, 2, stride=stride)]
         self.downsample = nn.Sequential(*down)
         self.blocks = nn.Sequential(*[Block(dim, gamma_init) for _ in range(depth)])
@@ -83,7 +90,7 @@ class Stage(nn.Module):
 class Block(nn.Module):
     """x + gamma * MLP(LN(depthwise 7x7(x)))."""
 
-    def __init__(self, dim, gamma_init):
+    def __init__(self, dim: int, gamma_init: float) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), gamma_init))
         self.conv_dw = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
@@ -124,7 +131,7 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))

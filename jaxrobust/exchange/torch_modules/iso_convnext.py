@@ -5,7 +5,7 @@
     logits = net.eval()(images)  # f32[B,3,H,W] in [0, 1] -> f32[B,C]
 
 Sources: Liu et al. 2022 (arXiv 2201.03545), section 3.3, and the names of its published weights;
-stem: Singh, Croce, Hein 2023 (arXiv 2303.01870). Parity: tests/test_torch_modules.py.
+stem: Singh, Croce, Hein 2023 (arXiv 2303.01870). Parity: tests/exchange/test_torch_modules.py.
 """
 
 from collections import OrderedDict
@@ -48,7 +48,7 @@ def model(
 class IsotropicConvNeXt(nn.Module):
     """Stem, blocks of one width, mean over the pixels, layer norm, linear."""
 
-    def __init__(self, stem, depth, dim, num_classes):
+    def __init__(self, stem: nn.Module, depth: int, dim: int, num_classes: int) -> None:
         super().__init__()
         self.stem = stem
         self.blocks = nn.Sequential(*[Block(dim) for _ in range(depth)])
@@ -62,7 +62,7 @@ class IsotropicConvNeXt(nn.Module):
 class Block(nn.Module):
     """x + MLP(LN(depthwise 7x7(x))), without a layer scale."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.dwconv = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
         self.norm = nn.LayerNorm(dim, eps=EPS)
@@ -99,7 +99,7 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))

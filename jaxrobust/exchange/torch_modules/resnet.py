@@ -5,17 +5,18 @@
     logits = net.eval()(images)  # f32[B,3,H,W] in [0, 1] -> f32[B,C]
 
 Sources: He et al. 2016 (arXiv 1512.03385); Zagoruyko & Komodakis 2016 (arXiv 1605.07146); GELU:
-Bai et al. 2021 (arXiv 2111.05464). Parity: tests/test_torch_modules.py.
+Bai et al. 2021 (arXiv 2111.05464). Parity: tests/exchange/test_torch_modules.py.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-ACTIVATIONS = {"relu": functional.relu, "gelu": functional.gelu}
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Activation] = {"relu": functional.relu, "gelu": functional.gelu}
 
 
 def model(
@@ -46,7 +47,16 @@ def model(
 class ResNet(nn.Module):
     """Stem, four stages, mean over the pixels, linear."""
 
-    def __init__(self, depths, bottleneck, width, activation, small_stem, ins, num_classes):
+    def __init__(
+        self,
+        depths: Sequence[int],
+        bottleneck: bool,
+        width: int,
+        activation: str,
+        small_stem: bool,
+        ins: int,
+        num_classes: int,
+    ) -> None:
         super().__init__()
         self.act, self.pool = ACTIVATIONS[activation], not small_stem
         self.conv1 = conv(ins, 64, 3) if small_stem else conv(ins, 64, 7, stride=2)
@@ -73,7 +83,7 @@ class ResNet(nn.Module):
 class Basic(nn.Module):
     """act(x + 3x3(act(3x3(x)))); the stride is the first one's."""
 
-    def __init__(self, ins, width, outs, stride, act):
+    def __init__(self, ins: int, width: int, outs: int, stride: int, act: Activation) -> None:
         super().__init__()
         self.act = act
         self.conv1, self.bn1 = conv(ins, width, 3, stride=stride), nn.BatchNorm2d(width)
@@ -88,7 +98,7 @@ class Basic(nn.Module):
 class Bottleneck(nn.Module):
     """act(x + 1x1(act(3x3(act(1x1(x)))))); the stride is the 3x3 one's."""
 
-    def __init__(self, ins, width, outs, stride, act):
+    def __init__(self, ins: int, width: int, outs: int, stride: int, act: Activation) -> None:
         super().__init__()
         self.act = act
         self.conv1, self.bn1 = conv(ins, width, 1), nn.BatchNorm2d(width)
@@ -120,7 +130,7 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))

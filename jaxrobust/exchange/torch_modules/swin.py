@@ -4,7 +4,7 @@
     net.load_state_dict(torch.load("weights.pt", weights_only=True))
     logits = net.eval()(images)  # f32[B,3,H,W] in [0, 1] -> f32[B,C]
 
-Source: Liu et al. 2021 (arXiv 2103.14030). Parity: tests/test_torch_modules.py.
+Source: Liu et al. 2021 (arXiv 2103.14030). Parity: tests/exchange/test_torch_modules.py.
 """
 
 from collections import OrderedDict
@@ -56,7 +56,15 @@ def model(
 class Swin(nn.Module):
     """Patches, stages on [B, H, W, C], layer norm, mean over the map, linear."""
 
-    def __init__(self, stem, layers, dim, last, eps, num_classes):
+    def __init__(
+        self,
+        stem: nn.Module,
+        layers: Sequence[nn.Module],
+        dim: int,
+        last: int,
+        eps: float,
+        num_classes: int,
+    ) -> None:
         super().__init__()
         embed = {"proj": stem, "norm": nn.LayerNorm(dim, eps=eps)}
         self.patch_embed = nn.ModuleDict(embed)
@@ -73,7 +81,7 @@ class Swin(nn.Module):
 class Merge(nn.Module):
     """The four neighbours of a 2x2 square, column by column, beside each other; then linear."""
 
-    def __init__(self, ins, eps):
+    def __init__(self, ins: int, eps: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(4 * ins, eps=eps)
         self.reduction = nn.Linear(4 * ins, 2 * ins, bias=False)
@@ -90,7 +98,9 @@ class Block(nn.Module):
 
     mask: Tensor
 
-    def __init__(self, dim, heads, side, window, shift, eps):
+    def __init__(
+        self, dim: int, heads: int, side: int, window: int, shift: int, eps: float
+    ) -> None:
         super().__init__()
         self.window, self.shift = window, shift
         self.norm1 = nn.LayerNorm(dim, eps=eps)
@@ -116,7 +126,7 @@ class Attention(nn.Module):
 
     index: Tensor
 
-    def __init__(self, dim, heads, window):
+    def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()
         self.heads = heads
         table = 0.02 * torch.randn((2 * window - 1) ** 2, heads)
@@ -172,7 +182,7 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))

@@ -6,7 +6,7 @@
 
 Sources: Dosovitskiy et al. 2021 (arXiv 2010.11929); Touvron et al. 2022 (DeiT III, arXiv
 2204.07118); stem: Singh, Croce, Hein 2023 (arXiv 2303.01870).
-Parity: tests/test_torch_modules.py.
+Parity: tests/exchange/test_torch_modules.py.
 """
 
 from collections import OrderedDict
@@ -61,7 +61,15 @@ def model(
 class VisionTransformer(nn.Module):
     """Patches, class token and positions, blocks, layer norm, linear on the class token."""
 
-    def __init__(self, stem, blocks, dim, positions, class_position, num_classes):
+    def __init__(
+        self,
+        stem: nn.Module,
+        blocks: Sequence[nn.Module],
+        dim: int,
+        positions: int,
+        class_position: bool,
+        num_classes: int,
+    ) -> None:
         super().__init__()
         self.class_position = class_position
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -84,7 +92,7 @@ class VisionTransformer(nn.Module):
 class Block(nn.Module):
     """x + ls1(attention(LN(x))), then x + ls2(MLP(LN(x)))."""
 
-    def __init__(self, dim, heads, gamma_init):
+    def __init__(self, dim: int, heads: int, gamma_init: float | None) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=EPS)
         self.attn = Attention(dim, heads)
@@ -101,7 +109,7 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Softmax attention of all tokens to all, scaled by the root of the head's width."""
 
-    def __init__(self, dim, heads):
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
@@ -123,7 +131,7 @@ def mlp(dim: int) -> nn.Module:
 class LayerScale(nn.Module):
     """A learned factor for each channel."""
 
-    def __init__(self, dim, gamma_init):
+    def __init__(self, dim: int, gamma_init: float) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.full((dim,), gamma_init))
 
@@ -155,7 +163,7 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))

@@ -4,7 +4,7 @@
     net.load_state_dict(torch.load("weights.pt", weights_only=True))
     logits = net.eval()(images)  # f32[B,3,H,W] in [0, 1] -> f32[B,C]
 
-Source: El-Nouby et al. 2021 (arXiv 2106.09681). Parity: tests/test_torch_modules.py.
+Source: El-Nouby et al. 2021 (arXiv 2106.09681). Parity: tests/exchange/test_torch_modules.py.
 """
 
 import math
@@ -46,7 +46,14 @@ def model(
 class Xcit(nn.Module):
     """Stem and positions, blocks on the patches, class attention, linear on the class token."""
 
-    def __init__(self, stem, blocks, last, dim, num_classes):
+    def __init__(
+        self,
+        stem: nn.Module,
+        blocks: Sequence[nn.Module],
+        last: Sequence[nn.Module],
+        dim: int,
+        num_classes: int,
+    ) -> None:
         super().__init__()
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
         self.patch_embed = nn.Sequential(OrderedDict(proj=stem))
@@ -78,18 +85,19 @@ def stem(ins: int, dim: int, strides: Sequence[int]) -> nn.Sequential:
 class FourierPositions(nn.Module):
     """sin and cos of row, then of column, at 16 frequencies, through a 1x1 convolution."""
 
-    def __init__(self, dim):
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.token_projection = nn.Conv2d(64, dim, 1)
 
     def forward(self, height: int, width: int) -> Tensor:
         kernel = self.token_projection.weight
         # In float32 also for a network in float64: the published networks have it so.
-        single = {"dtype": torch.float32, "device": kernel.device}
-        frequencies = 10000 ** (torch.arange(0, 32, 2, **single) / 32)
+        device = kernel.device
+        steps = torch.arange(0, 32, 2, dtype=torch.float32, device=device)
+        frequencies = 10000 ** (steps / 32)
 
         def waves(length):  # [32, length]: sin and cos of one frequency beside each other
-            at = torch.arange(1, length + 1, **single)
+            at = torch.arange(1, length + 1, dtype=torch.float32, device=device)
             angle = at / (at[-1] + 1e-6) * 2 * math.pi / frequencies[:, None]
             return torch.stack([angle.sin(), angle.cos()], 1).flatten(0, 1).to(kernel.dtype)
 
@@ -101,7 +109,7 @@ class FourierPositions(nn.Module):
 class Block(nn.Module):
     """Cross-covariance attention, local patch interaction, MLP; each scaled and added."""
 
-    def __init__(self, dim, heads, gamma):
+    def __init__(self, dim: int, heads: int, gamma: float) -> None:
         super().__init__()
         scales = (nn.Parameter(gamma * torch.ones(dim)) for _ in range(3))
         self.gamma1, self.gamma3, self.gamma2 = scales
@@ -119,7 +127,7 @@ class Block(nn.Module):
 class CrossCovariance(nn.Module):
     """Attention between channels: q and k have unit length over the tokens."""
 
-    def __init__(self, dim, heads):
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
@@ -143,7 +151,7 @@ def local_interaction(dim: int) -> nn.Module:
 class ClassBlock(nn.Module):
     """The class token attends to all; the patches change too, as in the published networks."""
 
-    def __init__(self, dim, heads, gamma, tokens_norm):
+    def __init__(self, dim: int, heads: int, gamma: float, tokens_norm: bool) -> None:
         super().__init__()
         self.tokens_norm = tokens_norm
         self.gamma1, self.gamma2 = (nn.Parameter(gamma * torch.ones(dim)) for _ in range(2))
@@ -161,7 +169,7 @@ class ClassBlock(nn.Module):
 class ClassAttention(nn.Module):
     """The class token's query against all tokens: [B, N, D] -> [B, 1, D]."""
 
-    def __init__(self, dim, heads):
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
@@ -185,7 +193,7 @@ class Normalize(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))

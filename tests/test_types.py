@@ -1,0 +1,156 @@
+"""Annotations: public functions have them, and tests compare calls with their shapes."""
+
+import ast
+import importlib
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import jaxtyping
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust import attacks
+from jaxrobust.evaluation import accuracy, checks
+from jaxrobust.models import inputs
+from tests.support import paths
+
+NORM = {"norm": "linf", "epsilon": 0.1}
+
+
+def public(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef, bool]]:
+    """(name, function, whether it has a `self`) of a module and its public classes."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield node.name, node, False
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            for method in node.body:
+                if not isinstance(method, ast.FunctionDef):
+                    continue
+                name = method.name
+                static = any(ast.unparse(d) == "staticmethod" for d in method.decorator_list)
+                if not name.startswith("_") or (name.startswith("__") and name.endswith("__")):
+                    yield f"{node.name}.{name}", method, not static
+
+
+def unannotated(function: ast.FunctionDef, method: bool) -> list[str]:
+    a = function.args
+    arguments = [*a.posonlyargs, *a.args][method:] + a.kwonlyargs + [a.vararg, a.kwarg]
+    missing = [arg.arg for arg in arguments if arg is not None and arg.annotation is None]
+    return missing + ["return"] * (function.returns is None)
+
+
+class AnnotationsTest(absltest.TestCase):
+    def test_public_functions_have_them(self):
+        missing, count = [], 0
+        for folder in ("jaxrobust", "tools"):
+            for path in sorted((paths.ROOT / folder).rglob("*.py")):
+                for name, function, method in public(ast.parse(path.read_text())):
+                    count += 1
+                    if names := unannotated(function, method):
+                        place = f"{path.relative_to(paths.ROOT)}:{function.lineno}"
+                        missing.append(f"{place} {name}: {', '.join(names)}")
+        self.assertGreater(count, 800)
+        self.assertEmpty(missing)
+
+
+class ShapesTest(parameterized.TestCase):
+    """With the hook of `conftest.py`, which `python -m unittest` does not have."""
+
+    def setUp(self):
+        super().setUp()
+        if "tests.conftest" not in sys.modules:
+            self.skipTest("needs pytest, which reads conftest.py")
+        self.images, self.labels = jnp.full((2, 4, 4, 3), 0.5), jnp.zeros(2, jnp.int32)
+
+    def refused(self):
+        return self.assertRaisesRegex(jaxtyping.TypeCheckError, "Type-check error")
+
+    def test_every_function_is_looked_at(self):
+        from tests import conftest
+
+        for name in conftest.SHAPED:
+            module = importlib.import_module(name)
+            own = [f for f in vars(module).values() if inspect.isfunction(f)]
+            own = [f for f in own if f.__module__.startswith(name) and f.__name__ != "<lambda>"]
+            self.assertNotEmpty(own)
+            for function in own:
+                self.assertTrue(hasattr(function, "__wrapped__"), function)
+
+    @parameterized.parameters("ce", "cw", "dlr", "kl")
+    def test_logits_of_another_rank(self, loss):
+        with self.refused():
+            attacks.LOSSES[loss](jnp.zeros((2, 5, 1)), self.labels)
+
+    def test_labels_of_another_type(self):
+        with self.refused():
+            attacks.cw_loss(jnp.zeros((2, 5)), jnp.zeros(2))
+
+    def test_a_letter_is_one_size(self):
+        with self.refused():
+            attacks.cw_loss(jnp.zeros((2, 5)), jnp.zeros(3, jnp.int32))
+        project = attacks.BALLS["l2"].project
+        with self.refused():
+            project(self.images, self.images, jnp.ones(3))
+        with self.refused():
+            project(self.images, self.images[:, :3], jnp.ones(2))
+
+    def test_logits_of_a_network(self):
+        for attack in (attacks.apgd(**NORM, steps=1), attacks.square(**NORM, queries=1)):
+            with self.refused():
+                attack(lambda x: x.sum(axis=3), jax.random.key(0), self.images, self.labels)
+
+    def test_images_of_another_rank(self):
+        for attack in (attacks.pgd(**NORM, steps=1), attacks.fab(**NORM, steps=1)):
+            with self.refused():
+                attack(lambda x: x[:, 0], jax.random.key(0), self.images[..., 0], self.labels)
+        with self.refused():
+            attacks.apgd_run(lambda x: x[:, 0], self.images[0], self.labels, **NORM, steps=1)
+
+    def test_inside_jit(self):
+        with self.refused():
+            jax.jit(attacks.ce_loss)(jnp.zeros((2, 5, 1)), self.labels)
+
+    def test_in_evaluations(self):
+        with self.refused():
+            checks.is_right(np.zeros(5), np.zeros(5, int))
+        with self.refused():
+            inputs.unit_range(jnp.zeros((2, 4, 4, 3), jnp.int32))
+        attack = accuracy.apgd_ce(**NORM, steps=1)
+        with self.refused():
+            attack(lambda x: x.sum(axis=(1, 2)), jax.random.key(0), self.images, self.images)
+
+    @parameterized.parameters(*attacks.ROWS)
+    def test_states_are_what_they_say(self, name):
+        setting = attacks.Setting(name, name, "linf", steps=10)
+        machine = attacks.ROWS[name].make(setting, jnp.float32(0.1))
+        keys = attacks.image_keys(jax.random.key(0), 2)
+        given = {"keys": keys, "targets": self.labels, "start": "random"}
+        state = machine.init(self.images, self.labels, **given)
+        told = attacks.advance(machine, lambda x, draw: x.sum(axis=(1, 2)), state).state
+        for either in (state, told):
+            either = getattr(either, "run", either)
+            hints = type(either).__annotations__
+            with jaxtyping.jaxtyped("context"):
+                for field, value in either._asdict().items():
+                    self.assertIsInstance(value, hints[field], field)
+
+
+class CostTest(absltest.TestCase):
+    def test_nothing_is_checked_elsewhere(self):
+        code = (
+            "import sys, jaxrobust, jaxrobust.attacks, jaxrobust.models, jaxrobust.evaluation\n"
+            "from jaxrobust import attacks\n"
+            "print('beartype' in sys.modules, hasattr(attacks.ce_loss, '__wrapped__'))"
+        )
+        out = subprocess.run(
+            [sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        self.assertEqual(out.split(), ["False", "False"])
+
+
+if __name__ == "__main__":
+    absltest.main()
