@@ -6,9 +6,9 @@ COMMANDS = {
     "python -m jaxrobust.main --config FILE": "trains a network, or continues to",
     "python -m jaxrobust.evaluate --workdir RUN": "attacks a network and keeps the record",
     "python -m jaxrobust.models": "lists the architectures and the checkpoints that load",
-    "python -m jaxrobust.exchange.import_torch SOURCE": "takes weights from PyTorch's files",
-    "python -m jaxrobust.exchange.export_torch": "writes weights for PyTorch, timm or RobustBench",
-    "python -m jaxrobust.exchange.certificate": "compares a network with its reference",
+    "python -m jaxrobust.convert.import_torch SOURCE": "takes weights from PyTorch's files",
+    "python -m jaxrobust.convert.export_torch": "writes weights for PyTorch, timm or RobustBench",
+    "python -m jaxrobust.convert.certificate": "compares a network with its reference",
 }
 
 

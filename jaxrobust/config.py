@@ -19,7 +19,7 @@ VERSION = 1  # of the keys, in a run's config.json; it grows where old values wo
 
 
 def phase(**changes: Any) -> ConfigDict:
-    """One run of the optimiser: the paper's AdamW and learning-rate curve."""
+    """Return the values of one run of the optimiser: the paper's AdamW and learning-rate curve."""
     values = {
         "objective": "adversarial",  # clean | adversarial | trades
         "trades_beta": 6.0,
@@ -150,13 +150,13 @@ class Network:
 
     @classmethod
     def of_config(cls, config: Config) -> "Network":
-        """Return the config's."""
+        """Return the network that a config describes."""
         model = config.model
         sizes = (model.num_classes, model.image_size, model.in_channels)
         return cls(model.name, *sizes, options=dict(model.options.items()))
 
     def create(self, *, dtype: str, remat: bool = False) -> Classifier:
-        """Its functions, which compute in `dtype`.
+        """Return the network's functions, which compute in `dtype`.
 
         Raises:
           ValueError: see `models.create`; an option that has a place of its own.

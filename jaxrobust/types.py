@@ -27,6 +27,7 @@ PerImage = Float[Array, " B"]
 Counts = Integer[Array, " B"]  # and ids, levels
 Mask = Bool[Array, " B"]
 Keys = Key[Array, " B"]
+Start = str | Array | np.ndarray  # "image", "random", or the points themselves
 Params = dict[str, Array]  # flat, dotted names that mirror timm's
 LogitsFn = Callable[[Array], Array]  # f[B,H,W,C] in [0,1] -> f[B,C]
 # (logits_fn, key or keys or None, images, labels) -> images_adv

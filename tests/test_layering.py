@@ -23,8 +23,8 @@ ROOMS = (
     {"weights"},
     {"evaluation"},
     {"training"},
-    {"exchange"},
-    {"main", "evaluate", "convert", "__main__"},
+    {"convert"},
+    {"main", "evaluate", "__main__"},
 )
 FLOOR = {name: number for number, names in enumerate(ROOMS) for name in names}
 
@@ -39,12 +39,12 @@ ALLOWED = {
     "simplejpeg": ("data.decoding",),
     "clu": ("training.metrics",),
     "ml_collections": ("main", "config", "runtime.commandline"),
-    "torch": ("weights.files", "exchange"),
+    "torch": ("weights.files", "convert"),
     "huggingface_hub": ("weights.download",),
-    "timm": ("exchange.torch_networks",),
-    "torchvision": ("exchange.torch_networks",),
+    "timm": ("convert.torch_networks",),
+    "torchvision": ("convert.torch_networks",),
     "tensorflow": (),
-    "robustbench": ("exchange",),
+    "robustbench": ("convert",),
 }
 INSIDE_FUNCTIONS = {"tensorflow_datasets", "torch", "clu", "huggingface_hub"}
 
@@ -101,7 +101,7 @@ class LayeringTest(absltest.TestCase):
                 package = name.split(".")[0]
                 if package in ALLOWED and not module.startswith(ALLOWED[package] or ("\0",)):
                     breaches.append(f"{module} imports {name}")
-                asked_for = module.startswith(("exchange.torch_networks", "exchange.torch_modules"))
+                asked_for = module.startswith(("convert.torch_networks", "convert.torch_modules"))
                 if package in INSIDE_FUNCTIONS and top_level and not asked_for:
                     breaches.append(f"{module} imports {name} outside of a function")
         self.assertEmpty(breaches)

@@ -28,7 +28,7 @@ PACKAGES = (
     "jaxrobust/data/README.md",
     "jaxrobust/training/README.md",
     "jaxrobust/evaluation/README.md",
-    "jaxrobust/exchange/README.md",
+    "jaxrobust/convert/README.md",
     "tools/launch/README.md",
     "tools/README.md",
 )

@@ -142,7 +142,7 @@ def theirs(config: "Config", images: "np.ndarray", labels: "np.ndarray") -> Prog
     import torch
 
     from jaxrobust import models
-    from jaxrobust.exchange import torch_networks
+    from jaxrobust.convert import torch_networks
     from jaxrobust.training import build
     from tools import torch_reference
 

@@ -1,6 +1,6 @@
-"""A door to `python -m jaxrobust.exchange.certificate`, which says in --help what it does."""
+"""A door to `python -m jaxrobust.convert.certificate`, which says in --help what it does."""
 
-from jaxrobust.exchange.certificate import main
+from jaxrobust.convert.certificate import main
 
 if __name__ == "__main__":
     main()

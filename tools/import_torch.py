@@ -1,6 +1,6 @@
-"""A door to `python -m jaxrobust.exchange.import_torch`, which says in --help what it does."""
+"""A door to `python -m jaxrobust.convert.import_torch`, which says in --help what it does."""
 
-from jaxrobust.exchange.import_torch import main
+from jaxrobust.convert.import_torch import main
 
 if __name__ == "__main__":
     main()

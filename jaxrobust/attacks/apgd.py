@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
 from jaxrobust.attacks.apgd_l1 import follow_sparsity, kept_of
 from jaxrobust.attacks.balls import BALLS, all_finite, l0_norm, per_image, where
@@ -32,7 +31,6 @@ from jaxrobust.types import (
     Ball,
     Counts,
     GivenImages,
-    Keys,
     Labels,
     Logits,
     LogitsFn,
@@ -40,6 +38,7 @@ from jaxrobust.types import (
     Mask,
     PerImage,
     Points,
+    Start,
 )
 
 
@@ -104,7 +103,7 @@ def _next_period(state: ApgdState, due: Mask) -> ApgdState:
 
 
 def _halve_when_stuck(state: ApgdState, due: Mask) -> tuple[ApgdState, Mask]:
-    """Linf and L2: halve the step where either condition holds, and restart from the best point."""
+    """Halve the step where a condition of Linf and L2 holds, and restart from the best point."""
     # Condition 1: the loss rose in at most rho = 3/4 of the steps since the last checkpoint.
     oscillates = 4 * state.rises <= 3 * state.since
     # Condition 2: the best loss did not rise, nor was the step halved at the last checkpoint.
@@ -126,7 +125,7 @@ def _tell(
     adapt: Callable[[ApgdState, Array], tuple[ApgdState, Array]],
     momentum: bool,
 ) -> ApgdState:
-    """One iteration: `logits` and `gradient` are those of `state.points`."""
+    """Make one iteration: `logits` and `gradient` are those of `state.points`."""
     # Take note of the evaluation: of the start at first, then of iterates.
     value, correct = loss_of(state, logits), _is_correct(logits, state.labels)
     iterate = state.iteration > 0
@@ -173,7 +172,7 @@ def apgd_machine(
     loss: str | Callable[[Array, Array, Array], Array] = "ce",
     kept_fraction: float = 0.2,
 ) -> Machine:
-    """APGD as a `types.Machine` of `steps + 1` evaluations; the last needs no gradient.
+    """Return APGD as a `types.Machine` of `steps + 1` evaluations; the last needs no gradient.
 
     Arguments as in `apgd_run`, but `epsilon` may be an array too (it is not checked then), and
     `loss` a function of logits, labels and targets. `result` is the point of highest loss;
@@ -187,12 +186,7 @@ def apgd_machine(
     reads_targets = loss == "dlr-targeted" or callable(loss)
 
     def init(
-        images: Any,
-        labels: Any,
-        *,
-        keys: Keys | None = None,
-        targets: Any = None,
-        start: str | Array | np.ndarray = "image",
+        images: Any, labels: Any, *, keys: Any = None, targets: Any = None, start: Start = "image"
     ) -> ApgdState:
         images, labels = check_inputs(images, labels)
         one_each = images.reshape(images.shape[0], -1)[:, 0]
@@ -265,11 +259,11 @@ def apgd_run(
     steps: int,
     loss: str = "ce",
     key: Array | None = None,
-    start: str | Array | np.ndarray = "image",
+    start: Start = "image",
     targets: Labels | None = None,
     kept_fraction: float = 0.2,
 ) -> ApgdState:
-    """One run of APGD as AutoAttack makes it; returns the whole final state.
+    """Run APGD once, as AutoAttack does; return the whole final state.
 
     Args:
       logits_fn: f[B,H,W,C] -> f[B,C].
@@ -306,7 +300,7 @@ def apgd(
     random_start: bool = False,
     kept_fraction: float = 0.05,
 ) -> Attack:
-    """Auto-PGD as used for training: returns the point of highest loss, the start included.
+    """Return Auto-PGD as used for training: it finds the point of highest loss, the start included.
 
     Args:
       norm: "linf", "l2" or "l1".
@@ -339,7 +333,7 @@ def apgd(
 
 
 def _is_correct(logits: Logits, labels: Array) -> Mask:
-    """Whether the first largest logit is the label, or the first largest soft target."""
+    """Tell whether the first largest logit is the label, or the first largest soft target."""
     if labels.ndim == 2:
         labels = jnp.argmax(labels, axis=1)
     return jnp.argmax(logits, axis=1).astype(labels.dtype) == labels

@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxrobust.attacks.apgd import ApgdState, apgd_machine
 from jaxrobust.attacks.balls import BALLS, where
 from jaxrobust.attacks.inputs import check_inputs, start_points
 from jaxrobust.attacks.losses import by_target
 from jaxrobust.attacks.machine import Row
-from jaxrobust.types import Array, Counts, Keys, Logits, Machine, Mask, PerImage, Points
+from jaxrobust.types import Array, Counts, Logits, Machine, Mask, PerImage, Points, Start
 
 
 class MultiRadiusState(NamedTuple):
@@ -34,7 +33,7 @@ def apgd_multi_radius_machine(
     steps: int,
     loss: str | Callable[[Array, Array, Array], Array] = "ce",
 ) -> Machine:
-    """APGD in balls of 3, 2 and 1 times the radius, each from the best point of the one before.
+    """Return APGD in balls of 3, 2 and 1 times the radius, each from the last one's best point.
 
     Arguments and `init` as in `apgd_machine`; only points of the last ball count. `steps` is
     split 3 : 3 : 4; each stage evaluates its start as well, so it takes `steps + 3` evaluations.
@@ -54,12 +53,7 @@ def apgd_multi_radius_machine(
         return jnp.full_like(images.reshape(images.shape[0], -1)[:, 0], plan[stage][0] * epsilon)
 
     def init(
-        images: Any,
-        labels: Any,
-        *,
-        keys: Keys | None = None,
-        targets: Any = None,
-        start: str | Array | np.ndarray = "random",
+        images: Any, labels: Any, *, keys: Any = None, targets: Any = None, start: Start = "random"
     ) -> MultiRadiusState:
         images, labels = check_inputs(images, labels)
         widest = radius(0, images)

@@ -19,7 +19,7 @@ AnyPoints = Float[Array | np.ndarray, "B *pixels"]
 
 
 def per_image(values: Shaped[Array, " B"], images: Shaped[Array, "B ..."]) -> Array:
-    """`values` [B] shaped to broadcast against `images` [B, ...]."""
+    """Return `values` [B] in a shape that broadcasts against `images` [B, ...]."""
     return values.reshape(values.shape + (1,) * (images.ndim - 1))
 
 
@@ -42,12 +42,12 @@ def l2_norm(deltas: Points) -> PerImage:
 
 
 def where(mask: Mask, yes: Rows, no: Rows) -> Rows:
-    """`jnp.where` with one decision per image."""
+    """Choose between two arrays as `jnp.where` does, with one decision per image."""
     return jnp.where(per_image(mask, yes), yes, no)
 
 
 def all_finite(values: Points) -> Mask:
-    """Whether every entry of an image is finite, bool[B]."""
+    """Tell whether every entry of an image is finite, bool[B]."""
     return jnp.all(jnp.isfinite(values.reshape(values.shape[0], -1)), axis=1)
 
 
@@ -132,7 +132,7 @@ def _project_l1(points: AnyPoints, images: Points, epsilon: PerImage) -> Points:
 
 
 def _ascend_l1(points: Points, gradient: Points, step: PerImage, kept: PerImage) -> Points:
-    """One step of equal size along the fraction `kept` f[B] of the largest gradient entries."""
+    """Step equally far along the fraction `kept` f[B] of the largest gradient entries."""
     size = jnp.abs(gradient)
     entries = gradient[0].size
     rank = jnp.clip((1 - kept) * entries, 0, entries - 1).astype(jnp.int32)
@@ -195,12 +195,12 @@ BALLS: dict[str, Ball] = {
 
 
 def draw(distribution: Callable[..., Array], keys: Keys, images: Points) -> Points:
-    """One draw per key of an image's shape, so that it does not depend on the batch."""
+    """Make one draw per key, of an image's shape, so that it does not depend on the batch."""
     return jax.vmap(lambda key: distribution(key, images.shape[1:], images.dtype))(keys)
 
 
 def _sign(values):
-    """Like `jnp.sign`, but 0 for NaN."""
+    """Return the sign as `jnp.sign` does, but 0 for NaN."""
     return (values > 0).astype(values.dtype) - (values < 0).astype(values.dtype)
 
 
@@ -210,7 +210,7 @@ def _total(values: Points) -> PerImage:
 
 
 def _order_statistic(sizes: Points, rank: Counts) -> PerImage:
-    """Entry `rank` i32[B] of the ascending order of `sizes` f[B, ...] >= 0, exactly, unsorted."""
+    """Return entry `rank` i32[B] in ascending order of `sizes` f[B, ...] >= 0, without a sort."""
     sizes = sizes.reshape(sizes.shape[0], -1)
 
     def too_high(value):

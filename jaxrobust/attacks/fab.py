@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Float
 
 from jaxrobust.attacks import balls
@@ -40,6 +39,7 @@ from jaxrobust.types import (
     Machine,
     PerImage,
     Points,
+    Start,
 )
 
 _SIZE = {
@@ -77,12 +77,12 @@ def fab_run(
     steps: int = 100,
     targets: Array | None = None,
     key: Array | None = None,
-    start: str | Array | np.ndarray = "image",
+    start: Start = "image",
     alpha_max: float = 0.1,
     eta: float = 1.05,
     beta: float = 0.9,
 ) -> FabState:
-    """One run of FAB; returns the whole final state.
+    """Run FAB once; return the whole final state.
 
     Args:
       logits_fn: f[B,H,W,C] -> f[B,C].
@@ -127,7 +127,7 @@ def fab_machine(
     eta: float = 1.05,
     beta: float = 0.9,
 ) -> Machine:
-    """FAB as a `types.Machine` of `steps` pairs of a gradient and a check.
+    """Return FAB as a `types.Machine` of `steps` pairs of a gradient and a check.
 
     Arguments as in `fab_run`. Targeted, `loss` is f[B]; otherwise f[B, C], the boundary with each
     class.
@@ -143,12 +143,7 @@ def fab_machine(
     size = _SIZE[norm]
 
     def init(
-        images: Any,
-        labels: Any,
-        *,
-        keys: Keys | None = None,
-        targets: Any = None,
-        start: str | Array | np.ndarray = "image",
+        images: Any, labels: Any, *, keys: Any = None, targets: Any = None, start: Start = "image"
     ) -> FabState:
         images, labels = check_inputs(images, labels)
         if labels.ndim != 1:
@@ -237,7 +232,7 @@ def fab_machine(
 
 
 def _rows(images: Points) -> Float[Array, "B d"]:
-    """Flat rows [B, d]: XLA's CPU loops over a last axis of 3 channels are 20 times slower."""
+    """Return rows [B, d]: XLA's CPU loops over a last axis of 3 channels are 20 times slower."""
     return images.reshape(images.shape[0], -1)
 
 

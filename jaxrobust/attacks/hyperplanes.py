@@ -38,7 +38,9 @@ def project_onto_hyperplane(points: Rows, normals: Rows, offsets: PerImage, *, n
 
 
 def displacement(points: Rows, normals: Rows, excess: PerImage, norm: str) -> Rows:
-    """As above, from `excess` f[B] = <normal, point> - offset, better known than the offset."""
+    """Do what `project_onto_hyperplane` does, from `excess` f[B] = <normal, point> - offset, which
+    is better known than the offset.
+    """
     # Every entry can only move down along the normal, as far as its room to the box.
     normals = jnp.where((excess >= 0)[:, None], normals, -normals)
     room = jnp.where(normals > 0, points, 1 - points)

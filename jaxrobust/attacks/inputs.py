@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrobust.attacks.balls import BALLS
 from jaxrobust.attacks.losses import LOSSES
-from jaxrobust.types import Array, Ball, Keys, PerImage, Points
+from jaxrobust.types import Array, Ball, Keys, PerImage, Points, Start
 
 
 def check_settings(
@@ -90,7 +90,7 @@ def check_no_targets(loss: str) -> None:
 
 
 def check_inputs(images: Any, labels: Any) -> tuple[Points, Array]:
-    """Images and labels as JAX arrays (NumPy's and lists are converted), refused if they misfit.
+    """Return images and labels as JAX arrays, from NumPy's and lists too; refuse what misfits.
 
     Raises:
       ValueError: no images or not floating point, labels that do not match their number or are
@@ -118,7 +118,7 @@ def check_inputs(images: Any, labels: Any) -> tuple[Points, Array]:
 
 
 def image_keys(key: Array | None, batch: int) -> Keys:
-    """One key per image.
+    """Return one key per image.
 
     Args:
       key: one key, then image i gets `fold_in(key, i)` (training: i is the position in the
@@ -145,12 +145,12 @@ def image_keys(key: Array | None, batch: int) -> Keys:
 
 def start_points(
     ball: Ball,
-    start: str | Array | np.ndarray,
+    start: Start,
     images: Points,
     epsilon: PerImage,
     keys: Keys | None,
 ) -> Points:
-    """Where an attack begins, not projected: the images, random points, or those given.
+    """Return where an attack begins, not projected: the images, random points, or those given.
 
     Args:
       ball: of the norm.

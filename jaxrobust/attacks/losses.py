@@ -12,7 +12,7 @@ from jaxrobust.types import Array, Labels, Logits, PerImage, SoftLabels
 
 
 def ce_loss(logits: Logits, labels: Array) -> PerImage:
-    """Cross-entropy per image.
+    """Compute the cross-entropy of each image.
 
     Args:
       logits: f[B, C].
@@ -29,7 +29,8 @@ def ce_loss(logits: Logits, labels: Array) -> PerImage:
 
 
 def kl_loss(logits: Logits, target_probabilities: Array) -> PerImage:
-    """Kullback-Leibler divergence of softmax(logits) from the targets, per image (TRADES).
+    """Compute the Kullback-Leibler divergence of softmax(logits) from the targets, per image
+    (TRADES).
 
     Args:
       logits: f[B, C].
@@ -48,7 +49,8 @@ def kl_loss(logits: Logits, target_probabilities: Array) -> PerImage:
 
 
 def cw_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
-    """Margin per image: the largest other logit minus the label's; positive means misclassified.
+    """Compute each image's margin: the largest other logit minus the label's; positive means
+    misclassified.
 
     Args:
       logits: f[B, C], C >= 2.
@@ -66,7 +68,7 @@ def cw_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
 
 
 def dlr_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
-    """Difference-of-logits-ratio loss per image.
+    """Compute the difference-of-logits-ratio (DLR) loss of each image.
 
     Args:
       logits: f[B, C], C >= 3.
@@ -87,7 +89,7 @@ def dlr_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
 
 
 def targeted_dlr_loss(logits: Logits, labels: Labels | SoftLabels, targets: Labels) -> PerImage:
-    """DLR loss per image that pulls towards one target class.
+    """Compute the DLR loss that pulls each image towards one target class.
 
     Args:
       logits: f[B, C], C >= 4.
@@ -120,7 +122,8 @@ CE, DLR = -1, -2
 
 
 def by_target(logits: Logits, labels: Labels | SoftLabels, targets: Labels) -> PerImage:
-    """Targeted DLR, or the loss of which a target is the code; margins where classes are too few.
+    """Compute targeted DLR, or the loss of which a target is the code; margins where classes are
+    too few.
 
     Args:
       logits: f[B, C], C >= 2.

@@ -4,13 +4,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 
 from jaxrobust.attacks.balls import BALLS, all_finite, per_image
 from jaxrobust.attacks.inputs import check_inputs, check_no_targets, check_settings, start_points
 from jaxrobust.attacks.losses import LOSSES
 from jaxrobust.attacks.machine import Row, as_attack
-from jaxrobust.types import Array, Attack, Counts, Keys, Machine, PerImage, Points
+from jaxrobust.types import Array, Attack, Counts, Machine, PerImage, Points, Start
 
 
 class PgdState(NamedTuple):
@@ -34,7 +33,7 @@ def fgsm(
     loss: str = "ce",
     kept_fraction: float = 0.05,
 ) -> Attack:
-    """One step of steepest ascent, projected (Goodfellow et al. 2014, arXiv 1412.6572).
+    """Return one projected step of steepest ascent (Goodfellow et al. 2014, arXiv 1412.6572).
 
     Arguments as in `pgd`, except that `step_size` defaults to `epsilon`. With `random_start` and
     1.25 epsilon this is Wong et al. 2020 (arXiv 2001.03994).
@@ -70,7 +69,7 @@ def pgd(
     loss: str = "ce",
     kept_fraction: float = 0.05,
 ) -> Attack:
-    """Projected gradient ascent; returns the last iterate (Madry et al. 2018, arXiv 1706.06083).
+    """Return projected gradient ascent, to its last iterate (Madry et al. 2018, arXiv 1706.06083).
 
     Args:
       norm: "linf", "l2" or "l1".
@@ -116,7 +115,7 @@ def pgd_machine(
     loss: str = "ce",
     kept_fraction: float = 0.05,
 ) -> Machine:
-    """PGD as a `types.Machine` of `steps` evaluations; arguments as in `pgd`."""
+    """Return PGD as a `types.Machine` of `steps` evaluations; arguments as in `pgd`."""
     check_settings(
         norm=norm,
         epsilon=epsilon,
@@ -130,12 +129,7 @@ def pgd_machine(
     length = 2.5 * epsilon / steps if step_size is None else step_size
 
     def init(
-        images: Any,
-        labels: Any,
-        *,
-        keys: Keys | None = None,
-        targets: Any = None,
-        start: str | Array | np.ndarray = "image",
+        images: Any, labels: Any, *, keys: Any = None, targets: Any = None, start: Start = "image"
     ) -> PgdState:
         del targets  # its losses have none
         images, labels = check_inputs(images, labels)

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxrobust.attacks.balls import BALLS, where
 from jaxrobust.attacks.inputs import check_inputs, check_settings, image_keys
@@ -46,6 +45,7 @@ from jaxrobust.types import (
     Machine,
     Mask,
     PerImage,
+    Start,
 )
 
 
@@ -78,7 +78,7 @@ def square_run(
     p_init: float = 0.8,
     rescale: bool = False,
 ) -> SquareState:
-    """One run of Square, until every image is misclassified or out of queries; its final state.
+    """Run Square, until every image is misclassified or out of queries; return the final state.
 
     Args:
       logits_fn: f[B,H,W,C] -> f[B,C]; not differentiated.
@@ -124,7 +124,7 @@ def square_machine(
     p_init: float = 0.8,
     rescale: bool = False,
 ) -> Machine:
-    """Square as a `types.Machine` of at most `queries + 1` evaluations, none with a gradient.
+    """Return Square as a `types.Machine` of up to `queries + 1` evaluations, none with a gradient.
 
     Arguments as in `square_run`; an `epsilon` that is an array is not checked, as it may be traced.
     `init` always needs keys, and knows one start, "random". An image is finished when its queries
@@ -142,12 +142,7 @@ def square_machine(
     geometry = GEOMETRIES[norm]
 
     def init(
-        images: Any,
-        labels: Any,
-        *,
-        keys: Array | None = None,
-        targets: Any = None,
-        start: str | Array | np.ndarray = "random",
+        images: Any, labels: Any, *, keys: Any = None, targets: Any = None, start: Start = "random"
     ) -> SquareState:
         del targets  # it aims at no class
         images, labels = check_inputs(images, labels)

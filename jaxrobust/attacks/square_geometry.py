@@ -72,7 +72,7 @@ def _draw_tiles(keys: KeyData, images: Images) -> StartDraws:
 
 
 def _random_words(keys, evaluation, words, bits):
-    """u32[B, n]: `words` of them and as many as it takes to hold `bits`, per image."""
+    """Draw u32[B, n]: `words` of them and as many as it takes to hold `bits`, per image."""
 
     def draw(key, evaluation):
         key = jax.random.wrap_key_data(key, impl="threefry2x32")
@@ -106,7 +106,7 @@ def _propose_linf(state: Any, draws: Draws, windows: Windows, level: Counts) -> 
 
 
 def _start_mass(norm: str, images: Images, epsilon: PerImage, draws: StartDraws) -> Images:
-    """Five by five tiles (more if the image is oblong or tiny), each with a template."""
+    """Fill five by five tiles (more if the image is oblong or tiny), each with a template."""
     batch, height, width, channels = images.shape
     side = _tile_side(images)
     down, right = height // side, width // side
@@ -185,7 +185,7 @@ def _template(images, draws, windows, level):
 
 
 def _window(images, draws, which, side):
-    """Which rows and which columns a window covers, bool[B, H, 1] and bool[B, 1, W*C]."""
+    """Tell which rows and which columns a window covers, bool[B, H, 1] and bool[B, 1, W*C]."""
 
     def covered(axis):
         place = _places(images)[axis][None] - draws.offsets[:, 2 * which + axis, None]
@@ -202,12 +202,12 @@ def _places(images):
 
 
 def as_rows(images: Images) -> Rows:
-    """f[B, H, W, C] as [B, H, W*C]."""
+    """Reshape f[B, H, W, C] to [B, H, W*C]."""
     return images.reshape(*images.shape[:2], -1)
 
 
 def _by_channel(values, images):
-    """One value per channel, f[B, C], for each entry of a row, f[B, 1, W*C]."""
+    """Repeat one value per channel, f[B, C], for each entry of a row, f[B, 1, W*C]."""
     # A product, which XLA does not fuse: it would compute a tiled index for each entry of an image.
     spread = np.tile(np.eye(values.shape[1]), (1, images.shape[2])).astype(values.dtype)
     return jnp.dot(values, spread, precision="highest")[:, None]

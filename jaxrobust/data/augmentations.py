@@ -76,7 +76,7 @@ def _resized_crop_box(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width): ten tries, then the largest central part within `ratio`."""
+    """Draw (top, left, height, width): ten tries, then the largest central part within `ratio`."""
     rows, columns = shape[:2]
     for _ in range(10):
         area = rows * columns * rng.uniform(*scale)
@@ -202,7 +202,7 @@ class Chain(NamedTuple):
 
 
 def chain(text: str, image_size: int) -> Chain:
-    """Return that of a preset or of `op|op(number, ...)|...`, for square images of `image_size`.
+    """Return the ops of a preset or of `op|op(number, ...)|...`, for square images of `image_size`.
 
     Raises:
       ValueError: an unknown op, or numbers that it does not take.
@@ -217,7 +217,7 @@ def chain(text: str, image_size: int) -> Chain:
 def _augment(
     image: np.ndarray, rng: np.random.Generator, *, ops: tuple[PictureOp, ...], cuts: bool
 ) -> np.ndarray:
-    """uint8[H,W,C] after the ops, of which the first takes an array if it `cuts`."""
+    """Return uint8[H,W,C] after the ops, of which the first takes an array if it `cuts`."""
     if not ops:
         return image
     picture = ops[0](image if cuts else to_pil(image), rng)

@@ -10,7 +10,7 @@ from jaxrobust.data.operations import Canvas, Plan, Row, make, no_number
 
 
 def _bins(first: float, last: float) -> tuple[float, ...]:
-    """Ten numbers from first to last, rounded as torch.linspace's float32 are."""
+    """Return ten numbers from first to last, rounded as torch.linspace's float32 are."""
     low, high, level = np.float32(first), np.float32(last), np.arange(10, dtype=np.float32)
     step = (high - low) / np.float32(9)
     return tuple(np.where(level < 5, low + step * level, high - step * (9 - level)).tolist())

@@ -36,7 +36,7 @@ def jitter_ranges(brightness: float, contrast: float, saturation: float, hue: fl
 
 
 def draw_jitter(rng: np.random.Generator, ranges: Ranges) -> list[tuple[int, float]]:
-    """(index into `ranges`, number) of the changes that happen, in their order."""
+    """Draw (index into `ranges`, number) of the changes that happen, in their order."""
     places, shares = rng.random((2, len(ranges)))
     return [
         (index, ranges[index][0] + float(shares[index]) * (ranges[index][1] - ranges[index][0]))

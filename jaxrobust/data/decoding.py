@@ -79,7 +79,7 @@ def _decode_fast(data: Any, layout: str) -> np.ndarray | None:
 
 @functools.cache
 def _fast_decoder() -> Callable[[Any, str], np.ndarray] | None:
-    """simplejpeg's decoder, if it is installed and agrees with Pillow's to the byte."""
+    """Return simplejpeg's decoder, if it is installed and agrees with Pillow's to the byte."""
     try:
         import simplejpeg
     except ImportError:

@@ -46,7 +46,7 @@ def open_fake(name: str, split: str) -> Source:
 def _read(
     indices: Sequence[int], *, first: int, shape: tuple[int, int, int], num_classes: int
 ) -> list[Record]:
-    """Noise over a 4x4 pattern of the class, as PPM or PGM: learnable, cheap, exact."""
+    """Make noise over a 4x4 pattern of the class, as PPM or PGM: learnable, cheap, exact."""
     height, width, channels = shape
     header = b"P%d %d %d 255\n" % (6 if channels == 3 else 5, width, height)
     rows, columns = np.arange(height) * 4 // height, np.arange(width) * 4 // width

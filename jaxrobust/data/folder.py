@@ -48,7 +48,7 @@ class Files:
         return self.blob[start : self.ends[index]].decode(errors="surrogateescape")
 
     def sha256(self) -> str:
-        """Of the classes, and of all names and labels in their order."""
+        """Hash the classes, and all names and labels in their order."""
         digest = hashlib.sha256("\0".join(self.folders).encode(errors="surrogateescape"))
         for part in (self.labels.tobytes(), self.ends.tobytes(), self.blob):
             digest.update(part)
@@ -161,7 +161,7 @@ def _class_folders(
 
 
 def splits_there(path: Any) -> list[str]:
-    """Those of train, val, validation and test that are folders of class folders in a directory."""
+    """Return those of train, val, validation and test in a directory that hold class folders."""
     top = storage.entries(path)
     return _present(storage.place(path), top) if top else []
 

@@ -42,7 +42,7 @@ def make(plan: Plan, image: Image.Image, rows: dict[str, Row], canvas: Canvas) -
 
 
 def no_number(*_: float) -> float:
-    """0, for changes that need none."""
+    """Return 0, for changes that need no number."""
     return 0
 
 
@@ -51,7 +51,7 @@ def _fill(image: Image.Image, canvas: Canvas) -> float | tuple[float, ...]:
 
 
 def _affine(image: Image.Image, matrix: Sequence[float], canvas: Canvas) -> Image.Image:
-    """Output pixel (x, y) from (a x + b y + c, d x + e y + f); `matrix`: a to f."""
+    """Take output pixel (x, y) from (a x + b y + c, d x + e y + f); `matrix`: a to f."""
     fill = _fill(image, canvas)
     return image.transform(image.size, _AFFINE, matrix, canvas.resample, fillcolor=fill)
 
@@ -82,17 +82,17 @@ def rotate(image: Image.Image, degrees: float, canvas: Canvas) -> Image.Image:
 
 
 def auto_contrast(image: Image.Image, _: float = 0, __: Canvas | None = None) -> Image.Image:
-    """Each channel stretched to 0..255."""
+    """Stretch each channel to 0..255."""
     return ImageOps.autocontrast(image)
 
 
 def equalize(image: Image.Image, _: float = 0, __: Canvas | None = None) -> Image.Image:
-    """Each channel with a flat histogram."""
+    """Flatten the histogram of each channel."""
     return ImageOps.equalize(image)
 
 
 def invert(image: Image.Image, _: float = 0, __: Canvas | None = None) -> Image.Image:
-    """255 minus each value."""
+    """Subtract each value from 255."""
     return ImageOps.invert(image)
 
 

@@ -125,7 +125,7 @@ def evaluation_batches(
     workers: int = 0,
     strict: bool = True,
 ) -> Batches:
-    """`EvaluationBatch`es of this process, in the order of the source, the last one padded.
+    """Return this process' `EvaluationBatch`es, in the order of the source, the last one padded.
 
     Every process gets the same number of batches, all of the same shape.
 
@@ -161,7 +161,7 @@ def evaluation_batches(
 
 
 def preprocessing_id(source: Source, image_size: int, wanted: str | None = None) -> str:
-    """How evaluation makes the images of a source `image_size`: the id that records carry.
+    """Return how evaluation makes the images of a source `image_size`: the id that records carry.
 
     `wanted`, a percentage in it resolved. Without it "none" when all images have that size, else
     bicubic resizing to image_size / 0.875 and a central crop, as the main paper tests at any
@@ -197,7 +197,9 @@ def _sizes(source: Source) -> str:
 def _batches(
     load: Callable[..., Any], first: int, stride: int, rows: int, *, steps: int | None, workers: int
 ) -> Batches:
-    """Batch k holds the `rows` positions from `first + k * stride` on, made in parts, in order."""
+    """Return batches, in order: batch k holds the `rows` positions from `first + k * stride` on,
+    and is made in parts.
+    """
     import grain
 
     parts = -(-rows // _PART)
@@ -224,12 +226,12 @@ def _batches(
 
 
 def _joined(parts: list[Any]) -> Any:
-    """One batch of its parts, in memory of its own: theirs is shared with the worker, and freed."""
+    """Join parts to one batch in memory of its own: theirs is shared with the worker, and freed."""
     return type(parts[0])(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def _obey_the_main_process(index: int, count: int) -> None:
-    """In a worker: signals to all (Ctrl-C, Slurm) are the main process' to answer; it ends with it.
+    """Let the main process answer signals to all (Ctrl-C, Slurm), and end this worker with it.
 
     Without its workers it could not take the steps until all hosts have stopped.
     """

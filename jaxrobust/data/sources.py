@@ -101,7 +101,7 @@ def _open(
 
 
 def same_classes(sources: Sequence[Source]) -> None:
-    """Nothing, if the splits of a data set have the same classes in the same order.
+    """Check that the splits of a data set have the same classes in the same order.
 
     Raises:
       DataError: a class that one split has and another lacks, so that labels differ.

@@ -47,7 +47,7 @@ def place(text: str | os.PathLike) -> Any:
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a path is in a bucket."""
+    """Tell whether a path is in a bucket."""
     return os.fspath(path).startswith(_GS)
 
 
@@ -68,7 +68,7 @@ def reading(path: str | os.PathLike) -> Iterator[None]:
 
 
 def file_system(path: str | os.PathLike) -> tuple[Any, str]:
-    """fsspec's file system of a remote path, and the path's name in it."""
+    """Return fsspec's file system of a remote path, and the path's name in it."""
     import fsspec
 
     return fsspec.core.url_to_fs(os.fspath(path), use_listings_cache=False)

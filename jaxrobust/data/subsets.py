@@ -90,7 +90,8 @@ def read_ids(name: str) -> Ids:
 
 
 def read_classes(name: str) -> list[tuple[int | None, str]]:
-    """(index or None, class) for `imagenet100`, or a file with `CLASS` or `INDEX<TAB>CLASS` lines.
+    """Read (index or None, class) of `imagenet100` or of a file's lines, `CLASS` or
+    `INDEX<TAB>CLASS`.
 
     Raises:
       DataError: no such file; an empty list; a class that is there twice.

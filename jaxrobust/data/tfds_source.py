@@ -26,7 +26,7 @@ _CHUNK = 256  # records read at once when a split is read through: 30 MB of Imag
 
 
 def build_command(name: str, root: Any) -> str:
-    """How a data set is prepared."""
+    """Say how a data set is prepared."""
     dataset = name.partition(":")[0]
     return (
         f"`tfds build {dataset} --file_format=array_record --data_dir={root}` (in an environment "
@@ -75,7 +75,7 @@ def version_directory(name: str, root: Any, others: str) -> Any:
 
 
 def _versions(directory: Any, wanted: str = "") -> dict[str, Any]:
-    """Version -> directory of the versions directly in a directory, or of the wanted one."""
+    """Return version -> directory of the versions directly in a directory, or of the wanted one."""
     found = {}
     for version in getattr(storage.entries(directory), "folders", ()):
         inside = storage.entries(directory / version)
@@ -105,7 +105,7 @@ class _Reader:
     remedy: str
 
     def position(self, index: int) -> str:
-        """`record 17 of FILE`."""
+        """Say where a record is, as `record 17 of FILE`."""
         ends = list(itertools.accumulate(take for _, _, take in self.files))
         shard = bisect.bisect_right(ends, index)
         filename, skip, take = self.files[shard]
@@ -287,7 +287,7 @@ def _open_split(
 
 
 def _files_sha256(split: str, files: Sequence[Any], info: Any, directory: Any) -> str:
-    """Of the version, the shards and their sizes, wherever they lie."""
+    """Hash the version, the shards and their sizes, wherever they lie."""
     named = [name for name in info.splits if name in re.findall(r"\w+", split)]
     whole = [(n, list(info.splits[n].shard_lengths), info.splits[n].num_bytes) for n in named]
     taken = [(os.path.basename(name), skip, take) for name, skip, take in files]
@@ -387,7 +387,7 @@ def _index(source: Source, reader: _Reader, split: str, info: Any, directory: An
 
 
 def _fits(index: subsets.Index, reader: _Reader, size: int) -> bool:
-    """Whether an index is of these records: their number, and three of them."""
+    """Tell whether an index is of these records, by their number and three of them."""
     if len(index.labels) != size:
         return False
     rows = sorted({0, size // 2, size - 1})

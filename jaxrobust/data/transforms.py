@@ -49,7 +49,7 @@ def resize_crop(
 def _resized_center(
     image: np.ndarray, rows: int, columns: int, crop: int, resample: int
 ) -> np.ndarray:
-    """`_center_crop` of the image resized to (rows, columns), without most of what it cuts off.
+    """Return `_center_crop` of the image resized to (rows, columns), without most of what it cuts.
 
     Resizes along the rows, rounds, and then along the columns, as Pillow does, but of the rows only
     those that the crop depends on: a fifth of the time saved.
@@ -75,7 +75,7 @@ def _resized_center(
 
 
 def _along_rows_first(image: np.ndarray, rows: int, columns: int) -> bool:
-    """Whether Pillow is known to resize this image along its rows, then along its columns.
+    """Tell whether Pillow is known to resize this image along its rows, then along its columns.
 
     Pillow 13 turns the order round for images that lose more than twice as much height as width.
     """
@@ -84,7 +84,7 @@ def _along_rows_first(image: np.ndarray, rows: int, columns: int) -> bool:
 
 
 def _exact(size: int, resized: int) -> bool:
-    """Whether resizing a part of `size` pixels to its part of `resized` gives the same pixels.
+    """Tell whether resizing a part of `size` pixels to its part of `resized` gives the same pixels.
 
     Pillow weighs pixels by where they lie, in doubles from a box in float32: all those numbers are
     multiples of size / resized, exact if that is a fraction over a small power of two.
@@ -152,7 +152,7 @@ def resolve(preprocessing_id: str | None, image_size: int) -> str:
 
 
 def same_preprocessing(first: str, second: str, image_size: int) -> bool:
-    """Whether two ids make the same images: RobustBench names some of ours."""
+    """Tell whether two ids make the same images: RobustBench names some of ours."""
     names = (resolve(value, image_size) for value in (first, second))
     return len({_OTHER_NAMES.get(name, name) for name in names}) == 1
 
@@ -243,7 +243,7 @@ def _address(array: np.ndarray) -> int:
 
 
 def to_array(image: Image.Image) -> np.ndarray:
-    """uint8[H,W,C] of a PIL image of mode L or RGB, read-only."""
+    """Return the uint8[H,W,C] of a PIL image of mode L or RGB, read-only."""
     array = np.asarray(image)
     return array if array.ndim == 3 else array[:, :, None]
 

@@ -51,7 +51,7 @@ class Images:
 def count(
     counter: Counter, weights: Weights, images: Images, mesh: jax.sharding.Mesh, *, bar: str = ""
 ) -> dict:
-    """Clean and robust accuracy, and of how many images; `bar` is the name of a progress bar."""
+    """Measure clean and robust accuracy, and on how many images; `bar` names a progress bar."""
     batches = pipeline.evaluation_batches(
         images.source,
         batch_size=images.batch_size,
@@ -81,7 +81,8 @@ def count(
 
 
 def apgd_ce(*, norm: str, epsilon: float, steps: int) -> Attack:
-    """AutoAttack's APGD-CE with one random start: the last misclassified iterate, if there is one.
+    """Return AutoAttack's APGD-CE with one random start, to the last misclassified iterate, if
+    there is one.
 
     Raises:
       ValueError: see `attacks.apgd`.
@@ -121,7 +122,7 @@ def counts(
     attack: Attack,
     dtype: jnp.dtype,
 ) -> dict[str, Integer[Array, ""]]:
-    """How many images of a padded batch are right clean, and still right after the attack.
+    """Count images of a padded batch that are right clean, and those still right after the attack.
 
     The attack multiplies as training does, the verdicts at full precision.
 

@@ -37,7 +37,7 @@ class AutoAttackResult(NamedTuple):
     costs: list[Cost]
 
     def table(self) -> str:
-        """Accuracy after each attack, what it added and what it cost, for people."""
+        """Return accuracy after each attack, what it added and what it cost, for people."""
         n = len(self.clean)
         lines = [
             f"{'attack':10}  {'accuracy':>8}  {'fooled':>6}  {'forward':>9}  {'backward':>9}  time"
@@ -202,7 +202,7 @@ def _check_network(runner, images, labels):
 
 
 def _clean_logits(runner, images, ids, seed):
-    """f32[N, K], the same bits in all processes, each of which computes its share."""
+    """Compute f32[N, K], the same bits in all processes, each of which computes its share."""
     mine = hosts.share(np.arange(len(images)))
     logits = np.zeros((len(images), runner.traces[0].classes), np.float32)
     for which, values in hosts.everyone(

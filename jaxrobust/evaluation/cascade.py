@@ -183,7 +183,9 @@ class Attack:
         return wrong
 
     def draw(self) -> int:
-        """Of a randomised network's last forward pass; 0 is that of the clean images."""
+        """Return which draw a randomised network's last forward pass takes; 0 is that of the clean
+        images.
+        """
         return 1 + plan.named(self.setting.name).number
 
     def write(self, verdict: engine.Verdict, adversarial: np.ndarray | None, norm: float) -> None:
@@ -281,7 +283,7 @@ def _attacked(runner, settings, sample, found, book, chosen) -> list[Cost]:
 def logits_of(
     runner: engine.Engine, images: np.ndarray, ids: np.ndarray, seed: int, *, draw: int
 ) -> np.ndarray:
-    """f32[n, K]."""
+    """Compute the logits f32[n, K] of some images, of which there may be none."""
     if not len(images):
         return np.zeros((0, runner.traces[0].classes), np.float32)
     return engine.forward(runner, images, ids, seed=seed, draw=draw)

@@ -101,7 +101,7 @@ def verified(
     norm: str,
     epsilon: float,
 ) -> tuple[_Mask, _Norms]:
-    """Which images are adversarial examples, and the norms of their perturbations in float64.
+    """Tell which images are adversarial examples, and the norms of their perturbations in float64.
 
     Args:
       images_adv: f[n,H,W,C].
@@ -148,6 +148,6 @@ def binomial_interval(successes: int, n: int, level: float = 0.95) -> tuple[floa
 
 
 def is_right(logits: _Logits, labels: _Labels) -> _Mask:
-    """bool[n], whether the label has the largest of logits f[n,K]; NaN among them is no answer."""
+    """Return whether the label has the largest of logits f[n,K], bool[n]; with a NaN it has not."""
     logits = np.asarray(logits)
     return (logits.argmax(axis=1) == np.asarray(labels)) & ~np.isnan(logits).any(axis=1)

@@ -284,7 +284,7 @@ def _claim(out: Path) -> None:
 def _counted(
     subject: Subject, source: sources.Source, weights: Weights, asked: Question
 ) -> dict[str, Any]:
-    """Accuracy on clean images and, with "pgd-K", on its last iterates."""
+    """Measure accuracy on clean images and, with "pgd-K", on its last iterates."""
     settings: list[dict[str, Any]] = []
     attack: Attack = lambda logits_fn, key, images, labels: images  # noqa: E731
     if match := _PGD.fullmatch(asked.attack):
@@ -327,7 +327,7 @@ def _searched(
     name: str,
     ledger: Path,
 ) -> dict[str, Any]:
-    """Accuracy before and after AutoAttack, or one attack of it; prints how it goes."""
+    """Measure accuracy before and after AutoAttack, or one attack of it; print how it goes."""
 
     def logits_fn(dtype: str):
         net = subject.network.create(dtype=dtype)

@@ -63,7 +63,7 @@ def _types(eqn: JaxprEqn) -> list[Any]:
 
 
 def _windows(eqn: JaxprEqn) -> list[tuple[int, int, int]]:
-    """Start, stop and stride along each axis of the outputs of `depthwise_conv` that `eqn` has."""
+    """Return start, stop and stride per axis of the outputs of `depthwise_conv` that `eqn` has."""
     x, kernel = (operand.shape for operand in _types(eqn))
     lhs, rhs, _ = eqn.params["dimension_numbers"]
     windows = []
@@ -83,7 +83,7 @@ def _depthwise(windows: list[tuple[int, int, int]], x: Array, kernel: Array) -> 
 
 
 def _fast_formula(eqn: JaxprEqn) -> Callable[[Array, Array], Array] | None:
-    """`eqn` for f[B,H,W,in] and f[kh,kw,in,out]; None where it is better left alone."""
+    """Return a fast formula of `eqn`, of f[B,H,W,in] and f[kh,kw,in,out]; None: leave it alone."""
     settings = {k: v for k, v in eqn.params.items() if k != "dimension_numbers"}
     x, kernel = _types(eqn)
     floating = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype == kernel.dtype
@@ -134,7 +134,7 @@ def _replacement(eqn: JaxprEqn) -> Callable[..., list[Any]] | None:
 
 
 def _evaluate(jaxpr: Any, consts: Any, *operands: Any) -> list[Any]:
-    """`jaxpr`, a list of operations, with those that have a replacement replaced."""
+    """Evaluate `jaxpr`, a list of operations, with those that have a replacement replaced."""
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *operands], strict=True))
 
     def read(atom):

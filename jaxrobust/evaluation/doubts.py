@@ -136,7 +136,7 @@ def constants(jaxpr: Any) -> Iterator[Any]:
 
 
 def _same(a, b) -> bool:
-    """Whether two constants have the same bits."""
+    """Tell whether two constants have the same bits."""
     if a is b:
         return True
     if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
@@ -222,7 +222,7 @@ def _inaccurate(logits, labels) -> Flags:
 
 
 def _normalised_twice(forward, images, labels, correct) -> Flags:
-    """If `logits_fn` computes net(n(n(x))), then `x * std + mean`, the inverse of n, cancels one n.
+    """Flag a `logits_fn` that computes net(n(n(x))): `x * std + mean`, n's inverse, cancels one n.
 
     A sound network loses on such pale images (the golden ones 20 and 40 points); one that guesses
     may gain by guessing another class, hence the second condition. A defect that costs less than
@@ -245,7 +245,7 @@ def _normalised_twice(forward, images, labels, correct) -> Flags:
 
 
 def check_gradients(zero: np.ndarray) -> Flags:
-    """`zero-gradients` if too many first gradients vanish.
+    """Flag `zero-gradients` if too many first gradients vanish.
 
     Args:
       zero: bool[n], whether the first gradient of an untargeted attack on image i was zero in
@@ -264,7 +264,7 @@ def check_gradients(zero: np.ndarray) -> Flags:
 
 
 def check_cascade(accuracy_after: dict[str, float]) -> Flags:
-    """`square-improves` if the black-box attack found what the gradients did not.
+    """Flag `square-improves` if the black-box attack found what the gradients did not.
 
     Args:
       accuracy_after: accuracy in [0, 1] after each attack, the clean one among them, in any order.

@@ -160,7 +160,7 @@ def _root(seed):
 
 
 def settled(engine: Engine, norm: str, points: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Up to `engine.slots` points without the rounding residue of an L1 iterate."""
+    """Return up to `engine.slots` points without the rounding residue of an L1 iterate."""
     program = settle_program(norm)
     padded = (_padded(points, engine.slots), _padded(images, engine.slots))
     return np.asarray(program(*padded))[: len(points)]

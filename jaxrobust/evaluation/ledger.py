@@ -77,7 +77,7 @@ class Ledger:
             )
 
     def known(self) -> tuple[int, str]:
-        """How many verdicts were read, and which, as a hash."""
+        """Return how many verdicts were read, and which, as a hash."""
         keys = repr(sorted(self._records)).encode()
         return len(self._records), hashlib.sha256(keys).hexdigest()
 

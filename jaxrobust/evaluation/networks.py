@@ -58,7 +58,7 @@ class _Rest:
         return function(*arguments, *operands, **keywords)
 
     def arguments(self, arrays: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Those of a `Partial`, with its keywords."""
+        """Return the arguments of a `Partial`, with its keywords."""
         given = iter(arrays)
         leaves = [next(given) if leaf is _ARRAY else leaf for leaf in self.leaves]
         return jax.tree.unflatten(self.tree, leaves)
@@ -247,7 +247,7 @@ def weights(network: Any, seen: Trace) -> str:
 
 
 def hashed(*arrays: Any) -> str:
-    """Of their types, shapes and bytes."""
+    """Hash the types, shapes and bytes of some arrays."""
     digest = hashlib.sha256()
     for array in arrays:
         if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):

@@ -122,7 +122,7 @@ def fit(setting: Setting, classes: int, tell: Callable[[str], None]) -> Setting:
 
 
 def targets(setting: Setting, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """i32[n, T]: the likeliest wrong classes of the clean images, or the code of a loss."""
+    """Return i32[n, T]: the likeliest wrong classes of the clean images, or the code of a loss."""
     n = len(labels)
     if not setting.targets:
         return np.full((n, 1), named(setting.name).code, np.int32)

@@ -42,11 +42,11 @@ class Decisions:
             self._bar.update(known)
 
     def decided(self, standing: int) -> None:
-        """One image more."""
+        """Count one image more as decided; `standing` are not fooled yet."""
         self._decided, self._standing = self._decided + 1, standing
 
     def advance(self, passes: int, seconds: float, compiles: bool, most: int, later: int) -> None:
-        """After `passes` forward and backward passes of images in `seconds`.
+        """Show how it goes after `passes` forward and backward passes of images in `seconds`.
 
         `most` are needed for an image that is not fooled by this attack, `later` by the others.
         """

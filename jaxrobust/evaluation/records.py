@@ -23,7 +23,7 @@ _PATIENCE_S = 30
 
 
 def commit() -> str:
-    """Which code this is, in the most exact words that are known of it.
+    """Say which code this is, in the most exact words that are known of it.
 
     The commit of the checkout whose git tracks this very file, with `+changes` where files differ:
     a repository around an installation says nothing of it. Else the commit, or the archive's hash,
@@ -72,7 +72,7 @@ def _installed() -> str | None:
 
 
 def _sources_sha256() -> str:
-    """Of the names and bytes of this package's Python files."""
+    """Hash the names and bytes of this package's Python files."""
     digest, package = hashlib.sha256(), Path(__file__).parents[1]
     for path in sorted(package.rglob("*.py")):
         digest.update(f"{path.relative_to(package).as_posix()}\n".encode() + path.read_bytes())
@@ -80,7 +80,7 @@ def _sources_sha256() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that a number may depend on, and of Python."""
+    """Return the versions of the packages that a number may depend on, and of Python."""
     found = {}
     for name in _PACKAGES:
         try:

@@ -108,7 +108,7 @@ class Jobs:
         return rows
 
     def floor(self) -> np.ndarray:
-        """i32[D]: with how many live slots left a device should come back for work."""
+        """Return i32[D]: with how many live slots left a device should come back for work."""
         load = np.bincount([s // self._width for s in self._busy], minlength=self._devices)
         wait = max(self._width // 4, 1) if self._queue else self._width
         return np.maximum(load - wait, 0).astype(np.int32)
@@ -143,7 +143,7 @@ class Jobs:
         return useful
 
     def verdicts(self) -> Iterator[Verdict]:
-        """Those that have become known since the last call."""
+        """Yield the verdicts that have become known since the last call."""
         touched, self._touched = dict.fromkeys(self._touched), []
         for image in touched:
             won = self._won[image]

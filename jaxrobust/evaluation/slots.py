@@ -71,7 +71,7 @@ def begin(setting: Setting, epsilon: Array, root: Array, number: Array, rows: An
 
 
 def _refill(setting, epsilon, root, number, slots, rows):
-    """Begin jobs in fresh slots, and ends those that are not kept."""
+    """Begin jobs in fresh slots, and end those that are not kept."""
     slots = slots._replace(live=slots.live & rows.keep)
     return _where(rows.fresh, begin(setting, epsilon, root, number, rows), slots)
 
@@ -123,7 +123,7 @@ def _advance(setting, keyed, platform, logits_fn, search_fn, epsilon, slots, lim
 
 
 def _network(logits_fn, keyed, platform, precision=None):
-    """`logits_fn` of points and u32[B, 2], in float32, and fast inside loops on CPU.
+    """Return `logits_fn` of points and u32[B, 2], in float32, and fast inside loops on CPU.
 
     `precision` is that of products, by default the caller's; it is read while they are traced.
     """
@@ -137,7 +137,7 @@ def _network(logits_fn, keyed, platform, precision=None):
 
 
 def _fold(keys, steps, draw):
-    """u32[B, 2] for one draw of a network's own randomness in one step."""
+    """Return keys u32[B, 2] for one draw of a network's own randomness in one step."""
 
     def one(key, step):
         return jax.random.fold_in(jax.random.fold_in(key, step), draw)
@@ -186,7 +186,7 @@ def _refill_program(mesh: Mesh, setting: Setting) -> Callable[..., Slots]:
 
 
 def _spread(mesh, function, specs):
-    """Every device runs its own loop on its own slots: nothing inside is a collective."""
+    """Let every device run its own loop on its own slots: nothing inside is a collective."""
     split = PartitionSpec("slots")
     spread = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
     return jax.jit(spread, donate_argnums=3)

@@ -70,7 +70,7 @@ def of_file(name: str, path: Path, given: dict[str, Any] | None = None) -> Subje
 
 
 def of_folder(folder: Path, name: str | None, given: dict[str, Any] | None) -> Subject:
-    """Return the same for weights that were imported, from the config.json beside them.
+    """Return what is known of a network from imported weights, by the config.json beside them.
 
     Raises:
       ValueError: there are none, or they are not those of `name` (None: any).
@@ -139,8 +139,8 @@ def settled(
 def preprocessing(
     origin: Subject, image_size: int, source: sources.Source, given: str | None = None
 ) -> str | None:
-    """Return the flag's, else what a run tested with or imported weights expect; None: nothing is
-    known.
+    """Return the flag's preprocessing, else the one that a run tested with or imported weights
+    expect; None: nothing is known.
 
     Imported weights expect it of photographs, not of images that all have one size. At another
     image size only a crop percentage means the same, and what is dropped is said.

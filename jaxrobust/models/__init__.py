@@ -93,7 +93,7 @@ _WORDS: dict[Any, str] = {
 
 
 def _is(value: Any, wanted: Any) -> bool:
-    """Whether a value can stand in a field of a row."""
+    """Tell whether a value can stand in a field of a row."""
     if wanted == _INTEGERS:
         return isinstance(value, tuple | list) and all(_is(v, int) for v in value)
     if isinstance(value, bool) or wanted is bool:
@@ -117,7 +117,7 @@ def computed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def essential(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the options that make another network of the row's weights; lists, as in JSON."""
+    """Return the options that make another network of the row's weights; lists, as in JSON."""
     own, plain = computed(name, options), computed(name, {})
     return {
         key: list(value) if isinstance(value, tuple) else value
@@ -143,23 +143,23 @@ def member(name: str) -> Member:
 
 
 def decay_mask(name: str) -> str:
-    """Which parameters the references decay: a key of `optim.DECAY_MASKS`."""
+    """Tell which parameters the references decay: a key of `optim.DECAY_MASKS`."""
     return member(name).decay_mask or family(name).decay_mask
 
 
 def torch_names(name: str) -> Sequence[Row]:
     """Return the rows that turn the reference's weight names into ours."""
-    return family(name).torch_names
+    return family(name).names.torch
 
 
 def other_names(name: str) -> Sequence[Naming]:
-    """Further namings of the same weights, such as those of an architecture's first authors."""
-    return family(name).other_names
+    """Return more namings of the same weights, such as those of an architecture's first authors."""
+    return family(name).names.others
 
 
 def torch_keys(name: str, **overrides: Any) -> list[str]:
     """Return the reference's names of all weights, in its order."""
-    return family(name).torch_keys(variant(name, **overrides))
+    return family(name).names.keys(variant(name, **overrides))
 
 
 def known(name: str) -> str:

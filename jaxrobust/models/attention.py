@@ -25,7 +25,7 @@ def _swap(x: Array) -> Array:
 
 
 def _join(x: Array) -> Array:
-    """f[B,h,N,d] to f[B,N,h*d]."""
+    """Join heads: f[B,h,N,d] to f[B,N,h*d]."""
     x = _swap(x)
     return x.reshape(*x.shape[:2], -1)
 
@@ -102,7 +102,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def attention(q: Array, k: Array, v: Array, *, bias: Array | None = None) -> Array:
-    """Attention of f[B,Nq,h,d] to f[B,Nk,h,d], as f[B,Nq,h*d]; scale `d ** -0.5`.
+    """Compute the attention of f[B,Nq,h,d] to f[B,Nk,h,d], as f[B,Nq,h*d]; scale `d ** -0.5`.
 
     `bias` is added to the logits f[B,h,Nq,Nk], to which it broadcasts. Its first axis may also
     divide B and is then repeated: the masks of the windows of one image.
@@ -163,7 +163,7 @@ _talk.defvjp(_talk_forward, _talk_backward)
 
 
 def talking_heads(q: Array, k: Array, v: Array, mix_before: Mix, mix_after: Mix) -> Array:
-    """Attention of f[B,N,h,d] with heads mixed before and after the softmax, as f[B,N,h*d].
+    """Compute attention of f[B,N,h,d] with heads mixed before and after the softmax, as f[B,N,h*d].
 
     Each mix is a linear map of the head axis: kernel f[in,out] and bias f[out]. q is scaled by
     `d ** -0.5` before the first.
@@ -177,13 +177,13 @@ def talking_heads(q: Array, k: Array, v: Array, mix_before: Mix, mix_after: Mix)
 
 @per_platform
 def _inverse_norm(x: Array) -> Array:
-    """f[B,h,N,d] to f[B,h,1,d]: 1 / max(norm over tokens, 1e-12)."""
+    """Compute 1 / max(norm over tokens, 1e-12): f[B,h,N,d] to f[B,h,1,d]."""
     (wide,) = widened(x)
     return 1 / jnp.maximum(jnp.sqrt((wide * wide).sum(2, keepdims=True)), 1e-12)
 
 
 def _columns(x: Array) -> Array:
-    """f[B,h,1,d] to f[B,h,d,1]."""
+    """Turn rows into columns: f[B,h,1,d] to f[B,h,d,1]."""
     return x.reshape(*x.shape[:2], -1, 1)
 
 
@@ -228,7 +228,7 @@ _cross.defvjp(_cross_forward, _cross_backward)
 
 
 def cross_covariance(q: Array, k: Array, v: Array, temperature: Array) -> Array:
-    """XCiT's attention of channels to channels: f[B,N,h,d] to f[B,N,h*d].
+    """Compute XCiT's attention of channels to channels: f[B,N,h,d] to f[B,N,h*d].
 
     q and k are divided by their norm over tokens, or by 1e-12 where that is smaller (there the
     gradient is that of a division by a constant); logits are multiplied by `temperature` f[h,1,1].

@@ -15,7 +15,7 @@ Array = jax.Array
 
 
 def _channels(x: Array, like: Array) -> Array:
-    """f[C] or f[G,C] in a shape that broadcasts with `like`."""
+    """Reshape f[C] or f[G,C] so that it broadcasts with `like`."""
     return x.reshape(*x.shape[:-1], *(1,) * (like.ndim - x.ndim), x.shape[-1])
 
 
@@ -78,7 +78,7 @@ _batch_norm.defvjp(lambda *operands: (_batch_norm(*operands), operands), _batch_
 def batch_norm(
     x: Array, scale: Array, bias: Array, mean: Array, var: Array, *, eps: float = 1e-5
 ) -> Array:
-    """`x` f[...,C] normalised by the given statistics f[C], then scaled and shifted."""
+    """Normalise `x` f[...,C] by the given statistics f[C], then scale and shift it."""
     return _batch_norm(x, scale, bias, mean, var, jnp.asarray(eps, widened(x)[0].dtype))
 
 
@@ -119,7 +119,8 @@ _batch_norm_train.defvjp(_batch_norm_train_forward, _batch_norm_train_backward)
 def batch_norm_train(
     x: Array, scale: Array, bias: Array, *, group: int = 0, eps: float = 1e-5
 ) -> tuple[Array, Array, Array]:
-    """`x` f[B,...,C] normalised by its own statistics, and these: mean and unbiased variance f[C].
+    """Normalise `x` f[B,...,C] by its own statistics; return these too: mean and unbiased variance
+    f[C].
 
     Statistics are over all axes but the last, of the whole batch or of every `group` consecutive
     images; those returned, for running averages, are averages over groups and carry no gradient.

@@ -12,19 +12,12 @@ from flax import nnx
 
 from jaxrobust.models import attention, layers, stems, vit
 from jaxrobust.models.classifier import classifier, run_blocks
-from jaxrobust.models.family import Family, Member, Paper, Reference
-from jaxrobust.models.modules import (
-    Draws,
-    Drop,
-    LayerNorm,
-    Linear,
-    Mlp,
-    Normalize,
-    branches,
-    normal_02,
-)
+from jaxrobust.models.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.initializers import Draws, normal_02
+from jaxrobust.models.modules import LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.primitives import add_bias, spread
 from jaxrobust.models.renaming import Row, affine, row
+from jaxrobust.models.stochastic_depth import Drop, branches
 from jaxrobust.models.vit import PatchEmbed, grid_of, patch_stem, token_rows
 from jaxrobust.types import Array, Classifier
 
@@ -100,7 +93,7 @@ class _Layer(nnx.Module):
         return layers.scale(self.attn(self.norm1(x)), self.gamma_1[...])
 
     def scaled_mlp(self, x: Array) -> Array:
-        """Return the same of the MLP."""
+        """Return the MLP of f[B,N,D], scaled."""
         return layers.scale(self.mlp(self.norm2(x)), self.gamma_2[...])
 
 
@@ -175,7 +168,7 @@ TORCH_NAMES: list[Row] = [
 
 
 def torch_keys(variant: Variant) -> list[str]:
-    """timm 1.0.9's names, in its order."""
+    """Return timm 1.0.9's names, in its order."""
     v = variant
     keys = ["cls_token", "pos_embed", *affine("patch_embed.proj")]
     talking = ("attn.qkv", "attn.proj", "attn.proj_l", "attn.proj_w")
@@ -188,22 +181,13 @@ def torch_keys(variant: Variant) -> list[str]:
     return keys + affine("norm", "head")
 
 
-FAMILY = Family(
-    file="cait",
-    title="CaiT",
-    variants=VARIANTS,
-    create=create,
-    stem=vit.FAMILY.stem,
-    head=vit.FAMILY.head,
-    torch_names=TORCH_NAMES,
-    torch_keys=torch_keys,
-    decay_mask="matrices-not-tokens",
-    members={
-        # The thesis' own: timm has it with 24 blocks.
-        "cait_s12": Member(
-            Reference("cait_s24_224", {"depth": 12, "init_values": 1.0}), Paper(None, "4.76")
-        ),
-        "cait_s24": Member(Reference("cait_s24_224")),
-        "cait_xxs24": Member(Reference("cait_xxs24_224")),
-    },
-)
+MEMBERS = {
+    # The thesis' own: timm has it with 24 blocks.
+    "cait_s12": Member(
+        Reference("cait_s24_224", {"depth": 12, "init_values": 1.0}), Paper(None, "4.76")
+    ),
+    "cait_s24": Member(Reference("cait_s24_224")),
+    "cait_xxs24": Member(Reference("cait_xxs24_224")),
+}
+NAMES = Names(TORCH_NAMES, torch_keys, stem=vit.NAMES.stem, head=vit.NAMES.head)
+FAMILY = Family("cait", "CaiT", VARIANTS, create, NAMES, MEMBERS, "matrices-not-tokens")

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrobust.models.modules import Draws, Drop, split
+from jaxrobust.models.initializers import Draws
+from jaxrobust.models.stochastic_depth import Drop, split
 from jaxrobust.types import Array, Classifier, Params
 
 
@@ -81,7 +82,7 @@ def run_blocks(
     remat: bool = False,
     scan: bool = False,
 ) -> Array:
-    """`x` through the blocks; each is called as `block(x, drop, train)`, `drop` a `Drop` or None.
+    """Run `x` through the blocks, called as `block(x, drop, train)` with `drop` a `Drop` or None.
 
     Args:
       key: of the stochastic depth, or keys [B]; every block draws from its own.

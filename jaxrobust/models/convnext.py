@@ -13,20 +13,11 @@ from flax import nnx
 
 from jaxrobust.models import layers, stems
 from jaxrobust.models.classifier import classifier, run_blocks
-from jaxrobust.models.family import Family, Member, Paper, Reference
-from jaxrobust.models.modules import (
-    Conv,
-    DepthwiseConv,
-    Draws,
-    Drop,
-    LayerNorm,
-    Linear,
-    Mlp,
-    Normalize,
-    branches,
-    split,
-)
+from jaxrobust.models.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.initializers import Draws
+from jaxrobust.models.modules import Conv, DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.renaming import Naming, Row, affine, conv_oihw, linear_oi, naming, row
+from jaxrobust.models.stochastic_depth import Drop, branches, split
 from jaxrobust.types import Array, Classifier
 
 
@@ -237,33 +228,20 @@ def torch_keys(variant: Variant) -> list[str]:
 
 
 _N: dict[str, Any] = {"depths": (2, 2, 2), "dims": (64, 128, 256), "gamma_init": 0.1}
-FAMILY = Family(
-    file="convnext",
-    title="ConvNeXt",
-    variants=VARIANTS,
-    create=create,
-    stem=r"stem\..*",
-    head=r"head\.fc\..*",
-    torch_names=TORCH_NAMES,
-    torch_keys=torch_keys,
-    decay_mask="not-bias",
-    members={
-        "convnext_t": Member(Reference("convnext_tiny"), Paper("28.59", "4.47")),
-        "convnext_t_cvst": Member(Reference("convnext_tiny"), Paper("28.63", "4.60")),
-        "convnext_s": Member(Reference("convnext_small"), Paper("50.10", "8.70", misprint=True)),
-        "convnext_s_cvst": Member(
-            Reference("convnext_small"), Paper("50.33", "8.79", misprint=True)
-        ),
-        "convnext_b": Member(Reference("convnext_base"), Paper("88.59", "15.38")),
-        "convnext_b_cvst": Member(Reference("convnext_base"), Paper("88.75", "15.97")),
-        "convnext_l": Member(Reference("convnext_large")),
-        "convnext_l_cvst": Member(Reference("convnext_large")),
-        "convnext_n": Member(Reference("convnext.py", _N | {"stem_strides": (2,)}), counted_at=32),
-        "convnext_n_cvst": Member(
-            Reference("convnext.py", _N | {"stem_widths": (32, 64), "stem_strides": (2, 1)}),
-            counted_at=32,
-        ),
-    },
-    other_names=OTHER_NAMES,
-    any_size=True,
-)
+MEMBERS = {
+    "convnext_t": Member(Reference("convnext_tiny"), Paper("28.59", "4.47")),
+    "convnext_t_cvst": Member(Reference("convnext_tiny"), Paper("28.63", "4.60")),
+    "convnext_s": Member(Reference("convnext_small"), Paper("50.10", "8.70", misprint=True)),
+    "convnext_s_cvst": Member(Reference("convnext_small"), Paper("50.33", "8.79", misprint=True)),
+    "convnext_b": Member(Reference("convnext_base"), Paper("88.59", "15.38")),
+    "convnext_b_cvst": Member(Reference("convnext_base"), Paper("88.75", "15.97")),
+    "convnext_l": Member(Reference("convnext_large")),
+    "convnext_l_cvst": Member(Reference("convnext_large")),
+    "convnext_n": Member(Reference("convnext.py", _N | {"stem_strides": (2,)}), counted_at=32),
+    "convnext_n_cvst": Member(
+        Reference("convnext.py", _N | {"stem_widths": (32, 64), "stem_strides": (2, 1)}),
+        counted_at=32,
+    ),
+}
+NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stem\..*", head=r"head\.fc\..*", others=OTHER_NAMES)
+FAMILY = Family("convnext", "ConvNeXt", VARIANTS, create, NAMES, MEMBERS, "not-bias", any_size=True)

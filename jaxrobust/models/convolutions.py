@@ -118,7 +118,7 @@ _depthwise.defvjp(_depthwise_forward, _depthwise_backward)
 def depthwise_conv(
     x: Array, kernel: Array, bias: Array | None = None, *, implementation: str | None = None
 ) -> Array:
-    """Depthwise convolution of f[B,H,W,C] with f[kh,kw,1,C], stride 1, zero padding `k // 2`.
+    """Convolve f[B,H,W,C] depthwise with f[kh,kw,1,C], stride 1, zero padding `k // 2`.
 
     kh and kw are odd. `implementation` is a name in `_DEPTHWISE`; None chooses by platform.
     """
@@ -159,7 +159,7 @@ def _wider(x: Array, *, padding: int) -> Array:
 
 
 def _taps(x: Array, window: tuple[int, ...], stride: int, padding: int) -> list[Array]:
-    """For each entry of the window the pixels that it meets, f[B,H',W',C]."""
+    """Return for each entry of the window the pixels that it meets, f[B,H',W',C]."""
     x = _wider(x, padding=padding)  # else XLA computes x again for every entry
     height, width = x.shape[1] - window[0] + 1, x.shape[2] - window[1] + 1
     shifts = [(i, j) for i in range(window[0]) for j in range(window[1])]
@@ -168,7 +168,7 @@ def _taps(x: Array, window: tuple[int, ...], stride: int, padding: int) -> list[
 
 @walled
 def _shifts(x: Array, *, axis: int, window: int, stride: int, padding: int) -> Array:
-    """For each entry of a window along `axis` the pixels that it meets, as more channels."""
+    """Return for each entry of a window along `axis` the pixels that it meets, as more channels."""
     pad = [(0, 0)] * x.ndim
     pad[axis] = padding, padding
     x = jnp.pad(x, pad)
@@ -178,7 +178,7 @@ def _shifts(x: Array, *, axis: int, window: int, stride: int, padding: int) -> A
 
 
 def _column_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """All windows copied into one matrix, then one product."""
+    """Convolve: copy all windows into one matrix, then compute one product."""
     height, width = kernel.shape[:2]
     columns = _shifts(x, axis=2, window=width, stride=stride, padding=padding)
     columns = _shifts(columns, axis=1, window=height, stride=stride, padding=padding)
@@ -213,7 +213,7 @@ def _canonical_input_gradient(x, kernel, g, stride, padding):
 
 
 def _interleaved_input_gradient(x, kernel, g, stride, padding):
-    """For few channels: each of the stride's phases is a feature of one small convolution."""
+    """Compute it for few channels: the stride's phases are features of one small convolution."""
     window, _, channels, features = kernel.shape
     taps = -(-window // stride)
     grow = (0, taps * stride - window)
@@ -230,7 +230,7 @@ def _interleaved_input_gradient(x, kernel, g, stride, padding):
 
 
 def _tap_kernel_gradient(x, kernel, g, stride, padding):
-    """One product of matrices for each entry of the window."""
+    """Compute the kernel's gradient: one product of matrices for each entry of the window."""
     g, narrow = rows(g), kernel.shape[2] <= kernel.shape[3]
     taps = map(rows, _taps(x, kernel.shape[:2], stride, padding))
     products = [tap.T @ g if narrow else (g.T @ tap).T for tap in taps]
@@ -289,5 +289,5 @@ _conv.defvjp(lambda x, kernel, *rest: (_conv(x, kernel, *rest), (x, kernel)), _c
 def conv(
     x: Array, kernel: Array, bias: Array | None = None, *, stride: int = 1, padding: int = 0
 ) -> Array:
-    """Convolution of f[B,H,W,in] with f[kh,kw,in,out], symmetric zero padding."""
+    """Convolve f[B,H,W,in] with f[kh,kw,in,out], symmetric zero padding."""
     return add_bias(_conv(x, kernel, stride, padding), bias)

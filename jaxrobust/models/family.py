@@ -25,7 +25,7 @@ class Paper(NamedTuple):
 class Reference(NamedTuple):
     """What the PyTorch side of a variant is called, and what is changed in it."""
 
-    base: str  # timm's name; with ".py", a file of exchange/torch_modules
+    base: str  # timm's name; with ".py", a file of convert/torch_modules
     options: Mapping[str, Any] = _NOTHING  # of its constructor
     strides: tuple[int, ...] = ()  # of the first convolutions of XCiT's stem
 
@@ -41,19 +41,25 @@ class Member(NamedTuple):
     decay_mask: str = ""  # empty: that of the family
 
 
+class Names(NamedTuple):
+    """What the parameters are called, here and on the PyTorch side."""
+
+    torch: Sequence[Row]  # from the reference's names to ours
+    keys: Callable[[Any], list[str]]  # a row's names there, in their order
+    stem: str  # a pattern of our names: what `init.stem=fresh` draws
+    head: str  # the same of `init.head=fresh`
+    others: Sequence[Naming] = ()  # such as those of the first authors
+
+
 class Family(NamedTuple):
     """An architecture: its variants, how they are made, named, trained and compared."""
 
-    file: str  # the file's name, here and in exchange/torch_modules
+    file: str  # the file's name, here and in convert/torch_modules
     title: str  # on leaderboards
     variants: Mapping[str, Any]  # name -> row
     create: Callable[..., Classifier]  # (row, *, num_classes, image_size)
-    stem: str  # a pattern of our names: what `init.stem=fresh` draws
-    head: str  # the same of `init.head=fresh`
-    torch_names: Sequence[Row]  # from the reference's names to ours
-    torch_keys: Callable[[Any], list[str]]  # a row's names there, in their order
-    decay_mask: str  # which parameters are decayed: a key of `optim.DECAY_MASKS`
+    names: Names
     members: Mapping[str, Member]  # name -> what else is known
-    other_names: Sequence[Naming] = ()  # such as those of the first authors
+    decay_mask: str  # which parameters are decayed: a key of `optim.DECAY_MASKS`
     any_size: bool = False  # whether no weight depends on the image size
     compared: Mapping[str, str] = _NOTHING  # what a certificate adds about the comparison

@@ -9,7 +9,7 @@ from jaxrobust.types import Array, Params
 def unit_range(
     images: Float[Array, "*pixels"] | UInt8[Array, "*pixels"],
 ) -> Float[Array, "*pixels"]:
-    """uint8 as f32 in [0, 1], to the bit what ToTensor's division gives; floats as they are."""
+    """Turn uint8 into f32 in [0, 1], to the bit what ToTensor gives; floats stay as they are."""
     if images.dtype != jnp.uint8:
         return images
     # XLA divides by a constant with its rounded reciprocal, which is off for 126 of 256 values.

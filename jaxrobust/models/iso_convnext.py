@@ -14,19 +14,11 @@ from flax import nnx
 
 from jaxrobust.models import stems
 from jaxrobust.models.classifier import classifier, run_blocks
-from jaxrobust.models.family import Family, Member, Paper, Reference
-from jaxrobust.models.modules import (
-    Conv,
-    DepthwiseConv,
-    Draws,
-    Drop,
-    LayerNorm,
-    Linear,
-    Mlp,
-    Normalize,
-    branches,
-)
+from jaxrobust.models.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.initializers import Draws
+from jaxrobust.models.modules import Conv, DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.renaming import Row, affine, conv_oihw, linear_oi, row
+from jaxrobust.models.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
 
 
@@ -134,7 +126,7 @@ TORCH_NAMES: list[Row] = [
 
 
 def torch_keys(variant: Variant) -> list[str]:
-    """Meta's names, in its order (with ConvStem, the paper's)."""
+    """Return Meta's names, in its order (with ConvStem, the paper's)."""
     v = variant
     keys = affine("stem")
     if v.stem_widths:
@@ -146,21 +138,20 @@ def torch_keys(variant: Variant) -> list[str]:
 
 _ISO: dict[str, Any] = {"depth": 18, "dim": 384}
 _CVST: dict[str, Any] = {"stem_widths": (48, 96, 192, 384), "stem_strides": (2, 2, 2, 2)}
+MEMBERS = {
+    "iso_convnext_s": Member(Reference("iso_convnext.py", _ISO), Paper("22.31", "4.29")),
+    "iso_convnext_s_cvst": Member(
+        Reference("iso_convnext.py", _ISO | _CVST), Paper("23.04", "4.67")
+    ),
+}
+NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stem\..*", head=r"head\..*")
 FAMILY = Family(
-    file="iso_convnext",
-    title="Isotropic ConvNeXt",
-    variants=VARIANTS,
-    create=create,
-    stem=r"stem\..*",
-    head=r"head\..*",
-    torch_names=TORCH_NAMES,
-    torch_keys=torch_keys,
-    decay_mask="not-bias",
-    members={
-        "iso_convnext_s": Member(Reference("iso_convnext.py", _ISO), Paper("22.31", "4.29")),
-        "iso_convnext_s_cvst": Member(
-            Reference("iso_convnext.py", _ISO | _CVST), Paper("23.04", "4.67")
-        ),
-    },
+    "iso_convnext",
+    "Isotropic ConvNeXt",
+    VARIANTS,
+    create,
+    NAMES,
+    MEMBERS,
+    "not-bias",
     any_size=True,
 )

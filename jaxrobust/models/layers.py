@@ -78,7 +78,7 @@ _norm.defvjp(lambda *operands: (_norm_forward(*operands), operands), _norm_backw
 
 
 def layer_norm(x: Array, scale: Array, bias: Array, eps: float = 1e-6) -> Array:
-    """`x` normalised over its last axis (biased variance), then scaled and shifted."""
+    """Normalise `x` over its last axis (biased variance), then scale and shift it."""
     epsilon = jnp.asarray(eps, widened(x)[0].dtype)
     return _norm(rows(x), scale, bias, epsilon).reshape(x.shape)
 
@@ -121,7 +121,7 @@ _gelu.defvjp(lambda *operands: (_gelu_forward(*operands), operands), _gelu_backw
 
 
 def gelu(x: Array, bias: Array | None = None) -> Array:
-    """Exact (erf) GELU of `x + bias`; taking the bias along saves a pass over `x`."""
+    """Compute the exact (erf) GELU of `x + bias`; taking the bias along saves a pass over `x`."""
     bias = jnp.zeros(x.shape[-1:], x.dtype) if bias is None else bias
     return _gelu(rows(x), bias).reshape(x.shape)
 
@@ -172,7 +172,7 @@ _residual.defvjp(lambda x, *branch: (_residual_forward(x, *branch), branch), _re
 
 
 def scaled_residual(x: Array, y: Array, bias: Array, gamma: Array) -> Array:
-    """`x + (y + bias) * gamma` with `bias` and `gamma` f[C]: the end of a ConvNeXt block."""
+    """Compute `x + (y + bias) * gamma`, `bias` and `gamma` f[C]: the end of a ConvNeXt block."""
     return _residual(rows(x), rows(y), bias, gamma).reshape(x.shape)
 
 
@@ -190,7 +190,7 @@ _scale.defvjp(lambda x, gamma: (_scale(x, gamma), (x, gamma)), _scale_backward)
 
 
 def scale(x: Array, gamma: Array) -> Array:
-    """`x * gamma` with `gamma` f[C]."""
+    """Multiply `x` by `gamma` f[C]."""
     return _scale(rows(x), gamma).reshape(x.shape)
 
 
@@ -198,7 +198,7 @@ def scale(x: Array, gamma: Array) -> Array:
 
 
 def linear(x: Array, kernel: Array, bias: Array | None = None) -> Array:
-    """`x @ kernel + bias` over the last axis; `kernel` is f[in,out]."""
+    """Compute `x @ kernel + bias` over the last axis; `kernel` is f[in,out]."""
     out = matmul(rows(x), kernel).reshape(*x.shape[:-1], kernel.shape[1])
     return add_bias(out, bias)
 
@@ -207,7 +207,7 @@ def linear(x: Array, kernel: Array, bias: Array | None = None) -> Array:
 
 
 def drop_path(y: Array, key: Array | None, rate: Array | float) -> Array:
-    """`y` f[B,...] with each image zero at probability `rate`, else divided by `1 - rate`.
+    """Set each image of `y` f[B,...] to zero with probability `rate`, else divide it by `1 - rate`.
 
     `y` itself if `key` is None or `rate` is 0. `key`: one for the batch, or one for each image.
     """

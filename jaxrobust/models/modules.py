@@ -1,40 +1,16 @@
 """NNX modules that hold the parameters of the functions in `layers.py`, named as in timm."""
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models import batch_norms, convolutions, layers
+from jaxrobust.models.initializers import Draws, Initializer, normal_02, torch_uniform
 from jaxrobust.models.primitives import add_bias
 from jaxrobust.types import Array
-
-# (key, shape) -> array
-Initializer = Callable[[Array, tuple[int, ...]], Array]
-
-
-class Draws:
-    """Keys, one for each draw: what modules use of `nnx.Rngs`, whose tracing is quadratic."""
-
-    def __init__(self, key: Array) -> None:
-        self.key, self.drawn = key, 0
-
-    def params(self) -> Array:
-        self.drawn += 1
-        return jax.random.fold_in(self.key, self.drawn - 1)
-
-
-normal_02 = jax.nn.initializers.normal(0.02)  # timm cuts at +-2, a hundred deviations out
-
-
-def torch_uniform(fan_in: int) -> Initializer:
-    """PyTorch's default for linear maps and convolutions, biases too: U(+-1/sqrt(fan_in))."""
-    bound = 1 / math.sqrt(fan_in)
-    return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
 def _affine(
@@ -126,7 +102,8 @@ class Mlp(nnx.Module):
         self.fc2 = Linear(4 * dim, dim, rngs=rngs)
 
     def hidden(self, x: Array) -> Array:
-        """Up to the bias of the second map, which goes with what follows: it saves a pass."""
+        """Return the output but for its last bias, which goes with what follows: it saves a pass.
+        """
         hidden = layers.gelu(layers.linear(x, self.fc1.kernel[...]), self.fc1.bias[...])
         return layers.linear(hidden, self.fc2.kernel[...])
 
@@ -188,25 +165,3 @@ class Normalize(nnx.Module):
     def __call__(self, images: Array) -> Array:
         mean, std = (v[...].astype(images.dtype)[None, None, None] for v in (self.mean, self.std))
         return (images - mean) / std
-
-
-def split(key: Array, number: int) -> Array:
-    """Return `number` keys, or as many times the keys [B] of images: [number, B]."""
-    if key.ndim:
-        return jax.vmap(partial(jax.random.split, num=number), out_axes=1)(key)
-    return jax.random.split(key, number)
-
-
-class Drop(NamedTuple):
-    """Stochastic depth of one block: its key, or keys [B], and how likely a branch is left out."""
-
-    key: Array
-    rate: Array | float
-
-
-def branches(drop: Drop | None, number: int) -> Sequence[Callable[[Array], Array]]:
-    """Return what each of a block's branches goes through: independent draws per image."""
-    if drop is None:
-        return (lambda y: y,) * number
-    keys = split(drop.key, number)
-    return [partial(layers.drop_path, key=key, rate=drop.rate) for key in keys]

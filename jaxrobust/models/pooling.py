@@ -14,7 +14,7 @@ Array = jax.Array
 
 
 def _pool_lines(x: Array, axis: int) -> list[Array]:
-    """First, second and third entry of the windows along `axis`."""
+    """Return the first, second and third entry of the windows along `axis`."""
     stop = (x.shape[axis] - 3) // 2 * 2 + 1
     return [lax.slice_in_dim(x, i, i + stop, 2, axis) for i in range(3)]
 
@@ -73,7 +73,7 @@ def _pool_backward(x, g):
 
 @jax.custom_vjp
 def max_pool(x: Array) -> Array:
-    """Largest value of every 3x3 window of f[B,H,W,C], stride 2, padding 1.
+    """Return the largest value of every 3x3 window of f[B,H,W,C], stride 2, padding 1.
 
     Among equal values the gradient goes to the first in row-major order, as in torch.
     """

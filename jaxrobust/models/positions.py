@@ -6,7 +6,7 @@ import numpy as np
 
 
 def _weights(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
-    """Keys' cubic kernel with torch's a (PIL and `jax.image` take -0.5)."""
+    """Compute Keys' cubic kernel with torch's a (PIL and `jax.image` take -0.5)."""
     d = np.abs(distance)
     near = ((a + 2) * d - (a + 3)) * d * d + 1
     far = ((d - 5) * d + 8) * a * d - 4 * a
@@ -14,7 +14,7 @@ def _weights(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
 
 
 def _interpolation(old: int, new: int) -> np.ndarray:
-    """f64[new,old]: each new row as a combination of the four nearest old ones."""
+    """Return f64[new,old]: each new row as a combination of the four nearest old ones."""
     scale = (new + 0.1) / old  # the 0.1 is the reference's: it shifts all but the first samples
     at = (np.arange(new) + 0.5) / scale - 0.5
     taps = np.floor(at).astype(int)[:, None] + np.arange(-1, 3)
@@ -47,7 +47,7 @@ def resized(embedding: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def waves(length: int) -> np.ndarray:
-    """f32[length,32]: sine and cosine in turn of 16 frequencies, at 1 / length to 1 of 2 pi.
+    """Return f32[length,32]: sine and cosine in turn of 16 frequencies, at 1 / length to 1 of 2 pi.
 
     Angles are rounded to float32 at each step, as in the reference in every compute type: exact
     ones move its float64 logits by 1e-8, the last bits of its float32 sine and cosine by 3e-9.
@@ -60,7 +60,7 @@ def waves(length: int) -> np.ndarray:
 
 
 def fourier_features(height: int, width: int) -> np.ndarray:
-    """f32[height,width,64]: the waves of the row, then of the column, for any grid."""
+    """Return f32[height,width,64]: the waves of the row, then of the column, for any grid."""
     grid = height, width, 32
     rows = np.broadcast_to(waves(height)[:, None], grid)
     return np.concatenate([rows, np.broadcast_to(waves(width)[None], grid)], -1)

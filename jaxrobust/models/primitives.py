@@ -45,7 +45,7 @@ def per_platform(function: Callable[..., Out]) -> Callable[..., Out]:
 
 
 def widened(*arrays: Array) -> tuple[Array, ...]:
-    """`arrays` in float32, or float64 where they are that already."""
+    """Return `arrays` in float32, or float64 where they are that already."""
     return tuple(a if a.dtype == jnp.float64 else a.astype(jnp.float32) for a in arrays)
 
 
@@ -55,13 +55,13 @@ def add_each(totals: Iterable[Array], terms: Iterable[Array]) -> list[Array]:
 
 
 def rows(x: Array) -> Array:
-    """`x` as a matrix: all axes but the last in one."""
+    """Return `x` as a matrix: all axes but the last in one."""
     return x.reshape(-1, x.shape[-1])
 
 
 @per_platform
 def column_sum(g: Array) -> Array:
-    """Sum of the rows of `g`, in float32 or float64."""
+    """Sum the rows of `g`, in float32 or float64."""
     return widened(g)[0].sum(0)
 
 
@@ -88,7 +88,7 @@ _repeated.defvjp(
 
 
 def spread(parameter: Array, shape: Sequence[int]) -> Array:
-    """`parameter`, which has the last axes of `shape`, repeated along the others.
+    """Repeat `parameter`, which has the last axes of `shape`, along the others.
 
     JAX's own gradient of that is a sum in the type of the array: in bfloat16 one of 25,088 pixels
     stops growing after some hundreds, 36 to 97 % short of the whole. This one is `column_sum`.
@@ -98,13 +98,13 @@ def spread(parameter: Array, shape: Sequence[int]) -> Array:
 
 
 def add_bias(x: Array, bias: Array | None) -> Array:
-    """`x` plus a parameter of its last axes: a bias f[C], or positions f[1,N,C]."""
+    """Add to `x` a parameter of its last axes: a bias f[C], or positions f[1,N,C]."""
     return x if bias is None else x + spread(bias, x.shape)
 
 
 @jax.custom_vjp
 def matmul(x: Array, kernel: Array) -> Array:
-    """`x @ kernel` of two matrices."""
+    """Compute `x @ kernel` of two matrices."""
     return x @ kernel
 
 

@@ -34,17 +34,17 @@ def same(array: np.ndarray) -> np.ndarray:
 
 
 def conv_oihw(array: np.ndarray) -> np.ndarray:
-    """[out, in, kh, kw] of torch as [kh, kw, in, out]; depthwise [C, 1, k, k] as [k, k, 1, C]."""
+    """Transpose torch's [out, in, kh, kw] to [kh, kw, in, out]; depthwise: to [k, k, 1, C]."""
     return np.transpose(array, (2, 3, 1, 0))
 
 
 def linear_oi(array: np.ndarray) -> np.ndarray:
-    """[out, in] of torch as [in, out]."""
+    """Transpose torch's [out, in] to [in, out]."""
     return np.transpose(array)
 
 
 def channels(array: np.ndarray) -> np.ndarray:
-    """[1, C, 1, 1] of torch as [C]."""
+    """Reshape torch's [1, C, 1, 1] to [C]."""
     return np.ravel(array)
 
 

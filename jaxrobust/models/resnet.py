@@ -14,17 +14,9 @@ from flax import nnx
 
 from jaxrobust.models import layers, pooling
 from jaxrobust.models.classifier import classifier, run_blocks
-from jaxrobust.models.family import Family, Member, Paper, Reference
-from jaxrobust.models.modules import (
-    BatchNorm,
-    Conv,
-    Draws,
-    Drop,
-    Linear,
-    Normalize,
-    branches,
-    split,
-)
+from jaxrobust.models.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.initializers import Draws
+from jaxrobust.models.modules import BatchNorm, Conv, Linear, Normalize
 from jaxrobust.models.renaming import (
     BATCH_NORM_COUNT,
     Naming,
@@ -37,6 +29,7 @@ from jaxrobust.models.renaming import (
     naming,
     row,
 )
+from jaxrobust.models.stochastic_depth import Drop, branches, split
 from jaxrobust.types import Array, Classifier
 
 ACTIVATIONS = {"relu": layers.relu, "gelu": layers.gelu}
@@ -78,7 +71,7 @@ def _conv(ins, outs, kernel, rngs, stride=1):
 
 
 def _shortcut(ins, outs, stride, group, rngs):
-    """1x1 convolution and batch norm where size or channels change, else nothing."""
+    """Return a 1x1 convolution and batch norm where size or channels change, else nothing."""
     if stride == 1 and ins == outs:
         return nnx.List([])
     return nnx.List([_conv(ins, outs, 1, rngs, stride), BatchNorm(outs, group=group)])
@@ -248,26 +241,15 @@ def torch_keys(variant: Variant) -> list[str]:
     return keys + affine("fc")
 
 
-FAMILY = Family(
-    file="resnet",
-    title="ResNet",
-    variants=VARIANTS,
-    create=create,
-    stem=r"(conv1|bn1)\..*",
-    head=r"fc\..*",
-    torch_names=TORCH_NAMES,
-    torch_keys=torch_keys,
-    decay_mask="not-bias",
-    members={
-        "resnet18": Member(Reference("resnet18"), title="ResNet-18"),
-        "resnet50": Member(Reference("resnet50"), Paper(None, "4.11"), title="ResNet-50"),
-        "resnet50_gelu": Member(
-            Reference("resnet50", {"act_layer": "gelu"}), title="ResNet-50 with GELU"
-        ),
-        "wide_resnet50_2": Member(
-            Reference("wide_resnet50_2"), Paper(None, "11.47"), title="WideResNet-50-2"
-        ),
-    },
-    other_names=OTHER_NAMES,
-    any_size=True,
-)
+MEMBERS = {
+    "resnet18": Member(Reference("resnet18"), title="ResNet-18"),
+    "resnet50": Member(Reference("resnet50"), Paper(None, "4.11"), title="ResNet-50"),
+    "resnet50_gelu": Member(
+        Reference("resnet50", {"act_layer": "gelu"}), title="ResNet-50 with GELU"
+    ),
+    "wide_resnet50_2": Member(
+        Reference("wide_resnet50_2"), Paper(None, "11.47"), title="WideResNet-50-2"
+    ),
+}
+NAMES = Names(TORCH_NAMES, torch_keys, stem=r"(conv1|bn1)\..*", head=r"fc\..*", others=OTHER_NAMES)
+FAMILY = Family("resnet", "ResNet", VARIANTS, create, NAMES, MEMBERS, "not-bias", any_size=True)

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 
 from flax import nnx
 
-from jaxrobust.models.modules import Conv, Draws, Gelu, LayerNorm
+from jaxrobust.models.initializers import Draws
+from jaxrobust.models.modules import Conv, Gelu, LayerNorm
 from jaxrobust.models.renaming import Row, affine, conv_oihw, row
 
 
 def conv_stem(
     widths: Sequence[int], strides: Sequence[int], *, ins: int, rngs: Draws, project: int = 0
 ) -> list[nnx.Module]:
-    """3x3 convolutions, each with LN and GELU; with `project`, a bare 1x1 convolution to it."""
+    """Return 3x3 convolutions with LN and GELU each; with `project`, a bare 1x1 convolution to it.
+    """
     stem: list[nnx.Module] = []
     for out, stride in zip(widths, strides, strict=True):
         conv = Conv(ins, out, 3, stride=stride, padding=1, torch_init=True, rngs=rngs)
@@ -43,7 +45,7 @@ def conv_stem_keys(prefix: str, convolutions: int, *, project: bool = False) -> 
 
 
 def check_stem(widths: Sequence[int], strides: Sequence[int]) -> None:
-    """`ValueError` where a stem's row cannot work; a PatchStem has no widths and one stride."""
+    """Raise `ValueError` if a stem's row cannot work; a PatchStem has no widths and one stride."""
     for name, values in (("stem_widths", widths), ("stem_strides", strides)):
         if not (isinstance(values, tuple | list) and all(n >= 1 for n in values)):
             raise ValueError(f"{name}={values!r} must be a tuple of positive integers")

@@ -13,21 +13,12 @@ from flax import nnx
 
 from jaxrobust.models import attention
 from jaxrobust.models.classifier import classifier, run_blocks
-from jaxrobust.models.family import Family, Member, Reference
-from jaxrobust.models.modules import (
-    Conv,
-    Draws,
-    Drop,
-    LayerNorm,
-    Linear,
-    Mlp,
-    Normalize,
-    branches,
-    normal_02,
-    split,
-)
+from jaxrobust.models.family import Family, Member, Names, Reference
+from jaxrobust.models.initializers import Draws, normal_02
+from jaxrobust.models.modules import Conv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.primitives import widened
 from jaxrobust.models.renaming import Naming, Row, affine, conv_oihw, drop, linear_oi, naming, row
+from jaxrobust.models.stochastic_depth import Drop, branches, split
 from jaxrobust.types import Array, Classifier
 
 Map = TypeVar("Map", Array, np.ndarray)
@@ -75,14 +66,14 @@ def merged(windows: Map, side: int) -> Map:
 
 
 def relative_index(window: int) -> np.ndarray:
-    """i[N,N]: where the bias of a query and a key stands in the table, by their offset."""
+    """Return i[N,N]: where the bias of a query and a key stands in the table, by their offset."""
     y, x = np.divmod(np.arange(window**2), window)
     rows, columns = (at[:, None] - at[None] + window - 1 for at in (y, x))
     return rows * (2 * window - 1) + columns
 
 
 def shift_mask(side: int, window: int, shift: int) -> np.ndarray:
-    """f[windows,N,N]: -100 where a cyclic shift of the map made strangers neighbours, else 0."""
+    """Return f[windows,N,N]: -100 where a cyclic shift made strangers neighbours, else 0."""
     band = np.digitize(np.arange(side), [side - window, side - shift])
     label = partition((3 * band[:, None] + band[None])[None, :, :, None], window)[:, :, 0]
     return np.where(label[:, :, None] == label[:, None], 0.0, -100.0)
@@ -354,19 +345,11 @@ def torch_keys(variant: Variant) -> list[str]:
     return keys + affine("norm", "head.fc")
 
 
-FAMILY = Family(
-    file="swin",
-    title="Swin",
-    variants=VARIANTS,
-    create=create,
-    stem=r"patch_embed\..*",
-    head=r"head\.fc\..*",
-    torch_names=TORCH_NAMES,
-    torch_keys=torch_keys,
-    decay_mask="matrices",
-    members={
-        "swin_b": Member(Reference("swin_base_patch4_window7_224")),
-        "swin_l": Member(Reference("swin_large_patch4_window7_224")),
-    },
-    other_names=OTHER_NAMES,
+MEMBERS = {
+    "swin_b": Member(Reference("swin_base_patch4_window7_224")),
+    "swin_l": Member(Reference("swin_large_patch4_window7_224")),
+}
+NAMES = Names(
+    TORCH_NAMES, torch_keys, stem=r"patch_embed\..*", head=r"head\.fc\..*", others=OTHER_NAMES
 )
+FAMILY = Family("swin", "Swin", VARIANTS, create, NAMES, MEMBERS, "matrices")

@@ -56,7 +56,8 @@ def multiply_adds(net: Classifier, params: Params, stats: Params, *, image_size:
 
 
 def _head_mixes(params) -> int:
-    """CaiT's linear maps of the head axis: computed as sums, so no product of matrices shows."""
+    """Count the multiply-adds that mix CaiT's heads: as sums, they show as no product of matrices.
+    """
     mixes = [array.size for key, array in params.items() if re.search(r"proj_[lw]\.kernel", key)]
     return sum(mixes) * params["pos_embed"].shape[1] ** 2 if mixes else 0
 
@@ -91,8 +92,10 @@ def _inner(values: Iterable[Any]) -> Iterable[Any]:
 
 
 def _stem(name: str, params) -> str:
-    """How many 3x3 convolutions a stem has, else the window of its only one; even: a patch."""
-    kernels = (k for k in params if re.fullmatch(models.family(name).stem, k) and "kernel" in k)
+    """Say how many 3x3 convolutions a stem has, else the window of its only one; even: a patch."""
+    kernels = (
+        k for k in params if re.fullmatch(models.family(name).names.stem, k) and "kernel" in k
+    )
     windows = [side for k in kernels if (side := params[k].shape[0]) > 1]
     if len(windows) > 1:
         return f"conv x{len(windows)}"

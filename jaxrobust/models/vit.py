@@ -15,21 +15,13 @@ from flax import nnx
 
 from jaxrobust.models import attention, layers, stems
 from jaxrobust.models.classifier import classifier, run_blocks
-from jaxrobust.models.family import Family, Member, Paper, Reference
-from jaxrobust.models.modules import (
-    Conv,
-    Draws,
-    Drop,
-    LayerNorm,
-    Linear,
-    Mlp,
-    Normalize,
-    branches,
-    normal_02,
-)
+from jaxrobust.models.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.initializers import Draws, normal_02
+from jaxrobust.models.modules import Conv, LayerNorm, Linear, Mlp, Normalize
 from jaxrobust.models.positions import resized
 from jaxrobust.models.primitives import add_bias, spread
 from jaxrobust.models.renaming import Naming, Row, affine, conv_oihw, linear_oi, naming, row
+from jaxrobust.models.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
 
 
@@ -165,7 +157,7 @@ def _stem(v: Variant, rngs) -> list[nnx.Module]:
 
 
 def patch_stem(v: Any, rngs: Draws) -> list[nnx.Module]:
-    """One convolution with windows as large as its stride, as PyTorch draws it."""
+    """Return one convolution with windows as large as its stride, as PyTorch draws it."""
     (stride,) = v.stem_strides
     return [Conv(v.in_channels, v.dim, stride, stride=stride, torch_init=True, rngs=rngs)]
 
@@ -250,29 +242,21 @@ def torch_keys(variant: Variant) -> list[str]:
     return keys + affine("norm", "head")
 
 
-FAMILY = Family(
-    file="vit",
-    title="ViT",
-    variants=VARIANTS,
-    create=create,
-    stem=r"patch_embed\.proj\..*",
-    head=r"head\..*",
-    torch_names=TORCH_NAMES,
-    torch_keys=torch_keys,
-    decay_mask="matrices",
-    members={
-        "vit_s": Member(Reference("vit_small_patch16_224"), Paper("22.05", "4.61")),
-        "vit_s_cvst": Member(Reference("vit_small_patch16_224"), Paper("22.78", "4.99")),
-        "vit_m": Member(Reference("deit3_medium_patch16_224"), Paper("38.85", "8.01")),
-        "vit_m_cvst": Member(Reference("deit3_medium_patch16_224"), Paper("39.5", "8.38")),
-        "vit_b": Member(Reference("vit_base_patch16_224"), Paper("86.57", "17.58")),
-        "vit_b_cvst": Member(Reference("vit_base_patch16_224"), Paper("87.14", "17.93")),
-        "deit_s": Member(
-            Reference("deit_small_patch16_224"),
-            Paper(None, "4.61"),
-            title="DeiT-S",
-            decay_mask="matrices-not-tokens",
-        ),
-    },
-    other_names=OTHER_NAMES,
+MEMBERS = {
+    "vit_s": Member(Reference("vit_small_patch16_224"), Paper("22.05", "4.61")),
+    "vit_s_cvst": Member(Reference("vit_small_patch16_224"), Paper("22.78", "4.99")),
+    "vit_m": Member(Reference("deit3_medium_patch16_224"), Paper("38.85", "8.01")),
+    "vit_m_cvst": Member(Reference("deit3_medium_patch16_224"), Paper("39.5", "8.38")),
+    "vit_b": Member(Reference("vit_base_patch16_224"), Paper("86.57", "17.58")),
+    "vit_b_cvst": Member(Reference("vit_base_patch16_224"), Paper("87.14", "17.93")),
+    "deit_s": Member(
+        Reference("deit_small_patch16_224"),
+        Paper(None, "4.61"),
+        title="DeiT-S",
+        decay_mask="matrices-not-tokens",
+    ),
+}
+NAMES = Names(
+    TORCH_NAMES, torch_keys, stem=r"patch_embed\.proj\..*", head=r"head\..*", others=OTHER_NAMES
 )
+FAMILY = Family("vit", "ViT", VARIANTS, create, NAMES, MEMBERS, "matrices")

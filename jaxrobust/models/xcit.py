@@ -13,20 +13,17 @@ from flax import nnx
 
 from jaxrobust.models import attention, convolutions, layers
 from jaxrobust.models.classifier import classifier, run_blocks
-from jaxrobust.models.family import Family, Member, Paper, Reference
+from jaxrobust.models.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.initializers import Draws, normal_02
 from jaxrobust.models.modules import (
     BatchNorm,
     Conv,
     DepthwiseConv,
-    Draws,
-    Drop,
     Gelu,
     LayerNorm,
     Linear,
     Mlp,
     Normalize,
-    branches,
-    normal_02,
 )
 from jaxrobust.models.positions import fourier_features
 from jaxrobust.models.primitives import add_bias, spread
@@ -41,6 +38,7 @@ from jaxrobust.models.renaming import (
     naming,
     row,
 )
+from jaxrobust.models.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
 
 
@@ -123,7 +121,7 @@ class CrossCovariance(nnx.Module):
         self.proj = Linear(dim, dim, rngs=rngs)
 
     def hidden(self, x: Array) -> Array:
-        """f[B,H,W,D], up to the bias of the last map, which goes with what follows."""
+        """Return f[B,H,W,D], the output but for its last bias, which goes with what follows."""
         temperature = self.temperature[...]
         qkv = self.qkv(x).reshape(len(x), -1, 3, len(temperature), x.shape[3] // len(temperature))
         out = attention.cross_covariance(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], temperature)
@@ -139,14 +137,14 @@ class LocalInteraction(nnx.Module):
         self.conv2 = DepthwiseConv(dim, 3, torch_init=True, rngs=rngs)
 
     def hidden(self, x: Array, train: bool) -> Array:
-        """Up to the bias of the last convolution, which goes with what follows."""
+        """Return the output but for its last bias, which goes with what follows."""
         x = convolutions.depthwise_conv(x, self.conv1.kernel[...])
         x = self.bn(layers.gelu(x, self.conv1.bias[...]), train)
         return convolutions.depthwise_conv(x, self.conv2.kernel[...])
 
 
 def _residual(x, y, bias, gamma, path=None):
-    """x + gamma * (y + bias), the sum's second part through `path`."""
+    """Compute x + gamma * (y + bias), the sum's second part through `path`."""
     if path is None:
         return layers.scaled_residual(x, y, bias[...], gamma[...])
     return x + path(layers.scaled_residual(jnp.zeros_like(x), y, bias[...], gamma[...]))
@@ -181,7 +179,7 @@ class ClassAttention(nnx.Module):
         self.heads = heads
 
     def hidden(self, token: Array, patches: Array) -> Array:
-        """Up to the bias of the last map, which goes with what follows."""
+        """Return the output but for its last bias, which goes with what follows."""
         tokens = jnp.concatenate([token, patches], 1)
         q, k, v = (
             layer(x).reshape(*x.shape[:2], self.heads, -1)
@@ -365,7 +363,7 @@ _OF_TIMM = {
 
 
 def _members() -> dict[str, Member]:
-    """Return all of them: patches of 8 px have another stem, those of 4 px change two strides."""
+    """Return all members: patches of 8 px have another stem, those of 4 px change two strides."""
     members = {}
     for name, p16 in _OF_TIMM.items():
         members[name] = Member(p16, _PAPERS.get(name))
@@ -374,18 +372,17 @@ def _members() -> dict[str, Member]:
     return members
 
 
+NAMES = Names(
+    TORCH_NAMES, torch_keys, stem=r"patch_embed\..*", head=r"head\..*", others=OTHER_NAMES
+)
 FAMILY = Family(
-    file="xcit",
-    title="XCiT",
-    variants=VARIANTS,
-    create=create,
-    stem=r"patch_embed\..*",
-    head=r"head\..*",
-    torch_names=TORCH_NAMES,
-    torch_keys=torch_keys,
-    decay_mask="matrices-not-tokens",
-    members=_members(),
-    other_names=OTHER_NAMES,
+    "xcit",
+    "XCiT",
+    VARIANTS,
+    create,
+    NAMES,
+    _members(),
+    "matrices-not-tokens",
     any_size=True,
     compared={"positions": "in float64 with PyTorch's rounding of float32 sines on both sides"},
 )

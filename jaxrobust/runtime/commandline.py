@@ -9,7 +9,7 @@ import re
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,8 +51,28 @@ def stop(message: object, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def answer(
+    run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, interrupted: str
+) -> None:
+    """Run a command and print what it returns, if --json asks for it.
+
+    Where it fails the process ends: with 2 for a wrong input, 3 for a file that cannot be read or
+    written, 130 for Ctrl-C, after which `interrupted` is said.
+    """
+    try:
+        done = run(args)
+    except KeyboardInterrupt:
+        stop(f"interrupted; {interrupted}", 130)
+    except ValueError as error:
+        stop(error, 2)
+    except OSError as error:
+        stop(error, 3)
+    if args.json:
+        print(json.dumps(done))
+
+
 def leave(message: object, code: int, *, at_once: bool) -> NoReturn:
-    """`stop`; `at_once` without waiting for other hosts, who may wait for this one."""
+    """Do what `stop` does, `at_once` without waiting for other hosts, who may wait for this one."""
     if at_once:
         print(f"jaxrobust: {message}", file=sys.stderr, flush=True)
         os._exit(code)

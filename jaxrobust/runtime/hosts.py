@@ -45,7 +45,7 @@ def total(count: int) -> int:
 
 
 def largest(value: int) -> int:
-    """Return the largest that a host has."""
+    """Return the largest value that a host has."""
     if jax.process_count() == 1:
         return value
     return int(process_allgather(np.array(value)).max())
@@ -74,7 +74,7 @@ def everyone(value: T) -> list[T]:
 
 
 def _lengths(mine: int) -> list[int]:
-    """Those of all processes, through the coordination service.
+    """Collect the lengths of all processes, through the coordination service.
 
     Collectives cannot wait: the first one gives up after 30 s under Gloo.
     """
@@ -135,7 +135,7 @@ def agree(
 
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """In what two evaluations differ, in words; "" if in nothing."""
+    """Say in what two evaluations differ, in words; "" if in nothing."""
     differing = [k for k in {**theirs, **ours} if not _same(theirs.get(k), ours.get(k))]
     return "; ".join(
         f"{k} is {_short(theirs.get(k))} there, {_short(ours.get(k))} here" for k in differing
@@ -143,7 +143,7 @@ def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
 
 
 def _same(theirs, ours):
-    """Equal, or as near as the same network's logits are on other devices."""
+    """Tell whether values are equal, or as near as a network's logits are on other devices."""
     if isinstance(theirs, list) and isinstance(ours, list):
         with contextlib.suppress(TypeError, ValueError):  # what is no array of numbers
             return _near(np.array(theirs, float), np.array(ours, float))
@@ -151,7 +151,7 @@ def _same(theirs, ours):
 
 
 def _near(a, b):
-    """Whether logits f[n, K] differ by rounding, seen from how far those of an image spread."""
+    """Tell whether logits f[n, K] differ by rounding, seen from the spread of an image's logits."""
     odd = [np.where(np.isfinite(z), 0, z) for z in (a, b)]
     if a.ndim != 2 or a.shape != b.shape or not np.array_equal(odd[0], odd[1], equal_nan=True):
         return np.array_equal(a, b)

@@ -151,7 +151,7 @@ def _check_port(coordinator: str) -> None:
 def _missing(
     coordinator: str | None, processes: int | None, process: int | None, timeout_s: float
 ) -> str:
-    """Why the hosts did not meet, as far as this one can tell."""
+    """Say why the hosts did not meet, as far as this one can tell."""
     remedy = (
         "start the same command on every host, or wait longer with --coordinator_timeout SECONDS"
     )

@@ -30,7 +30,7 @@ _held: dict[str, dict[str, Any]] = {}  # of this process, which the kernel would
 
 @contextlib.contextmanager
 def held(path: Path, *, what: str, otherwise: str) -> Iterator[None]:
-    """While the block runs, no other process is inside of it with this file, which stays, empty.
+    """Keep all other processes out of the block with this file, which stays, empty.
 
     Args:
       path: of the lock.
@@ -108,7 +108,7 @@ def _lock(file: int) -> bool:
 
 
 def _read(file: int) -> dict[str, Any] | None:
-    """Who holds a lock, as it says itself; None: nobody, or not known yet."""
+    """Return who holds a lock, as it says itself; None: nobody, or not known yet."""
     try:
         holder = json.loads(os.pread(file, 4096, 0))
         return holder if {"host", "pid", "since", "started", "sign"} <= holder.keys() else None
@@ -134,7 +134,7 @@ def _live(file: int, me: dict[str, Any], ended: threading.Event) -> None:
 
 
 def _runs(holder: dict[str, Any] | None) -> bool:
-    """Whether a process of this host is there, and no other one under its number."""
+    """Tell whether a process of this host is there, and no other one under its number."""
     if holder is None or holder["pid"] == os.getpid():  # this one does not hold it
         return False
     try:
@@ -147,7 +147,7 @@ def _runs(holder: dict[str, Any] | None) -> bool:
 
 
 def _started(pid: int) -> str | None:
-    """When a process was started, by Linux's clock; None: it has ended, or nobody knows."""
+    """Return when a process was started, by Linux's clock; None: it has ended, or nobody knows."""
     try:
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (OSError, ValueError):

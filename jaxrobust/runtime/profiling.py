@@ -47,7 +47,7 @@ class Trace:
         self._annotation: Any = None  # gives XProf the step's number and its time on the host
 
     def dispatched(self, step: int, values: Any) -> bool:
-        """Step number `step` is on its way to the device; `values` are of its results.
+        """Take note that step `step` is on its way to the device; `values` are of its results.
 
         Returns whether the trace began or ended here, for which the device had to finish first:
         the time that this took is none of training.

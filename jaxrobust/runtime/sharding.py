@@ -18,7 +18,8 @@ SMALL = 2**14  # values; below, a copy costs less than a collective of its own
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None, *, fsdp: int = 1) -> Mesh:
-    """All devices: `fsdp` neighbours share one copy of the state, each such group has its own.
+    """Return a mesh of all devices: `fsdp` neighbours share one copy of the state, each such group
+    has its own.
 
     In the order of hosts, so that the rows of a batch that a host reads are consecutive. Axes are
     Auto, because JAX's default, Explicit, asks the network code for shardings.
@@ -107,7 +108,7 @@ class Spread(NamedTuple):
 
 
 def spread(mesh: Mesh, params: Params) -> Spread:
-    """For parameters of these shapes, which lie as `of_state` says.
+    """Return the collectives for parameters of these shapes, which lie as `of_state` says.
 
     The collectives are written out instead of left to the partitioner, which would gather
     parameters wherever they are used, in each step of the attack, and reduce gradients in the

@@ -31,7 +31,7 @@ def _step(config: Any, first: str) -> list[str]:
 
 
 def _random_weights(config: Any, first: str) -> list[str]:
-    """Attack on random weights under heavy augmentation (Singh, Croce, Hein 2023)."""
+    """Warn of an attack on random weights under heavy augmentation (Singh, Croce, Hein 2023)."""
     named = config.data.augmentation
     chain = PRESETS[named].chain if named in PRESETS else named
     mixup, cutmix, *_ = build.mixes_and_erases(config)

@@ -15,7 +15,7 @@ class Ahead:
     """Steps that are on the device, and what those that ended there said."""
 
     def __init__(self, meta: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """`meta`: what was `noted` where the run goes on."""
+        """Begin with nothing on the device; `meta`: what was `noted` where the run goes on."""
         self._waiting: deque[tuple[int, dict]] = deque()
         self._rows = list(meta.get("unlogged", ()))  # since the last window
         self.last: dict[str, float] = meta.get("last", {})
@@ -29,11 +29,12 @@ class Ahead:
             self._settle()
 
     def noted(self) -> dict[str, Any]:
-        """All that a checkpoint has to keep of it, which later steps do not change."""
+        """Return what a checkpoint has to keep of the steps so far, which later ones do not change.
+        """
         return {"unlogged": list(self._rows), "skipped": self.skipped, "last": self.last}
 
     def drain(self) -> None:
-        """Wait for all."""
+        """Wait for all steps that are on the device."""
         while self._waiting:
             self._settle()
 

@@ -71,7 +71,7 @@ def probe(
         return cross_entropy(logits_fn(images_adv), labels).mean()
 
     def gradient(logits_fn):
-        """Its signs, and whether an image has one that is more than the rounding of a 1."""
+        """Return the gradient's signs, and whether an image's are more than the rounding of a 1."""
 
         def loss(x):
             logits = logits_fn(x)

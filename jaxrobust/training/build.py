@@ -98,7 +98,7 @@ def step_of(attack: Config) -> float | None:
 
 
 def mixes_and_erases(config: Config) -> tuple[float, float, float, float]:
-    """MixUp's and CutMix's parameter, the probability of erasing, and label smoothing.
+    """Return MixUp's and CutMix's parameter, the probability of erasing, and label smoothing.
 
     A value of the config that is None is that of the preset that `data.augmentation` names; for a
     chain that is no preset, 0.
@@ -157,14 +157,14 @@ def batch_augmentation(config: Config, name: str, *, devices: int) -> mixing.Bat
 
 
 def _check_ranges(values: dict[str, tuple[Any, bool, str]]) -> None:
-    """`ValueError` for the first `key: (value, whether it is inside, what it must be)` outside."""
+    """Raise `ValueError` for the first `key: (value, is it inside, what it must be)` outside."""
     for key, (value, inside, wanted) in values.items():
         if not inside:
             raise ValueError(f"{key}={value} must be {wanted}")
 
 
 def divides(batch_size: int, devices: int, key: str) -> None:
-    """`ValueError` with the nearest sizes that work, where devices do not divide the batch."""
+    """Raise `ValueError` with the nearest sizes that work if devices do not divide the batch."""
     if batch_size < 1 or batch_size % devices:
         low = max(batch_size // devices, 1) * devices
         raise ValueError(
@@ -294,7 +294,8 @@ def phase(
 
 
 def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
-    """`(state, batch) -> f32[] figures` of `alarm.probe` on some images of each device, jitted.
+    """Return `(state, batch) -> f32[] figures`: `alarm.probe` on some images of each device,
+    jitted.
 
     None where nothing is attacked, or `alarm.every_steps` is 0.
     Raises:
@@ -356,7 +357,8 @@ def control(mesh: jax.sharding.Mesh, *, stop: int = 0, lr_scale: float = 1.0) ->
 
 
 def flops_per_image(config: Config, name: str) -> float:
-    """Of one training image, as model FLOP utilisation counts: nothing that is done twice.
+    """Count the operations of a training image for model FLOP utilisation: nothing that is done
+    twice.
 
     With F for a forward pass: APGD-K (2K + 1) F, PGD-K 2K F, FGSM 2 F, the update 3 F; TRADES
     updates on two images, and asks for the clean probabilities first.
@@ -371,14 +373,14 @@ def flops_per_image(config: Config, name: str) -> float:
 
 
 def abstract_arguments(config: Config, name: str, phase: Phase) -> tuple[Any, ...]:
-    """Shapes and types of the arguments of a phase's step."""
+    """Return shapes and types of the arguments of a phase's step."""
     stop = jax.ShapeDtypeStruct((phase.mesh.size,), jnp.int32)
     control = step.Control(stop, jax.ShapeDtypeStruct((), jnp.float32))  # type: ignore[arg-type]
     return phase.abstract_state, abstract_batch(config, name), control
 
 
 def abstract_batch(config: Config, name: str) -> Any:
-    """Shapes and types of the global batch of a phase, as a `Batch`."""
+    """Return shapes and types of the global batch of a phase, as a `Batch`."""
     size, side = config[name].batch_size, config.model.image_size
     images = jax.ShapeDtypeStruct((size, side, side, config.model.in_channels), jnp.uint8)
     return Batch(images, jax.ShapeDtypeStruct((size,), jnp.int32))  # type: ignore[arg-type]
@@ -387,7 +389,7 @@ def abstract_batch(config: Config, name: str) -> Any:
 def evaluation(
     config: Config, mesh: jax.sharding.Mesh, *, steps: int, dtype: str | None = None
 ) -> accuracy.Counter:
-    """`(params, stats, images, labels, mask, ids, key) -> counts`: clean, and under APGD-CE.
+    """Return `(params, stats, images, labels, mask, ids, key) -> counts`: clean, and under APGD-CE.
 
     `dtype` replaces the model's compute type.
     """

@@ -26,7 +26,7 @@ from jaxrobust.weights.checkpoint import Checkpoints
 
 
 def steps(run: Run, state: TrainState, signals: StopSignals) -> bool:
-    """From the state of the last checkpoint to the end of the phase, its evaluation included.
+    """Train from the state of the last checkpoint to the end of the phase, its evaluation included.
 
     Returns whether that was reached; False: go on from the last checkpoint, after a rollback. What
     `signals` are asked for holds then too.
@@ -97,7 +97,7 @@ class _Loop:
 
     @contextlib.contextmanager
     def opened(self) -> Iterator["_Loop"]:
-        """With its files, its data and its bar open, and signals caught."""
+        """Open the loop's files, its data and its bar, and catch signals."""
         run, config, name = self.run, self.run.config, self.run.name
         chip = hardware.chip(jax.devices()[0].device_kind)
         with contextlib.ExitStack() as stack:
@@ -128,12 +128,12 @@ class _Loop:
             yield self
 
     def due(self) -> Any:
-        """Return what is due now."""
+        """Return what is due after the steps so far."""
         known = {"start": self.start, "saved": self.saved, "evaluated": self.evaluated}
         return due(self.step, self.every, **known)
 
     def sound(self) -> bool:
-        """Whether a rollback may come back to this state: not behind steps without a gradient."""
+        """Tell whether a rollback may return to this state: not behind steps without a gradient."""
         return not self.ahead.skipped or self.step == self.run.phase.total_steps
 
     def log(self) -> None:

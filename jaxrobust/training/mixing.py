@@ -30,7 +30,7 @@ def batch_augmentation(
     group: int = 2,
     smoothing: float = 0.0,
 ) -> BatchAugmentation:
-    """`(key, batch) -> batch`: erases, then mixes; what is off is not in the program.
+    """Return `(key, batch) -> batch`: it erases, then mixes; what is off is not in the program.
 
     Args:
       num_classes: C.
@@ -80,7 +80,7 @@ def erase(
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 1 / 0.3),
 ) -> Images:
-    """Images of which some have one box filled with noise, pixel by pixel.
+    """Fill one box of some images with noise, pixel by pixel.
 
     Args:
       key: image i draws from `fold_in(key, i)`.
@@ -109,7 +109,7 @@ def erase(
 
 
 def _erased_box(key, shape, probability, area, aspect, tries=10):
-    """Whether to erase, and the top, bottom, left and right of the first box that fits."""
+    """Draw whether to erase, and the top, bottom, left and right of the first box that fits."""
     height, width, _ = shape
     u = jax.random.uniform(key, (1 + 4 * tries,))
     size, slant, y, x = u[1:].reshape(4, tries)
@@ -139,7 +139,7 @@ def mix(
     group: int = 2,
     smoothing: float = 0.0,
 ) -> tuple[Images, SoftLabels]:
-    """Images mixed with others, and their soft targets f32[B,C].
+    """Mix images with others; return them and their soft targets f32[B,C].
 
     Every `group` consecutive images of the batch share one choice, weight and box; the partner of
     its first image is its last. At most one of `mixup` and `cutmix` is 0.
@@ -176,7 +176,7 @@ def mix(
 
 
 def _draw_mixing(key, shape, alphas, switch, probability):
-    """Whether to cut boxes, the weight of an image (1: not mixed), and the centre of its box."""
+    """Draw whether to cut boxes, an image's weight (1: not mixed), and the centre of its box."""
     height, width, _ = shape
     u = jax.random.uniform(key, (6,))
     boxes = u[0] < switch
@@ -188,7 +188,7 @@ def _draw_mixing(key, shape, alphas, switch, probability):
 def blend(
     images: Array, targets: Array, boxes: Array, lam: Array, y: Array, x: Array
 ) -> tuple[Array, Array]:
-    """One group, each image mixed with its partner.
+    """Mix each image of one group with its partner.
 
     Args:
       images: f32[group,H,W,C]; targets: f32[group,C].
@@ -213,7 +213,7 @@ def blend(
 
 
 def _weighted(weight, a, b):
-    """weight * a + (1 - weight) * b, the products rounded before they are added.
+    """Compute weight * a + (1 - weight) * b, the products rounded before they are added.
 
     A fused multiply-add, which compilers choose by the shape on a device, would round otherwise.
     """
@@ -222,7 +222,7 @@ def _weighted(weight, a, b):
 
 
 def smoothed(labels: Labels, num_classes: int, smoothing: float) -> SoftLabels:
-    """One-hot labels f32[B,C] of which `smoothing` is spread over all classes, theirs included."""
+    """Return one-hot labels f32[B,C] with `smoothing` spread over all classes, theirs included."""
     off = smoothing / num_classes
     is_label = labels[:, None] == jnp.arange(num_classes, dtype=labels.dtype)[None]
     return jnp.where(is_label, jnp.float32(1 - smoothing + off), jnp.float32(off))
@@ -251,7 +251,7 @@ def _keys(key: Array, count: int) -> Array:
 
 
 def _inside(shape, top, bottom, left, right) -> Array:
-    """bool[H,W,1]: the pixels of a box."""
+    """Return bool[H,W,1]: the pixels of a box."""
     y, x = jnp.arange(shape[0], dtype=jnp.float32), jnp.arange(shape[1], dtype=jnp.float32)
     rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
     return (rows[:, None] & columns[None, :])[..., None]

@@ -37,19 +37,19 @@ class Objective(NamedTuple):
 
 
 def cross_entropy(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
-    """f32[B]; `labels` i32[B] or soft targets f32[B,C]."""
+    """Compute the cross-entropy f32[B]; `labels` i32[B] or soft targets f32[B,C]."""
     if labels.ndim == 1:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return optax.softmax_cross_entropy(logits, labels)
 
 
 def likeliest(labels: Labels | SoftLabels) -> Labels:
-    """i32[B]: labels as they are, of soft targets the largest."""
+    """Return i32[B]: labels as they are, of soft targets the largest."""
     return labels if labels.ndim == 1 else labels.argmax(-1).astype(jnp.int32)
 
 
 def accuracy(logits: Logits, labels: Labels | SoftLabels) -> Float32[Array, ""]:
-    """f32[]: the fraction whose largest logit is the label (of soft targets the largest)."""
+    """Compute the fraction f32[] whose largest logit is the label (of soft targets the largest)."""
     return (logits.argmax(-1) == likeliest(labels)).mean(dtype=jnp.float32)
 
 
@@ -62,7 +62,7 @@ ATTACK_LABELS: dict[str, Callable[[Array], Array]] = {
 def _on_images(
     choose: Callable[[Batch, Array], Array], metric: str, attack_labels: str = "soft"
 ) -> Objective:
-    """Cross-entropy on one set of images, whose accuracy is reported as `metric`."""
+    """Return cross-entropy on one set of images, whose accuracy is reported as `metric`."""
 
     def attack_targets(logits_fn, batch):
         return ATTACK_LABELS[attack_labels](batch.labels)
@@ -77,12 +77,12 @@ def _on_images(
 
 
 def clean() -> Objective:
-    """Cross-entropy on the images themselves."""
+    """Return cross-entropy on the images themselves."""
     return _on_images(lambda batch, images_adv: batch.images, "clean")
 
 
 def adversarial(attack_labels: str = "soft") -> Objective:
-    """Cross-entropy on the attacked images (Madry et al. 2018, arXiv 1706.06083).
+    """Return cross-entropy on the attacked images (Madry et al. 2018, arXiv 1706.06083).
 
     The attack aims at the labels as mixed and smoothed ("soft", Singh et al. 2023) or at the
     likeliest class of them ("hard", Debenedetti et al. 2022).
@@ -91,7 +91,8 @@ def adversarial(attack_labels: str = "soft") -> Objective:
 
 
 def trades(beta: float) -> Objective:
-    """Clean cross-entropy + beta KL(p(x) || p(x_adv)) (Zhang et al. 2019, arXiv 1901.08573, eq. 5).
+    """Return clean cross-entropy + beta KL(p(x) || p(x_adv)) (Zhang et al. 2019, arXiv 1901.08573,
+    eq. 5).
 
     The attack maximises the KL term against the clean probabilities, so it needs a random start:
     at the image itself the gradient is zero.

@@ -12,7 +12,7 @@ from jaxrobust.types import Array, Params
 def learning_rate(
     *, peak: float, epochs: int, steps_per_epoch: int, warmup_epochs: int, final: float = 5e-6
 ) -> optax.Schedule:
-    """step i32[] -> f32[]: warm-up from 1e-4 peak, then cosine to `final`.
+    """Return step i32[] -> f32[]: warm-up from 1e-4 peak, then cosine to `final`.
 
     The curve is defined at whole epochs and interpolated linearly per iteration, as the authors'
     code does, so between epochs it is a chord of the cosine.
@@ -61,7 +61,9 @@ DECAY_MASKS = {
 def adamw(
     schedule: optax.Schedule, *, weight_decay: float, decay_mask: str, b2: float = 0.95
 ) -> optax.GradientTransformation:
-    """AdamW with betas (0.9, b2), eps 1e-8 and decoupled decay; no clipping, as in the paper."""
+    """Return AdamW with betas (0.9, b2), eps 1e-8, decoupled decay and no clipping, as in the
+    paper.
+    """
     if decay_mask not in DECAY_MASKS:
         raise ValueError(f"unknown decay_mask {decay_mask!r}; one of {sorted(DECAY_MASKS)}")
     rule = DECAY_MASKS[decay_mask]

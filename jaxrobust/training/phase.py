@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
 
 def last(run: Run) -> tuple[Checkpoints, int | None]:
-    """Where to go on from: which checkpoints, and their step; None: there is none.
+    """Return where to go on from: which checkpoints, and their step; None: there is none.
 
     For all hosts the first one's word.
     """

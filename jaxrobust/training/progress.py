@@ -18,7 +18,7 @@ DATA_WAIT = 0.05  # the share of time without a batch that is worth a word
 
 
 def _bar(room: int) -> str:
-    """tqdm's format with a bar of at most `room` characters, without one if that is too short."""
+    """Return tqdm's format with a bar of at most `room` characters, none if that is too short."""
     bar = f"{{percentage:3.0f}}% |{{bar:{min(room, 20)}}}| " if room > 2 else ""
     return "{desc} " + bar + "{n_fmt}/{total_fmt}{postfix}"
 
@@ -69,7 +69,7 @@ class Progress:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around the call for a batch; what counts is the time in which the device has no step."""
+        """Time the call for a batch; what counts is the time in which the device has no step."""
         since = time.perf_counter()
         yield
         if self._last_step is None:  # the first batch: workers start
@@ -175,6 +175,6 @@ def peak_memory() -> int:
 
 
 def _finished(values: Any) -> float:
-    """When the device had computed these values."""
+    """Return when the device had computed these values."""
     jax.block_until_ready(values)
     return time.perf_counter()

@@ -17,7 +17,9 @@ from jaxrobust.types import Weights
 
 
 def selection(run: Run) -> Callable[[int, TrainState], dict[str, float]]:
-    """`select(step, state) -> dict`: evaluates on the selection split, keeps the best weights."""
+    """Return `select(step, state) -> dict`, which evaluates on the selection split and keeps the
+    best weights.
+    """
     config, name, phase, latest, best = run.config, run.name, run.phase, run.latest, run.best
     settings = config.evaluation
     images = splits.evaluated(config, "selection_split", settings, run.workdir)

@@ -107,7 +107,7 @@ def device_batch(mesh: jax.sharding.Mesh, batch: Any) -> Batch:
 
 
 def blank(run: Run) -> loading.TrainBatch:
-    """Images for a step that no host takes."""
+    """Return images for a step that no host takes."""
     whole = build.abstract_batch(run.config, run.name)
     rows = len(whole.images) // jax.process_count()
     images, labels = (np.zeros((rows, *x.shape[1:]), x.dtype) for x in whole)

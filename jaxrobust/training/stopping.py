@@ -55,7 +55,7 @@ class Stops:
         self.failure: sources.DataError | None = None
 
     def at_once(self) -> int:
-        """Why a process that is alone stops now; 0: it does not."""
+        """Return why a process that is alone stops now; 0: it does not."""
         return self._signals.asked if self.alone else 0
 
     def to_tell(self) -> int:
@@ -63,7 +63,7 @@ class Stops:
         return 0 if self.alone else _DATA if self.failure else self._signals.asked
 
     def at_the_end(self) -> int:
-        """Why all stop where there is no next step; 0: they do not."""
+        """Return why all stop where there is no next step; 0: they do not."""
         return hosts.largest(self._signals.asked)
 
     def failed(self, error: sources.DataError) -> int:

@@ -30,11 +30,11 @@ class Trouble:
 
     @property
     def lr_scale(self) -> float:
-        """The factor of the schedule's learning rate by now."""
+        """Return the factor of the schedule's learning rate by now."""
         return self._settings.lr**self.rollbacks
 
     def too_much(self, ahead: Ahead) -> bool:
-        """Whether more steps in a row updated nothing than may."""
+        """Tell whether more steps in a row updated nothing than the settings allow."""
         return ahead.skipped > self._settings.skips
 
     def roll_back(self, ahead: Ahead) -> None:

@@ -14,12 +14,12 @@ from jaxrobust.weights.hashes import file_sha256
 
 
 def beside(weights: Path) -> Path:
-    """Where the certificate of a weight file lies."""
+    """Return where the certificate of a weight file lies."""
     return weights.with_name(weights.stem + ".certificate.json")
 
 
 def said(weights: Path) -> str | None:
-    """One line about the certificate of a file or an imported folder; None: there is none.
+    """Return one line about the certificate of a file or an imported folder; None: there is none.
 
     Raises:
       ValueError: it is damaged.

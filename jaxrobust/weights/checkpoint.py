@@ -145,13 +145,13 @@ class Checkpoints:
 
 
 def steps(directory: Path) -> list[int]:
-    """Those that have a folder in a directory of checkpoints, in order."""
+    """Return the steps that have a folder in a directory of checkpoints, in order."""
     folders = [path.name for path in directory.glob("*") if path.is_dir()]
     return sorted(int(name) for name in folders if re.fullmatch("0|[1-9][0-9]*", name))
 
 
 def disk_full(error: BaseException | None) -> bool:
-    """Whether no space left on the device is what an error, or one behind it, is about."""
+    """Tell whether an error, or one behind it, is about no space left on the device."""
     while error is not None:
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             return True
@@ -160,7 +160,7 @@ def disk_full(error: BaseException | None) -> bool:
 
 
 def abstract_state(state: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Shapes and types of a state, all under one sharding: what `restore` wants."""
+    """Return shapes and types of a state, all under one sharding: what `restore` wants."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state
     )

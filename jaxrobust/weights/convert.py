@@ -16,12 +16,12 @@ from jaxrobust import models
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
 from jaxrobust.models.renaming import INVERSE, Row, channels, conv_oihw, row
 from jaxrobust.weights import files
+from jaxrobust.weights.rename import all_double, matches, rename, targets
 
 Arrays = dict[str, np.ndarray]
 
 # What wrappers put before every name: DDP, the attack's wrapper, the normalised wrapper, compile.
 PREFIXES = ("module.", "base_model.", "model.", "_orig_mod.")
-_UNITS = {"normalize.mean": 0.0, "normalize.std": 1e-6}  # the least that makes sense
 _MODULE = "export the self-contained module (tools/export_torch.py --layout module)"
 _NORMALIZE = row(r"normalize\.(mean|std)", r"normalize.\1", channels)
 
@@ -47,110 +47,6 @@ def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
             )
         names = {key.removeprefix(shared[0]): array for key, array in names.items()}
     return names
-
-
-def rename(
-    rows: Sequence[Row], source: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
-) -> Arrays:
-    """Return the arrays of `source` under our names.
-
-    Args:
-      rows: every source name must match exactly one.
-      source: reference name -> array; all float32, or all float64.
-      expected: our name -> shape; every one must be filled exactly once.
-    Raises:
-      ValueError: with all problems in one message.
-    """
-    filled: Arrays = {}
-    tried, problems = set(), []
-    dtype = np.float64 if _all_double(source) else np.float32
-    for name, array in source.items():
-        matches = _matches(rows, name)
-        if len(matches) != 1:
-            problems.append(f"{name}: {len(matches)} rows match, expected 1")
-            continue
-        ((found, match),) = matches
-        targets = [match.expand(template) for template in _targets(found)]
-        try:
-            parts = _moved(found, targets, array, expected)
-        except ValueError as error:
-            problems.append(f"{name}: {error}")
-            tried |= set(targets)
-            continue
-        for target, part in zip(targets, parts, strict=True):
-            if fault := _fault(target, part, expected, tried, dtype):
-                problems.append(f"{name}: {fault}")
-            else:
-                filled[target] = np.ascontiguousarray(part)
-            tried.add(target)
-    problems += [f"{name}: not filled by any source name" for name in expected.keys() - tried]
-    if problems:
-        raise ValueError(
-            f"{len(problems)} weights do not fit; check the model name, num_classes and image_size"
-            f"{_alike(source)}:\n  " + "\n  ".join(sorted(problems))
-        )
-    return filled
-
-
-def _matches(rows: Sequence[Row], name: str) -> list[tuple[Row, re.Match[str]]]:
-    return [(r, match) for r in rows if (match := r.pattern.fullmatch(name))]
-
-
-def _all_double(source: Mapping[str, np.ndarray]) -> bool:
-    dtypes = {array.dtype for array in source.values() if array.dtype.kind == "f"}
-    return dtypes == {np.dtype(np.float64)}
-
-
-def _targets(found: Row) -> tuple[str, ...]:
-    """Return the templates of our names that a row fills; none for a name that is left out."""
-    if found.target is None:
-        return ()
-    return found.target if isinstance(found.target, tuple) else (found.target,)
-
-
-def _moved(found: Row, targets: list[str], array: np.ndarray, expected) -> list[np.ndarray]:
-    """Return the arrays for the targets of a row; `ValueError` where the shape makes that
-    impossible.
-    """
-    if not targets:
-        return []
-    try:
-        moved = found.transform(np.array(array, order="C"))  # a copy: the source may be in use
-        parts = list(moved) if isinstance(found.target, tuple) else [moved]
-    except (ValueError, IndexError, TypeError) as error:
-        raise ValueError(f"shape {array.shape} cannot be that of {', '.join(targets)}") from error
-    if found.resize and targets[0] in expected and parts[0].shape != tuple(expected[targets[0]]):
-        parts = [found.resize(parts[0], tuple(expected[targets[0]]))]
-    return parts
-
-
-def _fault(target: str, array: np.ndarray, expected, tried: set[str], dtype) -> str:
-    """Return what is wrong with an array that would fill a target; empty if nothing."""
-    if target not in expected:
-        return f"maps to {target}, which this network does not have"
-    if target in tried:
-        return f"fills {target} a second time"
-    if array.shape != tuple(expected[target]):
-        return f"shape {array.shape} for {target} {tuple(expected[target])}"
-    if array.dtype != dtype:
-        return (
-            f"dtype {array.dtype}, expected {np.dtype(dtype)}; rounded weights are other weights: "
-            "where that is meant, cast them first"
-        )
-    if not np.isfinite(array).all():
-        return "holds values that are not finite"
-    if target in _UNITS and not (_UNITS[target] <= array.min() and array.max() <= 1):
-        return (
-            "does not fit [0, 1] pixels (mean 0 to 1, std above 0); divide by 255 what is for 255"
-        )
-    return ""
-
-
-def _alike(source: Mapping[str, np.ndarray]) -> str:
-    """Which networks have exactly these names, for a message."""
-    names = set(source) - {"normalize.mean", "normalize.std"}
-    alike = [model for model in models.available() if names == set(models.torch_keys(model))]
-    return f" (all names are those of {', '.join(alike)})" if alike else ""
 
 
 class Names(NamedTuple):
@@ -221,7 +117,7 @@ def from_torch(
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     # Weights without a normalisation layer mean raw [0, 1] input unless their naming says more.
     if not {"normalize.mean", "normalize.std"} & arrays.keys():
-        dtype = np.float64 if _all_double(arrays) else np.float32
+        dtype = np.float64 if all_double(arrays) else np.float32
         for key, value in zip(("normalize.mean", "normalize.std"), normalize, strict=True):
             arrays[key] = np.full(stats[key].shape, value, dtype)
     return _split(rename(rows, arrays, _shapes(params | stats)), params, stats)
@@ -237,7 +133,7 @@ def _split(filled: Arrays, params, stats) -> tuple[Arrays, Arrays]:
 
 def in_channels(name: str, found: Names) -> int | None:
     """Return the image channels that a stored stem takes; None if there is none."""
-    stem = re.compile(models.family(name).stem)
+    stem = re.compile(models.family(name).names.stem)
     channels = {
         _place(target): found.arrays[key].shape[1 if which.transform is conv_oihw else 2]
         for key, which, targets in matched(found)
@@ -255,9 +151,9 @@ def _place(name: str) -> str:
 def matched(found: Names) -> Iterator[tuple[str, Row, list[str]]]:
     """Yield (stored name, its row, our names) of all that exactly one row matches."""
     for key in found.arrays:
-        if len(matches := _matches(found.rows, key)) == 1:
-            ((which, match),) = matches
-            yield key, which, [match.expand(template) for template in _targets(which)]
+        if len(fitting := matches(found.rows, key)) == 1:
+            ((which, match),) = fitting
+            yield key, which, [match.expand(template) for template in targets(which)]
 
 
 def to_torch(
@@ -296,7 +192,7 @@ def to_torch(
 
 
 def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any) -> Arrays:
-    """Our arrays under the reference's names and in its order, of a row with any options.
+    """Return our arrays under the reference's names and in its order, of a row with any options.
 
     `wrapped`: behind a normalisation, as `normalize.*` and `model.*`.
     Raises:
@@ -306,12 +202,12 @@ def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any
     if wrapped:
         theirs = {f"normalize.{k}": _out(ours[f"normalize.{k}"], channels) for k in ("mean", "std")}
     for key in models.torch_keys(name, **overrides):
-        ((found, match),) = _matches(rows, key)
+        ((found, match),) = matches(rows, key)
         full = f"model.{key}" if wrapped else key
         if found.target is None:  # torch's counter of batches, the only name that rows leave out
             theirs[full] = np.zeros((), np.int64)
             continue
-        (target,) = (match.expand(template) for template in _targets(found))
+        (target,) = (match.expand(template) for template in targets(found))
         if target not in ours:
             raise ValueError(f"{target} is missing: these are not the weights of {name}")
         theirs[full] = _out(ours[target], found.transform)
@@ -325,7 +221,7 @@ def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> Non
     """Refuse weights of another width, or for a published network of other classes or images."""
     if layout == "timm":
         resizable = [r.pattern.pattern for r in models.torch_names(name) if r.resize]
-        skip = re.compile("|".join([models.family(name).head, *resizable]))
+        skip = re.compile("|".join([models.family(name).names.head, *resizable]))
         overrides = {"in_channels": ours["normalize.mean"].size} | overrides
         net = models.create(name, **overrides)
     else:
@@ -347,7 +243,7 @@ def _out(array, transform) -> np.ndarray:
 
 
 def _holds_normalisation(name: str, ours: Mapping, layout: str, overrides: dict) -> bool:
-    """Whether the layout holds a normalisation layer; refuses what it cannot express."""
+    """Tell whether the layout holds a normalisation layer; refuse what it cannot express."""
     if layout != "timm" and layout not in PUBLISHED:
         near = difflib.get_close_matches(layout, PUBLISHED, n=3) or sorted(PUBLISHED)
         raise ValueError(f"unknown layout {layout!r}; 'timm', or one of {', '.join(near)}")
@@ -395,7 +291,7 @@ def load(
       ValueError: see `files.read`; weights that do not fit, all in one message.
     """
     arrays = files.read(path, which=which)
-    if _all_double(arrays):
+    if all_double(arrays):
         raise ValueError(f"{path}: weights are float64, expected float32; cast them first")
     try:
         return fit(name, arrays, num_classes=num_classes, image_size=image_size, **overrides)

@@ -48,7 +48,7 @@ class Fetched(NamedTuple):
 
 
 def is_remote(source: str) -> bool:
-    """Whether a source is to be downloaded; otherwise it is a path."""
+    """Tell whether a source is to be downloaded; otherwise it is a path."""
     return "://" in source
 
 
@@ -89,7 +89,7 @@ def check_sha256(path: Path, wanted: str | None, *, remove: bool = False) -> str
 
 
 def parse_hub(source: str) -> tuple[str, str | None, str | None]:
-    """(repository, revision, file) of `hf://ORG/REPO[@REVISION][/FILE]`.
+    """Return (repository, revision, file) of `hf://ORG/REPO[@REVISION][/FILE]`.
 
     A revision that has a slash itself (`refs/pr/1`) needs it written as %2F.
     """
@@ -172,7 +172,7 @@ def _from_url(url: str, sha256: str | None, tell: Tell) -> Path:
 
 
 def _whole(url: str, path: Path, sha256: str | None, tell: Tell) -> Path:
-    """`path`, when all of the file is there."""
+    """Return `path`, when all of the file is there."""
     if path.is_file():
         if sha256 is None or file_sha256(path) == sha256.lower():
             tell(f"{path}: downloaded before")
@@ -213,7 +213,7 @@ def _etag(part: Path) -> Path:
 
 
 def _refuse(url: str, error: urllib.error.HTTPError) -> None:
-    """`ValueError` for an answer that another try does not change."""
+    """Raise `ValueError` for an answer that another try does not change."""
     told = {
         401: "it wants a login; download it in a browser and give the file",
         403: "it is forbidden; download it in a browser and give the file",

@@ -91,7 +91,7 @@ def network(path: Path) -> tuple[str, dict[str, Any]] | None:
 
 
 def check_free(folder: Path) -> None:
-    """`ValueError` where a folder holds something else than such weights."""
+    """Raise `ValueError` where a folder holds something else than such weights."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; name a folder")
     ours = (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()

@@ -13,13 +13,13 @@ from jaxrobust.types import Params
 
 
 def file_sha256(path: Path) -> str:
-    """Of a file's bytes, as `sha256sum` prints it."""
+    """Hash a file's bytes, as `sha256sum` prints it."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_sha256(params: Params, stats: Params) -> str:
-    """Of all names, types, shapes and bytes, in the order of names."""
+    """Hash all names, types, shapes and bytes, in the order of names."""
     digest = hashlib.sha256()
     for name, array in sorted((params | stats).items()):
         host = np.asarray(jax.device_get(array))
@@ -29,11 +29,11 @@ def weights_sha256(params: Params, stats: Params) -> str:
 
 
 def config_sha256(config: dict[str, Any]) -> str:
-    """Of the resolved config as JSON with sorted keys."""
+    """Hash the resolved config as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def classes_sha256(classes: Sequence[str]) -> str | None:
-    """Of the classes' names, one a line in the order of labels; None where they have none."""
+    """Hash the classes' names, one a line in the order of labels; None where they have none."""
     text = "".join(f"{name}\n" for name in classes)
     return hashlib.sha256(text.encode()).hexdigest() if text else None

@@ -52,7 +52,7 @@ def of_this_version(config: dict[str, Any], path: Path) -> Any:
 
 
 def check_classes(workdir: Path, source: sources.Source, *, renamed: bool = False) -> None:
-    """`ValueError` if a run there has other classes, so that labels would mean something else.
+    """Raise `ValueError` if a run there has other classes: labels would mean something else.
 
     With `renamed`, lists without a common name tell nothing: another data set may name the same
     classes its way.

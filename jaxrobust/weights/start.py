@@ -45,7 +45,7 @@ class Stored(NamedTuple):
 
 def head_width(name: str, found: convert.Names) -> int | None:
     """Return the number of classes of stored weights; None if they have no head."""
-    head = re.compile(models.family(name).head)
+    head = re.compile(models.family(name).names.head)
     biases = [
         found.arrays[key]
         for key, _, targets in convert.matched(found)
@@ -94,8 +94,8 @@ def compose(
         )
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     shapes = {key: tuple(array.shape) for key, array in (params | stats).items()}
-    family = models.family(name)
-    patterns = [p for p, how in ((family.stem, stem), (family.head, head)) if how == "fresh"]
+    names = models.family(name).names
+    patterns = [p for p, how in ((names.stem, stem), (names.head, head)) if how == "fresh"]
     anew = re.compile("|".join(f"(?:{p})" for p in patterns) or r"(?!)")
     fresh = [key for key in shapes if anew.fullmatch(key)]
 
@@ -114,7 +114,7 @@ def compose(
     try:
         filled = convert.rename(found.rows, kept | added, expected)
     except ValueError as error:
-        if stem == "keep" and _fits_but_for(family.stem, found, kept | added, expected):
+        if stem == "keep" and _fits_but_for(names.stem, found, kept | added, expected):
             raise ValueError(
                 "only the stem is another one: for a new one set init.stem=fresh (--init-stem of "
                 f"tools/import_torch.py). {error}"
@@ -127,7 +127,7 @@ def compose(
 
 
 def _fits_but_for(pattern: str, found: convert.Names, arrays: Arrays, expected) -> bool:
-    """Whether all weights fit but for those whose names of ours match."""
+    """Tell whether all weights fit but for those whose names of ours match."""
     left = re.compile(pattern)
     out = {k for k, _, targets in convert.matched(found) if any(left.fullmatch(t) for t in targets)}
     rest = {key: shape for key, shape in expected.items() if not left.fullmatch(key)}
@@ -279,7 +279,7 @@ def _rows(source: Stored, model) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def summary(start: Start) -> list[str]:
-    """How weights came about, for people."""
+    """Say how weights came about, for people."""
     lines = [f"{len(start.matched)} arrays from the stored weights"]
     if start.fresh:
         lines += [f"{len(start.fresh)} drawn anew: {_some(start.fresh)}"]

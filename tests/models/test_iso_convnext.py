@@ -7,7 +7,7 @@ from flax import nnx
 
 from jaxrobust import models
 from jaxrobust.models import iso_convnext
-from jaxrobust.models.modules import Drop
+from jaxrobust.models.stochastic_depth import Drop
 from tests.support import behaviour
 from tests.support.families import CASES
 

@@ -7,7 +7,7 @@ from flax import nnx
 
 from jaxrobust import models
 from jaxrobust.models import swin
-from jaxrobust.models.modules import Draws
+from jaxrobust.models.initializers import Draws
 from jaxrobust.weights import convert
 from tests.support import behaviour, parity, paths, reference
 from tests.support.families import CASES
@@ -211,7 +211,7 @@ class ReferenceTest(parameterized.TestCase):
         try:
             import torch
 
-            from jaxrobust.exchange import torch_networks
+            from jaxrobust.convert import torch_networks
         except ImportError:
             self.skipTest(paths.PARITY)
         shape = {"depths": (1, 1, 1, 2), "embed_dim": 8, "num_heads": (1, 1, 2, 2)}
@@ -235,7 +235,7 @@ class ReferenceTest(parameterized.TestCase):
         try:
             import torch
 
-            from jaxrobust.exchange import torch_networks
+            from jaxrobust.convert import torch_networks
         except ImportError:
             self.skipTest(paths.PARITY)
         shape = {"depths": (2, 2), "embed_dim": 8, "num_heads": (2, 4)}

@@ -116,7 +116,7 @@ class PublishedTest(parameterized.TestCase):
 
     def test_is_robustbenchs(self):
         try:
-            from jaxrobust.exchange import torch_networks
+            from jaxrobust.convert import torch_networks
 
             torch_networks.import_robustbench()
         except ImportError as error:

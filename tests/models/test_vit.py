@@ -7,8 +7,8 @@ from flax import nnx
 
 from jaxrobust import models
 from jaxrobust.models import vit
-from jaxrobust.models.modules import Drop
 from jaxrobust.models.positions import resized
+from jaxrobust.models.stochastic_depth import Drop
 from jaxrobust.weights import convert
 from tests.support import behaviour, parity, reference
 from tests.support.families import CASES
@@ -42,9 +42,9 @@ class VisionTransformerTest(parameterized.TestCase):
         plain, stem = shapes("vit_s"), shapes("vit_s_cvst")
         self.assertNotEmpty(plain.items() ^ stem.items())
         for name, _ in plain.items() ^ stem.items():
-            self.assertRegex(name, rf"^{vit.FAMILY.stem}$")
+            self.assertRegex(name, rf"^{vit.NAMES.stem}$")
         for name, _ in plain.items() ^ shapes("vit_s", num_classes=10).items():
-            self.assertRegex(name, rf"^{vit.FAMILY.head}$")
+            self.assertRegex(name, rf"^{vit.NAMES.head}$")
 
 
 class ConversionTest(parameterized.TestCase):

@@ -8,7 +8,8 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.models import positions, xcit
-from jaxrobust.models.modules import Draws, Drop
+from jaxrobust.models.initializers import Draws
+from jaxrobust.models.stochastic_depth import Drop
 from jaxrobust.weights import convert
 from tests.support import behaviour, parity, reference
 from tests.support.families import reference_here, stored_waves
@@ -66,10 +67,10 @@ class XcitTest(parameterized.TestCase):
             return {k: p.shape for k, p in params.items()}
 
         plain = shapes("xcit_n12")
-        family = xcit.FAMILY
+        names = xcit.NAMES
         changes = {
-            family.stem: shapes("xcit_n12_p8"),
-            family.head: shapes("xcit_n12", num_classes=10),
+            names.stem: shapes("xcit_n12_p8"),
+            names.head: shapes("xcit_n12", num_classes=10),
         }
         for pattern, other in changes.items():
             self.assertNotEmpty(plain.items() ^ other.items())
@@ -128,7 +129,7 @@ class BatchStatisticsTest(absltest.TestCase):
     def _check_batch_statistics(self, group):
         import torch
 
-        from jaxrobust.exchange.torch_networks import state_arrays
+        from jaxrobust.convert.torch_networks import state_arrays
 
         net = copy.deepcopy(parity.torch_network("xcit_n12", 10, 64)).double()
         images, labels = np.random.default_rng(0).random((4, 64, 64, 3)), np.array([1, 3, 5, 7])

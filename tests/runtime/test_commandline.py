@@ -10,7 +10,7 @@ from absl import flags
 from absl.testing import absltest, parameterized
 from ml_collections import config_flags
 
-from jaxrobust.exchange import certificate, export_torch, import_torch
+from jaxrobust.convert import certificate, export_torch, import_torch
 from jaxrobust.runtime import commandline
 from tests.support import paths
 from tools import prepare_imagenet

@@ -64,7 +64,7 @@ def reference_here():
     try:
         import torch  # noqa: F401
 
-        from jaxrobust.exchange import torch_networks  # noqa: F401
+        from jaxrobust.convert import torch_networks  # noqa: F401
     except ImportError as error:
         raise absltest.SkipTest(paths.PARITY) from error
     with rounded_as(torchs_waves):
@@ -153,7 +153,7 @@ CASES = {
         fast32=("iso_convnext_s",),
         golden64=_some(_ISO, "iso_convnext_s"),
         fast64=("iso_convnext_s",),
-        references=dict.fromkeys(_ISO, 64),  # of exchange/torch_modules: timm has neither
+        references=dict.fromkeys(_ISO, 64),  # of convert/torch_modules: timm has neither
         small="iso_convnext_s",
         tiny={"dim": 12, "depth": 3, "stem_strides": (4,), "image_size": 12},
         scanned=({"depth": 2},),

@@ -133,7 +133,13 @@ SLOW = [
 
 def built(listing: str):
     file, row = NETWORKS[listing]
-    return importlib.import_module(f"jaxrobust.exchange.torch_modules.{file}").model(**row)
+    module, layers = (
+        importlib.import_module(f"jaxrobust.convert.torch_modules.{name}")
+        for name in (file, "layers")
+    )
+    row = dict(row)
+    mean, std = row.pop("mean", None), row.pop("std", None)
+    return layers.normalized(module.model(**row), mean, std)
 
 
 def relative(ours, theirs) -> float:

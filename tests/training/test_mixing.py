@@ -25,7 +25,7 @@ HEAVY = {"num_classes": 10, "erasing": 0.5, "mixup": 0.8, "cutmix": 1.0, "smooth
 def timm_data(test):
     """timm's modules (mixup, random_erasing), or a skipped test."""
     try:
-        from jaxrobust.exchange import torch_networks
+        from jaxrobust.convert import torch_networks
 
         torch_networks.import_timm()
         from timm.data import mixup, random_erasing

@@ -107,7 +107,7 @@ class TrainStepTest(parameterized.TestCase):
         try:
             import torch
 
-            from jaxrobust.exchange import torch_networks
+            from jaxrobust.convert import torch_networks
             from tools import torch_reference
         except ImportError:
             self.skipTest(paths.PARITY)

@@ -28,7 +28,7 @@ def imagenet100() -> tuple[str, ...]:
 
 
 def robustbench() -> tuple[str, ...]:
-    """RobustBench's 5,000 validation images, `SYNSET/NAME.JPEG`, in its order.
+    """Return RobustBench's 5,000 validation images, `SYNSET/NAME.JPEG`, in its order.
 
     Raises:
       DataError: the file is not the one whose sha256 is `ROBUSTBENCH_SHA256`.
@@ -38,7 +38,7 @@ def robustbench() -> tuple[str, ...]:
 
 @functools.cache
 def selection() -> tuple[str, ...]:
-    """4,000 names of validation images that are not among RobustBench's, to choose weights by.
+    """Return 4,000 names of validation images to choose weights by, none of them RobustBench's.
 
     The names in the order of the sha256 of "jaxrobust selection 0 NAME": no library can change it.
     """

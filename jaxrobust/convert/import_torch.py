@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.exchange import certificate
-from jaxrobust.exchange.references import Network
+from jaxrobust.convert import certificate
+from jaxrobust.convert.references import Network
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
-from jaxrobust.runtime.commandline import Arguments, mapping, stop
+from jaxrobust.runtime.commandline import Arguments, answer, mapping
 from jaxrobust.weights import certificates, convert, download, files
 from jaxrobust.weights import folder as weights_folder
 from jaxrobust.weights import start as start_weights
@@ -73,11 +73,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.flag("sha256", help="Hash that SOURCE must have.")
     parser.flag("cast", action="store_true", help="Round what is stored in other types to float32.")
     parser.flag("seed", type=int, default=0, help="Seed of what is drawn; default: %(default)s.")
-    parser.flag(
-        "nocertificate",
-        action="store_true",
-        help="Compare with no reference network, which saves minutes.",
-    )
+    parser.flag("nocertificate", action="store_true", help="Compare with no reference network.")
     parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
     return parser.parse_args(argv)
 
@@ -112,7 +108,7 @@ def _read_bfloat16(path: Path, which: str) -> Arrays:
 
 
 def taken(path: Path, arrays: Arrays, args: argparse.Namespace) -> str | None:
-    """ "ema" or "raw" where a file holds both; None where it holds one set of weights."""
+    """Return "ema" or "raw" where a file holds both; None where it holds one set of weights."""
     if path.suffix == ".safetensors":
         return None
     other = read(path, "raw" if args.which == "ema" else "ema", args.cast)
@@ -144,7 +140,7 @@ def hub_settings(path: Path | None) -> dict[str, Any]:
 
 
 def preprocessing(settings: dict[str, Any], size: int) -> str | None:
-    """timm's way to `size` px as an id of `evaluation_transform`."""
+    """Return timm's preprocessing to `size` px as an id of `evaluation_transform`."""
     how, share = settings.get("interpolation"), settings.get("crop_pct")
     if how not in ("bicubic", "bilinear") or not share:
         return None
@@ -154,7 +150,7 @@ def preprocessing(settings: dict[str, Any], size: int) -> str | None:
 def normalisation(
     args: argparse.Namespace, key: str | None, settings: dict[str, Any], found: convert.Names
 ) -> tuple[Normalisation | None, str]:
-    """(mean and std, who says so); None: the weights themselves, or whose names they have."""
+    """Return (mean and std, who says so); None: the weights or their names say it themselves."""
     if {"normalize.mean", "normalize.std"} & found.arrays.keys():
         if args.normalize != "auto":
             raise ValueError("the file holds its own mean and std; leave --normalize out")
@@ -282,16 +278,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     """Import as the command line says."""
     args = parse(argv)
-    try:
-        done = run(args)
-    except KeyboardInterrupt:
-        stop("interrupted; the same command continues an unfinished download", 130)
-    except ValueError as error:
-        stop(error, 2)
-    except OSError as error:
-        stop(error, 3)
-    if args.json:
-        print(json.dumps(done))
+    answer(run, args, "the same command continues an unfinished download")
 
 
 if __name__ == "__main__":

@@ -1,35 +1,28 @@
-"""Swin transformer in PyTorch; this file needs nothing but torch.
+"""Swin transformer in PyTorch.
 
-    net = model(**ROW)
-    net.load_state_dict(torch.load("weights.pt", weights_only=True))
-    logits = net.eval()(images)  # f32[B,3,H,W] in [0, 1] -> f32[B,C]
-
-Source: Liu et al. 2021 (arXiv 2103.14030). Parity: tests/exchange/test_torch_modules.py.
+Source: Liu et al. 2021 (arXiv 2103.14030). Parity: tests/convert/test_torch_modules.py.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from jaxrobust.convert.torch_modules.layers import mlp
 
 
 def model(
-    *,
     dim: int,
-    depths: Sequence[int],
-    heads: Sequence[int],
+    depths: tuple[int, ...],
+    heads: tuple[int, ...],
     patch: int = 4,
     window: int = 7,
     eps: float = 1e-5,
     image_size: int = 224,
     in_channels: int = 3,
     num_classes: int = 1000,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
 ) -> nn.Module:
-    """Return the network of one row; with `mean` and `std` its first layer normalises the images.
+    """Return the network of one row.
 
     Args:
       dim: channels of the first stage; they double with each.
@@ -49,26 +42,19 @@ def model(
         parts = {"downsample": down, "blocks": nn.Sequential(*blocks)}
         layers.append(nn.Sequential(OrderedDict(parts)))
     stem = nn.Conv2d(in_channels, dim, patch, stride=patch)
-    net = Swin(stem, layers, dim, dim << (len(layers) - 1), eps, num_classes)
-    return net if mean is None or std is None else normalized(net, mean, std)
+    return Swin(stem, nn.Sequential(*layers), dim, dim << (len(layers) - 1), eps, num_classes)
 
 
 class Swin(nn.Module):
     """Patches, stages on [B, H, W, C], layer norm, mean over the map, linear."""
 
     def __init__(
-        self,
-        stem: nn.Module,
-        layers: Sequence[nn.Module],
-        dim: int,
-        last: int,
-        eps: float,
-        num_classes: int,
+        self, stem: nn.Module, layers: nn.Module, dim: int, last: int, eps: float, num_classes: int
     ) -> None:
         super().__init__()
         embed = {"proj": stem, "norm": nn.LayerNorm(dim, eps=eps)}
         self.patch_embed = nn.ModuleDict(embed)
-        self.layers = nn.Sequential(*layers)
+        self.layers = layers
         self.norm = nn.LayerNorm(last, eps=eps)
         self.head = nn.Sequential(OrderedDict(fc=nn.Linear(last, num_classes)))
 
@@ -88,7 +74,7 @@ class Merge(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
-        x = functional.pad(x, (0, 0, 0, width % 2, 0, height % 2))
+        x = nn.functional.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         x = x.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 4, 2, 5).flatten(3)
         return self.reduction(self.norm(x))
 
@@ -114,7 +100,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         side = x.shape[1]
         y = self.norm1(x).roll((-self.shift, -self.shift), (1, 2))
-        y = functional.pad(y, (0, 0, 0, self.pad, 0, self.pad))
+        y = nn.functional.pad(y, (0, 0, 0, self.pad, 0, self.pad))
         y = merged(self.attn(windows(y, self.window), self.mask), side + self.pad)
         y = y[:, :side, :side].roll((self.shift, self.shift), (1, 2))
         x = x + y
@@ -140,7 +126,7 @@ class Attention(nn.Module):
         self.register_buffer("index", index, persistent=False)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """[B, W, N, D] of W windows of N features; the mask [W or 1, N or 1, N or 1] is added."""
+        """Attend in each of W windows, [B, W, N, D]; the mask [W or 1, N or 1, N or 1] is added."""
         # [B, W, N, 3 D] -> three of [B, W, heads, N, D / heads]
         q, k, v = self.qkv(x).unflatten(3, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
         bias = self.relative_position_bias_table[self.index].permute(2, 0, 1)
@@ -149,7 +135,7 @@ class Attention(nn.Module):
 
 
 def windows(x: Tensor, side: int) -> Tensor:
-    """[B, H, W, D] cut into squares: [B, windows, side^2, D]."""
+    """Cut [B, H, W, D] into squares: [B, windows, side^2, D]."""
     x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))
     return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
@@ -163,34 +149,8 @@ def merged(x: Tensor, height: int) -> Tensor:
 
 
 def shift_mask(side: int, window: int, shift: int) -> Tensor:
-    """[windows, N, N]: -100 where the shift made neighbours of features that are none, else 0."""
+    """Return [windows, N, N]: -100 where the shift made strangers neighbours, else 0."""
     at = torch.arange(side)
     band = (at >= side - window).long() + (at >= side - shift).long()
     label = windows((3 * band[:, None] + band)[None, :, :, None], window)[0, :, :, 0]
     return -100.0 * (label[:, :, None] != label[:, None])
-
-
-def mlp(dim: int) -> nn.Module:
-    """Linear to four times the width, exact GELU, linear back."""
-    layers = {"fc1": nn.Linear(dim, 4 * dim), "act": nn.GELU(), "fc2": nn.Linear(4 * dim, dim)}
-    return nn.Sequential(OrderedDict(layers))
-
-
-class Normalize(nn.Module):
-    """(images - mean) / std for each channel."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
-
-
-def normalized(net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """Return the network behind its normalisation: the names `normalize.*` and `model.*`."""
-    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=net))

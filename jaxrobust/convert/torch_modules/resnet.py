@@ -1,37 +1,27 @@
-"""ResNet, wide ResNet and ResNet with GELU in PyTorch; this file needs nothing but torch.
-
-    net = model(**ROW)
-    net.load_state_dict(torch.load("weights.pt", weights_only=True))
-    logits = net.eval()(images)  # f32[B,3,H,W] in [0, 1] -> f32[B,C]
+"""ResNet, wide ResNet and ResNet with GELU in PyTorch.
 
 Sources: He et al. 2016 (arXiv 1512.03385); Zagoruyko & Komodakis 2016 (arXiv 1605.07146); GELU:
-Bai et al. 2021 (arXiv 2111.05464). Parity: tests/exchange/test_torch_modules.py.
+Bai et al. 2021 (arXiv 2111.05464). Parity: tests/convert/test_torch_modules.py.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 Activation = Callable[[Tensor], Tensor]
-ACTIVATIONS: dict[str, Activation] = {"relu": functional.relu, "gelu": functional.gelu}
+ACTIVATIONS: dict[str, Activation] = {"relu": nn.functional.relu, "gelu": nn.functional.gelu}
 
 
 def model(
-    *,
-    depths: Sequence[int],
+    depths: tuple[int, ...],
     bottleneck: bool = True,
     width: int = 64,
     activation: str = "relu",
     small_stem: bool = False,
     in_channels: int = 3,
     num_classes: int = 1000,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
 ) -> nn.Module:
-    """Return the network of one row; with `mean` and `std` its first layer normalises the images.
+    """Return the network of one row.
 
     Args:
       depths: blocks of each of the four stages.
@@ -40,8 +30,7 @@ def model(
       activation: "relu" or "gelu", everywhere.
       small_stem: for 32 px, a 3x3 convolution of stride 1 instead of 7x7, stride 2, and pooling.
     """
-    net = ResNet(depths, bottleneck, width, activation, small_stem, in_channels, num_classes)
-    return net if mean is None or std is None else normalized(net, mean, std)
+    return ResNet(depths, bottleneck, width, activation, small_stem, in_channels, num_classes)
 
 
 class ResNet(nn.Module):
@@ -49,7 +38,7 @@ class ResNet(nn.Module):
 
     def __init__(
         self,
-        depths: Sequence[int],
+        depths: tuple[int, ...],
         bottleneck: bool,
         width: int,
         activation: str,
@@ -74,7 +63,7 @@ class ResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.act(self.bn1(self.conv1(images)))
         if self.pool:
-            x = functional.max_pool2d(x, 3, stride=2, padding=1)
+            x = nn.functional.max_pool2d(x, 3, stride=2, padding=1)
         for name in self.stages:
             x = self.get_submodule(name)(x)
         return self.fc(x.mean((2, 3)))
@@ -118,27 +107,7 @@ def conv(ins: int, outs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 
 
 def shortcut(ins: int, outs: int, stride: int) -> nn.Module:
-    """1x1 convolution and batch norm where size or channels change."""
+    """Return a 1x1 convolution and batch norm where size or channels change, else the identity."""
     if stride == 1 and ins == outs:
         return nn.Identity()
     return nn.Sequential(conv(ins, outs, 1, stride=stride), nn.BatchNorm2d(outs))
-
-
-class Normalize(nn.Module):
-    """(images - mean) / std for each channel."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
-
-
-def normalized(net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """Return the network behind its normalisation: the names `normalize.*` and `model.*`."""
-    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=net))

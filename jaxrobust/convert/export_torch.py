@@ -15,7 +15,6 @@ as a full disk. Then nothing is left under DIR.
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import sys
@@ -29,11 +28,11 @@ from absl import logging
 
 from jaxrobust import models
 from jaxrobust.config import PHASES, network_of
-from jaxrobust.exchange import certificate, layouts, references, robustbench_entry
-from jaxrobust.exchange.references import Network
+from jaxrobust.convert import certificate, layouts, references, robustbench_entry
+from jaxrobust.convert.references import Network
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import compilation, sharding
-from jaxrobust.runtime.commandline import Arguments, mapping, stop
+from jaxrobust.runtime.commandline import Arguments, answer, mapping
 from jaxrobust.training import optim
 from jaxrobust.training.step import averaged, init_state
 from jaxrobust.weights import certificates, hashes, runs
@@ -71,11 +70,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.flag("evaluation", help="Id of the record; default: the last one of these weights.")
     parser.flag("id", help="Id of the entry of a new network; default: that of the layout.")
-    parser.flag(
-        "nocertificate",
-        action="store_true",
-        help="Compare with no reference network, which saves minutes.",
-    )
+    parser.flag("nocertificate", action="store_true", help="Compare with no reference network.")
     parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
     return parser.parse_args(argv)
 
@@ -249,16 +244,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint
     compilation.use_persistent_cache()
-    try:
-        done = run(args)
-    except KeyboardInterrupt:
-        stop("interrupted; nothing is written", 130)
-    except ValueError as error:
-        stop(error, 2)
-    except OSError as error:
-        stop(error, 3)
-    if args.json:
-        print(json.dumps(done))
+    answer(run, args, "nothing is written")
 
 
 if __name__ == "__main__":

@@ -1,40 +1,31 @@
-"""Vision transformer with PatchStem or ConvStem in PyTorch; this file needs nothing but torch.
-
-    net = model(**ROW)
-    net.load_state_dict(torch.load("weights.pt", weights_only=True))
-    logits = net.eval()(images)  # f32[B,3,H,W] in [0, 1] -> f32[B,C]
+"""Vision transformer with PatchStem or ConvStem in PyTorch.
 
 Sources: Dosovitskiy et al. 2021 (arXiv 2010.11929); Touvron et al. 2022 (DeiT III, arXiv
 2204.07118); stem: Singh, Croce, Hein 2023 (arXiv 2303.01870).
-Parity: tests/exchange/test_torch_modules.py.
+Parity: tests/convert/test_torch_modules.py.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-EPS = 1e-6  # of every layer norm
+from jaxrobust.convert.torch_modules.layers import EPS, conv_stem, mlp
 
 
 def model(
-    *,
     dim: int,
     depth: int,
     heads: int,
-    stem_widths: Sequence[int] = (),
-    stem_strides: Sequence[int] = (16,),
+    stem_widths: tuple[int, ...] = (),
+    stem_strides: tuple[int, ...] = (16,),
     class_position: bool = True,
     gamma_init: float | None = None,
     image_size: int = 224,
     in_channels: int = 3,
     num_classes: int = 1000,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
 ) -> nn.Module:
-    """Return the network of one row; with `mean` and `std` its first layer normalises the images.
+    """Return the network of one row.
 
     Args:
       dim, depth, heads: width, number of blocks, attention heads.
@@ -53,9 +44,8 @@ def model(
         (stride,) = stem_strides
         stem = nn.Conv2d(in_channels, dim, stride, stride=stride)
     positions = side**2 + class_position
-    blocks = [Block(dim, heads, gamma_init) for _ in range(depth)]
-    net = VisionTransformer(stem, blocks, dim, positions, class_position, num_classes)
-    return net if mean is None or std is None else normalized(net, mean, std)
+    blocks = nn.Sequential(*[Block(dim, heads, gamma_init) for _ in range(depth)])
+    return VisionTransformer(stem, blocks, dim, positions, class_position, num_classes)
 
 
 class VisionTransformer(nn.Module):
@@ -64,7 +54,7 @@ class VisionTransformer(nn.Module):
     def __init__(
         self,
         stem: nn.Module,
-        blocks: Sequence[nn.Module],
+        blocks: nn.Module,
         dim: int,
         positions: int,
         class_position: bool,
@@ -75,7 +65,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, positions, dim))
         self.patch_embed = nn.Sequential(OrderedDict(proj=stem))
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = blocks
         self.norm = nn.LayerNorm(dim, eps=EPS)
         self.head = nn.Linear(dim, num_classes)
 
@@ -118,14 +108,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # [B, N, 3 D] -> three of [B, heads, N, D / heads]
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = functional.scaled_dot_product_attention(q, k, v)
+        out = nn.functional.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).flatten(2))
-
-
-def mlp(dim: int) -> nn.Module:
-    """Linear to four times the width, exact GELU, linear back."""
-    layers = {"fc1": nn.Linear(dim, 4 * dim), "act": nn.GELU(), "fc2": nn.Linear(4 * dim, dim)}
-    return nn.Sequential(OrderedDict(layers))
 
 
 class LayerScale(nn.Module):
@@ -137,41 +121,3 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.gamma
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Layer norm over the channels of [B, C, H, W]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-def conv_stem(ins: int, widths: Sequence[int], strides: Sequence[int], dim: int) -> nn.Module:
-    """3x3 convolution, layer norm, GELU for each width, then 1x1, under the name `stem`."""
-    layers: list[nn.Module] = []
-    for out, stride in zip(widths, strides, strict=True):
-        conv = nn.Conv2d(ins, out, 3, stride=stride, padding=1)
-        layers += [conv, ChannelNorm(out, eps=EPS), nn.GELU()]
-        ins = out
-    layers.append(nn.Conv2d(ins, dim, 1))
-    return nn.Sequential(OrderedDict(stem=nn.Sequential(*layers)))
-
-
-class Normalize(nn.Module):
-    """(images - mean) / std for each channel."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
-
-
-def normalized(net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """Return the network behind its normalisation: the names `normalize.*` and `model.*`."""
-    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=net))

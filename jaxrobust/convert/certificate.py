@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import models
+from jaxrobust.convert import references, side_by_side
+from jaxrobust.convert.references import Network, Reference
 from jaxrobust.evaluation import records
-from jaxrobust.exchange import references, side_by_side
-from jaxrobust.exchange.references import Network, Reference
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import compilation, jsonl
 from jaxrobust.runtime.commandline import Arguments, mapping, stop
@@ -138,7 +138,7 @@ def _versions() -> dict[str, str]:
 
 
 def _names(network: Network, reference: Reference) -> dict[str, Any]:
-    """How many names of the reference are ours, and how many of those hold the same bits."""
+    """Count the names of the reference that are ours, and those of them that hold the same bits."""
     theirs = {k: v.numpy() for k, v in reference.net.state_dict().items()}
     wrapped = any(key.startswith("normalize.") for key in theirs)
     ours = references.named(network, wrapped=wrapped)

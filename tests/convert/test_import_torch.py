@@ -15,7 +15,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
-from jaxrobust.exchange import import_torch
+from jaxrobust.convert import import_torch
 from jaxrobust.weights import download, hashes
 from jaxrobust.weights import folder as weights_folder
 from tests.support import paths

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from jaxrobust import attacks, models
+from jaxrobust.convert.references import Network
 from jaxrobust.data import evaluation_transform
-from jaxrobust.exchange.references import Network
 from jaxrobust.models import positions
 
 EPSILON = 4 / 255
@@ -31,7 +31,7 @@ class Side(NamedTuple):
 
 
 def smooth_images(size: int, channels: int, count: int = IMAGES) -> np.ndarray:
-    """f32[count,size,size,channels]: seeded noise on a 7x7 grid, interpolated, in 1/255."""
+    """Make f32[count,size,size,channels]: seeded noise on a 7x7 grid, interpolated, in 1/255."""
     coarse = np.random.default_rng(0).random((count, channels, 7, 7), np.float32) * 255
     planes = [
         [np.asarray(Image.fromarray(c).resize((size, size), Image.Resampling.BICUBIC)) for c in i]
@@ -42,7 +42,7 @@ def smooth_images(size: int, channels: int, count: int = IMAGES) -> np.ndarray:
 
 
 def photographs(folder: Path, size: int) -> np.ndarray:
-    """f32[B,size,size,3]: the first photographs of a folder, B at most 8."""
+    """Read f32[B,size,size,3]: the first photographs of a folder, B at most 8."""
     suffixes = {".jpg", ".jpeg", ".png", ".webp"}
     found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes)[:IMAGES]
     if not found:
@@ -96,7 +96,7 @@ def _gradient_program(name: str, fields, dtype: str):
 
 @contextlib.contextmanager
 def _positions_of_pytorch() -> Iterator[None]:
-    """XCiT's positions with PyTorch's rounding of float32 sines, which its float64 network keeps.
+    """Give XCiT's positions PyTorch's rounding of float32 sines, which its float64 network keeps.
 
     One value in 30 differs from ours by its last bit, and that alone moves float64 logits by 5e-9.
     """
@@ -153,7 +153,7 @@ def torch_side(net: Any) -> Side:
 
 
 def _in_parts(run):
-    """`run` on a few images at a time."""
+    """Return `run` as a function that takes a few images at a time."""
 
     def whole(images, labels, *more):
         cuts = range(0, len(images), AT_ONCE)
@@ -166,12 +166,12 @@ def _in_parts(run):
 
 
 def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """max|difference| / max|reference|."""
+    """Compute max|difference| / max|reference|."""
     return float(np.abs(ours.astype(np.float64) - theirs).max() / np.abs(theirs).max())
 
 
 def measured(ours: Side, theirs: Side, images: np.ndarray) -> dict[str, Any]:
-    """All differences of two networks on some images, f32[B,H,W,C] in [0, 1]."""
+    """Measure all differences of two networks on some images, f32[B,H,W,C] in [0, 1]."""
     found = _compared(ours, theirs, images)
     labels = found.pop("labels")
     return found | {"transfer": _transfer(ours, theirs, images[:ATTACKED], labels[:ATTACKED])}
@@ -205,7 +205,7 @@ def _compared(ours: Side, theirs: Side, images: np.ndarray) -> dict[str, Any]:
 
 
 def _cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """Return the smallest of all images."""
+    """Return the smallest cosine between the two arrays of an image, over all images."""
     a, b = (x.reshape(len(x), -1).astype(np.float64) for x in (ours, theirs))
     return float(((a * b).sum(1) / np.sqrt((a * a).sum(1) * (b * b).sum(1))).min())
 

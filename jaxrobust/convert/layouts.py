@@ -7,8 +7,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxrobust import models
-from jaxrobust.exchange import references
-from jaxrobust.exchange.references import Network
+from jaxrobust.convert import references, self_contained
+from jaxrobust.convert.references import Network
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.weights import convert
 from jaxrobust.weights.hashes import file_sha256
@@ -68,60 +68,6 @@ def save_pt(path: Path, state: dict[str, np.ndarray]) -> None:
     torch.save(tensors, path)
 
 
-_HEAD = '''"""{title}
-
-The network {name} of jaxrobust with {classes} classes, for images with {channels} channels and
-{size} px a side; weights: {which}.
-
-    from {name} import load
-
-    net = load()  # the weights in {name}.pt beside this file; in evaluation mode
-    logits = net(images)  # f32[B,{channels},{size},{size}] in [0, 1] -> f32[B,{classes}]
-
-{sources}
-"""
-
-import hashlib
-from pathlib import Path
-'''
-_TAIL = '''
-
-
-WEIGHTS = "{name}.pt"
-SHA256 = "{sha256}"
-ROW: dict = {{
-{row}}}
-
-
-def load(path: str | Path | None = None) -> nn.Module:
-    """The network in evaluation mode, with the weights beside this file or those of `path`."""
-    file = Path(path) if path else Path(__file__).with_name(WEIGHTS)
-    if path is None and hashlib.sha256(file.read_bytes()).hexdigest() != SHA256:
-        raise ValueError(f"{{file}} is not the file that was exported beside this one")
-    net = model(**ROW)
-    net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    return net.eval()
-'''
-
-
-def module_text(network: Network, which: str, sha256: str) -> str:
-    """Return the self-contained file: that of torch_modules with its row and `load()`."""
-    docstring, _, code = references.module_file(network.name).read_text()[3:].partition('"""\n')
-    title, _, rest = docstring.partition("\n")
-    head = _HEAD.format(
-        title=title,
-        name=network.name,
-        classes=network.num_classes,
-        channels=network.in_channels,
-        size=network.image_size,
-        which=which,
-        sources=rest[rest.index("Source") :].partition("Parity")[0].strip(),
-    )
-    fields = references.module_row(network).items()
-    row = "".join(f'    "{key}": {value!r},\n' for key, value in fields)
-    return head + code.rstrip() + _TAIL.format(name=network.name, sha256=sha256, row=row)
-
-
 def stage(folder: Path, network: Network, which: str, layout: str) -> Path:
     """Write the files of a layout into a new folder; return the one that PyTorch reads first."""
     state = arrays(network, layout)
@@ -133,7 +79,7 @@ def stage(folder: Path, network: Network, which: str, layout: str) -> Path:
         file = folder / f"{network.name}.pt"
         save_pt(file, state)
         code = file.with_suffix(".py")
-        code.write_text(module_text(network, which, file_sha256(file)))
+        code.write_text(self_contained.text(network, which, file_sha256(file)))
         return code
     file = references.place(folder, layout)
     file.parent.mkdir(parents=True)
@@ -147,7 +93,7 @@ def weights_of(file: Path) -> Path:
 
 
 def usage(network: Network, layout: str, out: Path) -> str:
-    """How PyTorch reads what was written."""
+    """Say how PyTorch reads what was written."""
     if layout == "module":
         return f"in {out}: `from {network.name} import load; net = load()`"
     if layout == "timm":
@@ -163,7 +109,7 @@ def usage(network: Network, layout: str, out: Path) -> str:
 
 
 def _timm(network: Network) -> str | None:
-    """timm's name of a network that it builds without further options."""
+    """Return timm's name of a network; None: timm does not build it without further options."""
     known, row = models.member(network.name).reference, models.variant(network.name)
     changed = known.options or known.strides or getattr(row, "stem_widths", ())
     plain = not changed and not known.base.endswith(".py")

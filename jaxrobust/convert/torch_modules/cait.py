@@ -1,37 +1,28 @@
-"""CaiT in PyTorch; this file needs nothing but torch.
+"""CaiT in PyTorch.
 
-    net = model(**ROW)
-    net.load_state_dict(torch.load("weights.pt", weights_only=True))
-    logits = net.eval()(images)  # f32[B,3,H,W] in [0, 1] -> f32[B,C]
-
-Source: Touvron et al. 2021 (arXiv 2103.17239). Parity: tests/exchange/test_torch_modules.py.
+Source: Touvron et al. 2021 (arXiv 2103.17239). Parity: tests/convert/test_torch_modules.py.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-EPS = 1e-6  # of every layer norm
+from jaxrobust.convert.torch_modules.layers import EPS, ClassAttention, mlp
 
 
 def model(
-    *,
     dim: int,
     depth: int,
     heads: int,
     gamma_init: float = 1e-5,
     class_depth: int = 2,
-    stem_strides: Sequence[int] = (16,),
+    stem_strides: tuple[int, ...] = (16,),
     image_size: int = 224,
     in_channels: int = 3,
     num_classes: int = 1000,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
 ) -> nn.Module:
-    """Return the network of one row; with `mean` and `std` its first layer normalises the images.
+    """Return the network of one row.
 
     Args:
       dim, depth, heads: width, number of blocks on the patches, attention heads.
@@ -43,10 +34,9 @@ def model(
     (stride,) = stem_strides
     stem = nn.Conv2d(in_channels, dim, stride, stride=stride)
     positions = (image_size // stride) ** 2
-    blocks = [Block(dim, heads, gamma_init) for _ in range(depth)]
-    last = [ClassBlock(dim, heads, gamma_init) for _ in range(class_depth)]
-    net = Cait(stem, blocks, last, dim, positions, num_classes)
-    return net if mean is None or std is None else normalized(net, mean, std)
+    blocks = nn.Sequential(*[Block(dim, heads, gamma_init) for _ in range(depth)])
+    last = nn.ModuleList([ClassBlock(dim, heads, gamma_init) for _ in range(class_depth)])
+    return Cait(stem, blocks, last, dim, positions, num_classes)
 
 
 class Cait(nn.Module):
@@ -55,8 +45,8 @@ class Cait(nn.Module):
     def __init__(
         self,
         stem: nn.Module,
-        blocks: Sequence[nn.Module],
-        last: Sequence[nn.Module],
+        blocks: nn.Module,
+        last: nn.ModuleList,
         dim: int,
         positions: int,
         num_classes: int,
@@ -65,8 +55,8 @@ class Cait(nn.Module):
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
         self.pos_embed = nn.Parameter(0.02 * torch.randn(1, positions, dim))
         self.patch_embed = nn.Sequential(OrderedDict(proj=stem))
-        self.blocks = nn.Sequential(*blocks)
-        self.blocks_token_only = nn.ModuleList(last)
+        self.blocks = blocks
+        self.blocks_token_only = last
         self.norm = nn.LayerNorm(dim, eps=EPS)
         self.head = nn.Linear(dim, num_classes)
 
@@ -99,10 +89,8 @@ class TalkingHeads(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-        self.proj_l = nn.Linear(heads, heads)
-        self.proj_w = nn.Linear(heads, heads)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.proj_l, self.proj_w = nn.Linear(heads, heads), nn.Linear(heads, heads)
 
     def forward(self, x: Tensor) -> Tensor:
         # [B, N, 3 D] -> three of [B, heads, N, D / heads]
@@ -128,49 +116,6 @@ class ClassBlock(nn.Module):
         return token + self.gamma_2 * self.mlp(self.norm2(token))
 
 
-class ClassAttention(nn.Module):
-    """The class token's query against all tokens: [B, N, D] -> [B, 1, D]."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            layer(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for layer, tokens in ((self.q, x[:, :1]), (self.k, x), (self.v, x))
-        )
-        out = functional.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).flatten(2))
-
-
-def mlp(dim: int) -> nn.Module:
-    """Linear to four times the width, exact GELU, linear back."""
-    layers = {"fc1": nn.Linear(dim, 4 * dim), "act": nn.GELU(), "fc2": nn.Linear(4 * dim, dim)}
-    return nn.Sequential(OrderedDict(layers))
-
-
 def scale(dim: int, value: float) -> nn.Parameter:
     """Return a layer scale: one factor for each channel."""
     return nn.Parameter(torch.full((dim,), float(value)))
-
-
-class Normalize(nn.Module):
-    """(images - mean) / std for each channel."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
-
-
-def normalized(net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """Return the network behind its normalisation: the names `normalize.*` and `model.*`."""
-    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=net))

@@ -100,7 +100,7 @@ def lacks(record: dict[str, Any]) -> list[str]:
 
 
 def percent(fraction: float) -> str:
-    """As RobustBench writes it: two decimals."""
+    """Write a fraction as a percentage with two decimals, as RobustBench does."""
     return f"{100 * fraction:.2f}"
 
 
@@ -180,7 +180,7 @@ def issue(robustbench_id: str, record: dict[str, Any], file: str, sha256: str) -
 
 
 def files(robustbench_id: str, record: dict[str, Any], file: str, sha256: str) -> dict[str, str]:
-    """Path -> text of the entry and the issue."""
+    """Return path -> text of the two files, the entry and the issue."""
     return {
         f"model_info/imagenet/Linf/{robustbench_id}.json": json.dumps(entry(record), indent=2)
         + "\n",

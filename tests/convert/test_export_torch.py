@@ -36,14 +36,14 @@ try:
 except ImportError:
     torch = None
 else:
-    from jaxrobust.exchange import (
+    from jaxrobust.convert import (
         export_torch,
         import_torch,
         layouts,
         references,
         robustbench_entry,
     )
-    from jaxrobust.exchange.references import Network
+    from jaxrobust.convert.references import Network
 
 ROOT = paths.ROOT
 SINGH_T = "Singh2023Revisiting_ConvNeXt-T-ConvStem"
@@ -248,7 +248,7 @@ class OverTest(FileCase):
         self.assertEmpty([p for p in self.out.rglob("*") if p.is_file()])
 
     def test_a_file_that_computes_something_else_is_not_written(self):
-        from jaxrobust.exchange import certificate
+        from jaxrobust.convert import certificate
 
         found = {"agrees": False, "reference": None, "missing": "", "faults": ["wrong"]}
         arguments = [f"--weights={self.file}", "--model=convnext_n", "--image-size=28"]
@@ -513,7 +513,7 @@ class SlowRobustBenchTest(Case):
 
     @parameterized.parameters(*IDS)
     def test_load_model(self, key):
-        from jaxrobust.exchange import torch_networks
+        from jaxrobust.convert import torch_networks
 
         try:
             torch_networks.import_robustbench()

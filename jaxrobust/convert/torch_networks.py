@@ -4,7 +4,7 @@ Needs PyTorch; timm with the extra `parity`; `published` needs robustbench too.
 """
 
 import contextlib
-import importlib.util
+import importlib
 import sys
 import warnings
 from collections import OrderedDict
@@ -32,7 +32,7 @@ def _imports_of_old_code():
 
 
 def import_timm() -> ModuleType:
-    """timm; with a CPU build of torch, torchvision's two operators must be declared first."""
+    """Import timm; a CPU build of torch needs torchvision's two operators declared first."""
     with _imports_of_old_code():
         try:
             import torchvision  # noqa: F401
@@ -50,7 +50,7 @@ def import_timm() -> ModuleType:
 
 
 def import_robustbench() -> ModuleType:
-    """robustbench; `ImportError` that names the command if it is not there."""
+    """Import robustbench; raise an `ImportError` that names the command if it is not there."""
     import_timm()
     try:
         with _imports_of_old_code():
@@ -95,14 +95,14 @@ def network(name: str, *, img_size: int = 224, **options: Any) -> torch.nn.Modul
 
 
 def _conv_stem_of(name: str) -> list[tuple[int, int]]:
-    """(width, stride) of the 3x3 convolutions of a ConvStem; empty: it has none."""
+    """Return (width, stride) of the 3x3 convolutions of a ConvStem; empty: it has none."""
     row = models.variant(name)
     widths = getattr(row, "stem_widths", ())
     return list(zip(widths, row.stem_strides, strict=True)) if widths else []
 
 
 def source(name: str) -> str:
-    """Whose network `network` returns, with the version; empty if it is a file of ours."""
+    """Say whose network `network` returns, with the version; empty if it is a file of ours."""
     if models.member(name).reference.base.endswith(".py"):
         return ""
     stem = " with a ConvStem of ours" if _conv_stem_of(name) else ""
@@ -126,17 +126,12 @@ def conv_stem(widths: Sequence[tuple[int, int]], ins: int, project: int = 0) -> 
 
 
 def module(file: str) -> ModuleType:
-    """Return a file of torch_modules, imported as a user would who has only that file."""
-    path = Path(__file__).parent / "torch_modules" / file
-    spec = importlib.util.spec_from_file_location(f"torch_modules_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
+    """Return a file of torch_modules, by its name."""
+    return importlib.import_module(f"jaxrobust.convert.torch_modules.{Path(file).stem}")
 
 
 def published(robustbench_id: str) -> torch.nn.Module:
-    """robustbench's own network of an ImageNet-Linf id, with random weights and eval mode."""
+    """Return robustbench's network of an ImageNet-Linf id, with random weights and in eval mode."""
     import_robustbench()
     import timm
     from robustbench.model_zoo.imagenet import linf

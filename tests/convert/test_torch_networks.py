@@ -13,7 +13,7 @@ from tests.support.torch_modules import LISTINGS, built, relative
 try:
     import torch
 
-    from jaxrobust.exchange import torch_networks
+    from jaxrobust.convert import torch_networks
     from tools import torch_reference
 
     torch_networks.import_timm()
@@ -280,7 +280,7 @@ class RobustbenchTest(absltest.TestCase):
 
     def test_absence_names_the_command(self):
         block = "import sys; sys.modules['robustbench'] = None; "
-        code = block + "from jaxrobust.exchange import torch_networks as t; t.import_robustbench()"
+        code = block + "from jaxrobust.convert import torch_networks as t; t.import_robustbench()"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         self.assertIn("bash tools/setup_reference_env.sh", done.stderr.splitlines()[-1])
 

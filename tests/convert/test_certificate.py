@@ -25,8 +25,8 @@ try:
 except ImportError:
     torch = None
 else:
-    from jaxrobust.exchange import certificate, import_torch, references, side_by_side
-    from jaxrobust.exchange.references import Network
+    from jaxrobust.convert import certificate, import_torch, references, side_by_side
+    from jaxrobust.convert.references import Network
 
 CONVNEXT = {"depths": (1, 1), "dims": (8, 12), "stem_widths": (), "stem_strides": (4,)}
 VIT = {"dim": 16, "depth": 1, "heads": 2}
@@ -293,7 +293,7 @@ class SlowReferenceTest(Case):
         self.assertTrue(found["reference"]["independent"])
 
     def test_robustbench(self):
-        from jaxrobust.exchange import layouts, torch_networks
+        from jaxrobust.convert import layouts, torch_networks
 
         try:
             torch_networks.import_robustbench()

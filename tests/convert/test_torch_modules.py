@@ -80,7 +80,7 @@ class RowsTest(parameterized.TestCase):
         row = {field: value for field, value in row.items() if field not in NOT_THE_NETWORK}
         file = models.family(name).file
         with torch.device("meta"):
-            net = importlib.import_module(f"jaxrobust.exchange.torch_modules.{file}").model(**row)
+            net = importlib.import_module(f"jaxrobust.convert.torch_modules.{file}").model(**row)
         self.assertEqual(list(net.state_dict()), models.torch_keys(name))
 
 

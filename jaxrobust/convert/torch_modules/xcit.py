@@ -1,65 +1,51 @@
-"""XCiT in PyTorch; this file needs nothing but torch.
+"""XCiT in PyTorch.
 
-    net = model(**ROW)
-    net.load_state_dict(torch.load("weights.pt", weights_only=True))
-    logits = net.eval()(images)  # f32[B,3,H,W] in [0, 1] -> f32[B,C]
-
-Source: El-Nouby et al. 2021 (arXiv 2106.09681). Parity: tests/exchange/test_torch_modules.py.
+Source: El-Nouby et al. 2021 (arXiv 2106.09681). Parity: tests/convert/test_torch_modules.py.
 """
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-EPS = 1e-6  # of every layer norm
+from jaxrobust.convert.torch_modules.layers import EPS, ClassAttention, mlp
 
 
 def model(
-    *,
     dim: int,
     depth: int,
     heads: int,
     tokens_norm: bool = True,
-    stem_strides: Sequence[int] = (2, 2, 2, 2),
+    stem_strides: tuple[int, ...] = (2, 2, 2, 2),
     gamma_init: float = 1.0,
     in_channels: int = 3,
     num_classes: int = 1000,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
 ) -> nn.Module:
-    """Return the network of one row; with `mean` and `std` its first layer normalises the images.
+    """Return the network of one row.
 
     Args:
       dim, depth, heads: width, number of cross-covariance blocks, heads of their attention.
       tokens_norm: in the class-attention blocks, layer norm on all tokens or the class token only.
       stem_strides: of the stem's convolutions; each doubles the channels, up to `dim`.
     """
-    blocks = [Block(dim, heads, gamma_init) for _ in range(depth)]
-    last = [ClassBlock(dim, heads, gamma_init, tokens_norm) for _ in range(2)]
-    net = Xcit(stem(in_channels, dim, stem_strides), blocks, last, dim, num_classes)
-    return net if mean is None or std is None else normalized(net, mean, std)
+    blocks = nn.ModuleList([Block(dim, heads, gamma_init) for _ in range(depth)])
+    last = nn.Sequential(*[ClassBlock(dim, heads, gamma_init, tokens_norm) for _ in range(2)])
+    return Xcit(stem(in_channels, dim, stem_strides), blocks, last, dim, num_classes)
 
 
 class Xcit(nn.Module):
     """Stem and positions, blocks on the patches, class attention, linear on the class token."""
 
     def __init__(
-        self,
-        stem: nn.Module,
-        blocks: Sequence[nn.Module],
-        last: Sequence[nn.Module],
-        dim: int,
-        num_classes: int,
+        self, stem: nn.Module, blocks: nn.ModuleList, last: nn.Module, dim: int, num_classes: int
     ) -> None:
         super().__init__()
         self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
         self.patch_embed = nn.Sequential(OrderedDict(proj=stem))
         self.pos_embed = FourierPositions(dim)
-        self.blocks = nn.ModuleList(blocks)
-        self.cls_attn_blocks = nn.Sequential(*last)
+        self.blocks = blocks
+        self.cls_attn_blocks = last
         self.norm, self.head = nn.LayerNorm(dim, eps=EPS), nn.Linear(dim, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -71,8 +57,8 @@ class Xcit(nn.Module):
         return self.head(self.norm(self.cls_attn_blocks(x))[:, 0])
 
 
-def stem(ins: int, dim: int, strides: Sequence[int]) -> nn.Sequential:
-    """3x3 convolutions with batch norm, GELU between; the channels double up to `dim`."""
+def stem(ins: int, dim: int, strides: tuple[int, ...]) -> nn.Sequential:
+    """Return 3x3 convolutions with batch norm, GELU between; the channels double up to `dim`."""
     layers: list[nn.Module] = []
     for left, stride in zip(reversed(range(len(strides))), strides, strict=True):
         out = dim >> left
@@ -142,7 +128,7 @@ class CrossCovariance(nn.Module):
 
 
 def local_interaction(dim: int) -> nn.Module:
-    """Depthwise 3x3, GELU, batch norm, depthwise 3x3 on the grid of the patches."""
+    """Return two depthwise 3x3 convolutions on the grid of patches, GELU and batch norm between."""
     first, last = (nn.Conv2d(dim, dim, 3, padding=1, groups=dim) for _ in range(2))
     layers = {"conv1": first, "act": nn.GELU(), "bn": nn.BatchNorm2d(dim), "conv2": last}
     return nn.Sequential(OrderedDict(layers))
@@ -164,44 +150,3 @@ class ClassBlock(nn.Module):
         token = self.norm2(x[:, :1])
         patches = self.norm2(x[:, 1:]) if self.tokens_norm else x[:, 1:]
         return torch.cat([token + self.gamma2 * self.mlp(token), 2 * patches], 1)
-
-
-class ClassAttention(nn.Module):
-    """The class token's query against all tokens: [B, N, D] -> [B, 1, D]."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        tokens = ((self.q, x[:, :1]), (self.k, x), (self.v, x))
-        q, k, v = (f(t).unflatten(2, (self.heads, -1)).transpose(1, 2) for f, t in tokens)
-        out = nn.functional.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).flatten(2))
-
-
-def mlp(dim: int) -> nn.Module:
-    """Linear to four times the width, single GELU, linear back."""
-    layers = {"fc1": nn.Linear(dim, 4 * dim), "act": nn.GELU(), "fc2": nn.Linear(4 * dim, dim)}
-    return nn.Sequential(OrderedDict(layers))
-
-
-class Normalize(nn.Module):
-    """(images - mean) / std for each channel."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        return (images - self.mean) / self.std
-
-
-def normalized(net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """Return the network behind its normalisation: the names `normalize.*` and `model.*`."""
-    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=net))

@@ -39,12 +39,12 @@ class Network(NamedTuple):
 
     @property
     def in_channels(self) -> int:
-        """Of its images."""
+        """Return the number of channels of the images."""
         return len(self.stats["normalize.mean"])
 
     @property
     def normalised(self) -> bool:
-        """Whether its first layer changes the images."""
+        """Tell whether the network's first layer changes the images."""
         mean, std = self.stats["normalize.mean"], self.stats["normalize.std"]
         return bool((mean != 0).any() or (std != 1).any())
 
@@ -59,7 +59,9 @@ class Reference(NamedTuple):
 
 
 def deviations(network: Network, other: str) -> dict[str, tuple[Any, Any]]:
-    """Field -> (of the network, of the architecture `other`) where they compute something else."""
+    """Return field -> (value in the network, in the architecture `other`) of the fields by which
+    the two compute something else.
+    """
     ours, theirs = models.computed(network.name, network.options), models.computed(other, {})
     return {
         key: (ours.get(key), theirs.get(key))
@@ -78,13 +80,13 @@ def named(network: Network, *, wrapped: bool) -> Arrays:
 
 
 def module_file(name: str) -> Path:
-    """Return the self-contained PyTorch file of an architecture."""
+    """Return the PyTorch file of an architecture."""
     return Path(__file__).parent / "torch_modules" / f"{models.family(name).file}.py"
 
 
 def module_row(network: Network) -> dict[str, Any]:
     """Return the arguments of `model(**row)` of that file."""
-    from jaxrobust.exchange import torch_networks
+    from jaxrobust.convert import torch_networks
 
     model = torch_networks.module(module_file(network.name).name).model
     fields = models.variant(network.name, **network.options)._asdict()
@@ -92,8 +94,6 @@ def module_row(network: Network) -> dict[str, Any]:
     fields |= {"in_channels": network.in_channels, "num_classes": network.num_classes}
     if "image_size" in inspect.signature(model).parameters:
         fields["image_size"] = network.image_size
-    if network.normalised:
-        fields |= {k: tuple(network.stats[f"normalize.{k}"].tolist()) for k in ("mean", "std")}
     return fields
 
 
@@ -129,7 +129,7 @@ def reference(
 
 
 def _robustbench(path: Path, robustbench_id: str) -> Reference:
-    from jaxrobust.exchange import torch_networks
+    from jaxrobust.convert import torch_networks
 
     torch_networks.import_robustbench()
     with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +142,7 @@ def _robustbench(path: Path, robustbench_id: str) -> Reference:
 
 
 def place(folder: Path, robustbench_id: str) -> Path:
-    """Where RobustBench looks for the file of an id: below `model_dir`, or below $TORCH_HOME."""
+    """Return where RobustBench looks for an id's file: below `model_dir` or $TORCH_HOME."""
     file = PUBLISHED[robustbench_id].file
     if not file:
         raise ValueError(
@@ -153,7 +153,7 @@ def place(folder: Path, robustbench_id: str) -> Path:
 
 
 def load_model(folder: Path, robustbench_id: str) -> Any:
-    """RobustBench's network of an id with the weights at `place(folder, id)`, by its own loader."""
+    """Load RobustBench's network of an id, with weights from `place(folder, id)`, by its loader."""
     from robustbench.utils import load_model
 
     home = mock.patch.dict(os.environ, {"TORCH_HOME": str(folder)})
@@ -164,7 +164,7 @@ def load_model(folder: Path, robustbench_id: str) -> Any:
 
 
 def _rebuilt(network: Network, path: Path, which: str) -> Reference:
-    """timm's network if it has this row, else ours, with the arrays of a file."""
+    """Return timm's network if it has this row, else ours, with the arrays of a file."""
     import torch
 
     net, origin, independent = _built(network)
@@ -189,8 +189,8 @@ def _rebuilt(network: Network, path: Path, which: str) -> Reference:
 
 
 def _built(network: Network) -> tuple[Any, str, bool]:
-    """(network, where from, whether it is not ours), with weights of its own."""
-    from jaxrobust.exchange import torch_networks
+    """Return (network, where from, whether it is not ours), with weights of its own."""
+    from jaxrobust.convert import torch_networks
 
     sizes = {"num_classes": network.num_classes, "in_chans": network.in_channels}
     if not deviations(network, network.name):
@@ -198,10 +198,9 @@ def _built(network: Network) -> tuple[Any, str, bool]:
             if origin := torch_networks.source(network.name):
                 net = torch_networks.network(network.name, img_size=network.image_size, **sizes)
                 return net, origin, True
-    fields = module_row(network)
-    fields = {k: v for k, v in fields.items() if k not in ("mean", "std")}
     file = module_file(network.name)
-    return torch_networks.module(file.name).model(**fields), f"torch_modules/{file.name}", False
+    net = torch_networks.module(file.name).model(**module_row(network))
+    return net, f"torch_modules/{file.name}", False
 
 
 def _normalised(net, network: Network, source: Arrays):

@@ -1,0 +1,1 @@
+"""PyTorch's side of each architecture: what an exported file is made of."""

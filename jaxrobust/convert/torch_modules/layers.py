@@ -1,0 +1,81 @@
+"""Layers that several networks of this folder share.
+
+An exported file holds those that its network needs, so that it depends on nothing but PyTorch.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+EPS = 1e-6  # of layer norms
+
+
+def mlp(dim: int) -> nn.Module:
+    """Return a linear map to four times the width, exact GELU, and a linear map back."""
+    layers = {"fc1": nn.Linear(dim, 4 * dim), "act": nn.GELU(), "fc2": nn.Linear(4 * dim, dim)}
+    return nn.Sequential(OrderedDict(layers))
+
+
+class ClassAttention(nn.Module):
+    """The class token's query against all tokens: [B, N, D] -> [B, 1, D]."""
+
+    def __init__(self, dim: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q, self.k, self.v, self.proj = (nn.Linear(dim, dim) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = ((self.q, x[:, :1]), (self.k, x), (self.v, x))
+        q, k, v = (f(t).unflatten(2, (self.heads, -1)).transpose(1, 2) for f, t in tokens)
+        out = nn.functional.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of [B, C, H, W]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def conv_stem(
+    ins: int, widths: Sequence[int], strides: Sequence[int], project: int = 0
+) -> nn.Module:
+    """Return 3x3 convolution, layer norm, GELU for each width, 1x1 to `project`; named `stem`."""
+    layers: list[nn.Module] = []
+    for out, stride in zip(widths, strides, strict=True):
+        conv = nn.Conv2d(ins, out, 3, stride=stride, padding=1)
+        layers += [conv, ChannelNorm(out, eps=EPS), nn.GELU()]
+        ins = out
+    if project:
+        layers.append(nn.Conv2d(ins, project, 1))
+    return nn.Sequential(OrderedDict(stem=nn.Sequential(*layers)))
+
+
+class Normalize(nn.Module):
+    """(images - mean) / std for each channel."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+def normalized(
+    net: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> nn.Module:
+    """Return the network behind its normalisation: the names `normalize.*` and `model.*`.
+
+    Without a mean or a standard deviation it is returned as it is.
+    """
+    if mean is None or std is None:
+        return net
+    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), model=net))

@@ -1,1 +1,0 @@
-"""Weights between PyTorch and us: import, export, and certificates of a conversion."""

@@ -1,1 +1,0 @@
-"""Self-contained PyTorch files, one for each architecture, which exports copy."""

@@ -1,0 +1,32 @@
+"""Stochastic depth (Huang et al. 2016, arXiv 1603.09382): branches dropped for single images."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+
+from jaxrobust.models import layers
+from jaxrobust.types import Array
+
+
+def split(key: Array, number: int) -> Array:
+    """Return `number` keys, or as many times the keys [B] of images: [number, B]."""
+    if key.ndim:
+        return jax.vmap(partial(jax.random.split, num=number), out_axes=1)(key)
+    return jax.random.split(key, number)
+
+
+class Drop(NamedTuple):
+    """Stochastic depth of one block: its key, or keys [B], and how likely a branch is left out."""
+
+    key: Array
+    rate: Array | float
+
+
+def branches(drop: Drop | None, number: int) -> Sequence[Callable[[Array], Array]]:
+    """Return what each of a block's branches goes through: independent draws per image."""
+    if drop is None:
+        return (lambda y: y,) * number
+    keys = split(drop.key, number)
+    return [partial(layers.drop_path, key=key, rate=drop.rate) for key in keys]

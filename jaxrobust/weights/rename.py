@@ -1,0 +1,119 @@
+"""Arrays under a reference's names become ours: each name fits one row of its architecture."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxrobust import models
+from jaxrobust.models.renaming import Row
+
+Arrays = dict[str, np.ndarray]
+
+_UNITS = {"normalize.mean": 0.0, "normalize.std": 1e-6}  # the least that makes sense
+
+
+def rename(
+    rows: Sequence[Row], source: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
+) -> Arrays:
+    """Return the arrays of `source` under our names.
+
+    Args:
+      rows: every source name must match exactly one.
+      source: reference name -> array; all float32, or all float64.
+      expected: our name -> shape; every one must be filled exactly once.
+    Raises:
+      ValueError: with all problems in one message.
+    """
+    filled: Arrays = {}
+    tried, problems = set(), []
+    dtype = np.float64 if all_double(source) else np.float32
+    for name, array in source.items():
+        fitting = matches(rows, name)
+        if len(fitting) != 1:
+            problems.append(f"{name}: {len(fitting)} rows match, expected 1")
+            continue
+        ((found, match),) = fitting
+        filling = [match.expand(template) for template in targets(found)]
+        try:
+            parts = _moved(found, filling, array, expected)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+            tried |= set(filling)
+            continue
+        for target, part in zip(filling, parts, strict=True):
+            if fault := _fault(target, part, expected, tried, dtype):
+                problems.append(f"{name}: {fault}")
+            else:
+                filled[target] = np.ascontiguousarray(part)
+            tried.add(target)
+    problems += [f"{name}: not filled by any source name" for name in expected.keys() - tried]
+    if problems:
+        raise ValueError(
+            f"{len(problems)} weights do not fit; check the model name, num_classes and image_size"
+            f"{_alike(source)}:\n  " + "\n  ".join(sorted(problems))
+        )
+    return filled
+
+
+def matches(rows: Sequence[Row], name: str) -> list[tuple[Row, re.Match[str]]]:
+    """Return the rows that fit a name, each with its match."""
+    return [(r, match) for r in rows if (match := r.pattern.fullmatch(name))]
+
+
+def all_double(source: Mapping[str, np.ndarray]) -> bool:
+    """Tell whether all floats are float64."""
+    dtypes = {array.dtype for array in source.values() if array.dtype.kind == "f"}
+    return dtypes == {np.dtype(np.float64)}
+
+
+def targets(found: Row) -> tuple[str, ...]:
+    """Return the templates of our names that a row fills; none for a name that is left out."""
+    if found.target is None:
+        return ()
+    return found.target if isinstance(found.target, tuple) else (found.target,)
+
+
+def _moved(found: Row, targets: list[str], array: np.ndarray, expected) -> list[np.ndarray]:
+    """Return the arrays for the targets of a row; `ValueError` where the shape makes that
+    impossible.
+    """
+    if not targets:
+        return []
+    try:
+        moved = found.transform(np.array(array, order="C"))  # a copy: the source may be in use
+        parts = list(moved) if isinstance(found.target, tuple) else [moved]
+    except (ValueError, IndexError, TypeError) as error:
+        raise ValueError(f"shape {array.shape} cannot be that of {', '.join(targets)}") from error
+    if found.resize and targets[0] in expected and parts[0].shape != tuple(expected[targets[0]]):
+        parts = [found.resize(parts[0], tuple(expected[targets[0]]))]
+    return parts
+
+
+def _fault(target: str, array: np.ndarray, expected, tried: set[str], dtype) -> str:
+    """Return what is wrong with an array that would fill a target; empty if nothing."""
+    if target not in expected:
+        return f"maps to {target}, which this network does not have"
+    if target in tried:
+        return f"fills {target} a second time"
+    if array.shape != tuple(expected[target]):
+        return f"shape {array.shape} for {target} {tuple(expected[target])}"
+    if array.dtype != dtype:
+        return (
+            f"dtype {array.dtype}, expected {np.dtype(dtype)}; rounded weights are other weights: "
+            "where that is meant, cast them first"
+        )
+    if not np.isfinite(array).all():
+        return "holds values that are not finite"
+    if target in _UNITS and not (_UNITS[target] <= array.min() and array.max() <= 1):
+        return (
+            "does not fit [0, 1] pixels (mean 0 to 1, std above 0); divide by 255 what is for 255"
+        )
+    return ""
+
+
+def _alike(source: Mapping[str, np.ndarray]) -> str:
+    """Say which networks have exactly these names, for a message."""
+    names = set(source) - {"normalize.mean", "normalize.std"}
+    alike = [model for model in models.available() if names == set(models.torch_keys(model))]
+    return f" (all names are those of {', '.join(alike)})" if alike else ""
