@@ -18,7 +18,7 @@ from jaxrobust.runtime.launch import join_hosts, keep_large_buffers
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Where checkpoints, metrics and results go; default runs/<config>."
+    "workdir", None, "Where checkpoints, metrics and results go; default: runs/<config>."
 )
 _PROFILE = flags.DEFINE_string(
     "profile",

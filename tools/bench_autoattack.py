@@ -38,15 +38,19 @@ def parse() -> argparse.Namespace:
     """Return the command line."""
     parser = Arguments(__doc__)
     parser.flag("network", choices=["golden", "convnext_n"], default="golden")
-    parser.flag("norms", help="default: linf,l2,l1; for --topology, linf")
+    parser.flag("norms", help="Norms; default: linf,l2,l1, for --topology linf.")
     parser.flag("images", type=int, default=128)
-    parser.flag("batch", type=int, help="slots of ours (--topology: per chip, 64)")
-    parser.flag("rounds", type=int, default=1, help="turns; the fastest counts")
-    parser.flag("json", action="store_true", help="one JSON object on the last line")
-    parser.flag("topology", help="compile for a slice such as v5e:4x4, without running")
-    parser.flag("model", default="convnext_t_cvst", help="for --topology")
-    parser.flag("image_size", type=int, default=224, help="for --topology")
-    parser.flag("dtype", default="float32", help="compute type, for --topology")
+    parser.flag(
+        "batch", type=int, help="Number of slots of ours; --topology: per chip, by default 64."
+    )
+    parser.flag("rounds", type=int, default=1, help="Number of turns, of which the fastest counts.")
+    parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
+    parser.flag("topology", help="Compile for a slice such as v5e:4x4, without running.")
+    parser.flag("model", default="convnext_t_cvst", help="Network for --topology.")
+    parser.flag(
+        "image_size", type=int, default=224, help="Side of the images for --topology, in pixels."
+    )
+    parser.flag("dtype", default="float32", help="Compute type for --topology.")
     parser.flag("worker", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.norms = (args.norms or ("linf" if args.topology else "linf,l2,l1")).split(",")

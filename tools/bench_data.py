@@ -42,13 +42,15 @@ Program = Callable[[bytes], Any]
 def parse() -> argparse.Namespace:
     """Return the command line."""
     parser = Arguments(__doc__)
-    parser.add_argument("folder", nargs="?", type=Path, help="an ImageFolder; default: made up")
-    parser.flag("images", type=int, default=200, help="photographs, at most")
-    parser.flag("rounds", type=int, default=7, help="turns of each pipeline")
+    parser.add_argument(
+        "folder", nargs="?", type=Path, help="ImageFolder of photographs; default: made up."
+    )
+    parser.flag("images", type=int, default=200, help="Number of photographs, at most.")
+    parser.flag("rounds", type=int, default=7, help="Number of turns of each pipeline.")
     parser.flag("batch", type=int, default=32)
-    parser.flag("batches", type=int, default=20, help="of part two, in each turn; 0: without it")
-    parser.flag("workers", type=int, nargs="*", default=[1, 2], help="worker processes")
-    parser.flag("json", action="store_true", help="one JSON object on the last line")
+    parser.flag("batches", type=int, default=20, help="Batches in a turn of part two; 0: none.")
+    parser.flag("workers", type=int, nargs="*", default=[1, 2], help="Numbers of worker processes.")
+    parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
     return parser.parse_args()
 
 

@@ -40,13 +40,13 @@ def parse() -> argparse.Namespace:
     parser = Arguments(__doc__)
     every = [ROOT / "configs" / f"{name}.py" for name in CONFIGS]
     parser.add_argument("configs", type=Path, nargs="*", default=every, metavar="CONFIG")
-    parser.flag("largest", type=int, help=f"batch to begin with; default: {LARGEST}")
-    parser.flag("image_size", type=int, help="default: the config's")
-    parser.flag("attack_steps", type=int, help="default: the config's")
-    parser.flag("rounds", type=int, default=2, help="turns of each side")
-    parser.flag("steps", type=int, default=10, help="steps that count in a turn")
-    parser.flag("profile", type=Path, help="folder for an XProf trace of each network")
-    parser.flag("json", action="store_true", help="one JSON object on the last line")
+    parser.flag("largest", type=int, help=f"Batch size to begin with; default: {LARGEST}.")
+    parser.flag("image_size", type=int, help="Side of the images in pixels; default: the config's.")
+    parser.flag("attack_steps", type=int, help="Number of attack steps; default: the config's.")
+    parser.flag("rounds", type=int, default=2, help="Number of turns of each side.")
+    parser.flag("steps", type=int, default=10, help="Number of steps that count in a turn.")
+    parser.flag("profile", type=Path, help="Folder for an XProf trace of each network.")
+    parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
     return parser.parse_args()
 
 

@@ -205,8 +205,8 @@ def main() -> None:
     parser = Arguments(__doc__)
     parser.flag("batch", type=int, default=8)
     parser.flag("repeats", type=int, default=7)
-    parser.flag("only", default="", help="text that the layer's name contains")
-    parser.flag("json", action="store_true", help="one JSON record for each line")
+    parser.flag("only", default="", help="Text that the layer's name contains.")
+    parser.flag("json", action="store_true", help="Print one JSON record for each line.")
     args = parser.parse_args()
     if not args.json:
         print("wall/processor ms: JAX forward, input gradient, parameter gradient | PyTorch")

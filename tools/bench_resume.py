@@ -230,7 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = Arguments(__doc__)
     parser.flag("kills", type=int, default=20)
     parser.flag("seed", type=int, default=0)
-    parser.flag("json", action="store_true", help="the figures as JSON on stdout")
+    parser.flag("json", action="store_true", help="Print the figures as JSON on stdout.")
     given = parser.parse_args(arguments)
     if given.kills < 1:
         parser.error(f"--kills {given.kills} must be at least 1")

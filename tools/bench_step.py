@@ -41,19 +41,21 @@ def parse() -> argparse.Namespace:
     """Return the command line."""
     parser = Arguments(__doc__)
     parser.add_argument("config", type=Path)
-    parser.flag("batch", type=int, help="default: 8; for --topology, per chip: the config's")
-    parser.flag("image_size", type=int, help="default: the config's")
-    parser.flag("attack_steps", type=int, help="default: the config's")
-    parser.flag("dtype", help="default: float32; for --topology, the config's")
-    parser.flag("fsdp", type=int, help="devices that share the state; 0: all")
-    parser.flag("microbatches", type=int, help="parts of a device's images")
-    parser.flag("topology", help="compile for a slice such as v5e:8x8, without running")
+    parser.flag(
+        "batch", type=int, help="Batch size; default: 8, for --topology the config's, per chip."
+    )
+    parser.flag("image_size", type=int, help="Side of the images in pixels; default: the config's.")
+    parser.flag("attack_steps", type=int, help="Number of attack steps; default: the config's.")
+    parser.flag("dtype", help="Compute type; default: float32, for --topology the config's.")
+    parser.flag("fsdp", type=int, help="Number of devices that share the state; 0: all.")
+    parser.flag("microbatches", type=int, help="Number of parts of a device's images.")
+    parser.flag("topology", help="Compile for a slice such as v5e:8x8, without running.")
     parser.flag("against", choices=["torch"])
-    parser.flag("program", choices=PROGRAMS, help="this one alone; default: all")
-    parser.flag("trace", type=Path, help="folder for an XProf trace of --program")
-    parser.flag("rounds", type=int, default=4, help="turns of each program")
-    parser.flag("steps", type=int, default=3, help="steps that count in a turn")
-    parser.flag("json", action="store_true", help="one JSON object on the last line")
+    parser.flag("program", choices=PROGRAMS, help="Program that runs alone; default: all.")
+    parser.flag("trace", type=Path, help="Folder for an XProf trace of --program.")
+    parser.flag("rounds", type=int, default=4, help="Number of turns of each program.")
+    parser.flag("steps", type=int, default=3, help="Number of steps that count in a turn.")
+    parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
     args = parser.parse_args()
     if args.topology:
         args.rounds = args.steps = 1

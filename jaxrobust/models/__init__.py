@@ -49,9 +49,9 @@ def create(
       ValueError: unknown name or override, or a size that the network cannot take.
 
     >>> import jax
-    >>> net = create("convnext_n", num_classes=10, image_size=32, dims=(8, 16, 32))
-    >>> params, stats = net.init(jax.random.key(0))
-    >>> logits, stats = net.apply(params, stats, jax.numpy.zeros((2, 32, 32, 3)))
+    >>> net = create("convnext_n", num_classes=10, image_size=32, depths=(1, 1, 1), dims=(8, 8, 8))
+    >>> params, stats = jax.jit(net.init)(jax.random.key(0))
+    >>> logits, stats = jax.jit(net.apply)(params, stats, jax.numpy.zeros((2, 32, 32, 3)))
     >>> logits.shape
     (2, 10)
     """

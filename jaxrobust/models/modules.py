@@ -102,8 +102,7 @@ class Mlp(nnx.Module):
         self.fc2 = Linear(4 * dim, dim, rngs=rngs)
 
     def hidden(self, x: Array) -> Array:
-        """Return the output but for its last bias, which goes with what follows: it saves a pass.
-        """
+        """Return the output but for the last bias, which goes with what follows to save a pass."""
         hidden = layers.gelu(layers.linear(x, self.fc1.kernel[...]), self.fc1.bias[...])
         return layers.linear(hidden, self.fc2.kernel[...])
 

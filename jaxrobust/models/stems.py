@@ -15,8 +15,7 @@ from jaxrobust.models.renaming import Row, affine, conv_oihw, row
 def conv_stem(
     widths: Sequence[int], strides: Sequence[int], *, ins: int, rngs: Draws, project: int = 0
 ) -> list[nnx.Module]:
-    """Return 3x3 convolutions with LN and GELU each; with `project`, a bare 1x1 convolution to it.
-    """
+    """Return 3x3 convolutions with LN and GELU each; with `project`, also a bare 1x1 one to it."""
     stem: list[nnx.Module] = []
     for out, stride in zip(widths, strides, strict=True):
         conv = Conv(ins, out, 3, stride=stride, padding=1, torch_init=True, rngs=rngs)

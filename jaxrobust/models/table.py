@@ -56,8 +56,7 @@ def multiply_adds(net: Classifier, params: Params, stats: Params, *, image_size:
 
 
 def _head_mixes(params) -> int:
-    """Count the multiply-adds that mix CaiT's heads: as sums, they show as no product of matrices.
-    """
+    """Count the multiply-adds that mix CaiT's heads, as sums: no product of matrices shows them."""
     mixes = [array.size for key, array in params.items() if re.search(r"proj_[lw]\.kernel", key)]
     return sum(mixes) * params["pos_embed"].shape[1] ** 2 if mixes else 0
 

@@ -29,8 +29,7 @@ class Ahead:
             self._settle()
 
     def noted(self) -> dict[str, Any]:
-        """Return what a checkpoint has to keep of the steps so far, which later ones do not change.
-        """
+        """Return what a checkpoint has to keep of the steps so far; later ones do not change it."""
         return {"unlogged": list(self._rows), "skipped": self.skipped, "last": self.last}
 
     def drain(self) -> None:

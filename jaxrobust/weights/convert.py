@@ -104,13 +104,13 @@ def from_torch(
 
     Of weights that came from here, so that nothing has to be downloaded:
 
-    >>> net = models.create("resnet18", num_classes=10, depths=(1, 1), small_stem=True)
-    >>> params, stats = net.init(jax.random.key(0))
-    >>> options = {"num_classes": 10, "depths": (1, 1), "small_stem": True}
-    >>> state_dict = to_torch("resnet18", params, stats, depths=(1, 1), small_stem=True)
+    >>> net = models.create("resnet18", num_classes=10, depths=(1,), small_stem=True)
+    >>> params, stats = jax.jit(net.init)(jax.random.key(0))
+    >>> options = {"num_classes": 10, "depths": (1,), "small_stem": True}
+    >>> state_dict = to_torch("resnet18", params, stats, depths=(1,), small_stem=True)
     >>> params, stats = from_torch("resnet18", state_dict, **options)
     >>> params["fc.kernel"].shape
-    (128, 10)
+    (64, 10)
     """
     rows, arrays, normalize, _ = _torch_names(name, unwrapped(state_dict), overrides)
     net = models.create(name, num_classes=num_classes, image_size=image_size, **overrides)
@@ -179,8 +179,9 @@ def to_torch(
         network, or a normalisation that the layout cannot hold.
     Source: names of timm 1.0.9 and of RobustBench's files; parity: tests/weights/test_convert.py.
 
-    >>> net = models.create("resnet18", num_classes=10)
-    >>> state_dict = to_torch("resnet18", *net.init(jax.random.key(0)))
+    >>> net = models.create("resnet18", num_classes=10, depths=(1,))
+    >>> params, stats = jax.jit(net.init)(jax.random.key(0))
+    >>> state_dict = to_torch("resnet18", params, stats, depths=(1,))
     >>> list(state_dict)[:2], state_dict["conv1.weight"].shape
     (['conv1.weight', 'bn1.weight'], (64, 3, 7, 7))
     """

@@ -43,7 +43,7 @@ def ours_of(name, net, **overrides):
 class NamesTest(parameterized.TestCase):
     def test_parameter_count_of_the_small_stem(self):
         count = parity.parameters("resnet50", num_classes=10, image_size=32, small_stem=True)
-        self.assertEqual(count, 23_520_842)  # xcit_light_recipe.md section 1.12
+        self.assertEqual(count, 23_520_842)  # `resnet50_32` of dedeswim/vits-robustness-torch
 
     def test_eight_way_batch_norm(self):
         theirs = paths.GOLDEN / "models" / "advres50_gelu_bai_eightbn.tsv"

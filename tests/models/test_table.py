@@ -17,7 +17,7 @@ from jaxrobust.models.published import PUBLISHED
 from tests.support import parity, paths
 
 # 1e9 multiply-adds of convolutions, linear maps and attention's products, counted on the references
-# and printed to 1e6: revisiting_at.md section 1.7.
+# and printed to 1e6. Table 14 of Singh, Croce, Hein 2023 (arXiv 2303.01870) counts norms too.
 COUNTED = {
     "convnext_t": 4.456,
     "convnext_t_cvst": 4.587,
@@ -36,7 +36,7 @@ COUNTED = {
     "convnext_l": 34.361,
     "convnext_l_cvst": 35.536,
 }
-# As the thesis quotes them, from a counter that also counts norms: xcit_light_recipe.md 1.12.
+# As Debenedetti's thesis (EPFL 2022) quotes them, from a counter that also counts norms.
 QUOTED = {
     "deit_s": 4.61,
     "cait_s12": 4.76,

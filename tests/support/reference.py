@@ -12,7 +12,7 @@ def entries(listing) -> list[tuple[str, tuple[int, ...], str]]:
 
 
 def _shape(dimensions: str) -> tuple[int, ...]:
-    # The two sheets write (1, 3) as "1,3" and "1x3", and () as "" and "scalar".
+    # The two kinds of listing write (1, 3) as "1,3" and "1x3", and () as "" and "scalar".
     if dimensions in ("", "scalar"):
         return ()
     return tuple(int(d) for d in dimensions.replace("x", ",").split(","))
@@ -27,7 +27,7 @@ def _fixed(name: str, shape):
 
 
 def seeded_weights(listing) -> dict[str, np.ndarray]:
-    """Float32 weights of `logits_seeded_weights*.npz`: revisiting_at.md section 7."""
+    """Float32 weights of `logits_seeded_weights*.npz`: normal draws, seeded by their order."""
     weights = {}
     for i, (name, shape, _) in enumerate(entries(listing)):
         last = name.split(".")[-1]
@@ -59,7 +59,7 @@ def golden_images() -> np.ndarray:
 
 
 def forward_weights(listing) -> dict[str, np.ndarray]:
-    """Float64 weights of `golden_forward.json`: xcit_light_recipe.md section 1.9."""
+    """Float64 weights of `golden_forward.json`: sines of the places of entry and element."""
     weights = {}
     scale = (0.3, 0.1) if "resnet" in listing.name else (1, 0.2)  # of batch and layer norm
     for i, (name, shape, _) in enumerate(entries(listing)):

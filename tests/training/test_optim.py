@@ -13,7 +13,7 @@ from tests.support import paths, reference
 class ScheduleTest(parameterized.TestCase):
     def test_is_the_reference_curve(self):
         schedule = optim.learning_rate(peak=1e-3, epochs=50, steps_per_epoch=100, warmup_epochs=10)
-        # Values at whole epochs, revisiting_at.md section 4.
+        # Values at whole epochs, as main.py of nmndeep/revisiting-at defines them.
         self.assertAlmostEqual(float(schedule(0)), 1e-7, delta=1e-12)
         self.assertAlmostEqual(float(schedule(1000)), 1e-3, delta=1e-9)
         self.assertAlmostEqual(float(schedule(5000)), 5e-6, delta=1e-9)
@@ -36,7 +36,7 @@ class ScheduleTest(parameterized.TestCase):
 
 
 def transformer(name: str, shape) -> bool:
-    """Whether revisiting_at.md section 4 decays a parameter of a ViT."""
+    """Whether main.py of nmndeep/revisiting-at decays a parameter of a ViT."""
     return not (len(shape) <= 1 or name.endswith(".bias"))
 
 
@@ -46,7 +46,7 @@ def convolutional(name: str, shape) -> bool:
 
 
 def light_recipe(name: str, shape) -> bool:
-    """xcit_light_recipe.md section 2.4."""
+    """Whether timm 1.0.9 does, as in Debenedetti et al. 2022 (arXiv 2209.07399)."""
     return transformer(name, shape) and name not in ("cls_token", "pos_embed")
 
 
@@ -83,7 +83,7 @@ class MaskTest(parameterized.TestCase):
                 counts[keep(ours, params[ours])] += 1
         self.assertEqual(sum(counts), len(params))
         if name == "xcit_s12":
-            self.assertEqual(counts, [241, 102])  # counted by the sheet
+            self.assertEqual(counts, [241, 102])  # counted with timm 1.0.9
 
 
 class AdamWTest(absltest.TestCase):

@@ -386,7 +386,7 @@ class LoadTest(parameterized.TestCase):
 
 class MetaNamesTest(absltest.TestCase):
     def test_convnext(self):
-        """Renaming timm's weights as revisiting_at.md section 2.1 says gives the same network."""
+        """timm's weights under the names of Meta's repository (Liu et al. 2022): one network."""
         theirs = as_timm(random_weights())
         meta = {}
         for key, array in theirs.items():
