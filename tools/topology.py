@@ -34,9 +34,14 @@ def devices(name: str) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         raise ImportError(f"--topology {name} needs the TPU compiler", name="libtpu")
     os.environ.update(ENVIRONMENT)
+    import jax
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
+    from jax.experimental.compilation_cache import compilation_cache
 
+    # A compiler without chips writes to the cache on disk what it then fails to read.
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX may have looked at the setting already
     options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}  # as on Cloud TPU
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices

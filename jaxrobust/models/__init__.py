@@ -1,4 +1,16 @@
-"""Networks: `available()` lists them, `create(name)` makes one."""
+"""Networks: `available()` lists them, `create(name)` makes one.
+
+The files stand on floors, and each imports from those below it only:
+
+    primitives, renaming, positions, initializers          parts that know no layer
+    layers, attention, convolutions, batch_norms, pooling  functions of arrays and parameters
+    modules, stochastic_depth                              the same as NNX modules that hold them
+    stems, classifier                                      what several architectures share
+    convnext, iso_convnext, resnet, vit, cait, xcit, swin  one architecture each
+
+An architecture's file ends with its `family.Family`: variants, names on the PyTorch side, stem,
+head, weight-decay mask and the papers' counts. A new one is one file and one entry of `FAMILIES`.
+"""
 
 import difflib
 import math

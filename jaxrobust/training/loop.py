@@ -180,8 +180,8 @@ class _Loop:
             self.batch = self.batch or splits.blank(self.run)
             if why := self.stops.failed(error):
                 raise self.stopped(why, self.step) from error
-        images = splits.device_batch(self.run.phase.mesh, self.batch)
         control = self.control(self.stops.to_tell())
+        images = splits.device_batch(self.run.phase.mesh, self.batch)
         self.state, values = self.compiled(self.state, images, control)
         self.step += 1
         self.progress.dispatched(values)

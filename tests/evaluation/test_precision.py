@@ -7,7 +7,6 @@ may make one of TF32. A CPU does not, so what is looked at are programs.
 import collections
 import importlib.util
 import re
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +20,9 @@ from jaxrobust.evaluation import slots
 from jaxrobust.evaluation.plan import plan
 from jaxrobust.runtime import sharding
 from jaxrobust.training import build
+from tests.support import tpu
 from tests.support.steps import small_config
-from tools import topology, topology_autoattack
+from tools import topology_autoattack
 
 PRODUCT = re.compile(r"stablehlo\.(dot_general|convolution)\b.*?$", re.M)
 SHAPE = (8, 8, 3)
@@ -113,9 +113,7 @@ class ExecutableTest(absltest.TestCase):
     """What the TPU compiler makes of the forward pass of convnext_n."""
 
     def test_no_product_in_bfloat16(self):
-        with mock.patch.dict("os.environ"):
-            devices = topology.devices("v5e:2x2")
-        chips = jax.sharding.Mesh(np.array(devices), ("slots",))
+        chips = jax.sharding.Mesh(np.array(tpu.chips(self, "v5e:2x2")), ("slots",))
         program, operands = topology_autoattack.abstract_verdict(
             chips, network(), slots=8, image=SHAPE
         )

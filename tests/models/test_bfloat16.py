@@ -1,10 +1,8 @@
 """Gradients of parameters in bfloat16: added up in float32, and near those of float32."""
 
 import importlib.util
-import os
 import re
 from collections.abc import Iterator
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +13,9 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.models import attention, batch_norms, layers, primitives
 from jaxrobust.models.inputs import cast
+from tests.support import tpu
 from tests.support.parity import relative
-from tools import hlo, topology
+from tools import hlo
 
 # Small networks with every kind of parameter. Their activation is smooth: the derivative of a ReLU
 # near 0 is decided by rounding, which moves gradients of ResNet-18 by 9 % in any way of adding up.
@@ -152,8 +151,7 @@ class OnTpuTest(parameterized.TestCase):
     def test_the_compiler_keeps_sums_in_float32(self, name):
         """It adds up in bfloat16 where nothing but a conversion follows a sum in float32."""
         function, shapes = LAYERS[name]
-        with mock.patch.dict(os.environ):
-            mesh = jax.sharding.Mesh(np.array(topology.devices("v5e:2x2")[:1]), ("x",))
+        mesh = jax.sharding.Mesh(np.array(tpu.chips(self, "v5e:2x2")[:1]), ("x",))
         whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
         x, *parameters = (
             jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=whole) for shape in shapes

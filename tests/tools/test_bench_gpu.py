@@ -25,7 +25,7 @@ except ImportError:
 TOOLS = paths.ROOT / "tools"
 XCIT = TOOLS.parent / "configs/xcit_s12.py"
 TINY = """
-from configs.base import base
+from jaxrobust.config import base
 
 
 def get_config():

@@ -17,7 +17,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation import plan, slots
 from jaxrobust.runtime import hardware
-from tests.support import paths
+from tests.support import paths, tpu
 from tests.support.modules import hidden
 from tools import hlo, hlo_costs, topology, topology_autoattack
 
@@ -27,7 +27,7 @@ there = importlib.util.find_spec("libtpu") is not None
 STEP = ("bench_step.py", str(TOOLS.parent / "configs/vit_s_cvst.py"))
 # Two matrices of the block are as large as what is split over the chips.
 SMALL = """
-from configs.base import base
+from jaxrobust.config import base
 
 
 def get_config():
@@ -44,7 +44,12 @@ def said(tool, *arguments):
     """(exit code, what is on stderr) of a tool of this very process."""
     argv, err = [tool, *arguments], io.StringIO()
     kept = mock.patch.dict(os.environ, JAXROBUST_ALLOCATOR="system")  # no second process
-    with kept, mock.patch.object(sys, "argv", argv), contextlib.redirect_stderr(err):
+    with (
+        kept,
+        tpu.confined(),
+        mock.patch.object(sys, "argv", argv),
+        contextlib.redirect_stderr(err),
+    ):
         try:
             runpy.run_path(str(TOOLS / tool), run_name="__main__")
         except SystemExit as end:
@@ -114,8 +119,7 @@ class DevicesTest(parameterized.TestCase):
         ("v5e:4x4", 16, "TPU v5 lite"), ("v4:2x2x4", 16, "TPU v4"), ("v6e:2x2", 4, "TPU v6 lite")
     )
     def test_one_device_for_each_chip(self, name, count, kind):
-        with mock.patch.dict(os.environ):
-            devices = topology.devices(name)
+        devices = tpu.chips(self, name)
         self.assertLen(devices, count)
         self.assertEqual({device.device_kind for device in devices}, {kind})
         self.assertIsNotNone(hardware.chip(kind))
