@@ -9,9 +9,11 @@ from typing import Any, get_args
 
 import jax
 import jaxtyping
+import pytest
 from beartype import beartype
 
 from jaxrobust.runtime.compilation import use_persistent_cache
+from tests.support import compiling
 
 # The modules whose every call is compared with the shapes of its annotations.
 SHAPED = (
@@ -45,3 +47,9 @@ jaxtyping.install_import_hook(SHAPED, "tests.conftest.shapes")  # before the fir
 # Three quarters of a test's time are XLA's, and many tests compile the same program.
 use_persistent_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the programs of the fast tests quickly; the others' as users do."""
+    if config.getoption("markexpr") in config.getini("addopts"):
+        compiling.quickly()

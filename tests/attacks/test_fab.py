@@ -18,7 +18,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import attacks
 from jaxrobust.attacks import hyperplanes
 from jaxrobust.attacks.machine import nearest
-from tests.support import paths
+from tests.support import compiling, paths
 from tests.support.golden import assert_within, golden_nets, load, norm_in_float64
 
 fab = importlib.import_module("jaxrobust.attacks.fab")  # `attacks.fab` is the attack
@@ -81,7 +81,9 @@ def trajectory_of(images, labels, targets, start, *, norm, targeted):
     return drive(machine, net(), state, 20)
 
 
-trajectory = jax.jit(trajectory_of, static_argnames=("norm", "targeted"))
+trajectory = jax.jit(
+    trajectory_of, static_argnames=("norm", "targeted"), compiler_options=compiling.as_users()
+)
 
 
 def padded(*arrays):
