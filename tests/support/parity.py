@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxrobust import models
 from jaxrobust.weights import convert
-from tests.support import paths, reference
+from tests.support import compiling, paths, reference
 
 MODELS = paths.GOLDEN / "models"
 
@@ -50,7 +50,7 @@ def logits_and_gradients(name, weights, images, *, dtype="float32", overrides=No
             return jax.nn.log_softmax(logits)[:, 0].sum(), logits
 
         images = jnp.asarray(images.astype(dtype))
-        run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        run = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=compiling.as_users())
         (_, logits), gradient = jax.device_get(run(images, params, stats))
         return logits, gradient
 

@@ -358,55 +358,43 @@ class GroupedStatisticsOnDevicesTest(BatchStatisticsOnDevicesTest):
 
 
 class ProgramTest(absltest.TestCase):
-    """What the compiler makes of the step; widths at which products of matrices count most."""
+    """What the compiler makes of the step."""
 
-    @staticmethod
-    def config(**changes):
-        config = small_config(model__name="convnext_n_cvst", **changes).unlock()
-        config.model.options = ConfigDict(
-            {"depths": (1, 1), "dims": (64, 128), "stem_widths": (32, 64)}
-        )
-        return config.lock()
-
-    @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-
-        def compiled(**changes):
-            phase = build.phase(cls.config(**changes), "train", 80, devices=jax.devices()[:1])
-            arguments = build.abstract_arguments(cls.config(**changes), "train", phase)
-            with jax.set_mesh(phase.mesh), standard():
-                return phase.step.lower(*arguments).compile()
-
-        cls.compiled = staticmethod(compiled)
-        cls.three, cls.ten = compiled(attack__steps=3), compiled(attack__steps=10)
+    def compiled(self, config):
+        phase = build.phase(config, "train", 80, devices=jax.devices()[:1])
+        arguments = build.abstract_arguments(config, "train", phase)
+        with jax.set_mesh(phase.mesh), standard():
+            return phase.step.lower(*arguments).compile()
 
     def test_more_steps_are_the_same_program(self):
+        three, ten = (self.compiled(small_config(attack__steps=k)).as_text() for k in (3, 10))
         for operation in ("convolution", "dot", "while", "fusion"):
-            counts = [
-                len(re.findall(rf"= \S+ {operation}\(", program.as_text()))
-                for program in (self.three, self.ten)
-            ]
+            counts = [len(re.findall(rf"= \S+ {operation}\(", text)) for text in (three, ten)]
             self.assertEqual(*counts, operation)
-        self.assertGreater(self.three.as_text().count(" dot("), 0)
+        self.assertGreater(three.count(" dot("), 0)
+        self.assertIn("input_output_alias", three)  # the state is donated
 
     @pytest.mark.slow
     def test_costs_what_the_attack_must(self):
-        net = network_of(self.config())
+        """At widths at which products of matrices count most."""
+        config = small_config(model__name="convnext_n_cvst", attack__steps=3).unlock()
+        config.model.options = ConfigDict(
+            {"depths": (1, 1), "dims": (64, 128), "stem_widths": (32, 64)}
+        )
+        net = network_of(config)
         params, stats = jax.eval_shape(net.init, jax.random.key(0))
         images = jax.ShapeDtypeStruct((8, 16, 16, 3), jnp.float32)
         forward = jax.jit(lambda p, s, x: net.apply(p, s, x)[0]).lower(params, stats, images)
         f = forward.compile().cost_analysis()["flops"]
+        flops = {}
+        for objective in ("adversarial", "clean"):
+            config.train.objective = objective
+            flops[objective] = self.compiled(config).cost_analysis()["flops"]
         # XLA counts the body of the attack's loop once: the extra over the clean step is one
         # body (forward and backward) and the last forward.
-        clean = self.compiled(train__objective="clean")
-        extra = self.three.cost_analysis()["flops"] - clean.cost_analysis()["flops"]
-        attack = 3 * (extra - f) + f
+        attack = 3 * (flops["adversarial"] - flops["clean"] - f) + f
         # Within 5 % of (2K+1)F: no weight gradient in the attack, nothing done twice.
         self.assertBetween(attack / (7 * f), 0.95, 1.05)
-
-    def test_state_is_donated(self):
-        self.assertIn("input_output_alias", self.three.as_text())
 
 
 @pytest.mark.slow
