@@ -134,6 +134,7 @@ class SlowGoldenTest(parameterized.TestCase):
         self.assertLess(parity.relative(gradient, double), 2 * own)
 
 
+@pytest.mark.slow
 class ReferenceTest(absltest.TestCase):
     def test_logits_and_input_gradients(self):
         parity.check_reference(self, "resnet18", image_size=64)

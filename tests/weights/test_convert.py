@@ -132,8 +132,10 @@ def check_round_trip(test, name: str) -> None:
             np.testing.assert_array_equal(ours[key], again[key], err_msg=key)
 
 
-# Above 30 million parameters.
-_LARGE = re.compile(r"convnext_[sbl].*|vit_[mb].*|swin_.|wide_.*|cait_s24|xcit_([ml]12|s24).*")
+# Above 30 million parameters, or named as a smaller one is.
+_LARGE = re.compile(
+    r"convnext_[sbl].*|vit_[mb].*|swin_.|wide_.*|cait_s24|xcit_([ml]12|[st]24).*|xcit_[st]12_p."
+)
 LARGE = [name for name in models.available() if _LARGE.fullmatch(name)]
 
 
