@@ -214,6 +214,23 @@ class GoldenRunTest(GoldenCase):
     def test_l1(self, key):
         self.check(load(paths.GOLDEN / "attacks/apgd20.npz"), key)
 
+    @parameterized.parameters(*REFERENCE)
+    def test_starts_from_the_reference_draws(self, norm):
+        if not (paths.SHARED / "golden/apgd_conv20.npz").exists():
+            self.skipTest(paths.NO_SHARED)
+        g = np.load(paths.SHARED / "golden/apgd_conv20.npz")  # large: only what is read of it
+        place, draw = {
+            "Linf": (balls.place_linf, "rand"),
+            "L2": (balls.place_l2, "randn"),
+            "L1": (balls.place_l1, "randn"),
+        }[norm]
+        images, epsilon = jnp.asarray(g["x"]), jnp.full(8, EPSILON[REFERENCE[norm]], jnp.float32)
+        start = place(jnp.asarray(g[f"{norm}_draw_{draw}"]), images, epsilon)
+        expected = g[f"conv_{norm}_ce_t_x_adv"][0]
+        # L1: the reference sums 3072 of what is taken away; the residue of ours is the same.
+        np.testing.assert_allclose(start, expected, atol=1e-5 if norm == "L1" else 1e-7)
+        np.testing.assert_array_equal(start == g["x"], expected == g["x"])
+
 
 @pytest.mark.matrix
 class FullGoldenTest(GoldenCase):
@@ -233,23 +250,6 @@ class FullGoldenTest(GoldenCase):
             if not key.endswith("_t"):
                 with self.subTest(key):
                     self.check(g, key)
-
-    @parameterized.parameters(*REFERENCE)
-    def test_starts_from_the_reference_draws(self, norm):
-        if not (paths.SHARED / "golden/apgd_conv20.npz").exists():
-            self.skipTest(paths.NO_SHARED)
-        g = load(paths.SHARED / "golden/apgd_conv20.npz")
-        place, draw = {
-            "Linf": (balls.place_linf, "rand"),
-            "L2": (balls.place_l2, "randn"),
-            "L1": (balls.place_l1, "randn"),
-        }[norm]
-        images, epsilon = jnp.asarray(g["x"]), jnp.full(8, EPSILON[REFERENCE[norm]], jnp.float32)
-        start = place(jnp.asarray(g[f"{norm}_draw_{draw}"]), images, epsilon)
-        expected = g[f"conv_{norm}_ce_t_x_adv"][0]
-        # L1: the reference sums 3072 of what is taken away; the residue of ours is the same.
-        np.testing.assert_allclose(start, expected, atol=1e-5 if norm == "L1" else 1e-7)
-        np.testing.assert_array_equal(start == g["x"], expected == g["x"])
 
     @parameterized.product(norm=tuple(REFERENCE), loss=tuple(LOSS))
     def test_hundred_iterations(self, norm, loss):
@@ -635,13 +635,14 @@ class MultiRadiusTest(parameterized.TestCase):
 
     def test_three_stages_in_a_row(self):
         g = load(paths.GOLDEN / "attacks/l1_schedule.npz")
-        machine = attacks.apgd_multi_radius_machine(norm="l1", epsilon=12.0, steps=20)
+        machine = attacks.apgd_multi_radius_machine(norm="l1", epsilon=12.0, steps=21)
         images, labels = jnp.asarray(g["x"]), jnp.asarray(g["y"], jnp.int32)
         state = machine.init(
             images, labels, keys=attacks.image_keys(jax.random.key(0), len(labels))
         )
-        state, seen = drive(machine, state, 23)
-        np.testing.assert_array_equal(seen["stage"][:, 0], [0] * 7 + [1] * 7 + [2] * 9)
+        state, seen = drive(machine, state, 24)
+        # The first two take three tenths of the steps, rounded up.
+        np.testing.assert_array_equal(seen["stage"][:, 0], [0] * 8 + [1] * 8 + [2] * 8)
         norms = np.array([norm_in_float64(p - images, "l1") for p in seen["points"]])
         for stage, radius in enumerate((36, 24, 12)):
             here = seen["stage"][:, 0] == stage
@@ -650,8 +651,8 @@ class MultiRadiusTest(parameterized.TestCase):
         np.testing.assert_array_equal(seen["counts"], seen["stage"] == 2)
         self.assertTrue(np.asarray(machine.finished(state)).all())
         # A stage begins at the best point of the one before, brought into its ball.
-        start = balls.BALLS["l1"].project(seen["best"][6], images, jnp.full(len(labels), 24.0))
-        assert_within(seen["points"][7], start, 1e-6)
+        start = balls.BALLS["l1"].project(seen["best"][7], images, jnp.full(len(labels), 24.0))
+        assert_within(seen["points"][8], start, 1e-6)
 
     def test_too_few_steps(self):
         with self.assertRaisesRegex(ValueError, "steps=2 do not divide into three stages"):

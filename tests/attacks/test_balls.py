@@ -6,7 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust.attacks import BALLS
-from jaxrobust.attacks.balls import l1_correction
+from jaxrobust.attacks.balls import l1_correction, place_linf
 from tests.support import paths
 from tests.support.golden import assert_within, load, norm_in_float64
 
@@ -109,6 +109,13 @@ class PropertyTest(parameterized.TestCase):
         keys = jax.random.split(jax.random.key(1), 4)
         points = BALLS["linf"].sample(keys, images, jnp.full(4, 0.125))
         np.testing.assert_array_equal(jnp.abs(points - images).max(axis=(1, 2, 3)), 0.125)
+
+    def test_linf_start_of_a_draw(self):
+        """AutoAttack's: from [-1, 1), stretched until the largest entry is at the border."""
+        uniform = jnp.array([0.0, 0.25, 0.5, 0.875, 0.25, 0.5, 0.5, 0.625]).reshape(2, 2, 2, 1)
+        start = place_linf(uniform, jnp.full_like(uniform, 0.5), jnp.array([0.25, 0.125]))
+        expected = [0.25, 0.375, 0.5, 0.6875, 0.375, 0.5, 0.5, 0.5625]
+        np.testing.assert_allclose(start.ravel(), expected, atol=1e-7)
 
     def test_l1_ascent_keeps_the_largest(self):
         gradient = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4, 4, 3)), jnp.float32)

@@ -457,6 +457,14 @@ class PropertyTest(parameterized.TestCase):
         settings = {"epsilon": 0.1, "steps": 6} | settings
         return jax.jit(functools.partial(attacks.fab_run, logits_fn or self.net, **settings))
 
+    def test_the_first_of_equally_near_points_is_kept(self):
+        images, wrong = jnp.full((1, 2, 2, 1), 0.5), jnp.array([[0.0, 1.0]])
+        machine = fab.fab_machine(norm="linf", epsilon=0.5, steps=3, targeted=False)
+        state = machine.init(images, jnp.array([0]))
+        for point in (0.75, 0.25):
+            state = machine.check(state._replace(points=jnp.full_like(images, point)), wrong)
+        np.testing.assert_array_equal(state.adv, np.full_like(images, 0.75))
+
     @parameterized.parameters(*PAIRS)
     def test_finds_near_points_inside_the_box(self, norm, targeted):
         images = jnp.clip(self.images * 1.5 - 0.25, 0, 1)  # many saturated pixels

@@ -21,7 +21,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
 from jaxrobust.evaluation import autoattack, checks, engine, slots
-from jaxrobust.evaluation.plan import VERSIONS, base, named, plan
+from jaxrobust.evaluation.plan import VERSIONS, base, most_passes, named, plan
 from jaxrobust.evaluation.schedule import Jobs, Rows
 from jaxrobust.runtime import hosts
 from tests.support import paths
@@ -201,12 +201,21 @@ class RandomnessTest(parameterized.TestCase):
         ]
         self.assertLen({p.tobytes() for p in points}, 4)
 
+    def test_a_restart_has_the_start_of_its_row(self):
+        setting = slots.program_of(autoattack_setting("fab-t", restarts=5))
+        first, second, third = (
+            np.asarray(begin(setting, 1, 1, restart=r, name="fab-t").state.points) for r in range(3)
+        )
+        np.testing.assert_array_equal(first, IMAGES[:1])
+        self.assertFalse((second == first).all())
+        self.assertFalse((third == second).all())
+
 
 def autoattack_setting(name, **changes):
     return base(name, "linf")._replace(**changes)
 
 
-def begin(setting, devices, batch, target=1, restart=1):
+def begin(setting, devices, batch, target=1, restart=1, name=""):
     """Slots at the beginning of their jobs; the image is the same in all of them."""
     with on_devices(devices):
         runner = engine.make(NETS["lin"], slots=batch)
@@ -222,7 +231,7 @@ def begin(setting, devices, batch, target=1, restart=1):
         first=full(0, np.int32),
     )
     root = np.array([0, 3], np.uint32)
-    number = np.uint32(named(setting.name).number)
+    number = np.uint32(named(name or setting.name).number)
     return jax.tree.map(
         np.asarray,
         jax.jit(functools.partial(slots.begin, setting))(np.float32(0.1), root, number, rows),
@@ -286,9 +295,28 @@ class EdgesTest(parameterized.TestCase):
         np.testing.assert_array_equal(result.images_adv, IMAGES[:20])
 
     def test_zero_radius_fools_nobody(self):
+        names = ("apgd-t", "fab-t")
         for norm in EPSILON:
-            result = quick(n=8, norm=norm, epsilon=0.0, attacks=("apgd-t", "fab-t"))
+            result = quick(n=8, norm=norm, epsilon=0.0, attacks=names)
             np.testing.assert_array_equal(result.robust, result.clean)
+            # So each makes all the passes that progress and its estimates count on.
+            settings = plan(norm, "standard", names, {name: QUICK[name] for name in names})
+            for cost, setting in zip(result.costs, settings, strict=True):
+                most = result.clean.sum() * most_passes(setting, 10)
+                self.assertEqual(cost.forward + cost.backward, most)
+
+    def test_the_start_counts(self):
+        """A network that knows one image by heart is fooled by the first random start."""
+        known, path = jnp.asarray(IMAGES[:1]), Path(self.create_tempdir()) / "ledger.jsonl"
+
+        def logits_fn(x):
+            other = (x != known).any(axis=(1, 2, 3)).astype(jnp.float32)
+            return jnp.stack([jnp.full_like(other, 0.5), other], axis=1)
+
+        settings = {"norm": "linf", "epsilon": 0.1, "version": "custom", "attacks": ("apgd-ce",)}
+        result = evaluate(logits_fn, IMAGES[:1], np.zeros(1, int), ledger=path, **settings)
+        self.assertEqual(result.fooled_by.tolist(), ["apgd-ce"])
+        self.assertEqual(json.loads(path.read_text().splitlines()[-1])["iterations"], 1)
 
     @parameterized.parameters(2, 3)
     @pytest.mark.matrix
@@ -570,6 +598,30 @@ class RefutedTest(parameterized.TestCase):
         np.testing.assert_array_equal(rows.first, [4, 0])
         (verdict,) = made([False, False], [False, False], [13, 13])
         self.assertEqual((verdict.target, verdict.steps, verdict.fooled), (3, 39, False))
+
+    def test_a_point_is_tried_again_ever_later(self):
+        jobs = Jobs(1, 1, np.array([0]), np.array([[1]], np.int32), 1)
+        tried = []
+        for _ in range(5):
+            self.assertTrue(jobs.assign())
+            rows = jobs.rows(np.zeros((1, 1, 1, 1), np.float32), np.zeros(1, int), np.arange(1))
+            tried += rows.first.tolist()
+            jobs.collect(*ended(True, rows.first + 1), lambda: np.zeros((1, 1, 1, 1)))
+            jobs.refute(jobs.verdicts())
+        self.assertEqual(tried, [0, 1, 3, 7, 15])
+
+    def test_the_first_of_two_successes_counts(self):
+        jobs = Jobs(2, 1, np.array([0]), np.array([[1, 2]], np.int32), 1)
+        self.assertTrue(jobs.assign())
+        jobs.collect(*ended(True, np.array([5, 3])), lambda: np.zeros((2, 1, 1, 1)))
+        (verdict,) = jobs.verdicts()
+        self.assertEqual((verdict.target, verdict.steps), (1, 5))
+
+
+def ended(fooled, steps):
+    """What slots hold whose jobs have ended, all alike, after so many steps."""
+    every = np.full(len(steps), True)
+    return ~every, every & fooled, steps, ~every
 
 
 class MemoryTest(parameterized.TestCase):
