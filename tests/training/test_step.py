@@ -1,5 +1,6 @@
 import re
 from functools import partial
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -266,6 +267,32 @@ def loops(text: str) -> list[str]:
     return [parts[name] for name in sorted(reached)]
 
 
+class ShareTest(parameterized.TestCase):
+    @parameterized.parameters((1, 1, 4), (8, 1, 1), (8, 2, 2), (8, 8, 1))
+    def test_gradients_are_the_mean_over_images(self, devices, fsdp, microbatches):
+        """However they are shared out: over devices, groups of them, and parts of a batch."""
+        images = np.random.default_rng(0).random((16, 2, 2, 8), np.float32)
+        batch = Batch(jnp.asarray(images), jnp.arange(16, dtype=jnp.float32))
+        params = {"split": jnp.zeros((8, 8)), "whole": jnp.zeros(3)}
+
+        def gradients(params, stats, batch, *keys):
+            mean = batch.images.mean()
+            grads = jax.tree.map(lambda p: jnp.full_like(p, mean), params)
+            return grads, {"mean": mean}, {"loss": batch.labels.mean()}
+
+        mesh = sharding.make_mesh(jax.devices()[:devices], fsdp=fsdp)
+        with mock.patch.object(sharding, "SMALL", 64):
+            spread = sharding.spread(mesh, params)
+        given = {"gradients": gradients, "dtype": jnp.float32, "microbatches": microbatches}
+        of_device = partial(step.of_device, spread=spread, **given)
+        of_all = jax.jit(spread.each(of_device, whole=1, split=3, gradients=True))
+        keys = jax.random.split(jax.random.key(0), 16)
+        grads, (stats, metrics) = of_all(params, {}, batch, keys, keys)
+        for value in (*grads.values(), stats["mean"]):
+            np.testing.assert_allclose(value, images.mean(), rtol=1e-6)
+        self.assertEqual(metrics["loss"], 7.5)
+
+
 class BatchNormTest(parameterized.TestCase):
     """Networks whose statistics move while they train."""
 
@@ -441,6 +468,20 @@ class EvalStepTest(absltest.TestCase):
             params, stats, images[order], labels[order], mask[order], ids[order], jax.random.key(0)
         )
         self.assertEqual(jax.device_get(again), jax.device_get(counts))
+
+    def test_an_attack_rights_no_wrong(self):
+        def apply(params, stats, images):
+            return jnp.stack([images.sum((1, 2, 3)), jnp.ones(len(images))], axis=1), stats
+
+        dark = jnp.zeros((2, 2, 2, 1))
+        found = accuracy.counts(
+            *({}, {}, dark, jnp.array([0, 1]), jnp.ones(2, bool), jnp.arange(2)),
+            jax.random.key(0),
+            net=Classifier(init=None, apply=apply),
+            attack=lambda logits_fn, key, images, labels: images + 1,
+            dtype=jnp.dtype("float32"),
+        )
+        self.assertEqual((found["clean"], found["robust"]), (1, 0))
 
     def test_nan_is_no_right_answer(self):
         def apply(params, stats, images):

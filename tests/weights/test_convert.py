@@ -94,6 +94,12 @@ class RenameTest(parameterized.TestCase):
         out = convert.rename([ROW], source, EXPECTED)
         self.assertEqual(out["a.kernel"].dtype, np.float64)
 
+    def test_double_weights_have_a_double_normalisation(self):
+        weights = {k: v.astype(np.float64) for k, v in as_timm(random_weights()).items()}
+        weights = {k: v for k, v in weights.items() if not k.startswith("normalize.")}
+        both = convert.from_torch("convnext_n", weights, num_classes=10)
+        self.assertEqual({a.dtype for part in both for a in part.values()}, {np.dtype("float64")})
+
 
 class PrefixTest(parameterized.TestCase):
     @parameterized.parameters(
