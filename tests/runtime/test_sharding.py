@@ -230,7 +230,7 @@ class MemoryTest(absltest.TestCase):
 
 
 class ControlTest(parameterized.TestCase):
-    """Steps that update nothing."""
+    """Of eight devices; one alone: tests/training/test_step.py."""
 
     def step(self, phase, state, **control):
         local = tuple(map(np.asarray, batch_of()))
@@ -246,6 +246,7 @@ class ControlTest(parameterized.TestCase):
         jax.tree.map(np.testing.assert_array_equal, after._replace(key=0), state._replace(key=0))
 
     @parameterized.parameters(np.nan, np.inf)
+    @pytest.mark.slow
     def test_no_finite_gradient_counts_but_updates_nothing(self, poison):
         phase = build.phase(small_config(mesh__fsdp=8), "train", 80, donate=False)
         with jax.set_mesh(phase.mesh), standard():
@@ -261,6 +262,7 @@ class ControlTest(parameterized.TestCase):
             state._replace(key=0, step=0),
         )
 
+    @pytest.mark.slow
     def test_learning_rate(self):
         phase = build.phase(small_config(), "train", 80, donate=False)
         with jax.set_mesh(phase.mesh), standard():

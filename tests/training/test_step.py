@@ -5,6 +5,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
@@ -265,6 +266,53 @@ def loops(text: str) -> list[str]:
             waiting += [n for n in re.findall(r"%[\w.-]+", parts[name]) if n in parts]
     assert reached, "no loop at all"
     return [parts[name] for name in sorted(reached)]
+
+
+class UpdateTest(absltest.TestCase):
+    """One parameter, the gradient 2, and the rate 0.25."""
+
+    def after(self, *, gradient=2.0, lr_scale=1.0, stop=0, number=0):
+        tx, params = optax.sgd(0.25), {"w": jnp.array([1.0])}
+
+        def gradients(params, stats, batch, attack_keys, net_keys):
+            drawn = jax.random.uniform(attack_keys[0]), jax.random.uniform(net_keys[0])
+            metrics = {"loss": jnp.float32(1.0), "attack": drawn[0], "network": drawn[1]}
+            return {"w": jnp.array([gradient])}, ({}, metrics)
+
+        state = step.TrainState(
+            jnp.int32(number), params, {}, params, tx.init(params), jax.random.key(0)
+        )
+        control = step.Control(jnp.array([0, stop]), jnp.float32(lr_scale))
+        return step.train_step(
+            *(state, batch_of(2), control),
+            augment=lambda key, batch: batch,
+            gradients=gradients,
+            tx=tx,
+            ema_decay=0.5,
+        )
+
+    def test_update_and_average(self):
+        state, metrics = self.after()
+        self.assertEqual((state.step, state.params["w"], state.ema["w"]), (1, 0.5, 0.75))
+        self.assertEqual((metrics["gradient_norm"], metrics["skipped"]), (2, 0))
+
+    def test_a_rollback_lowers_the_rate(self):
+        state, _ = self.after(lr_scale=0.5)
+        self.assertEqual((state.params["w"], state.ema["w"]), (0.75, 0.875))
+
+    def test_no_finite_gradient_under_a_finite_loss(self):
+        state, metrics = self.after(gradient=np.inf)
+        self.assertEqual((state.step, state.params["w"], state.ema["w"]), (1, 1, 1))
+        self.assertEqual(metrics["skipped"], 1)
+
+    def test_a_stop(self):
+        state, metrics = self.after(stop=15)
+        self.assertEqual((state.step, state.params["w"], state.ema["w"]), (0, 1, 1))
+        self.assertEqual((metrics["stop"], metrics["skipped"]), (15, 0))
+
+    def test_every_step_draws_anew(self):
+        drawn = {float(self.after(number=n)[1][k]) for n in (0, 1) for k in ("attack", "network")}
+        self.assertLen(drawn, 4)
 
 
 class ShareTest(parameterized.TestCase):
