@@ -204,6 +204,14 @@ class NetworkTest(parameterized.TestCase):
         self.assertIn("train=False", flags["batch-dependent"])
         self.assertNotIn("randomized", flags)
 
+    @parameterized.parameters((0.03, True), (1e-4, False))
+    def test_a_little_of_the_others_is_told_from_rounding(self, share, told):
+        def logits_fn(x):
+            z = healthy(x)
+            return z + share * z.mean(0, keepdims=True)
+
+        self.assertEqual("batch-dependent" in flags_of(logits_fn), told)
+
     def test_dropout_by_position(self):
         def logits_fn(x):
             z = healthy(x)

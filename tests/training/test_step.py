@@ -12,11 +12,10 @@ from ml_collections import ConfigDict
 
 from jaxrobust import attacks, models
 from jaxrobust.config import base, network_of
-from jaxrobust.evaluation import accuracy
 from jaxrobust.models import inputs
 from jaxrobust.runtime import sharding
 from jaxrobust.training import build, objectives, optim, step
-from jaxrobust.types import Batch, Classifier
+from jaxrobust.types import Batch
 from jaxrobust.weights import convert
 from tests.support import paths
 from tests.support.steps import batch_of, small_config, standard
@@ -516,41 +515,6 @@ class EvalStepTest(absltest.TestCase):
             params, stats, images[order], labels[order], mask[order], ids[order], jax.random.key(0)
         )
         self.assertEqual(jax.device_get(again), jax.device_get(counts))
-
-    def test_an_attack_rights_no_wrong(self):
-        def apply(params, stats, images):
-            return jnp.stack([images.sum((1, 2, 3)), jnp.ones(len(images))], axis=1), stats
-
-        dark = jnp.zeros((2, 2, 2, 1))
-        found = accuracy.counts(
-            *({}, {}, dark, jnp.array([0, 1]), jnp.ones(2, bool), jnp.arange(2)),
-            jax.random.key(0),
-            net=Classifier(init=None, apply=apply),
-            attack=lambda logits_fn, key, images, labels: images + 1,
-            dtype=jnp.dtype("float32"),
-        )
-        self.assertEqual((found["clean"], found["robust"]), (1, 0))
-
-    def test_nan_is_no_right_answer(self):
-        def apply(params, stats, images):
-            return jnp.full((len(images), 3), params["logit"][0]).at[:, 1].set(0.0), stats
-
-        net = Classifier(init=None, apply=apply)
-        images, labels = jnp.zeros((4, 2, 2, 1)), jnp.array([0, 0, 1, 2])
-        for logit, clean in ((1.0, 2), (np.nan, 0)):
-            counts = accuracy.counts(
-                {"logit": jnp.array([logit])},
-                {},
-                images,
-                labels,
-                jnp.ones(4, bool),
-                jnp.arange(4),
-                jax.random.key(0),
-                net=net,
-                attack=lambda logits_fn, key, images, labels: images,
-                dtype=jnp.dtype("float32"),
-            )
-            self.assertEqual((counts["clean"], counts["robust"]), (clean, clean))
 
 
 if __name__ == "__main__":
