@@ -37,9 +37,14 @@ DIMS, DEPTHS = (64, 128, 256), (2, 2, 2)  # of convnext_n
 def parse() -> argparse.Namespace:
     """Return the command line."""
     parser = Arguments(__doc__)
-    parser.flag("network", choices=["golden", "convnext_n"], default="golden")
+    parser.flag(
+        "network",
+        choices=["golden", "convnext_n"],
+        default="golden",
+        help="Network that is attacked; default: %(default)s, small and trained.",
+    )
     parser.flag("norms", help="Norms; default: linf,l2,l1, for --topology linf.")
-    parser.flag("images", type=int, default=128)
+    parser.flag("images", type=int, default=128, help="Number of images; default: %(default)s.")
     parser.flag(
         "batch", type=int, help="Number of slots of ours; --topology: per chip, by default 64."
     )

@@ -47,7 +47,7 @@ def parse() -> argparse.Namespace:
     )
     parser.flag("images", type=int, default=200, help="Number of photographs, at most.")
     parser.flag("rounds", type=int, default=7, help="Number of turns of each pipeline.")
-    parser.flag("batch", type=int, default=32)
+    parser.flag("batch", type=int, default=32, help="Batch size; default: %(default)s.")
     parser.flag("batches", type=int, default=20, help="Batches in a turn of part two; 0: none.")
     parser.flag("workers", type=int, nargs="*", default=[1, 2], help="Numbers of worker processes.")
     parser.flag("json", action="store_true", help="Print one JSON object on the last line.")

@@ -39,7 +39,14 @@ def parse() -> argparse.Namespace:
     """Return the command line."""
     parser = Arguments(__doc__)
     every = [ROOT / "configs" / f"{name}.py" for name in CONFIGS]
-    parser.add_argument("configs", type=Path, nargs="*", default=every, metavar="CONFIG")
+    parser.add_argument(
+        "configs",
+        type=Path,
+        nargs="*",
+        default=every,
+        metavar="CONFIG",
+        help=f"Configs whose steps run; default: {', '.join(CONFIGS)}.",
+    )
     parser.flag("largest", type=int, help=f"Batch size to begin with; default: {LARGEST}.")
     parser.flag("image_size", type=int, help="Side of the images in pixels; default: the config's.")
     parser.flag("attack_steps", type=int, help="Number of attack steps; default: the config's.")

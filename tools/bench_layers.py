@@ -203,8 +203,8 @@ def time_torch(
 def main() -> None:
     """Print one line or JSON record for each layer and stage."""
     parser = Arguments(__doc__)
-    parser.flag("batch", type=int, default=8)
-    parser.flag("repeats", type=int, default=7)
+    parser.flag("batch", type=int, default=8, help="Batch size; default: %(default)s.")
+    parser.flag("repeats", type=int, default=7, help="Number of repetitions; default: %(default)s.")
     parser.flag("only", default="", help="Text that the layer's name contains.")
     parser.flag("json", action="store_true", help="Print one JSON record for each line.")
     args = parser.parse_args()

@@ -228,8 +228,8 @@ def same(expected: dict[str, Any], found: dict[str, Any], which: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Print what was hit; return 1 where a run differs."""
     parser = Arguments(__doc__)
-    parser.flag("kills", type=int, default=20)
-    parser.flag("seed", type=int, default=0)
+    parser.flag("kills", type=int, default=20, help="Number of kills; default: %(default)s.")
+    parser.flag("seed", type=int, default=0, help="Seed of the moments; default: %(default)s.")
     parser.flag("json", action="store_true", help="Print the figures as JSON on stdout.")
     given = parser.parse_args(arguments)
     if given.kills < 1:

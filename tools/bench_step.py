@@ -40,7 +40,7 @@ PROGRAMS = ("step", "clean", "torch", "torch_clean")
 def parse() -> argparse.Namespace:
     """Return the command line."""
     parser = Arguments(__doc__)
-    parser.add_argument("config", type=Path)
+    parser.add_argument("config", type=Path, help="Config whose step runs.")
     parser.flag(
         "batch", type=int, help="Batch size; default: 8, for --topology the config's, per chip."
     )
@@ -50,7 +50,7 @@ def parse() -> argparse.Namespace:
     parser.flag("fsdp", type=int, help="Number of devices that share the state; 0: all.")
     parser.flag("microbatches", type=int, help="Number of parts of a device's images.")
     parser.flag("topology", help="Compile for a slice such as v5e:8x8, without running.")
-    parser.flag("against", choices=["torch"])
+    parser.flag("against", choices=["torch"], help="Also run the same step in PyTorch.")
     parser.flag("program", choices=PROGRAMS, help="Program that runs alone; default: all.")
     parser.flag("trace", type=Path, help="Folder for an XProf trace of --program.")
     parser.flag("rounds", type=int, default=4, help="Number of turns of each program.")
