@@ -601,6 +601,7 @@ class MultiRadiusTest(parameterized.TestCase):
         self.check(load(paths.GOLDEN / "attacks/l1_schedule.npz"), golden_loss, loss)
 
     @parameterized.parameters(("ce", "ce"), ("dlrt", "dlr-targeted"))
+    @pytest.mark.matrix
     def test_stages_in_full(self, golden_loss, loss):
         if not (paths.SHARED / "golden/apgd_l1_schedule.npz").exists():
             self.skipTest(paths.NO_SHARED)

@@ -69,6 +69,7 @@ class PhotographsTest(parameterized.TestCase):
                 for _, batch in zip(range(steps), batches, strict=False)
             ]
 
+    @pytest.mark.slow
     def test_every_photograph_once_per_epoch_with_three_workers(self):
         batches = pipeline.train_batches(
             self.source, **OPTIONS | {"batch_size": 40, "augmentation": "basic"}, workers=3

@@ -436,8 +436,14 @@ class DamageTest(parameterized.TestCase):
             next(batches)
         batches.close()
 
-    @parameterized.parameters(0, 2)
-    def test_corrupt_record_file(self, workers):
+    def test_corrupt_record_file(self):
+        self.check_corrupt(0)
+
+    @pytest.mark.slow
+    def test_corrupt_record_file_in_a_worker(self):
+        self.check_corrupt(2)
+
+    def check_corrupt(self, workers):
         with tempfile.TemporaryDirectory() as root:
             shutil.copytree(DIGITS / "digits", Path(root) / "digits")
             path = next(Path(root).rglob("*train*"))

@@ -255,15 +255,17 @@ class MemoryTest(parameterized.TestCase):
         self.assertIsNone(gone())
         self.assertLen(networks._kept, kept)
 
+    @parameterized.parameters(closure, lambda w: Model(w).logits, lambda w: jax.jit(closure(w)))
+    def test_an_evaluated_network_is_freed(self, made):
+        self.check_freed(made, evaluate)
+
     @parameterized.parameters(
-        closure,
         Model,
-        lambda w: Model(w).logits,
-        lambda w: jax.jit(closure(w)),
         lambda w: functools.partial(linear, w),
         lambda w: Partial(lambda scale, x: scale * linear(w, x), jnp.float32(1)),
     )
-    def test_an_evaluated_network_is_freed(self, made):
+    @pytest.mark.slow
+    def test_so_are_others(self, made):
         self.check_freed(made, evaluate)
 
     def test_one_that_was_searched_with_is_freed(self):

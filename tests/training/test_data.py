@@ -64,6 +64,7 @@ class FolderTest(parameterized.TestCase):
         lines = map(json.loads, (self.workdir / "metrics.jsonl").read_text().splitlines())
         return [line for line in lines if "loss" in line]
 
+    @pytest.mark.slow
     def test_heavy_augmentation_and_the_list_of_classes(self):
         quiet_run(self.config, self.workdir)
         self.assertEqual((self.workdir / "classes.txt").read_text(), "ant\nbee\ncow\ndog\n")

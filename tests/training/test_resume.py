@@ -297,6 +297,7 @@ class RollbackTest(RunTest):
         self.assertEqual(rates, lines(folder / "killed", "lr"))
         self.same(*(final_state(folder / name, config)[0] for name in ("whole", "killed")))
 
+    @pytest.mark.slow
     def test_a_signal_while_it_goes_back_is_heard(self):
         workdir, real = Path(self.create_tempdir()) / "run", trouble.Trouble.roll_back
 

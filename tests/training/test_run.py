@@ -119,6 +119,7 @@ class TroubleTest(parameterized.TestCase):
         with self.assertRaisesRegex(trouble.Diverged, r"loss is (nan|inf) at step \d+.*checkpoint"):
             quiet_run(config, workdir)
 
+    @pytest.mark.slow
     def test_full_disk_names_the_last_checkpoint_and_continues(self):
         workdir = Path(self.create_tempdir()) / "full"
         config = tiny(pretrain__epochs=0)
@@ -159,6 +160,7 @@ class TroubleTest(parameterized.TestCase):
             quiet_run(config, workdir)
         self.assertIn("train: step 6 of 12", quiet_run(config, workdir))
 
+    @pytest.mark.slow
     def test_failing_evaluation_loses_nothing(self):
         workdir = Path(self.create_tempdir()) / "evaluation"
         config = tiny(pretrain__epochs=0)
@@ -255,15 +257,24 @@ class CommandLineTest(parameterized.TestCase):
 
     @parameterized.parameters(
         (["--config.train.epocs=3"], "unknown config key 'epocs'; did you mean 'epochs'?"),
-        (["--config.zzz=3"], "unknown config key 'zzz'"),
         (["--config.attack.epsilon", "8/4"], "epsilon=2.0 is larger than the pixel range"),
+        (["--config.model.options.drop_pat=0.1"], "unknown option ['drop_pat'] for convnext_n"),
+    )
+    def test_mistakes_are_one_sentence_and_exit_2(self, arguments, message):
+        self.check_mistake(arguments, message)
+
+    @parameterized.parameters(
+        (["--config.zzz=3"], "unknown config key 'zzz'"),
         (["--config.attack.epsilon=8/4"], "epsilon=2.0 is larger than the pixel range"),
         (["--config=configs/none.py"], "given more than once"),
-        (["--config.model.options.drop_pat=0.1"], "unknown option ['drop_pat'] for convnext_n"),
         (["--config.model.options.dims=8"], "dims=8 of convnext_n must be a tuple of integers"),
         (["--config.model.options.remat=True"], "options.remat is no option; set model.remat"),
     )
-    def test_mistakes_are_one_sentence_and_exit_2(self, arguments, message):
+    @pytest.mark.slow
+    def test_more_mistakes(self, arguments, message):
+        self.check_mistake(arguments, message)
+
+    def check_mistake(self, arguments, message):
         process = self.run_main("--config=configs/quickstart.py", *arguments)
         _, said = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 2, said)

@@ -67,6 +67,7 @@ class TrainStepTest(parameterized.TestCase):
         self.assertLess(np.mean(losses[-3:]), np.mean(losses[:3]) - 0.05)
         self.assertEqual(phase.step._cache_size(), 1)  # compiled once, not again for its own state
 
+    @pytest.mark.slow
     def test_one_device_is_eight(self):
         one, many = (trained(small_config(), jax.devices()[:n]) for n in (1, 8))
         # Sums over the batch in another order: float32 rounding, amplified by Adam where a
@@ -187,8 +188,14 @@ class TrainStepTest(parameterized.TestCase):
 class AugmentedStepTest(parameterized.TestCase):
     """MixUp, CutMix, erasing and smoothing inside the step."""
 
-    @parameterized.parameters("soft", "hard")
-    def test_attacks_and_trains_on_the_augmented_batch(self, labels):
+    def test_attacks_and_trains_on_the_augmented_batch(self):
+        self.check("hard")
+
+    @pytest.mark.slow
+    def test_attack_aims_at_soft_labels(self):
+        self.check("soft")
+
+    def check(self, labels):
         changes = {"attack__start": "random", "attack__labels": labels, "mixup__group": 4}
         heavy = small_config(data__augmentation="heavy", **changes)
         phase, plain = (
@@ -370,8 +377,14 @@ class BatchNormTest(parameterized.TestCase):
         self.assertGreater(np.abs(states[2].stats["bn1.mean"] - found["bn1.mean"]).max(), 1e-3)
         self.assertNotIn("normalize.mean", states[2].ema)
 
-    @parameterized.parameters("running", "batch")
-    def test_attack_sees_its_statistics_and_leaves_no_trace(self, statistics):
+    def test_attack_sees_its_statistics_and_leaves_no_trace(self):
+        self.check_statistics("running")
+
+    @pytest.mark.slow
+    def test_attack_sees_those_of_its_batch(self):
+        self.check_statistics("batch")
+
+    def check_statistics(self, statistics):
         config = self.config(attack__statistics=statistics)
         phase = build.phase(config, "train", 80, devices=jax.devices()[:1], donate=False)
         attack = attacks.apgd(epsilon=8 / 255, steps=3)
