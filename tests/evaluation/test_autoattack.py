@@ -840,19 +840,17 @@ class KillTest(absltest.TestCase):
 
         whole, parts = directory / "whole.jsonl", directory / "parts.jsonl"
         self.assertEqual(start(whole).wait(300), 0)
-        begun = time.perf_counter()
-        self.assertEqual(start(whole).wait(300), 0)
-        setup = time.perf_counter() - begun  # until the first step, more or less
-        killed = 0
+        killed, size = 0, lambda: parts.stat().st_size if parts.exists() else 0
+        most = whole.stat().st_size // 10  # so that twenty kills are spread over all verdicts
         while killed < 20:
-            process = start(parts)
-            try:
-                self.assertEqual(process.wait(setup * (0.6 + 0.8 * chance.random())), 0)
+            process, wanted = start(parts), size() + chance.randrange(most)
+            while process.poll() is None and size() < wanted:
+                time.sleep(0.001)
+            if process.poll() is not None:
                 break  # it was done before
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                killed += 1
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
         self.assertEqual(start(parts).wait(300), 0)
         self.assertGreaterEqual(killed, 5)
         self.assertEqual(read(parts), read(whole))
