@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support import paths
+from tests.support import compiling, paths
 from tests.support.runs import tiny
 
 
@@ -20,6 +20,7 @@ def start(processes: int, devices: int, command: list[str], **given) -> list[sub
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
         environment |= {"JAX_NUM_CPU_DEVICES": str(devices), "JAXROBUST_ALLOCATOR": "system"}
         environment["JAX_PLATFORMS"] = "cpu"  # no search for a TPU
+        environment["XLA_FLAGS"] = compiling.FLAGS  # each of them compiles for itself
         if processes > 1:
             environment |= {
                 "JAX_COORDINATOR_ADDRESS": address,

@@ -9,7 +9,7 @@ from absl.testing import absltest
 from tools import bench_resume
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 class KillsTest(absltest.TestCase):
     def test_ends_in_the_same_bits(self):
         with tempfile.TemporaryDirectory() as folder:
