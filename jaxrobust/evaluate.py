@@ -1,6 +1,7 @@
 """`python -m jaxrobust.evaluate (--workdir RUN | --model NAME --weights PATH --dataset NAME) ...`.
 
-A folder that tools/import_torch.py wrote says itself what it is: --weights FOLDER without --model.
+An imported folder (jaxrobust.convert.import_torch) says itself what it is: --weights FOLDER without
+--model.
 
 Attacks a network, prints what it withstands and writes the record of it. The same command again
 continues an evaluation that was interrupted, and prints one that is done. On a pod, start it with

@@ -94,6 +94,17 @@ class LayeringTest(absltest.TestCase):
                     breaches.append(f"{module} imports {name}")
         self.assertEmpty(breaches)
 
+    def test_models_stand_on_the_floors_that_their_docstring_names(self):
+        doc = ast.get_docstring(ast.parse((PACKAGE / "models/__init__.py").read_text()))
+        rows = re.findall(r"^    ([a-z_, ]+?)  +\S", doc or "", re.MULTILINE)
+        floor = {name: i for i, row in enumerate(rows) for name in row.split(", ")}
+        files = {m.split(".")[1]: p for m, p in modules().items() if m.startswith("models.")}
+        self.assertSameElements(floor, files.keys() - {"__main__"})
+        for module in floor:
+            for name, _ in imports(files[module]):
+                if name.startswith("jaxrobust.models."):
+                    self.assertLess(floor[name.split(".")[2]], floor[module], f"{module}: {name}")
+
     def test_third_parties_stay_where_they_belong(self):
         breaches = []
         for module, path in modules().items():

@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
 
 
 def data(count: int) -> "tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]":
-    """(images f32[n,32,32,3], labels i32[n], golden flags)."""
+    """Return (images f32[n,32,32,3], labels i32[n], golden flags)."""
     import numpy as np
 
     golden = dict(np.load(GOLDEN / "aa_flags.npz"))
@@ -78,7 +78,7 @@ def data(count: int) -> "tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]":
 
 
 def our_network(name: str) -> Any:
-    """logits_fn with its weights as arguments."""
+    """Return a logits_fn with its weights as arguments."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -295,13 +295,9 @@ def their_worker(args: argparse.Namespace) -> None:
         passes.update(forward=0, backward=0)
         wall, cpu = time.perf_counter(), time.process_time()
         _, predicted = attack.run_standard_evaluation(x, y, batch_size=args.batch or 250)
-        report = {
-            "norm": norm,
-            "wall": time.perf_counter() - wall,
-            "cpu": time.process_time() - cpu,
-        }
-        robust = (predicted == y).tolist()
-        print(json.dumps(report | passes | {"robust": robust}), flush=True)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        report = {"norm": norm, "wall": wall, "cpu": cpu} | passes
+        print(json.dumps(report | {"robust": (predicted == y).tolist()}), flush=True)
 
 
 # --- Side by side ---
@@ -371,7 +367,7 @@ def compare(args: argparse.Namespace, norm: str, key: str, best: dict[str, dict]
 
 
 def show(norm: str, mode: str, cores: int, key: str, r: dict) -> None:
-    """Three lines for people."""
+    """Print two lines for people."""
     kind = {"cpu": "CPU s", "wall": "wall s"}[key]
     print(
         f"{norm:4} {mode} ({cores}): ours {r['seconds']['ours']:.1f}, pyautoattack "

@@ -94,7 +94,7 @@ class _Cut(NamedTuple):
 
 
 def _moves_l1(sizes: Rows, room: Rows, excess: PerImage) -> Rows:
-    """Return entries move into their corner in order of size; the last one as far as needed.
+    """Move entries into their corner in order of size, the last one as far as needed.
 
     Bisects the sizes, instead of a sort, until a single entry, or equal ones, are left between
     the cut `upper`, whose entries move fully, and `lower`, whose entries are more than enough.

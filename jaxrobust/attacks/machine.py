@@ -176,7 +176,7 @@ def nearest(
 def run(
     machine: Machine, logits_fn: LogitsFn, state: Any, *, gradient_steps: int, final_forward: bool
 ) -> Any:
-    """Drive a machine to its end; returns its state.
+    """Drive a machine to its end and return its state.
 
     Args:
       machine: the attack.

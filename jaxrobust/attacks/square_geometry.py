@@ -195,7 +195,7 @@ def _window(images, draws, which, side):
 
 
 def _places(images):
-    """Return the row of each row, and the column of each entry of one; NumPy."""
+    """Return the row numbers of an image, and the column of each entry of a row; NumPy."""
     _, height, width, channels = images.shape
     columns = np.repeat(np.arange(width, dtype=np.int32), channels)
     return np.arange(height, dtype=np.int32), columns

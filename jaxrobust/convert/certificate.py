@@ -1,8 +1,8 @@
-"""`python tools/certificate.py --model NAME --weights OURS --against THEIRS`: compares networks.
+"""Compare networks: `python -m jaxrobust.convert.certificate --model M --weights W --against T`.
 
-OURS is a file with our names or an imported folder; THEIRS the PyTorch file that it was made from
-or became (.pt, .pth, .safetensors, or the .py of an exported module). NAME may be a RobustBench id:
-RobustBench's own loader then reads THEIRS. Writes `<stem>.certificate.json` beside OURS.
+W is a file with our names or an imported folder; T the PyTorch file that it was made from
+or became (.pt, .pth, .safetensors, or the .py of an exported module). M may be a RobustBench id:
+RobustBench's own loader then reads T. `<stem>.certificate.json` is written beside W.
 
 Exit codes: 0 they agree, or no reference network is installed; 1 they differ; 2 a mistake;
 3 another reason that it names, such as a full disk.

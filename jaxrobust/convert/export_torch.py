@@ -1,6 +1,6 @@
-"""`python tools/export_torch.py (--workdir RUN | --weights PATH) --layout L --out DIR`: to PyTorch.
+"""Export to PyTorch: `python -m jaxrobust.convert.export_torch --workdir RUN --layout L --out DIR`.
 
-L is one of
+--weights PATH takes imported or other weights instead of a run's. L is one of
   timm    DIR/<model>.safetensors with timm's names (of a ConvStem: those of the paper's files);
   module  DIR/<model>.py and .pt: the network for PyTorch alone, with any options, normalisation
           and number of classes; `from <model> import load`;

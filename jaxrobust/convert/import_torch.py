@@ -1,9 +1,9 @@
-"""`python tools/import_torch.py SOURCE --model NAME --out DIR`: PyTorch weights as ours.
+"""Import PyTorch weights: `python -m jaxrobust.convert.import_torch SOURCE --model NAME --out DIR`.
 
 SOURCE is a file (.safetensors, .pth, .pt, ...), a URL, or hf://ORG/REPO[@REVISION][/FILE], such as
 hf://timm/convnext_tiny.fb_in1k. DIR gets `weights.safetensors` with our names and `config.json`;
 training takes it as `--config.init.weights=DIR`, evaluation as `--weights DIR`. The certificate
-beside them says how well they agree with the reference network (tools/certificate.py).
+beside them says how well they agree with the reference network (jaxrobust.convert.certificate).
 
 Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason that it names, such
 as no network; nothing is left under DIR then.

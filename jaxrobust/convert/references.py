@@ -104,7 +104,7 @@ def reference(
     PyTorch.
 
     Args:
-      path: the file, or a module that tools/export_torch.py wrote (.py).
+      path: the file, or a module that jaxrobust.convert.export_torch wrote (.py).
       layout: "timm", or a RobustBench id, whose file RobustBench's own loader then reads.
       which: "ema" or "raw", where a file holds both.
     Raises:

@@ -127,7 +127,7 @@ def _folder(given: Given) -> Path | None:
     if (given.workdir is None) == (given.model is None and folder is None):
         raise ValueError(
             "give --workdir RUN, or --model NAME --weights PATH --dataset NAME (no --model where "
-            "PATH is a folder that tools/import_torch.py wrote)"
+            "PATH is a folder that jaxrobust.convert.import_torch wrote)"
         )
     if given.model and not given.weights:
         raise ValueError("--model needs --weights PATH, its weights")

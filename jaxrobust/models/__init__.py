@@ -1,12 +1,15 @@
 """Networks: `available()` lists them, `create(name)` makes one.
 
-The files stand on floors, and each imports from those below it only:
+The files stand on floors, the ground floor first, and each imports from lower floors only:
 
-    primitives, renaming, positions, initializers          parts that know no layer
+    primitives, initializers, positions, inputs            parts that know no layer
+    renaming, published                                    names and files of other projects
     layers, attention, convolutions, batch_norms, pooling  functions of arrays and parameters
-    modules, stochastic_depth                              the same as NNX modules that hold them
-    stems, classifier                                      what several architectures share
-    convnext, iso_convnext, resnet, vit, cait, xcit, swin  one architecture each
+    modules, stochastic_depth                              NNX modules that hold the parameters
+    stems, classifier, family                              what several architectures share
+    convnext, iso_convnext, resnet, vit, xcit, swin        one architecture each
+    cait                                                   one more, made of parts of vit
+    table                                                  `python -m jaxrobust.models`
 
 An architecture's file ends with its `family.Family`: variants, names on the PyTorch side, stem,
 head, weight-decay mask and the papers' counts. A new one is one file and one entry of `FAMILIES`.

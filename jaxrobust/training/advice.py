@@ -41,7 +41,8 @@ def _random_weights(config: Any, first: str) -> list[str]:
     return [
         f"{first} attacks a network of random weights under heavy augmentation, which the paper "
         "(arXiv 2303.01870) reports as failing. Start from clean weights, init.weights=FOLDER of "
-        "tools/import_torch.py (a ConvStem: --init-stem, and pretrain.epochs=50 to 100 for it),",
+        "jaxrobust.convert.import_torch (of a ConvStem with --init-stem, and pretrain.epochs=50 to "
+        "100 for the stem),",
         "or, without such weights, train clean first (pretrain.epochs=100), or with light "
         "augmentation (data.augmentation=basic)",
     ]

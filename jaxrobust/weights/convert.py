@@ -22,7 +22,7 @@ Arrays = dict[str, np.ndarray]
 
 # What wrappers put before every name: DDP, the attack's wrapper, the normalised wrapper, compile.
 PREFIXES = ("module.", "base_model.", "model.", "_orig_mod.")
-_MODULE = "export the self-contained module (tools/export_torch.py --layout module)"
+_MODULE = "export the self-contained module (export_torch --layout module)"
 _NORMALIZE = row(r"normalize\.(mean|std)", r"normalize.\1", channels)
 
 

@@ -90,7 +90,7 @@ def compose(
         raise ValueError(
             f"{len(strange)} weights are {arrays[strange[0]].dtype} ({strange[0]}, ...), expected "
             "float32; where rounding them is meant, import them first with "
-            "`python tools/import_torch.py --cast`"
+            "`python -m jaxrobust.convert.import_torch --cast`"
         )
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     shapes = {key: tuple(array.shape) for key, array in (params | stats).items()}
@@ -117,7 +117,7 @@ def compose(
         if stem == "keep" and _fits_but_for(names.stem, found, kept | added, expected):
             raise ValueError(
                 "only the stem is another one: for a new one set init.stem=fresh (--init-stem of "
-                f"tools/import_torch.py). {error}"
+                f"jaxrobust.convert.import_torch). {error}"
             ) from error
         raise
     matched = [key for key in expected if key not in added]
@@ -180,8 +180,8 @@ def stored(path: Path, *, which: str = "ema") -> Stored:
         return Stored(arrays, config["architecture"], str(path), options)
     if not (path / "config.json").is_file():
         raise ValueError(
-            f"{path} holds no weights; give a file, a folder that tools/import_torch.py wrote, or "
-            "the workdir of a run"
+            f"{path} holds no weights; give a file, a folder that jaxrobust.convert.import_torch "
+            "wrote, or the workdir of a run"
         )
     config = runs.run_config(path)
     which, (params, stats) = runs.run_weights(path)

@@ -1,4 +1,4 @@
-"""tools/certificate.py: right conversions pass, wrong ones show, and loaders say it."""
+"""Certificates: right conversions pass, wrong ones show, and loaders say it."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""tools/export_torch.py: every layout, RobustBench's own loader, its entry, and all refusals."""
+"""Exports to PyTorch: every layout, RobustBench's own loader, its entry, and all refusals."""
 
 import contextlib
 import importlib.util

@@ -1,4 +1,4 @@
-"""tools/import_torch.py, and downloads against servers on this machine."""
+"""Imports from PyTorch, and downloads against servers on this machine."""
 
 import contextlib
 import hashlib

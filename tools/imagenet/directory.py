@@ -48,7 +48,7 @@ def settings(plan: Plan) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def claimed(plan: Plan) -> Iterator[None]:
-    """Yield the directory is this process' alone, and holds nothing but this data set.
+    """Claim the directory for this process alone, with nothing in it but this data set.
 
     Raises:
       ValueError: it holds something else, or another process writes it.
