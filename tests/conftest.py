@@ -60,3 +60,9 @@ def pytest_collection_finish() -> None:
     """Keep Python from looking for garbage in a million imported objects, a fifth of the time."""
     gc.freeze()
     gc.set_threshold(50_000)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Optimise the programs of tests that compute much, before their class is set up."""
+    compiling.for_test(computes=item.get_closest_marker("computes") is not None)

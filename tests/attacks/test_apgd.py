@@ -196,6 +196,7 @@ class GoldenTrainingTest(GoldenCase):
         self.check_two_steps(load(paths.GOLDEN / "attacks/twostep.npz"))
 
 
+@pytest.mark.computes
 class GoldenRunTest(GoldenCase):
     """20 iterations of AutoAttack's APGD from given starts."""
 
@@ -589,6 +590,7 @@ class ErrorTest(parameterized.TestCase):
             machine.init(jnp.zeros((2, 4, 4, 3)), jnp.zeros(2, jnp.int32))
 
 
+@pytest.mark.computes
 class MultiRadiusTest(parameterized.TestCase):
     """The L1 schedule, stage by stage from the reference's starts.
 

@@ -352,6 +352,7 @@ class FullGoldenTest(GoldenCase):
         self.check_perturb(full, norm, mode, data["x"][:64], data["labels"][:64])
 
 
+@pytest.mark.computes
 class PlantedBugTest(parameterized.TestCase):
     """The golden numbers catch what could go wrong."""
 

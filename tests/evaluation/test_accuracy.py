@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from jaxrobust.evaluation import accuracy
@@ -46,6 +47,7 @@ class CountsTest(absltest.TestCase):
             self.assertEqual((counts["clean"], counts["robust"]), (clean, clean))
 
 
+@pytest.mark.computes
 class ApgdCeTest(absltest.TestCase):
     def test_reports_the_last_point_that_is_wrong(self):
         """Not that of the highest loss, where this network is right again."""

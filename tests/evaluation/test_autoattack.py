@@ -51,6 +51,7 @@ class Promises(parameterized.TestCase):
         np.testing.assert_array_equal(predicted == LABELS[: len(fooled)], result.robust)
 
 
+@pytest.mark.computes
 class GoldenTest(Promises):
     """The verdicts on the images. Draws differ, so one image may too (the golden README)."""
 
@@ -95,6 +96,7 @@ class GoldenInFullTest(Promises):
         self.check_promises(result, norm)
 
 
+@pytest.mark.computes
 class CostTest(parameterized.TestCase):
     def test_no_more_passes_than_the_reference(self):
         # Per image and job, from section 11 of the facts: APGD 102 forward and 101 backward, FAB
@@ -155,6 +157,7 @@ class CostTest(parameterized.TestCase):
         self.assertLessEqual(counts[4], counts[0] + 2)
 
 
+@pytest.mark.computes
 class RandomnessTest(parameterized.TestCase):
     def run_on(self, devices, batch, **changes):
         with on_devices(devices):
@@ -530,6 +533,7 @@ class SearchTest(parameterized.TestCase):
         self.assertIn("zero-gradients", result.flags)
 
 
+@pytest.mark.computes
 class RefutedTest(parameterized.TestCase):
     """What a search found and the last forward pass does not confirm."""
 
@@ -698,6 +702,7 @@ def read(path):
     return sorted(json.dumps(drop(json.loads(line)), sort_keys=True) for line in lines)
 
 
+@pytest.mark.computes
 class LedgerTest(parameterized.TestCase):
     def test_one_record_per_image_and_attack(self):
         path = Path(self.create_tempdir()) / "ledger.jsonl"

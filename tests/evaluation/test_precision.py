@@ -49,6 +49,7 @@ def mesh():
     return jax.sharding.Mesh(np.array(jax.devices()[:1]), ("slots",))
 
 
+@pytest.mark.computes
 class AutoAttackTest(parameterized.TestCase):
     def test_the_last_forward_pass(self):
         closure = jax.tree_util.Partial(lambda x: x.reshape(len(x), -1) @ jnp.ones((192, 10)))

@@ -47,6 +47,7 @@ class VisionTransformerTest(parameterized.TestCase):
             self.assertRegex(name, rf"^{vit.NAMES.head}$")
 
 
+@pytest.mark.computes
 class ConversionTest(parameterized.TestCase):
     @parameterized.parameters(("vit_s", 288, 325), ("vit_m", 64, 16))
     def test_positions_of_another_size(self, name, side, positions):

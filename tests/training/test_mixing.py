@@ -113,6 +113,7 @@ class BlendTest(parameterized.TestCase):
         np.testing.assert_allclose(mixed.sum(-1), 1, rtol=1e-6)
 
 
+@pytest.mark.computes
 class MixDistributionTest(DistributionTest):
     """COUNT pairs of a black and a white image, so that the weight of every pixel shows."""
 

@@ -274,6 +274,7 @@ class SkippedTest(RunTest):
                 quiet_run(one_phase(trouble__skips=1), workdir)
 
 
+@pytest.mark.computes
 class RollbackTest(RunTest):
     def test_goes_back_once_with_a_lower_rate(self):
         folder = Path(self.create_tempdir())
@@ -356,6 +357,7 @@ def checkpoint_of(workdir: Path):
         yield checkpoints
 
 
+@pytest.mark.computes
 class LeftoversTest(RunTest):
     """What a kill may leave behind."""
 
