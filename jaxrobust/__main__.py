@@ -1,24 +1,66 @@
-"""`python -m jaxrobust`: what there is."""
+"""`jaxrobust COMMAND ...`, or `python -m jaxrobust COMMAND ...`: the commands by their names."""
+
+import difflib
+import runpy
+import sys
+from typing import NamedTuple
 
 from jaxrobust import __version__
+from jaxrobust.runtime import commandline
+
+
+class Command(NamedTuple):
+    """A module that `python -m` runs too, how it is used, and what it does."""
+
+    module: str
+    usage: str
+    does: str
+
 
 COMMANDS = {
-    "python -m jaxrobust.main --config FILE": "trains a network, or continues to",
-    "python -m jaxrobust.evaluate --workdir RUN": "attacks a network and keeps the record",
-    "python -m jaxrobust.models": "lists the architectures and the checkpoints that load",
-    "python -m jaxrobust.convert.import_torch SOURCE": "takes weights from PyTorch's files",
-    "python -m jaxrobust.convert.export_torch": "writes weights for PyTorch, timm or RobustBench",
-    "python -m jaxrobust.convert.certificate": "compares a network with its reference",
+    "train": Command("jaxrobust.main", "--config FILE", "trains a network, or continues to"),
+    "evaluate": Command(
+        "jaxrobust.evaluate", "--workdir RUN", "attacks a network and keeps the record"
+    ),
+    "models": Command(
+        "jaxrobust.models", "", "lists the architectures and the checkpoints that load"
+    ),
+    "import": Command(
+        "jaxrobust.convert.import_torch", "SOURCE --model M", "takes weights from PyTorch's files"
+    ),
+    "export": Command(
+        "jaxrobust.convert.export_torch", "--workdir RUN", "writes them for PyTorch or RobustBench"
+    ),
+    "certificate": Command(
+        "jaxrobust.convert.certificate", "--model M", "compares a network with its reference"
+    ),
 }
 
 
 def main() -> None:
-    """Print the commands; each has a --help."""
-    width = max(map(len, COMMANDS))
-    print(f"jaxrobust {__version__}, adversarially robust image classifiers in JAX\n")
-    for command, does in COMMANDS.items():
-        print(f"{command:{width}}  {does}")
-    print("\nEach command says more with --help; README.md shows them in the order of their use.")
+    """Run the command that is named, as `python -m` would; without one, say what there is."""
+    name, *rest = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h", "help"):
+        return print(_overview())
+    if name == "--version":
+        return print(f"jaxrobust {__version__}")
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1)
+        meant = f"did you mean {near[0]}?" if near else f"one of {', '.join(COMMANDS)}"
+        commandline.stop(f"{name} is no command; {meant}", 2)
+    commandline.program = f"jaxrobust {name}"
+    sys.argv[1:] = rest
+    runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
+
+
+def _overview() -> str:
+    usages = {f"jaxrobust {name} {row.usage}": row.does for name, row in COMMANDS.items()}
+    width = max(map(len, usages))
+    rows = "\n".join(f"{usage:{width}}  {does}" for usage, does in usages.items())
+    return (
+        f"jaxrobust {__version__}, adversarially robust image classifiers in JAX\n\n{rows}\n\n"
+        "Each command says more with --help; README.md shows them in the order of their use."
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import traceback
 from functools import partial
 from typing import Any
 
-from absl import app, flags, logging
+from absl import app, flags
 
 from jaxrobust.runtime.commandline import (
     define_host_flags,
@@ -25,6 +25,7 @@ from jaxrobust.runtime.commandline import (
     mapping,
     number,
     parse,
+    quiet_libraries,
     stop,
 )
 from jaxrobust.runtime.launch import join_hosts, keep_large_buffers, use_every_core
@@ -71,8 +72,7 @@ def main(argv: list[str]) -> None:
     """Read the flags and evaluate."""
     if len(argv) > 1:
         stop(f"{argv[1]!r} is no flag; every value goes to one, see --help", 2)
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint
+    quiet_libraries()
     pod = hosts()
     end = partial(leave, at_once=pod is not None)  # other hosts may wait for this one
     try:

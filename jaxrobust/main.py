@@ -10,10 +10,17 @@ import traceback
 from functools import partial
 from pathlib import Path
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from jaxrobust.runtime.commandline import define_host_flags, hosts, leave, parse, stop
+from jaxrobust.runtime.commandline import (
+    define_host_flags,
+    hosts,
+    leave,
+    parse,
+    quiet_libraries,
+    stop,
+)
 from jaxrobust.runtime.launch import join_hosts, keep_large_buffers
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
@@ -32,8 +39,7 @@ def main(argv: list[str]) -> None:
     """Read the flags and run the config."""
     if len(argv) > 1 or _CONFIG.value is None:
         stop("give --config FILE, and changes as --config.key=value; nothing else", 2)
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.FATAL)  # Orbax logs 30 lines a checkpoint, and what it raises
+    quiet_libraries()
     from jaxrobust.runtime import profiling
     from jaxrobust.training import run as training_run  # after the flags: --help needs no JAX
     from jaxrobust.training.stopping import Stopped

@@ -1,14 +1,18 @@
 """The examples in docstrings, run as a user would, and what the package says it has."""
 
+import contextlib
 import doctest
 import importlib
+import io
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 from absl.testing import absltest, parameterized
 
 import jaxrobust
+from jaxrobust.__main__ import COMMANDS, main
 
 MODULES = (
     *("attacks", "attacks.apgd", "attacks.pgd", "attacks.fab", "attacks.square"),
@@ -51,10 +55,38 @@ class PackageTest(absltest.TestCase):
             [sys.executable, "-m", "jaxrobust"], capture_output=True, text=True, check=True
         )
         self.assertIn(f"jaxrobust {jaxrobust.__version__}", done.stdout)
-        from jaxrobust.__main__ import COMMANDS
+        for name, command in COMMANDS.items():
+            self.assertIn(f"jaxrobust {name}", done.stdout)
+            self.assertIsNotNone(importlib.util.find_spec(command.module), name)
 
-        for command in COMMANDS:
-            importlib.import_module(command.split()[2])
+    def test_a_command_is_the_module_of_its_name(self):
+        with mock.patch("sys.argv", ["jaxrobust", "models", "convnext_n"]):
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                main()
+        self.assertIn("convnext_n", out.getvalue())
+
+    def test_version_and_typing_errors(self):
+        for words, code, said in (
+            (["--version"], None, f"jaxrobust {jaxrobust.__version__}"),
+            (["evalute"], 2, "jaxrobust: evalute is no command; did you mean evaluate?"),
+            (["fly"], 2, "jaxrobust: fly is no command; one of train, evaluate, models, "),
+            (["models", "--nme=x"], 2, "jaxrobust: --nme is no flag; --help lists them"),
+        ):
+            out = io.StringIO()
+            with (
+                self.subTest(words),
+                mock.patch("sys.argv", ["jaxrobust", *words]),
+                contextlib.redirect_stdout(out),
+                contextlib.redirect_stderr(out),
+            ):
+                left = None
+                try:
+                    main()
+                except SystemExit as error:
+                    left = error.code
+                self.assertEqual(left, code)
+                self.assertStartsWith(out.getvalue(), said)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ ALLOWED = {
     "tensorflow_datasets": ("data.tfds_source",),
     "array_record": ("data",),
     "simplejpeg": ("data.decoding",),
-    "clu": ("training.metrics",),
+    "clu": ("training.metrics", "models.table"),
+    "tensorboardX": ("training.metrics",),
     "ml_collections": ("main", "config", "runtime.commandline"),
     "torch": ("weights.files", "convert"),
     "huggingface_hub": ("weights.download",),
@@ -46,7 +47,7 @@ ALLOWED = {
     "tensorflow": (),
     "robustbench": ("convert",),
 }
-INSIDE_FUNCTIONS = {"tensorflow_datasets", "torch", "clu", "huggingface_hub"}
+INSIDE_FUNCTIONS = {"tensorflow_datasets", "torch", "tensorboardX", "huggingface_hub"}
 
 
 def modules() -> dict[str, Path]:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from jaxrobust.data import imagenet, splits, storage, subsets
 from jaxrobust.data.types import DataError, Record, Source, first_few

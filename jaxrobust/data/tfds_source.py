@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from jaxrobust.data import splits, storage, subsets
 from jaxrobust.data.types import DataError, Record, Source, first_few

@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jaxtyping import Integer, Key, UInt8
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from jaxrobust import attacks, types
 from jaxrobust.data import Damage, Source, pipeline

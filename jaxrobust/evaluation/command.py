@@ -17,7 +17,7 @@ from jaxrobust.evaluation import accuracy, autoattack, records
 from jaxrobust.evaluation import subject as subjects
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.models.inputs import cast
-from jaxrobust.runtime import compilation, hosts, jsonl, sharding
+from jaxrobust.runtime import compilation, hardware, hosts, jsonl, sharding
 from jaxrobust.runtime.progress import say
 from jaxrobust.types import Attack, Weights
 from jaxrobust.weights import hashes, runs
@@ -193,8 +193,10 @@ def evaluate(
         return _answer(known[-1], out)
     say(
         f"{network.name} ({which}) on {source.where()}: {method} on {asked.images} images, "
-        f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+        f"{hardware.devices()}"
     )
+    if idle := hardware.left_idle():
+        say(f"WARNING: {idle}")
     if asked.attack in _AUTOATTACK:
         name, ledger = f"{network.name} {sha256} float32", out / f"ledger-{number}.jsonl"
         found = _searched(subject, source, weights, asked, name, ledger)

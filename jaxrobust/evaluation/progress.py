@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable
 
 import jax
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
-from jaxrobust.runtime.progress import clock, say
+from jaxrobust.runtime.progress import Part, clock, columns, fitted, say, watched
 
 
 class Decisions:
@@ -18,15 +18,11 @@ class Decisions:
     ) -> None:
         self._interval = interval  # of a share, from how many of how many
         self._enabled = enabled and jax.process_index() == 0
-        self._terminal = self._enabled and sys.stderr.isatty()
+        self._seen = self._enabled and watched()
         self._images = images
         self._passes, self._seconds, self._estimated, self._said = 0, 0.0, False, 0.0
         self._bar = tqdm(
-            total=0,
-            disable=not self._terminal,
-            dynamic_ncols=True,
-            leave=False,
-            bar_format="{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt}{postfix}",
+            total=1, disable=not self._seen, dynamic_ncols=True, leave=False, miniters=1
         )
 
     def begin(self, attack: str, images: int, known: int, standing: int) -> None:
@@ -36,10 +32,12 @@ class Decisions:
         self._attack, self._of, self._decided, self._standing = attack, images, known, standing
         if known:
             self._say(f"{attack}: {known} of {images} images are in the ledger")
-        if self._terminal:
-            self._bar.reset(total=images)
-            self._bar.set_description_str(attack, refresh=False)
-            self._bar.update(known)
+        self._made = 0
+        if self._seen:
+            self._show([Part("compiling (minutes for a large network)")], 1)
+            self._bar.refresh()
+        else:
+            self._say(f"{attack}: compiling (minutes for a large network)")
 
     def decided(self, standing: int) -> None:
         """Count one image more as decided; `standing` are not fooled yet."""
@@ -55,6 +53,7 @@ class Decisions:
                 self._say(f"{self._attack}: compiled in {seconds:.1f} s")
             return
         self._passes, self._seconds = self._passes + passes, self._seconds + seconds
+        self._made += passes
         left = (self._of - self._decided) * most + self._standing * later
         time_left = left * self._seconds / max(self._passes, 1)
         if not self._estimated:
@@ -64,20 +63,24 @@ class Decisions:
                 "if no image is fooled",
             )
         low, high = self._interval(self._standing, self._images)
-        text = (
-            f"robust at most {self._standing / max(self._images, 1):.1%} "
-            f"({low:.1%} to {high:.1%}), ETA {clock(time_left)}"
-        )
-        if self._terminal:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(self._decided - self._bar.n)
+        parts = [
+            Part(f"ETA {clock(time_left)},"),
+            Part(f"{self._decided}/{self._of} images decided,", 1),
+            Part(f"robust at most {self._standing / max(self._images, 1):.1%}", 2),
+            Part(f"({low:.1%} to {high:.1%})", 3),
+        ]
+        if self._seen:
+            self._show(parts, self._made + (self._of - self._decided) * most)
         elif self._enabled and time.perf_counter() - self._said > 10:
             self._said = time.perf_counter()
-            print(
-                f"{self._attack} {self._decided}/{self._of} decided, {text}",
-                file=sys.stderr,
-                flush=True,
-            )
+            text = " ".join(part.text for part in parts)
+            print(f"{self._attack} {text}", file=sys.stderr, flush=True)
+
+    def _show(self, parts: list[Part], total: int) -> None:
+        """Move the bar to the passes made of those that this attack needs at most."""
+        self._bar.total = max(total, 1)
+        self._bar.bar_format = fitted(self._attack, parts, columns())
+        self._bar.update(self._made - self._bar.n)
 
     def _say(self, message: str) -> None:
         if self._enabled:

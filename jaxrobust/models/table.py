@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from clu import parameter_overview as overview
 
 from jaxrobust import models
 from jaxrobust.models.family import Paper
@@ -45,6 +46,12 @@ def architecture(name: str) -> Architecture:
         paper=models.member(name).paper,
         published={key: net for key, net in PUBLISHED.items() if net.model == name},
     )
+
+
+def parameters(name: str) -> str:
+    """Return the table of a network's parameters: names, shapes, types, sizes, and their sum."""
+    params, _ = jax.eval_shape(models.create(name).init, jax.random.key(0))
+    return overview.get_parameter_overview(params, include_stats=False)
 
 
 def multiply_adds(net: Classifier, params: Params, stats: Params, *, image_size: int) -> int:

@@ -3,7 +3,9 @@
 import argparse
 import ast
 import contextlib
+import difflib
 import json
+import logging
 import os
 import re
 import sys
@@ -14,7 +16,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags
+from absl import logging as absl_logging
 from ml_collections import ConfigDict
+
+# In a wheel the recipes are inside of the package, in a checkout beside it.
+_PACKAGE = Path(__file__).resolve().parents[1]
+RECIPES = next(p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir())
+
+program: str | None = None  # what people typed, if it is not the file that runs: jaxrobust import
 
 flags.disclaim_key_flags()  # the flags below are in the --help of the command that asks for them
 
@@ -43,6 +52,15 @@ def hosts() -> dict[str, Any] | None:
     }
     several = flags.FLAGS.multihost or any(value is not None for value in given.values())
     return given if several else None
+
+
+def quiet_libraries() -> None:
+    """Keep Orbax and Grain from logging 30 lines a checkpoint, unless --verbosity is given.
+
+    Both log through absl. JAX does not, whose warnings (no plug-in for an accelerator) stay.
+    """
+    if not flags.FLAGS["verbosity"].present:
+        absl_logging.get_absl_logger().setLevel(logging.CRITICAL)
 
 
 def stop(message: object, code: int) -> NoReturn:
@@ -121,7 +139,8 @@ class Arguments(argparse.ArgumentParser):
     """argparse with both spellings of a flag, each of them once, and mistakes as one sentence."""
 
     def __init__(self, doc: str, **how: Any) -> None:
-        super().__init__(description=doc.split("\n")[0], allow_abbrev=False, **how)
+        about = {"prog": program, "description": doc.split("\n")[0], "allow_abbrev": False}
+        super().__init__(**(about | how))
 
     def flag(self, name: str, **how: Any) -> None:
         """Add a flag, such as `image_size`, that is also written `image-size`."""
@@ -160,13 +179,9 @@ def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") 
         for word in words:  # such as --workdir=$UNSET
             if re.fullmatch(r"--?[a-z_]+=", word):
                 raise ValueError(f"{word} is empty; give a value, or leave it out")
-        for word, following in zip(words, [*words[1:], ""], strict=True):
-            if (match := _FLAG.fullmatch(word)) and match[1] == "config":
-                path = Path(following if match[2] is None else match[2])
-                if not path.is_file():
-                    stop(f"--config {path}: no such file; try configs/quickstart.py", 2)
-                # A config may import its neighbours.
-                sys.path.append(str(path.resolve().parent.parent))
+        words, path = _with_config(words)
+        if path.name:  # a config may import its neighbours, by one name or the other
+            sys.path += [str(path.resolve().parent), str(path.resolve().parent.parent)]
         argv[1:] = words  # the same list as sys.argv, where config_flags looks for the keys
         rest = flags.FLAGS(argv)
         if path.name and not isinstance(flags.FLAGS["config"].value, ConfigDict):
@@ -179,6 +194,31 @@ def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") 
         stop(_reason(error, path, hint), 2)
 
 
+def _with_config(words: list[str]) -> tuple[list[str], Path]:
+    """Return the words with the file that --config means in its place, and that file."""
+    at = [i for i, word in enumerate(words) if re.match(r"--?config(=|$)", word)]
+    if not at:
+        return words, Path()
+    flag, _, value = words[at[0]].partition("=")
+    rest = words[at[0] + 1 :]
+    given = value or (rest.pop(0) if rest else "")
+    path = config_file(given)
+    return [*words[: at[0]], f"{flag}={path}", *rest], path
+
+
+def config_file(given: str) -> Path:
+    """Return the file of a config: the one of that name, else the recipe of the package."""
+    recipes = {path.stem: path for path in sorted(RECIPES.glob("[a-z]*.py"))}
+    own, name = Path(given), given.removeprefix("configs/").removesuffix(".py")
+    if own.is_file():
+        return own
+    if name in recipes:
+        return recipes[name]
+    near = difflib.get_close_matches(name, recipes, 1)
+    meant = f"did you mean {near[0]}?" if near else f"give one, or one of {', '.join(recipes)}"
+    stop(f"--config {given}: no such file; {meant}", 2)
+
+
 def _reason(error: Exception, path: Path, hint: str) -> str:
     """Return what is wrong with a command line or with the config file that it names, as one
     sentence.
@@ -188,7 +228,7 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
         near = re.findall(r"Did you mean: (\w+)", message)
         return _no_flag(f"--{error.flagname}", [f"--{name}" for name in near])
     if "has no attribute 'get_config'" in message:
-        return f"--config {path} defines no get_config(); see configs/quickstart.py"
+        return f"--config {path} defines no get_config(); see {RECIPES / 'quickstart.py'}"
     said = f"{type(error).__name__}: {message}"
     if "Error whilst parsing config file" in message:
         said = re.findall(r"\w+Error: .*", message)[-1]  # the end of the traceback in it

@@ -1,6 +1,10 @@
 """What an accelerator could do at best, by the name that JAX gives it: peaks, not measurements."""
 
+import os
+from pathlib import Path
 from typing import NamedTuple
+
+import jax
 
 _GIB = 2**30
 
@@ -65,3 +69,34 @@ def chip(device_kind: str) -> Chip | None:
         name for name in _CHIPS if kind.startswith(name.lower()) and not kind[len(name)].isalnum()
     ]
     return _CHIPS[max(names, key=len)] if names else None
+
+
+def devices() -> str:
+    """Return how many devices compute, and what they are."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+
+
+# The files of a driver (the second one of WSL's), and the extra with JAX's plug-in for it.
+_DRIVERS = (
+    ("an NVIDIA GPU", "cuda", ("dev/nvidia[0-9]*", "usr/lib/wsl/lib/libcuda.so*")),
+    ("a TPU", "tpu", ("dev/accel[0-9]*", "dev/vfio/[0-9]*")),
+)
+_GOOGLE = "0x1ae0"  # as a PCI vendor; vfio alone may belong to anything
+
+
+def left_idle(root: Path = Path("/")) -> str | None:
+    """Return the sentence for an accelerator that seems to be here and that JAX does not use.
+
+    None: there is none, it is used, or the environment asks for the CPU.
+    """
+    if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS"):
+        return None
+    vendors = {file.read_text().strip() for file in root.glob("sys/bus/pci/devices/*/vendor")}
+    for what, extra, patterns in _DRIVERS:
+        found = any(any(root.glob(pattern)) for pattern in patterns)
+        if found and (extra != "tpu" or _GOOGLE in vendors):
+            return (
+                f"{what} seems to be here, but JAX has no plug-in for it and computes on the CPU: "
+                f"pip install -U 'jaxrobust[{extra}]' (to mean the CPU: JAX_PLATFORMS=cpu)"
+            )
+    return None

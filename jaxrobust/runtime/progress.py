@@ -1,19 +1,67 @@
-"""What a person sees while a run goes on: one bar on a terminal, plain lines elsewhere."""
+"""What a person sees while a run goes on: one bar on a terminal or in a notebook, else lines."""
 
+import os
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
+from typing import NamedTuple
 
 import jax
-from tqdm import tqdm
+from tqdm.auto import tqdm
+
+NOTEBOOK = any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
+_YELLOW, _PLAIN = "\033[33m", "\033[0m"
 
 
 def say(message: str, *, every_process: bool = False) -> None:
     """Print a line on stderr, above a bar that may be there; only from the first process unless
     asked.
+
+    A warning is yellow on a terminal, unless NO_COLOR is set (no-color.org).
     """
+    if "WARNING" in message and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        message = f"{_YELLOW}{message}{_PLAIN}"
     if jax.process_index() == 0 or every_process:
         tqdm.write(message, file=sys.stderr)
+
+
+def watched() -> bool:
+    """Tell whether a bar is of use: on a terminal, or in a notebook."""
+    return NOTEBOOK or sys.stderr.isatty()
+
+
+def columns() -> int:
+    """Return the width of the terminal; 80 where there is none."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
+    except (OSError, ValueError):
+        return 80
+
+
+class Part(NamedTuple):
+    """A piece of a line; what has the highest `rank` is left out first where room is short."""
+
+    text: str
+    rank: int = 0
+
+
+def fitted(head: str, parts: Sequence[Part], room: int) -> str:
+    """Return tqdm's `bar_format` of a line of `room` columns: head, percentage, bar and parts.
+
+    Of the bar there are up to 20 columns, and none where the parts leave no room for it.
+    """
+    kept = [part for part in parts if part.text]
+    taken = len(f"{head} 100%  ")
+    while len(kept) > 1 and taken + len(_joined(kept)) >= room:
+        kept.remove(max(kept, key=lambda part: part.rank))
+    left = min(room - taken - len(_joined(kept)) - 4, 20)
+    text = f"|{{bar:{left}}}| " if left > 2 else ""
+    return f"{head} {{percentage:3.0f}}% {'{bar} ' if NOTEBOOK else text}{_joined(kept)}"
+
+
+def _joined(parts: Sequence[Part]) -> str:
+    return " ".join(part.text for part in parts)
 
 
 class StopSignals:

@@ -184,7 +184,7 @@ class _Loop:
         images = splits.device_batch(self.run.phase.mesh, self.batch)
         self.state, values = self.compiled(self.state, images, control)
         self.step += 1
-        self.progress.dispatched(values)
+        self.progress.dispatched(self.step, values)
         if self.probe and self.step % self.run.config.alarm.every_steps == 0:
             values |= self.probe(self.state, images)
         self.ahead.add(self.step, values)
@@ -212,6 +212,7 @@ def _compiled(run: Run, start: int) -> tuple[Any, Any]:
     """Return the step and, where it looks before the end, the alarm's probe."""
     config, name, phase = run.config, run.name, run.phase
     arguments = build.abstract_arguments(config, name, phase)
+    say(f"{name}: compiling the step (minutes for a large network)")
     step, seconds, hit = compilation.compiled(phase.step, *arguments)
     say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
     probe, every = build.probe(config, name, phase), config.alarm.every_steps

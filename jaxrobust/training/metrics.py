@@ -4,8 +4,12 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from clu import parameter_overview as overview
 
 from jaxrobust.runtime import jsonl
+from jaxrobust.types import Params
 
 Write = Callable[[int, dict[str, float]], None]
 
@@ -32,13 +36,17 @@ def writer(
     path = workdir / "metrics.jsonl"
     kept = [m for m in jsonl.read(path) if m["phase"] != phase or m["step"] <= start]
     jsonl.replace(path, "".join(json.dumps(m) + "\n" for m in kept))
-    board = _writers().SummaryWriter(str(workdir / "tensorboard" / phase)) if tensorboard else None
+    board = (
+        _tensorboard().SummaryWriter(str(workdir / "tensorboard" / phase)) if tensorboard else None
+    )
 
     def write(step: int, scalars: dict[str, float]) -> None:
         with path.open("a") as lines:
             lines.write(json.dumps({"phase": phase, "step": step} | scalars) + "\n")
         if board is not None:
-            board.write_scalars(step, scalars)
+            for name, value in scalars.items():
+                board.add_scalar(name, value, step)
+            board.flush()
 
     try:
         yield write
@@ -50,14 +58,28 @@ def writer(
 def check(*, tensorboard: bool) -> None:
     """Raise ValueError if TensorBoard is asked for but not installed."""
     if tensorboard:
-        _writers()
+        _tensorboard()
 
 
-def _writers():
-    try:  # imports TensorFlow: not before somebody asks for it
-        from clu import metric_writers
+def _tensorboard() -> Any:
+    try:  # clu's writer of the same files needs TensorFlow
+        import tensorboardX
     except ImportError as error:
         raise ValueError(
-            "log.tensorboard=True needs an extra: pip install -e '.[tensorboard]'"
+            "log.tensorboard=True needs an extra: pip install 'jaxrobust[tensorboard]'"
         ) from error
-    return metric_writers
+    return tensorboardX
+
+
+def parameters(workdir: Path, params: Params, *, enabled: bool) -> str:
+    """Write the table of the parameters to `parameters.txt`; return what it counts.
+
+    Args:
+      params: of a network; only their shapes and types are read.
+      enabled: False on all processes but the first: nothing is written.
+    """
+    file = workdir / "parameters.txt"
+    if enabled:
+        jsonl.replace(file, overview.get_parameter_overview(params, include_stats=False) + "\n")
+    count = overview.count_parameters(params)
+    return f"{count:,} parameters in {len(params)} arrays, which {file} lists"

@@ -9,18 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import jax
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from jaxrobust.runtime import hardware
-from jaxrobust.runtime.progress import clock, say
+from jaxrobust.runtime.progress import Part, clock, columns, fitted, say, watched
 
 DATA_WAIT = 0.05  # the share of time without a batch that is worth a word
-
-
-def _bar(room: int) -> str:
-    """Return tqdm's format with a bar of at most `room` characters, none if that is too short."""
-    bar = f"{{percentage:3.0f}}% |{{bar:{min(room, 20)}}}| " if room > 2 else ""
-    return "{desc} " + bar + "{n_fmt}/{total_fmt}{postfix}"
 
 
 class Progress:
@@ -46,16 +40,17 @@ class Progress:
         self._flops_per_image, self._chip_hours_before = flops_per_image, chip_hours
         self._started, self._peak_said = time.perf_counter(), 0.0
         self._main = jax.process_index() == 0
-        self._terminal = self._main and sys.stderr.isatty()
+        self._seen = self._main and watched()
         self._phase, self._total, self._batch = phase, total, batch_size
+        self._figures: list[Part] = []  # of the last line, but the time left
+        self._first: tuple[int, float] | None = None  # step and time at which one had ended
         self._bar = tqdm(
-            desc=phase,
             total=total,
             initial=step,
-            disable=not self._terminal,
+            disable=not self._seen,
             dynamic_ncols=True,
-            leave=True,
-            bar_format=_bar(20),
+            miniters=1,  # the time since the last refresh decides alone
+            bar_format=fitted(phase, [Part(f"{step}/{total}")], columns()),
         )
         self._workers, self._speed, self._starved = workers, 0.0, False
         self._watched, self._watched_wait = 0.0, 0.0
@@ -63,9 +58,32 @@ class Progress:
         self._last_step: Future[float] | None = None
         self.resume(step)
 
-    def dispatched(self, values: Any) -> None:
+    def dispatched(self, step: int, values: Any) -> None:
         """Take note that a step is on its way to the device; `values` are of its results."""
-        self._last_step = self._watcher.submit(_finished, values)
+        self._last_step = self._watcher.submit(self._finished, step, values)
+
+    def _finished(self, step: int, values: Any) -> float:
+        """Return when the device had computed these values, and move the bar."""
+        jax.block_until_ready(values)
+        now = time.perf_counter()
+        if self._seen:
+            self._first = self._first or (step, now)
+            self._move(step, now)
+        return now
+
+    def _move(self, step: int, now: float) -> None:
+        """Move the bar to `step`; the time left is that at the speed since the first step, or, once
+        a line was shown, at the speed in it.
+        """
+        since, start = self._first or (step, now)
+        speed = self._speed or (step - since) * self._batch / max(now - start, 1e-9)
+        eta = Part(f"ETA {self._left(step, speed)}")
+        parts = [Part(f"{step}/{self._total}"), *self._figures, eta]
+        self._bar.bar_format = fitted(self._phase, parts, columns())
+        self._bar.update(step - self._bar.n)
+
+    def _left(self, step: int, speed: float) -> str:
+        return clock((self._total - step) * self._batch / speed) if speed else "unknown"
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -91,29 +109,35 @@ class Progress:
         if step > before:
             self._speed = (step - before) * self._batch / seconds
         self.resume(step)
-        left = (self._total - step) * self._batch / max(self._speed, 1e-9)
-        accuracies = " ".join(f"{k} {means[k]:.1%}" for k in ("clean", "robust") if k in means)
         self._watch(step, seconds, data_wait * seconds)
         costs = self._costs()
-        per_chip, mfu = costs["images_per_second_per_chip"], costs.get("mfu")
-        text = (
-            f"loss {means['loss']:.4f} {accuracies} {per_chip:,.0f} images/s"
-            + ("/chip " if self._chips > 1 else " ")
-            + (f"MFU {mfu:.1%} " if mfu is not None else "")
-            + (f"{data_wait:.0%} waiting for data " if self._starved else "")
-            + f"ETA {clock(left) if self._speed else 'unknown'}"
-        )
-        if self._terminal:
-            columns = os.get_terminal_size(sys.stderr.fileno()).columns
-            others = len(f"{self._phase} 100% || {step}/{self._total}, {text}")
-            self._bar.bar_format = _bar(columns - others - 1)
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(step - self._bar.n)
+        self._figures = self._said(means, costs, data_wait)
+        if self._seen:
+            self._move(step, time.perf_counter())
         elif self._main:
-            print(f"{self._phase} {step}/{self._total} {text}", file=sys.stderr, flush=True)
+            text = " ".join(part.text for part in self._figures if part.text)
+            print(
+                f"{self._phase} {step}/{self._total} {text} ETA {self._left(step, self._speed)}",
+                file=sys.stderr,
+                flush=True,
+            )
         if costs.get("peak_memory_bytes", 0) > 1.01 * self._peak_said:
             self._say_costs(costs)
         return {"images_per_second": self._speed, "data_wait": data_wait} | costs
+
+    def _said(
+        self, means: dict[str, float], costs: dict[str, float], data_wait: float
+    ) -> list[Part]:
+        """Return the figures of a line; accuracies are those of the training batches."""
+        known = [f"{k} {means[k]:.1%}" for k in ("clean", "robust") if k in means]
+        a_chip = "/chip" if self._chips > 1 else ""
+        return [
+            Part(f"loss {means['loss']:.4f}", 1),
+            Part(f"batch {' '.join(known)}" if known else "", 2),
+            Part(f"{costs['images_per_second_per_chip']:,.0f} images/s{a_chip}", 3),
+            Part(f"MFU {costs['mfu']:.1%}" if "mfu" in costs else "", 4),
+            Part(f"{data_wait:.0%} waiting for data" if self._starved else "", 5),
+        ]
 
     def chip_hours(self) -> float:
         """Return devices times hours of the phase so far, those before this run included."""
@@ -172,9 +196,3 @@ def peak_memory() -> int:
     none.
     """
     return max((d.memory_stats() or {}).get("peak_bytes_in_use", 0) for d in jax.local_devices())
-
-
-def _finished(values: Any) -> float:
-    """Return when the device had computed these values."""
-    jax.block_until_ready(values)
-    return time.perf_counter()

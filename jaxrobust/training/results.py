@@ -45,7 +45,7 @@ def test(
     say(f"{name}: testing step {step} with APGD-CE, {config.test.steps} steps")
     # In float32, as RobustBench does, whatever the type of training.
     evaluate = build.evaluation(config, phase.mesh, steps=config.test.steps, dtype="float32")
-    scores = accuracy.count(evaluate, best, images, phase.mesh)
+    scores = accuracy.count(evaluate, best, images, phase.mesh, bar="testing")
     more = {"init": json.loads(started.read_text())} if started.exists() else {}
     if meets is not None and meets.met:
         more["damaged"] = [source.describe(index) for index in sorted(meets.met)]

@@ -11,7 +11,7 @@ import jax
 
 from jaxrobust.config import PHASES, VERSION, Config
 from jaxrobust.data import sources
-from jaxrobust.runtime import compilation, hosts, jsonl, locks, sharding
+from jaxrobust.runtime import compilation, hardware, hosts, jsonl, locks, sharding
 from jaxrobust.runtime.profiling import Profile
 from jaxrobust.runtime.progress import StopSignals, say
 from jaxrobust.training import advice, build, loop, metrics, results, splits
@@ -50,6 +50,9 @@ def run(config: Any, workdir: Path, *, profile: Profile | None = None) -> None:
     hosts.agree({"init.weights": first}, what="has other weights", remedy=same)
     with _alone(workdir):
         hosts.together(lambda: claim(workdir, plain, data))
+        say(f"{config.model.name} on {config.data.name}, {hardware.devices()}, workdir {workdir}")
+        if idle := hardware.left_idle():
+            say(f"WARNING: {idle}")
         if begun and (other := start_weights.changed(config, workdir)):
             say(other)
         for line in advice.lines(config, phases[0], begun=bool(begun)):
@@ -70,7 +73,8 @@ def _phases(
     if source.classes and jax.process_index() == 0:
         jsonl.replace(workdir / runs.CLASSES, "".join(f"{name}\n" for name in source.classes))
     compilation.use_persistent_cache(workdir.parent)
-    say(f"{config.model.name} on {config.data.name}, {_device()}, workdir {workdir}")
+    first = next(iter(built.values())).abstract_state.params
+    say(metrics.parameters(workdir, first, enabled=jax.process_index() == 0))
     weights = None if start is None else _start(*start, workdir)
     for name in built:
         kept = [Checkpoints(workdir / name / kind) for kind in ("latest", "best", "stopped")]
@@ -167,10 +171,6 @@ def _described(source: sources.Source) -> dict[str, Any]:
         "classes": source.num_classes,
         "classes_sha256": hashes.classes_sha256(source.classes),
     }
-
-
-def _device() -> str:
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:

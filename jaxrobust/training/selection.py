@@ -30,7 +30,7 @@ def selection(run: Run) -> Callable[[int, TrainState], dict[str, float]]:
         raw = state.params, state.stats
         chosen = averaged(state) if settings.weights == "ema" else raw
         weights = Weights(*jax.device_put(chosen, sharding.replicated(phase.mesh)))
-        reached = accuracy.count(evaluate, weights, images, phase.mesh)
+        reached = accuracy.count(evaluate, weights, images, phase.mesh, bar="selection")
         say(
             f"{name}: step {step}, selection split: clean {reached['clean']:.1%}, "
             f"robust {reached['robust']:.1%}"

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from jaxrobust.runtime import folders, locks
 from jaxrobust.weights.hashes import file_sha256

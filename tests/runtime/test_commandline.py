@@ -149,6 +149,44 @@ class OnceTest(parameterized.TestCase):
         self.assertIn("--image_size is given more than once; give it once", said)
 
 
+class RecipeTest(parameterized.TestCase):
+    @parameterized.parameters(
+        "quickstart", "quickstart.py", "configs/quickstart", "configs/quickstart.py"
+    )
+    def test_a_recipe_is_found_from_any_folder(self, given):
+        with contextlib.chdir(self.create_tempdir().full_path):
+            for words in ([f"--config={given}"], ["--config", given], ["-config", given]):
+                config = parsed(*words, "--config.seed=3").config
+                self.assertEqual((config.data.name, config.seed), ("digits", 3))
+
+    def test_an_own_file_comes_first(self):
+        folder = self.create_tempdir()
+        text = "import beside\nfrom jaxrobust.config import base\n\n\ndef get_config():\n"
+        folder.create_file("configs/quickstart.py", content=f"{text}    return beside.own(base())")
+        own = "def own(config):\n    config.seed = 9\n    return config"
+        folder.create_file("configs/beside.py", content=own)
+        path = list(sys.path)
+        try:
+            with contextlib.chdir(folder.full_path):
+                self.assertEqual(parsed("--config=configs/quickstart.py").config.seed, 9)
+        finally:
+            sys.path[:] = path
+            sys.modules.pop("beside", None)
+
+    def test_none(self):
+        for given, meant in (
+            ("quikstart", "did you mean quickstart?"),
+            ("configs/nothing.py", "give one, or one of cifar10_convnext, convnext_b_cvst, "),
+            ("../configs/quickstart.py", "no such file"),
+            ("", "no such file"),
+        ):
+            with contextlib.chdir(self.create_tempdir().full_path):
+                said = refused(lambda given=given: parsed("--config", given))
+            self.assertIn(f"--config {given}: no such file; ", said)
+            self.assertIn(meant, said)
+            self.assertEqual(said.count("\n"), 1)
+
+
 class ConfigFileTest(parameterized.TestCase):
     @parameterized.parameters(
         ("import nowhere", "line 1: ModuleNotFoundError: No module named 'nowhere'"),

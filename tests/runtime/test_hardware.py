@@ -1,3 +1,7 @@
+import os
+from pathlib import Path
+from unittest import mock
+
 import jax
 from absl.testing import absltest, parameterized
 
@@ -44,6 +48,40 @@ class ChipTest(parameterized.TestCase):
                 self.assertBetween(chip.flops / chip.bandwidth, 50, 700)  # FLOP per byte
                 self.assertBetween(chip.bandwidth / chip.memory, 10, 60)  # reads of all per second
                 self.assertBetween(chip.bandwidth / chip.interconnect, 2, 30)
+
+
+class IdleTest(parameterized.TestCase):
+    """A machine with an accelerator that JAX has no plug-in for."""
+
+    def said(self, *files: str, vendor: str = "0x8086", backend="cpu", platforms="") -> str | None:
+        root = Path(self.create_tempdir())
+        for name in (*files, "sys/bus/pci/devices/0000:00:04.0/vendor"):
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_text(f"{vendor}\n")
+        environment = {"JAX_PLATFORMS": platforms}
+        with (
+            mock.patch.object(jax, "default_backend", lambda: backend),
+            mock.patch.dict(os.environ, environment),
+        ):
+            return hardware.left_idle(root)
+
+    @parameterized.parameters(
+        (["dev/nvidia0"], "0x10de", "an NVIDIA GPU", "jaxrobust[cuda]"),
+        (["usr/lib/wsl/lib/libcuda.so.1"], "0x1414", "an NVIDIA GPU", "jaxrobust[cuda]"),
+        (["dev/accel0"], "0x1ae0", "a TPU", "jaxrobust[tpu]"),
+        (["dev/vfio/0"], "0x1ae0", "a TPU", "jaxrobust[tpu]"),
+    )
+    def test_the_line_that_installs_the_plug_in(self, files, vendor, what, extra):
+        said = self.said(*files, vendor=vendor)
+        self.assertStartsWith(said, f"{what} seems to be here, but JAX has no plug-in for it")
+        self.assertIn(f"pip install -U '{extra}'", said)
+        self.assertIsNone(self.said(*files, vendor=vendor, backend="gpu"))
+        self.assertIsNone(self.said(*files, vendor=vendor, platforms="cpu"))
+
+    def test_nothing_is_said_of_other_devices(self):
+        self.assertIsNone(self.said())
+        self.assertIsNone(self.said("dev/nvidiactl", "dev/null"))
+        self.assertIsNone(self.said("dev/vfio/0"))  # a network card
 
 
 if __name__ == "__main__":

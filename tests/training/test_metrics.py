@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 from absl.testing import absltest
 
 from jaxrobust.runtime import jsonl
@@ -42,6 +43,35 @@ class MetricsTest(absltest.TestCase):
         ) as write:
             write(1, {"loss": 1.0})
         self.assertFalse(self.path.exists())
+
+    def test_tensorboard_reads_what_was_written(self):
+        try:
+            from tensorboard.backend.event_processing import event_accumulator
+        except ImportError as error:
+            raise absltest.SkipTest("pip install -e '.[tensorboard]'") from error
+        with metrics.writer(
+            self.workdir, phase="train", start=0, tensorboard=True, enabled=True
+        ) as write:
+            for step in (5, 10):
+                write(step, {"loss": step / 2, "lr": 1e-3})
+        read = event_accumulator.EventAccumulator(str(self.workdir / "tensorboard" / "train"))
+        read.Reload()
+        self.assertEqual(read.Tags()["scalars"], ["loss", "lr"])
+        seen = [(event.step, event.value) for event in read.Scalars("loss")]
+        self.assertEqual(seen, [(5, 2.5), (10, 5.0)])
+
+    def test_table_of_the_parameters(self):
+        params = {"a.kernel": np.zeros((2, 3), np.float32), "a.bias": np.zeros(3, np.float32)}
+        said = metrics.parameters(self.workdir, params, enabled=True)
+        self.assertEqual(
+            said, f"9 parameters in 2 arrays, which {self.workdir}/parameters.txt lists"
+        )
+        table = (self.workdir / "parameters.txt").read_text()
+        self.assertRegex(table, r"a\.kernel +\| \(2, 3\) +\| float32 +\| 6 ")
+        self.assertIn("Total: 9", table)
+        other = self.workdir / "other"
+        metrics.parameters(other, params, enabled=False)
+        self.assertFalse(other.exists())
 
     def test_append_drops_a_line_cut_off(self):
         jsonl.append(self.path, {"step": 1})

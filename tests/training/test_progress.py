@@ -5,13 +5,14 @@ import io
 import os
 import signal
 import time
+from functools import partialmethod
 
 import jax
 from absl.testing import absltest, parameterized
 
 from jaxrobust.runtime import hardware
 from jaxrobust.runtime import progress as runtime_progress
-from jaxrobust.runtime.progress import StopSignals
+from jaxrobust.runtime.progress import Part, StopSignals
 from jaxrobust.training import progress
 
 
@@ -21,7 +22,7 @@ class Watcher:
     def __init__(self, now):
         self.now = now
 
-    def submit(self, function, done):
+    def submit(self, function, step, done):
         return absltest.mock.Mock(done=lambda: done[0] <= self.now[0], result=lambda: done[0])
 
     def shutdown(self, wait):
@@ -44,13 +45,13 @@ class DataWaitTest(parameterized.TestCase):
         ):
             with shown.waiting():
                 now[0] += 30.0  # the first batch: workers start, nothing counts
-            shown.dispatched(done)
+            shown.dispatched(0, done)
             rates = []
             for step, (batch, device) in enumerate(steps, 1):
                 done[0] = now[0] + device
                 with shown.waiting():
                     now[0] += batch
-                shown.dispatched(done)
+                shown.dispatched(step, done)
                 now[0] += 1.0 - batch
                 rates.append(shown.show(step, {"loss": 1.0}))
         return rates, said
@@ -116,7 +117,7 @@ class CostTest(parameterized.TestCase):
 
     def test_a_line_on_one_cpu_device_is_about_speed_alone(self):
         lines, shown = self.costs(chips=1, kind="cpu", peak=None)
-        self.assertEqual(lines, ["train 1/100 loss 2.1234 clean 95.4% 8 images/s ETA 1:39"])
+        self.assertEqual(lines, ["train 1/100 loss 2.1234 batch clean 95.4% 8 images/s ETA 1:39"])
         self.assertEqual(shown["images_per_second_per_chip"], 8)
         self.assertNoCommonElements(shown, ("mfu", "peak_memory_bytes"))
 
@@ -141,7 +142,7 @@ class CostTest(parameterized.TestCase):
         self.assertEqual(
             lines,
             [
-                "train 1/100 loss 2.1234 clean 95.4% 1 images/s/chip MFU 25.0% ETA 1:39",
+                "train 1/100 loss 2.1234 batch clean 95.4% 1 images/s/chip MFU 25.0% ETA 1:39",
                 f"{said} devices",
                 f"{said} devices",  # at the end again
             ],
@@ -170,29 +171,89 @@ class CostTest(parameterized.TestCase):
         self.assertLen(said, 3)  # at first, when it doubled, at the end
         self.assertIn("at most 2.0 GiB", said[1])
 
-    @parameterized.parameters((100, 12), (200, 20), (90, 0))
-    def test_the_bar_takes_what_the_figures_leave(self, columns, bar):
-        """In a terminal of 100 columns all of them are there."""
+    @parameterized.parameters(
+        (200, 20, "loss 2.1234 batch clean 95.4% robust 45.1% 8 images/s ETA 14:01:39"),
+        (100, 6, "loss 2.1234 batch clean 95.4% robust 45.1% 8 images/s ETA 14:01:39"),
+        (80, 0, "loss 2.1234 batch clean 95.4% robust 45.1% ETA 14:01:39"),
+        (40, 0, "train  19% 12001/62500 ETA 14:01:39"),
+    )
+    def test_what_a_terminal_is_too_narrow_for_is_left_out(self, columns, bar, end):
+        """The time left stays."""
         line = self.last_line(columns)
-        self.assertLessEqual(len(line), columns)
-        self.assertEndsWith(line, "loss 2.1234 clean 95.4% robust 45.1% 8 images/s ETA 14:01:39")
+        self.assertLess(len(line), columns)
+        self.assertEndsWith(line, end)
         self.assertEqual(len(line.split("|")[1]) if "|" in line else 0, bar)
 
     def last_line(self, columns):
-        terminal = io.StringIO()
-        terminal.isatty, terminal.fileno = lambda: True, lambda: 2
-        size = os.terminal_size((columns, 30))
-        patch = absltest.mock.patch.object
         with (
-            pod(chips=1, kind="cpu", peak=None) as (now, _),
-            patch(progress.sys, "stderr", terminal),
-            patch(os, "get_terminal_size", lambda *_: size),
+            terminal(columns) as (screen, now),
             progress.Progress("train", 12000, 62500, 8, 2) as shown,
         ):
             now[0] += 1
             shown.show(12001, {"loss": 2.1234, "clean": 0.954, "robust": 0.451})
-            shown._bar.ncols, shown._bar.dynamic_ncols = columns, None
-            return shown._bar.format_meter(**shown._bar.format_dict | {"ncols": columns})
+        return screen.getvalue().rstrip().split("\r")[-1].rstrip()
+
+    def test_the_bar_moves_with_every_step(self):
+        """Also where a line of figures comes much later; the time left is known from the second."""
+        with terminal(80) as (screen, now), progress.Progress("train", 0, 100, 8, 2) as shown:
+            for step in (1, 2, 3):
+                now[0] += 2
+                shown.dispatched(step, {"loss": 1.0})
+                self.assertEqual(shown._last_step.result(), now[0])
+        lines = [line.strip() for line in screen.getvalue().split("\r")]
+        bar = "|                    |"
+        for line in (f"0% {bar} 0/100", "1/100 ETA unknown", "2/100 ETA 3:16", "3/100 ETA 3:14"):
+            self.assertTrue(any(shown.endswith(line) for shown in lines), (line, lines))
+
+
+@contextlib.contextmanager
+def terminal(columns):
+    """(what is written on it, the clock) of a terminal of that width."""
+    screen = io.StringIO()
+    screen.isatty, screen.fileno = lambda: True, lambda: 2
+    size = os.terminal_size((columns, 30))
+    patch = absltest.mock.patch.object
+    with (
+        pod(chips=1, kind="cpu", peak=None) as (now, _),
+        patch(progress.sys, "stderr", screen),
+        patch(os, "get_terminal_size", lambda *_: size),
+        patch(runtime_progress.tqdm, "__init__", partialmethod(TQDM, mininterval=0)),
+    ):
+        yield screen, now
+
+
+TQDM = runtime_progress.tqdm.__init__
+
+
+class LineTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (True, {}, "\033[33mrun: WARNING: hot\033[0m\n"),
+        (True, {"NO_COLOR": "1"}, "run: WARNING: hot\n"),
+        (False, {}, "run: WARNING: hot\n"),
+    )
+    def test_warnings_are_yellow_on_a_terminal(self, isatty, environment, said):
+        screen = io.StringIO()
+        screen.isatty = lambda: isatty
+        kept = {k: v for k, v in os.environ.items() if k != "NO_COLOR"}
+        with (
+            absltest.mock.patch.dict(os.environ, kept | environment, clear=True),
+            absltest.mock.patch.object(runtime_progress.sys, "stderr", screen),
+        ):
+            runtime_progress.say("run: WARNING: hot")
+            runtime_progress.say("all is well")
+        self.assertEqual(screen.getvalue(), f"{said}all is well\n")
+
+    def test_the_highest_rank_goes_first(self):
+        parts = [Part("a" * 10), Part("b" * 10, 2), Part(""), Part("c" * 10, 1)]
+        rows = {
+            80: "x {percentage:3.0f}% |{bar:20}| aaaaaaaaaa bbbbbbbbbb cccccccccc",
+            46: "x {percentage:3.0f}% aaaaaaaaaa bbbbbbbbbb cccccccccc",
+            40: "x {percentage:3.0f}% |{bar:7}| aaaaaaaaaa cccccccccc",
+            20: "x {percentage:3.0f}% aaaaaaaaaa",
+            5: "x {percentage:3.0f}% aaaaaaaaaa",
+        }
+        for room, line in rows.items():
+            self.assertEqual(runtime_progress.fitted("x", parts, room), line)
 
 
 class StopSignalsTest(absltest.TestCase):

@@ -232,12 +232,12 @@ class TroubleTest(parameterized.TestCase):
         ({"seed": 2**32}, r"seed=4294967296 must be from 0 to 2\^32 - 1"),
         ({"model__dtype": "bf16"}, "dtype='bf16' is not a compute type; one of"),
         ({"model__in_channels": 3}, "digits has 1 channels; set model.in_channels=1"),
-        ({"log__tensorboard": True}, r"pip install -e '\.\[tensorboard\]'"),
+        ({"log__tensorboard": True}, r"pip install 'jaxrobust\[tensorboard\]'"),
     )
     def test_refuses_before_anything_is_written(self, changes, message):
         workdir = Path(self.create_tempdir()) / "refused"
         if "log__tensorboard" in changes:
-            self.enter_context(hidden("clu.metric_writers"))
+            self.enter_context(hidden("tensorboardX"))
         with self.assertRaisesRegex(ValueError, message):
             quiet_run(tiny(**changes), workdir)
         self.assertFalse(workdir.exists())

@@ -1,0 +1,127 @@
+"""The wheel alone, in a fresh environment and an empty folder: what the README says works there."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+import pytest
+from absl.testing import absltest
+
+from tests.support import paths
+
+SOURCES = ("pyproject.toml", "README.md", "LICENSE", "jaxrobust", "configs")
+OWN_CONFIG = """
+from jaxrobust.config import base
+
+
+def get_config():
+    config = base()
+    config.model.update(name="convnext_n", num_classes=10, image_size=8, in_channels=1)
+    config.model.options = {"stem_strides": (1,)}
+    config.data.update(name="digits", train_split="train", selection_split="test[:64]")
+    config.data.update(test_split="test[:64]", augmentation="none")
+    config.pretrain.epochs = 0
+    config.train.update(objective="clean", epochs=1, batch_size=64, warmup_epochs=0)
+    config.evaluation.update(batch_size=64, steps=1)
+    config.test.update(batch_size=64, steps=1)
+    return config
+"""
+
+
+def built(folder: Path) -> Path:
+    """The wheel, of a copy: setuptools leaves files beside what it builds."""
+    for name in SOURCES:
+        source, target = paths.ROOT / name, folder / "source" / name
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy(source, target)
+    wheels = folder / "wheels"
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(wheels)]
+    done = subprocess.run([*command, str(folder / "source")], capture_output=True, text=True)
+    if done.returncode:
+        raise absltest.SkipTest(f"no wheel can be built here: {done.stderr[-300:]}")
+    (wheel,) = wheels.glob("jaxrobust-*.whl")
+    return wheel
+
+
+def environment(folder: Path, wheel: Path) -> Path:
+    """The programs of a new environment: the wheel, and the dependencies installed here.
+
+    The line of a .pth file adds a folder without the .pth files in it, and so without the checkout
+    that may be installed there.
+    """
+    venv.create(folder / "new", with_pip=False)
+    programs = folder / "new" / "bin"
+    command = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "install"]
+    subprocess.run([*command, "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
+    (site,) = (folder / "new").glob("lib/python*/site-packages")
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return programs
+
+
+@pytest.mark.slow
+class WheelTest(absltest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.folder = Path(cls.enterClassContext(absltest._TempDir.create("wheel")))
+
+    def run_here(self, *words: str, code: int = 0) -> str:
+        """What a command in the empty folder prints."""
+        kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")}
+        kept |= {"PATH": f"{self.programs}:{kept['PATH']}", "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(
+            words, cwd=self.empty, env=kept, capture_output=True, text=True, timeout=300
+        )
+        self.assertEqual(done.returncode, code, done.stdout + done.stderr)
+        return done.stdout + done.stderr
+
+    def test_everything(self):
+        folder = Path(self.create_tempdir())
+        self.programs = environment(folder, built(folder))
+        self.empty = folder / "empty"
+        self.empty.mkdir()
+
+        where = self.run_here("python", "-c", "import jaxrobust; print(jaxrobust.__file__)")
+        self.assertIn(str(folder / "new"), where)
+        self.assertIn("jaxrobust train --config FILE", self.run_here("jaxrobust"))
+        self.assertStartsWith(self.run_here("jaxrobust", "--version"), "jaxrobust 0.")
+
+        short = ["--config.pretrain.epochs=1", "--config.train.epochs=1", "--config.test.steps=2"]
+        said = self.run_here("jaxrobust", "train", "--config", "quickstart", *short)
+        self.assertIn("digits, split test", said)
+        said = self.run_here(
+            *("python", "-m", "jaxrobust.main", "--config", "configs/quickstart.py", *short)
+        )
+        self.assertIn("digits, split test", said)
+
+        run = ["--workdir", "runs/quickstart"]
+        words = ["jaxrobust", "export", *run, "--layout", "timm", "--out", "ship"]
+        self.run_here(*words)
+        attack = ["--dataset", "digits", "--epsilon", "0.1", "--attack", "pgd-2", "--n", "32"]
+        ours = self.run_here("jaxrobust", "evaluate", *run, *attack[2:])
+        words = ["jaxrobust", "evaluate", "--weights", "ship/convnext_n.safetensors", *attack]
+        said = self.run_here(*words, "--model", "convnext_n", "--options", self.options())
+        self.assertEqual(said.splitlines()[-3:-1], ours.splitlines()[-3:-1])
+
+        (self.empty / "own").mkdir()
+        (self.empty / "own" / "mine.py").write_text(OWN_CONFIG)
+        said = self.run_here("jaxrobust", "train", "--config", "own/mine.py")
+        self.assertIn("records: runs/mine/results.jsonl", said)
+        (self.empty / "own" / "mine.py").write_text(OWN_CONFIG.replace("epochs = 0", "epocs = 0"))
+        said = self.run_here("jaxrobust", "train", "--config", "own/mine.py", code=2)
+        wrong = "own/mine.py, line 12: unknown config key 'epocs'; did you mean 'epochs'?"
+        self.assertEqual(said.strip(), f"jaxrobust: {wrong}")
+
+    def options(self) -> str:
+        return "{'stem_strides': (1,), 'dims': (32, 64, 128)}"
+
+
+if __name__ == "__main__":
+    absltest.main()
