@@ -21,7 +21,9 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 import jaxrobust
+from jaxrobust.__main__ import COMMANDS
 from jaxrobust.config import base
+from jaxrobust.runtime.commandline import config_file
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
@@ -36,7 +38,7 @@ PAGES = ("README.md", *PACKAGES)
 LINES = 220  # of README.md, at most
 
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_COMMAND = re.compile(r"python (-m jaxrobust\b|tools/)")
+_COMMAND = re.compile(rf"python (-m jaxrobust\b|tools/)|jaxrobust ({'|'.join(COMMANDS)})\b")
 _PATH = re.compile(r"(?<![\w/.~])(?:configs|jaxrobust|tests|tools)/[\w./-]*\w")
 _FILES = (".json", ".jsonl", ".py", ".txt")
 
@@ -65,7 +67,13 @@ def commands(page: str) -> Iterator[list[str]]:
             while words and re.match(r"[A-Z_]+=", words[0]):
                 del words[0]
             if _COMMAND.match(" ".join(words)):
-                yield words
+                yield _as_module(words)
+
+
+def _as_module(words: list[str]) -> list[str]:
+    """`jaxrobust train` is `python -m jaxrobust.main`."""
+    named = words[0] == "jaxrobust"
+    return ["python", "-m", COMMANDS[words[1]].module, *words[2:]] if named else words
 
 
 def tool(words: list[str]) -> tuple[str, ...]:
@@ -150,8 +158,9 @@ class CommandsTest(parameterized.TestCase):
         file = next((value for name, value in given if name == "config"), None)
         config = None
         if file is not None:
-            self.assertTrue((ROOT / file).is_file(), file)
-            config = importlib.import_module(f"configs.{Path(file).stem}").get_config()
+            path = config_file(file)
+            self.assertTrue(path.is_file(), file)
+            config = importlib.import_module(f"configs.{path.stem}").get_config()
         for name, _ in given:
             if name.startswith("config."):
                 self.assertIsNotNone(config, "a key without a --config")

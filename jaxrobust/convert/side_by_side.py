@@ -19,7 +19,7 @@ from jaxrobust.models import positions
 
 EPSILON = 4 / 255
 IMAGES, ATTACKED = 8, 4  # attacks cost most
-STEPS, THEIR_STEPS = 10, 9  # `torch_reference.apgd` goes to 9
+STEPS, THEIR_STEPS = 10, 9  # `torch_attack.apgd` goes to 9
 AT_ONCE = 2  # images; a large network in float64 needs gigabytes for more
 
 
@@ -127,7 +127,7 @@ def torch_side(net: Any) -> Side:
     """Return a PyTorch network in evaluation mode."""
     import torch
 
-    from tools import torch_reference
+    from jaxrobust.convert.torch_attack import apgd
 
     net.requires_grad_(False)
 
@@ -146,7 +146,7 @@ def torch_side(net: Any) -> Side:
     def attack(images, labels):
         net.float()
         x, y = tensor(images, "float32"), torch.from_numpy(labels)
-        found = torch_reference.apgd(net, x, y, EPSILON, THEIR_STEPS)
+        found = apgd(net, x, y, EPSILON, THEIR_STEPS)
         return found.numpy().transpose(0, 2, 3, 1)
 
     return Side(_in_parts(logits_and_gradient), _in_parts(attack))

@@ -60,6 +60,7 @@ def quiet_libraries() -> None:
     Both log through absl. JAX does not, whose warnings (no plug-in for an accelerator) stay.
     """
     if not flags.FLAGS["verbosity"].present:
+        logging.getLogger().setLevel(logging.WARNING)
         absl_logging.get_absl_logger().setLevel(logging.CRITICAL)
 
 
@@ -227,6 +228,10 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
     if isinstance(error, flags.UnrecognizedFlagError) and not error.flagname.startswith("config."):
         near = re.findall(r"Did you mean: (\w+)", message)
         return _no_flag(f"--{error.flagname}", [f"--{name}" for name in near])
+    if number := re.match(
+        r"flag (--\S+): (?:invalid literal|could not convert) .*(int|float)", message
+    ):
+        return f"{number[1]} is no {'whole ' if number[2] == 'int' else ''}number"
     if "has no attribute 'get_config'" in message:
         return f"--config {path} defines no get_config(); see {RECIPES / 'quickstart.py'}"
     said = f"{type(error).__name__}: {message}"

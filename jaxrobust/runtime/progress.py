@@ -56,7 +56,7 @@ def fitted(head: str, parts: Sequence[Part], room: int) -> str:
     while len(kept) > 1 and taken + len(_joined(kept)) >= room:
         kept.remove(max(kept, key=lambda part: part.rank))
     left = min(room - taken - len(_joined(kept)) - 4, 20)
-    text = f"|{{bar:{left}}}| " if left > 2 else ""
+    text = f"|{{bar:{left}}}| " if left > 5 else ""
     return f"{head} {{percentage:3.0f}}% {'{bar} ' if NOTEBOOK else text}{_joined(kept)}"
 
 

@@ -71,7 +71,7 @@ class ValuesTest(parameterized.TestCase):
     @parameterized.parameters("1/0", "8/255/2", "8/", "eight")
     def test_what_is_no_number_is_named(self, value):
         said = refused(lambda: parsed(QUICKSTART, f"--config.attack.epsilon={value}"))
-        self.assertRegex(said, f"--config.attack.epsilon={value}: could not convert")
+        self.assertRegex(said, f"--config.attack.epsilon={value} is no number")
         with self.assertRaisesRegex(ValueError, f"--epsilon={value} is not a number"):
             commandline.number("epsilon", value)
 

@@ -1,4 +1,4 @@
-"""How long XLA works on a program of the fast tests, which run for a moment only."""
+"""How long XLA works on a program of the tests, most of which run for a moment only."""
 
 import os
 

@@ -77,6 +77,7 @@ def ours(array: np.ndarray) -> jax.Array:
 
 
 @pytest.mark.slow  # 10 s, most of them for the compilation of six passes in float64
+@pytest.mark.computes
 class GoldenUpdatesTest(absltest.TestCase):
     def test_twenty_updates(self):
         golden, data = paths.SHARED / "golden/cifar/cifar_updates.npz", paths.SHARED / "golden"

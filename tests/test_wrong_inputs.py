@@ -1,0 +1,136 @@
+"""What people type wrongly: a sentence or two with the remedy, exit code 2, nothing written."""
+
+import re
+from pathlib import Path
+
+import pytest
+from absl.testing import absltest, parameterized
+
+from tests.support.commands import commands
+
+TRAIN = "train --config quickstart --workdir runs/new"
+AGAIN = "train --config quickstart"
+EVALUATE = "evaluate --workdir runs/quickstart"
+OWN = "evaluate --model convnext_n --dataset digits"
+# What is typed -> what is said.
+WRONG = {
+    # The command line.
+    "evalute": "did you mean evaluate",
+    "train": "give --config FILE",
+    f"{TRAIN} extra": "nothing else",
+    f"{TRAIN} --workdri=x": "--workdri is no flag",
+    f"{TRAIN} --workdir=b": "--workdir is given more than once",
+    "train --config quikstart": "did you mean quickstart",
+    "train --config nowhere/own.py": "no such file",
+    "train --config open.py": "'(' was never closed",
+    "train --config empty.py": "defines no get_config()",
+    "train --config raises.py": "line 2: ZeroDivisionError",
+    f"{TRAIN} --profile=soon": "START:STEPS",
+    f"{TRAIN} --process_id=3 --num_processes=2": "process",
+    # Keys and values of a config.
+    f"{TRAIN} --config.train.epocs=3": "did you mean 'epochs'",
+    f"{TRAIN} --config.train.epochs=many": "--config.train.epochs=many is no whole number",
+    f"{TRAIN} --config.train.lr=fast": "--config.train.lr=fast is no number",
+    f"{TRAIN} --config.train.epochs=0 --config.pretrain.epochs=0": "nothing to train",
+    f"{TRAIN} --config.train.lr=-1": "lr",
+    f"{TRAIN} --config.train.objective=robust": "objective",
+    f"{TRAIN} --config.train.batch_size=0": "batch_size",
+    f"{TRAIN} --config.train.batch_size=5000": "batch_size",
+    f"{TRAIN} --config.seed=-1": "seed=-1 must be from 0",
+    f"{TRAIN} --config.attack.epsilon=4": "4/255",
+    f"{TRAIN} --config.attack.epsilon=-0.1": "epsilon",
+    f"{TRAIN} --config.attack.norm=linfinity": "linf",
+    f"{TRAIN} --config.attack.steps=0": "steps",
+    f"{TRAIN} --config.attack.name=apdg": "apgd",
+    f"{TRAIN} --config.evaluation.weights=best": "'ema'",
+    f"{TRAIN} --config.mesh.fsdp=3": "fsdp",
+    # The network.
+    f"{TRAIN} --config.model.name=convnext_tiny": "convnext_t",
+    f"{TRAIN} --config.model.dtype=bf16": "bfloat16",
+    f"{TRAIN} --config.model.num_classes=5": "num_classes",
+    f"{TRAIN} --config.model.in_channels=3": "model.in_channels=1",
+    f"{TRAIN} --config.model.options.drop_pth=0.1": "drop_path",
+    f"{TRAIN} --config.init.weights=none.pt": "no such file",
+    f"{TRAIN} --config.init.weights=page.pt": "page.pt",
+    f"{TRAIN} --config.init.stem=new": "fresh",
+    # Data.
+    f"{TRAIN} --config.data.name=cifar11": "cifar11",
+    f"{TRAIN} --config.data.name=cifar10": "cifar10",
+    f"{TRAIN} --config.data.name=folder:nowhere": "nowhere",
+    f"{TRAIN} --config.data.train_split=training": "training",
+    f"{TRAIN} --config.data.augmentation=heavvy": "heavy",
+    f"{TRAIN} --config.data.preprocessing=Crop": "Crop",
+    f"{TRAIN} --config.data.workers=-1": "workers",
+    # Where a run goes.
+    f"{AGAIN} --workdir=gs://bucket/run": "gcsfuse",
+    f"{AGAIN} --workdir=empty.py": "empty.py",
+    f"{AGAIN} --config.attack.epsilon=0.2": "attack.epsilon",
+    # Evaluation.
+    "evaluate": "give --workdir RUN, or --model NAME",
+    f"{EVALUATE} --model convnext_n": "give --workdir RUN, or --model NAME",
+    "evaluate --workdir runs/nothing": "runs/nothing",
+    f"{EVALUATE} --phase=clean": "phase",
+    f"{EVALUATE} --epsilon=a": "4/255",
+    f"{EVALUATE} --epsilon=8": "8",
+    f"{EVALUATE} --norm=l3": "linf",
+    f"{EVALUATE} --attack=pgd": "pgd-K",
+    f"{EVALUATE} --attack=autoatack": "autoattack",
+    f"{EVALUATE} --version=rand": "standard",
+    f"{EVALUATE} --n=-1": "n",
+    f"{EVALUATE} --batch=0": "batch",
+    f"{EVALUATE} --split=validation": "validation",
+    f"{EVALUATE} --search-dtype=float8": "bfloat16",
+    f"{OWN} --weights none.pt": "no such file",
+    f"{OWN} --weights page.pt": "page.pt",
+    f"{OWN} --weights w.pt --options 3": "is no dict",
+    "evaluate --model convnext_n --weights none.pt": "dataset",
+    "evaluate --model convnext --weights none.pt --dataset digits": "convnext",
+    # Conversion, and the table.
+    "import none.pt --model convnext_n --out new": "no such file",
+    "import page.pt --model convnext_n --out new": "page.pt",
+    "import none.pt --model convnext --out new": "convnext",
+    "import none.pt --out new": "--model",
+    "export --workdir runs/nothing --layout module --out new": "runs/nothing",
+    "export --workdir runs/quickstart --layout tensorflow --out new": "timm",
+    "models convnext_tiny": "convnext_t",
+}
+FILES = {
+    "open.py": "x = (",
+    "empty.py": "x = 3",
+    "raises.py": "def get_config():\n  return 1 / 0",
+    "page.pt": "<!DOCTYPE html><html><body>Sign in</body></html>",
+    "w.pt": "",
+}
+
+
+@pytest.mark.slow
+class WrongInputTest(parameterized.TestCase):
+    def test_is_answered(self):
+        folder = Path(self.create_tempdir())
+        for name, text in FILES.items():
+            (folder / name).write_text(text)
+        with commands() as run:
+            short = ["--config.pretrain.epochs=0", "--config.train.epochs=1"]
+            short += ["--config.train.warmup_epochs=0"]
+            done = run([*AGAIN.split(), *short, "--config.test.steps=1"], folder)
+            self.assertEqual(done.code, 0, done.error)
+            for typed, said in WRONG.items():
+                with self.subTest(typed):
+                    before = written(folder)
+                    code, out, error = run(typed.split(), folder)
+                    self.assertEqual(code, 2, out + error)
+                    self.assertIn(said, error)
+                    # What differs from a run that is there is a list, a key on a line.
+                    self.assertRegex(error, r"\Ajaxrobust: [^\n]+\n(  \S+: [^\n]+\n)*\Z")
+                    self.assertLessEqual(len(re.findall(r"[.;] [A-Z]", error)), 1, error)
+                    self.assertEqual(written(folder), before)
+
+
+def written(folder: Path) -> dict[str, tuple[int, int]]:
+    """What lies in a folder, and when and how long each file became."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+    return {str(path): (path.stat().st_mtime_ns, path.stat().st_size) for path in files}
+
+
+if __name__ == "__main__":
+    absltest.main()
