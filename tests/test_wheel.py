@@ -116,7 +116,7 @@ class WheelTest(absltest.TestCase):
         self.assertIn("records: runs/mine/results.jsonl", said)
         (self.empty / "own" / "mine.py").write_text(OWN_CONFIG.replace("epochs = 0", "epocs = 0"))
         said = self.run_here("jaxrobust", "train", "--config", "own/mine.py", code=2)
-        wrong = "own/mine.py, line 12: unknown config key 'epocs'; did you mean 'epochs'?"
+        wrong = "own/mine.py, line 11: unknown config key 'epocs'; did you mean 'epochs'?"
         self.assertEqual(said.strip(), f"jaxrobust: {wrong}")
 
     def options(self) -> str:
