@@ -40,18 +40,16 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1 or _CONFIG.value is None:
         stop("give --config FILE, and changes as --config.key=value; nothing else", 2)
     quiet_libraries()
-    from jaxrobust.runtime import profiling
+    from jaxrobust.runtime import folders, profiling
     from jaxrobust.training import run as training_run  # after the flags: --help needs no JAX
     from jaxrobust.training.stopping import Stopped
     from jaxrobust.weights.checkpoint import DiskFull
 
     name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    workdir = Path(_WORKDIR.value or Path("runs") / name)
-    if "://" in str(_WORKDIR.value):
-        stop(f"--workdir {_WORKDIR.value}: give a folder; gcsfuse mounts a bucket as one", 2)
     pod = hosts()
     end = partial(leave, at_once=pod is not None)  # other hosts may wait for this one
     try:
+        workdir = folders.mounted("workdir", _WORKDIR.value or f"runs/{name}")
         profile = profiling.profile(_PROFILE.value) if _PROFILE.value else None
         if pod is not None:
             join_hosts(**pod)

@@ -17,7 +17,7 @@ from jaxrobust.evaluation import accuracy, autoattack, records
 from jaxrobust.evaluation import subject as subjects
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.models.inputs import cast
-from jaxrobust.runtime import compilation, hardware, hosts, jsonl, sharding
+from jaxrobust.runtime import compilation, folders, hardware, hosts, jsonl, sharding
 from jaxrobust.runtime.progress import say
 from jaxrobust.types import Attack, Weights
 from jaxrobust.weights import hashes, runs
@@ -72,9 +72,10 @@ def answer(given: Given) -> tuple[str, bool]:
     Raises:
       ValueError: flags that contradict each other or the weights, before anything compiles.
     """
-    run = Path(given.workdir) if given.workdir else None
+    run = folders.mounted("workdir", given.workdir) if given.workdir else None
+    out = folders.mounted("out", given.out) if given.out else None
     folder = _folder(given)
-    compilation.use_persistent_cache((run or Path(given.out or "runs/evaluation")).parent)
+    compilation.use_persistent_cache((run or out or Path("runs/evaluation")).parent)
     if run:
         origin = subjects.of_run(run)
     elif folder:
@@ -114,8 +115,7 @@ def answer(given: Given) -> tuple[str, bool]:
         search_dtype=given.search_dtype,
     )
     default = run / "evaluation" if run else Path("runs") / f"evaluation-{asked.network.name}"
-    out = Path(given.out or default)
-    said = evaluate(asked, source, which, weights, question, out=out)
+    said = evaluate(asked, source, which, weights, question, out=out or default)
     return said, jax.process_index() == 0
 
 

@@ -1,4 +1,4 @@
-"""Where things are kept from one run to the next."""
+"""Where things are kept: from one run to the next, and what a run writes."""
 
 import os
 from pathlib import Path
@@ -8,3 +8,24 @@ def cache(name: str) -> Path:
     """Return `jaxrobust/NAME` in $XDG_CACHE_HOME or ~/.cache."""
     root = os.environ.get("XDG_CACHE_HOME")
     return Path(root or Path.home() / ".cache") / "jaxrobust" / name
+
+
+def mounted(flag: str, text: str) -> Path:
+    """Return the folder to write to that a flag names.
+
+    Locks, logs that grow and renames need a file system, which a bucket becomes by gcsfuse.
+    Raises:
+      ValueError: it is an address, such as gs://BUCKET/RUN; with the commands that mount a bucket.
+    """
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return Path(text)
+    refusal = f"--{flag} {text} is an address, and files are written to a folder"
+    bucket, _, path = rest.partition("/")
+    if scheme != "gs" or not bucket:
+        raise ValueError(f"{refusal}; give one, such as --{flag} runs/1")
+    mount = f"$HOME/{bucket}"
+    raise ValueError(
+        f"{refusal}: mount the bucket on every host, mkdir -p {mount} && gcsfuse --implicit-dirs "
+        f"--metadata-cache-ttl-secs=0 {bucket} {mount}, and give --{flag} {mount}/{path}"
+    )

@@ -46,6 +46,13 @@ def wait(started: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
     return [process.returncode for process in started], said
 
 
+def environment(**more: str) -> dict[str, str]:
+    """This one's, as on a host with one CPU device that is told of no cluster."""
+    others = ("JAX_COORDINATOR", "JAX_NUM_P", "JAX_PROCESS", "SLURM_", "XLA_FLAGS")
+    plain = {k: v for k, v in os.environ.items() if not k.startswith(others)}
+    return plain | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(paths.ROOT)} | more
+
+
 COMMAND = ["-m", "jaxrobust.main"]
 
 

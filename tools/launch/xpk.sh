@@ -1,17 +1,44 @@
 #!/usr/bin/env bash
-# Trains on a TPU slice of a GKE cluster, by xpk: the same command in a container on every host.
+# Trains on a TPU slice of a GKE cluster, by xpk, or evaluates there with RUN=evaluate: the same
+# command in a container on every host, again after each preemption.
 #
-#   CLUSTER=c ZONE=us-west4-a TYPE=v5litepod-64 IMAGE=my/image \
-#     tools/launch/xpk.sh robust --config configs/vit_s_cvst.py --workdir /bucket/runs/vit_s
+#   CLUSTER=c ZONE=us-west4-a TYPE=v5litepod-64 IMAGE=us-docker.pkg.dev/my-project/images/jaxrobust \
+#     tools/launch/xpk.sh robust --config configs/vit_s_cvst.py --workdir /bucket/runs/vit_s \
+#     --config.data.dir=/bucket/tensorflow_datasets
 #
-# The first argument names the workload. IMAGE has `pip install jaxrobust 'jax[tpu]'`, and the
-# cluster a storage that is mounted everywhere, such as a bucket:
-# `xpk storage attach ... --type=gcsfuse --bucket=B --mount-point=/bucket --auto-mount=true`.
+# The first argument names the workload. The Dockerfile beside this script says how to build IMAGE.
+# /bucket is a storage of the cluster that every workload mounts:
+#
+#   xpk storage attach bucket --cluster c --zone us-west4-a --type gcsfuse --bucket my-bucket \
+#     --size 1000 --mount-point /bucket --auto-mount true --readonly false \
+#     --mount-options implicit-dirs,metadata-cache:ttl-secs:0 --no-prefetch-metadata
+#
+# `xpk workload delete --workload robust --cluster c --zone us-west4-a` stops it.
 set -euo pipefail
-: "${CLUSTER:?}" "${ZONE:?}" "${TYPE:?such as v5litepod-64}" "${IMAGE:?}" "${1:?name of the workload}"
 
-# 75: preempted and saved (jaxrobust.main); a checkpoint takes longer than the usual 30 s of grace.
+stop() {
+  echo "xpk.sh: $*" >&2
+  exit 2
+}
+need() { [[ -n ${!1:-} ]] || stop "set $1, $2, in front of the command (tools/launch/README.md)"; }
+
+need CLUSTER "the name of the cluster"
+need ZONE "such as us-west4-a"
+need TYPE "the kind of slice, such as v5litepod-64"
+need IMAGE "which tools/launch/Dockerfile says how to build"
+case ${RUN:-train} in
+  train) module=jaxrobust.main ;;
+  evaluate) module=jaxrobust.evaluate ;;
+  *) stop "RUN=$RUN is neither train nor evaluate; write one of them" ;;
+esac
+[[ ${1:--} != -* ]] || stop "give the workload's name first, such as robust, then flags of $module"
+[[ $# -gt 1 ]] || stop "give the flags of $module, such as --workdir /bucket/runs/vit_s"
+command -v xpk >/dev/null || stop "xpk is missing; pip install xpk"
+
+# 75: preempted and saved (jaxrobust.main); xpk itself restarts after signals (128 and above). A
+# checkpoint takes longer than the usual 30 s of grace. `exec`: xpk's shell passes SIGTERM to what it
+# has started, no further.
 xpk workload create --cluster "$CLUSTER" --zone "$ZONE" --workload "$1" \
   --tpu-type "$TYPE" --docker-image "$IMAGE" \
   --max-restarts 1000 --restart-on-exit-codes 75 --termination-grace-period-seconds 120 \
-  --command "python -m jaxrobust.main --multihost $(printf '%q ' "${@:2}")"
+  --command "exec python -m $module --multihost $(printf '%q ' "${@:2}")"

@@ -1,0 +1,34 @@
+"""Folders to write to, and addresses, which are none."""
+
+from pathlib import Path
+
+from absl.testing import absltest, parameterized
+
+from jaxrobust.runtime import folders
+
+
+class MountedTest(parameterized.TestCase):
+    @parameterized.parameters("runs/1", "/bucket/run", "../bucket/a b", "C:/runs")
+    def test_a_folder(self, text):
+        self.assertEqual(folders.mounted("workdir", text), Path(text))
+
+    def test_a_bucket_is_to_be_mounted(self):
+        with self.assertRaises(ValueError) as refused:
+            folders.mounted("workdir", "gs://my-bucket/runs/1")
+        self.assertEqual(
+            str(refused.exception),
+            "--workdir gs://my-bucket/runs/1 is an address, and files are written to a folder: "
+            "mount the bucket on every host, mkdir -p $HOME/my-bucket && gcsfuse --implicit-dirs "
+            "--metadata-cache-ttl-secs=0 my-bucket $HOME/my-bucket, and give --workdir "
+            "$HOME/my-bucket/runs/1",
+        )
+
+    @parameterized.parameters("s3://bucket/run", "hf://org/repo", "gs://", "gs:///run")
+    def test_any_other_address(self, text):
+        refusal = f"^--out {text} is an address, and .* a folder; give one, such as --out runs/1$"
+        with self.assertRaisesRegex(ValueError, refusal):
+            folders.mounted("out", text)
+
+
+if __name__ == "__main__":
+    absltest.main()

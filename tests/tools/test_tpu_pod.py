@@ -1,0 +1,304 @@
+"""tools/launch/tpu_pod.sh, with stand-ins for gcloud and for what it finds on the hosts."""
+
+import shutil
+import subprocess
+
+from absl.testing import absltest, parameterized
+
+from tests.support import clouds
+
+SLICE = {"TPU": "t", "ZONE": "z", "TYPE": "v5litepod-64", "VERSION": "v", "BUCKET": "b"}
+FLAGS = ("--config", "configs/vit_s_cvst.py", "--workdir", "../bucket/a b")
+DELETES = "this deletes it: gcloud compute tpus tpu-vm delete t --zone z"
+
+
+class TpuPodTest(clouds.ScriptsTest):
+    def setUp(self):
+        super().setUp()
+        self.checkout = clouds.Checkout(self.folder / "check out")
+        self.cloud.slices()
+
+    def pod(self, *codes, flags=FLAGS, **variables):
+        """The exit code of tpu_pod.sh where the run ends with `codes`, and what it says."""
+        self.cloud.queue("codes", *codes)
+        script = self.checkout.launch / "tpu_pod.sh"
+        return self.cloud.run(script, *flags, **SLICE | variables)
+
+    def runs(self):
+        return [call[1:] for call in self.cloud.calls("run")]
+
+    @parameterized.parameters(*SLICE)
+    def test_a_variable_is_missing(self, name):
+        given = {key: value for key, value in SLICE.items() if key != name}
+        self.refused("tpu_pod.sh", f"set {name}, .*README", *FLAGS, **given)
+
+    def test_no_flags(self):
+        for flags in ((), ("--delete",)):
+            self.refused("tpu_pod.sh", "give the flags of jaxrobust.main, such", *flags, **SLICE)
+
+    def test_neither_trains_nor_evaluates(self):
+        self.refused("tpu_pod.sh", "RUN=test is neither train nor", *FLAGS, RUN="test", **SLICE)
+
+    def test_no_gcloud(self):
+        (self.cloud.bin / "gcloud").unlink()
+        (self.cloud.bin / "bash").symlink_to(shutil.which("bash"))
+        path = str(self.cloud.bin)  # nothing else: this machine may have one
+        self.refused("tpu_pod.sh", "gcloud is missing; https://", *FLAGS, PATH=path, **SLICE)
+
+    def test_a_dirty_tree(self):
+        (self.checkout.folder / "code.txt").write_text("changed")
+        (self.checkout.folder / "new.py").write_text("")
+        code, said = self.pod()
+        self.assertEqual(code, 2)
+        self.assertRegex(
+            said, "the hosts get the last commit, .*commit, stash or remove them first"
+        )
+        self.assertEqual(said.splitlines()[1:], [" M code.txt", "?? new.py"])
+        self.assertEmpty(self.cloud.calls())
+
+    def test_no_checkout(self):
+        shutil.rmtree(self.checkout.folder / ".git")
+        code, said = self.pod(GIT_CEILING_DIRECTORIES=str(self.folder))
+        self.assertEqual(code, 2)
+        self.assertIn("is no git checkout, from which the hosts would get the code", said)
+        self.assertEmpty(self.cloud.calls())
+
+    def test_runs_again_while_it_is_preempted(self):
+        code, said = self.pod(75, "255 PREEMPTED", 143, 0)
+        self.assertEqual(code, 0, said)
+        # Preempted and saved, a host lost with the slice, preempted while it compiled, done.
+        self.assertEqual(self.runs(), [["-m", "jaxrobust.main", "--multihost", *FLAGS]] * 4)
+        kinds = self.cloud.kinds()
+        self.assertEqual((kinds.count("create"), kinds.count("delete")), (2, 1))
+        self.assertEqual(kinds.count("scp"), 4)
+        (create, _) = [call for call in self.cloud.calls("gcloud") if call[4] == "create"]
+        asked = "create t --zone z --accelerator-type v5litepod-64 --version v --spot"
+        self.assertEqual(create[4:], asked.split())
+
+    def test_evaluates(self):
+        flags = ("--workdir", "../bucket/run", "--epsilon", "4/255")
+        code, said = self.pod(143, 0, flags=flags, RUN="evaluate")
+        self.assertEqual(code, 0, said)
+        self.assertEqual(self.runs(), [["-m", "jaxrobust.evaluate", "--multihost", *flags]] * 2)
+
+    @parameterized.parameters(0, 1, 2, 3, 130, 255)
+    def test_ends_with_the_code_of_another_end(self, end):
+        code, said = self.pod(end)
+        self.assertEqual(code, end, said)
+        self.assertLen(self.runs(), 1)
+        self.assertEqual(self.cloud.kinds().count("delete"), 0)
+        self.assertEndsWith(said, f"{DELETES}\n")
+
+    @parameterized.parameters(2, 3, 134, 255)
+    def test_an_end_that_came_with_a_preemption(self, end):
+        code, said = self.pod(f"{end} PREEMPTED", 0)
+        self.assertEqual(code, 0, said)
+        self.assertLen(self.runs(), 2)
+        self.assertEqual(self.cloud.kinds().count("create"), 2)
+
+    @parameterized.parameters(3, 134, 255)
+    def test_a_slice_that_tells_later_that_it_is_gone(self, end):
+        self.cloud.queue("states", "PREEMPTED")
+        code, said = self.pod(end, 0)
+        self.assertEqual(code, 0, said)
+        self.assertLen(self.runs(), 2)
+
+    def test_a_connection_lost_after_long_is_made_again(self):
+        code, said = self.pod(255, 0, WAIT="-1")  # any time is longer than ten of these
+        self.assertEqual(code, 0, said)
+        self.assertLen(self.runs(), 2)
+
+    def test_processes_of_a_lost_connection_stop_first(self):
+        (self.cloud.host / "old").touch()
+        code, said = self.pod(0)
+        self.assertEqual(code, 0, said)
+        (call,) = self.cloud.calls("pkill")
+        self.assertEqual(call[1], "-TERM")
+        command = "/home/me/venv/bin/python -m jaxrobust.main --multihost"
+        self.assertRegex(command, call[3])
+        for other in (f"bash -c cd jaxrobust && {command}", command.replace(".main", ".mainly")):
+            self.assertNotRegex(other, call[3])
+        self.assertLen(self.runs(), 1)
+
+    def test_ctrl_c_stops_the_run_on_every_host(self):
+        for flags in (FLAGS, ("--delete", *FLAGS)):
+            self.cloud.queue("codes", 0)
+            (self.cloud.bin / "interrupt").touch()
+            script = self.checkout.launch / "tpu_pod.sh"
+            started = self.cloud.start(script, *flags, **SLICE)
+            self.cloud.queue("group", started.pid)
+            _, said = started.communicate(timeout=60)
+            self.assertEqual(started.returncode, 130, said)
+            self.assertEqual(self.cloud.calls("pkill")[-1][1], "-INT")
+        self.assertEndsWith(said, "tpu_pod.sh: t is deleted\n")
+
+    @parameterized.parameters("PREEMPTED", "TERMINATED", "STOPPED", "FAILED")
+    def test_deletes_what_is_gone(self, state):
+        self.cloud.queue("state", state)
+        code, said = self.pod(0)
+        self.assertEqual(code, 0, said)
+        kinds = [kind for kind in self.cloud.kinds() if kind not in ("scp", "ssh")]
+        self.assertEqual(kinds, ["describe", "delete", "describe", "create", "describe"])
+
+    @parameterized.parameters("CREATING", "REPAIRING", "STOPPING", "UNKNOWN", "")
+    def test_waits_for_any_other_state(self, state):
+        self.cloud.queue("state", state)
+        self.cloud.queue("states", state, "READY")
+        code, said = self.pod(0)
+        self.assertEqual(code, 0, said)
+        self.assertEqual(said.count(f"t is {state}; waiting"), 2)
+        self.assertNotIn("delete", self.cloud.kinds())
+        self.assertNotIn("create", self.cloud.kinds())
+
+    @parameterized.parameters(
+        "RESOURCE_EXHAUSTED: Quota limit 'TPUV5s' has been exceeded. Limit: 0 in region us-east5.",
+        "PERMISSION_DENIED: Permission 'tpu.nodes.create' denied on 'projects/p'",
+        "PERMISSION_DENIED: Location us-west9-z is not found or access is unauthorized.",
+        "Cloud TPU received a bad request. the accelerator v5litepod-63 was not found in zone z",
+        "INVALID_ARGUMENT: unknown runtime version",
+        "Cloud TPU API has not been used in project p before or it is disabled.",
+        "You do not currently have an active account selected. Please run: gcloud auth login",
+        "The required property [project] is not currently set.",
+        "unrecognized arguments: --spot",
+    )
+    def test_ends_where_waiting_would_not_help(self, error):
+        for call in ("create", "describe"):
+            self.cloud.queue(call, error)
+            code, said = self.pod()
+            self.assertEqual(code, 2, said)
+            self.assertIn(error, said)
+            self.assertEndsWith(said, "waiting will not change it; solve that first\n")
+            self.assertEmpty(self.runs())
+        self.assertEqual(self.cloud.kinds(), ["describe", "create", "describe"])
+
+    @parameterized.parameters(
+        'There is no more capacity in the zone "z"; you can try in another zone',
+        "Insufficient reserved capacity. Contact customer support to increase your reservation.",
+        "RESOURCE_EXHAUSTED: Quota exceeded for quota metric 'Writes' and limit 'per minute'",
+        "UNAVAILABLE: The service is currently unavailable.",
+        "gcloud crashed (ConnectionError): HTTPSConnectionPool",
+    )
+    def test_goes_on_where_waiting_helps(self, error):
+        self.cloud.queue("create", *[error] * 12)
+        code, said = self.pod(0)
+        self.assertEqual(code, 0, said)
+        self.assertEqual(said.count(error), 12)
+        self.assertEqual(self.cloud.kinds().count("create"), 13)
+
+    def test_asks_ten_times_about_what_it_does_not_know(self):
+        self.cloud.queue("create", *["Something else."] * 12)
+        code, said = self.pod()
+        self.assertEqual(code, 2)
+        self.assertEndsWith(said, "gcloud failed 10 times in a row as above; solve that first\n")
+        self.assertEqual(self.cloud.kinds().count("create"), 10)
+
+    def test_deletes_nothing_while_gcloud_cannot_say(self):
+        """A run ends with its connection, and the network is away for a while."""
+        self.cloud.queue("describe", "", *["gcloud crashed (ConnectionError)"] * 3)
+        self.cloud.queue("state", "READY")
+        code, said = self.pod(255, 0)
+        self.assertEqual(code, 0, said)
+        self.assertLen(self.runs(), 2)
+        self.assertEqual({*self.cloud.kinds()}, {"describe", "scp", "ssh"})
+
+    def test_a_slice_that_goes_by_itself(self):
+        self.cloud.queue("state", "PREEMPTED")
+        self.cloud.queue("delete", "NOT_FOUND: Resource 'nodes/t' was not found")
+        self.cloud.program("gcloud", clouds.GCLOUD.replace("exit 1; rm", "rm -f state; rm"))
+        code, said = self.pod(0)
+        self.assertEqual(code, 0, said)
+
+    def test_a_slice_that_may_not_be_deleted(self):
+        self.cloud.queue("state", "PREEMPTED")
+        self.cloud.queue("delete", "PERMISSION_DENIED: Permission 'tpu.nodes.delete' denied")
+        code, said = self.pod()
+        self.assertEqual(code, 2)
+        self.assertEndsWith(said, f"{DELETES}\n")
+
+    @parameterized.parameters(0, 2, 3)
+    def test_deletes_the_slice_at_the_end(self, end):
+        code, said = self.pod(end, flags=("--delete", *FLAGS))
+        self.assertEqual(code, end, said)
+        self.assertEqual(self.runs()[0][3:], [*FLAGS])
+        self.assertEqual(self.cloud.kinds()[-1], "delete")
+        self.assertEndsWith(said, "tpu_pod.sh: t is deleted\n")
+
+    def test_says_how_to_delete_what_it_cannot(self):
+        self.cloud.queue("delete", "UNAVAILABLE")
+        code, said = self.pod(0, flags=(*FLAGS, "--delete"))
+        self.assertEqual(code, 0)
+        self.assertEndsWith(said, f"{DELETES}\n")
+
+    def test_hosts_get_the_last_commit(self):
+        first = self.pod(0)
+        commits = [self.on_host()]
+        self.checkout.commit("more")
+        self.pod(0)
+        commits.append(self.on_host())
+        (self.cloud.host / "jaxrobust" / "code.txt").write_text("changed there")
+        last = self.checkout.commit("other", "--amend")
+        self.pod(0)
+        commits.append(self.on_host())
+        self.assertEqual(first[0], 0)
+        self.assertLen({*commits}, 3)
+        self.assertEqual(commits[-1], last)
+        self.assertEqual((self.cloud.host / "jaxrobust" / "code.txt").read_text(), "other")
+        installs = [
+            call for call in self.cloud.calls("python3") if call[1:4] == ["-m", "uv", "pip"]
+        ]
+        self.assertEqual([call[-1] for call in installs], ["jaxrobust[tpu,gcs]"] * 3)
+        self.assertLen([c for c in self.cloud.calls("python3") if "venv" in c[3:4]], 1)
+        self.assertEqual(
+            self.cloud.calls("gcsfuse"),
+            [["gcsfuse", "--implicit-dirs", "--metadata-cache-ttl-secs=0", "b", "bucket"]],
+        )
+
+    def on_host(self):
+        command = ["git", "-C", self.cloud.host / "jaxrobust", "rev-parse", "HEAD"]
+        return subprocess.check_output(command, text=True).strip()
+
+    def test_a_shallow_checkout(self):
+        self.checkout.commit("more")
+        shallow = self.folder / "shallow"
+        self.checkout.git(
+            "clone", "-q", "--depth=1", f"file://{self.checkout.folder}", str(shallow)
+        )
+        self.checkout.launch = shallow / "tools" / "launch"
+        code, said = self.pod(0)
+        self.assertEqual(code, 0, said)
+        self.assertEqual(self.on_host(), self.checkout.git("rev-parse", "HEAD"))
+
+    def test_installs_gcsfuse_where_it_is_missing(self):
+        (self.cloud.host / "bin" / "gcsfuse").unlink()
+        for name in ("curl", "lsb_release"):
+            self.cloud.program(name, f"echo {name}", host=True)
+        gcsfuse = "echo 'touch bucket/mounted' >$HOME/bin/gcsfuse; chmod +x $HOME/bin/gcsfuse"
+        self.cloud.program(
+            "sudo", f'cat >>$HOME/written; [[ "$*" != *install* ]] || {{ {gcsfuse}; }}', host=True
+        )
+        if shutil.which("gcsfuse"):
+            self.skipTest("gcsfuse is installed")
+        code, said = self.pod(0, BUCKET="gs://b")
+        self.assertEqual(code, 0, said)
+        done = [call[1:] for call in self.cloud.calls("sudo")]
+        self.assertEqual([call[0] for call in done], ["tee", "tee", "apt-get", "apt-get"])
+        self.assertEqual(done[-1][-2:], ["install", "gcsfuse"])
+        key = "/usr/share/keyrings/cloud.google.asc"
+        self.assertEqual(
+            (self.cloud.host / "written").read_text(),
+            f"curl\ndeb [signed-by={key}] https://packages.cloud.google.com/apt "
+            "gcsfuse-lsb_release main\n",
+        )
+        self.assertTrue((self.cloud.host / "bucket" / "mounted").exists())
+
+    def test_a_bucket_that_cannot_be_mounted(self):
+        self.cloud.program("gcsfuse", "echo no such bucket >&2; exit 1", host=True)
+        code, said = self.pod(BUCKET="gs://b")
+        self.assertEqual(code, 1)
+        self.assertIn("no such bucket", said)
+        self.assertEmpty(self.runs())
+        self.assertEqual(self.cloud.calls("gcsfuse")[0][3:], ["b", "bucket"])
+
+
+if __name__ == "__main__":
+    absltest.main()
