@@ -4,16 +4,16 @@ import os
 
 import jax
 
-# Few of LLVM's optimisations, and XLA's older way to write loops: half the time.
-_QUICK = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
-_AS_USERS = {
-    "xla_backend_optimization_level": 3,
-    "xla_cpu_use_fusion_emitters": True,
-    "xla_llvm_disable_expensive_passes": False,
+# Few of LLVM's optimisations, and XLA's older way to write loops: half the time. Each with its
+# value for users and the first JAX that is not known to have it: XLA aborts at unknown flags.
+_QUICK = {
+    "xla_backend_optimization_level": (1, 3, (0, 13)),
+    "xla_cpu_use_fusion_emitters": (False, True, (0, 11)),
 }
-_SINCE, _UNTIL = (0, 7), (0, 11)  # XLA stops at a flag that it does not know
-_KNOWN = _SINCE <= jax.__version_info__ < _UNTIL
-FLAGS = "".join(f" --{k}={str(v).lower()}" for k, v in _QUICK.items()) if _KNOWN else ""
+_HERE = {k: values for k, (*values, until) in _QUICK.items() if jax.__version_info__ < until}
+_AS_USERS = {name: value for name, (_, value) in _HERE.items()}
+_AS_USERS |= {"xla_llvm_disable_expensive_passes": False}
+FLAGS = "".join(f" --{name}={str(value).lower()}" for name, (value, _) in _HERE.items())
 
 
 def quickly() -> None:
