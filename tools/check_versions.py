@@ -1,0 +1,133 @@
+"""The fast tests on the oldest and on the newest versions: of Python, JAX and everything else.
+
+python tools/check_versions.py [oldest|newest] [arguments of pytest]
+
+Each gets a fresh environment, .venv-oldest and .venv-newest. The oldest has the floors that
+pyproject.toml names, the newest the highest Python that this machine has and for which everything
+installs. Without a Python beside the oldest one, or without newer packages, the newest is what
+`.ci/run` tests anyway; that is said, and no test runs. Exits with 1 if a test failed, with 3 if
+an environment cannot be built.
+"""
+
+import glob
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+OLDEST, NEWEST = (3, 11), (3, 20)  # minor versions to look for
+_FLOOR = re.compile(r"([A-Za-z0-9_.-]+)(?:\[\w+\])?>=([\d.]+)")
+_SAID = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_VERSIONS = f"""
+import importlib.metadata, platform
+said = (f"{{name}} {{importlib.metadata.version(name)}}" for name in {_SAID})
+print("Python", platform.python_version() + ",", ", ".join(said))
+"""
+
+
+def floors(project: dict[str, Any]) -> list[str]:
+    """Return the lowest versions that pyproject.toml allows, as constraints for pip.
+
+    Raises:
+      ValueError: a dependency has no floor.
+    """
+    named = [*project["dependencies"], *project["optional-dependencies"]["test"]]
+    matches = [(text, _FLOOR.fullmatch(text)) for text in named]
+    if bad := [text for text, match in matches if match is None]:
+        raise ValueError(f"pyproject.toml: {bad[0]} has no floor; write it as name>=version")
+    return [f"{match[1]}=={match[2]}" for _, match in matches if match]
+
+
+def interpreters() -> list[tuple[tuple[int, int], str]]:
+    """Return (version, path) of the Pythons of PATH and of pyenv, the highest first."""
+    found = {}
+    for path in (sys.executable, *_candidates()):
+        command = [path, "-c", "import sys, ensurepip, venv; print(*sys.version_info[:2])"]
+        told = subprocess.run(command, capture_output=True, text=True)
+        if told.returncode == 0 and re.fullmatch(r"\d+ \d+\n", told.stdout):
+            major, minor = map(int, told.stdout.split())
+            found.setdefault((major, minor), path)
+    return sorted(((v, p) for v, p in found.items() if v >= OLDEST), reverse=True)
+
+
+def _candidates() -> Iterator[str]:
+    for minor in range(NEWEST[1], OLDEST[1] - 1, -1):
+        if path := shutil.which(f"python3.{minor}"):
+            yield path
+    root = os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv"
+    yield from sorted(glob.glob(f"{root}/versions/3.*/bin/python3"), reverse=True)
+
+
+def environment(python: str, folder: Path, *arguments: str) -> str | None:
+    """Return the Python of a fresh environment with the tests' packages; None: it cannot be."""
+    shutil.rmtree(folder, ignore_errors=True)
+    inside = str(folder / "bin" / "python")
+    for command in (
+        [python, "-m", "venv", str(folder)],
+        [inside, "-m", "pip", "install", "-q", "-e", ".[test]", *arguments],
+    ):
+        if subprocess.run(command, cwd=ROOT).returncode:
+            return None
+    return inside
+
+
+def oldest() -> str | None:
+    """Build the environment of the floors."""
+    with open(ROOT / "pyproject.toml", "rb") as file:
+        wanted = floors(tomllib.load(file)["project"])
+    folder = ROOT / ".venv-oldest"
+    path = ROOT / ".venv-oldest.txt"
+    path.write_text("\n".join(wanted))
+    try:
+        return environment(interpreters()[-1][1], folder, "--constraint", str(path))
+    finally:
+        path.unlink()
+
+
+def newest() -> str | None:
+    """Build the environment of the highest Python for which everything installs."""
+    for version, python in interpreters():
+        inside = environment(python, ROOT / ".venv-newest", "--upgrade")
+        if inside:
+            return inside
+        print(f"newest: no environment for Python {'.'.join(map(str, version))}", flush=True)
+    return None
+
+
+def versions(python: str) -> str:
+    """Say the versions that an environment has."""
+    return subprocess.check_output([python, "-c", _VERSIONS], text=True).strip()
+
+
+def main(arguments: list[str]) -> int:
+    """Run the tests on both, or on the one that is named; return the exit code."""
+    builders = {"oldest": oldest, "newest": newest}
+    chosen = [name for name in builders if name in arguments] or list(builders)
+    rest = [word for word in arguments if word not in builders]
+    worst = 0
+    for name in chosen:
+        python = builders[name]()
+        if python is None:
+            print(f"{name}: pip says above why there is no environment", file=sys.stderr)
+            return 3
+        told = versions(python)
+        print(f"{name}: {told}", flush=True)
+        if name == "newest" and told == versions(sys.executable):
+            print("newest: this machine has nothing newer than what runs here", flush=True)
+            continue
+        path = os.pathsep.join((str(Path(python).parent), os.environ.get("PATH", "")))
+        done = subprocess.run(
+            [python, "-m", "pytest", *rest], cwd=ROOT, env=os.environ | {"PATH": path}
+        )
+        worst = max(worst, int(done.returncode != 0))
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
