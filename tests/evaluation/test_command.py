@@ -458,6 +458,8 @@ class FileTest(parameterized.TestCase):
         ({"dataset": "fake:8x8x1:7"}, r"head\.fc\.bias: shape \(10,\)"),
         ({}, "give --epsilon, in units of the .0, 1. pixel range, such as 4/255"),
         ({"phase": "train"}, "--phase is one of a --workdir"),
+        ({"out": "gs://b/out"}, "--out gs://b/out is an address, .*: mount the bucket on every"),
+        ({"workdir": "gs://b/run"}, "--workdir gs://b/run is an address, .* gcsfuse "),
     )
     def test_mistakes_exit_2(self, given, message):
         code, _, said = call(**self.given | given)

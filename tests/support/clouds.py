@@ -15,18 +15,22 @@ SCRIPTS = paths.ROOT / "tools" / "launch"
 # A slice, its hosts (one folder stands for all of them) and what goes wrong. Beside the programs:
 # `state` of the slice, and files whose lines are used up one after the other, `describe`, `create`
 # and `delete` (an error of gcloud, or an empty line), `states` (while the script sleeps), `codes`
-# (with which the run ends, and perhaps the state of the slice then).
+# (with which the run ends, and perhaps the state of the slice then). `interrupt` says at which
+# call, create or run, Ctrl-C comes to the process group in `group`.
 GCLOUD = """
 cd "$(dirname "$0")"
 next() { [ -s "$1" ] && head -n 1 "$1" && sed -i 1d "$1"; }
 fails() { said=$(next "$1") && [ -n "$said" ] && echo "ERROR: (gcloud) $said" >&2; }
+interrupted() {
+  grep -qs "$1" interrupt && rm interrupt && kill -INT -- "-$(cat group)" && /bin/sleep 5
+}
 case "$*" in
   *" describe "*)
     fails describe && exit 1
     [ -e state ] && exec cat state
     echo "ERROR: NOT_FOUND: Resource 'nodes/t' was not found" >&2; exit 1 ;;
   *" delete "*) fails delete && exit 1; rm -f state ;;
-  *" create "*) fails create && exit 1; echo READY >state ;;
+  *" create "*) interrupted create; fails create && exit 1; echo READY >state ;;
   *" scp "*) cp "$5" ../host/ ;;
   *" ssh "*)
     cd ../host
@@ -46,7 +50,7 @@ case "$*" in
 #!/usr/bin/env bash
 cd "$(dirname "$0")/../../../bin"
 (IFS=$'\\2'; printf '%s\\1' "run$IFS$*" >>log)
-[ ! -e interrupt ] || { rm interrupt; kill -INT -- "-$(cat group)"; /bin/sleep 5; }
+grep -qs run interrupt && rm interrupt && kill -INT -- "-$(cat group)" && /bin/sleep 5
 read -r code state <codes; sed -i 1d codes
 [ -z "$state" ] || echo "$state" >state
 exit "$code"

@@ -120,17 +120,30 @@ class TpuPodTest(clouds.ScriptsTest):
             self.assertNotRegex(other, call[3])
         self.assertLen(self.runs(), 1)
 
+    def interrupted(self, where, *flags):
+        """What is said where Ctrl-C comes at this call."""
+        self.cloud.queue("interrupt", where)
+        self.cloud.queue("codes", 0)
+        started = self.cloud.start(self.checkout.launch / "tpu_pod.sh", *flags, *FLAGS, **SLICE)
+        self.cloud.queue("group", started.pid)
+        _, said = started.communicate(timeout=60)
+        self.assertEqual(started.returncode, 130, said)
+        return said
+
     def test_ctrl_c_stops_the_run_on_every_host(self):
-        for flags in (FLAGS, ("--delete", *FLAGS)):
-            self.cloud.queue("codes", 0)
-            (self.cloud.bin / "interrupt").touch()
-            script = self.checkout.launch / "tpu_pod.sh"
-            started = self.cloud.start(script, *flags, **SLICE)
-            self.cloud.queue("group", started.pid)
-            _, said = started.communicate(timeout=60)
-            self.assertEqual(started.returncode, 130, said)
-            self.assertEqual(self.cloud.calls("pkill")[-1][1], "-INT")
+        said = self.interrupted("run")
+        self.assertEqual(self.cloud.calls("pkill")[-1][1], "-INT")
+        self.assertEndsWith(said, f"{DELETES}\n")
+
+    def test_ctrl_c_deletes_the_slice_after_that(self):
+        said = self.interrupted("run", "--delete")
+        self.assertEqual(self.cloud.calls("pkill")[-1][1], "-INT")
+        self.assertEqual(self.cloud.kinds()[-2:], ["ssh", "delete"])
         self.assertEndsWith(said, "tpu_pod.sh: t is deleted\n")
+
+    def test_ctrl_c_while_the_slice_is_made(self):
+        said = self.interrupted("create")
+        self.assertEndsWith(said, f"{DELETES}\n")
 
     @parameterized.parameters("PREEMPTED", "TERMINATED", "STOPPED", "FAILED")
     def test_deletes_what_is_gone(self, state):
@@ -168,6 +181,7 @@ class TpuPodTest(clouds.ScriptsTest):
             self.assertEqual(code, 2, said)
             self.assertIn(error, said)
             self.assertEndsWith(said, "waiting will not change it; solve that first\n")
+            self.assertNotIn("still exists", said)
             self.assertEmpty(self.runs())
         self.assertEqual(self.cloud.kinds(), ["describe", "create", "describe"])
 

@@ -86,7 +86,10 @@ after_error() {
 }
 attempt() {
   tpu "$@" 2>&1 | tee "$FOLDER/said" >&2 && return
-  if [[ $1 == delete ]] && grep -q NOT_FOUND "$FOLDER/said"; then return; fi # it is gone already
+  case $1 in
+    create) there='' ;;
+    delete) grep -q NOT_FOUND "$FOLDER/said" && return ;; # it is gone already
+  esac
   after_error
 }
 
@@ -105,7 +108,10 @@ look() {
 slice() { # until it is ready
   while look && [[ $state != READY ]]; do
     case $state in
-      none) attempt create --accelerator-type "$TYPE" --version "$VERSION" --spot ;;
+      none)
+        there=yes # as soon as this is on its way
+        attempt create --accelerator-type "$TYPE" --version "$VERSION" --spot
+        ;;
       # It stays as a name, which has to go before a new slice can have it.
       PREEMPTED | TERMINATED | STOPPED | FAILED) attempt delete --quiet ;;
       unknown) ;;
