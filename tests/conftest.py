@@ -52,6 +52,10 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 def pytest_configure(config: pytest.Config) -> None:
     """Compile the programs of the fast and the slow tests quickly; the matrix's as users do."""
+    # JAX's profiler makes types without this; from Python 3.13 on that warns, and its bindings
+    # abort the process where a warning is an error.
+    known = "ignore:builtin type .* has no __module__ attribute:DeprecationWarning"
+    config.addinivalue_line("filterwarnings", known)
     if "matrix" not in config.getoption("markexpr").replace("not matrix", ""):
         compiling.quickly()
 

@@ -206,6 +206,13 @@ class TpuPodTest(clouds.ScriptsTest):
         self.assertEndsWith(said, "gcloud failed 10 times in a row as above; solve that first\n")
         self.assertEqual(self.cloud.kinds().count("create"), 10)
 
+    def test_a_slice_that_was_had_starts_the_count_again(self):
+        errors = ["Something else."] * 6
+        self.cloud.queue("create", *errors, "", *errors)
+        code, said = self.pod("255 PREEMPTED", 0)
+        self.assertEqual(code, 0, said)
+        self.assertEqual(self.cloud.kinds().count("create"), 14)
+
     def test_deletes_nothing_while_gcloud_cannot_say(self):
         """A run ends with its connection, and the network is away for a while."""
         self.cloud.queue("describe", "", *["gcloud crashed (ConnectionError)"] * 3)
@@ -218,9 +225,13 @@ class TpuPodTest(clouds.ScriptsTest):
     def test_a_slice_that_goes_by_itself(self):
         self.cloud.queue("state", "PREEMPTED")
         self.cloud.queue("delete", "NOT_FOUND: Resource 'nodes/t' was not found")
-        self.cloud.program("gcloud", clouds.GCLOUD.replace("exit 1; rm", "rm -f state; rm"))
+        failing = "fails delete && exit 1"
+        self.assertIn(failing, clouds.GCLOUD)
+        gone = clouds.GCLOUD.replace(failing, "fails delete && { rm -f state; exit 1; }")
+        self.cloud.program("gcloud", gone)
         code, said = self.pod(0)
         self.assertEqual(code, 0, said)
+        self.assertEqual(self.cloud.kinds().count("delete"), 1)
 
     def test_a_slice_that_may_not_be_deleted(self):
         self.cloud.queue("state", "PREEMPTED")
