@@ -46,7 +46,7 @@ def floors(project: dict[str, Any]) -> list[str]:
 
 def interpreters() -> list[tuple[tuple[int, int], str]]:
     """Return (version, path) of the Pythons of PATH and of pyenv, the highest first."""
-    found = {}
+    found: dict[tuple[int, int], str] = {}
     for path in (sys.executable, *_candidates()):
         command = [path, "-c", "import sys, ensurepip, venv; print(*sys.version_info[:2])"]
         told = subprocess.run(command, capture_output=True, text=True)

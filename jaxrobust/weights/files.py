@@ -83,6 +83,9 @@ def _reader(path: Path) -> Callable[[Path, str], Arrays]:
             f"{path} is text, not weights; it begins {text[:60].decode()!r}. A download that was "
             "refused looks so: get it again"
         )
+    # A header's length, which may begin as a pickle does (0x80), then the header.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return _read_safetensors
     if head.startswith((b"PK\x03\x04", b"\x80")):
         return _read_torch
     if head[8:9] == b"{" or path.suffix == ".safetensors":

@@ -135,12 +135,13 @@ def compare_run(g, norm, mode, state, seen):
     for at, expected in zip(g[f"{key}_x1_at"], g[f"{key}_x1_before_backward_step"], strict=True):
         assert_points(seen["points"][at - 1][: len(expected)], expected, norm)
     assert_points(state.adv[: len(g[f"{key}_adv"])], g[f"{key}_adv"], norm)
-    assert_norms(state.norm_best, g[f"{key}_adv_norm"])
+    assert_norms(state.norm_best, g[f"{key}_adv_norm"], norm)
 
 
-def assert_norms(actual, expected, wandering=0):
-    # 1e-4 is the golden README's; 2e-7 is the rounding of the pixels themselves.
-    off = np.abs(actual - expected) > 1e-4 * expected + 2e-7
+def assert_norms(actual, expected, norm, wandering=0):
+    # 1e-4 is the golden README's; 2e-7 is the rounding of the pixels themselves. An L1 norm adds
+    # the noise of single entries (see `assert_points`): seen 6e-5, with JAX 0.10.0.
+    off = np.abs(actual - expected) > 1e-4 * expected + (1e-4 if norm == "L1" else 2e-7)
     assert off.sum() <= wandering, (actual[off], expected[off])
     np.testing.assert_allclose(actual, expected, rtol=1e-2)
 
@@ -291,7 +292,7 @@ class GoldenCase(parameterized.TestCase):
             # Image 48 on Linf: a last unit in its pixels moves its norm by 7e-3, and the
             # reference's targeted and untargeted run of the same boundary differ by 4e-4.
             wandering = norm == "Linf" and 48 in range(first, first + BATCH)
-            assert_norms(norms, g[f"{norm}_{mode}_norm"][part], int(wandering))
+            assert_norms(norms, g[f"{norm}_{mode}_norm"][part], norm, int(wandering))
 
 
 class GoldenTest(GoldenCase):
