@@ -15,33 +15,17 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 OLDEST, NEWEST = (3, 11), (3, 20)  # minor versions to look for
-_FLOOR = re.compile(r"([A-Za-z0-9_.-]+)(?:\[\w+\])?>=([\d.]+)")
 _SAID = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 _VERSIONS = f"""
 import importlib.metadata, platform
 said = (f"{{name}} {{importlib.metadata.version(name)}}" for name in {_SAID})
 print("Python", platform.python_version() + ",", ", ".join(said))
 """
-
-
-def floors(project: dict[str, Any]) -> list[str]:
-    """Return the lowest versions that pyproject.toml allows, as constraints for pip.
-
-    Raises:
-      ValueError: a dependency has no floor.
-    """
-    named = [*project["dependencies"], *project["optional-dependencies"]["test"]]
-    matches = [(text, _FLOOR.fullmatch(text)) for text in named]
-    if bad := [text for text, match in matches if match is None]:
-        raise ValueError(f"pyproject.toml: {bad[0]} has no floor; write it as name>=version")
-    return [f"{match[1]}=={match[2]}" for _, match in matches if match]
 
 
 def interpreters() -> list[tuple[tuple[int, int], str]]:
@@ -64,36 +48,30 @@ def _candidates() -> Iterator[str]:
     yield from sorted(glob.glob(f"{root}/versions/3.*/bin/python3"), reverse=True)
 
 
-def environment(python: str, folder: Path, *arguments: str) -> str | None:
-    """Return the Python of a fresh environment with the tests' packages; None: it cannot be."""
+def environment(python: str, folder: Path, *commands: tuple[str, ...]) -> str | None:
+    """Return the Python of a fresh environment in which these modules ran; None: it cannot be."""
     shutil.rmtree(folder, ignore_errors=True)
     inside = str(folder / "bin" / "python")
-    for command in (
-        [python, "-m", "venv", str(folder)],
-        [inside, "-m", "pip", "install", "-q", "-e", ".[test]", *arguments],
-    ):
+    venv = [python, "-m", "venv", str(folder)]
+    for command in (venv, *([inside, "-m", *words] for words in commands)):
         if subprocess.run(command, cwd=ROOT).returncode:
             return None
     return inside
 
 
 def oldest() -> str | None:
-    """Build the environment of the floors."""
-    with open(ROOT / "pyproject.toml", "rb") as file:
-        wanted = floors(tomllib.load(file)["project"])
+    """Build the environment of the floors, which pip cannot find by itself and uv can."""
     folder = ROOT / ".venv-oldest"
-    path = ROOT / ".venv-oldest.txt"
-    path.write_text("\n".join(wanted))
-    try:
-        return environment(interpreters()[-1][1], folder, "--constraint", str(path))
-    finally:
-        path.unlink()
+    install = ("uv", "pip", "install", "-q", "--python", str(folder))
+    floors = (*install, "--resolution", "lowest-direct", "-e", ".[test]")
+    return environment(interpreters()[-1][1], folder, ("pip", "install", "-q", "uv"), floors)
 
 
 def newest() -> str | None:
     """Build the environment of the highest Python for which everything installs."""
+    latest = ("pip", "install", "-q", "--upgrade", "-e", ".[test]")
     for version, python in interpreters():
-        inside = environment(python, ROOT / ".venv-newest", "--upgrade")
+        inside = environment(python, ROOT / ".venv-newest", latest)
         if inside:
             return inside
         print(f"newest: no environment for Python {'.'.join(map(str, version))}", flush=True)
@@ -114,7 +92,7 @@ def main(arguments: list[str]) -> int:
     for name in chosen:
         python = builders[name]()
         if python is None:
-            print(f"{name}: pip says above why there is no environment", file=sys.stderr)
+            print(f"{name}: the lines above say why there is no environment", file=sys.stderr)
             return 3
         told = versions(python)
         print(f"{name}: {told}", flush=True)
