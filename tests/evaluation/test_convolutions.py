@@ -180,7 +180,11 @@ class ConvolutionsTest(parameterized.TestCase):
             return lax.map(conv, x[None]) if loop else conv(x)
 
         canonical = canonical_convolutions(function)
-        self.assertEqual(str(jax.make_jaxpr(canonical)(x)), str(jax.make_jaxpr(function)(x)))
+        # Without the addresses of callbacks.
+        texts = [
+            re.sub("0x[0-9a-f]+", "", str(jax.make_jaxpr(f)(x))) for f in (canonical, function)
+        ]
+        self.assertEqual(*texts)
 
     def test_accumulates_in_the_type_asked_for(self):
         x, kernel = (a.astype(jnp.bfloat16) for a in _operands(NCHW, (3, 3), {}))
