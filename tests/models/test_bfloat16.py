@@ -91,7 +91,13 @@ class SumsTest(parameterized.TestCase):
             for equation in equations(program.jaxpr)
             if equation.primitive.name in ("reduce_sum", "reduce", "scatter-add", "cumsum")
         ]
-        narrow = [e for e in sums if e.outvars[0].aval.dtype == jnp.bfloat16]
+        narrow = [
+            e
+            for e in sums
+            if e.outvars[0].aval.dtype == jnp.bfloat16
+            # JAX 0.10.0 drops an axis of length 1 by a sum, which adds nothing up.
+            and (e.primitive.name != "reduce_sum" or e.invars[0].aval.size > e.outvars[0].aval.size)
+        ]
         self.assertNotEmpty(sums)
         self.assertEmpty([f"{e.invars[0].aval} to {e.outvars[0].aval}" for e in narrow])
 
