@@ -35,7 +35,7 @@ from jaxrobust.runtime import compilation, sharding
 from jaxrobust.runtime.commandline import Arguments, answer, mapping
 from jaxrobust.training import optim
 from jaxrobust.training.step import averaged, init_state
-from jaxrobust.weights import certificates, hashes, runs
+from jaxrobust.weights import certificates, hashes, loading, runs
 from jaxrobust.weights import folder as weights_folder
 from jaxrobust.weights.checkpoint import Checkpoints, abstract_state
 from jaxrobust.weights.hashes import file_sha256
@@ -106,7 +106,9 @@ def read(args: argparse.Namespace) -> tuple[Network, str, Path | None]:
     if args.workdir:
         return *of_run(args.workdir, args.phase, args.which), None
     which, options = args.which or "ema", mapping("options", args.options)
-    network = certificate.stored(args.weights, args.model, args.image_size, which, options)
+    network = loading.read(
+        args.weights, args.model, image_size=args.image_size, which=which, options=options
+    )
     said = args.weights.name + (f", {args.which}" if args.which else "")
     file = args.weights / weights_folder.WEIGHTS if args.weights.is_dir() else args.weights
     return network, said, file

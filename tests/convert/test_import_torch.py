@@ -16,7 +16,7 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
 from jaxrobust.convert import import_torch
-from jaxrobust.weights import download, hashes
+from jaxrobust.weights import download, hashes, imports, sources
 from jaxrobust.weights import folder as weights_folder
 from tests.support import paths
 from tests.support.modules import hidden
@@ -175,7 +175,8 @@ class UrlTest(LocalCase):
     def test_no_server_is_another_mistake(self):
         self.server.close()
         with self.assertRaisesRegex(
-            download.Unreachable, r"refused.*5 times.*0 bytes.*give a file"
+            download.Unreachable,
+            r"refused.*5 times.*0 bytes.*curl -L -o weights.pth http.*and give the file",
         ):
             self.fetch()
 
@@ -436,7 +437,7 @@ class KnownTest(parameterized.TestCase):
     def test_published(self, model, file, expected):
         if file.startswith("Singh"):
             expected = file.removesuffix(".pt")
-        self.assertEqual(import_torch.published(model, Path(file)), expected)
+        self.assertEqual(imports.published(model, Path(file)), expected)
 
     @parameterized.parameters(
         ({"interpolation": "bicubic", "crop_pct": 0.875}, 224, "bicubic-256-crop-224"),
@@ -446,33 +447,32 @@ class KnownTest(parameterized.TestCase):
         ({}, 224, None),
     )
     def test_preprocessing(self, settings, size, expected):
-        self.assertEqual(import_torch.preprocessing(settings, size), expected)
+        self.assertEqual(imports.preprocessing(settings, size), expected)
 
     def test_normalisation(self):
         hub = {"mean": [0.5] * 3, "std": [0.25] * 3}
 
-        def values(*flags, key=None, arrays=(), normalize=(0.0, 1.0)):
-            found = mock.Mock(arrays=dict.fromkeys(arrays), normalize=normalize)
-            args = import_torch.parse(["x", "--model=m", "--out=o", *flags])
-            return import_torch.normalisation(args, key, hub, found)[0]
+        def values(key=None, arrays=(), **asked):
+            found = mock.Mock(arrays=dict.fromkeys(arrays), normalize=(0.0, 1.0))
+            return imports.normalisation(imports.Asked(**asked), key, hub, found)[0]
 
         self.assertEqual(values(), ((0.5,) * 3, (0.25,) * 3))
-        self.assertIsNone(values("--init-stem"))  # a new stem takes raw images, as in the paper
-        self.assertEqual(values("--normalize=none"), ((0.0,), (1.0,)))
+        self.assertIsNone(values(init_stem=True))  # a new stem takes raw images, as in the paper
+        self.assertEqual(values(normalize="none"), ((0.0,), (1.0,)))
         self.assertEqual(values(key="Salman2020Do_R50")[0], (0.485, 0.456, 0.406))
         self.assertEqual(values(key="Chen2024Data_WRN_50_2"), ((0.0,), (1.0,)))
         self.assertIsNone(values(arrays=["normalize.mean"]))
         with self.assertRaisesRegex(ValueError, "its own mean and std; leave --normalize out"):
-            values("--normalize=none", arrays=["normalize.mean"])
+            values(normalize="none", arrays=["normalize.mean"])
 
     def test_settings_of_timm(self):
         file = Path(self.create_tempfile("config.json").full_path)
         file.write_text(json.dumps({"num_classes": 7, "pretrained_cfg": {"crop_pct": 0.9}}))
-        settings = import_torch.hub_settings(file)
+        settings = sources.settings_of(file)
         self.assertEqual((settings["num_classes"], settings["crop_pct"]), (7, 0.9))
         file.write_text("[]")
         with self.assertRaisesRegex(ValueError, "is damaged"):
-            import_torch.hub_settings(file)
+            sources.settings_of(file)
 
 
 if __name__ == "__main__":
