@@ -128,6 +128,7 @@ def _from_hub(source: str, tell: Tell) -> Fetched:
             "https:// address of the file)"
         ) from error
     endpoint = os.environ.get("HF_ENDPOINT") or None
+    cache = folders.cache("weights") / "hub"
 
     def get(file: str) -> Path | None:
         try:
@@ -135,10 +136,15 @@ def _from_hub(source: str, tell: Tell) -> Fetched:
                 repository,
                 file,
                 revision=revision,
-                cache_dir=folders.cache("weights") / "hub",
+                cache_dir=cache,
                 endpoint=endpoint,
             )
         except errors.LocalEntryNotFoundError as error:  # it asked nobody, or nobody answered
+            known = huggingface_hub.try_to_load_from_cache(
+                repository, file, cache_dir=cache, revision=revision
+            )
+            if not (known is None or isinstance(known, str)):  # it did not exist when asked last
+                return None
             reason = f"{error.__cause__ or error}".partition("\n")[0]
             raise Unreachable(
                 f"{source}: the hub does not answer ({reason}), and {file} is not in the cache. "
@@ -151,7 +157,7 @@ def _from_hub(source: str, tell: Tell) -> Fetched:
 
     try:
         tell(f"{repository}: asking the hub")
-        found = [(file, path) for file in ([name] if name else WEIGHTS) if (path := get(file))]
+        found = next((path for file in ([name] if name else WEIGHTS) if (path := get(file))), None)
     except errors.GatedRepoError as error:
         raise ValueError(
             f"{source}: its authors ask for your consent first: give it at "
@@ -167,7 +173,7 @@ def _from_hub(source: str, tell: Tell) -> Fetched:
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError) as error:
         raise ValueError(f"{source}: {str(error).partition(chr(10))[0]}") from error
-    if not found:
+    if found is None:
         api = huggingface_hub.HfApi(endpoint=endpoint)
         holds = _weights_in(api, repository, revision)
         raise ValueError(
@@ -175,7 +181,7 @@ def _from_hub(source: str, tell: Tell) -> Fetched:
             + (f"name one of its files: {', '.join(holds)}" if holds else "")
             + ("" if holds else "it is no repository of PyTorch weights, give another one")
         )
-    return Fetched(found[0][1], get(SETTINGS))
+    return Fetched(found, get(SETTINGS))
 
 
 def _by_hand(source: str) -> str:

@@ -32,6 +32,7 @@ class Asked(NamedTuple):
     image_size: int | None = None  # pixels; positions are resized
     options: dict[str, Any] | None = None  # other fields of the network's row
     init_stem: bool = False  # draws the stem anew
+    raw: bool = False  # takes images that no settings normalise, as a stem that is drawn later does
     which: str = "ema"  # or raw, where the source holds both
     normalize: str = "auto"  # or none, imagenet: of weights that hold no mean and std
     cast: bool = False  # rounds other types to float32
@@ -158,7 +159,7 @@ def normalisation(
         return {"none": _NONE, "imagenet": _IMAGENET}[asked.normalize], "--normalize"
     if key:
         return (_IMAGENET if PUBLISHED[key].normalised else _NONE), f"RobustBench's {key}"
-    if settings.get("mean") and settings.get("std") and not asked.init_stem:
+    if settings.get("mean") and settings.get("std") and not (asked.init_stem or asked.raw):
         return (tuple(settings["mean"]), tuple(settings["std"])), "the hub's config.json"
     if found.normalize != (0.0, 1.0):
         return None, "what files with these names assume"

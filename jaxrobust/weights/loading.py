@@ -163,7 +163,7 @@ def place(
     lock = folder.with_name(folder.name + ".lock")
     with locks.held(lock, what=f"the import of {source}", otherwise="give a file", wait=True):
         if not _there(folder):
-            asked = Asked(model=model, keep_head=True, init_stem=fresh_stem, which=which)
+            asked = Asked(model=model, keep_head=True, raw=fresh_stem, which=which)
             done = imports.imported(found, asked, tell=tell)
             weights_folder.write(folder, done.start.params, done.start.stats, done.config)
             tell(f"{source}: imported into {folder}")

@@ -1,12 +1,8 @@
-"""Imports from PyTorch, and downloads against servers on this machine."""
+"""Imports of weights from files and from servers on this machine."""
 
 import contextlib
-import hashlib
-import http.server
 import io
 import json
-import os
-import threading
 from pathlib import Path
 from unittest import mock
 
@@ -19,225 +15,11 @@ from jaxrobust.convert import import_torch
 from jaxrobust.weights import download, hashes, imports, sources
 from jaxrobust.weights import folder as weights_folder
 from tests.support import paths
-from tests.support.modules import hidden
+from tests.support.servers import ServedCase
 from tests.support.stored import as_timm, weights
 
-CONTENT = np.random.default_rng(0).bytes(300_000)
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
-
-class Server:
-    """A server of `files` (path -> bytes) that breaks off as often as it is told to."""
-
-    def __init__(self, files: dict[str, bytes]):
-        self.files, self.ranges = files, True
-        self.ahead = 0  # bytes that an answer to a Range skips
-        self.asked: list[tuple[str, str, str | None]] = []  # (method, path, Range)
-        self.cut_after: list[int] = []  # bytes of the next answers, before the connection drops
-        self.kind = "application/octet-stream"
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def log_message(self, *unused):
-                pass
-
-            def do_HEAD(self):
-                self.do_GET()
-
-            def do_GET(self):
-                server.asked.append((self.command, self.path, self.headers["Range"]))
-                body, start = server.files.get(self.path), 0
-                if body is None:
-                    self.send_response(404)
-                    self.send_header("X-Error-Code", "EntryNotFound")
-                    self.end_headers()
-                    return
-                tag = f'"{hashlib.sha256(body).hexdigest()[:40]}"'
-                same = self.headers["If-Range"] in (None, tag)
-                if self.headers["Range"] and server.ranges and same:
-                    start = int(self.headers["Range"].removeprefix("bytes=").split("-")[0])
-                    start += server.ahead
-                self.send_response(206 if start else 200)
-                if start:
-                    place = f"bytes {start}-{len(body) - 1}/{len(body)}"
-                    self.send_header("Content-Range", place)
-                self.send_header("Content-Type", server.kind)
-                self.send_header("Content-Length", str(len(body) - start))
-                self.send_header("ETag", tag)
-                self.send_header("X-Repo-Commit", "a" * 40)
-                self.end_headers()
-                if self.command == "GET":
-                    cut = server.cut_after.pop(0) if server.cut_after else len(body)
-                    self.wfile.write(body[start : start + cut])
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class LocalCase(parameterized.TestCase):
-    """A server, and a cache that goes with the test."""
-
-    def setUp(self):
-        super().setUp()
-        self.folder = Path(self.create_tempdir())
-        self.enter_context(
-            mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(self.folder / "cache")})
-        )
-        self.enter_context(mock.patch.object(download, "_pause"))
-        self.server = Server({"/w/weights.pth": CONTENT})
-        self.addCleanup(self.server.close)
-        self.url = f"{self.server.address}/w/weights.pth"
-        self.said: list[str] = []
-
-    def fetch(self, source=None, **how) -> Path:
-        return download.fetch(source or self.url, tell=self.said.append, **how).path
-
-    def left(self) -> list[str]:
-        files = [p for p in sorted((self.folder / "cache").rglob("*")) if p.is_file()]
-        return [p.name for p in files if p.suffix != ".lock"]
-
-
-class UrlTest(LocalCase):
-    def test_a_dropped_connection_is_resumed(self):
-        self.server.cut_after = [100_000, 50_000]
-        path = self.fetch(sha256=SHA256.upper())
-        self.assertEqual(path.read_bytes(), CONTENT)
-        ranges = [asked[2] for asked in self.server.asked]
-        self.assertEqual(ranges, [None, "bytes=100000-", "bytes=150000-"])
-        self.assertEqual(self.left(), ["weights.pth"])
-        self.assertIn("trying again", " ".join(self.said))
-
-    def test_other_bytes_than_those_asked_for_are_not_appended(self):
-        self.server.cut_after, self.server.ahead = [100_000], 1
-        self.assertEqual(self.fetch().read_bytes(), CONTENT)  # without a hash to tell
-        self.assertEqual([asked[2] for asked in self.server.asked], [None, "bytes=100000-", None])
-        self.assertIn("asked for bytes 100000-, the server sends bytes 100001-", str(self.said))
-
-    def test_another_process_continues(self):
-        self.server.cut_after = [100_000, 0, 0, 0, 0, 0]
-        with self.assertRaisesRegex(OSError, "ended early, 5 times.*100,000 bytes are kept"):
-            self.fetch()
-        self.server.asked.clear()
-        self.assertEqual(self.fetch().read_bytes(), CONTENT)
-        self.assertEqual([asked[2] for asked in self.server.asked], ["bytes=100000-"])
-
-    def test_two_at_once(self):
-        """Which wrote into each other's file: the first to end took it with holes."""
-        asked = []
-
-        def tell(line):
-            with self.assertRaisesRegex(ValueError, f"the download of {self.url} is in use by"):
-                self.fetch()
-            asked.append(line)
-
-        download.fetch(self.url, tell=tell)
-        self.assertNotEmpty(asked)
-        self.assertEqual(self.fetch().read_bytes(), CONTENT)
-
-    def test_a_file_that_changed_starts_again(self):
-        self.server.cut_after = [100_000, 0, 0, 0, 0, 0]
-        with self.assertRaises(OSError):
-            self.fetch()
-        other = CONTENT[::-1]
-        self.server.files["/w/weights.pth"] = other
-        self.assertEqual(self.fetch().read_bytes(), other)
-        self.assertIn("it changed", " ".join(self.said))
-
-    def test_a_server_without_ranges_starts_again(self):
-        self.server.ranges, self.server.cut_after = False, [100_000]
-        self.assertEqual(self.fetch().read_bytes(), CONTENT)
-        self.assertIn("cannot resume", " ".join(self.said))
-
-    def test_the_cache_answers(self):
-        first, asked = self.fetch(), len(self.server.asked)
-        self.assertEqual(self.fetch(), first)
-        self.assertEqual(self.fetch(sha256=SHA256), first)
-        self.assertLen(self.server.asked, asked)
-
-    def test_another_hash_is_refused_and_removed(self):
-        with self.assertRaisesRegex(ValueError, f"has sha256 {SHA256}, expected 00.*removed"):
-            self.fetch(sha256="00")
-        self.assertEmpty(self.left())
-
-    def test_web_pages_and_missing_files(self):
-        with self.assertRaisesRegex(ValueError, "answers 404 .*no such file; check the address"):
-            self.fetch(self.server.address + "/nowhere.pth")
-        self.server.kind = "text/html; charset=utf-8"
-        with self.assertRaisesRegex(ValueError, "web page, not a file.*open it in a browser"):
-            self.fetch()
-        self.assertEmpty(self.left())
-
-    def test_no_server_is_another_mistake(self):
-        self.server.close()
-        with self.assertRaisesRegex(
-            download.Unreachable,
-            r"refused.*5 times.*0 bytes.*curl -L -o weights.pth http.*and give the file",
-        ):
-            self.fetch()
-
-    @parameterized.parameters(
-        ("ftp://there/file.pth", "give a file, https"),
-        ("https://host/", "names no file"),
-        ("hf://timm", "write hf://ORG/REPO"),
-        ("hf://timm/x y", "write hf://ORG/REPO"),
-    )
-    def test_sources_that_are_none(self, source, message):
-        with self.assertRaisesRegex(ValueError, message):
-            self.fetch(source)
-
-    @parameterized.parameters(
-        ("hf://timm/convnext_tiny.fb_in1k", ("timm/convnext_tiny.fb_in1k", None, None)),
-        ("hf://a/b@v1.0", ("a/b", "v1.0", None)),
-        ("hf://a/b@refs%2Fpr%2F1/c/d.pth", ("a/b", "refs/pr/1", "c/d.pth")),
-        ("hf://a/b/c.bin", ("a/b", None, "c.bin")),
-    )
-    def test_names_on_the_hub(self, source, expected):
-        self.assertEqual(download.parse_hub(source), expected)
-
-
-class HubTest(LocalCase):
-    """The hub's own client against the answers that it needs, on this machine."""
-
-    def setUp(self):
-        super().setUp()
-        try:
-            import huggingface_hub  # noqa: F401
-        except ImportError:
-            self.skipTest("needs the hub's client: pip install -e '.[hub]'")
-        self.enter_context(mock.patch.dict(os.environ, {"HF_ENDPOINT": self.server.address}))
-
-    def test_safetensors_before_bin_and_the_settings_beside(self):
-        place = "/timm/net/resolve/main/"
-        self.server.files = {place + "pytorch_model.bin": CONTENT, place + "config.json": b"{}"}
-        found = download.fetch("hf://timm/net", sha256=SHA256, tell=self.said.append)
-        self.assertEqual(found.path.name, "pytorch_model.bin")
-        self.assertEqual(found.path.read_bytes(), CONTENT)
-        self.assertEqual(found.settings.read_text(), "{}")
-        self.server.files[place + "model.safetensors"] = b"better"
-        self.assertEqual(self.fetch("hf://timm/net").name, "model.safetensors")
-
-    def test_revision_and_file(self):
-        self.server.files = {"/a/b/resolve/v1/sub/net.pth": CONTENT}
-        self.assertEqual(self.fetch("hf://a/b@v1/sub/net.pth").read_bytes(), CONTENT)
-
-    def test_no_such_file(self):
-        with self.assertRaisesRegex(ValueError, "a/b holds no model.safetensors or pytorch_model"):
-            self.fetch("hf://a/b")
-
-    def test_without_its_client(self):
-        with (
-            hidden("huggingface_hub"),
-            self.assertRaisesRegex(ValueError, r"pip install -e '\.\[hub\]'"),
-        ):
-            self.fetch("hf://a/b")
-
-
-class ImportTest(LocalCase):
+class ImportTest(ServedCase):
     def setUp(self):
         super().setUp()
         self.file = self.folder / "timm.safetensors"
@@ -413,7 +195,7 @@ class ImportTest(LocalCase):
         self.refused("has sha256 .*expected 00", "--sha256=00")
         with mock.patch.object(download, "_TRIES", 1):
             self.server.close()
-            self.refused("refused", source=self.url, code=3)
+            self.refused("refused", source=f"{self.server.address}/n.pth", code=3)
         page = self.folder / "page.pth"
         page.write_text("<!DOCTYPE html><html>")
         self.refused("is a web page, not weights", source=page)

@@ -129,6 +129,8 @@ class PublishedTest(parameterized.TestCase):
         for key, net in PUBLISHED.items():
             if "XCiT" not in key:  # whose preprocessing comes from timm
                 self.assertEqual(net.preprocessing, linf[key]["preprocessing"], key)
+            if file := linf[key]["gdrive_id"]:
+                self.assertTrue(net.address.endswith(f"&id={file}"), key)
 
 
 class CommandTest(absltest.TestCase):
