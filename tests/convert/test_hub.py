@@ -163,7 +163,6 @@ class TimmTest(Case):
         timm = torch_networks.import_timm()
         self.check(timm.create_model(f"local-dir:{self.out}", pretrained=True))
 
-    @pytest.mark.slow
     @parameterized.parameters(
         ("vit_s", {"image_size": 32}, {}),  # learned positions: img_size
         ("xcit_m12", {"image_size": 32}, {}),  # depth and eta
@@ -171,6 +170,7 @@ class TimmTest(Case):
         ("resnet18", {"image_size": 32}, {"in_channels": 1}),
         ("convnext_t", {"num_classes": 1000}, {}),
     )
+    @pytest.mark.slow
     def test_arguments(self, name, sizes, options):
         self.hub()
         self.export(name, sizes=sizes, **options)
