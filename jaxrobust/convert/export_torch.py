@@ -156,16 +156,19 @@ def read(args: argparse.Namespace) -> Subject:
     Raises:
       ValueError: there are no such weights.
     """
+    workdir = args.workdir
     if args.weights:
-        return _of_weights(args)
-    network, which = of_run(args.workdir, args.phase, args.which)
+        path = loading.place(args.weights, model=args.model, which=args.which or "ema", tell=print)
+        if sources.parse(str(path)).kind != "run":
+            return _of_weights(args, path)
+        workdir = path
+    network, which = of_run(workdir, args.phase, args.which)
     sha256 = hashes.weights_sha256(network.params, network.stats)
-    known = account.of_run(args.workdir, which, sha256)
+    known = account.of_run(workdir, which, sha256)
     return Subject(network, which, None, _known(args, known, sha256), sha256)
 
 
-def _of_weights(args: argparse.Namespace) -> Subject:
-    path = loading.place(args.weights, model=args.model, which=args.which or "ema", tell=print)
+def _of_weights(args: argparse.Namespace, path: Path) -> Subject:
     if args.which and (path.is_dir() or path.suffix == ".safetensors"):
         raise ValueError(f"{path} holds one set of weights; leave --which out")
     name = None if args.model in PUBLISHED else args.model

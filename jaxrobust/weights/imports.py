@@ -79,6 +79,8 @@ def imported(
     if asked.model and asked.model not in PUBLISHED:
         models.known(asked.model)  # refuses
     if source.kind == "run":
+        if sha256:
+            raise ValueError(f"{source.path} is a run, which has no one file; leave --sha256 out")
         return _of_run(source, asked)
     path, beside = sources.fetch(source, sha256=sha256, tell=tell)
     facts = _facts(source, beside)
@@ -291,27 +293,43 @@ def _of_run(source: Source, asked: Asked) -> Imported:
             "are (init.stem and init.head of a config draw anew)"
         )
     config = runs.run_config(source.path)
-    own, size = config.model, asked.image_size or config.model.image_size
-    if asked.model not in (None, own.name):
-        raise ValueError(f"{source.path} holds a {own.name}; leave --model={asked.model} out")
+    if asked.model not in (None, config.model.name):
+        raise ValueError(
+            f"{source.path} holds a {config.model.name}; leave --model={asked.model} out"
+        )
     where, weights = runs.run_weights(source.path, image_size=asked.image_size)
     params, stats = jax.device_get(tuple(weights))
-    expected = config.data.get("preprocessing") if size == own.image_size else None
-    told = {
+    size = asked.image_size or config.model.image_size
+    words = f"{source.path.name} ({where})"
+    told = told_of_run(source.path, words, size, hashes.weights_sha256(params, stats))
+    start = Start(params, stats, [*params, *stats], [], {}, {})
+    return Imported(start, told, None, None, "stored with the weights")
+
+
+def told_of_run(workdir: Path, where: str, size: int, sha256: str) -> dict[str, Any]:
+    """Return what a run says of its best weights, as the `config.json` of an imported folder does.
+
+    Args:
+      workdir: of the run.
+      where: they are, in words.
+      size: side of the images in pixels, of the network.
+      sha256: of the weights, as records have it.
+    """
+    config = runs.run_config(workdir)
+    own, attack = config.model, config.attack
+    return {
         "architecture": own.name,
         "options": models.essential(own.name, own.options),
         "num_classes": own.num_classes,
         "image_size": size,
         "in_channels": own.in_channels,
-        "preprocessing": expected,
-        "norm": config.attack.norm,
-        "epsilon": config.attack.epsilon,
-        "accuracies": runs.records_of(source.path, hashes.weights_sha256(params, stats)) or None,
+        "preprocessing": config.data.get("preprocessing") if size == own.image_size else None,
+        "norm": attack.norm,
+        "epsilon": attack.epsilon,
+        "accuracies": runs.records_of(workdir, sha256) or None,
         "published_id": None,
-        "source": f"{source.path.name}: {where}",
+        "source": where,
         "source_sha256": None,
         "which": config.evaluation.weights,
         "drawn": None,
     }
-    start = Start(params, stats, [*params, *stats], [], {}, {})
-    return Imported(start, told, None, None, "stored with the weights")

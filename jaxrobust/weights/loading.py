@@ -113,7 +113,8 @@ def load(
     """
     path = place(source, model=model, which=which, tell=tell)
     known = None if model in PUBLISHED else model
-    network = read(path, known, image_size=image_size, which=which, options=overrides or None)
+    found = stored(path, which=which)
+    network = fitted(path, found, known, image_size=image_size, options=overrides or None)
     net = models.create(
         network.name,
         num_classes=network.num_classes,
@@ -121,7 +122,7 @@ def load(
         **({"in_channels": network.in_channels} | network.options | overrides),
     )
     params, stats = jax.device_put((network.params, network.stats))
-    return Loaded(net, params, stats, about(path, network))
+    return Loaded(net, params, stats, about(path, network, found.where))
 
 
 def place(
@@ -220,19 +221,31 @@ def read(
     which: str = "ema",
     options: dict[str, Any] | None = None,
 ) -> Network:
-    """Return the network of a file, an imported folder or a run, with its weights.
+    """Return the network of a file, an imported folder or a run; see `stored` and `fitted`."""
+    found = stored(path, which=which)
+    return fitted(path, found, model, image_size=image_size, options=options)
+
+
+def fitted(
+    path: Path,
+    found: Stored,
+    model: str | None = None,
+    *,
+    image_size: int | None = None,
+    options: dict[str, Any] | None = None,
+) -> Network:
+    """Return the network of stored weights.
 
     Args:
       path: of them.
+      found: what is stored there.
       model: of weights that do not say whose they are.
       image_size: side of the images in pixels, to which positions are resized; default: what the
         weights say, or 224.
-      which: "ema" or "raw", where a file holds both.
       options: of the model, for weights that do not say so themselves.
     Raises:
       ValueError: the model is not known, or the weights do not fit.
     """
-    found = stored(path, which=which)
     if model not in (None, found.model) and found.model is not None:
         raise ValueError(f"{path} holds a {found.model}; leave --model={model} out")
     name = found.model or model
@@ -268,13 +281,19 @@ def _image_size(path: Path) -> int | None:
     return said["image_size"] if said else runs.run_config(path).model.image_size
 
 
-def about(path: Path, network: Network) -> dict[str, Any]:
-    """Return what is said of stored weights, under the keys of an imported folder's config.json."""
+def about(path: Path, network: Network, where: str = "") -> dict[str, Any]:
+    """Return what is said of stored weights, under the keys of an imported folder's config.json.
+
+    `where`: they are in a run, in words.
+    """
     known: dict[str, Any] = dict.fromkeys(("preprocessing", "norm", "epsilon", "accuracies"))
-    found = sources.parse(str(path))
-    if found.kind == "run":
-        known |= imports.imported(found, Asked()).config
-    elif found.kind == "folder":
+    sha256 = hashes.weights_sha256(network.params, network.stats)
+    kind = sources.parse(str(path)).kind
+    if kind == "run":
+        known |= imports.told_of_run(
+            path, where.replace(str(path), path.name), network.image_size, sha256
+        )
+    elif kind == "folder":
         known |= weights_folder.about(path) or {}
     else:
         known |= {"source": path.name, "source_sha256": hashes.file_sha256(path)}
@@ -286,5 +305,5 @@ def about(path: Path, network: Network) -> dict[str, Any]:
         "num_classes": network.num_classes,
         "image_size": network.image_size,
         "in_channels": network.in_channels,
-        "weights_sha256": hashes.weights_sha256(network.params, network.stats),
+        "weights_sha256": sha256,
     }

@@ -18,8 +18,8 @@ import jaxrobust
 from jaxrobust import models
 from jaxrobust.data import imagenet
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD
+from jaxrobust.weights import convert, hashes
 from jaxrobust.weights import folder as weights_folder
-from jaxrobust.weights import hashes
 from tests.support import parity, paths
 from tests.support.random_weights import drawn
 from tests.support.servers import ServedCase
@@ -136,12 +136,17 @@ class TimmTest(Case):
             ["README.md", "config.json", "model.safetensors"],
         )
         net = self.from_timm()
-        self.check(net)
+        found = torch_networks.state_arrays(net)
+        expected = convert.to_torch("resnet18", self.params, self.stats)
+        self.assertEqual(found.keys(), expected.keys())
+        for key, array in expected.items():
+            np.testing.assert_array_equal(found[key], array, err_msg=key)
         self.assertEqual(net.num_classes, 7)
         self.assertEqual(self.from_timm(num_classes=3).fc.out_features, 3)  # finds the head
         self.check_back()
         self.assertIn("timm.create_model('local-dir:", self.printed.getvalue())
 
+    @pytest.mark.slow
     def test_normalisation_is_timms_transforms(self):
         self.hub()
         self.export("resnet18", normalised=True)
@@ -154,6 +159,7 @@ class TimmTest(Case):
         np.testing.assert_allclose(found["std"], IMAGENET_STD, rtol=1e-6)
         self.check_back()
 
+    @pytest.mark.slow
     def test_a_local_folder(self):
         from timm.models import _hub
 
@@ -167,6 +173,7 @@ class TimmTest(Case):
         ("vit_s", {"image_size": 32}, {}),  # learned positions: img_size
         ("xcit_m12", {"image_size": 32}, {}),  # depth and eta
         ("resnet50_gelu", {"image_size": 32}, {}),  # act_layer
+        ("resnet18", {"image_size": 32}, {}),
         ("resnet18", {"image_size": 32}, {"in_channels": 1}),
         ("convnext_t", {"num_classes": 1000}, {}),
     )

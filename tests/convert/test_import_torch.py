@@ -11,10 +11,14 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
+from jaxrobust.config import VERSION
 from jaxrobust.convert import import_torch
+from jaxrobust.types import Weights
 from jaxrobust.weights import download, hashes, imports, sources
 from jaxrobust.weights import folder as weights_folder
+from jaxrobust.weights.checkpoint import Checkpoints
 from tests.support import paths
+from tests.support import runs as training
 from tests.support.servers import ServedCase
 from tests.support.stored import as_timm, weights
 
@@ -27,7 +31,8 @@ class ImportTest(ServedCase):
         self.out = self.folder / "out"
 
     def call(self, *extra, source=None, model="convnext_n", classes="10") -> tuple[dict, str]:
-        arguments = [str(source or self.file), f"--model={model}", f"--out={self.out}", "--json"]
+        arguments = [str(source or self.file), f"--out={self.out}", "--json"]
+        arguments += [f"--model={model}"] if model else []
         arguments += [
             "--image-size=16",
             "--nocertificate",
@@ -189,10 +194,46 @@ class ImportTest(ServedCase):
             weights()["head.fc.kernel"],
         )
 
+    def test_from_an_imported_folder(self):
+        first = Path(self.call()[0]["out"])
+        self.out = self.folder / "again"
+        done, _ = self.call(source=first, model=None, classes=None)
+        before = weights_folder.about(first)
+        for key in ("architecture", "num_classes", "image_size", "weights_sha256", "options"):
+            self.assertEqual(done[key], before[key], key)
+
+    def test_from_a_run(self):
+        workdir = self.folder / "run"
+        workdir.mkdir()
+        own = {"version": VERSION} | json.loads(training.tiny().to_json())
+        (workdir / "config.json").write_text(json.dumps(own))
+        sizes = {"stem_strides": (1,), "depths": (1,), "dims": (8,), "in_channels": 1}
+        arrays = weights("convnext_n", image_size=8, **sizes)
+        stats = {k: a for k, a in arrays.items() if k.startswith("normalize.")}
+        params = {k: a for k, a in arrays.items() if k not in stats}
+        with contextlib.closing(Checkpoints(workdir / "train" / "best")) as best:
+            best.save(7, jax.tree.map(jax.numpy.asarray, Weights(params, stats)), {})
+        arguments = [str(workdir), f"--out={self.out}", "--json"]
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            import_torch.main(arguments)
+        done = json.loads(printed.getvalue().splitlines()[-1])
+        self.assertEqual(done["weights_sha256"], hashes.weights_sha256(params, stats))
+        self.assertEqual((done["norm"], done["epsilon"]), ("linf", 0.1))
+        self.assertEqual(done["source"], "run (train, step 7, ema)")
+        self.assertEqual(weights_folder.about(self.out)["options"]["dims"], [8])
+        said = io.StringIO()
+        for flag, message in (("--cast", "--cast is for weights of oth"), ("--sha256=0", "no one")):
+            with contextlib.redirect_stderr(said), self.assertRaises(SystemExit):
+                import_torch.main([*arguments[:1], f"--out={self.folder / 'new'}", flag])
+            self.assertIn(message, said.getvalue())
+
     def test_mistakes_leave_nothing(self):
         self.refused("nowhere.pth: no such file", source="nowhere.pth")
         self.refused("unknown model 'convnext'; did you mean", model="convnext")
         self.refused("has sha256 .*expected 00", "--sha256=00")
+        self.refused("does not say whose weights it holds; give --model NAME", model=None)
+        self.refused("that is an architecture, which has no weights of its", source="convnext_n")
         with mock.patch.object(download, "_TRIES", 1):
             self.server.close()
             self.refused("refused", source=f"{self.server.address}/n.pth", code=3)

@@ -5,6 +5,7 @@ import http.server
 import json
 import os
 import threading
+import time
 import urllib.parse
 from pathlib import Path
 from unittest import mock
@@ -130,7 +131,9 @@ class ServedCase(parameterized.TestCase):
     def hub(self) -> None:
         """The server is the hub from here on; skips without the hub's client."""
         try:
-            import huggingface_hub  # noqa: F401
+            from huggingface_hub.utils import _http
         except ImportError:
             self.skipTest("needs the hub's client: pip install -e '.[hub]'")
+        # It tries five times, with seconds between.
+        self.enter_context(mock.patch.object(_http, "time", mock.Mock(wraps=time, sleep=str)))
         self.enter_context(mock.patch.dict(os.environ, {"HF_ENDPOINT": self.server.address}))

@@ -115,7 +115,7 @@ class PathTest(Case):
         self.assert_same(found, small())
         self.assertEqual(found.about["accuracies"], rows[:1])
         self.assertEqual((found.about["norm"], found.about["epsilon"]), ("linf", 0.1))
-        self.assertEqual(found.about["source"], "run: train, step 7, ema")
+        self.assertEqual(found.about["source"], "run (train, step 7, ema)")
 
         with self.subTest("`evaluate --weights RUN` is --workdir RUN"):
             given = {"weights": str(workdir), "attack": "clean", "n": 8}
