@@ -6,6 +6,7 @@ import http.client
 import os
 import re
 import shlex
+import socket
 import ssl
 import time
 import urllib.error
@@ -147,8 +148,8 @@ def _from_hub(source: str, tell: Tell) -> Fetched:
                 return None
             reason = f"{error.__cause__ or error}".partition("\n")[0]
             raise Unreachable(
-                f"{source}: the hub does not answer ({reason}), and {file} is not in the cache. "
-                f"Try again, set HF_ENDPOINT to a mirror, or run `{_by_hand(source)}` where there "
+                f"{source}: the hub does not answer ({reason}), and {file} is not in the cache; "
+                f"try again, set HF_ENDPOINT to a mirror, or run `{_by_hand(source)}` where there "
                 "is a network and give DIR"
             ) from error
         except errors.EntryNotFoundError:
@@ -241,6 +242,7 @@ def _whole(url: str, path: Path, sha256: str | None, tell: Tell) -> Path:
         path.unlink()
     part, failures = path.with_name(path.name + ".part"), 0
     while True:
+        tries = _TRIES
         before = part.stat().st_size if part.exists() else 0
         try:
             if _continue(url, part, tell):
@@ -253,14 +255,16 @@ def _whole(url: str, path: Path, sha256: str | None, tell: Tell) -> Path:
             reason = f"the server answers {error.code} {error.reason}"
         except _NETWORK as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
+            if isinstance(getattr(error, "reason", error), socket.gaierror):
+                tries = 2  # this machine asks in vain who the server is
         size = part.stat().st_size if part.exists() else 0
         failures = 0 if size > before else failures + 1
-        if failures >= _TRIES:
+        if failures >= tries:
             fetching = shlex.join(["curl", "-L", "-o", path.name, url])
+            kept = f" ({size:,} bytes are kept, the same command continues there)" if size else ""
             raise Unreachable(
-                f"{url}: {reason}, {failures} times in a row; {size:,} bytes are kept, the same "
-                "command continues there. Where this machine has no network, run "
-                f"`{fetching}` on one that has, and give the file"
+                f"{url}: {reason}, {failures} times in a row{kept}; where this machine has no "
+                f"network, run `{fetching}` on one that has, and give the file"
             )
         tell(f"{url}: {reason} at {size:,} bytes; trying again")
         _pause(failures)

@@ -1,7 +1,9 @@
 """Downloads against servers on this machine that behave as the hub, a drive and others do."""
 
 import hashlib
+import socket
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -101,9 +103,19 @@ class UrlTest(LocalCase):
         self.server.close()
         with self.assertRaisesRegex(
             download.Unreachable,
-            r"refused.*5 times.*0 bytes.*curl -L -o weights.pth http.*and give the file",
+            "refused, 5 times in a row; where .* run `curl -L -o weights.pth http.*give the file$",
         ):
             self.fetch()
+
+    def test_no_network(self):
+        """Which is certain sooner than that a server is down."""
+        unknown = socket.gaierror(-2, "Name or service not known")
+        with (
+            mock.patch.object(socket, "getaddrinfo", side_effect=unknown),
+            self.assertRaisesRegex(download.Unreachable, "service not known, 2 times in a row; "),
+        ):
+            self.fetch("http://jaxrobust.invalid/w.pth")
+        self.assertLen(self.said, 1)
 
     @parameterized.parameters(
         ("ftp://there/file.pth", "give a file, https"),
@@ -245,7 +257,7 @@ class HubTest(LocalCase):
         self.server.close()
         with self.assertRaisesRegex(
             download.Unreachable,
-            "does not answer.*not in the cache. Try again, set HF_ENDPOINT to a mirror, or run "
+            "does not answer.*not in the cache; try again, set HF_ENDPOINT to a mirror, or run "
             "`hf download a/b model.safetensors config.json --revision v1 --local-dir DIR` where "
             "there is a network and give DIR",
         ):
