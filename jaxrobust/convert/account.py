@@ -25,6 +25,7 @@ class Account(NamedTuple):
     norm: str | None = None  # of the ball that it was trained or published for
     epsilon: float | None = None  # in units of [0, 1] pixels
     preprocessing: str | None = None
+    dataset: str | None = None  # of the training
     classes: tuple[str, ...] = ()  # in the order of labels
     imagenet: bool = False  # whether they are ImageNet's 1,000
     records: tuple[dict[str, Any], ...] = ()  # of exactly these weights
@@ -49,6 +50,7 @@ def of_run(workdir: Path, which: str, sha256: str) -> Account:
         trained=how,
         **ball,
         preprocessing=config.data.get("preprocessing"),
+        dataset=config.data.name,
         classes=classes,
         imagenet=classes == imagenet.synsets(),
         records=tuple(runs.records_of(workdir, sha256)),
@@ -99,11 +101,23 @@ def classes(network: Network, known: Account) -> str:
     if known.imagenet:
         return f"ImageNet's {count}, in the order of their WordNet ids (n01440764 is 0)"
     if not known.classes:
-        return f"{count}; their order is {UNKNOWN}: ask who trained it"
+        asked = f"their order is {UNKNOWN}: ask who trained it"
+        return (
+            f"{count}; {asked}"
+            if known.dataset is None
+            else f"{count}, the labels of {known.dataset}"
+        )
     if len(known.classes) <= _NAMED:
         return f"{count}, in this order: {', '.join(known.classes)}"
     ends = f"{known.classes[0]} is 0, {known.classes[-1]} is {len(known.classes) - 1}"
     return f"{count}, in the order of the data set ({ends})"
+
+
+def channels(network: Network) -> str:
+    """Return the channels in words."""
+    return {1: "1 channel, grey", 3: "3 channels, RGB"}.get(
+        network.in_channels, f"{network.in_channels} channels"
+    )
 
 
 def normalisation(network: Network) -> str:

@@ -137,14 +137,14 @@ def card(network: Network, known: Account) -> str:
     title += (
         ""
         if known.norm is None or known.epsilon is None
-        else (f", robust to {account.radius(known.norm, known.epsilon)}")
+        else (f", threat model {account.radius(known.norm, known.epsilon)}")
     )
     inside = account.normalisation(network)
     outside = "timm's transforms normalise them" if built else "the network's first layer does that"
     told = {
         "Architecture": f"`{network.name}` of jaxrobust"
         + (f", timm's `{built[0]}`" if built else ", which timm does not have"),
-        "Images": f"{network.in_channels} channels in [0, 1], {account.prepared(network, known)}",
+        "Images": f"{account.channels(network)} in [0, 1], {account.prepared(network, known)}",
         "Normalisation": f"{inside}; {outside}" if inside else "none: raw [0, 1] images",
         "Classes": account.classes(network, known),
         "Threat model": account.threat(known),

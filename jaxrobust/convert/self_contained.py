@@ -11,8 +11,7 @@ from jaxrobust.convert.references import Network
 _LAYERS = "jaxrobust.convert.torch_modules.layers"
 _HEAD = '''"""{title}
 
-The network {name} of jaxrobust with {classes} classes, for images with {channels} channels and
-{size} px a side.
+The network {name} of jaxrobust with {classes} classes, for images of {size} x {size} px.
 
     from {name} import load
 
@@ -94,10 +93,9 @@ def text(network: Network, known: Account, weights: Path, sha256: str) -> str:
 
 def facts(network: Network, known: Account) -> list[str]:
     """Return what a network expects and what it reached, as lines of a docstring."""
-    grey = {1: "grey", 3: "RGB, channels first"}.get(network.in_channels, "channels first")
     inside = account.normalisation(network)
     expects = {
-        "Range": f"float32 in [0, 1] ({grey}), not normalised"
+        "Range": f"float32 in [0, 1] ({account.channels(network)}), not normalised"
         + (f": the first layer does that, {inside}" if inside else ": no layer does that either"),
         "Images": account.prepared(network, known),
         "Classes": account.classes(network, known)

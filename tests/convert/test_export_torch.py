@@ -402,7 +402,7 @@ class RunTest(Case):
         module = imported(self.out / "convnext_n.py")
         said = " ".join(module.__doc__.split())
         for text in (
-            "- Range: float32 in [0, 1] (grey), not normalised: no layer does that either",
+            "- Range: float32 in [0, 1] (1 channel, grey), not normalised: no layer does that",
             "- Images: images of 8 x 8 px as they are",
             "- Classes: 10, in this order: digit 0, digit 1, ",
             "- Weights: train, step 7, ema; adversarial training on digits, split train[:256], "
