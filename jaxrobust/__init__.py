@@ -1,8 +1,9 @@
 """Adversarially robust image classifiers in JAX.
 
-`models` makes networks, `attacks` attacks them, `evaluation.autoattack` says what they withstand,
-`convert` takes weights from PyTorch and gives them back, and `data` reads images; `python -m
-jaxrobust` lists the commands. Images are f32[B, H, W, C] in [0, 1], radii are in the same units.
+`models` makes networks, `load` brings one with its weights, `attacks` attacks them,
+`evaluation.autoattack` says what they withstand, `convert` takes weights from PyTorch and gives
+them back, and `data` reads images; `python -m jaxrobust` lists the commands. Images are
+f32[B, H, W, C] in [0, 1], radii are in the same units.
 """
 
 import importlib
@@ -10,13 +11,16 @@ from typing import Any
 
 __version__ = "0.1.0"
 _MODULES = ("attacks", "convert", "data", "evaluation", "models")
-__all__ = [*_MODULES, "__version__"]
+_FUNCTIONS = {"load": "weights.loading"}
+__all__ = [*_MODULES, *_FUNCTIONS, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a subpackage when it is first used."""
+    """Import a subpackage, or the module of a function, when it is first used."""
     if name in _MODULES:
         return importlib.import_module(f"jaxrobust.{name}")
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"jaxrobust.{_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module 'jaxrobust' has no attribute {name!r}")
 
 

@@ -56,7 +56,8 @@ def base() -> ConfigDict:
     # What the first phase starts from, of the same network; positions are resized.
     config.init = ConfigDict(
         {
-            "weights": config_dict.placeholder(str),  # file, imported folder, run; None: random
+            # File, imported folder, run, URL, hf://ORG/REPO, RobustBench or timm id; None: random.
+            "weights": config_dict.placeholder(str),
             "stem": "keep",  # keep | fresh, such as a ConvStem on the body of a PatchStem's weights
             "head": "keep",  # keep | fresh, for other classes
         }

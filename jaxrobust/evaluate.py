@@ -1,7 +1,7 @@
 """`python -m jaxrobust.evaluate (--workdir RUN | --model NAME --weights PATH --dataset NAME) ...`.
 
-An imported folder (jaxrobust.convert.import_torch) says itself what it is: --weights FOLDER without
---model.
+An imported folder (jaxrobust.convert.import_torch), a RobustBench id and a timm id say themselves
+what they are: --weights FOLDER without --model. What is on the internet is kept in a cache.
 
 Attacks a network, prints what it withstands and writes the record of it. The same command again
 continues an evaluation that was interrupted, and prints one that is done. On a pod, start it with
@@ -34,7 +34,8 @@ _FLAGS = {
     "workdir": "Run to evaluate: its network, data, norm and radius.",
     "phase": "Phase of the run, pretrain or train; default: the last one that has weights.",
     "model": "Network of weights that are no run's: a name of models.available().",
-    "weights": "Its weights: a .safetensors, .pth or .pt file, or an imported folder.",
+    "weights": "Its weights: a file, an imported folder, a URL, hf://ORG/REPO, a RobustBench id "
+    "such as Salman2020Do_R18, or a timm id such as convnext_tiny.fb_in1k.",
     "options": "Fields of the row of --model that its weights do not say: {'stem_strides': (1,)}.",
     "dataset": "Data set: digits, cifar10, imagenet2012, folder:PATH; default: that of the run.",
     "split": "Split, such as test[:1000]; default: the test split of the run, or test, or of "

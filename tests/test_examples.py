@@ -16,10 +16,10 @@ from jaxrobust.__main__ import COMMANDS, main
 
 MODULES = (
     *("attacks", "attacks.apgd", "attacks.pgd", "attacks.fab", "attacks.square"),
-    *("models", "weights.convert", "evaluation.autoattack", "data.transforms"),
+    *("models", "weights.convert", "weights.loading", "evaluation.autoattack", "data.transforms"),
 )
 # The names of design that have one each; `attacks` itself opens with two.
-EXAMPLES = 12
+EXAMPLES = 13
 
 
 class ExamplesTest(parameterized.TestCase):
@@ -34,7 +34,7 @@ class ExamplesTest(parameterized.TestCase):
     def test_public_names_have_one(self):
         attacks, models = jaxrobust.attacks, jaxrobust.models
         own = [attacks.fgsm, attacks.pgd, attacks.apgd, attacks.fab, attacks.square]
-        own += [models.available, models.create, jaxrobust.evaluation.autoattack]
+        own += [models.available, models.create, models.load, jaxrobust.evaluation.autoattack]
         own += [jaxrobust.convert.from_torch, jaxrobust.convert.to_torch]
         own += [jaxrobust.data.evaluation_transform]
         for function in own:

@@ -40,7 +40,7 @@ LINES = 220  # of README.md, at most
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(rf"python (-m jaxrobust\b|tools/)|jaxrobust ({'|'.join(COMMANDS)})\b")
 _PATH = re.compile(r"(?<![\w/.~])(?:configs|jaxrobust|tests|tools)/[\w./-]*\w")
-_FILES = (".json", ".jsonl", ".py", ".txt")
+_FILES = (".json", ".jsonl", ".py", ".safetensors", ".txt")
 
 
 def read(page: str) -> str:

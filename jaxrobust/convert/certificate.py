@@ -24,9 +24,8 @@ from jaxrobust.evaluation import records
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import compilation, jsonl
 from jaxrobust.runtime.commandline import Arguments, mapping, stop
-from jaxrobust.weights import certificates, convert, hashes
+from jaxrobust.weights import certificates, hashes, loading
 from jaxrobust.weights import folder as weights_folder
-from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.hashes import file_sha256
 
 # max|difference| / max|reference|. In float32, rounding in another order of the sums may be larger
@@ -198,47 +197,6 @@ def lines(certificate: dict[str, Any]) -> list[str]:
     return out
 
 
-def stored(
-    weights: Path,
-    model: str | None,
-    image_size: int | None,
-    which: str = "ema",
-    options: dict[str, Any] | None = None,
-) -> Network:
-    """Return the network of a file (`which`: where it holds averaged and raw weights) or imported
-    folder.
-
-    `options`: of the model, for weights that do not say so themselves.
-    Raises:
-      ValueError: the model is not known, or the weights do not fit.
-    """
-    found = start_weights.stored(weights, which=which)
-    about = (weights_folder.about(weights) or {}) if weights.is_dir() else {}
-    if model not in (None, found.model) and found.model is not None:
-        raise ValueError(f"{weights} holds a {found.model}; leave --model={model} out")
-    name = found.model or model
-    if name is None:
-        raise ValueError(f"{weights} does not say whose weights it holds; give --model NAME")
-    names = convert.names(models.known(name), found.arrays)
-    classes = start_weights.head_width(name, names)
-    mean = names.arrays.get("normalize.mean")
-    channels = convert.in_channels(name, names) or (3 if mean is None else mean.size)
-    size = image_size or about.get("image_size", 224)
-    sizes = {"num_classes": classes or 1000, "image_size": size}
-    said = None if found.options is None else (name, found.options)
-    options = certificates.options(name, options, said, weights)
-    net = models.create(name, **sizes, in_channels=channels, **options)
-    try:
-        start = start_weights.compose(name, net, found.arrays)
-    except ValueError as error:
-        raise ValueError(f"{weights}: {error}") from error
-    if start.resized and image_size is None:
-        raise ValueError(
-            f"{weights} was made for another image size than {size}; give --image_size"
-        )
-    return Network(name, start.params, start.stats, **sizes, options=options)
-
-
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line; hyphens and underscores are the same."""
     parser = Arguments(__doc__)
@@ -278,7 +236,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not args.against.is_file():
         raise ValueError(f"--against {args.against}: no such file")
     options = mapping("options", args.options)
-    network = stored(args.weights, model, args.image_size, options=options)
+    network = loading.read(args.weights, model, image_size=args.image_size, options=options)
     images = side_by_side.photographs(args.images, network.image_size) if args.images else None
     weights = args.weights / weights_folder.WEIGHTS if args.weights.is_dir() else args.weights
     reference = references.reference(network, args.against, layout)

@@ -2,6 +2,8 @@
 
 --weights PATH takes imported or other weights instead of a run's. L is one of
   timm    DIR/<model>.safetensors with timm's names (of a ConvStem: those of the paper's files);
+  hub     a repository of the model hub: model.safetensors, timm's config.json and README.md, the
+          model card; of networks that timm does not have, the module beside them;
   module  DIR/<model>.py and .pt: the network for PyTorch alone, with any options, normalisation
           and number of classes; `from <model> import load`;
   an id of RobustBench: its file at the place where `load_model(id, model_dir=DIR)` looks.
@@ -20,7 +22,7 @@ import shutil
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,14 +30,22 @@ from absl import logging
 
 from jaxrobust import models
 from jaxrobust.config import PHASES, network_of
-from jaxrobust.convert import certificate, layouts, references, robustbench_entry
+from jaxrobust.convert import (
+    account,
+    certificate,
+    confirm,
+    layouts,
+    references,
+    robustbench_entry,
+)
+from jaxrobust.convert.account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import compilation, sharding
 from jaxrobust.runtime.commandline import Arguments, answer, mapping
 from jaxrobust.training import optim
 from jaxrobust.training.step import averaged, init_state
-from jaxrobust.weights import certificates, hashes, runs
+from jaxrobust.weights import certificates, hashes, loading, runs, sources
 from jaxrobust.weights import folder as weights_folder
 from jaxrobust.weights.checkpoint import Checkpoints, abstract_state
 from jaxrobust.weights.hashes import file_sha256
@@ -48,9 +58,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.flag(
         "phase", choices=PHASES, help="Phase of the run; default: the last one that has weights."
     )
-    parser.flag(
-        "weights", type=Path, help="Weights instead of a run: a file or an imported folder."
-    )
+    parser.flag("weights", help=f"Weights instead of a run's best: {sources.KINDS}.")
     parser.flag("model", help="Network of a file of weights: a name of models.available().")
     parser.flag(
         "image_size", type=int, help="Side of the images in pixels, of a file; default: 224."
@@ -61,15 +69,25 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         choices=["ema", "raw"],
         help="Averaged or raw weights; default: those that the run evaluates.",
     )
-    parser.flag("layout", required=True, help="Layout: timm, module, or a RobustBench id.")
+    parser.flag("layout", required=True, help="Layout: timm, hub, module, or a RobustBench id.")
     parser.flag("out", required=True, type=Path, help="Folder that is written.")
     parser.flag(
         "record",
         type=Path,
-        help="Records of evaluations, results.jsonl, of which RobustBench's entry is made.",
+        help="Records of evaluations, results.jsonl, for the model card or the docstring, and with "
+        "--id for RobustBench's entry.",
     )
     parser.flag("evaluation", help="Id of the record; default: the last one of these weights.")
     parser.flag("id", help="Id of the entry of a new network; default: that of the layout.")
+    parser.flag(
+        "confirm",
+        type=int,
+        metavar="N",
+        help="Number of images, the first ones, that pyautoattack attacks in PyTorch too; the "
+        "issue says whether its verdicts are the record's.",
+    )
+    parser.flag("data_dir", help="Folder of data sets, for --confirm; default: $TFDS_DATA_DIR.")
+    parser.flag("license", help="Licence of the weights for the model card, such as mit.")
     parser.flag("nocertificate", action="store_true", help="Compare with no reference network.")
     parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
     return parser.parse_args(argv)
@@ -85,31 +103,86 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{extra[0]} belongs to --weights; a run knows its own")
     elif args.phase:
         raise ValueError("--phase is one of a --workdir; --weights has but one")
-    elif args.which and (args.weights.is_dir() or args.weights.suffix == ".safetensors"):
-        raise ValueError(f"{args.weights} holds one set of weights; leave --which out")
     layouts.known(args.layout, args.out)
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out} is a file; name a folder")
+    if args.license and args.layout != "hub":
+        raise ValueError("--license stands in the model card; it belongs to --layout hub")
+    _check_entry(args)
+    if args.record and not args.record.is_file():
+        raise ValueError(f"--record {args.record}: no such file; evaluations write results.jsonl")
+
+
+def _check_entry(args: argparse.Namespace) -> None:
+    """Refuse flags of RobustBench's entry that belong to another one."""
     if not args.record:
-        if extra := [k for k in ("evaluation", "id") if getattr(args, k) is not None]:
+        if extra := [k for k in ("evaluation", "id", "confirm") if getattr(args, k) is not None]:
             raise ValueError(f"--{extra[0]} belongs to --record FILE")
         return
-    if args.id is None and args.layout not in PUBLISHED:
-        raise ValueError(
-            "--record needs --id, the new network's name, as Singh2023Revisiting_ViT-S-ConvStem"
-        )
-    robustbench_entry.check_id(args.id or args.layout)
+    if not _entry_id(args):
+        if args.layout not in ("hub", "module") or args.confirm is not None:
+            raise ValueError(
+                "--record needs --id, the new network's name, as Singh2023Revisiting_ViT-S-ConvStem"
+            )
+        return
+    robustbench_entry.check_id(_entry_id(args))
+    if args.confirm is None:
+        return
+    if args.confirm < 1:
+        raise ValueError(f"--confirm={args.confirm} must be at least 1")
+    if args.layout != "module" and args.layout not in PUBLISHED:
+        raise ValueError("--confirm attacks a network in PyTorch; choose --layout module")
 
 
-def read(args: argparse.Namespace) -> tuple[Network, str, Path | None]:
-    """Return the network, its weights in words, and the file that they are from if it is one."""
-    if args.workdir:
-        return *of_run(args.workdir, args.phase, args.which), None
+def _entry_id(args: argparse.Namespace) -> str:
+    """Return the RobustBench id of the entry that is asked for; empty: none is."""
+    own = args.layout if args.layout in PUBLISHED else ""
+    return (args.id or own) if args.record else ""
+
+
+class Subject(NamedTuple):
+    """What is exported."""
+
+    network: Network
+    which: str  # the weights, in words
+    file: Path | None  # that they are from, if it is one
+    account: Account
+    sha256: str  # of the weights, as records have it
+
+
+def read(args: argparse.Namespace) -> Subject:
+    """Return the network and what is known of it.
+
+    Raises:
+      ValueError: there are no such weights.
+    """
+    workdir = args.workdir
+    if args.weights:
+        path = loading.place(args.weights, model=args.model, which=args.which or "ema", tell=print)
+        if sources.parse(str(path)).kind != "run":
+            return _of_weights(args, path)
+        workdir = path
+    network, which = of_run(workdir, args.phase, args.which)
+    sha256 = hashes.weights_sha256(network.params, network.stats)
+    known = account.of_run(workdir, which, sha256)
+    return Subject(network, which, None, _known(args, known, sha256), sha256)
+
+
+def _of_weights(args: argparse.Namespace, path: Path) -> Subject:
+    if args.which and (path.is_dir() or path.suffix == ".safetensors"):
+        raise ValueError(f"{path} holds one set of weights; leave --which out")
+    name = None if args.model in PUBLISHED else args.model
     which, options = args.which or "ema", mapping("options", args.options)
-    network = certificate.stored(args.weights, args.model, args.image_size, which, options)
-    said = args.weights.name + (f", {args.which}" if args.which else "")
-    file = args.weights / weights_folder.WEIGHTS if args.weights.is_dir() else args.weights
-    return network, said, file
+    network = loading.read(path, name, image_size=args.image_size, which=which, options=options)
+    said = Path(args.weights).name + (f", {args.which}" if args.which else "")
+    file = path / weights_folder.WEIGHTS if path.is_dir() else path
+    sha256 = hashes.weights_sha256(network.params, network.stats)
+    known = account.of_weights(path, network, said)
+    return Subject(network, said, file, _known(args, known, sha256), sha256)
+
+
+def _known(args: argparse.Namespace, known: Account, sha256: str) -> Account:
+    return account.with_records(known, args.record, sha256)._replace(license=args.license)
 
 
 def of_run(workdir: Path, phase: str | None, which: str | None) -> tuple[Network, str]:
@@ -195,23 +268,26 @@ def publish(staged: Path, out: Path) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Export, and return what was written."""
     _check(args)
-    network, which, given = read(args)
-    sha256 = hashes.weights_sha256(network.params, network.stats)
-    record = robustbench_entry.find(args.record, sha256, args.evaluation) if args.record else None
+    subject, name = read(args), _entry_id(args)
+    network = subject.network
+    record = robustbench_entry.find(args.record, subject.sha256, args.evaluation) if name else None
     args.out.parent.mkdir(parents=True, exist_ok=True)
     staged = args.out.with_name(f"{args.out.name}.part-{os.getpid()}")
     staged.mkdir()
+    confirmed = None
     try:
-        file = layouts.stage(staged, network, which, args.layout)
-        found = None if args.nocertificate else _measured(network, given, file, args.layout)
+        file = layouts.stage(staged, network, subject.account, args.layout)
+        found = None if args.nocertificate else _measured(network, subject.file, file, args.layout)
         if record:
+            if args.confirm:
+                confirmed = _confirmed(args, subject, record, file)
             weights = layouts.weights_of(file)
-            texts = robustbench_entry.files(
-                args.id or args.layout, record, weights.name, file_sha256(weights)
+            entry = robustbench_entry.files(
+                name, record, weights.name, file_sha256(weights), confirmed
             )
-            for name, text in texts.items():
-                (staged / name).parent.mkdir(parents=True, exist_ok=True)
-                (staged / name).write_text(text)
+            for path, text in entry.items():
+                (staged / path).parent.mkdir(parents=True, exist_ok=True)
+                (staged / path).write_text(text)
         written = [p for p in sorted(staged.rglob("*")) if p.is_file()]
         digests = {str(p.relative_to(staged)): file_sha256(p) for p in written}
         publish(staged, args.out)
@@ -219,24 +295,40 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         shutil.rmtree(staged, ignore_errors=True)
     done = {
         "model": network.name,
-        "weights": which,
-        "weights_sha256": sha256,
+        "weights": subject.which,
+        "weights_sha256": subject.sha256,
         "layout": args.layout,
         "out": str(args.out),
         "files": digests,
         "certificate": found and certificates.summary(found),
+        "confirmed": confirmed,
         "usage": layouts.usage(network, args.layout, args.out),
         "by_hand": robustbench_entry.unknown(record) if record else [],
     }
-    print(f"{network.name} ({which}), {network.num_classes} classes, weights sha256 {sha256}")
-    for name, value in digests.items():
+    _print(args, done, network.num_classes)
+    return done
+
+
+def _confirmed(args: argparse.Namespace, subject: Subject, record: dict[str, Any], file: Path):
+    """Return what pyautoattack says of the file's network."""
+    reference = references.reference(subject.network, file, args.layout)
+    if reference is None:
+        raise ValueError(f"--confirm needs PyTorch: {references.INSTALL}")
+    ledger = robustbench_entry.ledger_of(args.record, record)
+    return confirm.verdicts(reference.net, record, ledger, args.confirm, data_dir=args.data_dir)
+
+
+def _print(args: argparse.Namespace, done: dict[str, Any], classes: int) -> None:
+    """Say what was written, for people."""
+    sha256 = done["weights_sha256"]
+    print(f"{done['model']} ({done['weights']}), {classes} classes, weights sha256 {sha256}")
+    for name, value in done["files"].items():
         print(f"  {args.out / name}: sha256 {value}")
-    for key, said in (("certificate", "certificate: "), ("usage", "")):
+    for key, said in (("certificate", "certificate: "), ("confirmed", ""), ("usage", "")):
         if done[key]:
             print(f"  {said}{done[key]}")
     if done["by_hand"]:
         print(f"  to be filled in by hand: {', '.join(done['by_hand'])}, and the issue's marks")
-    return done
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,16 +1,18 @@
-"""A network of ours as the files that PyTorch reads: timm's, RobustBench's, or a module alone."""
+"""A network of ours as the files that PyTorch reads: timm's, the hub's, RobustBench's, or a module
+alone.
+"""
 
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from jaxrobust import models
-from jaxrobust.convert import references, self_contained
+from jaxrobust.convert import hub, references, self_contained
+from jaxrobust.convert.account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.weights import convert
+from jaxrobust.weights import convert, files, hashes
 from jaxrobust.weights.hashes import file_sha256
 
 NEEDS_TORCH = "writing .pt files needs PyTorch: pip install -e '.[torch]'"
@@ -19,10 +21,11 @@ _MODULE = "export the self-contained module (--layout module)"
 
 def known(layout: str, out: Path) -> str:
     """Return the layout itself; `ValueError` for one that is not known or that nothing reads."""
-    if layout not in ("timm", "module"):
+    if layout not in ("timm", "hub", "module"):
         if layout not in PUBLISHED:
             raise ValueError(
-                f"unknown layout {layout!r}; timm, module, or one of {', '.join(sorted(PUBLISHED))}"
+                f"unknown layout {layout!r}; timm, hub, module, or one of "
+                f"{', '.join(sorted(PUBLISHED))}"
             )
         references.place(out, layout)  # refuses an id that reads no file
     return layout
@@ -34,7 +37,9 @@ def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
     Raises:
       ValueError: the layout cannot express the network.
     """
-    if layout == "module":
+    if layout == "hub" and hub.timm_name(network):
+        return references.named(network, wrapped=False)  # timm's transforms normalise
+    if layout in ("hub", "module"):
         return references.named(network, wrapped=network.normalised)
     if layout == "timm":
         _same_function(network, network.name, "timm's network")
@@ -68,50 +73,70 @@ def save_pt(path: Path, state: dict[str, np.ndarray]) -> None:
     torch.save(tensors, path)
 
 
-def stage(folder: Path, network: Network, which: str, layout: str) -> Path:
+def stage(folder: Path, network: Network, known: Account, layout: str) -> Path:
     """Write the files of a layout into a new folder; return the one that PyTorch reads first."""
     state = arrays(network, layout)
+    if layout == "hub":
+        return _stage_hub(folder, network, known, state)
     if layout == "timm":
         file = folder / f"{network.name}.safetensors"
-        save_file(state, file, metadata={"format": "pt"})
+        files.write(file, state, {"format": "pt"})
         return file
     if layout == "module":
         file = folder / f"{network.name}.pt"
         save_pt(file, state)
-        code = file.with_suffix(".py")
-        code.write_text(self_contained.text(network, which, file_sha256(file)))
-        return code
+        return _write_module(file.with_suffix(".py"), network, known, file)
     file = references.place(folder, layout)
     file.parent.mkdir(parents=True)
     save_pt(file, state)
     return file
 
 
+def _stage_hub(
+    folder: Path, network: Network, known: Account, state: dict[str, np.ndarray]
+) -> Path:
+    file = folder / hub.WEIGHTS
+    files.write(file, state, {"format": "pt"})
+    sha256 = hashes.weights_sha256(network.params, network.stats)
+    for name, text in hub.texts(network, known, sha256).items():
+        (folder / name).write_text(text)
+    if hub.timm_name(network):
+        return file
+    return _write_module(folder / f"{network.name}.py", network, known, file)
+
+
+def _write_module(code: Path, network: Network, known: Account, weights: Path) -> Path:
+    code.write_text(self_contained.text(network, known, weights, file_sha256(weights)))
+    return code
+
+
 def weights_of(file: Path) -> Path:
     """Return the file with the weights, of the one that PyTorch reads first."""
-    return file.with_suffix(".pt") if file.suffix == ".py" else file
+    if file.suffix != ".py":
+        return file
+    beside = file.with_suffix(".pt")
+    return beside if beside.exists() else file.with_name(hub.WEIGHTS)
 
 
 def usage(network: Network, layout: str, out: Path) -> str:
     """Say how PyTorch reads what was written."""
     if layout == "module":
         return f"in {out}: `from {network.name} import load; net = load()`"
+    if layout == "hub":
+        put = f"`hf upload ORG/REPO {out}` puts it on the hub"
+        if hub.timm_name(network):
+            return f"timm.create_model('local-dir:{out}', pretrained=True); {put}"
+        return f"in {out}: `from {network.name} import load; net = load()`; {put}"
     if layout == "timm":
         file = out / f"{network.name}.safetensors"
-        if base := _timm(network):
-            return f"timm.create_model({base!r}, checkpoint_path='{file}')"
+        base, arguments = hub.timm_name(network) or ("", {})
+        if base:
+            more = {"num_classes": network.num_classes} if network.num_classes != 1000 else {}
+            said = "".join(f", {key}={value!r}" for key, value in (more | arguments).items())
+            return f"timm.create_model({base!r}{said}, checkpoint_path='{file}')"
         return "timm's names, but not a network of timm's; --layout module writes one that runs"
     home = "" if "/" in PUBLISHED[layout].file else f"with TORCH_HOME={out}: "
     return (
         f"{home}robustbench.utils.load_model({layout!r}, model_dir='{out}', dataset='imagenet', "
         "threat_model='Linf')"
     )
-
-
-def _timm(network: Network) -> str | None:
-    """Return timm's name of a network; None: timm does not build it without further options."""
-    known, row = models.member(network.name).reference, models.variant(network.name)
-    changed = known.options or known.strides or getattr(row, "stem_widths", ())
-    plain = not changed and not known.base.endswith(".py")
-    sizes = (network.num_classes, network.image_size, network.in_channels)
-    return known.base if plain and sizes == (1000, 224, 3) else None

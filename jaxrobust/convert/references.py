@@ -21,32 +21,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.weights import convert, files
+from jaxrobust.weights.loading import Network
 
 Arrays = dict[str, Any]  # np.ndarray
 
 INSTALL = "pip install -e '.[parity]'"
-
-
-class Network(NamedTuple):
-    """A network of ours with its weights, float32 on the host."""
-
-    name: str
-    params: Arrays
-    stats: Arrays
-    num_classes: int
-    image_size: int
-    options: dict[str, Any]  # the fields of its row that are replaced
-
-    @property
-    def in_channels(self) -> int:
-        """Return the number of channels of the images."""
-        return len(self.stats["normalize.mean"])
-
-    @property
-    def normalised(self) -> bool:
-        """Tell whether the network's first layer changes the images."""
-        mean, std = self.stats["normalize.mean"], self.stats["normalize.std"]
-        return bool((mean != 0).any() or (std != 1).any())
 
 
 class Reference(NamedTuple):

@@ -1,25 +1,67 @@
 """RobustBench's JSON entry and the text of its "New Model" issue, from a result record.
 
-Source: the keys and formats of RobustBench's model_info/imagenet/Linf/*.json.
+Source: the keys and formats of RobustBench's model_info/{imagenet,cifar10,cifar100}/*/*.json, its
+.github/ISSUE_TEMPLATE/new-model.md, and its threat models (model_zoo/enums.py).
 """
 
 import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxrobust import models
 from jaxrobust.data.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.runtime import jsonl
 
 BY_HAND = "TO BE FILLED IN BY HAND"
-IMAGES = 5000
 _ID = re.compile(r"[A-Z][A-Za-z-]*\d{4}[A-Za-z0-9]+(_[\w-]+)?")
 # That the entry or the issue reads of a record.
 _KEYS: tuple[str, ...] = ("attacks", "clean", "commit", "dataset", "device", "dtype")
 _KEYS += ("evaluation", "flags", "image_ids", "model", "preprocessing", "robust", "seed")
 _KEYS += ("split", "time", "versions", "weights")
+
+
+class Protocol(NamedTuple):
+    """What a leaderboard counts."""
+
+    dataset: str  # as RobustBench calls it
+    norm: str
+    epsilon: float  # in units of [0, 1] pixels
+    eps: str  # the same, as RobustBench writes it
+    images: int  # the first ones
+    said: str  # the data, as our command line takes it
+    listed: bool = True  # whether RobustBench has this leaderboard
+
+    @property
+    def threat(self) -> str:
+        """Return the threat model as RobustBench calls it."""
+        return {"linf": "Linf", "l2": "L2"}[self.norm]
+
+
+_PHOTOGRAPHS = "--dataset (imagenet2012 | folder:PATH) --split validation@robustbench"
+PROTOCOLS = (
+    Protocol("imagenet", "linf", 4 / 255, "4/255", 5_000, _PHOTOGRAPHS),
+    *(
+        Protocol(name, norm, epsilon, eps, 10_000, f"--dataset {name} --split test", listed)
+        for name, norm, epsilon, eps, listed in (
+            ("cifar10", "linf", 8 / 255, "8/255", True),
+            ("cifar10", "l2", 0.5, "0.5", True),
+            ("cifar100", "linf", 8 / 255, "8/255", True),
+            ("cifar100", "l2", 0.5, "0.5", False),
+        )
+    ),
+)
+_PREPARED = re.compile(r"(?:tfds:)?(cifar100?)(?:[:/].*)?")
+
+
+def protocol_of(record: dict[str, Any]) -> Protocol:
+    """Return the leaderboard that a record is meant for: that of its data and its norm."""
+    match = _PREPARED.fullmatch(str(record["dataset"]))
+    dataset = match[1] if match else "imagenet"
+    norms = {attack["norm"] for attack in record["attacks"]}
+    own = [p for p in PROTOCOLS if p.dataset == dataset]
+    return next((p for p in own if {p.norm} == norms), own[0])
 
 
 def check_id(robustbench_id: str) -> str:
@@ -50,8 +92,6 @@ def find(path: Path, weights_sha256: str, evaluation: str | None) -> dict[str, A
     Raises:
       ValueError: there is none, or none is AutoAttack's accuracy by RobustBench's protocol.
     """
-    if not path.is_file():
-        raise ValueError(f"--record {path}: no such file; evaluations write results.jsonl")
     rows = [r for r in jsonl.read(path) if isinstance(r, dict) and "weights_sha256" in r]
     if evaluation is not None:
         rows = [r for r in rows if r.get("evaluation") == evaluation]
@@ -69,34 +109,48 @@ def find(path: Path, weights_sha256: str, evaluation: str | None) -> dict[str, A
         raise ValueError(f"{path}: its record of these weights has no {absent[0]}; evaluate again")
     counting = [r for r in own if not lacks(r)]
     if not counting:
+        p = protocol_of(own[-1])
         raise ValueError(
             f"{path}: this is no AutoAttack accuracy as RobustBench defines it, for "
             f"{'; '.join(lacks(own[-1]))}. To have one, run: python -m jaxrobust.evaluate "
-            "(--workdir RUN | --weights FOLDER) --dataset (imagenet2012 | folder:PATH) --split "
-            "validation@robustbench --norm linf --epsilon 4/255 --attack autoattack --version "
-            "standard"
+            f"(--workdir RUN | --weights FOLDER) {p.said} --norm {p.norm} --epsilon {p.eps} "
+            "--attack autoattack --version standard"
         )
     return counting[-1]
 
 
+def ledger_of(records: Path, record: dict[str, Any]) -> Path:
+    """Return the ledger that an evaluation wrote beside its records."""
+    return records.parent / f"ledger-{record['evaluation']}.jsonl"
+
+
 def lacks(record: dict[str, Any]) -> list[str]:
-    """Return what separates a record from RobustBench's protocol for ImageNet; empty: nothing."""
-    attacks, ids = record["attacks"], record["image_ids"]
-    radii = [(a["norm"], a["epsilon"]) for a in attacks]
-    data = f"{record['dataset']}, split {record['split']}"
+    """Return what separates a record from the protocol of its leaderboard; empty: nothing."""
+    p, ids = protocol_of(record), record["image_ids"]
+    radii = [(a["norm"], a["epsilon"]) for a in record["attacks"]]
+    method = record.get("method")
     wanted = {
-        f"its attack is {record.get('method') or 'not AutoAttack'}, not autoattack standard": (
-            record.get("method") == "autoattack standard"
+        f"its attack is {method or 'not AutoAttack'}, not autoattack standard": (
+            method == "autoattack standard"
         ),
-        f"its balls are {sorted(set(radii))}, not linf 4/255": bool(radii)
-        and all(n == "linf" and math.isclose(e, 4 / 255, rel_tol=1e-6) for n, e in radii),
-        f"its images are {ids}, not 0..{IMAGES - 1}": ids == f"0..{IMAGES - 1}",
-        f"its data, {data}, are not the 5,000 of RobustBench's list": (
-            record.get("ids_sha256") == ROBUSTBENCH_SHA256
-        ),
+        f"its balls are {sorted(set(radii))}, not {p.norm} {p.eps}": bool(radii)
+        and all(n == p.norm and math.isclose(e, p.epsilon, rel_tol=1e-6) for n, e in radii),
+        f"its images are {ids}, not 0..{p.images - 1}": ids == f"0..{p.images - 1}",
         f"its network computes in {record['dtype']}, not float32": record["dtype"] == "float32",
     }
-    return [text for text, holds in wanted.items() if not holds]
+    return [*_other_data(record, p), *(text for text, holds in wanted.items() if not holds)]
+
+
+def _other_data(record: dict[str, Any], p: Protocol) -> list[str]:
+    """Say that a record's images are not those of the leaderboard; empty: they are."""
+    data = f"its data, {record['dataset']}, split {record['split']}, are not "
+    if p.dataset == "imagenet":
+        same = record.get("ids_sha256") == ROBUSTBENCH_SHA256
+        return [] if same else [f"{data}the 5,000 of RobustBench's list"]
+    if record["split"] != "test":
+        return [f"{data}the test split"]
+    as_they_are = record["preprocessing"] in (None, "none")
+    return [] if as_they_are else [f"its images are changed by {record['preprocessing']}, not none"]
 
 
 def percent(fraction: float) -> str:
@@ -105,18 +159,18 @@ def percent(fraction: float) -> str:
 
 
 def entry(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON of model_info/imagenet/Linf, in RobustBench's order of keys."""
-    model = record["model"]
+    """Return the JSON of model_info/DATASET/THREAT, in RobustBench's order of keys."""
+    model, p = record["model"], protocol_of(record)
     return {
         "link": BY_HAND,
         "name": BY_HAND,
         "authors": BY_HAND,
         "additional_data": BY_HAND,
         "number_forward_passes": 1,
-        "dataset": "imagenet",
+        "dataset": p.dataset,
         "venue": BY_HAND,
         "architecture": architecture(model["name"], model["options"]),
-        "eps": "4/255",
+        "eps": p.eps,
         "clean_acc": percent(record["clean"]),
         "reported": percent(record["robust"]),
         "autoattack_acc": percent(record["robust"]),
@@ -129,21 +183,31 @@ def unknown(record: dict[str, Any]) -> list[str]:
     return [key for key, value in entry(record).items() if str(value).startswith(BY_HAND)]
 
 
-def issue(robustbench_id: str, record: dict[str, Any], file: str, sha256: str) -> str:
-    """Return the text of the issue, in the fields of RobustBench's template."""
-    made = entry(record)
+def issue(
+    robustbench_id: str,
+    record: dict[str, Any],
+    file: str,
+    sha256: str,
+    confirmed: str | None = None,
+) -> str:
+    """Return the text of the issue, in the fields of RobustBench's template.
+
+    `confirmed`: what pyautoattack found in PyTorch; None: it was not asked.
+    """
+    made, p = entry(record), protocol_of(record)
+    which = "5,000 images of RobustBench" if p.dataset == "imagenet" else "10,000 test images"
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     rows = {
         "Architecture": made["architecture"],
-        "Threat Model": "Linf",
+        "Threat Model": p.threat,
         "eps": made["eps"],
         "Clean accuracy": f"{made['clean_acc']} %",
         "Robust accuracy": f"{made['autoattack_acc']} %",
         "Additional data": f"({BY_HAND}: true or false)",
-        "Evaluation method": f"AutoAttack, version standard, on the {IMAGES:,} images of "
-        f"RobustBench ({record['dataset']}, {record['split']}), preprocessing "
-        f"{record['preprocessing']}, {record['dtype']}, seed {record['seed']}, with jaxrobust's "
-        "implementation",
+        "Evaluation method": f"AutoAttack, version standard, on the {which} "
+        f"({record['dataset']}, {record['split']}), preprocessing {record['preprocessing']}, "
+        f"{record['dtype']}, seed {record['seed']}, with jaxrobust's implementation"
+        + (f"; {confirmed}" if confirmed else ""),
         "Checkpoint and code": f"({BY_HAND}: URL of {file} and of the code); sha256 {sha256}",
     }
     flags = [f"- flag {name}: {text}" for name, text in record["flags"].items()]
@@ -166,6 +230,11 @@ def issue(robustbench_id: str, record: dict[str, Any], file: str, sha256: str) -
         f"Record {record['evaluation']} of {record['time']}: commit {record['commit']}, weights "
         f"{record['weights']} (sha256 {record['weights_sha256']}), {record['device']}, {versions}.",
         *(["", *flags] if flags else []),
+        *(
+            []
+            if p.listed
+            else ["", f"RobustBench has no leaderboard of {p.dataset}, {p.threat} yet."]
+        ),
         "",
         "# Model Zoo",
         "",
@@ -179,10 +248,16 @@ def issue(robustbench_id: str, record: dict[str, Any], file: str, sha256: str) -
     return "\n".join(lines) + "\n"
 
 
-def files(robustbench_id: str, record: dict[str, Any], file: str, sha256: str) -> dict[str, str]:
+def files(
+    robustbench_id: str,
+    record: dict[str, Any],
+    file: str,
+    sha256: str,
+    confirmed: str | None = None,
+) -> dict[str, str]:
     """Return path -> text of the two files, the entry and the issue."""
+    p, made = protocol_of(record), json.dumps(entry(record), indent=2)
     return {
-        f"model_info/imagenet/Linf/{robustbench_id}.json": json.dumps(entry(record), indent=2)
-        + "\n",
-        "new_model_issue.md": issue(robustbench_id, record, file, sha256),
+        f"model_info/{p.dataset}/{p.threat}/{robustbench_id}.json": made + "\n",
+        "new_model_issue.md": issue(robustbench_id, record, file, sha256, confirmed),
     }

@@ -1,21 +1,24 @@
 """A network as one PyTorch file that needs nothing but torch: `--layout module`."""
 
 import ast
+import textwrap
 from pathlib import Path
 
-from jaxrobust.convert import references
+from jaxrobust.convert import account, references
+from jaxrobust.convert.account import Account
 from jaxrobust.convert.references import Network
 
 _LAYERS = "jaxrobust.convert.torch_modules.layers"
 _HEAD = '''"""{title}
 
-The network {name} of jaxrobust with {classes} classes, for images with {channels} channels and
-{size} px a side; weights: {which}.
+The network {name} of jaxrobust with {classes} classes, for images of {size} x {size} px.
 
     from {name} import load
 
-    net = load()  # the weights in {name}.pt beside this file; in evaluation mode
+    net = load()  # the weights in {file} beside this file; in evaluation mode
     logits = net(images)  # f32[B,{channels},{size},{size}] in [0, 1] -> f32[B,{classes}]
+
+{facts}
 
 {sources}
 """
@@ -24,13 +27,13 @@ The network {name} of jaxrobust with {classes} classes, for images with {channel
 _TAIL = '''
 
 
-WEIGHTS = "{name}.pt"
+WEIGHTS = "{file}"
 SHA256 = "{sha256}"
 ROW: dict = {{
 {row}}}
 MEAN = {mean}  # of the channels, which the first layer subtracts; None: images stay as they are
 STD = {std}
-
+{classes}
 
 def load(path: str | Path | None = None) -> nn.Module:
     """The network in evaluation mode, with the weights beside this file or those of `path`."""
@@ -38,22 +41,35 @@ def load(path: str | Path | None = None) -> nn.Module:
     if path is None and hashlib.sha256(file.read_bytes()).hexdigest() != SHA256:
         raise ValueError(f"{{file}} is not the file that was exported beside this one")
     net = normalized(model(**ROW), MEAN, STD)
-    net.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    net.load_state_dict({read})
     return net.eval()
 '''
+# The suffix of a file -> how `load` reads it.
+_READ = {
+    ".pt": 'torch.load(file, map_location="cpu", weights_only=True)',
+    ".safetensors": "load_file(file)",
+}
+_SAFETENSORS = "from safetensors.torch import load_file"
 
 
-def text(network: Network, which: str, sha256: str) -> str:
-    """Return the file: that of torch_modules, the layers it imports, its row and `load()`."""
+def text(network: Network, known: Account, weights: Path, sha256: str) -> str:
+    """Return the file: that of torch_modules, the layers it imports, its row and `load()`.
+
+    Args:
+      known: what is known of the weights, for the docstring.
+      weights: the file that lies beside it; a .safetensors needs the library of that name.
+      sha256: of the weights.
+    """
     file = references.module_file(network.name)
     title, _, rest = (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")
     head = _HEAD.format(
         title=title,
         name=network.name,
+        file=weights.name,
         classes=network.num_classes,
         channels=network.in_channels,
         size=network.image_size,
-        which=which,
+        facts="\n".join(facts(network, known)),
         sources=rest[rest.index("Source") :].partition("Parity")[0].strip(),
     )
     fields = references.module_row(network).items()
@@ -61,8 +77,58 @@ def text(network: Network, which: str, sha256: str) -> str:
     moments: dict[str, tuple[float, ...] | None] = {"mean": None, "std": None}
     if network.normalised:
         moments = {key: tuple(network.stats[f"normalize.{key}"].tolist()) for key in moments}
-    tail = _TAIL.format(name=network.name, sha256=sha256, row=row, **moments)
-    return head + _code(file) + tail
+    tail = _TAIL.format(
+        file=weights.name,
+        sha256=sha256,
+        row=row,
+        **moments,
+        classes=_constant("CLASSES", known.classes) if not known.imagenet else "",
+        read=_READ[weights.suffix],
+    )
+    code = _code(file)
+    if weights.suffix == ".safetensors":
+        code = code.replace("\n\nimport torch", f"\n\n{_SAFETENSORS}\n\nimport torch", 1)
+    return head + code + tail
+
+
+def facts(network: Network, known: Account) -> list[str]:
+    """Return what a network expects and what it reached, as lines of a docstring."""
+    inside = account.normalisation(network)
+    expects = {
+        "Range": f"float32 in [0, 1] ({account.channels(network)}), not normalised"
+        + (f": the first layer does that, {inside}" if inside else ": no layer does that either"),
+        "Images": account.prepared(network, known),
+        "Classes": account.classes(network, known)
+        + (" (CLASSES)" if known.classes and not known.imagenet else ""),
+        "Weights": known.which + (f"; {known.trained}" if known.trained else ""),
+        "Threat model": account.threat(known),
+    }
+    lines = ["Expects", *_listed([f"{key}: {value}" for key, value in expects.items()])]
+    rows = [account.row(record) for record in known.records]
+    reached = [
+        f"{clean} clean"
+        + (f", {robust} robust ({attack})" if robust != "-" else "")
+        + f" on {images}; {stands}"
+        for images, attack, clean, robust, stands in rows
+    ]
+    none = ["not known: there is no record of these weights"]
+    return [*lines, "", "Reached", *_listed(reached or none)]
+
+
+def _listed(items: list[str]) -> list[str]:
+    """Return items of a list in a docstring, whose backslashes and quotes mean nothing."""
+    plain = (item.replace("\\", "/").replace('"', "'") for item in items)
+    return [
+        line
+        for item in plain
+        for line in textwrap.wrap(item, 98, initial_indent="- ", subsequent_indent="  ")
+    ]
+
+
+def _constant(name: str, values: tuple[str, ...]) -> str:
+    """Return the assignment of a tuple of texts; empty: there are none."""
+    lines = [f"    {value!r}," for value in values]
+    return "\n".join([f"{name} = (  # in the order of labels", *lines, ")", ""]) if values else ""
 
 
 def _code(file: Path) -> str:

@@ -4,14 +4,12 @@ The index of a split lies beside its records: `jaxrobust-index-SPLIT.npz` with `
 `names` S[N], the files' names, in the order of the records.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import io
 import os
 import re
-import tempfile
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +20,7 @@ import numpy as np
 
 from jaxrobust.data import imagenet, storage
 from jaxrobust.data.types import DataError, Record, Source, first_few
-from jaxrobust.runtime import folders
+from jaxrobust.runtime import folders, whole
 
 ROBUSTBENCH_SHA256 = imagenet.ROBUSTBENCH_SHA256  # what `ids_sha256` is for @robustbench
 
@@ -263,16 +261,8 @@ def write_index(
         return
     if not os.stat(directory).st_mode & 0o222:  # which does not stop root, as in containers
         raise PermissionError(f"{directory} is read-only")
-    handle, temporary = tempfile.mkstemp(dir=directory, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.getvalue())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise
+    with whole.writing(Path(path)) as part:
+        part.write_bytes(content.getvalue())
 
 
 def read_index(directory: str | os.PathLike, split: str) -> Index | None:

@@ -17,10 +17,12 @@ from jaxrobust.evaluation import accuracy, autoattack, records
 from jaxrobust.evaluation import subject as subjects
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.models.inputs import cast
+from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import compilation, folders, hardware, hosts, jsonl, sharding
 from jaxrobust.runtime.progress import say
 from jaxrobust.types import Attack, Weights
-from jaxrobust.weights import hashes, runs
+from jaxrobust.weights import hashes, loading, runs
+from jaxrobust.weights import sources as weights_sources
 from jaxrobust.weights.checkpoint import disk_full
 
 
@@ -72,6 +74,7 @@ def answer(given: Given) -> tuple[str, bool]:
     Raises:
       ValueError: flags that contradict each other or the weights, before anything compiles.
     """
+    given = _placed(given)
     run = folders.mounted("workdir", given.workdir) if given.workdir else None
     out = folders.mounted("out", given.out) if given.out else None
     folder = _folder(given)
@@ -119,6 +122,21 @@ def answer(given: Given) -> tuple[str, bool]:
     return said, jax.process_index() == 0
 
 
+def _placed(given: Given) -> Given:
+    """Return the flags with the path of the weights that they name, brought here if need be."""
+    if not given.weights or given.workdir:
+        return given
+    path = loading.place(given.weights, model=given.model)
+    if weights_sources.parse(str(path)).kind == "run":
+        if given.model:
+            raise ValueError(
+                f"--weights {path} is a run, which says whose it is; leave --model out"
+            )
+        return given._replace(workdir=str(path), weights=None)
+    imported = path.is_dir() and given.model in PUBLISHED
+    return given._replace(weights=str(path), model=None if imported else given.model)
+
+
 def _folder(given: Given) -> Path | None:
     """Return the imported folder that flags name, if they name one; refuse what says nothing."""
     folder = Path(given.weights) if given.weights else None
@@ -127,7 +145,8 @@ def _folder(given: Given) -> Path | None:
     if (given.workdir is None) == (given.model is None and folder is None):
         raise ValueError(
             "give --workdir RUN, or --model NAME --weights PATH --dataset NAME (no --model where "
-            "PATH is a folder that jaxrobust.convert.import_torch wrote)"
+            "PATH is a folder that jaxrobust.convert.import_torch wrote, or a name such as "
+            "Salman2020Do_R18)"
         )
     if given.model and not given.weights:
         raise ValueError("--model needs --weights PATH, its weights")

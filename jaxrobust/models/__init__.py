@@ -1,4 +1,4 @@
-"""Networks: `available()` lists them, `create(name)` makes one.
+"""Networks: `available()` lists them, `create(name)` makes one, `load(name)` with its weights.
 
 The files stand on floors, the ground floor first, and each imports from lower floors only:
 
@@ -16,6 +16,7 @@ head, weight-decay mask and the papers' counts. A new one is one file and one en
 """
 
 import difflib
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
@@ -185,6 +186,17 @@ def known(name: str) -> str:
     return name
 
 
+def __getattr__(name: str) -> Any:
+    """Return `jaxrobust.load` under the name `models.load`, for who looks for networks here.
+
+    The package itself is asked, which has no floor: weights are above this room, whose modules
+    import nothing of theirs, and importing it loads nothing of theirs either.
+    """
+    if name == "load":
+        return importlib.import_module("jaxrobust").load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 __all__ = [
     "FAMILIES",
     "available",
@@ -194,6 +206,7 @@ __all__ = [
     "essential",
     "family",
     "known",
+    "load",
     "member",
     "other_names",
     "torch_keys",

@@ -1,7 +1,8 @@
 """RobustBench's ImageNet-Linf networks (radius 4/255) that have one of our architectures.
 
-Source: RobustBench 1.1.1, robustbench/model_zoo/imagenet.py (builders, preprocessing) and
-model_info/imagenet/Linf/*.json (accuracies); parity: tests/models/test_table.py.
+Source: RobustBench 1.1.1, robustbench/model_zoo/imagenet.py (builders, preprocessing, files on
+Google Drive), architectures/xcit.py (files on GitHub) and model_info/imagenet/Linf/*.json
+(accuracies, papers); parity: tests/models/test_table.py.
 """
 
 from typing import NamedTuple
@@ -19,61 +20,208 @@ class Published(NamedTuple):
     clean: float  # % of the 5,000 images of RobustBench, as published there
     autoattack: float  # the same after AutoAttack, Linf 4/255
     file: str  # below `model_dir`, or the name in timm's hub cache; empty: no file is looked for
+    address: str  # of the file that RobustBench fetches
+    sha256: str = ""  # of that file, or how it begins; empty: nobody has published it
 
 
-def _linf(model, preprocessing, clean, autoattack, *, normalised=True):
-    return Published(model, normalised, preprocessing, clean, autoattack, "imagenet/Linf/{}.pt")
+class Paper(NamedTuple):
+    """Whose network it is."""
+
+    title: str
+    authors: str
+    venue: str
+    link: str
+
+
+def _drive(key: str) -> str:
+    return f"https://drive.google.com/uc?export=download&confirm=t&id={key}"
+
+
+def _linf(model, preprocessing, clean, autoattack, drive, *, normalised=True):
+    file = "imagenet/Linf/{}.pt"
+    accuracies = (clean, autoattack)
+    return Published(model, normalised, preprocessing, *accuracies, file, _drive(drive))
 
 
 _BICUBIC, _BILINEAR = "BicubicRes256Crop224", "Res256Crop224"
 _HUB = "debenedetti2022light-xcit-{}-imagenet-linf.pth.tar"
+_RELEASE = "https://github.com/RobustBench/robustbench/releases/download/v1.1/"
 
 
 def _light(size, clean, autoattack):
     file = _HUB.format(size)
-    return Published(f"xcit_{size}12", False, "bicubic-224-crop-224", clean, autoattack, file)
+    kind = (f"xcit_{size}12", False, "bicubic-224-crop-224")
+    return Published(*kind, clean, autoattack, file, _RELEASE + file)
 
 
 _ROWS = {
     "Singh2023Revisiting_ConvNeXt-T-ConvStem": _linf(
-        "convnext_t_cvst", _BICUBIC, 72.72, 49.46, normalised=False
+        "convnext_t_cvst",
+        _BICUBIC,
+        72.72,
+        49.46,
+        "1-FjtOF6LJ3-bf4VezsmWwncCxYSx-USP",
+        normalised=False,
     ),
     "Singh2023Revisiting_ConvNeXt-S-ConvStem": _linf(
-        "convnext_s_cvst", _BICUBIC, 74.10, 52.42, normalised=False
+        "convnext_s_cvst",
+        _BICUBIC,
+        74.10,
+        52.42,
+        "1-ZrMYajCCnrtV4oT0wa3qJJoQy1nUSnL",
+        normalised=False,
     ),
     "Singh2023Revisiting_ConvNeXt-B-ConvStem": _linf(
-        "convnext_b_cvst", _BICUBIC, 75.90, 56.14, normalised=False
+        "convnext_b_cvst",
+        _BICUBIC,
+        75.90,
+        56.14,
+        "1-lE-waaVvfL7lgBrydmZIM9UJimmHnVe",
+        normalised=False,
     ),
     "Singh2023Revisiting_ConvNeXt-L-ConvStem": _linf(
-        "convnext_l_cvst", _BICUBIC, 77.00, 57.70, normalised=False
+        "convnext_l_cvst",
+        _BICUBIC,
+        77.00,
+        57.70,
+        "10-YOVdM2EQjHemSi9x2H44qKRSOXVQmh",
+        normalised=False,
     ),
-    "Singh2023Revisiting_ViT-S-ConvStem": _linf("vit_s_cvst", _BICUBIC, 72.56, 48.08),
+    "Singh2023Revisiting_ViT-S-ConvStem": _linf(
+        "vit_s_cvst", _BICUBIC, 72.56, 48.08, "1-1sUYXnj6bDXacIKI3KKqn4rlkmL-ZI2"
+    ),
     "Singh2023Revisiting_ViT-B-ConvStem": _linf(
-        "vit_b_cvst", _BICUBIC, 76.30, 54.66, normalised=False
+        "vit_b_cvst", _BICUBIC, 76.30, 54.66, "1-JBbfi_eH3tKMXObvPPHprrZae0RiQGT", normalised=False
     ),
     "Debenedetti2022Light_XCiT-S12": _light("s", 72.34, 41.78),
     "Debenedetti2022Light_XCiT-M12": _light("m", 74.04, 45.24),
     "Debenedetti2022Light_XCiT-L12": _light("l", 73.76, 47.60),
-    "Liu2023Comprehensive_ConvNeXt-B": _linf("convnext_b", _BICUBIC, 76.02, 55.82),
-    "Liu2023Comprehensive_ConvNeXt-L": _linf("convnext_l", _BICUBIC, 78.02, 58.48),
-    "Liu2023Comprehensive_Swin-B": _linf("swin_b", _BICUBIC, 76.16, 56.16),
-    "Liu2023Comprehensive_Swin-L": _linf("swin_l", _BICUBIC, 78.92, 59.56),
-    "RodriguezMunoz2024Characterizing_Swin-B": _linf("swin_b", _BICUBIC, 77.76, 51.56),
-    "RodriguezMunoz2024Characterizing_Swin-L": _linf("swin_l", _BICUBIC, 79.36, 53.82),
-    "Mo2022When_Swin-B": _linf("swin_b", "Res224", 74.66, 38.30),
-    "Mo2022When_ViT-B": _linf("vit_b", "Res224", 68.38, 34.40),
-    "Salman2020Do_R18": _linf("resnet18", _BILINEAR, 52.92, 25.32),
-    "Salman2020Do_R50": _linf("resnet50", _BILINEAR, 64.02, 34.96),
-    "Salman2020Do_50_2": _linf("wide_resnet50_2", _BILINEAR, 68.46, 38.14),
-    "Engstrom2019Robustness": _linf("resnet50", _BILINEAR, 62.56, 29.22),
-    # Looked for nowhere: RobustBench takes torchvision's own weights.
-    "Standard_R50": _linf("resnet50", _BILINEAR, 76.52, 0.0)._replace(file=""),
+    "Liu2023Comprehensive_ConvNeXt-B": _linf(
+        "convnext_b", _BICUBIC, 76.02, 55.82, "10-nSm-qUftvfKXHeOAakBQl8rxm-jCbk"
+    ),
+    "Liu2023Comprehensive_ConvNeXt-L": _linf(
+        "convnext_l", _BICUBIC, 78.02, 58.48, "1dIPLNfdQtAnqZrKPyuy3_zDI-FVgJ2FH"
+    ),
+    "Liu2023Comprehensive_Swin-B": _linf(
+        "swin_b", _BICUBIC, 76.16, 56.16, "1-4mtxQCkThJUVdS3wvQ6NnmMZuySqR3c"
+    ),
+    "Liu2023Comprehensive_Swin-L": _linf(
+        "swin_l", _BICUBIC, 78.92, 59.56, "1-57sQfcrsDsslfDR18nRD7FnpQmsSBk7"
+    ),
+    "RodriguezMunoz2024Characterizing_Swin-B": _linf(
+        "swin_b", _BICUBIC, 77.76, 51.56, "1-BSUjoFXx3PP-TfeE5fjbofO2lLyUf56"
+    ),
+    "RodriguezMunoz2024Characterizing_Swin-L": _linf(
+        "swin_l", _BICUBIC, 79.36, 53.82, "1-Dc9WhPU2wv4OMskLo1U57n5O8VbpNXv"
+    ),
+    "Mo2022When_Swin-B": _linf(
+        "swin_b", "Res224", 74.66, 38.30, "1-SXi4Z2X6Zo_j8EO4slJcBMXNej8fKUd"
+    ),
+    "Mo2022When_ViT-B": _linf("vit_b", "Res224", 68.38, 34.40, "1-dUFdvDBflqMsMLjZv3wlPJTm-Jm7net"),
+    "Salman2020Do_R18": _linf(
+        "resnet18", _BILINEAR, 52.92, 25.32, "1OThCOQCOxY6lAgxZxgiK3YuZDD7PPfPx"
+    ),
+    "Salman2020Do_R50": _linf(
+        "resnet50", _BILINEAR, 64.02, 34.96, "1TmT5oGa1UvVjM3d-XeSj_XmKqBNRUg8r"
+    ),
+    "Salman2020Do_50_2": _linf(
+        "wide_resnet50_2", _BILINEAR, 68.46, 38.14, "1OT7xaQYljrTr3vGbM37xK9SPoPJvbSKB"
+    ),
+    "Engstrom2019Robustness": _linf(
+        "resnet50", _BILINEAR, 62.56, 29.22, "1T2Fvi1eCJTeAOEzrH_4TAIwO8HTOYVyn"
+    ),
+    # RobustBench takes torchvision's own weights and looks for no file.
+    "Standard_R50": _linf("resnet50", _BILINEAR, 76.52, 0.0, "")._replace(
+        file="",
+        address="https://download.pytorch.org/models/resnet50-0676ba61.pth",
+        sha256="0676ba61",
+    ),
     # Listed there as a ResNet-18; the network that is built is a ResNet-50.
-    "Wong2020Fast": _linf("resnet50", "Crop288", 55.62, 26.24),
-    "Chen2024Data_WRN_50_2": _linf("wide_resnet50_2", _BILINEAR, 68.76, 41.92, normalised=False),
+    "Wong2020Fast": _linf("resnet50", "Crop288", 55.62, 26.24, "1deM2ZNS5tf3S_-eRURJi-IlvUL8WJQ_w"),
+    "Chen2024Data_WRN_50_2": _linf(
+        "wide_resnet50_2",
+        _BILINEAR,
+        68.76,
+        41.92,
+        "1-PBlZVILAKFQ7mF8srKjdkTKJZAr61Uf",
+        normalised=False,
+    ),
 }
 
 # RobustBench id -> network. Not there, for they are other architectures: Peng2023Robust (RaWRN),
 # Amini2024MeanSparse_* (MeanSparse layers inside Liu's networks), Bai2024MixedNUTS (an ensemble),
 # Xu2024MIMIR_* (a Swin of its own, with window 14 for L).
 PUBLISHED = {name: net._replace(file=net.file.format(name)) for name, net in _ROWS.items()}
+
+# How ids begin -> the paper that RobustBench names.
+_PAPERS = {
+    "Singh2023Revisiting": Paper(
+        "Revisiting Adversarial Training for ImageNet: Architectures, Training and Generalization "
+        "across Threat Models",
+        "Naman D Singh, Francesco Croce, Matthias Hein",
+        "NeurIPS 2023",
+        "https://arxiv.org/abs/2303.01870",
+    ),
+    "Debenedetti2022Light": Paper(
+        "A Light Recipe to Train Robust Vision Transformers",
+        "Edoardo Debenedetti, Vikash Sehwag, Prateek Mittal",
+        "arXiv, Sep 2022",
+        "https://arxiv.org/abs/2209.07399",
+    ),
+    "Liu2023Comprehensive": Paper(
+        "A Comprehensive Study on Robustness of Image Classification Models: Benchmarking and "
+        "Rethinking",
+        "Chang Liu, Yinpeng Dong, Wenzhao Xiang, Xiao Yang, Hang Su, Jun Zhu, Yuefeng Chen, Yuan "
+        "He, Hui Xue, Shibao Zheng",
+        "arXiv, Feb 2023",
+        "https://arxiv.org/abs/2302.14301",
+    ),
+    "RodriguezMunoz2024Characterizing": Paper(
+        "Characterizing Model Robustness via Natural Input Gradients",
+        "Adrián Rodríguez-Muñoz, Tongzhou Wang, Antonio Torralba",
+        "arXiv, Sep 2024",
+        "https://arxiv.org/abs/2409.20139",
+    ),
+    "Mo2022When": Paper(
+        "When Adversarial Training Meets Vision Transformers: Recipes from Training to "
+        "Architecture",
+        "Yichuan Mo, Dongxian Wu, Yifei Wang, Yiwen Guo, Yisen Wang",
+        "NeurIPS 2022",
+        "https://arxiv.org/abs/2210.07540",
+    ),
+    "Salman2020Do": Paper(
+        "Do Adversarially Robust ImageNet Models Transfer Better?",
+        "Hadi Salman, Andrew Ilyas, Logan Engstrom, Ashish Kapoor, Aleksander Madry",
+        "NeurIPS 2020",
+        "https://arxiv.org/abs/2007.08489",
+    ),
+    "Engstrom2019Robustness": Paper(
+        "Robustness library",
+        "Logan Engstrom, Andrew Ilyas, Hadi Salman, Shibani Santurkar, Dimitris Tsipras",
+        "GitHub, Oct 2019",
+        "https://github.com/MadryLab/robustness",
+    ),
+    "Standard": Paper(
+        "Standardly trained model",
+        "Torchvision",
+        "N/A",
+        "https://github.com/RobustBench/robustbench/",
+    ),
+    "Wong2020Fast": Paper(
+        "Fast is better than free: Revisiting adversarial training",
+        "Eric Wong, Leslie Rice, J. Zico Kolter",
+        "ICLR 2020",
+        "https://arxiv.org/abs/2001.03994",
+    ),
+    "Chen2024Data": Paper(
+        "Data filtering for efficient adversarial training",
+        "Erh-Chung Chen, Che-Rung Lee",
+        "Pattern Recognition 2024",
+        "https://doi.org/10.1016/j.patcog.2024.110394",
+    ),
+}
+
+
+def paper(robustbench_id: str) -> Paper:
+    """Return the paper of a network of `PUBLISHED`."""
+    return _PAPERS[robustbench_id.partition("_")[0]]

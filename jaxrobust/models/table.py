@@ -129,7 +129,9 @@ patch, or how many 3x3 convolutions, or the window of one. weights: checkpoints
 of RobustBench, ImageNet Linf; `python -m jaxrobust.models NAME` lists them."""
 CHECKPOINT_NOTES = """\
 clean, AA: % of RobustBench's 5,000 ImageNet images, before and after AutoAttack
-(Linf, 4/255), as published. input: norm. has ImageNet's mean and std inside."""
+(Linf, 4/255), as published. input: norm. has ImageNet's mean and std inside.
+`--weights CHECKPOINT` fetches one; --json prints its address and its sha256,
+where one is published."""
 
 
 def line(row: Architecture, width: int = 100) -> str:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from jaxrobust.runtime import locks
+from jaxrobust.runtime import locks, whole
 
 
 def read(path: Path) -> list[dict]:
@@ -62,13 +62,5 @@ def mend(lines: BinaryIO) -> None:
 
 def replace(path: Path, text: str) -> None:
     """Write a file whole or not at all, also where the power fails or the disk is full."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with part.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())  # else the new name may outlive the content
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)  # on a full disk every byte counts
-        raise
+    with whole.writing(path) as part:
+        part.write_text(text)

@@ -29,15 +29,16 @@ _held: dict[str, dict[str, Any]] = {}  # of this process, which the kernel would
 
 
 @contextlib.contextmanager
-def held(path: Path, *, what: str, otherwise: str) -> Iterator[None]:
+def held(path: Path, *, what: str, otherwise: str, wait: bool = False) -> Iterator[None]:
     """Keep all other processes out of the block with this file, which stays, empty.
 
     Args:
       path: of the lock.
       what: is locked, in words.
       otherwise: what to do instead of waiting.
+      wait: until another process has done with it, however long that takes.
     Raises:
-      ValueError: somebody has it: who, since when, and what to do.
+      ValueError: somebody has it: who, since when, and what to do. With `wait`, only this process.
       OSError: the file cannot be written.
     """
     since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -47,7 +48,7 @@ def held(path: Path, *, what: str, otherwise: str) -> Iterator[None]:
     if (holder := _held.setdefault(name, me)) is not me:
         raise ValueError(_refusal(path, what, otherwise, holder))
     try:
-        file, ended = _taken(path, what, otherwise), threading.Event()
+        file, ended = _taken(path, what, otherwise, wait), threading.Event()
         living = threading.Thread(target=_live, args=(file, me, ended), daemon=True)
         try:
             _sign(file, me)
@@ -73,9 +74,9 @@ def wait_for(file: Any) -> None:
             raise
 
 
-def _taken(path: Path, what: str, otherwise: str) -> int:
+def _taken(path: Path, what: str, otherwise: str, wait: bool) -> int:
     """Return the open file of a lock that is ours now."""
-    begun, first = time.monotonic(), None
+    begun, first, told = time.monotonic(), None, False
     while True:
         # Opened again each time: else NFS shows what it read before. No other function may open
         # the file, as closing it anywhere in this process gives the lock back.
@@ -87,9 +88,13 @@ def _taken(path: Path, what: str, otherwise: str) -> int:
             return file
         os.close(file)
         lives = first is not None and holder is not None and holder != first
-        if lives or waited > (_GRACE if here else _PATIENCE):
+        late = waited > (_GRACE if here else _PATIENCE)
+        if (lives or late) and not wait:
             raise ValueError(_refusal(path, what, otherwise, holder))
-        if first is None and not here:
+        if wait and not told and waited > 1:
+            told = True
+            print(f"{what} is in use {_words(holder)}: waiting", file=sys.stderr, flush=True)
+        if first is None and not (here or wait):
             waits = f"waiting up to {_PATIENCE:.0f} s for a sign of life"
             print(f"{what} was in use {_words(holder)}: {waits}", file=sys.stderr, flush=True)
         first = first or holder

@@ -18,7 +18,7 @@ from jaxrobust.training import advice, build, loop, metrics, results, splits
 from jaxrobust.training.phase import Run, last, scored
 from jaxrobust.training.step import TrainState, started_average
 from jaxrobust.types import Weights
-from jaxrobust.weights import hashes, runs
+from jaxrobust.weights import compose, hashes, runs
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.checkpoint import Checkpoints, abstract_state, disk_full, steps
 
@@ -95,7 +95,7 @@ def _start(start: start_weights.Start, record, workdir) -> tuple[int, Weights]:
     if jax.process_index() == 0:
         jsonl.replace(workdir / start_weights.RECORD, json.dumps(record, indent=2) + "\n")
     say(f"starting from {record['where']}, sha256 {record['weights_sha256'][:12]}")
-    for line in start_weights.summary(start):
+    for line in compose.summary(start):
         say(f"  {line}")
     return 0, Weights(*jax.device_get((start.params, start.stats)))
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
+
+from jaxrobust.runtime import whole
 
 Arrays = dict[str, np.ndarray]
 
@@ -47,6 +49,44 @@ def read(path: Path, *, which: str = "ema") -> Arrays:
     if not arrays:
         raise ValueError(f"{path} holds no arrays; get it again")
     return arrays
+
+
+def read_cast(path: Path, *, which: str = "ema") -> Arrays:
+    """Return the arrays of a file with all floats in float32, also of types that NumPy lacks.
+
+    Raises:
+      ValueError: as `read`; complex numbers.
+    """
+    try:
+        arrays = read(path, which=which)
+    except ValueError as error:
+        if "bfloat16" not in str(error):
+            raise
+        arrays = _read_bfloat16(path, which)
+    if strange := [k for k, a in arrays.items() if a.dtype.kind == "c"]:
+        raise ValueError(
+            f"{path}: {strange[0]} is {arrays[strange[0]].dtype}, which has no float32"
+        )
+    return {k: a if a.dtype.kind in "iub" else np.asarray(a, np.float32) for k, a in arrays.items()}
+
+
+def _read_bfloat16(path: Path, which: str) -> Arrays:
+    if path.suffix == ".safetensors":
+        import jax.numpy as jnp
+        from safetensors.flax import load_file as load
+
+        return {k: np.asarray(a.astype(jnp.float32)) for k, a in load(path).items()}
+    import torch
+
+    tree = torch.load(path, map_location="cpu", weights_only=True)
+    tensors = state_dict(tree, which, torch.is_tensor) or {}
+    return {k: (t.float() if t.is_floating_point() else t).numpy() for k, t in tensors.items()}
+
+
+def write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
+    """Write a safetensors file, whole or not at all."""
+    with whole.writing(path) as part:
+        save_file(arrays, part, metadata=metadata)
 
 
 def _parts(path: Path) -> list[Path]:

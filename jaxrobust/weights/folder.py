@@ -15,9 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from jaxrobust.weights import hashes
+from jaxrobust.weights import files, hashes
 from jaxrobust.weights.hashes import file_sha256
 
 WEIGHTS, CONFIG = "weights.safetensors", "config.json"
@@ -115,7 +114,7 @@ def write(
     try:
         options = config.get("options")
         told = None if options is None else metadata(config["architecture"], options)
-        save_file(arrays, part / WEIGHTS, metadata=told or {"format": "jaxrobust"})
+        files.write(part / WEIGHTS, arrays, told or {"format": "jaxrobust"})
         config = config | {
             "sha256": file_sha256(part / WEIGHTS),
             "weights_sha256": hashes.weights_sha256(params, stats),  # as records say it

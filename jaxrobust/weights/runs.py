@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrobust.config import PHASES, VERSION, Network, Values, network_of
 from jaxrobust.data import sources
-from jaxrobust.runtime import sharding
+from jaxrobust.runtime import jsonl, sharding
 from jaxrobust.types import Weights
 from jaxrobust.weights import convert
 from jaxrobust.weights.checkpoint import Checkpoints, abstract_state, steps
@@ -69,6 +69,13 @@ def check_classes(workdir: Path, source: sources.Source, *, renamed: bool = Fals
         f"{missing[:3]}, {len(new)} are new {new[:3]}, and labels would shift. Restore the data "
         f"set, or {choose}"
     )
+
+
+def records_of(workdir: Path, weights_sha256: str) -> list[dict[str, Any]]:
+    """Return the records of some weights that a run holds, of its own tests and its evaluations."""
+    files = (workdir / "results.jsonl", workdir / "evaluation" / "results.jsonl")
+    rows = [row for file in files for row in jsonl.read(file)]
+    return [row for row in rows if row.get("weights_sha256") == weights_sha256]
 
 
 def run_weights(

@@ -37,6 +37,7 @@ except ImportError:
     torch = None
 else:
     from jaxrobust.convert import (
+        account,
         export_torch,
         import_torch,
         layouts,
@@ -152,6 +153,8 @@ class LayoutTest(FileCase):
         # float32, other orders of the sums
         self.assertLess(parity.relative(torch_logits(net, self.images), self.ours()), 1e-5)
         self.assertIn("from convnext_n import load", module.__doc__)
+        self.assertIn("their order is not known: ask who trained it", module.__doc__)
+        self.assertIn("- not known: there is no record of these weights", module.__doc__)
         (self.out / "convnext_n.pt").write_bytes(b"another")
         with self.assertRaisesRegex(ValueError, "is not the file that was exported beside"):
             module.load()
@@ -164,6 +167,8 @@ class LayoutTest(FileCase):
         net = imported(self.out / "convnext_n.py").load()
         ours = self.ours(self.stats | stats)
         self.assertLess(parity.relative(torch_logits(net, self.images), ours), 1e-5)
+        said = " ".join((self.out / "convnext_n.py").read_text().split())
+        self.assertIn("the first layer does that, mean (0.485, 0.456, 0.406) and std (0.2", said)
         self.out = self.folder / "other"
         _, said = self.export("--layout=timm", file=file, code=2)
         self.assertRegex(said, "this layout has no normalisation layer.*self-contained module")
@@ -216,17 +221,28 @@ class LayoutTest(FileCase):
 class OverTest(FileCase):
     """What is there already, and what goes wrong on the way."""
 
+    def test_permissions_are_the_umasks(self):
+        for umask, expected in ((0o022, "0o644"), (0o027, "0o640")):
+            self.addCleanup(os.umask, os.umask(umask))
+            for layout in ("timm", "module", "hub"):
+                self.out = self.folder / f"{layout}{umask}"
+                self.export(f"--layout={layout}")
+                modes = {p.name: oct(p.stat().st_mode & 0o777) for p in self.out.iterdir()}
+                self.assertEqual(set(modes.values()), {expected}, modes)
+
     def test_again_is_the_same_and_others_are_kept(self):
-        for layout in ("timm", "module"):
+        for layout in ("timm", "module", "hub"):
+            self.out = self.folder / layout
             first, _ = self.export(f"--layout={layout}")
             self.assertEqual(self.export(f"--layout={layout}")[0], first)
-        before = {p.name: p.read_bytes() for p in self.out.iterdir()}
         self.params["head.fc.bias"] = np.ones(10, np.float32)
         other = self.save(self.stats, "other.safetensors")
-        for layout in ("timm", "module"):
+        for layout in ("timm", "module", "hub"):
+            self.out = self.folder / layout
+            before = {p.name: p.read_bytes() for p in self.out.iterdir()}
             _, said = self.export(f"--layout={layout}", file=other, code=2)
             self.assertRegex(said, "exists and is another file; name a new --out")
-        self.assertEqual({p.name: p.read_bytes() for p in self.out.iterdir()}, before)
+            self.assertEqual({p.name: p.read_bytes() for p in self.out.iterdir()}, before)
 
     def test_a_full_disk_leaves_nothing(self):
         with mock.patch.object(torch, "save", side_effect=OSError(28, "No space left on device")):
@@ -272,7 +288,7 @@ class OverTest(FileCase):
 
 class RefusalTest(FileCase):
     @parameterized.parameters(
-        (["--layout=tim"], "unknown layout 'tim'; timm, module, or one of Chen2024"),
+        (["--layout=tim"], "unknown layout 'tim'; timm, hub, module, or one of Chen2024"),
         (["--layout=Standard_R50"], "RobustBench reads no file for Standard_R50"),
         ([f"--layout={SINGH_T}"], r".* dims=\(64, 128, 256\) instead of \(96, 192, .*module"),
         (["--layout=Salman2020Do_R18"], "Salman2020Do_R18 is a resnet18, not a convnext_n"),
@@ -286,6 +302,21 @@ class RefusalTest(FileCase):
             "--id mine is no id of RobustBench",
         ),
         (["--layout=timm", "--record=r.jsonl", "--id=Me2026My"], "--record r.jsonl: no such"),
+        (["--layout=hub", "--record=r.jsonl"], "--record r.jsonl: no such"),
+        (["--layout=timm", "--license=mit"], "--license stands in the model card; it belongs to"),
+        (["--layout=module", "--confirm=8"], "--confirm belongs to --record"),
+        (
+            ["--layout=hub", "--record=r.jsonl", "--id=Me2026My", "--confirm=8"],
+            "--confirm attacks a network in PyTorch; choose --layout module",
+        ),
+        (
+            ["--layout=module", "--record=r.jsonl", "--id=Me2026My", "--confirm=0"],
+            "--confirm=0 must be at least 1",
+        ),
+        (
+            ["--layout=module", "--record=r.jsonl", "--confirm=8"],
+            "--record needs --id, the new network's name",
+        ),
         (["--layout=timm", "--bogus"], "--bogus is no flag; --help lists them"),
         (["--layout=timm", "--out={}/ours.safetensors"], "--out .* is a file; name a folder"),
     )
@@ -342,6 +373,49 @@ class RunTest(Case):
         net = imported(self.out / "convnext_n.py").load()
         ours = logits("convnext_n", self.params, self.stats, images, **self.sizes, **self.options)
         self.assertLess(parity.relative(torch_logits(net, images), ours), 1e-5)
+
+    def test_module_says_what_it_expects_and_reached(self):
+        names = [f"digit {number}" for number in range(10)]
+        (self.workdir / "classes.txt").write_text("".join(f"{name}\n" for name in names))
+        sha256 = hashes.weights_sha256(self.params, self.stats)
+        row = {
+            "time": "2026-11-21T10:00:00+00:00",
+            "commit": "0123456789abcdef",
+            "weights_sha256": sha256,
+            "dataset": "digits",
+            "split": "test[:80]",
+            "image_ids": "0..79",
+            "preprocessing": "none",
+            "attacks": [{"name": "apgd-ce", "norm": "linf", "epsilon": 0.1, "steps": 3}],
+            "clean": 0.5,
+            "robust": 0.25,
+            "flags": {},
+            "device": "1 x cpu",
+        }
+        other = row | {"weights_sha256": "0" * 64, "clean": 0.99}
+        own = self.workdir / "results.jsonl"
+        own.write_text("".join(json.dumps(r) + "\n" for r in (row, other)))
+        evaluated = row | {"method": "autoattack standard", "robust": 0.125, "evaluation": "e1"}
+        file = self.folder / "more.jsonl"
+        file.write_text(json.dumps(evaluated) + "\n")
+        self.call(f"--workdir={self.workdir}", "--layout=module", f"--record={file}")
+        module = imported(self.out / "convnext_n.py")
+        said = " ".join(module.__doc__.split())
+        for text in (
+            "- Range: float32 in [0, 1] (1 channel, grey), not normalised: no layer does that",
+            "- Images: images of 8 x 8 px as they are",
+            "- Classes: 10, in this order: digit 0, digit 1, ",
+            "- Weights: train, step 7, ema; adversarial training on digits, split train[:256], "
+            "apgd, 2 steps, linf 0.1",
+            "- Threat model: linf 0.1, in units of [0, 1] pixels",
+            "- 50.00% clean, 25.00% robust (APGD-CE 3 steps, linf 0.1) on 80 of digits, split "
+            "test[:80]; record of 2026-11-21T10:00:00+00:00, commit 0123456789ab, 1 x cpu",
+            "12.50% robust (autoattack standard, linf 0.1) on 80 of digits, split test[:80]; "
+            "record e1 of",
+        ):
+            self.assertIn(text, said)
+        self.assertNotIn("99.00%", said)
+        self.assertEqual(module.CLASSES, tuple(names))
 
     def test_raw_of_the_latest(self):
         arguments = [f"--workdir={self.workdir}", "--layout=module"]
@@ -593,7 +667,7 @@ class SlowModuleTest(Case):
         size = 224 if name.startswith("swin") else 32 if name.endswith("_p4") else 64
         params, stats = drawn(name, num_classes=10, image_size=size, normalised=name in OURS)
         network = Network(name, params, stats, 10, size, {})
-        file = layouts.stage(self.folder, network, "drawn", "module")
+        file = layouts.stage(self.folder, network, account.Account("drawn"), "module")
         self.alone.stdin.write(json.dumps([str(file), size]) + "\n")
         self.alone.stdin.flush()
         theirs = np.array([json.loads(self.alone.stdout.readline())], np.float32)

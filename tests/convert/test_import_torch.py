@@ -1,12 +1,8 @@
-"""Imports from PyTorch, and downloads against servers on this machine."""
+"""Imports of weights from files and from servers on this machine."""
 
 import contextlib
-import hashlib
-import http.server
 import io
 import json
-import os
-import threading
 from pathlib import Path
 from unittest import mock
 
@@ -15,228 +11,19 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
+from jaxrobust.config import VERSION
 from jaxrobust.convert import import_torch
-from jaxrobust.weights import download, hashes
+from jaxrobust.types import Weights
+from jaxrobust.weights import download, hashes, imports, sources
 from jaxrobust.weights import folder as weights_folder
+from jaxrobust.weights.checkpoint import Checkpoints
 from tests.support import paths
-from tests.support.modules import hidden
+from tests.support import runs as training
+from tests.support.servers import ServedCase
 from tests.support.stored import as_timm, weights
 
-CONTENT = np.random.default_rng(0).bytes(300_000)
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
-
-class Server:
-    """A server of `files` (path -> bytes) that breaks off as often as it is told to."""
-
-    def __init__(self, files: dict[str, bytes]):
-        self.files, self.ranges = files, True
-        self.ahead = 0  # bytes that an answer to a Range skips
-        self.asked: list[tuple[str, str, str | None]] = []  # (method, path, Range)
-        self.cut_after: list[int] = []  # bytes of the next answers, before the connection drops
-        self.kind = "application/octet-stream"
-        server = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def log_message(self, *unused):
-                pass
-
-            def do_HEAD(self):
-                self.do_GET()
-
-            def do_GET(self):
-                server.asked.append((self.command, self.path, self.headers["Range"]))
-                body, start = server.files.get(self.path), 0
-                if body is None:
-                    self.send_response(404)
-                    self.send_header("X-Error-Code", "EntryNotFound")
-                    self.end_headers()
-                    return
-                tag = f'"{hashlib.sha256(body).hexdigest()[:40]}"'
-                same = self.headers["If-Range"] in (None, tag)
-                if self.headers["Range"] and server.ranges and same:
-                    start = int(self.headers["Range"].removeprefix("bytes=").split("-")[0])
-                    start += server.ahead
-                self.send_response(206 if start else 200)
-                if start:
-                    place = f"bytes {start}-{len(body) - 1}/{len(body)}"
-                    self.send_header("Content-Range", place)
-                self.send_header("Content-Type", server.kind)
-                self.send_header("Content-Length", str(len(body) - start))
-                self.send_header("ETag", tag)
-                self.send_header("X-Repo-Commit", "a" * 40)
-                self.end_headers()
-                if self.command == "GET":
-                    cut = server.cut_after.pop(0) if server.cut_after else len(body)
-                    self.wfile.write(body[start : start + cut])
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def close(self):
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class LocalCase(parameterized.TestCase):
-    """A server, and a cache that goes with the test."""
-
-    def setUp(self):
-        super().setUp()
-        self.folder = Path(self.create_tempdir())
-        self.enter_context(
-            mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(self.folder / "cache")})
-        )
-        self.enter_context(mock.patch.object(download, "_pause"))
-        self.server = Server({"/w/weights.pth": CONTENT})
-        self.addCleanup(self.server.close)
-        self.url = f"{self.server.address}/w/weights.pth"
-        self.said: list[str] = []
-
-    def fetch(self, source=None, **how) -> Path:
-        return download.fetch(source or self.url, tell=self.said.append, **how).path
-
-    def left(self) -> list[str]:
-        files = [p for p in sorted((self.folder / "cache").rglob("*")) if p.is_file()]
-        return [p.name for p in files if p.suffix != ".lock"]
-
-
-class UrlTest(LocalCase):
-    def test_a_dropped_connection_is_resumed(self):
-        self.server.cut_after = [100_000, 50_000]
-        path = self.fetch(sha256=SHA256.upper())
-        self.assertEqual(path.read_bytes(), CONTENT)
-        ranges = [asked[2] for asked in self.server.asked]
-        self.assertEqual(ranges, [None, "bytes=100000-", "bytes=150000-"])
-        self.assertEqual(self.left(), ["weights.pth"])
-        self.assertIn("trying again", " ".join(self.said))
-
-    def test_other_bytes_than_those_asked_for_are_not_appended(self):
-        self.server.cut_after, self.server.ahead = [100_000], 1
-        self.assertEqual(self.fetch().read_bytes(), CONTENT)  # without a hash to tell
-        self.assertEqual([asked[2] for asked in self.server.asked], [None, "bytes=100000-", None])
-        self.assertIn("asked for bytes 100000-, the server sends bytes 100001-", str(self.said))
-
-    def test_another_process_continues(self):
-        self.server.cut_after = [100_000, 0, 0, 0, 0, 0]
-        with self.assertRaisesRegex(OSError, "ended early, 5 times.*100,000 bytes are kept"):
-            self.fetch()
-        self.server.asked.clear()
-        self.assertEqual(self.fetch().read_bytes(), CONTENT)
-        self.assertEqual([asked[2] for asked in self.server.asked], ["bytes=100000-"])
-
-    def test_two_at_once(self):
-        """Which wrote into each other's file: the first to end took it with holes."""
-        asked = []
-
-        def tell(line):
-            with self.assertRaisesRegex(ValueError, f"the download of {self.url} is in use by"):
-                self.fetch()
-            asked.append(line)
-
-        download.fetch(self.url, tell=tell)
-        self.assertNotEmpty(asked)
-        self.assertEqual(self.fetch().read_bytes(), CONTENT)
-
-    def test_a_file_that_changed_starts_again(self):
-        self.server.cut_after = [100_000, 0, 0, 0, 0, 0]
-        with self.assertRaises(OSError):
-            self.fetch()
-        other = CONTENT[::-1]
-        self.server.files["/w/weights.pth"] = other
-        self.assertEqual(self.fetch().read_bytes(), other)
-        self.assertIn("it changed", " ".join(self.said))
-
-    def test_a_server_without_ranges_starts_again(self):
-        self.server.ranges, self.server.cut_after = False, [100_000]
-        self.assertEqual(self.fetch().read_bytes(), CONTENT)
-        self.assertIn("cannot resume", " ".join(self.said))
-
-    def test_the_cache_answers(self):
-        first, asked = self.fetch(), len(self.server.asked)
-        self.assertEqual(self.fetch(), first)
-        self.assertEqual(self.fetch(sha256=SHA256), first)
-        self.assertLen(self.server.asked, asked)
-
-    def test_another_hash_is_refused_and_removed(self):
-        with self.assertRaisesRegex(ValueError, f"has sha256 {SHA256}, expected 00.*removed"):
-            self.fetch(sha256="00")
-        self.assertEmpty(self.left())
-
-    def test_web_pages_and_missing_files(self):
-        with self.assertRaisesRegex(ValueError, "answers 404 .*no such file; check the address"):
-            self.fetch(self.server.address + "/nowhere.pth")
-        self.server.kind = "text/html; charset=utf-8"
-        with self.assertRaisesRegex(ValueError, "web page, not a file.*open it in a browser"):
-            self.fetch()
-        self.assertEmpty(self.left())
-
-    def test_no_server_is_another_mistake(self):
-        self.server.close()
-        with self.assertRaisesRegex(
-            download.Unreachable, r"refused.*5 times.*0 bytes.*give a file"
-        ):
-            self.fetch()
-
-    @parameterized.parameters(
-        ("ftp://there/file.pth", "give a file, https"),
-        ("https://host/", "names no file"),
-        ("hf://timm", "write hf://ORG/REPO"),
-        ("hf://timm/x y", "write hf://ORG/REPO"),
-    )
-    def test_sources_that_are_none(self, source, message):
-        with self.assertRaisesRegex(ValueError, message):
-            self.fetch(source)
-
-    @parameterized.parameters(
-        ("hf://timm/convnext_tiny.fb_in1k", ("timm/convnext_tiny.fb_in1k", None, None)),
-        ("hf://a/b@v1.0", ("a/b", "v1.0", None)),
-        ("hf://a/b@refs%2Fpr%2F1/c/d.pth", ("a/b", "refs/pr/1", "c/d.pth")),
-        ("hf://a/b/c.bin", ("a/b", None, "c.bin")),
-    )
-    def test_names_on_the_hub(self, source, expected):
-        self.assertEqual(download.parse_hub(source), expected)
-
-
-class HubTest(LocalCase):
-    """The hub's own client against the answers that it needs, on this machine."""
-
-    def setUp(self):
-        super().setUp()
-        try:
-            import huggingface_hub  # noqa: F401
-        except ImportError:
-            self.skipTest("needs the hub's client: pip install -e '.[hub]'")
-        self.enter_context(mock.patch.dict(os.environ, {"HF_ENDPOINT": self.server.address}))
-
-    def test_safetensors_before_bin_and_the_settings_beside(self):
-        place = "/timm/net/resolve/main/"
-        self.server.files = {place + "pytorch_model.bin": CONTENT, place + "config.json": b"{}"}
-        found = download.fetch("hf://timm/net", sha256=SHA256, tell=self.said.append)
-        self.assertEqual(found.path.name, "pytorch_model.bin")
-        self.assertEqual(found.path.read_bytes(), CONTENT)
-        self.assertEqual(found.settings.read_text(), "{}")
-        self.server.files[place + "model.safetensors"] = b"better"
-        self.assertEqual(self.fetch("hf://timm/net").name, "model.safetensors")
-
-    def test_revision_and_file(self):
-        self.server.files = {"/a/b/resolve/v1/sub/net.pth": CONTENT}
-        self.assertEqual(self.fetch("hf://a/b@v1/sub/net.pth").read_bytes(), CONTENT)
-
-    def test_no_such_file(self):
-        with self.assertRaisesRegex(ValueError, "a/b holds no model.safetensors or pytorch_model"):
-            self.fetch("hf://a/b")
-
-    def test_without_its_client(self):
-        with (
-            hidden("huggingface_hub"),
-            self.assertRaisesRegex(ValueError, r"pip install -e '\.\[hub\]'"),
-        ):
-            self.fetch("hf://a/b")
-
-
-class ImportTest(LocalCase):
+class ImportTest(ServedCase):
     def setUp(self):
         super().setUp()
         self.file = self.folder / "timm.safetensors"
@@ -244,7 +31,8 @@ class ImportTest(LocalCase):
         self.out = self.folder / "out"
 
     def call(self, *extra, source=None, model="convnext_n", classes="10") -> tuple[dict, str]:
-        arguments = [str(source or self.file), f"--model={model}", f"--out={self.out}", "--json"]
+        arguments = [str(source or self.file), f"--out={self.out}", "--json"]
+        arguments += [f"--model={model}"] if model else []
         arguments += [
             "--image-size=16",
             "--nocertificate",
@@ -406,13 +194,49 @@ class ImportTest(LocalCase):
             weights()["head.fc.kernel"],
         )
 
+    def test_from_an_imported_folder(self):
+        first = Path(self.call()[0]["out"])
+        self.out = self.folder / "again"
+        done, _ = self.call(source=first, model=None, classes=None)
+        before = weights_folder.about(first)
+        for key in ("architecture", "num_classes", "image_size", "weights_sha256", "options"):
+            self.assertEqual(done[key], before[key], key)
+
+    def test_from_a_run(self):
+        workdir = self.folder / "run"
+        workdir.mkdir()
+        own = {"version": VERSION} | json.loads(training.tiny().to_json())
+        (workdir / "config.json").write_text(json.dumps(own))
+        sizes = {"stem_strides": (1,), "depths": (1,), "dims": (8,), "in_channels": 1}
+        arrays = weights("convnext_n", image_size=8, **sizes)
+        stats = {k: a for k, a in arrays.items() if k.startswith("normalize.")}
+        params = {k: a for k, a in arrays.items() if k not in stats}
+        with contextlib.closing(Checkpoints(workdir / "train" / "best")) as best:
+            best.save(7, jax.tree.map(jax.numpy.asarray, Weights(params, stats)), {})
+        arguments = [str(workdir), f"--out={self.out}", "--json"]
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            import_torch.main(arguments)
+        done = json.loads(printed.getvalue().splitlines()[-1])
+        self.assertEqual(done["weights_sha256"], hashes.weights_sha256(params, stats))
+        self.assertEqual((done["norm"], done["epsilon"]), ("linf", 0.1))
+        self.assertEqual(done["source"], "run (train, step 7, ema)")
+        self.assertEqual(weights_folder.about(self.out)["options"]["dims"], [8])
+        said = io.StringIO()
+        for flag, message in (("--cast", "--cast is for weights of oth"), ("--sha256=0", "no one")):
+            with contextlib.redirect_stderr(said), self.assertRaises(SystemExit):
+                import_torch.main([*arguments[:1], f"--out={self.folder / 'new'}", flag])
+            self.assertIn(message, said.getvalue())
+
     def test_mistakes_leave_nothing(self):
         self.refused("nowhere.pth: no such file", source="nowhere.pth")
         self.refused("unknown model 'convnext'; did you mean", model="convnext")
         self.refused("has sha256 .*expected 00", "--sha256=00")
+        self.refused("does not say whose weights it holds; give --model NAME", model=None)
+        self.refused("that is an architecture, which has no weights of its", source="convnext_n")
         with mock.patch.object(download, "_TRIES", 1):
             self.server.close()
-            self.refused("refused", source=self.url, code=3)
+            self.refused("refused", source=f"{self.server.address}/n.pth", code=3)
         page = self.folder / "page.pth"
         page.write_text("<!DOCTYPE html><html>")
         self.refused("is a web page, not weights", source=page)
@@ -436,7 +260,7 @@ class KnownTest(parameterized.TestCase):
     def test_published(self, model, file, expected):
         if file.startswith("Singh"):
             expected = file.removesuffix(".pt")
-        self.assertEqual(import_torch.published(model, Path(file)), expected)
+        self.assertEqual(imports.published(model, Path(file)), expected)
 
     @parameterized.parameters(
         ({"interpolation": "bicubic", "crop_pct": 0.875}, 224, "bicubic-256-crop-224"),
@@ -446,33 +270,32 @@ class KnownTest(parameterized.TestCase):
         ({}, 224, None),
     )
     def test_preprocessing(self, settings, size, expected):
-        self.assertEqual(import_torch.preprocessing(settings, size), expected)
+        self.assertEqual(imports.preprocessing(settings, size), expected)
 
     def test_normalisation(self):
         hub = {"mean": [0.5] * 3, "std": [0.25] * 3}
 
-        def values(*flags, key=None, arrays=(), normalize=(0.0, 1.0)):
-            found = mock.Mock(arrays=dict.fromkeys(arrays), normalize=normalize)
-            args = import_torch.parse(["x", "--model=m", "--out=o", *flags])
-            return import_torch.normalisation(args, key, hub, found)[0]
+        def values(key=None, arrays=(), **asked):
+            found = mock.Mock(arrays=dict.fromkeys(arrays), normalize=(0.0, 1.0))
+            return imports.normalisation(imports.Asked(**asked), key, hub, found)[0]
 
         self.assertEqual(values(), ((0.5,) * 3, (0.25,) * 3))
-        self.assertIsNone(values("--init-stem"))  # a new stem takes raw images, as in the paper
-        self.assertEqual(values("--normalize=none"), ((0.0,), (1.0,)))
+        self.assertIsNone(values(init_stem=True))  # a new stem takes raw images, as in the paper
+        self.assertEqual(values(normalize="none"), ((0.0,), (1.0,)))
         self.assertEqual(values(key="Salman2020Do_R50")[0], (0.485, 0.456, 0.406))
         self.assertEqual(values(key="Chen2024Data_WRN_50_2"), ((0.0,), (1.0,)))
         self.assertIsNone(values(arrays=["normalize.mean"]))
         with self.assertRaisesRegex(ValueError, "its own mean and std; leave --normalize out"):
-            values("--normalize=none", arrays=["normalize.mean"])
+            values(normalize="none", arrays=["normalize.mean"])
 
     def test_settings_of_timm(self):
         file = Path(self.create_tempfile("config.json").full_path)
         file.write_text(json.dumps({"num_classes": 7, "pretrained_cfg": {"crop_pct": 0.9}}))
-        settings = import_torch.hub_settings(file)
+        settings = sources.settings_of(file)
         self.assertEqual((settings["num_classes"], settings["crop_pct"]), (7, 0.9))
         file.write_text("[]")
         with self.assertRaisesRegex(ValueError, "is damaged"):
-            import_torch.hub_settings(file)
+            sources.settings_of(file)
 
 
 if __name__ == "__main__":

@@ -129,6 +129,16 @@ class PublishedTest(parameterized.TestCase):
         for key, net in PUBLISHED.items():
             if "XCiT" not in key:  # whose preprocessing comes from timm
                 self.assertEqual(net.preprocessing, linf[key]["preprocessing"], key)
+            if file := linf[key]["gdrive_id"]:
+                self.assertTrue(net.address.endswith(f"&id={file}"), key)
+        from robustbench.model_zoo.architectures import xcit
+
+        for size in "sml":
+            theirs = xcit.default_cfgs[f"debenedetti2022light_xcit_{size}12_imagenet_linf"]
+            ours = PUBLISHED[f"Debenedetti2022Light_XCiT-{size.upper()}12"]
+            self.assertEqual(
+                ours.address, theirs["url"] if isinstance(theirs, dict) else theirs.url
+            )
 
 
 class CommandTest(absltest.TestCase):

@@ -87,6 +87,15 @@ class HeldTest(parameterized.TestCase):
             with held(self.path):
                 pass
 
+    def test_waits_as_long_as_it_takes_where_asked_to(self):
+        """Two downloads of one file that start together."""
+        said = io.StringIO()
+        with holder(self.path) as process, contextlib.redirect_stderr(said):
+            threading.Timer(1.5, process.stdin.close).start()  # five times the patience
+            with locks.held(self.path, what="it", otherwise="leave", wait=True):
+                self.assertIsNotNone(process.wait())
+        self.assertRegex(said.getvalue(), r"^it is in use by process \d+ on .*: waiting\n$")
+
     def test_a_child_does_not_keep_it(self):
         """A worker that outlives its killed parent."""
         code = HOLD.replace("print(", "import os; os.fork() or time.sleep(60); print(")

@@ -18,7 +18,7 @@ from jaxrobust.config import Network
 from jaxrobust.evaluation import records, subject
 from jaxrobust.models.positions import resized
 from jaxrobust.training import loop
-from jaxrobust.weights import convert, hashes
+from jaxrobust.weights import compose, convert, hashes
 from jaxrobust.weights import folder as weights_folder
 from jaxrobust.weights import start as start_weights
 from tests.support import runs as training
@@ -64,7 +64,7 @@ class ComposeTest(parameterized.TestCase):
         names = {k.replace("patch_embed.proj.0", "patch_embed.proj"): a for k, a in ours.items()}
         net = models.create("vit_s", num_classes=10, image_size=32, **small)
         for arrays in (ours, as_timm(names)):
-            start = start_weights.compose("vit_s", net, arrays)
+            start = compose.compose("vit_s", net, arrays)
             self.assertEqual(start.resized, {"pos_embed": ((1, 17, 8), (1, 5, 8))})
             np.testing.assert_array_equal(
                 start.params["pos_embed"], resized(ours["pos_embed"], (1, 5, 8))
@@ -79,10 +79,10 @@ class ComposeTest(parameterized.TestCase):
         }
         torch["bn1.num_batches_tracked"] = np.int64(3)
         net = models.create("resnet18", num_classes=10, image_size=16)
-        start = start_weights.compose("resnet18", net, torch)
+        start = compose.compose("resnet18", net, torch)
         np.testing.assert_array_equal(start.stats["bn1.mean"], ours["bn1.mean"])
         self.assertEqual(list(start.dropped), ["bn1.num_batches_tracked"])
-        self.assertIn("1 left out (counts", " ".join(start_weights.summary(start)))
+        self.assertIn("1 left out (counts", " ".join(compose.summary(start)))
 
     @parameterized.parameters(
         "cait_xxs24", "convnext_n", "iso_convnext_s", "resnet18", "swin_b", "vit_m_cvst", "xcit_n12"
@@ -92,13 +92,13 @@ class ComposeTest(parameterized.TestCase):
         params, stats = jax.eval_shape(net.init, jax.random.key(0))
         arrays = {k: np.broadcast_to(np.float32(0), a.shape) for k, a in (params | stats).items()}
         found = convert.names(name, arrays)
-        self.assertEqual(start_weights.head_width(name, found), 10)
+        self.assertEqual(compose.head_width(name, found), 10)
         self.assertEqual(convert.in_channels(name, found), 3)
 
     def test_a_seed_draws_the_same(self):
         net = models.create("convnext_n", num_classes=7, image_size=8, in_channels=1, **OPTIONS)
         heads = [
-            start_weights.compose("convnext_n", net, small(), head="fresh", seed=seed).params
+            compose.compose("convnext_n", net, small(), head="fresh", seed=seed).params
             for seed in (0, 0, 1)
         ]
         kernels = [head["head.fc.kernel"] for head in heads]
@@ -187,7 +187,7 @@ class StartTest(parameterized.TestCase):
         self.assertEqual(start.params["stem.0.kernel"].shape, (1, 1, 1, 8))
         self.assertEqual(start.params["head.fc.kernel"].shape, (8, 10))
         np.testing.assert_array_equal(start.params["head.norm.scale"], arrays["head.norm.scale"])
-        said = " ".join(start_weights.summary(start))
+        said = " ".join(compose.summary(start))
         self.assertIn("6 drawn anew: ", said)
         self.assertIn("6 left out (is drawn anew): ", said)
 

@@ -1,0 +1,119 @@
+"""AutoAttack's own implementation on an exported network, beside the verdicts of a record."""
+
+import contextlib
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrobust.convert.references import INSTALL
+from jaxrobust.data import EvaluationBatch, pipeline, sources
+from jaxrobust.runtime import jsonl
+from jaxrobust.runtime.progress import say
+
+_NORMS = {"linf": "Linf", "l2": "L2"}
+_BATCH = 250
+
+
+def verdicts(
+    net: Any, record: dict[str, Any], ledger: Path, count: int, *, data_dir: str | None = None
+) -> str:
+    """Return how many of the first verdicts of a record pyautoattack reaches too, in words.
+
+    Args:
+      net: the network in PyTorch, in evaluation mode, from images in [0, 1].
+      record: of standard AutoAttack.
+      ledger: of that evaluation, which holds its verdicts image by image.
+      count: so many images are attacked, the first ones.
+      data_dir: folder of data sets; default: $TFDS_DATA_DIR.
+    Raises:
+      ValueError: pyautoattack, the images or the verdicts are not there.
+    """
+    try:
+        import pyautoattack
+    except ImportError as error:
+        raise ValueError(f"--confirm needs pyautoattack: {INSTALL}") from error
+    images, labels = _images(record, count, data_dir)
+    ours = _ours(ledger, record, len(images))
+    ball = record["attacks"][0]
+    say(f"pyautoattack on {len(images)} images in PyTorch, {ball['norm']} {ball['epsilon']:.4g}")
+    theirs = _theirs(pyautoattack, net, images, labels, ball)
+    other = np.flatnonzero(ours != theirs)
+    said = (
+        f"pyautoattack {importlib.metadata.version('pyautoattack')} on the exported network in "
+        f"PyTorch, the first {len(images):,} images: {len(images) - len(other):,} of "
+        f"{len(images):,} verdicts equal"
+    )
+    if len(other):
+        shown = ", ".join(f"{i} ({'robust' if ours[i] else 'fooled'} here)" for i in other[:8])
+        said += f", not those of image {shown}{', ...' * (len(other) > 8)}"
+    return said
+
+
+def _images(
+    record: dict[str, Any], count: int, data_dir: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return f32[N,H,W,C] in [0, 1] and i64[N], the first images of a record."""
+    model = record["model"]
+    source = sources.open_source(
+        record["dataset"], record["split"], data_dir=data_dir, num_classes=model["num_classes"]
+    )
+    count = min(count, int(record["image_ids"].partition("..")[2]) + 1)
+    parts = pipeline.evaluation_batches(
+        source,
+        batch_size=min(count, _BATCH),
+        image_size=model["image_size"],
+        preprocessing=record["preprocessing"],
+        limit=count,
+    )
+    with contextlib.closing(parts):
+        fields = [np.concatenate(field)[:count] for field in zip(*parts, strict=True)]
+    batch = EvaluationBatch(*fields)
+    return batch.images.astype(np.float32) / np.float32(255), batch.labels.astype(np.int64)
+
+
+def _ours(ledger: Path, record: dict[str, Any], count: int) -> np.ndarray:
+    """Return bool[N]: no attack fooled the image. One that no attack was tried on was
+    misclassified.
+    """
+    files = [ledger, *sorted(ledger.parent.glob(f"{ledger.stem}.process-*.jsonl"))]
+    rows = [row for file in files for row in jsonl.read(file) if "image" in row]
+    if not rows:
+        raise ValueError(
+            f"{ledger} is not there, or empty: --confirm compares with the verdicts that an "
+            "evaluation writes beside its records; give the results.jsonl in its folder"
+        )
+    total = int(record["image_ids"].partition("..")[2]) + 1
+    last, robust = record["attacks"][-1]["name"], np.zeros(total, bool)
+    standing = [r["image"] for r in rows if r["attack"] == last and not r["fooled"]]
+    robust[[image for image in standing if image < total]] = True
+    if round(record["robust"] * total) != robust.sum():
+        raise ValueError(
+            f"{ledger} has {robust.sum():,} robust images of {total:,}, and its record says "
+            f"{record['robust']:.2%}: another evaluation's; evaluate again into a new --out"
+        )
+    return robust[:count]
+
+
+def _theirs(
+    library: Any, net: Any, images: np.ndarray, labels: np.ndarray, ball: dict[str, Any]
+) -> np.ndarray:
+    """Return bool[N]: pyautoattack's standard version did not fool the image."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net = net.to(device).float().eval().requires_grad_(False)
+    x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device)
+    y = torch.from_numpy(labels).to(device)
+    torch.manual_seed(0)
+    attack = library.AutoAttack(
+        net,
+        norm=_NORMS[ball["norm"]],
+        eps=ball["epsilon"],
+        version="standard",
+        seed=0,
+        device=device,
+    )
+    _, predicted = attack.run_standard_evaluation(x, y, batch_size=_BATCH)
+    return (predicted == y).cpu().numpy()

@@ -1,0 +1,276 @@
+"""A network as a repository of the model hub: `--layout hub`.
+
+`model.safetensors` and `config.json` as timm has them, where timm builds the network; else the
+self-contained module beside its `model.safetensors`. README.md is the model card. Its facts are
+those of `account`; what nobody knows is marked as to be filled in by hand.
+Source: timm 1.0.9, timm/models/_hub.py (`load_model_config_from_hf`), for the keys of config.json;
+the hub's documentation of model cards for those of the card's head.
+"""
+
+import json
+import re
+from typing import Any
+
+from jaxrobust import models
+from jaxrobust.convert import account, references
+from jaxrobust.convert.account import Account
+from jaxrobust.convert.references import Network
+from jaxrobust.convert.robustbench_entry import BY_HAND
+from jaxrobust.data import imagenet
+from jaxrobust.models.published import PUBLISHED, Paper, paper
+from jaxrobust.weights import convert
+
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+_RESIZED = re.compile(r"(bicubic|bilinear)-(\d+)-crop-(\d+)")
+_SHARE = re.compile(r"(bicubic|bilinear)-(0?\.\d+|1\.0)")
+_ROBUSTBENCH = {  # in timm's words: interpolation, the share of the side that the crop keeps
+    "Res256Crop224": ("bilinear", 224 / 256),
+    "BicubicRes256Crop224": ("bicubic", 224 / 256),
+}
+_AUTOATTACK = Paper(
+    "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free "
+    "attacks",
+    "Francesco Croce, Matthias Hein",
+    "ICML 2020",
+    "https://arxiv.org/abs/2003.01690",
+)
+
+
+def timm_name(network: Network) -> tuple[str, dict[str, Any]] | None:
+    """Return timm's name of a network and the arguments of `create_model` beside the number of
+    classes; None: timm does not build it.
+    """
+    known, row = models.member(network.name).reference, models.variant(network.name)
+    other = known.base.endswith(".py") or known.strides or getattr(row, "stem_widths", ())
+    if other or references.deviations(network, network.name):
+        return None
+    arguments = dict(known.options)
+    if not models.family(network.name).any_size and network.image_size != 224:
+        arguments["img_size"] = network.image_size
+    if network.in_channels != 3:
+        arguments["in_chans"] = network.in_channels
+    return known.base, arguments
+
+
+def config(network: Network, known: Account, sha256: str) -> dict[str, Any]:
+    """Return `config.json`: timm's keys, and under `jaxrobust` what our import reads.
+
+    `sha256`: of the weights under our names, as records have it.
+    """
+    built = timm_name(network)
+    size, channels = network.image_size, network.in_channels
+    mean, std = (network.stats[f"normalize.{key}"].tolist() for key in ("mean", "std"))
+    plain = {"mean": [0.0] * channels, "std": [1.0] * channels}
+    timm: dict[str, Any] = {
+        "tag": "",
+        "custom_load": False,
+        "input_size": [channels, size, size],
+        "fixed_input_size": not models.family(network.name).any_size,
+        **_resized(known.preprocessing),
+        "crop_mode": "center",
+        **({"mean": mean, "std": std} if built else plain),  # the module normalises inside
+        "num_classes": network.num_classes,
+        **_ends(network),
+        **({"license": known.license} if known.license else {}),
+    }
+    ours = {
+        "architecture": network.name,
+        "options": models.essential(network.name, network.options),
+        "preprocessing": known.preprocessing,
+        "norm": known.norm,
+        "epsilon": known.epsilon,
+        "accuracies": list(known.records) or None,
+        "weights_sha256": sha256,
+    }
+    names = known.classes or (imagenet.synsets() if known.imagenet else ())
+    return {
+        **({"architecture": built[0]} if built else {}),
+        "num_classes": network.num_classes,
+        **({"label_names": list(names)} if len(names) == network.num_classes else {}),
+        **({"model_args": built[1]} if built and built[1] else {}),
+        "pretrained_cfg": timm,
+        "jaxrobust": ours,
+    }
+
+
+def _resized(preprocessing: str | None) -> dict[str, Any]:
+    """Return timm's words for a preprocessing; empty: unknown, or timm has none."""
+    name = preprocessing or ""
+    if name in _ROBUSTBENCH:
+        how, share = _ROBUSTBENCH[name]
+    elif match := _RESIZED.fullmatch(name):
+        how, share = match[1], int(match[3]) / int(match[2])
+    elif match := _SHARE.fullmatch(name):
+        how, share = match[1], float(match[2])
+    elif name == "none":
+        how, share = "bicubic", 1.0
+    else:
+        return {}
+    return {"interpolation": how, "crop_pct": share}
+
+
+def _ends(network: Network) -> dict[str, str]:
+    """Return timm's names of the first and the last layer, which it replaces for other images and
+    classes.
+    """
+    names = models.family(network.name).names
+    ours = network.params | network.stats
+    found = convert.names(network.name, references.named(network, wrapped=False))
+    first: dict[str, str] = {}
+    last: dict[str, str] = {}
+    for key, _, targets in convert.matched(found):
+        if (
+            len(targets) == 1
+            and re.fullmatch(names.stem, targets[0])
+            and ours[targets[0]].ndim == 4
+        ):
+            first.setdefault("first_conv", key.removesuffix(".weight"))
+        if any(re.fullmatch(names.head, target) for target in targets) and key.endswith(".bias"):
+            last["classifier"] = key.removesuffix(".bias")
+    return first | last
+
+
+def card(network: Network, known: Account) -> str:
+    """Return README.md: YAML that the hub reads, then text for people."""
+    built = timm_name(network)
+    title = f"{network.name}, {network.num_classes:,} classes"
+    title += (
+        ""
+        if known.norm is None or known.epsilon is None
+        else (f", threat model {account.radius(known.norm, known.epsilon)}")
+    )
+    inside = account.normalisation(network)
+    outside = "timm's transforms normalise them" if built else "the network's first layer does that"
+    told = {
+        "Architecture": f"`{network.name}` of jaxrobust"
+        + (f", timm's `{built[0]}`" if built else ", which timm does not have"),
+        "Images": f"{account.channels(network)} in [0, 1], {account.prepared(network, known)}",
+        "Normalisation": f"{inside}; {outside}" if inside else "none: raw [0, 1] images",
+        "Classes": account.classes(network, known),
+        "Threat model": account.threat(known),
+        "Training": known.trained or account.UNKNOWN,
+        "Weights": known.which
+        + (f", from {known.source}" if known.source else "")
+        + (f" (sha256 {known.source_sha256})" if known.source_sha256 else ""),
+        "Licence": known.license or f"({BY_HAND}: the licence of the weights)",
+    }
+    lines = [
+        *_head(built is not None, known),
+        f"# {title}",
+        "",
+        *(f"- **{key}**: {value}" for key, value in told.items()),
+        "",
+        "## Accuracy",
+        "",
+        *_accuracies(known),
+        "",
+        "## Use",
+        "",
+        *_use(network, built),
+        "",
+        "## Citation",
+        "",
+        *_citation(known),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _head(timm: bool, known: Account) -> list[str]:
+    """Return the lines that the hub reads."""
+    tags = ["image-classification", "adversarial-robustness", "jaxrobust"] + ["timm"] * timm
+    datasets = ["imagenet-1k"] if known.imagenet else []
+    return [
+        "---",
+        "pipeline_tag: image-classification",
+        f"library_name: {'timm' if timm else 'pytorch'}",
+        f"license: {known.license or 'unknown'}",
+        "tags:",
+        *(f"- {tag}" for tag in tags),
+        *(["datasets:"] if datasets else []),
+        *(f"- {name}" for name in datasets),
+        "---",
+        "",
+    ]
+
+
+def _accuracies(known: Account) -> list[str]:
+    """Return the table of accuracies, each with its record."""
+    if not known.records:
+        return [f"There is no record of these weights ({BY_HAND}, or export with `--record`)."]
+    rows = [account.row(record) for record in known.records]
+    return [
+        "| images | attack | clean | robust | record |",
+        "|---|---|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+
+
+def _use(network: Network, built: tuple[str, dict[str, Any]] | None) -> list[str]:
+    """Return how a network is loaded, in each library that can."""
+    shape = f"[B,{network.in_channels},{network.image_size},{network.image_size}]"
+    timm = [
+        "With timm (`local-dir:` needs 1.0.16 or newer):",
+        "",
+        "```python",
+        "import timm",
+        "",
+        '# or "local-dir:FOLDER", a clone of it',
+        'net = timm.create_model("hf-hub:ORG/REPO", pretrained=True).eval()',
+        "```",
+        "",
+    ]
+    torch = [
+        f"With PyTorch and safetensors alone, {network.name}.py of this repository is the network:",
+        "",
+        "```python",
+        "import sys",
+        "",
+        "from huggingface_hub import snapshot_download",
+        "",
+        'sys.path.append(snapshot_download("ORG/REPO"))',
+        f"from {network.name} import load",
+        "",
+        f"logits = load()(images)  # f32{shape} in [0, 1]",
+        "```",
+        "",
+    ]
+    both = [
+        "With PyTorch, the tensors by timm's names:",
+        "",
+        "```python",
+        "from safetensors.torch import load_file",
+        "",
+        f'state_dict = load_file("{WEIGHTS}")',
+        "```",
+        "",
+    ]
+    jaxrobust = [
+        "With JAX:",
+        "",
+        "```python",
+        "import jaxrobust",
+        "",
+        'net, params, stats, about = jaxrobust.load("hf://ORG/REPO")  # or a clone of it',
+        "logits, _ = net.apply(params, stats, images)  # f32[B,H,W,C] in [0, 1]",
+        "```",
+        "",
+        "`python -m jaxrobust.evaluate --weights hf://ORG/REPO --dataset NAME` attacks it.",
+    ]
+    return [*(timm + both if built else torch), *jaxrobust]
+
+
+def _citation(known: Account) -> list[str]:
+    """Return whom to cite."""
+    own = [paper(known.published)] if known.published in PUBLISHED else []
+    attacked = any(str(row.get("method")).startswith("autoattack") for row in known.records)
+    papers = own + [_AUTOATTACK] * attacked
+    lines = [f"- {p.authors}: {p.title}. {p.venue}. <{p.link}>" for p in papers]
+    return lines if own else [f"- ({BY_HAND}: the paper of these weights)", *lines]
+
+
+def texts(network: Network, known: Account, sha256: str) -> dict[str, str]:
+    """Return name -> text of the files beside the weights."""
+    return {
+        CONFIG: json.dumps(config(network, known, sha256), indent=2) + "\n",
+        CARD: card(network, known),
+    }

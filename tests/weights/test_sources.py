@@ -1,0 +1,130 @@
+"""What stands for weights, and what is said where nothing does."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from absl.testing import absltest, parameterized
+from safetensors.numpy import save_file
+
+from jaxrobust import models
+from jaxrobust.models.published import PUBLISHED, paper
+from jaxrobust.weights import sources
+from tests.support import paths
+
+
+class ParseTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir())
+
+    def file(self, name: str, content=b"x") -> Path:
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    @parameterized.parameters(
+        ("file", {"w.pt": b"x"}, "w.pt"),
+        ("folder", {"f/weights.safetensors": b"x", "f/config.json": b"{}"}, "f"),
+        ("repository", {"r/model.safetensors": b"x", "r/config.json": b"{}"}, "r"),
+        ("repository", {"r/pytorch_model.bin": b"x"}, "r"),
+        ("run", {"run/config.json": b'{"model": {}, "train": {}}'}, "run"),
+    )
+    def test_paths(self, kind, files, name):
+        for file, content in files.items():
+            self.file(file, content)
+        found = sources.parse(str(self.folder / name))
+        self.assertEqual((found.kind, found.path), (kind, self.folder / name))
+
+    def test_names(self):
+        found = sources.parse("Salman2020Do_R18")
+        self.assertEqual((found.kind, found.model, found.path), ("remote", "resnet18", None))
+        self.assertEqual(found.published, "Salman2020Do_R18")
+        self.assertEqual(found.address, PUBLISHED["Salman2020Do_R18"].address)
+        found = sources.parse("convnext_tiny.fb_in1k")
+        self.assertEqual(found.address, "hf://timm/convnext_tiny.fb_in1k")
+        self.assertEqual(found.model, "convnext_t")
+        for address in ("hf://a/b@v1/c.pt", "https://host/c.pt"):
+            self.assertEqual(sources.parse(address).address, address)
+
+    def test_a_path_that_is_there_is_what_it_is(self):
+        for name in ("convnext_tiny.fb_in1k", "Salman2020Do_R18"):
+            path = self.file(name)
+            self.assertEqual(sources.parse(str(path)).kind, "file")
+
+    @parameterized.parameters(
+        ("nowhere.pth", "no such file; give one of .safetensors, .* or an imported folder, .*"
+         "Salman2020Do_R18, or a timm id such as convnext_tiny.fb_in1k$"),
+        ("weights/mine", "no such file"),
+        ("convnext_t", "that is an architecture, .*`python -m jaxrobust.models convnext_t` lists"),
+        ("Salman2020Do_R19", "no id of RobustBench; did you mean .*Salman2020Do_R18"),
+        ("convnext_tinny.fb_in1k", "timm's convnext_tinny is no .*mean convnext_tiny.fb_in1k"),
+        ("efficientnet_b0.ra_in1k", "no such file"),
+        ("hf://timm", "write hf://ORG/REPO"),
+    )  # fmt: skip
+    def test_what_is_nothing(self, text, message):
+        with self.assertRaisesRegex(ValueError, f"^{text}: (nothing is there, and )?{message}"):
+            sources.parse(text)
+
+    def test_folders_without_weights(self):
+        self.file("empty/notes.txt")
+        with self.assertRaisesRegex(ValueError, "holds no weights; give a file, a .* of a run$"):
+            sources.parse(str(self.folder / "empty"))
+        self.file("exported/convnext_n.safetensors")
+        with self.assertRaisesRegex(
+            ValueError, r"of a run \(the file may be .*exported/convnext_n.safetensors\)"
+        ):
+            sources.parse(str(self.folder / "exported"))
+
+    def test_a_local_repository_is_checked_as_any_file(self):
+        save_file({"a": np.zeros(1)}, self.file("r/model.safetensors"))
+        self.file("r/config.json", json.dumps({"num_classes": 3}).encode())
+        found = sources.parse(str(self.folder / "r"))
+        fetched = sources.fetch(found)
+        self.assertEqual(fetched.path.name, "model.safetensors")
+        self.assertEqual(sources.settings_of(fetched.settings), {"num_classes": 3})
+        with self.assertRaisesRegex(ValueError, "has sha256 .*, expected 00"):
+            sources.fetch(found, sha256="00")
+
+
+class TablesTest(parameterized.TestCase):
+    @parameterized.parameters(*PUBLISHED)
+    def test_published(self, key):
+        net = PUBLISHED[key]
+        self.assertRegex(net.address, r"^https://(drive\.google|github|download\.pytorch)\.\w+/")
+        self.assertRegex(net.sha256, "^([0-9a-f]{8,64})?$")
+        self.assertRegex(paper(key).link, "^https://")
+        if "drive.google" in net.address:
+            self.assertRegex(net.address, r"id=[\w-]{33}$")
+        if net.sha256:  # as the publisher writes it into the name
+            self.assertIn(f"-{net.sha256}.", net.address)
+
+    def test_addresses_differ(self):
+        self.assertLen({net.address for net in PUBLISHED.values()}, len(PUBLISHED))
+
+    def test_names_of_timm(self):
+        """Each is at hf://timm/NAME.TAG, but for CLIP's networks without a classifier."""
+        try:
+            from jaxrobust.convert import torch_networks
+
+            timm = torch_networks.import_timm()
+        except ImportError:
+            self.skipTest(paths.PARITY)
+        names = sources.timm_names()
+        self.assertEqual(names["convnext_tiny"], "convnext_t")
+        self.assertNotIn("deit3_medium", names)
+        seen = 0
+        for base, ours in names.items():
+            self.assertEqual(models.member(ours).reference.base, base)
+            for name in timm.list_pretrained(f"{base}.*"):
+                where = timm.get_pretrained_cfg(name).hf_hub_id
+                if not name.partition(".")[2].startswith("clip_lai"):
+                    self.assertEqual(where, f"timm/{name}")
+                    self.assertEqual(sources.parse(name).address, f"hf://{where}")
+                    seen += 1
+        self.assertGreater(seen, 90)
+
+
+if __name__ == "__main__":
+    absltest.main()
