@@ -42,6 +42,12 @@ class ExamplesTest(parameterized.TestCase):
 
 
 class PackageTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        # Another test may have imported it, and runpy warns of what it runs a second time.
+        self.enter_context(mock.patch.dict(sys.modules))
+        sys.modules.pop("jaxrobust.models.__main__", None)
+
     def test_says_what_it_has(self):
         names = dir(jaxrobust)
         self.assertContainsSubset(["attacks", "convert", "models", "__version__"], names)

@@ -11,7 +11,7 @@ sys.path.insert(0, str(ROOT))
 
 def names() -> list[str]:
     """Return the configs."""
-    return sorted(p.stem for p in (ROOT / "configs").glob("*.py"))
+    return sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
 
 
 def resolved(name: str) -> str:
