@@ -209,7 +209,7 @@ def evaluate(
         if not known:  # a host that does not see the first one's records
             return ""
         say(f"done before, {known[-1]['time']}; nothing is computed (to do it again: --out DIR)")
-        return _answer(known[-1], out)
+        return records.answer(known[-1], out)
     say(
         f"{network.name} ({which}) on {source.where()}: {method} on {asked.images} images, "
         f"{hardware.devices()}"
@@ -246,7 +246,7 @@ def evaluate(
     )
     if jax.process_index() == 0:
         jsonl.append(out / "results.jsonl", record)
-    return _answer(record, out)
+    return records.answer(record, out)
 
 
 def _check(asked: Question, subject: Subject, source: sources.Source) -> None:
@@ -394,18 +394,3 @@ def _load(source: sources.Source, subject: Subject, asked: Question) -> Evaluati
         fields = [np.concatenate(f)[: asked.images] for f in zip(*parts, strict=True)]
     batch = EvaluationBatch(*fields)
     return batch._replace(images=batch.images.astype(np.float32) / np.float32(255))
-
-
-def _answer(record: dict, out: Path) -> str:
-    """Return a record for people."""
-    rows = {"clean": record["clean"]}
-    rows |= {f"after {name}": value for name, value in record["accuracy_after"].items()}
-    lines = [
-        f"\n{record['model']['name']} ({record['weights']}), {record['dtype']}",
-        f"{record['dataset']}, split {record['split']}, images {record['image_ids']}",
-        f"attack: {records.how(record)}",
-        *(f"{name:16} {value:7.1%}" for name, value in rows.items()),
-        *(f"flag {name}: {text}" for name, text in record["flags"].items()),
-        f"record {record['evaluation']} in {out / 'results.jsonl'}",
-    ]
-    return "\n".join(lines)

@@ -171,3 +171,18 @@ def how(record: dict) -> str:
     a = record["attacks"][0]
     name = record.get("method") or f"{a['name'].upper()} {a['steps']} steps"
     return f"{name}, {a['norm']} {a['epsilon']:.4g}"
+
+
+def answer(record: dict[str, Any], out: Path) -> str:
+    """Return a record of an evaluation for people; `out` is the folder that keeps it."""
+    rows = {"clean": record["clean"]}
+    rows |= {f"after {name}": value for name, value in record["accuracy_after"].items()}
+    lines = [
+        f"\n{record['model']['name']} ({record['weights']}), {record['dtype']}",
+        f"{record['dataset']}, split {record['split']}, images {record['image_ids']}",
+        f"attack: {how(record)}",
+        *(f"{name:16} {value:7.1%}" for name, value in rows.items()),
+        *(f"flag {name}: {text}" for name, text in record["flags"].items()),
+        f"record {record['evaluation']} in {out / 'results.jsonl'}",
+    ]
+    return "\n".join(lines)
