@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Import, and return what was done."""
     weights_folder.check_free(args.out)
     _check_numbers(args)
+    imports.check_model(args.model)
     asked = imports.Asked(
         model=args.model,
         num_classes=args.num_classes,

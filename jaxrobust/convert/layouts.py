@@ -15,7 +15,7 @@ from jaxrobust.models.published import PUBLISHED
 from jaxrobust.weights import convert, files, hashes
 from jaxrobust.weights.hashes import file_sha256
 
-NEEDS_TORCH = "writing .pt files needs PyTorch: pip install -e '.[torch]'"
+NEEDS_TORCH = "writing .pt files needs PyTorch: pip install 'jaxrobust[torch]'"
 _MODULE = "export the self-contained module (--layout module)"
 
 

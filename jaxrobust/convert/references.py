@@ -25,7 +25,7 @@ from jaxrobust.weights.loading import Network
 
 Arrays = dict[str, Any]  # np.ndarray
 
-INSTALL = "pip install -e '.[parity]'"
+INSTALL = "pip install 'jaxrobust[parity]'"
 
 
 class Reference(NamedTuple):

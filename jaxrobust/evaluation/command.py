@@ -126,6 +126,8 @@ def _placed(given: Given) -> Given:
     """Return the flags with the path of the weights that they name, brought here if need be."""
     if not given.weights or given.workdir:
         return given
+    if given.model and weights_sources.is_missing_file(given.weights):
+        return given  # whose other mistakes are said first
     path = loading.place(given.weights, model=given.model)
     if weights_sources.parse(str(path)).kind == "run":
         if given.model:

@@ -125,7 +125,7 @@ def _from_hub(source: str, tell: Tell) -> Fetched:
         from huggingface_hub import errors
     except ImportError as error:
         raise ValueError(
-            f"{source} needs the hub's own client: pip install -e '.[hub]' (or give the "
+            f"{source} needs the hub's own client: pip install 'jaxrobust[hub]' (or give the "
             "https:// address of the file)"
         ) from error
     endpoint = os.environ.get("HF_ENDPOINT") or None

@@ -153,7 +153,9 @@ def _read_torch(path: Path, which: str) -> Arrays:
     try:
         import torch
     except ImportError as error:
-        raise ValueError(f"{path} needs PyTorch to be read: pip install -e '.[torch]'") from error
+        raise ValueError(
+            f"{path} needs PyTorch to be read: pip install 'jaxrobust[torch]'"
+        ) from error
     try:
         tree = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -76,8 +76,7 @@ def imported(
         message.
       download.Unreachable: they are on the internet, which does not answer.
     """
-    if asked.model and asked.model not in PUBLISHED:
-        models.known(asked.model)  # refuses
+    check_model(asked.model)
     if source.kind == "run":
         if sha256:
             raise ValueError(f"{source.path} is a run, which has no one file; leave --sha256 out")
@@ -110,6 +109,12 @@ def imported(
         }
     )
     return Imported(start, config, path, key, normalized_by)
+
+
+def check_model(model: str | None) -> None:
+    """Raise `ValueError` for what is neither a network of ours nor a RobustBench id."""
+    if model and model not in PUBLISHED:
+        models.known(model)
 
 
 def read(path: Path, which: str, cast: bool) -> Arrays:

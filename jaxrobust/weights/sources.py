@@ -61,6 +61,12 @@ def parse(text: str) -> Source:
     raise ValueError(f"{text}: {_unknown(text, timm)}")
 
 
+def is_missing_file(text: str) -> bool:
+    """Tell whether a text is the name of a file of weights that is not there."""
+    path = Path(text)
+    return "://" not in text and path.suffix in files.SUFFIXES and not path.exists()
+
+
 def _kind(folder: Path) -> str:
     """Return what a folder is.
 

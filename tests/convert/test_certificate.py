@@ -128,7 +128,7 @@ class CertifyTest(Case):
             self.assertIsNone(references.reference(network(), Path("any.pt")))
         found = self.certified(network(), None)
         self.assertIsNone(found["reference"])
-        self.assertIn("pip install -e '.[parity]'", certificates.summary(found))
+        self.assertIn("pip install 'jaxrobust[parity]'", certificates.summary(found))
 
 
 class ImagesTest(Case):

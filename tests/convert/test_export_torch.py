@@ -283,7 +283,7 @@ class OverTest(FileCase):
         with hidden("torch"):
             self.export("--layout=timm")
             _, said = self.export("--layout=module", code=2)
-        self.assertIn("needs PyTorch: pip install -e '.[torch]'", said)
+        self.assertIn("needs PyTorch: pip install 'jaxrobust[torch]'", said)
 
 
 class RefusalTest(FileCase):

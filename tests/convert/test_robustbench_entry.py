@@ -192,7 +192,7 @@ class ConfirmTest(parameterized.TestCase):
         with (
             hidden("pyautoattack"),
             self.assertRaisesRegex(
-                ValueError, r"--confirm needs pyautoattack: pip install -e '.\[parity\]'"
+                ValueError, r"--confirm needs pyautoattack: pip install 'jaxrobust\[parity\]'"
             ),
         ):
             confirm.verdicts(None, self.record, self.ledger, 8)

@@ -133,7 +133,7 @@ class ServedCase(parameterized.TestCase):
         try:
             from huggingface_hub.utils import _http
         except ImportError:
-            self.skipTest("needs the hub's client: pip install -e '.[hub]'")
+            self.skipTest("needs the hub's client: pip install 'jaxrobust[hub]'")
         # It tries five times, with seconds between.
         self.enter_context(mock.patch.object(_http, "time", mock.Mock(wraps=time, sleep=str)))
         self.enter_context(mock.patch.dict(os.environ, {"HF_ENDPOINT": self.server.address}))

@@ -387,7 +387,7 @@ class LoadTest(parameterized.TestCase):
         path.write_bytes(b"PK\x03\x04")
         with (
             hidden("torch"),
-            self.assertRaisesRegex(ValueError, r"pip install -e '\.\[torch\]'"),
+            self.assertRaisesRegex(ValueError, r"pip install 'jaxrobust\[torch\]'"),
         ):
             files.read(path)
 

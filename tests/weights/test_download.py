@@ -279,7 +279,7 @@ class HubTest(LocalCase):
     def test_without_its_client(self):
         with (
             hidden("huggingface_hub"),
-            self.assertRaisesRegex(ValueError, r"pip install -e '\.\[hub\]'"),
+            self.assertRaisesRegex(ValueError, r"pip install 'jaxrobust\[hub\]'"),
         ):
             self.fetch("hf://a/b")
 
