@@ -26,7 +26,9 @@ COMMANDS = {
         "jaxrobust.models", "", "lists the architectures and the checkpoints that load"
     ),
     "import": Command(
-        "jaxrobust.convert.import_torch", "SOURCE --model M", "takes weights of files, URLs, the hub or timm"
+        "jaxrobust.convert.import_torch",
+        "SOURCE --out DIR",
+        "takes weights of files, URLs, hub or timm",
     ),
     "export": Command(
         "jaxrobust.convert.export_torch", "--workdir RUN", "writes them for PyTorch or RobustBench"
