@@ -34,7 +34,7 @@ ALLOWED = {
     "optax": ("training.optim", "training.objectives", "training.step"),
     "orbax": ("weights.checkpoint",),
     "grain": ("data", "weights.checkpoint"),
-    "tensorflow_datasets": ("data.tfds_source",),
+    "tensorflow_datasets": ("data.tfds_source", "data.prepare"),
     "array_record": ("data",),
     "simplejpeg": ("data.decoding",),
     "clu": ("training.metrics", "models.table"),

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools.imagenet.known import IMAGENET, package_folder
-from tools.imagenet.shards import PARTIAL, SALT, Shard, sha256
-from tools.imagenet.source import Content
+from jaxrobust.data.prepare.known import IMAGENET, package_folder
+from jaxrobust.data.prepare.shards import PARTIAL, SALT, Shard, sha256
+from jaxrobust.data.prepare.source import Content
+from jaxrobust.data.subsets import index_name, write_index
 
 SETTINGS, SUMS, INFO = "jaxrobust-prepare.json", "SHA256SUMS", "dataset_info.json"
 _FEATURES, _LABELS = "features.json", "label.labels.txt"
@@ -109,8 +110,6 @@ def _remove_unfinished(directory: Path) -> None:
 
 def finish(plan: Plan) -> None:
     """Write what makes the shards a data set, `dataset_info.json` last."""
-    from jaxrobust.data.subsets import index_name, write_index
-
     directory, content = plan.directory, plan.content
     names = [_FEATURES, _LABELS]
     for split, part in content.splits.items():
