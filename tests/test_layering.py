@@ -41,13 +41,18 @@ ALLOWED = {
     "tensorboardX": ("training.metrics",),
     "ml_collections": ("main", "config", "runtime.commandline"),
     "torch": ("weights.files", "convert"),
-    "huggingface_hub": ("weights.download",),
+    "huggingface_hub": ("weights.download", "data.huggingface"),
+    "datasets": ("data.huggingface",),
+    "pyarrow": ("data.huggingface",),
     "timm": ("convert.torch_networks",),
     "torchvision": ("convert.torch_networks",),
     "tensorflow": (),
     "robustbench": ("convert",),
 }
-INSIDE_FUNCTIONS = {"tensorflow_datasets", "torch", "tensorboardX", "huggingface_hub"}
+INSIDE_FUNCTIONS = {
+    *("tensorflow_datasets", "torch", "tensorboardX", "huggingface_hub"),
+    *("datasets", "pyarrow"),
+}
 
 
 def modules() -> dict[str, Path]:
