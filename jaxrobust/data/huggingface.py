@@ -140,7 +140,7 @@ def _parse(name: str) -> _Asked:
     folder = Path(text).expanduser()
     if text.startswith(("/", "./", "../", "~")) or folder.is_dir():
         if not folder.is_dir():
-            raise DataError(f"data set {name!r}: there is no directory {folder}")
+            raise DataError(f"data set {name!r}: there is no directory {folder}; check the path")
         return _Asked(text, None, None, label or None, folder)
     match = _HUB.fullmatch(text)
     if match is None:

@@ -141,7 +141,7 @@ def _opened(name: str) -> _File:
     arrays, sums = {}, {}
     with storage.reading(path):
         if not storage.place(path).exists():
-            raise DataError(f"data set {name!r}: there is no file {path}")
+            raise DataError(f"data set {name!r}: there is no file {path}; check the path")
         with _reading(path), zipfile.ZipFile(_content(path)) as members:
             for member in members.infolist():
                 key = member.filename.removesuffix(".npy")

@@ -184,7 +184,7 @@ class RefusedTest(NpzCase):
                 data.open_source(name, "test")
 
     def test_no_file(self):
-        with self.assertRaisesRegex(data.DataError, "there is no file .*set.npz$"):
+        with self.assertRaisesRegex(data.DataError, "there is no file .*set.npz; check the path$"):
             data.open_source(f"npz:{self.path}", "test")
         with self.assertRaisesRegex(data.DataError, "is not the name of a data set; .*npz:PATH"):
             data.open_source("npz:", "test")
