@@ -37,7 +37,8 @@ _FLAGS = {
     "weights": "Its weights: a file, an imported folder, a URL, hf://ORG/REPO, a RobustBench id "
     "such as Salman2020Do_R18, or a timm id such as convnext_tiny.fb_in1k.",
     "options": "Fields of the row of --model that its weights do not say: {'stem_strides': (1,)}.",
-    "dataset": "Data set: digits, cifar10, imagenet2012, folder:PATH; default: that of the run.",
+    "dataset": "Data set: digits, cifar10, imagenet2012, folder:PATH, npz:PATH, hf:NAME; default: "
+    "that of the run.",
     "split": "Split, such as test[:1000]; default: the test split of the run, or test, or of "
     "imagenet2012 validation@robustbench.",
     "classes": "List of the classes that are kept, imagenet100 or a file of names; default: that "

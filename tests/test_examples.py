@@ -16,7 +16,8 @@ from jaxrobust.__main__ import COMMANDS, main
 
 MODULES = (
     *("attacks", "attacks.apgd", "attacks.pgd", "attacks.fab", "attacks.square"),
-    *("models", "weights.convert", "weights.loading", "evaluation.autoattack", "data.transforms"),
+    *("models", "weights.convert", "weights.loading", "evaluation.autoattack"),
+    *("data.arrays", "data.transforms"),
 )
 # The names of design that have one each; `attacks` itself opens with two.
 EXAMPLES = 13
@@ -36,7 +37,7 @@ class ExamplesTest(parameterized.TestCase):
         own = [attacks.fgsm, attacks.pgd, attacks.apgd, attacks.fab, attacks.square]
         own += [models.available, models.create, models.load, jaxrobust.evaluation.autoattack]
         own += [jaxrobust.convert.from_torch, jaxrobust.convert.to_torch]
-        own += [jaxrobust.data.evaluation_transform]
+        own += [jaxrobust.data.evaluation_transform, jaxrobust.data.load]
         for function in own:
             self.assertIn(">>>", function.__doc__, function)
 

@@ -34,20 +34,25 @@ ALLOWED = {
     "optax": ("training.optim", "training.objectives", "training.step"),
     "orbax": ("weights.checkpoint",),
     "grain": ("data", "weights.checkpoint"),
-    "tensorflow_datasets": ("data.tfds_source",),
+    "tensorflow_datasets": ("data.tfds_source", "data.prepare"),
     "array_record": ("data",),
     "simplejpeg": ("data.decoding",),
     "clu": ("training.metrics", "models.table"),
     "tensorboardX": ("training.metrics",),
     "ml_collections": ("main", "config", "runtime.commandline"),
     "torch": ("weights.files", "convert"),
-    "huggingface_hub": ("weights.download",),
+    "huggingface_hub": ("weights.download", "data.huggingface"),
+    "datasets": ("data.huggingface",),
+    "pyarrow": ("data.huggingface",),
     "timm": ("convert.torch_networks",),
     "torchvision": ("convert.torch_networks",),
     "tensorflow": (),
     "robustbench": ("convert",),
 }
-INSIDE_FUNCTIONS = {"tensorflow_datasets", "torch", "tensorboardX", "huggingface_hub"}
+INSIDE_FUNCTIONS = {
+    *("tensorflow_datasets", "torch", "tensorboardX", "huggingface_hub"),
+    *("datasets", "pyarrow"),
+}
 
 
 def modules() -> dict[str, Path]:

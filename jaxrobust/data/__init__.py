@@ -1,5 +1,6 @@
 """Images from disk to `uint8` batches; nothing here touches a JAX device."""
 
+from jaxrobust.data.arrays import Loaded, load
 from jaxrobust.data.augmentations import chain
 from jaxrobust.data.loading import EvaluationBatch, TrainBatch
 from jaxrobust.data.pipeline import (
@@ -15,12 +16,14 @@ __all__ = [
     "Damage",
     "DataError",
     "EvaluationBatch",
+    "Loaded",
     "Record",
     "Source",
     "TrainBatch",
     "chain",
     "evaluation_batches",
     "evaluation_transform",
+    "load",
     "open_source",
     "resolve",
     "same_preprocessing",

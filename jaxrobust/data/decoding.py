@@ -49,6 +49,14 @@ def decode(data: bytes | bytearray | memoryview, *, channels: int | None = None)
     return array if array.ndim == 3 else array[:, :, None]
 
 
+def encode(image: np.ndarray) -> bytes:
+    """Return an image uint8[H,W], uint8[H,W,1] or uint8[H,W,3] as a file: its pixels as they are,
+    behind a header (PGM or PPM), which costs next to nothing.
+    """
+    height, width, *channels = image.shape
+    return b"P%d %d %d 255\n" % (6 if channels == [3] else 5, width, height) + image.tobytes()
+
+
 def to_pixels(image: Image.Image, mode: str) -> np.ndarray:
     """Return the pixels of `image.convert(mode)`, uint8[H,W] for L and uint8[H,W,3] for RGB.
 

@@ -1,8 +1,9 @@
 """Where images come from: records of encoded bytes and a label, with random access.
 
-`digits` ships with the package, `fake` is synthetic, `folder:PATH` is an ImageFolder, every other
-name is a TFDS data set for image classification that was prepared as ArrayRecord. Directories are
-local or on `gs://`. Nothing here needs TensorFlow.
+`digits` ships with the package, `fake` is synthetic, `folder:PATH` is an ImageFolder, `npz:PATH` a
+file of arrays, `hf:NAME` a data set of Hugging Face; every other name is a TFDS data set for image
+classification that was prepared as ArrayRecord. Directories are local or on `gs://` (not of `hf:`).
+Nothing here needs TensorFlow.
 """
 
 import itertools
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrobust.data import fake, folder, splits, storage, subsets, tfds_source
+from jaxrobust.data import fake, folder, huggingface, npz, splits, storage, subsets, tfds_source
 from jaxrobust.data.types import DataError, Record, Source, first_few
 
 __all__ = ["DataError", "Record", "Source", "foreign_classes", "open_source", "same_classes"]
 
 _SHIPPED = {"digits": Path(__file__).parent / "digits"}
+_OTHERS = {npz.PREFIX: npz.open_npz, huggingface.PREFIX: huggingface.open_hf}
 _PREPARED_NAME = re.compile(r"(?:tfds:)?([\w-]+(?:/[\w-]+)?(?::[\w.]+)?)", re.ASCII)
 
 
@@ -34,14 +36,16 @@ def open_source(
 
     Args:
       name: `digits` (ships), `fake[:HxWxC[:CLASSES]]` (synthetic; 32x32x3 and 10 classes unless
-        said), `folder:PATH` (an ImageFolder, local or `gs://`), or
-        `[tfds:]NAME[/CONFIG][:VERSION]`, a TFDS data set prepared as ArrayRecord; the only CONFIG
-        and the newest VERSION unless said.
+        said), `folder:PATH` (an ImageFolder, local or `gs://`), `npz:PATH` (arrays, see
+        `npz.open_npz`), `hf:NAME[:CONFIG][@REVISION][#LABEL]` or `hf:FOLDER` (Hugging Face's, see
+        `huggingface.open_hf`), or `[tfds:]NAME[/CONFIG][:VERSION]`, a TFDS data set prepared as
+        ArrayRecord; the only CONFIG and the newest VERSION unless said.
       split: a split, or a part of one: `train`, `val`, `train[:90%]`, `train[90%:]`; or the images
         of a list in its order, `validation@IDS`, or a part of those, `validation@IDS[:1000]`. IDS
-        is `robustbench` (its 5,000), `selection` (4,000 others, see `data/imagenet`), or
-        `FILE[#sha256=HEX]` with one `CLASS/NAME` or `NAME` a line. Records of a folder are sorted
-        by class, so that a part of it holds whole classes; `all` where it has no splits.
+        is `robustbench` (its 5,000 of ImageNet; of CIFAR `test` in its order), `selection` (4,000
+        others, see `data/imagenet`), or `FILE[#sha256=HEX]` with one `CLASS/NAME` or `NAME` a
+        line. Records of a folder are sorted by class, so that a part of it holds whole classes;
+        `all` where it has no splits.
       data_dir: the directory that holds NAME/VERSION; default: the environment variable
         `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       classes: only these, labelled 0 to K - 1 in the order of the list, before a part is taken:
@@ -50,10 +54,11 @@ def open_source(
     Raises:
       DataError: not a name; no such data set, directory or split; another file format; a damaged
         file; class folders that mean ImageNet's and are not they; a list of ids or classes that is
-        damaged or does not fit the data; another number of classes.
+        damaged or does not fit the data; another number of classes; an extra that is missing.
+      ConnectionError: Hugging Face's hub does not answer.
     """
     asked = splits.parse(split)
-    ids = subsets.read_ids(asked.ids) if asked and asked.ids else None
+    ids = subsets.read_ids(asked.ids, name) if asked and asked.ids else None
     chosen = subsets.read_classes(classes) if classes else None
     source = _open(name, split, data_dir, chosen, ids, num_classes)
     if num_classes is not None and source.num_classes != num_classes:
@@ -79,24 +84,26 @@ def _open(
         return fake.open_fake(name, split)
     if name.startswith(folder.PREFIX) and name != folder.PREFIX:
         return folder.open_folder(name, split, classes=classes, ids=ids, num_classes=num_classes)
-    others = f"{', '.join(_SHIPPED)}, fake[:HxWxC[:CLASSES]]"
+    for prefix, opened in _OTHERS.items():
+        if name.startswith(prefix) and name != prefix:
+            return opened(name, split, classes=classes, ids=ids)
+    others = f"{', '.join(_SHIPPED)}, fake[:HxWxC[:CLASSES]], folder:PATH, npz:PATH, hf:NAME"
     if name in _SHIPPED:
         plain, remedy, root = name, "reinstall jaxrobust", storage.place(_SHIPPED[name])
     else:
         match = _PREPARED_NAME.fullmatch(name)
         if match is None:
             raise DataError(
-                f"{name!r} is not the name of a data set; write {others}, folder:PATH or "
+                f"{name!r} is not the name of a data set; write {others} or "
                 "[tfds:]NAME[/CONFIG][:VERSION], of letters, digits, _ and -; directories of TFDS "
                 "data sets go to data_dir"
             )
         plain = match[1]
-        directory = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-        root = storage.place(directory)
+        root = storage.place(tfds_source.data_directory(data_dir))
         remedy = (
             f"copy the data set again or prepare it again: {tfds_source.build_command(plain, root)}"
         )
-    found = tfds_source.version_directory(plain, root, f"{others}, folder:PATH")
+    found = tfds_source.version_directory(plain, root, others)
     return tfds_source.open_prepared(plain, split, found, remedy, classes=classes, ids=ids)
 
 

@@ -28,6 +28,7 @@ _LISTS: dict[str, Callable[[], tuple[str, ...]]] = {
     "robustbench": imagenet.robustbench,
     "selection": imagenet.selection,
 }
+_CIFAR = re.compile(r"(tfds:)?cifar(10|100)(:[\d.]+)?")
 _PINNED = re.compile(r"(?P<file>.+?)#sha256=(?P<sha256>[0-9a-fA-F]{64})")
 
 
@@ -54,15 +55,22 @@ class Index(NamedTuple):
     names: np.ndarray
 
 
-def read_ids(name: str) -> Ids:
+def read_ids(name: str, data_set: str = "") -> Ids:
     """Return the list `robustbench`, `selection` or `FILE[#sha256=HEX]`, one id a line, UTF-8.
 
-    HEX is what `sha256sum FILE` prints, or the `ids_sha256` of a record.
+    HEX is what `sha256sum FILE` prints, or the `ids_sha256` of a record. RobustBench takes CIFAR's
+    test images in the order of the official archive, which the ids tell.
 
+    Args:
+      name: of the list.
+      data_set: whose `robustbench` is meant: cifar10, cifar100, or else ImageNet.
     Raises:
       DataError: no such file; another sha256; an empty list; an id that is there twice, or that is
         an absolute path.
     """
+    if name == "robustbench" and _CIFAR.fullmatch(data_set):
+        lines = tuple(f"test_{number:05}" for number in range(10_000))
+        return Ids(name, lines, _sha256(lines), imagenet=False)
     if name in _LISTS:
         lines = _LISTS[name]()
         return Ids(name, lines, _sha256(lines), name == "robustbench")

@@ -7,31 +7,45 @@ straight from the bucket: ImageNet's 150 GB do not fit a TPU VM's boot disk.
 import bisect
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from jaxrobust.data import splits, storage, subsets
-from jaxrobust.data.types import DataError, Record, Source, first_few
+from jaxrobust.data import choosing, splits, storage, subsets
+from jaxrobust.data.types import DataError, Record, Source
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
-_FILE_NAMES = ("file_name", "image/file_name", "filename", "image/filename")
+_FILE_NAMES = ("file_name", "image/file_name", "filename", "image/filename", "id")
+# What needs no TensorFlow to be prepared.
+_OWN = {name: f"jaxrobust prepare {name}" for name in ("cifar10", "cifar100")}
+_OWN["imagenet2012"] = "jaxrobust prepare imagenet SOURCE"
 _CHUNK = 256  # records read at once when a split is read through: 30 MB of ImageNet
 
 
+def data_directory(given: str | os.PathLike | None = None) -> str:
+    """Return where prepared data sets lie unless `given`: `TFDS_DATA_DIR`, as TFDS has it."""
+    return os.fspath(given or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+
 def build_command(name: str, root: Any) -> str:
-    """Say how a data set is prepared."""
+    """Say how a data set is prepared in the directory `root`: the shortest way that works."""
     dataset = name.partition(":")[0]
-    return (
-        f"`tfds build {dataset} --file_format=array_record --data_dir={root}` (in an environment "
-        "that has TensorFlow; reading needs none)"
-    )
+    if dataset not in _OWN:
+        return (
+            f"`tfds build {dataset} --file_format=array_record --data_dir={root}` (in an "
+            "environment that has TensorFlow; reading needs none)"
+        )
+    if storage.is_remote(root):
+        return f"`{_OWN[dataset]} --out DIR`, then `gcloud storage cp -r DIR/{dataset} {root}/`"
+    usual = storage.place(data_directory()) == root and "SOURCE" not in _OWN[dataset]
+    return f"`{_OWN[dataset]}`" if usual else f"`{_OWN[dataset]} --out {root}`"
 
 
 def version_directory(name: str, root: Any, others: str) -> Any:
@@ -207,9 +221,13 @@ def open_prepared(
         raise DataError(_unknown_split(name, split, info.splits))
     whole = asked.name if chosen and asked else split
     source = _open_split(name, whole, info, features, directory, remedy)
+    reader: Any = source.read
+    if ids is not None and reader.name_key is None:
+        raise choosing.no_names(source)
     if chosen:
         assert asked is not None
-        source = _choose(source, asked, info, directory, split, classes, ids)
+        index = functools.partial(_labels_and_names, source, asked.name, info, directory)
+        source = choosing.choose(source, asked, split, classes=classes, ids=ids, index=index)
     # A truncated file opens with its full length and fails at the first read: read now.
     source.read(sorted({0, len(source) - 1}))
     return source
@@ -314,51 +332,17 @@ def _feature(
     return chosen[0], found[chosen[0]]
 
 
-def _choose(
-    source: Source,
-    asked: splits.Asked,
-    info: Any,
-    directory: Any,
-    split: str,
-    classes: Sequence[tuple[int | None, str]] | None,
-    ids: subsets.Ids | None,
-) -> Source:
-    """Return the records of a split that a list of classes, a list of ids and a part leave."""
-    where = f"data set {source.name!r}, split {asked.name!r}"
-    reader: Any = source.read
-    if ids is not None and reader.name_key is None:
-        raise DataError(f"{where} has no file names, by which ids could choose records")
-    wanted: list[int] | None = None
-    lookup = None
-    if classes is not None:
-        wanted = subsets.class_labels(classes, source.classes, source.num_classes, where)
-        lookup = np.full(source.num_classes, -1, np.int32)
-        lookup[wanted] = np.arange(len(wanted))
-    index = _index(source, reader, asked.name, info, directory)
-    rows: Any = np.arange(len(source))
-    if ids is not None:
-        names = (name.decode(errors="surrogateescape") for name in index.names.tolist())
-        rows = subsets.find(ids, index.labels, names, source.classes, where, whole=True)
-    if lookup is not None:
-        inside = lookup[index.labels[rows]] >= 0
-        if ids is not None and not inside.all():
-            foreign = [ids.lines[row] for row in np.flatnonzero(~inside)]
-            raise DataError(f"ids of {ids.name} are not of data.classes: {first_few(foreign)}")
-        rows = rows[inside]
-    part = splits.rows(asked.part, len(rows), f"data set {source.name!r}, split {split!r}")
-    changes: dict[str, Any] = {}
-    source = dataclasses.replace(source, labels=index.labels)
-    if ids is not None:  # which say themselves which records these are
-        source = dataclasses.replace(source, files_sha256=None)
-        changes["ids_sha256"] = ids.sha256
-    if wanted is not None:
-        names_left = tuple(name for _, name in classes or ())
-        changes |= {"num_classes": len(wanted), "classes": names_left}
-    return subsets.view(source, rows[part.start : part.stop], lookup, split=split, **changes)
+def _labels_and_names(
+    source: Source, split: str, info: Any, directory: Any
+) -> tuple[np.ndarray, Iterator[str]]:
+    index = _index(source, split, info, directory)
+    names = (name.decode(errors="surrogateescape") for name in index.names.tolist())
+    return index.labels, names
 
 
-def _index(source: Source, reader: _Reader, split: str, info: Any, directory: Any) -> subsets.Index:
+def _index(source: Source, split: str, info: Any, directory: Any) -> subsets.Index:
     """Return labels and file names of a whole split: from its index, else from all its records."""
+    reader: Any = source.read
     key = repr((os.fspath(directory), split, list(info.splits[split].shard_lengths)))
     cached = subsets.index_cache() / hashlib.sha256(key.encode()).hexdigest()[:32]
     for place in (directory, cached):

@@ -197,7 +197,9 @@ def evaluate(
     method = f"autoattack {asked.version}" if asked.attack == "autoattack" else asked.attack
     sha256 = hashes.weights_sha256(*weights)
     own = subject.classes or source.name.startswith("folder:")
+    replaced = source.name.startswith(("npz:", "hf:"))  # by other data under the same name
     chosen = [source.ids_sha256, hashes.classes_sha256(source.classes) if own else None]
+    chosen += [source.files_sha256] if replaced else []
     chosen = [value for value in chosen if value]
     identity = {
         "network": [network.name, size, dict(network.options), sha256],

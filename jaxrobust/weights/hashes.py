@@ -3,19 +3,15 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxrobust.runtime.download import file_sha256
 from jaxrobust.types import Params
 
-
-def file_sha256(path: Path) -> str:
-    """Hash a file's bytes, as `sha256sum` prints it."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+__all__ = ["classes_sha256", "config_sha256", "file_sha256", "weights_sha256"]
 
 
 def weights_sha256(params: Params, stats: Params) -> str:

@@ -214,7 +214,7 @@ class BuildersTest(TempDirTest):
     @parameterized.parameters(
         ("oxford_flowers102/2.1.1", ("file_name",), "image_0003.jpg "),
         ("caltech101/3.0.2", ("image/file_name",), "image_0003.jpg "),
-        ("cifar100/3.0.2", ("id", "coarse_label"), "record 0 of "),
+        ("cifar100/3.0.2", ("id", "coarse_label"), "image_0003.jpg "),
         ("imagenette/full-size-v2/1.0.0", (), "record 0 of "),
         ("imagenet2012/5.1.0", ("file_name",), "image_0003.jpg "),
     )
@@ -445,7 +445,7 @@ class RefusalTest(TempDirTest):
         self.assert_refused(
             "unknown data set 'cifar100'",
             "digits, fake.*mydigits",
-            "tfds build cifar100 --file_format=array_record",
+            f"with `jaxrobust prepare cifar100 --out {self.root}`, or",
             "TFDS_DATA_DIR",
             name="cifar100",
         )
@@ -466,7 +466,7 @@ class RefusalTest(TempDirTest):
         self.assert_refused(
             "nowhere does not exist",
             "TFDS_DATA_DIR",
-            "tfds build cifar10 --file_format=array_record",
+            "prepare it: `jaxrobust prepare cifar10 --out .*/nowhere`",
             name="cifar10",
             data_dir=self.root / "nowhere",
         )

@@ -11,9 +11,9 @@ from absl.testing import absltest, parameterized
 from ml_collections import config_flags
 
 from jaxrobust.convert import certificate, export_torch, import_torch
+from jaxrobust.data.prepare import imagenet
 from jaxrobust.runtime import commandline
 from tests.support import paths
-from tools import prepare_imagenet
 
 ROOT = paths.ROOT
 QUICKSTART = f"--config={ROOT / 'configs' / 'quickstart.py'}"
@@ -143,7 +143,7 @@ class OnceTest(parameterized.TestCase):
         name = name or "config.attack.norm"
         self.assertIn(f"--{name} is given more than once; give it once", said)
 
-    @parameterized.parameters(import_torch, export_torch, certificate, prepare_imagenet)
+    @parameterized.parameters(import_torch, export_torch, certificate, imagenet)
     def test_tools_too(self, tool):
         said = refused(lambda: tool.parse(["a.pt", "--image-size=1", "--image_size", "2"]))
         self.assertIn("--image_size is given more than once; give it once", said)

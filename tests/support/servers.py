@@ -12,7 +12,7 @@ from unittest import mock
 
 from absl.testing import parameterized
 
-from jaxrobust.weights import download
+from jaxrobust.runtime import download
 
 
 class _Site(http.server.ThreadingHTTPServer):

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import grain  # noqa: F401  # defines flags, which `flagsaver` must not see for the first time
 import jax
@@ -11,7 +12,7 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
 from jaxrobust import models
-from jaxrobust.data import sources
+from jaxrobust.data import decoding, sources, train_batches
 from jaxrobust.evaluation import records
 from jaxrobust.training import run as training_run
 from jaxrobust.weights import runs
@@ -186,6 +187,92 @@ class FolderTest(parameterized.TestCase):
                 self.config[section][name] = value
         with self.assertRaisesRegex(ValueError, message):
             training_run.check(self.config, ["train"], self.workdir)
+
+
+class OtherSourcesTest(parameterized.TestCase):
+    """The digits as arrays and as a data set of Hugging Face are the digits."""
+
+    def setUp(self):
+        super().setUp()
+        self.root = Path(self.create_tempdir().full_path)
+        parts = {split: sources.open_source("digits", split) for split in ("train", "test")}
+        self.records = {split: part.read(range(len(part))) for split, part in parts.items()}
+
+    def as_npz(self):
+        arrays = {}
+        for split, records_ in self.records.items():
+            pixels = [decoding.decode(record.image)[:, :, 0] for record in records_]
+            arrays[f"{split}_images"] = np.stack(pixels)
+            arrays[f"{split}_labels"] = [[record.label] for record in records_]
+        np.savez_compressed(self.root / "digits.npz", **arrays)
+        return f"npz:{self.root}/digits.npz"
+
+    def as_hf(self):
+        try:
+            import datasets
+        except ImportError:
+            self.skipTest("needs Hugging Face's datasets: pip install 'jaxrobust[hf]'")
+        cache = mock.patch.object(datasets.config, "HF_DATASETS_CACHE", self.root / "cache")
+        self.enter_context(cache)
+        kinds = {"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)}
+        for split, records_ in self.records.items():
+            columns = {
+                "image": [{"bytes": record.image, "path": None} for record in records_],
+                "label": [record.label for record in records_],
+            }
+            part = datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+            part.to_parquet(str(self.root / f"{split}-00000-of-00001.parquet"))
+        return f"hf:{self.root}"
+
+    @parameterized.parameters("as_npz", "as_hf")
+    def test_the_same_batches(self, kind):
+        name = getattr(self, kind)()
+        given = {"batch_size": 64, "seed": 3, "augmentation": "crop", "image_size": 8}
+        both = [
+            train_batches(sources.open_source(n, "train[:256]"), **given) for n in (name, "digits")
+        ]
+        for batches in both:
+            self.addCleanup(batches.close)
+        for _ in range(5):
+            for ours, digits in zip(*map(next, both), strict=True):
+                np.testing.assert_array_equal(ours, digits)
+
+    @parameterized.parameters("as_npz", "as_hf")
+    @pytest.mark.slow
+    def test_the_same_run_and_the_same_evaluation(self, kind):
+        found = []
+        for name in (getattr(self, kind)(), "digits"):
+            workdir = self.root / f"run-{name.partition(':')[0]}"
+            quiet_run(tiny(data__name=name, pretrain__epochs=0, train__epochs=2), workdir)
+            (record,) = records.read(workdir)
+            self.assertEqual((record["dataset"], record["image_ids"]), (name, "0..79"))
+            code, _, said = call(workdir=str(workdir), attack="pgd-2", n=50)
+            self.assertEqual(code, 0, said)
+            other = records.read(workdir / "evaluation")[-1]
+            self.assertEqual((other["dataset"], other["split"]), (name, "test[:80]"))
+            keys = ("clean", "robust", "weights_sha256")
+            found.append([r[key] for r in (record, other) for key in keys])
+            self.assertIn('"data.train_split.records": 256', (workdir / "data.json").read_text())
+        self.assertEqual(*found)
+
+    @pytest.mark.slow
+    def test_other_arrays_under_the_same_name_are_evaluated_again(self):
+        name, out = self.as_npz(), self.root / "out"
+        net = models.create("convnext_n", num_classes=10, image_size=8, in_channels=1)
+        params, stats = net.init(jax.random.key(0))
+        file = self.root / "w.safetensors"
+        save_file({k: np.asarray(v) for k, v in (params | stats).items()}, file)
+        given = {"model": "convnext_n", "weights": str(file)}
+        given |= {"dataset": name, "n": 20, "attack": "clean", "out": str(out)}
+        for change, count in ((None, 1), (None, 1), ("other pixels", 2)):
+            if change:
+                self.records["test"].reverse()
+                self.as_npz()
+            code, _, said = call(**given)
+            self.assertEqual(code, 0, said)
+            self.assertLen(records.read(out), count)
+        one, other = records.read(out)
+        self.assertNotEqual(one["evaluation"], other["evaluation"])
 
 
 class EvaluateTest(absltest.TestCase):

@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -16,11 +16,14 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
+from jaxrobust.runtime.download import file_sha256 as sha256
+
 SALT = b"jaxrobust/prepare_imagenet/1/"  # other bytes, another order of the records
 PARTIAL = ".partial"
+NAMES = ("file_name", "id")  # the feature that names a record
 # One record per group, as TFDS writes; JPEG does not get smaller (0.07 %), only 3 times slower.
 _OPTIONS = "group_size:1,uncompressed"
-_CHUNK = 32  # records between two reports
+CHUNK = 32  # records between two reports
 _THREADS, _AHEAD = 8, 32  # reads under way: a shard's images lie all over the source
 
 
@@ -75,14 +78,17 @@ def file_name(name: str, split: str, i: int, count: int) -> str:
     return f"{name}-{split}.array_record-{i:05}-of-{count:05}"
 
 
-def example(image: bytes, label: int, name: bytes) -> bytes:
-    """One serialised `tf.train.Example` with the features of TFDS' imagenet2012."""
+def example(features: Mapping[str, bytes | int]) -> bytes:
+    """Return one serialised `tf.train.Example` with these features."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     message = tf_example_pb2.Example()
-    message.features.feature["image"].bytes_list.value.append(image)
-    message.features.feature["label"].int64_list.value.append(label)
-    message.features.feature["file_name"].bytes_list.value.append(name)
+    for key, value in features.items():
+        feature = message.features.feature[key]
+        if isinstance(value, bytes):
+            feature.bytes_list.value.append(value)
+        else:
+            feature.int64_list.value.append(value)
     return message.SerializeToString(deterministic=True)
 
 
@@ -101,45 +107,49 @@ def length(path: Path) -> int | None:
     return count
 
 
-def sha256(path: Path) -> str:
-    """Return the hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@contextlib.contextmanager
+def writing(path: Path, count: int) -> Iterator[Callable[[bytes], None]]:
+    """Give what writes a record of a shard, which gets its name when it is whole and on the disk.
+
+    Raises:
+      OSError: the shard cannot be written, or there are not `count` records in it afterwards.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+    try:
+        writer = ArrayRecordWriter(str(partial), _OPTIONS)
+        yield writer.write
+        writer.close()
+    except RuntimeError as error:
+        reason = str(error).partition(";")[0].removeprefix("write() failed: ")
+        raise OSError(f"cannot write {path}: {reason}") from error
+    if length(partial) != count:
+        raise OSError(f"cannot write {path}: it does not hold {count} records afterwards")
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def write(shard: Shard) -> Iterator[Event]:
-    """Write a shard under another name, and rename it when it is whole and on the disk.
+    """Write a shard of files that lie in a tar file or in folders.
 
     Raises:
       ValueError: the source has changed.
       OSError: the source cannot be read, or the shard cannot be written.
     """
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     rows = np.array(np.load(shard.plan, mmap_mode="r")[shard.first : shard.last])
-    partial = shard.path.with_name(f"{shard.path.name}.{os.getpid()}{PARTIAL}")
     images = size = 0
-    try:
-        writer = ArrayRecordWriter(str(partial), _OPTIONS)
+    with writing(shard.path, len(rows)) as add:
         for (name, _, label, _, _), data in zip(
             rows.tolist(), _read_ahead(shard.origin, rows), strict=True
         ):
-            writer.write(example(data, label, name))
+            add(example({"image": data, "label": label, "file_name": name}))
             images, size = images + 1, size + len(data)
-            if images == _CHUNK:
+            if images == CHUNK:
                 yield Event(images, size)
                 images = size = 0
-        writer.close()
-    except RuntimeError as error:
-        reason = str(error).partition(";")[0].removeprefix("write() failed: ")
-        raise OSError(f"cannot write {shard.path}: {reason}") from error
-    if length(partial) != len(rows):
-        raise OSError(f"cannot write {shard.path}: it does not hold {len(rows)} records afterwards")
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    digest = sha256(partial)
-    partial.replace(shard.path)
-    yield Event(images, size, shard.path.name, digest)
+    yield Event(images, size, shard.path.name, sha256(shard.path))
 
 
 def _read_ahead(origin: Path, rows: np.ndarray) -> Iterator[bytes]:
@@ -212,20 +222,21 @@ def _parsed(shard: Shard) -> Iterator[tuple[int, int]]:
     labels, names = _index(shard.plan)
     reader = ArrayRecordReader(str(shard.path))
     total = reader.num_records()
-    for begin in range(0, total, _CHUNK):
+    for begin in range(0, total, CHUNK):
         size = 0
-        for i, record in enumerate(reader.read(begin, min(begin + _CHUNK, total)), begin):
+        for i, record in enumerate(reader.read(begin, min(begin + CHUNK, total)), begin):
             try:
                 feature = tf_example_pb2.Example.FromString(record).features.feature
                 image = feature["image"].bytes_list.value[0]
-                found = feature["label"].int64_list.value[0], feature["file_name"].bytes_list.value
-            except (DecodeError, IndexError) as error:
+                label = feature["label"].int64_list.value[0]
+                name = next(filter(None, (feature[key].bytes_list.value for key in NAMES)))[0]
+            except (DecodeError, IndexError, StopIteration) as error:
                 raise ValueError(f"record {i} is no example of this data set ({error})") from error
             row = shard.first + i
-            if not image or row >= len(names) or found != (labels[row], [names[row]]):
+            if not image or row >= len(names) or (label, name) != (labels[row], names[row]):
                 raise ValueError(f"record {i} is not what the index says")
             size += len(image)
-        yield min(_CHUNK, total - begin), size
+        yield min(CHUNK, total - begin), size
     reader.close()
 
 

@@ -5,16 +5,41 @@ import fcntl
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools.imagenet.known import IMAGENET, package_folder
-from tools.imagenet.shards import PARTIAL, SALT, Shard, sha256
-from tools.imagenet.source import Content
+from jaxrobust.data.prepare.shards import PARTIAL, Shard, sha256
+from jaxrobust.data.prepare.source import Content
+from jaxrobust.data.subsets import index_name, write_index
 
 SETTINGS, SUMS, INFO = "jaxrobust-prepare.json", "SHA256SUMS", "dataset_info.json"
-_FEATURES, _LABELS = "features.json", "label.labels.txt"
+FEATURES = "features.json"
+
+
+class About(NamedTuple):
+    """What TFDS is told of a data set.
+
+    Attributes:
+      version, description, module: as TFDS has them.
+      order: what decides the order of the records, in words.
+      labels: the features that are labels, and their classes' names.
+      image: what all images have in common, as `features.json` says it.
+      name_key: the feature that names a record.
+      citation, homepage: empty where there are none.
+      sizes: bytes of the images of each split; of those not said, the shards' own.
+    """
+
+    version: str
+    description: str
+    module: str
+    order: str
+    labels: Mapping[str, Sequence[str]]
+    image: Mapping[str, Any]
+    name_key: str
+    citation: str = ""
+    homepage: str = ""
+    sizes: Mapping[str, int] = {}
 
 
 class Plan(NamedTuple):
@@ -23,11 +48,7 @@ class Plan(NamedTuple):
     directory: Path
     content: Content
     shards: dict[str, list[Shard]]
-
-
-def version(name: str) -> str:
-    """Return the version of a data set: TFDS' for ImageNet, the first for others."""
-    return "5.1.0" if name == IMAGENET else "1.0.0"
+    about: About
 
 
 def settings(plan: Plan) -> dict[str, Any]:
@@ -43,7 +64,7 @@ def settings(plan: Plan) -> dict[str, Any]:
             "shards": len(plan.shards[split]),
             "listing_sha256": listing.hexdigest(),
         }
-    return {"salt": SALT.decode(), "splits": splits}
+    return {"salt": plan.about.order, "splits": splits}
 
 
 @contextlib.contextmanager
@@ -109,15 +130,15 @@ def _remove_unfinished(directory: Path) -> None:
 
 def finish(plan: Plan) -> None:
     """Write what makes the shards a data set, `dataset_info.json` last."""
-    from jaxrobust.data.subsets import index_name, write_index
-
     directory, content = plan.directory, plan.content
-    names = [_FEATURES, _LABELS]
+    names = [FEATURES]
     for split, part in content.splits.items():
         write_index(directory, split, part.rows["label"], part.rows["name"].tolist())
         names.append(index_name(split))
-    (directory / _LABELS).write_text("".join(f"{name}\n" for name in content.classes))
-    _write_json(directory / _FEATURES, _features(content))
+    for feature, classes in plan.about.labels.items():
+        (directory / f"{feature}.labels.txt").write_text("".join(f"{name}\n" for name in classes))
+        names.append(f"{feature}.labels.txt")
+    _write_json(directory / FEATURES, _features(plan.about))
     info = directory / (INFO + PARTIAL)
     _write_json(info, _info(plan))
     sums = read_sums(directory) | {name: sha256(directory / name) for name in names}
@@ -146,58 +167,55 @@ def read_sums(directory: Path) -> dict[str, str]:
 
 
 def _info(plan: Plan) -> dict[str, Any]:
-    content = plan.content
-    imagenet = content.name == IMAGENET
-    what = (
-        "ImageNet (ILSVRC 2012), 1,000 classes" if imagenet else f"{len(content.classes)} classes"
-    )
-    notes = "".join(f" {note}." for note in content.notes)
-    module = f"tensorflow_datasets.datasets.{IMAGENET}.{IMAGENET}_dataset_builder"
+    about = plan.about
+    notes = "".join(f" {note}." for note in plan.content.notes)
+    size = {
+        split: about.sizes.get(split) or sum(shard.path.stat().st_size for shard in shards)
+        for split, shards in plan.shards.items()
+    }
     return {
-        "citation": (package_folder() / "CITATIONS.bib").read_text() if imagenet else "",
-        "description": f"{what}, images byte for byte as in the source, written by jaxrobust's "
-        f"tools/prepare_imagenet.py.{notes}",
+        "citation": about.citation,
+        "description": f"{about.description}{notes}",
         "fileFormat": "array_record",
-        "moduleName": module if imagenet else "jaxrobust.tools.prepare_imagenet",
-        "name": content.name,
+        **({"location": {"urls": [about.homepage]}} if about.homepage else {}),
+        "moduleName": about.module,
+        "name": plan.content.name,
         "splits": [
             {
                 "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
                 "name": split,
-                "numBytes": str(sum(shard.path.stat().st_size for shard in shards)),
+                "numBytes": str(size[split]),
                 "shardLengths": [str(shard.last - shard.first) for shard in shards],
             }
             for split, shards in plan.shards.items()
         ],
         "supervisedKeys": {"tuple": {"items": [{"featureKey": "image"}, {"featureKey": "label"}]}},
-        "version": version(content.name),
+        "version": about.version,
     }
 
 
-def _features(content: Content) -> dict[str, Any]:
+def _features(about: About) -> dict[str, Any]:
     kind = "tensorflow_datasets.core.features"
-    image = {"shape": {"dimensions": ["-1", "-1", "3"]}, "dtype": "uint8"} | _encoding(content)
-    label = {"classLabel": {"numClasses": str(len(content.classes))}}
-    name = f"{kind}.text_feature.Text"
-    return {
-        "pythonClassName": f"{kind}.features_dict.FeaturesDict",
-        "featuresDict": {
-            "features": {
-                "file_name": {"pythonClassName": name, "text": {}},
-                "image": {"pythonClassName": f"{kind}.image_feature.Image", "image": image},
-                "label": {"pythonClassName": f"{kind}.class_label_feature.ClassLabel"} | label,
-            }
+    features: dict[str, Any] = {
+        about.name_key: {"pythonClassName": f"{kind}.text_feature.Text", "text": {}},
+        "image": {
+            "pythonClassName": f"{kind}.image_feature.Image",
+            "image": {"dtype": "uint8", **about.image},
         },
     }
+    for label, classes in about.labels.items():
+        features[label] = {
+            "pythonClassName": f"{kind}.class_label_feature.ClassLabel",
+            "classLabel": {"numClasses": str(len(classes))},
+        }
+    return {
+        "pythonClassName": f"{kind}.features_dict.FeaturesDict",
+        "featuresDict": {"features": features},
+    }
 
 
-def _encoding(content: Content) -> dict[str, str]:
-    """Return the format of all images by their names; empty where they differ or TFDS has none."""
-    for form, endings in {"jpeg": (b".jpeg", b".jpg"), "png": (b".png",)}.items():
-        if all(
-            name.lower().endswith(endings)
-            for part in content.splits.values()
-            for name in part.rows["name"].tolist()
-        ):
-            return {"encodingFormat": form}
-    return {}
+def image(shape: Sequence[int | None], encoding: str | None = None) -> dict[str, Any]:
+    """Return what `features.json` says of images: their shape (None: any), the format of all."""
+    dimensions = ["-1" if side is None else str(side) for side in shape]
+    found: dict[str, Any] = {"shape": {"dimensions": dimensions}}
+    return found | ({"encodingFormat": encoding} if encoding else {})

@@ -21,11 +21,10 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jaxrobust import data
+from jaxrobust.data.prepare import imagenet, shards
+from jaxrobust.data.prepare.known import known
 from tests.support import paths
 from tests.support.paths import NO_SHARED, SHARED
-from tools import prepare_imagenet
-from tools.imagenet import shards
-from tools.imagenet.known import known
 
 ROOT = paths.ROOT
 PHOTOGRAPHS = SHARED / "data" / "imagenet_samples"
@@ -78,7 +77,7 @@ class PrepareTest(parameterized.TestCase):
         said, complained = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
             try:
-                prepare_imagenet.main(argv)
+                imagenet.main(argv)
                 ended = 0
             except SystemExit as error:
                 ended = error.code
@@ -197,7 +196,7 @@ class RecordsTest(PrepareTest):
         source = self.tars(train, validation_images(first.values()))
         with (
             mock.patch.dict(known().sizes, {"train": 1000, "validation": 1000}),
-            mock.patch.dict(prepare_imagenet._SHARDS, {"train": 8, "validation": 3}),
+            mock.patch.dict(imagenet._SHARDS, {"train": 8, "validation": 3}),
         ):
             said, _ = self.run_tool(source)
         self.assertRegex(said, "train: 1,000 images, as many as ImageNet has;.* in 8 shards")
@@ -275,12 +274,12 @@ class InterruptedTest(PrepareTest):
         flags = (source, "--allow-partial", "--shards", 5, 1)
         self.run_tool(*flags, out=self.root / "whole")
         program = (
-            "import os, signal, sys; from tools import prepare_imagenet; "
-            "from tools.imagenet import shards; example = shards.example; calls = []\n"
+            "import os, signal, sys; from jaxrobust.data.prepare import imagenet, shards; "
+            "example = shards.example; calls = []\n"
             "def dies(*row):\n"
             "    calls.append(row)\n"
             "    return os.kill(os.getpid(), 9) if len(calls) == 47 else example(*row)\n"
-            "shards.example = dies; prepare_imagenet.main(sys.argv[1:])"
+            "shards.example = dies; imagenet.main(sys.argv[1:])"
         )
         killed = subprocess.run(
             [sys.executable, "-c", program, *map(str, flags), "--out", self.out, "--workers", "1"],
@@ -403,7 +402,7 @@ class CheckTest(PrepareTest):
         said, _ = self.run_tool("--check", "--json")
         self.assertEqual(json.loads(said.splitlines()[-1])["images"], 43)
         subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=self.directory, check=True)
-        listed = set(prepare_imagenet.directory.read_sums(self.directory))
+        listed = set(imagenet.directory.read_sums(self.directory))
         self.assertEqual(listed | {"SHA256SUMS"}, set(self.contents()))
 
     def test_a_flipped_byte(self):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jaxrobust.data.folder import ENDINGS
-from tools.imagenet.known import (
+from jaxrobust.data.prepare.known import (
     IMAGENET,
     PARTIAL,
     VALIDATION_NAME,

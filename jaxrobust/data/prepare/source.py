@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from tools.imagenet import folders, tars
-from tools.imagenet.known import IMAGENET, PARTIAL, Row, known
+from jaxrobust.data.prepare import folders, tars
+from jaxrobust.data.prepare.known import IMAGENET, PARTIAL, Row, known
 
 
 class Split(NamedTuple):

@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.imagenet.known import VALIDATION_NAME, Row, check_synset, known, validation_label
+from jaxrobust.data.prepare.known import VALIDATION_NAME, Row, check_synset, known, validation_label
 
 FILES = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 _OTHERS = {

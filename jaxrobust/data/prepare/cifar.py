@@ -1,0 +1,232 @@
+"""`python -m jaxrobust.data.prepare cifar10 [--out OUT]`: CIFAR-10 or -100 as ArrayRecord.
+
+The official archive is downloaded, or taken from --from ARCHIVE: the python or the binary version,
+recognised by its sha256. OUT/cifar10/3.0.2 is then what `tfds build` would write: the same ids and
+labels in the same order, the same pixels (as PNG), for CIFAR-100 with coarse_label; jaxrobust, TFDS
+and Grain read it. It takes a minute, and --check reads everything again.
+
+Exit codes: 0 done; 2 a mistake, or an archive that is not the official one, with one sentence on
+stderr; 3 stopped for another reason that it names (no network, full disk); 130 interrupted.
+"""
+
+import argparse
+import functools
+import hashlib
+import io
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxrobust.data import tfds_source
+from jaxrobust.data.prepare import archives, command, directory, shards
+from jaxrobust.data.prepare.directory import About, Plan
+from jaxrobust.data.prepare.shards import Event, Job, Shard
+from jaxrobust.data.prepare.source import Content, Split
+from jaxrobust.runtime import download
+
+VERSION = "3.0.2"  # TFDS' of both
+_CITATION = """@techreport{Krizhevsky2009,
+  author = {Alex Krizhevsky},
+  title = {Learning Multiple Layers of Features from Tiny Images},
+  institution = {University of Toronto},
+  year = {2009}
+}
+"""
+
+
+def parse(dataset: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line; hyphens and underscores are the same."""
+    parser = command.parser(__doc__, dataset)
+    parser.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        metavar="ARCHIVE",
+        help=f"Official archive, such as {archives.of(dataset)[0].file}; default: it is downloaded "
+        f"from {archives.ADDRESS}.",
+    )
+    parser.flag(
+        "out",
+        default=str(tfds_source.data_directory()),
+        help="Folder of NAME/VERSION, a data_dir for jaxrobust and TFDS; default: %(default)s.",
+    )
+    command.common_flags(parser)
+    args = parser.parse_args(argv)
+    args.name = dataset
+    if args.check and args.source:
+        parser.error("give --from to write from it, or --check")
+    return args
+
+
+def prepare(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the data set; return what was done."""
+    folder = Path(args.out) / args.name / VERSION
+    if not args.source and (folder / directory.INFO).exists():
+        if not (folder / directory.SETTINGS).exists():
+            raise ValueError(f"{folder} was written by another tool; use it, or give another --out")
+        return _done(folder)
+    start = time.perf_counter()
+    path = args.source or _downloaded(args.name)
+    command.say(f"reading {path}")
+    found = archives.read(path, archives.identify(path, args.name))
+    orders = {split: tfds_order(split, range(len(x))) for split, x in found.images.items()}
+    splits = {split: Split(path, _rows(split, found, order)) for split, order in orders.items()}
+    parts = {split: [_shard(folder, args.name, split, len(x))] for split, x in orders.items()}
+    content = Content(args.name, found.classes["label"], splits, [])
+    plan = Plan(folder, content, parts, _about(args.name, found))
+    listed = time.perf_counter()
+    with directory.claimed(plan):
+        written = _write(plan, functools.partial(_write_shard, found=found, orders=orders))
+        directory.finish(plan)
+    seconds = time.perf_counter() - listed
+    size = written * found.images["test"][0].nbytes
+    return _done(folder) | {
+        "written_images": written,
+        "written_bytes": size,
+        "listing_seconds": round(listed - start, 3),
+        "writing_seconds": round(seconds, 3),
+        "mb_per_second": round(size / seconds / 1e6, 1),
+    }
+
+
+def _done(folder: Path) -> dict[str, Any]:
+    """Return what a finished directory holds, and that nothing of it was written now."""
+    info = json.loads((folder / directory.INFO).read_text())
+    splits = {
+        part["name"]: {
+            "images": sum(map(int, part["shardLengths"])),
+            "of": None,
+            "bytes": int(part["numBytes"]),
+            "shards": len(part["shardLengths"]),
+        }
+        for part in info["splits"]
+    }
+    classes = (folder / "label.labels.txt").read_text().splitlines()
+    return {
+        "directory": str(folder),
+        "name": info["name"],
+        "version": info["version"],
+        "classes": len(classes),
+        "splits": splits,
+        "notes": [],
+        "written_images": 0,
+        "written_bytes": 0,
+    }
+
+
+def _write(plan: Plan, job: Job) -> int:
+    """Write the shards that are not there yet; return how many images they hold."""
+    sums = directory.read_sums(plan.directory)
+    every = [shard for part in plan.shards.values() for shard in part]
+    todo = [shard for shard in every if not _is_there(shard, sums)]
+    if todo:
+        (plan.directory / directory.INFO).unlink(missing_ok=True)  # it promises all shards
+    with command.working(job, "writing", every, todo, 1) as events:
+        for event in events:
+            if event.shard:
+                directory.add_sum(plan.directory, event.shard, event.sha256)
+    return command.images_of(todo)
+
+
+def _is_there(shard: Shard, sums: dict[str, str]) -> bool:
+    whole = shards.length(shard.path) == shard.last
+    return whole and sums.get(shard.path.name) == shards.sha256(shard.path)
+
+
+def _downloaded(dataset: str) -> Path:
+    """Return the official archive, in the cache."""
+    archive = archives.of(dataset)[0]
+    address = f"{archives.ADDRESS}/{archive.file}"
+    otherwise = f", with --from {archive.file}"
+    try:
+        return download.fetch(address, "data", sha256=archive.sha256, tell=command.say)
+    except ValueError as error:
+        raise ValueError(f"{error}{otherwise}") from error
+    except download.Unreachable as error:
+        raise download.Unreachable(f"{error}{otherwise}") from error
+
+
+def tfds_order(split: str, keys: Iterable[object]) -> np.ndarray:
+    """Return the order in which TFDS writes the records of a split: by the MD5 of split and key.
+
+    Args:
+      split: TFDS' salt.
+      keys: of the records, as the data set generates them; CIFAR's are their positions.
+    Returns:
+      i64[N], a permutation.
+    Source: tensorflow_datasets 4.9.10, core/shuffle.py and core/hashing.py; parity with what its
+    builders write: tests/data/prepare/test_cifar.py.
+    """
+    digests = [hashlib.md5(f"{split}{key}".encode()).digest() for key in keys]
+    return np.array(sorted(range(len(digests)), key=digests.__getitem__))
+
+
+def _rows(split: str, found: archives.Images, order: np.ndarray) -> np.ndarray:
+    """Return the table of a split's records, in their order."""
+    table = np.empty(len(order), [("name", "S11"), ("label", "<i4"), ("size", "<i8")])
+    table["name"] = [f"{split}_{position:05}".encode() for position in order.tolist()]
+    table["label"] = found.labels[split]["label"][order]
+    table["size"] = found.images[split][0].nbytes
+    return table
+
+
+def _shard(folder: Path, name: str, split: str, size: int) -> Shard:
+    path = folder / shards.file_name(name, split, 0, 1)
+    return Shard(path, Path(split), folder, 0, size)
+
+
+def _about(dataset: str, found: archives.Images) -> About:
+    return About(
+        version=VERSION,
+        description=f"The {len(found.classes['label'])} classes of "
+        f"{dataset.upper().replace('R1', 'R-1')}, 60,000 images of 32x32 pixels from the official "
+        "archive, written by jaxrobust's data.prepare.",
+        module="tensorflow_datasets.image_classification.cifar",
+        order="md5(SPLIT + position in the archive), as TFDS",
+        labels=found.classes,
+        image=directory.image(archives.SHAPE),
+        name_key="id",
+        citation=_CITATION,
+        homepage=f"{archives.ADDRESS}/cifar.html",
+        # Not those of the files: they depend on the installed zlib, and say which data this is.
+        sizes={split: images.nbytes for split, images in found.images.items()},
+    )
+
+
+def _write_shard(
+    shard: Shard, *, found: archives.Images, orders: dict[str, np.ndarray]
+) -> Iterator[Event]:
+    split = str(shard.plan)
+    images, labels = found.images[split], found.labels[split]
+    size = images[0].nbytes
+    waiting = 0
+    with shards.writing(shard.path, shard.last) as add:
+        for position in orders[split].tolist():
+            record: dict[str, bytes | int] = {
+                feature: int(values[position]) for feature, values in labels.items()
+            }
+            record["id"] = f"{split}_{position:05}".encode()
+            record["image"] = png(images[position])
+            add(shards.example(record))
+            waiting += 1
+            if waiting == shards.CHUNK:
+                yield Event(waiting, waiting * size)
+                waiting = 0
+    yield Event(waiting, waiting * size, shard.path.name, shards.sha256(shard.path))
+
+
+def png(image: np.ndarray) -> bytes:
+    """Return an image uint8[H,W,3] as a PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def main(dataset: str, argv: list[str] | None = None) -> None:
+    """Write or check, as the command line says."""
+    command.run(parse(dataset, argv), prepare)

@@ -1,0 +1,154 @@
+"""What the commands of all data sets share: their flags, their bar, their errors and reports."""
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from jaxrobust.data.prepare import checking, shards
+from jaxrobust.data.prepare.shards import Event, Job, Shard
+from jaxrobust.runtime.commandline import Arguments, stop
+from jaxrobust.runtime.download import Unreachable
+
+
+def parser(doc: str, name: str) -> Arguments:
+    """Return a parser with the flags of every data set; `doc` is its --help."""
+    more = doc.split("\n", 2)[2]
+    raw = argparse.RawDescriptionHelpFormatter
+    return Arguments(doc, epilog=more, formatter_class=raw, prog=f"jaxrobust prepare {name}")
+
+
+def common_flags(flags: Arguments) -> None:
+    """Add the flags that every data set has."""
+    workers = min(os.cpu_count() or 1, 32)
+    flags.flag(
+        "workers", type=int, default=workers, help="Number of processes; default: %(default)s."
+    )
+    flags.flag("check", action="store_true", help="Read every byte of OUT instead of writing it.")
+    flags.flag("json", action="store_true", help="Print one JSON object on the last line.")
+
+
+def run(args: argparse.Namespace, prepare: Callable[[argparse.Namespace], dict[str, Any]]) -> None:
+    """Prepare or check, as the flags say; print what was done, or end with a sentence on stderr."""
+    args.out = os.path.expanduser(args.out)
+    try:
+        if "://" in args.out:
+            raise ValueError(
+                f"--out {args.out}: write to a local folder, then `gcloud storage cp -r` copies it"
+            )
+        if args.workers < 1:
+            raise ValueError(f"--workers {args.workers} must be at least 1")
+        done = _check(args) if args.check else prepare(args)
+    except KeyboardInterrupt:
+        stop("interrupted; the same command continues", 130)
+    except ValueError as error:
+        stop(error, 2)
+    except Unreachable as error:  # which says that already
+        stop(error, 3)
+    except OSError as error:
+        stop(f"{error}{'' if args.check else '; the same command continues'}", 3)
+    if not args.check:
+        _report(done)
+    if args.json:
+        print(json.dumps(done))
+
+
+def _check(args: argparse.Namespace) -> dict[str, Any]:
+    """Read a finished data set; return its counts.
+
+    Raises:
+      ValueError: there is no such data set.
+      OSError: it is damaged; says what.
+    """
+    start = time.perf_counter()
+    folder, every, damage, files = checking.begun(args.out, args.name)
+    with working(shards.check, "checking", every, every, args.workers) as events:
+        damage |= {event.shard: event.damage for event in events if event.damage}
+    if damage:
+        name, what = next(iter(damage.items()))
+        more = f" (and {len(damage) - 1} more)" * (len(damage) > 1)
+        raise OSError(
+            f"{folder / name} {what}{more}; remove what is damaged, the command that wrote it "
+            "writes it again"
+        )
+    images = images_of(every)
+    print(f"{folder}: {images:,} images; every record, label and sha256 is right")
+    seconds = round(time.perf_counter() - start, 3)
+    return {"directory": str(folder), "images": images, "files": files, "seconds": seconds}
+
+
+@contextlib.contextmanager
+def working(
+    job: Job, what: str, every: Sequence[Shard], todo: Sequence[Shard], workers: int
+) -> Generator[Generator[Event]]:
+    """Give the events of `job` on the shards `todo`, shown in a bar over all of them."""
+    events = shards.work(job, todo, workers)
+    with contextlib.closing(_progress(events, what, images_of(every), images_of(todo))) as shown:
+        yield shown
+
+
+def images_of(part: Sequence[Shard]) -> int:
+    """Return how many images shards hold."""
+    return sum(shard.last - shard.first for shard in part)
+
+
+def _progress(events: Generator[Event], what: str, total: int, todo: int) -> Generator[Event]:
+    """Yield the events, with images/s, MB/s and the time left on stderr: a bar, or plain lines."""
+    terminal = sys.stderr.isatty()
+    with (
+        contextlib.closing(events),
+        open(os.devnull, "w") as nowhere,
+        tqdm(
+            desc=what,
+            total=total,
+            initial=total - todo,
+            file=sys.stderr if terminal else nowhere,
+            dynamic_ncols=terminal,
+            bar_format="{desc} {percentage:3.0f}% |{bar:20}| {n_fmt}/{total_fmt} "
+            "[{elapsed}<{remaining}, {rate_fmt}{postfix}]",
+            unit=" images",
+        ) as bar,
+    ):
+        start = said = time.perf_counter()
+        size = 0
+        for event in events:
+            size += event.size
+            now = time.perf_counter()
+            bar.set_postfix_str(f"{size / max(now - start, 1e-9) / 1e6:,.0f} MB/s", refresh=False)
+            bar.update(event.images)
+            if not terminal and now - said > 10:
+                said = now
+                say(str(bar))
+            yield event
+
+
+def say(message: str) -> None:
+    """Print a line on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def _report(done: dict[str, Any]) -> None:
+    print(f"{done['directory']}: {done['classes']:,} classes")
+    for split, part in done["splits"].items():
+        whole = ""
+        if part["of"]:
+            same = part["of"] == part["images"]
+            whole = ", as many as ImageNet has" if same else f" of ImageNet's {part['of']:,}"
+        print(
+            f"  {split}: {part['images']:,} images{whole}; {part['bytes'] / 1e9:,.3f} GB in "
+            f"{part['shards']:,} shard{'s' * (part['shards'] > 1)}"
+        )
+    for note in done["notes"]:
+        print(f"  {note}")
+    print(
+        f"  wrote {done['written_images']:,} images in {done['writing_seconds']:,.1f} s "
+        f"({done['mb_per_second']:,.0f} MB/s), listed them in {done['listing_seconds']:,.1f} s"
+        if done["written_images"]
+        else "  all of it was there already"
+    )
