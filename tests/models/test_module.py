@@ -10,7 +10,7 @@ from jaxrobust import models
 SMALL = {
     "convnext_n": {"depths": (1,), "dims": (8,), "image_size": 16},
     "iso_convnext_s": {"dim": 8, "depth": 1, "stem_strides": (4,), "image_size": 16},
-    "resnet18": {"depths": (1,), "width": 8, "small_stem": True, "image_size": 16},
+    "resnet18": {"depths": (1,), "small_stem": True, "image_size": 16},
     "vit_s": {"dim": 8, "depth": 1, "heads": 2, "stem_strides": (4,), "image_size": 16},
     "cait_s12": {"dim": 8, "depth": 1, "heads": 2, "stem_strides": (4,), "image_size": 16},
     "xcit_n12": {"dim": 16, "depth": 1, "heads": 2, "stem_strides": (2, 2), "image_size": 16},

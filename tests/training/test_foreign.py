@@ -1,8 +1,10 @@
 """A run of a network that is not ours, from the first step to its record."""
 
 import contextlib
+import io
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -37,7 +39,8 @@ class RunTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.enterClassContext(contextlib.chdir(cls.create_tempdir(cls).full_path))
+        folder = cls.enterClassContext(tempfile.TemporaryDirectory())
+        cls.enterClassContext(contextlib.chdir(folder))
         cls.source = written(Path.cwd())
         cls.said = training.quiet_run(config(), Path("run"))
         cls.record = {
@@ -125,7 +128,7 @@ class RunTest(parameterized.TestCase):
             self.assertEqual(record[key], trained[key], key)
         code, _, said = call(**given, options="{'width': 8}")
         self.assertEqual(code, 2)
-        self.assertRegex(said, r"own.safetensors: .*blocks.0.conv.bias: shape \(4,\)")
+        self.assertRegex(said, r"(?s)own.safetensors: .*blocks.0.conv.bias: shape \(4,\)")
 
     def best(self):
         from jaxrobust.weights import runs
@@ -133,7 +136,7 @@ class RunTest(parameterized.TestCase):
         return runs.run_weights(Path("run"))
 
     def test_is_not_exported(self):
-        with contextlib.redirect_stderr(open(os.devnull, "w")) as _, self.assertRaises(SystemExit):
+        with contextlib.redirect_stderr(io.StringIO()), self.assertRaises(SystemExit):
             export_torch.main(["--workdir", "run", "--layout", "module", "--out", "ship"])
         with self.assertRaisesRegex(ValueError, "my_nets.py:make is a function of yours, and this"):
             export_torch.of_run(Path("run"), None, None)
