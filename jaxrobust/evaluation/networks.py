@@ -79,7 +79,7 @@ def _weakly(function):
 
 
 def _forget(function):
-    for key in list(_kept):
+    for key in list(_kept or ()):  # None where Python ends
         if any(rest.function is function for rest in key[0]):
             del _kept[key]
 
