@@ -113,16 +113,22 @@ class OwnNetworksTest(parameterized.TestCase):
     def test_train_and_are_evaluated(self):
         """As the docstring of the config says."""
         workdir = Path(self.create_tempdir()) / "run"
-        command = ["-m", "jaxrobust.main", "--config", "my_config.py", f"--workdir={workdir}"]
-        printed = run(self, *command, cwd=EXAMPLES)
+        command = [
+            "-m",
+            "jaxrobust.main",
+            "--config",
+            "examples/my_config.py",
+            f"--workdir={workdir}",
+        ]
+        printed = run(self, *command, cwd=ROOT)
         rows = [figures(line)[1] for line in printed if re.match(r"(pre)?train, step", line)]
         text = ast.get_docstring(ast.parse((EXAMPLES / "my_config.py").read_text()))
         claimed = [float(figure) for figure in re.findall(r"([\d.]+) %", text)]
         for ours, theirs in zip([x for row in rows for x in row], claimed, strict=True):
             self.assertAlmostEqual(ours, theirs, delta=POINTS)
         command = ["-m", "jaxrobust.evaluate", f"--workdir={workdir}", "--attack=apgd-ce", "--n=50"]
-        printed = run(self, *command, cwd=EXAMPLES)
-        self.assertIn("my_nets.py:make (train, step 380, ema), float32", printed)
+        printed = run(self, *command, cwd=ROOT)
+        self.assertIn("examples/my_nets.py:make (train, step 380, ema), float32", printed)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from jaxrobust.evaluation import subject as subjects
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import folders
+from jaxrobust.runtime.progress import say
 from jaxrobust.types import Weights
 from jaxrobust.weights import loading, runs
 from jaxrobust.weights import sources as weights_sources
@@ -140,6 +141,8 @@ def weights(
     if given.workdir:
         run = Path(given.workdir)
         runs.check_classes(run, source, renamed=True)
+        if other := runs.rewritten(run, subject.origin()):
+            say(other)
         which, found = runs.run_weights(run, given.phase, image_size=subject.network.image_size)
         return which, subject, found
     if given.function:

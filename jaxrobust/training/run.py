@@ -58,8 +58,10 @@ def run(config: Any, workdir: Path, *, profile: Profile | None = None) -> None:
         say(f"{config.model.name} on {config.data.name}, {hardware.devices()}, workdir {workdir}")
         if idle := hardware.left_idle():
             say(f"WARNING: {idle}")
-        if function and (other := hosts.together(lambda: _rewritten(workdir, function))):
-            say(other)
+        if function:
+            hosts.together(lambda: _noted(workdir / runs.FUNCTION, function))
+            if other := runs.rewritten(workdir, function):
+                say(other)
         if begun and (other := start_weights.changed(config, workdir)):
             say(other)
         for line in advice.lines(config, phases[0], begun=bool(begun)):
@@ -233,20 +235,6 @@ def claim(workdir: Path, plain: dict, data: dict[str, Any]) -> None:
             f"the data is not what the run in {workdir} began with ({'; '.join(differing)}); "
             "restore it, or give a new --workdir"
         )
-
-
-def _rewritten(workdir: Path, function: dict[str, Any]) -> str:
-    """Note the user's function that makes a run's network; return a sentence where its file is not
-    the one that the run began with, else nothing.
-    """
-    noted = _noted(workdir / "function.json", function)
-    if noted.get("sha256") == function["sha256"]:
-        return ""
-    before, now = (str(known.get("sha256"))[:12] for known in (noted, function))
-    return (
-        f"WARNING: {function['file']} has changed since this run began (sha256 {before} then, "
-        f"{now} now), and its weights go on in the network that it makes now"
-    )
 
 
 def _in_pixels(flat: dict[str, Any]) -> dict[str, Any]:
