@@ -33,6 +33,9 @@ COMMANDS = {
     "export": Command(
         "jaxrobust.convert.export_torch", "--workdir RUN", "writes them for PyTorch or RobustBench"
     ),
+    "prepare": Command(
+        "jaxrobust.data.prepare", "cifar10 --out DIR", "writes data sets as training reads them"
+    ),
     "certificate": Command(
         "jaxrobust.convert.certificate", "--model M", "compares a network with its reference"
     ),

@@ -42,13 +42,13 @@ def base() -> ConfigDict:
     config.seed = 0
     config.model = ConfigDict(
         {
-            "name": "convnext_t_cvst",
+            "name": "convnext_t_cvst",  # or a function of yours, such as my_nets.py:make
             "num_classes": 1000,
             "image_size": 224,
             "in_channels": 3,
             "dtype": "float32",  # compute type; parameters and update stay float32
             "remat": False,
-            "options": ConfigDict(),  # further fields of the family's row
+            "options": ConfigDict(),  # further fields of the family's row, or of the function
         }
     )
     # So many devices share one copy of parameters and optimiser state; 0: all, 1: none does.

@@ -2,6 +2,7 @@
 
 An imported folder (jaxrobust.convert.import_torch), a RobustBench id and a timm id say themselves
 what they are: --weights FOLDER without --model. What is on the internet is kept in a cache.
+--function my_net.py:logits_fn --dataset NAME evaluates a network of any library.
 
 Attacks a network, prints what it withstands and writes the record of it. The same command again
 continues an evaluation that was interrupted, and prints one that is done. On a pod, start it with
@@ -37,6 +38,8 @@ _FLAGS = {
     "weights": "Its weights: a file, an imported folder, a URL, hf://ORG/REPO, a RobustBench id "
     "such as Salman2020Do_R18, or a timm id such as convnext_tiny.fb_in1k.",
     "options": "Fields of the row of --model that its weights do not say: {'stem_strides': (1,)}.",
+    "function": "Function of images in [0, 1] to logits instead: my_net.py:logits_fn, or "
+    "my_package.nets:logits_fn.",
     "dataset": "Data set: digits, cifar10, imagenet2012, folder:PATH, npz:PATH, hf:NAME; default: "
     "that of the run.",
     "split": "Split, such as test[:1000]; default: the test split of the run, or test, or of "

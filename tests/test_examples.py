@@ -35,7 +35,8 @@ class ExamplesTest(parameterized.TestCase):
     def test_public_names_have_one(self):
         attacks, models = jaxrobust.attacks, jaxrobust.models
         own = [attacks.fgsm, attacks.pgd, attacks.apgd, attacks.fab, attacks.square]
-        own += [models.available, models.create, models.load, jaxrobust.evaluation.autoattack]
+        own += [models.available, models.create, models.load, models.module]
+        own += [jaxrobust.evaluation.autoattack]
         own += [jaxrobust.convert.from_torch, jaxrobust.convert.to_torch]
         own += [jaxrobust.data.evaluation_transform, jaxrobust.data.load]
         for function in own:

@@ -39,7 +39,7 @@ LINES = 220  # of README.md, at most
 
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _COMMAND = re.compile(rf"python (-m jaxrobust\b|tools/)|jaxrobust ({'|'.join(COMMANDS)})\b")
-_PATH = re.compile(r"(?<![\w/.~])(?:configs|jaxrobust|tests|tools)/[\w./-]*\w")
+_PATH = re.compile(r"(?<![\w/.~])(?:configs|examples|jaxrobust|tests|tools)/[\w./-]*\w")
 _FILES = (".json", ".jsonl", ".py", ".safetensors", ".txt")
 
 
@@ -160,7 +160,8 @@ class CommandsTest(parameterized.TestCase):
         if file is not None:
             path = config_file(file)
             self.assertTrue(path.is_file(), file)
-            config = importlib.import_module(f"configs.{path.stem}").get_config()
+            module = f"{path.parent.name}.{path.stem}"  # of configs/, or of examples/
+            config = importlib.import_module(module).get_config()
         for name, _ in given:
             if name.startswith("config."):
                 self.assertIsNotNone(config, "a key without a --config")

@@ -17,7 +17,8 @@ STATIC = {
 }
 FAST = {"tests": [PYTHON, "-m", "pytest"]}
 # The networks once more with the tree mode that Flax announces as NNX's default.
-TREE_TESTS = [f"tests/models/test_{name}.py" for name in ("families", "convnext", "xcit", "resnet")]
+_TREE = ("families", "convnext", "xcit", "resnet", "foreign", "module")
+TREE_TESTS = [f"tests/models/test_{name}.py" for name in _TREE]
 TREE_MODE = ["env", "NNX_GRAPH_MODE=false", "NNX_GRAPH_UPDATES=false"]
 MATRIX = {"golden sets, architectures": [PYTHON, "-m", "pytest", "-m", "matrix"]}
 SLOW = {

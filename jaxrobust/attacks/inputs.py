@@ -89,13 +89,34 @@ def check_no_targets(loss: str) -> None:
         )
 
 
+def check_array(name: str, value: Any) -> None:
+    """Refuse what is no array, nor a list that could be one.
+
+    Raises:
+      ValueError: an iterator, a dict, parts of different sizes.
+    """
+    if isinstance(value, jax.Array):
+        return
+    try:
+        kind = np.asarray(value).dtype.kind
+    except (TypeError, ValueError, RuntimeError):  # a ragged list; a tensor on another device
+        kind = "O"
+    if kind == "O":
+        raise ValueError(
+            f"{name} are of type {type(value).__name__}, no array of numbers; pass one array, of "
+            f"batches np.concatenate([*{name}])"
+        )
+
+
 def check_inputs(images: Any, labels: Any) -> tuple[Points, Array]:
     """Return images and labels as JAX arrays, from NumPy's and lists too; refuse what misfits.
 
     Raises:
-      ValueError: no images or not floating point, labels that do not match their number or are
-        neither i[B] nor f[B, C].
+      ValueError: no arrays, no images or not floating point, labels that do not match their number
+        or are neither i[B] nor f[B, C].
     """
+    check_array("images", images)
+    check_array("labels", labels)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.attacks.balls import per_image
-from jaxrobust.attacks.inputs import check_classes, image_keys
+from jaxrobust.attacks.inputs import check_array, check_classes, image_keys
 from jaxrobust.attacks.losses import CE
+from jaxrobust.attacks.network import of_one_image, remedy
 from jaxrobust.types import (
     Array,
     Attack,
@@ -200,11 +201,23 @@ def run(
 
 
 def checked(logits_fn: LogitsFn, given: Any) -> Callable[[Array, Any], Array]:
-    """Return a network for `advance` that refuses classes which the logits do not have."""
+    """Return a network for `advance` that refuses classes which the logits do not have.
+
+    Raises:
+      ValueError: the network cannot be called so, with what to do.
+    """
 
     def network(points: Images, draw: Any) -> Logits:
         del draw
-        logits = logits_fn(points)
+        image = jax.ShapeDtypeStruct(points.shape[1:], points.dtype)
+        try:
+            logits = logits_fn(points)
+        except Exception as error:
+            if what := remedy(error) or of_one_image(logits_fn, image):
+                raise ValueError(f"logits_fn {what}") from error
+            raise
+        if jnp.ndim(logits) < 2 and (what := of_one_image(logits_fn, image)):
+            raise ValueError(f"logits_fn {what}")
         for name in ("labels", "targets"):
             check_classes(name, getattr(given, name, None), logits.shape[1])
         return logits
@@ -222,6 +235,7 @@ def as_attack(
     def attack(
         logits_fn: LogitsFn, key: Array | None, images: GivenImages, labels: Array
     ) -> Images:
+        check_array("images", images)
         images = jnp.asarray(images)
         if images.shape[0] == 0:
             return images

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.attacks.balls import BALLS, where
-from jaxrobust.attacks.inputs import check_inputs, check_settings, image_keys
+from jaxrobust.attacks.inputs import check_array, check_inputs, check_settings, image_keys
 from jaxrobust.attacks.losses import cw_loss
 from jaxrobust.attacks.machine import Named, Row, advance, checked
 from jaxrobust.attacks.square_geometry import (
@@ -241,6 +241,7 @@ def square(
     def attack(
         logits_fn: LogitsFn, key: Array | None, images: GivenImages, labels: Array
     ) -> Images:
+        check_array("images", images)
         images = jnp.asarray(images)
         if images.shape[0] == 0:
             return images

@@ -191,6 +191,7 @@ def of_run(workdir: Path, phase: str | None, which: str | None) -> tuple[Network
     The best checkpoint holds what the run evaluates; the other kind is in the latest one only.
     """
     config = runs.run_config(workdir)
+    models.known(config.model.name)  # of a user's function nobody knows the PyTorch side
     if which in (None, config.evaluation.weights):
         said, (params, stats) = runs.run_weights(workdir, phase)
     else:

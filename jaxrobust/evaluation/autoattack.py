@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrobust.attacks.inputs import check_radius
-from jaxrobust.evaluation import checks, doubts, engine, networks, plan
+from jaxrobust.attacks.inputs import check_array, check_radius
+from jaxrobust.evaluation import checks, doubts, engine, networks, plan, records
 from jaxrobust.evaluation.cascade import Attack, Cost, Found, Sample, logits_of, search_again
 from jaxrobust.evaluation.ledger import open_ledger
 from jaxrobust.evaluation.progress import Decisions
-from jaxrobust.runtime import hosts
+from jaxrobust.runtime import hosts, jsonl
 from jaxrobust.runtime.progress import say
 from jaxrobust.types import Array
 
@@ -35,6 +35,7 @@ class AutoAttackResult(NamedTuple):
     accuracy_after: dict[str, float]  # robust accuracy after each attack
     attacks: list[dict[str, Any]]  # their settings
     costs: list[Cost]
+    about: dict[str, Any]  # what else a record says: ball, seed, images, hashes
 
     def table(self) -> str:
         """Return accuracy after each attack, what it added and what it cost, for people."""
@@ -55,6 +56,38 @@ class AutoAttackResult(NamedTuple):
         )
         lines += [f"flag {name}: {text}" for name, text in self.flags.items()]
         return "\n".join(lines)
+
+    def record(self, **known: str | None) -> dict[str, Any]:
+        """Return what belongs to the accuracies: versions, device, attacks, ball, seed, hashes.
+
+        It has the keys of the package's own records (`records.accuracy_record`); what nobody knows
+        is None. To be called in the process that evaluated.
+
+        Args:
+          **known: what only you know, in words: `model` (its name), `weights` (which ones),
+            `weights_sha256`, `dataset`, `split`, `preprocessing`, `dtype` (of the network).
+        Raises:
+          ValueError: another name.
+        """
+        return records.of_result(self, known)
+
+    def save(self, path: str | Path, **known: str | None) -> dict[str, Any]:
+        """Append the record to a file of JSON lines, such as results.jsonl, and return it.
+
+        Of several processes, the first one writes.
+
+        Args:
+          path: the file, in a folder that is there.
+          **known: see `record`.
+        Raises:
+          ValueError: the name of the file does not end in .jsonl.
+        """
+        if Path(path).suffix != ".jsonl":
+            raise ValueError(f"{path} gets a line of JSON; give a file such as results.jsonl")
+        record = self.record(**known)
+        if jax.process_index() == 0:
+            jsonl.append(Path(path), record)
+        return record
 
 
 def autoattack(
@@ -119,6 +152,8 @@ def autoattack(
     >>> result.robust.tolist(), result.accuracy_after
     ([True, False], {'apgd-ce': 0.5})
     """
+    check_array("images", images)
+    check_array("labels", labels)
     images, labels = np.asarray(images), np.asarray(labels)
     settings = plan.plan(norm, version, attacks, overrides)
     check_radius(norm, epsilon)
@@ -157,6 +192,11 @@ def autoattack(
             plain = not runner.keyed and len(images) > 0
             flags = _check_network(runner, images, labels) if plain else {}
             result = _cascade(runner, settings, sample, book, flags, verbose)
+    about = {key: evaluation[key] for key in ("norm", "epsilon", "version", "seed")}
+    about |= {"image_ids": records.ranges(ids.tolist()), "images_sha256": evaluation["data"]}
+    about |= {"classes": classes, "image": images.shape[1:], "chosen": bool(attacks or overrides)}
+    about["arrays_sha256"] = evaluation.get("weights") or _arrays(runner)
+    result = result._replace(about=about)
     tell(result.table())
     return result
 
@@ -186,6 +226,7 @@ def _cascade(runner, settings, sample, book, flags, verbose) -> AutoAttackResult
         accuracy_after=accuracy_after,
         attacks=[setting._asdict() for setting in settings],
         costs=costs,
+        about={},
     )
 
 
@@ -216,10 +257,14 @@ def _networks(runner: engine.Engine, name: str | None, first: np.ndarray) -> dic
     """Return what tells networks apart in a ledger: the name, or first logits and all arrays."""
     if name:
         return {"network": name}
-    both = {"weights": runner.logits_fn, "search weights": runner.search_fn}
-    pairs = zip(both.items(), runner.traces, strict=False)
-    hashes = {key: networks.weights(network, seen) for (key, network), seen in pairs}
+    hashes = {"weights": _arrays(runner)}
+    if runner.search_fn is not None:
+        hashes["search weights"] = networks.weights(runner.search_fn, runner.traces[1])
     return {"network": first[:, :16].astype(float).tolist()} | hashes
+
+
+def _arrays(runner: engine.Engine) -> str:
+    return networks.weights(runner.logits_fn, runner.traces[0])
 
 
 def _ids(ids: Sequence[int] | None, n: int) -> np.ndarray:

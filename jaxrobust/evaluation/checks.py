@@ -31,7 +31,7 @@ def check_images(images: Any, labels: Any, *, classes: int | None = None) -> Non
     if images.ndim != 4:
         raise ValueError(
             f"images have shape {images.shape}; pass [N, H, W, C], one image as images[None], "
-            "grey images with a last axis of 1"
+            "grey images with a last axis of 1, batches as np.concatenate(images)"
         )
     if images.shape[1] in (1, 3) and min(images.shape[2:]) > 4:
         raise ValueError(

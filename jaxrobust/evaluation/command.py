@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,16 +13,15 @@ import numpy as np
 
 from jaxrobust import attacks
 from jaxrobust.data import EvaluationBatch, evaluation_transform, pipeline, sources
-from jaxrobust.evaluation import accuracy, autoattack, records
+from jaxrobust.evaluation import accuracy, autoattack, flags, records
 from jaxrobust.evaluation import subject as subjects
+from jaxrobust.evaluation.flags import Given
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.models.inputs import cast
-from jaxrobust.models.published import PUBLISHED
-from jaxrobust.runtime import compilation, folders, hardware, hosts, jsonl, sharding
+from jaxrobust.runtime import compilation, hardware, hosts, jsonl, sharding
 from jaxrobust.runtime.progress import say
 from jaxrobust.types import Attack, Weights
-from jaxrobust.weights import hashes, loading, runs
-from jaxrobust.weights import sources as weights_sources
+from jaxrobust.weights import hashes
 from jaxrobust.weights.checkpoint import disk_full
 
 
@@ -42,54 +41,17 @@ _PGD = re.compile(r"pgd-([1-9]\d{0,6})")
 _AUTOATTACK = {"apgd-ce": ("apgd-ce",), "autoattack": None}  # None: those of the version
 
 
-class Given(NamedTuple):
-    """The flags of `python -m jaxrobust.evaluate`; None: not given."""
-
-    workdir: str | None
-    phase: str | None
-    model: str | None
-    weights: str | None
-    options: dict[str, Any] | None
-    dataset: str | None
-    split: str | None
-    classes: str | None
-    data_dir: str | None
-    preprocessing: str | None
-    norm: str | None
-    epsilon: float | None
-    attack: str
-    version: str
-    search_dtype: str
-    out: str | None
-    num_classes: int | None
-    image_size: int | None
-    n: int
-    batch: int | None
-    seed: int
-
-
 def answer(given: Given) -> tuple[str, bool]:
     """Return the answer for people, and whether this process is the one that prints it.
 
     Raises:
       ValueError: flags that contradict each other or the weights, before anything compiles.
     """
-    given = _placed(given)
-    run = folders.mounted("workdir", given.workdir) if given.workdir else None
-    out = folders.mounted("out", given.out) if given.out else None
-    folder = _folder(given)
+    given = flags.placed(given)
+    flags.check(given)
+    run, out = (Path(place) if place else None for place in (given.workdir, given.out))
     compilation.use_persistent_cache((run or out or Path("runs/evaluation")).parent)
-    if run:
-        origin = subjects.of_run(run)
-    elif folder:
-        origin = subjects.of_folder(folder, given.model, given.options)
-    else:
-        origin = subjects.of_file(str(given.model), Path(str(given.weights)), given.options)
-    own = origin.network.num_classes
-    if None not in (own, given.num_classes) and own != given.num_classes:
-        raise ValueError(
-            f"--num_classes={given.num_classes}, but {folder} holds {own}; leave it out"
-        )
+    origin = flags.origin(given)
     asked, source = subjects.settled(
         origin,
         network={"num_classes": given.num_classes, "image_size": given.image_size},
@@ -101,13 +63,7 @@ def answer(given: Given) -> tuple[str, bool]:
         epsilon=given.epsilon,
     )
     size = _known(asked.network.image_size)
-    if run:
-        runs.check_classes(run, source, renamed=True)
-        which, weights = runs.run_weights(run, given.phase, image_size=size)
-    else:
-        path = Path(str(given.weights))
-        which, network, weights = subjects.file_weights(asked.network, path)
-        asked = replace(asked, network=network)
+    which, asked, weights = flags.weights(given, asked, source)
     question = Question(
         attack=given.attack,
         version=given.version,
@@ -117,54 +73,16 @@ def answer(given: Given) -> tuple[str, bool]:
         preprocessing=subjects.preprocessing(origin, size, source, given.preprocessing),
         search_dtype=given.search_dtype,
     )
-    default = run / "evaluation" if run else Path("runs") / f"evaluation-{asked.network.name}"
+    name = re.sub(r"[^\w.-]+", "-", asked.network.name)
+    default = run / "evaluation" if run else Path("runs") / f"evaluation-{name}"
     said = evaluate(asked, source, which, weights, question, out=out or default)
     return said, jax.process_index() == 0
-
-
-def _placed(given: Given) -> Given:
-    """Return the flags with the path of the weights that they name, brought here if need be."""
-    if not given.weights or given.workdir:
-        return given
-    if given.model and weights_sources.is_missing_file(given.weights):
-        return given  # whose other mistakes are said first
-    path = loading.place(given.weights, model=given.model)
-    if weights_sources.parse(str(path)).kind == "run":
-        if given.model:
-            raise ValueError(
-                f"--weights {path} is a run, which says whose it is; leave --model out"
-            )
-        return given._replace(workdir=str(path), weights=None)
-    imported = path.is_dir() and given.model in PUBLISHED
-    return given._replace(weights=str(path), model=None if imported else given.model)
-
-
-def _folder(given: Given) -> Path | None:
-    """Return the imported folder that flags name, if they name one; refuse what says nothing."""
-    folder = Path(given.weights) if given.weights else None
-    if folder and (given.workdir or not folder.is_dir()):
-        folder = None  # a file, which does not say whose it is
-    if (given.workdir is None) == (given.model is None and folder is None):
-        raise ValueError(
-            "give --workdir RUN, or --model NAME --weights PATH --dataset NAME (no --model where "
-            "PATH is a folder that jaxrobust.convert.import_torch wrote, or a name such as "
-            "Salman2020Do_R18)"
-        )
-    if given.model and not given.weights:
-        raise ValueError("--model needs --weights PATH, its weights")
-    own = ("weights", "num_classes", "options")
-    extra = [f"--{name}" for name in own if getattr(given, name) is not None]
-    if given.workdir and extra:
-        raise ValueError(f"{' and '.join(extra)} would replace the run's own; that takes --model")
-    if given.weights and given.phase:
-        raise ValueError("--phase is one of a --workdir; --weights has but one")
-    return folder
 
 
 def evaluate(
     subject: Subject,
     source: sources.Source,
-    which: str,
+    which: str | None,
     weights: Weights,
     asked: Question,
     *,
@@ -176,7 +94,7 @@ def evaluate(
 
     Args:
       subject, source: settled.
-      which: the weights in words.
+      which: the weights in words; None: they have no name.
       weights: f32, on all devices.
       asked: how to evaluate.
       out: holds the records, and the ledgers that interrupted evaluations continue from; of a pod,
@@ -195,14 +113,16 @@ def evaluate(
     )
     _claim(out)
     method = f"autoattack {asked.version}" if asked.attack == "autoattack" else asked.attack
-    sha256 = hashes.weights_sha256(*weights)
+    function = subject.origin()
+    sha256 = subject.arrays_sha256 or hashes.weights_sha256(*weights)
+    made = [function["sha256"]] if function else []
     own = subject.classes or source.name.startswith("folder:")
     replaced = source.name.startswith(("npz:", "hf:"))  # by other data under the same name
     chosen = [source.ids_sha256, hashes.classes_sha256(source.classes) if own else None]
     chosen += [source.files_sha256] if replaced else []
     chosen = [value for value in chosen if value]
     identity = {
-        "network": [network.name, size, dict(network.options), sha256],
+        "network": [network.name, size, dict(network.options), sha256, *made],
         "data": [source.name, source.split, asked.images, asked.preprocessing, *chosen],
         "attack": [method, *([] if method == "clean" else [*ball, asked.seed, asked.search_dtype])],
     }
@@ -214,14 +134,16 @@ def evaluate(
             return ""
         say(f"done before, {known[-1]['time']}; nothing is computed (to do it again: --out DIR)")
         return records.answer(known[-1], out)
+    said = f" ({which})" if which else ""
     say(
-        f"{network.name} ({which}) on {source.where()}: {method} on {asked.images} images, "
+        f"{network.name}{said} on {source.where()}: {method} on {asked.images} images, "
         f"{hardware.devices()}"
     )
     if idle := hardware.left_idle():
         say(f"WARNING: {idle}")
     if asked.attack in _AUTOATTACK:
-        name, ledger = f"{network.name} {sha256} float32", out / f"ledger-{number}.jsonl"
+        name = " ".join([network.name, sha256, *map(str, made), "float32"])
+        ledger = out / f"ledger-{number}.jsonl"
         found = _searched(subject, source, weights, asked, name, ledger)
     else:
         found = _counted(subject, source, weights, asked)
@@ -229,13 +151,13 @@ def evaluate(
     record = records.accuracy_record(
         config=subject.config,
         weights=which,
-        params=weights.params,
-        stats=weights.stats,
+        params=None if subject.net else weights.params,
+        stats=None if subject.net else weights.stats,
         dataset=source.name,
         split=source.split,
         image_ids=records.ids_of(asked.images),
         preprocessing=asked.preprocessing or "",
-        dtype="float32",
+        dtype=None if subject.net else "float32",
         seed=asked.seed,
         ids_sha256=source.ids_sha256,
         classes=source.classes,
@@ -246,7 +168,8 @@ def evaluate(
             "method": method,
             "search_dtype": asked.search_dtype,
             "accuracy_after": after,
-        },
+        }
+        | ({"function": function} if function else {}),
     )
     if jax.process_index() == 0:
         jsonl.append(out / "results.jsonl", record)
@@ -317,7 +240,7 @@ def _counted(
         settings = [{"name": "pgd", **ball, "steps": int(match[1]), "start": "random"}]
         attack = attacks.pgd(**ball, steps=int(match[1]), random_start=True)
     mesh = sharding.make_mesh()
-    net = subject.network.create(dtype="float32")
+    net = subject.create("float32")
     batch = min(asked.batch or subject.batch_size, asked.images)
     images = accuracy.Images(
         source,
@@ -355,7 +278,7 @@ def _searched(
     """Measure accuracy before and after AutoAttack, or one attack of it; print how it goes."""
 
     def logits_fn(dtype: str):
-        net = subject.network.create(dtype=dtype)
+        net = subject.create(dtype)
         params = cast(weights.params, jnp.dtype(dtype))
         return jax.tree_util.Partial(lambda *p: net.apply(*p)[0], params, weights.stats)
 

@@ -5,6 +5,7 @@ function lives. So programs hold the function of a network weakly, are forgotten
 and are made anew where it closes over something else than when they were compiled.
 """
 
+import functools
 import hashlib
 import inspect
 import weakref
@@ -16,16 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxrobust.attacks.network import TRAINING, of_one_image, remedy
 from jaxrobust.evaluation import doubts
 from jaxrobust.types import LogitsFn
 
 T = TypeVar("T")
 
 _FEW = 8  # images of the trace in which constants are looked for: theirs is no batch size
-_TRAINING = (
-    "changes its state or draws random numbers while it is traced ({}); put it into evaluation "
-    "mode: model.eval() in NNX, train=False in Linen, no dropout and no update of batch norm"
-)
 _SCALARS = (bool, int, float, complex, str, bytes, np.generic)
 _ARRAY = object()  # stands for one among the leaves
 _kept: dict[Any, tuple[str, Any]] = {}  # networks and their use -> their programs, and of what
@@ -81,7 +79,7 @@ def _weakly(function):
 
 
 def _forget(function):
-    for key in list(_kept):
+    for key in list(_kept or ()):  # None where Python ends
         if any(rest.function is function for rest in key[0]):
             del _kept[key]
 
@@ -153,6 +151,12 @@ def trace(
       ValueError: it is no such network.
     """
     operands = _operands((each,), image, keyed)
+    if not callable(function):
+        raise ValueError(
+            f"{name} is a {type(function).__name__}, no function; pass one of images, such as "
+            "jax.tree_util.Partial(net.apply, variables, train=False)"
+        )
+    single = functools.partial(of_one_image, network, *_operands((), image, keyed))
     try:
         inspect.signature(function).bind(*operands)
     except TypeError as error:
@@ -163,8 +167,9 @@ def trace(
     try:
         closed, logits = _traced(network, operands)
     except Exception as error:
-        if remedy := _remedy(error) or _of_one_image(network, image, keyed):
-            raise ValueError(f"{name} {remedy}") from error
+        if what := remedy(error) or single():
+            raise ValueError(f"{name} {what}") from error
+        error.add_note(f"{name} was called with {', '.join(map(str, operands))}")
         raise
     shape: Sequence[int] = getattr(logits, "shape", ())
     if len(shape) != 2 or shape[0] != each or shape[1] < 2:
@@ -172,10 +177,10 @@ def trace(
             f"gives {shape or type(logits).__name__} for {each} images; return logits f[B, K] "
             "with K >= 2, and nothing else"
         )
-        raise ValueError(f"{name} {_of_one_image(network, image, keyed) or wrong}")
+        raise ValueError(f"{name} {single() or wrong}")
     if not jnp.issubdtype(logits.dtype, jnp.floating):
         raise ValueError(f"{name} gives {logits.dtype}; return floating point logits")
-    leak = f"{name} {_TRAINING.format('a traced value outlived its trace')}"
+    leak = f"{name} {TRAINING.format('a traced value outlived its trace')}"
     try:
         closed, _ = _traced(network, _operands((_FEW,), image, keyed))
     except jax.errors.UnexpectedTracerError as error:
@@ -201,37 +206,6 @@ def _traced(network, operands):
     # The lambda: a trace of the very same function would come from a cache.
     call = lambda network, *operands: network(*operands)  # noqa: E731
     return jax.make_jaxpr(call, return_shape=True)(network, *operands)
-
-
-def _of_one_image(network, image, keyed) -> str:
-    """Return what to say of a network that takes a single image; "" of others."""
-    try:
-        _, logits = _traced(network, _operands((), image, keyed))
-    except Exception:
-        return ""
-    if len(getattr(logits, "shape", ())) != 1:
-        return ""
-    return "takes one image, not a batch of them; pass jax.vmap of it"
-
-
-def _remedy(error: Exception) -> str:
-    """Return what to do about a network that cannot be traced; "" if its own message must do."""
-    text = str(error).split("\n")[0].split(" (https:")[0].rstrip(".")
-    if isinstance(error, jax.errors.TracerArrayConversionError):
-        return (
-            "turns its images into NumPy arrays; write it with jax.numpy, so that it can be "
-            "differentiated and compiled"
-        )
-    if isinstance(error, jax.errors.ConcretizationTypeError):
-        return (
-            f"asks in Python for the value of an array ({text}); write jnp.where or jax.lax.cond, "
-            "and give options such as train=False as Python values, not as arrays"
-        )
-    # Those of Flax by name: it is imported by the models only.
-    flax = ("TraceContextError", "ModifyScopeVariableError", "InvalidRngError")
-    if isinstance(error, jax.errors.UnexpectedTracerError) or type(error).__name__ in flax:
-        return _TRAINING.format(text)
-    return ""
 
 
 def weights(network: Any, seen: Trace) -> str:

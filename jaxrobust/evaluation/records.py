@@ -92,15 +92,15 @@ def versions() -> dict[str, str]:
 
 def accuracy_record(
     *,
-    config: dict[str, Any],
-    weights: str,
-    params: Params,
-    stats: Params,
+    config: dict[str, Any] | None,
+    weights: str | None,
+    params: Params | None,
+    stats: Params | None,
     dataset: str,
     split: str,
     image_ids: str,
     preprocessing: str,
-    dtype: str,
+    dtype: str | None,
     attacks: list[dict[str, Any]],
     clean: float,
     robust: float | None,
@@ -111,6 +111,8 @@ def accuracy_record(
     more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the record of one network's clean and robust accuracy (fractions of the images).
+
+    What is None is null there: of a function of images nobody knows config, weights and type.
 
     Args:
       config: the resolved config that the network was made from; only its hash is kept.
@@ -129,34 +131,91 @@ def accuracy_record(
       flags: what puts the number in doubt, and why.
       more: what only some evaluations have to say; its keys follow the others.
     """
-    device = jax.devices()[0]
     lists = {"ids_sha256": ids_sha256, "classes_sha256": hashes.classes_sha256(classes)}
-    record = {
+    named = params is not None and stats is not None
+    record = written(
+        config_sha256=None if config is None else hashes.config_sha256(config),
+        weights=weights,
+        weights_sha256=hashes.weights_sha256(params, stats) if named else None,  # type: ignore
+        dataset=dataset,
+        split=split,
+        image_ids=image_ids,
+        preprocessing=preprocessing,
+        dtype=dtype,
+        attacks=attacks,
+        clean=clean,
+        robust=robust,
+        seed=seed,
+        flags=flags or {},
+    )
+    return record | {key: value for key, value in lists.items() if value} | (more or {})
+
+
+def written(**known: Any) -> dict[str, Any]:
+    """Return a record of what is known; the other keys that every record has are None."""
+    names = ["config_sha256", "weights", "weights_sha256", "dataset", "split", "image_ids"]
+    names += ("preprocessing", "dtype", "matmul_precision", "attacks", "clean", "robust", "seed")
+    return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "config_sha256": hashes.config_sha256(config),
-        "weights": weights,
-        "weights_sha256": hashes.weights_sha256(params, stats),
-        "dataset": dataset,
-        "split": split,
-        "image_ids": image_ids,
-        "preprocessing": preprocessing,
-        "dtype": dtype,
+        **dict.fromkeys(names),
         "matmul_precision": VERDICT_PRECISION,
-        "attacks": attacks,
-        "clean": clean,
-        "robust": robust,
-        "seed": seed,
-        "flags": flags or {},
+        "flags": {},
+        **known,
         "versions": versions(),
-        "device": f"{jax.device_count()} x {device.device_kind}",
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
     }
-    return record | {key: value for key, value in lists.items() if value} | (more or {})
+
+
+_KNOWN = ("model", "weights", "weights_sha256", "dataset", "split", "preprocessing", "dtype")
+
+
+def of_result(result: Any, known: dict[str, str | None]) -> dict[str, Any]:
+    """Return the record of an `AutoAttackResult`, see there; `known` is what its caller knows."""
+    if unknown := sorted(known.keys() - set(_KNOWN)):
+        raise ValueError(f"a record has no {', '.join(unknown)}; one of {', '.join(_KNOWN)}")
+    about, n = result.about, len(result.clean)
+    ball = {key: about[key] for key in ("norm", "epsilon")}
+    height, width, channels = about["image"]
+    model = {"name": known.get("model"), "num_classes": about["classes"], "options": None}
+    model |= {"image_size": height if height == width else None, "in_channels": channels}
+    names = [attack["name"] for attack in result.attacks]
+    # With attacks of its own, a version is only where they started from.
+    method = " + ".join(names) if about["chosen"] else f"autoattack {about['version']}"
+    return written(
+        **{key: value for key, value in known.items() if key != "model"},
+        image_ids=about["image_ids"],
+        attacks=[ball | settings for settings in result.attacks],
+        clean=float(result.clean.mean()) if n else None,
+        robust=float(result.robust.mean()) if n else None,
+        seed=about["seed"],
+        flags=dict(result.flags),
+    ) | {
+        "evaluation": None,
+        "model": model,
+        "method": method,
+        "search_dtype": None,
+        "accuracy_after": {k: float(v) if n else None for k, v in result.accuracy_after.items()},
+        "images_sha256": about["images_sha256"],
+        "function": dict.fromkeys(("name", "file", "sha256"))
+        | {"arrays_sha256": about["arrays_sha256"]},
+    }
 
 
 def ids_of(images: int) -> str:
     """Return the first images of a split, as records name them."""
     return f"0..{images - 1}"
+
+
+def ranges(ids: Sequence[int]) -> str:
+    """Return images of a split, in their order, as records name them: "0..99, 7, 200..299"."""
+    parts: list[list[int]] = []
+    for number in map(int, ids):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1][1:] = [number]
+        else:
+            parts.append([number])
+    return ", ".join("..".join(map(str, part)) for part in parts)
 
 
 def read(workdir: Path) -> list[dict]:
@@ -177,8 +236,9 @@ def answer(record: dict[str, Any], out: Path) -> str:
     """Return a record of an evaluation for people; `out` is the folder that keeps it."""
     rows = {"clean": record["clean"]}
     rows |= {f"after {name}": value for name, value in record["accuracy_after"].items()}
+    known = (f" ({record['weights']})", f", {record['dtype']}") if record["weights"] else ()
     lines = [
-        f"\n{record['model']['name']} ({record['weights']}), {record['dtype']}",
+        f"\n{record['model']['name']}{''.join(known)}",
         f"{record['dataset']}, split {record['split']}, images {record['image_ids']}",
         f"attack: {how(record)}",
         *(f"{name:16} {value:7.1%}" for name, value in rows.items()),

@@ -10,11 +10,14 @@ import jax
 from jaxrobust import models
 from jaxrobust.config import Network
 from jaxrobust.data import pipeline, resolve, same_preprocessing, sources
-from jaxrobust.runtime import sharding
+from jaxrobust.evaluation import networks
+from jaxrobust.runtime import functions, sharding
 from jaxrobust.runtime.progress import say
-from jaxrobust.types import Weights
+from jaxrobust.types import Classifier, Weights
 from jaxrobust.weights import certificates, convert, runs
 from jaxrobust.weights import folder as weights_folder
+
+FUNCTION = "--function"
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,21 @@ class Subject:
     tested: str | None = None  # the preprocessing that its run tests with
     expected: str | None = None  # the preprocessing that imported weights expect of photographs
     config: Any = None  # what the network was made from, for the record
+    function: functions.Named | None = None  # of images to logits, which is the whole network
+    net: Classifier | None = None  # of that function, after `with_arrays`
+    arrays_sha256: str | None = None  # the same
+
+    def create(self, dtype: str) -> Classifier:
+        """Return the network's functions, which compute in `dtype`; a function has its own."""
+        return self.net or self.network.create(dtype=dtype)
+
+    def origin(self) -> dict[str, Any] | None:
+        """Return what a record says of the user's function that is the network, or makes it; None:
+        the network is ours.
+        """
+        if self.function is None:
+            return models.origin(self.network.name)
+        return self.function.record() | {"arrays_sha256": self.arrays_sha256}
 
 
 def of_run(workdir: Path) -> Subject:
@@ -64,6 +82,9 @@ def of_file(name: str, path: Path, given: dict[str, Any] | None = None) -> Subje
     Raises:
       ValueError: see `certificates.options`.
     """
+    if functions.is_name(name):  # whose weights nobody describes
+        options = given or {}
+        return Subject(Network(name, options=options), config={"model": name, "options": options})
     told = certificates.network(path)
     options = certificates.options(models.known(name), given, told, path)
     return Subject(Network(name, options=options), config={"model": name, "options": options})
@@ -96,6 +117,15 @@ def of_folder(folder: Path, name: str | None, given: dict[str, Any] | None) -> S
     )
 
 
+def of_function(name: str) -> Subject:
+    """Return what is known of a function of images.
+
+    Raises:
+      ValueError: see `functions.find`.
+    """
+    return Subject(Network(name), function=functions.find(FUNCTION, name))
+
+
 _IMAGENET = re.compile(r"(tfds:)?imagenet2012\b")
 
 
@@ -115,7 +145,8 @@ def settled(
     subject = replace(origin, network=replace(origin.network, **own), **new)
     dataset = subject.dataset
     if dataset is None:
-        raise ValueError("--model needs --dataset NAME, such as digits, cifar10 or imagenet2012")
+        flag = "--function" if subject.function else "--model"
+        raise ValueError(f"{flag} needs --dataset NAME, such as digits, cifar10 or imagenet2012")
     if dataset != origin.dataset and "split" not in new:
         # A part of another data set's split says nothing here.
         imagenet = _IMAGENET.match(dataset)
@@ -134,6 +165,8 @@ def settled(
         sizes = replace(sizes, image_size=shape[0] if shape and shape[0] == shape[1] else 224)
     if sizes.num_classes is None:
         sizes = replace(sizes, num_classes=source.num_classes)
+    if sizes.in_channels is None and functions.is_name(sizes.name):
+        sizes = replace(sizes, in_channels=source.channels)
     return replace(subject, network=sizes), source
 
 
@@ -177,7 +210,41 @@ def file_weights(network: Network, path: Path) -> tuple[str, Network, Weights]:
         say(line)
     path = path / weights_folder.WEIGHTS if path.is_dir() else path
     sizes: dict[str, Any] = {"num_classes": network.num_classes, "image_size": network.image_size}
+    if functions.is_name(network.name):
+        sizes["in_channels"] = network.in_channels
     params, stats = convert.load(network.name, path, **sizes, **network.options)
-    network = replace(network, in_channels=len(stats["normalize.mean"]))
+    if not functions.is_name(network.name):
+        network = replace(network, in_channels=len(stats["normalize.mean"]))
     everywhere = sharding.replicated(sharding.make_mesh())
     return path.name, network, Weights(*jax.device_put((params, stats), everywhere))
+
+
+def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
+    """Return a settled subject whose function has become a network, and its arrays as weights.
+
+    Raises:
+      ValueError: it does not give the logits of the data set's classes, with what to do.
+    """
+    function, sizes = subject.function, subject.network
+    assert function is not None and sizes.image_size and sizes.in_channels
+    what, image = f"{FUNCTION}={function.name}", (sizes.image_size,) * 2 + (sizes.in_channels,)
+    mesh = sharding.make_mesh()
+    with functions.explained(FUNCTION, function.name):
+        taken = networks.argument(what, function.function, mesh)
+        seen = networks.trace(what, function.function, taken, image, 8, False)
+    if seen.classes != sizes.num_classes:
+        raise ValueError(
+            f"{what} gives {seen.classes} logits, and data set {subject.dataset} has "
+            f"{sizes.num_classes} classes; return one for each of them, in its order"
+        )
+    arrays = {str(number): array for number, array in enumerate(taken.args[0])}
+
+    def apply(params, stats, images, *, train=False, key=None):
+        del params, train, key
+        assert function is not None  # held: `taken` does so weakly
+        return taken.func([stats[name] for name in arrays], images), stats
+
+    net = Classifier(lambda key: ({}, {}), apply)
+    everywhere = sharding.replicated(mesh)
+    weights = Weights({}, jax.device_put(arrays, everywhere))
+    return replace(subject, net=net, arrays_sha256=networks.weights(taken, seen)), weights

@@ -9,10 +9,12 @@ The files stand on floors, the ground floor first, and each imports from lower f
     stems, classifier, family                              what several architectures share
     convnext, iso_convnext, resnet, vit, xcit, swin        one architecture each
     cait                                                   one more, made of parts of vit
+    foreign                                                networks that a user's function makes
     table                                                  `python -m jaxrobust.models`
 
 An architecture's file ends with its `family.Family`: variants, names on the PyTorch side, stem,
 head, weight-decay mask and the papers' counts. A new one is one file and one entry of `FAMILIES`.
+A name such as `my_nets.py:make` is a function of the user's, see `foreign`.
 """
 
 import difflib
@@ -22,10 +24,12 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
-from jaxrobust.models import cait, convnext, iso_convnext, resnet, swin, vit, xcit
+from jaxrobust.models import cait, convnext, foreign, iso_convnext, resnet, swin, vit, xcit
+from jaxrobust.models.classifier import OfModule, loaded
 from jaxrobust.models.family import Family, Member
 from jaxrobust.models.renaming import Naming, Row
-from jaxrobust.types import Classifier
+from jaxrobust.runtime import functions
+from jaxrobust.types import Classifier, Params
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 # One entry for each file of an architecture, which ends with it.
@@ -56,11 +60,11 @@ def create(
     """Return the network `name` as a pair of pure functions.
 
     Args:
-      name: one of `available()`.
+      name: one of `available()`, or a function of yours, such as "my_nets.py:make" (`foreign`).
       num_classes: width of the logits.
       image_size: side of the square input, pixels.
       **overrides: fields of the family's row, e.g. `in_channels=1`, `dtype="bfloat16"`,
-        `drop_path=0.1`, `remat=True`, `scan=True`, `stem_strides=(1, 1)`.
+        `drop_path=0.1`, `remat=True`, `scan=True`, `stem_strides=(1, 1)`; options of the function.
     Raises:
       ValueError: unknown name or override, or a size that the network cannot take.
 
@@ -71,14 +75,71 @@ def create(
     >>> logits.shape
     (2, 10)
     """
-    row = variant(name, **overrides)
     if num_classes < 2:
         raise ValueError(f"num_classes={num_classes}: a classifier needs at least 2 classes")
-    if row.dtype not in DTYPES:
-        raise ValueError(f"dtype={row.dtype!r} is not a compute type; one of {DTYPES}")
+    if functions.is_name(name):
+        own: dict[str, Any] = {"in_channels": 3, "dtype": "float32", "remat": False}
+        own |= {"num_classes": num_classes, "image_size": image_size} | overrides
+        _check_dtype(own["dtype"])
+        return foreign.create(name, **own)
+    row = variant(name, **overrides)
+    _check_dtype(row.dtype)
     if not 0 <= row.drop_path < 1:
         raise ValueError(f"drop_path={row.drop_path} is a probability: at least 0 and below 1")
     return family(name).create(row, num_classes=num_classes, image_size=image_size)
+
+
+def _check_dtype(dtype: Any) -> None:
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r} is not a compute type; one of {DTYPES}")
+
+
+def module(
+    name: str,
+    *,
+    rngs: Any,
+    weights: tuple[Params, Params] | None = None,
+    num_classes: int = 1000,
+    image_size: int = 224,
+    **overrides: Any,
+) -> Any:
+    """Return the network `name` as the `nnx.Module` that it is made of, to slice, print or re-head.
+
+    Its call is `module(images)`, with `train` and `key` behind them as in `Classifier.apply`.
+
+    Args:
+      name, num_classes, image_size, **overrides: see `create`; one of `available()`.
+      rngs: `nnx.Rngs`; of the seed 0 it draws the weights of `create(...).init(jax.random.key(0))`.
+      weights: params and stats instead, as `create(...).init` gives them.
+    Raises:
+      ValueError: see `create`; weights that do not belong to the network.
+
+    >>> import jax
+    >>> from flax import nnx
+    >>> small = {"image_size": 32, "depths": (1, 1, 1), "dims": (8, 16, 32)}
+    >>> net = module("convnext_n", rngs=nnx.Rngs(0), num_classes=10, **small)
+    >>> images = jax.numpy.zeros((2, 32, 32, 3))
+    >>> net(images).shape
+    (2, 10)
+    >>> x = net.normalize(images)  # features before the last stage
+    >>> for part in (*net.stem, *net.stages[:2]):
+    ...     x = part(x)
+    >>> x.shape
+    (2, 8, 8, 16)
+    >>> net.head.fc = nnx.Linear(32, 5, rngs=nnx.Rngs(1))  # another head
+    >>> net(images).shape
+    (2, 5)
+    """
+    sizes = {"num_classes": num_classes, "image_size": image_size}
+    net = create(known(name), **sizes, **overrides)
+    assert isinstance(net, OfModule)
+    made = net.make(rngs)
+    return made if weights is None else loaded(made, *weights)
+
+
+def origin(name: str) -> dict[str, Any] | None:
+    """Return what a record says of a user's function of that name; None: it is one of our names."""
+    return functions.find(foreign.KEY, name).record() if functions.is_name(name) else None
 
 
 def variant(name: str, **overrides: Any) -> Any:
@@ -126,6 +187,8 @@ _FREE = {"dtype", "remat", "scan", "drop_path", "bn_group", "in_channels"}
 
 def computed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that decide what weights of a row with `options` compute in evaluation."""
+    if functions.is_name(name):
+        return dict(options)
     fields = {k: v for k, v in variant(name, **options)._asdict().items() if k not in _FREE}
     if "gamma_init" in fields:  # over once there are weights; only whether there is one matters
         fields["gamma_init"] = fields["gamma_init"] is not None
@@ -138,7 +201,7 @@ def essential(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: list(value) if isinstance(value, tuple) else value
         for key, value in sorted(options.items())
-        if key in own and own[key] != plain[key]
+        if key in own and (key not in plain or own[key] != plain[key])
     }
 
 
@@ -149,8 +212,11 @@ def words(name: str, options: Mapping[str, Any]) -> str:
 
 
 def family(name: str) -> Family:
-    """Return the architecture of a name: its table, its names, and where its stem and head are."""
-    return _FAMILY[known(name)]
+    """Return the architecture of a name: its table, its names, and where its stem and head are.
+
+    Of a user's function that is `foreign.FAMILY`, of which nothing is known.
+    """
+    return foreign.FAMILY if functions.is_name(name) else _FAMILY[known(name)]
 
 
 def member(name: str) -> Member:
@@ -160,7 +226,8 @@ def member(name: str) -> Member:
 
 def decay_mask(name: str) -> str:
     """Tell which parameters the references decay: a key of `optim.DECAY_MASKS`."""
-    return member(name).decay_mask or family(name).decay_mask
+    own = family(name).members.get(name)
+    return (own and own.decay_mask) or family(name).decay_mask
 
 
 def torch_names(name: str) -> Sequence[Row]:
@@ -180,6 +247,13 @@ def torch_keys(name: str, **overrides: Any) -> list[str]:
 
 def known(name: str) -> str:
     """Return the name itself, or `ValueError` with the nearest names."""
+    if functions.is_name(name):
+        raise ValueError(
+            f"{name} is a function of yours, and this needs one of the package's networks; "
+            "`python -m jaxrobust.models` lists them"
+        )
+    if name.endswith(".py"):
+        raise ValueError(f"unknown model {name!r}; of a file name a function too: {name}:make")
     if name not in _FAMILY:
         near = difflib.get_close_matches(name, available(), n=3) or available()
         raise ValueError(f"unknown model {name!r}; did you mean {', '.join(near)}?")
@@ -208,6 +282,8 @@ __all__ = [
     "known",
     "load",
     "member",
+    "module",
+    "origin",
     "other_names",
     "torch_keys",
     "torch_names",

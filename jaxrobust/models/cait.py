@@ -136,7 +136,7 @@ class CaiT(nnx.Module):
         self.head = Linear(v.dim, num_classes, rngs=rngs)
         self.variant, self.grid = v, grid
 
-    def __call__(self, images: Array, train: bool, key: Array | None) -> Array:
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         images = self.normalize(images).astype(jnp.dtype(v.dtype))
         x = add_bias(self.patch_embed(images, self.grid), self.pos_embed[...])

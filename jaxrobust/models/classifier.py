@@ -1,5 +1,6 @@
 """The only place where NNX modules become pure functions."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,9 +34,15 @@ def _state(flat: Params, like):
     return nnx.from_flat_state([(p, leaf) for (p, _), leaf in zip(paths, leaves, strict=True)])
 
 
+class OfModule(Classifier):
+    """A network that can give the module that it is made of: `make(rngs)`."""
+
+    make: Callable[[Any], nnx.Module]
+
+
 def classifier(
     make: Callable[[Draws], nnx.Module], *, dtype: jnp.dtype | type = jnp.float32
-) -> Classifier:
+) -> OfModule:
     """Return the network that `make` builds as a pair of pure functions.
 
     Args:
@@ -56,20 +63,108 @@ def classifier(
         return _single(params), _single(stats)
 
     def apply(params: Params, stats: Params, images: Array, *, train=False, key=None):
-        channels = stats["normalize.mean"].shape[0]
-        if not jnp.issubdtype(images.dtype, jnp.floating):
-            raise ValueError(f"images are {images.dtype}; divide by 255 for floats in [0, 1]")
-        if images.ndim != 4 or images.shape[3] != channels:
-            raise ValueError(f"images have shape {images.shape}, expected [B, H, W, {channels}]")
+        _check_images(images, stats["normalize.mean"].shape[0])
         cast = {name: array.astype(dtype) for name, array in params.items()}
         known = {name: jnp.asarray(array) for name, array in stats.items()}
         module = nnx.merge(graph, _state(cast, states[0]), _state(known, states[1]))
         logits = module(images, train, key)
-        wide = logits.dtype if logits.dtype == jnp.float64 else jnp.float32
         moved = _flat(nnx.split(module, nnx.Param, nnx.BatchStat)[-1]) if train else stats
-        return logits.astype(wide), moved
+        return _wide(logits), moved
+
+    network = OfModule(init, apply)
+    network.make = make
+    return network
+
+
+def _check_images(images: Array, channels: int) -> None:
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images are {images.dtype}; divide by 255 for floats in [0, 1]")
+    if images.ndim != 4 or images.shape[3] != channels:
+        raise ValueError(f"images have shape {images.shape}, expected [B, H, W, {channels}]")
+
+
+def _wide(logits: Array) -> Array:
+    return logits if logits.dtype == jnp.float64 else logits.astype(jnp.float32)
+
+
+def loaded(module: nnx.Module, params: Params, stats: Params) -> nnx.Module:
+    """Return a module of ours with these weights instead of its own, which are changed in place.
+
+    Raises:
+      ValueError: they do not belong to it.
+    """
+    groups: list[Any] = [*nnx.split(module, nnx.Param, nnx.BatchStat)][1:]
+    nnx.update(module, *map(_state, (params, stats), groups))
+    return module
+
+
+def _split(module: nnx.Module) -> list[Any]:
+    """Return a module's graph, parameters, random streams, other variables and plain arrays."""
+    return [*nnx.split(module, nnx.Param, nnx.RngState, nnx.Variable, ...)]
+
+
+def of_foreign(make: Callable[[nnx.Rngs], nnx.Module], *, in_channels: int) -> Classifier:
+    """Return any NNX module as a pair of pure functions.
+
+    Its `nnx.Param`s are the parameters, its other variables, which must be floats, the statistics;
+    arrays that are no variables are constants. The modes `use_running_average` and `deterministic`
+    of its layers are those of evaluation or of training, whatever it was made with.
+
+    Args:
+      make: called with `nnx.Rngs`, here and in a trace. The module is called as `module(images)`,
+        and is told `train` and `key` if its call has parameters of these names.
+      in_channels: of the images.
+
+    In training its random streams (dropout) are those of the key; of keys [B], of the first one:
+    one draw for all images of a device.
+    Raises:
+      ValueError: a variable that is no float.
+    """
+    # Not in a trace, where NNX takes plain arrays for settings.
+    module = make(nnx.Rngs(0))
+    takes = {"train", "key"} & inspect.signature(type(module).__call__).parameters.keys()
+    graph, *states, constants = _split(module)
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), states)
+    del module, states  # the arrays go
+    for path, leaf in (*nnx.to_flat_state(like[0]), *nnx.to_flat_state(like[2])):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"the variable {'.'.join(map(str, path))} is {leaf.dtype}, and parameters and "
+                "statistics are floats; make it one, or an array that is no variable"
+            )
+
+    def init(key: Array) -> tuple[Params, Params]:
+        _, params, _, stats, _ = _split(make(nnx.Rngs(key)))
+        return _single(_flat(params)), _single(_flat(stats))
+
+    def apply(params: Params, stats: Params, images: Array, *, train=False, key=None):
+        _check_images(images, in_channels)
+        states = [_state(params, like[0]), _streams(like[1], key), _state(stats, like[2])]
+        module = nnx.merge(graph, *states, constants)
+        modes = {"use_running_average": not train, "deterministic": not train}
+        module = nnx.view(module, raise_if_not_found=False, **modes)
+        told = {"train": train, "key": key}
+        logits = module(images, **{name: told[name] for name in takes})
+        if not train:
+            return _wide(logits), stats
+        moved = _flat(_split(module)[3])
+        return _wide(logits), {name: moved[name].astype(s.dtype) for name, s in stats.items()}
 
     return Classifier(init, apply)
+
+
+def _streams(like: Any, key: Array | None) -> Any:
+    """Return random streams of a key, the first of several; without one, of any."""
+    key = jax.random.key(0) if key is None else key if key.ndim == 0 else key[0]
+    made = []
+    for number, (path, leaf) in enumerate(nnx.to_flat_state(like)):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            own = jax.random.fold_in(key, number)
+            value = jax.random.split(own, leaf.shape) if leaf.shape else own
+        else:
+            value = jnp.zeros(leaf.shape, leaf.dtype)
+        made.append((path, leaf.replace(value)))
+    return nnx.from_flat_state(made)
 
 
 def run_blocks(

@@ -113,7 +113,7 @@ class ConvNeXt(nnx.Module):
         self.head = Head(v.dims[-1], num_classes, rngs)
         self.variant = v
 
-    def __call__(self, images: Array, train: bool, key: Array | None) -> Array:
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         for layer in self.stem:

@@ -68,7 +68,7 @@ class IsotropicConvNeXt(nnx.Module):
         self.head = Linear(v.dim, num_classes, rngs=rngs)
         self.variant = v
 
-    def __call__(self, images: Array, train: bool, key: Array | None) -> Array:
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         for layer in self.stem:

@@ -141,7 +141,7 @@ class ResNet(nnx.Module):
         self.fc = Linear(ins, num_classes, torch_init=True, rngs=rngs)
         self.variant = v
 
-    def __call__(self, images: Array, train: bool, key: Array | None) -> Array:
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         x = ACTIVATIONS[v.activation](self.bn1(self.conv1(x), train))

@@ -202,7 +202,7 @@ class Swin(nnx.Module):
         self.head = Head(v.dim << (len(v.depths) - 1), num_classes, rngs)
         self.variant, self.image_size = v, image_size
 
-    def __call__(self, images: Array, train: bool, key: Array | None) -> Array:
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v, size = self.variant, self.image_size
         if images.shape[1:3] != (size, size):
             raise ValueError(

@@ -54,10 +54,11 @@ def parameters(name: str) -> str:
     return overview.get_parameter_overview(params, include_stats=False)
 
 
-def multiply_adds(net: Classifier, params: Params, stats: Params, *, image_size: int) -> int:
+def multiply_adds(
+    net: Classifier, params: Params, stats: Params, *, image_size: int, in_channels: int = 3
+) -> int:
     """Return the multiply-adds of all convolutions and products of matrices, for one image."""
-    channels = stats["normalize.mean"].shape[0]
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, channels), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, in_channels), jnp.float32)
     program = jax.make_jaxpr(lambda *args: net.apply(*args)[0])(params, stats, images)
     return _count(program.jaxpr) + _head_mixes(params)
 
@@ -65,7 +66,8 @@ def multiply_adds(net: Classifier, params: Params, stats: Params, *, image_size:
 def _head_mixes(params) -> int:
     """Count the multiply-adds that mix CaiT's heads, as sums: no product of matrices shows them."""
     mixes = [array.size for key, array in params.items() if re.search(r"proj_[lw]\.kernel", key)]
-    return sum(mixes) * params["pos_embed"].shape[1] ** 2 if mixes else 0
+    known = mixes and "pos_embed" in params  # else a network of the user's
+    return sum(mixes) * params["pos_embed"].shape[1] ** 2 if known else 0
 
 
 def _count(jaxpr) -> int:

@@ -227,7 +227,7 @@ class Xcit(nnx.Module):
         self.head = Linear(v.dim, num_classes, rngs=rngs)
         self.variant = v
 
-    def __call__(self, images: Array, train: bool, key: Array | None) -> Array:
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)), train)
         x = add_bias(x, self.pos_embed(x.shape[1], x.shape[2], x.dtype))

@@ -367,9 +367,9 @@ def flops_per_image(config: Config, name: str) -> float:
     attack = attacks.passes(a.name, a.steps)
     passes = {"clean": 3, "adversarial": attack + 3, "trades": attack + 7}[p.objective]
     net = network_of(config)
-    size = config.model.image_size
+    sizes = {"image_size": config.model.image_size, "in_channels": config.model.in_channels}
     shapes = jax.eval_shape(net.init, jax.random.key(0))
-    return 2.0 * passes * multiply_adds(net, *shapes, image_size=size)
+    return 2.0 * passes * multiply_adds(net, *shapes, **sizes)
 
 
 def abstract_arguments(config: Config, name: str, phase: Phase) -> tuple[Any, ...]:

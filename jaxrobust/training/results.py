@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from jaxrobust import models
 from jaxrobust.config import Config
 from jaxrobust.data import pipeline
 from jaxrobust.evaluation import accuracy, records
@@ -47,6 +48,8 @@ def test(
     evaluate = build.evaluation(config, phase.mesh, steps=config.test.steps, dtype="float32")
     scores = accuracy.count(evaluate, best, images, phase.mesh, bar="testing")
     more = {"init": json.loads(started.read_text())} if started.exists() else {}
+    if function := models.origin(config.model.name):
+        more["function"] = function
     if meets is not None and meets.met:
         more["damaged"] = [source.describe(index) for index in sorted(meets.met)]
     record = records.accuracy_record(

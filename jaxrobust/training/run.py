@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from jaxrobust import models
 from jaxrobust.config import PHASES, VERSION, Config
 from jaxrobust.data import sources
 from jaxrobust.runtime import compilation, hardware, hosts, jsonl, locks, sharding
@@ -44,15 +45,23 @@ def run(config: Any, workdir: Path, *, profile: Profile | None = None) -> None:
     hosts.agree(own, what="has another config", remedy="Start the same command on every host")
     source, built, data = hosts.together(lambda: check(config, phases, workdir))
     hosts.agree(data, what="has other data", remedy="Give every host the same data set")
+    function = models.origin(config.model.name)  # who makes the network, where a user's does
+    same = "Give every host the same"
+    sha256 = function and function["sha256"]
+    hosts.agree({"model.name": sha256}, what="has another file of the network", remedy=same)
     begun = hosts.first(bool(steps(workdir / phases[0] / "latest")))
     start = hosts.together(lambda: None if begun else start_weights.of_config(config))
-    first, same = None if start is None else start[1]["start_sha256"], "Give every host the same"
+    first = None if start is None else start[1]["start_sha256"]
     hosts.agree({"init.weights": first}, what="has other weights", remedy=same)
     with _alone(workdir):
         hosts.together(lambda: claim(workdir, plain, data))
         say(f"{config.model.name} on {config.data.name}, {hardware.devices()}, workdir {workdir}")
         if idle := hardware.left_idle():
             say(f"WARNING: {idle}")
+        if function:
+            hosts.together(lambda: _noted(workdir / runs.FUNCTION, function))
+            if other := runs.rewritten(workdir, function):
+                say(other)
         if begun and (other := start_weights.changed(config, workdir)):
             say(other)
         for line in advice.lines(config, phases[0], begun=bool(begun)):

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxrobust import models
+from jaxrobust.runtime import functions
 from jaxrobust.types import Classifier
 from jaxrobust.weights import convert
 
@@ -69,6 +70,11 @@ def compose(
     for key, value in (("stem", stem), ("head", head)):
         if value not in CHOICES:
             raise ValueError(f"init.{key}={value!r}; one of {', '.join(CHOICES)}")
+        if value == "fresh" and functions.is_name(name):
+            raise ValueError(
+                f"init.{key}=fresh: which weights of {name} are its {key} is not known; let that "
+                f"function load the weights that it keeps, or set init.{key}=keep"
+            )
     found = convert.names(name, arrays)
     if strange := [k for k, a in arrays.items() if a.dtype.kind == "f" and a.dtype != np.float32]:
         raise ValueError(

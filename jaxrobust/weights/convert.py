@@ -15,6 +15,7 @@ import numpy as np
 from jaxrobust import models
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
 from jaxrobust.models.renaming import INVERSE, Row, channels, conv_oihw, row
+from jaxrobust.runtime.functions import is_name
 from jaxrobust.weights import files
 from jaxrobust.weights.rename import all_double, matches, rename, targets
 
@@ -60,9 +61,9 @@ class Names(NamedTuple):
 
 def names(name: str, arrays: Mapping[str, np.ndarray], **overrides: Any) -> Names:
     """Return the rows for arrays of network `name`: under our names, the reference's or its
-    authors'.
+    authors'; of a user's function, under its own.
     """
-    if any(key.endswith(".kernel") for key in arrays):  # torch calls none of its so
+    if is_name(name) or any(key.endswith(".kernel") for key in arrays):  # torch has no `.kernel`
         # What is resized has the same name in both namings.
         resizable = [r for r in models.torch_names(name) if r.resize]
         others = "|".join(r.pattern.pattern for r in resizable) or r"(?!)"

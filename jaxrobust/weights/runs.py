@@ -16,6 +16,7 @@ from jaxrobust.types import Weights
 from jaxrobust.weights import convert
 from jaxrobust.weights.checkpoint import Checkpoints, abstract_state, steps
 
+FUNCTION = "function.json"  # of a run: what `models.origin` said of the network when it began
 CLASSES = "classes.txt"  # of a run: the classes' names, one a line in the order of labels
 
 
@@ -49,6 +50,23 @@ def of_this_version(config: dict[str, Any], path: Path) -> Any:
             "the version of jaxrobust that began the run, or give a new --workdir"
         )
     return type(config)({key: value for key, value in config.items() if key != "version"})
+
+
+def rewritten(workdir: Path, function: dict[str, Any] | None) -> str:
+    """Return a sentence where the file of a user's function, which makes a run's network, is not
+    the one that the run began with; else nothing.
+    """
+    path = workdir / FUNCTION
+    if function is None or not path.exists():
+        return ""
+    noted = json.loads(path.read_text())["sha256"]
+    if noted == function["sha256"]:
+        return ""
+    return (
+        f"WARNING: {function['file']} has changed since the run in {workdir} began (sha256 "
+        f"{str(noted)[:12]} then, {str(function['sha256'])[:12]} now), and its weights are now in "
+        "the network that this file makes"
+    )
 
 
 def check_classes(workdir: Path, source: sources.Source, *, renamed: bool = False) -> None:

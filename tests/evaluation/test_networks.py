@@ -321,6 +321,13 @@ class Module:
         return isinstance(other, Module) and bool((self.weights == other.weights).all())
 
 
+class Equinox(Module):
+    """With Equinox's dropout, which asks for a key in training."""
+
+    def __call__(self, x):
+        raise RuntimeError("Dropout requires a key when running in non-deterministic mode.")
+
+
 class Linen(linen.Module):
     """Batch norm, and a mode that Python reads."""
 
@@ -390,6 +397,10 @@ class FormsTest(parameterized.TestCase):
         ("one_image_mean", lambda: lambda x: x.mean() * FIRST[0], "takes one image"),
         ("nnx", lambda: NNX(), "changes its state .*put it into evaluation mode: model.eval"),
         ("linen", lambda: Partial(LINEN.apply, VARIABLES, train=True), "evaluation mode: .*train="),
+        ("equinox_dropout", lambda: Equinox(FIRST, jax.nn.relu), "equinox.nn.inference_mode.model"),
+        ("no_function", lambda: VARIABLES, "logits_fn is a dict, no function; pass one of images"),
+        ("no_logits", lambda: lambda x: None, "gives NoneType for 4 images; return logits f.B, K"),
+        ("more_than_logits", lambda: lambda x: (linear(FIRST, x), x), "gives tuple for 4 images"),
         ("leak", counting, "changes its state .*put it into evaluation mode"),
         (
             "array_option",
@@ -407,14 +418,145 @@ class FormsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "search_fn gives 9 logits, logits_fn 10; pass"):
             evaluate(partial(FIRST), search_fn=partial(FIRST[:, :9]))
 
-    @pytest.mark.skipif(not find_spec("equinox"), reason="pip install equinox")
-    def test_equinox(self):
+    @parameterized.parameters(False, True)
+    def test_a_module_among_the_arguments_in_training(self, dropout):
+        """Its state changes in a copy, which nobody sees: the numbers are those of a batch."""
+        net = NNX()
+        if not dropout:
+            net = nnx.view(net, deterministic=True)
+        result = evaluate(Partial(lambda net, x: net(x), net))
+        self.assertRegex(result.flags["batch-dependent"], "batch norm or dropout in train mode")
+
+    def test_an_error_of_the_network_says_what_it_was_called_with(self):
+        with self.assertRaises(ZeroDivisionError) as caught:
+            evaluate(lambda x: 1 / 0)
+        notes = "".join(caught.exception.__notes__)
+        self.assertRegex(notes, r"logits_fn was called with .*\(4, 4, 4, 1\)")
+
+
+@pytest.mark.skipif(not find_spec("equinox"), reason="pip install equinox")
+class EquinoxTest(parameterized.TestCase):
+    def made(self, dropout):
         import equinox
 
-        net = equinox.nn.MLP(16, 10, 8, 1, key=jax.random.key(0))
-        logits_fn = Partial(lambda net, x: jax.vmap(net)(x.reshape(x.shape[0], -1)), net)
-        expected = np.argmax(logits_fn(jnp.asarray(IMAGES)), axis=1) == LABELS
-        np.testing.assert_array_equal(evaluate(logits_fn).clean, expected)
+        class Net(equinox.Module):
+            layers: list
+
+            def __init__(self):
+                key = jax.random.key(0)
+                linear = equinox.nn.Linear(16, 10, key=key)
+                self.layers = [equinox.nn.Dropout(dropout), jnp.ravel, linear, jax.nn.relu]
+
+            def __call__(self, x):
+                for layer in self.layers:
+                    x = layer(x)
+                return x
+
+        return Net()
+
+    def test_of_a_batch(self):
+        import equinox
+
+        net = equinox.nn.inference_mode(self.made(0.5))
+        forms = {
+            "vmap": jax.vmap(net),
+            "partial": Partial(BATCH, net),
+            "filter_vmap": equinox.filter_vmap(net),
+            "filter_jit": equinox.filter_jit(equinox.filter_vmap(net)),
+        }
+        expected = np.argmax(jax.vmap(net)(jnp.asarray(IMAGES)), axis=1) == LABELS
+        for name, logits_fn in forms.items():
+            with self.subTest(name):
+                np.testing.assert_array_equal(evaluate(logits_fn).clean, expected)
+
+    @parameterized.parameters(
+        (0.0, "takes one image, not a batch of them; pass jax.vmap of it"),
+        (0.5, "draws random numbers .*Dropout requires a key.*equinox.nn.inference_mode"),
+    )
+    def test_is_refused(self, dropout, message):
+        with self.assertRaisesRegex(ValueError, message):
+            evaluate(self.made(dropout))
+
+
+@pytest.mark.skipif(not find_spec("haiku"), reason="pip install dm-haiku")
+class HaikuTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.enter_context(jax.numpy_dtype_promotion("standard"))
+        self.enter_context(jax.numpy_rank_promotion("allow"))
+
+    def made(self, forward, **how):
+        import haiku
+
+        net = getattr(haiku, how.get("transform", "transform"))(forward)
+        return net, net.init(jax.random.key(0), jnp.asarray(IMAGES))
+
+    def test_works(self):
+        import haiku
+
+        def forward(x):
+            return haiku.Linear(10)(x.reshape(x.shape[0], -1))
+
+        net, params = self.made(forward)
+        result = evaluate(Partial(net.apply, params, None))
+        expected = np.argmax(net.apply(params, None, jnp.asarray(IMAGES)), axis=1) == LABELS
+        np.testing.assert_array_equal(result.clean, expected)
+        with self.assertRaisesRegex(ValueError, "must take images only .*missing .*argument: 'x'"):
+            evaluate(Partial(net.apply, params))
+
+    def test_draws(self):
+        import haiku
+
+        def forward(x):
+            x = haiku.dropout(haiku.next_rng_key(), 0.5, x.reshape(x.shape[0], -1))
+            return haiku.Linear(10)(x)
+
+        net, params = self.made(forward)
+        with self.assertRaisesRegex(ValueError, "non-None PRNGKey.*is_training=False in Haiku"):
+            evaluate(Partial(net.apply, params, None))
+
+    def test_returns_its_state_too(self):
+        import haiku
+
+        def forward(x):
+            x = haiku.Linear(10)(x.reshape(x.shape[0], -1))
+            return haiku.BatchNorm(True, True, 0.9)(x, is_training=True)
+
+        net, (params, state) = self.made(forward, transform="transform_with_state")
+        with self.assertRaisesRegex(ValueError, "gives tuple for 4 images; return logits"):
+            evaluate(Partial(net.apply, params, state, None))
+
+
+class ImagesTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        (
+            "generator",
+            lambda: (image for image in IMAGES),
+            "images are of type generator, no array",
+        ),
+        ("iterator", lambda: iter([IMAGES]), "pass one array, of batches np.concatenate"),
+        ("ragged", lambda: [IMAGES[:8], IMAGES[8:]], "images are of type list, no array"),
+        ("batches", lambda: [IMAGES[:6], IMAGES[6:]], r"shape \(2, 6, 4, 4, 1\); .*np.concatenate"),
+        ("dict", lambda: {"image": IMAGES}, "images are of type dict"),
+    )
+    def test_what_is_no_array(self, made, message):
+        with (
+            mock.patch(f"{__name__}.IMAGES", made()),
+            self.assertRaisesRegex(ValueError, message),
+        ):
+            evaluate(partial(FIRST))
+
+    def test_a_list_of_images_is_one(self):
+        whole = evaluate(partial(FIRST))
+        with mock.patch(f"{__name__}.IMAGES", list(IMAGES)):
+            np.testing.assert_array_equal(evaluate(partial(FIRST)).robust, whole.robust)
+
+    def test_labels_too(self):
+        with (
+            mock.patch(f"{__name__}.LABELS", iter(LABELS)),
+            self.assertRaisesRegex(ValueError, "labels are of type .*iterator, no array"),
+        ):
+            evaluate(partial(FIRST))
 
 
 EVALUATION = {"use_running_average": True, "deterministic": True}

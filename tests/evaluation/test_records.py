@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation import records
+from jaxrobust.evaluation import autoattack, records
+from jaxrobust.runtime import jsonl
 from jaxrobust.weights import hashes
 
 
@@ -33,6 +35,117 @@ class RecordsTest(absltest.TestCase):
         a, b = {"x": 1, "y": {"z": 2.5}}, {"y": {"z": 2.5}, "x": 1}
         self.assertEqual(hashes.config_sha256(a), hashes.config_sha256(b))
         self.assertNotEqual(hashes.config_sha256(a), hashes.config_sha256(a | {"x": 2}))
+
+
+class ResultTest(parameterized.TestCase):
+    """The record of the library's call has the keys of the package's own."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        rng = np.random.default_rng(0)
+        cls.weights = rng.standard_normal((16, 10)).astype(np.float32)
+        cls.images = rng.random((12, 4, 4, 1), np.float32)
+        cls.labels = np.argmax(cls.images.reshape(12, -1) @ cls.weights, axis=1)
+        cls.ids = [7, 8, 9, 3, 20, 21, 22, 23, 24, 25, 26, 40]
+        cls.result = cls.evaluate(image_ids=cls.ids)
+
+    @classmethod
+    def evaluate(cls, version="custom", scale=1.0, **how):
+        logits_fn = jax.tree_util.Partial(
+            lambda w, x: x.reshape(x.shape[0], -1) @ w, scale * cls.weights
+        )
+        how = {"attacks": ("square",), "overrides": {"square": {"steps": 3}}} | how
+        ball = {"norm": "l2", "epsilon": 0.5}
+        return autoattack(
+            logits_fn, cls.images, cls.labels, **ball, version=version, verbose=False, **how
+        )
+
+    def test_what_is_not_known_is_null(self):
+        record = self.result.record()
+        plain = records.accuracy_record(
+            config={},
+            weights="w",
+            params={},
+            stats={},
+            dataset="digits",
+            split="test",
+            image_ids="0..1",
+            preprocessing="none",
+            dtype="float32",
+            attacks=[],
+            clean=1.0,
+            robust=1.0,
+            seed=0,
+        )
+        self.assertEqual([*record][: len(plain)], [*plain])
+        unknown = ("config_sha256", "weights", "weights_sha256", "dataset", "split")
+        for key in (*unknown, "preprocessing", "dtype", "evaluation", "search_dtype"):
+            self.assertIsNone(record[key], key)
+        for key in ("time", "commit", "versions", "device", "images_sha256"):
+            self.assertTrue(record[key], key)
+        sizes = {"num_classes": 10, "image_size": 4, "in_channels": 1, "options": None}
+        self.assertEqual(record["model"], {"name": None} | sizes)
+        function = dict(record["function"])
+        self.assertLen(function.pop("arrays_sha256"), 64)
+        self.assertEqual(function, {"name": None, "file": None, "sha256": None})
+
+    def test_what_is_known(self):
+        known = {"model": "mine", "dataset": "digits", "split": "test", "weights": "epoch 3"}
+        record = self.result.record(**known, dtype="bfloat16")
+        self.assertEqual(record["model"]["name"], "mine")
+        for key in ("dataset", "split", "weights"):
+            self.assertEqual(record[key], known[key])
+        self.assertEqual(record["dtype"], "bfloat16")
+        self.assertEqual(record["clean"], 1.0)
+        self.assertEqual(record["robust"], float(self.result.robust.mean()))
+        self.assertEqual(record["accuracy_after"], {"square": record["robust"]})
+        self.assertEqual(record["image_ids"], "7..9, 3, 20..26, 40")
+        self.assertEqual(record["method"], "square")
+        self.assertEqual(record["seed"], 0)
+        (attack,) = record["attacks"]
+        self.assertEqual(
+            {k: attack[k] for k in ("norm", "epsilon", "steps")},
+            {
+                "norm": "l2",
+                "epsilon": 0.5,
+                "steps": 3,
+            },
+        )
+        self.assertEqual(json.loads(json.dumps(record)), record)
+        self.assertIn("square, l2 0.5", records.how(record))
+
+    def test_hashes_tell_networks_and_images_apart(self):
+        first, again = self.result.record(), self.evaluate(image_ids=self.ids).record()
+        other = self.evaluate(scale=2.0, identity="mine").record()
+        arrays = [r["function"]["arrays_sha256"] for r in (first, again, other)]
+        self.assertEqual(arrays[0], arrays[1])
+        self.assertNotEqual(arrays[0], arrays[2])
+        images = [r["images_sha256"] for r in (first, again, other)]
+        self.assertEqual(images[0], images[1])
+        self.assertNotEqual(images[0], images[2])  # other ids
+        self.assertEqual(other["image_ids"], "0..11")
+
+    def test_saves_a_line_each_time(self):
+        path = Path(self.create_tempdir()) / "results.jsonl"
+        first = self.result.save(path, model="mine")
+        second = self.result.save(str(path), model="another")
+        self.assertEqual(jsonl.read(path), [first, second])
+        self.assertEqual(records.read(path.parent)[1]["model"]["name"], "another")
+
+    def test_mistakes(self):
+        with self.assertRaisesRegex(ValueError, "a record has no name; one of model, weights"):
+            self.result.record(name="mine")
+        folder = Path(self.create_tempdir())
+        with self.assertRaisesRegex(ValueError, "out.json gets a line of JSON; give a file such"):
+            self.result.save(folder / "out.json")
+        self.assertEmpty(list(folder.iterdir()))
+
+    @parameterized.parameters(
+        ([], ""), ([3], "3"), ([0, 1, 2], "0..2"), ([2, 1, 0], "2, 1, 0"), ([5, 6, 9], "5..6, 9")
+    )
+    def test_ids_in_words(self, ids, expected):
+        self.assertEqual(records.ranges(ids), expected)
 
 
 class CommitTest(parameterized.TestCase):

@@ -1,0 +1,73 @@
+"""AutoAttack on a network in Flax NNX."""
+
+# %% [markdown]
+# First any network that classifies; in your case it is there already.
+
+# %%
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from jaxrobust import data, evaluation
+
+
+def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return images f32[N,8,8,1] in [0, 1] and labels."""
+    source = data.open_source("digits", split)
+    (batch,) = data.evaluation_batches(source, batch_size=len(source), image_size=8)
+    return batch.images / np.float32(255), batch.labels
+
+
+class Net(nnx.Module):
+    """Two convolutions with batch norm, and dropout."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.one = nnx.Conv(1, 16, (3, 3), strides=2, rngs=rngs)
+        self.two = nnx.Conv(16, 32, (3, 3), strides=2, rngs=rngs)
+        self.norm = nnx.BatchNorm(16, momentum=0.9, rngs=rngs)
+        self.drop = nnx.Dropout(0.1, rngs=rngs)
+        self.head = nnx.Linear(128, 10, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return logits f[B,10]."""
+        x = nnx.relu(self.two(nnx.relu(self.norm(self.one(x)))))
+        return self.head(self.drop(x.reshape(x.shape[0], -1)))
+
+
+net = Net(nnx.Rngs(0))
+optimizer = nnx.Optimizer(net, optax.adam(3e-3), wrt=nnx.Param)
+images, labels = digits("train")
+
+
+@nnx.jit
+def step(net, optimizer, images, labels):
+    """Update the network in place."""
+
+    def loss(net):
+        logits = net(images)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    optimizer.update(net, nnx.grad(loss)(net))
+
+
+for batch in np.random.default_rng(0).integers(0, len(images), (300, 128)):
+    step(net, optimizer, jnp.asarray(images[batch]), jnp.asarray(labels[batch]))
+
+# %% [markdown]
+# What follows is all that AutoAttack needs: a function of images in [0, 1] to logits, in evaluation
+# mode. In training mode it is refused, or the flag `batch-dependent` says so.
+
+# %%
+evaluated = nnx.view(net, use_running_average=True, deterministic=True)
+logits_fn = jax.tree_util.Partial(lambda net, x: net(x), evaluated)
+images, labels = digits("test[:128]")
+result = evaluation.autoattack(logits_fn, images, labels, norm="linf", epsilon=0.1)
+result.save("results.jsonl", model="NNX, 2 convolutions", dataset="digits", split="test[:128]")
+print(f"clean {result.clean.mean():.1%}, robust {result.robust.mean():.1%}, {result.flags}")
+
+# %% [markdown]
+# It prints, on two CPU cores:
+#
+#     clean 99.2%, robust 46.9%, {}

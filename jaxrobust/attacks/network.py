@@ -1,0 +1,45 @@
+"""A network that cannot be called: what is wrong with it, and what to do."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+TRAINING = (
+    "changes its state or draws random numbers while it is traced ({}); put it into evaluation "
+    "mode: model.eval() in NNX, train=False in Linen, is_training=False in Haiku, "
+    "equinox.nn.inference_mode(model), no dropout and no update of batch norm"
+)
+# Those of Flax by name: it is imported by the models only.
+_FLAX = ("TraceContextError", "ModifyScopeVariableError", "InvalidRngError")
+# Of Equinox and of Haiku, which raise errors of Python's: their dropout without a key.
+_NO_KEY = ("Dropout requires a key", "non-None PRNGKey")
+
+
+def remedy(error: Exception) -> str:
+    """Return what to do about a network that cannot be traced; "" if its own message must do."""
+    text = str(error).split("\n")[0].split(" (https:")[0].rstrip(".")
+    if isinstance(error, jax.errors.TracerArrayConversionError):
+        return (
+            "turns its images into NumPy arrays; write it with jax.numpy, so that it can be "
+            "differentiated and compiled"
+        )
+    if isinstance(error, jax.errors.ConcretizationTypeError):
+        return (
+            f"asks in Python for the value of an array ({text}); write jnp.where or jax.lax.cond, "
+            "and give options such as train=False as Python values, under a jax.jit of yours as a "
+            "part of the function: Partial(lambda v, x: net.apply(v, x, train=False), variables)"
+        )
+    traced = isinstance(error, jax.errors.UnexpectedTracerError) or type(error).__name__ in _FLAX
+    return TRAINING.format(text) if traced or any(said in text for said in _NO_KEY) else ""
+
+
+def of_one_image(call: Callable[..., Any], *image: jax.ShapeDtypeStruct) -> str:
+    """Return what to say of a network that takes a single image; "" of others."""
+    try:
+        logits = jax.eval_shape(lambda *image: call(*image), *image)
+    except Exception:
+        return ""
+    if len(getattr(logits, "shape", ())) != 1:
+        return ""
+    return "takes one image, not a batch of them; pass jax.vmap of it"

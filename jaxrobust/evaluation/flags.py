@@ -1,0 +1,151 @@
+"""From the flags of the command to what they name: a network, its weights, and what these say."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrobust.data import sources
+from jaxrobust.evaluation import subject as subjects
+from jaxrobust.evaluation.subject import Subject
+from jaxrobust.models.published import PUBLISHED
+from jaxrobust.runtime import folders
+from jaxrobust.runtime.progress import say
+from jaxrobust.types import Weights
+from jaxrobust.weights import loading, runs
+from jaxrobust.weights import sources as weights_sources
+
+
+class Given(NamedTuple):
+    """The flags of `python -m jaxrobust.evaluate`; None: not given."""
+
+    workdir: str | None
+    phase: str | None
+    model: str | None
+    function: str | None
+    weights: str | None
+    options: dict[str, Any] | None
+    dataset: str | None
+    split: str | None
+    classes: str | None
+    data_dir: str | None
+    preprocessing: str | None
+    norm: str | None
+    epsilon: float | None
+    attack: str
+    version: str
+    search_dtype: str
+    out: str | None
+    num_classes: int | None
+    image_size: int | None
+    n: int
+    batch: int | None
+    seed: int
+
+
+def placed(given: Given) -> Given:
+    """Return the flags with the paths of what they name; weights are brought here if need be.
+
+    Raises:
+      ValueError: no such weights, or a path that no folder can stand for.
+      OSError: the network or the disk.
+    """
+    given = _with_weights(given)
+    paths: dict[str, Any] = {"workdir": given.workdir, "out": given.out}
+    mounted = {flag: str(folders.mounted(flag, path)) for flag, path in paths.items() if path}
+    return given._replace(**(paths | mounted))
+
+
+def _with_weights(given: Given) -> Given:
+    if not given.weights or given.workdir or given.function:
+        return given
+    if given.model and weights_sources.is_missing_file(given.weights):
+        return given  # whose other mistakes are said first
+    path = loading.place(given.weights, model=given.model)
+    if weights_sources.parse(str(path)).kind == "run":
+        if given.model:
+            raise ValueError(
+                f"--weights {path} is a run, which says whose it is; leave --model out"
+            )
+        return given._replace(workdir=str(path), weights=None)
+    imported = path.is_dir() and given.model in PUBLISHED
+    return given._replace(weights=str(path), model=None if imported else given.model)
+
+
+def check(given: Given) -> None:
+    """Raise `ValueError` for flags that contradict each other, or name nothing to evaluate."""
+    folder = _folder(given)
+    named = [given.workdir, given.function, given.model or folder]
+    if sum(value is not None for value in named) != 1:
+        raise ValueError(
+            "give --workdir RUN, or --model NAME --weights PATH --dataset NAME (no --model where "
+            "PATH is a folder that jaxrobust.convert.import_torch wrote, or a name such as "
+            "Salman2020Do_R18), or --function my_net.py:logits_fn --dataset NAME"
+        )
+    if given.model and not given.weights:
+        raise ValueError("--model needs --weights PATH, its weights")
+    own = ("weights", "num_classes", "options")
+    extra = [f"--{name}" for name in own if getattr(given, name) is not None]
+    if given.workdir and extra:
+        raise ValueError(f"{' and '.join(extra)} would replace the run's own; that takes --model")
+    if given.weights and given.phase:
+        raise ValueError("--phase is one of a --workdir; --weights has but one")
+    if given.function:
+        _check_function(given, extra)
+
+
+def _check_function(given: Given, extra: list[str]) -> None:
+    if given.phase:
+        extra = [*extra, "--phase"]
+    if extra:
+        raise ValueError(f"{' and '.join(extra)} says nothing of a --function; leave it out")
+    if given.search_dtype == "bfloat16":
+        raise ValueError(
+            "--search_dtype=bfloat16 needs a network whose compute type can be set; leave it out, "
+            "or pass evaluation.autoattack a search_fn"
+        )
+
+
+def _folder(given: Given) -> Path | None:
+    """Return the imported folder that flags name, if they name one."""
+    folder = Path(given.weights) if given.weights else None
+    if folder and (given.workdir or given.function or not folder.is_dir()):
+        return None  # a file, which does not say whose it is
+    return folder
+
+
+def origin(given: Given) -> Subject:
+    """Return what is known of the network that checked flags name."""
+    if given.workdir:
+        return subjects.of_run(Path(given.workdir))
+    if given.function:
+        return subjects.of_function(given.function)
+    if folder := _folder(given):
+        found = subjects.of_folder(folder, given.model, given.options)
+    else:
+        found = subjects.of_file(str(given.model), Path(str(given.weights)), given.options)
+    own = found.network.num_classes
+    if None not in (own, given.num_classes) and own != given.num_classes:
+        raise ValueError(
+            f"--num_classes={given.num_classes}, but {folder} holds {own}; leave it out"
+        )
+    return found
+
+
+def weights(
+    given: Given, subject: Subject, source: sources.Source
+) -> tuple[str | None, Subject, Weights]:
+    """Return which weights a settled subject has, in words, it with what they say of it, and them.
+
+    Those of a function have no name.
+    """
+    if given.workdir:
+        run = Path(given.workdir)
+        runs.check_classes(run, source, renamed=True)
+        if other := runs.rewritten(run, subject.origin()):
+            say(other)
+        which, found = runs.run_weights(run, given.phase, image_size=subject.network.image_size)
+        return which, subject, found
+    if given.function:
+        return None, *subjects.with_arrays(subject)
+    which, network, found = subjects.file_weights(subject.network, Path(str(given.weights)))
+    return which, replace(subject, network=network), found

@@ -1,0 +1,51 @@
+"""The NNX modules themselves: they are the networks, and may be taken apart."""
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+from flax import nnx
+
+from jaxrobust import models
+
+SMALL = {
+    "convnext_n": {"depths": (1,), "dims": (8,), "image_size": 16},
+    "iso_convnext_s": {"dim": 8, "depth": 1, "stem_strides": (4,), "image_size": 16},
+    "resnet18": {"depths": (1,), "small_stem": True, "image_size": 16},
+    "vit_s": {"dim": 8, "depth": 1, "heads": 2, "stem_strides": (4,), "image_size": 16},
+    "cait_s12": {"dim": 8, "depth": 1, "heads": 2, "stem_strides": (4,), "image_size": 16},
+    "xcit_n12": {"dim": 16, "depth": 1, "heads": 2, "stem_strides": (2, 2), "image_size": 16},
+    "swin_b": {"dim": 8, "depths": (1,), "heads": (2,), "window": 2, "image_size": 8},
+}
+
+
+class ModuleTest(parameterized.TestCase):
+    @parameterized.parameters(*SMALL)
+    def test_is_the_network(self, name):
+        how = {"num_classes": 5} | SMALL[name]
+        images = np.random.default_rng(0).random((2, how["image_size"], how["image_size"], 3), "f")
+        net = models.create(name, **how)
+        params, stats = net.init(jax.random.key(0))
+        expected = jax.jit(net.apply)(params, stats, images)[0]
+        drawn = models.module(name, rngs=nnx.Rngs(0), **how)
+        np.testing.assert_allclose(nnx.jit(drawn)(images), expected, rtol=1e-5, atol=1e-6)
+        other, stats = net.init(jax.random.key(1))
+        given = models.module(name, rngs=nnx.Rngs(0), weights=(other, stats), **how)
+        expected = jax.jit(net.apply)(other, stats, images)[0]
+        np.testing.assert_allclose(nnx.jit(given)(images), expected, rtol=1e-5, atol=1e-6)
+
+    def test_all_families_are_here(self):
+        families = [models.family(name) for name in SMALL]
+        self.assertCountEqual([f.file for f in families], [f.file for f in models.FAMILIES])
+
+    def test_refusals(self):
+        with self.assertRaisesRegex(ValueError, "unknown model 'convnet'; did you mean"):
+            models.module("convnet", rngs=nnx.Rngs(0))
+        with self.assertRaisesRegex(ValueError, "nets.py:make is a function of yours"):
+            models.module("nets.py:make", rngs=nnx.Rngs(0))
+        small = SMALL["convnext_n"]
+        with self.assertRaisesRegex(ValueError, "these weights do not belong to this network"):
+            models.module("convnext_n", rngs=nnx.Rngs(0), weights=({}, {}), **small)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,122 @@
+"""Functions that a user names, from modules and files, and every way in which that fails."""
+
+import contextlib
+import dataclasses
+import hashlib
+import sys
+from pathlib import Path
+
+from absl.testing import absltest, parameterized
+
+from jaxrobust.runtime import functions
+
+SOURCE = """
+from neighbour import WIDTH
+
+class Made:
+    @staticmethod
+    def inner(x):
+        return x + WIDTH
+
+def make(x=1):
+    return x + WIDTH
+
+number = 3
+"""
+
+
+class FindTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir())
+        self.enter_context(contextlib.chdir(self.folder))
+        path, known = list(sys.path), set(sys.modules)
+        self.addCleanup(lambda: (sys.path.__setitem__(slice(None), path), self.forget(known)))
+
+    def forget(self, known):
+        for name in set(sys.modules) - known:
+            if str(getattr(sys.modules[name], "__file__", "")).startswith(str(self.folder)):
+                del sys.modules[name]
+
+    def write(self, name, text) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+
+    def find(self, name):
+        return functions.find("model.name", name)
+
+    def test_of_a_file_and_its_neighbour(self):
+        path = self.write("deep/nets.py", SOURCE)
+        self.write("deep/neighbour.py", "WIDTH = 10")
+        found = self.find("deep/nets.py:make")
+        self.assertEqual(found.function(), 11)
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        expected = {"name": "deep/nets.py:make", "file": "deep/nets.py", "sha256": sha256}
+        self.assertEqual(found.record(), expected)
+        self.assertEqual(self.find("deep/nets.py:Made.inner").function(1), 11)
+        self.assertIs(self.find(f"{path}:make").function, found.function)
+
+    def test_a_file_that_changes_is_run_again(self):
+        path = self.write("nets.py", "def make(): return 1")
+        first = self.find("nets.py:make")
+        path.write_text("def make(): return 2")
+        second = self.find("nets.py:make")
+        self.assertEqual((first.function(), second.function()), (1, 2))
+        self.assertNotEqual(first.sha256, second.sha256)
+
+    def test_of_a_module_in_the_current_folder(self):
+        self.write("own_package/__init__.py", "")
+        path = self.write("own_package/nets.py", "def make(): return 5")
+        found = self.find("own_package.nets:make")
+        self.assertEqual(found.function(), 5)
+        self.assertEqual(found.sha256, hashlib.sha256(path.read_bytes()).hexdigest())
+        self.assertTrue(Path(found.file).samefile(path))
+
+    def test_classes_find_their_module(self):
+        """As dataclasses do, whose annotations are texts."""
+        text = "from __future__ import annotations\nimport dataclasses\n"
+        text += (
+            "@dataclasses.dataclass\nclass Net:\n    width: dataclasses.KW_ONLY\n    n: int = 3\n"
+        )
+        self.write("nets.py", text)
+        made = self.find("nets.py:Net").function
+        self.assertLen(dataclasses.fields(made), 1)
+
+    @parameterized.parameters(
+        ("nets.py:", "names no function; write my_package.nets:make, or my_nets.py:make"),
+        (":make", "names no function"),
+        ("nets.py:make it", "names no function"),
+        ("none.py:make", r"cannot read none.py \(No such file.*; a file is named from the folder"),
+        ("nets.py:mak", "nets.py has no 'mak'; it has Made, make$"),
+        ("nets.py:number", "number is no function, but of type int"),
+        ("no_such_package.nets:make", "there is no module no_such_package, neither installed nor"),
+        ("jaxrobust.nothing:make", "there is no module jaxrobust.nothing"),
+        ("absent.py:make", r"absent.py, line 2: ModuleNotFoundError: No module named 'absent_'"),
+        ("syntax.py:make", r"syntax.py, line 2: SyntaxError: "),
+        ("divides.py:make", r"divides.py, line 3: ZeroDivisionError: division by zero"),
+        ("inner:make", r"inner.py, line 1: ModuleNotFoundError: No module named 'absent_'"),
+    )
+    def test_mistakes_are_one_sentence(self, name, message):
+        self.write("nets.py", SOURCE)
+        self.write("neighbour.py", "WIDTH = 10")
+        self.write("absent.py", "\nimport absent_")
+        self.write("inner.py", "import absent_")
+        self.write("syntax.py", "\ndef make(:")
+        self.write("divides.py", "def half():\n    '''1'''\n    return 1 / 0\nhalf()\n")
+        with self.assertRaisesRegex(ValueError, message) as caught:
+            self.find(name)
+        self.assertNotIn("\n", str(caught.exception))
+        self.assertIn(f"model.name={name}", str(caught.exception))
+
+    def test_what_failed_is_tried_again(self):
+        path = self.write("nets.py", "1 / 0")
+        with self.assertRaisesRegex(ValueError, "ZeroDivisionError"):
+            self.find("nets.py:make")
+        path.write_text("def make(): return 1")
+        self.assertEqual(self.find("nets.py:make").function(), 1)
+
+
+if __name__ == "__main__":
+    absltest.main()
