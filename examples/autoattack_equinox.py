@@ -14,13 +14,6 @@ import optax
 from jaxrobust import data, evaluation
 
 
-def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return images f32[N,8,8,1] in [0, 1] and labels."""
-    source = data.open_source("digits", split)
-    (batch,) = data.evaluation_batches(source, batch_size=len(source), image_size=8)
-    return batch.images / np.float32(255), batch.labels
-
-
 class Net(eqx.Module):
     """Two convolutions, and dropout."""
 
@@ -46,7 +39,7 @@ class Net(eqx.Module):
 
 
 net = Net(jax.random.key(0))
-images, labels = digits("train")
+images, labels, *_ = data.load("digits", split="train")
 tx = optax.adam(3e-3)
 state = tx.init(eqx.filter(net, eqx.is_array))
 
@@ -74,7 +67,7 @@ for number, batch in enumerate(np.random.default_rng(0).integers(0, len(images),
 # %%
 evaluated = eqx.nn.inference_mode(net)
 logits_fn = jax.tree_util.Partial(lambda net, x: jax.vmap(net)(x), evaluated)
-images, labels = digits("test[:128]")
+images, labels, *_ = data.load("digits", split="test", n=128)
 result = evaluation.autoattack(logits_fn, images, labels, norm="linf", epsilon=0.1)
 result.save("results.jsonl", model="Equinox, 2 convolutions", dataset="digits", split="test[:128]")
 print(f"clean {result.clean.mean():.1%}, robust {result.robust.mean():.1%}, {result.flags}")

@@ -13,13 +13,6 @@ import optax
 from jaxrobust import data, evaluation
 
 
-def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return images f32[N,8,8,1] in [0, 1] and labels."""
-    source = data.open_source("digits", split)
-    (batch,) = data.evaluation_batches(source, batch_size=len(source), image_size=8)
-    return batch.images / np.float32(255), batch.labels
-
-
 def forward(x: jax.Array, is_training: bool) -> jax.Array:
     """Return logits f[B,10]: two convolutions with batch norm."""
     for width in (16, 32):
@@ -29,7 +22,7 @@ def forward(x: jax.Array, is_training: bool) -> jax.Array:
 
 
 net = hk.without_apply_rng(hk.transform_with_state(forward))
-images, labels = digits("train")
+images, labels, *_ = data.load("digits", split="train")
 params, moments = net.init(jax.random.key(0), jnp.asarray(images[:1]), is_training=True)
 tx = optax.adam(3e-3)
 state = tx.init(params)
@@ -59,7 +52,7 @@ for batch in np.random.default_rng(0).integers(0, len(images), (300, 128)):
 logits_fn = jax.tree_util.Partial(
     lambda params, moments, x: net.apply(params, moments, x, is_training=False)[0], params, moments
 )
-images, labels = digits("test[:128]")
+images, labels, *_ = data.load("digits", split="test", n=128)
 result = evaluation.autoattack(logits_fn, images, labels, norm="linf", epsilon=0.1)
 result.save("results.jsonl", model="Haiku, 2 convolutions", dataset="digits", split="test[:128]")
 print(f"clean {result.clean.mean():.1%}, robust {result.robust.mean():.1%}, {result.flags}")

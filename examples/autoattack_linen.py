@@ -13,13 +13,6 @@ from flax import linen
 from jaxrobust import data, evaluation
 
 
-def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return images f32[N,8,8,1] in [0, 1] and labels."""
-    source = data.open_source("digits", split)
-    (batch,) = data.evaluation_batches(source, batch_size=len(source), image_size=8)
-    return batch.images / np.float32(255), batch.labels
-
-
 class Net(linen.Module):
     """Two convolutions with batch norm."""
 
@@ -33,7 +26,7 @@ class Net(linen.Module):
 
 
 net = Net()
-images, labels = digits("train")
+images, labels, *_ = data.load("digits", split="train")
 variables = net.init(jax.random.key(0), images[:1], train=False)
 params, stats = variables["params"], variables["batch_stats"]
 tx = optax.adam(3e-3)
@@ -66,7 +59,7 @@ for batch in np.random.default_rng(0).integers(0, len(images), (300, 128)):
 # %%
 variables = {"params": params, "batch_stats": stats}
 logits_fn = jax.tree_util.Partial(net.apply, variables, train=False)
-images, labels = digits("test[:128]")
+images, labels, *_ = data.load("digits", split="test", n=128)
 result = evaluation.autoattack(logits_fn, images, labels, norm="linf", epsilon=0.1)
 result.save("results.jsonl", model="Linen, 2 convolutions", dataset="digits", split="test[:128]")
 print(f"clean {result.clean.mean():.1%}, robust {result.robust.mean():.1%}, {result.flags}")

@@ -13,13 +13,6 @@ from flax import nnx
 from jaxrobust import data, evaluation
 
 
-def digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return images f32[N,8,8,1] in [0, 1] and labels."""
-    source = data.open_source("digits", split)
-    (batch,) = data.evaluation_batches(source, batch_size=len(source), image_size=8)
-    return batch.images / np.float32(255), batch.labels
-
-
 class Net(nnx.Module):
     """Two convolutions with batch norm, and dropout."""
 
@@ -38,7 +31,7 @@ class Net(nnx.Module):
 
 net = Net(nnx.Rngs(0))
 optimizer = nnx.Optimizer(net, optax.adam(3e-3), wrt=nnx.Param)
-images, labels = digits("train")
+images, labels, *_ = data.load("digits", split="train")
 
 
 @nnx.jit
@@ -62,7 +55,7 @@ for batch in np.random.default_rng(0).integers(0, len(images), (300, 128)):
 # %%
 evaluated = nnx.view(net, use_running_average=True, deterministic=True)
 logits_fn = jax.tree_util.Partial(lambda net, x: net(x), evaluated)
-images, labels = digits("test[:128]")
+images, labels, *_ = data.load("digits", split="test", n=128)
 result = evaluation.autoattack(logits_fn, images, labels, norm="linf", epsilon=0.1)
 result.save("results.jsonl", model="NNX, 2 convolutions", dataset="digits", split="test[:128]")
 print(f"clean {result.clean.mean():.1%}, robust {result.robust.mean():.1%}, {result.flags}")

@@ -45,9 +45,7 @@ export_torch.main(["--workdir", "runs/robust", "--layout", "module", "--out", "s
 # The first two attacks of AutoAttack, on 64 images.
 
 # %%
-source = data.open_source("digits", "test[:64]")
-(batch,) = data.evaluation_batches(source, batch_size=len(source), image_size=8)
-images, labels = batch.images / np.float32(255), batch.labels
+images, labels, *_ = data.load("digits", split="test", n=64)
 _, (params, stats) = runs.run_weights(Path("runs/robust"))
 net = network_of(config)
 logits_fn = jax.tree_util.Partial(lambda *given: net.apply(*given)[0], params, stats)

@@ -77,7 +77,9 @@ def _as_module(words: list[str]) -> list[str]:
 
 
 def tool(words: list[str]) -> tuple[str, ...]:
-    """`("-m", module)` or `(file,)` of a command."""
+    """`("-m", module)` or `(file,)` of a command, with the data set that `prepare` goes on to."""
+    if words[1:3] == ["-m", "jaxrobust.data.prepare"]:
+        return tuple(words[1:4])
     return tuple(words[1:3] if words[1] == "-m" else words[1:2])
 
 
@@ -198,7 +200,8 @@ class NamesTest(parameterized.TestCase):
                 section, dot, rest = key.partition(".")
                 if not dot or section not in config or key.endswith(_FILES):
                     continue
-                if hasattr(getattr(jaxrobust, section, None), rest):  # evaluation.autoattack
+                function = rest.partition("(")[0]  # evaluation.autoattack, data.load("digits")
+                if hasattr(getattr(jaxrobust, section, None), function):
                     continue
             self.assertTrue(has_key(config, key), span)
 

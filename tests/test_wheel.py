@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 from absl.testing import absltest
+from PIL import Image
 
-from tests.support import paths
+from tests.support import paths, servers
 
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "jaxrobust", "configs")
 OWN_CONFIG = """
@@ -66,13 +67,19 @@ def environment(folder: Path, wheel: Path) -> Path:
     return programs
 
 
+def figures(said: str) -> list[str]:
+    """The lines with the accuracies that an evaluation prints."""
+    return re.findall(r"^(?:clean|after pgd-2) +[\d.]+%$", said, re.MULTILINE)
+
+
 @pytest.mark.slow
 class WheelTest(absltest.TestCase):
-    def run_here(self, *words: str, code: int = 0) -> str:
+    def run_here(self, *words: str, code: int = 0, **environment: str) -> str:
         """What a command in the empty folder prints."""
-        own = ("PYTHONPATH", "JAX_", "XLA_")
+        own = ("PYTHONPATH", "JAX_", "XLA_", "HF_", "TFDS_")
         kept = {k: v for k, v in os.environ.items() if not k.startswith(own)}
         kept |= {"PATH": f"{self.programs}:{kept['PATH']}", "JAX_PLATFORMS": "cpu"}
+        kept |= {"XDG_CACHE_HOME": str(self.empty.parent / "cache")} | environment
         done = subprocess.run(
             words, cwd=self.empty, env=kept, capture_output=True, text=True, timeout=300
         )
@@ -106,9 +113,10 @@ class WheelTest(absltest.TestCase):
         ours = self.run_here("jaxrobust", "evaluate", *run, *attack[2:])
         words = ["jaxrobust", "evaluate", "--weights", "ship/convnext_n.pt", *attack]
         said = self.run_here(*words, "--model", "convnext_n", "--options", self.options())
-        figures = re.compile(r"^(?:clean|after pgd-2) +[\d.]+%$", re.MULTILINE)
-        self.assertLen(figures.findall(ours), 2)
-        self.assertEqual(figures.findall(said), figures.findall(ours))
+        self.assertLen(figures(ours), 2)
+        self.assertEqual(figures(said), figures(ours))
+        self.comes_back_from_a_hub(attack, figures(ours))
+        self.prepares_photographs()
 
         (self.empty / "own").mkdir()
         (self.empty / "own" / "mine.py").write_text(OWN_CONFIG)
@@ -118,6 +126,36 @@ class WheelTest(absltest.TestCase):
         said = self.run_here("jaxrobust", "train", "--config", "own/mine.py", code=2)
         wrong = "own/mine.py, line 11: unknown config key 'epocs'; did you mean 'epochs'?"
         self.assertEqual(said.strip(), f"jaxrobust: {wrong}")
+
+    def comes_back_from_a_hub(self, attack: list[str], figures_of_the_run: list[str]):
+        words = ["--workdir", "runs/quickstart", "--layout", "hub", "--out", "repository"]
+        self.run_here("jaxrobust", "export", *words)
+        server = servers.Server({})
+        self.addCleanup(server.close)
+        files = {path.name: path.read_bytes() for path in (self.empty / "repository").iterdir()}
+        server.repository("me/robust", files)
+        hub = {"HF_ENDPOINT": server.address}
+        words = ["jaxrobust", "import", "hf://me/robust", "--out", "imported"]
+        self.run_here(*words, **hub)
+        self.assertNotEmpty(server.asked)
+        said = self.run_here("jaxrobust", "evaluate", "--weights", "imported", *attack)
+        self.assertEqual(figures(said), figures_of_the_run)
+        words = ["certificate", "--weights", "imported", "--against", "ship/convnext_n.py"]
+        self.assertIn("agree", self.run_here("jaxrobust", *words))
+
+    def prepares_photographs(self):
+        for split, many in (("train", 3), ("val", 2)):
+            for colour in ("blue", "red"):
+                (self.empty / "photos" / split / colour).mkdir(parents=True)
+                for i in range(many):
+                    path = self.empty / "photos" / split / colour / f"{i}.png"
+                    Image.new("RGB", (8, 8), colour).save(path)
+        words = ["prepare", "imagenet", "photos", "--name", "colours", "--out", "sets"]
+        self.run_here("jaxrobust", *words)
+        program = "from jaxrobust import data; print(*data.load('colours', split='val').classes)"
+        self.assertEqual(
+            self.run_here("python", "-c", program, TFDS_DATA_DIR="sets").split(), ["blue", "red"]
+        )
 
     def options(self) -> str:
         return "{'stem_strides': (1,), 'dims': (32, 64, 128)}"

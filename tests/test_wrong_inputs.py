@@ -12,6 +12,20 @@ TRAIN = "train --config quickstart --workdir runs/new"
 AGAIN = "train --config quickstart"
 EVALUATE = "evaluate --workdir runs/quickstart"
 OWN = "evaluate --model convnext_n --dataset digits"
+FUNCTION = "evaluate --dataset digits --epsilon 0.1 --function"
+NETS = """
+import jax.numpy as jnp
+import numpy as np
+def make(**given): pass
+def raises(*images, **given):
+    return 1 / 0
+def images(images):
+    return images
+def to_numpy(images):
+    return jnp.asarray(np.asarray(images).reshape(len(images), -1)[:, :10])
+def one(image):
+    return image.reshape(-1)[:10] if image.ndim == 3 else 1 / 0
+"""
 # What is typed -> what is said.
 WRONG = {
     # The command line.
@@ -53,7 +67,32 @@ WRONG = {
     f"{TRAIN} --config.init.weights=none.pt": "no such file",
     f"{TRAIN} --config.init.weights=page.pt": "page.pt",
     f"{TRAIN} --config.init.stem=new": "fresh",
+    # Functions of the user's.
+    f"{TRAIN} --config.model.name=nets.py": "of a file name a function too: nets.py:make",
+    f"{TRAIN} --config.model.name=none.py:make": "cannot read none.py",
+    f"{TRAIN} --config.model.name=nowhere.nets:make": "there is no module nowhere",
+    f"{TRAIN} --config.model.name=nets.py:mke": "nets.py has no 'mke'; it has make, ",
+    f"{TRAIN} --config.model.name=nets.py:make": "returns nothing; return a flax.nnx.Module",
+    f"{TRAIN} --config.model.name=nets.py:raises": "nets.py, line 6: ZeroDivisionError",
+    f"{FUNCTION}=none.py:logits": "cannot read none.py",
+    f"{FUNCTION}=open.py:logits": "open.py, line 1: SyntaxError",
+    f"{FUNCTION}=nets.py:images": "logits",
+    f"{FUNCTION}=nets.py:raises": "line 6: ZeroDivisionError",
+    f"{FUNCTION}=nets.py:to_numpy": "write it with jax.numpy",
+    f"{FUNCTION}=nets.py:one": "jax.vmap",
+    f"{FUNCTION}=nets.py:images --weights w.pt": "--weights says nothing of a --function",
+    "evaluate --function nets.py:images": "dataset",
     # Data.
+    f"{TRAIN} --config.data.name=npz:none.npz": "none.npz",
+    f"{TRAIN} --config.data.name=npz:w.pt": "w.pt",
+    f"{TRAIN} --config.data.name=hf:runs": "runs holds no parquet files",
+    "prepare": "needs a data set; write one of imagenet, cifar10, cifar100",
+    "prepare cifar11": "no data set 'cifar11'",
+    "prepare cifar10 --from none.tar.gz --out new": "none.tar.gz",
+    "prepare cifar10 --from page.pt --out new": "page.pt",
+    "prepare cifar10 --from truncated.tar.gz --out new": "truncated.tar.gz",
+    "prepare cifar10 --out gs://bucket": "gcloud storage cp",
+    "prepare imagenet nowhere --out new": "nowhere",
     f"{TRAIN} --config.data.name=cifar11": "cifar11",
     f"{TRAIN} --config.data.name=cifar10": "cifar10",
     f"{TRAIN} --config.data.name=folder:nowhere": "nowhere",
@@ -105,6 +144,8 @@ FILES = {
     "open.py": "x = (",
     "empty.py": "x = 3",
     "raises.py": "def get_config():\n  return 1 / 0",
+    "nets.py": NETS,
+    "truncated.tar.gz": "\x1f\x8b\x08",
     "page.pt": "<!DOCTYPE html><html><body>Sign in</body></html>",
     "w.pt": "",
 }

@@ -17,7 +17,6 @@ PREFIX = "folder:"
 # What torchvision's ImageFolder reads.
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 _USUAL_SPLITS = ("train", "val", "validation", "test")
-_ALIASES = {"val": "validation", "validation": "val"}
 _REMEDY = "restore the file, or remove it for a new run"
 _THREADS = 16  # a slow disk or a bucket answers many lists at once
 
@@ -131,7 +130,7 @@ def _class_folders(
             f"data set {name!r}: the directory {path} does not exist, or may not be read"
         )
     present = _present(path, top)
-    wanted = [asked.name, _ALIASES.get(asked.name, "")] if asked else []
+    wanted = [asked.name, splits.SAME.get(asked.name, "")] if asked else []
     chosen = [folder for folder in wanted if folder in top.folders and _has_folders(path / folder)]
     if chosen:
         similar = [folder for folder in top.folders if folder.lower() in map(str.lower, wanted)]

@@ -18,6 +18,7 @@ from PIL import Image
 
 from jaxrobust.data import choosing, splits, storage, subsets
 from jaxrobust.data.types import DataError, Record, Source, first_few
+from jaxrobust.runtime import download
 
 PREFIX = "hf:"
 INSTALL = "pip install 'jaxrobust[hf]'"
@@ -26,7 +27,6 @@ _HUB = re.compile(
 )
 _IMAGES = ("image", "img")  # usual names, where types do not decide
 _LABELS = ("label", "labels", "fine_label", "cls")
-_ALIASES = {"val": "validation", "validation": "val"}
 _SAMPLE = 200  # images whose headers say whether all have one size
 _IMAGENET_NAME = re.compile(r"(ILSVRC2012_val_\d{8})_n\d{8}(\.JPEG)")  # with the class, as there
 
@@ -99,7 +99,7 @@ def open_hf(
     asked = _parse(name)
     loaded = _load(name, asked)
     wanted = splits.parse(split)
-    part = wanted and next((s for s in (wanted.name, _ALIASES.get(wanted.name)) if s in loaded), "")
+    part = wanted and splits.present(wanted.name, loaded)
     if not wanted or not part:
         known = ", ".join(f"{key} ({len(data):,})" for key, data in loaded.items())
         raise DataError(
@@ -165,7 +165,8 @@ def _load(name: str, asked: _Asked) -> dict[str, Any]:
             files = _parquet(asked.folder)
             found = datasets.load_dataset(os.fspath(asked.folder), data_files=files or None)
         else:
-            found = _from_hub(asked)
+            with download.quiet_hub():
+                found = _from_hub(asked)
     except exceptions.DatasetNotFoundError as error:
         raise DataError(
             f"{name}: {_first(error)}; check the name and the revision, or log in with `hf auth "
@@ -176,8 +177,11 @@ def _load(name: str, asked: _Asked) -> dict[str, Any]:
             f"{name}: the hub does not answer ({_first(error)}), and the data set is not in the "
             "cache; try again, or give a folder of its parquet files, hf:FOLDER"
         ) from error
-    except FileNotFoundError as error:  # of `datasets`: the folder holds nothing that it knows
-        raise DataError(f"{name}: {_first(error)}; put parquet files there") from error
+    except (FileNotFoundError, StopIteration) as error:  # of `datasets`: it knows no file there
+        raise DataError(
+            f"{name} holds no parquet files; put SPLIT.parquet there, or write folder:PATH where "
+            "PATH holds class folders"
+        ) from error
     except (DataError, OSError):  # a full disk
         raise
     except Exception as error:  # ValueError, RuntimeError, pyarrow's own kinds
@@ -211,6 +215,8 @@ def _from_hub(asked: _Asked) -> Mapping[str, Any]:
     import datasets
     import huggingface_hub
 
+    from jaxrobust.runtime.progress import say  # with JAX, which reading images does not need
+
     commit = asked.revision
     if commit and not _COMMIT.fullmatch(commit):
         try:
@@ -222,6 +228,7 @@ def _from_hub(asked: _Asked) -> Mapping[str, Any]:
                 raise ConnectionError(
                     f"which commit {asked.revision} is, is not known here: {_first(error)}"
                 ) from error
+    say(f"hf:{asked.id}: asking the hub")
     found = datasets.load_dataset(asked.id, asked.config, revision=commit)
     files = [file["filename"] for data in found.values() for file in data.cache_files]
     if commit and files and not any(commit in Path(file).parts for file in files):

@@ -81,12 +81,13 @@ def open_npz(
     file = _opened(name)
     asked = splits.parse(split)
     there = _splits_of(file)
-    if asked is None or asked.name not in there:
+    part = asked and splits.present(asked.name, there)
+    if not asked or not part:
         sizes = ", ".join(f"{key} ({file.arrays[i][0][0]})" for key, (i, _) in there.items())
         raise DataError(
             f"data set {name!r} has no split {split!r}: it has {sizes}; {splits.WRITTEN}"
         )
-    images, labels = there[asked.name]
+    images, labels = there[part]
     shape = _shape(file, images)
     names = _class_names(file)
     every = {key: _labels(file, i, key) for i, key in set(there.values())}
@@ -178,9 +179,6 @@ def _splits_of(file: _File) -> dict[str, tuple[str, str]]:
             unlabelled = unlabelled or f"{file.path} has {images}, but no {labels}"
     if "all" in found and len(found) > 1:
         del found["all"]
-    for name, other in (("val", "validation"), ("validation", "val")):
-        if name in found:
-            found.setdefault(other, found[name])
     if not found:
         keys = ", ".join(file.arrays) or "nothing"
         raise DataError(f"{unlabelled or f'{file.path} holds {keys}'}; {_WRITTEN}")

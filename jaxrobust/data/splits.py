@@ -1,6 +1,7 @@
 """The grammar of splits: `NAME`, `NAME[:90%]`, `NAME@IDS`, `NAME@IDS[:1000]`."""
 
 import re
+from collections.abc import Container
 from typing import NamedTuple
 
 from jaxrobust.data.types import DataError
@@ -9,6 +10,7 @@ _SPLIT = re.compile(r"(?P<name>[^@\[\]/+\s]+)(?:@(?P<ids>.+?))?(?P<part>\[[^\[\]
 _BOUND = r"(-?\d+(?:\.\d+)?%|-?\d+)?"
 _PART = re.compile(rf"\[{_BOUND}:{_BOUND}\]")
 WRITTEN = "parts are written train[:90%], train[90%:], train[:1000]"
+SAME = {"val": "validation", "validation": "val"}  # which data sets write in either way
 
 
 class Asked(NamedTuple):
@@ -24,6 +26,11 @@ def parse(split: str) -> Asked | None:
     if match := _SPLIT.fullmatch(split):
         return Asked(match["name"], match["ids"], match["part"])
     return None
+
+
+def present(name: str, there: Container[str]) -> str | None:
+    """Return which of the splits that are there has the name, or the name that means the same."""
+    return next((split for split in (name, SAME.get(name)) if split in there), None)
 
 
 def rows(part: str | None, total: int, where: str) -> range:

@@ -216,6 +216,9 @@ def open_prepared(
     """
     info, features = _describe(directory, remedy)
     asked = splits.parse(split)
+    if asked and (there := splits.present(asked.name, info.splits)):
+        split = f"{there}{split.removeprefix(asked.name)}"
+        asked = asked._replace(name=there)
     chosen = classes is not None or ids is not None
     if chosen and (asked is None or asked.name not in info.splits):
         raise DataError(_unknown_split(name, split, info.splits))

@@ -1,7 +1,9 @@
 """Files from the internet, kept in a cache; what breaks off is continued, a web page is no file."""
 
+import contextlib
 import hashlib
 import http.client
+import logging
 import os
 import shlex
 import socket
@@ -10,7 +12,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,18 @@ class Unreachable(OSError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+@contextlib.contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keep the hub's client from logging each of its attempts twice; what they end in is said."""
+    client = logging.getLogger("huggingface_hub.utils._http")
+    level = client.level
+    client.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        client.setLevel(level)
 
 
 def fetch(

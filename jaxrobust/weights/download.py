@@ -43,7 +43,8 @@ def fetch(
       Unreachable: no answer, several times in a row.
     """
     if source.startswith("hf://"):
-        found = _from_hub(source, tell)
+        with download.quiet_hub():
+            found = _from_hub(source, tell)
         check_sha256(found.path, sha256)
         return found
     if not source.startswith(("https://", "http://")):

@@ -285,7 +285,7 @@ class ColumnTest(FolderCase):
 
 class RefusedTest(FolderCase):
     def test_a_folder_that_is_none(self):
-        self.refused(f"hf:{self.folder}", "doesn't contain any data files; put parquet files there")
+        self.refused(f"hf:{self.folder}", "holds no parquet files; put SPLIT.parquet there")
         (self.folder / "train.parquet").write_bytes(b"PAR1 not really")
         self.refused(f"hf:{self.folder}", "cannot be loaded: Parquet .*; copy its files again")
         (self.folder / "train.parquet").unlink()

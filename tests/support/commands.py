@@ -43,7 +43,7 @@ class Commands:
         environment |= {"JAX_PLATFORMS": "cpu", "JAXROBUST_ALLOCATOR": "system"}
         environment["PYTHONPATH"] = str(_ROOT)
         self._process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, "-P", __file__],  # not with the folder of this file, and its names
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

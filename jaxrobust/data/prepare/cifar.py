@@ -72,8 +72,9 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
         return _done(folder)
     start = time.perf_counter()
     path = args.source or _downloaded(args.name)
+    kind = archives.identify(path, args.name)
     command.say(f"reading {path}")
-    found = archives.read(path, archives.identify(path, args.name))
+    found = archives.read(path, kind)
     orders = {split: tfds_order(split, range(len(x))) for split, x in found.images.items()}
     splits = {split: Split(path, _rows(split, found, order)) for split, order in orders.items()}
     parts = {split: [_shard(folder, args.name, split, len(x))] for split, x in orders.items()}

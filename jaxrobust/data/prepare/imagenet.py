@@ -68,6 +68,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
             f"--name {args.name}: write a name of small letters, digits and _, not "
             f"{' or '.join(_TAKEN)}"
         )
+    source.check(args.source)
     command.say(f"listing {', '.join(map(str, args.source))}")
     start = time.perf_counter()
     content = source.scan(args.source, name=args.name, allow_partial=args.allow_partial)

@@ -30,6 +30,15 @@ class Content(NamedTuple):
     notes: list[str]
 
 
+def check(paths: Sequence[Path]) -> None:
+    """Raise `ValueError` where there is no such file or folder."""
+    for path in paths:
+        if re.match(r"\w+:/", str(path)):
+            raise ValueError(f"{path} is not a local path; copy it here first")
+        if not path.exists():
+            raise ValueError(f"{path}: no such file or folder")
+
+
 def scan(paths: Sequence[Path], *, name: str | None = None, allow_partial: bool = False) -> Content:
     """Return what `paths` hold: a folder with the official tar files, these, or one ImageFolder.
 
@@ -38,14 +47,9 @@ def scan(paths: Sequence[Path], *, name: str | None = None, allow_partial: bool 
       name: of the data set; default: imagenet2012 where the classes are ImageNet's.
       allow_partial: take a part of ImageNet, with its 1,000 labels.
     Raises:
-      ValueError: there is no such source, or it is damaged, incomplete or mislabelled.
+      ValueError: it is damaged, incomplete or mislabelled.
       OSError: it cannot be read.
     """
-    for path in paths:
-        if re.match(r"\w+:/", str(path)):
-            raise ValueError(f"{path} is not a local path; copy it here first")
-        if not path.exists():
-            raise ValueError(f"{path}: no such file or folder")
     notes = []
     files = [path for path in paths if path.is_file()]
     if not files and len(paths) == 1:

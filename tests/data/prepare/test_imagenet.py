@@ -230,6 +230,8 @@ class RecordsTest(PrepareTest):
         self.assertIn("left out: 1 hidden files", said)
         self.assertIn("left out: 1 files that do not end as images do", said)
         self.assert_holds("pets", "validation", {"9.jpg": (1, jpeg(4)), "é.jpeg": (0, jpeg(5))})
+        for split, size in {"val": 2, "val[:1]": 1, "validation[1:]": 1}.items():  # either name
+            self.assertLen(data.open_source("pets", split, data_dir=self.out), size)
         read = data.open_source("pets", "train", data_dir=self.out)
         found = {(record.image, record.label) for record in map(read.__getitem__, range(3))}
         self.assertEqual(found, {(jpeg(1), 1), (jpeg(2), 1), (jpeg(3), 0)})
