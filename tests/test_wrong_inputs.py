@@ -85,7 +85,7 @@ WRONG = {
     # Data.
     f"{TRAIN} --config.data.name=npz:none.npz": "none.npz",
     f"{TRAIN} --config.data.name=npz:w.pt": "w.pt",
-    f"{TRAIN} --config.data.name=hf:runs": "runs holds no parquet files",
+    f"{TRAIN} --config.data.name=hf:../nowhere": "there is no directory ../nowhere",
     "prepare": "needs a data set; write one of imagenet, cifar10, cifar100",
     "prepare cifar11": "no data set 'cifar11'",
     "prepare cifar10 --from none.tar.gz --out new": "none.tar.gz",
