@@ -2,11 +2,11 @@
 
     python -m jaxrobust.main --config configs/convnext_b_cvst.py
 
-The paper's recipe with heavy augmentation, for which it starts from clean weights whose new
-ConvStem it first trains clean for 50 epochs: `--config.init.weights=FOLDER
---config.pretrain.epochs=50` (README). Without them training starts from random weights, which the
-paper reports as failing. The paper's batch of 756 (8 x A100) becomes 768, which 8 to 128 devices
-divide. Hardware, wall time, accuracies: not yet measured.
+The paper's recipe with heavy augmentation: timm's clean convnext_base.fb_in1k gets a new ConvStem
+and is trained clean for 50 epochs, then against the attack. The paper's batch of 756 (8 x A100)
+becomes 768, which 8 to 128 devices divide. Without a network, fetch the weights elsewhere (the
+message says how) and give their folder as `--config.init.weights`. Hardware, wall time, accuracies:
+not yet measured.
 """
 
 from jaxrobust.config import base
@@ -16,7 +16,9 @@ def get_config():
     config = base()
     config.model.name = "convnext_b_cvst"
     config.model.dtype = "bfloat16"
+    config.init.update(weights="convnext_base.fb_in1k", stem="fresh")
     config.data.augmentation = "heavy"
+    config.pretrain.update(epochs=50, batch_size=768)
     config.train.epochs = 250
     config.train.warmup_epochs = 20
     config.train.batch_size = 768

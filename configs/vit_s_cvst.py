@@ -2,10 +2,10 @@
 
     python -m jaxrobust.main --config configs/vit_s_cvst.py
 
-The paper's recipe with heavy augmentation, for which it starts from clean weights whose new
-ConvStem it first trains clean for 100 epochs: `--config.init.weights=FOLDER
---config.pretrain.epochs=100` (README). Without them training starts from random weights, which the
-paper reports as failing. Hardware, wall time, accuracies: not yet measured.
+The paper's recipe with heavy augmentation: timm's clean deit_small_patch16_224.fb_in1k gets a new
+ConvStem and is trained clean for 100 epochs, then against the attack. Without a network, fetch the
+weights elsewhere (the message says how) and give their folder as `--config.init.weights`. Hardware,
+wall time, accuracies: not yet measured.
 """
 
 from jaxrobust.config import base
@@ -15,7 +15,9 @@ def get_config():
     config = base()
     config.model.name = "vit_s_cvst"
     config.model.dtype = "bfloat16"
+    config.init.update(weights="deit_small_patch16_224.fb_in1k", stem="fresh")
     config.data.augmentation = "heavy"
+    config.pretrain.update(epochs=100, batch_size=1408)
     config.train.batch_size = 1408  # the paper's 1392, made a multiple of 64 devices
     config.evaluation.batch_size = config.test.batch_size = 512
     config.evaluation.steps = 1  # the paper selects small networks with one step

@@ -3,7 +3,9 @@
 Plain values only. A config file starts from `base()` and changes what differs.
 """
 
-from collections.abc import Mapping
+import difflib
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +16,9 @@ from jaxrobust.types import Classifier
 
 Config = Any  # ml_collections.ConfigDict, or anything that reads like one
 
-PHASES = ("pretrain", "train")
 VERSION = 1  # of the keys, in a run's config.json; it grows where old values would mean others
+# What a phase may have of its own, beside the keys of its section.
+CHANGES = ("model", "data", "mixup", "erase", "label_smoothing", "attack", "evaluation", "test")
 
 
 def phase(**changes: Any) -> ConfigDict:
@@ -32,6 +35,17 @@ def phase(**changes: Any) -> ConfigDict:
         "weight_decay": 0.05,
         "b2": 0.95,  # of AdamW's second moment; b1 is 0.9
         "ema_decay": 0.9999,
+        # Whether an attack on random weights under heavy augmentation is meant, which the paper
+        # reports as failing.
+        "from_random": False,
+        # What a later phase starts from: the best weights of an earlier one, by its name; None: of
+        # the one before. The first phase starts from `init`. Positions are resized.
+        "start": config_dict.placeholder(str),
+        "stem": "keep",  # keep | fresh, as in init
+        "head": "keep",
+        # What is another one than the config's in this phase, such as {"attack": {"epsilon": 8 /
+        # 255}, "model": {"image_size": 160}}: any keys of CHANGES.
+        "changes": ConfigDict(),
     }
     return ConfigDict(values | changes)
 
@@ -96,7 +110,9 @@ def base() -> ConfigDict:
         }
     )
     config.label_smoothing = config_dict.placeholder(float)
-    # Clean training first, from the same seed; the attack phase starts from its best weights.
+    # The phases in their order, each with a section of that name; one of 0 epochs does not happen.
+    # Here: clean training, then against the attack, from the best weights of the first.
+    config.phases = ("pretrain", "train")
     config.pretrain = phase(objective="clean", epochs=0)
     config.train = phase()
     config.attack = ConfigDict(
@@ -137,6 +153,88 @@ class Values(dict):
 
     def __getattr__(self, name: str) -> Any:
         return self[name]
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """Return a config as values that JSON has, a copy."""
+    return json.loads(json.dumps(config) if isinstance(config, dict) else config.to_json())
+
+
+def completed(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a run with the defaults of keys that are younger than the run."""
+    defaults = plain(base())
+    names = config.get("phases", defaults["phases"])
+    defaults |= {name: plain(phase()) for name in names if name in config}
+    return _merged(defaults, config)
+
+
+def _merged(old: Any, new: Any) -> Any:
+    if not (isinstance(old, dict) and isinstance(new, dict)):
+        return new
+    return old | {key: _merged(old.get(key), value) for key, value in new.items()}
+
+
+def phases(config: Config) -> list[str]:
+    """Return the names of the phases that happen, in their order.
+
+    Raises:
+      ValueError: a name without a section, given twice, or no phase at all.
+    """
+    names = list(config.phases)
+    for name in names:
+        if name not in config or "objective" not in config[name]:
+            raise ValueError(
+                f"phases={names} names {name!r}, for which the config has no section; write "
+                f"config.{name} = phase(...) in it"
+            )
+        if names.count(name) > 1:
+            raise ValueError(f"phases={names} names {name!r} twice; give the second another name")
+    happen = [name for name in names if config[name].epochs != 0]
+    if not happen:
+        zeros = " and ".join(f"{name}.epochs=0" for name in names) or "phases=()"
+        raise ValueError(f"{zeros}: there is nothing to train")
+    return happen
+
+
+def of_phase(config: Config, name: str) -> Config:
+    """Return the config as a phase sees it: with its own `changes`.
+
+    Raises:
+      ValueError: they name a key that there is not, or that a phase cannot have of its own.
+    """
+    changes = plain(config[name].changes)
+    if not changes:
+        return config
+    seen = plain(config)
+    for keys, value in _leaves(changes):
+        _change(seen, keys, value, f"{name}.changes.")
+    return json.loads(json.dumps(seen), object_hook=Values)
+
+
+def _leaves(tree: Mapping[str, Any], keys: tuple[str, ...] = ()) -> Iterator[tuple[Any, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and (*keys, key) != ("model", "options"):
+            yield from _leaves(value, (*keys, key))
+        else:
+            yield (*keys, key), value
+
+
+def _change(config: dict[str, Any], keys: tuple[str, ...], value: Any, prefix: str) -> None:
+    """Set a key that is there; `model.options` as a whole."""
+    section, known = config, list(CHANGES)
+    for depth, key in enumerate(keys):
+        known = known if depth == 0 else list(section)
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            meant = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
+            raise ValueError(f"{prefix}{'.'.join(keys[: depth + 1])} is no key; {meant}")
+        if depth < len(keys) - 1:
+            if not isinstance(section[key], dict):
+                raise ValueError(f"{prefix}{'.'.join(keys)}: {key} is no section, but a value")
+            section = section[key]
+    if isinstance(section[keys[-1]], dict) and not isinstance(value, dict):
+        raise ValueError(f"{prefix}{'.'.join(keys)} is a section, and {value!r} is a value")
+    section[keys[-1]] = value
 
 
 @dataclass(frozen=True)

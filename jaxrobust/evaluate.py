@@ -33,7 +33,7 @@ from jaxrobust.runtime.launch import join_hosts, keep_large_buffers, use_every_c
 
 _FLAGS = {
     "workdir": "Run to evaluate: its network, data, norm and radius.",
-    "phase": "Phase of the run, pretrain or train; default: the last one that has weights.",
+    "phase": "Phase of the run, such as pretrain or train; default: the last one that has weights.",
     "model": "Network of weights that are no run's: a name of models.available().",
     "weights": "Its weights: a file, an imported folder, a URL, hf://ORG/REPO, a RobustBench id "
     "such as Salman2020Do_R18, or a timm id such as convnext_tiny.fb_in1k.",

@@ -61,7 +61,10 @@ def environment(folder: Path, wheel: Path) -> Path:
     venv.create(folder / "new", with_pip=False)
     programs = folder / "new" / "bin"
     command = [sys.executable, "-m", "pip", "--python", str(programs / "python"), "install"]
-    subprocess.run([*command, "--quiet", "--no-deps", "--no-index", str(wheel)], check=True)
+    own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}  # a checkout
+    subprocess.run(
+        [*command, "--quiet", "--no-deps", "--no-index", str(wheel)], check=True, env=own
+    )
     (site,) = (folder / "new").glob("lib/python*/site-packages")
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return programs

@@ -2,9 +2,9 @@
 
 Part one: from the bytes of a file in memory to `uint8[224,224,3]`, on one core, beside
 torchvision's and timm's transforms to their float tensor on the same photographs, turn by turn;
-seconds are the processor's. light, 3aug and heavy are all that timm's `create_transform` builds
-with the recipes' mean 0 and std 1, its Normalize too; only random erasing is left out, for ours
-runs on the device. evaluation and basic are torchvision's, and end with ToTensor.
+seconds are the processor's. light, 3-augment and heavy are all that timm's `create_transform`
+builds with the recipes' mean 0 and std 1, its Normalize too; only random erasing is left out, for
+ours runs on the device. evaluation and basic are torchvision's, and end with ToTensor.
 Part two: what batches cost on top of that, and how their number grows with worker processes.
 FOLDER is an ImageFolder, of which train or else val is read, or a folder of class folders; without
 it photographs are made up, which says less about decoding.
@@ -35,7 +35,7 @@ from jaxrobust.runtime.commandline import Arguments
 
 SIZE = 224
 EVALUATION = "BicubicRes256Crop224"
-PRESETS = ("basic", "light", "3aug", "heavy")
+PRESETS = ("basic", "light", "3-augment", "heavy")
 Program = Callable[[bytes], Any]
 
 
@@ -121,7 +121,7 @@ def theirs() -> dict[str, Program]:
         "evaluation": [vision.Resize(256, bicubic), vision.CenterCrop(SIZE), vision.ToTensor()],
         "basic": [vision.RandomResizedCrop(SIZE, interpolation=bicubic), vision.ToTensor()],
         "light": [train(color_jitter=0.4)],
-        "3aug": [train(color_jitter=0.3, auto_augment="3a")],
+        "3-augment": [train(color_jitter=0.3, auto_augment="3a")],
         "heavy": [train(auto_augment="rand-m9-mstd0.5-inc1")],
     }
 

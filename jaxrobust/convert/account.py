@@ -37,9 +37,10 @@ class Account(NamedTuple):
 
 def of_run(workdir: Path, which: str, sha256: str) -> Account:
     """Return what a run says of weights of it, whose sha256 is given."""
-    config, phase = runs.run_config(workdir), which.partition(",")[0]
+    phase = which.partition(",")[0]
+    config = runs.run_config(workdir, phase)
     attack, objective = config.attack, config[phase].objective
-    names = workdir / runs.CLASSES
+    names = runs.classes_file(workdir, phase)
     classes = tuple(names.read_text().splitlines()) if names.exists() else ()
     ball = {} if objective == "clean" else {"norm": attack.norm, "epsilon": attack.epsilon}
     how = f"{objective} training on {config.data.name}, split {config.data.train_split}"

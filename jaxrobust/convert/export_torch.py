@@ -29,7 +29,7 @@ import numpy as np
 from absl import logging
 
 from jaxrobust import models
-from jaxrobust.config import PHASES, network_of
+from jaxrobust.config import network_of
 from jaxrobust.convert import (
     account,
     certificate,
@@ -55,9 +55,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Return the command line; hyphens and underscores are the same."""
     parser = Arguments(__doc__)
     parser.flag("workdir", type=Path, help="Run whose best weights are exported.")
-    parser.flag(
-        "phase", choices=PHASES, help="Phase of the run; default: the last one that has weights."
-    )
+    parser.flag("phase", help="Phase of the run; default: the last one that has weights.")
     parser.flag("weights", help=f"Weights instead of a run's best: {sources.KINDS}.")
     parser.flag("model", help="Network of a file of weights: a name of models.available().")
     parser.flag(
@@ -190,7 +188,7 @@ def of_run(workdir: Path, phase: str | None, which: str | None) -> tuple[Network
 
     The best checkpoint holds what the run evaluates; the other kind is in the latest one only.
     """
-    config = runs.run_config(workdir)
+    config = runs.run_config(workdir, phase)
     models.known(config.model.name)  # of a user's function nobody knows the PyTorch side
     if which in (None, config.evaluation.weights):
         said, (params, stats) = runs.run_weights(workdir, phase)
@@ -210,7 +208,7 @@ def of_run(workdir: Path, phase: str | None, which: str | None) -> tuple[Network
 
 
 def _latest(config, workdir: Path, phase: str | None, which: str):
-    phases = [phase] if phase else list(reversed(PHASES))
+    phases = [phase] if phase else list(reversed(config.phases))
     done = [p for p in phases if list((workdir / p / "latest").glob("[0-9]*"))]
     if not done:
         raise ValueError(f"{workdir} has no checkpoint of {' or '.join(phases)}; train first")

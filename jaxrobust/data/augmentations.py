@@ -186,7 +186,7 @@ OPS = {
             color.blur, p=_probability(p), radii=_ordered(low, high)
         )
     ),
-    "3aug": _Row(lambda size: color.three_augment),
+    "3-augment": _Row(lambda size: color.three_augment),
     "randaugment": _Row(_randaugment),
     "autoaugment": _Row(_autoaugment("cifar10")),
     "autoaugment-imagenet": _Row(_autoaugment("imagenet")),
@@ -228,6 +228,11 @@ def _augment(
 
 def _op(text: str, image_size: int) -> tuple[PictureOp, bool]:
     match = _OP.fullmatch(text)
+    if match and match[1] == "3aug":
+        raise ValueError(
+            "augmentation '3aug' is called 3-augment now, that of DeiT III; what Singh, Croce and "
+            "Hein call 3-Aug (crop, flip, colour jitter) is light"
+        )
     if match is None or match[1] not in OPS:
         raise ValueError(
             f"unknown augmentation {text!r}: presets are {', '.join(PRESETS)}; a chain is written "

@@ -17,10 +17,11 @@ PRESETS = {
     "none": Preset(""),
     # "Basic augmentation" of Singh, Croce, Hein 2023: no flip.
     "basic": Preset("resized-crop"),
-    # The light recipe of Debenedetti et al. 2022, whose label smoothing its config sets.
+    # The light recipe of Debenedetti et al. 2022, whose label smoothing its config sets; "3-Aug" of
+    # Singh, Croce, Hein 2023.
     "light": Preset("resized-crop|flip|jitter(0.4)"),
     # Touvron et al. 2022 (DeiT III), "3-Augment": one of grey, solarise, blur.
-    "3aug": Preset("resized-crop|flip|3aug|jitter(0.3)", mixup=0.8, cutmix=1.0),
+    "3-augment": Preset("resized-crop|flip|3-augment|jitter(0.3)", mixup=0.8, cutmix=1.0),
     # "Heavy augmentation" of Singh, Croce, Hein 2023.
     "heavy": Preset(
         "resized-crop|flip|randaugment", mixup=0.8, cutmix=1.0, erase=0.25, label_smoothing=0.1
@@ -29,7 +30,8 @@ PRESETS = {
     # are drawn again, so that 0.8 to 1.2 shrinks nothing.
     "light-cifar": Preset("crop|flip|rotate(2)|jitter(0.25)"),
     "light-cifar-thesis": Preset("resized-crop(0.8, 1.2, 0.95, 1.05)|flip", erase=0.2),
-    # RobustART's on CIFAR-10; Cubuk et al. 2019 have it last: crop|flip|autoaugment(128).
+    # Cubuk et al. 2019 with torchvision's operations, in the order of the study of 20 architectures
+    # (theirs rotate one way only, and shear bicubically); Cubuk et al.: crop|flip|autoaugment(128).
     "autoaugment": Preset("autoaugment(128)|crop|flip"),
     "flip": Preset("flip"),
     "crop": Preset("crop"),

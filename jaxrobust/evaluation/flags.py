@@ -116,7 +116,7 @@ def _folder(given: Given) -> Path | None:
 def origin(given: Given) -> Subject:
     """Return what is known of the network that checked flags name."""
     if given.workdir:
-        return subjects.of_run(Path(given.workdir))
+        return subjects.of_run(Path(given.workdir), given.phase)
     if given.function:
         return subjects.of_function(given.function)
     if folder := _folder(given):
@@ -140,7 +140,7 @@ def weights(
     """
     if given.workdir:
         run = Path(given.workdir)
-        runs.check_classes(run, source, renamed=True)
+        runs.check_classes(runs.classes_file(run, given.phase), source, renamed=True)
         if other := runs.rewritten(run, subject.origin()):
             say(other)
         which, found = runs.run_weights(run, given.phase, image_size=subject.network.image_size)

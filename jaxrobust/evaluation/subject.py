@@ -53,13 +53,13 @@ class Subject:
         return self.function.record() | {"arrays_sha256": self.arrays_sha256}
 
 
-def of_run(workdir: Path) -> Subject:
-    """Return what a run says of itself.
+def of_run(workdir: Path, phase: str | None = None) -> Subject:
+    """Return what a run says of itself, and of a phase of it (default: the last with weights).
 
     Raises:
-      ValueError: no run is there.
+      ValueError: no run is there, or no such phase.
     """
-    config = runs.run_config(workdir)
+    config = runs.run_config(workdir, phase)
     data, attack = config.data, config.attack
     return Subject(
         network=Network.of_config(config),

@@ -248,7 +248,8 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
 
 
 _FLAG = re.compile(r"--?([A-Za-z][\w.-]*)(?:=(.*))?", re.DOTALL)
-_OPTIONS = "config.model.options"
+# Sections that take keys which are not there yet.
+_OPEN = re.compile(r"config\.(model\.options|\w+\.changes)\.")
 
 
 def _underscores(word: str) -> str:
@@ -278,7 +279,7 @@ def _changes(words: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
             left.append(word)
         elif value.lstrip().startswith("{"):
             changes += _leaves(name, mapping(name, value))
-        elif name.startswith(f"{_OPTIONS}."):
+        elif _OPEN.match(name):
             changes.append((name, _literal(_as_number(value))))
         else:
             left.append(f"--{name}={_as_number(value)}")
@@ -292,16 +293,20 @@ def _leaves(name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def _change(config: Any, keys: list[str], value: Any) -> None:
-    """Set one key of a locked config; of `model.options`, also one that is not there yet."""
+    """Set one key of a locked config; of a section that is open, also one that is not there yet."""
+    is_open = _OPEN.match(".".join(["config", *keys]))
+    place = keys[:2] if is_open else keys[:-1]
+    for key in reversed(keys[len(place) :]):
+        value = {key: value}
     section = config
-    for key in keys[:-1]:
+    for key in place:
         section = section[key]
-    if keys[:-1] == _OPTIONS.split(".")[1:]:
-        with config.unlocked():
-            config.model.options = section.to_dict() | {keys[-1]: value}
+    if is_open:
+        with section.unlocked(), section.ignore_type():
+            section.update(value)
         config.lock()
     else:
-        section.update({keys[-1]: value})
+        section.update(value)
 
 
 def _without_no(name: str) -> str:

@@ -1,23 +1,22 @@
-"""Lines at the start of a run, about what its config does and nobody may have meant."""
+"""What is said or refused at the start of a run: what its config does and nobody may have meant."""
 
-from typing import Any
+from collections.abc import Mapping
 
+from jaxrobust.config import Config
 from jaxrobust.data.presets import PRESETS
 from jaxrobust.training import build
 
 
-def lines(config: Any, first: str, *, begun: bool) -> list[str]:
-    """Return what to say before the phase `first`, the run's first one, trains or goes on."""
-    found = _step(config, first)
-    return found if begun else found + _random_weights(config, first)
+def lines(configs: Mapping[str, Config]) -> list[str]:
+    """Return what to say before a run trains or goes on, of the config as each phase sees it."""
+    return list(dict.fromkeys(line for name, seen in configs.items() for line in _step(seen, name)))
 
 
-def _step(config: Any, first: str) -> list[str]:
+def _step(config: Config, name: str) -> list[str]:
     """Warn of a step in pixels: it stays where it is when somebody changes the radius."""
     a = config.attack
-    objectives = {config[name].objective for name in (first, "train") if config[name].epochs}
     key = "step_size" if a.step_size is not None else "relative_step"
-    if objectives <= {"clean"} or a[key] is None:
+    if config[name].objective == "clean" or a[key] is None:
         return []
     if a.name == "apgd":
         return [f"attack.{key}={a[key]:.4g} is not read: APGD chooses its steps itself"]
@@ -30,19 +29,24 @@ def _step(config: Any, first: str) -> list[str]:
     ]
 
 
-def _random_weights(config: Any, first: str) -> list[str]:
-    """Warn of an attack on random weights under heavy augmentation (Singh, Croce, Hein 2023)."""
+def check_start(config: Config, first: str) -> None:
+    """Refuse to attack random weights under heavy augmentation (Singh, Croce, Hein 2023).
+
+    Args:
+      config: as the first phase sees it.
+      first: the name of that phase.
+    Raises:
+      ValueError: that is what it would do, and `from_random` does not say that it is meant.
+    """
     named = config.data.augmentation
     chain = PRESETS[named].chain if named in PRESETS else named
     mixup, cutmix, *_ = build.mixes_and_erases(config)
     heavy = mixup or cutmix or "randaugment" in chain
-    if config.init.weights or config[first].objective == "clean" or not heavy:
-        return []
-    return [
-        f"{first} attacks a network of random weights under heavy augmentation, which the paper "
-        "(arXiv 2303.01870) reports as failing. Start from clean weights, init.weights=FOLDER of "
-        "jaxrobust.convert.import_torch (of a ConvStem with --init-stem, and pretrain.epochs=50 to "
-        "100 for the stem),",
-        "or, without such weights, train clean first (pretrain.epochs=100), or with light "
-        "augmentation (data.augmentation=basic)",
-    ]
+    random = not config.init.weights and not config[first].from_random
+    if heavy and random and config[first].objective != "clean":
+        raise ValueError(
+            f"{first} would attack random weights under heavy augmentation, which the paper (arXiv "
+            "2303.01870) reports as failing; give clean weights (init.weights=convnext_tiny."
+            "fb_in1k, for a ConvStem with init.stem=fresh and pretrain.epochs=100), take "
+            f"data.augmentation=basic, or, where it is meant, {first}.from_random=True"
+        )

@@ -1,13 +1,13 @@
 """The steps of a phase: take, log, save, evaluate, stop together, go back after trouble."""
 
 import contextlib
-import json
 from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import jax
 
+from jaxrobust.config import plain
 from jaxrobust.data import sources
 from jaxrobust.evaluation import records
 from jaxrobust.runtime import compilation, hardware, hosts
@@ -154,7 +154,7 @@ class _Loop:
             "phase": name,
             "bn_group": self.run.phase.bn_group,
             "chip_hours": self.progress.chip_hours(),
-            "config": json.loads(config.to_json()),
+            "config": plain(config),
             "versions": records.versions(),
         }
         checkpoints.save(self.step, self.state, about | self.ahead.noted())

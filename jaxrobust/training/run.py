@@ -5,12 +5,12 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from jaxrobust import models
-from jaxrobust.config import PHASES, VERSION, Config
+from jaxrobust.config import VERSION, Config, completed, of_phase, phases, plain
 from jaxrobust.data import sources
 from jaxrobust.runtime import compilation, hardware, hosts, jsonl, locks, sharding
 from jaxrobust.runtime.profiling import Profile
@@ -26,8 +26,16 @@ from jaxrobust.weights.checkpoint import Checkpoints, abstract_state, disk_full,
 # What a workdir may change between two runs of the same command without becoming another run; a
 # record carries its own test settings.
 _FREE: tuple[str, ...] = ("log.", "data.dir", "data.workers", "data.strict", "data.max_damaged")
-_FREE += ("test.", "mesh.", "alarm.", "trouble.", "pretrain.microbatches", "train.microbatches")
+_FREE += ("test.", "mesh.", "alarm.", "trouble.")
 _FREE += ("model.options.bn_group",)  # checkpoints say which images were taken together
+
+
+class Part(NamedTuple):
+    """A phase before it runs: the config as it sees it, its training split, its step."""
+
+    config: Config
+    source: sources.Source
+    phase: build.Phase
 
 
 def run(config: Any, workdir: Path, *, profile: Profile | None = None) -> None:
@@ -39,22 +47,24 @@ def run(config: Any, workdir: Path, *, profile: Profile | None = None) -> None:
       ValueError: a mistake in the config, the data or the workdir, before anything compiles.
       Interrupted, Diverged, OSError: the run stopped; the message says how to go on.
     """
-    phases = [name for name in PHASES if config[name].epochs != 0]
-    plain = json.loads(config.to_json())
-    own = {k: v for k, v in _flat(plain).items() if k not in ("data.dir", "data.workers")}
+    given = plain(config)
+    own = {k: v for k, v in _flat(given).items() if k not in ("data.dir", "data.workers")}
     hosts.agree(own, what="has another config", remedy="Start the same command on every host")
-    source, built, data = hosts.together(lambda: check(config, phases, workdir))
+    parts, data = hosts.together(lambda: check(config, workdir))
     hosts.agree(data, what="has other data", remedy="Give every host the same data set")
-    function = models.origin(config.model.name)  # who makes the network, where a user's does
+    names = list(parts)
+    first = names[0]
+    # Who makes the network, where a user's function does.
+    function = models.origin(parts[names[-1]].config.model.name)
     same = "Give every host the same"
     sha256 = function and function["sha256"]
     hosts.agree({"model.name": sha256}, what="has another file of the network", remedy=same)
-    begun = hosts.first(bool(steps(workdir / phases[0] / "latest")))
-    start = hosts.together(lambda: None if begun else start_weights.of_config(config))
-    first = None if start is None else start[1]["start_sha256"]
-    hosts.agree({"init.weights": first}, what="has other weights", remedy=same)
+    begun = hosts.first(bool(steps(workdir / first / "latest")))
+    start = hosts.together(lambda: None if begun else _first_weights(first, parts[first].config))
+    sha256 = None if start is None else start[1]["start_sha256"]
+    hosts.agree({"init.weights": sha256}, what="has other weights", remedy=same)
     with _alone(workdir):
-        hosts.together(lambda: claim(workdir, plain, data))
+        hosts.together(lambda: claim(workdir, given, data))
         say(f"{config.model.name} on {config.data.name}, {hardware.devices()}, workdir {workdir}")
         if idle := hardware.left_idle():
             say(f"WARNING: {idle}")
@@ -64,40 +74,61 @@ def run(config: Any, workdir: Path, *, profile: Profile | None = None) -> None:
                 say(other)
         if begun and (other := start_weights.changed(config, workdir)):
             say(other)
-        for line in advice.lines(config, phases[0], begun=bool(begun)):
+        for line in advice.lines({name: part.config for name, part in parts.items()}):
             say(line)
-        _phases(config, workdir, plain, source, built, start, profile)
+        _phases(config, workdir, given, parts, start, profile)
+
+
+def _first_weights(name: str, config: Config) -> tuple[start_weights.Start, dict] | None:
+    advice.check_start(config, name)
+    return start_weights.of_config(config)
 
 
 def _phases(
-    config,
+    config: Config,
     workdir: Path,
-    plain: dict,
-    source: sources.Source,
-    built: dict[str, build.Phase],
+    given: dict,
+    parts: dict[str, Part],
     start: tuple[start_weights.Start, dict] | None,
     profile: Profile | None,
 ) -> None:
     """Train and test; `start` is what the first phase starts from, None where it has begun."""
-    if source.classes and jax.process_index() == 0:
-        jsonl.replace(workdir / runs.CLASSES, "".join(f"{name}\n" for name in source.classes))
     compilation.use_persistent_cache(workdir.parent)
-    first = next(iter(built.values())).abstract_state.params
+    first = next(iter(parts.values())).phase.abstract_state.params
     say(metrics.parameters(workdir, first, enabled=jax.process_index() == 0))
-    weights = None if start is None else _start(*start, workdir)
-    for name in built:
+    reached: dict[str, Weights] = {}  # the best weights of each phase, on the host: the next
+    weights = None if start is None else _start(*start, workdir)  # one's devices hold a part only
+    for name, (seen, source, phase) in parts.items():
+        _note_classes(config, workdir, name, seen, source)
+        if reached:
+            before = seen[name].start or list(reached)[-1]
+            weights = start_weights.handed_on(parts[before].config, seen, name, reached[before])
         kept = [Checkpoints(workdir / name / kind) for kind in ("latest", "best", "stopped")]
-        phase_run = Run(config, workdir, name, built[name], source, profile, *kept)
-        with jax.set_mesh(built[name].mesh):
+        phase_run = Run(seen, workdir, name, phase, source, profile, *kept)
+        with jax.set_mesh(phase.mesh):
             step, best_weights = _run_phase(phase_run, weights)
-            results.test(config, workdir, plain, name, built[name], step, best_weights)
-            # On the host: the next phase's devices hold but their part of the parameters.
-            weights = step, jax.device_get(best_weights)
+            results.test(seen, workdir, given, name, phase, step, best_weights)
+            reached[name] = jax.device_get(best_weights)
     if jax.process_index() == 0:
         print(results.table(workdir), flush=True)
 
 
-def _start(start: start_weights.Start, record, workdir) -> tuple[int, Weights]:
+def _note_classes(
+    config: Config, workdir: Path, name: str, seen: Config, source: sources.Source
+) -> None:
+    """Write the classes' names into a workdir, of data of its own beside the phase."""
+    folder = workdir if _data_of(seen) == _data_of(config) else workdir / name
+    if source.classes and jax.process_index() == 0:
+        folder.mkdir(exist_ok=True)
+        jsonl.replace(folder / runs.CLASSES, "".join(f"{name}\n" for name in source.classes))
+
+
+def _data_of(config: Config) -> str:
+    """Return what decides which images and classes a phase has."""
+    return json.dumps([plain(config.data), config.model.num_classes, config.model.in_channels])
+
+
+def _start(start: start_weights.Start, record, workdir) -> Weights:
     """Return stored weights as if a phase before had reached them, after noting where they are
     from.
     """
@@ -106,43 +137,54 @@ def _start(start: start_weights.Start, record, workdir) -> tuple[int, Weights]:
     say(f"starting from {record['where']}, sha256 {record['weights_sha256'][:12]}")
     for line in compose.summary(start):
         say(f"  {line}")
-    return 0, Weights(*jax.device_get((start.params, start.stats)))
+    return Weights(*jax.device_get((start.params, start.stats)))
 
 
-def check(
-    config: Config, phases: list[str], workdir: Path
-) -> tuple[sources.Source, dict[str, build.Phase], dict[str, Any]]:
-    """Return the training split, the phases, and what the data is; refuses whatever would fail
-    later.
-    """
-    if not phases:
-        raise ValueError("pretrain.epochs and train.epochs are both 0: there is nothing to train")
+def check(config: Config, workdir: Path) -> tuple[dict[str, Part], dict[str, Any]]:
+    """Return the phases that happen, and what the data is; refuses whatever would fail later."""
     if bad := re.search(r"[\[\\\ud800-\udfff]", str(workdir.absolute())):
         raise ValueError(
             f"--workdir {str(workdir.absolute())!r}: Orbax loses the arrays of checkpoints under a "
             f"path with {bad[0]!r}; name another folder"
         )
-    keys = ("train_split", "selection_split", "test_split")
-    opened = [splits.opened(config, key) for key in keys]
-    sources.same_classes(opened)
-    for split in opened[1:]:
-        if sentence := sources.foreign_classes(opened[0], split):
-            say(f"WARNING: {sentence}")
-    runs.check_classes(workdir, opened[0])
-    for split in opened[1:]:
-        splits.check_preprocessing(config, split)
-    source = opened[0]
-    built = {name: build.phase(config, name, len(source)) for name in phases}
-    for key in ("evaluation", "test"):
-        build.divides(config[key].batch_size, jax.device_count(), f"{key}.batch_size")
-        build.evaluation(config, built[phases[0]].mesh, steps=config[key].steps)
+    names = phases(config)
+    start_weights.check_phases(config, names)
     _check_numbers(config)
     metrics.check(tensorboard=config.log.tensorboard)
-    for name in phases:
-        build.probe(config, name, built[name])
-        splits.batches(config, name, source, 0).close()
-    described = {f"data.{key}": _described(split) for key, split in zip(keys, opened, strict=True)}
-    return source, built, _flat(described)
+    parts: dict[str, Part] = {}
+    opened: dict[str, dict[str, sources.Source]] = {}
+    described: dict[str, Any] = {}
+    for name in names:
+        seen = of_phase(config, name)
+        _check_numbers(seen)
+        data = _data_of(seen)
+        if data not in opened:
+            opened[data] = _opened(seen)
+            own = "" if data == _data_of(config) else f"{name}."
+            described |= {f"{own}data.{k}": _described(s) for k, s in opened[data].items()}
+        source = opened[data]["train_split"]
+        runs.check_classes(runs.classes_file(workdir, name), source)
+        for key in ("selection_split", "test_split"):
+            splits.check_preprocessing(seen, opened[data][key])
+        phase = build.phase(seen, name, len(source))
+        for key in ("evaluation", "test"):
+            build.divides(seen[key].batch_size, jax.device_count(), f"{key}.batch_size")
+            build.evaluation(seen, phase.mesh, steps=seen[key].steps)
+        build.probe(seen, name, phase)
+        splits.batches(seen, name, source, 0).close()
+        parts[name] = Part(seen, source, phase)
+    return parts, _flat(described)
+
+
+def _opened(config: Config) -> dict[str, sources.Source]:
+    """Return the three splits of a config's data."""
+    keys = ("train_split", "selection_split", "test_split")
+    opened = {key: splits.opened(config, key) for key in keys}
+    sources.same_classes(list(opened.values()))
+    for key in keys[1:]:
+        if sentence := sources.foreign_classes(opened["train_split"], opened[key]):
+            say(f"WARNING: {sentence}")
+    return opened
 
 
 def _check_numbers(config) -> None:
@@ -161,7 +203,7 @@ def _check_numbers(config) -> None:
         "log.every_steps": 1,
     }
     for key, low in lowest.items():
-        if (value := _flat(config.to_dict())[key]) < low:
+        if (value := _flat(plain(config))[key]) < low:
             raise ValueError(f"{key}={value} must be at least {low}")
     if not 0 <= config.seed < 2**32:  # of which JAX makes keys; the rest would be cut off
         raise ValueError(f"seed={config.seed} must be from 0 to 2^32 - 1")
@@ -216,16 +258,17 @@ def _alone(workdir: Path) -> Iterator[None]:
         yield
 
 
-def claim(workdir: Path, plain: dict, data: dict[str, Any]) -> None:
+def claim(workdir: Path, given: dict, data: dict[str, Any]) -> None:
     """Write the resolved config, and what the data is, into a new workdir.
 
     Raises:
       ValueError: the workdir holds another run, or one on other data.
     """
-    noted = _noted(workdir / "config.json", {"version": VERSION} | plain)
-    old = _in_pixels(_flat(runs.of_this_version(noted, workdir / "config.json")))
-    new = _in_pixels(_flat(plain))
-    if differing := _differing(old, new, free=_FREE):
+    noted = _noted(workdir / "config.json", {"version": VERSION} | given)
+    old = completed(runs.of_this_version(noted, workdir / "config.json"))
+    old, new = _in_pixels(_flat(old)), _in_pixels(_flat(given))
+    free = (*_FREE, *(f"{name}.microbatches" for name in given["phases"]))
+    if differing := _differing(old, new, free=free):
         raise ValueError(
             f"{workdir} holds a run of another config; give a new --workdir, or repeat that run's "
             "values:\n  " + "\n  ".join(differing)
@@ -269,7 +312,7 @@ def _differing(old: dict, new: dict, free: tuple[str, ...] = ()) -> list[str]:
     ]
 
 
-def _run_phase(run: Run, start) -> tuple[int, Weights]:
+def _run_phase(run: Run, start: Weights | None) -> tuple[int, Weights]:
     """Return the best weights of a phase and their step, after training what is missing."""
     weights = Weights(run.phase.abstract_state.params, run.phase.abstract_state.stats)
     weights = abstract_state(weights, sharding.replicated(run.phase.mesh))
@@ -291,7 +334,7 @@ def _run_phase(run: Run, start) -> tuple[int, Weights]:
         return step, run.best.restore(step, weights)
 
 
-def _state(run: Run, start) -> TrainState:
+def _state(run: Run, start: Weights | None) -> TrainState:
     """Return the state to go on from: that of the last checkpoint, or the first."""
     checkpoints, done = last(run)
     if done is not None:
@@ -303,6 +346,6 @@ def _state(run: Run, start) -> TrainState:
             lambda params, stats: (params, stats, started_average(params, stats)),
             out_shardings=(placed.params, placed.stats, placed.ema),
         )
-        params, stats, average = on_devices(*start[1])
+        params, stats, average = on_devices(*start)
         state = state._replace(params=params, stats=stats, ema=average)
     return state

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.config import PHASES, Config
+from jaxrobust.config import Config
 from jaxrobust.data import Damage, evaluation_transform, loading, pipeline, sources
 from jaxrobust.evaluation.accuracy import Images
 from jaxrobust.runtime import jsonl, sharding
@@ -90,7 +90,7 @@ def batches(config: Config, name: str, source: sources.Source, start: int) -> pi
     return pipeline.train_batches(
         source,
         batch_size=config[name].batch_size,
-        seed=config.seed + PHASES.index(name),
+        seed=config.seed + list(config.phases).index(name),
         augmentation=config.data.augmentation,
         image_size=config.model.image_size,
         start=start,

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.config import PHASES, VERSION, Network, Values, network_of
+from jaxrobust.config import VERSION, Network, Values, completed, network_of, of_phase
 from jaxrobust.data import sources
 from jaxrobust.runtime import jsonl, sharding
 from jaxrobust.types import Weights
@@ -20,8 +20,20 @@ FUNCTION = "function.json"  # of a run: what `models.origin` said of the network
 CLASSES = "classes.txt"  # of a run: the classes' names, one a line in the order of labels
 
 
-def run_config(workdir: Path) -> Values:
-    """Return the config of a run, from its workdir."""
+def run_config(workdir: Path, phase: str | None = None) -> Values:
+    """Return the config of a run as a phase of it sees it (default: the last that has weights).
+
+    Raises:
+      ValueError: no run is there, or no such phase.
+    """
+    config = _config(workdir)
+    if phase not in (None, *config.phases):
+        raise ValueError(f"--phase={phase} is unknown; one of {', '.join(config.phases)}")
+    done = [name for name in config.phases if steps(workdir / name / "best")]
+    return of_phase(config, phase or (done or config.phases)[-1])
+
+
+def _config(workdir: Path) -> Values:
     path = workdir / "config.json"
     if not path.is_file():
         raise ValueError(
@@ -35,7 +47,8 @@ def run_config(workdir: Path) -> Values:
         raise ValueError(f"{path} is damaged ({error}); give another --workdir") from error
     if missing:
         raise ValueError(f"{path} lacks {sorted(missing)}: it is not a run's config")
-    return of_this_version(config, path)
+    own = completed(of_this_version(config, path))
+    return json.loads(json.dumps(own), object_hook=Values)
 
 
 def of_this_version(config: dict[str, Any], path: Path) -> Any:
@@ -50,6 +63,19 @@ def of_this_version(config: dict[str, Any], path: Path) -> Any:
             "the version of jaxrobust that began the run, or give a new --workdir"
         )
     return type(config)({key: value for key, value in config.items() if key != "version"})
+
+
+def classes_file(workdir: Path, phase: str | None = None) -> Path:
+    """Return the file with the classes of a run: those of a phase with data of its own, else all's.
+
+    `phase`: default: the last one that has weights.
+    """
+    with contextlib.suppress(ValueError):  # no run there yet
+        names = list(_config(workdir).phases)
+        done = [name for name in names if steps(workdir / name / "best")]
+        phase = phase or (done[-1] if done else None)
+    own = workdir / (phase or "") / CLASSES
+    return own if own.exists() else workdir / CLASSES
 
 
 def rewritten(workdir: Path, function: dict[str, Any] | None) -> str:
@@ -69,13 +95,12 @@ def rewritten(workdir: Path, function: dict[str, Any] | None) -> str:
     )
 
 
-def check_classes(workdir: Path, source: sources.Source, *, renamed: bool = False) -> None:
-    """Raise `ValueError` if a run there has other classes: labels would mean something else.
+def check_classes(path: Path, source: sources.Source, *, renamed: bool = False) -> None:
+    """Raise `ValueError` if a run has other classes, in `path`: labels would mean something else.
 
     With `renamed`, lists without a common name tell nothing: another data set may name the same
     classes its way.
     """
-    path = workdir / CLASSES
     known = path.read_text().splitlines() if path.exists() else []
     names = list(source.classes)
     if known == names or not (known and names) or (renamed and set(known).isdisjoint(names)):
@@ -105,16 +130,14 @@ def run_weights(
     Raises:
       ValueError: there is no such phase, or none of its weights.
     """
-    if phase not in (None, *PHASES):
-        raise ValueError(f"--phase={phase} is unknown; one of {', '.join(PHASES)}")
-    phases = [phase] if phase else list(reversed(PHASES))
+    config = run_config(workdir, phase)
+    phases = [phase] if phase else list(reversed(config.phases))
     done = [p for p in phases if steps(workdir / p / "best")]
     if not done:
         raise ValueError(
             f"{workdir} has no best checkpoint of {' or '.join(phases)}; train until it has one "
             "(the training command continues)"
         )
-    config = run_config(workdir)
     shapes = Weights(*jax.eval_shape(network_of(config).init, jax.random.key(0)))
     everywhere = sharding.replicated(sharding.make_mesh())
     with contextlib.closing(Checkpoints(workdir / done[0] / "best", read_only=True)) as best:

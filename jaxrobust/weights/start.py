@@ -1,12 +1,17 @@
-"""The weights that a run starts from: those that its config names."""
+"""The weights that a run starts from, and those that its phases hand on."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from jaxrobust import models
-from jaxrobust.config import Config, network_of
+from jaxrobust.config import Config, network_of, of_phase, plain
 from jaxrobust.runtime.progress import say
+from jaxrobust.types import Weights
 from jaxrobust.weights import certificates, convert, hashes, loading, sources
 from jaxrobust.weights.compose import CHOICES, Start, compose, head_width
 from jaxrobust.weights.loading import Stored, stored
@@ -30,15 +35,7 @@ def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
     try:
         path = loading.place(asked.weights, fresh_stem=asked.stem == "fresh")
         source = stored(path)
-        _belongs(source, config)
-        start = compose(
-            model.name,
-            network_of(config),
-            source.arrays,
-            stem=asked.stem,
-            head=asked.head,
-            seed=config.seed,
-        )
+        start = _composed(source, config, asked)
     except ValueError as error:
         reason = str(error).removeprefix(f"{Path(asked.weights)}: ")
         raise ValueError(f"init.weights={asked.weights}: {reason}") from error
@@ -54,9 +51,70 @@ def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
     return start, record
 
 
-def _belongs(source: Stored, config) -> None:
+def _composed(source: Stored, config: Config, asked: Any) -> Start:
+    """Return weights as those of a config's network; `asked` says `stem` and `head`."""
+    _belongs(source, config, asked)
+    return compose(
+        config.model.name,
+        network_of(config),
+        source.arrays,
+        stem=asked.stem,
+        head=asked.head,
+        seed=config.seed,
+    )
+
+
+def check_phases(config: Config, names: Sequence[str]) -> None:
+    """Refuse phases that start from what is not there, or is no such network.
+
+    Raises:
+      ValueError: one sentence, before anything is trained.
+    """
+    first = config[names[0]]
+    for key, default in (("start", None), ("stem", "keep"), ("head", "keep")):
+        if first[key] != default:
+            raise ValueError(
+                f"{names[0]}.{key}={first[key]!r}: the first phase starts from init; set "
+                f"init.{'weights' if key == 'start' else key}"
+            )
+    for i, name in enumerate(names[1:], 1):
+        before = config[name].start or names[i - 1]
+        if before not in names[:i]:
+            raise ValueError(
+                f"{name}.start={before!r}: a phase starts from an earlier one that happens, "
+                f"{' or '.join(names[:i])}"
+            )
+        theirs, ours = of_phase(config, before), of_phase(config, name)
+        params, stats = jax.eval_shape(network_of(theirs).init, jax.random.key(0))
+        zeros = {k: np.broadcast_to(np.float32(0), a.shape) for k, a in (params | stats).items()}
+        handed_on(theirs, ours, name, Weights(zeros, {}))  # type: ignore[arg-type]
+
+
+def handed_on(before: Config, config: Config, name: str, weights: Weights) -> Weights:
+    """Return the weights of an earlier phase as those of the phase `name`.
+
+    Args:
+      before, config: as these phases see it.
+      weights: float32, on the host.
+    Raises:
+      ValueError: they do not fit its network.
+    """
+    asked = config[name]
+    if plain(before.model) == plain(config.model) and asked.stem == asked.head == "keep":
+        return weights
+    arrays = {key: np.asarray(array) for key, array in (weights.params | weights.stats).items()}
+    source = Stored(arrays, before.model.name, "the phase before", before.model.options)
+    try:
+        start = _composed(source, config, asked)
+    except ValueError as error:
+        reason = str(error).replace("init.", f"{name}.")
+        raise ValueError(f"{name} starts from another network's weights: {reason}") from error
+    return Weights(start.params, start.stats)
+
+
+def _belongs(source: Stored, config: Config, asked: Any) -> None:
     """Refuse weights that no drawing makes fit, each with its remedy."""
-    asked, model = config.init, config.model
+    model = config.model
     theirs, ours = _rows(source, model)
     differing = {key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)}
     if asked.stem == "fresh":

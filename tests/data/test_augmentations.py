@@ -179,7 +179,9 @@ class AugmentationTest(parameterized.TestCase):
     @parameterized.parameters(
         ("corp", "unknown augmentation 'corp': presets are none, basic"),
         ("crop|flip(2)", "'flip\\(2\\)': flip takes p .2 is not from 0 to 1"),
-        ("3aug(2)", "3aug takes no number"),
+        ("3-augment(2)", "3-augment takes no number"),
+        ("3aug", "'3aug' is called 3-augment now, that of DeiT III; what .* 3-Aug .* is light"),
+        ("flip|3aug", "'3aug' is called 3-augment now"),
         ("crop(1.5)", "crop takes padding .1.5 is not a whole number of 0 to 32"),
         ("rotate", "rotate takes degrees"),
         ("rotate(nan)", "numbers are finite"),

@@ -75,6 +75,13 @@ class ValuesTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, f"--epsilon={value} is not a number"):
             commandline.number("epsilon", value)
 
+    def test_changes_of_a_phase(self):
+        words = ["--config.train.changes.attack.epsilon=8/255", "--config.train.changes.model.x=y"]
+        words += ["--config.train.changes={'attack': {'steps': 3}}"]
+        config = parsed(QUICKSTART, *words).config
+        expected = {"attack": {"epsilon": 8 / 255, "steps": 3}, "model": {"x": "y"}}
+        self.assertEqual(config.train.changes.to_dict(), expected)
+
     @parameterized.parameters(
         (["--config.model.options={'drop_path': 0.1}"], OWN | {"drop_path": 0.1}),
         (["--config.model.options", '{"scan": true}'], OWN | {"scan": True}),

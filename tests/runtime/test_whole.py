@@ -25,7 +25,8 @@ class PermissionsTest(parameterized.TestCase):
         self.addCleanup(os.umask, os.umask(umask))
         arrays = {"a": np.zeros(3, np.float32)}
         save_file(arrays, folder / "alone")
-        self.assertEqual(modes(folder), {"alone": "0o600"}, "else this test sees nothing")
+        if modes(folder) != {"alone": "0o600"}:
+            self.skipTest("this version of safetensors writes with the umask's permissions itself")
         (folder / "alone").unlink()
 
         files.write(folder / "file.safetensors", arrays, {"format": "pt"})

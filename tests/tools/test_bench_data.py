@@ -47,7 +47,7 @@ class BenchDataTest(parameterized.TestCase):
         torch, _ = torchvision(self)
         self.addCleanup(torch.set_num_threads, torch.get_num_threads())
         theirs = bench_data.theirs()
-        for name in ("light", "3aug", "heavy"):
+        for name in ("light", "3-augment", "heavy"):
             (whole,) = theirs[name].keywords["transform"].transforms
             steps = [type(step).__name__ for step in whole.transforms]
             self.assertEqual(steps[0], "RandomResizedCropAndInterpolation")

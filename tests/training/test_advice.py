@@ -9,7 +9,7 @@ import jax
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.config import VERSION
+from jaxrobust.config import VERSION, phases
 from jaxrobust.training import advice, build
 from jaxrobust.training import run as training_run
 from tests.support.runs import quiet_run, tiny
@@ -37,7 +37,7 @@ class StepTest(parameterized.TestCase):
     def test_xcit_takes_one_and_a_half_radii(self, epsilon, step):
         config = published("xcit_s12", attack__epsilon=epsilon)
         self.assertAlmostEqual(step_of(config), step, delta=1e-12)
-        self.assertEmpty(advice.lines(config, "train", begun=False))
+        self.assertEmpty(advice.lines({"train": config}))
 
     def test_pgd(self):
         changes = {"attack__name": "pgd", "attack__epsilon": 0.25}
@@ -67,18 +67,17 @@ class StepTest(parameterized.TestCase):
         config = small_config(
             attack__name="fgsm", attack__step_size=1.5 * 4 / 255, attack__epsilon=8 / 255
         )
-        for begun in (False, True):
-            (line,) = advice.lines(config, "train", begun=begun)
-            self.assertIn("attack.step_size=0.02353 is 0.75 of attack.epsilon=0.03137", line)
-            self.assertIn("attack.relative_step=0.75", line)
+        (line,) = advice.lines({"train": config})
+        self.assertIn("attack.step_size=0.02353 is 0.75 of attack.epsilon=0.03137", line)
+        self.assertIn("attack.relative_step=0.75", line)
         with config.unlocked():
             config.train.objective = "clean"
-        self.assertEmpty(advice.lines(config, "train", begun=False))
+        self.assertEmpty(advice.lines({"train": config}))
 
     @parameterized.parameters("step_size", "relative_step")
     def test_a_step_that_nobody_reads_is_told(self, key):
         config = small_config(attack__name="apgd", **{f"attack__{key}": 1.5})
-        (line,) = advice.lines(config, "train", begun=False)
+        (line,) = advice.lines({"train": config})
         self.assertIn(f"attack.{key}=1.5 is not read", line)
 
     def test_the_same_step_written_otherwise_is_the_same_run(self):
@@ -96,45 +95,57 @@ class StepTest(parameterized.TestCase):
 class RandomWeightsTest(parameterized.TestCase):
     """Adversarial training under heavy augmentation that starts from nothing."""
 
-    def said(self, config, first="train", begun=False):
-        return advice.lines(config, first, begun=begun)
+    def refused(self, config, first="train"):
+        with self.assertRaisesRegex(
+            ValueError,
+            f"{first} would attack random weights under heavy augmentation, .*; give clean weights "
+            rf"\(init.weights=.*pretrain.epochs=100\), .*=basic, or, .*, {first}.from_random=True",
+        ):
+            advice.check_start(config, first)
 
     @parameterized.parameters("convnext_b_cvst", "convnext_t_cvst", "vit_b_cvst", "vit_s_cvst")
-    def test_the_headline_commands_say_it_in_two_lines(self, name):
-        one, two = self.said(published(name))
-        self.assertIn("random weights under heavy augmentation", one)
-        self.assertRegex(one, "init.weights=.*--init-stem.*pretrain.epochs")
-        self.assertRegex(two, "pretrain.epochs=.*data.augmentation=basic")
+    def test_the_headline_commands_start_from_clean_weights(self, name):
+        config = published(name)
+        self.assertEqual(phases(config), ["pretrain", "train"])
+        self.assertEqual((config.pretrain.objective, config.init.stem), ("clean", "fresh"))
+        self.assertRegex(config.init.weights, "_in1k$")
+        advice.check_start(config, "pretrain")
+        self.refused(published(name, init__weights=None))
 
-    def test_both_ways_out(self):
-        weights = published("convnext_b_cvst", init__weights="weights/b")
-        self.assertEmpty(self.said(weights))
-        clean_first = published("convnext_b_cvst", pretrain__epochs=50)
-        self.assertEmpty(self.said(clean_first, "pretrain"))
-        self.assertEmpty(self.said(published("convnext_b_cvst", data__augmentation="basic")))
-
-    def test_a_run_that_goes_on_has_its_weights(self):
-        self.assertEmpty(self.said(published("convnext_b_cvst"), begun=True))
+    def test_the_ways_out(self):
+        bare = {"init__weights": None, "pretrain__epochs": 0}
+        self.refused(published("convnext_b_cvst", **bare))
+        for change in (
+            {"init__weights": "weights/b"},
+            {"data__augmentation": "basic"},
+            {"train__from_random": True},
+            {"train__objective": "clean"},
+        ):
+            advice.check_start(published("convnext_b_cvst", **(bare | change)), "train")
 
     @parameterized.parameters("quickstart", "cifar10_convnext", "xcit_s12")
-    def test_others_have_nothing_to_say(self, name):
+    def test_others_are_not_refused(self, name):
         config = published(name)
-        self.assertEmpty(self.said(config, "pretrain" if config.pretrain.epochs else "train"))
+        advice.check_start(config, phases(config)[0])
 
     @parameterized.parameters(
-        {"data__augmentation": "3aug"},
+        {"data__augmentation": "3-augment"},
         {"data__augmentation": "resized-crop|randaugment"},
         {"data__augmentation": "flip", "mixup__cutmix": 1.0},
         {"data__augmentation": "heavy", "mixup__mixup": 0.0, "mixup__cutmix": 0.0},
     )
     def test_what_heavy_is(self, **changes):
-        self.assertLen(self.said(small_config(**changes)), 2)
+        self.refused(small_config(**changes))
 
-    def test_a_run_prints_it(self):
+    def test_a_run_that_goes_on_has_its_weights(self):
         config = tiny(data__augmentation="crop|randaugment", pretrain__epochs=0)
+        workdir = Path(self.create_tempdir()) / "run"
         with mock.patch.object(training_run, "_phases"):
-            said = quiet_run(config, Path(self.create_tempdir()) / "run")
-        self.assertIn("reports as failing", said)
+            with self.assertRaisesRegex(ValueError, "would attack random weights"):
+                quiet_run(config, workdir)
+            self.assertFalse(workdir.exists())
+            with mock.patch.object(training_run, "steps", lambda folder: [3]):
+                quiet_run(config, workdir)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ class BatchAugmentationTest(parameterized.TestCase):
         off = {"mixup": 0, "cutmix": 0, "erasing": 0, "smoothing": 0}
         heavy = {"mixup": 0.8, "cutmix": 1.0, "erasing": 0.25, "smoothing": 0.1}
         mixed = off | {"mixup": 0.8, "cutmix": 1.0}
-        rows = {"none": off, "basic": off, "crop|flip": off, "heavy": heavy, "3aug": mixed}
+        rows = {"none": off, "basic": off, "crop|flip": off, "heavy": heavy, "3-augment": mixed}
         for name, expected in rows.items():
             found = settings(data__augmentation=name, mixup__group=4)
             self.assertEqual({key: found[key] for key in expected}, expected, name)

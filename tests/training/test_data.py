@@ -117,20 +117,20 @@ class FolderTest(parameterized.TestCase):
         self.assertLen(records.read(self.workdir), 1)
 
     def test_other_classes_than_before_are_refused(self):
-        training_run.check(self.config, ["train"], self.workdir)
+        training_run.check(self.config, self.workdir)
         self.workdir.mkdir()
         (self.workdir / "classes.txt").write_text("ant\nbee\ncat\ndog\n")
         with self.assertRaisesRegex(
             ValueError, r"other classes than .*classes.txt: 1 .* missing \['cat'\], 1 are new"
         ):
-            training_run.check(self.config, ["train"], self.workdir)
+            training_run.check(self.config, self.workdir)
 
     def test_other_files_than_before_are_refused(self):
         """The same number of them as well."""
         config, root = json.loads(self.config.to_json()), self.data / "train" / "ant"
 
         def begin():
-            *_, data = training_run.check(self.config, ["train"], self.workdir)
+            *_, data = training_run.check(self.config, self.workdir)
             self.workdir.mkdir(exist_ok=True)
             training_run.claim(self.workdir, config, data)
 
@@ -161,14 +161,15 @@ class FolderTest(parameterized.TestCase):
         self.workdir.mkdir()
         (self.workdir / "classes.txt").write_text("a\nb\nc\nd\n")
         with self.assertRaisesRegex(ValueError, r"4 of its names are missing .* new --workdir"):
-            training_run.check(self.config, ["train"], self.workdir)
+            training_run.check(self.config, self.workdir)
         source = sources.open_source(f"folder:{self.data}", "val")
-        runs.check_classes(self.workdir, source, renamed=True)  # of another data set, for one
+        # Of another data set, for one.
+        runs.check_classes(self.workdir / "classes.txt", source, renamed=True)
 
     def test_splits_of_other_classes_are_refused(self):
         (self.data / "val" / "bee").rename(self.data / "val" / "bat")
         with self.assertRaisesRegex(ValueError, "bat|bee"):
-            training_run.check(self.config, ["train"], self.workdir)
+            training_run.check(self.config, self.workdir)
 
     @parameterized.parameters(
         ({"data__preprocessing": "bicubic-16-crop-12"}, "images of 12x12 pixels, but .*size=8"),
@@ -186,7 +187,7 @@ class FolderTest(parameterized.TestCase):
                 section, _, name = key.partition("__")
                 self.config[section][name] = value
         with self.assertRaisesRegex(ValueError, message):
-            training_run.check(self.config, ["train"], self.workdir)
+            training_run.check(self.config, self.workdir)
 
 
 class OtherSourcesTest(parameterized.TestCase):
