@@ -5,7 +5,7 @@ Plain values only. A config file starts from `base()` and changes what differs.
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,6 +153,50 @@ class Values(dict):
 
     def __getattr__(self, name: str) -> Any:
         return self[name]
+
+
+class ArgumentError(ValueError):
+    """Arguments of a config that it does not take, in one sentence."""
+
+
+def read_arguments(text: str | None, **choices: Sequence[Any]) -> dict[str, Any]:
+    """Return the arguments of a config, which `--config FILE.py:FIRST,name=value,...` gives.
+
+    >>> read_arguments("vit_s,epochs=300", model=("vit_s", "vit_m"), epochs=(50, 300), steps=(2, 3))
+    {'model': 'vit_s', 'epochs': 300, 'steps': 2}
+
+    Args:
+      text: what stands behind the colon.
+      **choices: the values of each argument, its default first (None: there is none). The first
+        argument has to be given, and may be written without its name.
+    Raises:
+      ArgumentError: an argument that is not among them, one given twice, or another value.
+    """
+    first, *_ = choices
+    given: dict[str, str] = {}
+    for i, word in enumerate((text or "").split(",") if text else ()):
+        name, equals, value = (part.strip() for part in word.partition("="))
+        if not equals and i == 0:
+            name, value = first, name
+        if name not in choices:
+            near = difflib.get_close_matches(name, choices, 1)
+            meant = f"did you mean {near[0]}?" if near else f"one of {', '.join(choices)}"
+            raise ArgumentError(f"{word!r} is no argument of this config; {meant}")
+        if name in given:
+            raise ArgumentError(f"the argument {name} is given twice; give it once")
+        given[name] = value
+    if first not in given:
+        known = ", ".join(map(str, choices[first]))
+        raise ArgumentError(f"say which {first} behind a colon, one of {known}")
+    found = {}
+    for name, values in choices.items():
+        match = {str(value): value for value in values if value is not None}
+        if name in given and given[name] not in match:
+            near = difflib.get_close_matches(given[name], match, 1)
+            meant = f"did you mean {near[0]}?" if near else f"one of {', '.join(match)}"
+            raise ArgumentError(f"{name}={given[name]} is not among its values; {meant}")
+        found[name] = match[given[name]] if name in given else values[0]
+    return found
 
 
 def plain(config: Config) -> dict[str, Any]:

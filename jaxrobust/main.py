@@ -8,12 +8,12 @@ longer; 130 interrupted (Ctrl-C).
 
 import traceback
 from functools import partial
-from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from jaxrobust.runtime.commandline import (
+    config_name,
     define_host_flags,
     hosts,
     leave,
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     from jaxrobust.training.stopping import Stopped
     from jaxrobust.weights.checkpoint import DiskFull
 
-    name = Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    name = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
     pod = hosts()
     end = partial(leave, at_once=pod is not None)  # other hosts may wait for this one
     try:

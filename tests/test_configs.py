@@ -3,7 +3,10 @@ import importlib
 import jax
 from absl.testing import absltest, parameterized
 
+from jaxrobust.config import of_phase, phases
+from jaxrobust.runtime.commandline import config_name, load_config
 from jaxrobust.training import build
+from tests.support.command_line import parsed, refused
 from tools import refresh_configs
 
 
@@ -18,20 +21,58 @@ class ConfigsTest(parameterized.TestCase):
 
     @parameterized.parameters(*refresh_configs.names())
     def test_builds(self, name):
-        config = importlib.import_module(f"configs.{name}").get_config()
-        for phase in ("pretrain", "train"):
-            if config[phase].epochs:
-                with jax.numpy_dtype_promotion("standard"):
-                    built = build.phase(config, phase, 49_000, devices=jax.devices()[:1])
-                self.assertGreater(built.total_steps, 0)
+        config = refresh_configs.load(name)
+        for phase in phases(config):
+            with jax.numpy_dtype_promotion("standard"):
+                seen = of_phase(config, phase)
+                built = build.phase(seen, phase, 49_000, devices=jax.devices()[:1])
+            self.assertGreater(built.total_steps, 0)
 
     @parameterized.parameters(*refresh_configs.names())
     def test_is_locked_and_says_what_it_reaches(self, name):
-        module = importlib.import_module(f"configs.{name}")
+        module = importlib.import_module(f"configs.{name.partition(':')[0]}")
         with self.assertRaises(AttributeError):
-            module.get_config().train.epocs = 3
-        self.assertIn(f"--config configs/{name}.py", module.__doc__)
+            refresh_configs.load(name).train.epocs = 3
+        self.assertIn(f"--config configs/{name.partition(':')[0]}.py", module.__doc__)
         self.assertRegex(module.__doc__.lower(), "not yet measured|measured")
+
+
+class ArgumentsTest(parameterized.TestCase):
+    """`FILE.py:ARGUMENTS`."""
+
+    @parameterized.parameters(
+        ("revisiting_at", "say which model behind a colon, one of convnext_t, convnext_t_cvst, "),
+        ("revisiting_at:convnext", "model=convnext is not among its values; did you mean convnext"),
+        ("revisiting_at:vit_s,epoch=50", "'epoch=50' is no argument .*; did you mean epochs?"),
+        ("revisiting_at:vit_s,300", "'300' is no argument of this config; one of model, start, "),
+        ("revisiting_at:vit_s,epochs=60", "epochs=60 is not among its values; one of 50, 250, 300"),
+        ("revisiting_at:vit_s,steps=2,steps=3", "the argument steps is given twice; give it once"),
+        ("revisiting_at:vit_s,start=stem", "start=stem needs a ConvStem; take vit_s_cvst, or"),
+        ("revisiting_at:vit_s,start=21k", "start=21k is of networks .*: convnext_t, vit_b"),
+        ("revisiting_at:vit_b_cvst,start=21k", "start=21k is of networks"),
+        (
+            "revisiting_at:vit_s,augmentation=basic,label_smoothing=0.0",
+            "label_smoothing belongs to mixing; take augmentation=heavy for it",
+        ),
+        ("larger_radius:vit_b_cvst", "is not among its values; did you mean"),
+        ("quickstart:fast", "takes no arguments; leave out what stands behind the colon"),
+    )
+    def test_refused(self, given, message):
+        with self.assertRaisesRegex(ValueError, message):
+            load_config(given)
+        said = refused(lambda: parsed(f"--config={given}"))
+        self.assertRegex(said, f"^jaxrobust: --config .*{message}.*\\n$")
+
+    def test_names_of_workdirs(self):
+        for given, name in (
+            ("configs/quickstart.py", "quickstart"),
+            ("revisiting_at:vit_s", "revisiting_at-vit_s"),
+            (
+                "configs/revisiting_at.py:vit_s,start=random,epochs=300",
+                "revisiting_at-vit_s-start=random-epochs=300",
+            ),
+        ):
+            self.assertEqual(config_name(given), name)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from jaxrobust.__main__ import COMMANDS, main
 MODULES = (
     *("attacks", "attacks.apgd", "attacks.pgd", "attacks.fab", "attacks.square"),
     *("models", "weights.convert", "weights.loading", "evaluation.autoattack"),
-    *("data.arrays", "data.transforms"),
+    *("config", "data.arrays", "data.transforms"),
 )
 # The names of design that have one each; `attacks` itself opens with two.
 EXAMPLES = 13

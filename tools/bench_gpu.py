@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.runtime.commandline import Arguments  # noqa: E402
+from jaxrobust.runtime.commandline import Arguments, config_name  # noqa: E402
 from tools import bench_step, hlo  # noqa: E402
 
 CONFIGS = ("convnext_t_cvst", "convnext_b_cvst", "vit_s_cvst", "vit_b_cvst", "xcit_s12")
@@ -38,12 +38,10 @@ TRACED_STEPS = 3
 def parse() -> argparse.Namespace:
     """Return the command line."""
     parser = Arguments(__doc__)
-    every = [ROOT / "configs" / f"{name}.py" for name in CONFIGS]
     parser.add_argument(
         "configs",
-        type=Path,
         nargs="*",
-        default=every,
+        default=CONFIGS,
         metavar="CONFIG",
         help=f"Configs whose steps run; default: {', '.join(CONFIGS)}.",
     )
@@ -69,8 +67,7 @@ def check(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise ValueError(f"--{key}={value} must be at least 1")
     for config in args.configs:
-        if not config.is_file():
-            raise ValueError(f"{config}: no such config; try configs/convnext_t_cvst.py")
+        config_name(config)  # stops where there is no such one
     for name in ("torch", "timm"):
         if importlib.util.find_spec(name) is None:
             raise ImportError(f"needs {name}", name=name)
@@ -102,7 +99,7 @@ def environment(caches: Path) -> dict[str, str]:
 class Network(NamedTuple):
     """What is measured, and how long."""
 
-    config: Path
+    config: str
     options: tuple[str, ...]  # of bench_step
     environment: dict[str, str]
 
@@ -114,7 +111,7 @@ def attempt(network: Network, side: str, batch: int, *more: str) -> dict[str, An
       ValueError: bench_step refuses what it is asked for.
       RuntimeError: it fails otherwise.
     """
-    command = [sys.executable, str(ROOT / "tools/bench_step.py"), str(network.config), "--json"]
+    command = [sys.executable, str(ROOT / "tools/bench_step.py"), network.config, "--json"]
     command += ["--against=torch", "--program", SIDES[side], "--dtype=bfloat16", "--rounds=1"]
     command += [f"--batch={batch}", *network.options, *more]
     done = subprocess.run(command, env=network.environment, capture_output=True, text=True)
@@ -127,7 +124,7 @@ def attempt(network: Network, side: str, batch: int, *more: str) -> dict[str, An
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         if done.returncode == 2:
             raise ValueError(last.removeprefix("bench_step: "))
-        where = f"{network.config.stem}, {side}, batch {batch}"
+        where = f"{config_name(network.config)}, {side}, batch {batch}"
         raise RuntimeError(f"{where}: exit code {done.returncode}\n{done.stderr[-4000:]}")
     figures = json.loads(done.stdout.splitlines()[-1])
     program = SIDES[side]
@@ -145,7 +142,9 @@ def attempt(network: Network, side: str, batch: int, *more: str) -> dict[str, An
 
 def say(network: Network, side: str, batch: int, what: str) -> None:
     """One line about a process, at once."""
-    print(f"{network.config.stem}, {side}, batch {batch}: {what}", file=sys.stderr, flush=True)
+    print(
+        f"{config_name(network.config)}, {side}, batch {batch}: {what}", file=sys.stderr, flush=True
+    )
 
 
 Attempt = Callable[[str, int], dict[str, Any] | None]  # (side, batch)
@@ -278,7 +277,7 @@ def kind(instruction: hlo.Instruction, module: hlo.Module) -> str:
 
 def profile(network: Network, batch: int, folder: Path) -> dict[str, Any]:
     """Trace our step, and return and print where its time goes."""
-    folder = folder / network.config.stem
+    folder = folder / config_name(network.config)
     flags = network.environment.get("XLA_FLAGS", "")
     # A replayed graph's kernels would not say which operation they belong to.
     flags = f"{flags} --xla_gpu_enable_command_buffer=".strip()
@@ -328,7 +327,7 @@ def main() -> None:
                 return attempt(network, side, batch)
 
             found = compare(run, start=args.largest, rounds=args.rounds)
-            result = {"config": config.stem, "options": options, **found}
+            result = {"config": config_name(config), "options": options, **found}
             show(result)
             if args.profile:
                 ours = [r["batch"] for r in found["rows"] if r["side"] == next(iter(SIDES))]

@@ -15,7 +15,6 @@ between chips and where, whether it fits, and the step time that the chips' peak
 import argparse
 import json
 import os
-import runpy
 import statistics
 import sys
 import time
@@ -25,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/
 
-from jaxrobust.runtime.commandline import Arguments
+from jaxrobust.runtime.commandline import Arguments, config_name, load_config
 from jaxrobust.runtime.launch import keep_large_buffers
 
 if TYPE_CHECKING:  # JAX is imported where it is used, after its environment is set
@@ -40,7 +39,7 @@ PROGRAMS = ("step", "clean", "torch", "torch_clean")
 def parse() -> argparse.Namespace:
     """Return the command line."""
     parser = Arguments(__doc__)
-    parser.add_argument("config", type=Path, help="Config whose step runs.")
+    parser.add_argument("config", help="Config whose step runs: its file, or FILE:ARGUMENTS.")
     parser.flag(
         "batch", type=int, help="Batch size; default: 8, for --topology the config's, per chip."
     )
@@ -75,9 +74,7 @@ def load(args: argparse.Namespace, devices: int = 1) -> "Config":
     """Return the config of the command line, unlocked, with its changes; `args.batch` is of a
     device.
     """
-    if not args.config.is_file():
-        raise ValueError(f"{args.config}: no such config; try configs/convnext_t_cvst.py")
-    config = runpy.run_path(str(args.config))["get_config"]().unlock()
+    config = load_config(args.config)
     given = (
         (config.train, "batch_size", args.batch and args.batch * devices),
         (config.train, "microbatches", args.microbatches),
@@ -263,7 +260,7 @@ def ahead_of_time(args: argparse.Namespace) -> None:
     chip = hardware.chip(chips[0].device_kind)
     flops = build.flops_per_image(config, "train") * images
     result = {
-        "config": args.config.stem,
+        "config": config_name(args.config),
         "model": config.model.name,
         "dtype": config.model.dtype,
         "topology": args.topology,
@@ -319,7 +316,7 @@ def main() -> None:
 
     kind, count, _ = device_of(names[0])
     result: dict[str, Any] = {
-        "config": args.config.stem,
+        "config": config_name(args.config),
         "model": config.model.name,
         "dtype": config.model.dtype,
         "batch": args.batch,

@@ -4,28 +4,40 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from jaxrobust.runtime.commandline import config_name  # noqa: E402
+
 
 def names() -> list[str]:
-    """Return the configs."""
-    return sorted(p.stem for p in (ROOT / "configs").glob("[a-z]*.py"))
+    """Return the configs, of a family `NAME:ARGUMENTS` for each of its `ROWS`."""
+    found = []
+    for path in sorted((ROOT / "configs").glob("[a-z]*.py")):
+        rows = getattr(importlib.import_module(f"configs.{path.stem}"), "ROWS", None)
+        found += [path.stem] if rows is None else [f"{path.stem}:{row}" for row in rows]
+    return found
+
+
+def load(name: str) -> Any:
+    """Return a config, `NAME` or `NAME:ARGUMENTS`."""
+    file, _, arguments = name.partition(":")
+    return importlib.import_module(f"configs.{file}").get_config(*[arguments] * bool(arguments))
 
 
 def resolved(name: str) -> str:
     """All values of a config as JSON."""
-    config = importlib.import_module(f"configs.{name}").get_config()
-    return json.dumps(json.loads(config.to_json()), indent=2) + "\n"
+    return json.dumps(json.loads(load(name).to_json()), indent=2) + "\n"
 
 
 def golden(name: str) -> Path:
     """Where the text of a config is kept."""
-    return ROOT / "tests" / "golden_configs" / f"{name}.json"
+    return ROOT / "tests" / "golden_configs" / f"{config_name(name)}.json"
 
 
 if __name__ == "__main__":
-    for config_name in names():
-        golden(config_name).parent.mkdir(exist_ok=True)
-        golden(config_name).write_text(resolved(config_name))
+    for name in names():
+        golden(name).parent.mkdir(exist_ok=True)
+        golden(name).write_text(resolved(name))

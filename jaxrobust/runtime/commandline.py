@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import runpy
 import sys
 import traceback
 from collections import Counter
@@ -203,12 +204,47 @@ def _with_config(words: list[str]) -> tuple[list[str], Path]:
     flag, _, value = words[at[0]].partition("=")
     rest = words[at[0] + 1 :]
     given = value or (rest.pop(0) if rest else "")
-    path = config_file(given)
-    return [*words[: at[0]], f"{flag}={path}", *rest], path
+    path, arguments = split_config(given)
+    whole = f"{path}:{arguments}" if arguments else path
+    return [*words[: at[0]], f"{flag}={whole}", *rest], path
+
+
+def split_config(given: str) -> tuple[Path, str]:
+    """Return the file of a config that is written `FILE[:ARGUMENTS]`, and its arguments."""
+    file, _, arguments = given.partition(":")
+    return config_file(file), arguments
+
+
+def load_config(given: str) -> Any:
+    """Return what `get_config` of a config, `FILE[:ARGUMENTS]`, returns, unlocked.
+
+    Raises:
+      ValueError: there is none, or a mistake in it; one sentence.
+    """
+    path, arguments = split_config(given)
+    sys.path += [str(path.resolve().parent), str(path.resolve().parent.parent)]
+    try:
+        return runpy.run_path(str(path))["get_config"](*[arguments] * bool(arguments)).unlock()
+    except Exception as error:
+        raise ValueError(_reason(error, path, f"--config {given}")) from error
+
+
+def config_name(given: str) -> str:
+    """Return what a config is called in names of files: its own name and its arguments."""
+    path, arguments = split_config(given)
+    return "-".join([path.stem, *re.findall(r"[\w.=]+", arguments)])
+
+
+class NoConfigError(ValueError):
+    """There is no such config, in one sentence."""
 
 
 def config_file(given: str) -> Path:
-    """Return the file of a config: the one of that name, else the recipe of the package."""
+    """Return the file of a config: the one of that name, else the recipe of the package.
+
+    Raises:
+      NoConfigError: neither is there.
+    """
     recipes = {path.stem: path for path in sorted(RECIPES.glob("[a-z]*.py"))}
     own, name = Path(given), given.removeprefix("configs/").removesuffix(".py")
     if own.is_file():
@@ -217,7 +253,7 @@ def config_file(given: str) -> Path:
         return recipes[name]
     near = difflib.get_close_matches(name, recipes, 1)
     meant = f"did you mean {near[0]}?" if near else f"give one, or one of {', '.join(recipes)}"
-    stop(f"--config {given}: no such file; {meant}", 2)
+    raise NoConfigError(f"{given}: no such file; {meant}")
 
 
 def _reason(error: Exception, path: Path, hint: str) -> str:
@@ -225,6 +261,8 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
     sentence.
     """
     message = " ".join(str(error).replace("\\n", " ").split())
+    if isinstance(error, NoConfigError):
+        return f"--config {message}"
     if isinstance(error, flags.UnrecognizedFlagError) and not error.flagname.startswith("config."):
         near = re.findall(r"Did you mean: (\w+)", message)
         return _no_flag(f"--{error.flagname}", [f"--{name}" for name in near])
@@ -237,6 +275,10 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
     said = f"{type(error).__name__}: {message}"
     if "Error whilst parsing config file" in message:
         said = re.findall(r"\w+Error: .*", message)[-1]  # the end of the traceback in it
+    if re.search(r"get_config\(\) takes 0 positional arguments", said):
+        return f"--config {path} takes no arguments; leave out what stands behind the colon"
+    if said.startswith("ArgumentError: "):
+        return f"--config {path}: {said.partition(': ')[2]}"
     if typo := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', message):
         said = message = f"unknown config key {typo[2]!r}; did you mean {typo[1]!r}?"
     elif isinstance(error, (KeyError, AttributeError)):

@@ -1,54 +1,19 @@
 """Flags as people write them: fractions, dicts, options, repetitions, and configs that fail."""
 
 import contextlib
-import io
 import sys
-import warnings
-from unittest import mock
 
-from absl import flags
 from absl.testing import absltest, parameterized
-from ml_collections import config_flags
 
 from jaxrobust.convert import certificate, export_torch, import_torch
 from jaxrobust.data.prepare import imagenet
 from jaxrobust.runtime import commandline
 from tests.support import paths
+from tests.support.command_line import parsed, refused
 
 ROOT = paths.ROOT
 QUICKSTART = f"--config={ROOT / 'configs' / 'quickstart.py'}"
 OWN = {"dims": (32, 64, 128), "stem_strides": (1,)}
-
-
-def parsed(*words):
-    """The flags of a command with these words, as `jaxrobust.main` defines them."""
-    known = flags.FlagValues()
-    sys.modules.pop("config_config", None)  # the module that ml_collections made of the last one
-    config_flags.DEFINE_config_file("config", flag_values=known, lock_config=True)
-    flags.DEFINE_string("norm", None, "", flag_values=known)
-    flags.DEFINE_bool("multihost", False, "", flag_values=known)
-    argv = ["main", *words]
-    with (
-        mock.patch.object(flags, "FLAGS", known),
-        mock.patch.object(sys, "argv", argv),
-        mock.patch.object(sys, "path", [*sys.path]),
-        warnings.catch_warnings(),
-    ):
-        warnings.filterwarnings("ignore", ".*load_module", DeprecationWarning)  # ml_collections'
-        commandline.parse(argv)
-    return known
-
-
-def refused(call) -> str:
-    """What a command that exits with 2 says."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
-        try:
-            call()
-        except SystemExit as stopped:
-            assert stopped.code == 2, stopped.code
-            return said.getvalue()
-    raise AssertionError("it is not refused")
 
 
 class ValuesTest(parameterized.TestCase):

@@ -33,7 +33,7 @@ def get_config():
     config.model.update(name="convnext_n", num_classes=10, image_size=8, dtype="float32")
     return config
 """
-NETWORK = bench_gpu.Network(Path("configs/some.py"), ("--steps=2",), {"A": "b"})
+NETWORK = bench_gpu.Network("configs/quickstart.py", ("--steps=2",), {"A": "b"})
 FIGURES = {
     "device": "1 x NVIDIA H200",
     "images_per_s": {"step": 3.0},
@@ -198,7 +198,9 @@ class AttemptTest(parameterized.TestCase):
 
     @parameterized.parameters((1, "Traceback: out of memory"), (-11, "Segmentation fault"))
     def test_failed(self, code, stderr):
-        with self.assertRaisesRegex(RuntimeError, rf"some, jaxrobust, batch 16: exit code {code}"):
+        with self.assertRaisesRegex(
+            RuntimeError, rf"quickstart, jaxrobust, batch 16: exit code {code}"
+        ):
             self.attempt(code, stderr=stderr)
 
     def test_environment(self):
@@ -252,9 +254,7 @@ class MessagesTest(parameterized.TestCase):
         self.assertRegex(message.splitlines()[-1], pattern)
 
     def test_bench_gpu(self):
-        self.refused(
-            said("bench_gpu.py", "none.py"), "^bench_gpu: none.py: no such config; try configs/"
-        )
+        self.refused(said("bench_gpu.py", "none.py"), "^bench_gpu: none.py: no such file; ")
         self.refused(said("bench_gpu.py", "--rounds=0"), "^bench_gpu: --rounds=0 must be at least")
 
     @parameterized.parameters("torch", "timm")
