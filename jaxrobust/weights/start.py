@@ -86,8 +86,8 @@ def check_phases(config: Config, names: Sequence[str]) -> None:
             )
         theirs, ours = of_phase(config, before), of_phase(config, name)
         params, stats = jax.eval_shape(network_of(theirs).init, jax.random.key(0))
-        zeros = {k: np.broadcast_to(np.float32(0), a.shape) for k, a in (params | stats).items()}
-        handed_on(theirs, ours, name, Weights(zeros, {}))  # type: ignore[arg-type]
+        halves = {k: np.broadcast_to(np.float32(0.5), a.shape) for k, a in (params | stats).items()}
+        handed_on(theirs, ours, name, Weights(halves, {}))  # type: ignore[arg-type]
 
 
 def handed_on(before: Config, config: Config, name: str, weights: Weights) -> Weights:
