@@ -113,6 +113,8 @@ def has_key(config, dotted: str) -> bool:
     """Whether a config has a key; `model.options.*` are the fields of any network's row."""
     if dotted.startswith("model.options."):
         return True
+    if changes := re.match(r"\w+\.changes\.(.+)", dotted):
+        return has_key(config, changes[1])
     for key in dotted.split("."):
         if not isinstance(config, ConfigDict) or key not in config:
             return False

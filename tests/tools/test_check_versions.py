@@ -74,6 +74,8 @@ class MainTest(parameterized.TestCase):
         said = io.StringIO()
         with (
             mock.patch.object(check_versions.subprocess, "run", run),
+            # These tests may run in the very environment that would be removed.
+            mock.patch.object(check_versions.shutil, "rmtree"),
             mock.patch.object(check_versions, "versions", versions or (lambda python: python)),
             mock.patch.object(
                 check_versions, "interpreters", lambda: [(v, f"python{v[1]}") for v in pythons]
