@@ -19,7 +19,7 @@ VERSION = 1  # of the keys, in a run's config.json; it grows where old values wo
 
 
 def phase(**changes: Any) -> ConfigDict:
-    """Return the values of one run of the optimiser: the paper's AdamW and learning-rate curve."""
+    """Return the values of one run of the optimiser: the paper's AdamW and curve."""
     values = {
         "objective": "adversarial",  # clean | adversarial | trades
         "trades_beta": 6.0,
@@ -27,10 +27,19 @@ def phase(**changes: Any) -> ConfigDict:
         "batch_size": 1024,  # global
         "microbatches": 1,  # parts of a device's images, one after another where memory is short
         "lr": 1e-3,  # the peak; never scaled with the batch size
-        "warmup_epochs": 10,  # from 1e-4 lr
+        "schedule": "chord-cosine",  # a row of jaxrobust/training/schedules.py
+        "warmup_epochs": 10,  # linear, to lr
+        "warmup_lr": config_dict.placeholder(float),  # where it starts; default: 1e-4 lr
         "final_lr": 5e-6,
+        "cooldown_epochs": 0,  # the last of the epochs, at final_lr
+        "lr_steps": (),  # of schedule=step: epochs, or below 1 fractions of them all
+        "lr_factor": 0.1,  # times which lr is at each
+        "optimizer": "adamw",  # adamw | sgd, with the decay in the gradient, as PyTorch's
         "weight_decay": 0.05,
+        "decay_mask": config_dict.placeholder(str),  # of what; default: as the network's reference
         "b2": 0.95,  # of AdamW's second moment; b1 is 0.9
+        "momentum": 0.9,  # of SGD
+        "nesterov": False,
         "ema_decay": 0.9999,
     }
     return ConfigDict(values | changes)

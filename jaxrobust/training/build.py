@@ -193,10 +193,6 @@ def phase(
         raise ValueError(f"unknown objective {p.objective!r}; one of {sorted(_OBJECTIVES)}")
     ranges = {
         "epochs": (p.epochs >= 1, "at least 1 (0 leaves the phase out)"),
-        "lr": (0 < p.lr < math.inf, "above 0"),
-        "final_lr": (0 <= p.final_lr <= p.lr, f"between 0 and {name}.lr={p.lr}"),
-        "weight_decay": (0 <= p.weight_decay < math.inf, "at least 0"),
-        "b2": (0 <= p.b2 < 1, "at least 0 and below 1"),
         "ema_decay": (0 <= p.ema_decay < 1, "at least 0 and below 1"),
         "trades_beta": (0 <= p.trades_beta < math.inf, "at least 0"),
         "microbatches": (p.microbatches >= 1, "at least 1"),
@@ -226,19 +222,8 @@ def phase(
         raise ValueError(
             f"{name}.batch_size={p.batch_size} is larger than the split's {examples} images"
         )
-    schedule = optim.learning_rate(
-        peak=p.lr,
-        epochs=p.epochs,
-        steps_per_epoch=steps_per_epoch,
-        warmup_epochs=p.warmup_epochs,
-        final=p.final_lr,
-    )
-    tx = optim.adamw(
-        schedule,
-        weight_decay=p.weight_decay,
-        decay_mask=models.decay_mask(config.model.name),
-        b2=p.b2,
-    )
+    decay_mask = models.decay_mask(config.model.name)
+    schedule, tx = optim.of_phase(p, name, decay_mask=decay_mask, steps_per_epoch=steps_per_epoch)
     if config.model.dtype == "float16":
         raise ValueError(
             "model.dtype='float16' cannot train: gradients below 6e-8 become 0 and nothing here "

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.config import PHASES, VERSION, Network, Values, network_of
+from jaxrobust.config import PHASES, VERSION, Network, Values, base, network_of
 from jaxrobust.data import sources
 from jaxrobust.runtime import jsonl, sharding
 from jaxrobust.types import Weights
@@ -41,6 +41,8 @@ def run_config(workdir: Path) -> Values:
 def of_this_version(config: dict[str, Any], path: Path) -> Any:
     """Return the config of a run without the version of its keys.
 
+    A key that came after the run began has its default, which changes nothing.
+
     Raises:
       ValueError: it is another version than this code's.
     """
@@ -49,7 +51,18 @@ def of_this_version(config: dict[str, Any], path: Path) -> Any:
             f"{path} has version {found} of the config's keys, and this code has {VERSION}: use "
             "the version of jaxrobust that began the run, or give a new --workdir"
         )
-    return type(config)({key: value for key, value in config.items() if key != "version"})
+    later = json.loads(base().to_json(), object_hook=type(config))
+    return _filled({key: value for key, value in config.items() if key != "version"}, later)
+
+
+def _filled(config: dict[str, Any], defaults: Any) -> Any:
+    """Return a config of the type of `defaults`, with those of its keys that are missing."""
+    nested = {
+        key: _filled(value, defaults[key])
+        for key, value in config.items()
+        if isinstance(value, dict) and isinstance(defaults.get(key), dict)
+    }
+    return type(defaults)({**defaults, **config, **nested})
 
 
 def rewritten(workdir: Path, function: dict[str, Any] | None) -> str:
