@@ -114,6 +114,8 @@ def base() -> ConfigDict:
             "norm": "linf",
             "epsilon": 4 / 255,  # in units of the [0, 1] pixel range
             "steps": 2,
+            # The radius grows by epsilon / warmup_epochs after each epoch, from 0 in the first.
+            "warmup_epochs": 0,
             # Of pgd and fgsm, as a multiple of epsilon, or in pixels; default: the attack's own.
             "relative_step": config_dict.placeholder(float),
             "step_size": config_dict.placeholder(float),

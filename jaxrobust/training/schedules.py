@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 
 class Span(NamedTuple):
@@ -115,7 +114,7 @@ def learning_rate(
     cooldown_epochs: int = 0,
     steps: Sequence[float] = (),
     factor: float = 0.1,
-) -> optax.Schedule:
+) -> Callable[[Any], Any]:
     """Return step i32[] -> f32[] (f64[] where JAX computes so): the learning rate of an update.
 
     Args:
