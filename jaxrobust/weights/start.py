@@ -12,7 +12,13 @@ from jaxrobust.weights.compose import CHOICES, Start, compose, head_width
 from jaxrobust.weights.loading import Stored, stored
 
 RECORD = "init.json"  # in a run's workdir
-_OF_STEM = {"stem_widths", "stem_strides", "small_stem", "patch"}  # fields of the families' rows
+_OF_STEM = {
+    "stem_widths",
+    "stem_strides",
+    "stem_kernels",
+    "small_stem",
+    "patch",
+}  # fields of the families' rows
 
 
 def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
