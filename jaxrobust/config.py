@@ -68,7 +68,10 @@ def base() -> ConfigDict:
             # File, imported folder, run, URL, hf://ORG/REPO, RobustBench or timm id; None: random.
             "weights": config_dict.placeholder(str),
             "stem": "keep",  # keep | fresh, such as a ConvStem on the body of a PatchStem's weights
-            "head": "keep",  # keep | fresh, for other classes
+            "head": "keep",  # keep | fresh, for other classes | fresh-torch, nn.Linear's default
+            # Mean and std inside the network: keep (those of the weights) | none | half | imagenet
+            # | cifar10 | cifar100.
+            "normalize": "keep",
         }
     )
     config.data = ConfigDict(

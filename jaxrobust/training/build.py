@@ -332,7 +332,12 @@ def abstract_batch(config: Config, name: str) -> Any:
 
 
 def evaluation(
-    config: Config, mesh: jax.sharding.Mesh, *, steps: int, dtype: str | None = None
+    config: Config,
+    mesh: jax.sharding.Mesh,
+    *,
+    steps: int,
+    dtype: str | None = None,
+    top5: bool = False,
 ) -> accuracy.Counter:
     """Return `(params, stats, images, labels, mask, ids, key) -> counts`: clean, and under APGD-CE.
 
@@ -340,4 +345,5 @@ def evaluation(
     """
     attack = accuracy.apgd_ce(norm=config.attack.norm, epsilon=config.attack.epsilon, steps=steps)
     net = network_of(config, dtype=dtype)
-    return accuracy.counter(net, attack, mesh=mesh, dtype=dtype or config.model.dtype)
+    dtype = dtype or config.model.dtype
+    return accuracy.counter(net, attack, mesh=mesh, dtype=dtype, top5=top5)

@@ -4,21 +4,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxrobust import models
 from jaxrobust.config import Config, network_of
 from jaxrobust.runtime.progress import say
 from jaxrobust.weights import certificates, convert, hashes, loading, sources
-from jaxrobust.weights.compose import CHOICES, Start, compose, head_width
+from jaxrobust.weights.compose import CHOICES, Start, compose, head_width, normalized
 from jaxrobust.weights.loading import Stored, stored
 
 RECORD = "init.json"  # in a run's workdir
-_OF_STEM = {
-    "stem_widths",
-    "stem_strides",
-    "stem_kernels",
-    "small_stem",
-    "patch",
-}  # fields of the families' rows
+# Fields of the families' rows.
+_OF_STEM = {"stem_widths", "stem_strides", "stem_kernels", "small_stem", "patch"}
 
 
 def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
@@ -29,10 +26,10 @@ def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
     """
     asked, model = config.init, config.model
     for key in ("stem", "head"):
-        if asked[key] not in CHOICES:
-            raise ValueError(f"init.{key}={asked[key]!r}; one of {', '.join(CHOICES)}")
+        if asked[key] not in CHOICES[key]:
+            raise ValueError(f"init.{key}={asked[key]!r}; one of {', '.join(CHOICES[key])}")
     if not asked.weights:
-        return None
+        return None if asked.normalize == "keep" else _random(config)
     try:
         path = loading.place(asked.weights, fresh_stem=asked.stem == "fresh")
         source = stored(path)
@@ -45,6 +42,7 @@ def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
             head=asked.head,
             seed=config.seed,
         )
+        start = normalized(start, asked.normalize)
     except ValueError as error:
         reason = str(error).removeprefix(f"{Path(asked.weights)}: ")
         raise ValueError(f"init.weights={asked.weights}: {reason}") from error
@@ -55,9 +53,25 @@ def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
         say(f"init.weights={asked.weights}: trained with stem_strides={theirs}, here {ours}")
     record = {"weights": str(asked.weights), "where": source.where}
     record |= {"stem": asked.stem, "head": asked.head}
+    if asked.normalize != "keep":
+        record["normalize"] = asked.normalize
     record |= {"weights_sha256": hashes.weights_sha256(source.arrays, {})}
     record |= {"start_sha256": hashes.weights_sha256(start.params, start.stats)}
     return start, record
+
+
+def _random(config: Config) -> tuple[Start, dict[str, Any]]:
+    """Return the weights that the run would draw itself, behind another normalisation."""
+    key, _ = jax.random.split(jax.random.key(config.seed))  # as `step.init_state` does
+    init, how = network_of(config).init, config.init.normalize
+    shapes, moved = jax.eval_shape(init, key)
+    normalized(Start(shapes, moved, [], [], {}, {}), how)  # refuses before it compiles
+    params, stats = jax.device_get(jax.jit(init)(key))
+    start = normalized(Start(params, stats, [], [*params], {}, {}), how)
+    sha256 = hashes.weights_sha256(start.params, start.stats)
+    where = f"random weights of seed {config.seed}"
+    record = {"weights": None, "where": where, "normalize": config.init.normalize}
+    return start, record | {"weights_sha256": sha256, "start_sha256": sha256}
 
 
 def _belongs(source: Stored, config) -> None:
