@@ -22,7 +22,7 @@ CHANGES = ("model", "data", "mixup", "erase", "label_smoothing", "attack", "eval
 
 
 def phase(**changes: Any) -> ConfigDict:
-    """Return the values of one run of the optimiser: the paper's AdamW and learning-rate curve."""
+    """Return the values of one run of the optimiser: the paper's AdamW and curve."""
     values = {
         "objective": "adversarial",  # clean | adversarial | trades
         "trades_beta": 6.0,
@@ -30,10 +30,19 @@ def phase(**changes: Any) -> ConfigDict:
         "batch_size": 1024,  # global
         "microbatches": 1,  # parts of a device's images, one after another where memory is short
         "lr": 1e-3,  # the peak; never scaled with the batch size
-        "warmup_epochs": 10,  # from 1e-4 lr
+        "schedule": "chord-cosine",  # a row of jaxrobust/training/schedules.py
+        "warmup_epochs": 10,  # linear, to lr
+        "warmup_lr": config_dict.placeholder(float),  # where it starts; default: 1e-4 lr
         "final_lr": 5e-6,
+        "cooldown_epochs": 0,  # the last of the epochs, at final_lr
+        "lr_steps": (),  # of schedule=step: epochs, or below 1 fractions of them all
+        "lr_factor": 0.1,  # times which lr is at each
+        "optimizer": "adamw",  # adamw | sgd, with the decay in the gradient, as PyTorch's
         "weight_decay": 0.05,
+        "decay_mask": config_dict.placeholder(str),  # of what; default: as the network's reference
         "b2": 0.95,  # of AdamW's second moment; b1 is 0.9
+        "momentum": 0.9,  # of SGD
+        "nesterov": False,
         "ema_decay": 0.9999,
         # Whether an attack on random weights under heavy augmentation is meant, which the paper
         # reports as failing.
@@ -41,8 +50,9 @@ def phase(**changes: Any) -> ConfigDict:
         # What a later phase starts from: the best weights of an earlier one, by its name; None: of
         # the one before. The first phase starts from `init`. Positions are resized.
         "start": config_dict.placeholder(str),
-        "stem": "keep",  # keep | fresh, as in init
+        "stem": "keep",  # as in init
         "head": "keep",
+        "normalize": "keep",
         # What is another one than the config's in this phase, such as {"attack": {"epsilon": 8 /
         # 255}, "model": {"image_size": 160}}: any keys of CHANGES.
         "changes": ConfigDict(),
@@ -73,7 +83,10 @@ def base() -> ConfigDict:
             # File, imported folder, run, URL, hf://ORG/REPO, RobustBench or timm id; None: random.
             "weights": config_dict.placeholder(str),
             "stem": "keep",  # keep | fresh, such as a ConvStem on the body of a PatchStem's weights
-            "head": "keep",  # keep | fresh, for other classes
+            "head": "keep",  # keep | fresh, for other classes | fresh-torch, nn.Linear's default
+            # Mean and std inside the network: keep (those of the weights) | none | half | imagenet
+            # | cifar10 | cifar100.
+            "normalize": "keep",
         }
     )
     config.data = ConfigDict(
@@ -121,6 +134,8 @@ def base() -> ConfigDict:
             "norm": "linf",
             "epsilon": 4 / 255,  # in units of the [0, 1] pixel range
             "steps": 2,
+            # The radius grows by epsilon / warmup_epochs after each epoch, from 0 in the first.
+            "warmup_epochs": 0,
             # Of pgd and fgsm, as a multiple of epsilon, or in pixels; default: the attack's own.
             "relative_step": config_dict.placeholder(float),
             "step_size": config_dict.placeholder(float),

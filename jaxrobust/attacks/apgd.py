@@ -294,7 +294,7 @@ def apgd_run(
 def apgd(
     *,
     norm: str = "linf",
-    epsilon: float,
+    epsilon: float | Array,
     steps: int,
     loss: str = "ce",
     random_start: bool = False,
@@ -304,7 +304,7 @@ def apgd(
 
     Args:
       norm: "linf", "l2" or "l1".
-      epsilon: radius, in units of pixels in [0, 1].
+      epsilon: radius, in units of pixels in [0, 1]; inside `jit` an array f[B] may be given.
       steps: K >= 1; costs K+1 forward and K backward passes.
       loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr" or "cw" (i32[B]).
       random_start: start at AutoAttack's random point instead of the image clipped to [0, 1].

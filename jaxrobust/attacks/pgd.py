@@ -27,7 +27,7 @@ class PgdState(NamedTuple):
 def fgsm(
     *,
     norm: str = "linf",
-    epsilon: float,
+    epsilon: float | Array,
     step_size: float | None = None,
     random_start: bool = False,
     loss: str = "ce",
@@ -46,8 +46,10 @@ def fgsm(
     >>> float(images_adv.max())
     0.25
     """
-    # A radius of 0 leaves no room whatever the step.
-    step_size = (epsilon or None) if step_size is None else step_size
+    if step_size is None:
+        if isinstance(epsilon, Array):
+            raise ValueError("a radius for each image needs a step; pass step_size")
+        step_size = epsilon or None  # a radius of 0 leaves no room whatever the step
     return pgd(
         norm=norm,
         epsilon=epsilon,
@@ -62,7 +64,7 @@ def fgsm(
 def pgd(
     *,
     norm: str = "linf",
-    epsilon: float,
+    epsilon: float | Array,
     steps: int,
     step_size: float | None = None,
     random_start: bool = True,
@@ -73,7 +75,7 @@ def pgd(
 
     Args:
       norm: "linf", "l2" or "l1".
-      epsilon: radius, in units of pixels in [0, 1].
+      epsilon: radius, in units of pixels in [0, 1]; inside `jit` an array f[B] may be given.
       steps: K >= 1; costs K forward and K backward passes.
       step_size: length of a step in the same norm, default 2.5 epsilon / K.
       random_start: start at AutoAttack's random point instead of the image.

@@ -51,7 +51,10 @@ class Images:
 def count(
     counter: Counter, weights: Weights, images: Images, mesh: jax.sharding.Mesh, *, bar: str = ""
 ) -> dict:
-    """Measure clean and robust accuracy, and on how many images; `bar` names a progress bar."""
+    """Measure clean and robust accuracy, and on how many images; `bar` names a progress bar.
+
+    With a counter of the top 5, `clean_top5` too.
+    """
     batches = pipeline.evaluation_batches(
         images.source,
         batch_size=images.batch_size,
@@ -74,10 +77,9 @@ def count(
                 images.meets.meet(b.damaged)
             arrays = sharding.global_arrays(mesh, (b.images, b.labels, b.mask, b.ids))
             for name, value in jax.device_get(counter(*weights, *arrays, key)).items():
-                totals[name] += int(value)
-    return {k: totals[k] / max(totals["count"], 1) for k in ("clean", "robust")} | {
-        "images": totals["count"]
-    }
+                totals[name] = totals.get(name, 0) + int(value)
+    number = totals.pop("count")
+    return {k: total / max(number, 1) for k, total in totals.items()} | {"images": number}
 
 
 def apgd_ce(*, norm: str, epsilon: float, steps: int) -> Attack:
@@ -99,11 +101,18 @@ def apgd_ce(*, norm: str, epsilon: float, steps: int) -> Attack:
     return attack
 
 
-def counter(net: Classifier, attack: Attack, *, mesh: jax.sharding.Mesh, dtype: str) -> Counter:
+def counter(
+    net: Classifier,
+    attack: Attack,
+    *,
+    mesh: jax.sharding.Mesh,
+    dtype: str,
+    top5: bool = False,
+) -> Counter:
     """Return `counts` of a network of that compute type, jitted for all devices of a mesh."""
     whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
     return jax.jit(
-        partial(counts, net=net, attack=attack, dtype=jnp.dtype(dtype)),
+        partial(counts, net=net, attack=attack, dtype=jnp.dtype(dtype), top5=top5),
         in_shardings=(whole, whole, split, split, split, split, whole),
         out_shardings=whole,
     )
@@ -121,6 +130,7 @@ def counts(
     net: Classifier,
     attack: Attack,
     dtype: jnp.dtype,
+    top5: bool = False,
 ) -> dict[str, Integer[Array, ""]]:
     """Count images of a padded batch that are right clean, and those still right after the attack.
 
@@ -129,6 +139,7 @@ def counts(
     Args:
       images: uint8 or f32[B,H,W,C]; labels, ids: i32[B]; mask: bool[B], False for padding.
       key: every image draws from `fold_in(key, id)`, so a verdict does not depend on its batch.
+      top5: also count clean images whose label is among the five largest logits, if there are more.
     """
 
     frozen_params = cast(params, dtype)
@@ -136,15 +147,21 @@ def counts(
     def logits_fn(x: types.Images) -> Logits:
         return net.apply(frozen_params, stats, x)[0]
 
-    def correct(x: types.Images) -> Mask:
+    def verdict(x: types.Images) -> tuple[Mask, Logits]:
         with jax.default_matmul_precision(VERDICT_PRECISION):
             logits = logits_fn(x)
         # `argmax` calls NaN the largest, and no answer is no right one.
-        return (logits.argmax(-1) == labels) & ~jnp.isnan(logits).any(-1)
+        return (logits.argmax(-1) == labels) & ~jnp.isnan(logits).any(-1), logits
 
     images = unit_range(images)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
     images_adv = attack(logits_fn, keys, images, labels)
-    clean = correct(images) & mask
-    robust = correct(images_adv) & clean
-    return {"count": mask.sum(), "clean": clean.sum(), "robust": robust.sum()}
+    right, logits = verdict(images)
+    clean = right & mask
+    robust = verdict(images_adv)[0] & clean
+    found = {"count": mask.sum(), "clean": clean.sum(), "robust": robust.sum()}
+    if top5 and logits.shape[-1] > 5:
+        _, largest = jax.lax.top_k(logits, 5)
+        among = (largest == labels[:, None]).any(-1) & ~jnp.isnan(logits).any(-1)
+        found["clean_top5"] = (among & mask).sum()
+    return found

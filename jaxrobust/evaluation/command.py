@@ -148,6 +148,7 @@ def evaluate(
     else:
         found = _counted(subject, source, weights, asked)
     after = found.pop("accuracy_after")
+    top5 = {key: found.pop(key) for key in ("clean_top5",) if key in found}
     record = records.accuracy_record(
         config=subject.config,
         weights=which,
@@ -169,6 +170,7 @@ def evaluate(
             "search_dtype": asked.search_dtype,
             "accuracy_after": after,
         }
+        | top5
         | ({"function": function} if function else {}),
     )
     if jax.process_index() == 0:
@@ -251,7 +253,7 @@ def _counted(
         preprocessing=asked.preprocessing,
         workers=subject.workers,
     )
-    counter = accuracy.counter(net, attack, mesh=mesh, dtype="float32")
+    counter = accuracy.counter(net, attack, mesh=mesh, dtype="float32", top5=True)
     reached = accuracy.count(counter, weights, images, mesh, bar=asked.attack)
     robust = reached["robust"] if settings else None
     return {
@@ -259,7 +261,7 @@ def _counted(
         "clean": reached["clean"],
         "robust": robust,
         "accuracy_after": {asked.attack: robust} if settings else {},
-    }
+    } | {key: value for key, value in reached.items() if key == "clean_top5"}
 
 
 def _known(size: int | None) -> int:

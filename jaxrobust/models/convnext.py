@@ -26,11 +26,12 @@ class Variant(NamedTuple):
 
     depths: tuple[int, ...]
     dims: tuple[int, ...]
-    stem_widths: tuple[int, ...] = ()  # of the ConvStem's 3x3 convolutions; empty: PatchStem
+    stem_widths: tuple[int, ...] = ()  # of the ConvStem's convolutions; empty: PatchStem
     stem_strides: tuple[int, ...] = (4,)  # a PatchStem's kernel is as large as its stride
     downsample_strides: tuple[int, ...] = ()  # of the 2x2 convolutions between stages; empty: 2
     gamma_init: float = 1e-6
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
+    stem_kernels: tuple[int, ...] = ()  # of the ConvStem's convolutions, odd; empty: 3 of each
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block of each stage for all of them
@@ -130,7 +131,9 @@ class ConvNeXt(nnx.Module):
 def _stem(variant: Variant, rngs) -> list[nnx.Module]:
     v = variant
     if v.stem_widths:
-        return stems.conv_stem(v.stem_widths, v.stem_strides, ins=v.in_channels, rngs=rngs)
+        return stems.conv_stem(
+            v.stem_widths, v.stem_strides, v.stem_kernels, ins=v.in_channels, rngs=rngs
+        )
     (stride,), dim = v.stem_strides, v.dims[0]
     return [Conv(v.in_channels, dim, stride, stride=stride, rngs=rngs), LayerNorm(dim)]
 
@@ -138,7 +141,7 @@ def _stem(variant: Variant, rngs) -> list[nnx.Module]:
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
-    stems.check_stem(v.stem_widths, v.stem_strides)
+    stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
     for name in ("depths", "dims", "downsample_strides"):
         values = getattr(v, name)
         if not (isinstance(values, tuple | list) and all(n >= 1 for n in values)):

@@ -27,9 +27,10 @@ class Variant(NamedTuple):
 
     dim: int
     depth: int
-    stem_widths: tuple[int, ...] = ()  # of the ConvStem's 3x3 convolutions; empty: PatchStem
+    stem_widths: tuple[int, ...] = ()  # of the ConvStem's convolutions; empty: PatchStem
     stem_strides: tuple[int, ...] = (16,)  # a PatchStem's kernel is as large as its stride
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
+    stem_kernels: tuple[int, ...] = ()  # of the ConvStem's convolutions, odd; empty: 3 of each
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all of them
@@ -83,7 +84,12 @@ class IsotropicConvNeXt(nnx.Module):
 def _stem(v: Variant, rngs) -> list[nnx.Module]:
     if v.stem_widths:
         return stems.conv_stem(
-            v.stem_widths, v.stem_strides, ins=v.in_channels, project=v.dim, rngs=rngs
+            v.stem_widths,
+            v.stem_strides,
+            v.stem_kernels,
+            ins=v.in_channels,
+            project=v.dim,
+            rngs=rngs,
         )
     (stride,) = v.stem_strides
     return [Conv(v.in_channels, v.dim, stride, stride=stride, rngs=rngs)]
@@ -92,7 +98,7 @@ def _stem(v: Variant, rngs) -> list[nnx.Module]:
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
-    stems.check_stem(v.stem_widths, v.stem_strides)
+    stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
     if min(v.dim, v.depth, v.in_channels) < 1:
         raise ValueError(
             f"dim={v.dim}, depth={v.depth} and in_channels={v.in_channels} must be positive"

@@ -13,12 +13,21 @@ from jaxrobust.models.renaming import Row, affine, conv_oihw, row
 
 
 def conv_stem(
-    widths: Sequence[int], strides: Sequence[int], *, ins: int, rngs: Draws, project: int = 0
+    widths: Sequence[int],
+    strides: Sequence[int],
+    kernels: Sequence[int] = (),
+    *,
+    ins: int,
+    rngs: Draws,
+    project: int = 0,
 ) -> list[nnx.Module]:
-    """Return 3x3 convolutions with LN and GELU each; with `project`, also a bare 1x1 one to it."""
+    """Return convolutions with LN and GELU each; with `project`, also a bare 1x1 one to it.
+
+    Their `kernels` are odd, by default 3 of each; their padding is half of them.
+    """
     stem: list[nnx.Module] = []
-    for out, stride in zip(widths, strides, strict=True):
-        conv = Conv(ins, out, 3, stride=stride, padding=1, torch_init=True, rngs=rngs)
+    for out, stride, k in zip(widths, strides, kernels or (3,) * len(widths), strict=True):
+        conv = Conv(ins, out, k, stride=stride, padding=k // 2, torch_init=True, rngs=rngs)
         stem += [conv, LayerNorm(out), Gelu()]
         ins = out
     if project:
@@ -43,13 +52,19 @@ def conv_stem_keys(prefix: str, convolutions: int, *, project: bool = False) -> 
     return affine(*(f"{prefix}.{slot}" for slot in slots + [3 * convolutions] * project))
 
 
-def check_stem(widths: Sequence[int], strides: Sequence[int]) -> None:
+def check_stem(widths: Sequence[int], strides: Sequence[int], kernels: Sequence[int] = ()) -> None:
     """Raise `ValueError` if a stem's row cannot work; a PatchStem has no widths and one stride."""
-    for name, values in (("stem_widths", widths), ("stem_strides", strides)):
+    rows = {"stem_widths": widths, "stem_strides": strides, "stem_kernels": kernels}
+    for name, values in rows.items():
         if not (isinstance(values, tuple | list) and all(n >= 1 for n in values)):
             raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
     if len(strides) != max(1, len(widths)):
         raise ValueError(
             f"stem_strides={strides} needs {max(1, len(widths))} entries: one for "
             "each ConvStem convolution, or one for a PatchStem"
+        )
+    if kernels and (len(kernels) != len(widths) or not all(k % 2 for k in kernels)):
+        raise ValueError(
+            f"stem_kernels={kernels} must be odd, and one for each of stem_widths={widths} (a "
+            "PatchStem's is as large as its stride)"
         )

@@ -31,11 +31,12 @@ class Variant(NamedTuple):
     dim: int
     depth: int
     heads: int
-    stem_widths: tuple[int, ...] = ()  # of the ConvStem's 3x3 convolutions; empty: PatchStem
+    stem_widths: tuple[int, ...] = ()  # of the ConvStem's convolutions; empty: PatchStem
     stem_strides: tuple[int, ...] = (16,)  # a PatchStem's kernel is as large as its stride
     class_position: bool = True  # the class token has a position too
     gamma_init: float | None = None  # of LayerScale; None: there is none
     drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
+    stem_kernels: tuple[int, ...] = ()  # of the ConvStem's convolutions, odd; empty: 3 of each
     in_channels: int = 3
     remat: bool = False  # recompute each block in the backward pass instead of storing it
     scan: bool = False  # compile one block for all of them
@@ -151,7 +152,12 @@ class VisionTransformer(nnx.Module):
 def _stem(v: Variant, rngs) -> list[nnx.Module]:
     if v.stem_widths:
         return stems.conv_stem(
-            v.stem_widths, v.stem_strides, ins=v.in_channels, project=v.dim, rngs=rngs
+            v.stem_widths,
+            v.stem_strides,
+            v.stem_kernels,
+            ins=v.in_channels,
+            project=v.dim,
+            rngs=rngs,
         )
     return patch_stem(v, rngs)
 
@@ -184,7 +190,7 @@ def grid_of(v: Any, image_size: int) -> int:
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
-    stems.check_stem(v.stem_widths, v.stem_strides)
+    stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
     grid = grid_of(v, image_size)
     return classifier(
         lambda rngs: VisionTransformer(v, num_classes, grid, rngs), dtype=jnp.dtype(v.dtype)

@@ -15,15 +15,15 @@ from jaxrobust.data.presets import PRESETS
 from jaxrobust.evaluation import accuracy
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime import sharding
-from jaxrobust.training import alarm, mixing, objectives, optim, step
-from jaxrobust.types import Attack, Batch, Classifier
+from jaxrobust.training import alarm, inner, mixing, objectives, optim, step
+from jaxrobust.training.inner import training_attack
+from jaxrobust.types import Batch, Classifier
 
 _OBJECTIVES = {
     "clean": lambda phase, attack: objectives.clean(),
     "adversarial": lambda phase, attack: objectives.adversarial(attack.labels),
     "trades": lambda phase, attack: objectives.trades(phase.trades_beta),
 }
-_ATTACK_LOSS = {"adversarial": "ce", "trades": "kl"}
 
 
 class Phase(NamedTuple):
@@ -38,63 +38,6 @@ class Phase(NamedTuple):
     steps_per_epoch: int
     schedule: Callable[[Any], jax.Array]
     bn_group: int  # images whose batch-norm statistics are taken together; 0: no batch norm
-
-
-def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
-    """Return the inner maximisation, or one of `more` steps; for the clean objective, nothing."""
-    if objective == "clean":
-        return lambda logits_fn, key, images, labels: images
-    a = config.attack
-    if a.labels not in objectives.ATTACK_LABELS:
-        raise ValueError(
-            f"attack.labels={a.labels!r}; one of {', '.join(map(repr, objectives.ATTACK_LABELS))}"
-        )
-    if objective == "trades" and a.labels != "soft":
-        raise ValueError(
-            f"objective='trades' with attack.labels={a.labels!r}: its attack aims at the clean "
-            "probabilities and reads no labels; leave attack.labels='soft'"
-        )
-    if objective == "trades" and a.start != "random":
-        raise ValueError(
-            f"objective='trades' with attack.start={a.start!r}: the gradient of its KL term is "
-            "zero at the image; set attack.start='random'"
-        )
-    if a.start not in ("image", "random"):
-        raise ValueError(f"attack.start={a.start!r}; one of 'image', 'random'")
-    common = {"norm": a.norm, "epsilon": a.epsilon, "loss": _ATTACK_LOSS[objective]}
-    start = {"random_start": a.start == "random"}
-    step_size = step_of(a)
-    rows: dict[str, Callable[[], Attack]] = {
-        "apgd": lambda: attacks.apgd(steps=a.steps + more, **start, **common),
-        "pgd": lambda: attacks.pgd(steps=a.steps + more, step_size=step_size, **start, **common),
-        "fgsm": lambda: attacks.fgsm(step_size=step_size, **start, **common),
-    }
-    if a.name not in rows:
-        raise ValueError(f"unknown attack {a.name!r}; one of {sorted(rows)}")
-    if a.name == "fgsm" and more:
-        return attacks.pgd(steps=1 + more, **start, **common)
-    return rows[a.name]()
-
-
-def step_of(attack: Config) -> float | None:
-    """Return the step of PGD or FGSM, in pixels; None: the attack's own.
-
-    Raises:
-      ValueError: a step in pixels and one in radii, or one that is none.
-    """
-    size, relative = attack.step_size, attack.relative_step
-    if relative is None:
-        return size
-    if size is not None:
-        raise ValueError(
-            f"attack.step_size={size:.4g} and attack.relative_step={relative:.4g} are both set; "
-            f"give one, such as attack.relative_step={size / (attack.epsilon or 1):.4g}"
-        )
-    if not 0 < relative < math.inf:
-        raise ValueError(
-            f"attack.relative_step={relative} must be above 0: the step as a multiple of epsilon"
-        )
-    return relative * attack.epsilon or None  # a radius of 0 leaves no room, whatever the step
 
 
 def mixes_and_erases(config: Config) -> tuple[float, float, float, float]:
@@ -193,15 +136,13 @@ def phase(
         raise ValueError(f"unknown objective {p.objective!r}; one of {sorted(_OBJECTIVES)}")
     ranges = {
         "epochs": (p.epochs >= 1, "at least 1 (0 leaves the phase out)"),
-        "lr": (0 < p.lr < math.inf, "above 0"),
-        "final_lr": (0 <= p.final_lr <= p.lr, f"between 0 and {name}.lr={p.lr}"),
-        "weight_decay": (0 <= p.weight_decay < math.inf, "at least 0"),
-        "b2": (0 <= p.b2 < 1, "at least 0 and below 1"),
         "ema_decay": (0 <= p.ema_decay < 1, "at least 0 and below 1"),
         "trades_beta": (0 <= p.trades_beta < math.inf, "at least 0"),
         "microbatches": (p.microbatches >= 1, "at least 1"),
     }
     _check_ranges({f"{name}.{key}": (p[key], *row) for key, row in ranges.items()})
+    if p.objective != "clean":
+        inner.check(config.attack, epochs=p.epochs, phase=name)
     if config.attack.statistics not in ("running", "batch"):
         raise ValueError(
             f"attack.statistics={config.attack.statistics!r}; one of 'running', 'batch'"
@@ -226,19 +167,8 @@ def phase(
         raise ValueError(
             f"{name}.batch_size={p.batch_size} is larger than the split's {examples} images"
         )
-    schedule = optim.learning_rate(
-        peak=p.lr,
-        epochs=p.epochs,
-        steps_per_epoch=steps_per_epoch,
-        warmup_epochs=p.warmup_epochs,
-        final=p.final_lr,
-    )
-    tx = optim.adamw(
-        schedule,
-        weight_decay=p.weight_decay,
-        decay_mask=models.decay_mask(config.model.name),
-        b2=p.b2,
-    )
+    decay_mask = models.decay_mask(config.model.name)
+    schedule, tx = optim.of_phase(p, name, decay_mask=decay_mask, steps_per_epoch=steps_per_epoch)
     if config.model.dtype == "float16":
         raise ValueError(
             "model.dtype='float16' cannot train: gradients below 6e-8 become 0 and nothing here "
@@ -267,6 +197,7 @@ def phase(
         gradients=spread.each(of_device, whole=1, split=3, gradients=True),
         tx=tx,
         ema_decay=p.ema_decay,
+        given=inner.given(config, p.objective),
     )
     whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
     placed = sharding.of_state(mesh, shapes)
@@ -276,7 +207,7 @@ def phase(
         mesh=mesh,
         step=jax.jit(
             train_step,
-            in_shardings=(placed, split, step.Control(split, whole)),  # type: ignore[arg-type]
+            in_shardings=(placed, split, step.Control(split, whole, whole)),  # type: ignore[arg-type]
             out_shardings=(placed, whole),
             donate_argnums=(0,) if donate else (),
         ),
@@ -294,8 +225,8 @@ def phase(
 
 
 def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
-    """Return `(state, batch) -> f32[] figures`: `alarm.probe` on some images of each device,
-    jitted.
+    """Return `(state, batch, control) -> f32[] figures`: `alarm.probe` on some images of each
+    device, jitted.
 
     None where nothing is attacked, or `alarm.every_steps` is 0.
     Raises:
@@ -331,13 +262,17 @@ def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
         (shown, labels), own = jax.tree.map(lambda x: x[:images], (batch, keys))
         return look(spread.gather(params), stats, shown, labels, own)
 
-    def of_state(state, batch):
+    given = inner.given(config, p.objective)
+
+    def of_state(state, batch, control):
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), 1)
-        keys = attacks.image_keys(key, batch.images.shape[0])
+        keys = given(attacks.image_keys(key, batch.images.shape[0]), control.epsilon_share)
         return spread.each(of_device, whole=1, split=2)(state.params, state.stats, batch, keys)
 
     placed = jax.tree.map(lambda leaf: leaf.sharding, phase.abstract_state)
-    return jax.jit(of_state, in_shardings=(placed, sharding.by_image(phase.mesh)))
+    split, whole = sharding.by_image(phase.mesh), sharding.replicated(phase.mesh)
+    told = step.Control(split, whole, whole)  # type: ignore[arg-type]
+    return jax.jit(of_state, in_shardings=(placed, split, told))
 
 
 def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -346,14 +281,23 @@ def mesh_of(config: Config, devices: Sequence[jax.Device] | None = None) -> jax.
     return sharding.make_mesh(devices, fsdp=config.mesh.fsdp or len(devices))
 
 
-def control(mesh: jax.sharding.Mesh, *, stop: int = 0, lr_scale: float = 1.0) -> step.Control:
+def control(
+    mesh: jax.sharding.Mesh, *, stop: int = 0, lr_scale: float = 1.0, epsilon_share: float = 1.0
+) -> step.Control:
     """Return what this host tells a step."""
     here = np.full(len(mesh.local_devices), stop, np.int32)
     # Not `device_put`, which asks the other hosts for theirs: they may not stop yet.
-    scale = jax.make_array_from_callback(
-        (), sharding.replicated(mesh), lambda index: np.float32(lr_scale)
+    return step.Control(
+        sharding.global_arrays(mesh, here),
+        *(
+            jax.make_array_from_callback((), sharding.replicated(mesh), partial(_of_any, number))
+            for number in (lr_scale, epsilon_share)
+        ),
     )
-    return step.Control(sharding.global_arrays(mesh, here), scale)
+
+
+def _of_any(number: float, index: Any) -> np.float32:
+    return np.float32(number)
 
 
 def flops_per_image(config: Config, name: str) -> float:
@@ -375,7 +319,8 @@ def flops_per_image(config: Config, name: str) -> float:
 def abstract_arguments(config: Config, name: str, phase: Phase) -> tuple[Any, ...]:
     """Return shapes and types of the arguments of a phase's step."""
     stop = jax.ShapeDtypeStruct((phase.mesh.size,), jnp.int32)
-    control = step.Control(stop, jax.ShapeDtypeStruct((), jnp.float32))  # type: ignore[arg-type]
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    control = step.Control(stop, number, number)  # type: ignore[arg-type]
     return phase.abstract_state, abstract_batch(config, name), control
 
 
@@ -387,7 +332,12 @@ def abstract_batch(config: Config, name: str) -> Any:
 
 
 def evaluation(
-    config: Config, mesh: jax.sharding.Mesh, *, steps: int, dtype: str | None = None
+    config: Config,
+    mesh: jax.sharding.Mesh,
+    *,
+    steps: int,
+    dtype: str | None = None,
+    top5: bool = False,
 ) -> accuracy.Counter:
     """Return `(params, stats, images, labels, mask, ids, key) -> counts`: clean, and under APGD-CE.
 
@@ -395,4 +345,5 @@ def evaluation(
     """
     attack = accuracy.apgd_ce(norm=config.attack.norm, epsilon=config.attack.epsilon, steps=steps)
     net = network_of(config, dtype=dtype)
-    return accuracy.counter(net, attack, mesh=mesh, dtype=dtype or config.model.dtype)
+    dtype = dtype or config.model.dtype
+    return accuracy.counter(net, attack, mesh=mesh, dtype=dtype, top5=top5)

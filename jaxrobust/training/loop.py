@@ -13,7 +13,7 @@ from jaxrobust.evaluation import records
 from jaxrobust.runtime import compilation, hardware, hosts
 from jaxrobust.runtime.profiling import Trace
 from jaxrobust.runtime.progress import StopSignals, say
-from jaxrobust.training import alarm, build, metrics, splits
+from jaxrobust.training import alarm, build, inner, metrics, splits
 from jaxrobust.training.ahead import Ahead
 from jaxrobust.training.due import Every, due
 from jaxrobust.training.phase import Run, last, scored
@@ -92,8 +92,14 @@ class _Loop:
         self.saved, self.evaluated = hosts.first(run.latest.latest_step() or 0), 0
         self.control = cache(self._control)
 
-    def _control(self, stop: int) -> Any:
-        return build.control(self.run.phase.mesh, stop=stop, lr_scale=self.trouble.lr_scale)
+    def _control(self, stop: int, epsilon_share: float) -> Any:
+        scales = {"lr_scale": self.trouble.lr_scale, "epsilon_share": epsilon_share}
+        return build.control(self.run.phase.mesh, stop=stop, **scales)
+
+    def _epsilon_share(self, step: int) -> float:
+        """Return the share of the radius that the attack of the update after `step` others has."""
+        lengths = {"steps_per_epoch": self.run.phase.steps_per_epoch}
+        return inner.share(step, warmup_epochs=self.run.config.attack.warmup_epochs, **lengths)
 
     @contextlib.contextmanager
     def opened(self) -> Iterator["_Loop"]:
@@ -141,6 +147,9 @@ class _Loop:
         name, found = self.run.name, self.ahead.window()
         found["damaged_images"] = len(self.damage.known) + hosts.total(len(self.damage.new))
         found["lr"] = float(self.run.phase.schedule(self.step - 1)) * self.trouble.lr_scale
+        attack = self.run.config.attack
+        if attack.warmup_epochs and self.run.config[name].objective != "clean":
+            found["epsilon"] = attack.epsilon * self._epsilon_share(self.step - 1)
         for sentence in alarm.warnings(found) if "alarm_loss" in found else ():
             say(f"{name}: WARNING, up to step {self.step}: {sentence}")
         shown = self.progress.show(self.step, found) if "loss" in found else {}
@@ -180,13 +189,13 @@ class _Loop:
             self.batch = self.batch or splits.blank(self.run)
             if why := self.stops.failed(error):
                 raise self.stopped(why, self.step) from error
-        control = self.control(self.stops.to_tell())
+        control = self.control(self.stops.to_tell(), self._epsilon_share(self.step))
         images = splits.device_batch(self.run.phase.mesh, self.batch)
         self.state, values = self.compiled(self.state, images, control)
         self.step += 1
         self.progress.dispatched(self.step, values)
         if self.probe and self.step % self.run.config.alarm.every_steps == 0:
-            values |= self.probe(self.state, images)
+            values |= self.probe(self.state, images, control)
         self.ahead.add(self.step, values)
         if self.trace.dispatched(self.step, values):
             self.progress.resume(self.step)
@@ -217,7 +226,7 @@ def _compiled(run: Run, start: int) -> tuple[Any, Any]:
     say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
     probe, every = build.probe(config, name, phase), config.alarm.every_steps
     if probe and start // every < phase.total_steps // every:
-        probe, seconds, _ = compilation.compiled(probe, *arguments[:2])
+        probe, seconds, _ = compilation.compiled(probe, *arguments)
         say(f"{name}: alarm compiled in {seconds:.1f} s, looks every {every} steps")
     return step, probe
 

@@ -134,6 +134,7 @@ class Progress:
         return [
             Part(f"loss {means['loss']:.4f}", 1),
             Part(f"batch {' '.join(known)}" if known else "", 2),
+            Part(f"epsilon {255 * means['epsilon']:.3g}/255" if "epsilon" in means else "", 2),
             Part(f"{costs['images_per_second_per_chip']:,.0f} images/s{a_chip}", 3),
             Part(f"MFU {costs['mfu']:.1%}" if "mfu" in costs else "", 4),
             Part(f"{data_wait:.0%} waiting for data" if self._starved else "", 5),

@@ -45,9 +45,12 @@ def test(
         return
     say(f"{name}: testing step {step} with APGD-CE, {config.test.steps} steps")
     # In float32, as RobustBench does, whatever the type of training.
-    evaluate = build.evaluation(config, phase.mesh, steps=config.test.steps, dtype="float32")
+    how: dict[str, Any] = {"steps": config.test.steps, "dtype": "float32", "top5": True}
+    evaluate = build.evaluation(config, phase.mesh, **how)
     scores = accuracy.count(evaluate, best, images, phase.mesh, bar="testing")
     more = {"init": json.loads(started.read_text())} if started.exists() else {}
+    if "clean_top5" in scores:
+        more["clean_top5"] = scores["clean_top5"]
     if function := models.origin(config.model.name):
         more["function"] = function
     if meets is not None and meets.met:

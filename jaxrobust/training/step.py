@@ -1,7 +1,7 @@
 """The fused step: augmentation, attack, loss, gradients, update, average: one program."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from jaxrobust.runtime.sharding import Spread
 from jaxrobust.training import optim
 from jaxrobust.training.mixing import BatchAugmentation
 from jaxrobust.training.objectives import Objective
-from jaxrobust.types import Array, Attack, Batch, Classifier, Params
+from jaxrobust.types import Array, Attack, Batch, Classifier, Keys, Params
 
 
 def gradients(
@@ -74,6 +74,13 @@ class Control(NamedTuple):
 
     stop: Array  # i32[devices]; where one is not 0, no device takes the step: see `metrics["stop"]`
     lr_scale: Array  # f32[], times the schedule's learning rate
+    epsilon_share: Array | float = 1.0  # f32[], of the attack's radius, where that grows
+
+
+def keys_alone(keys: Keys, epsilon_share: Any) -> Any:
+    """Return what an attack is given, beside images and labels, whose radius never changes."""
+    del epsilon_share
+    return keys
 
 
 def train_step(
@@ -85,6 +92,7 @@ def train_step(
     gradients: Callable[..., tuple[Params, tuple[Params, dict[str, Array]]]],
     tx: optax.GradientTransformation,
     ema_decay: float,
+    given: Callable[[Keys, Any], Any] = keys_alone,
 ) -> tuple[TrainState, dict[str, Array]]:
     """Return the state after one update, and its metrics (means over the global batch).
 
@@ -95,8 +103,9 @@ def train_step(
     step_key = jax.random.fold_in(state.key, state.step)
     attack_key, net_key, augment_key = jax.random.split(step_key, 3)
     batch = augment(augment_key, Batch(unit_range(batch.images), batch.labels))
-    keys = (image_keys(key, batch.images.shape[0]) for key in (attack_key, net_key))
-    grads, (stats, metrics) = gradients(state.params, state.stats, batch, *keys)
+    keys, net_keys = (image_keys(key, batch.images.shape[0]) for key in (attack_key, net_key))
+    keys = given(keys, control.epsilon_share)
+    grads, (stats, metrics) = gradients(state.params, state.stats, batch, keys, net_keys)
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     updates = jax.tree.map(lambda update: control.lr_scale * update, updates)

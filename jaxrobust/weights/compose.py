@@ -5,16 +5,27 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import models
+from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD
 from jaxrobust.runtime import functions
 from jaxrobust.types import Classifier
 from jaxrobust.weights import convert
 
 Arrays = dict[str, Any]  # np.ndarray, which hash and convert alike
 
-CHOICES = ("keep", "fresh")
+# What `init.stem` and `init.head` may be; the head's third is PyTorch's default for a linear map.
+CHOICES = {"stem": ("keep", "fresh"), "head": ("keep", "fresh", "fresh-torch")}
+# Mean and std, one for all channels or one each, that `init.normalize` puts inside the network.
+NORMALIZATIONS = {
+    "none": ((0.0,), (1.0,)),
+    "half": ((0.5,), (0.5,)),
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+}
 
 
 class Start(NamedTuple):
@@ -61,18 +72,19 @@ def compose(
       net: the network, with any options, classes and image size.
       arrays: under our names, timm's or its authors'; float32.
       stem, head: "keep" or "fresh", which is the network's own initialisation (of a ConvStem:
-        PyTorch's default). What is stored under their names is then left out, if there is any.
+        PyTorch's default); of a head also "fresh-torch", PyTorch's default for `nn.Linear`. What is
+        stored under their names is then left out, if there is any.
       normalize: mean and std of the first layer, for weights that do not hold theirs.
       seed: of the draws.
     Raises:
       ValueError: weights that do not fit, all in one message.
     """
     for key, value in (("stem", stem), ("head", head)):
-        if value not in CHOICES:
-            raise ValueError(f"init.{key}={value!r}; one of {', '.join(CHOICES)}")
-        if value == "fresh" and functions.is_name(name):
+        if value not in CHOICES[key]:
+            raise ValueError(f"init.{key}={value!r}; one of {', '.join(CHOICES[key])}")
+        if value != "keep" and functions.is_name(name):
             raise ValueError(
-                f"init.{key}=fresh: which weights of {name} are its {key} is not known; let that "
+                f"init.{key}={value}: which weights of {name} are its {key} is not known; let that "
                 f"function load the weights that it keeps, or set init.{key}=keep"
             )
     found = convert.names(name, arrays)
@@ -85,7 +97,7 @@ def compose(
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     shapes = {key: tuple(array.shape) for key, array in (params | stats).items()}
     names = models.family(name).names
-    patterns = [p for p, how in ((names.stem, stem), (names.head, head)) if how == "fresh"]
+    patterns = [p for p, how in ((names.stem, stem), (names.head, head)) if how != "keep"]
     anew = re.compile("|".join(f"(?:{p})" for p in patterns) or r"(?!)")
     fresh = [key for key in shapes if anew.fullmatch(key)]
 
@@ -111,7 +123,9 @@ def compose(
             ) from error
         raise
     matched = [key for key in expected if key not in added]
-    filled |= _drawn(net, fresh, seed)
+    of_head = [key for key in fresh if head == "fresh-torch" and re.fullmatch(names.head, key)]
+    filled |= _drawn(net, [key for key in fresh if key not in of_head], seed)
+    filled |= _as_torch({key: shapes[key] for key in of_head}, seed)
     ours, moved = ({key: filled[key] for key in group} for group in (params, stats))
     return Start(ours, moved, matched, fresh, dropped, resized)
 
@@ -151,6 +165,48 @@ def _drawn(net: Classifier, fresh: list[str], seed: int) -> Arrays:
         return {k: a for k, a in (params | stats).items() if k in fresh}
 
     return jax.device_get(jax.jit(some)(jax.random.key(seed)))
+
+
+def _as_torch(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Arrays:
+    """Return kernels [inputs, outputs] and biases of linear maps as `nn.Linear` draws them: both
+    uniform in +-1/sqrt(inputs).
+    """
+    inputs = {key.rpartition(".")[0]: shape[0] for key, shape in shapes.items() if len(shape) == 2}
+    keys = jax.random.split(jax.random.key(seed), max(len(shapes), 1))
+    drawn = {}
+    for key, (name, shape) in zip(keys, sorted(shapes.items()), strict=False):
+        bound = inputs[name.rpartition(".")[0]] ** -0.5
+        drawn[name] = jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+    return jax.device_get(drawn)
+
+
+def normalized(start: Start, name: str) -> Start:
+    """Return a start whose first layer has the mean and std of that name; "keep": its own.
+
+    Raises:
+      ValueError: no such name, or one of other channels, or a network without such a layer.
+    """
+    if name == "keep":
+        return start
+    if name not in NORMALIZATIONS:
+        choices = ", ".join(("keep", *NORMALIZATIONS))
+        raise ValueError(f"init.normalize={name!r}; one of {choices}")
+    found = start.stats.get("normalize.mean")
+    if found is None:
+        raise ValueError(
+            f"init.normalize={name}: the network has no layer of ours that normalises; normalise "
+            "in your function, and set init.normalize=keep"
+        )
+    if len(NORMALIZATIONS[name][0]) not in (1, *found.shape):
+        raise ValueError(
+            f"init.normalize={name} is of {len(NORMALIZATIONS[name][0])} channels, and the images "
+            f"have {found.size}; set init.normalize=half, none or keep"
+        )
+    values = {
+        f"normalize.{key}": np.broadcast_to(np.asarray(value, np.float32), found.shape).copy()
+        for key, value in zip(("mean", "std"), NORMALIZATIONS[name], strict=True)
+    }
+    return start._replace(stats=start.stats | values)
 
 
 def summary(start: Start) -> list[str]:

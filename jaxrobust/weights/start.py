@@ -13,11 +13,12 @@ from jaxrobust.config import Config, network_of, of_phase, plain
 from jaxrobust.runtime.progress import say
 from jaxrobust.types import Weights
 from jaxrobust.weights import certificates, convert, hashes, loading, sources
-from jaxrobust.weights.compose import CHOICES, Start, compose, head_width
+from jaxrobust.weights.compose import CHOICES, Start, compose, head_width, normalized
 from jaxrobust.weights.loading import Stored, stored
 
 RECORD = "init.json"  # in a run's workdir
-_OF_STEM = {"stem_widths", "stem_strides", "small_stem", "patch"}  # fields of the families' rows
+# Fields of the families' rows.
+_OF_STEM = {"stem_widths", "stem_strides", "stem_kernels", "small_stem", "patch"}
 
 
 def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
@@ -28,10 +29,10 @@ def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
     """
     asked, model = config.init, config.model
     for key in ("stem", "head"):
-        if asked[key] not in CHOICES:
-            raise ValueError(f"init.{key}={asked[key]!r}; one of {', '.join(CHOICES)}")
+        if asked[key] not in CHOICES[key]:
+            raise ValueError(f"init.{key}={asked[key]!r}; one of {', '.join(CHOICES[key])}")
     if not asked.weights:
-        return None
+        return None if asked.normalize == "keep" else _random(config)
     try:
         path = loading.place(asked.weights, fresh_stem=asked.stem == "fresh")
         source = stored(path)
@@ -46,15 +47,21 @@ def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
         say(f"init.weights={asked.weights}: trained with stem_strides={theirs}, here {ours}")
     record = {"weights": str(asked.weights), "where": source.where}
     record |= {"stem": asked.stem, "head": asked.head}
+    if asked.normalize != "keep":
+        record["normalize"] = asked.normalize
     record |= {"weights_sha256": hashes.weights_sha256(source.arrays, {})}
     record |= {"start_sha256": hashes.weights_sha256(start.params, start.stats)}
     return start, record
 
 
+def _keeps(asked: Any) -> bool:
+    return asked.stem == asked.head == asked.normalize == "keep"
+
+
 def _composed(source: Stored, config: Config, asked: Any) -> Start:
-    """Return weights as those of a config's network; `asked` says `stem` and `head`."""
+    """Return weights as those of a config's network; `asked` says stem, head, normalisation."""
     _belongs(source, config, asked)
-    return compose(
+    start = compose(
         config.model.name,
         network_of(config),
         source.arrays,
@@ -62,6 +69,7 @@ def _composed(source: Stored, config: Config, asked: Any) -> Start:
         head=asked.head,
         seed=config.seed,
     )
+    return normalized(start, asked.normalize)
 
 
 def check_phases(config: Config, names: Sequence[str]) -> None:
@@ -71,8 +79,8 @@ def check_phases(config: Config, names: Sequence[str]) -> None:
       ValueError: one sentence, before anything is trained.
     """
     first = config[names[0]]
-    for key, default in (("start", None), ("stem", "keep"), ("head", "keep")):
-        if first[key] != default:
+    for key in ("start", "stem", "head", "normalize"):
+        if first[key] not in (None, "keep"):
             raise ValueError(
                 f"{names[0]}.{key}={first[key]!r}: the first phase starts from init; set "
                 f"init.{'weights' if key == 'start' else key}"
@@ -100,7 +108,7 @@ def handed_on(before: Config, config: Config, name: str, weights: Weights) -> We
       ValueError: they do not fit its network.
     """
     asked = config[name]
-    if plain(before.model) == plain(config.model) and asked.stem == asked.head == "keep":
+    if plain(before.model) == plain(config.model) and _keeps(asked):
         return weights
     arrays = {key: np.asarray(array) for key, array in (weights.params | weights.stats).items()}
     source = Stored(arrays, before.model.name, "the phase before", before.model.options)
@@ -110,6 +118,20 @@ def handed_on(before: Config, config: Config, name: str, weights: Weights) -> We
         reason = str(error).replace("init.", f"{name}.")
         raise ValueError(f"{name} starts from another network's weights: {reason}") from error
     return Weights(start.params, start.stats)
+
+
+def _random(config: Config) -> tuple[Start, dict[str, Any]]:
+    """Return the weights that the run would draw itself, behind another normalisation."""
+    key, _ = jax.random.split(jax.random.key(config.seed))  # as `step.init_state` does
+    init, how = network_of(config).init, config.init.normalize
+    shapes, moved = jax.eval_shape(init, key)
+    normalized(Start(shapes, moved, [], [], {}, {}), how)  # refuses before it compiles
+    params, stats = jax.device_get(jax.jit(init)(key))
+    start = normalized(Start(params, stats, [], [*params], {}, {}), how)
+    sha256 = hashes.weights_sha256(start.params, start.stats)
+    where = f"random weights of seed {config.seed}"
+    record = {"weights": None, "where": where, "normalize": config.init.normalize}
+    return start, record | {"weights_sha256": sha256, "start_sha256": sha256}
 
 
 def _belongs(source: Stored, config: Config, asked: Any) -> None:

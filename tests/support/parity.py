@@ -21,6 +21,15 @@ def relative(ours, theirs) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
+def torch_or_skip(test):
+    """PyTorch, if it is there."""
+    try:
+        import torch
+    except ImportError:
+        test.skipTest(paths.PARITY)
+    return torch
+
+
 def listing(tsv: str) -> list[str]:
     """The names of a state dict's listing, without the normalisation's and wrapper's prefix."""
     names = [line.split("\t")[0] for line in (MODELS / f"{tsv}.tsv").read_text().splitlines()]

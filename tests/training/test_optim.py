@@ -1,38 +1,14 @@
-import math
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
+from jaxrobust.config import phase
 from jaxrobust.training import optim
 from tests.support import paths, reference
-
-
-class ScheduleTest(parameterized.TestCase):
-    def test_is_the_reference_curve(self):
-        schedule = optim.learning_rate(peak=1e-3, epochs=50, steps_per_epoch=100, warmup_epochs=10)
-        # Values at whole epochs, as main.py of nmndeep/revisiting-at defines them.
-        self.assertAlmostEqual(float(schedule(0)), 1e-7, delta=1e-12)
-        self.assertAlmostEqual(float(schedule(1000)), 1e-3, delta=1e-9)
-        self.assertAlmostEqual(float(schedule(5000)), 5e-6, delta=1e-9)
-        self.assertAlmostEqual(float(schedule(500)), 1e-7 + (1e-3 - 1e-7) / 2, delta=1e-9)
-        at30 = 5e-6 + (1e-3 - 5e-6) / 2 * (1 + math.cos(math.pi * 20 / 40))
-        self.assertAlmostEqual(float(schedule(3000)), at30, delta=1e-9)
-        # Within an epoch: the chord, not the cosine.
-        chord = (float(schedule(3000)) + float(schedule(3100))) / 2
-        self.assertAlmostEqual(float(schedule(3050)), chord, delta=1e-9)
-
-    @parameterized.parameters(
-        ({"epochs": 0}, "epochs=0"),
-        ({"warmup_epochs": 50}, "warmup_epochs=50"),
-        ({"steps_per_epoch": 0}, "fewer images than one batch"),
-    )
-    def test_refuses(self, changes, message):
-        values = {"peak": 1e-3, "epochs": 50, "steps_per_epoch": 10, "warmup_epochs": 5} | changes
-        with self.assertRaisesRegex(ValueError, message):
-            optim.learning_rate(**values)
+from tests.support.parity import torch_or_skip
+from tests.support.steps import standard
 
 
 def transformer(name: str, shape) -> bool:
@@ -122,10 +98,7 @@ class AdamWTest(absltest.TestCase):
             np.testing.assert_allclose(average[name], mean, rtol=0, atol=1e-6)
 
     def test_is_torchs(self):
-        try:
-            import torch
-        except ImportError:
-            self.skipTest("needs torch: pip install -e '.[test,parity]'")
+        torch = torch_or_skip(self)
         groups = [("a.kernel", 0.05), ("a.bias", 0.0)]
         leaves = {k: torch.nn.Parameter(torch.tensor(self.params[k])) for k, _ in groups}
         optimiser = torch.optim.AdamW(
@@ -139,6 +112,77 @@ class AdamWTest(absltest.TestCase):
         params, _ = self.ours()
         for k, leaf in leaves.items():
             np.testing.assert_allclose(params[k], leaf.detach().numpy(), rtol=0, atol=1e-6)
+
+
+class SgdTest(parameterized.TestCase):
+    @parameterized.product(nesterov=(False, True), weight_decay=(0.0, 0.05))
+    def test_is_torchs(self, nesterov, weight_decay):
+        """50 updates in float64: what differs is the order of a few sums."""
+        torch = torch_or_skip(self)
+        rng = np.random.default_rng(0)
+        start = {"a.kernel": rng.normal(size=(4, 3)), "a.bias": rng.normal(size=3)}
+        target = {name: rng.normal(size=value.shape) for name, value in start.items()}
+        leaves = {k: torch.nn.Parameter(torch.tensor(v)) for k, v in start.items()}
+        groups = [{"params": [leaves["a.kernel"]], "weight_decay": weight_decay}]
+        groups += [{"params": [leaves["a.bias"]], "weight_decay": 0.0}]
+        theirs = torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=nesterov)
+        with jax.enable_x64(True), standard():
+            tx = optim.sgd(
+                lambda step: 0.05,
+                weight_decay=weight_decay,
+                decay_mask="not-bias",
+                nesterov=nesterov,
+            )
+            params = jax.tree.map(jnp.asarray, start)
+            state = tx.init(params)
+            for _ in range(50):
+                grads = {k: jnp.tanh(params[k] - target[k]) for k in params}
+                updates, state = tx.update(grads, state, params)
+                params = {k: params[k] + updates[k] for k in params}
+                for k, leaf in leaves.items():
+                    leaf.grad = torch.tanh(leaf.detach() - torch.tensor(target[k]))
+                theirs.step()
+            for k, leaf in leaves.items():
+                moved = np.abs(leaf.detach().numpy() - start[k]).max()
+                self.assertGreater(moved, 0.1)
+                np.testing.assert_allclose(params[k], leaf.detach().numpy(), rtol=0, atol=1e-9)
+
+    def test_decays_what_a_phase_names(self):
+        params = {"a.kernel": jnp.ones((2, 2)), "a.bias": jnp.ones(2)}
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        for mask, moved in ((None, ["a.kernel"]), ("all", ["a.kernel", "a.bias"])):
+            p = phase(optimizer="sgd", decay_mask=mask, warmup_lr=1e-3)
+            _, tx = optim.of_phase(p, "train", decay_mask="matrices", steps_per_epoch=3)
+            with standard():
+                updates, _ = tx.update(zeros, tx.init(params), params)
+            self.assertEqual([k for k in params if jnp.any(updates[k] != 0)], moved)
+            np.testing.assert_allclose(updates["a.kernel"], -1e-3 * 0.05, rtol=1e-6)
+
+
+class PhaseTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({"optimizer": "adam"}, "train.optimizer='adam'; one of 'adamw', 'sgd'"),
+        ({"schedule": "cosin"}, "train.schedule='cosin'; one of 'chord-cosine', 'cosine'"),
+        ({"decay_mask": "none"}, "train.decay_mask='none'; one of"),
+        ({"warmup_lr": 2e-3}, "train.warmup_lr=0.002 must be between 0 and train.lr=0.001"),
+        ({"warmup_lr": -1.0}, "train.warmup_lr=-1.0 must be between 0"),
+        ({"schedule": "step"}, r"needs at least one, such as \(0.5, 0.75\)"),
+        ({"schedule": "step", "lr_steps": (60,)}, r"lr_steps=\(60,\) must be epochs .*epochs=50"),
+        ({"lr_steps": (0.0, 0.5)}, "above 0 and below train.epochs=50"),
+        ({"lr_factor": 10.0}, "train.lr_factor=10.0 must be above 0, at most 1"),
+        ({"momentum": 1.0}, "train.momentum=1.0 must be at least 0 and below 1"),
+        ({"momentum": 0.0, "nesterov": True}, "nesterov=True needs one above 0"),
+        ({"cooldown_epochs": 40}, "cooldown_epochs=40 must be .* warmup_epochs = 40"),
+        ({"cooldown_epochs": -1}, "cooldown_epochs=-1 must be at least 0"),
+        (
+            {"schedule": "step", "lr_steps": (0.5,), "cooldown_epochs": 5},
+            "no final value to stay at with schedule='step'; set cooldown_epochs=0",
+        ),
+        ({"schedule": "one-cycle", "warmup_epochs": 1}, "warmup_epochs=1 must be at least 2"),
+    )
+    def test_refuses(self, changes, message):
+        with self.assertRaisesRegex(ValueError, message):
+            optim.of_phase(phase(**changes), "train", decay_mask="all", steps_per_epoch=10)
 
 
 if __name__ == "__main__":

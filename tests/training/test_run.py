@@ -1,5 +1,6 @@
 """The whole loop on the shipped digits: train, stop, resume, evaluate, refuse."""
 
+import copy
 import errno
 import itertools
 import json
@@ -16,10 +17,12 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+from jaxrobust.config import VERSION
 from jaxrobust.data import sources
 from jaxrobust.evaluation import accuracy, records
+from jaxrobust.training import run as training_run
 from jaxrobust.training import splits, stopping, trouble
-from jaxrobust.weights import checkpoint
+from jaxrobust.weights import checkpoint, runs
 from tests.support import paths
 from tests.support.modules import hidden
 from tests.support.runs import final_state, quiet_run, stop_after, tiny
@@ -191,6 +194,21 @@ class TroubleTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, "has version (None|0) of the config's keys"):
                 quiet_run(tiny(), workdir)
 
+    def test_keys_that_came_later_have_their_defaults(self):
+        """A run of before them goes on, but not with other values."""
+        workdir = Path(self.create_tempdir())
+        plain = json.loads(tiny().to_json())
+        old = {"version": VERSION} | copy.deepcopy(plain)
+        for phase in ("pretrain", "train"):
+            for key in ("schedule", "warmup_lr", "optimizer", "lr_steps", "nesterov"):
+                del old[phase][key]
+        (workdir / "config.json").write_text(json.dumps(old))
+        training_run.claim(workdir, plain, {})
+        changed = json.loads(tiny(train__optimizer="sgd").to_json())
+        with self.assertRaisesRegex(ValueError, "train.optimizer: 'adamw' there, 'sgd' now"):
+            training_run.claim(workdir, changed, {})
+        self.assertEqual(runs.run_config(workdir).train.schedule, "chord-cosine")
+
     @parameterized.parameters("a[1]", "a\\b", "\udcff")
     def test_names_that_lose_checkpoints(self, name):
         """Orbax takes them for patterns or other paths, and reads nothing where it wrote."""
@@ -221,6 +239,7 @@ class TroubleTest(parameterized.TestCase):
         ({"train__ema_decay": 1.5}, "ema_decay=1.5"),
         ({"train__epochs": -1}, r"train\.epochs=-1 must be at least 1"),
         ({"train__lr": -0.1}, r"train\.lr=-0.1 must be above 0"),
+        ({"train__optimizer": "lamb"}, r"train\.optimizer='lamb'; one of 'adamw', 'sgd'"),
         ({"train__lr": float("nan")}, r"train\.lr=nan must be above 0"),
         ({"train__weight_decay": -1.0}, "weight_decay=-1.0 must be at least 0"),
         ({"train__final_lr": 1.0}, "final_lr=1.0 must be between 0 and train.lr=0.01"),

@@ -17,12 +17,13 @@ from jaxrobust import models
 from jaxrobust.config import Network
 from jaxrobust.evaluation import records, subject
 from jaxrobust.models.positions import resized
-from jaxrobust.training import loop
+from jaxrobust.training import build, loop
 from jaxrobust.weights import compose, convert, hashes
 from jaxrobust.weights import folder as weights_folder
 from jaxrobust.weights import start as start_weights
 from tests.support import runs as training
 from tests.support.evaluations import call
+from tests.support.parity import torch_or_skip
 from tests.support.stored import as_timm, weights
 
 OPTIONS = {"stem_strides": (1,), "depths": (1,), "dims": (8,)}  # those of `training.tiny`
@@ -104,6 +105,76 @@ class ComposeTest(parameterized.TestCase):
         kernels = [head["head.fc.kernel"] for head in heads]
         np.testing.assert_array_equal(kernels[0], kernels[1])
         self.assertFalse(np.array_equal(kernels[0], kernels[2]))
+
+
+class FreshTorchTest(parameterized.TestCase):
+    def test_is_drawn_as_torch_draws_a_linear_map(self):
+        """Uniform in +-1/sqrt(inputs), the bias too: the quartiles of 384 x 1000 draws say so."""
+        net = models.create("xcit_n12", num_classes=1000, depth=1)
+        shapes = jax.eval_shape(net.init, jax.random.key(0))
+        arrays = {k: np.zeros(a.shape, np.float32) for part in shapes for k, a in part.items()}
+        arrays["normalize.std"] += 1
+        params = compose.compose("xcit_n12", net, arrays, head="fresh-torch", seed=3).params
+        kernel, bias = params["head.kernel"], params["head.bias"]
+        bound = kernel.shape[0] ** -0.5
+        for array, tolerance in ((kernel, 0.01), (bias, 0.1)):  # some 3 standard errors
+            self.assertLess(np.abs(array).max(), bound)
+            quartiles = np.quantile(array, [0, 0.25, 0.5, 0.75, 1]) / bound
+            np.testing.assert_allclose(quartiles, [-1, -0.5, 0, 0.5, 1], atol=tolerance)
+        self.assertFalse(params["blocks.0.attn.qkv.kernel"].any())
+        again, other = (
+            compose.compose("xcit_n12", net, arrays, head="fresh-torch", seed=s).params
+            for s in (3, 4)
+        )
+        np.testing.assert_array_equal(again["head.kernel"], kernel)
+        self.assertFalse(np.array_equal(other["head.kernel"], kernel))
+
+    def test_the_bounds_are_torchs(self):
+        torch = torch_or_skip(self)
+        linear = torch.nn.Linear(48, 50_000)
+        for drawn in (linear.weight.detach(), linear.bias.detach()):
+            self.assertAlmostEqual(float(drawn.abs().max()), 48**-0.5, 4)
+
+
+class NormalizeTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("none", 0, 1), ("half", 0.5, 0.5), ("keep", 0.25, 0.75), ("imagenet", 0.485, 0.229)
+    )
+    def test_replaces_that_of_the_weights(self, name, mean, std):
+        path = Path(self.create_tempdir()) / "start.safetensors"
+        arrays = small(in_channels=3)
+        arrays |= {"normalize.mean": np.full(3, 0.25, "f"), "normalize.std": np.full(3, 0.75, "f")}
+        save_file(arrays, path)
+        config = tiny(path, model__in_channels=3, init__normalize=name)
+        start, record = start_weights.of_config(config)
+        self.assertAlmostEqual(float(start.stats["normalize.mean"][0]), mean, 6)
+        self.assertAlmostEqual(float(start.stats["normalize.std"][0]), std, 6)
+        self.assertEqual(record.get("normalize", "keep"), name)
+        np.testing.assert_array_equal(start.params["stem.0.kernel"], arrays["stem.0.kernel"])
+
+    def test_of_random_weights(self):
+        """They are those that a run without it draws."""
+        config = tiny(None, init__normalize="half")
+        start, record = start_weights.of_config(config)
+        with jax.numpy_dtype_promotion("standard"):
+            plain = build.phase(tiny(None), "train", 256).init(jax.random.key(config.seed))
+        for key, array in plain.params.items():
+            np.testing.assert_array_equal(start.params[key], array, err_msg=key)
+        np.testing.assert_array_equal(start.stats["normalize.std"], [0.5])
+        self.assertIsNone(record["weights"])
+        self.assertIsNone(start_weights.of_config(tiny(None)))
+
+    @parameterized.parameters(
+        ("mine", "init.normalize='mine'; one of keep, none, half, imagenet, cifar10, cifar100"),
+        ("cifar10", "cifar10 is of 3 channels, and the images have 1; set init.normalize=half"),
+    )
+    def test_refuses(self, name, message):
+        folder = Path(self.create_tempdir())
+        save_file(small(), folder / "start.safetensors")
+        for path in (None, folder / "start.safetensors"):
+            with self.assertRaisesRegex(ValueError, message):
+                training.quiet_run(tiny(path, init__normalize=name), folder / "run")
+        self.assertFalse((folder / "run").exists())
 
 
 class StartTest(parameterized.TestCase):

@@ -17,6 +17,7 @@ def model(
     dims: tuple[int, ...],
     stem_widths: tuple[int, ...] = (),
     stem_strides: tuple[int, ...] = (4,),
+    stem_kernels: tuple[int, ...] = (),
     downsample_strides: tuple[int, ...] | None = None,
     gamma_init: float = 1e-6,
     in_channels: int = 3,
@@ -26,12 +27,12 @@ def model(
 
     Args:
       depths, dims: blocks and channels of each stage.
-      stem_widths: channels of the ConvStem's 3x3 convolutions; empty for a PatchStem, whose
+      stem_widths: channels of the ConvStem's convolutions; empty for a PatchStem, whose
         kernel is as large as its stride.
       downsample_strides: of the 2x2 convolution between two stages; default 2 everywhere.
       gamma_init: of the layer scale.
     """
-    stem = conv_stem(in_channels, stem_widths, stem_strides) if stem_widths else None
+    stem = conv_stem(in_channels, stem_widths, stem_strides, stem_kernels) if stem_widths else None
     if stem is None:
         (stride,) = stem_strides
         conv = nn.Conv2d(in_channels, dims[0], stride, stride=stride)

@@ -14,6 +14,7 @@ def model(
     dim: int,
     stem_widths: tuple[int, ...] = (),
     stem_strides: tuple[int, ...] = (16,),
+    stem_kernels: tuple[int, ...] = (),
     in_channels: int = 3,
     num_classes: int = 1000,
 ) -> nn.Module:
@@ -21,11 +22,11 @@ def model(
 
     Args:
       depth, dim: number of blocks and their channels.
-      stem_widths: channels of the ConvStem's 3x3 convolutions, before its 1x1 to `dim`; empty for
+      stem_widths: channels of the ConvStem's convolutions, before its 1x1 to `dim`; empty for
         a PatchStem, whose kernel is as large as its stride.
     """
     if stem_widths:
-        stem = conv_stem(in_channels, stem_widths, stem_strides, dim)
+        stem = conv_stem(in_channels, stem_widths, stem_strides, stem_kernels, dim)
     else:
         (stride,) = stem_strides
         stem = nn.Conv2d(in_channels, dim, stride, stride=stride)  # no norm follows

@@ -41,12 +41,18 @@ class ChannelNorm(nn.LayerNorm):
 
 
 def conv_stem(
-    ins: int, widths: Sequence[int], strides: Sequence[int], project: int = 0
+    ins: int,
+    widths: Sequence[int],
+    strides: Sequence[int],
+    kernels: Sequence[int] = (),
+    project: int = 0,
 ) -> nn.Module:
-    """Return 3x3 convolution, layer norm, GELU for each width, 1x1 to `project`; named `stem`."""
+    """Return convolution (3x3 if no `kernels` are given), layer norm, GELU for each width, 1x1 to
+    `project`; named `stem`.
+    """
     layers: list[nn.Module] = []
-    for out, stride in zip(widths, strides, strict=True):
-        conv = nn.Conv2d(ins, out, 3, stride=stride, padding=1)
+    for out, stride, k in zip(widths, strides, kernels or (3,) * len(widths), strict=True):
+        conv = nn.Conv2d(ins, out, k, stride=stride, padding=k // 2)
         layers += [conv, ChannelNorm(out, eps=EPS), nn.GELU()]
         ins = out
     if project:

@@ -19,6 +19,7 @@ def model(
     heads: int,
     stem_widths: tuple[int, ...] = (),
     stem_strides: tuple[int, ...] = (16,),
+    stem_kernels: tuple[int, ...] = (),
     class_position: bool = True,
     gamma_init: float | None = None,
     image_size: int = 224,
@@ -29,7 +30,7 @@ def model(
 
     Args:
       dim, depth, heads: width, number of blocks, attention heads.
-      stem_widths: channels of the ConvStem's 3x3 convolutions, before its 1x1 to `dim`; empty for
+      stem_widths: channels of the ConvStem's convolutions, before its 1x1 to `dim`; empty for
         a PatchStem, whose kernel is as large as its stride.
       class_position: the class token has a position too (DeiT III: it has none).
       gamma_init: of the layer scale; None without one.
@@ -39,7 +40,7 @@ def model(
     for stride in stem_strides:
         side = -(-side // stride) if stem_widths else side // stride
     if stem_widths:
-        stem = conv_stem(in_channels, stem_widths, stem_strides, dim)
+        stem = conv_stem(in_channels, stem_widths, stem_strides, stem_kernels, dim)
     else:
         (stride,) = stem_strides
         stem = nn.Conv2d(in_channels, dim, stride, stride=stride)

@@ -1,0 +1,167 @@
+"""The training attack, and its radius while that grows."""
+
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust import attacks
+from jaxrobust.evaluation import accuracy
+from jaxrobust.runtime import jsonl
+from jaxrobust.training import build, inner
+from tests.support.runs import final_state, one_phase, quiet_run, stop_after
+from tests.support.steps import batch_of, small_config, standard
+
+EPSILON = 0.125
+
+
+def network(images):
+    """Logits of a few sums of pixels."""
+    weights = jnp.sin(jnp.arange(images[0].size * 3.0)).reshape(-1, 3)
+    return jnp.tanh(images.reshape(len(images), -1) @ weights)
+
+
+class RadiusTest(parameterized.TestCase):
+    def test_grows_by_epochs(self):
+        lengths = {"steps_per_epoch": 4, "warmup_epochs": 3}
+        shares = [inner.share(step, **lengths) for step in range(16)]
+        expected = np.repeat([0, 1 / 3, 2 / 3, 1], 4)
+        np.testing.assert_array_equal(shares, expected)
+        self.assertEqual(inner.share(0, steps_per_epoch=4, warmup_epochs=0), 1)
+
+    @parameterized.product(
+        name=("pgd", "apgd", "fgsm"),
+        objective=("adversarial", "trades"),
+        norm=("linf", "l2"),
+        share=(0.0, 0.25, 1.0),
+    )
+    def test_is_the_attack_of_that_radius_with_the_step_of_the_whole(
+        self, name, objective, norm, share
+    ):
+        config = small_config(
+            attack__name=name, attack__norm=norm, attack__epsilon=EPSILON,
+            attack__start="random", attack__warmup_epochs=4,
+        )  # fmt: skip
+        rng = np.random.default_rng(0)
+        images = jnp.asarray(rng.random((3, 4, 4, 1), np.float32))
+        targets = jax.nn.softmax(jnp.asarray(rng.normal(size=(3, 3)), jnp.float32))
+        keys = attacks.image_keys(jax.random.key(1), 3)
+        grown = inner.training_attack(config, objective)
+        radii = inner.given(config, objective)(keys, jnp.float32(share))
+        found = grown(network, radii, images, targets)
+        how = {"norm": norm, "epsilon": share * EPSILON, "random_start": True}
+        how["loss"] = "kl" if objective == "trades" else "ce"
+        expected = {
+            "pgd": lambda: attacks.pgd(steps=3, step_size=2.5 * EPSILON / 3, **how),
+            "apgd": lambda: attacks.apgd(steps=3, **how),
+            "fgsm": lambda: attacks.fgsm(step_size=EPSILON, **how),
+        }[name]()(network, keys, images, targets)
+        np.testing.assert_array_equal(found, expected)
+        moved = float(jnp.abs(found - images).max())
+        self.assertEqual(moved > 0, share > 0)
+
+    def test_steps_of_the_config_are_not_scaled(self):
+        config = small_config(
+            attack__name="pgd", attack__relative_step=1.5, attack__warmup_epochs=2
+        )
+        with mock.patch.object(attacks, "pgd") as made:
+            attack = inner.training_attack(config, "adversarial")
+            attack(None, inner.Given(None, jnp.zeros(2)), None, None)
+        self.assertEqual(made.call_args.kwargs["step_size"], 1.5 * 8 / 255)
+
+    @parameterized.parameters(
+        ({"attack__warmup_epochs": -1}, "attack.warmup_epochs=-1 must be at least 0 and below"),
+        ({"attack__warmup_epochs": 3}, "below train.epochs=3, so that the radius reaches"),
+        (
+            {"attack__warmup_epochs": 2, "attack__epsilon": 0.0},
+            "no radius to grow to; set attack.warmup_epochs=0",
+        ),
+    )
+    def test_refuses(self, changes, message):
+        with self.assertRaisesRegex(ValueError, message):
+            build.phase(small_config(**changes), "train", 80, devices=jax.devices()[:1])
+
+
+class ProgramTest(parameterized.TestCase):
+    def lowered(self, config):
+        phase = build.phase(config, "train", 80, devices=jax.devices()[:1])
+        arguments = build.abstract_arguments(config, "train", phase)
+        probe = build.probe(config, "train", phase)
+        with jax.set_mesh(phase.mesh):
+            return [f.lower(*arguments).as_text() for f in (phase.step, probe)]
+
+    @parameterized.parameters(
+        ({"attack__name": "apgd"},),
+        ({"attack__name": "pgd", "train__objective": "trades", "attack__start": "random"},),
+    )
+    def test_one_for_every_length(self, changes):
+        with standard():
+            short, long = (
+                self.lowered(
+                    small_config(attack__warmup_epochs=n, alarm__every_steps=5000, **changes)
+                )
+                for n in (1, 2)
+            )
+            never = self.lowered(small_config(alarm__every_steps=5000, **changes))
+        self.assertEqual(short, long)
+        self.assertNotEqual(short, never)
+
+    def test_one_for_every_epoch(self):
+        config = small_config(attack__warmup_epochs=2, attack__steps=1)
+        with standard():
+            phase = build.phase(config, "train", 80, devices=jax.devices()[:1])
+            with jax.set_mesh(phase.mesh):
+                state = phase.init(jax.random.key(0))
+                losses = []
+                for share in (0.0, 0.5, 1.0):
+                    control = build.control(phase.mesh, epsilon_share=share)
+                    copied = jax.tree.map(jnp.copy, state)  # a step donates it
+                    losses.append(float(phase.step(copied, batch_of(), control)[1]["loss"]))
+            self.assertEqual(phase.step._cache_size(), 1)
+        self.assertLess(losses[0], losses[1])
+        self.assertLess(losses[1], losses[2])
+
+    def test_the_radius_of_before_is_a_constant(self):
+        """Without a warm-up the program reads no share: it is the one of before that key."""
+        config = small_config(attack__steps=1)
+        with standard():
+            phase = build.phase(config, "train", 80, devices=jax.devices()[:1])
+            traced = jax.make_jaxpr(phase.step)(*build.abstract_arguments(config, "train", phase))
+        (call,) = traced.eqns
+        share = call.params["jaxpr"].jaxpr.invars[-1]
+        used = [v for eqn in call.params["jaxpr"].jaxpr.eqns for v in eqn.invars]
+        self.assertFalse(any(v is share for v in used))
+
+
+class ResumeTest(absltest.TestCase):
+    @pytest.mark.slow
+    def test_goes_on_in_the_middle(self):
+        """Stopped in the second of three epochs of growth, of four steps each."""
+        self.enter_context(
+            mock.patch.object(
+                accuracy, "count", return_value={"clean": 0.5, "robust": 0.25, "images": 64}
+            )
+        )
+        folder = Path(self.create_tempdir())
+        config = one_phase(train__epochs=4, attack__warmup_epochs=3, attack__name="pgd")
+        said = quiet_run(config, folder / "whole")
+        stop_after(6, lambda: quiet_run(config, folder / "stopped"))
+        quiet_run(config, folder / "stopped")
+        whole, stopped = (final_state(folder / name, config)[0] for name in ("whole", "stopped"))
+        for a, b in zip(*map(jax.tree.leaves, (whole, stopped)), strict=True):
+            if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+                a, b = map(jax.random.key_data, (a, b))
+            np.testing.assert_array_equal(a, b)
+        for name in ("whole", "stopped"):
+            rows = [row for row in jsonl.read(folder / name / "metrics.jsonl") if "loss" in row]
+            expected = np.repeat([0, 1 / 3, 2 / 3, 1], 4) * config.attack.epsilon
+            np.testing.assert_allclose([row["epsilon"] for row in rows], expected)
+        self.assertIn("epsilon 8.5/255", said)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,216 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust.training import optim, schedules
+from tests.support import paths
+from tests.support.parity import torch_or_skip
+from tests.support.steps import standard
+
+EPOCHS, STEPS = 10, 5  # 50 updates
+LENGTHS = {"peak": 0.4, "epochs": EPOCHS, "steps_per_epoch": STEPS, "final": 0.01}
+
+
+def by_chords(torch, optimiser):
+    """As main.py of nmndeep/revisiting-at: whole epochs, linear between them."""
+
+    def at(epoch):
+        if epoch <= 2:
+            return 0.4 * (1e-4 + (1 - 1e-4) * epoch / 2)
+        return 0.01 + 0.195 * (1 + math.cos(math.pi * (epoch - 2) / 8))
+
+    def rate(step):
+        epoch, part = divmod(step, STEPS)
+        return np.interp(part / STEPS, [0, 1], [at(epoch), at(epoch + 1)]) / 0.4
+
+    return torch.optim.lr_scheduler.LambdaLR(optimiser, rate), False
+
+
+def in_a_row(torch, optimiser, *parts):
+    """PyTorch's own schedulers, one after the other: (from update, what)."""
+    begins = [begin for begin, _ in parts[1:]]
+    return torch.optim.lr_scheduler.SequentialLR(optimiser, [p for _, p in parts], begins)
+
+
+def cosine(torch, optimiser):
+    s = torch.optim.lr_scheduler
+    warm = s.LinearLR(optimiser, start_factor=0.25, total_iters=10)
+    return in_a_row(
+        torch, optimiser, (0, warm), (10, s.CosineAnnealingLR(optimiser, 40, eta_min=0.01))
+    ), False
+
+
+def linear(torch, optimiser):
+    s = torch.optim.lr_scheduler
+    warm = s.LinearLR(optimiser, start_factor=0.25, total_iters=10)
+    fall = s.LinearLR(optimiser, start_factor=1, end_factor=0.01 / 0.4, total_iters=40)
+    return in_a_row(torch, optimiser, (0, warm), (10, fall)), False
+
+
+def timm():
+    from jaxrobust.convert import torch_networks  # imports torch
+
+    return torch_networks.import_timm()
+
+
+def of_timm(torch, optimiser):
+    timm()
+    from timm.scheduler import CosineLRScheduler
+
+    return CosineLRScheduler(
+        optimiser, t_initial=7, lr_min=0.01, warmup_t=2, warmup_lr_init=0.02
+    ), True
+
+
+def steps_of_timm(torch, optimiser):
+    timm()
+    from timm.scheduler import StepLRScheduler
+
+    return StepLRScheduler(
+        optimiser, decay_t=3, decay_rate=0.1, warmup_t=2, warmup_lr_init=0.4, warmup_prefix=False
+    ), True
+
+
+def steps(torch, optimiser):
+    return torch.optim.lr_scheduler.MultiStepLR(optimiser, [5, 8], gamma=0.3), True
+
+
+def one_cycle(torch, optimiser):
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, max_lr=0.4, pct_start=0.3, total_steps=EPOCHS, cycle_momentum=False
+    ), True
+
+
+def late(torch, optimiser):
+    s = torch.optim.lr_scheduler
+    warm = s.LambdaLR(optimiser, lambda epoch: min(epoch / 3, 1))
+    rest = s.CosineAnnealingLR(optimiser, EPOCHS, eta_min=0.01)
+    return in_a_row(torch, optimiser, (0, warm), (4, rest)), True
+
+
+# our settings -> their scheduler, and whether it is stepped once an epoch
+CURVES = {
+    "chord-cosine": ({"warmup_epochs": 2}, by_chords),
+    "cosine": ({"warmup_epochs": 2, "warmup_lr": 0.1}, cosine),
+    "epoch-cosine": ({"warmup_epochs": 2, "warmup_lr": 0.02, "cooldown_epochs": 3}, of_timm),
+    "late-cosine": ({"warmup_epochs": 3, "warmup_lr": 0.0}, late),
+    "linear": ({"warmup_epochs": 2, "warmup_lr": 0.1}, linear),
+    "step": ({"warmup_epochs": 0, "steps": (0.5, 8), "factor": 0.3}, steps),
+    "step, warm-up": ({"warmup_epochs": 2, "warmup_lr": 0.4, "steps": (3, 6, 9)}, steps_of_timm),
+    "one-cycle": ({"warmup_epochs": 3, "warmup_lr": 0.016, "final": 1.6e-6}, one_cycle),
+}
+
+
+class ScheduleTest(parameterized.TestCase):
+    def test_is_the_reference_curve(self):
+        schedule = schedules.learning_rate(
+            peak=1e-3, epochs=50, steps_per_epoch=100, warmup_epochs=10
+        )
+        # Values at whole epochs, as main.py of nmndeep/revisiting-at defines them.
+        self.assertAlmostEqual(float(schedule(0)), 1e-7, delta=1e-12)
+        self.assertAlmostEqual(float(schedule(1000)), 1e-3, delta=1e-9)
+        self.assertAlmostEqual(float(schedule(5000)), 5e-6, delta=1e-9)
+        self.assertAlmostEqual(float(schedule(500)), 1e-7 + (1e-3 - 1e-7) / 2, delta=1e-9)
+        at30 = 5e-6 + (1e-3 - 5e-6) / 2 * (1 + math.cos(math.pi * 20 / 40))
+        self.assertAlmostEqual(float(schedule(3000)), at30, delta=1e-9)
+        # Within an epoch: the chord, not the cosine.
+        chord = (float(schedule(3000)) + float(schedule(3100))) / 2
+        self.assertAlmostEqual(float(schedule(3050)), chord, delta=1e-9)
+
+    @parameterized.parameters(
+        ({"epochs": 0}, "epochs=0"),
+        ({"warmup_epochs": 50}, "warmup_epochs=50"),
+        ({"steps_per_epoch": 0}, "fewer images than one batch"),
+    )
+    def test_refuses(self, changes, message):
+        values = {"peak": 1e-3, "epochs": 50, "steps_per_epoch": 10, "warmup_epochs": 5} | changes
+        with self.assertRaisesRegex(ValueError, message):
+            schedules.learning_rate(**values)
+
+
+class ParityTest(parameterized.TestCase):
+    @parameterized.parameters(*CURVES)
+    def test_fifty_updates_of_torch(self, name):
+        """SGD with Nesterov in float64; what differs is the rounding of a curve's formula."""
+        torch = torch_or_skip(self)
+        settings, reference = CURVES[name]
+        leaf = torch.nn.Parameter(torch.linspace(-1, 1, 7, dtype=torch.float64))
+        start = leaf.detach().numpy().copy()
+        theirs = torch.optim.SGD([leaf], lr=0.4, momentum=0.9, nesterov=True, weight_decay=0.01)
+        scheduler, by_epoch = reference(torch, theirs)
+        with jax.enable_x64(True), standard():
+            schedule = schedules.learning_rate(shape=name.partition(",")[0], **LENGTHS | settings)
+            tx = optim.sgd(schedule, weight_decay=0.01, decay_mask="all", nesterov=True)
+            params = {"a": jnp.asarray(start)}
+            state = tx.init(params)
+            update = jax.jit(tx.update)
+            for i in range(EPOCHS * STEPS):
+                rate = theirs.param_groups[0]["lr"]
+                np.testing.assert_allclose(schedule(i), rate, rtol=1e-9, err_msg=f"update {i}")
+                updates, state = update(
+                    {"a": jnp.asarray(np.tanh(np.asarray(params["a"]) - 0.3))}, state, params
+                )
+                params = {"a": params["a"] + updates["a"]}
+                leaf.grad = torch.tanh(leaf.detach() - 0.3)
+                theirs.step()
+                if not by_epoch or (i + 1) % STEPS == 0:
+                    self.step(scheduler, (i + 1) // STEPS)
+                np.testing.assert_allclose(params["a"], leaf.detach().numpy(), rtol=0, atol=1e-9)
+        self.assertGreater(np.abs(np.asarray(params["a"]) - start).max(), 0.1)
+
+    def step(self, scheduler, epoch):
+        if type(scheduler).__module__.startswith("timm"):
+            scheduler.step(epoch)
+        elif epoch < EPOCHS or not hasattr(scheduler, "total_steps"):
+            scheduler.step()
+
+    @parameterized.parameters(
+        ("onecycle_400_lr", "one-cycle", 0.4, 10, 0.016, 1.6e-6),
+        ("warmup8_cosine100_lr", "late-cosine", 2.5e-4, 8, 0.0, 5e-6),
+    )
+    def test_published_curves(self, name, shape, peak, warmup, start, final):
+        file = paths.GOLDEN / "updates/cifar_updates.npz"
+        expected = np.load(file)[name]
+        with jax.enable_x64(True):
+            schedule = schedules.learning_rate(
+                peak=peak,
+                epochs=len(expected),
+                steps_per_epoch=7,
+                warmup_epochs=warmup,
+                warmup_lr=start,
+                final=final,
+                shape=shape,
+            )
+            for epoch, value in enumerate(expected):
+                for step in (7 * epoch, 7 * epoch + 6):  # constant within an epoch
+                    np.testing.assert_allclose(schedule(step), value, rtol=1e-9, atol=1e-18)
+
+    def test_the_light_recipe(self):
+        """100 epochs and 10 of cool-down, from the thesis' configs."""
+        schedule = schedules.learning_rate(
+            peak=5e-4,
+            epochs=110,
+            steps_per_epoch=2504,
+            warmup_epochs=10,
+            warmup_lr=1e-6,
+            final=1e-5,
+            cooldown_epochs=10,
+            shape="epoch-cosine",
+        )
+        for epoch, value in {
+            0: 1e-6,
+            9: 1e-6 + 9 * (5e-4 - 1e-6) / 10,
+            10: 1e-5 + 0.5 * 4.9e-4 * (1 + math.cos(math.pi / 10)),
+            99: 1e-5 + 0.5 * 4.9e-4 * (1 + math.cos(math.pi * 0.99)),
+            100: 1e-5,
+            109: 1e-5,
+        }.items():
+            for step in (2504 * epoch, 2504 * epoch + 2503):
+                np.testing.assert_allclose(schedule(step), value, rtol=1e-6)  # float32
+
+
+if __name__ == "__main__":
+    absltest.main()
