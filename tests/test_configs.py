@@ -54,6 +54,21 @@ class ArgumentsTest(parameterized.TestCase):
             "revisiting_at:vit_s,augmentation=basic,label_smoothing=0.0",
             "label_smoothing belongs to mixing; take augmentation=heavy for it",
         ),
+        (
+            "revisiting_at:vit_s_cvst,start=clean,stem=C1",
+            "stem=C1 is no stem of .*; one of C2",
+        ),
+        ("revisiting_at:vit_s,stem=C2", "stem=C2 is no stem of vit_s; leave it out"),
+        (
+            "revisiting_at:vit_s_cvst,stem=C2",
+            "stem=C2 was .*; add start=clean",
+        ),
+        ("light_recipe:xcit_s12,epsilon=6", "epsilon=6 is not among its values; one of 4, 8"),
+        ("light_ablation:xcit_n12,augmentation=cm", "augmentation=cm is not .*; did you mean "),
+        ("light_ablation:resnet50,augmentation=m", "the ResNets have augmentation=none; leave it"),
+        ("transfer:xcit_s12", "say which data behind the model, one of cifar10, cifar100, flowers"),
+        ("transfer:xcit_s12,cifar11", "data=cifar11 is not among its values; did you mean cifar10"),
+        ("transfer:convnext_t_cvst,caltech", "data=caltech is of the XCiTs; take cifar10, "),
         ("larger_radius:vit_b_cvst", "is not among its values; did you mean"),
         ("quickstart:fast", "takes no arguments; leave out what stands behind the colon"),
     )

@@ -1,0 +1,107 @@
+"""Rows of the papers as they are run: two updates of each phase and one evaluation, reduced."""
+
+import contextlib
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust import models
+from jaxrobust.config import of_phase, phases
+from jaxrobust.evaluation import accuracy
+from jaxrobust.training import build, splits
+from jaxrobust.types import Weights
+from tools import refresh_configs
+
+FAMILIES = ("revisiting_at", "convstem_pretraining", "larger_radius", "light_recipe")
+FAMILIES += ("light_ablation", "transfer")
+KEYS = {"evaluation": "selection_split", "test": "test_split"}
+ROWS = [name for name in refresh_configs.names() if ":" in name]
+FAST = [
+    "revisiting_at:convnext_t,attack=pgd",
+    "revisiting_at:convnext_t_cvst,start=clean,stem=7x7/2+3x3/2",
+]
+
+
+def reduced(config):
+    """The same run of a network of one block a stage, on small images, in small batches."""
+    config.unlock()
+    model = config.model
+    row, stem = models.variant(model.name), dict(model.options)
+    if "depths" in row._fields:
+        stages = len(row.depths)
+        changes = {"depths": (1,) * stages}
+        if "dims" in row._fields:
+            changes["dims"] = (row.dims[0],) + (16,) * (stages - 1)
+    else:
+        changes = {"depth": 1}
+    if "bn_group" in stem:
+        changes["bn_group"] = 4
+    model.options = stem | changes
+    model.image_size = min(model.image_size, 64)
+    for name in config.phases:
+        config[name].batch_size = 4
+    side = model.image_size if config.data.preprocessing is None else 2 * model.image_size
+    config.data.update(name=f"fake:{side}x{side}x3:{model.num_classes}", workers=0, classes=None)
+    config.data.update(train_split="train[:8]", selection_split="train[:4]", test_split="train[:4]")
+    for key in ("evaluation", "test"):
+        config[key].update(images=4, batch_size=4)
+    config.test.steps = 2
+    return config.lock()
+
+
+class RowsTest(parameterized.TestCase):
+    def check(self, name):
+        config = reduced(refresh_configs.load(name))
+        with jax.numpy_dtype_promotion("standard"):
+            for phase in phases(config):
+                self.check_phase(of_phase(config, phase), phase)
+
+    def check_phase(self, config, name):
+        source = splits.opened(config, "train_split")
+        built = build.phase(config, name, len(source), devices=jax.devices()[:1], donate=False)
+        state = built.init(jax.random.key(0))
+        before = jax.device_get(state.params)
+        with contextlib.closing(splits.batches(config, name, source, 0)) as batches:
+            for _ in range(2):
+                batch = splits.device_batch(built.mesh, next(batches))
+                state, figures = built.step(state, batch, build.control(built.mesh))
+        self.assertEqual(int(state.step), 2)
+        self.assertTrue(np.isfinite(float(figures["loss"])), figures)
+        after = jax.device_get(state.params)
+        self.assertTrue(any((before[key] != after[key]).any() for key in before))
+        for key in ("evaluation", "test"):
+            settings = config[key]
+            images = splits.evaluated(config, KEYS[key], settings, Path())
+            evaluate = build.evaluation(config, built.mesh, steps=settings.steps)
+            weights = Weights(state.params, state.stats)
+            reached = accuracy.count(evaluate, weights, images, built.mesh, bar=key)
+            self.assertLessEqual(reached["robust"], reached["clean"])
+
+    @parameterized.parameters(*FAST)
+    def test_two_steps(self, name):
+        self.check(name)
+
+    @parameterized.parameters(*(name for name in ROWS if name not in FAST))
+    @pytest.mark.slow
+    def test_two_steps_of_every_row(self, name):
+        self.check(name)
+
+
+class PublishedTest(parameterized.TestCase):
+    """Every run that a docstring gives figures of is one line, and the line is accepted."""
+
+    def test_of_the_main_paper(self):
+        module = refresh_configs.importlib.import_module("configs.revisiting_at")
+        rows = re.findall(r"^    ((?:convnext|iso|vit)_\S+)", module.__doc__, re.MULTILINE)
+        self.assertLen(rows, 45)
+        for row in rows:
+            with self.subTest(row):
+                self.assertNotEmpty(phases(module.get_config(row)))
+
+
+if __name__ == "__main__":
+    absltest.main()
