@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 import jaxrobust
 from jaxrobust.__main__ import COMMANDS
 from jaxrobust.config import base
-from jaxrobust.runtime.commandline import config_file
+from jaxrobust.runtime.commandline import split_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
@@ -162,10 +162,11 @@ class CommandsTest(parameterized.TestCase):
         file = next((value for name, value in given if name == "config"), None)
         config = None
         if file is not None:
-            path = config_file(file)
+            path, arguments = split_config(file)
             self.assertTrue(path.is_file(), file)
             module = f"{path.parent.name}.{path.stem}"  # of configs/, or of examples/
-            config = importlib.import_module(module).get_config()
+            get_config = importlib.import_module(module).get_config
+            config = get_config(*[arguments] * bool(arguments))
         for name, _ in given:
             if name.startswith("config."):
                 self.assertIsNotNone(config, "a key without a --config")

@@ -121,6 +121,8 @@ class WheelTest(absltest.TestCase):
         self.comes_back_from_a_hub(attack, figures(ours))
         self.prepares_photographs()
 
+        words = ["jaxrobust", "train", "--config", "xcit_s12", "--config.data.name=folder:nowhere"]
+        self.assertIn("nowhere", self.run_here(*words, code=2))  # a recipe made of another one
         (self.empty / "own").mkdir()
         (self.empty / "own" / "mine.py").write_text(OWN_CONFIG)
         said = self.run_here("jaxrobust", "train", "--config", "own/mine.py")

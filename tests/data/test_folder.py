@@ -87,7 +87,7 @@ class ForeignClassesTest(FolderTest):
             config.data.test_split = "val"
             config.train.update(batch_size=8, epochs=1, warmup_epochs=0)
         with self.assertRaisesRegex(sources.DataError, "has no record of"):
-            training_run.check(config, ["train"], self.root)
+            training_run.check(config, self.root)
 
 
 class ReadingTest(FolderTest):

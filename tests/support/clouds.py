@@ -103,8 +103,10 @@ class Cloud:
 
     def start(self, script: Path, *arguments: str, **variables: str) -> subprocess.Popen:
         """A script in a session of its own, in which its Ctrl-C stays."""
+        # The tests may run in the background of a shell, where Ctrl-C is ignored.
+        heard = ["env", "--default-signal=INT"]
         return subprocess.Popen(
-            ["bash", str(script), *arguments],
+            [*heard, "bash", str(script), *arguments],
             cwd=paths.ROOT,
             env=os.environ | {"PATH": f"{self.bin}:{os.environ['PATH']}"} | variables,
             stdout=subprocess.PIPE,
