@@ -104,7 +104,7 @@ class Cloud:
     def start(self, script: Path, *arguments: str, **variables: str) -> subprocess.Popen:
         """A script in a session of its own, in which its Ctrl-C stays."""
         # The tests may run in the background of a shell, where Ctrl-C is ignored.
-        heard = ["env", "--default-signal=INT"]
+        heard = ["/usr/bin/env", "--default-signal=INT"]
         return subprocess.Popen(
             [*heard, "bash", str(script), *arguments],
             cwd=paths.ROOT,
