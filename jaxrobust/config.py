@@ -104,6 +104,12 @@ def base() -> ConfigDict:
             "workers": 0,  # processes that decode; 0: threads of this one
             "strict": False,  # whether a damaged image stops the run
             "max_damaged": 50,  # so many are replaced by another image each, and named
+            "views": 1,  # so often an image stands in its batch, each time augmented otherwise
+            "first_view": config_dict.placeholder(str),  # augmentation of the first; default: same
+            # A second source, such as npz:PATH of generated images, and its share of each batch.
+            "extra": config_dict.placeholder(str),
+            "extra_split": "all",
+            "extra_share": 0.5,
         }
     )
     # On the device; None: as the preset data.augmentation says.
