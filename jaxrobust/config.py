@@ -43,6 +43,7 @@ def phase(**changes: Any) -> ConfigDict:
         "b2": 0.95,  # of AdamW's second moment; b1 is 0.9
         "momentum": 0.9,  # of SGD
         "nesterov": False,
+        "cycle_momentum": False,  # with one-cycle from 0.95 to 0.85 and back, as PyTorch's does
         "ema_decay": 0.9999,
         # Whether an attack on random weights under heavy augmentation is meant, which the paper
         # reports as failing.
