@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -145,7 +144,7 @@ def learning_rate(
     ticks = np.arange(epochs + 1.0)
 
     def within(step: Any) -> Any:
-        return jnp.asarray(step, jax.dtypes.canonicalize_dtype(float)) / steps_per_epoch
+        return jnp.asarray(step, jnp.result_type(float)) / steps_per_epoch
 
     def iteration(step: Any) -> Any:
         epoch = within(step)
