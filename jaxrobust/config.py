@@ -43,6 +43,7 @@ def phase(**changes: Any) -> ConfigDict:
         "b2": 0.95,  # of AdamW's second moment; b1 is 0.9
         "momentum": 0.9,  # of SGD
         "nesterov": False,
+        "cycle_momentum": False,  # with one-cycle from 0.95 to 0.85 and back, as PyTorch's does
         "ema_decay": 0.9999,
         # Whether an attack on random weights under heavy augmentation is meant, which the paper
         # reports as failing.
@@ -104,6 +105,12 @@ def base() -> ConfigDict:
             "workers": 0,  # processes that decode; 0: threads of this one
             "strict": False,  # whether a damaged image stops the run
             "max_damaged": 50,  # so many are replaced by another image each, and named
+            "views": 1,  # so often an image stands in its batch, each time augmented otherwise
+            "first_view": config_dict.placeholder(str),  # augmentation of the first; default: same
+            # A second source, such as npz:PATH of generated images, and its share of each batch.
+            "extra": config_dict.placeholder(str),
+            "extra_split": "all",
+            "extra_share": 0.5,
         }
     )
     # On the device; None: as the preset data.augmentation says.

@@ -100,6 +100,18 @@ WRONG = {
     f"{TRAIN} --config.data.augmentation=heavvy": "heavy",
     f"{TRAIN} --config.data.preprocessing=Crop": "Crop",
     f"{TRAIN} --config.data.workers=-1": "workers",
+    f"{TRAIN} --config.data.extra=npz:none.npz": "none.npz",
+    f"{TRAIN} --config.data.extra=fake:8x8x1:7 --config.data.extra_split=train": "has 7 classes",
+    f"{TRAIN} --config.data.extra=fake:8x8x3 --config.data.extra_split=train": "has 3 channels",
+    f"{TRAIN} --config.data.extra_share=1.5": "data.extra_share=1.5 must be between 0 and 1",
+    f"{TRAIN} --config.data.views=7": "data.views=7 does not divide",
+    # Optimisers, learning rates, a radius that grows.
+    f"{TRAIN} --config.train.optimizer=adam": "train.optimizer='adam'; one of 'adamw', 'sgd'",
+    f"{TRAIN} --config.train.schedule=cosin": "one of 'chord-cosine', 'cosine'",
+    f"{TRAIN} --config.train.schedule=step": "such as (0.5, 0.75)",
+    f"{TRAIN} --config.attack.warmup_epochs=99": "attack.warmup_epochs=99 must be at least 0",
+    f"{TRAIN} --config.init.normalize=mine": "init.normalize='mine'; one of keep",
+    f"{TRAIN} --config.model.options.stem_kernels=(7,)": "stem_kernels=(7,) must be odd",
     # Where a run goes.
     f"{AGAIN} --workdir=gs://bucket/run": "gcsfuse",
     f"{AGAIN} --workdir=empty.py": "empty.py",

@@ -4,7 +4,6 @@ An image that does not decode, or has another shape than the data set says, is d
 replaces it by the next record that is whole; evaluation leaves it out.
 """
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrobust.data import augmentations, decoding, transforms
+from jaxrobust.data.plan import Plan
 from jaxrobust.data.sources import DataError, Source
 
 
@@ -97,45 +97,41 @@ def decoded(source: Source, data: bytes) -> np.ndarray:
     return image
 
 
-@functools.lru_cache(maxsize=4)
-def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
-    generator = np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, 0, epoch]))
-    return generator.permutation(size)
-
-
 def load_train(
     position: int,
     *,
-    images: Images,
+    images: tuple[Images, ...],
     augment: augmentations.Op,
+    first_view: augmentations.Op,
     image_size: int,
-    seed: int,
+    plan: Plan,
     rows: int,
-    examples: int,
 ) -> TrainBatch:
-    """Return the `rows` examples from a position of the stream on; an epoch has `examples`."""
-    source = images.source
-    epochs, offsets = np.divmod(position + np.arange(rows), examples)
-    indices = np.concatenate(
-        [
-            _permutation(seed, epoch, len(source))[offsets[epochs == epoch]]
-            for epoch in np.unique(epochs).tolist()
-        ]
-    ).tolist()
+    """Return the `rows` examples from a position of the stream on, which `plan` places.
+
+    `first_view` augments an image where it stands for the first time in its batch, `augment` else.
+    """
+    placed = plan.place(position, rows)
     batch = TrainBatch(
-        images=np.empty((rows, image_size, image_size, source.channels), np.uint8),
+        images=np.empty((rows, image_size, image_size, images[0].source.channels), np.uint8),
         labels=np.empty(rows, np.int32),
         damaged=np.full(rows, -1, np.int32),
     )
-    bits = np.random.Philox(key=[seed, 1])
-    rng = np.random.Generator(bits)
-    read = zip(epochs.tolist(), indices, images(indices), strict=True)
-    for row, (epoch, index, (image, label)) in enumerate(read):
-        if image is None:
-            batch.damaged[row] = index
-            image, label = _next_whole(images, index)
-        _restart(bits, epoch, index)
-        batch.images[row], batch.labels[row] = augment(image, rng), label
+    for number, own in enumerate(images):
+        bits = np.random.Philox(key=[plan.seed, 1 + 2 * number])
+        rng = np.random.Generator(bits)
+        here = np.flatnonzero(placed.source == number)
+        epochs, indices, views = (
+            values[here].tolist() for values in (placed.epochs, placed.record, placed.view)
+        )
+        read = zip(here.tolist(), epochs, indices, views, own(indices), strict=True)
+        for row, epoch, index, view, (image, label) in read:
+            if image is None:
+                batch.damaged[row] = index
+                image, label = _next_whole(own, index)
+            _restart(bits, epoch, index, view)
+            change = augment if view else first_view
+            batch.images[row], batch.labels[row] = change(image, rng), label
     return batch
 
 
@@ -152,10 +148,12 @@ def _next_whole(images: Images, index: int) -> tuple[np.ndarray, int]:
     )
 
 
-def _restart(bits: np.random.Philox, epoch: int, index: int) -> None:
-    """Put `bits` at the beginning of the numbers of (epoch, record), whatever was drawn before."""
+def _restart(bits: np.random.Philox, epoch: int, index: int, view: int) -> None:
+    """Put `bits` at the beginning of the numbers of (epoch, record, view), whatever was drawn
+    before.
+    """
     state: Any = bits.state
-    state["state"]["counter"] = np.array([0, 0, epoch, index], np.uint64)
+    state["state"]["counter"] = np.array([0, view, epoch, index], np.uint64)
     state["buffer_pos"] = 4  # nothing buffered
     state["has_uint32"] = 0
     bits.state = state

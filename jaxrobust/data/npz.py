@@ -23,7 +23,7 @@ PREFIX = "npz:"
 _SPLITS = ("train", "val", "validation", "test")
 # The keys of images and labels: MedMNIST's, Keras' and its users', of a file with one split.
 _KEYS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("X_{}", "y_{}"))
-_WHOLE = (("images", "labels"), ("x", "y"), ("X", "y"))
+_WHOLE = (("images", "labels"), ("x", "y"), ("X", "y"), ("image", "label"))
 _CLASSES = ("classes", "class_names", "label_names")
 _WRITTEN = (
     "write one with np.savez(PATH, train_images=..., train_labels=..., test_images=..., "
@@ -67,9 +67,10 @@ def open_npz(
     """Return the split `split` of `npz:PATH`.
 
     The images uint8[N,H,W] (grey) or uint8[N,H,W,1 or 3] and the labels int[N] or int[N,1] of a
-    split such as train are train_images and train_labels, or x_train and y_train; images and labels
-    alone are the one split `all`. The names of the classes are in `classes`, `class_names` or
-    `label_names`, where there are any; otherwise there are as many as the largest label says.
+    split such as train are train_images and train_labels, or x_train and y_train. Alone, images and
+    labels, or image and label, as generated images are published, are the one split `all`. The
+    names of the classes are in `classes`, `class_names` or `label_names`, where there are any;
+    otherwise there are as many as the largest label says.
 
     Args:
       name, split: as in `open_source`.

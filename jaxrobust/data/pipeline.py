@@ -4,7 +4,8 @@ The training stream is one global sequence; a position in it is one integer, exa
 With N records and a global batch of B, an epoch has S = N // B steps and consumes S * B examples:
 position q is example q % (S * B) of epoch q // (S * B). The last N - S * B records of an epoch's
 permutation are left out, other ones in every epoch.
-The permutation is a function of (seed, epoch), an augmentation of (seed, epoch, record). Batches
+The permutation is a function of (seed, epoch), an augmentation of (seed, epoch, record). With views
+or a second source `plan.py` says what an epoch is and what stands in a position. Batches
 are consecutive positions, and process p of P takes rows [p * B / P, (p + 1) * B / P) of each.
 Neither processes nor workers change the sequence, and any position can be its start.
 """
@@ -23,6 +24,7 @@ from absl import flags
 
 from jaxrobust.data import augmentations, transforms
 from jaxrobust.data.loading import Images, decoded, load_in_order, load_train
+from jaxrobust.data.plan import plan
 from jaxrobust.data.sources import DataError, Source
 
 CACHE_BYTES = 400 * 2**20  # a data set whose decoded images fit is decoded once per process
@@ -64,6 +66,10 @@ def train_batches(
     process_count: int = 1,
     workers: int = 0,
     strict: bool = True,
+    views: int = 1,
+    first_view: str | None = None,
+    extra: Source | None = None,
+    extra_share: float = 0.5,
 ) -> Batches:
     """Return endless `TrainBatch`es of this process, shuffled and augmented (see above).
 
@@ -78,7 +84,10 @@ def train_batches(
       process_index, process_count: which rows of each global batch to return.
       workers: processes that read, decode and augment; 0: threads of this process.
       strict: whether a damaged image is an error; else the next whole record takes its place,
-        which `TrainBatch.damaged` tells (give it to `Damage`).
+        which `TrainBatch.damaged` tells (give it to `Damage`). Of `extra` it always is an error.
+      views: how often an image stands in its batch, each time augmented otherwise.
+      first_view: the augmentation of the first of its views; default: that of all.
+      extra: a second source, of which each batch has `extra_share`; see `plan.plan`.
     Returns:
       an iterator with `close()`; it reads a few batches ahead.
     Raises:
@@ -86,28 +95,37 @@ def train_batches(
         read, a bad label or (`strict`) image, at the step that reads it.
     """
     local = _local_batch(batch_size, process_index, process_count)
-    examples = steps_per_epoch(source, batch_size) * batch_size
+    if extra is None and views == 1:
+        steps_per_epoch(source, batch_size)
     try:
-        chain = augmentations.chain(augmentation, image_size)
+        chain, first_chain = (
+            augmentations.chain(text, image_size)
+            for text in (augmentation, first_view or augmentation)
+        )
     except ValueError as error:
         raise DataError(str(error)) from error
     if not 0 <= seed < 2**63:
         raise DataError(f"seed={seed} must be in [0, 2**63)")
     if start < 0 or workers < 0:
         raise DataError(f"start={start} and workers={workers} must not be negative")
-    if not chain.resizes and not _has_size(source, image_size):
-        raise DataError(
-            f"{source.where()} has {_sizes(source)} images, and the augmentation {augmentation!r} "
-            f"does not resize them to image_size={image_size}; set image_size to theirs or begin "
-            "with resized-crop"
-        )
+    sources = (source,) if extra is None else (source, extra)
+    for own in sources:
+        if not ((chain.resizes and first_chain.resizes) or _has_size(own, image_size)):
+            raise DataError(
+                f"{own.where()} has {_sizes(own)} images, and the augmentation {augmentation!r} "
+                f"does not resize them to image_size={image_size}; set image_size to theirs or "
+                "begin with resized-crop"
+            )
+    placed = plan(
+        source, batch_size=batch_size, seed=seed, views=views, extra=extra, extra_share=extra_share
+    )
     load = functools.partial(
         load_train,
-        images=Images(source, CACHE_BYTES, strict),
+        images=tuple(Images(own, CACHE_BYTES, strict or own is extra) for own in sources),
         augment=chain.augment,
+        first_view=first_chain.augment,
         image_size=image_size,
-        seed=seed,
-        examples=examples,
+        plan=placed,
     )
     first = start + process_index * local
     return _batches(load, first, batch_size, local, steps=None, workers=workers)

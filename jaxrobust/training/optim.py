@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from jaxrobust.training import schedules
@@ -40,14 +42,44 @@ def sgd(
     *,
     weight_decay: float,
     decay_mask: str,
-    momentum: float = 0.9,
+    momentum: float | optax.Schedule = 0.9,
     nesterov: bool = False,
 ) -> optax.GradientTransformation:
-    """Return PyTorch's SGD: the decay is part of the gradient, and of the momentum with it."""
+    """Return PyTorch's SGD: the decay is part of the gradient, and of the momentum with it.
+
+    `momentum` may be a function of the step.
+    """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, _mask(decay_mask)),
-        optax.sgd(schedule, momentum=momentum, nesterov=nesterov),
+        _scheduled_trace(momentum, nesterov)
+        if callable(momentum)
+        else optax.trace(momentum, nesterov),
+        optax.scale_by_learning_rate(schedule),
     )
+
+
+class _Trace(NamedTuple):
+    steps: Array
+    trace: Params
+
+
+def _scheduled_trace(momentum: optax.Schedule, nesterov: bool) -> optax.GradientTransformation:
+    """Return `optax.trace` whose decay is a function of the step."""
+
+    def init(params: Params) -> _Trace:
+        return _Trace(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+    def update(grads: Params, state: _Trace, params: Any = None) -> tuple[Params, _Trace]:
+        del params
+
+        def mixed(grad: Array, trace: Array) -> Array:
+            return grad + jnp.asarray(momentum(state.steps), grad.dtype) * trace
+
+        trace = jax.tree.map(mixed, grads, state.trace)
+        updates = jax.tree.map(mixed, grads, trace) if nesterov else trace
+        return updates, _Trace(state.steps + 1, trace)
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
 
 
 def _mask(decay_mask: str) -> Callable[[Params], dict[str, bool]]:
@@ -58,9 +90,9 @@ def _mask(decay_mask: str) -> Callable[[Params], dict[str, bool]]:
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adamw": lambda p, schedule, **decay: adamw(schedule, b2=p.b2, **decay),
-    "sgd": lambda p, schedule, **decay: sgd(
-        schedule, momentum=p.momentum, nesterov=p.nesterov, **decay
+    "adamw": lambda p, schedule, *, cycle, **decay: adamw(schedule, b2=p.b2, **decay),
+    "sgd": lambda p, schedule, *, cycle, **decay: sgd(
+        schedule, momentum=cycle or p.momentum, nesterov=p.nesterov, **decay
     ),
 }
 
@@ -119,8 +151,19 @@ def of_phase(
         steps=steps,
         factor=p.lr_factor,
     )
+    cycle = None
+    if p.cycle_momentum:
+        if (p.schedule, p.optimizer) != ("one-cycle", "sgd"):
+            raise ValueError(
+                f"{name}.cycle_momentum=True is of schedule='one-cycle' with optimizer='sgd', and "
+                f"these are {p.schedule!r} and {p.optimizer!r}; set {name}.cycle_momentum=False"
+            )
+        cycle = schedules.cycled_momentum(
+            epochs=p.epochs, steps_per_epoch=steps_per_epoch, warmup_epochs=p.warmup_epochs
+        )
     make = OPTIMIZERS[p.optimizer]
-    return schedule, make(p, schedule, weight_decay=p.weight_decay, decay_mask=mask)
+    decay = {"weight_decay": p.weight_decay, "decay_mask": mask}
+    return schedule, make(p, schedule, cycle=cycle, **decay)
 
 
 def ema(average: Params, params: Params, decay: float) -> Params:

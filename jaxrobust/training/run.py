@@ -166,7 +166,7 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, Part], dict[str, Any
         runs.check_classes(runs.classes_file(workdir, name), source)
         for key in ("selection_split", "test_split"):
             splits.check_preprocessing(seen, opened[data][key])
-        phase = build.phase(seen, name, len(source))
+        phase = build.phase(seen, name, splits.examples(seen, name, source))
         for key in ("evaluation", "test"):
             build.divides(seen[key].batch_size, jax.device_count(), f"{key}.batch_size")
             build.evaluation(seen, phase.mesh, steps=seen[key].steps)
@@ -177,13 +177,15 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, Part], dict[str, Any
 
 
 def _opened(config: Config) -> dict[str, sources.Source]:
-    """Return the three splits of a config's data."""
+    """Return the three splits of a config's data, and its second source, if it has one."""
     keys = ("train_split", "selection_split", "test_split")
     opened = {key: splits.opened(config, key) for key in keys}
     sources.same_classes(list(opened.values()))
     for key in keys[1:]:
         if sentence := sources.foreign_classes(opened["train_split"], opened[key]):
             say(f"WARNING: {sentence}")
+    if more := splits.extra(config):
+        opened["extra"] = more
     return opened
 
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -53,8 +52,8 @@ def _unshifted_cosine(s: Span) -> list[Piece]:
 
 
 def _late_cosine(s: Span) -> list[Piece]:
-    """Return that of Tang et al.'s code: one more epoch at the peak, then as long as all epochs,
-    so that it is cut off above its end.
+    """Return RobustART's: one more epoch at the peak, then a cosine as long as all epochs, so that
+    it is cut off above its end.
     """
     return [_warmup(s), _flat(s.warmup, s.peak), _decay(s, s.warmup + 1, s.end)]
 
@@ -94,7 +93,7 @@ SHAPES = {
     "cosine": Shape(_cosine, "iteration"),
     # timm's CosineLRScheduler, in epochs: DeiT, XCiT, the light recipe.
     "epoch-cosine": Shape(_unshifted_cosine, "epoch"),
-    # Tang et al. 2021 (arXiv 2109.05211): GradualWarmupScheduler, then CosineAnnealingLR.
+    # DIG-Beihang/RobustART, cifar10/train.py: GradualWarmupScheduler, then CosineAnnealingLR.
     "late-cosine": Shape(_late_cosine, "epoch", ends=False),
     "linear": Shape(_linear, "iteration"),
     "step": Shape(_steps, "epoch", ends=False),  # PyTorch's MultiStepLR
@@ -141,14 +140,11 @@ def learning_rate(
     span = Span(peak, final, start, warmup_epochs, end, tuple(at), factor)
     pieces = row.pieces(span) + ([_flat(end, final)] if cooldown_epochs else [])
 
-    def of_epoch(epoch: int) -> float:
-        return [of for begin, of in pieces if begin <= epoch][-1](epoch, math.cos)
-
-    values = np.asarray([of_epoch(epoch) for epoch in range(epochs + 1)])
+    values = _table(pieces, epochs)
     ticks = np.arange(epochs + 1.0)
 
     def within(step: Any) -> Any:
-        return jnp.asarray(step, jax.dtypes.canonicalize_dtype(float)) / steps_per_epoch
+        return jnp.asarray(step, jnp.result_type(float)) / steps_per_epoch
 
     def iteration(step: Any) -> Any:
         epoch = within(step)
@@ -159,9 +155,33 @@ def learning_rate(
 
     return {
         "chord": lambda step: jnp.interp(within(step), *map(jnp.asarray, (ticks, values))),
-        "epoch": lambda step: jnp.asarray(values)[jnp.asarray(step) // steps_per_epoch],
+        "epoch": _each_epoch(values, steps_per_epoch),
         "iteration": iteration,
     }[row.looked_up]
+
+
+def cycled_momentum(*, epochs: int, steps_per_epoch: int, warmup_epochs: int) -> Callable[..., Any]:
+    """Return step i32[] -> f32[], SGD's momentum beside "one-cycle": from 0.95 down to 0.85 while
+    the rate rises, and back, as PyTorch's OneCycleLR has it by default, once an epoch.
+    """
+    top = warmup_epochs - 1
+    down = Span(0.95, 0.85, 0.0, warmup_epochs, epochs, (), 1.0)
+    up = down._replace(peak=0.85, final=0.95)
+    values = _table([_decay(down, 0, top), _decay(up, top, epochs - 1 - top)], epochs)
+    return _each_epoch(values, steps_per_epoch)
+
+
+def _table(pieces: Sequence[Piece], epochs: int) -> np.ndarray:
+    """Return the values at whole epochs, the end of the last one included."""
+
+    def at(epoch: int) -> float:
+        return [of for begin, of in pieces if begin <= epoch][-1](epoch, math.cos)
+
+    return np.asarray([at(epoch) for epoch in range(epochs + 1)])
+
+
+def _each_epoch(values: np.ndarray, steps_per_epoch: int) -> Callable[[Any], Any]:
+    return lambda step: jnp.asarray(values)[jnp.asarray(step) // steps_per_epoch]
 
 
 def _check_lengths(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxrobust.config import Config
-from jaxrobust.data import Damage, evaluation_transform, loading, pipeline, sources
+from jaxrobust.data import Damage, evaluation_transform, loading, pipeline, plan, sources
 from jaxrobust.evaluation.accuracy import Images
 from jaxrobust.runtime import jsonl, sharding
 from jaxrobust.runtime.progress import say
@@ -32,6 +32,34 @@ def opened(config: Config, key: str) -> sources.Source:
             f"{data.name} has {source.channels} channels; set model.in_channels={source.channels}"
         )
     return source
+
+
+def extra(config: Config) -> sources.Source | None:
+    """Return the second source of training images; None: there is none."""
+    data = config.data
+    if data.extra is None:
+        return None
+    return sources.open_source(
+        data.extra, data.extra_split, data_dir=data.dir, classes=data.classes
+    )
+
+
+def _how(config: Config) -> dict[str, Any]:
+    """Return what the data room is told of views and a second source."""
+    data = config.data
+    return {"views": data.views, "extra": extra(config), "extra_share": data.extra_share}
+
+
+def examples(config: Config, name: str, source: sources.Source) -> int:
+    """Return the rows of an epoch of a phase, or more, but less than a batch more.
+
+    Raises:
+      DataError: views or a second source that do not fit.
+    """
+    how = _how(config)
+    if how["extra"] is None and how["views"] == 1 and 0 <= how["extra_share"] <= 1:
+        return len(source)
+    return plan.plan(source, batch_size=config[name].batch_size, **how).examples
 
 
 def check_preprocessing(config: Config, source: sources.Source) -> None:
@@ -98,6 +126,8 @@ def batches(config: Config, name: str, source: sources.Source, start: int) -> pi
         process_count=jax.process_count(),
         workers=config.data.workers,
         strict=config.data.strict,
+        first_view=config.data.first_view,
+        **_how(config),
     )
 
 

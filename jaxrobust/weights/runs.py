@@ -54,8 +54,6 @@ def _config(workdir: Path) -> Values:
 def of_this_version(config: dict[str, Any], path: Path) -> Any:
     """Return the config of a run without the version of its keys.
 
-    A key that came after the run began has its default, which changes nothing.
-
     Raises:
       ValueError: it is another version than this code's.
     """

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from jaxrobust.config import phase
 from jaxrobust.training import optim, schedules
 from tests.support import paths
 from tests.support.parity import torch_or_skip
@@ -166,6 +167,38 @@ class ParityTest(parameterized.TestCase):
             scheduler.step(epoch)
         elif epoch < EPOCHS or not hasattr(scheduler, "total_steps"):
             scheduler.step()
+
+    def test_momentum_of_one_cycle(self):
+        """OneCycleLR's default, with 50 updates of SGD with Nesterov; and the published curve."""
+        torch = torch_or_skip(self)
+        leaf = torch.nn.Parameter(torch.linspace(-1, 1, 7, dtype=torch.float64))
+        start = leaf.detach().numpy().copy()
+        theirs = torch.optim.SGD([leaf], lr=0.4, nesterov=True, momentum=0.9, weight_decay=0.01)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            theirs, max_lr=0.4, pct_start=0.3, total_steps=EPOCHS
+        )
+        p = phase(
+            optimizer="sgd", nesterov=True, cycle_momentum=True, schedule="one-cycle",
+            lr=0.4, warmup_lr=0.016, final_lr=1.6e-6, warmup_epochs=3, epochs=EPOCHS,
+            weight_decay=0.01,
+        )  # fmt: skip
+        with jax.enable_x64(True), standard():
+            _, tx = optim.of_phase(p, "train", decay_mask="all", steps_per_epoch=STEPS)
+            params = {"a": jnp.asarray(start)}
+            state, update = tx.init(params), jax.jit(tx.update)
+            for i in range(EPOCHS * STEPS):
+                grads = {"a": jnp.asarray(np.tanh(np.asarray(params["a"]) - 0.3))}
+                updates, state = update(grads, state, params)
+                params = {"a": params["a"] + updates["a"]}
+                leaf.grad = torch.tanh(leaf.detach() - 0.3)
+                theirs.step()
+                if (i + 1) % STEPS == 0 and i + 1 < EPOCHS * STEPS:
+                    scheduler.step()
+                np.testing.assert_allclose(params["a"], leaf.detach().numpy(), rtol=0, atol=1e-9)
+            expected = np.load(paths.GOLDEN / "updates/cifar_updates.npz")["onecycle_400_momentum"]
+            momentum = schedules.cycled_momentum(epochs=400, steps_per_epoch=7, warmup_epochs=10)
+            for epoch, value in enumerate(expected):
+                np.testing.assert_allclose(momentum(7 * epoch + 3), value, rtol=1e-12)
 
     @parameterized.parameters(
         ("onecycle_400_lr", "one-cycle", 0.4, 10, 0.016, 1.6e-6),

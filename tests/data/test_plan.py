@@ -1,0 +1,186 @@
+"""Views of an image in one batch, and a second source: what stands where in the stream."""
+
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.data import augmentations, loading
+from jaxrobust.data.plan import plan
+from jaxrobust.data.sources import DataError, Record
+from tests.support.numbered import numbered, taken
+
+CROP = "crop(2)|flip"
+
+
+def extra(size=21, **changes):
+    """A second source whose images are brighter than any of the first."""
+    source = numbered(size, offset=100)
+    return dataclasses.replace(source, name="generated", split="all", **changes)
+
+
+class PlanTest(parameterized.TestCase):
+    def test_without_either_it_is_the_sequence_of_before(self):
+        """Permutation and draws by their definition; runs of before these keys go on."""
+        source, size, seed, batch = numbered(37), 37, 11, 8
+        found = plan(source, batch_size=batch, seed=seed)
+        self.assertEqual((found.steps, found.examples), (4, 32))
+        images, labels = taken(source, 9, batch_size=batch, seed=seed, augmentation=CROP)
+        augment = augmentations.chain(CROP, 8).augment
+        read = loading.Images(source, 0, True)
+        for position in range(9 * batch):
+            epoch, offset = divmod(position, 32)
+            order = np.random.Generator(
+                np.random.Philox(key=[seed, 0], counter=[0, 0, 0, epoch])
+            ).permutation(size)
+            index = int(order[offset])
+            ((image, label),) = read([index])
+            draws = np.random.Philox(key=[seed, 1], counter=[0, 0, epoch, index])
+            expected = augment(image, np.random.Generator(draws))
+            np.testing.assert_array_equal(images[position], expected)
+            self.assertEqual(labels[position], label)
+            placed = found.place(position, 1)
+            self.assertEqual((placed.epochs[0], placed.record[0]), (epoch, index))
+
+
+class ViewsTest(parameterized.TestCase):
+    def test_an_image_stands_so_often_in_its_batch(self):
+        source = numbered(37)
+        found = plan(source, batch_size=12, views=3)
+        self.assertEqual((found.steps, found.examples), (9, 108))  # 4 images a batch
+        seen = collections.Counter()
+        for step in range(found.steps):
+            placed = found.place(12 * step, 12)
+            self.assertEqual(set(collections.Counter(placed.record.tolist()).values()), {3})
+            for view in range(3):  # neighbours, which mix with each other, are different images
+                here = placed.record[4 * view : 4 * view + 4]
+                np.testing.assert_array_equal(here, placed.record[:4])
+                np.testing.assert_array_equal(placed.view[4 * view : 4 * view + 4], view)
+            seen.update(placed.record.tolist())
+        self.assertEqual((len(seen), set(seen.values())), (36, {3}))
+        other = found.place(found.examples, 12)  # of the next epoch
+        self.assertFalse(np.array_equal(other.record, found.place(0, 12).record))
+
+    def test_views_are_augmented_differently(self):
+        source = numbered(16, side=8)
+        gradient = dataclasses.replace(source, read=read_gradients)
+        options = {"batch_size": 12, "views": 3, "augmentation": "crop(3)|flip"}
+        images, labels = taken(gradient, 4, **options)
+        images = images.reshape(4, 3, 4, 8, 8)
+        np.testing.assert_array_equal(labels.reshape(4, 3, 4)[:, 0], labels.reshape(4, 3, 4)[:, 2])
+        different = [
+            (images[:, a] != images[:, b]).any((-1, -2)).mean() for a, b in ((0, 1), (1, 2), (0, 2))
+        ]
+        self.assertGreater(min(different), 0.8)  # 49 places and 2 sides: some agree by chance
+        with self.subTest("the first one is that of a stream of its own images"):
+            alone, _ = taken(gradient, 4, batch_size=4, augmentation="crop(3)|flip")
+            np.testing.assert_array_equal(images[:, 0].reshape(-1, 8, 8), alone[..., 0])
+        with self.subTest("the first one may be augmented less"):
+            plain, _ = taken(gradient, 4, **options, first_view="none")
+            plain = plain.reshape(4, 3, 4, 8, 8)
+            np.testing.assert_array_equal(plain[:, 1:], images[:, 1:])
+            for image in plain[:, 0].reshape(-1, 8, 8):
+                self.assertEqual(image[0, 0], image[0, 1] - 1)  # neither cut nor flipped
+
+    @parameterized.parameters((12, 1), (12, 2), (12, 4))
+    def test_same_for_processes_and_from_any_step(self, batch, count):
+        source = numbered(37)
+        options = {"batch_size": batch, "views": 3, "augmentation": CROP}
+        whole, _ = taken(source, 12, **options)  # an epoch of 9, and a third of one
+        parts = [
+            taken(source, 7, start=5 * batch, process_index=i, process_count=count, **options)[0]
+            for i in range(count)
+        ]
+        joined = np.concatenate([p.reshape(7, -1, 8, 8, 1) for p in parts], axis=1)
+        np.testing.assert_array_equal(joined.reshape(whole[60:].shape), whole[60:])
+
+
+class ExtraTest(parameterized.TestCase):
+    def test_each_batch_has_its_share_and_an_epoch_ends_with_the_first_source(self):
+        for share, size, steps, each in (
+            (0.5, 21, 4, 5),  # floor(0.5 * 11) generated, 6 real: 37 // 6 = 6, 21 // 5 = 4
+            (0.7, 99, 9, 7),  # 4 real: 37 // 4 = 9
+            (0.0, 21, 3, 0),
+            (1.0, 30, 2, 11),
+        ):
+            found = plan(numbered(37), batch_size=11, extra=extra(size), extra_share=share)
+            self.assertEqual((found.steps, found.rows), (steps, (11 - each, each)))
+            for epoch in range(2):
+                records = collections.Counter()
+                for step in range(steps):
+                    placed = found.place((epoch * steps + step) * 11, 11)
+                    np.testing.assert_array_equal(placed.epochs, epoch)
+                    self.assertEqual(placed.source.sum(), each)
+                    records.update(zip(placed.source.tolist(), placed.record.tolist(), strict=True))
+                self.assertEqual(set(records.values()), {1})  # nothing twice in an epoch
+        with self.subTest("the rows are in another order in each step"):
+            found = plan(numbered(37), batch_size=10, extra=extra())
+            orders = {tuple(found.place(10 * step, 10).source.tolist()) for step in range(8)}
+            self.assertGreater(len(orders), 4)
+
+    def test_images_and_labels_are_those_of_their_source(self):
+        first, second = numbered(37), extra()
+        images, labels = taken(first, 8, batch_size=10, extra=second)
+        values = images[:, 0, 0, 0].astype(int)
+        found = values >= 100
+        np.testing.assert_array_equal(found.reshape(8, 10).sum(1), 5)
+        np.testing.assert_array_equal(labels, np.where(found, values - 100, values) % 10)
+
+    @parameterized.parameters(1, 2, 5)
+    def test_same_for_processes_and_from_any_step(self, count):
+        options = {"batch_size": 10, "extra": extra(), "augmentation": CROP, "views": 5}
+        whole, _ = taken(numbered(37), 9, **options)
+        parts = [
+            taken(numbered(37), 6, start=30, process_index=i, process_count=count, **options)[0]
+            for i in range(count)
+        ]
+        joined = np.concatenate([p.reshape(6, -1, 8, 8, 1) for p in parts], axis=1)
+        np.testing.assert_array_equal(joined.reshape(whole[30:].shape), whole[30:])
+
+    @pytest.mark.slow
+    def test_same_for_workers(self):
+        options = {"batch_size": 10, "extra": extra(), "augmentation": CROP}
+        one, two = (taken(numbered(37), 9, workers=n, **options) for n in (0, 2))
+        np.testing.assert_array_equal(one[0], two[0])
+        np.testing.assert_array_equal(one[1], two[1])
+
+    @parameterized.parameters(
+        ({"extra_share": 1.5}, r"data.extra_share=1.5 must be between 0 and 1"),
+        ({"extra_share": -0.1}, r"data.extra_share=-0.1 must be between 0 and 1"),
+        ({"extra_share": float("nan")}, "data.extra_share=nan must be between 0 and 1"),
+        (
+            {"extra": extra(num_classes=7)},
+            "'generated', split 'all' has 7 classes, and .*'numbered'.* has 10; give one",
+        ),
+        ({"extra": extra(channels=3)}, "has 3 channels, and .* has 1; give one with the same"),
+        (
+            {"extra": extra(classes=tuple("abcdefghij"))},
+            r"names its classes otherwise .* \('a', ... and '0', ...\)",
+        ),
+        ({"extra": extra(4)}, "a batch of 16 needs 8 images of .*'generated'.* which has 4"),
+        ({"views": 0}, r"data.views=0 does not divide the 16 rows .* one of \[1, 2, 4, 8, 16\]"),
+        ({"views": 3}, "data.views=3 does not divide the 16 rows"),
+        ({"views": 3, "extra": extra()}, "data.views=3 does not divide the 8 rows"),
+        ({"first_view": "flop"}, "flop"),
+    )
+    def test_refuses(self, changes, message):
+        source = dataclasses.replace(numbered(37), classes=tuple("0123456789"))
+        with self.assertRaisesRegex(DataError, message):
+            taken(source, 1, batch_size=16, **changes)
+
+    def test_refuses_images_of_another_size(self):
+        other = dataclasses.replace(numbered(37, side=9), name="generated")
+        with self.assertRaisesRegex(DataError, "'generated'.* has 9x9 images"):
+            taken(numbered(37), 1, batch_size=8, extra=other)
+
+
+def read_gradients(indices):
+    """Images whose pixels say where they were."""
+    image = bytes(10 * y + x + 1 for y in range(8) for x in range(8))
+    return [Record(b"P5 8 8 255\n" + image, index % 10) for index in indices]
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,80 @@
+"""Runs whose batches hold views of an image, or images of a second source."""
+
+import json
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+
+from jaxrobust.evaluation import accuracy
+from jaxrobust.runtime import jsonl
+from tests.support.runs import final_state, one_phase, quiet_run, stop_after
+
+
+class ExtraTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        reached = {"clean": 0.5, "robust": 0.25, "images": 64}
+        self.enter_context(mock.patch.object(accuracy, "count", return_value=reached))
+        self.folder = Path(self.create_tempdir())
+        self.generated = f"npz:{self.write('generated.npz')}"
+
+    def write(self, name, *, number=160, classes=10, shape=(8, 8), seed=0):
+        """A file of generated images, as they are published."""
+        rng = np.random.default_rng(seed)
+        images = rng.integers(0, 256, (number, *shape), np.uint8)
+        np.savez(self.folder / name, image=images, label=np.arange(number) % classes)
+        return self.folder / name
+
+    @pytest.mark.slow
+    def test_goes_on_in_the_middle_of_an_epoch(self):
+        """256 digits and 160 generated images, 32 of each in a batch: 5 steps an epoch."""
+        config = one_phase(data__extra=self.generated, data__views=2, train__epochs=2)
+        quiet_run(config, self.folder / "whole")
+        stop_after(3, lambda: quiet_run(config, self.folder / "stopped"))
+        quiet_run(config, self.folder / "stopped")
+        whole, stopped = (
+            final_state(self.folder / name, config)[0] for name in ("whole", "stopped")
+        )
+        self.assertEqual(whole.step, 10)
+        for a, b in zip(*map(jax.tree.leaves, (whole, stopped)), strict=True):
+            if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+                a, b = map(jax.random.key_data, (a, b))
+            np.testing.assert_array_equal(a, b)
+        rows = [r for r in jsonl.read(self.folder / "stopped/metrics.jsonl") if "loss" in r]
+        self.assertEqual([row["step"] for row in rows], list(range(1, 11)))
+        about = json.loads((self.folder / "whole/data.json").read_text())
+        self.assertEqual(about["data.extra.records"], 160)
+        with self.subTest("other generated images are another run"):
+            self.write("generated.npz", seed=1)
+            with self.assertRaisesRegex(ValueError, "data.extra.files_sha256"):
+                quiet_run(config, self.folder / "stopped")
+
+    @parameterized.parameters(
+        ({"extra": "npz:none.npz"}, "none.npz"),
+        ({"extra": "digits", "extra_split": "nowhere"}, "nowhere"),
+        ({"extra_share": 1.5}, "data.extra_share=1.5 must be between 0 and 1"),
+        ({"views": 3}, "data.views=3 does not divide the 64 rows of data.name in a batch"),
+        ({"views": 2, "first_view": "flop"}, "unknown augmentation 'flop'"),
+    )
+    def test_refuses(self, changes, message):
+        config = one_phase(**{f"data__{key}": value for key, value in changes.items()})
+        with self.assertRaisesRegex(ValueError, message):
+            quiet_run(config, self.folder / "run")
+        self.assertFalse((self.folder / "run").exists())
+
+    @parameterized.parameters(
+        ({"classes": 7}, r"generated.npz.* has 7 classes, and .*'digits'.* has 10; give one with"),
+        ({"shape": (8, 8, 3)}, "has 3 channels, and .* has 1; give one with the same classes"),
+        ({"shape": (9, 9)}, "has 9x9 images"),
+        ({"number": 30}, "a batch of 64 needs 32 images of .* which has 30; use a smaller"),
+    )
+    def test_refuses_a_source_that_does_not_fit(self, changes, message):
+        self.write("generated.npz", **changes)
+        with self.assertRaisesRegex(ValueError, message):
+            quiet_run(one_phase(data__extra=self.generated), self.folder / "run")
+        self.assertFalse((self.folder / "run").exists())
