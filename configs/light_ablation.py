@@ -15,7 +15,7 @@ Published, in % (clean and APGD-CE with 5 restarts at 4/255):
 
     Table 1  deit_s, cait_s12, xcit_s12, each with augmentation=mcre,warmup=0: 62.52, 33.32; 70.20,
              35.84; 85.06, 54.80 (clean training: 67.38, 80.28, 90.44). Every image was there three
-             times, once without the heavy augmentation, which has no key here.
+             times, once without the heavy augmentation; `--config.data.views=3` comes near.
     Table 2  xcit_n12,augmentation=mcre,warmup=0|5|10|20|30: 48.46, 30.48; 52.04, 32.86; 54.62,
              33.84; 56.10, 34.88; 56.12, 34.54
     Table 3  xcit_n12,augmentation=e 67.28, 39.22; none 66.78, 39.22; m 61.04, 38.56; me 60.46,
