@@ -138,8 +138,7 @@ def epochs(workdir: Path, subject: Subject) -> list[tuple[int, str, LogitsFn]]:
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     found: list[tuple[int, str, LogitsFn]] = []
     before = 0
-    phases = subject.config.get("phases") or ("pretrain", "train")
-    for phase in phases:
+    for phase in subject.config.phases:
         kept = next((k for k in ("epochs", "best") if steps(workdir / phase / k)), None)
         if kept is None:
             continue

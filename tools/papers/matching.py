@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxrobust.config import Values, base, completed, of_phase, phase, phases, plain
 from jaxrobust.data import imagenet
+from jaxrobust.data.presets import PRESETS
 from jaxrobust.data.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.runtime import jsonl
 from jaxrobust.weights import hashes
@@ -27,6 +29,7 @@ _STANDARD = {
 }
 # Of the phase that trains last: where a row is silent, the paper's recipe, config.base(), counts.
 _RECIPE = ("lr", "warmup_epochs", "final_lr", "weight_decay", "b2", "ema_decay", "trades_beta")
+_NEUTRAL = {"scan", "bn_group"}  # of model.options: they change no result of networks without BN
 _NEEDED = ("objective", "augmentation", "start", "epochs", "train_dataset", "train_size")
 _ATTACKED = ("train_attack", "attack_steps", "epsilon_train")
 
@@ -74,70 +77,75 @@ def _configs_only(place: Path) -> bool:
 
 
 def _configs(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield configs under the hashes that records may have of them: as they lie there, completed
+    with younger keys, and as each phase sees them.
+    """
     for folder in (place, place.parent, place.parent.parent):
         path = folder / "config.json"
+        if not path.is_file():
+            continue
         try:
             config = json.loads(path.read_text())
-            assert isinstance(config, dict)
-        except (OSError, ValueError, AssertionError):
+            found = {key: value for key, value in config.items() if key != "version"}
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error}); get it again") from error
+        if "architecture" in found:  # of an imported folder
+            yield hashes.config_sha256(found), found
             continue
-        plain = {key: value for key, value in config.items() if key != "version"}
-        yield hashes.config_sha256(plain), plain
+        whole = _whole(found)
+        for seen in (found, whole, *(of_phase(whole, name) for name in whole.phases)):
+            yield hashes.config_sha256(seen), whole
+
+
+def _whole(config: dict[str, Any]) -> Values:
+    return json.loads(json.dumps(completed(config)), object_hook=Values)
 
 
 # --- What a record says, in the words of the tables ---
 
 
 def trained(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what a run's config says of its training; what cannot be told is missing."""
-    data, model, init = (config.get(key) or {} for key in ("data", "model", "init"))
-    phases = [config[name] for name in _phases(config)]
-    if not phases:
-        return {}
-    last, attack = phases[-1], config.get("attack", {}) | (phases[-1].get("attack") or {})
-    own = ("mixup", "cutmix")
-    as_preset = config.get("label_smoothing") is None and all(
-        (config.get(section) or {}).get(key) is None
-        for section, key in (*(("mixup", key) for key in own), ("erase", "probability"))
-    )
-    said: dict[str, Any] = {key: last[key] for key in _RECIPE if key in last}
-    said |= {
-        "objective": last.get("objective"),
-        "epochs": last.get("epochs"),
-        "batch_size": last.get("batch_size"),
-        "train_dataset": _dataset(data.get("name"), data.get("classes")),
-        "train_size": model.get("image_size"),
-    }
-    if as_preset:
-        said["augmentation"] = last.get("augmentation") or data.get("augmentation")
-    if last.get("objective") != "clean":
-        said |= {"train_attack": attack.get("name"), "attack_steps": attack.get("steps")}
-        said |= {"epsilon_train": attack.get("epsilon"), "norm_train": attack.get("norm")}
+    """Return what a run's config says of its last phase; what cannot be told is missing."""
+    whole = _whole(config)
+    *before, last = phases(whole)
+    seen, own = of_phase(whole, last), whole[last]
+    said: dict[str, Any] = {key: own[key] for key in _RECIPE}
+    said |= {key: own[key] for key in ("objective", "epochs", "batch_size")}
+    said["train_dataset"] = _dataset(seen.data.name, seen.data.classes)
+    said["train_size"] = seen.model.image_size
+    if (seen.mixup.mixup, seen.mixup.cutmix, seen.erase.probability) == (None, None, None):
+        said["augmentation"] = seen.data.augmentation
+    smoothing = seen.label_smoothing
+    preset = PRESETS.get(seen.data.augmentation)
+    said["label_smoothing"] = preset.label_smoothing if smoothing is None and preset else smoothing
+    if own.objective != "clean":
+        attack = seen.attack
+        made = 1 if attack.name == "fgsm" else attack.steps
+        said |= {"train_attack": attack.name, "attack_steps": made}
+        said |= {"epsilon_train": attack.epsilon, "norm_train": attack.norm}
         said["epsilon_warmup_epochs"] = attack.get("warmup_epochs") or 0
-    return said | _started(init, model.get("name"), phases[:-1])
+    return said | _started(whole, before, last)
 
 
-def _phases(config: dict[str, Any]) -> list[str]:
-    """Return the phases that train."""
-    names = config.get("phases") or ("pretrain", "train")
-    return [name for name in names if (config.get(name) or {}).get("epochs")]
-
-
-def _started(init: dict[str, Any], model: Any, before: list[dict[str, Any]]) -> dict[str, Any]:
+def _started(whole: Values, before: list[str], last: str) -> dict[str, Any]:
     """Return `start` and `pretrain_epochs`, where they are one of the tables'."""
-    if not init.get("weights"):
+    init = whole.init
+    if (whole[last].start, whole[last].stem, whole[last].head) != (None, "keep", "keep"):
+        return {}
+    if not init.weights:
         return {} if before else {"start": "random"}
-    body = str(model).removesuffix("_cvst")
+    body = whole.model.name.removesuffix("_cvst")
     (names,) = tables.tables("revisiting_at", "table_18")
     clean = [row.get("timm") for row in names.rows if row["model"] == body]
-    if init["weights"] not in clean or init.get("head", "keep") != "keep":
+    tagged = [*clean, *(f"{name}.fb_in1k" for name in clean if name and "." not in name)]
+    if init.weights not in tagged or init.head != "keep":
         return {}
-    stem = init.get("stem", "keep")
     if not before:
-        return {"start": "clean" if stem == "keep" else "fresh-stem"}
-    if len(before) > 1 or before[0].get("objective") != "clean" or stem != "fresh":
+        return {"start": "clean" if init.stem == "keep" else "fresh-stem"}
+    first = whole[before[0]]
+    if len(before) > 1 or first.objective != "clean" or first.changes or init.stem != "fresh":
         return {}
-    return {"start": "clean+stem", "pretrain_epochs": before[0]["epochs"]}
+    return {"start": "clean+stem", "pretrain_epochs": first.epochs}
 
 
 def _dataset(name: Any, classes: Any) -> str | None:
@@ -183,9 +191,9 @@ def _other_network(table: Table, row: dict[str, Any], ours: Ours) -> Iterator[st
         yield f"a network of our own training, and the row's is of {row.get('origin')}"
     else:
         yield from other_training(table, row, config)
-        phase, last = str(ours.record.get("weights")).partition(",")[0], _phases(config)[-1:]
-        if [phase] != last:
-            yield f"weights of the phase {phase}, not of the last"
+        of, last = str(ours.record.get("weights")).partition(",")[0], phases(_whole(config))[-1]
+        if of != last:
+            yield f"weights of the phase {of}, not of the last"
 
 
 def other_training(table: Table, row: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
@@ -199,12 +207,30 @@ def other_training(table: Table, row: dict[str, Any], config: dict[str, Any]) ->
             yield f"{key} {_shown(said.get(key))}, not {_shown(wanted[key])}"
     if said.get("norm_train", "linf") != "linf":
         yield f"trained in {said['norm_train']}, not linf"
-    from jaxrobust.config import base  # the paper's values; the door to the networks, so late
+    if table.paper == "revisiting_at":
+        yield from _other_recipe(said, wanted, config)
 
-    recipe = json.loads(base().to_json())["train"]
-    for key in _RECIPE if table.paper == "revisiting_at" else ():
-        if key not in wanted and key in recipe and not _equal(said.get(key), recipe[key]):
+
+def _other_recipe(
+    said: dict[str, Any], wanted: dict[str, Any], config: dict[str, Any]
+) -> Iterator[str]:
+    """Say where a run leaves the main paper's recipe in what its tables do not repeat."""
+    recipe = plain(phase()) | {"label_smoothing": 0.0}
+    if preset := PRESETS.get(str(wanted.get("augmentation"))):
+        recipe["label_smoothing"] = preset.label_smoothing
+    if wanted.get("epochs") in (250, 300):
+        recipe["warmup_epochs"] = 20
+    for key in (*_RECIPE, "label_smoothing"):
+        if key not in wanted and not _equal(said.get(key), recipe[key]):
             yield f"{key} {_shown(said.get(key))}, not {_shown(recipe[key])}"
+    whole = _whole(config)
+    seen, usual = of_phase(whole, phases(whole)[-1]), base()
+    if own := sorted(seen.model.options.keys() - _NEUTRAL):
+        yield f"model.options.{own[0]} is set"
+    if said["objective"] != "clean":
+        for key in ("relative_step", "step_size", "start", "labels", "statistics"):
+            if seen.attack[key] != usual.attack[key]:
+                yield f"attack.{key} {_shown(seen.attack[key])}, not {_shown(usual.attack[key])}"
 
 
 def _other_images(row: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
