@@ -10,12 +10,12 @@ from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.config import base
+from jaxrobust.config import base, plain
 from jaxrobust.data.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.models import published
-from jaxrobust.weights import hashes
+from jaxrobust.weights import hashes, runs
 from tests.support import paths
-from tools import reproduce
+from tools import refresh_configs, reproduce
 from tools.papers import markdown, matching, readme, scatter, tables
 
 PLOT = importlib.util.find_spec("matplotlib") is not None
@@ -219,6 +219,26 @@ class MatchingTest(parameterized.TestCase):
         self.assertEqual([table.rows[i]["clean"] for i, s in enumerate(found) if not s], [72.72])
 
 
+class FamiliesTest(parameterized.TestCase):
+    """Configs of this repository are the rows that they are meant to be."""
+
+    @parameterized.parameters(
+        ("convnext_b_cvst", ("table_2", 75.9, 56.14)),
+        ("vit_s_cvst", ("table_1", 69.9, 44.0)),
+        ("convstem_pretraining:vit_b_cvst", ("table_10", 81.6, None)),
+        ("larger_radius:convnext_t_cvst", ("table_4", 68.6, None)),
+        ("revisiting_at:convnext_t,start=random,augmentation=basic", ("table_1", 64.0, 37.1)),
+        ("revisiting_at:convnext_t,attack=pgd", ("table_12", 72.8, 45.4)),
+        ("revisiting_at:convnext_t_cvst,epochs=300,steps=3", ("table_2", 72.7, 50.16)),
+        ("revisiting_at:iso_convnext_s_cvst", ("table_1", 69.5, 42.1)),
+        ("revisiting_at:vit_s_cvst,augmentation=light", ("table_16", 70.1, 43.6)),
+    )
+    def test_first_row(self, name, expected):
+        found = readme.published(plain(refresh_configs.load(name)))
+        table, row = next(found)
+        self.assertEqual((table.id, row.get("clean"), row.get("linf_4_255")), expected)
+
+
 class CommandTest(parameterized.TestCase):
     def run_of(self, **changes) -> Path:
         folder = Path(self.create_tempdir()) / "run"
@@ -317,8 +337,8 @@ class ReadmeTest(absltest.TestCase):
             self.assertRegex(page, rf"\| {figures[0]} \| {figures[1]} \|")
 
     def test_commands(self):
-        plain = json.loads((readme.KEPT / "quickstart-seed1" / "config.json").read_text())
-        self.assertEqual(readme.command(plain), "`--config configs/quickstart.py --config.seed=1`")
+        config = runs.run_config(readme.KEPT / "quickstart-seed1")
+        self.assertEqual(readme.command(config), "`--config configs/quickstart.py --config.seed=1`")
 
     def test_what_nobody_has_run(self):
         folder = Path(self.create_tempdir())
@@ -329,7 +349,7 @@ class ReadmeTest(absltest.TestCase):
         )
         headline = readme.rows([paths.ROOT / "configs" / "convnext_t_cvst.py"])
         self.assertIn("**the paper's** (Table 1): 69.1 % clean, 47.5 % under AutoAttack", headline)
-        rows = readme.rows([folder / "mine.py"])
+        rows = readme.rows([folder / "mine.py", Path("configs/revisiting_at.py:vit_s,epochs=50")])
         self.assertIn("**the paper's** (Table 1): 64.0 % clean, 37.1 % under AutoAttack", rows)
 
 

@@ -134,11 +134,11 @@ def _started(whole: Values, before: list[str], last: str) -> dict[str, Any]:
         return {}
     if not init.weights:
         return {} if before else {"start": "random"}
-    body = whole.model.name.removesuffix("_cvst")
-    (names,) = tables.tables("revisiting_at", "table_18")
-    clean = [row.get("timm") for row in names.rows if row["model"] == body]
-    tagged = [*clean, *(f"{name}.fb_in1k" for name in clean if name and "." not in name)]
-    if init.weights not in tagged or init.head != "keep":
+    (published,) = tables.tables("revisiting_at", "table_2")
+    for row in published.rows:
+        if row.get("robustbench") == init.weights and not before and init.stem == init.head:
+            return {"start": "robust-4/255", "start_epochs": row["epochs"]}
+    if init.weights not in _clean(whole.model.name) or init.head != "keep":
         return {}
     if not before:
         return {"start": "clean" if init.stem == "keep" else "fresh-stem"}
@@ -146,6 +146,19 @@ def _started(whole: Values, before: list[str], last: str) -> dict[str, Any]:
     if len(before) > 1 or first.objective != "clean" or first.changes or init.stem != "fresh":
         return {}
     return {"start": "clean+stem", "pretrain_epochs": first.epochs}
+
+
+def _clean(model: str) -> list[str]:
+    """Return the names of the weights of Table 18, where the main paper's networks start."""
+    (names,) = tables.tables("revisiting_at", "table_18")
+    own = [row for row in names.rows if row["model"] == model.removesuffix("_cvst")]
+    timm = [row["timm"] for row in own if "timm" in row]
+    meta = "https://dl.fbaipublicfiles.com/convnext/{}.pth"
+    return [
+        *timm,
+        *(f"{name}.fb_in1k" for name in timm if "." not in name),  # timm's own default
+        *(meta.format(row["meta"]) for row in own if "meta" in row),
+    ]
 
 
 def _dataset(name: Any, classes: Any) -> str | None:

@@ -1,15 +1,15 @@
 """The rows of README's table of results, from runs alone."""
 
-import importlib
-import json
-import sys
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxrobust.config import completed, plain
 from jaxrobust.evaluation import records
-from jaxrobust.runtime.commandline import RECIPES, config_file
+from jaxrobust.runtime.commandline import load_config
 from jaxrobust.weights import runs
+from tools import refresh_configs
 from tools.papers import markdown, matching, tables
 
 KEPT = Path(__file__).parents[1] / "records"  # config and records of the runs that README quotes
@@ -25,8 +25,9 @@ def rows(places: list[Path]) -> str:
     Raises:
       ValueError: a place is no run or config, or a run without records.
     """
+    of_config = re.compile(r".+\.py(:.*)?")
     return HEAD + "".join(
-        _planned(place) if place.suffix == ".py" else _run(place) for place in places
+        _planned(str(place)) if of_config.fullmatch(str(place)) else _run(place) for place in places
     )
 
 
@@ -60,15 +61,12 @@ def _line(first: str, found: list[dict[str, Any]]) -> str:
     return f"| {' | '.join((first, f'{images}, {ball}', clean, robust, where))} |\n"
 
 
-def _planned(path: Path) -> str:
+def _planned(given: str) -> str:
     """Return the row of a config that nobody has run: what the paper has for it."""
-    file = config_file(str(path))
-    name = f"configs.{file.stem}" if file.parent == RECIPES else file.stem
-    sys.path[:0] = [] if file.parent == RECIPES else [str(file.parent)]
-    config = json.loads(importlib.import_module(name).get_config().to_json())
+    config = plain(load_config(given))
     said = "not yet measured"
     ball = f"{config['attack']['norm']} {_radius(config['attack']['epsilon'])}"
-    for table, row in _published(config):
+    for table, row in published(config):
         robust = next((k for k, w in table.attacked().items() if w["attack"] == "autoattack"), None)
         if robust and row.get(robust) is not None and row.get("clean") is not None:
             said += (
@@ -77,10 +75,10 @@ def _planned(path: Path) -> str:
             )
             break
     images = f"{config['data']['name']}, {ball}"
-    return f"| `--config configs/{file.name}` | {images} | not yet measured | {said} | |\n"
+    return f"| `--config {given}` | {images} | not yet measured | {said} | |\n"
 
 
-def _published(config: dict[str, Any]) -> Iterator[tuple[tables.Table, dict[str, Any]]]:
+def published(config: dict[str, Any]) -> Iterator[tuple[tables.Table, dict[str, Any]]]:
     """Yield the rows whose training a config describes."""
     for paper in tables.PAPERS:
         for table in tables.tables(paper):
@@ -105,18 +103,14 @@ def _radius(epsilon: float) -> str:
 def command(config: dict[str, Any]) -> str:
     """Return the flags that make a config: the nearest recipe, and what differs from it."""
     best: tuple[int, str] | None = None
-    flat = _flat(config)
-    for path in sorted(RECIPES.glob("[a-z]*.py")):
-        try:
-            recipe = importlib.import_module(f"configs.{path.stem}").get_config()
-        except TypeError:  # one that needs an argument
-            continue
-        own = _flat(json.loads(recipe.to_json()))
-        differing = [k for k in flat if k in own and own[k] != flat[k]]
-        differing += [k for k in flat if k.startswith("model.options.") and k not in own]
-        flags = [f"--config configs/{path.name}"]
-        flags += [f"--config.{key}={flat[key]}" for key in dict.fromkeys(differing)]
+    flat = _flat(completed(config))
+    for name in refresh_configs.names():
+        own = _flat(plain(refresh_configs.load(name)))
+        differing = [key for key in flat if key not in own or own[key] != flat[key]]
         if best is None or len(differing) < best[0]:
+            file, colon, arguments = name.partition(":")
+            flags = [f"--config configs/{file}.py{colon}{arguments}"]
+            flags += [f"--config.{key}={flat[key]}" for key in differing]
             best = len(differing), " ".join(flags)
     assert best is not None
     return f"`{best[1]}`"
