@@ -86,7 +86,7 @@ class Network:
     def start(self, seed: int) -> np.ndarray:
         keys = [jax.random.fold_in(jax.random.key(seed), int(number)) for number in self.ids]
         radius = jnp.full(len(keys), EPSILON)
-        return np.asarray(BALLS["linf"].sample(jnp.stack(keys), self.images, radius))
+        return np.asarray(BALLS["linf"].sample(jnp.stack(keys), jnp.asarray(self.images), radius))
 
     def pgd(self, seed: int, made: int, length: float) -> np.ndarray:
         """Linf PGD as a textbook has it."""

@@ -1,6 +1,6 @@
 """How fast PGD's loss settles, image by image (the repository of Debenedetti et al. 2022).
 
-The first images that the network gets right, several random starts each; the step stays
+Of the first images those that the network gets right, several random starts each; the step stays
 1.5 epsilon / 10 however many steps are made, so that one run of the most steps passes through all.
 """
 

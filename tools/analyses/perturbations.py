@@ -64,8 +64,7 @@ def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
         ):
             cells.append((images[i], title, red))
     ball = f"{seen.ball['norm']} {pictures.radius(seen.ball['epsilon'])}"
-    about = f"PGD-{asked.steps[0]}, {ball}: {', '.join(name for name, _ in kinds)}, with what the "
-    about += (
-        "network calls them\n(red: wrong; of the perturbation, grey: no change, white: brighter)"
-    )
+    about = f"PGD-{asked.steps[0]}, {ball}: {', '.join(name for name, _ in kinds)}\n"
+    about += "titles: the class, and what the network calls the adversarial image (red: wrong)\n"
+    about += "perturbation: grey is no change, white as much brighter as the ball allows"
     return pictures.grid(cells, len(kinds) * (2 if len(rows) > 4 else 1), f"{seen.name}\n{about}")
