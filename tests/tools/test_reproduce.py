@@ -144,6 +144,7 @@ class MatchingTest(parameterized.TestCase):
         ({"attack__norm": "l2"}, "trained in l2, not linf"),
         ({"data__augmentation": "light"}, "augmentation light, not basic"),
         ({"mixup__mixup": 0.8}, "augmentation unknown, not basic"),
+        ({"erase__probability": 0.25}, "augmentation unknown, not basic"),
         ({"label_smoothing": 0.1}, "label_smoothing 0.1, not 0"),
         ({"attack__start": "random"}, "attack.start random, not image"),
         ({"model__options": {"drop_path": 0.1}}, "model.options.drop_path is set"),
@@ -232,6 +233,14 @@ class FamiliesTest(parameterized.TestCase):
         ("revisiting_at:convnext_t_cvst,epochs=300,steps=3", ("table_2", 72.7, 50.16)),
         ("revisiting_at:iso_convnext_s_cvst", ("table_1", 69.5, 42.1)),
         ("revisiting_at:vit_s_cvst,augmentation=light", ("table_16", 70.1, 43.6)),
+        ("light_recipe:xcit_s12", ("table_5", 72.34, 41.78)),
+        ("light_ablation:xcit_n12,augmentation=mcre,warmup=0", ("table_2", 48.46, None)),
+        ("light_ablation:xcit_n12", ("table_3", 66.78, None)),
+        ("light_ablation:xcit_n12,augmentation=re,objective=clean", ("table_3", 78.08, None)),
+        (
+            "light_ablation:deit_s,data=imagenet,augmentation=mcre,warmup=0",
+            ("table_5", 66.3, 32.7),
+        ),
     )
     def test_first_row(self, name, expected):
         found = readme.published(plain(refresh_configs.load(name)))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from jaxrobust.config import Values, base, completed, of_phase, phase, phases, plain
 from jaxrobust.data import imagenet
-from jaxrobust.data.presets import PRESETS
+from jaxrobust.data.presets import PRESETS, Preset
 from jaxrobust.data.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.runtime import jsonl
 from jaxrobust.weights import hashes
@@ -113,11 +113,7 @@ def trained(config: dict[str, Any]) -> dict[str, Any]:
     said |= {key: own[key] for key in ("objective", "epochs", "batch_size")}
     said["train_dataset"] = _dataset(seen.data.name, seen.data.classes)
     said["train_size"] = seen.model.image_size
-    if (seen.mixup.mixup, seen.mixup.cutmix, seen.erase.probability) == (None, None, None):
-        said["augmentation"] = seen.data.augmentation
-    smoothing = seen.label_smoothing
-    preset = PRESETS.get(seen.data.augmentation)
-    said["label_smoothing"] = preset.label_smoothing if smoothing is None and preset else smoothing
+    said |= _augmented(seen)
     if own.objective != "clean":
         attack = seen.attack
         made = 1 if attack.name == "fgsm" else attack.steps
@@ -125,6 +121,35 @@ def trained(config: dict[str, Any]) -> dict[str, Any]:
         said |= {"epsilon_train": attack.epsilon, "norm_train": attack.norm}
         said["epsilon_warmup_epochs"] = attack.get("warmup_epochs") or 0
     return said | _started(whole, before, last)
+
+
+def _augmented(seen: Values) -> dict[str, Any]:
+    """Return the augmentation in the words of the tables: a name, or what is mixed and erased."""
+    preset = PRESETS.get(seen.data.augmentation, Preset(seen.data.augmentation))
+    strengths = [seen.mixup.mixup, seen.mixup.cutmix, seen.erase.probability]
+    usual = [preset.mixup, preset.cutmix, preset.erase]
+    given = [u if s is None else s for s, u in zip(strengths, usual, strict=True)]
+    smoothing = preset.label_smoothing if seen.label_smoothing is None else seen.label_smoothing
+    said: dict[str, Any] = {"label_smoothing": smoothing}
+    names = [
+        name
+        for name in ("basic", "light", "heavy")
+        if [PRESETS[name].chain, *_strengths(PRESETS[name])] == [preset.chain, *given]
+    ]
+    if names:  # all of DeiT's is heavy but for the noise that fills what is erased
+        erased = names[0] == "heavy" and seen.erase.noise == "truncated"
+        said["augmentation"] = "deit" if erased else names[0]
+    drawn = preset.chain == PRESETS["heavy"].chain
+    on = [g > 0 for g in given]
+    whole = [u * bool(g) for g, u in zip(given, _strengths(PRESETS["heavy"]), strict=True)] == given
+    if whole and (drawn or preset.chain == PRESETS["light"].chain):
+        said |= dict(zip(("mixup", "cutmix", "random_erasing"), on, strict=True))
+        said["randaugment"] = drawn
+    return said
+
+
+def _strengths(preset: Preset) -> list[float]:
+    return [preset.mixup, preset.cutmix, preset.erase]
 
 
 def _started(whole: Values, before: list[str], last: str) -> dict[str, Any]:
@@ -216,6 +241,8 @@ def other_training(table: Table, row: dict[str, Any], config: dict[str, Any]) ->
     for key in dict.fromkeys((*needed, *wanted)):
         if key not in wanted:
             yield f"the paper does not say its {key}"
+        elif wanted[key] is None and key == "augmentation":  # told one by one: mixup, cutmix, ...
+            continue
         elif not _equal(said.get(key), wanted[key]):
             yield f"{key} {_shown(said.get(key))}, not {_shown(wanted[key])}"
     if said.get("norm_train", "linf") != "linf":
