@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 from PIL import Image
 
@@ -221,8 +222,6 @@ class NumbersTest(parameterized.TestCase):
         again = [self.analysed("augmentations", *given) for _ in range(2)]
         self.assertEqual(*again)
 
-
-class MistakesTest(parameterized.TestCase):
     @parameterized.parameters(
         (["perturbations"], "give --workdir RUN"),
         (["perturbations", "--workdir", "nowhere"], "no run is there"),
@@ -249,8 +248,7 @@ class MistakesTest(parameterized.TestCase):
         (["augmentations", "--images", "PNG", "--workdir", "RUN"], "--workdir has no effect"),
         (["fourier"], "invalid choice"),
     )
-    @absltest.skipUnless(PLOT, "needs matplotlib: pip install -e '.[plot]'")
-    def test_one_sentence(self, words, said):
+    def test_mistakes(self, words, said):
         folder = Path(self.create_tempdir())
         (folder / "a.txt").write_text("no picture")
         Image.new("RGB", (8, 8)).save(folder / "a.png")
@@ -264,6 +262,7 @@ class MistakesTest(parameterized.TestCase):
 
 
 class KeptTest(absltest.TestCase):
+    @pytest.mark.slow
     def test_weights_of_every_evaluation(self):
         workdir = Path(self.create_tempdir()) / "run"
         config = training.one_phase(checkpoint__keep_epochs=True)

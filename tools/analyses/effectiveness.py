@@ -49,7 +49,7 @@ def _checkpoints(seen: Seen, asked: Any) -> list[Any]:
         named = [network.other(place, seen) for place in asked.checkpoints]
         return [(i, name, logits_fn) for i, (name, _, logits_fn) in enumerate(named)]
     if asked.workdir:
-        return network.epochs(Path(asked.workdir), seen.subject)
+        return network.epochs(Path(asked.workdir), seen.subject, asked.phase)
     return [(0, seen.name, seen.logits_fn)]
 
 

@@ -11,7 +11,7 @@ from jaxrobust.data import pipeline, sources
 from jaxrobust.evaluation import flags
 from jaxrobust.evaluation import subject as subjects
 from jaxrobust.evaluation.subject import Subject
-from jaxrobust.types import Array, LogitsFn, Weights
+from jaxrobust.types import Array, LogitsFn, Params, Weights
 from jaxrobust.weights.checkpoint import Checkpoints, abstract_state, steps
 
 _NONE: dict[str, Any] = dict.fromkeys(flags.Given._fields)
@@ -71,14 +71,20 @@ def seen(named: dict[str, Any]) -> Seen:
     )
     images, labels, ids = _images(source, subject, given.n, wanted)
     name = f"{subject.network.name} ({which})" if which else subject.network.name
-    function = logits_of(subject, weights)
+    (function,) = logits_of(subject, weights)
     return Seen(name, subject, function, images, labels, ids, tuple(source.classes))
 
 
-def logits_of(subject: Subject, weights: Weights) -> LogitsFn:
-    """Return a network with weights, which are arguments of what is compiled."""
+def logits_of(subject: Subject, *all_weights: Weights) -> list[LogitsFn]:
+    """Return a network with each of these weights, which are arguments of what is compiled: once
+    for all of them.
+    """
     net = subject.create("float32")
-    return jax.tree_util.Partial(lambda *given: net.apply(*given)[0], *weights)
+
+    def forward(params: Params, stats: Params, images: Array) -> Array:
+        return net.apply(params, stats, images)[0]
+
+    return [jax.tree_util.Partial(forward, *weights) for weights in all_weights]
 
 
 def _images(source: sources.Source, subject: Subject, n: int, wanted: str | None) -> Any:
@@ -124,31 +130,35 @@ def other(place: str, like: Seen) -> tuple[str, Subject, LogitsFn]:
     data |= {"data_dir": about.data_dir, "classes": about.classes}
     subject, source = subjects.settled(origin, **({} if given.workdir else data))
     which, subject, weights = flags.weights(given, subject, source)
-    return f"{subject.network.name} ({which})", subject, logits_of(subject, weights)
+    (function,) = logits_of(subject, weights)
+    return f"{subject.network.name} ({which})", subject, function
 
 
-def epochs(workdir: Path, subject: Subject) -> list[tuple[int, str, LogitsFn]]:
+def epochs(workdir: Path, subject: Subject, only: str | None) -> list[tuple[int, str, LogitsFn]]:
     """Return the weights of a run by step: (step over all phases, name, network).
 
-    Those of `PHASE/epochs`, where a run kept them (`checkpoint.epochs=True`), else the best of
-    each phase.
+    Those of `PHASE/epochs`, where a run kept them (`checkpoint.keep_epochs=True`), else the best of
+    each phase; of the phase `only`, or (None) of all that train the same network as the last.
     """
     net = subject.create("float32")
     shapes = Weights(*jax.eval_shape(net.init, jax.random.key(0)))
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    found: list[tuple[int, str, LogitsFn]] = []
-    before = 0
-    for phase in subject.config.phases:
+    names: list[tuple[int, str]] = []
+    found: list[Weights] = []
+    before, config = 0, subject.config
+    model = {name: dict(config[name].changes).get("model") for name in config.phases}
+    own = [n for n in config.phases if model[n] == model[config.phases[-1]] and only in (None, n)]
+    for phase in own:
         kept = next((k for k in ("epochs", "best") if steps(workdir / phase / k)), None)
         if kept is None:
             continue
         with contextlib.closing(Checkpoints(workdir / phase / kept, read_only=True)) as files:
             for step in steps(workdir / phase / kept):
-                weights = files.restore(step, abstract_state(shapes, place))
-                name = f"{phase} {step}"
-                found.append((before + step, name, logits_of(subject, weights)))
-        before = found[-1][0]
-    return found
+                found.append(files.restore(step, abstract_state(shapes, place)))
+                names.append((before + step, f"{phase} {step}"))
+        before = names[-1][0]
+    made = logits_of(subject, *found)
+    return [(*name, logits_fn) for name, logits_fn in zip(names, made, strict=True)]
 
 
 def keys(seen: Seen, seed: int) -> Array:
