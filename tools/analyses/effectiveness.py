@@ -5,6 +5,7 @@ steps K. Where it grows, training has learnt to fool its own short attack. Sourc
 Debenedetti et al. 2022 (arXiv 2209.07399).
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,10 @@ def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
     """Draw loss, and what is left to the longest attack, over the steps of training."""
     del made
     ball = f"{seen.ball['norm']} {pictures.radius(seen.ball['epsilon'])}"
-    about = f"PGD with k steps of 1.5 epsilon / k, {ball}, on {rows[0]['images']} images, mean of "
-    figure = pictures.figure(f"{seen.name}\n{about}{rows[0]['seeds']} random starts", 9.6, 4.0)
+    starts = "one random start" if asked.seeds == 1 else f"the mean of {asked.seeds} random starts"
+    about = f"{seen.subject.network.name}: PGD with k steps of 1.5 epsilon / k, {ball}, on "
+    about += f"{rows[0]['images']} images, {starts}"
+    figure = pictures.figure(about, 9.6, 4.0)
     left, right = figure.subplots(1, 2)
     names = list(dict.fromkeys(row["checkpoint"] for row in rows))
     places = {name: row["step"] for row in rows for name in [row["checkpoint"]]}
@@ -77,6 +80,16 @@ def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
             panel.margins(x=0.25)
         else:
             panel.set_xlabel("steps of training")
+            for before, name in itertools.pairwise(names):
+                if before.partition(" ")[0] != name.partition(" ")[0]:  # the phase
+                    panel.axvline(places[before], color="#888888", linestyle=":")
+                    panel.text(
+                        places[before],
+                        1.01,
+                        f"{name.partition(' ')[0]} →",
+                        fontsize=8,
+                        transform=panel.get_xaxis_transform(),
+                    )
     figure.legend(
         *left.get_legend_handles_labels(), title="attack steps", fontsize=8, loc="outside right"
     )

@@ -10,7 +10,7 @@ from jaxrobust.evaluation import records
 from jaxrobust.runtime.commandline import load_config
 from jaxrobust.weights import runs
 from tools import refresh_configs
-from tools.papers import markdown, matching, tables
+from tools.papers import markdown, tables, training
 
 KEPT = Path(__file__).parents[1] / "records"  # config and records of the runs that README quotes
 HEAD = (
@@ -85,7 +85,7 @@ def published(config: dict[str, Any]) -> Iterator[tuple[tables.Table, dict[str, 
             for row in table.rows:
                 own = row.get("model") == config["model"]["name"]
                 own = own and row.get("origin") == "authors"
-                if own and not any(matching.other_training(table, row, config)):
+                if own and not any(training.differences(table, row, config)):
                     yield table, row
 
 

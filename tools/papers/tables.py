@@ -9,6 +9,7 @@ multiply-adds.
 
 import functools
 import json
+import math
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -120,3 +121,19 @@ def settings(table: Table, row: dict[str, Any]) -> dict[str, Any]:
 def radius(text: str) -> float:
     """Return a radius that the data writes as "4/255" or "2"."""
     return float(Fraction(text))
+
+
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two values are one, radii in either writing."""
+    try:
+        numbers = [float(radius(x) if isinstance(x, str) else x) for x in (one, other)]
+        return math.isclose(*numbers, rel_tol=1e-9)
+    except (TypeError, ValueError):
+        return one == other and one is not None
+
+
+def shown(value: Any) -> str:
+    """Return a value for people."""
+    return (
+        "unknown" if value is None else f"{value:.4g}" if isinstance(value, float) else f"{value}"
+    )
