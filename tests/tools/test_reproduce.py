@@ -146,6 +146,8 @@ class MatchingTest(parameterized.TestCase):
         ({"mixup__mixup": 0.8}, "augmentation unknown, not basic"),
         ({"erase__probability": 0.25}, "augmentation unknown, not basic"),
         ({"label_smoothing": 0.1}, "label_smoothing 0.1, not 0"),
+        ({"data__views": 3}, "repeated_augmentation 3"),
+        ({"data__extra": "npz:more.npz"}, "synthetic_share 0.5"),
         ({"attack__start": "random"}, "attack.start random, not image"),
         ({"model__options": {"drop_path": 0.1}}, "model.options.drop_path is set"),
         ({"train__stem": "fresh"}, "start unknown, not random"),

@@ -44,6 +44,10 @@ def trained(config: dict[str, Any]) -> dict[str, Any]:
     said["train_dataset"] = dataset(seen.data.name, seen.data.classes)
     said["train_size"] = seen.model.image_size
     said |= _augmented(seen)
+    if seen.data.views != 1:
+        said["repeated_augmentation"] = seen.data.views
+    if seen.data.extra:
+        said["synthetic_share"] = seen.data.extra_share
     if own.objective != "clean":
         attack = seen.attack
         made = 1 if attack.name == "fgsm" else attack.steps
@@ -128,6 +132,8 @@ def differences(table: Table, row: dict[str, Any], config: dict[str, Any]) -> It
     """Say what of a run's training is not that of a row."""
     said, wanted = trained(config), tables.settings(table, row)
     needed = _NEEDED + (() if wanted.get("objective") == "clean" else _ATTACKED)
+    data = [key for key in ("repeated_augmentation", "synthetic_share") if key in said]
+    yield from (f"{key} {tables.shown(said[key])}" for key in data if key not in wanted)
     for key in dict.fromkeys((*needed, *wanted)):
         if key not in wanted:
             yield f"the paper does not say its {key}"
