@@ -165,7 +165,8 @@ def base() -> ConfigDict:
     )
     # At the end: both phases' best weights on the test split; images=0 means all of them.
     config.test = ConfigDict({"images": 0, "batch_size": 256, "steps": 40})
-    config.checkpoint = ConfigDict({"every_epochs": 1})
+    # keep_epochs: the weights of every evaluation stay, under PHASE/epochs (tools/analyse.py).
+    config.checkpoint = ConfigDict({"every_epochs": 1, "keep_epochs": False})
     config.log = ConfigDict({"every_steps": 50, "tensorboard": False})
     return config.lock()
 

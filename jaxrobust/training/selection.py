@@ -1,5 +1,6 @@
 """The selection split: which weights of a phase are the best."""
 
+import contextlib
 import json
 import math
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from jaxrobust.training import alarm, build, splits
 from jaxrobust.training.phase import Run
 from jaxrobust.training.step import TrainState, averaged
 from jaxrobust.types import Weights
+from jaxrobust.weights.checkpoint import Checkpoints, steps
 
 
 def selection(run: Run) -> Callable[[int, TrainState], dict[str, float]]:
@@ -35,6 +37,8 @@ def selection(run: Run) -> Callable[[int, TrainState], dict[str, float]]:
             f"{name}: step {step}, selection split: clean {reached['clean']:.1%}, "
             f"robust {reached['robust']:.1%}"
         )
+        if config.checkpoint.keep_epochs:
+            _keep(run, step, weights, reached)
         latest.wait()  # two writers at once mix up their meetings of hosts
         before = best.latest_step()
         if before is None or reached[metric] >= best.meta(before)[metric]:
@@ -49,6 +53,15 @@ def selection(run: Run) -> Callable[[int, TrainState], dict[str, float]]:
         return {f"selection_{key}": value for key, value in reached.items()}
 
     return select
+
+
+def _keep(run: Run, step: int, weights: Weights, reached: dict) -> None:
+    """Add the weights of an evaluation to those of all; a rollback comes to a step again."""
+    run.latest.wait()
+    with contextlib.closing(Checkpoints(run.file("epochs"), keep_all=True)) as kept:
+        if step not in steps(kept.directory):
+            kept.save(step, weights, reached)
+            kept.wait()
 
 
 def _overfitting(run: Run) -> str | None:

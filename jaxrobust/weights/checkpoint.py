@@ -22,15 +22,16 @@ class DiskFull(OSError):
 
 
 class Checkpoints:
-    """Saves arrays and JSON under `directory/<step>`; a new step replaces the one before.
+    """Saves arrays and JSON under `directory/<step>`; a new step replaces the one before, or with
+    `keep_all` stays beside it.
 
     A step appears under its number only when it is complete, and the one before goes only then, so
     that a kill at any moment leaves one to continue from.
     """
 
-    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
+    def __init__(self, directory: Path, *, read_only: bool = False, keep_all: bool = False) -> None:
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=checkpoint_managers.LatestN(1),
+            preservation_policy=checkpoint_managers.LatestN(None if keep_all else 1),
             cleanup_tmp_directories=not read_only,  # they may be those of a run that goes on
             read_only=read_only,
         )
@@ -43,7 +44,7 @@ class Checkpoints:
                 f"{self.directory / str(found[-1])} is no whole checkpoint: move it away, and the "
                 f"same command continues at {f'step {last}' if last else 'the start'}"
             )
-        if not read_only and jax.process_index() == 0:
+        if not (read_only or keep_all) and jax.process_index() == 0:
             for step in found[:-1]:  # a kill came while it was removed
                 shutil.rmtree(self.directory / str(step))
         self._manager = ocp.CheckpointManager(

@@ -1,0 +1,170 @@
+"""What a run's config says of its training in the words of the tables, and what differs."""
+
+import functools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from jaxrobust.config import Values, base, completed, of_phase, phases, plain
+from jaxrobust.data.presets import PRESETS, Preset
+from tools.papers import tables
+from tools.papers.tables import Table
+
+# Of the phase that trains last: where a row is silent, the paper's recipe, config.base(), counts.
+_RECIPE = ("lr", "warmup_epochs", "final_lr", "weight_decay", "b2", "ema_decay", "trades_beta")
+_NEUTRAL = {"scan", "bn_group"}  # of model.options: they change no result of networks without BN
+_NEEDED = ("objective", "augmentation", "start", "epochs", "train_dataset", "train_size")
+_ATTACKED = ("train_attack", "attack_steps", "epsilon_train")
+
+
+def whole_config(config: dict[str, Any]) -> Values:
+    """Return the config of a run with the keys that are younger."""
+    return _completed(json.dumps(config))
+
+
+@functools.lru_cache(256)
+def _completed(text: str) -> Values:
+    """Return a config with the keys that are younger; nobody changes it."""
+    return json.loads(json.dumps(completed(json.loads(text))), object_hook=Values)
+
+
+@functools.cache
+def _recipe() -> Values:
+    """Return the main paper's values, which are the defaults."""
+    return json.loads(json.dumps(plain(base())), object_hook=Values)
+
+
+def trained(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run's config says of its last phase; what cannot be told is missing."""
+    whole = whole_config(config)
+    *before, last = phases(whole)
+    seen, own = of_phase(whole, last), whole[last]
+    said: dict[str, Any] = {key: own[key] for key in _RECIPE}
+    said |= {key: own[key] for key in ("objective", "epochs", "batch_size")}
+    said["train_dataset"] = dataset(seen.data.name, seen.data.classes)
+    said["train_size"] = seen.model.image_size
+    said |= _augmented(seen)
+    if seen.data.views != 1:
+        said["repeated_augmentation"] = seen.data.views
+    if seen.data.extra:
+        said["synthetic_share"] = seen.data.extra_share
+    if own.objective != "clean":
+        attack = seen.attack
+        made = 1 if attack.name == "fgsm" else attack.steps
+        said |= {"train_attack": attack.name, "attack_steps": made}
+        said |= {"epsilon_train": attack.epsilon, "norm_train": attack.norm}
+        said["epsilon_warmup_epochs"] = attack.get("warmup_epochs") or 0
+    return said | _started(whole, before, last)
+
+
+def _augmented(seen: Values) -> dict[str, Any]:
+    """Return the augmentation in the words of the tables: a name, or what is mixed and erased."""
+    preset = PRESETS.get(seen.data.augmentation, Preset(seen.data.augmentation))
+    strengths = [seen.mixup.mixup, seen.mixup.cutmix, seen.erase.probability]
+    usual = [preset.mixup, preset.cutmix, preset.erase]
+    given = [u if s is None else s for s, u in zip(strengths, usual, strict=True)]
+    smoothing = preset.label_smoothing if seen.label_smoothing is None else seen.label_smoothing
+    said: dict[str, Any] = {"label_smoothing": smoothing}
+    names = [
+        name
+        for name in ("basic", "light", "heavy")
+        if [PRESETS[name].chain, *_strengths(PRESETS[name])] == [preset.chain, *given]
+    ]
+    if names:  # all of DeiT's is heavy but for the noise that fills what is erased
+        erased = names[0] == "heavy" and seen.erase.noise == "truncated"
+        said["augmentation"] = "deit" if erased else names[0]
+    drawn = preset.chain == PRESETS["heavy"].chain
+    on = [g > 0 for g in given]
+    whole = [u * bool(g) for g, u in zip(given, _strengths(PRESETS["heavy"]), strict=True)] == given
+    if whole and (drawn or preset.chain == PRESETS["light"].chain):
+        said |= dict(zip(("mixup", "cutmix", "random_erasing"), on, strict=True))
+        said["randaugment"] = drawn
+    return said
+
+
+def _strengths(preset: Preset) -> list[float]:
+    return [preset.mixup, preset.cutmix, preset.erase]
+
+
+def _started(whole: Values, before: list[str], last: str) -> dict[str, Any]:
+    """Return `start` and `pretrain_epochs`, where they are one of the tables'."""
+    init = whole.init
+    if (whole[last].start, whole[last].stem, whole[last].head) != (None, "keep", "keep"):
+        return {}
+    if not init.weights:
+        return {} if before else {"start": "random"}
+    (published,) = tables.tables("revisiting_at", "table_2")
+    for row in published.rows:
+        if row.get("robustbench") == init.weights and not before and init.stem == init.head:
+            return {"start": "robust-4/255", "start_epochs": row["epochs"]}
+    if init.weights not in _clean(whole.model.name) or init.head != "keep":
+        return {}
+    if not before:
+        return {"start": "clean" if init.stem == "keep" else "fresh-stem"}
+    first = whole[before[0]]
+    if len(before) > 1 or first.objective != "clean" or first.changes or init.stem != "fresh":
+        return {}
+    return {"start": "clean+stem", "pretrain_epochs": first.epochs}
+
+
+def _clean(model: str) -> list[str]:
+    """Return the names of the weights of Table 18, where the main paper's networks start."""
+    (names,) = tables.tables("revisiting_at", "table_18")
+    own = [row for row in names.rows if row["model"] == model.removesuffix("_cvst")]
+    timm = [row["timm"] for row in own if "timm" in row]
+    meta = "https://dl.fbaipublicfiles.com/convnext/{}.pth"
+    return [
+        *timm,
+        *(f"{name}.fb_in1k" for name in timm if "." not in name),  # timm's own default
+        *(meta.format(row["meta"]) for row in own if "meta" in row),
+    ]
+
+
+def dataset(name: Any, classes: Any) -> str | None:
+    """Return the tables' name of a data set, or of some of its classes; None: it has none."""
+    plain = str(name).removeprefix("tfds:").partition(":")[0]
+    if plain == "imagenet2012" and classes:
+        return "imagenet100" if classes == "imagenet100" else None
+    return None if classes else plain
+
+
+def differences(table: Table, row: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
+    """Say what of a run's training is not that of a row."""
+    said, wanted = trained(config), tables.settings(table, row)
+    needed = _NEEDED + (() if wanted.get("objective") == "clean" else _ATTACKED)
+    data = [key for key in ("repeated_augmentation", "synthetic_share") if key in said]
+    yield from (f"{key} {tables.shown(said[key])}" for key in data if key not in wanted)
+    for key in dict.fromkeys((*needed, *wanted)):
+        if key not in wanted:
+            yield f"the paper does not say its {key}"
+        elif wanted[key] is None and key == "augmentation":  # told one by one: mixup, cutmix, ...
+            continue
+        elif not tables.same(said.get(key), wanted[key]):
+            yield f"{key} {tables.shown(said.get(key))}, not {tables.shown(wanted[key])}"
+    if said.get("norm_train", "linf") != "linf":
+        yield f"trained in {said['norm_train']}, not linf"
+    if table.paper == "revisiting_at":
+        yield from _other_recipe(said, wanted, config)
+
+
+def _other_recipe(
+    said: dict[str, Any], wanted: dict[str, Any], config: dict[str, Any]
+) -> Iterator[str]:
+    """Say where a run leaves the main paper's recipe in what its tables do not repeat."""
+    recipe = _recipe().train | {"label_smoothing": 0.0}
+    if preset := PRESETS.get(str(wanted.get("augmentation"))):
+        recipe["label_smoothing"] = preset.label_smoothing
+    if wanted.get("epochs") in (250, 300):
+        recipe["warmup_epochs"] = 20
+    for key in (*_RECIPE, "label_smoothing"):
+        if key not in wanted and not tables.same(said.get(key), recipe[key]):
+            yield f"{key} {tables.shown(said.get(key))}, not {tables.shown(recipe[key])}"
+    whole = whole_config(config)
+    seen, usual = of_phase(whole, phases(whole)[-1]), _recipe()
+    if own := sorted(seen.model.options.keys() - _NEUTRAL):
+        yield f"model.options.{own[0]} is set"
+    if said["objective"] != "clean":
+        for key in ("relative_step", "step_size", "start", "labels", "statistics"):
+            one, other = seen.attack[key], usual.attack[key]
+            if one != other:
+                yield f"attack.{key} {tables.shown(one)}, not {tables.shown(other)}"
