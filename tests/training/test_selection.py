@@ -26,7 +26,13 @@ class SelectionTest(parameterized.TestCase):
         run = types.SimpleNamespace(
             name="train",
             workdir=folder,
-            config=ConfigDict({"evaluation": settings, "train": {"objective": objective}}),
+            config=ConfigDict(
+                {
+                    "evaluation": settings,
+                    "checkpoint": {"keep_epochs": False},
+                    "train": {"objective": objective},
+                }
+            ),
             phase=types.SimpleNamespace(mesh=sharding.make_mesh(jax.devices()[:1])),
             latest=mock.Mock(),
             best=mock.Mock(**{"latest_step.return_value": 4, "meta.return_value": before}),

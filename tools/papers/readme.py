@@ -55,7 +55,7 @@ def _line(first: str, found: list[dict[str, Any]]) -> str:
     last = found[-1]
     reached = {record["weights"].partition(",")[0]: record for record in found}
     ball = f"{last['attacks'][0]['norm']} {_radius(last['attacks'][0]['epsilon'])}"
-    images = f"{int(last['image_ids'].split('..')[1]) + 1:,} of {last['dataset']}"
+    images = f"{int(last['image_ids'].split('..')[1]) + 1:,} {last['dataset']}"
     clean, robust = (_accuracies(reached.get(phase)) for phase in ("pretrain", "train"))
     where = f"{last['device']} (commit {markdown.short(last)})"
     return f"| {' | '.join((first, f'{images}, {ball}', clean, robust, where))} |\n"
