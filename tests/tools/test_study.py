@@ -1,0 +1,97 @@
+"""The study on CIFAR-10: its budgets, what is done, and its table."""
+
+import json
+from pathlib import Path
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+from configs import cifar_study
+from jaxrobust.config import of_phase, phases
+from tools import study
+
+
+def units(config) -> float:
+    """The cost of a run: passes over the images, a quarter of one at half the resolution."""
+    total = 0.0
+    for name in phases(config):
+        seen = of_phase(config, name)
+        passes = 1 if seen[name].objective == "clean" else seen.attack.steps + 1
+        total += seen[name].epochs * passes * (seen.model.image_size / 32) ** 2
+    return total
+
+
+class ConfigTest(parameterized.TestCase):
+    @parameterized.parameters(*cifar_study.RUNS)
+    def test_costs_the_same(self, run):
+        self.assertAlmostEqual(units(cifar_study.get_config(run)), 30, delta=1)
+
+    def test_differs_in_one_answer(self):
+        self.assertEqual(cifar_study.get_config("patch").model.name, "convnext_n")
+        self.assertEqual(phases(cifar_study.get_config("random")), ["train"])
+        self.assertEqual(cifar_study.get_config("one-step").attack.steps, 1)
+        self.assertEqual(cifar_study.get_config("basic").data.augmentation, "crop")
+        self.assertEqual(phases(cifar_study.get_config("low-first")), ["pretrain", "low", "train"])
+        self.assertEqual(cifar_study.get_config("base,seed=1").seed, 1)
+
+
+class StudyTest(absltest.TestCase):
+    def run_study(self, out, minutes="60", fails=()):
+        """(exit code, commands) where commands write the records that they would."""
+        commands = []
+
+        def run(command, **unused):
+            words = [word.partition("=") for word in command]
+            workdir = Path(next(value for key, _, value in words if key == "--workdir"))
+            commands.append((command[2], workdir.name))
+            code = int(workdir.name in fails)
+            if not code:
+                folder = workdir / "evaluation" if "evaluate" in command[2] else workdir
+                path = folder / "results.jsonl"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                row = {"weights": "train, step 3, ema", "method": "autoattack standard"}
+                path.write_text(json.dumps(row | {"clean": 0.5, "robust": 0.25}) + "\n")
+            return mock.Mock(returncode=code)
+
+        words = ["study.py", "--out", str(out), "--minutes", minutes]
+        with (
+            mock.patch.object(study.subprocess, "run", run),
+            mock.patch.object(study.sys, "argv", words),
+            mock.patch("builtins.print"),
+            self.assertRaises(SystemExit) as left,
+        ):
+            study.main()
+        return left.exception.code, commands
+
+    def test_goes_on_with_what_is_left(self):
+        out = Path(self.create_tempdir())
+        code, commands = self.run_study(out, fails=("patch-0",))
+        self.assertEqual(code, 1)
+        self.assertEqual(
+            commands,
+            [
+                ("jaxrobust.main", "base-0"),
+                ("jaxrobust.evaluate", "base-0"),
+                ("jaxrobust.main", "patch-0"),
+            ],
+        )
+        code, commands = self.run_study(out)
+        self.assertEqual(code, 0)
+        self.assertEqual(commands[0], ("jaxrobust.main", "patch-0"))
+        self.assertLen(commands, 2 * 2 * len(cifar_study.RUNS) - 2)
+        self.assertEqual(self.run_study(out), (0, []))
+        said = study.table(out, cifar_study.RUNS)
+        self.assertIn("| one-step | 50.0, 50.0 | 25.0, 25.0 | 25.0 (+0.0) | 46.4 instead", said)
+
+    def test_begins_nothing_after_its_time(self):
+        out = Path(self.create_tempdir())
+        with mock.patch.object(study.time, "monotonic", iter(range(0, 10**6, 100)).__next__):
+            code, commands = self.run_study(out, minutes="5")
+        self.assertEqual(code, 1)
+        self.assertLen(commands, 3)
+        self.assertIn("| base | 50.0, not yet measured |", study.table(out, ("base",)))
+        self.assertEqual(self.run_study(out, minutes="0")[0], 2)
+
+
+if __name__ == "__main__":
+    absltest.main()

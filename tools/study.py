@@ -1,0 +1,116 @@
+"""The runs of configs/cifar_study.py, each with AutoAttack, and what they say beside the paper.
+
+python tools/study.py --out runs/study [--minutes 60] [--data_dir FOLDER]
+
+The same command goes on with what is not done; after --minutes no run or attack is begun any more.
+Without CIFAR-10: `jaxrobust prepare cifar10`. The last lines are the table of what is done by then.
+
+Exit codes: 0 all is done, 1 something is left, 2 a mistake.
+"""
+
+import importlib
+import itertools
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from jaxrobust.evaluation import records  # noqa: E402
+from jaxrobust.runtime.commandline import Arguments, stop  # noqa: E402
+
+SEEDS = (0, 1)
+IMAGES = 1000
+# What the paper finds of each: robust accuracy against base (ConvNeXt-T at 4/255, Tables 1 and 11).
+PAPER = {
+    "patch": "46.5 instead of 47.5 (convnext_t, from clean weights)",
+    "random": "37.6 instead of 42.2 (basic augmentation)",
+    "basic": "42.2 instead of 47.5",
+    "one-step": "46.4 instead of 47.5, in two thirds of the cost",
+    "low-first": "no such run",
+}
+
+
+def main() -> None:
+    """Make what is left; print the table."""
+    parser = Arguments(__doc__)
+    parser.flag("out", type=Path, default=Path("runs/study"), help="Folder of the runs.")
+    parser.flag("minutes", type=float, default=math.inf, help="Time to begin work in.")
+    parser.flag("data_dir", help="Folder of data sets; default: $TFDS_DATA_DIR.")
+    args = parser.parse_args()
+    if args.minutes <= 0:
+        stop(f"--minutes {args.minutes:g} must be above 0", 2)
+    end = time.monotonic() + 60 * args.minutes
+    names = importlib.import_module("configs.cifar_study").RUNS
+    left = 0
+    for seed, name in itertools.product(SEEDS, names):
+        left += not _made(args, name, seed, end)
+    print(table(args.out, names))
+    sys.exit(int(left > 0))
+
+
+def _made(args: Any, name: str, seed: int, end: float) -> bool:
+    """Train and attack one network where that is not done; tell whether it is by now."""
+    workdir = args.out / f"{name}-{seed}"
+    data = [f"--config.data.dir={args.data_dir}"] if args.data_dir else []
+    config = f"{ROOT / 'configs' / 'cifar_study.py'}:{name},seed={seed}"
+    train = ["jaxrobust.main", f"--config={config}", f"--workdir={workdir}", *data]
+    attack = ["jaxrobust.evaluate", f"--workdir={workdir}", f"--n={IMAGES}"]
+    for done, command in ((trained(workdir), train), (attacked(workdir), attack)):
+        if done:
+            continue
+        if time.monotonic() > end:
+            return False
+        print(" ".join(command), file=sys.stderr, flush=True)
+        code = subprocess.run([sys.executable, "-m", *command], cwd=ROOT).returncode
+        if code:
+            stop(
+                f"{name}, seed {seed}: exit code {code}; see above, the same command goes on", code
+            )
+    return True
+
+
+def trained(workdir: Path) -> bool:
+    """Tell whether a run has tested its last phase."""
+    return any(row["weights"].startswith("train,") for row in records.read(workdir))
+
+
+def attacked(workdir: Path) -> dict[str, Any] | None:
+    """Return the record of AutoAttack on a run."""
+    rows = records.read(workdir / "evaluation")
+    return next((r for r in rows if r["method"] == "autoattack standard"), None)
+
+
+def table(out: Path, names: Any) -> str:
+    """Return clean and robust accuracy of each run, their mean, and the paper's finding."""
+    lines = ["| run | clean, seeds 0 and 1 | AutoAttack, seeds 0 and 1 | mean | the paper |"]
+    lines += ["|---|---|---|---|---|"]
+    means: dict[str, Any] = {}  # None: not all seeds are done
+    for name in names:
+        found = [attacked(out / f"{name}-{seed}") for seed in SEEDS]
+        cells = [[_percent(r[key] if r else None) for r in found] for key in ("clean", "robust")]
+        robust = [r["robust"] for r in found if r]
+        means[name] = sum(robust) / len(robust) if len(robust) == len(SEEDS) else None
+        mean = _percent(means[name])
+        if name != "base" and None not in (means[name], means["base"]):
+            mean += f" ({100 * (means[name] - means['base']):+.1f})"
+        row = (name, ", ".join(cells[0]), ", ".join(cells[1]), mean, PAPER.get(name, ""))
+        lines.append(f"| {' | '.join(row)} |")
+    half = 196 * math.sqrt(0.25 * 0.75 / IMAGES)
+    lines.append(
+        f"\nIn % of {IMAGES:,} test images of CIFAR-10, Linf 8/255; one network's 95 % interval is "
+        f"about {half:.1f} either way at 25 %. Records: {out}/*/evaluation/results.jsonl"
+    )
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "not yet measured" if value is None else f"{100 * value:.1f}"
+
+
+if __name__ == "__main__":
+    main()
