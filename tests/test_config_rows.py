@@ -21,7 +21,6 @@ FAMILIES += ("light_ablation", "transfer")
 KEYS = {"evaluation": "selection_split", "test": "test_split"}
 ROWS = [name for name in refresh_configs.names() if ":" in name]
 FAST = [
-    "revisiting_at:convnext_t,attack=pgd",
     "revisiting_at:convnext_t_cvst,start=clean,stem=7x7/2+3x3/2",
 ]
 

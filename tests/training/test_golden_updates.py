@@ -96,8 +96,8 @@ OBJECTIVES = {
 
 @pytest.mark.computes
 class GoldenUpdatesTest(parameterized.TestCase):
-    @pytest.mark.slow  # 10 s, most of them for the compilation of six passes in float64
     @parameterized.parameters(*OBJECTIVES)
+    @pytest.mark.slow  # 10 s, most of them for the compilation of six passes in float64
     def test_twenty_updates(self, name):
         golden = load(paths.GOLDEN / "updates/cifar_updates.npz")
         data = load(paths.GOLDEN / "attacks/aa_flags.npz")

@@ -82,6 +82,7 @@ class RunTest(absltest.TestCase):
 
 
 class StartTest(parameterized.TestCase):
+    @pytest.mark.slow
     def test_from_an_earlier_one_by_its_name(self):
         seen = {}
         real = training_run._run_phase

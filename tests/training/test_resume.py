@@ -185,6 +185,7 @@ class GroupsTest(RunTest):
 
 
 class SkippedTest(RunTest):
+    @pytest.mark.slow
     def test_goes_on_and_makes_up_for_an_evaluation(self):
         """Steps 6, 7 and 8 of 12 update nothing; step 8 would be saved and evaluated."""
         folder, config = Path(self.create_tempdir()), one_phase()

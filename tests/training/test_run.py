@@ -140,6 +140,7 @@ class TroubleTest(parameterized.TestCase):
             quiet_run(config, workdir)
         self.assertIn("train: step 4 of 12", quiet_run(config, workdir))
 
+    @pytest.mark.slow
     def test_bad_record_loses_nothing(self):
         workdir = Path(self.create_tempdir()) / "record"
         config, real = tiny(pretrain__epochs=0), splits.batches
