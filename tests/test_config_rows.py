@@ -18,7 +18,6 @@ from tools import refresh_configs
 
 FAMILIES = ("revisiting_at", "convstem_pretraining", "larger_radius", "light_recipe")
 FAMILIES += ("light_ablation", "transfer")
-KEYS = {"evaluation": "selection_split", "test": "test_split"}
 ROWS = [name for name in refresh_configs.names() if ":" in name]
 FAST = [
     "revisiting_at:convnext_t_cvst,start=clean,stem=7x7/2+3x3/2",
@@ -46,9 +45,7 @@ def reduced(config):
     side = model.image_size if config.data.preprocessing is None else 2 * model.image_size
     config.data.update(name=f"fake:{side}x{side}x3:{model.num_classes}", workers=0, classes=None)
     config.data.update(train_split="train[:8]", selection_split="train[:4]", test_split="train[:4]")
-    for key in ("evaluation", "test"):
-        config[key].update(images=4, batch_size=4)
-    config.test.steps = 2
+    config.evaluation.update(images=4, batch_size=4)
     return config.lock()
 
 
@@ -72,13 +69,11 @@ class RowsTest(parameterized.TestCase):
         self.assertTrue(np.isfinite(float(figures["loss"])), figures)
         after = jax.device_get(state.params)
         self.assertTrue(any((before[key] != after[key]).any() for key in before))
-        for key in ("evaluation", "test"):
-            settings = config[key]
-            images = splits.evaluated(config, KEYS[key], settings, Path())
-            evaluate = build.evaluation(config, built.mesh, steps=settings.steps)
-            weights = Weights(state.params, state.stats)
-            reached = accuracy.count(evaluate, weights, images, built.mesh, bar=key)
-            self.assertLessEqual(reached["robust"], reached["clean"])
+        images = splits.evaluated(config, "selection_split", config.evaluation, Path())
+        evaluate = build.evaluation(config, built.mesh, steps=config.evaluation.steps)
+        weights = Weights(state.params, state.stats)
+        reached = accuracy.count(evaluate, weights, images, built.mesh, bar="selection")
+        self.assertLessEqual(reached["robust"], reached["clean"])
 
     @parameterized.parameters(*FAST)
     def test_two_steps(self, name):
