@@ -33,7 +33,7 @@ def reduced(config):
         stages = len(row.depths)
         changes = {"depths": (1,) * stages}
         if "dims" in row._fields:
-            changes["dims"] = (row.dims[0],) + (16,) * (stages - 1)
+            changes["dims"] = (stem.get("dims", row.dims)[0],) + (16,) * (stages - 1)
     else:
         changes = {"depth": 1}
     if "bn_group" in stem:
@@ -75,11 +75,11 @@ class RowsTest(parameterized.TestCase):
         reached = accuracy.count(evaluate, weights, images, built.mesh, bar="selection")
         self.assertLessEqual(reached["robust"], reached["clean"])
 
-    @parameterized.parameters(*FAST)
+    @parameterized.parameters(*((name,) for name in FAST))
     def test_two_steps(self, name):
         self.check(name)
 
-    @parameterized.parameters(*(name for name in ROWS if name not in FAST))
+    @parameterized.parameters(*((name,) for name in ROWS if name not in FAST))
     @pytest.mark.slow
     def test_two_steps_of_every_row(self, name):
         self.check(name)

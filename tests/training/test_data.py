@@ -54,6 +54,7 @@ class FolderTest(parameterized.TestCase):
             pretrain__epochs=0,
             train__epochs=1,
             train__batch_size=32,
+            train__from_random=True,
             train__warmup_epochs=0,
             log__every_steps=1,
         )

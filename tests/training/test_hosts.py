@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest
 
-from jaxrobust.data import loading, sources
+from jaxrobust.data import plan, sources
 from jaxrobust.evaluation import records
 from jaxrobust.runtime import jsonl
 from tests.support.processes import start, wait, written
@@ -220,7 +220,7 @@ class DamagedDataTest(absltest.TestCase):
         name = f"folder:{folder / 'data'}"
         source = sources.open_source(name, "all")
         # Of the third step's 16, the first of host 0, which is the coordinator.
-        path = Path(source.describe(loading._permutation(1, 0, 64)[2 * 16]))
+        path = Path(source.describe(plan._permutation((1, 0), 0, 64)[2 * 16]))
         whole = path.read_bytes()
         changes = {f"data__{key}_split": "all" for key in ("train", "selection", "test")}
         changes |= {"data__name": name, "data__strict": True, "data__augmentation": "basic"}
