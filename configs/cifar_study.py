@@ -13,8 +13,8 @@ resolution a quarter of one.
     one-step  10 adversarial epochs of 1 step
     low-first 8 adversarial epochs at 16 px before 5 at 32
 
-`tools/study.py` makes all of them with two seeds, attacks them with AutoAttack and compares. 10,000
-images train, so that all of it takes some hours on two cores. Accuracies: not yet measured.
+`tools/study.py` makes all of them with two seeds on 10,000 images, attacks them with AutoAttack and
+compares. Wall time, accuracies: not yet measured.
 """
 
 from jaxrobust.config import base, phase, read_arguments

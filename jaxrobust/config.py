@@ -22,7 +22,7 @@ CHANGES = ("model", "data", "mixup", "erase", "label_smoothing", "attack", "eval
 
 
 def phase(**changes: Any) -> ConfigDict:
-    """Return the values of one run of the optimiser: the paper's AdamW and curve."""
+    """Return the values of one run of the optimiser: the paper's AdamW and learning-rate curve."""
     values = {
         "objective": "adversarial",  # clean | adversarial | trades
         "trades_beta": 6.0,
@@ -163,7 +163,7 @@ def base() -> ConfigDict:
     config.evaluation = ConfigDict(
         {"every_epochs": 1, "images": 0, "batch_size": 256, "steps": 10, "weights": "ema"}
     )
-    # At the end: both phases' best weights on the test split; images=0 means all of them.
+    # At the end: each phase's best weights on the test split; images=0 means all of them.
     config.test = ConfigDict({"images": 0, "batch_size": 256, "steps": 40})
     # keep_epochs: the weights of every evaluation stay, under PHASE/epochs (tools/analyse.py).
     config.checkpoint = ConfigDict({"every_epochs": 1, "keep_epochs": False})

@@ -114,7 +114,7 @@ class TpuPodTest(clouds.ScriptsTest):
         self.assertEqual(code, 0, said)
         (call,) = self.cloud.calls("pkill")
         self.assertEqual(call[1], "-TERM")
-        command = "/home/me/venv/bin/python -m jaxrobust.main --multihost"
+        command = "venv/bin/python -m jaxrobust.main --multihost"
         self.assertRegex(command, call[3])
         for other in (f"bash -c cd jaxrobust && {command}", command.replace(".main", ".mainly")):
             self.assertNotRegex(other, call[3])
