@@ -1,12 +1,12 @@
 """`jaxrobust COMMAND ...`, or `python -m jaxrobust COMMAND ...`: the commands by their names."""
 
-import difflib
 import runpy
 import sys
 from typing import NamedTuple
 
 from jaxrobust import __version__
 from jaxrobust.runtime import commandline
+from jaxrobust.runtime.spelling import meant
 
 
 class Command(NamedTuple):
@@ -50,9 +50,7 @@ def main() -> None:
     if name == "--version":
         return print(f"jaxrobust {__version__}")
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1)
-        meant = f"did you mean {near[0]}?" if near else f"one of {', '.join(COMMANDS)}"
-        commandline.stop(f"{name} is no command; {meant}", 2)
+        commandline.stop(f"{name} is no command; {meant(name, COMMANDS)}", 2)
     commandline.program = f"jaxrobust {name}"
     sys.argv[1:] = rest
     runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)

@@ -3,7 +3,6 @@
 Plain values only. A config file starts from `base()` and changes what differs.
 """
 
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from jaxrobust import models
+from jaxrobust.runtime.spelling import meant
 from jaxrobust.types import Classifier
 
 Config = Any  # ml_collections.ConfigDict, or anything that reads like one
@@ -202,9 +202,7 @@ def read_arguments(text: str | None, **choices: Sequence[Any]) -> dict[str, Any]
         if not equals and i == 0:
             name, value = first, name
         if name not in choices:
-            near = difflib.get_close_matches(name, choices, 1)
-            meant = f"did you mean {near[0]}?" if near else f"one of {', '.join(choices)}"
-            raise ArgumentError(f"{word!r} is no argument of this config; {meant}")
+            raise ArgumentError(f"{word!r} is no argument of this config; {meant(name, choices)}")
         if name in given:
             raise ArgumentError(f"the argument {name} is given twice; give it once")
         given[name] = value
@@ -215,9 +213,8 @@ def read_arguments(text: str | None, **choices: Sequence[Any]) -> dict[str, Any]
     for name, values in choices.items():
         match = {str(value): value for value in values if value is not None}
         if name in given and given[name] not in match:
-            near = difflib.get_close_matches(given[name], match, 1)
-            meant = f"did you mean {near[0]}?" if near else f"one of {', '.join(match)}"
-            raise ArgumentError(f"{name}={given[name]} is not among its values; {meant}")
+            others = meant(given[name], match)
+            raise ArgumentError(f"{name}={given[name]} is not among its values; {others}")
         found[name] = match[given[name]] if name in given else values[0]
     return found
 
@@ -292,9 +289,8 @@ def _change(config: dict[str, Any], keys: tuple[str, ...], value: Any, prefix: s
     for depth, key in enumerate(keys):
         known = known if depth == 0 else list(section)
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            meant = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
-            raise ValueError(f"{prefix}{'.'.join(keys[: depth + 1])} is no key; {meant}")
+            whole = f"{prefix}{'.'.join(keys[: depth + 1])}"
+            raise ValueError(f"{whole} is no key; {meant(key, known)}")
         if depth < len(keys) - 1:
             if not isinstance(section[key], dict):
                 raise ValueError(f"{prefix}{'.'.join(keys)}: {key} is no section, but a value")

@@ -140,7 +140,8 @@ def weights(
     """
     if given.workdir:
         run = Path(given.workdir)
-        runs.check_classes(runs.classes_file(run, given.phase), source, renamed=True)
+        phase = runs.phase_of(run, given.phase)
+        runs.check_classes(runs.classes_file(run, phase), source, renamed=True)
         if other := runs.rewritten(run, subject.origin()):
             say(other)
         which, found = runs.run_weights(run, given.phase, image_size=subject.network.image_size)

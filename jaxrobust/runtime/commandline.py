@@ -3,7 +3,6 @@
 import argparse
 import ast
 import contextlib
-import difflib
 import json
 import logging
 import os
@@ -19,6 +18,8 @@ from typing import Any, NoReturn
 from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
+
+from jaxrobust.runtime.spelling import meant
 
 # In a wheel the recipes are inside of the package, in a checkout beside it.
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -251,9 +252,8 @@ def config_file(given: str) -> Path:
         return own
     if name in recipes:
         return recipes[name]
-    near = difflib.get_close_matches(name, recipes, 1)
-    meant = f"did you mean {near[0]}?" if near else f"give one, or one of {', '.join(recipes)}"
-    raise NoConfigError(f"{given}: no such file; {meant}")
+    others = meant(name, recipes, give="give one, or ")
+    raise NoConfigError(f"{given}: no such file; {others}")
 
 
 def _reason(error: Exception, path: Path, hint: str) -> str:

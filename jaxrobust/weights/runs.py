@@ -27,10 +27,21 @@ def run_config(workdir: Path, phase: str | None = None) -> Values:
       ValueError: no run is there, or no such phase.
     """
     config = _config(workdir)
-    if phase not in (None, *config.phases):
-        raise ValueError(f"--phase={phase} is unknown; one of {', '.join(config.phases)}")
-    done = [name for name in config.phases if steps(workdir / name / "best")]
-    return of_phase(config, phase or (done or config.phases)[-1])
+    return of_phase(config, phase_of(workdir, phase, config))
+
+
+def phase_of(workdir: Path, phase: str | None = None, config: Values | None = None) -> str:
+    """Return the phase of a run that is meant: the named one, else the last that has weights.
+
+    `config`: of the run, where it was read already.
+    Raises:
+      ValueError: no run is there, or no such phase.
+    """
+    names = (config or _config(workdir)).phases
+    if phase not in (None, *names):
+        raise ValueError(f"--phase={phase} is unknown; one of {', '.join(names)}")
+    done = [name for name in names if steps(workdir / name / "best")]
+    return phase or (done or names)[-1]
 
 
 def _config(workdir: Path) -> Values:
@@ -65,16 +76,9 @@ def of_this_version(config: dict[str, Any], path: Path) -> Any:
     return type(config)({key: value for key, value in config.items() if key != "version"})
 
 
-def classes_file(workdir: Path, phase: str | None = None) -> Path:
-    """Return the file with the classes of a run: those of a phase with data of its own, else all's.
-
-    `phase`: default: the last one that has weights.
-    """
-    with contextlib.suppress(ValueError):  # no run there yet
-        names = list(_config(workdir).phases)
-        done = [name for name in names if steps(workdir / name / "best")]
-        phase = phase or (done[-1] if done else None)
-    own = workdir / (phase or "") / CLASSES
+def classes_file(workdir: Path, phase: str) -> Path:
+    """Return the file with the classes of a phase: its own, where it has other data than the run."""
+    own = workdir / phase / CLASSES
     return own if own.exists() else workdir / CLASSES
 
 
@@ -130,24 +134,23 @@ def run_weights(
     Raises:
       ValueError: there is no such phase, or none of its weights.
     """
-    config = run_config(workdir, phase)
-    phases = [phase] if phase else list(reversed(config.phases))
-    done = [p for p in phases if steps(workdir / p / "best")]
-    if not done:
+    config, name = run_config(workdir, phase), phase_of(workdir, phase)
+    if not steps(workdir / name / "best"):
+        either = " or ".join([phase] if phase else reversed(config.phases))
         raise ValueError(
-            f"{workdir} has no best checkpoint of {' or '.join(phases)}; train until it has one "
-            "(the training command continues)"
+            f"{workdir} has no best checkpoint of {either}; train until it has one (the training "
+            "command continues)"
         )
     shapes = Weights(*jax.eval_shape(network_of(config).init, jax.random.key(0)))
     everywhere = sharding.replicated(sharding.make_mesh())
-    with contextlib.closing(Checkpoints(workdir / done[0] / "best", read_only=True)) as best:
+    with contextlib.closing(Checkpoints(workdir / name / "best", read_only=True)) as best:
         number = best.latest_step()
         assert number is not None
         weights = best.restore(number, abstract_state(shapes, everywhere))
     if image_size not in (None, config.model.image_size):
         network = replace(Network.of_config(config), image_size=image_size)
         weights = Weights(*jax.device_put(_resized(network, weights), everywhere))
-    return f"{done[0]}, step {number}, {config.evaluation.weights}", weights
+    return f"{name}, step {number}, {config.evaluation.weights}", weights
 
 
 def _resized(network: Network, weights: Weights) -> list[dict[str, np.ndarray]]:

@@ -1,0 +1,17 @@
+"""What somebody may have meant by a word that is not known."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def meant(word: str, known: Iterable[str], *, give: str = "") -> str:
+    """Return the end of a message: the known word that is nearest, or all of them.
+
+    `give`: begins the list, where a word of one's own would do as well.
+
+    >>> meant("epoch", ["epochs", "steps"]), meant("x", ["epochs", "steps"])
+    ('did you mean epochs?', 'one of epochs, steps')
+    """
+    known = list(known)
+    near = difflib.get_close_matches(word, known, 1)
+    return f"did you mean {near[0]}?" if near else f"{give}one of {', '.join(known)}"
