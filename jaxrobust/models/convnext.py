@@ -131,9 +131,7 @@ class ConvNeXt(nnx.Module):
 def _stem(variant: Variant, rngs) -> list[nnx.Module]:
     v = variant
     if v.stem_widths:
-        return stems.conv_stem(
-            v.stem_widths, v.stem_strides, v.stem_kernels, ins=v.in_channels, rngs=rngs
-        )
+        return stems.conv_stem(v, rngs)
     (stride,), dim = v.stem_strides, v.dims[0]
     return [Conv(v.in_channels, dim, stride, stride=stride, rngs=rngs), LayerNorm(dim)]
 

@@ -83,14 +83,7 @@ class IsotropicConvNeXt(nnx.Module):
 
 def _stem(v: Variant, rngs) -> list[nnx.Module]:
     if v.stem_widths:
-        return stems.conv_stem(
-            v.stem_widths,
-            v.stem_strides,
-            v.stem_kernels,
-            ins=v.in_channels,
-            project=v.dim,
-            rngs=rngs,
-        )
+        return stems.conv_stem(v, rngs, project=v.dim)
     (stride,) = v.stem_strides
     return [Conv(v.in_channels, v.dim, stride, stride=stride, rngs=rngs)]
 

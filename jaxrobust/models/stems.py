@@ -4,6 +4,7 @@ Source: Singh, Croce, Hein 2023 (arXiv 2303.01870), section 4, and nmndeep/revis
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from flax import nnx
 
@@ -12,21 +13,15 @@ from jaxrobust.models.modules import Conv, Gelu, LayerNorm
 from jaxrobust.models.renaming import Row, affine, conv_oihw, row
 
 
-def conv_stem(
-    widths: Sequence[int],
-    strides: Sequence[int],
-    kernels: Sequence[int] = (),
-    *,
-    ins: int,
-    rngs: Draws,
-    project: int = 0,
-) -> list[nnx.Module]:
-    """Return convolutions with LN and GELU each; with `project`, also a bare 1x1 one to it.
+def conv_stem(v: Any, rngs: Draws, *, project: int = 0) -> list[nnx.Module]:
+    """Return the ConvStem of a variant: convolutions with LN and GELU each; with `project`,
+    also a bare 1x1 one to it.
 
-    Their `kernels` are odd, by default 3 of each; their padding is half of them.
+    Its kernels are odd, by default 3 of each; their padding is half of them.
     """
     stem: list[nnx.Module] = []
-    for out, stride, k in zip(widths, strides, kernels or (3,) * len(widths), strict=True):
+    ins, kernels = v.in_channels, v.stem_kernels or (3,) * len(v.stem_widths)
+    for out, stride, k in zip(v.stem_widths, v.stem_strides, kernels, strict=True):
         conv = Conv(ins, out, k, stride=stride, padding=k // 2, torch_init=True, rngs=rngs)
         stem += [conv, LayerNorm(out), Gelu()]
         ins = out

@@ -151,14 +151,7 @@ class VisionTransformer(nnx.Module):
 
 def _stem(v: Variant, rngs) -> list[nnx.Module]:
     if v.stem_widths:
-        return stems.conv_stem(
-            v.stem_widths,
-            v.stem_strides,
-            v.stem_kernels,
-            ins=v.in_channels,
-            project=v.dim,
-            rngs=rngs,
-        )
+        return stems.conv_stem(v, rngs, project=v.dim)
     return patch_stem(v, rngs)
 
 

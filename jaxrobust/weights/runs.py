@@ -77,7 +77,7 @@ def of_this_version(config: dict[str, Any], path: Path) -> Any:
 
 
 def classes_file(workdir: Path, phase: str) -> Path:
-    """Return the file with the classes of a phase: its own, where it has other data than the run."""
+    """Return the file with the classes of a phase: its own, if its data is not the run's."""
     own = workdir / phase / CLASSES
     return own if own.exists() else workdir / CLASSES
 

@@ -21,30 +21,9 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.data import loading, pipeline, sources, transforms
+from tests.support.numbered import numbered, read_numbered
 
 DIGITS = Path(pipeline.__file__).parent / "digits"
-
-
-def numbered(size=37, side=8):
-    """A source whose image of record i is filled with i, label i % 10."""
-    return sources.Source(
-        name="numbered",
-        split="train",
-        size=size,
-        num_classes=10,
-        channels=1,
-        image_shape=(side, side, 1),
-        read=functools.partial(read_numbered, side=side),
-    )
-
-
-def read_numbered(indices, *, side, broken=(), wrong=()):
-    records = []
-    for index in indices:
-        here = side + 1 if index in wrong else side
-        image = b"P5 %d %d 255\n" % (here, here) + bytes([index]) * here**2
-        records.append(sources.Record(b"nonsense" if index in broken else image, index % 10))
-    return records
 
 
 def train(source, steps, **options):

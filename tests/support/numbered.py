@@ -16,13 +16,18 @@ def numbered(size=37, side=8, *, offset=0):
         num_classes=10,
         channels=1,
         image_shape=(side, side, 1),
-        read=functools.partial(_read, side=side, offset=offset),
+        read=functools.partial(read_numbered, side=side, offset=offset),
     )
 
 
-def _read(indices, *, side, offset):
-    head = b"P5 %d %d 255\n" % (side, side)
-    return [sources.Record(head + bytes([i + offset]) * side**2, i % 10) for i in indices]
+def read_numbered(indices, *, side, offset=0, broken=(), wrong=()):
+    """Its records; `broken` ones are no images, `wrong` ones are larger."""
+    records = []
+    for index in indices:
+        here = side + 1 if index in wrong else side
+        image = b"P5 %d %d 255\n" % (here, here) + bytes([index + offset]) * here**2
+        records.append(sources.Record(b"nonsense" if index in broken else image, index % 10))
+    return records
 
 
 def taken(source, steps, **options):

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import signal
+import tempfile
 from pathlib import Path
 from unittest import mock
 
@@ -52,6 +53,14 @@ def quiet_run(config, workdir) -> str:
     ):
         training_run.run(config, workdir)
     return said.getvalue()
+
+
+def run_of_class(test, config) -> tuple[Path, str]:
+    """The workdir of a run that all tests of a class look at, and what it prints."""
+    directory = tempfile.TemporaryDirectory()
+    test.addClassCleanup(directory.cleanup)
+    workdir = Path(directory.name) / "run"
+    return workdir, quiet_run(config, workdir)
 
 
 def final_state(workdir: Path, config, phase="train"):

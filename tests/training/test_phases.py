@@ -1,7 +1,6 @@
 """Phases with a resolution, a radius, data or a start of their own, one after the other."""
 
 import json
-import tempfile
 from pathlib import Path
 from unittest import mock
 
@@ -15,7 +14,7 @@ from jaxrobust.evaluation import records
 from jaxrobust.training import run as training_run
 from jaxrobust.types import Weights
 from jaxrobust.weights import runs, start
-from tests.support.runs import final_state, quiet_run, stop_after, tiny
+from tests.support.runs import final_state, quiet_run, run_of_class, stop_after, tiny
 
 SHORT = {"epochs": 1, "batch_size": 64, "warmup_epochs": 0, "ema_decay": 0.5, "lr": 0.01}
 LOW = {"model": {"image_size": 4}, "data": {"augmentation": "resized-crop"}}
@@ -46,10 +45,7 @@ class RunTest(absltest.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        directory = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(directory.cleanup)
-        cls.workdir = Path(directory.name) / "run"
-        cls.said = quiet_run(three(), cls.workdir)
+        cls.workdir, cls.said = run_of_class(cls, three())
 
     def test_each_has_its_own(self):
         for name in ("low", "train", "larger"):

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from unittest import mock
 
@@ -25,7 +24,7 @@ from jaxrobust.training import splits, stopping, trouble
 from jaxrobust.weights import checkpoint, runs
 from tests.support import paths
 from tests.support.modules import hidden
-from tests.support.runs import final_state, quiet_run, stop_after, tiny
+from tests.support.runs import final_state, quiet_run, run_of_class, stop_after, tiny
 
 ROOT = paths.ROOT
 
@@ -34,10 +33,7 @@ class LoopTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        directory = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(directory.cleanup)
-        cls.workdir = Path(directory.name) / "whole"
-        cls.said = quiet_run(tiny(), cls.workdir)
+        cls.workdir, cls.said = run_of_class(cls, tiny())
 
     def test_prints_progress_and_the_table(self):
         self.assertIn("pretrain 3/8 loss", self.said)
