@@ -125,7 +125,9 @@ def _note_classes(
 
 def _data_of(config: Config) -> str:
     """Return what decides which images and classes a phase has."""
-    return json.dumps([plain(config.data), config.model.num_classes, config.model.in_channels])
+    keys = ("name", "dir", "train_split", "selection_split", "test_split", "classes")
+    own = [config.data[key] for key in (*keys, "extra", "extra_split")]
+    return json.dumps([*own, config.model.num_classes, config.model.in_channels])
 
 
 def _start(start: start_weights.Start, record, workdir) -> Weights:
