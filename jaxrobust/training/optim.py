@@ -139,18 +139,21 @@ def of_phase(
     for key, (inside, wanted) in ranges.items():
         if not inside:
             raise ValueError(f"{name}.{key}={p[key]} must be {wanted}")
-    schedule = schedules.learning_rate(
-        peak=p.lr,
-        epochs=p.epochs,
-        steps_per_epoch=steps_per_epoch,
-        warmup_epochs=p.warmup_epochs,
-        final=p.final_lr,
-        shape=p.schedule,
-        warmup_lr=start,
-        cooldown_epochs=p.cooldown_epochs,
-        steps=steps,
-        factor=p.lr_factor,
-    )
+    try:
+        schedule = schedules.learning_rate(
+            peak=p.lr,
+            epochs=p.epochs,
+            steps_per_epoch=steps_per_epoch,
+            warmup_epochs=p.warmup_epochs,
+            final=p.final_lr,
+            shape=p.schedule,
+            warmup_lr=start,
+            cooldown_epochs=p.cooldown_epochs,
+            steps=steps,
+            factor=p.lr_factor,
+        )
+    except ValueError as error:  # about a length
+        raise ValueError(f"{name}.{error}") from error
     cycle = None
     if p.cycle_momentum:
         if (p.schedule, p.optimizer) != ("one-cycle", "sgd"):
