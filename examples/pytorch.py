@@ -26,7 +26,7 @@ config.attack.update(epsilon=0.1, steps=3)
 config.pretrain.update(epochs=4, batch_size=64, warmup_epochs=1, ema_decay=0.95)
 config.train.update(epochs=6, batch_size=64, warmup_epochs=1, ema_decay=0.95)
 config.evaluation.update(every_epochs=3, batch_size=128)
-config.test.batch_size = 128
+config.test.update(batch_size=128, images=128, steps=10)
 training.run(config, Path("runs/robust"))
 
 # %% [markdown]
