@@ -6,22 +6,21 @@ The first argument is a run, each with one answer other than `base`, and each fo
 30 units, where a unit is a pass over the images in training (of K attack steps: K + 1), at half the
 resolution a quarter of one.
 
-    base      ConvStem, 9 clean epochs before 7 adversarial ones of 2 steps, heavy augmentation
+    base      ConvStem, 6 clean epochs before 8 adversarial ones of 2 steps, random crops and flips
     patch     PatchStem instead of ConvStem
     random    10 adversarial epochs from random weights, no clean ones
-    basic     basic augmentation (of CIFAR: random crop) instead of heavy
-    one-step  10 adversarial epochs of 1 step
-    low-first 8 adversarial epochs at 16 px before 5 at 32
+    heavy     heavy augmentation (RandAugment, mixing, erasing, label smoothing) in all epochs
+    one-step  12 adversarial epochs of 1 step
+    low-first 8 adversarial epochs at 16 px before 6 at 32
 
-`tools/study.py` makes all of them with two seeds on 10,000 images, attacks them with AutoAttack and
-compares. Wall time, accuracies: not yet measured.
+`tools/study.py` makes all of them with two seeds on 20,000 images, attacks them with AutoAttack and
+compares; tools/README.md has what was measured.
 """
 
 from jaxrobust.config import base, phase, read_arguments
 
-RUNS = ("base", "patch", "random", "basic", "one-step", "low-first")
+RUNS = ("base", "patch", "random", "heavy", "one-step", "low-first")
 ROWS = ("base", "low-first,seed=1")
-_HEAVY = "crop|flip|randaugment"
 
 
 def get_config(arguments: str = ""):
@@ -34,27 +33,25 @@ def get_config(arguments: str = ""):
     config.model.options = {"depths": (1, 1, 1), "dims": (32, 64, 128)}
     if run != "patch":
         config.model.options.stem_widths = (16, 32)
-    config.data.update(name="cifar10", train_split="train[:10000]", test_split="test")
+    config.data.update(name="cifar10", train_split="train[:20000]", test_split="test")
     config.data.selection_split = "train[48000:48500]"
-    config.data.augmentation = _HEAVY
-    config.label_smoothing = 0.1
-    config.mixup.update(mixup=0.8, cutmix=1.0)
-    config.erase.probability = 0.25
-    if run == "basic":
-        config.data.augmentation, config.label_smoothing = "crop", 0.0
-        config.mixup.update(mixup=0.0, cutmix=0.0)
-        config.erase.probability = 0.0
+    config.data.augmentation = "crop|flip"
+    if run == "heavy":
+        config.data.augmentation += "|randaugment"
+        config.label_smoothing = 0.1
+        config.mixup.update(mixup=0.8, cutmix=1.0)
+        config.erase.probability = 0.25
     config.attack.update(epsilon=8 / 255, steps=1 if run == "one-step" else 2)
-    short = {"batch_size": 128, "lr": 3e-3, "warmup_epochs": 1, "ema_decay": 0.99}
-    config.pretrain.update(short, epochs=0 if run == "random" else 9)
-    config.train.update(short, epochs={"random": 10, "one-step": 10, "low-first": 5}.get(run, 7))
+    short = {"batch_size": 128, "lr": 1e-3, "warmup_epochs": 1, "ema_decay": 0.99}
+    config.pretrain.update(short, epochs=0 if run == "random" else 6)
+    config.train.update(short, epochs={"random": 10, "one-step": 12, "low-first": 6}.get(run, 8))
     config.train.from_random = run == "random"
     if run == "low-first":
         with config.unlocked():
             config.phases = ("pretrain", "low", "train")
             config.low = phase(epochs=8, **short)
             config.low.changes = {"model": {"image_size": 16}}
-            config.low.changes.data = {"augmentation": "resized-crop(0.5, 1)|flip|randaugment"}
+            config.low.changes.data = {"augmentation": "resized-crop(0.5, 1)|flip"}
     config.evaluation.update(every_epochs=100, batch_size=250, steps=10)
     config.test.update(images=1000, batch_size=250, steps=10)
     return config

@@ -30,13 +30,13 @@ class ConfigTest(parameterized.TestCase):
         self.assertEqual(cifar_study.get_config("patch").model.name, "convnext_n")
         self.assertEqual(phases(cifar_study.get_config("random")), ["train"])
         self.assertEqual(cifar_study.get_config("one-step").attack.steps, 1)
-        self.assertEqual(cifar_study.get_config("basic").data.augmentation, "crop")
+        self.assertEqual(cifar_study.get_config("heavy").mixup.cutmix, 1.0)
         self.assertEqual(phases(cifar_study.get_config("low-first")), ["pretrain", "low", "train"])
         self.assertEqual(cifar_study.get_config("base,seed=1").seed, 1)
 
 
 class StudyTest(absltest.TestCase):
-    def run_study(self, out, minutes="60", fails=()):
+    def run_study(self, out, *more, minutes="60", fails=()):
         """(exit code, commands) where commands write the records that they would."""
         commands = []
 
@@ -53,7 +53,7 @@ class StudyTest(absltest.TestCase):
                 path.write_text(json.dumps(row | {"clean": 0.5, "robust": 0.25}) + "\n")
             return mock.Mock(returncode=code)
 
-        words = ["study.py", "--out", str(out), "--minutes", minutes]
+        words = ["study.py", "--out", str(out), "--minutes", minutes, *more]
         with (
             mock.patch.object(study.subprocess, "run", run),
             mock.patch.object(study.sys, "argv", words),
@@ -82,6 +82,15 @@ class StudyTest(absltest.TestCase):
         self.assertEqual(self.run_study(out), (0, []))
         said = study.table(out, cifar_study.RUNS)
         self.assertIn("| one-step | 50.0, 50.0 | 25.0, 25.0 | 25.0 (+0.0) | 46.4 instead", said)
+
+    def test_one_seed(self):
+        code, commands = self.run_study(Path(self.create_tempdir()), "--seed=1")
+        self.assertEqual(code, 0)
+        self.assertLen(commands, 2 * len(cifar_study.RUNS))
+        self.assertEqual(commands[0], ("jaxrobust.main", "base-1"))
+
+    def test_the_paper_is_quoted_for_every_run(self):
+        self.assertCountEqual(study.PAPER, set(cifar_study.RUNS) - {"base"})
 
     def test_begins_nothing_after_its_time(self):
         out = Path(self.create_tempdir())
