@@ -10,6 +10,7 @@ from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
+from configs import revisiting_at
 from jaxrobust.config import base, plain
 from jaxrobust.data.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.models import published
@@ -201,6 +202,53 @@ class MatchingTest(parameterized.TestCase):
         (table,) = tables.tables("xcit_light_recipe", "text_2")
         found = matching.differences(table, table.rows[0], "pgd10_linf_4_255", ours())
         self.assertIn("the paper does not say the settings of its pgd-10", found)
+
+    def test_every_row_of_ours_is_its_own_config(self):
+        """A line of configs/revisiting_at.py is the training of one row of the table it is of."""
+        lines = {
+            "convnext_t,start=21k": ("15", [0]),
+            "vit_b,start=21k": ("15", [1]),
+            "convnext_t,start=21k,epochs=300": ("15", [2]),
+            "convnext_t_cvst,start=clean": ("7", [5]),
+            "vit_s_cvst,start=clean": ("9", [1]),
+            "vit_s_cvst": ("9", []),
+        }
+        lines |= {
+            f"{model},start=clean,stem={stem}": {
+                "convnext_t_cvst": ("7", [1 + i]),
+                "convnext_b_cvst": ("8", [1]),
+                "vit_s_cvst": ("9", [i - 3]),
+            }[model]
+            for i, (model, stem) in enumerate(revisiting_at.STEMS)
+        }
+        for line, (number, rows) in lines.items():
+            run = ours(plain(revisiting_at.get_config(line)))
+            (table,) = tables.tables("revisiting_at", number)
+            found = [matching.differences(table, row, "clean", run) for row in table.rows]
+            with self.subTest(line):
+                self.assertEqual([i for i, said in enumerate(found) if not said], rows, found)
+        (table,) = tables.tables("revisiting_at", "1")
+        said = matching.differences(table, table.rows[0], "clean", run)
+        self.assertIn("design C5", said)
+
+    def test_every_line_of_the_main_paper(self):
+        """Each line that the family's docstring gives figures of is the row with these figures."""
+        lines = re.findall(
+            r"^    ((?:convnext|iso|vit)_\S+)(.*)", revisiting_at.__doc__ or "", re.MULTILINE
+        )
+        self.assertLen(lines, 45)
+        for line, figures in lines:
+            run = ours(plain(revisiting_at.get_config(line)))
+            found = [
+                [table.value(row, key).strip("?") for key in table.attacked()]
+                for table in tables.tables("revisiting_at")
+                for row in table.rows
+                if row.get("model") == run.config["model"]["name"]
+                and table.attacked()
+                and not matching.differences(table, row, next(iter(table.results)), run)
+            ]
+            with self.subTest(line):
+                self.assertIn(re.findall(r"\d+\.\d+", figures), found)
 
     def test_clean_weights_with_a_new_stem(self):
         plain = config(

@@ -28,6 +28,7 @@ ABOUT: tuple[str, ...] = (
     "approximate",
     "robustbench",
     "run",
+    "stem",
 )
 ABOUT += ("family", "size", "varied", "unit", "width", "architecture_from", "params_m", "macs_g")
 ABOUT += ("passes_per_image", "hours", "batch_per_core", "timm", "meta")

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from configs.revisiting_at import NETWORKS, STEMS
 from jaxrobust.config import Values, base, completed, of_phase, phases, plain
 from jaxrobust.data.presets import PRESETS, Preset
 from tools.papers import tables
@@ -14,6 +15,7 @@ from tools.papers.tables import Table
 _RECIPE = ("lr", "warmup_epochs", "final_lr", "weight_decay", "b2", "ema_decay", "trades_beta")
 _NEUTRAL = {"scan", "bn_group"}  # of model.options: they change no result of networks without BN
 _NEEDED = ("objective", "augmentation", "start", "epochs", "train_dataset", "train_size")
+_STEM = ("stem_widths", "stem_strides", "stem_kernels")  # of model.options: a stem's design
 _ATTACKED = ("train_attack", "attack_steps", "epsilon_train")
 
 
@@ -48,6 +50,8 @@ def trained(config: dict[str, Any]) -> dict[str, Any]:
         said["repeated_augmentation"] = seen.data.views
     if seen.data.extra:
         said["synthetic_share"] = seen.data.extra_share
+    if design := _design(seen.model):
+        said["design"] = design
     if own.objective != "clean":
         attack = seen.attack
         made = 1 if attack.name == "fgsm" else attack.steps
@@ -55,6 +59,13 @@ def trained(config: dict[str, Any]) -> dict[str, Any]:
         said |= {"epsilon_train": attack.epsilon, "norm_train": attack.norm}
         said["epsilon_warmup_epochs"] = attack.get("warmup_epochs") or 0
     return said | _started(whole, before, last)
+
+
+def _design(model: Values) -> str | None:
+    """Return which stem of Tables 7 to 9 a network has instead of its own."""
+    made = tuple(tuple(model.options.get(key, ())) for key in _STEM)
+    found = [name for (net, name), stem in STEMS.items() if (net, stem) == (model.name, made)]
+    return found[0] if found else None
 
 
 def _augmented(seen: Values) -> dict[str, Any]:
@@ -97,7 +108,11 @@ def _started(whole: Values, before: list[str], last: str) -> dict[str, Any]:
     for row in published.rows:
         if row.get("robustbench") == init.weights and not before and init.stem == init.head:
             return {"start": "robust-4/255", "start_epochs": row["epochs"]}
-    if init.weights not in _clean(whole.model.name) or init.head != "keep":
+    if init.head != "keep":
+        return {}
+    if whole.model.name in NETWORKS and init.weights == NETWORKS[whole.model.name].large:
+        return {} if before else {"start": "clean-21k"}
+    if init.weights not in _clean(whole.model.name):
         return {}
     if not before:
         return {"start": "clean" if init.stem == "keep" else "fresh-stem"}
@@ -132,8 +147,8 @@ def differences(table: Table, row: dict[str, Any], config: dict[str, Any]) -> It
     """Say what of a run's training is not that of a row."""
     said, wanted = trained(config), tables.settings(table, row)
     needed = _NEEDED + (() if wanted.get("objective") == "clean" else _ATTACKED)
-    data = [key for key in ("repeated_augmentation", "synthetic_share") if key in said]
-    yield from (f"{key} {tables.shown(said[key])}" for key in data if key not in wanted)
+    more = [key for key in ("repeated_augmentation", "synthetic_share", "design") if key in said]
+    yield from (f"{key} {tables.shown(said[key])}" for key in more if key not in wanted)
     for key in dict.fromkeys((*needed, *wanted)):
         if key not in wanted:
             yield f"the paper does not say its {key}"
@@ -161,7 +176,8 @@ def _other_recipe(
             yield f"{key} {tables.shown(said.get(key))}, not {tables.shown(recipe[key])}"
     whole = whole_config(config)
     seen, usual = of_phase(whole, phases(whole)[-1]), _recipe()
-    if own := sorted(seen.model.options.keys() - _NEUTRAL):
+    stem = set(_STEM) if "design" in said else set()
+    if own := sorted(seen.model.options.keys() - _NEUTRAL - stem):
         yield f"model.options.{own[0]} is set"
     if said["objective"] != "clean":
         for key in ("relative_step", "step_size", "start", "labels", "statistics"):
