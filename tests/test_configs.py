@@ -68,7 +68,13 @@ class ArgumentsTest(parameterized.TestCase):
         ("light_ablation:resnet50,augmentation=m", "the ResNets have augmentation=none; leave it"),
         ("transfer:xcit_s12", "say which data behind the model, one of cifar10, cifar100, flowers"),
         ("transfer:xcit_s12,cifar11", "data=cifar11 is not among its values; did you mean cifar10"),
-        ("transfer:convnext_t_cvst,caltech", "data=caltech is of the XCiTs; take cifar10, "),
+        ("transfer:convnext_t_cvst,caltech", "data=caltech is not of the ConvNeXts; take cifar10"),
+        ("transfer:resnet50,cifar10", "data=cifar10 is not of resnet50; take flowers or caltech"),
+        (
+            "transfer:xcit_m12,flowers,objective=clean",
+            "objective=clean is of xcit_s12 and resnet50",
+        ),
+        ("transfer:xcit_s12,flowers,start=random", "start=random is of xcit_s12 on cifar10; leave"),
         ("larger_radius:vit_b_cvst", "is not among its values; did you mean"),
         ("quickstart:fast", "takes no arguments; leave out what stands behind the colon"),
     )
