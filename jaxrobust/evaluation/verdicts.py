@@ -1,0 +1,74 @@
+"""Verdicts image by image: a small file beside a record, which names it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+SCHEMA = 2  # of records and of these files; 1 had neither a number nor verdicts
+
+
+class Verdicts(NamedTuple):
+    """What an evaluation found of each of N images, in the order of the split."""
+
+    image_ids: np.ndarray  # u32[N], places in the split
+    labels: np.ndarray  # i32[N]
+    clean: np.ndarray  # bool[N], classified correctly as it is
+    fooled_by: np.ndarray  # str[N], the attack; "clean": misclassified as it is; "": none
+    norms: np.ndarray  # f64[N], of the perturbation that was found; 0: none was found or needed
+
+    @property
+    def robust(self) -> np.ndarray:
+        """Return bool[N]: no attack found anything."""
+        return self.fooled_by == ""
+
+
+_KINDS = {"image_ids": np.uint32, "labels": np.int32, "clean": bool, "fooled_by": str}
+_KINDS |= {"norms": np.float64}
+
+
+def file_of(evaluation: str) -> str:
+    """Return the name of the file of an evaluation, by its number."""
+    return f"verdicts-{evaluation}.json"
+
+
+def write(path: Path, evaluation: str, verdicts: Verdicts) -> None:
+    """Write the file as a whole or not at all."""
+    columns: dict[str, Any] = {name: getattr(verdicts, name).tolist() for name in _KINDS}
+    lines = [f'"{name}": {json.dumps(values)}' for name, values in columns.items()]
+    head = f'"schema": {SCHEMA}, "evaluation": {json.dumps(evaluation)}'
+    beside = path.with_name(f"{path.name}.part")
+    beside.write_text("{" + ",\n".join([head, *lines]) + "}\n")
+    os.replace(beside, path)
+
+
+def read(path: Path) -> Verdicts:
+    """Return the verdicts of a file.
+
+    Raises:
+      ValueError: it is missing, damaged or of a newer version; with what to do.
+    """
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing; copy it with its record, or evaluate again with --out DIR"
+        )
+    try:
+        found = json.loads(path.read_text())
+        newer = found["schema"] > SCHEMA
+        columns = [] if newer else [np.asarray(found[k], kind) for k, kind in _KINDS.items()]
+    except (KeyError, TypeError, OverflowError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error!r}); get it again") from error
+    if newer:
+        raise ValueError(
+            f"{path} has schema {found['schema']}, and this version knows up to {SCHEMA}; "
+            "install a newer jaxrobust"
+        )
+    verdicts = Verdicts(*columns)
+    sizes = {len(column) for column in columns if column.ndim == 1}
+    if len(sizes) != 1 or any(column.ndim != 1 for column in columns):
+        raise ValueError(f"{path} is damaged: its columns have different lengths; get it again")
+    if (verdicts.clean == (verdicts.fooled_by == "clean")).any():
+        raise ValueError(f"{path} is damaged: clean and fooled_by disagree; get it again")
+    return verdicts

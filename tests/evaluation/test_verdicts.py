@@ -1,0 +1,64 @@
+"""The file of verdicts beside a record: there and back, and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust.evaluation import verdicts
+from jaxrobust.evaluation.verdicts import Verdicts
+
+FOUND = Verdicts(
+    image_ids=np.array([0, 5, 4_294_967_295], np.uint32),
+    labels=np.array([3, 0, 999], np.int32),
+    clean=np.array([True, False, True]),
+    fooled_by=np.array(["apgd-ce", "clean", ""]),
+    norms=np.array([0.015686274, 0.0, 0.0]),
+)
+
+
+class FileTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.path = Path(self.create_tempdir()) / verdicts.file_of("abc")
+        verdicts.write(self.path, "abc", FOUND)
+
+    def test_there_and_back(self):
+        read = verdicts.read(self.path)
+        for name, one, other in zip(FOUND._fields, FOUND, read, strict=True):
+            np.testing.assert_array_equal(one, other, name)
+        self.assertEqual(read.robust.tolist(), [False, False, True])
+        self.assertEqual([p.name for p in self.path.parent.iterdir()], ["verdicts-abc.json"])
+
+    @parameterized.parameters(
+        ({"schema": 3}, "has schema 3, and this version knows up to 2; install a newer"),
+        ({"labels": [1, 2]}, "columns have different lengths; get it again"),
+        ({"labels": None}, "is damaged"),
+        ({"labels": [[1, 2, 3]]}, "columns have different lengths"),
+        ({"clean": [True, True, True]}, "clean and fooled_by disagree"),
+        ({"image_ids": [-1, 2, 3]}, "is damaged"),
+        ({"norms": ["a", 0, 0]}, "is damaged"),
+    )
+    def test_damaged(self, changes, message):
+        self.path.write_text(json.dumps(json.loads(self.path.read_text()) | changes))
+        with self.assertRaisesRegex(ValueError, message):
+            verdicts.read(self.path)
+
+    def test_cut_off(self):
+        self.path.write_text(self.path.read_text()[:-20])
+        with self.assertRaisesRegex(ValueError, "is damaged"):
+            verdicts.read(self.path)
+
+    def test_missing(self):
+        with self.assertRaisesRegex(ValueError, "is missing; copy it with its record"):
+            verdicts.read(self.path.with_name("other.json"))
+
+    def test_is_small(self):
+        many = Verdicts(*(np.resize(column, 5000) for column in FOUND))
+        verdicts.write(self.path, "abc", many)
+        self.assertLess(self.path.stat().st_size, 250_000)
+
+
+if __name__ == "__main__":
+    absltest.main()
