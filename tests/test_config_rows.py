@@ -18,8 +18,17 @@ from tools import refresh_configs
 FAMILIES = ("revisiting_at", "convstem_pretraining", "larger_radius", "light_recipe")
 FAMILIES += ("light_ablation", "transfer")
 ROWS = [name for name in refresh_configs.names() if ":" in name]
-FAST = [
+FAST = [  # those that compile soonest, of every kind
+    "convstem_pretraining:vit_b_cvst",
+    "larger_radius:convnext_t_cvst",
+    "light_ablation:deit_s,data=imagenet,augmentation=mcre,warmup=0",
+    "light_ablation:xcit_n12,augmentation=re,objective=clean",
+    "revisiting_at:convnext_t,attack=pgd",
+    "revisiting_at:convnext_t,start=random,augmentation=basic",
     "revisiting_at:convnext_t_cvst,start=clean,stem=7x7/2+3x3/2",
+    "revisiting_at:vit_m",
+    "revisiting_at:vit_s_cvst,augmentation=light",
+    "transfer:resnet50,data=flowers,objective=clean",
 ]
 
 
@@ -43,7 +52,8 @@ def reduced(config):
         config[name].batch_size = 4 * config.data.views
     side = model.image_size if config.data.preprocessing is None else 2 * model.image_size
     config.data.update(name=f"fake:{side}x{side}x3:{model.num_classes}", workers=0, classes=None)
-    config.data.update(train_split="train[:8]", selection_split="train[:4]", test_split="train[:4]")
+    few = f"train[:{8 * config.data.views}]"
+    config.data.update(train_split=few, selection_split="train[:4]", test_split="train[:4]")
     config.evaluation.update(images=4, batch_size=4)
     return config.lock()
 
