@@ -17,8 +17,10 @@ import numpy as np
 from jaxrobust.attacks.inputs import check_array, check_radius
 from jaxrobust.evaluation import checks, doubts, engine, networks, plan, records
 from jaxrobust.evaluation.cascade import Attack, Cost, Found, Sample, logits_of, search_again
+from jaxrobust.evaluation.images import Adversarial, ImageSet, hashed
 from jaxrobust.evaluation.ledger import open_ledger
 from jaxrobust.evaluation.progress import Decisions
+from jaxrobust.evaluation.verdicts import Verdicts
 from jaxrobust.runtime import hosts, jsonl
 from jaxrobust.runtime.progress import say
 from jaxrobust.types import Array
@@ -30,12 +32,13 @@ class AutoAttackResult(NamedTuple):
     clean: np.ndarray  # bool[N], classified correctly
     robust: np.ndarray  # bool[N], no attack found anything
     fooled_by: np.ndarray  # str[N]: the attack; "clean" if misclassified as it is; "" if robust
-    images_adv: np.ndarray  # f32[N,H,W,C]; the image itself where no attack succeeded
+    images_adv: ImageSet  # f32[N,H,W,C]; the image itself where no attack succeeded
     flags: dict[str, str]  # what makes the numbers doubtful, and what to do about it
     accuracy_after: dict[str, float]  # robust accuracy after each attack
     attacks: list[dict[str, Any]]  # their settings
     costs: list[Cost]
     about: dict[str, Any]  # what else a record says: ball, seed, images, hashes
+    verdicts: Verdicts  # all that is known image by image
 
     def table(self) -> str:
         """Return accuracy after each attack, what it added and what it cost, for people."""
@@ -92,7 +95,7 @@ class AutoAttackResult(NamedTuple):
 
 def autoattack(
     logits_fn: Callable[..., Array],
-    images: np.ndarray | Array,
+    images: np.ndarray | Array | ImageSet,
     labels: np.ndarray | Array,
     *,
     norm: str,
@@ -119,7 +122,8 @@ def autoattack(
         programs, so another checkpoint compiles nothing; all else is part of the programs, which
         live as long as the function. With version "rand" it takes one key per image, [B], as a
         second argument.
-      images: f32[N,H,W,C] in [0, 1].
+      images: f32[N,H,W,C] in [0, 1], or an `evaluation.ImageSet`, of which few are in memory at a
+        time; `images_adv` is one then too, and with a `ledger` stays on disk.
       labels: i[N].
       norm: "linf", "l2" or "l1".
       epsilon: radius, in units of pixels in [0, 1] (8/255).
@@ -152,33 +156,36 @@ def autoattack(
     >>> result.robust.tolist(), result.accuracy_after
     ([True, False], {'apgd-ce': 0.5})
     """
-    check_array("images", images)
     check_array("labels", labels)
-    images, labels = np.asarray(images), np.asarray(labels)
+    labels = np.asarray(labels)
+    held: Any = _held(images)
     settings = plan.plan(norm, version, attacks, overrides)
     check_radius(norm, epsilon)
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
         raise ValueError(f"seed={seed!r}: pass an int from 0 to 2^32 - 1")
-    checks.check_images(images, labels)
-    ids = _ids(image_ids, len(images))
+    checks.check_images(held, labels)
+    ids = _ids(image_ids, len(held))
     runner = engine.make(
         logits_fn,
         search_fn=search_fn,
         slots=batch_size,
-        image_size=max(images.shape[1:3]),
+        image_size=max(held.shape[1:3]),
         keyed=version == "rand",
     )
     tell = say if verbose else lambda message: None
     with jax.set_mesh(runner.mesh):  # also where the caller has set another one
-        runner = engine.trace(runner, images.shape[1:])
+        runner = engine.trace(runner, held.shape[1:])
         classes = runner.traces[0].classes
-        checks.check_images(images, labels, classes=classes)
+        checks.check_images(held, labels, classes=classes)
         settings = [plan.fit(setting, classes, tell) for setting in settings]
-        images, labels = np.ascontiguousarray(images, np.float32), labels.astype(np.int32)
-        first = logits_of(runner, images[:8], ids[:8], int(seed), draw=0)
+        labels = labels.astype(np.int32)
+        if isinstance(held, np.ndarray):
+            held = np.ascontiguousarray(held, np.float32)
+        eight = np.arange(min(8, len(held)))
+        first = logits_of(runner, held[eight], ids[eight], int(seed), draw=0)
         evaluation = {
             **_networks(runner, identity, first),
-            "data": networks.hashed(images, labels, ids),
+            "data": hashed(held, labels, ids),
             "norm": norm,
             "epsilon": float(epsilon),
             "attacks": [setting._asdict() for setting in settings],
@@ -186,15 +193,16 @@ def autoattack(
             "version": version,
             "search": "logits_fn" if search_fn is None else "search_fn",
         }
-        with open_ledger(ledger, evaluation) as book:
-            logits = _clean_logits(runner, images, ids, int(seed))
-            sample = Sample(images, labels, ids, logits, float(epsilon), int(seed))
-            plain = not runner.keyed and len(images) > 0
-            flags = _check_network(runner, images, labels) if plain else {}
-            result = _cascade(runner, settings, sample, book, flags, verbose)
+        with open_ledger(ledger, evaluation, ids) as book:
+            most = max(setting.targets for setting in settings)
+            clean, likely = _classified(runner, held, labels, ids, int(seed), most)
+            seen = Sample(held, labels, ids, clean, likely, classes, float(epsilon), int(seed))
+            plain = not runner.keyed and len(held) > 0
+            flags = _check_network(runner, held, labels) if plain else {}
+            result = _cascade(runner, settings, seen, book, flags, verbose)
     about = {key: evaluation[key] for key in ("norm", "epsilon", "version", "seed")}
     about |= {"image_ids": records.ranges(ids.tolist()), "images_sha256": evaluation["data"]}
-    about |= {"classes": classes, "image": images.shape[1:], "chosen": bool(attacks or overrides)}
+    about |= {"classes": classes, "image": held.shape[1:], "chosen": bool(attacks or overrides)}
     about["arrays_sha256"] = evaluation.get("weights") or _arrays(runner)
     result = result._replace(about=about)
     tell(result.table())
@@ -203,25 +211,32 @@ def autoattack(
 
 def _cascade(runner, settings, sample, book, flags, verbose) -> AutoAttackResult:
     """Return the attacks, each on what the ones before have left standing."""
-    n, classes = len(sample.images), sample.logits.shape[1]
-    clean = checks.is_right(sample.logits, sample.labels)
-    fooled_by = np.where(clean, "", "clean").astype("<U16")
-    found = Found(clean.copy(), fooled_by, sample.images.copy(), flags)
+    n, clean = len(sample.images), sample.clean
+    names = ["", "clean", *(s.name for s in settings), *(f"{s.name} (full)" for s in settings)]
+    found = Found(clean.copy(), np.where(clean, 0, 1).astype(np.int8), names, flags)
     costs, accuracy_after = [], {}
     with Decisions(n, interval=checks.binomial_interval, enabled=verbose) as meter:
         for number, setting in enumerate(settings):
-            later = sum(plan.most_passes(s, classes) for s in settings[number + 1 :])
+            later = sum(plan.most_passes(s, sample.classes) for s in settings[number + 1 :])
             costs.append(Attack(runner, setting, sample, found, book, meter).run(later))
             accuracy_after[setting.name] = _mean(found.standing)
     flags |= doubts.check_cascade({"clean": _mean(clean), **accuracy_after})
     if runner.search_fn is not None:
         costs.append(search_again(runner, settings, sample, found, book))
         accuracy_after[costs[-1].attack] = _mean(found.standing)
+    present, places = np.unique(found.fooled_by, return_inverse=True)
+    fooled_by = np.array([names[code] for code in present], str)[places]
+    norms = np.zeros(n)
+    for name in (names[code] for code in present if code > 1):
+        which = fooled_by == name
+        norms[which] = book.rows(name)["norm"][which]
+    adversarial = Adversarial(sample.images, book, fooled_by)
     return AutoAttackResult(
         clean=clean,
         robust=found.standing,
-        fooled_by=found.fooled_by,
-        images_adv=found.images_adv,
+        fooled_by=fooled_by,
+        images_adv=adversarial[:] if isinstance(sample.images, np.ndarray) else adversarial,
+        verdicts=Verdicts(sample.ids, sample.labels, clean, fooled_by, norms),
         flags=flags,
         accuracy_after=accuracy_after,
         attacks=[setting._asdict() for setting in settings],
@@ -242,15 +257,24 @@ def _check_network(runner, images, labels):
     return {name: text for seen in hosts.everyone(flags) for name, text in seen.items()}
 
 
-def _clean_logits(runner, images, ids, seed):
-    """Compute f32[N, K], the same bits in all processes, each of which computes its share."""
+def _classified(runner, images, labels, ids, seed, most) -> tuple[np.ndarray, np.ndarray]:
+    """Compute which images are right, bool[N], and their `most` likeliest wrong classes, u[N, T].
+
+    The same in all processes, each of which computes its share.
+    """
     mine = hosts.share(np.arange(len(images)))
-    logits = np.zeros((len(images), runner.traces[0].classes), np.float32)
-    for which, values in hosts.everyone(
-        (mine, logits_of(runner, images[mine], ids[mine], seed, draw=0))
-    ):
-        logits[which] = values
-    return logits
+    classes = runner.traces[0].classes
+    clean = np.zeros(len(images), bool)
+    likely = np.zeros((len(images), most), np.min_scalar_type(classes))
+    for start in range(0, len(mine), runner.slots):
+        part = mine[start : start + runner.slots]
+        logits = logits_of(runner, images[part], ids[part], seed, draw=0)
+        clean[part] = checks.is_right(logits, labels[part])
+        likely[part] = plan.ranks(logits, labels[part], most)
+    for process, (right, order) in enumerate(hosts.everyone((clean[mine], likely[mine]))):
+        theirs = np.arange(len(images))[process :: jax.process_count()]
+        clean[theirs], likely[theirs] = right, order
+    return clean, likely
 
 
 def _networks(runner: engine.Engine, name: str | None, first: np.ndarray) -> dict[str, Any]:
@@ -275,6 +299,14 @@ def _ids(ids: Sequence[int] | None, n: int) -> np.ndarray:
     if not whole or len(np.unique(numbers)) < n or numbers.min() < 0 or numbers.max() >= 2**32:
         raise ValueError(f"image_ids: pass {n} different ints from 0 to 2^32 - 1, one per image")
     return numbers.astype(np.uint32)
+
+
+def _held(images: Any) -> Any:
+    """Return an array as NumPy's, and an image set as it is."""
+    if isinstance(images, ImageSet) and not hasattr(images, "dtype"):
+        return images
+    check_array("images", images)
+    return np.asarray(images)
 
 
 def _mean(values: np.ndarray) -> float:

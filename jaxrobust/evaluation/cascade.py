@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxrobust.attacks import ROWS, Setting
 from jaxrobust.evaluation import checks, doubts, engine, plan
+from jaxrobust.evaluation.images import ImageSet
 from jaxrobust.evaluation.ledger import Ledger
 from jaxrobust.evaluation.progress import Decisions
 from jaxrobust.runtime import hosts
@@ -29,22 +30,28 @@ class Cost(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What is evaluated."""
+    """What is evaluated, N images of K classes."""
 
-    images: np.ndarray
-    labels: np.ndarray
-    ids: np.ndarray
-    logits: np.ndarray
+    images: ImageSet
+    labels: np.ndarray  # i32[N]
+    ids: np.ndarray  # u32[N]
+    clean: np.ndarray  # bool[N], classified correctly
+    ranks: np.ndarray  # u[N, T], the likeliest wrong classes
+    classes: int  # K
     epsilon: float
     seed: int
+
+    def rows(self, which: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return images, labels and ids of some places."""
+        return self.images[which], self.labels[which], self.ids[which]
 
 
 class Found(NamedTuple):
     """What the attacks have found so far; they write into it."""
 
     standing: np.ndarray  # bool[N]
-    fooled_by: np.ndarray
-    images_adv: np.ndarray
+    fooled_by: np.ndarray  # i8[N], a place in `names`
+    names: list[str]  # "", "clean", then the attacks
     flags: dict[str, str]
 
 
@@ -63,7 +70,7 @@ class Attack:
     ) -> None:
         self.runner, self.setting, self.sample, self.found = runner, setting, sample, found
         self.book, self.meter, self.suffix = book, meter, suffix
-        self.name, self.classes = setting.name + suffix, sample.logits.shape[1]
+        self.name, self.classes = setting.name + suffix, sample.classes
         self.steps = self.idle = self.unconfirmed = 0  # of all processes after `join`
         self.waiting: list[engine.Verdict] = []  # for a last word, since `confirmed`
         self.confirmed = time.perf_counter()
@@ -93,11 +100,18 @@ class Attack:
 
     def calls(self, mine: np.ndarray) -> Iterator[engine.Call]:
         """Return the calls of the engine, which decide these images."""
-        images, labels, ids, logits, epsilon, seed = self.sample
-        targets = plan.targets(self.setting, logits[mine], labels[mine])
-        settings: dict[str, Any] = {"epsilon": epsilon, "seed": seed, "confirm": self.confirm}
+        sample = self.sample
         return engine.decide(
-            self.runner, self.setting, images, labels, ids, mine, targets, **settings
+            self.runner,
+            self.setting,
+            sample.images,
+            sample.labels,
+            sample.ids,
+            mine,
+            plan.targets(self.setting, sample.ranks[mine]),
+            epsilon=sample.epsilon,
+            seed=sample.seed,
+            confirm=self.confirm,
         )
 
     def count(self, call: engine.Call, later: int) -> None:
@@ -111,25 +125,21 @@ class Attack:
 
     def recall(self) -> np.ndarray:
         """Take over what the ledger knows; return the other images."""
-        pending, fallen, shape = [], [], self.sample.images.shape[1:]
-        for i in np.flatnonzero(self.found.standing).tolist():
-            key = int(self.sample.ids[i])
-            record = self.book.find(key, self.name)
-            if record is None:
-                pending.append(i)
-                continue
-            self.flat.append(record["flat"])
-            if record["fooled"]:
-                fallen.append(i)
-                self.strike(i, self.book.adversarial(key, self.name, shape))
+        rows = self.book.rows(self.name)
+        met = np.flatnonzero(self.found.standing & rows["known"])
+        self.flat = rows["flat"][met].tolist()
+        fallen = met[rows["fooled"][met]]
+        for i in fallen.tolist():
+            self.strike(i)
         for start in range(0, len(fallen), self.runner.slots):
             self.doubt(fallen[start : start + self.runner.slots])
-        return np.array(pending, int)
+        return np.flatnonzero(self.found.standing & ~rows["known"])
 
-    def doubt(self, which: list[int]) -> None:
+    def doubt(self, which: np.ndarray) -> None:
         """Refuse adversarial images from the ledger that are none, by more than rounding."""
-        images, labels, ids, _ = (a[which] for a in self.sample[:4])
-        points = self.found.images_adv[which]
+        images, labels, ids = self.sample.rows(which)
+        shape = images.shape[1:]
+        points = np.stack([self.book.adversarial(i, self.name, shape) for i in which.tolist()])
         ball: dict[str, Any] = {"norm": self.setting.norm, "epsilon": self.sample.epsilon}
         own = np.eye(self.classes, dtype=bool)[labels]
         inside, _ = checks.verified(points, images, labels, ~own, **ball)  # whatever the logits
@@ -164,8 +174,7 @@ class Attack:
 
     def refuted(self, part: list[engine.Verdict]) -> list[engine.Verdict]:
         """Return the last word: one more forward pass, and the norm in float64."""
-        which = [v.image for v in part]
-        images, labels, ids, _ = (a[which] for a in self.sample[:4])
+        images, labels, ids = self.sample.rows(np.array([v.image for v in part], int))
         points = np.stack([v.adversarial for v in part if v.adversarial is not None])
         points = engine.settled(self.runner, self.setting.norm, points, images)
         logits = logits_of(self.runner, points, ids, self.sample.seed, draw=self.draw())
@@ -190,9 +199,7 @@ class Attack:
 
     def write(self, verdict: engine.Verdict, adversarial: np.ndarray | None, norm: float) -> None:
         """Write a verdict into the ledger."""
-        i = verdict.image
         record = {
-            "image": int(self.sample.ids[i]),
             "attack": self.name,
             "fooled": adversarial is not None,
             "target": verdict.target,
@@ -202,28 +209,27 @@ class Attack:
             "seed": self.sample.seed,
             "flat": verdict.flat,
         }
-        self.book.add(record, adversarial)
+        self.book.add(verdict.image, record, adversarial)
         self.flat.append(verdict.flat)
         if adversarial is not None:
-            self.strike(i, adversarial)
+            self.strike(verdict.image)
         self.meter.decided(int(self.found.standing.sum()))
 
-    def strike(self, i: int, adversarial: np.ndarray) -> None:
-        """Take note that an image is fooled."""
-        self.found.standing[i] = False
-        self.found.fooled_by[i] = self.name
-        self.found.images_adv[i] = adversarial
+    def strike(self, which: Any) -> None:
+        """Take note that images are fooled."""
+        self.found.standing[which] = False
+        self.found.fooled_by[which] = self.found.names.index(self.name)
 
     def join(self, mine: np.ndarray, known: int) -> None:
         """Take over what the other processes found, and add up what all of them took."""
         fallen = mine[~self.found.standing[mine]]
         unconfirmed = sum(self.found.standing[list(self.doubtful)])
         counts = np.array([self.steps, self.idle, unconfirmed])
-        points = self.found.images_adv[fallen]
-        parts = hosts.everyone((fallen, points, self.flat[known:], counts))
-        for which, theirs, _, _ in parts:
-            for i, adversarial in zip(which, theirs, strict=True):
-                self.strike(i, adversarial)
+        own = self.book.found(fallen, self.name)
+        parts = hosts.everyone((fallen, own, self.flat[known:], counts))
+        for process, (which, theirs, _, _) in enumerate(parts):
+            self.book.take_over(process, which, self.name, theirs)
+            self.strike(which)
         self.flat[known:] = [flat for part in parts for flat in part[2]]
         sums = np.sum([part[3] for part in parts], axis=0)
         self.steps, self.idle, self.unconfirmed = sums.tolist()

@@ -21,13 +21,21 @@ def check_images(images: Any, labels: Any, *, classes: int | None = None) -> Non
     """Accept images f[N,H,W,C] in [0, 1] with labels int[N], N = 0 included, and refuse the rest.
 
     Args:
-      images: an array.
+      images: an array, or an `ImageSet`, of which only the shape is looked at.
       labels: an array.
       classes: labels must be below it; None: not known yet.
     Raises:
       ValueError: the shape, dtype or range of either is wrong; the message says what to do.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
+    labels = np.asarray(labels)
+    shape = getattr(images, "shape", None)
+    if not hasattr(images, "dtype") and isinstance(shape, tuple):  # an image set
+        if len(shape) != 4 or shape[0] != len(images):
+            raise ValueError(
+                f"an image set of {len(images)} images has shape {shape}; make it (N, H, W, C)"
+            )
+        return _check_labels(labels, len(images), classes)
+    images = np.asarray(images)
     if images.ndim != 4:
         raise ValueError(
             f"images have shape {images.shape}; pass [N, H, W, C], one image as images[None], "

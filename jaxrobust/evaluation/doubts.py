@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 
 from jaxrobust.evaluation.checks import is_right
+from jaxrobust.evaluation.images import ImageSet
 from jaxrobust.types import LogitsFn
 
 Flags = dict[str, str]
@@ -33,7 +34,7 @@ _NORMALISATIONS = {
 def check_network(
     forward: Forward,
     logits_fn: LogitsFn,
-    images: np.ndarray,
+    images: ImageSet,
     labels: np.ndarray,
     *,
     batch_size: int | None = None,
@@ -53,13 +54,13 @@ def check_network(
       `softmax`, `low-accuracy`, `double-normalization`; empty for a healthy network. The last two
       need 32 images, the very last three channels.
     """
-    images, labels = np.asarray(images), np.asarray(labels)
-    if len(images) > _LOOKED_AT:
-        chosen = np.random.default_rng(0).choice(len(images), _LOOKED_AT, replace=False)
-        images, labels = images[np.sort(chosen)], labels[np.sort(chosen)]
     if not len(images):
         return {}
-    images = images.astype(np.float32)
+    chosen = np.arange(len(images))
+    if len(images) > _LOOKED_AT:
+        chosen = np.sort(np.random.default_rng(0).choice(len(images), _LOOKED_AT, replace=False))
+    images = np.asarray(images[chosen], np.float32)
+    labels = np.asarray(labels)[chosen]
     passes = [_logits(forward, images) for _ in range(_PASSES)]
     flags = _randomized(passes, labels)
     flags |= _retraced(logits_fn, (batch_size or len(images), *images.shape[1:]))

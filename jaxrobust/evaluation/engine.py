@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrobust.attacks.machine import Setting
 from jaxrobust.evaluation import networks, plan
+from jaxrobust.evaluation.images import ImageSet
 from jaxrobust.evaluation.schedule import Jobs, Verdict
 from jaxrobust.evaluation.slots import (
     Programs,
@@ -173,7 +174,7 @@ def _padded(array, length):
 def decide(
     engine: Engine,
     setting: Setting,
-    images: np.ndarray,
+    images: ImageSet,
     labels: np.ndarray,
     ids: np.ndarray,
     which: np.ndarray,

@@ -14,6 +14,17 @@ import numpy as np
 from jaxrobust.runtime import hosts, jsonl, locks
 
 _SHARE = "put the ledger into a folder that all hosts share"
+# What is kept in memory of an attack on an image; the rest of a record is on disk alone.
+ROW = np.dtype(
+    [
+        ("known", "?"),
+        ("fooled", "?"),
+        ("flat", "?"),
+        ("file", "u2"),  # of its adversarial image, by number
+        ("stored", "i4"),  # its place there
+        ("norm", "f8"),  # of the perturbation
+    ]
+)
 
 
 class Ledger:
@@ -25,15 +36,17 @@ class Ledger:
     No other process can open the file to append to it until `close`.
     """
 
-    def __init__(self, path: str | Path | None, identity: dict[str, Any]) -> None:
-        """Open or begin a ledger.
+    def __init__(self, path: str | Path | None, identity: dict[str, Any], ids: np.ndarray) -> None:
+        """Open or begin a ledger of images with these ids, u32[N]; a place is one of 0 to N - 1.
 
         Raises:
           ValueError: it belongs to another evaluation; says in what they differ. A damaged line.
             Another process appends to it.
         """
-        self._records: dict[tuple[int, str], dict[str, Any]] = {}
-        self._images: dict[tuple[int, str], tuple[Path | None, Any]] = {}
+        self._ids = ids
+        self._rows: dict[str, np.ndarray] = {}  # attack -> ROW[N]
+        self._files: list[Path] = []  # of adversarial images
+        self._points: dict[tuple[int, str], np.ndarray] = {}  # those without a file
         self._path: Path | None = None
         self._lock = contextlib.ExitStack()
         if path is None:
@@ -60,12 +73,33 @@ class Ledger:
         lines = jsonl.read(file)
         if lines:
             _refuse_another(file, lines[0].get("identity"), identity)
+        if not lines[1:]:
+            return
+        order = np.argsort(self._ids)
+        ascending = self._ids[order]
         for number, record in enumerate(lines[1:], 2):
             if not _is_verdict(record):
                 raise ValueError(f"{file}, line {number} is no verdict; remove that line")
-            key = (record["image"], record["attack"])
-            self._records[key] = record
-            self._images[key] = (file.with_suffix(".images"), record.get("stored"))
+            found = int(np.searchsorted(ascending, record["image"]))
+            if found == len(order) or ascending[found] != record["image"]:
+                raise ValueError(
+                    f"{file}, line {number} is of image {record['image']}, which is not among "
+                    "these; remove that line"
+                )
+            self._keep(int(order[found]), file, record)
+
+    def _keep(self, place: int, file: Path | None, record: dict[str, Any]) -> None:
+        row = (True, record["fooled"], record["flat"], self._number(file))
+        rows = self.rows(record["attack"])
+        rows[place] = (*row, record.get("stored", 0), record.get("norm", 0.0))
+
+    def _number(self, file: Path | None) -> int:
+        if file is None:
+            return 0
+        images = file.with_suffix(".images")
+        if images not in self._files:
+            self._files.append(images)
+        return self._files.index(images)
 
     def check_files(self) -> None:
         """Raise ValueError if a process's file, which must be there by now, is not seen here."""
@@ -78,18 +112,22 @@ class Ledger:
 
     def known(self) -> tuple[int, str]:
         """Return how many verdicts were read, and which, as a hash."""
-        keys = repr(sorted(self._records)).encode()
-        return len(self._records), hashlib.sha256(keys).hexdigest()
+        there = {attack: rows["known"] for attack, rows in sorted(self._rows.items())}
+        digest = hashlib.sha256(repr(list(there)).encode())
+        for known in there.values():
+            digest.update(known.tobytes())
+        return sum(int(known.sum()) for known in there.values()), digest.hexdigest()
 
-    def find(self, image: int, attack: str) -> dict[str, Any] | None:
-        """Return the record of an attack on an image, by the image's id."""
-        return self._records.get((image, attack))
+    def rows(self, attack: str) -> np.ndarray:
+        """Return what is known of an attack on each image, ROW[N]."""
+        return self._rows.setdefault(attack, np.zeros(len(self._ids), ROW))
 
-    def adversarial(self, image: int, attack: str, shape: tuple[int, ...]) -> np.ndarray:
-        """Return the adversarial image f32[H,W,C] of a record of a fooled image."""
-        file, stored = self._images[image, attack]
-        if file is None:
-            return stored
+    def adversarial(self, place: int, attack: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the adversarial image f32[H,W,C] of an image that the attack fooled."""
+        if (place, attack) in self._points:
+            return self._points[place, attack]
+        row, image = self._rows[attack][place], self._ids[place]
+        file, stored = self._files[row["file"]], int(row["stored"])
         count = int(np.prod(shape))
         end = 4 * count * (stored + 1)
         if not file.exists() or file.stat().st_size < end:
@@ -99,20 +137,43 @@ class Ledger:
             )
         return np.fromfile(file, np.float32, count, offset=end - 4 * count).reshape(shape)
 
-    def add(self, record: dict[str, Any], adversarial: np.ndarray | None) -> None:
+    def add(self, place: int, record: dict[str, Any], adversarial: np.ndarray | None) -> None:
         """Append a record, after its image; a process that is killed later does not lose it."""
-        key = (record["image"], record["attack"])
-        file: Path | None = None
-        stored: Any = adversarial
-        if self._path is not None and adversarial is not None:
-            file = self._path.with_suffix(".images")
-            with file.open("ab") as images:
+        record = {"image": int(self._ids[place])} | record
+        if adversarial is not None and self._path is None:
+            self._points[place, record["attack"]] = adversarial
+        elif adversarial is not None and self._path is not None:
+            with self._path.with_suffix(".images").open("ab") as images:
                 stored = images.tell() // adversarial.nbytes
                 images.truncate(stored * adversarial.nbytes)  # one that a kill cut off
                 images.write(np.ascontiguousarray(adversarial, np.float32).tobytes())
             record = record | {"stored": stored}
-        self._records[key], self._images[key] = record, (file, stored)
+        self._keep(place, self._path, record)
         self._append(record)
+
+    def found(self, places: np.ndarray, attack: str) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return what this process found on images that the attack fooled, for `take_over`."""
+        points = self._points
+        here = [points[p, attack] for p in places.tolist() if (p, attack) in points]
+        return self.rows(attack)[places], here
+
+    def take_over(
+        self,
+        process: int,
+        places: np.ndarray,
+        attack: str,
+        found: tuple[np.ndarray, list[np.ndarray]],
+    ) -> None:
+        """Learn what another process has found on these images, and where it stored that."""
+        rows, points = found
+        if process == jax.process_index() or not len(places):
+            return
+        own = self.rows(attack)
+        own[places] = rows
+        if points:
+            self._points |= {(p, attack): q for p, q in zip(places.tolist(), points, strict=True)}
+        else:
+            own["file"][places] = self._number(_of_process(self._first, process))
 
     def close(self) -> None:
         """Let another process append; what is in memory stays."""
@@ -125,7 +186,9 @@ class Ledger:
 
 
 @contextlib.contextmanager
-def open_ledger(path: str | Path | None, identity: dict[str, Any]) -> Iterator[Ledger]:
+def open_ledger(
+    path: str | Path | None, identity: dict[str, Any], ids: np.ndarray
+) -> Iterator[Ledger]:
     """Yield the ledger, opened by all processes of a pod: none adds a verdict before all have read.
 
     Raises:
@@ -136,7 +199,7 @@ def open_ledger(path: str | Path | None, identity: dict[str, Any]) -> Iterator[L
     with contextlib.ExitStack() as opened:
 
         def opens() -> Ledger:
-            return opened.enter_context(contextlib.closing(Ledger(path, identity)))
+            return opened.enter_context(contextlib.closing(Ledger(path, identity, ids)))
 
         # Process 0 goes first: a network file system may remember that a file was not there.
         book = hosts.together(lambda: None if jax.process_index() else opens())

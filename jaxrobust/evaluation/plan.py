@@ -121,15 +121,20 @@ def fit(setting: Setting, classes: int, tell: Callable[[str], None]) -> Setting:
     return setting
 
 
-def targets(setting: Setting, logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return i32[n, T]: the likeliest wrong classes of the clean images, or the code of a loss."""
-    n = len(labels)
-    if not setting.targets:
-        return np.full((n, 1), named(setting.name).code, np.int32)
+def ranks(logits: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Return u[n, count]: the likeliest wrong classes of clean images, by logits f[n, K]."""
     wrong = logits.astype(np.float64)
-    wrong[np.arange(n), labels] = -np.inf
+    wrong[np.arange(len(labels)), labels] = -np.inf
     # From the end of an ascending order, as the reference: of equal logits the last class first.
-    return np.argsort(wrong, axis=1, kind="stable")[:, ::-1][:, : setting.targets].astype(np.int32)
+    order = np.argsort(wrong, axis=1, kind="stable")[:, ::-1][:, :count]
+    return order.astype(np.min_scalar_type(logits.shape[1]))
+
+
+def targets(setting: Setting, likely: np.ndarray) -> np.ndarray:
+    """Return i[n, T]: of `ranks` as many as the attack takes, or the code of a loss."""
+    if not setting.targets:
+        return np.full((len(likely), 1), named(setting.name).code, np.int32)
+    return likely[:, : setting.targets]
 
 
 def forward(setting: Setting) -> int:

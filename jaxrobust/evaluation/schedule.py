@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxrobust.evaluation.images import ImageSet
+
 
 class Rows(NamedTuple):
     """What the host hands to the slots."""
@@ -47,22 +49,24 @@ class Jobs:
     ) -> None:
         """Take jobs for the images `which` i[n] with targets i32[n, T]; both count from 0."""
         images, kinds = targets.shape
-        self._which = which
+        self._which = which  # ascending
         self._devices, self._width = devices, slots // devices
         self._targets = targets
         self._jobs = [(t, r) for t in range(kinds) for r in range(restarts)]
-        self._queue = deque((i, j) for j in range(len(self._jobs)) for i in range(images))
+        self._next_new = 0  # of the jobs in their order, target by target, the first not begun
+        self._again: deque[tuple[int, int]] = deque()  # go before those
         self._order = np.arange(slots).reshape(devices, -1).T.ravel()  # devices take turns
         self._busy: dict[int, tuple[int, int]] = {}  # slot -> image, job
         self._fresh: list[int] = []
         self._dropped = False
         self._ended = np.zeros((images, len(self._jobs)), bool)
-        self._steps = np.zeros((images, len(self._jobs)), int)
+        self._steps = np.zeros((images, len(self._jobs)), np.int32)
         self._flat = np.zeros(images, bool)
-        self._won = np.full(images, len(self._jobs))  # the first job known to succeed
+        # The first job known to succeed.
+        self._won = np.full(images, len(self._jobs), np.int32)
         self._found: dict[int, dict[int, np.ndarray]] = {}  # image -> job -> what fooled
-        self._first = np.zeros((images, len(self._jobs)), int)
-        self._refuted = np.zeros((images, len(self._jobs)), int)
+        self._first: dict[tuple[int, int], int] = {}  # of refuted jobs
+        self._refuted: dict[tuple[int, int], int] = {}  # how often
         self._touched: list[int] = []
 
     def assign(self) -> bool:
@@ -76,13 +80,22 @@ class Jobs:
         return bool(self._busy)
 
     def _next(self) -> tuple[int, int] | None:
-        while self._queue:
-            image, job = self._queue.popleft()
+        while self._again:
+            image, job = self._again.popleft()
+            if job < self._won[image]:
+                return image, job
+        while self._next_new < self._ended.size:
+            job, image = divmod(self._next_new, len(self._ended))
+            self._next_new += 1
             if job < self._won[image]:
                 return image, job
         return None
 
-    def rows(self, images: np.ndarray, labels: np.ndarray, ids: np.ndarray) -> Rows | None:
+    def _is_queued(self, image: int, job: int) -> bool:
+        new = job * len(self._ended) + image >= self._next_new
+        return new or (image, job) in self._again
+
+    def rows(self, images: ImageSet, labels: np.ndarray, ids: np.ndarray) -> Rows | None:
         """Return what the slots must be told, None if nothing changed."""
         if not self._fresh and not self._dropped:
             return None
@@ -97,12 +110,13 @@ class Jobs:
             ids=np.zeros(count, np.uint32),
             first=np.zeros(count, np.int32),
         )
-        for slot in self._fresh:
+        places = [self._which[self._busy[slot][0]] for slot in self._fresh]
+        read = images[np.array(places)] if places else ()
+        for slot, i, pixels in zip(self._fresh, places, read, strict=True):
             image, job = self._busy[slot]
             target, restart = self._jobs[job]
-            i = self._which[image]
             job_of_it = (labels[i], self._targets[image, target], restart, ids[i])
-            values = (True, True, images[i], *job_of_it, self._first[image, job])
+            values = (True, True, pixels, *job_of_it, self._first.get((image, job), 0))
             for array, value in zip(rows, values, strict=True):
                 array[slot] = value
         return rows
@@ -110,7 +124,8 @@ class Jobs:
     def floor(self) -> np.ndarray:
         """Return i32[D]: with how many live slots left a device should come back for work."""
         load = np.bincount([s // self._width for s in self._busy], minlength=self._devices)
-        wait = max(self._width // 4, 1) if self._queue else self._width
+        more = self._again or self._next_new < self._ended.size
+        wait = max(self._width // 4, 1) if more else self._width
         return np.maximum(load - wait, 0).astype(np.int32)
 
     def collect(
@@ -151,6 +166,11 @@ class Jobs:
                 continue
             last = min(won, len(self._jobs) - 1)
             target, restart = self._jobs[last]
+            point = None
+            if won < len(self._jobs):
+                point = self._found[image].pop(won)
+                if not self._found[image]:
+                    del self._found[image]
             yield Verdict(
                 image=int(self._which[image]),
                 fooled=bool(won < len(self._jobs)),
@@ -159,7 +179,7 @@ class Jobs:
                 steps=int(self._steps[image, : last + 1].sum()),
                 job=last,
                 flat=bool(self._flat[image]),
-                adversarial=self._found[image].pop(won) if won < len(self._jobs) else None,
+                adversarial=point,
             )
 
     def refute(self, verdicts: Iterable[Verdict]) -> None:
@@ -169,14 +189,15 @@ class Jobs:
         step after on; after a second refutation from two steps later, then four, so that a network
         whose answers depend on the batch costs few repetitions. Other jobs follow as usual.
         """
-        places = {int(i): place for place, i in enumerate(self._which)}
         for verdict in verdicts:
-            image, job = places[verdict.image], verdict.job
-            self._first[image, job] = self._steps[image, job] - 1 + 2 ** self._refuted[image, job]
-            self._refuted[image, job] += 1
+            image, job = int(np.searchsorted(self._which, verdict.image)), verdict.job
+            before = self._refuted.get((image, job), 0)
+            self._first[image, job] = int(self._steps[image, job]) - 1 + 2**before
+            self._refuted[image, job] = before + 1
             self._ended[image, job] = False
-            self._won[image] = min(self._found[image], default=len(self._jobs))
+            self._won[image] = min(self._found.get(image, ()), default=len(self._jobs))
             others = [j for j in range(job + 1, self._won[image]) if not self._ended[image, j]]
-            known = {*self._queue, *self._busy.values()}
-            again = [(image, j) for j in (job, *others) if (image, j) not in known]
-            self._queue.extendleft(reversed(again))
+            busy = set(self._busy.values())
+            again = [(image, j) for j in (job, *others) if (image, j) not in busy]
+            again = [known for known in again if not self._is_queued(*known)]
+            self._again.extendleft(reversed(again))

@@ -25,7 +25,12 @@ class Verdicts(NamedTuple):
         return self.fooled_by == ""
 
 
-_KINDS = {"image_ids": np.uint32, "labels": np.int32, "clean": bool, "fooled_by": str}
+_KINDS: dict[str, Any] = {
+    "image_ids": np.uint32,
+    "labels": np.int32,
+    "clean": bool,
+    "fooled_by": str,
+}
 _KINDS |= {"norms": np.float64}
 
 

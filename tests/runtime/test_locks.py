@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
@@ -24,7 +25,8 @@ from tests.support.processes import start, wait, written
 from tests.support.runs import quiet_run, tiny
 
 ROOT = paths.ROOT
-VERDICT = {"image": 0, "attack": "square", "fooled": False, "flat": False}
+VERDICT = {"attack": "square", "fooled": False, "flat": False}
+IDS = np.arange(1, dtype=np.uint32)
 HOLD = """
 import sys, time, pathlib
 from jaxrobust.runtime import locks
@@ -173,29 +175,29 @@ class LedgerTest(absltest.TestCase):
     def test_of_another_process_is_refused(self):
         path = Path(self.create_tempdir()) / "a.jsonl"
         before = {"network": "one"}
-        with contextlib.closing(ledger.Ledger(path, before)) as book:
-            book.add(VERDICT, None)
+        with contextlib.closing(ledger.Ledger(path, before, IDS)) as book:
+            book.add(0, VERDICT, None)
         with (
             mock.patch.object(locks, "_GRACE", 0.3),
             holder(path.with_suffix(".lock")) as process,
             self.assertRaisesRegex(ValueError, f"ledger {path} is in use by process {process.pid}"),
         ):
-            ledger.Ledger(path, before)
-        with contextlib.closing(ledger.Ledger(path, before)) as book:
+            ledger.Ledger(path, before, IDS)
+        with contextlib.closing(ledger.Ledger(path, before, IDS)) as book:
             self.assertEqual(book.known()[0], 1)
 
     def test_what_it_refuses_can_be_opened_again(self):
         path = Path(self.create_tempdir()) / "a.jsonl"
         for identity in ("one", "two", "two", "one"):
-            opened = ledger.open_ledger(path, {"network": identity})
+            opened = ledger.open_ledger(path, {"network": identity}, IDS)
             if identity == "two":
                 with self.assertRaisesRegex(ValueError, "belongs to another"), opened:
                     pass
                 continue
             with self.assertRaises(ZeroDivisionError), opened as book:
-                book.add(VERDICT, None)
+                book.add(0, VERDICT, None)
                 with self.assertRaisesRegex(ValueError, "in use by process"):
-                    ledger.Ledger(path, {"network": identity})
+                    ledger.Ledger(path, {"network": identity}, IDS)
                 raise ZeroDivisionError
 
 

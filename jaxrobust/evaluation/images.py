@@ -1,0 +1,64 @@
+"""Images that an evaluation reads when it needs them, few at a time."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+_PART = 64  # images that one pass over all of them holds
+
+
+@runtime_checkable
+class ImageSet(Protocol):
+    """N images in [0, 1], which need not be in memory; an array f32[N,H,W,C] is one too."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """N, H, W, C."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, which: Any) -> np.ndarray:
+        """Return f32[n,H,W,C] for places i[n], in their order."""
+
+
+class Adversarial:
+    """The images as the attacks left them: what fooled the network, else the image itself.
+
+    An `ImageSet`, which reads what fooled the network from the ledger.
+    """
+
+    def __init__(self, images: ImageSet, book: Any, fooled_by: np.ndarray) -> None:
+        self._images, self._book, self._fooled_by = images, book, fooled_by
+        self.shape = tuple(images.shape)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, which: Any) -> np.ndarray:
+        places = np.arange(len(self))[which]
+        found = np.array(self._images[np.atleast_1d(places)])
+        for row, place in enumerate(np.atleast_1d(places).tolist()):
+            attack = str(self._fooled_by[place])
+            if attack not in ("", "clean"):
+                found[row] = self._book.adversarial(place, attack, self.shape[1:])
+        return found if np.ndim(places) else found[0]
+
+
+def parts(images: ImageSet, size: int = _PART) -> Iterator[np.ndarray]:
+    """Yield all images in their order, f32[n,H,W,C], n <= size."""
+    for start in range(0, len(images), size):
+        yield images[np.arange(start, min(start + size, len(images)))]
+
+
+def hashed(images: ImageSet, *arrays: np.ndarray) -> str:
+    """Hash the type, shape and bytes of images f32[N,H,W,C], then those of some arrays."""
+    digest = hashlib.sha256()
+    digest.update(f"float32 {tuple(images.shape)}".encode())
+    for part in parts(images):
+        digest.update(np.ascontiguousarray(part, np.float32).reshape(-1).view(np.uint8).data)
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
