@@ -9,6 +9,7 @@ from jaxrobust.data.pipeline import (
     steps_per_epoch,
     train_batches,
 )
+from jaxrobust.data.prepared import Prepared
 from jaxrobust.data.sources import DataError, Record, Source, open_source
 from jaxrobust.data.transforms import evaluation_transform, resolve, same_preprocessing
 
@@ -17,6 +18,7 @@ __all__ = [
     "DataError",
     "EvaluationBatch",
     "Loaded",
+    "Prepared",
     "Record",
     "Source",
     "TrainBatch",

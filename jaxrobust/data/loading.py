@@ -159,6 +159,28 @@ def _restart(bits: np.random.Philox, epoch: int, index: int, view: int) -> None:
     bits.state = state
 
 
+def prepare(
+    image: np.ndarray,
+    index: int,
+    images: Images,
+    transform: transforms.Transform,
+    preprocessing: str,
+    shape: tuple[int, ...],
+) -> np.ndarray:
+    """Return the image of a record as evaluation takes it, uint8[H,W,C] of `shape`.
+
+    Raises:
+      DataError: the preprocessing gives another size.
+    """
+    prepared = transform(image)
+    if prepared.shape != shape:
+        raise DataError(
+            f"{images.source.where()}: the preprocessing {preprocessing!r} makes record "
+            f"{index} {prepared.shape}, not {shape}; set image_size to the size it gives"
+        )
+    return prepared
+
+
 def load_in_order(
     first: int,
     *,
@@ -182,12 +204,7 @@ def load_in_order(
         if image is None:
             batch.damaged[row] = index
             continue
-        image = transform(image)
-        if image.shape != shape:
-            raise DataError(
-                f"{images.source.where()}: the preprocessing {preprocessing!r} makes record "
-                f"{index} {image.shape}, not {shape}; set image_size to the size it gives"
-            )
-        batch.images[row], batch.labels[row] = image, label
+        prepared = prepare(image, index, images, transform, preprocessing, shape)
+        batch.images[row], batch.labels[row] = prepared, label
         batch.mask[row], batch.ids[row] = True, index
     return batch

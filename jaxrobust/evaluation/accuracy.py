@@ -1,12 +1,14 @@
 """Clean and robust accuracy of a network on the images of a split."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Integer, Key, UInt8
 from tqdm.auto import tqdm
 
@@ -29,6 +31,7 @@ from jaxrobust.types import (
 )
 
 Counter = Callable[..., dict[str, Array]]
+_ORDER = {"linf": jnp.inf, "l2": 2, "l1": 1}
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,29 @@ def count(
 
     With a counter of the top 5, `clean_top5` too.
     """
+    totals: dict[str, int] = {"count": 0, "clean": 0, "robust": 0}
+    for found in _judgements(counter, weights, images, mesh, bar):
+        for name, value in found.items():
+            totals[name] = totals.get(name, 0) + int(value)
+    number = totals.pop("count")
+    return {k: total / max(number, 1) for k, total in totals.items()} | {"images": number}
+
+
+def each(
+    counter: Counter, weights: Weights, images: Images, mesh: jax.sharding.Mesh, *, bar: str = ""
+) -> dict[str, np.ndarray]:
+    """Return what a counter made with `each` says of every image, [N], in the split's order."""
+    parts: list[dict[str, np.ndarray]] = []
+    for found in _judgements(counter, weights, images, mesh, bar):
+        kept = found.pop("count")
+        parts.append({name: values[kept] for name, values in found.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _judgements(
+    counter: Counter, weights: Weights, images: Images, mesh: jax.sharding.Mesh, bar: str
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield what the counter says of each batch of all processes."""
     batches = pipeline.evaluation_batches(
         images.source,
         batch_size=images.batch_size,
@@ -67,7 +93,6 @@ def count(
         strict=images.meets is None,
     )
     key = jax.random.key(images.seed)
-    totals: dict[str, int] = {"count": 0, "clean": 0, "robust": 0}
     steps = -(-len(images) // images.batch_size)
     hidden = None if bar else True  # None: on a terminal only
     shown = tqdm(batches, desc=bar, total=steps, disable=hidden, leave=False, unit="batch")
@@ -76,10 +101,7 @@ def count(
             if images.meets is not None:
                 images.meets.meet(b.damaged)
             arrays = sharding.global_arrays(mesh, (b.images, b.labels, b.mask, b.ids))
-            for name, value in jax.device_get(counter(*weights, *arrays, key)).items():
-                totals[name] = totals.get(name, 0) + int(value)
-    number = totals.pop("count")
-    return {k: total / max(number, 1) for k, total in totals.items()} | {"images": number}
+            yield jax.device_get(counter(*weights, *arrays, key))
 
 
 def apgd_ce(*, norm: str, epsilon: float, steps: int) -> Attack:
@@ -108,17 +130,31 @@ def counter(
     mesh: jax.sharding.Mesh,
     dtype: str,
     top5: bool = False,
+    each: str | None = None,
 ) -> Counter:
-    """Return `counts` of a network of that compute type, jitted for all devices of a mesh."""
+    """Return `counts` of a network of that compute type, jitted for all devices of a mesh.
+
+    With `each`, the norm to tell of perturbations, it is `judged`: what is known image by image.
+    """
     whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
+    function = partial(judged, norm=each) if each else counts
     return jax.jit(
-        partial(counts, net=net, attack=attack, dtype=jnp.dtype(dtype), top5=top5),
+        partial(function, net=net, attack=attack, dtype=dtype, top5=top5),
         in_shardings=(whole, whole, split, split, split, split, whole),
         out_shardings=whole,
     )
 
 
-def counts(
+def counts(*batch: Any, **how: Any) -> dict[str, Integer[Array, ""]]:
+    """Count images of a padded batch that are right clean, and those still right after the attack.
+
+    Arguments as in `judged`.
+    """
+    found = judged(*batch, **how)
+    return {name: found[name].sum() for name in found if found[name].dtype == bool}
+
+
+def judged(
     params: Params,
     stats: Params,
     images: types.Images | UInt8[Array, "B H W channels"],
@@ -129,20 +165,24 @@ def counts(
     *,
     net: Classifier,
     attack: Attack,
-    dtype: jnp.dtype,
+    dtype: str,
     top5: bool = False,
-) -> dict[str, Integer[Array, ""]]:
-    """Count images of a padded batch that are right clean, and those still right after the attack.
+    norm: str = "linf",
+) -> dict[str, Array]:
+    """Tell which images of a padded batch are right clean, and which still after the attack.
 
     The attack multiplies as training does, the verdicts at full precision.
 
     Args:
       images: uint8 or f32[B,H,W,C]; labels, ids: i32[B]; mask: bool[B], False for padding.
       key: every image draws from `fold_in(key, id)`, so a verdict does not depend on its batch.
-      top5: also count clean images whose label is among the five largest logits, if there are more.
+      top5: also tell clean images whose label is among the five largest logits, if there are more.
+    Returns:
+      bool[B], False for padding: `count` (it is an image), `clean`, `robust`, `clean_top5`; and
+      `norms` f32[B], of what the attack did, in `norm`, and the labels, i32[B].
     """
 
-    frozen_params = cast(params, dtype)
+    frozen_params = cast(params, jnp.dtype(dtype))
 
     def logits_fn(x: types.Images) -> Logits:
         return net.apply(frozen_params, stats, x)[0]
@@ -159,9 +199,11 @@ def counts(
     right, logits = verdict(images)
     clean = right & mask
     robust = verdict(images_adv)[0] & clean
-    found = {"count": mask.sum(), "clean": clean.sum(), "robust": robust.sum()}
+    delta = (images_adv - images).reshape(len(labels), -1)
+    norms = jnp.linalg.norm(delta, _ORDER[norm], axis=1)
+    found = {"count": mask, "clean": clean, "robust": robust, "norms": norms, "labels": labels}
     if top5 and logits.shape[-1] > 5:
         _, largest = jax.lax.top_k(logits, 5)
         among = (largest == labels[:, None]).any(-1) & ~jnp.isnan(logits).any(-1)
-        found["clean_top5"] = (among & mask).sum()
+        found["clean_top5"] = among & mask
     return found

@@ -15,13 +15,13 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks.inputs import check_array, check_radius
-from jaxrobust.evaluation import checks, doubts, engine, networks, plan, records
+from jaxrobust.evaluation import checks, doubts, engine, networks, plan, records, verdicts
 from jaxrobust.evaluation.cascade import Attack, Cost, Found, Sample, logits_of, search_again
 from jaxrobust.evaluation.images import Adversarial, ImageSet, hashed
 from jaxrobust.evaluation.ledger import open_ledger
 from jaxrobust.evaluation.progress import Decisions
 from jaxrobust.evaluation.verdicts import Verdicts
-from jaxrobust.runtime import hosts, jsonl
+from jaxrobust.runtime import hosts
 from jaxrobust.runtime.progress import say
 from jaxrobust.types import Array
 
@@ -77,6 +77,7 @@ class AutoAttackResult(NamedTuple):
     def save(self, path: str | Path, **known: str | None) -> dict[str, Any]:
         """Append the record to a file of JSON lines, such as results.jsonl, and return it.
 
+        A file beside it gets the verdicts image by image; the record names it.
         Of several processes, the first one writes.
 
         Args:
@@ -88,8 +89,11 @@ class AutoAttackResult(NamedTuple):
         if Path(path).suffix != ".jsonl":
             raise ValueError(f"{path} gets a line of JSON; give a file such as results.jsonl")
         record = self.record(**known)
+        file = verdicts.file_of(record["evaluation"])
+        record["verdicts"] = file
         if jax.process_index() == 0:
-            jsonl.append(Path(path), record)
+            verdicts.write(Path(path).with_name(file), record["evaluation"], self.verdicts)
+            records.append(Path(path), record)
         return record
 
 

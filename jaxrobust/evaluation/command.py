@@ -1,8 +1,8 @@
 """The accuracy of a network as the command line asks for it: checked, computed, recorded, told."""
 
-import contextlib
 import os
 import re
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,13 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import attacks
-from jaxrobust.data import EvaluationBatch, evaluation_transform, pipeline, sources
-from jaxrobust.evaluation import accuracy, autoattack, flags, records
+from jaxrobust.data import Prepared, evaluation_transform, pipeline, sources
+from jaxrobust.evaluation import accuracy, autoattack, flags, records, verdicts
 from jaxrobust.evaluation import subject as subjects
+from jaxrobust.evaluation.cascade import Cost
 from jaxrobust.evaluation.flags import Given
 from jaxrobust.evaluation.subject import Subject
+from jaxrobust.evaluation.verdicts import Verdicts
 from jaxrobust.models.inputs import cast
-from jaxrobust.runtime import compilation, hardware, hosts, jsonl, sharding
+from jaxrobust.runtime import compilation, hardware, hosts, sharding
 from jaxrobust.runtime.progress import say
 from jaxrobust.types import Attack, Weights
 from jaxrobust.weights import hashes
@@ -127,7 +129,7 @@ def evaluate(
         "attack": [method, *([] if method == "clean" else [*ball, asked.seed, asked.search_dtype])],
     }
     hosts.agree(identity)
-    number = hashes.config_sha256(identity)[:12]
+    number = records.number_of(identity)
     known = [r for r in records.read(out) if r.get("evaluation") == number]
     if hosts.first(bool(known)):
         if not known:  # a host that does not see the first one's records
@@ -147,7 +149,10 @@ def evaluate(
         found = _searched(subject, source, weights, asked, name, ledger)
     else:
         found = _counted(subject, source, weights, asked)
-    after = found.pop("accuracy_after")
+    after, each, costs = (found.pop(key) for key in ("accuracy_after", "verdicts", "costs"))
+    file = verdicts.file_of(number)
+    if jax.process_index() == 0:
+        verdicts.write(out / file, number, each)
     top5 = {key: found.pop(key) for key in ("clean_top5",) if key in found}
     record = records.accuracy_record(
         config=subject.config,
@@ -162,6 +167,15 @@ def evaluate(
         seed=asked.seed,
         ids_sha256=source.ids_sha256,
         classes=source.classes,
+        n=asked.images,
+        known={
+            "verdicts": file,
+            "costs": costs,
+            "size": records.size(
+                subject.create("float32"), weights, size, _known(network.in_channels)
+            ),
+            "training": _training(subject, which),
+        },
         **found,
         more={
             "evaluation": number,
@@ -174,8 +188,15 @@ def evaluate(
         | ({"function": function} if function else {}),
     )
     if jax.process_index() == 0:
-        jsonl.append(out / "results.jsonl", record)
+        records.append(out / "results.jsonl", record)
     return records.answer(record, out)
+
+
+def _training(subject: Subject, which: str | None) -> dict[str, Any] | None:
+    """Return what is known of how the weights were trained, if they are a run's."""
+    if not (which and isinstance(subject.config, dict) and "phases" in subject.config):
+        return None
+    return records.training(subject.config, which.partition(",")[0])
 
 
 def _check(asked: Question, subject: Subject, source: sources.Source) -> None:
@@ -239,8 +260,10 @@ def _counted(
     attack: Attack = lambda logits_fn, key, images, labels: images  # noqa: E731
     if match := _PGD.fullmatch(asked.attack):
         ball: dict[str, Any] = {"norm": subject.norm, "epsilon": subject.epsilon}
-        settings = [{"name": "pgd", **ball, "steps": int(match[1]), "start": "random"}]
-        attack = attacks.pgd(**ball, steps=int(match[1]), random_start=True)
+        steps = int(match[1])
+        settings = [{"name": "pgd", **ball, "steps": steps, "start": "random"}]
+        settings[0]["step_size"] = 2.5 * ball["epsilon"] / steps
+        attack = attacks.pgd(**ball, steps=steps, random_start=True)
     mesh = sharding.make_mesh()
     net = subject.create("float32")
     batch = min(asked.batch or subject.batch_size, asked.images)
@@ -253,15 +276,44 @@ def _counted(
         preprocessing=asked.preprocessing,
         workers=subject.workers,
     )
-    counter = accuracy.counter(net, attack, mesh=mesh, dtype="float32", top5=True)
-    reached = accuracy.count(counter, weights, images, mesh, bar=asked.attack)
-    robust = reached["robust"] if settings else None
+    start = time.perf_counter()
+    counter = accuracy.counter(
+        net, attack, mesh=mesh, dtype="float32", top5=True, each=subject.norm
+    )
+    reached = accuracy.each(counter, weights, images, mesh, bar=asked.attack)
+    steps = settings[0]["steps"] if settings else 0
+    found = _told(reached, asked.attack)
+    n = len(found.clean)
+    cost = Cost(
+        attack=asked.attack,
+        fooled=int((found.clean & ~found.robust).sum()),
+        forward=n * (steps + 2 if steps else 1),
+        backward=n * steps,
+        idle=0,
+        seconds=time.perf_counter() - start,  # with what compiles
+        compile_seconds=0.0,
+    )
+    robust = float(found.robust.mean())
     return {
         "attacks": settings,
-        "clean": reached["clean"],
-        "robust": robust,
+        "clean": float(found.clean.mean()),
+        "robust": robust if settings else None,
         "accuracy_after": {asked.attack: robust} if settings else {},
-    } | {key: value for key, value in reached.items() if key == "clean_top5"}
+        "verdicts": found,
+        "costs": [cost._asdict()],
+    } | {key: float(reached[key].mean()) for key in ("clean_top5",) if key in reached}
+
+
+def _told(reached: dict[str, np.ndarray], attack: str) -> Verdicts:
+    """Return the verdicts of an attack on all images of a split's beginning."""
+    clean, robust = reached["clean"], reached["robust"]
+    return Verdicts(
+        image_ids=np.arange(len(clean), dtype=np.uint32),
+        labels=reached["labels"],
+        clean=clean,
+        fooled_by=np.where(clean, np.where(robust, "", attack), "clean"),
+        norms=np.where(clean & ~robust, reached["norms"].astype(np.float64), 0.0),
+    )
 
 
 def _known(size: int | None) -> int:
@@ -284,18 +336,22 @@ def _searched(
         params = cast(weights.params, jnp.dtype(dtype))
         return jax.tree_util.Partial(lambda *p: net.apply(*p)[0], params, weights.stats)
 
-    batch = _load(source, subject, asked)
+    images = Prepared(
+        source,
+        image_size=_known(subject.network.image_size),
+        preprocessing=str(asked.preprocessing),
+        images=asked.images,
+    )
     ball: dict[str, Any] = {"norm": subject.norm, "epsilon": subject.epsilon}
     result = autoattack(
         logits_fn("float32"),
-        batch.images,
-        batch.labels,
+        images,
+        images.labels(),
         **ball,
         version=asked.version,
         attacks=_AUTOATTACK[asked.attack],
         seed=asked.seed,
         batch_size=asked.batch,
-        image_ids=batch.ids.tolist(),
         ledger=ledger,
         identity=name,
         search_fn=None if asked.search_dtype == "float32" else logits_fn(asked.search_dtype),
@@ -306,20 +362,6 @@ def _searched(
         "robust": float(result.robust.mean()),
         "accuracy_after": dict(result.accuracy_after),
         "flags": dict(result.flags),
+        "verdicts": result.verdicts,
+        "costs": [cost._asdict() for cost in result.costs],
     }
-
-
-def _load(source: sources.Source, subject: Subject, asked: Question) -> EvaluationBatch:
-    """Return the first images of a source as one batch, f32 in [0, 1]."""
-    parts = pipeline.evaluation_batches(
-        source,
-        batch_size=min(asked.images, 256),
-        image_size=_known(subject.network.image_size),
-        preprocessing=asked.preprocessing,
-        limit=asked.images,
-        workers=subject.workers,
-    )
-    with contextlib.closing(parts):
-        fields = [np.concatenate(f)[: asked.images] for f in zip(*parts, strict=True)]
-    batch = EvaluationBatch(*fields)
-    return batch._replace(images=batch.images.astype(np.float32) / np.float32(255))

@@ -6,7 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-_PART = 64  # images that one pass over all of them holds
+_PART = 32  # images that one pass over all of them holds
 
 
 @runtime_checkable

@@ -13,10 +13,42 @@ from typing import Any
 
 import jax
 
+from jaxrobust.config import of_phase
+from jaxrobust.evaluation import checks, verdicts
+from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime import jsonl
 from jaxrobust.types import VERDICT_PRECISION, Params
 from jaxrobust.weights import hashes
 
+# Every record has these keys, schema 2 those of `_SINCE_2` too; what nobody knows is null.
+_KEYS: dict[str, tuple[type, ...]] = {
+    "time": (str,),
+    "commit": (str,),
+    "config_sha256": (str,),
+    "weights": (str,),
+    "weights_sha256": (str,),
+    "dataset": (str,),
+    "split": (str,),
+    "image_ids": (str,),
+    "preprocessing": (str,),
+    "dtype": (str,),
+    "matmul_precision": (str,),
+    "attacks": (list,),  # their settings, norm and radius among them; empty: there was none
+    "clean": (float, int),  # accuracy, a fraction of the images
+    "robust": (float, int),  # after all attacks
+    "seed": (int,),
+    "flags": (dict,),  # what makes the number doubtful, and what to do about it
+    "versions": (dict,),
+    "device": (str,),
+}
+_SINCE_2: dict[str, tuple[type, ...]] = {
+    "schema": (int,),
+    "verdicts": (str,),  # the file beside the record that has them image by image
+    "interval": (dict,),  # clean, robust: exact, of 95 %
+    "costs": (list,),  # of each attack: images fooled, passes, seconds
+    "size": (dict,),  # parameters, multiply_adds (of one image)
+    "training": (dict,),  # the phases with their attacks, and passes over the images in all
+}
 _PACKAGES = ("jaxrobust", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
 _OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
 _PATIENCE_S = 30
@@ -108,6 +140,8 @@ def accuracy_record(
     ids_sha256: str | None = None,
     classes: Sequence[str] = (),
     flags: dict[str, str] | None = None,
+    n: int | None = None,
+    known: dict[str, Any] | None = None,
     more: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the record of one network's clean and robust accuracy (fractions of the images).
@@ -129,6 +163,8 @@ def accuracy_record(
       ids_sha256: of the list of ids that makes the split, if one does (`Source.ids_sha256`).
       classes: their names in the order of labels, where they have any; only their hash is kept.
       flags: what puts the number in doubt, and why.
+      n: number of images that were evaluated; None: the intervals are not known.
+      known: of `verdicts`, `costs`, `size` and `training` (`_SINCE_2`) what is known.
       more: what only some evaluations have to say; its keys follow the others.
     """
     lists = {"ids_sha256": ids_sha256, "classes_sha256": hashes.classes_sha256(classes)}
@@ -147,24 +183,60 @@ def accuracy_record(
         robust=robust,
         seed=seed,
         flags=flags or {},
+        interval=n and {"clean": interval(clean, n), "robust": interval(robust, n)},
+        **(known or {}),
     )
     return record | {key: value for key, value in lists.items() if value} | (more or {})
 
 
 def written(**known: Any) -> dict[str, Any]:
     """Return a record of what is known; the other keys that every record has are None."""
-    names = ["config_sha256", "weights", "weights_sha256", "dataset", "split", "image_ids"]
-    names += ("preprocessing", "dtype", "matmul_precision", "attacks", "clean", "robust", "seed")
-    return {
+    return dict.fromkeys((*_KEYS, *_SINCE_2)) | {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        **dict.fromkeys(names),
         "matmul_precision": VERDICT_PRECISION,
         "flags": {},
         **known,
         "versions": versions(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "schema": verdicts.SCHEMA,
     }
+
+
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Add a record to a file of them.
+
+    Raises:
+      ValueError: it is none.
+    """
+    check(record, str(path))
+    jsonl.append(path, record)
+
+
+def check(record: dict[str, Any], where: str) -> None:
+    """Refuse what is no record of this schema or an older one.
+
+    Raises:
+      ValueError: a newer schema, or a key that is missing or has another type; with what to do.
+    """
+    schema = record.get("schema", 1)
+    if not isinstance(schema, int) or schema > verdicts.SCHEMA:
+        raise ValueError(
+            f"{where} has a record of schema {schema}, and this version knows up to "
+            f"{verdicts.SCHEMA}; install a newer jaxrobust"
+        )
+    for key, kinds in (_KEYS | (_SINCE_2 if schema > 1 else {})).items():
+        value = record.get(key)
+        if (key not in record and schema > 1) or not isinstance(value, (*kinds, type(None))):
+            raise ValueError(
+                f"{where} has a record whose {key} is {value!r:.40}; remove that line, or get the "
+                "file again"
+            )
+
+
+def interval(accuracy: float | None, n: int) -> list[float] | None:
+    """Return the exact 95 % interval of an accuracy on n images; None: there is none."""
+    return None if accuracy is None else list(checks.binomial_interval(round(accuracy * n), n))
 
 
 _KNOWN = ("model", "weights", "weights_sha256", "dataset", "split", "preprocessing", "dtype")
@@ -190,8 +262,15 @@ def of_result(result: Any, known: dict[str, str | None]) -> dict[str, Any]:
         robust=float(result.robust.mean()) if n else None,
         seed=about["seed"],
         flags=dict(result.flags),
+        interval={
+            "clean": interval(float(result.clean.mean()), n),
+            "robust": interval(float(result.robust.mean()), n),
+        }
+        if n
+        else None,
+        costs=[cost._asdict() for cost in result.costs],
     ) | {
-        "evaluation": None,
+        "evaluation": number_of(about | {"attacks": result.attacks}),
         "model": model,
         "method": method,
         "search_dtype": None,
@@ -200,6 +279,35 @@ def of_result(result: Any, known: dict[str, str | None]) -> dict[str, Any]:
         "function": dict.fromkeys(("name", "file", "sha256"))
         | {"arrays_sha256": about["arrays_sha256"]},
     }
+
+
+def number_of(identity: dict[str, Any]) -> str:
+    """Return the number of an evaluation, by what it evaluates and how."""
+    return hashes.config_sha256(identity)[:12]
+
+
+def size(net: Any, weights: Any, image_size: int, channels: int) -> dict[str, int]:
+    """Return the parameters of a network, and its multiply-adds for one image."""
+    arrays = weights.params or weights.stats  # those of a user's function
+    adds = multiply_adds(net, *weights, image_size=image_size, in_channels=channels)
+    return {"parameters": sum(a.size for a in arrays.values()), "multiply_adds": adds}
+
+
+def training(config: Any, phase: str) -> dict[str, Any]:
+    """Return what a run's config says of its training up to a phase; a pass is one over an image.
+
+    An attack of K steps costs K passes forward and backward before that of the update.
+    """
+    made: list[dict[str, Any]] = []
+    names = list(config.phases)
+    for name in names[: names.index(phase) + 1]:
+        seen = of_phase(config, name)
+        own, attack = seen[name], seen.attack
+        steps = 0 if own.objective == "clean" else 1 if attack.name == "fgsm" else attack.steps
+        made.append({"phase": name, "objective": own.objective, "epochs": own.epochs})
+        made[-1] |= {"attack": attack.name if steps else None, "attack_steps": steps}
+    passes = sum(m["epochs"] * (1 + m["attack_steps"]) for m in made)
+    return {"phases": made, "passes": passes}
 
 
 def ids_of(images: int) -> str:
@@ -219,8 +327,16 @@ def ranges(ids: Sequence[int]) -> str:
 
 
 def read(workdir: Path) -> list[dict]:
-    """Return the records of a workdir, oldest first."""
-    return jsonl.read(workdir / "results.jsonl")
+    """Return the records of a workdir, oldest first.
+
+    Raises:
+      ValueError: a damaged line, or what is no record; see `check`.
+    """
+    path = workdir / "results.jsonl"
+    found = jsonl.read(path)
+    for record in found:
+        check(record, str(path))
+    return found
 
 
 def how(record: dict) -> str:

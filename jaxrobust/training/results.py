@@ -10,7 +10,7 @@ from jaxrobust import models
 from jaxrobust.config import Config
 from jaxrobust.data import pipeline
 from jaxrobust.evaluation import accuracy, records
-from jaxrobust.runtime import hosts, jsonl
+from jaxrobust.runtime import hosts
 from jaxrobust.runtime.progress import say
 from jaxrobust.training import build, splits
 from jaxrobust.types import Weights
@@ -73,10 +73,12 @@ def test(
         seed=config.seed,
         ids_sha256=source.ids_sha256,
         classes=source.classes,
+        n=scores["images"],
+        known={"training": records.training(config, name)},
         more=more,
     )
     if jax.process_index() == 0:
-        jsonl.append(workdir / "results.jsonl", record)
+        records.append(workdir / "results.jsonl", record)
 
 
 def table(workdir: Path) -> str:

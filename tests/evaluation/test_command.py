@@ -22,7 +22,8 @@ from safetensors.numpy import save_file
 
 from jaxrobust import data, models
 from jaxrobust.config import VERSION, Network, network_of
-from jaxrobust.evaluation import accuracy, command, records, subject
+from jaxrobust.evaluation import accuracy, command, records, subject, verdicts
+from jaxrobust.evaluation.verdicts import Verdicts
 from jaxrobust.models.positions import resized
 from jaxrobust.runtime import commandline, launch
 from jaxrobust.training import results
@@ -42,9 +43,13 @@ STRIDES = {"downsample_strides": (1, 1)}  # the same weights, another network
 def autoattack(logits_fn, images, labels, **asked):
     """A stand-in that fools every image with an odd id; what it was asked is kept."""
     autoattack.asked = asked | {"logits_fn": logits_fn, "images": images, "labels": labels}
-    clean = np.asarray(logits_fn(images)).argmax(-1) == labels
-    robust = clean & (np.array(asked["image_ids"]) % 2 == 0)
+    clean = np.asarray(logits_fn(images[:])).argmax(-1) == labels
+    robust = clean & (np.arange(len(images)) % 2 == 0)
+    fooled_by = np.where(clean, np.where(robust, "", "square"), "clean")
+    ids = np.arange(len(images), dtype=np.uint32)
     return types.SimpleNamespace(
+        verdicts=Verdicts(ids, labels, clean, fooled_by, 0.1 * (clean & ~robust)),
+        costs=[],
         clean=clean,
         robust=robust,
         flags={"standin": "not an attack"},
@@ -96,9 +101,8 @@ class RunTest(parameterized.TestCase):
         for key in ("commit", "weights_sha256", "config_sha256", "versions", "device", "time"):
             self.assertTrue(record[key], key)
         ball = {"norm": "linf", "epsilon": 0.1}
-        self.assertEqual(
-            record["attacks"], [{"name": "pgd", **ball, "steps": 2, "start": "random"}]
-        )
+        attack = {"name": "pgd", **ball, "steps": 2, "start": "random", "step_size": 0.125}
+        self.assertEqual(record["attacks"], [attack])
         self.assertEqual(record["dataset"], "digits")
         self.assertEqual(record["split"], "test[:80]")
         self.assertEqual(record["image_ids"], "0..7")
@@ -108,6 +112,34 @@ class RunTest(parameterized.TestCase):
         self.assertEqual(record["model"]["options"]["dims"], [32])
         self.assertEqual(record["accuracy_after"], {"pgd-2": record["robust"]})
         self.assertBetween(record["robust"], 0, record["clean"])
+
+    @parameterized.parameters("clean", "pgd-2", "apgd-ce")
+    def test_verdicts_image_by_image(self, attack):
+        out = Path(self.create_tempdir())
+        code, _, said = call(
+            workdir=str(self.workdir), out=str(out), attack=attack, n=16, epsilon="0.05"
+        )
+        self.assertEqual(code, 0, said)
+        (record,) = records.read(out)
+        found = verdicts.read(out / record["verdicts"])
+        self.assertEqual(found.image_ids.tolist(), list(range(16)))
+        self.assertEqual(found.clean.mean(), record["clean"])
+        fooled = found.clean & (found.fooled_by == attack)
+        self.assertEqual(found.norms[~fooled].tolist(), [0.0] * int((~fooled).sum()))
+        self.assertBetween(found.norms.max(), 0, 0.05 * (1 + 1e-5) + 1e-6)
+        if attack != "clean":
+            self.assertEqual(found.robust.mean(), record["robust"])
+            self.assertAlmostEqual(record["clean"] - record["robust"], fooled.mean())
+            low, high = record["interval"]["robust"]
+            self.assertBetween(record["robust"], low, high)
+        (cost,) = record["costs"]
+        self.assertEqual((cost["attack"], cost["fooled"]), (attack, fooled.sum()))
+        self.assertGreater(cost["seconds"], 0)
+        made = {"phase": "train", "objective": "adversarial", "epochs": 0, "attack": "apgd"}
+        (phase,) = (p for p in record["training"]["phases"] if p["phase"] == "train")
+        self.assertEqual({k: phase[k] for k in made}, made)
+        self.assertGreater(record["size"]["parameters"], 100)
+        self.assertGreater(record["size"]["multiply_adds"], 1000)
 
     def test_verdicts_know_neither_batch_nor_subset(self):
         wide = {"attack": "pgd-2", "epsilon": "0.01"}
@@ -120,7 +152,7 @@ class RunTest(parameterized.TestCase):
         flags = {"workdir": str(self.workdir), "out": str(out), "attack": "pgd-2", "n": 8}
         _, first, _ = call(**flags)
         written = (out / "results.jsonl").read_bytes()
-        with mock.patch.object(accuracy, "count", side_effect=AssertionError("computes")):
+        with mock.patch.object(accuracy, "each", side_effect=AssertionError("computes")):
             code, second, said = call(**flags)
             self.assertEqual((code, second), (0, first), said)
             self.assertRegex(said, r"done before, .*; nothing is computed \(.*--out DIR\)")
@@ -191,9 +223,9 @@ class RunTest(parameterized.TestCase):
         self.assertEqual(asked["ledger"], out / f"ledger-{record['evaluation']}.jsonl")
         self.assertIn(record["weights_sha256"], asked["identity"])
         expected = {"norm": "linf", "epsilon": 0.1, "version": "standard", "attacks": names}
-        expected |= {"seed": 5, "batch_size": 4, "image_ids": list(range(8))}
+        expected |= {"seed": 5, "batch_size": 4}
         self.assertEqual({k: asked[k] for k in expected}, expected)
-        images = asked["images"]
+        images = asked["images"][:]
         self.assertEqual((images.dtype, images.shape), (np.float32, (8, 8, 8, 1)))
         self.assertEqual((images.min(), images.max()), (0, 1))
         low, high = (np.asarray(asked[k](images)) for k in ("search_fn", "logits_fn"))
@@ -298,7 +330,7 @@ class RunTest(parameterized.TestCase):
     def test_other_ends(self, given, error, expected, message):
         out = self.create_tempdir().full_path
         with (
-            mock.patch.object(accuracy, "count", side_effect=error),
+            mock.patch.object(accuracy, "each", side_effect=error),
             mock.patch.object(command, "_searched", side_effect=error),
         ):
             code, _, said = call(workdir=str(self.workdir), out=out, **given)

@@ -128,7 +128,7 @@ class FunctionTest(parameterized.TestCase):
         code, printed, said = self.call(attack="clean")
         self.assertEqual(code, 0, said)
         self.assertTrue(printed.startswith("\nmy_net.py:logits_fn\ndigits, split test"), printed)
-        with mock.patch.object(accuracy, "count", side_effect=AssertionError("computes")):
+        with mock.patch.object(accuracy, "each", side_effect=AssertionError("computes")):
             self.assertEqual(self.call(attack="clean")[1], printed)
 
     def test_other_weights_or_another_file_are_another_network(self):

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation import autoattack, records
+from jaxrobust.evaluation import autoattack, records, verdicts
 from jaxrobust.runtime import jsonl
 from jaxrobust.weights import hashes
 
@@ -80,7 +80,7 @@ class ResultTest(parameterized.TestCase):
         )
         self.assertEqual([*record][: len(plain)], [*plain])
         unknown = ("config_sha256", "weights", "weights_sha256", "dataset", "split")
-        for key in (*unknown, "preprocessing", "dtype", "evaluation", "search_dtype"):
+        for key in (*unknown, "preprocessing", "dtype", "verdicts", "search_dtype"):
             self.assertIsNone(record[key], key)
         for key in ("time", "commit", "versions", "device", "images_sha256"):
             self.assertTrue(record[key], key)
@@ -131,7 +131,39 @@ class ResultTest(parameterized.TestCase):
         first = self.result.save(path, model="mine")
         second = self.result.save(str(path), model="another")
         self.assertEqual(jsonl.read(path), [first, second])
+        found = verdicts.read(path.with_name(first["verdicts"]))
+        self.assertEqual(found.image_ids.tolist(), self.ids)
+        self.assertEqual(found.fooled_by.tolist(), self.result.fooled_by.tolist())
+        self.assertEqual(first["costs"][0]["attack"], "square")
         self.assertEqual(records.read(path.parent)[1]["model"]["name"], "another")
+
+    @parameterized.parameters(
+        (
+            {"schema": 3},
+            "has a record of schema 3, and this version knows up to 2; install a newer",
+        ),
+        ({"schema": "2"}, "has a record of schema 2, and"),
+        ({"clean": "0.5"}, "has a record whose clean is '0.5'; remove that line, or get the file"),
+        ({"costs": 3}, "whose costs is 3"),
+    )
+    def test_what_is_no_record_is_refused(self, changes, message):
+        folder = Path(self.create_tempdir())
+        record = self.result.record() | changes
+        with self.assertRaisesRegex(ValueError, message):
+            records.append(folder / "results.jsonl", record)
+        self.assertEqual(list(folder.iterdir()), [])
+        jsonl.append(folder / "results.jsonl", record)
+        with self.assertRaisesRegex(ValueError, message):
+            records.read(folder)
+
+    def test_records_before_schema_2_are_read(self):
+        folder = Path(self.create_tempdir())
+        new = ("schema", "verdicts", "interval", "costs", "size", "training")
+        old = {key: value for key, value in self.result.record().items() if key not in new}
+        jsonl.append(folder / "results.jsonl", old)
+        self.assertEqual(records.read(folder), [old])
+        with self.assertRaisesRegex(ValueError, "whose size is None"):
+            records.check({k: v for k, v in self.result.record().items() if k != "size"}, "it")
 
     def test_mistakes(self):
         with self.assertRaisesRegex(ValueError, "a record has no name; one of model, weights"):

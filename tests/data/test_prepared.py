@@ -1,0 +1,45 @@
+"""Images that are prepared when they are asked for: the same pixels as a pass in order gives."""
+
+import contextlib
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust import data
+from jaxrobust.data import pipeline
+
+
+class PreparedTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("digits", "test", 8, None),
+        ("digits", "test", 12, "bicubic-14-crop-12"),
+        ("fake:20x24x3:5", "train[:50]", 16, "bicubic-0.8"),
+    )
+    def test_the_same_as_in_order(self, name, split, size, preprocessing):
+        source = data.open_source(name, split)
+        preprocessing = pipeline.preprocessing_id(source, size, preprocessing)
+        how = {"image_size": size, "preprocessing": preprocessing}
+        parts = data.evaluation_batches(source, batch_size=30, limit=30, **how)
+        with contextlib.closing(parts):
+            (batch,) = parts
+        images = data.Prepared(source, images=30, **how)
+        self.assertEqual(images.shape, (30, size, size, source.channels))
+        self.assertLen(images, 30)
+        np.testing.assert_array_equal(images.labels(), batch.labels)
+        expected = batch.images.astype(np.float32) / np.float32(255)
+        order = np.array([29, 3, 3, 0])
+        found = images[order]
+        self.assertEqual(found.dtype, np.float32)
+        np.testing.assert_array_equal(found, expected[order])
+        np.testing.assert_array_equal(images[:], expected)
+        self.assertEqual(images[np.zeros(0, int)].shape, (0, size, size, source.channels))
+
+    def test_a_preprocessing_of_another_size(self):
+        source = data.open_source("fake:20x24x3:5", "train[:50]")
+        images = data.Prepared(source, image_size=16, preprocessing="bicubic-24-crop-20", images=4)
+        with self.assertRaisesRegex(data.DataError, r"makes record 2 \(20, 20, 3\), not \(16, 16"):
+            images[np.array([2])]
+
+
+if __name__ == "__main__":
+    absltest.main()
