@@ -13,6 +13,7 @@ stopped for another reason that it names (full disk); 130 interrupted. Where a h
 the others.
 """
 
+import re
 import traceback
 from functools import partial
 from typing import Any
@@ -50,26 +51,46 @@ _FLAGS = {
     "preprocessing": "Preprocessing, such as Res256Crop224; default: that of the run's tests.",
     "norm": "Norm of the attack: linf, l2 or l1; default: that of the run, or linf.",
     "epsilon": "Radius, such as 4/255, in units of [0, 1] pixels; default: that of the run.",
-    "attack": "Attack: clean, pgd-K, apgd-ce or autoattack.",
-    "version": "Version of AutoAttack: standard or plus.",
+    "attack": "Attack: clean, fgsm, pgd-K, autoattack, or attacks of it: apgd-ce or "
+    "apgd-ce,apgd-t.",
+    "version": "Version of AutoAttack: standard, plus, rand, or custom for named attacks.",
+    "relative_step": "Length of a step of fgsm or pgd-K, as a multiple of epsilon / K; default: 1 "
+    "and 2.5.",
     "search_dtype": "Type to search in: float32, or bfloat16, which is faster; float32 judges.",
     "out": "Folder of the records; default: RUN/evaluation or runs/evaluation-NAME.",
 }
 _DEFAULTS = {"attack": "autoattack", "version": "standard", "search_dtype": "float32"}
 _NUMBERS = {
     "num_classes": (None, "Number of classes of --model; default: that of the data set."),
-    "image_size": (None, "Side of the images in pixels; default: that of the run or data set."),
     "n": (0, "Number of images, the first ones of the split; 0: all."),
     "batch": (
         None,
         "Number of images at a time, for AutoAttack in each process; no verdict depends on it.",
     ),
     "seed": (0, "Seed of the attacks' random draws."),
+    "steps": (None, "Number of steps of a named attack; default: its own."),
+    "targets": (None, "Number of classes that a named targeted attack aims at; default: its own."),
+    "restarts": (None, "Number of restarts of a named attack; default: its own."),
+}
+_SEVERAL: dict[str, tuple[Any, str]] = {
+    "image_size": (
+        flags.DEFINE_multi_integer,
+        "Side of the images in pixels, one record each; default: that of the run or data set.",
+    ),
+    "threat": (
+        flags.DEFINE_multi_string,
+        "Norm and radius, such as linf:4/255; give several for a record each and one of all.",
+    ),
 }
 for _name, _help in _FLAGS.items():  # jaxrobust.main has a --workdir too
     flags.DEFINE_string(_name, _DEFAULTS.get(_name), _help, allow_override=True)
 for _name, (_default, _help) in _NUMBERS.items():
     flags.DEFINE_integer(_name, _default, _help)
+for _name, (_define, _help) in _SEVERAL.items():
+    _define(_name, None, _help)
+flags.DEFINE_boolean(
+    "union_only", False, "Whether to attack in each --threat only what stands before it."
+)
 define_host_flags()
 
 
@@ -84,16 +105,19 @@ def main(argv: list[str]) -> None:
         if pod is not None:
             join_hosts(**pod)
         given: dict[str, Any] = {name: flags.FLAGS[name].value for name in (*_FLAGS, *_NUMBERS)}
-        epsilon = given["epsilon"]
-        given["epsilon"] = None if epsilon is None else number("epsilon", epsilon)
+        for name in ("epsilon", "relative_step"):
+            given[name] = None if given[name] is None else number(name, given[name])
+        given["union_only"] = flags.FLAGS.union_only
+        sizes, threats = (_listed(flags.FLAGS[name].value) for name in ("image_size", "threat"))
+        given["image_size"] = sizes[0] if len(sizes) == 1 else None
         given["options"] = mapping("options", given["options"])
         from jaxrobust.evaluation import command  # after the flags: --help needs no JAX
 
-        answer, first = command.answer(command.Given(**given))
+        answer, first = command.answer(command.Given(**given), sizes, threats)
         if first:
             print(answer, flush=True)
     except KeyboardInterrupt:
-        resumes = flags.FLAGS.attack in ("autoattack", "apgd-ce")
+        resumes = not re.fullmatch(r"clean|fgsm|pgd-.*", flags.FLAGS.attack)
         again = f"the same command {'continues' if resumes else 'starts again'}"
         end(f"interrupted; {again}", 130)
     except ValueError as error:
@@ -105,6 +129,10 @@ def main(argv: list[str]) -> None:
             raise
         traceback.print_exc()
         end(error, 1)
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 if __name__ == "__main__":

@@ -40,6 +40,11 @@ class Given(NamedTuple):
     n: int
     batch: int | None
     seed: int
+    steps: int | None = None
+    targets: int | None = None
+    restarts: int | None = None
+    relative_step: float | None = None
+    union_only: bool = False
 
 
 def placed(given: Given) -> Given:

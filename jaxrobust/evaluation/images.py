@@ -46,6 +46,20 @@ class Adversarial:
         return found if np.ndim(places) else found[0]
 
 
+class Subset:
+    """Some of the images of an image set, itself one."""
+
+    def __init__(self, images: ImageSet, places: np.ndarray) -> None:
+        self._images, self._places = images, places
+        self.shape = (len(places), *images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, which: Any) -> np.ndarray:
+        return self._images[self._places[which]]
+
+
 def parts(images: ImageSet, size: int = _PART) -> Iterator[np.ndarray]:
     """Yield all images in their order, f32[n,H,W,C], n <= size."""
     for start in range(0, len(images), size):

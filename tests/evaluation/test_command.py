@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from jaxrobust import data, models
 from jaxrobust.config import VERSION, Network, network_of
-from jaxrobust.evaluation import accuracy, command, records, subject, verdicts
+from jaxrobust.evaluation import accuracy, measuring, records, subject, verdicts
 from jaxrobust.evaluation.verdicts import Verdicts
 from jaxrobust.models.positions import resized
 from jaxrobust.runtime import commandline, launch
@@ -59,7 +59,7 @@ def autoattack(logits_fn, images, labels, **asked):
 
 
 def stand_in():
-    return mock.patch.object(command, "autoattack", autoattack)
+    return mock.patch.object(measuring, "autoattack", autoattack)
 
 
 class RunTest(parameterized.TestCase):
@@ -243,6 +243,76 @@ class RunTest(parameterized.TestCase):
         )
         self.assertIn("flag standin: not an attack", printed)
 
+    def test_several_threats_and_their_union(self):
+        out, alone = Path(self.create_tempdir()), Path(self.create_tempdir())
+        few = {"workdir": str(self.workdir), "attack": "apgd-ce,square", "n": 80, "steps": 5}
+        threats = ["linf:0.012", "l2:0.05"]
+        code, printed, said = call(out=str(out), threat=threats, **few)
+        self.assertEqual(code, 0, said)
+        *each, union = records.read(out)
+        self.assertLen(each, 2)
+        survives = np.ones(80, bool)
+        for threat, record in zip(threats, each, strict=True):
+            norm, _, epsilon = threat.partition(":")
+            self.assertEqual(call(out=str(alone), norm=norm, epsilon=epsilon, **few)[0], 0)
+            own = records.read(alone)[-1]
+            self.assertEqual(record["evaluation"], own["evaluation"])
+            for key in ("clean", "robust", "accuracy_after", "attacks", "method"):
+                self.assertEqual(record[key], own[key], key)
+            found = verdicts.read(out / record["verdicts"])
+            for one, other in zip(found, verdicts.read(alone / own["verdicts"]), strict=True):
+                np.testing.assert_array_equal(one, other)
+            survives &= found.robust
+        self.assertLess(union["robust"], min(record["robust"] for record in each))
+        self.assertGreater(union["robust"], 0)
+        self.assertEqual(union["robust"], survives.mean())
+        self.assertEqual(union["method"], "union")
+        self.assertEqual(list(union["accuracy_after"]), ["linf 0.012", "l2 0.05"])
+        whole = verdicts.read(out / union["verdicts"])
+        np.testing.assert_array_equal(whole.robust, survives)
+        self.assertContainsSubset(["clean", "linf 0.012: apgd-ce"], set(whole.fooled_by.tolist()))
+        self.assertRegex(printed, r"union of linf 0.012, l2 0.05 +8 +[\d.]+% +[\d.]+% +[\d.]")
+        self.assertEqual(call(out=str(out), threat=threats, **few)[1], printed)
+
+        code, _, said = call(out=str(alone), threat=threats, union_only=True, **few)
+        self.assertEqual(code, 0, said)
+        only = records.read(alone)[-1]
+        self.assertEqual(only["robust"], union["robust"])
+        np.testing.assert_array_equal(verdicts.read(alone / only["verdicts"]).robust, survives)
+        passes = [sum(c["forward"] for c in record["costs"]) for record in (only, union)]
+        self.assertLess(*passes)
+
+    def test_several_image_sizes(self):
+        out = Path(self.create_tempdir())
+        flags = {"workdir": str(self.workdir), "attack": "fgsm", "epsilon": "0.02", "n": 16}
+        code, printed, said = call(out=str(out), image_size=[8, 16], **flags)
+        self.assertEqual(code, 0, said)
+        sizes = [record["model"]["image_size"] for record in records.read(out)]
+        self.assertEqual(sizes, [8, 16])
+        self.assertRegex(printed, r"fgsm, linf 0.02 +8 +.*\nfgsm, linf 0.02 +16 +")
+        for record in records.read(out):
+            (attack,) = record["attacks"]
+            self.assertEqual((attack["step_size"], attack["start"]), (0.02, "image"))
+
+    def test_settings_of_a_named_attack(self):
+        out = Path(self.create_tempdir())
+        flags = {"workdir": str(self.workdir), "out": str(out), "epsilon": "0.02", "n": 8}
+        for attack, more, method in (
+            ("apgd-ce", {"steps": 4, "restarts": 2}, "apgd-ce, steps 4, restarts 2"),
+            ("apgd-t", {"targets": 3, "steps": 4}, "apgd-t, steps 4, targets 3"),
+            ("apgd-dlr", {"version": "custom", "steps": 2}, "apgd-dlr, custom, steps 2"),
+            ("apgd-ce", {"version": "rand", "steps": 2}, "apgd-ce, rand, steps 2"),
+            ("pgd-4", {"relative_step": "1.5"}, "pgd-4, relative_step 1.5"),
+        ):
+            code, _, said = call(attack=attack, **flags, **more)
+            self.assertEqual(code, 0, said)
+            record = records.read(out)[-1]
+            self.assertEqual(record["method"], method)
+            (settings,) = record["attacks"]
+            for key in ("steps", "restarts", "targets"):
+                self.assertEqual(settings.get(key), more.get(key, settings.get(key)))
+        self.assertEqual(settings["step_size"], 1.5 * 0.02 / 4)
+
     def test_apgd_for_real(self):
         out = Path(self.create_tempdir())
         given = {"workdir": str(self.workdir), "out": str(out), "attack": "apgd-ce", "n": 8}
@@ -261,11 +331,46 @@ class RunTest(parameterized.TestCase):
             self.assertEqual(repeated[key], record[key], key)
 
     @parameterized.parameters(
-        ({"attack": "cw"}, "--attack=cw is unknown; one of clean, pgd-K"),
+        ({"attack": "cw"}, "--attack=cw is unknown; one of clean, fgsm, pgd-K .*: apgd-ce, apgd-d"),
+        ({"attack": "apgd-ce,cw"}, "--attack=apgd-ce,cw is unknown"),
+        ({"attack": "fab"}, "attack 'fab' is not in version 'standard'; choose from apgd-ce"),
+        ({"attack": "apgd-ce,apgd-ce"}, "are none or repeated"),
+        ({"attack": "apgd-ce", "targets": 3}, "apgd-ce has no 'targets' to override"),
+        ({"attack": "apgd-ce", "steps": 0}, "--steps=0 must be at least 1"),
+        (
+            {"attack": "apgd-ce", "relative_step": "2"},
+            "--relative_step=2 has no effect on --attack",
+        ),
+        ({"attack": "pgd-2", "relative_step": "0"}, "--relative_step=0 must be above 0"),
+        (
+            {"attack": "pgd-2", "steps": 3},
+            "--steps=3 has no effect on --attack=pgd-2; leave it out",
+        ),
+        ({"steps": 3}, "--steps=3 has no effect on --attack=autoattack; name an attack of it"),
+        ({"version": "custom"}, "--version=custom needs its attacks: --attack apgd-ce,apgd-t"),
+        ({"version": "rand", "search_dtype": "bfloat16"}, "--version=rand is for the networks"),
+        ({"threat": ["linf"]}, "--threat=linf has no radius; write linf:RADIUS, such as"),
+        ({"threat": ["linf:"]}, "--threat=linf: has no radius"),
+        ({"threat": ["l3:1"]}, "--threat=l3:1: the norm 'l3' is unknown; one of linf, l2, l1"),
+        ({"threat": ["4/255"]}, "--threat=4/255: the norm '4/255' is unknown"),
+        ({"threat": ["linf:four"]}, "--threat=linf:four: is not a number; write one"),
+        ({"threat": ["linf:4"]}, "--threat=linf:4: .* larger than the pixel range .*write 4/255"),
+        ({"threat": ["l2:9"]}, "a radius of 9 in l2 holds every image of 8x8 pixels .* at most 8"),
+        ({"threat": ["l1:4/255"]}, "a radius of 0.01569 in l1 .* is the radius of an Linf ball"),
+        ({"norm": "l1", "epsilon": "0.5"}, "a radius of 0.5 in l1 .* is the radius of an Linf"),
+        ({"threat": ["l2:1", "l2:1"]}, "--threat=l2:1, l2:1 has one of them twice"),
+        ({"threat": ["l2:1"], "epsilon": "1"}, "leave --norm and --epsilon out"),
+        ({"threat": ["l2:1"], "attack": "clean"}, "--threat has no effect on --attack=clean"),
+        ({"threat": ["l2:1"], "union_only": True}, "--union_only needs more than one --threat"),
+        (
+            {"threat": ["l2:1", "linf:0.1"], "union_only": True, "attack": "fgsm"},
+            "--union_only needs attacks that go on image by image, not fgsm",
+        ),
+        ({"image_size": [8, 8]}, "--image_size=8, 8 has one of them twice"),
         ({"attack": "pgd-0"}, "--attack=pgd-0 is unknown"),
         ({"attack": "pgd-x"}, "--attack=pgd-x is unknown"),
         ({"version": "fast"}, "--version=fast is unknown; one of standard, plus"),
-        ({"version": "plus", "attack": "apgd-ce"}, "no effect on --attack=apgd-ce"),
+        ({"version": "plus", "attack": "pgd-3"}, "no effect on --attack=pgd-3"),
         ({"search_dtype": "half"}, "--search_dtype=half is unknown; one of float32, bfloat16"),
         ({"search_dtype": "bfloat16", "attack": "pgd-2"}, "no effect on --attack=pgd-2"),
         ({"epsilon": "4"}, "write 4/255"),
@@ -331,7 +436,7 @@ class RunTest(parameterized.TestCase):
         out = self.create_tempdir().full_path
         with (
             mock.patch.object(accuracy, "each", side_effect=error),
-            mock.patch.object(command, "_searched", side_effect=error),
+            mock.patch.object(measuring, "searched", side_effect=error),
         ):
             code, _, said = call(workdir=str(self.workdir), out=out, **given)
         self.assertEqual(code, expected)

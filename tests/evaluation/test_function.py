@@ -147,11 +147,9 @@ class FunctionTest(parameterized.TestCase):
         self.assertLess(third["clean"], first["clean"])
 
     def test_default_folder_is_a_name(self):
-        with mock.patch.object(command, "evaluate", return_value="said") as called:
+        with mock.patch.object(command, "Evaluation", side_effect=ValueError("said")) as called:
             self.call(out=None)
-        self.assertEqual(
-            called.call_args.kwargs["out"], Path("runs/evaluation-my_net.py-logits_fn")
-        )
+        self.assertEqual(called.call_args.args[-1], Path("runs/evaluation-my_net.py-logits_fn"))
 
     @parameterized.parameters(
         ({}, "one_image", "--function=my_net.py:one_image takes one image, not .*jax.vmap"),

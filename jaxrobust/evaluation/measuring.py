@@ -1,0 +1,188 @@
+"""One question to one network: searched image by image, or counted batch by batch."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import attacks
+from jaxrobust.data import Prepared, sources
+from jaxrobust.evaluation import accuracy, autoattack
+from jaxrobust.evaluation.cascade import Cost
+from jaxrobust.evaluation.images import Subset
+from jaxrobust.evaluation.questions import Question
+from jaxrobust.evaluation.subject import Subject
+from jaxrobust.evaluation.verdicts import Verdicts
+from jaxrobust.models.inputs import cast
+from jaxrobust.runtime import sharding
+from jaxrobust.types import Attack, Weights
+
+LogitsOf = Callable[[str], Any]  # compute type -> logits_fn
+
+
+def networks_of(subject: Subject, weights: Weights) -> LogitsOf:
+    """Return the network as `autoattack` takes it, by compute type; each is made once.
+
+    So all questions share what is compiled for it.
+    """
+    made: dict[str, Any] = {}
+
+    def logits_fn(dtype: str) -> Any:
+        if dtype not in made:
+            net = subject.create(dtype)
+            params = cast(weights.params, jnp.dtype(dtype))
+            made[dtype] = jax.tree_util.Partial(lambda *p: net.apply(*p)[0], params, weights.stats)
+        return made[dtype]
+
+    return logits_fn
+
+
+def searched(
+    subject: Subject,
+    source: sources.Source,
+    logits_of: LogitsOf,
+    asked: Question,
+    *,
+    name: str,
+    ledger: Path,
+    standing: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """Measure accuracy before and after AutoAttack, or attacks of it; print how it goes.
+
+    Args:
+      name: of the network in the ledger.
+      standing: bool[N], the only images to look at; default: all.
+    Returns:
+      What `records.accuracy_record` takes, `accuracy_after`, `verdicts` and `costs`.
+    """
+    prepared = Prepared(
+        source,
+        image_size=_known(subject.network.image_size),
+        preprocessing=str(asked.preprocessing),
+        images=asked.images,
+    )
+    labels, places = prepared.labels(), np.arange(len(prepared))
+    images: Any = prepared
+    if standing is not None:
+        places = np.flatnonzero(standing)
+        images, labels = Subset(prepared, places), labels[places]
+    decides = logits_of("float32")
+    ball: dict[str, Any] = {"norm": subject.norm, "epsilon": subject.epsilon}
+    result = autoattack(
+        _keyed(decides) if asked.version == "rand" else decides,
+        images,
+        labels,
+        **ball,
+        version=asked.version,
+        attacks=asked.names,
+        overrides=asked.overrides(),
+        seed=asked.seed,
+        batch_size=asked.batch,
+        image_ids=places.tolist(),
+        ledger=ledger,
+        identity=name,
+        search_fn=None if asked.search_dtype == "float32" else logits_of(asked.search_dtype),
+    )
+    return {
+        "attacks": [ball | settings for settings in result.attacks],
+        "clean": float(result.clean.mean()) if len(places) else None,
+        "robust": float(result.robust.mean()) if len(places) else None,
+        "accuracy_after": dict(result.accuracy_after),
+        "flags": dict(result.flags),
+        "verdicts": result.verdicts,
+        "costs": [cost._asdict() for cost in result.costs],
+    }
+
+
+def _keyed(logits_fn: Any) -> Any:
+    """Return a network that is given keys, of which it has no use."""
+    return jax.tree_util.Partial(_without_keys, logits_fn)
+
+
+def _without_keys(logits_fn: Any, images: Any, keys: Any) -> Any:
+    del keys
+    return logits_fn(images)
+
+
+def counted(
+    subject: Subject, source: sources.Source, weights: Weights, asked: Question
+) -> dict[str, Any]:
+    """Measure accuracy on clean images, and with FGSM or PGD on its last iterates.
+
+    Returns:
+      As `searched`, and `clean_top5` where there are more than five classes.
+    """
+    steps = asked.pgd_steps
+    settings, attack = _settings(asked, {"norm": subject.norm, "epsilon": subject.epsilon})
+    mesh = sharding.make_mesh()
+    batch = min(asked.batch or subject.batch_size, asked.images)
+    images = accuracy.Images(
+        source,
+        image_size=_known(subject.network.image_size),
+        batch_size=-(-batch // mesh.size) * mesh.size,
+        limit=asked.images,
+        seed=asked.seed,
+        preprocessing=asked.preprocessing,
+        workers=subject.workers,
+    )
+    net = subject.create("float32")
+    counter = accuracy.counter(
+        net, attack, mesh=mesh, dtype="float32", top5=True, each=subject.norm
+    )
+    start = time.perf_counter()
+    reached = accuracy.each(counter, weights, images, mesh, bar=asked.attack)
+    found = _told(reached, asked.attack)
+    n = len(found.clean)
+    cost = Cost(
+        attack=asked.attack,
+        fooled=int((found.clean & ~found.robust).sum()),
+        forward=n * (steps + 2 if steps else 1),
+        backward=n * steps,
+        idle=0,
+        seconds=time.perf_counter() - start,  # with what compiles
+        compile_seconds=0.0,
+    )
+    robust = float(found.robust.mean())
+    return {
+        "attacks": settings,
+        "clean": float(found.clean.mean()),
+        "robust": robust if steps else None,
+        "accuracy_after": {asked.attack: robust} if steps else {},
+        "verdicts": found,
+        "costs": [cost._asdict()],
+    } | {key: float(reached[key].mean()) for key in ("clean_top5",) if key in reached}
+
+
+def _settings(asked: Question, ball: dict[str, Any]) -> tuple[list[dict[str, Any]], Attack]:
+    """Return the settings of an attack for the record, none if there is none, and the attack."""
+    steps = asked.pgd_steps
+    if not steps:
+        return [], lambda logits_fn, key, images, labels: images
+    fgsm = asked.attack == "fgsm"
+    relative = asked.relative_step or (1.0 if fgsm else 2.5)
+    length = relative * ball["epsilon"] / steps
+    settings = {"name": "fgsm" if fgsm else "pgd", **ball, "steps": steps}
+    settings |= {"start": "image" if fgsm else "random", "step_size": length}
+    how = ball | {"step_size": length or None, "random_start": not fgsm}
+    return [settings], attacks.fgsm(**how) if fgsm else attacks.pgd(**how, steps=steps)
+
+
+def _told(reached: dict[str, np.ndarray], attack: str) -> Verdicts:
+    """Return the verdicts of an attack on all images of a split's beginning."""
+    clean, robust = reached["clean"], reached["robust"]
+    return Verdicts(
+        image_ids=np.arange(len(clean), dtype=np.uint32),
+        labels=reached["labels"],
+        clean=clean,
+        fooled_by=np.where(clean, np.where(robust, "", attack), "clean"),
+        norms=np.where(clean & ~robust, reached["norms"].astype(np.float64), 0.0),
+    )
+
+
+def _known(size: int | None) -> int:
+    assert size is not None, "settled"
+    return size

@@ -1,0 +1,210 @@
+"""What the command line asks of a network: attacks with their settings, and threats."""
+
+import math
+import re
+from typing import Any, NamedTuple
+
+from jaxrobust import attacks
+from jaxrobust.data import evaluation_transform, pipeline, sources
+from jaxrobust.evaluation import plan
+from jaxrobust.evaluation.subject import Subject
+from jaxrobust.runtime.commandline import number
+
+AUTOATTACK = "autoattack"
+_SETTINGS = ("steps", "targets", "restarts")  # of an attack that is named
+_PGD = re.compile(r"pgd-([1-9]\d{0,6})")
+
+
+class Threat(NamedTuple):
+    """A ball that adversarial images lie in."""
+
+    norm: str
+    epsilon: float  # in units of pixels in [0, 1]
+
+    def __str__(self) -> str:
+        return f"{self.norm} {self.epsilon:.4g}"
+
+
+class Question(NamedTuple):
+    """How to evaluate; norm and radius stand in the subject."""
+
+    attack: str = AUTOATTACK  # or clean, fgsm, pgd-K, or names of `plan.known`, with commas
+    version: str = "standard"  # of AutoAttack; or plus, rand, custom
+    images: int = 0  # the first ones of the split; 0: all
+    batch: int | None = None  # images at a time, rounded up to the devices; AutoAttack: per process
+    seed: int = 0  # of the attacks' draws
+    preprocessing: str | None = None  # None: `pipeline.preprocessing_id`
+    search_dtype: str = "float32"  # what AutoAttack searches in; verdicts fall in float32
+    steps: int | None = None  # of a named attack, instead of its own; so are the others
+    targets: int | None = None
+    restarts: int | None = None
+    union_only: bool = False  # attack in each ball only what stands before it
+    relative_step: float | None = None  # of fgsm and pgd-K: a step is this times epsilon / K
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Return the attacks that are searched with; None: those of the version."""
+        return None if self.attack == AUTOATTACK else tuple(self.attack.split(","))
+
+    @property
+    def searches(self) -> bool:
+        """Tell whether AutoAttack's engine runs, image by image until it is fooled."""
+        return self.attack == AUTOATTACK or set(self.attack.split(",")) <= plan.known().keys()
+
+    @property
+    def pgd_steps(self) -> int:
+        """Return the number of steps of FGSM or PGD; 0: it is neither."""
+        match = _PGD.fullmatch(self.attack)
+        return int(match[1]) if match else int(self.attack == "fgsm")
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Return the settings that are not the attack's own."""
+        given = {key: getattr(self, key) for key in (*_SETTINGS, "relative_step")}
+        return {key: value for key, value in given.items() if value is not None}
+
+    @property
+    def method(self) -> str:
+        """Return the attack in words, for the record."""
+        if self.attack == AUTOATTACK:
+            return f"{AUTOATTACK} {self.version}"
+        version = [self.version] if self.version != "standard" else []
+        words = [f"{key} {value:g}" for key, value in self.changes.items()]
+        return ", ".join([self.attack.replace(",", " + "), *version, *words])
+
+    def overrides(self) -> dict[str, dict[str, Any]] | None:
+        """Return the changes of each attack, as `autoattack` takes them."""
+        return {name: dict(self.changes) for name in self.names or ()} if self.changes else None
+
+
+def threat(text: str) -> Threat:
+    """Return the ball that --threat names.
+
+    Raises:
+      ValueError: no norm, no radius, or one that cannot be meant.
+    """
+    norm, colon, radius = (part.strip() for part in text.partition(":"))
+    if norm not in attacks.BALLS:
+        raise ValueError(
+            f"--threat={text}: the norm {norm!r} is unknown; one of {', '.join(attacks.BALLS)}, "
+            "as in linf:4/255"
+        )
+    if not (colon and radius):
+        raise ValueError(f"--threat={text} has no radius; write {norm}:RADIUS, such as linf:4/255")
+    try:
+        found = Threat(norm, number("threat", radius))
+        attacks.pgd(norm=norm, epsilon=found.epsilon, steps=1)  # refuses what is no radius
+    except ValueError as error:
+        said = str(error).removeprefix(f"--threat={radius} ")
+        raise ValueError(f"--threat={text}: {said}") from error
+    return found
+
+
+def check_radius(norm: str, epsilon: float, size: int, channels: int) -> None:
+    """Refuse a radius that is probably meant in another norm, or holds every image.
+
+    Raises:
+      ValueError: with what to do.
+    """
+    if norm == "l1" and 0 < epsilon < 1:
+        raise ValueError(
+            f"a radius of {epsilon:.4g} in l1 changes less than one pixel; it is the radius of an "
+            "Linf ball: write linf, or an l1 radius such as 12"
+        )
+    pixels = channels * size**2
+    largest = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[norm]
+    if epsilon > largest:
+        raise ValueError(
+            f"a radius of {epsilon:g} in {norm} holds every image of {size}x{size} pixels in "
+            f"[0, 1], two of which are at most {largest:.4g} apart; give it in that range"
+        )
+
+
+def check(asked: Question, subject: Subject, source: sources.Source) -> None:
+    """Refuse what cannot work, in the words of the command line.
+
+    Raises:
+      ValueError: before anything compiles.
+    """
+    if not (asked.searches or asked.attack == "clean" or asked.pgd_steps):
+        raise ValueError(
+            f"--attack={asked.attack} is unknown; one of clean, fgsm, pgd-K (K steps), autoattack, "
+            f"or of its attacks, with commas: {', '.join(plan.known())}"
+        )
+    if asked.attack != "clean":
+        _check_ball(subject)
+    _check_choices(asked, subject)
+    _check_numbers(asked)
+    if asked.searches:
+        _check_plan(asked, subject)
+    channels, size = subject.network.in_channels, subject.network.image_size
+    if source.channels != channels:
+        raise ValueError(
+            f"the network takes {channels} channels, but {source.where()} has {source.channels}; "
+            "give the --dataset that it was trained for"
+        )
+    assert size is not None, "settled"
+    evaluation_transform(pipeline.preprocessing_id(source, size, asked.preprocessing))  # refuses
+
+
+def _check_ball(subject: Subject) -> None:
+    norm, epsilon = subject.norm, subject.epsilon
+    radius = 0.0 if epsilon is None else epsilon
+    attacks.pgd(norm=norm, epsilon=radius, steps=1)  # refuses what is no norm or radius
+    if epsilon is None:
+        raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
+    assert subject.network.image_size is not None, "settled"
+    check_radius(norm, epsilon, subject.network.image_size, subject.network.in_channels or 3)
+
+
+def _check_choices(asked: Question, subject: Subject) -> None:
+    attack = asked.attack
+    for flag, value, known, has_effect in (
+        ("version", asked.version, (*plan.VERSIONS, plan.CUSTOM), asked.searches),
+        ("search_dtype", asked.search_dtype, ("float32", "bfloat16"), asked.searches),
+    ):
+        if flag == "version":
+            known = ("standard", *(name for name in known if name != "standard"))
+        if value not in known:
+            raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(known)}")
+        if value != known[0] and not has_effect:
+            raise ValueError(f"--{flag}={value} has no effect on --attack={attack}; leave it out")
+    if asked.version == "rand" and (subject.function or asked.search_dtype != "float32"):
+        raise ValueError(
+            "--version=rand is for the networks of this package, in float32; call "
+            "evaluation.autoattack with version='rand' for a function that takes keys"
+        )
+    if asked.union_only and not asked.searches:
+        raise ValueError(
+            f"--union_only needs attacks that go on image by image, not {attack}; leave it out"
+        )
+    if asked.version == plan.CUSTOM and attack == AUTOATTACK:
+        raise ValueError("--version=custom needs its attacks: --attack apgd-ce,apgd-t")
+    for flag, value in asked.changes.items():
+        takes = bool(asked.pgd_steps) if flag == "relative_step" else bool(asked.names)
+        if not takes or (flag != "relative_step" and not asked.searches):
+            say = "; name an attack of it, such as apgd-ce" if attack == AUTOATTACK else ""
+            leave = say or "; leave it out"
+            raise ValueError(f"--{flag}={value:g} has no effect on --attack={attack}{leave}")
+
+
+def _check_numbers(asked: Question) -> None:
+    for flag, value, low in (
+        ("n", asked.images, 0),
+        ("batch", asked.batch, 1),
+        ("seed", asked.seed, 0),
+        *((key, getattr(asked, key), 1) for key in _SETTINGS),
+    ):
+        if value is not None and value < low:
+            raise ValueError(f"--{flag}={value} must be at least {low}")
+    if asked.relative_step is not None and not 0 < asked.relative_step < math.inf:
+        raise ValueError(f"--relative_step={asked.relative_step:g} must be above 0")
+    if asked.seed >= 2**32:  # of which JAX makes keys; the rest would be cut off
+        raise ValueError(f"--seed={asked.seed} must be below 2^32")
+
+
+def _check_plan(asked: Question, subject: Subject) -> None:
+    try:
+        plan.plan(subject.norm, asked.version, asked.names, asked.overrides())
+    except ValueError as error:
+        raise ValueError(f"--attack={asked.attack}: {error}") from error
