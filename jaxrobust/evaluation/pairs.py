@@ -1,5 +1,6 @@
 """Two verdicts on each image: how far two networks differ, and whether by more than chance."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,6 +92,26 @@ def _score(difference, gained, lost, n):
     variance = n * (2 * least + difference * (1 - difference))
     with np.errstate(divide="ignore", invalid="ignore"):  # at an edge that was found
         return (gained - lost - n * difference) / np.sqrt(np.maximum(variance, 0))
+
+
+def images_needed(found: Paired, level: float = 0.95, power: float = 0.8) -> int | None:
+    """Return how many images would tell two networks apart that differ as much as was found.
+
+    Args:
+      found: plain numbers; the shares of `gained` and `lost` are taken to be the true ones.
+      level: 1 minus the probability to tell apart what does not differ.
+      power: the probability to tell apart what does.
+    Returns:
+      Images of the same kind; None: nothing differs, no number would do.
+    Source: Connor 1987, doi:10.2307/2531961; parity: tests/evaluation/test_pairs.py by simulation.
+    """
+    if found.gained == found.lost:
+        return None
+    from scipy.special import ndtri
+
+    apart, difference = (found.gained + found.lost) / found.n, abs(found.difference)
+    errors = ndtri((1 + level) / 2) * apart**0.5 + ndtri(power) * (apart - difference**2) ** 0.5
+    return math.ceil((errors / difference) ** 2)
 
 
 def holm(p: _Values) -> _Values:

@@ -113,6 +113,20 @@ class IntervalTest(parameterized.TestCase):
 
 
 class CompareTest(absltest.TestCase):
+    def test_images_needed_have_the_power(self):
+        drawn = np.array([True] * 20), np.array([True] * 12 + [False] * 8)
+        few = pairs.compare(
+            *(np.concatenate([v, ~w, [True] * 160]) for v, w in (drawn, drawn[::-1]))
+        )
+        needed = pairs.images_needed(few)
+        assert needed is not None
+        of = few.gained / few.n, few.lost / few.n, 0.5
+        found = pairs.compare_groups(*verdicts(needed, of, seed=1))[1]
+        # The exact test is somewhat weaker than the one of the formula.
+        self.assertBetween((found.p < 0.05).mean(), 0.74, 0.83)
+        same = pairs.compare(np.array([True, False]), np.array([False, True]))
+        self.assertIsNone(pairs.images_needed(same))
+
     def test_counts(self):
         first = np.array([True, True, False, False, True, False])
         second = np.array([True, False, True, True, True, True])
