@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         help="Two or more: folders of evaluations, runs, or results.jsonl files; FOLDER#NUMBER "
         "names one of several evaluations that a folder holds.",
     )
+    parser.flag("threat", help="Only evaluations under it: NORM:RADIUS, as linf:4/255, or clean.")
     parser.flag("out", type=Path, help=f"Folder for {NAME}.md, {NAME}.json and {NAME}.png.")
     parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
     answer(_compared, parser.parse_args(argv), "the same command starts again")
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
 def _compared(args: argparse.Namespace) -> dict[str, Any]:
     if args.out:
         pictures.plotting()  # refuses before anything is computed
-    found = findings.find(evaluations.load(args.evaluations))
+    found = findings.find(evaluations.load(args.evaluations, args.threat))
     plain = findings.plain(found)
     if args.out:
         _write(args.out, found, plain)

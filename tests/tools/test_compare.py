@@ -368,6 +368,30 @@ class RefusedTest(Folders):
         two, _ = self.compared(f"{b}#b1", f"{b}#b2")  # two of one folder
         self.assertEqual(two["pairs"][0]["robust"]["first"], int(found(2).robust.sum()))
 
+    def test_threats(self):
+        l2 = {"attacks": attacks(norm="l2", epsilon=0.5)}
+        both = {"attacks": attacks() + l2["attacks"]}
+        nothing = {"attacks": [], "robust": None}
+        for name, seed in (("a", 1), ("b", 2)):
+            seen = found(seed)
+            place = self.write(name, seen, "linf")
+            self.write(name, seen, "l2", **l2)
+            self.write(name, seen, "union", **both)
+            clean = seen._replace(fooled_by=np.where(seen.clean, "", "clean"))
+            self.write(name, clean, "clean", **nothing)
+        places = self.folder / "a", place
+        self.assertIn("l2 0.5), ", error := self.refused(*places))
+        self.assertIn(", or give --threat NORM:RADIUS\n", error)
+        for threat, number in (("linf:8/255", "linf"), ("l2:0.5", "l2"), ("clean", "clean")):
+            plain, _ = self.compared(*places, "--threat", threat)
+            self.assertEqual([e["evaluation"] for e in plain["evaluations"]], [number] * 2)
+        said = "has no evaluation under linf:4/255; name one of them: "
+        self.assertIn(said, self.refused(*places, "--threat", "linf:4/255"))
+        for threat in ("linf", "max:1"):
+            said = f"--threat={threat} is no threat; write NORM:RADIUS, with one of linf, l2, l1"
+            self.assertIn(said, self.refused(*places, "--threat", threat))
+        self.assertIn("--threat=four is not", self.refused(*places, "--threat", "l2:four"))
+
     def test_records_without_verdicts(self):
         a, b = self.write("a", found(1)), self.write("b", found(2), verdicts=None)
         said = "has no verdicts image by image, as of a training or of an older version; evaluate"

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrobust.attacks import BALLS
 from jaxrobust.data.transforms import same_preprocessing
 from jaxrobust.evaluation import records, verdicts
 from jaxrobust.evaluation.verdicts import Verdicts
 from jaxrobust.runtime import hosts
+from jaxrobust.runtime.commandline import number
 from tools.papers import matching
 from tools.papers.matching import Ours
 
@@ -38,19 +40,21 @@ class Evaluation(NamedTuple):
         return f"{name} ({self.record['weights']})" if self.record.get("weights") else str(name)
 
 
-def load(places: Sequence[str]) -> list[Evaluation]:
+def load(places: Sequence[str], threat: str | None = None) -> list[Evaluation]:
     """Return the evaluations of `PLACE[#NUMBER]`s, on the images that are common to all of them.
 
     Args:
       places: runs, folders that hold results.jsonl, or such files; where one holds several
         evaluations, with the number of one (or its beginning) behind `#`.
+      threat: only evaluations under this one: NORM:RADIUS, or "clean"; None: any.
     Raises:
       ValueError: fewer than two, one that cannot be read, or what cannot be compared; with all that
         differs.
     """
     if len(places) < 2:
         raise ValueError("one evaluation has nothing to compare with; name two or more")
-    found = [_load(place) for place in places]
+    ball = None if threat is None else _ball(threat)
+    found = [_load(place, threat, ball) for place in places]
     named: dict[tuple[Path, str], str] = {}
     for one in found:
         key = one.ours.file.resolve(), one.record["verdicts"]
@@ -68,8 +72,30 @@ def load(places: Sequence[str]) -> list[Evaluation]:
     return _aligned(found)
 
 
-def _load(place: str) -> Evaluation:
-    ours = _chosen(place)
+def _ball(threat: str) -> set[tuple[str, str]]:
+    """Return norm and radius of a threat, as a set of one, or of none for "clean"."""
+    norm, colon, radius = threat.partition(":")
+    if threat == "clean":
+        return set()
+    if not colon or norm not in BALLS:
+        raise ValueError(
+            f"--threat={threat} is no threat; write NORM:RADIUS, with one of "
+            f"{', '.join(BALLS)}, such as linf:4/255, or clean"
+        )
+    return {(norm, _said(number("threat", radius)))}
+
+
+def _balls(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return norm and radius of each attack of a record."""
+    return [(attack["norm"], _said(attack["epsilon"])) for attack in record["attacks"]]
+
+
+def _said(epsilon: float) -> str:
+    return f"{epsilon:.6g}"
+
+
+def _load(place: str, threat: str | None, ball: set[tuple[str, str]] | None) -> Evaluation:
+    ours = _chosen(place, threat, ball)
     record = ours.record
     found = verdicts.read(ours.file.parent / record["verdicts"])
     told = {"clean": found.clean, "robust": found.robust if record["attacks"] else None}
@@ -84,22 +110,27 @@ def _load(place: str) -> Evaluation:
     return Evaluation(place, ours, found, len(found.labels))
 
 
-def _chosen(place: str) -> Ours:
+def _chosen(place: str, threat: str | None, ball: set[tuple[str, str]] | None) -> Ours:
     """Return the record that a place names.
 
     Raises:
       ValueError: none or several, one without verdicts, or of a newer version.
     """
-    folder, _, number = (place, "", "") if Path(place).exists() else place.partition("#")
+    folder, _, wanted = (place, "", "") if Path(place).exists() else place.partition("#")
     held = {str(o.record.get("evaluation")): o for o in matching.collect([Path(folder)])}
     if not held:
         raise ValueError(f"{folder} has no records; name a folder that holds results.jsonl")
-    named = {key: ours for key, ours in held.items() if key.startswith(number)}
+    named = {key: ours for key, ours in held.items() if key.startswith(wanted)}
     if not named:
-        raise ValueError(f"{folder} has no evaluation {number}; {_listed(folder, held)}")
+        raise ValueError(f"{folder} has no evaluation {wanted}; {_listed(folder, held)}")
+    if ball is not None:
+        named = {key: o for key, o in named.items() if set(_balls(o.record)) == ball}
+    if not named:
+        raise ValueError(f"{place} has no evaluation under {threat}; {_listed(folder, held)}")
     told = {key: o for key, o in named.items() if o.record.get("verdicts")}
     if len(told) > 1:
-        raise ValueError(f"{place} holds {len(told)} evaluations; {_listed(folder, told)}")
+        also = ", or give --threat NORM:RADIUS" if ball is None else ""
+        raise ValueError(f"{place} holds {len(told)} evaluations; {_listed(folder, told)}{also}")
     ours = next(iter((told or named).values()))
     schema = ours.record.get("schema", 1)
     if not isinstance(schema, int) or schema > verdicts.SCHEMA:
@@ -153,7 +184,7 @@ def _question(record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "preprocessing", record.get("preprocessing")
     yield "type of the search", record.get("search_dtype")
     attacks = record["attacks"]
-    balls = [(attack["norm"], f"{attack['epsilon']:.6g}") for attack in attacks]
+    balls = _balls(record)
     for at, said in enumerate(("norm", "radius")):
         yield said, ", ".join(dict.fromkeys(ball[at] for ball in balls))
     yield "attacks", ", ".join(attack["name"] for attack in attacks)
