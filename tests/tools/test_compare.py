@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import Image
 from scipy import stats
 
-from jaxrobust.evaluation import verdicts
+from jaxrobust.evaluation import autoattack, records, verdicts
 from jaxrobust.evaluation.verdicts import Verdicts
 from tools import compare
 from tools.comparison import evaluations, findings
@@ -255,6 +256,43 @@ class NumbersTest(Folders):
         self.assertLen(each.low, times)
         covered = ((each.low <= 0.05) & (each.high >= 0.05)).mean()
         self.assertBetween(covered, 0.93, 0.97)
+
+
+class SearchedTest(Folders):
+    def test_two_networks_under_apgd(self):
+        """Nothing is made up: linear networks on noise, the second of which has lost a class."""
+        images = np.random.default_rng(0).random((60, 4, 4, 1), np.float32)
+        weights = np.random.default_rng(1).normal(size=(16, 5)).astype(np.float32)
+        labels = np.argmax(images.reshape(60, 16) @ weights, axis=1)
+        labels[::9] = (labels[::9] + 1) % 5
+        logits = lambda w, x: x.reshape(len(x), -1) @ w  # noqa: E731
+        other = np.where(np.arange(5) == 2, np.float32(-9), weights)
+        places, results = [], []
+        for name, of in (("a", weights), ("b", other)):
+            result = autoattack(
+                jax.tree_util.Partial(logits, of),
+                images,
+                labels,
+                norm="linf",
+                epsilon=0.02,
+                attacks=("apgd-ce",),
+                overrides={"apgd-ce": {"steps": 5}},
+                verbose=False,
+            )
+            known = {"dataset": "noise", "split": "test", "preprocessing": "none", "model": name}
+            record = records.of_result(result, known)
+            added = {"schema": 2, "verdicts": verdicts.file_of("a1")}
+            places.append(self.write(name, result.verdicts, **(record | added)))
+            results.append(result)
+        plain, text = self.compared(*places)
+        for at, result in enumerate(results):
+            self.assertEqual(plain["evaluations"][at]["robust"], result.robust.mean())
+            for name, share in result.accuracy_after.items():
+                key = ("first", "second")[at]
+                self.assertEqual(plain["pairs"][0]["after"][name][key], round(60 * share))
+        rows = plain["pairs"][0]["classes"]
+        self.assertEqual([row["second"] for row in rows if row["label"] == 2], [0])
+        self.assertIn("60 images of noise, split test, preprocessing none", text)
 
 
 @absltest.skipUnless(PLOT, "needs matplotlib: pip install -e '.[plot]'")
