@@ -10,7 +10,6 @@ from tools.comparison.evaluations import letter
 from tools.comparison.findings import INTERVAL, LEVEL, Difference, Findings, Pair
 
 CLASSES = 20  # rows of a table: the classes that differ most; JSON has all
-_TITLED = 8  # networks that a picture names
 
 
 def document(found: Findings, picture: str | None = None) -> str:
@@ -40,12 +39,12 @@ def document(found: Findings, picture: str | None = None) -> str:
 
 
 def title(found: Findings) -> str:
-    """Return what is compared, for a picture."""
+    """Return what is compared, for a picture: both networks, or the first of several."""
     shown = [f"{letter(at)}: {one.label}" for at, one in enumerate(found.evaluations)]
     record = found.evaluations[0].record
     about = f"{found.images:,} images of {record['dataset']}, {record['split']}; attack: "
-    shown[_TITLED:] = [f"and {len(shown) - _TITLED} more"] if len(shown) > _TITLED else []
-    return "\n".join([*shown, about + records.how(record)])
+    named = shown if len(found.pairs) == 1 else shown[:1]
+    return "\n".join([*named, about + records.how(record)])
 
 
 def _listed(names: list[str]) -> str:

@@ -1,59 +1,68 @@
 """A comparison as a picture: differences with their intervals, and the classes of a pair."""
 
+import textwrap
 from typing import Any
 
 import numpy as np
 
 from jaxrobust.evaluation.pairs import Paired
 from tools.analyses import pictures
+from tools.comparison.evaluations import letter
 from tools.comparison.findings import INTERVAL, LEVEL, Findings, Pair
 from tools.comparison.markdown import row, title
 
 _INK, _APART, _PALE = "#1f4e79", "#d1495b", "#b9c4d0"
 _NAMED = 40  # classes that have a name and an interval in the picture: more do not fit
+_WIDTH = 44  # letters of a network's name in a line
 _LABELS = 12  # names of classes that are told apart, where there are more
 
 
 def draw(found: Findings) -> Any:
-    """Return the figure.
+    """Return the figure: of two networks their attacks and classes, of several their differences.
 
     Raises:
       ValueError: matplotlib is not installed.
     """
-    rows = _rows(found)
-    one = found.pairs[0] if len(found.pairs) == 1 and len(found.pairs[0].classes) > 1 else None
-    classes = min(len(one.classes), _NAMED // 2) if one else 0
-    height = 1.6 + max(0.34 * len(rows), 0.18 * classes)
-    figure = pictures.figure(title(found), 11.5 if one else 7, max(height, 3.2))
-    panels = figure.subplots(1, 2 if one else 1, squeeze=False)[0]
-    _forest(panels[0], rows, found)
-    if one:
-        _classes(panels[1], one)
+    return _two(found) if len(found.pairs) == 1 else _several(found)
+
+
+def _two(found: Findings) -> Any:
+    pair = found.pairs[0]
+    lines = [(name, one, one.p < 1 - LEVEL) for name, one in pair.steps.items()]
+    wide = len(pair.classes) > 1
+    classes = min(len(pair.classes), _NAMED // 2) if wide else 0
+    height = max(1.6 + max(0.34 * len(lines), 0.18 * classes), 3.2)
+    figure = pictures.figure(title(found), 11.5 if wide else 7, height)
+    panels = figure.subplots(1, 1 + wide, squeeze=False)[0]
+    _forest(panels[0], "accuracy", lines, "B minus A")
+    if wide:
+        _classes(panels[1], pair)
     return figure
 
 
-def _rows(found: Findings) -> list[tuple[str, Paired, bool]]:
-    """Return label, comparison and whether it tells apart of each line, from above."""
-    if len(found.pairs) == 1:
-        steps = found.pairs[0].steps.items()
-        return [(name, one, one.p < 1 - LEVEL) for name, one in steps]
-    rows = []
-    for pair in found.pairs:
-        for what, one in (("clean", pair.clean), ("robust", pair.robust)):
-            if one:
-                rows.append((f"{pair.other} - {pair.first}, {what}", one.found, one.apart))
-    return rows
+def _several(found: Findings) -> Any:
+    kinds = ("robust", "clean") if found.pairs[0].robust else ("clean",)
+    height = max(1.4 + 0.24 * len(found.pairs), 3.0)
+    figure = pictures.figure(title(found), 3.5 + 4 * len(kinds), height)
+    panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    labels = [f"{letter(at)}: {one.label}" for at, one in enumerate(found.evaluations)][1:]
+    shown = ["\n".join(textwrap.wrap(label, _WIDTH)[:2]) for label in labels]
+    for panel, kind in zip(panels, kinds, strict=True):
+        differences = [getattr(pair, kind) for pair in found.pairs]
+        lines = [(name, d.found, d.apart) for name, d in zip(shown, differences, strict=True)]
+        _forest(panel, f"{kind} accuracy", lines, "minus A")
+    return figure
 
 
-def _forest(panel: Any, rows: list[tuple[str, Paired, bool]], found: Findings) -> None:
-    for at, (_, one, apart) in enumerate(rows):
-        _bar(panel, at, one, apart, 6, 2)
-    panel.set_yticks(range(len(rows)), [label for label, _, _ in rows], fontsize=8)
-    panel.set_ylim(len(rows) - 0.4, -0.6)
-    what = "the other minus A" if len(found.pairs) > 1 else "B minus A"
-    told = "red: told apart" if any(apart for _, _, apart in rows) else "none is told apart"
-    panel.set_title(f"accuracy; {told}", fontsize=8)
-    _axis(panel, f"{what}: points, with {INTERVAL}s")
+def _forest(panel: Any, what: str, lines: list[tuple[str, Paired, bool]], minus: str) -> None:
+    """Draw differences from above: name, comparison, whether it tells apart."""
+    for at, (_, one, apart) in enumerate(lines):
+        _bar(panel, at, one, apart, 5, 2)
+    panel.set_yticks(range(len(lines)), [name for name, _, _ in lines], fontsize=7.5)
+    panel.set_ylim(len(lines) - 0.4, -0.6)
+    told = "red: told apart" if any(apart for _, _, apart in lines) else "none is told apart"
+    panel.set_title(f"{what}; {told}", fontsize=8)
+    _axis(panel, f"{minus}: points, with {INTERVAL}s")
 
 
 def _bar(panel: Any, at: int, one: Paired, apart: bool, size: float, width: float) -> None:
