@@ -16,8 +16,7 @@ from tools.papers import matching
 from tools.papers.matching import Ours
 
 _SHOWN = 6  # evaluations that a message lists
-# What an attack's entry in a record says beside its settings.
-_NO_SETTING = ("name", "norm", "epsilon", "passes", "seconds")
+_NO_SETTING = ("name", "norm", "epsilon")
 
 
 class Evaluation(NamedTuple):
@@ -132,12 +131,7 @@ def _chosen(place: str, threat: str | None, ball: set[tuple[str, str]] | None) -
         also = ", or give --threat NORM:RADIUS" if ball is None else ""
         raise ValueError(f"{place} holds {len(told)} evaluations; {_listed(folder, told)}{also}")
     ours = next(iter((told or named).values()))
-    schema = ours.record.get("schema", 1)
-    if not isinstance(schema, int) or schema > verdicts.SCHEMA:
-        raise ValueError(
-            f"{ours.file} has a record of schema {schema}, and this version knows up to "
-            f"{verdicts.SCHEMA}; install a newer jaxrobust"
-        )
+    records.check(ours.record, str(ours.file))
     if not told:
         raise ValueError(
             f"{place} has no verdicts image by image, as of a training or of an older version; "
