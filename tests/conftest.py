@@ -21,6 +21,7 @@ SHAPED = (
     "jaxrobust.attacks",
     "jaxrobust.evaluation.accuracy",
     "jaxrobust.evaluation.checks",
+    "jaxrobust.evaluation.pairs",
     "jaxrobust.models.inputs",
     "jaxrobust.training.mixing",
     "jaxrobust.training.objectives",

@@ -1,0 +1,159 @@
+"""Two verdicts on each image: how far two networks differ, and whether by more than chance."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float64, Shaped
+
+_Counts = Shaped[np.ndarray, "*shape"]  # whole numbers, of many comparisons at once
+_Values = Float64[np.ndarray, "*shape"]
+
+_HALVINGS = 60  # of an interval of at most 2: to the last digit of float64
+
+
+class Paired(NamedTuple):
+    """What two verdicts on each of n images say of the difference of their accuracies.
+
+    Plain numbers, or arrays of one for each group of images.
+    """
+
+    n: Any  # images
+    first: Any  # of them right in the first
+    second: Any
+    gained: Any  # right in the second alone
+    lost: Any  # right in the first alone
+    difference: Any  # of the accuracies, second minus first
+    low: Any  # ends of the difference's interval
+    high: Any
+    p: Any  # of McNemar's exact test
+
+
+def mcnemar(gained: _Counts, lost: _Counts) -> _Values:
+    """Return the p-values of McNemar's exact test, two-sided: are both counts equally likely?
+
+    Args:
+      gained, lost: images that only the one, or only the other, has right.
+    Returns:
+      f64 of the same shape, twice the smaller tail of a fair coin, 1 at most; 1 without any images.
+    Source: McNemar 1947, doi:10.1007/BF02295996; parity: tests/evaluation/test_pairs.py against
+      SciPy's binomtest.
+    """
+    from scipy.special import bdtr  # JAX depends on SciPy; its import takes 0.1 s
+
+    smaller, both = np.minimum(gained, lost), np.add(gained, lost)
+    return np.minimum(2 * bdtr(smaller.astype(float), both, 0.5), 1.0)
+
+
+def difference_interval(
+    gained: _Counts, lost: _Counts, n: _Counts, level: float = 0.95
+) -> tuple[_Values, _Values]:
+    """Return Tango's score interval of the difference (gained - lost) / n of paired proportions.
+
+    Args:
+      gained, lost: images that only the second, or only the first, has right.
+      n: all images, those on which both agree included.
+    Returns:
+      (low, high), inside of [-1, 1]: the differences that a score test at 1 - `level` lets stand.
+    Raises:
+      ValueError: counts that are negative or exceed `n`, no images, or not 0 < level < 1.
+    Source: Tango 1998, doi:10.1002/(SICI)1097-0258(19980430)17:8<891::AID-SIM780>3.0.CO;2-B;
+      parity: tests/evaluation/test_pairs.py against values of R's contingencytables and PropCIs.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} is not a probability; 95 % is 0.95")
+    if not ((gained >= 0) & (lost >= 0) & (gained + lost <= n) & (n > 0)).all():
+        raise ValueError("pass counts with 0 <= gained, 0 <= lost, gained + lost <= n and n > 0")
+    from scipy.special import ndtri
+
+    found = (gained - lost) / n
+    ends = []
+    for edge, limit in ((-1.0, ndtri((1 + level) / 2)), (1.0, ndtri((1 - level) / 2))):
+        inside, outside = found, np.full(found.shape, edge)
+        for _ in range(_HALVINGS):
+            middle = (inside + outside) / 2
+            score = _score(middle, gained, lost, n)
+            stands = score < limit if edge < 0 else score > limit
+            inside = np.where(stands, middle, inside)
+            outside = np.where(stands, outside, middle)
+        ends.append((inside + outside) / 2)
+    return ends[0], ends[1]
+
+
+def _score(difference, gained, lost, n):
+    """Return Tango's statistic: standard errors from a supposed difference to what was found.
+
+    The standard error is that of the likeliest probabilities of `gained` and `lost` which have that
+    difference; the one of `lost` is the larger root of a square equation.
+    """
+    half = (gained + lost - (2 * n - gained + lost) * difference) / (4 * n)
+    product = lost * difference * (1 - difference) / (2 * n)
+    least = half + np.sqrt(np.maximum(half**2 + product, 0))
+    variance = n * (2 * least + difference * (1 - difference))
+    with np.errstate(divide="ignore", invalid="ignore"):  # at an edge that was found
+        return (gained - lost - n * difference) / np.sqrt(np.maximum(variance, 0))
+
+
+def images_needed(found: Paired, level: float = 0.95, power: float = 0.8) -> int | None:
+    """Return how many images would tell two networks apart that differ as much as was found.
+
+    Args:
+      found: plain numbers; the shares of `gained` and `lost` are taken to be the true ones.
+      level: 1 minus the probability to tell apart what does not differ.
+      power: the probability to tell apart what does.
+    Returns:
+      Images of the same kind; None: nothing differs, no number would do.
+    Source: Connor 1987, doi:10.2307/2531961; parity: tests/evaluation/test_pairs.py by simulation.
+    """
+    if found.gained == found.lost:
+        return None
+    from scipy.special import ndtri
+
+    apart, difference = (found.gained + found.lost) / found.n, abs(found.difference)
+    errors = ndtri((1 + level) / 2) * apart**0.5 + ndtri(power) * (apart - difference**2) ** 0.5
+    return math.ceil((errors / difference) ** 2)
+
+
+def holm(p: _Values) -> _Values:
+    """Return p-values for several questions at once: Holm's correction.
+
+    Those below 0.05 contain a false one in at most 5 % of all cases, however the questions depend
+    on each other.
+
+    Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70; parity:
+      tests/evaluation/test_pairs.py against values of statsmodels 0.15.
+    """
+    order = np.argsort(p)
+    scaled = p[order] * np.arange(len(p), 0, -1)
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return corrected
+
+
+def compare(first: Bool[np.ndarray, " n"], second: Bool[np.ndarray, " n"]) -> Paired:
+    """Compare two lists of verdicts on the same images, n > 0; right is True."""
+    one = compare_groups(first, second, np.zeros(len(first), int))[1]
+    return Paired(*(column[0].item() for column in one))
+
+
+def compare_groups(
+    first: Bool[np.ndarray, " n"],
+    second: Bool[np.ndarray, " n"],
+    groups: Shaped[np.ndarray, " n"],
+) -> tuple[Shaped[np.ndarray, " G"], Paired]:
+    """Compare two lists of verdicts group by group, such as class by class.
+
+    Returns:
+      The G groups in their order, and arrays [G]. Its p-values are those of one group each: see
+      `holm`.
+    """
+    names, of = np.unique(groups, return_inverse=True)
+
+    def count(which: np.ndarray) -> np.ndarray:
+        return np.bincount(of, which, len(names)).astype(int)
+
+    n, gained, lost = count(np.ones(len(of))), count(second & ~first), count(first & ~second)
+    low, high = difference_interval(gained, lost, n)
+    difference = (gained - lost) / n
+    p = mcnemar(gained, lost)
+    return names, Paired(n, count(first), count(second), gained, lost, difference, low, high, p)

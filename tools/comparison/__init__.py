@@ -1,0 +1,1 @@
+"""Evaluations image by image, side by side."""
