@@ -241,7 +241,8 @@ def choose(candidates: list[dict[str, Any]], metric: str) -> tuple[dict[str, Any
         f"the highest {metric} accuracy of {len(candidates)} candidates, {best[metric]:.2%} of "
         f"{best['images']:,} images"
     )
-    return best, reason + (f"; {equal} others reach as much: {RULE}" if equal else "")
+    others = "another one reaches" if equal == 1 else f"{equal} others reach"
+    return best, reason + (f"; {others} as much: {RULE}" if equal else "")
 
 
 def _measured(
@@ -347,7 +348,7 @@ def draw(said: dict[str, Any], path: Path) -> str:
     panel.plot(*at, "*", ms=14, color="black", label="chosen", zorder=0)
     steps = said["attack"]["steps"]
     attack = said["attack"]["name"] + (f", {steps} steps" if steps else "")
-    panel.set(xlabel=f"epoch of {said['phase']}", ylabel="accuracy, %", ylim=(0, 100))
+    panel.set(xlabel=f"epoch of {said['phase']}", ylabel="accuracy, %", ylim=(0, 103))
     panel.set_title(f"{said['dataset']}, split {said['split']}: {attack}", fontsize=9)
     panel.legend(fontsize=7, ncols=2)
     figure.savefig(path, dpi=130)

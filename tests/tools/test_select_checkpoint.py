@@ -52,8 +52,11 @@ class ChooseTest(absltest.TestCase):
         best, reason = select_checkpoint.choose(rows, "robust")
         self.assertEqual(best, rows[0])
         self.assertEqual(reason, "the highest robust accuracy of 2 candidates, 40.00% of 64 images")
+        rows.append(candidate(12, "raw", 8, 0.4))
+        best, reason = select_checkpoint.choose(rows, "robust")
+        self.assertEqual(best, rows[-1])
+        self.assertIn("; another one reaches as much: of equal ones the later epoch", reason)
         for more in (
-            candidate(12, "raw", 8, 0.4),
             candidate(12, "raw", 16, 0.4),
             candidate(12, "ema", 16, 0.4),
             candidate(12, "ema", 8, 0.4),
