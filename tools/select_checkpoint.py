@@ -13,6 +13,7 @@ as a full disk; 130 interrupted.
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,7 +52,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "attack",
         choices=["apgd-ce", "autoattack"],
         default="apgd-ce",
-        help="Attack; AutoAttack costs some hundred times more, and holds all images in memory.",
+        help="Attack; AutoAttack of all candidates takes far longer.",
     )
     parser.flag("steps", type=int, help="Number of steps of APGD-CE, such as 1 or 10; default: 10.")
     parser.flag(
@@ -141,51 +142,43 @@ def _size(args: argparse.Namespace, phase: str, config: Any, image_size: int) ->
     images = splits.evaluated(config, "selection_split", config.evaluation, args.run)
     said = pipeline.preprocessing_id(source, image_size, wanted)
     if args.attack == "autoattack":
-        return Size(said, _autoattack(config, images))
+        return Size(said, _autoattack(config, images, said))
     mesh = sharding.make_mesh()
     build.divides(images.batch_size, mesh.size, "--batch")
     evaluate = build.evaluation(config, mesh, steps=args.steps)
     return Size(said, lambda weights: accuracy.count(evaluate, weights, images, mesh, bar="images"))
 
 
-def _autoattack(config: Any, images: Any) -> Measure:
-    """Return what AutoAttack says of weights; images are read once, by the first candidate."""
-    import functools
-
+def _autoattack(config: Any, images: Any, preprocessing: str) -> Measure:
+    """Return what AutoAttack says of weights; its ledger lasts as long as a candidate."""
     import jax
-    import numpy as np
 
     from jaxrobust import evaluation
     from jaxrobust.config import network_of
-    from jaxrobust.data import pipeline
+    from jaxrobust.data import Prepared
 
     net = network_of(config, dtype="float32")
+    size = config.model.image_size
+    how: dict[str, Any] = {"image_size": size, "preprocessing": preprocessing}
+    shown = Prepared(images.source, images=len(images), **how)
 
-    @functools.cache
-    def read() -> list[np.ndarray]:
-        how = {"image_size": images.image_size, "preprocessing": images.preprocessing}
-        batches = pipeline.evaluation_batches(
-            images.source, batch_size=images.batch_size, limit=images.limit or None, **how
-        )
-        rows = [(b.images[b.mask], b.labels[b.mask], b.ids[b.mask]) for b in batches]
-        return [np.concatenate(part) for part in zip(*rows, strict=True)]
-
-    def forward(params: Any, stats: Any, shown: Any) -> Any:
-        return net.apply(params, stats, shown)[0]
+    def forward(params: Any, stats: Any, given: Any) -> Any:
+        return net.apply(params, stats, given)[0]
 
     def measure(weights: Any) -> dict[str, Any]:
-        shown, labels, ids = read()
-        result = evaluation.autoattack(
-            jax.tree_util.Partial(forward, *weights),
-            shown.astype(np.float32) / np.float32(255),
-            labels,
-            norm=config.attack.norm,
-            epsilon=config.attack.epsilon,
-            seed=config.seed,
-            image_ids=ids.tolist(),
-        )
+        with tempfile.TemporaryDirectory() as folder:
+            result = evaluation.autoattack(
+                jax.tree_util.Partial(forward, *weights),
+                shown,
+                shown.labels(),
+                norm=config.attack.norm,
+                epsilon=config.attack.epsilon,
+                seed=config.seed,
+                batch_size=config.evaluation.batch_size,
+                ledger=Path(folder) / "ledger.jsonl",
+            )
         reached = {"clean": float(result.clean.mean()), "robust": float(result.robust.mean())}
-        return reached | {"images": len(labels)}
+        return reached | {"images": len(shown)}
 
     return measure
 

@@ -143,11 +143,14 @@ class FlowTest(Case):
             self.assertEqual(self.asked[4:], [(0.1, 16), (0.3, 16), (0.6, 16), (0.5, 16)])
             self.assertEqual(kept.selected(self.workdir).image_size, 8)
 
+    def test_again_while_the_training_goes_on(self):
+        self.enter_context(mock.patch.object(select_checkpoint, "draw", return_value=""))
+        call(self.workdir)
         with self.subTest("a copy that came later is added, with the same flags"):
             more = self.arrays[8]._replace(ema_params=self.arrays[8].params)
             kept.keep(self.workdir, "train", 12, more, steps_per_epoch=STEPS)
             call(self.workdir)
-            self.assertEqual(self.asked[8:], [(0.6, 8), (0.6, 8)])
+            self.assertEqual(self.asked[4:], [(0.6, 8), (0.6, 8)])
             self.assertEqual(kept.selected(self.workdir).words, "train, epoch 3, ema")
 
         with self.subTest("another question overwrites nothing"):

@@ -10,6 +10,7 @@ import pytest
 from absl.testing import absltest
 
 from jaxrobust.evaluation import accuracy
+from jaxrobust.runtime import sharding
 from jaxrobust.training import run as training_run
 from jaxrobust.training.step import averaged
 from jaxrobust.weights import kept
@@ -52,6 +53,14 @@ class KeptTest(absltest.TestCase):
         same(both.of("raw"), (state.params, state.stats))
         same(both.of("ema"), averaged(state))
         self.assertEqual(self.read(whole, 8)[0], 2)
+        with mock.patch.object(sharding, "SMALL", 64):  # else nothing is split
+            spread = one_phase(checkpoint__keep_every_epochs=2, mesh__fsdp=8)
+            quiet_run(spread, self.folder / "spread")
+        _, split = self.read(self.folder / "spread", 12)
+        self.assertTrue(split.params["head.fc.kernel"].sharding.is_fully_replicated)
+        for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(both), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)  # sums of gradients in another order
+
         with self.assertRaisesRegex(ValueError, "kept has no step 4"):
             self.read(whole, 4)
 
