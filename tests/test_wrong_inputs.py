@@ -57,6 +57,8 @@ WRONG = {
     f"{TRAIN} --config.attack.steps=0": "steps",
     f"{TRAIN} --config.attack.name=apdg": "apgd",
     f"{TRAIN} --config.evaluation.weights=best": "'ema'",
+    f"{TRAIN} --config.checkpoint.keep_every_epochs=-1": "keep_every_epochs=-1 must be at least 0",
+    f"{TRAIN} --config.checkpoint.keep_every_epochs=x": "keep_every_epochs=x is no whole number",
     f"{TRAIN} --config.mesh.fsdp=3": "fsdp",
     # The network.
     f"{TRAIN} --config.model.name=convnext_tiny": "convnext_t",
@@ -150,6 +152,8 @@ WRONG = {
     "export --workdir runs/quickstart --layout module --confirm 8 --out new": "--record",
     "export --workdir runs/nothing --layout module --out new": "runs/nothing",
     "export --workdir runs/quickstart --layout tensorflow --out new": "timm",
+    "export --workdir runs/quickstart --layout jaxrobust --selected --out new": "choose first",
+    "export --workdir runs/quickstart --layout jaxrobust --record page.pt --out new": "page.pt",
     "models convnext_tiny": "convnext_t",
 }
 FILES = {

@@ -5,7 +5,7 @@ record.
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.data import imagenet
+from jaxrobust.data import imagenet, resolve
 from jaxrobust.evaluation import records
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import jsonl
@@ -35,11 +35,17 @@ class Account(NamedTuple):
     license: str | None = None  # SPDX
 
 
-def of_run(workdir: Path, which: str, sha256: str) -> Account:
-    """Return what a run says of weights of it, whose sha256 is given."""
+def of_run(workdir: Path, which: str, sha256: str, *, image_size: int | None = None) -> Account:
+    """Return what a run says of weights of it, whose sha256 is given.
+
+    A preprocessing to the size of its images is nothing for another `image_size`.
+    """
     phase = which.partition(",")[0]
     config = runs.run_config(workdir, phase)
     attack, objective = config.attack, config[phase].objective
+    tested = config.data.get("preprocessing")
+    if tested and image_size not in (None, config.model.image_size):
+        tested = None if resolve(tested, image_size or 0) == tested else tested
     names = runs.classes_file(workdir, phase)
     classes = tuple(names.read_text().splitlines()) if names.exists() else ()
     ball = {} if objective == "clean" else {"norm": attack.norm, "epsilon": attack.epsilon}
@@ -50,7 +56,7 @@ def of_run(workdir: Path, which: str, sha256: str) -> Account:
         which,
         trained=how,
         **ball,
-        preprocessing=config.data.get("preprocessing"),
+        preprocessing=tested,
         dataset=config.data.name,
         classes=classes,
         imagenet=classes == imagenet.synsets(),

@@ -1,6 +1,8 @@
-"""Export to PyTorch: `python -m jaxrobust.convert.export_torch --workdir RUN --layout L --out DIR`.
+"""Export of weights: `python -m jaxrobust.convert.export_torch --workdir RUN --layout L --out DIR`.
 
 --weights PATH takes imported or other weights instead of a run's. L is one of
+  jaxrobust  DIR/weights.safetensors and config.json, as an import writes them: for init.weights,
+          --weights and jaxrobust.load;
   timm    DIR/<model>.safetensors with timm's names (of a ConvStem: those of the paper's files);
   hub     a repository of the model hub: model.safetensors, timm's config.json and README.md, the
           model card; of networks that timm does not have, the module beside them;
@@ -41,11 +43,11 @@ from jaxrobust.convert import (
 from jaxrobust.convert.account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.runtime import compilation, sharding
+from jaxrobust.runtime import compilation, jsonl, sharding
 from jaxrobust.runtime.commandline import Arguments, answer, mapping
 from jaxrobust.training import optim
 from jaxrobust.training.step import averaged, init_state
-from jaxrobust.weights import certificates, hashes, loading, runs, sources
+from jaxrobust.weights import certificates, hashes, kept, loading, runs, sources
 from jaxrobust.weights import folder as weights_folder
 from jaxrobust.weights.checkpoint import Checkpoints, abstract_state
 from jaxrobust.weights.hashes import file_sha256
@@ -67,13 +69,20 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         choices=["ema", "raw"],
         help="Averaged or raw weights; default: those that the run evaluates.",
     )
-    parser.flag("layout", required=True, help="Layout: timm, hub, module, or a RobustBench id.")
+    parser.flag(
+        "selected",
+        action="store_true",
+        help="The weights that tools/select_checkpoint.py chose, instead of the run's best.",
+    )
+    parser.flag(
+        "layout", required=True, help="Layout: jaxrobust, timm, hub, module, or a RobustBench id."
+    )
     parser.flag("out", required=True, type=Path, help="Folder that is written.")
     parser.flag(
         "record",
         type=Path,
-        help="Records of evaluations, results.jsonl, for the model card or the docstring, and with "
-        "--id for RobustBench's entry.",
+        help="Records of evaluations, results.jsonl, for the model card, the docstring or "
+        "config.json, and with --id for RobustBench's entry.",
     )
     parser.flag("evaluation", help="Id of the record; default: the last one of these weights.")
     parser.flag("id", help="Id of the entry of a new network; default: that of the layout.")
@@ -101,6 +110,7 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{extra[0]} belongs to --weights; a run knows its own")
     elif args.phase:
         raise ValueError("--phase is one of a --workdir; --weights has but one")
+    _check_selected(args)
     layouts.known(args.layout, args.out)
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out} is a file; name a folder")
@@ -111,6 +121,13 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError(f"--record {args.record}: no such file; evaluations write results.jsonl")
 
 
+def _check_selected(args: argparse.Namespace) -> None:
+    """Refuse what names other weights than the chosen ones."""
+    named = [key for key in ("weights", "phase", "which") if getattr(args, key) is not None]
+    if args.selected and named:
+        raise ValueError(f"--selected names the weights of a --workdir; leave --{named[0]} out")
+
+
 def _check_entry(args: argparse.Namespace) -> None:
     """Refuse flags of RobustBench's entry that belong to another one."""
     if not args.record:
@@ -118,12 +135,17 @@ def _check_entry(args: argparse.Namespace) -> None:
             raise ValueError(f"--{extra[0]} belongs to --record FILE")
         return
     if not _entry_id(args):
-        if args.layout not in ("hub", "module") or args.confirm is not None:
+        if args.layout not in ("jaxrobust", "hub", "module") or args.confirm is not None:
             raise ValueError(
                 "--record needs --id, the new network's name, as Singh2023Revisiting_ViT-S-ConvStem"
             )
         return
     robustbench_entry.check_id(_entry_id(args))
+    if args.layout == "jaxrobust":
+        raise ValueError(
+            "--id is of an entry of RobustBench, which reads PyTorch's files; choose "
+            "--layout module"
+        )
     if args.confirm is None:
         return
     if args.confirm < 1:
@@ -160,9 +182,10 @@ def read(args: argparse.Namespace) -> Subject:
         if sources.parse(str(path)).kind != "run":
             return _of_weights(args, path)
         workdir = path
-    network, which = of_run(workdir, args.phase, args.which)
+    chosen = kept.selected(workdir) if args.selected else None
+    network, which = of_run(workdir, args.phase, args.which, chosen)
     sha256 = hashes.weights_sha256(network.params, network.stats)
-    known = account.of_run(workdir, which, sha256)
+    known = account.of_run(workdir, which, sha256, image_size=network.image_size)
     return Subject(network, which, None, _known(args, known, sha256), sha256)
 
 
@@ -180,17 +203,28 @@ def _of_weights(args: argparse.Namespace, path: Path) -> Subject:
 
 
 def _known(args: argparse.Namespace, known: Account, sha256: str) -> Account:
+    rows = jsonl.read(args.record) if args.record else []
+    of_these = any(row.get("weights_sha256") == sha256 for row in rows)
+    if args.record and args.layout == "jaxrobust" and not of_these:
+        raise ValueError(
+            f"--record {args.record} has no record of these weights (weights_sha256 "
+            f"{sha256[:12]}...); name the results.jsonl of an evaluation of exactly them"
+        )
     return account.with_records(known, args.record, sha256)._replace(license=args.license)
 
 
-def of_run(workdir: Path, phase: str | None, which: str | None) -> tuple[Network, str]:
-    """Return the network of a run, and its weights in words.
+def of_run(
+    workdir: Path, phase: str | None, which: str | None, chosen: kept.Choice | None = None
+) -> tuple[Network, str]:
+    """Return the network of a run, and its weights in words: the best ones, or those chosen.
 
     The best checkpoint holds what the run evaluates; the other kind is in the latest one only.
     """
-    config = runs.run_config(workdir, phase)
+    config = runs.run_config(workdir, chosen.phase if chosen else phase)
     models.known(config.model.name)  # of a user's function nobody knows the PyTorch side
-    if which in (None, config.evaluation.weights):
+    if chosen:
+        said, (params, stats) = kept.selected_weights(workdir, chosen)
+    elif which in (None, config.evaluation.weights):
         said, (params, stats) = runs.run_weights(workdir, phase)
     else:
         assert which is not None
@@ -201,7 +235,7 @@ def of_run(workdir: Path, phase: str | None, which: str | None) -> tuple[Network
         {k: np.asarray(v) for k, v in params.items()},
         {k: np.asarray(v) for k, v in stats.items()},
         model.num_classes,
-        model.image_size,
+        chosen.image_size if chosen else model.image_size,
         dict(model.options),
     )
     return network, said
@@ -226,15 +260,20 @@ def _latest(config, workdir: Path, phase: str | None, which: str):
     return f"{done[0]}, step {step}, {which}, latest checkpoint", weights
 
 
-def _measured(network: Network, given: Path | None, file: Path, layout: str) -> dict[str, Any]:
-    """Return the certificate of a staged file, written beside its weights.
+def _measured(
+    args: argparse.Namespace, network: Network, given: Path | None, file: Path
+) -> dict[str, Any] | None:
+    """Return the certificate of a staged file, written beside its weights; None: no comparison is
+    asked for, or there is nothing to compare, as our own folder has the very arrays.
 
     Raises:
       certificate.Differs: the file computes something else.
     """
+    if args.nocertificate or args.layout == "jaxrobust":
+        return None
     weights = layouts.weights_of(file)
     compared = {"theirs": weights} | ({"ours": given} if given else {})
-    reference = references.reference(network, file, layout)
+    reference = references.reference(network, file, args.layout)
     found = certificate.certify(network, reference, compared=compared)
     certificate.checked(found, weights.name)
     certificate.write(weights, found)
@@ -276,7 +315,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     confirmed = None
     try:
         file = layouts.stage(staged, network, subject.account, args.layout)
-        found = None if args.nocertificate else _measured(network, subject.file, file, args.layout)
+        found = _measured(args, network, subject.file, file)
         if record:
             if args.confirm:
                 confirmed = _confirmed(args, subject, record, file)

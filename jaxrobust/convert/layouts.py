@@ -1,9 +1,10 @@
-"""A network of ours as the files that PyTorch reads: timm's, the hub's, RobustBench's, or a module
-alone.
+"""A network of ours as files to hand on: our own folder, or PyTorch's, which are those of timm, the
+hub and RobustBench, or a module alone.
 """
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from jaxrobust.convert.account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.weights import convert, files, hashes
+from jaxrobust.weights import folder as weights_folder
 from jaxrobust.weights.hashes import file_sha256
 
 NEEDS_TORCH = "writing .pt files needs PyTorch: pip install 'jaxrobust[torch]'"
@@ -21,10 +23,10 @@ _MODULE = "export the self-contained module (--layout module)"
 
 def known(layout: str, out: Path) -> str:
     """Return the layout itself; `ValueError` for one that is not known or that nothing reads."""
-    if layout not in ("timm", "hub", "module"):
+    if layout not in ("jaxrobust", "timm", "hub", "module"):
         if layout not in PUBLISHED:
             raise ValueError(
-                f"unknown layout {layout!r}; timm, hub, module, or one of "
+                f"unknown layout {layout!r}; jaxrobust, timm, hub, module, or one of "
                 f"{', '.join(sorted(PUBLISHED))}"
             )
         references.place(out, layout)  # refuses an id that reads no file
@@ -74,7 +76,10 @@ def save_pt(path: Path, state: dict[str, np.ndarray]) -> None:
 
 
 def stage(folder: Path, network: Network, known: Account, layout: str) -> Path:
-    """Write the files of a layout into a new folder; return the one that PyTorch reads first."""
+    """Write the files of a layout into a new folder; return the one that is read first."""
+    if layout == "jaxrobust":
+        weights_folder.write(folder, network.params, network.stats, described(network, known))
+        return folder / weights_folder.WEIGHTS
     state = arrays(network, layout)
     if layout == "hub":
         return _stage_hub(folder, network, known, state)
@@ -90,6 +95,27 @@ def stage(folder: Path, network: Network, known: Account, layout: str) -> Path:
     file.parent.mkdir(parents=True)
     save_pt(file, state)
     return file
+
+
+def described(network: Network, known: Account) -> dict[str, Any]:
+    """Return the `config.json` of a folder of ours, with the keys that an import writes."""
+    said = known.which.split(", ")  # "train, epoch 30, raw"
+    return {
+        "architecture": network.name,
+        "options": models.essential(network.name, network.options),
+        "num_classes": network.num_classes,
+        "image_size": network.image_size,
+        "in_channels": network.in_channels,
+        "preprocessing": known.preprocessing,
+        "norm": known.norm,
+        "epsilon": known.epsilon,
+        "accuracies": list(known.records) or None,
+        "published_id": known.published,
+        "source": known.source or known.which,
+        "source_sha256": known.source_sha256,
+        "which": next((word for word in ("ema", "raw") if word in said), None),
+        "drawn": None,
+    }
 
 
 def _stage_hub(
@@ -119,7 +145,12 @@ def weights_of(file: Path) -> Path:
 
 
 def usage(network: Network, layout: str, out: Path) -> str:
-    """Say how PyTorch reads what was written."""
+    """Say how what was written is read."""
+    if layout == "jaxrobust":
+        return (
+            f"--config.init.weights={out} trains from it, --weights {out} evaluates it, "
+            f"jaxrobust.load('{out}') loads it"
+        )
     if layout == "module":
         return f"in {out}: `from {network.name} import load; net = load()`"
     if layout == "hub":

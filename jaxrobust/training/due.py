@@ -1,4 +1,4 @@
-"""What is due at a step: a line of metrics, a checkpoint, an evaluation."""
+"""What is due at a step: a line of metrics, a checkpoint, a copy that stays, an evaluation."""
 
 from typing import NamedTuple
 
@@ -8,6 +8,7 @@ class Due(NamedTuple):
 
     logs: bool
     saves: bool
+    keeps: bool
     evaluates: bool
 
 
@@ -19,17 +20,18 @@ class Every(NamedTuple):
     evaluation_epochs: int
     steps_per_epoch: int
     total_steps: int
+    keep_epochs: int = 0  # 0: never, not even at the end
 
 
-def due(step: int, every: Every, *, start: int, saved: int, evaluated: int) -> Due:
+def due(step: int, every: Every, *, start: int, saved: int, evaluated: int, kept: int = 0) -> Due:
     """Return what is due after `step` steps.
 
-    A checkpoint or an evaluation stays due until it is done: where a step without a gradient is
-    in the way, at the first step after.
+    A checkpoint, a copy or an evaluation stays due until it is done: where a step without a
+    gradient is in the way, at the first step after.
 
     Args:
       start: the step that this run went on from.
-      saved, evaluated: the last step that was.
+      saved, evaluated, kept: the last step that was.
     """
     ends = step == every.total_steps
 
@@ -37,8 +39,10 @@ def due(step: int, every: Every, *, start: int, saved: int, evaluated: int) -> D
         return step if ends else step - step % (epochs * every.steps_per_epoch)
 
     evaluates = last(every.evaluation_epochs) > evaluated
+    keeps = every.keep_epochs > 0 and last(every.keep_epochs) > kept
     return Due(
         logs=step > start and (step % every.log_steps == 0 or ends),
-        saves=evaluates or last(every.checkpoint_epochs) > saved,
+        saves=evaluates or keeps or last(every.checkpoint_epochs) > saved,
+        keeps=keeps,
         evaluates=evaluates,
     )

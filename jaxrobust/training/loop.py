@@ -19,9 +19,10 @@ from jaxrobust.training.due import Every, due
 from jaxrobust.training.phase import Run, last, scored
 from jaxrobust.training.progress import Progress
 from jaxrobust.training.selection import selection
-from jaxrobust.training.step import TrainState
+from jaxrobust.training.step import TrainState, averaged
 from jaxrobust.training.stopping import Stops
 from jaxrobust.training.trouble import Trouble
+from jaxrobust.weights import kept
 from jaxrobust.weights.checkpoint import Checkpoints
 
 
@@ -53,6 +54,8 @@ def steps(run: Run, state: TrainState, signals: StopSignals) -> bool:
                 loop.save_latest()  # before the evaluation, which may take long
             if why := loop.stops.at_once():
                 raise loop.stopped(why, loop.step)
+            if now.keeps and loop.sound():
+                loop.keep()
             if now.evaluates and loop.sound():  # a rollback would undo the state, not its score
                 loop.evaluate()
             if loop.step == run.phase.total_steps:
@@ -84,12 +87,14 @@ class _Loop:
             evaluation_epochs=config.evaluation.every_epochs,
             steps_per_epoch=phase.steps_per_epoch,
             total_steps=phase.total_steps,
+            keep_epochs=config.checkpoint.keep_every_epochs,
         )
         self.compiled, self.probe = _compiled(run, self.start)
         self.select = selection(run)
         self.damage = splits.damage(config, run.workdir, run.source)
         self.batch: Any = None
         self.saved, self.evaluated = hosts.first(run.latest.latest_step() or 0), 0
+        self.kept = hosts.first(max(kept.steps_of(run.workdir, run.name), default=0))
         self.control = cache(self._control)
 
     def _control(self, stop: int, epsilon_share: float) -> Any:
@@ -135,8 +140,8 @@ class _Loop:
 
     def due(self) -> Any:
         """Return what is due after the steps so far."""
-        known = {"start": self.start, "saved": self.saved, "evaluated": self.evaluated}
-        return due(self.step, self.every, **known)
+        done = {"saved": self.saved, "evaluated": self.evaluated, "kept": self.kept}
+        return due(self.step, self.every, start=self.start, **done)
 
     def sound(self) -> bool:
         """Tell whether a rollback may return to this state: not behind steps without a gradient."""
@@ -172,6 +177,14 @@ class _Loop:
         """Save where a rollback may come back to."""
         self.save(self.run.latest)
         self.saved = self.step
+
+    def keep(self) -> None:
+        """Keep a copy of both weights, which a rollback does not come behind: see `save_latest`."""
+        self.run.latest.wait()  # two writers at once mix up their meetings of hosts
+        both = kept.Kept(self.state.params, self.state.stats, *averaged(self.state))
+        length = self.run.phase.steps_per_epoch
+        kept.keep(self.run.workdir, self.run.name, self.step, both, steps_per_epoch=length)
+        self.kept = self.step
 
     def evaluate(self) -> None:
         """Evaluate on the selection split, and write the line that `scored` looks for."""

@@ -26,7 +26,7 @@ from jaxrobust.weights.checkpoint import Checkpoints, abstract_state, disk_full,
 # What a workdir may change between two runs of the same command without becoming another run; a
 # record carries its own test settings.
 _FREE: tuple[str, ...] = ("log.", "data.dir", "data.workers", "data.strict", "data.max_damaged")
-_FREE += ("test.", "mesh.", "alarm.", "trouble.")
+_FREE += ("test.", "mesh.", "alarm.", "trouble.", "checkpoint.keep_every_epochs")
 _FREE += ("model.options.bn_group",)  # checkpoints say which images were taken together
 
 
@@ -198,6 +198,7 @@ def _check_numbers(config) -> None:
         "test.images": 0,
         "evaluation.every_epochs": 1,
         "checkpoint.every_epochs": 1,
+        "checkpoint.keep_every_epochs": 0,
         "data.max_damaged": 0,
         "mesh.fsdp": 0,
         "alarm.every_steps": 0,

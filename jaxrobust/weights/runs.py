@@ -149,11 +149,11 @@ def run_weights(
         weights = best.restore(number, abstract_state(shapes, everywhere))
     if image_size not in (None, config.model.image_size):
         network = replace(Network.of_config(config), image_size=image_size)
-        weights = Weights(*jax.device_put(_resized(network, weights), everywhere))
+        weights = Weights(*jax.device_put(resized(network, weights), everywhere))
     return f"{name}, step {number}, {config.evaluation.weights}", weights
 
 
-def _resized(network: Network, weights: Weights) -> list[dict[str, np.ndarray]]:
+def resized(network: Network, weights: Weights) -> list[dict[str, np.ndarray]]:
     """Return params and stats of the same network at another image size, as those of `network`."""
     arrays = jax.device_get(weights.params | weights.stats)
     wanted = Weights(*jax.eval_shape(network.create(dtype="float32").init, jax.random.key(0)))

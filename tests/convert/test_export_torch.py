@@ -288,7 +288,10 @@ class OverTest(FileCase):
 
 class RefusalTest(FileCase):
     @parameterized.parameters(
-        (["--layout=tim"], "unknown layout 'tim'; timm, hub, module, or one of Chen2024"),
+        (
+            ["--layout=tim"],
+            "unknown layout 'tim'; jaxrobust, timm, hub, module, or one of Chen2024",
+        ),
         (["--layout=Standard_R50"], "RobustBench reads no file for Standard_R50"),
         ([f"--layout={SINGH_T}"], r".* dims=\(64, 128, 256\) instead of \(96, 192, .*module"),
         (["--layout=Salman2020Do_R18"], "Salman2020Do_R18 is a resnet18, not a convnext_n"),

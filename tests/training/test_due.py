@@ -15,12 +15,12 @@ EVERY = Every(
 
 class DueTest(parameterized.TestCase):
     @parameterized.parameters(
-        (0, Due(logs=False, saves=False, evaluates=False)),
-        (3, Due(logs=True, saves=False, evaluates=False)),
-        (4, Due(logs=False, saves=True, evaluates=False)),
-        (8, Due(logs=False, saves=True, evaluates=True)),
-        (9, Due(logs=True, saves=True, evaluates=True)),
-        (14, Due(logs=True, saves=True, evaluates=True)),  # the end is one for all
+        (0, Due(logs=False, saves=False, keeps=False, evaluates=False)),
+        (3, Due(logs=True, saves=False, keeps=False, evaluates=False)),
+        (4, Due(logs=False, saves=True, keeps=False, evaluates=False)),
+        (8, Due(logs=False, saves=True, keeps=False, evaluates=True)),
+        (9, Due(logs=True, saves=True, keeps=False, evaluates=True)),
+        (14, Due(logs=True, saves=True, keeps=False, evaluates=True)),  # the end is one for all
     )
     def test_from_the_start(self, step, expected):
         self.assertEqual(due(step, EVERY, start=0, saved=0, evaluated=0), expected)
@@ -35,13 +35,23 @@ class DueTest(parameterized.TestCase):
     def test_an_evaluation_saves_first(self):
         self.assertTrue(due(8, EVERY, start=0, saved=8, evaluated=0).saves)
 
+    @parameterized.parameters(
+        (4, 0, False), (8, 0, True), (9, 0, True), (9, 8, False), (12, 8, False), (14, 8, True),
+        (14, 14, False),
+    )  # fmt: skip
+    def test_a_copy_of_every_second_epoch_and_of_the_last(self, step, kept, keeps):
+        found = due(
+            step, EVERY._replace(keep_epochs=2), start=0, saved=step, evaluated=step, kept=kept
+        )
+        self.assertEqual(found, Due(step % 3 == 0 or step == 14, keeps, keeps, False))
+
     def test_nothing_is_logged_where_a_run_goes_on(self):
         self.assertFalse(due(6, EVERY, start=6, saved=4, evaluated=0).logs)
         self.assertTrue(due(9, EVERY, start=6, saved=8, evaluated=8).logs)
 
     def test_nothing_is_due_twice_at_the_end(self):
         done = due(14, EVERY, start=14, saved=14, evaluated=14)
-        self.assertEqual(done, Due(logs=False, saves=False, evaluates=False))
+        self.assertEqual(done, Due(logs=False, saves=False, keeps=False, evaluates=False))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,361 @@
+"""Choose a run's weights on its selection split: `python tools/select_checkpoint.py RUN`.
+
+Candidates are the weights that the run kept (`checkpoint.keep_every_epochs`), raw and averaged, at
+each --image_size. RUN/selection.json gets what each reaches, and the choice with its reason;
+RUN/selection.png the curves. The test split is not looked at: afterwards `python -m
+jaxrobust.evaluate --workdir RUN --selected` tests the choice, once. The same command again computes
+only what is missing.
+
+Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason that it names, such
+as a full disk; 130 interrupted.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from jaxrobust.runtime.commandline import Arguments, answer, quiet_libraries  # noqa: E402
+from jaxrobust.runtime.launch import keep_large_buffers  # noqa: E402
+
+RULE = "of equal ones the later epoch, then ema before raw, then the smaller images"
+_COLOURS = ("#1f4e79", "#d1495b", "#3c896d", "#b07d2b", "#6b4c9a", "#5f6b73")
+
+Measure = Callable[[Any], dict[str, Any]]  # weights -> clean, robust, images
+
+
+class Size(NamedTuple):
+    """How candidates are evaluated at one image size."""
+
+    preprocessing: str
+    measure: Measure
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line; hyphens and underscores are the same."""
+    parser = Arguments(__doc__ or "")
+    parser.add_argument("run", type=Path, metavar="RUN", help="Workdir of the run.")
+    parser.flag("phase", help="Phase of the run; default: the last one that kept weights.")
+    parser.flag(
+        "image_size",
+        type=int,
+        nargs="+",
+        help="Sides of the images in pixels, one or several; default: that of the run.",
+    )
+    parser.flag(
+        "attack",
+        choices=["apgd-ce", "autoattack"],
+        default="apgd-ce",
+        help="Attack; AutoAttack of all candidates takes far longer.",
+    )
+    parser.flag("steps", type=int, help="Number of steps of APGD-CE, such as 1 or 10; default: 10.")
+    parser.flag(
+        "split", help="Split to choose on; default: the selection split of the run, never its test."
+    )
+    parser.flag(
+        "n", type=int, default=0, help="Number of images, the first ones of the split; 0: all."
+    )
+    parser.flag("batch", type=int, help="Images at a time; default: evaluation.batch_size.")
+    parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
+    return parser.parse_args(argv)
+
+
+def _checked(args: argparse.Namespace) -> None:
+    """Refuse numbers out of range, before anything is read."""
+    if args.attack == "autoattack" and args.steps is not None:
+        raise ValueError("--steps are those of APGD-CE; leave it out of --attack autoattack")
+    steps = 10 if args.steps is None else args.steps
+    least = [("steps", steps, 1), ("n", args.n, 0), ("batch", args.batch, 1)]
+    least += [("image_size", size, 1) for size in args.image_size or ()]
+    for name, value, low in least:
+        if value is not None and value < low:
+            raise ValueError(f"--{name}={value} must be at least {low}")
+    args.steps = None if args.attack == "autoattack" else steps
+
+
+def _phase(args: argparse.Namespace) -> str:
+    """Return the phase whose weights are the candidates."""
+    from jaxrobust.weights import kept, runs
+
+    config = runs.run_config(args.run, args.phase)
+    having = [name for name in config.phases if kept.steps_of(args.run, name)]
+    if not having or args.phase not in (None, *having):
+        of = f"the phase {args.phase} of {args.run}" if having else str(args.run)
+        raise ValueError(
+            f"{of} has kept no weights to choose from; train with "
+            "--config.checkpoint.keep_every_epochs=N"
+        )
+    return args.phase or having[-1]
+
+
+def _at(config: Any, changes: dict[str, dict[str, Any]]) -> Any:
+    """Return a copy of a config, where sections have some other values."""
+    from jaxrobust.config import Values, plain
+
+    own = plain(config)
+    for section, values in changes.items():
+        own[section] |= {key: value for key, value in values.items() if value is not None}
+    return json.loads(json.dumps(own), object_hook=Values)
+
+
+def _config(args: argparse.Namespace, phase: str) -> Any:
+    """Return the run's config as the phase sees it, with the flags' split and images.
+
+    Raises:
+      ValueError: the choice would look at the test split.
+    """
+    from jaxrobust.weights import runs
+
+    config = runs.run_config(args.run, phase)
+    settings = {"images": args.n, "batch_size": args.batch}
+    config = _at(config, {"data": {"selection_split": args.split}, "evaluation": settings})
+    if config.data.selection_split == config.data.test_split:
+        raise ValueError(
+            f"{config.data.test_split} is the test split of {args.run}, which a choice must not "
+            "look at; give another --split"
+        )
+    return config
+
+
+def _size(args: argparse.Namespace, phase: str, config: Any, image_size: int) -> Size:
+    """Return how candidates are evaluated at an image size; nothing compiles yet.
+
+    Raises:
+      ValueError: a network that does not take such images.
+    """
+    from jaxrobust.data import pipeline
+    from jaxrobust.evaluation import accuracy
+    from jaxrobust.evaluation import subject as subjects
+    from jaxrobust.runtime import sharding
+    from jaxrobust.training import build, splits
+
+    source = splits.opened(config, "selection_split")
+    wanted = subjects.preprocessing(subjects.of_run(args.run, phase), image_size, source)
+    config = _at(config, {"model": {"image_size": image_size}})
+    config["data"]["preprocessing"] = wanted
+    images = splits.evaluated(config, "selection_split", config.evaluation, args.run)
+    said = pipeline.preprocessing_id(source, image_size, wanted)
+    if args.attack == "autoattack":
+        return Size(said, _autoattack(config, images, said))
+    mesh = sharding.make_mesh()
+    build.divides(images.batch_size, mesh.size, "--batch")
+    evaluate = build.evaluation(config, mesh, steps=args.steps)
+    return Size(said, lambda weights: accuracy.count(evaluate, weights, images, mesh, bar="images"))
+
+
+def _autoattack(config: Any, images: Any, preprocessing: str) -> Measure:
+    """Return what AutoAttack says of weights; its ledger lasts as long as a candidate."""
+    import jax
+
+    from jaxrobust import evaluation
+    from jaxrobust.config import network_of
+    from jaxrobust.data import Prepared
+
+    net = network_of(config, dtype="float32")
+    size = config.model.image_size
+    how: dict[str, Any] = {"image_size": size, "preprocessing": preprocessing}
+    shown = Prepared(images.source, images=len(images), **how)
+
+    def forward(params: Any, stats: Any, given: Any) -> Any:
+        return net.apply(params, stats, given)[0]
+
+    def measure(weights: Any) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            result = evaluation.autoattack(
+                jax.tree_util.Partial(forward, *weights),
+                shown,
+                shown.labels(),
+                norm=config.attack.norm,
+                epsilon=config.attack.epsilon,
+                seed=config.seed,
+                batch_size=config.evaluation.batch_size,
+                ledger=Path(folder) / "ledger.jsonl",
+            )
+        reached = {"clean": float(result.clean.mean()), "robust": float(result.robust.mean())}
+        return reached | {"images": len(shown)}
+
+    return measure
+
+
+def _question(args: argparse.Namespace, phase: str, config: Any) -> dict[str, Any]:
+    """Return what every candidate of a file is asked."""
+    attack = {"name": args.attack, "steps": args.steps}
+    ball = {"norm": config.attack.norm, "epsilon": config.attack.epsilon}
+    return {
+        "phase": phase,
+        "metric": "clean" if config[phase].objective == "clean" else "robust",
+        "dataset": config.data.name,
+        "split": config.data.selection_split,
+        "first_images": args.n or None,  # null: all
+        "seed": config.seed,
+        "dtype": "float32" if args.attack == "autoattack" else config.model.dtype,
+        "attack": attack | ball,
+    }
+
+
+def _begun(path: Path, question: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the candidates that are done.
+
+    Raises:
+      ValueError: the file answers another question.
+    """
+    from jaxrobust.runtime import hosts
+    from jaxrobust.weights import kept
+
+    if not path.exists():
+        return []
+    said = kept.read_selection(path)
+    if words := hosts.differences({key: said.get(key) for key in question}, question):
+        raise ValueError(
+            f"{path} is a choice of another kind: {words}. Repeat its flags, or move it away"
+        )
+    return said["candidates"]
+
+
+def _key(row: dict[str, Any]) -> tuple[int, str, int]:
+    return row["step"], row["weights"], row["image_size"]
+
+
+def choose(candidates: list[dict[str, Any]], metric: str) -> tuple[dict[str, Any], str]:
+    """Return the best of the candidates, and why it is that."""
+
+    def rank(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row[metric], row["step"], row["weights"] == "ema", -row["image_size"]
+
+    best = max(candidates, key=rank)
+    equal = sum(row[metric] == best[metric] for row in candidates) - 1
+    reason = (
+        f"the highest {metric} accuracy of {len(candidates)} candidates, {best[metric]:.2%} of "
+        f"{best['images']:,} images"
+    )
+    others = "another one reaches" if equal == 1 else f"{equal} others reach"
+    return best, reason + (f"; {others} as much: {RULE}" if equal else "")
+
+
+def _measured(
+    args: argparse.Namespace, phase: str, sizes: dict[int, Size], done: set[tuple[int, str, int]]
+) -> Iterator[dict[str, Any]]:
+    """Yield the candidates that are not done, each with what it reaches."""
+    from jaxrobust.runtime.progress import say
+    from jaxrobust.weights import hashes, kept
+
+    for step in kept.steps_of(args.run, phase):
+        missing = [
+            (which, size)
+            for which in kept.WHICH
+            for size in sizes
+            if (step, which, size) not in done
+        ]
+        if not missing:
+            continue
+        epoch, both = kept.read(args.run, phase, step)
+        for which, size in missing:
+            weights = kept.at_size(args.run, phase, both.of(which), size)
+            reached = sizes[size].measure(weights)
+            say(
+                f"{phase}, epoch {epoch:g}, {which}, {size} px: clean {reached['clean']:.2%}, "
+                f"robust {reached['robust']:.2%} of {reached['images']:,} images"
+            )
+            yield {
+                "phase": phase,
+                "step": step,
+                "epoch": epoch,
+                "weights": which,
+                "image_size": size,
+                "preprocessing": sizes[size].preprocessing,
+                "weights_sha256": hashes.weights_sha256(*weights),
+                **{key: reached[key] for key in ("clean", "robust", "images")},
+            }
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate what is missing, choose, and return what stands in the file."""
+    _checked(args)
+    from jaxrobust.evaluation import records
+    from jaxrobust.runtime import compilation, locks
+    from jaxrobust.weights import kept
+
+    phase = _phase(args)
+    config, path = _config(args, phase), args.run / kept.SELECTION
+    sides = sorted(set(args.image_size or [config.model.image_size]))
+    sizes = {size: _size(args, phase, config, size) for size in sides}
+    question = _question(args, phase, config)
+    code = {"commit": records.commit(), "versions": records.versions()}
+    compilation.use_persistent_cache(args.run.parent)
+    lock = args.run / "selection.lock"
+    with locks.held(lock, what=f"the choice in {args.run}", otherwise="copy the run"):
+        candidates = _begun(path, question)
+        for row in _measured(args, phase, sizes, {_key(row) for row in candidates}):
+            candidates = sorted([*candidates, row], key=_key)
+            _write(path, question, candidates, code)
+        chosen, reason = choose(candidates, question["metric"])
+        said = _write(path, question, candidates, code, chosen=chosen, reason=reason)
+        picture = draw(said, args.run / "selection.png")
+    words = kept.selected(args.run).words
+    print(f"{words}, {chosen['image_size']} px: {reason}")
+    print(f"{path}\n{picture}")
+    print(f"test it once: python -m jaxrobust.evaluate --workdir {args.run} --selected")
+    return said
+
+
+def _write(
+    path: Path, question: Any, candidates: Any, code: Any, *, chosen: Any = None, reason: Any = None
+) -> dict[str, Any]:
+    """Write the file, whole; nothing is chosen before all candidates are done."""
+    from jaxrobust.runtime import jsonl
+    from jaxrobust.weights import kept
+
+    said = {"schema": kept.SCHEMA, **question, "rule": f"the highest; {RULE}"}
+    said |= {"chosen": chosen, "reason": reason, "candidates": candidates} | code
+    jsonl.replace(path, json.dumps(said, indent=2) + "\n")
+    return said
+
+
+def draw(said: dict[str, Any], path: Path) -> str:
+    """Draw both accuracies over the epochs; return the picture's path, or why there is none."""
+    from tools.papers.scatter import plotting
+
+    try:
+        plt = plotting()
+    except ValueError as error:
+        return f"no curve: {error}"
+    figure, panel = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    rows, chosen = said["candidates"], said["chosen"]
+    lines = sorted({(row["image_size"], row["weights"]) for row in rows})
+    for i, (size, which) in enumerate(lines):
+        own = [row for row in rows if (row["image_size"], row["weights"]) == (size, which)]
+        epochs, colour = [row["epoch"] for row in own], _COLOURS[i % len(_COLOURS)]
+        for key, style in (("robust", "o-"), ("clean", "o--")):
+            values = [100 * row[key] for row in own]
+            panel.plot(
+                epochs, values, style, ms=3, color=colour, label=f"{key}, {which}, {size} px"
+            )
+    metric = said["metric"]
+    at = (chosen["epoch"], 100 * chosen[metric])
+    panel.plot(*at, "*", ms=14, color="black", label="chosen", zorder=0)
+    steps = said["attack"]["steps"]
+    attack = said["attack"]["name"] + (f", {steps} steps" if steps else "")
+    panel.set(xlabel=f"epoch of {said['phase']}", ylabel="accuracy, %", ylim=(0, 103))
+    panel.set_title(f"{said['dataset']}, split {said['split']}: {attack}", fontsize=9)
+    panel.legend(fontsize=7, ncols=2)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return str(path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Choose as the command line says."""
+    args = parse(argv)
+    quiet_libraries()
+    answer(run, args, "the same command continues")
+
+
+if __name__ == "__main__":
+    keep_large_buffers()
+    main()
