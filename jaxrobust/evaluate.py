@@ -82,15 +82,18 @@ _SEVERAL: dict[str, tuple[Any, str]] = {
         "Norm and radius, such as linf:4/255; give several for a record each and one of all.",
     ),
 }
+_SWITCHES = {
+    "union_only": "Whether to attack in each --threat only what stands before it.",
+    "selected": "Whether to evaluate the weights that tools/select_checkpoint.py chose.",
+}
 for _name, _help in _FLAGS.items():  # jaxrobust.main has a --workdir too
     flags.DEFINE_string(_name, _DEFAULTS.get(_name), _help, allow_override=True)
 for _name, (_default, _help) in _NUMBERS.items():
     flags.DEFINE_integer(_name, _default, _help)
 for _name, (_define, _help) in _SEVERAL.items():
     _define(_name, None, _help)
-flags.DEFINE_boolean(
-    "union_only", False, "Whether to attack in each --threat only what stands before it."
-)
+for _name, _help in _SWITCHES.items():
+    flags.DEFINE_boolean(_name, False, _help)
 define_host_flags()
 
 
@@ -107,7 +110,7 @@ def main(argv: list[str]) -> None:
         given: dict[str, Any] = {name: flags.FLAGS[name].value for name in (*_FLAGS, *_NUMBERS)}
         for name in ("epsilon", "relative_step"):
             given[name] = None if given[name] is None else number(name, given[name])
-        given["union_only"] = flags.FLAGS.union_only
+        given |= {name: flags.FLAGS[name].value for name in _SWITCHES}
         sizes, threats = (_listed(flags.FLAGS[name].value) for name in ("image_size", "threat"))
         given["image_size"] = sizes[0] if len(sizes) == 1 else None
         given["options"] = mapping("options", given["options"])

@@ -11,7 +11,7 @@ from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import folders
 from jaxrobust.runtime.progress import say
 from jaxrobust.types import Weights
-from jaxrobust.weights import loading, runs
+from jaxrobust.weights import kept, loading, runs
 from jaxrobust.weights import sources as weights_sources
 
 
@@ -45,6 +45,7 @@ class Given(NamedTuple):
     restarts: int | None = None
     relative_step: float | None = None
     union_only: bool = False
+    selected: bool = False
 
 
 def placed(given: Given) -> Given:
@@ -57,7 +58,19 @@ def placed(given: Given) -> Given:
     given = _with_weights(given)
     paths: dict[str, Any] = {"workdir": given.workdir, "out": given.out}
     mounted = {flag: str(folders.mounted(flag, path)) for flag, path in paths.items() if path}
-    return given._replace(**(paths | mounted))
+    return _with_selected(given._replace(**(paths | mounted)))
+
+
+def _with_selected(given: Given) -> Given:
+    """Return the flags with the phase and the image size of the chosen weights."""
+    if not given.selected:
+        return given
+    if not given.workdir:
+        raise ValueError("--selected names weights of a run; give its --workdir RUN")
+    if given.phase:
+        raise ValueError("--selected names the phase too; leave --phase out")
+    chosen = kept.selected(Path(given.workdir))
+    return given._replace(phase=chosen.phase, image_size=given.image_size or chosen.image_size)
 
 
 def _with_weights(given: Given) -> Given:
@@ -149,7 +162,11 @@ def weights(
         runs.check_classes(runs.classes_file(run, phase), source, renamed=True)
         if other := runs.rewritten(run, subject.origin()):
             say(other)
-        which, found = runs.run_weights(run, given.phase, image_size=subject.network.image_size)
+        size = subject.network.image_size
+        if given.selected:
+            which, found = kept.selected_weights(run, kept.selected(run), image_size=size)
+        else:
+            which, found = runs.run_weights(run, given.phase, image_size=size)
         return which, subject, found
     if given.function:
         return None, *subjects.with_arrays(subject)

@@ -1,0 +1,57 @@
+"""The command of evaluation with the weights that `tools/select_checkpoint.py` chose."""
+
+import contextlib
+import json
+from pathlib import Path
+
+import jax
+from absl.testing import absltest
+
+from jaxrobust.config import VERSION, network_of
+from jaxrobust.runtime import jsonl
+from jaxrobust.weights import hashes, kept
+from jaxrobust.weights.checkpoint import Checkpoints
+from tests.support import evaluations
+from tests.support import runs as training
+
+
+class SelectedTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.workdir, config = Path(self.create_tempdir()) / "run", training.tiny()
+        self.workdir.mkdir()
+        own = {"version": VERSION} | json.loads(config.to_json())
+        (self.workdir / "config.json").write_text(json.dumps(own))
+        init = jax.jit(network_of(config).init)
+        best, self.raw, ema = (init(jax.random.key(seed)) for seed in range(3))
+        with contextlib.closing(Checkpoints(self.workdir / "train" / "best")) as files:
+            files.save(8, kept.Weights(*best), {})
+        kept.keep(self.workdir, "train", 4, kept.Kept(*self.raw, *ema), steps_per_epoch=4)
+
+    def test_selected(self):
+        given = {"workdir": str(self.workdir), "attack": "clean", "n": 16, "selected": True}
+        code, _, said = evaluations.call(**given)
+        self.assertEqual(code, 2)
+        self.assertRegex(said, "--selected: nothing has been chosen in .*; choose first: python t")
+        self.assertFalse((self.workdir / "evaluation").exists())
+        sha256 = hashes.weights_sha256(*self.raw)
+        chosen = kept.Choice("train", 4, 1.0, "raw", 8, sha256)._asdict()
+        text = json.dumps({"schema": kept.SCHEMA, "candidates": [], "chosen": chosen})
+        (self.workdir / kept.SELECTION).write_text(text)
+        code, printed, said = evaluations.call(**given)
+        self.assertEqual(code, 0, said)
+        self.assertIn("train, epoch 1, raw", printed)
+        (record,) = jsonl.read(self.workdir / "evaluation" / "results.jsonl")
+        self.assertEqual(record["weights"], "train, epoch 1, raw")
+        self.assertEqual(record["weights_sha256"], sha256)
+        for more, message in (
+            ({"phase": "train"}, "--selected names the phase too; leave --phase out"),
+            ({"workdir": None}, "--selected names weights of a run; give its --workdir RUN"),
+        ):
+            code, _, said = evaluations.call(**given | more)
+            self.assertEqual(code, 2)
+            self.assertIn(message, said)
+
+
+if __name__ == "__main__":
+    absltest.main()
