@@ -47,7 +47,7 @@ def _answer(args) -> str:
     if args.readme:
         if args.paper or args.table or args.out:
             raise ValueError("--readme prints rows of runs; leave --paper, --table and --out out")
-        return readme.rows(args.records or sorted(readme.KEPT.iterdir()))
+        return readme.rows(args.records or readme.kept())
     if args.table and not args.paper:
         raise ValueError("--table needs --paper, whose table it is")
     names = [args.paper] if args.paper else list(tables.PAPERS)

@@ -388,7 +388,7 @@ class ReadmeTest(absltest.TestCase):
     def test_figures_come_from_kept_records(self):
         """The rows that README has of kept runs are those that their records give."""
         page = (paths.ROOT / "README.md").read_text()
-        kept = sorted(readme.KEPT.iterdir())
+        kept = readme.kept()
         self.assertLen(kept, 2)
         for line in readme.rows(kept).splitlines()[2:]:
             figures = re.findall(r"[\d.]+ % clean, [\d.]+ % robust", line)

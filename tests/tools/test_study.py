@@ -83,6 +83,14 @@ class StudyTest(absltest.TestCase):
         said = study.table(out, cifar_study.RUNS)
         self.assertIn("| one-step | 50.0, 50.0 | 25.0, 25.0 | 25.0 (+0.0) | 46.4 instead", said)
 
+    def test_readme_shows_the_records(self):
+        text = (study.ROOT / "tools" / "README.md").read_text()
+        rows, _, _ = study.table(
+            study.ROOT / "tools/records/cifar_study", cifar_study.RUNS
+        ).partition("\n\n")
+        self.assertIn(rows, text)
+        self.assertNotIn("not yet measured", rows)
+
     def test_one_seed(self):
         code, commands = self.run_study(Path(self.create_tempdir()), "--seed=1")
         self.assertEqual(code, 0)

@@ -12,11 +12,16 @@ from jaxrobust.weights import runs
 from tools import refresh_configs
 from tools.papers import markdown, tables, training
 
-KEPT = Path(__file__).parents[1] / "records"  # config and records of the runs that README quotes
+KEPT = Path(__file__).parents[1] / "records"  # of the runs that READMEs quote
 HEAD = (
     "| command | test images | clean training | adversarial training | measured on |\n"
     "|---|---|---|---|---|\n"
 )
+
+
+def kept() -> list[Path]:
+    """Return the runs of README's table, which are kept with their configs."""
+    return sorted(config.parent for config in KEPT.glob("*/config.json"))
 
 
 def rows(places: list[Path]) -> str:
