@@ -54,6 +54,7 @@ _FLAGS = {
     "attack": "Attack: clean, fgsm, pgd-K, autoattack, or attacks of it: apgd-ce or "
     "apgd-ce,apgd-t.",
     "version": "Version of AutoAttack: standard, plus, rand, or custom for named attacks.",
+    "ladder": "Radii that share what they find, such as linf:0:16/255:9, the smallest first.",
     "relative_step": "Length of a step of fgsm or pgd-K, as a multiple of epsilon / K; default: 1 "
     "and 2.5.",
     "search_dtype": "Type to search in: float32, or bfloat16, which is faster; float32 judges.",
@@ -81,8 +82,13 @@ _SEVERAL: dict[str, tuple[Any, str]] = {
         flags.DEFINE_multi_string,
         "Norm and radius, such as linf:4/255; give several for a record each and one of all.",
     ),
+    "replay": (
+        flags.DEFINE_multi_string,
+        "Folder of an evaluation of these images, whose adversarial images are tried first.",
+    ),
 }
 _SWITCHES = {
+    "noreplay": "Whether to attack without trying what was found at other radii.",
     "union_only": "Whether to attack in each --threat only what stands before it.",
     "selected": "Whether to evaluate the weights that tools/select_checkpoint.py chose.",
 }
@@ -113,10 +119,12 @@ def main(argv: list[str]) -> None:
         given |= {name: flags.FLAGS[name].value for name in _SWITCHES}
         sizes, threats = (_listed(flags.FLAGS[name].value) for name in ("image_size", "threat"))
         given["image_size"] = sizes[0] if len(sizes) == 1 else None
+        given["replay"] = tuple(_listed(flags.FLAGS.replay))
+        ladder = given.pop("ladder")
         given["options"] = mapping("options", given["options"])
         from jaxrobust.evaluation import command  # after the flags: --help needs no JAX
 
-        answer, first = command.answer(command.Given(**given), sizes, threats)
+        answer, first = command.answer(command.Given(**given), sizes, threats, ladder)
         if first:
             print(answer, flush=True)
     except KeyboardInterrupt:

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxrobust.attacks.inputs import check_array, check_radius
 from jaxrobust.evaluation import checks, doubts, engine, networks, plan, records, verdicts
+from jaxrobust.evaluation import replay as replays
 from jaxrobust.evaluation.cascade import Attack, Cost, Found, Sample, logits_of, search_again
 from jaxrobust.evaluation.images import Adversarial, ImageSet, hashed
 from jaxrobust.evaluation.ledger import open_ledger
@@ -113,6 +114,8 @@ def autoattack(
     ledger: str | Path | None = None,
     identity: str | None = None,
     search_fn: Callable[..., Array] | None = None,
+    replay: Sequence[str | Path] = (),
+    robust_beyond: np.ndarray | None = None,
     verbose: bool = True,
 ) -> AutoAttackResult:
     """Return the robust accuracy of a network under AutoAttack.
@@ -144,6 +147,10 @@ def autoattack(
       identity: names the network in the ledger; by default its logits on 8 images and a hash
         of its arrays do.
       search_fn: the same network in lower precision, to search with; `logits_fn` decides.
+      replay: ledgers of other evaluations of these images (radius, norm, seed, epoch, network),
+        whose adversarial images are tried before any attack, one forward pass each.
+      robust_beyond: bool[N], images that such an evaluation has found robust at a larger radius of
+        the same norm: of these, only the first attack is run. None: no image.
       verbose: progress and a table on stderr.
     Returns:
       `AutoAttackResult`.
@@ -169,6 +176,9 @@ def autoattack(
         raise ValueError(f"seed={seed!r}: pass an int from 0 to 2^32 - 1")
     checks.check_images(held, labels)
     ids = _ids(image_ids, len(held))
+    beyond = np.zeros(len(held), bool) if robust_beyond is None else np.asarray(robust_beyond)
+    if beyond.shape != (len(held),) or beyond.dtype != bool:
+        raise ValueError(f"robust_beyond: pass {len(held)} booleans, one per image")
     runner = engine.make(
         logits_fn,
         search_fn=search_fn,
@@ -177,6 +187,9 @@ def autoattack(
         keyed=version == "rand",
     )
     tell = say if verbose else lambda message: None
+    if runner.keyed and len(replay):
+        raise ValueError("version='rand' draws anew what fools; leave replay out")
+    known = replays.Known([replays.read(Path(path)) for path in replay], beyond)
     with jax.set_mesh(runner.mesh):  # also where the caller has set another one
         runner = engine.trace(runner, held.shape[1:])
         classes = runner.traces[0].classes
@@ -196,42 +209,54 @@ def autoattack(
             "seed": int(seed),
             "version": version,
             "search": "logits_fn" if search_fn is None else "search_fn",
+            "image": list(held.shape[1:]),
         }
+        known = replays.ordered(known, evaluation)
         with open_ledger(ledger, evaluation, ids) as book:
             most = max(setting.targets for setting in settings)
             clean, likely = _classified(runner, held, labels, ids, int(seed), most)
             seen = Sample(held, labels, ids, clean, likely, classes, float(epsilon), int(seed))
             plain = not runner.keyed and len(held) > 0
             flags = _check_network(runner, held, labels) if plain else {}
-            result = _cascade(runner, settings, seen, book, flags, verbose)
+            meter = Decisions(len(held), interval=checks.binomial_interval, enabled=verbose)
+            with meter:
+                result = _cascade(runner, settings, seen, book, flags, meter, known)
     about = {key: evaluation[key] for key in ("norm", "epsilon", "version", "seed")}
     about |= {"image_ids": records.ranges(ids.tolist()), "images_sha256": evaluation["data"]}
     about |= {"classes": classes, "image": held.shape[1:], "chosen": bool(attacks or overrides)}
     about["arrays_sha256"] = evaluation.get("weights") or _arrays(runner)
-    result = result._replace(about=about)
+    result = result._replace(about=result.about | about)
     tell(result.table())
     return result
 
 
-def _cascade(runner, settings, sample, book, flags, verbose) -> AutoAttackResult:
-    """Return the attacks, each on what the ones before have left standing."""
+def _cascade(runner, settings, sample, book, flags, meter, known) -> AutoAttackResult:
+    """Return what was replayed, then the attacks, each on what the ones before left standing."""
     n, clean = len(sample.images), sample.clean
     names = ["", "clean", *(s.name for s in settings), *(f"{s.name} (full)" for s in settings)]
-    found = Found(clean.copy(), np.where(clean, 0, 1).astype(np.int8), names, flags)
-    costs, accuracy_after = [], {}
-    with Decisions(n, interval=checks.binomial_interval, enabled=verbose) as meter:
-        for number, setting in enumerate(settings):
-            later = sum(plan.most_passes(s, sample.classes) for s in settings[number + 1 :])
-            costs.append(Attack(runner, setting, sample, found, book, meter).run(later))
-            accuracy_after[setting.name] = _mean(found.standing)
+    found = Found(
+        clean.copy(), np.where(clean, 0, 1).astype(np.int8), [*names, replays.NAME], flags
+    )
+    costs, accuracy_after, about = [], {}, {}
+    if known.sources:
+        cost, tried = replays.run(runner, settings[0].norm, known, sample, found, book)
+        costs, accuracy_after = [cost], {cost.attack: _mean(found.standing)}
+        about = {"replayed": tried}
+    for number, setting in enumerate(settings):
+        later = sum(plan.most_passes(s, sample.classes) for s in settings[number + 1 :])
+        aside = found.standing & known.robust_beyond & (number > 0)
+        attacked = found._replace(standing=found.standing & ~aside, aside=int(aside.sum()))
+        costs.append(Attack(runner, setting, sample, attacked, book, meter).run(later))
+        found.standing[:] = attacked.standing | aside
+        accuracy_after[setting.name] = _mean(found.standing)
     flags |= doubts.check_cascade({"clean": _mean(clean), **accuracy_after})
     if runner.search_fn is not None:
         costs.append(search_again(runner, settings, sample, found, book))
         accuracy_after[costs[-1].attack] = _mean(found.standing)
     present, places = np.unique(found.fooled_by, return_inverse=True)
-    fooled_by = np.array([names[code] for code in present], str)[places]
+    fooled_by = np.array([found.names[code] for code in present], str)[places]
     norms = np.zeros(n)
-    for name in (names[code] for code in present if code > 1):
+    for name in (found.names[code] for code in present if code > 1):
         which = fooled_by == name
         norms[which] = book.rows(name)["norm"][which]
     adversarial = Adversarial(sample.images, book, fooled_by)
@@ -245,7 +270,7 @@ def _cascade(runner, settings, sample, book, flags, verbose) -> AutoAttackResult
         accuracy_after=accuracy_after,
         attacks=[setting._asdict() for setting in settings],
         costs=costs,
-        about={},
+        about=about,
     )
 
 

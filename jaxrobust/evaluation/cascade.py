@@ -53,6 +53,7 @@ class Found(NamedTuple):
     fooled_by: np.ndarray  # i8[N], a place in `names`
     names: list[str]  # "", "clean", then the attacks
     flags: dict[str, str]
+    aside: int = 0  # images that stand beside these and are not attacked
 
 
 class Attack:
@@ -83,7 +84,7 @@ class Attack:
         start, met = time.perf_counter(), int(self.found.standing.sum())
         pending = self.recall()
         mine, known = hosts.share(pending), met - len(pending)
-        self.meter.begin(self.name, known + len(mine), known, int(self.found.standing.sum()))
+        self.meter.begin(self.name, known + len(mine), known, self.standing())
         for call in self.calls(mine):
             self.count(call, later // jax.process_count())
         self.join(mine, known)
@@ -129,31 +130,12 @@ class Attack:
         met = np.flatnonzero(self.found.standing & rows["known"])
         self.flat = rows["flat"][met].tolist()
         fallen = met[rows["fooled"][met]]
-        for i in fallen.tolist():
-            self.strike(i)
+        self.strike(fallen)
         for start in range(0, len(fallen), self.runner.slots):
-            self.doubt(fallen[start : start + self.runner.slots])
+            part = fallen[start : start + self.runner.slots]
+            norm, draw = self.setting.norm, self.draw()
+            refuse_damaged(self.runner, self.name, norm, draw, part, self.sample, self.book)
         return np.flatnonzero(self.found.standing & ~rows["known"])
-
-    def doubt(self, which: np.ndarray) -> None:
-        """Refuse adversarial images from the ledger that are none, by more than rounding."""
-        images, labels, ids = self.sample.rows(which)
-        shape = images.shape[1:]
-        points = np.stack([self.book.adversarial(i, self.name, shape) for i in which.tolist()])
-        ball: dict[str, Any] = {"norm": self.setting.norm, "epsilon": self.sample.epsilon}
-        own = np.eye(self.classes, dtype=bool)[labels]
-        inside, _ = checks.verified(points, images, labels, ~own, **ball)  # whatever the logits
-        logits = logits_of(self.runner, points, ids, self.sample.seed, draw=self.draw())
-        with np.errstate(invalid="ignore"):  # infinite ones
-            margins = logits[own] - np.where(own, -np.inf, logits).max(axis=1)
-            right = margins > hosts.ROUNDING * np.ptp(logits, axis=1)
-        for i, there, stands in zip(which, inside, right, strict=True):
-            if stands or not there:
-                why = "does not fool this network" if there else "is outside the ball"
-                raise ValueError(
-                    f"the ledger's adversarial image of {self.name} on image {self.sample.ids[i]} "
-                    f"{why}: its .images file is damaged or another evaluation's; remove both files"
-                )
 
     def confirm(self, verdicts: list[engine.Verdict], last: bool) -> list[engine.Verdict]:
         """Write what holds, and return what does not, once enough has come for a whole batch.
@@ -191,6 +173,10 @@ class Attack:
         self.doubtful |= {verdict.image for verdict in wrong}
         return wrong
 
+    def standing(self) -> int:
+        """Return how many images are robust so far."""
+        return int(self.found.standing.sum()) + self.found.aside
+
     def draw(self) -> int:
         """Return which draw a randomised network's last forward pass takes; 0 is that of the clean
         images.
@@ -213,12 +199,11 @@ class Attack:
         self.flat.append(verdict.flat)
         if adversarial is not None:
             self.strike(verdict.image)
-        self.meter.decided(int(self.found.standing.sum()))
+        self.meter.decided(self.standing())
 
     def strike(self, which: Any) -> None:
         """Take note that images are fooled."""
-        self.found.standing[which] = False
-        self.found.fooled_by[which] = self.found.names.index(self.name)
+        strike(self.found, self.name, which)
 
     def join(self, mine: np.ndarray, known: int) -> None:
         """Take over what the other processes found, and add up what all of them took."""
@@ -246,6 +231,45 @@ class Attack:
                 "pass, or left the ball, nor was anything else found in the steps after; they "
                 "count as robust. Numerics that depend on the batch do this: look for batch "
                 "statistics, or compare with batch_size=1"
+            )
+
+
+def strike(found: Found, name: str, which: Any) -> None:
+    """Take note that an attack has fooled images."""
+    found.standing[which] = False
+    found.fooled_by[which] = found.names.index(name)
+
+
+def refuse_damaged(
+    runner: engine.Engine,
+    name: str,
+    norm: str,
+    draw: int,
+    which: np.ndarray,
+    sample: Sample,
+    book: Ledger,
+) -> None:
+    """Refuse up to `slots` adversarial images of the ledger that are none, by more than rounding.
+
+    Raises:
+      ValueError: with the image, and what to do.
+    """
+    images, labels, ids = sample.rows(which)
+    shape = images.shape[1:]
+    points = np.stack([book.adversarial(i, name, shape) for i in which.tolist()])
+    ball: dict[str, Any] = {"norm": norm, "epsilon": sample.epsilon}
+    own = np.eye(sample.classes, dtype=bool)[labels]
+    inside, _ = checks.verified(points, images, labels, ~own, **ball)  # whatever the logits
+    logits = logits_of(runner, points, ids, sample.seed, draw=draw)
+    with np.errstate(invalid="ignore"):  # infinite ones
+        margins = logits[own] - np.where(own, -np.inf, logits).max(axis=1)
+        right = margins > hosts.ROUNDING * np.ptp(logits, axis=1)
+    for i, there, stands in zip(which, inside, right, strict=True):
+        if stands or not there:
+            why = "does not fool this network" if there else "is outside the ball"
+            raise ValueError(
+                f"the ledger's adversarial image of {name} on image {sample.ids[i]} "
+                f"{why}: its .images file is damaged or another evaluation's; remove both files"
             )
 
 

@@ -46,6 +46,8 @@ class Given(NamedTuple):
     relative_step: float | None = None
     union_only: bool = False
     selected: bool = False
+    replay: tuple[str, ...] = ()
+    noreplay: bool = False
 
 
 def placed(given: Given) -> Given:

@@ -215,8 +215,9 @@ def open_ledger(
 
 def _refuse_another(path, theirs, ours):
     theirs = theirs if isinstance(theirs, dict) else {}
-    # An older one has no hash of the weights: the logits must do.
-    ours = {key: ours[key] for key in ours if key in theirs or not key.endswith("weights")}
+    # An older one has no hash of the weights (the logits must do), nor an image's shape.
+    later = ("weights", "search weights", "image")
+    ours = {key: ours[key] for key in ours if key in theirs or key not in later}
     if words := hosts.differences(theirs, json.loads(json.dumps(ours))):
         raise ValueError(
             f"ledger {path} belongs to another evaluation: {words}. "

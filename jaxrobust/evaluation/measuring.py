@@ -1,7 +1,7 @@
 """One question to one network: searched image by image, or counted batch by batch."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,16 @@ def searched(
     name: str,
     ledger: Path,
     standing: np.ndarray | None = None,
+    beyond: np.ndarray | None = None,
+    replay: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Measure accuracy before and after AutoAttack, or attacks of it; print how it goes.
 
     Args:
       name: of the network in the ledger.
       standing: bool[N], the only images to look at; default: all.
+      beyond: bool[N], images that an evaluation at a larger radius has found robust.
+      replay: ledgers of other evaluations of these images.
     Returns:
       What `records.accuracy_record` takes, `accuracy_after`, `verdicts` and `costs`.
     """
@@ -86,6 +90,8 @@ def searched(
         ledger=ledger,
         identity=name,
         search_fn=None if asked.search_dtype == "float32" else logits_of(asked.search_dtype),
+        replay=replay,
+        robust_beyond=None if beyond is None else beyond[places],
     )
     return {
         "attacks": [ball | settings for settings in result.attacks],
@@ -95,7 +101,7 @@ def searched(
         "flags": dict(result.flags),
         "verdicts": result.verdicts,
         "costs": [cost._asdict() for cost in result.costs],
-    }
+    } | {key: result.about[key] for key in ("replayed",) if key in result.about}
 
 
 def _keyed(logits_fn: Any) -> Any:

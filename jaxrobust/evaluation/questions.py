@@ -4,6 +4,8 @@ import math
 import re
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxrobust import attacks
 from jaxrobust.data import evaluation_transform, pipeline, sources
 from jaxrobust.evaluation import plan
@@ -39,6 +41,8 @@ class Question(NamedTuple):
     targets: int | None = None
     restarts: int | None = None
     union_only: bool = False  # attack in each ball only what stands before it
+    replay: tuple[str, ...] = ()  # folders of evaluations whose adversarial images are tried first
+    noreplay: bool = False  # not even those of this network at other radii
     relative_step: float | None = None  # of fgsm and pgd-K: a step is this times epsilon / K
 
     @property
@@ -50,6 +54,11 @@ class Question(NamedTuple):
     def searches(self) -> bool:
         """Tell whether AutoAttack's engine runs, image by image until it is fooled."""
         return self.attack == AUTOATTACK or set(self.attack.split(",")) <= plan.known().keys()
+
+    @property
+    def replays(self) -> bool:
+        """Tell whether adversarial images of others can be tried: what fools once, always does."""
+        return self.searches and self.version != "rand"
 
     @property
     def pgd_steps(self) -> int:
@@ -98,6 +107,32 @@ def threat(text: str) -> Threat:
         said = str(error).removeprefix(f"--threat={radius} ")
         raise ValueError(f"--threat={text}: {said}") from error
     return found
+
+
+def ladder(text: str) -> list[Threat]:
+    """Return the balls that --ladder names, the smallest first; one of radius 0 is no attack.
+
+    Raises:
+      ValueError: no such list, or one that does not rise.
+    """
+    parts = [part.strip() for part in text.split(":")]
+    form = "write NORM:LOW:HIGH:RADII, such as linf:0:16/255:9"
+    if len(parts) != 4:
+        raise ValueError(f"--ladder={text} has {len(parts)} parts; {form}")
+    norm, low, high, count = parts
+    if not re.fullmatch(r"[1-9]\d{0,3}", count) or int(count) < 2:
+        raise ValueError(f"--ladder={text}: {count!r} is no number of radii, 2 or more; {form}")
+    try:
+        ends = [
+            threat(f"{norm}:{radius}").epsilon if radius != "0" else 0.0 for radius in (low, high)
+        ]
+    except ValueError as error:
+        raise ValueError(str(error).replace("--threat=", f"--ladder={text}: ", 1)) from error
+    if norm not in attacks.BALLS:
+        threat(f"{norm}:{high}")
+    if ends[0] >= ends[1]:
+        raise ValueError(f"--ladder={text} descends; the smallest radius comes first: {form}")
+    return [Threat(norm, float(radius)) for radius in np.linspace(ends[0], ends[1], int(count))]
 
 
 def check_radius(norm: str, epsilon: float, size: int, channels: int) -> None:
@@ -178,6 +213,14 @@ def _check_choices(asked: Question, subject: Subject) -> None:
         raise ValueError(
             f"--union_only needs attacks that go on image by image, not {attack}; leave it out"
         )
+    if asked.replay and not asked.replays:
+        raise ValueError(
+            f"--replay has no effect on --attack={attack}"
+            + (" of --version=rand" if asked.searches else "")
+            + "; leave it out"
+        )
+    if asked.replay and asked.noreplay:
+        raise ValueError("--noreplay contradicts --replay; give one of them")
     if asked.version == plan.CUSTOM and attack == AUTOATTACK:
         raise ValueError("--version=custom needs its attacks: --attack apgd-ce,apgd-t")
     for flag, value in asked.changes.items():

@@ -276,6 +276,7 @@ def of_result(result: Any, known: dict[str, str | None]) -> dict[str, Any]:
         "search_dtype": None,
         "accuracy_after": {k: float(v) if n else None for k, v in result.accuracy_after.items()},
         "images_sha256": about["images_sha256"],
+        **{key: about[key] for key in ("replayed",) if key in about},
         "function": dict.fromkeys(("name", "file", "sha256"))
         | {"arrays_sha256": about["arrays_sha256"]},
     }
@@ -353,7 +354,7 @@ def table(found: Sequence[dict[str, Any]], out: Path) -> str:
     rows = [("attack", "px", "clean", "robust", "95 % interval")]
     for record in found:
         low, high = record["interval"]["robust"] or record["interval"]["clean"]
-        method = how(record)
+        method = how(record) if record["attacks"] else record["method"]
         if record["method"] == "union":
             method = f"union of {', '.join(record['accuracy_after'])}"
         robust = "-" if record["robust"] is None else f"{record['robust']:.1%}"

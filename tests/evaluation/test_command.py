@@ -50,6 +50,7 @@ def autoattack(logits_fn, images, labels, **asked):
     return types.SimpleNamespace(
         verdicts=Verdicts(ids, labels, clean, fooled_by, 0.1 * (clean & ~robust)),
         costs=[],
+        about={},
         clean=clean,
         robust=robust,
         flags={"standin": "not an attack"},
@@ -242,57 +243,6 @@ class RunTest(parameterized.TestCase):
             printed, r"clean +[\d.]+%\nafter apgd-ce +[\d.]+%\nafter square +[\d.]+%\n"
         )
         self.assertIn("flag standin: not an attack", printed)
-
-    def test_several_threats_and_their_union(self):
-        out, alone = Path(self.create_tempdir()), Path(self.create_tempdir())
-        few = {"workdir": str(self.workdir), "attack": "apgd-ce,square", "n": 80, "steps": 5}
-        threats = ["linf:0.012", "l2:0.05"]
-        code, printed, said = call(out=str(out), threat=threats, **few)
-        self.assertEqual(code, 0, said)
-        *each, union = records.read(out)
-        self.assertLen(each, 2)
-        survives = np.ones(80, bool)
-        for threat, record in zip(threats, each, strict=True):
-            norm, _, epsilon = threat.partition(":")
-            self.assertEqual(call(out=str(alone), norm=norm, epsilon=epsilon, **few)[0], 0)
-            own = records.read(alone)[-1]
-            self.assertEqual(record["evaluation"], own["evaluation"])
-            for key in ("clean", "robust", "accuracy_after", "attacks", "method"):
-                self.assertEqual(record[key], own[key], key)
-            found = verdicts.read(out / record["verdicts"])
-            for one, other in zip(found, verdicts.read(alone / own["verdicts"]), strict=True):
-                np.testing.assert_array_equal(one, other)
-            survives &= found.robust
-        self.assertLess(union["robust"], min(record["robust"] for record in each))
-        self.assertGreater(union["robust"], 0)
-        self.assertEqual(union["robust"], survives.mean())
-        self.assertEqual(union["method"], "union")
-        self.assertEqual(list(union["accuracy_after"]), ["linf 0.012", "l2 0.05"])
-        whole = verdicts.read(out / union["verdicts"])
-        np.testing.assert_array_equal(whole.robust, survives)
-        self.assertContainsSubset(["clean", "linf 0.012: apgd-ce"], set(whole.fooled_by.tolist()))
-        self.assertRegex(printed, r"union of linf 0.012, l2 0.05 +8 +[\d.]+% +[\d.]+% +[\d.]")
-        self.assertEqual(call(out=str(out), threat=threats, **few)[1], printed)
-
-        code, _, said = call(out=str(alone), threat=threats, union_only=True, **few)
-        self.assertEqual(code, 0, said)
-        only = records.read(alone)[-1]
-        self.assertEqual(only["robust"], union["robust"])
-        np.testing.assert_array_equal(verdicts.read(alone / only["verdicts"]).robust, survives)
-        passes = [sum(c["forward"] for c in record["costs"]) for record in (only, union)]
-        self.assertLess(*passes)
-
-    def test_several_image_sizes(self):
-        out = Path(self.create_tempdir())
-        flags = {"workdir": str(self.workdir), "attack": "fgsm", "epsilon": "0.02", "n": 16}
-        code, printed, said = call(out=str(out), image_size=[8, 16], **flags)
-        self.assertEqual(code, 0, said)
-        sizes = [record["model"]["image_size"] for record in records.read(out)]
-        self.assertEqual(sizes, [8, 16])
-        self.assertRegex(printed, r"fgsm, linf 0.02 +8 +.*\nfgsm, linf 0.02 +16 +")
-        for record in records.read(out):
-            (attack,) = record["attacks"]
-            self.assertEqual((attack["step_size"], attack["start"]), (0.02, "image"))
 
     def test_settings_of_a_named_attack(self):
         out = Path(self.create_tempdir())

@@ -1,0 +1,300 @@
+"""The records of an evaluation: each is computed unless it is there, and kept with its verdicts."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust.data import pipeline, sources
+from jaxrobust.evaluation import measuring, records, replay, verdicts
+from jaxrobust.evaluation.questions import Question
+from jaxrobust.evaluation.subject import Subject
+from jaxrobust.runtime import hardware, hosts
+from jaxrobust.runtime.progress import say
+from jaxrobust.types import Weights
+from jaxrobust.weights import hashes
+from jaxrobust.weights.checkpoint import disk_full
+
+Record = dict[str, Any]
+_SAID = ("clean_top5", "replayed", "ladder")  # what only some records have
+
+
+class Evaluation:
+    """A network and its images, of which several things are asked; what compiles is shared.
+
+    Attributes:
+      which: the weights in words; None: they have no name.
+      weights: f32, on all devices.
+      out: holds the records, and the ledgers that interrupted evaluations continue from; of a pod,
+        a folder that all hosts see.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        source: sources.Source,
+        which: str | None,
+        weights: Weights,
+        asked: Question,
+        out: Path,
+    ) -> None:
+        """Take a settled subject, of whatever ball, and a checked question."""
+        if asked.images > len(source):
+            say(f"{source.where()} has {len(source)} images, not {asked.images}: taking all")
+        size = known(subject.network.image_size)
+        self.asked = asked._replace(
+            images=min(len(source), asked.images or len(source)),
+            preprocessing=pipeline.preprocessing_id(source, size, asked.preprocessing),
+        )
+        claim(out)
+        self.subject, self.source, self.which, self.weights = subject, source, which, weights
+        self.out = out
+        self.sha256 = subject.arrays_sha256 or hashes.weights_sha256(*weights)
+        self.function = subject.origin()
+        self.logits_of = measuring.networks_of(subject, weights)
+        self.name = " ".join([subject.network.name, self.sha256, *self.made, "float32"])
+        self.size: dict[str, int] | None = None
+        self.given = [path for folder in asked.replay for path in self.replayed(Path(folder))]
+
+    def replayed(self, folder: Path) -> list[Path]:
+        """Return the ledgers of a folder of --replay.
+
+        Raises:
+          ValueError: there are none, or they are of other images.
+        """
+        found = replay.ledgers(folder)
+        if not found:
+            raise ValueError(
+                f"--replay={folder} has no ledger; name the folder of an evaluation, such as "
+                "RUN/evaluation"
+            )
+        for record in records.read(folder):
+            if words := self.apart(record):
+                raise ValueError(
+                    f"--replay={folder} is of other images: {words}; replay an evaluation of these"
+                )
+        return found
+
+    def record(self, subject: Subject) -> Record:
+        """Return the record of one ball, computed unless it is there.
+
+        The processes of a pod share the images; all get the record, the first one writes it.
+        """
+        number = self.number(subject)
+        if there := self.there(number) or self.plain(subject):
+            return there
+        self.tell(subject)
+        found = self.found(subject, number, ledgers=self.own(subject, number))
+        return self.kept(number, self.asked.method, found)
+
+    def number(self, subject: Subject, **more: Any) -> str:
+        """Return the number of an evaluation, the same in all processes."""
+        identity = self.identity(subject) | more
+        hosts.agree(identity)
+        return records.number_of(identity)
+
+    def identity(self, subject: Subject) -> dict[str, Any]:
+        """Return what tells this evaluation from others."""
+        source, asked, network = self.source, self.asked, subject.network
+        own = subject.classes or source.name.startswith("folder:")
+        replaced = source.name.startswith(("npz:", "hf:"))  # by other data under the same name
+        chosen = [source.ids_sha256, hashes.classes_sha256(source.classes) if own else None]
+        chosen += [source.files_sha256] if replaced else []
+        how = [subject.norm, subject.epsilon, asked.seed, asked.search_dtype]
+        return {
+            "network": [
+                network.name,
+                network.image_size,
+                dict(network.options),
+                self.sha256,
+                *self.made,
+            ],
+            "data": [
+                source.name,
+                source.split,
+                asked.images,
+                asked.preprocessing,
+                *(value for value in chosen if value),
+            ],
+            "attack": [asked.method, *([] if asked.attack == "clean" else how)],
+        } | self.replays()
+
+    def replays(self) -> dict[str, Any]:
+        """Return what of an evaluation's identity says which others are replayed."""
+        there = {"replay": sorted(path.stem for path in self.given)} if self.given else {}
+        return there | ({"replay": None} if self.asked.noreplay else {})
+
+    @property
+    def made(self) -> list[str]:
+        """Return the hash of the user's function that is the network or makes it, if one does."""
+        return [self.function["sha256"]] if self.function else []
+
+    def there(self, number: str) -> Record | None:
+        """Return the record of an evaluation that was done before; None: it was not."""
+        known = [r for r in records.read(self.out) if r.get("evaluation") == number]
+        if not hosts.first(bool(known)):
+            return None
+        if not known:  # a host that does not see the first one's records
+            return {"evaluation": number}
+        say(f"done before, {known[-1]['time']}; nothing is computed (to do it again: --out DIR)")
+        return known[-1]
+
+    def plain(self, subject: Subject) -> Record | None:
+        """Return the record of an evaluation that found nothing to replay, if none is to be."""
+        if not self.asked.noreplay:
+            return None
+        identity = {k: v for k, v in self.identity(subject).items() if k != "replay"}
+        there = self.there(records.number_of(identity))
+        return there if there and not there.get("replayed") else None
+
+    def ledger(self, number: str) -> Path:
+        """Return the file that an evaluation continues from."""
+        return self.out / f"ledger-{number}.jsonl"
+
+    def own(self, subject: Subject, number: str) -> list[Path]:
+        """Return the ledgers of this folder that are replayed: this network's at other radii."""
+        if self.asked.noreplay or not self.asked.replays:
+            return []
+        done = {r.get("evaluation"): r for r in records.read(self.out)}
+        found = []
+        for path in replay.ledgers(self.out):
+            of = path.stem.removeprefix("ledger-").partition(".")[0].partition("-")[0]
+            if of == number or of not in done or self.apart(done[of]):
+                continue
+            head = replay.header(path)
+            if (head["network"], head["norm"]) == (self.name, subject.norm):
+                found.append(path)
+        return hosts.everyone(found)[0]  # as the first process sees the folder
+
+    def apart(self, record: Record) -> str:
+        """Return in words how the images of a record differ from these; nothing where unknown."""
+        source, network = self.source, self.subject.network
+        ours = {
+            "dataset": source.name,
+            "split": source.split,
+            "ids_sha256": source.ids_sha256,
+            "preprocessing": self.asked.preprocessing,
+            "image_size": network.image_size,
+        }
+        theirs = {key: record.get(key) for key in ours}
+        theirs["image_size"] = (record.get("model") or {}).get("image_size")
+        return hosts.differences({k: v for k, v in theirs.items() if v is not None}, ours)
+
+    def tell(self, subject: Subject) -> None:
+        """Say what begins."""
+        said = f" ({self.which})" if self.which else ""
+        ball = "" if self.asked.attack == "clean" else f", {subject.norm} {subject.epsilon:.4g}"
+        say(
+            f"{subject.network.name}{said} on {self.source.where()}: {self.asked.method}{ball} on "
+            f"{self.asked.images} images, {hardware.devices()}"
+        )
+        if idle := hardware.left_idle():
+            say(f"WARNING: {idle}")
+
+    def found(
+        self,
+        subject: Subject,
+        number: str,
+        *,
+        standing: np.ndarray | None = None,
+        beyond: np.ndarray | None = None,
+        ledgers: Sequence[Path] = (),
+    ) -> dict[str, Any]:
+        """Compute what one ball's record needs.
+
+        Args:
+          standing: bool[N], the only images to look at; None: all.
+          beyond: bool[N], robust at a larger radius; None: not known.
+          ledgers: what is replayed, beside what the flags name.
+        """
+        if not self.asked.searches:
+            return measuring.counted(subject, self.source, self.weights, self.asked)
+        return measuring.searched(
+            subject,
+            self.source,
+            self.logits_of,
+            self.asked,
+            name=self.name,
+            ledger=self.ledger(number),
+            standing=standing,
+            beyond=beyond,
+            replay=[*ledgers, *self.given],
+        )
+
+    def kept(self, number: str, method: str, found: dict[str, Any]) -> Record:
+        """Return the record of what was found, written by the first process."""
+        found = dict(found)
+        after, each, costs = (found.pop(key) for key in ("accuracy_after", "verdicts", "costs"))
+        said = {key: found.pop(key) for key in _SAID if key in found}
+        subject, asked, source = self.subject, self.asked, self.source
+        network = subject.network
+        file = verdicts.file_of(number)
+        if self.size is None:
+            size, channels = known(network.image_size), known(network.in_channels)
+            self.size = records.size(subject.create("float32"), self.weights, size, channels)
+        record = records.accuracy_record(
+            config=subject.config,
+            weights=self.which,
+            params=None if subject.net else self.weights.params,
+            stats=None if subject.net else self.weights.stats,
+            dataset=source.name,
+            split=source.split,
+            image_ids=records.ids_of(asked.images),
+            preprocessing=asked.preprocessing or "",
+            dtype=None if subject.net else "float32",
+            seed=asked.seed,
+            ids_sha256=source.ids_sha256,
+            classes=source.classes,
+            n=asked.images,
+            known={
+                "verdicts": file,
+                "costs": costs,
+                "size": self.size,
+                "training": _training(subject, self.which),
+            },
+            **found,
+            more={
+                "evaluation": number,
+                "model": asdict(network),
+                "method": method,
+                "search_dtype": asked.search_dtype,
+                "accuracy_after": after,
+            }
+            | said
+            | ({"function": self.function} if self.function else {}),
+        )
+        if jax.process_index() == 0:
+            verdicts.write(self.out / file, number, each)
+            records.append(self.out / "results.jsonl", record)
+        return record
+
+
+def _training(subject: Subject, which: str | None) -> dict[str, Any] | None:
+    """Return what is known of how the weights were trained, if they are a run's."""
+    if not (which and isinstance(subject.config, dict) and "phases" in subject.config):
+        return None
+    return records.training(subject.config, which.partition(",")[0])
+
+
+def claim(out: Path) -> None:
+    """Make the folder; refuse one that cannot be written, before hours go into it."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if not os.access(out, os.W_OK):
+            raise PermissionError(None, "Permission denied")
+    except OSError as error:
+        if disk_full(error):
+            raise
+        raise ValueError(
+            f"cannot write to --out {out} ({error.strerror}); name a folder that can be written"
+        ) from error
+
+
+def known(size: int | None) -> int:
+    """Return what a settled subject knows."""
+    assert size is not None, "settled"
+    return size

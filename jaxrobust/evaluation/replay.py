@@ -1,0 +1,249 @@
+"""Adversarial images of other evaluations, tried before any attack: one forward pass each.
+
+What fooled a network at one radius often fools it at another, and another epoch or network too. A
+point is brought into the ball and counts as what an attack finds does: if a forward pass of the
+network that decides, and its norm, confirm it. So a verdict is that of the attacks alone, or lower.
+"""
+
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust.attacks.balls import BALLS, per_image
+from jaxrobust.evaluation import checks, engine
+from jaxrobust.evaluation.cascade import Cost, Found, Sample, logits_of, refuse_damaged, strike
+from jaxrobust.evaluation.ledger import Ledger
+from jaxrobust.runtime import hosts, jsonl
+from jaxrobust.types import Array
+
+NAME = "replay"
+_NORMS: dict[str, Any] = {"linf": np.inf, "l2": 2, "l1": 1}
+
+
+class Source(NamedTuple):
+    """The adversarial images of a ledger."""
+
+    path: Path  # of its lines; beside it are the images
+    sha256: str  # of its lines
+    network: Any  # names it, as in the ledger
+    norm: str
+    epsilon: float
+    shape: tuple[int, ...]  # H, W, C
+    ids: np.ndarray  # u32[M], ascending
+    stored: np.ndarray  # i64[M], places among the images
+
+    def has(self, ids: np.ndarray) -> np.ndarray:
+        """Return bool[N]: is there one of these images?"""
+        return np.isin(ids, self.ids)
+
+    def points(self, ids: np.ndarray) -> np.ndarray:
+        """Return those of some images, f32[n,H,W,C].
+
+        Raises:
+          ValueError: the file beside the ledger is shorter than that.
+        """
+        file, count = self.path.with_suffix(".images"), int(np.prod(self.shape))
+        places = self.stored[np.searchsorted(self.ids, ids)]
+        if not file.exists() or file.stat().st_size < 4 * count * (int(places.max()) + 1):
+            raise ValueError(
+                f"{file} lacks adversarial images of {self.path.name}; copy both, or replay others"
+            )
+        found = [np.fromfile(file, np.float32, count, offset=4 * count * p) for p in places]
+        return np.stack(found).reshape(-1, *self.shape)
+
+
+class Known(NamedTuple):
+    """What is known of N images before an evaluation."""
+
+    sources: Sequence[Source]
+    robust_beyond: np.ndarray  # bool[N], robust at a larger radius
+    network: Any = None  # the one that is evaluated, as in its ledger
+
+
+def is_ledger(path: Path) -> bool:
+    """Tell whether a file of JSON lines is a ledger."""
+    with path.open() as lines:
+        return lines.readline().startswith('{"identity"')
+
+
+def ledgers(folder: Path) -> list[Path]:
+    """Return the ledgers of a folder."""
+    return sorted(path for path in folder.glob("*.jsonl") if is_ledger(path))
+
+
+def header(path: Path) -> dict[str, Any]:
+    """Return what a ledger says of its evaluation."""
+    with path.open() as lines:
+        return json.loads(lines.readline())["identity"]
+
+
+def read(path: Path) -> Source:
+    """Return the adversarial images of a ledger, one an image.
+
+    Raises:
+      ValueError: it is no ledger, or one that does not say what its images look like.
+    """
+    if not (path.is_file() and is_ledger(path)):
+        raise ValueError(
+            f"{path} is no ledger to replay; name a file of an evaluation, ledger.jsonl"
+        )
+    lines = jsonl.read(path)
+    identity = lines[0]["identity"]
+    if "image" not in identity:
+        raise ValueError(
+            f"{path} was written by an older version, which did not note the size of its images; "
+            "evaluate again to replay it"
+        )
+    stored = {row["image"]: row["stored"] for row in lines[1:] if row["fooled"]}
+    ids = np.array(sorted(stored), np.uint32)
+    return Source(
+        path=path,
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        network=_network(identity),
+        norm=identity["norm"],
+        epsilon=identity["epsilon"],
+        shape=tuple(identity["image"]),
+        ids=ids,
+        stored=np.array([stored[i] for i in ids.tolist()], np.int64),
+    )
+
+
+def ordered(known: Known, evaluation: dict[str, Any]) -> Known:
+    """Return the sources of an evaluation, the likeliest to fool first.
+
+    These are what fooled this network at smaller radii, then what is nearest.
+    """
+    network, norm, epsilon = _network(evaluation), evaluation["norm"], evaluation["epsilon"]
+
+    def rank(source: Source) -> tuple[Any, ...]:
+        same = [source.network == network, source.norm == norm]
+        sure = all(same) and source.epsilon <= epsilon
+        apart = abs(source.epsilon - epsilon)
+        return not sure, -sum(same), apart, source.path.name
+
+    return known._replace(sources=sorted(known.sources, key=rank), network=network)
+
+
+def run(
+    runner: engine.Engine, norm: str, known: Known, sample: Sample, found: Found, book: Ledger
+) -> tuple[Cost, list[dict[str, Any]]]:
+    """Try all that there is on what stands; return what that took, and each source's share.
+
+    Raises:
+      ValueError: a source is of other images.
+    """
+    start, met = time.perf_counter(), int(found.standing.sum())
+    before = np.flatnonzero(found.standing & book.rows(NAME)["fooled"])
+    for first in range(0, len(before), runner.slots):
+        refuse_damaged(runner, NAME, norm, 0, before[first : first + runner.slots], sample, book)
+    strike(found, NAME, before)
+    said, forward, idle = [], 0, 0
+    for source in known.sources:
+        pending = np.flatnonzero(found.standing & source.has(sample.ids))
+        stretched = source.network != known.network  # of another one: to the rim of the ball
+        mine = hosts.share(pending)
+        for first in range(0, len(mine), runner.slots):
+            part = mine[first : first + runner.slots]
+            _try(runner, norm, source, stretched, part, sample, found, book)
+            idle += runner.slots - len(part)
+        fallen = mine[~found.standing[mine]]
+        parts = hosts.everyone((fallen, book.found(fallen, NAME)))
+        for process, (which, theirs) in enumerate(parts):
+            book.take_over(process, which, NAME, theirs)
+            strike(found, NAME, which)
+        forward += len(pending)
+        said.append(
+            {
+                "ledger": source.path.stem,
+                "sha256": source.sha256,
+                "norm": source.norm,
+                "epsilon": source.epsilon,
+                "tried": len(pending),
+                "fooled": sum(len(which) for which, _ in parts),
+            }
+        )
+    cost = Cost(
+        attack=NAME,
+        fooled=met - int(found.standing.sum()),
+        forward=forward,
+        backward=0,
+        idle=hosts.total(idle),
+        seconds=time.perf_counter() - start,
+        compile_seconds=0.0,
+    )
+    return cost, said
+
+
+def _try(runner, norm, source, stretched, part, sample, found, book) -> None:
+    """Bring the points of up to `slots` images into the ball, and write down those that fool."""
+    images, labels, ids = sample.rows(part)
+    if images.shape[1:] != source.shape:
+        raise ValueError(
+            f"{source.path} has images of {_sides(source.shape)}, and these are of "
+            f"{_sides(images.shape[1:])}; replay an evaluation at this size"
+        )
+    points = source.points(ids)
+    _refuse_others(source, points, images, ids)
+    padded = [_padded(array, runner.slots) for array in (points, images)]
+    points = np.asarray(_pull(norm)(*padded, np.float32(sample.epsilon), stretched))[: len(part)]
+    points = engine.settled(runner, norm, points, images)
+    logits = logits_of(runner, points, ids, sample.seed, draw=0)
+    ball: dict[str, Any] = {"norm": norm, "epsilon": sample.epsilon}
+    sure, norms = checks.verified(points, images, labels, logits, **ball)
+    row = {"attack": NAME, "fooled": True, "flat": False, "from": source.path.stem}
+    for i in np.flatnonzero(sure):
+        book.add(int(part[i]), row | {"norm": float(norms[i])}, points[i])
+        strike(found, NAME, part[i])
+
+
+def _refuse_others(source: Source, points: np.ndarray, images: np.ndarray, ids: np.ndarray) -> None:
+    """Raise ValueError where a point is no point of the source's ball around our image."""
+    deltas = (points.astype(np.float64) - images).reshape(len(points), -1)
+    norms = np.linalg.norm(deltas, _NORMS[source.norm], axis=1)
+    most = source.epsilon * (1 + 1e-5) + 1e-6
+    if (norms > most).any():
+        worst = int(norms.argmax())
+        raise ValueError(
+            f"{source.path} is of other images, or of images prepared otherwise: what it has for "
+            f"image {ids[worst]} is {norms[worst]:.3g} in {source.norm} away from ours, more than "
+            f"its radius of {source.epsilon:.4g}; replay an evaluation of these images"
+        )
+
+
+@functools.lru_cache
+def _pull(norm: str) -> Callable[..., Array]:
+    """Return how points f32[B,H,W,C] come into a ball: projected, or stretched to its rim before.
+
+    One program for every radius.
+    """
+
+    def pull(points: Array, images: Array, epsilon: Array, stretched: Array) -> Array:
+        deltas = points - images
+        sizes = jnp.linalg.norm(deltas.reshape(len(deltas), -1), _NORMS[norm], axis=1)
+        factor = jnp.where(stretched, jnp.maximum(1, epsilon / jnp.maximum(sizes, 1e-12)), 1)
+        radii = jnp.broadcast_to(epsilon, sizes.shape)
+        there = BALLS[norm].project(images + per_image(factor, deltas) * deltas, images, radii)
+        inside = ~stretched & (sizes <= epsilon)  # as it is, to the last bit
+        return jnp.where(per_image(inside, deltas), points, there)
+
+    return jax.jit(pull)
+
+
+def _network(identity: dict[str, Any]) -> Any:
+    return [identity["network"], identity.get("weights")]
+
+
+def _padded(array: np.ndarray, length: int) -> np.ndarray:
+    return np.concatenate([array, np.zeros((length - len(array), *array.shape[1:]), array.dtype)])
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

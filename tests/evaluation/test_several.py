@@ -1,0 +1,259 @@
+"""Several threats, sizes and radii in one command of evaluation, and what they tell each other."""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.evaluation import records, verdicts
+from jaxrobust.evaluation.cascade import Attack
+from tests.support.evaluations import call, trained
+
+RADII = [0.0, 0.0025, 0.005, 0.0075, 0.01]
+
+
+def passes(found) -> int:
+    return sum(cost["forward"] + 2 * cost["backward"] for r in found for cost in r["costs"])
+
+
+@pytest.mark.computes
+class SeveralTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        directory = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(directory.cleanup)
+        cls.workdir = Path(directory.name) / "run"
+        trained(cls.workdir)
+
+    def asked(self, out, **more):
+        """The records and the answer of the command."""
+        code, printed, said = call(workdir=str(self.workdir), out=os.fspath(out), **more)
+        self.assertEqual(code, 0, said)
+        return records.read(Path(out)), printed
+
+    def refused(self, message, **more):
+        out = Path(self.create_tempdir()) / "out"
+        code, _, said = call(**{"workdir": str(self.workdir), "out": str(out)} | more)
+        self.assertEqual(code, 2, said)
+        self.assertRegex(said, message)
+        self.assertEmpty(list(out.glob("results.jsonl")))
+
+    def test_several_threats_and_their_union(self):
+        out, alone = Path(self.create_tempdir()), Path(self.create_tempdir())
+        few = {"workdir": str(self.workdir), "attack": "apgd-ce,square", "n": 80, "steps": 5}
+        threats = ["linf:0.012", "l2:0.05"]
+        code, printed, said = call(out=str(out), threat=threats, **few)
+        self.assertEqual(code, 0, said)
+        *each, union = records.read(out)
+        self.assertLen(each, 2)
+        survives = np.ones(80, bool)
+        for threat, record in zip(threats, each, strict=True):
+            norm, _, epsilon = threat.partition(":")
+            self.assertEqual(call(out=str(alone), norm=norm, epsilon=epsilon, **few)[0], 0)
+            own = records.read(alone)[-1]
+            self.assertEqual(record["evaluation"], own["evaluation"])
+            for key in ("clean", "robust", "accuracy_after", "attacks", "method"):
+                self.assertEqual(record[key], own[key], key)
+            found = verdicts.read(out / record["verdicts"])
+            for one, other in zip(found, verdicts.read(alone / own["verdicts"]), strict=True):
+                np.testing.assert_array_equal(one, other)
+            survives &= found.robust
+        self.assertLess(union["robust"], min(record["robust"] for record in each))
+        self.assertGreater(union["robust"], 0)
+        self.assertEqual(union["robust"], survives.mean())
+        self.assertEqual(union["method"], "union")
+        self.assertEqual(list(union["accuracy_after"]), ["linf 0.012", "l2 0.05"])
+        whole = verdicts.read(out / union["verdicts"])
+        np.testing.assert_array_equal(whole.robust, survives)
+        self.assertContainsSubset(["clean", "linf 0.012: apgd-ce"], set(whole.fooled_by.tolist()))
+        self.assertRegex(printed, r"union of linf 0.012, l2 0.05 +8 +[\d.]+% +[\d.]+% +[\d.]")
+        self.assertEqual(call(out=str(out), threat=threats, **few)[1], printed)
+
+        code, _, said = call(out=str(alone), threat=threats, union_only=True, **few)
+        self.assertEqual(code, 0, said)
+        only = records.read(alone)[-1]
+        self.assertEqual(only["robust"], union["robust"])
+        np.testing.assert_array_equal(verdicts.read(alone / only["verdicts"]).robust, survives)
+        passes = [sum(c["forward"] for c in record["costs"]) for record in (only, union)]
+        self.assertLess(*passes)
+
+    def test_several_image_sizes(self):
+        out = Path(self.create_tempdir())
+        flags = {"workdir": str(self.workdir), "attack": "fgsm", "epsilon": "0.02", "n": 16}
+        code, printed, said = call(out=str(out), image_size=[8, 16], **flags)
+        self.assertEqual(code, 0, said)
+        sizes = [record["model"]["image_size"] for record in records.read(out)]
+        self.assertEqual(sizes, [8, 16])
+        self.assertRegex(printed, r"fgsm, linf 0.02 +8 +.*\nfgsm, linf 0.02 +16 +")
+        for record in records.read(out):
+            (attack,) = record["attacks"]
+            self.assertEqual((attack["step_size"], attack["start"]), (0.02, "image"))
+
+    def test_a_ladder_is_what_each_radius_finds_alone(self):
+        few = {"attack": "apgd-ce,apgd-t,square", "n": 80, "steps": 10}
+        out, alone = Path(self.create_tempdir()), Path(self.create_tempdir())
+        found, printed = self.asked(out, ladder="linf:0:0.01:5", **few)
+        self.assertEqual([r["ladder"]["radii"] for r in found], 5 * [RADII])
+        self.assertEqual((found[0]["method"], found[0]["robust"]), ("clean", found[0]["clean"]))
+        self.assertRegex(printed, r"clean +8 .*\napgd-ce \+ .*, ladder, linf 0.0025 +8 ")
+        below = None
+        for radius, record in zip(RADII[1:], found[1:], strict=True):
+            self.assertEqual(record["attacks"][0]["epsilon"], radius)
+            own = self.asked(alone, norm="linf", epsilon=str(radius), noreplay=True, **few)[0][-1]
+            self.assertNotIn("replayed", own)
+            robust = verdicts.read(out / record["verdicts"]).robust
+            plain = verdicts.read(alone / own["verdicts"]).robust
+            self.assertLessEqual((robust & ~plain).sum(), 1)
+            self.assertLessEqual(record["robust"], own["robust"] + 1 / 128)
+            self.assertTrue(below is None or not (robust & ~below).any())
+            below = robust
+        self.assertLess(passes(found), 0.6 * passes(records.read(alone)))
+        self.assertNotIn("replayed", found[-1])
+        self.assertEqual(found[1]["ladder"]["of_these_attacked_by"], ["apgd-ce"])
+        beyond = verdicts.read(out / found[2]["verdicts"]).robust
+        self.assertEqual(found[1]["ladder"]["robust_beyond"], beyond.sum())
+        self.assertEqual(self.asked(out, ladder="linf:0:0.01:5", **few), (found, printed))
+
+    def test_what_falls_at_a_small_radius_falls_at_larger_ones(self):
+        """Where an attack at the larger radius misses what one at the smaller finds."""
+        few = {"attack": "apgd-ce", "n": 32, "steps": 4}
+        run, missed = Attack.run, []
+
+        def blind(attack, later):
+            if attack.sample.epsilon == 0.02:
+                missed.append(attack.found.standing.sum())
+                attack = Attack(  # the images that stand, without any being attacked
+                    attack.runner,
+                    attack.setting,
+                    attack.sample,
+                    attack.found._replace(standing=np.zeros_like(attack.found.standing)),
+                    attack.book,
+                    attack.meter,
+                )
+            return run(attack, later)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Attack, "run", blind)
+            found, _ = self.asked(self.create_tempdir(), ladder="linf:0.01:0.02:2", **few)
+        small, large = found
+        self.assertGreater(missed[0], 0)
+        self.assertLess(small["robust"], small["clean"])
+        self.assertEqual(large["robust"], small["robust"])
+        self.assertEqual([r["epsilon"] for r in large["replayed"]], [0.01])
+
+    def test_a_ladder_goes_on_where_it_was_killed(self):
+        few = {"attack": "apgd-ce,square", "n": 40, "steps": 5, "ladder": "l2:0.05:0.15:3"}
+        whole, _ = self.asked(self.create_tempdir(), **few)
+        out, add, count = Path(self.create_tempdir()), Attack.write, [0]
+
+        def dies(attack, *verdict):
+            count[0] += 1
+            if count[0] % 20 == 0:
+                raise KeyboardInterrupt
+            return add(attack, *verdict)
+
+        codes = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Attack, "write", dies)
+            while codes[-1:] != [0]:
+                codes.append(call(workdir=str(self.workdir), out=str(out), **few)[0])
+                self.assertLess(len(codes), 20)
+        self.assertGreater(codes.count(130), 2)
+        for one, other in zip(whole, records.read(out), strict=True):
+            for key in ("evaluation", "robust", "accuracy_after", "ladder"):
+                self.assertEqual(one[key], other[key], key)
+
+    def test_own_radii_are_replayed(self):
+        few = {"attack": "apgd-ce", "n": 60, "steps": 5, "norm": "linf"}
+        out = Path(self.create_tempdir())
+        self.asked(out, epsilon="0.01", **few)
+        self.asked(out, epsilon="0.02", **few | {"norm": "l2"})  # of another norm: not replayed
+        *_, first = self.asked(out, epsilon="0.02", **few)[0]
+        (replayed,) = first["replayed"]
+        self.assertEqual((replayed["norm"], replayed["epsilon"]), ("linf", 0.01))
+        self.assertGreater(replayed["fooled"], 0)
+        self.assertEqual(list(first["accuracy_after"]), ["replay", "apgd-ce"])
+        # The same command finds its record, though there is more to replay by now.
+        self.asked(out, epsilon="0.03", **few)
+        count = len(records.read(out))
+        self.assertLen(self.asked(out, epsilon="0.02", **few)[0], count)
+        *_, plain = self.asked(out, epsilon="0.02", noreplay=True, **few)[0]
+        self.assertNotEqual(plain["evaluation"], first["evaluation"])
+        self.assertNotIn("replayed", plain)
+        self.assertGreaterEqual(plain["robust"], first["robust"])
+        # The plain number of the first one is there: nothing was replayed in it.
+        self.assertLen(self.asked(out, epsilon="0.01", noreplay=True, **few)[0], count + 1)
+
+    def test_another_folder_is_replayed(self):
+        few = {"attack": "apgd-ce", "n": 60, "steps": 5, "epsilon": "0.02"}
+        there, out = Path(self.create_tempdir()), Path(self.create_tempdir())
+        self.asked(there, seed=1, **few)
+        *_, record = self.asked(out, replay=[str(there)], **few)[0]
+        (replayed,) = record["replayed"]
+        (ledger,) = there.glob("ledger-*.jsonl")
+        self.assertEqual(replayed["ledger"], ledger.stem)
+        self.assertLen(replayed["sha256"], 64)
+        self.assertGreater(replayed["fooled"], 10)
+        *_, plain = self.asked(out, **few)[0]
+        self.assertNotEqual(plain["evaluation"], record["evaluation"])
+
+    def test_replays_that_cannot_be(self):
+        few = {"attack": "apgd-ce", "n": 8, "steps": 2, "epsilon": "0.02"}
+        there = Path(self.create_tempdir())
+        self.asked(there, **few)
+        folder = [str(there)]
+        for more, message in (
+            ({"image_size": [16]}, "is of other images: .*image_size.*; replay an evaluation of"),
+            ({"split": "train[:8]"}, "--replay=.* is of other images: .*split"),
+            ({"preprocessing": "Res256Crop224"}, "is of other images: .*preprocessing"),
+            ({"replay": [str(self.workdir)]}, "--replay=.* has no ledger; name the folder of"),
+            ({"replay": ["absent"]}, "--replay=absent has no ledger"),
+            ({"attack": "pgd-2", "steps": None}, "--replay has no effect on --attack=pgd-2; leave"),
+            ({"version": "rand"}, "no effect on --attack=apgd-ce of --version=rand; leave it out"),
+            ({"noreplay": True}, "--noreplay contradicts --replay; give one of them"),
+        ):
+            self.refused(message, **few | {"replay": folder} | more)
+        (ledger,) = there.glob("ledger-*.jsonl")
+        record = json.loads((there / "results.jsonl").read_text())
+        (there / "results.jsonl").write_text(json.dumps(record | {"schema": 99}) + "\n")
+        self.refused("a record of schema 99, .* install a newer jaxrobust", replay=folder, **few)
+        # Without a record, the images themselves tell.
+        (there / "results.jsonl").unlink()
+        ledger.rename(there / "ledger-other.jsonl")
+        ledger.with_suffix(".images").rename(there / "ledger-other.images")
+        self.refused("is of other images.* away", replay=folder, **few | {"split": "train[:8]"})
+
+    @parameterized.parameters(
+        ("linf:0:0.1", "--ladder=linf:0:0.1 has 3 parts; write NORM:LOW:HIGH:RADII, such as"),
+        ("linf:0.1:0:3", "--ladder=linf:0.1:0:3 descends; the smallest radius comes first"),
+        ("linf:0.1:0.1:3", "descends"),
+        ("linf:0:0.1:1", "'1' is no number of radii, 2 or more"),
+        ("linf:0:0.1:x", "'x' is no number of radii, 2 or more"),
+        ("l3:0:0.1:3", "--ladder=l3:0:0.1:3: .*the norm 'l3' is unknown; one of linf, l2, l1"),
+        ("linf:0:4:3", "--ladder=linf:0:4:3: .* larger than the pixel range"),
+        ("linf:-1:0.1:3", "--ladder=linf:-1:0.1:3: "),
+        ("l1:0:0.5:3", "a radius of 0.25 in l1 .* is the radius of an Linf ball"),
+        ("l2:0:9:3", "a radius of 9 in l2 holds every image"),
+    )
+    def test_ladders_that_are_none(self, ladder, message):
+        self.refused(message, ladder=ladder, n=8)
+
+    @parameterized.parameters(
+        ({"threat": ["linf:0.1"]}, "leave --threat, --norm and --epsilon out"),
+        ({"epsilon": "0.1"}, "leave --threat, --norm and --epsilon out"),
+        ({"noreplay": True}, "--noreplay contradicts --ladder"),
+        ({"union_only": True}, "--union_only contradicts --ladder"),
+        ({"attack": "pgd-2"}, "--ladder needs attacks that go on image by image.*leave out pgd-2"),
+        ({"attack": "apgd-ce", "version": "rand"}, "leave out --version=rand"),
+    )
+    def test_flags_that_a_ladder_goes_without(self, more, message):
+        self.refused(message, ladder="linf:0:0.1:3", n=8, **more)
+
+
+if __name__ == "__main__":
+    absltest.main()
