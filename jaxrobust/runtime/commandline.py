@@ -11,7 +11,7 @@ import runpy
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -129,12 +129,17 @@ def mapping(flag: str, text: str | None) -> dict[str, Any] | None:
     raise ValueError(f"--{flag}={text} is no dict; write one such as \"{{'dims': (32, 64)}}\"")
 
 
-def check_once(argv: Sequence[str], more: Sequence[str] = ()) -> None:
-    """Stop where a flag, or one of `more` names, is given twice: one value would be dropped."""
+def check_once(
+    argv: Sequence[str], more: Sequence[str] = (), *, several: Container[str] = ()
+) -> None:
+    """Stop where a flag, or one of `more` names, is given twice: one value would be dropped.
+
+    Those that take `several` values may be.
+    """
     matches = (_FLAG.fullmatch(str(word)) for word in argv)
     names = [_without_no(match[1].replace("-", "_")) for match in matches if match]
     for name, count in Counter([*names, *more]).items():
-        if count > 1:
+        if count > 1 and name not in several:
             stop(f"--{name} is given more than once; give it once", 2)
 
 
@@ -178,7 +183,9 @@ def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") 
     try:
         given = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
         words, changes = _changes([_underscores(word) for word in given])
-        check_once(words, [key for key, _ in changes])
+        known = flags.FLAGS
+        several = {name for name in known if isinstance(known[name], flags.MultiFlag)}
+        check_once(words, [key for key, _ in changes], several=several)
         for word in words:  # such as --workdir=$UNSET
             if re.fullmatch(r"--?[a-z_]+=", word):
                 raise ValueError(f"{word} is empty; give a value, or leave it out")

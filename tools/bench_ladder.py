@@ -1,0 +1,82 @@
+"""What a ladder of radii costs beside each radius alone, and whether it finds the same.
+
+python tools/bench_ladder.py linf:0:0.16:9 --workdir runs/quickstart --n 128 [any flag of evaluate]
+
+Runs `python -m jaxrobust.evaluate --ladder` once and each radius with `--noreplay`, in folders that
+begin empty. The last lines compare accuracies, image by image, and passes: one forward counts 1,
+one backward 2.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from jaxrobust.evaluation import records, verdicts  # noqa: E402
+from jaxrobust.evaluation.questions import ladder  # noqa: E402
+
+
+def evaluated(out: Path, *flags: str) -> tuple[list[dict[str, Any]], float]:
+    """Return the records that the command writes into an empty folder, and its seconds."""
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "jaxrobust.evaluate", *flags, f"--out={out}"]
+    if code := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        sys.exit(code)
+    return records.read(out), time.perf_counter() - start
+
+
+def passes(record: dict[str, Any]) -> int:
+    """Return what the attacks of a record took."""
+    return sum(cost["forward"] + 2 * cost["backward"] for cost in record["costs"])
+
+
+def compare(radii: str, flags: list[str], folder: Path) -> str:
+    """Return the comparison as a table, with the ratios below."""
+    together, seconds = evaluated(folder / "ladder", f"--ladder={radii}", *flags)
+    lines = ["| radius | ladder | alone | images robust in the ladder only | alone only | passes |"]
+    lines += ["|---|---|---|---|---|---|"]
+    alone, alone_seconds = 0, 0.0
+    for ball, record in zip(ladder(radii), together, strict=True):
+        if not ball.epsilon:
+            continue
+        out = folder / f"alone-{ball.epsilon:.8g}"
+        ours = [f"--norm={ball.norm}", f"--epsilon={ball.epsilon!r}", "--noreplay"]
+        (own,), took = evaluated(out, *ours, *flags)
+        alone, alone_seconds = alone + passes(own), alone_seconds + took
+        first = verdicts.read(folder / "ladder" / record["verdicts"]).robust
+        second = verdicts.read(out / own["verdicts"]).robust
+        cells = (
+            f"{ball}",
+            f"{record['robust']:.1%}",
+            f"{own['robust']:.1%}",
+            (first & ~second).sum(),
+            (second & ~first).sum(),
+            f"{passes(record) / passes(own):.2f}" if passes(own) else "-",
+        )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    cost = sum(map(passes, together))
+    lines += [
+        f"\npasses: {cost:,} in the ladder, {alone:,} alone, {cost / alone:.2f} of them",
+        f"time: {seconds:.0f} s and {alone_seconds:.0f} s, {seconds / alone_seconds:.2f} of it",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Compare as the command line says."""
+    words = sys.argv[1:]
+    if words in ([], ["--help"]) or not re.fullmatch(r"[^-]\S*", words[0]):
+        print(__doc__)
+        sys.exit(0 if words == ["--help"] else 2)
+    with tempfile.TemporaryDirectory() as folder:
+        print(compare(words[0], words[1:], Path(folder)))
+
+
+if __name__ == "__main__":
+    main()
