@@ -155,6 +155,11 @@ class Evaluation:
         """Return the file that an evaluation continues from."""
         return self.out / f"ledger-{number}.jsonl"
 
+    def ledgers(self, number: str) -> list[Path]:
+        """Return the files of an evaluation, those of all processes of a pod."""
+        there = [self.ledger(number), *self.out.glob(f"ledger-{number}.process-*.jsonl")]
+        return hosts.everyone(sorted(path for path in there if path.exists()))[0]
+
     def own(self, subject: Subject, number: str) -> list[Path]:
         """Return the ledgers of this folder that are replayed: this network's at other radii."""
         if self.asked.noreplay or not self.asked.replays:

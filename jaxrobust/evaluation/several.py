@@ -59,13 +59,14 @@ def ladder(evaluation: Evaluation, rungs: list[Subject]) -> list[Record]:
             rungs[place],
             numbers[place],
             beyond=beyond[place],
-            ledgers=[evaluation.ledger(numbers[larger]) for larger in found],
+            ledgers=[path for larger in found for path in evaluation.ledgers(numbers[larger])],
         )
     for place in range(1, len(rungs)):
         fallen = ~found[place - 1]["verdicts"].robust
         if not (fallen & found[place]["verdicts"].robust).any():
             continue
-        smaller = [evaluation.ledger(numbers[i]) for i in range(place) if radii[i]]
+        lower = [numbers[i] for i in range(place) if radii[i]]
+        smaller = [path for number in lower for path in evaluation.ledgers(number)]
         again = evaluation.found(
             rungs[place], numbers[place], beyond=beyond[place], ledgers=smaller
         )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation import records
 from tests.support import evaluations, paths
@@ -175,12 +175,34 @@ class AutoAttackTest(absltest.TestCase):
                 self.assertRegex(t[name], f"^refused: .*{message}")
 
 
-@pytest.mark.slow
-class CommandTest(absltest.TestCase):
-    def test_two_hosts_write_the_record_of_one(self):
+SEVERAL = {
+    "threats": ["--threat=linf:0.01", "--threat=l2:0.05"],
+    "ladder": ["--ladder=linf:0.005:0.015:3"],
+}
+SAME = ("evaluation", "clean", "robust", "accuracy_after", "flags", "attacks")
+
+
+class CommandTest(parameterized.TestCase):
+    def begun(self, *flags) -> tuple[Path, list[str]]:
+        """A folder with a run, and the command that evaluates it."""
         folder = Path(self.create_tempdir())
         evaluations.trained(folder / "run")
-        command = ["-m", "jaxrobust.evaluate", f"--workdir={folder / 'run'}", "--epsilon=0.01"]
+        return folder, ["-m", "jaxrobust.evaluate", f"--workdir={folder / 'run'}", *flags]
+
+    def check_same(self, folder, one, other):
+        """The second folder's records are those of the first."""
+        whole, parts = (
+            {r["evaluation"]: r for r in records.read(folder / name)} for name in (one, other)
+        )
+        for number, record in whole.items():
+            for key in SAME:
+                self.assertEqual(parts[number][key], record[key], f"{record['method']} {key}")
+            self.assertBetween(record["robust"], 0.01, 0.99)  # else nothing is compared
+        return list(whole.values())
+
+    @pytest.mark.slow
+    def test_two_hosts_write_the_record_of_one(self):
+        folder, command = self.begun("--epsilon=0.01")
         for attack in (["--attack=pgd-2", "--n=80"], ["--attack=apgd-ce", "--n=12"]):
             alone = start(1, 2, [*command, *attack, f"--out={folder / 'one'}"])
             pod = start(2, 1, [*command, *attack, f"--out={folder / 'hosts'}", "--multihost"])
@@ -190,13 +212,31 @@ class CommandTest(absltest.TestCase):
             own = [re.sub(r"\[Gloo\].*\n", "", printed) for printed, _ in answers]
             self.assertIn("record ", own[0])
             self.assertEqual((own[1], answers[1][1]), ("", ""))  # the first one speaks for all
-        hosts, one = (
-            {r["method"]: r for r in records.read(folder / name)} for name in ("hosts", "one")
-        )
-        for attack, record in one.items():
-            for key in ("evaluation", "clean", "robust", "accuracy_after", "flags", "attacks"):
-                self.assertEqual(hosts[attack][key], record[key], (attack, key))
-            self.assertBetween(record["robust"], 0.01, 0.99)  # else nothing is compared
+        self.assertLen(self.check_same(folder, "one", "hosts"), 2)
+
+    @parameterized.parameters(*SEVERAL)
+    @pytest.mark.slow
+    def test_three_hosts_one_of_which_is_killed_and_two_that_go_on(self, name):
+        """Several threats, and several radii: each has a ledger, and all have the same records."""
+        folder, command = self.begun("--attack=apgd-ce,apgd-t", "--n=40", "--steps=6")
+        command += SEVERAL[name]
+        self.assertEqual(wait(start(1, 2, [*command, f"--out={folder / 'one'}"]))[0], [0])
+        (folder / "hosts").mkdir()
+        command += [f"--out={folder / 'hosts'}", "--multihost"]
+        pod = start(3, 1, command)
+        end = time.monotonic() + 120
+        while len(list((folder / "hosts").glob("ledger-*.process-2.jsonl"))) < 2:  # half-way
+            self.assertLess(time.monotonic(), end)
+            time.sleep(0.01)
+        pod[2].kill()
+        codes, said = wait(pod)
+        self.assertEqual(codes[2], -9)
+        self.assertNotIn(0, codes, said)
+        self.assertEmpty(records.read(folder / "hosts")[1:])
+        codes, said = wait(start(2, 1, command))
+        self.assertEqual(codes, [0, 0], said)
+        found = self.check_same(folder, "one", "hosts")
+        self.assertLen(found, 3)
 
 
 if __name__ == "__main__":

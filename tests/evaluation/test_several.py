@@ -1,8 +1,13 @@
 """Several threats, sizes and radii in one command of evaluation, and what they tell each other."""
 
+import contextlib
 import json
 import os
+import random
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +16,8 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation import records, verdicts
 from jaxrobust.evaluation.cascade import Attack
+from tests.support import paths
+from tests.support.ensemble import GOLDEN, LABELS
 from tests.support.evaluations import call, trained
 
 RADII = [0.0, 0.0025, 0.005, 0.0075, 0.01]
@@ -253,6 +260,67 @@ class SeveralTest(parameterized.TestCase):
     )
     def test_flags_that_a_ladder_goes_without(self, more, message):
         self.refused(message, ladder="linf:0:0.1:3", n=8, **more)
+
+
+@pytest.mark.matrix
+class GoldenTest(absltest.TestCase):
+    def test_three_threats_and_their_union(self):
+        """The verdicts of the reference; draws differ, so one image may too (the golden README)."""
+        folder = Path(self.create_tempdir())
+        text = "from tests.support.ensemble import NETS\nlogits_fn = NETS['conv']\n"
+        (folder / "net.py").write_text(text)
+        np.savez(folder / "golden.npz", image=GOLDEN["images"], label=LABELS)
+        own = {"function": f"{folder}/net.py:logits_fn", "dataset": f"npz:{folder}/golden.npz"}
+        own |= {"split": "all", "out": f"{folder}/out"}
+        code, _, said = call(threat=["linf:8/255", "l2:0.5", "l1:12"], **own)
+        self.assertEqual(code, 0, said)
+        *each, union = records.read(folder / "out")
+        whole = np.ones(len(LABELS), bool)
+        for norm, record in zip(("Linf", "L2", "L1"), each, strict=True):
+            found = verdicts.read(folder / "out" / record["verdicts"])
+            np.testing.assert_array_equal(found.clean, GOLDEN["clean_correct"])
+            after = GOLDEN[f"{norm}_seed0_after_square"]
+            self.assertLessEqual(np.sum(found.robust != after), 1)
+            whole &= found.robust
+        self.assertEqual(union["robust"], whole.mean())
+        self.assertEqual(passes([union]), passes(each))  # the three, and nothing more
+
+    def test_kill_9_at_twenty_random_moments(self):
+        """Two threats and a ladder in the same folder: the records of a command in peace."""
+        folder, chance = Path(self.create_tempdir()), random.Random(1)
+        trained(folder / "run")
+        flags = [f"--workdir={folder}/run", "--attack=apgd-ce,square", "--steps=20", "--n=80"]
+
+        def start(out, *more):
+            words = ["-m", "jaxrobust.evaluate", *flags, f"--out={folder / out}", *more]
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            return subprocess.Popen([sys.executable, *words], cwd=paths.ROOT, **quiet)
+
+        killed = 0
+        for more in (["--threat=linf:0.012", "--threat=l2:0.05"], ["--ladder=linf:0:0.02:5"]):
+            self.assertEqual(start("whole", *more).wait(300), 0)
+            begun = time.monotonic()
+            self.assertEqual(start("warm", *more).wait(300), 0)
+            seconds = time.monotonic() - begun  # of a run whose programs are compiled
+            for _ in range(10):
+                process = start("parts", *more)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(seconds * chance.uniform(0.4, 1))
+                killed += process.poll() is None
+                process.kill()
+                process.wait()
+            self.assertEqual(start("parts", *more).wait(300), 0)
+        self.assertGreaterEqual(killed, 10)
+        whole, parts = (records.read(folder / name) for name in ("whole", "parts"))
+        for one, other in zip(whole, parts, strict=True):
+            for key in ("evaluation", "clean", "robust", "accuracy_after", "ladder"):
+                self.assertEqual(one.get(key), other.get(key), key)
+            for theirs, ours in zip(
+                verdicts.read(folder / "whole" / one["verdicts"]),
+                verdicts.read(folder / "parts" / other["verdicts"]),
+                strict=True,
+            ):
+                np.testing.assert_array_equal(theirs, ours)
 
 
 if __name__ == "__main__":
