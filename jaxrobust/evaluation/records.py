@@ -45,9 +45,18 @@ _SINCE_2: dict[str, tuple[type, ...]] = {
     "schema": (int,),
     "verdicts": (str,),  # the file beside the record that has them image by image
     "interval": (dict,),  # clean, robust: exact, of 95 %
-    "costs": (list,),  # of each attack: images fooled, passes, seconds
+    "costs": (list,),  # of each attack: images fooled, passes, seconds, how it steps
     "size": (dict,),  # parameters, multiply_adds (of one image)
-    "training": (dict,),  # the phases with their attacks, and passes over the images in all
+    "training": (dict,),  # of the whole run: phases with their attacks, passes over images in all
+}
+# What an attack's steps are, by the first word of its name.
+_STEPS = {
+    "apgd": "twice the radius at first, halved where the loss stops rising",
+    "fab": "to the nearest linearised boundary",
+    "square": "random squares of a shrinking size",
+    "pgd": "a fixed length",
+    "fgsm": "a fixed length",
+    "replay": "none: what fooled elsewhere, projected",
 }
 _PACKAGES = ("jaxrobust", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
 _OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
@@ -191,6 +200,9 @@ def accuracy_record(
 
 def written(**known: Any) -> dict[str, Any]:
     """Return a record of what is known; the other keys that every record has are None."""
+    if known.get("costs"):
+        costs = [c | {"step_rule": _STEPS.get(c["attack"].split("-")[0])} for c in known["costs"]]
+        known = known | {"costs": costs}
     return dict.fromkeys((*_KEYS, *_SINCE_2)) | {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
@@ -307,6 +319,9 @@ def training(config: Any, phase: str) -> dict[str, Any]:
         steps = 0 if own.objective == "clean" else 1 if attack.name == "fgsm" else attack.steps
         made.append({"phase": name, "objective": own.objective, "epochs": own.epochs})
         made[-1] |= {"attack": attack.name if steps else None, "attack_steps": steps}
+        if steps:
+            keys = ("norm", "epsilon", "relative_step", "step_size", "start")
+            made[-1] |= {key: attack[key] for key in keys if attack.get(key) is not None}
     passes = sum(m["epochs"] * (1 + m["attack_steps"]) for m in made)
     return {"phases": made, "passes": passes}
 

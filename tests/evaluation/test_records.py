@@ -135,6 +135,7 @@ class ResultTest(parameterized.TestCase):
         self.assertEqual(found.image_ids.tolist(), self.ids)
         self.assertEqual(found.fooled_by.tolist(), self.result.fooled_by.tolist())
         self.assertEqual(first["costs"][0]["attack"], "square")
+        self.assertEqual(first["costs"][0]["step_rule"], "random squares of a shrinking size")
         self.assertEqual(records.read(path.parent)[1]["model"]["name"], "another")
 
     @parameterized.parameters(

@@ -10,6 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
@@ -125,6 +126,29 @@ class SeveralTest(parameterized.TestCase):
         beyond = verdicts.read(out / found[2]["verdicts"]).robust
         self.assertEqual(found[1]["ladder"]["robust_beyond"], beyond.sum())
         self.assertEqual(self.asked(out, ladder="linf:0:0.01:5", **few), (found, printed))
+
+    def test_one_compilation_for_all_radii(self):
+        compiled = []
+
+        def listen(event, *unused, **ignored):
+            compiled.append(event == "/jax/core/compile/backend_compile_duration")
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        self.addCleanup(jax.monitoring.unregister_event_duration_listener, listen)
+        few = {"attack": "apgd-ce,square", "n": 16, "steps": 5}
+        counts = []
+        for high in ("0.02", "0.03"):
+            before = sum(compiled)
+            for radii in ("2", "6"):
+                self.asked(self.create_tempdir(), ladder=f"linf:0.01:{high}:{radii}", **few)
+            counts.append(sum(compiled) - before)
+        self.assertEqual(counts[1], 2 * self.of_a_command(compiled, few))
+
+    def of_a_command(self, compiled, few) -> int:
+        """How many programs a command with one radius compiles, each time."""
+        before = sum(compiled)
+        self.asked(self.create_tempdir(), norm="linf", epsilon="0.02", **few)
+        return sum(compiled) - before
 
     def test_what_falls_at_a_small_radius_falls_at_larger_ones(self):
         """Where an attack at the larger radius misses what one at the smaller finds."""
