@@ -7,7 +7,8 @@ Published clean accuracies, in %: convnext_t_cvst 80.9, iso_convnext_s_cvst 79.2
 all after 100 epochs; vit_m_cvst 81.8, convnext_s_cvst 81.6, vit_b_cvst 81.6, convnext_b_cvst 82.6,
 after 50. An adversarial run starts from such a one with `--config.init.weights=RUN
 --config.init.stem=keep --config.pretrain.epochs=0`; `revisiting_at.py` does both in one run.
-Hardware, wall time, accuracies of ours: not yet measured.
+An epoch costs 3/8 of one against the attack, for which `revisiting_at.py` has figures. Hardware,
+wall time, accuracies of ours: not yet measured.
 """
 
 from configs.revisiting_at import MODELS, start_from

@@ -6,8 +6,8 @@ The published networks at 4/255 are taken by their RobustBench ids, and trained 
 augmentation, learning rate 1e-4, peak at epoch 5. Published in %, clean and under AutoAttack at
 8/255: vit_s_cvst 67.5, 28.2; convnext_t_cvst 68.6, 29.6; convnext_b_cvst 71.7, 33.2. The paper's
 ConvNeXt-B had 50 epochs at 4/255 and RobustBench's has 250, whose weights alone are public:
-`--config.init.weights=RUN` starts from another run. Hardware, wall time, accuracies of ours: not
-yet measured.
+`--config.init.weights=RUN` starts from another run. An epoch costs what it does in
+`revisiting_at.py`. Hardware, wall time, accuracies of ours: not yet measured.
 """
 
 from configs.revisiting_at import NETWORKS

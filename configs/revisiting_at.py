@@ -74,7 +74,12 @@ and ViT-B start from ImageNet-21k) and the code for label smoothing, which belon
 is off with basic and light augmentation, and for the moving average of 0.9999. The batches of 1392
 and 756 become 1408 and 768, which 64 devices divide. Not told: PGD's step and start in Table 12
 (here the attack's own step, from the image), and which weights of ImageNet-21k ConvNeXt-T has.
-Hardware, wall time, accuracies of ours: not yet measured.
+
+Cost at best: an epoch against the attack takes 0.25 hours of one v5e chip for convnext_t_cvst, 0.49
+for convnext_b_cvst, 0.30 for vit_s_cvst and 0.13 for iso_convnext_s_cvst; with steps=3 5/4 and a
+clean one 3/8 of that. So much peak FLOPs and memory traffic of the compiled step allow (`python
+tools/bench_step.py configs/revisiting_at.py:vit_s_cvst --topology v5e:4x4 --batch 64 --fsdp 0`); no
+chip has measured it, nor wall time or accuracies of ours. The other networks are not yet compiled.
 """
 
 from typing import Any, NamedTuple
