@@ -116,7 +116,12 @@ def of_record(
     if check_place(place, record["evaluation"]):
         say(f"the bundle {place} is there already; nothing is written")
         return
-    found = verdicts.read(out / str(record["verdicts"]))
+    if not record.get("verdicts"):
+        raise ValueError(
+            f"the record {record['evaluation']} has no verdicts image by image, as those of an "
+            "older version; evaluate again with --out DIR"
+        )
+    found = verdicts.read(out / record["verdicts"])
     points = _Points(out / f"ledger-{record['evaluation']}.jsonl", found, tuple(images.shape[1:]))
     part = place.with_name(f"{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of one that was killed
