@@ -3,14 +3,15 @@
 `python -m jaxrobust.evaluate --bundle BUNDLE` wrote it. W is what --weights of an evaluation takes:
 a run, an imported folder, a file, an id. The images come from the data set of the record. One
 forward pass for each image that is said to be misclassified confirms that the robust accuracy is at
-most what the record says; what is not confirmed is said by name. Other weights than the record's
-are judged too: what comes out is said of them, and the claim is not confirmed.
+most what the record says; what is not confirmed is said by name. Another network than the record's
+is judged too: what comes out is said of it, and the claim is not confirmed.
 
 Exit codes: 0 everything is confirmed; 1 something is not; 2 a mistake, with one sentence on stderr;
 3 another reason that it names, such as a full disk; 130 interrupted.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -101,7 +102,7 @@ def _verified(args: argparse.Namespace) -> dict[str, Any]:
     )
     print("\n".join([*claims.lines(bundle, found), *([other] if other else [])]))
     whole = found.whole and not other
-    return found.plain() | {"whole": whole, "bundle": bundle.number, "other_weights": bool(other)}
+    return found.plain() | {"whole": whole, "bundle": bundle.number, "other_network": bool(other)}
 
 
 def _given(args: argparse.Namespace, record: dict[str, Any]) -> Any:
@@ -156,14 +157,32 @@ def _prepared(source: Any, bundle: Any) -> Any:
 
 
 def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
-    """Return a sentence if these are other weights than those of the record."""
-    said = record["weights_sha256"] or (record.get("function") or {}).get("arrays_sha256")
-    if said == sha256:
+    """Return a sentence if this is another network than that of the record, or has other weights.
+
+    Of a user's function its name, its file's hash and its arrays count, whatever the folder.
+    """
+    from jaxrobust import models
+
+    model, function = record["model"], record.get("function") or {}
+    said = function.get("arrays_sha256") or record["weights_sha256"]
+    network = subject.network
+    here = (network.name, network.options, subject.origin() or {}, sha256)
+    there = (model["name"], model["options"], function, said)
+    plain = [
+        (
+            name.rpartition(":")[2],
+            json.dumps(models.essential(name, options or {})),
+            own.get("sha256"),
+            arrays,
+        )
+        for name, options, own, arrays in (here, there)
+    ]
+    if plain[0] == plain[1]:
         return None
     return (
-        f"These are other weights than the record's (a {subject.network.name} with sha256 "
-        f"{sha256[:12]}..., there a {record['model']['name']} with {str(said)[:12]}...): what is "
-        "confirmed holds for them, and the claim itself is not confirmed"
+        f"This is another network than the record's, or has other weights ({network.name}, sha256 "
+        f"{sha256[:12]}...; there {model['name']}, {str(said)[:12]}...): what is confirmed holds "
+        "for it, and the claim itself is not confirmed"
     )
 
 
