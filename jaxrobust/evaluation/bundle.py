@@ -123,7 +123,7 @@ def of_record(
         )
     found = verdicts.read(out / record["verdicts"])
     points = _Points(out / f"ledger-{record['evaluation']}.jsonl", found, tuple(images.shape[1:]))
-    part = place.with_name(f"{place.name}.part")
+    part = place.with_name(f".{place.name}.part")
     shutil.rmtree(part, ignore_errors=True)  # of one that was killed
     part.mkdir(parents=True)
     try:
@@ -221,6 +221,7 @@ def _write(
         "image": list(images.shape[1:]),
         "encoding": _ENCODING,
         "levels": {str(count): number for count, number in levels.items() if number},
+        "near_the_boundary": unsure,  # images, by `claims.MARGIN`
         "record": record,
     }
     (folder / claims.ABOUT).write_text(json.dumps(about, indent=1) + "\n")
@@ -274,11 +275,10 @@ class _Points:
             key = (row.get("image"), row.get("attack"))
             if row.get("fooled") and key in wanted:
                 self._where[wanted[key]] = (file.with_suffix(".images"), int(row["stored"]))
-        missing = wanted.keys() - {key for key, place in wanted.items() if place in self._where}
-        ends = {file: (1 + stored) * self._bytes for file, stored in self._where.values()}
-        if missing or any(not file.is_file() for file in ends):
+        missing = len(wanted) - len(self._where)
+        if missing or not all(file.is_file() for file, _ in self._where.values()):
             raise ValueError(
-                f"{ledger} lacks adversarial images of its evaluation ({len(missing)} verdicts); "
+                f"{ledger} lacks adversarial images of its evaluation ({missing} verdicts); "
                 "--bundle needs them: evaluate again with --out DIR"
             )
 
