@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxrobust.data import Prepared
-from jaxrobust.evaluation import claims, claims_torch, engine, records, verdicts
+from jaxrobust.evaluation import claims, claims_torch, engine, verdicts
 from jaxrobust.evaluation.claims import Logits
 from jaxrobust.evaluation.differences import LEVELS, Coded, encoded
 from jaxrobust.evaluation.images import ImageSet
@@ -72,9 +72,10 @@ def recorded(evaluation: Any, subject: Any, place: Path) -> dict[str, Any]:
     Raises:
       ValueError: `place` holds something else, before anything is computed.
     """
-    number = records.number_of(evaluation.identity(subject))
-    hosts.together(lambda: jax.process_index() or check_place(place, number))
-    record, asked = evaluation.record(subject), evaluation.asked
+    number, asked = evaluation.number(subject), evaluation.asked
+    if not asked.noreplay:  # which takes an equal record of another number too
+        hosts.together(lambda: jax.process_index() or check_place(place, number))
+    record = evaluation.record(subject)
     images = Prepared(
         evaluation.source,
         image_size=subject.network.image_size,
