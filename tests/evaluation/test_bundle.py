@@ -483,6 +483,22 @@ class CommandTest(parameterized.TestCase):
         for path in place.iterdir():
             self.assertEqual(path.read_bytes(), (other / path.name).read_bytes(), path)
 
+    def test_what_was_replayed_is_there_too(self):
+        """Images that were fooled at a smaller radius, whose ledger another evaluation has."""
+        self.assertEqual(call(**self.flags)[0], 0)
+        place = self.root / "bundle"
+        code, _, said = call(**self.flags | {"epsilon": "0.05"}, bundle=str(place))
+        self.assertEqual(code, 0, said)
+        found = claims.read(place)
+        self.assertIn("replay", {row["verdict"] for row in found.rows})
+        source = data.open_source("digits", "test")
+        prepared = data.Prepared(source, image_size=8, preprocessing="none", images=32)
+        for row in found.rows:
+            if row["verdict"] not in ("", "clean"):
+                image = prepared[np.array([row["image"]])][0]
+                point = claims.adversarial(found, row, image)
+                self.assertIsNone(claims._outside(point, image, **found.threat))
+
     @parameterized.parameters(
         (
             {"attack": "clean", "epsilon": None},
