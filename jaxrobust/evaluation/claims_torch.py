@@ -5,7 +5,7 @@ of others. With the images and the network, one forward pass for each of those c
 robust accuracy on the N images is at most what the record in bundle.json says. It cannot confirm
 that nothing else fools the network: the true robust accuracy may be lower.
 
-This program lies in every bundle, and needs nothing but NumPy and PyTorch (2.0 or newer).
+This program lies in every bundle, and needs nothing but NumPy and PyTorch, and Python 3.10.
 The bundle has no images: pass your own, as they were prepared for the evaluation (bundle.json says
 how); their hashes are compared. SHA256SUMS has the hashes of all files (`sha256sum -c`), and its
 own is the bundle's number.
