@@ -58,6 +58,7 @@ _FLAGS = {
     "relative_step": "Length of a step of fgsm or pgd-K, as a multiple of epsilon / K; default: 1 "
     "and 2.5.",
     "search_dtype": "Type to search in: float32, or bfloat16, which is faster; float32 judges.",
+    "bundle": "New folder for adversarial images, hashes and a program that checks the number.",
     "out": "Folder of the records; default: RUN/evaluation or runs/evaluation-NAME.",
 }
 _DEFAULTS = {"attack": "autoattack", "version": "standard", "search_dtype": "float32"}

@@ -40,7 +40,7 @@ ALLOWED = {
     "clu": ("training.metrics", "models.table"),
     "tensorboardX": ("training.metrics",),
     "ml_collections": ("main", "config", "runtime.commandline"),
-    "torch": ("weights.files", "convert"),
+    "torch": ("weights.files", "convert", "evaluation.claims_torch"),
     "huggingface_hub": ("weights.download", "data.huggingface"),
     "datasets": ("data.huggingface",),
     "pyarrow": ("data.huggingface",),

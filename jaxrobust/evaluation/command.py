@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from jaxrobust.evaluation import flags, questions, records, several
+from jaxrobust.evaluation import bundle, flags, questions, records, several
 from jaxrobust.evaluation import subject as subjects
 from jaxrobust.evaluation.flags import Given
 from jaxrobust.evaluation.questions import Question, Threat
@@ -41,6 +41,7 @@ def answer(
     if len(set(sizes)) < len(sizes):
         said = ", ".join(map(str, sizes))
         raise ValueError(f"--image_size={said} has one of them twice; give it once")
+    bundle.check(given, max(len(sizes), 1) * max(len(balls), 1))
     run, out = (Path(place) if place else None for place in (given.workdir, given.out))
     compilation.use_persistent_cache((run or out or Path("runs/evaluation")).parent)
     found: list[Record] = []
@@ -135,6 +136,8 @@ def _of_size(
     evaluation = Evaluation(subject, source, which, weights, asked, place)
     if climbs:
         return place, several.ladder(evaluation, balled)
+    if given.bundle:
+        return place, [bundle.recorded(evaluation, balled[0], Path(given.bundle))]
     if len(balled) == 1:
         return place, [evaluation.record(balled[0])]
     found = [] if given.union_only else [evaluation.record(each) for each in balled]

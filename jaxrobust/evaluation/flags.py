@@ -48,6 +48,7 @@ class Given(NamedTuple):
     selected: bool = False
     replay: tuple[str, ...] = ()
     noreplay: bool = False
+    bundle: str | None = None
 
 
 def placed(given: Given) -> Given:
@@ -59,6 +60,7 @@ def placed(given: Given) -> Given:
     """
     given = _with_weights(given)
     paths: dict[str, Any] = {"workdir": given.workdir, "out": given.out}
+    paths |= {"bundle": given.bundle}
     mounted = {flag: str(folders.mounted(flag, path)) for flag, path in paths.items() if path}
     return _with_selected(given._replace(**(paths | mounted)))
 

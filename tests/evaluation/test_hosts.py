@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation import records
+from jaxrobust.evaluation import claims, records
 from tests.support import evaluations, paths
 from tests.support.processes import start, wait
 
@@ -204,15 +204,21 @@ class CommandTest(parameterized.TestCase):
     def test_two_hosts_write_the_record_of_one(self):
         folder, command = self.begun("--epsilon=0.01")
         for attack in (["--attack=pgd-2", "--n=80"], ["--attack=apgd-ce", "--n=12"]):
-            alone = start(1, 2, [*command, *attack, f"--out={folder / 'one'}"])
-            pod = start(2, 1, [*command, *attack, f"--out={folder / 'hosts'}", "--multihost"])
+            own = {name: [*attack, f"--out={folder / name}"] for name in ("one", "hosts")}
+            if "--attack=apgd-ce" in attack:
+                for name, words in own.items():
+                    words.append(f"--bundle={folder / name}-bundle")
+            alone = start(1, 2, [*command, *own["one"]])
+            pod = start(2, 1, [*command, *own["hosts"], "--multihost"])
             self.assertEqual(wait(alone)[0], [0])
             answers = [host.communicate(timeout=200) for host in pod]
             self.assertEqual([host.returncode for host in pod], [0, 0], answers)
-            own = [re.sub(r"\[Gloo\].*\n", "", printed) for printed, _ in answers]
-            self.assertIn("record ", own[0])
-            self.assertEqual((own[1], answers[1][1]), ("", ""))  # the first one speaks for all
+            said = [re.sub(r"\[Gloo\].*\n", "", printed) for printed, _ in answers]
+            self.assertIn("record ", said[0])
+            self.assertEqual((said[1], answers[1][1]), ("", ""))  # the first one speaks for all
         self.assertLen(self.check_same(folder, "one", "hosts"), 2)
+        bundles = [claims.read(folder / f"{name}-bundle") for name in ("one", "hosts")]
+        self.assertEqual(*(bundle.rows for bundle in bundles))
 
     @parameterized.parameters(*SEVERAL)
     @pytest.mark.slow

@@ -1,0 +1,527 @@
+"""Bundles: what is stored comes back, is small, and every fault in one is found and named."""
+
+import ast
+import hashlib
+import json
+import re
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust import data
+from jaxrobust.evaluation import bundle, checks, claims, differences, measuring, records, verdicts
+from jaxrobust.evaluation.verdicts import Verdicts
+from tests.support.evaluations import call, trained
+
+BALLS = (("linf", 8 / 255), ("l2", 0.7), ("l1", 6.0))
+SHAPE = (8, 8, 3)
+_WEIGHTS = np.random.default_rng(5).standard_normal((192, 10)).astype(np.float32)
+
+
+def logits(images):
+    return images.reshape(len(images), -1) @ _WEIGHTS
+
+
+def photographs(n, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (n, *SHAPE), np.uint8)
+    return pixels / np.float32(255)
+
+
+def attacked(images, labels, norm, epsilon, slack=1.0):
+    """The steepest way out of a linear network's class, `slack` of the radius far."""
+    scores = logits(images)
+    scores[np.arange(len(images)), labels] = -np.inf
+    way = (_WEIGHTS[:, scores.argmax(1)] - _WEIGHTS[:, labels]).T.reshape(images.shape)
+    way = way * np.random.default_rng(1).uniform(0.5, 1, way.shape)
+    if norm == "linf":
+        way = np.clip(way, -0.5, 0.5)
+    order = {"linf": np.inf, "l2": 2, "l1": 1}[norm]
+    length = np.linalg.norm(way.reshape(len(images), -1), order, axis=1)[:, None, None, None]
+    points = images + way * (slack * epsilon / length)
+    return np.clip(points, 0, 1).astype(np.float32)
+
+
+def resigned(folder: Path) -> None:
+    """Write the hashes of a folder anew, as a forger would."""
+    names = [line.split("  ")[1] for line in (folder / claims.SUMS).read_text().splitlines()]
+    sums = [f"{claims.file_sha256(folder / name)}  {name}\n" for name in names]
+    (folder / claims.SUMS).write_text("".join(sums))
+
+
+def changed(folder: Path, **changes) -> None:
+    """Change what bundle.json says."""
+    about = json.loads((folder / claims.ABOUT).read_text())
+    record = about["record"] | changes.pop("record", {})
+    (folder / claims.ABOUT).write_text(json.dumps(about | {"record": record} | changes))
+    resigned(folder)
+
+
+def row_changed(folder: Path, place: int, **changes) -> None:
+    """Change what the line of an image says."""
+    rows = [json.loads(line) for line in (folder / claims.ROWS).read_text().splitlines()]
+    rows[place] |= changes
+    (folder / claims.ROWS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    resigned(folder)
+
+
+class DifferenceTest(parameterized.TestCase):
+    def test_exact_ones_come_back_bit_for_bit(self):
+        image = photographs(1)[0]
+        rng = np.random.default_rng(2)
+        for point in (rng.random(SHAPE, np.float32), image, np.zeros(SHAPE, np.float32)):
+            levels, step, code = differences._coded(point, image, 0, "linf", 0.1)
+            self.assertEqual((levels, step), (0, 0.0))
+            back = claims.restored(code, image, levels, step)
+            self.assertEqual(back.dtype, np.float32)
+            np.testing.assert_array_equal(back.view("u4"), point.view("u4"))
+
+    @parameterized.parameters(*BALLS)
+    def test_any_number_of_levels_stays_in_the_ball_and_ever_more_come_nearer(self, norm, epsilon):
+        image = photographs(1)[0]
+        point = attacked(image[None], np.array([3]), norm, epsilon)[0]
+        off = []
+        for levels in differences.LEVELS:
+            used, step, code = differences._coded(point, image, levels, norm, epsilon)
+            back = claims.restored(code, image, used, step)
+            self.assertIsNone(claims._outside(back, image, norm=norm, epsilon=epsilon))
+            off.append(float(np.abs(back - point).max()))
+        self.assertLess(off[-1], off[0])
+
+    @parameterized.parameters(*BALLS)
+    def test_the_fewest_levels_that_fool(self, norm, epsilon):
+        images, labels = photographs(24), np.arange(24) % 10
+        right = logits(images).argmax(1)
+        points = attacked(images, right, norm, epsilon)
+        hit = logits(points).argmax(1) != right
+        self.assertGreater(hit.sum(), 2)
+        images, labels, points = images[hit], right[hit], points[hit]
+        coded = differences.encoded(points, images, labels, logits, norm=norm, epsilon=epsilon)
+        self.assertLen(coded, hit.sum())
+        for image, label, point, found in zip(images, labels, points, coded, strict=True):
+            back = claims.restored(found.code, image, found.levels, found.step)
+            ok, _ = checks.verified(
+                back[None], image[None], label[None], logits(back[None]), norm=norm, epsilon=epsilon
+            )
+            self.assertTrue(ok.all())
+            for fewer in differences.LEVELS:
+                if fewer == found.levels or not found.sure:
+                    break
+                used, step, code = differences._coded(point, image, fewer, norm, epsilon)
+                less = claims.restored(code, image, used, step)[None]
+                by = claims.margin(logits(less), label[None])
+                self.assertGreater(by[0], -claims.MARGIN)
+
+    def test_what_only_the_exact_image_fools_is_exact(self):
+        image = photographs(1)
+        points = np.clip(image + np.random.default_rng(3).uniform(-0.01, 0.01, SHAPE), 0, 1)
+        points = points.astype(np.float32)
+
+        def fussy(images):  # only of the very image
+            same = (images == points[0]).all(axis=(1, 2, 3))
+            return np.eye(2, dtype=np.float32)[np.where(same, 1, 0)]
+
+        ball = {"norm": "linf", "epsilon": 0.01}
+        (found,) = differences.encoded(points, image, np.array([0]), fussy, **ball)
+        self.assertEqual((found.levels, found.sure), (0, True))
+        np.testing.assert_array_equal(claims.restored(found.code, image[0], 0, 0.0), points[0])
+
+    def test_a_thin_margin_takes_more_levels_or_is_said(self):
+        image = photographs(1)
+        points = np.clip(image + 0.01, 0, 1)
+        thin = np.float32([[1, 1 + claims.BOUNDARY / 2, 0]])  # of class 1, by little
+        how = {"norm": "linf", "epsilon": 0.01}
+        (found,) = differences.encoded(points, image, np.array([0]), lambda x: thin, **how)
+        self.assertEqual((found.levels, found.sure), (1, False))
+        calls = []
+
+        def from_the_third(images):
+            calls.append(len(images))
+            return thin if len(calls) < 3 else np.float32([[0, 1, 0]])
+
+        (found,) = differences.encoded(points, image, np.array([0]), from_the_third, **how)
+        self.assertEqual((found.levels, found.sure), (differences.LEVELS[2], True))
+
+    def test_photographs_under_a_full_perturbation_stay_small(self):
+        """Signs at random, which nothing compresses below 1 bit: 5,000 images stay below 400 MB."""
+        rng = np.random.default_rng(0)
+        image = rng.integers(0, 256, (224, 224, 3), np.uint8) / np.float32(255)
+        signs = rng.choice([-1, 1], image.shape) * np.float32(4 / 255)
+        *_, code = differences._coded(np.clip(image + signs, 0, 1), image, 1, "linf", 4 / 255)
+        self.assertLess(5000 * len(code), 400e6 / 2)
+
+
+class ClaimsTest(parameterized.TestCase):
+    def test_the_exact_interval_is_that_of_scipy(self):
+        for successes, n in ((0, 7), (7, 7), (1, 7), (2475, 5000), (1, 5000), (4999, 5000)):
+            ours, theirs = claims.interval(successes, n), checks.binomial_interval(successes, n)
+            np.testing.assert_allclose(ours, theirs, atol=1e-9)
+
+    def test_right_and_wrong_are_those_of_the_evaluation(self):
+        labels = np.arange(6) % 3
+        rows = np.random.default_rng(0).integers(0, 3, (6, 3)).astype(np.float32)  # with ties
+        rows[0, 1], rows[1, 2], rows[2, 2] = np.nan, np.inf, -np.inf
+        ours, theirs = claims.is_right(rows, labels), checks.is_right(rows, labels)
+        np.testing.assert_array_equal(ours, theirs)
+        by = claims.margin(np.float32([[3, 1, 0], [1, 3, 0]]), np.array([0, 0]))
+        np.testing.assert_allclose(by, [2 / 3, -2 / 3])
+
+    @parameterized.parameters(*BALLS)
+    def test_the_ball_is_that_of_the_evaluation(self, norm, epsilon):
+        images, labels = photographs(40), np.zeros(40, int)
+        shares = np.linspace(0.9, 1.1, 40)
+        rows = [slice(i, i + 1) for i in range(40)]
+        points = np.concatenate(
+            [attacked(images[r], labels[:1], norm, epsilon, shares[r][0]) for r in rows]
+        )
+        points[5, 0, 0, 0], points[6, 0, 0, 0] = np.nan, 1.0001
+        wrong = np.tile(np.eye(10, dtype=np.float32)[1], (40, 1))
+        theirs, _ = checks.verified(points, images, labels, wrong, norm=norm, epsilon=epsilon)
+        how = {"norm": norm, "epsilon": epsilon}
+        ours = [claims._outside(p, x, **how) is None for p, x in zip(points, images, strict=True)]
+        self.assertEqual(ours, theirs.tolist())
+        self.assertBetween(sum(ours), 5, 37)
+
+
+class WrittenTest(parameterized.TestCase):
+    """A bundle of a linear network on made-up images."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        directory = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(directory.cleanup)
+        root = Path(directory.name)
+        n, norm, epsilon = 40, "linf", 8 / 255
+        cls.images = photographs(n)
+        right = logits(cls.images).argmax(1)
+        cls.labels = np.where(np.arange(n) % 5 == 0, (right + 1) % 10, right).astype(np.int32)
+        points = attacked(cls.images, cls.labels, norm, epsilon, 0.6)
+        clean = right == cls.labels
+        robust = clean & (logits(points).argmax(1) == cls.labels)
+        fooled_by = np.where(clean, np.where(robust, "", "apgd-ce"), "clean")
+        norms = np.where(clean & ~robust, epsilon, 0.0)
+        cls.found = Verdicts(np.arange(n, dtype=np.uint32), cls.labels, clean, fooled_by, norms)
+        cls.out = root / "out"
+        cls.out.mkdir()
+        verdicts.write(cls.out / "verdicts-a1.json", "a1", cls.found)
+        with (
+            (cls.out / "ledger-a1.jsonl").open("w") as lines,
+            (cls.out / "ledger-a1.images").open("wb") as stored,
+        ):
+            lines.write('{"identity": {}}\n')
+            for count, i in enumerate(np.flatnonzero(clean & ~robust).tolist()):
+                row = {"image": i, "attack": "apgd-ce", "fooled": True, "flat": False}
+                lines.write(json.dumps(row | {"stored": count}) + "\n")
+                stored.write(points[i].tobytes())
+        cls.record = records.written() | {
+            "evaluation": "a1",
+            "dataset": "noise",
+            "split": "test",
+            "preprocessing": "none",
+            "method": "apgd-ce",
+            "model": {"name": "linear", "num_classes": 10, "image_size": 8, "options": {}},
+            "attacks": [{"name": "apgd-ce", "norm": norm, "epsilon": epsilon}],
+            "clean": float(clean.mean()),
+            "robust": float(robust.mean()),
+            "verdicts": "verdicts-a1.json",
+        }
+        cls.whole = root / "bundle"
+        bundle.of_record(cls.whole, cls.record, cls.out, cls.images, logits, batch=7)
+
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir()) / "bundle"
+        shutil.copytree(self.whole, self.folder)
+
+    def judged(self, images=None, **how):
+        images = self.images if images is None else images
+        how = {"count": len(images), "batch": 9, "labels": self.labels[: len(images)]} | how
+        net = how.pop("net", logits)
+        return claims.judge(claims.read(self.folder), lambda ids: images[list(ids)], net, **how)
+
+    def place(self, verdict):
+        return int(np.flatnonzero(self.found.fooled_by == verdict)[0])
+
+    def test_everything_is_confirmed(self):
+        fooled = int((self.found.clean & ~self.found.robust).sum())
+        self.assertBetween(fooled, 5, 31)
+        found = self.judged()
+        self.assertEqual(found.claimed, {"misclassified": 8, "fooled": fooled})
+        self.assertTrue(found.whole)
+        self.assertEqual(found.unconfirmed, {})
+        self.assertEqual(found.standing, int(self.found.robust.sum()))
+        said = "\n".join(claims.lines(claims.read(self.folder), found))
+        self.assertIn(f"{fooled} of {fooled} fooled: confirmed", said)
+        low, high = checks.binomial_interval(found.standing, 40)
+        self.assertIn(
+            f"Confirmed: robust accuracy on these images is at most {found.standing / 40:.2%} "
+            f"({found.standing} of 40; 95 % interval of this share {low:.2%} to {high:.2%})",
+            said,
+        )
+        plain = json.loads(json.dumps(found.plain()))
+        self.assertEqual(plain["robust_at_most"], found.standing / 40)
+
+    def test_sha256sum_reads_its_list(self):
+        for line in (self.folder / claims.SUMS).read_text().splitlines():
+            sha256, name = line.split("  ")
+            self.assertEqual(hashlib.sha256((self.folder / name).read_bytes()).hexdigest(), sha256)
+        names = {path.name for path in self.folder.iterdir()}
+        self.assertEqual(
+            names, {"bundle.json", "images.jsonl", "SHA256SUMS", "verify.py", "differences-0.bin"}
+        )
+
+    def test_large_differences_are_several_files(self):
+        with mock.patch.object(bundle, "_PART_BYTES", 300):
+            place = self.folder.with_name("parts")
+            bundle.of_record(place, self.record, self.out, self.images, logits, batch=7)
+        self.assertGreater(len(list(place.glob("differences-*.bin"))), 2)
+        shutil.rmtree(self.folder)
+        place.rename(self.folder)
+        self.assertTrue(self.judged().whole)
+
+    def test_one_changed_byte_anywhere(self):
+        for path in sorted(self.folder.iterdir()):
+            whole = path.read_bytes()
+            for place in (0, len(whole) // 2, len(whole) - 1):
+                if path.name == claims.SUMS and place == len(whole) - 1:
+                    continue  # the end of the last line, which says nothing
+                path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+                with self.assertRaisesRegex(ValueError, "get the bundle again"):
+                    claims.read(self.folder)
+            path.write_bytes(whole)
+        claims.read(self.folder)
+
+    def test_faults_of_a_bundle(self):
+        for name in ("bundle.json", "differences-0.bin"):
+            folder = Path(self.create_tempdir()) / "b"
+            shutil.copytree(self.whole, folder)
+            (folder / name).unlink()
+            with self.assertRaisesRegex(ValueError, f"{name} is missing; get the bundle again"):
+                claims.read(folder)
+        with self.assertRaisesRegex(ValueError, "no bundle, it has no SHA256SUMS; give"):
+            claims.read(self.folder / "nowhere")
+        changed(self.folder, schema=claims.SCHEMA + 1)
+        with self.assertRaisesRegex(ValueError, "schema 2, and this program knows up to 1; use"):
+            claims.read(self.folder)
+
+    @parameterized.parameters(
+        ({"record": {"robust": 0.123}}, "its record says 12.30%"),
+        ({"record": {"attacks": []}}, "it lacks"),
+        ({"record": {"attacks": [{"norm": "l3", "epsilon": 1}]}}, "another norm"),
+    )
+    def test_a_forged_bundle_contradicts_itself(self, changes, said):
+        changed(self.folder, **changes)
+        with self.assertRaisesRegex(ValueError, f"no bundle that this program can check.*{said}"):
+            claims.read(self.folder)
+
+    def test_a_forger_counts_an_image_twice_or_points_elsewhere(self):
+        fooled = self.place("apgd-ce")
+        row_changed(self.folder, fooled, file="../../etc/passwd")
+        with self.assertRaisesRegex(ValueError, "a file that SHA256SUMS does not list"):
+            claims.read(self.folder)
+        row_changed(self.folder, fooled, file="differences-0.bin", image=1)
+        with self.assertRaisesRegex(ValueError, "an image twice"):
+            claims.read(self.folder)
+
+    def test_what_is_not_confirmed_is_named(self):
+        fooled, wrong = self.place("apgd-ce"), self.place("clean")
+        robust = self.place("")
+        other = np.array(self.images)
+        other[[fooled, robust], 0, 0, 0] += np.float32(1e-6)  # a robust one is not looked at
+        found = self.judged(other)
+        self.assertEqual(found.unconfirmed, {"other image": [fooled]})
+        self.assertEqual(found.confirmed["fooled"], found.claimed["fooled"] - 1)
+        self.assertFalse(found.whole)
+        self.assertEqual(found.standing, int(self.found.robust.sum()) + 1)
+        labels = np.array(self.labels)
+        labels[wrong] += 1
+        self.assertEqual(self.judged(labels=labels).unconfirmed, {"other label": [wrong]})
+        self.assertTrue(self.judged(labels=None).whole)
+        last = int(np.flatnonzero(~self.found.robust)[-1])
+        self.assertEqual(self.judged(self.images[:last]).unconfirmed, {"missing": [last]})
+        said = "\n".join(claims.lines(claims.read(self.folder), self.judged(self.images[:last])))
+        self.assertIn(f"1 not confirmed: {claims.WHY['missing']} (image {last})", said)
+        self.assertIn("Not all is confirmed: robust accuracy on these images is at most", said)
+
+    def test_images_outside_the_ball_or_the_range(self):
+        fooled = self.place("apgd-ce")
+        row = json.loads((self.folder / claims.ROWS).read_text().splitlines()[fooled])
+        row_changed(self.folder, fooled, step=row["step"] * 1.01)
+        self.assertEqual(self.judged().unconfirmed, {"outside the ball": [fooled]})
+        row_changed(self.folder, fooled, step=float("nan"))
+        self.assertEqual(self.judged().unconfirmed, {"outside the range": [fooled]})
+
+    def test_a_difference_of_other_images(self):
+        row_changed(self.folder, self.place("apgd-ce"), offset=1)
+        with self.assertRaisesRegex(ValueError, "cannot be decompressed"):
+            self.judged()
+
+    def test_right_answers_and_those_at_the_boundary(self):
+        wrong = self.place("clean")
+        label = self.labels[wrong]
+
+        def by(share):
+            def net(images):
+                found = np.array(logits(images), np.float64)
+                which = (images == self.images[wrong]).all(axis=(1, 2, 3))
+                spread = np.ptp(np.delete(found, label, axis=1), axis=1)
+                most = np.delete(found, label, axis=1).max(axis=1)
+                found[which, label] = (most + share * spread)[which]
+                return found
+
+            return net
+
+        self.assertEqual(self.judged(net=by(0.5)).unconfirmed, {"right": [wrong]})
+        near = self.judged(net=by(claims.BOUNDARY / 2))
+        self.assertEqual(near.unconfirmed, {"at the boundary": [wrong]})
+        self.assertTrue(self.judged(net=by(-claims.BOUNDARY / 2)).whole)
+
+    def test_a_network_of_other_classes(self):
+        with self.assertRaisesRegex(ValueError, r"gives an array \(9, 3\) .* labels up to"):
+            self.judged(net=lambda images: logits(images)[:, :3])
+
+    def test_written_again(self):
+        before = {path: path.read_bytes() for path in self.folder.iterdir()}
+        bundle.of_record(self.folder, self.record, self.out, self.images, None)
+        self.assertEqual({path: path.read_bytes() for path in self.folder.iterdir()}, before)
+        with self.assertRaisesRegex(ValueError, "holds the bundle of evaluation a1, not of b2"):
+            bundle.of_record(
+                self.folder, self.record | {"evaluation": "b2"}, self.out, self.images, logits
+            )
+
+    def test_a_ledger_that_lacks_images(self):
+        out, place = Path(self.create_tempdir()) / "out", self.folder.with_name("new")
+        shutil.copytree(self.out, out)
+        stored = (out / "ledger-a1.images").read_bytes()
+        (out / "ledger-a1.images").write_bytes(stored[:-1])
+        with self.assertRaisesRegex(ValueError, "is cut off; .*evaluate again with --out DIR"):
+            bundle.of_record(place, self.record, out, self.images, logits)
+        lines = (out / "ledger-a1.jsonl").read_text().splitlines()
+        (out / "ledger-a1.jsonl").write_text("\n".join(lines[:-1]) + "\n")
+        with self.assertRaisesRegex(ValueError, r"lacks adversarial images .*\(1 verdicts\)"):
+            bundle.of_record(place, self.record, out, self.images, logits)
+        with self.assertRaisesRegex(ValueError, "an older version; evaluate again"):
+            bundle.of_record(place, self.record | {"verdicts": None}, out, self.images, logits)
+        self.assertEqual([path.name for path in place.parent.iterdir()], ["bundle"])
+
+    def test_the_verdicts_of_several_processes(self):
+        out = Path(self.create_tempdir()) / "out"
+        shutil.copytree(self.out, out)
+        lines = (out / "ledger-a1.jsonl").read_text().splitlines()
+        (out / "ledger-a1.jsonl").write_text("\n".join(lines[:3]) + "\n")
+        theirs = [json.loads(line) for line in lines[3:]]
+        text = "".join(json.dumps(row | {"stored": row["stored"] - 2}) + "\n" for row in theirs)
+        (out / "ledger-a1.process-1.jsonl").write_text(lines[0] + "\n" + text)
+        stored = (out / "ledger-a1.images").read_bytes()
+        size = 2 * self.images[0].nbytes
+        (out / "ledger-a1.images").write_bytes(stored[:size])
+        (out / "ledger-a1.process-1.images").write_bytes(stored[size:])
+        shutil.rmtree(self.folder)
+        bundle.of_record(self.folder, self.record, out, self.images, logits)
+        name = "differences-0.bin"
+        self.assertEqual((self.folder / name).read_bytes(), (self.whole / name).read_bytes())
+
+    def test_the_program_needs_numpy_and_torch_alone(self):
+        text = (self.folder / "verify.py").read_text()
+        tree = ast.parse(text)
+        whole = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
+        parts = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+        names = {name.partition(".")[0] for name in whole + parts}
+        self.assertEqual(names - sys.stdlib_module_names, {"numpy", "torch"})
+        self.assertLess(max(map(len, text.splitlines())), 101)
+
+
+class CommandTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        directory = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(directory.cleanup)
+        cls.workdir = Path(directory.name) / "run"
+        trained(cls.workdir)
+
+    def setUp(self):
+        super().setUp()
+        self.root = Path(self.create_tempdir())
+        self.flags = {
+            "workdir": str(self.workdir), "out": str(self.root / "out"), "attack": "apgd-ce",
+            "epsilon": "0.03", "n": 32,
+        }  # fmt: skip
+
+    def test_the_bundle_of_an_evaluation(self):
+        place = self.root / "bundle"
+        code, printed, said = call(**self.flags, bundle=str(place))
+        self.assertEqual(code, 0, said)
+        (record,) = records.read(self.root / "out")
+        found = claims.read(place)
+        self.assertEqual(found.record, record)
+        self.assertEqual(found.threat, {"norm": "linf", "epsilon": 0.03})
+        seen = verdicts.read(self.root / "out" / record["verdicts"])
+        self.assertEqual([row["verdict"] for row in found.rows], seen.fooled_by.tolist())
+        fooled = int((seen.clean & ~seen.robust).sum())
+        self.assertGreater(fooled, 5)
+        self.assertRegex(said, rf"bundle {place}: {fooled} adversarial images.*, 0\.0 MiB")
+        prepared = data.Prepared(
+            data.open_source("digits", "test"), image_size=8, preprocessing="none", images=32
+        )
+        sums = [claims.image_sha256(image) for image in prepared[:]]
+        self.assertEqual([row["sha256"] for row in found.rows], sums)
+        # Again, and of an evaluation that was done before, without computing.
+        with mock.patch.object(measuring, "searched", side_effect=AssertionError("computes")):
+            self.assertEqual(call(**self.flags, bundle=str(place))[:2], (0, printed))
+            other = self.root / "other"
+            other.mkdir()  # an empty folder is as good as none
+            self.assertEqual(call(**self.flags, bundle=str(other))[:2], (0, printed))
+            code, _, said = call(**self.flags | {"seed": 1}, bundle=str(place))
+        self.assertEqual(code, 2)
+        self.assertRegex(said, "holds the bundle of evaluation .*; name another folder")
+        for path in place.iterdir():
+            self.assertEqual(path.read_bytes(), (other / path.name).read_bytes(), path)
+
+    def test_what_was_replayed_is_there_too(self):
+        """Images that were fooled at a smaller radius, whose ledger another evaluation has."""
+        self.assertEqual(call(**self.flags)[0], 0)
+        place = self.root / "bundle"
+        code, _, said = call(**self.flags | {"epsilon": "0.05"}, bundle=str(place))
+        self.assertEqual(code, 0, said)
+        found = claims.read(place)
+        self.assertIn("replay", {row["verdict"] for row in found.rows})
+        source = data.open_source("digits", "test")
+        prepared = data.Prepared(source, image_size=8, preprocessing="none", images=32)
+        for row in found.rows:
+            if row["verdict"] not in ("", "clean"):
+                image = prepared[np.array([row["image"]])][0]
+                point = claims.adversarial(found, row, image)
+                self.assertIsNone(claims._outside(point, image, **found.threat))
+
+    @parameterized.parameters(
+        (
+            {"attack": "clean", "epsilon": None},
+            "--attack=clean does not keep; take",
+        ),
+        ({"attack": "pgd-3"}, "--attack=pgd-3 does not keep"),
+        ({"image_size": [8, 16]}, "one threat at one image size; make one for each"),
+        ({"threat": ["linf:0.03", "l2:0.5"], "epsilon": None}, "one threat at one image size"),
+        ({"bundle": "full"}, "full is there and is no bundle; name a new folder"),
+        ({"bundle": "gs://bucket/b"}, "--bundle gs://bucket/b is an address"),
+    )
+    def test_refusals(self, changes, said):
+        (self.root / "full").mkdir()
+        (self.root / "full" / "notes.txt").write_text("mine")
+        changes = {"bundle": str(self.root / "new")} | changes
+        if changes["bundle"] == "full":
+            changes["bundle"] = str(self.root / "full")
+        code, printed, error = call(**self.flags | changes)
+        self.assertEqual((code, printed), (2, ""), error)
+        self.assertIn(said, error)
+        self.assertEqual(len(re.findall("\n", error)), 1, error)
+        self.assertEqual([path.name for path in self.root.iterdir()], ["full"])
+
+
+if __name__ == "__main__":
+    absltest.main()
