@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from jaxrobust.evaluation import bundle, flags, questions, records, several
+from jaxrobust.evaluation import answers, bundle, flags, questions, several
 from jaxrobust.evaluation import subject as subjects
 from jaxrobust.evaluation.flags import Given
 from jaxrobust.evaluation.questions import Question, Threat
@@ -52,7 +52,7 @@ def answer(
     if jax.process_index():
         return "", False
     return (
-        records.answer(found[0], place) if len(found) == 1 else records.table(found, place)
+        answers.of_one(found[0], place) if len(found) == 1 else answers.of_several(found, place)
     ), True
 
 
