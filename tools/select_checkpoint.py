@@ -196,7 +196,8 @@ def _autoattack(config: Any, images: Any, preprocessing: str, folder: Path) -> M
         for old in ledgers[-_REPLAYED - 1 : -_REPLAYED]:
             old.with_suffix(".images").unlink(missing_ok=True)
         reached = {"clean": float(result.clean.mean()), "robust": float(result.robust.mean())}
-        return reached | {"images": len(shown)}
+        passes = sum(cost.forward + 2 * cost.backward for cost in result.costs)
+        return reached | {"images": len(shown), "passes": passes}
 
     return measure
 
@@ -293,6 +294,7 @@ def _measured(
                 "preprocessing": sizes[size].preprocessing,
                 "weights_sha256": hashes.weights_sha256(*weights),
                 **{key: reached[key] for key in ("clean", "robust", "images")},
+                "passes": reached.get("passes"),  # of AutoAttack; a backward one counts 2
                 "exact": exact,
             }
 
@@ -314,7 +316,8 @@ def _in_full(
     reached = sizes[size].measure(kept.at_size(args.run, phase, both.of(which), size), True)
     robust = min(row["robust"], reached["robust"])
     say(f"{phase}, epoch {epoch:g}, {which}, {size} px, in full: robust {robust:.2%}")
-    return row | {"robust": robust, "exact": True}
+    passes = (row["passes"] or 0) + reached.get("passes", 0)
+    return row | {"robust": robust, "exact": True, "passes": passes}
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -127,6 +127,7 @@ class SeveralTest(parameterized.TestCase):
         self.assertEqual(found[1]["ladder"]["robust_beyond"], beyond.sum())
         self.assertEqual(self.asked(out, ladder="linf:0:0.01:5", **few), (found, printed))
 
+    @pytest.mark.slow
     def test_one_compilation_for_all_radii(self):
         compiled = []
 
@@ -177,6 +178,7 @@ class SeveralTest(parameterized.TestCase):
         self.assertEqual(large["robust"], small["robust"])
         self.assertEqual([r["epsilon"] for r in large["replayed"]], [0.01])
 
+    @pytest.mark.slow
     def test_a_ladder_goes_on_where_it_was_killed(self):
         few = {"attack": "apgd-ce,square", "n": 40, "steps": 5, "ladder": "l2:0.05:0.15:3"}
         whole, _ = self.asked(self.create_tempdir(), **few)
