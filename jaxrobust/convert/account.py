@@ -173,6 +173,8 @@ def row(record: dict[str, Any]) -> tuple[str, str, str, str, str]:
 
 
 def _attack(record: dict[str, Any]) -> str:
+    if record.get("method") == "union":
+        return records.how(record)
     ball = record["attacks"][0]
     name = records.how(record).partition(",")[0]
     return f"{name}, {radius(ball['norm'], ball['epsilon'])}"

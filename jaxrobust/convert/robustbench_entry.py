@@ -135,6 +135,9 @@ def lacks(record: dict[str, Any]) -> list[str]:
         ),
         f"its balls are {sorted(set(radii))}, not {p.norm} {p.eps}": bool(radii)
         and all(n == p.norm and math.isclose(e, p.epsilon, rel_tol=1e-6) for n, e in radii),
+        "adversarial images of other evaluations were replayed; evaluate with --noreplay": (
+            not record.get("replayed")
+        ),
         f"its images are {ids}, not 0..{p.images - 1}": ids == f"0..{p.images - 1}",
         f"its network computes in {record['dtype']}, not float32": record["dtype"] == "float32",
     }

@@ -13,8 +13,6 @@ def of_several(found: Sequence[dict[str, Any]], out: Path) -> str:
     for record in found:
         low, high = record["interval"]["robust"] or record["interval"]["clean"]
         method = how(record) if record["attacks"] else record["method"]
-        if record["method"] == "union":
-            method = f"union of {', '.join(record['accuracy_after'])}"
         robust = "-" if record["robust"] is None else f"{record['robust']:.1%}"
         size, clean = str(record["model"]["image_size"]), f"{record['clean']:.1%}"
         rows.append((method, size, clean, robust, f"{low:.1%} to {high:.1%}"))

@@ -359,6 +359,8 @@ def how(record: dict) -> str:
     """Return the attack of a record in words."""
     if not record["attacks"]:
         return "none"
+    if record.get("method") == "union":
+        return f"union of {', '.join(record['accuracy_after'])}"
     a = record["attacks"][0]
     name = record.get("method") or f"{a['name'].upper()} {a['steps']} steps"
     return f"{name}, {a['norm']} {a['epsilon']:.4g}"

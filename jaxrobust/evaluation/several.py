@@ -90,7 +90,7 @@ def _clean(found: dict[str, Any]) -> dict[str, Any]:
     fooled_by = np.where(own.clean, "", "clean")
     still = own._replace(fooled_by=fooled_by, norms=np.zeros_like(own.norms))
     told: dict[str, Any] = {"attacks": [], "accuracy_after": {}, "costs": [], "flags": {}}
-    return told | {"clean": found["clean"], "robust": found["clean"], "verdicts": still}
+    return told | {"clean": found["clean"], "robust": None, "verdicts": still}
 
 
 def _shared(radii: list[float], beyond: np.ndarray | None, found: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +142,8 @@ def _united(found: list[dict[str, Any]], several: list[Subject]) -> dict[str, An
         for each, subject in zip(found, several, strict=True)
         for name, text in each.get("flags", {}).items()
     }
-    return {
+    replayed = [tried for each in found for tried in each.get("replayed", ())]
+    return ({"replayed": replayed} if replayed else {}) | {
         "attacks": [settings for each in found for settings in each["attacks"]],
         "clean": float(whole.clean.mean()),
         "robust": float(whole.robust.mean()),

@@ -145,7 +145,7 @@ def settled(
     subject = replace(origin, network=replace(origin.network, **own), **new)
     dataset = subject.dataset
     if dataset is None:
-        flag = "--function" if subject.function else "--model"
+        flag = "--function" if subject.function else "a network that is no run"
         raise ValueError(f"{flag} needs --dataset NAME, such as digits, cifar10 or imagenet2012")
     if dataset != origin.dataset and "split" not in new:
         # A part of another data set's split says nothing here.

@@ -98,6 +98,11 @@ class CifarTest(parameterized.TestCase):
         self.assertEqual(robustbench_entry.protocol_of(record("cifar100")).dataset, "cifar100")
         self.assertEqual(robustbench_entry.protocol_of(record("mycifar10")).dataset, "imagenet")
 
+    def test_replayed_images(self):
+        replayed = record("cifar10") | {"replayed": [{"ledger": "ledger-1"}]}
+        (lack,) = robustbench_entry.lacks(replayed)
+        self.assertRegex(lack, "of other evaluations were replayed; evaluate with --noreplay")
+
     @parameterized.parameters(
         ({"epsilon": 4 / 255}, r"its balls are .*0\.015.*, not linf 8/255", "linf", "8/255"),
         ({"norm": "l2", "epsilon": 1.0}, "its balls are .*, not l2 0.5", "l2", "0.5"),

@@ -535,7 +535,7 @@ class FileTest(parameterized.TestCase):
         self.assertIn("not of xcit_n12_p4 without options; leave out", said)
 
     @parameterized.parameters(
-        ({"dataset": None}, "--model needs --dataset NAME"),
+        ({"dataset": None}, "a network that is no run needs --dataset NAME"),
         ({"weights": None}, "--model needs --weights PATH"),
         ({"weights": "none.pt"}, r"none\.pt: no such file"),
         ({"model": "resnext"}, "unknown model 'resnext'"),

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+from jaxrobust.convert import account
 from jaxrobust.evaluation import records, verdicts
 from jaxrobust.evaluation.cascade import Attack
 from tests.support import paths
@@ -75,6 +76,7 @@ class SeveralTest(parameterized.TestCase):
         self.assertGreater(union["robust"], 0)
         self.assertEqual(union["robust"], survives.mean())
         self.assertEqual(union["method"], "union")
+        self.assertEqual(account.row(union)[1], "union of linf 0.012, l2 0.05")
         self.assertEqual(list(union["accuracy_after"]), ["linf 0.012", "l2 0.05"])
         whole = verdicts.read(out / union["verdicts"])
         np.testing.assert_array_equal(whole.robust, survives)
@@ -107,8 +109,9 @@ class SeveralTest(parameterized.TestCase):
         out, alone = Path(self.create_tempdir()), Path(self.create_tempdir())
         found, printed = self.asked(out, ladder="linf:0:0.01:5", **few)
         self.assertEqual([r["ladder"]["radii"] for r in found], 5 * [RADII])
-        self.assertEqual((found[0]["method"], found[0]["robust"]), ("clean", found[0]["clean"]))
+        self.assertEqual((found[0]["method"], found[0]["robust"]), ("clean", None))
         self.assertRegex(printed, r"clean +8 .*\napgd-ce \+ .*, ladder, linf 0.0025 +8 ")
+        self.assertEqual(account.row(found[0])[1], "none")
         below = None
         for radius, record in zip(RADII[1:], found[1:], strict=True):
             self.assertEqual(record["attacks"][0]["epsilon"], radius)
