@@ -165,7 +165,7 @@ def images(record: dict[str, Any]) -> str:
 def row(record: dict[str, Any]) -> tuple[str, str, str, str, str]:
     """Return (images, attack, clean, robust, where it stands) of a record."""
     robust = record.get("robust")
-    attack = "none" if robust is None else _attack(record)
+    attack = _attack(record) if record["attacks"] and robust is not None else "none"
     by = record.get("published_by")
     stands = f"published by {by}" if by else _stands(record)
     shown = "-" if robust is None else f"{robust:.2%}"
