@@ -189,7 +189,7 @@ def autoattack(
     tell = say if verbose else lambda message: None
     if runner.keyed and len(replay):
         raise ValueError("version='rand' draws anew what fools; leave replay out")
-    known = replays.Known([replays.read(Path(path)) for path in replay], beyond)
+    known = replays.Known([replays.source(Path(path)) for path in replay], beyond)
     with jax.set_mesh(runner.mesh):  # also where the caller has set another one
         runner = engine.trace(runner, held.shape[1:])
         classes = runner.traces[0].classes

@@ -29,14 +29,21 @@ _NORMS: dict[str, Any] = {"linf": np.inf, "l2": 2, "l1": 1}
 
 
 class Source(NamedTuple):
-    """The adversarial images of a ledger."""
+    """A ledger with adversarial images, not yet read."""
 
     path: Path  # of its lines; beside it are the images
-    sha256: str  # of its lines
     network: Any  # names it, as in the ledger
     norm: str
     epsilon: float
     shape: tuple[int, ...]  # H, W, C
+
+
+class Points(NamedTuple):
+    """The adversarial images of a ledger, one an image; they stay on disk."""
+
+    path: Path
+    sha256: str  # of the ledger's lines
+    shape: tuple[int, ...]
     ids: np.ndarray  # u32[M], ascending
     stored: np.ndarray  # i64[M], places among the images
 
@@ -44,7 +51,7 @@ class Source(NamedTuple):
         """Return bool[N]: is there one of these images?"""
         return np.isin(ids, self.ids)
 
-    def points(self, ids: np.ndarray) -> np.ndarray:
+    def read(self, ids: np.ndarray) -> np.ndarray:
         """Return those of some images, f32[n,H,W,C].
 
         Raises:
@@ -85,8 +92,8 @@ def header(path: Path) -> dict[str, Any]:
         return json.loads(lines.readline())["identity"]
 
 
-def read(path: Path) -> Source:
-    """Return the adversarial images of a ledger, one an image.
+def source(path: Path) -> Source:
+    """Return a ledger that can be replayed.
 
     Raises:
       ValueError: it is no ledger, or one that does not say what its images look like.
@@ -95,25 +102,29 @@ def read(path: Path) -> Source:
         raise ValueError(
             f"{path} is no ledger to replay; name a file of an evaluation, ledger.jsonl"
         )
-    lines = jsonl.read(path)
-    identity = lines[0]["identity"]
+    identity = header(path)
     if "image" not in identity:
         raise ValueError(
             f"{path} was written by an older version, which did not note the size of its images; "
             "evaluate again to replay it"
         )
-    stored = {row["image"]: row["stored"] for row in lines[1:] if row["fooled"]}
-    ids = np.array(sorted(stored), np.uint32)
     return Source(
         path=path,
-        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         network=_network(identity),
         norm=identity["norm"],
         epsilon=identity["epsilon"],
         shape=tuple(identity["image"]),
-        ids=ids,
-        stored=np.array([stored[i] for i in ids.tolist()], np.int64),
     )
+
+
+def points(source: Source) -> Points:
+    """Return what stands in a ledger: of many, one at a time is in memory."""
+    rows = jsonl.read(source.path)[1:]
+    stored = {row["image"]: row["stored"] for row in rows if row["fooled"]}
+    ids = np.array(sorted(stored), np.uint32)
+    places = np.array([stored[i] for i in ids.tolist()], np.int64)
+    sha256 = hashlib.sha256(source.path.read_bytes()).hexdigest()
+    return Points(source.path, sha256, source.shape, ids, places)
 
 
 def ordered(known: Known, evaluation: dict[str, Any]) -> Known:
@@ -147,12 +158,13 @@ def run(
     strike(found, NAME, before)
     said, forward, idle = [], 0, 0
     for source in known.sources:
-        pending = np.flatnonzero(found.standing & source.has(sample.ids))
+        there = points(source)
+        pending = np.flatnonzero(found.standing & there.has(sample.ids))
         stretched = source.network != known.network  # of another one: to the rim of the ball
         mine = hosts.share(pending)
         for first in range(0, len(mine), runner.slots):
             part = mine[first : first + runner.slots]
-            _try(runner, norm, source, stretched, part, sample, found, book)
+            _try(runner, norm, source, there, stretched, part, sample, found, book)
             idle += runner.slots - len(part)
         fallen = mine[~found.standing[mine]]
         parts = hosts.everyone((fallen, book.found(fallen, NAME)))
@@ -163,7 +175,7 @@ def run(
         said.append(
             {
                 "ledger": source.path.stem,
-                "sha256": source.sha256,
+                "sha256": there.sha256,
                 "norm": source.norm,
                 "epsilon": source.epsilon,
                 "tried": len(pending),
@@ -182,7 +194,7 @@ def run(
     return cost, said
 
 
-def _try(runner, norm, source, stretched, part, sample, found, book) -> None:
+def _try(runner, norm, source, there, stretched, part, sample, found, book) -> None:
     """Bring the points of up to `slots` images into the ball, and write down those that fool."""
     images, labels, ids = sample.rows(part)
     if images.shape[1:] != source.shape:
@@ -190,17 +202,19 @@ def _try(runner, norm, source, stretched, part, sample, found, book) -> None:
             f"{source.path} has images of {_sides(source.shape)}, and these are of "
             f"{_sides(images.shape[1:])}; replay an evaluation at this size"
         )
-    points = source.points(ids)
-    _refuse_others(source, points, images, ids)
-    padded = [_padded(array, runner.slots) for array in (points, images)]
-    points = np.asarray(_pull(norm)(*padded, np.float32(sample.epsilon), stretched))[: len(part)]
-    points = engine.settled(runner, norm, points, images)
-    logits = logits_of(runner, points, ids, sample.seed, draw=0)
+    adversarial = there.read(ids)
+    _refuse_others(source, adversarial, images, ids)
+    padded = [_padded(array, runner.slots) for array in (adversarial, images)]
+    adversarial = np.asarray(_pull(norm)(*padded, np.float32(sample.epsilon), stretched))[
+        : len(part)
+    ]
+    adversarial = engine.settled(runner, norm, adversarial, images)
+    logits = logits_of(runner, adversarial, ids, sample.seed, draw=0)
     ball: dict[str, Any] = {"norm": norm, "epsilon": sample.epsilon}
-    sure, norms = checks.verified(points, images, labels, logits, **ball)
+    sure, norms = checks.verified(adversarial, images, labels, logits, **ball)
     row = {"attack": NAME, "fooled": True, "flat": False, "from": source.path.stem}
     for i in np.flatnonzero(sure):
-        book.add(int(part[i]), row | {"norm": float(norms[i])}, points[i])
+        book.add(int(part[i]), row | {"norm": float(norms[i])}, adversarial[i])
         strike(found, NAME, part[i])
 
 
