@@ -24,6 +24,7 @@ ROOMS = (
     {"evaluation"},
     {"training"},
     {"convert"},
+    {"report"},
     {"main", "evaluate", "__main__"},
 )
 FLOOR = {name: number for number, names in enumerate(ROOMS) for name in names}

@@ -1,0 +1,110 @@
+"""What to copy: the command that gives a number again, its record, and RobustBench's texts."""
+
+import json
+import re
+import shlex
+from typing import Any
+
+from jaxrobust.convert import robustbench_entry
+from jaxrobust.report import sentences
+from jaxrobust.report.gathered import Evaluation
+from jaxrobust.report.markup import Html, copied, tag
+
+_SETTINGS = re.compile(r"(steps|targets|restarts|relative_step) ([\d.eE+-]+)")
+_VERSIONS = ("plus", "rand", "custom")
+
+
+def evaluate(one: Evaluation, workdir: str | None) -> str:
+    """Return the command of an evaluation; `workdir` is the run, None: it is not known."""
+    record = one.record
+    function = (record.get("function") or {}).get("name")
+    words = ["python", "-m", "jaxrobust.evaluate"]
+    if workdir:
+        words += ["--workdir", workdir]
+        phase = re.match(r"(\w+), step", str(record.get("weights")))
+        words += ["--phase", phase[1]] if phase else []
+    elif function:
+        words += ["--function", str(function)]
+    else:
+        words += ["--model", str((record.get("model") or {}).get("name")), "--weights", "WEIGHTS"]
+    for flag in ("dataset", "split", "preprocessing"):
+        if record.get(flag):
+            words += [f"--{flag}", str(record[flag])]
+    if one.images and str(record.get("image_ids")).startswith("0.."):
+        words += ["--n", str(one.images)]
+    words += _attack(record)
+    words += ["--seed", str(record.get("seed") or 0)]
+    if record.get("search_dtype") == "bfloat16":
+        words += ["--search_dtype", "bfloat16"]
+    return shlex.join(words)
+
+
+def _attack(record: dict[str, Any]) -> list[str]:
+    attacks = record.get("attacks") or []
+    if not attacks:
+        return ["--attack", "clean"]
+    threats = list(dict.fromkeys((a["norm"], a["epsilon"]) for a in attacks))
+    if len(threats) > 1:
+        words = [w for norm, e in threats for w in ("--threat", f"{norm}:{sentences.radius(e)}")]
+    else:
+        words = ["--norm", threats[0][0], "--epsilon", sentences.radius(threats[0][1])]
+    said = str(record.get("method") or "")
+    name, *settings = said.split(", ")
+    names = list(dict.fromkeys(str(a["name"]) for a in attacks))
+    if name.startswith("autoattack "):
+        return [*words, "--attack", "autoattack", "--version", name.split()[1]]
+    if said in ("", sentences.UNION):
+        whole = set(names) == {"apgd-ce", "apgd-t", "fab-t", "square"}
+        words += ["--attack", "autoattack" if whole else ",".join(names)]
+        same = {a.get("steps") for a in attacks}
+        return words if whole or len(same) > 1 else [*words, "--steps", str(same.pop())]
+    words += ["--attack", name.replace(" + ", ",")]
+    for setting in settings:
+        if match := _SETTINGS.fullmatch(setting):
+            words += [f"--{match[1]}", match[2]]
+        elif setting in _VERSIONS:
+            words += ["--version", setting]
+    return words
+
+
+def part(one: Evaluation) -> Html:
+    """Return what to copy of an evaluation, folded."""
+    command = evaluate(one, str(one.run) if one.run else None)
+    shown = [
+        tag("p", _remark(one), class_="note"),
+        copied("The command", command),
+        copied("The record", json.dumps(one.record, indent=1, ensure_ascii=False)),
+    ]
+    return tag(
+        "details", tag("summary", "To copy: command, record, RobustBench"), shown, _board(one)
+    )
+
+
+def _remark(one: Evaluation) -> str:
+    """Return what to know of the command."""
+    if not one.record.get("method") and one.record.get("attacks"):
+        return (
+            "A training tested itself here; python -m jaxrobust.main with its config repeats that. "
+            "The command below asks evaluate's attack of this name, with draws of its own."
+        )
+    same = "The command gives the same verdicts with the same weights, data and versions."
+    if one.record.get("replayed") is not None or "ladder" in str(one.record.get("method")):
+        return f"{same} What other evaluations had found was tried first here, as the record says."
+    return f"{same} Add --noreplay where evaluations at other radii lie beside it by now."
+
+
+def _board(one: Evaluation) -> list[Html]:
+    """Return RobustBench's entry and issue, and why the record does not count there, if so."""
+    record = one.record
+    try:
+        lacks = robustbench_entry.lacks(record)
+        entry = json.dumps(robustbench_entry.entry(record), indent=2)
+        text = robustbench_entry.issue("AuthorYearTitle", record, "WEIGHTS", "SHA256 OF THE FILE")
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return [tag("p", "The record lacks what RobustBench's entry is made of.", class_="note")]
+    said = f"RobustBench would not count it: {'; '.join(lacks)}." if lacks else ""
+    return [
+        tag("p", said, class_="note") if said else tag("p", "By RobustBench's protocol it counts."),
+        copied("RobustBench's JSON", entry),
+        copied("RobustBench's issue text", text),
+    ]

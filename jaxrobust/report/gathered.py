@@ -1,0 +1,261 @@
+"""What is on disk of runs and evaluations, as plain data; what cannot be read becomes a note."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrobust.evaluation import records, verdicts
+from jaxrobust.evaluation.verdicts import Verdicts
+from jaxrobust.report import curves
+from jaxrobust.report.curves import Event, Metrics
+from jaxrobust.runtime import jsonl
+from jaxrobust.weights import hashes
+
+_DEPTH = 3  # folders below a named one that are looked into
+_RESULTS = "results.jsonl"
+
+
+class Run(NamedTuple):
+    """A training on disk."""
+
+    name: str  # short, different for each run of a page
+    folder: Path
+    config: dict[str, Any]
+    metrics: Metrics
+    planned: dict[str, int]  # phase -> steps, where that is known
+    classes: list[str]  # names in the order of labels, or none
+    at_work: str | None  # which process is, in words
+
+    @property
+    def phases(self) -> list[str]:
+        """Return the phases in their order, those of the metrics that the config lacks last."""
+        named = [p for p in self.config.get("phases") or [] if p in self.metrics.curves]
+        return named + [p for p in self.metrics.curves if p not in named]
+
+    @property
+    def config_sha256(self) -> str:
+        """Return the hash that records have of the config."""
+        return hashes.config_sha256({k: v for k, v in self.config.items() if k != "version"})
+
+
+class Evaluation(NamedTuple):
+    """A record, with its verdicts image by image where they are at hand."""
+
+    name: str  # of the network, short
+    file: Path  # that holds the record
+    record: dict[str, Any]
+    verdicts: Verdicts | None
+    classes: list[str]
+    run: Path | None  # the run that it is of
+
+    @property
+    def images(self) -> int:
+        """Return how many images were evaluated; 0: nobody knows."""
+        if self.verdicts is not None:
+            return len(self.verdicts.labels)
+        first, dots, last = str(self.record.get("image_ids") or "").partition("..")
+        return int(last) - int(first) + 1 if dots and (first + last).isdigit() else 0
+
+
+class Gathered(NamedTuple):
+    """All that a page shows."""
+
+    runs: list[Run]
+    evaluations: list[Evaluation]
+    notes: list[str]
+
+
+def gather(places: Sequence[Path]) -> Gathered:
+    """Return the runs and evaluations of places: runs, files of records, or folders of either.
+
+    Raises:
+      ValueError: a place is not there, or there is nothing to show in all of them.
+    """
+    notes: list[str] = []
+    runs: dict[Path, None] = {}
+    files: dict[Path, None] = {}
+    for place in places:
+        if not place.exists():
+            raise ValueError(f"{place} is not there; name a run, its evaluation, or such a folder")
+        for path in _found(place):
+            (files if path.is_file() else runs).setdefault(path)
+    names = _names([*runs, *(file.parent for file in files)])
+    read = [run for folder in runs if (run := _run(folder, names[folder], notes))]
+    evaluations = [one for file in files for one in _evaluations(file, names[file.parent], notes)]
+    if not read and not evaluations:
+        where = ", ".join(map(str, places))
+        raise ValueError(
+            f"{where}: {notes[0]}"
+            if notes
+            else f"{where} holds neither a run (metrics.jsonl) nor records (results.jsonl); name "
+            "the folder of a run or of an evaluation"
+        )
+    found = [_placed(one, read) for one in evaluations]
+    return Gathered(read, found, list(dict.fromkeys(notes)))
+
+
+def _placed(one: Evaluation, runs: Sequence[Run]) -> Evaluation:
+    """Return an evaluation with the run that it is of, if its config is that of one alone."""
+    if one.run is not None:
+        return one
+    same = [run for run in runs if one.record.get("config_sha256") == run.config_sha256]
+    if len(same) != 1:
+        return one
+    return one._replace(name=same[0].name, run=same[0].folder, classes=same[0].classes)
+
+
+def _found(place: Path) -> Iterator[Path]:
+    """Yield folders of runs and files of records."""
+    if place.is_file():
+        yield place
+        return
+    below = str(place).rstrip(os.sep).count(os.sep)
+    for folder, folders, held in os.walk(place):
+        here = Path(folder)
+        is_run = "metrics.jsonl" in held or {"config.json", "data.json"} <= set(held)
+        if is_run:
+            yield here
+        if _RESULTS in held:
+            yield here / _RESULTS
+        deep = folder.rstrip(os.sep).count(os.sep) - below >= _DEPTH
+        # Of a run, its checkpoints are not looked into.
+        inside = [f for f in folders if not is_run or f.startswith("evaluation")]
+        folders[:] = [] if deep else sorted(f for f in inside if not f.startswith("."))
+
+
+def _names(folders: Sequence[Path]) -> dict[Path, str]:
+    """Return the shortest ends of paths that tell them apart; an evaluation is named as its run."""
+    own = {f: f.resolve().parent if _is_of_run(f) else f.resolve() for f in folders}
+    ends = {path: 1 for path in own.values()}
+
+    def said(path: Path) -> str:
+        return "/".join(path.parts[-ends[path] :]).lstrip("/")
+
+    for _ in range(6):
+        seen: dict[str, list[Path]] = {}
+        for path in ends:
+            seen.setdefault(said(path), []).append(path)
+        for paths in (p for p in seen.values() if len(p) > 1):
+            for path in paths:
+                ends[path] += 1
+    return {folder: said(path) for folder, path in own.items()}
+
+
+def _is_of_run(folder: Path) -> bool:
+    return folder.name.startswith("evaluation") and (folder.parent / "config.json").is_file()
+
+
+def _json(path: Path, notes: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        notes.append(f"{path} cannot be read ({error}); what it says is left out.")
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _run(folder: Path, name: str, notes: list[str]) -> Run | None:
+    metrics = curves.read(folder / "metrics.jsonl")
+    notes += metrics.notes
+    config = _json(folder / "config.json", notes)
+    held = _json(folder / "data.json", notes)
+    events = [*metrics.events, *_rollbacks(folder, list(metrics.curves), notes)]
+    if not metrics.curves:
+        notes.append(f"The run {folder} has no metrics yet.")
+    return Run(
+        name,
+        folder,
+        config,
+        metrics._replace(events=sorted(events, key=lambda e: (e.phase, e.step))),
+        _planned(config, held),
+        classes_of(folder),
+        _at_work(folder),
+    )
+
+
+def classes_of(folder: Path) -> list[str]:
+    """Return the names of a run's classes, if it has them."""
+    file = folder / "classes.txt"
+    try:
+        return file.read_text().split("\n")[:-1] if file.is_file() else []
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _rollbacks(folder: Path, phases: list[str], notes: list[str]) -> Iterator[Event]:
+    for phase in phases:
+        rows, said = _rows(folder / phase / "rollbacks.jsonl")
+        notes += said
+        for row in rows:
+            if isinstance(row.get("step"), int):
+                text = f"{row.get('why')}; back to step {row.get('back_to')}"
+                yield Event(phase, row["step"], "rollback", text)
+
+
+def _planned(config: dict[str, Any], held: dict[str, Any]) -> dict[str, int]:
+    """Return the steps that a config asks for: whole batches of each epoch."""
+    found = {}
+    images = held.get("data.train_split.records")
+    for phase in config.get("phases") or []:
+        own = config.get(phase) or {}
+        batch, epochs = own.get("batch_size"), own.get("epochs")
+        other = (own.get("changes") or {}).get("data") or (config.get("data") or {}).get("extra")
+        if images and batch and isinstance(epochs, int) and not other:
+            found[phase] = images // batch * epochs
+    return found
+
+
+def _at_work(folder: Path) -> str | None:
+    try:
+        holder = json.loads((folder / "lock").read_text())
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _rows(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return the JSON objects of a file, line by line, and what is damaged."""
+    try:
+        return (jsonl.read(path) if path.is_file() else []), []
+    except (ValueError, OSError):
+        pass
+    rows, damaged = [], []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            row = json.loads(line)
+            rows.append(row) if isinstance(row, dict) else damaged.append(number)
+        except ValueError:
+            damaged.append(number)
+    return rows, [f"Damaged lines of {path} are left out: {', '.join(map(str, damaged[:5]))}."]
+
+
+def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation]:
+    rows, said = _rows(file)
+    notes += said
+    run = next(
+        (p for p in (file.parent, file.parent.parent) if (p / "config.json").is_file()), None
+    )
+    classes = classes_of(run) if run else []
+    for record in rows:
+        try:
+            if not {"clean", "attacks", "dataset"} <= record.keys():
+                raise ValueError(f"{file} holds a line that is no record of jaxrobust.evaluate")
+            records.check(record, str(file))
+        except ValueError as error:
+            notes.append(f"{error}; it is left out.")
+            continue
+        yield Evaluation(name, file, record, _verdicts(file, record, notes), classes, run)
+
+
+def _verdicts(file: Path, record: dict[str, Any], notes: list[str]) -> Verdicts | None:
+    if not record.get("verdicts"):
+        return None
+    try:
+        return verdicts.read(file.parent / str(record["verdicts"]))
+    except (ValueError, OSError) as error:
+        notes.append(f"{error}. What needs the verdicts is left out.")
+        return None

@@ -1,0 +1,131 @@
+"""The page: what was gathered as one HTML file, which loads nothing."""
+
+import datetime
+from collections.abc import Callable, Sequence
+
+from jaxrobust.report import comparison_part, evaluation_part, sentences, training_part
+from jaxrobust.report.appearance import SCRIPT, STYLE
+from jaxrobust.report.gathered import Evaluation, Gathered
+from jaxrobust.report.markup import Child, Html, join, tag
+
+_POINTS = 4000  # of one quantity, of all runs together: a page stays small
+_HEADLINES = 3
+_OPEN = 4  # runs or evaluations; of more, each is folded
+_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
+    "connect-src 'self'"
+)
+Pictures = Callable[[Evaluation], Child]
+
+
+def page(found: Gathered, *, pictures: Pictures | None = None, refresh: float = 0) -> str:
+    """Return the whole page.
+
+    Args:
+      found: see `gathered.gather`.
+      pictures: returns what to show of the images of an evaluation.
+      refresh: seconds after which the page asks its server for a new one; 0: never.
+    """
+    title = _title(found)
+    head = tag(
+        "head",
+        Html('<meta charset="utf-8"/>'),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("title", title),
+        tag("style", Html(STYLE)),
+    )
+    parts = _parts(found, pictures)
+    links = [tag("li", tag("a", name, href=f"#{key}")) for key, name, _ in parts]
+    said = [tag("section", inside, id=key) for key, _, inside in parts]
+    nav = tag("nav", tag("ul", links), aria_label="Parts of this page")
+    main = tag("main", tag("h1", title), _lead(found), nav, said, _foot(found))
+    body = tag("body", main, tag("script", Html(SCRIPT)))
+    every = f"{refresh:g}" if refresh else None
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en', data_refresh=every)}\n"
+
+
+def _title(found: Gathered) -> str:
+    runs = [run.name for run in found.runs]
+    names = list(dict.fromkeys(runs + [one.name for one in found.evaluations]))
+    shown = ", ".join(names[:_HEADLINES])
+    return f"{shown} and {len(names) - _HEADLINES} more" if len(names) > _HEADLINES else shown
+
+
+def _lead(found: Gathered) -> Html:
+    """Return the headline and, beside it, all that is doubtful."""
+    chosen = sentences.chosen(found)
+    shown: list[Child] = []
+    for one in chosen[:_HEADLINES]:
+        shown.append(tag("p", sentences.headline(one), class_="lead"))
+        said = sentences.doubts(one, found.runs)
+        shown.append(
+            tag("ul", [tag("li", text) for text in said], class_="doubts") if said else None
+        )
+    if len(chosen) > _HEADLINES:
+        rest = f"{len(chosen) - _HEADLINES} more networks are in the table below."
+        shown.append(tag("p", f"These are the most robust ones; {rest}"))
+    evaluated = {one.run.resolve() for one in found.evaluations if one.run}
+    waiting = [run for run in found.runs if run.folder.resolve() not in evaluated]
+    for run in waiting[:_HEADLINES]:
+        shown.append(tag("p", sentences.state(run), " It has not been tested yet.", class_="lead"))
+    alarms = [
+        f"{run.name}, {e.phase}, step {e.step:,}: {e.text}"
+        for run in found.runs
+        for e in run.metrics.events
+    ]
+    doubtful = [*found.notes, *alarms[:10]]
+    shown.append(
+        tag("ul", [tag("li", text) for text in doubtful], class_="doubts") if doubtful else None
+    )
+    return join(shown)
+
+
+def _parts(found: Gathered, pictures: Pictures | None) -> list[tuple[str, str, Html]]:
+    """Return the parts of the page: key, name, what it shows."""
+    own, runs = found.evaluations, found.runs
+    made: list[tuple[str, str, Child]] = [
+        ("differences", "Differences", comparison_part.part(own)),
+        ("radii", "Radii", evaluation_part.radii(evaluation_part.ladders(own), "radii")),
+        ("evaluations", "Evaluations", _evaluations(found, pictures) if own else None),
+        ("overlays", "Runs compared", comparison_part.overlays(runs) if len(runs) > 1 else None),
+        ("training", "Training", _training(found) if runs else None),
+    ]
+    return [(key, name, join([inside])) for key, name, inside in made if inside]
+
+
+def _evaluations(found: Gathered, pictures: Pictures | None) -> Html:
+    own = found.evaluations
+    shown = [
+        evaluation_part.part(one, f"e{at}", found.runs, pictures(one) if pictures else None)
+        for at, one in enumerate(own)
+    ]
+    titles = [evaluation_part.title(one) for one in own]
+    return tag(
+        "div", tag("h2", "Evaluations"), evaluation_part.overview(own), _folded(titles, shown)
+    )
+
+
+def _training(found: Gathered) -> Html:
+    most = max(40, min(400, _POINTS // len(found.runs)))
+    shown = [training_part.part(run, f"t{at}", most) for at, run in enumerate(found.runs)]
+    return tag("div", tag("h2", "Training"), _folded([run.name for run in found.runs], shown))
+
+
+def _folded(titles: Sequence[str], shown: Sequence[Html]) -> Html:
+    if len(shown) <= _OPEN:
+        return join(shown)
+    return join(
+        tag("details", tag("summary", title), one) for title, one in zip(titles, shown, strict=True)
+    )
+
+
+def _foot(found: Gathered) -> Html:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    rule = (
+        "The headline shows for each network its strongest evaluation: standard AutoAttack before "
+        "other attacks, the radius of the training before others, then more attacks, more images."
+    )
+    folders = ", ".join(dict.fromkeys(str(run.folder) for run in found.runs[:5]))
+    said = f"Made {now}{f' from {folders}' if folders else ''}. {rule}"
+    return tag("footer", tag("p", said, class_="note"))

@@ -1,0 +1,115 @@
+"""The page of a run that goes on, from a server on this machine."""
+
+import html
+import ipaddress
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from jaxrobust.report import gathered, page
+
+_LARGEST_PORT = 65535
+
+
+def serve(
+    places: Sequence[Path], *, host: str = "127.0.0.1", port: int = 8017, every: float = 10
+) -> None:
+    """Serve the page of these places until Ctrl-C, made anew for each request.
+
+    Args:
+      host: address to listen on; another than a loopback one gets a warning.
+      every: seconds after which an open page asks again.
+    Raises:
+      ValueError: a port or a number of seconds that cannot be; a place that is not there.
+      OSError: the port is taken, or the address is none of this machine; with what to do.
+    """
+    if missing := [str(place) for place in places if not place.exists()]:
+        raise ValueError(f"{missing[0]} is not there; name a run that has begun, or such a folder")
+    if every < 1:
+        raise ValueError(f"--every={every:g} is too often; give 1 second or more")
+    with server(places, host=host, port=port, every=every) as serving:
+        address = f"http://{host}:{serving.server_address[1]}/"
+        if not _is_loopback(host):
+            print(
+                f"warning: --host={host} shows the page to everybody who reaches this machine, "
+                "without a password",
+                file=sys.stderr,
+            )
+        print(f"{address} shows {', '.join(map(str, places))}; Ctrl-C ends it", flush=True)
+        try:
+            serving.serve_forever()
+        except KeyboardInterrupt:
+            print("ended")
+
+
+def server(places: Sequence[Path], *, host: str, port: int, every: float) -> ThreadingHTTPServer:
+    """Return the server, which listens already; port 0: any that is free."""
+    if not 0 <= port <= _LARGEST_PORT:
+        raise ValueError(f"--port={port} is no port; give one from 1 to {_LARGEST_PORT}")
+    handler = _handler(lambda: _page(places, every), _is_loopback(host))
+    try:
+        return ThreadingHTTPServer((host, port), handler)
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {host}:{port} ({error.strerror or error}); another program may have "
+            "the port: give another one with --port"
+        ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(socket.gethostbyname(host)).is_loopback
+    except (OSError, ValueError):
+        return False
+
+
+def _page(places: Sequence[Path], every: float) -> str:
+    """Return the page as of now, or one that says what is in the way: the run may write it next."""
+    try:
+        return page.page(gathered.gather(places), refresh=every)
+    except (ValueError, OSError) as error:
+        said = html.escape(str(error))
+        return (
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/><title>Nothing yet'
+            f'</title><meta http-equiv="refresh" content="{every:g}"/></head><body><main><p>{said}'
+            "</p></main></body></html>\n"
+        )
+
+
+def _handler(make: Callable[[], str], local: bool) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        """Answers with the page, whatever is asked for below it."""
+
+        def do_GET(self) -> None:
+            """Send the page."""
+            # A page of another site must not read this one through a name that it points here.
+            name = (self.headers.get("Host") or "").rpartition(":")[0].strip("[]")
+            if local and not _is_local_name(name):
+                return self.send_error(403, "Ask for it by the address that was printed")
+            if self.path.partition("?")[0] != "/":
+                return self.send_error(404, "There is one page, /")
+            body = make().encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cache-Control", "no-store")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Stay quiet: a page asks again and again."""
+
+    return Handler
+
+
+def _is_local_name(name: str) -> bool:
+    if name in ("localhost", ""):
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,297 @@
+"""The page of runs and evaluations: its data, its words, and what it makes of bad input."""
+
+import contextlib
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jaxrobust.evaluation import checks, pairs
+from jaxrobust.report import __main__ as command
+from jaxrobust.report import curves, figures, gathered, page
+from jaxrobust.report.figures import Axis, Line
+from tests.support import reports
+
+
+class PageCase(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir().full_path)
+
+    def page(self, *places: Path):
+        return reports.read(page.page(gathered.gather(places)))
+
+    def call(self, *words) -> tuple[int, str, str]:
+        """Exit code, stdout, stderr."""
+        out, said, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+            try:
+                command.main([str(word) for word in words])
+            except SystemExit as error:
+                code = error.code
+        return code, out.getvalue(), said.getvalue()
+
+
+class RunTest(PageCase):
+    def test_figures_hold_the_metrics(self):
+        run = reports.run(self.folder / "run", lines=40)
+        data, text, _ = self.page(run)
+        loss = data["t0-1-loss"]
+        self.assertEqual(loss["title"], "Loss, train")
+        (series,) = loss["series"]
+        self.assertEqual(series["x"], list(range(1, 41)))
+        np.testing.assert_allclose(series["y"], [2 / s for s in range(1, 41)], rtol=1e-4)
+        names = [s["name"] for s in data["t0-1-accuracy"]["series"]]
+        self.assertEqual(names[0], "batches, under attack")
+        self.assertIn("selection, under attack", names)
+        self.assertIn("phase train is at step 40 of 40", text)
+        self.assertIn("No alarm was raised", text)
+        self.assertIn("It has not been tested yet", text)
+
+    def test_a_long_run_stays_small_and_keeps_its_peaks(self):
+        steps = np.arange(1.0, 500_001)
+        values = np.sin(steps / 1000)
+        values[123_456] = 77.0
+        cut = curves.thinned(curves.Curve(steps, values), 400)
+        self.assertLessEqual(len(cut.steps), 402)
+        self.assertEqual(cut.values.max(), 77.0)
+        self.assertEqual(cut.values.min(), values.min())
+        self.assertEqual((cut.steps[0], cut.steps[-1]), (1, 500_000))
+        self.assertTrue((np.diff(cut.steps) > 0).all())
+
+    def test_losses_that_are_not_finite_are_gaps_and_said(self):
+        run = reports.run(self.folder / "run", lines=8)
+        rows = [{"phase": "train", "step": s, "loss": math.nan, "skipped": 2} for s in (9, 10)]
+        with (run / "metrics.jsonl").open("a") as lines:
+            lines.writelines(json.dumps(row) + "\n" for row in rows)
+        data, text, _ = self.page(run)
+        self.assertEqual(data["t0-1-loss"]["series"][0]["y"][-2:], [None, None])
+        self.assertIn("Not finite: loss at 2 of 10 points, steps 9 to 10", text)
+        self.assertIn("4 steps had no finite gradient", text)
+        self.assertEqual(data["t0-1-skipped"]["series"][0]["y"][-1], 2)
+
+    def test_a_torn_last_line_is_said_and_the_rest_used(self):
+        run = reports.run(self.folder / "run", lines=8)
+        with (run / "metrics.jsonl").open("a") as lines:
+            lines.write('{"phase": "train", "step": 9, "lo')
+        data, text, _ = self.page(run)
+        self.assertLen(data["t0-1-loss"]["series"][0]["x"], 8)
+        self.assertRegex(text, r"The last line of .*metrics.jsonl was cut off; the 18 before it")
+
+    def test_damaged_lines_are_left_out_and_said(self):
+        run = reports.run(self.folder / "run", lines=8)
+        path = run / "metrics.jsonl"
+        path.write_bytes(b'\xff\n[1]\n{"step": "x", "phase": 3}\n' + path.read_bytes())
+        data, text, _ = self.page(run)
+        self.assertLen(data["t0-1-loss"]["series"][0]["x"], 8)
+        self.assertRegex(text, r"3 damaged lines of .*metrics.jsonl are left out: 1, 2, 3\.")
+
+    def test_alarms_and_rollbacks_are_marks_in_words(self):
+        run = reports.run(self.folder / "run", lines=8)
+        bad = {"alarm_loss": 0.1, "alarm_loss_stronger": 5.0}
+        bad |= {"alarm_gradient_agreement": 1.0, "alarm_gradient_zero": 0.0}
+        with (run / "metrics.jsonl").open("a") as lines:
+            lines.write(json.dumps({"phase": "train", "step": 9, "loss": 1.0} | bad) + "\n")
+        (run / "train").mkdir()
+        note = {"step": 7, "back_to": 4, "lr_scale": 0.5, "why": "the loss is nan"}
+        (run / "train" / "rollbacks.jsonl").write_text(json.dumps(note) + "\n")
+        data, text, _ = self.page(run)
+        marks = data["t0-1-loss"]["marks"]
+        self.assertEqual([at for at, _ in marks], [7, 9])
+        self.assertEqual(marks[0][1], "rollback: the loss is nan; back to step 4")
+        self.assertIn("catastrophic overfitting", marks[1][1])
+        self.assertEmpty(data["t0-0-loss"]["marks"])
+        self.assertIn("run, train, step 9: the loss under an attack", text)
+
+    def test_a_run_in_progress_says_who_is_at_work(self):
+        run = reports.run(self.folder / "run", lines=8)
+        holder = {"host": "tpu-3", "pid": 12, "since": "today", "started": "1", "sign": "0"}
+        (run / "lock").write_text(json.dumps(holder))
+        reports.evaluation(run / "evaluation")
+        _, text, _ = self.page(run)
+        self.assertIn("At work: process 12 on tpu-3 since today", text)
+        self.assertIn("The run is still being trained", text)
+
+    def test_a_run_without_metrics_is_a_page(self):
+        run = reports.run(self.folder / "run", lines=8)
+        (run / "metrics.jsonl").write_text("")
+        self.assertIn("has no metrics yet", self.page(run)[1])
+
+
+class EvaluationTest(PageCase):
+    def test_figures_hold_the_verdicts(self):
+        seen = reports.evaluation(self.folder / "mine", n=60)
+        data, text, _ = self.page(self.folder / "mine")
+        left = data["e0-left"]["rows"]
+        self.assertEqual([r["name"] for r in left], ["clean", "after apgd-ce", "after apgd-t"])
+        self.assertAlmostEqual(left[-1]["value"], seen.robust.mean(), places=4)
+        low, high = checks.binomial_interval(int(seen.robust.sum()), 60)
+        np.testing.assert_allclose([left[-1]["low"], left[-1]["high"]], [low, high], rtol=1e-4)
+        rows = {r["name"]: r for r in data["e0-classes"]["rows"]}
+        for label in range(4):
+            of = seen.labels == label
+            row = rows[f"class {label}"]
+            self.assertAlmostEqual(row["value"], seen.robust[of].mean(), places=4)
+            self.assertAlmostEqual(row["second"], seen.clean[of].mean(), places=4)
+        self.assertIn(f"{100 * seen.robust.mean():.1f} %", text)
+        self.assertIn("Only 60 images were evaluated", text)
+        self.assertIn("not the standard version of AutoAttack", text)
+        fooled = int((seen.fooled_by == "apgd-ce").sum())
+        self.assertIn(f"apgd-ce {fooled} 30 20 1 1.5 s 0.5 s", text)
+        self.assertIn("--attack apgd-ce,apgd-t --steps 20 --seed 0", text)
+        self.assertIn('"clean_acc": ', text)
+
+    def test_flags_are_said_beside_the_headline(self):
+        reports.evaluation(self.folder / "mine", flags={"softmax": "outputs are probabilities"})
+        self.assertIn("Flag softmax: outputs are probabilities", self.page(self.folder)[1])
+
+    def test_radii_of_one_network_are_one_curve(self):
+        robust = {}
+        for number, epsilon in enumerate((0.04, 0.02, 0.08)):
+            seen = reports.evaluation(
+                self.folder / "mine", f"b{number}", seed=number, epsilon=epsilon,
+                weights_sha256="w" * 64,
+            )  # fmt: skip
+            robust[epsilon] = seen.robust.mean(), seen.clean.mean()
+        data, _, _ = self.page(self.folder)
+        (series,) = data["radii-0"]["series"]
+        self.assertEqual(series["x"], [0, 0.02, 0.04, 0.08])
+        wanted = [robust[0.02][1], *(robust[e][0] for e in (0.02, 0.04, 0.08))]
+        np.testing.assert_allclose(series["y"], wanted, rtol=1e-4)
+        self.assertLess(series["low"][1], series["y"][1])
+
+    def test_two_networks_are_compared_image_by_image(self):
+        first = reports.evaluation(self.folder / "a", "a1", n=200, seed=1)
+        other = reports.evaluation(self.folder / "b", "b1", n=120, seed=2)
+        data, text, _ = self.page(self.folder / "a", self.folder / "b")
+        wanted = pairs.compare(first.robust[:120], other.robust)  # the images of both
+        (row,) = data["pairs-0-robust"]["rows"]
+        values = [row["value"], row["low"], row["high"]]
+        expected = [wanted.difference, wanted.low, wanted.high]
+        np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-6)
+        self.assertRegex(text, rf"b train robust .* 120 {wanted.gained} {wanted.lost} ")
+
+    def test_class_names_are_escaped(self):
+        evil = "</script><script>alert(1)</script>"
+        run = reports.run(self.folder / "run")
+        (run / "classes.txt").write_text(f"{evil}\na&b\nc\nd\n")
+        reports.evaluation(run / "evaluation", weights=evil, dataset=evil)
+        text = page.page(gathered.gather([run]))
+        self.assertNotIn("<script>alert", text)
+        data, _, tags = reports.read(text)
+        self.assertIn(evil, [r["name"] for r in data["e0-classes"]["rows"]])
+        self.assertLen([1 for name, own in tags if name == "script" and "id" not in own], 1)
+
+    def test_another_schema_is_left_out_and_said(self):
+        reports.evaluation(self.folder / "mine", "a1")
+        reports.evaluation(self.folder / "mine", "a2", schema=9)
+        data, text, _ = self.page(self.folder)
+        self.assertNotIn("e1-left", data)
+        self.assertRegex(text, "has a record of schema 9, and this version knows up to 2")
+
+    def test_missing_verdicts_are_said(self):
+        reports.evaluation(self.folder / "mine")
+        (self.folder / "mine" / "verdicts-a1.json").unlink()
+        data, text, _ = self.page(self.folder)
+        self.assertIn("e0-left", data)
+        self.assertNotIn("e0-classes", data)
+        self.assertIn("What needs the verdicts is left out", text)
+
+    def test_an_old_record_is_a_page(self):
+        old = {"clean": 0.5, "robust": 0.2, "dataset": "cifar10", "attacks": [], "time": "2026"}
+        (self.folder / "results.jsonl").write_text(json.dumps(old) + "\n")
+        self.assertIn("classifies 50.0 % of the images of cifar10", self.page(self.folder)[1])
+
+
+class FileTest(PageCase):
+    def test_the_page_loads_nothing_and_can_be_read_without_seeing(self):
+        run = reports.run(self.folder / "run")
+        reports.evaluation(run / "evaluation")
+        text = page.page(gathered.gather([run]))
+        _, _, tags = reports.read(text)
+        self.assertNotRegex(text, r"https?://(?!www\.w3\.org)\S+\.(js|css|png|svg)")
+        for name, own in tags:
+            self.assertNotIn("src", own, name)
+            if name == "link":
+                self.fail("a page has no links to other files")
+            if name == "svg" and own.get("aria-hidden") != "true":
+                self.assertEqual(own["role"], "img")
+                self.assertEqual(own["tabindex"], "0")
+                self.assertGreater(len(own["aria-label"]), 20)
+        identities = [own["id"] for _, own in tags if "id" in own]
+        self.assertLen(set(identities), len(identities))
+
+    def test_the_command_writes_one_file_and_says_so(self):
+        run = reports.run(self.folder / "run")
+        code, out, said = self.call(run, "--json")
+        self.assertEqual((code, said), (0, ""))
+        made = json.loads(out.splitlines()[-1])
+        self.assertEqual(made["file"], str(run / "report.html"))
+        self.assertEqual((run / "report.html").stat().st_size, made["bytes"])
+        self.assertEqual((made["runs"], made["evaluations"]), (1, 0))
+
+    def test_a_folder_of_many_runs_is_small(self):
+        for number in range(40):
+            run = reports.run(self.folder / f"run{number}", lines=300)
+            reports.evaluation(run / "evaluation", f"a{number}", seed=number)
+        found = gathered.gather([self.folder])
+        self.assertLen(found.runs, 40)
+        text = page.page(found)
+        self.assertLess(len(text.encode()), 10e6)
+        data, said, _ = reports.read(text)
+        self.assertLen(data["pairs-0-robust"]["rows"], 39)
+        a, b = (one.verdicts for one in found.evaluations[:2])
+        wanted = pairs.compare(a.robust, b.robust)
+        row = data["pairs-0-robust"]["rows"][0]
+        values = [row["value"], row["low"], row["high"]]
+        np.testing.assert_allclose(
+            values, [wanted.difference, wanted.low, wanted.high], rtol=1e-4, atol=1e-6
+        )
+        self.assertIn("and 37 more", said)
+
+    @parameterized.parameters(
+        ("nothing", "nothing is not there; name a run, its evaluation, or such a folder"),
+        ("empty", "holds neither a run .metrics.jsonl. nor records .results.jsonl.; name the"),
+        ("text.txt", "holds a line that is no record|Damaged lines of"),
+        ("newer", "has a record of schema 9"),
+    )
+    def test_what_cannot_be_shown_is_one_sentence(self, name, wanted):
+        (self.folder / "empty").mkdir()
+        (self.folder / "text.txt").write_text("hello\n")
+        reports.evaluation(self.folder / "newer", schema=9)
+        code, out, said = self.call(self.folder / name)
+        self.assertEqual((code, out), (2, ""))
+        self.assertRegex(said, wanted)
+        self.assertEqual(said.count("\n"), 1)
+        self.assertNotIn("Traceback", said)
+
+    def test_a_folder_as_file_is_refused(self):
+        run = reports.run(self.folder / "run")
+        code, _, said = self.call(run, "--out", self.folder)
+        self.assertEqual(code, 2)
+        self.assertIn("is a folder; name a file", said)
+
+
+class FigureTest(absltest.TestCase):
+    def test_a_constant_a_single_and_an_empty_curve_are_drawn(self):
+        for x, y in (([1.0, 2.0], [3.0, 3.0]), ([1.0], [0.0]), ([], []), ([1.0], [math.nan])):
+            for log in (False, True):
+                drawn = figures.lines("a", "b", [Line("c", x, y)], Axis("x"), Axis("y", log=log))
+                self.assertNotIn("nan", drawn.partition("<script")[0], (x, y, log))
+
+    def test_points_lie_where_the_frame_says(self):
+        drawn = figures.lines("a", "b", [Line("c", [0, 10], [1, 5])], Axis("x"), Axis("y"))
+        data, _, tags = reports.read(drawn)
+        frame = data["a"]["frame"]
+        path = next(own["d"] for name, own in tags if own.get("class") == "line c1")
+        x0, y0, x1, y1 = frame["x"][2], frame["y"][2], frame["x"][3], frame["y"][3]
+        low = (1 - frame["y"][0]) / (frame["y"][1] - frame["y"][0])
+        start = y0 + low * (y1 - y0)
+        self.assertEqual(path, f"M{x0:.1f} {start:.1f}L{x1:.1f} {y1:.1f}")
+
+
+if __name__ == "__main__":
+    absltest.main()
