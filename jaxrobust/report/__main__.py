@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     out = args.out or _beside(args.paths[0])
     if out.is_dir():
         raise ValueError(f"--out={out} is a folder; name a file, such as {out / 'report.html'}")
-    text = page.page(found, pictures=examples.part)
+    text = page.page(found, pictures=examples.Album(found.runs).part)
     with whole.writing(out) as part:
         part.write_text(text, encoding="utf-8")
     runs, own = len(found.runs), len(found.evaluations)

@@ -75,9 +75,8 @@ def part(one: Evaluation) -> Html:
         copied("The command", command),
         copied("The record", json.dumps(one.record, indent=1, ensure_ascii=False)),
     ]
-    return tag(
-        "details", tag("summary", "To copy: command, record, RobustBench"), shown, _board(one)
-    )
+    said = tag("summary", "To copy: command, record, RobustBench")
+    return tag("details", said, shown, _board(one), class_="copyonly")
 
 
 def _remark(one: Evaluation) -> str:
@@ -102,9 +101,7 @@ def _board(one: Evaluation) -> list[Html]:
         text = robustbench_entry.issue("AuthorYearTitle", record, "WEIGHTS", "SHA256 OF THE FILE")
     except (KeyError, TypeError, ValueError, AttributeError):
         return [tag("p", "The record lacks what RobustBench's entry is made of.", class_="note")]
-    said = f"RobustBench would not count it: {'; '.join(lacks)}." if lacks else ""
-    return [
-        tag("p", said, class_="note") if said else tag("p", "By RobustBench's protocol it counts."),
-        copied("RobustBench's JSON", entry),
-        copied("RobustBench's issue text", text),
-    ]
+    if lacks:  # an entry would claim a leaderboard's data and radius
+        said = f"RobustBench would not count it, so there is no entry: {'; '.join(lacks)}."
+        return [tag("p", said, class_="note")]
+    return [copied("RobustBench's JSON", entry), copied("RobustBench's issue text", text)]

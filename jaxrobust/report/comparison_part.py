@@ -21,6 +21,10 @@ _OVERLAID = {
 _DRAWN = 12  # runs in one figure; more cannot be told apart
 _POINTS = 120
 _LEVEL = 0.05  # of Holm's correction
+_HEAD = (
+    *("network", "accuracy", "points", "95 % interval", "p", "images", "only it is right"),
+    *("only the first is right", "images to tell apart"),
+)
 
 
 def overlays(runs: Sequence[Run]) -> Html | None:
@@ -106,23 +110,13 @@ def _group(own: Sequence[Evaluation], key: str) -> Html | None:
         title = f"{what.capitalize()} accuracy minus that of {_label(first)}"
         axis = Axis("difference", percent=True)
         drawn.append(figures.rows(f"{key}-{what}", title, bars, axis, names=("difference", "")))
-    head: tuple[str, ...] = (
-        "network",
-        "accuracy",
-        "points",
-        "95 % interval",
-        "p",
-        "images",
-        "only it is right",
-    )
-    head += ("only the first is right", "images to tell apart")
     threat = ", ".join(sentences.balls(first.record)) or "no attack"
     name = f"{sentences.method(first.record)}, {threat}; the first is {_label(first)}"
     return tag(
         "section",
         tag("h3", name),
         tag("div", drawn, class_="figures"),
-        table(f"Differences to {_label(first)}", head, rows, words=2),
+        table(f"Differences to {_label(first)}", _HEAD, rows, words=2),
     )
 
 

@@ -14,6 +14,10 @@ from jaxrobust.report.markup import Child, Html, table, tag
 from jaxrobust.report.sentences import between, interval, percent
 
 _CLASSES = 40  # that a figure names; of more the lowest 30 and the highest 10
+_COSTS = (
+    *("attack", "images fooled", "passes forward", "backward", "of them idle", "seconds"),
+    *("compiling", "how it steps"),
+)
 _ACCURACY = Axis("accuracy", percent=True, low=0.0, high=1.0)
 
 
@@ -76,15 +80,6 @@ def _costs(one: Evaluation) -> Html | None:
             "What each attack cost is not in this record: a training wrote it, or an older version."
         )
         return tag("p", said, class_="note")
-    head: tuple[str, ...] = (
-        "attack",
-        "images fooled",
-        "passes forward",
-        "backward",
-        "of them idle",
-        "seconds",
-    )
-    head += ("compiling", "how it steps")
     rows = [
         (
             c.get("attack"),
@@ -98,7 +93,7 @@ def _costs(one: Evaluation) -> Html | None:
     total = [sum(c.get(k) or 0 for c in costs) for k in ("fooled", "forward", "backward", "idle")]
     spent = [sum(c.get(k) or 0.0 for c in costs) for k in ("seconds", "compile_seconds")]
     rows.append(("all", *map(_count, total), *map(_seconds, spent), ""))
-    return table("What each attack removed and what it cost", head, rows)
+    return table("What each attack removed and what it cost", _COSTS, rows)
 
 
 def _count(value: Any) -> str:

@@ -1,8 +1,179 @@
-"""Images of an evaluation."""
+"""The hardest and the easiest images of an evaluation, beside what fooled the network.
 
-from jaxrobust.report.gathered import Evaluation
+The adversarial images are those of the ledger beside the record; the images themselves come from
+the data set, where it is at hand.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from jaxrobust.data import Prepared, sources
+from jaxrobust.report.evaluation_part import class_name
+from jaxrobust.report.gathered import Evaluation, Run
+from jaxrobust.report.markup import Child, Html, tag
+from jaxrobust.runtime import jsonl
+
+_EACH = 4  # easiest, and as many hardest
+_SIDE = 96  # pixels of a picture's side at most; larger images are reduced
+RULE = (
+    "Easiest: fooled by the first attack that fools any, in the fewest iterations. Hardest of "
+    "those that were fooled: by the last attack, in the most iterations. Ties go to the smaller "
+    "number of the image. From left to right: the image, its adversarial version, and what was "
+    "added, amplified until its largest change is full black or white around grey."
+)
 
 
-def part(one: Evaluation) -> None:
-    """Return nothing yet."""
-    del one
+class Fooled(NamedTuple):
+    """An adversarial image on disk."""
+
+    image: int  # its place in the split
+    attack: str
+    iterations: int
+    file: Path
+    stored: int  # its place in the file
+
+
+class Album:
+    """Pictures for a page, as long as the page stays small."""
+
+    def __init__(self, runs: Sequence[Run], budget: int = 1_200_000) -> None:
+        """Take the runs, whose configs say where the data are, and how many letters may be used."""
+        self._runs, self._left = runs, budget
+
+    def part(self, one: Evaluation) -> Child:
+        """Return the pictures of an evaluation, or a sentence where they cannot be had."""
+        if self._left <= 0:
+            said = "Its images are not shown: the page would be too large. Report it alone."
+            return tag("p", said, class_="note")
+        try:
+            shown = _part(one, self._runs)
+        except (ValueError, OSError, ImportError) as error:
+            return tag("p", f"Its images cannot be shown: {error}", class_="note")
+        self._left -= len(shown or "")
+        return shown
+
+
+def _part(one: Evaluation, runs: Sequence[Run]) -> Html | None:
+    record = one.record
+    ledger = one.file.parent / f"ledger-{record.get('evaluation')}.jsonl"
+    if one.verdicts is None or not ledger.is_file():
+        return None
+    shape, found = fooled(ledger)
+    if not found:
+        return tag("p", "No attack fooled an image, so none is shown.", class_="note")
+    easy, hard = choose(found, [attack["name"] for attack in record["attacks"]])
+    clean = _images(one, runs, shape)
+    labels = dict(zip(one.verdicts.image_ids.tolist(), one.verdicts.labels.tolist(), strict=True))
+
+    def pictures(title: str, chosen: Sequence[Fooled]) -> list[Html]:
+        drawn = [
+            _pictures(f, clean, shape, class_name(one.classes, labels.get(f.image, -1)))
+            for f in chosen
+        ]
+        return [tag("h4", title), tag("div", drawn, class_="images")] if drawn else []
+
+    small = f" Pictures are reduced to {_SIDE} pixels." if max(shape[:2]) > _SIDE else ""
+    return tag(
+        "section",
+        pictures("The easiest images to fool", easy),
+        pictures("The hardest images that were fooled", hard),
+        tag("p", RULE + small, class_="note"),
+    )
+
+
+def fooled(ledger: Path) -> tuple[tuple[int, ...], list[Fooled]]:
+    """Return the shape H, W, C of the images of a ledger, and which were fooled.
+
+    Raises:
+      ValueError: a damaged line, or a ledger of an older version without the shape.
+    """
+    shape: tuple[int, ...] = ()
+    found = []
+    others = sorted(ledger.parent.glob(f"{ledger.stem}.process-*.jsonl"))
+    for file in (ledger, *others):
+        rows = jsonl.read(file)
+        shape = shape or tuple((rows[0].get("identity") or {}).get("image") or () if rows else ())
+        found += [
+            Fooled(
+                int(row["image"]),
+                str(row["attack"]),
+                int(row.get("iterations") or 0),
+                file.with_suffix(".images"),
+                int(row["stored"]),
+            )
+            for row in rows[1:]
+            if row.get("fooled") and "stored" in row
+        ]
+    if len(shape) != 3:
+        raise ValueError(f"{ledger} does not say how large its images are; evaluate again")
+    return shape, found
+
+
+def choose(found: Sequence[Fooled], attacks: Sequence[str]) -> tuple[list[Fooled], list[Fooled]]:
+    """Return the easiest and the hardest of them by `RULE`; none is among both."""
+    order = {name: at for at, name in enumerate(attacks)}
+
+    def effort(one: Fooled) -> tuple[int, int]:
+        return order.get(one.attack, -1), one.iterations  # what was tried before is the easiest
+
+    easiest = sorted(found, key=lambda f: (effort(f), f.image))[: min(_EACH, (len(found) + 1) // 2)]
+    hardest = sorted(found, key=lambda f: (*(-e for e in effort(f)), f.image))
+    taken = {f.image for f in easiest}
+    return easiest, [f for f in hardest if f.image not in taken][:_EACH]
+
+
+def _images(one: Evaluation, runs: Sequence[Run], shape: tuple[int, ...]) -> Any:
+    """Return the data set of an evaluation; `ValueError` or `OSError` where it is not at hand."""
+    record = one.record
+    config = next((run.config for run in runs if run.folder == one.run), {})
+    own = config.get("data") or {}
+    same = own.get("name") == record["dataset"]
+    source = sources.open_source(
+        str(record["dataset"]),
+        str(record["split"]),
+        data_dir=own.get("dir") if same else None,
+        classes=own.get("classes") if same else None,
+    )
+    count = int(one.verdicts.image_ids.max()) + 1 if one.verdicts is not None else 0
+    how = str(record.get("preprocessing"))
+    return Prepared(source, image_size=shape[0], preprocessing=how, images=count)
+
+
+def _pictures(found: Fooled, clean: Any, shape: tuple[int, ...], label: str) -> Html:
+    image = clean[[found.image]][0]
+    count = int(np.prod(shape))
+    point = np.fromfile(found.file, np.float32, count, offset=4 * count * found.stored)
+    if len(point) != count:
+        raise ValueError(f"{found.file} is cut off; copy it again")
+    added = point.reshape(shape) - image
+    largest = float(np.abs(added).max())
+    grey = 0.5 + added / (2 * largest) if largest else np.full(shape, 0.5)
+    said = f"image {found.image}, {label}"
+    shown = {
+        f"{said}, as it is": _uri(image, smooth=True),
+        f"{said}, adversarial": _uri(point.reshape(shape), smooth=True),
+        f"what was added to {said}, amplified": _uri(grey, smooth=False),
+    }
+    times = f", amplified {0.5 / largest:.3g} times" if largest else ""
+    text = f"Image {found.image}, {label}: {found.attack}, {found.iterations} iterations{times}"
+    images = [tag("img", src=uri, alt=alt) for alt, uri in shown.items()]
+    return tag("figure", images, tag("figcaption", text))
+
+
+def _uri(image: np.ndarray, *, smooth: bool) -> str:
+    """Return an image f32[H,W,C] in [0, 1] as a PNG inside of an address."""
+    pixels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+    drawn = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3])
+    if max(drawn.size) > _SIDE:
+        how = Image.Resampling.BOX if smooth else Image.Resampling.NEAREST
+        scale = _SIDE / max(drawn.size)
+        drawn = drawn.resize((round(drawn.width * scale), round(drawn.height * scale)), how)
+    held = io.BytesIO()
+    drawn.save(held, "png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"

@@ -133,12 +133,12 @@ def _ticks(frame: _Frame, most: int) -> list[float]:
             return [10.0**power for power in range(first, last + 1, step)]
     rough = (frame.high - frame.low) / most
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= rough * 0.999)
-    first = math.ceil(frame.low / step - 1e-9)
+    apart = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= rough * 0.999)
+    number = math.ceil(frame.low / apart - 1e-9)
     found: list[float] = []
-    while first * step <= frame.high + 1e-9 * step and len(found) < 4 * most:
-        found.append(first * step)
-        first += 1
+    while number * apart <= frame.high + 1e-9 * apart and len(found) < 4 * most:
+        found.append(number * apart)
+        number += 1
     return found
 
 

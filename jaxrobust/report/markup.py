@@ -88,4 +88,5 @@ def table(
 def copied(title: str, text: str) -> Html:
     """Return a text to copy, folded under its title, with a button."""
     button = tag("button", "Copy", type="button", class_="copy")
-    return tag("details", tag("summary", title), button, tag("pre", text, tabindex=0))
+    inside = (tag("summary", title), button, tag("pre", text, tabindex=0))
+    return tag("details", inside, class_="copyonly")

@@ -142,7 +142,17 @@ class EvaluationTest(PageCase):
         fooled = int((seen.fooled_by == "apgd-ce").sum())
         self.assertIn(f"apgd-ce {fooled} 30 20 1 1.5 s 0.5 s", text)
         self.assertIn("--attack apgd-ce,apgd-t --steps 20 --seed 0", text)
-        self.assertIn('"clean_acc": ', text)
+        self.assertIn("RobustBench would not count it, so there is no entry", text)
+
+    def test_what_robustbench_counts_has_its_json(self):
+        names = ("apgd-ce", "apgd-t", "fab-t", "square")
+        attacks = [{"name": n, "norm": "linf", "epsilon": 8 / 255} for n in names]
+        counts = {"dataset": "cifar10", "image_ids": "0..9999", "method": "autoattack standard"}
+        reports.evaluation(self.folder / "mine", attacks=attacks, verdicts=None, **counts)
+        _, text, _ = self.page(self.folder)
+        self.assertIn('"eps": "8/255"', text)
+        self.assertIn("[New Model] AuthorYearTitle", text)
+        self.assertIn("--epsilon 8/255 --attack autoattack --version standard", text)
 
     def test_flags_are_said_beside_the_headline(self):
         reports.evaluation(self.folder / "mine", flags={"softmax": "outputs are probabilities"})
