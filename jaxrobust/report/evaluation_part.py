@@ -188,19 +188,19 @@ def _radius(one: Evaluation) -> float:
 
 def overview(found: Sequence[Evaluation]) -> Html:
     """Return all evaluations as a table."""
-    head = ("network", "weights", "data", "images", "attack", "threat", "clean", "robust", "95 %")
+    head = ("network", "clean", "robust", "95 % interval", "threat", "attack", "images", "data")
     rows = [
         (
             one.name,
-            str(one.record.get("weights") or "-"),
-            f"{one.record.get('dataset')}, {one.record.get('split')}",
-            f"{one.images:,}" if one.images else "-",
-            sentences.method(one.record),
-            ", ".join(sentences.balls(one.record)) or "-",
             percent(one.record.get("clean")),
             percent(one.record.get("robust")),
             between(interval(one, "robust" if one.record.get("robust") is not None else "clean")),
+            ", ".join(sentences.balls(one.record)) or "-",
+            sentences.method(one.record),
+            f"{one.images:,}" if one.images else "-",
+            f"{one.record.get('dataset')}, {one.record.get('split')}",
+            str(one.record.get("weights") or "-"),
         )
         for one in found
     ]
-    return table("All evaluations, with the interval of the last accuracy", head, rows, words=3)
+    return table("All evaluations", (*head, "weights"), rows)

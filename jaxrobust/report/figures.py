@@ -166,15 +166,19 @@ def _grid(fx: _Frame, fy: _Frame, x: Axis, y: Axis) -> Html:
         parts.append(tag("text", text, x=_LEFT - 4, y=at, dy="0.35em", class_="end"))
     for value in _ticks(fx, 4):
         place, text = fx(value), _short(value, x.percent)
-        near_end = place > _WIDTH - _RIGHT - 12
-        anchor = "end" if near_end else "middle"
-        shown = _WIDTH - 1 if near_end else place
+        anchor, shown = _anchored(place)
         parts.append(tag("path", d=f"M{place:.1f} {bottom}v3", class_="axis"))
-        parts.append(tag("text", text, x=f"{shown:.1f}", y=bottom + 14, class_=anchor))
+        parts.append(tag("text", text, x=shown, y=bottom + 14, class_=anchor))
     parts.append(tag("path", d=f"M{_LEFT} {bottom}H{_WIDTH - _RIGHT}", class_="axis"))
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(tag("text", x.label, x=middle, y=bottom + 29, class_="middle"))
     return tag("g", parts, aria_hidden="true")
+
+
+def _anchored(place: float) -> tuple[str, str]:
+    """Return how the number below a tick is set, and where: at the right edge it ends there."""
+    near = place > _WIDTH - 22
+    return ("end", f"{_WIDTH - 1}") if near else ("middle", f"{place:.1f}")
 
 
 def _drawn(number: int, curve: Line, fx: _Frame, fy: _Frame) -> list[Html]:
@@ -262,10 +266,9 @@ def _rows_grid(fx: _Frame, x: Axis, bottom: float) -> Html:
         place = fx(value)
         zero = " zero" if value == 0 else ""
         parts.append(tag("path", d=f"M{place:.1f} 6V{bottom}", class_=f"grid{zero}"))
+        anchor, shown = _anchored(place)
         text = _short(value, x.percent)
-        parts.append(
-            tag("text", text, x=f"{min(place, _WIDTH - 16):.1f}", y=bottom + 13, class_="middle")
-        )
+        parts.append(tag("text", text, x=shown, y=bottom + 13, class_=anchor))
     label = tag("text", x.label, x=_WIDTH - _RIGHT, y=bottom + 28, class_="end")
     return tag("g", parts, label, aria_hidden="true")
 

@@ -1,0 +1,122 @@
+"""The page in a real browser: nothing stands out of it, its script runs, and its values are read.
+
+Chromium opens the page with a script that presses keys and measures, and gives back what it became.
+"""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.report import gathered, page
+from tests.support import reports
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
+_FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
+_FLAGS += ("--no-first-run", "--disable-component-update", "--disable-sync", "--disable-quic")
+# Presses a key on each figure, opens what is folded, and measures what stands out or overlaps.
+_PROBE = """
+<script>
+const failed = [];
+addEventListener('error', e => failed.push(e.message));
+addEventListener('load', () => {
+  document.querySelectorAll('details').forEach(d => { d.open = true; });
+  const read = {};
+  document.querySelectorAll('figure[id]').forEach(f => {
+    const svg = f.querySelector('svg');
+    svg.focus();
+    svg.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}));
+    read[f.id] = document.activeElement === svg ? f.querySelector('output').textContent : '';
+  });
+  const wide = [...document.querySelectorAll('main *')].filter(e =>
+    !e.closest('.wide, pre, svg') && e.getBoundingClientRect().right > innerWidth + 1);
+  const clipped = [];
+  document.querySelectorAll('svg[role=img]').forEach(svg => {
+    const box = svg.getBoundingClientRect();
+    const texts = [...svg.querySelectorAll('text')].map(t => [t.textContent,
+      t.getBoundingClientRect()]);
+    texts.forEach(([text, r], i) => {
+      if (r.left < box.left - 1 || r.right > box.right + 1 || r.bottom > box.bottom + 1)
+        clipped.push('clipped: ' + text);
+      texts.slice(i + 1).forEach(([other, q]) => {
+        if (r.left < q.right - 1 && q.left < r.right - 1 && r.top < q.bottom - 3 &&
+            q.top < r.bottom - 3) clipped.push(text + ' overlaps ' + other);
+      });
+    });
+  });
+  const least = Math.min(...[...document.querySelectorAll('svg[role=img]')].map(svg =>
+    11 * svg.getBoundingClientRect().width / 340));
+  const colour = getComputedStyle(document.body).backgroundColor;
+  const out = document.createElement('pre');
+  out.id = 'probe';
+  out.textContent = JSON.stringify({failed, read, clipped, least, colour,
+    wide: wide.map(e => e.tagName + ' ' + e.className), width: innerWidth});
+  parent.document.body.append(out);
+});
+</script>
+"""
+
+
+class BrowserTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        if CHROMIUM is None:
+            self.skipTest("needs Chromium: apt-get install chromium")
+        self.folder = Path(self.create_tempdir().full_path)
+        run = reports.run(self.folder / "run", lines=2000)
+        (run / "classes.txt").write_text("a very long name of a class indeed\n<b>\nc\nd\n")
+        reports.evaluation(run / "evaluation", n=200)
+        reports.evaluation(
+            run / "evaluation", "a2", n=200, epsilon=4 / 255, weights_sha256="a1" * 16
+        )
+        reports.evaluation(self.folder / "other", "b1", n=200, seed=3)
+        self.text = page.page(gathered.gather([run, self.folder / "other"]))
+
+    def browser(self, *flags: str) -> str:
+        own = f"--user-data-dir={self.folder / 'browser'}"
+        done = subprocess.run(
+            [str(CHROMIUM), *_FLAGS, own, *flags, f"file://{self.folder / 'page.html'}"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return done.stdout
+
+    @parameterized.product(width=(360, 1440), dark=(False, True))
+    @pytest.mark.slow
+    def test_nothing_overlaps_and_values_are_read(self, width, dark):
+        inside = html.escape(self.text.replace("</body>", f"{_PROBE}</body>"))
+        # Chromium's window is at least 500 wide, so the page stands in a frame.
+        frame = f'<iframe srcdoc="{inside}" width="{width}" height="900" style="border:0"></iframe>'
+        (self.folder / "page.html").write_text(f'<meta charset="utf-8"/>{frame}')
+        flags = ["--blink-settings=preferredColorScheme=0"] if dark else []
+        shown = self.browser(
+            *flags, "--window-size=1600,1000", "--virtual-time-budget=5000", "--dump-dom"
+        )
+        found = re.search(r'<pre id="probe">(.*?)</pre>', shown, re.DOTALL)
+        assert found is not None, shown[-500:]
+        said = json.loads(html.unescape(found[1]))
+        self.assertEqual(said["width"], width)
+        self.assertEqual(said["failed"], [])
+        self.assertEqual(said["wide"], [])
+        self.assertEqual(said["clipped"], [])
+        self.assertGreater(said["least"], 9)  # pixels of the smallest letters
+        self.assertLen(said["read"], len(reports.read(self.text)[0]))
+        self.assertNotIn("", said["read"].values())
+        self.assertEqual(said["colour"], "rgb(13, 17, 23)" if dark else "rgb(255, 255, 255)")
+        self.assertEqual(said["read"]["t0-1-loss"][:14], "step 1: loss 2")
+
+    @pytest.mark.slow
+    def test_it_prints(self):
+        (self.folder / "page.html").write_text(self.text)
+        self.browser("--no-pdf-header-footer", f"--print-to-pdf={self.folder / 'page.pdf'}")
+        self.assertStartsWith((self.folder / "page.pdf").read_bytes()[:5].decode(), "%PDF")
+
+
+if __name__ == "__main__":
+    absltest.main()
