@@ -9,6 +9,7 @@ cannot be read or written, or the port is taken.
 """
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,4 +68,5 @@ def _beside(path: Path) -> Path:
 
 
 if __name__ == "__main__":
+    os.environ["JAX_PLATFORMS"] = "cpu"  # the accelerator is the training's
     main()

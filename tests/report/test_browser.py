@@ -4,16 +4,19 @@ Chromium opens the page with a script that presses keys and measures, and gives 
 """
 
 import html
+import itertools
 import json
 import re
 import shutil
 import subprocess
+import threading
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.report import gathered, page
+from jaxrobust.report import gathered, page, watching
 from tests.support import reports
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
@@ -77,10 +80,10 @@ class BrowserTest(parameterized.TestCase):
         reports.evaluation(self.folder / "other", "b1", n=200, seed=3)
         self.text = page.page(gathered.gather([run, self.folder / "other"]))
 
-    def browser(self, *flags: str) -> str:
+    def browser(self, *flags: str, address: str = "") -> str:
         own = f"--user-data-dir={self.folder / 'browser'}"
         done = subprocess.run(
-            [str(CHROMIUM), *_FLAGS, own, *flags, f"file://{self.folder / 'page.html'}"],
+            [str(CHROMIUM), *_FLAGS, own, *flags, address or f"file://{self.folder / 'page.html'}"],
             capture_output=True,
             text=True,
             timeout=120,
@@ -110,6 +113,28 @@ class BrowserTest(parameterized.TestCase):
         self.assertNotIn("", said["read"].values())
         self.assertEqual(said["colour"], "rgb(13, 17, 23)" if dark else "rgb(255, 255, 255)")
         self.assertEqual(said["read"]["t0-1-loss"][:14], "step 1: loss 2")
+
+    @pytest.mark.slow
+    def test_a_page_that_is_open_follows_the_run(self):
+        run = self.folder / "run"
+        step, real = itertools.count(2001), watching._page
+
+        def grown(*given):
+            with (run / "metrics.jsonl").open("a") as lines:
+                row = {"phase": "train", "step": next(step), "loss": 0.5}
+                lines.write(json.dumps(row) + "\n")
+            return real(*given)
+
+        with (
+            mock.patch.object(watching, "_page", grown),
+            watching.server([run], host="127.0.0.1", port=0, every=1) as server,
+        ):
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            address = f"http://127.0.0.1:{server.server_address[1]}/"
+            shown = self.browser("--virtual-time-budget=6000", "--dump-dom", address=address)
+            server.shutdown()
+        data, _, _ = reports.read(shown)
+        self.assertGreater(data["t0-1-loss"]["series"][0]["x"][-1], 2002)
 
     @pytest.mark.slow
     def test_it_prints(self):
