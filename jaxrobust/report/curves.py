@@ -66,7 +66,9 @@ def read(path: Path) -> Metrics:
 def _row(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
-        return row if isinstance(row["phase"], str) and row["step"] >= 0 else None
+        step = row["step"]
+        sound = isinstance(row["phase"], str) and isinstance(step, int) and 0 <= step < 2**53
+        return row if sound else None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
@@ -99,7 +101,8 @@ def _overfitting(curves: dict[str, dict[str, Curve]]) -> list[Event]:
         if not {"selection_robust", "selection_images", "robust"} <= own.keys():
             continue
         steps, scores = own["selection_robust"]
-        images = int(own["selection_images"].values[-1])
+        images = own["selection_images"].values[-1]
+        images = int(images) if np.isfinite(images) else 1
         training: list[float] = []
         before = -1.0
         for number, step in enumerate(steps, 1):

@@ -132,7 +132,8 @@ def _images(one: Evaluation, runs: Sequence[Run], shape: tuple[int, ...]) -> Any
     """Return the data set of an evaluation; `ValueError` or `OSError` where it is not at hand."""
     record = one.record
     config = next((run.config for run in runs if run.folder == one.run), {})
-    own = config.get("data") or {}
+    own = config.get("data")
+    own = own if isinstance(own, dict) else {}
     same = own.get("name") == record["dataset"]
     source = sources.open_source(
         str(record["dataset"]),

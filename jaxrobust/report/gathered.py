@@ -1,6 +1,7 @@
 """What is on disk of runs and evaluations, as plain data; what cannot be read becomes a note."""
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from jaxrobust.weights import hashes
 
 _DEPTH = 3  # folders below a named one that are looked into
 _RESULTS = "results.jsonl"
+_COSTS = ("fooled", "forward", "backward", "idle", "seconds", "compile_seconds")
 
 
 class Run(NamedTuple):
@@ -31,7 +33,9 @@ class Run(NamedTuple):
     @property
     def phases(self) -> list[str]:
         """Return the phases in their order, those of the metrics that the config lacks last."""
-        named = [p for p in self.config.get("phases") or [] if p in self.metrics.curves]
+        asked = self.config.get("phases")
+        asked = asked if isinstance(asked, list) else []
+        named = [p for p in asked if isinstance(p, str) and p in self.metrics.curves]
         return named + [p for p in self.metrics.curves if p not in named]
 
     @property
@@ -200,13 +204,19 @@ def _planned(config: dict[str, Any], held: dict[str, Any]) -> dict[str, int]:
     """Return the steps that a config asks for: whole batches of each epoch."""
     found = {}
     images = held.get("data.train_split.records")
-    for phase in config.get("phases") or []:
-        own = config.get(phase) or {}
-        batch, epochs = own.get("batch_size"), own.get("epochs")
-        other = (own.get("changes") or {}).get("data") or (config.get("data") or {}).get("extra")
-        if images and batch and isinstance(epochs, int) and not other:
-            found[phase] = images // batch * epochs
+    for phase, own in config.items():
+        if not (isinstance(own, dict) and {"batch_size", "epochs"} <= own.keys()):
+            continue
+        counts = (images, own["batch_size"], own["epochs"])
+        other = _section(own, "changes").get("data") or _section(config, "data").get("extra")
+        if all(isinstance(n, int) and n > 0 for n in counts) and not other:
+            found[phase] = counts[0] // counts[1] * counts[2]
     return found
+
+
+def _section(config: dict[str, Any], key: str) -> dict[str, Any]:
+    own = config.get(key)
+    return own if isinstance(own, dict) else {}
 
 
 def _at_work(folder: Path) -> str | None:
@@ -245,10 +255,39 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation
             if not {"clean", "attacks", "dataset"} <= record.keys():
                 raise ValueError(f"{file} holds a line that is no record of jaxrobust.evaluate")
             records.check(record, str(file))
+            _check_parts(record, file)
         except ValueError as error:
             notes.append(f"{error}; it is left out.")
             continue
         yield Evaluation(name, file, record, _verdicts(file, record, notes), classes, run)
+
+
+def _check_parts(record: dict[str, Any], file: Path) -> None:
+    """Refuse a record whose parts are not what ours are; `records.check` sees only the whole."""
+    attacks, costs = (record.get(key) or [] for key in ("attacks", "costs"))
+    after, ends = (record.get(key) or {} for key in ("accuracy_after", "interval"))
+    others = (record.get(key) or {} for key in ("model", "flags", "function"))
+    sound = all(isinstance(one, dict) for one in (*attacks, *costs, after, ends, *others))
+    if sound:
+        shares = [record.get("clean"), record.get("robust"), *after.values()]
+        counts = [cost.get(key) for cost in costs for key in _COSTS]
+        sound = (
+            all(v is None or (_is_number(v) and 0 <= v <= 1) for v in shares)
+            and all(e is None or _is_pair(e) for e in ends.values())
+            and all(v is None or _is_number(v) for v in counts)
+            and all(isinstance(a.get(key), str) for a in attacks for key in ("name", "norm"))
+            and all(_is_number(a.get("epsilon")) for a in attacks)
+        )
+    if not sound:
+        raise ValueError(f"{file} has a record with parts of a wrong type; get the file again")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
 
 def _verdicts(file: Path, record: dict[str, Any], notes: list[str]) -> Verdicts | None:

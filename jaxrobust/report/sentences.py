@@ -126,7 +126,8 @@ def chosen(found: Gathered) -> list[Evaluation]:
     and more images before fewer, and the younger record. The most robust network is first.
     """
     best: dict[str, Evaluation] = {}
-    radii = {run.folder: (run.config.get("attack") or {}).get("epsilon") for run in found.runs}
+    attacks = {run.folder: run.config.get("attack") for run in found.runs}
+    radii = {f: a.get("epsilon") for f, a in attacks.items() if isinstance(a, dict)}
 
     def worth(one: Evaluation) -> tuple[Any, ...]:
         record = one.record

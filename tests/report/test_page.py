@@ -278,11 +278,44 @@ class FileTest(PageCase):
         self.assertEqual(said.count("\n"), 1)
         self.assertNotIn("Traceback", said)
 
+    def test_values_of_any_type_are_never_a_traceback(self):
+        """Each value of config, data, metrics and record is replaced by each of these."""
+        run = reports.run(self.folder / "run", lines=4)
+        reports.evaluation(run / "evaluation", n=8)
+        files = [run / "config.json", run / "data.json", run / "metrics.jsonl"]
+        for file in (*files, run / "evaluation" / "results.jsonl"):
+            text = file.read_text()
+            first, _, rest = text.partition("\n") if file.suffix == ".jsonl" else (text, "", "")
+            for place in _places(json.loads(first)):
+                for value in ("x", [1], {"y": 2}, None, -3, 1e400):
+                    changed = json.loads(first)
+                    inside = changed
+                    for key in place[:-1]:
+                        inside = inside[key]
+                    inside[place[-1]] = value
+                    file.write_text(json.dumps(changed) + ("\n" + rest if rest else "\n"))
+                    with self.subTest(f"{file.name} {place} {value}"):
+                        try:
+                            page.page(gathered.gather([run]))
+                        except ValueError as error:
+                            self.assertNotIn("Error", str(error))
+            file.write_text(text)
+
     def test_a_folder_as_file_is_refused(self):
         run = reports.run(self.folder / "run")
         code, _, said = self.call(run, "--out", self.folder)
         self.assertEqual(code, 2)
         self.assertIn("is a folder; name a file", said)
+
+
+def _places(value, place=()):
+    """The paths of keys to all values."""
+    found = [place] if place else []
+    inside = value.items() if isinstance(value, dict) else ()
+    inside = enumerate(value) if isinstance(value, list) else inside
+    for key, one in inside:
+        found += _places(one, (*place, key))
+    return found
 
 
 class FigureTest(absltest.TestCase):

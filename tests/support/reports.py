@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.evaluation import verdicts
+from jaxrobust.evaluation import checks, verdicts
 from jaxrobust.evaluation.verdicts import Verdicts
 
 ATTACKS = ("apgd-ce", "apgd-t")
@@ -78,7 +78,10 @@ def record(seen: Verdicts, number: str, epsilon: float = 0.1) -> dict[str, Any]:
         "search_dtype": "float32",
         "model": {"name": "convnext_n", "image_size": 8, "num_classes": 4, "options": {}},
         "verdicts": verdicts.file_of(number),
-        "interval": None,
+        "interval": {
+            key: list(checks.binomial_interval(int(right.sum()), n))
+            for key, right in (("clean", seen.clean), ("robust", seen.robust))
+        },
         "costs": [
             {"attack": name, "fooled": int((seen.fooled_by == name).sum())} | costs
             for name in ATTACKS
