@@ -287,7 +287,7 @@ class FileTest(PageCase):
             text = file.read_text()
             first, _, rest = text.partition("\n") if file.suffix == ".jsonl" else (text, "", "")
             for place in _places(json.loads(first)):
-                for value in ("x", [1], {"y": 2}, None, -3, 1e400):
+                for value in ("x", [1], {"y": 2}, 1e400):
                     changed = json.loads(first)
                     inside = changed
                     for key in place[:-1]:
