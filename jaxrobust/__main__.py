@@ -22,6 +22,9 @@ COMMANDS = {
     "evaluate": Command(
         "jaxrobust.evaluate", "--workdir RUN", "attacks a network and keeps the record"
     ),
+    "report": Command(
+        "jaxrobust.report", "runs/quickstart", "shows runs and evaluations as one HTML file"
+    ),
     "models": Command(
         "jaxrobust.models", "", "lists the architectures and the checkpoints that load"
     ),
@@ -31,7 +34,9 @@ COMMANDS = {
         "takes weights of files, URLs, hub or timm",
     ),
     "export": Command(
-        "jaxrobust.convert.export_torch", "--workdir RUN", "writes them for PyTorch or RobustBench"
+        "jaxrobust.convert.export_torch",
+        "--workdir RUN",
+        "writes them for us, PyTorch or RobustBench",
     ),
     "prepare": Command(
         "jaxrobust.data.prepare", "cifar10 --out DIR", "writes data sets as training reads them"
