@@ -25,7 +25,7 @@ ROOMS = (
     {"training"},
     {"convert"},
     {"report"},
-    {"main", "evaluate", "__main__"},
+    {"main", "evaluate", "estimate", "__main__"},
 )
 FLOOR = {name: number for number, names in enumerate(ROOMS) for name in names}
 

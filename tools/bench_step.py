@@ -241,7 +241,7 @@ def measure(programs: dict, rounds: int, steps: int) -> dict[str, dict[str, floa
 
 def ahead_of_time(args: argparse.Namespace) -> None:
     """Compile for a slice of TPUs, and print."""
-    from tools import topology
+    from jaxrobust.runtime import topology
 
     chips = topology.devices(args.topology)
     from jaxrobust.runtime import hardware

@@ -74,7 +74,7 @@ def ahead_of_time(args: argparse.Namespace) -> None:
     A program makes steps until enough slots are done: figures are of one such step, and sizes of
     what stays on a chip between two. The last program is the forward pass that decides.
     """
-    from tools import topology
+    from jaxrobust.runtime import topology
 
     chips = topology.devices(args.topology)
     import jax

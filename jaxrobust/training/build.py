@@ -310,10 +310,15 @@ def flops_per_image(config: Config, name: str) -> float:
     p, a = config[name], config.attack
     attack = attacks.passes(a.name, a.steps)
     passes = {"clean": 3, "adversarial": attack + 3, "trades": attack + 7}[p.objective]
+    return passes * forward_flops(config)
+
+
+def forward_flops(config: Config) -> float:
+    """Count the operations of a forward pass of one image."""
     net = network_of(config)
     sizes = {"image_size": config.model.image_size, "in_channels": config.model.in_channels}
     shapes = jax.eval_shape(net.init, jax.random.key(0))
-    return 2.0 * passes * multiply_adds(net, *shapes, **sizes)
+    return 2.0 * multiply_adds(net, *shapes, **sizes)
 
 
 def abstract_arguments(config: Config, name: str, phase: Phase) -> tuple[Any, ...]:

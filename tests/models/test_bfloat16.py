@@ -13,9 +13,9 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.models import attention, batch_norms, layers, primitives
 from jaxrobust.models.inputs import cast
+from jaxrobust.runtime import hlo
 from tests.support import tpu
 from tests.support.parity import relative
-from tools import hlo
 
 # Small networks with every kind of parameter. Their activation is smooth: the derivative of a ReLU
 # near 0 is decided by rounding, which moves gradients of ResNet-18 by 9 % in any way of adding up.

@@ -10,11 +10,10 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from jaxrobust.config import base
-from jaxrobust.runtime import sharding
+from jaxrobust.runtime import hlo, sharding
 from jaxrobust.training import build
 from jaxrobust.types import Batch
 from tests.support.steps import batch_of, small_config, standard
-from tools import hlo
 
 
 def wide(**changes) -> ConfigDict:

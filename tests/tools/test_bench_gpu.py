@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+from jaxrobust.runtime import hlo
 from tests.support import paths
 from tests.support.modules import hidden
-from tools import bench_gpu, bench_step, hlo
+from tools import bench_gpu, bench_step
 
 try:
     import torch

@@ -16,10 +16,10 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation import plan, slots
-from jaxrobust.runtime import hardware
+from jaxrobust.runtime import hardware, hlo, hlo_costs, topology
 from tests.support import paths, tpu
 from tests.support.modules import hidden
-from tools import hlo, hlo_costs, topology, topology_autoattack
+from tools import topology_autoattack
 
 TOOLS = paths.ROOT / "tools"
 NEEDS = "needs the TPU compiler: pip install -e '.[test,tpu-aot]'"

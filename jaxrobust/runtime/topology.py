@@ -8,10 +8,12 @@ import os
 import re
 import time
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxrobust.runtime import hardware
-from tools import hlo, hlo_costs
+from jaxrobust.runtime import hlo, hlo_costs
+
+if TYPE_CHECKING:  # it imports JAX, which reads the environment that `devices` sets
+    from jaxrobust.runtime import hardware
 
 ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",  # where JAX computes: libtpu then is a compiler and nothing else
@@ -20,19 +22,21 @@ ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",  # these two: no complaints; any host and type will do
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
 }
+_PARTS = ("argument", "output", "temporary", "code")
 EXAMPLES = "v5e:4x4, v5e:8x8, v4:2x2x4, v5p:2x2x2, v6e:4x4"
 
 
-def devices(name: str) -> list[Any]:
+def devices(name: str, *, flag: str = "--topology") -> list[Any]:
     """Return the chips of a slice such as "v5e:8x8", as JAX would see them there.
 
-    Call it before anything imports JAX, which reads its environment then.
+    `flag` is what people wrote the slice behind. Call it before anything imports JAX, which reads
+    its environment then.
     Raises:
       ImportError: no libtpu.
       ValueError: no such slice.
     """
     if importlib.util.find_spec("libtpu") is None:
-        raise ImportError(f"--topology {name} needs the TPU compiler", name="libtpu")
+        raise ImportError(f"{flag} {name} needs the TPU compiler", name="libtpu")
     os.environ.update(ENVIRONMENT)
     import jax
     from jax.errors import JaxRuntimeError
@@ -47,7 +51,7 @@ def devices(name: str) -> list[Any]:
         return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except JaxRuntimeError as error:
         reason = str(error).removeprefix("INVALID_ARGUMENT: ").split("\n")[0]
-        raise ValueError(f"--topology {name}: {reason}; write one such as {EXAMPLES}") from error
+        raise ValueError(f"{flag} {name}: {reason}; write one such as {EXAMPLES}") from error
 
 
 def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") -> dict[str, Any]:
@@ -72,17 +76,24 @@ def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") ->
             raise
         raise ValueError(too_large(str(error), remedy)) from error
     seconds = time.perf_counter() - traced
-    memory, cost = executable.memory_analysis(), executable.cost_analysis()
     figures = {
         "trace_s": traced - start,
         "compile_s": seconds,
+        **sizes(executable),
+        "flops_loops_once": executable.cost_analysis()["flops"],  # XLA's own count
+    }
+    return figures | read(executable.as_text())
+
+
+def sizes(executable: Any) -> dict[str, int]:
+    """Return the bytes that an executable takes on each device, by what they hold."""
+    memory = executable.memory_analysis()
+    return {
         "argument_bytes": memory.argument_size_in_bytes,
         "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "code_bytes": memory.generated_code_size_in_bytes,
-        "flops_loops_once": cost["flops"],  # XLA's own count
     }
-    return figures | read(executable.as_text())
 
 
 def too_large(error: str, remedy: str) -> str:
@@ -128,7 +139,7 @@ def read(text: str) -> dict[str, Any]:
 
 
 def show(
-    figures: dict[str, Any], chip: hardware.Chip | None, *, flops: float, images: float
+    figures: dict[str, Any], chip: "hardware.Chip | None", *, flops: float, images: float
 ) -> dict[str, Any]:
     """Print figures of `compiled` for people; return memory in all, and the roofline.
 
@@ -138,9 +149,8 @@ def show(
       flops: of the model, on one chip in one run.
       images: that one chip takes in a run.
     """
-    parts = ("argument", "output", "temporary", "code")
-    memory = sum(figures[f"{part}_bytes"] for part in parts)
-    gib = ", ".join(f"{figures[f'{part}_bytes'] / 2**30:.2f} {part}" for part in parts)
+    memory = memory_of(figures)
+    gib = ", ".join(f"{figures[f'{part}_bytes'] / 2**30:.2f} {part}" for part in _PARTS)
     print(
         f"  traced in {figures['trace_s']:.1f} s, compiled in {figures['compile_s']:.1f} s; "
         f"{figures['instructions']:,} instructions"
@@ -161,20 +171,35 @@ def show(
     found = {"memory_bytes": memory, "chip_memory_bytes": chip and chip.memory}
     if chip is None:
         return found
+    bounds = roofline(figures, chip, flops=flops, images=images)
+    seconds = bounds["roofline_s"]
+    print(
+        f"  roofline, not measured: {1e3 * bounds['roofline_step_s']:.1f} ms per step, "
+        f"{bounds['roofline_images_per_s_per_chip']:.0f} images/s per chip, bound by "
+        f"{bounds['bound_by']} "
+        f"({', '.join(f'{key} {1e3 * value:.1f} ms' for key, value in seconds.items())})"
+    )
+    return found | bounds
+
+
+def roofline(
+    figures: dict[str, Any], chip: "hardware.Chip", *, flops: float, images: float
+) -> dict[str, Any]:
+    """Return the time of a run that a chip's peaks allow; arguments as in `show`."""
     seconds = {  # each as if it were alone
         "flops": flops / chip.flops,
         "hbm": figures["hbm_bytes"] / chip.bandwidth,
         "interconnect": figures["sent_bytes"] / chip.interconnect,
     }
     bound = max(seconds, key=lambda key: seconds[key])
-    print(
-        f"  roofline, not measured: {1e3 * seconds[bound]:.1f} ms per step, "
-        f"{images / seconds[bound]:.0f} images/s per chip, bound by {bound} "
-        f"({', '.join(f'{key} {1e3 * value:.1f} ms' for key, value in seconds.items())})"
-    )
-    return found | {
+    return {
         "roofline_s": seconds,
         "roofline_step_s": seconds[bound],
         "roofline_images_per_s_per_chip": images / seconds[bound],
         "bound_by": bound,
     }
+
+
+def memory_of(figures: dict[str, Any]) -> int:
+    """Return the bytes of a chip that a program takes; `figures` are those of `compiled`."""
+    return sum(figures[f"{part}_bytes"] for part in _PARTS)

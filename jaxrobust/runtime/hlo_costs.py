@@ -7,7 +7,7 @@ import functools
 import math
 import re
 
-from tools.hlo import Instruction, Module, called, elements, instructions, runs, size
+from jaxrobust.runtime.hlo import Instruction, Module, called, elements, instructions, runs, size
 
 
 def flops(module: Module) -> float:

@@ -1,0 +1,182 @@
+"""Hours, chip-hours and money of a config on some devices, phase by phase, as plain values."""
+
+import math
+from typing import Any
+
+import jax
+
+from jaxrobust.config import Config
+from jaxrobust.estimate import attacked, elsewhere, here
+from jaxrobust.estimate.target import Target
+from jaxrobust.estimate.work import Work, work
+from jaxrobust.training import build
+
+SHORT = (
+    5e-3  # seconds of a step on an accelerator, below which it is not the one that is waited for
+)
+
+
+def account(
+    config: Config,
+    target: Target,
+    *,
+    utilisation: float,
+    seconds: float = 3.0,
+    chips: list[Any] | None = None,
+    images: int | None = None,
+    robust: float = 0.5,
+    start: float = 0.0,
+) -> dict[str, Any]:
+    """Return what a config costs.
+
+    Args:
+      utilisation: the assumed share of the peak; not used for devices that are here.
+      seconds: for which the step of each phase is measured.
+      chips: to compile for, see `elsewhere.computed`.
+      images: of the AutoAttack at the end; default: those of the test split; 0: no AutoAttack.
+      robust: the share of them that is assumed to be robust.
+      start: seconds until a command begins to work, as this one took.
+    Raises:
+      ValueError: a mistake in the config, or data of unknown size.
+    """
+    parts = work(config)
+    rows = [_phase(part, target, utilisation, seconds, chips) for part in parts]
+    run = sum(row["seconds"] for row in rows) + start
+    found: dict[str, Any] = {
+        "model": config.model.name,
+        "dataset": config.data.name,
+        "on": target.name,
+        "device": f"{target.chips} x {target.kind}",
+        "chips": target.chips,
+        "measured": target.here,
+        "utilisation": None if target.here else utilisation,
+        "start_s": start,
+        "phases": rows,
+        "training": costs(run, target.chips),
+    }
+    images = parts[-1].evaluated("test") if images is None else images
+    if images:
+        found["autoattack"] = _autoattack(parts[-1], target, utilisation, images, robust)
+    return found | {"assumed": _assumed(parts, target, found, robust)}
+
+
+def costs(seconds: float, chips: int) -> dict[str, float]:
+    """Return hours and chip-hours of some seconds."""
+    return {"seconds": seconds, "hours": seconds / 3600, "chip_hours": chips * seconds / 3600}
+
+
+def priced(found: Any, price: float) -> Any:
+    """Return an account with the money for every part that has chip-hours."""
+    if not isinstance(found, dict):
+        return found
+    new: dict[str, Any] = {}
+    for key, value in found.items():
+        rows = key == "phases"
+        new[key] = [priced(row, price) for row in value] if rows else priced(value, price)
+    return new | ({"money": price * found["chip_hours"]} if "chip_hours" in found else {})
+
+
+def _phase(
+    part: Work, target: Target, utilisation: float, seconds: float, chips: list[Any] | None
+) -> dict[str, Any]:
+    """Return a phase: what it does, its speed, its memory, and the seconds of its parts."""
+    config, p = part.config, part.config[part.name]
+    flops = build.flops_per_image(config, part.name)
+    more: dict[str, Any] = {}
+    if target.here:
+        devices = jax.devices(target.name)[: target.chips]
+        once: Any = here.measured(part, devices, seconds=seconds)
+        more = {"measured_steps": once.steps, "measured_with_data": once.data}
+        saves = part.selections + math.ceil(p.epochs / config.checkpoint.every_epochs)
+        other = {"compile": once.compile, "checkpoints": saves * once.save}
+    else:
+        once = elsewhere.computed(part, target, utilisation=utilisation, chips=chips)
+        other = {"compile": 0.0, "checkpoints": 0.0}
+        if once.figures is not None:
+            executed = once.figures["flops_executable"] * target.chips / part.batch_size
+            more = {"executed_flops_per_image": executed, "roofline": _roofline(once.figures)}
+    spent = {
+        "steps": part.steps * once.step,
+        "selection": part.selections * once.selection,
+        "alarm": part.probes * once.probe,
+        "test": once.test,
+        **other,
+    }
+    speed = part.batch_size / once.step
+    peak = target.chip and target.chips * target.chip.flops
+    return {
+        "phase": part.name,
+        "objective": p.objective,
+        "attack_steps": 0 if p.objective == "clean" else config.attack.steps,
+        "epochs": p.epochs,
+        "image_size": config.model.image_size,
+        "batch_size": part.batch_size,
+        "images_per_epoch": part.rows,
+        "steps": part.steps,
+        "flops_per_image": flops,
+        "step_s": once.step,
+        "images_per_s": speed,
+        "images_per_s_per_chip": speed / target.chips,
+        "mfu": speed * flops / peak if peak else None,
+        "memory_bytes": once.memory,
+        "parts_s": spent,
+        **more,
+        **costs(sum(spent.values()), target.chips),
+    }
+
+
+def _roofline(figures: dict[str, Any]) -> dict[str, Any]:
+    keys = ("roofline_s", "roofline_step_s", "roofline_images_per_s_per_chip", "bound_by")
+    return {key: figures[key] for key in keys}
+
+
+def _autoattack(
+    part: Work, target: Target, utilisation: float, images: int, robust: float
+) -> dict[str, Any]:
+    """Return what standard AutoAttack costs on the network of the last phase."""
+    if target.here:
+        found, count = attacked.measured(part.config), target.chips
+    else:
+        assert target.chip is not None, "only listed chips have names"
+        speed = target.chips * target.chip.flops * utilisation
+        found, count = attacked.computed(part.config, flops_per_s=speed), target.chips
+    return {
+        "images": images,
+        "passes_per_image": found.passes,
+        "pass_s": found.seconds,
+        "compile_s": found.compile,
+        "robust": robust,
+        "at_most": costs(found.of_images(images, 1.0), count),
+        "expected": costs(found.of_images(images, robust), count),
+    }
+
+
+def _assumed(parts: list[Work], target: Target, found: dict[str, Any], robust: float) -> list[str]:
+    """Return what is not measured, a sentence each."""
+    lines = []
+    if not target.here:
+        lines.append(
+            f"The chips reach {found['utilisation']:.0%} of their bfloat16 peak (--utilisation); "
+            "start, compilation, checkpoints and waiting for data are not in the times."
+        )
+    if not target.here and any(row["step_s"] < SHORT for row in found["phases"]):
+        lines.append(
+            f"Steps of less than {1e3 * SHORT:.0f} ms keep such chips waiting: their times are "
+            "what is possible at best, and larger batches cost hardly more."
+        )
+    unknown = {w.config.data.name for w in parts if w.train.source is None}
+    for name in sorted(unknown):
+        lines.append(f"{name} is not here: its published number of images is taken.")
+    if target.here and unknown:
+        lines.append("The step was measured on random images: reading real ones is not in it.")
+    if not target.here and any("roofline" not in row for row in found["phases"]):
+        lines.append(
+            "Memory is that of parameters, average and optimiser alone, without activations: the "
+            "step was not compiled."
+        )
+    if "autoattack" in found:
+        lines.append(
+            f"{robust:.0%} of the images are robust (--robust); each other one costs as much as "
+            "APGD-CE."
+        )
+    return lines

@@ -1,0 +1,84 @@
+"""What a phase takes on chips that are not here: operations over peaks, or what was compiled."""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust import models
+from jaxrobust.config import network_of
+from jaxrobust.estimate.target import Target
+from jaxrobust.estimate.work import Work, evaluation_flops
+from jaxrobust.runtime import topology
+from jaxrobust.runtime.progress import say
+from jaxrobust.training import build, optim
+from jaxrobust.training import step as training_step
+
+
+class Computed(NamedTuple):
+    """Seconds of each part of a phase, once, at the assumed utilisation."""
+
+    step: float
+    probe: float
+    selection: float  # of one evaluation
+    test: float
+    memory: int  # bytes of a chip: of the executable, else of the state alone
+    figures: dict[str, Any] | None  # of the executable, with its roofline; None: not compiled
+
+
+def computed(
+    work: Work, target: Target, *, utilisation: float, chips: list[Any] | None
+) -> Computed:
+    """Return what a phase takes.
+
+    Args:
+      utilisation: share of the chips' peak that the model's operations reach. Where the
+        executable's roofline takes longer than that, it is what counts.
+      chips: of `topology.devices`, to compile the step for; None: it is not compiled.
+    Raises:
+      ValueError: what training would refuse; a step that needs more memory than a chip has.
+    """
+    assert target.chip is not None, "only listed chips have names"
+    config, name = work.config, work.name
+    build.divides(work.batch_size, target.chips, f"{name}.batch_size")
+    flops = build.flops_per_image(config, name) * work.batch_size / target.chips
+    step, found = flops / (target.chip.flops * utilisation), None
+    if chips is not None:
+        say(f"{name}: compiling the step for {target.name} (minutes for a large network)")
+        phase = build.phase(config, name, work.rows, devices=chips)
+        arguments = build.abstract_arguments(config, name, phase)
+        remedy = f"--batch {max(work.batch_size // target.chips // 2, 1)} or --fsdp 0"
+        found = topology.compiled(phase.step, *arguments, remedy=remedy)
+        images = work.batch_size / target.chips
+        found |= topology.roofline(found, target.chip, flops=flops, images=images)
+        step = max(step, found["roofline_step_s"])
+        memory = topology.memory_of(found)
+    else:
+        memory = _state(work, target)
+    speed = target.chips * target.chip.flops * utilisation
+    every = config.alarm.every_steps or 1
+    return Computed(
+        step=step,
+        probe=step * every * 0.01,  # `alarm.check_cost` refuses more
+        selection=evaluation_flops(work, "evaluation") / speed,
+        test=evaluation_flops(work, "test") / speed,
+        memory=memory,
+        figures=found,
+    )
+
+
+def _state(work: Work, target: Target) -> int:
+    """Return the bytes of parameters, their average and the optimiser's state on one chip."""
+    config, p = work.config, work.config[work.name]
+    _, tx = optim.of_phase(
+        p,
+        work.name,
+        decay_mask=models.decay_mask(config.model.name),
+        steps_per_epoch=work.rows // work.batch_size,
+    )
+    init = partial(training_step.init_state, network_of(config), tx)
+    leaves = jax.tree.leaves(jax.eval_shape(init, jax.random.key(0)))
+    arrays = (leaf for leaf in leaves if leaf.dtype in (jnp.float32, jnp.int32))
+    total = sum(leaf.size * leaf.dtype.itemsize for leaf in arrays)
+    return total // (config.mesh.fsdp or target.chips)

@@ -1,0 +1,158 @@
+"""What a phase takes on devices that are present: its programs compiled, and some of each run."""
+
+import contextlib
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrobust.estimate.work import Work
+from jaxrobust.runtime import compilation, sharding, topology
+from jaxrobust.runtime.progress import say
+from jaxrobust.training import build, splits
+from jaxrobust.training.progress import peak_memory
+from jaxrobust.types import Batch
+from jaxrobust.weights.checkpoint import Checkpoints
+
+MOST_STEPS = 50  # that are measured, or as many as fit in the seconds
+
+
+class Measured(NamedTuple):
+    """Seconds of each part of a phase, once, and the memory of the step."""
+
+    compile: float  # of all programs
+    step: float
+    probe: float
+    selection: float  # of one evaluation, a whole one
+    test: float
+    save: float  # of the weights and the state, once
+    steps: int  # that were measured
+    data: bool  # whether with the images of the data set
+    memory: int  # bytes of a device
+
+
+def measured(work: Work, devices: list[Any], *, seconds: float) -> Measured:
+    """Compile and run the programs of a phase, the step for about `seconds`.
+
+    Raises:
+      ValueError: what training would refuse.
+    """
+    config, name = work.config, work.name
+    phase = build.phase(config, name, work.rows, devices=devices)
+    say(f"{name}: compiling what it runs on {len(devices)} x {devices[0].device_kind}")
+    total, runs = 0.0, {}
+    with jax.set_mesh(phase.mesh):
+        start = time.perf_counter()
+        state = jax.block_until_ready(phase.init(jax.random.key(config.seed)))
+        total += time.perf_counter() - start
+        arguments = build.abstract_arguments(config, name, phase)
+        step, took, _ = compilation.compiled(phase.step, *arguments)
+        total += took
+        probe = build.probe(config, name, phase) if work.probes else None
+        weights = state.params, state.stats
+        for key, how in (("evaluation", {}), ("test", {"dtype": "float32", "top5": True})):
+            run, took = _evaluation(work, key, phase, weights, how)
+            total, runs[key] = total + took, run
+        control = build.control(phase.mesh)
+        with _batches(work, phase) as batches:
+            first = next(batches)
+            if probe is not None:
+                probe, took, _ = compilation.compiled(probe, *arguments)
+                total += took
+                alarm = _timed(lambda: probe(state, first, control))
+            saved = _saved(state)
+            number, each = _steps(step, state, batches, control, seconds)
+    return Measured(
+        compile=total,
+        step=each,
+        probe=alarm if probe is not None else 0.0,
+        selection=runs["evaluation"],
+        test=runs["test"],
+        save=saved,
+        steps=number,
+        data=work.train.source is not None,
+        memory=peak_memory() or topology.memory_of(topology.sizes(step)),
+    )
+
+
+def _evaluation(
+    work: Work, key: str, phase: build.Phase, weights: Any, how: dict[str, Any]
+) -> tuple[float, float]:
+    """Return the seconds of one evaluation, from those of a batch, and of its compilation."""
+    config, size = work.config, work.config[key].batch_size
+    build.divides(size, phase.mesh.size, f"{key}.batch_size")
+    run = build.evaluation(config, phase.mesh, steps=config[key].steps, **how)
+    images, labels = _random(work, size)
+    given = (images, labels, np.ones(size, bool), np.arange(size, dtype=np.int32))
+    replicated = sharding.replicated(phase.mesh)
+    arrays = (
+        *jax.device_put(weights, replicated),
+        *sharding.global_arrays(phase.mesh, given),
+        jax.device_put(jax.random.key(0), replicated),
+    )
+    program, took, _ = compilation.compiled(run, *arrays)
+    batches = -(-work.evaluated(key) // size)
+    return batches * _timed(lambda: program(*arrays)), took
+
+
+def _random(work: Work, size: int) -> tuple[np.ndarray, np.ndarray]:
+    rng, model = np.random.default_rng(0), work.config.model
+    shape = (size, model.image_size, model.image_size, model.in_channels)
+    images = rng.integers(0, 256, shape, np.uint8)
+    return images, rng.integers(0, model.num_classes, size).astype(np.int32)
+
+
+@contextlib.contextmanager
+def _batches(work: Work, phase: build.Phase) -> Iterator[Iterator[Batch]]:
+    """Yield batches on the devices: of the data set where it is here, else random ones."""
+    if work.train.source is None:
+        batch = Batch(*sharding.global_arrays(phase.mesh, _random(work, work.batch_size)))
+        yield itertools.repeat(batch)
+        return
+    stream = splits.batches(work.config, work.name, work.train.source, 0)
+    with contextlib.closing(stream):
+        yield (splits.device_batch(phase.mesh, batch) for batch in stream)
+
+
+def _steps(
+    step: Any, state: Any, batches: Iterator[Batch], control: Any, seconds: float
+) -> tuple[int, float]:
+    """Return how many steps were taken in about these seconds, and the mean of one.
+
+    The next batch is made while the device computes, as in training.
+    """
+    batch, number = next(batches), -1  # the first step does not count
+    start = end = time.perf_counter()
+    while number < 1 or (number < MOST_STEPS and end - start < seconds):
+        state, values = step(state, batch, control)
+        batch = next(batches)
+        jax.block_until_ready(values)
+        end, number = time.perf_counter(), number + 1
+        if number == 0:
+            start = end
+    return number, (end - start) / number
+
+
+def _saved(state: Any) -> float:
+    """Return the seconds of a checkpoint on this machine's disk."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        kept = stack.enter_context(contextlib.closing(Checkpoints(folder)))
+        for number in (1, 2):  # the first one makes what the next ones use
+            start = time.perf_counter()
+            kept.save(number, state, {})
+            kept.wait()
+        return time.perf_counter() - start
+
+
+def _timed(run: Callable[[], Any]) -> float:
+    """Return the seconds of a second run."""
+    jax.block_until_ready(run())
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - start

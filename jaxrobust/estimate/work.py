@@ -1,0 +1,136 @@
+"""How much a config has to do: images, steps, evaluations of each phase; nothing is computed."""
+
+import math
+from typing import NamedTuple
+
+from jaxrobust.config import Config, of_phase, phases
+from jaxrobust.data import splits as grammar
+from jaxrobust.data import subsets
+from jaxrobust.data.types import DataError, Source
+from jaxrobust.training import build, splits
+
+# Images of the splits of data sets that need not be on this machine to be known.
+_SIZES = {
+    "imagenet2012": {"train": 1_281_167, "validation": 50_000},
+    "cifar10": {"train": 50_000, "test": 10_000},
+    "cifar100": {"train": 50_000, "test": 10_000},
+}
+_CLASSES = {"imagenet2012": 1000, "cifar10": 10, "cifar100": 100}
+_LISTS = {"robustbench": 5_000, "selection": 4_000}  # of ImageNet's validation images
+
+
+class Split(NamedTuple):
+    """A split of a data set, open where it is here."""
+
+    images: int
+    source: Source | None  # None: `images` is what is known of the data set
+
+
+class Work(NamedTuple):
+    """What one phase has to do."""
+
+    name: str
+    config: Config  # as the phase sees it
+    train: Split
+    rows: int  # of an epoch: images, each as often as it is seen
+    steps: int  # of the whole phase
+    probes: int  # looks of the alarm
+    selections: int  # evaluations on the selection split
+    selection: Split
+    test: Split
+
+    @property
+    def batch_size(self) -> int:
+        """Return the images of a step on all devices together."""
+        return self.config[self.name].batch_size
+
+    def evaluated(self, key: str) -> int:
+        """Return the images of one evaluation; `key` is "evaluation" or "test"."""
+        split = self.selection if key == "evaluation" else self.test
+        return min(split.images, self.config[key].images or split.images)
+
+
+def work(config: Config) -> list[Work]:
+    """Return what the phases that happen have to do.
+
+    Raises:
+      ValueError: a data set that is not here and of unknown size; a mistake in the config.
+    """
+    return [_phase(of_phase(config, name), name) for name in phases(config)]
+
+
+def _phase(config: Config, name: str) -> Work:
+    p = config[name]
+    train = split(config, "train_split")
+    rows = _rows(config, name, train)
+    if p.batch_size < 1 or p.batch_size > rows:
+        raise ValueError(
+            f"{name}.batch_size={p.batch_size} must be at least 1, at most the split's {rows}"
+        )
+    steps = p.epochs * (rows // p.batch_size)
+    looks = config.alarm.every_steps if p.objective != "clean" else 0
+    return Work(
+        name=name,
+        config=config,
+        train=train,
+        rows=rows,
+        steps=steps,
+        probes=steps // looks if looks else 0,
+        selections=math.ceil(p.epochs / config.evaluation.every_epochs),
+        selection=split(config, "selection_split"),
+        test=split(config, "test_split"),
+    )
+
+
+def _rows(config: Config, name: str, train: Split) -> int:
+    if train.source is not None:
+        return splits.examples(config, name, train.source)
+    rows = train.images * config.data.views
+    return round(rows / (1 - config.data.extra_share)) if config.data.extra else rows
+
+
+def split(config: Config, key: str) -> Split:
+    """Return a split of the config's data set, or its known size where it is not here.
+
+    Raises:
+      ValueError: it is not here, and its size is not known.
+    """
+    try:
+        source = splits.opened(config, key)
+        return Split(len(source), source)
+    except DataError as error:
+        known = _known(config, key)
+        if known is None:
+            raise
+        if "num_classes" in str(error) and "is whole" in str(error):
+            raise  # it is here, and another one than the config means
+        return Split(known, None)
+
+
+def _known(config: Config, key: str) -> int | None:
+    """Return the images of a split of a data set that everybody knows."""
+    data = config.data
+    name = data.name.removeprefix("tfds:").partition(":")[0]
+    asked = grammar.parse(data[key])
+    if name not in _SIZES or asked is None:
+        return None
+    if asked.ids is not None:
+        total = _LISTS.get(asked.ids) if name == "imagenet2012" else _SIZES[name].get(asked.name)
+    else:
+        total = _SIZES[name].get(grammar.present(asked.name, _SIZES[name]) or "")
+    if total is None:
+        return None
+    if data.classes is not None:  # classes of equal size, about
+        total = round(total * len(subsets.read_classes(data.classes)) / _CLASSES[name])
+    return len(grammar.rows(asked.part, total, f"{data.name}, split {data[key]!r}"))
+
+
+def forward_passes(steps: int) -> int:
+    """Return the passes per image of an evaluation by APGD-CE of so many steps."""
+    return 2 * steps + 1 + 2  # the attack, and the network's answers before and after it
+
+
+def evaluation_flops(work: Work, key: str) -> float:
+    """Return the operations of one evaluation, of the model."""
+    passes = forward_passes(work.config[key].steps)
+    return passes * build.forward_flops(work.config) * work.evaluated(key)
