@@ -174,10 +174,11 @@ class AutoAttackTest(absltest.TestCase):
             self.assertEqual(found.passes[setting.name], plan.most_passes(setting, 1000))
         adds = multiply_adds(NET, *SHAPES, image_size=224)
         whole = sum(found.passes.values()) * 2 * adds * 5000 / 1e15
-        self.assertAlmostEqual(found.of_images(5000, 1.0) / whole, 1)
         first = found.passes["apgd-ce"] * 2 * adds * 5000 / 1e15
-        self.assertAlmostEqual(found.of_images(5000, 0.0) / first, 1)
-        self.assertAlmostEqual(found.of_images(5000, 0.5) / ((whole + first) / 2), 1)
+        plain = {"passes_per_image": found.passes, "pass_s": found.seconds, "compile_s": 7.0}
+        for robust, by_hand in ((1.0, whole), (0.0, first), (0.5, (whole + first) / 2)):
+            seconds = attacked.seconds_of(plain, images=5000, robust=robust)
+            self.assertAlmostEqual(seconds / (by_hand + 7), 1)
 
 
 class TargetTest(parameterized.TestCase):

@@ -56,7 +56,7 @@ def account(
     }
     images = parts[-1].evaluated("test") if images is None else images
     if images:
-        found["autoattack"] = _autoattack(parts[-1], target, utilisation, images, robust)
+        found["autoattack"] = _autoattack(parts[-1], target, utilisation, images, robust, start)
     return found | {"assumed": _assumed(parts, target, found, robust)}
 
 
@@ -131,24 +131,26 @@ def _roofline(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def _autoattack(
-    part: Work, target: Target, utilisation: float, images: int, robust: float
+    part: Work, target: Target, utilisation: float, images: int, robust: float, start: float
 ) -> dict[str, Any]:
     """Return what standard AutoAttack costs on the network of the last phase."""
     if target.here:
-        found, count = attacked.measured(part.config), target.chips
+        once = attacked.measured(part.config)
     else:
         assert target.chip is not None, "only listed chips have names"
         speed = target.chips * target.chip.flops * utilisation
-        found, count = attacked.computed(part.config, flops_per_s=speed), target.chips
-    return {
+        once = attacked.computed(part.config, flops_per_s=speed)
+    found: dict[str, Any] = {
         "images": images,
-        "passes_per_image": found.passes,
-        "pass_s": found.seconds,
-        "compile_s": found.compile,
+        "passes_per_image": once.passes,
+        "pass_s": once.seconds,
+        "compile_s": once.compile,
         "robust": robust,
-        "at_most": costs(found.of_images(images, 1.0), count),
-        "expected": costs(found.of_images(images, robust), count),
     }
+    for name, share in (("at_most", 1.0), ("expected", robust)):
+        seconds = start + attacked.seconds_of(found, images=images, robust=share)
+        found[name] = costs(seconds, target.chips)
+    return found
 
 
 def _assumed(parts: list[Work], target: Target, found: dict[str, Any], robust: float) -> list[str]:

@@ -30,15 +30,21 @@ class Attacked(NamedTuple):
     seconds: dict[str, float]  # of a pass of one image, on all devices together
     compile: float
 
-    def of_images(self, images: int, robust: float) -> float:
-        """Return the seconds for so many images, a share of which is robust.
 
-        An image that is fooled counts APGD-CE as a whole and nothing else, which is more than it
-        takes where it falls at once, and less where only a later attack fools it.
-        """
-        each = {name: count * self.seconds[name] for name, count in self.passes.items()}
-        first = next(iter(each.values()))
-        return images * (robust * sum(each.values()) + (1 - robust) * first) + self.compile
+def seconds_of(found: dict[str, Any], *, images: int, robust: float) -> float:
+    """Return the seconds for so many images, a share of which is robust.
+
+    An image that is fooled counts APGD-CE as a whole and nothing else, which is more than it takes
+    where it falls at once, and less where only a later attack fools it.
+
+    Args:
+      found: `passes_per_image`, `pass_s` and `compile_s` of an account.
+    """
+    passes, seconds = found["passes_per_image"], found["pass_s"]
+    each = {name: count * seconds[name] for name, count in passes.items()}
+    first = next(iter(each.values()))
+    attacking = images * (robust * sum(each.values()) + (1 - robust) * first)
+    return attacking + found["compile_s"]
 
 
 def computed(config: Config, *, flops_per_s: float) -> Attacked:

@@ -1,0 +1,119 @@
+"""How far `python -m jaxrobust.estimate --on cpu` is from what training and AutoAttack then take.
+
+python tools/bench_estimate.py [CONFIG ...] [--images 64] [--workdir DIR] [--json]
+
+For each config, each command in a process of its own and with nothing cached: the estimate, the
+training, standard AutoAttack on the first images of the test split, and the estimate again. The two
+estimates say how steady the machine was: a difference between them is noise, not error. AutoAttack
+is estimated with the share of robust images that it found.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from jaxrobust.estimate.attacked import seconds_of  # noqa: E402
+from jaxrobust.evaluation import records  # noqa: E402
+from jaxrobust.runtime.commandline import Arguments, answer  # noqa: E402
+
+ENOUGH = 0.15  # the error that is aimed at
+
+
+def parse() -> argparse.Namespace:
+    """Return the command line."""
+    parser = Arguments(__doc__)
+    parser.add_argument("configs", nargs="*", default=["quickstart"], help="Configs to train.")
+    parser.flag("images", type=int, default=64, help="Images of AutoAttack; 0: leave it out.")
+    parser.flag("workdir", type=Path, help="Folder for the runs; default: one that is deleted.")
+    parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
+    return parser.parse_args()
+
+
+def command(module: str, *words: str, cache: Path) -> tuple[str, float]:
+    """Run a command; return what it prints, and its seconds.
+
+    Raises:
+      OSError: it fails.
+    """
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words],
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    if done.returncode:
+        raise OSError(f"{module} {' '.join(words)} ends with {done.returncode}")
+    return done.stdout, time.perf_counter() - start
+
+
+def compared(config: str, folder: Path, images: int) -> dict[str, Any]:
+    """Return the estimates of a config beside what it took."""
+
+    def estimated() -> dict[str, Any]:
+        words = (config, "--on", "cpu", "--images", str(images), "--json")
+        out, _ = command("jaxrobust.estimate", *words, cache=folder / "unused")
+        return json.loads(out.splitlines()[-1])
+
+    estimates = [estimated()]
+    run = str(folder / "run")
+    trained = ("jaxrobust.main", "--config", config, "--workdir", run)
+    _, seconds = command(*trained, cache=folder / "training")
+    real = {"training": seconds}
+    robust = 0.0
+    if images:
+        out = folder / "evaluation"
+        words = ("--workdir", run, "--attack", "autoattack", "--n", str(images), "--out", str(out))
+        _, real["autoattack"] = command("jaxrobust.evaluate", *words, cache=folder / "attacking")
+        robust = records.read(out)[-1]["robust"]
+    estimates.append(estimated())
+    found = {}
+    for what, took in real.items():
+        guesses = [
+            e["training"]["seconds"]
+            if what == "training"
+            else seconds_of(e["autoattack"], images=images, robust=robust) + e["start_s"]
+            for e in estimates
+        ]
+        mean = sum(guesses) / len(guesses)
+        found[what] = {
+            "estimates_s": guesses,
+            "real_s": took,
+            "error": mean / took - 1,
+            "noise": abs(guesses[0] - guesses[1]) / mean,
+        }
+    return found | {"robust": robust}
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Compare and print."""
+    found = {}
+    for config in args.configs:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = args.workdir / Path(config).stem if args.workdir else Path(temporary)
+            found[config] = rows = compared(config, folder, args.images)
+        for what, row in rows.items():
+            if what == "robust":
+                continue
+            first, second = row["estimates_s"]
+            far = "within" if abs(row["error"]) <= ENOUGH else "NOT within"
+            print(
+                f"{config}, {what}: estimated {first:.1f} s before and {second:.1f} s after, "
+                f"took {row['real_s']:.1f} s: {row['error']:+.0%}, {far} {ENOUGH:.0%} "
+                f"(the estimates differ by {row['noise']:.0%})",
+                flush=True,
+            )
+    return found
+
+
+if __name__ == "__main__":
+    answer(run, parse(), "runs are left in --workdir")
