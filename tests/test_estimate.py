@@ -150,6 +150,19 @@ class ElsewhereTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "batch_size=1024 cannot be split over 3 devices"):
             account.account(imagenet(), H100._replace(chips=3), utilisation=0.2)
 
+    def test_a_state_that_no_chip_holds_is_refused(self):
+        chip = H100.chip._replace(memory=10**5)
+        with self.assertRaisesRegex(
+            ValueError, "GiB of a chip that has 0; share them with --fsdp 0"
+        ):
+            account.account(imagenet(), H100._replace(chip=chip), utilisation=0.2)
+
+    def test_tpus_without_a_compiler_say_how_to_get_it(self):
+        for name, compiles in (("TPU v5e", False), ("TPU v5e", True), ("NVIDIA H100 SXM", False)):
+            on = H100._replace(kind=name, compiles=compiles)
+            lines = " ".join(account.account(imagenet(), on, utilisation=0.2)["assumed"])
+            self.assertEqual("tpu-aot" in lines, name == "TPU v5e" and not compiles)
+
     def test_price_counts_every_chip_hour(self):
         found = account.account(imagenet(), H100, utilisation=0.2)
         priced = account.priced(found, 2.5)

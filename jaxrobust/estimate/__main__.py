@@ -9,6 +9,7 @@ Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason t
 """
 
 import argparse
+import tempfile
 import time
 
 BEGUN = time.perf_counter()
@@ -103,17 +104,19 @@ def _account(
 
     from jaxrobust.estimate import account, page
 
-    jax.config.update("jax_enable_compilation_cache", False)  # as where nothing is cached
-    found = account.account(
-        config,
-        target,
-        utilisation=utilisation,
-        seconds=args.seconds,
-        chips=chips,
-        images=args.images,
-        robust=robust,
-        start=time.perf_counter() - BEGUN if target.here else 0.0,
-    )
+    with tempfile.TemporaryDirectory() as empty:
+        # As where nothing is cached yet: a later phase finds what an earlier one has compiled.
+        jax.config.update("jax_compilation_cache_dir", empty)
+        found = account.account(
+            config,
+            target,
+            utilisation=utilisation,
+            seconds=args.seconds,
+            chips=chips,
+            images=args.images,
+            robust=robust,
+            start=time.perf_counter() - BEGUN if target.here else 0.0,
+        )
     found = {"config": config_name(args.config), "price": price} | found
     if price is not None:
         found = account.priced(found, price)

@@ -172,9 +172,10 @@ def _assumed(parts: list[Work], target: Target, found: dict[str, Any], robust: f
     if target.here and unknown:
         lines.append("The step was measured on random images: reading real ones is not in it.")
     if not target.here and any("roofline" not in row for row in found["phases"]):
+        remedy = "; pip install 'jaxrobust[tpu-aot]' brings the compiler"
         lines.append(
             "Memory is that of parameters, average and optimiser alone, without activations: the "
-            "step was not compiled."
+            f"step was not compiled{remedy * ('TPU' in target.kind and not target.compiles)}."
         )
     if "autoattack" in found:
         lines.append(

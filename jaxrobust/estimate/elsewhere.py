@@ -56,6 +56,12 @@ def computed(
         memory = topology.memory_of(found)
     else:
         memory = _state(work, target)
+        if memory > target.chip.memory:
+            raise ValueError(
+                f"{name}: parameters, their average and the optimiser's state alone take "
+                f"{memory / 2**30:.1f} GiB of a chip that has {target.chip.memory / 2**30:.0f}; "
+                "share them with --fsdp 0"
+            )
     speed = target.chips * target.chip.flops * utilisation
     every = config.alarm.every_steps or 1
     return Computed(

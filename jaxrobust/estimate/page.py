@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from jaxrobust.runtime.progress import clock
-
 
 def page(found: dict[str, Any]) -> str:
     """Return the table of phases, what each part takes, and what is assumed."""
@@ -39,7 +37,7 @@ def _row(row: dict[str, Any], found: dict[str, Any]) -> dict[str, str]:
         "images/s": f"{row['images_per_s']:,.0f}",
         "per chip": f"{row['images_per_s_per_chip']:,.0f}",
         "GiB/chip": f"{row['memory_bytes'] / 2**30:.2f}",
-        "time": clock(row["seconds"]),
+        "time": _seconds(row["seconds"]),
         "chip-hours": f"{row['chip_hours']:,.3g}",
     }
     if row["mfu"] is not None:
