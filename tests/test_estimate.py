@@ -1,5 +1,6 @@
 """What a run will cost: against arithmetic by hand, and its mistakes as one sentence."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -250,6 +251,29 @@ class CommandTest(parameterized.TestCase):
             self.assertGreater(row["parts_s"][part], 0, part)
         self.assertGreater(row["memory_bytes"], 0)
         self.assertIn("Measured: the programs were compiled and run", out)
+
+    @pytest.mark.slow
+    @absltest.skipUnless(
+        importlib.util.find_spec("libtpu"), "needs the TPU compiler: pip install -e '.[tpu-aot]'"
+    )
+    def test_the_roofline_is_that_of_bench_step(self):
+        file = self.create_tempfile("tiny.py", TINY).full_path
+        code, out, err = command(file, "--on", "v5e:2x2", "--fsdp", "0", "--images", "0", "--json")
+        self.assertEqual(code, 0, err)
+        (row,) = json.loads(out.splitlines()[-1])["phases"]
+        words = (file, "--topology", "v5e:2x2", "--batch", "8", "--fsdp", "0", "--json")
+        done = subprocess.run(
+            [sys.executable, paths.ROOT / "tools/bench_step.py", *words],
+            env=os.environ | {"JAXROBUST_ALLOCATOR": "system"},
+            capture_output=True,
+            text=True,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        theirs = json.loads(done.stdout.splitlines()[-1])
+        for key, value in row["roofline"].items():
+            self.assertEqual(value, theirs[key], key)
+        self.assertEqual(row["memory_bytes"], theirs["memory_bytes"])
+        self.assertAlmostEqual(row["executed_flops_per_image"], theirs["flops_executable"] / 8)
 
     @parameterized.parameters(
         (("quickstart", "--on", "cpu", "--price", "2"), "--on cpu has no chips"),
