@@ -22,6 +22,9 @@ COMMANDS = {
     "evaluate": Command(
         "jaxrobust.evaluate", "--workdir RUN", "attacks a network and keeps the record"
     ),
+    "estimate": Command(
+        "jaxrobust.estimate.__main__", "CONFIG --on v5e:8x8", "says what a run will cost"
+    ),
     "report": Command(
         "jaxrobust.report", "runs/quickstart", "shows runs and evaluations as one HTML file"
     ),
