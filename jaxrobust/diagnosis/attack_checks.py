@@ -15,14 +15,23 @@ _MASKS = (*_BEFORE, "zero-gradients")
 
 
 def _share_of_zeros(patient: Patient, loss: str, dtype: str) -> np.ndarray:
-    return patient.slopes(loss, dtype) == 0
+    slopes = patient.slopes(loss, dtype)
+    return (slopes == 0) | ~np.isfinite(slopes)  # neither moves an image
 
 
 def _zero(patient: Patient) -> Seen:
+    if patient.without_gradient:
+        return Seen(
+            RED,
+            f"the network cannot be differentiated: {patient.without_gradient}",
+            cause="a callback, or an operation without a derivative",
+            remedy="write that operation in JAX, or give it a derivative; until then only Square "
+            "can attack the network",
+        )
     zero = {"float32": _share_of_zeros(patient, "ce", "float32")}
     zero |= {dtype: _share_of_zeros(patient, "ce", dtype) for dtype in patient.others}
     value = {dtype: float(of.mean()) for dtype, of in zero.items()}
-    said = "exactly zero at " + ", ".join(f"{v:.1%} in {k}" for k, v in value.items())
+    said = "zero at " + ", ".join(f"{v:.1%} in {k}" for k, v in value.items())
     said += f" of {len(zero['float32'])} images"
     if doubts.check_gradients(zero["float32"]):
         return _why_zero(patient, said, value)
@@ -59,6 +68,8 @@ def _few(patient: Patient) -> Seen | None:
     count = len(patient.attacked)
     if patient.epsilon <= 0:
         return Seen(SKIPPED, "the radius is 0")
+    if patient.without_gradient:
+        return Seen(SKIPPED, "the network cannot be differentiated")
     return Seen(SKIPPED, f"only {count} images are right clean") if count < _FEW else None
 
 
@@ -130,8 +141,8 @@ _MASKED = (
 ATTACK_CHECKS: tuple[Check[Patient], ...] = (
     Check(
         "zero-gradients",
-        "Images at which the gradient of the cross-entropy is exactly zero, in each compute type; "
-        "red above 1 % in float32, yellow above 10 % in another type.",
+        "Images at which the gradient of the cross-entropy is exactly zero or not finite, by compute "
+        "type; red above 1 % in float32, yellow above 10 % in another type.",
         "gradients are masked: rounding, quantisation, a threshold or stop_gradient",
         _MASKED,
         "Croce & Hein 2020, arXiv 2003.01690, section 4; " + _SIGNS,

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxrobust.config import Config
 from jaxrobust.data import Prepared, pipeline, sources
+from jaxrobust.diagnosis import resizing
 from jaxrobust.diagnosis.config_checks import CONFIG_CHECKS, Plan
 from jaxrobust.diagnosis.findings import RED, Finding, examined, line, summary
 from jaxrobust.diagnosis.network_checks import NETWORK_CHECKS
@@ -91,6 +92,7 @@ def of_network(given: Given, *, images: int) -> Examination:
         norm=subject.norm,
         epsilon=_RADII[subject.norm] if subject.epsilon is None else subject.epsilon,
         others={} if subject.net else {"bfloat16": logits_of("bfloat16")},
+        arrays=resizing.resized(source, places, preprocessing=preprocessing, image_size=size),
         recorded=_recorded(run, which, subject, source),
         classes=source.classes,
         seed=given.seed,

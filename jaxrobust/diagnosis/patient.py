@@ -101,6 +101,17 @@ class Patient:
         """Return the places of the images that are attacked: the first that are right."""
         return np.flatnonzero(self.right)[:_ATTACKED]
 
+    @cached_property
+    def without_gradient(self) -> str | None:
+        """Return why the network cannot be differentiated; None: it can."""
+        image = jax.ShapeDtypeStruct((self.batch, *self.images.shape[1:]), jnp.float32)
+        label = jax.ShapeDtypeStruct((self.batch,), jnp.int32)
+        try:
+            jax.eval_shape(partial(_slopes, self.logits_fn, loss=attacks.ce_loss), image, label)
+        except Exception as error:  # whatever the user's code, or JAX, says
+            return " ".join(str(error).split())[:200]
+        return None
+
     def slopes(self, loss: str, dtype: str = "float32") -> np.ndarray:
         """Return f[n], the largest entry of the loss's gradient at each of the first images; NaN
         where one is not finite.
