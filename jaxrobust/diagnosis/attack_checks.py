@@ -141,8 +141,8 @@ _MASKED = (
 ATTACK_CHECKS: tuple[Check[Patient], ...] = (
     Check(
         "zero-gradients",
-        "Images at which the gradient of the cross-entropy is exactly zero or not finite, by compute "
-        "type; red above 1 % in float32, yellow above 10 % in another type.",
+        "Images at which the gradient of the cross-entropy is exactly zero or not finite, by "
+        "compute type; red above 1 % in float32, yellow above 10 % in another type.",
         "gradients are masked: rounding, quantisation, a threshold or stop_gradient",
         _MASKED,
         "Croce & Hein 2020, arXiv 2003.01690, section 4; " + _SIGNS,
