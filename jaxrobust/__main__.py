@@ -22,6 +22,9 @@ COMMANDS = {
     "evaluate": Command(
         "jaxrobust.evaluate", "--workdir RUN", "attacks a network and keeps the record"
     ),
+    "doctor": Command(
+        "jaxrobust.doctor", "RUN", "looks for the usual faults of a network, a run or a config"
+    ),
     "estimate": Command(
         "jaxrobust.estimate.__main__", "CONFIG --on v5e:8x8", "says what a run will cost"
     ),

@@ -23,9 +23,9 @@ ROOMS = (
     {"weights"},
     {"evaluation"},
     {"training"},
-    {"convert"},
+    {"convert", "diagnosis"},
     {"report"},
-    {"main", "evaluate", "estimate", "__main__"},
+    {"main", "evaluate", "estimate", "doctor", "__main__"},
 )
 FLOOR = {name: number for number, names in enumerate(ROOMS) for name in names}
 
@@ -40,7 +40,7 @@ ALLOWED = {
     "simplejpeg": ("data.decoding",),
     "clu": ("training.metrics", "models.table"),
     "tensorboardX": ("training.metrics",),
-    "ml_collections": ("main", "config", "runtime.commandline"),
+    "ml_collections": ("main", "doctor", "config", "runtime.commandline"),
     "torch": ("weights.files", "convert", "evaluation.claims_torch"),
     "huggingface_hub": ("weights.download", "data.huggingface"),
     "datasets": ("data.huggingface",),

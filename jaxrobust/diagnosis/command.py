@@ -1,0 +1,181 @@
+"""From what the command line names to findings: a network, a config, or a run, which has both."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrobust.config import Config
+from jaxrobust.data import Prepared, pipeline, sources
+from jaxrobust.diagnosis import resizing
+from jaxrobust.diagnosis.config_checks import CONFIG_CHECKS, Plan
+from jaxrobust.diagnosis.findings import RED, Finding, examined, line, summary
+from jaxrobust.diagnosis.network_checks import NETWORK_CHECKS
+from jaxrobust.diagnosis.patient import Patient, Recorded
+from jaxrobust.evaluation import flags, measuring, records
+from jaxrobust.evaluation import subject as subjects
+from jaxrobust.evaluation.flags import Given
+from jaxrobust.evaluation.recording import known
+from jaxrobust.evaluation.subject import Subject
+from jaxrobust.runtime import compilation
+from jaxrobust.weights import runs
+
+_RADII = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}  # where nobody names one: CIFAR-10's
+
+
+class Examination(NamedTuple):
+    """What was examined, in words, and what was found."""
+
+    of: str
+    findings: list[Finding]
+
+
+def given_of(place: str | None, **named: Any) -> Given:
+    """Return evaluate's flags; `place` is a run, weights, or a function, whose flag is left out.
+
+    Raises:
+      ValueError: it is none of them, or a flag says the same.
+    """
+    rest: dict[str, Any] = dict.fromkeys(Given._fields[: Given._fields.index("steps")])
+    rest |= {"attack": "clean", "version": "standard", "search_dtype": "float32", "seed": 0}
+    if place is not None:
+        flag = _flag_of(place)
+        if named.get(flag) is not None:
+            raise ValueError(f"{place} and --{flag}={named[flag]} name the same; give one of them")
+        named[flag] = place
+    return Given(**(rest | named))
+
+
+def _flag_of(place: str) -> str:
+    """Return the flag of `evaluate` that a word without one stands for."""
+    path = Path(place)
+    if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
+        return "workdir"
+    if not path.exists() and ".py:" in place:
+        return "function"
+    return "weights"
+
+
+def of_network(given: Given, *, images: int) -> Examination:
+    """Examine the network of checked flags, on so many images of its test split.
+
+    Raises:
+      ValueError: flags that contradict each other or the weights, with what to do.
+    """
+    given = flags.placed(given)
+    flags.check(given)
+    run = Path(given.workdir) if given.workdir else None
+    compilation.use_persistent_cache((run or Path("runs/doctor")).parent)
+    origin = flags.origin(given)
+    subject, source = subjects.settled(
+        origin,
+        network={"num_classes": given.num_classes, "image_size": given.image_size},
+        dataset=given.dataset,
+        split=given.split,
+        classes=given.classes,
+        data_dir=given.data_dir,
+        norm=given.norm,
+        epsilon=given.epsilon,
+    )
+    size = known(subject.network.image_size)
+    which, subject, weights = flags.weights(given, subject, source)
+    wanted = subjects.preprocessing(origin, size, source, given.preprocessing)
+    preprocessing = pipeline.preprocessing_id(source, size, wanted)
+    prepared = Prepared(source, image_size=size, preprocessing=preprocessing, images=len(source))
+    places = _chosen(len(source), images)
+    logits_of = measuring.networks_of(subject, weights)
+    patient = Patient(
+        logits_fn=logits_of("float32"),
+        images=prepared[places],
+        labels=prepared.labels()[places],
+        norm=subject.norm,
+        epsilon=_RADII[subject.norm] if subject.epsilon is None else subject.epsilon,
+        others={} if subject.net else {"bfloat16": logits_of("bfloat16")},
+        arrays=resizing.resized(source, places, preprocessing=preprocessing, image_size=size),
+        recorded=_recorded(run, which, subject, source),
+        classes=source.classes,
+        seed=given.seed,
+    )
+    said = f" ({which})" if which else ""
+    of = f"{subject.network.name}{said} on {len(places)} images of {source.where()}"
+    return Examination(of, examined(NETWORK_CHECKS, patient))
+
+
+def _chosen(size: int, images: int) -> np.ndarray:
+    """Return the places of images from the whole split: its first ones may be all of one class."""
+    if size <= images:
+        return np.arange(size)
+    return np.sort(np.random.default_rng(0).choice(size, images, replace=False))
+
+
+def _recorded(
+    run: Path | None, which: str | None, subject: Subject, source: sources.Source
+) -> Recorded | None:
+    """Return what the run's own record says of these weights on this split, if there is one."""
+    if run is None or not (run / "results.jsonl").is_file():
+        return None
+    for record in reversed(records.read(run)):
+        same = (record.get("dataset"), record.get("split")) == (source.name, source.split)
+        if same and record.get("weights") == which and record.get("clean") is not None:
+            return Recorded(float(record["clean"]), f"{run.name}/results.jsonl")
+    return None
+
+
+def of_config(found: Config, *, devices: int, name: str) -> Examination:
+    """Examine a config for training on so many devices; nothing is compiled.
+
+    Raises:
+      ValueError: a phase without a section, or a network that cannot be made.
+    """
+    return Examination(
+        f"{name} on {devices} devices", examined(CONFIG_CHECKS, Plan(found, devices))
+    )
+
+
+def answer(
+    given: dict[str, Any],
+    place: str | None,
+    *,
+    config: Config | None,
+    named: str | None,
+    devices: int | None,
+    coloured: bool,
+    as_json: bool,
+) -> tuple[Any, int]:
+    """Return what is printed, and the exit code: 1 if something is red.
+
+    Args:
+      given: flags of evaluate, and `n`.
+      place: the word without a flag.
+      config: a config, and `named`, what it is called.
+      devices: None: those that are here; a CPU is one.
+    Raises:
+      ValueError: nothing is named to examine, or flags contradict each other.
+    """
+    devices = devices or (1 if jax.default_backend() == "cpu" else jax.device_count())
+    asked = {key: value for key, value in given.items() if key not in ("n", "seed")}
+    names_network = place is not None or any(value is not None for value in asked.values())
+    if config is None and not names_network:
+        raise ValueError(
+            "name a run, weights, a function or a config: RUN, --model NAME --weights PATH "
+            "--dataset NAME, my_net.py:logits_fn --dataset NAME, or --config FILE"
+        )
+    done = []
+    if config is not None:
+        done.append(of_config(config, devices=devices, name=str(named)))
+    if names_network:
+        flags_given = given_of(place, **given)
+        if flags_given.workdir and config is None:
+            run = Path(flags_given.workdir)
+            done.append(of_config(runs.run_config(run), devices=devices, name=f"{run}/config.json"))
+        done.append(of_network(flags_given, images=given["n"]))
+    red = any(f.seen.level == RED for each in done for f in each.findings)
+    if as_json:
+        told = [{"of": e.of, "findings": [f.plain() for f in e.findings]} for e in done]
+        return {"red": red, "examined": told}, int(red)
+    lines = []
+    for each in done:
+        lines += [each.of, *(line(f, coloured=coloured) for f in each.findings)]
+        lines += [summary(each.findings), ""]
+    return "\n".join(lines).rstrip(), int(red)

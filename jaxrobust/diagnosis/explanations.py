@@ -1,0 +1,165 @@
+"""What done to the images, or to the classes, would raise the accuracy of a network.
+
+Each explanation is tried, and the best one counts, if it raises the accuracy by far: so a network
+that is normalised twice is not blamed for the order of its classes.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment  # JAX depends on SciPy
+
+from jaxrobust.diagnosis.patient import Patient
+from jaxrobust.evaluation.checks import is_right
+from jaxrobust.weights.compose import NORMALIZATIONS
+
+RANGE, MISSING, TWICE = "input-range", "missing-normalisation", "double-normalisation"
+CHANNELS, ORDER = "channel-order", "label-order"
+ALL = (RANGE, MISSING, TWICE, CHANNELS, ORDER)
+_GAIN, _SOME, _DEVIATIONS = 0.1, 0.04, 3.5  # of accuracy: red, yellow; and both beyond chance
+
+
+class Tried(NamedTuple):
+    """What was done, and what the network then makes of the images."""
+
+    check: str
+    done: str
+    accuracy: float
+    loss: float
+    gain: float  # in accuracy
+    deviations: float  # standard ones of the gain, if nothing but chance made it
+
+    @property
+    def convinces(self) -> bool:
+        """Tell whether chance or a network's taste for contrast does not explain it."""
+        return self.gain > _GAIN and self.deviations > _DEVIATIONS
+
+    @property
+    def suggests(self) -> bool:
+        """Tell whether it is worth a look."""
+        return self.gain > _SOME and self.deviations > _DEVIATIONS
+
+
+def tried(patient: Patient) -> list[Tried]:
+    """Return all explanations that were tried, those of the images first."""
+    done = [_of_images(patient, *row) for row in _changes(patient.images.shape[-1])]
+    order = _of_order(patient)
+    return [*done, order] if order else done
+
+
+def best(explanations: list[Tried], classes: int, count: int) -> Tried | None:
+    """Return the explanation with the highest accuracy, of equal ones that with the lowest loss,
+    among those that matter and are above guessing.
+    """
+    chance = 1 / classes
+    floor = chance + 3 * (chance * (1 - chance) / max(count, 1)) ** 0.5
+    worth = [e for e in explanations if e.suggests and e.accuracy > floor]
+    return max(worth, key=lambda e: (round(e.accuracy, 2), -e.loss), default=None)
+
+
+def _changes(channels: int) -> Iterator[tuple[str, str, Callable[[np.ndarray], np.ndarray]]]:
+    yield RANGE, "images in 0..255", lambda x: 255 * x
+    for name, (mean, std) in NORMALIZATIONS.items():
+        if name == "none":
+            continue
+        m, s = (np.asarray(v, np.float32) for v in (mean, std))
+        if channels == 1:
+            m, s = m.mean(keepdims=True), s.mean(keepdims=True)
+        if len(m) not in (1, channels):
+            continue
+        words = "[-1, 1] (mean 0.5, std 0.5)" if name == "half" else f"the {name} normalisation"
+        yield MISSING, words, partial(_normalised, mean=m, std=s)
+        yield TWICE, words, partial(_undone, mean=m, std=s)
+    if channels == 3:
+        yield CHANNELS, "BGR", lambda x: x[..., ::-1]
+
+
+def _normalised(images: np.ndarray, *, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    return (images - mean) / std
+
+
+def _undone(images: np.ndarray, *, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    return images * std + mean
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean cross-entropy of logits f[N,K]; infinite where one is not finite."""
+    if not np.isfinite(logits).all():
+        return float("inf")
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    picked = shifted[np.arange(len(labels)), labels]
+    return float((np.log(np.exp(shifted).sum(axis=1)) - picked).mean())
+
+
+def _compared(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """Return the gain in accuracy and its standard deviations: a sign test of the images that
+    differ.
+    """
+    won, lost = int((after & ~before).sum()), int((before & ~after).sum())
+    return (won - lost) / max(len(before), 1), (won - lost) / max(won + lost, 1) ** 0.5
+
+
+def _of_images(
+    patient: Patient, check: str, words: str, change: Callable[[np.ndarray], np.ndarray]
+) -> Tried:
+    logits = patient.forward(np.ascontiguousarray(change(patient.images), np.float32))
+    right = is_right(logits, patient.labels)
+    loss = cross_entropy(logits, patient.labels)
+    return Tried(check, words, float(right.mean()), loss, *_compared(patient.right, right))
+
+
+def _of_order(patient: Patient) -> Tried | None:
+    """Return what a permutation of the classes explains, found on one half and tried on the other;
+    None where there are fewer than four images a class.
+    """
+    logits, labels = patient.logits, patient.labels
+    classes = logits.shape[1]
+    if len(labels) < 4 * classes or not np.isfinite(logits).all():
+        return None
+    order, accuracy, loss, before, after = permutation(logits, labels)
+    words = _told(order, patient.classes)
+    return Tried(ORDER, words, accuracy, loss, *_compared(before, after))
+
+
+def permutation(
+    logits: np.ndarray, labels: np.ndarray
+) -> tuple[np.ndarray, float, float, np.ndarray, np.ndarray]:
+    """Return the order of classes that fits best, i[K]: output i means class order[i].
+
+    It is found on one half of the images (Kuhn 1955, on the table of confusions), and judged on the
+    other: accuracy and loss in that order, and bool[n] of what is right without it and with it.
+    """
+    classes = logits.shape[1]
+    mixed = np.random.default_rng(0).permutation(len(labels))
+    found, judged = np.split(mixed, [len(labels) // 2])
+    table = np.zeros((classes, classes))
+    np.add.at(table, (logits[found].argmax(axis=1), labels[found]), 1)
+    table += 0.5 * np.eye(classes)  # a class that is not seen stays where it is
+    order = linear_sum_assignment(-table)[1]
+    moved = np.empty_like(logits[judged])
+    moved[:, order] = logits[judged]
+    before, after = (is_right(z, labels[judged]) for z in (logits[judged], moved))
+    loss = cross_entropy(moved, labels[judged])
+    return order, float(after.mean()), loss, before, after
+
+
+def _told(order: np.ndarray, names: tuple[str, ...]) -> str:
+    """Return a permutation in words."""
+    count = len(order)
+    shift = int(order[0])
+    if (order == (np.arange(count) + shift) % count).all():
+        back = shift > count // 2
+        return f"classes shifted by {shift - count if back else shift}"
+    if (order == np.arange(count)[::-1]).all():
+        return "classes in the opposite order"
+
+    def name(k: int) -> str:
+        return f"{k} ({names[k]})" if len(names) == count and names[k] != str(k) else str(k)
+
+    moved = [
+        f"output {k} is class {name(int(order[k]))}"
+        for k in np.flatnonzero(order != np.arange(count))
+    ]
+    return f"{', '.join(moved[:10])}{', ...' if len(moved) > 10 else ''}"

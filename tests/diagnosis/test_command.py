@@ -1,0 +1,142 @@
+"""`python -m jaxrobust.doctor`: what it takes, what it prints, and its exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl.testing import absltest, parameterized
+
+from configs import quickstart
+from jaxrobust.diagnosis import command
+from jaxrobust.diagnosis.findings import GREEN, RED, SKIPPED
+from tests.support import paths
+from tests.support.runs import quiet_run
+
+# The nearest mean of the shipped digits' classes, as a user writes a network.
+OWN = """
+import jax.numpy as jnp
+import numpy as np
+from jaxrobust.data import Prepared, open_source
+
+source = open_source("digits", "train")
+prepared = Prepared(source, image_size=8, preprocessing="none", images=len(source))
+images, labels = prepared[np.arange(len(source))], prepared.labels()
+means = np.stack([images[labels == k].mean(0).ravel() for k in range(10)])
+
+def logits_fn(x):
+    h = x.reshape(len(x), -1)
+    return 2 * h @ means.T - (means**2).sum(1)[None]
+
+def shifted(x):
+    return jnp.roll(logits_fn(x), 1, axis=1)
+"""
+
+
+def doctor(*words):
+    """What the command leaves behind, as a user starts it."""
+    return subprocess.run(
+        [sys.executable, "-m", "jaxrobust.doctor", *words],
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def examine(place, **given):
+    rest = dict.fromkeys(("dataset", "norm", "epsilon", "data_dir", "weights", "phase"))
+    code = command.answer(
+        rest | {"n": 200, "seed": 0} | given,
+        place,
+        config=None,
+        named=None,
+        devices=1,
+        coloured=False,
+        as_json=True,
+    )
+    told, code = code
+    return json.loads(json.dumps(told)), code
+
+
+def reds(told):
+    return [f["check"] for e in told["examined"] for f in e["findings"] if f["level"] == RED]
+
+
+class HealthyTest(parameterized.TestCase):
+    """Three that pass all."""
+
+    def check(self, place, **given):
+        told, code = examine(place, **given)
+        found = {f["check"]: f for e in told["examined"] for f in e["findings"]}
+        self.assertLessEqual({f["level"] for f in found.values()}, {GREEN, SKIPPED}, found)
+        self.assertEqual((code, told["red"]), (0, False))
+        return told
+
+    @pytest.mark.slow
+    def test_a_digits_run(self):
+        config = quickstart.get_config()
+        config.pretrain.epochs = config.train.epochs = 8
+        run = Path(self.create_tempdir()) / "run"
+        quiet_run(config, run)
+        told = self.check(str(run))
+        self.assertLen(told["examined"], 2)  # its config and its network
+
+    @pytest.mark.slow
+    def test_a_run_of_the_study(self):
+        run = paths.SHARED.parent / "study/base-0"
+        if not run.is_dir():
+            self.skipTest(paths.NO_SHARED)
+        self.check(str(run))
+
+    @pytest.mark.slow
+    def test_a_function(self):
+        file = self.create_tempfile("my_net.py", OWN)
+        self.check(f"{file.full_path}:logits_fn", dataset="digits", epsilon=0.1)
+
+
+class CommandTest(parameterized.TestCase):
+    @pytest.mark.slow
+    def test_a_fault_is_an_exit_code(self):
+        file = self.create_tempfile("my_net.py", OWN)
+        told, code = examine(f"{file.full_path}:shifted", dataset="digits", epsilon=0.1)
+        self.assertEqual((code, reds(told)), (1, ["label-order"]))
+
+    @pytest.mark.slow
+    def test_a_config(self):
+        done = doctor("--config", "quickstart", "--json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertFalse(json.loads(done.stdout)["red"])
+        done = doctor("--config=quickstart", "--config.train.warmup_epochs=20")
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertRegex(done.stdout, "(?m)^red +warm-up +train: train.warmup_epochs=20")
+        self.assertNotIn("\033", done.stdout)
+
+    @parameterized.parameters(
+        (["--n=5", "run"], "--n=5 is outside of 32 to 1000"),
+        (["a", "b"], "'b' is one word too many"),
+        ([], "name a run"),
+    )
+    @pytest.mark.slow
+    def test_mistakes(self, words, message):
+        done = doctor(*words)
+        self.assertEqual((done.returncode, done.stdout), (2, ""))
+        self.assertIn(message, done.stderr)
+
+    def test_nothing_is_named(self):
+        with self.assertRaisesRegex(ValueError, "name a run, weights, a function or a config"):
+            examine(None)
+
+    def test_named_twice(self):
+        with self.assertRaisesRegex(ValueError, "weights.pt and --weights=b.pt name the same"):
+            examine("weights.pt", weights="b.pt")
+
+    def test_a_function_without_data(self):
+        file = self.create_tempfile("my_net.py", OWN)
+        with self.assertRaisesRegex(ValueError, "--function needs --dataset NAME"):
+            examine(f"{file.full_path}:logits_fn")
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,121 @@
+"""Each fault in a config that has it, and nothing in those of the package."""
+
+import importlib
+
+from absl.testing import absltest, parameterized
+
+from jaxrobust.diagnosis.config_checks import CONFIG_CHECKS, Plan
+from jaxrobust.diagnosis.findings import GREEN, RED, SKIPPED, YELLOW, examined
+from tests.support.runs import tiny
+
+TWICE = """
+import jax.numpy as jnp
+from jaxrobust import models
+from jaxrobust.types import Classifier
+
+def make(num_classes, image_size, in_channels):
+    net = models.create("convnext_n", num_classes=num_classes, image_size=image_size,
+                        depths=(1,), dims=(8,))
+    mean = jnp.asarray([[[[0.485, 0.456, 0.406]]]])
+    def apply(params, stats, images, **how):
+        return net.apply(params, stats, (images - mean) / 0.225, **how)
+    return Classifier(net.init, apply)
+"""
+
+
+def faults(config, devices=1):
+    found = examined(CONFIG_CHECKS, Plan(config, devices))
+    return {f.check.name: f for f in found if f.seen.level in (RED, YELLOW)}
+
+
+class ConfigTest(parameterized.TestCase):
+    def check_only(self, name, level, config, devices=1):
+        found = faults(config, devices)
+        self.assertEqual({k: f.seen.level for k, f in found.items()}, {name: level}, found)
+        return found[name]
+
+    def test_healthy(self):
+        self.assertEmpty(faults(tiny(train__epochs=5, pretrain__epochs=5)))
+
+    @parameterized.parameters("quickstart", "convnext_t_cvst", "vit_s_cvst", "xcit_s12")
+    def test_published(self, name):
+        config = importlib.import_module(f"configs.{name}").get_config()
+        found = examined(CONFIG_CHECKS, Plan(config, 8))
+        for each in found:
+            self.assertIn(each.seen.level, (GREEN, SKIPPED), each)
+
+    def test_heavy_augmentation(self):
+        config = tiny(data__augmentation="crop|randaugment", pretrain__epochs=0)
+        found = self.check_only("heavy-augmentation", RED, config)
+        self.assertIn("give clean weights", found.remedy)
+
+    @parameterized.parameters(
+        ({"name": "pgd", "steps": 2, "step_size": 0.02}, RED, "do not reach the radius"),
+        ({"name": "pgd", "steps": 2, "relative_step": 3.0}, RED, "leaps over the ball"),
+        ({"name": "pgd", "steps": 2, "step_size": 0.06}, YELLOW, "attack.relative_step=0.6"),
+        ({"name": "apgd", "steps": 2, "step_size": 0.06}, YELLOW, "is not read"),
+    )
+    def test_step_rule(self, attack, level, words):
+        config = tiny(**{f"attack__{key}": value for key, value in attack.items()})
+        self.assertIn(words, self.check_only("step-rule", level, config).seen.said)
+
+    @parameterized.parameters(("image", RED), ("random", YELLOW))
+    def test_one_step(self, start, level):
+        config = tiny(attack__steps=1, attack__epsilon=8 / 255, attack__start=start)
+        found = self.check_only("one-step", level, config)
+        self.assertIn("leaks the label", found.cause)
+
+    def test_normalised_twice(self):
+        file = self.create_tempfile("nets.py", TWICE)
+        own = {"model__name": f"{file.full_path}:make", "model__options": {}}
+        config = tiny(**own, model__image_size=32, model__in_channels=3, data__name="fake")
+        self.assertNotIn("normalised-twice", faults(config))
+        with config.unlocked():
+            config.init.normalize = "imagenet"
+        found = faults(config)["normalised-twice"]
+        self.assertEqual(found.seen.level, RED)
+        self.assertIn("holds the mean of imagenet", found.seen.said)
+
+    def test_batch_statistics(self):
+        config = tiny(attack__statistics="batch", train__objective="trades")
+        config = config.copy_and_resolve_references().unlock()
+        config.model.update(name="resnet18", image_size=8)
+        config.model.options = {}
+        config.attack.start = "random"
+        self.check_only("batch-statistics", RED, config)
+        config.train.objective = "adversarial"  # as the main paper trains
+        self.assertEmpty(faults(config))
+        config.train.objective = "trades"
+        config.model.name = "convnext_n"  # layer norm
+        self.assertEmpty(faults(config))
+
+    @parameterized.parameters((0.99, RED), (0.9, YELLOW), (0.5, None))
+    def test_ema_horizon(self, decay, level):
+        config = tiny(train__ema_decay=decay)  # of 12 steps
+        if level is None:
+            return self.assertEmpty(faults(config))
+        found = self.check_only("ema-horizon", level, config)
+        self.assertIn("set train.ema_decay=0.167", found.remedy)
+
+    @parameterized.parameters((3, RED), (2, YELLOW))
+    def test_warm_up(self, epochs, level):
+        self.check_only("warm-up", level, tiny(train__warmup_epochs=epochs))
+
+    def test_batch_and_mesh(self):
+        found = self.check_only("batch-and-mesh", RED, tiny(), devices=3)
+        self.assertIn("pretrain.batch_size=64 cannot be split over 3 devices", found.seen.said)
+        self.assertIn("use 63 or 66", found.remedy)
+
+    def test_image_size(self):
+        found = self.check_only("image-size", RED, tiny(model__image_size=16))
+        self.assertIn("images of digits have 8 px, the network 16", found.seen.said)
+
+    def test_data_that_is_not_here(self):
+        config = tiny(data__name="folder:/nowhere", data__train_split="train")
+        found = examined(CONFIG_CHECKS, Plan(config))
+        skipped = {f.check.name for f in found if f.seen.level == SKIPPED}
+        self.assertEqual(skipped, {"ema-horizon", "image-size"})
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,54 @@
+"""What a check finds, what follows from it, and how that is told."""
+
+import json
+
+from absl.testing import absltest
+
+from jaxrobust.diagnosis import findings
+from jaxrobust.diagnosis.config_checks import CONFIG_CHECKS
+from jaxrobust.diagnosis.findings import GREEN, RED, YELLOW, Check, Seen
+from jaxrobust.diagnosis.network_checks import NETWORK_CHECKS
+
+
+def check(name, level, follows=()):
+    seen = Seen(level, f"seen {name}", 1.5)
+    return Check(name, "measures", "cause", "remedy", "paper", lambda patient: seen, follows)
+
+
+class FindingsTest(absltest.TestCase):
+    def test_one_fault_is_red_once(self):
+        rows = [
+            check("a", RED),
+            check("b", RED, ("a",)),
+            check("c", RED),
+            check("d", GREEN, ("a",)),
+        ]
+        found = findings.examined(rows, None)
+        self.assertEqual([f.seen.level for f in found], [RED, YELLOW, RED, GREEN])
+        self.assertEqual([f.after for f in found], [None, "a", None, None])
+        self.assertIn("mend a first", findings.line(found[1], coloured=False))
+        self.assertEqual(findings.summary(found), "4 checks: 1 green, 1 yellow, 2 red")
+
+    def test_a_line_has_words_and_colour_only_on_a_terminal(self):
+        (red,) = findings.examined([check("a", RED)], None)
+        said = findings.line(red, coloured=False)
+        self.assertRegex(said, r"^red +a +seen a\. Cause: cause\. Remedy: remedy \(paper\)$")
+        self.assertIn("\033[31mred", findings.line(red, coloured=True))
+        (green,) = findings.examined([check("a", GREEN)], None)
+        self.assertRegex(findings.line(green, coloured=False), r"^green +a +seen a$")
+
+    def test_values_are_json(self):
+        (red,) = findings.examined([check("a", RED)], None)
+        self.assertEqual(json.loads(json.dumps(red.plain()))["cause"], "cause")
+
+    def test_rows_of_the_tables(self):
+        for table in (NETWORK_CHECKS, CONFIG_CHECKS):
+            names = [row.name for row in table]
+            self.assertEqual(len(set(names)), len(names))
+            for number, row in enumerate(table):
+                self.assertRegex(row.paper, r"arXiv \d{4}\.\d{5}, section", row.name)
+                self.assertLessEqual(set(row.follows), set(names[:number]), row.name)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,129 @@
+"""Each fault in a network that has it, blamed on nothing else; and nothing where there is none."""
+
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.diagnosis import explanations
+from jaxrobust.diagnosis.findings import GREEN, RED, SKIPPED, YELLOW, examined
+from jaxrobust.diagnosis.network_checks import NETWORK_CHECKS
+from jaxrobust.diagnosis.patient import Patient, Recorded
+from tests.support import faults
+
+
+def patient(logits_fn, **changes):
+    images, labels = faults.colours()
+    given = {"images": images, "labels": labels, "epsilon": faults.RADIUS}
+    return Patient(logits_fn, **(given | changes))
+
+
+def levels(found):
+    return {f.check.name: f.seen.level for f in found}
+
+
+class FaultsTest(parameterized.TestCase):
+    def test_healthy(self):
+        found = examined(NETWORK_CHECKS, patient(faults.healthy))
+        self.assertLessEqual(set(levels(found).values()), {GREEN, SKIPPED})
+
+    @parameterized.parameters(*faults.FAULTS)
+    @pytest.mark.slow
+    def test_fault(self, name):
+        found = examined(NETWORK_CHECKS, patient(faults.FAULTS[name]))
+        reds = [f.check.name for f in found if f.seen.level == RED]
+        self.assertEqual(reds, [name.partition(",")[0]], [f.seen.said for f in found])
+        for each in found:
+            if each.seen.level == YELLOW:
+                self.assertEqual(each.after, reds[0], each)
+
+
+class OneCheckTest(parameterized.TestCase):
+    """Checks that need no attack, one by one."""
+
+    def look(self, name, logits_fn, **changes):
+        (row,) = [row for row in NETWORK_CHECKS if row.name == name]
+        return row.look(patient(logits_fn, **changes))
+
+    def test_images_that_are_no_pixels(self):
+        images, _ = faults.colours()
+        seen = self.look("input-range", faults.healthy, images=255 * images)
+        self.assertEqual(seen.level, RED)
+        self.assertIn("divide by 255", seen.remedy)
+
+    @parameterized.parameters(
+        ("label-order", "label-order", "classes shifted by -1"),
+        ("label-order", "label-order, any", "output 0 is class"),
+        ("channel-order", "channel-order", "BGR"),
+        ("missing-normalisation", "missing-normalisation", "imagenet"),
+        ("double-normalisation", "double-normalisation", "undone"),
+    )
+    def test_what_explains(self, name, fault, words):
+        seen = self.look(name, faults.FAULTS[fault])
+        self.assertEqual(seen.level, RED)
+        self.assertIn(words, seen.said)
+
+    def test_few_images_are_no_reason(self):
+        images, labels = faults.colours(20)
+        seen = self.look("label-order", faults.FAULTS["label-order"], images=images, labels=labels)
+        self.assertEqual(seen.level, SKIPPED)
+
+    def test_accuracy_below_the_record(self):
+        record = Recorded(0.99, "results.jsonl")
+        rare = lambda x: faults.healthy(x).at[:, 3].add(-100.0)  # noqa: E731
+        seen = self.look("accuracy", rare, recorded=record)
+        self.assertEqual(seen.level, RED)
+        self.assertIn("99.0% by results.jsonl", seen.said)
+        self.assertEqual(self.look("accuracy", faults.healthy, recorded=record).level, GREEN)
+
+    def test_weights_of_arrays(self):
+        images, _ = faults.colours()
+        dark = images / 2
+        seen = self.look("resizing", lambda x: faults.healthy(2 * x), arrays=dark)
+        self.assertEqual(seen.level, RED)
+        seen = self.look("resizing", faults.healthy, arrays=dark)
+        self.assertEqual(seen.level, GREEN)
+
+    def test_zeros_in_a_coarse_type(self):
+        other = {"bfloat16": faults.quantised}
+        seen = self.look("zero-gradients", faults.healthy, others=other)
+        self.assertEqual(seen.level, YELLOW)
+        self.assertEqual(seen.value["bfloat16"], 1.0)
+        self.assertIn("search_dtype=bfloat16", seen.remedy)
+
+    def test_saturated_is_not_masked(self):
+        seen = self.look("zero-gradients", faults.saturated)
+        self.assertEqual(seen.level, RED)
+        self.assertIn("the softmax saturates", seen.cause)
+        masked = self.look("zero-gradients", faults.quantised)
+        self.assertEqual((masked.level, masked.cause), (RED, None))
+
+    def test_no_radius_and_few_right(self):
+        for name in ("dlr-against-ce", "pgd-against-noise", "radius"):
+            self.assertEqual(self.look(name, faults.healthy, epsilon=0.0).level, SKIPPED)
+            wrong = faults.FAULTS["label-order"]
+            self.assertEqual(self.look(name, wrong).level, SKIPPED)
+
+
+class ExplanationsTest(absltest.TestCase):
+    def test_a_permutation_is_judged_on_other_images(self):
+        rng = np.random.default_rng(0)
+        logits, labels = rng.normal(size=(80, 10)), rng.integers(0, 10, 80)
+        _, accuracy, _, before, after = explanations.permutation(logits, labels)
+        self.assertEqual((len(before), accuracy), (40, after.mean()))
+        self.assertLess(accuracy, 0.3)  # on the half that it fits, chance gives more
+
+    def test_a_class_that_is_not_seen_stays(self):
+        labels = np.arange(40) % 4
+        order, accuracy, *_ = explanations.permutation(np.eye(10)[(labels + 1) % 4], labels)
+        self.assertEqual(accuracy, 1.0)
+        self.assertEqual(order[4:].tolist(), list(range(4, 10)))
+
+    def test_a_taste_for_contrast_is_no_fault(self):
+        weak = explanations.Tried("missing-normalisation", "x", 0.6, 1.0, 0.03, 4.0)
+        self.assertIsNone(explanations.best([weak], 10, 200))
+        chance = explanations.Tried("missing-normalisation", "x", 0.12, 1.0, 0.12, 5.0)
+        self.assertIsNone(explanations.best([chance], 10, 200))
+
+
+if __name__ == "__main__":
+    absltest.main()
