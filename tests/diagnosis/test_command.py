@@ -77,7 +77,8 @@ class HealthyTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_a_digits_run(self):
         config = quickstart.get_config()
-        config.pretrain.epochs = config.train.epochs = 8
+        for phase in (config.pretrain, config.train):
+            phase.update(epochs=8, ema_decay=0.95)
         run = Path(self.create_tempdir()) / "run"
         quiet_run(config, run)
         told = self.check(str(run))
