@@ -282,7 +282,8 @@ def profile(network: Network, batch: int, folder: Path) -> dict[str, Any]:
     flags = network.environment.get("XLA_FLAGS", "")
     # A replayed graph's kernels would not say which operation they belong to.
     flags = f"{flags} --xla_gpu_enable_command_buffer=".strip()
-    eager = network._replace(environment=network.environment | {"XLA_FLAGS": flags})
+    options = tuple(word for word in network.options if not word.startswith("--steps="))
+    eager = Network(network.config, options, network.environment | {"XLA_FLAGS": flags})
     more = (f"--trace={folder.absolute()}", f"--steps={TRACED_STEPS}")
     if attempt(eager, next(iter(SIDES)), batch, *more) is None:
         raise RuntimeError(f"batch {batch} does not fit with --profile; is the GPU shared?")
