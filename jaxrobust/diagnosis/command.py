@@ -67,17 +67,7 @@ def of_network(given: Given, *, images: int) -> Examination:
     flags.check(given)
     run = Path(given.workdir) if given.workdir else None
     compilation.use_persistent_cache((run or Path("runs/doctor")).parent)
-    origin = flags.origin(given)
-    subject, source = subjects.settled(
-        origin,
-        network={"num_classes": given.num_classes, "image_size": given.image_size},
-        dataset=given.dataset,
-        split=given.split,
-        classes=given.classes,
-        data_dir=given.data_dir,
-        norm=given.norm,
-        epsilon=given.epsilon,
-    )
+    origin, subject, source = flags.settled(given)
     size = known(subject.network.image_size)
     which, subject, weights = flags.weights(given, subject, source)
     wanted = subjects.preprocessing(origin, size, source, given.preprocessing)

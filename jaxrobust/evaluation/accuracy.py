@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from jaxrobust import attacks, types
 from jaxrobust.data import Damage, Source, pipeline
+from jaxrobust.evaluation import checks
 from jaxrobust.models.inputs import cast, unit_range
 from jaxrobust.runtime import sharding
 from jaxrobust.types import (
@@ -31,7 +32,6 @@ from jaxrobust.types import (
 )
 
 Counter = Callable[..., dict[str, Array]]
-_ORDER = {"linf": jnp.inf, "l2": 2, "l1": 1}
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,7 @@ def judged(
     clean = right & mask
     robust = verdict(images_adv)[0] & clean
     delta = (images_adv - images).reshape(len(labels), -1)
-    norms = jnp.linalg.norm(delta, _ORDER[norm], axis=1)
+    norms = jnp.linalg.norm(delta, checks.ORDER[norm], axis=1)
     found = {"count": mask, "clean": clean, "robust": robust, "norms": norms, "labels": labels}
     if top5 and logits.shape[-1] > 5:
         _, largest = jax.lax.top_k(logits, 5)

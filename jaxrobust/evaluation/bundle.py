@@ -7,7 +7,6 @@ misclassifies what comes out; `claims` restores and checks just that.
 
 import ast
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxrobust.data import Prepared
-from jaxrobust.evaluation import claims, claims_torch, engine, verdicts
+from jaxrobust.evaluation import claims, claims_torch, engine, questions, verdicts
 from jaxrobust.evaluation.claims import Logits
 from jaxrobust.evaluation.differences import LEVELS, Coded, encoded
 from jaxrobust.evaluation.images import ImageSet
@@ -52,7 +51,7 @@ def check(given: Any, asked: int) -> None:
         raise ValueError(
             "--bundle is of one threat at one image size; make one for each, from the same --out"
         )
-    if re.fullmatch(r"clean|fgsm|pgd-.*", given.attack):
+    if not questions.is_cascade(given.attack):
         raise ValueError(
             f"--bundle needs adversarial images, which --attack={given.attack} does not keep; "
             "take --attack=apgd-ce or autoattack"

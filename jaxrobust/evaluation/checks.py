@@ -14,7 +14,7 @@ _Logits = Shaped[np.ndarray, "n K"]  # or anything else of which one is the larg
 _Mask = Bool[np.ndarray, " n"]
 _Norms = Float64[np.ndarray, " n"]
 
-_ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
+ORDER = {"linf": np.inf, "l2": 2, "l1": 1}  # of a norm, as NumPy and JAX take it
 
 
 def check_images(images: Any, labels: Any, *, classes: int | None = None) -> None:
@@ -117,22 +117,27 @@ def verified(
       labels: int[n].
       logits: f[n,K] of `images_adv`.
       norm: "linf", "l2" or "l1".
-      epsilon: the radius; a norm may exceed it by 1e-5 of it plus 1e-6.
+      epsilon: the radius; a norm may exceed it by `most`.
     Returns:
       bool[n]: finite, in [0, 1], within the radius and misclassified; f64[n].
     Raises:
       ValueError: an unknown norm.
     """
-    if norm not in _ORDER:
-        raise ValueError(f"unknown norm {norm!r}; use one of {', '.join(_ORDER)}")
+    if norm not in ORDER:
+        raise ValueError(f"unknown norm {norm!r}; use one of {', '.join(ORDER)}")
     count = len(images_adv)
     norms, inside = np.zeros(count), np.zeros(count, bool)
     for i in range(count):  # one by one: float64 copies of all images would not fit
         adversarial, clean = (np.asarray(a[i], np.float64).ravel() for a in (images_adv, images))
         with np.errstate(invalid="ignore", over="ignore"):
-            norms[i] = np.linalg.norm(adversarial - clean, _ORDER[norm])
+            norms[i] = np.linalg.norm(adversarial - clean, ORDER[norm])
             inside[i] = ((adversarial >= 0) & (adversarial <= 1)).all()  # False for NaN
-    return inside & ~is_right(logits, labels) & (norms <= epsilon * (1 + 1e-5) + 1e-6), norms
+    return inside & ~is_right(logits, labels) & (norms <= most(epsilon)), norms
+
+
+def most(epsilon: float) -> float:
+    """Return the largest norm that counts as within a radius: rounding adds 1e-5 of it and 1e-6."""
+    return epsilon * (1 + 1e-5) + 1e-6
 
 
 def binomial_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:

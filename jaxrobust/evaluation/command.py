@@ -85,7 +85,7 @@ def _rungs(given: Given, threats: Sequence[str], ladder: str) -> list[Threat]:
     if given.union_only or given.noreplay:
         flag = "union_only" if given.union_only else "noreplay"
         raise ValueError(f"--{flag} contradicts --ladder, whose radii share what they find")
-    if re.fullmatch(r"clean|fgsm|pgd-.*", given.attack) or given.version == "rand":
+    if not questions.is_cascade(given.attack) or given.version == "rand":
         raise ValueError(
             "--ladder needs attacks that go on image by image, such as --attack=autoattack; "
             f"leave out {'--version=rand' if given.version == 'rand' else given.attack}"
@@ -97,18 +97,9 @@ def _of_size(
     given: Given, balls: list[Threat], climbs: bool, *, run: Path | None, out: Path | None
 ) -> tuple[Path, list[Record]]:
     """Return the folder and the records of all threats at one image size, and of their union."""
-    origin = flags.origin(given)
-    one = balls[-1] if balls else None  # of a ladder, the largest
-    subject, source = subjects.settled(
-        origin,
-        network={"num_classes": given.num_classes, "image_size": given.image_size},
-        dataset=given.dataset,
-        split=given.split,
-        classes=given.classes,
-        data_dir=given.data_dir,
-        norm=one.norm if one else given.norm,
-        epsilon=one.epsilon if one else given.epsilon,
-    )
+    if balls:
+        given = given._replace(norm=balls[-1].norm, epsilon=balls[-1].epsilon)  # the largest rung
+    origin, subject, source = flags.settled(given)
     size = known(subject.network.image_size)
     which, subject, weights = flags.weights(given, subject, source)
     asked = Question(

@@ -13,7 +13,6 @@ from jaxrobust.evaluation import checks, claims
 from jaxrobust.evaluation.claims import Logits
 
 LEVELS = (1, 2, 4, 8, 32, 127)  # on either side of 0, tried in this order
-_ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
 
 
 class Coded(NamedTuple):
@@ -80,6 +79,6 @@ def _coded(
     delta = adversarial.astype(np.float64) - image.astype(np.float64)
     largest = float(np.abs(delta).max()) or 1.0
     steps = np.rint(delta * (levels / largest))
-    length = float(np.linalg.norm(steps.ravel(), _ORDER[norm])) or 1.0
+    length = float(np.linalg.norm(steps.ravel(), checks.ORDER[norm])) or 1.0
     code = zlib.compress(np.ascontiguousarray(steps.astype(np.int8)).tobytes(), 6)
     return levels, float(np.float32(epsilon / length)), code

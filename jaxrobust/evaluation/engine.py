@@ -150,8 +150,8 @@ def forward(
     logits = []
     for start in range(0, len(images), engine.slots):
         part = slice(start, start + engine.slots)
-        padded = (_padded(images[part], engine.slots), _padded(ids[part], engine.slots))
-        operands = jax.device_put(padded, sharding)
+        rows = (padded(images[part], engine.slots), padded(ids[part], engine.slots))
+        operands = jax.device_put(rows, sharding)
         logits.append(np.asarray(program(engine.logits_fn, *settings, *operands)))
     return np.concatenate(logits)[: len(images)]
 
@@ -163,11 +163,12 @@ def _root(seed):
 def settled(engine: Engine, norm: str, points: np.ndarray, images: np.ndarray) -> np.ndarray:
     """Return up to `engine.slots` points without the rounding residue of an L1 iterate."""
     program = settle_program(norm)
-    padded = (_padded(points, engine.slots), _padded(images, engine.slots))
-    return np.asarray(program(*padded))[: len(points)]
+    rows = (padded(points, engine.slots), padded(images, engine.slots))
+    return np.asarray(program(*rows))[: len(points)]
 
 
-def _padded(array, length):
+def padded(array: np.ndarray, length: int) -> np.ndarray:
+    """Return `array` with rows of zeros behind it, `length` in all."""
     return np.concatenate([array, np.zeros((length - len(array), *array.shape[1:]), array.dtype)])
 
 

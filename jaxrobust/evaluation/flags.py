@@ -153,6 +153,26 @@ def origin(given: Given) -> Subject:
     return found
 
 
+def settled(given: Given) -> tuple[Subject, Subject, sources.Source]:
+    """Return what is known of the network of checked flags, what is evaluated, and its images.
+
+    Raises:
+      ValueError: nothing says which images or which ball, or two things contradict each other.
+    """
+    known = origin(given)
+    subject, source = subjects.settled(
+        known,
+        network={"num_classes": given.num_classes, "image_size": given.image_size},
+        dataset=given.dataset,
+        split=given.split,
+        classes=given.classes,
+        data_dir=given.data_dir,
+        norm=given.norm,
+        epsilon=given.epsilon,
+    )
+    return known, subject, source
+
+
 def weights(
     given: Given, subject: Subject, source: sources.Source
 ) -> tuple[str | None, Subject, Weights]:

@@ -17,6 +17,11 @@ _SETTINGS = ("steps", "targets", "restarts")  # of an attack that is named
 _PGD = re.compile(r"pgd-([1-9]\d{0,6})")
 
 
+def is_cascade(attack: str) -> bool:
+    """Tell whether `--attack` goes on image by image: AutoAttack, or some of its parts."""
+    return not re.fullmatch(r"clean|fgsm|pgd-.*", attack)
+
+
 class Threat(NamedTuple):
     """A ball that adversarial images lie in."""
 

@@ -25,7 +25,6 @@ from jaxrobust.runtime import hosts, jsonl
 from jaxrobust.types import Array
 
 NAME = "replay"
-_NORMS: dict[str, Any] = {"linf": np.inf, "l2": 2, "l1": 1}
 
 
 class Source(NamedTuple):
@@ -204,7 +203,7 @@ def _try(runner, norm, source, there, stretched, part, sample, found, book) -> N
         )
     adversarial = there.read(ids)
     _refuse_others(source, adversarial, images, ids)
-    padded = [_padded(array, runner.slots) for array in (adversarial, images)]
+    padded = [engine.padded(array, runner.slots) for array in (adversarial, images)]
     adversarial = np.asarray(_pull(norm)(*padded, np.float32(sample.epsilon), stretched))[
         : len(part)
     ]
@@ -221,9 +220,8 @@ def _try(runner, norm, source, there, stretched, part, sample, found, book) -> N
 def _refuse_others(source: Source, points: np.ndarray, images: np.ndarray, ids: np.ndarray) -> None:
     """Raise ValueError where a point is no point of the source's ball around our image."""
     deltas = (points.astype(np.float64) - images).reshape(len(points), -1)
-    norms = np.linalg.norm(deltas, _NORMS[source.norm], axis=1)
-    most = source.epsilon * (1 + 1e-5) + 1e-6
-    if (norms > most).any():
+    norms = np.linalg.norm(deltas, checks.ORDER[source.norm], axis=1)
+    if (norms > checks.most(source.epsilon)).any():
         worst = int(norms.argmax())
         raise ValueError(
             f"{source.path} is of other images, or of images prepared otherwise: what it has for "
@@ -241,7 +239,7 @@ def _pull(norm: str) -> Callable[..., Array]:
 
     def pull(points: Array, images: Array, epsilon: Array, stretched: Array) -> Array:
         deltas = points - images
-        sizes = jnp.linalg.norm(deltas.reshape(len(deltas), -1), _NORMS[norm], axis=1)
+        sizes = jnp.linalg.norm(deltas.reshape(len(deltas), -1), checks.ORDER[norm], axis=1)
         factor = jnp.where(stretched, jnp.maximum(1, epsilon / jnp.maximum(sizes, 1e-12)), 1)
         radii = jnp.broadcast_to(epsilon, sizes.shape)
         there = BALLS[norm].project(images + per_image(factor, deltas) * deltas, images, radii)
@@ -253,10 +251,6 @@ def _pull(norm: str) -> Callable[..., Array]:
 
 def _network(identity: dict[str, Any]) -> Any:
     return [identity["network"], identity.get("weights")]
-
-
-def _padded(array: np.ndarray, length: int) -> np.ndarray:
-    return np.concatenate([array, np.zeros((length - len(array), *array.shape[1:]), array.dtype)])
 
 
 def _sides(shape: tuple[int, ...]) -> str:

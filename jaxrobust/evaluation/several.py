@@ -11,6 +11,7 @@ from jaxrobust.evaluation.questions import Threat
 from jaxrobust.evaluation.recording import Evaluation, Record
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.evaluation.verdicts import Verdicts
+from jaxrobust.runtime import hosts
 
 
 def union(evaluation: Evaluation, several: list[Subject], done: list[Record]) -> Record:
@@ -19,6 +20,7 @@ def union(evaluation: Evaluation, several: list[Subject], done: list[Record]) ->
     `done` are their records; without, what one ball has fooled is not attacked in the next.
     """
     identity = {"union": [evaluation.identity(subject) for subject in several], "all": bool(done)}
+    hosts.agree(identity)
     number = records.number_of(identity)
     if there := evaluation.there(number):
         return there
@@ -124,21 +126,23 @@ def _joined(found: list[dict[str, Any]], several: list[Subject]) -> Verdicts:
         places = np.searchsorted(first.image_ids, own.image_ids)
         hit = own.clean & ~own.robust
         new = hit & ((fooled_by[places] == "") | (own is first))
-        ball = Threat(subject.norm, float(subject.epsilon or 0))
-        fooled_by[places[new]] = [f"{ball}: {name}" for name in own.fooled_by[new]]
+        fooled_by[places[new]] = [f"{_ball(subject)}: {name}" for name in own.fooled_by[new]]
         norms[places[new]] = own.norms[new]
     return first._replace(fooled_by=fooled_by.astype(str), norms=norms)
+
+
+def _ball(subject: Subject) -> Threat:
+    return Threat(subject.norm, float(subject.epsilon or 0))
 
 
 def _united(found: list[dict[str, Any]], several: list[Subject]) -> dict[str, Any]:
     """Return what the record of a union needs, from what was found in each ball."""
     after = {}
     for count, subject in enumerate(several, 1):
-        ball = Threat(subject.norm, float(subject.epsilon or 0))
-        after[str(ball)] = float(_joined(found[:count], several).robust.mean())
+        after[str(_ball(subject))] = float(_joined(found[:count], several).robust.mean())
     whole = _joined(found, several)
     flags = {
-        f"{Threat(subject.norm, float(subject.epsilon or 0))}: {name}": text
+        f"{_ball(subject)}: {name}": text
         for each, subject in zip(found, several, strict=True)
         for name, text in each.get("flags", {}).items()
     }
