@@ -1,11 +1,11 @@
 """How far `python -m jaxrobust.estimate --on cpu` is from what training and AutoAttack then take.
 
-python tools/bench_estimate.py [CONFIG ...] [--images 64] [--workdir DIR] [--json]
+python tools/bench_estimate.py [CONFIG ...] [--config.key=value ...] [--images 64] [--workdir DIR]
 
 For each config, each command in a process of its own and with nothing cached: the estimate, the
 training, standard AutoAttack on the first images of the test split, and the estimate again. The two
 estimates say how steady the machine was: a difference between them is noise, not error. AutoAttack
-is estimated with the share of robust images that it found.
+is estimated with the share of robust images that it found. Changes are those of every config.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from jaxrobust.estimate import changes  # noqa: E402
 from jaxrobust.estimate.attacked import seconds_of  # noqa: E402
 from jaxrobust.evaluation import records  # noqa: E402
 from jaxrobust.runtime.commandline import Arguments, answer  # noqa: E402
@@ -30,12 +31,15 @@ ENOUGH = 0.15  # the error that is aimed at
 
 def parse() -> argparse.Namespace:
     """Return the command line."""
+    words, changed = changes.divided(sys.argv[1:])
     parser = Arguments(__doc__)
     parser.add_argument("configs", nargs="*", default=["quickstart"], help="Configs to train.")
     parser.flag("images", type=int, default=64, help="Images of AutoAttack; 0: leave it out.")
     parser.flag("workdir", type=Path, help="Folder for the runs; default: one that is deleted.")
     parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
-    return parser.parse_args()
+    args = parser.parse_args(words)
+    args.changes = changed
+    return args
 
 
 def command(module: str, *words: str, cache: Path) -> tuple[str, float]:
@@ -56,17 +60,17 @@ def command(module: str, *words: str, cache: Path) -> tuple[str, float]:
     return done.stdout, time.perf_counter() - start
 
 
-def compared(config: str, folder: Path, images: int) -> dict[str, Any]:
+def compared(config: str, changed: list[str], folder: Path, images: int) -> dict[str, Any]:
     """Return the estimates of a config beside what it took."""
 
     def estimated() -> dict[str, Any]:
-        words = (config, "--on", "cpu", "--images", str(images), "--json")
+        words = (config, "--on", "cpu", "--images", str(images), "--json", *changed)
         out, _ = command("jaxrobust.estimate", *words, cache=folder / "unused")
         return json.loads(out.splitlines()[-1])
 
     estimates = [estimated()]
     run = str(folder / "run")
-    trained = ("jaxrobust.main", "--config", config, "--workdir", run)
+    trained = ("jaxrobust.main", "--config", config, "--workdir", run, *changed)
     _, seconds = command(*trained, cache=folder / "training")
     real = {"training": seconds}
     robust = 0.0
@@ -100,7 +104,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for config in args.configs:
         with tempfile.TemporaryDirectory() as temporary:
             folder = args.workdir / Path(config).stem if args.workdir else Path(temporary)
-            found[config] = rows = compared(config, folder, args.images)
+            found[config] = rows = compared(config, args.changes, folder, args.images)
         for what, row in rows.items():
             if what == "robust":
                 continue

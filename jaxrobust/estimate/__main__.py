@@ -9,20 +9,27 @@ Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason t
 """
 
 import argparse
+import sys
 import tempfile
 import time
 
 BEGUN = time.perf_counter()
 
+from jaxrobust.estimate import changes  # noqa: E402
 from jaxrobust.estimate import target as targets  # noqa: E402
-from jaxrobust.runtime.commandline import Arguments, answer, number  # noqa: E402
+from jaxrobust.runtime.commandline import Arguments, answer, config_name, number  # noqa: E402
 
 UTILISATION = 0.2  # assumed where nothing is measured; --utilisation says another one
 
 
 def parse() -> argparse.Namespace:
-    """Return the command line."""
-    parser = Arguments(__doc__)
+    """Return the command line; `changes` are the words that change the config."""
+    words, changed = changes.divided(sys.argv[1:])
+    parser = Arguments(
+        __doc__,
+        usage="%(prog)s CONFIG --on DEVICES [--config.key=value ...] [flags]",
+        epilog="Any key of the config is set as for training: --config.train.epochs=20.",
+    )
     parser.add_argument("config", help="Config, as for training: its file, or FILE:ARGUMENTS.")
     parser.flag(
         "on",
@@ -44,7 +51,9 @@ def parse() -> argparse.Namespace:
     parser.flag("images", type=int, help="Number of images of AutoAttack; 0: leave it out.")
     parser.flag("fast", action="store_true", help="Do not compile for TPUs that are not here.")
     parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
-    return parser.parse_args()
+    args = parser.parse_args(words)
+    args.changes = changed
+    return args
 
 
 def run(args: argparse.Namespace) -> dict:
@@ -90,11 +99,10 @@ def _account(
     robust: float,
 ) -> dict:
     from jaxrobust.runtime import topology
-    from jaxrobust.runtime.commandline import config_name, load_config
 
     compiles = target.compiles and not target.here and not args.fast
     chips = topology.devices(args.on, flag="--on") if compiles else None
-    config = load_config(args.config)
+    config = changes.configured(args.config, args.changes)
     for name in config.phases:
         if args.batch is not None:
             config[name].batch_size = args.batch * target.chips
@@ -117,7 +125,7 @@ def _account(
             robust=robust,
             start=time.perf_counter() - BEGUN if target.here else 0.0,
         )
-    found = {"config": config_name(args.config), "price": price} | found
+    found = {"config": config_name(args.config), "changes": args.changes, "price": price} | found
     if price is not None:
         found = account.priced(found, price)
     print(page.page(found))

@@ -1,0 +1,45 @@
+"""A config with its changes on the command line, of a command that has flags of its own."""
+
+import re
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from absl import flags
+from ml_collections import config_flags
+
+from jaxrobust.runtime import commandline
+
+if TYPE_CHECKING:  # it imports JAX, which reads the environment that `target.prepare` sets
+    from jaxrobust.config import Config
+
+
+def divided(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the words of the command itself, and those that change the config.
+
+    >>> divided(["quickstart", "--config.train.epochs=2", "--on", "cpu", "--config.seed", "1"])
+    (['quickstart', '--on', 'cpu'], ['--config.train.epochs=2', '--config.seed', '1'])
+    """
+    left, own, changes = list(words), [], []
+    while left:
+        word = left.pop(0)
+        if not re.match(r"--?(no)?config\.", word):
+            own.append(word)
+            continue
+        changes.append(word)
+        if "=" not in word and left and not re.match(r"--?[A-Za-z]", left[0]):
+            changes.append(left.pop(0))
+    return own, changes
+
+
+def configured(given: str, changes: Sequence[str]) -> "Config":
+    """Return a config, `FILE[:ARGUMENTS]`, with changes, as `jaxrobust.main` reads it; unlocked.
+
+    A mistake ends the process with a sentence and 2. To be called once: absl looks for the keys in
+    `sys.argv`, which is changed to hold nothing else.
+    """
+    if "config" not in flags.FLAGS:
+        config_flags.DEFINE_config_file("config", lock_config=True)
+    sys.argv[1:] = [f"--config={given}", *changes]
+    commandline.parse(sys.argv)
+    return flags.FLAGS["config"].value.unlock()
