@@ -40,7 +40,7 @@ ALLOWED = {
     "simplejpeg": ("data.decoding",),
     "clu": ("training.metrics", "models.table"),
     "tensorboardX": ("training.metrics",),
-    "ml_collections": ("main", "doctor", "config", "runtime.commandline"),
+    "ml_collections": ("main", "doctor", "estimate.changes", "config", "runtime.commandline"),
     "torch": ("weights.files", "convert", "evaluation.claims_torch"),
     "huggingface_hub": ("weights.download", "data.huggingface"),
     "datasets": ("data.huggingface",),

@@ -9,6 +9,7 @@ Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason t
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -128,7 +129,8 @@ def _account(
     found = {"config": config_name(args.config), "changes": args.changes, "price": price} | found
     if price is not None:
         found = account.priced(found, price)
-    print(page.page(found))
+    width = shutil.get_terminal_size((100, 24)).columns  # 100: where it is no terminal
+    print(page.page(found, width=max(width, 60)))
     return found
 
 

@@ -48,6 +48,7 @@ def account(
         "on": target.name,
         "device": f"{target.chips} x {target.kind}",
         "chips": target.chips,
+        "chip_memory": target.chip and target.chip.memory,
         "measured": target.here,
         "utilisation": None if target.here else utilisation,
         "start_s": start,
@@ -62,7 +63,10 @@ def account(
             else attacked.computed(parts[-1].config, target, utilisation=utilisation)
         )
         found["autoattack"] = _autoattack(once, target.chips, images, robust, start)
-    return found | {"assumed": _assumed(parts, target, found, robust)}
+    return found | {
+        "known": _known(target, found),
+        "assumed": _assumed(parts, target, found, robust),
+    }
 
 
 def costs(seconds: float, chips: int) -> dict[str, float]:
@@ -79,6 +83,15 @@ def priced(found: Any, price: float) -> Any:
         rows = key == "phases"
         new[key] = [priced(row, price) for row in value] if rows else priced(value, price)
     return new | ({"money": price * found["chip_hours"]} if "chip_hours" in found else {})
+
+
+def _why(target: Target) -> str:
+    """Return why no step was compiled, where that can be helped."""
+    if "TPU" not in target.kind or target.compiles:  # --fast
+        return ""
+    if target.chips == 1:
+        return ", as libtpu compiles for four chips at least"
+    return "; pip install 'jaxrobust[tpu-aot]' brings the compiler"
 
 
 def _phase(
@@ -155,13 +168,32 @@ def _autoattack(
     return found
 
 
+def _known(target: Target, found: dict[str, Any]) -> list[str]:
+    """Return where the other figures are from, a sentence each."""
+    if target.here:
+        return [
+            "Measured on this machine, for a moment each, times how often it happens: steps, "
+            "evaluations, compilation, checkpoints, the start of the program, memory."
+        ]
+    lines = [
+        "Computed, not measured, as no step has run on such chips: the operations are counted in "
+        "the network, and divided by the chips' peak and the share of it that is assumed."
+    ]
+    if any("roofline" in row for row in found["phases"]):
+        lines.append(
+            "Compiled with libtpu: memory and roofline are those of the step's executable. No step "
+            "counts as faster than its roofline."
+        )
+    return lines
+
+
 def _assumed(parts: list[Work], target: Target, found: dict[str, Any], robust: float) -> list[str]:
     """Return what is not measured, a sentence each."""
     lines = []
     if not target.here:
         lines.append(
-            f"The chips reach {found['utilisation']:.0%} of their bfloat16 peak (--utilisation); "
-            "start, compilation, checkpoints and waiting for data are not in the times."
+            f"The chips reach {found['utilisation']:.0%} of their bfloat16 peak (--utilisation). "
+            "Start, compilation, checkpoints and waiting for data are not in the times."
         )
     if not target.here and any(row["step_s"] < SHORT for row in found["phases"]):
         lines.append(
@@ -174,10 +206,9 @@ def _assumed(parts: list[Work], target: Target, found: dict[str, Any], robust: f
     if target.here and unknown:
         lines.append("The step was measured on random images: reading real ones is not in it.")
     if not target.here and any("roofline" not in row for row in found["phases"]):
-        remedy = "; pip install 'jaxrobust[tpu-aot]' brings the compiler"
         lines.append(
             "Memory is that of parameters, average and optimiser alone, without activations: the "
-            f"step was not compiled{remedy * ('TPU' in target.kind and not target.compiles)}."
+            f"step was not compiled{_why(target)}."
         )
     if "autoattack" in found:
         lines.append(

@@ -60,11 +60,9 @@ def seconds_of(found: dict[str, Any], *, images: int, robust: float) -> float:
 
 def computed(config: Config, target: Target, *, utilisation: float) -> Attacked:
     """Return what chips take that are not here, at an assumed share of their peak."""
-    assert target.chip is not None, "only listed chips have names"
     settings = _settings(config)
-    peak = target.chip.flops / _slower(target)
-    speed = target.chips * peak * utilisation
-    seconds = build.forward_flops(config) / speed  # backward to the image: the same
+    # Backward to the image: the same.
+    seconds = build.forward_flops(config) / (target.float32 * utilisation)
     names = [setting.name for setting in settings]
     each = slots_of_chip(config.model.image_size)
     known = _known(settings, config)
@@ -74,14 +72,6 @@ def computed(config: Config, target: Target, *, utilisation: float) -> Attacked:
 def slots_of_chip(image_size: int) -> int:
     """Return what `engine.make` gives an accelerator by default."""
     return 512 if image_size <= _SMALL else 64
-
-
-def _slower(target: Target) -> int:
-    """Return how much slower a chip multiplies float32, in which networks are attacked.
-
-    By default a TPU rounds it to bfloat16, a GPU to TF32, for which NVIDIA quotes half the speed.
-    """
-    return 1 if target.kind.startswith("TPU") else 2
 
 
 def measured(config: Config, *, seconds: float) -> Attacked:

@@ -3,7 +3,7 @@
 import re
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -42,4 +42,5 @@ def configured(given: str, changes: Sequence[str]) -> "Config":
         config_flags.DEFINE_config_file("config", lock_config=True)
     sys.argv[1:] = [f"--config={given}", *changes]
     commandline.parse(sys.argv)
-    return flags.FLAGS["config"].value.unlock()
+    config: Any = flags.FLAGS["config"].value
+    return config.unlock()

@@ -1,5 +1,6 @@
 """What a phase takes on chips that are not here: operations over peaks, or what was compiled."""
 
+import json
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import models
-from jaxrobust.config import network_of
+from jaxrobust.config import Values, network_of, plain
 from jaxrobust.estimate.target import Target
 from jaxrobust.estimate.work import Work, evaluation_flops
 from jaxrobust.runtime import topology
@@ -41,7 +42,7 @@ def computed(
     """
     assert target.chip is not None, "only listed chips have names"
     config, name = work.config, work.name
-    build.divides(work.batch_size, target.chips, f"{name}.batch_size")
+    check(work, target.chips)
     flops = build.flops_per_image(config, name) * work.batch_size / target.chips
     step, found = flops / (target.chip.flops * utilisation), None
     if chips is not None:
@@ -68,10 +69,30 @@ def computed(
         step=step,
         probe=step * every * 0.01,  # `alarm.check_cost` refuses more
         selection=evaluation_flops(work, "evaluation") / speed,
-        test=evaluation_flops(work, "test") / speed,
+        test=evaluation_flops(work, "test") / (target.float32 * utilisation),
         memory=memory,
         figures=found,
     )
+
+
+def check(work: Work, chips: int) -> None:
+    """Refuse what training would refuse on so many chips.
+
+    Raises:
+      ValueError: one sentence, as training says it.
+    """
+    config, name, size = work.config, work.name, work.batch_size
+    build.divides(size, chips, f"{name}.batch_size")
+    for key in ("evaluation", "test"):
+        build.divides(config[key].batch_size, chips, f"{key}.batch_size")
+    fsdp = config.mesh.fsdp or chips
+    if fsdp < 1 or chips % fsdp:
+        fits = ", ".join(str(n) for n in range(1, chips + 1) if chips % n == 0)
+        raise ValueError(f"mesh.fsdp={fsdp} does not divide the {chips} chips; one of {fits}")
+    # A chip's share, on the one device that is here: all that does not depend on their number.
+    share = json.loads(json.dumps(plain(config)), object_hook=Values)
+    share["mesh"]["fsdp"], share[name]["batch_size"] = 1, size // chips
+    build.phase(share, name, work.rows, devices=jax.devices()[:1])
 
 
 def _state(work: Work, target: Target) -> int:

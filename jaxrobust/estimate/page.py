@@ -1,84 +1,130 @@
-"""An account as lines for people."""
+"""An account as lines for people, no wider than their terminal."""
 
+import textwrap
+from collections.abc import Iterator
 from typing import Any
 
+_GAP = 3  # columns between two phases
+_UNDER = "  "  # before a row that is a part of the one above
 
-def page(found: dict[str, Any]) -> str:
-    """Return the table of phases, what each part takes, and what is assumed."""
-    lines = [f"{found['model']} on {found['dataset']}, {found['device']} ({found['on']})", ""]
-    lines += _table([_row(row, found) for row in found["phases"]])
-    lines += [_parts(row) for row in found["phases"]]
-    lines += [_bound(row) for row in found["phases"] if "roofline" in row]
-    lines += ["", f"training: {_costs(found['training'])}"]
+
+def page(found: dict[str, Any], *, width: int = 80) -> str:
+    """Return a column for each phase, what all costs together, and what is assumed.
+
+    Args:
+      width: columns of the terminal.
+    """
+    lines = [f"{found['model']} on {found['dataset']}, {found['device']} ({found['on']})"]
+    columns = [_column(row, found) for row in found["phases"]]
+    for group in _fitting(columns, width):
+        lines += ["", *_table(group)]
+    lines += ["", f"training: {_costs(found['training'], found['on'])}"]
     if aa := found.get("autoattack"):
         lines += [
-            f"AutoAttack of {aa['images']:,} images: {_costs(aa['expected'])} if "
-            f"{aa['robust']:.0%} are robust,",
-            f"  at most {_costs(aa['at_most'])}, if all are "
-            f"({sum(aa['passes_per_image'].values()):,} passes each)",
+            f"AutoAttack of {aa['images']:,} images, of which {aa['robust']:.0%} are robust: "
+            f"{_costs(aa['expected'], found['on'])}",
+            f"  at most, if all are ({sum(aa['passes_per_image'].values()):,} passes each): "
+            f"{_costs(aa['at_most'], found['on'])}",
         ]
-    how = (
-        "Measured: the programs were compiled and run on this machine, for a moment each."
-        if found["measured"]
-        else "Computed, not measured: no step has run on such chips."
-    )
-    return "\n".join([*lines, "", how, *(f"Assumed: {line}" for line in found["assumed"])])
+    lines += ["", *found["known"], *(f"Assumed: {line}" for line in found["assumed"])]
+    return "\n".join(part for line in lines for part in _wrapped(line, width))
 
 
-def _row(row: dict[str, Any], found: dict[str, Any]) -> dict[str, str]:
-    """Return the cells of a phase by the heads of their columns."""
-    attack = f", {row['attack_steps']} steps" if row["attack_steps"] else ""
+def _wrapped(line: str, width: int) -> list[str]:
+    """Return a line in parts that fit; a row of the table fits already, or cannot be cut."""
+    if len(line) <= width:
+        return [line]
+    indent = " " * (len(line) - len(line.lstrip()))
+    how = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.wrap(line, width, subsequent_indent=f"{indent}  ", **how)  # type: ignore[arg-type]
+
+
+def _column(row: dict[str, Any], found: dict[str, Any]) -> dict[str, str]:
+    """Return the cells of a phase by the names of their rows."""
+    steps = f", {row['attack_steps']}-step attack" if row["attack_steps"] else ""
+    several = found["chips"] > 1
+    per_chip = f" ({row['images_per_s_per_chip']:,.0f} a chip)" if several else ""
+    memory = f" of {found['chip_memory'] / 2**30:.0f}" if found["chip_memory"] else ""
     cells = {
         "phase": row["phase"],
-        "": f"{row['objective']}{attack}, {row['image_size']} px",
-        "epochs": f"{row['epochs']}",
-        "images": f"{row['images_per_epoch']:,}",
-        "GFLOP/image": f"{row['flops_per_image'] / 1e9:,.3g}",
-        "images/s": f"{row['images_per_s']:,.0f}",
-        "per chip": f"{row['images_per_s_per_chip']:,.0f}",
-        "GiB/chip": f"{row['memory_bytes'] / 2**30:.2f}",
-        "time": _seconds(row["seconds"]),
-        "chip-hours": f"{row['chip_hours']:,.3g}",
+        "objective": f"{row['objective']}{steps}",
+        "images": f"{row['images_per_epoch']:,} of {row['image_size']} px",
+        "epochs": f"{row['epochs']:,}",
+        "steps": f"{row['steps']:,} of {row['batch_size']:,} images",
+        "GFLOP per image": f"{row['flops_per_image'] / 1e9:,.3g}",
+        "seconds per step": f"{row['step_s']:.3g}",
+        "images/s": f"{row['images_per_s']:,.0f}{per_chip}",
     }
     if row["mfu"] is not None:
-        cells["MFU"] = f"{row['mfu']:.0%}"
+        cells["share of peak FLOP/s"] = f"{row['mfu']:.1%}"
+    cells["memory per chip" if found["on"] != "cpu" else "memory"] = (
+        f"{row['memory_bytes'] / 2**30:.2f}{memory} GiB"
+    )
+    cells |= _roofline(row["roofline"]) if "roofline" in row else {}
+    cells["time"] = _seconds(row["seconds"])
+    for key, seconds in row["parts_s"].items():
+        cells[f"{_UNDER}{_PARTS[key]}"] = _seconds(seconds) if seconds else ""
+    if found["on"] != "cpu":
+        cells["chip-hours"] = f"{row['chip_hours']:,.3g}"
     return cells | ({"money": f"{row['money']:,.2f}"} if "money" in row else {})
 
 
-def _table(rows: list[dict[str, str]]) -> list[str]:
-    heads = list(rows[0])
-    widths = {head: max(len(head), *(len(row[head]) for row in rows)) for head in heads}
-    words = heads[:2]
-
-    def line(cells: dict[str, str]) -> str:
-        found = (
-            f"{cells[h]:{widths[h]}}" if h in words else f"{cells[h]:>{widths[h]}}" for h in heads
-        )
-        return "  ".join(found).rstrip()
-
-    return [line({head: head for head in heads}), *map(line, rows)]
+_BOUNDS = {"flops": "arithmetic", "hbm": "memory traffic", "interconnect": "interconnect"}
+_PARTS = {
+    "steps": "steps",
+    "selection": "selection split",
+    "alarm": "alarm",
+    "test": "test split",
+    "compile": "compilation",
+    "checkpoints": "checkpoints",
+}
 
 
-def _parts(row: dict[str, Any]) -> str:
-    """Return what the time of a phase consists of, the longest part first."""
-    parts = {key: s for key, s in row["parts_s"].items() if s > 0}
-    order = sorted(parts, key=lambda key: -parts[key])
-    return f"  {row['phase']}: " + ", ".join(f"{key} {_seconds(parts[key])}" for key in order)
+def _roofline(found: dict[str, Any]) -> dict[str, str]:
+    """Return the cells of what the chips' peaks allow the executable of a step."""
+    bound = f"by {_BOUNDS[found['bound_by']]}"
+    cells = {"roofline per step": f"{1e3 * found['roofline_step_s']:.1f} ms, {bound}"}
+    for key, seconds in found["roofline_s"].items():
+        cells[f"{_UNDER}{_BOUNDS[key]}"] = f"{1e3 * seconds:.1f} ms"
+    best = found["roofline_images_per_s_per_chip"]
+    return cells | {f"{_UNDER}images/s at best": f"{best:,.0f} a chip"}
 
 
-def _bound(row: dict[str, Any]) -> str:
-    r = row["roofline"]
-    each = ", ".join(f"{key} {1e3 * s:.1f} ms" for key, s in r["roofline_s"].items())
-    return (
-        f"  {row['phase']}, roofline of the executable: {1e3 * r['roofline_step_s']:.1f} ms per "
-        f"step, {r['roofline_images_per_s_per_chip']:,.0f} images/s per chip at best, bound by "
-        f"{r['bound_by']} ({each})"
-    )
+def _fitting(columns: list[dict[str, str]], width: int) -> Iterator[list[dict[str, str]]]:
+    """Yield groups of phases that fit beside each other, each at least one."""
+    room = width - _names_width(columns)
+    group: list[dict[str, str]] = []
+    for column in columns:
+        if group and sum(_width(c) + _GAP for c in (*group, column)) > room:
+            yield group
+            group = []
+        group.append(column)
+    yield group
 
 
-def _costs(costs: dict[str, float]) -> str:
+def _names_width(columns: list[dict[str, str]]) -> int:
+    return max(len(name) for column in columns for name in column)
+
+
+def _width(column: dict[str, str]) -> int:
+    return max(map(len, column.values()))
+
+
+def _table(columns: list[dict[str, str]]) -> list[str]:
+    """Return the rows that any of these phases has."""
+    first, lines = _names_width(columns), []
+    for name in columns[0]:
+        if any(column[name] for column in columns):
+            cells = (f"{column[name] or '-':{_width(column)}}" for column in columns)
+            gap = " " * _GAP
+            lines.append(gap.join([f"{name:{first}}", *cells]).rstrip())
+    return lines
+
+
+def _costs(costs: dict[str, float], on: str) -> str:
+    chips = f", {costs['chip_hours']:,.3g} chip-hours" if on != "cpu" else ""
     money = f", {costs['money']:,.2f} in money" if "money" in costs else ""
-    return f"{_seconds(costs['seconds'])}, {costs['chip_hours']:,.3g} chip-hours{money}"
+    return f"{_seconds(costs['seconds'])}{chips}{money}"
 
 
 def _seconds(seconds: float) -> str:

@@ -34,6 +34,11 @@ _KINDS = {
     "gh200": "NVIDIA GH200",
     "b200": "NVIDIA B200",
 }
+# Slices that Cloud TPU rents, where they lie in a plane; in space, small ones, and any whose sides
+# are multiples of 4, up to so many chips (cloud.google.com/tpu/docs, the page of each version).
+_PLANE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+_SPACE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
+_LARGEST = {"v4": 4096, "v5p": 6144}
 _WRITTEN = "write cpu, gpu or tpu for the devices that are here, or chips such as v5e:8x8 or h100:8"
 
 
@@ -46,6 +51,16 @@ class Target(NamedTuple):
     chip: "Chip | None"  # its peaks; None of a CPU, and of a device that nobody has listed
     here: bool
     compiles: bool  # whether a compiler for it is installed, though it is not here
+
+    @property
+    def float32(self) -> float:
+        """Return FLOP/s of all chips on float32, in which networks are tested and attacked.
+
+        By default a TPU rounds what it multiplies to bfloat16, and a GPU to TF32, for which NVIDIA
+        quotes half of bfloat16's speed.
+        """
+        assert self.chip is not None, "only listed chips have names"
+        return self.chips * self.chip.flops / (1 if self.kind.startswith("TPU") else 2)
 
 
 def prepare(name: str) -> None:
@@ -71,16 +86,30 @@ def target(name: str) -> Target:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*" if tpu else r"[1-9]\d*", shape):
         example = f"{kind}:4x4" if tpu else f"{kind}:8"
         raise ValueError(f"--on {name} does not say how many chips; write one such as {example}")
+    if tpu and not _rented(kind, shape):
+        some = "v4:2x2x4 or v5p:4x4x8" if kind in _LARGEST else f"{kind}:4x4 or {kind}:8x8"
+        raise ValueError(f"--on {name} is no slice of TPU {kind}; write one such as {some}")
     from jaxrobust.runtime import hardware
 
+    chips = math.prod(map(int, shape.split("x")))
     return Target(
         name=name,
         kind=_KINDS[kind],
-        chips=math.prod(map(int, shape.split("x"))),
+        chips=chips,
         chip=hardware.chip(_KINDS[kind]),
         here=False,
-        compiles=tpu and importlib.util.find_spec("libtpu") is not None,
+        # It knows no slices smaller than a host of four chips.
+        compiles=tpu and chips > 1 and importlib.util.find_spec("libtpu") is not None,
     )
+
+
+def _rented(kind: str, shape: str) -> bool:
+    """Tell whether there are slices of that shape."""
+    if kind not in _LARGEST:
+        return shape in _PLANE
+    sides = [int(side) for side in shape.split("x")]
+    whole = len(sides) == 3 and not any(side % 4 for side in sides)
+    return shape in _SPACE or (whole and math.prod(sides) <= _LARGEST[kind])
 
 
 _NAMES = (*HERE, *_KINDS)

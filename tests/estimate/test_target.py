@@ -1,0 +1,57 @@
+"""Devices by their names."""
+
+from unittest import mock
+
+import jax
+from absl.testing import absltest, parameterized
+
+from jaxrobust.estimate import target
+
+
+class TargetTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("v5e:8x8", "TPU v5e", 64, 197e12),
+        ("v5p:2x2x4", "TPU v5p", 16, 459e12),
+        ("v4:2x2x2", "TPU v4", 8, 275e12),
+        ("v5p:16x16x24", "TPU v5p", 6144, 459e12),
+        ("v5e:1x1", "TPU v5e", 1, 197e12),
+        ("h100:8", "NVIDIA H100 SXM", 8, 989e12),
+        ("a100-40gb:1", "NVIDIA A100-SXM4-40GB", 1, 312e12),
+    )
+    def test_chips_by_name(self, name, kind, chips, flops):
+        found = target.target(name)
+        self.assertEqual((found.kind, found.chips, found.chip.flops), (kind, chips, flops))
+        self.assertFalse(found.here)
+
+    def test_every_name_is_listed_with_its_peaks(self):
+        for name in target._KINDS:
+            shape = "2x2x1" if name in ("v4", "v5p") else "2x2" if name.startswith("v") else "4"
+            self.assertIsNotNone(target.target(f"{name}:{shape}").chip, name)
+
+    @parameterized.parameters(
+        ("v5q:8x8", "no device that is known"),
+        ("h100", "how many chips"),
+        ("h100:8x8", "how many chips"),
+        ("v5e:", "how many chips"),
+        ("v5e:0x4", "how many chips"),
+        ("v5e:3x3", "is no slice of TPU v5e; write one such as v5e:4x4"),
+        ("v5e:16", "is no slice of TPU v5e"),
+        ("v6e:2x2x2", "is no slice of TPU v6e; write one such as v6e:4x4"),
+        ("v4:8x8", "is no slice of TPU v4; write one such as v4:2x2x4"),
+        ("v5p:2x2x3", "is no slice of TPU v5p; write one such as v4:2x2x4 or v5p:4x4x8"),
+        ("v5p:64x64x64", "is no slice of TPU v5p"),
+    )
+    def test_what_is_no_device(self, name, sentence):
+        with self.assertRaisesRegex(ValueError, sentence):
+            target.target(name)
+
+    def test_a_device_that_is_not_here(self):
+        with (
+            mock.patch.object(jax, "devices", side_effect=RuntimeError("none")),
+            self.assertRaisesRegex(ValueError, "JAX finds no GPU on this machine"),
+        ):
+            target.target("gpu")
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,61 @@
+"""How much a config has to do, on data that is here and on data that is not."""
+
+from absl.testing import absltest, parameterized
+
+from jaxrobust.config import phase
+from jaxrobust.estimate import work
+from tests.support.estimates import imagenet
+
+
+class WorkTest(parameterized.TestCase):
+    def test_a_data_set_that_is_not_here_has_its_published_size(self):
+        first, second = work.work(imagenet())
+        self.assertIsNone(first.train.source)
+        self.assertEqual(first.rows, 1_281_167)
+        self.assertEqual(first.steps, 100 * (1_281_167 // 1024))
+        self.assertEqual(second.steps, 50 * (1_281_167 // 1024))
+        self.assertEqual((first.selections, second.selections), (100, 50))
+        self.assertEqual(first.probes, 0)  # nothing is attacked
+        self.assertEqual(second.probes, second.steps // 1000)
+        self.assertEqual(second.evaluated("evaluation"), 4000)
+        self.assertEqual(second.evaluated("test"), 5000)
+
+    @parameterized.parameters(
+        ("cifar10", "train[:90%]", 45_000),
+        ("cifar100", "test", 10_000),
+        ("cifar10:3.0.2", "test@robustbench[:1000]", 1_000),
+        ("imagenet2012", "validation", 50_000),
+        ("imagenet2012", "validation@robustbench[:100]", 100),
+    )
+    def test_known_sizes(self, name, split, images):
+        config = imagenet()
+        config.data.update(name=name, test_split=split)
+        config.model.num_classes = 1000 if name == "imagenet2012" else 10
+        self.assertEqual(work.split(config, "test_split"), work.Split(images, None))
+
+    def test_data_that_is_here_is_counted(self):
+        config = imagenet()
+        config.data.update(name="digits", train_split="train[:50%]")
+        config.model.update(num_classes=10, in_channels=1)
+        found = work.split(config, "train_split")
+        self.assertEqual(found.images, len(found.source))
+
+    @parameterized.parameters("flowers_that_nobody_knows", "folder:/nowhere")
+    def test_unknown_data_is_refused(self, name):
+        config = imagenet()
+        config.data.name = name
+        with self.assertRaises(ValueError):
+            work.work(config)
+
+    def test_phases_have_their_own_size_and_steps(self):
+        config = imagenet()
+        config.phases = ("low", "train")
+        config.low = phase(epochs=5, objective="adversarial")
+        config.low.changes = {"model": {"image_size": 112}, "attack": {"steps": 1}}
+        low, train = work.work(config)
+        self.assertEqual((low.config.model.image_size, low.config.attack.steps), (112, 1))
+        self.assertEqual((train.config.model.image_size, train.config.attack.steps), (224, 2))
+
+
+if __name__ == "__main__":
+    absltest.main()
