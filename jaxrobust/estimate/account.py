@@ -11,10 +11,6 @@ from jaxrobust.estimate.target import Target
 from jaxrobust.estimate.work import Work, work
 from jaxrobust.training import build
 
-SHORT = (
-    5e-3  # seconds of a step on an accelerator, below which it is not the one that is waited for
-)
-
 
 def account(
     config: Config,
@@ -83,6 +79,11 @@ def priced(found: Any, price: float) -> Any:
         rows = key == "phases"
         new[key] = [priced(row, price) for row in value] if rows else priced(value, price)
     return new | ({"money": price * found["chip_hours"]} if "chip_hours" in found else {})
+
+
+def _is_short(found: dict[str, Any]) -> bool:
+    """Tell whether a pass in all slots takes less than a step takes at least."""
+    return max(found["pass_s"].values()) * found["slots"] < elsewhere.SHORTEST
 
 
 def _why(target: Target) -> str:
@@ -195,10 +196,15 @@ def _assumed(parts: list[Work], target: Target, found: dict[str, Any], robust: f
             f"The chips reach {found['utilisation']:.0%} of their bfloat16 peak (--utilisation). "
             "Start, compilation, checkpoints and waiting for data are not in the times."
         )
-    if not target.here and any(row["step_s"] < SHORT for row in found["phases"]):
+    if not target.here and any(row["step_s"] == elsewhere.SHORTEST for row in found["phases"]):
         lines.append(
-            f"Steps of less than {1e3 * SHORT:.0f} ms keep such chips waiting: their times are "
-            "what is possible at best, and larger batches cost hardly more."
+            f"A step takes {1e3 * elsewhere.SHORTEST:.0f} ms at least, as the chips wait for their "
+            "program and their images; larger batches cost hardly more."
+        )
+    if not target.here and "autoattack" in found and _is_short(found["autoattack"]):
+        lines.append(
+            "AutoAttack's passes are so short that the chips wait for their program: its time is "
+            "what is possible at best."
         )
     unknown = {w.config.data.name for w in parts if w.train.source is None}
     for name in sorted(unknown):

@@ -16,6 +16,9 @@ from jaxrobust.runtime.progress import say
 from jaxrobust.training import build, optim
 from jaxrobust.training import step as training_step
 
+# Seconds that a step takes at least: its launch, and its batch on the way to the chips. Assumed.
+SHORTEST = 5e-3
+
 
 class Computed(NamedTuple):
     """Seconds of each part of a phase, once, at the assumed utilisation."""
@@ -63,6 +66,7 @@ def computed(
                 f"{memory / 2**30:.1f} GiB of a chip that has {target.chip.memory / 2**30:.0f}; "
                 "share them with --fsdp 0"
             )
+    step = max(step, SHORTEST)
     speed = target.chips * target.chip.flops * utilisation
     every = config.alarm.every_steps or 1
     return Computed(

@@ -18,14 +18,7 @@ def page(found: dict[str, Any], *, width: int = 80) -> str:
     columns = [_column(row, found) for row in found["phases"]]
     for group in _fitting(columns, width):
         lines += ["", *_table(group)]
-    lines += ["", f"training: {_costs(found['training'], found['on'])}"]
-    if aa := found.get("autoattack"):
-        lines += [
-            f"AutoAttack of {aa['images']:,} images, of which {aa['robust']:.0%} are robust: "
-            f"{_costs(aa['expected'], found['on'])}",
-            f"  at most, if all are ({sum(aa['passes_per_image'].values()):,} passes each): "
-            f"{_costs(aa['at_most'], found['on'])}",
-        ]
+    lines += ["", *_sums(found)]
     lines += ["", *found["known"], *(f"Assumed: {line}" for line in found["assumed"])]
     return "\n".join(part for line in lines for part in _wrapped(line, width))
 
@@ -44,7 +37,7 @@ def _column(row: dict[str, Any], found: dict[str, Any]) -> dict[str, str]:
     steps = f", {row['attack_steps']}-step attack" if row["attack_steps"] else ""
     several = found["chips"] > 1
     per_chip = f" ({row['images_per_s_per_chip']:,.0f} a chip)" if several else ""
-    memory = f" of {found['chip_memory'] / 2**30:.0f}" if found["chip_memory"] else ""
+    memory = f" of {found['chip_memory'] / 2**30:.0f} GiB" if found["chip_memory"] else ""
     cells = {
         "phase": row["phase"],
         "objective": f"{row['objective']}{steps}",
@@ -57,16 +50,15 @@ def _column(row: dict[str, Any], found: dict[str, Any]) -> dict[str, str]:
     }
     if row["mfu"] is not None:
         cells["share of peak FLOP/s"] = f"{row['mfu']:.1%}"
-    cells["memory per chip" if found["on"] != "cpu" else "memory"] = (
-        f"{row['memory_bytes'] / 2**30:.2f}{memory} GiB"
-    )
+    name = "memory per chip" if found["on"] != "cpu" else "memory"
+    cells[name] = f"{_bytes(row['memory_bytes'])}{memory}"
     cells |= _roofline(row["roofline"]) if "roofline" in row else {}
     cells["time"] = _seconds(row["seconds"])
     for key, seconds in row["parts_s"].items():
         cells[f"{_UNDER}{_PARTS[key]}"] = _seconds(seconds) if seconds else ""
     if found["on"] != "cpu":
         cells["chip-hours"] = f"{row['chip_hours']:,.3g}"
-    return cells | ({"money": f"{row['money']:,.2f}"} if "money" in row else {})
+    return cells | ({"money": _money(row["money"])} if "money" in row else {})
 
 
 _BOUNDS = {"flops": "arithmetic", "hbm": "memory traffic", "interconnect": "interconnect"}
@@ -121,10 +113,34 @@ def _table(columns: list[dict[str, str]]) -> list[str]:
     return lines
 
 
-def _costs(costs: dict[str, float], on: str) -> str:
-    chips = f", {costs['chip_hours']:,.3g} chip-hours" if on != "cpu" else ""
-    money = f", {costs['money']:,.2f} in money" if "money" in costs else ""
-    return f"{_seconds(costs['seconds'])}{chips}{money}"
+def _sums(found: dict[str, Any]) -> list[str]:
+    """Return what the training takes as a whole, and the AutoAttack after it, under heads."""
+    rows = {"": None, "training": found["training"]}
+    if aa := found.get("autoattack"):
+        rows[f"AutoAttack, {aa['images']:,} images, {aa['robust']:.0%} robust"] = aa["expected"]
+        if aa["robust"] < 1:
+            passes = sum(aa["passes_per_image"].values())
+            rows[f"{_UNDER}all robust, {passes:,} passes each"] = aa["at_most"]
+    heads = ["time"] + ["chip-hours"] * (found["on"] != "cpu")
+    heads += ["money"] * ("money" in found["training"])
+    first, lines = max(map(len, rows)), []
+    for name, costs in rows.items():
+        cells = heads if costs is None else _cells(costs)[: len(heads)]
+        lines.append(f"{name:{first}}" + "".join(f"  {cell:>10}" for cell in cells))
+    return lines
+
+
+def _cells(costs: dict[str, float]) -> list[str]:
+    money = [_money(costs["money"])] if "money" in costs else []
+    return [_seconds(costs["seconds"]), f"{costs['chip_hours']:,.3g}", *money]
+
+
+def _money(money: float) -> str:
+    return f"{money:,.2f}" if money >= 0.01 else "< 0.01"
+
+
+def _bytes(number: float) -> str:
+    return f"{number / 2**30:.1f} GiB" if number >= 2**30 / 10 else f"{number / 2**20:.1f} MiB"
 
 
 def _seconds(seconds: float) -> str:
