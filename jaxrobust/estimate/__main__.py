@@ -18,6 +18,7 @@ BEGUN = time.perf_counter()
 
 from jaxrobust.estimate import changes  # noqa: E402
 from jaxrobust.estimate import target as targets  # noqa: E402
+from jaxrobust.runtime import commandline  # noqa: E402
 from jaxrobust.runtime.commandline import Arguments, answer, config_name, number  # noqa: E402
 
 UTILISATION = 0.2  # assumed where nothing is measured; --utilisation says another one
@@ -28,6 +29,7 @@ def parse() -> argparse.Namespace:
     words, changed = changes.divided(sys.argv[1:])
     parser = Arguments(
         __doc__,
+        prog=commandline.program or "python -m jaxrobust.estimate",
         usage="%(prog)s CONFIG --on DEVICES [--config.key=value ...] [flags]",
         epilog="Any key of the config is set as for training: --config.train.epochs=20.",
     )
@@ -47,7 +49,12 @@ def parse() -> argparse.Namespace:
     )
     parser.flag("batch", type=int, help="Images per chip and step; default: the config's.")
     parser.flag("fsdp", type=int, help="Number of devices that share the state; 0: all.")
-    parser.flag("seconds", type=float, default=3.0, help="Time for which each step is measured.")
+    parser.flag(
+        "seconds",
+        type=float,
+        default=3.0,
+        help="Seconds for which each step and each attack is measured; default: 3.",
+    )
     parser.flag("robust", default="0.5", help="Share of images that is assumed to be robust.")
     parser.flag("images", type=int, help="Number of images of AutoAttack; 0: leave it out.")
     parser.flag("fast", action="store_true", help="Do not compile for TPUs that are not here.")
@@ -104,14 +111,16 @@ def _account(
     compiles = target.compiles and not target.here and not args.fast
     chips = topology.devices(args.on, flag="--on") if compiles else None
     config = changes.configured(args.config, args.changes)
-    for name in config.phases:
+    import jax
+
+    from jaxrobust.config import phases
+    from jaxrobust.estimate import account, page
+
+    for name in phases(config):
         if args.batch is not None:
             config[name].batch_size = args.batch * target.chips
     if args.fsdp is not None:
         config.mesh.fsdp = args.fsdp
-    import jax
-
-    from jaxrobust.estimate import account, page
 
     with tempfile.TemporaryDirectory() as empty:
         # As where nothing is cached yet: a later phase finds what an earlier one has compiled.

@@ -36,6 +36,7 @@ def account(
       ValueError: a mistake in the config, or data of unknown size.
     """
     parts = work(config)
+    images = _attacked_images(parts[-1], images)
     rows = [_phase(part, target, utilisation, seconds, chips) for part in parts]
     run = sum(row["seconds"] for row in rows) + start
     found: dict[str, Any] = {
@@ -51,7 +52,6 @@ def account(
         "phases": rows,
         "training": costs(run, target.chips),
     }
-    images = parts[-1].evaluated("test") if images is None else images
     if images:
         once = (
             attacked.measured(parts[-1].config, seconds=seconds)
@@ -63,6 +63,20 @@ def account(
         "known": _known(target, found),
         "assumed": _assumed(parts, target, found, robust),
     }
+
+
+def _attacked_images(part: Work, given: int | None) -> int:
+    """Return how many images AutoAttack gets.
+
+    Raises:
+      ValueError: more than there are.
+    """
+    if given is not None and given > part.test.images:
+        raise ValueError(
+            f"--images={given} is more than the {part.test.images:,} images of the split "
+            f"{part.config.data.test_split!r}; give fewer, or leave it out"
+        )
+    return part.evaluated("test") if given is None else given
 
 
 def costs(seconds: float, chips: int) -> dict[str, float]:

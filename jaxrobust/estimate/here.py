@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.errors import JaxRuntimeError
 
 from jaxrobust.estimate.work import Work
 from jaxrobust.runtime import compilation, sharding, topology
@@ -40,8 +41,21 @@ def measured(work: Work, devices: list[Any], *, seconds: float) -> Measured:
     """Compile and run the programs of a phase, the step for about `seconds`.
 
     Raises:
-      ValueError: what training would refuse.
+      ValueError: what training would refuse; programs that need more memory than there is.
     """
+    try:
+        return _measured(work, devices, seconds)
+    except JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        less = max(work.batch_size // len(devices) // 2, 1)
+        raise ValueError(
+            f"{work.name}: the programs of a batch of {work.batch_size} images need more memory "
+            f"than the devices have; try --batch {less} or --fsdp 0"
+        ) from error
+
+
+def _measured(work: Work, devices: list[Any], seconds: float) -> Measured:
     config, name = work.config, work.name
     phase = build.phase(config, name, work.rows, devices=devices)
     say(f"{name}: compiling what it runs on {len(devices)} x {devices[0].device_kind}")

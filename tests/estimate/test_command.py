@@ -124,6 +124,7 @@ class QuickCommandTest(parameterized.TestCase):
         ("--on h100:1 --utilisation nan", "above 0 and at most 1"),
         ("--on cpu --utilisation 0.5", "is measured; leave it out"),
         ("--on h100:1 --robust 2", "from 0 to 1"),
+        ("--on h100:1 --images 400", "--images=400 is more than the 397 images of the split"),
         ("", "required: --on"),
         ("--on h100:1 --on h100:2", "--on is given more than once"),
         ("--on h100:1 --prise 2", "--prise is no flag; --help lists them"),

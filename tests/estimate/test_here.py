@@ -1,0 +1,44 @@
+"""What is measured on devices that are present, where it fails."""
+
+from unittest import mock
+
+import jax
+from absl.testing import absltest, parameterized
+from jax.errors import JaxRuntimeError
+
+from jaxrobust.config import base
+from jaxrobust.estimate import here
+from jaxrobust.estimate.work import work
+
+
+def digits():
+    """Return the work of a phase on the digits that ship."""
+    config = base().unlock()
+    config.model.update(name="convnext_n", num_classes=10, image_size=8, in_channels=1)
+    config.model.options = {"stem_strides": (1,), "depths": (1,), "dims": (8,)}
+    config.data.update(name="digits", selection_split="test[:50]", test_split="test")
+    config.train.update(epochs=11, batch_size=32)
+    return work(config)[0]
+
+
+class MemoryTest(parameterized.TestCase):
+    def test_too_little_memory_is_a_sentence_with_a_smaller_batch(self):
+        full = JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9G")
+        with (
+            mock.patch.object(here.build, "phase", side_effect=full),
+            self.assertRaisesRegex(
+                ValueError, "train: the programs of a batch of 32 .* --batch 16"
+            ),
+        ):
+            here.measured(digits(), jax.devices()[:1], seconds=0.1)
+
+    def test_another_failure_is_not_hidden(self):
+        with (
+            mock.patch.object(here.build, "phase", side_effect=JaxRuntimeError("INTERNAL: none")),
+            self.assertRaisesRegex(JaxRuntimeError, "INTERNAL"),
+        ):
+            here.measured(digits(), jax.devices()[:1], seconds=0.1)
+
+
+if __name__ == "__main__":
+    absltest.main()
