@@ -6,11 +6,15 @@ For each config, each command in a process of its own and with nothing cached: t
 training, standard AutoAttack on the first images of the test split, and the estimate again. The two
 estimates say how steady the machine was: a difference between them is noise, not error. AutoAttack
 is estimated with the share of robust images that it found. Changes are those of every config.
+
+`--cpu` compares CPU seconds instead of those of the clock: on a machine that other people use, a
+command's share of the cores changes while it runs, but hardly the work that it does.
 """
 
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -27,6 +31,13 @@ from jaxrobust.evaluation import records  # noqa: E402
 from jaxrobust.runtime.commandline import Arguments, answer  # noqa: E402
 
 ENOUGH = 0.15  # the error that is aimed at
+# Runs a module whose clock counts the CPU seconds of its process.
+_CPU = """
+import runpy, sys, time
+time.perf_counter = time.process_time
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 
 
 def parse() -> argparse.Namespace:
@@ -36,48 +47,56 @@ def parse() -> argparse.Namespace:
     parser.add_argument("configs", nargs="*", default=["quickstart"], help="Configs to train.")
     parser.flag("images", type=int, default=64, help="Images of AutoAttack; 0: leave it out.")
     parser.flag("workdir", type=Path, help="Folder for the runs; default: one that is deleted.")
+    parser.flag("cpu", action="store_true", help="Compare CPU seconds.")
     parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
     args = parser.parse_args(words)
     args.changes = changed
     return args
 
 
-def command(module: str, *words: str, cache: Path) -> tuple[str, float]:
-    """Run a command; return what it prints, and its seconds.
+def command(module: str, *words: str, cache: Path, cpu: bool) -> tuple[str, float]:
+    """Run a command; return what it prints, and its seconds, of the clock or of the CPU.
 
     Raises:
       OSError: it fails.
     """
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    clock = ("-c", _CPU) if cpu and module == "jaxrobust.estimate" else ("-m",)
     done = subprocess.run(
-        [sys.executable, "-m", module, *words],
+        [sys.executable, *clock, module, *words],
         env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(cache), "JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
         text=True,
     )
     if done.returncode:
         raise OSError(f"{module} {' '.join(words)} ends with {done.returncode}")
-    return done.stdout, time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    worked = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return done.stdout, worked if cpu else time.perf_counter() - start
 
 
-def compared(config: str, changed: list[str], folder: Path, images: int) -> dict[str, Any]:
+def compared(
+    config: str, changed: list[str], folder: Path, *, images: int, cpu: bool
+) -> dict[str, Any]:
     """Return the estimates of a config beside what it took."""
 
     def estimated() -> dict[str, Any]:
         words = (config, "--on", "cpu", "--images", str(images), "--json", *changed)
-        out, _ = command("jaxrobust.estimate", *words, cache=folder / "unused")
+        out, _ = command("jaxrobust.estimate", *words, cache=folder / "unused", cpu=cpu)
         return json.loads(out.splitlines()[-1])
 
     estimates = [estimated()]
     run = str(folder / "run")
     trained = ("jaxrobust.main", "--config", config, "--workdir", run, *changed)
-    _, seconds = command(*trained, cache=folder / "training")
+    _, seconds = command(*trained, cache=folder / "training", cpu=cpu)
     real = {"training": seconds}
     robust = 0.0
     if images:
         out = folder / "evaluation"
         words = ("--workdir", run, "--attack", "autoattack", "--n", str(images), "--out", str(out))
-        _, real["autoattack"] = command("jaxrobust.evaluate", *words, cache=folder / "attacking")
+        _, real["autoattack"] = command(
+            "jaxrobust.evaluate", *words, cache=folder / "attacking", cpu=cpu
+        )
         robust = records.read(out)[-1]["robust"]
     estimates.append(estimated())
     found = {}
@@ -101,18 +120,21 @@ def compared(config: str, changed: list[str], folder: Path, images: int) -> dict
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Compare and print."""
     found = {}
+    unit = "CPU s" if args.cpu else "s"
     for config in args.configs:
         with tempfile.TemporaryDirectory() as temporary:
             folder = args.workdir / Path(config).stem if args.workdir else Path(temporary)
-            found[config] = rows = compared(config, args.changes, folder, args.images)
+            found[config] = rows = compared(
+                config, args.changes, folder, images=args.images, cpu=args.cpu
+            )
         for what, row in rows.items():
             if what == "robust":
                 continue
             first, second = row["estimates_s"]
             far = "within" if abs(row["error"]) <= ENOUGH else "NOT within"
             print(
-                f"{config}, {what}: estimated {first:.1f} s before and {second:.1f} s after, "
-                f"took {row['real_s']:.1f} s: {row['error']:+.0%}, {far} {ENOUGH:.0%} "
+                f"{config}, {what}: estimated {first:.1f} {unit} before and {second:.1f} after, "
+                f"took {row['real_s']:.1f}: {row['error']:+.0%}, {far} {ENOUGH:.0%} "
                 f"(the estimates differ by {row['noise']:.0%})",
                 flush=True,
             )
