@@ -159,7 +159,8 @@ class CommandsTest(parameterized.TestCase):
             if word.endswith(".py"):
                 self.assertTrue((ROOT / word).is_file(), word)
         given = [*flags(words[len(which) + 1 :])]
-        file = next((value for name, value in given if name == "config"), None)
+        own = (word for word in words if re.match(r"configs/\w+\.py\b", word))  # without the flag
+        file = next((value for name, value in given if name == "config"), next(own, None))
         config = None
         if file is not None:
             path, arguments = split_config(file)
