@@ -12,6 +12,7 @@ import numpy as np
 from jaxrobust.config import Config, network_of, of_phase, phases
 from jaxrobust.data import DataError, Source, sources
 from jaxrobust.data.loading import Images
+from jaxrobust.data.sizes import known_images
 from jaxrobust.diagnosis.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen
 from jaxrobust.evaluation import doubts
 from jaxrobust.runtime import functions
@@ -20,8 +21,6 @@ from jaxrobust.types import Classifier
 from jaxrobust.weights.compose import NORMALIZATIONS
 
 _ONE_STEP = 8 / 255  # of L-inf: from here on one step is known to overfit to itself
-# Images of whole training splits, for data that is not on this machine.
-_SIZES = {"imagenet2012": 1_281_167, "cifar10": 50_000, "cifar100": 50_000}
 _LOOKED_AT = 32  # images whose sizes are read
 
 
@@ -62,7 +61,8 @@ class Plan:
         seen = self.phases[name]
         if isinstance(self.source, str):
             data = seen.data
-            images = _SIZES.get(data.name) if data.train_split == "train" else None
+            whole = data.get("classes") is None and data.extra is None
+            images = known_images(data.name, data.train_split) if whole else None
         else:
             images = splits.examples(seen, name, self.source)
         return None if images is None else seen[name].epochs * (images // seen[name].batch_size)
@@ -264,7 +264,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "Whether the first phase attacks random weights under heavy augmentation; red if so.",
         "from random weights the network does not learn both at once",
         "give clean weights, clean epochs, or data.augmentation=basic",
-        "Singh, Croce, Hein 2023, arXiv 2303.01870, section 3",
+        "Singh, Croce, Hein 2023, arXiv 2303.01870",
         _heavy,
     ),
     Check(
@@ -282,8 +282,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "for one from a random point.",
         "one step leaks the label, and training overfits to it (catastrophic overfitting)",
         "set attack.steps=2 or more, or attack.start=random and watch the alarms",
-        "Kurakin et al. 2017, arXiv 1611.01236, section 4; Wong et al. 2020, arXiv 2001.03994, "
-        "section 4",
+        "Kurakin et al. 2017, arXiv 1611.01236; Wong et al. 2020, arXiv 2001.03994",
         _one_step,
     ),
     Check(
@@ -292,7 +291,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "a known data set; red if both.",
         "the images are normalised in your function and in the first layer",
         "set init.normalize=keep, or take it out of your function",
-        "Croce et al. 2021 (RobustBench), arXiv 2010.09670, section 3",
+        "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
         _twice,
     ),
     Check(
@@ -300,7 +299,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "attack.statistics where the network has batch norms; red for batch under TRADES.",
         "TRADES' two terms then see different statistics, and the attack another network",
         "set attack.statistics=running",
-        "Pang et al. 2021, arXiv 2010.00467, section 3",
+        "Pang et al. 2021, arXiv 2010.00467",
         _statistics,
     ),
     Check(
@@ -309,7 +308,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "than 20 % of the average is still the start.",
         "the averaged weights are still close to those of the beginning",
         "set a lower ema_decay",
-        "Rebuffi et al. 2021, arXiv 2103.01946, section 3",
+        "Rebuffi et al. 2021, arXiv 2103.01946",
         _ema,
     ),
     Check(
@@ -334,7 +333,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "Shorter side of the images beside model.image_size; red below 80 % of it, yellow below.",
         "images are blown up: they cost more and show nothing more",
         "set model.image_size to the images' side, or take another data set",
-        "Touvron et al. 2019, arXiv 1906.06423, section 3",
+        "Touvron et al. 2019, arXiv 1906.06423",
         _size,
     ),
 )

@@ -29,7 +29,7 @@ class Check(NamedTuple, Generic[Examined]):
     measures: str  # and when it is yellow or red
     cause: str
     remedy: str
-    paper: str  # with its section
+    paper: str  # with its section where that could be looked up
     look: Callable[[Examined], Seen]
     follows: tuple[str, ...] = ()  # checks whose fault shows here too
 

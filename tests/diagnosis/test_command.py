@@ -85,13 +85,6 @@ class HealthyTest(parameterized.TestCase):
         self.assertLen(told["examined"], 2)  # its config and its network
 
     @pytest.mark.slow
-    def test_a_run_of_the_study(self):
-        run = paths.SHARED.parent / "study/base-0"
-        if not run.is_dir():
-            self.skipTest(paths.NO_SHARED)
-        self.check(str(run))
-
-    @pytest.mark.slow
     def test_a_function(self):
         file = self.create_tempfile("my_net.py", OWN)
         self.check(f"{file.full_path}:logits_fn", dataset="digits", epsilon=0.1)

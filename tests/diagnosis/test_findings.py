@@ -46,7 +46,7 @@ class FindingsTest(absltest.TestCase):
             names = [row.name for row in table]
             self.assertEqual(len(set(names)), len(names))
             for number, row in enumerate(table):
-                self.assertRegex(row.paper, r"arXiv \d{4}\.\d{5}, section", row.name)
+                self.assertRegex(row.paper, r"arXiv \d{4}\.\d{5}", row.name)
                 self.assertLessEqual(set(row.follows), set(names[:number]), row.name)
 
 
