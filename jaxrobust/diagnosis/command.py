@@ -1,5 +1,6 @@
 """From what the command line names to findings: a network, a config, or a run, which has both."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,8 +110,9 @@ def _recorded(
         return None
     for record in reversed(records.read(run)):
         same = (record.get("dataset"), record.get("split")) == (source.name, source.split)
-        if same and record.get("weights") == which and record.get("clean") is not None:
-            return Recorded(float(record["clean"]), f"{run.name}/results.jsonl")
+        clean = record.get("clean")
+        if same and record.get("weights") == which and clean is not None and math.isfinite(clean):
+            return Recorded(float(clean), f"{run.name}/results.jsonl")
     return None
 
 

@@ -45,8 +45,7 @@ class Tried(NamedTuple):
 def tried(patient: Patient) -> list[Tried]:
     """Return all explanations that were tried, those of the images first."""
     done = [_of_images(patient, *row) for row in _changes(patient.images.shape[-1])]
-    order = _of_order(patient)
-    return [*done, order] if order else done
+    return [*done, *_of_usual_orders(patient), *_of_any_order(patient)]
 
 
 def best(explanations: list[Tried], classes: int, count: int) -> Tried | None:
@@ -110,17 +109,52 @@ def _of_images(
     return Tried(check, words, float(right.mean()), loss, *_compared(patient.right, right))
 
 
-def _of_order(patient: Patient) -> Tried | None:
-    """Return what a permutation of the classes explains, found on one half and tried on the other;
-    None where there are fewer than four images a class.
+def _usual_orders(names: tuple[str, ...], count: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield what people number classes by, i[K]: output i means class order[i]."""
+    numbers = np.arange(count)
+    yield "classes shifted by -1", np.roll(numbers, 1)
+    yield "classes shifted by 1", np.roll(numbers, -1)
+    yield "classes in the opposite order", numbers[::-1]
+    texts = {"their numbers as text (10 before 2)": [str(k) for k in range(count)]}
+    if len(names) == count:
+        texts |= {"their names": list(names), "their names in lower case": [*map(str.lower, names)]}
+    for by, keys in texts.items():
+        order = np.asarray(sorted(range(count), key=keys.__getitem__))
+        if (order != numbers).any():
+            yield f"classes sorted by {by}", order
+            yield f"classes as before they were sorted by {by}", np.argsort(order)
+
+
+def _of_usual_orders(patient: Patient) -> Iterator[Tried]:
+    """Yield what the usual orders explain, however few images a class has."""
+    logits, labels = patient.logits, patient.labels
+    if not np.isfinite(logits).all():
+        return
+    for words, order in _usual_orders(patient.classes, logits.shape[1]):
+        moved = _in_order(logits, order)
+        right, loss = is_right(moved, labels), cross_entropy(moved, labels)
+        yield Tried(ORDER, words, float(right.mean()), loss, *_compared(patient.right, right))
+
+
+def _of_any_order(patient: Patient) -> Iterator[Tried]:
+    """Yield what a permutation of the classes explains, found on one half and tried on the other;
+    nothing where there are fewer than four images a class, or that order is the data set's.
     """
     logits, labels = patient.logits, patient.labels
     classes = logits.shape[1]
     if len(labels) < 4 * classes or not np.isfinite(logits).all():
-        return None
+        return
     order, accuracy, loss, before, after = permutation(logits, labels)
-    words = _told(order, patient.classes)
-    return Tried(ORDER, words, accuracy, loss, *_compared(before, after))
+    if (order != np.arange(classes)).any():
+        words = _told(order, patient.classes)
+        yield Tried(ORDER, words, accuracy, loss, *_compared(before, after))
+
+
+def _in_order(logits: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return logits with output i in place order[i]."""
+    moved = np.empty_like(logits)
+    moved[:, order] = logits
+    return moved
 
 
 def permutation(
@@ -138,8 +172,7 @@ def permutation(
     np.add.at(table, (logits[found].argmax(axis=1), labels[found]), 1)
     table += 0.5 * np.eye(classes)  # a class that is not seen stays where it is
     order = linear_sum_assignment(-table)[1]
-    moved = np.empty_like(logits[judged])
-    moved[:, order] = logits[judged]
+    moved = _in_order(logits[judged], order)
     before, after = (is_right(z, labels[judged]) for z in (logits[judged], moved))
     loss = cross_entropy(moved, labels[judged])
     return order, float(after.mean()), loss, before, after
@@ -148,12 +181,9 @@ def permutation(
 def _told(order: np.ndarray, names: tuple[str, ...]) -> str:
     """Return a permutation in words."""
     count = len(order)
-    shift = int(order[0])
-    if (order == (np.arange(count) + shift) % count).all():
-        back = shift > count // 2
-        return f"classes shifted by {shift - count if back else shift}"
-    if (order == np.arange(count)[::-1]).all():
-        return "classes in the opposite order"
+    for words, usual in _usual_orders(names, count):
+        if (order == usual).all():
+            return words
 
     def name(k: int) -> str:
         return f"{k} ({names[k]})" if len(names) == count and names[k] != str(k) else str(k)

@@ -47,7 +47,7 @@ def _explained(name: str, healthy: str) -> Look:
         all_tried = tried_on(patient)
         own = [each for each in all_tried if each.check == name]
         if not own:
-            return Seen(SKIPPED, "not looked at: too few images of each class, or channels")
+            return Seen(SKIPPED, "not looked at: the images are grey")
         found = explanations.best(all_tried, patient.logits.shape[1], len(patient.labels))
         if found is None or found.check != name:
             return Seen(GREEN, f"{healthy}; {_loss(patient, max(own, key=_closest))}")
@@ -198,8 +198,9 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
     ),
     Check(
         explanations.ORDER,
-        "Accuracy with the classes in the order that half of the images suggests, on the other "
-        "half; red where that is more than 10 points better, yellow from 4.",
+        "Accuracy with the classes in the usual other orders (from 1, as text, by name) and, with "
+        "four images a class, in the order that half of the images suggests, on the other half; "
+        "red where that is more than 10 points better, yellow from 4.",
         "the network and the data set number the classes differently",
         "give the outputs in the data set's order of classes",
         "Kuhn 1955 (the assignment); Croce et al. 2021 (RobustBench), arXiv 2010.09670",

@@ -1,5 +1,6 @@
 """Each fault in a network that has it, blamed on nothing else; and nothing where there is none."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
@@ -66,6 +67,35 @@ class OneCheckTest(parameterized.TestCase):
         images, labels = faults.colours(20)
         seen = self.look("label-order", faults.FAULTS["label-order"], images=images, labels=labels)
         self.assertEqual(seen.level, SKIPPED)
+
+    @parameterized.parameters(
+        ("from 1", "classes shifted by -1", ()),
+        ("names", "classes sorted by their names", ("pear", "Fig", "kiwi")),
+        ("as text", "classes sorted by their numbers as text", ()),
+    )
+    def test_a_usual_order_with_one_image_a_class(self, order, words, names):
+        """As of ImageNet's 1,000 classes, of which nobody wants to look at 4,000 images."""
+        count, images = 40, np.random.default_rng(0).random((40, 4, 4, 3)).astype(np.float32)
+        names = tuple(
+            f"{name}{k % 7}{k}" for k, name in zip(range(count), 14 * names, strict=False)
+        )
+        means = jnp.asarray(images.mean(axis=(1, 2)))
+        given = {
+            "from 1": lambda z: jnp.roll(z, 1, axis=1),
+            "names": lambda z: z[:, np.asarray(sorted(range(count), key=names.__getitem__))],
+            "as text": lambda z: z[:, np.asarray(sorted(range(count), key=str))],
+        }[order]
+
+        def network(x):
+            near = x.mean(axis=(1, 2))[:, None, :] - means[None]
+            return given(-(near**2).sum(axis=2))
+
+        labels = np.arange(count)
+        how = {"images": images, "labels": labels, "classes": names}
+        seen = self.look("label-order", network, **how)
+        self.assertEqual(seen.level, RED)
+        self.assertIn(words, seen.said)
+        self.assertIn("100.0%", seen.said)
 
     def test_accuracy_below_the_record(self):
         record = Recorded(0.99, "results.jsonl")
