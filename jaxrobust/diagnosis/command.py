@@ -11,7 +11,7 @@ from jaxrobust.config import Config
 from jaxrobust.data import Prepared, pipeline, sources
 from jaxrobust.diagnosis import resizing
 from jaxrobust.diagnosis.config_checks import CONFIG_CHECKS, Plan
-from jaxrobust.diagnosis.findings import RED, Finding, examined, line, summary
+from jaxrobust.diagnosis.findings import RED, Finding, counted, examined, line, summary
 from jaxrobust.diagnosis.network_checks import NETWORK_CHECKS
 from jaxrobust.diagnosis.patient import Patient, Recorded
 from jaxrobust.evaluation import flags, measuring, records
@@ -122,9 +122,8 @@ def of_config(found: Config, *, devices: int, name: str) -> Examination:
     Raises:
       ValueError: a phase without a section, or a network that cannot be made.
     """
-    return Examination(
-        f"{name} on {devices} devices", examined(CONFIG_CHECKS, Plan(found, devices))
-    )
+    of = f"{name} on {counted(devices, 'device')}"
+    return Examination(of, examined(CONFIG_CHECKS, Plan(found, devices)))
 
 
 def answer(

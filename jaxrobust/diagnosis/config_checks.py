@@ -13,7 +13,7 @@ from jaxrobust.config import Config, network_of, of_phase, phases
 from jaxrobust.data import DataError, Source, sources
 from jaxrobust.data.loading import Images
 from jaxrobust.data.sizes import known_images
-from jaxrobust.diagnosis.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen
+from jaxrobust.diagnosis.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen, counted
 from jaxrobust.evaluation import doubts
 from jaxrobust.runtime import functions
 from jaxrobust.training import advice, build, inner, splits
@@ -114,9 +114,9 @@ def _step_of(name: str, seen: Config) -> Seen:
         return Seen(YELLOW, told[0]) if told else Seen(GREEN, said)
     steps = 1 if a.name == "fgsm" else a.steps
     share = size / a.epsilon
-    said = f"{name}: {steps} steps of {share:.3g} of attack.epsilon={a.epsilon:.4g}"
+    said = f"{name}: {counted(steps, 'step')} of {share:.3g} of attack.epsilon={a.epsilon:.4g}"
     if share * steps < 1 - 1e-6:
-        return Seen(RED, f"{said} do not reach the radius", share)
+        return Seen(RED, f"{said}: the radius is never reached", share)
     if share > 2 + 1e-6:
         return Seen(RED, f"{said}: each leaps over the ball", share)
     return Seen(YELLOW, told[0], share) if told else Seen(GREEN, said, share)
@@ -129,7 +129,8 @@ def _one_step(plan: Plan) -> Seen:
     for name, seen in plan.attacked.items():
         a = seen.attack
         steps = 1 if a.name == "fgsm" else a.steps
-        said = f"{name}: {steps} steps of {a.name} at {a.norm} {a.epsilon:.4g}, start={a.start}"
+        said = f"{name}: {counted(steps, 'step')} of {a.name} at {a.norm} {a.epsilon:.4g}"
+        said += f", start={a.start}"
         wide = a.norm == "linf" and a.epsilon >= _ONE_STEP - 1e-6
         level = GREEN if steps > 1 or not wide else YELLOW if a.start == "random" else RED
         found.append(Seen(level, said, steps))
@@ -227,7 +228,7 @@ def _batch(plan: Plan) -> Seen:
     found = []
     for name, seen in plan.phases.items():
         size, fsdp = seen[name].batch_size, plan.config.mesh.fsdp
-        said = f"{name}.batch_size={size} over {plan.devices} devices"
+        said = f"{name}.batch_size={size} over {counted(plan.devices, 'device')}"
         try:
             build.divides(size, plan.devices, f"{name}.batch_size")
             build.divides(plan.devices, fsdp or plan.devices, "the number of devices")

@@ -29,7 +29,7 @@ class Tried(NamedTuple):
     accuracy: float
     loss: float
     gain: float  # in accuracy
-    deviations: float  # standard ones of the gain, if nothing but chance made it
+    deviations: float  # standard ones, by which chance would have to go astray
 
     @property
     def convinces(self) -> bool:
@@ -85,28 +85,42 @@ def _undone(images: np.ndarray, *, mean: np.ndarray, std: np.ndarray) -> np.ndar
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean cross-entropy of logits f[N,K]; infinite where one is not finite."""
+    return float(_losses(logits, labels).mean())
+
+
+def _losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if not np.isfinite(logits).all():
-        return float("inf")
+        return np.full(len(labels), np.inf)
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     picked = shifted[np.arange(len(labels)), labels]
-    return float((np.log(np.exp(shifted).sum(axis=1)) - picked).mean())
+    return np.log(np.exp(shifted).sum(axis=1)) - picked
 
 
-def _compared(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
-    """Return the gain in accuracy and its standard deviations: a sign test of the images that
-    differ.
+def compared(
+    check: str, done: str, before: np.ndarray, after: np.ndarray, labels: np.ndarray
+) -> Tried:
+    """Compare logits before something was done and after, image by image.
+
+    Its deviations are those of a sign test of the images whose verdict changes; where it says at
+    least two, those of the difference in loss count too, which is the sharper test: accuracy says
+    nothing of the images whose verdict stays.
     """
-    won, lost = int((after & ~before).sum()), int((before & ~after).sum())
-    return (won - lost) / max(len(before), 1), (won - lost) / max(won + lost, 1) ** 0.5
+    was, is_now = is_right(before, labels), is_right(after, labels)
+    won, lost = int((is_now & ~was).sum()), int((was & ~is_now).sum())
+    deviations = (won - lost) / max(won + lost, 1) ** 0.5
+    loss = _losses(after, labels)
+    less = _losses(before, labels) - loss
+    if deviations >= 2 and np.isfinite(less).all() and less.std():
+        deviations = max(deviations, float(less.mean() / less.std() * len(less) ** 0.5))
+    gain = (won - lost) / max(len(labels), 1)
+    return Tried(check, done, float(is_now.mean()), float(loss.mean()), gain, deviations)
 
 
 def _of_images(
     patient: Patient, check: str, words: str, change: Callable[[np.ndarray], np.ndarray]
 ) -> Tried:
     logits = patient.forward(np.ascontiguousarray(change(patient.images), np.float32))
-    right = is_right(logits, patient.labels)
-    loss = cross_entropy(logits, patient.labels)
-    return Tried(check, words, float(right.mean()), loss, *_compared(patient.right, right))
+    return compared(check, words, patient.logits, logits, patient.labels)
 
 
 def _usual_orders(names: tuple[str, ...], count: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -131,9 +145,7 @@ def _of_usual_orders(patient: Patient) -> Iterator[Tried]:
     if not np.isfinite(logits).all():
         return
     for words, order in _usual_orders(patient.classes, logits.shape[1]):
-        moved = _in_order(logits, order)
-        right, loss = is_right(moved, labels), cross_entropy(moved, labels)
-        yield Tried(ORDER, words, float(right.mean()), loss, *_compared(patient.right, right))
+        yield compared(ORDER, words, logits, _in_order(logits, order), labels)
 
 
 def _of_any_order(patient: Patient) -> Iterator[Tried]:
@@ -144,10 +156,10 @@ def _of_any_order(patient: Patient) -> Iterator[Tried]:
     classes = logits.shape[1]
     if len(labels) < 4 * classes or not np.isfinite(logits).all():
         return
-    order, accuracy, loss, before, after = permutation(logits, labels)
+    order, judged = permutation(logits, labels)
     if (order != np.arange(classes)).any():
-        words = _told(order, patient.classes)
-        yield Tried(ORDER, words, accuracy, loss, *_compared(before, after))
+        words, before = _told(order, patient.classes), logits[judged]
+        yield compared(ORDER, words, before, _in_order(before, order), labels[judged])
 
 
 def _in_order(logits: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -157,13 +169,11 @@ def _in_order(logits: np.ndarray, order: np.ndarray) -> np.ndarray:
     return moved
 
 
-def permutation(
-    logits: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, float, float, np.ndarray, np.ndarray]:
-    """Return the order of classes that fits best, i[K]: output i means class order[i].
+def permutation(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the order of classes that fits best, i[K]: output i means class order[i]; and the
+    images to judge it on, i[n].
 
-    It is found on one half of the images (Kuhn 1955, on the table of confusions), and judged on the
-    other: accuracy and loss in that order, and bool[n] of what is right without it and with it.
+    It is found on the other half of them (Kuhn 1955, on the table of confusions).
     """
     classes = logits.shape[1]
     mixed = np.random.default_rng(0).permutation(len(labels))
@@ -171,11 +181,7 @@ def permutation(
     table = np.zeros((classes, classes))
     np.add.at(table, (logits[found].argmax(axis=1), labels[found]), 1)
     table += 0.5 * np.eye(classes)  # a class that is not seen stays where it is
-    order = linear_sum_assignment(-table)[1]
-    moved = _in_order(logits[judged], order)
-    before, after = (is_right(z, labels[judged]) for z in (logits[judged], moved))
-    loss = cross_entropy(moved, labels[judged])
-    return order, float(after.mean()), loss, before, after
+    return linear_sum_assignment(-table)[1], judged
 
 
 def _told(order: np.ndarray, names: tuple[str, ...]) -> str:

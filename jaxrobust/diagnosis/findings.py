@@ -132,8 +132,13 @@ def _filled(text: str, start: str, indent: int, width: int) -> str:
     )
 
 
+def counted(number: int, what: str) -> str:
+    """Return a number of things in words."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def summary(findings: Sequence[Finding]) -> str:
     """Return how many checks found what, in one line."""
     levels = [finding.seen.level for finding in findings]
-    counted = [f"{levels.count(level)} {level}" for level in _COLOURS if level in levels]
-    return f"{len(findings)} checks: {', '.join(counted)}"
+    told = [f"{levels.count(level)} {level}" for level in _COLOURS if level in levels]
+    return f"{counted(len(findings), 'check')}: {', '.join(told)}"

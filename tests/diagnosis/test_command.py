@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
+from safetensors.numpy import save_file
 
 from configs import quickstart
 from jaxrobust.diagnosis import command
 from jaxrobust.diagnosis.findings import GREEN, RED, SKIPPED
+from jaxrobust.weights import runs
 from tests.support import paths
 from tests.support.runs import quiet_run
 
@@ -46,7 +49,7 @@ def doctor(*words):
 
 
 def examine(place, **given):
-    rest = dict.fromkeys(("dataset", "norm", "epsilon", "data_dir", "weights", "phase"))
+    rest = dict.fromkeys(("dataset", "norm", "epsilon", "data_dir", "weights", "phase", "model"))
     code = command.answer(
         rest | {"n": 200, "seed": 0} | given,
         place,
@@ -64,8 +67,16 @@ def reds(told):
     return [f["check"] for e in told["examined"] for f in e["findings"] if f["level"] == RED]
 
 
+def trained(config, run):
+    """Train until a network is robust enough to tell faults from weakness."""
+    for phase in (config.pretrain, config.train):
+        phase.update(epochs=8, ema_decay=0.95)
+    quiet_run(config, run)
+    return run
+
+
 class HealthyTest(parameterized.TestCase):
-    """Three that pass all."""
+    """Those that pass all: a ConvNeXt by three names, a ResNet with batch norms, a function."""
 
     def check(self, place, **given):
         told, code = examine(place, **given)
@@ -76,13 +87,31 @@ class HealthyTest(parameterized.TestCase):
 
     @pytest.mark.slow
     def test_a_digits_run(self):
-        config = quickstart.get_config()
-        for phase in (config.pretrain, config.train):
-            phase.update(epochs=8, ema_decay=0.95)
-        run = Path(self.create_tempdir()) / "run"
-        quiet_run(config, run)
+        run = trained(quickstart.get_config(), Path(self.create_tempdir()) / "run")
         told = self.check(str(run))
         self.assertLen(told["examined"], 2)  # its config and its network
+        told = self.check(None, workdir=str(run), phase="pretrain", norm="l2", split="test[:128]")
+        self.assertIn("(pretrain, step", told["examined"][1]["of"])
+        self.assertIn("on 128 images", told["examined"][1]["of"])
+        _, weights = runs.run_weights(run)
+        file = run / "weights.safetensors"
+        save_file({k: np.asarray(v) for k, v in (weights.params | weights.stats).items()}, file)
+        given = {"model": "convnext_n", "weights": str(file), "dataset": "digits", "epsilon": 0.1}
+        given["options"] = {"stem_strides": (1,), "dims": (32, 64, 128)}
+        self.assertLen(self.check(None, **given)["examined"], 1)
+
+    @pytest.mark.slow
+    def test_a_run_with_batch_norms(self):
+        config = quickstart.get_config()
+        config.model.name = "resnet18"
+        with config.unlocked():
+            config.model.options = {"depths": (1, 1), "small_stem": True}
+        run = trained(config, Path(self.create_tempdir()) / "run")
+        told = self.check(str(run))
+        statistics = [
+            f for f in told["examined"][0]["findings"] if f["check"] == "batch-statistics"
+        ]
+        self.assertIn("with batch norm", statistics[0]["said"])
 
     @pytest.mark.slow
     def test_a_function(self):

@@ -57,7 +57,7 @@ class ConfigTest(parameterized.TestCase):
         self.assertIn("give clean weights", found.remedy)
 
     @parameterized.parameters(
-        ({"name": "pgd", "steps": 2, "step_size": 0.02}, RED, "do not reach the radius"),
+        ({"name": "pgd", "steps": 2, "step_size": 0.02}, RED, "the radius is never reached"),
         ({"name": "pgd", "steps": 2, "relative_step": 3.0}, RED, "leaps over the ball"),
         ({"name": "pgd", "steps": 2, "step_size": 0.06}, YELLOW, "attack.relative_step=0.6"),
         ({"name": "apgd", "steps": 2, "step_size": 0.06}, YELLOW, "is not read"),
