@@ -108,10 +108,11 @@ def compared(
     was, is_now = is_right(before, labels), is_right(after, labels)
     won, lost = int((is_now & ~was).sum()), int((was & ~is_now).sum())
     deviations = (won - lost) / max(won + lost, 1) ** 0.5
-    loss = _losses(after, labels)
-    less = _losses(before, labels) - loss
-    if deviations >= 2 and np.isfinite(less).all() and less.std():
-        deviations = max(deviations, float(less.mean() / less.std() * len(less) ** 0.5))
+    loss, earlier = _losses(after, labels), _losses(before, labels)
+    if deviations >= 2 and np.isfinite(loss).all() and np.isfinite(earlier).all():
+        less = earlier - loss
+        spread = max(float(less.std()), 1e-12)
+        deviations = max(deviations, float(less.mean()) / spread * len(less) ** 0.5)
     gain = (won - lost) / max(len(labels), 1)
     return Tried(check, done, float(is_now.mean()), float(loss.mean()), gain, deviations)
 
