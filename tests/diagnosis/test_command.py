@@ -11,8 +11,10 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
 from configs import quickstart
+from jaxrobust.data import open_source
 from jaxrobust.diagnosis import command
 from jaxrobust.diagnosis.findings import GREEN, RED, SKIPPED
+from jaxrobust.diagnosis.patient import Recorded
 from jaxrobust.weights import runs
 from tests.support import paths
 from tests.support.runs import quiet_run
@@ -35,6 +37,8 @@ def logits_fn(x):
 def shifted(x):
     return jnp.roll(logits_fn(x), 1, axis=1)
 """
+
+RECORD = {"dataset": "digits", "split": "test", "weights": "train, step 8, ema", "clean": 0.75}
 
 
 def doctor(*words):
@@ -117,6 +121,32 @@ class HealthyTest(parameterized.TestCase):
     def test_a_function(self):
         file = self.create_tempfile("my_net.py", OWN)
         self.check(f"{file.full_path}:logits_fn", dataset="digits", epsilon=0.1)
+
+
+class RecordedTest(parameterized.TestCase):
+    """The accuracy that a run's own record has for its weights."""
+
+    @parameterized.parameters(
+        ("", 0.75),
+        ('{"dataset": "dig', 0.75),  # torn off
+        (json.dumps(RECORD | {"clean": float("nan")}), 0.75),
+        (json.dumps({"schema": 1}), 0.75),
+        (json.dumps(RECORD | {"split": "train", "clean": 0.9}), 0.75),
+        (json.dumps(RECORD | {"weights": "pretrain, step 8, ema", "clean": 0.9}), 0.75),
+        (json.dumps(RECORD | {"clean": 0.5}) + "\n", 0.5),  # the last one counts
+    )
+    def test_the_last_that_is_whole(self, more, clean):
+        run = Path(self.create_tempdir())
+        (run / "results.jsonl").write_text(json.dumps(RECORD) + "\n" + more)
+        source = open_source("digits", "test")
+        found = command._recorded(run, RECORD["weights"], None, source)
+        self.assertEqual(found, Recorded(clean, f"{run.name}/results.jsonl"))
+
+    def test_of_a_newer_version(self):
+        run = Path(self.create_tempdir())
+        (run / "results.jsonl").write_text(json.dumps({"schema": 99}) + "\n")
+        with self.assertRaisesRegex(ValueError, "schema 99, .* install a newer jaxrobust"):
+            command._recorded(run, RECORD["weights"], None, open_source("digits", "test"))
 
 
 class CommandTest(parameterized.TestCase):
