@@ -10,6 +10,8 @@ sentence on stderr; 3 it stopped for another reason that it names (network, disk
 """
 
 import json
+import os
+import shutil
 import sys
 from functools import partial
 from typing import Any
@@ -78,6 +80,7 @@ def main(argv: list[str]) -> None:
             named = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
         from jaxrobust.diagnosis import command  # after the flags: --help needs no JAX
 
+        terminal = sys.stdout.isatty() and not _JSON.value
         place = argv[1] if len(argv) == 2 else None
         text, code = command.answer(
             given,
@@ -85,8 +88,9 @@ def main(argv: list[str]) -> None:
             config=_CONFIG.value,
             named=named,
             devices=devices,
-            coloured=sys.stdout.isatty() and not _JSON.value,
+            coloured=terminal and not os.environ.get("NO_COLOR"),  # https://no-color.org
             as_json=_JSON.value,
+            columns=shutil.get_terminal_size().columns if terminal else None,
         )
         print(json.dumps(text) if _JSON.value else text, flush=True)
     except KeyboardInterrupt:

@@ -177,7 +177,7 @@ ATTACK_CHECKS: tuple[Check[Patient], ...] = (
         "15 %.",
         "PGD loses its way: gradients are masked, or the step does not follow the radius",
         _MASKED,
-        f"{_SIGNS}; Carlini et al. 2019, arXiv 1902.06705, section 4",
+        f"{_SIGNS}; Carlini et al. 2019, arXiv 1902.06705",
         _radius,
         (*_MASKS, "dlr-against-ce", "pgd-against-noise"),
     ),

@@ -1,5 +1,6 @@
 """From what the command line names to findings: a network, a config, or a run, which has both."""
 
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from jaxrobust.config import Config
 from jaxrobust.data import Prepared, pipeline, sources
 from jaxrobust.diagnosis import resizing
 from jaxrobust.diagnosis.config_checks import CONFIG_CHECKS, Plan
-from jaxrobust.diagnosis.findings import RED, Finding, examined, line, summary
+from jaxrobust.diagnosis.findings import RED, Finding, counted, examined, line, summary
 from jaxrobust.diagnosis.network_checks import NETWORK_CHECKS
 from jaxrobust.diagnosis.patient import Patient, Recorded
 from jaxrobust.evaluation import flags, measuring, records
@@ -35,8 +36,10 @@ def given_of(place: str | None, **named: Any) -> Given:
     """Return evaluate's flags; `place` is a run, weights, or a function, whose flag is left out.
 
     Raises:
-      ValueError: it is none of them, or a flag says the same.
+      ValueError: it is none of them, a flag says the same, or a norm that there is not.
     """
+    if named.get("norm") not in (None, *_RADII):
+        raise ValueError(f"--norm={named['norm']} is unknown; choose one of {', '.join(_RADII)}")
     rest: dict[str, Any] = dict.fromkeys(Given._fields[: Given._fields.index("steps")])
     rest |= {"attack": "clean", "version": "standard", "search_dtype": "float32", "seed": 0}
     if place is not None:
@@ -107,8 +110,9 @@ def _recorded(
         return None
     for record in reversed(records.read(run)):
         same = (record.get("dataset"), record.get("split")) == (source.name, source.split)
-        if same and record.get("weights") == which and record.get("clean") is not None:
-            return Recorded(float(record["clean"]), f"{run.name}/results.jsonl")
+        clean = record.get("clean")
+        if same and record.get("weights") == which and clean is not None and math.isfinite(clean):
+            return Recorded(float(clean), f"{run.name}/results.jsonl")
     return None
 
 
@@ -118,9 +122,8 @@ def of_config(found: Config, *, devices: int, name: str) -> Examination:
     Raises:
       ValueError: a phase without a section, or a network that cannot be made.
     """
-    return Examination(
-        f"{name} on {devices} devices", examined(CONFIG_CHECKS, Plan(found, devices))
-    )
+    of = f"{name} on {counted(devices, 'device')}"
+    return Examination(of, examined(CONFIG_CHECKS, Plan(found, devices)))
 
 
 def answer(
@@ -132,6 +135,7 @@ def answer(
     devices: int | None,
     coloured: bool,
     as_json: bool,
+    columns: int | None = None,
 ) -> tuple[Any, int]:
     """Return what is printed, and the exit code: 1 if something is red.
 
@@ -140,9 +144,12 @@ def answer(
       place: the word without a flag.
       config: a config, and `named`, what it is called.
       devices: None: those that are here; a CPU is one.
+      columns: of the terminal; None: there is none, and a finding is one line.
     Raises:
-      ValueError: nothing is named to examine, or flags contradict each other.
+      ValueError: nothing is named to examine, no device, or flags contradict each other.
     """
+    if devices is not None and devices < 1:
+        raise ValueError(f"--devices={devices} must be at least 1; leave it out for those here")
     devices = devices or (1 if jax.default_backend() == "cpu" else jax.device_count())
     asked = {key: value for key, value in given.items() if key not in ("n", "seed")}
     names_network = place is not None or any(value is not None for value in asked.values())
@@ -166,6 +173,6 @@ def answer(
         return {"red": red, "examined": told}, int(red)
     lines = []
     for each in done:
-        lines += [each.of, *(line(f, coloured=coloured) for f in each.findings)]
+        lines += [each.of, *(line(f, coloured=coloured, columns=columns) for f in each.findings)]
         lines += [summary(each.findings), ""]
     return "\n".join(lines).rstrip(), int(red)

@@ -12,7 +12,8 @@ import numpy as np
 from jaxrobust.config import Config, network_of, of_phase, phases
 from jaxrobust.data import DataError, Source, sources
 from jaxrobust.data.loading import Images
-from jaxrobust.diagnosis.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen
+from jaxrobust.data.sizes import known_images
+from jaxrobust.diagnosis.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen, counted
 from jaxrobust.evaluation import doubts
 from jaxrobust.runtime import functions
 from jaxrobust.training import advice, build, inner, splits
@@ -20,8 +21,6 @@ from jaxrobust.types import Classifier
 from jaxrobust.weights.compose import NORMALIZATIONS
 
 _ONE_STEP = 8 / 255  # of L-inf: from here on one step is known to overfit to itself
-# Images of whole training splits, for data that is not on this machine.
-_SIZES = {"imagenet2012": 1_281_167, "cifar10": 50_000, "cifar100": 50_000}
 _LOOKED_AT = 32  # images whose sizes are read
 
 
@@ -62,7 +61,8 @@ class Plan:
         seen = self.phases[name]
         if isinstance(self.source, str):
             data = seen.data
-            images = _SIZES.get(data.name) if data.train_split == "train" else None
+            whole = data.get("classes") is None and data.extra is None
+            images = known_images(data.name, data.train_split) if whole else None
         else:
             images = splits.examples(seen, name, self.source)
         return None if images is None else seen[name].epochs * (images // seen[name].batch_size)
@@ -114,9 +114,9 @@ def _step_of(name: str, seen: Config) -> Seen:
         return Seen(YELLOW, told[0]) if told else Seen(GREEN, said)
     steps = 1 if a.name == "fgsm" else a.steps
     share = size / a.epsilon
-    said = f"{name}: {steps} steps of {share:.3g} of attack.epsilon={a.epsilon:.4g}"
+    said = f"{name}: {counted(steps, 'step')} of {share:.3g} of attack.epsilon={a.epsilon:.4g}"
     if share * steps < 1 - 1e-6:
-        return Seen(RED, f"{said} do not reach the radius", share)
+        return Seen(RED, f"{said}: the radius is never reached", share)
     if share > 2 + 1e-6:
         return Seen(RED, f"{said}: each leaps over the ball", share)
     return Seen(YELLOW, told[0], share) if told else Seen(GREEN, said, share)
@@ -129,7 +129,8 @@ def _one_step(plan: Plan) -> Seen:
     for name, seen in plan.attacked.items():
         a = seen.attack
         steps = 1 if a.name == "fgsm" else a.steps
-        said = f"{name}: {steps} steps of {a.name} at {a.norm} {a.epsilon:.4g}, start={a.start}"
+        said = f"{name}: {counted(steps, 'step')} of {a.name} at {a.norm} {a.epsilon:.4g}"
+        said += f", start={a.start}"
         wide = a.norm == "linf" and a.epsilon >= _ONE_STEP - 1e-6
         level = GREEN if steps > 1 or not wide else YELLOW if a.start == "random" else RED
         found.append(Seen(level, said, steps))
@@ -192,6 +193,10 @@ def _ema(plan: Plan) -> Seen:
     found = []
     for name, seen in plan.phases.items():
         steps, decay = plan.steps(name), seen[name].ema_decay
+        if seen.evaluation.weights == "raw":
+            said = f"{name}: evaluation.weights=raw, and nobody looks at the average"
+            found.append(Seen(GREEN, said))
+            continue
         if steps is None:
             return Seen(SKIPPED, f"how many steps there are is not known: {plan.source}")
         horizon, left = 1 / (1 - decay), decay**steps
@@ -223,7 +228,7 @@ def _batch(plan: Plan) -> Seen:
     found = []
     for name, seen in plan.phases.items():
         size, fsdp = seen[name].batch_size, plan.config.mesh.fsdp
-        said = f"{name}.batch_size={size} over {plan.devices} devices"
+        said = f"{name}.batch_size={size} over {counted(plan.devices, 'device')}"
         try:
             build.divides(size, plan.devices, f"{name}.batch_size")
             build.divides(plan.devices, fsdp or plan.devices, "the number of devices")
@@ -264,7 +269,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "Whether the first phase attacks random weights under heavy augmentation; red if so.",
         "from random weights the network does not learn both at once",
         "give clean weights, clean epochs, or data.augmentation=basic",
-        "Singh, Croce, Hein 2023, arXiv 2303.01870, section 3",
+        "Singh, Croce, Hein 2023, arXiv 2303.01870",
         _heavy,
     ),
     Check(
@@ -282,8 +287,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "for one from a random point.",
         "one step leaks the label, and training overfits to it (catastrophic overfitting)",
         "set attack.steps=2 or more, or attack.start=random and watch the alarms",
-        "Kurakin et al. 2017, arXiv 1611.01236, section 4; Wong et al. 2020, arXiv 2001.03994, "
-        "section 4",
+        "Kurakin et al. 2017, arXiv 1611.01236; Wong et al. 2020, arXiv 2001.03994",
         _one_step,
     ),
     Check(
@@ -292,7 +296,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "a known data set; red if both.",
         "the images are normalised in your function and in the first layer",
         "set init.normalize=keep, or take it out of your function",
-        "Croce et al. 2021 (RobustBench), arXiv 2010.09670, section 3",
+        "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
         _twice,
     ),
     Check(
@@ -300,7 +304,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "attack.statistics where the network has batch norms; red for batch under TRADES.",
         "TRADES' two terms then see different statistics, and the attack another network",
         "set attack.statistics=running",
-        "Pang et al. 2021, arXiv 2010.00467, section 3",
+        "Pang et al. 2021, arXiv 2010.00467",
         _statistics,
     ),
     Check(
@@ -309,7 +313,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "than 20 % of the average is still the start.",
         "the averaged weights are still close to those of the beginning",
         "set a lower ema_decay",
-        "Rebuffi et al. 2021, arXiv 2103.01946, section 3",
+        "Rebuffi et al. 2021, arXiv 2103.01946",
         _ema,
     ),
     Check(
@@ -334,7 +338,7 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
         "Shorter side of the images beside model.image_size; red below 80 % of it, yellow below.",
         "images are blown up: they cost more and show nothing more",
         "set model.image_size to the images' side, or take another data set",
-        "Touvron et al. 2019, arXiv 1906.06423, section 3",
+        "Touvron et al. 2019, arXiv 1906.06423",
         _size,
     ),
 )

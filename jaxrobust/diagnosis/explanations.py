@@ -29,7 +29,7 @@ class Tried(NamedTuple):
     accuracy: float
     loss: float
     gain: float  # in accuracy
-    deviations: float  # standard ones of the gain, if nothing but chance made it
+    deviations: float  # standard ones, by which chance would have to go astray
 
     @property
     def convinces(self) -> bool:
@@ -45,8 +45,7 @@ class Tried(NamedTuple):
 def tried(patient: Patient) -> list[Tried]:
     """Return all explanations that were tried, those of the images first."""
     done = [_of_images(patient, *row) for row in _changes(patient.images.shape[-1])]
-    order = _of_order(patient)
-    return [*done, order] if order else done
+    return [*done, *_of_usual_orders(patient), *_of_any_order(patient)]
 
 
 def best(explanations: list[Tried], classes: int, count: int) -> Tried | None:
@@ -86,50 +85,96 @@ def _undone(images: np.ndarray, *, mean: np.ndarray, std: np.ndarray) -> np.ndar
 
 def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean cross-entropy of logits f[N,K]; infinite where one is not finite."""
+    return float(_losses(logits, labels).mean())
+
+
+def _losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     if not np.isfinite(logits).all():
-        return float("inf")
+        return np.full(len(labels), np.inf)
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     picked = shifted[np.arange(len(labels)), labels]
-    return float((np.log(np.exp(shifted).sum(axis=1)) - picked).mean())
+    return np.log(np.exp(shifted).sum(axis=1)) - picked
 
 
-def _compared(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
-    """Return the gain in accuracy and its standard deviations: a sign test of the images that
-    differ.
+def compared(
+    check: str, done: str, before: np.ndarray, after: np.ndarray, labels: np.ndarray
+) -> Tried:
+    """Compare logits before something was done and after, image by image.
+
+    Its deviations are those of a sign test of the images whose verdict changes; where it says at
+    least two, those of the difference in loss count too, which is the sharper test: accuracy says
+    nothing of the images whose verdict stays.
     """
-    won, lost = int((after & ~before).sum()), int((before & ~after).sum())
-    return (won - lost) / max(len(before), 1), (won - lost) / max(won + lost, 1) ** 0.5
+    was, is_now = is_right(before, labels), is_right(after, labels)
+    won, lost = int((is_now & ~was).sum()), int((was & ~is_now).sum())
+    deviations = (won - lost) / max(won + lost, 1) ** 0.5
+    loss, earlier = _losses(after, labels), _losses(before, labels)
+    if deviations >= 2 and np.isfinite(loss).all() and np.isfinite(earlier).all():
+        less = earlier - loss
+        spread = max(float(less.std()), 1e-12)
+        deviations = max(deviations, float(less.mean()) / spread * len(less) ** 0.5)
+    gain = (won - lost) / max(len(labels), 1)
+    return Tried(check, done, float(is_now.mean()), float(loss.mean()), gain, deviations)
 
 
 def _of_images(
     patient: Patient, check: str, words: str, change: Callable[[np.ndarray], np.ndarray]
 ) -> Tried:
     logits = patient.forward(np.ascontiguousarray(change(patient.images), np.float32))
-    right = is_right(logits, patient.labels)
-    loss = cross_entropy(logits, patient.labels)
-    return Tried(check, words, float(right.mean()), loss, *_compared(patient.right, right))
+    return compared(check, words, patient.logits, logits, patient.labels)
 
 
-def _of_order(patient: Patient) -> Tried | None:
-    """Return what a permutation of the classes explains, found on one half and tried on the other;
-    None where there are fewer than four images a class.
+def _usual_orders(names: tuple[str, ...], count: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield what people number classes by, i[K]: output i means class order[i]."""
+    numbers = np.arange(count)
+    yield "classes shifted by -1", np.roll(numbers, 1)
+    yield "classes shifted by 1", np.roll(numbers, -1)
+    yield "classes in the opposite order", numbers[::-1]
+    texts = {"their numbers as text (10 before 2)": [str(k) for k in range(count)]}
+    if len(names) == count:
+        texts |= {"their names": list(names), "their names in lower case": [*map(str.lower, names)]}
+    for by, keys in texts.items():
+        order = np.asarray(sorted(range(count), key=keys.__getitem__))
+        if (order != numbers).any():
+            yield f"classes sorted by {by}", order
+            yield f"classes as before they were sorted by {by}", np.argsort(order)
+
+
+def _of_usual_orders(patient: Patient) -> Iterator[Tried]:
+    """Yield what the usual orders explain, however few images a class has."""
+    logits, labels = patient.logits, patient.labels
+    if not np.isfinite(logits).all():
+        return
+    for words, order in _usual_orders(patient.classes, logits.shape[1]):
+        yield compared(ORDER, words, logits, _in_order(logits, order), labels)
+
+
+def _of_any_order(patient: Patient) -> Iterator[Tried]:
+    """Yield what a permutation of the classes explains, found on one half and tried on the other;
+    nothing where there are fewer than four images a class, or that order is the data set's.
     """
     logits, labels = patient.logits, patient.labels
     classes = logits.shape[1]
     if len(labels) < 4 * classes or not np.isfinite(logits).all():
-        return None
-    order, accuracy, loss, before, after = permutation(logits, labels)
-    words = _told(order, patient.classes)
-    return Tried(ORDER, words, accuracy, loss, *_compared(before, after))
+        return
+    order, judged = permutation(logits, labels)
+    if (order != np.arange(classes)).any():
+        words, before = _told(order, patient.classes), logits[judged]
+        yield compared(ORDER, words, before, _in_order(before, order), labels[judged])
 
 
-def permutation(
-    logits: np.ndarray, labels: np.ndarray
-) -> tuple[np.ndarray, float, float, np.ndarray, np.ndarray]:
-    """Return the order of classes that fits best, i[K]: output i means class order[i].
+def _in_order(logits: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return logits with output i in place order[i]."""
+    moved = np.empty_like(logits)
+    moved[:, order] = logits
+    return moved
 
-    It is found on one half of the images (Kuhn 1955, on the table of confusions), and judged on the
-    other: accuracy and loss in that order, and bool[n] of what is right without it and with it.
+
+def permutation(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the order of classes that fits best, i[K]: output i means class order[i]; and the
+    images to judge it on, i[n].
+
+    It is found on the other half of them (Kuhn 1955, on the table of confusions).
     """
     classes = logits.shape[1]
     mixed = np.random.default_rng(0).permutation(len(labels))
@@ -137,23 +182,15 @@ def permutation(
     table = np.zeros((classes, classes))
     np.add.at(table, (logits[found].argmax(axis=1), labels[found]), 1)
     table += 0.5 * np.eye(classes)  # a class that is not seen stays where it is
-    order = linear_sum_assignment(-table)[1]
-    moved = np.empty_like(logits[judged])
-    moved[:, order] = logits[judged]
-    before, after = (is_right(z, labels[judged]) for z in (logits[judged], moved))
-    loss = cross_entropy(moved, labels[judged])
-    return order, float(after.mean()), loss, before, after
+    return linear_sum_assignment(-table)[1], judged
 
 
 def _told(order: np.ndarray, names: tuple[str, ...]) -> str:
     """Return a permutation in words."""
     count = len(order)
-    shift = int(order[0])
-    if (order == (np.arange(count) + shift) % count).all():
-        back = shift > count // 2
-        return f"classes shifted by {shift - count if back else shift}"
-    if (order == np.arange(count)[::-1]).all():
-        return "classes in the opposite order"
+    for words, usual in _usual_orders(names, count):
+        if (order == usual).all():
+            return words
 
     def name(k: int) -> str:
         return f"{k} ({names[k]})" if len(names) == count and names[k] != str(k) else str(k)

@@ -1,9 +1,11 @@
 """A check, what it found, and how that is told."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
 GREEN, YELLOW, RED, SKIPPED = "green", "yellow", "red", "skipped"
+_NARROWEST = 40  # columns of a terminal
 _COLOURS = {GREEN: 32, YELLOW: 33, RED: 31, SKIPPED: 2}  # of terminals, ECMA-48
 
 Examined = TypeVar("Examined")
@@ -29,7 +31,7 @@ class Check(NamedTuple, Generic[Examined]):
     measures: str  # and when it is yellow or red
     cause: str
     remedy: str
-    paper: str  # with its section
+    paper: str  # with its section where that could be looked up
     look: Callable[[Examined], Seen]
     follows: tuple[str, ...] = ()  # checks whose fault shows here too
 
@@ -86,20 +88,57 @@ def examined(checks: Sequence[Check[Examined]], patient: Examined) -> list[Findi
     return found
 
 
-def line(finding: Finding, *, coloured: bool, width: int = 22) -> str:
-    """Return a finding as one line; with its cause, remedy and paper where something is wrong."""
-    level = finding.seen.level
-    word = f"{level:7}"
-    shown = f"\033[{_COLOURS[level]}m{word}\033[0m" if coloured else word
-    text = f"{shown} {finding.check.name:{width}} {finding.seen.said}"
-    if level in (GREEN, SKIPPED):
-        return text
-    paper = f" ({finding.check.paper})" if finding.check.paper and not finding.after else ""
-    return f"{text}. Cause: {finding.cause}. Remedy: {finding.remedy}{paper}"
+_LEVEL, _NAME = 8, 23  # columns of a line before what was seen
+
+
+def line(finding: Finding, *, coloured: bool, columns: int | None = None) -> str:
+    """Return a finding as one line; with its cause, remedy and paper where something is wrong.
+
+    Args:
+      columns: of a terminal, in which the line is broken and what follows the finding indented.
+    """
+    level, said = finding.seen.level, finding.seen.said
+    parts = [] if level in (GREEN, SKIPPED) else [f"Cause: {finding.cause}"]
+    if parts:
+        paper = f" ({finding.check.paper})" if finding.check.paper and not finding.after else ""
+        parts.append(f"Remedy: {finding.remedy}{paper}")
+    start = f"{level:{_LEVEL}}{finding.check.name:{_NAME}}"
+    if columns is None:
+        text = ". ".join([f"{start}{said}", *parts])
+    else:
+        text = "\n".join([_broken(start, said, columns), *_indented(parts, columns)])
+    return text.replace(level, f"\033[{_COLOURS[level]}m{level}\033[0m", 1) if coloured else text
+
+
+def _broken(start: str, said: str, columns: int) -> str:
+    """Return a line whose further lines stand below what was seen, if there is room."""
+    indent = len(start) if columns >= 2 * len(start) else _LEVEL
+    return _filled(said, start, indent, max(columns, _NARROWEST))
+
+
+def _indented(parts: list[str], columns: int) -> list[str]:
+    width, indent = max(columns, _NARROWEST), " " * _LEVEL
+    return [_filled(part, indent, len(indent) + 2, width) for part in parts]
+
+
+def _filled(text: str, start: str, indent: int, width: int) -> str:
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=start,
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number of things in words."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def summary(findings: Sequence[Finding]) -> str:
     """Return how many checks found what, in one line."""
     levels = [finding.seen.level for finding in findings]
-    counted = [f"{levels.count(level)} {level}" for level in _COLOURS if level in levels]
-    return f"{len(findings)} checks: {', '.join(counted)}"
+    told = [f"{levels.count(level)} {level}" for level in _COLOURS if level in levels]
+    return f"{counted(len(findings), 'check')}: {', '.join(told)}"

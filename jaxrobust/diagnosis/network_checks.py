@@ -47,7 +47,7 @@ def _explained(name: str, healthy: str) -> Look:
         all_tried = tried_on(patient)
         own = [each for each in all_tried if each.check == name]
         if not own:
-            return Seen(SKIPPED, "not looked at: too few images of each class, or channels")
+            return Seen(SKIPPED, "not looked at: the images are grey")
         found = explanations.best(all_tried, patient.logits.shape[1], len(patient.labels))
         if found is None or found.check != name:
             return Seen(GREEN, f"{healthy}; {_loss(patient, max(own, key=_closest))}")
@@ -145,7 +145,7 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
         "Logits that are NaN, infinite or the same for all images or classes; red where there are.",
         "overflow, broken weights, or an operation behind the logits",
         "look at the weights, and return the logits before any ReLU or clipping",
-        "Carlini et al. 2019, arXiv 1902.06705, section 4",
+        "Carlini et al. 2019, arXiv 1902.06705",
         _said_by_doubts("nan-logits", "constant-logits", healthy="logits are finite and differ"),
     ),
     Check(
@@ -163,7 +163,7 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
         "than 10 points better, yellow from 4.",
         "the network expects images in 0..255, or divides by 255 what is divided already",
         "multiply or divide by 255 once, so that it takes [0, 1]",
-        "Croce et al. 2021 (RobustBench), arXiv 2010.09670, section 3",
+        "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
         _range,
         _OUTPUTS,
     ),
@@ -173,7 +173,7 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
         "better, yellow from 4.",
         "the network expects normalised images and does not normalise itself",
         "put mean and std into the network (init.normalize=..., or the first line of the function)",
-        "Croce et al. 2021 (RobustBench), arXiv 2010.09670, section 3",
+        "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
         _explained(explanations.MISSING, "not missing"),
         _OUTPUTS,
     ),
@@ -183,7 +183,7 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
         "better, yellow from 4.",
         "images are normalised before a network that normalises itself",
         "remove one of the two",
-        "Croce et al. 2021 (RobustBench), arXiv 2010.09670, section 3",
+        "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
         _explained(explanations.TWICE, "not twice"),
         _OUTPUTS,
     ),
@@ -192,17 +192,18 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
         "Accuracy with red and blue exchanged; red where that is more than 10 points better.",
         "the network was trained on images in BGR, as OpenCV reads them",
         "turn the channels around before the network: images[..., ::-1]",
-        "Croce et al. 2021 (RobustBench), arXiv 2010.09670, section 3",
+        "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
         _explained(explanations.CHANNELS, "RGB"),
         _OUTPUTS,
     ),
     Check(
         explanations.ORDER,
-        "Accuracy with the classes in the order that half of the images suggests, on the other "
-        "half; red where that is more than 10 points better, yellow from 4.",
+        "Accuracy with the classes in the usual other orders (from 1, as text, by name) and, with "
+        "four images a class, in the order that half of the images suggests, on the other half; "
+        "red where that is more than 10 points better, yellow from 4.",
         "the network and the data set number the classes differently",
         "give the outputs in the data set's order of classes",
-        "Kuhn 1955 (the assignment); Croce et al. 2021 (RobustBench), arXiv 2010.09670, section 3",
+        "Kuhn 1955 (the assignment); Croce et al. 2021 (RobustBench), arXiv 2010.09670",
         _explained(explanations.ORDER, "the data set's"),
         _OUTPUTS,
     ),
@@ -212,7 +213,7 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
         "is more than 5 points better.",
         "the weights were trained on images that were resized otherwise than --preprocessing does",
         "give the preprocessing of their training, or resize with PIL there",
-        "Parmar et al. 2022, arXiv 2104.11222, section 3",
+        "Parmar et al. 2022, arXiv 2104.11222",
         _arrays,
         _OUTPUTS,
     ),
@@ -222,7 +223,7 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
         "errors and 5 points below the record, or no better than guessing.",
         "other weights, another split, or a preprocessing that no check here knows",
         "compare the weights' sha256, the split and the preprocessing with those of the record",
-        "Croce et al. 2021 (RobustBench), arXiv 2010.09670, section 3",
+        "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
         _accuracy,
         (*_OUTPUTS, *_INPUTS),
     ),

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrobust import attacks
 from jaxrobust.attacks.balls import BALLS
-from jaxrobust.evaluation import checks, doubts
+from jaxrobust.evaluation import checks, doubts, questions
 from jaxrobust.types import VERDICT_PRECISION, Array, LogitsFn
 
 STEPS = 10  # of PGD, and points of random noise
@@ -38,6 +38,8 @@ class Patient:
         have the network's size.
       recorded: what accuracy is expected; None: nobody has said.
       classes: names of the classes; empty: nobody has said.
+    Raises:
+      ValueError: no norm, or no radius of it, with what to do.
     """
 
     logits_fn: LogitsFn
@@ -52,6 +54,12 @@ class Patient:
     batch: int = 50
     seed: int = 0
     kept: dict[str, Any] = field(default_factory=dict, init=False)  # what was looked at
+
+    def __post_init__(self) -> None:
+        """Refuse what is no ball: programs take the radius as it is."""
+        attacks.pgd(norm=self.norm, epsilon=self.epsilon, steps=1)  # refuses a mistake
+        _, height, _, channels = self.images.shape
+        questions.check_radius(self.norm, self.epsilon, height, channels)
 
     def forward(self, images: np.ndarray) -> np.ndarray:
         """Return the logits f[n,K] of any number of images f32[n,H,W,C]."""

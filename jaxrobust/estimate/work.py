@@ -4,19 +4,10 @@ import math
 from typing import NamedTuple
 
 from jaxrobust.config import Config, of_phase, phases
+from jaxrobust.data import sizes, subsets
 from jaxrobust.data import splits as grammar
-from jaxrobust.data import subsets
 from jaxrobust.data.types import DataError, Source
 from jaxrobust.training import build, splits
-
-# Images of the splits of data sets that need not be on this machine to be known.
-_SIZES = {
-    "imagenet2012": {"train": 1_281_167, "validation": 50_000},
-    "cifar10": {"train": 50_000, "test": 10_000},
-    "cifar100": {"train": 50_000, "test": 10_000},
-}
-_CLASSES = {"imagenet2012": 1000, "cifar10": 10, "cifar100": 100}
-_LISTS = {"robustbench": 5_000, "selection": 4_000}  # of ImageNet's validation images
 
 
 class Split(NamedTuple):
@@ -112,16 +103,17 @@ def _known(config: Config, key: str) -> int | None:
     data = config.data
     name = data.name.removeprefix("tfds:").partition(":")[0]
     asked = grammar.parse(data[key])
-    if name not in _SIZES or asked is None:
+    there = sizes.IMAGES.get(name)
+    if there is None or asked is None:
         return None
     if asked.ids is not None:
-        total = _LISTS.get(asked.ids) if name == "imagenet2012" else _SIZES[name].get(asked.name)
+        total = sizes.LISTS.get(asked.ids) if name == "imagenet2012" else there.get(asked.name)
     else:
-        total = _SIZES[name].get(grammar.present(asked.name, _SIZES[name]) or "")
+        total = there.get(grammar.present(asked.name, there) or "")
     if total is None:
         return None
     if data.classes is not None:  # classes of equal size, about
-        total = round(total * len(subsets.read_classes(data.classes)) / _CLASSES[name])
+        total = round(total * len(subsets.read_classes(data.classes)) / sizes.CLASSES[name])
     return len(grammar.rows(asked.part, total, f"{data.name}, split {data[key]!r}"))
 
 

@@ -5,12 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
+from safetensors.numpy import save_file
 
 from configs import quickstart
+from jaxrobust.data import open_source
 from jaxrobust.diagnosis import command
 from jaxrobust.diagnosis.findings import GREEN, RED, SKIPPED
+from jaxrobust.diagnosis.patient import Recorded
+from jaxrobust.weights import runs
 from tests.support import paths
 from tests.support.runs import quiet_run
 
@@ -33,6 +38,8 @@ def shifted(x):
     return jnp.roll(logits_fn(x), 1, axis=1)
 """
 
+RECORD = {"dataset": "digits", "split": "test", "weights": "train, step 8, ema", "clean": 0.75}
+
 
 def doctor(*words):
     """What the command leaves behind, as a user starts it."""
@@ -46,7 +53,7 @@ def doctor(*words):
 
 
 def examine(place, **given):
-    rest = dict.fromkeys(("dataset", "norm", "epsilon", "data_dir", "weights", "phase"))
+    rest = dict.fromkeys(("dataset", "norm", "epsilon", "data_dir", "weights", "phase", "model"))
     code = command.answer(
         rest | {"n": 200, "seed": 0} | given,
         place,
@@ -64,8 +71,16 @@ def reds(told):
     return [f["check"] for e in told["examined"] for f in e["findings"] if f["level"] == RED]
 
 
+def trained(config, run):
+    """Train until a network is robust enough to tell faults from weakness."""
+    for phase in (config.pretrain, config.train):
+        phase.update(epochs=8, ema_decay=0.95)
+    quiet_run(config, run)
+    return run
+
+
 class HealthyTest(parameterized.TestCase):
-    """Three that pass all."""
+    """Those that pass all: a ConvNeXt by three names, a ResNet with batch norms, a function."""
 
     def check(self, place, **given):
         told, code = examine(place, **given)
@@ -76,25 +91,62 @@ class HealthyTest(parameterized.TestCase):
 
     @pytest.mark.slow
     def test_a_digits_run(self):
-        config = quickstart.get_config()
-        for phase in (config.pretrain, config.train):
-            phase.update(epochs=8, ema_decay=0.95)
-        run = Path(self.create_tempdir()) / "run"
-        quiet_run(config, run)
+        run = trained(quickstart.get_config(), Path(self.create_tempdir()) / "run")
         told = self.check(str(run))
         self.assertLen(told["examined"], 2)  # its config and its network
+        told = self.check(None, workdir=str(run), phase="pretrain", norm="l2", split="test[:128]")
+        self.assertIn("(pretrain, step", told["examined"][1]["of"])
+        self.assertIn("on 128 images", told["examined"][1]["of"])
+        _, weights = runs.run_weights(run)
+        file = run / "weights.safetensors"
+        save_file({k: np.asarray(v) for k, v in (weights.params | weights.stats).items()}, file)
+        given = {"model": "convnext_n", "weights": str(file), "dataset": "digits", "epsilon": 0.1}
+        given["options"] = {"stem_strides": (1,), "dims": (32, 64, 128)}
+        self.assertLen(self.check(None, **given)["examined"], 1)
 
     @pytest.mark.slow
-    def test_a_run_of_the_study(self):
-        run = paths.SHARED.parent / "study/base-0"
-        if not run.is_dir():
-            self.skipTest(paths.NO_SHARED)
-        self.check(str(run))
+    def test_a_run_with_batch_norms(self):
+        config = quickstart.get_config()
+        config.model.name = "resnet18"
+        with config.unlocked():
+            config.model.options = {"depths": (1, 1), "small_stem": True}
+        run = trained(config, Path(self.create_tempdir()) / "run")
+        told = self.check(str(run))
+        statistics = [
+            f for f in told["examined"][0]["findings"] if f["check"] == "batch-statistics"
+        ]
+        self.assertIn("with batch norm", statistics[0]["said"])
 
     @pytest.mark.slow
     def test_a_function(self):
         file = self.create_tempfile("my_net.py", OWN)
         self.check(f"{file.full_path}:logits_fn", dataset="digits", epsilon=0.1)
+
+
+class RecordedTest(parameterized.TestCase):
+    """The accuracy that a run's own record has for its weights."""
+
+    @parameterized.parameters(
+        ("", 0.75),
+        ('{"dataset": "dig', 0.75),  # torn off
+        (json.dumps(RECORD | {"clean": float("nan")}), 0.75),
+        (json.dumps({"schema": 1}), 0.75),
+        (json.dumps(RECORD | {"split": "train", "clean": 0.9}), 0.75),
+        (json.dumps(RECORD | {"weights": "pretrain, step 8, ema", "clean": 0.9}), 0.75),
+        (json.dumps(RECORD | {"clean": 0.5}) + "\n", 0.5),  # the last one counts
+    )
+    def test_the_last_that_is_whole(self, more, clean):
+        run = Path(self.create_tempdir())
+        (run / "results.jsonl").write_text(json.dumps(RECORD) + "\n" + more)
+        source = open_source("digits", "test")
+        found = command._recorded(run, RECORD["weights"], None, source)
+        self.assertEqual(found, Recorded(clean, f"{run.name}/results.jsonl"))
+
+    def test_of_a_newer_version(self):
+        run = Path(self.create_tempdir())
+        (run / "results.jsonl").write_text(json.dumps({"schema": 99}) + "\n")
+        with self.assertRaisesRegex(ValueError, "schema 99, .* install a newer jaxrobust"):
+            command._recorded(run, RECORD["weights"], None, open_source("digits", "test"))
 
 
 class CommandTest(parameterized.TestCase):

@@ -37,6 +37,22 @@ class FindingsTest(absltest.TestCase):
         (green,) = findings.examined([check("a", GREEN)], None)
         self.assertRegex(findings.line(green, coloured=False), r"^green +a +seen a$")
 
+    def test_a_terminal_breaks_lines_between_words(self):
+        said = "seen " + "many words and train.warmup_epochs=20 " * 5
+        (red,) = findings.examined([check("label-order", RED)], None)
+        red = red._replace(seen=red.seen._replace(said=said.strip()))
+        whole = findings.line(red, coloured=False)
+        for columns in (40, 80, 120):
+            broken = findings.line(red, coloured=False, columns=columns)
+            self.assertLessEqual(max(map(len, broken.splitlines())), columns)
+            self.assertEqual(broken.split(), whole.replace(". ", " ").split())
+        lines = broken.splitlines()
+        self.assertRegex(lines[0], r"^red     label-order            seen many")
+        self.assertRegex(lines[1], r"^ {31}\S")  # below what was seen
+        self.assertEqual(lines[-2:], ["        Cause: cause", "        Remedy: remedy (paper)"])
+        coloured = findings.line(red, coloured=True, columns=80)
+        self.assertStartsWith(coloured, "\033[31mred\033[0m     label-order")
+
     def test_values_are_json(self):
         (red,) = findings.examined([check("a", RED)], None)
         self.assertEqual(json.loads(json.dumps(red.plain()))["cause"], "cause")
@@ -46,7 +62,7 @@ class FindingsTest(absltest.TestCase):
             names = [row.name for row in table]
             self.assertEqual(len(set(names)), len(names))
             for number, row in enumerate(table):
-                self.assertRegex(row.paper, r"arXiv \d{4}\.\d{5}, section", row.name)
+                self.assertRegex(row.paper, r"arXiv \d{4}\.\d{5}", row.name)
                 self.assertLessEqual(set(row.follows), set(names[:number]), row.name)
 
 

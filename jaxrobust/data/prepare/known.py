@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxrobust.data.sizes import IMAGES
+
 IMAGENET = "imagenet2012"
 VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 PARTIAL = "--allow-partial takes what is there"
@@ -39,14 +41,15 @@ def known() -> Known:
     """
     from jaxrobust.data import imagenet
 
+    sizes = IMAGES[IMAGENET]
     path = package_folder() / "validation_labels.txt"
     try:
         validation = tuple(path.read_text().split())
     except OSError as error:
         raise ValueError(f"{error}; reinstall tensorflow-datasets") from error
-    if len(validation) != 50_000 or set(validation) != set(imagenet.synsets()):
+    if len(validation) != sizes["validation"] or set(validation) != set(imagenet.synsets()):
         raise ValueError(f"{path} is damaged; reinstall tensorflow-datasets")
-    return Known(imagenet.synsets(), validation, {"train": 1_281_167, "validation": 50_000})
+    return Known(imagenet.synsets(), validation, sizes)
 
 
 def package_folder() -> Path:

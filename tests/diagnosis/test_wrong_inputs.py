@@ -1,0 +1,101 @@
+"""What people type wrongly, and runs that are damaged: a sentence with the remedy, exit code 2."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from absl.testing import absltest, parameterized
+
+from tests.support.commands import commands
+from tests.support.runs import quiet_run, tiny
+
+NETS = """
+import jax.numpy as jnp
+import numpy as np
+def raises(images):
+    return 1 / 0
+def images(images):
+    return images
+def three(images):
+    return images.reshape(len(images), -1)[:, :3]
+def to_numpy(images):
+    return jnp.asarray(np.asarray(images).reshape(len(images), -1)[:, :10])
+def ten(images):
+    return images.reshape(len(images), -1)[:, :10]
+"""
+OWN = "--model convnext_n --dataset digits --weights"
+# What is typed behind `doctor` -> what is said.
+WRONG = {
+    "": "name a run, weights, a function or a config",
+    "--json": "name a run, weights, a function or a config",
+    "run other": "'other' is one word too many",
+    "run --workdir=run": "run and --workdir=run name the same",
+    "run --nn=5": "--nn is no flag",
+    "run --n=5": "--n=5 is outside of 32 to 1000",
+    "run --n=many": "--n",
+    "run --norm=l3": "--norm=l3 is unknown; choose one of linf, l2, l1",
+    "run --epsilon=a": "--epsilon=a is not a number; write one, or a fraction such as 4/255",
+    "run --epsilon=8": "write 8/255",
+    "run --epsilon=-0.1": "is not a radius",
+    "run --norm=l1 --epsilon=0.1": "write linf, or an l1 radius",
+    "run --norm=l2 --epsilon=99": "holds every image",
+    "run --phase=clean": "--phase=clean is unknown; one of pretrain, train",
+    "run --split=validation": "validation",
+    "run --preprocessing=Crop": "Crop",
+    "run --dataset=cifar11": "cifar11",
+    "run --dataset=folder:nowhere": "nowhere",
+    "run --model=convnext_n": "give --workdir RUN, or --model NAME",
+    "run --options={}": "that takes --model",
+    "nowhere": "nowhere",
+    "empty": "empty",
+    "--workdir=nowhere": "no run is there",
+    "--workdir=empty": "config.json is missing",
+    "damaged": "config.json is damaged",
+    "unfinished": "has no best checkpoint",
+    f"{OWN} none.pt": "no such file",
+    f"{OWN} page.pt": "page.pt",
+    "--model convnext --weights none.pt --dataset digits": "convnext",
+    "--dataset digits": "give --workdir RUN, or --model NAME",
+    "nets.py:ten": "needs --dataset NAME",
+    "nets.py:tem --dataset digits": "has no 'tem'; it has raises, images",
+    "nets.py:raises --dataset digits": "nets.py, line 5: ZeroDivisionError",
+    "nets.py:images --dataset digits": "logits",
+    "nets.py:three --dataset digits": "return one for each of them",
+    "nets.py:to_numpy --dataset digits": "write it with jax.numpy",
+    "nets.py:ten --dataset digits --weights=w.pt": "--weights says nothing of a --function",
+    "--config quikstart": "did you mean quickstart",
+    "--config nowhere/own.py": "no such file",
+    "--config quickstart --config.train.epocs=3": "did you mean 'epochs'",
+    "--config quickstart --devices=0": "--devices=0 must be at least 1",
+    "--config quickstart --config.model.name=nets.py:made": "has no 'made'",
+    "--config quickstart --config.pretrain.epochs=0 --config.train.epochs=0": "nothing to train",
+}
+
+
+@pytest.mark.slow
+class WrongInputTest(parameterized.TestCase):
+    def test_is_answered(self):
+        folder = Path(self.create_tempdir())
+        config = tiny()
+        quiet_run(config, folder / "run")
+        (folder / "empty").mkdir()
+        (folder / "nets.py").write_text(NETS)
+        (folder / "page.pt").write_text("<!DOCTYPE html><html><body>Sign in</body></html>")
+        for name in ("damaged", "unfinished"):
+            (folder / name).mkdir()
+            for file in ("config.json", "metrics.jsonl"):
+                shutil.copy(folder / "run" / file, folder / name / file)
+        (folder / "damaged" / "config.json").write_text("{")
+        with commands() as run:
+            for typed, said in WRONG.items():
+                with self.subTest(typed):
+                    code, out, error = run(["doctor", *typed.split()], folder)
+                    self.assertEqual((code, out), (2, ""), error)
+                    self.assertIn(said, error)
+                    self.assertRegex(error, r"\Ajaxrobust: [^\n]+\n\Z")
+                    self.assertLessEqual(len(re.findall(r"[.;] [A-Z]", error)), 1, error)
+
+
+if __name__ == "__main__":
+    absltest.main()
