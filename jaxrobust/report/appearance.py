@@ -30,6 +30,7 @@ svg text{font:11px system-ui,sans-serif;fill:var(--soft)}
 .dot{fill:var(--c)}.ring{fill:var(--panel);stroke:var(--ink);stroke-width:1.2}
 .c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}
 .c6{--c:var(--c6)}.mark{stroke:var(--warn);stroke-width:1.2;stroke-dasharray:2 2}
+.harmless{stroke:var(--soft)}
 .cursor{stroke:var(--ink);stroke-width:1;fill:none}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:2px 14px;margin:2px 0;padding:0;
 font-size:.85rem}.swatch{display:inline-block;width:22px;height:10px;margin-right:5px}

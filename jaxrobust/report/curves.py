@@ -25,7 +25,7 @@ class Event(NamedTuple):
 
     phase: str
     step: int
-    kind: str  # alarm, rollback
+    kind: str  # alarm, rollback, resumption
     text: str
 
 

@@ -167,7 +167,7 @@ def _run(folder: Path, name: str, notes: list[str]) -> Run | None:
     notes += metrics.notes
     config = _json(folder / "config.json", notes)
     held = _json(folder / "data.json", notes)
-    events = [*metrics.events, *_rollbacks(folder, list(metrics.curves), notes)]
+    events = [*metrics.events, *_noted(folder, list(metrics.curves), notes)]
     if not metrics.curves:
         notes.append(f"The run {folder} has no metrics yet.")
     return Run(
@@ -190,14 +190,25 @@ def classes_of(folder: Path) -> list[str]:
         return []
 
 
-def _rollbacks(folder: Path, phases: list[str], notes: list[str]) -> Iterator[Event]:
+def _noted(folder: Path, phases: list[str], notes: list[str]) -> Iterator[Event]:
+    """Yield what a run notes beside its metrics: where it went back, and where it went on."""
     for phase in phases:
-        rows, said = _rows(folder / phase / "rollbacks.jsonl")
-        notes += said
-        for row in rows:
-            if isinstance(row.get("step"), int):
-                text = f"{row.get('why')}; back to step {row.get('back_to')}"
-                yield Event(phase, row["step"], "rollback", text)
+        for kind, said in (("rollback", _went_back), ("resumption", _went_on)):
+            rows, damaged = _rows(folder / phase / f"{kind}s.jsonl")
+            notes += damaged
+            yield from (
+                Event(phase, row["step"], kind, said(row))
+                for row in rows
+                if isinstance(row.get("step"), int)
+            )
+
+
+def _went_back(row: dict[str, Any]) -> str:
+    return f"{row.get('why')}; back to step {row.get('back_to')}"
+
+
+def _went_on(row: dict[str, Any]) -> str:
+    return f"another process continued here, {row.get('time')}, on {row.get('devices')}"
 
 
 def _planned(config: dict[str, Any], held: dict[str, Any]) -> dict[str, int]:

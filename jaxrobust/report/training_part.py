@@ -6,10 +6,11 @@ import numpy as np
 
 from jaxrobust.report import figures, sentences
 from jaxrobust.report.curves import Curve, thinned
-from jaxrobust.report.figures import Axis, Line
+from jaxrobust.report.figures import Axis, Line, Mark
 from jaxrobust.report.gathered import Run
 from jaxrobust.report.markup import Html, table, tag
 
+RESUMPTION = "resumption"
 _LARGE = 300  # a positive quantity that spans more than this factor is drawn on a log axis
 
 
@@ -78,7 +79,8 @@ def _worth(name: str, panel: Panel, own: dict[str, Curve]) -> bool:
 
 def _panel(run: Run, phase: str, name: str, key: str, most: int) -> Html:
     panel, own = PANELS[name], run.metrics.curves[phase]
-    marks = [(float(e.step), f"{e.kind}: {e.text}") for e in run.metrics.events if e.phase == phase]
+    events = [event for event in run.metrics.events if event.phase == phase]
+    marks = [Mark(float(e.step), f"{e.kind}: {e.text}", e.kind == RESUMPTION) for e in events]
     known = {q: own[q] for q in panel.quantities if q in own}
     cut = {q: thinned(curve, most) for q, curve in known.items()}
     curves = [
@@ -90,8 +92,8 @@ def _panel(run: Run, phase: str, name: str, key: str, most: int) -> Html:
     said = [_not_finite(panel.quantities[q], curve) for q, curve in known.items()]
     if any(len(cut[q].steps) < len(known[q].steps) for q in known):
         said.append("Thinned; the lowest and highest value of each stretch of steps are kept.")
-    if marks:
-        said.append("Dashed: alarms and rollbacks.")
+    if kinds := sorted({f"{event.kind}s" for event in events}):
+        said.append(f"Dashed: {' and '.join(kinds)}.")
     title = f"{panel.title}, {phase}"
     note = " ".join(text for text in said if text)
     return figures.lines(key, title, curves, Axis("step"), y, marks=marks, note=note)

@@ -106,6 +106,21 @@ class RunTest(PageCase):
         self.assertEmpty(data["t0-0-loss"]["marks"])
         self.assertIn("run, train, step 9: the loss under an attack", text)
 
+    def test_resumptions_are_marks_and_no_doubts(self):
+        run = reports.run(self.folder / "run", lines=8)
+        (run / "train").mkdir()
+        note = {"step": 4, "time": "2026-11-22T10:00:00+00:00", "devices": "4 x TPU v4"}
+        torn = json.dumps(note) + '\n{"step": 7, "ti'
+        (run / "train" / "resumptions.jsonl").write_text(torn)
+        data, text, tags = self.page(run)
+        said = "another process continued here, 2026-11-22T10:00:00+00:00, on 4 x TPU v4"
+        self.assertEqual(data["t0-1-loss"]["marks"], [[4, f"resumption: {said}"]])
+        self.assertEmpty(data["t0-0-loss"]["marks"])
+        self.assertIn("Dashed: resumptions.", text)
+        self.assertIn(f"train 4 resumption {said}", text)
+        self.assertTrue([1 for _, own in tags if own.get("class") == "mark harmless"])
+        self.assertNotIn("doubts", [own.get("class") for _, own in tags])
+
     def test_a_run_in_progress_says_who_is_at_work(self):
         run = reports.run(self.folder / "run", lines=8)
         holder = {"host": "tpu-3", "pid": 12, "since": "today", "started": "1", "sign": "0"}
