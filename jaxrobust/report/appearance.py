@@ -31,6 +31,7 @@ svg text{font:11px system-ui,sans-serif;fill:var(--soft)}
 .c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}
 .c6{--c:var(--c6)}.mark{stroke:var(--warn);stroke-width:1.2;stroke-dasharray:2 2}
 .harmless{stroke:var(--soft)}
+svg .ink{fill:var(--ink)}.heat{fill:var(--c1)}
 .cursor{stroke:var(--ink);stroke-width:1;fill:none}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:2px 14px;margin:2px 0;padding:0;
 font-size:.85rem}.swatch{display:inline-block;width:22px;height:10px;margin-right:5px}
@@ -68,6 +69,11 @@ const place = (f, v) => {
   const s = log ? Math.log10 : q => q;
   return start + (s(v) - s(low)) / (s(high) - s(low)) * (end - start);
 };
+const nearest = (all, v) => {
+  let best = 0;
+  all.forEach((one, i) => { if (Math.abs(one - v) < Math.abs(all[best] - v)) best = i; });
+  return best;
+};
 const lines = d => {
   const all = [...new Set(d.series.flatMap(s => s.x))].sort((a, b) => a - b);
   const texts = all.map(x => {
@@ -81,12 +87,10 @@ const lines = d => {
     return `${d.x} ${format(x)}: ${said.join(', ')}`;
   });
   d.marks.forEach(([at, text]) => {
-    let near = 0;
-    all.forEach((x, i) => { if (Math.abs(x - at) < Math.abs(all[near] - at)) near = i; });
-    if (all.length) texts[near] += `. At ${format(at)}: ${text}`;
+    if (all.length) texts[nearest(all, at)] += `. At ${format(at)}: ${text}`;
   });
   const xs = all.map(x => place(d.frame.x, x));
-  return {texts, along: xs, axis: 'x',
+  return {texts, at: p => nearest(xs, p.x),
     path: i => `M${xs[i]} ${d.frame.top}V${d.frame.bottom}`};
 };
 const rows = d => {
@@ -97,7 +101,19 @@ const rows = d => {
     const other = r.second === null ? '' : `, ${d.names[1]} ${format(r.second, d.percent)}`;
     return `${r.name}: ${d.names[0]} ${format(r.value, d.percent)}${ends}${other}`;
   });
-  return {texts, along: ys, axis: 'y', path: i => `M116 ${ys[i] + 8}H332`};
+  return {texts, at: p => nearest(ys, p.y), path: i => `M116 ${ys[i] + 8}H332`};
+};
+const cells = d => {
+  const n = d.names.length, {left, top, cell} = d.frame;
+  const texts = d.counts.flatMap((row, a) => {
+    const all = row.reduce((x, y) => x + y, 0);
+    return row.map((count, b) => a === b ? `${d.names[a]}: ${all} were fooled` :
+      `${d.names[a]} became ${d.names[b]}: ${count} of the ${all} that were fooled`);
+  });
+  const inside = v => Math.max(0, Math.min(n - 1, Math.floor(v / cell)));
+  return {texts, down: n, at: p => n * inside(p.y - top) + inside(p.x - left),
+    path: i => `M${left + cell * (i % n)} ${top + cell * Math.floor(i / n)}` +
+      `h${cell}v${cell}h${-cell}z`};
 };
 const start = figure => {
   const source = document.getElementById('data-' + figure.id);
@@ -105,7 +121,7 @@ const start = figure => {
   if (!source || !svg || !out) return;
   let seen = null, at = -1;
   const all = () => {
-    if (!seen) { const d = JSON.parse(source.textContent); seen = {lines, rows}[d.kind](d); }
+    if (!seen) { const d = JSON.parse(source.textContent); seen = {lines, rows, cells}[d.kind](d); }
     return seen;
   };
   const show = i => {
@@ -119,14 +135,11 @@ const start = figure => {
     const s = all(), m = svg.getScreenCTM();
     if (!m) return;
     const p = new DOMPoint(event.clientX, event.clientY).matrixTransform(m.inverse());
-    let best = 0;
-    s.along.forEach((v, i) => {
-      if (Math.abs(v - p[s.axis]) < Math.abs(s.along[best] - p[s.axis])) best = i;
-    });
-    show(best);
+    if (s.texts.length) show(s.at(p));
   });
   svg.addEventListener('keydown', event => {
-    const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
+    const down = all().down || 1;
+    const step = {ArrowRight: 1, ArrowDown: down, ArrowLeft: -1, ArrowUp: -down}[event.key];
     if (step) { event.preventDefault(); show(at + step); }
   });
 };

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxrobust.evaluation import checks
 from jaxrobust.evaluation.verdicts import Verdicts
-from jaxrobust.report import commands, figures, sentences
+from jaxrobust.report import commands, confusion_part, figures, sentences
 from jaxrobust.report.figures import Axis, Line, Row
 from jaxrobust.report.gathered import Evaluation, Run
 from jaxrobust.report.markup import Child, Html, table, tag
@@ -24,13 +24,15 @@ _ACCURACY = Axis("accuracy", percent=True, low=0.0, high=1.0)
 def part(one: Evaluation, key: str, runs: Sequence[Run], pictures: Child = None) -> Html:
     """Return an evaluation; `key` begins the names of its figures, `pictures` are of its images."""
     said = sentences.doubts(one, runs)
-    drawn = [_left(one, f"{key}-left"), _classes(one, f"{key}-classes")]
+    matrix, confused = confusion_part.part(one, f"{key}-confusion")
+    drawn = [_left(one, f"{key}-left"), _classes(one, f"{key}-classes"), matrix]
     return tag(
         "section",
         tag("h3", title(one)),
         tag("p", sentences.headline(one)),
         tag("ul", [tag("li", text) for text in said], class_="doubts") if said else None,
         tag("div", drawn, class_="figures"),
+        confused,
         _costs(one),
         pictures,
         commands.part(one),
@@ -104,11 +106,6 @@ def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:,.1f} s"
 
 
-def class_name(classes: Sequence[str], label: int) -> str:
-    """Return what a class is called."""
-    return classes[label] if 0 <= label < len(classes) else f"class {label}"
-
-
 def by_class(found: Verdicts) -> dict[int, tuple[int, int, int]]:
     """Return how many images of each label there are, are right, and withstand everything."""
     return {
@@ -127,7 +124,7 @@ def _classes(one: Evaluation, key: str) -> Html | None:
     rows = []
     for label, (n, clean, robust) in by_class(one.verdicts).items():
         ends = checks.binomial_interval(robust, n)
-        rows.append(Row(class_name(one.classes, label), robust / n, *ends, clean / n))
+        rows.append(Row(one.class_name(label), robust / n, *ends, clean / n))
     order = sorted(rows, key=lambda row: row.value or 0.0)
     note = "Sorted; bars: exact 95 % intervals of robust accuracy."
     if len(order) > _CLASSES:

@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 
 from jaxrobust.data import Prepared, sources
-from jaxrobust.report.evaluation_part import class_name
 from jaxrobust.report.gathered import Evaluation, Run
 from jaxrobust.report.markup import Child, Html, tag
 from jaxrobust.runtime import jsonl
@@ -73,8 +72,7 @@ def _part(one: Evaluation, runs: Sequence[Run]) -> Html | None:
 
     def pictures(title: str, chosen: Sequence[Fooled]) -> list[Html]:
         drawn = [
-            _pictures(f, clean, shape, class_name(one.classes, labels.get(f.image, -1)))
-            for f in chosen
+            _pictures(f, clean, shape, one.class_name(labels.get(f.image, -1))) for f in chosen
         ]
         return [tag("h4", title), tag("div", drawn, class_="images")] if drawn else []
 

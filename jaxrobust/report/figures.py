@@ -105,7 +105,7 @@ def lines(
         for number, curve in enumerate(curves)
         if len(curves) > 1
     ]
-    return _figure(identity, title, parts, height, told, _summary(curves, y), legend, note)
+    return figure(identity, title, parts, height, told, _summary(curves, y), legend, note)
 
 
 class _Frame(NamedTuple):
@@ -269,7 +269,7 @@ def rows(
         for sign, name in zip("●○", names, strict=True)
         if name
     ]
-    return _figure(identity, title, parts, bottom + 34, told, alt + more, legend, note)
+    return figure(identity, title, parts, bottom + 34, told, alt + more, legend, note)
 
 
 def _rows_grid(fx: _Frame, x: Axis, bottom: float) -> Html:
@@ -305,7 +305,7 @@ def _swatch(number: int) -> Html:
     return tag("svg", path, viewBox="0 0 22 10", class_="swatch", aria_hidden="true")
 
 
-def _figure(
+def figure(
     identity: str,
     title: str,
     parts: list[Html],
@@ -315,6 +315,12 @@ def _figure(
     legend: list[Html],
     note: str,
 ) -> Html:
+    """Return a picture with its title, legend and note, and its data where the script finds them.
+
+    Args:
+      told: the data; its `kind` says which function of the script reads them.
+      alt: what the picture shows, for those who do not see it.
+    """
     drawn = tag(
         "svg",
         parts,

@@ -62,6 +62,10 @@ class Evaluation(NamedTuple):
         first, dots, last = str(self.record.get("image_ids") or "").partition("..")
         return int(last) - int(first) + 1 if dots and (first + last).isdigit() else 0
 
+    def class_name(self, label: int) -> str:
+        """Return what a class is called."""
+        return self.classes[label] if 0 <= label < len(self.classes) else f"class {label}"
+
 
 class Gathered(NamedTuple):
     """All that a page shows."""
