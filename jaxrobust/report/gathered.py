@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,9 +75,14 @@ class Gathered(NamedTuple):
     notes: list[str]
 
 
-def gather(places: Sequence[Path]) -> Gathered:
+def gather(
+    places: Sequence[Path], *, metrics_of: Callable[[Path], Metrics] = curves.read
+) -> Gathered:
     """Return the runs and evaluations of places: runs, files of records, or folders of either.
 
+    Args:
+      places: files and folders.
+      metrics_of: reads a file of metrics.
     Raises:
       ValueError: a place is not there, or there is nothing to show in all of them.
     """
@@ -90,7 +95,7 @@ def gather(places: Sequence[Path]) -> Gathered:
         for path in _found(place):
             (files if path.is_file() else runs).setdefault(path)
     names = _names([*runs, *(file.parent for file in files)])
-    read = [run for folder in runs if (run := _run(folder, names[folder], notes))]
+    read = [_run(folder, names[folder], metrics_of, notes) for folder in runs]
     evaluations = [one for file in files for one in _evaluations(file, names[file.parent], notes)]
     if not read and not evaluations:
         where = ", ".join(map(str, places))
@@ -166,8 +171,8 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _run(folder: Path, name: str, notes: list[str]) -> Run | None:
-    metrics = curves.read(folder / "metrics.jsonl")
+def _run(folder: Path, name: str, metrics_of: Callable[[Path], Metrics], notes: list[str]) -> Run:
+    metrics = metrics_of(folder / "metrics.jsonl")
     notes += metrics.notes
     config = _json(folder / "config.json", notes)
     held = _json(folder / "data.json", notes)

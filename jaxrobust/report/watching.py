@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from jaxrobust.report import gathered, page
+from jaxrobust.report import curves, gathered, page
 
 _LARGEST_PORT = 65535
 
@@ -48,7 +48,8 @@ def server(places: Sequence[Path], *, host: str, port: int, every: float) -> Thr
     """Return the server, which listens already; port 0: any that is free."""
     if not 0 <= port <= _LARGEST_PORT:
         raise ValueError(f"--port={port} is no port; give one from 1 to {_LARGEST_PORT}")
-    handler = _handler(lambda: _page(places, every), _is_loopback(host))
+    followed = curves.Followed()
+    handler = _handler(lambda: _page(places, every, followed), _is_loopback(host))
     try:
         return ThreadingHTTPServer((host, port), handler)
     except OSError as error:
@@ -67,10 +68,10 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _page(places: Sequence[Path], every: float) -> str:
+def _page(places: Sequence[Path], every: float, followed: curves.Followed) -> str:
     """Return the page as of now, or one that says what is in the way: the run may write it next."""
     try:
-        return page.page(gathered.gather(places), refresh=every)
+        return page.page(gathered.gather(places, metrics_of=followed.read), refresh=every)
     except (ValueError, OSError) as error:
         said = html.escape(str(error))
         return (
