@@ -3,12 +3,14 @@
 Chromium opens the page with a script that presses keys and measures, and gives back what it became.
 """
 
+import functools
 import html
 import itertools
 import json
 import re
 import shutil
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 from unittest import mock
@@ -65,6 +67,38 @@ addEventListener('load', () => {
 """
 
 
+# Opens what is folded, and lets axe-core look at all of it.
+_AXE = """
+<script>
+addEventListener('load', async () => {
+  document.querySelectorAll('details').forEach(d => { d.open = true; });
+  const found = await axe.run(document);
+  const out = document.createElement('pre');
+  out.id = 'probe';
+  const told = found.violations.map(v =>
+    ({id: v.id, impact: v.impact, help: v.help, nodes: v.nodes.slice(0, 3).map(n => n.html)}));
+  out.textContent = JSON.stringify({passes: found.passes.length, violations: told});
+  parent.document.body.append(out);
+});
+</script>
+"""
+_GRAVE = ("serious", "critical")
+
+
+@functools.cache
+def axe() -> str | None:
+    """The text of axe-core, from npm's registry; None: it is not reached."""
+    if shutil.which("npm") is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        words = ("npm", "install", "--prefix", folder, "--ignore-scripts", "--no-audit", "axe-core")
+        try:
+            subprocess.run(words, check=True, capture_output=True, timeout=60)
+        except (subprocess.SubprocessError, OSError):
+            return None
+        return (Path(folder) / "node_modules/axe-core/axe.min.js").read_text()
+
+
 class BrowserTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
@@ -90,20 +124,24 @@ class BrowserTest(parameterized.TestCase):
         )
         return done.stdout
 
-    @parameterized.product(width=(360, 1440), dark=(False, True))
-    @pytest.mark.slow
-    def test_nothing_overlaps_and_values_are_read(self, width, dark):
-        inside = html.escape(self.text.replace("</body>", f"{_PROBE}</body>"))
+    def probed(self, script: str, width: int, dark: bool) -> dict:
+        """What a script in the page leaves behind; the window is so wide."""
+        inside = html.escape(self.text.replace("</body>", f"{script}</body>"))
         # Chromium's window is at least 500 wide, so the page stands in a frame.
         frame = f'<iframe srcdoc="{inside}" width="{width}" height="900" style="border:0"></iframe>'
         (self.folder / "page.html").write_text(f'<meta charset="utf-8"/>{frame}')
         flags = ["--blink-settings=preferredColorScheme=0"] if dark else []
         shown = self.browser(
-            *flags, "--window-size=1600,1000", "--virtual-time-budget=5000", "--dump-dom"
+            *flags, "--window-size=1600,1000", "--virtual-time-budget=20000", "--dump-dom"
         )
         found = re.search(r'<pre id="probe">(.*?)</pre>', shown, re.DOTALL)
         assert found is not None, shown[-500:]
-        said = json.loads(html.unescape(found[1]))
+        return json.loads(html.unescape(found[1]))
+
+    @parameterized.product(width=(360, 1440), dark=(False, True))
+    @pytest.mark.slow
+    def test_nothing_overlaps_and_values_are_read(self, width, dark):
+        said = self.probed(_PROBE, width, dark)
         self.assertEqual(said["width"], width)
         self.assertEqual(said["failed"], [])
         self.assertEqual(said["wide"], [])
@@ -113,6 +151,28 @@ class BrowserTest(parameterized.TestCase):
         self.assertNotIn("", said["read"].values())
         self.assertEqual(said["colour"], "rgb(13, 17, 23)" if dark else "rgb(255, 255, 255)")
         self.assertEqual(said["read"]["t0-1-loss"][:14], "step 1: loss 2")
+
+    @parameterized.product(width=(360, 1440), dark=(False, True))
+    @pytest.mark.slow
+    def test_axe_finds_no_serious_fault(self, width, dark):
+        script = axe()
+        if script is None:
+            self.skipTest("needs axe-core: npm did not get it from its registry")
+        found = self.probed(f"<script>{script}</script>{_AXE}", width, dark)
+        self.assertGreater(found["passes"], 15)
+        self.assertEqual([one for one in found["violations"] if one["impact"] in _GRAVE], [])
+
+    @pytest.mark.slow
+    def test_axe_sees_a_fault(self):
+        script = axe()
+        if script is None:
+            self.skipTest("needs axe-core: npm did not get it from its registry")
+        self.text = self.text.replace("<main>", '<main><img src="data:,"/>').replace(
+            ' lang="en"', ""
+        )
+        found = self.probed(f"<script>{script}</script>{_AXE}", 1440, False)
+        named = {one["id"] for one in found["violations"] if one["impact"] in _GRAVE}
+        self.assertContainsSubset({"image-alt", "html-has-lang"}, named)
 
     @pytest.mark.slow
     def test_a_page_that_is_open_follows_the_run(self):
