@@ -16,6 +16,9 @@ border-bottom:1px solid var(--rule)}h3{font-size:1.05rem;margin:1.2em 0 .3em}
 .doubts{background:var(--warnback);border-left:4px solid var(--warn);padding:.5em 1em .5em 2em;
 margin:.6em 0;max-width:64em}
 .figures{display:grid;gap:16px;grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr))}
+.beside2{grid-template-columns:repeat(auto-fill,minmax(min(100%,640px),1fr))}
+.beside3{grid-template-columns:repeat(auto-fill,minmax(min(100%,960px),1fr))}
+.phases{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr))}
 figure{margin:0;padding:10px;background:var(--panel);border:1px solid var(--rule);
 border-radius:6px;break-inside:avoid;min-width:0}
 figcaption{font-weight:600;font-size:.95rem}
@@ -55,7 +58,8 @@ a{color:var(--c1)}nav ul{display:flex;flex-wrap:wrap;gap:4px 18px;list-style:non
 @media print{@page{margin:14mm}:root{--ink:#000;--soft:#333;--paper:#fff;--panel:#fff;
 --rule:#bbb;--c1:#0b5fa5;--c2:#b3420a;--c3:#1a7340;--c4:#7d3cb5;--c5:#7a5f00;--c6:#4d5560;
 --warn:#8a4b00;--warnback:#fff}main{max-width:none;padding:0}
-.figures{grid-template-columns:1fr 1fr}output,button,nav{display:none}
+.figures,.beside2 .phases,.beside3 .phases{grid-template-columns:1fr 1fr}
+.beside2,.beside3{grid-template-columns:1fr}output,button,nav{display:none}
 pre{max-height:none}.wide{overflow:visible}table{font-size:.75rem}h2,h3{break-after:avoid}}
 """
 

@@ -21,15 +21,30 @@ _COSTS = (
 _ACCURACY = Axis("accuracy", percent=True, low=0.0, high=1.0)
 
 
-def part(one: Evaluation, key: str, runs: Sequence[Run], pictures: Child = None) -> Html:
-    """Return an evaluation; `key` begins the names of its figures, `pictures` are of its images."""
-    said = sentences.doubts(one, runs)
+def part(
+    one: Evaluation,
+    key: str,
+    runs: Sequence[Run],
+    pictures: Child = None,
+    *,
+    told: bool = False,
+) -> Html:
+    """Return an evaluation.
+
+    Args:
+      one: the evaluation.
+      key: begins the names of its figures.
+      runs: those of the page.
+      pictures: of its images.
+      told: its sentence and its doubts stand above already.
+    """
+    said = [] if told else sentences.doubts(one, runs)
     matrix, confused = confusion_part.part(one, f"{key}-confusion")
     drawn = [_left(one, f"{key}-left"), _classes(one, f"{key}-classes"), matrix]
     return tag(
         "section",
         tag("h3", title(one)),
-        tag("p", sentences.headline(one)),
+        None if told else tag("p", sentences.headline(one)),
         tag("ul", [tag("li", text) for text in said], class_="doubts") if said else None,
         tag("div", drawn, class_="figures"),
         confused,

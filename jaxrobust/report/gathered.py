@@ -53,6 +53,7 @@ class Evaluation(NamedTuple):
     verdicts: Verdicts | None
     classes: list[str]
     run: Path | None  # the run that it is of
+    model: str | None  # the architecture, as the record or the run's config says
 
     @property
     def images(self) -> int:
@@ -270,6 +271,7 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation
         (p for p in (file.parent, file.parent.parent) if (p / "config.json").is_file()), None
     )
     classes = classes_of(run) if run else []
+    model = _section(_json(run / "config.json", notes) if run else {}, "model").get("name")
     for record in rows:
         try:
             if not {"clean", "attacks", "dataset"} <= record.keys():
@@ -279,7 +281,9 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation
         except ValueError as error:
             notes.append(f"{error}; it is left out.")
             continue
-        yield Evaluation(name, file, record, _verdicts(file, record, notes), classes, run)
+        found = _verdicts(file, record, notes)
+        own = (record.get("model") or {}).get("name") or model
+        yield Evaluation(name, file, record, found, classes, run, own and str(own))
 
 
 def _check_parts(record: dict[str, Any], file: Path) -> None:

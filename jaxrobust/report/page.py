@@ -97,10 +97,12 @@ def _parts(found: Gathered, pictures: Pictures | None) -> list[tuple[str, str, H
 
 def _evaluations(found: Gathered, pictures: Pictures | None) -> Html:
     own = found.evaluations
-    shown = [
-        evaluation_part.part(one, f"e{at}", found.runs, pictures(one) if pictures else None)
-        for at, one in enumerate(own)
-    ]
+    first = sentences.chosen(found)[:_HEADLINES]
+    shown = []
+    for at, one in enumerate(own):
+        images = pictures(one) if pictures else None
+        told = len(own) <= _OPEN and any(one is other for other in first)
+        shown.append(evaluation_part.part(one, f"e{at}", found.runs, images, told=told))
     titles = [evaluation_part.title(one) for one in own]
     return tag(
         "div", tag("h2", "Evaluations"), evaluation_part.overview(own), _folded(titles, shown)

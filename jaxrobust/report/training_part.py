@@ -55,17 +55,20 @@ def part(run: Run, key: str, most: int) -> Html:
       key: begins the names of its figures, and is different for each run.
       most: points that a curve is thinned to.
     """
-    drawn = [
-        _panel(run, phase, name, f"{key}-{number}-{name}", most)
-        for name, panel in PANELS.items()
-        for number, phase in enumerate(run.phases)  # side by side
-        if _worth(name, panel, run.metrics.curves[phase])
-    ]
+    beside = min(len(run.phases), 3)
+    drawn = []
+    for name, panel in PANELS.items():
+        of_phases = [
+            _panel(run, phase, name, f"{key}-{number}-{name}", most)
+            for number, phase in enumerate(run.phases)
+            if _worth(name, panel, run.metrics.curves[phase])
+        ]
+        drawn.append(tag("div", of_phases, class_="phases") if of_phases else None)
     return tag(
         "section",
         tag("h3", f"Training of {run.name}"),
         tag("p", sentences.state(run)),
-        tag("div", drawn, class_="figures"),
+        tag("div", drawn, class_=f"figures beside{beside}"),
         _events(run),
     )
 
