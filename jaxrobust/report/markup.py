@@ -45,7 +45,7 @@ def _text(child: Child) -> str:
         return child
     if isinstance(child, (list, tuple)):
         return join(child)
-    return html.escape(str(child))
+    return html.escape(str(child)).replace(" %", "\u00a0%")  # no line ends between them
 
 
 def data(identity: str, value: Any) -> Html:
@@ -88,5 +88,5 @@ def table(
 def copied(title: str, text: str) -> Html:
     """Return a text to copy, folded under its title, with a button."""
     button = tag("button", "Copy", type="button", class_="copy")
-    inside = (tag("summary", title), button, tag("pre", text, tabindex=0))
+    inside = (tag("summary", title), button, tag("pre", Html(html.escape(text)), tabindex=0))
     return tag("details", inside, class_="copyonly")

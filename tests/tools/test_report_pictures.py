@@ -31,7 +31,7 @@ class PicturesTest(absltest.TestCase):
         self.assertGreater(len(np.unique(np.asarray(image))), 10)
 
     def test_colours_are_left_out_until_it_fits(self):
-        noise = np.random.default_rng(0).integers(0, 256, (400, 500, 3), np.uint8)
+        noise = np.random.default_rng(0).integers(0, 256, (450, 600, 3), np.uint8)
         made = report_pictures.small(Image.fromarray(noise))
         self.assertLess(len(made), report_pictures.LARGEST)
         image = Image.open(io.BytesIO(made))
