@@ -101,7 +101,7 @@ def gather(
     if not read and not evaluations:
         where = ", ".join(map(str, places))
         raise ValueError(
-            f"{where}: {notes[0]}"
+            f"{notes[0]} Nothing else is there to show; name a run or its results.jsonl"
             if notes
             else f"{where} holds neither a run (metrics.jsonl) nor records (results.jsonl); name "
             "the folder of a run or of an evaluation"

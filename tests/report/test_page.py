@@ -5,6 +5,7 @@ import io
 import json
 import math
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -13,6 +14,7 @@ from jaxrobust.evaluation import checks, pairs
 from jaxrobust.report import __main__ as command
 from jaxrobust.report import curves, figures, gathered, page
 from jaxrobust.report.figures import Axis, Line
+from jaxrobust.runtime import whole
 from tests.support import reports
 
 
@@ -280,7 +282,7 @@ class FileTest(PageCase):
     @parameterized.parameters(
         ("nothing", "nothing is not there; name a run, its evaluation, or such a folder"),
         ("empty", "holds neither a run .metrics.jsonl. nor records .results.jsonl.; name the"),
-        ("text.txt", "holds a line that is no record|Damaged lines of"),
+        ("text.txt", "Damaged lines of .*text.txt .*: 1. Nothing else is there to show; name a"),
         ("newer", "has a record of schema 9"),
     )
     def test_what_cannot_be_shown_is_one_sentence(self, name, wanted):
@@ -321,6 +323,17 @@ class FileTest(PageCase):
         code, _, said = self.call(run, "--out", self.folder)
         self.assertEqual(code, 2)
         self.assertIn("is a folder; name a file", said)
+
+    def test_a_file_that_cannot_be_written_is_a_sentence(self):
+        run = reports.run(self.folder / "run")
+        code, _, said = self.call(run, "--out", self.folder / "none" / "report.html")
+        self.assertEqual(code, 2)
+        self.assertRegex(said, "the folder .*/none is not there; make it first")
+        with mock.patch.object(whole, "writing", side_effect=PermissionError(13, "Not allowed")):
+            code, out, said = self.call(run)
+        self.assertEqual((code, out), (3, ""))
+        self.assertRegex(said, "cannot write .*report.html .Not allowed.; name another file with")
+        self.assertEqual(list(run.glob("*.html*")), [])
 
 
 def _places(value, place=()):

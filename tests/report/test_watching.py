@@ -138,6 +138,7 @@ class WatchingTest(absltest.TestCase):
                 (["--port", port], 3, f"cannot listen on 127.0.0.1:{port}"),
                 (["--port", 70_000], 2, "--port=70000 is no port"),
                 (["--every", 0], 2, "--every=0 is too often"),
+                (["--json"], 2, "--watch serves the page and writes no file; leave --out"),
             ):
                 said = io.StringIO()
                 with contextlib.redirect_stderr(said), self.assertRaises(SystemExit) as ended:
