@@ -24,19 +24,25 @@ from tests.support import reports
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 _FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking")
 _FLAGS += ("--no-first-run", "--disable-component-update", "--disable-sync", "--disable-quic")
-# Presses a key on each figure, opens what is folded, and measures what stands out or overlaps.
+# Opens what is folded, presses a key on each figure, points at its middle, and measures what stands
+# out or overlaps.
 _PROBE = """
 <script>
 const failed = [];
 addEventListener('error', e => failed.push(e.message));
 addEventListener('load', () => {
   document.querySelectorAll('details').forEach(d => { d.open = true; });
-  const read = {};
+  const read = {}, pointed = {};
   document.querySelectorAll('figure[id]').forEach(f => {
     const svg = f.querySelector('svg');
     svg.focus();
     svg.dispatchEvent(new KeyboardEvent('keydown', {key: 'ArrowRight'}));
     read[f.id] = document.activeElement === svg ? f.querySelector('output').textContent : '';
+    f.querySelector('output').textContent = '';
+    const box = svg.getBoundingClientRect();
+    svg.dispatchEvent(new PointerEvent('pointermove',
+      {clientX: box.left + .63 * box.width, clientY: box.top + .39 * box.height}));
+    pointed[f.id] = f.querySelector('output').textContent;
   });
   const wide = [...document.querySelectorAll('main *')].filter(e =>
     !e.closest('.wide, pre, svg') && e.getBoundingClientRect().right > innerWidth + 1);
@@ -59,7 +65,7 @@ addEventListener('load', () => {
   const colour = getComputedStyle(document.body).backgroundColor;
   const out = document.createElement('pre');
   out.id = 'probe';
-  out.textContent = JSON.stringify({failed, read, clipped, least, colour,
+  out.textContent = JSON.stringify({failed, read, pointed, clipped, least, colour,
     wide: wide.map(e => e.tagName + ' ' + e.className), width: innerWidth});
   parent.document.body.append(out);
 });
@@ -149,6 +155,12 @@ class BrowserTest(parameterized.TestCase):
         self.assertGreater(said["least"], 9)  # pixels of the smallest letters
         self.assertLen(said["read"], len(reports.read(self.text)[0]))
         self.assertNotIn("", said["read"].values())
+        self.assertNotIn("", said["pointed"].values())
+        counts = reports.read(self.text)[0]["e0-confusion"]["counts"]
+        self.assertEqual(  # at 0.63 of the width and 0.39 of the height
+            said["pointed"]["e0-confusion"],
+            f"<b> became c: {counts[1][2]} of the {sum(counts[1])} that were fooled",
+        )
         self.assertEqual(said["colour"], "rgb(13, 17, 23)" if dark else "rgb(255, 255, 255)")
         self.assertEqual(said["read"]["t0-1-loss"][:14], "step 1: loss 2")
 
