@@ -76,4 +76,4 @@ def _table(one: Evaluation, found: Sequence[tuple[int, int, int]]) -> Html:
         (one.class_name(a), one.class_name(b), f"{n:,}", f"{100 * n / totals[a]:.0f} %")
         for a, b, n in found[:_PAIRS]
     ]
-    return table(f"{_TITLE}{of}", _HEAD, rows, words=2)
+    return table(f"{_TITLE}{of}", _HEAD, rows, words=2, of=f": {one.name}, {one.file}")

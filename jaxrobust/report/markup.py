@@ -71,9 +71,17 @@ def plain(value: Any) -> Any:
 
 
 def table(
-    caption: str, head: Sequence[str], rows: Iterable[Sequence[Child]], *, words: int = 1
+    caption: str,
+    head: Sequence[str],
+    rows: Iterable[Sequence[Child]],
+    *,
+    words: int = 1,
+    of: str = "",
 ) -> Html:
-    """Return a table that scrolls where it is too wide; its first `words` columns are text."""
+    """Return a table that scrolls where it is too wide; its first `words` columns are text.
+
+    `of` tells it from tables with the same caption, for those who do not see where it stands.
+    """
     first = tag("tr", [tag("th", name, scope="col") for name in head])
     body = [
         tag(
@@ -82,7 +90,7 @@ def table(
         for r in rows
     ]
     whole = tag("table", tag("caption", caption), tag("thead", first), tag("tbody", body))
-    return tag("div", whole, class_="wide", tabindex=0, role="region", aria_label=caption)
+    return tag("div", whole, class_="wide", tabindex=0, role="region", aria_label=f"{caption}{of}")
 
 
 def copied(title: str, text: str) -> Html:
