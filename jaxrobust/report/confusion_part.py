@@ -14,6 +14,10 @@ _UNKNOWN = (
     "Which classes the attacks reached is not known: an older version, which did not note them, "
     "wrote these verdicts. The same evaluation with another --out notes them."
 )
+_NO_VERDICTS = (
+    "Classes, the confusion and images are not shown: there are no verdicts image by image, as "
+    "python -m jaxrobust.evaluate writes them. A training writes none, nor did older versions."
+)
 _HEAD = ("label", "class reached", "images", "of the fooled with this label")
 
 
@@ -38,6 +42,8 @@ def part(one: Evaluation, key: str) -> tuple[Html | None, Html | None]:
     That is a table where there are many classes, or why nothing is known.
     """
     seen, found = one.verdicts, pairs(one)
+    if seen is None and one.record.get("robust") is not None:
+        return None, tag("p", _NO_VERDICTS, class_="note")
     fooled = 0 if seen is None else int((seen.clean & ~seen.robust).sum())
     if not fooled:
         return None, None

@@ -226,6 +226,7 @@ class EvaluationTest(PageCase):
         self.assertIn("e0-left", data)
         self.assertNotIn("e0-classes", data)
         self.assertIn("What needs the verdicts is left out", text)
+        self.assertIn("Classes, the confusion and images are not shown: there are no", text)
 
     def test_an_old_record_is_a_page(self):
         old = {"clean": 0.5, "robust": 0.2, "dataset": "cifar10", "attacks": [], "time": "2026"}
