@@ -4,6 +4,7 @@ import html
 import ipaddress
 import socket
 import sys
+import urllib.parse
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -88,8 +89,7 @@ def _handler(make: Callable[[], str], local: bool) -> type[BaseHTTPRequestHandle
         def do_GET(self) -> None:
             """Send the page."""
             # A page of another site must not read this one through a name that it points here.
-            name = (self.headers.get("Host") or "").rpartition(":")[0].strip("[]")
-            if local and not _is_local_name(name):
+            if local and not _is_local_name(self.headers.get("Host") or ""):
                 return self.send_error(403, "Ask for it by the address that was printed")
             if self.path.partition("?")[0] != "/":
                 return self.send_error(404, "There is one page, /")
@@ -107,10 +107,12 @@ def _handler(make: Callable[[], str], local: bool) -> type[BaseHTTPRequestHandle
     return Handler
 
 
-def _is_local_name(name: str) -> bool:
-    if name in ("localhost", ""):
-        return True
+def _is_local_name(host: str) -> bool:
+    """Tell whether the header Host, perhaps with a port, names this machine to itself."""
     try:
+        name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+        if name in ("localhost", ""):
+            return True
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False

@@ -128,8 +128,10 @@ class WatchingTest(absltest.TestCase):
         reports.run(self.folder, lines=8)
         with serving(self.folder) as port:
             self.assertEqual(ask(port, "/../etc/passwd")[0], 404)
-            self.assertEqual(ask(port, Host="evil.example:80")[0], 403)
-            self.assertEqual(ask(port, Host=f"localhost:{port}")[0], 200)
+            for name in ("evil.example:80", "evil.example", "[evil", "10.0.0.1"):
+                self.assertEqual(ask(port, Host=name)[0], 403, name)
+            for name in (f"localhost:{port}", "127.0.0.1", f"[::1]:{port}"):
+                self.assertEqual(ask(port, Host=name)[0], 200, name)
 
     def test_a_taken_port_and_wrong_values_are_sentences(self):
         reports.run(self.folder, lines=8)
