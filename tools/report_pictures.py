@@ -1,6 +1,7 @@
 """The pictures of reports in README, made with Chromium.
 
-python tools/report_pictures.py quickstart=runs/quickstart cifar10=runs/cifar10/evaluation
+python tools/report_pictures.py quickstart=runs/quickstart --height 1465
+python tools/report_pictures.py cifar10=runs/study/low-first-0/evaluation
 
 Each NAME=PATH becomes tools/pictures/NAME.png: the beginning of what `python -m jaxrobust.report
 PATH` shows, with few colours, so that it stays small in the repository.
