@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrobust.training import alarm
 
+_STRETCHES = 20  # of skipped steps, that are told one by one
 _COMPARED = 200  # bytes that show that a file is what it was, and longer
 _ALARM = ("alarm_loss", "alarm_loss_stronger", "alarm_gradient_agreement", "alarm_gradient_zero")
 
@@ -27,7 +28,7 @@ class Event(NamedTuple):
 
     phase: str
     step: int
-    kind: str  # alarm, rollback, resumption
+    kind: str  # alarm, rollback, resumption, skipped
     text: str
 
 
@@ -91,7 +92,8 @@ class _Growing:
             for phase, own in self._columns.items()
         }
         notes = _notes(self._path, self._damaged, self._lines, torn)
-        return Metrics(curves, self._alarms + _overfitting(curves), notes)
+        events = self._alarms + _overfitting(curves) + _skipped(curves)
+        return Metrics(curves, events, notes)
 
     def _take(self, lines: BinaryIO) -> bool:
         """Read the lines from here on; return whether the last one is cut off."""
@@ -166,6 +168,26 @@ def _overfitting(curves: dict[str, dict[str, Curve]]) -> list[Event]:
             if said:
                 found.append(Event(phase, int(step), "alarm", said))
                 break  # once is enough for a page
+    return found
+
+
+def _skipped(curves: dict[str, dict[str, Curve]]) -> list[Event]:
+    """Return where steps updated nothing: one event for each stretch of lines that say so."""
+    found = []
+    for phase, own in curves.items():
+        if "skipped" not in own:
+            continue
+        steps, values = own["skipped"]
+        bad = np.flatnonzero(values > 0)
+        stretches = np.split(bad, np.flatnonzero(np.diff(bad) > 1) + 1) if len(bad) else []
+        for lines in stretches[:_STRETCHES]:
+            text = f"{values[lines].sum():,.0f} steps had no finite gradient"
+            until = f", up to step {steps[lines[-1]]:,.0f}" if len(lines) > 1 else ""
+            found.append(Event(phase, int(steps[lines[0]]), "skipped", text + until))
+        if len(stretches) > _STRETCHES:
+            last = stretches[_STRETCHES][0]
+            text = f"{values[last:][values[last:] > 0].sum():,.0f} more steps from here on"
+            found.append(Event(phase, int(steps[last]), "skipped", text))
     return found
 
 

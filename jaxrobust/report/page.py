@@ -73,7 +73,7 @@ def _lead(found: Gathered) -> Html:
         f"{run.name}, {e.phase}, step {e.step:,}: {e.text}"
         for run in found.runs
         for e in run.metrics.events
-        if e.kind != training_part.RESUMPTION
+        if e.kind in training_part.DOUBTFUL
     ]
     doubtful = [*found.notes, *alarms[:10]]
     shown.append(

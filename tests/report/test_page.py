@@ -72,7 +72,9 @@ class RunTest(PageCase):
         data, text, _ = self.page(run)
         self.assertEqual(data["t0-1-loss"]["series"][0]["y"][-2:], [None, None])
         self.assertIn("Not finite: loss at 2 of 10 points, steps 9 to 10", text)
-        self.assertIn("4 steps had no finite gradient", text)
+        self.assertIn("train 9 skipped 4 steps had no finite gradient, up to step 10", text)
+        self.assertEqual([at for at, _ in data["t0-1-loss"]["marks"]], [9])
+        self.assertIn("Dashed: skipped steps.", text)
         self.assertEqual(data["t0-1-skipped"]["series"][0]["y"][-1], 2)
 
     def test_a_torn_last_line_is_said_and_the_rest_used(self):
@@ -107,6 +109,19 @@ class RunTest(PageCase):
         self.assertIn("catastrophic overfitting", marks[1][1])
         self.assertEmpty(data["t0-0-loss"]["marks"])
         self.assertIn("run, train, step 9: the loss under an attack", text)
+
+    def test_many_stretches_of_skipped_steps_are_told_together(self):
+        run = reports.run(self.folder / "run", lines=8)
+        with (run / "metrics.jsonl").open("a") as lines:
+            for step in range(9, 109):
+                row = {"phase": "train", "step": step, "loss": 1.0, "skipped": 3 * (step % 2)}
+                lines.write(json.dumps(row) + "\n")
+        data, _, tags = self.page(run)
+        marks = data["t0-1-loss"]["marks"]
+        self.assertEqual([at for at, _ in marks], [*range(9, 51, 2)])
+        self.assertEqual(marks[0][1], "skipped: 3 steps had no finite gradient")
+        self.assertEqual(marks[-1][1], f"skipped: {30 * 3} more steps from here on")
+        self.assertNotIn("doubts", [own.get("class") for _, own in tags])
 
     def test_resumptions_are_marks_and_no_doubts(self):
         run = reports.run(self.folder / "run", lines=8)
