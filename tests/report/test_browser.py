@@ -18,7 +18,7 @@ from unittest import mock
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.report import gathered, page, watching
+from jaxrobust.report import examples, gathered, page, watching
 from tests.support import reports
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
@@ -118,7 +118,11 @@ class BrowserTest(parameterized.TestCase):
             run / "evaluation", "a2", n=200, epsilon=4 / 255, weights_sha256="a1" * 16
         )
         reports.evaluation(self.folder / "other", "b1", n=200, seed=3)
-        self.text = page.page(gathered.gather([run, self.folder / "other"]))
+        reports.evaluation(self.folder / "many", "c1", n=200, classes=40, dataset="another")
+        reports.ledger(run / "evaluation", {i: ("apgd-ce", i % 5) for i in range(20)})
+        found = gathered.gather([run, self.folder / "other", self.folder / "many"])
+        self.text = page.page(found, pictures=examples.Album(found.runs).part)
+        assert self.text.count("<img ") == 24 and "most frequent of" in self.text
 
     def browser(self, *flags: str, address: str = "") -> str:
         own = f"--user-data-dir={self.folder / 'browser'}"

@@ -9,33 +9,17 @@ import numpy as np
 from absl.testing import absltest
 from PIL import Image
 
-from jaxrobust.data import Prepared, sources
 from jaxrobust.evaluation import verdicts
 from jaxrobust.report import examples, gathered, page
 from jaxrobust.report.examples import Fooled
 from tests.support import reports
 
 
-def ledger(folder: Path, fooled: dict[int, tuple[str, int]], number: str = "a1") -> np.ndarray:
-    """Write a ledger of digits, whose adversarial images are 0.25 brighter; return the images."""
-    source = sources.open_source("digits", "test")
-    images = Prepared(source, image_size=8, preprocessing="none", images=60)[:]
-    rows = [{"identity": {"image": [8, 8, 1], "norm": "linf", "epsilon": 0.25}}]
-    with (folder / f"ledger-{number}.images").open("wb") as file:
-        for stored, (image, (attack, iterations)) in enumerate(fooled.items()):
-            file.write(np.minimum(images[image] + 0.25, 1).astype(np.float32).tobytes())
-            verdict = {"image": image, "attack": attack, "fooled": True, "stored": stored}
-            rows.append(verdict | {"iterations": iterations, "flat": False})
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / f"ledger-{number}.jsonl").write_text(lines)
-    return images
-
-
 class ExamplesTest(absltest.TestCase):
     def test_pictures_are_those_of_the_ledger_and_the_data(self):
         folder = Path(self.create_tempdir().full_path)
         reports.evaluation(folder)
-        images = ledger(folder, {7: ("apgd-ce", 3), 9: ("apgd-t", 9), 11: ("apgd-ce", 1)})
+        images = reports.ledger(folder, {7: ("apgd-ce", 3), 9: ("apgd-t", 9), 11: ("apgd-ce", 1)})
         found = gathered.gather([folder])
         text = page.page(found, pictures=examples.Album(found.runs).part)
         _, said, tags = reports.read(text)
@@ -81,8 +65,10 @@ class ExamplesTest(absltest.TestCase):
                 there["fooled_by"][image] = by
             there["fooled_by"][11] = "l2 0.5: apgd-ce"
             path.write_text(json.dumps(there))
-            ledger(folder, {7: ("apgd-ce", 3), 9: ("apgd-t", 9)}, numbers[0])
-            ledger(folder, {7: ("apgd-ce", 1), 9: ("apgd-t", 2), 11: ("apgd-ce", 1)}, numbers[1])
+            reports.ledger(folder, {7: ("apgd-ce", 3), 9: ("apgd-t", 9)}, numbers[0])
+            reports.ledger(
+                folder, {7: ("apgd-ce", 1), 9: ("apgd-t", 2), 11: ("apgd-ce", 1)}, numbers[1]
+            )
             (one,) = (e for e in gathered.gather([folder]).evaluations if "u1" in str(e.record))
             _, said, tags = reports.read(examples.Album([]).part(one))
             alts = [own["alt"].split(",")[0] for name, own in tags if name == "img"]
@@ -123,7 +109,7 @@ class ExamplesTest(absltest.TestCase):
     def test_data_that_are_not_at_hand_are_a_sentence(self):
         folder = Path(self.create_tempdir().full_path)
         reports.evaluation(folder, dataset="folder:/nowhere/at/all")
-        ledger(folder, {7: ("apgd-ce", 3)})
+        reports.ledger(folder, {7: ("apgd-ce", 3)})
         found = gathered.gather([folder])
         text = page.page(found, pictures=examples.Album(found.runs).part)
         self.assertIn("Its images cannot be shown: ", text)
@@ -132,7 +118,7 @@ class ExamplesTest(absltest.TestCase):
     def test_a_full_page_shows_no_more_images(self):
         folder = Path(self.create_tempdir().full_path)
         reports.evaluation(folder)
-        ledger(folder, {7: ("apgd-ce", 3)})
+        reports.ledger(folder, {7: ("apgd-ce", 3)})
         found = gathered.gather([folder])
         text = page.page(found, pictures=examples.Album(found.runs, budget=0).part)
         self.assertIn("the page would be too large", text)

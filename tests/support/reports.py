@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrobust.data import Prepared, sources
 from jaxrobust.evaluation import checks, verdicts
 from jaxrobust.evaluation.verdicts import Verdicts
 
@@ -101,6 +102,21 @@ def evaluation(
         lines.write(json.dumps(record(seen, number, epsilon) | changes) + "\n")
     verdicts.write(folder / verdicts.file_of(number), number, seen)
     return seen
+
+
+def ledger(folder: Path, fooled: dict[int, tuple[str, int]], number: str = "a1") -> np.ndarray:
+    """Write a ledger of digits, whose adversarial images are 0.25 brighter, which are returned."""
+    source = sources.open_source("digits", "test")
+    images = Prepared(source, image_size=8, preprocessing="none", images=60)[:]
+    rows = [{"identity": {"image": [8, 8, 1], "norm": "linf", "epsilon": 0.25}}]
+    with (folder / f"ledger-{number}.images").open("wb") as file:
+        for stored, (image, (attack, iterations)) in enumerate(fooled.items()):
+            file.write(np.minimum(images[image] + 0.25, 1).astype(np.float32).tobytes())
+            verdict = {"image": image, "attack": attack, "fooled": True, "stored": stored}
+            rows.append(verdict | {"iterations": iterations, "flat": False})
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / f"ledger-{number}.jsonl").write_text(lines)
+    return images
 
 
 class _Page(HTMLParser):
