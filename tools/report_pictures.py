@@ -1,7 +1,7 @@
 """The pictures of reports in README, made with Chromium.
 
 python tools/report_pictures.py quickstart=runs/quickstart --height 1465
-python tools/report_pictures.py cifar10=runs/study/low-first-0/evaluation
+python tools/report_pictures.py cifar10=runs/cifar10/evaluation --height 2188
 
 Each NAME=PATH becomes tools/pictures/NAME.png: the beginning of what `python -m jaxrobust.report
 PATH` shows, with few colours, so that it stays small in the repository.
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     for text in args.pictures:
         name, _, path = text.partition("=")
         found = gathered.gather([Path(path)])
-        shown = page.page(found, pictures=examples.Album(found.runs).part)
+        shown = page.page(found, pictures=examples.Album().part)
         file = args.out / f"{name}.png"
         file.write_bytes(small(screenshot(shown, args.width, args.height)))
         print(f"{file}: {file.stat().st_size:,} bytes")

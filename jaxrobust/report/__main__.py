@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     found = gathered.gather(args.paths)
     if not out.parent.is_dir():
         raise ValueError(f"--out={out}: the folder {out.parent} is not there; make it first")
-    text = page.page(found, pictures=examples.Album(found.runs).part)
+    text = page.page(found, pictures=examples.Album().part)
     try:
         with whole.writing(out) as part:
             part.write_text(text, encoding="utf-8")

@@ -52,7 +52,8 @@ button{font:inherit;padding:2px 10px;margin:4px 0;color:var(--ink);background:va
 border:1px solid var(--soft);border-radius:6px;cursor:pointer}
 :focus-visible{outline:3px solid var(--c1);outline-offset:2px}
 a{color:var(--c1)}nav ul{display:flex;flex-wrap:wrap;gap:4px 18px;list-style:none;padding:0}
-.images{display:flex;flex-wrap:wrap;gap:12px}.images figure{flex:0 1 300px}
+.images{display:grid;gap:12px;
+grid-template-columns:repeat(auto-fill,minmax(min(100%,220px),1fr))}.images figure{max-width:300px}
 .images img{width:31%;margin-right:2%;image-rendering:pixelated;border:1px solid var(--rule)}
 .images img:last-of-type{margin-right:0}
 @media print{@page{margin:14mm}:root{--ink:#000;--soft:#333;--paper:#fff;--panel:#fff;

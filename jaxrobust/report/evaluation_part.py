@@ -110,7 +110,7 @@ def _costs(one: Evaluation) -> Html | None:
     total = [sum(c.get(k) or 0 for c in costs) for k in ("fooled", "forward", "backward", "idle")]
     spent = [sum(c.get(k) or 0.0 for c in costs) for k in ("seconds", "compile_seconds")]
     rows.append(("all", *map(_count, total), *map(_seconds, spent), ""))
-    return table("What each attack removed and cost", _COSTS, rows, of=f": {title(one)}")
+    return table("What each attack removed and cost", _COSTS, rows, words=0, of=f": {title(one)}")
 
 
 def _count(value: Any) -> str:

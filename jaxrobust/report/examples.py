@@ -16,7 +16,7 @@ from PIL import Image
 from jaxrobust.data import Prepared, sources
 from jaxrobust.evaluation.questions import Threat
 from jaxrobust.report import sentences
-from jaxrobust.report.gathered import Evaluation, Run
+from jaxrobust.report.gathered import Evaluation
 from jaxrobust.report.markup import Child, Html, tag
 from jaxrobust.runtime import jsonl
 
@@ -43,9 +43,9 @@ class Fooled(NamedTuple):
 class Album:
     """Pictures for a page, as long as the page stays small."""
 
-    def __init__(self, runs: Sequence[Run], budget: int = 1_200_000) -> None:
-        """Take the runs, whose configs say where the data are, and how many letters may be used."""
-        self._runs, self._left = runs, budget
+    def __init__(self, budget: int = 1_200_000) -> None:
+        """Take how many letters may be used."""
+        self._left = budget
 
     def part(self, one: Evaluation) -> Child:
         """Return the pictures of an evaluation, or a sentence where they cannot be had."""
@@ -53,14 +53,14 @@ class Album:
             said = "Its images are not shown: the page would be too large. Report it alone."
             return tag("p", said, class_="note")
         try:
-            shown = _part(one, self._runs)
+            shown = _part(one)
         except (ValueError, OSError, ImportError) as error:
             return tag("p", f"Its images cannot be shown: {error}", class_="note")
         self._left -= len(shown or "")
         return shown
 
 
-def _part(one: Evaluation, runs: Sequence[Run]) -> Html | None:
+def _part(one: Evaluation) -> Html | None:
     searches = searched(one)
     if one.verdicts is None or not searches:
         return None
@@ -76,7 +76,7 @@ def _part(one: Evaluation, runs: Sequence[Run]) -> Html | None:
     if not found:
         return tag("p", "No attack fooled an image, so none is shown.", class_="note")
     easy, hard = choose(found, attacks)
-    clean = _images(one, runs, shape)
+    clean = _images(one, shape)
     labels = dict(zip(one.verdicts.image_ids.tolist(), one.verdicts.labels.tolist(), strict=True))
 
     def pictures(title: str, chosen: Sequence[Fooled]) -> list[Html]:
@@ -177,11 +177,10 @@ def choose(found: Sequence[Fooled], attacks: Sequence[str]) -> tuple[list[Fooled
     return easiest, [f for f in hardest if f.image not in taken][:_EACH]
 
 
-def _images(one: Evaluation, runs: Sequence[Run], shape: tuple[int, ...]) -> Any:
+def _images(one: Evaluation, shape: tuple[int, ...]) -> Any:
     """Return the data set of an evaluation; `ValueError` or `OSError` where it is not at hand."""
     record = one.record
-    config = next((run.config for run in runs if run.folder == one.run), {})
-    own = config.get("data")
+    own = one.config.get("data")
     own = own if isinstance(own, dict) else {}
     same = own.get("name") == record["dataset"]
     source = sources.open_source(

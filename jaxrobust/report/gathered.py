@@ -53,7 +53,13 @@ class Evaluation(NamedTuple):
     verdicts: Verdicts | None
     classes: list[str]
     run: Path | None  # the run that it is of
-    model: str | None  # the architecture, as the record or the run's config says
+    config: dict[str, Any]  # of that run, empty where it is not known
+
+    @property
+    def model(self) -> str | None:
+        """Return the architecture, as the record or the run's config says; None: nobody knows."""
+        known = (_section(source, "model").get("name") for source in (self.record, self.config))
+        return next((str(name) for name in known if name), None)
 
     @property
     def images(self) -> int:
@@ -117,7 +123,8 @@ def _placed(one: Evaluation, runs: Sequence[Run]) -> Evaluation:
     same = [run for run in runs if one.record.get("config_sha256") == run.config_sha256]
     if len(same) != 1:
         return one
-    return one._replace(name=same[0].name, run=same[0].folder, classes=same[0].classes)
+    run = same[0]
+    return one._replace(name=run.name, run=run.folder, classes=run.classes, config=run.config)
 
 
 def _found(place: Path) -> Iterator[Path]:
@@ -271,7 +278,7 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation
         (p for p in (file.parent, file.parent.parent) if (p / "config.json").is_file()), None
     )
     classes = classes_of(run) if run else []
-    model = _section(_json(run / "config.json", notes) if run else {}, "model").get("name")
+    config = _json(run / "config.json", notes) if run else {}
     for record in rows:
         try:
             if not {"clean", "attacks", "dataset"} <= record.keys():
@@ -282,8 +289,7 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation
             notes.append(f"{error}; it is left out.")
             continue
         found = _verdicts(file, record, notes)
-        own = (record.get("model") or {}).get("name") or model
-        yield Evaluation(name, file, record, found, classes, run, own and str(own))
+        yield Evaluation(name, file, record, found, classes, run, config)
 
 
 def _check_parts(record: dict[str, Any], file: Path) -> None:

@@ -21,7 +21,7 @@ class ExamplesTest(absltest.TestCase):
         reports.evaluation(folder)
         images = reports.ledger(folder, {7: ("apgd-ce", 3), 9: ("apgd-t", 9), 11: ("apgd-ce", 1)})
         found = gathered.gather([folder])
-        text = page.page(found, pictures=examples.Album(found.runs).part)
+        text = page.page(found, pictures=examples.Album().part)
         _, said, tags = reports.read(text)
         seen = {own["alt"]: own["src"] for name, own in tags if name == "img"}
         self.assertLen(seen, 9)
@@ -70,7 +70,7 @@ class ExamplesTest(absltest.TestCase):
                 folder, {7: ("apgd-ce", 1), 9: ("apgd-t", 2), 11: ("apgd-ce", 1)}, numbers[1]
             )
             (one,) = (e for e in gathered.gather([folder]).evaluations if "u1" in str(e.record))
-            _, said, tags = reports.read(examples.Album([]).part(one))
+            _, said, tags = reports.read(examples.Album().part(one))
             alts = [own["alt"].split(",")[0] for name, own in tags if name == "img"]
             self.assertEqual(alts[::3], ["image 7", "image 9", "image 11"])
             self.assertIn("linf 0.1: apgd-t, 9 iterations", said)
@@ -97,7 +97,7 @@ class ExamplesTest(absltest.TestCase):
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "ledger-a1.jsonl").write_text(text)
         found = gathered.gather([folder])
-        text = page.page(found, pictures=examples.Album(found.runs).part)
+        text = page.page(found, pictures=examples.Album().part)
         _, said, tags = reports.read(text)
         pictures = [own["src"] for name, own in tags if name == "img"]
         self.assertLen(pictures, 24)
@@ -111,7 +111,7 @@ class ExamplesTest(absltest.TestCase):
         reports.evaluation(folder, dataset="folder:/nowhere/at/all")
         reports.ledger(folder, {7: ("apgd-ce", 3)})
         found = gathered.gather([folder])
-        text = page.page(found, pictures=examples.Album(found.runs).part)
+        text = page.page(found, pictures=examples.Album().part)
         self.assertIn("Its images cannot be shown: ", text)
         self.assertNotIn("<img", text)
 
@@ -120,7 +120,7 @@ class ExamplesTest(absltest.TestCase):
         reports.evaluation(folder)
         reports.ledger(folder, {7: ("apgd-ce", 3)})
         found = gathered.gather([folder])
-        text = page.page(found, pictures=examples.Album(found.runs, budget=0).part)
+        text = page.page(found, pictures=examples.Album(budget=0).part)
         self.assertIn("the page would be too large", text)
 
 
