@@ -179,7 +179,8 @@ def judged(
       top5: also tell clean images whose label is among the five largest logits, if there are more.
     Returns:
       bool[B], False for padding: `count` (it is an image), `clean`, `robust`, `clean_top5`; and
-      `norms` f32[B], of what the attack did, in `norm`, and the labels, i32[B].
+      `norms` f32[B], of what the attack did, in `norm`, and i32[B] the labels and the classes
+      `reached` under the attack, -1 for no answer.
     """
 
     frozen_params = cast(params, jnp.dtype(dtype))
@@ -198,10 +199,13 @@ def judged(
     images_adv = attack(logits_fn, keys, images, labels)
     right, logits = verdict(images)
     clean = right & mask
-    robust = verdict(images_adv)[0] & clean
+    withstands, answers = verdict(images_adv)
+    robust = withstands & clean
+    reached = jnp.where(jnp.isnan(answers).any(-1), -1, answers.argmax(-1))
     delta = (images_adv - images).reshape(len(labels), -1)
     norms = jnp.linalg.norm(delta, checks.ORDER[norm], axis=1)
     found = {"count": mask, "clean": clean, "robust": robust, "norms": norms, "labels": labels}
+    found["reached"] = reached.astype(jnp.int32)
     if top5 and logits.shape[-1] > 5:
         _, largest = jax.lax.top_k(logits, 5)
         among = (largest == labels[:, None]).any(-1) & ~jnp.isnan(logits).any(-1)

@@ -255,17 +255,18 @@ def _cascade(runner, settings, sample, book, flags, meter, known) -> AutoAttackR
         accuracy_after[costs[-1].attack] = _mean(found.standing)
     present, places = np.unique(found.fooled_by, return_inverse=True)
     fooled_by = np.array([found.names[code] for code in present], str)[places]
-    norms = np.zeros(n)
+    norms, reached = np.zeros(n), np.full(n, -1, np.int32)
     for name in (found.names[code] for code in present if code > 1):
         which = fooled_by == name
         norms[which] = book.rows(name)["norm"][which]
+        reached[which] = book.rows(name)["reached"][which]
     adversarial = Adversarial(sample.images, book, fooled_by)
     return AutoAttackResult(
         clean=clean,
         robust=found.standing,
         fooled_by=fooled_by,
         images_adv=adversarial[:] if isinstance(sample.images, np.ndarray) else adversarial,
-        verdicts=Verdicts(sample.ids, sample.labels, clean, fooled_by, norms),
+        verdicts=Verdicts(sample.ids, sample.labels, clean, fooled_by, norms, reached),
         flags=flags,
         accuracy_after=accuracy_after,
         attacks=[setting._asdict() for setting in settings],

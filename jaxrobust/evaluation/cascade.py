@@ -146,7 +146,7 @@ class Attack:
             if verdict.fooled:
                 self.waiting.append(verdict)
             else:
-                self.write(verdict, None, 0.0)
+                self.write(verdict)
         due = last or len(self.waiting) >= self.runner.slots
         if not due and time.perf_counter() - self.confirmed <= 5:
             return []
@@ -162,12 +162,12 @@ class Attack:
         logits = logits_of(self.runner, points, ids, self.sample.seed, draw=self.draw())
         ball: dict[str, Any] = {"norm": self.setting.norm, "epsilon": self.sample.epsilon}
         sure, norms = checks.verified(points, images, labels, logits, **ball)
-        wrong = []
-        for verdict, ok, norm, point in zip(part, sure, norms, points, strict=True):
+        wrong, others = [], reached(logits, labels)
+        for verdict, ok, norm, other, point in zip(part, sure, norms, others, points, strict=True):
             if ok:
-                self.write(verdict, point, float(norm))
+                self.write(verdict, point, float(norm), int(other))
             elif self.runner.keyed:  # one wrong draw; as in the reference, the run is over
-                self.write(verdict, None, 0.0)
+                self.write(verdict)
             else:
                 wrong.append(verdict)
         self.doubtful |= {verdict.image for verdict in wrong}
@@ -183,8 +183,14 @@ class Attack:
         """
         return 1 + plan.named(self.setting.name).number
 
-    def write(self, verdict: engine.Verdict, adversarial: np.ndarray | None, norm: float) -> None:
-        """Write a verdict into the ledger."""
+    def write(
+        self,
+        verdict: engine.Verdict,
+        adversarial: np.ndarray | None = None,
+        norm: float = 0.0,
+        other: int = -1,
+    ) -> None:
+        """Write a verdict into the ledger; `other` is the class that was reached."""
         record = {
             "attack": self.name,
             "fooled": adversarial is not None,
@@ -192,6 +198,7 @@ class Attack:
             "restart": verdict.restart,
             "iterations": verdict.steps,
             "norm": norm,
+            "reached": other,
             "seed": self.sample.seed,
             "flat": verdict.flat,
         }
@@ -251,6 +258,7 @@ def refuse_damaged(
 ) -> None:
     """Refuse up to `slots` adversarial images of the ledger that are none, by more than rounding.
 
+    The ledger learns the classes that they reach, where an older version did not note them.
     Raises:
       ValueError: with the image, and what to do.
     """
@@ -271,6 +279,15 @@ def refuse_damaged(
                 f"the ledger's adversarial image of {name} on image {sample.ids[i]} "
                 f"{why}: its .images file is damaged or another evaluation's; remove both files"
             )
+    noted = book.rows(name)["reached"][which]
+    book.rows(name)["reached"][which] = np.where(noted < 0, reached(logits, labels), noted)
+
+
+def reached(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the likeliest wrong class by logits f[n,K], i[n]; -1 where a NaN gives no answer."""
+    wrong = np.array(logits, np.float64)
+    wrong[np.arange(len(labels)), labels] = -np.inf
+    return np.where(np.isnan(logits).any(axis=1), -1, wrong.argmax(axis=1))
 
 
 def search_again(

@@ -23,6 +23,7 @@ ROW = np.dtype(
         ("file", "u2"),  # of its adversarial image, by number
         ("stored", "i4"),  # its place there
         ("norm", "f8"),  # of the perturbation
+        ("reached", "i4"),  # class that the network gives then; -1: none, or an older version's
     ]
 )
 
@@ -91,7 +92,8 @@ class Ledger:
     def _keep(self, place: int, file: Path | None, record: dict[str, Any]) -> None:
         row = (True, record["fooled"], record["flat"], self._number(file))
         rows = self.rows(record["attack"])
-        rows[place] = (*row, record.get("stored", 0), record.get("norm", 0.0))
+        about = (record.get("stored", 0), record.get("norm", 0.0), record.get("reached", -1))
+        rows[place] = (*row, *about)
 
     def _number(self, file: Path | None) -> int:
         if file is None:
@@ -228,8 +230,10 @@ def _refuse_another(path, theirs, ours):
 def _is_verdict(record):
     kinds = {"image": int, "attack": str, "fooled": bool, "flat": bool}
     stored = record.get("stored")
-    return all(isinstance(record.get(key), kind) for key, kind in kinds.items()) and (
-        not record["fooled"] or (isinstance(stored, int) and stored >= 0)
+    return (
+        all(isinstance(record.get(key), kind) for key, kind in kinds.items())
+        and isinstance(record.get("reached", -1), int)
+        and (not record["fooled"] or (isinstance(stored, int) and stored >= 0))
     )
 
 

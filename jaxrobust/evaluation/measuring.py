@@ -186,6 +186,7 @@ def _told(reached: dict[str, np.ndarray], attack: str) -> Verdicts:
         clean=clean,
         fooled_by=np.where(clean, np.where(robust, "", attack), "clean"),
         norms=np.where(clean & ~robust, reached["norms"].astype(np.float64), 0.0),
+        reached=np.where(clean & ~robust, reached["reached"], -1),
     )
 
 

@@ -19,7 +19,15 @@ import numpy as np
 
 from jaxrobust.attacks.balls import BALLS, per_image
 from jaxrobust.evaluation import checks, engine
-from jaxrobust.evaluation.cascade import Cost, Found, Sample, logits_of, refuse_damaged, strike
+from jaxrobust.evaluation.cascade import (
+    Cost,
+    Found,
+    Sample,
+    logits_of,
+    reached,
+    refuse_damaged,
+    strike,
+)
 from jaxrobust.evaluation.ledger import Ledger
 from jaxrobust.runtime import hosts, jsonl
 from jaxrobust.types import Array
@@ -211,9 +219,11 @@ def _try(runner, norm, source, there, stretched, part, sample, found, book) -> N
     logits = logits_of(runner, adversarial, ids, sample.seed, draw=0)
     ball: dict[str, Any] = {"norm": norm, "epsilon": sample.epsilon}
     sure, norms = checks.verified(adversarial, images, labels, logits, **ball)
+    others = reached(logits, labels)
     row = {"attack": NAME, "fooled": True, "flat": False, "from": source.path.stem}
     for i in np.flatnonzero(sure):
-        book.add(int(part[i]), row | {"norm": float(norms[i])}, adversarial[i])
+        about = {"norm": float(norms[i]), "reached": int(others[i])}
+        book.add(int(part[i]), row | about, adversarial[i])
         strike(found, NAME, part[i])
 
 

@@ -90,7 +90,8 @@ def _clean(found: dict[str, Any]) -> dict[str, Any]:
     """Return what is found at radius 0, from what was found at another one."""
     own = found["verdicts"]
     fooled_by = np.where(own.clean, "", "clean")
-    still = own._replace(fooled_by=fooled_by, norms=np.zeros_like(own.norms))
+    none = {"norms": np.zeros_like(own.norms), "reached": np.full_like(own.reached, -1)}
+    still = own._replace(fooled_by=fooled_by, **none)
     told: dict[str, Any] = {"attacks": [], "accuracy_after": {}, "costs": [], "flags": {}}
     return told | {"clean": found["clean"], "robust": None, "verdicts": still}
 
@@ -120,15 +121,15 @@ def _joined(found: list[dict[str, Any]], several: list[Subject]) -> Verdicts:
     """
     first = found[0]["verdicts"]
     fooled_by = np.array(first.fooled_by, dtype=object)
-    norms = np.array(first.norms)
+    norms, reached = np.array(first.norms), np.array(first.reached)
     for each, subject in zip(found, several, strict=False):
         own = each["verdicts"]
         places = np.searchsorted(first.image_ids, own.image_ids)
         hit = own.clean & ~own.robust
         new = hit & ((fooled_by[places] == "") | (own is first))
         fooled_by[places[new]] = [f"{_ball(subject)}: {name}" for name in own.fooled_by[new]]
-        norms[places[new]] = own.norms[new]
-    return first._replace(fooled_by=fooled_by.astype(str), norms=norms)
+        norms[places[new]], reached[places[new]] = own.norms[new], own.reached[new]
+    return first._replace(fooled_by=fooled_by.astype(str), norms=norms, reached=reached)
 
 
 def _ball(subject: Subject) -> Threat:

@@ -18,6 +18,7 @@ class Verdicts(NamedTuple):
     clean: np.ndarray  # bool[N], classified correctly as it is
     fooled_by: np.ndarray  # str[N], the attack; "clean": misclassified as it is; "": none
     norms: np.ndarray  # f64[N], of the perturbation that was found; 0: none was found or needed
+    reached: np.ndarray  # i32[N], the class that the network gives under it; -1: none, or unknown
 
     @property
     def robust(self) -> np.ndarray:
@@ -31,7 +32,7 @@ _KINDS: dict[str, Any] = {
     "clean": bool,
     "fooled_by": str,
 }
-_KINDS |= {"norms": np.float64}
+_KINDS |= {"norms": np.float64, "reached": np.int32}
 
 
 def file_of(evaluation: str) -> str:
@@ -62,8 +63,9 @@ def read(path: Path) -> Verdicts:
     try:
         found = json.loads(path.read_text())
         newer = found["schema"] > SCHEMA
+        found.setdefault("reached", [-1] * len(found["image_ids"]))  # of an older version
         columns = [] if newer else [np.asarray(found[k], kind) for k, kind in _KINDS.items()]
-    except (KeyError, TypeError, OverflowError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, OverflowError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); get it again") from error
     if newer:
         raise ValueError(

@@ -41,15 +41,23 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     from jaxrobust.report import examples, gathered, page, watching  # --help needs no JAX
 
     if args.watch:
+        if args.out or args.json:
+            raise ValueError("--watch serves the page and writes no file; leave --out, --json out")
         watching.serve(args.paths, host=args.host, port=args.port, every=args.every)
         return None
-    found = gathered.gather(args.paths)
     out = args.out or _beside(args.paths[0])
     if out.is_dir():
         raise ValueError(f"--out={out} is a folder; name a file, such as {out / 'report.html'}")
-    text = page.page(found, pictures=examples.Album(found.runs).part)
-    with whole.writing(out) as part:
-        part.write_text(text, encoding="utf-8")
+    found = gathered.gather(args.paths)
+    if not out.parent.is_dir():
+        raise ValueError(f"--out={out}: the folder {out.parent} is not there; make it first")
+    text = page.page(found, pictures=examples.Album().part)
+    try:
+        with whole.writing(out) as part:
+            part.write_text(text, encoding="utf-8")
+    except OSError as error:
+        said = f"cannot write {out} ({error.strerror or error}); name another file with --out"
+        raise OSError(said) from error
     runs, own = len(found.runs), len(found.evaluations)
     size = len(text.encode())
     print(f"{out}: {_count(runs, 'run')}, {_count(own, 'evaluation')}, {size / 1e6:.2f} MB")

@@ -16,6 +16,9 @@ border-bottom:1px solid var(--rule)}h3{font-size:1.05rem;margin:1.2em 0 .3em}
 .doubts{background:var(--warnback);border-left:4px solid var(--warn);padding:.5em 1em .5em 2em;
 margin:.6em 0;max-width:64em}
 .figures{display:grid;gap:16px;grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr))}
+.beside2{grid-template-columns:repeat(auto-fill,minmax(min(100%,640px),1fr))}
+.beside3{grid-template-columns:repeat(auto-fill,minmax(min(100%,960px),1fr))}
+.phases{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr))}
 figure{margin:0;padding:10px;background:var(--panel);border:1px solid var(--rule);
 border-radius:6px;break-inside:avoid;min-width:0}
 figcaption{font-weight:600;font-size:.95rem}
@@ -30,6 +33,8 @@ svg text{font:11px system-ui,sans-serif;fill:var(--soft)}
 .dot{fill:var(--c)}.ring{fill:var(--panel);stroke:var(--ink);stroke-width:1.2}
 .c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}
 .c6{--c:var(--c6)}.mark{stroke:var(--warn);stroke-width:1.2;stroke-dasharray:2 2}
+.harmless{stroke:var(--soft)}
+svg .ink{fill:var(--ink)}.heat{fill:var(--c1)}
 .cursor{stroke:var(--ink);stroke-width:1;fill:none}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:2px 14px;margin:2px 0;padding:0;
 font-size:.85rem}.swatch{display:inline-block;width:22px;height:10px;margin-right:5px}
@@ -47,13 +52,15 @@ button{font:inherit;padding:2px 10px;margin:4px 0;color:var(--ink);background:va
 border:1px solid var(--soft);border-radius:6px;cursor:pointer}
 :focus-visible{outline:3px solid var(--c1);outline-offset:2px}
 a{color:var(--c1)}nav ul{display:flex;flex-wrap:wrap;gap:4px 18px;list-style:none;padding:0}
-.images{display:flex;flex-wrap:wrap;gap:12px}.images figure{flex:0 1 300px}
+.images{display:grid;gap:12px;
+grid-template-columns:repeat(auto-fill,minmax(min(100%,220px),1fr))}.images figure{max-width:300px}
 .images img{width:31%;margin-right:2%;image-rendering:pixelated;border:1px solid var(--rule)}
 .images img:last-of-type{margin-right:0}
 @media print{@page{margin:14mm}:root{--ink:#000;--soft:#333;--paper:#fff;--panel:#fff;
 --rule:#bbb;--c1:#0b5fa5;--c2:#b3420a;--c3:#1a7340;--c4:#7d3cb5;--c5:#7a5f00;--c6:#4d5560;
 --warn:#8a4b00;--warnback:#fff}main{max-width:none;padding:0}
-.figures{grid-template-columns:1fr 1fr}output,button,nav{display:none}
+.figures,.beside2 .phases,.beside3 .phases{grid-template-columns:1fr 1fr}
+.beside2,.beside3{grid-template-columns:1fr}output,button,nav{display:none}
 pre{max-height:none}.wide{overflow:visible}table{font-size:.75rem}h2,h3{break-after:avoid}}
 """
 
@@ -66,6 +73,11 @@ const place = (f, v) => {
   const [low, high, start, end, log] = f;
   const s = log ? Math.log10 : q => q;
   return start + (s(v) - s(low)) / (s(high) - s(low)) * (end - start);
+};
+const nearest = (all, v) => {
+  let best = 0;
+  all.forEach((one, i) => { if (Math.abs(one - v) < Math.abs(all[best] - v)) best = i; });
+  return best;
 };
 const lines = d => {
   const all = [...new Set(d.series.flatMap(s => s.x))].sort((a, b) => a - b);
@@ -80,12 +92,10 @@ const lines = d => {
     return `${d.x} ${format(x)}: ${said.join(', ')}`;
   });
   d.marks.forEach(([at, text]) => {
-    let near = 0;
-    all.forEach((x, i) => { if (Math.abs(x - at) < Math.abs(all[near] - at)) near = i; });
-    if (all.length) texts[near] += `. At ${format(at)}: ${text}`;
+    if (all.length) texts[nearest(all, at)] += `. At ${format(at)}: ${text}`;
   });
   const xs = all.map(x => place(d.frame.x, x));
-  return {texts, along: xs, axis: 'x',
+  return {texts, at: p => nearest(xs, p.x),
     path: i => `M${xs[i]} ${d.frame.top}V${d.frame.bottom}`};
 };
 const rows = d => {
@@ -96,7 +106,19 @@ const rows = d => {
     const other = r.second === null ? '' : `, ${d.names[1]} ${format(r.second, d.percent)}`;
     return `${r.name}: ${d.names[0]} ${format(r.value, d.percent)}${ends}${other}`;
   });
-  return {texts, along: ys, axis: 'y', path: i => `M116 ${ys[i] + 8}H332`};
+  return {texts, at: p => nearest(ys, p.y), path: i => `M116 ${ys[i] + 8}H332`};
+};
+const cells = d => {
+  const n = d.names.length, {left, top, cell} = d.frame;
+  const texts = d.counts.flatMap((row, a) => {
+    const all = row.reduce((x, y) => x + y, 0);
+    return row.map((count, b) => a === b ? `${d.names[a]}: ${all} were fooled` :
+      `${d.names[a]} became ${d.names[b]}: ${count} of the ${all} that were fooled`);
+  });
+  const inside = v => Math.max(0, Math.min(n - 1, Math.floor(v / cell)));
+  return {texts, down: n, at: p => n * inside(p.y - top) + inside(p.x - left),
+    path: i => `M${left + cell * (i % n)} ${top + cell * Math.floor(i / n)}` +
+      `h${cell}v${cell}h${-cell}z`};
 };
 const start = figure => {
   const source = document.getElementById('data-' + figure.id);
@@ -104,7 +126,7 @@ const start = figure => {
   if (!source || !svg || !out) return;
   let seen = null, at = -1;
   const all = () => {
-    if (!seen) { const d = JSON.parse(source.textContent); seen = {lines, rows}[d.kind](d); }
+    if (!seen) { const d = JSON.parse(source.textContent); seen = {lines, rows, cells}[d.kind](d); }
     return seen;
   };
   const show = i => {
@@ -118,14 +140,11 @@ const start = figure => {
     const s = all(), m = svg.getScreenCTM();
     if (!m) return;
     const p = new DOMPoint(event.clientX, event.clientY).matrixTransform(m.inverse());
-    let best = 0;
-    s.along.forEach((v, i) => {
-      if (Math.abs(v - p[s.axis]) < Math.abs(s.along[best] - p[s.axis])) best = i;
-    });
-    show(best);
+    if (s.texts.length) show(s.at(p));
   });
   svg.addEventListener('keydown', event => {
-    const step = {ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1}[event.key];
+    const down = all().down || 1;
+    const step = {ArrowRight: 1, ArrowDown: down, ArrowLeft: -1, ArrowUp: -down}[event.key];
     if (step) { event.preventDefault(); show(at + step); }
   });
 };

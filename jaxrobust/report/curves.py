@@ -2,14 +2,17 @@
 
 import itertools
 import json
+import threading
 from array import array
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from jaxrobust.training import alarm
 
+_STRETCHES = 20  # of skipped steps, that are told one by one
+_COMPARED = 200  # bytes that show that a file is what it was, and longer
 _ALARM = ("alarm_loss", "alarm_loss_stronger", "alarm_gradient_agreement", "alarm_gradient_zero")
 
 
@@ -25,7 +28,7 @@ class Event(NamedTuple):
 
     phase: str
     step: int
-    kind: str  # alarm, rollback
+    kind: str  # alarm, rollback, resumption, skipped
     text: str
 
 
@@ -42,25 +45,77 @@ def read(path: Path) -> Metrics:
 
     A file of 500,000 lines needs 16 bytes for each number in it.
     """
-    columns: dict[str, dict[str, tuple[array, array]]] = {}
-    events: list[Event] = []
-    damaged: list[int] = []
-    last, torn = 0, False
-    if path.is_file():
-        with path.open("rb") as lines:
-            for last, line in enumerate(lines, 1):
-                row = _row(line)
-                if row is None:
-                    damaged.append(last)
-                    torn = not line.endswith(b"\n")
-                else:
-                    _add(columns, row)
-                    events += _alarms(row)
-    curves = {
-        phase: {name: Curve(np.array(s, float), np.array(v, float)) for name, (s, v) in own.items()}
-        for phase, own in columns.items()
-    }
-    return Metrics(curves, events + _overfitting(curves), _notes(path, damaged, last, torn))
+    return _Growing(path).read()
+
+
+class Followed:
+    """Metrics of files that grow: each is read from where it was left off the last time."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, _Growing] = {}
+        self._lock = threading.Lock()
+
+    def read(self, path: Path) -> Metrics:
+        """Return what `read` does."""
+        with self._lock:
+            return self._files.setdefault(path, _Growing(path)).read()
+
+
+class _Growing:
+    """What is known of one file so far."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._begin()
+
+    def _begin(self) -> None:
+        self._columns: dict[str, dict[str, tuple[array, array]]] = {}
+        self._alarms: list[Event] = []
+        self._damaged: list[int] = []
+        self._lines = self._offset = 0
+        self._before = b""  # the bytes in front of the offset
+
+    def read(self) -> Metrics:
+        """Return the metrics of the whole file, of which only what was added is read."""
+        torn = False
+        if not self._path.is_file():
+            self._begin()
+        else:
+            with self._path.open("rb") as lines:
+                lines.seek(self._offset - len(self._before))
+                if lines.read(len(self._before)) != self._before:  # a run that goes on cuts it
+                    self._begin()
+                    lines.seek(0)
+                torn = self._take(lines)
+        curves = {
+            phase: {n: Curve(np.array(s, float), np.array(v, float)) for n, (s, v) in own.items()}
+            for phase, own in self._columns.items()
+        }
+        notes = _notes(self._path, self._damaged, self._lines, torn)
+        events = self._alarms + _overfitting(curves) + _skipped(curves)
+        return Metrics(curves, events, notes)
+
+    def _take(self, lines: BinaryIO) -> bool:
+        """Read the lines from here on; return whether the last one is cut off."""
+        for line in lines:
+            whole = line.endswith(b"\n")
+            if line == b"\n" and self._before and not self._before.endswith(b"\n"):
+                self._left(line)  # the end of a line that was whole but for it
+                continue
+            row = _row(line)
+            if row is None and not whole:
+                return True  # somebody may be writing it
+            self._left(line)
+            self._lines += 1
+            if row is None:
+                self._damaged.append(self._lines)
+            else:
+                _add(self._columns, row)
+                self._alarms += _alarms(row)
+        return False
+
+    def _left(self, line: bytes) -> None:
+        self._offset, self._before = self._offset + len(line), line[-_COMPARED:]
 
 
 def _row(line: bytes) -> dict[str, Any] | None:
@@ -104,11 +159,11 @@ def _overfitting(curves: dict[str, dict[str, Curve]]) -> list[Event]:
         images = own["selection_images"].values[-1]
         images = int(images) if np.isfinite(images) else 1
         training: list[float] = []
-        before = -1.0
-        for number, step in enumerate(steps, 1):
-            inside = (own["robust"].steps > before) & (own["robust"].steps <= step)
-            training.append(float(own["robust"].values[inside].mean()) if inside.any() else np.nan)
-            before = step
+        ends = np.searchsorted(own["robust"].steps, steps, side="right")
+        for number, (step, start, end) in enumerate(zip(steps, [0, *ends], ends, strict=False), 1):
+            training.append(
+                float(own["robust"].values[start:end].mean()) if end > start else np.nan
+            )
             said = alarm.overfitting(scores[:number].tolist(), training, images=max(images, 1))
             if said:
                 found.append(Event(phase, int(step), "alarm", said))
@@ -116,16 +171,33 @@ def _overfitting(curves: dict[str, dict[str, Curve]]) -> list[Event]:
     return found
 
 
+def _skipped(curves: dict[str, dict[str, Curve]]) -> list[Event]:
+    """Return where steps updated nothing: one event for each stretch of lines that say so."""
+    found = []
+    for phase, own in curves.items():
+        if "skipped" not in own:
+            continue
+        steps, values = own["skipped"]
+        bad = np.flatnonzero(values > 0)
+        stretches = np.split(bad, np.flatnonzero(np.diff(bad) > 1) + 1) if len(bad) else []
+        for lines in stretches[:_STRETCHES]:
+            text = f"{values[lines].sum():,.0f} steps had no finite gradient"
+            until = f", up to step {steps[lines[-1]]:,.0f}" if len(lines) > 1 else ""
+            found.append(Event(phase, int(steps[lines[0]]), "skipped", text + until))
+        if len(stretches) > _STRETCHES:
+            last = stretches[_STRETCHES][0]
+            text = f"{values[last:][values[last:] > 0].sum():,.0f} more steps from here on"
+            found.append(Event(phase, int(steps[last]), "skipped", text))
+    return found
+
+
 def _notes(path: Path, damaged: list[int], lines: int, torn: bool) -> list[str]:
-    if not damaged:
-        return []
-    whole = [number for number in damaged if not (torn and number == lines)]
     found = []
     if torn:
-        found.append(f"The last line of {path} was cut off; the {lines - 1:,} before it are used.")
-    if whole:
-        shown = ", ".join(map(str, whole[:5])) + (" and others" if len(whole) > 5 else "")
-        found.append(f"{len(whole):,} damaged lines of {path} are left out: {shown}.")
+        found.append(f"The last line of {path} was cut off; the {lines:,} before it are used.")
+    if damaged:
+        shown = ", ".join(map(str, damaged[:5])) + (" and others" if len(damaged) > 5 else "")
+        found.append(f"{len(damaged):,} damaged lines of {path} are left out: {shown}.")
     return found
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxrobust.evaluation import checks
 from jaxrobust.evaluation.verdicts import Verdicts
-from jaxrobust.report import commands, figures, sentences
+from jaxrobust.report import commands, confusion_part, figures, sentences
 from jaxrobust.report.figures import Axis, Line, Row
 from jaxrobust.report.gathered import Evaluation, Run
 from jaxrobust.report.markup import Child, Html, table, tag
@@ -21,16 +21,33 @@ _COSTS = (
 _ACCURACY = Axis("accuracy", percent=True, low=0.0, high=1.0)
 
 
-def part(one: Evaluation, key: str, runs: Sequence[Run], pictures: Child = None) -> Html:
-    """Return an evaluation; `key` begins the names of its figures, `pictures` are of its images."""
-    said = sentences.doubts(one, runs)
-    drawn = [_left(one, f"{key}-left"), _classes(one, f"{key}-classes")]
+def part(
+    one: Evaluation,
+    key: str,
+    runs: Sequence[Run],
+    pictures: Child = None,
+    *,
+    told: bool = False,
+) -> Html:
+    """Return an evaluation.
+
+    Args:
+      one: the evaluation.
+      key: begins the names of its figures.
+      runs: those of the page.
+      pictures: of its images.
+      told: its sentence and its doubts stand above already.
+    """
+    said = [] if told else sentences.doubts(one, runs)
+    matrix, confused = confusion_part.part(one, f"{key}-confusion")
+    drawn = [_left(one, f"{key}-left"), _classes(one, f"{key}-classes"), matrix]
     return tag(
         "section",
         tag("h3", title(one)),
-        tag("p", sentences.headline(one)),
+        None if told else tag("p", sentences.headline(one)),
         tag("ul", [tag("li", text) for text in said], class_="doubts") if said else None,
         tag("div", drawn, class_="figures"),
+        confused,
         _costs(one),
         pictures,
         commands.part(one),
@@ -93,7 +110,7 @@ def _costs(one: Evaluation) -> Html | None:
     total = [sum(c.get(k) or 0 for c in costs) for k in ("fooled", "forward", "backward", "idle")]
     spent = [sum(c.get(k) or 0.0 for c in costs) for k in ("seconds", "compile_seconds")]
     rows.append(("all", *map(_count, total), *map(_seconds, spent), ""))
-    return table(f"What each attack removed and cost: {title(one)}", _COSTS, rows)
+    return table("What each attack removed and cost", _COSTS, rows, words=0, of=f": {title(one)}")
 
 
 def _count(value: Any) -> str:
@@ -102,11 +119,6 @@ def _count(value: Any) -> str:
 
 def _seconds(value: float | None) -> str:
     return "-" if value is None else f"{value:,.1f} s"
-
-
-def class_name(classes: Sequence[str], label: int) -> str:
-    """Return what a class is called."""
-    return classes[label] if 0 <= label < len(classes) else f"class {label}"
 
 
 def by_class(found: Verdicts) -> dict[int, tuple[int, int, int]]:
@@ -127,7 +139,7 @@ def _classes(one: Evaluation, key: str) -> Html | None:
     rows = []
     for label, (n, clean, robust) in by_class(one.verdicts).items():
         ends = checks.binomial_interval(robust, n)
-        rows.append(Row(class_name(one.classes, label), robust / n, *ends, clean / n))
+        rows.append(Row(one.class_name(label), robust / n, *ends, clean / n))
     order = sorted(rows, key=lambda row: row.value or 0.0)
     note = "Sorted; bars: exact 95 % intervals of robust accuracy."
     if len(order) > _CLASSES:

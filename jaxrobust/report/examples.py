@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from jaxrobust.data import Prepared, sources
-from jaxrobust.report.evaluation_part import class_name
-from jaxrobust.report.gathered import Evaluation, Run
+from jaxrobust.evaluation.questions import Threat
+from jaxrobust.report import sentences
+from jaxrobust.report.gathered import Evaluation
 from jaxrobust.report.markup import Child, Html, tag
 from jaxrobust.runtime import jsonl
 
@@ -42,9 +43,9 @@ class Fooled(NamedTuple):
 class Album:
     """Pictures for a page, as long as the page stays small."""
 
-    def __init__(self, runs: Sequence[Run], budget: int = 1_200_000) -> None:
-        """Take the runs, whose configs say where the data are, and how many letters may be used."""
-        self._runs, self._left = runs, budget
+    def __init__(self, budget: int = 1_200_000) -> None:
+        """Take how many letters may be used."""
+        self._left = budget
 
     def part(self, one: Evaluation) -> Child:
         """Return the pictures of an evaluation, or a sentence where they cannot be had."""
@@ -52,39 +53,86 @@ class Album:
             said = "Its images are not shown: the page would be too large. Report it alone."
             return tag("p", said, class_="note")
         try:
-            shown = _part(one, self._runs)
+            shown = _part(one)
         except (ValueError, OSError, ImportError) as error:
             return tag("p", f"Its images cannot be shown: {error}", class_="note")
         self._left -= len(shown or "")
         return shown
 
 
-def _part(one: Evaluation, runs: Sequence[Run]) -> Html | None:
-    record = one.record
-    ledger = one.file.parent / f"ledger-{record.get('evaluation')}.jsonl"
-    if one.verdicts is None or not ledger.is_file():
+def _part(one: Evaluation) -> Html | None:
+    searches = searched(one)
+    if one.verdicts is None or not searches:
         return None
-    shape, found = fooled(ledger)
+    shape: tuple[int, ...] = ()
+    found, attacks = [], []
+    by = dict(zip(one.verdicts.image_ids.tolist(), one.verdicts.fooled_by.tolist(), strict=True))
+    for search in searches:
+        shape, own = fooled(search.ledger)
+        named = [f._replace(attack=f"{search.prefix}{f.attack}") for f in own]
+        # In a union, the first threat that fools an image has it.
+        found += [f for f in named if not search.prefix or by.get(f.image) == f.attack]
+        attacks += [f"{search.prefix}{name}" for name in search.attacks]
     if not found:
         return tag("p", "No attack fooled an image, so none is shown.", class_="note")
-    easy, hard = choose(found, [attack["name"] for attack in record["attacks"]])
-    clean = _images(one, runs, shape)
+    easy, hard = choose(found, attacks)
+    clean = _images(one, shape)
     labels = dict(zip(one.verdicts.image_ids.tolist(), one.verdicts.labels.tolist(), strict=True))
 
     def pictures(title: str, chosen: Sequence[Fooled]) -> list[Html]:
         drawn = [
-            _pictures(f, clean, shape, class_name(one.classes, labels.get(f.image, -1)))
-            for f in chosen
+            _pictures(f, clean, shape, one.class_name(labels.get(f.image, -1))) for f in chosen
         ]
         return [tag("h4", title), tag("div", drawn, class_="images")] if drawn else []
 
     small = f" Pictures are reduced to {_SIDE} pixels." if max(shape[:2]) > _SIDE else ""
+    union = " The attacks of one threat come before those of the next." if searches[1:] else ""
     return tag(
         "section",
         pictures("The easiest images to fool", easy),
         pictures("The hardest images that were fooled", hard),
-        tag("p", RULE + small, class_="note"),
+        tag("p", RULE + union + small, class_="note"),
     )
+
+
+class Search(NamedTuple):
+    """What was tried under one threat of an evaluation."""
+
+    prefix: str  # of its attacks in the verdicts
+    ledger: Path
+    attacks: list[str]
+
+
+def searched(one: Evaluation) -> list[Search]:
+    """Return where the adversarial images of an evaluation are, as far as they are there.
+
+    The union of several threats has a ledger for each, or those of their own evaluations.
+    """
+    record, folder = one.record, one.file.parent
+    number, attacks = record.get("evaluation"), record.get("attacks") or []
+    if record.get("method") != sentences.UNION:
+        found = [Search("", folder / f"ledger-{number}.jsonl", [a["name"] for a in attacks])]
+    else:
+        threats: dict[tuple[str, float], list[dict[str, Any]]] = {}
+        for attack in attacks:
+            threats.setdefault((attack["norm"], attack["epsilon"]), []).append(attack)
+        found = []
+        for count, ((norm, epsilon), own) in enumerate(threats.items()):
+            ledger = folder / f"ledger-{number}-{count}.jsonl"
+            if not ledger.is_file():
+                ledger = folder / f"ledger-{_alone(one, own)}.jsonl"
+            names = [attack["name"] for attack in own]
+            found.append(Search(f"{Threat(norm, epsilon)}: ", ledger, names))
+    return [search for search in found if search.ledger.is_file()]
+
+
+def _alone(union: Evaluation, attacks: list[dict[str, Any]]) -> str | None:
+    """Return the number of the evaluation beside a union that asks about these attacks alone."""
+    keys = ("weights_sha256", "dataset", "split", "image_ids", "preprocessing", "seed", "model")
+    wanted = {key: union.record.get(key) for key in keys} | {"attacks": attacks}
+    rows = jsonl.read(union.file)
+    same = [row for row in rows if {key: row.get(key) for key in wanted} == wanted]
+    return str(same[-1].get("evaluation")) if same else None
 
 
 def fooled(ledger: Path) -> tuple[tuple[int, ...], list[Fooled]]:
@@ -117,7 +165,8 @@ def fooled(ledger: Path) -> tuple[tuple[int, ...], list[Fooled]]:
 
 def choose(found: Sequence[Fooled], attacks: Sequence[str]) -> tuple[list[Fooled], list[Fooled]]:
     """Return the easiest and the hardest of them by `RULE`; none is among both."""
-    order = {name: at for at, name in enumerate(attacks)}
+    again = [f"{name} (full)" for name in attacks]  # after a search in lower precision
+    order = {name: at for at, name in enumerate([*attacks, *again])}
 
     def effort(one: Fooled) -> tuple[int, int]:
         return order.get(one.attack, -1), one.iterations  # what was tried before is the easiest
@@ -128,11 +177,10 @@ def choose(found: Sequence[Fooled], attacks: Sequence[str]) -> tuple[list[Fooled
     return easiest, [f for f in hardest if f.image not in taken][:_EACH]
 
 
-def _images(one: Evaluation, runs: Sequence[Run], shape: tuple[int, ...]) -> Any:
+def _images(one: Evaluation, shape: tuple[int, ...]) -> Any:
     """Return the data set of an evaluation; `ValueError` or `OSError` where it is not at hand."""
     record = one.record
-    config = next((run.config for run in runs if run.folder == one.run), {})
-    own = config.get("data")
+    own = one.config.get("data")
     own = own if isinstance(own, dict) else {}
     same = own.get("name") == record["dataset"]
     source = sources.open_source(

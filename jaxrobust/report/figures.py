@@ -37,6 +37,14 @@ class Row(NamedTuple):
     strong: bool = False  # stands out, such as a difference that is told apart
 
 
+class Mark(NamedTuple):
+    """A place of x at which something happened, and what."""
+
+    at: float
+    text: str
+    harmless: bool = False  # drawn in grey
+
+
 class Axis(NamedTuple):
     """What an axis says; a percentage is given as a fraction."""
 
@@ -63,17 +71,21 @@ def lines(
     x: Axis,
     y: Axis,
     *,
-    marks: Sequence[tuple[float, str]] = (),
+    marks: Sequence[Mark] = (),
     note: str = "",
 ) -> Html:
-    """Return a figure of curves; `marks` are places of x at which something happened."""
+    """Return a figure of curves, with what happened on the way as dashed lines."""
     xs = [v for c in curves for v in c.x if math.isfinite(v)]
     ys = [v for c in curves for part in (c.y, c.low or (), c.high or ()) for v in part]
     fx, fy = _frame(x, xs, _LEFT, _WIDTH - _RIGHT), _frame(y, ys, _TOP + _HEIGHT, _TOP)
     parts = [_grid(fx, fy, x, y)]
     parts += [
-        tag("path", d=f"M{fx(at):.1f} {_TOP}V{_TOP + _HEIGHT}", class_="mark")
-        for at, _ in marks[:_MARKS]
+        tag(
+            "path",
+            d=f"M{fx(mark.at):.1f} {_TOP}V{_TOP + _HEIGHT}",
+            class_=f"mark{' harmless' if mark.harmless else ''}",
+        )
+        for mark in marks[:_MARKS]
     ]
     for number, curve in enumerate(curves):
         parts += _drawn(number, curve, fx, fy)
@@ -86,14 +98,14 @@ def lines(
         "percent": y.percent,
         "frame": {"x": fx.plain(), "y": fy.plain(), "top": _TOP, "bottom": _TOP + _HEIGHT},
         "series": [c._asdict() for c in curves],
-        "marks": [[at, text] for at, text in marks],
+        "marks": [[mark.at, mark.text] for mark in marks],
     }
     legend = [
         tag("li", _swatch(number), curve.name)
         for number, curve in enumerate(curves)
         if len(curves) > 1
     ]
-    return _figure(identity, title, parts, height, told, _summary(curves, y), legend, note)
+    return figure(identity, title, parts, height, told, _summary(curves, y), legend, note)
 
 
 class _Frame(NamedTuple):
@@ -257,7 +269,7 @@ def rows(
         for sign, name in zip("●○", names, strict=True)
         if name
     ]
-    return _figure(identity, title, parts, bottom + 34, told, alt + more, legend, note)
+    return figure(identity, title, parts, bottom + 34, told, alt + more, legend, note)
 
 
 def _rows_grid(fx: _Frame, x: Axis, bottom: float) -> Html:
@@ -293,7 +305,7 @@ def _swatch(number: int) -> Html:
     return tag("svg", path, viewBox="0 0 22 10", class_="swatch", aria_hidden="true")
 
 
-def _figure(
+def figure(
     identity: str,
     title: str,
     parts: list[Html],
@@ -303,6 +315,12 @@ def _figure(
     legend: list[Html],
     note: str,
 ) -> Html:
+    """Return a picture with its title, legend and note, and its data where the script finds them.
+
+    Args:
+      told: the data; its `kind` says which function of the script reads them.
+      alt: what the picture shows, for those who do not see it.
+    """
     drawn = tag(
         "svg",
         parts,

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +53,13 @@ class Evaluation(NamedTuple):
     verdicts: Verdicts | None
     classes: list[str]
     run: Path | None  # the run that it is of
+    config: dict[str, Any]  # of that run, empty where it is not known
+
+    @property
+    def model(self) -> str | None:
+        """Return the architecture, as the record or the run's config says; None: nobody knows."""
+        known = (_section(source, "model").get("name") for source in (self.record, self.config))
+        return next((str(name) for name in known if name), None)
 
     @property
     def images(self) -> int:
@@ -61,6 +68,10 @@ class Evaluation(NamedTuple):
             return len(self.verdicts.labels)
         first, dots, last = str(self.record.get("image_ids") or "").partition("..")
         return int(last) - int(first) + 1 if dots and (first + last).isdigit() else 0
+
+    def class_name(self, label: int) -> str:
+        """Return what a class is called."""
+        return self.classes[label] if 0 <= label < len(self.classes) else f"class {label}"
 
 
 class Gathered(NamedTuple):
@@ -71,9 +82,14 @@ class Gathered(NamedTuple):
     notes: list[str]
 
 
-def gather(places: Sequence[Path]) -> Gathered:
+def gather(
+    places: Sequence[Path], *, metrics_of: Callable[[Path], Metrics] = curves.read
+) -> Gathered:
     """Return the runs and evaluations of places: runs, files of records, or folders of either.
 
+    Args:
+      places: files and folders.
+      metrics_of: reads a file of metrics.
     Raises:
       ValueError: a place is not there, or there is nothing to show in all of them.
     """
@@ -86,12 +102,12 @@ def gather(places: Sequence[Path]) -> Gathered:
         for path in _found(place):
             (files if path.is_file() else runs).setdefault(path)
     names = _names([*runs, *(file.parent for file in files)])
-    read = [run for folder in runs if (run := _run(folder, names[folder], notes))]
+    read = [_run(folder, names[folder], metrics_of, notes) for folder in runs]
     evaluations = [one for file in files for one in _evaluations(file, names[file.parent], notes)]
     if not read and not evaluations:
         where = ", ".join(map(str, places))
         raise ValueError(
-            f"{where}: {notes[0]}"
+            f"{notes[0]} Nothing else is there to show; name a run or its results.jsonl"
             if notes
             else f"{where} holds neither a run (metrics.jsonl) nor records (results.jsonl); name "
             "the folder of a run or of an evaluation"
@@ -107,7 +123,8 @@ def _placed(one: Evaluation, runs: Sequence[Run]) -> Evaluation:
     same = [run for run in runs if one.record.get("config_sha256") == run.config_sha256]
     if len(same) != 1:
         return one
-    return one._replace(name=same[0].name, run=same[0].folder, classes=same[0].classes)
+    run = same[0]
+    return one._replace(name=run.name, run=run.folder, classes=run.classes, config=run.config)
 
 
 def _found(place: Path) -> Iterator[Path]:
@@ -162,12 +179,12 @@ def _json(path: Path, notes: list[str]) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _run(folder: Path, name: str, notes: list[str]) -> Run | None:
-    metrics = curves.read(folder / "metrics.jsonl")
+def _run(folder: Path, name: str, metrics_of: Callable[[Path], Metrics], notes: list[str]) -> Run:
+    metrics = metrics_of(folder / "metrics.jsonl")
     notes += metrics.notes
     config = _json(folder / "config.json", notes)
     held = _json(folder / "data.json", notes)
-    events = [*metrics.events, *_rollbacks(folder, list(metrics.curves), notes)]
+    events = [*metrics.events, *_noted(folder, list(metrics.curves), notes)]
     if not metrics.curves:
         notes.append(f"The run {folder} has no metrics yet.")
     return Run(
@@ -190,14 +207,25 @@ def classes_of(folder: Path) -> list[str]:
         return []
 
 
-def _rollbacks(folder: Path, phases: list[str], notes: list[str]) -> Iterator[Event]:
+def _noted(folder: Path, phases: list[str], notes: list[str]) -> Iterator[Event]:
+    """Yield what a run notes beside its metrics: where it went back, and where it went on."""
     for phase in phases:
-        rows, said = _rows(folder / phase / "rollbacks.jsonl")
-        notes += said
-        for row in rows:
-            if isinstance(row.get("step"), int):
-                text = f"{row.get('why')}; back to step {row.get('back_to')}"
-                yield Event(phase, row["step"], "rollback", text)
+        for kind, said in (("rollback", _went_back), ("resumption", _went_on)):
+            rows, damaged = _rows(folder / phase / f"{kind}s.jsonl")
+            notes += damaged
+            yield from (
+                Event(phase, row["step"], kind, said(row))
+                for row in rows
+                if isinstance(row.get("step"), int)
+            )
+
+
+def _went_back(row: dict[str, Any]) -> str:
+    return f"{row.get('why')}; back to step {row.get('back_to')}"
+
+
+def _went_on(row: dict[str, Any]) -> str:
+    return f"another process continued here, {row.get('time')}, on {row.get('devices')}"
 
 
 def _planned(config: dict[str, Any], held: dict[str, Any]) -> dict[str, int]:
@@ -250,6 +278,7 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation
         (p for p in (file.parent, file.parent.parent) if (p / "config.json").is_file()), None
     )
     classes = classes_of(run) if run else []
+    config = _json(run / "config.json", notes) if run else {}
     for record in rows:
         try:
             if not {"clean", "attacks", "dataset"} <= record.keys():
@@ -259,7 +288,8 @@ def _evaluations(file: Path, name: str, notes: list[str]) -> Iterator[Evaluation
         except ValueError as error:
             notes.append(f"{error}; it is left out.")
             continue
-        yield Evaluation(name, file, record, _verdicts(file, record, notes), classes, run)
+        found = _verdicts(file, record, notes)
+        yield Evaluation(name, file, record, found, classes, run, config)
 
 
 def _check_parts(record: dict[str, Any], file: Path) -> None:

@@ -45,7 +45,7 @@ def _text(child: Child) -> str:
         return child
     if isinstance(child, (list, tuple)):
         return join(child)
-    return html.escape(str(child))
+    return html.escape(str(child)).replace(" %", "\u00a0%")  # no line ends between them
 
 
 def data(identity: str, value: Any) -> Html:
@@ -71,9 +71,17 @@ def plain(value: Any) -> Any:
 
 
 def table(
-    caption: str, head: Sequence[str], rows: Iterable[Sequence[Child]], *, words: int = 1
+    caption: str,
+    head: Sequence[str],
+    rows: Iterable[Sequence[Child]],
+    *,
+    words: int = 1,
+    of: str = "",
 ) -> Html:
-    """Return a table that scrolls where it is too wide; its first `words` columns are text."""
+    """Return a table that scrolls where it is too wide; its first `words` columns are text.
+
+    `of` tells it from tables with the same caption, for those who do not see where it stands.
+    """
     first = tag("tr", [tag("th", name, scope="col") for name in head])
     body = [
         tag(
@@ -82,11 +90,11 @@ def table(
         for r in rows
     ]
     whole = tag("table", tag("caption", caption), tag("thead", first), tag("tbody", body))
-    return tag("div", whole, class_="wide", tabindex=0, role="region", aria_label=caption)
+    return tag("div", whole, class_="wide", tabindex=0, role="region", aria_label=f"{caption}{of}")
 
 
 def copied(title: str, text: str) -> Html:
     """Return a text to copy, folded under its title, with a button."""
     button = tag("button", "Copy", type="button", class_="copy")
-    inside = (tag("summary", title), button, tag("pre", text, tabindex=0))
+    inside = (tag("summary", title), button, tag("pre", Html(html.escape(text)), tabindex=0))
     return tag("details", inside, class_="copyonly")

@@ -1,7 +1,7 @@
 """The page: what was gathered as one HTML file, which loads nothing."""
 
 import datetime
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from jaxrobust.report import comparison_part, evaluation_part, sentences, training_part
 from jaxrobust.report.appearance import SCRIPT, STYLE
@@ -73,6 +73,7 @@ def _lead(found: Gathered) -> Html:
         f"{run.name}, {e.phase}, step {e.step:,}: {e.text}"
         for run in found.runs
         for e in run.metrics.events
+        if e.kind in training_part.DOUBTFUL
     ]
     doubtful = [*found.notes, *alarms[:10]]
     shown.append(
@@ -96,28 +97,32 @@ def _parts(found: Gathered, pictures: Pictures | None) -> list[tuple[str, str, H
 
 def _evaluations(found: Gathered, pictures: Pictures | None) -> Html:
     own = found.evaluations
-    shown = [
-        evaluation_part.part(one, f"e{at}", found.runs, pictures(one) if pictures else None)
-        for at, one in enumerate(own)
-    ]
+    first = sentences.chosen(found)[:_HEADLINES]
+    shown = []
+    for at, one in enumerate(own):
+        images = pictures(one) if pictures else None
+        told = len(own) <= _OPEN and any(one is other for other in first)
+        shown.append(evaluation_part.part(one, f"e{at}", found.runs, images, told=told))
     titles = [evaluation_part.title(one) for one in own]
-    return tag(
-        "div", tag("h2", "Evaluations"), evaluation_part.overview(own), _folded(titles, shown)
-    )
+    bare = [one.verdicts is None and not one.record.get("costs") for one in own]
+    many = len(own) > _OPEN
+    parts = [
+        _folded(title, one) if many or little else one
+        for title, one, little in zip(titles, shown, bare, strict=True)
+    ]
+    return tag("div", tag("h2", "Evaluations"), evaluation_part.overview(own), parts)
 
 
 def _training(found: Gathered) -> Html:
     most = max(40, min(400, _POINTS // len(found.runs)))
     shown = [training_part.part(run, f"t{at}", most) for at, run in enumerate(found.runs)]
-    return tag("div", tag("h2", "Training"), _folded([run.name for run in found.runs], shown))
+    if len(shown) > _OPEN:
+        shown = [_folded(run.name, one) for run, one in zip(found.runs, shown, strict=True)]
+    return tag("div", tag("h2", "Training"), shown)
 
 
-def _folded(titles: Sequence[str], shown: Sequence[Html]) -> Html:
-    if len(shown) <= _OPEN:
-        return join(shown)
-    return join(
-        tag("details", tag("summary", title), one) for title, one in zip(titles, shown, strict=True)
-    )
+def _folded(title: str, shown: Html) -> Html:
+    return tag("details", tag("summary", title), shown)
 
 
 def _foot(found: Gathered) -> Html:

@@ -61,9 +61,8 @@ def method(record: dict[str, Any]) -> str:
 
 def network(one: Evaluation) -> str:
     """Return which network an evaluation is of."""
-    name = (one.record.get("model") or {}).get("name")
     which = one.record.get("weights")
-    return f"{name or 'the network'}{f' ({which})' if which else ''}"
+    return f"{one.model or 'the network'}{f' ({which})' if which else ''}"
 
 
 def headline(one: Evaluation) -> str:

@@ -6,10 +6,17 @@ import numpy as np
 
 from jaxrobust.report import figures, sentences
 from jaxrobust.report.curves import Curve, thinned
-from jaxrobust.report.figures import Axis, Line
+from jaxrobust.report.figures import Axis, Line, Mark
 from jaxrobust.report.gathered import Run
 from jaxrobust.report.markup import Html, table, tag
 
+KINDS = {  # of events, and what they are together
+    "alarm": "alarms",
+    "rollback": "rollbacks",
+    "resumption": "resumptions",
+    "skipped": "skipped steps",
+}
+DOUBTFUL = ("alarm", "rollback")
 _LARGE = 300  # a positive quantity that spans more than this factor is drawn on a log axis
 
 
@@ -54,17 +61,20 @@ def part(run: Run, key: str, most: int) -> Html:
       key: begins the names of its figures, and is different for each run.
       most: points that a curve is thinned to.
     """
-    drawn = [
-        _panel(run, phase, name, f"{key}-{number}-{name}", most)
-        for name, panel in PANELS.items()
-        for number, phase in enumerate(run.phases)  # side by side
-        if _worth(name, panel, run.metrics.curves[phase])
-    ]
+    beside = min(len(run.phases), 3)
+    drawn = []
+    for name, panel in PANELS.items():
+        of_phases = [
+            _panel(run, phase, name, f"{key}-{number}-{name}", most)
+            for number, phase in enumerate(run.phases)
+            if _worth(name, panel, run.metrics.curves[phase])
+        ]
+        drawn.append(tag("div", of_phases, class_="phases") if of_phases else None)
     return tag(
         "section",
         tag("h3", f"Training of {run.name}"),
         tag("p", sentences.state(run)),
-        tag("div", drawn, class_="figures"),
+        tag("div", drawn, class_=f"figures beside{beside}"),
         _events(run),
     )
 
@@ -78,7 +88,8 @@ def _worth(name: str, panel: Panel, own: dict[str, Curve]) -> bool:
 
 def _panel(run: Run, phase: str, name: str, key: str, most: int) -> Html:
     panel, own = PANELS[name], run.metrics.curves[phase]
-    marks = [(float(e.step), f"{e.kind}: {e.text}") for e in run.metrics.events if e.phase == phase]
+    events = [event for event in run.metrics.events if event.phase == phase]
+    marks = [Mark(float(e.step), f"{e.kind}: {e.text}", e.kind not in DOUBTFUL) for e in events]
     known = {q: own[q] for q in panel.quantities if q in own}
     cut = {q: thinned(curve, most) for q, curve in known.items()}
     curves = [
@@ -90,8 +101,8 @@ def _panel(run: Run, phase: str, name: str, key: str, most: int) -> Html:
     said = [_not_finite(panel.quantities[q], curve) for q, curve in known.items()]
     if any(len(cut[q].steps) < len(known[q].steps) for q in known):
         said.append("Thinned; the lowest and highest value of each stretch of steps are kept.")
-    if marks:
-        said.append("Dashed: alarms and rollbacks.")
+    if kinds := [KINDS[kind] for kind in KINDS if any(e.kind == kind for e in events)]:
+        said.append(f"Dashed: {' and '.join(kinds)}.")
     title = f"{panel.title}, {phase}"
     note = " ".join(text for text in said if text)
     return figures.lines(key, title, curves, Axis("step"), y, marks=marks, note=note)
@@ -116,12 +127,6 @@ def _not_finite(name: str, curve: Curve) -> str:
 
 def _events(run: Run) -> Html | None:
     rows = [(e.phase, f"{e.step:,}", e.kind, e.text) for e in run.metrics.events[:50]]
-    for phase, own in run.metrics.curves.items():
-        if "skipped" in own and (own["skipped"].values > 0).any():
-            curve = own["skipped"]
-            first = curve.steps[curve.values > 0][0]
-            total = f"{np.nansum(curve.values):,.0f} steps had no finite gradient"
-            rows.append((phase, f"{first:,.0f}", "skipped", f"{total}; this was the first line."))
     if not rows:
         return tag("p", "No alarm was raised, no step was skipped and nothing was rolled back.")
     more = len(run.metrics.events) - 50

@@ -4,11 +4,12 @@ import html
 import ipaddress
 import socket
 import sys
+import urllib.parse
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from jaxrobust.report import gathered, page
+from jaxrobust.report import curves, gathered, page
 
 _LARGEST_PORT = 65535
 
@@ -48,7 +49,8 @@ def server(places: Sequence[Path], *, host: str, port: int, every: float) -> Thr
     """Return the server, which listens already; port 0: any that is free."""
     if not 0 <= port <= _LARGEST_PORT:
         raise ValueError(f"--port={port} is no port; give one from 1 to {_LARGEST_PORT}")
-    handler = _handler(lambda: _page(places, every), _is_loopback(host))
+    followed = curves.Followed()
+    handler = _handler(lambda: _page(places, every, followed), _is_loopback(host))
     try:
         return ThreadingHTTPServer((host, port), handler)
     except OSError as error:
@@ -67,10 +69,10 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _page(places: Sequence[Path], every: float) -> str:
+def _page(places: Sequence[Path], every: float, followed: curves.Followed) -> str:
     """Return the page as of now, or one that says what is in the way: the run may write it next."""
     try:
-        return page.page(gathered.gather(places), refresh=every)
+        return page.page(gathered.gather(places, metrics_of=followed.read), refresh=every)
     except (ValueError, OSError) as error:
         said = html.escape(str(error))
         return (
@@ -87,8 +89,7 @@ def _handler(make: Callable[[], str], local: bool) -> type[BaseHTTPRequestHandle
         def do_GET(self) -> None:
             """Send the page."""
             # A page of another site must not read this one through a name that it points here.
-            name = (self.headers.get("Host") or "").rpartition(":")[0].strip("[]")
-            if local and not _is_local_name(name):
+            if local and not _is_local_name(self.headers.get("Host") or ""):
                 return self.send_error(403, "Ask for it by the address that was printed")
             if self.path.partition("?")[0] != "/":
                 return self.send_error(404, "There is one page, /")
@@ -106,10 +107,12 @@ def _handler(make: Callable[[], str], local: bool) -> type[BaseHTTPRequestHandle
     return Handler
 
 
-def _is_local_name(name: str) -> bool:
-    if name in ("localhost", ""):
-        return True
+def _is_local_name(host: str) -> bool:
+    """Tell whether the header Host, perhaps with a port, names this machine to itself."""
     try:
+        name = urllib.parse.urlsplit(f"//{host}").hostname or ""
+        if name in ("localhost", ""):
+            return True
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False

@@ -1,10 +1,13 @@
 """One phase of a run: its parts, its files, its checkpoints."""
 
+import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxrobust.data import sources
-from jaxrobust.runtime import hosts, jsonl
+from jaxrobust.runtime import hardware, hosts, jsonl
 from jaxrobust.runtime.profiling import Profile
 from jaxrobust.training import build
 from jaxrobust.weights.checkpoint import Checkpoints
@@ -37,6 +40,14 @@ def last(run: Run) -> tuple[Checkpoints, int | None]:
     steps = [hosts.first(-1 if (k := c.latest_step()) is None else k) for c in both]
     which = int(steps[1] > steps[0])
     return both[which], None if steps[which] < 0 else steps[which]
+
+
+def note_resumption(run: Run, step: int) -> None:
+    """Add to `resumptions.jsonl` that a process goes on from the checkpoint of a step, and when."""
+    if jax.process_index() == 0:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        note = {"step": step, "time": now, "devices": hardware.devices()}
+        jsonl.append(run.file("resumptions.jsonl"), note)
 
 
 def scored(run: Run) -> int:

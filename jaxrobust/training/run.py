@@ -16,7 +16,7 @@ from jaxrobust.runtime import compilation, hardware, hosts, jsonl, locks, shardi
 from jaxrobust.runtime.profiling import Profile
 from jaxrobust.runtime.progress import StopSignals, say
 from jaxrobust.training import advice, build, loop, metrics, results, splits
-from jaxrobust.training.phase import Run, last, scored
+from jaxrobust.training.phase import Run, last, note_resumption, scored
 from jaxrobust.training.step import TrainState, started_average
 from jaxrobust.types import Weights
 from jaxrobust.weights import compose, hashes, runs
@@ -327,6 +327,8 @@ def _run_phase(run: Run, start: Weights | None) -> tuple[int, Weights]:
             stack.enter_context(contextlib.closing(kept))
         done = last(run)[1]
         ended = done == run.phase.total_steps and scored(run) == done
+        if done is not None and not ended:  # a rollback begins further down, and has its own note
+            note_resumption(run, done)
         while not ended:
             state, total = _state(run, start), run.phase.total_steps
             say(f"{run.name}: step {state.step} of {total}, {run.config[run.name].objective}")

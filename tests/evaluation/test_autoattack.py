@@ -49,6 +49,7 @@ class Promises(parameterized.TestCase):
         self.assertBetween(result.images_adv.max(), 0, 1)
         predicted = np.argmax(NETS["conv"](jnp.asarray(result.images_adv)), axis=1)
         np.testing.assert_array_equal(predicted == LABELS[: len(fooled)], result.robust)
+        np.testing.assert_array_equal(result.verdicts.reached, np.where(fooled, predicted, -1))
 
 
 @pytest.mark.computes
@@ -723,6 +724,7 @@ class LedgerTest(parameterized.TestCase):
             "restart",
             "iterations",
             "norm",
+            "reached",
             "seed",
             "flat",
         }
@@ -733,6 +735,7 @@ class LedgerTest(parameterized.TestCase):
             if r["fooled"]:
                 delta = np.abs(result.images_adv[i].astype(np.float64) - IMAGES[i])
                 self.assertAlmostEqual(r["norm"], delta.max(), places=12)
+            self.assertEqual(r["reached"], result.verdicts.reached[i] if r["fooled"] else -1)
 
     def test_continues_after_any_interruption(self):
         directory = Path(self.create_tempdir())
@@ -761,6 +764,18 @@ class LedgerTest(parameterized.TestCase):
         self.assertEqual(read(path), read(directory / "whole.jsonl"))
         np.testing.assert_array_equal(result.images_adv, whole.images_adv)
         np.testing.assert_array_equal(result.fooled_by, whole.fooled_by)
+        np.testing.assert_array_equal(result.verdicts.reached, whole.verdicts.reached)
+
+    def test_an_older_one_learns_which_classes_were_reached(self):
+        path = Path(self.create_tempdir()) / "ledger.jsonl"
+        first = quick(ledger=path)
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows[1:]:
+            del row["reached"]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        again = quick(ledger=path)
+        self.assertGreater((first.verdicts.reached >= 0).sum(), 1)
+        np.testing.assert_array_equal(again.verdicts.reached, first.verdicts.reached)
 
     def test_a_finished_one_computes_nothing(self):
         path = Path(self.create_tempdir()) / "ledger.jsonl"

@@ -205,7 +205,9 @@ class WrittenTest(parameterized.TestCase):
         robust = clean & (logits(points).argmax(1) == cls.labels)
         fooled_by = np.where(clean, np.where(robust, "", "apgd-ce"), "clean")
         norms = np.where(clean & ~robust, epsilon, 0.0)
-        cls.found = Verdicts(np.arange(n, dtype=np.uint32), cls.labels, clean, fooled_by, norms)
+        reached = np.where(clean & ~robust, logits(points).argmax(1), -1)
+        ids = np.arange(n, dtype=np.uint32)
+        cls.found = Verdicts(ids, cls.labels, clean, fooled_by, norms, reached)
         cls.out = root / "out"
         cls.out.mkdir()
         verdicts.write(cls.out / "verdicts-a1.json", "a1", cls.found)

@@ -48,7 +48,7 @@ def autoattack(logits_fn, images, labels, **asked):
     fooled_by = np.where(clean, np.where(robust, "", "square"), "clean")
     ids = np.arange(len(images), dtype=np.uint32)
     return types.SimpleNamespace(
-        verdicts=Verdicts(ids, labels, clean, fooled_by, 0.1 * (clean & ~robust)),
+        verdicts=Verdicts(ids, labels, clean, fooled_by, 0.1 * (clean & ~robust), labels),
         costs=[],
         about={},
         clean=clean,
@@ -128,6 +128,8 @@ class RunTest(parameterized.TestCase):
         fooled = found.clean & (found.fooled_by == attack)
         self.assertEqual(found.norms[~fooled].tolist(), [0.0] * int((~fooled).sum()))
         self.assertBetween(found.norms.max(), 0, 0.05 * (1 + 1e-5) + 1e-6)
+        self.assertEqual((found.reached >= 0).tolist(), fooled.tolist())
+        self.assertFalse((found.reached == found.labels).any())
         if attack != "clean":
             self.assertEqual(found.robust.mean(), record["robust"])
             self.assertAlmostEqual(record["clean"] - record["robust"], fooled.mean())

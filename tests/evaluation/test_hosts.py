@@ -46,7 +46,7 @@ result = evaluate(
 np.savez(
     f"{out}-{jax.process_index()}.npz", added=len(added), devices=jax.local_device_count(),
     after=list(result.accuracy_after.values()),
-    flags=sorted(result.flags.items()),
+    flags=sorted(result.flags.items()), reached=result.verdicts.reached,
     **{k: getattr(result, k) for k in ("clean", "robust", "fooled_by", "images_adv")},
 )
 """
@@ -141,7 +141,7 @@ class AutoAttackTest(absltest.TestCase):
         self.assertEqual(codes, [0] * 4, said)
 
         for result in four:
-            for key in ("clean", "robust", "fooled_by", "images_adv", "after", "flags"):
+            for key in ("clean", "robust", "fooled_by", "reached", "images_adv", "after", "flags"):
                 np.testing.assert_array_equal(result[key], one[key], key)
         self.assertEqual([int(r["devices"]) for r in (one, *four)], [4, 2, 2, 2, 2])
         shares = [int(result["added"]) for result in four]

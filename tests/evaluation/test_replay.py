@@ -45,6 +45,8 @@ class ReplayTest(parameterized.TestCase):
         self.assertLessEqual(norms.max(), middle * (1 + 1e-5) + 1e-6)
         predicted = np.asarray(NETS["conv"](result.images_adv)).argmax(1)
         np.testing.assert_array_equal(predicted == LABELS[: len(predicted)], result.robust)
+        fooled = result.clean & ~result.robust
+        np.testing.assert_array_equal(result.verdicts.reached, np.where(fooled, predicted, -1))
         first, second = result.about["replayed"]
         self.assertEqual((first["epsilon"], second["epsilon"]), (small, large))
         self.assertEqual(first["fooled"], fell.sum())

@@ -78,6 +78,9 @@ class SeveralTest(parameterized.TestCase):
         self.assertEqual(account.row(union)[1], "union of linf 0.012, l2 0.05")
         self.assertEqual(list(union["accuracy_after"]), ["linf 0.012", "l2 0.05"])
         whole = verdicts.read(out / union["verdicts"])
+        fooled = whole.clean & ~whole.robust
+        self.assertEqual((whole.reached >= 0).tolist(), fooled.tolist())
+        self.assertFalse((whole.reached == whole.labels).any())
         np.testing.assert_array_equal(whole.robust, survives)
         self.assertContainsSubset(["clean", "linf 0.012: apgd-ce"], set(whole.fooled_by.tolist()))
         self.assertRegex(printed, r"union of linf 0.012, l2 0.05 +8 +[\d.]+% +[\d.]+% +[\d.]")

@@ -15,6 +15,7 @@ FOUND = Verdicts(
     clean=np.array([True, False, True]),
     fooled_by=np.array(["apgd-ce", "clean", ""]),
     norms=np.array([0.015686274, 0.0, 0.0]),
+    reached=np.array([7, -1, -1], np.int32),
 )
 
 
@@ -39,11 +40,21 @@ class FileTest(parameterized.TestCase):
         ({"clean": [True, True, True]}, "clean and fooled_by disagree"),
         ({"image_ids": [-1, 2, 3]}, "is damaged"),
         ({"norms": ["a", 0, 0]}, "is damaged"),
+        ({"reached": [1.5, "x", None]}, "is damaged"),
+        ({"reached": [7]}, "columns have different lengths"),
     )
     def test_damaged(self, changes, message):
         self.path.write_text(json.dumps(json.loads(self.path.read_text()) | changes))
         with self.assertRaisesRegex(ValueError, message):
             verdicts.read(self.path)
+
+    def test_an_older_file_knows_no_class_that_was_reached(self):
+        there = json.loads(self.path.read_text())
+        del there["reached"]
+        self.path.write_text(json.dumps(there))
+        read = verdicts.read(self.path)
+        self.assertEqual(read.reached.tolist(), [-1, -1, -1])
+        np.testing.assert_array_equal(read.norms, FOUND.norms)
 
     def test_cut_off(self):
         self.path.write_text(self.path.read_text()[:-20])

@@ -9,34 +9,19 @@ import numpy as np
 from absl.testing import absltest
 from PIL import Image
 
-from jaxrobust.data import Prepared, sources
+from jaxrobust.evaluation import verdicts
 from jaxrobust.report import examples, gathered, page
 from jaxrobust.report.examples import Fooled
 from tests.support import reports
-
-
-def ledger(folder: Path, fooled: dict[int, tuple[str, int]], number: str = "a1") -> np.ndarray:
-    """Write a ledger of digits, whose adversarial images are 0.25 brighter; return the images."""
-    source = sources.open_source("digits", "test")
-    images = Prepared(source, image_size=8, preprocessing="none", images=60)[:]
-    rows = [{"identity": {"image": [8, 8, 1], "norm": "linf", "epsilon": 0.25}}]
-    with (folder / f"ledger-{number}.images").open("wb") as file:
-        for stored, (image, (attack, iterations)) in enumerate(fooled.items()):
-            file.write(np.minimum(images[image] + 0.25, 1).astype(np.float32).tobytes())
-            verdict = {"image": image, "attack": attack, "fooled": True, "stored": stored}
-            rows.append(verdict | {"iterations": iterations, "flat": False})
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / f"ledger-{number}.jsonl").write_text(lines)
-    return images
 
 
 class ExamplesTest(absltest.TestCase):
     def test_pictures_are_those_of_the_ledger_and_the_data(self):
         folder = Path(self.create_tempdir().full_path)
         reports.evaluation(folder)
-        images = ledger(folder, {7: ("apgd-ce", 3), 9: ("apgd-t", 9), 11: ("apgd-ce", 1)})
+        images = reports.ledger(folder, {7: ("apgd-ce", 3), 9: ("apgd-t", 9), 11: ("apgd-ce", 1)})
         found = gathered.gather([folder])
-        text = page.page(found, pictures=examples.Album(found.runs).part)
+        text = page.page(found, pictures=examples.Album().part)
         _, said, tags = reports.read(text)
         seen = {own["alt"]: own["src"] for name, own in tags if name == "img"}
         self.assertLen(seen, 9)
@@ -58,21 +43,84 @@ class ExamplesTest(absltest.TestCase):
         self.assertEqual([f.image for f in easy], [2, 1, 3])
         self.assertEqual([f.image for f in hard], [4, 6, 5])
 
+    def test_a_union_shows_what_each_threat_fooled_first(self):
+        """The first threat fools 7 and 9; the second 7, 9 and 11, of which it has 11 alone."""
+        for numbers in (("u1-0", "u1-1"), ("a1", "a2")):  # the union's own, or of each alone
+            folder = Path(self.create_tempdir().full_path)
+            threats, attacks = ("linf 0.1", "l2 0.5"), []
+            for norm, epsilon in (("linf", 0.1), ("l2", 0.5)):
+                ball = {"norm": norm, "epsilon": epsilon}
+                attacks.append([{"name": name, "steps": 20} | ball for name in reports.ATTACKS])
+                if numbers[0] == "a1":
+                    number = numbers[len(attacks) - 1]
+                    same = {"weights_sha256": "w", "attacks": attacks[-1]}
+                    reports.evaluation(folder, number, **same)
+            union = {"method": "union", "attacks": attacks[0] + attacks[1], "weights_sha256": "w"}
+            reports.evaluation(folder, "u1", accuracy_after=dict.fromkeys(threats, 0.5), **union)
+            path = folder / verdicts.file_of("u1")
+            there = json.loads(path.read_text())
+            there["clean"] = 60 * [True]
+            there["fooled_by"] = 60 * [""]
+            for image, by in ((7, "linf 0.1: apgd-ce"), (9, "linf 0.1: apgd-t")):
+                there["fooled_by"][image] = by
+            there["fooled_by"][11] = "l2 0.5: apgd-ce"
+            path.write_text(json.dumps(there))
+            reports.ledger(folder, {7: ("apgd-ce", 3), 9: ("apgd-t", 9)}, numbers[0])
+            reports.ledger(
+                folder, {7: ("apgd-ce", 1), 9: ("apgd-t", 2), 11: ("apgd-ce", 1)}, numbers[1]
+            )
+            (one,) = (e for e in gathered.gather([folder]).evaluations if "u1" in str(e.record))
+            _, said, tags = reports.read(examples.Album().part(one))
+            alts = [own["alt"].split(",")[0] for name, own in tags if name == "img"]
+            self.assertEqual(alts[::3], ["image 7", "image 9", "image 11"])
+            self.assertIn("linf 0.1: apgd-t, 9 iterations", said)
+            self.assertIn("l2 0.5: apgd-ce, 1 iterations", said)
+            self.assertIn("The attacks of one threat come before those of the next.", said)
+
+    def test_large_images_stay_small_in_the_page(self):
+        """5,000 images of 224 pixels; the adversarial ones are noise, which PNG cannot shrink."""
+        folder = Path(self.create_tempdir().full_path)
+        name, shape = "fake:224x224x3:10", (224, 224, 3)
+        seen = reports.evaluation(folder, n=5000, classes=10, dataset=name)
+        drawn = np.random.default_rng(0)
+        with (folder / "ledger-a1.images").open("wb") as file:
+            for _ in range(8):
+                file.write(drawn.random(shape, np.float32).tobytes())
+        rows = [{"identity": {"image": shape, "norm": "linf", "epsilon": 0.25}}]
+        fallen = np.flatnonzero(seen.clean & ~seen.robust)
+        for image in fallen.tolist():
+            about = {"attack": str(seen.fooled_by[image]), "iterations": 1 if image < 128 else 9}
+            rows.append({"image": image, "fooled": True, "stored": image % 8} | about)
+        hardest = fallen[(seen.fooled_by[fallen] == "apgd-t") & (fallen < 256)]
+        for row in rows[1:]:  # the data set has 256 images
+            row["iterations"] += 90 * (row["image"] in hardest)
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "ledger-a1.jsonl").write_text(text)
+        found = gathered.gather([folder])
+        text = page.page(found, pictures=examples.Album().part)
+        _, said, tags = reports.read(text)
+        pictures = [own["src"] for name, own in tags if name == "img"]
+        self.assertLen(pictures, 24)
+        encoded = pictures[1].removeprefix("data:image/png;base64,")
+        self.assertEqual(Image.open(io.BytesIO(base64.b64decode(encoded))).size, (96, 96))
+        self.assertIn("Pictures are reduced to 96 pixels.", said)
+        self.assertLess(len(text.encode()), 1_200_000)  # of 3 MB, which a long run fills no further
+
     def test_data_that_are_not_at_hand_are_a_sentence(self):
         folder = Path(self.create_tempdir().full_path)
         reports.evaluation(folder, dataset="folder:/nowhere/at/all")
-        ledger(folder, {7: ("apgd-ce", 3)})
+        reports.ledger(folder, {7: ("apgd-ce", 3)})
         found = gathered.gather([folder])
-        text = page.page(found, pictures=examples.Album(found.runs).part)
+        text = page.page(found, pictures=examples.Album().part)
         self.assertIn("Its images cannot be shown: ", text)
         self.assertNotIn("<img", text)
 
     def test_a_full_page_shows_no_more_images(self):
         folder = Path(self.create_tempdir().full_path)
         reports.evaluation(folder)
-        ledger(folder, {7: ("apgd-ce", 3)})
+        reports.ledger(folder, {7: ("apgd-ce", 3)})
         found = gathered.gather([folder])
-        text = page.page(found, pictures=examples.Album(found.runs, budget=0).part)
+        text = page.page(found, pictures=examples.Album(budget=0).part)
         self.assertIn("the page would be too large", text)
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import math
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -13,6 +14,7 @@ from jaxrobust.evaluation import checks, pairs
 from jaxrobust.report import __main__ as command
 from jaxrobust.report import curves, figures, gathered, page
 from jaxrobust.report.figures import Axis, Line
+from jaxrobust.runtime import whole
 from tests.support import reports
 
 
@@ -70,7 +72,9 @@ class RunTest(PageCase):
         data, text, _ = self.page(run)
         self.assertEqual(data["t0-1-loss"]["series"][0]["y"][-2:], [None, None])
         self.assertIn("Not finite: loss at 2 of 10 points, steps 9 to 10", text)
-        self.assertIn("4 steps had no finite gradient", text)
+        self.assertIn("train 9 skipped 4 steps had no finite gradient, up to step 10", text)
+        self.assertEqual([at for at, _ in data["t0-1-loss"]["marks"]], [9])
+        self.assertIn("Dashed: skipped steps.", text)
         self.assertEqual(data["t0-1-skipped"]["series"][0]["y"][-1], 2)
 
     def test_a_torn_last_line_is_said_and_the_rest_used(self):
@@ -105,6 +109,34 @@ class RunTest(PageCase):
         self.assertIn("catastrophic overfitting", marks[1][1])
         self.assertEmpty(data["t0-0-loss"]["marks"])
         self.assertIn("run, train, step 9: the loss under an attack", text)
+
+    def test_many_stretches_of_skipped_steps_are_told_together(self):
+        run = reports.run(self.folder / "run", lines=8)
+        with (run / "metrics.jsonl").open("a") as lines:
+            for step in range(9, 109):
+                row = {"phase": "train", "step": step, "loss": 1.0, "skipped": 3 * (step % 2)}
+                lines.write(json.dumps(row) + "\n")
+        data, _, tags = self.page(run)
+        marks = data["t0-1-loss"]["marks"]
+        self.assertEqual([at for at, _ in marks], [*range(9, 51, 2)])
+        self.assertEqual(marks[0][1], "skipped: 3 steps had no finite gradient")
+        self.assertEqual(marks[-1][1], f"skipped: {30 * 3} more steps from here on")
+        self.assertNotIn("doubts", [own.get("class") for _, own in tags])
+
+    def test_resumptions_are_marks_and_no_doubts(self):
+        run = reports.run(self.folder / "run", lines=8)
+        (run / "train").mkdir()
+        note = {"step": 4, "time": "2026-11-22T10:00:00+00:00", "devices": "4 x TPU v4"}
+        torn = json.dumps(note) + '\n{"step": 7, "ti'
+        (run / "train" / "resumptions.jsonl").write_text(torn)
+        data, text, tags = self.page(run)
+        said = "another process continued here, 2026-11-22T10:00:00+00:00, on 4 x TPU v4"
+        self.assertEqual(data["t0-1-loss"]["marks"], [[4, f"resumption: {said}"]])
+        self.assertEmpty(data["t0-0-loss"]["marks"])
+        self.assertIn("Dashed: resumptions.", text)
+        self.assertIn(f"train 4 resumption {said}", text)
+        self.assertTrue([1 for _, own in tags if own.get("class") == "mark harmless"])
+        self.assertNotIn("doubts", [own.get("class") for _, own in tags])
 
     def test_a_run_in_progress_says_who_is_at_work(self):
         run = reports.run(self.folder / "run", lines=8)
@@ -209,6 +241,7 @@ class EvaluationTest(PageCase):
         self.assertIn("e0-left", data)
         self.assertNotIn("e0-classes", data)
         self.assertIn("What needs the verdicts is left out", text)
+        self.assertIn("Classes, the confusion and images are not shown: there are no", text)
 
     def test_an_old_record_is_a_page(self):
         old = {"clean": 0.5, "robust": 0.2, "dataset": "cifar10", "attacks": [], "time": "2026"}
@@ -265,7 +298,7 @@ class FileTest(PageCase):
     @parameterized.parameters(
         ("nothing", "nothing is not there; name a run, its evaluation, or such a folder"),
         ("empty", "holds neither a run .metrics.jsonl. nor records .results.jsonl.; name the"),
-        ("text.txt", "holds a line that is no record|Damaged lines of"),
+        ("text.txt", "Damaged lines of .*text.txt .*: 1. Nothing else is there to show; name a"),
         ("newer", "has a record of schema 9"),
     )
     def test_what_cannot_be_shown_is_one_sentence(self, name, wanted):
@@ -306,6 +339,17 @@ class FileTest(PageCase):
         code, _, said = self.call(run, "--out", self.folder)
         self.assertEqual(code, 2)
         self.assertIn("is a folder; name a file", said)
+
+    def test_a_file_that_cannot_be_written_is_a_sentence(self):
+        run = reports.run(self.folder / "run")
+        code, _, said = self.call(run, "--out", self.folder / "none" / "report.html")
+        self.assertEqual(code, 2)
+        self.assertRegex(said, "the folder .*/none is not there; make it first")
+        with mock.patch.object(whole, "writing", side_effect=PermissionError(13, "Not allowed")):
+            code, out, said = self.call(run)
+        self.assertEqual((code, out), (3, ""))
+        self.assertRegex(said, "cannot write .*report.html .Not allowed.; name another file with")
+        self.assertEqual(list(run.glob("*.html*")), [])
 
 
 def _places(value, place=()):

@@ -8,10 +8,12 @@ import threading
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 from absl.testing import absltest
 
 from jaxrobust.report import __main__ as command
-from jaxrobust.report import watching
+from jaxrobust.report import curves, watching
+from jaxrobust.runtime import jsonl
 from tests.support import reports
 
 
@@ -28,11 +30,76 @@ def serving(folder: Path):
             thread.join()
 
 
+def line(step: int) -> str:
+    return json.dumps({"phase": "train", "step": step, "loss": 1 / step}) + "\n"
+
+
 def ask(port: int, path: str = "/", **headers: str) -> tuple[int, str]:
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as asked:
         asked.request("GET", path, headers=headers)
         answer = asked.getresponse()
         return answer.status, answer.read().decode()
+
+
+class FollowedTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.path = Path(self.create_tempdir().full_path) / "metrics.jsonl"
+        self.path.write_text("".join(map(line, range(1, 6))))
+        self.followed = curves.Followed()
+
+    def check(self, new: int) -> curves.Metrics:
+        """What is followed is what is read at once, from no more than so many lines."""
+        with mock.patch.object(curves, "_row", side_effect=curves._row) as parsed:
+            seen = self.followed.read(self.path)
+        self.assertEqual(parsed.call_count, new)
+        once = curves.read(self.path)
+        self.assertEqual(seen.notes, once.notes)
+        self.assertEqual(seen.events, once.events)
+        self.assertEqual(seen.curves.keys(), once.curves.keys())
+        both = [m.curves["train"]["loss"] for m in (seen, once)]
+        for one, other in zip(*both, strict=True):
+            np.testing.assert_array_equal(one, other)
+        return seen
+
+    def add(self, text: str) -> None:
+        with self.path.open("a") as lines:
+            lines.write(text)
+
+    def test_only_what_was_added_is_read(self):
+        self.check(new=5)
+        self.check(new=0)
+        self.add(line(6) + line(7))
+        self.check(new=2)
+
+    def test_a_line_that_is_being_written_counts_once_it_is_whole(self):
+        self.check(new=5)
+        self.add(line(6)[:20])
+        for _ in range(2):
+            seen = self.check(new=1)
+            self.assertRegex(seen.notes[0], "The last line of .* was cut off; the 5 before it")
+        self.add(line(6)[20:-1])  # whole but for its end
+        self.assertLen(self.check(new=1).curves["train"]["loss"].steps, 6)
+        self.add("\n" + line(7))
+        self.assertEmpty(self.check(new=1).notes)
+
+    def test_a_run_that_goes_on_from_a_checkpoint_cuts_lines_off(self):
+        self.check(new=5)
+        jsonl.replace(self.path, "".join(map(line, (1, 2))))
+        self.check(new=2)
+        with self.path.open("w") as lines:  # the same file, as long as before
+            lines.writelines(map(line, (1, 3)))
+        self.check(new=2)
+        self.path.unlink()
+        self.assertEmpty(self.followed.read(self.path).curves)
+        self.path.write_text(line(1))
+        self.check(new=1)
+
+    def test_damaged_lines_keep_their_numbers(self):
+        self.add("nonsense\n")
+        self.check(new=6)
+        self.add(line(6) + "[]\n")
+        self.assertRegex(self.check(new=2).notes[0], "2 damaged lines of .*: 6, 8")
 
 
 class WatchingTest(absltest.TestCase):
@@ -61,8 +128,10 @@ class WatchingTest(absltest.TestCase):
         reports.run(self.folder, lines=8)
         with serving(self.folder) as port:
             self.assertEqual(ask(port, "/../etc/passwd")[0], 404)
-            self.assertEqual(ask(port, Host="evil.example:80")[0], 403)
-            self.assertEqual(ask(port, Host=f"localhost:{port}")[0], 200)
+            for name in ("evil.example:80", "evil.example", "[evil", "10.0.0.1"):
+                self.assertEqual(ask(port, Host=name)[0], 403, name)
+            for name in (f"localhost:{port}", "127.0.0.1", f"[::1]:{port}"):
+                self.assertEqual(ask(port, Host=name)[0], 200, name)
 
     def test_a_taken_port_and_wrong_values_are_sentences(self):
         reports.run(self.folder, lines=8)
@@ -71,6 +140,7 @@ class WatchingTest(absltest.TestCase):
                 (["--port", port], 3, f"cannot listen on 127.0.0.1:{port}"),
                 (["--port", 70_000], 2, "--port=70000 is no port"),
                 (["--every", 0], 2, "--every=0 is too often"),
+                (["--json"], 2, "--watch serves the page and writes no file; leave --out"),
             ):
                 said = io.StringIO()
                 with contextlib.redirect_stderr(said), self.assertRaises(SystemExit) as ended:

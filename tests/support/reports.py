@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrobust.data import Prepared, sources
 from jaxrobust.evaluation import checks, verdicts
 from jaxrobust.evaluation.verdicts import Verdicts
 
@@ -44,9 +45,10 @@ def found(n: int, seed: int = 0, classes: int = 4) -> Verdicts:
     fooled_by = np.where(clean, np.where(robust, "", by), "clean")
     norms = np.where(clean & ~robust, 0.1, 0.0)
     ids = np.arange(n)
-    return Verdicts(
-        ids.astype(np.uint32), (ids % classes).astype(np.int32), clean, fooled_by, norms
-    )
+    labels = (ids % classes).astype(np.int32)
+    others = (labels + 1 + (ids % 5 == 0)) % classes  # most are taken for the next class
+    reached = np.where(clean & ~robust, others, -1).astype(np.int32)
+    return Verdicts(ids.astype(np.uint32), labels, clean, fooled_by, norms, reached)
 
 
 def record(seen: Verdicts, number: str, epsilon: float = 0.1) -> dict[str, Any]:
@@ -91,15 +93,30 @@ def record(seen: Verdicts, number: str, epsilon: float = 0.1) -> dict[str, Any]:
 
 def evaluation(
     folder: Path, number: str = "a1", *, n: int = 60, seed: int = 0, epsilon: float = 0.1,
-    **changes: Any,
+    classes: int = 4, **changes: Any,
 ) -> Verdicts:  # fmt: skip
     """Add an evaluation to a folder: its record, and its verdicts beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    seen = found(n, seed)
+    seen = found(n, seed, classes)
     with (folder / "results.jsonl").open("a") as lines:
         lines.write(json.dumps(record(seen, number, epsilon) | changes) + "\n")
     verdicts.write(folder / verdicts.file_of(number), number, seen)
     return seen
+
+
+def ledger(folder: Path, fooled: dict[int, tuple[str, int]], number: str = "a1") -> np.ndarray:
+    """Write a ledger of digits, whose adversarial images are 0.25 brighter, which are returned."""
+    source = sources.open_source("digits", "test")
+    images = Prepared(source, image_size=8, preprocessing="none", images=60)[:]
+    rows = [{"identity": {"image": [8, 8, 1], "norm": "linf", "epsilon": 0.25}}]
+    with (folder / f"ledger-{number}.images").open("wb") as file:
+        for stored, (image, (attack, iterations)) in enumerate(fooled.items()):
+            file.write(np.minimum(images[image] + 0.25, 1).astype(np.float32).tobytes())
+            verdict = {"image": image, "attack": attack, "fooled": True, "stored": stored}
+            rows.append(verdict | {"iterations": iterations, "flat": False})
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / f"ledger-{number}.jsonl").write_text(lines)
+    return images
 
 
 class _Page(HTMLParser):

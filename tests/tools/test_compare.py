@@ -42,7 +42,8 @@ def found(seed: int, *, n: int = N, first: int = 0, share: float = 0.5) -> Verdi
     by = np.where(np.random.default_rng(98).random(10_000)[ids] < 0.8, *ATTACKS)
     fooled_by = np.where(clean, np.where(robust, "", by), "clean")
     norms = np.where(clean & ~robust, 8 / 255, 0.0)
-    return Verdicts(ids.astype(np.uint32), (ids % 10).astype(np.int32), clean, fooled_by, norms)
+    labels, reached = (ids % 10).astype(np.int32), np.where(norms > 0, (ids + 1) % 10, -1)
+    return Verdicts(ids.astype(np.uint32), labels, clean, fooled_by, norms, reached)
 
 
 @functools.cache
@@ -165,7 +166,8 @@ class NumbersTest(Folders):
         def seen(right: np.ndarray) -> Verdicts:
             fooled = np.where(right, "", "apgd-ce")
             labels, all_right = (ids % 10).astype(np.int32), np.ones(5000, bool)
-            return Verdicts(ids.astype(np.uint32), labels, all_right, fooled, np.zeros(5000))
+            none = (np.zeros(5000), np.full(5000, -1))
+            return Verdicts(ids.astype(np.uint32), labels, all_right, fooled, *none)
 
         first = ids < 2475
         for lost, said in ((300, "cannot be told apart in robust accuracy"), (30, "is higher")):
@@ -254,7 +256,8 @@ class NumbersTest(Folders):
         for right in (drawn < 0.5, (drawn >= 0.1) & (drawn < 0.65)):
             fooled = np.where(right, "", "apgd-ce")
             labels, clean = (ids // n).astype(np.int32), np.ones(n * times, bool)
-            seen.append(Verdicts(ids, labels, clean, fooled, np.zeros(n * times)))
+            none = (np.zeros(n * times), np.full(n * times, -1))
+            seen.append(Verdicts(ids, labels, clean, fooled, *none))
         ours = mock.Mock(record={"attacks": attacks()[:1]})
         given = [evaluations.Evaluation("", ours, v, n * times) for v in seen]
         each = findings.find(given).pairs[0].by_class

@@ -1,0 +1,91 @@
+"""The pictures of reports in README, made with Chromium.
+
+python tools/report_pictures.py quickstart=runs/quickstart --height 1465
+python tools/report_pictures.py cifar10=runs/cifar10/evaluation --height 2188
+
+Each NAME=PATH becomes tools/pictures/NAME.png: the beginning of what `python -m jaxrobust.report
+PATH` shows, with few colours, so that it stays small in the repository.
+"""
+
+import argparse
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from PIL import Image, ImageChops
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from jaxrobust.report import examples, gathered, page  # noqa: E402
+
+LARGEST = 200_000  # bytes of a picture
+_FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    "--hide-scrollbars",
+]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Make the pictures that the command line names."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("pictures", nargs="+", metavar="NAME=PATH", help="Name, and what to show.")
+    parser.add_argument("--out", type=Path, default=ROOT / "tools" / "pictures", help="Folder.")
+    parser.add_argument("--width", type=int, default=1000, help="Pixels; default: 1000.")
+    parser.add_argument("--height", type=int, default=1600, help="At most so many; default: 1600.")
+    args = parser.parse_args(argv)
+    if wrong := [text for text in args.pictures if not text.partition("=")[2]]:
+        parser.error(f"{wrong[0]} names no picture; write it as NAME=PATH")
+    args.out.mkdir(parents=True, exist_ok=True)
+    for text in args.pictures:
+        name, _, path = text.partition("=")
+        found = gathered.gather([Path(path)])
+        shown = page.page(found, pictures=examples.Album().part)
+        file = args.out / f"{name}.png"
+        file.write_bytes(small(screenshot(shown, args.width, args.height)))
+        print(f"{file}: {file.stat().st_size:,} bytes")
+
+
+def screenshot(text: str, width: int, height: int) -> Image.Image:
+    """Return the beginning of a page in a window of this size, without what is empty below it."""
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        sys.exit("report_pictures needs Chromium: apt-get install chromium")
+    with tempfile.TemporaryDirectory() as folder:
+        there = Path(folder)
+        (there / "page.html").write_text(text)
+        window = (f"--window-size={width},{height}", f"--user-data-dir={there / 'browser'}")
+        subprocess.run(
+            [chromium, *_FLAGS, *window, f"--screenshot={there / 'page.png'}", there / "page.html"],
+            check=True,
+            capture_output=True,
+            timeout=120,
+        )
+        image = Image.open(there / "page.png").convert("RGB")
+    empty = Image.new("RGB", image.size, image.getpixel((0, image.height - 1)))
+    box = ImageChops.difference(image, empty).getbbox() or (0, 0, *image.size)
+    return image.crop((0, 0, image.width, min(box[3] + 16, image.height)))
+
+
+def small(image: Image.Image) -> bytes:
+    """Return an image as PNG with as many colours as fit.
+
+    Raises:
+      ValueError: it does not fit with 32 colours.
+    """
+    for colours in (256, 128, 64, 32):
+        held = io.BytesIO()
+        image.quantize(colours, dither=Image.Dither.NONE).save(held, "png", optimize=True)
+        if held.tell() < LARGEST:
+            return held.getvalue()
+    raise ValueError(f"the picture has {held.tell():,} bytes; give a smaller --height")
+
+
+if __name__ == "__main__":
+    main()
