@@ -143,7 +143,7 @@ def _phases(
             step, best_weights = _run_phase(phase_run, weights)
             scores = results.test(seen, workdir, given, name, phase, step, best_weights)
             if scores:
-                hosts.together(log.open)
+                log.open()
                 log.tested(name, phase.total_steps, steps_before, scores)
             reached[name] = jax.device_get(best_weights)
         steps_before += phase.total_steps
@@ -190,7 +190,7 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, Part], dict[str, Any
     names = phases(config)
     start_weights.check_phases(config, names)
     _check_numbers(config)
-    trackers.named(config.log.to)
+    trackers.check(config.log.to, first=jax.process_index() == 0)
     parts: dict[str, Part] = {}
     opened: dict[str, dict[str, sources.Source]] = {}
     described: dict[str, Any] = {}
@@ -366,7 +366,7 @@ def _run_phase(run: Run, start: Weights | None) -> tuple[int, Weights]:
         done = last(run)[1]
         ended = done == run.phase.total_steps and scored(run) == done
         if not ended:
-            hosts.together(run.trackers.open)
+            run.trackers.open()
         while not ended:
             state, total = _state(run, start), run.phase.total_steps
             say(f"{run.name}: step {state.step} of {total}, {run.config[run.name].objective}")

@@ -19,6 +19,7 @@ from PIL import Image
 from jaxrobust.runtime import jsonl, raster
 from jaxrobust.runtime.progress import say
 
+_PATIENCE_S = 60  # for W&B to send the rest at the end of a run
 Draw = Callable[[Path, str], Mapping[str, str]]  # workdir, phase -> SVG files' texts by name
 
 
@@ -115,11 +116,6 @@ class WandB:
         }
         try:
             self._run = wandb.init(**how)
-        except wandb.errors.UsageError as error:
-            raise ValueError(
-                f"log.to=wandb: W&B says: {' '.join(str(error).split())} WANDB_MODE=offline writes "
-                "without a login, and `wandb sync` sends it later"
-            ) from error
         except (wandb.errors.CommError, TimeoutError) as error:
             say(f"WARNING: W&B cannot be reached ({_short(error)}), so this run is offline there")
             self._run = wandb.init(**how, mode="offline")
@@ -157,40 +153,62 @@ class WandB:
         self._first = False
 
 
-class Kind(NamedTuple):
-    """A kind of tracker: how it opens, and the package that it needs."""
+def _logged_in() -> None:
+    """Raise ValueError where W&B would want a login; on a terminal it asks for one."""
+    import wandb
 
-    opened: Callable[[Path, Mapping[str, Any]], Tracker]
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return
+    try:
+        wandb.login(verify=False)
+    except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+        raise ValueError(
+            f"log.to=wandb: W&B says: {' '.join(str(error).split())} WANDB_MODE=offline writes "
+            "without a login, and `wandb sync` sends it later"
+        ) from error
+
+
+class Kind(NamedTuple):
+    """A kind of tracker: the package that it needs, what else it wants of the user, how it opens.
+
+    `wants` raises ValueError with what is to be done.
+    """
+
     package: str
+    wants: Callable[[], None]
+    opened: Callable[[Path, Mapping[str, Any]], Tracker]
 
 
 KINDS = {
-    "tensorboard": Kind(lambda workdir, about: TensorBoard(workdir), "tensorboardX"),
-    "wandb": Kind(WandB, "wandb"),
+    "tensorboard": Kind("tensorboardX", lambda: None, lambda workdir, _: TensorBoard(workdir)),
+    "wandb": Kind("wandb", _logged_in, WandB),
 }
-_PATIENCE_S = 60
 
 
 def named(text: str) -> list[str]:
-    """Return the trackers that `log.to` names.
+    """Return the trackers that `log.to` names."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
-    Raises:
-      ValueError: one that there is not, or whose package is not installed.
+
+def check(text: str, *, first: bool = True) -> None:
+    """Raise ValueError where `log.to` names a tracker that there is not, or that cannot begin.
+
+    `first`: whether this is the first process, which alone has to log in.
     """
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    for name in names:
+    for name in named(text):
         if name not in KINDS:
             raise ValueError(
                 f"log.to={text!r} names {name!r}, and the trackers are {', '.join(KINDS)}"
             )
-    for name in names:
+    for name in named(text):
         try:
             importlib.import_module(KINDS[name].package)
         except ImportError as error:
             raise ValueError(
                 f"log.to={name} needs an extra: pip install 'jaxrobust[{name}]'"
             ) from error
-    return names
+        if first:
+            KINDS[name].wants()
 
 
 class Trackers:
@@ -214,21 +232,16 @@ class Trackers:
         self._draw = draw if names else None
         self._open: dict[str, Tracker] | None = None
         self._at: tuple[str, int] | None = None  # the phase, and the steps before it
+        self._shown: dict[str, tuple[str, int]] = {}  # picture -> its last phase and step
 
     def open(self) -> None:
-        """Open those that are not open yet.
-
-        Raises:
-          ValueError: one of them wants something of the user, such as a login.
-        """
+        """Open those that are not open yet."""
         if self._open is not None:
             return
         self._open = {}
         for name in self._names:
             try:
                 self._open[name] = KINDS[name].opened(self._workdir, self._about)
-            except ValueError:
-                raise
             except Exception as error:
                 _warn(name, error)
         if self._draw and (sentence := raster.lacking()):
@@ -254,16 +267,18 @@ class Trackers:
         self._each(lambda one: one.scalars(step, values))
 
     def pictures(self, step: int) -> None:
-        """Show the figures of the phase as they are now."""
+        """Show the figures of the phase as they are now, but none twice at a step."""
         if not (self._open and self._draw and self._at):
             return
         try:
             drawn = self._draw(self._workdir, self._at[0])
-            made = {name: raster.png(svg) for name, svg in drawn.items()}
+            new = [name for name in drawn if self._shown.get(name) != (self._at[0], step)]
+            made = {name: raster.png(drawn[name]) for name in new}
         except Exception as error:
             say(f"WARNING: no more pictures are logged: {_short(error)}")
             self._draw = None
             return
+        self._shown |= dict.fromkeys(made, (self._at[0], step))
         for name, picture in made.items():
             self._each(partial(_show, step=step, name=f"figures/{name}", picture=picture))
 

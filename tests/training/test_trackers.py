@@ -27,7 +27,9 @@ class TrackersCase(absltest.TestCase):
         self.enter_context(contextlib.redirect_stderr(self.said))
 
     def kinds(self, **recorders):
-        kinds = {name: trackers.Kind(one.opened, "json") for name, one in recorders.items()}
+        kinds = {
+            name: trackers.Kind("json", lambda: None, one.opened) for name, one in recorders.items()
+        }
         self.enter_context(mock.patch.dict(trackers.KINDS, kinds))
 
     def open(self, *names, about=None, draw=None):
@@ -62,7 +64,7 @@ class FailureTest(TrackersCase):
         def opened(workdir, about):
             raise OSError("no room")
 
-        with mock.patch.dict(trackers.KINDS, {"bad": trackers.Kind(opened, "json")}):
+        with mock.patch.dict(trackers.KINDS, {"bad": trackers.Kind("json", lambda: None, opened)}):
             log = self.open("bad")
         self.write(log, "train", 0, [1])
         self.assertIn("bad is left out from here on", self.said.getvalue())
@@ -133,7 +135,7 @@ class TensorBoardTest(TrackersCase):
 
     def test_a_full_disk_stops_nothing(self):
         log = self.open("tensorboard")
-        full = Path("/dev/full").open("wb")
+        full = Path("/dev/full").open("wb")  # noqa: SIM115 - the tracker lets go of it
         with mock.patch("tensorboardX.record_writer.open_file", lambda path: full):
             self.write(log, "train", 0, range(1, 30))
         with contextlib.suppress(OSError):
@@ -190,10 +192,12 @@ class WandBTest(TrackersCase):
 
         error = wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
         with (
-            mock.patch.object(wandb, "init", side_effect=error),
+            mock.patch.dict("os.environ", {"WANDB_MODE": "online"}),
+            mock.patch.object(wandb, "login", side_effect=error),
             self.assertRaisesRegex(ValueError, "log.to=wandb: W&B says: No API key.*=offline"),
         ):
-            self.open("wandb")
+            trackers.check("wandb")
+        trackers.check("wandb, wandb")  # offline nobody logs in
 
     def test_without_a_network_it_is_offline(self):
         import wandb
