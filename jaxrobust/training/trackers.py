@@ -244,9 +244,12 @@ class Trackers:
                 self._open[name] = KINDS[name].opened(self._workdir, self._about)
             except Exception as error:
                 _warn(name, error)
-        if self._draw and (sentence := raster.lacking()):
+        try:
+            sentence = raster.lacking() if self._draw else ""
+        except Exception as error:
+            sentence, self._draw = str(error), None
+        if sentence:
             say(f"WARNING: log.to={','.join(self._names)}: {sentence}")
-            self._draw = None if sentence.startswith("pictures need") else self._draw
 
     def begin(self, phase: str, start: int, before: int) -> None:
         """Go on with a phase behind its step `start`, before `metrics.jsonl` forgets what follows.
@@ -263,8 +266,9 @@ class Trackers:
         self._each(lambda one: one.begin(phase, start, before, seen))
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Show values of a step of the phase."""
-        self._each(lambda one: one.scalars(step, values))
+        """Show those values of a step of the phase that are numbers."""
+        numbers = {name: v for name, v in values.items() if isinstance(v, (int, float))}
+        self._each(lambda one: one.scalars(step, numbers))
 
     def pictures(self, step: int) -> None:
         """Show the figures of the phase as they are now, but none twice at a step."""
