@@ -19,7 +19,7 @@ from PIL import Image
 from jaxrobust.runtime import jsonl, raster
 from jaxrobust.runtime.progress import say
 
-_PATIENCE_S = 60  # for W&B to send the rest at the end of a run
+_PATIENCE_S = 30  # for W&B to begin a run, and to send the rest at its end
 Draw = Callable[[Path, str], Mapping[str, str]]  # workdir, phase -> SVG files' texts by name
 
 
@@ -112,12 +112,13 @@ class WandB:
             "resume": "allow",
             "config": dict(about),
             "allow_val_change": True,  # such as the commit of a run that goes on
-            "settings": wandb.Settings(finish_timeout=_PATIENCE_S),
+            "settings": wandb.Settings(init_timeout=_PATIENCE_S, finish_timeout=_PATIENCE_S),
         }
         try:
             self._run = wandb.init(**how)
         except (wandb.errors.CommError, TimeoutError) as error:
             say(f"WARNING: W&B cannot be reached ({_short(error)}), so this run is offline there")
+            wandb.teardown()  # its service holds the ID of the run that did not begin
             self._run = wandb.init(**how, mode="offline")
         self._image, self._first = wandb.Image, True
         self._run.define_metric("step")

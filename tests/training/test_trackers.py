@@ -210,8 +210,9 @@ class WandBTest(TrackersCase):
                 raise wandb.errors.CommError("no such host")
             return mock.MagicMock(step=0)
 
-        with mock.patch.object(wandb, "init", init):
+        with mock.patch.object(wandb, "init", init), mock.patch.object(wandb, "teardown") as down:
             self.open("wandb")
+        down.assert_called_once()
         self.assertEqual(modes, [None, "offline"])
         self.assertIn("W&B cannot be reached (CommError: no such host)", self.said.getvalue())
 
