@@ -172,7 +172,9 @@ def base() -> ConfigDict:
     config.checkpoint = ConfigDict(
         {"every_epochs": 1, "keep_epochs": False, "keep_every_epochs": 0}
     )
-    config.log = ConfigDict({"every_steps": 50, "tensorboard": False})
+    # to: where metrics and figures go beside metrics.jsonl: names of jaxrobust/training/trackers.py
+    # with commas between them, such as tensorboard,wandb.
+    config.log = ConfigDict({"every_steps": 50, "to": ""})
     return config.lock()
 
 
@@ -232,6 +234,10 @@ def plain(config: Config) -> dict[str, Any]:
 def completed(config: dict[str, Any]) -> dict[str, Any]:
     """Return the config of a run with the defaults of keys that are younger than the run."""
     defaults = plain(base())
+    log = dict(config.get("log", {}))
+    if log.pop("tensorboard", False):  # `spelling.MOVED`
+        log["to"] = "tensorboard"
+    config = config | {"log": log}
     names = config.get("phases", defaults["phases"])
     defaults |= {name: plain(phase()) for name in names if name in config}
     return _merged(defaults, config)

@@ -40,6 +40,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1 or _CONFIG.value is None:
         stop("give --config FILE, and changes as --config.key=value; nothing else", 2)
     quiet_libraries()
+    from jaxrobust.report import pictures
     from jaxrobust.runtime import folders, profiling
     from jaxrobust.training import run as training_run  # after the flags: --help needs no JAX
     from jaxrobust.training.stopping import Stopped
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> None:
         profile = profiling.profile(_PROFILE.value) if _PROFILE.value else None
         if pod is not None:
             join_hosts(**pod)
-        training_run.run(_CONFIG.value, workdir, profile=profile)
+        training_run.run(_CONFIG.value, workdir, profile=profile, draw=pictures.of_phase)
     except Stopped as error:  # all hosts together
         stop(error, error.code)
     except KeyboardInterrupt:

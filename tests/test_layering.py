@@ -39,7 +39,9 @@ ALLOWED = {
     "array_record": ("data",),
     "simplejpeg": ("data.decoding",),
     "clu": ("training.metrics", "models.table"),
-    "tensorboardX": ("training.metrics",),
+    "tensorboardX": ("training.trackers",),
+    "wandb": ("training.trackers",),
+    "resvg_py": ("runtime.raster",),
     "ml_collections": ("main", "doctor", "estimate.changes", "config", "runtime.commandline"),
     "torch": ("weights.files", "convert", "evaluation.claims_torch"),
     "huggingface_hub": ("weights.download", "data.huggingface"),
@@ -52,7 +54,7 @@ ALLOWED = {
 }
 INSIDE_FUNCTIONS = {
     *("tensorflow_datasets", "torch", "tensorboardX", "huggingface_hub"),
-    *("datasets", "pyarrow"),
+    *("datasets", "pyarrow", "wandb", "resvg_py"),
 }
 
 

@@ -31,6 +31,8 @@ PACKAGES = (
     "jaxrobust/training/README.md",
     "jaxrobust/evaluation/README.md",
     "jaxrobust/convert/README.md",
+    "jaxrobust/report/README.md",
+    "jaxrobust/estimate/README.md",
     "tools/launch/README.md",
     "tools/README.md",
 )

@@ -19,7 +19,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from jaxrobust.runtime.spelling import meant
+from jaxrobust.runtime.spelling import MOVED, meant
 
 # In a wheel the recipes are inside of the package, in a checkout beside it.
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -288,6 +288,8 @@ def _reason(error: Exception, path: Path, hint: str) -> str:
         return f"--config {path}: {said.partition(': ')[2]}"
     if typo := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', message):
         said = message = f"unknown config key {typo[2]!r}; did you mean {typo[1]!r}?"
+    elif gone := [old for old in MOVED if re.search(rf"['\"]{old.split('.')[-1]}['\"]", message)]:
+        said = message = f"there is no config.{gone[0]} any more; write config.{MOVED[gone[0]]}"
     elif isinstance(error, (KeyError, AttributeError)):
         message = f"unknown config key {message.strip(chr(34))}"
     places = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable
 
+MOVED = {"log.tensorboard": "log.to=tensorboard"}  # keys of configs that are gone, and what is new
+
 
 def meant(word: str, known: Iterable[str], *, give: str = "") -> str:
     """Return the end of a message: the known word that is nearest, or all of them.

@@ -116,8 +116,9 @@ class _Loop:
                 run.workdir,
                 phase=name,
                 start=self.start,
-                tensorboard=config.log.tensorboard,
                 enabled=jax.process_index() == 0,
+                trackers=run.trackers,
+                before=run.before,
             )
             self.write = stack.enter_context(writer)
             progress = Progress(
@@ -189,6 +190,7 @@ class _Loop:
     def evaluate(self) -> None:
         """Evaluate on the selection split, and write the line that `scored` looks for."""
         self.write(self.step, self.select(self.step, self.state))
+        self.run.trackers.pictures(self.step)
         self.evaluated = self.step
         self.progress.resume(self.step)
 

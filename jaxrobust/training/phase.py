@@ -10,6 +10,7 @@ from jaxrobust.data import sources
 from jaxrobust.runtime import hardware, hosts, jsonl
 from jaxrobust.runtime.profiling import Profile
 from jaxrobust.training import build
+from jaxrobust.training.trackers import NONE, Trackers
 from jaxrobust.weights.checkpoint import Checkpoints
 
 
@@ -25,6 +26,8 @@ class Run(NamedTuple):
     latest: Checkpoints  # to go back to after trouble
     best: Checkpoints
     stopped: Checkpoints  # of a stop in trouble, behind the latest
+    trackers: Trackers = NONE
+    before: int = 0  # steps of the phases before
 
     def file(self, name: str) -> Path:
         """Return a file of this phase."""

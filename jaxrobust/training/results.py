@@ -24,8 +24,11 @@ def test(
     phase: build.Phase,
     step: int,
     best: Weights,
-) -> None:
-    """Append the record of a phase's best weights on the test split, unless it is there."""
+) -> dict[str, float]:
+    """Append the record of a phase's best weights on the test split, unless it is there.
+
+    Returns what was found: accuracies, clean and robust; nothing, where the record is there.
+    """
     images = splits.evaluated(config, "test_split", config.test, workdir)
     source, meets = images.source, images.meets
     which = f"{name}, step {step}, {config.evaluation.weights}"
@@ -42,7 +45,7 @@ def test(
     identity = (which, [attack], ids)
     known = ((r["weights"], r["attacks"], r["image_ids"]) for r in records.read(workdir))
     if hosts.first(identity in known):
-        return
+        return {}
     say(f"{name}: testing step {step} with APGD-CE, {config.test.steps} steps")
     # In float32, as RobustBench does, whatever the type of training.
     how: dict[str, Any] = {"steps": config.test.steps, "dtype": "float32", "top5": True}
@@ -79,6 +82,7 @@ def test(
     )
     if jax.process_index() == 0:
         records.append(workdir / "results.jsonl", record)
+    return {key: scores[key] for key in ("clean", "robust")}
 
 
 def table(workdir: Path) -> str:

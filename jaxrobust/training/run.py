@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,11 @@ import jax
 from jaxrobust import models
 from jaxrobust.config import VERSION, Config, completed, of_phase, phases, plain
 from jaxrobust.data import sources
+from jaxrobust.evaluation import records
 from jaxrobust.runtime import compilation, hardware, hosts, jsonl, locks, sharding
 from jaxrobust.runtime.profiling import Profile
 from jaxrobust.runtime.progress import StopSignals, say
-from jaxrobust.training import advice, build, loop, metrics, results, splits
+from jaxrobust.training import advice, build, loop, metrics, results, splits, trackers
 from jaxrobust.training.phase import Run, last, note_resumption, scored
 from jaxrobust.training.step import TrainState, started_average
 from jaxrobust.types import Weights
@@ -38,11 +40,17 @@ class Part(NamedTuple):
     phase: build.Phase
 
 
-def run(config: Any, workdir: Path, *, profile: Profile | None = None) -> None:
+def run(
+    config: Any,
+    workdir: Path,
+    *,
+    profile: Profile | None = None,
+    draw: trackers.Draw | None = None,
+) -> None:
     """Train every phase of `config` that has epochs, then evaluate each on the test split.
 
     The same call on the same workdir continues where the last one stopped, on these devices or
-    others. `profile` says which steps to trace.
+    others. `profile` says which steps to trace, and `draw` returns the figures for `log.to`.
     Raises:
       ValueError: a mistake in the config, the data or the workdir, before anything compiles.
       Interrupted, Diverged, OSError: the run stopped; the message says how to go on.
@@ -76,7 +84,29 @@ def run(config: Any, workdir: Path, *, profile: Profile | None = None) -> None:
             say(other)
         for line in advice.lines({name: part.config for name, part in parts.items()}):
             say(line)
-        _phases(config, workdir, given, parts, start, profile)
+        log = _trackers(config, workdir, given, parts, draw)
+        with trackers.closing(log):
+            _phases(config, workdir, given, parts, start, profile, log)
+
+
+def _trackers(
+    config: Config,
+    workdir: Path,
+    given: dict,
+    parts: dict[str, Part],
+    draw: trackers.Draw | None,
+) -> trackers.Trackers:
+    """Return the trackers that the config names, on the first process alone."""
+    if not config.log.to or jax.process_index() != 0:
+        return trackers.NONE
+    first = next(iter(parts.values())).phase.abstract_state.params
+    about = {
+        "architecture": config.model.name,
+        "parameters": sum(math.prod(array.shape) for array in first.values()),
+        "commit": records.commit(),
+        "workdir": str(workdir.absolute()),
+    }
+    return trackers.Trackers(workdir, trackers.named(config.log.to), given | about, draw)
 
 
 def _first_weights(name: str, config: Config) -> tuple[start_weights.Start, dict] | None:
@@ -91,11 +121,13 @@ def _phases(
     parts: dict[str, Part],
     start: tuple[start_weights.Start, dict] | None,
     profile: Profile | None,
+    log: trackers.Trackers,
 ) -> None:
     """Train and test; `start` is what the first phase starts from, None where it has begun."""
     compilation.use_persistent_cache(workdir.parent)
     first = next(iter(parts.values())).phase.abstract_state.params
     say(metrics.parameters(workdir, first, enabled=jax.process_index() == 0))
+    steps_before = 0
     reached: dict[str, Weights] = {}  # the best weights of each phase, on the host: the next
     weights = None if start is None else _start(*start, workdir)  # one's devices hold a part only
     for name, (seen, source, phase) in parts.items():
@@ -103,12 +135,18 @@ def _phases(
         if reached:
             before = seen[name].start or list(reached)[-1]
             weights = start_weights.handed_on(parts[before].config, seen, name, reached[before])
-        kept = [Checkpoints(workdir / name / kind) for kind in ("latest", "best", "stopped")]
-        phase_run = Run(seen, workdir, name, phase, source, profile, *kept)
+        kinds = ("latest", "best", "stopped")
+        latest, best, stopped = (Checkpoints(workdir / name / kind) for kind in kinds)
+        kept = (latest, best, stopped)
+        phase_run = Run(seen, workdir, name, phase, source, profile, *kept, log, steps_before)
         with jax.set_mesh(phase.mesh):
             step, best_weights = _run_phase(phase_run, weights)
-            results.test(seen, workdir, given, name, phase, step, best_weights)
+            scores = results.test(seen, workdir, given, name, phase, step, best_weights)
+            if scores:
+                log.open()
+                log.tested(name, phase.total_steps, steps_before, scores)
             reached[name] = jax.device_get(best_weights)
+        steps_before += phase.total_steps
     if jax.process_index() == 0:
         print(results.table(workdir), flush=True)
 
@@ -152,7 +190,7 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, Part], dict[str, Any
     names = phases(config)
     start_weights.check_phases(config, names)
     _check_numbers(config)
-    metrics.check(tensorboard=config.log.tensorboard)
+    trackers.check(config.log.to, first=jax.process_index() == 0)
     parts: dict[str, Part] = {}
     opened: dict[str, dict[str, sources.Source]] = {}
     described: dict[str, Any] = {}
@@ -329,6 +367,8 @@ def _run_phase(run: Run, start: Weights | None) -> tuple[int, Weights]:
         ended = done == run.phase.total_steps and scored(run) == done
         if done is not None and not ended:  # a rollback begins further down, and has its own note
             note_resumption(run, done)
+        if not ended:
+            run.trackers.open()
         while not ended:
             state, total = _state(run, start), run.phase.total_steps
             say(f"{run.name}: step {state.step} of {total}, {run.config[run.name].objective}")

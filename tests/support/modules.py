@@ -1,7 +1,9 @@
-"""Modules that a test makes unimportable."""
+"""Modules that a test makes unimportable, or that it needs."""
 
 import contextlib
+import importlib.util
 import sys
+import unittest
 
 
 @contextlib.contextmanager
@@ -18,3 +20,9 @@ def hidden(*names):
         for name in names:
             del sys.modules[name]
         sys.modules.update(kept)
+
+
+def needs(name, command):
+    """Skips a test where a module is not installed, and says how it is."""
+    missing = importlib.util.find_spec(name) is None
+    return unittest.skipIf(missing, f"needs {name}: {command}")

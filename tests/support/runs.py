@@ -43,7 +43,7 @@ def tiny(**changes) -> ConfigDict:
     return config.lock()
 
 
-def quiet_run(config, workdir) -> str:
+def quiet_run(config, workdir, **how) -> str:
     """What a run prints."""
     said = io.StringIO()
     with (
@@ -51,16 +51,16 @@ def quiet_run(config, workdir) -> str:
         contextlib.redirect_stdout(said),
         jax.numpy_dtype_promotion("standard"),
     ):
-        training_run.run(config, workdir)
+        training_run.run(config, workdir, **how)
     return said.getvalue()
 
 
-def run_of_class(test, config) -> tuple[Path, str]:
+def run_of_class(test, config, **how) -> tuple[Path, str]:
     """The workdir of a run that all tests of a class look at, and what it prints."""
     directory = tempfile.TemporaryDirectory()
     test.addClassCleanup(directory.cleanup)
     workdir = Path(directory.name) / "run"
-    return workdir, quiet_run(config, workdir)
+    return workdir, quiet_run(config, workdir, **how)
 
 
 def final_state(workdir: Path, config, phase="train"):

@@ -21,9 +21,7 @@ class MetricsTest(absltest.TestCase):
         self.path = self.workdir / "metrics.jsonl"
 
     def write(self, phase, start, steps):
-        with metrics.writer(
-            self.workdir, phase=phase, start=start, tensorboard=False, enabled=True
-        ) as write:
+        with metrics.writer(self.workdir, phase=phase, start=start, enabled=True) as write:
             for step in steps:
                 write(step, {"loss": step / 2})
 
@@ -38,27 +36,9 @@ class MetricsTest(absltest.TestCase):
         self.assertEqual(seen, expected)
 
     def test_other_processes_write_nothing(self):
-        with metrics.writer(
-            self.workdir, phase="train", start=0, tensorboard=False, enabled=False
-        ) as write:
+        with metrics.writer(self.workdir, phase="train", start=0, enabled=False) as write:
             write(1, {"loss": 1.0})
         self.assertFalse(self.path.exists())
-
-    def test_tensorboard_reads_what_was_written(self):
-        try:
-            from tensorboard.backend.event_processing import event_accumulator
-        except ImportError as error:
-            raise absltest.SkipTest("pip install -e '.[tensorboard]'") from error
-        with metrics.writer(
-            self.workdir, phase="train", start=0, tensorboard=True, enabled=True
-        ) as write:
-            for step in (5, 10):
-                write(step, {"loss": step / 2, "lr": 1e-3})
-        read = event_accumulator.EventAccumulator(str(self.workdir / "tensorboard" / "train"))
-        read.Reload()
-        self.assertEqual(read.Tags()["scalars"], ["loss", "lr"])
-        seen = [(event.step, event.value) for event in read.Scalars("loss")]
-        self.assertEqual(seen, [(5, 2.5), (10, 5.0)])
 
     def test_table_of_the_parameters(self):
         params = {"a.kernel": np.zeros((2, 3), np.float32), "a.bias": np.zeros(3, np.float32)}
@@ -97,9 +77,7 @@ class MetricsTest(absltest.TestCase):
             jsonl.read(self.path)
 
     def test_nothing_is_open_between_two_lines(self):
-        with metrics.writer(
-            self.workdir, phase="train", start=0, tensorboard=False, enabled=True
-        ) as write:
+        with metrics.writer(self.workdir, phase="train", start=0, enabled=True) as write:
             for step in (1, 2):
                 write(step, {"loss": 1.0})
                 self.assertEqual(jsonl.read(self.path)[-1]["step"], step)

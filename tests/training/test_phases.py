@@ -176,11 +176,18 @@ class ChecksTest(parameterized.TestCase):
         del old["phases"]
         self.assertEqual(completed(old), plain(base()))
 
+    def test_a_run_of_before_keeps_its_tensorboard(self):
+        for asked, now in ((True, "tensorboard"), (False, "")):
+            old = plain(base())
+            old["log"] = {"every_steps": 50, "tensorboard": asked}
+            self.assertEqual(completed(old)["log"], {"every_steps": 50, "to": now})
+
     def test_a_run_of_before_goes_on(self):
         workdir = Path(self.create_tempdir())
         config = plain(tiny())
         old = {key: value for key, value in config.items() if key != "phases"}
         old["train"] = {key: value for key, value in old["train"].items() if key != "changes"}
+        old["log"] = {"every_steps": 3, "tensorboard": True}
         (workdir / "config.json").write_text(json.dumps({"version": VERSION} | old))
         training_run.claim(workdir, config, {})
         with self.assertRaisesRegex(ValueError, "train.lr: 0.01 there, 0.5 now"):

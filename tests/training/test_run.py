@@ -20,10 +20,11 @@ from jaxrobust.config import VERSION
 from jaxrobust.data import sources
 from jaxrobust.evaluation import accuracy, records
 from jaxrobust.training import run as training_run
-from jaxrobust.training import splits, stopping, trouble
+from jaxrobust.training import splits, stopping, trackers, trouble
 from jaxrobust.weights import checkpoint, runs
 from tests.support import paths
-from tests.support.modules import hidden
+from tests.support.modules import hidden, needs
+from tests.support.recorder import DOT, Recorder
 from tests.support.runs import final_state, quiet_run, run_of_class, stop_after, tiny
 
 ROOT = paths.ROOT
@@ -33,7 +34,16 @@ class LoopTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.workdir, cls.said = run_of_class(cls, tiny())
+        cls.told = told = Recorder()
+        kind = trackers.Kind("json", lambda: None, told.opened)
+
+        def draw(workdir, phase):  # as `report.pictures`: of the last record, where there is one
+            rows = records.read(workdir)
+            tested = any(r["weights"].startswith(f"{phase},") for r in rows)
+            return {"dot": DOT} | ({"tested": DOT} if tested else {})
+
+        with mock.patch.dict(trackers.KINDS, {"recorder": kind}):
+            cls.workdir, cls.said = run_of_class(cls, tiny(log__to="recorder"), draw=draw)
 
     def test_prints_progress_and_the_table(self):
         self.assertIn("pretrain 3/8 loss", self.said)
@@ -62,6 +72,33 @@ class LoopTest(parameterized.TestCase):
         self.assertEqual(last["step"], 12)
         self.assertGreater(last["images_per_second"], 0)
         self.assertTrue(any("selection_robust" in x for x in lines))
+
+    def test_a_tracker_is_told_what_the_metrics_say(self):
+        lines = [json.loads(x) for x in (self.workdir / "metrics.jsonl").read_text().splitlines()]
+        tests = [m for m in self.told.scalars_of if "test_robust" in m]
+        self.assertEqual([m for m in self.told.scalars_of if m not in tests], lines)
+        self.assertEqual(self.told.begun, [("pretrain", 0, 0), ("train", 0, 8)])
+        found = [(r["clean"], r["robust"]) for r in records.read(self.workdir)]
+        self.assertEqual([(m["test_clean"], m["test_robust"]) for m in tests], found)
+        self.assertEqual([(m["phase"], m["step"]) for m in tests], [("pretrain", 8), ("train", 12)])
+        self.assertEqual(self.told.closed, [True])
+
+    def test_a_tracker_knows_the_run(self):
+        (about,) = self.told.about
+        self.assertEqual(about["architecture"], "convnext_n")
+        self.assertEqual(about["train"]["lr"], 0.01)
+        self.assertEqual(about["workdir"], str(self.workdir))
+        self.assertEqual(about["commit"], records.read(self.workdir)[0]["commit"])
+        counted = (self.workdir / "parameters.txt").read_text()
+        self.assertIn(f"Total: {about['parameters']:,}", counted)
+
+    @needs("resvg_py", "pip install resvg-py")
+    def test_pictures_are_shown_at_evaluations_and_after_the_test(self):
+        at = [(phase, step) for phase, step, name in self.told.images if name == "figures/dot"]
+        steps = [("pretrain", 4), ("pretrain", 8), ("train", 4), ("train", 8), ("train", 12)]
+        self.assertEqual(at, steps)
+        tested = [where[:2] for where in self.told.images if where[2] == "figures/tested"]
+        self.assertEqual(tested, [("pretrain", 8), ("train", 12)])
 
     def test_position_is_examples_consumed(self):
         _, meta = final_state(self.workdir, tiny())
@@ -248,12 +285,14 @@ class TroubleTest(parameterized.TestCase):
         ({"seed": 2**32}, r"seed=4294967296 must be from 0 to 2\^32 - 1"),
         ({"model__dtype": "bf16"}, "dtype='bf16' is not a compute type; one of"),
         ({"model__in_channels": 3}, "digits has 1 channels; set model.in_channels=1"),
-        ({"log__tensorboard": True}, r"pip install 'jaxrobust\[tensorboard\]'"),
+        ({"log__to": "tensorboard"}, r"pip install 'jaxrobust\[tensorboard\]'"),
+        ({"log__to": "wandb"}, r"log.to=wandb needs an extra: pip install 'jaxrobust\[wandb\]'"),
+        ({"log__to": "wandb,aim"}, "names 'aim', and the trackers are tensorboard, wandb"),
     )
     def test_refuses_before_anything_is_written(self, changes, message):
         workdir = Path(self.create_tempdir()) / "refused"
-        if "log__tensorboard" in changes:
-            self.enter_context(hidden("tensorboardX"))
+        if "log__to" in changes:
+            self.enter_context(hidden("tensorboardX", "wandb"))
         with self.assertRaisesRegex(ValueError, message):
             quiet_run(tiny(**changes), workdir)
         self.assertFalse(workdir.exists())

@@ -1,0 +1,44 @@
+"""SVG as PNG, for programs that show no SVG; resvg draws it, which needs no other library."""
+
+from typing import Any
+
+# As CSS lists them, the first that a machine has; resvg knows no `system-ui`.
+FONTS = "DejaVu Sans,Liberation Sans,Arial,Helvetica,Noto Sans,Open Sans,Roboto,sans-serif"
+_ZOOM = 2  # pixels to a unit: sharp on screens of today
+
+
+def png(svg: str) -> bytes:
+    """Return a picture of an SVG file's text on white, two pixels to a unit.
+
+    Raises:
+      ValueError: resvg is not installed, or the text is no SVG.
+    """
+    return bytes(_resvg().svg_to_bytes(svg_string=svg, zoom=_ZOOM, background="#ffffff"))
+
+
+def lacking() -> str:
+    """Return what pictures lack on this machine, as a sentence; nothing where all is well.
+
+    Raises:
+      ValueError: there can be none, because resvg is not installed.
+    """
+    letter = f'<text y="9" font-size="9" font-family="{FONTS}">x</text>'
+    if png(_small(letter)) != png(_small("")):
+        return ""
+    return (
+        "pictures have no letters, because this machine has no known font; install one, such as "
+        "with apt-get install fonts-dejavu-core"
+    )
+
+
+def _small(inside: str) -> str:
+    size = 'width="9" height="9"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{inside}</svg>'
+
+
+def _resvg() -> Any:
+    try:
+        import resvg_py
+    except ImportError as error:
+        raise ValueError("pictures need resvg, which draws them: pip install resvg-py") from error
+    return resvg_py

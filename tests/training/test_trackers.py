@@ -1,0 +1,221 @@
+"""What TensorBoard and W&B hold of a run, read by their own readers, and what goes wrong there."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from absl.testing import absltest
+
+from jaxrobust.runtime import raster
+from jaxrobust.training import metrics, trackers
+from tests.support.modules import hidden, needs
+from tests.support.recorder import DOT, Recorder
+
+RESVG = needs("resvg_py", "pip install resvg-py")
+
+
+class TrackersCase(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.workdir = Path(self.create_tempdir().full_path)
+        self.said = io.StringIO()
+        self.enter_context(contextlib.redirect_stderr(self.said))
+
+    def kinds(self, **recorders):
+        kinds = {
+            name: trackers.Kind("json", lambda: None, one.opened) for name, one in recorders.items()
+        }
+        self.enter_context(mock.patch.dict(trackers.KINDS, kinds))
+
+    def open(self, *names, about=None, draw=None):
+        log = trackers.Trackers(self.workdir, list(names), about, draw)
+        log.open()
+        return log
+
+    def write(self, log, phase, start, steps, *, before=0, loss=lambda step: step / 2):
+        with metrics.writer(
+            self.workdir, phase=phase, start=start, enabled=True, trackers=log, before=before
+        ) as write:
+            for step in steps:
+                write(step, {"loss": loss(step)})
+
+
+class FailureTest(TrackersCase):
+    def test_one_that_fails_is_left_out_and_said_once(self):
+        good, bad = Recorder(), Recorder(broken=2)
+        self.kinds(good=good, bad=bad)
+        log = self.open("bad", "good")
+        self.write(log, "train", 0, [1, 2, 3])
+        log.close(ended=True)
+        self.assertEqual([m["step"] for m in bad.scalars_of], [1])
+        self.assertEqual([m["step"] for m in good.scalars_of], [1, 2, 3])
+        self.assertLen((self.workdir / "metrics.jsonl").read_text().splitlines(), 3)
+        self.assertEqual(self.said.getvalue().count("WARNING"), 1)
+        self.assertIn("bad is left out from here on", self.said.getvalue())
+        self.assertIn("OSError: the network is gone", self.said.getvalue())
+        self.assertEqual((bad.closed, good.closed), ([False], [True]))
+
+    def test_one_that_does_not_open_is_left_out(self):
+        def opened(workdir, about):
+            raise OSError("no room")
+
+        with mock.patch.dict(trackers.KINDS, {"bad": trackers.Kind("json", lambda: None, opened)}):
+            log = self.open("bad")
+        self.write(log, "train", 0, [1])
+        self.assertIn("bad is left out from here on", self.said.getvalue())
+
+    @RESVG
+    def test_figures_that_cannot_be_drawn_are_said_once(self):
+        def draw(workdir, phase):
+            raise KeyError("loss")
+
+        recorder = Recorder()
+        self.kinds(recorder=recorder)
+        log = self.open("recorder", draw=draw)
+        self.write(log, "train", 0, [1])
+        log.pictures(1)
+        log.pictures(2)
+        log.scalars(3, {"loss": 1.0})
+        self.assertEqual(self.said.getvalue().count("no more pictures are logged: KeyError"), 1)
+        self.assertEqual([m["step"] for m in recorder.scalars_of], [1, 3])
+
+    def test_without_resvg_a_sentence_and_no_pictures(self):
+        recorder = Recorder()
+        self.kinds(recorder=recorder)
+        with hidden("resvg_py"):
+            log = self.open("recorder", draw=lambda *where: {"dot": DOT})
+            self.write(log, "train", 0, [1])
+            log.pictures(1)
+        self.assertIn("log.to=recorder: pictures need resvg", self.said.getvalue())
+        self.assertIn("pip install resvg-py", self.said.getvalue())
+        self.assertEqual((recorder.images, len(recorder.scalars_of)), ([], 1))
+
+
+@needs("tensorboardX", "pip install 'jaxrobust[tensorboard]'")
+class TensorBoardTest(TrackersCase):
+    def read(self, phase):
+        try:
+            from tensorboard.backend.event_processing import event_accumulator
+        except ImportError:
+            self.skipTest("needs tensorboard: pip install 'jaxrobust[tensorboard]'")
+        read = event_accumulator.EventAccumulator(str(self.workdir / "tensorboard" / phase))
+        return read.Reload()
+
+    def test_a_run_that_goes_back_has_each_step_once(self):
+        """As metrics.jsonl: steps behind the checkpoint are written again."""
+        log = self.open("tensorboard")
+        self.write(log, "pretrain", 0, [50])
+        self.write(log, "train", 0, [5, 10, 15])
+        self.write(log, "train", 5, [10, 15], loss=lambda step: 100.0)  # in the same second
+        log.close(ended=False)
+        log = self.open("tensorboard")
+        self.write(log, "train", 10, [15, 20], loss=lambda step: 200.0)
+        log.close(ended=True)
+        seen = [(event.step, event.value) for event in self.read("train").Scalars("loss")]
+        self.assertEqual(seen, [(5, 2.5), (10, 100.0), (15, 200.0), (20, 200.0)])
+        lines = map(json.loads, (self.workdir / "metrics.jsonl").read_text().splitlines())
+        said = [(m["step"], m["loss"]) for m in lines if m["phase"] == "train"]
+        self.assertEqual(seen, said)
+        self.assertEqual([e.step for e in self.read("pretrain").Scalars("loss")], [50])
+
+    @RESVG
+    def test_a_picture_is_read_back(self):
+        log = self.open("tensorboard", draw=lambda *where: {"dot": DOT})
+        self.write(log, "train", 0, [5])
+        log.pictures(5)
+        log.close(ended=True)
+        (event,) = self.read("train").Images("figures/dot")
+        self.assertEqual((event.step, event.width, event.height), (5, 8, 6))
+        self.assertEqual(event.encoded_image_string, raster.png(DOT))
+
+    def test_a_full_disk_stops_nothing(self):
+        log = self.open("tensorboard")
+        full = Path("/dev/full").open("wb")  # noqa: SIM115 - the tracker lets go of it
+        with mock.patch("tensorboardX.record_writer.open_file", lambda path: full):
+            self.write(log, "train", 0, range(1, 30))
+        with contextlib.suppress(OSError):
+            full.close()
+        self.assertIn("No space left on device", self.said.getvalue())
+        self.assertEqual(self.said.getvalue().count("WARNING"), 1)
+        self.assertLen((self.workdir / "metrics.jsonl").read_text().splitlines(), 29)
+
+
+@needs("wandb", "pip install 'jaxrobust[wandb]'")
+class WandBTest(TrackersCase):
+    def setUp(self):
+        super().setUp()
+        offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "WANDB_CONSOLE": "off"}
+        self.enter_context(mock.patch.dict("os.environ", offline))
+
+    def records(self):
+        """The records of each part of the run, as W&B's own program reads them."""
+        for path in sorted(self.workdir.glob("wandb/offline-run-*/*.wandb")):
+            command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(path)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            yield [json.loads(line) for line in done.stdout.splitlines()]
+
+    @RESVG
+    @pytest.mark.slow
+    def test_a_run_that_is_continued_is_one_run(self):
+        def part(phase, start, steps, before):
+            log = self.open("wandb", about={"parameters": 7}, draw=lambda *where: {"dot": DOT})
+            if phase == "train":
+                self.write(log, "pretrain", 0, [10])
+            self.write(log, phase, start, steps, before=before)
+            log.pictures(steps[-1])
+            log.close(ended=False)
+
+        part("train", 0, [5, 10], 10)
+        part("train", 5, [10, 15], 10)  # step 10 is known there
+        first, second = self.records()
+        runs = [next(r["run"] for r in part if "run" in r) for part in (first, second)]
+        own = (self.workdir / "wandb_id").read_text().strip()
+        self.assertEqual([r["run_id"] for r in runs], [own, own])
+        self.assertEqual(runs[0]["config"]["update"]["parameters"], 7)
+        rows = [[r["history"]["item"] for r in part if "history" in r] for part in (first, second)]
+        losses = [[(m["step"], m["train/loss"]) for m in own if "train/loss" in m] for own in rows]
+        self.assertEqual(losses, [[(15, 2.5), (20, 5.0)], [(25, 7.5)]])
+        self.assertEqual([m["step"] for m in rows[0] if "pretrain/loss" in m], [10])
+        own = [m["_step"] for m in [*rows[0], *rows[1]]]
+        self.assertEqual(own, sorted(set(own)))
+        shown = [m for m in [*rows[0], *rows[1]] if "train/figures/dot.path" in m]
+        self.assertEqual([m["train/step"] for m in shown], [10, 15])
+        self.assertLen(list(self.workdir.glob("wandb/offline-*/files/media/images/**/*.png")), 2)
+
+    def test_without_a_login_a_sentence(self):
+        import wandb
+
+        error = wandb.errors.UsageError("No API key configured. Use `wandb login` to log in.")
+        with (
+            mock.patch.dict("os.environ", {"WANDB_MODE": "online"}),
+            mock.patch.object(wandb, "login", side_effect=error),
+            self.assertRaisesRegex(ValueError, "log.to=wandb: W&B says: No API key.*=offline"),
+        ):
+            trackers.check("wandb")
+        trackers.check("wandb, wandb")  # offline nobody logs in
+
+    def test_without_a_network_it_is_offline(self):
+        import wandb
+
+        modes = []
+
+        def init(mode=None, **rest):
+            modes.append(mode)
+            if mode is None:
+                raise wandb.errors.CommError("no such host")
+            return mock.MagicMock(step=0)
+
+        with mock.patch.object(wandb, "init", init), mock.patch.object(wandb, "teardown") as down:
+            self.open("wandb")
+        down.assert_called_once()
+        self.assertEqual(modes, [None, "offline"])
+        self.assertIn("W&B cannot be reached (CommError: no such host)", self.said.getvalue())
+
+
+if __name__ == "__main__":
+    absltest.main()
