@@ -71,8 +71,9 @@ def compared(
     found = [_largest(logits, exact[0]), _length(gradient, exact[1])]
     if not all(value < bar for value, bar in zip(found, bars, strict=True)):  # NaN too
         _check_exactly(network, ours, exact, images, found)
-    seconds = tuple(_seconds(each, images) for each in (ours, theirs))
-    return Agreement(len(images), *found, seconds)  # type: ignore[arg-type]
+    return Agreement(
+        len(images), found[0], found[1], (_seconds(ours, images), _seconds(theirs, images))
+    )
 
 
 def _check_exactly(

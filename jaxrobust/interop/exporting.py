@@ -40,11 +40,12 @@ def check(module: Any) -> None:
     arrays = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     away = [name for name, array in arrays.items() if array.device.type != "cpu"]
     if away:
-        device = arrays[away[0]].device
-        raise ValueError(f"{_named(away)} is on {device}; call module.cpu(): JAX has its own devices")
-    other = [name for name, a in arrays.items() if a.is_floating_point() and a.dtype != torch.float32]
+        where = f"{_named(away)} is on {arrays[away[0]].device}"
+        raise ValueError(f"{where}; call module.cpu(): JAX has devices of its own")
+    floating = {name: a.dtype for name, a in arrays.items() if a.is_floating_point()}
+    other = [name for name, dtype in floating.items() if dtype != torch.float32]
     if other:
-        kind = str(arrays[other[0]].dtype).removeprefix("torch.")
+        kind = str(floating[other[0]]).removeprefix("torch.")
         raise ValueError(
             f"{_named(other)} is {kind}; call module.float(): verdicts are those of float32"
         )
@@ -101,9 +102,9 @@ def loaded(path: Path) -> tuple[Any, bool]:
                 "or name the function that makes the module"
             ) from error
     sizes = [node.meta["val"].shape for node in found.graph.nodes if node.op == "placeholder"]
-    images = sizes[-1] if sizes else ()
+    images: tuple[Any, ...] = tuple(sizes[-1]) if sizes else ()
     if len(images) != 4:
-        raise ValueError(f"it takes {tuple(images)}, no images [B,C,H,W]; export it with images")
+        raise ValueError(f"it takes {images}, no images [B,C,H,W]; export it with images")
     if isinstance(images[0], int) and images[0] != 1:
         raise ValueError(
             f"it takes {images[0]} images at a time and no other number; export it with "
@@ -146,14 +147,24 @@ def read(program: Any, *, single: bool = False) -> tuple[Program, dict[str, Arra
     output = torch.export.graph_signature.OutputKind.USER_OUTPUT
     results = [s.arg for s in program.graph_signature.output_specs if s.kind == output]
     steps = tuple(_steps(program.graph, known))
+    values = [getattr(result, "name", None) for result in results]
     return Program(
         images=images,
         weights=names,
         constants=_needed(program.graph, known),
         steps=steps,
-        results=dict(zip(_paths(program), [getattr(r, "name", None) for r in results], strict=True)),
+        results=dict(zip(_paths(program), values, strict=True)),
+        dtype=_dtype(arrays),
         single=single,
     ), weights
+
+
+def _dtype(tensors: dict[str, Any]) -> str:
+    """Return the floating type of weights."""
+    floating = {str(t.dtype) for t in tensors.values() if t.is_floating_point()}
+    if len(floating) > 1:
+        raise ValueError(f"its weights have several types ({', '.join(sorted(floating))})")
+    return floating.pop().removeprefix("torch.") if floating else "float32"
 
 
 def _shared(

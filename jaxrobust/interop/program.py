@@ -46,6 +46,7 @@ class Program(NamedTuple):
     constants: Mapping[str, Any]  # name of a value -> array, which is no weight
     steps: tuple[Step, ...]
     results: Mapping[str, str | None]  # what the module returns: its place there -> name of a value
+    dtype: str = "float32"  # of its floating weights; `run` computes in that of those it is given
     single: bool = False  # it takes one image at a time
 
 
@@ -84,11 +85,14 @@ def run(
       images: f[B,H,W,C].
     """
     dtype = computing(weights, images)
-    values: dict[str, Any] = {name: _constant(a, dtype) for name, a in program.constants.items()}
+    values: dict[str, Any] = {
+        name: a.astype(dtype) if a.dtype.name == program.dtype else a
+        for name, a in program.constants.items()
+    }
     values |= {name: weights[key] for name, key in program.weights.items()}
     values[program.images] = Last(images.astype(dtype))
     for step in program.steps:
-        values[step.name] = compute(step, table, values, dtype)
+        values[step.name] = compute(step, table, values, {program.dtype: dtype})
     return values
 
 
@@ -99,15 +103,15 @@ def computing(weights: Mapping[str, Array], images: Array) -> Any:
 
 
 def compute(
-    step: Step, table: Mapping[str, Row], values: Mapping[str, Any], dtype: Any
+    step: Step, table: Mapping[str, Row], values: Mapping[str, Any], types: Mapping[str, Any]
 ) -> Any:
-    """Return the value of a step."""
+    """Return the value of a step; `types` are what some types of numbers are computed in."""
 
     def read(operand: Any) -> Any:
         if isinstance(operand, Of):
             return values[operand.name]
         if isinstance(operand, Kind):
-            return _kind(operand.name, dtype)
+            return types.get(operand.name) or jax.dtypes.canonicalize_dtype(operand.name)
         if isinstance(operand, tuple):
             return [read(each) for each in operand]
         return operand
@@ -162,12 +166,3 @@ def _joined(operands: list[Any]) -> list[Any]:
         return jnp.moveaxis(operand.reshape((1,) * (axes - operand.ndim) + operand.shape), 1, -1)
 
     return [join(operand) for operand in operands]
-
-
-def _constant(array: Array, dtype: Any) -> Array:
-    return array.astype(dtype) if array.dtype == jnp.float32 else array
-
-
-def _kind(name: str, dtype: Any) -> Any:
-    """Return a type of numbers; a network in float32 is computed in `dtype` throughout."""
-    return dtype if name == "float32" else jax.dtypes.canonicalize_dtype(jnp.dtype(name))

@@ -67,9 +67,7 @@ def from_file(
     return found.logits_fn, found.weights
 
 
-def converted(
-    module: Any, image: tuple[int, int, int], *, output: str | None = None
-) -> Converted:
+def converted(module: Any, image: tuple[int, int, int], *, output: str | None = None) -> Converted:
     """Return both sides of a module for images H, W, C; raises as `from_module`."""
     import torch
 
@@ -114,7 +112,8 @@ def _output(exported: Any, program: Program, asked: str | None) -> str:
     Raises:
       ValueError: `asked` is none of them, or several could be.
     """
-    shapes = {node.name: getattr(node.meta.get("val"), "shape", ()) for node in exported.graph.nodes}
+    values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
+    shapes = {name: getattr(value, "shape", ()) for name, value in values.items()}
     found = {path: shapes.get(name or "", ()) for path, name in program.results.items()}
     could = [path for path, shape in found.items() if len(shape) == 2]
     said = ", ".join(f"{path or 'a tensor'} {_shape(shape)}" for path, shape in found.items())
@@ -137,7 +136,7 @@ def _image(images: Any) -> tuple[int, int, int]:
     """Return H, W, C of images, or of a tensor of PyTorch."""
     shape = tuple(images.shape)
     if len(shape) != 4:
-        raise ValueError(f"example images have shape {shape}; pass [B,H,W,C], or a tensor [B,C,H,W]")
+        raise ValueError(f"images have shape {shape}; pass [B,H,W,C], or a tensor [B,C,H,W]")
     if not isinstance(images, np.ndarray | jax.Array):
         return shape[2], shape[3], shape[1]
     return shape[1], shape[2], shape[3]

@@ -17,11 +17,10 @@ from jaxrobust.interop.program import Row
 
 # Of sizes, which are known when a program is traced.
 _OF_SIZES: dict[str, Callable[..., Any]] = {
-    **{name: getattr(operator, name) for name in "add sub mul floordiv truediv mod neg".split()},
-    **{name: getattr(operator, name) for name in "eq ne lt le gt ge and_ or_ not_".split()},
-    **{"pow": operator.pow, "floor": math.floor, "ceil": math.ceil, "trunc": math.trunc},
-    **{"sym_min": min, "sym_max": max, "sym_not": operator.not_, "sym_float": float},
-    **{"sym_int": int},
+    **{name: getattr(operator, name) for name in ("add", "sub", "mul", "floordiv", "mod")},
+    **{name: getattr(operator, name) for name in ("truediv", "pow", "neg", "eq", "ne", "lt", "le")},
+    **{"floor": math.floor, "ceil": math.ceil, "trunc": math.trunc},
+    **{"sym_min": min, "sym_max": max, "sym_float": float, "sym_int": int},
 }
 _SIZES = {
     **{name: Row(function) for name, function in _OF_SIZES.items()},

@@ -34,7 +34,7 @@ def _divide_rounded(x: Any, y: Any, rounding_mode: str | None) -> Array:
     if rounding_mode == "floor":
         return jnp.floor_divide(x, y)
     if jnp.issubdtype(jnp.result_type(x, y), jnp.integer):
-        return jax.lax.div(*jnp.broadcast_arrays(*jnp.promote_types_and_shapes(x, y)))
+        return jnp.sign(x) * jnp.sign(y) * (jnp.abs(x) // jnp.abs(y))
     return jnp.trunc(x / y)
 
 
@@ -86,7 +86,8 @@ def _copied(x: Any, source: Any) -> Any:
     return jnp.broadcast_to(source, x.shape).astype(x.dtype)
 
 
-_UNARY = {
+Functions = dict[str, Callable[..., Any]]
+_UNARY: Functions = {
     "abs": jnp.abs,
     "neg": jnp.negative,
     "sign": jnp.sign,
@@ -110,16 +111,17 @@ _UNARY = {
     "hardtanh": _hardtanh,
     "clamp": _clamp,
 }
-_OF_FLOATS = {
-    **{name: getattr(jnp, name) for name in "exp expm1 log log2 log10 log1p sqrt".split()},
-    **{name: getattr(jnp, name) for name in "sin cos tan sinh cosh tanh".split()},
-    **{name: getattr(jnp, f"arc{name[1:]}") for name in "asin acos atan asinh acosh atanh".split()},
+_OF_FLOATS: Functions = {
+    **{name: getattr(jnp, name) for name in ("exp", "expm1", "log", "log2", "log10", "log1p")},
+    **{name: getattr(jnp, name) for name in ("sqrt", "sin", "cos", "tan", "sinh", "cosh", "tanh")},
+    **{f"a{name}": getattr(jnp, f"arc{name}") for name in ("sin", "cos", "tan")},
+    **{f"a{name}": getattr(jnp, f"arc{name}") for name in ("sinh", "cosh", "tanh")},
     "rsqrt": jax.lax.rsqrt,
     "reciprocal": jnp.reciprocal,
     "erf": jax.lax.erf,
     "sigmoid": jax.nn.sigmoid,
 }
-_BINARY = {
+_BINARY: Functions = {
     "maximum": jnp.maximum,
     "minimum": jnp.minimum,
     "atan2": jnp.arctan2,
@@ -128,7 +130,7 @@ _BINARY = {
     "logical_xor": jnp.logical_xor,
     "copy": _copied,
 }
-_OF_TENSOR_OR_SCALAR = {
+_OF_TENSOR_OR_SCALAR: Functions = {
     "add": _add,
     "sub": _subtract,
     "mul": jnp.multiply,
@@ -147,7 +149,7 @@ _OF_TENSOR_OR_SCALAR = {
 }
 
 
-def _rows(functions: dict[str, Callable[..., Any]], *overloads: str) -> dict[str, Row]:
+def _rows(functions: Functions, *overloads: str) -> dict[str, Row]:
     return {
         f"aten.{name}.{overload}": Row(function, joins=True)
         for name, function in functions.items()

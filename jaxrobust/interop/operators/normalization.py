@@ -48,7 +48,14 @@ def _layer_norm(
 
 
 def _group_norm(
-    x: Array, weight: Weight, bias: Weight, n: int, channels: int, size: int, groups: int, eps: float
+    x: Array,
+    weight: Weight,
+    bias: Weight,
+    n: int,
+    channels: int,
+    size: int,
+    groups: int,
+    eps: float,
 ) -> tuple[Any, None, None]:
     """Return [B,sides...,C] normalised within groups of channels."""
     split = x.reshape(*x.shape[:-1], groups, -1)

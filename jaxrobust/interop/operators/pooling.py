@@ -51,7 +51,7 @@ class _Windows:
         return count - 1 if ceil_mode and (count - 1) * stride >= side + pad else count
 
     def counted(self, with_padding: bool) -> list[np.ndarray]:
-        """Return of each axis how many pixels every window has, with those of the padding or not."""
+        """Return how many pixels the windows of each axis have, those of the padding or not."""
         found = []
         for axis, side in enumerate(self.sides):
             pad = self.padding[axis]

@@ -46,7 +46,7 @@ def _whole(row: Row) -> Row:
 
 
 def _deviation(x: Array, axes: Any, keepdims: bool, correction: float | None = 1) -> Array:
-    return jnp.var(x, axes, ddof=1 if correction is None else correction, keepdims=keepdims)
+    return jnp.var(x, axes, ddof=1 if correction is None else int(correction), keepdims=keepdims)
 
 
 def _norm(x: Array, order: float, dims: Dims, keepdim: bool, dtype: Any = None) -> Array:
@@ -116,6 +116,10 @@ def _scatter_add(x: Array, dim: int, places: Array, source: Array) -> Array:
     return x.at[_along(places, dim)].add(source[tuple(map(slice, places.shape))])
 
 
+def _product(x: Array, dim: int, keepdim: bool, dtype: Any = None) -> Array:
+    return jnp.prod(x, dim, dtype, keepdims=keepdim)
+
+
 def _chosen(x: Array, indices: Sequence[Array | None]) -> tuple[Any, ...]:
     """Return what PyTorch's list of indices is in NumPy, whose rule of the result's axes it has."""
     return tuple(slice(None) if each is None else each for each in indices)
@@ -145,7 +149,7 @@ TABLE = {
     "aten.amax.default": _over(lambda x, axes, keepdims: jnp.max(x, axes, keepdims=keepdims)),
     "aten.amin.default": _over(lambda x, axes, keepdims: jnp.min(x, axes, keepdims=keepdims)),
     "aten.var.correction": _over(_deviation),
-    "aten.prod.dim_int": Row(lambda x, dim, keepdim, dtype=None: jnp.prod(x, dim, keepdims=keepdim)),
+    "aten.prod.dim_int": Row(_product),
     "aten.any.dim": Row(lambda x, dim, keepdim: jnp.any(x, dim, keepdims=keepdim)),
     "aten.any.dims": _over(lambda x, axes, keepdims: jnp.any(x, axes, keepdims=keepdims)),
     "aten.any.default": Row(jnp.any),
