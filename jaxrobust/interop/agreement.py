@@ -227,6 +227,8 @@ def _torch_values(network: Converted, images: np.ndarray) -> dict[str, Any]:
 
     class Recording(torch.fx.Interpreter):
         def run_node(self, n: Any) -> Any:
+            if "_assert" in n.name:  # of types, which are float32
+                return None
             found[n.name] = super().run_node(n)
             return found[n.name]
 

@@ -21,6 +21,7 @@ from jaxrobust.interop.program import Kind, Of, Program, Step
 from jaxrobust.types import Array
 
 _KEPT = ("scaled_dot_product_attention", "silu")  # whose formula here is shorter than PyTorch's
+_MORE = ("grid_sampler_2d",)  # which PyTorch can write with others
 _DROPPED = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator"}
 _CHECKS = ("_assert", "sym_constrain", "_log_api")  # of sizes and types, which compute nothing
 _RANDOM = re.compile(r"\b(rand|bernoulli|normal|multinomial|exponential|uniform|native_dropout)")
@@ -118,6 +119,8 @@ def decomposed(program: Any) -> Any:
     import torch
 
     table = torch.export.default_decompositions()
+    more = [getattr(torch.ops.aten, name) for name in _MORE]
+    table.update(torch._decomp.get_decompositions(more))
     for name in _KEPT:
         table.pop(getattr(torch.ops.aten, name).default, None)
     with _quietly():
@@ -134,12 +137,13 @@ def read(program: Any, *, single: bool = False) -> tuple[Program, dict[str, Arra
 
     kinds = torch.export.graph_signature.InputKind
     images, names, known, arrays = "", {}, {}, {}
+    used = {node.name for node in program.graph.nodes if node.users}
     for spec in program.graph_signature.input_specs:
         if spec.kind == kinds.USER_INPUT:
             images = spec.arg.name
         elif spec.kind == kinds.CONSTANT_TENSOR:
             known[spec.arg.name] = program.constants[spec.target]
-        elif spec.kind in (kinds.PARAMETER, kinds.BUFFER):
+        elif spec.kind in (kinds.PARAMETER, kinds.BUFFER) and spec.arg.name in used:
             held = program.state_dict.get(spec.target)
             names[spec.arg.name] = spec.target
             arrays[spec.target] = program.constants[spec.target] if held is None else held

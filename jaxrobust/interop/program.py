@@ -91,8 +91,10 @@ def run(
     }
     values |= {name: weights[key] for name, key in program.weights.items()}
     values[program.images] = Last(images.astype(dtype))
-    for step in program.steps:
-        values[step.name] = compute(step, table, values, {program.dtype: dtype})
+    # PyTorch's operators join numbers of several types and ranks.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for step in program.steps:
+            values[step.name] = compute(step, table, values, {program.dtype: dtype})
     return values
 
 

@@ -101,7 +101,7 @@ def _function(program: Program, output: str) -> Any:
     def logits_fn(weights: Mapping[str, Array], images: Array) -> Array:
         found = jax.vmap(one, (None, 0)) if program.single else logits_of
         logits = found(weights, images)
-        return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+        return logits if logits.dtype.itemsize >= 4 else logits.astype(jnp.float32)
 
     return logits_fn
 

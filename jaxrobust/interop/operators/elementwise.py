@@ -61,6 +61,11 @@ def _leaky_relu(x: Array, slope: float) -> Array:
     return jnp.where(x > 0, x, x * slope)
 
 
+def _rrelu(x: Array, noise: Array, low: float, high: float, training: bool) -> tuple[Any, None]:
+    """Return RReLU in eval mode, where its slope is the middle one."""
+    return _leaky_relu(x, (low + high) / 2), None
+
+
 def _hardtanh(x: Array, low: float, high: float) -> Array:
     """Return numbers cut off; at the ends the gradient is zero, other than that of `_clamp`."""
     inside = (x > low) & (x < high)
@@ -96,12 +101,10 @@ _UNARY: Functions = {
     "trunc": jnp.trunc,
     "round": jnp.round,
     "isnan": jnp.isnan,
-    "isinf": jnp.isinf,
     "logical_not": jnp.logical_not,
     "bitwise_not": jnp.bitwise_not,
     "clone": _same,
     "alias": _same,
-    "lift_fresh_copy": _same,
     "_to_copy": _cast,
     "relu": _relu,
     "gelu": _gelu,
@@ -119,12 +122,14 @@ _OF_FLOATS: Functions = {
     "rsqrt": jax.lax.rsqrt,
     "reciprocal": jnp.reciprocal,
     "erf": jax.lax.erf,
+    "erfc": jax.lax.erfc,
     "sigmoid": jax.nn.sigmoid,
 }
 _BINARY: Functions = {
     "maximum": jnp.maximum,
     "minimum": jnp.minimum,
     "atan2": jnp.arctan2,
+    "hypot": jnp.hypot,
     "logical_and": jnp.logical_and,
     "logical_or": jnp.logical_or,
     "logical_xor": jnp.logical_xor,
@@ -165,4 +170,5 @@ TABLE = {
     **_rows({"pow": _power}, "Tensor_Scalar", "Tensor_Tensor", "Scalar"),
     **_rows({"clamp": _clamp}, "Tensor"),
     **_rows({"where": jnp.where}, "self"),
+    "aten.rrelu_with_noise_functional.default": Row(_rrelu),
 }

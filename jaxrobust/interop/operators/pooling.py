@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,71 +12,60 @@ from jaxrobust.interop.program import Last, Row
 from jaxrobust.types import Array
 
 
-class _Windows:
-    """Where the windows of a pooling lie."""
+class _Axis(NamedTuple):
+    """Where the windows along one side of an image lie."""
 
-    def __init__(
-        self,
-        x: Array,
-        size: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-        ceil_mode: bool,
+    place: int  # of the axis
+    side: int
+    size: int
+    stride: int
+    padding: int
+    dilation: int
+    count: int  # of windows
+
+    def parts(self, x: Array, fill: float) -> list[Array]:
+        """Return the first number of every window, the second, and so on."""
+        last = (self.count - 1) * self.stride + 1
+        needed = last + self.dilation * (self.size - 1) - self.padding
+        around = [(0, 0, 0)] * x.ndim
+        around[self.place] = (self.padding, needed - self.side, 0)  # cut off, if negative
+        x = lax.pad(x, jnp.asarray(fill, x.dtype), around)
+        starts = [offset * self.dilation for offset in range(self.size)]
+        return [lax.slice_in_dim(x, s, s + last, self.stride, self.place) for s in starts]
+
+    def counted(self, with_padding: bool) -> np.ndarray:
+        """Return how many numbers every window has, those of the padding or not."""
+        first = np.arange(self.count) * self.stride - self.padding
+        beyond = np.minimum(first + self.size, self.side + self.padding * with_padding)
+        return beyond - (first if with_padding else np.maximum(first, 0))
+
+
+def _axes(
+    x: Array,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> list[_Axis]:
+    """Return the axes of a pooling of [B,sides...,C]; PyTorch writes one number for all or each."""
+    sides = x.shape[1:-1]
+    every = [tuple(v) * (len(sides) if len(v) == 1 else 1) for v in (size, padding, dilation)]
+    steps = tuple(stride) * (len(sides) if len(stride) == 1 else 1) or every[0]
+    found = []
+    for place, (side, w, s, p, d) in enumerate(
+        zip(sides, every[0], steps, every[1], every[2], strict=True), 1
     ):
-        sides = x.ndim - 2
-        each = lambda value: tuple(value) * (sides if len(value) == 1 else 1)  # noqa: E731
-        self.size, self.padding, self.dilation = each(size), each(padding), each(dilation)
-        self.stride = each(stride) if stride else self.size
-        self.sides = x.shape[1:-1]
-        self.counts = [self._count(axis, ceil_mode) for axis in range(sides)]
-        self.around = [
-            (p, max(0, (n - 1) * s + d * (w - 1) + 1 - side - p))
-            for side, w, s, p, d, n in zip(
-                self.sides,
-                self.size,
-                self.stride,
-                self.padding,
-                self.dilation,
-                self.counts,
-                strict=True,
-            )
-        ]
+        rest = side + 2 * p - d * (w - 1) - 1
+        count = (-(-rest // s) if ceil_mode else rest // s) + 1
+        # The last one must begin inside, or in the padding before.
+        beyond = ceil_mode and (count - 1) * s >= side + p
+        found.append(_Axis(place, side, w, s, p, d, count - beyond))
+    return found
 
-    def _count(self, axis: int, ceil_mode: bool) -> int:
-        """Return how many windows there are; one must begin inside or in the padding before."""
-        side, pad, stride = self.sides[axis], self.padding[axis], self.stride[axis]
-        rest = side + 2 * pad - self.dilation[axis] * (self.size[axis] - 1) - 1
-        count = (-(-rest // stride) if ceil_mode else rest // stride) + 1
-        return count - 1 if ceil_mode and (count - 1) * stride >= side + pad else count
 
-    def counted(self, with_padding: bool) -> list[np.ndarray]:
-        """Return how many pixels the windows of each axis have, those of the padding or not."""
-        found = []
-        for axis, side in enumerate(self.sides):
-            pad = self.padding[axis]
-            first = np.arange(self.counts[axis]) * self.stride[axis] - pad
-            beyond = np.minimum(first + self.size[axis], side + (pad if with_padding else 0))
-            found.append(beyond - (first if with_padding else np.maximum(first, 0)))
-        return found
-
-    def reduce(self, x: Array, start: float, operation: Callable[..., Array]) -> Array:
-        """Return `operation` over every window; what the last ones do not need is cut off."""
-        cut = tuple(
-            slice(0, (n - 1) * s + d * (w - 1) + 1 - p)
-            for n, s, d, w, p in zip(
-                self.counts, self.stride, self.dilation, self.size, self.padding, strict=True
-            )
-        )
-        return lax.reduce_window(
-            x[(slice(None), *cut)],
-            np.asarray(start, x.dtype),
-            operation,
-            (1, *self.size, 1),
-            (1, *self.stride, 1),
-            ((0, 0), *self.around, (0, 0)),
-            window_dilation=(1, *self.dilation, 1),
-        )
+def _first_largest(x: Array, y: Array) -> Array:
+    return jnp.where(y > x, y, x)  # of equal ones the gradient goes to the first, as PyTorch's
 
 
 def _max_pool(
@@ -87,8 +76,9 @@ def _max_pool(
     dilation: Sequence[int],
     ceil_mode: bool,
 ) -> tuple[Last, None]:
-    windows = _Windows(x, size, stride, padding, dilation, ceil_mode)
-    return Last(windows.reduce(x, -np.inf, lax.max)), None
+    for axis in reversed(_axes(x, size, stride, padding, dilation, ceil_mode)):
+        x = functools.reduce(_first_largest, axis.parts(x, -np.inf))
+    return Last(x), None
 
 
 def _average_pool(
@@ -100,12 +90,12 @@ def _average_pool(
     count_include_pad: bool,
     divisor: int | None = None,
 ) -> Last:
-    windows = _Windows(x, size, stride, padding, (1,), ceil_mode)
-    sums = windows.reduce(x, 0.0, lax.add)
-    if divisor:
-        return Last(sums / divisor)
-    counts = functools.reduce(np.multiply.outer, windows.counted(count_include_pad))
-    return Last(sums / jnp.asarray(counts[..., None], x.dtype))
+    axes = _axes(x, size, stride, padding, (1,), ceil_mode)
+    for axis in axes:
+        x = functools.reduce(jnp.add, axis.parts(x, 0.0))
+    counts = [axis.counted(count_include_pad) for axis in axes]
+    each = divisor or functools.reduce(np.multiply.outer, counts)[..., None]
+    return Last(x / jnp.asarray(each, x.dtype))
 
 
 def _bins(side: int, count: int) -> list[slice]:
@@ -164,6 +154,38 @@ def _linear(
     return Last(x)
 
 
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - np.abs(x), 0)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """Return Keys' kernel with a = -0.5, which PyTorch takes where it smooths."""
+    x = np.abs(x)
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+def _smoothed(kernel: Callable[[np.ndarray], np.ndarray], reach: int) -> Callable[..., Last]:
+    """Return the resizing whose kernel, of that reach, grows with the pixels it joins."""
+
+    def resize(x: Array, sizes: Sequence[int], align: bool, *factors: float | None) -> Last:
+        for axis, (old, new) in enumerate(zip(x.shape[1:-1], sizes, strict=True), 1):
+            given = factors[axis - 1] if len(factors) >= axis else None
+            step = (old - 1) / max(new - 1, 1) if align else 1 / given if given else old / new
+            wide = max(step, 1.0)
+            centres = step * (np.arange(new) + 0.5)
+            low = np.maximum((centres - reach * wide + 0.5).astype(int), 0)
+            high = np.minimum((centres + reach * wide + 0.5).astype(int), old)
+            at = np.arange(old)
+            weights = kernel((at - centres[:, None] + 0.5) / wide)
+            weights = weights * ((at >= low[:, None]) & (at < high[:, None]))
+            weights = jnp.asarray(weights / weights.sum(1, keepdims=True), x.dtype)
+            x = jnp.moveaxis(jnp.tensordot(weights, x, (1, axis)), 0, axis)
+        return Last(x)
+
+    return resize
+
+
 TABLE = {
     "aten.max_pool2d_with_indices.default": Row(None, _max_pool),
     "aten.max_pool3d_with_indices.default": Row(None, _max_pool),
@@ -172,6 +194,8 @@ TABLE = {
     "aten._adaptive_avg_pool2d.default": Row(None, _adaptive_average),
     "aten._adaptive_avg_pool3d.default": Row(None, _adaptive_average),
     "aten.adaptive_max_pool2d.default": Row(None, _adaptive_max),
+    "aten._upsample_bilinear2d_aa.default": Row(None, _smoothed(_triangle, 1)),
+    "aten._upsample_bicubic2d_aa.default": Row(None, _smoothed(_cubic, 2)),
     "aten.upsample_nearest2d.vec": Row(None, _nearest),
     "aten.upsample_bilinear2d.vec": Row(None, _linear),
 }

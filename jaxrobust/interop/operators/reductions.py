@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from jaxrobust.interop.operators.shapes import moved
 from jaxrobust.interop.program import Last, Row
@@ -138,6 +140,29 @@ def _embedding(table: Array, places: Array, *ignored: Any) -> Array:
     return table[places]
 
 
+def _share(x: Array, dims: Sequence[int], normalization: int) -> float:
+    """Return the factor of a Fourier transform: none, one by the root of its size, or by that."""
+    size = float(np.prod([x.shape[dim] for dim in dims]))
+    return (1.0, size**-0.5, 1 / size)[normalization]
+
+
+def _fourier(x: Array, dims: Sequence[int], normalization: int, forward: bool) -> Array:
+    if forward:
+        return jnp.fft.fftn(x, axes=dims) * _share(x, dims, normalization)
+    return jnp.fft.ifftn(x, axes=dims, norm="forward") * _share(x, dims, normalization)
+
+
+def _fourier_of_reals(x: Array, dims: Sequence[int], normalization: int, half: bool) -> Array:
+    found = (jnp.fft.rfftn if half else jnp.fft.fftn)(x, axes=dims)
+    return found * _share(x, dims, normalization)
+
+
+def _fourier_to_reals(x: Array, dims: Sequence[int], normalization: int, last: int) -> Array:
+    sizes = [x.shape[dim] for dim in dims[:-1]] + [last]
+    found = jnp.fft.irfftn(x, s=sizes, axes=dims, norm="forward")
+    return found * (1.0, float(np.prod(sizes)) ** -0.5, 1 / float(np.prod(sizes)))[normalization]
+
+
 _SUM, _MEAN = (
     _over(lambda x, axes, keepdims: jnp.sum(x, axes, keepdims=keepdims)),
     _over(lambda x, axes, keepdims: jnp.mean(x, axes, keepdims=keepdims)),
@@ -163,6 +188,11 @@ TABLE = {
     "aten._log_softmax.default": Row(_log_softmax),
     "aten.sort.default": Row(_sort),
     "aten.topk.default": Row(_topk),
+    "aten._fft_c2c.default": Row(_fourier),
+    "aten._fft_r2c.default": Row(_fourier_of_reals),
+    "aten._fft_c2r.default": Row(_fourier_to_reals),
+    "aten.view_as_real.default": Row(lambda x: jnp.stack([x.real, x.imag], -1)),
+    "aten.view_as_complex.default": Row(lambda x: lax.complex(x[..., 0], x[..., 1])),
     "aten.gather.default": Row(_gather),
     "aten.scatter.src": Row(_scatter),
     "aten.scatter.value": Row(_scatter),

@@ -96,12 +96,6 @@ def _slice_scatter(x: Array, source: Array, dim: int, start: Any, end: Any, step
     return x.at[tuple(index)].set(source)
 
 
-def _select_scatter(x: Array, source: Array, dim: int, place: int) -> Array:
-    index: list[Any] = [slice(None)] * x.ndim
-    index[dim] = place
-    return x.at[tuple(index)].set(source)
-
-
 def _full(sizes: Sequence[int], value: Any, dtype: Any = None) -> Array:
     return jnp.full(sizes, value, dtype)
 
@@ -123,7 +117,6 @@ TABLE = {
     "aten.permute.default": Row(jnp.transpose),
     "aten.unsqueeze.default": Row(jnp.expand_dims),
     "aten.squeeze.dims": Row(_squeeze),
-    "aten.squeeze.dim": Row(lambda x, dim: _squeeze(x, [dim])),
     "aten.expand.default": Row(_expand),
     "aten.repeat.default": Row(_repeat),
     "aten.slice.Tensor": Row(_slice, _slice_last),
@@ -136,11 +129,8 @@ TABLE = {
     "aten.unfold.default": Row(_unfold),
     "aten.diagonal.default": Row(jnp.diagonal),
     "aten.slice_scatter.default": Row(_slice_scatter),
-    "aten.select_scatter.default": Row(_select_scatter),
     "aten.full.default": Row(_full),
     "aten.full_like.default": Row(_full_like),
-    "aten.scalar_tensor.default": Row(lambda value, dtype=None: jnp.asarray(value, dtype)),
     "aten.arange.start_step": Row(_arange),
     "aten.empty.memory_format": Row(_empty),
-    "aten.empty_strided.default": Row(_empty),
 }
