@@ -21,11 +21,11 @@ class _Axis(NamedTuple):
     stride: int
     padding: int
     dilation: int
-    count: int  # of windows
+    windows: int
 
     def parts(self, x: Array, fill: float) -> list[Array]:
         """Return the first number of every window, the second, and so on."""
-        last = (self.count - 1) * self.stride + 1
+        last = (self.windows - 1) * self.stride + 1
         needed = last + self.dilation * (self.size - 1) - self.padding
         around = [(0, 0, 0)] * x.ndim
         around[self.place] = (self.padding, needed - self.side, 0)  # cut off, if negative
@@ -35,7 +35,7 @@ class _Axis(NamedTuple):
 
     def counted(self, with_padding: bool) -> np.ndarray:
         """Return how many numbers every window has, those of the padding or not."""
-        first = np.arange(self.count) * self.stride - self.padding
+        first = np.arange(self.windows) * self.stride - self.padding
         beyond = np.minimum(first + self.size, self.side + self.padding * with_padding)
         return beyond - (first if with_padding else np.maximum(first, 0))
 
@@ -179,8 +179,8 @@ def _smoothed(kernel: Callable[[np.ndarray], np.ndarray], reach: int) -> Callabl
             at = np.arange(old)
             weights = kernel((at - centres[:, None] + 0.5) / wide)
             weights = weights * ((at >= low[:, None]) & (at < high[:, None]))
-            weights = jnp.asarray(weights / weights.sum(1, keepdims=True), x.dtype)
-            x = jnp.moveaxis(jnp.tensordot(weights, x, (1, axis)), 0, axis)
+            shares = jnp.asarray(weights / weights.sum(1, keepdims=True), x.dtype)
+            x = jnp.moveaxis(jnp.tensordot(shares, x, (1, axis)), 0, axis)
         return Last(x)
 
     return resize
