@@ -1,7 +1,5 @@
 """Every row of the table of operators against PyTorch: values and gradients in float64."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,11 +8,13 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.interop import agreement
 from jaxrobust.interop.operators import TABLE
-from jaxrobust.interop.torch import Converted, of_exported
 from tests.support import paths
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
 from tests.support import torch_operators  # noqa: E402
+from tests.support.torch_side import converted, differences  # noqa: E402
+
+IMAGE = (torch_operators.SIDE, torch_operators.SIDE, torch_operators.CHANNELS)
 
 EACH = 12  # at a time: one export and one compilation
 GROUPS = [
@@ -26,41 +26,10 @@ GROUPS = [
 GRADIENTS = {"activation Hardsigmoid": 1e-7}
 
 
-def converted(net) -> Converted:
-    example = torch.zeros(2, torch_operators.CHANNELS, torch_operators.SIDE, torch_operators.SIDE)
-    sizes = ({0: torch.export.Dim("batch")},)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of an LSTM's weights
-        exported = torch.export.export(net, (example.double(),), dynamic_shapes=sizes, strict=False)
-    with jax.enable_x64(True):
-        return of_exported(exported)._replace(module=net)
-
-
-def differences(network: Converted, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per result |difference| / max|reference|, and the same of all gradients."""
-    x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).requires_grad_()
-    reference = network.module(x)
-    cotangent = np.cos(np.arange(reference.numel())).reshape(reference.shape)
-    (gradient,) = torch.autograd.grad(reference, x, torch.from_numpy(cotangent))
-    gradient, reference = gradient.numpy().transpose(0, 2, 3, 1), reference.detach().numpy()
-
-    @jax.jit
-    def both(images, cotangent):
-        logits, back = jax.vjp(network.logits_fn, images)
-        return logits, back(cotangent)[0]
-
-    with jax.enable_x64(True):
-        ours = jax.device_get(both(jnp.asarray(images), jnp.asarray(cotangent)))
-    return (
-        np.abs(ours[0] - reference) / np.abs(reference).max(),
-        np.abs(ours[1] - gradient) / np.abs(gradient).max(),
-    )
-
-
 class OperatorsTest(parameterized.TestCase):
     @parameterized.parameters(range(len(GROUPS)))
     def test_is_pytorchs(self, number):
-        network = converted(torch_operators.Several(GROUPS[number]).double())
+        network = converted(torch_operators.Several(GROUPS[number]).double(), IMAGE)
         images = np.random.default_rng(0).random((3, 9, 9, 4))
         images = images * 6 - 3 if GROUPS[number][0] in torch_operators.MODULES else images
         values, gradients = differences(network, images)
@@ -73,7 +42,7 @@ class OperatorsTest(parameterized.TestCase):
     def test_every_row_is_used(self):
         used: set[str] = set()
         for names in GROUPS:
-            steps = converted(torch_operators.Several(names).double()).program.steps
+            steps = converted(torch_operators.Several(names).double(), IMAGE).program.steps
             used.update(step.operator for step in steps)
         self.assertEmpty(TABLE.keys() - used)
 
