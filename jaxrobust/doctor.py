@@ -38,6 +38,9 @@ _FLAGS = {
     "or a timm id.",
     "options": "Fields of the row of --model that its weights do not say: {'stem_strides': (1,)}.",
     "function": "Function of images in [0, 1] to logits instead: my_net.py:logits_fn.",
+    "torch": "Network in PyTorch instead: my_models.py:build, or a .pt2 of torch.export.save.",
+    "torch_args": 'Arguments of that function, as JSON: {"depth": 28}.',
+    "torch_output": "Which of several results of the module are the logits: a key or a place.",
     "dataset": "Data set: digits, cifar10, imagenet2012, folder:PATH, npz:PATH, hf:NAME; default: "
     "that of the run.",
     "split": "Split, such as test[:1000]; default: the test split of the run, or test.",
@@ -74,7 +77,8 @@ def main(argv: list[str]) -> None:
             raise ValueError(f"--n={images} is outside of 32 to 1000; leave it out for 200")
         if given["epsilon"] is not None:
             given["epsilon"] = number("epsilon", given["epsilon"])
-        given["options"] = mapping("options", given["options"])
+        for name in ("options", "torch_args"):
+            given[name] = mapping(name, given[name])
         named = None
         if _CONFIG.value is not None:
             named = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))

@@ -2,7 +2,8 @@
 
 An imported folder (jaxrobust.convert.import_torch), a RobustBench id and a timm id say themselves
 what they are: --weights FOLDER without --model. What is on the internet is kept in a cache.
---function my_net.py:logits_fn --dataset NAME evaluates a network of any library.
+--function my_net.py:logits_fn --dataset NAME evaluates a network of any library, --torch
+my_models.py:build --dataset NAME one in PyTorch.
 
 Attacks a network, prints what it withstands and writes the record of it. The same command again
 continues an evaluation that was interrupted, and prints one that is done. On a pod, start it with
@@ -41,6 +42,10 @@ _FLAGS = {
     "options": "Fields of the row of --model that its weights do not say: {'stem_strides': (1,)}.",
     "function": "Function of images in [0, 1] to logits instead: my_net.py:logits_fn, or "
     "my_package.nets:logits_fn.",
+    "torch": "Network in PyTorch instead: my_models.py:build or my_package.nets:build, a function "
+    "that returns the module and whose code is run, or a .pt2 of torch.export.save.",
+    "torch_args": 'Arguments of that function, as JSON: {"depth": 28}.',
+    "torch_output": "Which of several results of the module are the logits: a key or a place.",
     "dataset": "Data set: digits, cifar10, imagenet2012, folder:PATH, npz:PATH, hf:NAME; default: "
     "that of the run.",
     "split": "Split, such as test[:1000]; default: the test split of the run, or test, or of "
@@ -122,7 +127,8 @@ def main(argv: list[str]) -> None:
         given["image_size"] = sizes[0] if len(sizes) == 1 else None
         given["replay"] = tuple(_listed(flags.FLAGS.replay))
         ladder = given.pop("ladder")
-        given["options"] = mapping("options", given["options"])
+        for name in ("options", "torch_args"):
+            given[name] = mapping(name, given[name])
         from jaxrobust.evaluation import command  # after the flags: --help needs no JAX
 
         answer, first = command.answer(command.Given(**given), sizes, threats, ladder)

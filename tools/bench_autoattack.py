@@ -2,7 +2,8 @@
 
 `--network golden`: standard AutoAttack on the small convolutional network of the golden values,
 128 CIFAR-10 images; seconds, and whether the verdicts agree. `--network convnext_n`: seconds per
-forward and backward pass on a wider network, where nobody is fooled (radius 0).
+forward and backward pass on a wider network, where nobody is fooled (radius 0). `--torch`: ours is
+PyTorch's module in JAX, as `evaluate --torch` has it; `--network my_nets.py:build` is one's own.
 Each program runs in a process of its own, in turns: on one core with one thread (CPU seconds), then
 on all cores (wall seconds). Compilation is reported apart.
 
@@ -26,12 +27,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from jaxrobust.runtime.commandline import Arguments  # noqa: E402
+from tools.bench_networks import our_network, their_network  # noqa: E402
 
 GOLDEN = ROOT / "tests/golden/attacks"
 EPSILON = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
 THEIRS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 WIDE = {"steps": 50, "queries": 250}  # enough to time a pass of a wider network
-DIMS, DEPTHS = (64, 128, 256), (2, 2, 2)  # of convnext_n
 
 
 def parse() -> argparse.Namespace:
@@ -39,10 +40,11 @@ def parse() -> argparse.Namespace:
     parser = Arguments(__doc__)
     parser.flag(
         "network",
-        choices=["golden", "convnext_n"],
         default="golden",
-        help="Network that is attacked; default: %(default)s, small and trained.",
+        help="Network that is attacked: golden (small and trained), convnext_n, or of PyTorch "
+        "FILE.py:FUNCTION, for images of CIFAR-10; default: %(default)s.",
     )
+    parser.flag("torch", action="store_true", help="Whether ours is PyTorch's module, in JAX.")
     parser.flag("norms", help="Norms; default: linf,l2,l1, for --topology linf.")
     parser.flag("images", type=int, default=128, help="Number of images; default: %(default)s.")
     parser.flag(
@@ -58,6 +60,7 @@ def parse() -> argparse.Namespace:
     parser.flag("dtype", default="float32", help="Compute type for --topology.")
     parser.flag("worker", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.torch = args.torch or ":" in args.network
     args.norms = (args.norms or ("linf" if args.topology else "linf,l2,l1")).split(",")
     if unknown := set(args.norms) - set(EPSILON):
         parser.error(f"--norms {sorted(unknown)}: choose from {', '.join(EPSILON)}")
@@ -77,34 +80,6 @@ def data(count: int) -> "tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]":
 # --- In JAX ---
 
 
-def our_network(name: str) -> Any:
-    """Return a logits_fn with its weights as arguments."""
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
-    if name != "golden":
-        from jaxrobust import models
-
-        net = models.create(name, num_classes=10, image_size=32)
-        params, stats = net.init(jax.random.key(0))
-        return jax.tree_util.Partial(lambda p, s, x: net.apply(p, s, x)[0], params, stats)
-    weights = {k: jnp.asarray(v) for k, v in np.load(GOLDEN / "nets.npz").items()}
-
-    def apply(w, x):
-        x = (x - w["mean"]) / w["std"]
-        for i in "123":
-            layout = ("NHWC", "HWIO", "NHWC")
-            x = jax.lax.conv_general_dilated(
-                x, w[f"conv{i}_w_hwio"], (2, 2), ((1, 1), (1, 1)), dimension_numbers=layout
-            )
-            x = jax.nn.gelu(x + w[f"conv{i}_b"], approximate=False)
-        x = x.reshape(x.shape[0], -1) @ w["fc1_w_hwc"] + w["fc1_b"]
-        return jax.nn.gelu(x, approximate=False) @ w["fc2_w"] + w["fc2_b"]
-
-    return jax.tree_util.Partial(apply, weights)
-
-
 def our_worker(args: argparse.Namespace) -> None:
     """Run each norm twice; the second run compiles nothing."""
     import jax
@@ -115,9 +90,9 @@ def our_worker(args: argparse.Namespace) -> None:
     from jaxrobust.evaluation import autoattack
 
     images, labels, _ = data(args.images)
-    network = our_network(args.network)
+    network = our_network(args.network, converted=args.torch)
     radius, overrides = 1.0, None
-    if args.network != "golden":
+    if args.network == "convnext_n":
         labels = np.argmax(jax.jit(network)(images), axis=1)
         radius = 0.0
         overrides = {n: {"steps": WIDE["steps"]} for n in ("apgd-ce", "apgd-t", "fab-t")}
@@ -203,61 +178,6 @@ def network_seconds(
 # --- In PyTorch ---
 
 
-def their_network(name: str) -> Any:
-    """Return the same network in PyTorch."""
-    import numpy as np
-    import torch
-    from torch import nn
-
-    class Norm(nn.LayerNorm):
-        def forward(self, x):
-            return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-    class Block(nn.Module):
-        def __init__(self, dim):
-            super().__init__()
-            self.depthwise = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
-            self.mlp = nn.Sequential(
-                nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
-            )
-            self.gamma = nn.Parameter(torch.full((dim,), 0.1))
-
-        def forward(self, x):
-            h = self.gamma * self.mlp(self.depthwise(x).permute(0, 2, 3, 1))
-            return x + h.permute(0, 3, 1, 2)
-
-    class Normalize(nn.Module):
-        def __init__(self, mean, std):
-            super().__init__()
-            self.mean, self.std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
-
-        def forward(self, x):
-            return (x - self.mean) / self.std
-
-    if name == "golden":
-        w = {k: torch.tensor(v) for k, v in np.load(GOLDEN / "nets.npz").items()}
-        layers: list[nn.Module] = [Normalize(w["mean"], w["std"])]
-        for i in "123":
-            kernel = w[f"conv{i}_w_hwio"].permute(3, 2, 0, 1)
-            conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, stride=2, padding=1)
-            conv.load_state_dict({"weight": kernel.contiguous(), "bias": w[f"conv{i}_b"]})
-            layers += [conv, nn.GELU()]
-        first, second = nn.Linear(1024, 24), nn.Linear(24, 10)
-        chw = w["fc1_w_hwc"].reshape(4, 4, 64, 24).permute(3, 2, 0, 1).reshape(24, 1024)
-        first.load_state_dict({"weight": chw.contiguous(), "bias": w["fc1_b"]})
-        second.load_state_dict({"weight": w["fc2_w"].T.contiguous(), "bias": w["fc2_b"]})
-        net = nn.Sequential(*layers, nn.Flatten(), first, nn.GELU(), second)
-    else:
-        layers, ins = [], 3
-        for number, (dim, depth) in enumerate(zip(DIMS, DEPTHS, strict=True)):
-            layers += [Norm(ins)] * (number > 0) + [nn.Conv2d(ins, dim, 2, stride=2)]
-            layers += [Norm(dim)] * (number == 0) + [Block(dim) for _ in range(depth)]
-            ins = dim
-        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(ins), nn.Linear(ins, 10)]
-        net = nn.Sequential(*layers, *head)
-    return net.eval().requires_grad_(False)
-
-
 def their_worker(args: argparse.Namespace) -> None:
     """Run each norm with as many threads as there are cores."""
     import pyautoattack
@@ -280,14 +200,14 @@ def their_worker(args: argparse.Namespace) -> None:
     images, labels, _ = data(args.images)
     x = torch.tensor(images).permute(0, 3, 1, 2).contiguous()
     y = torch.tensor(labels).long()
-    if args.network != "golden":
+    if args.network == "convnext_n":
         y = net(x).argmax(1)
     for norm in args.norms:
-        epsilon = EPSILON[norm] if args.network == "golden" else 0.0
+        epsilon = 0.0 if args.network == "convnext_n" else EPSILON[norm]
         attack = pyautoattack.AutoAttack(
             Counted(), norm=THEIRS[norm], eps=epsilon, version="standard", seed=0
         )
-        if args.network != "golden":
+        if args.network == "convnext_n":
             attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = WIDE["steps"]
             attack.apgd.n_iter_orig = attack.apgd_targeted.n_iter_orig = WIDE["steps"]
             attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = 1
@@ -307,6 +227,7 @@ def launch(worker: str, args: argparse.Namespace, cores: list[int]) -> dict[str,
     """Run a worker on those cores; return {norm: report}."""
     command = [sys.executable, __file__, f"--worker={worker}", f"--network={args.network}"]
     command += [f"--norms={','.join(args.norms)}", f"--images={args.images}"]
+    command += ["--torch"] * args.torch
     command += [f"--batch={args.batch}"] * (args.batch is not None)
     done = subprocess.run(
         command,
@@ -361,7 +282,7 @@ def compare(args: argparse.Namespace, norm: str, key: str, best: dict[str, dict]
         "passes": {w: [r["forward"], r["backward"]] for w, r in best.items()},
         "idle": ours["idle"],
         "differing_verdicts": sum(a != b for a, b in zip(*robust.values(), strict=True))
-        if args.network == "golden"
+        if args.network != "convnext_n"
         else None,
     }
 

@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.data import sources
+import numpy as np
+
+from jaxrobust.data import Prepared, pipeline, sources
 from jaxrobust.evaluation import subject as subjects
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.models.published import PUBLISHED
@@ -46,6 +48,9 @@ class Given(NamedTuple):
     relative_step: float | None = None
     union_only: bool = False
     selected: bool = False
+    torch: str | None = None
+    torch_args: dict[str, Any] | None = None
+    torch_output: str | None = None
     replay: tuple[str, ...] = ()
     noreplay: bool = False
     bundle: str | None = None
@@ -78,7 +83,7 @@ def _with_selected(given: Given) -> Given:
 
 
 def _with_weights(given: Given) -> Given:
-    if not given.weights or given.workdir or given.function:
+    if not given.weights or given.workdir or given.function or given.torch:
         return given
     if given.model and weights_sources.is_missing_file(given.weights):
         return given  # whose other mistakes are said first
@@ -96,12 +101,13 @@ def _with_weights(given: Given) -> Given:
 def check(given: Given) -> None:
     """Raise `ValueError` for flags that contradict each other, or name nothing to evaluate."""
     folder = _folder(given)
-    named = [given.workdir, given.function, given.model or folder]
+    named = [given.workdir, given.function, given.torch, given.model or folder]
     if sum(value is not None for value in named) != 1:
         raise ValueError(
             "give --workdir RUN, or --model NAME --weights PATH --dataset NAME (no --model where "
             "PATH is a folder that jaxrobust.convert.import_torch wrote, or a name such as "
-            "Salman2020Do_R18), or --function my_net.py:logits_fn --dataset NAME"
+            "Salman2020Do_R18), or --function my_net.py:logits_fn --dataset NAME, or --torch "
+            "my_models.py:build --dataset NAME"
         )
     if given.model and not given.weights:
         raise ValueError("--model needs --weights PATH, its weights")
@@ -111,16 +117,20 @@ def check(given: Given) -> None:
         raise ValueError(f"{' and '.join(extra)} would replace the run's own; that takes --model")
     if given.weights and given.phase:
         raise ValueError("--phase is one of a --workdir; --weights has but one")
-    if given.function:
+    if given.function or given.torch:
         _check_function(given, extra)
+    asked = [f"--torch_{name}" for name in ("args", "output") if getattr(given, f"torch_{name}")]
+    if asked and not given.torch:
+        raise ValueError(f"{' and '.join(asked)} belongs to --torch; leave it out")
 
 
 def _check_function(given: Given, extra: list[str]) -> None:
     if given.phase:
         extra = [*extra, "--phase"]
     if extra:
-        raise ValueError(f"{' and '.join(extra)} says nothing of a --function; leave it out")
-    if given.search_dtype == "bfloat16":
+        flag = "--torch" if given.torch else "--function"
+        raise ValueError(f"{' and '.join(extra)} says nothing of a {flag}; leave it out")
+    if given.search_dtype == "bfloat16" and not given.torch:
         raise ValueError(
             "--search_dtype=bfloat16 needs a network whose compute type can be set; leave it out, "
             "or pass evaluation.autoattack a search_fn"
@@ -130,7 +140,7 @@ def _check_function(given: Given, extra: list[str]) -> None:
 def _folder(given: Given) -> Path | None:
     """Return the imported folder that flags name, if they name one."""
     folder = Path(given.weights) if given.weights else None
-    if folder and (given.workdir or given.function or not folder.is_dir()):
+    if folder and (given.workdir or given.function or given.torch or not folder.is_dir()):
         return None  # a file, which does not say whose it is
     return folder
 
@@ -141,6 +151,8 @@ def origin(given: Given) -> Subject:
         return subjects.of_run(Path(given.workdir), given.phase)
     if given.function:
         return subjects.of_function(given.function)
+    if given.torch:
+        return subjects.of_torch(given.torch, given.torch_args, given.torch_output)
     if folder := _folder(given):
         found = subjects.of_folder(folder, given.model, given.options)
     else:
@@ -192,7 +204,19 @@ def weights(
         else:
             which, found = runs.run_weights(run, given.phase, image_size=size)
         return which, subject, found
+    if given.torch:
+        images = _some(subject, source, given)
+        return None, *subjects.with_arrays(subjects.in_jax(subject, images))
     if given.function:
         return None, *subjects.with_arrays(subject)
     which, network, found = subjects.file_weights(subject.network, Path(str(given.weights)))
     return which, replace(subject, network=network), found
+
+
+def _some(subject: Subject, source: sources.Source, given: Given) -> np.ndarray:
+    """Return the first images of a settled subject, f32[B,H,W,C] in [0, 1]."""
+    size = subject.network.image_size
+    assert size is not None
+    how = pipeline.preprocessing_id(source, size, given.preprocessing)
+    prepared = Prepared(source, image_size=size, preprocessing=how, images=min(8, len(source)))
+    return np.asarray(prepared[np.arange(len(prepared))], np.float32)

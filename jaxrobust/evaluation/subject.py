@@ -6,18 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxrobust import models
 from jaxrobust.config import Network
 from jaxrobust.data import pipeline, resolve, same_preprocessing, sources
 from jaxrobust.evaluation import networks
+from jaxrobust.evaluation.convolutions import canonical_convolutions
+from jaxrobust.interop import named
+from jaxrobust.models.inputs import cast
 from jaxrobust.runtime import functions, sharding
 from jaxrobust.runtime.progress import say
 from jaxrobust.types import Classifier, Weights
 from jaxrobust.weights import certificates, convert, runs
 from jaxrobust.weights import folder as weights_folder
 
-FUNCTION = "--function"
+FUNCTION, TORCH = "--function", "--torch"
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,20 @@ class Subject:
     function: functions.Named | None = None  # of images to logits, which is the whole network
     net: Classifier | None = None  # of that function, after `with_arrays`
     arrays_sha256: str | None = None  # the same
+    built: named.Built | None = None  # PyTorch's module, of which `with_arrays` makes that function
+
+    @property
+    def flag(self) -> str | None:
+        """Return the flag that names a network that is none of ours."""
+        return TORCH if self.built else FUNCTION if self.function else None
 
     def create(self, dtype: str) -> Classifier:
         """Return the network's functions, which compute in `dtype`; a function has its own."""
+        if self.net and self.built:  # which computes in the type of its arrays
+            apply = self.net.apply
+            return self.net._replace(
+                apply=lambda p, arrays, x: apply(p, cast(arrays, jnp.dtype(dtype)), x)
+            )
         return self.net or self.network.create(dtype=dtype)
 
     def origin(self) -> dict[str, Any] | None:
@@ -50,7 +66,8 @@ class Subject:
         """
         if self.function is None:
             return models.origin(self.network.name)
-        return self.function.record() | {"arrays_sha256": self.arrays_sha256}
+        beside = {} if self.built is None else dict(self.built.said)
+        return self.function.record() | {"arrays_sha256": self.arrays_sha256} | beside
 
 
 def of_run(workdir: Path, phase: str | None = None) -> Subject:
@@ -126,6 +143,16 @@ def of_function(name: str) -> Subject:
     return Subject(Network(name), function=functions.find(FUNCTION, name))
 
 
+def of_torch(name: str, arguments: dict[str, Any] | None, output: str | None) -> Subject:
+    """Return what is known of a network in PyTorch.
+
+    Raises:
+      ValueError: see `named.built`.
+    """
+    built = named.built(TORCH, name, arguments, output)
+    return Subject(Network(name), function=built.named, built=built)
+
+
 _IMAGENET = re.compile(r"(tfds:)?imagenet2012\b")
 
 
@@ -145,7 +172,9 @@ def settled(
     subject = replace(origin, network=replace(origin.network, **own), **new)
     dataset = subject.dataset
     if dataset is None:
-        flag = "--function" if subject.function else "a network that is no run"
+        flag = (
+            TORCH if subject.built else FUNCTION if subject.function else "a network that is no run"
+        )
         raise ValueError(f"{flag} needs --dataset NAME, such as digits, cifar10 or imagenet2012")
     if dataset != origin.dataset and "split" not in new:
         # A part of another data set's split says nothing here.
@@ -219,6 +248,21 @@ def file_weights(network: Network, path: Path) -> tuple[str, Network, Weights]:
     return path.name, network, Weights(*jax.device_put((params, stats), everywhere))
 
 
+def in_jax(subject: Subject, images: np.ndarray) -> Subject:
+    """Return a settled subject whose network in PyTorch has become a function of ours.
+
+    Args:
+      images: some of the data set, on which both must agree.
+    Raises:
+      ValueError: they do not, or it cannot be converted.
+    """
+    assert subject.built is not None and subject.function is not None
+    fast = canonical_convolutions if jax.default_backend() == "cpu" else lambda function: function
+    function = named.in_jax(TORCH, subject.built, images, fast)
+    built = subject.built._replace(network=None)  # whose memory is free again
+    return replace(subject, function=subject.function._replace(function=function), built=built)
+
+
 def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
     """Return a settled subject whose function has become a network, and its arrays as weights.
 
@@ -227,9 +271,10 @@ def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
     """
     function, sizes = subject.function, subject.network
     assert function is not None and sizes.image_size and sizes.in_channels
-    what, image = f"{FUNCTION}={function.name}", (sizes.image_size,) * 2 + (sizes.in_channels,)
+    flag, image = str(subject.flag), (sizes.image_size,) * 2 + (sizes.in_channels,)
+    what = f"{flag}={function.name}"
     mesh = sharding.make_mesh()
-    with functions.explained(FUNCTION, function.name):
+    with functions.explained(flag, function.name):
         taken = networks.argument(what, function.function, mesh)
         seen = networks.trace(what, function.function, taken, image, 8, False)
     if seen.classes != sizes.num_classes:

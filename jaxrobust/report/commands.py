@@ -24,7 +24,7 @@ def evaluate(one: Evaluation, workdir: str | None) -> str:
         phase = re.match(r"(\w+), step", str(record.get("weights")))
         words += ["--phase", phase[1]] if phase else []
     elif function:
-        words += ["--function", str(function)]
+        words += _function(record["function"])
     else:
         words += ["--model", str((record.get("model") or {}).get("name")), "--weights", "WEIGHTS"]
     for flag in ("dataset", "split", "preprocessing"):
@@ -37,6 +37,16 @@ def evaluate(one: Evaluation, workdir: str | None) -> str:
     if record.get("search_dtype") == "bfloat16":
         words += ["--search_dtype", "bfloat16"]
     return shlex.join(words)
+
+
+def _function(function: dict[str, Any]) -> list[str]:
+    """Return the flags of a network that is none of ours."""
+    if "torch" not in function:
+        return ["--function", str(function["name"])]
+    words = ["--torch", str(function["name"])]
+    if function.get("arguments"):
+        words += ["--torch_args", json.dumps(function["arguments"])]
+    return [*words, "--torch_output", str(function["output"])] if function.get("output") else words
 
 
 def _attack(record: dict[str, Any]) -> list[str]:

@@ -1,0 +1,326 @@
+"""From a PyTorch module to a `Program`: exported, decomposed, and read node by node.
+
+Needs PyTorch, imported inside of functions only.
+"""
+
+import contextlib
+import io
+import logging
+import re
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust.interop.operators import TABLE
+from jaxrobust.interop.program import Kind, Of, Program, Step
+from jaxrobust.types import Array
+
+_KEPT = ("scaled_dot_product_attention", "silu")  # whose formula here is shorter than PyTorch's
+_MORE = ("grid_sampler_2d",)  # which PyTorch can write with others
+_DROPPED = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator"}
+_CHECKS = ("_assert", "sym_constrain", "_log_api")  # of sizes and types, which compute nothing
+_RANDOM = re.compile(r"\b(rand|bernoulli|normal|multinomial|exponential|uniform|native_dropout)")
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def check(module: Any) -> None:
+    """Raise `ValueError` unless a module is in eval mode, on the CPU, and in float32."""
+    import torch
+
+    if not isinstance(module, torch.nn.Module):
+        what = "a state dict" if isinstance(module, dict) else f"a {type(module).__name__}"
+        raise ValueError(f"it is {what}, no torch.nn.Module; return the module with its weights")
+    training = [name or "it" for name, part in module.named_modules() if part.training]
+    if training:
+        raise ValueError(f"{_named(training)} is in training mode; call module.eval() first")
+    arrays = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    away = [name for name, array in arrays.items() if array.device.type != "cpu"]
+    if away:
+        where = f"{_named(away)} is on {arrays[away[0]].device}"
+        raise ValueError(f"{where}; call module.cpu(): JAX has devices of its own")
+    floating = {name: a.dtype for name, a in arrays.items() if a.is_floating_point()}
+    other = [name for name, dtype in floating.items() if dtype != torch.float32]
+    if other:
+        kind = str(floating[other[0]]).removeprefix("torch.")
+        raise ValueError(
+            f"{_named(other)} is {kind}; call module.float(): verdicts are those of float32"
+        )
+
+
+def _named(names: list[str]) -> str:
+    more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+    return f"{names[0]}{more}"
+
+
+def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
+    """Return a module as `torch.export` writes it down, and whether it takes one image only.
+
+    Args:
+      module: see `check`.
+      image: H, W, C.
+    Raises:
+      ValueError: it cannot be written down; with PyTorch's reason and the module's line.
+    """
+    import torch
+
+    def of(count: int, strict: bool) -> Any:
+        height, width, channels = image
+        example = torch.zeros(count, channels, height, width)
+        sizes = ({0: torch.export.Dim("batch")},) if count > 1 else None
+        with _quietly(), torch.no_grad():
+            return torch.export.export(module, (example,), dynamic_shapes=sizes, strict=strict)
+
+    reasons: list[Exception] = []
+    for count in (2, 1):  # one by one, if its code is written for a number of images
+        for strict in (False, True):
+            try:
+                return of(count, strict), count == 1
+            except Exception as error:
+                reasons.append(error)
+    raise ValueError(f"torch.export: {_reason(reasons[0])}") from reasons[0]
+
+
+def loaded(path: Path) -> tuple[Any, bool]:
+    """Return the program of a `.pt2`, and whether it takes one image only.
+
+    Raises:
+      ValueError: it is no such file, or of another version of PyTorch.
+    """
+    import torch
+
+    with _quietly():
+        try:
+            found = torch.export.load(path)
+        except Exception as error:
+            raise ValueError(
+                f"torch.export.load cannot read it with PyTorch {torch.__version__} "
+                f"({_first_line(error)}); write it again with torch.export.save and this version, "
+                "or name the function that makes the module"
+            ) from error
+    sizes = [node.meta["val"].shape for node in found.graph.nodes if node.op == "placeholder"]
+    images: tuple[Any, ...] = tuple(sizes[-1]) if sizes else ()
+    if len(images) != 4:
+        raise ValueError(f"it takes {images}, no images [B,C,H,W]; export it with images")
+    if isinstance(images[0], int) and images[0] != 1:
+        raise ValueError(
+            f"it takes {images[0]} images at a time and no other number; export it with "
+            'dynamic_shapes=({0: torch.export.Dim("batch")},), or with one image'
+        )
+    return found, images[0] == 1
+
+
+def decomposed(program: Any) -> Any:
+    """Return an exported program in PyTorch's core operators, and the few that are kept."""
+    import torch
+
+    table = torch.export.default_decompositions()
+    more = [getattr(torch.ops.aten, name) for name in _MORE]
+    table.update(torch._decomp.get_decompositions(more))
+    for name in _KEPT:
+        table.pop(getattr(torch.ops.aten, name).default, None)
+    with _quietly():
+        return program.run_decompositions(table)
+
+
+def read(program: Any, *, single: bool = False) -> tuple[Program, dict[str, Array]]:
+    """Return a decomposed program as data, and its weights by their names in the module.
+
+    Raises:
+      ValueError: an operator is random or has no row, with the module's line.
+    """
+    import torch
+
+    kinds = torch.export.graph_signature.InputKind
+    images, names, known, arrays = "", {}, {}, {}
+    used = {node.name for node in program.graph.nodes if node.users}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind == kinds.USER_INPUT:
+            images = spec.arg.name
+        elif spec.kind == kinds.CONSTANT_TENSOR:
+            known[spec.arg.name] = program.constants[spec.target]
+        elif spec.kind in (kinds.PARAMETER, kinds.BUFFER) and spec.arg.name in used:
+            held = program.state_dict.get(spec.target)
+            names[spec.arg.name] = spec.target
+            arrays[spec.target] = program.constants[spec.target] if held is None else held
+    names, weights = _shared(names, arrays)
+    output = torch.export.graph_signature.OutputKind.USER_OUTPUT
+    results = [s.arg for s in program.graph_signature.output_specs if s.kind == output]
+    steps = tuple(_steps(program.graph, known))
+    values = [getattr(result, "name", None) for result in results]
+    return Program(
+        images=images,
+        weights=names,
+        constants=_needed(program.graph, known),
+        steps=steps,
+        results=dict(zip(_paths(program), values, strict=True)),
+        dtype=_dtype(arrays),
+        single=single,
+    ), weights
+
+
+def _dtype(tensors: dict[str, Any]) -> str:
+    """Return the floating type of weights."""
+    floating = {str(t.dtype) for t in tensors.values() if t.is_floating_point()}
+    if len(floating) > 1:
+        raise ValueError(f"its weights have several types ({', '.join(sorted(floating))})")
+    return floating.pop().removeprefix("torch.") if floating else "float32"
+
+
+def _shared(
+    names: dict[str, str], tensors: dict[str, Any]
+) -> tuple[dict[str, str], dict[str, Array]]:
+    """Return names and arrays, of which those that a module shares are held once."""
+    first: dict[Any, str] = {}
+    for key, tensor in tensors.items():
+        first.setdefault((tensor.data_ptr() or key, tensor.shape, tensor.stride()), key)
+    place = {k: first[t.data_ptr() or k, t.shape, t.stride()] for k, t in tensors.items()}
+    own = {key: _array(tensors[key]) for key in set(place.values())}
+    return {name: place[key] for name, key in names.items()}, dict(sorted(own.items()))
+
+
+def _array(value: Any) -> Array:
+    """Return a tensor or a number as an array of its own."""
+    return jnp.asarray(np.array(value.detach().numpy() if hasattr(value, "detach") else value))
+
+
+def _paths(program: Any) -> list[str]:
+    """Return the names of what a module returns: keys, places in a tuple, or "" for one tensor."""
+    import torch.utils._pytree as pytree
+
+    spec = program.call_spec.out_spec
+    paths = [path for path, _ in pytree.tree_flatten_with_path(_unflattened(spec))[0]]
+    return [".".join(re.findall(r"\w+", pytree.keystr(path))) for path in paths]
+
+
+def _unflattened(spec: Any) -> Any:
+    import torch.utils._pytree as pytree
+
+    return pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+
+
+def _steps(graph: Any, known: dict[str, Any]) -> Iterator[Step]:
+    """Yield what is left to compute; what no image and no weight changes joins what is known."""
+    import torch
+
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        name = _name(node.target)
+        if any(part in name for part in _CHECKS):
+            continue
+        if _RANDOM.search(name):
+            raise ValueError(
+                f"{line(node)}: {name} draws random numbers in eval mode, and attacks on what is "
+                "never the same twice say little; make it a function of the images"
+            )
+        if all(each.name in known for each in node.all_input_nodes):
+            # PyTorch's own bits: its sines differ from XLA's by the last one.
+            operands = torch.fx.map_arg((node.args, node.kwargs), lambda each: known[each.name])
+            known[node.name] = node.target(*operands[0], **operands[1])
+            continue
+        if name not in TABLE and name != "getitem":
+            raise ValueError(
+                f"{line(node)}: PyTorch's operator {name} has no row in "
+                "jaxrobust/interop/operators; write it with others, or add the row"
+            )
+        yield _step(node, name)
+
+
+def _needed(graph: Any, known: dict[str, Any]) -> dict[str, Array]:
+    """Return the arrays among what is known that a step or the result reads."""
+    return {
+        node.name: _array(known[node.name])
+        for node in graph.nodes
+        if node.name in known and any(user.name not in known for user in node.users)
+    }
+
+
+def _name(target: Any) -> str:
+    return str(target) if hasattr(target, "_schema") else target.__name__
+
+
+def line(node: Any) -> str:
+    """Return the line of the module's source that a node computes: FILE, line N (CODE)."""
+    return _own_line(node.meta.get("stack_trace") or "") or node.name
+
+
+def _own_line(text: str) -> str:
+    """Return the innermost line of a stack trace that is not PyTorch's own."""
+    import torch
+
+    inside = str(Path(torch.__file__).parent)
+    lines = text.splitlines()
+    found = [(i, match) for i, row in enumerate(lines) if (match := _FRAME.search(row))]
+    own = [(i, m) for i, m in found if not m[1].startswith((inside, "torch/", "<"))]
+    if not own:
+        return ""
+    place, match = own[-1]
+    code = lines[place + 1].strip() if place + 1 < len(lines) else ""
+    return f"{match[1]}, line {match[2]}" + (f" ({code})" if code else "")
+
+
+def _step(node: Any, name: str) -> Step:
+    """Return a node with all arguments of its operator, those that it leaves out too."""
+    if not hasattr(node.target, "_schema"):
+        return Step(node.name, name, tuple(map(_operand, node.args)), {}, line(node))
+    operands, named = [], {}
+    for place, argument in enumerate(node.target._schema.arguments):
+        if argument.name in _DROPPED:
+            continue
+        value = node.kwargs.get(argument.name, argument.default_value)
+        value = _operand(node.args[place] if place < len(node.args) else value)
+        if argument.kwarg_only:
+            named[argument.name] = value
+        else:
+            operands.append(value)
+    return Step(node.name, name, tuple(operands), named, line(node))
+
+
+def _operand(value: Any) -> Any:
+    import torch
+
+    if isinstance(value, torch.fx.Node):
+        return Of(value.name)
+    if isinstance(value, torch.dtype):
+        return Kind(str(value).removeprefix("torch."))
+    if isinstance(value, list | tuple):
+        return tuple(_operand(each) for each in value)
+    return value
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep to itself what PyTorch logs of an export; what it raises says the same."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).strip().partition("\n")[0].split()) or type(error).__name__
+
+
+def _reason(error: Exception) -> str:
+    """Return in one sentence why PyTorch cannot write a module down, and where."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    ours = str(Path(__file__))
+    kept = [part for part in frames.split('  File "') if not part.startswith(ours)]
+    where = _own_line(str(error)) or _own_line('  File "'.join(kept))
+    remedy = ""
+    if "data-dependent" in str(error):
+        remedy = "; what is computed must not depend on the images: use torch.where for the branch"
+    return f"{_first_line(error)}{f' at {where}' if where else ''}{remedy}"

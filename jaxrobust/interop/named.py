@@ -1,0 +1,149 @@
+"""Networks in PyTorch that a command line names: a function that makes a module, or a `.pt2`."""
+
+import hashlib
+import importlib.metadata
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust.runtime import functions
+from jaxrobust.runtime.functions import Named
+from jaxrobust.runtime.progress import say
+
+HOW = "write my_package.nets:make, my_nets.py:make, or a file.pt2 of torch.export.save"
+_WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors", ".pkl", ".pickle")
+_COMPARED = 8  # images of the data set: a pass in float64 may follow
+
+
+class Built(NamedTuple):
+    """A module or an exported program, not yet in JAX."""
+
+    network: Any
+    single: bool  # an exported program of one image
+    named: Named  # the source; its function is of no use
+    said: Mapping[str, Any]  # what a record says beside the source
+    output: str | None
+
+
+def built(what: str, name: str, arguments: Mapping[str, Any] | None, output: str | None) -> Built:
+    """Return the network that `name` says; a user's file or module is run, nothing else.
+
+    Args:
+      what: the flag that holds the name, for messages.
+      name: MODULE:FUNCTION, FILE.py:FUNCTION, or FILE.pt2.
+      arguments: of the function; None: none.
+      output: see `torch.from_module`.
+    Raises:
+      ValueError: it names nothing that makes a module, or PyTorch is not installed.
+    """
+    path = Path(name)
+    if path.suffix in _WEIGHTS:
+        raise ValueError(
+            f"{what}={name} holds weights or a pickle, which do not say what to compute (and a "
+            f"pickle may run any code, so it is not opened); {HOW}. The function loads the weights"
+        )
+    try:
+        version = importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ValueError(f"{what} needs PyTorch: pip install 'jaxrobust[torch]'") from error
+    said = {"torch": version, "arguments": dict(arguments or {}), "output": output}
+    if path.suffix == ".pt2":
+        if arguments:
+            raise ValueError(f"{what}={name} takes no arguments; leave {what}_args out")
+        return _file(what, name, path, said, output)
+    found = functions.find(what, name)
+    with functions.explained(what, name):
+        network = _called(what, found, dict(arguments or {}))
+    return Built(network, False, found, said, output)
+
+
+def _file(what: str, name: str, path: Path, said: Mapping[str, Any], output: str | None) -> Built:
+    from jaxrobust.interop import exporting
+
+    if not path.is_file():
+        raise ValueError(f"{what}={name}: there is no such file")
+    with _explained(what, name):
+        network, single = exporting.loaded(path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Built(network, single, Named(network, name, name, sha256), said, output)
+
+
+def _called(what: str, found: Named, arguments: dict[str, Any]) -> Any:
+    """Return what a function gives for these arguments."""
+    import torch
+
+    if isinstance(found.function, torch.nn.Module):  # the module itself
+        if arguments:
+            raise ValueError(f"{what}={found.name} is a module; leave {what}_args out")
+        return found.function
+    try:
+        inspect.signature(found.function).bind(**arguments)
+    except TypeError as error:
+        example = json.dumps({name: "..." for name in _required(found.function)})
+        raise ValueError(
+            f"{what}={found.name}: {error}; give its arguments as {what}_args '{example}'"
+        ) from error
+    return found.function(**arguments)
+
+
+def _required(function: Callable[..., Any]) -> list[str]:
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = inspect.signature(function).parameters.items()
+    return [n for n, p in parameters if p.default is p.empty and p.kind not in several]
+
+
+def in_jax(
+    what: str,
+    network: Built,
+    images: np.ndarray,
+    rewrite: Callable[..., Any],
+) -> Any:
+    """Return a network as a `jax.tree_util.Partial`, after both sides agreed on some images.
+
+    Args:
+      what: the flag, for messages.
+      network: what `built` returned.
+      images: f32[B,H,W,C] in [0, 1], real ones.
+      rewrite: what the evaluation does with a network's function on this platform.
+    Raises:
+      ValueError: it cannot be converted, or the two sides differ.
+    """
+    from jaxrobust.interop import agreement
+    from jaxrobust.interop import torch as conversion
+
+    name = network.named.name
+    with _explained(what, name):
+        shape = tuple(images.shape[1:])
+        given: Any = network.network
+        found = (
+            conversion.of_exported(given, single=network.single, output=network.output)
+            if name.endswith(".pt2")
+            else conversion.converted(given, shape, output=network.output)  # type: ignore[arg-type]
+        )
+        agreed = agreement.compared(found, images[:_COMPARED], rewrite)
+    say(f"{name}: {agreed.words()}")
+    here, there = agreed.seconds
+    if here > 1.2 * there:
+        say(
+            f"{name}: XLA takes {here / there:.1f} times as long as PyTorch for a pass on this "
+            "machine; the attacks' own saving may still outweigh that"
+        )
+    return found.logits_fn
+
+
+class _explained:
+    """Turn what goes wrong into one sentence that names the flag."""
+
+    def __init__(self, what: str, name: str):
+        self.start = f"{what}={name}: "
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, *unused: Any) -> None:
+        if isinstance(error, ValueError) and not str(error).startswith(self.start):
+            raise ValueError(self.start + str(error)) from error

@@ -1,0 +1,174 @@
+"""Operators that compute every number by itself: arithmetic, comparisons, activations."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.interop.program import Row
+from jaxrobust.types import Array
+
+
+def _of_floats(function: Callable[..., Array]) -> Callable[..., Array]:
+    """Return a function that takes integers as PyTorch's default floating type."""
+
+    def of_floats(x: Any, *rest: Any) -> Array:
+        x = jnp.asarray(x)
+        return function(x if jnp.issubdtype(x.dtype, jnp.inexact) else x.astype(float), *rest)
+
+    return of_floats
+
+
+def _add(x: Any, y: Any, alpha: Any = 1) -> Array:
+    return jnp.add(x, y if alpha == 1 else y * alpha)
+
+
+def _subtract(x: Any, y: Any, alpha: Any = 1) -> Array:
+    return jnp.subtract(x, y if alpha == 1 else y * alpha)
+
+
+def _divide_rounded(x: Any, y: Any, rounding_mode: str | None) -> Array:
+    if rounding_mode is None:
+        return _of_floats(jnp.divide)(x, y)
+    if rounding_mode == "floor":
+        return jnp.floor_divide(x, y)
+    if jnp.issubdtype(jnp.result_type(x, y), jnp.integer):
+        return jnp.sign(x) * jnp.sign(y) * (jnp.abs(x) // jnp.abs(y))
+    return jnp.trunc(x / y)
+
+
+def _power(x: Any, exponent: Any) -> Array:
+    """Return a power; a whole exponent of few keeps its gradient at zero."""
+    whole = isinstance(exponent, float) and exponent.is_integer() and abs(exponent) < 64
+    return jnp.power(x, int(exponent) if whole else exponent)
+
+
+def _gelu(x: Array, approximate: str = "none") -> Array:
+    return jax.nn.gelu(x, approximate=approximate == "tanh")
+
+
+def _elu(x: Array, alpha: float, scale: float, input_scale: float) -> Array:
+    negative = alpha * jnp.expm1(jnp.where(x > 0, 0, x) * input_scale)
+    return scale * jnp.where(x > 0, x, negative)
+
+
+def _relu(x: Array) -> Array:
+    return jnp.where(x > 0, x, jnp.zeros_like(x))  # whose gradient at zero is zero, as PyTorch's
+
+
+def _leaky_relu(x: Array, slope: float) -> Array:
+    return jnp.where(x > 0, x, x * slope)
+
+
+def _rrelu(x: Array, noise: Array, low: float, high: float, training: bool) -> tuple[Any, None]:
+    """Return RReLU in eval mode, where its slope is the middle one."""
+    return _leaky_relu(x, (low + high) / 2), None
+
+
+def _hardtanh(x: Array, low: float, high: float) -> Array:
+    """Return numbers cut off; at the ends the gradient is zero, other than that of `_clamp`."""
+    inside = (x > low) & (x < high)
+    return jnp.where(inside, x, jnp.clip(jax.lax.stop_gradient(x), low, high))
+
+
+def _clamp(x: Array, low: Any, high: Any) -> Array:
+    """Return numbers cut off; at the ends the gradient is one."""
+    x = x if low is None else jnp.where(x >= low, x, jnp.asarray(low, x.dtype))
+    return x if high is None else jnp.where(x <= high, x, jnp.asarray(high, x.dtype))
+
+
+def _same(x: Any, **ignored: Any) -> Any:
+    return x
+
+
+def _cast(x: Any, dtype: Any = None) -> Any:
+    """Return numbers of another type; None: as they are."""
+    return x if dtype is None else jnp.asarray(x).astype(dtype)
+
+
+def _copied(x: Any, source: Any) -> Any:
+    return jnp.broadcast_to(source, x.shape).astype(x.dtype)
+
+
+Functions = dict[str, Callable[..., Any]]
+_UNARY: Functions = {
+    "abs": jnp.abs,
+    "neg": jnp.negative,
+    "sign": jnp.sign,
+    "floor": jnp.floor,
+    "ceil": jnp.ceil,
+    "trunc": jnp.trunc,
+    "round": jnp.round,
+    "isnan": jnp.isnan,
+    "logical_not": jnp.logical_not,
+    "bitwise_not": jnp.bitwise_not,
+    "clone": _same,
+    "alias": _same,
+    "_to_copy": _cast,
+    "relu": _relu,
+    "gelu": _gelu,
+    "elu": _elu,
+    "silu": jax.nn.silu,
+    "leaky_relu": _leaky_relu,
+    "hardtanh": _hardtanh,
+    "clamp": _clamp,
+}
+_OF_FLOATS: Functions = {
+    **{name: getattr(jnp, name) for name in ("exp", "expm1", "log", "log2", "log10", "log1p")},
+    **{name: getattr(jnp, name) for name in ("sqrt", "sin", "cos", "tan", "sinh", "cosh", "tanh")},
+    **{f"a{name}": getattr(jnp, f"arc{name}") for name in ("sin", "cos", "tan")},
+    **{f"a{name}": getattr(jnp, f"arc{name}") for name in ("sinh", "cosh", "tanh")},
+    "rsqrt": jax.lax.rsqrt,
+    "reciprocal": jnp.reciprocal,
+    "erf": jax.lax.erf,
+    "erfc": jax.lax.erfc,
+    "sigmoid": jax.nn.sigmoid,
+}
+_BINARY: Functions = {
+    "maximum": jnp.maximum,
+    "minimum": jnp.minimum,
+    "atan2": jnp.arctan2,
+    "hypot": jnp.hypot,
+    "logical_and": jnp.logical_and,
+    "logical_or": jnp.logical_or,
+    "logical_xor": jnp.logical_xor,
+    "copy": _copied,
+}
+_OF_TENSOR_OR_SCALAR: Functions = {
+    "add": _add,
+    "sub": _subtract,
+    "mul": jnp.multiply,
+    "div": _of_floats(jnp.divide),
+    "eq": jnp.equal,
+    "ne": jnp.not_equal,
+    "lt": jnp.less,
+    "le": jnp.less_equal,
+    "gt": jnp.greater,
+    "ge": jnp.greater_equal,
+    "bitwise_and": jnp.bitwise_and,
+    "bitwise_or": jnp.bitwise_or,
+    "bitwise_xor": jnp.bitwise_xor,
+    "remainder": jnp.remainder,
+    "fmod": jnp.fmod,
+}
+
+
+def _rows(functions: Functions, *overloads: str) -> dict[str, Row]:
+    return {
+        f"aten.{name}.{overload}": Row(function, joins=True)
+        for name, function in functions.items()
+        for overload in overloads
+    }
+
+
+TABLE = {
+    **_rows(_UNARY | _BINARY, "default"),
+    **_rows({name: _of_floats(function) for name, function in _OF_FLOATS.items()}, "default"),
+    **_rows(_OF_TENSOR_OR_SCALAR, "Tensor", "Scalar"),
+    **_rows({"div": _divide_rounded}, "Tensor_mode", "Scalar_mode"),
+    **_rows({"pow": _power}, "Tensor_Scalar", "Tensor_Tensor", "Scalar"),
+    **_rows({"clamp": _clamp}, "Tensor"),
+    **_rows({"where": jnp.where}, "self"),
+    "aten.rrelu_with_noise_functional.default": Row(_rrelu),
+}

@@ -1,0 +1,76 @@
+"""Batch, layer, group and instance norm in eval mode."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrobust.interop.program import Last, Row
+from jaxrobust.types import Array
+
+Weight = Array | None
+
+
+def _scaled(x: Array, weight: Weight, bias: Weight) -> Array:
+    x = x if weight is None else x * weight
+    return x if bias is None else x + bias
+
+
+def _batch_norm(
+    x: Array, weight: Weight, bias: Weight, mean: Array, var: Array, momentum: float, eps: float
+) -> tuple[Any, None, None]:
+    """Return [B,sides...,C] normalised by running statistics."""
+    factor = lax.rsqrt(var + eps) if weight is None else weight * lax.rsqrt(var + eps)
+    return Last((x - mean) * factor if bias is None else (x - mean) * factor + bias), None, None
+
+
+def _batch_norm_plain(x: Array, *rest: Any) -> tuple[Array, None, None]:
+    """Return [B,C] or [B,C,sides...] normalised by running statistics."""
+    found = _batch_norm(jnp.moveaxis(x, 1, -1), *rest)[0].array
+    return jnp.moveaxis(found, -1, 1), None, None
+
+
+def _batch_norm_of_images(
+    x: Array, weight: Weight, bias: Weight, train: bool, momentum: float, eps: float
+) -> tuple[Any, None, None]:
+    """Return [B,sides...,C] normalised by its own statistics, as instance norm asks for."""
+    axes = tuple(range(x.ndim - 1))
+    mean, var = jnp.mean(x, axes), jnp.var(x, axes)
+    return _batch_norm(x, weight, bias, mean, var, momentum, eps)
+
+
+def _layer_norm(
+    x: Array, shape: Sequence[int], weight: Weight, bias: Weight, eps: float
+) -> tuple[Array, None, None]:
+    axes = tuple(range(x.ndim - len(shape), x.ndim))
+    return _scaled(_normalised(x, axes, eps), weight, bias), None, None
+
+
+def _group_norm(
+    x: Array,
+    weight: Weight,
+    bias: Weight,
+    n: int,
+    channels: int,
+    size: int,
+    groups: int,
+    eps: float,
+) -> tuple[Any, None, None]:
+    """Return [B,sides...,C] normalised within groups of channels."""
+    split = x.reshape(*x.shape[:-1], groups, -1)
+    axes = (*range(1, x.ndim - 1), x.ndim)
+    return Last(_scaled(_normalised(split, axes, eps).reshape(x.shape), weight, bias)), None, None
+
+
+def _normalised(x: Array, axes: tuple[int, ...], eps: float) -> Array:
+    centred = x - jnp.mean(x, axes, keepdims=True)
+    return centred * lax.rsqrt(jnp.mean(jnp.square(centred), axes, keepdims=True) + eps)
+
+
+TABLE = {
+    "aten._native_batch_norm_legit_no_training.default": Row(_batch_norm_plain, _batch_norm),
+    "aten._native_batch_norm_legit.no_stats": Row(None, _batch_norm_of_images),
+    "aten.native_layer_norm.default": Row(_layer_norm),
+    "aten.native_group_norm.default": Row(None, _group_norm),
+}

@@ -1,0 +1,201 @@
+"""Pooling and resizing of images, whose channels lie last."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxrobust.interop.program import Last, Row
+from jaxrobust.types import Array
+
+
+class _Axis(NamedTuple):
+    """Where the windows along one side of an image lie."""
+
+    place: int  # of the axis
+    side: int
+    size: int
+    stride: int
+    padding: int
+    dilation: int
+    windows: int
+
+    def parts(self, x: Array, fill: float) -> list[Array]:
+        """Return the first number of every window, the second, and so on."""
+        last = (self.windows - 1) * self.stride + 1
+        needed = last + self.dilation * (self.size - 1) - self.padding
+        around = [(0, 0, 0)] * x.ndim
+        around[self.place] = (self.padding, needed - self.side, 0)  # cut off, if negative
+        x = lax.pad(x, jnp.asarray(fill, x.dtype), around)
+        starts = [offset * self.dilation for offset in range(self.size)]
+        return [lax.slice_in_dim(x, s, s + last, self.stride, self.place) for s in starts]
+
+    def counted(self, with_padding: bool) -> np.ndarray:
+        """Return how many numbers every window has, those of the padding or not."""
+        first = np.arange(self.windows) * self.stride - self.padding
+        beyond = np.minimum(first + self.size, self.side + self.padding * with_padding)
+        return beyond - (first if with_padding else np.maximum(first, 0))
+
+
+def _axes(
+    x: Array,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> list[_Axis]:
+    """Return the axes of a pooling of [B,sides...,C]; PyTorch writes one number for all or each."""
+    sides = x.shape[1:-1]
+    every = [tuple(v) * (len(sides) if len(v) == 1 else 1) for v in (size, padding, dilation)]
+    steps = tuple(stride) * (len(sides) if len(stride) == 1 else 1) or every[0]
+    found = []
+    for place, (side, w, s, p, d) in enumerate(
+        zip(sides, every[0], steps, every[1], every[2], strict=True), 1
+    ):
+        rest = side + 2 * p - d * (w - 1) - 1
+        count = (-(-rest // s) if ceil_mode else rest // s) + 1
+        # The last one must begin inside, or in the padding before.
+        beyond = ceil_mode and (count - 1) * s >= side + p
+        found.append(_Axis(place, side, w, s, p, d, count - beyond))
+    return found
+
+
+def _first_largest(x: Array, y: Array) -> Array:
+    return jnp.where(y > x, y, x)  # of equal ones the gradient goes to the first, as PyTorch's
+
+
+def _max_pool(
+    x: Array,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> tuple[Last, None]:
+    for axis in reversed(_axes(x, size, stride, padding, dilation, ceil_mode)):
+        x = functools.reduce(_first_largest, axis.parts(x, -np.inf))
+    return Last(x), None
+
+
+def _average_pool(
+    x: Array,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor: int | None = None,
+) -> Last:
+    axes = _axes(x, size, stride, padding, (1,), ceil_mode)
+    for axis in axes:
+        x = functools.reduce(jnp.add, axis.parts(x, 0.0))
+    counts = [axis.counted(count_include_pad) for axis in axes]
+    each = divisor or functools.reduce(np.multiply.outer, counts)[..., None]
+    return Last(x / jnp.asarray(each, x.dtype))
+
+
+def _bins(side: int, count: int) -> list[slice]:
+    """Return the parts of a side that an adaptive pooling joins; they may overlap."""
+    return [slice(i * side // count, -(-(i + 1) * side // count)) for i in range(count)]
+
+
+def _adaptive(x: Array, counts: Sequence[int], reduce: Callable[..., Array]) -> Array:
+    """Return `reduce` over the parts of each side in turn."""
+    for axis, count in enumerate(counts, 1):
+        side = x.shape[axis]
+        if side % count == 0:
+            parts = x.reshape(*x.shape[:axis], count, side // count, *x.shape[axis + 1 :])
+            x = reduce(parts, axis + 1)
+        else:
+            whole = [lax.slice_in_dim(x, b.start, b.stop, axis=axis) for b in _bins(side, count)]
+            x = jnp.stack([reduce(part, axis) for part in whole], axis)
+    return x
+
+
+def _adaptive_average(x: Array, counts: Sequence[int]) -> Last:
+    return Last(_adaptive(x, counts, jnp.mean))
+
+
+def _adaptive_max(x: Array, counts: Sequence[int]) -> tuple[Last, None]:
+    return Last(_adaptive(x, counts, jnp.max)), None
+
+
+def _ratios(x: Array, sizes: Sequence[int] | None, factors: Sequence[float] | None) -> list[Any]:
+    """Return (from, to, step) of each side: how far apart neighbours lie in the old one."""
+    olds = x.shape[1:-1]
+    if sizes is None:
+        assert factors is not None
+        return [(o, int(np.floor(o * f)), 1 / f) for o, f in zip(olds, factors, strict=True)]
+    return [(o, n, o / n) for o, n in zip(olds, sizes, strict=True)]
+
+
+def _nearest(x: Array, sizes: Sequence[int] | None, factors: Sequence[float] | None) -> Last:
+    for axis, (old, new, step) in enumerate(_ratios(x, sizes, factors), 1):
+        places = np.floor(np.arange(new) * np.float32(step)).astype(int)
+        x = jnp.take(x, np.minimum(places, old - 1), axis=axis)
+    return Last(x)
+
+
+def _linear(
+    x: Array, sizes: Sequence[int] | None, align: bool, factors: Sequence[float] | None
+) -> Last:
+    """Return images resized by linear interpolation, one side after the other."""
+    for axis, (old, new, step) in enumerate(_ratios(x, sizes, factors), 1):
+        at = np.arange(new) * ((old - 1) / max(new - 1, 1) if align else step)
+        at = np.maximum(at if align else at + 0.5 * step - 0.5, 0)
+        low = np.minimum(np.floor(at).astype(int), old - 1)
+        share = (at - low).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+        below, above = (jnp.take(x, i, axis=axis) for i in (low, np.minimum(low + 1, old - 1)))
+        x = below + (above - below) * jnp.asarray(share, x.dtype)
+    return Last(x)
+
+
+def _triangle(x: np.ndarray) -> np.ndarray:
+    return np.maximum(1 - np.abs(x), 0)
+
+
+def _cubic(x: np.ndarray) -> np.ndarray:
+    """Return Keys' kernel with a = -0.5, which PyTorch takes where it smooths."""
+    x = np.abs(x)
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+
+def _smoothed(kernel: Callable[[np.ndarray], np.ndarray], reach: int) -> Callable[..., Last]:
+    """Return the resizing whose kernel, of that reach, grows with the pixels it joins."""
+
+    def resize(x: Array, sizes: Sequence[int], align: bool, *factors: float | None) -> Last:
+        for axis, (old, new) in enumerate(zip(x.shape[1:-1], sizes, strict=True), 1):
+            given = factors[axis - 1] if len(factors) >= axis else None
+            step = (old - 1) / max(new - 1, 1) if align else 1 / given if given else old / new
+            wide = max(step, 1.0)
+            centres = step * (np.arange(new) + 0.5)
+            low = np.maximum((centres - reach * wide + 0.5).astype(int), 0)
+            high = np.minimum((centres + reach * wide + 0.5).astype(int), old)
+            at = np.arange(old)
+            weights = kernel((at - centres[:, None] + 0.5) / wide)
+            weights = weights * ((at >= low[:, None]) & (at < high[:, None]))
+            shares = jnp.asarray(weights / weights.sum(1, keepdims=True), x.dtype)
+            x = jnp.moveaxis(jnp.tensordot(shares, x, (1, axis)), 0, axis)
+        return Last(x)
+
+    return resize
+
+
+TABLE = {
+    "aten.max_pool2d_with_indices.default": Row(None, _max_pool),
+    "aten.max_pool3d_with_indices.default": Row(None, _max_pool),
+    "aten.avg_pool2d.default": Row(None, _average_pool),
+    "aten.avg_pool3d.default": Row(None, _average_pool),
+    "aten._adaptive_avg_pool2d.default": Row(None, _adaptive_average),
+    "aten._adaptive_avg_pool3d.default": Row(None, _adaptive_average),
+    "aten.adaptive_max_pool2d.default": Row(None, _adaptive_max),
+    "aten._upsample_bilinear2d_aa.default": Row(None, _smoothed(_triangle, 1)),
+    "aten._upsample_bicubic2d_aa.default": Row(None, _smoothed(_cubic, 2)),
+    "aten.upsample_nearest2d.vec": Row(None, _nearest),
+    "aten.upsample_bilinear2d.vec": Row(None, _linear),
+}

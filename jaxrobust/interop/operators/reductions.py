@@ -1,0 +1,204 @@
+"""Operators that look at many numbers: sums and extremes, softmax, order, lookups."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxrobust.interop.operators.shapes import moved
+from jaxrobust.interop.program import Last, Row
+from jaxrobust.types import Array
+
+Dims = Sequence[int] | None
+
+
+def _axes(dims: Dims, axes: int) -> tuple[int, ...]:
+    """Return the dimensions of a reduction; PyTorch means all of them by none."""
+    return tuple(dim % axes for dim in dims) if dims else tuple(range(axes))
+
+
+def _over(reduce: Callable[..., Array]) -> Row:
+    """Return the row of a reduction (x, axes, keepdims)."""
+
+    def plain(x: Array, dims: Dims, keepdim: bool = False, dtype: Any = None, **rest: Any) -> Array:
+        x = x if dtype is None else x.astype(dtype)
+        return reduce(x, _axes(dims, x.ndim), keepdim, **rest)
+
+    def last(x: Array, dims: Dims, keepdim: bool = False, dtype: Any = None, **rest: Any) -> Any:
+        gone = _axes(dims, x.ndim)
+        if not keepdim and not {0, 1}.isdisjoint(gone):
+            return plain(Last(x).plain(), dims, keepdim, dtype, **rest)
+        x = x if dtype is None else x.astype(dtype)
+        found = reduce(x, tuple(moved(dim, x.ndim) for dim in gone), keepdim, **rest)
+        if keepdim:
+            return Last(found)
+        return found if found.ndim == 2 else Last(found)
+
+    return Row(plain, last)
+
+
+def _whole(row: Row) -> Row:
+    """Return the row of the same reduction over all dimensions."""
+    assert row.plain is not None
+    reduce = row.plain
+    return Row(lambda x, **rest: reduce(x, None, **rest))
+
+
+def _deviation(x: Array, axes: Any, keepdims: bool, correction: float | None = 1) -> Array:
+    return jnp.var(x, axes, ddof=1 if correction is None else int(correction), keepdims=keepdims)
+
+
+def _norm(x: Array, order: float, dims: Dims, keepdim: bool, dtype: Any = None) -> Array:
+    """Return a vector norm; where it is zero, so is its gradient."""
+    axes, size = _axes(dims, x.ndim), jnp.abs(x)
+    if order == float("inf"):
+        return size.max(axes, keepdims=keepdim)
+    if order == 1:
+        return size.sum(axes, keepdims=keepdim)
+    powers = (size**order).sum(axes, keepdims=keepdim)
+    none = powers == 0
+    return jnp.where(none, 0, jnp.where(none, 1, powers) ** (1 / order))
+
+
+def _extreme(arg: Callable[..., Array]) -> Row:
+    """Return the row of an extreme with its place; the gradient goes to that place alone."""
+
+    def extreme(x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
+        places = jnp.expand_dims(arg(x, axis=dim), dim)
+        found = jnp.take_along_axis(x, places, axis=dim)
+        return (found, places) if keepdim else (jnp.squeeze(found, dim), jnp.squeeze(places, dim))
+
+    return Row(extreme)
+
+
+def _place(arg: Callable[..., Array]) -> Row:
+    return Row(lambda x, dim, keepdim: arg(x, axis=dim, keepdims=keepdim))
+
+
+def _softmax(x: Array, dim: int, half_to_float: bool) -> Array:
+    return jax.nn.softmax(x, axis=dim)
+
+
+def _log_softmax(x: Array, dim: int, half_to_float: bool) -> Array:
+    return jax.nn.log_softmax(x, axis=dim)
+
+
+def _sort(x: Array, dim: int, descending: bool) -> tuple[Array, Array]:
+    places = jnp.argsort(x, axis=dim, stable=True, descending=descending)
+    return jnp.take_along_axis(x, places, axis=dim), places
+
+
+def _topk(x: Array, k: int, dim: int, largest: bool, in_order: bool) -> tuple[Array, Array]:
+    found = _sort(x, dim, largest)
+    return tuple(jax.lax.slice_in_dim(each, 0, k, axis=dim % x.ndim) for each in found)  # type: ignore[return-value]
+
+
+def _gather(x: Array, dim: int, places: Array, sparse_grad: bool) -> Array:
+    inner = [slice(0, n) for n in places.shape]
+    inner[dim] = slice(None)
+    return jnp.take_along_axis(x[tuple(inner)], places, axis=dim)
+
+
+def _along(places: Array, dim: int) -> tuple[Array, ...]:
+    """Return the index of every number that `places` names along an axis."""
+    index = list(jnp.meshgrid(*map(jnp.arange, places.shape), indexing="ij"))
+    index[dim] = places
+    return tuple(index)
+
+
+def _scatter(x: Array, dim: int, places: Array, source: Any) -> Array:
+    part = source if not getattr(source, "ndim", 0) else source[tuple(map(slice, places.shape))]
+    return x.at[_along(places, dim)].set(part)
+
+
+def _scatter_add(x: Array, dim: int, places: Array, source: Array) -> Array:
+    return x.at[_along(places, dim)].add(source[tuple(map(slice, places.shape))])
+
+
+def _product(x: Array, dim: int, keepdim: bool, dtype: Any = None) -> Array:
+    return jnp.prod(x, dim, dtype, keepdims=keepdim)
+
+
+def _chosen(x: Array, indices: Sequence[Array | None]) -> tuple[Any, ...]:
+    """Return what PyTorch's list of indices is in NumPy, whose rule of the result's axes it has."""
+    return tuple(slice(None) if each is None else each for each in indices)
+
+
+def _index(x: Array, indices: Sequence[Array | None]) -> Array:
+    return x[_chosen(x, indices)]
+
+
+def _index_put(x: Array, indices: Sequence[Array | None], values: Array, add: bool) -> Array:
+    there = x.at[_chosen(x, indices)]
+    return there.add(values) if add else there.set(values)
+
+
+def _embedding(table: Array, places: Array, *ignored: Any) -> Array:
+    return table[places]
+
+
+def _share(x: Array, dims: Sequence[int], normalization: int) -> float:
+    """Return the factor of a Fourier transform: none, one by the root of its size, or by that."""
+    size = float(np.prod([x.shape[dim] for dim in dims]))
+    return (1.0, size**-0.5, 1 / size)[normalization]
+
+
+def _fourier(x: Array, dims: Sequence[int], normalization: int, forward: bool) -> Array:
+    if forward:
+        return jnp.fft.fftn(x, axes=dims) * _share(x, dims, normalization)
+    return jnp.fft.ifftn(x, axes=dims, norm="forward") * _share(x, dims, normalization)
+
+
+def _fourier_of_reals(x: Array, dims: Sequence[int], normalization: int, half: bool) -> Array:
+    found = (jnp.fft.rfftn if half else jnp.fft.fftn)(x, axes=dims)
+    return found * _share(x, dims, normalization)
+
+
+def _fourier_to_reals(x: Array, dims: Sequence[int], normalization: int, last: int) -> Array:
+    sizes = [x.shape[dim] for dim in dims[:-1]] + [last]
+    found = jnp.fft.irfftn(x, s=sizes, axes=dims, norm="forward")
+    return found * (1.0, float(np.prod(sizes)) ** -0.5, 1 / float(np.prod(sizes)))[normalization]
+
+
+_SUM, _MEAN = (
+    _over(lambda x, axes, keepdims: jnp.sum(x, axes, keepdims=keepdims)),
+    _over(lambda x, axes, keepdims: jnp.mean(x, axes, keepdims=keepdims)),
+)
+TABLE = {
+    "aten.sum.dim_IntList": _SUM,
+    "aten.mean.dim": _MEAN,
+    "aten.mean.default": _whole(_MEAN),
+    "aten.amax.default": _over(lambda x, axes, keepdims: jnp.max(x, axes, keepdims=keepdims)),
+    "aten.amin.default": _over(lambda x, axes, keepdims: jnp.min(x, axes, keepdims=keepdims)),
+    "aten.var.correction": _over(_deviation),
+    "aten.prod.dim_int": Row(_product),
+    "aten.any.dim": Row(lambda x, dim, keepdim: jnp.any(x, dim, keepdims=keepdim)),
+    "aten.any.dims": _over(lambda x, axes, keepdims: jnp.any(x, axes, keepdims=keepdims)),
+    "aten.any.default": Row(jnp.any),
+    "aten.linalg_vector_norm.default": Row(_norm),
+    "aten.cumsum.default": Row(lambda x, dim, dtype=None: jnp.cumsum(x, dim, dtype)),
+    "aten.max.dim": _extreme(jnp.argmax),
+    "aten.min.dim": _extreme(jnp.argmin),
+    "aten.argmax.default": _place(jnp.argmax),
+    "aten.argmin.default": _place(jnp.argmin),
+    "aten._softmax.default": Row(_softmax),
+    "aten._log_softmax.default": Row(_log_softmax),
+    "aten.sort.default": Row(_sort),
+    "aten.topk.default": Row(_topk),
+    "aten._fft_c2c.default": Row(_fourier),
+    "aten._fft_r2c.default": Row(_fourier_of_reals),
+    "aten._fft_c2r.default": Row(_fourier_to_reals),
+    "aten.view_as_real.default": Row(lambda x: jnp.stack([x.real, x.imag], -1)),
+    "aten.view_as_complex.default": Row(lambda x: lax.complex(x[..., 0], x[..., 1])),
+    "aten.gather.default": Row(_gather),
+    "aten.scatter.src": Row(_scatter),
+    "aten.scatter.value": Row(_scatter),
+    "aten.scatter_add.default": Row(_scatter_add),
+    "aten.index.Tensor": Row(_index),
+    "aten.index_put.default": Row(_index_put),
+    "aten.index_select.default": Row(lambda x, dim, places: jnp.take(x, places, axis=dim)),
+    "aten.embedding.default": Row(_embedding),
+}

@@ -1,0 +1,170 @@
+"""A program of PyTorch's operators as data, and its values in JAX.
+
+Nothing here needs PyTorch. A program is a list of steps; a step names an operator of
+`operators.TABLE`, and its arguments name what earlier steps gave. PyTorch puts the channels of
+images before their sides; the fast layout of XLA's convolutions has them last. So the values of
+convolutions and what follows them are kept with channels last, as `Last`, until an operator needs
+them as PyTorch has them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrobust.types import Array
+
+
+class Of(NamedTuple):
+    """The value of an earlier step, as an argument."""
+
+    name: str
+
+
+class Kind(NamedTuple):
+    """A type of numbers, as an argument: "float32", "int64", "bool"."""
+
+    name: str
+
+
+class Step(NamedTuple):
+    """One operator with its arguments, all of its schema, in its order."""
+
+    name: str
+    operator: str  # such as aten.convolution.default
+    operands: tuple[Any, ...]
+    named: Mapping[str, Any]  # those that PyTorch takes by name only
+    line: str  # of the module's source, which computes this
+
+
+class Program(NamedTuple):
+    """From images and weights to what the module returns."""
+
+    images: str  # name of the value that is the images
+    weights: Mapping[str, str]  # name of a value -> key among the weights
+    constants: Mapping[str, Any]  # name of a value -> array, which is no weight
+    steps: tuple[Step, ...]
+    results: Mapping[str, str | None]  # what the module returns: its place there -> name of a value
+    dtype: str = "float32"  # of its floating weights; `run` computes in that of those it is given
+    single: bool = False  # it takes one image at a time
+
+
+class Last(NamedTuple):
+    """Values [B,C,sides...] of PyTorch, which lie here with channels last: [B,sides...,C]."""
+
+    array: Array
+
+    def plain(self) -> Array:
+        """Return the values as PyTorch has them."""
+        return jnp.moveaxis(self.array, -1, 1)
+
+
+class Row(NamedTuple):
+    """How an operator is computed.
+
+    `plain` takes and returns arrays as PyTorch has them; None: `last` is always taken. `last` takes
+    the first operand with channels last, and says with `Last` what it returns so; None: `plain` is
+    always taken. `joins` says that operands broadcast against each other, in either form.
+    """
+
+    plain: Callable[..., Any] | None
+    last: Callable[..., Any] | None = None
+    joins: bool = False
+
+
+def run(
+    program: Program, table: Mapping[str, Row], weights: Mapping[str, Array], images: Array
+) -> dict[str, Any]:
+    """Return all values of a program, by name.
+
+    Args:
+      program: what to compute.
+      table: the operators.
+      weights: arrays by their keys; their floating type is what is computed in.
+      images: f[B,H,W,C].
+    """
+    dtype = computing(weights, images)
+    values: dict[str, Any] = {
+        name: a.astype(dtype) if a.dtype.name == program.dtype else a
+        for name, a in program.constants.items()
+    }
+    values |= {name: weights[key] for name, key in program.weights.items()}
+    values[program.images] = Last(images.astype(dtype))
+    # PyTorch's operators join numbers of several types and ranks.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for step in program.steps:
+            values[step.name] = compute(step, table, values, {program.dtype: dtype})
+    return values
+
+
+def computing(weights: Mapping[str, Array], images: Array) -> Any:
+    """Return the type that a program computes in: that of its weights, else that of the images."""
+    floating = {a.dtype for a in weights.values() if jnp.issubdtype(a.dtype, jnp.floating)}
+    return jnp.result_type(*floating) if floating else images.dtype
+
+
+def compute(
+    step: Step, table: Mapping[str, Row], values: Mapping[str, Any], types: Mapping[str, Any]
+) -> Any:
+    """Return the value of a step; `types` are what some types of numbers are computed in."""
+
+    def read(operand: Any) -> Any:
+        if isinstance(operand, Of):
+            return values[operand.name]
+        if isinstance(operand, Kind):
+            return types.get(operand.name) or jax.dtypes.canonicalize_dtype(operand.name)
+        if isinstance(operand, tuple):
+            return [read(each) for each in operand]
+        return operand
+
+    if step.operator == "getitem":
+        several, place = step.operands
+        return values[several.name][place]
+    row = table[step.operator]
+    operands = [read(operand) for operand in step.operands]
+    named = {name: read(operand) for name, operand in step.named.items()}
+    if row.joins and row.plain and _can_join(operands):
+        return Last(row.plain(*_joined(operands), **named))
+    if row.last and (row.plain is None or _is_last(operands[0])):
+        return row.last(_last(operands[0]), *map(plain, operands[1:]), **named)
+    assert row.plain is not None
+    return row.plain(*map(plain, operands), **named)
+
+
+def _is_last(value: Any) -> bool:
+    return isinstance(value[0] if isinstance(value, list) and value else value, Last)
+
+
+def _can_join(operands: list[Any]) -> bool:
+    """Tell whether there are values with channels last, and none that has more axes."""
+    axes = [operand.array.ndim for operand in operands if isinstance(operand, Last)]
+    return bool(axes) and max(axes) >= max(getattr(plain(o), "ndim", 0) for o in operands)
+
+
+def plain(value: Any) -> Any:
+    """Return a value, or a list of them, as PyTorch has it."""
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    return value.plain() if isinstance(value, Last) else value
+
+
+def _last(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_last(each) for each in value]
+    return value.array if isinstance(value, Last) else jnp.moveaxis(value, 1, -1)
+
+
+def _joined(operands: list[Any]) -> list[Any]:
+    """Return operands that broadcast against values with channels last."""
+    axes = max(operand.array.ndim for operand in operands if isinstance(operand, Last))
+
+    def join(operand: Any) -> Any:
+        if isinstance(operand, Last) and operand.array.ndim == axes:
+            return operand.array
+        operand = plain(operand)
+        if not getattr(operand, "ndim", 0):
+            return operand
+        return jnp.moveaxis(operand.reshape((1,) * (axes - operand.ndim) + operand.shape), 1, -1)
+
+    return [join(operand) for operand in operands]

@@ -1,0 +1,142 @@
+"""Networks in PyTorch as functions in JAX, without rewriting them.
+
+`torch.export` writes a module down as a list of PyTorch's operators, and `operators.TABLE` computes
+each of them in JAX. Needs the extra `torch`; what comes out needs no PyTorch.
+
+    logits_fn, weights = from_module(module, images)
+    logits = logits_fn(images)  # f32[B,H,W,C] in [0, 1] -> f32[B,K]
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust.interop import exporting
+from jaxrobust.interop import program as programs
+from jaxrobust.interop.operators import TABLE
+from jaxrobust.interop.program import Program
+from jaxrobust.types import Array
+
+INSTALL = "pip install 'jaxrobust[torch]'"
+
+
+class Converted(NamedTuple):
+    """A network on both sides."""
+
+    logits_fn: jax.tree_util.Partial
+    weights: dict[str, Array]
+    program: Program
+    exported: Any  # torch.export.ExportedProgram, of core operators
+    module: Any  # PyTorch's own
+    output: str  # which of the results are the logits
+
+
+def from_module(
+    module: Any, example_images: Any, *, output: str | None = None
+) -> tuple[jax.tree_util.Partial, dict[str, Array]]:
+    """Return a module's network as a function in JAX, and its weights.
+
+    Args:
+      module: `torch.nn.Module` in eval mode on the CPU, in float32; of images f32[B,C,H,W] in
+        [0, 1] it gives logits f32[B,K]. Or a `torch.export.ExportedProgram` of one.
+      example_images: f32[B,H,W,C] as everywhere here, or a tensor [B,C,H,W]; their shape matters.
+      output: which of several results are the logits: a key, or a place in a tuple such as "0".
+        None: the only one that could be.
+    Returns:
+      `logits_fn`, a `jax.tree_util.Partial` over the weights, of images [B,H,W,C] for any B. It
+      computes in the floating type of the weights, and its logits are at least f32. And the weights
+      by their names in the module: `jax.tree_util.Partial(logits_fn.func, others)` has others.
+    Raises:
+      ValueError: the module is not what is taken, or computes something that has no row; the
+        message names the module's own line.
+    """
+    found = converted(module, _image(example_images), output=output)
+    return found.logits_fn, found.weights
+
+
+def from_file(
+    path: str | Path, *, output: str | None = None
+) -> tuple[jax.tree_util.Partial, dict[str, Array]]:
+    """Return the network of a `.pt2` that `torch.export.save` wrote, as `from_module` does."""
+    exported, single = exporting.loaded(Path(path))
+    found = of_exported(exported, single=single, output=output)
+    return found.logits_fn, found.weights
+
+
+def converted(module: Any, image: tuple[int, int, int], *, output: str | None = None) -> Converted:
+    """Return both sides of a module for images H, W, C; raises as `from_module`."""
+    import torch
+
+    if isinstance(module, torch.export.ExportedProgram):
+        return of_exported(module, output=output)
+    exporting.check(module)
+    exported, single = exporting.exported(module, image)
+    return of_exported(exported, single=single, output=output)._replace(module=module)
+
+
+def of_exported(exported: Any, *, single: bool = False, output: str | None = None) -> Converted:
+    """Return both sides of an exported program; `single`: it takes one image at a time."""
+    module = exported.module()
+    exported = exporting.decomposed(exported)
+    program, weights = exporting.read(exported, single=single)
+    output = _output(exported, program, output)
+    logits_fn = jax.tree_util.Partial(_function(program, output), weights)
+    return Converted(logits_fn, weights, program, exported, module, output)
+
+
+def _function(program: Program, output: str) -> Any:
+    """Return the function (weights, images) of a program."""
+    name = str(program.results[output])
+
+    def logits_of(weights: Mapping[str, Array], images: Array) -> Array:
+        return programs.plain(programs.run(program, TABLE, weights, images)[name])
+
+    def one(weights: Mapping[str, Array], image: Array) -> Array:
+        return logits_of(weights, image[None])[0]
+
+    def logits_fn(weights: Mapping[str, Array], images: Array) -> Array:
+        found = jax.vmap(one, (None, 0)) if program.single else logits_of
+        logits = found(weights, images)
+        return logits if logits.dtype.itemsize >= 4 else logits.astype(jnp.float32)
+
+    return logits_fn
+
+
+def _output(exported: Any, program: Program, asked: str | None) -> str:
+    """Return which result is the logits.
+
+    Raises:
+      ValueError: `asked` is none of them, or several could be.
+    """
+    values = {node.name: node.meta.get("val") for node in exported.graph.nodes}
+    shapes = {name: getattr(value, "shape", ()) for name, value in values.items()}
+    found = {path: shapes.get(name or "", ()) for path, name in program.results.items()}
+    could = [path for path, shape in found.items() if len(shape) == 2]
+    said = ", ".join(f"{path or 'a tensor'} {_shape(shape)}" for path, shape in found.items())
+    if asked is not None and asked not in could:
+        raise ValueError(f"it returns no logits {asked!r} [B,K]; there are {said}")
+    if asked is None and len(could) != 1:
+        raise ValueError(
+            f"it returns {said}; say which are the logits [B,K] with --torch_output NAME"
+            if could
+            else f"it returns {said}, and no logits [B,K]; make it return them"
+        )
+    return could[0] if asked is None else asked
+
+
+def _shape(shape: Any) -> str:
+    return "[" + ", ".join(str(n) if isinstance(n, int) else "B" for n in shape) + "]"
+
+
+def _image(images: Any) -> tuple[int, int, int]:
+    """Return H, W, C of images, or of a tensor of PyTorch."""
+    shape = tuple(images.shape)
+    if len(shape) != 4:
+        raise ValueError(f"images have shape {shape}; pass [B,H,W,C], or a tensor [B,C,H,W]")
+    if not isinstance(images, np.ndarray | jax.Array):
+        return shape[2], shape[3], shape[1]
+    return shape[1], shape[2], shape[3]

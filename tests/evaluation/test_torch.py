@@ -1,0 +1,142 @@
+"""`evaluate --torch`: a module of a file or a `.pt2`, its record, and every refusal."""
+
+import contextlib
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.evaluation import records
+from tests.support import paths
+from tests.support.evaluations import call
+
+torch = pytest.importorskip("torch", reason=paths.PARITY)
+
+FAULTS = Path(__file__).parents[1] / "support" / "torch_faults.py"
+MORE = """
+
+def linear():
+    return Linear().eval()
+
+
+def convolutional(width=8, channels=1):
+    return Convolutional(width, channels).eval()
+
+
+def of_width(width):
+    return Convolutional(width, 1).eval()
+
+
+def softmax():
+    return Softmax().eval()
+
+
+def named():
+    return Named().eval()
+
+
+def training():
+    return Linear()
+
+
+def random():
+    return Random().eval()
+
+
+def broken():
+    raise RuntimeError("no such checkpoint")
+
+
+def arrays():
+    return Linear().state_dict()
+
+
+ready = Linear().eval()
+"""
+
+
+class TorchTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.enterClassContext(
+            contextlib.chdir(cls.enterClassContext(tempfile.TemporaryDirectory()))
+        )
+        source = FAULTS.read_text().replace(
+            "SIDE, CHANNELS = 10, 8, 3", "SIDE, CHANNELS = 10, 8, 1"
+        )
+        Path("nets.py").write_text(source + MORE)
+        Path("net.pt2").write_text("no archive")
+        Path("net.pt").write_bytes(b"\x80\x04")
+
+    def asked(self, **flags):
+        few = {"dataset": "digits", "epsilon": "0.05", "attack": "apgd-ce", "n": 20}
+        return call(
+            **(few | {k: json.dumps(v) if type(v) is dict else v for k, v in flags.items()})
+        )
+
+    def test_a_function_of_a_file(self):
+        out = Path(tempfile.mkdtemp(dir="."))
+        few = {"torch": "nets.py:convolutional", "torch_args": {"width": 6}, "steps": 3}
+        code, printed, said = self.asked(out=str(out), **few)
+        self.assertEqual(code, 0, said)
+        self.assertRegex(said, r"JAX and PyTorch agree on 8 images")
+        (record,) = records.read(out)
+        source = record["function"]
+        self.assertEqual(source["name"], "nets.py:convolutional")
+        self.assertEqual(source["torch"], torch.__version__)
+        self.assertEqual(source["arguments"], {"width": 6})
+        self.assertLen(source["sha256"], 64)
+        self.assertEqual(self.asked(out=str(out), **few)[1], printed)  # it is there
+        self.assertLen(records.read(out), 1)
+
+    def test_bfloat16_searches(self):
+        out = Path(tempfile.mkdtemp(dir="."))
+        few = {"torch": "nets.py:ready", "steps": 3, "search_dtype": "bfloat16"}
+        self.asked(out=str(out), **few)
+        (record,) = records.read(out)
+        self.assertEqual(record["search_dtype"], "bfloat16")
+
+    @parameterized.parameters(
+        (
+            {"torch": "nets.py:of_width"},
+            r"argument: 'width'; .*--torch_args '\{\"width\": \"\.\.\.\"\}'",
+        ),
+        ({"torch": "nets.py:of_width", "torch_args": {"depth": 2}}, "--torch_args"),
+        ({"torch": "nets.py:ready", "torch_args": {"a": 1}}, "is a module; leave --torch_args out"),
+        ({"torch": "nets.py:named"}, r"say which are the logits \[B,K\] with --torch_output NAME"),
+        ({"torch": "nets.py:training"}, r"--torch=nets\.py:training: it .*call module\.eval"),
+        ({"torch": "nets.py:random"}, r"nets\.py, line \d+ .*draws random numbers"),
+        ({"torch": "nets.py:broken"}, r"nets\.py, line \d+: RuntimeError: no such checkpoint"),
+        ({"torch": "nets.py:arrays"}, "it is a state dict, no torch.nn.Module"),
+        ({"torch": "nets.py:nothing"}, "has no 'nothing'; it has .*convolutional"),
+        ({"torch": "nets.py"}, "names no function"),
+        ({"torch": "net.pt"}, "holds weights or a pickle, .* is not opened"),
+        ({"torch": "net.safetensors"}, "The function loads the weights"),
+        ({"torch": "nonet.pt2"}, "there is no such file"),
+        ({"torch": "net.pt2"}, "torch.export.load cannot read it with PyTorch"),
+        ({"torch": "net.pt2", "torch_args": {"a": 1}}, "takes no arguments"),
+        ({"torch": "nets.py:ready", "dataset": None}, "--torch needs --dataset NAME"),
+        ({"torch": "nets.py:ready", "model": "convnext_n"}, "give --workdir RUN"),
+        ({"torch": "nets.py:ready", "phase": "train"}, "--phase says nothing of a --torch"),
+        ({"function": "nets.py:ready", "torch_args": {"a": 1}}, "torch_args belongs to --torch"),
+        ({"torch": "nets.py:ready", "dataset": "fake:8x8x1:7"}, "gives 10 logits, .* 7 classes"),
+    )
+    def test_refuses(self, flags, message):
+        code, _, said = self.asked(**flags)
+        self.assertEqual(code, 2, said)
+        (said,) = [line for line in said.splitlines() if line.startswith("jaxrobust: ")]
+        self.assertRegex(said, message)
+
+    @pytest.mark.slow
+    def test_softmax_is_in_doubt(self):
+        out = Path(tempfile.mkdtemp(dir="."))
+        self.asked(torch="nets.py:softmax", out=str(out), steps=3)
+        (record,) = records.read(out)
+        self.assertIn("softmax", " ".join(record["flags"].values()))
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,219 @@
+"""PyTorch's modules as functions in JAX: what they compute in, what they return, every refusal."""
+
+import gc
+import re
+import weakref
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.interop import agreement
+from jaxrobust.interop.operators import TABLE
+from jaxrobust.interop.program import Row
+from jaxrobust.interop.torch import converted, from_file, from_module
+from tests.support import paths
+
+torch = pytest.importorskip("torch", reason=paths.PARITY)
+from tests.support import torch_faults  # noqa: E402
+
+IMAGE = (torch_faults.SIDE, torch_faults.SIDE, torch_faults.CHANNELS)
+
+
+def images(count: int = 5) -> np.ndarray:
+    return np.random.default_rng(0).random((count, *IMAGE), np.float32)
+
+
+def reference(module, x: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return module(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+
+
+class FromModuleTest(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.module = torch_faults.Convolutional().eval()
+
+    def test_is_a_partial_over_named_weights(self):
+        logits_fn, weights = from_module(self.module, images())
+        self.assertIsInstance(logits_fn, jax.tree_util.Partial)
+        self.assertIs(logits_fn.args[0], weights)
+        used = {k for k in self.module.state_dict() if "num_batches" not in k}
+        self.assertSameElements(weights, used)
+
+    @parameterized.parameters(1, 2, 7)
+    def test_any_number_of_images(self, count):
+        logits_fn, _ = from_module(self.module, images(2))
+        x = images(count)
+        np.testing.assert_allclose(jax.jit(logits_fn)(x), reference(self.module, x), atol=1e-6)
+
+    def test_takes_a_tensor_too(self):
+        logits_fn, _ = from_module(self.module, torch.zeros(1, *IMAGE[2:], *IMAGE[:2]))
+        np.testing.assert_allclose(logits_fn(images()), reference(self.module, images()), atol=1e-6)
+
+    def test_computes_in_the_type_of_its_weights(self):
+        logits_fn, weights = from_module(self.module, images())
+        exact = reference(self.module.double(), images().astype("d"))
+        with jax.enable_x64(True):
+            double = {k: jnp.asarray(np.asarray(v), jnp.float64) for k, v in weights.items()}
+            ours = jax.tree_util.Partial(logits_fn.func, double)(images().astype("d"))
+        np.testing.assert_allclose(ours, exact, rtol=0, atol=1e-14)
+        half = {k: v.astype(jnp.bfloat16) for k, v in weights.items()}
+        coarse = jax.tree_util.Partial(logits_fn.func, half)(images())
+        self.assertEqual(coarse.dtype, jnp.float32)
+        # bfloat16 has 8 bits, in each of three layers.
+        np.testing.assert_allclose(coarse, exact, atol=3 * 2**-8 * np.abs(exact).max())
+
+    def test_one_compilation(self):
+        logits_fn, weights = from_module(self.module, images())
+        compiled = jax.jit(lambda weights, x: jax.tree_util.Partial(logits_fn.func, weights)(x))
+        for scale in (1, 2):
+            compiled(jax.tree.map(lambda w, s=scale: w * s, weights), images())
+        self.assertEqual(compiled._cache_size(), 1)
+
+    def test_holds_no_module(self):
+        logits_fn, _ = from_module(self.module, images())
+        module = weakref.ref(self.module)
+        del self.module
+        gc.collect()
+        self.assertIsNone(module())
+        logits_fn(images())
+
+    def test_shared_weights_are_held_once(self):
+        module = torch_faults.Tied().eval()
+        logits_fn, weights = from_module(module, images())
+        self.assertLen(weights, 2)
+        np.testing.assert_allclose(logits_fn(images()), reference(module, images()), atol=1e-5)
+
+    def test_code_for_a_number_of_images(self):
+        module = torch_faults.EachByItself().eval()
+        logits_fn, _ = from_module(module, images())
+        np.testing.assert_allclose(logits_fn(images()), reference(module, images()), atol=1e-6)
+
+    def test_a_module_that_changes_its_images(self):
+        module = torch_faults.Changing().eval()
+        logits_fn, _ = from_module(module, images())
+        np.testing.assert_allclose(logits_fn(images()), reference(module, images()), atol=1e-6)
+
+    @parameterized.parameters(
+        (torch_faults.Both, "0", lambda found: found[0]),
+        (torch_faults.Named, "logits", lambda found: found["logits"]),
+        (torch_faults.WithFeatures, None, lambda found: found["logits"]),
+    )
+    def test_several_results(self, make, output, chosen):
+        module = make().eval()
+        logits_fn, _ = from_module(module, images(), output=output)
+        expected = chosen(module(torch.from_numpy(images().transpose(0, 3, 1, 2).copy())))
+        np.testing.assert_allclose(logits_fn(images()), expected.detach().numpy(), atol=1e-6)
+
+    @parameterized.parameters(
+        (torch_faults.Branch, r"data-dependent .* at .*torch_faults\.py, line \d+ \(if x\.sum\(\)"),
+        (torch_faults.Branch, r"use torch\.where for the branch"),
+        (torch_faults.Random, r"torch_faults\.py, line \d+ .*randn_like.* draws random numbers"),
+        (torch_faults.Dropping, r"torch_faults\.py, line \d+ .*draws random numbers in eval mode"),
+        (torch_faults.Bessel, r"torch_faults\.py, line \d+ .*bessel_j0.* has no row"),
+        (torch_faults.Both, r"returns 0 \[B, 10\], 1 \[B, 3\]; .*--torch_output NAME"),
+        (torch_faults.Named, r"returns logits \[B, 10\], features \[B, 3\]; .*--torch_output NAME"),
+        (torch_faults.NoLogits, r"returns a tensor \[B\], and no logits \[B,K\]"),
+        (lambda: torch_faults.Convolutional().train(), r"it \(and .* more\) is in training mode"),
+        (lambda: _half_trained(), r"^body\.1 is in training mode; call module\.eval\(\)"),
+        (
+            lambda: torch_faults.Linear().eval().double(),
+            r"head\.weight .* is float64; .*module\.float",
+        ),
+        (
+            lambda: torch_faults.Linear().eval().to("meta"),
+            r"head\.weight .* is on meta; .*module\.cpu",
+        ),
+        (lambda: torch_faults.Linear().state_dict(), r"it is a state dict"),
+        (lambda: 3, r"it is a int, no torch\.nn\.Module"),
+    )
+    def test_refuses(self, make, message):
+        module = make()
+        if isinstance(module, torch.nn.Module) and type(module) is make:
+            module = module.eval()
+        with self.assertRaises(ValueError) as caught:
+            from_module(module, images())
+        self.assertRegex(str(caught.exception), message)
+        self.assertNotIn("\n", str(caught.exception))
+
+    def test_refuses_another_result(self):
+        with self.assertRaisesRegex(ValueError, r"no logits 'logit' \[B,K\]; there are logits"):
+            from_module(torch_faults.Named().eval(), images(), output="logit")
+
+    def test_refuses_images_of_another_shape(self):
+        with self.assertRaisesRegex(ValueError, r"images have shape \(8, 8, 3\)"):
+            from_module(self.module, images()[0])
+
+
+def _half_trained():
+    module = torch_faults.Convolutional().eval()
+    module.body[1].train()
+    return module
+
+
+class FileTest(parameterized.TestCase):
+    def saved(self, *, example=2, dynamic=True) -> str:
+        module = torch_faults.Convolutional().eval()
+        shape = (example, *IMAGE[2:], *IMAGE[:2])
+        sizes = ({0: torch.export.Dim("batch")},) if dynamic else None
+        exported = torch.export.export(module, (torch.zeros(shape),), dynamic_shapes=sizes)
+        path = self.create_tempfile("net.pt2").full_path
+        torch.export.save(exported, path)
+        return path
+
+    @parameterized.parameters({"dynamic": True}, {"dynamic": False, "example": 1})
+    def test_is_the_module(self, **how):
+        logits_fn, _ = from_file(self.saved(**how))
+        expected = reference(torch_faults.Convolutional().eval(), images())
+        np.testing.assert_allclose(logits_fn(images()), expected, atol=1e-6)
+
+    def test_refuses_a_fixed_number_of_images(self):
+        with self.assertRaisesRegex(ValueError, "takes 4 images at a time and no other number"):
+            from_file(self.saved(dynamic=False, example=4))
+
+    def test_refuses_what_it_cannot_read(self):
+        path = self.create_tempfile("net.pt2", "no archive").full_path
+        said = rf"cannot read it with PyTorch {re.escape(torch.__version__)} \(.*write it again"
+        with self.assertRaisesRegex(ValueError, said):
+            from_file(path)
+
+
+class AgreementTest(parameterized.TestCase):
+    def test_of_a_right_conversion(self):
+        network = converted(torch_faults.Convolutional().eval(), IMAGE)
+        found = agreement.compared(network, images())
+        self.assertLess(max(found.logits, found.gradients), 1e-5)
+        self.assertGreater(min(found.seconds), 0)
+        self.assertRegex(found.words(), r"agree on 5 images .* ms here, .* ms in PyTorch")
+
+    def test_names_the_first_operator_that_differs(self):
+        network = converted(torch_faults.Convolutional().eval(), IMAGE)
+        relu = "aten.relu.default"
+        row, TABLE[relu] = TABLE[relu], Row(lambda x: jnp.maximum(x, -1e-3), joins=True)
+        self.addCleanup(TABLE.__setitem__, relu, row)
+        with self.assertRaisesRegex(
+            ValueError, r"first operator .* is aten\.relu\.default at .*torch_faults\.py, line \d+"
+        ):
+            agreement.compared(network, images())
+
+    def test_sees_a_wrong_gradient(self):
+        network = converted(torch_faults.Convolutional().eval(), IMAGE)
+        relu = "aten.relu.default"
+        row, right = TABLE[relu], TABLE[relu].plain
+
+        @jax.custom_jvp
+        def wrong(x):
+            return right(x)
+
+        wrong.defjvp(lambda primals, tangents: (right(*primals), tangents[0]))
+        TABLE[relu] = Row(wrong, joins=True)
+        self.addCleanup(TABLE.__setitem__, relu, row)
+        with self.assertRaisesRegex(ValueError, "Every operator gives the same values, so a grad"):
+            agreement.compared(network, images())
+
+
+if __name__ == "__main__":
+    absltest.main()

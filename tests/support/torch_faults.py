@@ -1,0 +1,96 @@
+"""Small networks in PyTorch, healthy and faulty; a file that `--torch` can name."""
+
+import torch
+from torch import nn
+
+CLASSES, SIDE, CHANNELS = 10, 8, 3
+
+
+class Linear(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.head = nn.Linear(CHANNELS * SIDE * SIDE, CLASSES)
+
+    def forward(self, x):
+        return self.head(x.flatten(1))
+
+
+class Convolutional(nn.Module):
+    def __init__(self, width: int = 8, channels: int = CHANNELS):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(channels, width, 3), nn.BatchNorm2d(width), nn.ReLU())
+        self.head = nn.Linear(width, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.body(x).mean((2, 3)))
+
+
+class Branch(Linear):
+    def forward(self, x):
+        if x.sum() > 0:
+            return super().forward(x)
+        return -super().forward(x)
+
+
+class Random(Linear):
+    def forward(self, x):
+        return super().forward(x + 0.1 * torch.randn_like(x))
+
+
+class Dropping(Linear):
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x))
+
+
+class Bessel(Linear):
+    def forward(self, x):
+        return torch.special.bessel_j0(super().forward(x))
+
+
+class EachByItself(Linear):
+    """Its loop over the images can be written down for a fixed number of them only."""
+
+    def forward(self, x):
+        return torch.stack([self.head(image.flatten()) for image in x])
+
+
+class Changing(Linear):
+    def forward(self, x):
+        x.sub_(0.5).div_(0.25)
+        return super().forward(x)
+
+
+class Both(Linear):
+    def forward(self, x):
+        return super().forward(x), x.mean((2, 3))
+
+
+class Named(Linear):
+    def forward(self, x):
+        return {"logits": super().forward(x), "features": x.mean((2, 3))}
+
+
+class WithFeatures(Linear):
+    def forward(self, x):
+        return {"features": x, "logits": super().forward(x)}
+
+
+class NoLogits(Linear):
+    def forward(self, x):
+        return super().forward(x).argmax(1)
+
+
+class Softmax(Linear):
+    def forward(self, x):
+        return super().forward(x).softmax(1)
+
+
+class Tied(Linear):
+    def __init__(self):
+        super().__init__()
+        self.again = self.head
+
+    def forward(self, x):
+        return self.head(x.flatten(1)) + self.again(x.flatten(1))

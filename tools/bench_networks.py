@@ -1,0 +1,111 @@
+"""The networks that `bench_autoattack.py` attacks, in JAX and in PyTorch."""
+
+from pathlib import Path
+from typing import Any
+
+_GOLDEN = Path(__file__).resolve().parents[1] / "tests/golden/attacks"
+_DIMS, _DEPTHS = (64, 128, 256), (2, 2, 2)  # of convnext_n
+NAMES = ("golden", "convnext_n")
+
+
+def our_network(name: str, *, converted: bool) -> Any:
+    """Return a logits_fn with its weights as arguments: ours, or PyTorch's in JAX."""
+    if not converted:
+        return _our_network(name)
+    import numpy as np
+
+    from jaxrobust.interop.torch import from_module
+
+    return from_module(their_network(name), np.zeros((2, 32, 32, 3), np.float32))[0]
+
+
+def their_network(name: str) -> Any:
+    """Return a network in PyTorch: one of `NAMES`, or of FILE.py:FUNCTION."""
+    if name in NAMES:
+        return _their_network(name)
+    from jaxrobust.runtime import functions
+
+    return functions.find("--network", name).function().requires_grad_(False)
+
+
+def _our_network(name: str) -> Any:
+    """Return a logits_fn with its weights as arguments."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    if name != "golden":
+        from jaxrobust import models
+
+        net = models.create(name, num_classes=10, image_size=32)
+        params, stats = net.init(jax.random.key(0))
+        return jax.tree_util.Partial(lambda p, s, x: net.apply(p, s, x)[0], params, stats)
+    weights = {k: jnp.asarray(v) for k, v in np.load(_GOLDEN / "nets.npz").items()}
+
+    def apply(w, x):
+        x = (x - w["mean"]) / w["std"]
+        for i in "123":
+            layout = ("NHWC", "HWIO", "NHWC")
+            x = jax.lax.conv_general_dilated(
+                x, w[f"conv{i}_w_hwio"], (2, 2), ((1, 1), (1, 1)), dimension_numbers=layout
+            )
+            x = jax.nn.gelu(x + w[f"conv{i}_b"], approximate=False)
+        x = x.reshape(x.shape[0], -1) @ w["fc1_w_hwc"] + w["fc1_b"]
+        return jax.nn.gelu(x, approximate=False) @ w["fc2_w"] + w["fc2_b"]
+
+    return jax.tree_util.Partial(apply, weights)
+
+
+def _their_network(name: str) -> Any:
+    """Return the same network in PyTorch."""
+    import numpy as np
+    import torch
+    from torch import nn
+
+    class Norm(nn.LayerNorm):
+        def forward(self, x):
+            return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    class Block(nn.Module):
+        def __init__(self, dim):
+            super().__init__()
+            self.depthwise = nn.Conv2d(dim, dim, 7, padding=3, groups=dim)
+            self.mlp = nn.Sequential(
+                nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
+            )
+            self.gamma = nn.Parameter(torch.full((dim,), 0.1))
+
+        def forward(self, x):
+            h = self.gamma * self.mlp(self.depthwise(x).permute(0, 2, 3, 1))
+            return x + h.permute(0, 3, 1, 2)
+
+    class Normalize(nn.Module):
+        def __init__(self, mean, std):
+            super().__init__()
+            self.mean, self.std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+
+        def forward(self, x):
+            return (x - self.mean) / self.std
+
+    if name == "golden":
+        w = {k: torch.tensor(v) for k, v in np.load(_GOLDEN / "nets.npz").items()}
+        layers: list[nn.Module] = [Normalize(w["mean"], w["std"])]
+        for i in "123":
+            kernel = w[f"conv{i}_w_hwio"].permute(3, 2, 0, 1)
+            conv = nn.Conv2d(kernel.shape[1], kernel.shape[0], 3, stride=2, padding=1)
+            conv.load_state_dict({"weight": kernel.contiguous(), "bias": w[f"conv{i}_b"]})
+            layers += [conv, nn.GELU()]
+        first, second = nn.Linear(1024, 24), nn.Linear(24, 10)
+        chw = w["fc1_w_hwc"].reshape(4, 4, 64, 24).permute(3, 2, 0, 1).reshape(24, 1024)
+        first.load_state_dict({"weight": chw.contiguous(), "bias": w["fc1_b"]})
+        second.load_state_dict({"weight": w["fc2_w"].T.contiguous(), "bias": w["fc2_b"]})
+        net = nn.Sequential(*layers, nn.Flatten(), first, nn.GELU(), second)
+    else:
+        layers, ins = [], 3
+        for number, (dim, depth) in enumerate(zip(_DIMS, _DEPTHS, strict=True)):
+            layers += [Norm(ins)] * (number > 0) + [nn.Conv2d(ins, dim, 2, stride=2)]
+            layers += [Norm(dim)] * (number == 0) + [Block(dim) for _ in range(depth)]
+            ins = dim
+        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(ins), nn.Linear(ins, 10)]
+        net = nn.Sequential(*layers, *head)
+    return net.eval().requires_grad_(False)
