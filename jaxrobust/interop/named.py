@@ -1,10 +1,11 @@
 """Networks in PyTorch that a command line names: a function that makes a module, or a `.pt2`."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,15 +136,13 @@ def in_jax(
     return found.logits_fn
 
 
-class _explained:
-    """Turn what goes wrong into one sentence that names the flag."""
-
-    def __init__(self, what: str, name: str):
-        self.start = f"{what}={name}: "
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, *unused: Any) -> None:
-        if isinstance(error, ValueError) and not str(error).startswith(self.start):
-            raise ValueError(self.start + str(error)) from error
+@contextlib.contextmanager
+def _explained(what: str, name: str) -> Iterator[None]:
+    """Begin what goes wrong with the flag and its value."""
+    start = f"{what}={name}: "
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith(start):
+            raise
+        raise ValueError(start + str(error)) from error

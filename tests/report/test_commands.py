@@ -1,0 +1,50 @@
+"""The commands that a page says reproduce its numbers."""
+
+import shlex
+from pathlib import Path
+
+from absl import flags
+from absl.testing import absltest, parameterized
+
+from jaxrobust import evaluate  # noqa: F401  # defines the flags
+from jaxrobust.report import commands
+from jaxrobust.report.gathered import Evaluation
+
+RECORD = {
+    "dataset": "cifar10",
+    "split": "test",
+    "image_ids": "0..49",
+    "attacks": [{"name": "apgd-ce", "norm": "linf", "epsilon": 8 / 255, "steps": 20}],
+    "method": "apgd-ce, steps 20",
+    "seed": 3,
+}
+
+
+def words(**more) -> list[str]:
+    record = RECORD | more
+    one = Evaluation("net", Path("results.jsonl"), record, None, [], None, {})
+    return shlex.split(commands.evaluate(one, None))
+
+
+class EvaluateTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({"name": "net.py:f"}, ["--function", "net.py:f"]),
+        ({"name": "net.pt2", "torch": "2.13.0"}, ["--torch", "net.pt2"]),
+        (
+            {"name": "n.py:f", "torch": "2.13.0", "arguments": {"width": 6}, "output": "logits"},
+            ["--torch", "n.py:f", "--torch_args", '{"width": 6}', "--torch_output", "logits"],
+        ),
+    )
+    def test_names_a_network_that_is_none_of_ours(self, function, expected):
+        said = words(function=function)
+        self.assertEqual(said[3 : 3 + len(expected)], expected)
+        self.assertIn("--steps", said)
+
+    def test_has_no_flag_that_the_command_lacks(self):
+        said = words(function={"name": "n.py:f", "torch": "2", "arguments": {"a": 1}})
+        named = {word[2:] for word in said if word.startswith("--")}
+        self.assertEmpty(named - set(flags.FLAGS))
+
+
+if __name__ == "__main__":
+    absltest.main()
