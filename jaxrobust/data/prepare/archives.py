@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrobust.data.prepare.shards import sha256
+from jaxrobust.data.sizes import IMAGES
 
 ADDRESS = "https://www.cs.toronto.edu/~kriz"
-SIZES = {"train": 50_000, "test": 10_000}  # of both
+SIZES = IMAGES["cifar10"]  # of both
 SHAPE = (32, 32, 3)
 _PIXELS = 3 * 32 * 32
 
