@@ -32,8 +32,8 @@ class FamiliesTest(parameterized.TestCase):
     def test_small(self, name, options):
         self.check(name, 64, **options)
 
-    @pytest.mark.matrix
     @parameterized.parameters(*torch_families.FAMILIES.items())
+    @pytest.mark.matrix
     def test_at_its_size(self, name, size):
         self.check(name, size)
 
