@@ -24,7 +24,6 @@ def make(num_classes, image_size, in_channels):
 
 # What is to be said of the rows of `configs/`: their papers trained so, but for the average.
 REMARKS = {
-    "transfer:convnext_t_cvst,data=cifar10": {"ema-horizon": RED},  # base()'s, of 940 steps
     "transfer:xcit_s12,data=cifar100": {"batch-statistics": RED},
     "transfer:xcit_s12,data=cifar10,start=random": {"batch-statistics": RED},
     "transfer:xcit_s12,data=caltech": {"one-step": YELLOW},
