@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from absl.testing import absltest
@@ -113,6 +114,13 @@ class LayeringTest(absltest.TestCase):
             for name, _ in imports(files[module]):
                 if name.startswith("jaxrobust.models."):
                     self.assertLess(floor[name.split(".")[2]], floor[module], f"{module}: {name}")
+
+    def test_the_wheel_has_every_package(self):
+        named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"][
+            "packages"
+        ]
+        there = {".".join(p.parent.relative_to(ROOT).parts) for p in PACKAGE.rglob("__init__.py")}
+        self.assertSameElements(set(named) - {"jaxrobust.configs"}, there)
 
     def test_nothing_of_a_checkout_is_imported(self):
         """A wheel has neither of these."""
