@@ -9,6 +9,7 @@ import numpy as np
 from jaxrobust.data import Prepared, pipeline, sources
 from jaxrobust.evaluation import subject as subjects
 from jaxrobust.evaluation.subject import Subject
+from jaxrobust.interop.named import COMPARED
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import folders
 from jaxrobust.runtime.progress import say
@@ -218,5 +219,7 @@ def _some(subject: Subject, source: sources.Source, given: Given) -> np.ndarray:
     size = subject.network.image_size
     assert size is not None
     how = pipeline.preprocessing_id(source, size, given.preprocessing)
-    prepared = Prepared(source, image_size=size, preprocessing=how, images=min(8, len(source)))
+    prepared = Prepared(
+        source, image_size=size, preprocessing=how, images=min(COMPARED, len(source))
+    )
     return np.asarray(prepared[np.arange(len(prepared))], np.float32)

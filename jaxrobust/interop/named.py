@@ -18,7 +18,7 @@ from jaxrobust.runtime.progress import say
 HOW = "write my_package.nets:make, my_nets.py:make, or a file.pt2 of torch.export.save"
 _WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors", ".pkl", ".pickle")
 _DISPATCH = 0.01  # seconds: shorter passes measure Python, which the attacks' loops leave out
-_COMPARED = 8  # images of the data set: a pass in float64 may follow
+COMPARED = 8  # images of the data set: a pass in float64 may follow
 
 
 class Built(NamedTuple):
@@ -109,7 +109,7 @@ def in_jax(
     Args:
       what: the flag, for messages.
       network: what `built` returned.
-      images: f32[B,H,W,C] in [0, 1], real ones.
+      images: f32[B,H,W,C] in [0, 1], `COMPARED` real ones.
       rewrite: what the evaluation does with a network's function on this platform.
     Raises:
       ValueError: it cannot be converted, or the two sides differ.
@@ -126,7 +126,7 @@ def in_jax(
             if name.endswith(".pt2")
             else conversion.converted(given, shape, output=network.output)  # type: ignore[arg-type]
         )
-        agreed = agreement.compared(found, images[:_COMPARED], rewrite)
+        agreed = agreement.compared(found, images, rewrite)
     say(f"{name}: {agreed.words()}")
     here, there = agreed.seconds
     if here > max(1.2 * there, _DISPATCH):

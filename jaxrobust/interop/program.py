@@ -3,8 +3,8 @@
 Nothing here needs PyTorch. A program is a list of steps; a step names an operator of
 `operators.TABLE`, and its arguments name what earlier steps gave. PyTorch puts the channels of
 images before their sides; the fast layout of XLA's convolutions has them last. So the values of
-convolutions and what follows them are kept with channels last, as `Last`, until an operator needs
-them as PyTorch has them.
+convolutions and what follows them are kept as `ChannelsLast`, until an operator needs them as
+PyTorch has them.
 """
 
 from collections.abc import Callable, Mapping
@@ -50,7 +50,7 @@ class Program(NamedTuple):
     single: bool = False  # it takes one image at a time
 
 
-class Last(NamedTuple):
+class ChannelsLast(NamedTuple):
     """Values [B,C,sides...] of PyTorch, which lie here with channels last: [B,sides...,C]."""
 
     array: Array
@@ -64,8 +64,9 @@ class Row(NamedTuple):
     """How an operator is computed.
 
     `plain` takes and returns arrays as PyTorch has them; None: `last` is always taken. `last` takes
-    the first operand with channels last, and says with `Last` what it returns so; None: `plain` is
-    always taken. `joins` says that operands broadcast against each other, in either form.
+    the first operand with channels last, and says with `ChannelsLast` what it returns so; None:
+    `plain` is always taken. `joins` says that operands broadcast against each other, in either
+    form.
     """
 
     plain: Callable[..., Any] | None
@@ -90,7 +91,7 @@ def run(
         for name, a in program.constants.items()
     }
     values |= {name: weights[key] for name, key in program.weights.items()}
-    values[program.images] = Last(images.astype(dtype))
+    values[program.images] = ChannelsLast(images.astype(dtype))
     # PyTorch's operators join numbers of several types and ranks.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for step in program.steps:
@@ -125,7 +126,7 @@ def compute(
     operands = [read(operand) for operand in step.operands]
     named = {name: read(operand) for name, operand in step.named.items()}
     if row.joins and row.plain and _can_join(operands):
-        return Last(row.plain(*_joined(operands), **named))
+        return ChannelsLast(row.plain(*_joined(operands), **named))
     if row.last and (row.plain is None or _is_last(operands[0])):
         return row.last(_last(operands[0]), *map(plain, operands[1:]), **named)
     assert row.plain is not None
@@ -133,12 +134,12 @@ def compute(
 
 
 def _is_last(value: Any) -> bool:
-    return isinstance(value[0] if isinstance(value, list) and value else value, Last)
+    return isinstance(value[0] if isinstance(value, list) and value else value, ChannelsLast)
 
 
 def _can_join(operands: list[Any]) -> bool:
     """Tell whether there are values with channels last, and none that has more axes."""
-    axes = [operand.array.ndim for operand in operands if isinstance(operand, Last)]
+    axes = [operand.array.ndim for operand in operands if isinstance(operand, ChannelsLast)]
     return bool(axes) and max(axes) >= max(getattr(plain(o), "ndim", 0) for o in operands)
 
 
@@ -146,21 +147,21 @@ def plain(value: Any) -> Any:
     """Return a value, or a list of them, as PyTorch has it."""
     if isinstance(value, list):
         return [plain(each) for each in value]
-    return value.plain() if isinstance(value, Last) else value
+    return value.plain() if isinstance(value, ChannelsLast) else value
 
 
 def _last(value: Any) -> Any:
     if isinstance(value, list):
         return [_last(each) for each in value]
-    return value.array if isinstance(value, Last) else jnp.moveaxis(value, 1, -1)
+    return value.array if isinstance(value, ChannelsLast) else jnp.moveaxis(value, 1, -1)
 
 
 def _joined(operands: list[Any]) -> list[Any]:
     """Return operands that broadcast against values with channels last."""
-    axes = max(operand.array.ndim for operand in operands if isinstance(operand, Last))
+    axes = max(operand.array.ndim for operand in operands if isinstance(operand, ChannelsLast))
 
     def join(operand: Any) -> Any:
-        if isinstance(operand, Last) and operand.array.ndim == axes:
+        if isinstance(operand, ChannelsLast) and operand.array.ndim == axes:
             return operand.array
         operand = plain(operand)
         if not getattr(operand, "ndim", 0):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.interop.program import Last, Row
+from jaxrobust.interop.program import ChannelsLast, Row
 from jaxrobust.types import Array
 
 
@@ -26,7 +26,7 @@ def _convolution(
     transposed: bool,
     output_padding: Sequence[int],
     groups: int,
-) -> Last:
+) -> ChannelsLast:
     """Return the convolution of [B,sides...,in] with PyTorch's weight [out,in/groups,taps...]."""
     sides = x.ndim - 2
     taps = weight.shape[2:]
@@ -55,7 +55,7 @@ def _convolution(
         dimension_numbers=(f"N{names}C", f"{names}IO", f"N{names}C"),
         feature_group_count=groups,
     )
-    return Last(found if bias is None else found + bias)
+    return ChannelsLast(found if bias is None else found + bias)
 
 
 def _addmm(bias: Array, x: Array, y: Array, beta: Any = 1, alpha: Any = 1) -> Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxrobust.interop.program import Last, Row
+from jaxrobust.interop.program import ChannelsLast, Row
 from jaxrobust.types import Array
 
 
@@ -75,10 +75,10 @@ def _max_pool(
     padding: Sequence[int],
     dilation: Sequence[int],
     ceil_mode: bool,
-) -> tuple[Last, None]:
+) -> tuple[ChannelsLast, None]:
     for axis in reversed(_axes(x, size, stride, padding, dilation, ceil_mode)):
         x = functools.reduce(_first_largest, axis.parts(x, -np.inf))
-    return Last(x), None
+    return ChannelsLast(x), None
 
 
 def _average_pool(
@@ -89,13 +89,13 @@ def _average_pool(
     ceil_mode: bool,
     count_include_pad: bool,
     divisor: int | None = None,
-) -> Last:
+) -> ChannelsLast:
     axes = _axes(x, size, stride, padding, (1,), ceil_mode)
     for axis in axes:
         x = functools.reduce(jnp.add, axis.parts(x, 0.0))
     counts = [axis.counted(count_include_pad) for axis in axes]
     each = divisor or functools.reduce(np.multiply.outer, counts)[..., None]
-    return Last(x / jnp.asarray(each, x.dtype))
+    return ChannelsLast(x / jnp.asarray(each, x.dtype))
 
 
 def _bins(side: int, count: int) -> list[slice]:
@@ -116,12 +116,12 @@ def _adaptive(x: Array, counts: Sequence[int], reduce: Callable[..., Array]) -> 
     return x
 
 
-def _adaptive_average(x: Array, counts: Sequence[int]) -> Last:
-    return Last(_adaptive(x, counts, jnp.mean))
+def _adaptive_average(x: Array, counts: Sequence[int]) -> ChannelsLast:
+    return ChannelsLast(_adaptive(x, counts, jnp.mean))
 
 
-def _adaptive_max(x: Array, counts: Sequence[int]) -> tuple[Last, None]:
-    return Last(_adaptive(x, counts, jnp.max)), None
+def _adaptive_max(x: Array, counts: Sequence[int]) -> tuple[ChannelsLast, None]:
+    return ChannelsLast(_adaptive(x, counts, jnp.max)), None
 
 
 def _ratios(x: Array, sizes: Sequence[int] | None, factors: Sequence[float] | None) -> list[Any]:
@@ -133,16 +133,18 @@ def _ratios(x: Array, sizes: Sequence[int] | None, factors: Sequence[float] | No
     return [(o, n, o / n) for o, n in zip(olds, sizes, strict=True)]
 
 
-def _nearest(x: Array, sizes: Sequence[int] | None, factors: Sequence[float] | None) -> Last:
+def _nearest(
+    x: Array, sizes: Sequence[int] | None, factors: Sequence[float] | None
+) -> ChannelsLast:
     for axis, (old, new, step) in enumerate(_ratios(x, sizes, factors), 1):
         places = np.floor(np.arange(new) * np.float32(step)).astype(int)
         x = jnp.take(x, np.minimum(places, old - 1), axis=axis)
-    return Last(x)
+    return ChannelsLast(x)
 
 
 def _linear(
     x: Array, sizes: Sequence[int] | None, align: bool, factors: Sequence[float] | None
-) -> Last:
+) -> ChannelsLast:
     """Return images resized by linear interpolation, one side after the other."""
     for axis, (old, new, step) in enumerate(_ratios(x, sizes, factors), 1):
         at = np.arange(new) * ((old - 1) / max(new - 1, 1) if align else step)
@@ -151,7 +153,7 @@ def _linear(
         share = (at - low).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
         below, above = (jnp.take(x, i, axis=axis) for i in (low, np.minimum(low + 1, old - 1)))
         x = below + (above - below) * jnp.asarray(share, x.dtype)
-    return Last(x)
+    return ChannelsLast(x)
 
 
 def _triangle(x: np.ndarray) -> np.ndarray:
@@ -165,10 +167,12 @@ def _cubic(x: np.ndarray) -> np.ndarray:
     return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
-def _smoothed(kernel: Callable[[np.ndarray], np.ndarray], reach: int) -> Callable[..., Last]:
+def _smoothed(
+    kernel: Callable[[np.ndarray], np.ndarray], reach: int
+) -> Callable[..., ChannelsLast]:
     """Return the resizing whose kernel, of that reach, grows with the pixels it joins."""
 
-    def resize(x: Array, sizes: Sequence[int], align: bool, *factors: float | None) -> Last:
+    def resize(x: Array, sizes: Sequence[int], align: bool, *factors: float | None) -> ChannelsLast:
         for axis, (old, new) in enumerate(zip(x.shape[1:-1], sizes, strict=True), 1):
             given = factors[axis - 1] if len(factors) >= axis else None
             step = (old - 1) / max(new - 1, 1) if align else 1 / given if given else old / new
@@ -181,7 +185,7 @@ def _smoothed(kernel: Callable[[np.ndarray], np.ndarray], reach: int) -> Callabl
             weights = weights * ((at >= low[:, None]) & (at < high[:, None]))
             shares = jnp.asarray(weights / weights.sum(1, keepdims=True), x.dtype)
             x = jnp.moveaxis(jnp.tensordot(shares, x, (1, axis)), 0, axis)
-        return Last(x)
+        return ChannelsLast(x)
 
     return resize
 

@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from jaxrobust.interop.operators.shapes import moved
-from jaxrobust.interop.program import Last, Row
+from jaxrobust.interop.program import ChannelsLast, Row
 from jaxrobust.types import Array
 
 Dims = Sequence[int] | None
@@ -30,12 +30,12 @@ def _over(reduce: Callable[..., Array]) -> Row:
     def last(x: Array, dims: Dims, keepdim: bool = False, dtype: Any = None, **rest: Any) -> Any:
         gone = _axes(dims, x.ndim)
         if not keepdim and not {0, 1}.isdisjoint(gone):
-            return plain(Last(x).plain(), dims, keepdim, dtype, **rest)
+            return plain(ChannelsLast(x).plain(), dims, keepdim, dtype, **rest)
         x = x if dtype is None else x.astype(dtype)
         found = reduce(x, tuple(moved(dim, x.ndim) for dim in gone), keepdim, **rest)
         if keepdim:
-            return Last(found)
-        return found if found.ndim == 2 else Last(found)
+            return ChannelsLast(found)
+        return found if found.ndim == 2 else ChannelsLast(found)
 
     return Row(plain, last)
 

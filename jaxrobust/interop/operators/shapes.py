@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxrobust.interop.program import Last, Row
+from jaxrobust.interop.program import ChannelsLast, Row
 from jaxrobust.types import Array
 
 
@@ -27,16 +27,16 @@ def _slice(x: Array, dim: int, start: Any, end: Any, step: int) -> Array:
     return _part(x, dim % x.ndim, start, end, step)
 
 
-def _slice_last(x: Array, dim: int, start: Any, end: Any, step: int) -> Last:
-    return Last(_part(x, moved(dim, x.ndim), start, end, step))
+def _slice_last(x: Array, dim: int, start: Any, end: Any, step: int) -> ChannelsLast:
+    return ChannelsLast(_part(x, moved(dim, x.ndim), start, end, step))
 
 
 def _split(x: Array, sizes: Sequence[int], dim: int) -> list[Array]:
     return jnp.split(x, np.cumsum(sizes)[:-1].tolist(), axis=dim)
 
 
-def _split_last(x: Array, sizes: Sequence[int], dim: int) -> list[Last]:
-    return [Last(part) for part in _split(x, sizes, moved(dim, x.ndim))]
+def _split_last(x: Array, sizes: Sequence[int], dim: int) -> list[ChannelsLast]:
+    return [ChannelsLast(part) for part in _split(x, sizes, moved(dim, x.ndim))]
 
 
 def _concatenate(arrays: Sequence[Array], dim: int) -> Array:
@@ -44,8 +44,8 @@ def _concatenate(arrays: Sequence[Array], dim: int) -> Array:
     return jnp.concatenate(whole, axis=dim)
 
 
-def _concatenate_last(arrays: Sequence[Array], dim: int) -> Last:
-    return Last(jnp.concatenate(arrays, axis=moved(dim, arrays[0].ndim)))
+def _concatenate_last(arrays: Sequence[Array], dim: int) -> ChannelsLast:
+    return ChannelsLast(jnp.concatenate(arrays, axis=moved(dim, arrays[0].ndim)))
 
 
 def _squeeze(x: Array, dims: Sequence[int]) -> Array:
@@ -72,7 +72,7 @@ def _pad_last(x: Array, widths: Sequence[int], value: float) -> Any:
     pairs = [(low, high, 0) for low, high in zip(widths[::2], widths[1::2], strict=True)]
     around = [(0, 0, 0)] * (x.ndim - len(pairs)) + pairs[::-1]
     placed = [around[0], *around[2:], around[1]]
-    return Last(lax.pad(x, jnp.asarray(value, x.dtype), placed))
+    return ChannelsLast(lax.pad(x, jnp.asarray(value, x.dtype), placed))
 
 
 def _strided(x: Array, sizes: Sequence[int], strides: Sequence[int], offset: int | None) -> Array:
