@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,9 +47,24 @@ def parse() -> argparse.Namespace:
     )
     parser.flag("torch", action="store_true", help="Whether ours is PyTorch's module, in JAX.")
     parser.flag("norms", help="Norms; default: linf,l2,l1, for --topology linf.")
+    parser.flag("epsilon", help="Radii of these norms; default: 8/255,0.5,12 for linf,l2,l1.")
     parser.flag("images", type=int, default=128, help="Number of images; default: %(default)s.")
     parser.flag(
         "batch", type=int, help="Number of slots of ours; --topology: per chip, by default 64."
+    )
+    parser.flag(
+        "cores",
+        choices=["one", "all", "both"],
+        default="both",
+        help="Whether the programs run on one core, on all, or on one and then on all; default: "
+        "%(default)s.",
+    )
+    parser.flag(
+        "seeds",
+        type=int,
+        default=1,
+        help="Number of seeds of pyautoattack's, of which the first counts and each further one "
+        "says by how many verdicts it differs from that; default: %(default)s.",
     )
     parser.flag("rounds", type=int, default=1, help="Number of turns, of which the fastest counts.")
     parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
@@ -59,13 +75,18 @@ def parse() -> argparse.Namespace:
     )
     parser.flag("dtype", default="float32", help="Compute type for --topology.")
     parser.flag("worker", choices=["ours", "theirs"], help=argparse.SUPPRESS)
+    parser.flag("seed", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.torch = args.torch or ":" in args.network
     args.norms = (args.norms or ("linf" if args.topology else "linf,l2,l1")).split(",")
     if unknown := set(args.norms) - set(EPSILON):
         parser.error(f"--norms {sorted(unknown)}: choose from {', '.join(EPSILON)}")
-    if min(args.images, args.rounds, args.batch or 1) < 1 or args.images > 128:
-        parser.error("--images must be 1 to 128, --rounds and --batch at least 1")
+    if min(args.images, args.rounds, args.seeds, args.batch or 1) < 1 or args.images > 128:
+        parser.error("--images must be 1 to 128, --rounds, --seeds and --batch at least 1")
+    radii = args.epsilon.split(",") if args.epsilon else [EPSILON[norm] for norm in args.norms]
+    if len(radii) != len(args.norms):
+        parser.error(f"--epsilon={args.epsilon}: give {len(args.norms)}, one per norm")
+    args.radii = dict(zip(args.norms, (float(Fraction(r)) for r in radii), strict=True))
     return args
 
 
@@ -91,10 +112,9 @@ def our_worker(args: argparse.Namespace) -> None:
 
     images, labels, _ = data(args.images)
     network = our_network(args.network, converted=args.torch)
-    radius, overrides = 1.0, None
+    overrides = None
     if args.network == "convnext_n":
         labels = np.argmax(jax.jit(network)(images), axis=1)
-        radius = 0.0
         overrides = {n: {"steps": WIDE["steps"]} for n in ("apgd-ce", "apgd-t", "fab-t")}
         overrides["apgd-t"] |= {"targets": 1}
         overrides["fab-t"] |= {"targets": 1}
@@ -108,7 +128,7 @@ def our_worker(args: argparse.Namespace) -> None:
                 images,
                 labels,
                 norm=norm,
-                epsilon=radius * EPSILON[norm],
+                epsilon=0.0 if args.network == "convnext_n" else args.radii[norm],
                 overrides=overrides,
                 batch_size=args.batch,
                 verbose=False,
@@ -203,9 +223,9 @@ def their_worker(args: argparse.Namespace) -> None:
     if args.network == "convnext_n":
         y = net(x).argmax(1)
     for norm in args.norms:
-        epsilon = 0.0 if args.network == "convnext_n" else EPSILON[norm]
+        epsilon = 0.0 if args.network == "convnext_n" else args.radii[norm]
         attack = pyautoattack.AutoAttack(
-            Counted(), norm=THEIRS[norm], eps=epsilon, version="standard", seed=0
+            Counted(), norm=THEIRS[norm], eps=epsilon, version="standard", seed=args.seed
         )
         if args.network == "convnext_n":
             attack.apgd.n_iter = attack.apgd_targeted.n_iter = attack.fab.n_iter = WIDE["steps"]
@@ -223,10 +243,13 @@ def their_worker(args: argparse.Namespace) -> None:
 # --- Side by side ---
 
 
-def launch(worker: str, args: argparse.Namespace, cores: list[int]) -> dict[str, dict]:
+def launch(
+    worker: str, args: argparse.Namespace, cores: list[int], seed: int = 0
+) -> dict[str, dict]:
     """Run a worker on those cores; return {norm: report}."""
     command = [sys.executable, __file__, f"--worker={worker}", f"--network={args.network}"]
     command += [f"--norms={','.join(args.norms)}", f"--images={args.images}"]
+    command += [f"--epsilon={','.join(map(str, args.radii.values()))}", f"--seed={seed}"]
     command += ["--torch"] * args.torch
     command += [f"--batch={args.batch}"] * (args.batch is not None)
     done = subprocess.run(
@@ -252,7 +275,9 @@ def main() -> None:
         return our_worker(args) if args.worker == "ours" else their_worker(args)
     all_cores = sorted(os.sched_getaffinity(0))
     result: dict[str, dict] = {norm: {} for norm in args.norms}
-    for mode, cores, key in (("one core", all_cores[:1], "cpu"), ("all cores", all_cores, "wall")):
+    robust: dict[str, list[bool]] = {}
+    modes = {"one": ("one core", all_cores[:1], "cpu"), "all": ("all cores", all_cores, "wall")}
+    for mode, cores, key in modes.values() if args.cores == "both" else [modes[args.cores]]:
         runs: dict[str, list] = {"theirs": [], "ours": []}
         for _ in range(args.rounds):
             for worker in runs:
@@ -264,6 +289,12 @@ def main() -> None:
             }
             result[norm][mode] = compare(args, norm, key, best)
             show(norm, mode, len(cores), key, result[norm][mode])
+            robust[norm] = best["theirs"]["robust"]
+    for seed in range(1, args.seeds):
+        for norm, report in launch("theirs", args, all_cores, seed).items():
+            differing = sum(a != b for a, b in zip(robust[norm], report["robust"], strict=True))
+            result[norm].setdefault("seeds_differ", []).append(differing)
+            print(f"{norm:4} pyautoattack with seed {seed}: {differing} verdicts differ from its 0")
     if args.json:
         print(json.dumps({"network": args.network, "images": args.images, "norms": result}))
 
@@ -272,7 +303,7 @@ def compare(args: argparse.Namespace, norm: str, key: str, best: dict[str, dict]
     """Return ratios of a norm in one mode."""
     ours, theirs = best["ours"], best["theirs"]
     per_pass = {w: r[key] / (r["forward"] + r["backward"]) for w, r in best.items()}
-    robust = {w: r.pop("robust") for w, r in best.items()}
+    robust = {w: r["robust"] for w, r in best.items()}
     return {
         "seconds": {"ours": ours[key], "theirs": theirs[key]},
         "ratio": theirs[key] / ours[key],
@@ -281,6 +312,7 @@ def compare(args: argparse.Namespace, norm: str, key: str, best: dict[str, dict]
         "over_network": ours["cpu"] / ours["network"],
         "passes": {w: [r["forward"], r["backward"]] for w, r in best.items()},
         "idle": ours["idle"],
+        "robust": {w: sum(flags) for w, flags in robust.items()},
         "differing_verdicts": sum(a != b for a, b in zip(*robust.values(), strict=True))
         if args.network != "convnext_n"
         else None,
@@ -300,7 +332,7 @@ def show(norm: str, mode: str, cores: int, key: str, r: dict) -> None:
     if cores == 1:
         notes.append(f"{r['over_network']:.2f} x the seconds of the network alone")
     if differing is not None:
-        notes.append(f"{differing} verdicts differ")
+        notes.append(f"{r['robust']['theirs']} robust, {differing} verdicts differ")
     print(" " * 5 + "; ".join(notes), flush=True)
 
 

@@ -20,6 +20,7 @@ from jaxrobust.weights import hashes
 from jaxrobust.weights.checkpoint import disk_full
 
 Record = dict[str, Any]
+_LOW = 0.5  # clean accuracy
 _SAID = ("clean_top5", "replayed", "ladder")  # what only some records have
 
 
@@ -218,7 +219,7 @@ class Evaluation:
         """
         if not self.asked.searches:
             return measuring.counted(subject, self.source, self.weights, self.asked)
-        return measuring.searched(
+        found = measuring.searched(
             subject,
             self.source,
             self.logits_of,
@@ -229,6 +230,14 @@ class Evaluation:
             beyond=beyond,
             replay=[*ledgers, *self.given],
         )
+        if subject.flag and standing is None and found["clean"] < _LOW:
+            say(
+                f"{subject.network.name} is right on {found['clean']:.1%} of the clean images; if "
+                "it expects others than those in [0, 1], such as normalised ones or [-1, 1], "
+                f"python -m jaxrobust.doctor {subject.flag} {subject.network.name} --dataset "
+                f"{self.source.name} finds it, and the normalisation belongs into the network"
+            )
+        return found
 
     def kept(self, number: str, method: str, found: dict[str, Any]) -> Record:
         """Return the record of what was found, written by the first process."""

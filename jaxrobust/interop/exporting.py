@@ -99,8 +99,9 @@ def loaded(path: Path) -> tuple[Any, bool]:
         except Exception as error:
             raise ValueError(
                 f"torch.export.load cannot read it with PyTorch {torch.__version__} "
-                f"({_first_line(error)}); write it again with torch.export.save and this version, "
-                "or name the function that makes the module"
+                f"({_first_line(error)}); a newer PyTorch reads what an older one wrote: install one "
+                "as new as that which wrote it, write it again with torch.export.save and this "
+                "version, or name the function that makes the module"
             ) from error
     sizes = [node.meta["val"].shape for node in found.graph.nodes if node.op == "placeholder"]
     images: tuple[Any, ...] = tuple(sizes[-1]) if sizes else ()

@@ -38,6 +38,25 @@ def shifted(x):
     return jnp.roll(logits_fn(x), 1, axis=1)
 """
 
+# The same in PyTorch, with means of images in [-1, 1].
+MODULE = """
+import torch
+from jaxrobust import data
+
+class Means(torch.nn.Module):
+    def __init__(self, images, labels):
+        super().__init__()
+        pixels, labels = 2 * torch.from_numpy(images).flatten(1) - 1, torch.from_numpy(labels)
+        means = [pixels[labels == k].mean(0) for k in range(10)]
+        self.means = torch.nn.Parameter(torch.stack(means))
+
+    def forward(self, x):
+        return 2 * x.flatten(1) @ self.means.T - (self.means**2).sum(1)
+
+def make():
+    return Means(*data.load("digits", split="train")[:2]).eval()
+"""
+
 RECORD = {"dataset": "digits", "split": "test", "weights": "train, step 8, ema", "clean": 0.75}
 
 
@@ -155,6 +174,17 @@ class CommandTest(parameterized.TestCase):
         file = self.create_tempfile("my_net.py", OWN)
         told, code = examine(f"{file.full_path}:shifted", dataset="digits", epsilon=0.1)
         self.assertEqual((code, reds(told)), (1, ["label-order"]))
+
+    @pytest.mark.slow
+    def test_a_module_that_expects_other_images(self):
+        pytest.importorskip("torch", reason=paths.PARITY)
+        file = self.create_tempfile("my_net.py", MODULE)
+        words = ["--torch", f"{file.full_path}:make", "--dataset", "digits", "--epsilon", "0.1"]
+        done = doctor(*words, "--json")
+        found = {f["check"]: f for f in json.loads(done.stdout)["examined"][0]["findings"]}
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertEqual(found["missing-normalisation"]["level"], RED)
+        self.assertIn("[-1, 1]", found["missing-normalisation"]["said"])
 
     @pytest.mark.slow
     def test_a_config(self):

@@ -83,6 +83,7 @@ class TorchTest(parameterized.TestCase):
         code, printed, said = self.asked(out=str(out), **few)
         self.assertEqual(code, 0, said)
         self.assertRegex(said, r"JAX and PyTorch agree on 8 images")
+        self.assertRegex(said, r"of the clean images; .* jaxrobust\.doctor --torch nets\.py:conv")
         (record,) = records.read(out)
         source = record["function"]
         self.assertEqual(source["name"], "nets.py:convolutional")

@@ -1,8 +1,10 @@
 """PyTorch's modules as functions in JAX: what they compute in, what they return, every refusal."""
 
 import gc
+import gzip
 import re
 import weakref
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -169,6 +171,24 @@ class FileTest(parameterized.TestCase):
         logits_fn, _ = from_file(self.saved(**how))
         expected = reference(torch_faults.Convolutional().eval(), images())
         np.testing.assert_allclose(logits_fn(images()), expected, atol=1e-6)
+
+    @pytest.mark.skipif(
+        tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9),
+        reason="PyTorch before 2.9 does not read what 2.9 wrote",
+    )
+    def test_of_another_version(self):
+        golden = paths.GOLDEN / "interop"
+        path = self.create_tempfile("net.pt2").full_path
+        Path(path).write_bytes(gzip.decompress((golden / "torch_2_9_1.pt2.gz").read_bytes()))
+        theirs = np.load(golden / "torch_2_9_1.npz")
+        logits_fn, _ = from_file(path)
+        x = jnp.asarray(np.random.default_rng(0).random((3, 16, 16, 3), np.float32))
+        logits, gradient = jax.device_get(
+            (logits_fn(x), jax.grad(lambda x: logits_fn(x)[:, 0].sum())(x))
+        )
+        # Both round in float32; the logits are about 1, the gradients up to 0.02.
+        np.testing.assert_allclose(logits, theirs["logits"], atol=1e-6)
+        np.testing.assert_allclose(gradient, theirs["gradient"], atol=1e-8)
 
     def test_refuses_a_fixed_number_of_images(self):
         with self.assertRaisesRegex(ValueError, "takes 4 images at a time and no other number"):
