@@ -99,8 +99,8 @@ def loaded(path: Path) -> tuple[Any, bool]:
         except Exception as error:
             raise ValueError(
                 f"torch.export.load cannot read it with PyTorch {torch.__version__} "
-                f"({_first_line(error)}); a newer PyTorch reads what an older one wrote: install one "
-                "as new as that which wrote it, write it again with torch.export.save and this "
+                f"({_first_line(error)}); a newer PyTorch reads what an older one wrote: install "
+                "one as new as its writer, write it again with torch.export.save and this "
                 "version, or name the function that makes the module"
             ) from error
     sizes = [node.meta["val"].shape for node in found.graph.nodes if node.op == "placeholder"]
