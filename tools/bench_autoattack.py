@@ -234,7 +234,7 @@ def their_worker(args: argparse.Namespace) -> None:
             attack.square.n_queries = WIDE["queries"]
         passes.update(forward=0, backward=0)
         wall, cpu = time.perf_counter(), time.process_time()
-        _, predicted = attack.run_standard_evaluation(x, y, batch_size=args.batch or 250)
+        _, predicted = attack.run_standard_evaluation(x, y, batch_size=250)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         report = {"norm": norm, "wall": wall, "cpu": cpu} | passes
         print(json.dumps(report | {"robust": (predicted == y).tolist()}), flush=True)

@@ -9,7 +9,6 @@ import numpy as np
 from jaxrobust.data import Prepared, pipeline, sources
 from jaxrobust.evaluation import subject as subjects
 from jaxrobust.evaluation.subject import Subject
-from jaxrobust.interop.named import COMPARED
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import folders
 from jaxrobust.runtime.progress import say
@@ -216,10 +215,10 @@ def weights(
 
 def _some(subject: Subject, source: sources.Source, given: Given) -> np.ndarray:
     """Return the first images of a settled subject, f32[B,H,W,C] in [0, 1]."""
+    from jaxrobust.interop.agreement import FEW  # with the operators, which --torch alone needs
+
     size = subject.network.image_size
     assert size is not None
     how = pipeline.preprocessing_id(source, size, given.preprocessing)
-    prepared = Prepared(
-        source, image_size=size, preprocessing=how, images=min(COMPARED, len(source))
-    )
+    prepared = Prepared(source, image_size=size, preprocessing=how, images=min(FEW, len(source)))
     return np.asarray(prepared[np.arange(len(prepared))], np.float32)

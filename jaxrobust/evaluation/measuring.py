@@ -85,7 +85,7 @@ def searched(
         attacks=asked.names,
         overrides=asked.overrides(),
         seed=asked.seed,
-        batch_size=asked.batch,
+        batch_size=asked.batch or subject.slots_for(len(labels)),
         image_ids=places.tolist(),
         ledger=ledger,
         identity=name,

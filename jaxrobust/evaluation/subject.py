@@ -23,6 +23,7 @@ from jaxrobust.weights import certificates, convert, runs
 from jaxrobust.weights import folder as weights_folder
 
 FUNCTION, TORCH = "--function", "--torch"
+_TURNS = 8  # images for each slot, below which more slots stand idle for what they save
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Subject:
     net: Classifier | None = None  # of that function, after `with_arrays`
     arrays_sha256: str | None = None  # the same
     built: named.Built | None = None  # PyTorch's module, of which `with_arrays` makes that function
+    slots: int | None = None  # as many as are cheapest for it, by measurement
+
+    def slots_for(self, count: int) -> int | None:
+        """Return the slots for that many images; None: the engine's own, as few as there are."""
+        return self.slots if self.slots and count >= _TURNS * self.slots else None
 
     @property
     def flag(self) -> str | None:
@@ -258,9 +264,11 @@ def in_jax(subject: Subject, images: np.ndarray) -> Subject:
     """
     assert subject.built is not None and subject.function is not None
     fast = canonical_convolutions if jax.default_backend() == "cpu" else lambda function: function
-    function = named.in_jax(TORCH, subject.built, images, fast)
+    function, at_once = named.in_jax(TORCH, subject.built, images, fast)
     built = subject.built._replace(network=None)  # whose memory is free again
-    return replace(subject, function=subject.function._replace(function=function), built=built)
+    slots = at_once * jax.local_device_count() if jax.default_backend() == "cpu" else None
+    own = subject.function._replace(function=function)
+    return replace(subject, function=own, built=built, slots=slots)
 
 
 def with_arrays(subject: Subject) -> tuple[Subject, Weights]:

@@ -17,8 +17,6 @@ from jaxrobust.runtime.progress import say
 
 HOW = "write my_package.nets:make, my_nets.py:make, or a file.pt2 of torch.export.save"
 _WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors", ".pkl", ".pickle")
-_DISPATCH = 0.01  # seconds: shorter passes measure Python, which the attacks' loops leave out
-COMPARED = 8  # images of the data set: a pass in float64 may follow
 
 
 class Built(NamedTuple):
@@ -103,13 +101,14 @@ def in_jax(
     network: Built,
     images: np.ndarray,
     rewrite: Callable[..., Any],
-) -> Any:
-    """Return a network as a `jax.tree_util.Partial`, after both sides agreed on some images.
+) -> tuple[Any, int]:
+    """Return a network as a `jax.tree_util.Partial`, after both sides agreed on some images, and
+    how many images at once are cheapest for a device.
 
     Args:
       what: the flag, for messages.
       network: what `built` returned.
-      images: f32[B,H,W,C] in [0, 1], `COMPARED` real ones.
+      images: f32[B,H,W,C] in [0, 1], `agreement.FEW` real ones.
       rewrite: what the evaluation does with a network's function on this platform.
     Raises:
       ValueError: it cannot be converted, or the two sides differ.
@@ -129,12 +128,12 @@ def in_jax(
         agreed = agreement.compared(found, images, rewrite)
     say(f"{name}: {agreed.words()}")
     here, there = agreed.seconds
-    if here > max(1.2 * there, _DISPATCH):
+    if here > max(1.2 * there, agreement.DISPATCH):
         say(
             f"{name}: XLA takes {here / there:.1f} times as long as PyTorch for a pass on this "
             "machine; the attacks' own saving may still outweigh that"
         )
-    return found.logits_fn
+    return found.logits_fn, agreed.at_once
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import gc
 import gzip
 import re
+import time
 import weakref
 from pathlib import Path
 
@@ -208,6 +209,15 @@ class AgreementTest(parameterized.TestCase):
         self.assertLess(max(found.logits, found.gradients), 1e-5)
         self.assertGreater(min(found.seconds), 0)
         self.assertRegex(found.words(), r"agree on 5 images .* ms here, .* ms in PyTorch")
+
+    @parameterized.parameters((lambda count: 1, 16), (lambda count: count / 8, 8))
+    def test_more_at_once_where_each_is_cheaper(self, cost, expected):
+        def one(images, dtype):
+            del dtype
+            time.sleep(0.02 * cost(len(images)))
+
+        found = agreement._at_once(one, images(8), agreement._seconds(one, images(8)))
+        self.assertEqual(found, expected)
 
     def test_names_the_first_operator_that_differs(self):
         network = converted(torch_faults.Convolutional().eval(), IMAGE)
