@@ -1,6 +1,5 @@
 """A converted network beside PyTorch's own, in float64 and float32."""
 
-import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
+from jaxrobust.interop import exporting
 from jaxrobust.interop.torch import Converted, of_exported
 
 FLOOR = 4 * 2**-23  # of logits in float32: PyTorch's own largest error is at times below one unit
@@ -23,15 +23,11 @@ class Errors(NamedTuple):
     gradients32: tuple[float, float]  # the same: length of the difference, of the gradient's length
 
 
-def converted(net: torch.nn.Module, image: tuple[int, ...]) -> Converted:
+def converted(net: torch.nn.Module, image: tuple[int, int, int]) -> Converted:
     """Convert a network in float64 for images H, W, C."""
-    example = torch.zeros(2, image[2], *image[:2])
-    sizes = ({0: torch.export.Dim("batch")},)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of an LSTM's weights
-        exported = torch.export.export(net, (example.double(),), dynamic_shapes=sizes, strict=False)
+    exported, single = exporting.exported(net, image)
     with jax.enable_x64(True):
-        return of_exported(exported)._replace(module=net)
+        return of_exported(exported, single=single)._replace(module=net)
 
 
 def theirs(net: torch.nn.Module, images: np.ndarray) -> Values:
