@@ -9,7 +9,7 @@ pytest.importorskip("torch", reason=paths.PARITY)
 from jaxrobust.convert import torch_networks
 from jaxrobust.interop import torch as interop
 from tests.support import robustbench_zoo
-from tests.support.torch_side import check_errors, errors
+from tests.support.torch_side import EXACT, check_errors, errors
 
 
 class ZooTest(parameterized.TestCase):
@@ -25,14 +25,14 @@ class ZooTest(parameterized.TestCase):
     @pytest.mark.matrix
     def test_is_pytorchs(self, key):
         images = robustbench_zoo.images(key)
-        bars = robustbench_zoo.LESS_EXACT.get(key, (1e-12, 1e-10))
-        check_errors(self, errors(robustbench_zoo.network(key), images), bars)
+        check_errors(self, errors(robustbench_zoo.network(key), images), EXACT)
 
     @parameterized.parameters(*robustbench_zoo.REFUSED.items())
     @pytest.mark.matrix
     def test_is_refused(self, key, message):
         with self.assertRaisesRegex(ValueError, message):
-            interop.converted(robustbench_zoo.network(key).float(), (32, 32, 3))
+            side = robustbench_zoo.SIDES[key.split("/")[0]]
+            interop.converted(robustbench_zoo.module(key).eval(), (side, side, 3))
 
     @pytest.mark.matrix
     def test_every_id_is_one_of_them(self):

@@ -10,6 +10,7 @@ import torch
 from jaxrobust.interop import exporting
 from jaxrobust.interop.torch import Converted, of_exported
 
+EXACT = (1e-12, 1e-10)  # logits and gradients in float64, of the largest
 FLOOR = 4 * 2**-23  # of logits in float32: PyTorch's own largest error is at times below one unit
 Values = tuple[np.ndarray, np.ndarray]  # logits [B,K] and input gradient [B,H,W,C]
 
