@@ -68,21 +68,53 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
     """
     import torch
 
+    floating = [p.dtype for p in module.parameters() if p.is_floating_point()]
+
     def of(count: int, strict: bool) -> Any:
         height, width, channels = image
-        example = torch.zeros(count, channels, height, width)
+        dtype = floating[0] if floating else torch.float32
+        example = torch.zeros(count, channels, height, width, dtype=dtype)
         sizes = ({0: torch.export.Dim("batch")},) if count > 1 else None
         with _quietly(), torch.no_grad():
             return torch.export.export(module, (example,), dynamic_shapes=sizes, strict=strict)
 
     reasons: list[Exception] = []
-    for count in (2, 1):  # one by one, if its code is written for a number of images
-        for strict in (False, True):
-            try:
-                return of(count, strict), count == 1
-            except Exception as error:
-                reasons.append(error)
+    for buffers in (contextlib.nullcontext(), _settings(module)):
+        with buffers:
+            for count in (2, 1):  # one by one, if its code is written for a number of images
+                for strict in (False, True):
+                    try:
+                        return of(count, strict), count == 1
+                    except Exception as error:
+                        reasons.append(error)
     raise ValueError(f"torch.export: {_reason(reasons[0])}") from reasons[0]
+
+
+@contextlib.contextmanager
+def _settings(module: Any) -> Iterator[None]:
+    """Make plain numbers of a module's buffers that are one number each, such as a threshold.
+
+    So its code may branch on them: they are the same for all images. PyTorch writes down buffers
+    without their values.
+    """
+    held = [(part, dict(part._buffers)) for part in module.modules()]
+    numbers = [
+        (part, name, buffer)
+        for part, buffers in held
+        for name, buffer in buffers.items()
+        if buffer is not None and buffer.ndim == 0
+    ]
+    for part, name, buffer in numbers:
+        del part._buffers[name]
+        setattr(part, name, buffer.item())
+    try:
+        yield
+    finally:
+        for part, name, _ in numbers:
+            delattr(part, name)
+        for part, buffers in held:
+            part._buffers.clear()
+            part._buffers.update(buffers)
 
 
 def loaded(path: Path) -> tuple[Any, bool]:

@@ -95,6 +95,18 @@ class FromModuleTest(parameterized.TestCase):
         logits_fn, _ = from_module(module, images())
         np.testing.assert_allclose(logits_fn(images()), reference(module, images()), atol=1e-6)
 
+    def test_branches_on_its_own_numbers(self):
+        module = torch_faults.Thresholded().eval()
+        before = {name: value.clone() for name, value in module.state_dict().items()}
+        logits_fn, weights = from_module(module, images())
+        expected = reference(module, images())
+        self.assertIn(np.float32(0.1), expected)  # some are near the center, and some are not
+        self.assertNotAlmostEqual(np.abs(expected).max(), 0.1)
+        np.testing.assert_allclose(logits_fn(images()), expected, atol=1e-6)
+        self.assertSameElements(weights, {"center", "head.weight", "head.bias"})
+        self.assertSequenceEqual(list(before), list(module.state_dict()))
+        torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
+
     def test_a_module_that_changes_its_images(self):
         module = torch_faults.Changing().eval()
         logits_fn, _ = from_module(module, images())

@@ -1,42 +1,105 @@
-"""A converted network beside PyTorch's own, in float64."""
+"""A converted network beside PyTorch's own, in float64 and float32."""
 
-import warnings
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 
+from jaxrobust.interop import exporting
 from jaxrobust.interop.torch import Converted, of_exported
 
+EXACT = (1e-12, 1e-10)  # logits and gradients in float64, of the largest
+FLOOR = 4 * 2**-23  # of logits in float32: PyTorch's own largest error is at times below one unit
+Values = tuple[np.ndarray, np.ndarray]  # logits [B,K] and input gradient [B,H,W,C]
 
-def converted(net: torch.nn.Module, image: tuple[int, ...]) -> Converted:
+
+class Errors(NamedTuple):
+    """How far results are from PyTorch's in float64."""
+
+    logits: float  # ours in float64: largest difference, of the largest logit
+    gradients: float  # ours in float64: largest difference, of the largest of all gradients
+    logits32: tuple[float, float]  # ours and PyTorch's in float32, of the largest logit
+    gradients32: tuple[float, float]  # the same: length of the difference, of the gradient's length
+
+
+def converted(net: torch.nn.Module, image: tuple[int, int, int]) -> Converted:
     """Convert a network in float64 for images H, W, C."""
-    example = torch.zeros(2, image[2], *image[:2])
-    sizes = ({0: torch.export.Dim("batch")},)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of an LSTM's weights
-        exported = torch.export.export(net, (example.double(),), dynamic_shapes=sizes, strict=False)
+    exported, single = exporting.exported(net, image)
     with jax.enable_x64(True):
-        return of_exported(exported)._replace(module=net)
+        return of_exported(exported, single=single)._replace(module=net)
 
 
-def differences(network: Converted, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per result |difference| / max|reference|, and the same of all gradients."""
+def theirs(net: torch.nn.Module, images: np.ndarray) -> Values:
+    """Return PyTorch's logits and input gradient, in the type of the images."""
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).requires_grad_()
-    reference = network.module(x)
-    cotangent = np.cos(np.arange(reference.numel())).reshape(reference.shape)
-    (gradient,) = torch.autograd.grad(reference, x, torch.from_numpy(cotangent))
-    gradient, reference = gradient.numpy().transpose(0, 2, 3, 1), reference.detach().numpy()
+    logits = net(x.clone())  # which a module may change in place
+    (gradient,) = torch.autograd.grad(logits, x, torch.from_numpy(_cotangent(logits)).to(logits))
+    return logits.detach().numpy(), gradient.numpy().transpose(0, 2, 3, 1)
+
+
+def ours(network: jax.tree_util.Partial, images: np.ndarray) -> Values:
+    """Return the same of a converted network, in the type of the images."""
 
     @jax.jit
-    def both(images, cotangent):
-        logits, back = jax.vjp(network.logits_fn, images)
-        return logits, back(cotangent)[0]
+    def both(network: Any, images: Any) -> Any:
+        logits, back = jax.vjp(network, images)
+        return logits, back(jnp.asarray(_cotangent(logits), logits.dtype))[0]
 
-    with jax.enable_x64(True):
-        ours = jax.device_get(both(jnp.asarray(images), jnp.asarray(cotangent)))
-    return (
-        np.abs(ours[0] - reference) / np.abs(reference).max(),
-        np.abs(ours[1] - gradient) / np.abs(gradient).max(),
+    with jax.enable_x64(images.dtype == np.float64):
+        if images.dtype != np.float64:
+            network = jax.tree.map(lambda weights: _cast(weights, images.dtype), network)
+        return jax.device_get(both(network, jnp.asarray(images)))
+
+
+def _cast(weights: Any, dtype: Any) -> Any:
+    floating = jnp.issubdtype(weights.dtype, jnp.floating)
+    return jnp.asarray(np.asarray(weights), dtype) if floating else weights
+
+
+def _cotangent(logits: Any) -> np.ndarray:
+    """Return what the logits are weighted with: all of them differently."""
+    return np.cos(np.arange(np.prod(logits.shape))).reshape(logits.shape)
+
+
+def differences(network: Converted, images: np.ndarray) -> Values:
+    """Per result |difference| / max|reference|, and the same of all gradients."""
+    pairs = zip(ours(network.logits_fn, images), theirs(network.module, images), strict=True)
+    logits, gradients = (np.abs(here - there) / np.abs(there).max() for here, there in pairs)
+    return logits, gradients
+
+
+def errors(net: torch.nn.Module, images: np.ndarray) -> Errors:
+    """Return how well both sides of a network agree, which is taken apart: few hold its weights."""
+    single = images.astype(np.float32)
+    exact = theirs(net, single.astype(np.float64))
+    rounded = theirs(net.float(), single)
+    network = converted(net.double(), images.shape[1:]).logits_fn
+    del net
+    double, here = ours(network, single.astype(np.float64)), ours(network, single)
+    return Errors(
+        *(float(np.abs(o - e).max() / np.abs(e).max()) for o, e in zip(double, exact, strict=True)),
+        (_largest(here[0], exact[0]), _largest(rounded[0], exact[0])),
+        (_length(here[1], exact[1]), _length(rounded[1], exact[1])),
     )
+
+
+def check_errors(test: Any, found: Errors, bars: tuple[float, ...]) -> None:
+    """Fail a test unless a network is PyTorch's; `bars` are those of logits and gradients.
+
+    Gradients in float32 have no bar: where a unit of ReLU is at its kink, rounding sends it to
+    either side, here or in PyTorch, and the gradient is another one by a thousandth.
+    """
+    test.assertLess(found.logits, bars[0])
+    test.assertLess(found.gradients, bars[1])
+    here, there = found.logits32
+    test.assertLess(here, max(2 * there, FLOOR))
+
+
+def _largest(value: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.abs(value - exact).max() / np.abs(exact).max())
+
+
+def _length(value: np.ndarray, exact: np.ndarray) -> float:
+    return float(np.linalg.norm(value - exact) / np.linalg.norm(exact))
