@@ -24,8 +24,9 @@ CHANGES = ("model", "data", "mixup", "erase", "label_smoothing", "attack", "eval
 def phase(**changes: Any) -> ConfigDict:
     """Return the values of one run of the optimiser: the paper's AdamW and learning-rate curve."""
     values = {
-        "objective": "adversarial",  # clean | adversarial | trades
+        "objective": "adversarial",  # clean | adversarial | trades | mart
         "trades_beta": 6.0,
+        "mart_beta": 6.0,
         "epochs": 50,  # 0: this phase does not happen
         "batch_size": 1024,  # global
         "microbatches": 1,  # parts of a device's images, one after another where memory is short
@@ -44,7 +45,16 @@ def phase(**changes: Any) -> ConfigDict:
         "momentum": 0.9,  # of SGD
         "nesterov": False,
         "cycle_momentum": False,  # with one-cycle from 0.95 to 0.85 and back, as PyTorch's does
+        "clip_norm": config_dict.placeholder(float),  # of all gradients together; default: none
         "ema_decay": 0.9999,
+        # For so many epochs the average is a copy, then its decay grows to ema_decay.
+        "ema_warmup_epochs": config_dict.placeholder(int),
+        "ema_statistics": "averaged",  # averaged | copied: those of batch norms in the average
+        # Of trades and mart, which images move the running statistics: both | adversarial.
+        "bn_statistics": "both",
+        # How fast they move in the first update and in the others, such as (1.0, 0.01); (): as the
+        # network says, mostly 0.1 (PyTorch's momentum).
+        "bn_momentum": (),
         # Whether an attack on random weights under heavy augmentation is meant, which the paper
         # reports as failing.
         "from_random": False,
@@ -146,7 +156,10 @@ def base() -> ConfigDict:
             # Of pgd and fgsm, as a multiple of epsilon, or in pixels; default: the attack's own.
             "relative_step": config_dict.placeholder(float),
             "step_size": config_dict.placeholder(float),
-            "start": "image",  # image | random
+            # image | random, as AutoAttack's; of pgd and fgsm also uniform (in the cube) and gauss,
+            # or uniform-boxed and gauss-boxed, brought into [0, 1] before the first gradient.
+            "start": "image",
+            "start_std": config_dict.placeholder(float),  # of gauss, in pixels; default: the step
             "labels": "soft",  # soft: as mixed and smoothed | hard: the likeliest class
             # The attack sees the network as it evaluates (running statistics of batch norms) | as
             # it trains (batch: those of a device's images, and stochastic depth).

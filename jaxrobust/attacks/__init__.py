@@ -34,7 +34,7 @@ from jaxrobust.attacks.balls import BALLS
 from jaxrobust.attacks.fab import ROW as _FAB
 from jaxrobust.attacks.fab import FabState, fab, fab_machine, fab_run
 from jaxrobust.attacks.hyperplanes import project_onto_hyperplane
-from jaxrobust.attacks.inputs import image_keys
+from jaxrobust.attacks.inputs import Noise, image_keys
 from jaxrobust.attacks.losses import (
     LOSSES,
     ce_loss,
@@ -67,6 +67,7 @@ __all__ = [
     "ApgdState",
     "FabState",
     "MultiRadiusState",
+    "Noise",
     "PgdState",
     "Row",
     "Setting",

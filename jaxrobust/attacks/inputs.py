@@ -2,13 +2,13 @@
 
 import math
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.attacks.balls import BALLS
+from jaxrobust.attacks.balls import BALLS, draw, per_image
 from jaxrobust.attacks.losses import LOSSES
 from jaxrobust.types import Array, Ball, Keys, PerImage, Points, Start
 
@@ -164,9 +164,33 @@ def image_keys(key: Array | None, batch: int) -> Keys:
     return key
 
 
+class Noise(NamedTuple):
+    """A random start that is noise on the image, as the authors of TRADES have it."""
+
+    normal: bool  # N(0, std^2) of each pixel; else uniform from -epsilon to epsilon
+    std: float = 0.0
+    projected: bool = False  # into ball and box before the first gradient
+
+
+def check_noise(noise: Noise, norm: str) -> None:
+    """Refuse a start that is none.
+
+    Raises:
+      ValueError: a standard deviation that is no positive number, a cube in another ball than
+        Linf's.
+    """
+    if noise.normal and not 0 < check_number("std", noise.std) < math.inf:
+        raise ValueError(
+            f"a start with noise of std={noise.std} is the image; pass a number of pixels above 0, "
+            "such as 0.001"
+        )
+    if not noise.normal and norm != "linf":
+        raise ValueError(f"a uniform start is of linf, not of {norm}; start at random or with gauss")
+
+
 def start_points(
     ball: Ball,
-    start: Start,
+    start: Start | Noise,
     images: Points,
     epsilon: PerImage,
     keys: Keys | None,
@@ -175,13 +199,20 @@ def start_points(
 
     Args:
       ball: of the norm.
-      start: "image", "random", or points of the shape of the images.
+      start: "image", "random", noise, or points of the shape of the images.
       images: f[B,H,W,C].
       epsilon: f[B].
       keys: [B], read by "random" only.
     Raises:
       ValueError: another word, points of another shape, "random" without keys.
     """
+    if isinstance(start, Noise):
+        if keys is None:
+            raise ValueError("a start with noise needs randomness; pass keys [B]")
+        if start.normal:
+            return images + start.std * draw(jax.random.normal, keys, images)
+        uniform = 2 * draw(jax.random.uniform, keys, images) - 1
+        return images + per_image(epsilon, images) * uniform
     if not isinstance(start, str):
         if start.shape != images.shape:
             raise ValueError(

@@ -67,6 +67,21 @@ def cw_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
     return _pick(logits, rival) - _pick(logits, labels)
 
 
+def floored_cw_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
+    """Compute each image's margin, but at most 0: what is misclassified has no gradient and stays.
+
+    Args:
+      logits: f[B, C], C >= 2.
+      labels: i32[B].
+    Returns:
+      f[B].
+    Source: the attack "CW" of Huang et al. 2022 (arXiv 2212.11005); parity:
+      tests/attacks/test_cifar_attacks.py.
+    """
+    margin = cw_loss(logits, labels)
+    return jnp.where(margin <= 0, margin, 0)
+
+
 def dlr_loss(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
     """Compute the difference-of-logits-ratio (DLR) loss of each image.
 
@@ -113,6 +128,7 @@ LOSSES: dict[str, Callable[..., Array]] = {
     "dlr": dlr_loss,
     "dlr-targeted": targeted_dlr_loss,  # the only one with a third argument, the targets
     "cw": cw_loss,
+    "cw-floor": floored_cw_loss,
     "kl": kl_loss,
 }
 

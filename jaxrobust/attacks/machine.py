@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.attacks.balls import per_image
-from jaxrobust.attacks.inputs import check_array, check_classes, image_keys
+from jaxrobust.attacks.inputs import Noise, check_array, check_classes, image_keys
 from jaxrobust.attacks.losses import CE
 from jaxrobust.attacks.network import of_one_image, remedy
 from jaxrobust.types import (
@@ -226,7 +226,7 @@ def checked(logits_fn: LogitsFn, given: Any) -> Callable[[Array, Any], Array]:
 
 
 def as_attack(
-    machine: Machine, *, random_start: bool, gradient_steps: int, final_forward: bool
+    machine: Machine, *, random_start: bool | Noise, gradient_steps: int, final_forward: bool
 ) -> Attack:
     """Return the attack that drives a machine as `run` does; no images at all come back as they
     are.
@@ -240,7 +240,8 @@ def as_attack(
         if images.shape[0] == 0:
             return images
         keys = image_keys(key, images.shape[0]) if random_start else None
-        start = "random" if random_start else "image"
+        plain = "random" if random_start else "image"
+        start = random_start if isinstance(random_start, Noise) else plain
         state = machine.init(images, labels, keys=keys, start=start)
         state = run(
             machine, logits_fn, state, gradient_steps=gradient_steps, final_forward=final_forward

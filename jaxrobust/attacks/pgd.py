@@ -6,7 +6,14 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxrobust.attacks.balls import BALLS, all_finite, per_image
-from jaxrobust.attacks.inputs import check_inputs, check_no_targets, check_settings, start_points
+from jaxrobust.attacks.inputs import (
+    Noise,
+    check_inputs,
+    check_no_targets,
+    check_noise,
+    check_settings,
+    start_points,
+)
 from jaxrobust.attacks.losses import LOSSES
 from jaxrobust.attacks.machine import Row, as_attack
 from jaxrobust.types import Array, Attack, Counts, Machine, PerImage, Points, Start
@@ -29,7 +36,7 @@ def fgsm(
     norm: str = "linf",
     epsilon: float | Array,
     step_size: float | None = None,
-    random_start: bool = False,
+    random_start: bool | Noise = False,
     loss: str = "ce",
     kept_fraction: float = 0.05,
 ) -> Attack:
@@ -67,7 +74,7 @@ def pgd(
     epsilon: float | Array,
     steps: int,
     step_size: float | None = None,
-    random_start: bool = True,
+    random_start: bool | Noise = True,
     loss: str = "ce",
     kept_fraction: float = 0.05,
 ) -> Attack:
@@ -78,15 +85,15 @@ def pgd(
       epsilon: radius, in units of pixels in [0, 1]; inside `jit` an array f[B] may be given.
       steps: K >= 1; costs K forward and K backward passes.
       step_size: length of a step in the same norm, default 2.5 epsilon / K.
-      random_start: start at AutoAttack's random point instead of the image.
-      loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr" or "cw" (i32[B]).
+      random_start: start at AutoAttack's random point, or with `Noise`, instead of the image.
+      loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr", "cw" or "cw-floor" (i32[B]).
       kept_fraction: L1 only, the fraction of entries that a step moves.
     Returns:
       attack(logits_fn, key, images, labels) -> images_adv. `key` is one key, or keys [B] (see
       `inputs.image_keys`); without a random start it is not read and may be None. A label
       outside the classes is an error outside `jit` and undefined inside.
     Raises:
-      ValueError: see `inputs.check_settings`.
+      ValueError: see `inputs.check_settings` and `inputs.check_noise`.
 
     >>> import jax, jax.numpy as jnp
     >>> logits_fn = lambda images: images.mean((1, 2)) @ jnp.array([[1.0, -1.0]])
@@ -97,6 +104,8 @@ def pgd(
     1.0
     """
     check_no_targets(loss)
+    if isinstance(random_start, Noise):
+        check_noise(random_start, norm)
     machine = pgd_machine(
         norm=norm,
         epsilon=epsilon,
@@ -131,18 +140,25 @@ def pgd_machine(
     length = 2.5 * epsilon / steps if step_size is None else step_size
 
     def init(
-        images: Any, labels: Any, *, keys: Any = None, targets: Any = None, start: Start = "image"
+        images: Any,
+        labels: Any,
+        *,
+        keys: Any = None,
+        targets: Any = None,
+        start: Start | Noise = "image",
     ) -> PgdState:
         del targets  # its losses have none
         images, labels = check_inputs(images, labels)
         one_each = images.reshape(images.shape[0], -1)[:, 0]
         fill = partial(jnp.full_like, one_each)  # `_like` also takes over shard_map's axes
         radius = fill(epsilon)
-        start = start_points(ball, start, images, radius, keys)
+        points = start_points(ball, start, images, radius, keys)
+        if not isinstance(start, Noise) or start.projected:
+            points = ball.project(points, images, radius)  # before the first gradient
         return PgdState(
             images=images,
             labels=labels,
-            points=ball.project(start, images, radius),  # before the first gradient
+            points=points,
             epsilon=radius,
             step=fill(length),
             iteration=fill(0, dtype=jnp.int32),
@@ -152,13 +168,11 @@ def pgd_machine(
     def tell(state: PgdState, logits: Any, gradient: Points) -> PgdState:
         del logits
         kept = jnp.full_like(state.step, kept_fraction)
+        # Without a usable gradient it stays, but for a start that was not projected.
+        gradient = jnp.where(per_image(all_finite(gradient), gradient), gradient, 0)
         moved = ball.ascend(state.points, gradient, state.step, kept)
         moved = ball.project(moved, state.images, state.epsilon)
-        usable = per_image(all_finite(gradient), moved)
-        return state._replace(
-            points=jnp.where(usable, moved, state.points),
-            iteration=state.iteration + 1,
-        )
+        return state._replace(points=moved, iteration=state.iteration + 1)
 
     return Machine(
         init=init,

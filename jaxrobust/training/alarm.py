@@ -201,13 +201,13 @@ def check_cost(
     """Return what a `probe` costs, as a share of the training steps between two of them.
 
     Counted in forward passes per image: APGD takes 2K + 1, PGD 2K, an input gradient 2, the update
-    3; TRADES' update takes 6 and its targets 1. Not in it: that a few images fill a device badly,
+    3; that of TRADES and MART takes 6, and TRADES' targets 1. Not in it: that a few images fill a device badly,
     and the collectives that gather the parameters once.
 
     Args:
       images: of a probe, on all devices together.
       attack, steps: the training attack, "apgd", "pgd" or "fgsm".
-      objective: "adversarial" or "trades".
+      objective: "adversarial", "trades" or "mart".
       dtype: the compute type.
     Raises:
       ValueError: more than `share`.
@@ -216,7 +216,7 @@ def check_cost(
     passes = attacks.passes(attack, steps)
     gradients = 2 + 2 * (1 if dtype == "float32" else _FLOAT32)
     of_probe = trades + passes + 1 + (passes + 2 * STRONGER) + 1 + gradients
-    of_step = trades + passes + (6 if trades else 3)
+    of_step = trades + passes + (3 if objective == "adversarial" else 6)
     cost = of_probe * images / (of_step * batch_size)  # of a single step
     if cost > share * every_steps:
         raise ValueError(

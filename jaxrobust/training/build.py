@@ -14,15 +14,18 @@ from jaxrobust.config import Config, network_of
 from jaxrobust.data.presets import PRESETS
 from jaxrobust.evaluation import accuracy
 from jaxrobust.models.table import multiply_adds
-from jaxrobust.runtime import sharding
-from jaxrobust.training import alarm, inner, mixing, objectives, optim, step
+from jaxrobust.runtime import functions, sharding
+from jaxrobust.training import alarm, averages, inner, mixing, objectives, optim, step
 from jaxrobust.training.inner import training_attack
 from jaxrobust.types import Batch, Classifier
 
 _OBJECTIVES = {
     "clean": lambda phase, attack: objectives.clean(),
     "adversarial": lambda phase, attack: objectives.adversarial(attack.labels),
-    "trades": lambda phase, attack: objectives.trades(phase.trades_beta),
+    "trades": lambda phase, attack: objectives.trades(phase.trades_beta, phase.bn_statistics),
+    "mart": lambda phase, attack: objectives.mart(
+        phase.mart_beta, phase.bn_statistics, attack.labels
+    ),
 }
 
 
@@ -136,11 +139,14 @@ def phase(
         raise ValueError(f"unknown objective {p.objective!r}; one of {sorted(_OBJECTIVES)}")
     ranges = {
         "epochs": (p.epochs >= 1, "at least 1 (0 leaves the phase out)"),
-        "ema_decay": (0 <= p.ema_decay < 1, "at least 0 and below 1"),
         "trades_beta": (0 <= p.trades_beta < math.inf, "at least 0"),
+        "mart_beta": (0 <= p.mart_beta < math.inf, "at least 0"),
         "microbatches": (p.microbatches >= 1, "at least 1"),
     }
     _check_ranges({f"{name}.{key}": (p[key], *row) for key, row in ranges.items()})
+    if p.bn_statistics not in objectives.STATISTICS:
+        ways = ", ".join(map(repr, objectives.STATISTICS))
+        raise ValueError(f"{name}.bn_statistics={p.bn_statistics!r}; one of {ways}")
     if p.objective != "clean":
         inner.check(config.attack, epochs=p.epochs, phase=name)
     if config.attack.statistics not in ("running", "batch"):
@@ -196,7 +202,8 @@ def phase(
         augment=batch_augmentation(config, name, devices=mesh.size),
         gradients=spread.each(of_device, whole=1, split=3, gradients=True),
         tx=tx,
-        ema_decay=p.ema_decay,
+        average=averages.averaging(p, name, steps_per_epoch=steps_per_epoch),
+        statistics=averages.running_statistics(p, name, own=_bn_momentum(config)),
         given=inner.given(config, p.objective),
     )
     whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
@@ -222,6 +229,15 @@ def phase(
         schedule=schedule,
         bn_group=(group or images // p.microbatches) if moves else 0,
     )
+
+
+def _bn_momentum(config: Config) -> float | None:
+    """Return PyTorch's momentum of a network's running statistics; None: it is the user's own."""
+    name, options = config.model.name, config.model.options
+    if functions.is_name(name):
+        return None
+    row = models.variant(name)._asdict()
+    return options.get("bn_momentum", row.get("bn_momentum", 0.1))
 
 
 def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
@@ -305,11 +321,12 @@ def flops_per_image(config: Config, name: str) -> float:
     twice.
 
     With F for a forward pass: APGD-K (2K + 1) F, PGD-K 2K F, FGSM 2 F, the update 3 F; TRADES
-    updates on two images, and asks for the clean probabilities first.
+    updates on two images, and asks for the clean probabilities first; so does MART, but for these.
     """
     p, a = config[name], config.attack
     attack = attacks.passes(a.name, a.steps)
-    passes = {"clean": 3, "adversarial": attack + 3, "trades": attack + 7}[p.objective]
+    rows = {"clean": 3, "adversarial": attack + 3, "trades": attack + 7, "mart": attack + 6}
+    passes = rows[p.objective]
     return passes * forward_flops(config)
 
 

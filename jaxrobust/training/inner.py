@@ -18,7 +18,7 @@ from jaxrobust.training import objectives
 from jaxrobust.training.step import keys_alone
 from jaxrobust.types import Attack, Keys, PerImage
 
-_ATTACK_LOSS = {"adversarial": "ce", "trades": "kl"}
+_ATTACK_LOSS = {"adversarial": "ce", "trades": "kl", "mart": "ce"}
 
 
 def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
@@ -35,17 +35,15 @@ def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
             f"objective='trades' with attack.labels={a.labels!r}: its attack aims at the clean "
             "probabilities and reads no labels; leave attack.labels='soft'"
         )
-    if objective == "trades" and a.start != "random":
+    if objective == "trades" and a.start == "image":
         raise ValueError(
             f"objective='trades' with attack.start={a.start!r}: the gradient of its KL term is "
-            "zero at the image; set attack.start='random'"
+            "zero at the image; set attack.start='random', 'gauss' or 'uniform'"
         )
-    if a.start not in ("image", "random"):
-        raise ValueError(f"attack.start={a.start!r}; one of 'image', 'random'")
     common: dict[str, Any] = {
         "norm": a.norm,
         "loss": _ATTACK_LOSS[objective],
-        "random_start": a.start == "random",
+        "random_start": _start(a),
     }
     size, steps = step_of(a), a.steps + more
 
@@ -69,6 +67,48 @@ def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
 
     attack = made(a.epsilon, whole=None)
     return _of_radii(partial(made, whole=a.epsilon)) if a.warmup_epochs else attack
+
+
+# attack.start -> whether its noise is normal, and is projected; what is None is no noise.
+STARTS: dict[str, tuple[bool, bool] | None] = {
+    "image": None,
+    "random": None,
+    "uniform": (False, False),
+    "uniform-boxed": (False, True),
+    "gauss": (True, False),
+    "gauss-boxed": (True, True),
+}
+
+
+def _start(a: Config) -> bool | attacks.Noise:
+    """Return what `attacks.pgd` calls `random_start`.
+
+    Raises:
+      ValueError: another word, or one that does not fit the attack.
+    """
+    if a.start not in STARTS:
+        raise ValueError(f"attack.start={a.start!r}; one of {', '.join(map(repr, STARTS))}")
+    kind = STARTS[a.start]
+    if a.start_std is not None and not (kind and kind[0]):
+        raise ValueError(
+            f"attack.start_std={a.start_std} has no effect on attack.start={a.start!r}; leave it "
+            "out, or set attack.start='gauss'"
+        )
+    if kind is None:
+        return a.start == "random"
+    if a.name == "apgd":
+        raise ValueError(
+            f"attack.start={a.start!r} is of attack.name='pgd' and 'fgsm'; APGD starts at 'image' "
+            "or 'random'"
+        )
+    normal, projected = kind
+    step = step_of(a) if a.start_std is None and normal else a.start_std
+    if normal and step is None:
+        raise ValueError(
+            f"attack.start={a.start!r} needs attack.start_std, its standard deviation in pixels, "
+            "or attack.step_size, which it is by default"
+        )
+    return attacks.Noise(normal, step or 0.0, projected)
 
 
 def step_of(attack: Config) -> float | None:

@@ -1,4 +1,4 @@
-"""The optimisers of the published recipes: AdamW, SGD, weight-decay masks, moving average."""
+"""The optimisers of the published recipes: AdamW, SGD, weight-decay masks, clipping."""
 
 import math
 from collections.abc import Callable
@@ -24,6 +24,8 @@ DECAY_MASKS = {
     ),
     # Everything, as PyTorch does without groups: biases and scales of norms too.
     "all": lambda name, array: True,
+    # Everything but what is called so: a last batch norm called `norm1`, and biases, ARE decayed.
+    "not-bn-named": lambda name, array: "bn" not in name and "batchnorm" not in name,
 }
 
 
@@ -56,6 +58,19 @@ def sgd(
         else optax.trace(momentum, nesterov),
         optax.scale_by_learning_rate(schedule),
     )
+
+
+def clipped(largest: float) -> optax.GradientTransformation:
+    """Return the scaling of all gradients by min(1, largest / (norm + 1e-6)), of the norm of all of
+    them together: PyTorch's `clip_grad_norm_`.
+    """
+
+    def update(grads: Params, state: Any, params: Any = None) -> tuple[Params, Any]:
+        del params
+        factor = jnp.minimum(1, largest / (optax.tree.norm(grads) + 1e-6))
+        return jax.tree.map(lambda g: factor.astype(g.dtype) * g, grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)  # type: ignore[arg-type]
 
 
 class _Trace(NamedTuple):
@@ -135,6 +150,10 @@ def of_phase(
             0 <= p.momentum < 1 and (p.momentum > 0 or not p.nesterov),
             "at least 0 and below 1; nesterov=True needs one above 0",
         ),
+        "clip_norm": (
+            p.clip_norm is None or 0 < p.clip_norm < math.inf,
+            "above 0, or None for no clipping",
+        ),
     }
     for key, (inside, wanted) in ranges.items():
         if not inside:
@@ -166,13 +185,5 @@ def of_phase(
         )
     make = OPTIMIZERS[p.optimizer]
     decay = {"weight_decay": p.weight_decay, "decay_mask": mask}
-    return schedule, make(p, schedule, cycle=cycle, **decay)
-
-
-def ema(average: Params, params: Params, decay: float) -> Params:
-    """Return the moving average after one more step: no warm-up, no bias correction."""
-
-    def step(mean: Array, new: Array) -> Array:
-        return decay * mean + (1 - decay) * new
-
-    return {name: step(average[name], params[name]) for name in params}
+    tx = make(p, schedule, cycle=cycle, **decay)
+    return schedule, tx if p.clip_norm is None else optax.chain(clipped(p.clip_norm), tx)

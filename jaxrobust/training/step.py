@@ -10,7 +10,7 @@ import optax
 from jaxrobust.attacks import image_keys
 from jaxrobust.models.inputs import cast, unit_range
 from jaxrobust.runtime.sharding import Spread
-from jaxrobust.training import optim
+from jaxrobust.training import averages
 from jaxrobust.training.mixing import BatchAugmentation
 from jaxrobust.training.objectives import Objective
 from jaxrobust.types import Array, Attack, Batch, Classifier, Keys, Params
@@ -91,7 +91,8 @@ def train_step(
     augment: BatchAugmentation,
     gradients: Callable[..., tuple[Params, tuple[Params, dict[str, Array]]]],
     tx: optax.GradientTransformation,
-    ema_decay: float,
+    average: averages.Averaging,
+    statistics: averages.Statistics = averages.as_moved,
     given: Callable[[Keys, Any], Any] = keys_alone,
 ) -> tuple[TrainState, dict[str, Array]]:
     """Return the state after one update, and its metrics (means over the global batch).
@@ -106,23 +107,24 @@ def train_step(
     keys, net_keys = (image_keys(key, batch.images.shape[0]) for key in (attack_key, net_key))
     keys = given(keys, control.epsilon_share)
     grads, (stats, metrics) = gradients(state.params, state.stats, batch, keys, net_keys)
+    stats = statistics(state.stats, stats, state.step)
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     updates = jax.tree.map(lambda update: control.lr_scale * update, updates)
     params = optax.apply_updates(state.params, updates)
-    average = optim.ema(state.ema, _averages(params, stats), ema_decay)
+    mean = average(state.ema, params, _moving(stats), state.step)
 
     norm, stop = optax.tree.norm(grads), control.stop.max()
     goes = stop == 0
     good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & goes
-    params, stats, average, opt_state = jax.tree.map(
+    params, stats, mean, opt_state = jax.tree.map(
         lambda new, old: jnp.where(good, new, old),
-        (params, stats, average, opt_state),
+        (params, stats, mean, opt_state),
         (state.params, state.stats, state.ema, state.opt_state),
     )
     step = state.step + goes.astype(jnp.int32)
     metrics |= {"gradient_norm": norm, "skipped": (goes & ~good).astype(jnp.float32), "stop": stop}
-    return TrainState(step, params, stats, average, opt_state, state.key), metrics
+    return TrainState(step, params, stats, mean, opt_state, state.key), metrics
 
 
 def of_device(
@@ -151,8 +153,7 @@ def of_device(
 
     def of_part(part):
         grads, after, metrics = gradients(params, stats, *part)
-        moved = {name: s for name, s in after.items() if not name.startswith("normalize.")}
-        return cast(grads, jnp.dtype("float32")), moved, metrics
+        return cast(grads, jnp.dtype("float32")), _moving(after), metrics
 
     images = (batch, attack_keys, net_keys)
     if microbatches == 1:
@@ -180,12 +181,12 @@ def init_state(net: Classifier, tx: optax.GradientTransformation, key: Array) ->
 
 def started_average(params: Params, stats: Params) -> Params:
     """Return the average of these weights alone, in buffers of its own: a step donates both."""
-    return jax.tree.map(jnp.copy, _averages(params, stats))
+    return jax.tree.map(jnp.copy, params | _moving(stats))
 
 
-def _averages(params: Params, stats: Params) -> Params:
-    """Return what is averaged: all but the normalisation of the images, which never changes."""
-    return params | {name: s for name, s in stats.items() if not name.startswith("normalize.")}
+def _moving(stats: Params) -> Params:
+    """Return the running statistics: all but the normalisation of images, which never changes."""
+    return {name: s for name, s in stats.items() if not name.startswith("normalize.")}
 
 
 def averaged(state: TrainState) -> tuple[Params, Params]:

@@ -5,7 +5,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.config import phase
-from jaxrobust.training import optim
+from jaxrobust.training import averages, optim
 from tests.support import paths, reference
 from tests.support.parity import torch_or_skip
 from tests.support.steps import standard
@@ -81,7 +81,7 @@ class AdamWTest(absltest.TestCase):
             with jax.numpy_dtype_promotion("standard"):  # optax itself mixes float and int32
                 updates, state = tx.update(jax.tree.map(jnp.asarray, g), state, params)
             params = {k: params[k] + updates[k] for k in params}
-            average = optim.ema(average, params, 0.9)
+            average = averages.ema(average, params, 0.9)
         return params, average
 
     def test_is_decoupled_adam(self):

@@ -14,7 +14,7 @@ from jaxrobust import attacks, models
 from jaxrobust.config import base, network_of
 from jaxrobust.models import inputs
 from jaxrobust.runtime import sharding
-from jaxrobust.training import build, objectives, optim, step
+from jaxrobust.training import averages, build, objectives, optim, step
 from jaxrobust.types import Batch
 from jaxrobust.weights import convert
 from tests.support import paths
@@ -157,7 +157,7 @@ class TrainStepTest(parameterized.TestCase):
                 augment=lambda key, batch: batch,
                 gradients=spread.each(of_device, whole=1, split=3, gradients=True),
                 tx=tx,
-                ema_decay=0.9,
+                average=averages.constant(0.9),
             )
         )
         trainer = torch_reference.Trainer(
@@ -294,7 +294,7 @@ class UpdateTest(absltest.TestCase):
             augment=lambda key, batch: batch,
             gradients=gradients,
             tx=tx,
-            ema_decay=0.5,
+            average=averages.constant(0.5),
         )
 
     def test_update_and_average(self):

@@ -1,0 +1,121 @@
+"""Moving averages: of the weights, and the running statistics of batch norms."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxrobust.types import Array, Params
+
+# (average, parameters, running statistics, updates before this one) -> the average after it
+Averaging = Callable[[Params, Params, Params, Any], Params]
+# (running statistics before, after an update, updates before this one) -> those that are kept
+Statistics = Callable[[Params, Params, Any], Params]
+
+# Whether the average's running statistics are averaged as its parameters are, or the last ones.
+EMA_STATISTICS = ("averaged", "copied")
+
+
+def ema(average: Params, new: Params, decay: float | Array) -> Params:
+    """Return the moving average after one more step: no bias correction."""
+
+    def step(mean: Array, new: Array) -> Array:
+        share = decay if isinstance(decay, float) else decay.astype(new.dtype)
+        return share * mean + (1 - share) * new
+
+    return {name: step(average[name], new[name]) for name in new}
+
+
+def constant(decay: float) -> Averaging:
+    """Return the average of everything with one decay."""
+    return lambda average, params, stats, step: ema(average, params | stats, decay)
+
+
+def averaging(p: Any, name: str, *, steps_per_epoch: int) -> Averaging:
+    """Return how a phase averages its weights, and the running statistics with them.
+
+    With `ema_warmup_epochs` the average is a copy for so long; after update d = 0, 1, ... from the
+    last of these on its decay is min(ema_decay, (1 + d) / (10 + d)), as TensorFlow's
+    ExponentialMovingAverage has it.
+
+    Args:
+      p: as `config.phase` has it; name: of the phase, for messages.
+    Raises:
+      ValueError: a value that cannot work, with what to set.
+    """
+    epochs = p.ema_warmup_epochs
+    if not 0 <= p.ema_decay < 1:
+        raise ValueError(f"{name}.ema_decay={p.ema_decay} must be at least 0 and below 1")
+    if epochs is not None and not 0 <= epochs < p.epochs:
+        raise ValueError(
+            f"{name}.ema_warmup_epochs={epochs} must be at least 0 and below "
+            f"{name}.epochs={p.epochs}, or None for a decay that is constant"
+        )
+    if p.ema_statistics not in EMA_STATISTICS:
+        ways = ", ".join(map(repr, EMA_STATISTICS))
+        raise ValueError(f"{name}.ema_statistics={p.ema_statistics!r}; one of {ways}")
+
+    def decay(step: Any) -> float | Array:
+        if epochs is None:
+            return p.ema_decay
+        d = jnp.asarray(step + 1 - epochs * steps_per_epoch, jnp.result_type(float))
+        return jnp.where(d < 0, 0, jnp.minimum(p.ema_decay, (1 + d) / (10 + jnp.abs(d))))
+
+    def average(old: Params, params: Params, stats: Params, step: Any) -> Params:
+        mean = ema(old, params | stats, decay(step))
+        return mean | stats if p.ema_statistics == "copied" else mean
+
+    return average
+
+
+def as_moved(old: Params, new: Params, step: Any) -> Params:
+    """Return running statistics as the network has moved them."""
+    del old, step
+    return new
+
+
+def running_statistics(p: Any, name: str, *, own: float | None) -> Statistics:
+    """Return how the running statistics of a phase move: as the network moves them, or with the
+    momentum that `bn_momentum` says.
+
+    Args:
+      p, name: as in `averaging`; `bn_momentum` are PyTorch's momentum in the first update and in
+        the others.
+      own: the network's momentum; None: nobody knows it.
+    Raises:
+      ValueError: a value that cannot work, with what to set.
+    """
+    if not p.bn_momentum:
+        return as_moved
+    values = tuple(p.bn_momentum)
+    given = f"{name}.bn_momentum={values}"
+    if len(values) != 2 or not all(0 < value <= 1 for value in values):
+        raise ValueError(
+            f"{given} must be two numbers above 0, at most 1, of the first update and of the "
+            "others, such as (1.0, 0.01), or () for the network's own"
+        )
+    if own is None:
+        raise ValueError(
+            f"{given}: how fast the statistics of your own network move is known to you alone; "
+            f"set it there, and {name}.bn_momentum=()"
+        )
+    if p.objective in ("trades", "mart") and p.bn_statistics != "adversarial":
+        raise ValueError(
+            f"{given} is of statistics that move once in an update, and objective={p.objective!r} "
+            f"moves them twice; set {name}.bn_statistics='adversarial'"
+        )
+    first, later = (value / own for value in values)
+
+    def moved(old: Params, new: Params, step: Any) -> Params:
+        # A running average is linear in its momentum: no network has to be told another one.
+        factor = jnp.where(jnp.asarray(step) == 0, first, later)
+        return {
+            key: s if key.startswith("normalize.") else _towards(old[key], s, factor)
+            for key, s in new.items()
+        }
+
+    return moved
+
+
+def _towards(old: Array, new: Array, factor: Array) -> Array:
+    return old + factor.astype(new.dtype) * (new - old)
