@@ -56,12 +56,15 @@ _FLAGS = {
     "preprocessing": "Preprocessing, such as Res256Crop224; default: that of the run's tests.",
     "norm": "Norm of the attack: linf, l2 or l1; default: that of the run, or linf.",
     "epsilon": "Radius, such as 4/255, in units of [0, 1] pixels; default: that of the run.",
-    "attack": "Attack: clean, fgsm, pgd-K, autoattack, or attacks of it: apgd-ce or "
+    "attack": "Attack: clean, fgsm, pgd-K, cw-K, margin-K, autoattack, or attacks of it: apgd-ce or "
     "apgd-ce,apgd-t.",
     "version": "Version of AutoAttack: standard, plus, rand, or custom for named attacks.",
     "ladder": "Radii that share what they find, such as linf:0:16/255:9, the smallest first.",
-    "relative_step": "Length of a step of fgsm or pgd-K, as a multiple of epsilon / K; default: 1 "
-    "and 2.5.",
+    "relative_step": "Length of a step of fgsm, pgd-K, cw-K or margin-K, as a multiple of epsilon / "
+    "K; default: 1 of fgsm, else 2.5.",
+    "step": "Length of a step of these instead, such as 0.8/255, in the units of the radius.",
+    "start": "Where these start: image, random (AutoAttack's), uniform (in the cube, not brought "
+    "into [0, 1] before the first gradient) or uniform-boxed; default: image of fgsm, else random.",
     "search_dtype": "Type to search in: float32, or bfloat16, which is faster; float32 judges.",
     "bundle": "New folder for adversarial images, hashes and a program that checks the number.",
     "out": "Folder of the records; default: RUN/evaluation or runs/evaluation-NAME.",
@@ -120,7 +123,7 @@ def main(argv: list[str]) -> None:
         if pod is not None:
             join_hosts(**pod)
         given: dict[str, Any] = {name: flags.FLAGS[name].value for name in (*_FLAGS, *_NUMBERS)}
-        for name in ("epsilon", "relative_step"):
+        for name in ("epsilon", "relative_step", "step"):
             given[name] = None if given[name] is None else number(name, given[name])
         given |= {name: flags.FLAGS[name].value for name in _SWITCHES}
         sizes, threats = (_listed(flags.FLAGS[name].value) for name in ("image_size", "threat"))
@@ -135,7 +138,7 @@ def main(argv: list[str]) -> None:
         if first:
             print(answer, flush=True)
     except KeyboardInterrupt:
-        resumes = not re.fullmatch(r"clean|fgsm|pgd-.*", flags.FLAGS.attack)
+        resumes = not re.fullmatch(r"clean|fgsm|(pgd|cw|margin)-.*", flags.FLAGS.attack)
         again = f"the same command {'continues' if resumes else 'starts again'}"
         end(f"interrupted; {again}", 130)
     except ValueError as error:

@@ -34,7 +34,7 @@ from jaxrobust.attacks.balls import BALLS
 from jaxrobust.attacks.fab import ROW as _FAB
 from jaxrobust.attacks.fab import FabState, fab, fab_machine, fab_run
 from jaxrobust.attacks.hyperplanes import project_onto_hyperplane
-from jaxrobust.attacks.inputs import Noise, image_keys
+from jaxrobust.attacks.inputs import STARTS, Noise, image_keys
 from jaxrobust.attacks.losses import (
     LOSSES,
     ce_loss,
@@ -64,6 +64,7 @@ __all__ = [
     "BALLS",
     "LOSSES",
     "ROWS",
+    "STARTS",
     "ApgdState",
     "FabState",
     "MultiRadiusState",

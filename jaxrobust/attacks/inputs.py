@@ -172,6 +172,17 @@ class Noise(NamedTuple):
     projected: bool = False  # into ball and box before the first gradient
 
 
+# What starts are called, and what `random_start` they are; the std of normal noise is set later.
+STARTS: dict[str, bool | Noise] = {
+    "image": False,
+    "random": True,
+    "uniform": Noise(normal=False),
+    "uniform-boxed": Noise(normal=False, projected=True),
+    "gauss": Noise(normal=True),
+    "gauss-boxed": Noise(normal=True, projected=True),
+}
+
+
 def check_noise(noise: Noise, norm: str) -> None:
     """Refuse a start that is none.
 

@@ -137,7 +137,7 @@ def counter(
     With `each`, the norm to tell of perturbations, it is `judged`: what is known image by image.
     """
     whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
-    function = partial(judged, norm=each) if each else counts
+    function = partial(judged, norm=each, moved=True) if each else counts
     return jax.jit(
         partial(function, net=net, attack=attack, dtype=dtype, top5=top5),
         in_shardings=(whole, whole, split, split, split, split, whole),
@@ -168,6 +168,7 @@ def judged(
     dtype: str,
     top5: bool = False,
     norm: str = "linf",
+    moved: bool = False,
 ) -> dict[str, Array]:
     """Tell which images of a padded batch are right clean, and which still after the attack.
 
@@ -177,6 +178,7 @@ def judged(
       images: uint8 or f32[B,H,W,C]; labels, ids: i32[B]; mask: bool[B], False for padding.
       key: every image draws from `fold_in(key, id)`, so a verdict does not depend on its batch.
       top5: also tell clean images whose label is among the five largest logits, if there are more.
+      moved: also tell what the attack did to the outputs, see `_moved`.
     Returns:
       bool[B], False for padding: `count` (it is an image), `clean`, `robust`, `clean_top5`; and
       `norms` f32[B], of what the attack did, in `norm`, and i32[B] the labels and the classes
@@ -206,8 +208,25 @@ def judged(
     norms = jnp.linalg.norm(delta, checks.ORDER[norm], axis=1)
     found = {"count": mask, "clean": clean, "robust": robust, "norms": norms, "labels": labels}
     found["reached"] = reached.astype(jnp.int32)
+    if moved:
+        found |= _moved(images, logits, images_adv, answers, mask)
     if top5 and logits.shape[-1] > 5:
         _, largest = jax.lax.top_k(logits, 5)
         among = (largest == labels[:, None]).any(-1) & ~jnp.isnan(logits).any(-1)
         found["clean_top5"] = among & mask
     return found
+
+
+def _moved(
+    images: types.Images, logits: Logits, images_adv: types.Images, answers: Logits, mask: Mask
+) -> dict[str, Array]:
+    """Return of each image `stable` (the class stays, right or wrong; False for padding) and
+    `local_lipschitz`, |z(x) - z(x')|_1 / |x - x' + 1e-6|_inf.
+
+    Source: Huang et al. 2022 (arXiv 2212.11005), whose evaluation adds 1e-6 to every pixel; parity:
+      tests/evaluation/test_cifar_attacks.py.
+    """
+    rows = len(images)
+    apart = jnp.abs((images - images_adv).reshape(rows, -1) + 1e-6).max(1)
+    ratio = jnp.abs(logits - answers).sum(1) / apart
+    return {"stable": (logits.argmax(-1) == answers.argmax(-1)) & mask, "local_lipschitz": ratio}

@@ -114,6 +114,8 @@ def _of_size(
         targets=given.targets,
         restarts=given.restarts,
         relative_step=given.relative_step,
+        step=given.step,
+        start=given.start,
         union_only=given.union_only,
         replay=given.replay,
         noreplay=given.noreplay,

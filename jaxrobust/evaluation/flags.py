@@ -46,6 +46,8 @@ class Given(NamedTuple):
     targets: int | None = None
     restarts: int | None = None
     relative_step: float | None = None
+    step: float | None = None
+    start: str | None = None
     union_only: bool = False
     selected: bool = False
     torch: str | None = None

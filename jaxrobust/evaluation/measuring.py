@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import attacks
 from jaxrobust.data import Prepared, sources
-from jaxrobust.evaluation import accuracy, autoattack
+from jaxrobust.evaluation import accuracy, autoattack, fixed_steps
 from jaxrobust.evaluation.cascade import Cost
 from jaxrobust.evaluation.images import Subset
 from jaxrobust.evaluation.questions import Question
@@ -117,12 +116,13 @@ def _without_keys(logits_fn: Any, images: Any, keys: Any) -> Any:
 def counted(
     subject: Subject, source: sources.Source, weights: Weights, asked: Question
 ) -> dict[str, Any]:
-    """Measure accuracy on clean images, and with FGSM or PGD on its last iterates.
+    """Measure accuracy on clean images, and with an attack of fixed steps on its last iterates.
 
     Returns:
-      As `searched`, and `clean_top5` where there are more than five classes.
+      As `searched`, `clean_top5` where there are more than five classes, and of an attack `stable`
+      and `local_lipschitz`, the means of what `accuracy.judged` says.
     """
-    steps = asked.pgd_steps
+    steps = asked.fixed.steps if asked.fixed else 0
     settings, attack = _settings(asked, {"norm": subject.norm, "epsilon": subject.epsilon})
     mesh = sharding.make_mesh()
     batch = min(asked.batch or subject.batch_size, asked.images)
@@ -153,6 +153,7 @@ def counted(
         compile_seconds=0.0,
     )
     robust = float(found.robust.mean())
+    moved = ("stable", "local_lipschitz") if steps else ()
     return {
         "attacks": settings,
         "clean": float(found.clean.mean()),
@@ -160,21 +161,16 @@ def counted(
         "accuracy_after": {asked.attack: robust} if steps else {},
         "verdicts": found,
         "costs": [cost._asdict()],
-    } | {key: float(reached[key].mean()) for key in ("clean_top5",) if key in reached}
+    } | {key: float(reached[key].mean()) for key in ("clean_top5", *moved) if key in reached}
 
 
 def _settings(asked: Question, ball: dict[str, Any]) -> tuple[list[dict[str, Any]], Attack]:
     """Return the settings of an attack for the record, none if there is none, and the attack."""
-    steps = asked.pgd_steps
-    if not steps:
+    if asked.fixed is None:
         return [], lambda logits_fn, key, images, labels: images
-    fgsm = asked.attack == "fgsm"
-    relative = asked.relative_step or (1.0 if fgsm else 2.5)
-    length = relative * ball["epsilon"] / steps
-    settings = {"name": "fgsm" if fgsm else "pgd", **ball, "steps": steps}
-    settings |= {"start": "image" if fgsm else "random", "step_size": length}
-    how = ball | {"step_size": length or None, "random_start": not fgsm}
-    return [settings], attacks.fgsm(**how) if fgsm else attacks.pgd(**how, steps=steps)
+    length = asked.fixed.length(ball["epsilon"], step=asked.step, relative=asked.relative_step)
+    settings = asked.fixed.settings(**ball, length=length, start=asked.start)
+    return [settings], fixed_steps.attack_of(settings)
 
 
 def _told(reached: dict[str, np.ndarray], attack: str) -> Verdicts:

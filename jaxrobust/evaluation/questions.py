@@ -8,18 +8,18 @@ import numpy as np
 
 from jaxrobust import attacks
 from jaxrobust.data import evaluation_transform, pipeline, sources
-from jaxrobust.evaluation import plan
+from jaxrobust.evaluation import fixed_steps, plan
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.runtime.commandline import number
 
 AUTOATTACK = "autoattack"
 _SETTINGS = ("steps", "targets", "restarts")  # of an attack that is named
-_PGD = re.compile(r"pgd-([1-9]\d{0,6})")
+_LENGTHS = ("relative_step", "step")  # of attacks of fixed steps
 
 
 def is_cascade(attack: str) -> bool:
     """Tell whether `--attack` goes on image by image: AutoAttack, or some of its parts."""
-    return not re.fullmatch(r"clean|fgsm|pgd-.*", attack)
+    return not re.fullmatch(r"clean|fgsm|(pgd|cw|margin)-.*", attack)
 
 
 class Threat(NamedTuple):
@@ -35,7 +35,8 @@ class Threat(NamedTuple):
 class Question(NamedTuple):
     """How to evaluate; norm and radius stand in the subject."""
 
-    attack: str = AUTOATTACK  # or clean, fgsm, pgd-K, or names of `plan.known`, with commas
+    # Or clean, one of `fixed_steps`, or names of `plan.known`, with commas.
+    attack: str = AUTOATTACK
     version: str = "standard"  # of AutoAttack; or plus, rand, custom
     images: int = 0  # the first ones of the split; 0: all
     batch: int | None = None  # images at a time, rounded up to the devices; AutoAttack: per process
@@ -48,7 +49,9 @@ class Question(NamedTuple):
     union_only: bool = False  # attack in each ball only what stands before it
     replay: tuple[str, ...] = ()  # folders of evaluations whose adversarial images are tried first
     noreplay: bool = False  # not even those of this network at other radii
-    relative_step: float | None = None  # of fgsm and pgd-K: a step is this times epsilon / K
+    relative_step: float | None = None  # of fixed steps: each is this times epsilon / K
+    step: float | None = None  # of fixed steps: their length, in pixels or as the norm has it
+    start: str | None = None  # of fixed steps: a row of `fixed_steps.STARTS`; None: their own
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -66,15 +69,14 @@ class Question(NamedTuple):
         return self.searches and self.version != "rand"
 
     @property
-    def pgd_steps(self) -> int:
-        """Return the number of steps of FGSM or PGD; 0: it is neither."""
-        match = _PGD.fullmatch(self.attack)
-        return int(match[1]) if match else int(self.attack == "fgsm")
+    def fixed(self) -> fixed_steps.FixedSteps | None:
+        """Return the attack of fixed steps; None: it is none."""
+        return fixed_steps.parse(self.attack)
 
     @property
     def changes(self) -> dict[str, Any]:
         """Return the settings that are not the attack's own."""
-        given = {key: getattr(self, key) for key in (*_SETTINGS, "relative_step")}
+        given = {key: getattr(self, key) for key in (*_SETTINGS, *_LENGTHS, "start")}
         return {key: value for key, value in given.items() if value is not None}
 
     @property
@@ -83,12 +85,17 @@ class Question(NamedTuple):
         if self.attack == AUTOATTACK:
             return f"{AUTOATTACK} {self.version}"
         version = [self.version] if self.version != "standard" else []
-        words = [f"{key} {value:g}" for key, value in self.changes.items()]
+        words = [f"{key} {_said(key, value)}" for key, value in self.changes.items()]
         return ", ".join([self.attack.replace(",", " + "), *version, *words])
 
     def overrides(self) -> dict[str, dict[str, Any]] | None:
         """Return the changes of each attack, as `autoattack` takes them."""
         return {name: dict(self.changes) for name in self.names or ()} if self.changes else None
+
+
+def _said(key: str, value: Any) -> str:
+    """Return a setting in words; a step such as 0.8/255 exactly, as it can be read again."""
+    return value if isinstance(value, str) else repr(value) if key == "step" else f"{value:g}"
 
 
 def threat(text: str) -> Threat:
@@ -166,9 +173,9 @@ def check(asked: Question, subject: Subject, source: sources.Source) -> None:
     Raises:
       ValueError: before anything compiles.
     """
-    if not (asked.searches or asked.attack == "clean" or asked.pgd_steps):
+    if not (asked.searches or asked.attack == "clean" or asked.fixed):
         raise ValueError(
-            f"--attack={asked.attack} is unknown; one of clean, fgsm, pgd-K (K steps), autoattack, "
+            f"--attack={asked.attack} is unknown; one of clean, {fixed_steps.WRITTEN}, autoattack, "
             f"or of its attacks, with commas: {', '.join(plan.known())}"
         )
     if asked.attack != "clean":
@@ -229,11 +236,35 @@ def _check_choices(asked: Question, subject: Subject) -> None:
     if asked.version == plan.CUSTOM and attack == AUTOATTACK:
         raise ValueError("--version=custom needs its attacks: --attack apgd-ce,apgd-t")
     for flag, value in asked.changes.items():
-        takes = bool(asked.pgd_steps) if flag == "relative_step" else bool(asked.names)
-        if not takes or (flag != "relative_step" and not asked.searches):
+        takes = asked.searches and bool(asked.names) if flag in _SETTINGS else bool(asked.fixed)
+        if not takes:
             say = "; name an attack of it, such as apgd-ce" if attack == AUTOATTACK else ""
             leave = say or "; leave it out"
-            raise ValueError(f"--{flag}={value:g} has no effect on --attack={attack}{leave}")
+            raise ValueError(f"--{flag}={_said(flag, value)} has no effect on --attack={attack}{leave}")
+    _check_steps(asked, subject)
+
+
+def _check_steps(asked: Question, subject: Subject) -> None:
+    if asked.step is not None and asked.relative_step is not None:
+        raise ValueError(
+            f"--step={asked.step:g} and --relative_step={asked.relative_step:g} both say how long "
+            "a step is; give one"
+        )
+    for flag in _LENGTHS:
+        value = getattr(asked, flag)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{flag}={value:g} must be above 0")
+    if asked.start is None:
+        return
+    if asked.start not in fixed_steps.STARTS:
+        raise ValueError(
+            f"--start={asked.start} is unknown; one of {', '.join(fixed_steps.STARTS)}"
+        )
+    if asked.start.startswith("uniform") and subject.norm != "linf":
+        raise ValueError(
+            f"--start={asked.start} is of linf, not of {subject.norm}; leave it out, or give "
+            "--start=random"
+        )
 
 
 def _check_numbers(asked: Question) -> None:
@@ -245,8 +276,6 @@ def _check_numbers(asked: Question) -> None:
     ):
         if value is not None and value < low:
             raise ValueError(f"--{flag}={value} must be at least {low}")
-    if asked.relative_step is not None and not 0 < asked.relative_step < math.inf:
-        raise ValueError(f"--relative_step={asked.relative_step:g} must be above 0")
     if asked.seed >= 2**32:  # of which JAX makes keys; the rest would be cut off
         raise ValueError(f"--seed={asked.seed} must be below 2^32")
 

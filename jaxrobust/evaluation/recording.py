@@ -21,7 +21,8 @@ from jaxrobust.weights.checkpoint import disk_full
 
 Record = dict[str, Any]
 _LOW = 0.5  # clean accuracy
-_SAID = ("clean_top5", "replayed", "ladder")  # what only some records have
+# What only some records have.
+_SAID = ("clean_top5", "stable", "local_lipschitz", "replayed", "ladder")
 
 
 class Evaluation:

@@ -56,6 +56,8 @@ _STEPS = {
     "square": "random squares of a shrinking size",
     "pgd": "a fixed length",
     "fgsm": "a fixed length",
+    "cw": "a fixed length",
+    "margin": "a fixed length",
     "replay": "none: what fooled elsewhere, projected",
 }
 _PACKAGES = ("jaxrobust", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")

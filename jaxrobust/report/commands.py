@@ -10,7 +10,7 @@ from jaxrobust.report import sentences
 from jaxrobust.report.gathered import Evaluation
 from jaxrobust.report.markup import Html, copied, tag
 
-_SETTINGS = re.compile(r"(steps|targets|restarts|relative_step) ([\d.eE+-]+)")
+_SETTINGS = re.compile(r"(steps|targets|restarts|relative_step|step|start) ([\w.+-]+)")
 _VERSIONS = ("plus", "rand", "custom")
 
 

@@ -69,46 +69,38 @@ def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
     return _of_radii(partial(made, whole=a.epsilon)) if a.warmup_epochs else attack
 
 
-# attack.start -> whether its noise is normal, and is projected; what is None is no noise.
-STARTS: dict[str, tuple[bool, bool] | None] = {
-    "image": None,
-    "random": None,
-    "uniform": (False, False),
-    "uniform-boxed": (False, True),
-    "gauss": (True, False),
-    "gauss-boxed": (True, True),
-}
-
-
 def _start(a: Config) -> bool | attacks.Noise:
     """Return what `attacks.pgd` calls `random_start`.
 
     Raises:
       ValueError: another word, or one that does not fit the attack.
     """
-    if a.start not in STARTS:
-        raise ValueError(f"attack.start={a.start!r}; one of {', '.join(map(repr, STARTS))}")
-    kind = STARTS[a.start]
-    if a.start_std is not None and not (kind and kind[0]):
+    if a.start not in attacks.STARTS:
+        ways = ", ".join(map(repr, attacks.STARTS))
+        raise ValueError(f"attack.start={a.start!r}; one of {ways}")
+    start = attacks.STARTS[a.start]
+    normal = isinstance(start, attacks.Noise) and start.normal
+    if a.start_std is not None and not normal:
         raise ValueError(
             f"attack.start_std={a.start_std} has no effect on attack.start={a.start!r}; leave it "
             "out, or set attack.start='gauss'"
         )
-    if kind is None:
-        return a.start == "random"
+    if not isinstance(start, attacks.Noise):
+        return start
     if a.name == "apgd":
         raise ValueError(
             f"attack.start={a.start!r} is of attack.name='pgd' and 'fgsm'; APGD starts at 'image' "
             "or 'random'"
         )
-    normal, projected = kind
-    step = step_of(a) if a.start_std is None and normal else a.start_std
-    if normal and step is None:
+    if not normal:
+        return start
+    std = step_of(a) if a.start_std is None else a.start_std
+    if std is None:
         raise ValueError(
             f"attack.start={a.start!r} needs attack.start_std, its standard deviation in pixels, "
             "or attack.step_size, which it is by default"
         )
-    return attacks.Noise(normal, step or 0.0, projected)
+    return start._replace(std=std)
 
 
 def step_of(attack: Config) -> float | None:

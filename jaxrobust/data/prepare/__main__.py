@@ -1,20 +1,21 @@
 """`python -m jaxrobust.data.prepare NAME ...`: data sets become ArrayRecord, without TensorFlow.
 
 NAME is imagenet (from its tar files, or any folder of images), cifar10 or cifar100 (which are
-downloaded); `NAME --help` says more.
+downloaded); pseudo-labelled makes .npz of a pickle. `NAME --help` says more.
 """
 
 import functools
 import sys
 from collections.abc import Callable
 
-from jaxrobust.data.prepare import cifar, imagenet
+from jaxrobust.data.prepare import cifar, imagenet, pseudo_labelled
 from jaxrobust.runtime.commandline import stop
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "imagenet": imagenet.main,
     "cifar10": functools.partial(cifar.main, "cifar10"),
     "cifar100": functools.partial(cifar.main, "cifar100"),
+    pseudo_labelled.NAME: pseudo_labelled.main,
 }
 
 

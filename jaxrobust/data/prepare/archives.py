@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -233,13 +233,14 @@ def _check(found: Images) -> None:
                 raise ValueError(f"{feature} of {split} are none of its {classes} classes")
 
 
-def unpickle(content: bytes) -> Any:
+def unpickle(content: bytes | BinaryIO) -> Any:
     """Return what a pickle of arrays, lists, texts and numbers holds; it can call nothing else.
 
     Raises:
       pickle.UnpicklingError: it asks for anything else, or is damaged.
     """
-    return _Unpickler(io.BytesIO(content), encoding="latin1").load()
+    file = io.BytesIO(content) if isinstance(content, bytes) else content
+    return _Unpickler(file, encoding="latin1").load()
 
 
 def _array(kind: object, shape: object, dtype: object) -> np.ndarray:

@@ -1,0 +1,117 @@
+"""`python -m jaxrobust.data.prepare pseudo-labelled FILE.pickle`: images with labels become .npz.
+
+FILE is a pickle as Carmon et al. 2019 (arXiv 1905.13736) publish 500,000 tiny images with the labels
+of a network: a dict with `data`, uint8[N,H,W,3], and `extrapolated_targets`, integers [N]. It is
+written to OUT (default: FILE.npz) as `image` and `label`, which --config.data.extra=npz:OUT reads.
+
+A pickle can name any function to be called. This one reads arrays, and refuses a file that asks for
+anything else; nothing of it is run.
+
+Exit codes: 0 done; 2 a mistake, or a file that is refused, with one sentence on stderr; 3 stopped
+for another reason that it names (full disk); 130 interrupted.
+"""
+
+import argparse
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrobust.data.prepare import archives, command
+from jaxrobust.runtime.commandline import stop
+
+NAME = "pseudo-labelled"
+_KEYS = ("data", "extrapolated_targets")
+_BROKEN = (EOFError, KeyError, IndexError, TypeError, ValueError, AttributeError, MemoryError)
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line; hyphens and underscores are the same."""
+    parser = command.parser(__doc__, NAME)
+    parser.add_argument("file", type=Path, metavar="FILE", help="The pickle.")
+    parser.flag(
+        "classes",
+        type=int,
+        default=10,
+        help="Number of classes, such as those of CIFAR-10; default: %(default)s.",
+    )
+    parser.flag("out", default=None, help="Where the arrays go; default: FILE.npz.")
+    return parser.parse_args(argv)
+
+
+def read(path: Path, *, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return images uint8[N,H,W,3] and labels i64[N] of a pickle.
+
+    Raises:
+      ValueError: it holds more than arrays, other arrays, or labels outside the classes.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; check the path")
+    try:
+        with path.open("rb") as file:
+            found = archives.unpickle(file)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} holds more than arrays, or is damaged ({error}); write its images and labels "
+            "with numpy.savez(PATH, image=..., label=...)"
+        ) from error
+    except _BROKEN as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"{path} is no pickle, or damaged ({reason}); get it again") from error
+    return _checked(path, found, classes)
+
+
+def _checked(path: Path, found: Any, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the two arrays of what a pickle holds."""
+    wanted = " and ".join(map(repr, _KEYS))
+    if not isinstance(found, dict) or not set(_KEYS) <= found.keys():
+        holds = ", ".join(map(repr, found)) if isinstance(found, dict) else type(found).__name__
+        raise ValueError(f"{path} holds {holds or 'nothing'}; it needs a dict with {wanted}")
+    for key, value in found.items():
+        if not isinstance(value, np.ndarray) or value.dtype.hasobject:
+            raise ValueError(
+                f"{path} holds more than arrays: {key!r} is of type {type(value).__name__}; write "
+                "its images and labels with numpy.savez(PATH, image=..., label=...)"
+            )
+    images, labels = (found[key] for key in _KEYS)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
+        raise ValueError(
+            f"{path}: {_KEYS[0]!r} is {images.dtype}{list(images.shape)}, not uint8[N,H,W,3]; write "
+            "pixels from 0 to 255 as uint8"
+        )
+    if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"{path}: {_KEYS[1]!r} is {labels.dtype}{list(labels.shape)}, not one integer for each "
+            f"of the {len(images)} images"
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        raise ValueError(
+            f"{path}: labels go from {labels.min()} to {labels.max()}, outside of {classes} "
+            "classes; remove these images, or give --classes"
+        )
+    return images, labels.astype(np.int64)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Write the arrays and say where; or end with a sentence on stderr."""
+    args = parse(argv)
+    out = Path(args.out or args.file.with_suffix(".npz"))
+    part = out.with_name(f"{out.name}.part")
+    try:
+        if out.suffix != ".npz":
+            raise ValueError(f"--out {out}: name a file that ends in .npz")
+        images, labels = read(args.file, classes=args.classes)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("wb") as file:
+            np.savez(file, image=images, label=labels)
+        part.replace(out)
+    except KeyboardInterrupt:
+        stop("interrupted; the same command starts again", 130)
+    except ValueError as error:
+        stop(error, 2)
+    except OSError as error:
+        stop(f"{error}; the same command starts again", 3)
+    counts = np.bincount(labels, minlength=args.classes).tolist()
+    print(f"{out}: {len(images):,} images, of the classes {', '.join(map(str, counts))}")
+    print(f"train with --config.data.extra=npz:{out}")
