@@ -121,6 +121,8 @@ def base() -> ConfigDict:
             "extra": config_dict.placeholder(str),
             "extra_split": "all",
             "extra_share": 0.5,
+            # Rows of an epoch with a second source; default: as many as either source lasts.
+            "epoch_images": config_dict.placeholder(int),
         }
     )
     # On the device; None: as the preset data.augmentation says.
@@ -172,9 +174,20 @@ def base() -> ConfigDict:
     # Every so many steps (0: never) a stronger attack and the input gradient's signs are looked at
     # on so many images; warns of catastrophic overfitting and gradient masking.
     config.alarm = ConfigDict({"every_steps": 1000, "images": 64})
-    # While training: accuracy on the selection split, clean and under APGD-CE of the same radius.
+    # While training: accuracy on the selection split, clean and under APGD-CE of the same radius,
+    # or under an attack of fixed steps: pgd-20, cw-40, ... as jaxrobust.evaluate names them.
     config.evaluation = ConfigDict(
-        {"every_epochs": 1, "images": 0, "batch_size": 256, "steps": 10, "weights": "ema"}
+        {
+            "every_epochs": 1,
+            "images": 0,
+            "batch_size": 256,
+            "attack": "apgd-ce",
+            "steps": 10,  # of apgd-ce
+            # Of attacks of fixed steps, as there; default: 2.5 epsilon / K, at random.
+            "step_size": config_dict.placeholder(float),
+            "start": config_dict.placeholder(str),
+            "weights": "ema",
+        }
     )
     # At the end: each phase's best weights on the test split; images=0 means all of them.
     config.test = ConfigDict({"images": 0, "batch_size": 256, "steps": 40})

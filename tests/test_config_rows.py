@@ -16,9 +16,11 @@ from jaxrobust.types import Weights
 from tools import refresh_configs
 
 FAMILIES = ("revisiting_at", "convstem_pretraining", "larger_radius", "light_recipe")
-FAMILIES += ("light_ablation", "transfer")
+FAMILIES += ("light_ablation", "transfer", "cifar_bat", "cifar_aat")
 ROWS = [name for name in refresh_configs.names() if ":" in name]
 FAST = [  # those that compile soonest, of every kind
+    "cifar_aat:resnet18,extra=500k,activation=relu",
+    "cifar_bat:resnet18,objective=mart,data=tiny",
     "convstem_pretraining:vit_b_cvst",
     "larger_radius:convnext_t_cvst",
     "light_ablation:deit_s,data=imagenet,augmentation=mcre,warmup=0",
@@ -54,6 +56,7 @@ def reduced(config):
     config.data.update(name=f"fake:{side}x{side}x3:{model.num_classes}", workers=0, classes=None)
     few = f"train[:{8 * config.data.views}]"
     config.data.update(train_split=few, selection_split="train[:4]", test_split="train[:4]")
+    config.data.update(extra=None, epoch_images=None)
     config.evaluation.update(images=4, batch_size=4)
     return config.lock()
 
@@ -79,7 +82,7 @@ class RowsTest(parameterized.TestCase):
         after = jax.device_get(state.params)
         self.assertTrue(any((before[key] != after[key]).any() for key in before))
         images = splits.evaluated(config, "selection_split", config.evaluation, Path())
-        evaluate = build.evaluation(config, built.mesh, steps=config.evaluation.steps)
+        evaluate = build.selection(config, built.mesh)
         weights = Weights(state.params, state.stats)
         reached = accuracy.count(evaluate, weights, images, built.mesh, bar="selection")
         self.assertLessEqual(reached["robust"], reached["clean"])

@@ -75,6 +75,10 @@ class ArgumentsTest(parameterized.TestCase):
             "objective=clean is of xcit_s12 and resnet50",
         ),
         ("transfer:xcit_s12,flowers,start=random", "start=random is of xcit_s12 on cifar10; leave"),
+        ("cifar_bat:wrn_a5", "model=wrn_a5 is not among its values; did you mean wrn_a"),
+        ("cifar_bat:resnet18,data=tiny,selection=held-out", "holds whole classes; leave it out"),
+        ("cifar_aat:wrn_a1,data=cifar100,extra=500k", "extra=500k has the classes of cifar10"),
+        ("cifar_aat:resnet18", "resnet18 has no silu; add activation=relu"),
         ("larger_radius:vit_b_cvst", "is not among its values; did you mean"),
         ("quickstart:fast", "takes no arguments; leave out what stands behind the colon"),
     )

@@ -60,3 +60,24 @@ def rows(part: str | None, total: int, where: str) -> range:
     if stop <= start:
         raise DataError(f"{where}: the part {part} holds no record; {total} are there")
     return range(start, stop)
+
+
+_MANY = 10**9  # records: more than any split has
+
+
+def overlap(one: str, other: str) -> bool:
+    """Tell whether two splits of a data set hold some of the same images, as far as their names
+    say: of lists of ids nobody knows here, and `[:1000]` beside `[90%:]` may.
+    """
+    a, b = parse(one), parse(other)
+    if one == other or not a or not b:
+        return one == other
+    if a.name not in (b.name, SAME.get(b.name)):
+        return False
+    if a.ids != b.ids:
+        return a.ids is None or b.ids is None
+    parts = [a.part, b.part]
+    if None in parts or len({"%" in str(part) for part in parts}) > 1:
+        return True
+    first, second = (rows(part, _MANY, one) for part in parts)
+    return max(first.start, second.start) < min(first.stop, second.stop)

@@ -183,8 +183,8 @@ def _statistics(plan: Plan) -> Seen:
         how = seen.attack.statistics
         said = f"{name}: objective={seen[name].objective}, attack.statistics={how}, "
         said += "with batch norm" if norms else "and no batch norm in the network"
-        trades = seen[name].objective == "trades"
-        level = RED if how == "batch" and norms and trades else GREEN
+        both = seen[name].objective == "trades" and seen[name].bn_statistics == "both"
+        level = RED if how == "batch" and norms and both else GREEN
         found.append(Seen(level, said, how))
     return _worst(found, found[0])
 
@@ -301,9 +301,10 @@ CONFIG_CHECKS: tuple[Check[Plan], ...] = (
     ),
     Check(
         "batch-statistics",
-        "attack.statistics where the network has batch norms; red for batch under TRADES.",
+        "attack.statistics where the network has batch norms; red for batch under TRADES whose "
+        "running statistics move with both kinds of images.",
         "TRADES' two terms then see different statistics, and the attack another network",
-        "set attack.statistics=running",
+        "set attack.statistics=running, or bn_statistics=adversarial of the phase",
         "Pang et al. 2021, arXiv 2010.00467",
         _statistics,
     ),

@@ -269,7 +269,7 @@ class Evaluation:
                 "verdicts": file,
                 "costs": costs,
                 "size": self.size,
-                "training": _training(subject, self.which),
+                "training": _training(subject, self.which, source),
             },
             **found,
             more={
@@ -288,11 +288,14 @@ class Evaluation:
         return record
 
 
-def _training(subject: Subject, which: str | None) -> dict[str, Any] | None:
+def _training(
+    subject: Subject, which: str | None, source: sources.Source
+) -> dict[str, Any] | None:
     """Return what is known of how the weights were trained, if they are a run's."""
     if not (which and isinstance(subject.config, dict) and "phases" in subject.config):
         return None
-    return records.training(subject.config, which.partition(",")[0])
+    on = {"dataset": source.name, "split": source.split}
+    return records.training(subject.config, which.partition(",")[0], **on)
 
 
 def claim(out: Path) -> None:

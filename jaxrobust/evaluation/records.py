@@ -14,6 +14,7 @@ from typing import Any
 import jax
 
 from jaxrobust.config import of_phase
+from jaxrobust.data import splits
 from jaxrobust.evaluation import checks, verdicts
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime import jsonl
@@ -308,10 +309,16 @@ def size(net: Any, weights: Any, image_size: int, channels: int) -> dict[str, in
     return {"parameters": sum(a.size for a in arrays.values()), "multiply_adds": adds}
 
 
-def training(config: Any, phase: str) -> dict[str, Any]:
+def training(config: Any, phase: str, *, dataset: str, split: str) -> dict[str, Any]:
     """Return what a run's config says of its training up to a phase; a pass is one over an image.
 
-    An attack of K steps costs K passes forward and backward before that of the update.
+    An attack of K steps costs K passes forward and backward before that of the update. `selection`
+    says on which images the weights were chosen, and whether these are among those of the record.
+
+    Args:
+      config: of the run.
+      phase: whose weights the record is of.
+      dataset, split: of the record.
     """
     made: list[dict[str, Any]] = []
     names = list(config.phases)
@@ -325,7 +332,14 @@ def training(config: Any, phase: str) -> dict[str, Any]:
             keys = ("norm", "epsilon", "relative_step", "step_size", "start")
             made[-1] |= {key: attack[key] for key in keys if attack.get(key) is not None}
     passes = sum(m["epochs"] * (1 + m["attack_steps"]) for m in made)
-    return {"phases": made, "passes": passes}
+    seen = of_phase(config, phase)
+    chosen = {"split": seen.data.selection_split, "attack": seen.evaluation.get("attack")}
+    same = seen.data.name == dataset and splits.overlap(chosen["split"], split)
+    return {
+        "phases": made,
+        "passes": passes,
+        "selection": chosen | {"on_evaluated_images": same},
+    }
 
 
 def ids_of(images: int) -> str:

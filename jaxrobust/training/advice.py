@@ -3,13 +3,26 @@
 from collections.abc import Mapping
 
 from jaxrobust.config import Config
+from jaxrobust.data import splits
 from jaxrobust.data.presets import PRESETS
 from jaxrobust.training import build
 
 
 def lines(configs: Mapping[str, Config]) -> list[str]:
     """Return what to say before a run trains or goes on, of the config as each phase sees it."""
-    return list(dict.fromkeys(line for name, seen in configs.items() for line in _step(seen, name)))
+    every = (_step(seen, name) + _selection(seen) for name, seen in configs.items())
+    return list(dict.fromkeys(line for told in every for line in told))
+
+
+def _selection(config: Config) -> list[str]:
+    """Warn of weights that are chosen on the images that are reported."""
+    selection, test = config.data.selection_split, config.data.test_split
+    if not splits.overlap(selection, test):
+        return []
+    return [
+        f"data.selection_split={selection} holds images of data.test_split={test}: the weights are "
+        "chosen on what is reported, and the record says so"
+    ]
 
 
 def _step(config: Config, name: str) -> list[str]:

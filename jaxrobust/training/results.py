@@ -77,7 +77,11 @@ def test(
         ids_sha256=source.ids_sha256,
         classes=source.classes,
         n=scores["images"],
-        known={"training": records.training(config, name)},
+        known={
+            "training": records.training(
+                config, name, dataset=config.data.name, split=config.data.test_split
+            )
+        },
         more=more,
     )
     if jax.process_index() == 0:

@@ -209,7 +209,8 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, Part], dict[str, Any
         phase = build.phase(seen, name, splits.examples(seen, name, source))
         for key in ("evaluation", "test"):
             build.divides(seen[key].batch_size, jax.device_count(), f"{key}.batch_size")
-            build.evaluation(seen, phase.mesh, steps=seen[key].steps)
+        build.selection(seen, phase.mesh)
+        build.evaluation(seen, phase.mesh, steps=seen.test.steps)
         build.probe(seen, name, phase)
         splits.batches(seen, name, source, 0).close()
         parts[name] = Part(seen, source, phase)

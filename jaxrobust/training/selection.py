@@ -25,7 +25,7 @@ def selection(run: Run) -> Callable[[int, TrainState], dict[str, float]]:
     config, name, phase, latest, best = run.config, run.name, run.phase, run.latest, run.best
     settings = config.evaluation
     images = splits.evaluated(config, "selection_split", settings, run.workdir)
-    evaluate = build.evaluation(config, phase.mesh, steps=settings.steps)
+    evaluate = build.selection(config, phase.mesh)
     metric = "clean" if config[name].objective == "clean" else "robust"
 
     def select(step: int, state: TrainState) -> dict[str, float]:

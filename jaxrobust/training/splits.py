@@ -55,11 +55,23 @@ def examples(config: Config, name: str, source: sources.Source) -> int:
 
     Raises:
       DataError: views or a second source that do not fit.
+      ValueError: an epoch's length that does not.
     """
-    how = _how(config)
+    how, asked, size = _how(config), config.data.epoch_images, config[name].batch_size
+    if asked is not None and how["extra"] is None:
+        raise ValueError(
+            f"data.epoch_images={asked} is of runs with a second source; leave it out, or set "
+            "data.extra"
+        )
+    if asked is not None and asked < size:
+        raise ValueError(
+            f"data.epoch_images={asked} is less than {name}.batch_size={size}; an epoch has at "
+            "least one step"
+        )
     if how["extra"] is None and how["views"] == 1 and 0 <= how["extra_share"] <= 1:
         return len(source)
-    return plan.plan(source, batch_size=config[name].batch_size, **how).examples
+    found = plan.plan(source, batch_size=size, **how).examples  # refuses what does not fit
+    return found if asked is None else asked
 
 
 def check_preprocessing(config: Config, source: sources.Source) -> None:

@@ -1,0 +1,108 @@
+"""Baseline adversarial training of residual networks at 32 and 64 px (Huang et al. 2022, arXiv
+2212.11005, "Revisiting Residual Networks for Adversarial Robustness").
+
+    python -m jaxrobust.main --config configs/cifar_bat.py:robustresnet_a1,objective=mart
+
+The arguments are a network and then, with their defaults first,
+
+    objective=trades|adversarial|mart  beta is 6; adversarial is their SAT
+    data=cifar10|cifar100|tiny         tiny: Tiny-ImageNet, class folders under tiny-imagenet-200/
+                                       train and val (--config.data.name=folder:PATH); 64 px
+    selection=held-out|test            which images choose the epoch: the last 1,000 of training, or
+                                       those that are reported, as the paper does; of tiny test only
+
+A network is robustresnet_a1 to _a4, wrn_a1 to _a4, wrn_28_10, wrn_34_12, wrn_46_14, wrn_70_16 or
+wrn_34_r, or any other that takes such images, such as resnet18. It takes pixels as they are.
+
+100 epochs of 128 images, SGD with 0.1 that falls tenfold at epochs 75 and 90, momentum 0.9, weight
+decay 2e-4 of everything, gradients clipped to a norm of 5; crops and flips, of CIFAR-100 rotations
+too. The attack is PGD-10 at 8/255 with steps of 2/255 from noise on the image (0.001 for TRADES, a
+step for the others), and sees running statistics. The epoch is chosen by PGD-20 of 0.8/255 after
+each (theirs: from the 50th on), and a record says whether it was chosen on the images reported.
+
+Published with TRADES and selection=test, in % (clean, PGD-20, CW-40, AutoAttack; three runs):
+
+                        cifar10                       cifar100
+    wrn_28_10           84.62, 55.90, 53.15, 51.66    56.30, 29.91, 26.22, 25.26
+    robustresnet_a1     85.46, 58.74, 55.72, 54.42    59.34, 32.70, 27.76, 26.75
+    wrn_34_12           84.93, 56.01, 53.53, 51.97    56.08, 29.87, 26.51, 25.47
+    wrn_34_r            85.80, 57.35, 54.77, 53.23    58.78, 31.17, 27.33, 26.31
+    robustresnet_a2     85.80, 59.72, 56.74, 55.49    59.38, 33.00, 28.71, 27.68
+    wrn_46_14           85.22, 56.37, 54.19, 52.63    56.78, 30.03, 27.27, 26.28
+    robustresnet_a3     86.79, 60.10, 57.29, 55.84    60.16, 33.59, 29.58, 28.48
+    wrn_70_16           85.51, 56.78, 54.52, 52.80    56.93, 29.76, 27.20, 26.12
+    robustresnet_a4     87.10, 60.26, 57.90, 56.29    61.66, 34.25, 30.04, 29.00
+
+and on cifar10 with the other two (PGD-20, CW-40):
+
+                        adversarial    mart
+    wrn_28_10           52.44, 50.97   57.69, 52.88
+    robustresnet_a1     57.62, 56.06   59.34, 54.42
+    wrn_34_12           52.85, 51.36   57.40, 53.11
+    robustresnet_a2     58.39, 56.99   60.33, 55.51
+    wrn_46_14           53.67, 52.95   58.43, 54.32
+    robustresnet_a3     58.81, 57.60   60.95, 56.52
+    wrn_70_16           54.12, 50.52   58.15, 54.37
+    robustresnet_a4     59.01, 57.85   61.88, 57.55
+
+`python -m jaxrobust.evaluate --workdir RUN --attack cw-40 --step 0.8/255 --start uniform` is their
+CW-40, `pgd-20` in its place their PGD-20, `fgsm` their FGSM. Not as there: float32 instead of mixed
+precision, and batch norms see the images of a device together (theirs 64 on each of two GPUs:
+--config.model.options.bn_group=64). Hardware, wall time, accuracies of ours: not yet measured.
+"""
+
+from jaxrobust.config import ArgumentError, base, read_arguments
+
+MODELS = (
+    *(f"{name}_a{size}" for name in ("robustresnet", "wrn") for size in (1, 2, 3, 4)),
+    *("wrn_28_10", "wrn_34_12", "wrn_46_14", "wrn_70_16", "wrn_34_r"),
+    *("resnet18", "resnet50"),
+)
+# data set, classes, pixels, test split, augmentation.
+_DATA = {
+    "cifar10": ("cifar10", 10, 32, "test", "crop|flip"),
+    "cifar100": ("cifar100", 100, 32, "test", "crop|flip|rotate(20)"),
+    "tiny": (
+        *("folder:tiny-imagenet-200", 200, 64, "val"),
+        "resized-crop|flip|jitter(0.4, 0.4, 0.4, 0.2)",
+    ),
+}
+ROWS = (
+    "resnet18",
+    "resnet18,objective=adversarial,data=cifar100,selection=test",
+    "resnet18,objective=mart,data=tiny",
+)
+
+
+def get_config(arguments: str = ""):
+    a = read_arguments(
+        arguments,
+        model=MODELS,
+        objective=("trades", "adversarial", "mart"),
+        data=tuple(_DATA),
+        selection=(None, "held-out", "test"),
+    )
+    name, classes, size, test, augmentation = _DATA[a["data"]]
+    if a["data"] == "tiny" and a["selection"] == "held-out":
+        raise ArgumentError(
+            "selection=held-out is of cifar10 and cifar100: a part of class folders holds whole "
+            "classes; leave it out"
+        )
+    config = base()
+    config.model.update(name=a["model"], num_classes=classes, image_size=size)
+    if a["model"].startswith("resnet"):
+        config.model.options = {"small_stem": True}
+    config.init.normalize = "none"
+    config.data.update(name=name, train_split="train", selection_split=test, test_split=test)
+    if a["data"] != "tiny" and a["selection"] != "test":
+        config.data.update(train_split="train[:49000]", selection_split="train[49000:]")
+    config.data.augmentation = augmentation
+    config.train.update(objective=a["objective"], epochs=100, batch_size=128)
+    config.train.update(optimizer="sgd", weight_decay=2e-4, decay_mask="all", clip_norm=5.0)
+    config.train.update(schedule="step", lr=0.1, lr_steps=(75, 90), warmup_epochs=0)
+    config.train.ema_decay = 0.0
+    config.attack.update(name="pgd", epsilon=8 / 255, steps=10, relative_step=0.25, start="gauss")
+    if a["objective"] == "trades":
+        config.attack.start_std = 0.001
+    config.evaluation.update(attack="pgd-20", step_size=0.8 / 255, start="uniform", weights="raw")
+    return config
