@@ -1,4 +1,4 @@
-"""Advanced adversarial training of residual networks at 32 px (Huang et al. 2022, arXiv 2212.11005).
+"""Advanced adversarial training of residual networks (Huang et al. 2022, arXiv 2212.11005).
 
     python -m jaxrobust.main --config configs/cifar_aat.py:robustresnet_a1,extra=500k
 
@@ -32,7 +32,8 @@ Not as there: float32 instead of mixed precision; the 1,024 images are the first
 of the archive's; batch norms see the images of a device together (theirs 128 on each of 8 GPUs:
 --config.model.options.bn_group=128); the average counts 49 updates an epoch, where their counter
 moves by 537, so that it reaches 0.995 in epoch 47 and theirs in epoch 15. How the 61.1 % without
-extra images was trained is not published. Hardware, wall time, accuracies of ours: not yet measured.
+extra images was trained is not published. Hardware, wall time, accuracies of ours: not yet
+measured.
 """
 
 from configs.cifar_bat import MODELS

@@ -56,12 +56,12 @@ _FLAGS = {
     "preprocessing": "Preprocessing, such as Res256Crop224; default: that of the run's tests.",
     "norm": "Norm of the attack: linf, l2 or l1; default: that of the run, or linf.",
     "epsilon": "Radius, such as 4/255, in units of [0, 1] pixels; default: that of the run.",
-    "attack": "Attack: clean, fgsm, pgd-K, cw-K, margin-K, autoattack, or attacks of it: apgd-ce or "
-    "apgd-ce,apgd-t.",
+    "attack": "Attack: clean, fgsm, pgd-K, cw-K, margin-K, autoattack, or attacks of it: apgd-ce "
+    "or apgd-ce,apgd-t.",
     "version": "Version of AutoAttack: standard, plus, rand, or custom for named attacks.",
     "ladder": "Radii that share what they find, such as linf:0:16/255:9, the smallest first.",
-    "relative_step": "Length of a step of fgsm, pgd-K, cw-K or margin-K, as a multiple of epsilon / "
-    "K; default: 1 of fgsm, else 2.5.",
+    "relative_step": "Length of a step of fgsm, pgd-K, cw-K or margin-K, as a multiple of epsilon "
+    "/ K; default: 1 of fgsm, else 2.5.",
     "step": "Length of a step of these instead, such as 0.8/255, in the units of the radius.",
     "start": "Where these start: image, random (AutoAttack's), uniform (in the cube, not brought "
     "into [0, 1] before the first gradient) or uniform-boxed; default: image of fgsm, else random.",

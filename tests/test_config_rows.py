@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.config import of_phase, phases
 from jaxrobust.evaluation import accuracy
-from jaxrobust.training import build, splits
+from jaxrobust.training import build, selection, splits
 from jaxrobust.types import Weights
 from tools import refresh_configs
 
@@ -82,7 +82,7 @@ class RowsTest(parameterized.TestCase):
         after = jax.device_get(state.params)
         self.assertTrue(any((before[key] != after[key]).any() for key in before))
         images = splits.evaluated(config, "selection_split", config.evaluation, Path())
-        evaluate = build.selection(config, built.mesh)
+        evaluate = selection.counter(config, built.mesh)
         weights = Weights(state.params, state.stats)
         reached = accuracy.count(evaluate, weights, images, built.mesh, bar="selection")
         self.assertLessEqual(reached["robust"], reached["clean"])

@@ -196,7 +196,9 @@ def check_noise(noise: Noise, norm: str) -> None:
             "such as 0.001"
         )
     if not noise.normal and norm != "linf":
-        raise ValueError(f"a uniform start is of linf, not of {norm}; start at random or with gauss")
+        raise ValueError(
+            f"a uniform start is of linf, not of {norm}; start at random or with gauss"
+        )
 
 
 def start_points(

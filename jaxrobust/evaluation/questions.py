@@ -240,7 +240,9 @@ def _check_choices(asked: Question, subject: Subject) -> None:
         if not takes:
             say = "; name an attack of it, such as apgd-ce" if attack == AUTOATTACK else ""
             leave = say or "; leave it out"
-            raise ValueError(f"--{flag}={_said(flag, value)} has no effect on --attack={attack}{leave}")
+            raise ValueError(
+                f"--{flag}={_said(flag, value)} has no effect on --attack={attack}{leave}"
+            )
     _check_steps(asked, subject)
 
 

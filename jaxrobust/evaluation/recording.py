@@ -288,9 +288,7 @@ class Evaluation:
         return record
 
 
-def _training(
-    subject: Subject, which: str | None, source: sources.Source
-) -> dict[str, Any] | None:
+def _training(subject: Subject, which: str | None, source: sources.Source) -> dict[str, Any] | None:
     """Return what is known of how the weights were trained, if they are a run's."""
     if not (which and isinstance(subject.config, dict) and "phases" in subject.config):
         return None

@@ -201,8 +201,8 @@ def check_cost(
     """Return what a `probe` costs, as a share of the training steps between two of them.
 
     Counted in forward passes per image: APGD takes 2K + 1, PGD 2K, an input gradient 2, the update
-    3; that of TRADES and MART takes 6, and TRADES' targets 1. Not in it: that a few images fill a device badly,
-    and the collectives that gather the parameters once.
+    3; that of TRADES and MART takes 6, and TRADES' targets 1. Not in it: that a few images fill a
+    device badly, and the collectives that gather the parameters once.
 
     Args:
       images: of a probe, on all devices together.

@@ -12,7 +12,7 @@ import numpy as np
 from jaxrobust import attacks, models
 from jaxrobust.config import Config, network_of
 from jaxrobust.data.presets import PRESETS
-from jaxrobust.evaluation import accuracy, fixed_steps
+from jaxrobust.evaluation import accuracy
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime import functions, sharding
 from jaxrobust.training import alarm, averages, inner, mixing, objectives, optim, step
@@ -351,38 +351,6 @@ def abstract_batch(config: Config, name: str) -> Any:
     size, side = config[name].batch_size, config.model.image_size
     images = jax.ShapeDtypeStruct((size, side, side, config.model.in_channels), jnp.uint8)
     return Batch(images, jax.ShapeDtypeStruct((size,), jnp.int32))  # type: ignore[arg-type]
-
-
-def selection(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
-    """Return `evaluation` as the selection split has it, under the attack that the config names.
-
-    Raises:
-      ValueError: another attack, or settings that do not fit it.
-    """
-    e = config.evaluation
-    settings = {"step_size": e.step_size, "start": e.start}
-    if e.attack == "apgd-ce":
-        for key, value in settings.items():
-            if value is not None:
-                raise ValueError(
-                    f"evaluation.{key}={value} has no effect on evaluation.attack='apgd-ce'; leave "
-                    "it out, or set evaluation.attack='pgd-20'"
-                )
-        return evaluation(config, mesh, steps=e.steps)
-    if (named := fixed_steps.parse(e.attack)) is None:
-        raise ValueError(
-            f"evaluation.attack={e.attack!r}; one of 'apgd-ce', {fixed_steps.WRITTEN}"
-        )
-    if e.start is not None and e.start not in fixed_steps.STARTS:
-        ways = ", ".join(map(repr, fixed_steps.STARTS))
-        raise ValueError(f"evaluation.start={e.start!r}; one of {ways}")
-    if e.step_size is not None and not 0 < e.step_size < math.inf:
-        raise ValueError(f"evaluation.step_size={e.step_size} must be above 0")
-    length = named.length(config.attack.epsilon, step=e.step_size)
-    ball = {"norm": config.attack.norm, "epsilon": config.attack.epsilon}
-    attack = fixed_steps.attack_of(named.settings(**ball, length=length, start=e.start))
-    dtype = config.model.dtype
-    return accuracy.counter(network_of(config), attack, mesh=mesh, dtype=dtype)
 
 
 def evaluation(

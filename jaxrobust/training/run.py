@@ -17,7 +17,7 @@ from jaxrobust.evaluation import records
 from jaxrobust.runtime import compilation, hardware, hosts, jsonl, locks, sharding
 from jaxrobust.runtime.profiling import Profile
 from jaxrobust.runtime.progress import StopSignals, say
-from jaxrobust.training import advice, build, loop, metrics, results, splits, trackers
+from jaxrobust.training import advice, build, loop, metrics, results, selection, splits, trackers
 from jaxrobust.training.phase import Run, last, note_resumption, scored
 from jaxrobust.training.step import TrainState, started_average
 from jaxrobust.types import Weights
@@ -209,7 +209,7 @@ def check(config: Config, workdir: Path) -> tuple[dict[str, Part], dict[str, Any
         phase = build.phase(seen, name, splits.examples(seen, name, source))
         for key in ("evaluation", "test"):
             build.divides(seen[key].batch_size, jax.device_count(), f"{key}.batch_size")
-        build.selection(seen, phase.mesh)
+        selection.counter(seen, phase.mesh)
         build.evaluation(seen, phase.mesh, steps=seen.test.steps)
         build.probe(seen, name, phase)
         splits.batches(seen, name, source, 0).close()

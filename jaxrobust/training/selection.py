@@ -8,7 +8,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from jaxrobust.evaluation import accuracy
+from jaxrobust.config import Config, network_of
+from jaxrobust.evaluation import accuracy, fixed_steps
 from jaxrobust.runtime import jsonl, sharding
 from jaxrobust.runtime.progress import say
 from jaxrobust.training import alarm, build, splits
@@ -18,6 +19,36 @@ from jaxrobust.types import Weights
 from jaxrobust.weights.checkpoint import Checkpoints, steps
 
 
+def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
+    """Return what counts on the selection split, under the attack that the config names.
+
+    Raises:
+      ValueError: another attack, or settings that do not fit it.
+    """
+    e = config.evaluation
+    settings = {"step_size": e.step_size, "start": e.start}
+    if e.attack == "apgd-ce":
+        for key, value in settings.items():
+            if value is not None:
+                raise ValueError(
+                    f"evaluation.{key}={value} has no effect on evaluation.attack='apgd-ce'; leave "
+                    "it out, or set evaluation.attack='pgd-20'"
+                )
+        return build.evaluation(config, mesh, steps=e.steps)
+    if (named := fixed_steps.parse(e.attack)) is None:
+        raise ValueError(f"evaluation.attack={e.attack!r}; one of 'apgd-ce', {fixed_steps.WRITTEN}")
+    if e.start is not None and e.start not in fixed_steps.STARTS:
+        ways = ", ".join(map(repr, fixed_steps.STARTS))
+        raise ValueError(f"evaluation.start={e.start!r}; one of {ways}")
+    if e.step_size is not None and not 0 < e.step_size < math.inf:
+        raise ValueError(f"evaluation.step_size={e.step_size} must be above 0")
+    length = named.length(config.attack.epsilon, step=e.step_size)
+    ball = {"norm": config.attack.norm, "epsilon": config.attack.epsilon}
+    attack = fixed_steps.attack_of(named.settings(**ball, length=length, start=e.start))
+    dtype = config.model.dtype
+    return accuracy.counter(network_of(config), attack, mesh=mesh, dtype=dtype)
+
+
 def selection(run: Run) -> Callable[[int, TrainState], dict[str, float]]:
     """Return `select(step, state) -> dict`, which evaluates on the selection split and keeps the
     best weights.
@@ -25,7 +56,7 @@ def selection(run: Run) -> Callable[[int, TrainState], dict[str, float]]:
     config, name, phase, latest, best = run.config, run.name, run.phase, run.latest, run.best
     settings = config.evaluation
     images = splits.evaluated(config, "selection_split", settings, run.workdir)
-    evaluate = build.selection(config, phase.mesh)
+    evaluate = counter(config, phase.mesh)
     metric = "clean" if config[name].objective == "clean" else "robust"
 
     def select(step: int, state: TrainState) -> dict[str, float]:

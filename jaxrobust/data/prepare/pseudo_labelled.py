@@ -1,8 +1,9 @@
 """`python -m jaxrobust.data.prepare pseudo-labelled FILE.pickle`: images with labels become .npz.
 
-FILE is a pickle as Carmon et al. 2019 (arXiv 1905.13736) publish 500,000 tiny images with the labels
-of a network: a dict with `data`, uint8[N,H,W,3], and `extrapolated_targets`, integers [N]. It is
-written to OUT (default: FILE.npz) as `image` and `label`, which --config.data.extra=npz:OUT reads.
+FILE is a pickle as Carmon et al. 2019 (arXiv 1905.13736) publish 500,000 tiny images with the
+labels of a network: a dict with `data`, uint8[N,H,W,3], and `extrapolated_targets`, integers [N].
+It is written to OUT (default: FILE.npz) as `image` and `label`: --config.data.extra=npz:OUT reads
+it.
 
 A pickle can name any function to be called. This one reads arrays, and refuses a file that asks for
 anything else; nothing of it is run.
@@ -77,8 +78,8 @@ def _checked(path: Path, found: Any, classes: int) -> tuple[np.ndarray, np.ndarr
     images, labels = (found[key] for key in _KEYS)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
         raise ValueError(
-            f"{path}: {_KEYS[0]!r} is {images.dtype}{list(images.shape)}, not uint8[N,H,W,3]; write "
-            "pixels from 0 to 255 as uint8"
+            f"{path}: {_KEYS[0]!r} is {images.dtype}{list(images.shape)}, not uint8[N,H,W,3]; "
+            "write pixels from 0 to 255 as uint8"
         )
     if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
         raise ValueError(

@@ -58,7 +58,9 @@ class PseudoLabelledTest(parameterized.TestCase):
     def test_calls_nothing(self):
         made = self.folder / "made"
         said = self.prepared({"data": Calls(str(made))}, code=2)
-        self.assertRegex(said, r"holds more than arrays.*asks for posix.mkdir, .*; write its images")
+        self.assertRegex(
+            said, r"holds more than arrays.*asks for posix.mkdir, .*; write its images"
+        )
         self.assertFalse(made.exists())
         self.assertEmpty(list(self.folder.glob("*.npz*")))
 
