@@ -117,6 +117,45 @@ class PgdTest(parameterized.TestCase):
         shuffled = attack(keys[order], self.images[order], self.labels[order])
         np.testing.assert_array_equal(shuffled, expected[order])
 
+    @parameterized.product(normal=(False, True), projected=(False, True))
+    def test_starts_with_noise(self, normal, projected):
+        """Where the first gradient is asked for, and that each image has its own draw."""
+        noise = attacks.Noise(normal, 0.2, projected)
+        images = jnp.concatenate([jnp.zeros((8, 16, 16, 3)), jnp.full((8, 16, 16, 3), 0.5)])
+        machine = attacks.pgd_machine(norm="linf", epsilon=0.1, steps=2)
+        keys = attacks.image_keys(jax.random.key(0), 16)
+        labels = jnp.zeros(16, jnp.int32)
+        points = machine.query(machine.init(images, labels, keys=keys, start=noise))
+        again = machine.query(machine.init(images[5:], labels[5:], keys=keys[5:], start=noise))
+        np.testing.assert_array_equal(points[5:], again)
+        delta = np.asarray(points - images)
+        self.assertEqual((np.asarray(points) < 0).any(), not projected)
+        if projected:
+            self.assertLessEqual(np.abs(delta).max(), 0.1 + 1e-7)
+            self.assertTrue((delta[:8] >= 0).all())
+            return
+        # 6,144 draws: of the standard deviation 1 % is a standard error.
+        std = 0.2 if normal else 0.1 / np.sqrt(3)
+        np.testing.assert_allclose(delta.std(), std, rtol=0.04)
+        np.testing.assert_allclose(delta.mean(), 0, atol=0.04 * std)
+        self.assertEqual(np.abs(delta).max() > 0.1 + 1e-7, normal)
+
+    def test_of_noise_nothing_leaves_the_ball(self):
+        """Not even where no gradient is finite."""
+        attack = attacks.pgd(epsilon=0.1, steps=2, random_start=attacks.Noise(True, 0.5))
+        for net in (self.net, lambda x: self.net(x) * jnp.nan):
+            found = attack(net, jax.random.key(0), self.images, self.labels)
+            self.assertLessEqual(np.abs(found - self.images).max(), 0.1 + 1e-6)
+            self.assertTrue((found >= 0).all() and (found <= 1).all())
+
+    @parameterized.parameters(
+        ({"random_start": attacks.Noise(True)}, "std=0.0 is the image; pass a number of pixels"),
+        ({"random_start": attacks.Noise(False), "norm": "l2"}, "is of linf, not of l2; start at"),
+    )
+    def test_refuses_noise(self, changes, message):
+        with self.assertRaisesRegex(ValueError, message):
+            attacks.pgd(epsilon=0.1, steps=2, **changes)
+
     @parameterized.parameters(*NORMS)
     def test_image_without_gradient_stays(self, norm):
         images = self.images.at[2, 0, 0, 0].set(0.25)

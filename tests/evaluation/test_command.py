@@ -114,6 +114,25 @@ class RunTest(parameterized.TestCase):
         self.assertEqual(record["accuracy_after"], {"pgd-2": record["robust"]})
         self.assertBetween(record["robust"], 0, record["clean"])
 
+    def test_record_of_cw(self):
+        """As the authors of RobustResNets evaluate, with what they say of the outputs."""
+        given = {"attack": "cw-2", "step": "0.1/4", "start": "uniform", "epsilon": "0.1"}
+        record = self.evaluated(**given, n=40)
+        (attack,) = record["attacks"]
+        ball = {"norm": "linf", "epsilon": 0.1, "steps": 2}
+        self.assertEqual(attack, {"name": "cw", **ball, "start": "uniform", "step_size": 0.025})
+        self.assertEqual(record["method"], "cw-2, step 0.025, start uniform")
+        self.assertBetween(record["stable"], record["robust"], 1)
+        self.assertGreater(record["local_lipschitz"], 0)
+        selection = record["training"]["selection"]
+        expected = {"split": "train[256:320]", "attack": "apgd-ce", "on_evaluated_images": False}
+        self.assertEqual(selection, expected)
+        self.assertNotIn("stable", self.evaluated(attack="clean", n=8))
+
+    def test_record_says_that_its_images_chose_the_weights(self):
+        found = self.evaluated(attack="clean", n=8, split="train[:300]")
+        self.assertTrue(found["training"]["selection"]["on_evaluated_images"])
+
     @parameterized.parameters("clean", "pgd-2", "apgd-ce")
     def test_verdicts_image_by_image(self, attack):
         out = Path(self.create_tempdir())
@@ -294,6 +313,17 @@ class RunTest(parameterized.TestCase):
             "--relative_step=2 has no effect on --attack",
         ),
         ({"attack": "pgd-2", "relative_step": "0"}, "--relative_step=0 must be above 0"),
+        ({"attack": "cw-0"}, "--attack=cw-0 is unknown; one of clean, fgsm, pgd-K, cw-K, margin-K"),
+        ({"attack": "pgd-2", "step": "0"}, "--step=0 must be above 0"),
+        ({"attack": "pgd-2", "step": "four"}, "--step=four is not a number; write one"),
+        ({"attack": "cw-2", "step": "1/255", "relative_step": "1"}, "both say how long a step is"),
+        ({"attack": "apgd-ce", "step": "0.5"}, "--step=0.5 has no effect on --attack=apgd-ce"),
+        ({"attack": "clean", "start": "image"}, "--start=image has no effect on --attack=clean"),
+        ({"attack": "pgd-2", "start": "gauss"}, "--start=gauss is unknown; one of image, random, "),
+        (
+            {"attack": "pgd-2", "start": "uniform", "norm": "l2", "epsilon": "1"},
+            "--start=uniform is of linf, not of l2; leave it out, or give --start=random",
+        ),
         (
             {"attack": "pgd-2", "steps": 3},
             "--steps=3 has no effect on --attack=pgd-2; leave it out",

@@ -12,6 +12,7 @@ from absl.testing import parameterized
 
 from jaxrobust.evaluation import accuracy
 from jaxrobust.runtime import jsonl
+from jaxrobust.training import splits
 from tests.support.runs import final_state, one_phase, quiet_run, stop_after
 
 
@@ -54,10 +55,22 @@ class ExtraTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, "data.extra.files_sha256"):
                 quiet_run(config, self.folder / "stopped")
 
+    def test_length_of_an_epoch(self):
+        """256 digits and 160 generated images, 32 of each in a batch: 5 steps, or as one says."""
+        for asked, rows in ((None, 320), (640, 640), (200, 200)):
+            config = one_phase(data__extra=self.generated, data__epoch_images=asked)
+            source = splits.opened(config, "train_split")
+            self.assertEqual(splits.examples(config, "train", source), rows)
+
     @parameterized.parameters(
         ({"extra": "npz:none.npz"}, "none.npz"),
         ({"extra": "digits", "extra_split": "nowhere"}, "nowhere"),
         ({"extra_share": 1.5}, "data.extra_share=1.5 must be between 0 and 1"),
+        ({"epoch_images": 256}, "epoch_images=256 is of runs with a second source; leave it out"),
+        (
+            {"epoch_images": 63, "extra": "digits", "extra_split": "train"},
+            "epoch_images=63 is less than train.batch_size=64; an epoch has at least one step",
+        ),
         ({"views": 3}, "data.views=3 does not divide the 64 rows of data.name in a batch"),
         ({"views": 2, "first_view": "flop"}, "unknown augmentation 'flop'"),
     )
@@ -68,6 +81,7 @@ class ExtraTest(parameterized.TestCase):
         self.assertFalse((self.folder / "run").exists())
 
     @parameterized.parameters(
+        ({"classes": 11}, r"generated.npz.* has 11 classes, and .* has 10; give one with the same"),
         ({"classes": 7}, r"generated.npz.* has 7 classes, and .*'digits'.* has 10; give one with"),
         ({"shape": (8, 8, 3)}, "has 3 channels, and .* has 1; give one with the same classes"),
         ({"shape": (9, 9)}, "has 9x9 images"),

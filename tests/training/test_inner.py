@@ -74,6 +74,44 @@ class RadiusTest(parameterized.TestCase):
         self.assertEqual(made.call_args.kwargs["step_size"], 1.5 * 8 / 255)
 
     @parameterized.parameters(
+        ("image", {}, False),
+        ("random", {}, True),
+        ("uniform", {}, attacks.Noise(False)),
+        ("uniform-boxed", {}, attacks.Noise(False, projected=True)),
+        ("gauss", {"relative_step": 0.25}, attacks.Noise(True, 2 / 255)),
+        ("gauss-boxed", {"start_std": 0.001}, attacks.Noise(True, 0.001, projected=True)),
+    )
+    def test_starts(self, start, changes, expected):
+        config = small_config(attack__name="pgd", attack__start=start)
+        config.attack.update(changes)
+        with mock.patch.object(attacks, "pgd") as made:
+            inner.training_attack(config, "adversarial")
+        self.assertEqual(made.call_args.kwargs["random_start"], expected)
+
+    @parameterized.parameters(
+        ({"start": "gaus"}, "attack.start='gaus'; one of 'image', 'random', 'uniform'"),
+        ({"start": "uniform"}, "attack.start='uniform' is of attack.name='pgd' and 'fgsm'; APGD"),
+        ({"name": "pgd", "start": "gauss"}, "needs attack.start_std, its standard deviation in"),
+        ({"name": "pgd", "start": "uniform", "norm": "l2"}, "uniform start is of linf, not of l2"),
+        ({"start": "random", "start_std": 0.1}, "start_std=0.1 has no effect .*; leave it out, or"),
+        ({"name": "pgd", "start": "gauss", "start_std": 0.0}, "std=0.0 is the image; pass a"),
+    )
+    def test_refuses_starts(self, changes, message):
+        config = small_config()
+        config.attack.update(changes)
+        with self.assertRaisesRegex(ValueError, message):
+            build.phase(config, "train", 80, devices=jax.devices()[:1])
+
+    @parameterized.parameters("adversarial", "trades", "mart")
+    def test_trades_alone_refuses_to_start_at_the_image(self, objective):
+        config = small_config(train__objective=objective)
+        if objective != "trades":
+            inner.training_attack(config, objective)
+            return
+        with self.assertRaisesRegex(ValueError, "zero at the image; set attack.start='random', "):
+            inner.training_attack(config, objective)
+
+    @parameterized.parameters(
         ({"attack__warmup_epochs": -1}, "attack.warmup_epochs=-1 must be at least 0 and below"),
         ({"attack__warmup_epochs": 3}, "below train.epochs=3, so that the radius reaches"),
         (

@@ -80,6 +80,29 @@ class ObjectivesTest(absltest.TestCase):
         expected = (self.p.argmax(-1) == soft.argmax(-1)).mean()
         np.testing.assert_allclose(metrics["clean"], expected, rtol=1e-6)
 
+    def test_mart(self):
+        """In NumPy, from its formula; the label is the likeliest class of some images only."""
+        images = np.arange(6)
+        for labels in (self.labels, np.eye(5, dtype=np.float32)[self.labels]):
+            value, (_, metrics) = self.value(objectives.mart(5.0), labels)
+            others = self.q.copy()
+            others[images, self.labels] = -1
+            margin = -np.log(1.0001 - others.max(1))
+            sure = self.p[images, self.labels]
+            kl = ((self.p * np.log(self.p / self.q)).sum(-1) * (1 - sure)).mean()
+            wrong = -np.log(self.q[images, self.labels])
+            expected = (wrong + margin).mean() + 5 * kl
+            np.testing.assert_allclose(value, expected, rtol=1e-5)  # float32 logits of size 3
+            np.testing.assert_allclose(metrics["kl"], kl, rtol=1e-4)
+        self.assertGreater((others.max(1) > sure).sum(), 0)
+
+    def test_marts_attack_aims_at_labels(self):
+        soft = softmax(np.random.default_rng(2).normal(size=(6, 5))).astype(np.float32)
+        batch = Batch(jnp.asarray(self.images), jnp.asarray(soft))
+        for kind, expected in (("soft", soft), ("hard", soft.argmax(-1))):
+            found = objectives.mart(6.0, attack_labels=kind).attack_targets(None, batch)
+            np.testing.assert_array_equal(found, expected)
+
     def test_trades(self):
         value, (_, metrics) = self.value(objectives.trades(6.0))
         kl = (self.p * np.log(self.p / self.q)).sum(-1).mean()

@@ -62,6 +62,20 @@ class MaskTest(parameterized.TestCase):
             self.assertEqual(counts, [241, 102])  # counted with timm 1.0.9
 
 
+class NamedTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("blocks.0.layer.0.bn1.scale", False),
+        ("blocks.0.layer.0.bn3.6.bias", False),
+        ("blocks.0.layer.0.se_bn.bias", False),
+        ("norm1.scale", True),  # the last batch norm, which is called otherwise
+        ("norm1.bias", True),
+        ("fc.bias", True),
+        ("stem_conv.kernel", True),
+    )
+    def test_what_is_called_bn_is_not_decayed(self, name, decayed):
+        self.assertEqual(optim.DECAY_MASKS["not-bn-named"](name, jnp.ones(3)), decayed)
+
+
 class AdamWTest(absltest.TestCase):
     def setUp(self):
         super().setUp()
@@ -159,6 +173,33 @@ class SgdTest(parameterized.TestCase):
             np.testing.assert_allclose(updates["a.kernel"], -1e-3 * 0.05, rtol=1e-6)
 
 
+class ClippingTest(parameterized.TestCase):
+    @parameterized.parameters(0.5, 3.0, 1e3)
+    def test_is_torchs(self, largest):
+        torch = torch_or_skip(self)
+        rng = np.random.default_rng(0)
+        grads = {"a.kernel": rng.normal(size=(4, 3)), "a.bias": rng.normal(size=3)}
+        leaves = [torch.nn.Parameter(torch.zeros(g.shape).double()) for g in grads.values()]
+        for leaf, g in zip(leaves, grads.values(), strict=True):
+            leaf.grad = torch.tensor(g)
+        norm = torch.nn.utils.clip_grad_norm_(leaves, largest).item()
+        self.assertBetween(norm, 3.1, 1e2)
+        with jax.enable_x64(True):
+            tx = optim.clipped(largest)
+            found, _ = tx.update(jax.tree.map(jnp.asarray, grads), tx.init(grads))
+            for name, leaf in zip(grads, leaves, strict=True):
+                np.testing.assert_allclose(found[name], leaf.grad.numpy(), rtol=1e-12)
+
+    def test_comes_before_the_decay(self):
+        changes = {"optimizer": "sgd", "warmup_epochs": 0, "lr": 0.5, "weight_decay": 2.0}
+        p = phase(clip_norm=1.0, decay_mask="all", **changes)
+        _, tx = optim.of_phase(p, "train", decay_mask="all", steps_per_epoch=3)
+        params = {"a": jnp.array([1.0, 0.0])}
+        with standard():
+            updates, _ = tx.update({"a": jnp.array([30.0, 40.0])}, tx.init(params), params)
+        np.testing.assert_allclose(updates["a"], [-0.5 * 2.6, -0.5 * 0.8], rtol=1e-6)
+
+
 class PhaseTest(parameterized.TestCase):
     @parameterized.parameters(
         ({"optimizer": "adam"}, "train.optimizer='adam'; one of 'adamw', 'sgd'"),
@@ -170,6 +211,7 @@ class PhaseTest(parameterized.TestCase):
         ({"schedule": "step", "lr_steps": (60,)}, r"lr_steps=\(60,\) must be epochs .*epochs=50"),
         ({"lr_steps": (0.0, 0.5)}, "above 0 and below train.epochs=50"),
         ({"lr_factor": 10.0}, "train.lr_factor=10.0 must be above 0, at most 1"),
+        ({"clip_norm": 0.0}, "train.clip_norm=0.0 must be above 0, or None for no clipping"),
         ({"momentum": 1.0}, "train.momentum=1.0 must be at least 0 and below 1"),
         ({"momentum": 0.0, "nesterov": True}, "nesterov=True needs one above 0"),
         ({"cooldown_epochs": 40}, "cooldown_epochs=40 must be .* warmup_epochs = 40"),

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
-from jaxrobust.evaluation import accuracy
+from jaxrobust.evaluation import accuracy, fixed_steps
 from jaxrobust.runtime import jsonl, sharding
 from jaxrobust.training import build, selection, splits
+from tests.support.steps import small_config
 
 
 class SelectionTest(parameterized.TestCase):
@@ -22,7 +23,8 @@ class SelectionTest(parameterized.TestCase):
     def test_the_best_are_kept_and_of_equals_the_last(self, objective, robust, kept):
         folder = Path(self.create_tempdir())
         before, reached = ({"clean": 0.8, "robust": r, "images": 64} for r in (0.5, robust))
-        settings = {"steps": 2, "weights": "raw"}
+        settings = {"attack": "apgd-ce", "step_size": None, "start": None}
+        settings |= {"steps": 2, "weights": "raw"}
         run = types.SimpleNamespace(
             name="train",
             workdir=folder,
@@ -48,6 +50,39 @@ class SelectionTest(parameterized.TestCase):
         self.assertEqual(found["selection_robust"], robust)
         self.assertEqual(run.best.save.called, kept)
         self.assertEqual(jsonl.read(folder / "selection.jsonl"), [{"step": 8} | reached])
+
+
+class AttackTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({}, ("pgd", 20, 2.5 * 8 / 255 / 20, "random")),
+        ({"step_size": 0.8 / 255, "start": "uniform"}, ("pgd", 20, 0.8 / 255, "uniform")),
+        ({"attack": "cw-40", "start": "uniform-boxed"}, ("cw", 40, 0.5 / 255, "uniform-boxed")),
+        ({"attack": "fgsm"}, ("fgsm", 1, 8 / 255, "image")),
+    )
+    def test_is_that_of_the_evaluation(self, changes, expected):
+        config = small_config()
+        config.evaluation.update({"attack": "pgd-20"} | changes)
+        with mock.patch.object(fixed_steps, "attack_of") as made:
+            selection.counter(config, sharding.make_mesh(jax.devices()[:1]))
+        (settings,) = made.call_args.args
+        self.assertEqual((settings["norm"], settings["epsilon"]), ("linf", 8 / 255))
+        name, steps, length, start = expected
+        self.assertEqual((settings["name"], settings["steps"]), (name, steps))
+        self.assertEqual(settings["start"], start)
+        self.assertAlmostEqual(settings["step_size"], length, delta=1e-15)
+
+    @parameterized.parameters(
+        ({"attack": "pgd"}, "evaluation.attack='pgd'; one of 'apgd-ce', fgsm, pgd-K, cw-K"),
+        ({"step_size": 0.1}, "evaluation.step_size=0.1 has no effect on .*'apgd-ce'; leave it"),
+        ({"start": "image"}, "evaluation.start=image has no effect"),
+        ({"attack": "pgd-2", "start": "gauss"}, "evaluation.start='gauss'; one of 'image', "),
+        ({"attack": "pgd-2", "step_size": -1.0}, "evaluation.step_size=-1.0 must be above 0"),
+    )
+    def test_refuses(self, changes, message):
+        config = small_config()
+        config.evaluation.update(changes)
+        with self.assertRaisesRegex(ValueError, message):
+            selection.counter(config, sharding.make_mesh(jax.devices()[:1]))
 
 
 if __name__ == "__main__":
