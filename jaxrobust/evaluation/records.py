@@ -329,7 +329,7 @@ def training(config: Any, phase: str, *, dataset: str, split: str) -> dict[str, 
         made.append({"phase": name, "objective": own.objective, "epochs": own.epochs})
         made[-1] |= {"attack": attack.name if steps else None, "attack_steps": steps}
         if steps:
-            keys = ("norm", "epsilon", "relative_step", "step_size", "start")
+            keys = ("norm", "epsilon", "relative_step", "step_size", "start", "start_std")
             made[-1] |= {key: attack[key] for key in keys if attack.get(key) is not None}
     passes = sum(m["epochs"] * (1 + m["attack_steps"]) for m in made)
     seen = of_phase(config, phase)
