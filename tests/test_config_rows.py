@@ -19,8 +19,6 @@ FAMILIES = ("revisiting_at", "convstem_pretraining", "larger_radius", "light_rec
 FAMILIES += ("light_ablation", "transfer", "cifar_bat", "cifar_aat")
 ROWS = [name for name in refresh_configs.names() if ":" in name]
 FAST = [  # those that compile soonest, of every kind
-    "cifar_aat:resnet18,extra=500k,activation=relu",
-    "cifar_bat:resnet18,objective=mart,data=tiny",
     "convstem_pretraining:vit_b_cvst",
     "larger_radius:convnext_t_cvst",
     "light_ablation:deit_s,data=imagenet,augmentation=mcre,warmup=0",

@@ -15,7 +15,7 @@ from jax.errors import JaxRuntimeError
 from jaxrobust.estimate.work import Work
 from jaxrobust.runtime import compilation, sharding, topology
 from jaxrobust.runtime.progress import say
-from jaxrobust.training import build, splits
+from jaxrobust.training import build, selection, splits
 from jaxrobust.training.progress import peak_memory
 from jaxrobust.types import Batch
 from jaxrobust.weights.checkpoint import Checkpoints
@@ -69,9 +69,13 @@ def _measured(work: Work, devices: list[Any], seconds: float) -> Measured:
         total += took
         probe = build.probe(config, name, phase) if work.probes else None
         weights = state.params, state.stats
-        for key, how in (("evaluation", {}), ("test", {"dtype": "float32", "top5": True})):
-            run, took = _evaluation(work, key, phase, weights, how)
-            total, runs[key] = total + took, run
+        tested: dict[str, Any] = {"steps": config.test.steps, "dtype": "float32", "top5": True}
+        for key, run in (
+            ("evaluation", selection.counter(config, phase.mesh)),
+            ("test", build.evaluation(config, phase.mesh, **tested)),
+        ):
+            runs[key], took = _evaluation(work, key, phase, weights, run)
+            total += took
         control = build.control(phase.mesh)
         with _batches(work, phase) as batches:
             first = next(batches)
@@ -95,12 +99,11 @@ def _measured(work: Work, devices: list[Any], seconds: float) -> Measured:
 
 
 def _evaluation(
-    work: Work, key: str, phase: build.Phase, weights: Any, how: dict[str, Any]
+    work: Work, key: str, phase: build.Phase, weights: Any, run: Any
 ) -> tuple[float, float]:
     """Return the seconds of one evaluation, from those of a batch, and of its compilation."""
-    config, size = work.config, work.config[key].batch_size
+    size = work.config[key].batch_size
     build.divides(size, phase.mesh.size, f"{key}.batch_size")
-    run = build.evaluation(config, phase.mesh, steps=config[key].steps, **how)
     images, labels = _random(work, size)
     given = (images, labels, np.ones(size, bool), np.arange(size, dtype=np.int32))
     replicated = sharding.replicated(phase.mesh)

@@ -7,6 +7,7 @@ from jaxrobust.config import Config, of_phase, phases
 from jaxrobust.data import sizes, subsets
 from jaxrobust.data import splits as grammar
 from jaxrobust.data.types import DataError, Source
+from jaxrobust.evaluation import fixed_steps
 from jaxrobust.training import build, splits
 
 
@@ -124,5 +125,6 @@ def forward_passes(steps: int) -> int:
 
 def evaluation_flops(work: Work, key: str) -> float:
     """Return the operations of one evaluation, of the model."""
-    passes = forward_passes(work.config[key].steps)
+    named = fixed_steps.parse(work.config.evaluation.attack) if key == "evaluation" else None
+    passes = 2 * named.steps + 2 if named else forward_passes(work.config[key].steps)
     return passes * build.forward_flops(work.config) * work.evaluated(key)
