@@ -302,7 +302,10 @@ class RunTest(parameterized.TestCase):
             self.assertEqual(repeated[key], record[key], key)
 
     @parameterized.parameters(
-        ({"attack": "cw"}, "--attack=cw is unknown; one of clean, fgsm, pgd-K, .*: apgd-ce, apgd-d"),
+        (
+            {"attack": "cw"},
+            "--attack=cw is unknown; one of clean, fgsm, pgd-K, .*: apgd-ce, apgd-d",
+        ),
         ({"attack": "apgd-ce,cw"}, "--attack=apgd-ce,cw is unknown"),
         ({"attack": "fab"}, "attack 'fab' is not in version 'standard'; choose from apgd-ce"),
         ({"attack": "apgd-ce,apgd-ce"}, "are none or repeated"),

@@ -176,9 +176,8 @@ class GoldenUpdatesTest(parameterized.TestCase):
             for key in compared:  # ... and final weights by 3e-13
                 expected = nets.ours(golden[key])
                 np.testing.assert_allclose(arrays[key], expected, atol=1e-8, err_msg=key)
-            if name in ("trades_wrn_clip0.5", "sat_wrn"):  # the first reaches 0.5, the other not 5
-                norms = golden[f"{name}__grad_norms"]
-                self.assertEqual((norms > 0.5).all(), name == "trades_wrn_clip0.5")
+            if "clip" in name:  # it is active in every update
+                self.assertGreater(golden[f"{name}__grad_norms"].min(), 0.5)
 
     @parameterized.parameters(5.0, 0.5)
     @pytest.mark.slow  # 15 s, as the others
