@@ -107,7 +107,7 @@ def _step(plan: Plan) -> Seen:
 
 def _step_of(name: str, seen: Config) -> Seen:
     a = seen.attack
-    told = advice.lines({name: seen})
+    told = advice.of_step(seen, name)
     size = inner.step_of(a)
     if a.name == "apgd" or size is None or not a.epsilon:
         said = f"{name}: {a.name} chooses its steps itself"

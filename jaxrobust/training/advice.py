@@ -10,7 +10,7 @@ from jaxrobust.training import build
 
 def lines(configs: Mapping[str, Config]) -> list[str]:
     """Return what to say before a run trains or goes on, of the config as each phase sees it."""
-    every = (_step(seen, name) + _selection(seen) for name, seen in configs.items())
+    every = (of_step(seen, name) + _selection(seen) for name, seen in configs.items())
     return list(dict.fromkeys(line for told in every for line in told))
 
 
@@ -25,7 +25,7 @@ def _selection(config: Config) -> list[str]:
     ]
 
 
-def _step(config: Config, name: str) -> list[str]:
+def of_step(config: Config, name: str) -> list[str]:
     """Warn of a step in pixels: it stays where it is when somebody changes the radius."""
     a = config.attack
     key = "step_size" if a.step_size is not None else "relative_step"

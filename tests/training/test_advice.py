@@ -33,6 +33,15 @@ def step_of(config) -> float:
 
 
 class StepTest(parameterized.TestCase):
+    @parameterized.parameters(("test", "test[:100]", True), ("train[:100]", "test", False))
+    def test_weights_that_are_chosen_on_what_is_reported(self, selection, test, told):
+        config = small_config(data__selection_split=selection, data__test_split=test)
+        lines = advice.lines({"train": config})
+        self.assertEqual(bool(lines), told)
+        if told:
+            self.assertRegex(lines[0], "holds images of data.test_split=test.* the record says so")
+        self.assertEmpty(advice.of_step(config, "train"))
+
     @parameterized.parameters((4 / 255, 6 / 255), (8 / 255, 12 / 255))
     def test_xcit_takes_one_and_a_half_radii(self, epsilon, step):
         config = published("xcit_s12", attack__epsilon=epsilon)
