@@ -149,7 +149,7 @@ class GoldenUpdatesTest(parameterized.TestCase):
             golden |= load(SHARED)
         elif network != "wrn":
             self.skipTest(paths.NO_SHARED)
-        if network != "wrn":
+        if network == "silu":
             self.skipTest(f"{name} has not run to its end yet: on CPU it compiles for minutes")
         if network == "wrn":
             shapes = [tuple(map(int, text.split(","))) for text in golden["wrn_shapes"]]
