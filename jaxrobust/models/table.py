@@ -34,7 +34,8 @@ def architecture(name: str) -> Architecture:
     size = models.member(name).counted_at
     # One block stands for all of a stage where it can: traced once, counted as often as it runs.
     fast = {"scan": True} if "scan" in models.variant(name)._fields else {}
-    net = models.create(name, image_size=size, **fast)
+    classes = models.member(name).num_classes
+    net = models.create(name, num_classes=classes, image_size=size, **fast)
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     return Architecture(
         name=name,
@@ -50,7 +51,8 @@ def architecture(name: str) -> Architecture:
 
 def parameters(name: str) -> str:
     """Return the table of a network's parameters: names, shapes, types, sizes, and their sum."""
-    params, _ = jax.eval_shape(models.create(name).init, jax.random.key(0))
+    net = models.create(name, num_classes=models.member(name).num_classes)
+    params, _ = jax.eval_shape(net.init, jax.random.key(0))
     return overview.get_parameter_overview(params, include_stats=False)
 
 
