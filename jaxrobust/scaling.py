@@ -8,7 +8,6 @@ Exit codes: 0 done; 2 a mistake, with one sentence on stderr.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from jaxrobust.models import layers
 from jaxrobust.models.modules import BatchNorm, LayerNorm
-from jaxrobust.models.primitives import widened
+from jaxrobust.models.primitives import add_bias, widened
 from jaxrobust.types import Array
 
 GROUP = 8  # channels that a group norm normalises together
@@ -39,7 +40,7 @@ class GroupNorm(nnx.Module):
         batch, height, width, channels = x.shape
         grouped = x.reshape(batch, height * width, self.groups, channels // self.groups)
         normal = _standardised(grouped, (1, 3)).reshape(x.shape)
-        return normal * self.scale[...][None, None, None] + self.bias[...][None, None, None]
+        return add_bias(layers.scale(normal, self.scale[...]), self.bias[...])
 
 
 class PixelNorm(LayerNorm):

@@ -211,9 +211,9 @@ _ROWS = {
     },
 }
 
-# RobustBench id -> network. Of ImageNet not there, for they are other architectures: Peng2023Robust (RaWRN),
-# Amini2024MeanSparse_* (MeanSparse layers inside Liu's networks), Bai2024MixedNUTS (an ensemble),
-# Xu2024MIMIR_* (a Swin of its own, with window 14 for L).
+# RobustBench id -> network. Of ImageNet not there, for they are other architectures:
+# Peng2023Robust (RaWRN), Amini2024MeanSparse_* (MeanSparse layers inside Liu's networks),
+# Bai2024MixedNUTS (an ensemble), Xu2024MIMIR_* (a Swin of its own, with window 14 for L).
 PUBLISHED = {name: net._replace(file=net.file.format(name)) for name, net in _ROWS.items()}
 
 # How ids begin -> the paper that RobustBench names.

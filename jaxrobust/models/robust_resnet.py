@@ -23,6 +23,7 @@ from jaxrobust.models.initializers import Draws, torch_uniform
 from jaxrobust.models.layers import relu
 from jaxrobust.models.modules import Conv, Linear, Normalize
 from jaxrobust.models.norms import NORMS
+from jaxrobust.models.primitives import widened
 from jaxrobust.models.renaming import (
     BATCH_NORM_COUNT,
     Naming,
@@ -125,7 +126,9 @@ class Squeeze(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         gate = jax.nn.sigmoid(self.fc2(relu(self.fc1(x.mean(axis=(1, 2))))))
-        return x * gate[:, None, None]
+        # In float32: the gate's gradient is a sum over pixels.
+        wide, gate = widened(x, gate)
+        return (wide * gate[:, None, None]).astype(x.dtype)
 
 
 class Block(nnx.Module):
@@ -270,11 +273,11 @@ class RobustResNet(nnx.Module):
 def _run(blocks, x: Array, v: Variant, train: bool, key: Array | None, rates: list[float]) -> Array:
     """Run the blocks of a stage; the first one has other arrays, and is never part of a scan."""
     how: dict[str, Any] = {"train": train, "remat": v.remat}
-    if not (v.scan and len(blocks) > 2):
-        return run_blocks(blocks, x, key=key, rates=rates, **how)
     first, rest = (None, None) if key is None else split(key, 2)
     x = run_blocks(blocks[:1], x, key=first, rates=rates[:1], **how)
-    return run_blocks(blocks[1:], x, key=rest, rates=rates[1:], scan=True, **how)
+    if len(blocks) == 1:
+        return x
+    return run_blocks(blocks[1:], x, key=rest, rates=rates[1:], scan=v.scan, **how)
 
 
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
