@@ -164,9 +164,11 @@ def depthwise_conv(
 # in a loop they are 4 (input) to 200 (kernel) times slower. So both are written out here.
 
 
-def _xla_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
+def _xla_conv(x: Array, kernel: Array, stride: int, padding: int, groups: int = 1) -> Array:
     pad = [(padding, padding)] * 2
-    return lax.conv_general_dilated(x, kernel, (stride, stride), pad, dimension_numbers=_NHWC)
+    strides = (stride, stride)
+    how = {"dimension_numbers": _NHWC, "feature_group_count": groups}
+    return lax.conv_general_dilated(x, kernel, strides, pad, **how)
 
 
 @walled
@@ -293,25 +295,65 @@ def _cpu_conv(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Calla
     )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    def rule(formula):
-        return lambda x, kernel: formula(x, kernel, stride, padding)
-
-    value, *_ = _cpu_conv(x, kernel, stride, padding)
-    return lax.platform_dependent(x, kernel, cpu=rule(value), default=rule(_xla_conv))
+# Groups that the block-diagonal kernel joins have at most so many channels: beyond that its zeros
+# cost more than small products do.
+_NARROW = 32
 
 
-def _conv_backward(stride, padding, residuals, g):
+def _diagonal(kernel: Array, groups: int) -> Array:
+    """Return f[kh,kw,in//groups,out] as one kernel f[kh,kw,in,out] that is 0 between groups."""
+    height, width, ins, outs = kernel.shape
+    parts = kernel.reshape(height, width, 1, ins, groups, outs // groups)
+    own = jnp.eye(groups, dtype=kernel.dtype).reshape(1, 1, groups, 1, groups, 1)
+    return (parts * own).reshape(height, width, groups * ins, outs)
+
+
+def _blocks(kernel: Array, groups: int) -> Array:
+    """Return the diagonal of such a kernel: the way back, and the gradient of the way there."""
+    height, width, ins, outs = kernel.shape
+    parts = kernel.reshape(height, width, groups, ins // groups, groups, outs // groups)
+    return jnp.concatenate([parts[:, :, i, :, i] for i in range(groups)], -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _conv(x: Array, kernel: Array, stride: int, padding: int, groups: int) -> Array:
+    def joined(x, kernel):
+        kernel = _joined(kernel, groups)
+        value, *_ = _cpu_conv(x, kernel, stride, padding)
+        return value(x, kernel, stride, padding)
+
+    def plain(x, kernel):
+        return _xla_conv(x, kernel, stride, padding, groups)
+
+    return lax.platform_dependent(x, kernel, cpu=joined, default=plain)
+
+
+def _joined(kernel: Array, groups: int) -> Array:
+    return kernel if groups == 1 else _diagonal(kernel, groups)
+
+
+def _conv_backward(stride, padding, groups, residuals, g):
     x, kernel = residuals
-    on_cpu = _cpu_conv(x, kernel, stride, padding)[1:]
+    grouped = functools.partial(_xla_conv, groups=groups)
 
-    def rule(formula):
-        return lambda x, kernel, g: formula(x, kernel, g, stride, padding)
+    def input_gradient(x, kernel, g):
+        kernel = _joined(kernel, groups)
+        return _cpu_conv(x, kernel, stride, padding)[1](x, kernel, g, stride, padding)
+
+    def kernel_gradient(x, kernel, g):
+        kernel = _joined(kernel, groups)
+        found = _cpu_conv(x, kernel, stride, padding)[2](x, kernel, g, stride, padding)
+        return found if groups == 1 else _blocks(found, groups)
+
+    def rule(gradient):
+        return lambda x, kernel, g: gradient(grouped)(x, kernel, g, stride, padding)
 
     return tuple(
-        lax.platform_dependent(x, kernel, g, cpu=rule(formula), default=rule(gradient(_xla_conv)))
-        for formula, gradient in zip(on_cpu, (_input_gradient, _kernel_gradient), strict=True)
+        lax.platform_dependent(x, kernel, g, cpu=on_cpu, default=rule(gradient))
+        for on_cpu, gradient in (
+            (input_gradient, _input_gradient),
+            (kernel_gradient, _kernel_gradient),
+        )
     )
 
 
@@ -327,14 +369,14 @@ def conv(
     padding: int = 0,
     groups: int = 1,
 ) -> Array:
-    """Convolve f[B,H,W,in] with f[kh,kw,in//groups,out], symmetric zero padding."""
-    if groups == 1:
-        return add_bias(_conv(x, kernel, stride, padding), bias)
-    return add_bias(_xla_grouped(x, kernel, stride, padding, groups), bias)
+    """Convolve f[B,H,W,in] with f[kh,kw,in//groups,out], symmetric zero padding.
 
-
-def _xla_grouped(x, kernel, stride, padding, groups):
-    pad = [(padding, padding)] * 2
-    return lax.conv_general_dilated(
-        x, kernel, (stride, stride), pad, dimension_numbers=_NHWC, feature_group_count=groups
-    )
+    Output i of `out` reads the input channels of its group, of which there are `groups`.
+    """
+    ins, outs = kernel.shape[2:]
+    if groups > 1 and ins == 1 and outs == groups and padding == kernel.shape[0] // 2:
+        return depthwise_conv(x, kernel, bias, stride=stride)
+    if groups == 1 or ins <= _NARROW:
+        return add_bias(_conv(x, kernel, stride, padding, groups), bias)
+    parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+    return add_bias(jnp.concatenate([_conv(*part, stride, padding, 1) for part in parts], -1), bias)

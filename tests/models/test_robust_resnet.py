@@ -50,7 +50,7 @@ class CountsTest(parameterized.TestCase):
     def test_every_row_is_counted(self):
         self.assertEqual(golden32.COUNTED.keys() | {"wrn_a4_silu"}, VARIANTS.keys())
 
-    @parameterized.parameters(*FAST)
+    @parameterized.parameters(*[(name,) for name in FAST])
     def test_is_the_sheets(self, name):
         check_counts(self, name)
 
