@@ -6,7 +6,6 @@ import numpy as np
 from jaxrobust import models
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD
 
-
 IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 
 

@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
 from jaxrobust import models
-from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
+from jaxrobust.models.published import PUBLISHED
 from jaxrobust.models.renaming import drop, linear_oi, row
 from jaxrobust.weights import convert, files
 from tests.support import corpus, paths, reference
