@@ -7,6 +7,7 @@ The files stand on floors, the ground floor first, and each imports from lower f
     layers, attention, convolutions, batch_norms, pooling  functions of arrays and parameters
     modules, norms, activations, stochastic_depth          NNX modules that hold the parameters
     stems, classifier, family                              what several architectures share
+    robust_blocks, searched_cells                          the blocks of two of them
     convnext, iso_convnext, resnet, vit, xcit, swin        one architecture each
     robust_resnet, searched                                the same, for 32 and 64 pixels
     cait                                                   one more, made of parts of vit

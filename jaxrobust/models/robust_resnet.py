@@ -2,28 +2,23 @@
 
 Source: Huang et al. 2022, "Revisiting Residual Networks for Adversarial Robustness" (arXiv
 2212.11005), and what its released code computes (zhichao-lu/robust-residual-network 8c6d2c2). A
-RobustResBlock is `block="hierarchical", se="residual", first_conv="raw"`. Of the other blocks the
-paper prints sizes: these fix their widths, and where their parts stand is our reading. Parity:
+RobustResBlock is `block="hierarchical", se="residual", first_conv="raw"`. Parity:
 tests/models/test_robust_resnet.py against golden logits of that code.
 """
 
-import itertools
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxrobust.models import pooling
+from jaxrobust.models import robust_blocks
 from jaxrobust.models.activations import ACTIVATIONS
 from jaxrobust.models.classifier import classifier, run_blocks
 from jaxrobust.models.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.initializers import Draws, torch_uniform
-from jaxrobust.models.layers import relu
-from jaxrobust.models.modules import Conv, Linear, Normalize
+from jaxrobust.models.modules import Linear, Normalize
 from jaxrobust.models.norms import NORMS
-from jaxrobust.models.primitives import widened
 from jaxrobust.models.renaming import (
     BATCH_NORM_COUNT,
     Naming,
@@ -35,7 +30,8 @@ from jaxrobust.models.renaming import (
     naming,
     row,
 )
-from jaxrobust.models.stochastic_depth import Drop, branches, split
+from jaxrobust.models.robust_blocks import BLOCKS, SE, Block, conv, norm_of
+from jaxrobust.models.stochastic_depth import split
 from jaxrobust.types import Array, Classifier
 
 STEM = 16  # channels
@@ -69,25 +65,6 @@ class Variant(NamedTuple):
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
-class Kind(NamedTuple):
-    """How a block's channels follow from its planes P."""
-
-    outs: int  # times P
-    inner: float  # times P
-    middle: str = ""  # the 3x3 between two 1x1: full, grouped, parts, depthwise; empty: two 3x3
-
-
-BLOCKS = {
-    "basic": Kind(outs=1, inner=1),
-    "bottleneck": Kind(4, 1, "full"),
-    "aggregated": Kind(4, 1.5, "grouped"),
-    "hierarchical": Kind(4, 2, "parts"),
-    "inverted": Kind(1, 4, "depthwise"),  # the paper prints no size of it: MobileNet's expansion
-}
-# On the last convolution's output, on the inner 3x3's, on the block's input before the shortcut,
-# or as a third branch behind a norm of its own.
-SE = ("none", "standard", "conv3x3", "identity", "residual")
-
 _A = {1: ((14, 14, 7), (5, 7, 3)), 2: ((17, 17, 8), (7, 9, 4)), 3: ((22, 22, 11), (8, 11, 5))}
 _A |= {4: ((27, 28, 13), (10, 14, 6))}
 _ROBUST: dict[str, Any] = {"block": "hierarchical", "se": "residual", "first_conv": "raw"}
@@ -102,135 +79,11 @@ VARIANTS = {
     **{f"robustresnet_a{i}": Variant(*sizes, **_ROBUST) for i, sizes in _A.items()},
 }
 
-_fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
 
 def planes_of(variant: Variant) -> tuple[int, ...]:
     """Return the planes of each stage."""
     v = variant
     return v.planes or tuple((STEM << i) * width for i, width in enumerate(v.widths))
-
-
-def _conv(ins, outs, kernel, rngs, stride=1, groups=1):
-    """Return a convolution without bias that keeps the size, but for its stride."""
-    how = {"stride": stride, "padding": kernel // 2, "groups": groups, "bias": False}
-    return Conv(ins, outs, kernel, init=_fan_out, rngs=rngs, **how)
-
-
-class Squeeze(nnx.Module):
-    """Scale each channel by a sigmoid of two linear maps of all channels' means."""
-
-    def __init__(self, channels: int, hidden: int, rngs: Draws) -> None:
-        maps = {"bias": False, "torch_init": True, "rngs": rngs}
-        self.fc1, self.fc2 = Linear(channels, hidden, **maps), Linear(hidden, channels, **maps)
-
-    def __call__(self, x: Array) -> Array:
-        gate = jax.nn.sigmoid(self.fc2(relu(self.fc1(x.mean(axis=(1, 2))))))
-        # In float32: the gate's gradient is a sum over pixels.
-        wide, gate = widened(x, gate)
-        return (wide * gate[:, None, None]).astype(x.dtype)
-
-
-class Block(nnx.Module):
-    """x plus a branch of two or three convolutions, each with its norm and activation.
-
-    `bn1` is in front of `conv1`, `bn2` behind it and so on; without preactivation each norm is
-    behind the convolution of its number.
-    """
-
-    def __init__(self, ins: int, planes: int, stride: int, variant: Variant, rngs: Draws) -> None:
-        v, kind = variant, BLOCKS[variant.block]
-        inner, outs = int(planes * kind.inner), planes * kind.outs
-        if v.preact:
-            self.bn1 = _norm(ins, v)
-        if kind.middle:
-            self.conv1 = _conv(ins, inner, 1, rngs)
-            self.conv2, norm = _middle(inner, stride, v, rngs)
-            self.conv3 = _conv(inner, outs, 1, rngs)
-            behind = [_norm(inner, v), norm]
-        else:
-            self.conv1 = _conv(ins, inner, 3, rngs, stride)
-            self.conv2 = _conv(inner, outs, 3, rngs)
-            behind = [_norm(inner, v)]
-        for i, norm in enumerate(behind if v.preact else [*behind, _norm(outs, v)]):
-            setattr(self, f"bn{i + 1 + v.preact}", norm)
-        if v.se == "residual":
-            self.se_bn = _norm(outs, v)
-        if v.se != "none":
-            channels = {"conv3x3": inner, "identity": ins}.get(v.se, outs)
-            self.se = Squeeze(channels, _hidden(ins if v.se == "identity" else outs, v), rngs)
-        projects = v.residual and (stride > 1 or ins != outs)
-        self.shortcut = nnx.List([_conv(ins, outs, 1, rngs, stride)] if projects else [])
-        self.act, self.stride, self.variant = ACTIVATIONS[v.activation], stride, v
-
-    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
-        v, (path,) = self.variant, branches(drop, 1)
-        before = self.act(self.bn1(x, train)) if v.preact else x
-        y = self._branch(x if v.first_conv == "raw" else before, train)
-        if v.se == "standard":
-            y = self.se(y)
-        elif v.se == "residual":
-            y = y + self.se(self.se_bn(y, train))
-        y = path(y)
-        if v.residual:
-            source = before if self.shortcut else x
-            source = self.se(source) if v.se == "identity" else source
-            y = y + (self.shortcut[0](source) if self.shortcut else source)
-        return y if v.preact else self.act(y)
-
-    def _behind(self, number: int) -> Any:
-        """Return the norm behind a convolution, or those behind its parts."""
-        return getattr(self, f"bn{number + self.variant.preact}")
-
-    def _branch(self, x: Array, train: bool) -> Array:
-        """Return what the convolutions make of the first one's input."""
-        x = self.act(self._behind(1)(self.conv1(x), train))
-        if BLOCKS[self.variant.block].middle:
-            x = self.conv3(self._inner(x, train))
-            return x if self.variant.preact else self._behind(3)(x, train)
-        x = self.conv2(x)
-        return x if self.variant.preact else self._behind(2)(x, train)
-
-    def _inner(self, x: Array, train: bool) -> Array:
-        """Return the 3x3 convolution between the two 1x1, with norm and activation behind it."""
-        v, norm = self.variant, self._behind(2)
-        if BLOCKS[v.block].middle != "parts":
-            x = self.conv2(x)
-            return self.act(norm(self.se(x) if v.se == "conv3x3" else x, train))
-        *parts, last = jnp.split(x, v.scales, axis=-1)
-        made: list[Array] = []
-        for part, conv, own in zip(parts, self.conv2, norm, strict=True):
-            # A part reads the one before it too, but for a block that reduces the map.
-            part = part + made[-1] if made and self.stride == 1 else part
-            made.append(self.act(own(conv(part), train)))
-        if self.stride > 1:
-            last = pooling.avg_pool(last, stride=self.stride, count_padding=True)
-        return jnp.concatenate([*made, last], -1)
-
-
-def _hidden(channels: int, v: Variant) -> int:
-    """Return the hidden units of a block's squeeze and excitation."""
-    if v.se_reduction > channels:
-        raise ValueError(
-            f"se_reduction={v.se_reduction} is above the {channels} channels that it reduces; at "
-            f"most {channels} leaves one hidden unit"
-        )
-    return channels // v.se_reduction
-
-
-def _norm(channels: int, v: Variant) -> Any:
-    return NORMS[v.norm](channels, v.bn_group, v.bn_momentum)
-
-
-def _middle(inner: int, stride: int, v: Variant, rngs: Draws) -> tuple[Any, Any]:
-    """Return a block's inner 3x3 convolution and its norm, or lists of them: one for each part."""
-    middle = BLOCKS[v.block].middle
-    if middle == "parts":
-        width, count = inner // v.scales, v.scales - 1
-        convs = [_conv(width, width, 3, rngs, stride, v.groups) for _ in range(count)]
-        return nnx.List(convs), nnx.List([_norm(width, v) for _ in range(count)])
-    groups = {"full": 1, "grouped": v.groups, "depthwise": inner}[middle]
-    return _conv(inner, inner, 3, rngs, stride, groups), _norm(inner, v)
 
 
 class Stage(nnx.Module):
@@ -246,14 +99,14 @@ class RobustResNet(nnx.Module):
     def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
         v, ins, stages = variant, STEM, []
         self.normalize = Normalize(v.in_channels)
-        self.stem_conv = _conv(v.in_channels, STEM, 3, rngs)
+        self.stem_conv = conv(v.in_channels, STEM, 3, rngs)
         for i, (depth, planes) in enumerate(zip(v.depths, planes_of(v), strict=True)):
             outs = planes * BLOCKS[v.block].outs
             rows = [(ins, 2 if i else 1)] + [(outs, 1)] * (depth - 1)
             stages.append(Stage([Block(a, planes, stride, v, rngs) for a, stride in rows]))
             ins = outs
         self.blocks = nnx.List(stages)
-        self.norm1 = _norm(ins if v.preact else STEM, v)
+        self.norm1 = norm_of(ins if v.preact else STEM, v)
         self.fc = Linear(ins, num_classes, init=torch_uniform(ins), rngs=rngs)
         self.variant = v
 
@@ -285,7 +138,7 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
     v = variant
     _check_words(v)
     _check_stages(v)
-    _check_block(v)
+    robust_blocks.check(v, planes_of(v))
     for name, low in {"in_channels": 1, "bn_group": 0, "se_reduction": 1, "groups": 1}.items():
         if (value := getattr(v, name)) < low:
             raise ValueError(f"{name}={value} must be at least {low}")
@@ -313,55 +166,6 @@ def _check_stages(v: Variant) -> None:
         name = "planes" if v.planes else "widths"
         raise ValueError(
             f"depths={v.depths!r} and {name}={getattr(v, name)!r} need one entry for each stage"
-        )
-
-
-def _check_block(v: Variant) -> None:
-    """Refuse parts and groups that the channels of a block do not make."""
-    middle = BLOCKS[v.block].middle
-    if v.first_conv == "raw" and not (middle and v.preact):
-        raise ValueError(
-            "first_conv='raw' is of preactivated blocks that begin with a 1x1 convolution; give "
-            "first_conv='activated'"
-        )
-    if v.se == "conv3x3" and middle in ("", "parts"):
-        raise ValueError(
-            f"se='conv3x3' needs one 3x3 convolution between two 1x1, which block={v.block!r} has "
-            "not; take block='bottleneck', or se='residual'"
-        )
-    if v.se == "identity" and not v.residual:
-        raise ValueError("se='identity' scales the shortcut; leave residual=False out")
-    if middle == "parts":
-        _check_parts(v)
-    inner = BLOCKS[v.block].inner
-    unit = {"grouped": v.groups, "parts": v.scales * v.groups}.get(middle, 1)
-    for planes in planes_of(v):
-        if planes * inner % unit:
-            least = next(n for n in itertools.count(1) if n * inner % unit == 0)
-            parts = f"{v.scales} parts of " if middle == "parts" else ""
-            raise ValueError(
-                f"planes={planes}: the {planes * inner:g} inner channels of its {v.block} block "
-                f"are not divisible into {parts}{v.groups} groups; take planes that are multiples "
-                f"of {least}"
-            )
-
-
-# What the authors' constructor takes where a config names nothing, beside a base width of 64.
-_RELEASED = {"scales": 4, "groups": 8, "se_reduction": 16}
-
-
-def _check_parts(v: Variant) -> None:
-    if v.scales < 2:
-        raise ValueError(
-            f"scales={v.scales} leaves a hierarchical block no parts that read each other; take at "
-            "least 2, or block='aggregated'"
-        )
-    if all(getattr(v, name) == value for name, value in _RELEASED.items()):
-        given = ", ".join(f"{name}={value}" for name, value in _RELEASED.items())
-        raise ValueError(
-            f"{given} are the default arguments of the authors' code, with which its A1 has "
-            "144,344,330 parameters instead of 19,222,738; leave them out for the paper's 8, 4 and "
-            "64"
         )
 
 

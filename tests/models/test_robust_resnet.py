@@ -54,6 +54,7 @@ class CountsTest(parameterized.TestCase):
     def test_is_the_sheets(self, name):
         check_counts(self, name)
 
+    @pytest.mark.slow
     def test_small_robust_res_block_is_the_reference(self):
         """robustres_D222_W573: 4,021,378 parameters, 925,756,160 multiply-adds."""
         net = models.create("robustresnet_a1", num_classes=10, image_size=32, **SMALLER)
@@ -79,6 +80,7 @@ class NamesTest(parameterized.TestCase):
     def test_are_the_authors(self, listing, name):
         self.assertEqual(models.torch_keys(name, **SMALLER), parity.listing(listing))
 
+    @pytest.mark.slow
     def test_both_ways_of_the_authors_code(self):
         weights = golden_weights("robustres_D222_W573")
         sizes = {"num_classes": 10, "image_size": 32}
@@ -226,6 +228,7 @@ class OptionsTest(parameterized.TestCase):
             self.assertLess(largest, bound)
             self.assertGreater(largest, 0.9 * bound)
 
+    @pytest.mark.slow
     def test_an_unread_norm_is_kept_and_moves(self):
         """As in the authors' code, where nothing but a projected shortcut reads `bn1`."""
         tiny = {"depths": (2,), "planes": (16,), "image_size": 4}

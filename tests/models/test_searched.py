@@ -28,6 +28,14 @@ class NamesTest(parameterized.TestCase):
     def test_are_the_authors(self, listing, name):
         self.assertEqual(models.torch_keys(name, **SMALL), parity.listing(listing))
 
+
+@pytest.mark.slow
+class CountsTest(parameterized.TestCase):
+    @parameterized.parameters(*COUNTED)
+    def test_is_the_sheets(self, name):
+        found = table.architecture(name)
+        self.assertEqual((found.parameters, found.multiply_adds), COUNTED[name])
+
     @parameterized.parameters(*PARAMETERS.items())
     def test_small_networks(self, name, expected):
         self.assertEqual(parity.parameters(name, num_classes=10, image_size=32, **SMALL), expected)
@@ -40,14 +48,6 @@ class NamesTest(parameterized.TestCase):
         self.assertEqual(list(back), list(weights))
         for key, array in back.items():
             np.testing.assert_array_equal(array, weights[key], key)
-
-
-@pytest.mark.slow
-class CountsTest(parameterized.TestCase):
-    @parameterized.parameters(*COUNTED)
-    def test_is_the_sheets(self, name):
-        found = table.architecture(name)
-        self.assertEqual((found.parameters, found.multiply_adds), COUNTED[name])
 
 
 @pytest.mark.matrix
