@@ -5,11 +5,13 @@ The files stand on floors, the ground floor first, and each imports from lower f
     primitives, initializers, positions, inputs            parts that know no layer
     renaming, published                                    names and files of other projects
     layers, attention, convolutions, batch_norms, pooling  functions of arrays and parameters
-    modules, norms, activations, stochastic_depth          NNX modules that hold the parameters
+    modules, activations, stochastic_depth                 NNX modules that hold the parameters
+    norms                                                  the same, as a row chooses them
     stems, classifier, family                              what several architectures share
     robust_blocks, searched_cells                          the blocks of two of them
     convnext, iso_convnext, resnet, vit, xcit, swin        one architecture each
     robust_resnet, searched                                the same, for 32 and 64 pixels
+    scaling                                                depths and widths for a given cost
     cait                                                   one more, made of parts of vit
     foreign                                                networks that a user's function makes
     table                                                  `python -m jaxrobust.models`
