@@ -169,7 +169,7 @@ def _streams(like: Any, key: Array | None) -> Any:
 
 def run_blocks(
     blocks: Sequence[nnx.Module],
-    x: Array,
+    x: Any,
     *,
     train: bool = False,
     key: Array | None = None,

@@ -166,9 +166,14 @@ def depthwise_conv(
 
 def _xla_conv(x: Array, kernel: Array, stride: int, padding: int, groups: int = 1) -> Array:
     pad = [(padding, padding)] * 2
-    strides = (stride, stride)
-    how = {"dimension_numbers": _NHWC, "feature_group_count": groups}
-    return lax.conv_general_dilated(x, kernel, strides, pad, **how)
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        pad,
+        dimension_numbers=_NHWC,
+        feature_group_count=groups,
+    )
 
 
 @walled

@@ -57,7 +57,7 @@ class Squeeze(nnx.Module):
     """Scale each channel by a sigmoid of two linear maps of all channels' means."""
 
     def __init__(self, channels: int, hidden: int, rngs: Draws) -> None:
-        maps = {"bias": False, "torch_init": True, "rngs": rngs}
+        maps: dict[str, Any] = {"bias": False, "torch_init": True, "rngs": rngs}
         self.fc1, self.fc2 = Linear(channels, hidden, **maps), Linear(hidden, channels, **maps)
 
     def __call__(self, x: Array) -> Array:

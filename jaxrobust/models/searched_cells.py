@@ -83,8 +83,9 @@ class Depthwise(nnx.Module):
         self.stride, self.dilation = stride, dilation
 
     def __call__(self, x: Array) -> Array:
-        how = {"stride": self.stride, "dilation": self.dilation}
-        return convolutions.depthwise_conv(x, self.kernel[...], **how)
+        return convolutions.depthwise_conv(
+            x, self.kernel[...], stride=self.stride, dilation=self.dilation
+        )
 
 
 class Separable(nnx.Module):

@@ -117,7 +117,7 @@ class RobustResNet(nn.Module):
         x = self.stem_conv(images)
         x = x if self.row.preact else self.act(self.norm1(x))
         for stage in self.blocks:
-            x = stage.layer(x)
+            x = stage(x)
         x = self.act(self.norm1(x)) if self.row.preact else x
         return self.fc(x.mean((2, 3)))
 
@@ -128,6 +128,9 @@ class Stage(nn.Module):
     def __init__(self, blocks: list[nn.Module]) -> None:
         super().__init__()
         self.layer = nn.Sequential(*blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
 
 
 class Block(nn.Module):
@@ -184,20 +187,24 @@ class Block(nn.Module):
             y = y + (self.shortcut(source) if self.projects else source)
         return y if row.preact else self.act(y)
 
+    def conv(self, number: int) -> nn.Module:
+        """Return a convolution, or those of its parts."""
+        return self.get_submodule(f"conv{number}")
+
     def behind(self, number: int) -> nn.Module:
         """Return the norm behind a convolution."""
         return self.get_submodule(f"bn{number + self.row.preact}")
 
     def branch(self, x: Tensor) -> Tensor:
         """Return what the convolutions make of the first one's input."""
-        x = self.act(self.behind(1)(self.conv1(x)))
+        x = self.act(self.behind(1)(self.conv(1)(x)))
         last = 3 if self.middle else 2
         if self.middle == "parts":
             x = self.parts(x)
         elif self.middle:
-            x = self.conv2(x)
+            x = self.conv(2)(x)
             x = self.act(self.behind(2)(self.se(x) if self.row.se == "conv3x3" else x))
-        x = self.get_submodule(f"conv{last}")(x)
+        x = self.conv(last)(x)
         return x if self.row.preact else self.behind(last)(x)
 
     def parts(self, x: Tensor) -> Tensor:
@@ -206,8 +213,8 @@ class Block(nn.Module):
         made: list[Tensor] = []
         for i, part in enumerate(parts):
             part = part + made[-1] if made and self.stride == 1 else part
-            norm = self.behind(2).get_submodule(str(i))
-            made.append(self.act(norm(self.conv2[i](part))))
+            conv, norm = (parts.get_submodule(str(i)) for parts in (self.conv(2), self.behind(2)))
+            made.append(self.act(norm(conv(part))))
         if self.stride > 1:
             rest = nn.functional.avg_pool2d(rest, 3, stride=self.stride, padding=1)
         return torch.cat([*made, rest], 1)

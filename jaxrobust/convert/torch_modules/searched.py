@@ -193,8 +193,8 @@ def skip(channels: int, stride: int, affine: bool) -> nn.Module:
 
 OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
     "sep3": Separable,
-    "sep5": lambda *how: Separable(*how, kernel=5),
-    "dil3": lambda *how: Separable(*how, dilation=2, times=1),
+    "sep5": lambda channels, stride, affine: Separable(channels, stride, affine, 5),
+    "dil3": lambda channels, stride, affine: Separable(channels, stride, affine, 3, 2, 1),
     "skip": skip,
     "avg3": lambda channels, stride, affine: nn.AvgPool2d(3, stride, 1, count_include_pad=False),
     "both": Both,
@@ -205,5 +205,5 @@ def conv(
     ins: int, outs: int, kernel: int = 1, stride: int = 1, dilation: int = 1, groups: int = 1
 ) -> nn.Conv2d:
     """Return a convolution without bias that keeps the size, but for its stride."""
-    how = {"stride": stride, "padding": dilation * (kernel // 2), "dilation": dilation}
-    return nn.Conv2d(ins, outs, kernel, groups=groups, bias=False, **how)
+    padding = dilation * (kernel // 2)
+    return nn.Conv2d(ins, outs, kernel, stride, padding, dilation, groups, bias=False)
