@@ -213,7 +213,7 @@ class Block(nn.Module):
         made: list[Tensor] = []
         for i, part in enumerate(parts):
             part = part + made[-1] if made and self.stride == 1 else part
-            conv, norm = (parts.get_submodule(str(i)) for parts in (self.conv(2), self.behind(2)))
+            conv, norm = (many.get_submodule(str(i)) for many in (self.conv(2), self.behind(2)))
             made.append(self.act(norm(conv(part))))
         if self.stride > 1:
             rest = nn.functional.avg_pool2d(rest, 3, stride=self.stride, padding=1)
