@@ -42,14 +42,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Print the networks, and return them."""
     if args.image_size < 1:
         raise ValueError(f"--image-size={args.image_size} must be at least 1")
-    sizes = {"block": scaling.known(args.block), "image_size": args.image_size}
+    sizes: dict[str, Any] = {"block": scaling.known(args.block), "image_size": args.image_size}
     if args.study:
-        found = scaling.study(args.study, multiply_adds=args.multiply_adds, **sizes)
-        for network in found:
+        networks = scaling.study(args.study, multiply_adds=args.multiply_adds, **sizes)
+        for network in networks:
             print(f"{network.name} {network.options}")
-        return {"study": args.study, "networks": [network._asdict() for network in found]}
+        return {"study": args.study, "networks": [network._asdict() for network in networks]}
     found = scaling.robust_scaling(args.multiply_adds, **sizes)
-    rows = {
+    rows: dict[str, tuple[Sequence[float], Sequence[float]]] = {
         "solution": (found.depths, found.widths),
         "rounded": (found.rounded_depths, found.rounded_widths),
     }
