@@ -34,6 +34,9 @@ COMMANDS = {
     "models": Command(
         "jaxrobust.models", "", "lists the architectures and the checkpoints that load"
     ),
+    "scaling": Command(
+        "jaxrobust.scaling", "5e9", "says how deep and wide a robust residual network should be"
+    ),
     "import": Command(
         "jaxrobust.convert.import_torch",
         "SOURCE --out DIR",

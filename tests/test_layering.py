@@ -26,7 +26,7 @@ ROOMS = (
     {"training"},
     {"convert", "diagnosis"},
     {"report"},
-    {"main", "evaluate", "estimate", "doctor", "__main__"},
+    {"main", "evaluate", "estimate", "doctor", "scaling", "__main__"},
 )
 FLOOR = {name: number for number, names in enumerate(ROOMS) for name in names}
 

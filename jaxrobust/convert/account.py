@@ -68,12 +68,14 @@ def of_weights(path: Path, network: Network, which: str) -> Account:
     """Return what stands in or beside a file or imported folder."""
     about = loading.about(path, network)
     key = about.get("published_id")
+    board = PUBLISHED[key].board if key in PUBLISHED else None
     return Account(
         which,
         norm=about["norm"],
         epsilon=about["epsilon"],
         preprocessing=about["preprocessing"],
-        imagenet=key in PUBLISHED,
+        dataset=board.data if board and board.dataset != "imagenet" else None,
+        imagenet=board is not None and board.dataset == "imagenet",
         records=tuple(about["accuracies"] or ()),
         published=key,
         source=about.get("source"),

@@ -50,7 +50,8 @@ def arrays(network: Network, layout: str) -> dict[str, np.ndarray]:
     if models.family(other) is not models.family(network.name):
         raise ValueError(f"{layout} is a {other}, not a {network.name}")
     _same_function(network, other, layout)
-    return convert.to_torch(network.name, network.params, network.stats, layout=layout)
+    weights = (network.params, network.stats)
+    return convert.to_torch(network.name, *weights, layout=layout, **network.options)
 
 
 def _same_function(network: Network, other: str, layout: str) -> None:
@@ -168,6 +169,6 @@ def usage(network: Network, layout: str, out: Path) -> str:
         return "timm's names, but not a network of timm's; --layout module writes one that runs"
     home = "" if "/" in PUBLISHED[layout].file else f"with TORCH_HOME={out}: "
     return (
-        f"{home}robustbench.utils.load_model({layout!r}, model_dir='{out}', dataset='imagenet', "
-        "threat_model='Linf')"
+        f"{home}robustbench.utils.load_model({layout!r}, model_dir='{out}', "
+        f"dataset={PUBLISHED[layout].dataset!r}, threat_model='Linf')"
     )

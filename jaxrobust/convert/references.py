@@ -137,8 +137,9 @@ def load_model(folder: Path, robustbench_id: str) -> Any:
 
     home = mock.patch.dict(os.environ, {"TORCH_HOME": str(folder)})
     with home, open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+        dataset = PUBLISHED[robustbench_id].dataset
         return load_model(
-            robustbench_id, model_dir=str(folder), dataset="imagenet", threat_model="Linf"
+            robustbench_id, model_dir=str(folder), dataset=dataset, threat_model="Linf"
         )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from jaxrobust import models
+from jaxrobust.models.published import PUBLISHED
 
 SETUP = "bash tools/setup_reference_env.sh"
 
@@ -131,10 +132,13 @@ def module(file: str) -> ModuleType:
 
 
 def published(robustbench_id: str) -> torch.nn.Module:
-    """Return robustbench's network of an ImageNet-Linf id, with random weights and in eval mode."""
+    """Return robustbench's network of a Linf id, with random weights and in eval mode."""
     import_robustbench()
     import timm
-    from robustbench.model_zoo.imagenet import linf
+    from robustbench.model_zoo import model_dicts
+    from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+
+    linf = model_dicts[BenchmarkDataset(PUBLISHED[robustbench_id].dataset)][ThreatModel.Linf]
 
     # These two builders ask for weights of the network that they build.
     hub = f"{robustbench_id.lower().replace('-', '_')}_imagenet_linf"

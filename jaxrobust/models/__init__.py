@@ -5,9 +5,13 @@ The files stand on floors, the ground floor first, and each imports from lower f
     primitives, initializers, positions, inputs            parts that know no layer
     renaming, published                                    names and files of other projects
     layers, attention, convolutions, batch_norms, pooling  functions of arrays and parameters
-    modules, stochastic_depth                              NNX modules that hold the parameters
+    modules, activations, stochastic_depth                 NNX modules that hold the parameters
+    norms                                                  the same, as a row chooses them
     stems, classifier, family                              what several architectures share
+    robust_blocks, searched_cells                          the blocks of two of them
     convnext, iso_convnext, resnet, vit, xcit, swin        one architecture each
+    robust_resnet, searched                                the same, for 32 and 64 pixels
+    scaling                                                depths and widths for a given cost
     cait                                                   one more, made of parts of vit
     foreign                                                networks that a user's function makes
     table                                                  `python -m jaxrobust.models`
@@ -24,7 +28,18 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
-from jaxrobust.models import cait, convnext, foreign, iso_convnext, resnet, swin, vit, xcit
+from jaxrobust.models import (
+    cait,
+    convnext,
+    foreign,
+    iso_convnext,
+    resnet,
+    robust_resnet,
+    searched,
+    swin,
+    vit,
+    xcit,
+)
 from jaxrobust.models.classifier import OfModule, loaded
 from jaxrobust.models.family import Family, Member
 from jaxrobust.models.renaming import Naming, Row
@@ -41,6 +56,8 @@ FAMILIES = (
     cait.FAMILY,
     xcit.FAMILY,
     swin.FAMILY,
+    robust_resnet.FAMILY,
+    searched.FAMILY,
 )
 _FAMILY = {name: family for family in FAMILIES for name in family.variants}
 
@@ -182,7 +199,7 @@ def _is(value: Any, wanted: Any) -> bool:
 
 
 # Fields that change training, speed or what is read elsewhere, not what weights compute.
-_FREE = {"dtype", "remat", "scan", "drop_path", "bn_group", "in_channels"}
+_FREE = {"dtype", "remat", "scan", "drop_path", "bn_group", "bn_momentum", "in_channels"}
 
 
 def computed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

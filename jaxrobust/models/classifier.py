@@ -169,17 +169,18 @@ def _streams(like: Any, key: Array | None) -> Any:
 
 def run_blocks(
     blocks: Sequence[nnx.Module],
-    x: Array,
+    x: Any,
     *,
     train: bool = False,
     key: Array | None = None,
     rates: Sequence[float] = (),
     remat: bool = False,
     scan: bool = False,
-) -> Array:
+) -> Any:
     """Run `x` through the blocks, called as `block(x, drop, train)` with `drop` a `Drop` or None.
 
     Args:
+      x: an array, or several that each block takes and returns together.
       key: of the stochastic depth, or keys [B]; every block draws from its own.
       rates: the probability that a block's branches are left out, per block; empty: none is.
       remat: recompute each block in the backward pass instead of storing it.

@@ -34,9 +34,11 @@ class Member(NamedTuple):
     """What is known of one variant beside its row."""
 
     reference: Reference
-    # Singh, Croce, Hein 2023 (arXiv 2303.01870), Tables 14 and 2; GFLOPs of Debenedetti's thesis.
+    # Singh, Croce, Hein 2023 (arXiv 2303.01870), Tables 14 and 2; GFLOPs of Debenedetti's thesis;
+    # of networks at 32 px Huang et al. 2022 (arXiv 2212.11005), Table 2.
     paper: Paper | None = None
     counted_at: int = 224  # side of the images at which multiply-adds are counted
+    num_classes: int = 1000  # of the network that is counted
     title: str = ""  # on leaderboards; empty: that of the family, with the size from its name
     decay_mask: str = ""  # empty: that of the family
 

@@ -33,7 +33,7 @@ def _bias(module: Any) -> Array | None:
 
 
 class Conv(nnx.Module):
-    """Convolution with symmetric zero padding; [kh, kw, in, out] kernel.
+    """Convolution with symmetric zero padding; [kh, kw, in // groups, out] kernel.
 
     `torch_init` draws PyTorch's default instead of `init` and a zero bias: stems that are created
     after timm's own initialisation have it.
@@ -50,18 +50,18 @@ class Conv(nnx.Module):
         *,
         stride: int = 1,
         padding: int = 0,
+        groups: int = 1,
         bias: bool = True,
         torch_init: bool = False,
         init: Initializer = normal_02,
         rngs: Draws,
     ) -> None:
-        _affine(self, (kernel, kernel, ins, outs), bias, torch_init, init, rngs)
-        self.stride, self.padding = stride, padding
+        _affine(self, (kernel, kernel, ins // groups, outs), bias, torch_init, init, rngs)
+        self.stride, self.padding, self.groups = stride, padding, groups
 
     def __call__(self, x: Array) -> Array:
-        return convolutions.conv(
-            x, self.kernel[...], _bias(self), stride=self.stride, padding=self.padding
-        )
+        how = {"stride": self.stride, "padding": self.padding, "groups": self.groups}
+        return convolutions.conv(x, self.kernel[...], _bias(self), **how)
 
 
 class DepthwiseConv(nnx.Module):
@@ -86,9 +86,16 @@ class Linear(nnx.Module):
     bias: Any  # a Param, or None
 
     def __init__(
-        self, ins: int, outs: int, *, bias: bool = True, torch_init: bool = False, rngs: Draws
+        self,
+        ins: int,
+        outs: int,
+        *,
+        bias: bool = True,
+        torch_init: bool = False,
+        init: Initializer = normal_02,
+        rngs: Draws,
     ) -> None:
-        _affine(self, (ins, outs), bias, torch_init, normal_02, rngs)
+        _affine(self, (ins, outs), bias, torch_init, init, rngs)
 
     def __call__(self, x: Array) -> Array:
         return layers.linear(x, self.kernel[...], _bias(self))
@@ -123,27 +130,32 @@ class LayerNorm(nnx.Module):
 
 
 class BatchNorm(nnx.Module):
-    """Normalisation of each channel over images and pixels, eps 1e-5, momentum 0.1 of torch.
+    """Normalisation of each channel over images and pixels, eps 1e-5.
 
     In training the statistics are those of `group` consecutive images (0: of the whole batch) and
-    the running ones move; otherwise the running ones normalise.
+    the running ones move towards them by `momentum`, torch's; otherwise the running ones normalise.
+    Without `affine` it has no scale and no bias.
     """
 
-    def __init__(self, channels: int, *, group: int = 0) -> None:
-        self.scale = nnx.Param(jnp.ones(channels))
-        self.bias = nnx.Param(jnp.zeros(channels))
+    def __init__(
+        self, channels: int, *, group: int = 0, momentum: float = 0.1, affine: bool = True
+    ) -> None:
+        self.scale = nnx.Param(jnp.ones(channels)) if affine else None
+        self.bias = nnx.Param(jnp.zeros(channels)) if affine else None
         self.mean = nnx.BatchStat(jnp.zeros(channels))
         self.var = nnx.BatchStat(jnp.ones(channels))
-        self.group = group
+        self.group, self.momentum = group, momentum
 
     def __call__(self, x: Array, train: bool) -> Array:
-        scale, bias = self.scale[...], self.bias[...]
+        scale = jnp.ones(x.shape[-1], x.dtype) if self.scale is None else self.scale[...]
+        bias = jnp.zeros(x.shape[-1], x.dtype) if self.bias is None else self.bias[...]
         if not train:
             return batch_norms.batch_norm(x, scale, bias, self.mean[...], self.var[...])
         out, mean, var = batch_norms.batch_norm_train(x, scale, bias, group=self.group)
         for running, new in ((self.mean, mean), (self.var, var)):
             old = running[...]
-            running[...] = 0.9 * old + 0.1 * jax.lax.stop_gradient(new).astype(old.dtype)
+            moved = self.momentum * jax.lax.stop_gradient(new).astype(old.dtype)
+            running[...] = (1 - self.momentum) * old + moved
         return out
 
 

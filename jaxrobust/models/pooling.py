@@ -1,4 +1,4 @@
-"""Max pooling as `layers` are made."""
+"""Pooling as `layers` are made."""
 
 import functools
 
@@ -81,3 +81,32 @@ def max_pool(x: Array) -> Array:
 
 
 max_pool.defvjp(lambda x: (max_pool(x), x), _pool_backward)
+
+
+@per_platform
+def _sums(x: Array, *, stride: int) -> Array:
+    """Return the sums of all 3x3 windows, padding 1."""
+    height, width = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    for axis, size in ((1, height), (2, width)):
+        lines = [lax.slice_in_dim(x, i, i + size, stride, axis) for i in range(3)]
+        x = lines[0] + lines[1] + lines[2]
+    return x
+
+
+def _inside(size: int, stride: int) -> list[int]:
+    """Return how many of the three entries of each window along an axis are pixels."""
+    return [min(i + 2, size) - max(i - 1, 0) for i in range(0, size, stride)]
+
+
+def avg_pool(x: Array, *, stride: int, count_padding: bool) -> Array:
+    """Return the mean of every 3x3 window of f[B,H,W,C], padding 1.
+
+    `count_padding`: divide by 9 at the border too, where zeros take part; else by the number of
+    pixels in the window.
+    """
+    sums = _sums(x, stride=stride)
+    if count_padding:
+        return sums / 9
+    rows, columns = (jnp.array(_inside(size, stride), x.dtype) for size in x.shape[1:3])
+    return sums / (rows[:, None] * columns[None])[None, :, :, None]

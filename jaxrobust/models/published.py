@@ -1,8 +1,9 @@
-"""RobustBench's ImageNet-Linf networks (radius 4/255) that have one of our architectures.
+"""RobustBench's Linf networks that have one of our architectures: ImageNet (4/255), CIFAR-10
+(8/255).
 
-Source: RobustBench 1.1.1, robustbench/model_zoo/imagenet.py (builders, preprocessing, files on
-Google Drive), architectures/xcit.py (files on GitHub) and model_info/imagenet/Linf/*.json
-(accuracies, papers); parity: tests/models/test_table.py.
+Source: RobustBench 1.1.1, robustbench/model_zoo/imagenet.py and cifar10.py (builders,
+preprocessing, files on Google Drive), architectures/xcit.py (files on GitHub) and
+model_info/{imagenet,cifar10}/Linf/*.json (accuracies, papers); parity: tests/models/test_table.py.
 """
 
 from typing import NamedTuple
@@ -11,17 +12,52 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+class Leaderboard(NamedTuple):
+    """What all networks of one of RobustBench's tables share."""
+
+    dataset: str  # as RobustBench calls it
+    num_classes: int
+    image_size: int  # side in pixels
+    epsilon: float  # of the Linf ball
+    images: int  # that are attacked
+    mean: tuple[float, ...]  # of networks that normalise
+    std: tuple[float, ...]
+    data: str  # the data set as our records call it
+    split: str
+    said: str  # whose mean and std, for people
+
+
+LEADERBOARDS = {
+    "imagenet": Leaderboard(
+        *("imagenet", 1000, 224, 4 / 255, 5_000, IMAGENET_MEAN, IMAGENET_STD),
+        *("imagenet2012", "validation@robustbench", "ImageNet's"),
+    ),
+    "cifar10": Leaderboard(
+        *("cifar10", 10, 32, 8 / 255, 10_000, (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+        *("cifar10", "test", "CIFAR-10's"),
+    ),
+}
+
+
 class Published(NamedTuple):
     """One network: its architecture, its input, what it reaches and the file of its weights."""
 
     model: str  # our name
-    normalised: bool  # with ImageNet's mean and std inside: `normalize.*` and `model.<name>`
+    normalised: bool  # with the leaderboard's mean and std inside: `normalize.*`, `model.<name>`
     preprocessing: str  # id of `data.evaluation_transform`
-    clean: float  # % of the 5,000 images of RobustBench, as published there
-    autoattack: float  # the same after AutoAttack, Linf 4/255
+    clean: float  # % of the leaderboard's images, as published there
+    autoattack: float  # the same after AutoAttack
     file: str  # below `model_dir`, or the name in timm's hub cache; empty: no file is looked for
     address: str  # of the file that RobustBench fetches
     sha256: str = ""  # of that file, or how it begins; empty: nobody has published it
+    dataset: str = "imagenet"  # a key of `LEADERBOARDS`
+    buffers: tuple[str, str] | None = None  # what mean and std are called where no layer holds them
+    renamed: tuple[tuple[str, str], ...] = ()  # parts of the reference's names -> those of the file
+
+    @property
+    def board(self) -> Leaderboard:
+        """Return the table that it stands in."""
+        return LEADERBOARDS[self.dataset]
 
 
 class Paper(NamedTuple):
@@ -41,6 +77,13 @@ def _linf(model, preprocessing, clean, autoattack, drive, *, normalised=True):
     file = "imagenet/Linf/{}.pt"
     accuracies = (clean, autoattack)
     return Published(model, normalised, preprocessing, *accuracies, file, _drive(drive))
+
+
+def _cifar10(model, clean, autoattack, drive, **more):
+    normalised = "buffers" in more
+    accuracies, file = (clean, autoattack), "cifar10/Linf/{}.pt"
+    more |= {"dataset": "cifar10"}
+    return Published(model, normalised, "none", *accuracies, file, _drive(drive), **more)
 
 
 _BICUBIC, _BILINEAR = "BicubicRes256Crop224", "Res256Crop224"
@@ -146,11 +189,31 @@ _ROWS = {
         "1-PBlZVILAKFQ7mF8srKjdkTKJZAr61Uf",
         normalised=False,
     ),
+    # The file itself may lack mean and std: RobustBench's network has them from its constructor.
+    "Huang2022Revisiting_WRN-A4": _cifar10(
+        "wrn_a4_silu",
+        91.58,
+        65.79,
+        "1okHk4XPgunmqHG3alXfVF84qRwlu6Oqe",
+        buffers=("mu", "sigma"),
+    ),
+    # Listed there as a WideResNet-34-10; built with 320, 640 and 512 channels.
+    **{
+        f"Huang2021Exploring{ema}": _cifar10(
+            "wrn_34_r",
+            *(clean, autoattack, drive),
+            renamed=((".shortcut.0.", ".convShortcut."), ("norm1.", "bn1.")),
+        )
+        for ema, clean, autoattack, drive in (
+            ("", 90.56, 61.56, "1-2ram-xtoEidOh1SCYY5KTiyKieINkZe"),
+            ("_ema", 91.23, 62.54, "1-GRwO5t9HxOS2y6RFK8QEsDXjdcgmVu6"),
+        )
+    },
 }
 
-# RobustBench id -> network. Not there, for they are other architectures: Peng2023Robust (RaWRN),
-# Amini2024MeanSparse_* (MeanSparse layers inside Liu's networks), Bai2024MixedNUTS (an ensemble),
-# Xu2024MIMIR_* (a Swin of its own, with window 14 for L).
+# RobustBench id -> network. Of ImageNet not there, for they are other architectures:
+# Peng2023Robust (RaWRN), Amini2024MeanSparse_* (MeanSparse layers inside Liu's networks),
+# Bai2024MixedNUTS (an ensemble), Xu2024MIMIR_* (a Swin of its own, with window 14 for L).
 PUBLISHED = {name: net._replace(file=net.file.format(name)) for name, net in _ROWS.items()}
 
 # How ids begin -> the paper that RobustBench names.
@@ -212,6 +275,18 @@ _PAPERS = {
         "Eric Wong, Leslie Rice, J. Zico Kolter",
         "ICLR 2020",
         "https://arxiv.org/abs/2001.03994",
+    ),
+    "Huang2022Revisiting": Paper(
+        "Revisiting Residual Networks for Adversarial Robustness: An Architectural Perspective",
+        "Shihua Huang, Zhichao Lu, Kalyanmoy Deb, Vishnu Naresh Boddeti",
+        "arXiv, Dec 2022",
+        "https://arxiv.org/abs/2212.11005",
+    ),
+    "Huang2021Exploring": Paper(
+        "Exploring Architectural Ingredients of Adversarially Robust Deep Neural Networks",
+        "Hanxun Huang, Yisen Wang, Sarah Monazam Erfani, Quanquan Gu, James Bailey, Xingjun Ma",
+        "NeurIPS 2021",
+        "https://arxiv.org/abs/2110.03825",
     ),
     "Chen2024Data": Paper(
         "Data filtering for efficient adversarial training",

@@ -34,7 +34,8 @@ def architecture(name: str) -> Architecture:
     size = models.member(name).counted_at
     # One block stands for all of a stage where it can: traced once, counted as often as it runs.
     fast = {"scan": True} if "scan" in models.variant(name)._fields else {}
-    net = models.create(name, image_size=size, **fast)
+    classes = models.member(name).num_classes
+    net = models.create(name, num_classes=classes, image_size=size, **fast)
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     return Architecture(
         name=name,
@@ -50,7 +51,8 @@ def architecture(name: str) -> Architecture:
 
 def parameters(name: str) -> str:
     """Return the table of a network's parameters: names, shapes, types, sizes, and their sum."""
-    params, _ = jax.eval_shape(models.create(name).init, jax.random.key(0))
+    net = models.create(name, num_classes=models.member(name).num_classes)
+    params, _ = jax.eval_shape(net.init, jax.random.key(0))
     return overview.get_parameter_overview(params, include_stats=False)
 
 
@@ -125,13 +127,16 @@ HEAD = (
 NOTES = """
 px: the side of the image that multiply-adds are counted at. They are those of
 convolutions, linear maps and attention's products; the papers' ConvNeXt and ViT
-figures count layer norms too. paper: Singh, Croce, Hein 2023, Tables 14 and 2,
-else Debenedetti's thesis; "!" is a known misprint there. stem: side of the
-patch, or how many 3x3 convolutions, or the window of one. weights: checkpoints
-of RobustBench, ImageNet Linf; `python -m jaxrobust.models NAME` lists them."""
+figures count layer norms too, those of networks at 32 px batch norms. paper:
+Singh, Croce, Hein 2023, Tables 14 and 2, at 32 px Huang et al. 2022, Table 2
+(10 classes, here too), else Debenedetti's thesis; "!" is a known misprint
+there. stem: side of the patch, or how many 3x3 convolutions, or the window of
+one. weights: checkpoints of RobustBench, Linf; `python -m jaxrobust.models
+NAME` lists them."""
 CHECKPOINT_NOTES = """\
-clean, AA: % of RobustBench's 5,000 ImageNet images, before and after AutoAttack
-(Linf, 4/255), as published. input: norm. has ImageNet's mean and std inside.
+clean, AA: % of RobustBench's images, before and after AutoAttack (Linf, as
+published): 5,000 of ImageNet and 4/255; where no preprocessing is named 10,000
+of CIFAR-10 and 8/255. input: norm. has the data set's mean and std inside.
 `--weights CHECKPOINT` fetches one; --json prints its address and its sha256,
 where one is published."""
 

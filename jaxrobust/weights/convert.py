@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
+from jaxrobust.models.published import PUBLISHED
 from jaxrobust.models.renaming import INVERSE, Row, channels, conv_oihw, row
 from jaxrobust.runtime.functions import is_name
 from jaxrobust.weights import files
@@ -24,6 +24,8 @@ Arrays = dict[str, np.ndarray]
 # What wrappers put before every name: DDP, the attack's wrapper, the normalised wrapper, compile.
 PREFIXES = ("module.", "base_model.", "model.", "_orig_mod.")
 _MODULE = "export the self-contained module (export_torch --layout module)"
+# What mean and std are called in networks that hold them without a layer.
+_BUFFERS = {"mu": "normalize.mean", "sigma": "normalize.std"}
 _NORMALIZE = row(r"normalize\.(mean|std)", r"normalize.\1", channels)
 
 
@@ -73,6 +75,8 @@ def names(name: str, arrays: Mapping[str, np.ndarray], **overrides: Any) -> Name
 
 
 def _torch_names(name: str, arrays: Arrays, overrides: Mapping) -> Names:
+    if _BUFFERS.keys() <= arrays.keys():
+        arrays = {_BUFFERS.get(key, key): array for key, array in arrays.items()}
     for other in models.other_names(name):
         if any(other.marker.fullmatch(key) for key in arrays):
             if not other.fits(models.variant(name, **overrides)):
@@ -188,9 +192,14 @@ def to_torch(
     """
     ours = {**params, **stats}
     wrapped = _holds_normalisation(name, ours, layout, overrides)
-    theirs = reference_names(name, ours, wrapped=wrapped, **overrides)
+    net = PUBLISHED.get(layout)
+    buffers = (net and net.buffers) or ()
+    theirs = reference_names(name, ours, wrapped=wrapped and not buffers, **overrides)
     _check_shapes(name, ours, layout, overrides)
-    return theirs
+    for old, new in net.renamed if net else ():
+        theirs = {key.replace(old, new): array for key, array in theirs.items()}
+    inside = {key: _out(ours[_BUFFERS[key]], channels)[0] for key in buffers}
+    return inside | theirs
 
 
 def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any) -> Arrays:
@@ -227,11 +236,14 @@ def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> Non
         overrides = {"in_channels": ours["normalize.mean"].size} | overrides
         net = models.create(name, **overrides)
     else:
-        skip, net = re.compile(r"(?!)"), models.create(PUBLISHED[layout].model)
+        board = PUBLISHED[layout].board
+        sizes = {"num_classes": board.num_classes, "image_size": board.image_size}
+        skip, net = re.compile(r"(?!)"), models.create(PUBLISHED[layout].model, **sizes)
+        expected = f"{board.num_classes} classes, {board.image_size} px, 3 channels"
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     for key, array in (params | stats).items():
         if not skip.fullmatch(key) and ours[key].shape != array.shape:
-            what = name if layout == "timm" else f"{layout} (1000 classes, 224 px, 3 channels)"
+            what = name if layout == "timm" else f"{layout} ({expected})"
             raise ValueError(
                 f"{what} has {key} {array.shape}, and here it is {ours[key].shape}; {_MODULE}"
             )
@@ -249,22 +261,23 @@ def _holds_normalisation(name: str, ours: Mapping, layout: str, overrides: dict)
     if layout != "timm" and layout not in PUBLISHED:
         near = difflib.get_close_matches(layout, PUBLISHED, n=3) or sorted(PUBLISHED)
         raise ValueError(f"unknown layout {layout!r}; 'timm', or one of {', '.join(near)}")
-    wrapped = False
+    wrapped, fixed = False, np.array(((0,), (1,)), np.float32)
     if layout != "timm":
+        board = PUBLISHED[layout].board
         wanted, wrapped = PUBLISHED[layout].model, PUBLISHED[layout].normalised
         if models.computed(wanted, {}) != models.computed(name, overrides):
             raise ValueError(f"{layout} is a {wanted}, not a {name} (or not with these options)")
     if missing := {"normalize.mean", "normalize.std"} - ours.keys():
         raise ValueError(f"{sorted(missing)} missing in stats: give both results of `init`")
     mean, std = (np.asarray(ours[f"normalize.{k}"]) for k in ("mean", "std"))
-    fixed = np.array((IMAGENET_MEAN, IMAGENET_STD) if wrapped else ((0,), (1,)), np.float32)
+    fixed = np.array((board.mean, board.std), np.float32) if wrapped else fixed
     if not all(
         np.array_equal(have, np.broadcast_to(want, have.shape))
         for have, want in zip((mean, std), fixed, strict=True)
     ):
         has = f"normalises with mean {mean.tolist()} and std {std.tolist()}"
         rule = (
-            "RobustBench's loader builds this id with ImageNet's mean and std and ignores others"
+            f"RobustBench's loader builds this id with {board.said} mean and std and ignores others"
             if wrapped
             else "this layout has no normalisation layer"
         )

@@ -86,6 +86,8 @@ def imported(
     arrays = read(path, asked.which, asked.cast)
     key = source.published if not asked.model else published(asked.model, path)
     key = key or (published(None, path) if not (asked.model or source.model) else None)
+    if key:
+        facts = _of_leaderboard(facts, key)
     name = _name(asked, key, facts, source, path)
     said = weights_folder.network(path) or _of_another(facts, name)
     options = certificates.options(name, asked.options, said, path)
@@ -96,7 +98,8 @@ def imported(
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     which = taken(path, arrays, asked)
-    whole = key if sizes["image_size"] == 224 and not (start.fresh or options) else None
+    own = key is not None and sizes["image_size"] == PUBLISHED[key].board.image_size
+    whole = key if own and not (start.fresh or options) else None
     config = (
         {"architecture": name, "options": options, **sizes}
         | _expected(facts, whole, sizes["image_size"])
@@ -165,7 +168,9 @@ def normalisation(
     if asked.normalize != "auto":
         return {"none": _NONE, "imagenet": _IMAGENET}[asked.normalize], "--normalize"
     if key:
-        return (_IMAGENET if PUBLISHED[key].normalised else _NONE), f"RobustBench's {key}"
+        board = PUBLISHED[key].board
+        inside = (board.mean, board.std) if PUBLISHED[key].normalised else _NONE
+        return inside, f"RobustBench's {key}"
     if settings.get("mean") and settings.get("std") and not (asked.init_stem or asked.raw):
         return (tuple(settings["mean"]), tuple(settings["std"])), "the hub's config.json"
     if found.normalize != (0.0, 1.0):
@@ -185,6 +190,13 @@ def _facts(source: Source, beside: Path | None) -> Facts:
     told["num_classes"] = settings.get("num_classes")
     told["image_size"] = (settings.get("input_size") or [None])[-1]
     return Facts(**told, settings=settings)
+
+
+def _of_leaderboard(facts: Facts, key: str) -> Facts:
+    """Return facts with the classes and the image size of a RobustBench id, where they say none."""
+    board = PUBLISHED[key].board
+    sizes = {"num_classes": board.num_classes, "image_size": board.image_size}
+    return facts._replace(**{k: getattr(facts, k) or size for k, size in sizes.items()})
 
 
 def _told(about: dict[str, Any]) -> dict[str, Any]:
@@ -256,7 +268,7 @@ def _composed(
 def _expected(facts: Facts, key: str | None, size: int) -> dict[str, Any]:
     """Return what is known of a network's input and robustness, of a published one or by others."""
     if key:
-        ball = {"norm": "linf", "epsilon": 4 / 255}
+        ball = {"norm": "linf", "epsilon": PUBLISHED[key].board.epsilon}
         preprocessed = {"preprocessing": PUBLISHED[key].preprocessing}
         return preprocessed | ball | {"accuracies": [_published_accuracy(key, ball)]}
     theirs = preprocessing(facts.settings, size)
@@ -273,9 +285,9 @@ def _published_accuracy(key: str, ball: dict[str, Any]) -> dict[str, Any]:
     net = PUBLISHED[key]
     return {
         "published_by": "RobustBench",
-        "dataset": "imagenet2012",
-        "split": "validation@robustbench",
-        "image_ids": "0..4999",
+        "dataset": net.board.data,
+        "split": net.board.split,
+        "image_ids": f"0..{net.board.images - 1}",
         "preprocessing": net.preprocessing,
         "method": "autoattack standard",
         "attacks": [ball],

@@ -577,6 +577,7 @@ class EntryTest(FileCase):
 IDS = [
     *(key for key in PUBLISHED if key.startswith(("Singh2023", "Debenedetti2022", "Liu2023"))),
     "Salman2020Do_R18",
+    *(key for key in PUBLISHED if key.startswith("Huang202")),
 ]
 _ANY_SIZE = ("convnext", "xcit", "resnet")
 
@@ -586,7 +587,7 @@ class SlowRobustBenchTest(Case):
     """RobustBench's own `load_model` on a file that was exported from JAX."""
 
     def test_the_ids(self):
-        self.assertLen(IDS, 14)
+        self.assertLen(IDS, 17)
 
     @parameterized.parameters(*IDS)
     def test_load_model(self, key):
@@ -598,7 +599,10 @@ class SlowRobustBenchTest(Case):
             self.skipTest(str(error))
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
         name = PUBLISHED[key].model
-        params, stats = drawn(name, normalised=PUBLISHED[key].normalised)
+        board = PUBLISHED[key].board
+        sizes = {"num_classes": board.num_classes, "image_size": board.image_size}
+        how = {"normalised": PUBLISHED[key].normalised, "moments": (board.mean, board.std)}
+        params, stats = drawn(name, **sizes, **how)
         save_file(params | stats, self.folder / "ours.safetensors")
         self.call(
             "--weights", self.folder / "ours.safetensors", f"--model={name}", f"--layout={key}"
@@ -611,9 +615,10 @@ class SlowRobustBenchTest(Case):
             np.testing.assert_array_equal(stored[k].numpy(), tensor.numpy(), err_msg=k)
             self.assertEqual(stored[k].dtype, tensor.dtype, k)
 
-        size = 64 if name.startswith(_ANY_SIZE) else 224
+        size = 64 if name.startswith(_ANY_SIZE) else board.image_size
         images = np.random.default_rng(1).random((1, size, size, 3), np.float32)
-        ours = logits(name, params, stats, images, image_size=size)
+        classes = board.num_classes
+        ours = logits(name, params, stats, images, num_classes=classes, image_size=size)
         # float32, other orders of the sums
         self.assertLess(parity.relative(torch_logits(net, images), ours), 1e-5)
 

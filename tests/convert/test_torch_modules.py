@@ -69,7 +69,7 @@ CHECKS = {"seeded": check_seeded, "filled": check_filled}
 
 
 # Of a row, what concerns training or JAX.
-NOT_THE_NETWORK = {"dtype", "remat", "scan", "drop_path", "bn_group"}
+NOT_THE_NETWORK = {"dtype", "remat", "scan", "drop_path", "bn_group", "bn_momentum"}
 
 
 @absltest.skipIf(torch is None, paths.PARITY)

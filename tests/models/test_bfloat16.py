@@ -34,6 +34,8 @@ SMALL = {
     "cait_s12": {"dim": 16, "depth": 1, "class_depth": 1, "heads": 2, "stem_strides": (4,)},
     "xcit_n12": {"dim": 16, "depth": 1, "heads": 2, "stem_strides": (2,)},
     "resnet18": {"depths": (1, 1), "small_stem": True, "activation": "gelu"},
+    "robustresnet_a1": {"depths": (1, 1), "planes": (16, 16), "activation": "silu"},
+    "racl_7_104": {"channels": 4, "cells": 3},
     "swin_b": {"dim": 8, "depths": (2,), "heads": (2,), "patch": 2, "window": 4},
 }
 BATCH, SIZE = 64, 32

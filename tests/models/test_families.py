@@ -29,6 +29,8 @@ ROWS = {
         **{"drop_path": 0.1, "scan": True},
     },
     "resnet18": {"depths": (1, 1), "small_stem": True, "bn_group": 4},
+    "robustresnet_a1": {"depths": (2, 1), "planes": (16, 16), "bn_group": 4, "drop_path": 0.1},
+    "racl_7_104": {"channels": 4, "cells": 3, "bn_group": 4},
     "swin_b": {"dim": 8, "depths": (2, 2), "heads": (1, 2), "patch": 1, "window": 3},
 }
 

@@ -96,6 +96,17 @@ CONVS = [
 ]
 
 
+# image, kernel, stride, padding, groups
+GROUPED = [
+    ((2, 8, 7, 20), (3, 3, 5, 20), 1, 1, 4),
+    ((2, 8, 7, 20), (3, 3, 5, 40), 2, 1, 4),
+    ((2, 6, 5, 56), (3, 3, 14, 56), 1, 1, 4),  # two pairs
+    ((2, 6, 5, 6), (3, 3, 3, 6), 1, 1, 2),
+    ((2, 5, 4, 80), (3, 3, 40, 80), 2, 1, 2),  # wide groups: one convolution for each
+    ((2, 5, 4, 6), (3, 3, 1, 6), 2, 1, 6),  # depthwise
+]
+
+
 class LayersTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
@@ -167,6 +178,55 @@ class LayersTest(parameterized.TestCase):
         for dtype, tolerance in ((jnp.float32, 3e-6), (jnp.bfloat16, 4e-2)):
             narrow = [jnp.asarray(a, dtype) for a in operands]
             self.assert_close(_vjp(conv, narrow, jnp.asarray(g, dtype)), expected, tolerance)
+
+    @parameterized.parameters(*GROUPED)
+    def test_grouped_conv(self, image, kernel, stride, padding, groups):
+        def plain(x, kernel):
+            return convolutions._xla_conv(x, kernel, stride, padding, groups)
+
+        def conv(x, kernel):
+            how = {"stride": stride, "padding": padding, "groups": groups}
+            return convolutions.conv(x, kernel, **how)
+
+        operands = _normal(0, *image), _normal(1, *kernel)
+        with jax.enable_x64(True):
+            wide = [jnp.asarray(a) for a in operands]
+            g = _normal(2, *jax.eval_shape(plain, *wide).shape)
+            expected = _vjp(plain, wide, jnp.asarray(g))
+            self.assert_close(_vjp(conv, wide, jnp.asarray(g)), expected, 1e-12)
+        for dtype, tolerance in ((jnp.float32, 3e-6), (jnp.bfloat16, 4e-2)):
+            narrow = [jnp.asarray(a, dtype) for a in operands]
+            self.assert_close(_vjp(conv, narrow, jnp.asarray(g, dtype)), expected, tolerance)
+
+    @parameterized.product(
+        implementation=[*sorted(convolutions._DEPTHWISE), None],
+        case=((3, 2, 1), (5, 2, 1), (3, 1, 2), (3, 2, 2)),
+        side=(8, 7),
+    )
+    def test_depthwise_with_stride_and_dilation(self, implementation, case, side):
+        size, stride, dilation = case
+        operands = _normal(0, 2, side, 6, 5), _normal(1, size, size, 1, 5)
+        how = {"stride": stride, "dilation": dilation}
+
+        def plain(x, kernel):
+            pad = dilation * (size // 2)
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                (stride, stride),
+                [(pad, pad)] * 2,
+                rhs_dilation=(dilation, dilation),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=5,
+            )
+
+        def conv(x, kernel):
+            return convolutions.depthwise_conv(x, kernel, implementation=implementation, **how)
+
+        with jax.enable_x64(True):
+            wide = [jnp.asarray(a) for a in operands]
+            g = jnp.asarray(_normal(2, *jax.eval_shape(plain, *wide).shape))
+            self.assert_close(_vjp(conv, wide, g), _vjp(plain, wide, g), 1e-12)
 
     def test_conv_and_linear_add_their_bias(self):
         x, bias = jnp.ones((1, 4, 4, 2)), jnp.arange(3.0)
@@ -270,6 +330,24 @@ class LayersTest(parameterized.TestCase):
             batch_norms.batch_norm_train(jnp.ones((6, 2, 2, 3)), ones, ones, group=4)
         with self.assertRaisesRegex(ValueError, "no variance"):
             batch_norms.batch_norm_train(jnp.ones((6, 1, 1, 3)), ones, ones, group=1)
+
+    @parameterized.product(stride=(1, 2), counted=(True, False), side=(8, 7, 1))
+    @absltest.skipIf(torch is None, "pip install -e '.[test,parity]'")
+    def test_avg_pool(self, stride, counted, side):
+        x = _normal(0, 2, side, 6, 3)
+        tensor = torch.tensor(x, requires_grad=True)
+        out = torch.nn.functional.avg_pool2d(
+            tensor.permute(0, 3, 1, 2), 3, stride, 1, count_include_pad=counted
+        ).permute(0, 2, 3, 1)
+        g = _normal(1, *out.shape)
+        out.backward(torch.tensor(g))
+
+        def pool(x):
+            return pooling.avg_pool(x, stride=stride, count_padding=counted)
+
+        with jax.enable_x64(True):
+            results = _vjp(pool, [jnp.asarray(x)], jnp.asarray(g))
+        self.assert_close(results, [out.detach().numpy(), tensor.grad.numpy()], 1e-14)
 
     @parameterized.parameters((8, 8), (7, 9), (1, 2), (5, 6))
     @absltest.skipIf(torch is None, "pip install -e '.[test,parity]'")

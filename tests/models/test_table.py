@@ -110,8 +110,11 @@ class PublishedTest(parameterized.TestCase):
         path = paths.GOLDEN / "models" / f"{key}.tsv"
         names = [line.split("\t")[0] for line in path.read_text().splitlines()]
         bare = models.torch_keys(net.model)
+        for old, new in net.renamed:
+            bare = [name.replace(old, new) for name in bare]
         wrapped = ["normalize.mean", "normalize.std", *(f"model.{name}" for name in bare)]
-        self.assertEqual(names, wrapped if net.normalised else bare)
+        inside = [*net.buffers, *bare] if net.buffers else wrapped
+        self.assertEqual(names, inside if net.normalised else bare)
         evaluation_transform(net.preprocessing)  # refuses an unknown one
 
     def test_is_robustbenchs(self):
@@ -121,14 +124,18 @@ class PublishedTest(parameterized.TestCase):
             torch_networks.import_robustbench()
         except ImportError as error:
             self.skipTest(str(error))
-        from robustbench.model_zoo.imagenet import linf
+        from robustbench.model_zoo.cifar10 import linf as cifar10
+        from robustbench.model_zoo.imagenet import linf as imagenet
 
         others = ("Peng2023", "Amini2024", "Bai2024", "Xu2024")
-        known = {key for key in linf if not key.startswith(others)}
+        known = {key for key in imagenet if not key.startswith(others)}
+        known |= {key for key in cifar10 if key.startswith(("Huang2021", "Huang2022"))}
         self.assertEqual(known, set(PUBLISHED))
+        linf = dict(imagenet) | dict(cifar10)
         for key, net in PUBLISHED.items():
             if "XCiT" not in key:  # whose preprocessing comes from timm
-                self.assertEqual(net.preprocessing, linf[key]["preprocessing"], key)
+                named = linf[key].get("preprocessing", "none")  # images of 32 px as they are
+                self.assertEqual(net.preprocessing, named, key)
             if file := linf[key]["gdrive_id"]:
                 self.assertTrue(net.address.endswith(f"&id={file}"), key)
         from robustbench.model_zoo.architectures import xcit

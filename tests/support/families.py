@@ -275,4 +275,18 @@ CASES = {
         forward={name: (name, {}) for name in ("resnet50_gelu", "wide_resnet50_2")},
         references=dict.fromkeys(("resnet50", "resnet50_gelu", "wide_resnet50_2"), 64),
     ),
+    "robust_resnet": Case(
+        listings={},  # of smaller ones: tests/models/test_robust_resnet.py
+        counts={"wrn_28_10": 36_479_194},
+        golden32={},
+        golden64={},
+        references={},
+    ),
+    "searched": Case(
+        listings={},  # of smaller ones: tests/models/test_searched.py
+        counts={},
+        golden32={},
+        golden64={},
+        references={},
+    ),
 }

@@ -38,6 +38,7 @@ def listing(tsv: str) -> list[str]:
 
 def parameters(name: str, **options) -> int:
     """How many parameters a network has."""
+    options = {"num_classes": models.member(name).num_classes} | options
     params, _ = jax.eval_shape(models.create(name, **options).init, jax.random.key(0))
     return sum(p.size for p in params.values())
 

@@ -6,16 +6,26 @@ import numpy as np
 from jaxrobust import models
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD
 
+IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 
-def drawn(name: str, *, num_classes=1000, image_size=224, normalised=False, **options):
-    """(params, stats) of a network, float32; with ImageNet's mean and std, or raw images."""
+
+def drawn(
+    name: str,
+    *,
+    num_classes=1000,
+    image_size=224,
+    normalised=False,
+    moments=IMAGENET,
+    **options,
+):
+    """(params, stats) of a network, float32; with these mean and std, or raw images."""
     net = models.create(name, num_classes=num_classes, image_size=image_size, **options)
     draw = np.random.default_rng(0)
 
     def value(key, shape):
         last, z = key.split(".")[-1], draw.standard_normal(shape, np.float32)
         if key.startswith("normalize."):
-            fixed = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}[last] if normalised else None
+            fixed = moments[last == "std"] if normalised else None
             return np.full(shape, last == "std" if fixed is None else fixed, np.float32)
         if last == "var":
             return np.float32(0.5) + np.abs(z)

@@ -40,6 +40,14 @@ def resnet(depths, **more):
     return "resnet", {"depths": depths} | more
 
 
+def robust(**more):
+    return "robust_resnet", {"depths": (2, 2, 2), "widths": (5, 7, 3)} | more
+
+
+def searched(cell):
+    return "searched", {"cell": cell, "channels": 16, "cells": 5}
+
+
 T, S = (3, 3, 9, 3), (3, 3, 27, 3)
 SMALL, BASE, LARGE = (96, 192, 384, 768), (128, 256, 512, 1024), (192, 384, 768, 1536)
 DEIT3 = {"class_position": False, "gamma_init": 1e-6}
@@ -101,6 +109,11 @@ NETWORKS = {
     "Standard_R50": resnet(R50, **NORMALIZED),
     "Wong2020Fast": resnet(R50, **NORMALIZED),
     "Chen2024Data_WRN_50_2": resnet(R50, width=128),
+    "wrn_D222_W573": robust(),
+    "robustres_D222_W573": robust(block="hierarchical", se="residual", first_conv="raw"),
+    "robnet_large_v2_C16_L5": searched("robnet"),
+    "advrush_C16_L5": searched("advrush"),
+    "racl_C16_L5": searched("racl"),
 }
 # Rule of the weights and listing. The fast suite has a small network of each file.
 FAST = [

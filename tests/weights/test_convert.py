@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
 from jaxrobust import models
-from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
+from jaxrobust.models.published import PUBLISHED
 from jaxrobust.models.renaming import drop, linear_oi, row
 from jaxrobust.weights import convert, files
 from tests.support import corpus, paths, reference
@@ -141,6 +141,7 @@ def check_round_trip(test, name: str) -> None:
 # Above 30 million parameters, or named as a smaller one is.
 _LARGE = re.compile(
     r"convnext_[sbl].*|vit_[mb].*|swin_.|wide_.*|cait_s24|xcit_([ml]12|[st]24).*|xcit_[st]12_p."
+    r"|wrn_(?!a1$).*|robustresnet.*|robnet.*|advrush.*|racl.*"
 )
 LARGE = [name for name in models.available() if _LARGE.fullmatch(name)]
 
@@ -162,7 +163,8 @@ class LayoutTest(parameterized.TestCase):
         listing = paths.GOLDEN / "models" / f"{layout}.tsv"
         if not listing.exists():
             self.skipTest(f"{listing.name} is not stored")
-        net = models.create(published.model)
+        sizes = {"num_classes": published.board.num_classes}
+        net = models.create(published.model, image_size=published.board.image_size, **sizes)
         params, stats = (
             {k: np.broadcast_to(np.float32(0), v.shape) for k, v in part.items()}
             for part in jax.eval_shape(net.init, jax.random.key(0))
@@ -172,8 +174,8 @@ class LayoutTest(parameterized.TestCase):
             "normalize.std": np.ones(3, np.float32),
         }
         if published.normalised:
-            stats["normalize.mean"] = np.array(IMAGENET_MEAN, np.float32)
-            stats["normalize.std"] = np.array(IMAGENET_STD, np.float32)
+            stats["normalize.mean"] = np.array(published.board.mean, np.float32)
+            stats["normalize.std"] = np.array(published.board.std, np.float32)
         theirs = convert.to_torch(published.model, params, stats, layout=layout)
         wanted = reference.entries(listing)
         self.assertEqual(

@@ -1,0 +1,209 @@
+"""Networks of searched cells in PyTorch: RobNet, AdvRush and RACL.
+
+Sources: Guo et al. 2020 (arXiv 1911.10695); Mok et al. 2021 (arXiv 2108.01289); Dong et al. 2020
+(arXiv 2009.00902); the macro: Liu et al. 2019 (arXiv 1806.09055). Parity:
+tests/convert/test_torch_modules.py.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Steps = tuple[tuple[tuple[str, int], ...], ...]
+
+
+class Cell(NamedTuple):
+    """The steps of both kinds of cells, whether norms have weights, and a detail of the names."""
+
+    normal: Steps
+    reduction: Steps
+    affine: bool = True
+    wrapped: bool = False
+
+
+def dense(*codes: str) -> Steps:
+    """Return steps that read every state before them."""
+    return tuple(tuple((op, i) for i, op in enumerate(code.split())) for code in codes)
+
+
+def pairs(*steps: str) -> Steps:
+    """Return steps of written edges, such as "sep3 1, skip 0"."""
+    edges = [[edge.split() for edge in step.split(", ")] for step in steps]
+    return tuple(tuple((op, int(state)) for op, state in step) for step in edges)
+
+
+ROBNET = dense("both both", "both both both", "sep3 both sep3 skip", "both sep3 sep3 sep3 both")
+CELLS = {
+    "robnet": Cell(ROBNET, ROBNET, affine=False, wrapped=True),
+    "advrush": Cell(
+        pairs("sep3 1, sep3 0", "sep5 0, sep3 1", "sep3 1, sep3 0", "skip 0, sep3 1"),
+        pairs("sep3 0, sep3 1", "skip 0, dil3 2", "skip 0, avg3 1", "skip 0, skip 2"),
+    ),
+    "racl": Cell(
+        pairs("sep3 0, sep3 1", "sep5 0, skip 1", "sep3 0, skip 3", "sep3 3, skip 4"),
+        pairs("sep3 0, sep5 1", "avg3 0, dil3 1", "sep3 0, sep5 1", "sep3 2, dil3 3"),
+    ),
+}
+
+
+def model(
+    cell: str, channels: int, cells: int, in_channels: int = 3, num_classes: int = 10
+) -> nn.Module:
+    """Return the network of one row.
+
+    Args:
+      cell: robnet, advrush or racl.
+      channels: of the first cells' states; they double where the map is reduced.
+      cells: their number.
+    """
+    return Searched(CELLS[cell], channels, cells, in_channels, num_classes)
+
+
+class Searched(nn.Module):
+    """Stem, cells that read the two before them, mean over the pixels, linear."""
+
+    def __init__(
+        self, cell: Cell, channels: int, cells: int, in_channels: int, num_classes: int
+    ) -> None:
+        super().__init__()
+        width, before, reduced = channels, (3 * channels, 3 * channels), False
+        stem = nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False)
+        self.stem = nn.Sequential(stem, nn.BatchNorm2d(3 * channels))
+        self.cells = nn.ModuleList()
+        for i in range(cells):
+            reduces = i in (cells // 3, 2 * cells // 3)
+            width *= 2 if reduces else 1
+            self.cells.append(Block(cell, before, width, reduces, reduced))
+            before, reduced = (before[1], width * len(cell.normal)), reduces
+        self.classifier = nn.Linear(before[1], num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        old = new = self.stem(images)
+        for cell in self.cells:
+            old, new = new, cell(old, new)
+        return self.classifier(new.mean((2, 3)))
+
+
+class Block(nn.Module):
+    """One cell."""
+
+    def __init__(
+        self, cell: Cell, ins: tuple[int, int], width: int, reduces: bool, reduced: bool
+    ) -> None:
+        super().__init__()
+        old = Reduce if reduced else Project
+        self.preprocess0 = old(ins[0], width, cell.affine)
+        self.preprocess1 = Project(ins[1], width, cell.affine)
+        self.steps = cell.reduction if reduces else cell.normal
+        edges = [edge for step in self.steps for edge in step]
+        made = [
+            OPERATIONS[op](width, 2 if reduces and state < 2 else 1, cell.affine)
+            for op, state in edges
+        ]
+        self._ops = nn.ModuleList([Wrapped(op) for op in made] if cell.wrapped else made)
+
+    def forward(self, old: Tensor, new: Tensor) -> Tensor:
+        states, ops = [self.preprocess0(old), self.preprocess1(new)], iter(self._ops)
+        for step in self.steps:
+            edges = [next(ops)(states[state]) for _, state in step]
+            states.append(sum(edges[1:], edges[0]))
+        return torch.cat(states[2:], 1)
+
+
+class Wrapped(nn.Module):
+    """An operation as the module `op`."""
+
+    def __init__(self, op: nn.Module) -> None:
+        super().__init__()
+        self.op = op
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Project(nn.Module):
+    """ReLU, 1x1 convolution, norm."""
+
+    def __init__(self, ins: int, outs: int, affine: bool) -> None:
+        super().__init__()
+        self.op = nn.Sequential(nn.ReLU(), conv(ins, outs), nn.BatchNorm2d(outs, affine=affine))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Reduce(nn.Module):
+    """ReLU, two 1x1 convolutions of stride 2, one of them a pixel further on, together, norm."""
+
+    def __init__(self, ins: int, outs: int, affine: bool) -> None:
+        super().__init__()
+        self.conv_1, self.conv_2 = (conv(ins, outs // 2, stride=2) for _ in range(2))
+        self.bn = nn.BatchNorm2d(outs, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.relu()
+        return self.bn(torch.cat([self.conv_1(x), self.conv_2(x[:, :, 1:, 1:])], 1))
+
+
+class Separable(nn.Module):
+    """ReLU, depthwise convolution, 1x1 convolution and norm, once or twice."""
+
+    def __init__(
+        self,
+        channels: int,
+        stride: int,
+        affine: bool,
+        kernel: int = 3,
+        dilation: int = 1,
+        times: int = 2,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for i in range(times):
+            own = stride if i == 0 else 1
+            layers += [
+                nn.ReLU(),
+                conv(channels, channels, kernel, own, dilation, groups=channels),
+                conv(channels, channels),
+                nn.BatchNorm2d(channels, affine=affine),
+            ]
+        self.op = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Both(nn.Module):
+    """The sum of a separable convolution and a skip."""
+
+    def __init__(self, channels: int, stride: int, affine: bool) -> None:
+        super().__init__()
+        self.conv, self.res = Separable(channels, stride, affine), skip(channels, stride, affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.res(x)
+
+
+def skip(channels: int, stride: int, affine: bool) -> nn.Module:
+    """Return the identity, or what reduces the map."""
+    return nn.Identity() if stride == 1 else Reduce(channels, channels, affine)
+
+
+OPERATIONS: dict[str, Callable[[int, int, bool], nn.Module]] = {
+    "sep3": Separable,
+    "sep5": lambda channels, stride, affine: Separable(channels, stride, affine, 5),
+    "dil3": lambda channels, stride, affine: Separable(channels, stride, affine, 3, 2, 1),
+    "skip": skip,
+    "avg3": lambda channels, stride, affine: nn.AvgPool2d(3, stride, 1, count_include_pad=False),
+    "both": Both,
+}
+
+
+def conv(
+    ins: int, outs: int, kernel: int = 1, stride: int = 1, dilation: int = 1, groups: int = 1
+) -> nn.Conv2d:
+    """Return a convolution without bias that keeps the size, but for its stride."""
+    padding = dilation * (kernel // 2)
+    return nn.Conv2d(ins, outs, kernel, stride, padding, dilation, groups, bias=False)

@@ -1,0 +1,319 @@
+import functools
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust import models
+from jaxrobust.models import table
+from jaxrobust.models.robust_resnet import VARIANTS
+from jaxrobust.weights import convert
+from tests.support import golden32, parity, paths
+
+FAST = ("wrn_28_10",)
+# Table 1 of the paper at D = 11, W = 16, in millions.
+_BOTTLENECK = {"block": "bottleneck"}
+ABLATIONS = (
+    (_BOTTLENECK, 265.26),
+    ({"block": "aggregated"}, 264.81),
+    ({"block": "hierarchical", "first_conv": "raw"}, 262.21),
+    ({"block": "hierarchical", "se": "residual"}, 269.94),
+    (_BOTTLENECK | {"se": "standard", "se_reduction": 16}, 295.54),
+    (_BOTTLENECK | {"se": "conv3x3", "se_reduction": 16}, 272.83),
+    (_BOTTLENECK | {"se": "identity", "se_reduction": 16}, 293.44),
+    (_BOTTLENECK | {"se": "residual", "se_reduction": 16}, 295.70),
+    (_BOTTLENECK | {"se": "residual"}, 272.99),
+)
+SMALLER = {"depths": (2, 2, 2)}
+GOLDEN = {"wrn_D222_W573": "wrn_a1", "robustres_D222_W573": "robustresnet_a1"}
+PREPROCESSED = "robustres_D222_W573_silu_preproc"
+
+
+def golden_weights(listing: str):
+    return golden32.weights(paths.GOLDEN / "models" / f"{listing}.tsv")
+
+
+def check_counts(test, name: str) -> None:
+    found = table.architecture(name)
+    parameters, multiply_adds = golden32.COUNTED[name]
+    test.assertEqual(found.parameters, parameters)
+    test.assertLess(abs(found.multiply_adds / 1e9 / multiply_adds - 1), 1e-3)
+
+
+def millions(**options) -> float:
+    options |= {"num_classes": 10, "image_size": 32}
+    return parity.parameters("wrn_70_16", **options) / 1e6
+
+
+class CountsTest(parameterized.TestCase):
+    def test_every_row_is_counted(self):
+        self.assertEqual(golden32.COUNTED.keys() | {"wrn_a4_silu"}, VARIANTS.keys())
+
+    @parameterized.parameters(*[(name,) for name in FAST])
+    def test_is_the_sheets(self, name):
+        check_counts(self, name)
+
+    @pytest.mark.slow
+    def test_small_robust_res_block_is_the_reference(self):
+        """robustres_D222_W573: 4,021,378 parameters, 925,756,160 multiply-adds."""
+        net = models.create("robustresnet_a1", num_classes=10, image_size=32, **SMALLER)
+        params, stats = jax.eval_shape(net.init, jax.random.key(0))
+        self.assertEqual(sum(p.size for p in params.values()), 4_021_378)
+        found = table.multiply_adds(net, params, stats, image_size=32)
+        self.assertEqual(found, 925_756_160)
+
+
+@pytest.mark.slow
+class SlowCountsTest(parameterized.TestCase):
+    @parameterized.parameters(*sorted(golden32.COUNTED.keys() - set(FAST)))
+    def test_is_the_sheets(self, name):
+        check_counts(self, name)
+
+    @parameterized.parameters(*ABLATIONS)
+    def test_ablations(self, options, expected):
+        self.assertAlmostEqual(millions(**options), expected, delta=0.005)
+
+
+class NamesTest(parameterized.TestCase):
+    @parameterized.parameters(*GOLDEN.items())
+    def test_are_the_authors(self, listing, name):
+        self.assertEqual(models.torch_keys(name, **SMALLER), parity.listing(listing))
+
+    @pytest.mark.slow
+    def test_both_ways_of_the_authors_code(self):
+        weights = golden_weights("robustres_D222_W573")
+        sizes = {"num_classes": 10, "image_size": 32}
+        params, stats = convert.from_torch("robustresnet_a1", weights, **sizes, **SMALLER)
+        back = convert.to_torch("robustresnet_a1", params, stats, **SMALLER)
+        self.assertEqual(list(back), list(weights))
+        for key, array in back.items():
+            np.testing.assert_array_equal(array, weights[key], key)
+
+
+class GoldenTest(absltest.TestCase):
+    @pytest.mark.slow
+    def test_basic_blocks(self):
+        golden32.check(self, "wrn_D222_W573", "wrn_a1", golden_weights("wrn_D222_W573"), **SMALLER)
+
+    @pytest.mark.slow
+    def test_training(self):
+        weights = golden_weights("wrn_D222_W573")
+        golden32.check_training(self, "wrn_D222_W573", "wrn_a1", weights, **SMALLER)
+
+
+@pytest.mark.matrix
+class SlowGoldenTest(parameterized.TestCase):
+    def test_robust_res_block(self):
+        weights = golden_weights("robustres_D222_W573")
+        golden32.check(self, "robustres_D222_W573", "robustresnet_a1", weights, **SMALLER)
+
+    def test_silu_and_normalisation(self):
+        weights = golden_weights("robustres_D222_W573")
+        weights |= {key: np.array(value, np.float32) for key, value in golden32.CIFAR10.items()}
+        options = SMALLER | {"activation": "silu"}
+        golden32.check(self, PREPROCESSED, "robustresnet_a1", weights, **options)
+
+    def test_training(self):
+        weights = golden_weights("robustres_D222_W573")
+        golden = "robustres_D222_W573"
+        golden32.check_training(self, golden, "robustresnet_a1", weights, **SMALLER)
+
+    def shared(self, listing: str):
+        """Weights of a listing that only shared/ has."""
+        if not golden32.WHOLE.exists():
+            self.skipTest(paths.NO_SHARED)
+        return golden32.weights(golden32.LISTINGS / f"{listing}.tsv")
+
+    def test_wide_resnet(self):
+        weights = self.shared("wrn_28_10")
+        golden32.check(self, "wrn_28_10", "wrn_28_10", weights, whole=True)
+
+    def test_whole_a1(self):
+        """With its last convolutions at a quarter: else PyTorch's float32 is 1e-4 from float64."""
+        weights = self.shared("robustresnet_a1")
+        quarter = {
+            key: array / 4 if key.endswith("conv3.weight") else array
+            for key, array in weights.items()
+        }
+        self.assertEqual(list(weights), models.torch_keys("robustresnet_a1"))
+        golden32.check(self, "robustresnet_a1_quarter", "robustresnet_a1", quarter, whole=True)
+
+    def test_64_pixels_and_200_classes(self):
+        weights = self.shared("robustres_D222_W573")
+        for key, shape in (("fc.weight", (200, 768)), ("fc.bias", (200,))):
+            weights[key] = golden32.drawn(key, shape)
+        golden = "robustres_D222_W573_tiny64_200"
+        sizes = {"num_classes": 200, "image_size": 64, "seed": 1, "side": 64}
+        golden32.check(self, golden, "robustresnet_a1", weights, whole=True, **sizes, **SMALLER)
+
+
+# Options beside our file in PyTorch, on maps of 6 and 3 pixels.
+TINY = {"depths": (1, 2), "planes": (16, 32), "image_size": 6, "se_reduction": 16}
+OPTIONS = (
+    {"block": "hierarchical", "se": "residual", "first_conv": "raw"},
+    {"block": "hierarchical", "activation": "softplus", "norm": "layer"},
+    {"block": "hierarchical", "preact": False, "scales": 4, "groups": 2},
+    {"block": "bottleneck", "se": "standard", "norm": "group"},
+    {"block": "bottleneck", "se": "conv3x3", "activation": "gelu"},
+    {"block": "bottleneck", "se": "identity", "norm": "instance"},
+    {"block": "aggregated", "preact": False, "se": "residual"},
+    {"block": "inverted", "activation": "silu"},
+    {"preact": False},
+    {"residual": False, "se": "standard"},
+    {"se": "identity"},
+)
+
+
+def check_options(test, options) -> None:
+    """Logits, input gradient and training statistics, in float64."""
+    torch = parity.torch_or_skip(test)
+    from jaxrobust.convert import torch_networks
+
+    options = TINY | {"block": "basic"} | options
+    row = models.variant("wrn_28_10", **{k: v for k, v in options.items() if k != "image_size"})
+    fields = {k: v for k, v in row._asdict().items() if k in models.computed("wrn_28_10", {})}
+    net = torch_networks.module("robust_resnet.py").model(**fields, num_classes=10).double()
+    weights = {
+        key: golden32.drawn(key, tuple(value.shape)).astype(np.float64)
+        if value.is_floating_point()
+        else value.numpy()
+        for key, value in net.state_dict().items()
+    }
+    net.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
+    x = np.random.default_rng(0).random((3, 6, 6, 3))
+    theirs = parity.torch_logits_and_gradients(net, x, "float64")
+    trained = net.train()(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy()
+    ours = parity.logits_and_gradients(
+        "wrn_28_10", weights, x, dtype="float64", num_classes=10, **options
+    )
+    test.assertLess(parity.relative(ours[0], theirs[0]), 1e-9)
+    test.assertLess(parity.relative(ours[1], theirs[1]), 1e-7)
+    with jax.enable_x64(True):
+        own, params, stats = golden32.network("wrn_28_10", weights, "float64", **options)
+        train = jax.jit(functools.partial(own.apply, train=True))
+        test.assertLess(parity.relative(train(params, stats, x)[0], trained), 1e-9)
+
+
+class OptionsTest(parameterized.TestCase):
+    @pytest.mark.slow
+    def test_beside_pytorch(self):
+        check_options(self, OPTIONS[0])
+
+    def test_momentum_of_the_running_statistics(self):
+        net = functools.partial(models.create, "wrn_28_10", num_classes=3, image_size=4)
+        tiny = {"depths": (1,), "planes": (4,)}
+        params, stats = net(**tiny).init(jax.random.key(0))
+        x = jax.random.uniform(jax.random.key(1), (4, 4, 4, 3))
+        moved = {
+            momentum: net(bn_momentum=momentum, **tiny).apply(params, stats, x, train=True)[1]
+            for momentum in (1.0, 0.25)
+        }
+        for key, value in moved[1.0].items():
+            mixed = 0.75 * stats[key] + 0.25 * value
+            np.testing.assert_allclose(moved[0.25][key], mixed, rtol=1e-6, err_msg=key)
+
+    def test_initialisation_is_the_authors(self):
+        small = {"depths": (1,), "planes": (64,), "se_reduction": 16, "image_size": 8}
+        net = models.create("robustresnet_a1", num_classes=10, **small)
+        params, _ = net.init(jax.random.key(0))
+        # The outputs of a grouped convolution count whole: 3 * 3 * 16.
+        kernel = np.concatenate([params[f"blocks.0.layer.0.conv2.{i}.kernel"] for i in range(7)])
+        self.assertEqual(kernel.shape, (21, 3, 4, 16))
+        self.assertAlmostEqual(float(kernel.std() / (2 / 144) ** 0.5), 1, delta=0.05)
+        np.testing.assert_array_equal(params["fc.bias"], 0)
+        bound = 256**-0.5
+        for name in ("fc.kernel", "blocks.0.layer.0.se.fc1.kernel"):
+            largest = float(np.abs(params[name]).max())
+            self.assertLess(largest, bound)
+            self.assertGreater(largest, 0.9 * bound)
+
+    @pytest.mark.slow
+    def test_an_unread_norm_is_kept_and_moves(self):
+        """As in the authors' code, where nothing but a projected shortcut reads `bn1`."""
+        tiny = {"depths": (2,), "planes": (16,), "image_size": 4}
+        net = models.create("robustresnet_a1", num_classes=3, **tiny)
+        params, stats = net.init(jax.random.key(0))
+        x = jax.random.uniform(jax.random.key(1), (2, 4, 4, 3))
+        key = "blocks.0.layer.1.bn1"
+        changed = params | {f"{key}.scale": params[f"{key}.scale"] + 3}
+        plain, other = (jax.jit(net.apply)(p, stats, x)[0] for p in (params, changed))
+        np.testing.assert_array_equal(plain, other)
+        moved = jax.jit(functools.partial(net.apply, train=True))(params, stats, x)[1]
+        self.assertGreater(parity.relative(moved[f"{key}.mean"], stats[f"{key}.var"]), 1e-3)
+
+    @parameterized.parameters(
+        ("robustresnet_a1", {"planes": (80, 8, 192)}, "planes=8: .* multiples of 16"),
+        ("robustresnet_a1", {"planes": (80, 232, 192)}, "8 parts of 4 groups; .*multiples of 16"),
+        ("wrn_28_10", {"block": "aggregated", "planes": (12, 16, 8)}, "4 groups; .*multiples of 8"),
+        ("robustresnet_a1", {"scales": 1}, "scales=1 leaves .* or block='aggregated'"),
+        (
+            "robustresnet_a1",
+            {"scales": 4, "groups": 8, "se_reduction": 16},
+            "default arguments of the authors' code, .* 144,344,330 parameters instead of 19,222,7",
+        ),
+        ("robustresnet_a1", {"se_reduction": 512}, "se_reduction=512 is above the 320 channels"),
+        ("wrn_a1", {"se": "residual", "se_reduction": 100}, "is above the 80 channels"),
+        ("wrn_a1", {"se": "residual", "se_reduction": 0}, "se_reduction=0 must be at least 1"),
+        ("wrn_a1", {"first_conv": "raw"}, "give first_conv='activated'"),
+        ("wrn_a1", {"first_conv": "rar"}, "first_conv='rar' is unknown; one of activated, raw"),
+        ("wrn_a1", {"block": "robust"}, "block='robust' is unknown; one of basic, bottleneck"),
+        ("wrn_a1", {"se": "conv3x3"}, "take block='bottleneck', or se='residual'"),
+        ("wrn_a1", {"se": "identity", "residual": False}, "leave residual=False out"),
+        ("wrn_a1", {"norm": "group", "planes": (44, 64, 64)}, "44 channels are not 5 groups"),
+        ("wrn_a1", {"depths": (1, 2)}, "need one entry for each stage"),
+        ("wrn_a1", {"depths": (1, 2, 0)}, "must be a tuple of positive integers"),
+        ("wrn_a1", {"widths": (0, 1, 1)}, "must be a tuple of positive integers"),
+        ("wrn_a1", {"bn_momentum": 0.0}, "bn_momentum=0.0 must be above 0"),
+        ("wrn_a1", {"image_size": 0}, "image_size=0 must be at least 1"),
+    )
+    def test_message(self, name, changes, message):
+        with self.assertRaisesRegex(ValueError, message):
+            models.create(name, **{"num_classes": 10, "image_size": 32} | changes)
+
+
+def trained(**how):
+    """Value and gradient of a small network in training, in float64 with stochastic depth."""
+    tiny = {"depths": (3, 1), "planes": (16, 16), "se_reduction": 16, "image_size": 4}
+    net = models.create(
+        "robustresnet_a1", num_classes=3, drop_path=0.5, dtype="float64", **tiny, **how
+    )
+    double = functools.partial(jax.tree.map, lambda array: array.astype("float64"))
+    params, stats = map(double, net.init(jax.random.key(0)))
+    x = jax.random.uniform(jax.random.key(1), (4, 4, 4, 3), "float64")
+
+    def total(params):
+        logits, moved = net.apply(params, stats, x, train=True, key=jax.random.key(2))
+        return (logits**2).sum(), moved
+
+    (value, moved), gradient = jax.device_get(
+        jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+    )
+    return value, moved, gradient
+
+
+@pytest.mark.slow
+class StoringTest(absltest.TestCase):
+    def test_remat_and_scan_change_nothing(self):
+        with jax.enable_x64(True):
+            plain = trained()
+            for how in ({"remat": True}, {"scan": True}):
+                value, moved, gradient = trained(**how)
+                self.assertLess(abs(value / plain[0] - 1), 1e-11)  # sums in another order
+                for ours, theirs in ((moved, plain[1]), (gradient, plain[2])):
+                    self.assertEqual(ours.keys(), theirs.keys())
+                    for key in ours:
+                        largest = max(np.abs(theirs[key]).max(), 1e-3)
+                        error = np.abs(ours[key] - theirs[key]).max()
+                        self.assertLess(error, 1e-9 * largest, key)
+
+
+@pytest.mark.matrix
+class SlowOptionsTest(parameterized.TestCase):
+    @parameterized.parameters(*OPTIONS[1:])
+    def test_beside_pytorch(self, **options):
+        check_options(self, options)
+
+
+if __name__ == "__main__":
+    absltest.main()

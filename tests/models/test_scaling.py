@@ -1,0 +1,126 @@
+import contextlib
+import io
+import json
+
+from absl.testing import absltest, parameterized
+
+from jaxrobust import models, scaling
+from jaxrobust.models import robust_resnet
+from jaxrobust.models.scaling import OPTIONS, cost, robust_scaling, study
+from tests.support.golden32 import COUNTED
+
+TARGETS = (5e9, 10e9, 20e9, 40e9)
+# Widths of the last stage that solve the rule for these, to 1e-3: the sheet of the paper.
+SOLUTIONS = {
+    "basic": (2.697, 3.393, 4.271, 5.376),
+    "robust": (2.697, 3.407, 4.301, 5.428),
+}
+
+
+class CostTest(parameterized.TestCase):
+    @parameterized.parameters(*COUNTED)
+    def test_is_that_of_the_networks(self, name):
+        row = robust_resnet.VARIANTS[name]
+        block = "robust" if row.block == "hierarchical" else "basic"
+        found = cost(row.depths, row.widths, block=block)
+        parameters, multiply_adds = COUNTED[name]
+        self.assertEqual(found.parameters, parameters)
+        self.assertLess(abs(found.multiply_adds / 1e9 / multiply_adds - 1), 1e-3)
+
+    def test_other_images_and_classes(self):
+        found = cost((2, 2, 2), (5, 7, 3), block="robust", image_size=64, num_classes=200)
+        self.assertEqual(found.parameters, 4_167_488)  # robustres_D222_W573_tiny64_200
+        plain = cost((2, 2, 2), (5, 7, 3), block="robust")
+        self.assertEqual(plain.multiply_adds, 925_756_160)  # robustres_D222_W573
+
+
+class RuleTest(parameterized.TestCase):
+    @parameterized.parameters(*SOLUTIONS)
+    def test_solutions(self, block):
+        for target, width in zip(TARGETS, SOLUTIONS[block], strict=True):
+            found = robust_scaling(target, block)
+            self.assertAlmostEqual(found.widths[2], width, delta=1e-3)
+            solved = cost(found.depths, found.widths, block=block).multiply_adds
+            self.assertAlmostEqual(solved / target, 1, delta=1e-12)
+            depths, widths = sum(found.depths), sum(found.widths)
+            self.assertAlmostEqual(depths / (depths + widths), 0.7, delta=1e-12)
+
+    def test_published_networks_are_near(self):
+        for target, number in zip(TARGETS, (1, 2, 3, 4), strict=True):
+            found, row = robust_scaling(target), robust_resnet.VARIANTS[f"wrn_a{number}"]
+            for ours, theirs in ((found.depths, row.depths), (found.widths, row.widths)):
+                for a, b in zip(ours, theirs, strict=True):
+                    self.assertLess(abs(a - b), 0.81)
+
+    def test_rounding_of_the_smallest_is_the_published(self):
+        for block in OPTIONS:
+            found = robust_scaling(5e9, block)
+            self.assertEqual(found.rounded_depths, (14, 14, 7))
+            self.assertEqual(found.rounded_widths, (5, 7, 3))
+
+    @parameterized.parameters(
+        ((1e6,), {}, r"multiply_adds=1e\+06 is below 2.49e\+08, .* give at least that"),
+        ((float("nan"),), {}, "multiply_adds=nan is below"),
+        ((5e9, "bottleneck"), {}, "block='bottleneck' is not scaled; one of basic, robust"),
+        ((5e9,), {"ratio": 1.0}, "ratio=1.0 must be between 0 and 1"),
+    )
+    def test_message(self, arguments, options, message):
+        with self.assertRaisesRegex(ValueError, message):
+            robust_scaling(*arguments, **options)
+
+
+class StudyTest(parameterized.TestCase):
+    @parameterized.parameters(("depth", 343), ("width", 512), ("ratio", 14), ("blocks", 20))
+    def test_networks(self, name, count):
+        found = study(name)
+        self.assertLen({str(network) for network in found}, count)
+        for network in found:
+            models.variant(network.name, **network.options)  # refuses what is no option
+
+    def test_the_networks_of_the_blocks_can_be_made(self):
+        for network in study("blocks"):
+            options = dict(network.options) | {"depths": (1,), "widths": (2,)}
+            models.create(network.name, num_classes=10, image_size=32, **options)
+
+    def test_ratios_cost_about_the_same(self):
+        for network in study("ratio"):
+            found = cost(network.options["depths"], network.options["widths"]).multiply_adds
+            self.assertAlmostEqual(found / 5e9, 1, delta=0.25)  # whole numbers of few blocks
+
+    def test_unknown(self):
+        with self.assertRaisesRegex(ValueError, "study='depths' is unknown; depth, width, ratio"):
+            study("depths")
+
+
+class CommandTest(absltest.TestCase):
+    def call(self, *arguments: str) -> str:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            scaling.main(arguments)
+        return out.getvalue()
+
+    def test_solution_beside_the_published(self):
+        out = self.call("5e9", "--block", "robust", "--json")
+        self.assertRegex(
+            out, r"solution +13\.84 13\.84 6\.92\d* +5\.39\d* 6\.74\d* 2\.69\d* +0\.700"
+        )
+        self.assertRegex(out, r"rounded +14 14 7 +5 7 3 +0\.700 +19\.223 +5\.080")
+        self.assertRegex(out, r"robustresnet_a4 +27 28 13 +10 14 6 +0\.694 +147\.262 +39\.273")
+        rows = json.loads(out.splitlines()[-1])["networks"]
+        self.assertEqual(rows["robustresnet_a1"]["parameters"], 19_222_738)
+
+    def test_study(self):
+        lines = self.call("--study", "width").splitlines()
+        self.assertLen(lines, 512)
+        self.assertEqual(lines[-1], "wrn_28_10 {'depths': (4, 4, 4), 'widths': (20, 20, 20)}")
+
+    def test_wrong_input_is_one_sentence(self):
+        err = io.StringIO()
+        with self.assertRaises(SystemExit) as caught, contextlib.redirect_stderr(err):
+            self.call("1e6")
+        self.assertEqual(caught.exception.code, 2)
+        self.assertRegex(err.getvalue(), r"^jaxrobust: multiply_adds=1e\+06 is below .+\n$")
+
+
+if __name__ == "__main__":
+    absltest.main()
