@@ -10,7 +10,8 @@ CIFAR images 186 and 48 (NCHW 555 and 51); a residual block of 64 channels at 32
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jax import lax
 from jax.extend.core import JaxprEqn, Literal
 from jax.extend.core.primitives import conv_general_dilated_p, jit_p, remat_p
 
+from jaxrobust.evaluation import winograd
 from jaxrobust.models.convolutions import depthwise_conv
 from jaxrobust.types import Array
 
@@ -104,7 +106,17 @@ def _fast_formula(eqn: JaxprEqn) -> Callable[[Array, Array], Array] | None:
     # 15.9 and 9.6 ms; with 8, 5.1 and 12.4 ms (16x16x16x128); with 32, 6.5 and 112 (8x32x32x64).
     if groups > 1 and min(channels, features) < 8 * groups:
         return None
+    if x.ndim == 4 and winograd.applies(settings, x, *_in_place(eqn)):
+        return functools.partial(winograd.convolve, tuple(settings["padding"]))
     return functools.partial(_convolve, tuple(settings.items()))
+
+
+def _in_place(eqn: JaxprEqn) -> list[Any]:
+    """Return the kernel's shape and type as [kh,kw,in,out]."""
+    kernel = _types(eqn)[1]
+    to, of, *taps = eqn.params["dimension_numbers"].rhs_spec
+    shape = [kernel.shape[axis] for axis in (*taps, of, to)]
+    return [jax.ShapeDtypeStruct(shape, kernel.dtype)]
 
 
 def _in_layout(formula: Callable, numbers: Any, x: Array, kernel: Array) -> list[Array]:
@@ -143,14 +155,15 @@ def _evaluate(jaxpr: Any, consts: Any, *operands: Any) -> list[Any]:
     for eqn in jaxpr.eqns:
         arguments, replacement = map(read, eqn.invars), _replacement(eqn)
         with eqn.ctx.manager:  # XLA metadata, such as the walls of `models.layers`
-            if replacement is not None:
-                results = replacement(*arguments)
-            else:
-                parameters = eqn.primitive.get_bind_params(eqn.params)
-                results = eqn.primitive.bind(*arguments, **parameters)
-                results = results if eqn.primitive.multiple_results else [results]
+            results = replacement(*arguments) if replacement else _bound(eqn, arguments)
         values.update(zip(eqn.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _bound(eqn: JaxprEqn, arguments: Iterable[Any]) -> list[Any]:
+    parameters = eqn.primitive.get_bind_params(eqn.params)
+    results = eqn.primitive.bind(*arguments, **parameters)
+    return results if eqn.primitive.multiple_results else [results]
 
 
 def canonical_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -176,3 +189,39 @@ def canonical_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
     return canonical
+
+
+_LARGER = 2  # times the array that it is made from, above which a result is left in the loop
+
+
+def before_a_loop(function: Callable[..., Array], *operands: Any) -> Callable[..., Array]:
+    """Return `function` for a loop's body: what its weights alone determine is computed here.
+
+    XLA leaves in the loop what is larger than that which it is made from, and each step would
+    transform all weights again. What is much larger, such as a bias for all pixels, stays inside,
+    where it is fused with what reads it.
+
+    Args:
+      function: returns one array; closes over arrays and tracers.
+      *operands: those of the loop, or their shapes; the result is for operands of these shapes.
+    """
+    closed = jax.make_jaxpr(function)(*operands)
+    jaxpr, known = closed.jaxpr, dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    sizes = {var: math.prod(var.aval.shape) for var in jaxpr.constvars}
+    inside = []
+    for eqn in jaxpr.eqns:
+        made_from = [sizes.get(v, 0) for v in eqn.invars if not isinstance(v, Literal)]
+        largest = sum(math.prod(v.aval.shape) for v in eqn.outvars)
+        if eqn.effects or min(made_from, default=0) == 0 or largest > _LARGER * max(made_from):
+            inside.append(eqn)
+            continue
+        with eqn.ctx.manager:
+            arguments = (v.val if isinstance(v, Literal) else known[v] for v in eqn.invars)
+            known.update(zip(eqn.outvars, _bound(eqn, arguments), strict=True))
+        sizes |= dict.fromkeys(eqn.outvars, max(made_from))
+    rest = jaxpr.replace(eqns=inside, constvars=list(known))
+
+    def body(*operands: Any) -> Array:
+        return _evaluate(rest, known.values(), *jax.tree.leaves(operands))[0]
+
+    return body

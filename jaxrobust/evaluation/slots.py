@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxrobust import attacks
 from jaxrobust.attacks.balls import where
 from jaxrobust.attacks.machine import Row, Setting, advance
-from jaxrobust.evaluation.convolutions import canonical_convolutions
+from jaxrobust.evaluation.convolutions import before_a_loop, canonical_convolutions
 from jaxrobust.evaluation.schedule import Rows
 from jaxrobust.types import VERDICT_PRECISION, Array
 
@@ -84,6 +84,8 @@ def _advance(setting, keyed, platform, logits_fn, search_fn, epsilon, slots, lim
     machine = attacks.ROWS[setting.machine].make(setting, epsilon)
     decider = _network(logits_fn, keyed, platform, VERDICT_PRECISION)
     seeker = _network(search_fn or logits_fn, keyed, platform)
+    if platform == "cpu":
+        seeker = before_a_loop(seeker, slots.adversarial, slots.keys)
 
     def step(carry):
         count, slots = carry

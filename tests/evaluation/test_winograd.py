@@ -1,0 +1,100 @@
+"""Winograd's convolutions are XLA's, values and gradients, and weights are transformed once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from jax import lax
+
+from jaxrobust.evaluation import winograd
+from jaxrobust.evaluation.convolutions import before_a_loop, canonical_convolutions
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+SAME = ((1, 1), (1, 1))
+
+
+def drawn(*shape):
+    return np.random.default_rng(0).standard_normal(shape)
+
+
+def plain(padding, x, kernel):
+    return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=LAYOUT)
+
+
+class ConvolveTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ((8, 8), SAME), ((7, 5), SAME), ((6, 9), ((0, 2), (2, 1))), ((4, 4), ((0, 0), (0, 0)))
+    )
+    def test_is_a_convolution(self, size, padding):
+        with jax.enable_x64(True):
+            x, kernel = jnp.asarray(drawn(2, *size, 5)), jnp.asarray(drawn(3, 3, 5, 6))
+
+            def of(function):
+                value, back = jax.vjp(lambda x, kernel: function(padding, x, kernel), x, kernel)
+                return value, *back(jnp.cos(value))
+
+            for ours, theirs in zip(of(winograd.convolve), of(plain), strict=True):
+                np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+    @parameterized.parameters(
+        ({}, True),
+        ({"window_strides": (2, 2)}, False),
+        ({"rhs_dilation": (2, 2)}, False),
+        ({"padding": ((-1, 0), (0, 0))}, False),
+        ({"feature_group_count": 2}, False),
+        ({"kernel": (3, 3, 64, 128)}, False),
+        ({"kernel": (5, 5, 128, 128)}, False),
+        ({"kernel": (3, 3, 128, 512)}, False),
+        ({"dtype": jnp.bfloat16}, False),
+    )
+    def test_where_it_pays(self, changes, expected):
+        ones = {name: (1, 1) for name in ("window_strides", "lhs_dilation", "rhs_dilation")}
+        settings = ones | {"padding": SAME, "feature_group_count": 1} | changes
+        settings["preferred_element_type"] = None
+        shape, dtype = (
+            changes.get(k, d) for k, d in (("kernel", (3, 3, 128, 256)), ("dtype", "f4"))
+        )
+        x = jax.ShapeDtypeStruct((8, 8, 8, shape[2]), dtype)
+        self.assertEqual(
+            winograd.applies(settings, x, jax.ShapeDtypeStruct(shape, dtype)), expected
+        )
+
+
+class LoopTest(absltest.TestCase):
+    def test_weights_are_transformed_before_it(self):
+        x, kernel = drawn(2, 4, 4, 128).astype("f4"), drawn(3, 3, 128, 128).astype("f4") / 34
+        bias = drawn(128).astype("f4")
+
+        def network(x, kernel, bias):
+            return (plain(SAME, x, kernel) + bias[None, None, None]).mean((1, 2))
+
+        def looped(x, kernel, bias):
+            one = canonical_convolutions(lambda x: network(x, kernel, bias))
+            one = before_a_loop(one, x)
+
+            def step(_, x):
+                return x + jax.grad(lambda x: jnp.sin(one(x)).sum())(x)
+
+            return lax.fori_loop(0, 3, step, x)
+
+        def expected(x, kernel, bias):
+            for _ in range(3):
+                x = x + jax.grad(lambda x: jnp.sin(network(x, kernel, bias)).sum())(x)
+            return x
+
+        jaxpr = jax.make_jaxpr(looped)(x, kernel, bias).jaxpr
+        (loop,) = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
+        before = [eqn.primitive.name for eqn in jaxpr.eqns]
+        self.assertGreaterEqual(before.count("dot_general") + before.count("jit"), 2)
+        inside = str(loop.params["jaxpr"])
+        self.assertNotIn("f32[3,3,128,128] = rev", inside)
+        # The bias for all pixels is not made before it: it would be larger than the bias.
+        self.assertFalse([e for e in jaxpr.eqns if e.outvars[0].aval.shape == (2, 4, 4, 128)])
+        # Rounding of float32, whose largest value here is about 4.
+        np.testing.assert_allclose(
+            jax.jit(looped)(x, kernel, bias), expected(x, kernel, bias), atol=1e-5
+        )
+
+
+if __name__ == "__main__":
+    absltest.main()
