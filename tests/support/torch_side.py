@@ -26,7 +26,13 @@ class Errors(NamedTuple):
 
 def converted(net: torch.nn.Module, image: tuple[int, int, int]) -> Converted:
     """Convert a network in float64 for images H, W, C."""
-    exported, single = exporting.exported(net, image)
+    floating = [array for array in net.parameters() if array.is_floating_point()]
+    if floating:
+        exported, single = exporting.exported(net, image)
+    else:  # its images say that it is in float64
+        example, single = torch.zeros(2, image[2], *image[:2], dtype=torch.float64), False
+        sizes = ({0: torch.export.Dim("batch")},)
+        exported = torch.export.export(net, (example,), dynamic_shapes=sizes, strict=False)
     with jax.enable_x64(True):
         return of_exported(exported, single=single)._replace(module=net)
 
