@@ -191,7 +191,7 @@ def canonical_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
     return canonical
 
 
-_LARGER = 2  # times the array that it is made from, above which a result is left in the loop
+_LARGER = 4  # times what a result is made from, above which it is left in the loop
 
 
 def before_a_loop(function: Callable[..., Array], *operands: Any) -> Callable[..., Array]:

@@ -1,17 +1,17 @@
-"""3x3 convolutions with 4 products where there are 9, for networks in the loops of attacks on CPU.
+"""3x3 convolutions with fewer products, for networks in the loops of attacks on CPU.
 
-Each tile of 2x2 outputs is a product of 16 transformed inputs with 16 transformed weights, channel
-by channel, instead of 36 (Lavin and Gray 2016, arXiv 1509.09308, section 4.1, F(2x2, 3x3)). The
-rounding is that of another order of the sums: 7e-7 of the largest output in float32, as that of a
-product of patches. One core, batch 8, milliseconds per image, XLA's blocks and this: 128 channels
-at 16x16 1.07 and 0.78, 256 at 8x8 1.12 and 0.73; 64 at 32x32 1.04 and 1.14. A forward pass of a
-PreActResNet-18 at 32 px, and one with the input's gradient: 25.2 and 45.8 before, 17.4 and 35.3
-with it (PyTorch 16.5 and 38.9). The weights have to be transformed before the loop:
-`convolutions.before_a_loop`.
+A tile of 4x4 outputs is a product of 36 transformed inputs with 36 transformed weights, channel by
+channel, instead of 144; one of 2x2 takes 16 instead of 36, and reads fewer weights (Lavin and Gray
+2016, arXiv 1509.09308, section 4: F(4x4, 3x3) and F(2x2, 3x3)). The weights have to be transformed
+before the loop: `convolutions.before_a_loop`.
+
+In float32 the rounding of F(4x4, 3x3) is 2e-6 of the largest output, a fifth of that at the paper's
+points (a product of patches: 3e-7).
 """
 
 import functools
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,41 @@ from jax import lax
 from jaxrobust.models.primitives import walled
 from jaxrobust.types import Array
 
-# Channels in and out: with fewer it does not pay, with more the transformed weights, 3.6 times the
-# weights for values and gradients, fill the caches: a ResNet-18 with its 512 channels too was as
-# fast as without.
-CHANNELS = 128, 256
-# Winograd's matrices: of weights (G), of inputs (B^T) and of outputs (A^T), in the paper's letters.
-_WEIGHTS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 Padding = tuple[tuple[int, int], tuple[int, int]]
+CHANNELS = 64  # in and out; with fewer, the transforms of maps cost more than the products save
+ROWS = 16  # tiles of a batch, below which transformed weights, which are more, take longer to read
+
+
+class Tile(NamedTuple):
+    """The matrices of a tile's m outputs and m + 2 points along an axis, in the paper's letters."""
+
+    weights: np.ndarray  # f64[m + 2, 3], G
+    inputs: np.ndarray  # f64[m + 2, m + 2], B^T
+    outputs: np.ndarray  # f64[m, m + 2], A^T
+
+
+def tile(*points: float) -> Tile:
+    """Return the matrices for as many outputs as there are points beside 0 and infinity."""
+
+    def powers(count):
+        finite = np.vander([0, *points], count, increasing=True)
+        return np.vstack([finite, np.eye(count)[-1]])
+
+    size = len(points) + 2
+    inputs = np.linalg.inv(powers(size)).T
+    inputs[abs(inputs) < 1e-12] = 0  # rounding
+    return Tile(powers(3), inputs, powers(len(points)).T)
+
+
+_NEAR, _FAR = 0.5**0.5, 2**0.5
+TILES = {4: tile(_NEAR, -_NEAR, _FAR, -_FAR), 2: tile(1, -1)}  # by the side of its outputs
+
+
+def side(padding: Padding, shape: tuple[int, ...]) -> int | None:
+    """Return the side of tiles that suits maps [B,H,W,C], the largest; None: none does."""
+    sizes = _sizes(padding, shape)
+    enough = (m for m in TILES if shape[0] * math.prod(-(-size // m) for size in sizes) >= ROWS)
+    return next(enough, None)
 
 
 def applies(settings: dict[str, Any], x: Any, kernel: Any) -> bool:
@@ -39,30 +67,31 @@ def applies(settings: dict[str, Any], x: Any, kernel: Any) -> bool:
       kernel: the same.
     """
     ones = ("window_strides", "lhs_dilation", "rhs_dilation")
-    low = min(min(pair) for pair in settings["padding"])
+    padding = settings["padding"]
     return (
         x.dtype in (jnp.float32, jnp.float64)
         and settings["preferred_element_type"] in (None, x.dtype)
         and kernel.shape[:2] == (3, 3)
-        and min(kernel.shape[2:]) >= CHANNELS[0]
-        and max(kernel.shape[2:]) <= CHANNELS[1]
+        and min(kernel.shape[2:]) >= CHANNELS
         and settings["feature_group_count"] == 1
         and all(set(settings[name]) == {1} for name in ones)
-        and low >= 0
-        and max(max(pair) for pair in settings["padding"]) <= 2
+        and min(map(min, padding)) >= 0
+        and max(map(max, padding)) <= 2
+        and side(padding, x.shape) is not None
     )
 
 
 def convolve(padding: Padding, x: Array, kernel: Array) -> Array:
     """Return the convolution f[B,H',W',out] of f[B,H,W,in] with f[3,3,in,out], differentiable."""
+    m = side(padding, x.shape) or max(TILES)
     back = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
-    return _of_transformed(padding, x, kernel, transformed(kernel), transformed(back))
+    return _of_transformed(padding, x, kernel, transformed(m, kernel), transformed(m, back))
 
 
-def transformed(kernel: Array) -> Array:
-    """Return the weights f[16,in,out] of f[3,3,in,out]."""
-    g = _WEIGHTS.astype(kernel.dtype)
-    return jnp.einsum("ai,ijco,bj->abco", g, kernel, g).reshape(16, *kernel.shape[2:])
+def transformed(m: int, kernel: Array) -> Array:
+    """Return the weights f[(m+2)^2,in,out] of f[3,3,in,out] for tiles of m x m outputs."""
+    g = TILES[m].weights.astype(kernel.dtype)
+    return jnp.einsum("ai,ijco,bj->baco", g, kernel, g).reshape(-1, *kernel.shape[2:])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -78,13 +107,12 @@ def _forward(padding, x, kernel, there, back):
 
 def _backward(padding, residuals, g):
     x, kernel, back = residuals
-    (top, bottom), (left, right) = padding
-    gradient = _tiled(((2 - top, 2 - bottom), (2 - left, 2 - right)), g, back)
     numbers = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))
 
     def plain(kernel):
         return lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=numbers)
 
+    gradient = _tiled(tuple((2 - low, 2 - high) for low, high in padding), g, back)
     # XLA drops the weights' gradient, which attacks do not need; what is transformed has none.
     return gradient, jax.linear_transpose(plain, kernel)(g)[0], None, None
 
@@ -92,42 +120,41 @@ def _backward(padding, residuals, g):
 _of_transformed.defvjp(_forward, _backward)
 
 
+def _sizes(padding: Padding, shape: tuple[int, ...]) -> list[int]:
+    """Return the height and width of the outputs for maps [B,H,W,C]."""
+    return [n + sum(pair) - 2 for n, pair in zip(shape[1:3], padding, strict=True)]
+
+
 def _tiled(padding: Padding, x: Array, weights: Array) -> Array:
-    """Return the convolution of f[B,H,W,in] with transformed weights f[16,in,out]."""
-    high, wide = (n + sum(pair) - 2 for n, pair in zip(x.shape[1:3], padding, strict=True))
-    down, across = -(-high // 2), -(-wide // 2)  # tiles
-    points = _inputs(x, padding=padding, down=down, across=across)
-    products = lax.dot_general(points, weights, (((2,), (1,)), ((0,), (0,))))
-    found = _outputs(products.reshape(4, 4, len(x), down, across, -1))
-    return found[:, :high, :wide]
+    """Return the convolution of f[B,H,W,in] with transformed weights f[(m+2)^2,in,out]."""
+    m = math.isqrt(len(weights)) - 2
+    sizes = _sizes(padding, x.shape)
+    filled = [(low, high + -size % m) for (low, high), size in zip(padding, sizes, strict=True)]
+    x = jnp.pad(x, ((0, 0), *filled, (0, 0)))
+    points = _inputs(_inputs(x, axis=1, m=m), axis=3, m=m)
+    products = points.reshape(len(weights), -1, x.shape[-1]) @ weights
+    products = products.reshape(*points.shape[:-1], -1)
+    x = _outputs(_outputs(products, axis=4, m=m), axis=2, m=m)
+    return x[:, : sizes[0], : sizes[1]]
 
 
-# Walls keep XLA from computing what comes before once for each of the 16 points that read it.
+# Walls keep XLA from computing what comes before once for each of the points that read it.
 @walled
-def _inputs(x: Array, *, padding: Padding, down: int, across: int) -> Array:
-    """Return the points f[16,tiles,in] of tiles of 4x4 pixels, which overlap by two."""
-
-    def combined(v):
-        return v[0] - v[2], v[1] + v[2], v[2] - v[1], v[1] - v[3]
-
-    (top, _), (left, _) = padding
-    edges = ((top, 2 * down + 2 - x.shape[1] - top), (left, 2 * across + 2 - x.shape[2] - left))
-    x = jnp.pad(x, ((0, 0), *edges, (0, 0)))
-    rows = combined([x[:, i : i + 2 * down - 1 : 2] for i in range(4)])
-    columns = [[r[:, :, j : j + 2 * across - 1 : 2] for j in range(4)] for r in rows]
-    points = jnp.stack([point for row in columns for point in combined(row)])
-    return points.reshape(16, -1, x.shape[3])
+def _inputs(x: Array, *, axis: int, m: int) -> Array:
+    """Return, on a first axis, the points of tiles of m + 2 pixels; they overlap by two."""
+    last = x.shape[axis] - (m + 2)
+    pixels = [lax.slice_in_dim(x, i, i + last + 1, m, axis) for i in range(m + 2)]
+    return jnp.stack([_combined(row, pixels) for row in TILES[m].inputs])
 
 
 @walled
-def _outputs(products: Array) -> Array:
-    """Return f[B,2T,2U,out] of products f[4,4,B,T,U,out] of T x U tiles."""
+def _outputs(products: Array, *, axis: int, m: int) -> Array:
+    """Return the pixels, one behind the other in an axis, of products at the points of tiles."""
+    found = jnp.stack([_combined(row, list(products)) for row in TILES[m].outputs], axis)
+    return found.reshape(*found.shape[: axis - 1], -1, *found.shape[axis + 1 :])
 
-    def combined(v):
-        return v[0] + v[1] + v[2], v[1] - v[2] - v[3]
 
-    rows = combined(list(products))
-    found = [jnp.stack(combined(list(row)), 3) for row in rows]
-    tiles = jnp.stack(found, 2)  # B, tile, row, tile, column, out
-    batch, down, _, across, _, out = tiles.shape
-    return tiles.reshape(batch, 2 * down, 2 * across, out)
+def _combined(row: np.ndarray, arrays: list[Array]) -> Array:
+    """Return the sum of arrays times a row's numbers, of which many are 0, 1 or -1."""
+    terms = [(float(c), a) for c, a in zip(row, arrays, strict=True) if c]
+    return sum((a * c for c, a in terms[1:]), terms[0][1] * terms[0][0])

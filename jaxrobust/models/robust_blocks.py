@@ -47,12 +47,10 @@ SE = ("none", "standard", "conv3x3", "identity", "residual")
 _fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def conv(
-    ins: int, outs: int, kernel: int, rngs: nnx.Rngs, stride: int = 1, groups: int = 1
-) -> Conv:
+def conv(ins: int, outs: int, kernel: int, rngs: Draws, stride: int = 1, groups: int = 1) -> Conv:
     """Return a convolution without bias that keeps the size, but for its stride."""
-    how = {"stride": stride, "padding": kernel // 2, "groups": groups, "bias": False}
-    return Conv(ins, outs, kernel, init=_fan_out, rngs=rngs, **how)
+    how: dict[str, Any] = {"stride": stride, "padding": kernel // 2, "groups": groups}
+    return Conv(ins, outs, kernel, bias=False, init=_fan_out, rngs=rngs, **how)
 
 
 class Squeeze(nnx.Module):

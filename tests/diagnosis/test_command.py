@@ -98,6 +98,7 @@ def trained(config, run):
     return run
 
 
+@pytest.mark.computes
 class HealthyTest(parameterized.TestCase):
     """Those that pass all: a ConvNeXt by three names, a ResNet with batch norms, a function."""
 
