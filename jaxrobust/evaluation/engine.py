@@ -17,6 +17,7 @@ import numpy as np
 from jax import local_devices
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxrobust.attacks import ROWS
 from jaxrobust.attacks.machine import Setting
 from jaxrobust.evaluation import networks, plan
 from jaxrobust.evaluation.images import ImageSet
@@ -33,6 +34,7 @@ from jaxrobust.types import Array, LogitsFn
 
 _DRAWS = 1000  # numbers from here on are draws of forward passes outside the attacks
 CALL_SECONDS = 0.5  # between two looks of the host at its slots
+WORTH = 20.0  # seconds that fewer slots save, for which another program is compiled
 
 
 class Engine(NamedTuple):
@@ -207,6 +209,7 @@ def decide(
     jobs = Jobs(engine.slots, engine.mesh.size, which, targets, setting.restarts)
     width = engine.slots // engine.mesh.size
     slots, limit = None, 0  # the first call compiles and makes no step
+    most = setting.steps + ROWS[setting.machine].extra
     while True:
         if not jobs.assign():
             jobs.refute(confirm([], True))
@@ -229,8 +232,26 @@ def decide(
         seconds = time.perf_counter() - start
         yield Call(int(count.sum()) * width, made, seconds, limit == 0)
         jobs.refute(confirm(list(jobs.verdicts()), False))
-        fitting = CALL_SECONDS * max(int(count.max()), 1) / seconds
-        limit = 8 if limit == 0 else int(min(max(fitting, 4), 4 * limit, 10_000))
+        a_step = seconds / max(int(count.max()), 1)
+        left, fewer = most - int(steps[live].min(initial=most)), jobs.needed()
+        saves = limit > 0 and left * a_step * (1 - fewer / width) > WORTH
+        if saves and _take(engine, images.shape[1:], fewer):
+            slots, width = _moved(slots, jobs.narrow(fewer), sharding), fewer
+            limit = 0
+        else:
+            limit = int(min(max(CALL_SECONDS / a_step, 4), 4 * limit, 10_000)) if limit else 8
+
+
+def _take(engine, image, each):
+    """Tell whether the networks take so many images at a time."""
+    given = (engine.logits_fn, engine.search_fn)[: len(engine.given)]
+    return all(networks.takes(network, image, each, engine.keyed) for network in given)
+
+
+def _moved(slots, places, sharding):
+    """Return the slots that were in `places`, i[S]; -1 is one without a job."""
+    moved = jax.tree.map(lambda a: a[np.maximum(places, 0)], slots)
+    return jax.device_put(moved._replace(live=moved.live & (places >= 0)), sharding)
 
 
 def _no_slots(setting, settings, rows):

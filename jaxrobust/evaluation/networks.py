@@ -196,6 +196,14 @@ def trace(
     return Trace(int(shape[1]), program, tuple(arrays))
 
 
+def takes(network: Any, image: tuple[int, ...], each: int, keyed: bool) -> bool:
+    """Tell whether a network can be given so many images; the arguments are those of `trace`."""
+    try:
+        return _traced(network, _operands((each,), image, keyed))[1].shape[0] == each
+    except Exception:  # it takes one number of images only
+        return False
+
+
 def _operands(batch, image, keyed):
     keys = jax.eval_shape(lambda: jnp.broadcast_to(jax.random.key(0), batch))
     points = jax.ShapeDtypeStruct((*batch, *image), jnp.float32)

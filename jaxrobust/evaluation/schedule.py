@@ -35,6 +35,11 @@ class Verdict(NamedTuple):
     adversarial: np.ndarray | None  # f32[H,W,C]
 
 
+def _in_turns(devices: int, width: int) -> np.ndarray:
+    """Return the slots, i[S], in the order in which they are given jobs: devices take turns."""
+    return np.arange(devices * width).reshape(devices, width).T.ravel()
+
+
 class Jobs:
     """The jobs of one attack: each image with each of its targets, each target with each restart.
 
@@ -55,7 +60,7 @@ class Jobs:
         self._jobs = [(t, r) for t in range(kinds) for r in range(restarts)]
         self._next_new = 0  # of the jobs in their order, target by target, the first not begun
         self._again: deque[tuple[int, int]] = deque()  # go before those
-        self._order = np.arange(slots).reshape(devices, -1).T.ravel()  # devices take turns
+        self._order = _in_turns(devices, slots // devices)
         self._busy: dict[int, tuple[int, int]] = {}  # slot -> image, job
         self._fresh: list[int] = []
         self._dropped = False
@@ -121,11 +126,27 @@ class Jobs:
                 array[slot] = value
         return rows
 
+    def needed(self) -> int:
+        """Return how many slots of a device suffice for the jobs that are left, a power of two."""
+        if self._has_more() or not self._busy:
+            return self._width
+        each = -(-len(self._busy) // self._devices)
+        return min(self._width, 1 << (each - 1).bit_length())
+
+    def narrow(self, width: int) -> np.ndarray:
+        """Go on with fewer slots of each device; return i[S], where each was before, or -1."""
+        self._width, self._order = width, _in_turns(self._devices, width)
+        moved, before = dict(zip(self._order.tolist(), self._busy, strict=False)), self._busy
+        self._busy = {slot: before[old] for slot, old in moved.items()}
+        return np.array([moved.get(slot, -1) for slot in range(len(self._order))])
+
+    def _has_more(self) -> bool:
+        return bool(self._again) or self._next_new < self._ended.size
+
     def floor(self) -> np.ndarray:
         """Return i32[D]: with how many live slots left a device should come back for work."""
         load = np.bincount([s // self._width for s in self._busy], minlength=self._devices)
-        more = self._again or self._next_new < self._ended.size
-        wait = max(self._width // 4, 1) if more else self._width
+        wait = max(self._width // 4, 1) if self._has_more() else self._width
         return np.maximum(load - wait, 0).astype(np.int32)
 
     def collect(

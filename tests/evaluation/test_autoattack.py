@@ -242,6 +242,29 @@ def begin(setting, devices, batch, target=1, restart=1, name=""):
     )
 
 
+class NarrowTest(parameterized.TestCase):
+    @parameterized.parameters(1, 2)
+    def test_fewer_slots_go_on_with_what_is_left(self, devices):
+        """If a network takes any batch, as soon as half of the slots stand idle."""
+
+        def run(network=NETS["conv"]):
+            how = {"norm": "l2", "epsilon": 0.1, "attacks": ("apgd-ce", "square")}
+            steps = {"apgd-ce": {"steps": 30}, "square": {"steps": 200}}
+            with on_devices(devices), mock.patch.object(engine, "CALL_SECONDS", 1e-3):
+                return evaluate(network, IMAGES[6:9], LABELS[6:9], overrides=steps, **how)
+
+        wide = run()
+        with mock.patch.object(engine, "WORTH", 0.0):
+            narrow, fixed = run(), run(lambda x: NETS["conv"](x.reshape(8, 32, 32, 3)))
+        for other in (narrow, fixed):
+            np.testing.assert_array_equal(other.fooled_by, wide.fooled_by)
+            # Rounding depends on the batch.
+            np.testing.assert_allclose(other.images_adv, wide.images_adv, atol=1e-4)
+        idle = [sum(cost.idle for cost in run.costs) for run in (wide, narrow, fixed)]
+        self.assertLess(idle[1], 0.7 * idle[0])
+        self.assertGreater(idle[2], 0.9 * idle[0])
+
+
 class ShareTest(parameterized.TestCase):
     @parameterized.parameters((10, 4), (3, 4), (0, 2), (8, 8), (7, 1))
     def test_every_image_belongs_to_one_process(self, images, processes):

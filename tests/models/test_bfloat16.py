@@ -35,10 +35,13 @@ SMALL = {
     "xcit_n12": {"dim": 16, "depth": 1, "heads": 2, "stem_strides": (2,)},
     "resnet18": {"depths": (1, 1), "small_stem": True, "activation": "gelu"},
     "robustresnet_a1": {"depths": (1, 1), "planes": (16, 16), "activation": "silu"},
+    "wrn_a1": {"depths": (1,), "planes": (16,), "activation": "silu"},
     "racl_7_104": {"channels": 4, "cells": 3},
     "swin_b": {"dim": 8, "depths": (2,), "heads": (2,), "patch": 2, "window": 4},
 }
 BATCH, SIZE = 64, 32
+# Those with a ReLU that no option changes, such as that of a squeeze's one hidden unit.
+WITH_RELU = {"robustresnet_a1", "racl_7_104"}
 # The softmax does not see what is added to all its logits, so these gradients are exactly 0.
 ZERO = ("attn.k.bias", "attn.proj_l.bias")
 
@@ -123,7 +126,7 @@ class NearFloat32Test(absltest.TestCase):
 
 @pytest.mark.slow
 class AllNearFloat32Test(parameterized.TestCase):
-    @parameterized.parameters(*SMALL)
+    @parameterized.parameters(*(name for name in SMALL if name not in WITH_RELU))
     def test_gradient(self, name):
         check_near_float32(self, name)
 
