@@ -90,7 +90,7 @@ class RowsTest(parameterized.TestCase):
         self.check(name)
 
     @parameterized.parameters(*((name,) for name in ROWS if name not in FAST))
-    @pytest.mark.slow
+    @pytest.mark.matrix
     def test_two_steps_of_every_row(self, name):
         self.check(name)
 

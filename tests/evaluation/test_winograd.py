@@ -67,6 +67,20 @@ class ConvolveTest(parameterized.TestCase):
         )
 
 
+class LayoutTest(parameterized.TestCase):
+    @parameterized.parameters((2, False), (8, True))
+    def test_maps_are_measured_where_they_are(self, side, expected):
+        """Channels in front are no height."""
+        numbers = ("NCHW", "OIHW", "NCHW")
+
+        def network(x, kernel):
+            return lax.conv_general_dilated(x, kernel, (1, 1), SAME, dimension_numbers=numbers)
+
+        x, kernel = jnp.ones((8, 64, side, side)), jnp.ones((64, 64, 3, 3))
+        jaxpr = str(jax.make_jaxpr(canonical_convolutions(network))(x, kernel))
+        self.assertEqual("dot_general" in jaxpr, expected)
+
+
 class LoopTest(absltest.TestCase):
     def test_weights_are_transformed_before_it(self):
         x, kernel = drawn(4, 8, 8, 128).astype("f4"), drawn(3, 3, 128, 128).astype("f4") / 34
