@@ -71,6 +71,7 @@ ROWS = (
     "resnet18",
     "resnet18,objective=adversarial,data=cifar100,selection=test",
     "resnet18,objective=mart,data=tiny",
+    "robustresnet_a1,objective=mart",
 )
 
 

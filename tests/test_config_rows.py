@@ -42,6 +42,8 @@ def reduced(config):
         changes = {"depths": (1,) * stages}
         if "dims" in row._fields:
             changes["dims"] = (stem.get("dims", row.dims)[0],) + (16,) * (stages - 1)
+        if "planes" in row._fields:
+            changes["planes"] = (16,) * stages
     else:
         changes = {"depth": 1}
     if "bn_group" in stem:
