@@ -177,7 +177,7 @@ class TimmTest(Case):
         ("resnet18", {"image_size": 32}, {"in_channels": 1}),
         ("convnext_t", {"num_classes": 1000}, {}),
     )
-    @pytest.mark.slow
+    @pytest.mark.matrix
     def test_arguments(self, name, sizes, options):
         self.hub()
         self.export(name, sizes=sizes, **options)

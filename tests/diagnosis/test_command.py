@@ -109,7 +109,7 @@ class HealthyTest(parameterized.TestCase):
         self.assertEqual((code, told["red"]), (0, False))
         return told
 
-    @pytest.mark.slow
+    @pytest.mark.matrix
     def test_a_digits_run(self):
         run = trained(quickstart.get_config(), Path(self.create_tempdir()) / "run")
         told = self.check(str(run))
@@ -124,7 +124,7 @@ class HealthyTest(parameterized.TestCase):
         given["options"] = {"stem_strides": (1,), "dims": (32, 64, 128)}
         self.assertLen(self.check(None, **given)["examined"], 1)
 
-    @pytest.mark.slow
+    @pytest.mark.matrix
     def test_a_run_with_batch_norms(self):
         config = quickstart.get_config()
         config.model.name = "resnet18"

@@ -221,7 +221,7 @@ class CommandTest(parameterized.TestCase):
         self.assertEqual(*(bundle.rows for bundle in bundles))
 
     @parameterized.parameters(*SEVERAL)
-    @pytest.mark.slow
+    @pytest.mark.matrix
     def test_three_hosts_one_of_which_is_killed_and_two_that_go_on(self, name):
         """Several threats, and several radii: each has a ledger, and all have the same records."""
         folder, command = self.begun("--attack=apgd-ce,apgd-t", "--n=40", "--steps=6")

@@ -75,6 +75,7 @@ RECIPES = {
     "aat_wrn": AAT,
     "aat_robust_silu": AAT,
 }
+SOON = "trades_wrn_clip0.5", "aat_wrn"
 NETS = {
     "wrn": nets.network(nets.basic),
     "robust": nets.network(nets.robust),
@@ -140,14 +141,15 @@ def updates(recipe: Recipe, net, shapes):
 
 @pytest.mark.computes
 class GoldenUpdatesTest(parameterized.TestCase):
-    @parameterized.parameters(*(name for name in RECIPES if "silu" not in name))
-    @pytest.mark.slow  # 10 s, most of them for the compilation of six passes in float64
+    @parameterized.parameters(*SOON)
+    @pytest.mark.slow  # 20 s, most of them for the compilation of six passes in float64
     def test_twenty_updates(self, name):
         self.check(name)
 
-    @pytest.mark.matrix  # it compiles for minutes
-    def test_twenty_updates_of_the_advanced_recipe(self):
-        self.check("aat_robust_silu")
+    @parameterized.parameters(*(name for name in RECIPES if name not in SOON))
+    @pytest.mark.matrix  # aat_robust_silu compiles for minutes
+    def test_twenty_updates_of_the_others(self, name):
+        self.check(name)
 
     def check(self, name):
         golden = load(paths.GOLDEN / "updates/cifar_updates.npz")
