@@ -88,7 +88,8 @@ def load(args: argparse.Namespace, devices: int = 1) -> "Config":
             part[key] = value
     if args.against:  # what the reference's step does: APGD, nothing random, one batch norm
         config.train.objective, config.label_smoothing = "adversarial", None
-        config.attack.update(name="apgd", norm="linf", start="image", statistics="running")
+        apgd = {"name": "apgd", "norm": "linf", "start": "image", "start_std": None}
+        config.attack.update(apgd, statistics="running")
         config.data.augmentation = "basic"
         config.mixup.update(mixup=None, cutmix=None)
         config.erase.probability = None
