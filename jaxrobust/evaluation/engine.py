@@ -10,7 +10,7 @@ serves any number of images, any radius, seed, target and restart.
 import functools
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -208,7 +208,8 @@ def decide(
     settings = (np.float32(epsilon), _root(seed), np.uint32(plan.named(setting.name).number))
     jobs = Jobs(engine.slots, engine.mesh.size, which, targets, setting.restarts)
     width = engine.slots // engine.mesh.size
-    slots, limit = None, 0  # the first call compiles and makes no step
+    slots: Any = None
+    limit = 0  # the first call compiles and makes no step
     most = setting.steps + ROWS[setting.machine].extra
     while True:
         if not jobs.assign():

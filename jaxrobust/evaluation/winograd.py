@@ -21,7 +21,7 @@ from jax import lax
 from jaxrobust.models.primitives import walled
 from jaxrobust.types import Array
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+Padding = tuple[tuple[int, int], ...]
 CHANNELS = 64  # in and out; with fewer, the transforms of maps cost more than the products save
 ROWS = 16  # tiles of a batch, below which transformed weights, which are more, take longer to read
 
