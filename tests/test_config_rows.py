@@ -88,6 +88,7 @@ class RowsTest(parameterized.TestCase):
         self.assertLessEqual(reached["robust"], reached["clean"])
 
     @parameterized.parameters(*((name,) for name in FAST))
+    @pytest.mark.slow
     def test_two_steps(self, name):
         self.check(name)
 

@@ -9,6 +9,7 @@ import sys
 from unittest import mock
 
 import jax
+import pytest
 from absl.testing import absltest, parameterized
 
 import jaxrobust
@@ -25,6 +26,7 @@ EXAMPLES = 13
 
 class ExamplesTest(parameterized.TestCase):
     @parameterized.parameters(*MODULES)
+    @pytest.mark.slow
     def test_examples(self, name):
         module = importlib.import_module(f"jaxrobust.{name}")
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

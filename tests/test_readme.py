@@ -131,6 +131,7 @@ def anchors(page: Path) -> set[str]:
 
 class ProgramsTest(parameterized.TestCase):
     @parameterized.parameters(*(page for page in PAGES if programs(page)))
+    @pytest.mark.slow
     def test_run(self, page):
         for text in programs(page):
             with (

@@ -59,6 +59,7 @@ class Case(parameterized.TestCase):
 
 
 class CertifyTest(Case):
+    @pytest.mark.slow
     def test_a_right_conversion(self):
         ours = network()
         found = self.certified(ours, reference(ours, self.folder))

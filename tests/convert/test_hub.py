@@ -128,6 +128,7 @@ class Case(ServedCase):
 
 
 class TimmTest(Case):
+    @pytest.mark.slow
     def test_loads_it(self):
         self.hub()
         self.export("resnet18", sizes={"num_classes": 7})

@@ -221,6 +221,7 @@ class TrainerTest(parameterized.TestCase):
         images = torch.rand(5, 3, 32, 32, generator=generator)
         return trainer, [trainer.step(images, torch.arange(5)) for _ in range(steps)]
 
+    @pytest.mark.slow
     def test_two_compiled_graphs_and_one_that_has_no_gradient(self):
         graphs = []
 

@@ -527,6 +527,7 @@ class LifetimeTest(absltest.TestCase):
                     os.kill(pid, 0)
                     time.sleep(0.1)
 
+    @pytest.mark.slow
     def test_interrupt_is_the_main_process_alone(self):
         """Ctrl-C goes to the whole process group; workers stay silent and end with it."""
         process, workers = self.start("time.sleep(60)")
@@ -535,12 +536,14 @@ class LifetimeTest(absltest.TestCase):
         self.assertEqual(errors.count("Traceback"), 1, errors)
         self.assert_gone(workers)
 
+    @pytest.mark.slow
     def test_workers_end_when_the_main_process_is_killed(self):
         process, workers = self.start("time.sleep(60)")
         process.kill()
         process.communicate(timeout=60)
         self.assert_gone(workers)
 
+    @pytest.mark.slow
     def test_the_end_is_silent_and_frees_what_workers_shared(self):
         process, workers = self.start("pass")
         _, errors = process.communicate(timeout=60)

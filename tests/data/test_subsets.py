@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.data import imagenet, sources, subsets, tfds_source
@@ -399,6 +400,7 @@ class ImageNetRecordsTest(SubsetTest):
     def open_imagenet(self, split):
         return sources.open_source("imagenet2012", split, data_dir=self.root, num_classes=1000)
 
+    @pytest.mark.slow
     def test_robustbench_of_records(self):
         self.write_imagenet(imagenet.synsets())
         source = self.open_imagenet("validation@robustbench")

@@ -99,6 +99,7 @@ class GoldenInFullTest(Promises):
 
 @pytest.mark.computes
 class CostTest(parameterized.TestCase):
+    @pytest.mark.slow
     def test_no_more_passes_than_the_reference(self):
         # Per image and job, from section 11 of the facts: APGD 102 forward and 101 backward, FAB
         # 203 and 100, Square 2 plus its queries. Ours stop early besides.
@@ -478,6 +479,7 @@ class VersionsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "must take images only"):
             evaluate(lambda x, k: x, IMAGES[:4], LABELS[:4], norm="linf", epsilon=0.1)
 
+    @pytest.mark.slow
     def test_averaged_gradient(self):
         machine = attacks.apgd_machine(norm="linf", epsilon=0.1, steps=3)
         images, labels = jnp.asarray(IMAGES[:4]), jnp.asarray(LABELS[:4])
@@ -499,6 +501,7 @@ class VersionsTest(parameterized.TestCase):
 class SearchTest(parameterized.TestCase):
     """A search with another network than the one that decides."""
 
+    @pytest.mark.slow
     def test_bfloat16_search(self):
         weights_as = lambda x: x.astype(jnp.bfloat16).astype(jnp.float32)  # noqa: E731
         search = lambda x: weights_as(NETS["conv"](weights_as(x)))  # noqa: E731
@@ -516,6 +519,7 @@ class SearchTest(parameterized.TestCase):
         result = quick("conv", epsilon=0.0, search_fn=liar, n=24)
         np.testing.assert_array_equal(result.robust, result.clean)
 
+    @pytest.mark.slow
     def test_square_ends_on_the_deciding_networks_word(self):
         # Too sure of success: as if rounding had moved the logits against the label.
         def eager(images):

@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import data
@@ -485,6 +486,7 @@ class CommandTest(parameterized.TestCase):
         for path in place.iterdir():
             self.assertEqual(path.read_bytes(), (other / path.name).read_bytes(), path)
 
+    @pytest.mark.slow
     def test_what_was_replayed_is_there_too(self):
         """Images that were fooled at a smaller radius, whose ledger another evaluation has."""
         self.assertEqual(call(**self.flags)[0], 0)

@@ -15,6 +15,7 @@ from unittest import mock
 import grain  # noqa: F401  # defines flags, which `flagsaver` must not see for the first time
 import jax
 import numpy as np
+import pytest
 from absl import flags
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
@@ -265,6 +266,7 @@ class RunTest(parameterized.TestCase):
         )
         self.assertIn("flag standin: not an attack", printed)
 
+    @pytest.mark.slow
     def test_settings_of_a_named_attack(self):
         out = Path(self.create_tempdir())
         flags = {"workdir": str(self.workdir), "out": str(out), "epsilon": "0.02", "n": 8}
@@ -284,6 +286,7 @@ class RunTest(parameterized.TestCase):
                 self.assertEqual(settings.get(key), more.get(key, settings.get(key)))
         self.assertEqual(settings["step_size"], 1.5 * 0.02 / 4)
 
+    @pytest.mark.slow
     def test_apgd_for_real(self):
         out = Path(self.create_tempdir())
         given = {"workdir": str(self.workdir), "out": str(out), "attack": "apgd-ce", "n": 8}

@@ -256,6 +256,7 @@ class MemoryTest(parameterized.TestCase):
         self.assertLen(networks._kept, kept)
 
     @parameterized.parameters(closure, lambda w: Model(w).logits, lambda w: jax.jit(closure(w)))
+    @pytest.mark.slow
     def test_an_evaluated_network_is_freed(self, made):
         self.check_freed(made, evaluate)
 
@@ -268,6 +269,7 @@ class MemoryTest(parameterized.TestCase):
     def test_so_are_others(self, made):
         self.check_freed(made, evaluate)
 
+    @pytest.mark.slow
     def test_one_that_was_searched_with_is_freed(self):
         decides = partial(FIRST)
         evaluate(decides)

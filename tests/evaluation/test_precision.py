@@ -61,6 +61,7 @@ class AutoAttackTest(parameterized.TestCase):
             self.assertEqual(set(found), {"HIGHEST"})
 
     @parameterized.parameters("apgd-ce", "square")
+    @pytest.mark.slow
     def test_the_search(self, name):
         (setting,) = plan("linf", "standard", [name], None)
         step, operands, _ = topology_autoattack.abstract_step(

@@ -26,6 +26,7 @@ class ReplayTest(parameterized.TestCase):
         return quick(**{"attacks": FIRST, "ledger": path} | asked), path
 
     @parameterized.parameters(*RADII)
+    @pytest.mark.slow
     def test_every_radius_tells_the_others(self, norm):
         small, middle, large = RADII[norm]
         asked = {"net": "conv", "n": 64}

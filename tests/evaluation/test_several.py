@@ -51,6 +51,7 @@ class SeveralTest(parameterized.TestCase):
         self.assertRegex(said, message)
         self.assertEmpty(list(out.glob("results.jsonl")))
 
+    @pytest.mark.slow
     def test_several_threats_and_their_union(self):
         out, alone = Path(self.create_tempdir()), Path(self.create_tempdir())
         few = {"workdir": str(self.workdir), "attack": "apgd-ce,square", "n": 80, "steps": 5}
@@ -106,6 +107,7 @@ class SeveralTest(parameterized.TestCase):
             (attack,) = record["attacks"]
             self.assertEqual((attack["step_size"], attack["start"]), (0.02, "image"))
 
+    @pytest.mark.slow
     def test_a_ladder_is_what_each_radius_finds_alone(self):
         few = {"attack": "apgd-ce,apgd-t,square", "n": 80, "steps": 10}
         out, alone = Path(self.create_tempdir()), Path(self.create_tempdir())
@@ -208,6 +210,7 @@ class SeveralTest(parameterized.TestCase):
             for key in ("evaluation", "robust", "accuracy_after", "ladder"):
                 self.assertEqual(one[key], other[key], key)
 
+    @pytest.mark.slow
     def test_own_radii_are_replayed(self):
         few = {"attack": "apgd-ce", "n": 60, "steps": 5, "norm": "linf"}
         out = Path(self.create_tempdir())
@@ -229,6 +232,7 @@ class SeveralTest(parameterized.TestCase):
         # The plain number of the first one is there: nothing was replayed in it.
         self.assertLen(self.asked(out, epsilon="0.01", noreplay=True, **few)[0], count + 1)
 
+    @pytest.mark.slow
     def test_another_folder_is_replayed(self):
         few = {"attack": "apgd-ce", "n": 60, "steps": 5, "epsilon": "0.02"}
         there, out = Path(self.create_tempdir()), Path(self.create_tempdir())

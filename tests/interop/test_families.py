@@ -24,6 +24,7 @@ class FamiliesTest(parameterized.TestCase):
             raise absltest.SkipTest(paths.PARITY) from error
 
     @parameterized.parameters(*torch_families.SMALL.items())
+    @pytest.mark.slow
     def test_small(self, name, options):
         images = torch_families.images(64)
         network = converted(torch_families.network(name, **options), images.shape[1:])

@@ -189,6 +189,7 @@ class FileTest(parameterized.TestCase):
         tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9),
         reason="PyTorch before 2.9 does not read what 2.9 wrote",
     )
+    @pytest.mark.slow
     def test_of_another_version(self):
         golden = paths.GOLDEN / "interop"
         path = self.create_tempfile("net.pt2").full_path

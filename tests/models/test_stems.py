@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
@@ -47,6 +48,7 @@ class KernelsTest(parameterized.TestCase):
         ("C3", 4.78, 0.02),
         ("C5", 4.81, 0.02),
     )
+    @pytest.mark.slow
     def test_costs_what_the_paper_prints(self, row, printed, tolerance):
         name, changes = options(row)
         net = models.create(name, scan=True, **changes)
@@ -67,6 +69,7 @@ class KernelsTest(parameterized.TestCase):
         self.assertEqual(sum(of_stem), expected)
 
     @parameterized.parameters(*ROWS)
+    @pytest.mark.slow
     def test_is_torchs(self, row):
         """A network of that stem alone, with the channels of the row, in float32."""
         torch = torch_or_skip(self)

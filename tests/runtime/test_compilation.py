@@ -5,6 +5,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import pytest
 from absl.testing import absltest, parameterized
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -54,6 +55,7 @@ class CacheTest(parameterized.TestCase):
         self.assertIsNone(self.place(processes=2, backend="cpu", shared=Path("/runs/c")))
         self.assertFalse(jax.config.values["jax_enable_compilation_cache"])
 
+    @pytest.mark.slow
     def test_a_second_compilation_hits(self):
         jax.config.update("jax_compilation_cache_dir", self.create_tempdir().full_path)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

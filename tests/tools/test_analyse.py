@@ -114,6 +114,7 @@ class NumbersTest(parameterized.TestCase):
         self.assertLen(list(out.iterdir()), 2)
         return read(table)
 
+    @pytest.mark.slow
     def test_perturbations(self):
         rows = self.analysed("perturbations", "--n", 12, "--steps", 3, "--batch", 5)
         net = Network(12)
@@ -130,6 +131,7 @@ class NumbersTest(parameterized.TestCase):
         }.items():
             np.testing.assert_allclose(column(rows, key), expected, rtol=1e-4, atol=1e-6)
 
+    @pytest.mark.slow
     def test_convergence(self):
         given = ("--n", 12, "--steps", 0, 2, 4, "--seeds", 2, "--batch", 7)
         rows = self.analysed("convergence", *given)
@@ -148,6 +150,7 @@ class NumbersTest(parameterized.TestCase):
             }.items():
                 np.testing.assert_allclose(column(own, key), expected, rtol=1e-4, atol=1e-6)
 
+    @pytest.mark.slow
     def test_effectiveness(self):
         words = ("--n", 16, "--steps", 1, 4, "--seeds", 2)
         rows = self.analysed("effectiveness", *words)

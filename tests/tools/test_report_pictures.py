@@ -30,6 +30,7 @@ class PicturesTest(absltest.TestCase):
         self.assertLess((folder / "mine.png").stat().st_size, report_pictures.LARGEST)
         self.assertGreater(len(np.unique(np.asarray(image))), 10)
 
+    @pytest.mark.slow
     def test_colours_are_left_out_until_it_fits(self):
         noise = np.random.default_rng(0).integers(0, 256, (450, 600, 3), np.uint8)
         made = report_pictures.small(Image.fromarray(noise))

@@ -110,6 +110,7 @@ class FlowTest(Case):
         self.asked.append((robust, images.image_size))
         return {"clean": 0.8, "robust": robust, "images": len(images)}
 
+    @pytest.mark.slow
     def test_autoattack_goes_on_only_where_the_best_may_be(self):
         """What a candidate reaches after the first attack, and what others leave of it."""
         for leaves, in_full, best, bounded in (

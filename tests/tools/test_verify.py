@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import data
@@ -130,6 +131,7 @@ class RunTest(Case):
         self.assertIn("Confirmed: robust accuracy on these images is at most", text[-1])
 
     @parameterized.parameters(True, False)
+    @pytest.mark.slow
     def test_a_file_of_the_same_weights(self, says):
         code, printed, said = ran(self.bundle, "--weights", self.file(says=says), "--batch=5")
         self.assertEqual(code, 0, printed + said)

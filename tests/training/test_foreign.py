@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
@@ -66,6 +67,7 @@ class RunTest(parameterized.TestCase):
         self.assertContainsSubset(names, state.ema)
         self.assertGreater(np.abs(state.stats["blocks.0.norm.mean"]).max(), 1e-3)
 
+    @pytest.mark.slow
     def test_interrupted_run_ends_in_the_same_bits(self):
         training.stop_after(7, lambda: training.quiet_run(config(), Path("stopped")))
         training.quiet_run(config(), Path("stopped"))
@@ -118,6 +120,7 @@ class RunTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, r"with width=4.*with width=8; set model.options"):
             start_weights.of_config(asked)
 
+    @pytest.mark.slow
     def test_a_file_of_its_weights(self):
         (_, weights), trained = self.best(), records.read(Path("run"))[-1]
         arrays = {k: np.asarray(v) for k, v in (weights.params | weights.stats).items()}

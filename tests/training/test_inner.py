@@ -136,6 +136,7 @@ class ProgramTest(parameterized.TestCase):
         ({"attack__name": "apgd"},),
         ({"attack__name": "pgd", "train__objective": "trades", "attack__start": "random"},),
     )
+    @pytest.mark.slow
     def test_one_for_every_length(self, changes):
         with standard():
             short, long = (

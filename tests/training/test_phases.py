@@ -47,6 +47,7 @@ class RunTest(absltest.TestCase):
         super().setUpClass()
         cls.workdir, cls.said = run_of_class(cls, three())
 
+    @pytest.mark.slow
     def test_each_has_its_own(self):
         for name in ("low", "train", "larger"):
             self.assertIn(f"{name}: step 0 of 4, adversarial", self.said)

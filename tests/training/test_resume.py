@@ -277,6 +277,7 @@ class SkippedTest(RunTest):
 
 @pytest.mark.computes
 class RollbackTest(RunTest):
+    @pytest.mark.slow
     def test_goes_back_once_with_a_lower_rate(self):
         folder = Path(self.create_tempdir())
         config = one_phase(trouble__skips=1, trouble__rollbacks=1, trouble__lr=0.25)
@@ -393,6 +394,7 @@ class LeftoversTest(RunTest):
             checkpoint.Checkpoints(folder)
         self.assertEqual(checkpoint.steps(folder), [4, 12])
 
+    @pytest.mark.slow
     def test_between_an_evaluation_and_its_line(self):
         """selection.jsonl has it, metrics.jsonl not yet."""
         workdir, config = self.run_of(3)

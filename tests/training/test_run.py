@@ -73,6 +73,7 @@ class LoopTest(parameterized.TestCase):
         self.assertGreater(last["images_per_second"], 0)
         self.assertTrue(any("selection_robust" in x for x in lines))
 
+    @pytest.mark.slow
     def test_a_tracker_is_told_what_the_metrics_say(self):
         lines = [json.loads(x) for x in (self.workdir / "metrics.jsonl").read_text().splitlines()]
         tests = [m for m in self.told.scalars_of if "test_robust" in m]

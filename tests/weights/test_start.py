@@ -9,6 +9,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
@@ -206,6 +207,7 @@ class StartTest(parameterized.TestCase):
             said = training.quiet_run(config, self.workdir)
         return said, seen[0] if seen else None
 
+    @pytest.mark.slow
     def test_trains_from_a_file_and_says_so_in_every_record(self):
         said, state = self.run_to_first_step(tiny(self.stored()))
         for key, array in small().items():
@@ -242,6 +244,7 @@ class StartTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, r"dims=\[8\].*, and the config .*dims=\[16\]"):
                 start_weights.of_config(config)
 
+    @pytest.mark.slow
     def test_from_random_weights(self):
         training.quiet_run(tiny(None), self.workdir)
         self.assertNotIn("init", records.read(self.workdir)[0])

@@ -114,6 +114,7 @@ class RecordsTest(CifarCase):
         expected = images.labels["test"]["label"][[3, 1]].tolist()
         self.assertEqual([record.label for record in chosen], expected)
 
+    @pytest.mark.slow
     def test_robustbench_takes_the_archive_s_order(self):
         with mock.patch.dict(SIZES, {"test": 10_000, "train": 5}):
             path, images = self.archive()
