@@ -93,14 +93,15 @@ def load(args: argparse.Namespace, devices: int = 1) -> "Config":
         config.data.augmentation = "basic"
         config.mixup.update(mixup=None, cutmix=None)
         config.erase.probability = None
-        options = dict(config.model.options)
-        options = {k: options[k] for k in options if k not in ("drop_path", "bn_group")}
+        given = dict(config.model.options)
+        compiling = {k: given[k] for k in given if k in ("scan", "remat")}
+        options = {k: given[k] for k in given if k not in {"drop_path", "bn_group", *compiling}}
         if options:
             raise ValueError(
                 f"--against torch has no counterpart of model.options {options}; leave it out, or "
                 "take a config without them"
             )
-        config.model.options = {}
+        config.model.options = compiling
     if min(args.rounds, args.steps) < 1:
         raise ValueError(f"--rounds={args.rounds} and --steps={args.steps} must be at least 1")
     return config

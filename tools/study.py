@@ -1,6 +1,10 @@
-"""The runs of configs/cifar_study.py, each with AutoAttack, and what they say beside the paper.
+"""The runs of a study's config, each with AutoAttack, and what they say beside the paper.
 
-python tools/study.py --out runs/study [--seed 0] [--minutes 60] [--data_dir FOLDER]
+python tools/study.py [--study cifar_study] --out runs/study [--seed 0] [--minutes 60]
+                      [--data_dir FOLDER]
+
+A study is a file of configs/ whose arguments are a run of its `RUNS` and a seed, and whose `PAPER`
+says what the paper finds of them.
 
 The same command goes on with what is not done; after --minutes no run or attack is begun any more.
 Two such commands, one a seed, may run beside each other.
@@ -26,19 +30,13 @@ from jaxrobust.runtime.commandline import Arguments, stop  # noqa: E402
 
 SEEDS = (0, 1)
 IMAGES = 1000
-# What the paper finds of each: robust accuracy against base (ConvNeXt-T at 4/255, Tables 1 and 11).
-PAPER = {
-    "patch": "41.6 instead of 42.2",
-    "random": "37.6 instead of 42.2",
-    "heavy": "47.5 instead of 42.2",
-    "one-step": "46.4 instead of 47.5 (heavy), in two thirds of the cost",
-    "low-first": "no such run",
-}
+STUDIES = ("cifar_study", "residual_study")
 
 
 def main() -> None:
     """Make what is left; print the table."""
     parser = Arguments(__doc__)
+    parser.flag("study", choices=STUDIES, default=STUDIES[0], help="Config whose runs are made.")
     parser.flag("out", type=Path, default=Path("runs/study"), help="Folder of the runs.")
     parser.flag("seed", type=int, choices=SEEDS, help="Only the runs of this seed; default: all.")
     parser.flag("minutes", type=float, default=math.inf, help="Time to begin work in.")
@@ -47,20 +45,25 @@ def main() -> None:
     if args.minutes <= 0:
         stop(f"--minutes {args.minutes:g} must be above 0", 2)
     end = time.monotonic() + 60 * args.minutes
-    names = importlib.import_module("configs.cifar_study").RUNS
+    found = study(args.study)
     left = 0
     seeds = SEEDS if args.seed is None else (args.seed,)
-    for seed, name in itertools.product(seeds, names):
+    for seed, name in itertools.product(seeds, found.RUNS):
         left += not _made(args, name, seed, end)
-    print(table(args.out, names))
+    print(table(args.out, found))
     sys.exit(int(left > 0))
+
+
+def study(name: str) -> Any:
+    """Return the module of a study's config."""
+    return importlib.import_module(f"configs.{name}")
 
 
 def _made(args: Any, name: str, seed: int, end: float) -> bool:
     """Train and attack one network where that is not done; tell whether it is by now."""
     workdir = args.out / f"{name}-{seed}"
     data = [f"--config.data.dir={args.data_dir}"] if args.data_dir else []
-    config = f"{ROOT / 'configs' / 'cifar_study.py'}:{name},seed={seed}"
+    config = f"{ROOT / 'configs' / args.study}.py:{name},seed={seed}"
     train = ["jaxrobust.main", f"--config={config}", f"--workdir={workdir}", *data]
     attack = ["jaxrobust.evaluate", f"--workdir={workdir}", f"--n={IMAGES}"]
     for done, command in ((trained(workdir), train), (attacked(workdir), attack)):
@@ -88,20 +91,21 @@ def attacked(workdir: Path) -> dict[str, Any] | None:
     return next((r for r in rows if r["method"] == "autoattack standard"), None)
 
 
-def table(out: Path, names: Any) -> str:
+def table(out: Path, found: Any) -> str:
     """Return clean and robust accuracy of each run, their mean, and the paper's finding."""
     lines = ["| run | clean, seeds 0 and 1 | AutoAttack, seeds 0 and 1 | mean | the paper |"]
     lines += ["|---|---|---|---|---|"]
     means: dict[str, Any] = {}  # None: not all seeds are done
-    for name in names:
-        found = [attacked(out / f"{name}-{seed}") for seed in SEEDS]
-        cells = [[_percent(r[key] if r else None) for r in found] for key in ("clean", "robust")]
-        robust = [r["robust"] for r in found if r]
+    for name in found.RUNS:
+        made = [attacked(out / f"{name}-{seed}") for seed in SEEDS]
+        cells = [[_percent(r[key] if r else None) for r in made] for key in ("clean", "robust")]
+        robust = [r["robust"] for r in made if r]
         means[name] = sum(robust) / len(robust) if len(robust) == len(SEEDS) else None
         mean = _percent(means[name])
-        if name != "base" and None not in (means[name], means["base"]):
-            mean += f" ({100 * (means[name] - means['base']):+.1f})"
-        row = (name, ", ".join(cells[0]), ", ".join(cells[1]), mean, PAPER.get(name, ""))
+        base = found.RUNS[0]
+        if name != base and None not in (means[name], means[base]):
+            mean += f" ({100 * (means[name] - means[base]):+.1f})"
+        row = (name, ", ".join(cells[0]), ", ".join(cells[1]), mean, found.PAPER.get(name, ""))
         lines.append(f"| {' | '.join(row)} |")
     half = 196 * math.sqrt(0.25 * 0.75 / IMAGES)
     lines.append(

@@ -80,13 +80,13 @@ class StudyTest(absltest.TestCase):
         self.assertEqual(commands[0], ("jaxrobust.main", "patch-0"))
         self.assertLen(commands, 2 * 2 * len(cifar_study.RUNS) - 2)
         self.assertEqual(self.run_study(out), (0, []))
-        said = study.table(out, cifar_study.RUNS)
+        said = study.table(out, cifar_study)
         self.assertIn("| one-step | 50.0, 50.0 | 25.0, 25.0 | 25.0 (+0.0) | 46.4 instead", said)
 
     def test_readme_shows_the_records(self):
         text = (study.ROOT / "tools" / "README.md").read_text()
         rows, _, _ = study.table(
-            study.ROOT / "tools/records/cifar_study", cifar_study.RUNS
+            study.ROOT / "tools/records/cifar_study", cifar_study
         ).partition("\n\n")
         self.assertIn(rows, text)
         self.assertNotIn("not yet measured", rows)
@@ -98,7 +98,8 @@ class StudyTest(absltest.TestCase):
         self.assertEqual(commands[0], ("jaxrobust.main", "base-1"))
 
     def test_the_paper_is_quoted_for_every_run(self):
-        self.assertCountEqual(study.PAPER, set(cifar_study.RUNS) - {"base"})
+        for found in map(study.study, study.STUDIES):
+            self.assertCountEqual(found.PAPER, found.RUNS[1:])
 
     def test_begins_nothing_after_its_time(self):
         out = Path(self.create_tempdir())
@@ -106,7 +107,7 @@ class StudyTest(absltest.TestCase):
             code, commands = self.run_study(out, minutes="5")
         self.assertEqual(code, 1)
         self.assertLen(commands, 3)
-        self.assertIn("| base | 50.0, not yet measured |", study.table(out, ("base",)))
+        self.assertIn("| base | 50.0, not yet measured |", study.table(out, cifar_study))
         self.assertEqual(self.run_study(out, minutes="0")[0], 2)
 
 
