@@ -167,6 +167,9 @@ def _streams(like: Any, key: Array | None) -> Any:
     return nnx.from_flat_state(made)
 
 
+_DRAWS = "above 0 draws in training: call apply with a key"
+
+
 def run_blocks(
     blocks: Sequence[nnx.Module],
     x: Any,
@@ -174,6 +177,7 @@ def run_blocks(
     train: bool = False,
     key: Array | None = None,
     rates: Sequence[float] = (),
+    draws: bool = False,
     remat: bool = False,
     scan: bool = False,
 ) -> Any:
@@ -183,14 +187,15 @@ def run_blocks(
       x: an array, or several that each block takes and returns together.
       key: of the stochastic depth, or keys [B]; every block draws from its own.
       rates: the probability that a block's branches are left out, per block; empty: none is.
+      draws: whether blocks draw in training beyond that, such as dropout.
       remat: recompute each block in the backward pass instead of storing it.
       scan: compile one block for all of them, which must differ in their arrays only.
     """
     drops: list[Drop | None] = [None] * len(blocks)
-    if train and any(rates):
+    if train and (draws or any(rates)):
         if key is None:
-            raise ValueError("drop_path above 0 draws in training: call apply with a key")
-        keys = split(key, len(blocks))
+            raise ValueError(f"{'dropout' if draws else 'drop_path'} {_DRAWS}")
+        keys, rates = split(key, len(blocks)), rates or (0.0,) * len(blocks)
         drops = [Drop(k, rate) for k, rate in zip(keys, rates, strict=True)]
     if not (remat or scan):
         for block, drop in zip(blocks, drops, strict=True):

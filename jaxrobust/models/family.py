@@ -56,7 +56,7 @@ class Names(NamedTuple):
 class Family(NamedTuple):
     """An architecture: its variants, how they are made, named, trained and compared."""
 
-    file: str  # the file's name, here and in convert/torch_modules
+    file: str  # the file's name in convert/torch_modules; here too, in a package without its name
     title: str  # on leaderboards
     variants: Mapping[str, Any]  # name -> row
     create: Callable[..., Classifier]  # (row, *, num_classes, image_size)

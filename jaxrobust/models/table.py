@@ -51,7 +51,8 @@ def architecture(name: str) -> Architecture:
 
 def parameters(name: str) -> str:
     """Return the table of a network's parameters: names, shapes, types, sizes, and their sum."""
-    net = models.create(name, num_classes=models.member(name).num_classes)
+    member = models.member(name)
+    net = models.create(name, num_classes=member.num_classes, image_size=member.counted_at)
     params, _ = jax.eval_shape(net.init, jax.random.key(0))
     return overview.get_parameter_overview(params, include_stats=False)
 
