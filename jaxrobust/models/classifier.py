@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxrobust.models.initializers import Draws
@@ -165,6 +166,22 @@ def _streams(like: Any, key: Array | None) -> Any:
             value = jnp.zeros(leaf.shape, leaf.dtype)
         made.append((path, leaf.replace(value)))
     return nnx.from_flat_state(made)
+
+
+def of_stages(
+    depths: Sequence[int], *, train: bool, key: Array | None, drop_path: float, remat: bool
+) -> list[dict[str, Any]]:
+    """Return what `run_blocks` is told in each stage of so many blocks.
+
+    Each has a key of its own; the blocks' rates grow linearly from 0 at the network's first to
+    `drop_path` at its last.
+    """
+    keys = [None] * len(depths) if key is None else split(key, len(depths))
+    rates, ends = np.linspace(0, drop_path, sum(depths)).tolist(), np.cumsum(depths)
+    return [
+        {"train": train, "key": k, "rates": rates[end - depth : end], "remat": remat}
+        for k, end, depth in zip(keys, ends, depths, strict=True)
+    ]
 
 
 _DRAWS = "above 0 draws in training: call apply with a key"

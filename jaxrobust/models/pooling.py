@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrobust.models.primitives import (
-    per_platform,
-)
+from jaxrobust.models.primitives import per_platform, widened
 
 Array = jax.Array
 
@@ -110,3 +108,68 @@ def avg_pool(x: Array, *, stride: int, count_padding: bool) -> Array:
         return sums / 9
     rows, columns = (jnp.array(_inside(size, stride), x.dtype) for size in x.shape[1:3])
     return sums / (rows[:, None] * columns[None])[None, :, :, None]
+
+
+Windows = list[tuple[int, int]]
+
+
+def _adaptive_windows(size: int, count: int) -> Windows:
+    """Return where PyTorch's `count` windows along an axis start and stop: they overlap by a pixel
+    where `count` does not divide `size`, and repeat pixels where it is larger.
+    """
+    return [(i * size // count, -(-(i + 1) * size // count)) for i in range(count)]
+
+
+def _readers(size: int, windows: Windows) -> Windows:
+    """Return for each of `size` pixels which windows read it, the first and behind the last."""
+    return [
+        (sum(stop <= i for _, stop in windows), sum(start <= i for start, _ in windows))
+        for i in range(size)
+    ]
+
+
+def _window_sums(x: Array, axis: int, windows: Windows) -> Array:
+    lines = [lax.slice_in_dim(x, i, i + 1, 1, axis) for i in range(x.shape[axis])]
+    return jnp.concatenate([functools.reduce(jnp.add, lines[i:j]) for i, j in windows], axis)
+
+
+def _window_sizes(axis: int, windows: Windows, dtype: jnp.dtype) -> Array:
+    shape = [-1 if i == axis else 1 for i in range(4)]
+    return jnp.array([stop - start for start, stop in windows], dtype).reshape(shape)
+
+
+@per_platform
+def _adaptive(x: Array, *, count: int) -> Array:
+    (wide,) = widened(x)
+    for axis in (1, 2):
+        windows = _adaptive_windows(x.shape[axis], count)
+        sizes = _window_sizes(axis, windows, wide.dtype)
+        wide = _window_sums(wide, axis, windows) / sizes
+    return wide.astype(x.dtype)
+
+
+@per_platform
+def _adaptive_gradient(g: Array, *, sizes: tuple[int, int]) -> Array:
+    (wide,) = widened(g)
+    for axis, size in enumerate(sizes, 1):
+        windows = _adaptive_windows(size, g.shape[axis])
+        wide = wide / _window_sizes(axis, windows, wide.dtype)
+        wide = _window_sums(wide, axis, _readers(size, windows))
+    return wide.astype(g.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _adaptive_pool(x: Array, count: int, sizes: tuple[int, int]) -> Array:
+    del sizes
+    return _adaptive(x, count=count)
+
+
+_adaptive_pool.defvjp(
+    lambda x, count, sizes: (_adaptive(x, count=count), None),
+    lambda count, sizes, _, g: (_adaptive_gradient(g, sizes=sizes),),
+)
+
+
+def adaptive_avg_pool(x: Array, count: int) -> Array:
+    """Return the means of f[B,H,W,C] over `count` x `count` windows, as PyTorch cuts them."""
+    return _adaptive_pool(x, count, (x.shape[1], x.shape[2]))
