@@ -51,6 +51,11 @@ def pointwise_oi(array: np.ndarray) -> np.ndarray:
     return array[:, :, 0, 0].T
 
 
+def pointwise1_oi(array: np.ndarray) -> np.ndarray:
+    """Turn torch's convolution of one tap along one axis, [out, in, 1], into [in, out]."""
+    return array[:, :, 0].T
+
+
 def channels(array: np.ndarray) -> np.ndarray:
     """Reshape torch's [1, C, 1, 1] to [C]."""
     return np.ravel(array)
@@ -62,6 +67,7 @@ INVERSE: dict[Transform, Callable[[np.ndarray], np.ndarray]] = {
     conv_oihw: lambda array: np.transpose(array, (3, 2, 0, 1)),
     linear_oi: np.transpose,
     pointwise_oi: lambda array: array.T[:, :, None, None],
+    pointwise1_oi: lambda array: array.T[:, :, None],
     channels: lambda array: array.reshape(1, -1, 1, 1),
 }
 
