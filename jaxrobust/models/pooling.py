@@ -81,6 +81,69 @@ def max_pool(x: Array) -> Array:
 max_pool.defvjp(lambda x: (max_pool(x), x), _pool_backward)
 
 
+def _pairs(x: Array, axis: int) -> tuple[Array, Array]:
+    """Return the first and the second entry of pairs along `axis`; a rest of one is left out."""
+    stop = x.shape[axis] // 2 * 2
+    first, second = (lax.slice_in_dim(x, i, stop, 2, axis) for i in range(2))
+    return first, second
+
+
+def _takes_second(first: Array, second: Array) -> Array:
+    return (second > first) | (second != second)  # NaN is the largest, as in torch
+
+
+def _larger(x: Array, axis: int) -> Array:
+    first, second = _pairs(x, axis)
+    return jnp.where(_takes_second(first, second), second, first)
+
+
+def _larger_gradient(x: Array, g: Array, axis: int) -> Array:
+    takes, zero = _takes_second(*_pairs(x, axis)), jnp.zeros((), g.dtype)
+    both = jnp.stack([jnp.where(takes, zero, g), jnp.where(takes, g, zero)], axis + 1)
+    both = both.reshape(*g.shape[:axis], -1, *g.shape[axis + 1 :])
+    rest = x.shape[axis] - both.shape[axis]
+    return lax.pad(both, zero, [(0, rest if i == axis else 0, 0) for i in range(4)])
+
+
+@per_platform
+def _halved(x: Array) -> Array:
+    return _larger(_larger(x, 2), 1)
+
+
+@per_platform
+def _halved_gradient(x: Array, g: Array) -> Array:
+    # The first maximum in row-major order is in the first row that has it, first there.
+    return _larger_gradient(x, _larger_gradient(_larger(x, 2), g, 1), 2)
+
+
+@jax.custom_vjp
+def max_pool_2x2(x: Array) -> Array:
+    """Return the largest value of every 2x2 window of f[B,H,W,C], stride 2; a last odd row or
+    column is left out.
+
+    Among equal values the gradient goes to the first in row-major order, as in torch.
+    """
+    return _halved(x)
+
+
+max_pool_2x2.defvjp(lambda x: (_halved(x), x), lambda x, g: (_halved_gradient(x, g),))
+
+
+@per_platform
+def _quartered(x: Array) -> Array:
+    for axis in (2, 1):
+        first, second = _pairs(x, axis)
+        x = first + second
+    return x / 4
+
+
+def avg_pool_2x2(x: Array) -> Array:
+    """Return the mean of every 2x2 window of f[B,H,W,C], stride 2; a last odd row or column is
+    left out.
+    """
+    return _quartered(x)
+
+
 @per_platform
 def _sums(x: Array, *, stride: int) -> Array:
     """Return the sums of all 3x3 windows, padding 1."""
