@@ -41,6 +41,7 @@ from jaxrobust.models import (
     vit,
     xcit,
 )
+from jaxrobust.models.cifar import densenet, preact_resnet, resnext, vgg, wide_resnet
 from jaxrobust.models.classifier import OfModule, loaded
 from jaxrobust.models.family import Family, Member
 from jaxrobust.models.renaming import Naming, Row
@@ -59,6 +60,11 @@ FAMILIES = (
     swin.FAMILY,
     robust_resnet.FAMILY,
     searched.FAMILY,
+    vgg.FAMILY,
+    wide_resnet.FAMILY,
+    densenet.FAMILY,
+    preact_resnet.FAMILY,
+    resnext.FAMILY,
 )
 _FAMILY = {name: family for family in FAMILIES for name in family.variants}
 

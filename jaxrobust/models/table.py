@@ -110,7 +110,7 @@ def _stem(name: str, params) -> str:
     windows = [side for k in kernels if (side := _window(params[k])) > 1]
     if len(windows) > 1:
         return f"conv x{len(windows)}"
-    (side,) = windows
+    (side,) = windows or [1]
     return f"conv {side}" if side % 2 else f"patch {side}"
 
 
@@ -126,8 +126,8 @@ def _norms(params, stats) -> str:
 
 
 HEAD = (
-    f"{'':22} parameters, M      multiply-adds, G\n"
-    f"{'architecture':20} {'here':>7} {'paper':>7} {'px':>3} {'here':>7} {'paper':>7} "
+    f"{'':26} parameters, M      multiply-adds, G\n"
+    f"{'architecture':24} {'here':>7} {'paper':>7} {'px':>3} {'here':>7} {'paper':>7} "
     f"{'stem':8} {'norms':5} weights"
 )
 NOTES = """
@@ -153,7 +153,7 @@ def line(row: Architecture, width: int = 100) -> str:
     paper = row.paper or Paper(None, "")
     mark = "!" if paper.misprint else ""
     cells = (
-        f"{row.name:20} {row.parameters / 1e6:7.2f} {(paper.parameters or '') + mark:>7} "
+        f"{row.name:24} {row.parameters / 1e6:7.2f} {(paper.parameters or '') + mark:>7} "
         f"{row.image_size:3d} {row.multiply_adds / 1e9:7.3f} {paper.multiply_adds + mark:>7} "
         f"{row.stem:8} {row.norms:5} "
     )
