@@ -1,6 +1,6 @@
 """AutoAugment as torchvision has it, and as RobustART: a plan of changes is drawn, then made."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -59,8 +59,14 @@ def _bicubic(change: Change) -> Change:
     )
 
 
+def _signed(last: float, middle: float = 0) -> Callable[[int, int, int], float]:
+    """Return (sign, level, side) -> ten numbers from 0 to last on either side of the middle."""
+    steps = np.linspace(0, last, 10).tolist()
+    return lambda sign, level, _: middle + sign * steps[level]
+
+
 def _unrounded(sign: int, level: int, side: int) -> float:
-    return sign * (150 / 331 * side * level / 9)
+    return sign * np.linspace(0, 150 / 331, 10).tolist()[level] * side
 
 
 # What DIG-Beihang/RobustART has otherwise: it turns counter-clockwise only, shears between pixels,
@@ -68,12 +74,12 @@ def _unrounded(sign: int, level: int, side: int) -> float:
 ROBUSTART = TORCHVISION | {
     "Rotate": Row(operations.rotate, lambda _, level, __: 30 * level / 9),
     "Solarize": Row(operations.solarize, lambda _, level, __: 256 - 256 * level / 9),
-    "Color": Row(operations.saturation, lambda sign, level, _: 1 + sign * level / 10),
-    "Contrast": Row(operations.contrast, lambda sign, level, _: 1 + sign * level / 10),
-    "Brightness": Row(operations.brightness, lambda sign, level, _: 1 + sign * level / 10),
-    "Sharpness": Row(operations.sharpness, lambda sign, level, _: 1 + sign * level / 10),
-    "ShearX": Row(_bicubic(operations.shear_x), lambda sign, level, _: sign * level / 30),
-    "ShearY": Row(_bicubic(operations.shear_y), lambda sign, level, _: sign * level / 30),
+    "Color": Row(operations.saturation, _signed(0.9, middle=1)),
+    "Contrast": Row(operations.contrast, _signed(0.9, middle=1)),
+    "Brightness": Row(operations.brightness, _signed(0.9, middle=1)),
+    "Sharpness": Row(operations.sharpness, _signed(0.9, middle=1)),
+    "ShearX": Row(_bicubic(operations.shear_x), _signed(0.3)),
+    "ShearY": Row(_bicubic(operations.shear_y), _signed(0.3)),
     "TranslateX": Row(operations.translate_x, _unrounded),
     "TranslateY": Row(operations.translate_y, _unrounded),
 }

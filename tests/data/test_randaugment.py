@@ -228,7 +228,7 @@ class AutoAugmentTest(parameterized.TestCase):
     @parameterized.parameters((32, 32), (50, 31))
     def test_bytes_of_robustart(self, width, height):
         """Written out with Pillow alone, from the description of that code."""
-        (image,) = pictures([(width, height)])
+        image = Image.fromarray(pattern(height, width))
         bits = (8, 8, 7, 7, 6, 6, 5, 5, 4, 4)
         enhancers = {
             "Color": ImageEnhance.Color,
@@ -248,22 +248,22 @@ class AutoAugmentTest(parameterized.TestCase):
             return Image.composite(layer, behind, layer).convert("RGB")
 
         for level, sign in itertools.product(range(10), (-1, 1)):
-            share = level / 9
-            dx, dy = (sign * share * 150 / 331 * side for side in image.size)
+            slope, share = (sign * np.linspace(0, s, 10)[level] for s in (0.3, 150 / 331))
+            dx, dy = (share * side for side in image.size)
             expected = {
                 "AutoContrast": ImageOps.autocontrast(image),
                 "Equalize": ImageOps.equalize(image),
                 "Invert": ImageOps.invert(image),
                 "Posterize": ImageOps.posterize(image, bits[level]),
                 "Solarize": ImageOps.solarize(image, np.linspace(256, 0, 10)[level]),
-                "Rotate": turned(30 * share),
-                "ShearX": moved((1, sign * 0.3 * share, 0, 0, 1, 0), BICUBIC),
-                "ShearY": moved((1, 0, 0, sign * 0.3 * share, 1, 0), BICUBIC),
+                "Rotate": turned(np.linspace(0, 30, 10)[level]),
+                "ShearX": moved((1, slope, 0, 0, 1, 0), BICUBIC),
+                "ShearY": moved((1, 0, 0, slope, 1, 0), BICUBIC),
                 "TranslateX": moved((1, 0, dx, 0, 1, 0)),
                 "TranslateY": moved((1, 0, 0, 0, 1, dy)),
             }
             for name, enhancer in enhancers.items():
-                expected[name] = enhancer(image).enhance(1 + sign * 0.9 * share)
+                expected[name] = enhancer(image).enhance(1 + sign * np.linspace(0, 0.9, 10)[level])
             self.assertEqual(expected.keys(), autoaugment.ROBUSTART.keys())
             for name, row in autoaugment.ROBUSTART.items():
                 side = width if name == "TranslateX" else height
