@@ -27,6 +27,7 @@ def phase(**changes: Any) -> ConfigDict:
         "objective": "adversarial",  # clean | adversarial | trades | mart
         "trades_beta": 6.0,
         "mart_beta": 6.0,
+        "l1": 0.0,  # times the sum of |w| of all convolutions and linear maps is added to the loss
         "epochs": 50,  # 0: this phase does not happen
         "batch_size": 1024,  # global
         "microbatches": 1,  # parts of a device's images, one after another where memory is short
@@ -96,7 +97,7 @@ def base() -> ConfigDict:
             "stem": "keep",  # keep | fresh, such as a ConvStem on the body of a PatchStem's weights
             "head": "keep",  # keep | fresh, for other classes | fresh-torch, nn.Linear's default
             # Mean and std inside the network: keep (those of the weights) | none | half | imagenet
-            # | cifar10 | cifar100.
+            # | cifar10 | cifar10-robustart | cifar100.
             "normalize": "keep",
         }
     )
@@ -187,6 +188,8 @@ def base() -> ConfigDict:
             "step_size": config_dict.placeholder(float),
             "start": config_dict.placeholder(str),
             "weights": "ema",
+            # What chooses the epoch: clean | robust; default: robust, after clean training clean.
+            "metric": config_dict.placeholder(str),
         }
     )
     # At the end: each phase's best weights on the test split; images=0 means all of them.
@@ -223,8 +226,9 @@ def read_arguments(text: str | None, **choices: Sequence[Any]) -> dict[str, Any]
 
     Args:
       text: what stands behind the colon.
-      **choices: the values of each argument, its default first (None: there is none). The first
-        argument has to be given, and may be written without its name.
+      **choices: the values of each argument, its default first (None: there is none); `float`
+        among them stands for any number. The first argument has to be given, and may be written
+        without its name.
     Raises:
       ArgumentError: an argument that is not among them, one given twice, or another value.
     """
@@ -242,14 +246,22 @@ def read_arguments(text: str | None, **choices: Sequence[Any]) -> dict[str, Any]
     if first not in given:
         known = ", ".join(map(str, choices[first]))
         raise ArgumentError(f"say which {first} behind a colon, one of {known}")
-    found = {}
-    for name, values in choices.items():
-        match = {str(value): value for value in values if value is not None}
-        if name in given and given[name] not in match:
-            others = meant(given[name], match)
-            raise ArgumentError(f"{name}={given[name]} is not among its values; {others}")
-        found[name] = match[given[name]] if name in given else values[0]
-    return found
+    return {
+        name: _argument(name, given[name], values) if name in given else values[0]
+        for name, values in choices.items()
+    }
+
+
+def _argument(name: str, text: str, values: Sequence[Any]) -> Any:
+    match = {str(value): value for value in values if value not in (None, float)}
+    if text in match:
+        return match[text]
+    if float not in values:
+        raise ArgumentError(f"{name}={text} is not among its values; {meant(text, match)}")
+    try:
+        return float(text)
+    except ValueError:
+        raise ArgumentError(f"{name}={text} is no number") from None
 
 
 def plain(config: Config) -> dict[str, Any]:

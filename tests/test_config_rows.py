@@ -16,9 +16,10 @@ from jaxrobust.types import Weights
 from tools import refresh_configs
 
 FAMILIES = ("revisiting_at", "convstem_pretraining", "larger_radius", "light_recipe")
-FAMILIES += ("light_ablation", "transfer", "cifar_bat", "cifar_aat")
+FAMILIES += ("light_ablation", "transfer", "cifar_bat", "cifar_aat", "cifar_aligned")
 ROWS = [name for name in refresh_configs.names() if ":" in name]
 FAST = [  # those that compile soonest, of every kind
+    "cifar_aligned:cifar_vgg16",
     "convstem_pretraining:vit_b_cvst",
     "larger_radius:convnext_t_cvst",
     "light_ablation:deit_s,data=imagenet,augmentation=mcre,warmup=0",
@@ -44,8 +45,10 @@ def reduced(config):
             changes["dims"] = (stem.get("dims", row.dims)[0],) + (16,) * (stages - 1)
         if "planes" in row._fields:
             changes["planes"] = (16,) * stages
-    else:
+    elif "depth" in row._fields:
         changes = {"depth": 1}
+    else:
+        changes = {"widths": (8,) * len(row.widths)}
     if "bn_group" in stem:
         changes["bn_group"] = 4
     model.options = stem | changes

@@ -1,11 +1,13 @@
 import importlib
 
 import jax
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust.config import of_phase, phases
 from jaxrobust.runtime.commandline import config_name, load_config
-from jaxrobust.training import build
+from jaxrobust.training import build, optim
+from tests.support import paths
 from tests.support.command_line import parsed, refused
 from tools import refresh_configs
 
@@ -35,6 +37,29 @@ class ConfigsTest(parameterized.TestCase):
             refresh_configs.load(name).train.epocs = 3
         self.assertIn(f"--config configs/{name.partition(':')[0]}.py", module.__doc__)
         self.assertRegex(module.__doc__.lower(), "not yet measured|measured")
+
+
+class AlignedTest(absltest.TestCase):
+    """Facts of DIG-Beihang/RobustART, cifar10/train.py, as its configs have them."""
+
+    def test_learning_rate(self):
+        expected = np.load(paths.GOLDEN / "updates/cifar_updates.npz")["warmup8_cosine100_lr"]
+        p = refresh_configs.load("cifar_aligned:cifar_vgg16").train
+        self.assertLen(expected, p.epochs)
+        with jax.enable_x64(True):
+            schedule, _ = optim.of_phase(p, "train", decay_mask="all", steps_per_epoch=7)
+            for epoch, value in enumerate(expected):
+                rate = schedule(7 * epoch + 6)
+                np.testing.assert_allclose(rate, value, rtol=1e-12, atol=1e-18)
+
+    def test_attack_and_arguments(self):
+        config = refresh_configs.load("cifar_aligned:cifar_densenet,mode=trades,l1=1e-5")
+        attack = config.attack
+        self.assertEqual((attack.name, attack.steps, attack.statistics), ("pgd", 15, "running"))
+        self.assertAlmostEqual(attack.relative_step * attack.epsilon, 0.8 / 255, delta=1e-15)
+        self.assertEqual((config.train.objective, config.train.l1), ("trades", 1e-5))
+        self.assertEqual(config.evaluation.metric, "clean")
+        self.assertEqual(config.data.selection_split, "train[49000:]")
 
 
 class ArgumentsTest(parameterized.TestCase):
@@ -79,6 +104,10 @@ class ArgumentsTest(parameterized.TestCase):
         ("cifar_bat:resnet18,data=tiny,selection=held-out", "holds whole classes; leave it out"),
         ("cifar_aat:wrn_a1,data=cifar100,extra=500k", "extra=500k has the classes of cifar10"),
         ("cifar_aat:resnet18", "resnet18 has no silu; add activation=relu"),
+        ("cifar_aligned:cifar_vgg16,l1=-1e-5", "l1=-1e-05 must be a number of at least 0"),
+        ("cifar_aligned:cifar_vgg16,l1=much", "l1=much is no number"),
+        ("cifar_aligned:cifar_vgg17", "model=cifar_vgg17 is not among .*; did you mean cifar_vgg1"),
+        ("cifar_aligned:cifar_vgg16_224,selection=held-out", "whole classes; leave it out"),
         ("larger_radius:vit_b_cvst", "is not among its values; did you mean"),
         ("quickstart:fast", "takes no arguments; leave out what stands behind the colon"),
     )

@@ -49,6 +49,7 @@ WRONG = {
     f"{TRAIN} --config.train.lr=-1": "lr",
     f"{TRAIN} --config.train.objective=robust": "objective",
     f"{TRAIN} --config.train.batch_size=0": "batch_size",
+    f"{TRAIN} --config.train.l1=-1e-5": "train.l1=-1e-05 must be at least 0",
     f"{TRAIN} --config.train.batch_size=5000": "batch_size",
     f"{TRAIN} --config.seed=-1": "seed=-1 must be from 0",
     f"{TRAIN} --config.attack.epsilon=4": "4/255",

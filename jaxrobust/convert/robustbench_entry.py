@@ -77,7 +77,7 @@ def check_id(robustbench_id: str) -> str:
 def architecture(name: str, options: dict[str, Any]) -> str:
     """Return an architecture as leaderboards write it."""
     stem = name.removesuffix("_cvst")
-    base, _, patch = stem.partition("_p")
+    base, patch = re.fullmatch(r"(.+?)(?:_p(\d+))?", stem).groups()  # type: ignore[union-attr]
     size = base.rpartition("_")[2].upper()
     plain = models.member(name).title or f"{models.family(name).title}-{size}"
     plain += f"/{patch}" if patch else ""

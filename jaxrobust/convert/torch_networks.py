@@ -81,6 +81,8 @@ def network(name: str, *, img_size: int = 224, **options: Any) -> torch.nn.Modul
     if base.endswith(".py"):
         if "in_chans" in options:
             options["in_channels"] = options.pop("in_chans")
+        if not family.any_size:
+            options["image_size"] = img_size
         return module(base).model(**options)
     if not family.any_size:
         options["img_size"] = img_size

@@ -8,14 +8,14 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from jaxrobust.data import color, operations
-from jaxrobust.data.autoaugment import autoaugment
+from jaxrobust.data.autoaugment import ROBUSTART, TORCHVISION, autoaugment
 from jaxrobust.data.presets import PRESETS
 from jaxrobust.data.randaugment import randaugment
 from jaxrobust.data.transforms import BICUBIC, resample_to, to_array, to_pil
@@ -154,9 +154,11 @@ def _randaugment(
     )
 
 
-def _autoaugment(policy: str) -> Callable[..., PictureOp]:
-    return lambda size, fill=0: functools.partial(
-        autoaugment, policy=policy, fill=_whole(fill, 0, 255)
+def _autoaugment(
+    policy: str, rows: Mapping[str, operations.Row] = TORCHVISION, fill: int = 0
+) -> Callable[..., PictureOp]:
+    return lambda size, fill=fill: functools.partial(
+        autoaugment, policy=policy, fill=_whole(fill, 0, 255), rows=rows
     )
 
 
@@ -190,6 +192,8 @@ OPS = {
     "randaugment": _Row(_randaugment),
     "autoaugment": _Row(_autoaugment("cifar10")),
     "autoaugment-imagenet": _Row(_autoaugment("imagenet")),
+    "autoaugment-robustart": _Row(_autoaugment("cifar10", ROBUSTART, 128)),
+    "autoaugment-robustart-imagenet": _Row(_autoaugment("imagenet", ROBUSTART, 128)),
 }
 _OP = re.compile(r"([\w-]+?)(?:\(([^()]*)\))?")
 

@@ -1,12 +1,13 @@
-"""AutoAugment as torchvision has it: a plan of changes is drawn, then made."""
+"""AutoAugment as torchvision has it, and as RobustART: a plan of changes is drawn, then made."""
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from jaxrobust.data import operations
-from jaxrobust.data.operations import Canvas, Plan, Row, make, no_number
+from jaxrobust.data.operations import Canvas, Change, Plan, Row, make, no_number
 
 
 def _bins(first: float, last: float) -> tuple[float, ...]:
@@ -33,7 +34,7 @@ def _translate(sign: int, level: int, side: int) -> float:
 
 
 # torchvision's: numbers from (sign, level 0 to 9, pixels of the side).
-AUTOAUGMENT = {
+TORCHVISION = {
     "AutoContrast": Row(operations.auto_contrast, no_number),
     "Equalize": Row(operations.equalize, no_number),
     "Invert": Row(operations.invert, no_number),
@@ -48,6 +49,39 @@ AUTOAUGMENT = {
     "ShearY": Row(operations.shear_y, _shear),
     "TranslateX": Row(operations.translate_x, _translate),
     "TranslateY": Row(operations.translate_y, _translate),
+}
+
+
+def _bicubic(change: Change) -> Change:
+    """Return a change that reads between the old pixels, whatever the canvas says."""
+    return lambda image, number, canvas: change(
+        image, number, canvas._replace(resample=Image.Resampling.BICUBIC)
+    )
+
+
+def _signed(last: float, middle: float = 0) -> Callable[[int, int, int], float]:
+    """Return (sign, level, side) -> ten numbers from 0 to last on either side of the middle."""
+    steps = np.linspace(0, last, 10).tolist()
+    return lambda sign, level, _: middle + sign * steps[level]
+
+
+def _unrounded(sign: int, level: int, side: int) -> float:
+    return sign * np.linspace(0, 150 / 331, 10).tolist()[level] * side
+
+
+# What DIG-Beihang/RobustART has otherwise: it turns counter-clockwise only, shears between pixels,
+# solarises from 256 on and does not round translations.
+ROBUSTART = TORCHVISION | {
+    "Rotate": Row(operations.rotate, lambda _, level, __: 30 * level / 9),
+    "Solarize": Row(operations.solarize, lambda _, level, __: 256 - 256 * level / 9),
+    "Color": Row(operations.saturation, _signed(0.9, middle=1)),
+    "Contrast": Row(operations.contrast, _signed(0.9, middle=1)),
+    "Brightness": Row(operations.brightness, _signed(0.9, middle=1)),
+    "Sharpness": Row(operations.sharpness, _signed(0.9, middle=1)),
+    "ShearX": Row(_bicubic(operations.shear_x), _signed(0.3)),
+    "ShearY": Row(_bicubic(operations.shear_y), _signed(0.3)),
+    "TranslateX": Row(operations.translate_x, _unrounded),
+    "TranslateY": Row(operations.translate_y, _unrounded),
 }
 
 # Cubuk et al. 2019, tables 7 and 9: pairs of name, probability in tenths, level.
@@ -127,7 +161,12 @@ POLICIES = {"cifar10": _policy(_CIFAR10), "imagenet": _policy(_IMAGENET)}
 
 
 def autoaugment(
-    image: Image.Image, rng: np.random.Generator, *, policy: str = "cifar10", fill: int = 0
+    image: Image.Image,
+    rng: np.random.Generator,
+    *,
+    policy: str = "cifar10",
+    fill: int = 0,
+    rows: Mapping[str, Row] = TORCHVISION,
 ) -> Image.Image:
     """Return the image after one of the policy's 25 pairs of changes.
 
@@ -136,14 +175,23 @@ def autoaugment(
       rng: draws the pair, which of its changes happen, and their signs.
       policy: cifar10 | imagenet.
       fill: grey value that moved images leave behind.
+      rows: whose changes: `TORCHVISION`, or `ROBUSTART` with fill=128.
     Source: Cubuk et al. 2019 as torchvision's AutoAugment on PIL images (pixels moved without
-      interpolation); parity: tests/data/test_randaugment.py.
+      interpolation), or as DIG-Beihang/RobustART's; parity: tests/data/test_randaugment.py.
     """
-    plan = draw_autoaugment(rng, policy=policy, height=image.height, width=image.width)
-    return make(plan, image, AUTOAUGMENT, Canvas(Image.Resampling.NEAREST, fill))
+    sides = {"height": image.height, "width": image.width}
+    plan = draw_autoaugment(rng, policy=policy, rows=rows, **sides)
+    return make(plan, image, rows, Canvas(Image.Resampling.NEAREST, fill))
 
 
-def draw_autoaugment(rng: np.random.Generator, *, policy: str, height: int, width: int) -> Plan:
+def draw_autoaugment(
+    rng: np.random.Generator,
+    *,
+    policy: str,
+    height: int,
+    width: int,
+    rows: Mapping[str, Row] = TORCHVISION,
+) -> Plan:
     """Return the changes that happen to one image of that size, in their order."""
     pairs = POLICIES[policy]
     plan = []
@@ -151,5 +199,5 @@ def draw_autoaugment(rng: np.random.Generator, *, policy: str, height: int, widt
         if rng.random() < probability:
             sign = 1 if rng.random() < 0.5 else -1
             side = width if name == "TranslateX" else height
-            plan.append((name, AUTOAUGMENT[name].number(sign, level, side)))
+            plan.append((name, rows[name].number(sign, level, side)))
     return plan

@@ -6,7 +6,7 @@ Parity, 0 differing bytes: tests/data/test_randaugment.py and tests/data/test_au
 against timm and torchvision.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 Plan = list[tuple[str, float]]
 
 
-def make(plan: Plan, image: Image.Image, rows: dict[str, Row], canvas: Canvas) -> Image.Image:
+def make(plan: Plan, image: Image.Image, rows: Mapping[str, Row], canvas: Canvas) -> Image.Image:
     """Return the image after the plan's changes, (name in `rows`, number), one after the other."""
     for name, number in plan:
         image = rows[name].change(image, number, canvas)

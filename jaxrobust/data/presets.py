@@ -30,9 +30,12 @@ PRESETS = {
     # are drawn again, so that 0.8 to 1.2 shrinks nothing.
     "light-cifar": Preset("crop|flip|rotate(2)|jitter(0.25)"),
     "light-cifar-thesis": Preset("resized-crop(0.8, 1.2, 0.95, 1.05)|flip", erase=0.2),
-    # Cubuk et al. 2019 with torchvision's operations, in the order of the study of 20 architectures
-    # (theirs rotate one way only, and shear bicubically); Cubuk et al.: crop|flip|autoaugment(128).
+    # Cubuk et al. 2019 with torchvision's operations, before crop and flip as RobustART has it;
+    # Cubuk et al.: crop|flip|autoaugment(128).
     "autoaugment": Preset("autoaugment(128)|crop|flip"),
+    # DIG-Beihang/RobustART's, with its own operations: of CIFAR-10, and of ImageNette, unflipped.
+    "robustart": Preset("autoaugment-robustart|crop|flip"),
+    "robustart-imagenet": Preset("resized-crop|autoaugment-robustart-imagenet"),
     "flip": Preset("flip"),
     "crop": Preset("crop"),
     "crop-flip": Preset("crop|flip"),

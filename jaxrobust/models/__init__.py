@@ -13,6 +13,7 @@ The files stand on floors, the ground floor first, and each imports from lower f
     robust_resnet, searched                                the same, for 32 and 64 pixels
     scaling                                                depths and widths for a given cost
     cait                                                   one more, made of parts of vit
+    cifar                                                  a study's twenty for 32 px, a package
     foreign                                                networks that a user's function makes
     table                                                  `python -m jaxrobust.models`
 
@@ -40,6 +41,7 @@ from jaxrobust.models import (
     vit,
     xcit,
 )
+from jaxrobust.models.cifar import densenet, preact_resnet, resnext, vgg, wide_resnet
 from jaxrobust.models.classifier import OfModule, loaded
 from jaxrobust.models.family import Family, Member
 from jaxrobust.models.renaming import Naming, Row
@@ -58,6 +60,11 @@ FAMILIES = (
     swin.FAMILY,
     robust_resnet.FAMILY,
     searched.FAMILY,
+    vgg.FAMILY,
+    wide_resnet.FAMILY,
+    densenet.FAMILY,
+    preact_resnet.FAMILY,
+    resnext.FAMILY,
 )
 _FAMILY = {name: family for family in FAMILIES for name in family.variants}
 
@@ -101,8 +108,9 @@ def create(
         return foreign.create(name, **own)
     row = variant(name, **overrides)
     _check_dtype(row.dtype)
-    if not 0 <= row.drop_path < 1:
-        raise ValueError(f"drop_path={row.drop_path} is a probability: at least 0 and below 1")
+    for key in _RATES & {*row._fields}:
+        if not 0 <= (rate := getattr(row, key)) < 1:
+            raise ValueError(f"{key}={rate} is a probability: at least 0 and below 1")
     return family(name).create(row, num_classes=num_classes, image_size=image_size)
 
 
@@ -199,7 +207,9 @@ def _is(value: Any, wanted: Any) -> bool:
 
 
 # Fields that change training, speed or what is read elsewhere, not what weights compute.
-_FREE = {"dtype", "remat", "scan", "drop_path", "bn_group", "bn_momentum", "in_channels"}
+_RATES = {"drop_path", "dropout", "attention_dropout"}  # of what is left out in training
+_FREE = {"dtype", "remat", "scan", "bn_group", "bn_momentum", "in_channels"}
+_FREE |= _RATES
 
 
 def computed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

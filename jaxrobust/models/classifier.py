@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from jaxrobust.models.initializers import Draws
@@ -167,6 +168,25 @@ def _streams(like: Any, key: Array | None) -> Any:
     return nnx.from_flat_state(made)
 
 
+def of_stages(
+    depths: Sequence[int], *, train: bool, key: Array | None, drop_path: float, remat: bool
+) -> list[dict[str, Any]]:
+    """Return what `run_blocks` is told in each stage of so many blocks.
+
+    Each has a key of its own; the blocks' rates grow linearly from 0 at the network's first to
+    `drop_path` at its last.
+    """
+    keys = [None] * len(depths) if key is None else split(key, len(depths))
+    rates, ends = np.linspace(0, drop_path, sum(depths)).tolist(), np.cumsum(depths)
+    return [
+        {"train": train, "key": k, "rates": rates[end - depth : end], "remat": remat}
+        for k, end, depth in zip(keys, ends, depths, strict=True)
+    ]
+
+
+_DRAWS = "above 0 draws in training: call apply with a key"
+
+
 def run_blocks(
     blocks: Sequence[nnx.Module],
     x: Any,
@@ -174,6 +194,7 @@ def run_blocks(
     train: bool = False,
     key: Array | None = None,
     rates: Sequence[float] = (),
+    draws: bool = False,
     remat: bool = False,
     scan: bool = False,
 ) -> Any:
@@ -183,14 +204,15 @@ def run_blocks(
       x: an array, or several that each block takes and returns together.
       key: of the stochastic depth, or keys [B]; every block draws from its own.
       rates: the probability that a block's branches are left out, per block; empty: none is.
+      draws: whether blocks draw in training beyond that, such as dropout.
       remat: recompute each block in the backward pass instead of storing it.
       scan: compile one block for all of them, which must differ in their arrays only.
     """
     drops: list[Drop | None] = [None] * len(blocks)
-    if train and any(rates):
+    if train and (draws or any(rates)):
         if key is None:
-            raise ValueError("drop_path above 0 draws in training: call apply with a key")
-        keys = split(key, len(blocks))
+            raise ValueError(f"{'dropout' if draws else 'drop_path'} {_DRAWS}")
+        keys, rates = split(key, len(blocks)), rates or (0.0,) * len(blocks)
         drops = [Drop(k, rate) for k, rate in zip(keys, rates, strict=True)]
     if not (remat or scan):
         for block, drop in zip(blocks, drops, strict=True):

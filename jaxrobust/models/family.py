@@ -35,7 +35,8 @@ class Member(NamedTuple):
 
     reference: Reference
     # Singh, Croce, Hein 2023 (arXiv 2303.01870), Tables 14 and 2; GFLOPs of Debenedetti's thesis;
-    # of networks at 32 px Huang et al. 2022 (arXiv 2212.11005), Table 2.
+    # of networks at 32 px Huang et al. 2022 (arXiv 2212.11005), Table 2, and Liu, Tang et al. 2022
+    # (arXiv 2209.14105), Table 1.
     paper: Paper | None = None
     counted_at: int = 224  # side of the images at which multiply-adds are counted
     num_classes: int = 1000  # of the network that is counted
@@ -56,7 +57,7 @@ class Names(NamedTuple):
 class Family(NamedTuple):
     """An architecture: its variants, how they are made, named, trained and compared."""
 
-    file: str  # the file's name, here and in convert/torch_modules
+    file: str  # the file's name in convert/torch_modules; here too, in a package without its name
     title: str  # on leaderboards
     variants: Mapping[str, Any]  # name -> row
     create: Callable[..., Classifier]  # (row, *, num_classes, image_size)

@@ -203,7 +203,14 @@ def linear(x: Array, kernel: Array, bias: Array | None = None) -> Array:
     return add_bias(out, bias)
 
 
-# -------------------------------------------------------------------------------------- drop path
+# -------------------------------------------------------------------------- drop path and dropout
+
+
+def _kept(key: Array, rate: Array | float, shape: tuple[int, ...]) -> Array:
+    """Draw what stays of bool[B,...]; `key`: one for the batch, or one for each image."""
+    if key.ndim:
+        return jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate, shape[1:]))(key)
+    return jax.random.bernoulli(key, 1 - rate, shape)
 
 
 def drop_path(y: Array, key: Array | None, rate: Array | float) -> Array:
@@ -213,9 +220,15 @@ def drop_path(y: Array, key: Array | None, rate: Array | float) -> Array:
     """
     if key is None or (isinstance(rate, float) and rate == 0):  # a traced rate draws anyway
         return y
-    if key.ndim:
-        keep = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - rate))(key)
-    else:
-        keep = jax.random.bernoulli(key, 1 - rate, y.shape[:1])
-    keep = keep.reshape(-1, *(1,) * (y.ndim - 1))
+    keep = _kept(key, rate, y.shape[:1]).reshape(-1, *(1,) * (y.ndim - 1))
     return jnp.where(keep, y / (1 - rate), jnp.zeros((), y.dtype))
+
+
+def dropout(x: Array, key: Array | None, rate: float) -> Array:
+    """Set each entry of `x` f[B,...] to zero with probability `rate`, else divide it by `1 - rate`.
+
+    `x` itself if `key` is None or `rate` is 0. `key`: one for the batch, or one for each image.
+    """
+    if key is None or rate == 0:
+        return x
+    return jnp.where(_kept(key, rate, x.shape), x / (1 - rate), jnp.zeros((), x.dtype))

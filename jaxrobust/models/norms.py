@@ -23,10 +23,13 @@ def _standardised(x: Array, axes: tuple[int, ...], eps: float = 1e-5) -> Array:
 
 
 class GroupNorm(nnx.Module):
-    """Normalisation of each image over its pixels and 8 channels, eps 1e-5, with scale and bias."""
+    """Normalisation of each image over its pixels and 8 channels, eps 1e-5, with scale and bias.
 
-    def __init__(self, channels: int) -> None:
-        groups = channels // GROUP
+    With `groups`, over as many channels as make that number of groups.
+    """
+
+    def __init__(self, channels: int, *, groups: int = 0) -> None:
+        groups = groups or channels // GROUP
         if not groups or channels % groups:
             raise ValueError(
                 f"norm='group': {channels} channels are not {groups} groups of equal size, one for "
@@ -36,7 +39,7 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels))
         self.groups = groups
 
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Array, train: bool = False) -> Array:
         batch, height, width, channels = x.shape
         grouped = x.reshape(batch, height * width, self.groups, channels // self.groups)
         normal = _standardised(grouped, (1, 3)).reshape(x.shape)

@@ -4,21 +4,23 @@ A converter is an ordered list of rows beside each architecture; `convert.py` ru
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 Transform = Callable[[np.ndarray], Any]  # an array, or as many as the row has targets
 Resize = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+# (our arrays, the match of a name of theirs) -> what stands under it
+Make = Callable[[Mapping[str, Any], re.Match[str]], np.ndarray]
 
 
 class Row(NamedTuple):
     """One renaming: source names that match `pattern` become `target`, through `transform`.
 
     Several targets take the several arrays of `transform`. `target` is None for a name that is
-    deliberately left out; `reason` then says why. `resize` turns an array made for another image
-    size into the wanted shape.
+    deliberately left out; `reason` then says why, and `make` what is written under it on the way
+    back. `resize` turns an array made for another image size into the wanted shape.
     """
 
     pattern: re.Pattern[str]
@@ -26,6 +28,7 @@ class Row(NamedTuple):
     transform: Transform
     reason: str = ""
     resize: Resize | None = None
+    make: Make | None = None  # None: torch's counter of batches, at 0
 
 
 def same(array: np.ndarray) -> np.ndarray:
@@ -43,6 +46,16 @@ def linear_oi(array: np.ndarray) -> np.ndarray:
     return np.transpose(array)
 
 
+def pointwise_oi(array: np.ndarray) -> np.ndarray:
+    """Turn torch's 1x1 convolution [out, in, 1, 1] into a linear map, [in, out]."""
+    return array[:, :, 0, 0].T
+
+
+def pointwise1_oi(array: np.ndarray) -> np.ndarray:
+    """Turn torch's convolution of one tap along one axis, [out, in, 1], into [in, out]."""
+    return array[:, :, 0].T
+
+
 def channels(array: np.ndarray) -> np.ndarray:
     """Reshape torch's [1, C, 1, 1] to [C]."""
     return np.ravel(array)
@@ -53,6 +66,8 @@ INVERSE: dict[Transform, Callable[[np.ndarray], np.ndarray]] = {
     same: same,
     conv_oihw: lambda array: np.transpose(array, (3, 2, 0, 1)),
     linear_oi: np.transpose,
+    pointwise_oi: lambda array: array.T[:, :, None, None],
+    pointwise1_oi: lambda array: array.T[:, :, None],
     channels: lambda array: array.reshape(1, -1, 1, 1),
 }
 
@@ -69,9 +84,11 @@ def row(
     return Row(re.compile(pattern), target, transform, resize=resize)
 
 
-def drop(pattern: str, reason: str) -> Row:
-    """Return a row that leaves matching names out, with the reason."""
-    return Row(re.compile(pattern), None, same, reason)
+def drop(pattern: str, reason: str, make: Make | None = None) -> Row:
+    """Return a row that leaves matching names out, with the reason, and makes them on the way
+    back.
+    """
+    return Row(re.compile(pattern), None, same, reason, make=make)
 
 
 def _any_variant(variant: Any) -> bool:

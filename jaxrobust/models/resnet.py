@@ -1,8 +1,9 @@
 """ResNet, wide ResNet and ResNet with GELU; batch statistics are explicit `stats`.
 
 Sources: He et al. 2016 (arXiv 1512.03385); Zagoruyko & Komodakis 2016 (arXiv 1605.07146); GELU:
-Bai et al. 2021 (arXiv 2111.05464). Parity: tests/models/test_resnet.py against timm 1.0.9,
-torchvision 0.28.0 and golden logits.
+Bai et al. 2021 (arXiv 2111.05464); `cifar_resnet50` is the ResNet of Tang et al. 2022 (arXiv
+2209.14105). Parity: tests/models/test_resnet.py against timm 1.0.9, torchvision 0.28.0 and golden
+logits.
 """
 
 from typing import NamedTuple
@@ -56,6 +57,7 @@ VARIANTS = {
     "resnet50": Variant(_50),
     "resnet50_gelu": Variant(_50, activation="gelu"),
     "wide_resnet50_2": Variant(_50, width=128),
+    "cifar_resnet50": Variant(_50, small_stem=True),
 }
 
 # He's draw: normal, variance 2 / (entries of the window * output channels).
@@ -185,12 +187,18 @@ _SHARED = [
     row(r"fc\.bias", "fc.bias"),
     BATCH_NORM_COUNT,
 ]
-TORCH_NAMES: list[Row] = [
-    *_SHARED,
-    row(_NORM + r"\.weight", r"\1.scale"),
-    row(_NORM + r"\.bias", r"\1.bias"),
-    row(_NORM + r"\.running_(mean|var)", r"\1.\2"),
-]
+
+
+def _norm_rows(theirs: str, ours: str) -> list[Row]:
+    """Return the rows of a batch norm: a pattern with one group, and our name."""
+    return [
+        row(theirs + r"\.weight", ours + ".scale"),
+        row(theirs + r"\.bias", ours + ".bias"),
+        row(theirs + r"\.running_(mean|var)", ours + r".\2"),
+    ]
+
+
+TORCH_NAMES: list[Row] = [*_SHARED, *_norm_rows(_NORM, r"\1")]
 
 
 def _first_half(array: np.ndarray) -> np.ndarray:
@@ -223,7 +231,20 @@ OTHER_NAMES: list[Naming] = [
         # Another activation has the same names and shapes.
         fits=lambda variant: variant.activation == "gelu",
         of="resnet50_gelu",
-    )
+    ),
+    naming(
+        "kuangliu/pytorch-cifar",
+        r"linear\.weight",
+        [
+            row(r"((?:layer\d\.\d+\.)?conv\d)\.weight", r"\1.kernel", conv_oihw),
+            row(r"(layer\d\.\d+\.)shortcut\.0\.weight", r"\1downsample.0.kernel", conv_oihw),
+            *_norm_rows(r"((?:layer\d\.\d+\.)?bn\d)", r"\1"),
+            *_norm_rows(r"(layer\d\.\d+\.)shortcut\.1", r"\1downsample.1"),
+            row(r"linear\.weight", "fc.kernel", linear_oi),
+            row(r"linear\.bias", "fc.bias"),
+            BATCH_NORM_COUNT,
+        ],
+    ),
 ]
 
 
@@ -249,6 +270,14 @@ MEMBERS = {
     ),
     "wide_resnet50_2": Member(
         Reference("wide_resnet50_2"), Paper(None, "11.47"), title="WideResNet-50-2"
+    ),
+    "cifar_resnet50": Member(
+        Reference("resnet.py", {"depths": _50, "small_stem": True}),
+        paper=Paper("23.52", ""),
+        counted_at=32,
+        num_classes=10,
+        title="ResNet-50 at 32 px",
+        decay_mask="all",
     ),
 }
 NAMES = Names(TORCH_NAMES, torch_keys, stem=r"(conv1|bn1)\..*", head=r"fc\..*", others=OTHER_NAMES)

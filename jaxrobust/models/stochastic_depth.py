@@ -1,4 +1,7 @@
-"""Stochastic depth (Huang et al. 2016, arXiv 1603.09382): branches dropped for single images."""
+"""Stochastic depth (Huang et al. 2016, arXiv 1603.09382): branches dropped for single images.
+
+And dropout, of single entries, where a block has it.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -30,3 +33,16 @@ def branches(drop: Drop | None, number: int) -> Sequence[Callable[[Array], Array
         return (lambda y: y,) * number
     keys = split(drop.key, number)
     return [partial(layers.drop_path, key=key, rate=drop.rate) for key in keys]
+
+
+def dropouts(
+    drop: Drop | None, number: int, rate: float, *, paths: int
+) -> Sequence[Callable[[Array], Array]]:
+    """Return what each place of a block's dropout goes through: draws of their own, with `rate`.
+
+    `paths`: how many branches it has, whose keys come first.
+    """
+    if drop is None or rate == 0:
+        return (lambda x: x,) * number
+    keys = split(drop.key, paths + number)[paths:]
+    return [partial(layers.dropout, key=key, rate=rate) for key in keys]

@@ -3,7 +3,7 @@
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from math import prod
+from math import isqrt, prod
 from typing import Any, NamedTuple
 
 import jax
@@ -51,7 +51,8 @@ def architecture(name: str) -> Architecture:
 
 def parameters(name: str) -> str:
     """Return the table of a network's parameters: names, shapes, types, sizes, and their sum."""
-    net = models.create(name, num_classes=models.member(name).num_classes)
+    member = models.member(name)
+    net = models.create(name, num_classes=member.num_classes, image_size=member.counted_at)
     params, _ = jax.eval_shape(net.init, jax.random.key(0))
     return overview.get_parameter_overview(params, include_stats=False)
 
@@ -106,11 +107,16 @@ def _stem(name: str, params) -> str:
     kernels = (
         k for k in params if re.fullmatch(models.family(name).names.stem, k) and "kernel" in k
     )
-    windows = [side for k in kernels if (side := params[k].shape[0]) > 1]
+    windows = [side for k in kernels if (side := _window(params[k])) > 1]
     if len(windows) > 1:
         return f"conv x{len(windows)}"
-    (side,) = windows
+    (side,) = windows or [1]
     return f"conv {side}" if side % 2 else f"patch {side}"
+
+
+def _window(kernel: Any) -> int:
+    """Return the side of a window; of a linear map, that of the patch whose pixels it takes."""
+    return kernel.shape[0] if kernel.ndim == 4 else isqrt(kernel.shape[0] // 3)
 
 
 def _norms(params, stats) -> str:
@@ -120,8 +126,8 @@ def _norms(params, stats) -> str:
 
 
 HEAD = (
-    f"{'':21} parameters, M      multiply-adds, G\n"
-    f"{'architecture':19} {'here':>7} {'paper':>7} {'px':>3} {'here':>7} {'paper':>7} "
+    f"{'':26} parameters, M      multiply-adds, G\n"
+    f"{'architecture':24} {'here':>7} {'paper':>7} {'px':>3} {'here':>7} {'paper':>7} "
     f"{'stem':8} {'norms':5} weights"
 )
 NOTES = """
@@ -130,9 +136,10 @@ convolutions, linear maps and attention's products; the papers' ConvNeXt and ViT
 figures count layer norms too, those of networks at 32 px batch norms. paper:
 Singh, Croce, Hein 2023, Tables 14 and 2, at 32 px Huang et al. 2022, Table 2
 (10 classes, here too), else Debenedetti's thesis; "!" is a known misprint
-there. stem: side of the patch, or how many 3x3 convolutions, or the window of
-one. weights: checkpoints of RobustBench, Linf; `python -m jaxrobust.models
-NAME` lists them."""
+there. cifar_*: Liu, Tang et al. 2022, Table 1, cut to two decimals, and ours
+for 224 px; 10 classes. stem: side of the patch, or how many 3x3 convolutions,
+or the window of one. weights: checkpoints of RobustBench, Linf;
+`python -m jaxrobust.models NAME` lists them."""
 CHECKPOINT_NOTES = """\
 clean, AA: % of RobustBench's images, before and after AutoAttack (Linf, as
 published): 5,000 of ImageNet and 4/255; where no preprocessing is named 10,000
@@ -146,7 +153,7 @@ def line(row: Architecture, width: int = 100) -> str:
     paper = row.paper or Paper(None, "")
     mark = "!" if paper.misprint else ""
     cells = (
-        f"{row.name:19} {row.parameters / 1e6:7.2f} {(paper.parameters or '') + mark:>7} "
+        f"{row.name:24} {row.parameters / 1e6:7.2f} {(paper.parameters or '') + mark:>7} "
         f"{row.image_size:3d} {row.multiply_adds / 1e9:7.3f} {paper.multiply_adds + mark:>7} "
         f"{row.stem:8} {row.norms:5} "
     )

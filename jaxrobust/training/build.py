@@ -29,6 +29,12 @@ _OBJECTIVES = {
 }
 
 
+def _objective(p: Any, attack: Any) -> objectives.Objective:
+    """Return what a phase minimises."""
+    made = _OBJECTIVES[p.objective](p, attack)
+    return objectives.sparse(made, p.l1) if p.l1 else made
+
+
 class Phase(NamedTuple):
     """One run of the optimiser, ready to compile; `step(state, batch, control)`."""
 
@@ -141,6 +147,7 @@ def phase(
         "epochs": (p.epochs >= 1, "at least 1 (0 leaves the phase out)"),
         "trades_beta": (0 <= p.trades_beta < math.inf, "at least 0"),
         "mart_beta": (0 <= p.mart_beta < math.inf, "at least 0"),
+        "l1": (0 <= p.l1 < math.inf, "at least 0, which penalises large weights"),
         "microbatches": (p.microbatches >= 1, "at least 1"),
     }
     _check_ranges({f"{name}.{key}": (p[key], *row) for key, row in ranges.items()})
@@ -182,12 +189,14 @@ def phase(
         )
     init = partial(step.init_state, net, tx)
     shapes = jax.eval_shape(init, jax.random.key(0))
+    if p.l1 and not objectives.kernels(shapes.params):
+        raise ValueError(f"{name}.l1={p.l1}: the network has no weights called kernel; set it to 0")
     spread = sharding.spread(mesh, shapes.params)
     gradients = partial(
         step.gradients,
         net=net,
         attack=training_attack(config, p.objective),
-        objective=_OBJECTIVES[p.objective](p, config.attack),
+        objective=_objective(p, config.attack),
         attack_train=config.attack.statistics == "batch",
     )
     of_device = partial(
@@ -269,7 +278,7 @@ def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:
         net32=network_of(config, dtype="float32"),
         attack=training_attack(config, p.objective),
         stronger=training_attack(config, p.objective, more=alarm.STRONGER),
-        objective=_OBJECTIVES[p.objective](p, config.attack),
+        objective=_objective(p, config.attack),
         dtype=jnp.dtype(config.model.dtype),
         mean=spread.mean,
     )

@@ -1,5 +1,6 @@
-"""What a training step minimises: clean or adversarial cross-entropy, TRADES, MART."""
+"""What a training step minimises: clean or adversarial cross-entropy, TRADES, MART, sparsity."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Float32
 
+from jaxrobust.models.primitives import widened
 from jaxrobust.types import (
     Array,
     Batch,
@@ -203,3 +205,26 @@ def mart(beta: float, statistics: str = "both", attack_labels: str = "soft") -> 
         return value, (made.stats, made.metrics(batch.labels, divergence))
 
     return Objective(attack_targets, loss, _two_draws)
+
+
+def kernels(params: Params) -> list[Array]:
+    """Return the weights of convolutions and linear maps: no biases, norms, tokens or positions."""
+    return [array for name, array in params.items() if name.endswith("kernel")]
+
+
+def l1_norm(params: Params) -> Array:
+    """Return the sum f32[] (f64[] of such) of all absolute `kernels`; its gradient at 0 is 0."""
+    return functools.reduce(jnp.add, (jnp.abs(*widened(k)).sum() for k in kernels(params)))
+
+
+def sparse(objective: Objective, weight: float) -> Objective:
+    """Return an objective plus `weight` times `l1_norm`, which the metrics have as `l1` (Tang et
+    al. 2022, arXiv 2209.14105, section 5).
+    """
+
+    def loss(net: Classifier, params, stats, batch, images_adv, key):
+        value, (after, metrics) = objective.loss(net, params, stats, batch, images_adv, key)
+        norm = l1_norm(params)
+        return value + weight * norm, (after, metrics | {"l1": norm})
+
+    return objective._replace(loss=loss)

@@ -26,6 +26,8 @@ def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
       ValueError: another attack, or settings that do not fit it.
     """
     e = config.evaluation
+    if e.metric not in (None, "clean", "robust"):
+        raise ValueError(f"evaluation.metric={e.metric!r}; one of 'clean', 'robust'")
     settings = {"step_size": e.step_size, "start": e.start}
     if e.attack == "apgd-ce":
         for key, value in settings.items():
@@ -57,7 +59,8 @@ def selection(run: Run) -> Callable[[int, TrainState], dict[str, float]]:
     settings = config.evaluation
     images = splits.evaluated(config, "selection_split", settings, run.workdir)
     evaluate = counter(config, phase.mesh)
-    metric = "clean" if config[name].objective == "clean" else "robust"
+    attacked = config[name].objective != "clean"
+    metric = settings.metric or ("robust" if attacked else "clean")
 
     def select(step: int, state: TrainState) -> dict[str, float]:
         raw = state.params, state.stats
@@ -79,7 +82,7 @@ def selection(run: Run) -> Callable[[int, TrainState], dict[str, float]]:
             file = run.file("selection.jsonl")
             rows = [r for r in jsonl.read(file) if r["step"] < step] + [{"step": step} | reached]
             jsonl.replace(file, "".join(json.dumps(row) + "\n" for row in rows))
-        if metric == "robust" and (sentence := _overfitting(run)):
+        if attacked and (sentence := _overfitting(run)):
             say(f"{name}: WARNING: {sentence}")
         return {f"selection_{key}": value for key, value in reached.items()}
 

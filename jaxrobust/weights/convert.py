@@ -215,8 +215,8 @@ def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any
     for key in models.torch_keys(name, **overrides):
         ((found, match),) = matches(rows, key)
         full = f"model.{key}" if wrapped else key
-        if found.target is None:  # torch's counter of batches, the only name that rows leave out
-            theirs[full] = np.zeros((), np.int64)
+        if found.target is None:
+            theirs[full] = found.make(ours, match) if found.make else np.zeros((), np.int64)
             continue
         (target,) = (match.expand(template) for template in targets(found))
         if target not in ours:

@@ -7,7 +7,7 @@ from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
-from PIL import Image
+from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
 from jaxrobust.data import autoaugment, randaugment
@@ -209,10 +209,10 @@ class AutoAugmentTest(parameterized.TestCase):
         )
         self.assertEqual(autoaugment.POLICIES[name], expected)
 
-    @parameterized.parameters(*autoaugment.AUTOAUGMENT)
+    @parameterized.parameters(*autoaugment.TORCHVISION)
     def test_bytes_of_torchvision(self, name):
         _, module, theirs = self.policy("cifar10")
-        row = autoaugment.AUTOAUGMENT[name]
+        row = autoaugment.TORCHVISION[name]
         for image in pictures([(32, 32), (32, 32), (224, 224), (50, 331)]):
             values, signed = theirs._augmentation_space(10, image.size[::-1])[name]
             side = image.width if name == "TranslateX" else image.height
@@ -224,6 +224,78 @@ class AutoAugmentTest(parameterized.TestCase):
                 )
                 ours = row.change(image, row.number(sign, level, side), Canvas(NEAREST, fill=128))
                 np.testing.assert_array_equal(ours, expected, f"{name} {level} {sign}")
+
+    @parameterized.parameters((32, 32), (50, 31))
+    def test_bytes_of_robustart(self, width, height):
+        """Written out with Pillow alone, from the description of that code."""
+        image = Image.fromarray(pattern(height, width))
+        bits = (8, 8, 7, 7, 6, 6, 5, 5, 4, 4)
+        enhancers = {
+            "Color": ImageEnhance.Color,
+            "Contrast": ImageEnhance.Contrast,
+            "Brightness": ImageEnhance.Brightness,
+            "Sharpness": ImageEnhance.Sharpness,
+        }
+
+        def moved(matrix, resample=NEAREST):
+            grey = (128, 128, 128)
+            affine = Image.Transform.AFFINE
+            return image.transform(image.size, affine, matrix, resample, fillcolor=grey)
+
+        def turned(degrees):
+            layer = image.convert("RGBA").rotate(degrees)
+            behind = Image.new("RGBA", image.size, (128, 128, 128, 128))
+            return Image.composite(layer, behind, layer).convert("RGB")
+
+        for level, sign in itertools.product(range(10), (-1, 1)):
+            slope, share = (sign * np.linspace(0, s, 10)[level] for s in (0.3, 150 / 331))
+            dx, dy = (share * side for side in image.size)
+            expected = {
+                "AutoContrast": ImageOps.autocontrast(image),
+                "Equalize": ImageOps.equalize(image),
+                "Invert": ImageOps.invert(image),
+                "Posterize": ImageOps.posterize(image, bits[level]),
+                "Solarize": ImageOps.solarize(image, np.linspace(256, 0, 10)[level]),
+                "Rotate": turned(np.linspace(0, 30, 10)[level]),
+                "ShearX": moved((1, slope, 0, 0, 1, 0), BICUBIC),
+                "ShearY": moved((1, 0, 0, slope, 1, 0), BICUBIC),
+                "TranslateX": moved((1, 0, dx, 0, 1, 0)),
+                "TranslateY": moved((1, 0, 0, 0, 1, dy)),
+            }
+            for name, enhancer in enhancers.items():
+                expected[name] = enhancer(image).enhance(1 + sign * np.linspace(0, 0.9, 10)[level])
+            self.assertEqual(expected.keys(), autoaugment.ROBUSTART.keys())
+            for name, row in autoaugment.ROBUSTART.items():
+                side = width if name == "TranslateX" else height
+                ours = row.change(image, row.number(sign, level, side), Canvas(NEAREST, fill=128))
+                np.testing.assert_array_equal(ours, expected[name], f"{name} {level} {sign}")
+
+    def test_robustart_is_not_torchvisions(self):
+        """Of what both draw alike, these changes differ, and no others."""
+        differ = set()
+        for name, policy in itertools.product(("cifar10", "imagenet"), range(300)):
+            plans = [
+                autoaugment.draw_autoaugment(
+                    np.random.default_rng(policy), policy=name, height=32, width=32, rows=rows
+                )
+                for rows in (autoaugment.TORCHVISION, autoaugment.ROBUSTART)
+            ]
+            for (op, theirs), (same, ours) in zip(*plans, strict=True):
+                self.assertEqual(op, same)
+                if abs(theirs - ours) > 1e-6:
+                    differ.add(op)
+                if op == "Rotate":
+                    self.assertGreaterEqual(ours, 0)
+        self.assertEqual(differ, {"Rotate", "Solarize", "TranslateX", "TranslateY"})
+        image = Image.fromarray(pattern(24, 30))
+        numbers = dict.fromkeys(("ShearX", "ShearY"), 0.2)
+        for name, number in numbers.items():
+            canvas = Canvas(NEAREST, 128)
+            theirs, ours = (
+                np.asarray(rows[name].change(image, number, canvas))
+                for rows in (autoaugment.TORCHVISION, autoaugment.ROBUSTART)
+            )
+            self.assertTrue((theirs != ours).any())
 
     @parameterized.parameters("cifar10", "imagenet")
     def test_frequencies_of_torchvision(self, name):

@@ -37,6 +37,11 @@ SMALL = {
     "robustresnet_a1": {"depths": (1, 1), "planes": (16, 16), "activation": "silu"},
     "wrn_a1": {"depths": (1,), "planes": (16,), "activation": "silu"},
     "racl_7_104": {"channels": 4, "cells": 3},
+    "cifar_vgg16": {"widths": (8, 16), "activation": "gelu"},
+    "cifar_wrn_40_10": {"depths": (1, 1), "width": 1, "activation": "gelu"},
+    "cifar_densenet": {"depths": (2, 1), "growth": 8, "stem": 8, "activation": "gelu"},
+    "cifar_preactresnet50": {"depths": (1, 1), "width": 8, "activation": "gelu"},
+    "cifar_resnext29": {"depths": (1, 1), "width": 8, "activation": "gelu"},
     "swin_b": {"dim": 8, "depths": (2,), "heads": (2,), "patch": 2, "window": 4},
 }
 BATCH, SIZE = 64, 32

@@ -31,6 +31,11 @@ ROWS = {
     "resnet18": {"depths": (1, 1), "small_stem": True, "bn_group": 4},
     "robustresnet_a1": {"depths": (2, 1), "planes": (16, 16), "bn_group": 4, "drop_path": 0.1},
     "racl_7_104": {"channels": 4, "cells": 3, "bn_group": 4},
+    "cifar_vgg16": {"widths": (8, 16), "bn_group": 4},
+    "cifar_wrn_40_10": {"depths": (1, 1), "width": 1, "bn_group": 4},
+    "cifar_densenet": {"depths": (2, 1), "growth": 4, "stem": 8, "bn_group": 4, "drop_path": 0.1},
+    "cifar_preactresnet50": {"depths": (1, 1), "width": 4, "bn_group": 4, "drop_path": 0.1},
+    "cifar_resnext29": {"depths": (1, 1), "width": 4, "bn_group": 4, "drop_path": 0.1},
     "swin_b": {"dim": 8, "depths": (2, 2), "heads": (1, 2), "patch": 1, "window": 3},
 }
 

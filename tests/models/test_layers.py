@@ -364,6 +364,38 @@ class LayersTest(parameterized.TestCase):
             self.assertEqual([r.dtype for r in results], [dtype] * 2)
             self.assert_close(results, [out.detach().numpy(), tensor.grad.numpy()], tolerance)
 
+    @parameterized.parameters((8, 8), (7, 9), (2, 3), (5, 6))
+    @absltest.skipIf(torch is None, "pip install -e '.[test,parity]'")
+    def test_pools_of_2x2(self, height, width):
+        # Whole numbers: many windows have their largest value more than once.
+        x = np.random.default_rng(0).integers(-2, 2, (2, height, width, 5)).astype(np.float32)
+        x[0, 0, 1, 0] = np.nan
+        for ours, theirs in (
+            (pooling.max_pool_2x2, torch.nn.functional.max_pool2d),
+            (pooling.avg_pool_2x2, torch.nn.functional.avg_pool2d),
+        ):
+            tensor = torch.tensor(x, requires_grad=True)
+            out = theirs(tensor.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+            g = _normal(1, *out.shape).astype(np.float32)
+            out.backward(torch.tensor(g))
+            results = _vjp(ours, [jnp.asarray(x)], jnp.asarray(g))
+            expected = (out.detach().numpy(), tensor.grad.numpy())
+            for result, wanted in zip(results, expected, strict=True):
+                np.testing.assert_allclose(result, wanted, rtol=1e-6)
+
+    def test_dropout(self):
+        x, key = jnp.ones((300, 4, 5)), jax.random.key(0)
+        self.assertIs(layers.dropout(x, None, 0.5), x)
+        self.assertIs(layers.dropout(x, key, 0.0), x)
+        out = np.asarray(layers.dropout(x, key, 0.25))
+        self.assertEqual(set(np.unique(out)), {0, np.float32(1 / 0.75)})
+        self.assertAlmostEqual((out != 0).mean(), 0.75, delta=0.023)  # four standard deviations
+        keys = jax.random.split(key, 300)
+        each = np.asarray(layers.dropout(x, keys, 0.25))
+        alone = np.asarray(layers.dropout(x[:1], keys[7:8], 0.25))
+        np.testing.assert_array_equal(each[7:8], alone)  # a draw is the image's own
+        self.assertGreater(len(np.unique(each.reshape(300, -1) != 0, axis=0)), 290)
+
     def test_drop_path(self):
         y = jnp.asarray(_normal(0, 4000, 2, 3), jnp.float32)
         key = jax.random.key(0)

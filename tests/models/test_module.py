@@ -17,6 +17,11 @@ SMALL = {
     "swin_b": {"dim": 8, "depths": (1,), "heads": (2,), "window": 2, "image_size": 8},
     "robustresnet_a1": {"depths": (1,), "planes": (16,), "image_size": 8},
     "racl_7_104": {"channels": 4, "cells": 3, "image_size": 8},
+    "cifar_vgg16": {"widths": (4,), "image_size": 4},
+    "cifar_wrn_40_10": {"depths": (1,), "width": 1, "image_size": 4},
+    "cifar_densenet": {"depths": (1,), "image_size": 4},
+    "cifar_preactresnet50": {"depths": (1,), "width": 4, "image_size": 4},
+    "cifar_resnext29": {"depths": (1,), "width": 4, "image_size": 4},
 }
 
 

@@ -253,12 +253,14 @@ CASES = {
     ),
     "resnet": Case(
         listings={"resnet50": "resnet50", "wide_resnet50_2": "wide_resnet50_2"}
-        | {"resnet18": "Salman2020Do_R18", "resnet50_gelu": "resnet50_gelu"},
+        | {"resnet18": "Salman2020Do_R18", "resnet50_gelu": "resnet50_gelu"}
+        | {"cifar_resnet50": "resnet50_32_c10"},
         counts={
             "resnet18": 11_689_512,
             "resnet50": 25_557_032,
             "resnet50_gelu": 25_557_032,
             "wide_resnet50_2": 68_883_240,
+            "cifar_resnet50": 23_520_842,
         },
         more_listings={
             "Salman2020Do_R50": "resnet50",
@@ -288,5 +290,41 @@ CASES = {
         golden32={},
         golden64={},
         references={},
+    ),
+    # Golden logits: tests/models/cifar/test_convolutional.py.
+    "cifar_vgg": Case(
+        listings={"cifar_vgg16": "vgg16_bn"},
+        counts={"cifar_vgg16": 14_728_266},
+        golden32={},
+        golden64={},
+        references={"cifar_vgg16_224": 224},
+    ),
+    "cifar_wide_resnet": Case(
+        listings={"cifar_wrn_40_10": "wrn_40_10_biased"},
+        counts={"cifar_wrn_40_10": 55_856_330},
+        golden32={},
+        golden64={},
+        references={},
+    ),
+    "cifar_densenet": Case(
+        listings={"cifar_densenet": "densenet_16x4_k12"},
+        counts={"cifar_densenet": 1_121_860},
+        golden32={},
+        golden64={},
+        references={"cifar_densenet_224": 224},
+    ),
+    "cifar_preact_resnet": Case(
+        listings={"cifar_preactresnet50": "preactresnet50"},
+        counts={"cifar_preactresnet50": 23_509_066},
+        golden32={},
+        golden64={},
+        references={"cifar_preactresnet50_224": 224},
+    ),
+    "cifar_resnext": Case(
+        listings={"cifar_resnext29": "resnext29_2x64d"},
+        counts={"cifar_resnext29": 9_128_778},
+        golden32={},
+        golden64={},
+        references={"cifar_resnext50_224": 224},
     ),
 }

@@ -10,7 +10,7 @@ from jaxrobust import models
 from jaxrobust.weights import convert
 from tests.support import parity, paths, reference
 
-STORED = paths.GOLDEN / "cifar" / "architectures_32px.npz"  # gradients at every second pixel
+PARTS = paths.GOLDEN / "cifar"  # *_32px.npz, gradients at every second pixel
 WHOLE = paths.SHARED / "golden" / "cifar" / "architectures_32px.npz"
 LISTINGS = paths.SHARED / "reference" / "state_dicts"
 CIFAR10 = {"normalize.mean": (0.4914, 0.4822, 0.4465), "normalize.std": (0.2471, 0.2435, 0.2616)}
@@ -57,6 +57,15 @@ def drawn(key: str, shape: tuple[int, ...]) -> np.ndarray:
     return z.reshape(shape).astype(np.float32)
 
 
+def stored(golden: str, *, whole: bool = False):
+    """The file that has the arrays of a golden network."""
+    for file in [WHOLE] if whole else sorted(PARTS.glob("*_32px.npz")):
+        arrays = np.load(file)
+        if f"{golden}__f32" in arrays.files:
+            return arrays
+    raise KeyError(golden)
+
+
 def images(seed: int = 0, shape=(2, 3, 32, 32)) -> np.ndarray:
     """f64[B,H,W,3], as the golden arrays' makers drew them."""
     return np.random.RandomState(seed).uniform(size=shape).transpose(0, 2, 3, 1)
@@ -76,7 +85,7 @@ def check(test, golden: str, name: str, arrays, *, whole=False, seed=0, side=32,
     In float32 PyTorch's own gradient is up to 6e-3 of its largest entry from its float64, as ReLUs
     near 0 fall on either side: it decides nothing.
     """
-    stored = np.load(WHOLE if whole else STORED)
+    theirs = stored(golden, whole=whole)
     x = images(seed, (2, 3, side, side)).astype(np.float32)
     for dtype, key, bound in (("float32", "f32", 1e-5), ("float64", "f64", 1e-9)):
         with jax.enable_x64(dtype == "float64"):
@@ -92,25 +101,55 @@ def check(test, golden: str, name: str, arrays, *, whole=False, seed=0, side=32,
             else:
                 logits = jax.jit(first)(jnp.asarray(x), params, stats)[1]
         # float32: theirs is 4e-7 from its own float64; float64 is exact but for the sums' order.
-        test.assertLess(parity.relative(logits, stored[f"{golden}__{key}"]), bound, dtype)
+        test.assertLess(parity.relative(logits, theirs[f"{golden}__{key}"]), bound, dtype)
     gradient = gradient.transpose(0, 3, 1, 2)
     gradient = gradient if whole else gradient[:, :, ::2, ::2]
-    test.assertLess(parity.relative(gradient, stored[f"{golden}__grad0_f64"]), 1e-7)
+    test.assertLess(parity.relative(gradient, theirs[f"{golden}__grad0_f64"]), 1e-7)
 
 
 def check_training(test, golden: str, name: str, arrays, **options) -> None:
     """Logits on batch statistics of 8 images and the running statistics after them, in float64."""
-    stored = np.load(STORED)
+    theirs = stored(golden)
     with jax.enable_x64(True):
         net, params, stats = network(name, arrays, "float64", **options)
         x = jnp.asarray(images(2, (8, 3, 32, 32)))
         train = jax.jit(lambda p, s, x: net.apply(p, s, x, train=True))
         logits, moved = jax.device_get(train(params, stats, x))
-    test.assertLess(parity.relative(logits, stored[f"{golden}__train8_f64"]), 1e-9)
+    test.assertLess(parity.relative(logits, theirs[f"{golden}__train8_f64"]), 1e-9)
     prefix = f"{golden}__train8__"
-    found = [key for key in stored.files if key.startswith(prefix)]
+    found = [key for key in theirs.files if key.startswith(prefix)]
     test.assertNotEmpty(found)
     for key in found:
         ours = key.removeprefix(prefix).replace("running_", "")
-        test.assertGreater(parity.relative(stats[ours], stored[key]), 1e-4, key)  # it did move
-        test.assertLess(parity.relative(moved[ours], stored[key]), 1e-9, key)
+        test.assertGreater(parity.relative(stats[ours], theirs[key]), 1e-4, key)  # it did move
+        test.assertLess(parity.relative(moved[ours], theirs[key]), 1e-9, key)
+
+
+def check_pytorch(test, golden: str, name: str, arrays, **options) -> None:
+    """Our file in PyTorch gives the golden logits and gradient, and ours in float32 is no further
+    from them than twice as far as that file's own float32 is.
+    """
+    torch = parity.torch_or_skip(test)
+    from jaxrobust.convert import torch_networks
+
+    theirs, x = stored(golden), images()
+    sizes = {"num_classes": 10, "image_size": 32} | options
+    own = convert.to_torch(name, *convert.from_torch(name, arrays, **sizes), **options)
+    net = torch_networks.network(name, num_classes=10, **options).eval()
+    net.load_state_dict({key: torch.tensor(value) for key, value in own.items()})
+
+    def of_torch(dtype):
+        pixels = torch.tensor(x.transpose(0, 3, 1, 2).astype(np.float32), dtype=dtype)
+        logits = net.to(dtype)(pixels.requires_grad_())
+        (gradient,) = torch.autograd.grad(logits[:, 0].sum(), pixels)
+        return logits.detach().numpy(), gradient.numpy()[:, :, ::2, ::2]
+
+    single, (logits, gradient) = of_torch(torch.float32), of_torch(torch.float64)
+    test.assertLess(parity.relative(logits, theirs[f"{golden}__f64"]), 1e-9)
+    test.assertLess(parity.relative(gradient, theirs[f"{golden}__grad0_f64"]), 1e-7)
+
+    ours, params, stats = network(name, arrays, "float32", **options)
+    first = jax.jit(jax.grad(lambda x, *weights: ours.apply(*weights, x)[0][:, 0].sum()))
+    found = np.asarray(first(jnp.asarray(x, jnp.float32), params, stats)).transpose(0, 3, 1, 2)
+    error = parity.relative(found[:, :, ::2, ::2], gradient)
+    test.assertLess(error, 2 * parity.relative(single[1], gradient))

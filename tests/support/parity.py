@@ -38,7 +38,8 @@ def listing(tsv: str) -> list[str]:
 
 def parameters(name: str, **options) -> int:
     """How many parameters a network has."""
-    options = {"num_classes": models.member(name).num_classes} | options
+    member = models.member(name)
+    options = {"num_classes": member.num_classes, "image_size": member.counted_at} | options
     params, _ = jax.eval_shape(models.create(name, **options).init, jax.random.key(0))
     return sum(p.size for p in params.values())
 

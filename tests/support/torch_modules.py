@@ -114,6 +114,11 @@ NETWORKS = {
     "robnet_large_v2_C16_L5": searched("robnet"),
     "advrush_C16_L5": searched("advrush"),
     "racl_C16_L5": searched("racl"),
+    "vgg16_bn": ("cifar_vgg", {}),
+    "wrn_40_10_biased": ("cifar_wide_resnet", {"depths": (6, 6, 6), "width": 10}),
+    "densenet_16x4_k12": ("cifar_densenet", {}),
+    "preactresnet50": ("cifar_preact_resnet", {}),
+    "resnext29_2x64d": ("cifar_resnext", {}),
 }
 # Rule of the weights and listing. The fast suite has a small network of each file.
 FAST = [

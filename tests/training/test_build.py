@@ -56,6 +56,8 @@ class BatchAugmentationTest(parameterized.TestCase):
         ({"mixup__group": 0}, "mixup.group=0 must be even, at least 2"),
         ({"erase__probability": 25.0}, "erase.probability=25.0 must be between 0 and 1"),
         ({"erase__noise": "pixel"}, "erase.noise='pixel'; one of 'normal', 'truncated'"),
+        ({"train__l1": -1e-5}, "train.l1=-1e-05 must be at least 0"),
+        ({"train__l1": float("nan")}, "train.l1=nan must be at least 0"),
         ({"label_smoothing": 1.0}, "label_smoothing=1.0 must be at least 0 and below 1"),
         (
             {"mixup__mixup": 0.8, "mixup__group": 16},

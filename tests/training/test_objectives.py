@@ -115,6 +115,36 @@ class ObjectivesTest(absltest.TestCase):
         )
         np.testing.assert_allclose(targets, self.p, rtol=1e-5, atol=1e-7)
 
+    def test_sparse(self):
+        """With kernels alone; a weight of 0 is not pushed."""
+        params = {"w": self.params["w"], "a.kernel": jnp.array([[1.0, -2.0], [0.0, 0.5]])}
+        params |= {"a.bias": jnp.ones(2), "pos_embed": jnp.ones((1, 4, 2))}
+        batch = Batch(jnp.asarray(self.images), jnp.asarray(self.labels))
+        plain, penalised = (
+            objectives.adversarial(),
+            objectives.sparse(objectives.adversarial(), 0.1),
+        )
+
+        def loss(objective):
+            def value(params):
+                return objective.loss(self.net, params, {}, batch, jnp.asarray(self.adv), None)
+
+            return jax.value_and_grad(value, has_aux=True)(params)
+
+        (value, (_, metrics)), gradient = loss(plain)
+        (more, (_, counted)), pushed = loss(penalised)
+        np.testing.assert_allclose(more, value + 0.35, rtol=1e-6)
+        self.assertEqual(counted, metrics | {"l1": 3.5})
+        for key in params:
+            expected = 0.1 * np.sign(params[key]) if key == "a.kernel" else np.zeros(1)
+            np.testing.assert_allclose(pushed[key] - gradient[key], expected, atol=1e-7)
+
+    def test_sparse_adds_up_in_float32(self):
+        params = {"kernel": jnp.full((300, 300), 0.01, jnp.bfloat16)}
+        norm = objectives.l1_norm(params)
+        self.assertEqual(norm.dtype, jnp.float32)
+        np.testing.assert_allclose(norm, 90_000 * float(params["kernel"][0, 0]), rtol=1e-5)
+
 
 if __name__ == "__main__":
     absltest.main()

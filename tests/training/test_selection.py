@@ -19,11 +19,12 @@ class SelectionTest(parameterized.TestCase):
     @parameterized.parameters(
         ("adversarial", 0.4, False), ("adversarial", 0.5, True), ("adversarial", 0.6, True),
         ("clean", 0.0, True),  # by the clean accuracy
+        ("adversarial", 0.0, True, "clean"), ("clean", 0.0, False, "robust"),
     )  # fmt: skip
-    def test_the_best_are_kept_and_of_equals_the_last(self, objective, robust, kept):
+    def test_the_best_are_kept_and_of_equals_the_last(self, objective, robust, kept, metric=None):
         folder = Path(self.create_tempdir())
         before, reached = ({"clean": 0.8, "robust": r, "images": 64} for r in (0.5, robust))
-        settings = {"attack": "apgd-ce", "step_size": None, "start": None}
+        settings = {"attack": "apgd-ce", "step_size": None, "start": None, "metric": metric}
         settings |= {"steps": 2, "weights": "raw"}
         run = types.SimpleNamespace(
             name="train",
@@ -72,6 +73,7 @@ class AttackTest(parameterized.TestCase):
         self.assertAlmostEqual(settings["step_size"], length, delta=1e-15)
 
     @parameterized.parameters(
+        ({"metric": "best"}, "evaluation.metric='best'; one of 'clean', 'robust'"),
         ({"attack": "pgd"}, "evaluation.attack='pgd'; one of 'apgd-ce', fgsm, pgd-K, cw-K"),
         ({"step_size": 0.1}, "evaluation.step_size=0.1 has no effect on .*'apgd-ce'; leave it"),
         ({"start": "image"}, "evaluation.start=image has no effect"),

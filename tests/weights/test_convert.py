@@ -141,7 +141,7 @@ def check_round_trip(test, name: str) -> None:
 # Above 30 million parameters, or named as a smaller one is.
 _LARGE = re.compile(
     r"convnext_[sbl].*|vit_[mb].*|swin_.|wide_.*|cait_s24|xcit_([ml]12|[st]24).*|xcit_[st]12_p."
-    r"|wrn_(?!a1$).*|robustresnet.*|robnet.*|advrush.*|racl.*"
+    r"|wrn_(?!a1$).*|robustresnet.*|robnet.*|advrush.*|racl.*|cifar_(wrn|vgg16_224).*"
 )
 LARGE = [name for name in models.available() if _LARGE.fullmatch(name)]
 

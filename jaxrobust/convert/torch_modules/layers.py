@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 EPS = 1e-6  # of layer norms
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "softplus": nn.Softplus, "gelu": nn.GELU}
 
 
 def mlp(dim: int) -> nn.Module:
@@ -31,6 +32,68 @@ class ClassAttention(nn.Module):
         q, k, v = (f(t).unflatten(2, (self.heads, -1)).transpose(1, 2) for f, t in tokens)
         out = nn.functional.scaled_dot_product_attention(q, k, v)
         return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class Added(nn.Module):
+    """x + fn(LN(x)); names as in lucidrains' vit-pytorch, whose two wrappers this is."""
+
+    def __init__(self, dim: int, inner: nn.Module) -> None:
+        super().__init__()
+        self.fn = nn.Module()
+        self.fn.norm, self.fn.fn = nn.LayerNorm(dim), inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.fn.fn(self.fn.norm(x))
+
+
+class ScaledAttention(nn.Module):
+    """Softmax attention of all tokens to all with logits times `scale`; q, k, v without bias."""
+
+    def __init__(self, dim: int, heads: int, scale: float) -> None:
+        super().__init__()
+        self.heads, self.scale = heads, scale
+        self.to_qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(dim, dim), nn.Dropout(0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # [B, N, 3 D] -> three of [B, heads, N, D / heads]
+        q, k, v = self.to_qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) * self.scale).softmax(-1)
+        return self.to_out((weights @ v).transpose(1, 2).flatten(2))
+
+
+class Transformer(nn.Module):
+    """Blocks of attention and MLP; call `one` for the block of a number."""
+
+    def __init__(
+        self, dim: int, depth: int, heads: int, hidden: int, activation: str, scale: float
+    ) -> None:
+        super().__init__()
+        act = ACTIVATIONS[activation]
+        self.layers = nn.ModuleList()
+        for _ in range(depth):
+            first, second = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+            parts = [first, act(), nn.Dropout(0.1), second, nn.Dropout(0.1)]
+            mlp = nn.Sequential(OrderedDict(net=nn.Sequential(*parts)))
+            attention = ScaledAttention(dim, heads, scale)
+            self.layers.append(nn.ModuleList([Added(dim, attention), Added(dim, mlp)]))
+
+    def one(self, number: int, x: Tensor) -> Tensor:
+        """Return what block `number` makes of x [B, N, D]."""
+        for part in self.layers[number]:
+            x = part(x)
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number in range(len(self.layers)):
+            x = self.one(number, x)
+        return x
+
+
+def patches(images: Tensor, side: int) -> Tensor:
+    """Return the pixels of each patch, channels last: [B, C, H, W] -> [B, N, side * side * C]."""
+    x = images.unfold(2, side, side).unfold(3, side, side)  # [B, C, H', W', side, side]
+    return x.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
 
 
 class ChannelNorm(nn.LayerNorm):
