@@ -66,6 +66,9 @@ _FLAGS = {
     "start": "Where these start: image, random (AutoAttack's), uniform (in the cube, not brought "
     "into [0, 1] before the first gradient) or uniform-boxed; default: image of fgsm, else random.",
     "search_dtype": "Type to search in: float32, or bfloat16, which is faster; float32 judges.",
+    "corruptions": "Common corruptions to evaluate under in place of an attack: all, or kinds such "
+    "as fog,snow, or with a severity fog-3.",
+    "frost": "Folder of the photographs of frost, frost1.png to frost5.jpg.",
     "bundle": "New folder for adversarial images, hashes and a program that checks the number.",
     "out": "Folder of the records; default: RUN/evaluation or runs/evaluation-NAME.",
 }
@@ -130,6 +133,8 @@ def main(argv: list[str]) -> None:
         given["image_size"] = sizes[0] if len(sizes) == 1 else None
         given["replay"] = tuple(_listed(flags.FLAGS.replay))
         ladder = given.pop("ladder")
+        if given["corruptions"] is not None and flags.FLAGS["attack"].using_default_value:
+            given["attack"] = "clean"
         for name in ("options", "torch_args"):
             given[name] = mapping(name, given[name])
         from jaxrobust.evaluation import command  # after the flags: --help needs no JAX
