@@ -23,7 +23,7 @@ _IMAGES = 10_000  # of one severity
 _TOTAL = _IMAGES * len(corruptions.SEVERITIES)
 _SHAPE = (32, 32, 3)
 _REMEDY = "download CIFAR-10-C again (zenodo.org/records/2535967) and unpack it"
-_CLASSES = ("airplane", "automobile", "bird", "cat", "deer")
+_CLASSES: tuple[str, ...] = ("airplane", "automobile", "bird", "cat", "deer")
 _CLASSES += ("dog", "frog", "horse", "ship", "truck")
 
 
@@ -79,7 +79,7 @@ def open_cifar_c(
             f"uint8{[_TOTAL, *_SHAPE]}, five severities of {_IMAGES} images; {_REMEDY}"
         )
     labels = _labels(f"{folder}/labels.npy", first)
-    sums = [zlib.crc32(part) for part in (images[first : first + _IMAGES], labels)]
+    sums = [zlib.crc32(part.tobytes()) for part in (images[first : first + _IMAGES], labels)]
     reader = _Reader(path, first, labels)
     source = Source(
         name=name,

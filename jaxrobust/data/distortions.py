@@ -171,8 +171,8 @@ def snow(
     """
     flakes = _zoomed(rng.normal(mean, spread, image.shape[:2])[..., None], zoom)
     flakes = np.where(flakes < threshold, 0, np.clip(flakes, 0, 1))
-    layer = (255 * flakes).astype(np.uint8)
-    layer = _moved(layer, radius, sigma, rng.uniform(-135, -45)) / 255
+    fallen = (255 * flakes).astype(np.uint8)
+    layer = _moved(fallen, radius, sigma, rng.uniform(-135, -45)) / 255
     x = (image / 255).astype(np.float32)
     white = np.maximum(x, 1.5 * (x @ _GREY)[..., None] + 0.5)
     return 255 * (keep * x + (1 - keep) * white + layer + np.rot90(layer, 2))
