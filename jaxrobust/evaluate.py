@@ -46,8 +46,8 @@ _FLAGS = {
     "that returns the module and whose code is run, or a .pt2 of torch.export.save.",
     "torch_args": 'Arguments of that function, as JSON: {"depth": 28}.',
     "torch_output": "Which of several results of the module are the logits: a key or a place.",
-    "dataset": "Data set: digits, cifar10, imagenet2012, folder:PATH, npz:PATH, hf:NAME; default: "
-    "that of the run.",
+    "dataset": "Data set: digits, cifar10, imagenet2012, folder:PATH, npz:PATH, hf:NAME, or "
+    "cifar10-c:DIR; default: that of the run.",
     "split": "Split, such as test[:1000]; default: the test split of the run, or test, or of "
     "imagenet2012 validation@robustbench.",
     "classes": "List of the classes that are kept, imagenet100 or a file of names; default: that "

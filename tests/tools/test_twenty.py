@@ -1,5 +1,7 @@
 """The tables of the study of twenty architectures beside records: which measure which value."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -8,8 +10,9 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.config import base
 from jaxrobust.data import corruptions
+from jaxrobust.data.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.weights import hashes
-from tests.tools.test_reproduce import call
+from tools import reproduce
 from tools.papers import markdown, matching, tables
 
 LINF = 8 / 255
@@ -181,6 +184,12 @@ class MatchingTest(parameterized.TestCase):
 
 
 class TableTest(parameterized.TestCase):
+    def call(self, *words) -> str:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            reproduce.main([*map(str, words), "--paper", "twenty_architectures", "--table", "1"])
+        return out.getvalue()
+
     def folder(self, *found: matching.Ours) -> Path:
         place = Path(self.create_tempdir())
         (place / "config.json").write_text(json.dumps({"version": 1} | (found[0].config or {})))
@@ -190,11 +199,10 @@ class TableTest(parameterized.TestCase):
 
     def test_alike_is_in_italics(self):
         place = self.folder(ours(config(train__epochs=3), image_ids="0..999", split="test[:1000]"))
-        given = (place, "--paper", "twenty_architectures", "--table", "1")
-        _, strict, _ = call(*given)
+        strict = self.call(place)
         self.assertNotIn("[1]", strict)
         self.assertIn("**In no cell above**: nearest is table_1, ResNet, but", strict)
-        _, alike, _ = call(*given, "--alike")
+        alike = self.call(place, "--alike")
         (line,) = [text for text in alike.splitlines() if "*15.3* [1]" in text]
         self.assertStartsWith(line, "| ResNet |")
         self.assertIn("| 87.92 | *80.1* [1] |", line)
@@ -205,13 +213,22 @@ class TableTest(parameterized.TestCase):
 
     def test_alike_is_never_of_another_objective(self):
         place = self.folder(ours(config(train__objective="trades")))
-        _, found, _ = call(place, "--paper", "twenty_architectures", "--table", "1", "--alike")
-        self.assertNotIn("* [1]", found)
+        self.assertNotIn("* [1]", self.call(place, "--alike"))
 
     def test_what_is_the_same_comes_first(self):
-        (table,) = tables.tables("revisiting_at", "1")
-        filled = markdown.filled(table, [], alike=True)
-        self.assertEmpty(filled.cells)
+        """Here of a published network, whose training nobody has to prove."""
+        about = {"architecture": "convnext_t_cvst", "image_size": 224}
+        about["published_id"] = "Singh2023Revisiting_ConvNeXt-T-ConvStem"
+        (table,) = tables.tables("revisiting_at", "2")
+        (place,) = (n for n, r in enumerate(table.rows) if r["clean"] == 72.72)
+        whole = {"dataset": "imagenet2012", "split": "validation@robustbench"}
+        whole |= {"ids_sha256": ROBUSTBENCH_SHA256, "image_ids": "0..4999", "model": None}
+        found = [ours()._replace(config=about) for _ in range(2)]
+        found[0].record.update(whole, clean=0.7)
+        found[1].record.update(whole, clean=0.6, image_ids="0..99")
+        for records, cell in ((found, (70.0, 0, False)), (found[1:], (60.0, 0, True))):
+            filled = markdown.filled(table, records, alike=True)
+            self.assertEqual(filled.cells[place, "clean"], markdown.Cell(*cell))
 
 
 if __name__ == "__main__":

@@ -120,9 +120,10 @@ def _other_network(
     if name != row.get("model"):
         yield f"network {name}, not {row.get('model') or row['name']}"
     elif "options" in row and not imported:
-        own, wanted = (models.computed(name, o) for o in (model.get("options", {}), row["options"]))
+        options = model.get("options") or {}
+        own, wanted = (models.computed(str(name), o) for o in (options, row["options"]))
         if own != wanted:
-            yield f"network {models.words(name, model['options'])}, not {row['name']}"
+            yield f"network {models.words(str(name), options)}, not {row['name']}"
     size = (ours.record.get("model") or model).get("image_size")
     if size != row["image_size"]:
         yield f"{size} px, not {row['image_size']}"

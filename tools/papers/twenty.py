@@ -34,7 +34,7 @@ _NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "ResNet": ("resnet50", {"small_stem": True}),
     "ResNeXt": ("cifar_resnext29", {}),
 }
-_LARGE = {
+_LARGE: dict[str, tuple[str, dict[str, Any]]] = {
     "ResNet": ("resnet50", {}),
     "ResNeXt": ("cifar_resnext50_224", {}),
     "WideResNet": ("wide_resnet50_2", {}),
