@@ -106,7 +106,10 @@ def motion_blur(image: np.ndarray, rng: Any, radius: int, sigma: float) -> np.nd
 
 
 def _moved(image: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarray:
-    """Return ImageMagick's motion blur of uint8[S,S,C], rounded; pixels outside are the edge's."""
+    """Return ImageMagick's motion blur of uint8[S,S,C]; pixels outside are the edge's.
+
+    Its 16 bits are rounded, and then cut to 8.
+    """
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-(steps**2) / (2 * sigma**2))
     weights /= weights.sum()
@@ -118,7 +121,7 @@ def _moved(image: np.ndarray, radius: int, sigma: float, angle: float) -> np.nda
     for weight, dx, dy in zip(weights, right, down, strict=True):
         rows, columns = (np.clip(places + d, 0, len(image) - 1) for d in (dy, dx))
         blurred += weight * image[rows[:, None], columns]
-    return np.floor(blurred + 0.5)
+    return np.floor(257 * blurred + 0.5) // 257
 
 
 def zoom_blur(image: np.ndarray, rng: Any, step: float, zooms: int) -> np.ndarray:
