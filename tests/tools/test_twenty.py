@@ -43,7 +43,7 @@ def config(**changes) -> dict:
     """ResNet of the study, by adversarial training."""
     made = base()
     made.model.name, made.model.image_size, made.model.num_classes = "resnet50", 32, 10
-    made.model.options.update(small_stem=True)
+    made.model.options = {"small_stem": True}
     made.data.name = "cifar10"
     made.attack.name, made.attack.epsilon, made.attack.steps = "pgd", LINF, 15
     made.train.epochs, made.train.objective = 100, "adversarial"
