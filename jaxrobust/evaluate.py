@@ -46,8 +46,8 @@ _FLAGS = {
     "that returns the module and whose code is run, or a .pt2 of torch.export.save.",
     "torch_args": 'Arguments of that function, as JSON: {"depth": 28}.',
     "torch_output": "Which of several results of the module are the logits: a key or a place.",
-    "dataset": "Data set: digits, cifar10, imagenet2012, folder:PATH, npz:PATH, hf:NAME; default: "
-    "that of the run.",
+    "dataset": "Data set: digits, cifar10, imagenet2012, folder:PATH, npz:PATH, hf:NAME, or "
+    "cifar10-c:DIR; default: that of the run.",
     "split": "Split, such as test[:1000]; default: the test split of the run, or test, or of "
     "imagenet2012 validation@robustbench.",
     "classes": "List of the classes that are kept, imagenet100 or a file of names; default: that "
@@ -66,6 +66,9 @@ _FLAGS = {
     "start": "Where these start: image, random (AutoAttack's), uniform (in the cube, not brought "
     "into [0, 1] before the first gradient) or uniform-boxed; default: image of fgsm, else random.",
     "search_dtype": "Type to search in: float32, or bfloat16, which is faster; float32 judges.",
+    "corruptions": "Common corruptions to evaluate under in place of an attack: all, or kinds such "
+    "as fog,snow, or with a severity fog-3.",
+    "frost": "Folder of the photographs of frost, frost1.png to frost5.jpg.",
     "bundle": "New folder for adversarial images, hashes and a program that checks the number.",
     "out": "Folder of the records; default: RUN/evaluation or runs/evaluation-NAME.",
 }
@@ -130,6 +133,8 @@ def main(argv: list[str]) -> None:
         given["image_size"] = sizes[0] if len(sizes) == 1 else None
         given["replay"] = tuple(_listed(flags.FLAGS.replay))
         ladder = given.pop("ladder")
+        if given["corruptions"] is not None and flags.FLAGS["attack"].using_default_value:
+            given["attack"] = "clean"
         for name in ("options", "torch_args"):
             given[name] = mapping(name, given[name])
         from jaxrobust.evaluation import command  # after the flags: --help needs no JAX

@@ -32,6 +32,11 @@ def main(argv: list[str] | None = None) -> None:
         "out", type=Path, help="Folder for one Markdown file a paper and its pictures; else stdout."
     )
     parser.flag(
+        "alike",
+        action="store_true",
+        help="Show records of another training or of other images too, in italics.",
+    )
+    parser.flag(
         "readme", action="store_true", help="Print the rows of README's table of these runs."
     )
     args = parser.parse_args(argv)
@@ -45,8 +50,10 @@ def main(argv: list[str] | None = None) -> None:
 
 def _answer(args) -> str:
     if args.readme:
-        if args.paper or args.table or args.out:
-            raise ValueError("--readme prints rows of runs; leave --paper, --table and --out out")
+        if args.paper or args.table or args.out or args.alike:
+            raise ValueError(
+                "--readme prints rows of runs; leave --paper, --table, --alike and --out out"
+            )
         return readme.rows(args.records or readme.kept())
     if args.table and not args.paper:
         raise ValueError("--table needs --paper, whose table it is")
@@ -55,7 +62,7 @@ def _answer(args) -> str:
     records = matching.collect(args.records)
     said = []
     for name, found in wanted.items():
-        shown = [markdown.filled(table, records) for table in found]
+        shown = [markdown.filled(table, records, alike=args.alike) for table in found]
         text = markdown.document(name, shown, records)
         said += _written(args.out, name, shown, records, text) if args.out else [text]
     return "\n".join(said) + ("\n" if args.out else "")

@@ -171,7 +171,8 @@ def row(record: dict[str, Any]) -> tuple[str, str, str, str, str]:
     by = record.get("published_by")
     stands = f"published by {by}" if by else _stands(record)
     shown = "-" if robust is None else f"{robust:.2%}"
-    return images(record), attack, f"{record['clean']:.2%}", shown, stands
+    clean = "-" if record["clean"] is None else f"{record['clean']:.2%}"
+    return images(record), attack, clean, shown, stands
 
 
 def _attack(record: dict[str, Any]) -> str:

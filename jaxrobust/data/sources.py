@@ -1,9 +1,9 @@
 """Where images come from: records of encoded bytes and a label, with random access.
 
 `digits` ships with the package, `fake` is synthetic, `folder:PATH` is an ImageFolder, `npz:PATH` a
-file of arrays, `hf:NAME` a data set of Hugging Face; every other name is a TFDS data set for image
-classification that was prepared as ArrayRecord. Directories are local or on `gs://` (not of `hf:`).
-Nothing here needs TensorFlow.
+file of arrays, `cifar10-c:DIR` the files of CIFAR-10-C, `hf:NAME` a data set of Hugging Face; every
+other name is a TFDS data set for image classification that was prepared as ArrayRecord. Directories
+are local or on `gs://` (not of `hf:`). Nothing here needs TensorFlow.
 """
 
 import itertools
@@ -14,13 +14,24 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrobust.data import fake, folder, huggingface, npz, splits, storage, subsets, tfds_source
+from jaxrobust.data import (
+    cifar_c,
+    fake,
+    folder,
+    huggingface,
+    npz,
+    splits,
+    storage,
+    subsets,
+    tfds_source,
+)
 from jaxrobust.data.types import DataError, Record, Source, first_few
 
 __all__ = ["DataError", "Record", "Source", "foreign_classes", "open_source", "same_classes"]
 
 _SHIPPED = {"digits": Path(__file__).parent / "digits"}
 _OTHERS = {npz.PREFIX: npz.open_npz, huggingface.PREFIX: huggingface.open_hf}
+_OTHERS |= {cifar_c.PREFIX: cifar_c.open_cifar_c}
 _PREPARED_NAME = re.compile(r"(?:tfds:)?([\w-]+(?:/[\w-]+)?(?::[\w.]+)?)", re.ASCII)
 
 
@@ -37,7 +48,8 @@ def open_source(
     Args:
       name: `digits` (ships), `fake[:HxWxC[:CLASSES]]` (synthetic; 32x32x3 and 10 classes unless
         said), `folder:PATH` (an ImageFolder, local or `gs://`), `npz:PATH` (arrays, see
-        `npz.open_npz`), `hf:NAME[:CONFIG][@REVISION][#LABEL]` or `hf:FOLDER` (Hugging Face's, see
+        `npz.open_npz`), `cifar10-c:DIR` (corrupted, see `cifar_c.open_cifar_c`),
+        `hf:NAME[:CONFIG][@REVISION][#LABEL]` or `hf:FOLDER` (Hugging Face's, see
         `huggingface.open_hf`), or `[tfds:]NAME[/CONFIG][:VERSION]`, a TFDS data set prepared as
         ArrayRecord; the only CONFIG and the newest VERSION unless said.
       split: a split, or a part of one: `train`, `val`, `train[:90%]`, `train[90%:]`; or the images

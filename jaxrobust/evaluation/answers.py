@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxrobust.evaluation import corrupted
 from jaxrobust.evaluation.records import how
 
 
@@ -36,7 +37,7 @@ def of_several(found: Sequence[dict[str, Any]], out: Path) -> str:
 
 def of_one(record: dict[str, Any], out: Path) -> str:
     """Return a record of an evaluation for people; `out` is the folder that keeps it."""
-    rows = {"clean": record["clean"]}
+    rows = {} if record["clean"] is None else {"clean": record["clean"]}
     rows |= {f"after {name}": value for name, value in record["accuracy_after"].items()}
     known = (f" ({record['weights']})", f", {record['dtype']}") if record["weights"] else ()
     lines = [
@@ -44,6 +45,7 @@ def of_one(record: dict[str, Any], out: Path) -> str:
         f"{record['dataset']}, split {record['split']}, images {record['image_ids']}",
         f"attack: {how(record)}",
         *(f"{name:16} {value:7.1%}" for name, value in rows.items()),
+        *(corrupted.table(record["corruptions"]) if "corruptions" in record else ()),
         *(f"flag {name}: {text}" for name, text in record["flags"].items()),
         f"record {record['evaluation']} in {out / 'results.jsonl'}",
     ]

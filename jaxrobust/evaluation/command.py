@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from jaxrobust.evaluation import answers, bundle, flags, questions, several
+from jaxrobust.evaluation import answers, bundle, corrupted, flags, questions, several
 from jaxrobust.evaluation import subject as subjects
 from jaxrobust.evaluation.flags import Given
 from jaxrobust.evaluation.questions import Question, Threat
@@ -37,10 +37,13 @@ def answer(
     """
     given = flags.placed(given)
     flags.check(given)
+    given = corrupted.settled(given)
     balls = _rungs(given, threats, ladder) if ladder else _balls(given, threats)
     if len(set(sizes)) < len(sizes):
         said = ", ".join(map(str, sizes))
         raise ValueError(f"--image_size={said} has one of them twice; give it once")
+    if given.corruptions and len(sizes) > 1:
+        raise ValueError("--corruptions takes one --image_size; give it once")
     bundle.check(given, max(len(sizes), 1) * max(len(balls), 1))
     run, out = (Path(place) if place else None for place in (given.workdir, given.out))
     compilation.use_persistent_cache((run or out or Path("runs/evaluation")).parent)
@@ -129,6 +132,8 @@ def _of_size(
     evaluation = Evaluation(subject, source, which, weights, asked, place)
     if climbs:
         return place, several.ladder(evaluation, balled)
+    if given.corruptions:
+        return place, [corrupted.record(evaluation, given)]
     if given.bundle:
         return place, [bundle.recorded(evaluation, balled[0], Path(given.bundle))]
     if len(balled) == 1:

@@ -56,6 +56,8 @@ class Given(NamedTuple):
     replay: tuple[str, ...] = ()
     noreplay: bool = False
     bundle: str | None = None
+    corruptions: str | None = None
+    frost: str | None = None
 
 
 def placed(given: Given) -> Given:

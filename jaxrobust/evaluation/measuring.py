@@ -141,7 +141,7 @@ def counted(
     )
     start = time.perf_counter()
     reached = accuracy.each(counter, weights, images, mesh, bar=asked.attack)
-    found = _told(reached, asked.attack)
+    found = told(reached, asked.attack)
     n = len(found.clean)
     cost = Cost(
         attack=asked.attack,
@@ -173,7 +173,7 @@ def _settings(asked: Question, ball: dict[str, Any]) -> tuple[list[dict[str, Any
     return [settings], fixed_steps.attack_of(settings)
 
 
-def _told(reached: dict[str, np.ndarray], attack: str) -> Verdicts:
+def told(reached: dict[str, np.ndarray], attack: str) -> Verdicts:
     """Return the verdicts of an attack on all images of a split's beginning."""
     clean, robust = reached["clean"], reached["robust"]
     return Verdicts(

@@ -22,7 +22,7 @@ from jaxrobust.weights.checkpoint import disk_full
 Record = dict[str, Any]
 _LOW = 0.5  # clean accuracy
 # What only some records have.
-_SAID = ("clean_top5", "stable", "local_lipschitz", "replayed", "ladder")
+_SAID = ("clean_top5", "stable", "local_lipschitz", "replayed", "ladder", "corruptions")
 
 
 class Evaluation:
@@ -103,7 +103,9 @@ class Evaluation:
         """Return what tells this evaluation from others."""
         source, asked, network = self.source, self.asked, subject.network
         own = subject.classes or source.name.startswith("folder:")
-        replaced = source.name.startswith(("npz:", "hf:"))  # by other data under the same name
+        replaced = source.name.startswith(
+            ("npz:", "hf:", "cifar10-c:")
+        )  # by other data under the same name
         chosen = [source.ids_sha256, hashes.classes_sha256(source.classes) if own else None]
         chosen += [source.files_sha256] if replaced else []
         how = [subject.norm, subject.epsilon, asked.seed, asked.search_dtype]
@@ -247,7 +249,7 @@ class Evaluation:
         said = {key: found.pop(key) for key in _SAID if key in found}
         subject, asked, source = self.subject, self.asked, self.source
         network = subject.network
-        file = verdicts.file_of(number)
+        file = None if each is None else verdicts.file_of(number)
         if self.size is None:
             size, channels = known(network.image_size), known(network.in_channels)
             self.size = records.size(subject.create("float32"), self.weights, size, channels)
@@ -283,7 +285,8 @@ class Evaluation:
             | ({"function": self.function} if self.function else {}),
         )
         if jax.process_index() == 0:
-            verdicts.write(self.out / file, number, each)
+            if file:
+                verdicts.write(self.out / file, number, each)
             records.append(self.out / "results.jsonl", record)
         return record
 

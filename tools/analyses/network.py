@@ -1,6 +1,7 @@
 """The network that is analysed and its images, as the flags of `jaxrobust.evaluate` name them."""
 
 import contextlib
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from jaxrobust.evaluation import flags
 from jaxrobust.evaluation import subject as subjects
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.types import Array, LogitsFn, Params, Weights
+from jaxrobust.weights import runs
 from jaxrobust.weights.checkpoint import Checkpoints, abstract_state, steps
 
 _NONE: dict[str, Any] = dict.fromkeys(flags.Given._fields)
@@ -40,9 +42,12 @@ class Seen(NamedTuple):
         return name if len(name) <= 18 else name[:17] + "…"
 
 
-def seen(named: dict[str, Any]) -> Seen:
+def seen(named: dict[str, Any], *, attacked: bool = True) -> Seen:
     """Return what flags name: a network and the first `n` images of its test split.
 
+    Args:
+      named: the flags.
+      attacked: whether a radius is needed.
     Raises:
       ValueError: flags that name nothing, or contradict each other.
       OSError: the network or the disk.
@@ -59,7 +64,7 @@ def seen(named: dict[str, Any]) -> Seen:
         origin, network=sizes, **{key: getattr(given, key) for key in keys}
     )
     which, subject, weights = flags.weights(given, subject, source)
-    if subject.epsilon is None:
+    if attacked and subject.epsilon is None:
         raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
     if source.channels != subject.network.in_channels:
         raise ValueError(
@@ -73,6 +78,28 @@ def seen(named: dict[str, Any]) -> Seen:
     name = f"{subject.network.name} ({which})" if which else subject.network.name
     (function,) = logits_of(subject, weights)
     return Seen(name, subject, function, images, labels, ids, tuple(source.classes))
+
+
+def weights_of(named: dict[str, Any]) -> tuple[str, Weights]:
+    """Return the weights that flags name, and their name; no images are looked for.
+
+    Raises:
+      ValueError: flags that name nothing, or contradict each other.
+      OSError: the network or the disk.
+    """
+    given = flags.placed(flags.Given(**_NONE | named))
+    flags.check(given)
+    network = flags.origin(given).network
+    if given.workdir:
+        which, weights = runs.run_weights(Path(given.workdir), given.phase)
+        return f"{network.name} ({which})", weights
+    classes = network.num_classes or given.num_classes
+    if classes is None:
+        raise ValueError("give --num_classes, which these weights do not say")
+    size = given.image_size or network.image_size or 224
+    network = dataclasses.replace(network, num_classes=classes, image_size=size)
+    which, network, weights = subjects.file_weights(network, Path(str(given.weights)))
+    return f"{network.name} ({which})", weights
 
 
 def logits_of(subject: Subject, *all_weights: Weights) -> list[LogitsFn]:

@@ -15,6 +15,7 @@ class Cell(NamedTuple):
 
     value: float
     record: int
+    alike: bool = False  # of the same network and attack, but another training or other images
 
 
 class Filled(NamedTuple):
@@ -24,15 +25,22 @@ class Filled(NamedTuple):
     cells: dict[tuple[int, str], Cell]  # (row, key of a result) -> ours
 
 
-def filled(table: Table, records: list[Ours]) -> Filled:
-    """Return a table with the last record that measures each value."""
-    cells = {}
+def filled(table: Table, records: list[Ours], *, alike: bool = False) -> Filled:
+    """Return a table with the last record that measures each value.
+
+    With `alike`, where there is none, with the last of the same network and attack whose training
+    or images are others.
+    """
+    cells: dict[tuple[int, str], Cell] = {}
     for index, row in enumerate(table.rows):
         for key, what in table.attacked().items():
-            for number, ours in enumerate(records):
-                value = matching.measured(what, ours.record)
-                if value is not None and not matching.differences(table, row, key, ours):
-                    cells[index, key] = Cell(value, number)
+            for strict in (False, True) if alike else (True,):
+                for number, ours in enumerate(records):
+                    value = matching.measured(what, ours.record)
+                    if value is not None and not matching.differences(
+                        table, row, key, ours, of_training=strict
+                    ):
+                        cells[index, key] = Cell(value, number, not strict)
     return Filled(table, cells)
 
 
@@ -46,6 +54,12 @@ def document(name: str, shown: list[Filled], records: list[Ours]) -> str:
         "ours appears only with its record. `?`: something contradicts the printed value.",
         *(_table(each) for each in shown),
     ]
+    if any(cell.alike for each in shown for cell in each.cells.values()):
+        parts.insert(
+            2,
+            "*In italics*: the same network, data set, objective and attack, but another training "
+            "or other images; what differs stands below, under Records.",
+        )
     if records:
         parts += [_records(records, shown)]
     if len(shown) == len(tables.tables(name)):
@@ -82,7 +96,8 @@ def _ours(shown: Filled, index: int, key: str, printed: str) -> str:
     cell = shown.cells.get((index, key))
     if cell is None:
         return NOT_MEASURED if printed else ""
-    return f"**{cell.value:.{max(shown.table.decimals, 1)}f}** [{cell.record + 1}]"
+    mark = "*" if cell.alike else "**"
+    return f"{mark}{cell.value:.{max(shown.table.decimals, 1)}f}{mark} [{cell.record + 1}]"
 
 
 def _varying(table: Table) -> list[str]:
@@ -113,14 +128,14 @@ def _title(key: str, what: dict[str, Any]) -> str:
 
 
 def _records(records: list[Ours], shown: list[Filled]) -> str:
-    used = {cell.record for each in shown for cell in each.cells.values()}
+    used = {cell.record for each in shown for cell in each.cells.values() if not cell.alike}
     lines = ["## Records"]
     for number, ours in enumerate(records):
         record = ours.record
         robust = "" if record["robust"] is None else f", {record['robust']:.2%} robust"
         place = f"{ours.file.parent.name}/{ours.file.name}"
         text = (
-            f"{number + 1}. {matching.label(ours)}: {record['clean']:.2%} clean{robust}; "
+            f"{number + 1}. {matching.label(ours)}: {_clean(record)}{robust}; "
             f"{record['dataset']}, split {record['split']}, images {record['image_ids']}; "
             f"{_attack(record)}; weights sha256 {str(record.get('weights_sha256'))[:12]}, commit "
             f"{short(record)}; {place}."
@@ -128,9 +143,20 @@ def _records(records: list[Ours], shown: list[Filled]) -> str:
         for name, doubt in (record.get("flags") or {}).items():
             text += f" In doubt, {name}: {doubt}."
         if number not in used:
-            text += f" **In no cell above**: {_nearest(ours, shown)}."
+            alike = any(c.record == number for each in shown for c in each.cells.values())
+            where = "In cells in italics alone" if alike else "In no cell above"
+            text += f" **{where}**: {_nearest(ours, shown)}."
         lines.append(text)
     return "\n".join([lines[0], "", *lines[1:]])
+
+
+def _clean(record: dict[str, Any]) -> str:
+    """Return the accuracy on clean images, and the mean under corruptions."""
+    said = [] if record["clean"] is None else [f"{record['clean']:.2%} clean"]
+    if "corruptions" in record:
+        measured = record["corruptions"]
+        said.append(f"{measured['mean']:.2%} under corruptions ({measured['images']})")
+    return ", ".join(said)
 
 
 def short(record: dict[str, Any]) -> str:
@@ -153,9 +179,7 @@ def _nearest(ours: Ours, shown: list[Filled]) -> str:
     for each in shown:
         for row in each.table.rows:
             for key, what in each.table.attacked().items():
-                if row.get(key) is None or (what["attack"] == "clean") != (
-                    not ours.record["attacks"]
-                ):
+                if row.get(key) is None or not _concerns(what, ours.record):
                     continue
                 found = matching.differences(each.table, row, key, ours)
                 if best is None or len(found) < best[0]:
@@ -163,6 +187,13 @@ def _nearest(ours: Ours, shown: list[Filled]) -> str:
                     said = "; ".join(found[:_NEAR]) + (f"; and {more} more" if more > 0 else "")
                     best = len(found), f"nearest is {each.table.id}, {row['name']}, but {said}"
     return best[1] if best else "no table above has such a value"
+
+
+def _concerns(what: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Tell whether a record may be near a result: clean ones near clean ones."""
+    if "corruptions" in (what["attack"], *record):
+        return what["attack"] == "corruptions" and "corruptions" in record
+    return (what["attack"] == "clean") == (not record["attacks"])
 
 
 def _contradictions(found: list[dict[str, Any]]) -> str:

@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxrobust import models
 from jaxrobust.config import of_phase, phases
 from jaxrobust.data import imagenet
 from jaxrobust.data.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.runtime import jsonl
 from jaxrobust.weights import hashes
-from tools.papers import tables, training
+from tools.papers import tables, training, twenty
 from tools.papers.tables import Table
 
 # Keys of AutoAttack's standard version as records list them: name, steps, restarts, targets.
@@ -90,20 +91,25 @@ def _configs(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield hashes.config_sha256(seen), whole
 
 
-def differences(table: Table, row: dict[str, Any], key: str, ours: Ours) -> list[str]:
+def differences(
+    table: Table, row: dict[str, Any], key: str, ours: Ours, *, of_training: bool = True
+) -> list[str]:
     """Return all that is in the way of a record as the measurement of one value of a table.
 
-    Empty: it is that measurement.
+    Empty: it is that measurement. Without `of_training`, it is of the same network, data set,
+    objective and attack at least.
     """
     what = table.results[key]
     return [
-        *_other_network(table, row, ours),
-        *_other_images(row, ours.record),
-        *other_attack(what, ours.record),
+        *_other_network(table, row, ours, of_training),
+        *_other_images(row, ours.record, of_training),
+        *other_attack(what, ours.record, row.get("dataset")),
     ]
 
 
-def _other_network(table: Table, row: dict[str, Any], ours: Ours) -> Iterator[str]:
+def _other_network(
+    table: Table, row: dict[str, Any], ours: Ours, of_training: bool
+) -> Iterator[str]:
     config = ours.config
     if config is None:
         yield "no config beside the record proves which network it is"
@@ -113,6 +119,11 @@ def _other_network(table: Table, row: dict[str, Any], ours: Ours) -> Iterator[st
     name = model["architecture"] if imported else model.get("name")
     if name != row.get("model"):
         yield f"network {name}, not {row.get('model') or row['name']}"
+    elif "options" in row and not imported:
+        options = model.get("options") or {}
+        own, wanted = (models.computed(str(name), o) for o in (options, row["options"]))
+        if own != wanted:
+            yield f"network {models.words(str(name), options)}, not {row['name']}"
     size = (ours.record.get("model") or model).get("image_size")
     if size != row["image_size"]:
         yield f"{size} px, not {row['image_size']}"
@@ -121,6 +132,8 @@ def _other_network(table: Table, row: dict[str, Any], ours: Ours) -> Iterator[st
             yield "weights that are not those of the row"
     elif row.get("origin") != "authors":
         yield f"a network of our own training, and the row's is of {row.get('origin')}"
+    elif not of_training:
+        yield from training.other_kind(table, row, config)
     else:
         yield from training.differences(table, row, config)
         of, last = (
@@ -131,10 +144,11 @@ def _other_network(table: Table, row: dict[str, Any], ours: Ours) -> Iterator[st
             yield f"weights of the phase {of}, not of the last"
 
 
-def _other_images(row: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
+def _other_images(row: dict[str, Any], record: dict[str, Any], of_training: bool) -> Iterator[str]:
+    of_files = record["dataset"].startswith("cifar10-c:")  # of which any split is of its own
     on_list = str(row["split"]).endswith("@robustbench")
     same = record.get("ids_sha256") == ROBUSTBENCH_SHA256
-    name = training.dataset(record["dataset"], None)
+    name = "cifar10" if of_files else training.dataset(record["dataset"], None)
     listed = on_list and same  # a list of ImageNet's files, wherever they lie
     if row["dataset"] == "imagenet100":
         own = hashes.classes_sha256(imagenet.imagenet100())
@@ -144,9 +158,11 @@ def _other_images(row: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
         yield f"{record['dataset']}, not {row['dataset']}"
     if on_list and not same:
         yield f"split {record['split']}, not RobustBench's list of images"
-    elif not on_list and record["split"] != row["split"]:
+    elif not on_list and not of_files and _whole(record["split"], of_training) != row["split"]:
         yield f"split {record['split']}, not {row['split']}"
     images = row["images"]
+    if not of_training:
+        return
     if images is None:
         yield "the paper does not say on how many images"
     elif record["image_ids"] != f"0..{images - 1}":
@@ -155,11 +171,43 @@ def _other_images(row: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
         yield f"{len(record['damaged'])} damaged images are left out"
 
 
-def other_attack(what: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
-    """Say what of a record's attack is not that of a result."""
+def _whole(split: str, exactly: bool) -> str:
+    """Return a split, or the one that it is a part of."""
+    return split if exactly else split.partition("[")[0]
+
+
+def other_attack(
+    what: dict[str, Any], record: dict[str, Any], dataset: str | None = None
+) -> Iterator[str]:
+    """Say what of a record's attack is not that of a result on a data set."""
     kind = what["attack"]
-    if kind == "clean":  # every record has it
+    if kind == "corruptions":
+        yield from twenty.other_corruptions(dataset, record)
+    elif kind == "clean":  # every record has it, but those of files of corruptions
+        if record["clean"] is None:
+            yield "no clean images"
+    elif "members" in what:
+        yield from _other_union(what["members"], record)
+    else:
+        yield from _other_attack(what, record)
+
+
+def _other_union(members: list[dict[str, Any]], record: dict[str, Any]) -> Iterator[str]:
+    if record.get("method") != "union":
+        yield "one attack, not the worst case of several"
         return
+    wanted = {twenty.pgd(own) for own in members if own["attack"] == "pgd"}
+    found = {twenty.pgd(own) for own in record["attacks"] if own["name"] == "pgd"}
+    if wanted != found:
+        yield "another PGD than the study's in one of the norms"
+    rest = {"attacks": [own for own in record["attacks"] if own["name"] != "pgd"], "robust": 0.0}
+    for own in members:
+        if own["attack"] != "pgd":
+            yield from _other_attack(own, rest)
+
+
+def _other_attack(what: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
+    kind = what["attack"]
     attacks = record["attacks"]
     if not attacks or record["robust"] is None:
         yield "clean accuracy only"
@@ -179,13 +227,21 @@ def other_attack(what: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
     elif kind == "apgd-ce" and "restarts" in what:
         if settings != {("apgd-ce", what["steps"], what["restarts"], 0)}:
             yield f"another attack than APGD-CE, {what['steps']} steps, {what['restarts']} restarts"
+    elif kind == "pgd" and "steps" in what:
+        if [own["name"] for own in attacks] != ["pgd"] or twenty.pgd(attacks[0]) != twenty.pgd(
+            what
+        ):
+            yield f"another attack than PGD, {what['steps']} steps of the study's length and start"
     else:
         yield f"the paper does not say the settings of its {kind}"
 
 
 def measured(what: dict[str, Any], record: dict[str, Any]) -> float | None:
     """Return the percentage that a record has for a result of a table."""
-    value = record["clean"] if what["attack"] == "clean" else record["robust"]
+    if what["attack"] == "corruptions":
+        value = (record.get("corruptions") or {}).get("mean")
+    else:
+        value = record["clean"] if what["attack"] == "clean" else record["robust"]
     return None if value is None else 100 * value
 
 

@@ -51,7 +51,7 @@ def points(filled: Filled, records: list[Ours]) -> list[Point]:
         found.append(
             Point(label, _told_apart(row, table.rows), values | {"robust": row[robust]}, kind)
         )
-        if cell := filled.cells.get((index, robust)):
+        if (cell := filled.cells.get((index, robust))) and not cell.alike:
             used.add(cell.record)
             own = filled.cells.get((index, "clean"))
             values = values | ({"clean": own.value} if own else {})

@@ -14,6 +14,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tools.papers import twenty
+
 _DATA = Path(__file__).parent / "data"
 PAPERS = ("revisiting_at", "xcit_light_recipe", "twenty_architectures", "robust_resnets")
 _PLACES = ("dataset", "split", "images", "image_size")
@@ -31,7 +33,7 @@ ABOUT: tuple[str, ...] = (
     "stem",
 )
 ABOUT += ("family", "size", "varied", "unit", "width", "architecture_from", "params_m", "macs_g")
-ABOUT += ("passes_per_image", "hours", "batch_per_core", "timm", "meta")
+ABOUT += ("passes_per_image", "hours", "batch_per_core", "timm", "meta", "options")
 
 
 class Table(NamedTuple):
@@ -90,15 +92,18 @@ def tables(name: str, wanted: str | None = None) -> list[Table]:
 
 def _table(name: str, raw: dict[str, Any]) -> Table:
     defaults = {key: raw.get(key) for key in _PLACES} | raw.get("settings", {})
+    rows, results = [defaults | row for row in raw["rows"]], raw["results"]
+    if name == twenty.PAPER:
+        rows, results = [twenty.row(row) for row in rows], twenty.results(results)
     return Table(
         paper=name,
         id=raw["id"],
         caption=raw["caption"],
         kind=raw["kind"],
         decimals=raw.get("decimals", 2),
-        results=raw["results"],
-        rows=[defaults | row for row in raw["rows"]],
-        notes=raw["notes"],
+        results=results,
+        rows=rows,
+        notes=[*raw["notes"], *([twenty.NOTE] if name == twenty.PAPER else [])],
     )
 
 

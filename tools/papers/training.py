@@ -17,6 +17,7 @@ _NEUTRAL = {"scan", "bn_group"}  # of model.options: they change no result of ne
 _NEEDED = ("objective", "augmentation", "start", "epochs", "train_dataset", "train_size")
 _STEM = ("stem_widths", "stem_strides", "stem_kernels")  # of model.options: a stem's design
 _ATTACKED = ("train_attack", "attack_steps", "epsilon_train")
+_OF_NETWORK = ("stages", "patch")  # which are options of it, see `matching`
 
 
 def whole_config(config: dict[str, Any]) -> Values:
@@ -150,6 +151,8 @@ def differences(table: Table, row: dict[str, Any], config: dict[str, Any]) -> It
     more = [key for key in ("repeated_augmentation", "synthetic_share", "design") if key in said]
     yield from (f"{key} {tables.shown(said[key])}" for key in more if key not in wanted)
     for key in dict.fromkeys((*needed, *wanted)):
+        if key in _OF_NETWORK:
+            continue
         if key not in wanted:
             yield f"the paper does not say its {key}"
         elif wanted[key] is None and key == "augmentation":  # told one by one: mixup, cutmix, ...
@@ -160,6 +163,17 @@ def differences(table: Table, row: dict[str, Any], config: dict[str, Any]) -> It
         yield f"trained in {said['norm_train']}, not linf"
     if table.paper == "revisiting_at":
         yield from _other_recipe(said, wanted, config)
+
+
+_KIND = ("objective", "train_dataset", "train_size", "train_attack", "epsilon_train")
+
+
+def other_kind(table: Table, row: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
+    """Say where a run is of another objective, radius, data set or size than a row."""
+    said, wanted = trained(config), tables.settings(table, row)
+    for key in _KIND:
+        if key in wanted and not tables.same(said.get(key), wanted[key]):
+            yield f"{key} {tables.shown(said.get(key))}, not {tables.shown(wanted[key])}"
 
 
 def _other_recipe(

@@ -1,0 +1,348 @@
+"""What common corruptions do to an image uint8[S,S,3]: functions of it, their settings and draws.
+
+Each returns f64[S,S,3] or uint8[S,S,3] on the scale of pixels, 0 to 255, which may leave that range
+and is cut to whole numbers by `corruptions.corrupt`. `rng` is NumPy's, from which every function
+takes the same numbers in the same order as the reference, so that its draws give its pixels.
+
+Source: Hendrycks & Dietterich 2019 (arXiv 1903.12261) and its repository hendrycks/robustness
+  (Apache-2.0), whose behaviour is met and whose code is not used. Parity:
+  tests/data/test_corruptions.py.
+"""
+
+import functools
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+_GREY = np.array([0.299, 0.587, 0.114], np.float32)
+_AMPLITUDE = 100.0  # of fog's first points
+_DIAGONAL = ((-1, -1), (-1, 1), (1, -1), (1, 1))
+_STRAIGHT = ((-1, 0), (1, 0), (0, -1), (0, 1))
+
+
+def gaussian_noise(image: np.ndarray, rng: Any, sigma: float) -> np.ndarray:
+    """Return the image with normal noise of that standard deviation."""
+    x = image / 255
+    return 255 * np.clip(x + rng.normal(scale=sigma, size=x.shape), 0, 1)
+
+
+def shot_noise(image: np.ndarray, rng: Any, photons: float) -> np.ndarray:
+    """Return Poisson counts of the image, `photons` of a white pixel."""
+    return 255 * np.clip(rng.poisson(image / 255 * photons) / photons, 0, 1)
+
+
+def impulse_noise(image: np.ndarray, rng: Any, amount: float) -> np.ndarray:
+    """Return the image with a share of its values black or white, half each."""
+    u, white = rng.uniform(size=image.shape), rng.uniform(size=image.shape) < 0.5
+    return np.where(u < amount, np.where(white, 255, 0), image)
+
+
+def defocus_blur(image: np.ndarray, rng: Any, radius: float, alias: float) -> np.ndarray:
+    """Return the image under a disk, whose own edge is blurred by `alias`."""
+    del rng
+    kernel = disk(radius, alias)
+    reach = len(kernel) // 2
+    while reach and not kernel[[0, -1]].any():  # a border of zeros
+        kernel, reach = kernel[1:-1, 1:-1], reach - 1
+    padded = np.pad(image / 255, ((reach, reach), (reach, reach), (0, 0)), "reflect")
+    return 255 * _correlated(padded, kernel.astype(np.float64))
+
+
+def disk(radius: float, alias: float) -> np.ndarray:
+    """Return a disk's share of each pixel, f32[17,17], or f32[2r+1,2r+1] of a radius above 8."""
+    reach = 8 if radius <= 8 else round(radius)
+    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    inside = (x**2 + y**2 <= radius**2).astype(np.float64)
+    near = np.arange(-1, 2) if radius <= 8 else np.arange(-2, 3)
+    weights = np.exp(-(near**2) / (2 * alias**2))
+    matrix = _matrix(len(inside), tuple(weights / weights.sum()), "reflect")
+    return (matrix @ (inside / inside.sum()) @ matrix.T).astype(np.float32)
+
+
+def glass_blur(image: np.ndarray, rng: Any, sigma: float, reach: int, rounds: int) -> np.ndarray:
+    """Return the image, blurred, its pixels replaced by near ones, and blurred again.
+
+    Rows and columns from S - reach down to reach + 1 take, one after the other, the pixel that lies
+    there by then at a random offset in [-reach, reach).
+    """
+    side = len(image)
+    pixels = (255 * _blurred(image / 255, sigma)).astype(np.uint8)
+    lines = np.arange(side - reach, reach, -1)
+    for _ in range(rounds):
+        offsets = rng.integers(-reach, reach, size=(len(lines) ** 2, 2))
+        pixels = pixels.reshape(-1, 3)[_taken(side, lines, offsets)].reshape(image.shape)
+    return 255 * np.clip(_blurred(pixels / 255, sigma), 0, 1)
+
+
+def _taken(side: int, lines: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Return the pixel that each pixel ends with, i64[S * S], after copies made one by one.
+
+    A copy reads what an earlier copy has put there, so chains of them are followed to their end:
+    in each round a pixel looks where its source looks, which doubles the chain that is followed.
+    """
+    y, x = (part.ravel() for part in np.meshgrid(lines, lines, indexing="ij"))
+    here = y * side + x
+    source = (y + offsets[:, 1]) * side + x + offsets[:, 0]
+    turn = np.full(side * side, len(here))  # when a pixel is copied to; those never are last
+    turn[here] = np.arange(len(here))
+    found = np.arange(side * side)
+    found[here] = source
+    # Where the source is copied to later, its own pixel is what is read: the chain ends there.
+    chained = np.zeros(side * side, bool)
+    chained[here] = turn[source] < turn[here]
+    while chained.any():
+        on = np.flatnonzero(chained)
+        nearer = found[on]
+        found[on], chained[on] = found[nearer], chained[nearer]
+    return found
+
+
+def motion_blur(image: np.ndarray, rng: Any, radius: int, sigma: float) -> np.ndarray:
+    """Return the image under half a Gaussian along a line of -45 to 45 degrees."""
+    return _moved(image, radius, sigma, rng.uniform(-45, 45))
+
+
+def _moved(image: np.ndarray, radius: int, sigma: float, angle: float) -> np.ndarray:
+    """Return ImageMagick's motion blur of uint8[S,S,C]; pixels outside are the edge's.
+
+    Its 16 bits are rounded, and then cut to 8.
+    """
+    steps = np.arange(2 * radius + 1)
+    weights = np.exp(-(steps**2) / (2 * sigma**2))
+    weights /= weights.sum()
+    radians = np.deg2rad(angle)
+    right, down = (
+        np.ceil(steps * way - 0.5).astype(int) for way in (np.cos(radians), np.sin(radians))
+    )
+    places, blurred = np.arange(len(image)), np.zeros(image.shape)
+    for weight, dx, dy in zip(weights, right, down, strict=True):
+        rows, columns = (np.clip(places + d, 0, len(image) - 1) for d in (dy, dx))
+        blurred += weight * image[rows[:, None], columns]
+    return np.floor(257 * blurred + 0.5) // 257
+
+
+def zoom_blur(image: np.ndarray, rng: Any, step: float, zooms: int) -> np.ndarray:
+    """Return the mean of the image and of that many zooms of it, from 1 in such steps."""
+    del rng
+    x = (image / 255).astype(np.float32)
+    total = x.astype(np.float64)
+    for number in range(zooms):  # as np.arange rounds: 26 * 1.25 is a tie when its side is rounded
+        total += _zoomed(x, 1 + number * ((1 + step) - 1))
+    return 255 * total / (zooms + 1)
+
+
+def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
+    """Return the centre of x f[S,S,C], enlarged to all of S x S by linear interpolation."""
+    side = len(x)
+    inner = int(np.ceil(side / factor))
+    start = (side - inner) // 2
+    matrix = _enlarging(side, inner, factor)
+    cut = x[start : start + inner, start : start + inner]
+    return np.einsum("hi,wj,ijc->hwc", matrix, matrix, cut, optimize=True)
+
+
+@functools.lru_cache(maxsize=256)
+def _enlarging(side: int, inner: int, factor: float) -> np.ndarray:
+    """Return the weights f64[S,n] of n points in the middle S of round(n * factor) between them."""
+    outer = round(inner * factor)
+    start = (outer - side) // 2
+    at = np.arange(start, start + side) * (inner - 1) / max(outer - 1, 1)
+    low = np.minimum(np.floor(at).astype(int), inner - 1)
+    high = np.minimum(low + 1, inner - 1)
+    matrix = np.zeros((side, inner))
+    np.add.at(matrix, (np.arange(side), low), 1 - (at - low))
+    np.add.at(matrix, (np.arange(side), high), at - low)
+    return matrix
+
+
+def snow(
+    image: np.ndarray,
+    rng: Any,
+    mean: float,
+    spread: float,
+    zoom: float,
+    threshold: float,
+    radius: int,
+    sigma: float,
+    keep: float,
+) -> np.ndarray:
+    """Return the image under flakes: normal values above a threshold that fall at -135 to -45
+    degrees, on an image of which `keep` stays and the rest is whitened.
+    """
+    flakes = _zoomed(rng.normal(mean, spread, image.shape[:2])[..., None], zoom)
+    flakes = np.where(flakes < threshold, 0, np.clip(flakes, 0, 1))
+    fallen = (255 * flakes).astype(np.uint8)
+    layer = _moved(fallen, radius, sigma, rng.uniform(-135, -45)) / 255
+    x = (image / 255).astype(np.float32)
+    white = np.maximum(x, 1.5 * (x @ _GREY)[..., None] + 0.5)
+    return 255 * (keep * x + (1 - keep) * white + layer + np.rot90(layer, 2))
+
+
+def frost(
+    image: np.ndarray, rng: Any, keep: float, ice: float, *, photographs: Sequence[np.ndarray]
+) -> np.ndarray:
+    """Return `keep` of the image and `ice` of a random part of one of the photographs."""
+    photograph = photographs[rng.integers(len(photographs))]
+    side = len(image)
+    top, left = (rng.integers(0, length - side) for length in photograph.shape[:2])
+    return keep * image + ice * photograph[top : top + side, left : left + side].astype(np.float64)
+
+
+def fog(image: np.ndarray, rng: Any, amount: float, decay: float) -> np.ndarray:
+    """Return the image with a plasma added, and as bright as before."""
+    side = len(image)
+    x = image / 255
+    brightest = x.max()
+    clouds = plasma(32 if side == 32 else 256, decay, rng)[:side, :side, None]
+    return 255 * np.clip((x + amount * clouds) * brightest / (brightest + amount), 0, 1)
+
+
+def plasma(side: int, decay: float, rng: Any) -> np.ndarray:
+    """Return a periodic map of heights f64[S,S] from 0 to 1, by diamonds and squares.
+
+    Args:
+      side: a power of two.
+      decay: what the amplitude is divided by after each halving of the steps.
+    """
+    heights, step, amplitude = np.zeros((side, side)), side, _AMPLITUDE
+    while step >= 2:
+        half = step // 2
+        for top, left, around in (
+            (half, half, _DIAGONAL),
+            (0, half, _STRAIGHT),
+            (half, 0, _STRAIGHT),
+        ):
+            rows, columns = np.arange(top, side, step), np.arange(left, side, step)
+            near = np.zeros((len(rows), len(columns)))
+            for down, right in around:
+                places = (rows + down * half) % side, (columns + right * half) % side
+                near += heights[np.ix_(*places)]
+            drawn = rng.uniform(-amplitude, amplitude, near.shape)
+            heights[np.ix_(rows, columns)] = near / 4 + amplitude * drawn
+        step, amplitude = half, amplitude / decay
+    heights -= heights.min()
+    return heights / heights.max()
+
+
+def brightness(image: np.ndarray, rng: Any, amount: float) -> np.ndarray:
+    """Return the image with more value, in the sense of HSV: hue and saturation stay."""
+    del rng
+    x = image / 255
+    value = x.max(-1, keepdims=True)
+    brighter = np.minimum(value + amount, 1)
+    return 255 * np.where(value > 0, x * brighter / np.where(value > 0, value, 1), brighter)
+
+
+def contrast(image: np.ndarray, rng: Any, share: float) -> np.ndarray:
+    """Return the image with a share of its distance from the mean of each channel."""
+    del rng
+    x = image / 255
+    mean = x.mean((0, 1), keepdims=True)
+    return 255 * np.clip((x - mean) * share + mean, 0, 1)
+
+
+def elastic_transform(
+    image: np.ndarray, rng: Any, alpha: float, sigma: float, affine: float
+) -> np.ndarray:
+    """Return the image under an affine map, which moves three of its points by up to `affine`, and
+    then under a smooth field of offsets: `alpha` times uniform noise blurred by `sigma`.
+
+    The three lengths are pixels.
+    """
+    side = len(image)
+    middle, arm = side // 2, side // 3
+    corners = np.array([(arm, arm), (arm, -arm), (-arm, -arm)], np.float32) + middle
+    moved = corners + rng.uniform(-affine, affine, corners.shape).astype(np.float32)
+    y, x = np.mgrid[:side, :side].astype(np.float64)
+    # The map from an output pixel to where it is read, of the moved points to the corners.
+    beside = np.concatenate([moved, np.ones((3, 1))], 1)
+    across, down = np.linalg.solve(beside, corners.astype(np.float64)).T
+    at_x, at_y = (a * x + b * y + c for a, b, c in (across, down))
+    warped = _sampled((image / 255).astype(np.float32), at_y, at_x, "mirror")
+    width = int(3 * sigma + 0.5)
+    smooth = _matrix(side, _gaussian(sigma, width), "symmetric")
+    dx, dy = (
+        (alpha * (smooth @ rng.uniform(-1, 1, (side, side)) @ smooth.T)).astype(np.float32)
+        for _ in range(2)
+    )
+    return 255 * _sampled(warped, y + dy, x + dx, "reflect")
+
+
+def pixelate(image: np.ndarray, rng: Any, share: float) -> np.ndarray:
+    """Return the image after it was reduced to such a share of its side, and enlarged again."""
+    del rng
+    side = len(image)
+    small = Image.fromarray(image).resize((int(side * share),) * 2, Image.Resampling.BOX)
+    return np.asarray(small.resize((side, side), Image.Resampling.BOX))
+
+
+def jpeg_compression(image: np.ndarray, rng: Any, quality: int) -> np.ndarray:
+    """Return the image after it was a JPEG of that quality."""
+    del rng
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
+
+
+def _sampled(image: np.ndarray, y: np.ndarray, x: np.ndarray, border: str) -> np.ndarray:
+    """Return the image f[S,S,C] between pixels, linearly, at the points y, x f64[...]."""
+    side = len(image)
+    low_y, low_x = np.floor(y).astype(int), np.floor(x).astype(int)
+    up, left = (y - low_y)[..., None], (x - low_x)[..., None]
+
+    def at(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        return image[_inside(rows, side, border), _inside(columns, side, border)]
+
+    above = (1 - left) * at(low_y, low_x) + left * at(low_y, low_x + 1)
+    below = (1 - left) * at(low_y + 1, low_x) + left * at(low_y + 1, low_x + 1)
+    return (1 - up) * above + up * below
+
+
+def _inside(places: np.ndarray, side: int, border: str) -> np.ndarray:
+    """Return the pixel that stands for a place outside: "mirror" does not repeat the edge."""
+    period = 2 * side - (2 if border == "mirror" else 0)
+    turned = places % period
+    return np.where(turned < side, turned, period - turned - (border != "mirror"))
+
+
+def _blurred(x: np.ndarray, sigma: float) -> np.ndarray:
+    """Return x f64[S,S,C] under a Gaussian of up to 4 sigma; outside are the edge's pixels."""
+    matrix = _matrix(len(x), _gaussian(sigma, int(4 * sigma + 0.5)), "edge")
+    return np.einsum("hi,wj,ijc->hwc", matrix, matrix, x, optimize=True)
+
+
+def _gaussian(sigma: float, width: int) -> tuple[float, ...]:
+    """Return the weights of 2 * width + 1 points."""
+    if not width:
+        return (1.0,)
+    weights = np.exp(-(np.arange(-width, width + 1) ** 2) / (2 * sigma**2))
+    return tuple(weights / weights.sum())
+
+
+@functools.lru_cache(maxsize=64)
+def _matrix(side: int, weights: tuple[float, ...], border: str) -> np.ndarray:
+    """Return f64[S,S], which filters what it is multiplied with; `border` is that of `np.pad`.
+
+    One product costs less than a filter of a thousand weights, which elastic_transform has at 224.
+    """
+    width = len(weights) // 2
+    places = np.pad(np.arange(side), width, border)  # type: ignore[call-overload]
+    matrix = np.zeros((side, side))
+    for number, weight in enumerate(weights):
+        np.add.at(matrix, (np.arange(side), places[number : number + side]), weight)
+    return matrix
+
+
+def _correlated(padded: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Return the correlation of padded f64[H,W,C] with a kernel, where it fits."""
+    height, width = (
+        have - need + 1 for have, need in zip(padded.shape[:2], kernel.shape, strict=True)
+    )
+    spectrum = np.fft.rfft2(padded, axes=(0, 1))
+    turned = np.fft.rfft2(kernel[::-1, ::-1], padded.shape[:2])[..., None]
+    product = np.fft.irfft2(spectrum * turned, padded.shape[:2], axes=(0, 1))
+    reach = len(kernel) - 1
+    return product[reach : reach + height, reach : reach + width]

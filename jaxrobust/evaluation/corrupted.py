@@ -1,0 +1,179 @@
+"""Accuracy under common corruptions, each kind in each severity: one record of all of them.
+
+Its figure is 1 - mean error: the mean of the accuracies, as the robustness of CIFAR-10-C is often
+told, not in units of AlexNet's errors. An evaluation that was interrupted goes on behind the last
+corruption that is done.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust.data import Source, cifar_c, corruptions, open_source
+from jaxrobust.data.corruptions import Asked, Photographs
+from jaxrobust.evaluation import accuracy, measuring
+from jaxrobust.evaluation.flags import Given
+from jaxrobust.evaluation.recording import Evaluation, Record, known
+from jaxrobust.runtime import hosts, jsonl, sharding
+from jaxrobust.runtime.progress import say
+
+METHOD = "corruptions"
+
+
+def settled(given: Given) -> Given:
+    """Return the flags of an evaluation with `--corruptions`, with what they imply.
+
+    Raises:
+      ValueError: a corruption that does not exist; flags that it goes without.
+    """
+    if given.corruptions is None:
+        if given.frost is not None:
+            raise ValueError(f"--frost={given.frost} has no effect without --corruptions")
+        return given
+    asked = wanted(given)
+    if given.attack != "clean":
+        raise ValueError(
+            f"--corruptions is measured without an attack; leave --attack={given.attack} out"
+        )
+    if given.frost is not None and all(each.kind != "frost" for each in asked):
+        raise ValueError(f"--frost={given.frost} has no effect without the corruption frost")
+    if not (given.dataset or "").startswith(cifar_c.PREFIX):
+        return given
+    for flag, value in (("split", given.split), ("frost", given.frost)):
+        if value is not None:
+            raise ValueError(
+                f"--{flag}={value} has no effect on the files of {given.dataset}; leave it out"
+            )
+    return given._replace(split=str(asked[0]))
+
+
+def wanted(given: Given) -> list[Asked]:
+    """Return the corruptions of the flag.
+
+    Raises:
+      ValueError: there is none of that name or severity.
+    """
+    try:
+        return corruptions.chosen(str(given.corruptions))
+    except ValueError as error:
+        raise ValueError(f"--corruptions={given.corruptions}: {error}") from error
+
+
+def record(evaluation: Evaluation, given: Given) -> Record:
+    """Return the record, computed unless it is there; the first process of a pod writes it.
+
+    Raises:
+      DataError: files that are missing or damaged, or images that cannot be corrupted.
+    """
+    asked, own = wanted(given), evaluation.source
+    published = own.name.startswith(cifar_c.PREFIX)
+    size = known(evaluation.subject.network.image_size)
+    frost = None if given.frost is None else corruptions.photographs(given.frost, size)
+    sources = {each: _source(evaluation, each, frost, published) for each in asked}
+    drawn = None if published else [given.seed, frost.sha256 if frost else None]
+    files = [[str(each), source.files_sha256] for each, source in sources.items()]
+    number = evaluation.number(evaluation.subject, corruptions=files, drawn=drawn)
+    if there := evaluation.there(number):
+        return there
+    said = f"{len(asked)} corruptions, {'files' if published else 'computed'}"
+    say(f"{evaluation.subject.network.name} on {own.where()}: {said}, {evaluation.asked.images}")
+    start = time.perf_counter()
+    judge = _judge(evaluation)
+    verdicts = None if published else measuring.told(judge(own, "clean"), "clean")
+    ledger = evaluation.out / f"corruptions-{number}.jsonl"
+    reached = hosts.everyone(_done(ledger))[0]
+    for each, source in sources.items():
+        if each in reached:
+            continue
+        reached[each] = float(judge(source, str(each))["clean"].mean())
+        if jax.process_index() == 0:
+            row = {"kind": each.kind, "severity": each.severity, "accuracy": reached[each]}
+            jsonl.append(ledger, row)
+    found: dict[str, Any] = {
+        "attacks": [],
+        "clean": None if verdicts is None else float(verdicts.clean.mean()),
+        "robust": None,
+        "accuracy_after": {},
+        "verdicts": verdicts,
+        "costs": [],
+        "corruptions": {
+            "images": "files" if published else "computed",
+            "accuracy": _by_kind({each: reached[each] for each in asked}),
+            "mean": float(np.mean([reached[each] for each in asked])),
+            "frost_sha256": frost.sha256 if frost else None,
+            "seconds": time.perf_counter() - start,
+        },
+    }
+    return evaluation.kept(number, METHOD, found)
+
+
+def _source(
+    evaluation: Evaluation, asked: Asked, frost: Photographs | None, published: bool
+) -> Source:
+    subject, own = evaluation.subject, evaluation.source
+    if published:
+        classes, count = subject.classes, subject.network.num_classes
+        return open_source(own.name, str(asked), classes=classes, num_classes=count)
+    return corruptions.corrupted(
+        own,
+        asked,
+        image_size=known(subject.network.image_size),
+        preprocessing=str(evaluation.asked.preprocessing),
+        seed=evaluation.asked.seed,
+        frost=frost,
+    )
+
+
+def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarray]]:
+    """Return what judges the images of one source after the other, by one compiled program."""
+    subject, asked, mesh = evaluation.subject, evaluation.asked, sharding.make_mesh()
+    size = known(subject.network.image_size)
+    batch = min(asked.batch or subject.batch_size, asked.images)
+    counter = accuracy.counter(
+        subject.create("float32"),
+        lambda logits_fn, keys, images, labels: images,
+        mesh=mesh,
+        dtype="float32",
+        each="linf",
+    )
+
+    def judge(source: Source, bar: str) -> dict[str, np.ndarray]:
+        there = source.image_shape is not None and source.image_shape[:2] == (size, size)
+        images = accuracy.Images(
+            source,
+            image_size=size,
+            batch_size=-(-batch // mesh.size) * mesh.size,
+            limit=asked.images,
+            # Computed images are prepared before they are corrupted.
+            preprocessing=None if there else asked.preprocessing,
+            workers=subject.workers,
+        )
+        return accuracy.each(counter, evaluation.weights, images, mesh, bar=bar)
+
+    return judge
+
+
+def _done(ledger: Path) -> dict[Asked, float]:
+    """Return what an interrupted evaluation has measured."""
+    return {Asked(row["kind"], row["severity"]): row["accuracy"] for row in jsonl.read(ledger)}
+
+
+def _by_kind(reached: dict[Asked, float]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for each, value in reached.items():
+        found.setdefault(each.kind, {})[str(each.severity)] = value
+    return found
+
+
+def table(measured: dict[str, Any]) -> list[str]:
+    """Return the lines that show what a record says of corruptions, a kind each."""
+    severities = sorted({s for row in measured["accuracy"].values() for s in row})
+    lines = ["".join([f"{'severity':18}", *(f"{s:>8}" for s in severities), f"{'mean':>8}"])]
+    for kind, row in measured["accuracy"].items():
+        cells = [f"{row[s]:8.1%}" if s in row else f"{'-':>8}" for s in severities]
+        lines.append("".join([f"{kind:18}", *cells, f"{np.mean(list(row.values())):8.1%}"]))
+    return [*lines, f"{'1 - mean error':18}{measured['mean']:8.1%}"]

@@ -1,0 +1,222 @@
+"""Accuracy under corruptions: the record of the command, and every refusal."""
+
+import json
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest, parameterized
+from PIL import Image
+
+from jaxrobust import data
+from jaxrobust.data import corruptions, decoding
+from jaxrobust.data.corruptions import Asked
+from jaxrobust.evaluation import corrupted, records, verdicts
+from tests.support.evaluations import call
+
+NET = """
+import jax.numpy as jnp
+def logits_fn(images):  # tells 5 classes apart by how bright they are
+    return -jnp.abs(images.mean((1, 2, 3))[:, None] - jnp.linspace(0.3, 0.6, 5)[None])
+"""
+FAKE = "fake:32x32x3:5"
+
+
+def answers(images) -> np.ndarray:
+    means = np.stack(images).mean((1, 2, 3)) / 255
+    return np.abs(means[:, None] - np.linspace(0.3, 0.6, 5)).argmin(1)
+
+
+class CommandCase(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir())
+        (self.folder / "net.py").write_text(NET)
+
+    def evaluate(self, out="out", **given) -> tuple[int, str, str]:
+        function = f"{self.folder / 'net.py'}:logits_fn"
+        given = {"dataset": FAKE, "split": "test", "n": 24} | given
+        return call(function=function, out=str(self.folder / out), **given)
+
+    def record(self, **given) -> dict:
+        code, printed, said = self.evaluate(**given)
+        self.assertEqual(code, 0, said)
+        self.printed = printed
+        return records.read(self.folder / given.get("out", "out"))[-1]
+
+
+class ComputedTest(CommandCase):
+    def test_record(self):
+        found = self.record(corruptions="contrast,fog-2", seed=3)
+        source = data.open_source(FAKE, "test[:24]")
+        images = [decoding.decode(r.image, channels=3) for r in source.read(range(24))]
+        labels = np.array([r.label for r in source.read(range(24))])
+        said = found["corruptions"]
+        self.assertEqual(said["images"], "computed")
+        self.assertEqual(list(said["accuracy"]), ["fog", "contrast"])
+        reached = []
+        for kind, row in said["accuracy"].items():
+            for severity, value in row.items():
+                asked = Asked(kind, int(severity))
+                changed = [
+                    corruptions.corrupt(image, asked, corruptions.draws(3, asked, number))
+                    for number, image in enumerate(images)
+                ]
+                reached.append((answers(changed) == labels).mean())
+                self.assertAlmostEqual(value, reached[-1], places=9)
+        self.assertLen(reached, 6)
+        self.assertGreater(np.ptp(reached), 0.1)  # else nothing would be compared
+        self.assertAlmostEqual(said["mean"], np.mean(reached), places=9)
+        self.assertAlmostEqual(found["clean"], (answers(images) == labels).mean(), places=9)
+        self.assertEqual((found["robust"], found["attacks"]), (None, []))
+        self.assertEqual(found["method"], "corruptions")
+        self.assertIn(f"1 - mean error    {said['mean']:8.1%}", self.printed)
+        kept = verdicts.read(self.folder / "out" / found["verdicts"])
+        self.assertEqual(kept.clean.mean(), found["clean"])
+
+    def test_an_interrupted_evaluation_goes_on(self):
+        whole = self.record(corruptions="contrast,pixelate")
+        with (
+            mock.patch.object(corrupted.jsonl, "append", side_effect=self._until_the_third()),
+            self.assertRaises(RuntimeError),
+        ):
+            self.evaluate("again", corruptions="contrast,pixelate")
+        (ledger,) = (self.folder / "again").glob("corruptions-*.jsonl")
+        lines = ledger.read_text().splitlines()
+        self.assertLen(lines, 2)
+        changed = json.loads(lines[0]) | {"accuracy": 0.123}  # shows that it is not computed again
+        ledger.write_text("\n".join([json.dumps(changed), lines[1], ""]))
+        found = self.record(out="again", corruptions="contrast,pixelate")["corruptions"]["accuracy"]
+        expected = whole["corruptions"]["accuracy"]
+        self.assertEqual(found["contrast"].pop("1"), 0.123)
+        expected["contrast"].pop("1")
+        self.assertEqual(found, expected)
+
+    @staticmethod
+    def _until_the_third():
+        append, calls = corrupted.jsonl.append, []
+
+        def stops(path, row):
+            if len(calls) == 2:
+                raise RuntimeError("killed")
+            calls.append(row)
+            append(path, row)
+
+        return stops
+
+    def test_the_same_command_prints_what_is_done(self):
+        first = self.record(corruptions="pixelate-1")
+        again = self.record(corruptions="pixelate-1")
+        self.assertEqual(first, again)
+        self.assertLen(records.read(self.folder / "out"), 1)
+        self.record(corruptions="pixelate-1", seed=1)
+        self.assertLen(records.read(self.folder / "out"), 2)
+
+    def test_frost_is_part_of_the_record(self):
+        place = self.folder / "frost"
+        place.mkdir()
+        Image.new("RGB", (200, 220), (200, 220, 255)).save(place / "frost1.png")
+        found = self.record(corruptions="frost-1", frost=str(place))
+        sha256 = corruptions.photographs(place, 32).sha256
+        self.assertEqual(found["corruptions"]["frost_sha256"], sha256)
+
+    @parameterized.parameters(
+        ({"corruptions": "fgo"}, "--corruptions=fgo: there is no corruption 'fgo'; did you mean"),
+        ({"corruptions": "fog-6"}, "there is no severity '6' of fog; write fog-1 to fog-5"),
+        ({"corruptions": "all"}, "frost needs photographs; give --frost FOLDER"),
+        ({"corruptions": "frost", "frost": "nowhere"}, "there is no folder nowhere of photogra"),
+        ({"corruptions": "fog", "frost": "nowhere"}, "has no effect without the corruption frost"),
+        ({"attack": "clean", "frost": "nowhere"}, "has no effect without --corruptions"),
+        ({"corruptions": "fog", "attack": "pgd-2"}, "without an attack; leave --attack=pgd-2 out"),
+        ({"corruptions": "fog", "image_size": [32, 224]}, "takes one --image_size"),
+        ({"corruptions": "fog", "dataset": "fake:28x28x3:5"}, "images of 32 and of 224 pixels"),
+        ({"corruptions": "fog", "dataset": "fake:32x32x1:5"}, "in colour, not of 32 pixels with 1"),
+        ({"corruptions": "fog", "threat": ["linf:4/255"]}, "--threat has no effect on"),
+    )
+    def test_refused(self, given, said):
+        code, _, error = self.evaluate(**given)
+        self.assertEqual(code, 2)
+        self.assertIn(said, error)
+        self.assertLen(error.splitlines(), 1)
+        self.assertFalse((self.folder / "out" / "results.jsonl").exists())
+
+
+class FilesTest(CommandCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.images = np.random.default_rng(0).integers(0, 256, (5, 12, 1, 1, 3)).astype(np.uint8)
+
+    def setUp(self):
+        super().setUp()
+        self.files = self.folder / "files"
+        self.files.mkdir()
+        for kind in ("fog", "snow"):
+            self.write(kind)
+        np.save(self.files / "labels.npy", np.tile(np.arange(10, dtype=np.uint8), 5000))
+
+    def write(self, kind, count=50_000):
+        """Twelve images of each severity, the rest is a hole."""
+        path = self.files / f"{kind}.npy"
+        images = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 32, 32, 3))
+        for severity in range(count // 10_000):
+            images[10_000 * severity :][:12] = self.images[severity]
+        images.flush()
+
+    def record(self, **given):
+        (self.folder / "net.py").write_text(NET.replace("5)", "10)"))
+        return super().record(**{"dataset": f"cifar10-c:{self.files}", "split": None} | given)
+
+    def test_record(self):
+        found = self.record(corruptions="fog,snow-4", n=12)
+        said = found["corruptions"]
+        self.assertEqual((said["images"], found["clean"]), ("files", None))
+        self.assertEqual((found["verdicts"], found["interval"]["clean"]), (None, None))
+        means = self.images.astype(float).mean((2, 3, 4)) / 255
+        right = (
+            np.abs(means[..., None] - np.linspace(0.3, 0.6, 10)).argmin(-1) == np.arange(12) % 10
+        )
+        self.assertGreater(np.ptp(right.mean(1)), 0)
+        for severity in range(5):
+            self.assertEqual(said["accuracy"]["fog"][str(severity + 1)], right[severity].mean())
+        self.assertEqual(said["accuracy"]["snow"], {"4": right[3].mean()})
+
+    def test_other_images_under_the_same_name_are_another_evaluation(self):
+        first = self.record(corruptions="fog-1", n=12)
+        images = np.lib.format.open_memmap(self.files / "fog.npy", "r+")
+        images[3] = 77
+        images.flush()
+        again = self.record(corruptions="fog-1", n=12)
+        self.assertNotEqual(first["evaluation"], again["evaluation"])
+
+    def test_a_split_alone_is_evaluated_as_any(self):
+        found = self.record(split="fog-2[:12]", attack="clean", n=0)
+        self.assertEqual((found["split"], found["image_ids"]), ("fog-2[:12]", "0..11"))
+        self.assertNotIn("corruptions", found)
+
+    @parameterized.parameters(
+        ({"corruptions": "all"}, "has no gaussian_noise.npy in"),
+        ({"corruptions": "fog", "split": "fog-1"}, "--split=fog-1 has no effect on the files"),
+        ({"corruptions": "frost", "frost": "x"}, "--frost=x has no effect on the files"),
+        ({"attack": "clean"}, "name one corruption in one severity, such as fog-3"),
+    )
+    def test_refused(self, given, said):
+        given = {"dataset": f"cifar10-c:{self.files}", "split": None} | given
+        code, _, error = self.evaluate(**given)
+        self.assertEqual(code, 2)
+        self.assertIn(said, error)
+        self.assertLen(error.splitlines(), 1)
+
+    def test_files_of_another_length_or_without_labels(self):
+        self.write("snow", 20_000)
+        for kind, said in (("snow", "snow.npy is uint8[20000"), ("fog", "has no labels.npy")):
+            code, _, error = self.evaluate(
+                dataset=f"cifar10-c:{self.files}", split=None, corruptions=kind
+            )
+            self.assertEqual(code, 2)
+            self.assertIn(said, error)
+            (self.files / "labels.npy").unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,102 @@
+"""The study of twenty architectures in our words: which networks its rows are, and which attacks.
+
+Its paper leaves out what its repository has: steps, their length and starts of PGD, and how long
+was trained. Facts: Tang et al. 2022 (arXiv 2209.14105) and DIG-Beihang/RobustART.
+"""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any
+
+PAPER = "twenty_architectures"
+NOTE = "epochs, start and attack_steps are those of the authors' repository, not of the paper."
+# Name of a row -> our network at 32 px and its options. That of ImageNette has _224 behind it,
+# unless it is in `_LARGE`: the paper does not define those, and they are the standard ones.
+_NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ViT": ("cifar_vit", {}),
+    "MLP-Mixer": ("cifar_mixer", {}),
+    "PoolFormer": ("cifar_poolformer", {}),
+    "Swin Transformer": ("cifar_swin", {}),
+    "PVTv2": ("cifar_pvt_v2", {}),
+    "CoAtNet": ("cifar_coatnet", {}),
+    "CPVT": ("cifar_cpvt", {}),
+    "ViTAE": ("cifar_vitae", {}),
+    "CCT": ("cifar_cct", {}),
+    "LeViT": ("cifar_levit", {}),
+    "MobileViT": ("cifar_mobilevit", {}),
+    "BoTNet": ("cifar_botnet50", {}),
+    "CeiT": ("cifar_ceit", {}),
+    "CvT": ("cifar_cvt", {}),
+    "VGG": ("cifar_vgg16", {}),
+    "WideResNet": ("cifar_wrn_40_10", {}),
+    "DenseNet": ("cifar_densenet", {}),
+    "PreActResNet": ("cifar_preactresnet50", {}),
+    "ResNet": ("resnet50", {"small_stem": True}),
+    "ResNeXt": ("cifar_resnext29", {}),
+}
+_LARGE: dict[str, tuple[str, dict[str, Any]]] = {
+    "ResNet": ("resnet50", {}),
+    "ResNeXt": ("cifar_resnext50_224", {}),
+    "WideResNet": ("wide_resnet50_2", {}),
+}
+# Keys of a row that are options of its network.
+_OPTIONS = {"stages": "order", "patch": "patch"}
+# Of each norm: what the repository runs, foolbox in linf and l2 and ART in l1.
+_PGD = {"steps": 20, "relative_step": 1.5}
+_STARTS: dict[str, dict[str, Any]] = {
+    "linf": {"start": "uniform-boxed"},
+    "l2": {"start": "uniform-boxed"},
+    "l1": {"start": "random", "l1_rule": "art"},
+}
+# Of the repository's training, where a row is silent.
+_TRAINING: dict[str, Any] = {"start": "random", "epochs": 100}
+_STEPS = {"attack_steps": 15}
+
+
+def row(found: dict[str, Any]) -> dict[str, Any]:
+    """Return a row with its network and with what the repository says of its training."""
+    name = found["name"].partition("-")[0] if "stages" in found else found["name"]
+    small = found["image_size"] == 32
+    model, options = _NETWORKS[name]
+    if not small:
+        model, options = _LARGE.get(name, (f"{model}_224", {}))
+    own = {option: found[key] for key, option in _OPTIONS.items() if found.get(key) is not None}
+    more = _TRAINING | (_STEPS if found["objective"] != "clean" else {})
+    return found | more | {"model": model, "options": options | own}
+
+
+def results(found: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return the results of a table with the settings of PGD, and what the worst case is of."""
+    made = {
+        key: what | _PGD | _STARTS[what["norm"]] if what.get("attack") == "pgd" else what
+        for key, what in found.items()
+    }
+    return {
+        key: what | {"members": [made[own] for own in what["of"]]} if "of" in what else what
+        for key, what in made.items()
+    }
+
+
+def pgd(what: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what tells one PGD from another, of a result as of the settings in a record."""
+    steps, epsilon = what["steps"], float(Fraction(what["epsilon"]))
+    length = what.get("step_size")
+    if length is None:
+        length = what["relative_step"] * epsilon / steps
+    rule = what.get("l1_rule") or "sparse"
+    return what["norm"], round(epsilon, 9), steps, round(length, 9), what["start"], rule
+
+
+def other_corruptions(dataset: str | None, record: dict[str, Any]) -> Iterator[str]:
+    """Say what of a record's corruptions is not the mean of all fifteen kinds and five severities
+    of the published files, or of the computed ones where none are published.
+    """
+    measured = record.get("corruptions")
+    if measured is None:
+        yield "no corruptions"
+        return
+    count = sum(len(row) for row in measured["accuracy"].values())
+    if count != 75:
+        yield f"{count} corruptions, not 75"
+    if dataset == "cifar10" and measured["images"] != "files":
+        yield "computed corruptions, not the files of CIFAR-10-C"
