@@ -20,6 +20,7 @@ compares; tools/README.md has what was measured.
 from jaxrobust.config import base, phase, read_arguments
 
 RUNS = ("base", "patch", "random", "heavy", "one-step", "low-first")
+IMAGES = 1000  # of the test split, that are attacked
 # What the paper finds of each: robust accuracy against base (ConvNeXt-T at 4/255, Tables 1 and 11).
 PAPER = {
     "patch": "41.6 instead of 42.2",
@@ -61,5 +62,5 @@ def get_config(arguments: str = ""):
             config.low.changes = {"model": {"image_size": 16}}
             config.low.changes.data = {"augmentation": "resized-crop(0.5, 1)|flip"}
     config.evaluation.update(every_epochs=100, batch_size=250, steps=10)
-    config.test.update(images=1000, batch_size=250, steps=10)
+    config.test.update(images=IMAGES, batch_size=250, steps=10)
     return config

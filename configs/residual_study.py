@@ -2,7 +2,8 @@
 
     python -m jaxrobust.main --config configs/residual_study.py:wrn,seed=0
 
-The runs, on 10,000 images of CIFAR-10 with the recipe of `cifar_bat` (TRADES, PGD-10 at 8/255):
+The runs, on 5,000 images of CIFAR-10 with the recipe of `cifar_bat` (TRADES, at 8/255) in small,
+that is with PGD-5 and batches of 64:
 
     wrn       WRN-16-1: two basic blocks in each stage, 26.7M multiply-adds, 175,066 parameters
     robust    RobustResBlocks, depths 2, 2, 1 and planes 16, 32, 32: 25.7M, 87,394 parameters
@@ -18,13 +19,14 @@ from configs import cifar_bat
 from jaxrobust.config import read_arguments
 
 RUNS = ("wrn", "robust")
+IMAGES = 500  # of the test split, that are attacked
 # What the paper finds: AutoAttack at 5G multiply-adds with TRADES (Huang et al. 2022, Table 2).
 PAPER = {"robust": "54.42 instead of 51.66"}
 ROWS = ("wrn", "robust,seed=1")
-# Epochs: of equal minutes by `bench_step configs/residual_study.py:RUN --batch 128` on one core.
+# Epochs: of equal minutes by `bench_step configs/residual_study.py:RUN --batch 64` on one core.
 _NETWORKS = {
-    "wrn": ("wrn_28_10", {"depths": (2, 2, 2), "planes": (16, 32, 64)}, 12),
-    "robust": ("robustresnet_a1", {"depths": (2, 2, 1), "planes": (16, 32, 32)}, 8),
+    "wrn": ("wrn_28_10", {"depths": (2, 2, 2), "planes": (16, 32, 64)}, 9),
+    "robust": ("robustresnet_a1", {"depths": (2, 2, 1), "planes": (16, 32, 32)}, 4),
 }
 
 
@@ -34,8 +36,9 @@ def get_config(arguments: str = ""):
     config = cifar_bat.get_config(name)
     config.seed = a["seed"]
     config.model.options = options
-    config.data.update(train_split="train[:10000]", selection_split="train[48000:48500]")
-    config.train.update(epochs=epochs, lr_steps=(round(0.75 * epochs), round(0.9 * epochs)))
+    config.data.update(train_split="train[:5000]", selection_split="train[48000:48500]")
+    config.attack.steps = 5
+    config.train.update(batch_size=64, epochs=epochs, lr_steps=(0.75, 0.9))
     config.evaluation.update(every_epochs=100, batch_size=250)
-    config.test.update(images=1000, batch_size=250, steps=10)
+    config.test.update(images=IMAGES, batch_size=250, steps=10)
     return config

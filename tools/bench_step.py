@@ -332,7 +332,8 @@ def main() -> None:
         "peak_memory": {},  # since the start, so of one program only where it runs alone
     }
     print(
-        f"{result['model']} {side} px, batch {args.batch}, APGD-{config.attack.steps}, "
+        f"{result['model']} {side} px, batch {args.batch}, "
+        f"{config.attack.name.upper()}-{config.attack.steps}, "
         f"{result['dtype']}, {result['device']}"
     )
     for name, t in times.items():

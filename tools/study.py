@@ -3,8 +3,8 @@
 python tools/study.py [--study cifar_study] --out runs/study [--seed 0] [--minutes 60]
                       [--data_dir FOLDER]
 
-A study is a file of configs/ whose arguments are a run of its `RUNS` and a seed, and whose `PAPER`
-says what the paper finds of them.
+A study is a file of configs/ whose arguments are a run of its `RUNS` and a seed; `PAPER` says what
+the paper finds of them, `IMAGES` how many images are attacked.
 
 The same command goes on with what is not done; after --minutes no run or attack is begun any more.
 Two such commands, one a seed, may run beside each other.
@@ -29,7 +29,6 @@ from jaxrobust.evaluation import records  # noqa: E402
 from jaxrobust.runtime.commandline import Arguments, stop  # noqa: E402
 
 SEEDS = (0, 1)
-IMAGES = 1000
 STUDIES = ("cifar_study", "residual_study")
 
 
@@ -65,7 +64,7 @@ def _made(args: Any, name: str, seed: int, end: float) -> bool:
     data = [f"--config.data.dir={args.data_dir}"] if args.data_dir else []
     config = f"{ROOT / 'configs' / args.study}.py:{name},seed={seed}"
     train = ["jaxrobust.main", f"--config={config}", f"--workdir={workdir}", *data]
-    attack = ["jaxrobust.evaluate", f"--workdir={workdir}", f"--n={IMAGES}"]
+    attack = ["jaxrobust.evaluate", f"--workdir={workdir}", f"--n={study(args.study).IMAGES}"]
     for done, command in ((trained(workdir), train), (attacked(workdir), attack)):
         if done:
             continue
@@ -107,9 +106,9 @@ def table(out: Path, found: Any) -> str:
             mean += f" ({100 * (means[name] - means[base]):+.1f})"
         row = (name, ", ".join(cells[0]), ", ".join(cells[1]), mean, found.PAPER.get(name, ""))
         lines.append(f"| {' | '.join(row)} |")
-    half = 196 * math.sqrt(0.25 * 0.75 / IMAGES)
+    half = 196 * math.sqrt(0.25 * 0.75 / found.IMAGES)
     lines.append(
-        f"\nIn % of {IMAGES:,} test images of CIFAR-10, Linf 8/255; one network's 95 % interval is "
+        f"\nIn % of {found.IMAGES:,} test images of CIFAR-10, Linf 8/255; one network's 95 % interval is "
         f"about {half:.1f} either way at 25 %. Records: {out}/*/evaluation/results.jsonl"
     )
     return "\n".join(lines)
