@@ -84,7 +84,7 @@ def _depthwise(windows: list[tuple[int, int, int]], x: Array, kernel: Array) -> 
     return depthwise_conv(x, kernel)[:, rows, columns]
 
 
-def _fast_formula(eqn: JaxprEqn) -> Callable[[Array, Array], Array] | None:
+def _fast_formula(eqn: JaxprEqn, tiles: bool) -> Callable[[Array, Array], Array] | None:
     """Return a fast formula of `eqn`, of f[B,H,W,in] and f[kh,kw,in,out]; None: leave it alone."""
     settings = {k: v for k, v in eqn.params.items() if k != "dimension_numbers"}
     x, kernel = _types(eqn)
@@ -106,7 +106,7 @@ def _fast_formula(eqn: JaxprEqn) -> Callable[[Array, Array], Array] | None:
     # 15.9 and 9.6 ms; with 8, 5.1 and 12.4 ms (16x16x16x128); with 32, 6.5 and 112 (8x32x32x64).
     if groups > 1 and min(channels, features) < 8 * groups:
         return None
-    if x.ndim == 4 and winograd.applies(settings, *_in_place(eqn)):
+    if tiles and x.ndim == 4 and winograd.applies(settings, *_in_place(eqn)):
         return functools.partial(winograd.convolve, tuple(settings["padding"]))
     return functools.partial(_convolve, tuple(settings.items()))
 
@@ -128,18 +128,18 @@ def _in_layout(formula: Callable, numbers: Any, x: Array, kernel: Array) -> list
     return [jnp.transpose(formula(x, kernel), [axes.index(i) for i in range(x.ndim)])]
 
 
-def _replacement(eqn: JaxprEqn) -> Callable[..., list[Any]] | None:
+def _replacement(eqn: JaxprEqn, tiles: bool) -> Callable[..., list[Any]] | None:
     """Return what to compute instead of `eqn`; None if there is no convolution to improve in it."""
     if eqn.primitive is conv_general_dilated_p:
-        formula = _fast_formula(eqn)
+        formula = _fast_formula(eqn, tiles)
         numbers = eqn.params["dimension_numbers"]
         return None if formula is None else functools.partial(_in_layout, formula, numbers)
     if eqn.primitive is jit_p or (eqn.primitive is remat_p and not eqn.params["differentiated"]):
         jaxpr = eqn.params["jaxpr"]
         consts, jaxpr = getattr(jaxpr, "consts", ()), getattr(jaxpr, "jaxpr", jaxpr)
-        if not any(map(_replacement, jaxpr.eqns)):
+        if not any(_replacement(inner, tiles) for inner in jaxpr.eqns):
             return None
-        inner = functools.partial(_evaluate, jaxpr, consts)
+        inner = functools.partial(_evaluate, jaxpr, consts, tiles=tiles)
         if eqn.primitive is jit_p:
             return inner
         options = {name: eqn.params[name] for name in ("policy", "prevent_cse")}
@@ -147,7 +147,7 @@ def _replacement(eqn: JaxprEqn) -> Callable[..., list[Any]] | None:
     return None
 
 
-def _evaluate(jaxpr: Any, consts: Any, *operands: Any) -> list[Any]:
+def _evaluate(jaxpr: Any, consts: Any, *operands: Any, tiles: bool) -> list[Any]:
     """Evaluate `jaxpr`, a list of operations, with those that have a replacement replaced."""
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *operands], strict=True))
 
@@ -155,7 +155,7 @@ def _evaluate(jaxpr: Any, consts: Any, *operands: Any) -> list[Any]:
         return atom.val if isinstance(atom, Literal) else values[atom]
 
     for eqn in jaxpr.eqns:
-        arguments, replacement = map(read, eqn.invars), _replacement(eqn)
+        arguments, replacement = map(read, eqn.invars), _replacement(eqn, tiles)
         with eqn.ctx.manager:  # XLA metadata, such as the walls of `models.layers`
             results = replacement(*arguments) if replacement else _bound(eqn, arguments)
         values.update(zip(eqn.outvars, results, strict=True))
@@ -168,7 +168,9 @@ def _bound(eqn: JaxprEqn, arguments: Iterable[Any]) -> list[Any]:
     return results if eqn.primitive.multiple_results else [results]
 
 
-def canonical_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
+def canonical_convolutions(
+    function: Callable[..., Any], *, tiles: bool = False
+) -> Callable[..., Any]:
     """Return `function` with convolutions, and gradients of them, that are fast in a loop on CPU.
 
     One- and two-dimensional convolutions change their layout, depthwise ones become
@@ -180,14 +182,17 @@ def canonical_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Args:
       function: takes and returns pytrees of arrays, e.g. a `LogitsFn`; may close over tracers.
+      tiles: compute 3x3 convolutions as `winograd` does, whose transformed weights are worth what
+        they cost only if many steps use them, see `before_a_loop`.
     """
 
     @functools.wraps(function)
     def canonical(*operands):
         closed, shapes = jax.make_jaxpr(function, return_shape=True)(*operands)
-        if closed.effects or not any(map(_replacement, closed.jaxpr.eqns)):
+        if closed.effects or not any(_replacement(eqn, tiles) for eqn in closed.jaxpr.eqns):
             return function(*operands)
-        results = _evaluate(closed.jaxpr, closed.consts, *jax.tree.leaves(operands))
+        leaves = jax.tree.leaves(operands)
+        results = _evaluate(closed.jaxpr, closed.consts, *leaves, tiles=tiles)
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
     return canonical
@@ -196,8 +201,10 @@ def canonical_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
 _LARGER = 4  # times what a result is made from, above which it is left in the loop
 
 
-def before_a_loop(function: Callable[..., Array], *operands: Any) -> Callable[..., Array]:
-    """Return `function` for a loop's body: what its weights alone determine is computed here.
+def before_a_loop(
+    function: Callable[..., Array], *operands: Any
+) -> tuple[Callable[[], list[Array]], Callable[..., Array]]:
+    """Divide `function` for a loop: into what its weights alone determine, and the rest.
 
     XLA leaves in the loop what is larger than that which it is made from, and each step would
     transform all weights again. What is much larger, such as a bias for all pixels, stays inside,
@@ -206,24 +213,36 @@ def before_a_loop(function: Callable[..., Array], *operands: Any) -> Callable[..
     Args:
       function: returns one array; closes over arrays and tracers.
       *operands: those of the loop, or their shapes; the result is for operands of these shapes.
+    Returns:
+      A function that makes the arrays, and the function of them and of operands for the loop.
     """
     closed = jax.make_jaxpr(function)(*operands)
     jaxpr, known = closed.jaxpr, dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
     sizes = {var: math.prod(var.aval.shape) for var in jaxpr.constvars}
-    inside = []
+    before, inside = [], []
     for eqn in jaxpr.eqns:
         made_from = [sizes.get(v, 0) for v in eqn.invars if not isinstance(v, Literal)]
         largest = sum(math.prod(v.aval.shape) for v in eqn.outvars)
         if eqn.effects or min(made_from, default=0) == 0 or largest > _LARGER * max(made_from):
             inside.append(eqn)
-            continue
-        with eqn.ctx.manager:
-            arguments = (v.val if isinstance(v, Literal) else known[v] for v in eqn.invars)
-            known.update(zip(eqn.outvars, _bound(eqn, arguments), strict=True))
-        sizes |= dict.fromkeys(eqn.outvars, max(made_from))
-    rest = jaxpr.replace(eqns=inside, constvars=list(known))
+        else:
+            before.append(eqn)
+            sizes |= dict.fromkeys(eqn.outvars, max(made_from))
+    read = {v for eqn in inside for v in eqn.invars if not isinstance(v, Literal)}
+    read |= {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    wanted = [v for eqn in before for v in eqn.outvars if v in read]
+    rest = jaxpr.replace(eqns=inside, constvars=[*known, *wanted])
 
-    def body(*operands: Any) -> Array:
-        return _evaluate(rest, known.values(), *jax.tree.leaves(operands))[0]
+    def make() -> list[Array]:
+        values = dict(known)
+        for eqn in before:
+            with eqn.ctx.manager:
+                arguments = (v.val if isinstance(v, Literal) else values[v] for v in eqn.invars)
+                values.update(zip(eqn.outvars, _bound(eqn, arguments), strict=True))
+        return [values[v] for v in wanted]
 
-    return body
+    def body(made: list[Array], *operands: Any) -> Array:
+        leaves = jax.tree.leaves(operands)
+        return _evaluate(rest, [*known.values(), *made], *leaves, tiles=False)[0]
+
+    return make, body

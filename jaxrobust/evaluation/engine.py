@@ -27,6 +27,7 @@ from jaxrobust.evaluation.slots import (
     Programs,
     begin,
     forward_program,
+    prepare_program,
     program_of,
     programs,
     settle_program,
@@ -124,11 +125,12 @@ class Compiled(NamedTuple):
     """The programs of one network, by what else they depend on."""
 
     programs: Callable[[Mesh, Setting, bool], Programs]
+    prepare: Callable[[Mesh, bool], Callable[..., list[Array]]]
     forward: Callable[[Mesh, bool], Callable[..., Array]]
 
 
 def _compiled() -> Compiled:
-    return Compiled(functools.cache(programs), functools.cache(forward_program))
+    return Compiled(*map(functools.cache, (programs, prepare_program, forward_program)))
 
 
 # --- On the host ---
@@ -205,11 +207,14 @@ def decide(
     """
     made_for = program_of(setting)
     compiled = engine.compiled.programs(engine.mesh, made_for, engine.keyed)
+    prepare = engine.compiled.prepare(engine.mesh, engine.keyed)
     sharding = NamedSharding(engine.mesh, PartitionSpec("slots"))
     settings = (np.float32(epsilon), _root(seed), np.uint32(plan.named(setting.name).number))
     jobs = Jobs(engine.slots, engine.mesh.size, which, targets, setting.restarts)
     width = engine.slots // engine.mesh.size
+    both = (engine.logits_fn, engine.search_fn)
     slots: Any = None
+    prepared: list[Array] = []
     limit = 0  # the first call compiles and makes no step
     most = setting.steps + ROWS[setting.machine].extra
     while True:
@@ -224,9 +229,9 @@ def decide(
         if rows is not None:
             slots = compiled.refill(*settings, slots, jax.device_put(rows, sharding))
         floor = jax.device_put(jobs.floor(), sharding)
-        slots, count = compiled.advance(
-            engine.logits_fn, engine.search_fn, settings[0], slots, np.int32(limit), floor
-        )
+        if limit == 0:
+            prepared = prepare(*both, slots.adversarial, slots.keys)
+        slots, count = compiled.advance(*both, settings[0], slots, np.int32(limit), floor, prepared)
         count, live, fooled, steps, flat = (
             np.asarray(a) for a in (count, slots.live, slots.fooled, slots.steps, slots.flat)
         )

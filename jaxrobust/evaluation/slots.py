@@ -76,41 +76,57 @@ def _refill(setting, epsilon, root, number, slots, rows):
     return _where(rows.fresh, begin(setting, epsilon, root, number, rows), slots)
 
 
-def _advance(setting, keyed, platform, logits_fn, search_fn, epsilon, slots, limit, floor):
+def _seeker(keyed, platform, logits_fn, search_fn, points, keys):
+    """Return how to make what the weights of the network that guides determine, and the rest of it.
+
+    On CPU the steps of all calls share what is made: as many programs would else make it again for
+    every half second.
+    """
+    network = _network(search_fn or logits_fn, keyed, platform, tiles=True)
+    if platform == "cpu":
+        return before_a_loop(network, points, keys)
+    return list, lambda made, *operands: network(*operands)
+
+
+def _prepare(keyed, platform, logits_fn, search_fn, points, keys):
+    """Return arrays that every step needs and none changes."""
+    return _seeker(keyed, platform, logits_fn, search_fn, points, keys)[0]()
+
+
+def _advance(setting, keyed, platform, logits_fn, search_fn, epsilon, slots, limit, floor, made):
     """Make steps in all slots until `limit`, or until no more than `floor` of them are live.
 
-    Returns the slots and i32[1], the number of steps.
+    `made` is of `_prepare`. Returns the slots and i32[1], the number of steps.
     """
     machine = attacks.ROWS[setting.machine].make(setting, epsilon)
     decider = _network(logits_fn, keyed, platform, VERDICT_PRECISION)
-    seeker = _network(search_fn or logits_fn, keyed, platform)
-    if platform == "cpu":
-        seeker = before_a_loop(seeker, slots.adversarial, slots.keys)
+    _, rest = _seeker(keyed, platform, logits_fn, search_fn, slots.adversarial, slots.keys)
+    seeker = functools.partial(rest, made)
 
     def step(carry):
         count, slots = carry
         keys = functools.partial(_fold, slots.keys, slots.steps)
         asks = lambda points, draw: seeker(points, keys(draw))  # noqa: E731
-        made = advance(machine, asks, slots.state, draws=setting.eot)
-        hit = slots.live & _wrong(made.logits, slots.labels) & (slots.steps >= slots.first)
+        done = advance(machine, asks, slots.state, draws=setting.eot)
+        hit = slots.live & _wrong(done.logits, slots.labels) & (slots.steps >= slots.first)
         if machine.counts is not None:
-            hit &= machine.counts(made.asked)
+            hit &= machine.counts(done.asked)
         if search_fn is not None:
-            sure = lambda: _wrong(decider(made.points, keys(0)), slots.labels)  # noqa: E731
+            sure = lambda: _wrong(decider(done.points, keys(0)), slots.labels)  # noqa: E731
             hit &= lax.cond(jnp.any(hit), sure, lambda: hit)
         first, flat = slots.steps == 0, slots.flat
-        if made.gradient is not None:
-            flat = jnp.where(first, _zero(made.gradient), flat)
+        if done.gradient is not None:
+            flat = jnp.where(first, _zero(done.gradient), flat)
         # One wrong draw of a randomised network ends nothing: as in the reference, its run goes on
         # to the end, and its latest wrong point is tried once more.
-        over = machine.finished(made.state) | (False if keyed else hit)
+        over = machine.finished(done.state) | (False if keyed else hit)
         return count + 1, Slots(
-            state=made.state,
+            state=done.state,
             labels=slots.labels,
             keys=slots.keys,
             live=slots.live & ~over,
             fooled=slots.fooled | hit,
-            adversarial=where(hit, made.points, slots.adversarial),
+            adversarial=where(hit, done.points, slots.adversarial),
             steps=slots.steps + slots.live.astype(jnp.int32),
             first=slots.first,
             flat=flat,
@@ -124,7 +140,7 @@ def _advance(setting, keyed, platform, logits_fn, search_fn, epsilon, slots, lim
     return slots, count[None]
 
 
-def _network(logits_fn, keyed, platform, precision=None):
+def _network(logits_fn, keyed, platform, precision=None, tiles=False):
     """Return `logits_fn` of points and u32[B, 2], in float32, and fast inside loops on CPU.
 
     `precision` is that of products, by default the caller's; it is read while they are traced.
@@ -135,7 +151,7 @@ def _network(logits_fn, keyed, platform, precision=None):
             logits = logits_fn(points, _wrap(keys)) if keyed else logits_fn(points)
         return logits.astype(jnp.float32)
 
-    return canonical_convolutions(call) if platform == "cpu" else call
+    return canonical_convolutions(call, tiles=tiles) if platform == "cpu" else call
 
 
 def _fold(keys, steps, draw):
@@ -176,8 +192,18 @@ def programs(mesh: Mesh, setting: Setting, keyed: bool) -> Programs:
     """Return the programs of an attack on all devices of a mesh; `keyed` as in `engine.Engine`."""
     shared, split = PartitionSpec(), PartitionSpec("slots")
     advance = functools.partial(_advance, setting, keyed, _platform(mesh))
-    specs = (shared, shared, shared, split, shared, split)
+    specs = (shared, shared, shared, split, shared, split, shared)
     return Programs(_refill_program(mesh, setting), _spread(mesh, advance, specs))
+
+
+def prepare_program(mesh: Mesh, keyed: bool) -> Callable[..., list[Array]]:
+    """Return what makes the last argument of `advance`, for one number of slots."""
+    shared, split = PartitionSpec(), PartitionSpec("slots")
+    specs = (shared, shared, split, split)
+    prepare = functools.partial(_prepare, keyed, _platform(mesh))
+    return jax.jit(
+        jax.shard_map(prepare, mesh=mesh, in_specs=specs, out_specs=shared, check_vma=False)
+    )
 
 
 @functools.lru_cache(maxsize=64)

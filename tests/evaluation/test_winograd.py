@@ -1,5 +1,7 @@
 """Winograd's convolutions are XLA's, values and gradients, and weights are transformed once."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +79,7 @@ class LayoutTest(parameterized.TestCase):
             return lax.conv_general_dilated(x, kernel, (1, 1), SAME, dimension_numbers=numbers)
 
         x, kernel = jnp.ones((8, 64, side, side)), jnp.ones((64, 64, 3, 3))
-        jaxpr = str(jax.make_jaxpr(canonical_convolutions(network))(x, kernel))
+        jaxpr = str(jax.make_jaxpr(canonical_convolutions(network, tiles=True))(x, kernel))
         self.assertEqual("dot_general" in jaxpr, expected)
 
 
@@ -90,8 +92,9 @@ class LoopTest(absltest.TestCase):
             return (plain(SAME, x, kernel) + bias[None, None, None]).mean((1, 2))
 
         def looped(x, kernel, bias):
-            one = canonical_convolutions(lambda x: network(x, kernel, bias))
-            one = before_a_loop(one, x)
+            one = canonical_convolutions(lambda x: network(x, kernel, bias), tiles=True)
+            make, rest = before_a_loop(one, x)
+            one = functools.partial(rest, make())
 
             def step(_, x):
                 return x + jax.grad(lambda x: jnp.sin(one(x)).sum())(x)
