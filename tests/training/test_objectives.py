@@ -136,7 +136,7 @@ class ObjectivesTest(absltest.TestCase):
         np.testing.assert_allclose(more, value + 0.35, rtol=1e-6)
         self.assertEqual(counted, metrics | {"l1": 3.5})
         for key in params:
-            expected = 0.1 * np.sign(params[key]) if key == "a.kernel" else np.zeros(1)
+            expected = 0.1 * np.sign(params[key]) * (key == "a.kernel")
             np.testing.assert_allclose(pushed[key] - gradient[key], expected, atol=1e-7)
 
     def test_sparse_adds_up_in_float32(self):

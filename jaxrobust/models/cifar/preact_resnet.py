@@ -42,7 +42,7 @@ class Variant(NamedTuple):
     dtype: str = "float32"  # compute type; parameters stay float32
 
 
-_STANDARD = {"small_stem": False, "last_norm": True}
+_STANDARD: dict[str, Any] = {"small_stem": False, "last_norm": True}
 VARIANTS = {
     "cifar_preactresnet50": Variant(),
     "cifar_preactresnet50_224": Variant(**_STANDARD),

@@ -6,6 +6,7 @@ standard network, our choice: that paper does not say what it takes at 224 pixel
 tests/models/cifar/test_convolutional.py.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ def places(stages: int) -> list[list[int]]:
 class Numbered(nnx.Module):
     """Modules under the numbers that they have in PyTorch's sequence."""
 
-    def __init__(self, modules: dict[int, nnx.Module]) -> None:
+    def __init__(self, modules: Mapping[int, nnx.Module]) -> None:
         for number, module in modules.items():
             setattr(self, str(number), module)
 
@@ -105,7 +106,7 @@ class VGG(nnx.Module):
         for i, width in enumerate((*v.hidden, num_classes)):
             maps[3 * i] = Linear(ins, width, torch_init=True, rngs=rngs)  # then ReLU and dropout
             ins = width
-        self.classifier = Numbered(maps) if v.hidden else maps[0]
+        self.classifier: Any = Numbered(maps) if v.hidden else maps[0]
         self.variant = v
 
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
