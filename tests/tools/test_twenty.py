@@ -203,10 +203,10 @@ class TableTest(parameterized.TestCase):
         self.assertNotIn("[1]", strict)
         self.assertIn("**In no cell above**: nearest is table_1, ResNet, but", strict)
         alike = self.call(place, "--alike")
-        (line,) = [text for text in alike.splitlines() if "*15.3* [1]" in text]
+        (line,) = [text for text in alike.splitlines() if "*15.34* [1]" in text]
         self.assertStartsWith(line, "| ResNet |")
-        self.assertIn("| 87.92 | *80.1* [1] |", line)
-        self.assertIn("| 14.32 | *15.3* [1] |", line)
+        self.assertIn("| 87.92 | *80.12* [1] |", line)
+        self.assertIn("| 14.32 | *15.34* [1] |", line)
         self.assertEqual(line.count("[1]"), 2)  # no other attack
         self.assertIn("**In cells in italics alone**: nearest is table_1, ResNet, but", alike)
         self.assertIn("epochs 3, not 100", alike)
