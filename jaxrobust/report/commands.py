@@ -6,6 +6,7 @@ import shlex
 from typing import Any
 
 from jaxrobust.convert import robustbench_entry
+from jaxrobust.data.corruptions import KINDS, SEVERITIES
 from jaxrobust.report import sentences
 from jaxrobust.report.gathered import Evaluation
 from jaxrobust.report.markup import Html, copied, tag
@@ -28,7 +29,7 @@ def evaluate(one: Evaluation, workdir: str | None) -> str:
     else:
         words += ["--model", str((record.get("model") or {}).get("name")), "--weights", "WEIGHTS"]
     for flag in ("dataset", "split", "preprocessing"):
-        if record.get(flag):
+        if record.get(flag) and not (flag == "split" and _of_files(record)):
             words += [f"--{flag}", str(record[flag])]
     if one.images and str(record.get("image_ids")).startswith("0.."):
         words += ["--n", str(one.images)]
@@ -49,7 +50,23 @@ def _function(function: dict[str, Any]) -> list[str]:
     return [*words, "--torch_output", str(function["output"])] if function.get("output") else words
 
 
+def _of_files(record: dict[str, Any]) -> bool:
+    """Tell whether a record is of files of corruptions, each a split of its own."""
+    return (record.get("corruptions") or {}).get("images") == "files"
+
+
+def _corruptions(measured: dict[str, Any]) -> list[str]:
+    names = [
+        kind if len(row) == len(SEVERITIES) else ",".join(f"{kind}-{severity}" for severity in row)
+        for kind, row in measured["accuracy"].items()
+    ]
+    words = ["--corruptions", "all" if names == list(KINDS) else ",".join(names)]
+    return [*words, "--frost", "PHOTOGRAPHS"] if measured.get("frost_sha256") else words
+
+
 def _attack(record: dict[str, Any]) -> list[str]:
+    if record.get("corruptions"):
+        return _corruptions(record["corruptions"])
     attacks = record.get("attacks") or []
     if not attacks:
         return ["--attack", "clean"]

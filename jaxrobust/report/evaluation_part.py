@@ -18,6 +18,7 @@ _COSTS = (
     *("attack", "images fooled", "passes forward", "backward", "of them idle", "seconds"),
     *("compiling", "how it steps"),
 )
+_CORRUPTED = "under corruptions"
 _ACCURACY = Axis("accuracy", percent=True, low=0.0, high=1.0)
 
 
@@ -66,6 +67,8 @@ def _after(one: Evaluation) -> list[tuple[str, float]]:
     """Return the accuracies from clean to robust, attack by attack, or threat by threat."""
     record = one.record
     found = [("clean", record.get("clean"))]
+    if record.get("corruptions"):
+        found.append((_CORRUPTED, record["corruptions"]["mean"]))
     union = record.get("method") == sentences.UNION
     for name, value in (record.get("accuracy_after") or {}).items():
         found.append((f"under {name}" if union else f"after {name}", value))
@@ -80,7 +83,7 @@ def _left(one: Evaluation, key: str) -> Html:
     for name, value in _after(one):
         known = {"clean": "clean", "under all": "robust", "under attack": "robust"}.get(name)
         ends = interval(one, known) if known else None
-        if ends is None and one.images:
+        if ends is None and one.images and name != _CORRUPTED:
             ends = checks.binomial_interval(round(value * one.images), one.images)
         rows.append(Row(name, value, *(ends or (None, None))))
     union = one.record.get("method") == sentences.UNION

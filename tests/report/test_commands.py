@@ -7,6 +7,7 @@ from absl import flags
 from absl.testing import absltest, parameterized
 
 from jaxrobust import evaluate  # noqa: F401  # defines the flags
+from jaxrobust.data.corruptions import KINDS
 from jaxrobust.report import commands
 from jaxrobust.report.gathered import Evaluation
 
@@ -39,6 +40,23 @@ class EvaluateTest(parameterized.TestCase):
         said = words(function=function)
         self.assertEqual(said[3 : 3 + len(expected)], expected)
         self.assertIn("--steps", said)
+
+    def test_names_corruptions(self):
+        whole = {str(severity): 0.5 for severity in range(1, 6)}
+        some = {"images": "computed", "accuracy": {"fog": whole, "contrast": {"3": 0.5, "4": 0.4}}}
+        said = words(attacks=[], corruptions=some)
+        self.assertEqual(said[said.index("--split") + 1], "test")
+        self.assertEqual(
+            said[said.index("--corruptions") :],
+            ["--corruptions", "fog,contrast-3,contrast-4", "--seed", "3"],
+        )
+        every = {"images": "files", "accuracy": dict.fromkeys(KINDS, whole)}
+        said = words(attacks=[], dataset="cifar10-c:there", split="fog-1", corruptions=every)
+        self.assertNotIn("--split", said)
+        self.assertEqual(said[said.index("--corruptions") + 1], "all")
+        said = words(attacks=[], corruptions=every | {"images": "computed", "frost_sha256": "ab"})
+        self.assertEqual(said[said.index("--frost") + 1], "PHOTOGRAPHS")
+        self.assertEmpty({word[2:] for word in said if word.startswith("--")} - set(flags.FLAGS))
 
     def test_has_no_flag_that_the_command_lacks(self):
         said = words(function={"name": "n.py:f", "torch": "2", "arguments": {"a": 1}})

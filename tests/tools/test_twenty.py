@@ -100,13 +100,13 @@ class RowsTest(parameterized.TestCase):
         self.assertLen({r["model"] for r in rows if r["image_size"] == 32}, 20)
         self.assertLen({r["model"] for r in rows if r["image_size"] == 224}, 20)
         for found in rows:
-            if "cifar_vit" in models.available() or not found["model"].startswith("cifar_"):
+            if "cifar_vit" in models.available():  # else not all of them are there yet
                 models.computed(found["model"], found["options"])  # refuses what is not there
 
     @parameterized.parameters(
         ("2", "CoAtNet-CTTC", "cifar_coatnet", {"order": "CTTC"}),
         ("3", "PVTv2", "cifar_pvt_v2", {"patch": 4}),
-        ("1", "ResNet", "resnet50", {"small_stem": True}),
+        ("1", "ResNet", "cifar_resnet50", {}),
     )
     def test_options(self, table, name, model, options):
         _, found = row(table, name=name)
@@ -134,6 +134,9 @@ class MatchingTest(parameterized.TestCase):
         table, _ = row()
         record = ours(attacks=attacks, method=method)
         self.assertEqual(self.said(key, record), [])
+        again = ours(config(model__name="cifar_resnet50", model__options={}), attacks=attacks)
+        again.record["method"] = method
+        self.assertEqual(self.said(key, again), [])  # the same under its other name
         for other in table.attacked():
             if other not in (key, "clean"):
                 self.assertNotEmpty(self.said(other, record), other)
@@ -159,12 +162,15 @@ class MatchingTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ({"model__options": {}}, "network resnet50 without options, not ResNet"),
+        ({"model__name": "wide_resnet50_2"}, "network wide_resnet50_2 with small_stem=True, not"),
+        ({"model__name": "cifar_vgg16", "model__options": {}}, "network cifar_vgg16 without opt"),
         ({"train__epochs": 3}, "epochs 3, not 100"),
         ({"attack__steps": 10}, "attack_steps 10, not 15"),
         ({"attack__epsilon": 4 / 255}, "epsilon_train 0.01569, not 8/255"),
     )
     def test_another_network_or_training(self, changes, said):
-        self.assertEqual(self.said("worst_case", ours(config(**changes))), [said])
+        (found,) = self.said("worst_case", ours(config(**changes)))
+        self.assertStartsWith(found, said)
 
     def test_corruptions(self):
         given = {"attacks": [], "robust": None, "method": "corruptions", "clean": None}
@@ -203,10 +209,10 @@ class TableTest(parameterized.TestCase):
         self.assertNotIn("[1]", strict)
         self.assertIn("**In no cell above**: nearest is table_1, ResNet, but", strict)
         alike = self.call(place, "--alike")
-        (line,) = [text for text in alike.splitlines() if "*15.3* [1]" in text]
+        (line,) = [text for text in alike.splitlines() if "*15.34* [1]" in text]
         self.assertStartsWith(line, "| ResNet |")
-        self.assertIn("| 87.92 | *80.1* [1] |", line)
-        self.assertIn("| 14.32 | *15.3* [1] |", line)
+        self.assertIn("| 87.92 | *80.12* [1] |", line)
+        self.assertIn("| 14.32 | *15.34* [1] |", line)
         self.assertEqual(line.count("[1]"), 2)  # no other attack
         self.assertIn("**In cells in italics alone**: nearest is table_1, ResNet, but", alike)
         self.assertIn("epochs 3, not 100", alike)

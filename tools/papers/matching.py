@@ -117,13 +117,10 @@ def _other_network(
     imported = "architecture" in config
     model = config if imported else config.get("model", {})
     name = model["architecture"] if imported else model.get("name")
-    if name != row.get("model"):
+    if "options" in row and not imported:
+        yield from _other_options(str(name), model.get("options") or {}, row)
+    elif name != row.get("model"):
         yield f"network {name}, not {row.get('model') or row['name']}"
-    elif "options" in row and not imported:
-        options = model.get("options") or {}
-        own, wanted = (models.computed(str(name), o) for o in (options, row["options"]))
-        if own != wanted:
-            yield f"network {models.words(str(name), options)}, not {row['name']}"
     size = (ours.record.get("model") or model).get("image_size")
     if size != row["image_size"]:
         yield f"{size} px, not {row['image_size']}"
@@ -142,6 +139,18 @@ def _other_network(
         )
         if of != last:
             yield f"weights of the phase {of}, not of the last"
+
+
+def _other_options(name: str, options: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
+    """Say that a network is not that of a row, whatever either is called."""
+    there = models.available()
+    if name not in there or row["model"] not in there:
+        yield f"network {name}, not {row['name']}"
+        return
+    own = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    same = models.family(name) is models.family(row["model"])
+    if not same or models.computed(name, own) != models.computed(row["model"], row["options"]):
+        yield f"network {models.words(name, own)}, not {row['name']}"
 
 
 def _other_images(row: dict[str, Any], record: dict[str, Any], of_training: bool) -> Iterator[str]:

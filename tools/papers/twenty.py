@@ -31,7 +31,7 @@ _NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "WideResNet": ("cifar_wrn_40_10", {}),
     "DenseNet": ("cifar_densenet", {}),
     "PreActResNet": ("cifar_preactresnet50", {}),
-    "ResNet": ("resnet50", {"small_stem": True}),
+    "ResNet": ("cifar_resnet50", {}),
     "ResNeXt": ("cifar_resnext29", {}),
 }
 _LARGE: dict[str, tuple[str, dict[str, Any]]] = {
