@@ -66,8 +66,7 @@ class Attention(nnx.Module):
         q, k, v = (qkv[:, :, i] for i in range(3))
         if dropout is None:
             return self.proj(attention.attention(q, k, v))
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        scaled = q * q.shape[-1] ** -0.5
+        scaled, wide = q * q.shape[-1] ** -0.5, widened(q)[0].dtype
         logits = jnp.einsum("bqhd,bkhd->bhqk", scaled, k, preferred_element_type=wide)
         weights = dropout(jax.nn.softmax(logits).astype(x.dtype))
         return self.proj(jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape))

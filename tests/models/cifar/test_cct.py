@@ -45,6 +45,7 @@ class CCTTest(parameterized.TestCase):
     def test_224_beside_pytorch(self):
         cifar_study.check_beside_pytorch(self, "cifar_cct_224", side=224)
 
+    @pytest.mark.slow
     def test_dropout(self):
         tiny = SMALL | {"image_size": 8, "depth": 1}
         cifar_study.check_dropout(self, "cifar_cct", **tiny)

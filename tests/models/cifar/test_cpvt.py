@@ -43,6 +43,7 @@ class CPVTTest(parameterized.TestCase):
             logits, turned = (apply(changed, stats, y)[0] for y in (x, np.roll(x, 8, 1)))
             self.assertEqual(bool(np.allclose(logits, turned, rtol=1e-4, atol=1e-5)), same)
 
+    @pytest.mark.slow
     def test_dropout(self):
         tiny = SMALL | {"patch": 4, "image_size": 8}
         cifar_study.check_dropout(self, "cifar_cpvt", **tiny)

@@ -56,6 +56,7 @@ class AllBesidePyTorchTest(absltest.TestCase):
 
 
 class OptionsTest(parameterized.TestCase):
+    @pytest.mark.slow
     def test_dropout(self):
         tiny = SMALL | {"patch": 4, "image_size": 8, "depth": 1}
         cifar_study.check_dropout(self, "cifar_vit", **tiny)
