@@ -41,7 +41,18 @@ from jaxrobust.models import (
     vit,
     xcit,
 )
-from jaxrobust.models.cifar import densenet, preact_resnet, resnext, vgg, wide_resnet
+from jaxrobust.models.cifar import (
+    cct,
+    cpvt,
+    densenet,
+    mixer,
+    poolformer,
+    preact_resnet,
+    resnext,
+    vgg,
+    wide_resnet,
+)
+from jaxrobust.models.cifar import vit as cifar_vit
 from jaxrobust.models.classifier import OfModule, loaded
 from jaxrobust.models.family import Family, Member
 from jaxrobust.models.renaming import Naming, Row
@@ -65,6 +76,11 @@ FAMILIES = (
     densenet.FAMILY,
     preact_resnet.FAMILY,
     resnext.FAMILY,
+    cifar_vit.FAMILY,
+    mixer.FAMILY,
+    poolformer.FAMILY,
+    cpvt.FAMILY,
+    cct.FAMILY,
 )
 _FAMILY = {name: family for family in FAMILIES for name in family.variants}
 
@@ -206,10 +222,9 @@ def _is(value: Any, wanted: Any) -> bool:
     return isinstance(value, {int: Integral, str: str}[wanted])
 
 
-# Fields that change training, speed or what is read elsewhere, not what weights compute.
 _RATES = {"drop_path", "dropout", "attention_dropout"}  # of what is left out in training
-_FREE = {"dtype", "remat", "scan", "bn_group", "bn_momentum", "in_channels"}
-_FREE |= _RATES
+# Fields that change training, speed or what is read elsewhere, not what weights compute.
+_FREE = {"dtype", "remat", "scan", "bn_group", "bn_momentum", "in_channels"} | _RATES
 
 
 def computed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

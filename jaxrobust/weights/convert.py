@@ -167,6 +167,7 @@ def to_torch(
     stats: Mapping[str, Any],
     *,
     layout: str = "timm",
+    image_size: int | None = None,
     **overrides: Any,
 ) -> Arrays:
     """Return the state dict of a PyTorch reference network with our weights.
@@ -176,6 +177,7 @@ def to_torch(
       params, stats: of the network, float32.
       layout: "timm" (ConvStem: the names of the authors' files), or a RobustBench id of
         `models.published.PUBLISHED`, which has a normalisation layer or not.
+      image_size: of the network; None: that of its row in the table, in general 224.
       **overrides: with which the network was created.
     Returns:
       Names, shapes, types and order are those of that reference.
@@ -195,7 +197,8 @@ def to_torch(
     net = PUBLISHED.get(layout)
     buffers = (net and net.buffers) or ()
     theirs = reference_names(name, ours, wrapped=wrapped and not buffers, **overrides)
-    _check_shapes(name, ours, layout, overrides)
+    size = {"image_size": image_size or models.member(name).counted_at}
+    _check_shapes(name, ours, layout, size | overrides)
     for old, new in net.renamed if net else ():
         theirs = {key.replace(old, new): array for key, array in theirs.items()}
     inside = {key: _out(ours[_BUFFERS[key]], channels)[0] for key in buffers}
@@ -231,7 +234,8 @@ def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any
 def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> None:
     """Refuse weights of another width, or for a published network of other classes or images."""
     if layout == "timm":
-        resizable = [r.pattern.pattern for r in models.torch_names(name) if r.resize]
+        rows = [r for r in models.torch_names(name) if r.resize]
+        resizable = [r.pattern.pattern for r in rows] + [str(r.target) for r in rows]
         skip = re.compile("|".join([models.family(name).names.head, *resizable]))
         overrides = {"in_channels": ours["normalize.mean"].size} | overrides
         net = models.create(name, **overrides)

@@ -43,6 +43,11 @@ SMALL = {
     "cifar_preactresnet50": {"depths": (1, 1), "width": 8, "activation": "gelu"},
     "cifar_resnext29": {"depths": (1, 1), "width": 8, "activation": "gelu"},
     "swin_b": {"dim": 8, "depths": (2,), "heads": (2,), "patch": 2, "window": 4},
+    "cifar_vit": {"dim": 16, "depth": 1, "heads": 2, "hidden": 16},
+    "cifar_mixer": {"dim": 16, "depth": 1, "token_hidden": 16, "hidden": 16},
+    "cifar_poolformer": {"depths": (1, 1), "dims": (8, 16), "gamma_init": 0.5},
+    "cifar_cpvt": {"dim": 16, "depth": 1, "heads": 2, "hidden": 16},
+    "cifar_cct": {"dim": 16, "depth": 1, "heads": 2, "hidden": 16},
 }
 BATCH, SIZE = 64, 32
 # Those with a ReLU that no option changes, such as that of a squeeze's one hidden unit.

@@ -37,6 +37,11 @@ ROWS = {
     "cifar_preactresnet50": {"depths": (1, 1), "width": 4, "bn_group": 4, "drop_path": 0.1},
     "cifar_resnext29": {"depths": (1, 1), "width": 4, "bn_group": 4, "drop_path": 0.1},
     "swin_b": {"dim": 8, "depths": (2, 2), "heads": (1, 2), "patch": 1, "window": 3},
+    "cifar_vit": {"patch": 2, "dim": 16, "depth": 2, "heads": 2, "hidden": 16, "scan": True},
+    "cifar_mixer": {"patch": 2, "dim": 16, "depth": 2, "token_hidden": 16, "hidden": 16},
+    "cifar_poolformer": {"depths": (1, 1), "dims": (16, 16), "gamma_init": 0.1},
+    "cifar_cpvt": {"patch": 2, "dim": 16, "depth": 2, "heads": 2, "hidden": 16},
+    "cifar_cct": {"dim": 16, "depth": 2, "heads": 2, "hidden": 16, "drop_path": 0.05},
 }
 
 

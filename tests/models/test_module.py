@@ -22,6 +22,11 @@ SMALL = {
     "cifar_densenet": {"depths": (1,), "image_size": 4},
     "cifar_preactresnet50": {"depths": (1,), "width": 4, "image_size": 4},
     "cifar_resnext29": {"depths": (1,), "width": 4, "image_size": 4},
+    "cifar_vit": {"dim": 8, "depth": 1, "heads": 2, "hidden": 8, "image_size": 8},
+    "cifar_mixer": {"dim": 8, "depth": 1, "token_hidden": 8, "hidden": 8, "image_size": 8},
+    "cifar_poolformer": {"depths": (1,), "dims": (8,), "image_size": 8},
+    "cifar_cpvt": {"dim": 8, "depth": 1, "heads": 2, "hidden": 8, "image_size": 8},
+    "cifar_cct": {"dim": 8, "depth": 1, "heads": 2, "hidden": 8, "image_size": 8},
 }
 
 

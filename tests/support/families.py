@@ -120,6 +120,14 @@ def _some(listings: dict[str, str], *names: str) -> dict[str, str]:
     return {name: listings[name] for name in names}
 
 
+def _study(name: str, listing: str = "", scanned=({},), **tiny: Any) -> Case:
+    """A network of the study at 32 px: its listing, and options of a small one of three blocks."""
+    listings = {name: listing} if listing else {}
+    # Rates 0, 0.3 and 0.6: two blocks of two branches.
+    how = {"small": name, "tiny": tiny, "scanned": scanned, "outcomes": 2**4}
+    return Case(listings, {}, {}, {}, {}, **how)
+
+
 # The counts are the papers' (Singh, Croce, Hein 2023; Debenedetti's thesis) and torchvision's.
 CASES = {
     "convnext": Case(
@@ -326,5 +334,27 @@ CASES = {
         golden32={},
         golden64={},
         references={"cifar_resnext50_224": 224},
+    ),
+    # Golden logits and references of the study's networks: tests/models/cifar.
+    "cifar_vit": _study(
+        *("cifar_vit", "vit_p4_d512_L6_mlphead"),
+        **{"dim": 12, "depth": 3, "heads": 2, "hidden": 8, "dropout": 0.0, "image_size": 8},
+    ),
+    "cifar_mixer": _study(
+        *("cifar_mixer", "mlp_mixer_h128_s512_c64_L8_cls"),
+        **{"dim": 12, "depth": 3, "token_hidden": 8, "hidden": 8, "image_size": 8},
+    ),
+    "cifar_poolformer": _study(
+        *("cifar_poolformer", "poolformer_s12_k3s2p1", ()),
+        **{"depths": (1, 2), "dims": (8, 12), "gamma_init": 0.1, "image_size": 8},
+    ),
+    "cifar_cpvt": _study(
+        "cifar_cpvt",
+        **{"dim": 12, "depth": 3, "heads": 2, "hidden": 8, "dropout": 0.0, "image_size": 8},
+    ),
+    "cifar_cct": _study(
+        *("cifar_cct", "cct_7_3x1_32"),
+        **{"dim": 12, "depth": 3, "heads": 2, "hidden": 8, "attention_dropout": 0.0},
+        **{"image_size": 6},
     ),
 }

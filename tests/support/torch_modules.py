@@ -48,6 +48,10 @@ def searched(cell):
     return "searched", {"cell": cell, "channels": 16, "cells": 5}
 
 
+def cifar(name, **more):
+    return f"cifar_{name}", more
+
+
 T, S = (3, 3, 9, 3), (3, 3, 27, 3)
 SMALL, BASE, LARGE = (96, 192, 384, 768), (128, 256, 512, 1024), (192, 384, 768, 1536)
 DEIT3 = {"class_position": False, "gamma_init": 1e-6}
@@ -119,6 +123,12 @@ NETWORKS = {
     "densenet_16x4_k12": ("cifar_densenet", {}),
     "preactresnet50": ("cifar_preact_resnet", {}),
     "resnext29_2x64d": ("cifar_resnext", {}),
+    "vit_p8": cifar("vit", patch=8),
+    "vit_p4_d512_L6_mlphead": cifar("vit"),
+    "vit_p2": cifar("vit", patch=2),
+    "mlp_mixer_h128_s512_c64_L8_cls": cifar("mixer"),
+    "poolformer_s12_k3s2p1": cifar("poolformer"),
+    "cct_7_3x1_32": cifar("cct"),
 }
 # Rule of the weights and listing. The fast suite has a small network of each file.
 FAST = [

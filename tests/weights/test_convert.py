@@ -123,7 +123,8 @@ class PrefixTest(parameterized.TestCase):
 
 def check_round_trip(test, name: str) -> None:
     """The layout of the reference and back gives the same bits."""
-    params, stats = jax.eval_shape(models.create(name, num_classes=3).init, jax.random.key(0))
+    sizes = {"num_classes": 3, "image_size": models.member(name).counted_at}
+    params, stats = jax.eval_shape(models.create(name, **sizes).init, jax.random.key(0))
     draw = np.random.default_rng(0)
     params, stats = (
         {k: draw.random(v.shape, np.float32) for k, v in part.items()} for part in (params, stats)
@@ -131,7 +132,7 @@ def check_round_trip(test, name: str) -> None:
     stats |= {"normalize.mean": np.zeros(3, np.float32), "normalize.std": np.ones(3, np.float32)}
     theirs = convert.to_torch(name, params, stats)
     test.assertTrue(all(a.flags.c_contiguous for a in theirs.values()))
-    back = convert.from_torch(name, theirs, num_classes=3)
+    back = convert.from_torch(name, theirs, **sizes)
     for ours, again in zip((params, stats), back, strict=True):
         test.assertEqual(ours.keys(), again.keys())
         for key in ours:

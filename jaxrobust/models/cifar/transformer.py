@@ -99,11 +99,11 @@ class Block(nnx.Module):
 def grid_of(image_size: int, patch: int) -> int:
     """Return the side of the grid of patches; `ValueError` where they do not tile the image."""
     if patch < 1 or image_size < 1 or image_size % patch:
-        near = [n for n in range(1, image_size + 1) if image_size % n == 0]
-        near = sorted(near, key=lambda n: abs(n - patch))[:2]
+        fitting = [n for n in range(1, image_size + 1) if image_size % n == 0]
+        near = [*[n for n in fitting if n < patch][-1:], *[n for n in fitting if n > patch][:1]]
         raise ValueError(
             f"patch={patch} does not divide images of {image_size} px into whole patches; take "
-            f"patch={' or '.join(map(str, sorted(near)))}, or another image_size"
+            f"patch={' or '.join(map(str, near)) or 1}, or another image_size"
         )
     return image_size // patch
 

@@ -1,0 +1,60 @@
+import jax
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust import models
+from tests.support import cifar_study
+
+SMALL = {"dim": 16, "depth": 2, "heads": 2, "hidden": 8}
+
+
+class CPVTTest(parameterized.TestCase):
+    def test_counts(self):
+        # The sheet has no multiply-adds of it: those of blocks, patches, convolution and head.
+        blocks = 6 * 65 * (4 * 512 * 512 + 2 * 512 * 512)
+        others = 64 * 48 * 512 + 9 * 64 * 512 + 512 * 10
+        attention = 6 * 2 * 65 * 65 * 512
+        cifar_study.check_counts(self, "cifar_cpvt", 9_495_562, blocks + others, more=attention)
+
+    def test_both_ways(self):
+        cifar_study.check_both_ways(self, "cifar_cpvt", cifar_study.any_weights("cifar_cpvt"))
+
+    @pytest.mark.slow
+    def test_small_beside_pytorch(self):
+        cifar_study.check_beside_pytorch(self, "cifar_cpvt", side=16, **SMALL)
+
+    @parameterized.parameters(("cifar_cpvt", 32), ("cifar_cpvt_224", 224))
+    @pytest.mark.matrix
+    def test_beside_pytorch(self, name, side):
+        cifar_study.check_beside_pytorch(self, name, side=side)
+
+    def test_positions_come_from_the_convolution(self):
+        """Without it patches are a set; with it another order gives other logits."""
+        tiny = SMALL | {"num_classes": 3, "image_size": 16, "patch": 8}
+        net = models.create("cifar_cpvt", **tiny)
+        params, stats = net.init(jax.random.key(0))
+        x = np.random.default_rng(0).random((1, 16, 16, 3), np.float32)
+        apply = jax.jit(net.apply)
+        for factor, same in ((0.0, True), (1.0, False)):
+            changed = params | {
+                key: factor * params[key] for key in params if key.startswith("pos_block")
+            }
+            logits, turned = (apply(changed, stats, y)[0] for y in (x, np.roll(x, 8, 1)))
+            self.assertEqual(bool(np.allclose(logits, turned, rtol=1e-4, atol=1e-5)), same)
+
+    @pytest.mark.slow
+    def test_dropout(self):
+        tiny = SMALL | {"patch": 4, "image_size": 8}
+        cifar_study.check_dropout(self, "cifar_cpvt", **tiny)
+
+    @parameterized.parameters(
+        ({"patch": 3}, "patch=3 does not divide images of 32 px .* take patch=2 or 4"),
+        ({"heads": 0}, "heads=0 must be at least 1"),
+    )
+    def test_message(self, changes, message):
+        cifar_study.check_message(self, "cifar_cpvt", changes, message)
+
+
+if __name__ == "__main__":
+    absltest.main()
