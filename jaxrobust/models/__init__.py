@@ -4,6 +4,7 @@ The files stand on floors, the ground floor first, and each imports from lower f
 
     primitives, initializers, positions, inputs            parts that know no layer
     renaming, published                                    names and files of other projects
+    windows                                                what convolutions are products of
     layers, attention, convolutions, batch_norms, pooling  functions of arrays and parameters
     modules, activations, stochastic_depth                 NNX modules that hold the parameters
     norms                                                  the same, as a row chooses them
