@@ -42,7 +42,18 @@ from jaxrobust.models import (
     vit,
     xcit,
 )
-from jaxrobust.models.cifar import densenet, preact_resnet, resnext, vgg, wide_resnet
+from jaxrobust.models.cifar import (
+    botnet,
+    ceit,
+    densenet,
+    levit,
+    mobilevit,
+    preact_resnet,
+    resnext,
+    vgg,
+    vitae,
+    wide_resnet,
+)
 from jaxrobust.models.classifier import OfModule, loaded
 from jaxrobust.models.family import Family, Member
 from jaxrobust.models.renaming import Naming, Row
@@ -66,6 +77,11 @@ FAMILIES = (
     densenet.FAMILY,
     preact_resnet.FAMILY,
     resnext.FAMILY,
+    botnet.FAMILY,
+    ceit.FAMILY,
+    levit.FAMILY,
+    mobilevit.FAMILY,
+    vitae.FAMILY,
 )
 _FAMILY = {name: family for family in FAMILIES for name in family.variants}
 
@@ -209,7 +225,7 @@ def _is(value: Any, wanted: Any) -> bool:
 
 # Fields that change training, speed or what is read elsewhere, not what weights compute.
 _RATES = {"drop_path", "dropout", "attention_dropout"}  # of what is left out in training
-_FREE = {"dtype", "remat", "scan", "bn_group", "bn_momentum", "in_channels"}
+_FREE = {"dtype", "remat", "scan", "bn_group", "bn_momentum", "in_channels", "scale_init"}
 _FREE |= _RATES
 
 

@@ -20,6 +20,7 @@ class Paper(NamedTuple):
     parameters: str | None
     multiply_adds: str
     misprint: bool = False
+    other: bool = False  # of a network of other classes, or of one that it does not define
 
 
 class Reference(NamedTuple):

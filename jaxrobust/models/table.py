@@ -137,9 +137,10 @@ figures count layer norms too, those of networks at 32 px batch norms. paper:
 Singh, Croce, Hein 2023, Tables 14 and 2, at 32 px Huang et al. 2022, Table 2
 (10 classes, here too), else Debenedetti's thesis; "!" is a known misprint
 there. cifar_*: Liu, Tang et al. 2022, Table 1, cut to two decimals, and ours
-for 224 px; 10 classes. stem: side of the patch, or how many 3x3 convolutions,
-or the window of one. weights: checkpoints of RobustBench, Linf;
-`python -m jaxrobust.models NAME` lists them."""
+for 224 px; 10 classes; "?" is the figure of another network: ViTAE's has 1000
+classes (23.19 here), LeViT's is not defined. stem: side of the patch, or how
+many 3x3 convolutions, or the window of one. weights: checkpoints of
+RobustBench, Linf; `python -m jaxrobust.models NAME` lists them."""
 CHECKPOINT_NOTES = """\
 clean, AA: % of RobustBench's images, before and after AutoAttack (Linf, as
 published): 5,000 of ImageNet and 4/255; where no preprocessing is named 10,000
@@ -151,10 +152,11 @@ where one is published."""
 def line(row: Architecture, width: int = 100) -> str:
     """Return a row for people, at most `width` wide; checkpoints that do not fit stand below it."""
     paper = row.paper or Paper(None, "")
-    mark = "!" if paper.misprint else ""
+    mark = "!" if paper.misprint else "?" if paper.other else ""
+    theirs = [figure and figure + mark for figure in (paper.parameters or "", paper.multiply_adds)]
     cells = (
-        f"{row.name:24} {row.parameters / 1e6:7.2f} {(paper.parameters or '') + mark:>7} "
-        f"{row.image_size:3d} {row.multiply_adds / 1e9:7.3f} {paper.multiply_adds + mark:>7} "
+        f"{row.name:24} {row.parameters / 1e6:7.2f} {theirs[0]:>7} "
+        f"{row.image_size:3d} {row.multiply_adds / 1e9:7.3f} {theirs[1]:>7} "
         f"{row.stem:8} {row.norms:5} "
     )
     # Author and year, as Salman2020; a name without a year as it is.

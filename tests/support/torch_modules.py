@@ -119,6 +119,11 @@ NETWORKS = {
     "densenet_16x4_k12": ("cifar_densenet", {}),
     "preactresnet50": ("cifar_preact_resnet", {}),
     "resnext29_2x64d": ("cifar_resnext", {}),
+    "botnet50_3x3stem_nopool": ("cifar_botnet", {}),
+    "ceit_t_32_4tokens": ("cifar_ceit", {}),
+    "levit_128s_32_stem4": ("cifar_levit", {}),
+    "mobilevit_s_32_s11": ("cifar_mobilevit", {}),
+    "vitae_14_10c": ("cifar_vitae", {}),
 }
 # Rule of the weights and listing. The fast suite has a small network of each file.
 FAST = [
