@@ -312,7 +312,7 @@ def _on_cpu(which: int, stride: int, padding: int, groups: int, dilation: int) -
         joined, found = _joined(groups, operands[1].shape[2]), []
         if groups // joined > _MANY or dilation > 1:
             if groups == 1:
-                whole = functools.partial(column_conv, dilation=dilation)
+                whole: Callable = functools.partial(column_conv, dilation=dilation)
             else:
                 whole = functools.partial(group_conv, groups=groups, dilation=dilation)
             rules = whole, _input_gradient(whole), _kernel_gradient(whole)

@@ -95,7 +95,8 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(map(nn.ModuleList, layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        for attend, feed in self.layers:
+        for layer in self.layers:
+            attend, feed = layer.children()
             x = attend(x)
             x = torch.cat([x[:, :1], feed(x[:, 1:])], 1)
         return x

@@ -120,6 +120,8 @@ class EverySecond(nn.Module):
 class Attention(nn.Module):
     """Attention with a bias for each distance, activation, linear map; stride 2 shrinks the map."""
 
+    attention_bias_idxs: Tensor
+
     def __init__(
         self,
         ins: int,

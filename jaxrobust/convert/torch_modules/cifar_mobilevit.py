@@ -4,7 +4,7 @@ Source: Mehta & Rastegari 2022 (arXiv 2110.02178), with the names of chinhsuanwu
 Parity: tests/models/cifar/test_mobilevit.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,7 @@ class MobileViT(nn.Module):
         self,
         channels: tuple[int, ...],
         strides: tuple[int, ...],
-        mvit: list[nn.Module],
+        mvit: Sequence[nn.Module],
         expansion: int,
         act: nn.Module,
         in_channels: int,
@@ -144,12 +144,10 @@ class Layers(nn.Module):
         super().__init__()
         both = (lambda: Attention(dim, heads, width), lambda: FeedForward(dim, hidden, act))
         layers = [[Residual(dim, make()) for make in both] for _ in range(depth)]
-        self.layers = nn.ModuleList(map(nn.ModuleList, layers))
+        self.layers = nn.Sequential(*(nn.Sequential(*layer) for layer in layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        for attend, feed in self.layers:
-            x = feed(attend(x))
-        return x
+        return self.layers(x)
 
 
 class Residual(nn.Module):

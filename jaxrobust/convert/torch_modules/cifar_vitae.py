@@ -5,7 +5,7 @@ tests/models/cifar/test_vitae.py.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +53,7 @@ def model(
 class ViTAE(nn.Module):
     """Stages, mean over the tokens, linear."""
 
-    def __init__(self, stages: list[nn.Module], dim: int, num_classes: int) -> None:
+    def __init__(self, stages: Sequence[nn.Module], dim: int, num_classes: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(*stages)
         self.head = nn.Linear(dim, num_classes)

@@ -5,7 +5,7 @@ it: logits are not scaled, and a position meets the other pixel's query instead 
 tests/models/cifar/test_botnet.py against golden logits of that code.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -56,7 +56,7 @@ VARIANTS = {"cifar_botnet50": Variant(), "cifar_botnet50_224": Variant(small_ste
 
 def _conv(ins: int, outs: int, kernel: int, rngs: Draws, *, stride: int = 1, bias: bool = False):
     """Return a convolution that keeps the size, but for its stride."""
-    how = {"stride": stride, "padding": kernel // 2, "bias": bias}
+    how: dict[str, Any] = {"stride": stride, "padding": kernel // 2, "bias": bias}
     return Conv(ins, outs, kernel, torch_init=True, rngs=rngs, **how)
 
 
@@ -101,14 +101,16 @@ class Bottleneck(nnx.Module):
         outs, group, self.act = 4 * width, v.bn_group, ACTIVATIONS[v.activation]
         self.conv1, self.bn1 = _conv(ins, width, 1, rngs), BatchNorm(width, group=group)
         if side:
-            self.conv2: nnx.Module = Attention(width, v.heads, side, rngs)
+            self.conv2: Any = Attention(width, v.heads, side, rngs)
         else:
             self.conv2 = _conv(width, width, 3, rngs, stride=stride)
         self.bn2 = BatchNorm(width, group=group)
         self.conv3, self.bn3 = _conv(width, outs, 1, rngs), BatchNorm(outs, group=group)
-        project = stride > 1 or ins != outs
-        shortcut = _conv(ins, outs, 1, rngs, stride=stride, bias=True) if project else None
-        self.shortcut = nnx.List([shortcut, BatchNorm(outs, group=group)] if project else [])
+        shortcut: list[Any] = []
+        if stride > 1 or ins != outs:
+            conv = _conv(ins, outs, 1, rngs, stride=stride, bias=True)
+            shortcut = [conv, BatchNorm(outs, group=group)]
+        self.shortcut = nnx.List(shortcut)
         self.halves = bool(side) and stride > 1
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
@@ -149,7 +151,12 @@ class BoTNet(nnx.Module):
         x = ACTIVATIONS[v.activation](self.bn1(self.conv1(x), train))
         x = x if v.small_stem else pooling.max_pool(x)
         key, last = (None, None) if key is None else split(key, 2)
-        how = {"train": train, "key": key, "drop_path": v.drop_path, "remat": v.remat}
+        how: dict[str, Any] = {
+            "train": train,
+            "key": key,
+            "drop_path": v.drop_path,
+            "remat": v.remat,
+        }
         for i, stage in enumerate(of_stages(v.depths, **how)):
             x = run_blocks(getattr(self, f"layer{i + 1}"), x, draws=v.dropout > 0, **stage)
         return self.fc(dropout(x.mean(axis=(1, 2)), last if train else None, v.dropout))

@@ -8,7 +8,7 @@ of that code.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +67,8 @@ class FeedForward(nnx.Module):
 
     def __init__(self, v: Variant, rngs: Draws) -> None:
         dim, wide, group = v.dim, 4 * v.dim, v.bn_group
-        how, self.act = {"torch_init": True, "rngs": rngs}, ACTIVATIONS[v.activation]
+        how: dict[str, Any] = {"torch_init": True, "rngs": rngs}
+        self.act = ACTIVATIONS[v.activation]
         self.fc1, self.bn1 = Linear(dim, wide, **how), BatchNorm(wide, group=group)
         self.conv = Conv(wide, wide, 3, padding=1, groups=wide, bias=False, **how)
         self.bn2 = BatchNorm(wide, group=group)
@@ -102,7 +103,8 @@ class CeiT(nnx.Module):
     """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
 
     def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
-        v, how = variant, {"torch_init": True, "rngs": rngs}
+        v = variant
+        how: dict[str, Any] = {"torch_init": True, "rngs": rngs}
         self.normalize = Normalize(v.in_channels)
         self.conv = Conv(v.in_channels, v.stem_width, 7, stride=2, padding=4, **how)
         self.bn = BatchNorm(v.stem_width, group=v.bn_group)
@@ -135,7 +137,7 @@ class CeiT(nnx.Module):
         token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
         x = add_bias(jnp.concatenate([token, x], axis=1), self.pos_embed[...])
         rates = np.linspace(0, v.drop_path, v.depth).tolist()
-        how = {"remat": v.remat, "scan": v.scan}
+        how: dict[str, Any] = {"remat": v.remat, "scan": v.scan}
         x = run_blocks(self.blocks, x, train=train, key=key, rates=rates, **how)
         return self.head(self.norm(x[:, 0]))
 

@@ -66,7 +66,7 @@ class ConvNorm(nnx.Module):
     """3x3 convolution without a bias, batch norm."""
 
     def __init__(self, ins: int, outs: int, stride: int, group: int, rngs: Draws) -> None:
-        how = {"stride": stride, "padding": 1, "bias": False, "torch_init": True}
+        how: dict[str, Any] = {"stride": stride, "padding": 1, "bias": False, "torch_init": True}
         self.conv, self.bn = Conv(ins, outs, 3, rngs=rngs, **how), BatchNorm(outs, group=group)
 
     def __call__(self, x: Array, train: bool) -> Array:

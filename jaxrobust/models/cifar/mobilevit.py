@@ -8,7 +8,7 @@ ImageNette the last bottleneck keeps the size instead. Parity: tests/models/cifa
 against golden logits of that code.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
@@ -76,7 +76,12 @@ class ConvNorm(nnx.Module):
         groups: int = 1,
         act: bool = True,
     ) -> None:
-        how = {"stride": stride, "padding": kernel // 2, "groups": groups, "bias": False}
+        how: dict[str, Any] = {
+            "stride": stride,
+            "padding": kernel // 2,
+            "groups": groups,
+            "bias": False,
+        }
         self.conv = Conv(ins, outs, kernel, torch_init=True, rngs=rngs, **how)
         self.bn = BatchNorm(outs, group=v.bn_group)
         self.act = ACTIVATIONS[v.activation] if act else None
@@ -105,7 +110,7 @@ class Layer(nnx.Module):
     """x + attention(LN(x)), then x + MLP(LN(x))."""
 
     def __init__(self, dim: int, hidden: int, v: Variant, rngs: Draws) -> None:
-        how = {"torch_init": True, "rngs": rngs}
+        how: dict[str, Any] = {"torch_init": True, "rngs": rngs}
         self.norm1, self.norm2 = LayerNorm(dim, eps=_EPS), LayerNorm(dim, eps=_EPS)
         self.attn = Attention(dim, v.heads, v.head_width, rngs)
         self.fc1, self.fc2 = Linear(dim, hidden, **how), Linear(hidden, dim, **how)
@@ -168,7 +173,7 @@ class MobileViT(nnx.Module):
         behind = v.channels[-len(v.dims) :]
         self.mvit = nnx.List([Transformer(c, i, v, rngs) for i, c in enumerate(behind)])
         self.conv2 = ConvNorm(ins, v.expansion * ins, 1, v, rngs)
-        how = {"bias": False, "torch_init": True, "rngs": rngs}
+        how: dict[str, Any] = {"bias": False, "torch_init": True, "rngs": rngs}
         self.fc = Linear(v.expansion * ins, num_classes, **how)
         self.variant = v
 
@@ -178,7 +183,12 @@ class MobileViT(nnx.Module):
         plain = len(self.mv2) - len(self.mvit)
         for bottleneck in self.mv2[:plain]:
             x = bottleneck(x, train)
-        how = {"train": train, "key": key, "drop_path": v.drop_path, "remat": v.remat}
+        how: dict[str, Any] = {
+            "train": train,
+            "key": key,
+            "drop_path": v.drop_path,
+            "remat": v.remat,
+        }
         stages = zip(self.mv2[plain:], self.mvit, of_stages(v.depths, **how), strict=True)
         for bottleneck, transformer, stage in stages:
             x = transformer(bottleneck(x, train), stage)

@@ -8,7 +8,7 @@ logits of that code.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,7 @@ class Pyramid(nnx.Module):
         kernel, stride, convs = v.kernels[cell], v.ratios[cell], []
         for dilation in range(1, v.dilations[cell] + 1):
             padding = math.ceil(((kernel - 1) * dilation + 1 - stride) / 2)
-            how = {"stride": stride, "padding": padding, "dilation": dilation}
+            how: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
             convs.append(Conv(ins, v.widths[cell], kernel, torch_init=True, rngs=rngs, **how))
         self.convs, self.act = nnx.List(convs), ACTIVATIONS[v.activation]
 
@@ -134,7 +134,7 @@ class Beside(nnx.Module):
         ratio, width, dim = v.ratios[cell], v.widths[cell], v.dims[cell]
         sizes = ((ins, width), (width, width), (width, dim))
         strides = [2 if ratio >> (i + 1) else 1 for i in range(3)]
-        how = {"padding": 1, "torch_init": True, "rngs": rngs}
+        how: dict[str, Any] = {"padding": 1, "torch_init": True, "rngs": rngs}
         pairs = zip(sizes, strides, strict=True)
         self.convs = nnx.List([Conv(*size, 3, stride=stride, **how) for size, stride in pairs])
         self.bn = BatchNorm(width, group=v.bn_group)
@@ -151,7 +151,7 @@ class Normal(nnx.Module):
     def __init__(self, v: Variant, rngs: Draws) -> None:
         dim = v.dims[-1]
         wide, self.act = v.mlp_ratio * dim, ACTIVATIONS[v.activation]
-        how = {"padding": 1, "groups": v.groups, "torch_init": True, "rngs": rngs}
+        how: dict[str, Any] = {"padding": 1, "groups": v.groups, "torch_init": True, "rngs": rngs}
         self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
         self.attn = Attention(dim, v.heads, rngs)
         sizes = ((dim, wide), (wide, dim), (dim, dim))
@@ -190,7 +190,7 @@ class ViTAE(nnx.Module):
             raise ValueError(f"images have shape {images.shape}; {_whole(v)}")
         x = self.normalize(images).astype(jnp.dtype(v.dtype))
         first, last = (None, None) if key is None else split(key, 2)
-        how = {"train": train, "remat": v.remat}
+        how: dict[str, Any] = {"train": train, "remat": v.remat}
         x = run_blocks(self.reductions, x, key=first, draws=v.dropout > 0, **how)
         x = x.reshape(x.shape[0], -1, x.shape[3])
         rates = np.linspace(0, v.drop_path, v.depth).tolist()
@@ -274,8 +274,8 @@ def torch_keys(variant: Variant) -> list[str]:
             keys += [f"{cell}.attn.w", *affine(*(f"{cell}.attn.{part}" for part in parts))]
     for j in range(variant.depth):
         cell = f"layers.{last}.NC.{j}"
-        parts = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2", "PCM.0")
-        keys += affine(*(f"{cell}.{part}" for part in parts))
+        places = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2", "PCM.0")
+        keys += affine(*(f"{cell}.{place}" for place in places))
         keys += [*batch_norm(f"{cell}.PCM.1"), *affine(f"{cell}.PCM.3")]
         keys += [*batch_norm(f"{cell}.PCM.4"), *affine(f"{cell}.PCM.6")]
     return keys + affine("head")
