@@ -194,7 +194,7 @@ TORCH_NAMES: list[Row] = [
     *conv_rows(rf"{_BLOCK}\.shortcut\.0", r"\1.shortcut.0"),
     *norm_rows(rf"{_BLOCK}\.shortcut\.1", r"\1.shortcut.1"),
     *conv_rows(rf"{_BLOCK}\.conv2\.0\.(query|key|value)", r"\1.conv2.\2"),
-    row(rf"{_BLOCK}\.conv2\.0\.(rel_[hw])", r"\1.conv2.\2", resize=refused),
+    row(rf"{_BLOCK}\.conv2(?:\.0)?\.(rel_[hw])", r"\1.conv2.\2", resize=refused),
     *linear_rows(r"fc\.1", "fc"),
     BATCH_NORM_COUNT,
 ]

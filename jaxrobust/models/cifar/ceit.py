@@ -110,7 +110,7 @@ class CeiT(nnx.Module):
         self.bn = BatchNorm(v.stem_width, group=v.bn_group)
         self.patch_embed = Linear(v.patch * v.patch * v.stem_width, v.dim, **how)
         normal = jax.nn.initializers.normal(1.0)
-        self.pos_embed = nnx.Param(normal(rngs.params(), (1, grid * grid + 1, v.dim)))
+        self.pos_embedding = nnx.Param(normal(rngs.params(), (1, grid * grid + 1, v.dim)))
         self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, v.dim)))
         self.blocks = nnx.List([Block(v, rngs) for _ in range(v.depth)])
         self.norm = LayerNorm(v.dim, eps=_EPS)
@@ -135,7 +135,7 @@ class CeiT(nnx.Module):
         v = self.variant
         x = self.patches(self.normalize(images).astype(jnp.dtype(v.dtype)), train)
         token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
-        x = add_bias(jnp.concatenate([token, x], axis=1), self.pos_embed[...])
+        x = add_bias(jnp.concatenate([token, x], axis=1), self.pos_embedding[...])
         rates = np.linspace(0, v.drop_path, v.depth).tolist()
         how: dict[str, Any] = {"remat": v.remat, "scan": v.scan}
         x = run_blocks(self.blocks, x, train=train, key=key, rates=rates, **how)
@@ -173,7 +173,7 @@ def _of_each(rows: Callable[[str, str], list[Row]], part: str, places: Sequence[
 
 
 TORCH_NAMES: list[Row] = [
-    row(r"pos_embedding", "pos_embed", resize=resized),
+    row(r"pos_embedding", "pos_embedding", resize=resized),
     row(r"cls_token", "cls_token"),
     *conv_rows(r"conv\.0", "conv"),
     *norm_rows(r"conv\.1", "bn"),
