@@ -109,7 +109,8 @@ def table(out: Path, found: Any) -> str:
     half = 196 * math.sqrt(0.25 * 0.75 / found.IMAGES)
     lines.append(
         f"\nIn % of {found.IMAGES:,} test images of CIFAR-10, Linf 8/255; one network's 95 % "
-        f"interval is about {half:.1f} either way at 25 %. Records: {out}/*/evaluation/results.jsonl"
+        f"interval is about {half:.1f} either way at 25 %. "
+        f"Records: {out}/*/evaluation/results.jsonl"
     )
     return "\n".join(lines)
 

@@ -41,6 +41,7 @@ def randomised(net: torch.nn.Module, seed: int) -> torch.nn.Module:
 DECAYED = {
     "not-bias": lambda name, p: "bn" not in name and ".bias" not in name,
     "matrices": lambda name, p: p.ndim > 1 and not name.endswith(".bias"),
+    "all": lambda name, p: True,
 }
 
 

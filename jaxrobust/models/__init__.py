@@ -4,6 +4,7 @@ The files stand on floors, the ground floor first, and each imports from lower f
 
     primitives, initializers, positions, inputs            parts that know no layer
     renaming, published                                    names and files of other projects
+    windows                                                what convolutions are products of
     layers, attention, convolutions, batch_norms, pooling  functions of arrays and parameters
     modules, activations, stochastic_depth                 NNX modules that hold the parameters
     norms                                                  the same, as a row chooses them
@@ -42,14 +43,19 @@ from jaxrobust.models import (
     xcit,
 )
 from jaxrobust.models.cifar import (
+    botnet,
     cct,
+    ceit,
     cpvt,
     densenet,
+    levit,
     mixer,
+    mobilevit,
     poolformer,
     preact_resnet,
     resnext,
     vgg,
+    vitae,
     wide_resnet,
 )
 from jaxrobust.models.cifar import vit as cifar_vit
@@ -81,6 +87,11 @@ FAMILIES = (
     poolformer.FAMILY,
     cpvt.FAMILY,
     cct.FAMILY,
+    botnet.FAMILY,
+    ceit.FAMILY,
+    levit.FAMILY,
+    mobilevit.FAMILY,
+    vitae.FAMILY,
 )
 _FAMILY = {name: family for family in FAMILIES for name in family.variants}
 
@@ -224,7 +235,7 @@ def _is(value: Any, wanted: Any) -> bool:
 
 _RATES = {"drop_path", "dropout", "attention_dropout"}  # of what is left out in training
 # Fields that change training, speed or what is read elsewhere, not what weights compute.
-_FREE = {"dtype", "remat", "scan", "bn_group", "bn_momentum", "in_channels"} | _RATES
+_FREE = {"dtype", "remat", "scan", "bn_group", "bn_momentum", "in_channels", "scale_init"} | _RATES
 
 
 def computed(name: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,4 +18,16 @@ def softplus(x: Array) -> Array:
     return jnp.where(x > 20, x, jnp.log1p(jnp.exp(below)))
 
 
-ACTIVATIONS = {"relu": layers.relu, "silu": silu, "softplus": softplus, "gelu": layers.gelu}
+def hard_swish(x: Array) -> Array:
+    """Return `x * min(max(x + 3, 0), 6) / 6`: 0 below -3, `x` itself above 3."""
+    inside = x * (jnp.clip(x, -3, 3) + 3) / 6
+    return jnp.where(x < -3, jnp.zeros_like(x), jnp.where(x > 3, x, inside))
+
+
+ACTIVATIONS = {
+    "relu": layers.relu,
+    "silu": silu,
+    "softplus": softplus,
+    "gelu": layers.gelu,
+    "hard_swish": hard_swish,
+}

@@ -59,35 +59,37 @@ def _softmax_gradient(probabilities: Array, g: Array) -> Array:
     return wide * (g - (wide * g).sum(-1, keepdims=True))
 
 
-def _scale(q: Array) -> Array:
-    return q * q.shape[-1] ** -0.5
+def _scale(q: Array, scale: float | None = None) -> Array:
+    return q * (q.shape[-1] ** -0.5 if scale is None else scale)
 
 
 # ----------------------------------------------------------------------------------------- tokens
 
 
-def _logits(q: Array, k: Array) -> Array:
-    return _product(_scale(q), k, "nt", _wide_dtype(q))
+def _logits(q: Array, k: Array, scale: float | None = None) -> Array:
+    return _product(_scale(q, scale), k, "nt", _wide_dtype(q))
 
 
-def _logits_gradient(q: Array, k: Array, g: Array) -> tuple[Array, Array]:
+def _logits_gradient(
+    q: Array, k: Array, g: Array, scale: float | None = None
+) -> tuple[Array, Array]:
     g = g.astype(q.dtype)
-    return _scale(_product(g, k, "nn")), _product(g, _scale(q), "tn")
+    return _scale(_product(g, k, "nn"), scale), _product(g, _scale(q, scale), "tn")
 
 
-@jax.custom_vjp
-def _attend(q: Array, k: Array, v: Array, bias: Array | None) -> Array:
-    return _attend_forward(q, k, v, bias)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q: Array, k: Array, v: Array, bias: Array | None, scale: float | None) -> Array:
+    return _attend_forward(q, k, v, bias, scale)[0]
 
 
-def _attend_forward(q, k, v, bias):
-    logits = _logits(q, k)
+def _attend_forward(q, k, v, bias, scale):
+    logits = _logits(q, k, scale)
     probabilities = _softmax(logits) if bias is None else _biased_softmax(logits, bias)
     probabilities = probabilities.astype(v.dtype)
     return _product(probabilities, v, "nn"), (q, k, v, bias, probabilities)
 
 
-def _attend_backward(residuals, g):
+def _attend_backward(scale, residuals, g):
     q, k, v, bias, probabilities = residuals
     to_logits = _softmax_gradient(probabilities, _product(g, v, "nt", _wide_dtype(g)))
     to_bias = None
@@ -95,24 +97,28 @@ def _attend_backward(residuals, g):
         sums = to_logits.reshape(-1, bias.shape[0], *to_logits.shape[1:]).sum(0)
         spread = [i for i, n in enumerate(bias.shape) if n != sums.shape[i]]
         to_bias = rounded(sums.sum(spread, keepdims=True), bias.dtype)
-    return *_logits_gradient(q, k, to_logits), _product(probabilities, g, "tn"), to_bias
+    to_q_and_k = _logits_gradient(q, k, to_logits, scale)
+    return *to_q_and_k, _product(probabilities, g, "tn"), to_bias
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def attention(q: Array, k: Array, v: Array, *, bias: Array | None = None) -> Array:
-    """Compute the attention of f[B,Nq,h,d] to f[B,Nk,h,d], as f[B,Nq,h*d]; scale `d ** -0.5`.
+def attention(
+    q: Array, k: Array, v: Array, *, bias: Array | None = None, scale: float | None = None
+) -> Array:
+    """Compute the attention of f[B,Nq,h,d] to f[B,Nk,h,d], as f[B,Nq,h*d].
 
-    `bias` is added to the logits f[B,h,Nq,Nk], to which it broadcasts. Its first axis may also
-    divide B and is then repeated: the masks of the windows of one image.
+    Values may have another width than queries and keys. `scale` is that of the logits; None:
+    `d ** -0.5`. `bias` is added to the logits f[B,h,Nq,Nk], to which it broadcasts. Its first axis
+    may also divide B and is then repeated: the masks of the windows of one image.
     Parity: tests/models/test_attention.py against torch's scaled_dot_product_attention.
     """
     if bias is not None:
         bias = bias.reshape((1,) * (4 - bias.ndim) + bias.shape)
         if q.shape[0] % bias.shape[0]:
             raise ValueError(f"bias of {bias.shape[0]} does not divide the batch of {q.shape[0]}")
-    return _join(_attend(_swap(q), _swap(k), _swap(v), bias))
+    return _join(_attend(_swap(q), _swap(k), _swap(v), bias, scale))
 
 
 # ---------------------------------------------------------------------------------- talking heads

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxrobust.models.primitives import add_bias, add_each, matmul, rows, walled, widened
+from jaxrobust.models.windows import column_conv, group_conv, taps
 
 Array = jax.Array
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -164,13 +165,16 @@ def depthwise_conv(
 # in a loop they are 4 (input) to 200 (kernel) times slower. So both are written out here.
 
 
-def _xla_conv(x: Array, kernel: Array, stride: int, padding: int, groups: int = 1) -> Array:
+def _xla_conv(
+    x: Array, kernel: Array, stride: int, padding: int, groups: int = 1, dilation: int = 1
+) -> Array:
     pad = [(padding, padding)] * 2
     return lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
         pad,
+        rhs_dilation=(dilation, dilation),
         dimension_numbers=_NHWC,
         feature_group_count=groups,
     )
@@ -190,39 +194,6 @@ def _patch_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
     window, _, _, features = kernel.shape
     out = matmul(_patches(x, window=window, stride=stride), kernel.reshape(-1, features))
     return out.reshape(x.shape[0], x.shape[1] // stride, x.shape[2] // stride, features)
-
-
-@walled
-def _wider(x: Array, *, padding: int) -> Array:
-    return jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-
-
-def _taps(x: Array, window: tuple[int, ...], stride: int, padding: int) -> list[Array]:
-    """Return for each entry of the window the pixels that it meets, f[B,H',W',C]."""
-    x = _wider(x, padding=padding)  # else XLA computes x again for every entry
-    height, width = x.shape[1] - window[0] + 1, x.shape[2] - window[1] + 1
-    shifts = [(i, j) for i in range(window[0]) for j in range(window[1])]
-    return [x[:, i : i + height : stride, j : j + width : stride] for i, j in shifts]
-
-
-@walled
-def _shifts(x: Array, *, axis: int, window: int, stride: int, padding: int) -> Array:
-    """Return for each entry of a window along `axis` the pixels that it meets, as more channels."""
-    pad = [(0, 0)] * x.ndim
-    pad[axis] = padding, padding
-    x = jnp.pad(x, pad)
-    stop = x.shape[axis] - window + 1
-    shifts = [lax.slice_in_dim(x, i, i + stop, stride, axis) for i in range(window)]
-    return jnp.concatenate(shifts, -1)
-
-
-def _column_conv(x: Array, kernel: Array, stride: int, padding: int) -> Array:
-    """Convolve: copy all windows into one matrix, then compute one product."""
-    height, width = kernel.shape[:2]
-    columns = _shifts(x, axis=2, window=width, stride=stride, padding=padding)
-    columns = _shifts(columns, axis=1, window=height, stride=stride, padding=padding)
-    out = matmul(columns.reshape(-1, columns.shape[3]), kernel.reshape(-1, kernel.shape[3]))
-    return out.reshape(*columns.shape[:3], kernel.shape[3])
 
 
 def _input_gradient(formula: Callable) -> Callable:
@@ -271,8 +242,8 @@ def _interleaved_input_gradient(x, kernel, g, stride, padding):
 def _tap_kernel_gradient(x, kernel, g, stride, padding):
     """Compute the kernel's gradient: one product of matrices for each entry of the window."""
     g, narrow = rows(g), kernel.shape[2] <= kernel.shape[3]
-    taps = map(rows, _taps(x, kernel.shape[:2], stride, padding))
-    products = [tap.T @ g if narrow else (g.T @ tap).T for tap in taps]
+    met = map(rows, taps(x, kernel.shape[:2], stride, padding))
+    products = [tap.T @ g if narrow else (g.T @ tap).T for tap in met]
     return jnp.stack(products).reshape(kernel.shape)
 
 
@@ -289,7 +260,7 @@ def _cpu_conv(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Calla
     inside = window == kernel.shape[1] <= stride and not (height % stride or width % stride)
     if inside and padding == 0:
         return _patch_conv, _input_gradient(_patch_conv), _kernel_gradient(_patch_conv)
-    by_columns = _column_conv, _input_gradient(_column_conv), _kernel_gradient(_column_conv)
+    by_columns = column_conv, _input_gradient(column_conv), _kernel_gradient(column_conv)
     if kernel.size * stride**2 > 4 * x.shape[0] * height * width * kernel.shape[3]:
         return by_columns
     interleaved = stride > 1 and channels < 64 and window == kernel.shape[1]
@@ -306,6 +277,7 @@ def _cpu_conv(x: Array, kernel: Array, stride: int, padding: int) -> tuple[Calla
 # core, 4 groups, PyTorch's in parentheses: 32x32x20, all joined, 3.0 (8.9), XLA's own 31.6;
 # 16x16x56, pairs, 3.8 (6.4), all 6.7, none 5.4; 8x8x48, pairs, 0.6 (1.4).
 _NARROW = 32
+_MANY = 8  # groups beside each other, above which each is a product of matrices
 
 
 def _joined(groups: int, ins: int) -> int:
@@ -333,11 +305,18 @@ def _blocks(kernel: Array, groups: int) -> Array:
     return jnp.concatenate([parts[:, :, i, :, i] for i in range(groups)], -1)
 
 
-def _on_cpu(which: int, stride: int, padding: int, groups: int) -> Callable:
-    """Return one of the formulas of `_cpu_conv` for any number of groups."""
+def _on_cpu(which: int, stride: int, padding: int, groups: int, dilation: int) -> Callable:
+    """Return one of the formulas of `_cpu_conv` for any number of groups and any dilation."""
 
     def formula(*operands: Array) -> Array:
         joined, found = _joined(groups, operands[1].shape[2]), []
+        if groups // joined > _MANY or dilation > 1:
+            if groups == 1:
+                whole: Callable = functools.partial(column_conv, dilation=dilation)
+            else:
+                whole = functools.partial(group_conv, groups=groups, dilation=dilation)
+            rules = whole, _input_gradient(whole), _kernel_gradient(whole)
+            return rules[which](*operands, stride, padding)
         parts = (jnp.split(operand, groups // joined, -1) for operand in operands)
         for x, kernel, *g in zip(*parts, strict=True):
             kernel = _diagonal(kernel, joined)
@@ -348,26 +327,25 @@ def _on_cpu(which: int, stride: int, padding: int, groups: int) -> Callable:
     return formula
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _conv(x: Array, kernel: Array, stride: int, padding: int, groups: int) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+def _conv(x: Array, kernel: Array, stride: int, padding: int, groups: int, dilation: int) -> Array:
     def plain(x, kernel):
-        return _xla_conv(x, kernel, stride, padding, groups)
+        return _xla_conv(x, kernel, stride, padding, groups, dilation)
 
-    on_cpu = _on_cpu(0, stride, padding, groups)
+    on_cpu = _on_cpu(0, stride, padding, groups, dilation)
     return lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain)
 
 
-def _conv_backward(stride, padding, groups, residuals, g):
+def _conv_backward(stride, padding, groups, dilation, residuals, g):
     x, kernel = residuals
-    plain = functools.partial(_xla_conv, groups=groups)
+    plain = functools.partial(_xla_conv, groups=groups, dilation=dilation)
+    how = (stride, padding, groups, dilation)
 
     def rule(gradient):
         return lambda x, kernel, g: gradient(plain)(x, kernel, g, stride, padding)
 
     return tuple(
-        lax.platform_dependent(
-            x, kernel, g, cpu=_on_cpu(which, stride, padding, groups), default=rule(gradient)
-        )
+        lax.platform_dependent(x, kernel, g, cpu=_on_cpu(which, *how), default=rule(gradient))
         for which, gradient in ((1, _input_gradient), (2, _kernel_gradient))
     )
 
@@ -383,12 +361,15 @@ def conv(
     stride: int = 1,
     padding: int = 0,
     groups: int = 1,
+    dilation: int = 1,
 ) -> Array:
     """Convolve f[B,H,W,in] with f[kh,kw,in//groups,out], symmetric zero padding.
 
-    Output i of `out` reads the input channels of its group, of which there are `groups`.
+    Pixels that neighbours in the kernel meet are `dilation` apart. Output i of `out` reads the
+    input channels of its group, of which there are `groups`.
     """
     ins, outs = kernel.shape[2:]
-    if groups > 1 and ins == 1 and outs == groups and padding == kernel.shape[0] // 2:
-        return depthwise_conv(x, kernel, bias, stride=stride)
-    return add_bias(_conv(x, kernel, stride, padding, groups), bias)
+    half = dilation * (kernel.shape[0] // 2)
+    if groups > 1 and ins == 1 and outs == groups and padding == half:
+        return depthwise_conv(x, kernel, bias, stride=stride, dilation=dilation)
+    return add_bias(_conv(x, kernel, stride, padding, groups, dilation), bias)

@@ -51,16 +51,19 @@ class Conv(nnx.Module):
         stride: int = 1,
         padding: int = 0,
         groups: int = 1,
+        dilation: int = 1,
         bias: bool = True,
         torch_init: bool = False,
         init: Initializer = normal_02,
         rngs: Draws,
     ) -> None:
         _affine(self, (kernel, kernel, ins // groups, outs), bias, torch_init, init, rngs)
-        self.stride, self.padding, self.groups = stride, padding, groups
+        self.stride, self.padding = stride, padding
+        self.groups, self.dilation = groups, dilation
 
     def __call__(self, x: Array) -> Array:
-        how = {"stride": self.stride, "padding": self.padding, "groups": self.groups}
+        how = {"stride": self.stride, "padding": self.padding}
+        how |= {"groups": self.groups, "dilation": self.dilation}
         return convolutions.conv(x, self.kernel[...], _bias(self), **how)
 
 

@@ -39,14 +39,14 @@ def _pool_axis_gradient(x: Array, g: Array, axis: int) -> Array:
     return padded(both, 0, rest)
 
 
-def _pool_padded(x: Array) -> Array:
-    pad = [(0, 0, 0), (1, 1, 0), (1, 1, 0), (0, 0, 0)]
-    return lax.pad(x, jnp.array(-jnp.inf, x.dtype), pad)
+def _pool_padded(x: Array, padding: int) -> Array:
+    sides = (padding, padding, 0)
+    return lax.pad(x, jnp.array(-jnp.inf, x.dtype), [(0, 0, 0), sides, sides, (0, 0, 0)])
 
 
 @per_platform
-def _pool_rows(x: Array) -> Array:
-    return _pool_axis(_pool_padded(x), 2)
+def _pool_rows(x: Array, *, padding: int) -> Array:
+    return _pool_axis(_pool_padded(x, padding), 2)
 
 
 @per_platform
@@ -60,25 +60,27 @@ def _pool_columns_gradient(x: Array, g: Array) -> Array:
 
 
 @per_platform
-def _pool_rows_gradient(x: Array, g: Array) -> Array:
-    return _pool_axis_gradient(_pool_padded(x), g, 2)[:, 1:-1, 1:-1]
+def _pool_rows_gradient(x: Array, g: Array, *, padding: int) -> Array:
+    height, width = (slice(padding, padding + side) for side in x.shape[1:3])
+    return _pool_axis_gradient(_pool_padded(x, padding), g, 2)[:, height, width]
 
 
-def _pool_backward(x, g):
+def _pool_backward(padding, x, g):
     # The first maximum in row-major order is in the first row that has it, first there.
-    return (_pool_rows_gradient(x, _pool_columns_gradient(_pool_rows(x), g)),)
+    to_rows = _pool_columns_gradient(_pool_rows(x, padding=padding), g)
+    return (_pool_rows_gradient(x, to_rows, padding=padding),)
 
 
-@jax.custom_vjp
-def max_pool(x: Array) -> Array:
-    """Return the largest value of every 3x3 window of f[B,H,W,C], stride 2, padding 1.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def max_pool(x: Array, padding: int = 1) -> Array:
+    """Return the largest value of every 3x3 window of f[B,H,W,C], stride 2, padding 0 or 1.
 
     Among equal values the gradient goes to the first in row-major order, as in torch.
     """
-    return _pool_columns(_pool_rows(x))
+    return _pool_columns(_pool_rows(x, padding=padding))
 
 
-max_pool.defvjp(lambda x: (max_pool(x), x), _pool_backward)
+max_pool.defvjp(lambda x, padding: (max_pool(x, padding), x), _pool_backward)
 
 
 def _pairs(x: Array, axis: int) -> tuple[Array, Array]:

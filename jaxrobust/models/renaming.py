@@ -91,6 +91,31 @@ def drop(pattern: str, reason: str, make: Make | None = None) -> Row:
     return Row(re.compile(pattern), None, same, reason, make=make)
 
 
+def linear_rows(theirs: str, ours: str) -> list[Row]:
+    """Return the rows of linear maps, with a bias or without."""
+    return [
+        row(theirs + r"\.weight", ours + ".kernel", linear_oi),
+        row(theirs + r"\.bias", ours + ".bias"),
+    ]
+
+
+def conv_rows(theirs: str, ours: str) -> list[Row]:
+    """Return the rows of convolutions, with a bias or without."""
+    return [
+        row(theirs + r"\.weight", ours + ".kernel", conv_oihw),
+        row(theirs + r"\.bias", ours + ".bias"),
+    ]
+
+
+def norm_rows(theirs: str, ours: str) -> list[Row]:
+    """Return the rows of norms, with running statistics or without."""
+    return [
+        row(theirs + r"\.weight", ours + ".scale"),
+        row(theirs + r"\.bias", ours + ".bias"),
+        row(theirs + r"\.running_(?P<part>mean|var)", ours + r".\g<part>"),
+    ]
+
+
 def _any_variant(variant: Any) -> bool:
     del variant
     return True

@@ -70,7 +70,7 @@ CHECKS = {"seeded": check_seeded, "filled": check_filled}
 
 # Of a row, what concerns training or JAX.
 NOT_THE_NETWORK = {"dtype", "remat", "scan", "drop_path", "bn_group", "bn_momentum"}
-NOT_THE_NETWORK |= {"dropout", "attention_dropout"}
+NOT_THE_NETWORK |= {"dropout", "attention_dropout", "scale_init"}
 
 
 @absltest.skipIf(torch is None, paths.PARITY)

@@ -36,6 +36,23 @@ ROWS = {
     "cifar_densenet": {"depths": (2, 1), "growth": 4, "stem": 8, "bn_group": 4, "drop_path": 0.1},
     "cifar_preactresnet50": {"depths": (1, 1), "width": 4, "bn_group": 4, "drop_path": 0.1},
     "cifar_resnext29": {"depths": (1, 1), "width": 4, "bn_group": 4, "drop_path": 0.1},
+    "cifar_botnet50": {"depths": (1, 1), "width": 4, "heads": 2, "bn_group": 4, "drop_path": 0.1},
+    "cifar_ceit": {
+        **{"dim": 16, "depth": 2, "heads": 1, "patch": 2, "stem_width": 8, "bn_group": 4},
+        **{"drop_path": 0.1, "scan": True},
+    },
+    "cifar_levit": {
+        **{"dims": (16, 16), "depths": (1, 1), "heads": (2, 2), "key_width": 8, "bn_group": 4},
+        **{"stem_strides": (1, 1, 1, 1), "drop_path": 0.1},
+    },
+    "cifar_mobilevit": {
+        **{"channels": (8, 8, 8), "strides": (1, 1, 2), "dims": (8,), "depths": (1,)},
+        **{"ratios": (2,), "heads": 2, "bn_group": 4, "drop_path": 0.1},
+    },
+    "cifar_vitae": {
+        **{"widths": (8, 8), "dims": (8, 16), "ratios": (2, 2), "kernels": (5, 3)},
+        **{"dilations": (2, 2), "depth": 2, "heads": 2, "groups": 4, "bn_group": 4, "scan": True},
+    },
     "swin_b": {"dim": 8, "depths": (2, 2), "heads": (1, 2), "patch": 1, "window": 3},
     "cifar_vit": {"patch": 2, "dim": 16, "depth": 2, "heads": 2, "hidden": 16, "scan": True},
     "cifar_mixer": {"patch": 2, "dim": 16, "depth": 2, "token_hidden": 16, "hidden": 16},

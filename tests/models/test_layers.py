@@ -1,5 +1,6 @@
 """`models/layers.py` against plain formulas in float64, between implementations, and PyTorch."""
 
+import functools
 import re
 
 import jax
@@ -96,7 +97,7 @@ CONVS = [
 ]
 
 
-# image, kernel, stride, padding, groups
+# image, kernel, stride, padding, groups, and dilation where it is not 1
 GROUPED = [
     ((2, 8, 7, 20), (3, 3, 5, 20), 1, 1, 4),
     ((2, 8, 7, 20), (3, 3, 5, 40), 2, 1, 4),
@@ -104,6 +105,11 @@ GROUPED = [
     ((2, 6, 5, 6), (3, 3, 3, 6), 1, 1, 2),
     ((2, 5, 4, 80), (3, 3, 40, 80), 2, 1, 2),  # wide groups: one convolution for each
     ((2, 5, 4, 6), (3, 3, 1, 6), 2, 1, 6),  # depthwise
+    ((2, 5, 4, 99), (3, 3, 11, 27), 2, 1, 9),  # many: a product of matrices for each
+    ((2, 9, 8, 3), (7, 7, 3, 5), 4, 5, 1, 2),
+    ((2, 7, 8, 6), (3, 3, 6, 4), 2, 3, 1, 3),
+    ((2, 7, 8, 6), (3, 3, 2, 6), 1, 2, 3, 2),
+    ((2, 7, 8, 6), (3, 3, 1, 6), 1, 2, 6, 2),  # depthwise
 ]
 
 
@@ -180,12 +186,12 @@ class LayersTest(parameterized.TestCase):
             self.assert_close(_vjp(conv, narrow, jnp.asarray(g, dtype)), expected, tolerance)
 
     @parameterized.parameters(*GROUPED)
-    def test_grouped_conv(self, image, kernel, stride, padding, groups):
+    def test_grouped_conv(self, image, kernel, stride, padding, groups, dilation=1):
         def plain(x, kernel):
-            return convolutions._xla_conv(x, kernel, stride, padding, groups)
+            return convolutions._xla_conv(x, kernel, stride, padding, groups, dilation)
 
         def conv(x, kernel):
-            how = {"stride": stride, "padding": padding, "groups": groups}
+            how = {"stride": stride, "padding": padding, "groups": groups, "dilation": dilation}
             return convolutions.conv(x, kernel, **how)
 
         operands = _normal(0, *image), _normal(1, *kernel)
@@ -349,18 +355,19 @@ class LayersTest(parameterized.TestCase):
             results = _vjp(pool, [jnp.asarray(x)], jnp.asarray(g))
         self.assert_close(results, [out.detach().numpy(), tensor.grad.numpy()], 1e-14)
 
-    @parameterized.parameters((8, 8), (7, 9), (1, 2), (5, 6))
+    @parameterized.parameters((8, 8), (7, 9), (1, 2), (5, 6), (8, 7, 0), (5, 3, 0))
     @absltest.skipIf(torch is None, "pip install -e '.[test,parity]'")
-    def test_max_pool(self, height, width):
+    def test_max_pool(self, height, width, padding=1):
         # Whole numbers: most windows have their largest value more than once.
         x = np.random.default_rng(0).integers(-2, 2, (2, height, width, 5)).astype(np.float32)
         tensor = torch.tensor(x, requires_grad=True)
-        out = torch.nn.functional.max_pool2d(tensor.permute(0, 3, 1, 2), 3, 2, 1)
+        out = torch.nn.functional.max_pool2d(tensor.permute(0, 3, 1, 2), 3, 2, padding)
         out = out.permute(0, 2, 3, 1)
         g = _normal(1, *out.shape).astype(np.float32)
         out.backward(torch.tensor(g))
         for dtype, tolerance in ((jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)):
-            results = _vjp(pooling.max_pool, [jnp.asarray(x, dtype)], jnp.asarray(g, dtype))
+            pool = functools.partial(pooling.max_pool, padding=padding)
+            results = _vjp(pool, [jnp.asarray(x, dtype)], jnp.asarray(g, dtype))
             self.assertEqual([r.dtype for r in results], [dtype] * 2)
             self.assert_close(results, [out.detach().numpy(), tensor.grad.numpy()], tolerance)
 

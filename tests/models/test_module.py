@@ -17,6 +17,19 @@ SMALL = {
     "swin_b": {"dim": 8, "depths": (1,), "heads": (2,), "window": 2, "image_size": 8},
     "robustresnet_a1": {"depths": (1,), "planes": (16,), "image_size": 8},
     "racl_7_104": {"channels": 4, "cells": 3, "image_size": 8},
+    "cifar_botnet50": {"depths": (1, 1), "width": 4, "heads": 2, "image_size": 8},
+    "cifar_ceit": {"dim": 8, "depth": 1, "heads": 1, "stem_width": 4, "image_size": 16},
+    "cifar_levit": {
+        **{"dims": (16, 16), "depths": (1, 1), "heads": (2, 2), "key_width": 4, "image_size": 8}
+    },
+    "cifar_mobilevit": {
+        **{"channels": (4, 4, 4), "strides": (1, 1, 2), "dims": (8,), "depths": (1,)},
+        **{"ratios": (2,), "image_size": 8},
+    },
+    "cifar_vitae": {
+        **{"widths": (4, 4), "dims": (4, 8), "ratios": (4, 2), "kernels": (7, 3)},
+        **{"dilations": (2, 2), "depth": 1, "heads": 2, "groups": 4, "image_size": 8},
+    },
     "cifar_vgg16": {"widths": (4,), "image_size": 4},
     "cifar_wrn_40_10": {"depths": (1,), "width": 1, "image_size": 4},
     "cifar_densenet": {"depths": (1,), "image_size": 4},

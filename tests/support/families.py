@@ -357,4 +357,40 @@ CASES = {
         **{"dim": 12, "depth": 3, "heads": 2, "hidden": 8, "attention_dropout": 0.0},
         **{"image_size": 6},
     ),
+    # Golden logits and options: tests/models/cifar/test_hybrids.py.
+    "cifar_botnet": Case(
+        listings={"cifar_botnet50": "botnet50_3x3stem_nopool"},
+        counts={"cifar_botnet50": 18_827_082},
+        golden32={},
+        golden64={},
+        references={"cifar_botnet50_224": 224},
+    ),
+    "cifar_ceit": Case(
+        listings={"cifar_ceit": "ceit_t_32_4tokens"},
+        counts={"cifar_ceit": 5_562_634},
+        golden32={},
+        golden64={},
+        references={"cifar_ceit_224": 224},
+    ),
+    "cifar_levit": Case(
+        listings={"cifar_levit": "levit_128s_32_stem4"},
+        counts={"cifar_levit": 7_006_522},
+        golden32={},
+        golden64={},
+        references={"cifar_levit_224": 224},
+    ),
+    "cifar_mobilevit": Case(
+        listings={"cifar_mobilevit": "mobilevit_s_32_s11"},
+        counts={"cifar_mobilevit": 5_003_120},
+        golden32={},
+        golden64={},
+        references={"cifar_mobilevit_224": 224},
+    ),
+    "cifar_vitae": Case(
+        listings={"cifar_vitae": "vitae_14_10c"},
+        counts={"cifar_vitae": 22_806_282},
+        golden32={},
+        golden64={},
+        references={"cifar_vitae_224": 224},
+    ),
 }

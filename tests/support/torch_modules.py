@@ -129,6 +129,11 @@ NETWORKS = {
     "mlp_mixer_h128_s512_c64_L8_cls": cifar("mixer"),
     "poolformer_s12_k3s2p1": cifar("poolformer"),
     "cct_7_3x1_32": cifar("cct"),
+    "botnet50_3x3stem_nopool": ("cifar_botnet", {}),
+    "ceit_t_32_4tokens": ("cifar_ceit", {}),
+    "levit_128s_32_stem4": ("cifar_levit", {}),
+    "mobilevit_s_32_s11": ("cifar_mobilevit", {}),
+    "vitae_14_10c": ("cifar_vitae", {}),
 }
 # Rule of the weights and listing. The fast suite has a small network of each file.
 FAST = [

@@ -1,0 +1,416 @@
+"""BoTNet, CeiT, LeViT, MobileViT and ViTAE of Tang et al. 2022: golden logits of the public code.
+
+And options of small ones. What every family must do (names, counts, the row of 224 px beside
+PyTorch) is in tests/models/test_families.py.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+from flax import nnx
+
+from jaxrobust import models
+from jaxrobust.models import table
+from jaxrobust.weights import convert
+from tests.support import golden32, parity, paths
+
+# listing of the public code's network -> ours
+GOLDEN = {
+    "botnet50_3x3stem_nopool": "cifar_botnet50",
+    "ceit_t_32_4tokens": "cifar_ceit",
+    "levit_128s_32_stem4": "cifar_levit",
+    "mobilevit_s_32_s11": "cifar_mobilevit",
+    "vitae_14_10c": "cifar_vitae",
+}
+# Parameters; multiply-adds of convolutions and linear maps at 32 px; those of attention's products:
+# of a block (queries, keys, width of all heads' queries and of their values).
+COUNTED = {
+    "cifar_botnet50": (
+        18_827_082,
+        1_260_081_152,
+        # Queries and positions meet keys and queries.
+        [(64, 64, 1024, 512)] + [(16, 16, 1024, 512)] * 2,
+    ),
+    "cifar_ceit": (5_562_634, 25_089_504, [(5, 5, 192, 192)] * 12),
+    "cifar_levit": (
+        7_006_522,
+        76_037_888,
+        [(64, 64, 64, 128)] * 2
+        + [(16, 64, 128, 512)]
+        + [(16, 16, 96, 192)] * 3
+        + [(4, 16, 256, 1024)]
+        + [(4, 4, 128, 256)] * 4,
+    ),
+    "cifar_mobilevit": (
+        5_003_120,
+        405_264_640,
+        # For each of the four pixels of a patch.
+        [(256, 64, 32, 32)] * 2 + [(64, 16, 32, 32)] * 4 + [(16, 4, 32, 32)] * 3,
+    ),
+    "cifar_vitae": (22_806_282, 104_709_888, [(4, 4, 384, 384)] * 14),
+}
+# Of the rows for 224 px: another stem, and more positions.
+STANDARD = {
+    "cifar_botnet50_224": 18_827_082 + 64 * 3 * (49 - 9) + 2 * 4 * 128 * ((14 - 8) + 2 * (7 - 4)),
+    "cifar_ceit_224": 5_562_634 + 192 * (196 - 4),
+    "cifar_levit_224": 7_010_140,  # as the sheet has it
+    "cifar_mobilevit_224": 5_003_120,
+    "cifar_vitae_224": 22_806_282,
+}
+# Of the performers: features of keys and queries, values by key features, and by query features.
+PERFORMERS = sum(tokens * (2 * 64 * 32 + 2 * 32 * 64) for tokens in (64, 16))
+# The paper's millions, which it cuts; LeViT's is of an unknown network, ViTAE's of 1000 classes.
+PAPER = {"cifar_botnet50": "18.82", "cifar_ceit": "5.56", "cifar_mobilevit": "5.00"}
+OTHERS = {"cifar_levit": "6.67", "cifar_vitae": "23.18"}
+MADE = "attention_bias_idxs"  # buffers that follow from the network's sizes
+
+
+def weights(golden: str) -> dict[str, np.ndarray]:
+    """The reference's arrays, but for those that follow from the network's sizes."""
+    found = golden32.weights(paths.GOLDEN / "models" / f"{golden}.tsv")
+    return {key: array for key, array in found.items() if not key.endswith(MADE)}
+
+
+class CountsTest(parameterized.TestCase):
+    def test_the_papers_figures(self):
+        for name, figure in (PAPER | OTHERS).items():
+            paper = models.member(name).paper
+            self.assertEqual(paper.parameters, figure)
+            self.assertEqual(paper.other, name in OTHERS)
+            if name in PAPER:
+                self.assertEqual(figure, f"{COUNTED[name][0] // 10_000 / 100:.2f}")
+            self.assertIsNone(models.member(f"{name}_224").paper)
+            self.assertEqual(models.decay_mask(name), "all")
+
+    def test_the_paper_counts_a_thousand_classes_of_vitae(self):
+        found = parity.parameters("cifar_vitae", num_classes=1000, image_size=32)
+        self.assertEqual(found, 23_187_432)
+
+    def test_marks_of_other_networks(self):
+        line = table.line(table.architecture("cifar_levit"))
+        self.assertRegex(line, r"cifar_levit +7\.01 +6\.67\? +32 +0\.0\d\d +conv x4 +BN$")
+
+
+@pytest.mark.slow
+class MultiplyAddsTest(parameterized.TestCase):
+    @parameterized.parameters(*COUNTED)
+    def test_is_the_sheets(self, name):
+        parameters, maps, products = COUNTED[name]
+        expected = maps + sum(asked * keys * (a + b) for asked, keys, a, b in products)
+        expected += PERFORMERS if name == "cifar_vitae" else 0
+        found = table.architecture(name)
+        self.assertEqual((found.parameters, found.multiply_adds), (parameters, expected))
+
+    @parameterized.parameters(*STANDARD.items())
+    def test_parameters_of_standard_networks(self, name, expected):
+        self.assertEqual(parity.parameters(name), expected)
+
+
+class NamesTest(parameterized.TestCase):
+    @parameterized.parameters(*GOLDEN)
+    @pytest.mark.slow
+    def test_both_ways(self, golden):
+        name, theirs = GOLDEN[golden], weights(golden)
+        sizes = {"num_classes": 10, "image_size": 32}
+        back = convert.to_torch(name, *convert.from_torch(name, theirs, **sizes))
+        for key, array in theirs.items():
+            np.testing.assert_array_equal(back[key], array, key)
+        # What follows from the network's sizes is what PyTorch's side has by itself.
+        parity.torch_or_skip(self)
+        from jaxrobust.convert import torch_networks
+
+        net = torch_networks.network(name, img_size=32, num_classes=10)
+        state = torch_networks.state_arrays(net)
+        self.assertEqual(list(back), list(state))
+        for key in state.keys() - theirs.keys():
+            np.testing.assert_array_equal(back[key], state[key], key)
+            self.assertEqual(back[key].dtype, state[key].dtype, key)
+
+    @parameterized.parameters(
+        ("cifar_botnet50", r"positions of shape \(1, 4, 128, 1, 8\), and this network has \(1,"),
+        ("cifar_levit", r"position biases of shape \(4, 64\), and this network has \(4, 256\); gi"),
+    )
+    @pytest.mark.slow
+    def test_positions_belong_to_one_size(self, name, message):
+        golden = next(key for key, own in GOLDEN.items() if own == name)
+        with self.assertRaisesRegex(ValueError, message):
+            convert.from_torch(name, weights(golden), num_classes=10, image_size=64)
+
+    def test_ceits_positions_are_interpolated(self):
+        tiny = CEIT | {"num_classes": 3}
+        net = models.create("cifar_ceit", image_size=16, **tiny)
+        params, stats = jax.device_get(jax.jit(net.init)(jax.random.key(0)))
+        theirs = convert.to_torch("cifar_ceit", params, stats, **CEIT)
+        larger, _ = convert.from_torch("cifar_ceit", theirs, image_size=32, **tiny)
+        self.assertEqual(larger["pos_embedding"].shape, (1, 17, 16))
+        np.testing.assert_array_equal(larger["pos_embedding"][:, 0], params["pos_embedding"][:, 0])
+
+
+@pytest.mark.slow
+class GoldenTest(parameterized.TestCase):
+    @parameterized.parameters(*GOLDEN)
+    def test_logits_and_input_gradient(self, golden):
+        golden32.check(self, golden, GOLDEN[golden], weights(golden))
+
+
+@pytest.mark.matrix
+class BesidePyTorchTest(parameterized.TestCase):
+    @parameterized.parameters(*GOLDEN)
+    def test_golden(self, golden):
+        golden32.check_pytorch(self, golden, GOLDEN[golden], weights(golden))
+
+
+# Small networks with options beside our files in PyTorch.
+BOTNET = {"depths": (1, 2), "width": 4, "heads": 2}
+CEIT = {"dim": 16, "depth": 2, "heads": 1, "patch": 2, "stem_width": 4}
+LEVIT = {"dims": (16, 24), "depths": (1, 2), "heads": (2, 3), "key_width": 4}
+MOBILEVIT = {
+    **{"channels": (4, 6, 6, 8), "strides": (1, 1, 1, 2), "dims": (6, 10), "depths": (1, 2)},
+    **{"ratios": (2, 3), "heads": 2, "head_width": 3, "expansion": 2},
+}
+VITAE = {
+    **{"widths": (6, 6, 12), "dims": (6, 8, 24), "depth": 2, "heads": 3, "mlp_ratio": 2},
+    **{"groups": 12, "dilations": (2, 3, 2)},
+}
+OPTIONS = (
+    ("cifar_botnet50", BOTNET | {"image_size": 6}),
+    ("cifar_botnet50_224", BOTNET | {"image_size": 16, "activation": "gelu"}),
+    ("cifar_ceit", CEIT | {"image_size": 16}),
+    ("cifar_ceit", CEIT | {"image_size": 15, "patch": 1, "activation": "relu", "heads": 2}),
+    ("cifar_levit", LEVIT | {"image_size": 20}),  # maps of 5 and 3
+    ("cifar_levit_224", LEVIT | {"image_size": 64, "activation": "gelu"}),
+    ("cifar_mobilevit", MOBILEVIT | {"image_size": 12}),  # maps of 12 and 6
+    ("cifar_mobilevit", MOBILEVIT | {"image_size": 15, "strides": (2, 1, 2, 2)}),  # of 4 and 2
+    ("cifar_mobilevit", MOBILEVIT | {"image_size": 8, "activation": "relu", "bn_group": 3}),
+    ("cifar_vitae", VITAE | {"image_size": 16}),
+    ("cifar_vitae", VITAE | {"image_size": 32, "ratios": (2, 2, 4), "activation": "relu"}),
+    ("cifar_vitae", VITAE | {"image_size": 16, "groups": 2, "kernels": (5, 5, 3)}),
+)
+
+
+def check_options(test, name: str, options) -> None:
+    """Logits, input gradient, and logits on batch statistics, in float64."""
+    torch = parity.torch_or_skip(test)
+    from jaxrobust.convert import torch_networks
+
+    options, side = {"num_classes": 10} | options, options["image_size"]
+    row = {key: value for key, value in options.items() if key not in ("image_size", "bn_group")}
+    net = torch_networks.network(name, img_size=side, **row).double()
+    arrays = {
+        key: value.numpy()
+        if key.endswith((MADE, "num_batches_tracked"))
+        else golden32.drawn(key, tuple(value.shape)).astype(np.float64)
+        for key, value in net.state_dict().items()
+    }
+    net.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
+    x = np.random.default_rng(0).random((3, side, side, 3))
+    theirs = parity.torch_logits_and_gradients(net, x, "float64")
+    for module in net.train().modules():  # what is dropped cannot be compared
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    trained = net(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy()
+    ours = parity.logits_and_gradients(name, arrays, x, dtype="float64", **options)
+    test.assertLess(parity.relative(ours[0], theirs[0]), 1e-9)
+    test.assertLess(parity.relative(ours[1], theirs[1]), 1e-7)
+    if "dropout" in models.variant(name)._fields:
+        options["dropout"] = 0.0
+    with jax.enable_x64(True):
+        own, params, stats = golden32.network(name, arrays, "float64", **options)
+        train = jax.jit(functools.partial(own.apply, train=True))
+        test.assertLess(parity.relative(train(params, stats, jnp.asarray(x))[0], trained), 1e-9)
+
+
+class OptionsTest(parameterized.TestCase):
+    @parameterized.parameters(*OPTIONS)
+    @pytest.mark.slow
+    def test_beside_pytorch(self, name, options):
+        check_options(self, name, options)
+
+
+MESSAGES = (
+    ("cifar_botnet50", {"image_size": 36}, "image_size=36 is not halved .*; take a multiple of 8"),
+    ("cifar_botnet50_224", {"image_size": 16}, "image_size=16 .*; take a multiple of 32"),
+    ("cifar_botnet50", {"heads": 3}, "heads=3 must divide the 512 channels of the last stage"),
+    ("cifar_botnet50", {"depths": (3,)}, "depths=.* must be two or more positive integers"),
+    ("cifar_botnet50", {"activation": "elu"}, "activation='elu' is unknown; one of relu"),
+    ("cifar_botnet50", {"dropout": 1.0}, "dropout=1.0 is a probability"),
+    (
+        "cifar_ceit",
+        {"patch": 3},
+        "image_size=32: the stem's map of 8x8 is not whole patches of 3x3; use image_size=36, or "
+        "another patch",
+    ),
+    ("cifar_ceit", {"image_size": 40}, "map of 10x10 is not whole patches .*; use image_size=32,"),
+    ("cifar_ceit", {"image_size": 2}, "image_size=2: the stem's map"),
+    ("cifar_ceit", {"heads": 0}, "heads=0 must be at least 1"),
+    (
+        "cifar_levit",
+        {"image_size": 30},
+        "image_size=30 is not a whole number of patches of 4 px; use image_size=32, or other stem_",
+    ),
+    ("cifar_levit", {"stem_strides": (2, 2)}, "needs four entries: one a convolution"),
+    ("cifar_levit", {"heads": (4, 6)}, "depths=.* and heads=.* must have the same length"),
+    ("cifar_levit", {"dims": (128, 100, 384)}, "multiples of key_width=16, for the heads between"),
+    ("cifar_levit", {"depths": (0, 3, 4)}, "depths=.* must be a tuple of positive integers"),
+    (
+        "cifar_mobilevit",
+        {"image_size": 8},
+        "image_size=8: transformer 3 of 3 has a map of 1x1, which is not whole patches of 2x2; use "
+        "an image_size that is a multiple of 16, or smaller strides",
+    ),
+    ("cifar_mobilevit", {"image_size": 20}, "transformer 2 of 3 has a map of 5x5"),
+    ("cifar_mobilevit_224", {"strides": (2, 1, 2, 1, 1, 2, 2, 2)}, "3 has a map of 1x1, .* of 64"),
+    ("cifar_mobilevit", {"strides": (1, 2)}, "channels=.*, strides=.* must have the same length"),
+    ("cifar_mobilevit", {"dims": (8, 0, 8)}, "dims=.* must be a tuple of positive integers"),
+    ("cifar_vitae", {"image_size": 40}, "image_size=40: .* take a square with a multiple of 16"),
+    ("cifar_vitae", {"ratios": (3, 2, 2)}, "a cell shrinks the map by 2, 4 or 8"),
+    ("cifar_vitae", {"dims": (64, 64, 256)}, "2 times 192 channels are its .* must end with 384"),
+    ("cifar_vitae", {"kernels": (7, 3)}, "must have the same length: one entry for each cell"),
+    ("cifar_vitae", {"groups": 7}, "groups=7 must divide the last of dims="),
+)
+
+
+class MessageTest(parameterized.TestCase):
+    @parameterized.parameters(*MESSAGES)
+    def test_message(self, name, changes, message):
+        with self.assertRaisesRegex(ValueError, message):
+            models.create(name, **{"num_classes": 10, "image_size": 32} | changes)
+
+    @parameterized.parameters(
+        ("cifar_botnet50", BOTNET, (8, 8), "a map of 8x8, .* positions for 16x16: create it"),
+        ("cifar_ceit", CEIT, (32, 32), "a map of 8x8, .* positions for 2x2 patches of 2: create"),
+        ("cifar_levit", LEVIT, (32, 32), "give 8x8 tokens, this network has biases for 4x4"),
+        ("cifar_vitae", VITAE, (16, 32), r"shape \(1, 16, 32, 3\); three cells shrink the map"),
+    )
+    def test_images_of_another_size(self, name, options, size, message):
+        net = models.create(name, num_classes=3, image_size=16, **options)
+        params, stats = jax.eval_shape(net.init, jax.random.key(0))
+        images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+        with self.assertRaisesRegex(ValueError, message):
+            jax.eval_shape(net.apply, params, stats, images)
+
+
+SMALL = {
+    "cifar_botnet50": BOTNET | {"image_size": 4},
+    "cifar_ceit": CEIT | {"image_size": 16},
+    "cifar_levit": LEVIT | {"image_size": 8},
+    "cifar_mobilevit": MOBILEVIT | {"image_size": 4},
+    "cifar_vitae": VITAE | {"image_size": 16},
+}
+
+
+def small(name: str, **options):
+    """(network, params, stats, images), whose weights all matter."""
+    net = models.create(name, num_classes=3, **SMALL[name], **options)
+    params, stats = net.init(jax.random.key(0))
+    params = {  # scales that start at 0 hide what is dropped behind them
+        key: array + 0.5 if key.endswith(".scale") else array for key, array in params.items()
+    }
+    side = SMALL[name]["image_size"]
+    return net, params, stats, jax.random.uniform(jax.random.key(1), (4, side, side, 3))
+
+
+class DrawsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("cifar_botnet50", {}),
+        ("cifar_botnet50", {"dropout": 0.0, "drop_path": 0.9}),
+        ("cifar_ceit", {"drop_path": 0.9}),
+        ("cifar_levit", {"drop_path": 0.9}),
+        ("cifar_mobilevit", {"drop_path": 0.9}),
+        ("cifar_vitae", {}),
+        ("cifar_vitae", {"dropout": 0.0, "drop_path": 0.9}),
+    )
+    @pytest.mark.slow
+    def test_only_in_training_and_with_a_key(self, name, options):
+        net, params, stats, x = small(name, **options)
+        train = jax.jit(lambda key: net.apply(params, stats, x, train=True, key=key)[0])
+        first, again, second = (train(jax.random.key(seed)) for seed in (0, 0, 1))
+        np.testing.assert_array_equal(first, again)
+        self.assertGreater(parity.relative(first, second), 1e-3)
+        with self.assertRaisesRegex(ValueError, "draws in training: call apply with a key"):
+            net.apply(params, stats, x, train=True)
+        plain = {key: 0.0 for key in ("dropout", "drop_path") if key in net_fields(name)}
+        without = small(name, **plain)[0]
+        evaluated = [jax.jit(n.apply)(params, stats, x)[0] for n in (net, without)]
+        np.testing.assert_array_equal(*evaluated)
+
+    @parameterized.parameters("cifar_mobilevit", "cifar_vitae")
+    @pytest.mark.slow
+    def test_a_draw_is_the_images_own(self, name):
+        """What an image drops does not depend on its place in the batch."""
+        net, params, stats, x = small(name, bn_group=1, drop_path=0.5)
+        keys = jax.random.split(jax.random.key(3), 4)
+        train = jax.jit(lambda x, keys: net.apply(params, stats, x, train=True, key=keys)[0])
+        np.testing.assert_allclose(
+            train(x[::-1], keys[::-1]), train(x, keys)[::-1], rtol=1e-4, atol=1e-5
+        )
+
+
+def net_fields(name: str) -> tuple[str, ...]:
+    return models.variant(name)._fields
+
+
+@pytest.mark.slow
+class StoringTest(parameterized.TestCase):
+    @parameterized.parameters(
+        *((name, "remat") for name in SMALL), ("cifar_ceit", "scan"), ("cifar_vitae", "scan")
+    )
+    def test_remat_and_scan_change_nothing(self, name, how):
+        def trained(**how):
+            net, params, stats, x = small(name, dtype="float64", drop_path=0.5, **how)
+            double = functools.partial(jax.tree.map, lambda array: array.astype(jnp.float64))
+
+            def total(params):
+                logits, moved = net.apply(
+                    params, double(stats), double(x), train=True, key=jax.random.key(2)
+                )
+                return (logits**2).sum(), moved
+
+            return jax.device_get(jax.jit(jax.value_and_grad(total, has_aux=True))(double(params)))
+
+        with jax.enable_x64(True):
+            (value, moved), gradient = trained()
+            (again, moved_again), gradient_again = trained(**{how: True})
+            self.assertLess(abs(again / value - 1), 1e-11)  # sums in another order
+            for ours, theirs in ((moved_again, moved), (gradient_again, gradient)):
+                self.assertEqual(ours.keys(), theirs.keys())
+                for key in ours:
+                    largest = max(np.abs(theirs[key]).max(), 1e-3)
+                    self.assertLess(np.abs(ours[key] - theirs[key]).max(), 1e-9 * largest, key)
+
+
+class QuirksTest(absltest.TestCase):
+    def test_botnets_logits_are_not_scaled(self):
+        """With unit queries and keys a softmax of d = 8 differs from that of d / sqrt(d)."""
+        from jaxrobust.models.cifar.botnet import Attention
+        from jaxrobust.models.initializers import Draws
+
+        module = Attention(8, 1, 2, Draws(jax.random.key(0)))
+        x = np.random.default_rng(0).standard_normal((1, 2, 2, 8)).astype(np.float32)
+        ask, key, value = (
+            x.reshape(4, 8) @ np.asarray(part.kernel[0, 0]) + np.asarray(part.bias)
+            for part in (module.query, module.key, module.value)
+        )
+        columns, rows = (np.asarray(part)[0, 0] for part in (module.rel_h[...], module.rel_w[...]))
+        r = (columns + rows).reshape(8, 4).T
+        logits = ask @ key.T + r @ ask.T
+        shares = np.exp(logits - logits.max(1, keepdims=True))
+        expected = shares / shares.sum(1, keepdims=True) @ value
+        np.testing.assert_allclose(module(x).reshape(4, 8), expected, rtol=1e-4, atol=1e-5)
+
+    def test_vitaes_features_are_not_trained(self):
+        from jaxrobust.models.cifar.vitae import Performer
+        from jaxrobust.models.initializers import Draws
+
+        module = Performer(4, 6, Draws(jax.random.key(0)))
+        self.assertIsInstance(module.w, nnx.BatchStat)
+        w = np.asarray(module.w[...])
+        np.testing.assert_allclose(w @ w.T, 3 * np.eye(3), atol=1e-5)  # orthogonal, times sqrt(m)
+
+
+if __name__ == "__main__":
+    absltest.main()
