@@ -1,6 +1,6 @@
 """Twenty architectures at 32 px, all trained alike (Tang et al. 2022, arXiv 2209.14105).
 
-    python -m jaxrobust.main --config configs/cifar_aligned.py:cifar_vgg16,mode=adversarial,l1=1e-5
+    python -m jaxrobust.main --config configs/cifar_aligned.py:cifar_vit,mode=adversarial,l1=1e-5
 
 The arguments are a network and then, with their defaults first,
 
@@ -61,6 +61,7 @@ AT_224 = ("resnet50", "wide_resnet50_2")
 MODELS = (*(name for name in models.available() if name.startswith("cifar_")), *AT_224)
 ROWS = (
     "cifar_vgg16",
+    "cifar_vit,mode=clean,l1=1e-5",
     "cifar_resnext29,mode=trades,selection=test",
     "cifar_resnet50,mode=clean",
     "cifar_densenet,l1=1e-5",
