@@ -4,6 +4,7 @@ The files stand on floors, the ground floor first, and each imports from lower f
 
     primitives, initializers, positions, inputs            parts that know no layer
     renaming, published                                    names and files of other projects
+    depthwise                                              convolutions of each channel alone
     layers, attention, convolutions, batch_norms, pooling  functions of arrays and parameters
     modules, activations, stochastic_depth                 NNX modules that hold the parameters
     norms                                                  the same, as a row chooses them
@@ -43,16 +44,20 @@ from jaxrobust.models import (
 )
 from jaxrobust.models.cifar import (
     cct,
+    coatnet,
     cpvt,
+    cvt,
     densenet,
     mixer,
     poolformer,
     preact_resnet,
+    pvt_v2,
     resnext,
     vgg,
     wide_resnet,
 )
 from jaxrobust.models.cifar import vit as cifar_vit
+from jaxrobust.models.cifar import swin as cifar_swin
 from jaxrobust.models.classifier import OfModule, loaded
 from jaxrobust.models.family import Family, Member
 from jaxrobust.models.renaming import Naming, Row
@@ -81,6 +86,10 @@ FAMILIES = (
     poolformer.FAMILY,
     cpvt.FAMILY,
     cct.FAMILY,
+    coatnet.FAMILY,
+    pvt_v2.FAMILY,
+    cifar_swin.FAMILY,
+    cvt.FAMILY,
 )
 _FAMILY = {name: family for family in FAMILIES for name in family.variants}
 

@@ -129,6 +129,10 @@ NETWORKS = {
     "mlp_mixer_h128_s512_c64_L8_cls": cifar("mixer"),
     "poolformer_s12_k3s2p1": cifar("poolformer"),
     "cct_7_3x1_32": cifar("cct"),
+    "coatnet0_CCTT": ("cifar_coatnet", {}),
+    "pvt_v2_b1_linear": ("cifar_pvt_v2", {}),
+    "swin_t_ws4_ds2122": ("cifar_swin", {}),
+    "cvt_s1k3_stride2": ("cifar_cvt", {}),
 }
 # Rule of the weights and listing. The fast suite has a small network of each file.
 FAST = [
