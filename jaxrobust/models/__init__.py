@@ -56,8 +56,8 @@ from jaxrobust.models.cifar import (
     vgg,
     wide_resnet,
 )
-from jaxrobust.models.cifar import vit as cifar_vit
 from jaxrobust.models.cifar import swin as cifar_swin
+from jaxrobust.models.cifar import vit as cifar_vit
 from jaxrobust.models.classifier import OfModule, loaded
 from jaxrobust.models.family import Family, Member
 from jaxrobust.models.renaming import Naming, Row

@@ -356,6 +356,7 @@ CASES = {
         *("cifar_cct", "cct_7_3x1_32"),
         **{"dim": 12, "depth": 3, "heads": 2, "hidden": 8, "attention_dropout": 0.0},
         **{"image_size": 6},
+    ),
     # Golden logits and behaviour with batch norm: tests/models/cifar/test_stages.py.
     "cifar_coatnet": Case(
         listings={"cifar_coatnet": "coatnet0_CCTT"},

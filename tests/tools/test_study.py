@@ -85,9 +85,9 @@ class StudyTest(absltest.TestCase):
 
     def test_readme_shows_the_records(self):
         text = (study.ROOT / "tools" / "README.md").read_text()
-        rows, _, _ = study.table(study.ROOT / "tools/records/cifar_study", cifar_study).partition(
-            "\n\n"
-        )
+        rows, _, _ = study.table(
+            study.ROOT / "tools/records/cifar_study", cifar_study
+        ).partition("\n\n")
         self.assertIn(rows, text)
         self.assertNotIn("not yet measured", rows)
 
