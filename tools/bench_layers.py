@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.models import attention, batch_norms, convolutions, layers, pooling
+from jaxrobust.models import attention, batch_norms, convolutions, depthwise, layers, pooling
 from jaxrobust.runtime.commandline import Arguments
 
 try:
@@ -127,7 +127,7 @@ def cases(batch: int, size: int, channels: int) -> Iterator[Case]:
     """Yield (name, function, shapes of its operands, the same in PyTorch)."""
     image, wide = (batch, size, size, channels), (batch, size, size, 4 * channels)
     vector = (channels,)
-    for name in sorted(convolutions._DEPTHWISE):
+    for name in sorted(depthwise.IMPLEMENTATIONS):
         yield (
             f"depthwise {name}",
             lambda x, k, name=name: convolutions.depthwise_conv(x, k, implementation=name),

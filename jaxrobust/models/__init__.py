@@ -5,6 +5,7 @@ The files stand on floors, the ground floor first, and each imports from lower f
     primitives, initializers, positions, inputs            parts that know no layer
     renaming, published                                    names and files of other projects
     windows                                                what convolutions are products of
+    depthwise                                              convolutions of each channel alone
     layers, attention, convolutions, batch_norms, pooling  functions of arrays and parameters
     modules, activations, stochastic_depth                 NNX modules that hold the parameters
     norms                                                  the same, as a row chooses them
@@ -46,18 +47,22 @@ from jaxrobust.models.cifar import (
     botnet,
     cct,
     ceit,
+    coatnet,
     cpvt,
+    cvt,
     densenet,
     levit,
     mixer,
     mobilevit,
     poolformer,
     preact_resnet,
+    pvt_v2,
     resnext,
     vgg,
     vitae,
     wide_resnet,
 )
+from jaxrobust.models.cifar import swin as cifar_swin
 from jaxrobust.models.cifar import vit as cifar_vit
 from jaxrobust.models.classifier import OfModule, loaded
 from jaxrobust.models.family import Family, Member
@@ -92,6 +97,10 @@ FAMILIES = (
     levit.FAMILY,
     mobilevit.FAMILY,
     vitae.FAMILY,
+    coatnet.FAMILY,
+    pvt_v2.FAMILY,
+    cifar_swin.FAMILY,
+    cvt.FAMILY,
 )
 _FAMILY = {name: family for family in FAMILIES for name in family.variants}
 

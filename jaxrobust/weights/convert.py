@@ -235,7 +235,8 @@ def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> Non
     """Refuse weights of another width, or for a published network of other classes or images."""
     if layout == "timm":
         rows = [r for r in models.torch_names(name) if r.resize]
-        resizable = [r.pattern.pattern for r in rows] + [str(r.target) for r in rows]
+        ours_of = [re.sub(r"\\\d", ".+", str(r.target)) for r in rows]
+        resizable = [r.pattern.pattern for r in rows] + ours_of
         skip = re.compile("|".join([models.family(name).names.head, *resizable]))
         overrides = {"in_channels": ours["normalize.mean"].size} | overrides
         net = models.create(name, **overrides)

@@ -672,8 +672,8 @@ class SlowModuleTest(Case):
     @parameterized.parameters(*models.available())
     def test_alone(self, name):
         self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
-        fixed = name.startswith("swin") or name == "cifar_vgg16_224"
-        size = 224 if fixed else 32 if name.endswith("_p4") else 64
+        large = name.startswith("swin") or name.endswith("_224")
+        size = 224 if large else 32 if name.endswith("_p4") else 64
         params, stats = drawn(name, num_classes=10, image_size=size, normalised=name in OURS)
         network = Network(name, params, stats, 10, size, {})
         file = layouts.stage(self.folder, network, account.Account("drawn"), "module")

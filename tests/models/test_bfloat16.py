@@ -60,10 +60,14 @@ SMALL = {
     "cifar_poolformer": {"depths": (1, 1), "dims": (8, 16), "gamma_init": 0.5},
     "cifar_cpvt": {"dim": 16, "depth": 1, "heads": 2, "hidden": 16},
     "cifar_cct": {"dim": 16, "depth": 1, "heads": 2, "hidden": 16},
+    "cifar_coatnet": {"dims": (8, 8, 16), "depths": (1, 1, 1), "order": "CT", "heads": 2},
+    "cifar_pvt_v2": {"dims": (8, 16), "depths": (1, 1), "heads": (1, 2), "ratios": (2, 2)},
+    "cifar_swin": {"dim": 8, "depths": (2,), "heads": (2,), "merges": ()},
+    "cifar_cvt": {"dims": (8, 16), "depths": (1, 1), "heads": (1, 2), "head_dim": 8},
 }
 BATCH, SIZE = 64, 32
 # Those with a ReLU that no option changes, such as that of a squeeze's one hidden unit.
-WITH_RELU = {"robustresnet_a1", "racl_7_104"}
+WITH_RELU = {"robustresnet_a1", "racl_7_104", "cifar_pvt_v2"}
 # The softmax does not see what is added to all its logits, so these gradients are exactly 0.
 ZERO = ("attn.k.bias", "attn.proj_l.bias", "conv2.key.bias")
 # Nor does a batch norm see what is added to a whole channel before it.

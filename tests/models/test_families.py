@@ -59,6 +59,19 @@ ROWS = {
     "cifar_poolformer": {"depths": (1, 1), "dims": (16, 16), "gamma_init": 0.1},
     "cifar_cpvt": {"patch": 2, "dim": 16, "depth": 2, "heads": 2, "hidden": 16},
     "cifar_cct": {"dim": 16, "depth": 2, "heads": 2, "hidden": 16, "drop_path": 0.05},
+    "cifar_coatnet": {
+        **{"dims": (8, 8, 8), "depths": (1, 1, 1), "order": "CT", "heads": 2, "head_dim": 4},
+        **{"bn_group": 4, "drop_path": 0.1},
+    },
+    "cifar_pvt_v2": {
+        **{"dims": (8, 16), "depths": (1, 1), "heads": (1, 2), "ratios": (2, 2), "patch": 2},
+        **{"drop_path": 0.1},
+    },
+    "cifar_swin": {"dim": 8, "depths": (2, 2), "heads": (1, 2), "patch": 1, "merges": (2,)},
+    "cifar_cvt": {
+        **{"dims": (8, 16), "depths": (1, 1), "heads": (1, 2), "head_dim": 8, "bn_group": 4},
+        **{"drop_path": 0.1},
+    },
 }
 
 

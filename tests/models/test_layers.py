@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.models import batch_norms, convolutions, layers, pooling
+from jaxrobust.models import batch_norms, convolutions, depthwise, layers, pooling
 
 try:
     import torch
@@ -129,7 +129,7 @@ class LayersTest(parameterized.TestCase):
             self.assertLessEqual(error, tolerance * np.abs(reference).max())
 
     @parameterized.product(
-        implementation=[*sorted(convolutions._DEPTHWISE), None],
+        implementation=[*sorted(depthwise.IMPLEMENTATIONS), None],
         case=(
             (3, SHAPE, np.float32),
             (7, SHAPE, np.float32),
@@ -205,7 +205,7 @@ class LayersTest(parameterized.TestCase):
             self.assert_close(_vjp(conv, narrow, jnp.asarray(g, dtype)), expected, tolerance)
 
     @parameterized.product(
-        implementation=[*sorted(convolutions._DEPTHWISE), None],
+        implementation=[*sorted(depthwise.IMPLEMENTATIONS), None],
         case=((3, 2, 1), (5, 2, 1), (3, 1, 2), (3, 2, 2)),
         side=(8, 7),
     )
@@ -354,6 +354,27 @@ class LayersTest(parameterized.TestCase):
         with jax.enable_x64(True):
             results = _vjp(pool, [jnp.asarray(x)], jnp.asarray(g))
         self.assert_close(results, [out.detach().numpy(), tensor.grad.numpy()], 1e-14)
+
+    @parameterized.parameters((8, 8), (14, 7), (9, 16), (1, 2), (5, 4))
+    @absltest.skipIf(torch is None, "pip install -e '.[test,parity]'")
+    def test_adaptive_avg_pool(self, height, width):
+        x = _normal(0, 2, height, width, 3)
+        tensor = torch.tensor(x, requires_grad=True)
+        out = torch.nn.functional.adaptive_avg_pool2d(tensor.permute(0, 3, 1, 2), 7)
+        out = out.permute(0, 2, 3, 1)
+        g = _normal(1, *out.shape)
+        out.backward(torch.tensor(g))
+
+        def pool(x):
+            return pooling.adaptive_avg_pool(x, 7)
+
+        theirs = [out.detach().numpy(), tensor.grad.numpy()]
+        with jax.enable_x64(True):
+            results = _vjp(pool, [jnp.asarray(x)], jnp.asarray(g))
+            self.assert_close(results, theirs, 1e-14)
+        results = _vjp(pool, [jnp.asarray(x, jnp.bfloat16)], jnp.asarray(g, jnp.bfloat16))
+        self.assertEqual([r.dtype for r in results], [jnp.bfloat16] * 2)
+        self.assert_close(results, theirs, 1e-2)
 
     @parameterized.parameters((8, 8), (7, 9), (1, 2), (5, 6), (8, 7, 0), (5, 3, 0))
     @absltest.skipIf(torch is None, "pip install -e '.[test,parity]'")

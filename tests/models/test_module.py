@@ -40,6 +40,12 @@ SMALL = {
     "cifar_poolformer": {"depths": (1,), "dims": (8,), "image_size": 8},
     "cifar_cpvt": {"dim": 8, "depth": 1, "heads": 2, "hidden": 8, "image_size": 8},
     "cifar_cct": {"dim": 8, "depth": 1, "heads": 2, "hidden": 8, "image_size": 8},
+    "cifar_coatnet": {"dims": (8, 8), "depths": (1, 1), "order": "C", "image_size": 8},
+    "cifar_pvt_v2": {
+        **{"dims": (8,), "depths": (1,), "heads": (2,), "ratios": (2,), "image_size": 8}
+    },
+    "cifar_swin": {"dim": 8, "depths": (2,), "heads": (2,), "merges": (), "image_size": 8},
+    "cifar_cvt": {"dims": (8,), "depths": (1,), "heads": (2,), "head_dim": 4, "image_size": 8},
 }
 
 

@@ -393,4 +393,45 @@ CASES = {
         golden64={},
         references={"cifar_vitae_224": 224},
     ),
+    # Golden logits and behaviour with batch norm: tests/models/cifar/test_stages.py.
+    "cifar_coatnet": Case(
+        listings={"cifar_coatnet": "coatnet0_CCTT"},
+        counts={"cifar_coatnet": 16_997_816, "cifar_coatnet_224": 17_029_304},
+        golden32={},
+        golden64={},
+        references={"cifar_coatnet_224": 224},
+    ),
+    "cifar_pvt_v2": Case(
+        listings={"cifar_pvt_v2": "pvt_v2_b1_linear"},
+        counts={"cifar_pvt_v2": 12_406_474, "cifar_pvt_v2_224": 12_406_474},
+        golden32={},
+        golden64={},
+        references={"cifar_pvt_v2_224": 224},
+        small="cifar_pvt_v2",
+        tiny={
+            **{"dims": (6, 8), "depths": (1, 2), "heads": (1, 2), "ratios": (2, 2), "patch": 2},
+            "image_size": 8,
+        },
+        outcomes=2**4,  # rates 0, 0.3 and 0.6: two blocks of two branches
+    ),
+    "cifar_swin": Case(
+        listings={"cifar_swin": "swin_t_ws4_ds2122"},
+        counts={"cifar_swin": 27_428_086, "cifar_swin_224": 27_488_278},
+        golden32={},
+        golden64={},
+        references={"cifar_swin_224": 224},
+        small="cifar_swin",
+        tiny={
+            **{"dim": 6, "depths": (2,), "heads": (2,), "merges": (), "window": 2},
+            "image_size": 8,
+        },
+        outcomes=2**2,  # rates 0 and 0.6: one block of two branches
+    ),
+    "cifar_cvt": Case(
+        listings={"cifar_cvt": "cvt_s1k3_stride2"},
+        counts={"cifar_cvt": 19_547_466, "cifar_cvt_224": 19_555_146},
+        golden32={},
+        golden64={},
+        references={"cifar_cvt_224": 224},
+    ),
 }

@@ -135,7 +135,7 @@ def check_pytorch(test, golden: str, name: str, arrays, **options) -> None:
     theirs, x = stored(golden), images()
     sizes = {"num_classes": 10, "image_size": 32} | options
     own = convert.to_torch(name, *convert.from_torch(name, arrays, **sizes), **options)
-    net = torch_networks.network(name, num_classes=10, **options).eval()
+    net = torch_networks.network(name, img_size=32, num_classes=10, **options).eval()
     net.load_state_dict({key: torch.tensor(value) for key, value in own.items()})
 
     def of_torch(dtype):

@@ -134,6 +134,10 @@ NETWORKS = {
     "levit_128s_32_stem4": ("cifar_levit", {}),
     "mobilevit_s_32_s11": ("cifar_mobilevit", {}),
     "vitae_14_10c": ("cifar_vitae", {}),
+    "coatnet0_CCTT": ("cifar_coatnet", {}),
+    "pvt_v2_b1_linear": ("cifar_pvt_v2", {}),
+    "swin_t_ws4_ds2122": ("cifar_swin", {}),
+    "cvt_s1k3_stride2": ("cifar_cvt", {}),
 }
 # Rule of the weights and listing. The fast suite has a small network of each file.
 FAST = [

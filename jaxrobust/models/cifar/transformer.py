@@ -119,6 +119,17 @@ def check(v: Any, *positive: str) -> None:
         raise ValueError(f"heads={v.heads} must divide dim={v.dim}: each has a part of it")
 
 
+def check_stages(v: Any, *names: str) -> None:
+    """Raise `ValueError` where these fields do not have a positive number for each stage."""
+    first = getattr(v, names[0])
+    for name in names:
+        values = getattr(v, name)
+        if not values or any(n < 1 for n in values):
+            raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
+        if len(values) != len(first):
+            raise ValueError(f"{name}={values} and {names[0]}={first} must have the same length")
+
+
 _LAYER = r"transformer\.layers\.(\d+)\."
 # Of lucidrains' vit-pytorch, as kentaroy47's vision-transformers-cifar10 has it.
 BLOCK_ROWS: list[Row] = [

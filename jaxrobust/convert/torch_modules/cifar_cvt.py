@@ -1,0 +1,96 @@
+"""CvT-13 in PyTorch: queries, keys and values through depthwise convolutions, no class token.
+
+Source: Wu et al. 2021 (arXiv 2103.15808), with the names and details of lucidrains/vit-pytorch
+69d24fe. Parity: tests/models/cifar/test_stages.py.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
+
+
+def model(
+    dims: tuple[int, ...] = (64, 192, 384),
+    depths: tuple[int, ...] = (1, 2, 10),
+    heads: tuple[int, ...] = (1, 3, 6),
+    head_dim: int = 64,
+    window: int = 3,
+    patch: int = 2,
+    activation: str = "gelu",
+    in_channels: int = 3,
+    num_classes: int = 10,
+) -> nn.Module:
+    """Return the network of one row.
+
+    Args:
+      dims, depths, heads: channels, blocks and attention heads of each stage.
+      head_dim: channels of a head.
+      window, patch: window and stride of the first convolution.
+      activation: gelu, relu, silu or softplus, of the feed-forward parts.
+    """
+    act, ins, stages = ACTIVATIONS[activation], in_channels, []
+    for i, (dim, depth, count) in enumerate(zip(dims, depths, heads, strict=True)):
+        kernel, stride = (3, 2) if i else (window, patch)
+        embed = nn.Conv2d(ins, dim, kernel, stride=stride, padding=kernel // 2)
+        blocks = [block(dim, count, head_dim, act) for _ in range(depth)]
+        behind = nn.Sequential(OrderedDict(layers=nn.Sequential(*blocks)))
+        stages.append(nn.Sequential(embed, ChannelNorm(dim), behind))
+        ins = dim
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(ins, num_classes))
+    return nn.Sequential(OrderedDict(layers=nn.Sequential(*stages), to_logits=head))
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm over the channels of [B, C, H, W]."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.ones(1, channels, 1, 1))
+        self.b = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - x.mean(1, keepdim=True)
+        variance = centred.square().mean(1, keepdim=True)
+        return centred * (variance + 1e-5).rsqrt() * self.g + self.b
+
+
+class Residual(nn.Sequential):
+    """x + the modules of it, one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+def block(dim: int, heads: int, head_dim: int, act: type[nn.Module]) -> nn.Module:
+    """Return x + attention(x), then x + feed-forward(LN(x))."""
+    first, last = nn.Conv2d(dim, 4 * dim, 1), nn.Conv2d(4 * dim, dim, 1)
+    net = nn.Sequential(ChannelNorm(dim), first, act(), nn.Identity(), last)
+    return nn.Sequential(Attention(dim, heads, head_dim), Residual(OrderedDict(net=net)))
+
+
+def project(dim: int, outs: int, stride: int) -> nn.Module:
+    """Return a depthwise 3x3 convolution, its norm and a 1x1 one; named `net`."""
+    depthwise = nn.Conv2d(dim, dim, 3, stride=stride, padding=1, groups=dim, bias=False)
+    net = nn.Sequential(depthwise, nn.BatchNorm2d(dim), nn.Conv2d(dim, outs, 1, bias=False))
+    return nn.Sequential(OrderedDict(net=net))
+
+
+class Attention(nn.Module):
+    """x + attention of all pixels of LN(x) to every second one of each row and column."""
+
+    def __init__(self, dim: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        inner, self.heads = heads * head_dim, heads
+        self.norm = ChannelNorm(dim)
+        self.to_q, self.to_kv = project(dim, inner, 1), project(dim, 2 * inner, 2)
+        self.to_out = nn.Sequential(nn.Conv2d(inner, dim, 1), nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        normal = self.norm(x)
+        maps = (self.to_q(normal), *self.to_kv(normal).chunk(2, 1))
+        q, k, v = (map.flatten(2).unflatten(1, (self.heads, -1)).mT for map in maps)
+        weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+        return x + self.to_out((weights @ v).mT.flatten(1, 2).unflatten(2, x.shape[2:]))
