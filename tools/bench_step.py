@@ -93,9 +93,10 @@ def load(args: argparse.Namespace, devices: int = 1) -> "Config":
         config.data.augmentation = "basic"
         config.mixup.update(mixup=None, cutmix=None)
         config.erase.probability = None
-        given = dict(config.model.options)
-        compiling = {k: given[k] for k in given if k in ("scan", "remat")}
-        options = {k: given[k] for k in given if k not in {"drop_path", "bn_group", *compiling}}
+        options = dict(config.model.options)
+        compiling = {k: options[k] for k in options if k in ("scan", "remat")}
+        known = {"drop_path", "bn_group", *compiling}
+        options = {k: options[k] for k in options if k not in known}
         if options:
             raise ValueError(
                 f"--against torch has no counterpart of model.options {options}; leave it out, or "

@@ -130,7 +130,8 @@ class Compiled(NamedTuple):
 
 
 def _compiled() -> Compiled:
-    return Compiled(*map(functools.cache, (programs, prepare_program, forward_program)))
+    keep = functools.cache
+    return Compiled(keep(programs), keep(prepare_program), keep(forward_program))
 
 
 # --- On the host ---
