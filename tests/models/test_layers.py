@@ -488,7 +488,7 @@ class LayersTest(parameterized.TestCase):
         if jax.default_backend() != "cpu":
             self.skipTest("walls are built on CPU only")
         parameters_only = {"shifted_kernel_gradient", "norm_scale_gradient", "column_sum"}
-        needed = {"shifted_depthwise", "norm_forward", "norm_input_gradient", "gelu_input_gradient"}
+        needed = {"shifted", "norm_forward", "norm_input_gradient", "gelu_input_gradient"}
         self.assertContainsSubset(needed, calls(0))
         self.assertEmpty(parameters_only & calls(0))
         self.assertContainsSubset(parameters_only - {"column_sum"}, calls((0, 1, 2, 3)))
