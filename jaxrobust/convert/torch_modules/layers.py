@@ -39,11 +39,10 @@ class Added(nn.Module):
 
     def __init__(self, dim: int, inner: nn.Module) -> None:
         super().__init__()
-        self.fn = nn.Module()
-        self.fn.norm, self.fn.fn = nn.LayerNorm(dim), inner
+        self.fn = nn.ModuleDict({"norm": nn.LayerNorm(dim), "fn": inner})
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.fn.fn(self.fn.norm(x))
+        return x + self.fn["fn"](self.fn["norm"](x))
 
 
 class ScaledAttention(nn.Module):
@@ -76,13 +75,11 @@ class Transformer(nn.Module):
             parts = [first, act(), nn.Dropout(0.1), second, nn.Dropout(0.1)]
             mlp = nn.Sequential(OrderedDict(net=nn.Sequential(*parts)))
             attention = ScaledAttention(dim, heads, scale)
-            self.layers.append(nn.ModuleList([Added(dim, attention), Added(dim, mlp)]))
+            self.layers.append(nn.Sequential(Added(dim, attention), Added(dim, mlp)))
 
     def one(self, number: int, x: Tensor) -> Tensor:
         """Return what block `number` makes of x [B, N, D]."""
-        for part in self.layers[number]:
-            x = part(x)
-        return x
+        return self.layers[number](x)
 
     def forward(self, x: Tensor) -> Tensor:
         for number in range(len(self.layers)):

@@ -134,7 +134,7 @@ class CCT(nnx.Module):
             )
         x = add_bias(x, self.pos_embed[...])
         rates = np.linspace(0, v.drop_path, v.depth).tolist()
-        how = {"train": train, "key": key, "remat": v.remat, "scan": v.scan}
+        how: dict[str, Any] = {"train": train, "key": key, "remat": v.remat, "scan": v.scan}
         draws = v.attention_dropout > 0
         x = self.norm(run_blocks(self.blocks, x, rates=rates, draws=draws, **how))
         (logits,) = widened(self.attention_pool(x))

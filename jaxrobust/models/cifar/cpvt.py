@@ -5,7 +5,7 @@ Source: Chu et al. 2021 (arXiv 2102.10882), at the sizes that the count of Liu, 
 of it is public. Parity: tests/models/cifar/test_cpvt.py against our file in PyTorch.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +87,7 @@ class CPVT(nnx.Module):
         token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
         x = jnp.concatenate([token, x], axis=1)
         x = layers.dropout(x, keys[0], v.dropout) if draws else x
-        how = {"train": train, "draws": draws, "remat": v.remat}
+        how: dict[str, Any] = {"train": train, "draws": draws, "remat": v.remat}
         rates = np.linspace(0, v.drop_path, v.depth).tolist()
         x = run_blocks(self.blocks[:1], x, key=keys[1], rates=rates[:1], **how)
         x = self.pos_block(x)

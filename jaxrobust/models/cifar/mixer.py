@@ -5,7 +5,7 @@ which the count of Liu, Tang et al. 2022 (arXiv 2209.14105) is of. Parity:
 tests/models/cifar/test_mixer.py against golden logits of that code.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +84,7 @@ class Mixer(nnx.Module):
         if self.cls_token is not None:
             token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
             x = jnp.concatenate([token, x], axis=1)
-        how = {"train": train, "key": key, "remat": v.remat, "scan": v.scan}
+        how: dict[str, Any] = {"train": train, "key": key, "remat": v.remat, "scan": v.scan}
         rates = np.linspace(0, v.drop_path, v.depth).tolist()
         x = self.norm(run_blocks(self.blocks, x, rates=rates, **how))
         return self.head(x[:, 0] if v.class_token else x.mean(axis=1))

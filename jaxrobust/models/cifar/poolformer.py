@@ -78,7 +78,7 @@ class PoolFormer(nnx.Module):
             "rngs": rngs,
         }
         self.patch_embed = Conv(v.in_channels, v.dims[0], v.patch, **how)
-        network: list[nnx.Module] = []  # stages, and what brings the map to the next one's width
+        network: list[Any] = []  # stages, and what brings the map to the next one's width
         for i, (dim, depth) in enumerate(zip(v.dims, v.depths, strict=True)):
             how |= {"stride": 2, "padding": 1}
             network += [Conv(v.dims[i - 1], dim, 3, **how)] if i else []

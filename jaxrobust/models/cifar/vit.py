@@ -5,7 +5,7 @@ in 2020 (670fb58), which the count of Liu, Tang et al. 2022 (arXiv 2209.14105) i
 tests/models/cifar/test_vit.py against golden logits of that code.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ class VisionTransformer(nnx.Module):
         token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
         x = add_bias(jnp.concatenate([token, x], axis=1), self.pos_embed[...])
         x = layers.dropout(x, first, v.dropout)
-        how = {"train": train, "key": key, "remat": v.remat, "scan": v.scan}
+        how: dict[str, Any] = {"train": train, "key": key, "remat": v.remat, "scan": v.scan}
         rates = np.linspace(0, v.drop_path, v.depth).tolist()
         x = run_blocks(self.blocks, x, rates=rates, draws=draws, **how)
         return self.head(self.norm(x[:, 0]), lambda y: layers.dropout(y, last, v.dropout))

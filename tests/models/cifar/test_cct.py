@@ -43,7 +43,7 @@ class CCTTest(parameterized.TestCase):
 
     @pytest.mark.matrix
     def test_224_beside_pytorch(self):
-        cifar_study.check_beside_pytorch(self, "cifar_cct_224", side=224)
+        cifar_study.check_beside_pytorch(self, "cifar_cct_224", side=224, scan=True)
 
     @pytest.mark.slow
     def test_dropout(self):

@@ -27,7 +27,7 @@ class CPVTTest(parameterized.TestCase):
     @parameterized.parameters(("cifar_cpvt", 32), ("cifar_cpvt_224", 224))
     @pytest.mark.matrix
     def test_beside_pytorch(self, name, side):
-        cifar_study.check_beside_pytorch(self, name, side=side)
+        cifar_study.check_beside_pytorch(self, name, side=side, scan=side == 224)
 
     def test_positions_come_from_the_convolution(self):
         """Without it patches are a set; with it another order gives other logits."""

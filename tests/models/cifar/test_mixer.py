@@ -35,7 +35,7 @@ class MixerTest(parameterized.TestCase):
 
     @pytest.mark.matrix
     def test_224_beside_pytorch(self):
-        cifar_study.check_beside_pytorch(self, "cifar_mixer_224", side=224)
+        cifar_study.check_beside_pytorch(self, "cifar_mixer_224", side=224, scan=True)
 
     @parameterized.parameters(
         ({"patch": 12}, "patch=12 does not divide images of 32 px .* take patch=8 or 16"),

@@ -52,7 +52,7 @@ class AllBesidePyTorchTest(absltest.TestCase):
         cifar_study.check_beside_pytorch(self, "cifar_vit", patch=2)
 
     def test_224(self):
-        cifar_study.check_beside_pytorch(self, "cifar_vit_224", side=224)
+        cifar_study.check_beside_pytorch(self, "cifar_vit_224", side=224, scan=True)
 
 
 class OptionsTest(parameterized.TestCase):
