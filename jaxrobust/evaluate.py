@@ -63,8 +63,11 @@ _FLAGS = {
     "relative_step": "Length of a step of fgsm, pgd-K, cw-K or margin-K, as a multiple of epsilon "
     "/ K; default: 1 of fgsm, else 2.5.",
     "step": "Length of a step of these instead, such as 0.8/255, in the units of the radius.",
-    "start": "Where these start: image, random (AutoAttack's), uniform (in the cube, not brought "
-    "into [0, 1] before the first gradient) or uniform-boxed; default: image of fgsm, else random.",
+    "start": "Where these start: image, random (AutoAttack's, or of --l1_rule art ART's), uniform "
+    "(in the ball of linf or l2, not brought into [0, 1] before the first gradient) or "
+    "uniform-boxed (foolbox's); default: image of fgsm, else random.",
+    "l1_rule": "How these step and project on l1: sparse, as APGD does (the default), or art, as "
+    "ART 1.10 does: along the whole gradient, and scaled back.",
     "search_dtype": "Type to search in: float32, or bfloat16, which is faster; float32 judges.",
     "corruptions": "Common corruptions to evaluate under in place of an attack: all, or kinds such "
     "as fog,snow, or with a severity fog-3.",
@@ -101,7 +104,11 @@ _SEVERAL: dict[str, tuple[Any, str]] = {
 }
 _SWITCHES = {
     "noreplay": "Whether to attack without trying what was found at other radii.",
-    "union_only": "Whether to attack in each --threat only what stands before it.",
+    "union_only": "Whether to attack in each --threat, or part of --worst_case, only what stands "
+    "before it: cheaper, and the union or worst case is all that is known then.",
+    "worst_case": "Whether to run PGD-20 and AutoAttack in linf and PGD-20 in l2 and l1 as Tang et "
+    "al. 2022, each on all images, and count those that withstand all: at 8/255, 1.5 and 40 for "
+    "32 px, 8/255, 8 and 1600 for 224 px, or at the radius of each --threat.",
     "selected": "Whether to evaluate the weights that tools/select_checkpoint.py chose.",
 }
 for _name, _help in _FLAGS.items():  # jaxrobust.main has a --workdir too

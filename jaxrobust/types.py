@@ -72,12 +72,14 @@ class Ball(NamedTuple):
     `ascend(points, gradient, step, kept) -> points`: one steepest-ascent step, not projected;
     only L1 reads `kept` f[B], the fraction of entries that move.
     `settle(points, images) -> points`: an iterate as it is handed out, free of rounding residue.
+    `fill(keys, images, epsilon) -> points`: uniform in the ball, whatever the box; None: not known.
     """
 
     sample: Callable[..., Array]
     project: Callable[..., Array]
     ascend: Callable[..., Array]
     settle: Callable[[Array, Array], Array]
+    fill: Callable[..., Array] | None = None
 
 
 class Machine(NamedTuple):

@@ -35,6 +35,7 @@ from jaxrobust.attacks.fab import ROW as _FAB
 from jaxrobust.attacks.fab import FabState, fab, fab_machine, fab_run
 from jaxrobust.attacks.hyperplanes import project_onto_hyperplane
 from jaxrobust.attacks.inputs import STARTS, Noise, image_keys
+from jaxrobust.attacks.l1_rules import L1_RULES
 from jaxrobust.attacks.losses import (
     LOSSES,
     ce_loss,
@@ -62,6 +63,7 @@ def passes(name: str, steps: int) -> int:
 
 __all__ = [
     "BALLS",
+    "L1_RULES",
     "LOSSES",
     "ROWS",
     "STARTS",

@@ -68,6 +68,11 @@ def place_linf(uniform: Points, images: Points, epsilon: PerImage) -> Points:
     return jnp.clip(images + per_image(epsilon, t) * t, 0, 1)
 
 
+def _fill_linf(keys: Keys, images: Points, epsilon: PerImage) -> Points:
+    uniform = 2 * draw(jax.random.uniform, keys, images) - 1
+    return images + per_image(epsilon, images) * uniform
+
+
 def _project_linf(points: AnyPoints, images: Points, epsilon: PerImage) -> Points:
     epsilon = per_image(epsilon, images)
     return jnp.clip(jnp.minimum(jnp.maximum(points, images - epsilon), images + epsilon), 0, 1)
@@ -91,6 +96,25 @@ def place_l2(normal: Points, images: Points, epsilon: PerImage) -> Points:
     """Return the start that AutoAttack makes of a draw from N(0, 1): a point on the sphere."""
     direction = normal / (per_image(l2_norm(normal), normal) + 1e-12)
     return jnp.clip(images + per_image(epsilon, normal) * direction, 0, 1)
+
+
+def _fill_l2(keys: Keys, images: Points, epsilon: PerImage) -> Points:
+    longer = (images[0].size + 2,)
+    normal = jax.vmap(lambda key: jax.random.normal(key, longer, images.dtype))(keys)
+    return fill_l2(normal, images, epsilon)
+
+
+def fill_l2(normal: Float[Array, "B longer"], images: Points, epsilon: PerImage) -> Points:
+    """Return points that are uniform in the ball, as foolbox makes them of draws from N(0, 1).
+
+    Args:
+      normal: f[B, n + 2], two more than an image has entries: the first n coordinates of a uniform
+        point on the sphere in n + 2 dimensions are uniform in the ball.
+      images: f[B, ...].
+      epsilon: f[B].
+    """
+    inside = (normal / per_image(l2_norm(normal), normal))[:, :-2].reshape(images.shape)
+    return images + per_image(epsilon, images) * inside
 
 
 def _project_l2(points: AnyPoints, images: Points, epsilon: PerImage) -> Points:
@@ -188,8 +212,8 @@ def _settle(points: Points, images: Points) -> Points:
 
 
 BALLS: dict[str, Ball] = {
-    "linf": Ball(_sample_linf, _project_linf, _ascend_linf, _settle),
-    "l2": Ball(_sample_l2, _project_l2, _ascend_l2, _settle),
+    "linf": Ball(_sample_linf, _project_linf, _ascend_linf, _settle, _fill_linf),
+    "l2": Ball(_sample_l2, _project_l2, _ascend_l2, _settle, _fill_l2),
     "l1": Ball(_sample_l1, _project_l1, _ascend_l1, _settle_l1),
 }
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.attacks.balls import BALLS, draw, per_image
+from jaxrobust.attacks.balls import BALLS, draw
 from jaxrobust.attacks.losses import LOSSES
 from jaxrobust.types import Array, Ball, Keys, PerImage, Points, Start
 
@@ -167,7 +167,7 @@ def image_keys(key: Array | None, batch: int) -> Keys:
 class Noise(NamedTuple):
     """A random start that is noise on the image, as the authors of TRADES have it."""
 
-    normal: bool  # N(0, std^2) of each pixel; else uniform from -epsilon to epsilon
+    normal: bool  # N(0, std^2) of each pixel; else uniform in the ball
     std: float = 0.0
     projected: bool = False  # into ball and box before the first gradient
 
@@ -187,18 +187,22 @@ def check_noise(noise: Noise, norm: str) -> None:
     """Refuse a start that is none.
 
     Raises:
-      ValueError: a standard deviation that is no positive number, a cube in another ball than
-        Linf's.
+      ValueError: a standard deviation that is no positive number, a ball without uniform points.
     """
     if noise.normal and not 0 < check_number("std", noise.std) < math.inf:
         raise ValueError(
             f"a start with noise of std={noise.std} is the image; pass a number of pixels above 0, "
             "such as 0.001"
         )
-    if not noise.normal and norm != "linf":
+    if not noise.normal and not BALLS[norm].fill:
         raise ValueError(
-            f"a uniform start is of linf, not of {norm}; start at random or with gauss"
+            f"a uniform start is of {filled()}, not of {norm}; start at random or with gauss"
         )
+
+
+def filled() -> str:
+    """Return the norms whose ball has a uniform start, in words."""
+    return " and ".join(norm for norm, ball in BALLS.items() if ball.fill)
 
 
 def start_points(
@@ -224,8 +228,8 @@ def start_points(
             raise ValueError("a start with noise needs randomness; pass keys [B]")
         if start.normal:
             return images + start.std * draw(jax.random.normal, keys, images)
-        uniform = 2 * draw(jax.random.uniform, keys, images) - 1
-        return images + per_image(epsilon, images) * uniform
+        assert ball.fill is not None, "checked"
+        return ball.fill(keys, images, epsilon)
     if not isinstance(start, str):
         if start.shape != images.shape:
             raise ValueError(

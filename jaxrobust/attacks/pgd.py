@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxrobust.attacks.balls import BALLS, all_finite, per_image
+from jaxrobust.attacks.balls import all_finite, per_image
 from jaxrobust.attacks.inputs import (
     Noise,
     check_inputs,
@@ -14,6 +14,7 @@ from jaxrobust.attacks.inputs import (
     check_settings,
     start_points,
 )
+from jaxrobust.attacks.l1_rules import ball_of
 from jaxrobust.attacks.losses import LOSSES
 from jaxrobust.attacks.machine import Row, as_attack
 from jaxrobust.types import Array, Attack, Counts, Machine, PerImage, Points, Start
@@ -77,6 +78,7 @@ def pgd(
     random_start: bool | Noise = True,
     loss: str = "ce",
     kept_fraction: float = 0.05,
+    l1_rule: str = "sparse",
 ) -> Attack:
     """Return projected gradient ascent, to its last iterate (Madry et al. 2018, arXiv 1706.06083).
 
@@ -88,12 +90,13 @@ def pgd(
       random_start: start at AutoAttack's random point, or with `Noise`, instead of the image.
       loss: "ce" (labels i32[B] or f[B,C]), "kl" (f[B,C]), "dlr", "cw" or "cw-floor" (i32[B]).
       kept_fraction: L1 only, the fraction of entries that a step moves.
+      l1_rule: L1 only, how it starts, steps and projects: "sparse", or "art", see `l1_rules`.
     Returns:
       attack(logits_fn, key, images, labels) -> images_adv. `key` is one key, or keys [B] (see
       `inputs.image_keys`); without a random start it is not read and may be None. A label
       outside the classes is an error outside `jit` and undefined inside.
     Raises:
-      ValueError: see `inputs.check_settings` and `inputs.check_noise`.
+      ValueError: see `inputs.check_settings`, `inputs.check_noise` and `l1_rules.ball_of`.
 
     >>> import jax, jax.numpy as jnp
     >>> logits_fn = lambda images: images.mean((1, 2)) @ jnp.array([[1.0, -1.0]])
@@ -113,6 +116,7 @@ def pgd(
         step_size=step_size,
         loss=loss,
         kept_fraction=kept_fraction,
+        l1_rule=l1_rule,
     )
     return as_attack(machine, random_start=random_start, gradient_steps=steps, final_forward=False)
 
@@ -125,6 +129,7 @@ def pgd_machine(
     step_size: float | None = None,
     loss: str = "ce",
     kept_fraction: float = 0.05,
+    l1_rule: str = "sparse",
 ) -> Machine:
     """Return PGD as a `types.Machine` of `steps` evaluations; arguments as in `pgd`."""
     check_settings(
@@ -136,7 +141,7 @@ def pgd_machine(
         kept_fraction=kept_fraction,
     )
     check_no_targets(loss)
-    ball, loss_fn = BALLS[norm], LOSSES[loss]
+    ball, loss_fn = ball_of(norm, l1_rule), LOSSES[loss]
     length = 2.5 * epsilon / steps if step_size is None else step_size
 
     def init(

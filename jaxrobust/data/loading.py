@@ -189,10 +189,10 @@ def load_in_order(
     preprocessing: str,
     shape: tuple[int, int, int],
     rows: int,
-    size: int,
+    places: Sequence[int],
 ) -> EvaluationBatch:
-    """Return records `first` onwards, `rows` of them, padded where the `size` records end."""
-    indices = list(range(first, min(first + rows, size)))
+    """Return `rows` of the records at `places`, from `first` onwards, padded where these end."""
+    indices = list(places[first : first + rows])
     batch = EvaluationBatch(
         images=np.zeros((rows, *shape), np.uint8),
         labels=np.zeros(rows, np.int32),

@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -140,6 +140,7 @@ def evaluation_batches(
     process_index: int = 0,
     process_count: int = 1,
     limit: int | None = None,
+    places: Sequence[int] | None = None,
     workers: int = 0,
     strict: bool = True,
 ) -> Batches:
@@ -154,6 +155,7 @@ def evaluation_batches(
       preprocessing: an id of `transforms.evaluation_transform`; default: `preprocessing_id`.
       process_index, process_count: which rows of each global batch to return.
       limit: only the first `limit` records.
+      places: only the records there, in this order; None: all, or the first ones.
       workers: processes that read and decode; 0: threads of this process.
       strict: whether a damaged image is an error; else it is left out.
     Raises:
@@ -165,16 +167,16 @@ def evaluation_batches(
     if batch_size < 1 or (limit is not None and limit < 1):
         raise DataError(f"batch_size={batch_size} and limit={limit} must be at least 1")
     preprocessing = preprocessing_id(source, image_size, preprocessing)
-    size = min(len(source), limit or len(source))
+    taken = range(min(len(source), limit or len(source))) if places is None else places
     load = functools.partial(
         load_in_order,
         images=Images(source, 0, strict),
         transform=transforms.evaluation_transform(preprocessing),
         preprocessing=preprocessing,
         shape=(image_size, image_size, source.channels),
-        size=size,
+        places=taken,
     )
-    steps = -(-size // batch_size)
+    steps = -(-len(taken) // batch_size)
     return _batches(load, process_index * local, batch_size, local, steps=steps, workers=workers)
 
 

@@ -46,8 +46,11 @@ class Images:
     preprocessing: str | None = None  # an id of `evaluation_transform`; None: as training tests
     workers: int = 0  # processes that decode; 0: threads of this one
     meets: Damage | None = None  # is told of damaged images, which are left out; None: an error
+    places: tuple[int, ...] | None = None  # only the images there; None: all of these
 
     def __len__(self) -> int:
+        if self.places is not None:
+            return len(self.places)
         return min(len(self.source), self.limit or len(self.source))
 
 
@@ -89,6 +92,7 @@ def _judgements(
         process_count=jax.process_count(),
         preprocessing=images.preprocessing,
         limit=images.limit or None,
+        places=images.places,
         workers=images.workers,
         strict=images.meets is None,
     )

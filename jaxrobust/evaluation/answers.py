@@ -39,12 +39,13 @@ def of_one(record: dict[str, Any], out: Path) -> str:
     """Return a record of an evaluation for people; `out` is the folder that keeps it."""
     rows = {} if record["clean"] is None else {"clean": record["clean"]}
     rows |= {f"after {name}": value for name, value in record["accuracy_after"].items()}
+    width = max(16, *map(len, rows))
     known = (f" ({record['weights']})", f", {record['dtype']}") if record["weights"] else ()
     lines = [
         f"\n{record['model']['name']}{''.join(known)}",
         f"{record['dataset']}, split {record['split']}, images {record['image_ids']}",
         f"attack: {how(record)}",
-        *(f"{name:16} {value:7.1%}" for name, value in rows.items()),
+        *(f"{name:{width}} {value:7.1%}" for name, value in rows.items()),
         *(corrupted.table(record["corruptions"]) if "corruptions" in record else ()),
         *(f"flag {name}: {text}" for name, text in record["flags"].items()),
         f"record {record['evaluation']} in {out / 'results.jsonl'}",

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks.inputs import check_array, check_radius
-from jaxrobust.evaluation import checks, doubts, engine, networks, plan, records, verdicts
+from jaxrobust.evaluation import checks, doubts, engine, networks, plan, records
 from jaxrobust.evaluation import replay as replays
 from jaxrobust.evaluation.cascade import Attack, Cost, Found, Sample, logits_of, search_again
 from jaxrobust.evaluation.images import Adversarial, ImageSet, hashed
@@ -87,15 +87,7 @@ class AutoAttackResult(NamedTuple):
         Raises:
           ValueError: the name of the file does not end in .jsonl.
         """
-        if Path(path).suffix != ".jsonl":
-            raise ValueError(f"{path} gets a line of JSON; give a file such as results.jsonl")
-        record = self.record(**known)
-        file = verdicts.file_of(record["evaluation"])
-        record["verdicts"] = file
-        if jax.process_index() == 0:
-            verdicts.write(Path(path).with_name(file), record["evaluation"], self.verdicts)
-            records.append(Path(path), record)
-        return record
+        return records.save(Path(path), self.verdicts, lambda: self.record(**known))
 
 
 def autoattack(

@@ -11,11 +11,21 @@ from pathlib import Path
 
 import jax
 
-from jaxrobust.evaluation import answers, bundle, corrupted, flags, questions, several
+from jaxrobust.evaluation import (
+    answers,
+    bundle,
+    corrupted,
+    flags,
+    questions,
+    several,
+    three_norms,
+)
 from jaxrobust.evaluation import subject as subjects
 from jaxrobust.evaluation.flags import Given
 from jaxrobust.evaluation.questions import Question, Threat
 from jaxrobust.evaluation.recording import Evaluation, Record, known
+from jaxrobust.evaluation.several import Member
+from jaxrobust.evaluation.subject import Subject
 from jaxrobust.runtime import compilation
 
 
@@ -30,15 +40,20 @@ def answer(
     Args:
       given: the flags.
       sizes: the sides of images to evaluate at, one after the other; none: `given.image_size`.
-      threats: the balls, NORM:RADIUS; none: norm and radius of `given`.
+      threats: the balls, NORM:RADIUS; none: norm and radius of `given`, or of its worst case.
       ladder: the radii, NORM:LOW:HIGH:RADII; None: those are all.
     Raises:
       ValueError: flags that contradict each other or the weights, before anything compiles.
     """
     given = flags.placed(given)
     flags.check(given)
+    if given.worst_case:
+        three_norms.check(given, ladder)
     given = corrupted.settled(given)
-    balls = _rungs(given, threats, ladder) if ladder else _balls(given, threats)
+    if given.worst_case:
+        balls = [Threat(*ball) for ball in three_norms.balls(threats).items()]
+    else:
+        balls = _rungs(given, threats, ladder) if ladder else _balls(given, threats)
     if len(set(sizes)) < len(sizes):
         said = ", ".join(map(str, sizes))
         raise ValueError(f"--image_size={said} has one of them twice; give it once")
@@ -100,7 +115,9 @@ def _of_size(
     given: Given, balls: list[Threat], climbs: bool, *, run: Path | None, out: Path | None
 ) -> tuple[Path, list[Record]]:
     """Return the folder and the records of all threats at one image size, and of their union."""
-    if balls:
+    if given.worst_case:
+        given = given._replace(norm="linf", epsilon=three_norms.LINF)  # until its size is known
+    elif balls:
         given = given._replace(norm=balls[-1].norm, epsilon=balls[-1].epsilon)  # the largest rung
     origin, subject, source = flags.settled(given)
     size = known(subject.network.image_size)
@@ -119,24 +136,44 @@ def _of_size(
         relative_step=given.relative_step,
         step=given.step,
         start=given.start,
+        l1_rule=given.l1_rule,
         union_only=given.union_only,
         replay=given.replay,
         noreplay=given.noreplay,
     )
     name = re.sub(r"[^\w.-]+", "-", subject.network.name)
     place = out or (run / "evaluation" if run else Path("runs") / f"evaluation-{name}")
-    balled = [replace(subject, norm=b.norm, epsilon=b.epsilon) for b in balls] or [subject]
-    for each in balled:
+    asking = _asking(given, asked, subject, balls)
+    for own, each in asking:
         if each.epsilon != 0 or not climbs:
-            questions.check(asked, each, source)
+            questions.check(own, each, source)
     evaluation = Evaluation(subject, source, which, weights, asked, place)
     if climbs:
-        return place, several.ladder(evaluation, balled)
+        return place, several.ladder(evaluation, [each for _, each in asking])
     if given.corruptions:
         return place, [corrupted.record(evaluation, given)]
     if given.bundle:
-        return place, [bundle.recorded(evaluation, balled[0], Path(given.bundle))]
-    if len(balled) == 1:
-        return place, [evaluation.record(balled[0])]
-    found = [] if given.union_only else [evaluation.record(each) for each in balled]
-    return place, [*found, several.union(evaluation, balled, found)]
+        return place, [bundle.recorded(evaluation, asking[0][1], Path(given.bundle))]
+    if len(asking) == 1:
+        return place, [evaluation.record(asking[0][1])]
+    members = [Member(evaluation.asking(own), each) for own, each in asking]
+    found = [] if given.union_only else [own.record(each) for own, each in members]
+    last = several.union(evaluation, members, found, worst_case=given.worst_case)
+    return place, [*found, last]
+
+
+def _asking(
+    given: Given, asked: Question, subject: Subject, balls: list[Threat]
+) -> list[tuple[Question, Subject]]:
+    """Return what is asked in which balls: the same in all of them, but of a worst case."""
+    if not given.worst_case:
+        balled = [replace(subject, norm=b.norm, epsilon=b.epsilon) for b in balls] or [subject]
+        return [(asked, each) for each in balled]
+    size, channels = known(subject.network.image_size), subject.network.in_channels or 3
+    for ball in balls:
+        questions.check_radius(*ball, size, channels)
+    radii = three_norms.radii(size, dict(balls))
+    return [
+        (own, replace(subject, norm=norm, epsilon=radii[norm]))
+        for norm, own in three_norms.questions(asked, skips=given.union_only)
+    ]

@@ -13,7 +13,7 @@ from jaxrobust.types import Attack
 
 _LOSSES = {"fgsm": "ce", "pgd": "ce", "cw": "cw-floor", "margin": "cw"}
 _NAMED = re.compile(r"(fgsm)|(pgd|cw|margin)-([1-9]\d{0,6})")
-# Where they may start; of the two that are not boxed the first gradient is outside of [0, 1] too.
+# Where they may start; of `uniform`, not boxed, the first gradient is outside of [0, 1] too.
 STARTS = ("image", "random", "uniform", "uniform-boxed")
 WRITTEN = "fgsm, pgd-K, cw-K, margin-K (K steps)"
 
@@ -38,12 +38,19 @@ class FixedSteps(NamedTuple):
         return (relative or (1.0 if self.name == "fgsm" else 2.5)) * epsilon / self.steps
 
     def settings(
-        self, *, norm: str, epsilon: float, length: float, start: str | None = None
+        self,
+        *,
+        norm: str,
+        epsilon: float,
+        length: float,
+        start: str | None = None,
+        l1_rule: str | None = None,
     ) -> dict[str, Any]:
-        """Return the settings for a record."""
+        """Return the settings for a record, which has a rule of L1 only if it is told one."""
         start = start or self.default_start
         ball = {"name": self.name, "norm": norm, "epsilon": epsilon}
-        return ball | {"steps": self.steps, "start": start, "step_size": length}
+        rule = {"l1_rule": l1_rule} if l1_rule else {}
+        return ball | {"steps": self.steps, "start": start, "step_size": length} | rule
 
 
 def parse(attack: str) -> FixedSteps | None:
@@ -57,8 +64,9 @@ def attack_of(settings: dict[str, Any]) -> Attack:
     """Return the attack of settings.
 
     Raises:
-      ValueError: a start, norm or radius that cannot be meant.
+      ValueError: a start, norm, radius or rule of L1 that cannot be meant.
     """
+    rule = {key: settings[key] for key in ("l1_rule",) if key in settings}
     return attacks.pgd(
         norm=settings["norm"],
         epsilon=settings["epsilon"],
@@ -66,4 +74,5 @@ def attack_of(settings: dict[str, Any]) -> Attack:
         step_size=settings["step_size"] or None,  # a radius of 0 leaves no room, whatever the step
         random_start=attacks.STARTS[settings["start"]],
         loss=_LOSSES[settings["name"]],
+        **rule,
     )

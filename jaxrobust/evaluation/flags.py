@@ -48,6 +48,8 @@ class Given(NamedTuple):
     relative_step: float | None = None
     step: float | None = None
     start: str | None = None
+    l1_rule: str | None = None
+    worst_case: bool = False
     union_only: bool = False
     selected: bool = False
     torch: str | None = None

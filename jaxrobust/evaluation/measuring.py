@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.data import Prepared, sources
-from jaxrobust.evaluation import accuracy, autoattack, fixed_steps
+from jaxrobust.evaluation import accuracy, fixed_steps
+from jaxrobust.evaluation.autoattack import autoattack
 from jaxrobust.evaluation.cascade import Cost
 from jaxrobust.evaluation.images import Subset
 from jaxrobust.evaluation.questions import Question
@@ -114,23 +115,31 @@ def _without_keys(logits_fn: Any, images: Any, keys: Any) -> Any:
 
 
 def counted(
-    subject: Subject, source: sources.Source, weights: Weights, asked: Question
+    subject: Subject,
+    source: sources.Source,
+    weights: Weights,
+    asked: Question,
+    *,
+    standing: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Measure accuracy on clean images, and with an attack of fixed steps on its last iterates.
 
+    Args:
+      standing: bool[N], the only images to look at; default: all.
     Returns:
       As `searched`, `clean_top5` where there are more than five classes, and of an attack `stable`
       and `local_lipschitz`, the means of what `accuracy.judged` says.
     """
-    steps = asked.fixed.steps if asked.fixed else 0
-    settings, attack = _settings(asked, {"norm": subject.norm, "epsilon": subject.epsilon})
+    settings, attack = attack_of(asked, {"norm": subject.norm, "epsilon": subject.epsilon})
     mesh = sharding.make_mesh()
     batch = min(asked.batch or subject.batch_size, asked.images)
+    places = np.arange(asked.images) if standing is None else np.flatnonzero(standing)
     images = accuracy.Images(
         source,
         image_size=_known(subject.network.image_size),
         batch_size=-(-batch // mesh.size) * mesh.size,
         limit=asked.images,
+        places=None if standing is None else tuple(places.tolist()),
         seed=asked.seed,
         preprocessing=asked.preprocessing,
         workers=subject.workers,
@@ -140,44 +149,67 @@ def counted(
         net, attack, mesh=mesh, dtype="float32", top5=True, each=subject.norm
     )
     start = time.perf_counter()
-    reached = accuracy.each(counter, weights, images, mesh, bar=asked.attack)
-    found = told(reached, asked.attack)
-    n = len(found.clean)
+    run = (counter, weights, images, mesh)
+    reached = accuracy.each(*run, bar=asked.attack) if len(places) else dict(_NOTHING)
+    seconds = time.perf_counter() - start  # with what compiles
+    moved = ("stable", "local_lipschitz") if asked.fixed else ()
+    found = answered(reached, asked, places, settings, seconds)
+    if not len(places):
+        return found
+    means = {key: float(reached[key].mean()) for key in ("clean_top5", *moved) if key in reached}
+    return found | means
+
+
+def answered(
+    reached: dict[str, np.ndarray],
+    asked: Question,
+    places: np.ndarray,
+    settings: list[dict[str, Any]],
+    seconds: float,
+) -> dict[str, Any]:
+    """Return what `counted` says of all that `accuracy.judged` says image by image."""
+    found, n = told(reached, asked.attack, places), len(places)
+    steps = asked.fixed.steps if asked.fixed else 0
     cost = Cost(
         attack=asked.attack,
         fooled=int((found.clean & ~found.robust).sum()),
         forward=n * (steps + 2 if steps else 1),
         backward=n * steps,
         idle=0,
-        seconds=time.perf_counter() - start,  # with what compiles
+        seconds=seconds,
         compile_seconds=0.0,
     )
-    robust = float(found.robust.mean())
-    moved = ("stable", "local_lipschitz") if steps else ()
+    robust = float(found.robust.mean()) if n and steps else None
     return {
         "attacks": settings,
-        "clean": float(found.clean.mean()),
-        "robust": robust if steps else None,
+        "clean": float(found.clean.mean()) if n else None,
+        "robust": robust,
         "accuracy_after": {asked.attack: robust} if steps else {},
         "verdicts": found,
         "costs": [cost._asdict()],
-    } | {key: float(reached[key].mean()) for key in ("clean_top5", *moved) if key in reached}
+    }
 
 
-def _settings(asked: Question, ball: dict[str, Any]) -> tuple[list[dict[str, Any]], Attack]:
+# What is reached where nothing stands any more.
+_NOTHING = {name: np.zeros(0, bool) for name in ("clean", "robust")}
+_NOTHING |= {name: np.zeros(0, np.int32) for name in ("labels", "norms", "reached")}
+
+
+def attack_of(asked: Question, ball: dict[str, Any]) -> tuple[list[dict[str, Any]], Attack]:
     """Return the settings of an attack for the record, none if there is none, and the attack."""
     if asked.fixed is None:
         return [], lambda logits_fn, key, images, labels: images
     length = asked.fixed.length(ball["epsilon"], step=asked.step, relative=asked.relative_step)
-    settings = asked.fixed.settings(**ball, length=length, start=asked.start)
+    settings = asked.fixed.settings(**ball, length=length, start=asked.start, l1_rule=asked.l1_rule)
     return [settings], fixed_steps.attack_of(settings)
 
 
-def told(reached: dict[str, np.ndarray], attack: str) -> Verdicts:
-    """Return the verdicts of an attack on all images of a split's beginning."""
+def told(reached: dict[str, np.ndarray], attack: str, places: np.ndarray | None = None) -> Verdicts:
+    """Return the verdicts of an attack on the images at some places of a split; None: its first."""
     clean, robust = reached["clean"], reached["robust"]
+    ids = np.arange(len(clean)) if places is None else places
     return Verdicts(
-        image_ids=np.arange(len(clean), dtype=np.uint32),
+        image_ids=ids.astype(np.uint32),
         labels=reached["labels"],
         clean=clean,
         fooled_by=np.where(clean, np.where(robust, "", attack), "clean"),

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrobust import attacks
+from jaxrobust.attacks.inputs import filled
 from jaxrobust.data import evaluation_transform, pipeline, sources
 from jaxrobust.evaluation import fixed_steps, plan
 from jaxrobust.evaluation.subject import Subject
@@ -15,6 +16,7 @@ from jaxrobust.runtime.commandline import number
 AUTOATTACK = "autoattack"
 _SETTINGS = ("steps", "targets", "restarts")  # of an attack that is named
 _LENGTHS = ("relative_step", "step")  # of attacks of fixed steps
+_FIXED = (*_LENGTHS, "start", "l1_rule")
 
 
 def is_cascade(attack: str) -> bool:
@@ -52,6 +54,7 @@ class Question(NamedTuple):
     relative_step: float | None = None  # of fixed steps: each is this times epsilon / K
     step: float | None = None  # of fixed steps: their length, in pixels or as the norm has it
     start: str | None = None  # of fixed steps: a row of `fixed_steps.STARTS`; None: their own
+    l1_rule: str | None = None  # of fixed steps on L1: a row of `attacks.L1_RULES`; None: sparse
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -76,7 +79,7 @@ class Question(NamedTuple):
     @property
     def changes(self) -> dict[str, Any]:
         """Return the settings that are not the attack's own."""
-        given = {key: getattr(self, key) for key in (*_SETTINGS, *_LENGTHS, "start")}
+        given = {key: getattr(self, key) for key in (*_SETTINGS, *_FIXED)}
         return {key: value for key, value in given.items() if value is not None}
 
     @property
@@ -243,10 +246,11 @@ def _check_choices(asked: Question, subject: Subject) -> None:
             raise ValueError(
                 f"--{flag}={_said(flag, value)} has no effect on --attack={attack}{leave}"
             )
-    _check_steps(asked, subject)
+    _check_steps(asked)
+    _check_start(asked, subject)
 
 
-def _check_steps(asked: Question, subject: Subject) -> None:
+def _check_steps(asked: Question) -> None:
     if asked.step is not None and asked.relative_step is not None:
         raise ValueError(
             f"--step={asked.step:g} and --relative_step={asked.relative_step:g} both say how long "
@@ -256,15 +260,18 @@ def _check_steps(asked: Question, subject: Subject) -> None:
         value = getattr(asked, flag)
         if value is not None and not 0 < value < math.inf:
             raise ValueError(f"--{flag}={value:g} must be above 0")
-    if asked.start is None:
-        return
-    if asked.start not in fixed_steps.STARTS:
+
+
+def _check_start(asked: Question, subject: Subject) -> None:
+    for flag, known in (("start", fixed_steps.STARTS), ("l1_rule", tuple(attacks.L1_RULES))):
+        value = getattr(asked, flag)
+        if value is not None and value not in known:
+            raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(known)}")
+    if asked.l1_rule and subject.norm != "l1":
+        raise ValueError(f"--l1_rule={asked.l1_rule} is of l1, not of {subject.norm}; leave it out")
+    if str(asked.start).startswith("uniform") and not attacks.BALLS[subject.norm].fill:
         raise ValueError(
-            f"--start={asked.start} is unknown; one of {', '.join(fixed_steps.STARTS)}"
-        )
-    if asked.start.startswith("uniform") and subject.norm != "linf":
-        raise ValueError(
-            f"--start={asked.start} is of linf, not of {subject.norm}; leave it out, or give "
+            f"--start={asked.start} is of {filled()}, not of {subject.norm}; leave it out, or give "
             "--start=random"
         )
 

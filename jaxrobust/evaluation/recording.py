@@ -1,5 +1,6 @@
 """The records of an evaluation: each is computed unless it is there, and kept with its verdicts."""
 
+import copy
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -22,7 +23,10 @@ from jaxrobust.weights.checkpoint import disk_full
 Record = dict[str, Any]
 _LOW = 0.5  # clean accuracy
 # What only some records have.
-_SAID = ("clean_top5", "stable", "local_lipschitz", "replayed", "ladder", "corruptions")
+_SAID = (
+    *("clean_top5", "stable", "local_lipschitz", "replayed", "ladder", "corruptions"),
+    "worst_case",
+)
 
 
 class Evaluation:
@@ -59,8 +63,17 @@ class Evaluation:
         self.function = subject.origin()
         self.logits_of = measuring.networks_of(subject, weights)
         self.name = " ".join([subject.network.name, self.sha256, *self.made, "float32"])
-        self.size: dict[str, int] | None = None
+        self.size: dict[str, int] = {}  # once it is known, to all that asks of this network
         self.given = [path for folder in asked.replay for path in self.replayed(Path(folder))]
+
+    def asking(self, asked: Question) -> "Evaluation":
+        """Return what asks a checked question of the same network and images."""
+        settled = {key: getattr(self.asked, key) for key in ("images", "preprocessing")}
+        if (asked := asked._replace(**settled)) == self.asked:
+            return self
+        other = copy.copy(self)
+        other.asked, other.given = asked, self.given if asked.replay else []
+        return other
 
     def replayed(self, folder: Path) -> list[Path]:
         """Return the ledgers of a folder of --replay.
@@ -193,13 +206,14 @@ class Evaluation:
         theirs["image_size"] = (record.get("model") or {}).get("image_size")
         return hosts.differences({k: v for k, v in theirs.items() if v is not None}, ours)
 
-    def tell(self, subject: Subject) -> None:
-        """Say what begins."""
+    def tell(self, subject: Subject, standing: np.ndarray | None = None) -> None:
+        """Say what begins, on all images or on those that stand."""
+        images = self.asked.images if standing is None else int(standing.sum())
         said = f" ({self.which})" if self.which else ""
         ball = "" if self.asked.attack == "clean" else f", {subject.norm} {subject.epsilon:.4g}"
         say(
             f"{subject.network.name}{said} on {self.source.where()}: {self.asked.method}{ball} on "
-            f"{self.asked.images} images, {hardware.devices()}"
+            f"{images} images, {hardware.devices()}"
         )
         if idle := hardware.left_idle():
             say(f"WARNING: {idle}")
@@ -221,7 +235,8 @@ class Evaluation:
           ledgers: what is replayed, beside what the flags name.
         """
         if not self.asked.searches:
-            return measuring.counted(subject, self.source, self.weights, self.asked)
+            how = (subject, self.source, self.weights, self.asked)
+            return measuring.counted(*how, standing=standing)
         found = measuring.searched(
             subject,
             self.source,
@@ -250,9 +265,10 @@ class Evaluation:
         subject, asked, source = self.subject, self.asked, self.source
         network = subject.network
         file = None if each is None else verdicts.file_of(number)
-        if self.size is None:
-            size, channels = known(network.image_size), known(network.in_channels)
-            self.size = records.size(subject.create("float32"), self.weights, size, channels)
+        if not self.size:
+            side, channels = known(network.image_size), known(network.in_channels)
+            net = subject.create("float32")
+            self.size.update(records.size(net, self.weights, side, channels))
         record = records.accuracy_record(
             config=subject.config,
             weights=self.which,

@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +228,21 @@ def append(path: Path, record: dict[str, Any]) -> None:
     jsonl.append(path, record)
 
 
+def save(
+    path: Path, found: verdicts.Verdicts, record_of: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """Add what `record_of` makes to a file of records, its verdicts beside it, and return it."""
+    if path.suffix != ".jsonl":
+        raise ValueError(f"{path} gets a line of JSON; give a file such as results.jsonl")
+    record = record_of()
+    file = verdicts.file_of(record["evaluation"])
+    record["verdicts"] = file
+    if jax.process_index() == 0:
+        verdicts.write(path.with_name(file), record["evaluation"], found)
+        append(path, record)
+    return record
+
+
 def check(record: dict[str, Any], where: str) -> None:
     """Refuse what is no record of this schema or an older one.
 
@@ -376,7 +391,8 @@ def how(record: dict) -> str:
     if not record["attacks"]:
         return "none"
     if record.get("method") == "union":
-        return f"union of {', '.join(record['accuracy_after'])}"
+        of = "worst case" if record.get("worst_case") else "union"
+        return f"{of} of {', '.join(record['accuracy_after'])}"
     a = record["attacks"][0]
     name = record.get("method") or f"{a['name'].upper()} {a['steps']} steps"
     return f"{name}, {a['norm']} {a['epsilon']:.4g}"

@@ -1,25 +1,49 @@
-"""Several balls: their union, and a ladder of radii that share what they find."""
+"""Several balls: their union, the worst case over attacks in them, and a ladder of radii that share
+what they find.
+"""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from jaxrobust.evaluation import records, verdicts
+from jaxrobust.evaluation import records, three_norms, unions, verdicts
 from jaxrobust.evaluation.questions import Threat
 from jaxrobust.evaluation.recording import Evaluation, Record
 from jaxrobust.evaluation.subject import Subject
-from jaxrobust.evaluation.verdicts import Verdicts
 from jaxrobust.runtime import hosts
 
 
-def union(evaluation: Evaluation, several: list[Subject], done: list[Record]) -> Record:
+class Member(NamedTuple):
+    """What is asked in one of the balls."""
+
+    evaluation: Evaluation
+    subject: Subject  # with the ball
+
+    @property
+    def ball(self) -> Threat:
+        """Return norm and radius."""
+        return Threat(self.subject.norm, float(self.subject.epsilon or 0))
+
+
+def union(
+    evaluation: Evaluation,
+    members: list[Member],
+    done: list[Record],
+    *,
+    worst_case: bool = False,
+) -> Record:
     """Return the record of all balls: an image is robust if nothing in any of them fools it.
 
-    `done` are their records; without, what one ball has fooled is not attacked in the next.
+    Args:
+      evaluation: whose settings the record has.
+      members: the balls.
+      done: their records; without, what one has fooled is not attacked in the next.
+      worst_case: they are those of `worst_case`; the record says what each found.
     """
-    identity = {"union": [evaluation.identity(subject) for subject in several], "all": bool(done)}
+    identity: dict[str, Any] = {"union": [own.evaluation.identity(own.subject) for own in members]}
+    identity |= {"all": bool(done)} | ({"worst_case": True} if worst_case else {})
     hosts.agree(identity)
     number = records.number_of(identity)
     if there := evaluation.there(number):
@@ -27,14 +51,20 @@ def union(evaluation: Evaluation, several: list[Subject], done: list[Record]) ->
     if done and jax.process_index():  # the records of the first process are enough
         return {"evaluation": number}
     found = [_of_record(record, evaluation.out) for record in done]
-    for count, subject in enumerate(several if not done else ()):
-        evaluation.tell(subject)
-        standing = _joined(found, several).robust if count else None
-        ledgers = evaluation.own(subject, number)
-        found.append(
-            evaluation.found(subject, f"{number}-{count}", standing=standing, ledgers=ledgers)
-        )
-    return evaluation.kept(number, "union", _united(found, several))
+    balls = [own.ball for own in members]
+    for count, (asks, subject) in enumerate(members if not done else ()):
+        standing = unions.joined(found, balls).robust if count else None
+        asks.tell(subject, standing)
+        ledgers = asks.own(subject, number)
+        found.append(asks.found(subject, f"{number}-{count}", standing=standing, ledgers=ledgers))
+    asked = [own.evaluation.asked for own in members]
+    if not worst_case:
+        return evaluation.kept(number, "union", unions.united(found, balls, [*map(str, balls)]))
+    names = [three_norms.name(*own) for own in zip(balls, asked, strict=True)]
+    numbers = [record["evaluation"] for record in done] or [None] * len(members)
+    rows = unions.each_of(found, balls, [own.method for own in asked], numbers, skips=not done)
+    told = unions.united(found, balls, names) | {"worst_case": rows}
+    return evaluation.kept(number, "union", told)
 
 
 def ladder(evaluation: Evaluation, rungs: list[Subject]) -> list[Record]:
@@ -111,49 +141,4 @@ def _of_record(record: Record, out: Path) -> dict[str, Any]:
     keys = ("attacks", "clean", "robust", "flags", "costs", "accuracy_after")
     return {key: record[key] for key in keys} | {
         "verdicts": verdicts.read(out / str(record["verdicts"]))
-    }
-
-
-def _joined(found: list[dict[str, Any]], several: list[Subject]) -> Verdicts:
-    """Return the verdicts of all balls: the first of them that fools an image has its name there.
-
-    Those after the first may know only images that stood before them.
-    """
-    first = found[0]["verdicts"]
-    fooled_by = np.array(first.fooled_by, dtype=object)
-    norms, reached = np.array(first.norms), np.array(first.reached)
-    for each, subject in zip(found, several, strict=False):
-        own = each["verdicts"]
-        places = np.searchsorted(first.image_ids, own.image_ids)
-        hit = own.clean & ~own.robust
-        new = hit & ((fooled_by[places] == "") | (own is first))
-        fooled_by[places[new]] = [f"{_ball(subject)}: {name}" for name in own.fooled_by[new]]
-        norms[places[new]], reached[places[new]] = own.norms[new], own.reached[new]
-    return first._replace(fooled_by=fooled_by.astype(str), norms=norms, reached=reached)
-
-
-def _ball(subject: Subject) -> Threat:
-    return Threat(subject.norm, float(subject.epsilon or 0))
-
-
-def _united(found: list[dict[str, Any]], several: list[Subject]) -> dict[str, Any]:
-    """Return what the record of a union needs, from what was found in each ball."""
-    after = {}
-    for count, subject in enumerate(several, 1):
-        after[str(_ball(subject))] = float(_joined(found[:count], several).robust.mean())
-    whole = _joined(found, several)
-    flags = {
-        f"{_ball(subject)}: {name}": text
-        for each, subject in zip(found, several, strict=True)
-        for name, text in each.get("flags", {}).items()
-    }
-    replayed = [tried for each in found for tried in each.get("replayed", ())]
-    return ({"replayed": replayed} if replayed else {}) | {
-        "attacks": [settings for each in found for settings in each["attacks"]],
-        "clean": float(whole.clean.mean()),
-        "robust": float(whole.robust.mean()),
-        "accuracy_after": after,
-        "flags": flags,
-        "verdicts": whole,
-        "costs": [cost for each in found for cost in each["costs"]],
     }

@@ -11,7 +11,7 @@ from jaxrobust.report import sentences
 from jaxrobust.report.gathered import Evaluation
 from jaxrobust.report.markup import Html, copied, tag
 
-_SETTINGS = re.compile(r"(steps|targets|restarts|relative_step|step|start) ([\w.+-]+)")
+_SETTINGS = re.compile(r"(steps|targets|restarts|relative_step|step|start|l1_rule) ([\w.+-]+)")
 _VERSIONS = ("plus", "rand", "custom")
 
 
@@ -71,8 +71,12 @@ def _attack(record: dict[str, Any]) -> list[str]:
     if not attacks:
         return ["--attack", "clean"]
     threats = list(dict.fromkeys((a["norm"], a["epsilon"]) for a in attacks))
+    several = [w for norm, e in threats for w in ("--threat", f"{norm}:{sentences.radius(e)}")]
+    if parts := record.get("worst_case"):
+        alone = any(part["robust"] is None for part in parts)
+        return ["--worst_case", *several, *(["--union_only"] if alone else [])]
     if len(threats) > 1:
-        words = [w for norm, e in threats for w in ("--threat", f"{norm}:{sentences.radius(e)}")]
+        words = several
     else:
         words = ["--norm", threats[0][0], "--epsilon", sentences.radius(threats[0][1])]
     said = str(record.get("method") or "")

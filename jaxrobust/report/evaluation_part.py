@@ -64,17 +64,30 @@ def title(one: Evaluation) -> str:
 
 
 def _after(one: Evaluation) -> list[tuple[str, float]]:
-    """Return the accuracies from clean to robust, attack by attack, or threat by threat."""
+    """Return the accuracies from clean to robust, attack by attack, or threat by threat.
+
+    Of a worst case, those under each attack alone, where they are known.
+    """
     record = one.record
     found = [("clean", record.get("clean"))]
     if record.get("corruptions"):
         found.append((_CORRUPTED, record["corruptions"]["mean"]))
     union = record.get("method") == sentences.UNION
-    for name, value in (record.get("accuracy_after") or {}).items():
-        found.append((f"under {name}" if union else f"after {name}", value))
+    after = record.get("accuracy_after") or {}
+    if _each(record):
+        parts = zip(after, record["worst_case"], strict=True)
+        found += [(f"under {name}", part["robust"]) for name, part in parts]
+    else:
+        found += [(f"after {name}", value) for name, value in after.items()]
     if record.get("robust") is not None and (union or len(found) == 1):
         found.append(("under all" if union else "under attack", record["robust"]))
     return [(name, float(value)) for name, value in found if value is not None]
+
+
+def _each(record: dict[str, Any]) -> bool:
+    """Tell whether the accuracy under each attack of a worst case is known."""
+    parts = record.get("worst_case") or []
+    return bool(parts) and all(part["robust"] is not None for part in parts)
 
 
 def _left(one: Evaluation, key: str) -> Html:
@@ -87,7 +100,9 @@ def _left(one: Evaluation, key: str) -> Html:
             ends = checks.binomial_interval(round(value * one.images), one.images)
         rows.append(Row(name, value, *(ends or (None, None))))
     union = one.record.get("method") == sentences.UNION
-    head = "Accuracy under each threat and under all" if union else "What each attack leaves"
+    head = f"What each {'threat' if union else 'attack'} leaves"
+    if _each(one.record):
+        head = "Accuracy under each attack and under all"
     note = "Bars: exact 95 % intervals." if one.images else ""
     return figures.rows(key, head, rows, _ACCURACY, names=("right", ""), note=note)
 

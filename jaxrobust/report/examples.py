@@ -106,11 +106,18 @@ class Search(NamedTuple):
 def searched(one: Evaluation) -> list[Search]:
     """Return where the adversarial images of an evaluation are, as far as they are there.
 
-    The union of several threats has a ledger for each, or those of their own evaluations.
+    The union of several threats has a ledger for each, or those of their own evaluations; so has a
+    worst case, but for its attacks of fixed steps, which keep no images.
     """
     record, folder = one.record, one.file.parent
     number, attacks = record.get("evaluation"), record.get("attacks") or []
-    if record.get("method") != sentences.UNION:
+    if parts := record.get("worst_case"):
+        found = []
+        for count, part in enumerate(parts):
+            ledger = folder / f"ledger-{part['evaluation'] or f'{number}-{count}'}.jsonl"
+            prefix = f"{Threat(part['norm'], part['epsilon'])}: "
+            found.append(Search(prefix, ledger, part["attacks"]))
+    elif record.get("method") != sentences.UNION:
         found = [Search("", folder / f"ledger-{number}.jsonl", [a["name"] for a in attacks])]
     else:
         threats: dict[tuple[str, float], list[dict[str, Any]]] = {}

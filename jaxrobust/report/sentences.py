@@ -51,6 +51,8 @@ def balls(record: dict[str, Any]) -> list[str]:
 def method(record: dict[str, Any]) -> str:
     """Return the attack of a record in words, without its threat."""
     attacks = record.get("attacks") or []
+    if record.get("worst_case"):
+        return "worst case"
     if record.get("method"):
         return str(record["method"])
     if not attacks:
@@ -113,6 +115,8 @@ def doubts(one: Evaluation, runs: Sequence[Run]) -> list[str]:
 
 
 def _is_standard(record: dict[str, Any]) -> bool:
+    if record.get("worst_case"):  # which has AutoAttack in one of its norms
+        return False
     names = [attack.get("name") for attack in record.get("attacks") or []]
     whole = {"apgd-ce", "apgd-t", "fab-t", "square"} <= set(names)
     return record.get("method") == STANDARD or (record.get("method") == UNION and whole)

@@ -150,7 +150,7 @@ class PgdTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ({"random_start": attacks.Noise(True)}, "std=0.0 is the image; pass a number of pixels"),
-        ({"random_start": attacks.Noise(False), "norm": "l2"}, "is of linf, not of l2; start at"),
+        ({"random_start": attacks.Noise(False), "norm": "l1"}, "is of linf and l2, not of l1;"),
     )
     def test_refuses_noise(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):

@@ -241,6 +241,17 @@ class EvaluationTest(parameterized.TestCase):
         self.assertFalse(images[count:].any() or labels[count:].any())
         self.assertTrue(np.all(damaged == -1))
 
+    def test_only_some_places(self):
+        """They keep their ids, by which an evaluation draws."""
+        places = (2, 3, 5, 30, 31, 36, 11)
+        batches = self.evaluate(numbered(37), batch_size=4, places=places)
+        images, labels, mask, ids, _ = map(np.concatenate, zip(*batches, strict=True))
+        self.assertLen(batches, 2)
+        np.testing.assert_array_equal(ids, [*places, -1])
+        np.testing.assert_array_equal(mask, 7 * [True] + [False])
+        np.testing.assert_array_equal(images[mask][:, 0, 0, 0], places)
+        np.testing.assert_array_equal(labels[mask], np.array(places) % 10)
+
     @parameterized.parameters(2, 4)
     def test_processes_split_rows_and_agree_on_the_number_of_batches(self, count):
         whole = self.evaluate(numbered())

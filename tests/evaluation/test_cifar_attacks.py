@@ -36,7 +36,7 @@ def asked(name, dtype):
     drawn = jnp.asarray((noise.transpose(0, 2, 3, 1) / EPSILON + 1) / 2, dtype)
 
     def attack(*given):
-        with mock.patch.object(attacks.inputs, "draw", return_value=drawn):
+        with mock.patch.object(attacks.balls, "draw", return_value=drawn):
             return fixed_steps.attack_of(settings)(*given)
 
     return attack, images, jnp.asarray(data["labels"][:32])

@@ -327,8 +327,20 @@ class RunTest(parameterized.TestCase):
         ({"attack": "clean", "start": "image"}, "--start=image has no effect on --attack=clean"),
         ({"attack": "pgd-2", "start": "gauss"}, "--start=gauss is unknown; one of image, random, "),
         (
-            {"attack": "pgd-2", "start": "uniform", "norm": "l2", "epsilon": "1"},
-            "--start=uniform is of linf, not of l2; leave it out, or give --start=random",
+            {"attack": "pgd-2", "start": "uniform", "norm": "l1", "epsilon": "2"},
+            "--start=uniform is of linf and l2, not of l1; leave it out, or give --start=random",
+        ),
+        (
+            {"attack": "pgd-2", "l1_rule": "dense", "norm": "l1", "epsilon": "2"},
+            "--l1_rule=dense is unknown; one of sparse, art",
+        ),
+        (
+            {"attack": "pgd-2", "l1_rule": "art"},
+            "--l1_rule=art is of l1, not of linf; leave it out",
+        ),
+        (
+            {"attack": "apgd-ce", "l1_rule": "art", "norm": "l1", "epsilon": "2"},
+            "--l1_rule=art has no effect on --attack=apgd-ce; leave it out",
         ),
         (
             {"attack": "pgd-2", "steps": 3},

@@ -92,7 +92,7 @@ class RadiusTest(parameterized.TestCase):
         ({"start": "gaus"}, "attack.start='gaus'; one of 'image', 'random', 'uniform'"),
         ({"start": "uniform"}, "attack.start='uniform' is of attack.name='pgd' and 'fgsm'; APGD"),
         ({"name": "pgd", "start": "gauss"}, "needs attack.start_std, its standard deviation in"),
-        ({"name": "pgd", "start": "uniform", "norm": "l2"}, "uniform start is of linf, not of l2"),
+        ({"name": "pgd", "start": "uniform", "norm": "l1"}, "start is of linf and l2, not of l1"),
         ({"start": "random", "start_std": 0.1}, "start_std=0.1 has no effect .*; leave it out, or"),
         ({"name": "pgd", "start": "gauss", "start_std": 0.0}, "std=0.0 is the image; pass a"),
     )
