@@ -120,8 +120,8 @@ def draw(name: str, found: list[Part]) -> Any:
     for panel, part in zip(panels, found, strict=True):
         largest = float(np.abs(part.weights).max())
         density, edges = np.histogram(part.weights, BINS, density=True)
-        panel.axvspan(-SMALL * largest, SMALL * largest, color="#d1495b", alpha=0.35, linewidth=0)
         panel.stairs(density, edges, fill=True, color="#1f4e79")
+        panel.axvspan(-SMALL * largest, SMALL * largest, color="#d1495b", alpha=0.5, linewidth=0)
         panel.set_yscale("log")
         panel.set_xlim(-1.02 * largest, 1.02 * largest)
         panel.set_title(
@@ -131,7 +131,7 @@ def draw(name: str, found: list[Part]) -> Any:
         )
         panel.set_ylabel("density", fontsize=8)
         panel.tick_params(labelsize=8)
-    panels[-1].set_xlabel("weight")
+    panels[-1].set_xlabel("weight", fontsize=8)
     return figure
 
 
