@@ -198,8 +198,9 @@ def draw(name: str, line: np.ndarray, losses: np.ndarray, about: dict[str, Any])
     figure = pictures.figure(f"{said}{middle:.3f} in the middle", 5.8, 5.2)
     panel = figure.subplots()
     shown = np.where(np.isfinite(losses), losses, LEVELS[-1] + 1).T
-    colours = panel.contourf(line, line, shown, LEVELS, cmap="viridis", extend="both")
-    lines = panel.contour(line, line, shown, LEVELS, colors="white", linewidths=0.5)
+    levels = LEVELS[: max(3, int((shown.max() > LEVELS).sum()) + 1)]  # as high as the surface is
+    colours = panel.contourf(line, line, shown, levels, cmap="viridis", extend="both")
+    lines = panel.contour(line, line, shown, levels, colors="white", linewidths=0.5)
     panel.clabel(lines, fontsize=6, fmt="%.1f")
     panel.plot(0, 0, "+", color="#d1495b", ms=9, mew=1.6)
     panel.set_aspect("equal")
