@@ -48,7 +48,7 @@ def model(
 class PVTv2(nn.Module):
     """Patches, stages on [B, H, W, C], mean over the map, linear."""
 
-    def __init__(self, embed: nn.Module, stages: list[nn.Module], head: nn.Module) -> None:
+    def __init__(self, embed: nn.Module, stages: list[nn.Sequential], head: nn.Module) -> None:
         super().__init__()
         self.patch_embed, self.stages, self.head = embed, nn.Sequential(*stages), head
 

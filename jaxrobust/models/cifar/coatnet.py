@@ -61,7 +61,7 @@ class Variant(NamedTuple):
 VARIANTS = {"cifar_coatnet": Variant(), "cifar_coatnet_224": Variant()}
 
 
-def _conv(ins: int, outs: int, kernel: int, rngs: Draws, **how: int) -> Conv:
+def _conv(ins: int, outs: int, kernel: int, rngs: Draws, **how: Any) -> Conv:
     """Return a convolution without bias that keeps the size, but for its stride."""
     how["padding"] = kernel // 2
     return Conv(ins, outs, kernel, bias=False, torch_init=True, rngs=rngs, **how)
@@ -167,7 +167,7 @@ class CoAtNet(nnx.Module):
     def __init__(self, variant: Variant, num_classes: int, image_size: int, rngs: Draws) -> None:
         v = variant
         self.normalize = Normalize(v.in_channels)
-        kinds = [Stem, *(BLOCKS[letter] for letter in v.order)]
+        kinds: list[Any] = [Stem, *(BLOCKS[letter] for letter in v.order)]
         ins, stages = v.in_channels, []
         for i, (kind, outs, depth) in enumerate(zip(kinds, v.dims, v.depths, strict=True)):
             side = image_size >> (i + 1)

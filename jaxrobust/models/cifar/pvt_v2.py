@@ -57,7 +57,7 @@ class Embed(nnx.Module):
     """Overlapping patches by a convolution, then LN."""
 
     def __init__(self, ins: int, outs: int, kernel: int, stride: int, rngs: Draws) -> None:
-        how = {"stride": stride, "padding": kernel // 2}
+        how: dict[str, Any] = {"stride": stride, "padding": kernel // 2}
         self.proj = Conv(ins, outs, kernel, **how, init=_fan_out(), rngs=rngs)
         self.norm = LayerNorm(outs, eps=EPS)
 
@@ -89,7 +89,7 @@ class Mlp(nnx.Module):
 
     def __init__(self, dim: int, hidden: int, v: Variant, rngs: Draws) -> None:
         self.fc1, self.fc2 = Linear(dim, hidden, rngs=rngs), Linear(hidden, dim, rngs=rngs)
-        how = {"padding": 1, "groups": hidden}
+        how: dict[str, Any] = {"padding": 1, "groups": hidden}
         self.dwconv = Conv(hidden, hidden, 3, **how, init=_fan_out(hidden), rngs=rngs)
         self.act = ACTIVATIONS[v.activation]
 
