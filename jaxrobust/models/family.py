@@ -36,7 +36,7 @@ class Member(NamedTuple):
 
     reference: Reference
     # Singh, Croce, Hein 2023 (arXiv 2303.01870), Tables 14 and 2; GFLOPs of Debenedetti's thesis;
-    # of networks at 32 px Huang et al. 2022 (arXiv 2212.11005), Table 2, and Liu, Tang et al. 2022
+    # of networks at 32 px Huang et al. 2022 (arXiv 2212.11005), Table 2, and Tang et al. 2022
     # (arXiv 2209.14105), Table 1.
     paper: Paper | None = None
     counted_at: int = 224  # side of the images at which multiply-adds are counted

@@ -136,7 +136,7 @@ convolutions, linear maps and attention's products; the papers' ConvNeXt and ViT
 figures count layer norms too, those of networks at 32 px batch norms. paper:
 Singh, Croce, Hein 2023, Tables 14 and 2, at 32 px Huang et al. 2022, Table 2
 (10 classes, here too), else Debenedetti's thesis; "!" is a known misprint
-there. cifar_*: Liu, Tang et al. 2022, Table 1, cut to two decimals, and ours
+there. cifar_*: Tang et al. 2022, Table 1, cut to two decimals, and ours
 for 224 px; 10 classes; "?" is the figure of another network: ViTAE's has 1000
 classes (23.19 here), LeViT's is not defined. stem: side of the patch, or how
 many 3x3 convolutions, or the window of one. weights: checkpoints of

@@ -1,7 +1,7 @@
 """CCT: convolutions as tokeniser, and a mean of the tokens whose weights are learned.
 
 Sources: Hassani et al. 2021 (arXiv 2104.05704) as SHI-Labs/Compact-Transformers (cd11f09) has
-CCT-7/3x1, which the count of Liu, Tang et al. 2022 (arXiv 2209.14105) is of. The second norm of its
+CCT-7/3x1, which the count of Tang et al. 2022 (arXiv 2209.14105) is of. The second norm of its
 blocks is not before the MLP but on the trunk: what the MLP reads is also what it is added to.
 Parity: tests/models/cifar/test_cct.py against golden logits of that code.
 """

@@ -6,7 +6,7 @@ is shifted, also where one window is all of the map; what the shift made neighbo
 wholly; and there is no norm in front of the mean over the map, but one behind it.
 
 Sources: Liu et al. 2021 (arXiv 2103.14030), as berniwal/swin-transformer-pytorch c921ebf (MIT) has
-it; in the study: Liu, Tang et al. 2022 (arXiv 2209.14105), Table 1, whose merges and window were
+it; in the study: Tang et al. 2022 (arXiv 2209.14105), Table 1, whose merges and window were
 found by counting parameters. Parity: tests/models/cifar/test_stages.py against golden logits of
 that repository. The row of 224 px is ours: the repository's own `swin_t`.
 """

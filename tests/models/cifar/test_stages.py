@@ -1,4 +1,4 @@
-"""CoAtNet, PVTv2, Swin and CvT of Liu, Tang et al. 2022: golden logits, options, messages.
+"""CoAtNet, PVTv2, Swin and CvT of Tang et al. 2022: golden logits, options, messages.
 
 What every family must do (names, counts, drop path, the row of 224 px beside PyTorch) is in
 tests/models/test_families.py.
