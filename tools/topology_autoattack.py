@@ -28,7 +28,7 @@ def abstract_step(
 
     from jaxrobust.attacks import ROWS
     from jaxrobust.evaluation.schedule import Rows
-    from jaxrobust.evaluation.slots import begin, programs
+    from jaxrobust.evaluation.slots import begin, prepare_program, programs
 
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -50,7 +50,9 @@ def abstract_step(
     machine = ROWS[setting.machine].make(setting, jnp.float32(0))
     passes = 1 + (machine.loss is not None) + (machine.check is not None)
     advance = programs(mesh, setting, False).advance
-    return advance, (logits_fn, None, epsilon, state, array(jnp.int32), floor), passes
+    both = (logits_fn, None)
+    made = jax.eval_shape(prepare_program(mesh, False), *both, state.adversarial, state.keys)
+    return advance, (*both, epsilon, state, array(jnp.int32), floor, made), passes
 
 
 def abstract_verdict(

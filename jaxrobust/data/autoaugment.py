@@ -1,6 +1,7 @@
 """AutoAugment as torchvision has it, and as RobustART: a plan of changes is drawn, then made."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,18 @@ def _blend(sign: int, level: int, _: int) -> float:
     return 1 + sign * _AMOUNT[level]
 
 
+def _rotate(sign: int, level: int, _: int) -> float:
+    return sign * _DEGREES[level]
+
+
+def _posterize(_: int, level: int, __: int) -> float:
+    return 8 - round(level * 4 / 9)
+
+
+def _solarize(_: int, level: int, __: int) -> float:
+    return _THRESHOLD[level]
+
+
 def _shear(sign: int, level: int, _: int) -> float:
     return sign * _SHEAR[level]
 
@@ -38,9 +51,9 @@ TORCHVISION = {
     "AutoContrast": Row(operations.auto_contrast, no_number),
     "Equalize": Row(operations.equalize, no_number),
     "Invert": Row(operations.invert, no_number),
-    "Rotate": Row(operations.rotate, lambda sign, level, _: sign * _DEGREES[level]),
-    "Posterize": Row(operations.posterize, lambda _, level, __: 8 - round(level * 4 / 9)),
-    "Solarize": Row(operations.solarize, lambda _, level, __: _THRESHOLD[level]),
+    "Rotate": Row(operations.rotate, _rotate),
+    "Posterize": Row(operations.posterize, _posterize),
+    "Solarize": Row(operations.solarize, _solarize),
     "Color": Row(operations.saturation, _blend),
     "Contrast": Row(operations.contrast, _blend),
     "Brightness": Row(operations.brightness, _blend),
@@ -52,34 +65,44 @@ TORCHVISION = {
 }
 
 
-def _bicubic(change: Change) -> Change:
-    """Return a change that reads between the old pixels, whatever the canvas says."""
-    return lambda image, number, canvas: change(
-        image, number, canvas._replace(resample=Image.Resampling.BICUBIC)
-    )
+def _between_pixels(
+    change: Change, image: Image.Image, number: float, canvas: Canvas
+) -> Image.Image:
+    """Change with reading between the old pixels, whatever the canvas says."""
+    return change(image, number, canvas._replace(resample=Image.Resampling.BICUBIC))
 
 
-def _signed(last: float, middle: float = 0) -> Callable[[int, int, int], float]:
-    """Return (sign, level, side) -> ten numbers from 0 to last on either side of the middle."""
-    steps = np.linspace(0, last, 10).tolist()
-    return lambda sign, level, _: middle + sign * steps[level]
+def _signed(last: float, middle: float, sign: int, level: int, _: int) -> float:
+    """Return one of ten numbers from 0 to last, on either side of the middle."""
+    return middle + sign * np.linspace(0, last, 10).tolist()[level]
+
+
+def _counter_clockwise(_: int, level: int, __: int) -> float:
+    return 30 * level / 9
+
+
+def _from_256(_: int, level: int, __: int) -> float:
+    return 256 - 256 * level / 9
 
 
 def _unrounded(sign: int, level: int, side: int) -> float:
     return sign * np.linspace(0, 150 / 331, 10).tolist()[level] * side
 
 
+# Functions that pickle: workers of the pipeline get them.
+_around_one = functools.partial(_signed, 0.9, 1)
+_sheared = functools.partial(_signed, 0.3, 0)
 # What DIG-Beihang/RobustART has otherwise: it turns counter-clockwise only, shears between pixels,
 # solarises from 256 on and does not round translations.
 ROBUSTART = TORCHVISION | {
-    "Rotate": Row(operations.rotate, lambda _, level, __: 30 * level / 9),
-    "Solarize": Row(operations.solarize, lambda _, level, __: 256 - 256 * level / 9),
-    "Color": Row(operations.saturation, _signed(0.9, middle=1)),
-    "Contrast": Row(operations.contrast, _signed(0.9, middle=1)),
-    "Brightness": Row(operations.brightness, _signed(0.9, middle=1)),
-    "Sharpness": Row(operations.sharpness, _signed(0.9, middle=1)),
-    "ShearX": Row(_bicubic(operations.shear_x), _signed(0.3)),
-    "ShearY": Row(_bicubic(operations.shear_y), _signed(0.3)),
+    "Rotate": Row(operations.rotate, _counter_clockwise),
+    "Solarize": Row(operations.solarize, _from_256),
+    "Color": Row(operations.saturation, _around_one),
+    "Contrast": Row(operations.contrast, _around_one),
+    "Brightness": Row(operations.brightness, _around_one),
+    "Sharpness": Row(operations.sharpness, _around_one),
+    "ShearX": Row(functools.partial(_between_pixels, operations.shear_x), _sheared),
+    "ShearY": Row(functools.partial(_between_pixels, operations.shear_y), _sheared),
     "TranslateX": Row(operations.translate_x, _unrounded),
     "TranslateY": Row(operations.translate_y, _unrounded),
 }

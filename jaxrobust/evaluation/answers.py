@@ -39,7 +39,7 @@ def of_one(record: dict[str, Any], out: Path) -> str:
     """Return a record of an evaluation for people; `out` is the folder that keeps it."""
     rows = {} if record["clean"] is None else {"clean": record["clean"]}
     rows |= {f"after {name}": value for name, value in record["accuracy_after"].items()}
-    width = max(16, *map(len, rows))
+    width = max([16, *map(len, rows)])
     known = (f" ({record['weights']})", f", {record['dtype']}") if record["weights"] else ()
     lines = [
         f"\n{record['model']['name']}{''.join(known)}",

@@ -126,8 +126,8 @@ def _norms(params, stats) -> str:
 
 
 HEAD = (
-    f"{'':26} parameters, M      multiply-adds, G\n"
-    f"{'architecture':24} {'here':>7} {'paper':>7} {'px':>3} {'here':>7} {'paper':>7} "
+    f"{'':26} parameters, M     multiply-adds, G\n"
+    f"{'architecture':24} {'here':>7} {'paper':>6} {'px':>3} {'here':>6} {'paper':>6} "
     f"{'stem':8} {'norms':5} weights"
 )
 NOTES = """
@@ -155,8 +155,8 @@ def line(row: Architecture, width: int = 100) -> str:
     mark = "!" if paper.misprint else "?" if paper.other else ""
     theirs = [figure and figure + mark for figure in (paper.parameters or "", paper.multiply_adds)]
     cells = (
-        f"{row.name:24} {row.parameters / 1e6:7.2f} {theirs[0]:>7} "
-        f"{row.image_size:3d} {row.multiply_adds / 1e9:7.3f} {theirs[1]:>7} "
+        f"{row.name:24} {row.parameters / 1e6:7.2f} {theirs[0]:>6} "
+        f"{row.image_size:3d} {row.multiply_adds / 1e9:6.3f} {theirs[1]:>6} "
         f"{row.stem:8} {row.norms:5} "
     )
     # Author and year, as Salman2020; a name without a year as it is.

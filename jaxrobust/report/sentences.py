@@ -85,6 +85,7 @@ def headline(one: Evaluation) -> str:
         f" within {threats[0]}" if len(threats) == 1 else f" within all of {', '.join(threats)}"
     )
     by = "the attacks" if record.get("method") == UNION else method(record)
+    by += " of the worst case" if record.get("worst_case") else ""
     return f"{text}, and {percent(record['robust'])}{kept} also when {by} may change them{within}."
 
 

@@ -24,9 +24,9 @@ NORMALIZATIONS = {
     "half": ((0.5,), (0.5,)),
     "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
     # That of DIG-Beihang/RobustART and others: the std is the mean of those of single images.
     "cifar10-robustart": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
 }
 
 

@@ -166,7 +166,11 @@ class NormalizeTest(parameterized.TestCase):
         self.assertIsNone(start_weights.of_config(tiny(None)))
 
     @parameterized.parameters(
-        ("mine", "init.normalize='mine'; one of keep, none, half, imagenet, cifar10, cifar100"),
+        (
+            "mine",
+            "init.normalize='mine'; one of keep, none, half, imagenet, cifar10, cifar100, "
+            "cifar10-robustart",
+        ),
         ("cifar10", "cifar10 is of 3 channels, and the images have 1; set init.normalize=half"),
     )
     def test_refuses(self, name, message):

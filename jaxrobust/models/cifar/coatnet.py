@@ -70,7 +70,9 @@ def _conv(ins: int, outs: int, kernel: int, rngs: Draws, **how: Any) -> Conv:
 class Stem(nnx.Module):
     """act(BN(3x3(x)))."""
 
-    def __init__(self, ins: int, outs: int, stride: int, side: int, v: Variant, rngs: Draws):
+    def __init__(
+        self, ins: int, outs: int, stride: int, side: int, v: Variant, rngs: Draws
+    ) -> None:
         self.conv = _conv(ins, outs, 3, rngs, stride=stride)
         self.norm, self.act = BatchNorm(outs, group=v.bn_group), ACTIVATIONS[v.activation]
 
@@ -99,7 +101,9 @@ class Convolve(nnx.Module):
     The first 1x1 convolution has the stride; the shortcut then is a 1x1 of the largest of 3x3.
     """
 
-    def __init__(self, ins: int, outs: int, stride: int, side: int, v: Variant, rngs: Draws):
+    def __init__(
+        self, ins: int, outs: int, stride: int, side: int, v: Variant, rngs: Draws
+    ) -> None:
         hidden, group = 4 * ins, v.bn_group
         self.proj = _conv(ins, outs, 1, rngs) if stride > 1 else None
         self.norm = BatchNorm(ins, group=group)
@@ -145,7 +149,9 @@ class Attend(nnx.Module):
     With a stride both start from the largest of 3x3, and the first shortcut is a 1x1 of it.
     """
 
-    def __init__(self, ins: int, outs: int, stride: int, side: int, v: Variant, rngs: Draws):
+    def __init__(
+        self, ins: int, outs: int, stride: int, side: int, v: Variant, rngs: Draws
+    ) -> None:
         self.proj = _conv(ins, outs, 1, rngs) if stride > 1 else None
         self.norm1, self.attn = LayerNorm(ins, eps=EPS), Attention(ins, outs, side, v, rngs)
         self.norm2, self.mlp = LayerNorm(outs, eps=EPS), Mlp(outs, 4 * ins, v.activation, rngs)

@@ -8,6 +8,7 @@ logits of that code.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -94,7 +95,7 @@ class Performer(nnx.Module):
         half = (x * x).sum(axis=2, keepdims=True) / 2
         return jnp.exp(layers.linear(x, w.T) - half) / math.sqrt(w.shape[0])
 
-    def __call__(self, x: Array, dropped) -> Array:
+    def __call__(self, x: Array, dropped: Callable[[Array], Array]) -> Array:
         k, q, v = jnp.split(self.kqv(x), 3, axis=2)
         wide_k, wide_q, wide_v = widened(k, q, v)  # sums over all tokens
         keys, queries = self.features(wide_k), self.features(wide_q)
