@@ -8,10 +8,10 @@ that is with PGD-5 and batches of 64:
     wrn       WRN-16-1: two basic blocks in each stage, 26.7M multiply-adds, 175,066 parameters
     robust    RobustResBlocks, depths 2, 2, 1 and planes 16, 32, 32: 25.7M, 87,394 parameters
 
-`robust` is the smallest that the paper's rule for depths (the last stage half as deep as the rest)
-and the block's own groups allow. Its epochs are fewer by as much as its step is slower on a core.
-`tools/study.py --study residual_study` makes both with two seeds and attacks them with AutoAttack;
-tools/README.md has what was measured.
+The depths of `robust` have the ratio of the paper's A1 to A3, and its planes are multiples of 16 as
+the block's groups want. Its epochs are fewer by as much as its step is slower on a core.
+`tools/study.py --study residual_study` makes both with two seeds and attacks them with AutoAttack.
+Accuracies: not yet measured.
 """
 
 from configs import cifar_bat
