@@ -4,18 +4,10 @@ Source: Srinivas et al. 2021 (arXiv 2101.11605), with the names and the unscaled
 leaderj1001/BottleneckTransformers. Parity: tests/models/cifar/test_botnet.py.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "silu": nn.SiLU,
-    "softplus": nn.Softplus,
-    "gelu": nn.GELU,
-    "hard_swish": nn.Hardswish,
-}
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
 
 
 def model(

@@ -5,18 +5,10 @@ kuangliu/pytorch-cifar (49b7aa9). Parity:
 tests/models/cifar/test_convolutional.py.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
-Activation = Callable[[Tensor], Tensor]
-ACTIVATIONS: dict[str, Activation] = {
-    "relu": nn.functional.relu,
-    "gelu": nn.functional.gelu,
-    "silu": nn.functional.silu,
-    "softplus": nn.functional.softplus,
-}
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
 
 
 def model(
@@ -37,7 +29,7 @@ def model(
       small_stem: for 32 px, a 3x3 convolution; else 7x7, stride 2, norm and pooling.
       activation: relu, gelu, silu or softplus.
     """
-    act = ACTIVATIONS[activation]
+    act = ACTIVATIONS[activation]()
     return DenseNet(tuple(depths), growth, stem, small_stem, act, in_channels, num_classes)
 
 
@@ -50,7 +42,7 @@ class DenseNet(nn.Module):
         growth: int,
         stem: int,
         small_stem: bool,
-        act: Activation,
+        act: nn.Module,
         in_channels: int,
         num_classes: int,
     ) -> None:
@@ -88,7 +80,7 @@ class DenseNet(nn.Module):
 class Layer(nn.Module):
     """New channels of a 1x1 and a 3x3 convolution, in front of those that are there."""
 
-    def __init__(self, ins: int, growth: int, act: Activation) -> None:
+    def __init__(self, ins: int, growth: int, act: nn.Module) -> None:
         super().__init__()
         self.act = act
         self.bn1 = nn.BatchNorm2d(ins)
@@ -104,7 +96,7 @@ class Layer(nn.Module):
 class Transition(nn.Module):
     """Half as many channels, rounded down, and half the side."""
 
-    def __init__(self, ins: int, act: Activation) -> None:
+    def __init__(self, ins: int, act: nn.Module) -> None:
         super().__init__()
         self.act = act
         self.bn = nn.BatchNorm2d(ins)

@@ -4,18 +4,12 @@ Source: Mehta & Rastegari 2022 (arXiv 2110.02178), with the names of chinhsuanwu
 Parity: tests/models/cifar/test_mobilevit.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "silu": nn.SiLU,
-    "softplus": nn.Softplus,
-    "gelu": nn.GELU,
-    "hard_swish": nn.Hardswish,
-}
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
 
 
 def model(

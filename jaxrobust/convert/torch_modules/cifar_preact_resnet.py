@@ -5,17 +5,9 @@ in kuangliu/pytorch-cifar (49b7aa9). Parity:
 tests/models/cifar/test_convolutional.py.
 """
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
-Activation = Callable[[Tensor], Tensor]
-ACTIVATIONS: dict[str, Activation] = {
-    "relu": nn.functional.relu,
-    "gelu": nn.functional.gelu,
-    "silu": nn.functional.silu,
-    "softplus": nn.functional.softplus,
-}
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
 
 
 def model(
@@ -36,7 +28,7 @@ def model(
       last_norm: norm and activation before the last pooling.
       activation: relu, gelu, silu or softplus.
     """
-    act = ACTIVATIONS[activation]
+    act = ACTIVATIONS[activation]()
     return PreActResNet(tuple(depths), width, small_stem, last_norm, act, in_channels, num_classes)
 
 
@@ -49,7 +41,7 @@ class PreActResNet(nn.Module):
         width: int,
         small_stem: bool,
         last_norm: bool,
-        act: Activation,
+        act: nn.Module,
         in_channels: int,
         num_classes: int,
     ) -> None:
@@ -85,7 +77,7 @@ class PreActResNet(nn.Module):
 class Block(nn.Module):
     """Norm and activation before each of three convolutions; a projection reads the first ones."""
 
-    def __init__(self, ins: int, width: int, stride: int, act: Activation) -> None:
+    def __init__(self, ins: int, width: int, stride: int, act: nn.Module) -> None:
         super().__init__()
         self.act = act
         self.bn1 = nn.BatchNorm2d(ins)

@@ -5,17 +5,9 @@ Sources: Xie et al. 2017 (arXiv 1611.05431); names and the small stem as in kuan
 tests/models/cifar/test_convolutional.py.
 """
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
-Activation = Callable[[Tensor], Tensor]
-ACTIVATIONS: dict[str, Activation] = {
-    "relu": nn.functional.relu,
-    "gelu": nn.functional.gelu,
-    "silu": nn.functional.silu,
-    "softplus": nn.functional.softplus,
-}
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
 
 
 def model(
@@ -36,7 +28,7 @@ def model(
       small_stem: for 32 px, a 1x1 convolution; else 7x7, stride 2, and pooling.
       activation: relu, gelu, silu or softplus.
     """
-    act = ACTIVATIONS[activation]
+    act = ACTIVATIONS[activation]()
     return ResNeXt(tuple(depths), groups, width, small_stem, act, in_channels, num_classes)
 
 
@@ -49,7 +41,7 @@ class ResNeXt(nn.Module):
         groups: int,
         width: int,
         small_stem: bool,
-        act: Activation,
+        act: nn.Module,
         in_channels: int,
         num_classes: int,
     ) -> None:
@@ -83,7 +75,7 @@ class ResNeXt(nn.Module):
 class Block(nn.Module):
     """Three convolutions with a norm behind each, the second one in groups."""
 
-    def __init__(self, ins: int, inner: int, stride: int, groups: int, act: Activation) -> None:
+    def __init__(self, ins: int, inner: int, stride: int, groups: int, act: nn.Module) -> None:
         super().__init__()
         self.act, outs = act, 2 * inner
         self.conv1 = nn.Conv2d(ins, inner, 1, bias=False)

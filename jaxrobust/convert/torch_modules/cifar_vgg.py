@@ -5,16 +5,9 @@ Sources: Simonyan & Zisserman 2015 (arXiv 1409.1556); its names are those of kua
 tests/models/cifar/test_convolutional.py.
 """
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "softplus": nn.Softplus,
-}
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
 
 
 def model(

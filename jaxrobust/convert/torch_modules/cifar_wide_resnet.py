@@ -6,16 +6,10 @@ tests/models/cifar/test_convolutional.py.
 """
 
 import math
-from collections.abc import Callable
 
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": nn.functional.relu,
-    "gelu": nn.functional.gelu,
-    "silu": nn.functional.silu,
-    "softplus": nn.functional.softplus,
-}
+from jaxrobust.convert.torch_modules.layers import ACTIVATIONS
 
 
 def model(
@@ -32,7 +26,7 @@ def model(
       width: 16, 32, 64 times it are the channels of the stages.
       activation: relu, gelu, silu or softplus.
     """
-    return WideResNet(tuple(depths), width, ACTIVATIONS[activation], in_channels, num_classes)
+    return WideResNet(tuple(depths), width, ACTIVATIONS[activation](), in_channels, num_classes)
 
 
 class WideResNet(nn.Module):
@@ -42,7 +36,7 @@ class WideResNet(nn.Module):
         self,
         depths: tuple[int, ...],
         width: int,
-        act: Callable[[Tensor], Tensor],
+        act: nn.Module,
         in_channels: int,
         num_classes: int,
     ) -> None:
@@ -69,7 +63,7 @@ class WideResNet(nn.Module):
 class Block(nn.Module):
     """Two convolutions behind norm and activation each; the second one has the stride."""
 
-    def __init__(self, ins: int, outs: int, stride: int, act: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, ins: int, outs: int, stride: int, act: nn.Module) -> None:
         super().__init__()
         self.act = act
         self.bn1 = nn.BatchNorm2d(ins)

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 EPS = 1e-6  # of layer norms
-ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "softplus": nn.Softplus, "gelu": nn.GELU}
+ACTIVATIONS = {
+    "relu": nn.ReLU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "gelu": nn.GELU,
+    "hard_swish": nn.Hardswish,
+}
 
 
 def mlp(dim: int) -> nn.Module:
