@@ -12,6 +12,7 @@ here instead: what one step of all slots computes and moves, and that it sends n
 """
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -153,29 +154,32 @@ def network_seconds(
     import jax
     import jax.numpy as jnp
 
-    from jaxrobust.evaluation.convolutions import canonical_convolutions
+    from jaxrobust.evaluation.convolutions import before_a_loop, canonical_convolutions
 
     devices = len(jax.local_devices())
     width = max((batch or 8 * devices) // devices, 1)
     x, y = jnp.asarray(images[:width]), jnp.asarray(labels[:width])
 
-    def forward(network, x):
-        return jnp.sum(canonical_convolutions(network)(x), axis=1)
+    def forward(logits_of, x):
+        return jnp.sum(logits_of(x), axis=1)
 
-    def both(network, x):
+    def both(logits_of, x):
         def loss(x):
-            logits = canonical_convolutions(network)(x)
+            logits = logits_of(x)
             picked = jnp.take_along_axis(logits, y[: len(x), None], axis=1)[:, 0]
             return jnp.sum(jax.nn.logsumexp(logits, axis=1) - picked)
 
         return jax.grad(loss)(x)
 
-    steps, seconds = 100, {}
+    steps, seconds = 20, {}
     for name, function in {"forward": forward, "both": both}.items():
 
         def loop(network, x, function=function):
+            make, body_of = before_a_loop(canonical_convolutions(network, tiles=True), x)
+            logits_of = functools.partial(body_of, make())
+
             def body(i, x):
-                value = function(network, x)
+                value = function(logits_of, x)
                 return x + 1e-9 * value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
 
             return jax.lax.fori_loop(0, steps, body, x)
