@@ -21,6 +21,9 @@ from jaxrobust.config import base, phase, read_arguments
 
 RUNS = ("base", "patch", "random", "heavy", "one-step", "low-first")
 IMAGES = 1000  # of the test split, that are attacked
+ATTACK = ()  # beyond AutoAttack
+METHOD = "autoattack standard"  # of its record
+ASKED = "AutoAttack, Linf 8/255"
 # What the paper finds of each: robust accuracy against base (ConvNeXt-T at 4/255, Tables 1 and 11).
 PAPER = {
     "patch": "41.6 instead of 42.2",

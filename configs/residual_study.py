@@ -18,7 +18,10 @@ from configs import cifar_bat
 from jaxrobust.config import read_arguments
 
 RUNS = ("wrn", "robust")
-IMAGES = 250  # of the test split, that are attacked
+IMAGES = 150  # of the test split, that are attacked
+ATTACK = ()  # beyond AutoAttack
+METHOD = "autoattack standard"  # of its record
+ASKED = "AutoAttack, Linf 8/255"
 # What the paper finds: AutoAttack at 5G multiply-adds with TRADES (Huang et al. 2022, Table 2).
 PAPER = {"robust": "54.42 instead of 51.66"}
 ROWS = ("wrn", "robust,seed=1")

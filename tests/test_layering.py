@@ -129,6 +129,14 @@ class LayeringTest(absltest.TestCase):
             found = {name.split(".")[0] for name, _ in imports(path)}
             self.assertNoCommonElements(found, ("tools", "tests", "configs"), module)
 
+    def test_the_top_of_the_repository(self):
+        done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+        if done.returncode:
+            self.skipTest("this is no git checkout")
+        found = {line.strip('"').split("/")[0] for line in done.stdout.splitlines()}
+        folders = {".ci", "configs", "examples", "jaxrobust", "tests", "tools"}
+        self.assertEqual(found, folders | {".gitignore", "LICENSE", "README.md", "pyproject.toml"})
+
     def test_third_parties_stay_where_they_belong(self):
         breaches = []
         for module, path in modules().items():

@@ -4,7 +4,8 @@ python tools/study.py [--study cifar_study] --out runs/study [--seed 0] [--minut
                       [--data_dir FOLDER]
 
 A study is a file of configs/ whose arguments are a run of its `RUNS` and a seed; `PAPER` says what
-the paper finds of them, `IMAGES` how many images are attacked.
+the paper finds of them, `IMAGES` how many images are attacked, `ATTACK` with which flags of
+`jaxrobust.evaluate`, `METHOD` what the record calls that, and `ASKED` what the table does.
 
 The same command goes on with what is not done; after --minutes no run or attack is begun any more.
 Two such commands, one a seed, may run beside each other.
@@ -29,7 +30,7 @@ from jaxrobust.evaluation import records  # noqa: E402
 from jaxrobust.runtime.commandline import Arguments, stop  # noqa: E402
 
 SEEDS = (0, 1)
-STUDIES = ("cifar_study", "residual_study")
+STUDIES = ("cifar_study", "residual_study", "aligned_study")
 
 
 def main() -> None:
@@ -64,8 +65,9 @@ def _made(args: Any, name: str, seed: int, end: float) -> bool:
     data = [f"--config.data.dir={args.data_dir}"] if args.data_dir else []
     config = f"{ROOT / 'configs' / args.study}.py:{name},seed={seed}"
     train = ["jaxrobust.main", f"--config={config}", f"--workdir={workdir}", *data]
-    attack = ["jaxrobust.evaluate", f"--workdir={workdir}", f"--n={study(args.study).IMAGES}"]
-    for done, command in ((trained(workdir), train), (attacked(workdir), attack)):
+    found = study(args.study)
+    attack = ["jaxrobust.evaluate", f"--workdir={workdir}", f"--n={found.IMAGES}", *found.ATTACK]
+    for done, command in ((trained(workdir), train), (attacked(workdir, found), attack)):
         if done:
             continue
         if time.monotonic() > end:
@@ -84,19 +86,19 @@ def trained(workdir: Path) -> bool:
     return any(row["weights"].startswith("train,") for row in records.read(workdir))
 
 
-def attacked(workdir: Path) -> dict[str, Any] | None:
-    """Return the record of AutoAttack on a run."""
+def attacked(workdir: Path, found: Any) -> dict[str, Any] | None:
+    """Return the record of the study's attack on a run."""
     rows = records.read(workdir / "evaluation")
-    return next((r for r in rows if r["method"] == "autoattack standard"), None)
+    return next((r for r in rows if r["method"] == found.METHOD), None)
 
 
 def table(out: Path, found: Any) -> str:
     """Return clean and robust accuracy of each run, their mean, and the paper's finding."""
-    lines = ["| run | clean, seeds 0 and 1 | AutoAttack, seeds 0 and 1 | mean | the paper |"]
+    lines = ["| run | clean, seeds 0 and 1 | robust, seeds 0 and 1 | mean | the paper |"]
     lines += ["|---|---|---|---|---|"]
     means: dict[str, Any] = {}  # None: not all seeds are done
     for name in found.RUNS:
-        made = [attacked(out / f"{name}-{seed}") for seed in SEEDS]
+        made = [attacked(out / f"{name}-{seed}", found) for seed in SEEDS]
         cells = [[_percent(r[key] if r else None) for r in made] for key in ("clean", "robust")]
         robust = [r["robust"] for r in made if r]
         means[name] = sum(robust) / len(robust) if len(robust) == len(SEEDS) else None
@@ -108,7 +110,7 @@ def table(out: Path, found: Any) -> str:
         lines.append(f"| {' | '.join(row)} |")
     half = 196 * math.sqrt(0.25 * 0.75 / found.IMAGES)
     lines.append(
-        f"\nIn % of {found.IMAGES:,} test images of CIFAR-10, Linf 8/255; one network's 95 % "
+        f"\nIn % of {found.IMAGES:,} test images of CIFAR-10: {found.ASKED}; one network's 95 % "
         f"interval is about {half:.1f} either way at 25 %. "
         f"Records: {out}/*/evaluation/results.jsonl"
     )

@@ -195,8 +195,9 @@ def network(key: str) -> torch.nn.Module:
 
 
 def images(key: str) -> np.ndarray:
-    """Return images for it: two, or one for a large network."""
-    return torch_families.images(SIDES[key.split("/")[0]], 1 if key in LARGE else 2)
+    """Return images for it: eight, two of ImageNet's size, or one for a large network."""
+    side = SIDES[key.split("/")[0]]
+    return torch_families.images(side, 1 if key in LARGE else 8 if side == 32 else 2)
 
 
 def kind(net: torch.nn.Module) -> str:

@@ -11,7 +11,7 @@ from jaxrobust.interop import exporting
 from jaxrobust.interop.torch import Converted, of_exported
 
 EXACT = (1e-12, 1e-10)  # logits and gradients in float64, of the largest
-FLOOR = 4 * 2**-23  # of logits in float32: PyTorch's own largest error is at times below one unit
+FLOOR = 4 * 2**-23  # of logits in float32: PyTorch's own error is at times below one unit
 Values = tuple[np.ndarray, np.ndarray]  # logits [B,K] and input gradient [B,H,W,C]
 
 
@@ -20,8 +20,10 @@ class Errors(NamedTuple):
 
     logits: float  # ours in float64: largest difference, of the largest logit
     gradients: float  # ours in float64: largest difference, of the largest of all gradients
-    logits32: tuple[float, float]  # ours and PyTorch's in float32, of the largest logit
-    gradients32: tuple[float, float]  # the same: length of the difference, of the gradient's length
+    # Ours and PyTorch's in float32: length of the difference, of the reference's length. The largest
+    # of twenty logits' errors is a matter of luck: for one network, between 0.7 and 2.5 times.
+    logits32: tuple[float, float]
+    gradients32: tuple[float, float]
 
 
 def converted(net: torch.nn.Module, image: tuple[int, int, int]) -> Converted:
@@ -86,8 +88,7 @@ def errors(net: torch.nn.Module, images: np.ndarray) -> Errors:
     double, here = ours(network, single.astype(np.float64)), ours(network, single)
     return Errors(
         *(float(np.abs(o - e).max() / np.abs(e).max()) for o, e in zip(double, exact, strict=True)),
-        (_largest(here[0], exact[0]), _largest(rounded[0], exact[0])),
-        (_length(here[1], exact[1]), _length(rounded[1], exact[1])),
+        *((_length(o, e), _length(t, e)) for o, t, e in zip(here, rounded, exact, strict=True)),
     )
 
 
@@ -101,10 +102,6 @@ def check_errors(test: Any, found: Errors, bars: tuple[float, ...]) -> None:
     test.assertLess(found.gradients, bars[1])
     here, there = found.logits32
     test.assertLess(here, max(2 * there, FLOOR))
-
-
-def _largest(value: np.ndarray, exact: np.ndarray) -> float:
-    return float(np.abs(value - exact).max() / np.abs(exact).max())
 
 
 def _length(value: np.ndarray, exact: np.ndarray) -> float:
