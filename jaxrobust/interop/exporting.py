@@ -76,6 +76,9 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
         example = torch.zeros(count, channels, height, width, dtype=dtype)
         sizes = ({0: torch.export.Dim("batch")},) if count > 1 else None
         with _quietly(), torch.no_grad():
+            # Some change their weights in a pass, which is not written down: RobustBench's
+            # Pang2020Boosting normalises those of its last map.
+            module(example)
             return torch.export.export(module, (example,), dynamic_shapes=sizes, strict=strict)
 
     reasons: list[Exception] = []

@@ -112,6 +112,12 @@ class FromModuleTest(parameterized.TestCase):
         logits_fn, _ = from_module(module, images())
         np.testing.assert_allclose(logits_fn(images()), reference(module, images()), atol=1e-6)
 
+    def test_a_module_that_changes_its_weights(self):
+        module = torch_faults.NormalisingItself().eval()
+        self.assertGreater(abs(module.head.weight.norm(dim=1)[0].item() - 1), 0.1)
+        logits_fn, _ = from_module(module, images())
+        np.testing.assert_allclose(logits_fn(images()), reference(module, images()), atol=1e-6)
+
     @parameterized.parameters(
         (torch_faults.Both, "0", lambda found: found[0]),
         (torch_faults.Named, "logits", lambda found: found["logits"]),

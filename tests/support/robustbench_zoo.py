@@ -96,7 +96,7 @@ NETWORKS = (
     "imagenet/corruptions/Tian2022Deeper_DeiT-S",
     "imagenet/corruptions/Tian2022Deeper_DeiT-B",
 )
-LARGE = (  # more than 150 million parameters: one image has to do, for memory and minutes
+LARGE = (  # more than 150 million parameters: fewer images have to do, for memory and minutes
     "cifar10/Linf/Rice2020Overfitting",
     "cifar10/Linf/Pang2020Boosting",
     "cifar10/Linf/Gowal2020Uncovering_70_16",
@@ -195,9 +195,9 @@ def network(key: str) -> torch.nn.Module:
 
 
 def images(key: str) -> np.ndarray:
-    """Return images for it: eight, two of ImageNet's size, or one for a large network."""
+    """Return images for it: eight, two of ImageNet's size; of a large network half of them."""
     side = SIDES[key.split("/")[0]]
-    return torch_families.images(side, 1 if key in LARGE else 8 if side == 32 else 2)
+    return torch_families.images(side, (8 if side == 32 else 2) // (2 if key in LARGE else 1))
 
 
 def kind(net: torch.nn.Module) -> str:

@@ -81,6 +81,14 @@ class Changing(Linear):
         return super().forward(x)
 
 
+class NormalisingItself(Linear):
+    """Changes its weights in each pass, as RobustBench's Pang2020Boosting does."""
+
+    def forward(self, x):
+        self.head.weight.data = nn.functional.normalize(self.head.weight, dim=1)
+        return super().forward(x)
+
+
 class Both(Linear):
     def forward(self, x):
         return super().forward(x), x.mean((2, 3))

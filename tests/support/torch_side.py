@@ -81,10 +81,14 @@ def differences(network: Converted, images: np.ndarray) -> Values:
 def errors(net: torch.nn.Module, images: np.ndarray) -> Errors:
     """Return how well both sides of a network agree, which is taken apart: few hold its weights."""
     single = images.astype(np.float32)
+    # Some normalise their weights in each pass, and keep what float32 rounds.
+    state = {name: array.clone() for name, array in net.state_dict().items()}
     exact = theirs(net, single.astype(np.float64))
+    net.load_state_dict(state)
     rounded = theirs(net.float(), single)
-    network = converted(net.double(), images.shape[1:]).logits_fn
-    del net
+    net.double().load_state_dict(state)
+    network = converted(net, images.shape[1:]).logits_fn
+    del net, state
     double, here = ours(network, single.astype(np.float64)), ours(network, single)
     return Errors(
         *(float(np.abs(o - e).max() / np.abs(e).max()) for o, e in zip(double, exact, strict=True)),
