@@ -195,9 +195,9 @@ def network(key: str) -> torch.nn.Module:
 
 
 def images(key: str) -> np.ndarray:
-    """Return images for it: eight, two of ImageNet's size; of a large network half of them."""
+    """Return images for it: four, two of ImageNet's size; of a large network half of them."""
     side = SIDES[key.split("/")[0]]
-    return torch_families.images(side, (8 if side == 32 else 2) // (2 if key in LARGE else 1))
+    return torch_families.images(side, (4 if side == 32 else 2) // (2 if key in LARGE else 1))
 
 
 def kind(net: torch.nn.Module) -> str:
