@@ -1,7 +1,7 @@
 """CeiT-T in PyTorch: a convolutional stem, and feed-forwards that convolve the patches.
 
 Source: Yuan et al. 2021 (arXiv 2103.11816), with the names of rishikksh20/CeiT-pytorch. Parity:
-tests/models/cifar/test_ceit.py.
+tests/models/cifar/test_hybrids.py.
 """
 
 import math
