@@ -50,7 +50,8 @@ class CeiT(nn.Module):
         num_classes: int,
     ) -> None:
         super().__init__()
-        tokens = (image_size // 4 // patch) ** 2
+        side = ((image_size + 1) // 2 - 2) // 2 + 1  # of the map, behind convolution and pooling
+        tokens = (side // patch) ** 2
         self.pos_embedding = nn.Parameter(torch.randn(1, tokens + 1, dim))
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
         stem = nn.Conv2d(ins, width, 7, stride=2, padding=4)
