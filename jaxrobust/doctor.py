@@ -21,6 +21,7 @@ from ml_collections import config_flags
 
 from jaxrobust.runtime.commandline import (
     config_name,
+    ending,
     mapping,
     number,
     parse,
@@ -70,7 +71,8 @@ def main(argv: list[str]) -> None:
     if len(argv) > 2:
         stop(f"{argv[2]!r} is one word too many; name one run, weights or function", 2)
     quiet_libraries()
-    try:
+    again = "the same command starts again"
+    with ending(again, ". With that solved, run the same command again"):
         given: dict[str, Any] = {name: flags.FLAGS[name].value for name in (*_FLAGS, *_NUMBERS)}
         devices, images = given.pop("devices"), given["n"]
         if not 32 <= images <= 1000:
@@ -97,12 +99,6 @@ def main(argv: list[str]) -> None:
             columns=shutil.get_terminal_size().columns if terminal else None,
         )
         print(json.dumps(text) if _JSON.value else text, flush=True)
-    except KeyboardInterrupt:
-        stop("interrupted; the same command starts again", 130)
-    except ValueError as error:
-        stop(error, 2)
-    except OSError as error:
-        stop(f"{error}. With that solved, run the same command again", 3)
     sys.exit(code)
 
 

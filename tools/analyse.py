@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.runtime.commandline import Arguments, mapping, number, quiet_libraries, stop  # noqa: E402
+from jaxrobust.runtime.commandline import Arguments, mapping, number  # noqa: E402
 from jaxrobust.runtime.launch import keep_large_buffers  # noqa: E402
+from tools.analyses import commandline  # noqa: E402
 
 
 class Row(NamedTuple):
@@ -46,19 +47,7 @@ ANALYSES = {
     ),
     "augmentations": Row("augmentations", 6, (), ("images", "chain", "views")),
 }
-# As jaxrobust.evaluate has them.
-NETWORK = {
-    "workdir": "Run to analyse: its network, data, norm and radius.",
-    "phase": "Phase of the run; default: the last one that has weights.",
-    "model": "Network of weights that do not say whose they are.",
-    "weights": "Weights: a file, an imported folder, a URL, hf://ORG/REPO, a RobustBench or timm "
-    "id.",
-    "options": "Fields of the row of --model: {'stem_strides': (1,)}.",
-    "dataset": "Data set; default: that of the run.",
-    "split": "Split; default: the test split.",
-    "classes": "List of the classes that are kept.",
-    "data_dir": "Folder of data sets; default: that of the run, or $TFDS_DATA_DIR.",
-    "preprocessing": "Preprocessing; default: that of the run's tests.",
+NETWORK = commandline.NETWORK | {
     "norm": "Norm of the attack; default: that of the run, or linf.",
     "epsilon": "Radius, such as 4/255; default: that of the run.",
 }
@@ -97,30 +86,18 @@ _BY_NAME: dict[str, dict[str, Any]] = {
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line, compute, write both files."""
-    quiet_libraries()
-    try:
-        paths = _made(_parsed(argv))
-    except KeyboardInterrupt:
-        stop("interrupted; the same command starts again", 130)
-    except ValueError as error:
-        stop(error, 2)
-    except OSError as error:
-        stop(f"{error}. With that solved, run the same command again", 3)
-    print("\n".join(map(str, paths)))
+    commandline.run(lambda: _made(_parsed(argv)), "the same command starts again")
 
 
 def _parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = Arguments(__doc__ or "")
     parser.add_argument("analysis", choices=list(ANALYSES), help="Which analysis.")
-    for name, text in NETWORK.items():
-        parser.flag(name, help=text)
-    for name in ("num_classes", "image_size"):
-        parser.flag(name, type=int, help="As of jaxrobust.evaluate.")
+    commandline.add_network(parser, NETWORK)
     parser.flag("n", type=int, help="Number of images, the first of the split, or of samples.")
     parser.flag("steps", type=int, nargs="+", help="Attack steps; some analyses take several.")
     parser.flag("seed", type=int, default=0, help="Seed of all draws; default: 0.")
     parser.flag("batch", type=int, default=64, help="Images at a time; no number depends on it.")
-    parser.flag("out", type=Path, help="Folder of both files; default: RUN/analyses, or analyses.")
+    commandline.add_out(parser)
     for name, how in OWN.items():
         takers = [key for key, row in ANALYSES.items() if name in row.takes]
         parser.flag(name, **how | {"help": f"{how['help']} ({', '.join(takers)})"})
@@ -165,7 +142,7 @@ def _made(args: argparse.Namespace) -> tuple[Path, Path]:
 
     pictures.plotting()  # refuses before anything is computed
     row = ANALYSES[args.analysis]
-    out = args.out or (Path(args.workdir) / "analyses" if args.workdir else Path("analyses"))
+    out = commandline.folder(args)
     module = importlib.import_module(f"tools.analyses.{row.module}")
     seen = None
     if args.analysis != "augmentations":

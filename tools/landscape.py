@@ -16,44 +16,25 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from jaxrobust.runtime.commandline import Arguments, mapping, quiet_libraries, stop  # noqa: E402
+from jaxrobust.runtime.commandline import Arguments, mapping  # noqa: E402
 from jaxrobust.runtime.launch import keep_large_buffers  # noqa: E402
+from tools.analyses import commandline  # noqa: E402
 
 LEVELS = np.arange(0.1, 10, 0.5)  # of contours, as the source draws them
-_NETWORK = {
+NETWORK = commandline.NETWORK | {
     "workdir": "Run to look at: its network and training images.",
-    "phase": "Phase of the run; default: the last one that has weights.",
-    "model": "Network of weights that do not say whose they are.",
-    "weights": "Weights: a file, an imported folder, a URL, hf://ORG/REPO, a RobustBench or timm "
-    "id.",
-    "options": "Fields of the row of --model: {'stem_strides': (1,)}.",
-    "dataset": "Data set; default: that of the run.",
     "split": "Split; default: that of the run's training, or train.",
-    "classes": "List of the classes that are kept.",
-    "data_dir": "Folder of data sets; default: that of the run, or $TFDS_DATA_DIR.",
-    "preprocessing": "Preprocessing; default: that of the run's tests.",
 }
 
 
 def main(argv: list[str] | None = None) -> None:
     """Read the command line, compute what is missing, write both files."""
-    quiet_libraries()
-    try:
-        print("\n".join(map(str, _made(_parsed(argv)))))
-    except KeyboardInterrupt:
-        stop("interrupted; the same command goes on", 130)
-    except ValueError as error:
-        stop(error, 2)
-    except OSError as error:
-        stop(f"{error}. With that solved, run the same command again", 3)
+    commandline.run(lambda: _made(_parsed(argv)), "the same command goes on")
 
 
 def _parsed(argv: list[str] | None) -> Any:
     parser = Arguments(__doc__ or "")
-    for name, text in _NETWORK.items():
-        parser.flag(name, help=text)
-    for name in ("num_classes", "image_size"):
-        parser.flag(name, type=int, help="As of jaxrobust.evaluate.")
+    commandline.add_network(parser, NETWORK)
     for name, default, text in (
         ("n", 1000, "Number of images, the first of the split"),
         ("side", 51, "Number of points along a side, an odd number"),
@@ -63,7 +44,7 @@ def _parsed(argv: list[str] | None) -> Any:
     ):
         parser.flag(name, type=int, default=default, help=f"{text}; default: {default}.")
     parser.flag("reach", type=float, default=1.0, help="The plane's half side; default: 1.")
-    parser.flag("out", type=Path, help="Folder of both files; default: RUN/analyses, or analyses.")
+    commandline.add_out(parser)
     args = parser.parse_args(argv)
     for name, low in (("n", 1), ("side", 3), ("points", 1), ("batch", 1), ("seed", 0)):
         if getattr(args, name) < low:
@@ -92,7 +73,7 @@ def _made(args: Any) -> tuple[Path, Path]:
     from tools.analyses import network, pictures, surface
 
     pictures.plotting()  # refuses before anything is computed
-    named = {key: getattr(args, key) for key in (*_NETWORK, "num_classes", "image_size", "n")}
+    named = {key: getattr(args, key) for key in (*NETWORK, "num_classes", "image_size", "n")}
     named["options"] = mapping("options", named["options"])
     named["split"] = named["split"] or _training_split(args)
     seen = network.seen(named, attacked=False)
@@ -103,7 +84,7 @@ def _made(args: Any) -> tuple[Path, Path]:
         "seed": args.seed,
         "weights_sha256": hashes.weights_sha256(params, stats),
     }
-    out = args.out or (Path(args.workdir) / "analyses" if args.workdir else Path("analyses"))
+    out = commandline.folder(args)
     out.mkdir(parents=True, exist_ok=True)
     table, picture = out / "landscape.csv", out / "landscape.png"
     points = grid(args.side, args.reach)

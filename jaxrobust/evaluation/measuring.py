@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxrobust.data import Prepared, sources
 from jaxrobust.evaluation import accuracy, fixed_steps
-from jaxrobust.evaluation.autoattack import autoattack
+from jaxrobust.evaluation.autoattack import AutoAttackResult, autoattack
 from jaxrobust.evaluation.cascade import Cost
 from jaxrobust.evaluation.images import Subset
 from jaxrobust.evaluation.questions import Question
@@ -93,10 +93,16 @@ def searched(
         replay=replay,
         robust_beyond=None if beyond is None else beyond[places],
     )
+    return of_autoattack(result, ball)
+
+
+def of_autoattack(result: AutoAttackResult, ball: dict[str, Any]) -> dict[str, Any]:
+    """Return what `searched` says of what AutoAttack found in a ball."""
+    n = len(result.clean)
     return {
         "attacks": [ball | settings for settings in result.attacks],
-        "clean": float(result.clean.mean()) if len(places) else None,
-        "robust": float(result.robust.mean()) if len(places) else None,
+        "clean": float(result.clean.mean()) if n else None,
+        "robust": float(result.robust.mean()) if n else None,
         "accuracy_after": dict(result.accuracy_after),
         "flags": dict(result.flags),
         "verdicts": result.verdicts,

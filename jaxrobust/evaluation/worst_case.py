@@ -104,7 +104,7 @@ def worst_case(
     Raises:
       ValueError: settings or inputs that cannot be meant.
     """
-    from jaxrobust.evaluation import three_norms, unions
+    from jaxrobust.evaluation import measuring, three_norms, unions
     from jaxrobust.evaluation.questions import Question, Threat
 
     check_array("images", images)
@@ -141,7 +141,7 @@ def worst_case(
             ledger=ledger,
             verbose=verbose,
         )
-        found.append(_searched(whole, threat))
+        found.append(measuring.of_autoattack(whole, threat._asdict()))
     names = [three_norms.name(b, q) for b, (_, q) in zip(threats, asked, strict=True)]
     methods = [question.method for _, question in asked]
     parts = unions.each_of(found, threats, methods, [None] * len(found), skips=union_only)
@@ -189,18 +189,6 @@ def _radii(image: tuple[int, ...], given: Mapping[str, float]) -> dict[str, floa
 
 def _as_argument(norms: Sequence[str]) -> str:
     return f"radii={{{', '.join(f'{norm!r}: RADIUS' for norm in norms)}}}"
-
-
-def _searched(result: AutoAttackResult, ball: "Threat") -> dict[str, Any]:
-    """Return what AutoAttack found, as `measuring` does."""
-    n = len(result.clean)
-    return {
-        "attacks": [ball._asdict() | settings for settings in result.attacks],
-        "robust": float(result.robust.mean()) if n else None,
-        "flags": dict(result.flags),
-        "verdicts": result.verdicts,
-        "costs": [cost._asdict() for cost in result.costs],
-    }
 
 
 def _stepped(

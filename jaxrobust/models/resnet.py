@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from jaxrobust.models import layers, pooling
-from jaxrobust.models.classifier import classifier, run_blocks
+from jaxrobust.models.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.initializers import Draws
 from jaxrobust.models.modules import BatchNorm, Conv, Linear, Normalize
@@ -26,11 +26,12 @@ from jaxrobust.models.renaming import (
     batch_norm,
     conv_oihw,
     drop,
-    linear_oi,
+    linear_rows,
     naming,
+    norm_rows,
     row,
 )
-from jaxrobust.models.stochastic_depth import Drop, branches, split
+from jaxrobust.models.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
 
 ACTIVATIONS = {"relu": layers.relu, "gelu": layers.gelu}
@@ -149,12 +150,9 @@ class ResNet(nnx.Module):
         x = ACTIVATIONS[v.activation](self.bn1(self.conv1(x), train))
         if not v.small_stem:
             x = pooling.max_pool(x)
-        keys = [None] * len(v.depths) if key is None else split(key, len(v.depths))
-        rates = np.linspace(0, v.drop_path, sum(v.depths)).tolist()
-        ends = np.cumsum(v.depths)
-        for i, (end, depth, k) in enumerate(zip(ends, v.depths, keys, strict=True)):
-            blocks, how = getattr(self, f"layer{i + 1}"), {"train": train, "remat": v.remat}
-            x = run_blocks(blocks, x, key=k, rates=rates[end - depth : end], **how)
+        told = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
+        for i, how in enumerate(told, 1):
+            x = run_blocks(getattr(self, f"layer{i}"), x, **how)
         return self.fc(x.mean(axis=(1, 2)))
 
 
@@ -183,22 +181,12 @@ _CONV = r"((?:layer\d\.\d+\.)?(?:conv\d|downsample\.0))"
 _NORM = r"((?:layer\d\.\d+\.)?(?:bn\d|downsample\.1))"
 _SHARED = [
     row(_CONV + r"\.weight", r"\1.kernel", conv_oihw),
-    row(r"fc\.weight", "fc.kernel", linear_oi),
-    row(r"fc\.bias", "fc.bias"),
+    *linear_rows("fc", "fc"),
     BATCH_NORM_COUNT,
 ]
 
 
-def _norm_rows(theirs: str, ours: str) -> list[Row]:
-    """Return the rows of a batch norm: a pattern with one group, and our name."""
-    return [
-        row(theirs + r"\.weight", ours + ".scale"),
-        row(theirs + r"\.bias", ours + ".bias"),
-        row(theirs + r"\.running_(mean|var)", ours + r".\2"),
-    ]
-
-
-TORCH_NAMES: list[Row] = [*_SHARED, *_norm_rows(_NORM, r"\1")]
+TORCH_NAMES: list[Row] = [*_SHARED, *norm_rows(_NORM, r"\1")]
 
 
 def _first_half(array: np.ndarray) -> np.ndarray:
@@ -238,10 +226,9 @@ OTHER_NAMES: list[Naming] = [
         [
             row(r"((?:layer\d\.\d+\.)?conv\d)\.weight", r"\1.kernel", conv_oihw),
             row(r"(layer\d\.\d+\.)shortcut\.0\.weight", r"\1downsample.0.kernel", conv_oihw),
-            *_norm_rows(r"((?:layer\d\.\d+\.)?bn\d)", r"\1"),
-            *_norm_rows(r"(layer\d\.\d+\.)shortcut\.1", r"\1downsample.1"),
-            row(r"linear\.weight", "fc.kernel", linear_oi),
-            row(r"linear\.bias", "fc.bias"),
+            *norm_rows(r"((?:layer\d\.\d+\.)?bn\d)", r"\1"),
+            *norm_rows(r"(layer\d\.\d+\.)shortcut\.1", r"\1downsample.1"),
+            *linear_rows("linear", "fc"),
             BATCH_NORM_COUNT,
         ],
     ),

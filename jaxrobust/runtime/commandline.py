@@ -11,7 +11,7 @@ import runpy
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -72,22 +72,29 @@ def stop(message: object, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def answer(
-    run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, interrupted: str
-) -> None:
-    """Run a command and print what it returns, if --json asks for it.
+@contextlib.contextmanager
+def ending(interrupted: str, solved: str = "") -> Iterator[None]:
+    """End the process with a sentence where what is done inside fails.
 
-    Where it fails the process ends: with 2 for a wrong input, 3 for a file that cannot be read or
-    written, 130 for Ctrl-C, after which `interrupted` is said.
+    With 2 for a wrong input, 3 for a file that cannot be read or written, after whose
+    sentence `solved` is said, 130 for Ctrl-C, after which `interrupted` is said.
     """
     try:
-        done = run(args)
+        yield
     except KeyboardInterrupt:
         stop(f"interrupted; {interrupted}", 130)
     except ValueError as error:
         stop(error, 2)
     except OSError as error:
-        stop(error, 3)
+        stop(f"{error}{solved}", 3)
+
+
+def answer(
+    run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, interrupted: str
+) -> None:
+    """Run a command and print what it returns, if --json asks for it; fail as `ending` says."""
+    with ending(interrupted):
+        done = run(args)
     if args.json:
         print(json.dumps(done))
 

@@ -17,7 +17,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import data
 from jaxrobust.evaluation import bundle, checks, claims, differences, measuring, records, verdicts
 from jaxrobust.evaluation.verdicts import Verdicts
-from tests.support.evaluations import call, trained
+from tests.support.evaluations import call, run_for
 
 BALLS = (("linf", 8 / 255), ("l2", 0.7), ("l1", 6.0))
 SHAPE = (8, 8, 3)
@@ -443,10 +443,7 @@ class CommandTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        directory = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(directory.cleanup)
-        cls.workdir = Path(directory.name) / "run"
-        trained(cls.workdir)
+        cls.workdir = run_for(cls)
 
     def setUp(self):
         super().setUp()

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import types
 from pathlib import Path
 from unittest import mock
@@ -35,7 +34,7 @@ from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.checkpoint import Checkpoints
 from tests.support import paths
 from tests.support import runs as training
-from tests.support.evaluations import call, trained
+from tests.support.evaluations import call, run_for
 
 ROOT = paths.ROOT
 STRIDES = {"downsample_strides": (1, 1)}  # the same weights, another network
@@ -68,10 +67,7 @@ class RunTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        directory = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(directory.cleanup)
-        cls.workdir = Path(directory.name) / "run"
-        trained(cls.workdir)
+        cls.workdir = run_for(cls)
 
     def evaluated(self, out="out", **given) -> dict:
         """The record that the command appends."""

@@ -5,7 +5,6 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from jaxrobust.evaluation import records, verdicts
 from jaxrobust.evaluation.cascade import Attack
 from tests.support import paths
 from tests.support.ensemble import GOLDEN, LABELS
-from tests.support.evaluations import call, trained
+from tests.support.evaluations import call, run_for, trained
 
 RADII = [0.0, 0.0025, 0.005, 0.0075, 0.01]
 
@@ -33,10 +32,7 @@ class SeveralTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        directory = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(directory.cleanup)
-        cls.workdir = Path(directory.name) / "run"
-        trained(cls.workdir)
+        cls.workdir = run_for(cls)
 
     def asked(self, out, **more):
         """The records and the answer of the command."""

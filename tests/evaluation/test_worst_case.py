@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from unittest import mock
 
@@ -15,7 +14,7 @@ from jaxrobust import evaluation
 from jaxrobust.convert import account
 from jaxrobust.evaluation import records, three_norms, verdicts
 from jaxrobust.report import commands, evaluation_part, gathered, sentences
-from tests.support.evaluations import call, trained
+from tests.support.evaluations import call, run_for
 
 RADII = {"linf": 0.012, "l2": 0.06, "l1": 0.5 + 0.7}
 THREATS = [f"{norm}:{epsilon}" for norm, epsilon in RADII.items()]
@@ -76,10 +75,7 @@ class CommandTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        directory = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(directory.cleanup)
-        cls.workdir = Path(directory.name) / "run"
-        trained(cls.workdir)
+        cls.workdir = run_for(cls)
 
     def asked(self, out, **more):
         """The records and the answer of the command."""

@@ -8,8 +8,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.models import table
 from jaxrobust.models.robust_resnet import VARIANTS
-from jaxrobust.weights import convert
-from tests.support import golden32, parity, paths
+from tests.support import cifar_study, golden32, parity, paths
 
 FAST = ("wrn_28_10",)
 # Table 1 of the paper at D = 11, W = 16, in millions.
@@ -28,10 +27,6 @@ ABLATIONS = (
 SMALLER = {"depths": (2, 2, 2)}
 GOLDEN = {"wrn_D222_W573": "wrn_a1", "robustres_D222_W573": "robustresnet_a1"}
 PREPROCESSED = "robustres_D222_W573_silu_preproc"
-
-
-def golden_weights(listing: str):
-    return golden32.weights(paths.GOLDEN / "models" / f"{listing}.tsv")
 
 
 def check_counts(test, name: str) -> None:
@@ -82,40 +77,36 @@ class NamesTest(parameterized.TestCase):
 
     @pytest.mark.slow
     def test_both_ways_of_the_authors_code(self):
-        weights = golden_weights("robustres_D222_W573")
-        sizes = {"num_classes": 10, "image_size": 32}
-        params, stats = convert.from_torch("robustresnet_a1", weights, **sizes, **SMALLER)
-        back = convert.to_torch("robustresnet_a1", params, stats, **SMALLER)
-        self.assertEqual(list(back), list(weights))
-        for key, array in back.items():
-            np.testing.assert_array_equal(array, weights[key], key)
+        weights = cifar_study.weights("robustres_D222_W573")
+        cifar_study.check_both_ways(self, "robustresnet_a1", weights, **SMALLER)
 
 
 class GoldenTest(absltest.TestCase):
     @pytest.mark.slow
     def test_basic_blocks(self):
-        golden32.check(self, "wrn_D222_W573", "wrn_a1", golden_weights("wrn_D222_W573"), **SMALLER)
+        weights = cifar_study.weights("wrn_D222_W573")
+        golden32.check(self, "wrn_D222_W573", "wrn_a1", weights, **SMALLER)
 
     @pytest.mark.slow
     def test_training(self):
-        weights = golden_weights("wrn_D222_W573")
+        weights = cifar_study.weights("wrn_D222_W573")
         golden32.check_training(self, "wrn_D222_W573", "wrn_a1", weights, **SMALLER)
 
 
 @pytest.mark.matrix
 class SlowGoldenTest(parameterized.TestCase):
     def test_robust_res_block(self):
-        weights = golden_weights("robustres_D222_W573")
+        weights = cifar_study.weights("robustres_D222_W573")
         golden32.check(self, "robustres_D222_W573", "robustresnet_a1", weights, **SMALLER)
 
     def test_silu_and_normalisation(self):
-        weights = golden_weights("robustres_D222_W573")
+        weights = cifar_study.weights("robustres_D222_W573")
         weights |= {key: np.array(value, np.float32) for key, value in golden32.CIFAR10.items()}
         options = SMALLER | {"activation": "silu"}
         golden32.check(self, PREPROCESSED, "robustresnet_a1", weights, **options)
 
     def test_training(self):
-        weights = golden_weights("robustres_D222_W573")
+        weights = cifar_study.weights("robustres_D222_W573")
         golden = "robustres_D222_W573"
         golden32.check_training(self, golden, "robustresnet_a1", weights, **SMALLER)
 
@@ -149,7 +140,10 @@ class SlowGoldenTest(parameterized.TestCase):
 
 
 # Options beside our file in PyTorch, on maps of 6 and 3 pixels.
-TINY = {"depths": (1, 2), "planes": (16, 32), "image_size": 6, "se_reduction": 16}
+TINY = {
+    **{"block": "basic", "depths": (1, 2), "planes": (16, 32), "se_reduction": 16},
+    "image_size": 6,
+}
 OPTIONS = (
     {"block": "hierarchical", "se": "residual", "first_conv": "raw"},
     {"block": "hierarchical", "activation": "softplus", "norm": "layer"},
@@ -165,40 +159,10 @@ OPTIONS = (
 )
 
 
-def check_options(test, options) -> None:
-    """Logits, input gradient and training statistics, in float64."""
-    torch = parity.torch_or_skip(test)
-    from jaxrobust.convert import torch_networks
-
-    options = TINY | {"block": "basic"} | options
-    row = models.variant("wrn_28_10", **{k: v for k, v in options.items() if k != "image_size"})
-    fields = {k: v for k, v in row._asdict().items() if k in models.computed("wrn_28_10", {})}
-    net = torch_networks.module("robust_resnet.py").model(**fields, num_classes=10).double()
-    weights = {
-        key: golden32.drawn(key, tuple(value.shape)).astype(np.float64)
-        if value.is_floating_point()
-        else value.numpy()
-        for key, value in net.state_dict().items()
-    }
-    net.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
-    x = np.random.default_rng(0).random((3, 6, 6, 3))
-    theirs = parity.torch_logits_and_gradients(net, x, "float64")
-    trained = net.train()(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy()
-    ours = parity.logits_and_gradients(
-        "wrn_28_10", weights, x, dtype="float64", num_classes=10, **options
-    )
-    test.assertLess(parity.relative(ours[0], theirs[0]), 1e-9)
-    test.assertLess(parity.relative(ours[1], theirs[1]), 1e-7)
-    with jax.enable_x64(True):
-        own, params, stats = golden32.network("wrn_28_10", weights, "float64", **options)
-        train = jax.jit(functools.partial(own.apply, train=True))
-        test.assertLess(parity.relative(train(params, stats, x)[0], trained), 1e-9)
-
-
 class OptionsTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_beside_pytorch(self):
-        check_options(self, OPTIONS[0])
+        cifar_study.check_options(self, "wrn_28_10", **TINY | OPTIONS[0])
 
     def test_momentum_of_the_running_statistics(self):
         net = functools.partial(models.create, "wrn_28_10", num_classes=3, image_size=4)
@@ -268,51 +232,22 @@ class OptionsTest(parameterized.TestCase):
         ("wrn_a1", {"image_size": 0}, "image_size=0 must be at least 1"),
     )
     def test_message(self, name, changes, message):
-        with self.assertRaisesRegex(ValueError, message):
-            models.create(name, **{"num_classes": 10, "image_size": 32} | changes)
-
-
-def trained(**how):
-    """Value and gradient of a small network in training, in float64 with stochastic depth."""
-    tiny = {"depths": (3, 1), "planes": (16, 16), "se_reduction": 16, "image_size": 4}
-    net = models.create(
-        "robustresnet_a1", num_classes=3, drop_path=0.5, dtype="float64", **tiny, **how
-    )
-    double = functools.partial(jax.tree.map, lambda array: array.astype("float64"))
-    params, stats = map(double, net.init(jax.random.key(0)))
-    x = jax.random.uniform(jax.random.key(1), (4, 4, 4, 3), "float64")
-
-    def total(params):
-        logits, moved = net.apply(params, stats, x, train=True, key=jax.random.key(2))
-        return (logits**2).sum(), moved
-
-    (value, moved), gradient = jax.device_get(
-        jax.jit(jax.value_and_grad(total, has_aux=True))(params)
-    )
-    return value, moved, gradient
+        cifar_study.check_message(self, name, changes, message)
 
 
 @pytest.mark.slow
 class StoringTest(absltest.TestCase):
     def test_remat_and_scan_change_nothing(self):
-        with jax.enable_x64(True):
-            plain = trained()
-            for how in ({"remat": True}, {"scan": True}):
-                value, moved, gradient = trained(**how)
-                self.assertLess(abs(value / plain[0] - 1), 1e-11)  # sums in another order
-                for ours, theirs in ((moved, plain[1]), (gradient, plain[2])):
-                    self.assertEqual(ours.keys(), theirs.keys())
-                    for key in ours:
-                        largest = max(np.abs(theirs[key]).max(), 1e-3)
-                        error = np.abs(ours[key] - theirs[key]).max()
-                        self.assertLess(error, 1e-9 * largest, key)
+        tiny = {"depths": (3, 1), "planes": (16, 16), "se_reduction": 16, "image_size": 4}
+        name, hows = "robustresnet_a1", ("remat", "scan")
+        cifar_study.check_storing(self, name, *hows, drop_path=0.5, **tiny)
 
 
 @pytest.mark.matrix
 class SlowOptionsTest(parameterized.TestCase):
     @parameterized.parameters(*OPTIONS[1:])
     def test_beside_pytorch(self, **options):
-        check_options(self, options)
+        cifar_study.check_options(self, "wrn_28_10", **TINY | options)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
-import jax
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.models import table
-from jaxrobust.weights import convert
-from tests.support import golden32, parity, paths
+from tests.support import cifar_study, golden32, parity
 
 COUNTED = {  # parameters, multiply-adds of convolutions and linear maps at 32 px
     "robnet_large_v2": (33_326_666, 5_094_615_040),
@@ -17,10 +15,6 @@ SMALL = {"channels": 16, "cells": 5}
 GOLDEN = {"robnet_large_v2_C16_L5": "robnet_large_v2", "racl_C16_L5": "racl_7_104"}
 LISTINGS = GOLDEN | {"advrush_C16_L5": "advrush_7_96"}
 PARAMETERS = {"robnet_large_v2": 408_474, "advrush_7_96": 199_930, "racl_7_104": 206_938}
-
-
-def golden_weights(listing: str):
-    return golden32.weights(paths.GOLDEN / "models" / f"{listing}.tsv")
 
 
 class NamesTest(parameterized.TestCase):
@@ -42,19 +36,14 @@ class CountsTest(parameterized.TestCase):
 
     @parameterized.parameters(*LISTINGS.items())
     def test_both_ways(self, listing, name):
-        weights = golden_weights(listing)
-        params, stats = convert.from_torch(name, weights, num_classes=10, **SMALL)
-        back = convert.to_torch(name, params, stats, **SMALL)
-        self.assertEqual(list(back), list(weights))
-        for key, array in back.items():
-            np.testing.assert_array_equal(array, weights[key], key)
+        cifar_study.check_both_ways(self, name, cifar_study.weights(listing), **SMALL)
 
 
 @pytest.mark.matrix
 class GoldenTest(parameterized.TestCase):
     @parameterized.parameters(*GOLDEN.items())
     def test_logits_and_input_gradient(self, listing, name):
-        golden32.check(self, listing, name, golden_weights(listing), **SMALL)
+        golden32.check(self, listing, name, cifar_study.weights(listing), **SMALL)
 
     @parameterized.parameters(*LISTINGS.items())
     def test_beside_our_file_in_pytorch(self, listing, name):
@@ -64,7 +53,7 @@ class GoldenTest(parameterized.TestCase):
         row = models.variant(name, **SMALL)
         module = torch_networks.module("searched.py")
         net = module.model(row.cell, row.channels, row.cells).double()
-        weights = {key: value.astype(np.float64) for key, value in golden_weights(listing).items()}
+        weights = {k: array.astype(np.float64) for k, array in cifar_study.weights(listing).items()}
         net.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
         x = golden32.images(3, (2, 3, 16, 16))
         theirs = parity.torch_logits_and_gradients(net, x, "float64")
@@ -83,22 +72,14 @@ class MessageTest(parameterized.TestCase):
         ({"bn_momentum": 2.0}, "bn_momentum=2.0 must be above 0 and at most 1"),
     )
     def test_message(self, changes, message):
-        with self.assertRaisesRegex(ValueError, message):
-            models.create("racl_7_104", **{"num_classes": 10, "image_size": 32} | changes)
+        cifar_study.check_message(self, "racl_7_104", changes, message)
 
 
 class OptionsTest(absltest.TestCase):
     @pytest.mark.slow
     def test_drop_path_leaves_edges_out(self):
-        small = {"channels": 4, "cells": 3, "num_classes": 3, "image_size": 8}
-        net = models.create("racl_7_104", drop_path=0.9, **small)
-        params, stats = net.init(jax.random.key(0))
-        x = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
-        train = jax.jit(lambda key: net.apply(params, stats, x, train=True, key=key)[0])
-        first, second = (train(jax.random.key(seed)) for seed in (0, 1))
-        self.assertGreater(parity.relative(first, second), 1e-3)
-        with self.assertRaisesRegex(ValueError, "call apply with a key"):
-            net.apply(params, stats, x, train=True)
+        small = {"channels": 4, "cells": 3, "image_size": 8}
+        cifar_study.check_draws(self, "racl_7_104", drop_path=0.9, **small)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import tempfile
+import unittest
 from pathlib import Path
 
 import grain  # noqa: F401  # defines flags, which `flagsaver` must not see for the first time
@@ -60,3 +62,10 @@ def trained(workdir: Path) -> None:
     with contextlib.closing(Checkpoints(workdir / "train" / "best")) as best:
         best.save(3, fitted(config), {})  # as if a second phase had just begun
         best.wait()
+
+
+def run_for(tests: type[unittest.TestCase]) -> Path:
+    """A run of `trained`, which goes when the tests of this class are over."""
+    workdir = Path(tests.enterClassContext(tempfile.TemporaryDirectory())) / "run"
+    trained(workdir)
+    return workdir

@@ -20,7 +20,7 @@ from jaxrobust.evaluation import claims, records, verdicts
 from jaxrobust.weights import files, runs
 from jaxrobust.weights import folder as weights_folder
 from tests.support import paths
-from tests.support.evaluations import call, trained
+from tests.support.evaluations import call, run_for
 from tools import verify
 
 TORCH = importlib.util.find_spec("torch") is not None
@@ -84,11 +84,9 @@ class RunTest(Case):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        directory = tempfile.TemporaryDirectory()
-        cls.addClassCleanup(directory.cleanup)
-        root = Path(directory.name)
-        cls.workdir, cls.bundle = root / "run", root / "bundle"
-        trained(cls.workdir)
+        cls.workdir = run_for(cls)
+        root = cls.workdir.parent
+        cls.bundle = root / "bundle"
         cls.flags = {
             "workdir": str(cls.workdir), "out": str(root / "out"), "attack": "apgd-ce",
             "epsilon": "0.03", "n": N, "bundle": str(cls.bundle),

@@ -1,7 +1,7 @@
 """BoTNet-50 in PyTorch: a ResNet-50 whose last stage attends.
 
 Source: Srinivas et al. 2021 (arXiv 2101.11605), with the names and the unscaled logits of
-leaderj1001/BottleneckTransformers. Parity: tests/models/cifar/test_botnet.py.
+leaderj1001/BottleneckTransformers. Parity: tests/models/cifar/test_hybrids.py.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """CeiT-T in PyTorch: a convolutional stem, and feed-forwards that convolve the patches.
 
 Source: Yuan et al. 2021 (arXiv 2103.11816), with the names of rishikksh20/CeiT-pytorch. Parity:
-tests/models/cifar/test_ceit.py.
+tests/models/cifar/test_hybrids.py.
 """
 
 import math
@@ -50,7 +50,8 @@ class CeiT(nn.Module):
         num_classes: int,
     ) -> None:
         super().__init__()
-        tokens = (image_size // 4 // patch) ** 2
+        side = ((image_size + 1) // 2 - 2) // 2 + 1  # of the map, behind convolution and pooling
+        tokens = (side // patch) ** 2
         self.pos_embedding = nn.Parameter(torch.randn(1, tokens + 1, dim))
         self.cls_token = nn.Parameter(torch.randn(1, 1, dim))
         stem = nn.Conv2d(ins, width, 7, stride=2, padding=4)

@@ -1,7 +1,7 @@
 """LeViT-128S in PyTorch: attention with batch norms, whose map shrinks from stage to stage.
 
 Source: Graham et al. 2021 (arXiv 2104.01136), with the names of facebookresearch/LeViT and one
-classifier. Parity: tests/models/cifar/test_levit.py.
+classifier. Parity: tests/models/cifar/test_hybrids.py.
 """
 
 from collections import OrderedDict

@@ -1,7 +1,7 @@
 """MobileViT-S in PyTorch: inverted bottlenecks and transformers across patches of 2x2 pixels.
 
 Source: Mehta & Rastegari 2022 (arXiv 2110.02178), with the names of chinhsuanwu/mobilevit-pytorch.
-Parity: tests/models/cifar/test_mobilevit.py.
+Parity: tests/models/cifar/test_hybrids.py.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """ViTAE-S in PyTorch: convolutions beside attention, of several dilations where the map shrinks.
 
 Source: Xu et al. 2021 (arXiv 2106.03348), with the names of Annbless/ViTAE. Parity:
-tests/models/cifar/test_vitae.py.
+tests/models/cifar/test_hybrids.py.
 """
 
 import math

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from jaxrobust.data.prepare import archives, command
-from jaxrobust.runtime.commandline import stop
+from jaxrobust.runtime.commandline import ending
 
 NAME = "pseudo-labelled"
 _KEYS = ("data", "extrapolated_targets")
@@ -99,7 +99,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     out = Path(args.out or args.file.with_suffix(".npz"))
     part = out.with_name(f"{out.name}.part")
-    try:
+    again = "the same command starts again"
+    with ending(again, f"; {again}"):
         if out.suffix != ".npz":
             raise ValueError(f"--out {out}: name a file that ends in .npz")
         images, labels = read(args.file, classes=args.classes)
@@ -107,12 +108,6 @@ def main(argv: list[str] | None = None) -> None:
         with part.open("wb") as file:
             np.savez(file, image=images, label=labels)
         part.replace(out)
-    except KeyboardInterrupt:
-        stop("interrupted; the same command starts again", 130)
-    except ValueError as error:
-        stop(error, 2)
-    except OSError as error:
-        stop(f"{error}; the same command starts again", 3)
     counts = np.bincount(labels, minlength=args.classes).tolist()
     print(f"{out}: {len(images):,} images, of the classes {', '.join(map(str, counts))}")
     print(f"train with --config.data.extra=npz:{out}")

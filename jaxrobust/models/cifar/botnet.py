@@ -2,7 +2,7 @@
 
 Source: Srinivas et al. 2021 (arXiv 2101.11605), as leaderj1001/BottleneckTransformers (142e965) has
 it: logits are not scaled, and a position meets the other pixel's query instead of its own. Parity:
-tests/models/cifar/test_botnet.py against golden logits of that code.
+tests/models/cifar/test_hybrids.py against golden logits of that code.
 """
 
 from typing import Any, NamedTuple
@@ -15,11 +15,12 @@ from flax import nnx
 from jaxrobust.models import attention, pooling
 from jaxrobust.models.activations import ACTIVATIONS
 from jaxrobust.models.cifar import common
+from jaxrobust.models.cifar.common import conv
 from jaxrobust.models.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.initializers import Draws
 from jaxrobust.models.layers import dropout
-from jaxrobust.models.modules import BatchNorm, Conv, Linear, Normalize
+from jaxrobust.models.modules import BatchNorm, Linear, Normalize
 from jaxrobust.models.primitives import spread, widened
 from jaxrobust.models.renaming import (
     BATCH_NORM_COUNT,
@@ -54,12 +55,6 @@ class Variant(NamedTuple):
 VARIANTS = {"cifar_botnet50": Variant(), "cifar_botnet50_224": Variant(small_stem=False)}
 
 
-def _conv(ins: int, outs: int, kernel: int, rngs: Draws, *, stride: int = 1, bias: bool = False):
-    """Return a convolution that keeps the size, but for its stride."""
-    how: dict[str, Any] = {"stride": stride, "padding": kernel // 2, "bias": bias}
-    return Conv(ins, outs, kernel, torch_init=True, rngs=rngs, **how)
-
-
 class Attention(nnx.Module):
     """Attention of each pixel of f[B,S,S,D] to all: softmax over j of q_i.k_j + r_i.q_j.
 
@@ -70,7 +65,7 @@ class Attention(nnx.Module):
         normal, place = jax.nn.initializers.normal(1.0), (1, heads, dim // heads)
         self.rel_h = nnx.Param(normal(rngs.params(), (*place, 1, side)))
         self.rel_w = nnx.Param(normal(rngs.params(), (*place, side, 1)))
-        self.query, self.key, self.value = (_conv(dim, dim, 1, rngs, bias=True) for _ in range(3))
+        self.query, self.key, self.value = (conv(dim, dim, 1, rngs, bias=True) for _ in range(3))
         self.heads = heads
 
     def __call__(self, x: Array) -> Array:
@@ -99,18 +94,19 @@ class Bottleneck(nnx.Module):
         self, ins: int, width: int, stride: int, side: int, v: Variant, rngs: Draws
     ) -> None:
         outs, group, self.act = 4 * width, v.bn_group, ACTIVATIONS[v.activation]
-        self.conv1, self.bn1 = _conv(ins, width, 1, rngs), BatchNorm(width, group=group)
+        self.conv1, self.bn1 = conv(ins, width, 1, rngs), BatchNorm(width, group=group)
         if side:
             self.conv2: Any = Attention(width, v.heads, side, rngs)
         else:
-            self.conv2 = _conv(width, width, 3, rngs, stride=stride)
+            self.conv2 = conv(width, width, 3, rngs, stride)
         self.bn2 = BatchNorm(width, group=group)
-        self.conv3, self.bn3 = _conv(width, outs, 1, rngs), BatchNorm(outs, group=group)
-        shortcut: list[Any] = []
-        if stride > 1 or ins != outs:
-            conv = _conv(ins, outs, 1, rngs, stride=stride, bias=True)
-            shortcut = [conv, BatchNorm(outs, group=group)]
-        self.shortcut = nnx.List(shortcut)
+        self.conv3, self.bn3 = conv(width, outs, 1, rngs), BatchNorm(outs, group=group)
+        changes = stride > 1 or ins != outs
+        self.shortcut = nnx.List(
+            [conv(ins, outs, 1, rngs, stride, bias=True), BatchNorm(outs, group=group)]
+            if changes
+            else []
+        )
         self.halves = bool(side) and stride > 1
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
@@ -133,7 +129,7 @@ class BoTNet(nnx.Module):
         v = variant
         self.normalize = Normalize(v.in_channels)
         kernel, stride = (3, 1) if v.small_stem else (7, 2)
-        self.conv1 = _conv(v.in_channels, 64, kernel, rngs, stride=stride)
+        self.conv1 = conv(v.in_channels, 64, kernel, rngs, stride)
         self.bn1 = BatchNorm(64, group=v.bn_group)
         side, ins, last = image_size // (1 if v.small_stem else 4), 64, len(v.depths) - 1
         for i, depth in enumerate(v.depths):
@@ -151,14 +147,9 @@ class BoTNet(nnx.Module):
         x = ACTIVATIONS[v.activation](self.bn1(self.conv1(x), train))
         x = x if v.small_stem else pooling.max_pool(x)
         key, last = (None, None) if key is None else split(key, 2)
-        how: dict[str, Any] = {
-            "train": train,
-            "key": key,
-            "drop_path": v.drop_path,
-            "remat": v.remat,
-        }
-        for i, stage in enumerate(of_stages(v.depths, **how)):
-            x = run_blocks(getattr(self, f"layer{i + 1}"), x, draws=v.dropout > 0, **stage)
+        told = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
+        for i, how in enumerate(told, 1):
+            x = run_blocks(getattr(self, f"layer{i}"), x, draws=v.dropout > 0, **how)
         return self.fc(dropout(x.mean(axis=(1, 2)), last if train else None, v.dropout))
 
 
@@ -202,20 +193,17 @@ TORCH_NAMES: list[Row] = [
 
 def torch_keys(variant: Variant) -> list[str]:
     """Return the names of leaderj1001's code, in its order."""
-    keys = ["conv1.weight", *batch_norm("bn1")]
-    last = len(variant.depths)
-    for i, depth in enumerate(variant.depths, 1):
-        for j in range(depth):
-            block = f"layer{i}.{j}"
-            heads = f"{block}.conv2.0."
-            attends = [heads + "rel_h", heads + "rel_w"]
-            attends += affine(*(heads + part for part in ("query", "key", "value")))
-            keys += [f"{block}.conv1.weight", *batch_norm(f"{block}.bn1")]
-            keys += attends if i == last else [f"{block}.conv2.weight"]
-            keys += [*batch_norm(f"{block}.bn2"), f"{block}.conv3.weight"]
-            keys += batch_norm(f"{block}.bn3")
-            if j == 0:
-                keys += [*affine(f"{block}.shortcut.0"), *batch_norm(f"{block}.shortcut.1")]
+    v, keys = variant, ["conv1.weight", *batch_norm("bn1")]
+    for block, projects in common.blocks(v.depths, 64, 4 * v.width):
+        heads = f"{block}.conv2.0."
+        attends = [heads + "rel_h", heads + "rel_w"]
+        attends += affine(*(heads + part for part in ("query", "key", "value")))
+        last = block.startswith(f"layer{len(v.depths)}.")
+        keys += [f"{block}.conv1.weight", *batch_norm(f"{block}.bn1")]
+        keys += attends if last else [f"{block}.conv2.weight"]
+        keys += [*batch_norm(f"{block}.bn2"), f"{block}.conv3.weight", *batch_norm(f"{block}.bn3")]
+        if projects:
+            keys += [*affine(f"{block}.shortcut.0"), *batch_norm(f"{block}.shortcut.1")]
     return keys + affine("fc.1")
 
 

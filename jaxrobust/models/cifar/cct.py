@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 
 from jaxrobust.models import attention, layers, pooling
+from jaxrobust.models.cifar import common
 from jaxrobust.models.cifar.transformer import EPS, Mlp, Place, check
 from jaxrobust.models.classifier import classifier, run_blocks
 from jaxrobust.models.family import Family, Member, Names, Paper, Reference
@@ -22,7 +23,7 @@ from jaxrobust.models.initializers import Draws, normal_02
 from jaxrobust.models.modules import Conv, LayerNorm, Linear, Normalize
 from jaxrobust.models.positions import resized
 from jaxrobust.models.primitives import add_bias, widened
-from jaxrobust.models.renaming import Row, affine, conv_oihw, linear_oi, row
+from jaxrobust.models.renaming import Row, affine, conv_rows, linear_rows, norm_rows, row
 from jaxrobust.models.stochastic_depth import Drop, branches, dropouts
 from jaxrobust.types import Array, Classifier
 
@@ -156,32 +157,21 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
     check(v, "dim", "depth", "heads", "hidden", "convolutions", "kernel", "stride")
     if v.kernel % 2 == 0:
         raise ValueError(f"kernel={v.kernel} must be odd: windows have a pixel in their middle")
-    if image_size < 1:
-        raise ValueError(f"image_size={image_size} must be at least 1")
+    common.check_image_size(image_size)
     grid = grid_of(v, image_size)
     return classifier(lambda rngs: CCT(v, num_classes, grid, rngs), dtype=jnp.dtype(v.dtype))
 
 
 _BLOCK = r"classifier\.blocks\.(\d+)\."
 TORCH_NAMES: list[Row] = [
-    row(
-        r"tokenizer\.conv_layers\.(\d+)\.0\.weight",
-        r"tokenizer.conv_layers.\1.kernel",
-        conv_oihw,
-    ),
+    *conv_rows(r"tokenizer\.conv_layers\.(\d+)\.0", r"tokenizer.conv_layers.\1"),
     row(r"classifier\.positional_emb", "pos_embed", resize=resized),
-    row(_BLOCK + r"(pre_norm|norm1)\.weight", r"blocks.\1.\2.scale"),
-    row(_BLOCK + r"(pre_norm|norm1)\.bias", r"blocks.\1.\2.bias"),
-    row(_BLOCK + r"self_attn\.(qkv|proj)\.weight", r"blocks.\1.self_attn.\2.kernel", linear_oi),
-    row(_BLOCK + r"self_attn\.proj\.bias", r"blocks.\1.self_attn.proj.bias"),
-    row(_BLOCK + r"linear([12])\.weight", r"blocks.\1.mlp.fc\2.kernel", linear_oi),
-    row(_BLOCK + r"linear([12])\.bias", r"blocks.\1.mlp.fc\2.bias"),
-    row(r"classifier\.norm\.weight", "norm.scale"),
-    row(r"classifier\.norm\.bias", "norm.bias"),
-    row(r"classifier\.attention_pool\.weight", "attention_pool.kernel", linear_oi),
-    row(r"classifier\.attention_pool\.bias", "attention_pool.bias"),
-    row(r"classifier\.fc\.weight", "head.kernel", linear_oi),
-    row(r"classifier\.fc\.bias", "head.bias"),
+    *norm_rows(_BLOCK + r"(pre_norm|norm1)", r"blocks.\1.\2"),
+    *linear_rows(_BLOCK + r"self_attn\.(qkv|proj)", r"blocks.\1.self_attn.\2"),
+    *linear_rows(_BLOCK + r"linear([12])", r"blocks.\1.mlp.fc\2"),
+    *norm_rows(r"classifier\.norm", "norm"),
+    *linear_rows(r"classifier\.attention_pool", "attention_pool"),
+    *linear_rows(r"classifier\.fc", "head"),
 ]
 
 

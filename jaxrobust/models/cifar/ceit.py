@@ -3,8 +3,8 @@
 Source: Yuan et al. 2021 (arXiv 2103.11816), as rishikksh20/CeiT-pytorch (d41cb23) has it, without
 attention over layers: batch norms and a GELU behind the last linear map too, and the class token
 skips the feed-forward. At 32 px there are four patches. That code's feed-forward has a grid of
-14x14; here it is that of the patches. Parity: tests/models/cifar/test_ceit.py against golden logits
-of that code.
+14x14; here it is that of the patches. Parity: tests/models/cifar/test_hybrids.py against golden
+logits of that code.
 """
 
 from collections.abc import Callable, Sequence

@@ -21,11 +21,13 @@ from flax import nnx
 
 from jaxrobust.models import attention, pooling
 from jaxrobust.models.activations import ACTIVATIONS
-from jaxrobust.models.cifar.transformer import EPS, Mlp, check, check_stages
+from jaxrobust.models.cifar import common
+from jaxrobust.models.cifar.common import conv
+from jaxrobust.models.cifar.transformer import EPS, Mlp, check
 from jaxrobust.models.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.initializers import Draws
-from jaxrobust.models.modules import BatchNorm, Conv, LayerNorm, Linear, Normalize
+from jaxrobust.models.modules import BatchNorm, LayerNorm, Linear, Normalize
 from jaxrobust.models.primitives import widened
 from jaxrobust.models.renaming import (
     BATCH_NORM_COUNT,
@@ -61,19 +63,13 @@ class Variant(NamedTuple):
 VARIANTS = {"cifar_coatnet": Variant(), "cifar_coatnet_224": Variant()}
 
 
-def _conv(ins: int, outs: int, kernel: int, rngs: Draws, **how: Any) -> Conv:
-    """Return a convolution without bias that keeps the size, but for its stride."""
-    how["padding"] = kernel // 2
-    return Conv(ins, outs, kernel, bias=False, torch_init=True, rngs=rngs, **how)
-
-
 class Stem(nnx.Module):
     """act(BN(3x3(x)))."""
 
     def __init__(
         self, ins: int, outs: int, stride: int, side: int, v: Variant, rngs: Draws
     ) -> None:
-        self.conv = _conv(ins, outs, 3, rngs, stride=stride)
+        self.conv = conv(ins, outs, 3, rngs, stride)
         self.norm, self.act = BatchNorm(outs, group=v.bn_group), ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
@@ -105,11 +101,11 @@ class Convolve(nnx.Module):
         self, ins: int, outs: int, stride: int, side: int, v: Variant, rngs: Draws
     ) -> None:
         hidden, group = 4 * ins, v.bn_group
-        self.proj = _conv(ins, outs, 1, rngs) if stride > 1 else None
+        self.proj = conv(ins, outs, 1, rngs) if stride > 1 else None
         self.norm = BatchNorm(ins, group=group)
-        self.conv1 = _conv(ins, hidden, 1, rngs, stride=stride)
-        self.conv2 = _conv(hidden, hidden, 3, rngs, groups=hidden)
-        self.conv3 = _conv(hidden, outs, 1, rngs)
+        self.conv1 = conv(ins, hidden, 1, rngs, stride)
+        self.conv2 = conv(hidden, hidden, 3, rngs, groups=hidden)
+        self.conv3 = conv(hidden, outs, 1, rngs)
         self.bn1, self.bn2 = (BatchNorm(hidden, group=group) for _ in range(2))
         self.bn3, self.se = BatchNorm(outs, group=group), Squeeze(hidden, ins // 4, v, rngs)
         self.act = ACTIVATIONS[v.activation]
@@ -152,7 +148,7 @@ class Attend(nnx.Module):
     def __init__(
         self, ins: int, outs: int, stride: int, side: int, v: Variant, rngs: Draws
     ) -> None:
-        self.proj = _conv(ins, outs, 1, rngs) if stride > 1 else None
+        self.proj = conv(ins, outs, 1, rngs) if stride > 1 else None
         self.norm1, self.attn = LayerNorm(ins, eps=EPS), Attention(ins, outs, side, v, rngs)
         self.norm2, self.mlp = LayerNorm(outs, eps=EPS), Mlp(outs, 4 * ins, v.activation, rngs)
 
@@ -202,7 +198,7 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
     """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
     check(v, "head_dim")
-    check_stages(v, "dims", "depths")
+    common.check_stages(v, "dims", "depths")
     if min(v.dims) < 4:
         raise ValueError(f"dims={v.dims} must be at least 4: a squeeze has a quarter of them")
     stages = len(v.dims) - 1
@@ -212,9 +208,7 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
             f"order={v.order!r} names the {stages} stages behind the stem, C (convolutions) or T "
             f"(attention) for each and C for the first; write {example!r}, for example"
         )
-    for name, low in {"heads": 1, "bn_group": 0}.items():
-        if (value := getattr(v, name)) < low:
-            raise ValueError(f"{name}={value} must be at least {low}")
+    common.check(v, heads=1, bn_group=0)
     whole = 1 << len(v.dims)
     if image_size < whole or image_size % whole:
         raise ValueError(

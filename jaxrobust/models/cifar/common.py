@@ -1,15 +1,27 @@
-"""What the convolutional networks of this folder share: checks of rows, rows of names."""
+"""What the networks of this folder share: convolutions, checks of rows, names of weights."""
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxrobust.models.activations import ACTIVATIONS
-from jaxrobust.models.renaming import (
-    BATCH_NORM_COUNT,
-    Row,
-    conv_oihw,
-    linear_oi,
-    row,
-)
+from jaxrobust.models.initializers import Draws
+from jaxrobust.models.modules import Conv
+from jaxrobust.models.renaming import BATCH_NORM_COUNT, Row, conv_rows, linear_rows, norm_rows
+
+
+def conv(
+    ins: int,
+    outs: int,
+    kernel: int,
+    rngs: Draws,
+    stride: int = 1,
+    *,
+    groups: int = 1,
+    bias: bool = False,
+) -> Conv:
+    """Return a convolution that keeps the size, but for its stride, drawn as PyTorch does."""
+    how: dict[str, Any] = {"stride": stride, "padding": kernel // 2, "groups": groups, "bias": bias}
+    return Conv(ins, outs, kernel, torch_init=True, rngs=rngs, **how)
 
 
 def check(variant: Any, **lows: int) -> None:
@@ -22,10 +34,27 @@ def check(variant: Any, **lows: int) -> None:
         raise ValueError(f"activation={variant.activation!r} is unknown; one of {known}")
 
 
-def check_depths(depths: tuple[int, ...]) -> None:
-    """Raise `ValueError` for no stages, and for stages without blocks."""
-    if not depths or any(n < 1 for n in depths):
-        raise ValueError(f"depths={depths!r} must be a tuple of positive integers")
+def check_tuples(variant: Any, *names: str) -> None:
+    """Raise `ValueError` where these fields are no tuples of positive integers."""
+    for name in names:
+        values = getattr(variant, name)
+        if not values or any(n < 1 for n in values):
+            raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
+
+
+def check_stages(variant: Any, *names: str) -> None:
+    """Raise `ValueError` where these fields do not have a positive number for each stage."""
+    check_tuples(variant, *names)
+    first = getattr(variant, names[0])
+    for name in names[1:]:
+        if len(values := getattr(variant, name)) != len(first):
+            raise ValueError(f"{name}={values} and {names[0]}={first} must have the same length")
+
+
+def check_image_size(image_size: int) -> None:
+    """Raise `ValueError` for images without pixels."""
+    if image_size < 1:
+        raise ValueError(f"image_size={image_size} must be at least 1")
 
 
 def check_halvings(image_size: int, halvings: int) -> None:
@@ -42,13 +71,20 @@ def rows(conv: str, norm: str, linear: str = r"(linear)") -> list[Row]:
 
     Each pattern has one group, which is the name here.
     """
-    return [
-        row(conv + r"\.weight", r"\1.kernel", conv_oihw),
-        row(conv + r"\.bias", r"\1.bias"),
-        row(norm + r"\.weight", r"\1.scale"),
-        row(norm + r"\.bias", r"\1.bias"),
-        row(norm + r"\.running_(mean|var)", r"\1.\2"),
-        row(linear + r"\.weight", r"\1.kernel", linear_oi),
-        row(linear + r"\.bias", r"\1.bias"),
-        BATCH_NORM_COUNT,
-    ]
+    maps = [*conv_rows(conv, r"\1"), *norm_rows(norm, r"\1"), *linear_rows(linear, r"\1")]
+    return [*maps, BATCH_NORM_COUNT]
+
+
+def blocks(depths: Sequence[int], stem: int, first: int) -> Iterator[tuple[str, bool]]:
+    """Yield each residual block's name, and whether there is a convolution in its shortcut.
+
+    Args:
+      depths: blocks of each stage; the first one of each stage but the first has a stride.
+      stem: channels before the first stage.
+      first: channels behind a block of the first stage; they double with each stage.
+    """
+    ins = stem
+    for i, depth in enumerate(depths):
+        for j in range(depth):
+            yield f"layer{i + 1}.{j}", ins != first << i or (i > 0 and j == 0)
+            ins = first << i

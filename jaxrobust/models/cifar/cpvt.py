@@ -27,7 +27,7 @@ from jaxrobust.models.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.initializers import Draws
 from jaxrobust.models.modules import DepthwiseConv, LayerNorm, Linear, Normalize
 from jaxrobust.models.primitives import spread
-from jaxrobust.models.renaming import Row, affine, conv_oihw, linear_oi, row
+from jaxrobust.models.renaming import Row, affine, conv_rows, linear_rows
 from jaxrobust.models.stochastic_depth import split
 from jaxrobust.models.vit import PatchEmbed
 from jaxrobust.types import Array, Classifier
@@ -106,10 +106,8 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
 
 TORCH_NAMES: list[Row] = [
     *BLOCK_ROWS,
-    row(r"pos_block\.0\.proj\.0\.weight", "pos_block.proj.kernel", conv_oihw),
-    row(r"pos_block\.0\.proj\.0\.bias", "pos_block.proj.bias"),
-    row(r"mlp_head\.1\.weight", "head.kernel", linear_oi),
-    row(r"mlp_head\.1\.bias", "head.bias"),
+    *conv_rows(r"pos_block\.0\.proj\.0", "pos_block.proj"),
+    *linear_rows(r"mlp_head\.1", "head"),
 ]
 
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrobust.models import attention
-from jaxrobust.models.cifar.transformer import EPS, Mlp, check, check_stages
+from jaxrobust.models.cifar import common
+from jaxrobust.models.cifar.transformer import EPS, Mlp, check
 from jaxrobust.models.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.initializers import Draws
@@ -24,7 +25,9 @@ from jaxrobust.models.renaming import (
     batch_norm,
     channels,
     conv_oihw,
-    linear_oi,
+    conv_rows,
+    linear_rows,
+    norm_rows,
     pointwise_oi,
     row,
 )
@@ -135,11 +138,9 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
     """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
     check(v, "head_dim")
-    check_stages(v, "dims", "depths", "heads")
-    if image_size < 1:
-        raise ValueError(f"image_size={image_size} must be at least 1")
-    if v.bn_group < 0:
-        raise ValueError(f"bn_group={v.bn_group} must be at least 0")
+    common.check_stages(v, "dims", "depths", "heads")
+    common.check_image_size(image_size)
+    common.check(v, bn_group=0)
     if v.window < 1 or v.window % 2 == 0:
         raise ValueError(f"window={v.window} must be odd, such as 3 or 7")
     fitting = [patch for patch in range(1, v.window + 1) if image_size % patch == 0]
@@ -168,18 +169,14 @@ _LINEARS = {
     rf"{_BLOCK}1\.net\.4": f"{_OURS}mlp.fc2",
 }
 TORCH_NAMES: list[Row] = [
-    row(rf"{_STAGE}0\.weight", r"stages.\1.embed.kernel", conv_oihw),
-    row(rf"{_STAGE}0\.bias", r"stages.\1.embed.bias"),
+    *conv_rows(rf"{_STAGE}0", r"stages.\1.embed"),
     *(row(rf"{a}\.g", f"{b}.scale", channels) for a, b in _NORMS.items()),
     *(row(rf"{a}\.b", f"{b}.bias", channels) for a, b in _NORMS.items()),
     *(row(rf"{a}\.weight", f"{b}.kernel", pointwise_oi) for a, b in _LINEARS.items()),
     *(row(rf"{a}\.bias", f"{b}.bias") for a, b in _LINEARS.items()),
     row(rf"{_PROJECT}0\.weight", rf"{_OURS}attn.\3.conv.kernel", conv_oihw),
-    row(rf"{_PROJECT}1\.weight", rf"{_OURS}attn.\3.norm.scale"),
-    row(rf"{_PROJECT}1\.bias", rf"{_OURS}attn.\3.norm.bias"),
-    row(rf"{_PROJECT}1\.running_(mean|var)", rf"{_OURS}attn.\3.norm.\4"),
-    row(r"to_logits\.2\.weight", "head.kernel", linear_oi),
-    row(r"to_logits\.2\.bias", "head.bias"),
+    *norm_rows(rf"{_PROJECT}1", rf"{_OURS}attn.\3.norm"),
+    *linear_rows(r"to_logits\.2", "head"),
     BATCH_NORM_COUNT,
 ]
 

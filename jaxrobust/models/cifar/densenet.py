@@ -15,10 +15,11 @@ from flax import nnx
 from jaxrobust.models import pooling
 from jaxrobust.models.activations import ACTIVATIONS
 from jaxrobust.models.cifar import common
+from jaxrobust.models.cifar.common import conv
 from jaxrobust.models.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.initializers import Draws
-from jaxrobust.models.modules import BatchNorm, Conv, Linear, Normalize
+from jaxrobust.models.modules import BatchNorm, Linear, Normalize
 from jaxrobust.models.renaming import affine, batch_norm
 from jaxrobust.models.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
@@ -43,20 +44,14 @@ _121: dict[str, Any] = {"depths": (6, 12, 24, 16), "growth": 32, "stem": 64, "sm
 VARIANTS = {"cifar_densenet": Variant(), "cifar_densenet_224": Variant(**_121)}
 
 
-def _conv(ins: int, outs: int, kernel: int, rngs: Draws, stride: int = 1) -> Conv:
-    """Return a convolution without bias that keeps the size, but for its stride."""
-    how: dict[str, Any] = {"stride": stride, "padding": kernel // 2, "bias": False}
-    return Conv(ins, outs, kernel, torch_init=True, rngs=rngs, **how)
-
-
 class Layer(nnx.Module):
     """[3x3(act(norm(1x1(act(norm(x)))))), x]: what is new comes first."""
 
     def __init__(self, ins: int, variant: Variant, rngs: Draws) -> None:
         v, inner = variant, 4 * variant.growth
-        self.bn1, self.conv1 = BatchNorm(ins, group=v.bn_group), _conv(ins, inner, 1, rngs)
+        self.bn1, self.conv1 = BatchNorm(ins, group=v.bn_group), conv(ins, inner, 1, rngs)
         self.bn2 = BatchNorm(inner, group=v.bn_group)
-        self.conv2 = _conv(inner, v.growth, 3, rngs)
+        self.conv2 = conv(inner, v.growth, 3, rngs)
         self.act = ACTIVATIONS[v.activation]
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
@@ -70,7 +65,7 @@ class Transition(nnx.Module):
     """Half as many channels, rounded down, and means of 2x2 pixels."""
 
     def __init__(self, ins: int, variant: Variant, rngs: Draws) -> None:
-        self.bn, self.conv = BatchNorm(ins, group=variant.bn_group), _conv(ins, ins // 2, 1, rngs)
+        self.bn, self.conv = BatchNorm(ins, group=variant.bn_group), conv(ins, ins // 2, 1, rngs)
         self.act = ACTIVATIONS[variant.activation]
 
     def __call__(self, x: Array, train: bool) -> Array:
@@ -84,7 +79,7 @@ class DenseNet(nnx.Module):
         v, ins = variant, variant.stem
         self.normalize = Normalize(v.in_channels)
         kernel, stride = (3, 1) if v.small_stem else (7, 2)
-        self.conv1 = _conv(v.in_channels, ins, kernel, rngs, stride)
+        self.conv1 = conv(v.in_channels, ins, kernel, rngs, stride)
         if not v.small_stem:
             self.bn1 = BatchNorm(ins, group=v.bn_group)
         for i, depth in enumerate(v.depths, 1):
@@ -103,13 +98,8 @@ class DenseNet(nnx.Module):
         x = self.conv1(self.normalize(images).astype(jnp.dtype(v.dtype)))
         if not v.small_stem:
             x = pooling.max_pool(act(self.bn1(x, train)))
-        way: dict[str, Any] = {
-            "train": train,
-            "key": key,
-            "drop_path": v.drop_path,
-            "remat": v.remat,
-        }
-        for i, how in enumerate(of_stages(v.depths, **way), 1):
+        told = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
+        for i, how in enumerate(told, 1):
             if i > 1:
                 x = getattr(self, f"trans{i - 1}")(x, train)
             x = run_blocks(getattr(self, f"dense{i}"), x, **how)
@@ -119,7 +109,7 @@ class DenseNet(nnx.Module):
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
-    common.check_depths(v.depths)
+    common.check_stages(v, "depths")
     common.check(v, growth=1, stem=1, in_channels=1, bn_group=0)
     common.check_halvings(image_size, len(v.depths) - 1 + (0 if v.small_stem else 2))
     return classifier(lambda rngs: DenseNet(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))

@@ -4,7 +4,7 @@ Source: Graham et al. 2021 (arXiv 2104.01136), as facebookresearch/LeViT (3772b8
 classifier. The study names a LeViT of 6.67M parameters and no definition; none of the public ones
 has so many, and thousands of settings would. At 32 px this is the official network, 7.01M, whose
 stem has the strides 2, 2, 1, 1 instead of four times 2, so that 8x8 tokens are left. Parity:
-tests/models/cifar/test_levit.py against golden logits of that code.
+tests/models/cifar/test_hybrids.py against golden logits of that code.
 """
 
 import math
@@ -22,7 +22,7 @@ from jaxrobust.models.cifar import common
 from jaxrobust.models.classifier import classifier, run_blocks
 from jaxrobust.models.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.initializers import Draws, normal_02
-from jaxrobust.models.modules import BatchNorm, Conv, Linear, Normalize
+from jaxrobust.models.modules import BatchNorm, Linear, Normalize
 from jaxrobust.models.primitives import widened
 from jaxrobust.models.renaming import (
     BATCH_NORM_COUNT,
@@ -66,8 +66,7 @@ class ConvNorm(nnx.Module):
     """3x3 convolution without a bias, batch norm."""
 
     def __init__(self, ins: int, outs: int, stride: int, group: int, rngs: Draws) -> None:
-        how: dict[str, Any] = {"stride": stride, "padding": 1, "bias": False, "torch_init": True}
-        self.conv, self.bn = Conv(ins, outs, 3, rngs=rngs, **how), BatchNorm(outs, group=group)
+        self.conv, self.bn = common.conv(ins, outs, 3, rngs, stride), BatchNorm(outs, group=group)
 
     def __call__(self, x: Array, train: bool) -> Array:
         return self.bn(self.conv(x), train)
@@ -204,9 +203,7 @@ class LeViT(nnx.Module):
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
-    for name in ("dims", "depths", "heads", "stem_strides"):
-        if not (values := getattr(v, name)) or min(values) < 1:
-            raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
+    common.check_tuples(v, "dims", "depths", "heads", "stem_strides")
     if len({len(v.dims), len(v.depths), len(v.heads)}) > 1:
         raise ValueError(
             f"dims={v.dims}, depths={v.depths} and heads={v.heads} must have the same length"

@@ -18,7 +18,16 @@ from jaxrobust.models.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.initializers import Draws
 from jaxrobust.models.modules import Conv, LayerNorm, Linear, Normalize
 from jaxrobust.models.primitives import spread
-from jaxrobust.models.renaming import Row, affine, conv_oihw, linear_oi, pointwise1_oi, row
+from jaxrobust.models.renaming import (
+    Row,
+    affine,
+    conv_rows,
+    linear_oi,
+    linear_rows,
+    norm_rows,
+    pointwise1_oi,
+    row,
+)
 from jaxrobust.models.stochastic_depth import Drop, branches
 from jaxrobust.models.vit import PatchEmbed
 from jaxrobust.types import Array, Classifier
@@ -101,17 +110,13 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
 _LAYER = r"mixer_layers\.(\d+)\.mlp([12])\."
 TORCH_NAMES: list[Row] = [
     row(r"cls_token", "cls_token"),
-    row(r"patch_emb\.0\.weight", "patch_embed.proj.0.kernel", conv_oihw),
-    row(r"patch_emb\.0\.bias", "patch_embed.proj.0.bias"),
-    row(_LAYER + r"ln\.weight", r"blocks.\1.norm\2.scale"),
-    row(_LAYER + r"ln\.bias", r"blocks.\1.norm\2.bias"),
+    *conv_rows(r"patch_emb\.0", "patch_embed.proj.0"),
+    *norm_rows(_LAYER + r"ln", r"blocks.\1.norm\2"),
     row(r"mixer_layers\.(\d+)\.mlp1\.(fc[12])\.weight", r"blocks.\1.mlp1.\2.kernel", pointwise1_oi),
     row(r"mixer_layers\.(\d+)\.mlp2\.(fc[12])\.weight", r"blocks.\1.mlp2.\2.kernel", linear_oi),
     row(_LAYER + r"(fc[12])\.bias", r"blocks.\1.mlp\2.\3.bias"),
-    row(r"ln\.weight", "norm.scale"),
-    row(r"ln\.bias", "norm.bias"),
-    row(r"clf\.weight", "head.kernel", linear_oi),
-    row(r"clf\.bias", "head.bias"),
+    *norm_rows("ln", "norm"),
+    *linear_rows("clf", "head"),
 ]
 
 

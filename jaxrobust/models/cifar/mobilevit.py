@@ -4,7 +4,7 @@ Source: Mehta & Rastegari 2022 (arXiv 2110.02178), as chinhsuanwu/mobilevit-pyto
 it: batch norm and SiLU behind the 1x1 convolutions around each transformer too, and a classifier
 without a bias. At 32 px the stem and the second bottleneck keep the size, so that the last map is
 4x4. At 224 px that code's last map would be 7x7, which 2x2 patches do not fill: in our row for
-ImageNette the last bottleneck keeps the size instead. Parity: tests/models/cifar/test_mobilevit.py
+ImageNette the last bottleneck keeps the size instead. Parity: tests/models/cifar/test_hybrids.py
 against golden logits of that code.
 """
 
@@ -19,7 +19,7 @@ from jaxrobust.models.cifar.tokens import Attention
 from jaxrobust.models.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.initializers import Draws
-from jaxrobust.models.modules import BatchNorm, Conv, LayerNorm, Linear, Normalize
+from jaxrobust.models.modules import BatchNorm, LayerNorm, Linear, Normalize
 from jaxrobust.models.renaming import (
     BATCH_NORM_COUNT,
     Row,
@@ -76,13 +76,7 @@ class ConvNorm(nnx.Module):
         groups: int = 1,
         act: bool = True,
     ) -> None:
-        how: dict[str, Any] = {
-            "stride": stride,
-            "padding": kernel // 2,
-            "groups": groups,
-            "bias": False,
-        }
-        self.conv = Conv(ins, outs, kernel, torch_init=True, rngs=rngs, **how)
+        self.conv = common.conv(ins, outs, kernel, rngs, stride, groups=groups)
         self.bn = BatchNorm(outs, group=v.bn_group)
         self.act = ACTIVATIONS[v.activation] if act else None
 
@@ -183,24 +177,16 @@ class MobileViT(nnx.Module):
         plain = len(self.mv2) - len(self.mvit)
         for bottleneck in self.mv2[:plain]:
             x = bottleneck(x, train)
-        how: dict[str, Any] = {
-            "train": train,
-            "key": key,
-            "drop_path": v.drop_path,
-            "remat": v.remat,
-        }
-        stages = zip(self.mv2[plain:], self.mvit, of_stages(v.depths, **how), strict=True)
-        for bottleneck, transformer, stage in stages:
-            x = transformer(bottleneck(x, train), stage)
+        told = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
+        for bottleneck, transformer, how in zip(self.mv2[plain:], self.mvit, told, strict=True):
+            x = transformer(bottleneck(x, train), how)
         return self.fc(self.conv2(x, train).mean(axis=(1, 2)))
 
 
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
-    for name in ("channels", "strides", "dims", "depths", "ratios"):
-        if not (values := getattr(v, name)) or min(values) < 1:
-            raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
+    common.check_tuples(v, "channels", "strides", "dims", "depths", "ratios")
     for names in (("channels", "strides"), ("dims", "depths", "ratios")):
         if len({len(getattr(v, name)) for name in names}) > 1:
             rows = ", ".join(f"{name}={getattr(v, name)}" for name in names)

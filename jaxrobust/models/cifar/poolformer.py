@@ -18,7 +18,7 @@ from jaxrobust.models.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.initializers import Draws, normal_02
 from jaxrobust.models.modules import Conv, Linear, Normalize
 from jaxrobust.models.norms import GroupNorm
-from jaxrobust.models.renaming import Row, affine, conv_oihw, linear_oi, pointwise_oi, row
+from jaxrobust.models.renaming import Row, affine, conv_rows, linear_oi, pointwise_oi, row
 from jaxrobust.models.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
 
@@ -121,10 +121,8 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
 
 _BLOCK = r"(network\.\d+\.\d+\."
 TORCH_NAMES: list[Row] = [
-    row(r"patch_embed\.proj\.weight", "patch_embed.kernel", conv_oihw),
-    row(r"patch_embed\.proj\.bias", "patch_embed.bias"),
-    row(r"(network\.\d+)\.proj\.weight", r"\1.kernel", conv_oihw),
-    row(r"(network\.\d+)\.proj\.bias", r"\1.bias"),
+    *conv_rows(r"patch_embed\.proj", "patch_embed"),
+    *conv_rows(r"(network\.\d+)\.proj", r"\1"),
     row(_BLOCK + r"layer_scale_[12])", r"\1"),
     row(_BLOCK + r"norm[12])\.weight", r"\1.scale"),
     row(_BLOCK + r"mlp\.fc[12])\.weight", r"\1.kernel", pointwise_oi),

@@ -15,10 +15,11 @@ from flax import nnx
 from jaxrobust.models import pooling
 from jaxrobust.models.activations import ACTIVATIONS
 from jaxrobust.models.cifar import common
+from jaxrobust.models.cifar.common import conv
 from jaxrobust.models.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.initializers import Draws
-from jaxrobust.models.modules import BatchNorm, Conv, Linear, Normalize
+from jaxrobust.models.modules import BatchNorm, Linear, Normalize
 from jaxrobust.models.renaming import affine, batch_norm
 from jaxrobust.models.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
@@ -49,12 +50,6 @@ VARIANTS = {
 }
 
 
-def _conv(ins: int, outs: int, kernel: int, rngs: Draws, stride: int = 1) -> Conv:
-    """Return a convolution without bias that keeps the size, but for its stride."""
-    how: dict[str, Any] = {"stride": stride, "padding": kernel // 2, "bias": False}
-    return Conv(ins, outs, kernel, torch_init=True, rngs=rngs, **how)
-
-
 class Block(nnx.Module):
     """x + a branch of 1x1, 3x3, 1x1 convolutions, each behind a norm and activation of its own.
 
@@ -63,11 +58,11 @@ class Block(nnx.Module):
 
     def __init__(self, ins: int, width: int, stride: int, variant: Variant, rngs: Draws) -> None:
         group, outs = variant.bn_group, EXPANSION * width
-        self.bn1, self.conv1 = BatchNorm(ins, group=group), _conv(ins, width, 1, rngs)
-        self.bn2, self.conv2 = BatchNorm(width, group=group), _conv(width, width, 3, rngs, stride)
-        self.bn3, self.conv3 = BatchNorm(width, group=group), _conv(width, outs, 1, rngs)
+        self.bn1, self.conv1 = BatchNorm(ins, group=group), conv(ins, width, 1, rngs)
+        self.bn2, self.conv2 = BatchNorm(width, group=group), conv(width, width, 3, rngs, stride)
+        self.bn3, self.conv3 = BatchNorm(width, group=group), conv(width, outs, 1, rngs)
         changes = stride > 1 or ins != outs
-        self.shortcut = nnx.List([_conv(ins, outs, 1, rngs, stride)] if changes else [])
+        self.shortcut = nnx.List([conv(ins, outs, 1, rngs, stride)] if changes else [])
         self.act = ACTIVATIONS[variant.activation]
 
     def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
@@ -85,7 +80,7 @@ class PreActResNet(nnx.Module):
         v, ins = variant, STEM
         self.normalize = Normalize(v.in_channels)
         kernel, stride = (3, 1) if v.small_stem else (7, 2)
-        self.conv1 = _conv(v.in_channels, STEM, kernel, rngs, stride)
+        self.conv1 = conv(v.in_channels, STEM, kernel, rngs, stride)
         for i, depth in enumerate(v.depths):
             width = v.width << i
             rows = [(ins, 2 if i else 1)] + [(EXPANSION * width, 1)] * (depth - 1)
@@ -101,13 +96,8 @@ class PreActResNet(nnx.Module):
         v = self.variant
         x = self.conv1(self.normalize(images).astype(jnp.dtype(v.dtype)))
         x = x if v.small_stem else pooling.max_pool(x)
-        way: dict[str, Any] = {
-            "train": train,
-            "key": key,
-            "drop_path": v.drop_path,
-            "remat": v.remat,
-        }
-        for i, how in enumerate(of_stages(v.depths, **way), 1):
+        told = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
+        for i, how in enumerate(told, 1):
             x = run_blocks(getattr(self, f"layer{i}"), x, **how)
         if v.last_norm:
             x = ACTIVATIONS[v.activation](self.bn(x, train))
@@ -117,10 +107,9 @@ class PreActResNet(nnx.Module):
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
-    common.check_depths(v.depths)
+    common.check_stages(v, "depths")
     common.check(v, width=1, in_channels=1, bn_group=0)
-    if image_size < 1:
-        raise ValueError(f"image_size={image_size} must be at least 1")
+    common.check_image_size(image_size)
     return classifier(lambda rngs: PreActResNet(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
 
 
@@ -130,17 +119,13 @@ TORCH_NAMES = common.rows(rf"((?:{_BLOCK})?conv\d|{_BLOCK}shortcut\.0)", rf"({_B
 
 def torch_keys(variant: Variant) -> list[str]:
     """Return the names of kuangliu/pytorch-cifar in its order; a last norm is `bn`."""
-    keys, ins = ["conv1.weight"], STEM
-    for i, depth in enumerate(variant.depths):
-        outs = EXPANSION * (variant.width << i)
-        for j in range(depth):
-            block = f"layer{i + 1}.{j}"
-            for part in (1, 2, 3):
-                keys += [*batch_norm(f"{block}.bn{part}"), f"{block}.conv{part}.weight"]
-            if ins != outs or (i and not j):
-                keys.append(f"{block}.shortcut.0.weight")
-            ins = outs
-    return keys + (batch_norm("bn") if variant.last_norm else []) + affine("linear")
+    v, keys = variant, ["conv1.weight"]
+    for block, projects in common.blocks(v.depths, STEM, EXPANSION * v.width):
+        for part in (1, 2, 3):
+            keys += [*batch_norm(f"{block}.bn{part}"), f"{block}.conv{part}.weight"]
+        if projects:
+            keys.append(f"{block}.shortcut.0.weight")
+    return keys + (batch_norm("bn") if v.last_norm else []) + affine("linear")
 
 
 MEMBERS = {

@@ -18,7 +18,8 @@ from flax import nnx
 
 from jaxrobust.models import attention, layers, pooling
 from jaxrobust.models.activations import ACTIVATIONS
-from jaxrobust.models.cifar.transformer import EPS, check, check_stages
+from jaxrobust.models.cifar import common
+from jaxrobust.models.cifar.transformer import EPS, check
 from jaxrobust.models.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.initializers import Draws
@@ -148,11 +149,10 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
     """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
     check(v)
-    check_stages(v, "dims", "depths", "heads", "ratios")
+    common.check_stages(v, "dims", "depths", "heads", "ratios")
     if any(dim % heads for dim, heads in zip(v.dims, v.heads, strict=True)):
         raise ValueError(f"heads={v.heads} must divide dims={v.dims}, stage by stage")
-    if image_size < 1:
-        raise ValueError(f"image_size={image_size} must be at least 1")
+    common.check_image_size(image_size)
     fitting = [patch for patch in range(1, 7) if image_size % patch == 0]
     if v.patch not in fitting:
         raise ValueError(

@@ -15,10 +15,11 @@ from flax import nnx
 from jaxrobust.models import pooling
 from jaxrobust.models.activations import ACTIVATIONS
 from jaxrobust.models.cifar import common
+from jaxrobust.models.cifar.common import conv
 from jaxrobust.models.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.initializers import Draws
-from jaxrobust.models.modules import BatchNorm, Conv, Linear, Normalize
+from jaxrobust.models.modules import BatchNorm, Linear, Normalize
 from jaxrobust.models.renaming import affine, batch_norm
 from jaxrobust.models.stochastic_depth import Drop, branches
 from jaxrobust.types import Array, Classifier
@@ -46,24 +47,18 @@ _50: dict[str, Any] = {"depths": (3, 4, 6, 3), "groups": 32, "width": 4, "small_
 VARIANTS = {"cifar_resnext29": Variant(), "cifar_resnext50_224": Variant(**_50)}
 
 
-def _conv(ins: int, outs: int, kernel: int, rngs: Draws, stride: int = 1, groups: int = 1) -> Conv:
-    """Return a convolution without bias that keeps the size, but for its stride."""
-    how: dict[str, Any] = {"stride": stride, "padding": kernel // 2, "groups": groups}
-    return Conv(ins, outs, kernel, bias=False, torch_init=True, rngs=rngs, **how)
-
-
 class Block(nnx.Module):
     """act(x + 1x1(act(3x3(act(1x1(x)))))), each with a norm; the 3x3 has groups and the stride."""
 
     def __init__(self, ins: int, inner: int, stride: int, variant: Variant, rngs: Draws) -> None:
         group, outs, groups = variant.bn_group, EXPANSION * inner, variant.groups
-        self.conv1, self.bn1 = _conv(ins, inner, 1, rngs), BatchNorm(inner, group=group)
-        self.conv2 = _conv(inner, inner, 3, rngs, stride, groups)
+        self.conv1, self.bn1 = conv(ins, inner, 1, rngs), BatchNorm(inner, group=group)
+        self.conv2 = conv(inner, inner, 3, rngs, stride, groups=groups)
         self.bn2 = BatchNorm(inner, group=group)
-        self.conv3, self.bn3 = _conv(inner, outs, 1, rngs), BatchNorm(outs, group=group)
+        self.conv3, self.bn3 = conv(inner, outs, 1, rngs), BatchNorm(outs, group=group)
         changes = stride > 1 or ins != outs
         self.shortcut = nnx.List(
-            [_conv(ins, outs, 1, rngs, stride), BatchNorm(outs, group=group)] if changes else []
+            [conv(ins, outs, 1, rngs, stride), BatchNorm(outs, group=group)] if changes else []
         )
         self.act = ACTIVATIONS[variant.activation]
 
@@ -85,7 +80,7 @@ class ResNeXt(nnx.Module):
         v, ins = variant, STEM
         self.normalize = Normalize(v.in_channels)
         kernel, stride = (1, 1) if v.small_stem else (7, 2)
-        self.conv1 = _conv(v.in_channels, STEM, kernel, rngs, stride)
+        self.conv1 = conv(v.in_channels, STEM, kernel, rngs, stride)
         self.bn1 = BatchNorm(STEM, group=v.bn_group)
         for i, depth in enumerate(v.depths):
             inner = v.groups * v.width << i
@@ -101,13 +96,8 @@ class ResNeXt(nnx.Module):
         x = self.conv1(self.normalize(images).astype(jnp.dtype(v.dtype)))
         x = ACTIVATIONS[v.activation](self.bn1(x, train))
         x = x if v.small_stem else pooling.max_pool(x)
-        way: dict[str, Any] = {
-            "train": train,
-            "key": key,
-            "drop_path": v.drop_path,
-            "remat": v.remat,
-        }
-        for i, how in enumerate(of_stages(v.depths, **way), 1):
+        told = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
+        for i, how in enumerate(told, 1):
             x = run_blocks(getattr(self, f"layer{i}"), x, **how)
         return self.linear(x.mean(axis=(1, 2)))
 
@@ -115,10 +105,9 @@ class ResNeXt(nnx.Module):
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
-    common.check_depths(v.depths)
+    common.check_stages(v, "depths")
     common.check(v, groups=1, width=1, in_channels=1, bn_group=0)
-    if image_size < 1:
-        raise ValueError(f"image_size={image_size} must be at least 1")
+    common.check_image_size(image_size)
     return classifier(lambda rngs: ResNeXt(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
 
 
@@ -130,17 +119,12 @@ TORCH_NAMES = common.rows(
 
 def torch_keys(variant: Variant) -> list[str]:
     """Return the names of kuangliu/pytorch-cifar in its order."""
-    v, ins = variant, STEM
-    keys = ["conv1.weight", *batch_norm("bn1")]
-    for i, depth in enumerate(v.depths):
-        outs = EXPANSION * v.groups * v.width << i
-        for j in range(depth):
-            block = f"layer{i + 1}.{j}"
-            for part in (1, 2, 3):
-                keys += [f"{block}.conv{part}.weight", *batch_norm(f"{block}.bn{part}")]
-            if ins != outs or (i and not j):
-                keys += [f"{block}.shortcut.0.weight", *batch_norm(f"{block}.shortcut.1")]
-            ins = outs
+    v, keys = variant, ["conv1.weight", *batch_norm("bn1")]
+    for block, projects in common.blocks(v.depths, STEM, EXPANSION * v.groups * v.width):
+        for part in (1, 2, 3):
+            keys += [f"{block}.conv{part}.weight", *batch_norm(f"{block}.bn{part}")]
+        if projects:
+            keys += [f"{block}.shortcut.0.weight", *batch_norm(f"{block}.shortcut.1")]
     return keys + affine("linear")
 
 

@@ -21,7 +21,8 @@ import numpy as np
 from flax import nnx
 
 from jaxrobust.models import attention
-from jaxrobust.models.cifar.transformer import EPS, Mlp, check, check_stages
+from jaxrobust.models.cifar import common
+from jaxrobust.models.cifar.transformer import EPS, Mlp, check
 from jaxrobust.models.classifier import classifier, of_stages, run_blocks
 from jaxrobust.models.family import Family, Member, Names, Paper, Reference
 from jaxrobust.models.initializers import Draws
@@ -172,7 +173,7 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
     """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
     check(v, "dim", "patch", "window")
-    check_stages(v, "depths", "heads")
+    common.check_stages(v, "depths", "heads")
     if len(v.merges) != len(v.depths) - 1 or any(n < 1 for n in v.merges):
         raise ValueError(
             f"merges={v.merges!r} must be a tuple of positive integers, one for each stage but the "
@@ -184,8 +185,7 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
         raise ValueError(f"window={v.window}: attention needs windows of at least 2")
     if any((v.dim << i) % heads for i, heads in enumerate(v.heads)):
         raise ValueError(f"heads={v.heads} must divide dim={v.dim}, doubled at every stage")
-    if image_size < 1:
-        raise ValueError(f"image_size={image_size} must be at least 1")
+    common.check_image_size(image_size)
     _check_size(v, image_size, image_size)
     return classifier(lambda rngs: Swin(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
 

@@ -7,10 +7,11 @@ from flax import nnx
 
 from jaxrobust.models import attention, convolutions, layers
 from jaxrobust.models.activations import ACTIVATIONS
+from jaxrobust.models.cifar import common
 from jaxrobust.models.initializers import Draws, Initializer
 from jaxrobust.models.modules import LayerNorm, Linear
 from jaxrobust.models.primitives import add_bias
-from jaxrobust.models.renaming import Row, linear_oi, row
+from jaxrobust.models.renaming import Row, linear_rows, norm_rows, row
 from jaxrobust.models.stochastic_depth import Drop, branches, dropouts
 from jaxrobust.types import Array
 
@@ -110,45 +111,23 @@ def grid_of(image_size: int, patch: int) -> int:
 
 def check(v: Any, *positive: str) -> None:
     """Raise `ValueError` where a row's activation is unknown or a number is no positive one."""
-    if v.activation not in ACTIVATIONS:
-        raise ValueError(f"activation={v.activation!r} is unknown; one of {', '.join(ACTIVATIONS)}")
-    for name in (*positive, "in_channels"):
-        if (value := getattr(v, name)) < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+    common.check(v, **dict.fromkeys((*positive, "in_channels"), 1))
     if "heads" in positive and v.dim % v.heads:
         raise ValueError(f"heads={v.heads} must divide dim={v.dim}: each has a part of it")
-
-
-def check_stages(v: Any, *names: str) -> None:
-    """Raise `ValueError` where these fields do not have a positive number for each stage."""
-    first = getattr(v, names[0])
-    for name in names:
-        values = getattr(v, name)
-        if not values or any(n < 1 for n in values):
-            raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
-        if len(values) != len(first):
-            raise ValueError(f"{name}={values} and {names[0]}={first} must have the same length")
 
 
 _LAYER = r"transformer\.layers\.(\d+)\."
 # Of lucidrains' vit-pytorch, as kentaroy47's vision-transformers-cifar10 has it.
 BLOCK_ROWS: list[Row] = [
     row(r"cls_token", "cls_token"),
-    row(r"patch_to_embedding\.weight", "patch_embed.proj.0.kernel", linear_oi),
-    row(r"patch_to_embedding\.bias", "patch_embed.proj.0.bias"),
-    row(_LAYER + r"0\.fn\.norm\.weight", r"blocks.\1.norm1.scale"),
-    row(_LAYER + r"0\.fn\.norm\.bias", r"blocks.\1.norm1.bias"),
-    row(_LAYER + r"0\.fn\.fn\.to_qkv\.weight", r"blocks.\1.attn.to_qkv.kernel", linear_oi),
-    row(_LAYER + r"0\.fn\.fn\.to_out\.0\.weight", r"blocks.\1.attn.to_out.kernel", linear_oi),
-    row(_LAYER + r"0\.fn\.fn\.to_out\.0\.bias", r"blocks.\1.attn.to_out.bias"),
-    row(_LAYER + r"1\.fn\.norm\.weight", r"blocks.\1.norm2.scale"),
-    row(_LAYER + r"1\.fn\.norm\.bias", r"blocks.\1.norm2.bias"),
-    row(_LAYER + r"1\.fn\.fn\.net\.0\.weight", r"blocks.\1.mlp.fc1.kernel", linear_oi),
-    row(_LAYER + r"1\.fn\.fn\.net\.0\.bias", r"blocks.\1.mlp.fc1.bias"),
-    row(_LAYER + r"1\.fn\.fn\.net\.3\.weight", r"blocks.\1.mlp.fc2.kernel", linear_oi),
-    row(_LAYER + r"1\.fn\.fn\.net\.3\.bias", r"blocks.\1.mlp.fc2.bias"),
-    row(r"mlp_head\.0\.weight", "norm.scale"),
-    row(r"mlp_head\.0\.bias", "norm.bias"),
+    *linear_rows(r"patch_to_embedding", "patch_embed.proj.0"),
+    *norm_rows(_LAYER + r"0\.fn\.norm", r"blocks.\1.norm1"),
+    *linear_rows(_LAYER + r"0\.fn\.fn\.to_qkv", r"blocks.\1.attn.to_qkv"),
+    *linear_rows(_LAYER + r"0\.fn\.fn\.to_out\.0", r"blocks.\1.attn.to_out"),
+    *norm_rows(_LAYER + r"1\.fn\.norm", r"blocks.\1.norm2"),
+    *linear_rows(_LAYER + r"1\.fn\.fn\.net\.0", r"blocks.\1.mlp.fc1"),
+    *linear_rows(_LAYER + r"1\.fn\.fn\.net\.3", r"blocks.\1.mlp.fc2"),
+    *norm_rows(r"mlp_head\.0", "norm"),
 ]
 BLOCK_KEYS = (
     *("0.fn.norm.weight", "0.fn.norm.bias", "0.fn.fn.to_qkv.weight", "0.fn.fn.to_out.0.weight"),

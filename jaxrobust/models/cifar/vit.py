@@ -29,7 +29,7 @@ from jaxrobust.models.initializers import Draws
 from jaxrobust.models.modules import LayerNorm, Normalize
 from jaxrobust.models.positions import resized
 from jaxrobust.models.primitives import add_bias, spread
-from jaxrobust.models.renaming import Row, affine, linear_oi, row
+from jaxrobust.models.renaming import Row, affine, linear_rows, row
 from jaxrobust.models.stochastic_depth import split
 from jaxrobust.models.vit import PatchEmbed
 from jaxrobust.types import Array, Classifier
@@ -95,10 +95,8 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
 TORCH_NAMES: list[Row] = [
     *BLOCK_ROWS,
     row(r"pos_embedding", "pos_embed", resize=resized),
-    row(r"mlp_head\.1\.weight", "head.fc1.kernel", linear_oi),
-    row(r"mlp_head\.1\.bias", "head.fc1.bias"),
-    row(r"mlp_head\.4\.weight", "head.fc2.kernel", linear_oi),
-    row(r"mlp_head\.4\.bias", "head.fc2.bias"),
+    *linear_rows(r"mlp_head\.1", "head.fc1"),
+    *linear_rows(r"mlp_head\.4", "head.fc2"),
 ]
 
 

@@ -3,7 +3,7 @@
 Source: Xu et al. 2021 (arXiv 2106.03348), as Annbless/ViTAE (a4c31bb) has it under the name
 ViTAE_basic_14: no positions, no class token and no norm before the classifier; the last cell that
 shrinks the map has neither attention nor convolutions beside it. At 32 px four tokens are left. The
-study counts the network of 1000 classes. Parity: tests/models/cifar/test_vitae.py against golden
+study counts the network of 1000 classes. Parity: tests/models/cifar/test_hybrids.py against golden
 logits of that code.
 """
 
@@ -207,9 +207,7 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
     """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
     cells = ("widths", "dims", "ratios", "kernels", "dilations")
-    for name in cells:
-        if not (values := getattr(v, name)) or min(values) < 1:
-            raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
+    common.check_tuples(v, *cells)
     if len({len(getattr(v, name)) for name in cells}) > 1:
         raise ValueError(f"{', '.join(cells)} must have the same length: one entry for each cell")
     if set(v.ratios) - {2, 4, 8}:

@@ -6,7 +6,7 @@ one at 224 pixels is `wide_resnet50_2`. Parity:
 tests/models/cifar/test_convolutional.py.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -90,13 +90,8 @@ class WideResNet(nnx.Module):
     def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
         v = self.variant
         x = self.conv1(self.normalize(images).astype(jnp.dtype(v.dtype)))
-        way: dict[str, Any] = {
-            "train": train,
-            "key": key,
-            "drop_path": v.drop_path,
-            "remat": v.remat,
-        }
-        for i, how in enumerate(of_stages(v.depths, **way), 1):
+        told = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
+        for i, how in enumerate(told, 1):
             x = run_blocks(getattr(self, f"layer{i}"), x, draws=v.dropout > 0, **how)
         x = ACTIVATIONS[v.activation](self.bn1(x, train))
         return self.linear(x.mean(axis=(1, 2)))
@@ -105,10 +100,9 @@ class WideResNet(nnx.Module):
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
-    common.check_depths(v.depths)
+    common.check_stages(v, "depths")
     common.check(v, width=1, in_channels=1, bn_group=0)
-    if image_size < 1:
-        raise ValueError(f"image_size={image_size} must be at least 1")
+    common.check_image_size(image_size)
     return classifier(lambda rngs: WideResNet(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
 
 
@@ -118,16 +112,12 @@ TORCH_NAMES = common.rows(rf"((?:{_BLOCK})?conv\d|{_BLOCK}shortcut\.0)", rf"((?:
 
 def torch_keys(variant: Variant) -> list[str]:
     """Return the names of meliketoy/wide-resnet.pytorch in its order."""
-    keys, ins = affine("conv1"), STEM
-    for i, depth in enumerate(variant.depths):
-        outs = (STEM << i) * variant.width
-        for j in range(depth):
-            block = f"layer{i + 1}.{j}"
-            for part in (1, 2):
-                keys += batch_norm(f"{block}.bn{part}") + affine(f"{block}.conv{part}")
-            if ins != outs or (i and not j):
-                keys += affine(f"{block}.shortcut.0")
-            ins = outs
+    v, keys = variant, affine("conv1")
+    for block, projects in common.blocks(v.depths, STEM, STEM * v.width):
+        for part in (1, 2):
+            keys += batch_norm(f"{block}.bn{part}") + affine(f"{block}.conv{part}")
+        if projects:
+            keys += affine(f"{block}.shortcut.0")
     return [*keys, *batch_norm("bn1"), *affine("linear")]
 
 

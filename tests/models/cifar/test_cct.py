@@ -1,10 +1,8 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust import models
 from jaxrobust.models.cifar.cct import Attention
 from jaxrobust.models.initializers import Draws
 from tests.support import cifar_study, golden32, parity
@@ -48,13 +46,12 @@ class CCTTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_dropout(self):
         tiny = SMALL | {"image_size": 8, "depth": 1}
-        cifar_study.check_dropout(self, "cifar_cct", **tiny)
+        cifar_study.check_draws(self, "cifar_cct", factor=8, **tiny)
+        cifar_study.check_own_draws(self, "cifar_cct", factor=8, **tiny)
 
     def test_images_of_another_size(self):
-        net = models.create("cifar_cct", num_classes=3, image_size=16, **SMALL)
-        params, stats = net.init(jax.random.key(0))
-        with self.assertRaisesRegex(ValueError, "20x20 px give 100 tokens, this network has pos"):
-            net.apply(params, stats, jnp.ones((1, 20, 20, 3)))
+        message, tiny = "20x20 px give 100 tokens, this network has pos", SMALL | {"image_size": 16}
+        cifar_study.check_images_message(self, "cifar_cct", (20, 20), message, **tiny)
 
     def test_attention_in_training_is_that_of_evaluation(self):
         """But for what is left out: written out twice, once with the draws."""

@@ -1,9 +1,5 @@
 """The convolutional networks of Tang et al. 2022: golden logits of the public code, and options."""
 
-import functools
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
@@ -11,7 +7,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.models import table
 from jaxrobust.weights import convert
-from tests.support import golden32, parity, paths
+from tests.support import cifar_study, golden32, parity
 
 # listing of the public code's network -> ours
 GOLDEN = {
@@ -40,23 +36,18 @@ STANDARD = {
 }
 
 
-def listing(golden: str):
-    """Of ResNet-50 there is one more, under the names of timm."""
-    name = "kuangliu_resnet50" if golden == "resnet50" else golden
-    return paths.GOLDEN / "models" / f"{name}.tsv"
-
-
 def golden_weights(golden: str):
-    return golden32.weights(listing(golden))
+    """Of ResNet-50 there is one more, under the names of timm."""
+    return cifar_study.weights("kuangliu_resnet50" if golden == "resnet50" else golden)
 
 
 class NamesTest(absltest.TestCase):
     def test_every_network_is_here(self):
         """With the paper's figures, which it cuts instead of rounding."""
-        self.assertEqual(GOLDEN.keys(), dict.fromkeys(GOLDEN).keys())
+        self.assertEqual(set(GOLDEN.values()), COUNTED.keys())
         for name, (parameters, _) in COUNTED.items():
             printed = models.member(name).paper.parameters
-            self.assertEqual(printed, f"{parameters // 10_000 / 100:.2f}", name)
+            self.assertEqual(printed, cifar_study.cut(parameters), name)
             self.assertEqual(models.decay_mask(name), "all")
 
     def test_resnet_under_the_names_of_the_public_code(self):
@@ -85,12 +76,7 @@ class CountsTest(parameterized.TestCase):
 
     @parameterized.parameters(*sorted(GOLDEN.keys() - {"resnet50"}))
     def test_both_ways(self, golden):
-        name, weights = GOLDEN[golden], golden_weights(golden)
-        params, stats = convert.from_torch(name, weights, num_classes=10, image_size=32)
-        back = convert.to_torch(name, params, stats)
-        self.assertEqual(list(back), list(weights))
-        for key, array in back.items():
-            np.testing.assert_array_equal(array, weights[key], key)
+        cifar_study.check_both_ways(self, GOLDEN[golden], golden_weights(golden))
 
 
 @pytest.mark.slow
@@ -127,48 +113,11 @@ OPTIONS = (
 )
 
 
-def check_options(test, name: str, options) -> None:
-    """Logits, input gradient, and logits and statistics of training, in float64."""
-    torch = parity.torch_or_skip(test)
-    from jaxrobust.convert import torch_networks
-
-    options, size = dict(options), options["image_size"]
-    fields = models.computed(name, {k: v for k, v in options.items() if k != "image_size"})
-    net = torch_networks.module(models.member(name).reference.base).model(**fields, num_classes=10)
-    weights = {
-        key: golden32.drawn(key, tuple(value.shape)).astype(np.float64)
-        if value.is_floating_point()
-        else value.numpy()
-        for key, value in net.state_dict().items()
-    }
-    net.double().load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
-    x = np.random.default_rng(0).random((3, size, size, 3))
-    theirs = parity.torch_logits_and_gradients(net, x, "float64")
-    for module in net.train().modules():  # what is dropped cannot be compared
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    trained = net(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy()
-    after = torch_networks.state_arrays(net)
-    ours = parity.logits_and_gradients(name, weights, x, dtype="float64", num_classes=10, **options)
-    test.assertLess(parity.relative(ours[0], theirs[0]), 1e-9)
-    test.assertLess(parity.relative(ours[1], theirs[1]), 1e-7)
-    if "dropout" in models.variant(name)._fields:
-        options["dropout"] = 0.0
-    with jax.enable_x64(True):
-        own, params, stats = golden32.network(name, weights, "float64", **options)
-        train = jax.jit(functools.partial(own.apply, train=True))
-        logits, moved = jax.device_get(train(params, stats, x))
-        _, expected = convert.from_torch(name, after, num_classes=10, **options)
-    test.assertLess(parity.relative(logits, trained), 1e-9)
-    for key, value in moved.items():
-        np.testing.assert_allclose(value, expected[key], rtol=1e-9, atol=1e-12, err_msg=key)
-
-
 @pytest.mark.slow
 class OptionsTest(parameterized.TestCase):
     @parameterized.parameters(*OPTIONS)
     def test_beside_pytorch(self, name, options):
-        check_options(self, name, options)
+        cifar_study.check_options(self, name, **options)
 
 
 SMALL = {
@@ -178,13 +127,6 @@ SMALL = {
     "cifar_preactresnet50": {"depths": (2,), "width": 4, "image_size": 4},
     "cifar_resnext29": {"depths": (2,), "width": 4, "image_size": 4},
 }
-
-
-def small(name: str, **options):
-    """(network, params, stats, images)."""
-    net = models.create(name, num_classes=3, **SMALL[name], **options)
-    params, stats = net.init(jax.random.key(0))
-    return net, params, stats, jax.random.uniform(jax.random.key(1), (4, 4, 4, 3))
 
 
 class DrawsTest(parameterized.TestCase):
@@ -198,28 +140,11 @@ class DrawsTest(parameterized.TestCase):
     )
     @pytest.mark.slow
     def test_only_in_training_and_with_a_key(self, name, options):
-        net, params, stats, x = small(name, **options)
-        train = jax.jit(lambda key: net.apply(params, stats, x, train=True, key=key)[0])
-        first, again, second = (train(jax.random.key(seed)) for seed in (0, 0, 1))
-        np.testing.assert_array_equal(first, again)
-        self.assertGreater(parity.relative(first, second), 1e-3)
-        with self.assertRaisesRegex(ValueError, "draws in training: call apply with a key"):
-            net.apply(params, stats, x, train=True)
-        plain = {
-            key: 0.0 for key in ("dropout", "drop_path") if key in models.variant(name)._fields
-        }
-        without = small(name, **plain)[0]
-        evaluated = [jax.jit(n.apply)(params, stats, x)[0] for n in (net, without)]
-        np.testing.assert_array_equal(*evaluated)
+        cifar_study.check_draws(self, name, **SMALL[name] | options)
 
     def test_a_draw_is_the_images_own(self):
-        """Dropout of an image does not depend on its place in the batch."""
-        net, params, stats, x = small("cifar_vgg16_224", bn_group=1)
-        keys = jax.random.split(jax.random.key(3), 4)
-        train = jax.jit(lambda x, keys: net.apply(params, stats, x, train=True, key=keys)[0])
-        np.testing.assert_allclose(
-            train(x[::-1], keys[::-1]), train(x, keys)[::-1], rtol=1e-5, atol=1e-6
-        )
+        name = "cifar_vgg16_224"
+        cifar_study.check_own_draws(self, name, bn_group=1, **SMALL[name])
 
 
 @pytest.mark.slow
@@ -227,28 +152,7 @@ class StoringTest(parameterized.TestCase):
     @parameterized.parameters(*SMALL)
     def test_remat_changes_nothing(self, name):
         rates = {} if name.startswith("cifar_vgg") else {"drop_path": 0.5}
-
-        def trained(**how):
-            net, params, stats, x = small(name, dtype="float64", **rates, **how)
-            double = functools.partial(jax.tree.map, lambda array: array.astype(jnp.float64))
-
-            def total(params):
-                logits, moved = net.apply(
-                    params, double(stats), double(x), train=True, key=jax.random.key(2)
-                )
-                return (logits**2).sum(), moved
-
-            return jax.device_get(jax.jit(jax.value_and_grad(total, has_aux=True))(double(params)))
-
-        with jax.enable_x64(True):
-            (value, moved), gradient = trained()
-            (again, moved_again), gradient_again = trained(remat=True)
-            self.assertLess(abs(again / value - 1), 1e-11)  # sums in another order
-            for ours, theirs in ((moved_again, moved), (gradient_again, gradient)):
-                self.assertEqual(ours.keys(), theirs.keys())
-                for key in ours:
-                    largest = max(np.abs(theirs[key]).max(), 1e-3)
-                    self.assertLess(np.abs(ours[key] - theirs[key]).max(), 1e-9 * largest, key)
+        cifar_study.check_storing(self, name, "remat", **SMALL[name], **rates)
 
 
 class MessageTest(parameterized.TestCase):
@@ -269,8 +173,7 @@ class MessageTest(parameterized.TestCase):
         ("cifar_resnext29", {"groups": 0}, "groups=0 must be at least 1"),
     )
     def test_message(self, name, changes, message):
-        with self.assertRaisesRegex(ValueError, message):
-            models.create(name, **{"num_classes": 10, "image_size": 32} | changes)
+        cifar_study.check_message(self, name, changes, message)
 
 
 if __name__ == "__main__":

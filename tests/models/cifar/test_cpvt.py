@@ -18,7 +18,7 @@ class CPVTTest(parameterized.TestCase):
         cifar_study.check_counts(self, "cifar_cpvt", 9_495_562, blocks + others, more=attention)
 
     def test_both_ways(self):
-        cifar_study.check_both_ways(self, "cifar_cpvt", cifar_study.any_weights("cifar_cpvt"))
+        cifar_study.check_both_ways(self, "cifar_cpvt", cifar_study.weights_of("cifar_cpvt"))
 
     @pytest.mark.slow
     def test_small_beside_pytorch(self):
@@ -46,7 +46,8 @@ class CPVTTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_dropout(self):
         tiny = SMALL | {"patch": 4, "image_size": 8}
-        cifar_study.check_dropout(self, "cifar_cpvt", **tiny)
+        cifar_study.check_draws(self, "cifar_cpvt", factor=8, **tiny)
+        cifar_study.check_own_draws(self, "cifar_cpvt", factor=8, **tiny)
 
     @parameterized.parameters(
         ({"patch": 3}, "patch=3 does not divide images of 32 px .* take patch=2 or 4"),

@@ -4,10 +4,7 @@ And options of small ones. What every family must do (names, counts, the row of 
 PyTorch) is in tests/models/test_families.py.
 """
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
@@ -16,7 +13,8 @@ from flax import nnx
 from jaxrobust import models
 from jaxrobust.models import table
 from jaxrobust.weights import convert
-from tests.support import golden32, parity, paths
+from tests.support import cifar_study, golden32, parity
+from tests.support.cifar_study import weights
 
 # listing of the public code's network -> ours
 GOLDEN = {
@@ -66,13 +64,6 @@ PERFORMERS = sum(tokens * (2 * 64 * 32 + 2 * 32 * 64) for tokens in (64, 16))
 # The paper's millions, which it cuts; LeViT's is of an unknown network, ViTAE's of 1000 classes.
 PAPER = {"cifar_botnet50": "18.82", "cifar_ceit": "5.56", "cifar_mobilevit": "5.00"}
 OTHERS = {"cifar_levit": "6.67", "cifar_vitae": "23.18"}
-MADE = "attention_bias_idxs"  # buffers that follow from the network's sizes
-
-
-def weights(golden: str) -> dict[str, np.ndarray]:
-    """The reference's arrays, but for those that follow from the network's sizes."""
-    found = golden32.weights(paths.GOLDEN / "models" / f"{golden}.tsv")
-    return {key: array for key, array in found.items() if not key.endswith(MADE)}
 
 
 class CountsTest(parameterized.TestCase):
@@ -82,7 +73,7 @@ class CountsTest(parameterized.TestCase):
             self.assertEqual(paper.parameters, figure)
             self.assertEqual(paper.other, name in OTHERS)
             if name in PAPER:
-                self.assertEqual(figure, f"{COUNTED[name][0] // 10_000 / 100:.2f}")
+                self.assertEqual(figure, cifar_study.cut(COUNTED[name][0]))
             self.assertIsNone(models.member(f"{name}_224").paper)
             self.assertEqual(models.decay_mask(name), "all")
 
@@ -114,21 +105,7 @@ class NamesTest(parameterized.TestCase):
     @parameterized.parameters(*GOLDEN)
     @pytest.mark.slow
     def test_both_ways(self, golden):
-        name, theirs = GOLDEN[golden], weights(golden)
-        sizes = {"num_classes": 10, "image_size": 32}
-        back = convert.to_torch(name, *convert.from_torch(name, theirs, **sizes))
-        for key, array in theirs.items():
-            np.testing.assert_array_equal(back[key], array, key)
-        # What follows from the network's sizes is what PyTorch's side has by itself.
-        parity.torch_or_skip(self)
-        from jaxrobust.convert import torch_networks
-
-        net = torch_networks.network(name, img_size=32, num_classes=10)
-        state = torch_networks.state_arrays(net)
-        self.assertEqual(list(back), list(state))
-        for key in state.keys() - theirs.keys():
-            np.testing.assert_array_equal(back[key], state[key], key)
-            self.assertEqual(back[key].dtype, state[key].dtype, key)
+        cifar_study.check_both_ways(self, GOLDEN[golden], weights(golden))
 
     @parameterized.parameters(
         ("cifar_botnet50", r"positions of shape \(1, 4, 128, 1, 8\), and this network has \(1,"),
@@ -192,43 +169,11 @@ OPTIONS = (
 )
 
 
-def check_options(test, name: str, options) -> None:
-    """Logits, input gradient, and logits on batch statistics, in float64."""
-    torch = parity.torch_or_skip(test)
-    from jaxrobust.convert import torch_networks
-
-    options, side = {"num_classes": 10} | options, options["image_size"]
-    row = {key: value for key, value in options.items() if key not in ("image_size", "bn_group")}
-    net = torch_networks.network(name, img_size=side, **row).double()
-    arrays = {
-        key: value.numpy()
-        if key.endswith((MADE, "num_batches_tracked"))
-        else golden32.drawn(key, tuple(value.shape)).astype(np.float64)
-        for key, value in net.state_dict().items()
-    }
-    net.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
-    x = np.random.default_rng(0).random((3, side, side, 3))
-    theirs = parity.torch_logits_and_gradients(net, x, "float64")
-    for module in net.train().modules():  # what is dropped cannot be compared
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    trained = net(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy()
-    ours = parity.logits_and_gradients(name, arrays, x, dtype="float64", **options)
-    test.assertLess(parity.relative(ours[0], theirs[0]), 1e-9)
-    test.assertLess(parity.relative(ours[1], theirs[1]), 1e-7)
-    if "dropout" in models.variant(name)._fields:
-        options["dropout"] = 0.0
-    with jax.enable_x64(True):
-        own, params, stats = golden32.network(name, arrays, "float64", **options)
-        train = jax.jit(functools.partial(own.apply, train=True))
-        test.assertLess(parity.relative(train(params, stats, jnp.asarray(x))[0], trained), 1e-9)
-
-
 class OptionsTest(parameterized.TestCase):
     @parameterized.parameters(*OPTIONS)
     @pytest.mark.slow
     def test_beside_pytorch(self, name, options):
-        check_options(self, name, options)
+        cifar_study.check_options(self, name, **options)
 
 
 MESSAGES = (
@@ -277,8 +222,7 @@ MESSAGES = (
 class MessageTest(parameterized.TestCase):
     @parameterized.parameters(*MESSAGES)
     def test_message(self, name, changes, message):
-        with self.assertRaisesRegex(ValueError, message):
-            models.create(name, **{"num_classes": 10, "image_size": 32} | changes)
+        cifar_study.check_message(self, name, changes, message)
 
     @parameterized.parameters(
         ("cifar_botnet50", BOTNET, (8, 8), "a map of 8x8, .* positions for 16x16: create it"),
@@ -287,11 +231,7 @@ class MessageTest(parameterized.TestCase):
         ("cifar_vitae", VITAE, (16, 32), r"shape \(1, 16, 32, 3\); three cells shrink the map"),
     )
     def test_images_of_another_size(self, name, options, size, message):
-        net = models.create(name, num_classes=3, image_size=16, **options)
-        params, stats = jax.eval_shape(net.init, jax.random.key(0))
-        images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-        with self.assertRaisesRegex(ValueError, message):
-            jax.eval_shape(net.apply, params, stats, images)
+        cifar_study.check_images_message(self, name, size, message, image_size=16, **options)
 
 
 SMALL = {
@@ -301,17 +241,6 @@ SMALL = {
     "cifar_mobilevit": MOBILEVIT | {"image_size": 4},
     "cifar_vitae": VITAE | {"image_size": 16},
 }
-
-
-def small(name: str, **options):
-    """(network, params, stats, images), whose weights all matter."""
-    net = models.create(name, num_classes=3, **SMALL[name], **options)
-    params, stats = net.init(jax.random.key(0))
-    params = {  # scales that start at 0 hide what is dropped behind them
-        key: array + 0.5 if key.endswith(".scale") else array for key, array in params.items()
-    }
-    side = SMALL[name]["image_size"]
-    return net, params, stats, jax.random.uniform(jax.random.key(1), (4, side, side, 3))
 
 
 class DrawsTest(parameterized.TestCase):
@@ -326,32 +255,14 @@ class DrawsTest(parameterized.TestCase):
     )
     @pytest.mark.slow
     def test_only_in_training_and_with_a_key(self, name, options):
-        net, params, stats, x = small(name, **options)
-        train = jax.jit(lambda key: net.apply(params, stats, x, train=True, key=key)[0])
-        first, again, second = (train(jax.random.key(seed)) for seed in (0, 0, 1))
-        np.testing.assert_array_equal(first, again)
-        self.assertGreater(parity.relative(first, second), 1e-3)
-        with self.assertRaisesRegex(ValueError, "draws in training: call apply with a key"):
-            net.apply(params, stats, x, train=True)
-        plain = {key: 0.0 for key in ("dropout", "drop_path") if key in net_fields(name)}
-        without = small(name, **plain)[0]
-        evaluated = [jax.jit(n.apply)(params, stats, x)[0] for n in (net, without)]
-        np.testing.assert_array_equal(*evaluated)
+        cifar_study.check_draws(self, name, **SMALL[name] | options)
 
-    @parameterized.parameters("cifar_mobilevit", "cifar_vitae")
+    # ViTAE of 16 px has one value for each channel and image, which has no variance.
+    @parameterized.parameters(("cifar_mobilevit", 4), ("cifar_vitae", 32))
     @pytest.mark.slow
-    def test_a_draw_is_the_images_own(self, name):
-        """What an image drops does not depend on its place in the batch."""
-        net, params, stats, x = small(name, bn_group=1, drop_path=0.5)
-        keys = jax.random.split(jax.random.key(3), 4)
-        train = jax.jit(lambda x, keys: net.apply(params, stats, x, train=True, key=keys)[0])
-        np.testing.assert_allclose(
-            train(x[::-1], keys[::-1]), train(x, keys)[::-1], rtol=1e-4, atol=1e-5
-        )
-
-
-def net_fields(name: str) -> tuple[str, ...]:
-    return models.variant(name)._fields
+    def test_a_draw_is_the_images_own(self, name, side):
+        own = SMALL[name] | {"image_size": side, "bn_group": 1, "drop_path": 0.5}
+        cifar_study.check_own_draws(self, name, rtol=1e-4, **own)
 
 
 @pytest.mark.slow
@@ -360,27 +271,7 @@ class StoringTest(parameterized.TestCase):
         *((name, "remat") for name in SMALL), ("cifar_ceit", "scan"), ("cifar_vitae", "scan")
     )
     def test_remat_and_scan_change_nothing(self, name, how):
-        def trained(**how):
-            net, params, stats, x = small(name, dtype="float64", drop_path=0.5, **how)
-            double = functools.partial(jax.tree.map, lambda array: array.astype(jnp.float64))
-
-            def total(params):
-                logits, moved = net.apply(
-                    params, double(stats), double(x), train=True, key=jax.random.key(2)
-                )
-                return (logits**2).sum(), moved
-
-            return jax.device_get(jax.jit(jax.value_and_grad(total, has_aux=True))(double(params)))
-
-        with jax.enable_x64(True):
-            (value, moved), gradient = trained()
-            (again, moved_again), gradient_again = trained(**{how: True})
-            self.assertLess(abs(again / value - 1), 1e-11)  # sums in another order
-            for ours, theirs in ((moved_again, moved), (gradient_again, gradient)):
-                self.assertEqual(ours.keys(), theirs.keys())
-                for key in ours:
-                    largest = max(np.abs(theirs[key]).max(), 1e-3)
-                    self.assertLess(np.abs(ours[key] - theirs[key]).max(), 1e-9 * largest, key)
+        cifar_study.check_storing(self, name, how, **SMALL[name], drop_path=0.5)
 
 
 class QuirksTest(absltest.TestCase):

@@ -4,10 +4,7 @@ What every family must do (names, counts, drop path, the row of 224 px beside Py
 tests/models/test_families.py.
 """
 
-import functools
-
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
@@ -15,7 +12,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.models import table
 from jaxrobust.weights import convert
-from tests.support import golden32, parity, paths
+from tests.support import cifar_study, golden32, parity, paths
 
 # CoAtNet's parameters, and the paper's Table 2 in millions, which it cuts instead of rounding.
 ORDERS = {
@@ -60,23 +57,17 @@ MULTIPLY_ADDS = {
     ),
     "cvt_s1k3_stride2": (327_574_272, [(256, 64, 64)] + [(64, 16, 192)] * 2 + [(16, 4, 384)] * 10),
 }
-MADE = ("_mask", "relative_index")  # names of what follows from the network's sizes
 
 
 def weights(golden: str) -> dict[str, np.ndarray]:
-    """The reference's arrays, but for those that follow from the network's sizes."""
     name, options = GOLDEN[golden]
-    sizes = {"num_classes": 10, "image_size": 32} | options
-    shapes = jax.eval_shape(models.create(name, **sizes).init, jax.random.key(0))
-    params, stats = ({k: np.zeros(a.shape, "f") for k, a in part.items()} for part in shapes)
-    theirs = convert.reference_names(name, params | stats, wrapped=False, **options)
-    return {k: golden32.drawn(k, a.shape) for k, a in theirs.items() if not k.endswith(MADE)}
+    return cifar_study.weights_of(name, **options)
 
 
 def check_order(test, order: str) -> None:
     expected, printed = ORDERS[order]
     test.assertEqual(parity.parameters("cifar_coatnet", image_size=32, order=order), expected)
-    test.assertEqual(f"{expected // 10_000 / 100:.2f}", printed)
+    test.assertEqual(cifar_study.cut(expected), printed)
 
 
 class CountsTest(parameterized.TestCase):
@@ -91,7 +82,7 @@ class CountsTest(parameterized.TestCase):
             "cifar_swin": 27_428_086,
             "cifar_cvt": 19_547_466,
         }.items():
-            self.assertEqual(models.member(name).paper.parameters, f"{count // 10_000 / 100:.2f}")
+            self.assertEqual(models.member(name).paper.parameters, cifar_study.cut(count))
             self.assertIsNone(models.member(f"{name}_224").paper)
             self.assertEqual(models.decay_mask(name), "all")
 
@@ -125,21 +116,7 @@ class NamesTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_both_ways(self, golden):
         name, options = GOLDEN[golden]
-        theirs = weights(golden)
-        sizes = {"num_classes": 10, "image_size": 32} | options
-        back = convert.to_torch(name, *convert.from_torch(name, theirs, **sizes), **options)
-        for key, array in theirs.items():
-            np.testing.assert_array_equal(back[key], array, key)
-        # What follows from the network's sizes is what PyTorch's side has by itself.
-        parity.torch_or_skip(self)
-        from jaxrobust.convert import torch_networks
-
-        net = torch_networks.network(name, img_size=32, num_classes=10)
-        state = torch_networks.state_arrays(net)
-        self.assertEqual(list(back), list(state))
-        for key in state.keys() - theirs.keys():
-            np.testing.assert_array_equal(back[key], state[key], key)
-            self.assertEqual(back[key].dtype, state[key].dtype, key)
+        cifar_study.check_both_ways(self, name, weights(golden), **options)
 
     def test_tables_of_a_larger_map_are_cut(self):
         row = {"dims": (4, 4, 4), "depths": (1, 1, 1), "order": "CT"}
@@ -202,38 +179,11 @@ OPTIONS = (
 )
 
 
-def check_options(test, name: str, options) -> None:
-    """Logits, input gradient, and logits on batch statistics, in float64."""
-    torch = parity.torch_or_skip(test)
-    from jaxrobust.convert import torch_networks
-
-    options, side = {"num_classes": 10} | options, options["image_size"]
-    row = {key: value for key, value in options.items() if key != "image_size"}
-    net = torch_networks.network(name, img_size=side, **row).double()
-    arrays = {
-        key: value.numpy()
-        if key.endswith((*MADE, "num_batches_tracked"))
-        else golden32.drawn(key, tuple(value.shape)).astype(np.float64)
-        for key, value in net.state_dict().items()
-    }
-    net.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()})
-    x = np.random.default_rng(0).random((3, side, side, 3))
-    theirs = parity.torch_logits_and_gradients(net, x, "float64")
-    trained = net.train()(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy()
-    ours = parity.logits_and_gradients(name, arrays, x, dtype="float64", **options)
-    test.assertLess(parity.relative(ours[0], theirs[0]), 1e-9)
-    test.assertLess(parity.relative(ours[1], theirs[1]), 1e-7)
-    with jax.enable_x64(True):
-        own, params, stats = golden32.network(name, arrays, "float64", **options)
-        train = jax.jit(functools.partial(own.apply, train=True))
-        test.assertLess(parity.relative(train(params, stats, jnp.asarray(x))[0], trained), 1e-9)
-
-
 class OptionsTest(parameterized.TestCase):
     @parameterized.parameters(*OPTIONS)
     @pytest.mark.slow
     def test_beside_pytorch(self, name, options):
-        check_options(self, name, options)
+        cifar_study.check_options(self, name, **options)
 
     def test_one_table_of_biases_for_all_heads(self):
         net = models.create("cifar_swin", num_classes=3, image_size=16, **SWIN)
@@ -299,8 +249,7 @@ MESSAGES = (
 class MessageTest(parameterized.TestCase):
     @parameterized.parameters(*MESSAGES)
     def test_message(self, name, changes, message):
-        with self.assertRaisesRegex(ValueError, message):
-            models.create(name, **{"num_classes": 10, "image_size": 32} | changes)
+        cifar_study.check_message(self, name, changes, message)
 
     def test_images_of_another_size(self):
         for name, options, size, message in (
@@ -308,26 +257,7 @@ class MessageTest(parameterized.TestCase):
             ("cifar_swin", SWIN | {"image_size": 16}, (8, 8), "a map of 2 in stage 2"),
             ("cifar_swin", SWIN | {"image_size": 16}, (16, 24), "16 x 24 pixels: give square"),
         ):
-            net = models.create(name, num_classes=3, **options)
-            params, stats = jax.eval_shape(net.init, jax.random.key(0))
-            images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-            with self.assertRaisesRegex(ValueError, message):
-                jax.eval_shape(net.apply, params, stats, images)
-
-
-def trained(name: str, **options):
-    """Value, statistics and gradient in training, in float64 with stochastic depth."""
-    net = models.create(name, num_classes=3, drop_path=0.5, dtype="float64", **options)
-    double = functools.partial(jax.tree.map, lambda array: array.astype("float64"))
-    params, stats = map(double, net.init(jax.random.key(0)))
-    side = options["image_size"]
-    x = jax.random.uniform(jax.random.key(1), (4, side, side, 3), "float64")
-
-    def total(params):
-        logits, moved = net.apply(params, stats, x, train=True, key=jax.random.key(2))
-        return (logits**2).sum(), moved
-
-    return jax.device_get(jax.jit(jax.value_and_grad(total, has_aux=True))(params))
+            cifar_study.check_images_message(self, name, size, message, **options)
 
 
 @pytest.mark.slow
@@ -338,15 +268,7 @@ class DropPathTest(parameterized.TestCase):
         ("cifar_coatnet", COATNET | {"order": "CT"}), ("cifar_cvt", CVT | {"image_size": 8})
     )
     def test_leaves_branches_out(self, name, options):
-        net = models.create(name, drop_path=0.9, num_classes=3, **options)
-        params, stats = net.init(jax.random.key(0))
-        side = options["image_size"]
-        x = jax.random.uniform(jax.random.key(1), (4, side, side, 3))
-        train = jax.jit(lambda key: net.apply(params, stats, x, train=True, key=key)[0])
-        first, second = (train(jax.random.key(seed)) for seed in (0, 1))
-        self.assertGreater(parity.relative(first, second), 1e-3)
-        with self.assertRaisesRegex(ValueError, "call apply with a key"):
-            net.apply(params, stats, x, train=True)
+        cifar_study.check_draws(self, name, drop_path=0.9, **options)
 
 
 @pytest.mark.slow
@@ -358,15 +280,7 @@ class StoringTest(parameterized.TestCase):
         ("cifar_cvt", CVT | {"image_size": 8}),
     )
     def test_remat_changes_nothing(self, name, options):
-        with jax.enable_x64(True):
-            (plain, moved), gradient = trained(name, **options)
-            (value, again), recomputed = trained(name, remat=True, **options)
-        self.assertLess(abs(value / plain - 1), 1e-11)  # sums in another order
-        for ours, theirs in ((again, moved), (recomputed, gradient)):
-            self.assertEqual(ours.keys(), theirs.keys())
-            for key in ours:
-                largest = max(np.abs(theirs[key]).max(), 1e-3)
-                self.assertLess(np.abs(ours[key] - theirs[key]).max(), 1e-9 * largest, key)
+        cifar_study.check_storing(self, name, "remat", drop_path=0.5, **options)
 
 
 if __name__ == "__main__":

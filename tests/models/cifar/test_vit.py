@@ -59,7 +59,8 @@ class OptionsTest(parameterized.TestCase):
     @pytest.mark.slow
     def test_dropout(self):
         tiny = SMALL | {"patch": 4, "image_size": 8, "depth": 1}
-        cifar_study.check_dropout(self, "cifar_vit", **tiny)
+        cifar_study.check_draws(self, "cifar_vit", factor=8, **tiny)
+        cifar_study.check_own_draws(self, "cifar_vit", factor=8, **tiny)
 
     def test_initialisation_is_the_references(self):
         net = models.create("cifar_vit", num_classes=10, image_size=32, depth=1)
