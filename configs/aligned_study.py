@@ -2,8 +2,8 @@
 
     python -m jaxrobust.main --config configs/aligned_study.py:coatnet_cctt
 
-The runs, on 5,000 images of CIFAR-10 with the recipe of `cifar_aligned` in small, that is with PGD-5
-and batches of 64, are cut versions of four of the twenty networks (Tang et al. 2022):
+The runs, on 5,000 images of CIFAR-10 with the recipe of `cifar_aligned` in small, that is with
+PGD-5 and batches of 64, are cut versions of four of the twenty networks (Tang et al. 2022):
 
     resnet          ResNet with 1, 1, 1, 1 bottlenecks and 16 inner channels in the first stage
     pvt_v2          PVTv2 with one block in each stage of 16, 32, 80 and 128 channels, patches of 2

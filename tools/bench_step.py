@@ -52,7 +52,9 @@ def parse() -> argparse.Namespace:
     parser.flag("topology", help="Compile for a slice such as v5e:8x8, without running.")
     parser.flag("against", choices=["torch"], help="Also run the same step in PyTorch.")
     parser.flag(
-        "program", choices=(*PROGRAMS, PAIR), help="Program, or pair, that runs alone; default: all."
+        "program",
+        choices=(*PROGRAMS, PAIR),
+        help="Program, or pair, that runs alone; default: all.",
     )
     parser.flag("trace", type=Path, help="Folder for an XProf trace of --program.")
     parser.flag("rounds", type=int, default=4, help="Number of turns of each program.")

@@ -20,8 +20,8 @@ class Errors(NamedTuple):
 
     logits: float  # ours in float64: largest difference, of the largest logit
     gradients: float  # ours in float64: largest difference, of the largest of all gradients
-    # Ours and PyTorch's in float32: length of the difference, of the reference's length. The largest
-    # of twenty logits' errors is a matter of luck: for one network, between 0.7 and 2.5 times.
+    # Ours and PyTorch's in float32: length of the difference, of the reference's length. The
+    # largest error of few logits is luck: of images of one network, 0.7 to 2.5 times PyTorch's.
     logits32: tuple[float, float]
     gradients32: tuple[float, float]
 
