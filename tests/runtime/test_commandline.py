@@ -148,7 +148,7 @@ class RecipeTest(parameterized.TestCase):
     def test_none(self):
         for given, meant in (
             ("quikstart", "did you mean quickstart?"),
-            ("configs/nothing.py", "give one, or one of cifar10_convnext, "),
+            ("configs/nothing.py", "give one, or one of aligned_study, "),
             ("../configs/quickstart.py", "no such file"),
             ("", "no such file"),
         ):
