@@ -49,6 +49,7 @@ def parse() -> argparse.Namespace:
     parser.flag("dtype", help="Compute type; default: float32, for --topology the config's.")
     parser.flag("fsdp", type=int, help="Number of devices that share the state; 0: all.")
     parser.flag("microbatches", type=int, help="Number of parts of a device's images.")
+    parser.flag("scan", action="store_true", help="Compile one block for all alike of a stage.")
     parser.flag("topology", help="Compile for a slice such as v5e:8x8, without running.")
     parser.flag("against", choices=["torch"], help="Also run the same step in PyTorch.")
     parser.flag(
@@ -91,6 +92,8 @@ def load(args: argparse.Namespace, devices: int = 1) -> "Config":
     for part, key, value in given:
         if value is not None:
             part[key] = value
+    if args.scan:
+        config.model.options = {**config.model.options, "scan": True}
     if args.against:  # what the reference's step does: APGD, nothing random, one batch norm
         config.train.objective, config.label_smoothing = "adversarial", None
         apgd = {"name": "apgd", "norm": "linf", "start": "image", "start_std": None}
