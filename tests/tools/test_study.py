@@ -35,7 +35,7 @@ class ConfigTest(parameterized.TestCase):
         self.assertEqual(cifar_study.get_config("base,seed=1").seed, 1)
 
 
-class StudyTest(absltest.TestCase):
+class StudyTest(parameterized.TestCase):
     def run_study(self, out, *more, minutes="60", fails=()):
         """(exit code, commands) where commands write the records that they would."""
         commands = []
@@ -83,11 +83,11 @@ class StudyTest(absltest.TestCase):
         said = study.table(out, cifar_study)
         self.assertIn("| one-step | 50.0, 50.0 | 25.0, 25.0 | 25.0 (+0.0) | 46.4 instead", said)
 
-    def test_readme_shows_the_records(self):
+    @parameterized.parameters("cifar_study", "residual_study")
+    def test_readme_shows_the_records(self, name):
         text = (study.ROOT / "tools" / "README.md").read_text()
-        rows, _, _ = study.table(study.ROOT / "tools/records/cifar_study", cifar_study).partition(
-            "\n\n"
-        )
+        said = study.table(study.ROOT / "tools/records" / name, study.study(name))
+        rows, _, _ = said.partition("\n\n")
         self.assertIn(rows, text)
         self.assertNotIn("not yet measured", rows)
 
