@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust.config import of_phase, phases
 from jaxrobust.runtime.commandline import config_name, load_config
 from jaxrobust.training import build, optim
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.command_line import parsed, refused
 from tools import refresh_configs
 
@@ -21,6 +21,7 @@ class ConfigsTest(parameterized.TestCase):
             "run `python tools/refresh_configs.py` and review the difference",
         )
 
+    @sweeps.fast("quickstart", "cifar10_convnext", "mart")
     @parameterized.parameters(*refresh_configs.names())
     def test_builds(self, name):
         config = refresh_configs.load(name)

@@ -1,6 +1,7 @@
 """The rooms of the package: who may import whom, and what `import jaxrobust` costs."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -67,8 +68,10 @@ def modules() -> dict[str, Path]:
     }
 
 
-def imports(path: Path):
+@functools.cache
+def imports(path: Path) -> list[tuple[str, bool]]:
     """(imported dotted name, is at module level)."""
+    found = []
     tree = ast.parse(path.read_text())
     nested = {
         id(n)
@@ -83,8 +86,8 @@ def imports(path: Path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
-        for name in names:
-            yield name, id(node) not in nested
+        found += [(name, id(node) not in nested) for name in names]
+    return found
 
 
 class LayeringTest(absltest.TestCase):

@@ -24,6 +24,7 @@ import jaxrobust
 from jaxrobust.__main__ import COMMANDS
 from jaxrobust.config import base
 from jaxrobust.runtime.commandline import split_config
+from tests.support import sweeps
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
@@ -146,6 +147,7 @@ class ProgramsTest(parameterized.TestCase):
 
 
 class CommandsTest(parameterized.TestCase):
+    @sweeps.fast(1, 3, 5, 6, 7)
     @parameterized.parameters(*PAGES)
     def test_exist(self, page):
         found = [*commands(page)]

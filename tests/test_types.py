@@ -11,12 +11,13 @@ import jax
 import jax.numpy as jnp
 import jaxtyping
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
 from jaxrobust.evaluation import accuracy, checks
 from jaxrobust.models import inputs
-from tests.support import paths
+from tests.support import paths, sweeps
 
 NORM = {"norm": "linf", "epsilon": 0.1}
 
@@ -98,6 +99,7 @@ class ShapesTest(parameterized.TestCase):
         with self.refused():
             project(self.images, self.images[:, :3], jnp.ones(2))
 
+    @pytest.mark.slow
     def test_logits_of_a_network(self):
         for attack in (attacks.apgd(**NORM, steps=1), attacks.square(**NORM, queries=1)):
             with self.refused():
@@ -123,6 +125,7 @@ class ShapesTest(parameterized.TestCase):
         with self.refused():
             attack(lambda x: x.sum(axis=(1, 2)), jax.random.key(0), self.images, self.images)
 
+    @sweeps.fast("pgd")
     @parameterized.parameters(*attacks.ROWS)
     def test_states_are_what_they_say(self, name):
         setting = attacks.Setting(name, name, "linf", steps=10)

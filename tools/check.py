@@ -23,7 +23,7 @@ TREE_MODE = ["env", "NNX_GRAPH_MODE=false", "NNX_GRAPH_UPDATES=false"]
 MATRIX = {"golden sets, architectures": [PYTHON, "-m", "pytest", "-m", "matrix"]}
 SLOW = {
     "slow tests": [PYTHON, "-m", "pytest", "-m", "slow and not matrix"],
-    "NNX tree mode": [*TREE_MODE, PYTHON, "-m", "pytest", *TREE_TESTS],
+    "NNX tree mode": [*TREE_MODE, PYTHON, "-m", "pytest", "-m", "not matrix", *TREE_TESTS],
 }
 
 

@@ -18,7 +18,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
 from jaxrobust.attacks import balls
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.golden import assert_within, golden_nets, load, norm_in_float64
 
 NORMS = ("linf", "l2", "l1")
@@ -165,6 +165,7 @@ class GoldenCase(parameterized.TestCase):
 
 
 class GoldenTrainingTest(GoldenCase):
+    @sweeps.fast(1, 5)
     @parameterized.parameters(1, 2, 3, 4, 5, 10, 20)
     def test_toy_in_float64(self, steps):
         """The authors' function, images partly outside [0, 1], soft labels: equal bit for bit."""
@@ -192,6 +193,7 @@ class GoldenTrainingTest(GoldenCase):
         np.testing.assert_allclose(state.loss_best, golden["loss_best"], rtol=1e-14)
         np.testing.assert_array_equal(state.correct, golden["acc"])
 
+    @pytest.mark.slow
     def test_two_steps(self):
         self.check_two_steps(load(paths.GOLDEN / "attacks/twostep.npz"))
 
@@ -207,10 +209,12 @@ class GoldenRunTest(GoldenCase):
         tainted = self.check(load(paths.GOLDEN / "attacks/apgd20.npz"), key)
         self.assertGreaterEqual(tainted.min(), 10)  # all agree for half of the run at least
 
+    @sweeps.fast(0, 2)
     @parameterized.parameters("conv_L2_ce_xi", "conv_L2_dlr_xi", "conv_L2_dlrt_xi", "conv_L2_ce_x0")
     def test_l2(self, key):
         self.check(load(paths.GOLDEN / "attacks/apgd20.npz"), key)
 
+    @sweeps.fast(0, 2)
     @parameterized.parameters("conv_L1_ce_xi", "conv_L1_dlr_xi", "conv_L1_dlrt_xi", "conv_L1_ce_x0")
     def test_l1(self, key):
         self.check(load(paths.GOLDEN / "attacks/apgd20.npz"), key)
@@ -275,6 +279,7 @@ class FullGoldenTest(GoldenCase):
 class ReferenceTest(parameterized.TestCase):
     """The reference library itself in float64, where rounding decides nothing."""
 
+    @sweeps.fast(2, 4, 8, 10)
     @parameterized.product(norm=("Linf", "L2"), loss=tuple(LOSS), steps=(3, 30))
     def test_parity(self, norm, loss, steps):
         try:
@@ -338,6 +343,7 @@ class PropertyTest(parameterized.TestCase):
         cls.images = jax.random.uniform(jax.random.key(2), (16, 4, 4, 3))
         cls.labels = jax.random.randint(jax.random.key(3), (16,), 0, 5, jnp.int32)
 
+    @sweeps.fast(1, 3, 5)
     @parameterized.product(norm=NORMS, random_start=(False, True))
     def test_stays_in_ball_and_box(self, norm, random_start):
         radius = {"linf": 0.1, "l2": 0.5, "l1": 2.0}[norm]
@@ -353,6 +359,7 @@ class PropertyTest(parameterized.TestCase):
         )
         self.assertGreater(after.mean(), before.mean() + 0.1)
 
+    @sweeps.fast(1, 3, 5)
     @parameterized.product(norm=NORMS, random_start=(False, True))
     def test_zero_radius_is_identity(self, norm, random_start):
         attack = attacks.apgd(norm=norm, epsilon=0.0, steps=3, random_start=random_start)
@@ -370,6 +377,7 @@ class PropertyTest(parameterized.TestCase):
         self.assertTrue((np.diff(best, axis=0) >= 0).all())
         np.testing.assert_array_equal(best, np.maximum.accumulate(seen["loss"], axis=0))
 
+    @sweeps.fast("linf")
     @parameterized.parameters(*NORMS)
     def test_order_and_padding_do_not_matter(self, norm):
         attack = attacks.apgd(norm=norm, epsilon=0.1, steps=4, random_start=True)
@@ -383,6 +391,7 @@ class PropertyTest(parameterized.TestCase):
         padded = attack(keys, self.images.at[5:].set(0), self.labels.at[5:].set(0))
         np.testing.assert_array_equal(padded[:5], expected[:5])
 
+    @sweeps.fast("linf")
     @parameterized.parameters(*NORMS)
     def test_image_without_gradient_stays(self, norm):
         attack = attacks.apgd(norm=norm, epsilon=0.1, steps=3)
@@ -435,6 +444,7 @@ class PropertyTest(parameterized.TestCase):
         jax.eval_shape(functools.partial(attack, net, None), self.images, self.labels)
         self.assertLen(calls, 2)
 
+    @pytest.mark.slow
     def test_two_machines_share_a_batch(self):
         """Slots refilled by a machine of another radius and length finish as if alone."""
         machines = [
@@ -527,6 +537,7 @@ class ErrorTest(parameterized.TestCase):
             machine = attacks.apgd_machine(norm="linf", epsilon=0.1, steps=2)
             machine.init(**arguments | changes)
 
+    @sweeps.fast("l2")
     @parameterized.parameters(*NORMS)
     def test_numpy_arrays_and_lists_are_converted(self, norm):
         images = np.random.default_rng(0).random((2, 4, 4, 3), np.float32)
@@ -546,6 +557,7 @@ class ErrorTest(parameterized.TestCase):
             actual = attack(sums, jax.random.key(0), images, jnp.zeros(0, jnp.int32))
             np.testing.assert_array_equal(actual, images)
 
+    @pytest.mark.slow
     def test_labels_outside_the_classes(self):
         images = jnp.full((3, 4, 4, 3), 0.5)
         for make in (attacks.apgd, attacks.pgd):
@@ -601,6 +613,7 @@ class MultiRadiusTest(parameterized.TestCase):
     that the three stages in a row are compared by their verdicts only: test_autoattack.py.
     """
 
+    @sweeps.fast(1)
     @parameterized.parameters(("ce", "ce"), ("dlrt", "dlr-targeted"))
     def test_stages_in_small(self, golden_loss, loss):
         self.check(load(paths.GOLDEN / "attacks/l1_schedule.npz"), golden_loss, loss)
@@ -639,6 +652,7 @@ class MultiRadiusTest(parameterized.TestCase):
             assert_within(seen["step"][:-1], g["step_size"][rows][1:], 1e-6)
             assert_within(seen["kept"][:-1], g["topk"][rows][1:], 1e-6)
 
+    @pytest.mark.slow
     def test_three_stages_in_a_row(self):
         g = load(paths.GOLDEN / "attacks/l1_schedule.npz")
         machine = attacks.apgd_multi_radius_machine(norm="l1", epsilon=12.0, steps=21)

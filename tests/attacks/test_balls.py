@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.attacks import BALLS
 from jaxrobust.attacks.balls import l1_correction, place_linf
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.golden import assert_within, load, norm_in_float64
 
 NORMS = ("linf", "l2", "l1")
@@ -133,6 +133,7 @@ class PropertyTest(parameterized.TestCase):
         moved = BALLS["l1"].ascend(jnp.zeros_like(gradient), gradient, jnp.ones(1), jnp.zeros(1))
         self.assertEqual(int((moved < 0).sum()), 11)
 
+    @sweeps.fast("l2")
     @parameterized.parameters(*NORMS)
     def test_float64_stays(self, norm):
         with jax.enable_x64(True):

@@ -18,7 +18,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import attacks
 from jaxrobust.attacks import hyperplanes
 from jaxrobust.attacks.machine import nearest
-from tests.support import compiling, paths
+from tests.support import compiling, paths, sweeps
 from tests.support.golden import assert_within, golden_nets, load, norm_in_float64
 
 fab = importlib.import_module("jaxrobust.attacks.fab")  # `attacks.fab` is the attack
@@ -164,12 +164,14 @@ class ProjectionTest(parameterized.TestCase):
         """Among the rows: planes out of reach, normals of 0 and 1e-9, points on the faces."""
         self.check(golden()[0], "fab_small", norm)
 
+    @sweeps.fast("l2")
     @parameterized.parameters(*NORMS)
     def test_golden_big(self, norm):
         if not (paths.SHARED / "golden/projections.npz").exists():
             self.skipTest(paths.NO_SHARED)
         self.check(load(paths.SHARED / "golden/projections.npz"), "fab_big", norm)
 
+    @sweeps.fast("l2")
     @parameterized.parameters(*NORMS)
     def test_against_a_sort_in_float64(self, norm):
         """1000 rows: in the box, on the plane where that can be, and nothing is shorter."""
@@ -196,6 +198,7 @@ class ProjectionTest(parameterized.TestCase):
         # Out of reach: the corner, exactly.
         np.testing.assert_allclose(moved[~feasible], expected[~feasible], atol=1e-7)
 
+    @sweeps.fast("l2")
     @parameterized.parameters(*NORMS)
     def test_equal_normals_meet_the_plane(self, norm):
         """Ties: L1 may move any of the equal entries."""
@@ -207,6 +210,7 @@ class ProjectionTest(parameterized.TestCase):
         self.assertEqual(moved[0, 6], 0)
         self.assertEqual(moved[0, 7] == 0, norm == "l1")
 
+    @sweeps.fast("l2")
     @parameterized.parameters(*NORMS)
     def test_float64_and_extremes(self, norm):
         with jax.enable_x64(True):
@@ -314,6 +318,7 @@ class GoldenTest(GoldenCase):
                         final = jax.tree.map(lambda a, i=i: a[6 * i : 6 * i + 6], state)
                         compare_run(g, norm, mode, final, part)
 
+    @sweeps.fast("Linf")
     @parameterized.parameters(*REFERENCE)
     def test_untargeted(self, norm):
         small, full = golden()
@@ -324,6 +329,7 @@ class GoldenTest(GoldenCase):
                     compare_run(g, norm, "untargeted", state, seen)
 
     @parameterized.parameters(*REFERENCE)
+    @pytest.mark.slow
     def test_random_start(self, norm):
         small, full = golden()
         g = full or small
@@ -336,6 +342,7 @@ class GoldenTest(GoldenCase):
         _, seen = run_golden(norm, images, small["y"][:count], start=np.asarray(start))
         assert_points(seen["state"].adv[4], g[f"{norm}_rs_adv"], norm)  # after 5 iterations
 
+    @sweeps.fast("L1")
     @parameterized.parameters(*REFERENCE)
     def test_perturb(self, norm):
         small, _ = golden()
@@ -357,6 +364,7 @@ class FullGoldenTest(GoldenCase):
 class PlantedBugTest(parameterized.TestCase):
     """The golden numbers catch what could go wrong."""
 
+    @sweeps.fast("l2")
     @parameterized.parameters(*NORMS)
     def test_projection_with_the_wrong_sign(self, norm):
         right = hyperplanes.displacement
@@ -396,6 +404,7 @@ class PlantedBugTest(parameterized.TestCase):
 class ReferenceTest(parameterized.TestCase):
     """The reference library itself, on images that the golden arrays do not have."""
 
+    @sweeps.fast(0, 2, 4)
     @parameterized.product(norm=tuple(REFERENCE), targeted=(True, False))
     def test_parity(self, norm, targeted):
         try:
@@ -484,6 +493,7 @@ class PropertyTest(parameterized.TestCase):
         # Near: a tenth of the largest norm that there is.
         self.assertLess(np.median(norms[found]), {"linf": 0.1, "l2": 0.7, "l1": 4.8}[norm])
 
+    @sweeps.fast("linf")
     @parameterized.parameters(*PAIRS)
     def test_fab_run_is_the_machine(self, norm, targeted):
         targets = self.targets if targeted else None
@@ -504,6 +514,7 @@ class PropertyTest(parameterized.TestCase):
         best = np.minimum.accumulate(np.where(seen["is_adv"], norms, np.inf))
         np.testing.assert_allclose(seen["state"].norm_best, best, rtol=1e-5)
 
+    @sweeps.fast("linf")
     @parameterized.parameters(*NORMS)
     def test_order_and_padding_do_not_matter(self, norm):
         attack = self.attack(norm=norm, start="random")
@@ -551,6 +562,7 @@ class PropertyTest(parameterized.TestCase):
         others = np.setdiff1d(np.arange(16), [2, 4])
         np.testing.assert_array_equal(actual.points[others], expected.points[others])
 
+    @sweeps.fast("linf")
     @parameterized.parameters(*PAIRS)
     def test_one_bad_entry_is_enough(self, norm, targeted):
         machine = fab.fab_machine(norm=norm, epsilon=0.1, steps=2, targeted=targeted)
@@ -577,6 +589,7 @@ class PropertyTest(parameterized.TestCase):
         told = tell(state, logits.at[3].set(jnp.nan), gradient)
         np.testing.assert_array_equal(told.points[3], self.images[3])
 
+    @sweeps.fast("linf")
     @parameterized.parameters(*PAIRS)
     def test_constant_network(self, norm, targeted):
         """No gradient: nowhere to go, and nothing is divided by it."""
@@ -620,6 +633,7 @@ class PropertyTest(parameterized.TestCase):
         np.testing.assert_array_equal(state.norm_best, 0)
         np.testing.assert_array_equal(state.points, self.images)
 
+    @sweeps.fast(1)
     @parameterized.parameters(("l1", False), ("l2", True))
     def test_devices_do_not_matter(self, norm, targeted):
         """Image by image on 8 devices, inside shard_map with its type checks; no collective."""
@@ -673,6 +687,7 @@ class PropertyTest(parameterized.TestCase):
         self.assertLen(sizes, 1)
         self.assertLen(calls, 6)
 
+    @pytest.mark.slow
     def test_two_machines_share_a_batch(self):
         """Slots refilled by a machine of another radius and length finish as if alone."""
         machines = [

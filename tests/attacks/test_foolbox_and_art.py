@@ -15,7 +15,7 @@ from jaxrobust import attacks
 from jaxrobust.attacks import l1_rules
 from jaxrobust.attacks.balls import fill_l2
 from jaxrobust.models import convolutions
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.golden import golden_nets, load, norm_in_float64
 from tests.support.steps import standard
 
@@ -88,6 +88,7 @@ class GoldenTest(parameterized.TestCase):
             np.testing.assert_allclose(norms, stored["norm"], rtol=loss)
         return points
 
+    @sweeps.fast(1)
     @parameterized.parameters(*RUNS)
     def test_flags_in_float32(self, name):
         with standard():
@@ -125,6 +126,7 @@ class FoolboxTest(parameterized.TestCase):
             self.skipTest(paths.PARITY)
         self.foolbox, self.torch = foolbox, torch
 
+    @sweeps.fast(1, 3)
     @parameterized.product(norm=("linf", "l2"), steps=(15, 20))
     def test_points(self, norm, steps):
         torch, rng = self.torch, np.random.default_rng(0)
@@ -209,6 +211,7 @@ class StartsTest(parameterized.TestCase):
             self.assertGreater(stats.kstest(1 - (1 - parts) ** 2, "uniform").pvalue, 1e-3)
         np.testing.assert_allclose((delta > 0).mean(0), 0.5, atol=0.05)  # 4 standard errors
 
+    @pytest.mark.slow
     def test_starts_stay_in_the_box(self):
         images = jnp.tile(jnp.array([0.0, 1.0]), 24).reshape(1, 4, 4, 3)
         labels, keys = jnp.zeros(1, jnp.int32), attacks.image_keys(jax.random.key(0), 1)

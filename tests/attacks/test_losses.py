@@ -7,7 +7,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.golden import assert_within, golden_nets, load
 
 
@@ -37,6 +37,7 @@ class GoldenTest(parameterized.TestCase):
         scale = np.abs(g[f"syn_{key}_dlogits"]).max(axis=1, keepdims=True)
         assert_within(gradients, g[f"syn_{key}_dlogits"], 2e-6 * scale + 1e-6)
 
+    @pytest.mark.slow
     def test_label_that_ranks_third_has_no_gradient(self):
         g = self.golden
         third = (g["syn_dlr"] == 1) & (g["syn_dlr_dlogits"] == 0).all(axis=1)
@@ -84,6 +85,7 @@ class GoldenTest(parameterized.TestCase):
             scale = np.abs(expected).max(axis=(1, 2, 3))
             assert_within(actual, expected, (tolerance * scale + 1e-6)[:, None, None, None])
 
+    @sweeps.fast("lin")
     @parameterized.parameters("conv", "lin")
     def test_networks(self, net):
         g = self.golden

@@ -7,6 +7,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
@@ -14,6 +15,7 @@ from jaxrobust.attacks import machine
 from jaxrobust.evaluation import autoattack
 from jaxrobust.evaluation.plan import VERSIONS, known
 from jaxrobust.types import Machine
+from tests.support import sweeps
 from tests.support.ensemble import IMAGES, LABELS, NETS
 
 
@@ -60,6 +62,7 @@ ROW = machine.Row(
 
 
 class RowsTest(parameterized.TestCase):
+    @pytest.mark.slow
     def test_an_attack_is_one_file_and_one_entry(self):
         """It runs in the engine and as an attack, with the same points."""
         with mock.patch.dict(attacks.ROWS, {"corner": ROW}):
@@ -122,6 +125,7 @@ class AdvanceTest(absltest.TestCase):
         np.testing.assert_array_equal(made.gradient, 0)
         np.testing.assert_array_equal(made.state.points, self.state.points)
 
+    @pytest.mark.slow
     def test_a_check_asks_again_with_a_draw_of_its_own(self):
         seen = []
 
@@ -139,6 +143,7 @@ class AdvanceTest(absltest.TestCase):
 class NewAttacksTest(parameterized.TestCase):
     """FAB and Square as attacks: in the ball, and no weaker than what they are made of."""
 
+    @sweeps.fast(1, 2)
     @parameterized.product(norm=("linf", "l2", "l1"), name=("fab", "square"))
     def test_stays_in_ball_and_box(self, norm, name):
         epsilon = {"linf": 0.02, "l2": 0.5, "l1": 8.0}[norm]

@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 from flax import linen, nnx
 
 from jaxrobust import attacks
+from tests.support import sweeps
 
 Partial = jax.tree_util.Partial
 IMAGES = np.random.default_rng(0).random((4, 4, 4, 1), np.float32)
@@ -48,6 +49,7 @@ class NetworkTest(parameterized.TestCase):
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             return attack(logits_fn, jax.random.key(0), images, jnp.asarray(LABELS))
 
+    @sweeps.fast("fab")
     @parameterized.parameters(*ATTACKS)
     def test_keywords_of_a_partial(self, name):
         plain = self.run_it(name, lambda x: NET.apply(VARIABLES, x, False))
@@ -61,6 +63,7 @@ class NetworkTest(parameterized.TestCase):
         said = Partial(lambda v, x: NET.apply(v, x, train=False), VARIABLES)  # as it says
         np.testing.assert_allclose(self.run_it(name, said, jitted=True), plain, atol=1e-6)
 
+    @sweeps.fast("pgd")
     @parameterized.parameters(*ATTACKS)
     def test_one_image(self, name):
         message = "logits_fn takes one image, not a batch of them; pass jax.vmap of it"

@@ -8,6 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
+from tests.support import sweeps
 from tests.support.golden import norm_in_float64
 
 NORMS = ("linf", "l2", "l1")
@@ -52,6 +53,7 @@ class PgdTest(parameterized.TestCase):
         images_adv = attack(None, self.images, self.labels)
         np.testing.assert_allclose(images_adv, point, atol=1e-6)  # rounding of three steps
 
+    @sweeps.fast("linf")
     @parameterized.parameters(*NORMS)
     def test_default_steps(self, norm):
         """PGD: 2.5 epsilon / K, as Madry et al. 2018; FGSM: epsilon. Nothing binds here."""
@@ -86,6 +88,7 @@ class PgdTest(parameterized.TestCase):
         attack = attacks.fgsm(epsilon=0.1, step_size=0.125, random_start=True)
         np.testing.assert_allclose(attack(self.net, key, x, self.labels), expected, atol=1e-7)
 
+    @sweeps.fast(1, 3, 5)
     @parameterized.product(norm=NORMS, random_start=(False, True))
     def test_stays_in_ball_and_box(self, norm, random_start):
         radius = EPSILON[norm]
@@ -99,6 +102,7 @@ class PgdTest(parameterized.TestCase):
         before, after = (attacks.ce_loss(self.net(x), labels) for x in (images, images_adv))
         self.assertGreater(after.mean(), before.mean() + 0.1)
 
+    @sweeps.fast(1, 3, 5)
     @parameterized.product(norm=NORMS, random_start=(False, True))
     def test_zero_radius_is_identity(self, norm, random_start):
         attack = attacks.fgsm(norm=norm, epsilon=0.0, random_start=random_start)

@@ -15,7 +15,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import attacks
 from jaxrobust.attacks import square_geometry
 from jaxrobust.attacks.square_windows import template_of, window_levels, window_table
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.golden import assert_within, golden_nets, load, norm_in_float64
 
 square = importlib.import_module("jaxrobust.attacks.square")  # `attacks.square` is the attack
@@ -164,6 +164,7 @@ class ScriptedTest(ScriptedCase):
     def test_golden(self, norm):
         self.check(golden(), norm)
 
+    @sweeps.fast("linf")
     @parameterized.parameters(*NORMS)
     def test_a_shrunken_window_is_noticed(self, norm):
         table = window_table
@@ -269,6 +270,7 @@ class PropertyTest(parameterized.TestCase):
         state, seen = run(images, labels)
         return net, images, labels, state, [np.asarray(s) for s in seen]
 
+    @sweeps.fast(3, 5, 0)
     @parameterized.product(norm=NORMS, shape=((13, 8, 3), (3, 4, 1)))
     def test_stays_in_ball_and_box(self, norm, shape):
         epsilon = {"linf": 0.1, "l2": 0.7, "l1": 3.0}[norm]
@@ -293,6 +295,7 @@ class PropertyTest(parameterized.TestCase):
         np.testing.assert_array_equal(results, np.broadcast_to(images, results.shape))
         np.testing.assert_allclose(points, results, atol=3e-7, rtol=0)
 
+    @sweeps.fast("l2")
     @parameterized.parameters("linf", "l2")  # L1 draws as L2 does
     def test_draws_do_not_depend_on_the_batch(self, norm):
         keys = attacks.image_keys(jax.random.key(5), 64)
@@ -330,6 +333,7 @@ class PropertyTest(parameterized.TestCase):
         offsets = draw(jnp.zeros((4, 5, 8, 3)), jnp.zeros(4, jnp.int32), keys).offsets
         np.testing.assert_array_equal(offsets[:, ::2], 0)
 
+    @sweeps.fast("l2")
     @parameterized.parameters(*NORMS)
     def test_order_padding_and_devices_do_not_matter(self, norm):
         net, images, labels = small_net((8, 8, 3))
@@ -361,6 +365,7 @@ class PropertyTest(parameterized.TestCase):
     def assert_equal(self, actual, expected):
         jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
+    @sweeps.fast(0)
     @parameterized.parameters("linf", "l1")
     def test_finished_images_stay(self, norm):
         net, images, labels = small_net((8, 8, 3))

@@ -16,7 +16,7 @@ from jaxrobust import config, models
 from jaxrobust.evaluation import subject
 from jaxrobust.weights import certificates
 from jaxrobust.weights import folder as weights_folder
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.modules import hidden
 from tests.support.random_weights import drawn
 
@@ -78,6 +78,7 @@ class CertifyTest(Case):
         self.assertIn("agrees with torch_modules/convnext.py (ours)", certificates.summary(found))
         self.assertNotIn("NaN", json.dumps(found))
 
+    @pytest.mark.slow
     def test_a_transposed_square_kernel(self):
         right = network()
         key = "stages.0.blocks.0.conv_dw.kernel"
@@ -212,6 +213,7 @@ class FileTest(Case):
         printed, _ = self.call("--model=convnext_n", "--image-size=32", code=1)
         self.assertIn("arrays differ (stem.0.weight", printed)
 
+    @sweeps.fast(0, 1)
     @parameterized.parameters(
         (
             ("--model=convnext_n", "--image-size=32", "--bogus"),

@@ -26,7 +26,7 @@ from jaxrobust.training import optim, step
 from jaxrobust.weights import convert, files, hashes
 from jaxrobust.weights import folder as weights_folder
 from jaxrobust.weights.checkpoint import Checkpoints
-from tests.support import parity, paths
+from tests.support import parity, paths, sweeps
 from tests.support import runs as training
 from tests.support.modules import hidden
 from tests.support.random_weights import drawn
@@ -159,6 +159,7 @@ class LayoutTest(FileCase):
         with self.assertRaisesRegex(ValueError, "is not the file that was exported beside"):
             module.load()
 
+    @pytest.mark.slow
     def test_module_with_normalisation(self):
         fixed = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
         stats = {f"normalize.{k}": np.array(v, np.float32) for k, v in fixed.items()}
@@ -179,6 +180,7 @@ class LayoutTest(FileCase):
         self.assertEqual(list(stored), models.torch_keys("convnext_n"))
         self.assertTrue(all(t.is_contiguous() for t in stored.values()))
 
+    @pytest.mark.slow
     def test_imported_folder(self):
         self.export("--layout=timm")
         folder = self.folder / "imported"
@@ -193,6 +195,7 @@ class LayoutTest(FileCase):
         self.refused("argument --which|.*holds one set", f"--weights={folder}", "--layout=timm",
                      "--which=raw")  # fmt: skip
 
+    @pytest.mark.slow
     def test_averaged_or_raw(self):
         network = Network("convnext_n", self.params, self.stats, 10, 28, {})
         raw = {k: torch.from_numpy(a) for k, a in references.named(network, wrapped=False).items()}
@@ -208,6 +211,7 @@ class LayoutTest(FileCase):
             hashes.add(bias.tobytes())
         self.assertLen(hashes, 2)
 
+    @pytest.mark.slow
     def test_another_image_size_is_said(self):
         vit, _ = drawn("vit_s", num_classes=3, image_size=32)
         stats = {"normalize.mean": np.zeros(3, np.float32), "normalize.std": np.ones(3, np.float32)}
@@ -221,6 +225,7 @@ class LayoutTest(FileCase):
 class OverTest(FileCase):
     """What is there already, and what goes wrong on the way."""
 
+    @pytest.mark.slow
     def test_permissions_are_the_umasks(self):
         for umask, expected in ((0o022, "0o644"), (0o027, "0o640")):
             self.addCleanup(os.umask, os.umask(umask))
@@ -230,6 +235,7 @@ class OverTest(FileCase):
                 modes = {p.name: oct(p.stat().st_mode & 0o777) for p in self.out.iterdir()}
                 self.assertEqual(set(modes.values()), {expected}, modes)
 
+    @pytest.mark.slow
     def test_again_is_the_same_and_others_are_kept(self):
         for layout in ("timm", "module", "hub"):
             self.out = self.folder / layout
@@ -329,6 +335,7 @@ class RefusalTest(FileCase):
         self.assertLen(said.strip().splitlines(), 1)
         self.assertFalse(self.out.exists())
 
+    @sweeps.fast(1)
     @parameterized.parameters(
         # The same names as the published network, and another function or other shapes.
         ("resnet50_gelu", "Salman2020Do_R50", {}, "activation='gelu' instead of 'relu'"),
@@ -420,6 +427,7 @@ class RunTest(Case):
         self.assertNotIn("99.00%", said)
         self.assertEqual(module.CLASSES, tuple(names))
 
+    @pytest.mark.slow
     def test_raw_of_the_latest(self):
         arguments = [f"--workdir={self.workdir}", "--layout=module"]
         done, _ = self.call(*arguments, "--which=raw")
@@ -534,6 +542,7 @@ class EntryTest(FileCase):
             "flag randomised: logits differ", (self.out / "new_model_issue.md").read_text()
         )
 
+    @sweeps.fast(0, 2)
     @parameterized.parameters(
         ({"method": "pgd-20"}, "its attack is pgd-20, not autoattack standard"),
         ({"method": "autoattack plus"}, "its attack is autoattack plus"),
@@ -559,6 +568,7 @@ class EntryTest(FileCase):
         _, said = self.entry(self.record | {"weights_sha256": "f" * 64}, code=2)
         self.assertRegex(said, r"no record of these weights \(sha256 .*only of ffffffffffff")
 
+    @sweeps.fast(3)
     @parameterized.parameters(
         ("convnext_b_cvst", {}, "ConvNeXt-B + ConvStem"),
         ("xcit_s12_p8", {}, "XCiT-S12/8"),

@@ -20,7 +20,7 @@ from jaxrobust.data import imagenet
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD
 from jaxrobust.weights import convert, hashes
 from jaxrobust.weights import folder as weights_folder
-from tests.support import parity, paths
+from tests.support import parity, paths, sweeps
 from tests.support.random_weights import drawn
 from tests.support.servers import ServedCase
 
@@ -225,6 +225,7 @@ class ModuleTest(Case):
         self.assertIsNone(name("convnext_n"))
         self.assertIsNone(name("xcit_n12_p4", depth=1))
 
+    @pytest.mark.slow
     def test_certificate(self):
         """What is written is what was compared, normalised or not."""
         from jaxrobust.convert import layouts, references
@@ -317,6 +318,7 @@ class CardTest(parameterized.TestCase):
         for part in ("Threat model**: not known", "Training**: not known", "order is not known"):
             self.assertIn(part, text)
 
+    @pytest.mark.slow
     def test_settings(self):
         def settings(preprocessing, **known):
             params, stats = drawn("resnet18", num_classes=1000, image_size=224)
@@ -340,6 +342,7 @@ class CardTest(parameterized.TestCase):
         found = settings(None)["pretrained_cfg"]
         self.assertEqual((found["first_conv"], found["classifier"]), ("conv1", "fc"))
 
+    @sweeps.fast(1, 2)
     @parameterized.parameters(
         ("convnext_t", {"depths": (1, 1, 1, 1)}),
         ("resnet18", {}),

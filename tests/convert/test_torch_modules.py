@@ -6,7 +6,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from tests.support import paths, reference
+from tests.support import paths, reference, sweeps
 from tests.support.torch_modules import FAST, LISTINGS, NETWORKS, SLOW, built, relative
 
 try:
@@ -27,6 +27,7 @@ def logits_and_gradient(listing, weights, images, dtype):
 
 @absltest.skipIf(torch is None, paths.PARITY)
 class NamesTest(parameterized.TestCase):
+    @sweeps.fast(0, 10, 20, 30, 40)
     @parameterized.parameters(*NETWORKS)
     def test_names_shapes_types_and_order(self, listing):
         with torch.device("meta"):
@@ -75,6 +76,7 @@ NOT_THE_NETWORK |= {"dropout", "attention_dropout", "scale_init"}
 
 @absltest.skipIf(torch is None, paths.PARITY)
 class RowsTest(parameterized.TestCase):
+    @sweeps.fast("cifar_vgg16", "convnext_n", "resnet18", "vit_s", "xcit_n12")
     @parameterized.parameters(*models.available())
     def test_the_rows_of_the_jax_networks_fit(self, name):
         row = models.variant(name)._asdict()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from tests.support import paths, reference
+from tests.support import paths, reference, sweeps
 from tests.support.modules import hidden
 from tests.support.torch_modules import LISTINGS, built, relative
 
@@ -135,10 +135,12 @@ class NetworkTest(parameterized.TestCase):
     def test_names_shapes_types_and_order(self, name, listing):
         self.assertEqual(state(torch_networks.network(name)), listed(listing, wrapped=False))
 
+    @sweeps.fast("resnet18")
     @parameterized.parameters("xcit_n12", "resnet18", "convnext_t_cvst")
     def test_is_the_module(self, name):
         check_is_the_module(self, name, FAST[name])
 
+    @pytest.mark.slow
     def test_smaller_patches_are_smaller_strides(self):
         net = torch_networks.network("xcit_s12_p4", num_classes=10).eval().double()
         weights = reference.forward_weights(LISTINGS / "xcit_small_12_p4_32_c10.tsv")
@@ -239,6 +241,7 @@ class TrainerTest(parameterized.TestCase):
         self.assertLen(graphs, 3)  # attack, its last evaluation, update
         np.testing.assert_allclose(found, expected, rtol=1e-4)
 
+    @pytest.mark.slow
     def test_bfloat16_and_channels_last(self):
         trainer, found = self.losses(dtype=torch.bfloat16, channels_last=True)
         _, expected = self.losses()

@@ -67,12 +67,14 @@ class DecodeTest(PillowTest):
             self.check(ODD[name], name)
             self.assertIsNone(decoding._fast_decoder())
 
+    @pytest.mark.slow
     def test_photographs(self):
         if not photographs(1):
             self.skipTest(NO_SHARED)
         for path in photographs(200):
             self.assertTrue(self.check(path.read_bytes(), path))
 
+    @pytest.mark.slow
     def test_damaged_files_have_pillows_verdict(self):
         rng = random.Random(0)
         files = [data for name, data in ODD.items() if "JPEG" in name]

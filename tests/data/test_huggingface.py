@@ -190,6 +190,7 @@ class FolderTest(FolderCase):
         name = self.write(images=[{"bytes": b"no image", "path": "x"}] * 3)
         self.refused(name, r"of record 0, record 1, record 2 \(3\) none is an image")
 
+    @pytest.mark.slow
     def test_training_by_a_worker(self):
         batches = data.train_batches(
             data.open_source(self.write(), "train"),

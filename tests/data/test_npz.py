@@ -7,6 +7,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import data
@@ -98,6 +99,7 @@ class ReadTest(NpzCase):
         others |= {of("all[:5]", **same), of(**same, classes=np.array([*"abcd"]))}
         self.assertLen({first, *others}, 5)
 
+    @pytest.mark.slow
     def test_training_batches(self):
         name = self.write(x_train=images(64), y_train=labels(64))
         batches = data.train_batches(

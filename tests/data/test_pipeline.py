@@ -21,6 +21,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.data import loading, pipeline, sources, transforms
+from tests.support import sweeps
 from tests.support.numbered import numbered, read_numbered
 
 DIGITS = Path(pipeline.__file__).parent / "digits"
@@ -197,6 +198,7 @@ class EpochTest(parameterized.TestCase):
         self.assertLen(set(labels.values()), 3)
         self.assertEqual(labels[0, "none"], labels[0, "crop-flip"])
 
+    @pytest.mark.slow
     def test_shuffle_reaches_every_place(self):
         source = numbered(6)
         first = [order(source, 1, batch_size=1, start=6 * epoch)[0] for epoch in range(120)]
@@ -344,6 +346,7 @@ class DamageTest(parameterized.TestCase):
         with contextlib.closing(pipeline.train_batches(source, **options)) as batches:
             return [next(batches) for _ in range(steps)]
 
+    @sweeps.fast(0)
     @parameterized.parameters(0, 2)
     def test_otherwise_the_next_whole_image_takes_its_place(self, workers):
         source = self.damaged(broken=[5, 36], wrong=[6])
@@ -494,6 +497,7 @@ class LifetimeTest(absltest.TestCase):
         list(images([4])), list(images([4]))
         self.assertEqual(counts[4], 2)
 
+    @pytest.mark.slow
     def test_close_ends_the_workers(self):
         batches = pipeline.evaluation_batches(numbered(), batch_size=8, image_size=8, workers=1)
         np.testing.assert_array_equal(next(batches).ids, np.arange(8))

@@ -6,6 +6,7 @@ import random
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
@@ -100,6 +101,7 @@ class RandAugmentOpTest(parameterized.TestCase):
 
 
 class RandAugmentDrawTest(absltest.TestCase):
+    @pytest.mark.slow
     def test_frequencies_and_numbers_of_timm(self):
         _, theirs = timm_randaugment(self)
         ours_names = {theirs: ours for ours, theirs in _THEIR_NAMES.items()}

@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.data import decoding, sources, splits, storage
@@ -506,6 +507,7 @@ class RefusalTest(TempDirTest):
             "copy the data set again or prepare it again: `tfds build mydigits",
         )
 
+    @pytest.mark.slow
     def test_corrupt_record_is_named(self):
         path = next(self.copy_of_digits().glob("*train*"))
         content = bytearray(path.read_bytes())

@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jaxrobust.data import transforms
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.images import (
     digest,
     encoded,
@@ -83,6 +83,7 @@ class EvaluationTest(parameterized.TestCase):
         image = pattern(40, 50, 1)
         self.assertEqual(transforms.resize_crop(image, resize=9, crop=8).shape, (8, 8, 1))
 
+    @sweeps.fast(2)
     @parameterized.product(resample=(transforms.BICUBIC, transforms.BILINEAR), channels=(1, 3))
     def test_only_what_the_crop_needs(self, resample, channels):
         """Sizes whose ratio is exact and others, both ways up, kernels cut off at the edges."""
@@ -298,6 +299,7 @@ class TorchvisionTest(Reference):
         theirs = self.reference(preprocessing, 224)(Image.fromarray(pattern(height, width)))
         self.assertEqual(digest(np.asarray(theirs)), expected)
 
+    @sweeps.fast(1, 2, 3, 4, 9)
     @parameterized.parameters(*EVERY_ID)
     def test_odd_images(self, preprocessing, size):
         self.check(preprocessing, size, odd_images())

@@ -9,7 +9,7 @@ import sys
 import pytest
 from absl.testing import absltest, parameterized
 
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.commands import commands
 
 TINY = """
@@ -110,6 +110,7 @@ class QuickCommandTest(parameterized.TestCase):
         self.assertEqual(row["steps"], 4 * (20_000 // 128))
         self.assertEqual(found["config"], "cifar_study-base-seed=1")
 
+    @sweeps.fast(*range(19), 22, 23)  # the others: 1 to 3 s each
     @parameterized.parameters(
         ("--on cpu --price 2", "--on cpu has no chips; name some with --on, such as v5e:8x8"),
         ("--on h100:1 --price cheap", "--price=cheap is not a number"),

@@ -2,10 +2,12 @@
 
 import json
 
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.estimate import account
 from jaxrobust.models.table import multiply_adds
+from tests.support import sweeps
 from tests.support.estimates import H100, NET, SHAPES, imagenet
 
 
@@ -26,6 +28,7 @@ class ElsewhereTest(parameterized.TestCase):
         self.assertIn("reach 1% of", found["assumed"][0])
         self.assertTrue(any("imagenet2012 is not here" in line for line in found["assumed"]))
 
+    @pytest.mark.slow
     def test_half_the_utilisation_takes_twice_as_long(self):
         half, whole = (
             account.account(imagenet(), H100, utilisation=u)["training"]["hours"]
@@ -33,6 +36,7 @@ class ElsewhereTest(parameterized.TestCase):
         )
         self.assertAlmostEqual(half / whole, 2)
 
+    @pytest.mark.slow
     def test_state_is_parameters_average_and_two_moments(self):
         config = imagenet()
         four = 4 * 4 * sum(array.size for array in SHAPES[0].values())
@@ -74,6 +78,7 @@ class ElsewhereTest(parameterized.TestCase):
         ):
             account.account(imagenet(), H100._replace(chip=chip), utilisation=0.2)
 
+    @sweeps.fast(0)
     @parameterized.parameters(
         ("TPU v5e", 8, False, "pip install 'jaxrobust[tpu-aot]'"),
         ("TPU v5e", 1, False, "libtpu compiles for four chips at least"),

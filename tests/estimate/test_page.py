@@ -1,5 +1,6 @@
 """The lines for people: what they say, and that they fit."""
 
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.config import phase
@@ -45,6 +46,7 @@ class PageTest(parameterized.TestCase):
         for word, below in (("pretrain", "clean"), ("low", "adversarial")):
             self.assertEqual(head.index(word), row.index(below))
 
+    @pytest.mark.slow
     def test_a_roofline_says_what_bounds_it(self):
         lines = [" ".join(line.split()) for line in self.lines(60)]
         for row in ("roofline per step 29.1 ms, by memory traffic", "arithmetic 15.6 ms"):

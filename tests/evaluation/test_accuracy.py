@@ -83,6 +83,7 @@ class Top5Test(absltest.TestCase):
 
 @pytest.mark.computes
 class ApgdCeTest(absltest.TestCase):
+    @pytest.mark.slow
     def test_reports_the_last_point_that_is_wrong(self):
         """Not that of the highest loss, where this network is right again."""
 

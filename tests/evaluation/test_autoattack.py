@@ -24,7 +24,7 @@ from jaxrobust.evaluation import autoattack, checks, engine, slots
 from jaxrobust.evaluation.plan import VERSIONS, base, most_passes, named, plan
 from jaxrobust.evaluation.schedule import Jobs, Rows
 from jaxrobust.runtime import hosts
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.ensemble import GOLDEN, IMAGES, LABELS, NETS, QUICK, evaluate, quick
 from tests.support.golden import norm_in_float64
 from tools import topology_autoattack
@@ -56,6 +56,7 @@ class Promises(parameterized.TestCase):
 class GoldenTest(Promises):
     """The verdicts on the images. Draws differ, so one image may too (the golden README)."""
 
+    @sweeps.fast("linf")
     @parameterized.parameters(*EPSILON)
     def test_gradient_attacks(self, norm):
         n, names = 40, VERSIONS["standard"][:3]
@@ -184,6 +185,7 @@ class RandomnessTest(parameterized.TestCase):
                     lambda a, b: np.testing.assert_array_equal(a[:1], b[:1]), states[0], state
                 )
 
+    @pytest.mark.slow
     def test_ids_carry_the_draws(self):
         whole = quick(n=40)
         part = evaluate(
@@ -243,6 +245,7 @@ def begin(setting, devices, batch, target=1, restart=1, name=""):
     )
 
 
+@pytest.mark.slow
 class NarrowTest(parameterized.TestCase):
     @parameterized.parameters(1, 2)
     def test_fewer_slots_go_on_with_what_is_left(self, devices):
@@ -322,6 +325,7 @@ class EdgesTest(parameterized.TestCase):
         self.assertEqual(set(result.accuracy_after.values()), {0.0})
         np.testing.assert_array_equal(result.images_adv, IMAGES[:20])
 
+    @pytest.mark.slow
     def test_zero_radius_fools_nobody(self):
         names = ("apgd-t", "fab-t")
         for norm in EPSILON:
@@ -374,12 +378,14 @@ class EdgesTest(parameterized.TestCase):
             self.assertLess(alone.robust.mean(), 0.8, name)
 
     @parameterized.parameters(jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit)
+    @pytest.mark.slow
     def test_inside_another_mesh(self, kind):
         mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
         with jax.set_mesh(mesh):
             inside = quick(n=16)
         np.testing.assert_array_equal(inside.fooled_by, quick(n=16).fooled_by)
 
+    @pytest.mark.slow
     def test_jax_arrays_and_partial(self):
         function = jax.tree_util.Partial(lambda w, x: NETS["lin"](x) * w, jnp.float32(1))
         a = evaluate(
@@ -394,6 +400,7 @@ class EdgesTest(parameterized.TestCase):
 
 
 class VersionsTest(parameterized.TestCase):
+    @pytest.mark.slow
     def test_plus(self):
         overrides = {n: {"steps": 8} for n in VERSIONS["plus"]} | {
             "fab": {"steps": 5, "restarts": 2}
@@ -538,6 +545,7 @@ class SearchTest(parameterized.TestCase):
         # Another margin accepts other windows, and draws decide at the edge.
         self.assertLessEqual(abs(int(searched.robust.sum() - plain.robust.sum())), 2)
 
+    @pytest.mark.slow
     def test_all_are_attacked_again_if_one_of_a_sample_falls(self):
         blind = lambda x: jax.lax.stop_gradient(NETS["conv"](x))  # noqa: E731
         settings = {"epsilon": 8 / 255, "attacks": ("apgd-ce",), "n": 40}
@@ -565,6 +573,7 @@ class SearchTest(parameterized.TestCase):
 class RefutedTest(parameterized.TestCase):
     """What a search found and the last forward pass does not confirm."""
 
+    @sweeps.fast("square")
     @parameterized.parameters("apgd-ce", "apgd-t", "fab-t", "square")
     def test_the_attack_goes_on(self, name):
         settings = {"epsilon": 16 / 255, "attacks": (name,), "n": 24}
@@ -764,6 +773,7 @@ class LedgerTest(parameterized.TestCase):
                 self.assertAlmostEqual(r["norm"], delta.max(), places=12)
             self.assertEqual(r["reached"], result.verdicts.reached[i] if r["fooled"] else -1)
 
+    @pytest.mark.slow
     def test_continues_after_any_interruption(self):
         directory = Path(self.create_tempdir())
         whole = quick(ledger=directory / "whole.jsonl")
@@ -793,6 +803,7 @@ class LedgerTest(parameterized.TestCase):
         np.testing.assert_array_equal(result.fooled_by, whole.fooled_by)
         np.testing.assert_array_equal(result.verdicts.reached, whole.verdicts.reached)
 
+    @pytest.mark.slow
     def test_an_older_one_learns_which_classes_were_reached(self):
         path = Path(self.create_tempdir()) / "ledger.jsonl"
         first = quick(ledger=path)
@@ -813,6 +824,7 @@ class LedgerTest(parameterized.TestCase):
         self.assertEqual(sum(c.forward for c in again.costs), 0)
         np.testing.assert_array_equal(first.images_adv, again.images_adv)
 
+    @sweeps.fast(0)
     @parameterized.parameters(
         ({"epsilon": 3 / 255}, r"epsilon is 0.0078\d* there, 0.0117\d* here"),
         ({"seed": 1}, "seed is 0 there, 1 here"),
@@ -834,6 +846,7 @@ class LedgerTest(parameterized.TestCase):
         quick(n=5, ledger=directory / "a.jsonl")
         quick(n=5, ledger=directory / "a.jsonl")
 
+    @pytest.mark.slow
     def test_another_batch_size_continues(self):
         path = Path(self.create_tempdir()) / "ledger.jsonl"
         quick("conv", n=8, ledger=path)

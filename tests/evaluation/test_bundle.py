@@ -439,6 +439,7 @@ class WrittenTest(parameterized.TestCase):
         self.assertLess(max(map(len, text.splitlines())), 101)
 
 
+@pytest.mark.slow
 class CommandTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
@@ -290,6 +291,7 @@ class NetworkTest(parameterized.TestCase):
         self.assertIn("normalisation is undone", flags.pop("double-normalization"))
         self.assertLessEqual(flags.keys(), {"low-accuracy"})
 
+    @pytest.mark.slow
     def test_double_normalisation_of_a_trained_network(self):
         """The golden network of CIFAR-10, on the images that it gets right."""
         path = paths.SHARED / "golden/data.npz"

@@ -13,7 +13,7 @@ from jaxrobust import attacks
 from jaxrobust.evaluation import accuracy, fixed_steps
 from jaxrobust.models import convolutions
 from jaxrobust.types import Classifier
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.golden import golden_nets, load
 from tests.support.steps import standard
 
@@ -75,6 +75,7 @@ class CifarAttacksTest(parameterized.TestCase):
         np.testing.assert_allclose(points[:2], GOLDEN[f"{name}_f64_x_adv2"], rtol=0, atol=1e-9)
         self.check(found, name, "f64")
 
+    @sweeps.fast("fgsm", "pgd20")
     @parameterized.parameters(*NAMED)
     def test_flags_in_float32(self, name):
         with standard():

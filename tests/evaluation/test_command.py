@@ -32,7 +32,7 @@ from jaxrobust.weights import folder as weights_folder
 from jaxrobust.weights import runs
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.checkpoint import Checkpoints
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support import runs as training
 from tests.support.evaluations import call, run_for
 
@@ -111,6 +111,7 @@ class RunTest(parameterized.TestCase):
         self.assertEqual(record["accuracy_after"], {"pgd-2": record["robust"]})
         self.assertBetween(record["robust"], 0, record["clean"])
 
+    @pytest.mark.slow
     def test_record_of_cw(self):
         """As the authors of RobustResNets evaluate, with what they say of the outputs."""
         given = {"attack": "cw-2", "step": "0.1/4", "start": "uniform", "epsilon": "0.1"}
@@ -130,6 +131,7 @@ class RunTest(parameterized.TestCase):
         found = self.evaluated(attack="clean", n=8, split="train[:300]")
         self.assertTrue(found["training"]["selection"]["on_evaluated_images"])
 
+    @sweeps.fast(0, 1)
     @parameterized.parameters("clean", "pgd-2", "apgd-ce")
     def test_verdicts_image_by_image(self, attack):
         out = Path(self.create_tempdir())
@@ -160,6 +162,7 @@ class RunTest(parameterized.TestCase):
         self.assertGreater(record["size"]["parameters"], 100)
         self.assertGreater(record["size"]["multiply_adds"], 1000)
 
+    @pytest.mark.slow
     def test_verdicts_know_neither_batch_nor_subset(self):
         wide = {"attack": "pgd-2", "epsilon": "0.01"}
         robust = {b: self.evaluated(batch=b, **wide)["robust"] for b in (5, 16, 200)}
@@ -180,6 +183,7 @@ class RunTest(parameterized.TestCase):
                     call(**flags | other)
         self.assertEqual((out / "results.jsonl").read_bytes(), written)
 
+    @pytest.mark.slow
     def test_images_are_the_first_ones_and_at_most_all(self):
         code, _, said = call(
             workdir=str(self.workdir), out=self.create_tempdir().full_path, attack="clean", n=999
@@ -189,6 +193,7 @@ class RunTest(parameterized.TestCase):
         self.assertEqual(self.evaluated(attack="clean", n=0)["image_ids"], "0..79")
         self.assertEqual(self.evaluated(attack="clean", n=1)["image_ids"], "0..0")
 
+    @pytest.mark.slow
     def test_default_folder_and_the_table_of_a_run(self):
         self.assertEqual(call(workdir=str(self.workdir), attack="clean")[0], 0)
         self.assertLen(records.read(self.workdir / "evaluation"), 1)
@@ -216,6 +221,7 @@ class RunTest(parameterized.TestCase):
             self.assertEqual(subject.preprocessing(origin, size, source), expected)
         self.assertEqual("bicubic-8-crop-8 is for another image size" in said.getvalue(), dropped)
 
+    @pytest.mark.slow
     def test_other_data_preprocessing_and_size(self):
         other = {"dataset": "fake:12x12x1", "attack": "clean", "n": 16}
         record = self.evaluated(**other)
@@ -227,6 +233,7 @@ class RunTest(parameterized.TestCase):
         self.assertEqual((record["preprocessing"], record["split"]), ("none", "train[:20]"))
         self.assertEqual(record["model"]["image_size"], 12)
 
+    @sweeps.fast(1)
     @parameterized.parameters(("autoattack", None), ("apgd-ce", ("apgd-ce",)))
     def test_autoattack_is_asked_for_what_the_flags_say(self, attack, names):
         out = Path(self.create_tempdir())
@@ -454,6 +461,7 @@ class AnotherSizeTest(parameterized.TestCase):
         (workdir / "config.json").write_text(json.dumps(own))
         return workdir, jax.device_get(weights.params | weights.stats)
 
+    @pytest.mark.slow
     def test_positions_are_resized(self):
         options = {"dim": 8, "depth": 1, "heads": 2, "stem_strides": (2,)}
         workdir, trained = self.run_of("vit_s", **options)
@@ -520,6 +528,7 @@ class FileTest(parameterized.TestCase):
         self.assertEqual(record["model"]["image_size"], 8)
         self.assertIn(f"clean            {clean:7.1%}", printed)
 
+    @pytest.mark.slow
     def test_options_travel_with_the_weights(self):
         """With the row's own strides they are an accuracy too, of a network that never was."""
         net = models.create("convnext_n", num_classes=10, image_size=8, in_channels=1, **STRIDES)

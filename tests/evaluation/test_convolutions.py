@@ -6,6 +6,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
@@ -13,6 +14,7 @@ from jax.sharding import AxisType, PartitionSpec
 from jaxrobust import attacks
 from jaxrobust.evaluation.convolutions import canonical_convolutions
 from jaxrobust.models import primitives
+from tests.support import sweeps
 
 NHWC, NCHW = ("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")
 NWC, NCW = ("NWC", "WIO", "NWC"), ("NCW", "OIW", "NCW")
@@ -201,6 +203,7 @@ class ConvolutionsTest(parameterized.TestCase):
         self.assertEqual([r.dtype for r in results], [jnp.float32, jnp.bfloat16, jnp.bfloat16])
         self.assert_close(results, expected, 1e-5)
 
+    @sweeps.fast(1)
     @parameterized.parameters(False, True)
     def test_network_with_traced_parameters(self, compiled):
         def loss(wrap, params, x):
@@ -235,6 +238,7 @@ class ConvolutionsTest(parameterized.TestCase):
         )
         self.assert_close(results, expected, 1e-5)
 
+    @sweeps.fast(1)
     @parameterized.parameters(
         ("auto", True), ("manual", False), ("manual", True), ("unchecked", True)
     )
@@ -276,6 +280,7 @@ class ConvolutionsTest(parameterized.TestCase):
             result = lowered.compile()(_parameters(), images)
         self.assert_close(result, expected, 1e-5)
 
+    @pytest.mark.slow
     def test_attacks_image_by_image(self):
         """The gradients of an attack, in its loop, on 8 devices with `shard_map`'s type checks."""
         mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))

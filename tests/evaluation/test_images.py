@@ -55,6 +55,7 @@ class Synthetic:
 
 class ImageSetTest(absltest.TestCase):
     @pytest.mark.computes
+    @pytest.mark.slow
     def test_verdicts_of_an_array(self):
         settings = {"norm": "linf", "epsilon": 4 / 255, "batch_size": 8, "verbose": False}
         settings |= {"attacks": ("apgd-ce", "square"), "overrides": {"square": QUICK["square"]}}

@@ -17,6 +17,7 @@ from flax import linen, nnx
 
 from jaxrobust.evaluation import autoattack, engine, networks
 from jaxrobust.runtime import hosts
+from tests.support import sweeps
 
 Partial = jax.tree_util.Partial
 RNG = np.random.default_rng(0)
@@ -58,12 +59,14 @@ class IdentityTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, f"belongs to another evaluation: .*{message}"):
             evaluate(logits_fn, ledger=self.path, **changes)
 
+    @sweeps.fast(3)
     @parameterized.product(made=[closure, partial], scale=[1e-4, 1e-9])
     def test_small_logits(self, made, scale):
         evaluate(made(scale * FIRST), ledger=self.path)
         self.refused(made(scale * SECOND), "network is")
         evaluate(made(scale * FIRST), ledger=self.path)
 
+    @sweeps.fast(1)
     @parameterized.parameters(closure, partial)
     def test_weights_that_the_first_images_do_not_show(self, made):
         other = FIRST.copy()
@@ -384,6 +387,7 @@ class FormsTest(parameterized.TestCase):
         expected = np.argmax(logits_fn(jnp.asarray(IMAGES)), axis=1) == LABELS
         np.testing.assert_array_equal(result.clean, expected)
 
+    @pytest.mark.slow
     def test_a_python_value_is_part_of_the_program(self):
         scaled = lambda sign, x: linear(FIRST, x) * (1 if sign is True else -1)  # noqa: E731
         for sign, clean in ((True, 1), (1, 0), (1.0, 0), (True, 1)):
@@ -421,6 +425,7 @@ class FormsTest(parameterized.TestCase):
             evaluate(partial(FIRST), search_fn=partial(FIRST[:, :9]))
 
     @parameterized.parameters(False, True)
+    @pytest.mark.slow
     def test_a_module_among_the_arguments_in_training(self, dropout):
         """Its state changes in a copy, which nobody sees: the numbers are those of a batch."""
         net = NNX()
@@ -456,6 +461,7 @@ class EquinoxTest(parameterized.TestCase):
 
         return Net()
 
+    @pytest.mark.slow
     def test_of_a_batch(self):
         import equinox
 

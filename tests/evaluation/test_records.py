@@ -10,6 +10,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation import autoattack, records, verdicts
@@ -115,6 +116,7 @@ class ResultTest(parameterized.TestCase):
         self.assertEqual(json.loads(json.dumps(record)), record)
         self.assertIn("square, l2 0.5", records.how(record))
 
+    @pytest.mark.slow
     def test_hashes_tell_networks_and_images_apart(self):
         first, again = self.result.record(), self.evaluate(image_ids=self.ids).record()
         other = self.evaluate(scale=2.0, identity="mine").record()

@@ -60,6 +60,7 @@ class ReplayTest(parameterized.TestCase):
         self.assertEqual(result.accuracy_after["replay"], 1 - (~result.clean | by_replay).mean())
         self.assertEqual(result.record()["replayed"], result.about["replayed"])
 
+    @pytest.mark.slow
     def test_another_norm_and_another_network(self):
         other, ledger = self.kept(net="conv", epsilon=8 / 255)
         self.assertGreater((other.clean & ~other.robust).sum(), 5)
@@ -70,6 +71,7 @@ class ReplayTest(parameterized.TestCase):
         l2 = quick(attacks=FIRST, norm="l2", epsilon=0.5, replay=[ledger])
         self.assertGreater((l2.fooled_by == "replay").sum(), 0)
 
+    @pytest.mark.slow
     def test_a_point_of_another_network_goes_to_the_rim(self):
         _, ledger = self.kept(net="conv", epsilon=2 / 255, n=64)
         asked = {"norm": "linf", "epsilon": 8 / 255, "attacks": FIRST, "batch_size": 8}

@@ -91,6 +91,7 @@ class SeveralTest(parameterized.TestCase):
         passes = [sum(c["forward"] for c in record["costs"]) for record in (only, union)]
         self.assertLess(*passes)
 
+    @pytest.mark.slow
     def test_several_image_sizes(self):
         out = Path(self.create_tempdir())
         flags = {"workdir": str(self.workdir), "attack": "fgsm", "epsilon": "0.02", "n": 16}
@@ -242,6 +243,7 @@ class SeveralTest(parameterized.TestCase):
         *_, plain = self.asked(out, **few)[0]
         self.assertNotEqual(plain["evaluation"], record["evaluation"])
 
+    @pytest.mark.slow
     def test_replays_that_cannot_be(self):
         few = {"attack": "apgd-ce", "n": 8, "steps": 2, "epsilon": "0.02"}
         there = Path(self.create_tempdir())

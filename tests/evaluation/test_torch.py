@@ -93,6 +93,7 @@ class TorchTest(parameterized.TestCase):
         self.assertEqual(self.asked(out=str(out), **few)[1], printed)  # it is there
         self.assertLen(records.read(out), 1)
 
+    @pytest.mark.slow
     def test_bfloat16_searches(self):
         out = Path(tempfile.mkdtemp(dir="."))
         few = {"torch": "nets.py:ready", "steps": 3, "search_dtype": "bfloat16"}

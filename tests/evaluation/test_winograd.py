@@ -10,6 +10,7 @@ from jax import lax
 
 from jaxrobust.evaluation import winograd
 from jaxrobust.evaluation.convolutions import before_a_loop, canonical_convolutions
+from tests.support import sweeps
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 SAME = ((1, 1), (1, 1))
@@ -24,6 +25,7 @@ def plain(padding, x, kernel):
 
 
 class ConvolveTest(parameterized.TestCase):
+    @sweeps.fast(2, 3)
     @parameterized.product(
         (
             {"size": (8, 8), "padding": SAME},

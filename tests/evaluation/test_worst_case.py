@@ -71,6 +71,7 @@ def evaluation_question(**more):
 
 
 @pytest.mark.computes
+@pytest.mark.slow
 class CommandTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):

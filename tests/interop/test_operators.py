@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.interop import agreement
 from jaxrobust.interop.operators import TABLE
-from tests.support import paths
+from tests.support import paths, sweeps
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
 from tests.support import torch_operators  # noqa: E402
@@ -27,6 +27,7 @@ GRADIENTS = {"activation Hardsigmoid": 1e-7}
 
 
 class OperatorsTest(parameterized.TestCase):
+    @sweeps.fast(6, 7)
     @parameterized.parameters(range(len(GROUPS)))
     def test_is_pytorchs(self, number):
         network = converted(torch_operators.Several(GROUPS[number]).double(), IMAGE)

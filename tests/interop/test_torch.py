@@ -17,7 +17,7 @@ from jaxrobust.interop import agreement
 from jaxrobust.interop.operators import TABLE
 from jaxrobust.interop.program import Row
 from jaxrobust.interop.torch import converted, from_file, from_module
-from tests.support import paths
+from tests.support import paths, sweeps
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
 from tests.support import torch_faults  # noqa: E402
@@ -46,6 +46,7 @@ class FromModuleTest(parameterized.TestCase):
         used = {k for k in self.module.state_dict() if "num_batches" not in k}
         self.assertSameElements(weights, used)
 
+    @sweeps.fast("7")
     @parameterized.parameters(1, 2, 7)
     def test_any_number_of_images(self, count):
         logits_fn, _ = from_module(self.module, images(2))
@@ -56,6 +57,7 @@ class FromModuleTest(parameterized.TestCase):
         logits_fn, _ = from_module(self.module, torch.zeros(1, *IMAGE[2:], *IMAGE[:2]))
         np.testing.assert_allclose(logits_fn(images()), reference(self.module, images()), atol=1e-6)
 
+    @pytest.mark.slow
     def test_computes_in_the_type_of_its_weights(self):
         logits_fn, weights = from_module(self.module, images())
         exact = reference(self.module.double(), images().astype("d"))
@@ -76,6 +78,7 @@ class FromModuleTest(parameterized.TestCase):
             compiled(jax.tree.map(lambda w, s=scale: w * s, weights), images())
         self.assertEqual(compiled._cache_size(), 1)
 
+    @pytest.mark.slow
     def test_holds_no_module(self):
         logits_fn, _ = from_module(self.module, images())
         module = weakref.ref(self.module)
@@ -238,6 +241,7 @@ class AgreementTest(parameterized.TestCase):
         found = agreement._at_once(one, images(8), agreement._seconds(one, images(8)))
         self.assertEqual(found, expected)
 
+    @pytest.mark.slow
     def test_names_the_first_operator_that_differs(self):
         network = converted(torch_faults.Convolutional().eval(), IMAGE)
         relu = "aten.relu.default"

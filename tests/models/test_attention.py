@@ -8,6 +8,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxrobust.models import attention
+from tests.support import sweeps
 
 try:
     import torch
@@ -120,6 +121,7 @@ class AttentionTest(parameterized.TestCase):
             self.assertEqual(result.dtype, np.float32)
             self.assertLess(_error(result, exact), max(2 * _error(their, exact), 1e-6))
 
+    @sweeps.fast(1, 7)
     @parameterized.product(case=FUNCTIONS, dtype=(jnp.bfloat16, jnp.float16))
     def test_half_precision(self, case, dtype):
         _, function, _, shapes = case

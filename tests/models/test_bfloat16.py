@@ -14,7 +14,7 @@ from jaxrobust import models
 from jaxrobust.models import attention, batch_norms, layers, primitives
 from jaxrobust.models.inputs import cast
 from jaxrobust.runtime import hlo
-from tests.support import tpu
+from tests.support import sweeps, tpu
 from tests.support.parity import relative
 
 # Small networks with every kind of parameter. Their activation is smooth: the derivative of a ReLU
@@ -116,6 +116,7 @@ class SumsTest(parameterized.TestCase):
         }
         self.assertEmpty(missing)
 
+    @sweeps.fast("convnext_n_cvst", "vit_s", "swin_b", "cifar_mixer")
     @parameterized.parameters(
         *((name, {}) for name in SMALL),
         ("vit_m_cvst", {"drop_path": 0.1, "remat": True, "scan": True}),

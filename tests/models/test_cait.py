@@ -28,6 +28,7 @@ class CaiTTest(parameterized.TestCase):
         self.assertEqual(models.variant("cait_s12").gamma_init, 1.0)
         self.assertFalse(any(p.weak_type for p in params.values()))
 
+    @pytest.mark.slow
     def test_positions_of_another_size(self):
         weights = reference.seeded_weights(parity.MODELS / "cait_xxs24_224.tsv")
         params, _ = convert.from_torch("cait_xxs24", weights, image_size=384)

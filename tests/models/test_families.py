@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from jaxrobust import models
 from jaxrobust.evaluation import autoattack
-from tests.support import behaviour, parity
+from tests.support import behaviour, parity, sweeps
 from tests.support.evaluations import call
 from tests.support.families import CASES
 from tests.support.runs import quiet_run, tiny
@@ -120,6 +120,7 @@ class NamesTest(parameterized.TestCase):
         }
         self.assertEmpty(missing)
 
+    @sweeps.fast("convnext_t", "vit_s", "resnet18", "xcit_s12", "cifar_vgg16")
     @parameterized.parameters(*every("counts"))
     def test_parameters(self, family, name):
         self.assertEqual(parity.parameters(name), CASES[family].counts[name])
@@ -137,6 +138,7 @@ class NamesTest(parameterized.TestCase):
 class GoldenTest(parameterized.TestCase):
     """Float32 of some networks; float64 and the others: tests that are slow, and the matrix."""
 
+    @sweeps.fast("vit_m_cvst")
     @parameterized.parameters(*every("fast32"))
     def test_float32(self, family, name):
         parity.check_golden(self, name, CASES[family].golden32[name], dtype="float32")
@@ -149,6 +151,7 @@ class GoldenTest(parameterized.TestCase):
 
 
 class SmallTest(parameterized.TestCase):
+    @sweeps.fast("vit", "cifar_poolformer")
     @parameterized.parameters(*SMALL)
     def test_bfloat16_computes_and_returns_float32(self, family):
         behaviour.check_bfloat16(self, CASES[family].small, **CASES[family].tiny)

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from flax import nnx
 
@@ -97,6 +98,7 @@ class ModuleTest(OwnFolder):
         one, two = (net.init(jax.random.key(seed))[0]["head.kernel"] for seed in (0, 1))
         np.testing.assert_array_equal(one, two)
 
+    @pytest.mark.slow
     def test_a_network_of_ours_with_another_head(self):
         self.add(
             "from jaxrobust import models\n"

@@ -6,9 +6,11 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.models import batch_norms, convolutions, depthwise, layers, pooling
+from tests.support import sweeps
 
 try:
     import torch
@@ -128,6 +130,7 @@ class LayersTest(parameterized.TestCase):
             error = np.abs(np.asarray(result, np.float64) - reference).max()
             self.assertLessEqual(error, tolerance * np.abs(reference).max())
 
+    @sweeps.fast(0, 4, 8, 12)
     @parameterized.product(
         implementation=[*sorted(depthwise.IMPLEMENTATIONS), None],
         case=(
@@ -167,6 +170,7 @@ class LayersTest(parameterized.TestCase):
             self.assertEqual([r.dtype for r in results], [dtype] * len(results))
             self.assert_close(results, expected, tolerance)
 
+    @sweeps.fast(0, 5, 9)
     @parameterized.parameters(CONVS)
     def test_conv(self, image, kernel, stride, padding):
         def plain(x, kernel):
@@ -185,6 +189,7 @@ class LayersTest(parameterized.TestCase):
             narrow = [jnp.asarray(a, dtype) for a in operands]
             self.assert_close(_vjp(conv, narrow, jnp.asarray(g, dtype)), expected, tolerance)
 
+    @sweeps.fast(3, 5)
     @parameterized.parameters(*GROUPED)
     def test_grouped_conv(self, image, kernel, stride, padding, groups, dilation=1):
         def plain(x, kernel):
@@ -204,6 +209,7 @@ class LayersTest(parameterized.TestCase):
             narrow = [jnp.asarray(a, dtype) for a in operands]
             self.assert_close(_vjp(conv, narrow, jnp.asarray(g, dtype)), expected, tolerance)
 
+    @sweeps.fast(4, 8, 16, 24)
     @parameterized.product(
         implementation=[*sorted(depthwise.IMPLEMENTATIONS), None],
         case=((3, 2, 1), (5, 2, 1), (3, 1, 2), (3, 2, 2)),
@@ -242,6 +248,7 @@ class LayersTest(parameterized.TestCase):
         ):
             np.testing.assert_array_equal(out[0, 0, 0], bias)
 
+    @sweeps.fast(3, 5, 7)
     @parameterized.parameters(*CONVS)
     def test_convolutions_in_a_loop_are_canonical(self, image, kernel, stride, padding):
         def conv(x, kernel):
@@ -283,6 +290,7 @@ class LayersTest(parameterized.TestCase):
             self.assertEqual({r.dtype for r in results}, {jnp.dtype(dtype)})
             self.assert_close(results, expected, tolerance)
 
+    @sweeps.fast(0, 1)
     @parameterized.parameters(0, 6, 2, 3)
     @absltest.skipIf(torch is None, "pip install -e '.[test,parity]'")
     def test_batch_norm_in_training(self, group):
@@ -337,6 +345,7 @@ class LayersTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "no variance"):
             batch_norms.batch_norm_train(jnp.ones((6, 1, 1, 3)), ones, ones, group=1)
 
+    @sweeps.fast(2, 5, 6, 9)
     @parameterized.product(stride=(1, 2), counted=(True, False), side=(8, 7, 1))
     @absltest.skipIf(torch is None, "pip install -e '.[test,parity]'")
     def test_avg_pool(self, stride, counted, side):
@@ -355,6 +364,7 @@ class LayersTest(parameterized.TestCase):
             results = _vjp(pool, [jnp.asarray(x)], jnp.asarray(g))
         self.assert_close(results, [out.detach().numpy(), tensor.grad.numpy()], 1e-14)
 
+    @sweeps.fast(1, 3)
     @parameterized.parameters((8, 8), (14, 7), (9, 16), (1, 2), (5, 4))
     @absltest.skipIf(torch is None, "pip install -e '.[test,parity]'")
     def test_adaptive_avg_pool(self, height, width):
@@ -376,6 +386,7 @@ class LayersTest(parameterized.TestCase):
         self.assertEqual([r.dtype for r in results], [jnp.bfloat16] * 2)
         self.assert_close(results, theirs, 1e-2)
 
+    @sweeps.fast(1)
     @parameterized.parameters((8, 8), (7, 9), (1, 2), (5, 6), (8, 7, 0), (5, 3, 0))
     @absltest.skipIf(torch is None, "pip install -e '.[test,parity]'")
     def test_max_pool(self, height, width, padding=1):
@@ -392,6 +403,7 @@ class LayersTest(parameterized.TestCase):
             self.assertEqual([r.dtype for r in results], [dtype] * 2)
             self.assert_close(results, [out.detach().numpy(), tensor.grad.numpy()], tolerance)
 
+    @sweeps.fast(1)
     @parameterized.parameters((8, 8), (7, 9), (2, 3), (5, 6))
     @absltest.skipIf(torch is None, "pip install -e '.[test,parity]'")
     def test_pools_of_2x2(self, height, width):
@@ -472,6 +484,7 @@ class LayersTest(parameterized.TestCase):
         expected = [out.detach().numpy(), *(t.grad.numpy() for t in tensors)]
         self.assert_close(_vjp(ours, [jnp.asarray(a) for a in arrays], g), expected, 5e-6)
 
+    @pytest.mark.slow
     def test_walls_survive_compilation_and_unused_gradients_do_not(self):
         x, kernel = jnp.ones((1, 8, 8, 8)), jnp.ones((7, 7, 1, 8))
         scale, bias = jnp.ones(8), jnp.zeros(8)

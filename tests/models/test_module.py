@@ -6,6 +6,7 @@ from absl.testing import absltest, parameterized
 from flax import nnx
 
 from jaxrobust import models
+from tests.support import sweeps
 
 SMALL = {
     "convnext_n": {"depths": (1,), "dims": (8,), "image_size": 16},
@@ -50,6 +51,7 @@ SMALL = {
 
 
 class ModuleTest(parameterized.TestCase):
+    @sweeps.fast("resnet18", "vit_s", "cifar_vgg16")
     @parameterized.parameters(*SMALL)
     def test_is_the_network(self, name):
         how = {"num_classes": 5} | SMALL[name]

@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.models import resnet
 from jaxrobust.weights import convert
-from tests.support import parity, paths, reference
+from tests.support import parity, paths, reference, sweeps
 from tests.support.families import CASES
 
 SMALL = {"depths": (1, 1), "num_classes": 5, "image_size": 16, "small_stem": True}
@@ -45,6 +45,7 @@ class NamesTest(parameterized.TestCase):
         count = parity.parameters("resnet50", num_classes=10, image_size=32, small_stem=True)
         self.assertEqual(count, 23_520_842)  # `resnet50_32` of dedeswim/vits-robustness-torch
 
+    @pytest.mark.slow
     def test_eight_way_batch_norm(self):
         theirs = paths.GOLDEN / "models" / "advres50_gelu_bai_eightbn.tsv"
         weights = reference.seeded_weights(theirs)  # what is not used is random too
@@ -225,6 +226,7 @@ class OptionsTest(parameterized.TestCase):
         super().setUp()
         self.images = jax.random.uniform(jax.random.key(1), (4, 16, 16, 3))
 
+    @pytest.mark.slow
     def test_bfloat16_computes_and_returns_float32(self):
         single, half = (small(dtype=d) for d in ("float32", "bfloat16"))
         logits = [jax.jit(net.apply)(*weights, self.images)[0] for net, *weights in (single, half)]
@@ -233,6 +235,7 @@ class OptionsTest(parameterized.TestCase):
         # bfloat16 keeps 8 bits (4e-3 each rounding), through about 12 layers.
         self.assertLess(parity.relative(logits[1], logits[0]), 0.05)
 
+    @sweeps.fast(1)
     @parameterized.product(activation=("relu", "gelu"), small_stem=(True, False))
     def test_nan_stays_nan(self, activation, small_stem):
         # XLA's CPU back end loses it between ReLU and pooling.

@@ -164,6 +164,7 @@ class OptionsTest(parameterized.TestCase):
     def test_beside_pytorch(self):
         cifar_study.check_options(self, "wrn_28_10", **TINY | OPTIONS[0])
 
+    @pytest.mark.slow
     def test_momentum_of_the_running_statistics(self):
         net = functools.partial(models.create, "wrn_28_10", num_classes=3, image_size=4)
         tiny = {"depths": (1,), "planes": (4,)}

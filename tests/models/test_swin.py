@@ -9,7 +9,7 @@ from jaxrobust import models
 from jaxrobust.models import swin
 from jaxrobust.models.initializers import Draws
 from jaxrobust.weights import convert
-from tests.support import behaviour, parity, paths, reference
+from tests.support import behaviour, parity, paths, reference, sweeps
 from tests.support.families import CASES
 
 # A map of 5, padded to 6 and shifted, and one of 3 in windows of 2, padded to 4.
@@ -58,6 +58,7 @@ def brute_force(block, x):
 
 
 class SwinTest(parameterized.TestCase):
+    @sweeps.fast(1, 3)
     @parameterized.parameters((6, 2, 0), (6, 2, 1), (5, 3, 1), (7, 3, 0))
     def test_windows_by_definition(self, side, window, shift):
         with jax.enable_x64(True):
@@ -84,6 +85,7 @@ class SwinTest(parameterized.TestCase):
         np.testing.assert_array_equal(params["layers.0.blocks.0.mlp.fc1.bias"], 0)
         self.assertFalse(any(p.weak_type for p in params.values()))
 
+    @pytest.mark.slow
     def test_epsilon_of_the_layer_norms_is_of_the_row(self):
         outs = []
         for eps in (1e-5, 1e-6):
@@ -124,6 +126,7 @@ class SwinTest(parameterized.TestCase):
             apply(params, stats, jnp.ones((1, 12, 12, 3)))
 
 
+@pytest.mark.slow
 class ConversionTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -206,6 +209,7 @@ class ConversionTest(parameterized.TestCase):
 
 class ReferenceTest(parameterized.TestCase):
     # Sides that halve to odd ones: windows go by the quotient rounded down, maps are padded up.
+    @sweeps.fast(2)
     @parameterized.parameters(100, 200, 208, 240)
     def test_sides_that_do_not_halve(self, side):
         try:
@@ -230,6 +234,7 @@ class ReferenceTest(parameterized.TestCase):
         apply = jax.jit(models.create("swin_b", **options).apply)
         self.assertLess(parity.relative(apply(params, stats, images)[0], theirs), 1e-5)
 
+    @pytest.mark.slow
     def test_small_network(self):
         """Maps of 10 and 5: padded to 14 and shifted, and one window of 5."""
         try:

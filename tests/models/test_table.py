@@ -14,7 +14,7 @@ from jaxrobust.data import evaluation_transform
 from jaxrobust.models import __main__ as command
 from jaxrobust.models import table
 from jaxrobust.models.published import PUBLISHED
-from tests.support import parity, paths
+from tests.support import parity, paths, sweeps
 
 # 1e9 multiply-adds of convolutions, linear maps and attention's products, counted on the references
 # and printed to 1e6. Table 14 of Singh, Croce, Hein 2023 (arXiv 2303.01870) counts norms too.
@@ -64,6 +64,7 @@ def check(test, name: str) -> None:
 
 
 class MultiplyAddsTest(parameterized.TestCase):
+    @sweeps.fast("vit_s", "cait_s12")
     @parameterized.parameters(*FAST)
     def test_is_the_sheets(self, name):
         check(self, name)

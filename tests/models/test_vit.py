@@ -10,7 +10,7 @@ from jaxrobust.models import vit
 from jaxrobust.models.positions import resized
 from jaxrobust.models.stochastic_depth import Drop
 from jaxrobust.weights import convert
-from tests.support import behaviour, parity, reference
+from tests.support import behaviour, parity, reference, sweeps
 from tests.support.families import CASES
 
 TINY = {"dim": 12, "depth": 3, "heads": 2, "stem_strides": (4,), "image_size": 12}
@@ -20,6 +20,7 @@ class VisionTransformerTest(parameterized.TestCase):
     def test_both_listings_of_deit_are_one(self):
         self.assertEqual(models.torch_keys("deit_s"), parity.listing("deit_small_patch16_224"))
 
+    @pytest.mark.slow
     def test_initialisation_is_the_references(self):
         params, stats = jax.jit(models.create("vit_m", depth=1).init)(jax.random.key(0))
         for name in ("blocks.0.attn.qkv.kernel", "head.kernel", "pos_embed"):
@@ -49,6 +50,7 @@ class VisionTransformerTest(parameterized.TestCase):
 
 @pytest.mark.computes
 class ConversionTest(parameterized.TestCase):
+    @sweeps.fast(0)
     @parameterized.parameters(("vit_s", 288, 325), ("vit_m", 64, 16))
     def test_positions_of_another_size(self, name, side, positions):
         weights = reference.seeded_weights(parity.MODELS / f"{CASES['vit'].listings[name]}.tsv")
@@ -56,6 +58,7 @@ class ConversionTest(parameterized.TestCase):
         wanted = resized(weights["pos_embed"], (1, positions, params["norm.scale"].size))
         np.testing.assert_array_equal(params["pos_embed"], wanted)
 
+    @pytest.mark.slow
     def test_facebooks_names(self):
         weights = reference.seeded_weights(parity.MODELS / "timm_deit3_medium_patch16_224.tsv")
         theirs = {k.replace("ls1.gamma", "gamma_1"): v for k, v in weights.items()}

@@ -33,6 +33,7 @@ class XcitTest(parameterized.TestCase):
         small = models.variant("xcit_s12", stem_strides=(1, 1, 2, 2))
         self.assertEqual(small, models.variant("xcit_s12_p4"))
 
+    @pytest.mark.slow
     def test_any_image_size(self):
         apply, params, stats, _ = behaviour.small("xcit_s12", dtype="float32", **TINY)
         logits, _ = jax.jit(apply)(params, stats, jnp.ones((1, 13, 20, 3)))
@@ -61,6 +62,7 @@ class XcitTest(parameterized.TestCase):
         self.assertEqual(models.variant("xcit_s12").gamma_init, 1.0)
         self.assertFalse(any(p.weak_type for p in params.values()))
 
+    @pytest.mark.slow
     def test_stem_and_head_are_all_that_another_stem_or_classes_change(self):
         def shapes(name, **options):
             params, _ = jax.eval_shape(models.create(name, **options).init, jax.random.key(0))
@@ -93,6 +95,7 @@ class XcitTest(parameterized.TestCase):
 
 
 class ConversionTest(absltest.TestCase):
+    @pytest.mark.slow
     def test_facebooks_names(self):
         weights = reference.seeded_weights(parity.MODELS / "xcit_nano_12_p16_224.tsv")
         theirs = {k.replace("pos_embed.", "pos_embeder."): v for k, v in weights.items()}

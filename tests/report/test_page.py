@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation import checks, pairs
@@ -276,6 +277,7 @@ class FileTest(PageCase):
         self.assertEqual((run / "report.html").stat().st_size, made["bytes"])
         self.assertEqual((made["runs"], made["evaluations"]), (1, 0))
 
+    @pytest.mark.slow
     def test_a_folder_of_many_runs_is_small(self):
         for number in range(40):
             run = reports.run(self.folder / f"run{number}", lines=300)
@@ -311,6 +313,7 @@ class FileTest(PageCase):
         self.assertEqual(said.count("\n"), 1)
         self.assertNotIn("Traceback", said)
 
+    @pytest.mark.slow
     def test_values_of_any_type_are_never_a_traceback(self):
         """Each value of config, data, metrics and record is replaced by each of these."""
         run = reports.run(self.folder / "run", lines=4)

@@ -2,9 +2,11 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.runtime import profiling
+from tests.support import sweeps
 
 
 @jax.jit
@@ -50,6 +52,7 @@ class TraceTest(parameterized.TestCase):
                             steps.append(dict(event.stats)["step_num"])
         return sorted(set(steps)), calls, " ".join(said), touched
 
+    @sweeps.fast(1)
     @parameterized.parameters((0, 3, 0), (2, 3, 0), (2, 3, 1000))
     def test_the_steps_asked_for(self, first, count, start):
         """Counted from where the command continues."""
@@ -66,6 +69,7 @@ class TraceTest(parameterized.TestCase):
             r"them with: pip install xprof; xprof --logdir /.*/train",
         )
 
+    @pytest.mark.slow
     def test_a_phase_that_ends_earlier_ends_the_trace(self):
         steps, _, said, _ = self.run_steps(profiling.Profile(6, 10))
         self.assertEqual(steps, [7, 8, 9])  # it was waiting for the ninth

@@ -13,6 +13,7 @@ from jaxrobust.config import base
 from jaxrobust.runtime import hlo, sharding
 from jaxrobust.training import build
 from jaxrobust.types import Batch
+from tests.support import sweeps
 from tests.support.steps import batch_of, small_config, standard
 
 
@@ -201,6 +202,7 @@ class MicrobatchTest(parameterized.TestCase):
             np.testing.assert_allclose(four[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
         self.assertGreater(float(jnp.abs(one["bn1.var"] - 1).max()), 1e-3)
 
+    @sweeps.fast("adversarial")
     @parameterized.parameters("adversarial", "trades")
     def test_objectives_with_stochastic_depth(self, objective):
         config = small_config(train__objective=objective, attack__start="random").unlock()
@@ -236,6 +238,7 @@ class ControlTest(parameterized.TestCase):
         batch = Batch(*sharding.global_arrays(phase.mesh, local))
         return phase.step(state, batch, build.control(phase.mesh, **control))
 
+    @pytest.mark.slow
     def test_a_stop_leaves_the_state(self):
         phase = build.phase(small_config(), "train", 80, donate=False)
         with jax.set_mesh(phase.mesh), standard():

@@ -21,7 +21,7 @@ from jaxrobust.attacks.balls import BALLS
 from jaxrobust.config import network_of
 from jaxrobust.weights import runs
 from jaxrobust.weights.checkpoint import steps
-from tests.support import evaluations
+from tests.support import evaluations, sweeps
 from tests.support import runs as training
 from tools import analyse
 
@@ -167,6 +167,7 @@ class NumbersTest(parameterized.TestCase):
         left = 100 * (losses[1] - losses[0]) / losses[1]
         np.testing.assert_allclose(column(last, "left_percent"), [left, 0], rtol=1e-2, atol=1e-9)
 
+    @pytest.mark.slow
     def test_synthesis(self):
         words = ("--n", 3, "--steps", 4, "--targets", 7, 2, "--seed", 5)
         rows = self.analysed("synthesis", *words)
@@ -188,6 +189,7 @@ class NumbersTest(parameterized.TestCase):
             np.testing.assert_allclose(column(rows, key), expected, rtol=1e-4, atol=1e-6)
         self.assertGreater(column(rows, "saturated_at_start").min(), 0.85)
 
+    @pytest.mark.slow
     def test_semantic_score(self):
         words = ("--n", 16, "--steps", 3, "--judges", run(), "--top", 3)
         rows = self.analysed("semantic-score", *words)
@@ -203,6 +205,7 @@ class NumbersTest(parameterized.TestCase):
             clean = (np.asarray(net.logits(net.images)).argmax(1) == net.labels).mean()
             self.assertEqual(float(row["images_top1"]), clean)
 
+    @pytest.mark.slow
     def test_augmentations(self):
         folder = Path(self.create_tempdir())
         pixels = np.random.default_rng(0).integers(0, 256, (3, 40, 40, 3), np.uint8)
@@ -225,6 +228,7 @@ class NumbersTest(parameterized.TestCase):
         again = [self.analysed("augmentations", *given) for _ in range(2)]
         self.assertEqual(*again)
 
+    @sweeps.fast(*range(11), *range(12, 21))  # row 11: 38 s
     @parameterized.parameters(
         (["perturbations"], "give --workdir RUN"),
         (["perturbations", "--workdir", "nowhere"], "no run is there"),

@@ -12,6 +12,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from PIL import ImageOps
 
+from tests.support import sweeps
 from tests.support.datasets import write_tree
 from tests.support.images import encoded, pattern, torchvision
 from tests.support.modules import hidden
@@ -76,6 +77,7 @@ class BenchDataTest(parameterized.TestCase):
             bench_data.main()
         return json.loads(out.getvalue().splitlines()[-1])
 
+    @sweeps.fast(1)
     @parameterized.parameters(True, False)
     def test_made_up_photographs(self, torch_is_there):
         if torch_is_there:

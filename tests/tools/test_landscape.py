@@ -12,12 +12,14 @@ from unittest import mock
 import jax
 import numpy as np
 import optax
+import pytest
 from absl.testing import absltest, parameterized
 from PIL import Image
 from safetensors.numpy import save_file
 
 from jaxrobust import data, models
 from jaxrobust.runtime import sharding
+from tests.support import sweeps
 from tools import landscape
 from tools.analyses import surface
 
@@ -70,6 +72,7 @@ def loss(params) -> float:
 
 
 class DirectionTest(parameterized.TestCase):
+    @sweeps.fast("convnext_n")
     @parameterized.parameters("deit_s", "convnext_n", "xcit_n12")
     def test_each_filter_has_the_norm_of_the_weights(self, name):
         net = models.create(name, num_classes=10, image_size=32)
@@ -173,6 +176,7 @@ class CommandTest(parameterized.TestCase):
         with (self.out / "landscape.csv").open(newline="") as file:
             return list(csv.DictReader(file))
 
+    @pytest.mark.slow
     def test_table_and_picture_and_the_way_on(self):
         code, printed, said = self.call(*weights())
         self.assertEqual(code, 0, said)

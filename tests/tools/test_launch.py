@@ -174,6 +174,7 @@ class AsPrintedTest(clouds.ScriptsTest):
         lines = "".join(blocks).replace("\\\n", " ").splitlines()
         return [line for line in lines if "tools/launch/" in line and "docker" not in line]
 
+    @pytest.mark.slow
     def test_our_commands_know_their_flags(self):
         checkout = clouds.Checkout(self.folder / "checkout")
         self.cloud.slices()

@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from absl.testing import absltest, parameterized
 
 from configs import revisiting_at
@@ -330,6 +331,7 @@ class CommandTest(parameterized.TestCase):
         self.assertIn("In doubt, zero-gradient: of 5 images.", out)
 
     @absltest.skipUnless(PLOT, "needs matplotlib: pip install -e '.[plot]'")
+    @pytest.mark.slow
     def test_pictures(self):
         out = Path(self.create_tempdir()) / "new"
         code, said, _ = call("--paper", "robust_resnets", "--table", "2", "--out", out)

@@ -169,6 +169,7 @@ class FlowTest(Case):
         self.assertEqual(hashes.weights_sha256(*theirs), chosen["weights_sha256"])
         jax.tree.map(np.testing.assert_array_equal, self.selected(image_size=16)[1], theirs)
 
+    @pytest.mark.slow
     def test_again(self):
         self.enter_context(mock.patch.object(select_checkpoint, "draw", return_value=""))
         call(self.workdir)
@@ -177,6 +178,7 @@ class FlowTest(Case):
             self.assertEqual(self.asked[4:], [(0.1, 16), (0.3, 16), (0.6, 16), (0.5, 16)])
             self.assertEqual(kept.selected(self.workdir).image_size, 8)
 
+    @pytest.mark.slow
     def test_again_while_the_training_goes_on(self):
         self.enter_context(mock.patch.object(select_checkpoint, "draw", return_value=""))
         call(self.workdir)
@@ -193,6 +195,7 @@ class FlowTest(Case):
             self.assertRegex(said, r"is a choice of another kind: attack is .*Repeat its flags, or")
             self.assertEqual(self.file.read_text(), before)
 
+    @pytest.mark.slow
     def test_interrupted_and_continued(self):
         self.stop_after = 3
         self.assertIn("interrupted; the same command continues", call(self.workdir, code=130))
@@ -203,6 +206,7 @@ class FlowTest(Case):
         call(self.workdir)
         self.assertEqual(self.asked[3:], [(0.5, 8)])
 
+    @pytest.mark.slow
     def test_weights_that_are_not_those_that_were_chosen(self):
         call(self.workdir)
         said = json.loads(self.file.read_text())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from PIL import Image
 from safetensors.numpy import save_file
@@ -107,6 +108,7 @@ class CommandTest(parameterized.TestCase):
                 code = int(stopped.code or 0)
         return code, out.getvalue(), said.getvalue()
 
+    @pytest.mark.slow
     def test_of_a_file(self):
         out = Path(self.create_tempdir())
         given = ("--model", "convnext_n", "--num_classes", 10, "--image_size", 32)

@@ -5,7 +5,7 @@ import subprocess
 
 from absl.testing import absltest, parameterized
 
-from tests.support import clouds
+from tests.support import clouds, sweeps
 
 SLICE = {"TPU": "t", "ZONE": "z", "TYPE": "v5litepod-64", "VERSION": "v", "BUCKET": "b"}
 FLAGS = ("--config", "configs/vit_s_cvst.py", "--workdir", "../bucket/a b")
@@ -185,6 +185,7 @@ class TpuPodTest(clouds.ScriptsTest):
             self.assertEmpty(self.runs())
         self.assertEqual(self.cloud.kinds(), ["describe", "create", "describe"])
 
+    @sweeps.fast(0, 3)
     @parameterized.parameters(
         'There is no more capacity in the zone "z"; you can try in another zone',
         "Insufficient reserved capacity. Contact customer support to increase your reservation.",

@@ -80,6 +80,7 @@ class Case(parameterized.TestCase):
         return other
 
 
+@pytest.mark.slow
 class RunTest(Case):
     @classmethod
     def setUpClass(cls):

@@ -11,6 +11,7 @@ from jaxrobust import attacks
 from jaxrobust.runtime import sharding
 from jaxrobust.training import alarm, objectives
 from jaxrobust.types import Classifier
+from tests.support import sweeps
 
 SHAPE, CLASSES, HIDDEN = (16, 4, 4, 3), 10, 32
 
@@ -99,6 +100,7 @@ class ProbeTest(parameterized.TestCase):
             expected = cross_entropy(logits(attack(key, self.images, targets)), self.labels).mean()
             np.testing.assert_allclose(found[name], expected, rtol=1e-5, err_msg=name)
 
+    @sweeps.fast(1)
     @parameterized.parameters(jnp.float32, jnp.bfloat16)
     def test_agreement_is_that_of_the_gradients(self, dtype):
         found = jax.jit(probe_of(dtype=dtype))(self.params, {}, self.images, self.labels, None)

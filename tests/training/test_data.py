@@ -16,6 +16,7 @@ from jaxrobust.data import decoding, sources, train_batches
 from jaxrobust.evaluation import records
 from jaxrobust.training import run as training_run
 from jaxrobust.weights import runs
+from tests.support import sweeps
 from tests.support.evaluations import call
 from tests.support.runs import quiet_run, tiny
 
@@ -126,6 +127,7 @@ class FolderTest(parameterized.TestCase):
         ):
             training_run.check(self.config, self.workdir)
 
+    @pytest.mark.slow
     def test_other_files_than_before_are_refused(self):
         """The same number of them as well."""
         config, root = json.loads(self.config.to_json()), self.data / "train" / "ant"
@@ -172,6 +174,7 @@ class FolderTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "bat|bee"):
             training_run.check(self.config, self.workdir)
 
+    @sweeps.fast(1, 3)
     @parameterized.parameters(
         ({"data__preprocessing": "bicubic-16-crop-12"}, "images of 12x12 pixels, but .*size=8"),
         ({"data__preprocessing": "bicubics"}, "unknown preprocessing 'bicubics'"),

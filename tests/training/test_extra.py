@@ -13,6 +13,7 @@ from absl.testing import parameterized
 from jaxrobust.evaluation import accuracy
 from jaxrobust.runtime import jsonl
 from jaxrobust.training import splits
+from tests.support import sweeps
 from tests.support.runs import final_state, one_phase, quiet_run, stop_after
 
 
@@ -80,6 +81,7 @@ class ExtraTest(parameterized.TestCase):
             quiet_run(config, self.folder / "run")
         self.assertFalse((self.folder / "run").exists())
 
+    @sweeps.fast(0, 4)
     @parameterized.parameters(
         ({"classes": 11}, r"generated.npz.* has 11 classes, and .* has 10; give one with the same"),
         ({"classes": 7}, r"generated.npz.* has 7 classes, and .*'digits'.* has 10; give one with"),

@@ -36,6 +36,7 @@ def config(name="my_nets.py:make", **changes):
     return found
 
 
+@pytest.mark.slow
 class RunTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):

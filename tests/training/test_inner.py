@@ -13,6 +13,7 @@ from jaxrobust import attacks
 from jaxrobust.evaluation import accuracy
 from jaxrobust.runtime import jsonl
 from jaxrobust.training import build, inner
+from tests.support import sweeps
 from tests.support.runs import final_state, one_phase, quiet_run, stop_after
 from tests.support.steps import batch_of, small_config, standard
 
@@ -33,6 +34,7 @@ class RadiusTest(parameterized.TestCase):
         np.testing.assert_array_equal(shares, expected)
         self.assertEqual(inner.share(0, steps_per_epoch=4, warmup_epochs=0), 1)
 
+    @sweeps.fast(1, 7, 13, 19, 25, 31)
     @parameterized.product(
         name=("pgd", "apgd", "fgsm"),
         objective=("adversarial", "trades"),
@@ -149,6 +151,7 @@ class ProgramTest(parameterized.TestCase):
         self.assertEqual(short, long)
         self.assertNotEqual(short, never)
 
+    @pytest.mark.slow
     def test_one_for_every_epoch(self):
         config = small_config(attack__warmup_epochs=2, attack__steps=1)
         with standard():

@@ -15,7 +15,7 @@ from jaxrobust.models import inputs
 from jaxrobust.runtime import sharding
 from jaxrobust.training import mixing
 from jaxrobust.types import Batch
-from tests.support import paths
+from tests.support import paths, sweeps
 
 COUNT = 5000
 SHAPE = (40, 56)  # not square: an exchange of the axes would show
@@ -135,6 +135,7 @@ class MixDistributionTest(DistributionTest):
             "right": columns[:, ::-1].argmax(1),
         }
 
+    @sweeps.fast(1)
     @parameterized.parameters(
         {"mixup": 0.8, "cutmix": 1.0},
         {"mixup": 0.8, "cutmix": 1.0, "switch": 0.2, "probability": 0.6},
@@ -201,6 +202,7 @@ class EraseDistributionTest(DistributionTest):
             "noise": images[erased][:COUNT],
         }
 
+    @sweeps.fast(1)
     @parameterized.parameters(
         {"probability": 1.0},
         {"probability": 0.25},

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from jaxrobust.training import objectives
@@ -115,6 +116,7 @@ class ObjectivesTest(absltest.TestCase):
         )
         np.testing.assert_allclose(targets, self.p, rtol=1e-5, atol=1e-7)
 
+    @pytest.mark.slow
     def test_sparse(self):
         """With kernels alone; a weight of 0 is not pushed."""
         params = {"w": self.params["w"], "a.kernel": jnp.array([[1.0, -2.0], [0.0, 0.5]])}

@@ -6,7 +6,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import models
 from jaxrobust.config import phase
 from jaxrobust.training import averages, optim
-from tests.support import paths, reference
+from tests.support import paths, reference, sweeps
 from tests.support.parity import torch_or_skip
 from tests.support.steps import standard
 
@@ -28,6 +28,7 @@ def light_recipe(name: str, shape) -> bool:
 
 class MaskTest(parameterized.TestCase):
     # our name, the listing of the reference, its rule in timm's names and shapes
+    @sweeps.fast(3, 4, 7, 11)
     @parameterized.parameters(
         ("convnext_t", "timm_convnext_tiny", convolutional),
         ("convnext_b_cvst", "Singh2023Revisiting_ConvNeXt-B-ConvStem", convolutional),

@@ -41,6 +41,7 @@ def best(workdir: Path, name: str) -> Weights:
         return jax.device_get(runs.run_weights(workdir, name)[1])
 
 
+@pytest.mark.slow
 class RunTest(absltest.TestCase):
     @classmethod
     def setUpClass(cls):

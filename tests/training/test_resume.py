@@ -367,6 +367,7 @@ class LeftoversTest(RunTest):
         workdir = Path(self.create_tempdir()) / "run"
         return workdir, one_phase(train__epochs=epochs)
 
+    @pytest.mark.slow
     def test_of_checkpoints(self):
         workdir, config = self.run_of(3)
         quiet_run(config, workdir)

@@ -22,7 +22,7 @@ from jaxrobust.evaluation import accuracy, records
 from jaxrobust.training import run as training_run
 from jaxrobust.training import splits, stopping, trackers, trouble
 from jaxrobust.weights import checkpoint, runs
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.modules import hidden, needs
 from tests.support.recorder import DOT, Recorder
 from tests.support.runs import final_state, quiet_run, run_of_class, stop_after, tiny
@@ -150,6 +150,7 @@ class LoopTest(parameterized.TestCase):
 
 
 class TroubleTest(parameterized.TestCase):
+    @pytest.mark.slow
     def test_nan_names_the_step_and_the_last_checkpoint(self):
         workdir = Path(self.create_tempdir()) / "nan"
         config = tiny(pretrain__epochs=0, train__lr=1e38, train__epochs=2, trouble__skips=3)
@@ -311,6 +312,7 @@ class CommandLineTest(parameterized.TestCase):
             **options,
         )
 
+    @sweeps.fast(0)
     @parameterized.parameters(
         (["--config.train.epocs=3"], "unknown config key 'epocs'; did you mean 'epochs'?"),
         (["--config.attack.epsilon", "8/4"], "epsilon=2.0 is larger than the pixel range"),

@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.config import phase
 from jaxrobust.training import optim, schedules
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.parity import torch_or_skip
 from tests.support.steps import standard
 
@@ -133,6 +133,7 @@ class ScheduleTest(parameterized.TestCase):
 
 
 class ParityTest(parameterized.TestCase):
+    @sweeps.fast(3, 4, 7)
     @parameterized.parameters(*CURVES)
     def test_fifty_updates_of_torch(self, name):
         """SGD with Nesterov in float64; what differs is the rounding of a curve's formula."""

@@ -17,7 +17,7 @@ from jaxrobust.runtime import sharding
 from jaxrobust.training import averages, build, objectives, optim, step
 from jaxrobust.types import Batch
 from jaxrobust.weights import convert
-from tests.support import paths
+from tests.support import paths, sweeps
 from tests.support.steps import batch_of, small_config, standard
 
 
@@ -54,6 +54,7 @@ class UnitRangeTest(absltest.TestCase):
 
 
 class TrainStepTest(parameterized.TestCase):
+    @sweeps.fast("adversarial")
     @parameterized.parameters("clean", "adversarial", "trades")
     def test_every_objective_lowers_its_loss(self, objective):
         start = "random" if objective == "trades" else "image"
@@ -77,6 +78,7 @@ class TrainStepTest(parameterized.TestCase):
         for name, value in one[0].params.items():
             self.assertLess(np.abs(value - many[0].params[name]).mean(), 2e-5, name)
 
+    @pytest.mark.slow
     def test_average_and_counter(self):
         phase = build.phase(small_config(), "train", 80, devices=jax.devices()[:1], donate=False)
         with jax.set_mesh(phase.mesh), standard():
@@ -105,6 +107,7 @@ class TrainStepTest(parameterized.TestCase):
             )
             self.assertEqual(found, params)
 
+    @pytest.mark.slow
     def test_bfloat16_keeps_float32_parameters(self):
         config = small_config(model__dtype="bfloat16")
         state, history = trained(config, jax.devices()[:1], steps=2)
@@ -188,6 +191,7 @@ class TrainStepTest(parameterized.TestCase):
 class AugmentedStepTest(parameterized.TestCase):
     """MixUp, CutMix, erasing and smoothing inside the step."""
 
+    @pytest.mark.slow
     def test_attacks_and_trains_on_the_augmented_batch(self):
         self.check("hard")
 
@@ -377,6 +381,7 @@ class BatchNormTest(parameterized.TestCase):
         self.assertGreater(np.abs(states[2].stats["bn1.mean"] - found["bn1.mean"]).max(), 1e-3)
         self.assertNotIn("normalize.mean", states[2].ema)
 
+    @pytest.mark.slow
     def test_attack_sees_its_statistics_and_leaves_no_trace(self):
         self.check_statistics("running")
 
@@ -453,6 +458,7 @@ class ProgramTest(absltest.TestCase):
         with jax.set_mesh(phase.mesh), standard():
             return phase.step.lower(*arguments).compile()
 
+    @pytest.mark.slow
     def test_more_steps_are_the_same_program(self):
         three, ten = (self.compiled(small_config(attack__steps=k)).as_text() for k in (3, 10))
         for operation in ("convolution", "dot", "while", "fusion"):

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
@@ -12,6 +13,7 @@ from jaxrobust.models import batch_norms
 from jaxrobust.runtime import sharding
 from jaxrobust.training import objectives, step
 from jaxrobust.types import Batch, Classifier
+from tests.support import sweeps
 
 
 def noisy() -> Classifier:
@@ -42,6 +44,7 @@ class PassesTest(parameterized.TestCase):
         self.batch = Batch(images, jnp.asarray(rng.integers(0, 5, 6), jnp.int32))
         self.keys = attacks.image_keys(jax.random.key(3), 6)
 
+    @sweeps.fast(2, 3)
     @parameterized.product(group=(0, 3, 6), statistics=objectives.STATISTICS)
     def test_batch_norms_normalise_apart_and_move_twice(self, group, statistics):
         shape = (6, 2, 2, 3)
@@ -93,6 +96,7 @@ class PassesTest(parameterized.TestCase):
         targets = objective.attack_targets(lambda x: x[:, 0, 0], batch)
         np.testing.assert_allclose(targets, jax.nn.softmax(inside[:, 0, 0]), rtol=1e-6)
 
+    @pytest.mark.slow
     def test_an_image_draws_twice_as_the_attack_sees(self):
         objective, net = objectives.trades(6.0), noisy()
         one, two = objective.draws(self.keys)

@@ -17,7 +17,7 @@ from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.models.renaming import drop, linear_oi, row
 from jaxrobust.weights import convert, files
-from tests.support import corpus, paths, reference
+from tests.support import corpus, paths, reference, sweeps
 from tests.support.corpus import KWARGS
 from tests.support.modules import hidden
 
@@ -155,10 +155,12 @@ class SlowLayoutTest(parameterized.TestCase):
 
 
 class LayoutTest(parameterized.TestCase):
+    @sweeps.fast("cifar_vit", "convnext_n", "resnet18", "vit_s", "xcit_n12")
     @parameterized.parameters(*sorted(set(models.available()) - set(LARGE)))
     def test_round_trip(self, name):
         check_round_trip(self, name)
 
+    @sweeps.fast("Mo2022When_ViT", "Salman2020Do_R18")
     @parameterized.parameters(*PUBLISHED.items())
     def test_names_shapes_types_and_order_are_the_published_ones(self, layout, published):
         listing = paths.GOLDEN / "models" / f"{layout}.tsv"
@@ -243,6 +245,7 @@ class LoadTest(parameterized.TestCase):
             path = self.saved(part, f"model-{i:05d}-of-00002.safetensors")
         self.assert_loads(path)
 
+    @sweeps.fast(0, 1)
     @parameterized.parameters(
         ("convnext_n", 1), ("convnext_n_cvst", 40), ("vit_s_cvst", 64), ("xcit_n12", 20)
     )
@@ -270,6 +273,7 @@ class LoadTest(parameterized.TestCase):
         ):
             convert.from_torch("convnext_t", arrays)
 
+    @sweeps.fast(0, 3, 12, 17, 24, 26, 30, 34)
     @parameterized.parameters(*corpus.ARRAYS, *corpus.BYTES)
     def test_broken_files(self, case):
         path, message = corpus.write(case, self.folder / "broken", as_timm(self.weights))
@@ -283,6 +287,7 @@ class LoadTest(parameterized.TestCase):
             self.skipTest(paths.PARITY)
         return torch
 
+    @sweeps.fast(0, 4)
     @parameterized.parameters(
         "",
         "state_dict",

@@ -6,6 +6,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from safetensors.numpy import save, save_file
 
@@ -59,6 +60,7 @@ class Case(ServedCase):
 
 
 class PathTest(Case):
+    @pytest.mark.slow
     def test_a_file_that_says_whose_it_is(self):
         file = self.folder / "mine.safetensors"
         save_file(small(), file, metadata=weights_folder.metadata("convnext_n", OPTIONS))
@@ -176,6 +178,7 @@ class HubTest(Case):
         found = self.load("hf://me/net@v2")
         np.testing.assert_array_equal(found.stats["normalize.mean"], np.float32([0.25]))
 
+    @pytest.mark.slow
     def test_evaluate(self):
         given = {"weights": "hf://me/net", "dataset": "digits", "attack": "clean", "n": 8}
         code, printed, said = evaluations.call(**given, out=str(self.folder / "out"))

@@ -23,6 +23,7 @@ from jaxrobust.weights import compose, convert, hashes
 from jaxrobust.weights import folder as weights_folder
 from jaxrobust.weights import start as start_weights
 from tests.support import runs as training
+from tests.support import sweeps
 from tests.support.evaluations import call
 from tests.support.parity import torch_or_skip
 from tests.support.stored import as_timm, weights
@@ -86,6 +87,7 @@ class ComposeTest(parameterized.TestCase):
         self.assertEqual(list(start.dropped), ["bn1.num_batches_tracked"])
         self.assertIn("1 left out (counts", " ".join(compose.summary(start)))
 
+    @sweeps.fast(1, 3)
     @parameterized.parameters(
         "cait_xxs24", "convnext_n", "iso_convnext_s", "resnet18", "swin_b", "vit_m_cvst", "xcit_n12"
     )
@@ -401,6 +403,7 @@ class FolderTest(parameterized.TestCase):
         arrays = {k: np.float32(0.1) * a for k, a in weights(image_size=8, in_channels=1).items()}
         weights_folder.write(self.folder, *split(arrays), FOLDER | {"epsilon": 0.1, "norm": "l2"})
 
+    @pytest.mark.slow
     def test_the_folder_says_what_it_is(self):
         out = str(self.folder.parent / "out")
         given = {"weights": str(self.folder), "dataset": "digits", "attack": "clean", "out": out}

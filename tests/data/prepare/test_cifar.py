@@ -22,6 +22,7 @@ from jaxrobust.data.prepare import __main__ as prepare
 from jaxrobust.data.prepare import archives, cifar
 from jaxrobust.runtime import folders
 from tests.support import cifar as made
+from tests.support import sweeps
 from tests.support.paths import NO_SHARED, SHARED
 from tests.support.servers import ServedCase
 
@@ -338,6 +339,7 @@ class RefusedTest(CifarCase):
 class CopyTest(parameterized.TestCase):
     """The project's copy of CIFAR-10, whose ids (train_cat_2970) TFDS' own hash ordered."""
 
+    @sweeps.fast("test")
     @parameterized.parameters(*ORDERS)
     def test_its_order_is_tfds_of_its_own_ids(self, split):
         ids = sorted(copy_of(split))

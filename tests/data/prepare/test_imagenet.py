@@ -336,6 +336,7 @@ class InterruptedTest(PrepareTest):
         self.assertNotIn("writing 600 of 600", complained)
         self.assertEqual(self.contents(), self.contents(self.root / "whole"))
 
+    @pytest.mark.slow
     def test_a_full_disk_while_writing(self):
         source = self.tars(train_images(2, 40))
         flags = [str(source), "--allow-partial", "--shards", "2", "1"]

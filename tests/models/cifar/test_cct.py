@@ -53,6 +53,7 @@ class CCTTest(parameterized.TestCase):
         message, tiny = "20x20 px give 100 tokens, this network has pos", SMALL | {"image_size": 16}
         cifar_study.check_images_message(self, "cifar_cct", (20, 20), message, **tiny)
 
+    @pytest.mark.slow
     def test_attention_in_training_is_that_of_evaluation(self):
         """But for what is left out: written out twice, once with the draws."""
         x = jax.random.normal(jax.random.key(1), (2, 5, 16))

@@ -50,6 +50,7 @@ class NamesTest(absltest.TestCase):
             self.assertEqual(printed, cifar_study.cut(parameters), name)
             self.assertEqual(models.decay_mask(name), "all")
 
+    @pytest.mark.slow
     def test_resnet_under_the_names_of_the_public_code(self):
         weights = golden_weights("resnet50")
         sizes = {"num_classes": 10, "image_size": 32}

@@ -29,6 +29,7 @@ class CPVTTest(parameterized.TestCase):
     def test_beside_pytorch(self, name, side):
         cifar_study.check_beside_pytorch(self, name, side=side, scan=side == 224)
 
+    @pytest.mark.slow
     def test_positions_come_from_the_convolution(self):
         """Without it patches are a set; with it another order gives other logits."""
         tiny = SMALL | {"num_classes": 3, "image_size": 16, "patch": 8}

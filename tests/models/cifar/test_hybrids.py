@@ -13,7 +13,7 @@ from flax import nnx
 from jaxrobust import models
 from jaxrobust.models import table
 from jaxrobust.weights import convert
-from tests.support import cifar_study, golden32, parity
+from tests.support import cifar_study, golden32, parity, sweeps
 from tests.support.cifar_study import weights
 
 # listing of the public code's network -> ours
@@ -81,6 +81,7 @@ class CountsTest(parameterized.TestCase):
         found = parity.parameters("cifar_vitae", num_classes=1000, image_size=32)
         self.assertEqual(found, 23_187_432)
 
+    @pytest.mark.slow
     def test_marks_of_other_networks(self):
         line = table.line(table.architecture("cifar_levit"))
         self.assertRegex(line, r"cifar_levit +7\.01 +6\.67\? +32 +0\.0\d\d +conv x4 +BN$")
@@ -117,6 +118,7 @@ class NamesTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, message):
             convert.from_torch(name, weights(golden), num_classes=10, image_size=64)
 
+    @pytest.mark.slow
     def test_ceits_positions_are_interpolated(self):
         tiny = CEIT | {"num_classes": 3}
         net = models.create("cifar_ceit", image_size=16, **tiny)
@@ -224,6 +226,7 @@ class MessageTest(parameterized.TestCase):
     def test_message(self, name, changes, message):
         cifar_study.check_message(self, name, changes, message)
 
+    @sweeps.fast(1)
     @parameterized.parameters(
         ("cifar_botnet50", BOTNET, (8, 8), "a map of 8x8, .* positions for 16x16: create it"),
         ("cifar_ceit", CEIT, (32, 32), "a map of 8x8, .* positions for 2x2 patches of 2: create"),

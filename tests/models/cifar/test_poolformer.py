@@ -1,7 +1,7 @@
 import pytest
 from absl.testing import absltest, parameterized
 
-from tests.support import cifar_study, golden32, parity
+from tests.support import cifar_study, golden32, parity, sweeps
 
 LISTING = "poolformer_s12_k3s2p1"
 SMALL = {"depths": (1, 2), "dims": (8, 12)}
@@ -14,6 +14,7 @@ class PoolFormerTest(parameterized.TestCase):
         counted = (11_399_626, 145_937_408)
         cifar_study.check_counts(self, "cifar_poolformer", *counted, more=0)
 
+    @sweeps.fast(3)
     @parameterized.parameters(*PATCHES.items())
     def test_patches(self, patch, expected):
         found = parity.parameters("cifar_poolformer", patch=patch, stride=1)
