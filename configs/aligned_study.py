@@ -5,9 +5,9 @@
 The runs, on 5,000 images of CIFAR-10 with the recipe of `cifar_aligned` in small, that is with
 PGD-5 and batches of 64, are cut versions of four of the twenty networks (Tang et al. 2022):
 
-    resnet          ResNet with 1, 1, 1, 1 bottlenecks and 16 inner channels in the first stage
+    resnet          ResNet with 1, 1, 1, 1 bottlenecks and a quarter of the channels
     pvt_v2          PVTv2 with one block in each stage of 16, 32, 80 and 128 channels, patches of 2
-    coatnet_cctt    CoAtNet of convolutions, then attention, 16 to 128 channels
+    coatnet_cctt    CoAtNet of convolutions, then attention, 64 to 384 channels
     coatnet_cccc    the same of convolutions alone
 
 Their epochs are fewer by as much as their step is slower on a core. `tools/study.py --study
@@ -30,11 +30,11 @@ PAPER = {
     "coatnet_cccc": "27.64 instead of 14.32",
 }
 ROWS = ("resnet", "coatnet_cccc,seed=1")
-_COATNET = {"dims": (16, 16, 32, 64, 128), "depths": (1, 1, 1, 2, 1), "heads": 4, "head_dim": 16}
+_COATNET = {"dims": (64, 64, 96, 192, 384), "depths": (1, 1, 1, 2, 1), "heads": 4, "head_dim": 32}
 # Epochs: of equal minutes by `bench_step configs/aligned_study.py:RUN --batch 64` on one core.
 _NETWORKS = {
-    "resnet": ("cifar_resnet50", {"depths": (1, 1, 1, 1), "width": 16}, 8),
-    "pvt_v2": ("cifar_pvt_v2", {"dims": (16, 32, 80, 128), "depths": (1,) * 4, "patch": 2}, 8),
+    "resnet": ("cifar_resnet50", {"depths": (1, 1, 1, 1), "width": 16, "base": 16}, 4),
+    "pvt_v2": ("cifar_pvt_v2", {"dims": (16, 32, 80, 128), "depths": (1,) * 4, "patch": 2}, 4),
     "coatnet_cctt": ("cifar_coatnet", _COATNET | {"order": "CCTT"}, 8),
     "coatnet_cccc": ("cifar_coatnet", _COATNET | {"order": "CCCC"}, 8),
 }

@@ -43,6 +43,7 @@ class Variant(NamedTuple):
     depths: tuple[int, ...]
     bottleneck: bool = True  # blocks of 1x1, 3x3, 1x1 convolutions, else of two 3x3
     width: int = 64  # inner channels of the first stage's blocks; they double with each stage
+    base: int = 64  # channels of the stem; the first stage returns as many, of bottlenecks 4 times
     activation: str = "relu"  # everywhere, also behind the residual
     small_stem: bool = False  # for 32 px: 3x3, stride 1, no pooling; else 7x7, stride 2, pooling
     bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
@@ -132,11 +133,11 @@ class ResNet(nnx.Module):
         v = variant
         self.normalize = Normalize(v.in_channels)
         kernel, stride = (3, 1) if v.small_stem else (7, 2)
-        self.conv1 = _conv(v.in_channels, 64, kernel, rngs, stride)
-        self.bn1 = BatchNorm(64, group=v.bn_group)
-        block, ins = (Bottleneck, 64) if v.bottleneck else (Basic, 64)
+        self.conv1 = _conv(v.in_channels, v.base, kernel, rngs, stride)
+        self.bn1 = BatchNorm(v.base, group=v.bn_group)
+        block, ins = (Bottleneck if v.bottleneck else Basic), v.base
         for i, depth in enumerate(v.depths):
-            width, outs = v.width << i, _out_channels(v, i)
+            width, outs = v.width << i, (4 if v.bottleneck else 1) * v.base << i
             rows = [(ins, 1 if i == 0 else 2)] + [(outs, 1)] * (depth - 1)
             blocks = [block(a, width, outs, stride, v, rngs) for a, stride in rows]
             setattr(self, f"layer{i + 1}", nnx.List(blocks))
@@ -156,10 +157,6 @@ class ResNet(nnx.Module):
         return self.fc(x.mean(axis=(1, 2)))
 
 
-def _out_channels(variant: Variant, stage: int) -> int:
-    return (256 if variant.bottleneck else 64) << stage
-
-
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
@@ -167,11 +164,11 @@ def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier
         raise ValueError(f"depths={v.depths!r} must be a tuple of positive integers")
     if v.activation not in ACTIVATIONS:
         raise ValueError(f"activation={v.activation!r} is unknown; one of {list(ACTIVATIONS)}")
-    for name, low in {"width": 1, "in_channels": 1, "bn_group": 0}.items():
+    for name, low in {"width": 1, "base": 1, "in_channels": 1, "bn_group": 0}.items():
         if (value := getattr(v, name)) < low:
             raise ValueError(f"{name}={value} must be at least {low}")
-    if not v.bottleneck and v.width != 64:
-        raise ValueError(f"width={v.width}: blocks of two 3x3 convolutions have 64; leave it out")
+    if not v.bottleneck and v.width != v.base:
+        raise ValueError(f"width={v.width}: blocks of two 3x3 convolutions have base={v.base}")
     if image_size < 1:
         raise ValueError(f"image_size={image_size} must be at least 1")
     return classifier(lambda rngs: ResNet(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))

@@ -16,6 +16,7 @@ def model(
     depths: tuple[int, ...],
     bottleneck: bool = True,
     width: int = 64,
+    base: int = 64,
     activation: str = "relu",
     small_stem: bool = False,
     in_channels: int = 3,
@@ -27,10 +28,12 @@ def model(
       depths: blocks of each of the four stages.
       bottleneck: blocks of 1x1, 3x3, 1x1 convolutions, else of two 3x3.
       width: inner channels of the first stage's blocks; they double with each stage.
+      base: channels of the stem; the first stage returns as many, of bottlenecks 4 times.
       activation: "relu" or "gelu", everywhere.
       small_stem: for 32 px, a 3x3 convolution of stride 1 instead of 7x7, stride 2, and pooling.
     """
-    return ResNet(depths, bottleneck, width, activation, small_stem, in_channels, num_classes)
+    sizes = (width, base)
+    return ResNet(depths, bottleneck, sizes, activation, small_stem, in_channels, num_classes)
 
 
 class ResNet(nn.Module):
@@ -40,7 +43,7 @@ class ResNet(nn.Module):
         self,
         depths: tuple[int, ...],
         bottleneck: bool,
-        width: int,
+        sizes: tuple[int, int],
         activation: str,
         small_stem: bool,
         ins: int,
@@ -48,12 +51,13 @@ class ResNet(nn.Module):
     ) -> None:
         super().__init__()
         self.act, self.pool = ACTIVATIONS[activation], not small_stem
-        self.conv1 = conv(ins, 64, 3) if small_stem else conv(ins, 64, 7, stride=2)
-        self.bn1 = nn.BatchNorm2d(64)
-        block, before = Bottleneck if bottleneck else Basic, 64
+        width, base = sizes
+        self.conv1 = conv(ins, base, 3) if small_stem else conv(ins, base, 7, stride=2)
+        self.bn1 = nn.BatchNorm2d(base)
+        block, before = Bottleneck if bottleneck else Basic, base
         self.stages = [f"layer{i + 1}" for i in range(len(depths))]
         for i, (name, depth) in enumerate(zip(self.stages, depths, strict=True)):
-            out = (256 if bottleneck else 64) << i
+            out = (4 if bottleneck else 1) * base << i
             rows = [(before, 1 if i == 0 else 2)] + [(out, 1)] * (depth - 1)
             blocks = [block(ins, width << i, out, stride, self.act) for ins, stride in rows]
             self.add_module(name, nn.Sequential(*blocks))

@@ -109,6 +109,7 @@ OPTIONS = (
     ),
     ("cifar_preactresnet50", {"depths": (2, 1), "width": 4, "image_size": 7}),
     ("cifar_preactresnet50_224", {"depths": (1, 1), "width": 4, "image_size": 17}),
+    ("cifar_resnet50", {"depths": (2, 1), "width": 4, "base": 3, "image_size": 7}),
     ("cifar_resnext29", {"depths": (2, 1), "width": 4, "image_size": 7, "activation": "gelu"}),
     ("cifar_resnext50_224", {"depths": (1, 1), "groups": 4, "width": 2, "image_size": 17}),
 )
