@@ -3,7 +3,8 @@
     python -m jaxrobust.main --config configs/aligned_study.py:coatnet_cctt
 
 The runs, on 5,000 images of CIFAR-10 with the recipe of `cifar_aligned` in small, that is with
-PGD-5 and batches of 64, are cut versions of four of the twenty networks (Tang et al. 2022):
+PGD-5, batches of 64 and a rate that moves with each update (theirs is 0 for the first epoch), are
+cut versions of four of the twenty networks (Tang et al. 2022):
 
     resnet          ResNet with 1, 1, 1, 1 bottlenecks and a quarter of the channels
     pvt_v2          PVTv2 with one block in each stage of 16, 32, 80 and 128 channels, patches of 2
@@ -48,7 +49,7 @@ def get_config(arguments: str = ""):
     config.model.options = options
     config.data.update(train_split="train[:5000]", selection_split="train[48000:48500]")
     config.attack.update(steps=5, relative_step=0.25)
-    config.train.update(batch_size=64, epochs=epochs, warmup_epochs=1, lr=1e-3)
+    config.train.update(batch_size=64, epochs=epochs, schedule="cosine", warmup_epochs=1, lr=1e-3)
     config.evaluation.update(every_epochs=100, batch_size=250)
     config.test.update(images=IMAGES, batch_size=250, steps=10)
     return config
