@@ -92,8 +92,9 @@ def errors(net: torch.nn.Module, images: np.ndarray) -> Errors:
     net.load_state_dict(state)
     rounded = theirs(net.float(), single)
     net.double().load_state_dict(state)
+    del state
     network = converted(net, images.shape[1:]).logits_fn
-    del net, state
+    del net
     double, here = ours(network, single.astype(np.float64)), ours(network, single)
     return Errors(
         *(float(np.abs(o - e).max() / np.abs(e).max()) for o, e in zip(double, exact, strict=True)),
