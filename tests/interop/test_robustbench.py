@@ -25,7 +25,8 @@ class ZooTest(parameterized.TestCase):
     @pytest.mark.matrix
     def test_is_pytorchs(self, key):
         images = robustbench_zoo.images(key)
-        check_errors(self, errors(robustbench_zoo.network(key), images), EXACT)
+        at_once = 1 if key in robustbench_zoo.LARGE else None
+        check_errors(self, errors(robustbench_zoo.network(key), images, at_once), EXACT)
 
     @parameterized.parameters(*robustbench_zoo.REFUSED.items())
     @pytest.mark.matrix

@@ -96,7 +96,7 @@ NETWORKS = (
     "imagenet/corruptions/Tian2022Deeper_DeiT-S",
     "imagenet/corruptions/Tian2022Deeper_DeiT-B",
 )
-LARGE = (  # more than 150 million parameters: fewer images have to do, for memory and minutes
+LARGE = (  # more than 150 million parameters: fewer images, and one at a time, for memory
     "cifar10/Linf/Rice2020Overfitting",
     "cifar10/Linf/Pang2020Boosting",
     "cifar10/Linf/Gowal2020Uncovering_70_16",
@@ -195,9 +195,9 @@ def network(key: str) -> torch.nn.Module:
 
 
 def images(key: str) -> np.ndarray:
-    """Return images for it: four, two of ImageNet's size; of a large network half of them."""
+    """Return images for it: so many that one's rounding does not decide about float32."""
     side = SIDES[key.split("/")[0]]
-    return torch_families.images(side, (4 if side == 32 else 2) // (2 if key in LARGE else 1))
+    return torch_families.images(side, 8 if side == 32 and key not in LARGE else 4)
 
 
 def kind(net: torch.nn.Module) -> str:

@@ -1,5 +1,6 @@
 """A converted network beside PyTorch's own, in float64 and float32."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -40,15 +41,19 @@ def converted(net: torch.nn.Module, image: tuple[int, int, int]) -> Converted:
         return of_exported(exported, single=single)._replace(module=net)
 
 
-def theirs(net: torch.nn.Module, images: np.ndarray) -> Values:
+def theirs(net: torch.nn.Module, images: np.ndarray, at_once: int | None = None) -> Values:
     """Return PyTorch's logits and input gradient, in the type of the images."""
+    return _in_turns(lambda part: _theirs(net, part), images, at_once)
+
+
+def _theirs(net: torch.nn.Module, images: np.ndarray) -> Values:
     x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).requires_grad_()
     logits = net(x.clone())  # which a module may change in place
     (gradient,) = torch.autograd.grad(logits, x, torch.from_numpy(_cotangent(logits)).to(logits))
     return logits.detach().numpy(), gradient.numpy().transpose(0, 2, 3, 1)
 
 
-def ours(network: jax.tree_util.Partial, images: np.ndarray) -> Values:
+def ours(network: jax.tree_util.Partial, images: np.ndarray, at_once: int | None = None) -> Values:
     """Return the same of a converted network, in the type of the images.
 
     With its convolutions as the evaluator rewrites them: XLA computes depthwise ones in float64 as
@@ -63,7 +68,18 @@ def ours(network: jax.tree_util.Partial, images: np.ndarray) -> Values:
     with jax.enable_x64(images.dtype == np.float64):
         if images.dtype != np.float64:
             network = jax.tree.map(lambda weights: _cast(weights, images.dtype), network)
-        return jax.device_get(both(network, jnp.asarray(images)))
+        return _in_turns(
+            lambda part: jax.device_get(both(network, jnp.asarray(part))), images, at_once
+        )
+
+
+def _in_turns(
+    values: Callable[[np.ndarray], Values], images: np.ndarray, at_once: int | None
+) -> Values:
+    size = at_once or len(images)
+    parts = [values(images[i : i + size]) for i in range(0, len(images), size)]
+    logits, gradients = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return logits, gradients
 
 
 def _cast(weights: Any, dtype: Any) -> Any:
@@ -83,19 +99,22 @@ def differences(network: Converted, images: np.ndarray) -> Values:
     return logits, gradients
 
 
-def errors(net: torch.nn.Module, images: np.ndarray) -> Errors:
-    """Return how well both sides of a network agree, which is taken apart: few hold its weights."""
+def errors(net: torch.nn.Module, images: np.ndarray, at_once: int | None = None) -> Errors:
+    """Return how well both sides of a network agree, which is taken apart: few hold its weights.
+
+    `at_once` is the number of images in a pass, where memory holds no more; default: all.
+    """
     single = images.astype(np.float32)
     # Some normalise their weights in each pass, and keep what float32 rounds.
     state = {name: array.clone() for name, array in net.state_dict().items()}
-    exact = theirs(net, single.astype(np.float64))
+    exact = theirs(net, single.astype(np.float64), at_once)
     net.load_state_dict(state)
-    rounded = theirs(net.float(), single)
+    rounded = theirs(net.float(), single, at_once)
     net.double().load_state_dict(state)
     del state
     network = converted(net, images.shape[1:]).logits_fn
     del net
-    double, here = ours(network, single.astype(np.float64)), ours(network, single)
+    double, here = (ours(network, single.astype(t), at_once) for t in (np.float64, np.float32))
     return Errors(
         *(float(np.abs(o - e).max() / np.abs(e).max()) for o, e in zip(double, exact, strict=True)),
         *((_length(o, e), _length(t, e)) for o, t, e in zip(here, rounded, exact, strict=True)),
