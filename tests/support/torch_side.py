@@ -1,5 +1,6 @@
 """A converted network beside PyTorch's own, in float64 and float32."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from jaxrobust.evaluation.convolutions import canonical_convolutions
+from jaxrobust.evaluation.slots import COMPILER_OPTIONS
 from jaxrobust.interop import exporting
 from jaxrobust.interop.torch import Converted, of_exported
 
@@ -56,11 +58,11 @@ def _theirs(net: torch.nn.Module, images: np.ndarray) -> Values:
 def ours(network: jax.tree_util.Partial, images: np.ndarray, at_once: int | None = None) -> Values:
     """Return the same of a converted network, in the type of the images.
 
-    With its convolutions as the evaluator rewrites them: XLA computes depthwise ones in float64 as
-    dense ones, which of ConvNeXt-L takes more than 24 GB.
+    With its convolutions as the evaluator rewrites them, and compiled as there: XLA computes
+    depthwise ones in float64 as dense ones, which of ConvNeXt-L takes more than 24 GB.
     """
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=COMPILER_OPTIONS.get(jax.default_backend()))
     def both(network: Any, images: Any) -> Any:
         logits, back = jax.vjp(canonical_convolutions(network), images)
         return logits, back(jnp.asarray(_cotangent(logits), logits.dtype))[0]
