@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxrobust.models import robust_resnet, scaling
+from jaxrobust.models.scaling import robust_scaling
 from jaxrobust.runtime.commandline import Arguments, answer
 
 _PREFIX = {"basic": "wrn_a", "robust": "robustresnet_a"}
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         for network in networks:
             print(f"{network.name} {network.options}")
         return {"study": args.study, "networks": [network._asdict() for network in networks]}
-    found = scaling.robust_scaling(args.multiply_adds, **sizes)
+    found = robust_scaling(args.multiply_adds, **sizes)
     rows: dict[str, tuple[Sequence[float], Sequence[float]]] = {
         "solution": (found.depths, found.widths),
         "rounded": (found.rounded_depths, found.rounded_widths),

@@ -4,7 +4,7 @@ A job is one run of an attack on one image: one target, one restart. The engine 
 network: it asks the machines of all slots for their points, runs one forward pass (and one
 backward pass) over them, and tells them. A slot is free as soon as its image is fooled or its
 machine has finished, and the host gives it the next job. Shapes do not change, so that a program
-serves any number of images, any radius, seed, target and restart; but where most slots stand idle
+serves any number of images, any radius, seed, target and restart; but where slots stand idle
 at the end of a long attack, what is left goes on in fewer, by another program.
 """
 

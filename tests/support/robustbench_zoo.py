@@ -195,9 +195,8 @@ def network(key: str) -> torch.nn.Module:
 
 
 def images(key: str) -> np.ndarray:
-    """Return images for it: so many that one's rounding does not decide about float32."""
-    side = SIDES[key.split("/")[0]]
-    return torch_families.images(side, 8 if side == 32 and key not in LARGE else 4)
+    """Return images for it, as many as `torch_side.errors` asks for."""
+    return torch_families.images(SIDES[key.split("/")[0]], 16)
 
 
 def kind(net: torch.nn.Module) -> str:

@@ -83,7 +83,7 @@ class StudyTest(parameterized.TestCase):
         said = study.table(out, cifar_study)
         self.assertIn("| one-step | 50.0, 50.0 | 25.0, 25.0 | 25.0 (+0.0) | 46.4 instead", said)
 
-    @parameterized.parameters("cifar_study", "residual_study")
+    @parameterized.parameters("cifar_study", "residual_study", "aligned_study")
     def test_readme_shows_the_records(self, name):
         text = (study.ROOT / "tools" / "README.md").read_text()
         said = study.table(study.ROOT / "tools/records" / name, study.study(name))
