@@ -94,10 +94,16 @@ def load(args: argparse.Namespace, devices: int = 1) -> "Config":
             part[key] = value
     if args.scan:
         config.model.options = {**config.model.options, "scan": True}
-    if args.against:  # what the reference's step does: APGD, nothing random, one batch norm
+    if args.against:  # what the reference's step does: nothing random, one batch norm
         config.train.objective, config.label_smoothing = "adversarial", None
-        apgd = {"name": "apgd", "norm": "linf", "start": "image", "start_std": None}
-        config.attack.update(apgd, statistics="running")
+        attack = "pgd" if config.attack.name == "pgd" else "apgd"
+        ball = {"norm": "linf", "start": "image", "start_std": None}
+        config.attack.update(ball, name=attack, statistics="running")
+        if attack == "apgd" and config.attack.steps > 9:
+            raise ValueError(
+                f"--against torch attacks with up to 9 steps of APGD, not {config.attack.steps}; "
+                "give --attack_steps 9"
+            )
         config.data.augmentation = "basic"
         config.mixup.update(mixup=None, cutmix=None)
         config.erase.probability = None
@@ -153,7 +159,7 @@ def theirs(config: "Config", images: "np.ndarray", labels: "np.ndarray") -> Prog
 
     from jaxrobust import models
     from jaxrobust.convert import torch_networks
-    from jaxrobust.training import build
+    from jaxrobust.training import build, inner
     from tools import torch_reference
 
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -166,6 +172,8 @@ def theirs(config: "Config", images: "np.ndarray", labels: "np.ndarray") -> Prog
     if gpu:
         torch.set_float32_matmul_precision("high")  # TF32, as XLA multiplies float32 on GPUs
         torch.backends.cudnn.benchmark = True
+    attack = config.attack
+    step_size = inner.step_of(attack) or 2.5 * attack.epsilon / attack.steps
     trainer = torch_reference.Trainer(
         torch_networks.network(
             config.model.name,
@@ -176,8 +184,9 @@ def theirs(config: "Config", images: "np.ndarray", labels: "np.ndarray") -> Prog
         decay_mask=models.decay_mask(config.model.name),
         weight_decay=config.train.weight_decay,
         ema_decay=config.train.ema_decay,
-        epsilon=config.attack.epsilon,
-        attack_steps=config.attack.steps if config.train.objective == "adversarial" else 0,
+        epsilon=attack.epsilon,
+        attack_steps=attack.steps if config.train.objective == "adversarial" else 0,
+        step_size=step_size if attack.name == "pgd" else None,
         device="cuda" if gpu else "cpu",
         dtype=types[config.model.dtype],
         channels_last=gpu,

@@ -4,6 +4,7 @@ Needs the extra `parity`; `published` needs robustbench too. Our own code, writt
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -45,10 +46,30 @@ DECAYED = {
 }
 
 
+def pgd(
+    net: Callable[[torch.Tensor], torch.Tensor],
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    epsilon: float,
+    steps: int,
+    step_size: float,
+) -> torch.Tensor:
+    """Linf PGD from the images, to its last iterate."""
+    x = images
+    for _ in range(steps):
+        x = x.detach().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(net(x), labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, x)
+        moved = x.detach() + step_size * gradient.sign()
+        x = torch.min(torch.max(moved, images - epsilon), images + epsilon).clamp(0, 1)
+    return x
+
+
 class Trainer:
     """One network, its AdamW and its moving average; `step(images, labels) -> loss`.
 
     Args:
+      step_size: of PGD, in pixels; None: the attack is APGD, which takes at most 9 steps.
       device: where all of it lives; on a GPU the update is PyTorch's fused AdamW.
       dtype: what `torch.autocast` computes in; float32: no autocast.
       channels_last: weights and images as NHWC in memory.
@@ -65,6 +86,7 @@ class Trainer:
         ema_decay: float,
         epsilon: float,
         attack_steps: int,
+        step_size: float | None = None,
         decay_mask: str = "not-bias",
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -88,7 +110,8 @@ class Trainer:
             weight_decay=weight_decay,
             fused=True if self.device.type == "cuda" else None,
         )
-        self.ema_decay, self.epsilon, self.attack_steps = ema_decay, epsilon, attack_steps
+        self.ema_decay, self.epsilon = ema_decay, epsilon
+        self.attack_steps, self.step_size = attack_steps, step_size
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """f32[B,C]: the losses and their gradients in the logits are float32 whatever computes."""
@@ -102,7 +125,8 @@ class Trainer:
         labels = labels.to(self.device)
         if self.attack_steps:
             self.net.eval().requires_grad_(False)  # input gradients only, running statistics
-            images = apgd(self.logits, images, labels, self.epsilon, self.attack_steps)
+            given = (self.logits, images, labels, self.epsilon, self.attack_steps)
+            images = apgd(*given) if self.step_size is None else pgd(*given, self.step_size)
             self.net.train().requires_grad_(True)
         loss = torch.nn.functional.cross_entropy(self.logits(images), labels)
         self.optimiser.zero_grad(set_to_none=True)

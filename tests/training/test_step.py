@@ -114,8 +114,9 @@ class TrainStepTest(parameterized.TestCase):
         self.assertTrue(all(p.dtype == np.float32 for p in state.params.values()))
         self.assertTrue(np.isfinite(history[-1]["loss"]))
 
+    @parameterized.parameters(None, 1.5 / 255)
     @pytest.mark.slow
-    def test_is_the_step_in_torch(self):
+    def test_is_the_step_in_torch(self, step_size):
         try:
             import torch
 
@@ -145,10 +146,13 @@ class TrainStepTest(parameterized.TestCase):
         state = state._replace(params=params, stats=stats, ema=average, opt_state=tx.init(params))
         mesh = sharding.make_mesh(jax.devices()[:1])
         spread = sharding.spread(mesh, params)
+        attack = {"epsilon": 4 / 255, "steps": 3 if step_size else 2}
         gradients = partial(
             step.gradients,
             net=net,
-            attack=attacks.apgd(epsilon=4 / 255, steps=2),
+            attack=attacks.pgd(**attack, step_size=step_size, random_start=False)
+            if step_size
+            else attacks.apgd(**attack),
             objective=objectives.adversarial(),
             attack_train=False,
         )
@@ -164,7 +168,13 @@ class TrainStepTest(parameterized.TestCase):
             )
         )
         trainer = torch_reference.Trainer(
-            theirs, lr=1e-3, weight_decay=0.05, ema_decay=0.9, epsilon=4 / 255, attack_steps=2
+            theirs,
+            lr=1e-3,
+            weight_decay=0.05,
+            ema_decay=0.9,
+            epsilon=attack["epsilon"],
+            attack_steps=attack["steps"],
+            step_size=step_size,
         )
         losses = []
         for i in range(3):
