@@ -4,9 +4,10 @@ Prints compile seconds, images/s, and the ratio to the FLOP bound: with F the co
 pass, the clean step costs 3F and the step with K APGD steps (2K + 4)F, so (2K + 4) / 3 times the
 clean step's time is what nothing but fewer operations could beat. With `--against torch` the same
 step in PyTorch on timm's network runs in turn with ours in the same process; on a GPU with
-`torch.compile` and channels-last, and in bfloat16 under autocast. `--program` runs one program
-alone, which then has the device's memory for itself; `tools/bench_gpu.py` puts such runs together.
-What does not fit ends with exit code 4.
+`torch.compile` and channels-last, and in bfloat16 under autocast. Both then attack with PGD from
+the image if the config says PGD, else with APGD, and minimise the cross-entropy. `--program` runs
+one program alone, which then has the device's memory for itself; `tools/bench_gpu.py` puts such
+runs together. What does not fit ends with exit code 4.
 
 `--topology v5e:8x8` compiles the same step for TPUs that are not here instead: what it sends
 between chips and where, whether it fits, and the step time that the chips' peaks allow.

@@ -286,6 +286,10 @@ class MessagesTest(parameterized.TestCase):
             self.refused(
                 said("bench_step.py", XCIT, "--topology=v5e:4x4", option), f"leave {name} out"
             )
+        self.refused(
+            said("bench_step.py", XCIT, "--against=torch", "--attack_steps=10"),
+            "attacks with up to 9 steps of APGD, not 10; give --attack_steps 9",
+        )
         quickstart = TOOLS.parent / "configs/quickstart.py"
         self.refused(
             said("bench_step.py", quickstart, "--against=torch"),
