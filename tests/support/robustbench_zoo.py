@@ -96,7 +96,7 @@ NETWORKS = (
     "imagenet/corruptions/Tian2022Deeper_DeiT-S",
     "imagenet/corruptions/Tian2022Deeper_DeiT-B",
 )
-LARGE = (  # more than 150 million parameters: fewer images, and one at a time, for memory
+LARGE = (  # more than 150 million parameters: one image at a time in float64, for memory
     "cifar10/Linf/Rice2020Overfitting",
     "cifar10/Linf/Pang2020Boosting",
     "cifar10/Linf/Gowal2020Uncovering_70_16",
