@@ -104,6 +104,7 @@ _SEVERAL: dict[str, tuple[Any, str]] = {
 }
 _SWITCHES = {
     "noreplay": "Whether to attack without trying what was found at other radii.",
+    "again": "Whether to compute what is done already anew, as a record beside the first.",
     "union_only": "Whether to attack in each --threat, or part of --worst_case, only what stands "
     "before it: cheaper, and the union or worst case is all that is known then.",
     "worst_case": "Whether to run PGD-20 and AutoAttack in linf and PGD-20 in l2 and l1 as Tang et "

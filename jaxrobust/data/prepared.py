@@ -2,6 +2,8 @@
 memory.
 """
 
+import functools
+import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.data import loading, transforms
+from jaxrobust.data import content, loading, transforms
 from jaxrobust.data.sources import Source
 
 _READ = 256  # records at a time, where only their labels are wanted
@@ -56,6 +58,21 @@ class Prepared:
         return loading.prepare(
             image, index, self._images, self._transform, self._preprocessing, self.shape[1:]
         )
+
+    @functools.cached_property
+    def _content_sha256(self) -> str:
+        source = self._images.source
+        made = f"{content.content_sha256(source, len(self))} {self._preprocessing} {self.shape}"
+        return hashlib.sha256(made.encode()).hexdigest()
+
+    def content_sha256(self) -> str:
+        """Return a hash of the images' bytes, their labels and how they are prepared.
+
+        The records are read once, whatever their number, and not decoded.
+        Raises:
+          DataError: a record that cannot be read.
+        """
+        return self._content_sha256
 
     def labels(self) -> np.ndarray:
         """Return i32[N], for which no image is decoded.

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks.inputs import check_array, check_radius
-from jaxrobust.evaluation import checks, doubts, engine, networks, plan, records
+from jaxrobust.evaluation import checks, doubts, engine, fingerprint, plan, records
 from jaxrobust.evaluation import replay as replays
 from jaxrobust.evaluation.cascade import Attack, Cost, Found, Sample, logits_of, search_again
 from jaxrobust.evaluation.images import Adversarial, ImageSet, hashed
@@ -104,7 +104,7 @@ def autoattack(
     batch_size: int | None = None,
     image_ids: Sequence[int] | None = None,
     ledger: str | Path | None = None,
-    identity: str | None = None,
+    identity: str | fingerprint.Fingerprint | None = None,
     search_fn: Callable[..., Array] | None = None,
     replay: Sequence[str | Path] = (),
     robust_beyond: np.ndarray | None = None,
@@ -136,8 +136,9 @@ def autoattack(
         dataset gets the verdicts it has in the whole. Default 0..N-1.
       ledger: a file (.jsonl) of verdicts; the same call continues with it, on any number of
         processes. Each writes a file beside it, in a folder that all of them see.
-      identity: names the network in the ledger; by default its logits on 8 images and a hash
-        of its arrays do.
+      identity: a name of the network, for whoever reads the ledger. What tells it from others is
+        its fingerprint: the traced programs of its logits and input gradient and all its arrays. A
+        caller who has that fingerprint already passes it here.
       search_fn: the same network in lower precision, to search with; `logits_fn` decides.
       replay: ledgers of other evaluations of these images (radius, norm, seed, epoch, network),
         whose adversarial images are tried before any attack, one forward pass each.
@@ -190,17 +191,17 @@ def autoattack(
         labels = labels.astype(np.int32)
         if isinstance(held, np.ndarray):
             held = np.ascontiguousarray(held, np.float32)
-        eight = np.arange(min(8, len(held)))
-        first = logits_of(runner, held[eight], ids[eight], int(seed), draw=0)
+        known_as = identity if isinstance(identity, str) else None
         evaluation = {
-            **_networks(runner, identity, first),
-            "data": hashed(held, labels, ids),
+            "network": known_as,
+            "fingerprint": _fingerprint(runner, held, None if known_as else identity)._asdict()
+            | {"images": hashed(held, labels, ids)},
             "norm": norm,
             "epsilon": float(epsilon),
             "attacks": [setting._asdict() for setting in settings],
             "seed": int(seed),
             "version": version,
-            "search": "logits_fn" if search_fn is None else "search_fn",
+            "search": _search(runner, held.shape[1:]),
             "image": list(held.shape[1:]),
         }
         known = replays.ordered(known, evaluation)
@@ -214,9 +215,11 @@ def autoattack(
             with meter:
                 result = _cascade(runner, settings, seen, book, flags, meter, known)
     about = {key: evaluation[key] for key in ("norm", "epsilon", "version", "seed")}
-    about |= {"image_ids": records.ranges(ids.tolist()), "images_sha256": evaluation["data"]}
+    own: dict[str, Any] = evaluation["fingerprint"]
+    about |= {"image_ids": records.ranges(ids.tolist()), "images_sha256": own["images"]}
     about |= {"classes": classes, "image": held.shape[1:], "chosen": bool(attacks or overrides)}
-    about["arrays_sha256"] = evaluation.get("weights") or _arrays(runner)
+    about |= {"arrays_sha256": own["arrays"]}
+    about["fingerprint"] = own | ({"begun_by": book.begun_by} if book.begun_by else {})
     result = result._replace(about=result.about | about)
     tell(result.table())
     return result
@@ -299,18 +302,17 @@ def _classified(runner, images, labels, ids, seed, most) -> tuple[np.ndarray, np
     return clean, likely
 
 
-def _networks(runner: engine.Engine, name: str | None, first: np.ndarray) -> dict[str, Any]:
-    """Return what tells networks apart in a ledger: the name, or first logits and all arrays."""
-    if name:
-        return {"network": name}
-    hashes = {"weights": _arrays(runner)}
-    if runner.search_fn is not None:
-        hashes["search weights"] = networks.weights(runner.search_fn, runner.traces[1])
-    return {"network": first[:, :16].astype(float).tolist()} | hashes
+def _fingerprint(runner: engine.Engine, images: Any, known: Any) -> fingerprint.Fingerprint:
+    each = runner.slots // runner.mesh.size
+    return known or fingerprint.of_network(runner.logits_fn, images, each=each, keyed=runner.keyed)
 
 
-def _arrays(runner: engine.Engine) -> str:
-    return networks.weights(runner.logits_fn, runner.traces[0])
+def _search(runner: engine.Engine, image: tuple[int, ...]) -> dict[str, str] | None:
+    """Return what tells the network that is searched with from others; None: it is the same."""
+    if runner.search_fn is None:
+        return None
+    each = runner.slots // runner.mesh.size
+    return fingerprint.exact(runner.search_fn, image, each=each, keyed=runner.keyed)
 
 
 def _ids(ids: Sequence[int] | None, n: int) -> np.ndarray:

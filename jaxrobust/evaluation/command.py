@@ -140,6 +140,7 @@ def _of_size(
         union_only=given.union_only,
         replay=given.replay,
         noreplay=given.noreplay,
+        again=given.again,
     )
     name = re.sub(r"[^\w.-]+", "-", subject.network.name)
     place = out or (run / "evaluation" if run else Path("runs") / f"evaluation-{name}")

@@ -132,7 +132,7 @@ def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarr
     """Return what judges the images of one source after the other, by one compiled program."""
     subject, asked, mesh = evaluation.subject, evaluation.asked, sharding.make_mesh()
     size = known(subject.network.image_size)
-    batch = min(asked.batch or subject.batch_size, asked.images)
+    batch = evaluation.batch
     counter = accuracy.counter(
         subject.create("float32"),
         lambda logits_fn, keys, images, labels: images,

@@ -57,6 +57,7 @@ class Given(NamedTuple):
     torch_output: str | None = None
     replay: tuple[str, ...] = ()
     noreplay: bool = False
+    again: bool = False
     bundle: str | None = None
     corruptions: str | None = None
     frost: str | None = None

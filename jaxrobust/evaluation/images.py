@@ -59,6 +59,12 @@ class Subset:
     def __getitem__(self, which: Any) -> np.ndarray:
         return self._images[self._places[which]]
 
+    def content_sha256(self) -> str:
+        """Return what tells these images from others, as `hashed` takes it."""
+        return hashlib.sha256(
+            f"{hashed(self._images)} {self._places.tolist()}".encode()
+        ).hexdigest()
+
 
 def parts(images: ImageSet, size: int = _PART) -> Iterator[np.ndarray]:
     """Yield all images in their order, f32[n,H,W,C], n <= size."""
@@ -67,11 +73,18 @@ def parts(images: ImageSet, size: int = _PART) -> Iterator[np.ndarray]:
 
 
 def hashed(images: ImageSet, *arrays: np.ndarray) -> str:
-    """Hash the type, shape and bytes of images f32[N,H,W,C], then those of some arrays."""
+    """Hash the type, shape and bytes of images f32[N,H,W,C], then those of some arrays.
+
+    Of an image set that has a `content_sha256()` of its own, that is taken instead: what its images
+    are made of, such as the bytes of their files, and how, so that none needs to be decoded.
+    """
     digest = hashlib.sha256()
     digest.update(f"float32 {tuple(images.shape)}".encode())
-    for part in parts(images):
-        digest.update(np.ascontiguousarray(part, np.float32).reshape(-1).view(np.uint8).data)
+    if content := getattr(images, "content_sha256", None):
+        digest.update(content().encode())
+    else:
+        for part in parts(images):
+            digest.update(np.ascontiguousarray(part, np.float32).reshape(-1).view(np.uint8).data)
     for array in arrays:
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxrobust.evaluation import fingerprint
 from jaxrobust.runtime import hosts, jsonl, locks
 
 _SHARE = "put the ledger into a folder that all hosts share"
@@ -49,6 +50,7 @@ class Ledger:
         self._files: list[Path] = []  # of adversarial images
         self._points: dict[tuple[int, str], np.ndarray] = {}  # those without a file
         self._path: Path | None = None
+        self.begun_by: dict[str, str] | None = None  # versions, if they are others than today's
         self._lock = contextlib.ExitStack()
         if path is None:
             return
@@ -73,7 +75,7 @@ class Ledger:
     def _read(self, file: Path, identity: dict[str, Any]) -> None:
         lines = jsonl.read(file)
         if lines:
-            _refuse_another(file, lines[0].get("identity"), identity)
+            self.begun_by = _begun_by(file, lines[0].get("identity"), identity) or self.begun_by
         if not lines[1:]:
             return
         order = np.argsort(self._ids)
@@ -197,7 +199,9 @@ def open_ledger(
       ValueError: in all of them. What `Ledger` refuses in one; they evaluate different things; they
         do not see each other's files.
     """
-    hosts.agree(identity)
+    known = identity["fingerprint"]
+    same = {key: known[key] for key in (*fingerprint.EXACT, "images")}
+    hosts.agree(identity | {"fingerprint": same})  # whatever each rounds, and runs
     with contextlib.ExitStack() as opened:
 
         def opens() -> Ledger:
@@ -215,16 +219,44 @@ def open_ledger(
         yield book
 
 
-def _refuse_another(path, theirs, ours):
+def _begun_by(
+    path: Path, theirs: dict[str, Any] | None, ours: dict[str, Any]
+) -> dict[str, str] | None:
+    """Return the versions that began a ledger of this evaluation, if they are others than today's.
+
+    Raises:
+      ValueError: it is of another evaluation, or does not say of which.
+    """
+    ours = json.loads(json.dumps(ours))
     theirs = theirs if isinstance(theirs, dict) else {}
-    # An older one has no hash of the weights (the logits must do), nor an image's shape.
-    later = ("weights", "search weights", "image")
-    ours = {key: ours[key] for key in ours if key in theirs or key not in later}
-    if words := hosts.differences(theirs, json.loads(json.dumps(ours))):
+    known, here = theirs.get("fingerprint"), ours["fingerprint"]
+    if not isinstance(known, dict):
         raise ValueError(
-            f"ledger {path} belongs to another evaluation: {words}. "
+            f"ledger {path} is of an older version, which noted neither what its network computes "
+            "nor its gradient, so nothing shows that it is this one: it is not continued. Pass "
+            "another ledger; replay=[...] tries this one's adversarial images first"
+        )
+    none = {"fingerprint": None, "network": None, "search": None}
+    words = [hosts.differences(theirs | none, ours | none)]
+    if known.get("images") != here["images"]:
+        words.append("its images or labels are others")
+    words.append(fingerprint.apart(known, here))
+    older = fingerprint.other_versions(known.get("versions") or {}, here["versions"])
+    if not _same_search(theirs.get("search"), ours["search"], older):
+        words.append("it was searched with another network")
+    if said := "; ".join(filter(None, words)):
+        raise ValueError(
+            f"ledger {path} belongs to another evaluation: {said}. "
             "Pass another ledger, or the settings of that one"
         )
+    return known["versions"] if older else None
+
+
+def _same_search(theirs: Any, ours: Any, older: bool) -> bool:
+    """Tell whether two search networks (None: none) compute the same, as far as hashes tell."""
+    if older and isinstance(theirs, dict) and isinstance(ours, dict):
+        return theirs.get("arrays") == ours["arrays"]
+    return theirs == ours
 
 
 def _is_verdict(record):

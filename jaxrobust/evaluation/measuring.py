@@ -13,6 +13,7 @@ from jaxrobust.data import Prepared, sources
 from jaxrobust.evaluation import accuracy, fixed_steps
 from jaxrobust.evaluation.autoattack import AutoAttackResult, autoattack
 from jaxrobust.evaluation.cascade import Cost
+from jaxrobust.evaluation.fingerprint import Fingerprint
 from jaxrobust.evaluation.images import Subset
 from jaxrobust.evaluation.questions import Question
 from jaxrobust.evaluation.subject import Subject
@@ -43,11 +44,11 @@ def networks_of(subject: Subject, weights: Weights) -> LogitsOf:
 
 def searched(
     subject: Subject,
-    source: sources.Source,
+    prepared: Prepared,
     logits_of: LogitsOf,
     asked: Question,
     *,
-    name: str,
+    known: Fingerprint,
     ledger: Path,
     standing: np.ndarray | None = None,
     beyond: np.ndarray | None = None,
@@ -56,19 +57,14 @@ def searched(
     """Measure accuracy before and after AutoAttack, or attacks of it; print how it goes.
 
     Args:
-      name: of the network in the ledger.
+      prepared: the images.
+      known: the network's fingerprint.
       standing: bool[N], the only images to look at; default: all.
       beyond: bool[N], images that an evaluation at a larger radius has found robust.
       replay: ledgers of other evaluations of these images.
     Returns:
       What `records.accuracy_record` takes, `accuracy_after`, `verdicts` and `costs`.
     """
-    prepared = Prepared(
-        source,
-        image_size=_known(subject.network.image_size),
-        preprocessing=str(asked.preprocessing),
-        images=asked.images,
-    )
     labels, places = prepared.labels(), np.arange(len(prepared))
     images: Any = prepared
     if standing is not None:
@@ -88,7 +84,7 @@ def searched(
         batch_size=asked.batch or subject.slots_for(len(labels)),
         image_ids=places.tolist(),
         ledger=ledger,
-        identity=name,
+        identity=known,
         search_fn=None if asked.search_dtype == "float32" else logits_of(asked.search_dtype),
         replay=replay,
         robust_beyond=None if beyond is None else beyond[places],
@@ -107,7 +103,11 @@ def of_autoattack(result: AutoAttackResult, ball: dict[str, Any]) -> dict[str, A
         "flags": dict(result.flags),
         "verdicts": result.verdicts,
         "costs": [cost._asdict() for cost in result.costs],
-    } | {key: result.about[key] for key in ("replayed",) if key in result.about}
+    } | {
+        key: known[key]
+        for known, key in ((result.about, "replayed"), (result.about["fingerprint"], "begun_by"))
+        if key in known
+    }
 
 
 def _keyed(logits_fn: Any) -> Any:

@@ -55,6 +55,7 @@ class Question(NamedTuple):
     step: float | None = None  # of fixed steps: their length, in pixels or as the norm has it
     start: str | None = None  # of fixed steps: a row of `fixed_steps.STARTS`; None: their own
     l1_rule: str | None = None  # of fixed steps on L1: a row of `attacks.L1_RULES`; None: sparse
+    again: bool = False  # compute anew, beside a record that is there
 
     @property
     def names(self) -> tuple[str, ...] | None:

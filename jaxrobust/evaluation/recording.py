@@ -1,6 +1,8 @@
 """The records of an evaluation: each is computed unless it is there, and kept with its verdicts."""
 
 import copy
+import itertools
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,11 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.data import pipeline, sources
-from jaxrobust.evaluation import measuring, records, replay, verdicts
+from jaxrobust.data import Prepared, pipeline, sources
+from jaxrobust.evaluation import fingerprint, measuring, networks, records, replay, verdicts
 from jaxrobust.evaluation.questions import Question
 from jaxrobust.evaluation.subject import Subject
-from jaxrobust.runtime import hardware, hosts
+from jaxrobust.runtime import hardware, hosts, sharding
 from jaxrobust.runtime.progress import say
 from jaxrobust.types import Weights
 from jaxrobust.weights import hashes
@@ -59,10 +61,18 @@ class Evaluation:
         claim(out)
         self.subject, self.source, self.which, self.weights = subject, source, which, weights
         self.out = out
-        self.sha256 = subject.arrays_sha256 or hashes.weights_sha256(*weights)
         self.function = subject.origin()
         self.logits_of = measuring.networks_of(subject, weights)
-        self.name = " ".join([subject.network.name, self.sha256, *self.made, "float32"])
+        self.images = Prepared(
+            source,
+            image_size=size,
+            preprocessing=str(self.asked.preprocessing),
+            images=self.asked.images,
+        )
+        logits_fn = self.logits_of("float32")
+        network = networks.argument("logits_fn", logits_fn, sharding.make_mesh())
+        self.fingerprint = fingerprint.of_network(network, self.images, each=self.batch)
+        self.questions: dict[str, str] = {}  # number -> hash of what is asked
         self.size: dict[str, int] = {}  # once it is known, to all that asks of this network
         self.given = [path for folder in asked.replay for path in self.replayed(Path(folder))]
 
@@ -102,40 +112,69 @@ class Evaluation:
         number = self.number(subject)
         if there := self.there(number) or self.plain(subject):
             return there
+        self.tell_older(subject)
         self.tell(subject)
         found = self.found(subject, number, ledgers=self.own(subject, number))
         return self.kept(number, self.asked.method, found)
 
     def number(self, subject: Subject, **more: Any) -> str:
         """Return the number of an evaluation, the same in all processes."""
-        identity = self.identity(subject) | more
+        return self.numbered(self.identity(subject) | more)
+
+    def numbered(self, identity: dict[str, Any]) -> str:
+        """Return the number of what has this identity, the same in all processes.
+
+        It is that of an evaluation which is there, done or begun, if that is of the same network:
+        also of one that another version of this package or of JAX began. With `again` it is one
+        that no record has.
+        """
         hosts.agree(identity)
-        return records.number_of(identity)
+        exact, question = records.number_of(identity), self._question(identity)
+        number = hosts.everyone(self._number_there(identity, exact, question))[0]
+        self.questions[number] = question
+        return number
+
+    def _question(self, identity: dict[str, Any]) -> str:
+        """Hash an identity but for the network's programs, which versions write differently."""
+        text = json.dumps(identity, sort_keys=True)
+        for key in ("program", "gradient"):
+            text = text.replace(getattr(self.fingerprint, key), key)
+        return records.number_of({"asked": text})
+
+    def _number_there(self, identity: dict[str, Any], exact: str, question: str) -> str:
+        done = {r.get("evaluation"): r for r in records.read(self.out)}
+        if self.asked.again:
+            numbers = (records.number_of(identity | {"again": k}) for k in itertools.count(1))
+            return next(number for number in numbers if number not in done)
+        known = {number: r.get("fingerprint") for number, r in done.items() if number}
+        for path in replay.ledgers(self.out):
+            known.setdefault(_number_in(path), replay.header(path).get("fingerprint"))
+        same = {
+            number: theirs
+            for number, theirs in known.items()
+            if theirs and not fingerprint.apart(theirs, self.fingerprint._asdict())
+        }
+        if exact in same or exact not in known:
+            asked = [key for key, theirs in same.items() if theirs.get("question") == question]
+            return exact if exact in same or not asked else asked[-1]
+        # A program calls code that its text does not show, such as a callback's, which has changed.
+        numbers = (records.number_of(identity | {"unlike": k}) for k in itertools.count(1))
+        return next(number for number in numbers if number in same or number not in known)
 
     def identity(self, subject: Subject) -> dict[str, Any]:
         """Return what tells this evaluation from others."""
         source, asked, network = self.source, self.asked, subject.network
-        own = subject.classes or source.name.startswith("folder:")
-        replaced = source.name.startswith(
-            ("npz:", "hf:", "cifar10-c:")
-        )  # by other data under the same name
-        chosen = [source.ids_sha256, hashes.classes_sha256(source.classes) if own else None]
-        chosen += [source.files_sha256] if replaced else []
+        classes = [hashes.classes_sha256(source.classes)] if subject.classes else []
         how = [subject.norm, subject.epsilon, asked.seed, asked.search_dtype]
         return {
-            "network": [
-                network.name,
-                network.image_size,
-                dict(network.options),
-                self.sha256,
-                *self.made,
-            ],
+            "network": [network.name, *self.fingerprint.exact.values()],
             "data": [
                 source.name,
                 source.split,
                 asked.images,
                 asked.preprocessing,
-                *(value for value in chosen if value),
+                self.images.content_sha256(),
+                *classes,
             ],
             "attack": [asked.method, *([] if asked.attack == "clean" else how)],
         } | self.replays()
@@ -146,9 +185,9 @@ class Evaluation:
         return there | ({"replay": None} if self.asked.noreplay else {})
 
     @property
-    def made(self) -> list[str]:
-        """Return the hash of the user's function that is the network or makes it, if one does."""
-        return [self.function["sha256"]] if self.function else []
+    def batch(self) -> int:
+        """Return the images that attacks of fixed steps take at a time."""
+        return min(self.asked.batch or self.subject.batch_size, self.asked.images)
 
     def there(self, number: str) -> Record | None:
         """Return the record of an evaluation that was done before; None: it was not."""
@@ -157,15 +196,48 @@ class Evaluation:
             return None
         if not known:  # a host that does not see the first one's records
             return {"evaluation": number}
-        say(f"done before, {known[-1]['time']}; nothing is computed (to do it again: --out DIR)")
+        say(
+            f"done before, {known[-1]['time']}{self._otherwise(known[-1])}; nothing is computed "
+            "(--again computes it anew beside that)"
+        )
         return known[-1]
+
+    def _otherwise(self, record: Record) -> str:
+        """Say which versions made a record, if they are not today's."""
+        here = self.fingerprint.versions
+        theirs = (record.get("fingerprint") or {}).get("versions") or {}
+        if not fingerprint.other_versions(theirs, here):
+            return ""
+        return f", by {fingerprint.words(theirs)} (here: {fingerprint.words(here)})"
+
+    def tell_older(self, subject: Subject) -> None:
+        """Say that a record of an older version seems to answer, but does not prove of what."""
+        ours = {
+            "dataset": self.source.name,
+            "split": self.source.split,
+            "method": self.asked.method,
+            "seed": self.asked.seed,
+            "image_ids": records.ids_of(self.asked.images),
+            "weights": self.which,
+        }
+        for record in records.read(self.out):
+            ball = [(a.get("norm"), a.get("epsilon")) for a in record["attacks"][:1]]
+            alike = all(record.get(key) == value for key, value in ours.items())
+            alike = alike and ball in ([], [(subject.norm, subject.epsilon)])
+            if alike and "evaluation" in record and "fingerprint" not in record:
+                say(
+                    f"the record of {record['time']} (commit {record['commit'][:12]}) in {self.out}"
+                    " is of an older version, which noted neither what the network computes nor "
+                    "the images' bytes: it may be of others, and is not taken for an answer"
+                )
+                return
 
     def plain(self, subject: Subject) -> Record | None:
         """Return the record of an evaluation that found nothing to replay, if none is to be."""
-        if not self.asked.noreplay:
+        if not self.asked.noreplay or self.asked.again:
             return None
         identity = {k: v for k, v in self.identity(subject).items() if k != "replay"}
-        there = self.there(records.number_of(identity))
+        there = self.there(self.numbered(identity))
         return there if there and not there.get("replayed") else None
 
     def ledger(self, number: str) -> Path:
@@ -184,11 +256,12 @@ class Evaluation:
         done = {r.get("evaluation"): r for r in records.read(self.out)}
         found = []
         for path in replay.ledgers(self.out):
-            of = path.stem.removeprefix("ledger-").partition(".")[0].partition("-")[0]
+            of = _number_in(path)
             if of == number or of not in done or self.apart(done[of]):
                 continue
             head = replay.header(path)
-            if (head["network"], head["norm"]) == (self.name, subject.norm):
+            same = replay.network_of(head) == list(self.fingerprint.exact.values())
+            if same and head["norm"] == subject.norm:
                 found.append(path)
         return hosts.everyone(found)[0]  # as the first process sees the folder
 
@@ -239,10 +312,10 @@ class Evaluation:
             return measuring.counted(*how, standing=standing)
         found = measuring.searched(
             subject,
-            self.source,
+            self.images,
             self.logits_of,
             self.asked,
-            name=self.name,
+            known=self.fingerprint._replace(question=self.questions[number.partition("-")[0]]),
             ledger=self.ledger(number),
             standing=standing,
             beyond=beyond,
@@ -261,6 +334,7 @@ class Evaluation:
         """Return the record of what was found, written by the first process."""
         found = dict(found)
         after, each, costs = (found.pop(key) for key in ("accuracy_after", "verdicts", "costs"))
+        begun_by = found.pop("begun_by", None)
         said = {key: found.pop(key) for key in _SAID if key in found}
         subject, asked, source = self.subject, self.asked, self.source
         network = subject.network
@@ -296,6 +370,9 @@ class Evaluation:
                 "method": method,
                 "search_dtype": asked.search_dtype,
                 "accuracy_after": after,
+                "fingerprint": self.fingerprint._asdict()
+                | {"images": self.images.content_sha256(), "question": self.questions[number]}
+                | ({"begun_by": begun_by} if begun_by else {}),
             }
             | said
             | ({"function": self.function} if self.function else {}),
@@ -313,6 +390,11 @@ def _training(subject: Subject, which: str | None, source: sources.Source) -> di
         return None
     on = {"dataset": source.name, "split": source.split}
     return records.training(subject.config, which.partition(",")[0], **on)
+
+
+def _number_in(path: Path) -> str:
+    """Return the number of the evaluation that a ledger is of, by its name."""
+    return path.stem.removeprefix("ledger-").partition(".")[0].partition("-")[0]
 
 
 def claim(out: Path) -> None:

@@ -300,16 +300,24 @@ def of_result(result: Any, known: dict[str, str | None]) -> dict[str, Any]:
         else None,
         costs=[cost._asdict() for cost in result.costs],
     ) | {
-        "evaluation": number_of(about | {"attacks": result.attacks}),
+        "evaluation": number_of(told_apart(about) | {"attacks": result.attacks}),
         "model": model,
         "method": method,
         "search_dtype": None,
         "accuracy_after": {k: float(v) if n else None for k, v in result.accuracy_after.items()},
         "images_sha256": about["images_sha256"],
+        "fingerprint": about["fingerprint"],
         **{key: about[key] for key in ("replayed",) if key in about},
         "function": dict.fromkeys(("name", "file", "sha256"))
         | {"arrays_sha256": about["arrays_sha256"]},
     }
+
+
+def told_apart(about: dict[str, Any]) -> dict[str, Any]:
+    """Return what a result says of itself without what its network's probe and versions are."""
+    known = about["fingerprint"]
+    exact = {key: value for key, value in known.items() if isinstance(value, str)}
+    return about | {"fingerprint": exact}
 
 
 def number_of(identity: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.attacks.balls import BALLS, per_image
-from jaxrobust.evaluation import checks, engine
+from jaxrobust.evaluation import checks, engine, fingerprint
 from jaxrobust.evaluation.cascade import (
     Cost,
     Found,
@@ -117,7 +117,7 @@ def source(path: Path) -> Source:
         )
     return Source(
         path=path,
-        network=_network(identity),
+        network=network_of(identity),
         norm=identity["norm"],
         epsilon=identity["epsilon"],
         shape=tuple(identity["image"]),
@@ -139,7 +139,7 @@ def ordered(known: Known, evaluation: dict[str, Any]) -> Known:
 
     These are what fooled this network at smaller radii, then what is nearest.
     """
-    network, norm, epsilon = _network(evaluation), evaluation["norm"], evaluation["epsilon"]
+    network, norm, epsilon = network_of(evaluation), evaluation["norm"], evaluation["epsilon"]
 
     def rank(source: Source) -> tuple[Any, ...]:
         same = [source.network == network, source.norm == norm]
@@ -259,7 +259,10 @@ def _pull(norm: str) -> Callable[..., Array]:
     return jax.jit(pull)
 
 
-def _network(identity: dict[str, Any]) -> Any:
+def network_of(identity: dict[str, Any]) -> list[Any]:
+    """Return what tells the network of a ledger from others; an older version knew less of it."""
+    if known := identity.get("fingerprint"):
+        return [known[key] for key in fingerprint.EXACT]
     return [identity["network"], identity.get("weights")]
 
 

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrobust.evaluation import records, three_norms, unions, verdicts
+from jaxrobust.evaluation import three_norms, unions, verdicts
 from jaxrobust.evaluation.questions import Threat
 from jaxrobust.evaluation.recording import Evaluation, Record
 from jaxrobust.evaluation.subject import Subject
-from jaxrobust.runtime import hosts
 
 
 class Member(NamedTuple):
@@ -44,8 +43,7 @@ def union(
     """
     identity: dict[str, Any] = {"union": [own.evaluation.identity(own.subject) for own in members]}
     identity |= {"all": bool(done)} | ({"worst_case": True} if worst_case else {})
-    hosts.agree(identity)
-    number = records.number_of(identity)
+    number = evaluation.numbered(identity)
     if there := evaluation.there(number):
         return there
     if done and jax.process_index():  # the records of the first process are enough

@@ -150,7 +150,9 @@ def worst_case(
     about = {key: told[key] for key in ("attacks", "costs")}
     about |= {"image_ids": records.ranges(own.image_ids.tolist())}
     about |= {"images_sha256": hashed(held, right, own.image_ids)}
-    about |= {"evaluation": records.number_of(about | {"parts": parts} | whole.about)}
+    about |= {"fingerprint": whole.about["fingerprint"] | {"images": about["images_sha256"]}}
+    own_about = records.told_apart(whole.about)
+    about |= {"evaluation": records.number_of(about | {"parts": parts} | own_about)}
     result = WorstCaseResult(
         clean=own.clean,
         robust=own.robust,
