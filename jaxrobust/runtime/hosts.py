@@ -127,7 +127,7 @@ def agree(
     """
     ours = json.loads(json.dumps(identity))
     for process, theirs in enumerate(everyone(ours)):
-        words = process != jax.process_index() and differences(theirs, ours)  # NaN is no NaN
+        words = process != jax.process_index() and differences(theirs, ours)
         if words:
             raise ValueError(
                 f"process {process} {what} than process {jax.process_index()}: {words}. {remedy}"
@@ -136,29 +136,10 @@ def agree(
 
 def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """Say in what two evaluations differ, in words; "" if in nothing."""
-    differing = [k for k in {**theirs, **ours} if not _same(theirs.get(k), ours.get(k))]
+    differing = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
     return "; ".join(
         f"{k} is {_short(theirs.get(k))} there, {_short(ours.get(k))} here" for k in differing
     )
-
-
-def _same(theirs, ours):
-    """Tell whether values are equal, or as near as a network's logits are on other devices."""
-    if isinstance(theirs, list) and isinstance(ours, list):
-        with contextlib.suppress(TypeError, ValueError):  # what is no array of numbers
-            return _near(np.array(theirs, float), np.array(ours, float))
-    return theirs == ours
-
-
-def _near(a, b):
-    """Tell whether logits f[n, K] differ by rounding, seen from the spread of an image's logits."""
-    odd = [np.where(np.isfinite(z), 0, z) for z in (a, b)]
-    if a.ndim != 2 or a.shape != b.shape or not np.array_equal(odd[0], odd[1], equal_nan=True):
-        return np.array_equal(a, b)
-    finite = (np.ma.masked_invalid(z) for z in (a, b))
-    a, b = ((z - z.mean(axis=1, keepdims=True)).filled(0) for z in finite)
-    spread = max(np.ptp(z, axis=1).max() for z in (a, b))
-    return bool(np.abs(a - b).max() <= ROUNDING * spread)
 
 
 def _short(value):

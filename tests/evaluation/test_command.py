@@ -50,7 +50,7 @@ def autoattack(logits_fn, images, labels, **asked):
     return types.SimpleNamespace(
         verdicts=Verdicts(ids, labels, clean, fooled_by, 0.1 * (clean & ~robust), labels),
         costs=[],
-        about={},
+        about={"fingerprint": {}},
         clean=clean,
         robust=robust,
         flags={"standin": "not an attack"},
@@ -177,7 +177,7 @@ class RunTest(parameterized.TestCase):
         with mock.patch.object(accuracy, "each", side_effect=AssertionError("computes")):
             code, second, said = call(**flags)
             self.assertEqual((code, second), (0, first), said)
-            self.assertRegex(said, r"done before, .*; nothing is computed \(.*--out DIR\)")
+            self.assertRegex(said, r"done before, .*; nothing is computed \(--again .*\)")
             for other in ({"seed": 1}, {"epsilon": "0.2"}, {"n": 9}, {"phase": "pretrain"}):
                 with self.assertRaisesRegex(AssertionError, "computes"):
                     call(**flags | other)
@@ -247,7 +247,8 @@ class RunTest(parameterized.TestCase):
         self.assertIsNone(autoattack.asked["search_fn"])
         record = records.read(out)[0]
         self.assertEqual(asked["ledger"], out / f"ledger-{record['evaluation']}.jsonl")
-        self.assertIn(record["weights_sha256"], asked["identity"])
+        known = record["fingerprint"]
+        self.assertEqual(asked["identity"].exact | known, known)
         expected = {"norm": "linf", "epsilon": 0.1, "version": "standard", "attacks": names}
         expected |= {"seed": 5, "batch_size": 4}
         self.assertEqual({k: asked[k] for k in expected}, expected)
