@@ -46,10 +46,11 @@ class _Reader:
 
     path: str
     key: str
+    crc: int  # of the images, so that a file that was replaced is read again
     labels: np.ndarray
 
     def __call__(self, indices: Sequence[int]) -> list[Record]:
-        images = _array(self.path, self.key)
+        images = _array(self.path, self.key, self.crc)
         return [Record(decoding.encode(images[i]), int(self.labels[i])) for i in indices]
 
     def describe(self, index: int) -> str:
@@ -95,7 +96,7 @@ def open_npz(
     largest = max(int(values.max()) for values in every.values())
     if names and largest >= len(names):
         raise DataError(f"{file.path}: {labels} go to {largest}, but it names {len(names)} classes")
-    reader = _Reader(file.path, images, every[labels])
+    reader = _Reader(file.path, images, file.sums[images], every[labels])
     sums = [file.sums[key] for key in (images, labels)]
     source = Source(
         name=name,
@@ -159,7 +160,7 @@ def _opened(name: str) -> _File:
 
 
 @functools.lru_cache(maxsize=3)  # train, selection and test
-def _array(path: str, key: str) -> np.ndarray:
+def _array(path: str, key: str, crc: int) -> np.ndarray:
     with _reading(path), np.load(_content(path), allow_pickle=False) as arrays:
         return arrays[key]
 
@@ -222,7 +223,7 @@ def _labels(file: _File, images: str, key: str) -> np.ndarray:
             f"{file.path}: {key} is {dtype}{list(shape)}, not one integer for each of the {count} "
             f"images of {images}; write the number of the class, from 0 on"
         )
-    values = _array.__wrapped__(file.path, key).reshape(count)
+    values = _array.__wrapped__(file.path, key, file.sums[key]).reshape(count)
     if values.min() < 0:
         raise DataError(f"{file.path}: {key} holds {values.min()}; labels are counted from 0 on")
     return values.astype(np.int32)
@@ -232,6 +233,6 @@ def _class_names(file: _File) -> tuple[str, ...]:
     for key in _CLASSES:
         shape, dtype = file.arrays.get(key, ((), np.dtype("V")))
         if len(shape) == 1 and dtype.kind in "US":
-            values = _array.__wrapped__(file.path, key)
+            values = _array.__wrapped__(file.path, key, file.sums[key])
             return tuple(v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist())
     return ()

@@ -156,7 +156,8 @@ class Evaluation:
         }
         if exact in same or exact not in known:
             asked = [key for key, theirs in same.items() if theirs.get("question") == question]
-            return exact if exact in same or not asked else asked[-1]
+            asked.sort(key=lambda number: (number not in done, number != exact))
+            return asked[0] if asked else exact
         # A program calls code that its text does not show, such as a callback's, which has changed.
         numbers = (records.number_of(identity | {"unlike": k}) for k in itertools.count(1))
         return next(number for number in numbers if number in same or number not in known)

@@ -5,7 +5,6 @@ others: JAX aborts them at once where it was process 0, which holds the coordina
 when its heartbeats have been missing for 100 s.
 """
 
-import contextlib
 import itertools
 import json
 import pickle
