@@ -234,24 +234,24 @@ class AnsweredTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         self.enter_context(contextlib.chdir(self.create_tempdir().full_path))
-        names = ("body", "body_of_torch")
-        self.enter_context(mock.patch.dict(sys.modules))
         self.enter_context(mock.patch.object(sys, "path", [*sys.path]))
         self.enter_context(mock.patch.object(sys, "dont_write_bytecode", True))
-        for name in names:
-            sys.modules.pop(name, None)
+        self.addCleanup(self.forget)
         np.save("weights.npy", digits_regression())
         Path("nets.py").write_text(NETS)
         Path("torch_nets.py").write_text(TORCH)
+
+    def forget(self):
+        for name in ("body", "body_of_torch"):
+            sys.modules.pop(name, None)
+        functions._loaded.clear()
+        importlib.invalidate_caches()
 
     def fronts(self, front):
         """What the imported file computes from now on; as a new process would see it."""
         Path("body.py").write_text(BODY.format(front=front))
         Path("body_of_torch.py").write_text(BODY.format(front=front))
-        for name in ("body", "body_of_torch"):
-            sys.modules.pop(name, None)
-        functions._loaded.clear()
-        importlib.invalidate_caches()
+        self.forget()
 
     def ask(self, **given):
         common = {"dataset": "digits", "n": 20, "out": "out", "epsilon": "0.05", "attack": "clean"}
@@ -390,9 +390,9 @@ def pictures(kind: str, grey: int | None) -> dict[str, str]:
                 "set.npz", test_images=np.stack([image] * 6), test_labels=labels, classes=names
             )
         return {"dataset": "npz:set.npz"}
-    png = None if image is None else images.encoded(image, "PNG")
+    png = None if image is None else images.encoded(image, "BMP")  # of one size
     if kind == "folder":
-        files = [*(f"set/test/dark/{i}.png" for i in range(6)), "set/test/light/0.png"]
+        files = [*(f"set/test/dark/{i}.bmp" for i in range(6)), "set/test/light/0.bmp"]
         if png:
             datasets.write_tree(Path(), files, png)
         return {"dataset": "folder:set"}

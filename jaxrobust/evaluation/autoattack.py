@@ -192,7 +192,7 @@ def autoattack(
         if isinstance(held, np.ndarray):
             held = np.ascontiguousarray(held, np.float32)
         known_as = identity if isinstance(identity, str) else None
-        evaluation = {
+        evaluation: dict[str, Any] = {
             "network": known_as,
             "fingerprint": _fingerprint(runner, held, None if known_as else identity)._asdict()
             | {"images": hashed(held, labels, ids)},
@@ -215,7 +215,7 @@ def autoattack(
             with meter:
                 result = _cascade(runner, settings, seen, book, flags, meter, known)
     about = {key: evaluation[key] for key in ("norm", "epsilon", "version", "seed")}
-    own: dict[str, Any] = evaluation["fingerprint"]
+    own = evaluation["fingerprint"]
     about |= {"image_ids": records.ranges(ids.tolist()), "images_sha256": own["images"]}
     about |= {"classes": classes, "image": held.shape[1:], "chosen": bool(attacks or overrides)}
     about |= {"arrays_sha256": own["arrays"]}
