@@ -30,8 +30,12 @@ _NUMBERS = 8  # products with random signs, which stand for a row beside its len
 # By how much the probes of one network may differ on other devices, seen from a row's length: of
 # gradients more, because rounding moves some units of a network across their kinks.
 _LIMITS = {"logits": hosts.ROUNDING, "gradients": 1e-2}
-_ADDRESS = re.compile(r"0x[0-9a-f]+")
-_NAME = re.compile(r"\bname=[^\s\]]+")  # of a jitted function, which computes nothing
+# What stands in the text of a program and computes nothing: addresses, the names of jitted
+# functions, the devices that arrays lie on.
+_SILENT = re.compile(
+    r"0x[0-9a-f]+|\bname=[^\s\]]+"
+    r"|\w*sharding=(None|NamedSharding\(.*?spec=P(artitionSpec)?\([^)]*\)\))"
+)
 
 
 class Fingerprint(NamedTuple):
@@ -135,8 +139,8 @@ def _signs(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _program(jaxpr: Any, hashed: Callable[[Any], str]) -> str:
-    """Hash the text of a program and the arrays in it; addresses and names compute nothing."""
-    text = _NAME.sub("", _ADDRESS.sub("", str(jaxpr)))
+    """Hash the text of a program and the arrays in it."""
+    text = _SILENT.sub("", str(jaxpr))
     return hashlib.sha256(f"{text} {[*map(hashed, _held(jaxpr))]}".encode()).hexdigest()
 
 

@@ -199,9 +199,9 @@ def open_ledger(
       ValueError: in all of them. What `Ledger` refuses in one; they evaluate different things; they
         do not see each other's files.
     """
-    known = identity["fingerprint"]
+    known = identity["fingerprint"]  # of which each rounds the probe, and has versions
     same = {key: known[key] for key in (*fingerprint.EXACT, "images")}
-    hosts.agree(identity | {"fingerprint": same})  # whatever each rounds, and runs
+    hosts.agree({key: identity[key] for key in identity if key != "fingerprint"} | same)
     with contextlib.ExitStack() as opened:
 
         def opens() -> Ledger:

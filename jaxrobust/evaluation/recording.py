@@ -11,12 +11,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxrobust.data import Prepared, pipeline, sources
 from jaxrobust.evaluation import fingerprint, measuring, networks, records, replay, verdicts
 from jaxrobust.evaluation.questions import Question
 from jaxrobust.evaluation.subject import Subject
-from jaxrobust.runtime import hardware, hosts, sharding
+from jaxrobust.runtime import hardware, hosts
 from jaxrobust.runtime.progress import say
 from jaxrobust.types import Weights
 from jaxrobust.weights import hashes
@@ -70,7 +71,8 @@ class Evaluation:
             images=self.asked.images,
         )
         logits_fn = self.logits_of("float32")
-        network = networks.argument("logits_fn", logits_fn, sharding.make_mesh())
+        here = Mesh(np.array(jax.local_devices()[:1]), ("device",))
+        network = networks.argument("logits_fn", logits_fn, here)
         self.fingerprint = fingerprint.of_network(network, self.images, each=self.batch)
         self.questions: dict[str, str] = {}  # number -> hash of what is asked
         self.size: dict[str, int] = {}  # once it is known, to all that asks of this network
