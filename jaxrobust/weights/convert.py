@@ -23,6 +23,7 @@ Arrays = dict[str, np.ndarray]
 
 # What wrappers put before every name: DDP, the attack's wrapper, the normalised wrapper, compile.
 PREFIXES = ("module.", "base_model.", "model.", "_orig_mod.")
+_COUNT = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside the network as `module`
 _MODULE = "export the self-contained module (export_torch --layout module)"
 # What mean and std are called in networks that hold them without a layer.
 _BUFFERS = {"mu": "normalize.mean", "sigma": "normalize.std"}
@@ -37,6 +38,8 @@ def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
       ValueError: two arrays get the same name.
     """
     names = dict(state_dict)
+    if _COUNT in names and all(key.startswith(("module.", _COUNT)) for key in names):
+        del names[_COUNT]
     while shared := [
         prefix
         for prefix in PREFIXES
@@ -299,13 +302,13 @@ def load(
     *,
     num_classes: int = 1000,
     image_size: int = 224,
-    which: str = "ema",
+    which: str | None = None,
     **overrides: Any,
 ) -> tuple[Arrays, Arrays]:
     """Return params and stats of network `name` from a file with our names or the reference's.
 
     Args:
-      which: "ema" or "raw", where the file holds both.
+      which: "ema" or "raw", of a file that says which its weights are; see `files.chosen`.
       **overrides: of the network, as in `models.create`.
     Raises:
       ValueError: see `files.read`; weights that do not fit, all in one message.

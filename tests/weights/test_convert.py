@@ -316,8 +316,50 @@ class LoadTest(parameterized.TestCase):
             k: v if k.startswith("normalize.") else v / 2 for k, v in self.weights.items()
         }
         self.assert_loads(path)
-        with self.assertRaisesRegex(ValueError, "which='best'; one of ema, raw"):
+        with self.assertRaisesRegex(ValueError, "which='best'; one of ema, raw, or None"):
             convert.load("convnext_n", path, which="best", **KWARGS)
+
+    @parameterized.parameters(
+        ("unaveraged_model_state_dict", "model_state_dict"),  # the averaged ones have the plain key
+        ("unaveraged_state_dict", "state_dict"),
+        ("state_dict", "state_dict_ema"),
+        ("model", "model_ema"),
+        ("net", "ema_model"),
+        ("model_state_dict", "ema_state_dict"),
+        ("model_state_dict", "model_ema_state_dict"),
+        ("model_state_dict", "ema_model_state_dict"),
+        ("state_dict", "swa_state_dict"),
+        ("model", "swa_model"),
+        ("model_state_dict", "swa_model_state_dict"),
+        ("model_state_dict", "wa_model_state_dict"),
+    )
+    def test_where_both_are(self, raw, averaged):
+        torch, path = self.torch(), self.folder / "both.pt"
+        sets = {raw: {"w": torch.zeros(2)}, averaged: {"w": torch.ones(2)}}
+        for tree in (sets, dict(reversed(sets.items())), {"model": sets, "ema": 0.999, "epoch": 3}):
+            torch.save(tree, path)
+            for which, value, key in (("raw", 0, raw), ("ema", 1, averaged), (None, 1, averaged)):
+                found = files.chosen(path, which=which)
+                np.testing.assert_array_equal(found.arrays["w"], np.full(2, value))
+                self.assertEqual(found.which, which or "ema")
+                self.assertEqual(found.place.rpartition("/")[2], key)
+
+    def test_what_does_not_say_which_it_is(self):
+        torch, path = self.torch(), self.folder / "one.pt"
+        for tree in ({"w": torch.zeros(2)}, {"model": {"w": torch.zeros(2)}, "epoch": 1}):
+            torch.save(tree, path)
+            self.assertIsNone(files.chosen(path).which)
+            for which in files.WHICH:
+                with self.assertRaisesRegex(ValueError, "one set of weights.* leave --which out"):
+                    files.read(path, which=which)
+
+    def test_pytorchs_own_average(self):
+        torch, path = self.torch(), self.folder / "swa.pt"
+        net = torch.nn.Linear(2, 1)
+        average = torch.optim.swa_utils.AveragedModel(net)
+        torch.save({"model": net.state_dict(), "swa_model": average.state_dict()}, path)
+        found = convert.unwrapped(files.read(path))
+        self.assertEqual(found.keys(), net.state_dict().keys())
 
     def test_strides_are_honoured(self):
         torch, path = self.torch(), self.folder / "channels_last.pt"
