@@ -34,7 +34,7 @@ _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 class Chosen(NamedTuple):
     """Arrays of a file by their names, and which of its weights they are."""
 
-    arrays: Arrays
+    arrays: dict[str, Any]  # np.ndarray; inside of a checkpoint that is being read PyTorch's
     which: str | None = None  # "ema" or "raw", where the file says it; None: it does not
     place: str = ""  # keys in a checkpoint, "/" between; empty: it has none
 
@@ -64,7 +64,7 @@ def chosen(path: Path, *, which: str | None = None, cast: bool = False) -> Chose
         raise ValueError(f"{path}: no such file; give one of {', '.join(SUFFIXES)}")
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: unknown kind of file; give one of {', '.join(SUFFIXES)}")
-    found, arrays = Chosen({}), {}
+    found, arrays = Chosen({}), Arrays()
     for part in _parts(path):
         found = _read_cast(part, which) if cast else _reader(part)(part, which)
         if twice := arrays.keys() & found.arrays.keys():
@@ -261,18 +261,17 @@ def state_dict(
         return Chosen(tree)
     there = _places(tree)
     own = which or next((kind for kind in ("ema", None, "raw") if there[kind]), None)
-    for kind in WHICH if which else ():
-        if kind != which and there[kind] and not (there[which] or there[None]):
-            raise ValueError(
-                f"it holds {WHICH[kind]} weights only, under {there[kind][0]!r}; ask for {kind}"
-            )
+    other = {"ema": "raw", "raw": "ema"}.get(own or "", "")
+    if which and there[other] and not (there[which] or there[None]):
+        raise ValueError(
+            f"it holds {WHICH[other]} weights only, under {there[other][0]!r}; ask for {other}"
+        )
     kind = own if there[own] else None
     for key in there[kind] or [k for k in _INSIDE if k in tree]:
         if (found := state_dict(tree[key], which, is_array, depth - 1)) is not None:
             place = f"{key}/{found.place}".rstrip("/")
             return Chosen(found.arrays, kind or found.which, place)
     if kind:
-        other = "raw" if kind == "ema" else "ema"
         raise ValueError(
             f"{there[kind][0]!r} holds no state dict of {WHICH[kind]} weights; ask for {other}"
         )
@@ -285,8 +284,10 @@ def _places(tree: dict[Any, Any]) -> dict[str | None, list[str]]:
     plain = [k for k in _PLAIN if k in keys]
     average = [k for k in keys if _AVERAGE.fullmatch(k)]
     raw = [_UNAVERAGED + k for k in _PLAIN if _UNAVERAGED + k in keys]
-    if raw:  # what is beside them is their average
-        return {"ema": average + plain, "raw": raw, None: []}
+    if raw:  # the key without that word is their average
+        averages = [k for k in plain if _UNAVERAGED + k in raw]
+        rest = [k for k in plain if k not in averages]
+        return {"ema": average + averages, "raw": raw, None: rest}
     if average:
         return {"ema": average, "raw": plain, None: []}
     return {"ema": [], "raw": [], None: plain}
