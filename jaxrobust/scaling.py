@@ -1,8 +1,9 @@
 """RobustScaling: `python -m jaxrobust.scaling 5e9` for depths and widths of a residual network.
 
-Prints the solution of the rule for so many multiply-adds of an image, its rounding, and beside them
-the published networks A1 to A4. `--study` lists the networks of a study instead, one a line, as
-name and options of `models.create` or of a config (`model.name`, `model.options`).
+Prints the solution of the rule for so many multiply-adds of an image, the whole numbers near it
+that cost as much, what they cost, and beside them the published networks A1 to A4. `--study` lists
+the networks of a study instead, one a line, as name and options of `models.create` or of a config
+(`model.name`, `model.options`), behind which the study of ratios says what each costs.
 
 Exit codes: 0 done; 2 a mistake, with one sentence on stderr.
 """
@@ -47,7 +48,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.study:
         networks = scaling.study(args.study, multiply_adds=args.multiply_adds, **sizes)
         for network in networks:
-            print(f"{network.name} {network.options}")
+            costs = "" if network.share is None else f"  # {_costs(network.share)}"
+            print(f"{network.name} {network.options}{costs}")
         return {"study": args.study, "networks": [network._asdict() for network in networks]}
     found = robust_scaling(args.multiply_adds, **sizes)
     rows: dict[str, tuple[Sequence[float], Sequence[float]]] = {
@@ -59,7 +61,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         rows[f"{_PREFIX[args.block]}{number}"] = (row.depths, row.widths)
     print(_HEAD)
     lines = {name: _line(name, *row, **sizes) for name, row in rows.items()}
-    return {"networks": lines}
+    print(f"the rounded ones cost {_costs(found.share)}")
+    return {"networks": lines, "cost": found.cost._asdict(), "share": found.share}
+
+
+def _costs(share: float) -> str:
+    return f"{share:.3f} of the multiply-adds asked for"
 
 
 def _line(

@@ -109,12 +109,12 @@ def write(weights: Path, certificate: dict[str, Any]) -> Path:
     return path
 
 
-def of_import(network: Network, source: Path, layout: str, which: str) -> dict[str, Any]:
+def of_import(network: Network, source: Path, layout: str, which: str | None) -> dict[str, Any]:
     """Return the certificate of weights that were just read from a file.
 
     Args:
       layout: "timm", or the RobustBench id of the file.
-      which: "ema" or "raw", where the file holds both.
+      which: "ema" or "raw", as the weights were read.
     Raises:
       Differs: the reference with the same file computes something else.
     """

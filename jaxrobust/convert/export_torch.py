@@ -178,7 +178,7 @@ def read(args: argparse.Namespace) -> Subject:
     """
     workdir = args.workdir
     if args.weights:
-        path = loading.place(args.weights, model=args.model, which=args.which or "ema", tell=print)
+        path = loading.place(args.weights, model=args.model, which=args.which, tell=print)
         if sources.parse(str(path)).kind != "run":
             return _of_weights(args, path)
         workdir = path
@@ -190,12 +190,11 @@ def read(args: argparse.Namespace) -> Subject:
 
 
 def _of_weights(args: argparse.Namespace, path: Path) -> Subject:
-    if args.which and (path.is_dir() or path.suffix == ".safetensors"):
-        raise ValueError(f"{path} holds one set of weights; leave --which out")
     name = None if args.model in PUBLISHED else args.model
-    which, options = args.which or "ema", mapping("options", args.options)
-    network = loading.read(path, name, image_size=args.image_size, which=which, options=options)
-    said = Path(args.weights).name + (f", {args.which}" if args.which else "")
+    sizes = {"image_size": args.image_size, "options": mapping("options", args.options)}
+    found = loading.stored(path, which=args.which)
+    network = loading.fitted(path, found, name, **sizes)
+    said = Path(args.weights).name + (f", {found.which}" if found.which else "")
     file = path / weights_folder.WEIGHTS if path.is_dir() else path
     sha256 = hashes.weights_sha256(network.params, network.stats)
     known = account.of_weights(path, network, said)

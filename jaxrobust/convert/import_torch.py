@@ -18,7 +18,7 @@ from typing import Any
 from jaxrobust.convert import certificate
 from jaxrobust.convert.references import Network
 from jaxrobust.runtime.commandline import Arguments, answer, mapping
-from jaxrobust.weights import certificates, compose, imports, sources
+from jaxrobust.weights import certificates, compose, files, imports, sources
 from jaxrobust.weights import folder as weights_folder
 
 
@@ -47,9 +47,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.flag("init_stem", action="store_true", help="Keep the body and draw the stem anew.")
     parser.flag(
         "which",
-        choices=["ema", "raw"],
-        default="ema",
-        help="Averaged or raw weights, where a file holds both; default: %(default)s.",
+        choices=[*files.WHICH],
+        help="Averaged or raw weights, of a file that says which its weights are; default: the "
+        "averaged ones where it says so, else those that there are.",
     )
     parser.flag(
         "normalize",
@@ -125,8 +125,7 @@ def _print(args: argparse.Namespace, found: imports.Imported, done: dict[str, An
     for line in compose.summary(found.start):
         print(f"  {line}")
     if found.file and done["which"]:
-        averaged = "averaged" if done["which"] == "ema" else "raw"
-        print(f"  of averaged and raw weights, the {averaged} ones")
+        print(f"  the {files.WHICH[done['which']]} weights, which are under {found.place!r}")
     moments = (done["normalize"][key] for key in ("mean", "std"))
     shown = (" ".join(f"{value:.4g}" for value in values) for values in moments)
     print("  normalisation: mean {}, std {} ({})".format(*shown, done["normalize"]["origin"]))

@@ -77,7 +77,7 @@ def module_row(network: Network) -> dict[str, Any]:
 
 
 def reference(
-    network: Network, path: Path, layout: str = "timm", which: str = "ema"
+    network: Network, path: Path, layout: str = "timm", which: str | None = None
 ) -> Reference | None:
     """Return a reference network with the weights of a PyTorch or safetensors file; None: no
     PyTorch.
@@ -85,7 +85,7 @@ def reference(
     Args:
       path: the file, or a module that jaxrobust.convert.export_torch wrote (.py).
       layout: "timm", or a RobustBench id, whose file RobustBench's own loader then reads.
-      which: "ema" or "raw", where a file holds both.
+      which: "ema" or "raw", of a file that says which its weights are.
     Raises:
       ValueError: the file does not fit.
     """
@@ -143,7 +143,7 @@ def load_model(folder: Path, robustbench_id: str) -> Any:
         )
 
 
-def _rebuilt(network: Network, path: Path, which: str) -> Reference:
+def _rebuilt(network: Network, path: Path, which: str | None) -> Reference:
     """Return timm's network if it has this row, else ours, with the arrays of a file."""
     import torch
 

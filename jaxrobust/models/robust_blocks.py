@@ -6,6 +6,7 @@ stand is our reading. Parity: tests/models/test_robust_resnet.py.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -76,7 +77,7 @@ class Block(nnx.Module):
 
     def __init__(self, ins: int, planes: int, stride: int, variant: Any, rngs: Draws) -> None:
         v, kind = variant, BLOCKS[variant.block]
-        inner, outs = int(planes * kind.inner), planes * kind.outs
+        inner, outs = inner_of(planes, v), planes * kind.outs
         if v.preact:
             self.bn1 = norm_of(ins, v)
         if kind.middle:
@@ -144,6 +145,16 @@ class Block(nnx.Module):
         return jnp.concatenate([*made, last], -1)
 
 
+def inner_of(planes: int, v: Any) -> int:
+    """Return the channels between a block's 1x1 convolutions, or two 3x3 ones."""
+    kind = BLOCKS[v.block]
+    if not v.base_width:
+        return int(planes * kind.inner)
+    # As the authors count, in floats of this order: elsewhere the floor may fall one lower.
+    width = math.floor(planes * (v.base_width / _UNIT)) * v.groups
+    return width * v.scales if kind.middle == "parts" else width
+
+
 def _hidden(channels: int, v: Any) -> int:
     """Return the hidden units of a block's squeeze and excitation."""
     if v.se_reduction > channels:
@@ -187,6 +198,9 @@ def check(v: Any, planes: Sequence[int]) -> None:
         raise ValueError("se='identity' scales the shortcut; leave residual=False out")
     if middle == "parts":
         _check_parts(v)
+    if v.base_width:
+        _check_base_width(v, planes)
+        return  # such channels are made of groups
     inner = BLOCKS[v.block].inner
     unit = {"grouped": v.groups, "parts": v.scales * v.groups}.get(middle, 1)
     for number in planes:
@@ -200,6 +214,20 @@ def check(v: Any, planes: Sequence[int]) -> None:
             )
 
 
+def _check_base_width(v: Any, planes: Sequence[int]) -> None:
+    if BLOCKS[v.block].middle not in ("grouped", "parts"):
+        raise ValueError(
+            f"base_width={v.base_width} is of blocks whose 3x3 convolutions have groups, not of "
+            f"block={v.block!r}; leave it out, or take block='aggregated' or 'hierarchical'"
+        )
+    if not math.floor(min(planes) * (v.base_width / _UNIT)):
+        raise ValueError(
+            f"base_width={v.base_width} leaves a block of {min(planes)} planes no channels; take "
+            f"at least {math.ceil(_UNIT / min(planes))}"
+        )
+
+
+_UNIT = 160  # planes whose groups have `base_width` channels each
 # What the authors' constructor takes where a config names nothing, beside a base width of 64.
 _RELEASED = {"scales": 4, "groups": 8, "se_reduction": 16}
 
@@ -210,10 +238,11 @@ def _check_parts(v: Any) -> None:
             f"scales={v.scales} leaves a hierarchical block no parts that read each other; take at "
             "least 2, or block='aggregated'"
         )
-    if all(getattr(v, name) == value for name, value in _RELEASED.items()):
+    released = all(getattr(v, name) == value for name, value in _RELEASED.items())
+    if released and not v.base_width:
         given = ", ".join(f"{name}={value}" for name, value in _RELEASED.items())
         raise ValueError(
-            f"{given} are the default arguments of the authors' code, with which its A1 has "
-            "144,344,330 parameters instead of 19,222,738; leave them out for the paper's 8, 4 and "
-            "64"
+            f"{given} are the default arguments of the authors' code, with which (and with its "
+            "base_width=64) its A1 has 144,344,330 parameters instead of 19,222,738; give "
+            "base_width=64 too, or leave them out for the paper's 8, 4 and 64"
         )

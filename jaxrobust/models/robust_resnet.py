@@ -6,6 +6,8 @@ RobustResBlock is `block="hierarchical", se="residual", first_conv="raw"`. Parit
 tests/models/test_robust_resnet.py against golden logits of that code.
 """
 
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -47,7 +49,11 @@ class Variant(NamedTuple):
     se: str = "none"  # squeeze and excitation: a name in `SE`
     se_reduction: int = 64  # its channels by its hidden units
     scales: int = 8  # parts of a hierarchical block
-    groups: int = 4  # of the 3x3 convolutions in aggregated and hierarchical blocks
+    groups: int = 4  # of the 3x3 convolutions in aggregated and hierarchical blocks: `cardinality`
+    # Of these blocks, as the authors' constructor has it: a group of a 3x3 convolution (in a
+    # hierarchical block, of each part's) has floor(planes * base_width / 160) channels. 0: the
+    # paper's, which are 1.5 times the planes in all, and 2 times.
+    base_width: int = 0
     activation: str = "relu"
     norm: str = "batch"  # or group, layer, instance
     preact: bool = True  # norm and activation before each convolution, else behind it
@@ -133,15 +139,18 @@ def _run(blocks, x: Array, v: Variant, train: bool, key: Array | None, rates: li
     return run_blocks(blocks[1:], x, key=rest, rates=rates[1:], scan=v.scan, **how)
 
 
+_LEAST = {"in_channels": 1, "bn_group": 0, "se_reduction": 1, "groups": 1, "base_width": 0}
+
+
 def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
     """Return the network of one row; `ValueError` where the row or the size cannot work."""
     v = variant
     _check_words(v)
     _check_stages(v)
-    robust_blocks.check(v, planes_of(v))
-    for name, low in {"in_channels": 1, "bn_group": 0, "se_reduction": 1, "groups": 1}.items():
+    for name, low in _LEAST.items():
         if (value := getattr(v, name)) < low:
             raise ValueError(f"{name}={value} must be at least {low}")
+    robust_blocks.check(v, planes_of(v))
     if not 0 < v.bn_momentum <= 1:
         raise ValueError(f"bn_momentum={v.bn_momentum} must be above 0 and at most 1")
     if image_size < 1:
@@ -247,6 +256,84 @@ def _norm_keys(name: str, norm: str) -> list[str]:
     return {"batch": batch_norm, "instance": lambda _: []}.get(norm, affine)(name)
 
 
+_OF_BLOCK = re.compile(r"blocks\.(\d+)\.layer\.(\d+)\..+")
+_MOST = 1025  # base widths and reductions that are tried, and one
+
+
+def told(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Return the options that arrays of these shapes tell; nothing of arrays of other networks.
+
+    `shapes`: our name -> shape.
+    """
+    last: dict[int, int] = {}  # stage -> number of its last block
+    for match in filter(None, map(_OF_BLOCK.fullmatch, shapes)):
+        stage, block = int(match[1]), int(match[2])
+        last[stage] = max(block, last.get(stage, 0))
+    stages = [_told_of_stage(shapes, f"blocks.{i}.layer.0.") for i in range(len(last))]
+    rows = [row for row in stages if row]
+    if not rows or rows != stages:
+        return {}
+    sizes = {key: tuple(row.pop(key) for row in rows) for key in ("planes", "inner", "squeeze")}
+    if any(row != rows[0] for row in rows):
+        return {}  # of no one block
+    found: dict[str, Any] = {"depths": tuple(last[i] + 1 for i in range(len(last)))}
+    found |= {"planes": sizes["planes"]} | rows[0]
+    if found.get("se") != "none":
+        found["se_reduction"] = _first(
+            lambda n: all(channels // n == hidden for channels, hidden in sizes["squeeze"]),
+            (64, 16, *range(1, _MOST)),  # the usual ones first, of all that give these
+        )
+    if "groups" in found:
+        row = Variant(())._replace(**{key: found[key] for key in found if key in Variant._fields})
+        found["base_width"] = _first(
+            lambda n: _inner(row._replace(base_width=n)) == sizes["inner"], range(_MOST)
+        )
+    for key, of in (("num_classes", "fc.kernel"), ("in_channels", "normalize.mean")):
+        if of in shapes:
+            found[key] = shapes[of][-1]
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _first(fits: Callable[[int], bool], numbers: Iterable[int]) -> int | None:
+    return next(filter(fits, numbers), None)
+
+
+def _inner(v: Variant) -> tuple[int, ...]:
+    return tuple(robust_blocks.inner_of(planes, v) for planes in v.planes)
+
+
+def _told_of_stage(shapes: Mapping[str, tuple[int, ...]], at: str) -> dict[str, Any] | None:
+    """Return what the first block of a stage tells of itself; None: it is none of ours."""
+    own = {key.removeprefix(at): shape for key, shape in shapes.items() if key.startswith(at)}
+    parts = [key for key in own if re.fullmatch(r"conv2\.\d+\.kernel", key)]
+    names = ("conv1.kernel", "conv2.0.kernel" if parts else "conv2.kernel", "conv3.kernel")
+    kernels = [own[name] for name in names if name in own]
+    if len(kernels) < 2 or any(len(kernel) != 4 or 0 in kernel for kernel in kernels):
+        return None
+    inner, outs = kernels[0][3], kernels[-1][3]
+    row: dict[str, Any] = {"block": "basic", "inner": inner}
+    if len(kernels) == 3:
+        groups = kernels[1][3] // kernels[1][2]
+        kind = "bottleneck" if groups == 1 else "inverted" if groups == inner else "aggregated"
+        row["block"] = "hierarchical" if parts else kind
+        if row["block"] in ("aggregated", "hierarchical"):
+            row["groups"] = groups
+    if parts:
+        row["scales"] = len(parts) + 1
+    return row | _told_of_squeeze(own, inner, outs) | {"planes": outs // BLOCKS[row["block"]].outs}
+
+
+def _told_of_squeeze(own: Mapping[str, tuple[int, ...]], inner: int, outs: int) -> dict[str, Any]:
+    """Return what a block's squeeze and excitation tells: its kind, and (channels, hidden)."""
+    if len(own.get("se.fc1.kernel", ())) != 2:
+        return {"se": "none", "squeeze": None}
+    channels, hidden = own["se.fc1.kernel"]
+    # That of the inner channels reduces those of the output.
+    pair = (outs if channels == inner else channels, hidden)
+    residual = any(key.startswith("se_bn.") for key in own)
+    return ({"se": "residual"} if residual else {}) | {"squeeze": pair}
+
+
 # Title on leaderboards, and millions of parameters and 1e9 multiply-adds as Table 2 prints them.
 _KNOWN: dict[str, tuple[str, Paper | None]] = {
     "wrn_28_10": ("WideResNet-28-10", Paper("36.5", "5.20")),
@@ -274,7 +361,9 @@ MEMBERS = {
     name: Member(_reference(name), paper, counted_at=32, num_classes=10, title=title)
     for name, (title, paper) in _KNOWN.items()
 }
-NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stem_conv\..*", head=r"fc\..*", others=OTHER_NAMES)
+NAMES = Names(
+    TORCH_NAMES, torch_keys, stem=r"stem_conv\..*", head=r"fc\..*", others=OTHER_NAMES, told=told
+)
 FAMILY = Family(
     "robust_resnet", "RobustResNet", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True
 )

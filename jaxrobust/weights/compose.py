@@ -116,7 +116,7 @@ def compose(
     added = {} if found.ours else _normalize(kept, values, shapes)
     expected = {key: shape for key, shape in shapes.items() if key not in fresh}
     try:
-        filled = convert.rename(found.rows, kept | added, expected)
+        filled = convert.rename(found.rows, kept | added, expected, name=name)
     except ValueError as error:
         if stem == "keep" and _fits_but_for(names.stem, found, kept | added, expected):
             raise ValueError(

@@ -17,12 +17,13 @@ from jaxrobust.models.published import PUBLISHED
 from jaxrobust.models.renaming import INVERSE, Row, channels, conv_oihw, row
 from jaxrobust.runtime.functions import is_name
 from jaxrobust.weights import files
-from jaxrobust.weights.rename import all_double, matches, rename, targets
+from jaxrobust.weights.rename import all_double, compared, matches, rename, targets
 
 Arrays = dict[str, np.ndarray]
 
 # What wrappers put before every name: DDP, the attack's wrapper, the normalised wrapper, compile.
 PREFIXES = ("module.", "base_model.", "model.", "_orig_mod.")
+_COUNT = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside the network as `module`
 _MODULE = "export the self-contained module (export_torch --layout module)"
 # What mean and std are called in networks that hold them without a layer.
 _BUFFERS = {"mu": "normalize.mean", "sigma": "normalize.std"}
@@ -37,6 +38,8 @@ def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
       ValueError: two arrays get the same name.
     """
     names = dict(state_dict)
+    if _COUNT in names and all(key.startswith(("module.", _COUNT)) for key in names):
+        del names[_COUNT]
     while shared := [
         prefix
         for prefix in PREFIXES
@@ -125,7 +128,7 @@ def from_torch(
         dtype = np.float64 if all_double(arrays) else np.float32
         for key, value in zip(("normalize.mean", "normalize.std"), normalize, strict=True):
             arrays[key] = np.full(stats[key].shape, value, dtype)
-    return _split(rename(rows, arrays, _shapes(params | stats)), params, stats)
+    return _split(rename(rows, arrays, _shapes(params | stats), name=name), params, stats)
 
 
 def _shapes(arrays) -> dict[str, tuple[int, ...]]:
@@ -196,8 +199,13 @@ def to_torch(
     wrapped = _holds_normalisation(name, ours, layout, overrides)
     net = PUBLISHED.get(layout)
     buffers = (net and net.buffers) or ()
-    theirs = reference_names(name, ours, wrapped=wrapped and not buffers, **overrides)
     size = {"image_size": image_size or models.member(name).counted_at}
+    try:
+        theirs = reference_names(name, ours, wrapped=wrapped and not buffers, **overrides)
+    except ValueError as error:
+        if cause := _cause(name, ours, size | overrides):
+            raise ValueError(f"{error}: {cause}") from error
+        raise
     _check_shapes(name, ours, layout, size | overrides)
     for old, new in net.renamed if net else ():
         theirs = {key.replace(old, new): array for key, array in theirs.items()}
@@ -231,6 +239,16 @@ def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any
     return theirs
 
 
+def _cause(name: str, ours: Mapping, overrides: dict) -> str:
+    """Say which options weights tell that are not the given ones; empty: none."""
+    overrides = {"num_classes": 2, "in_channels": ours["normalize.mean"].size} | overrides
+    net = models.create(name, **overrides)
+    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    skip = re.compile(models.family(name).names.head)
+    own = {key: shape for key, shape in _shapes(ours).items() if not skip.fullmatch(key)}
+    return compared(name, own, _shapes(params | stats))
+
+
 def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> None:
     """Refuse weights of another width, or for a published network of other classes or images."""
     if layout == "timm":
@@ -249,8 +267,10 @@ def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> Non
     for key, array in (params | stats).items():
         if not skip.fullmatch(key) and ours[key].shape != array.shape:
             what = name if layout == "timm" else f"{layout} ({expected})"
+            remedy = _cause(name, ours, overrides) if layout == "timm" else ""
             raise ValueError(
-                f"{what} has {key} {array.shape}, and here it is {ours[key].shape}; {_MODULE}"
+                f"{what} has {key} {array.shape}, and here it is {ours[key].shape}; "
+                f"{remedy or _MODULE}"
             )
 
 
@@ -299,13 +319,13 @@ def load(
     *,
     num_classes: int = 1000,
     image_size: int = 224,
-    which: str = "ema",
+    which: str | None = None,
     **overrides: Any,
 ) -> tuple[Arrays, Arrays]:
     """Return params and stats of network `name` from a file with our names or the reference's.
 
     Args:
-      which: "ema" or "raw", where the file holds both.
+      which: "ema" or "raw", of a file that says which its weights are; see `files.chosen`.
       **overrides: of the network, as in `models.create`.
     Raises:
       ValueError: see `files.read`; weights that do not fit, all in one message.
@@ -330,4 +350,5 @@ def fit(
     if not found.ours:
         return from_torch(name, arrays, **options)
     params, stats = jax.eval_shape(models.create(name, **options).init, jax.random.key(0))
-    return _split(rename(found.rows, arrays, _shapes(params | stats)), params, stats)
+    filled = rename(found.rows, arrays, _shapes(params | stats), name=name)
+    return _split(filled, params, stats)

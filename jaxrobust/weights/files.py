@@ -5,7 +5,7 @@ import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -16,71 +16,98 @@ from jaxrobust.runtime import whole
 Arrays = dict[str, np.ndarray]
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt", ".th")
-# Where checkpoints keep their state dict, by which weights they are; nested ones are followed.
-_PLACES = {
-    "ema": ("state_dict_ema", "model_ema", "ema_state_dict", "ema"),
-    "raw": ("state_dict", "model_state_dict", "model", "net"),
-}
+# Where checkpoints keep the state dict of a network; nested ones are followed.
+_PLAIN = ("state_dict", "model_state_dict", "model", "net")
+# And where that of an average beside it: state_dict_ema, model_ema, swa_model_state_dict, ...
+_AVERAGE = re.compile(
+    r"(?:state_dict_|model_|net_)?(?:ema|swa|wa|averaged)(?:_model|_net)?(?:_state_dict)?"
+)
+# The other way round, from the training code of Rade and Moosavi-Dezfooli 2022, of which that of
+# most recipes with averaging came: `model_state_dict` is the average, and the raw weights are
+# beside it, as `unaveraged_model_state_dict`.
+_UNAVERAGED = "unaveraged_"
 _INSIDE = ("module", "shadow")  # where the state of an average keeps it
+WHICH = {"ema": "averaged", "raw": "raw"}  # in words
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 
 
-def read(path: Path, *, which: str = "ema") -> Arrays:
+class Chosen(NamedTuple):
+    """Arrays of a file by their names, and which of its weights they are."""
+
+    arrays: dict[str, Any]  # np.ndarray; inside of a checkpoint that is being read PyTorch's
+    which: str | None = None  # "ema" or "raw", where the file says it; None: it does not
+    place: str = ""  # keys in a checkpoint, "/" between; empty: it has none
+
+
+def read(path: Path, *, which: str | None = None) -> Arrays:
+    """Return the arrays of a safetensors or PyTorch file by their names; see `chosen`."""
+    return chosen(path, which=which).arrays
+
+
+def chosen(path: Path, *, which: str | None = None, cast: bool = False) -> Chosen:
     """Return the arrays of a safetensors or PyTorch file by their names, in the types of the file.
 
-    A state dict inside of a checkpoint is found; where a file holds averaged and raw weights,
-    `which` ("ema" or "raw") chooses. Of a file in several parts, all are read.
+    A state dict inside of a checkpoint is found. Of a file in several parts, all are read.
+
+    Args:
+      which: "ema" or "raw", for the averaged or the raw weights, of a file that says which these
+        are; None: the averaged ones where it says so, else those that there are.
+      cast: whether floats become float32, also those of types that NumPy lacks.
     Raises:
       ValueError: no such file, another kind of file, a damaged one, one that holds more than
-        tensors, a part that is missing, PyTorch needed but not installed.
+        tensors, a part that is missing, PyTorch needed but not installed; `which` is not there, or
+        the file does not say which its weights are; `cast` of complex numbers.
     """
-    if which not in _PLACES:
-        raise ValueError(f"which={which!r}; one of {', '.join(_PLACES)}")
+    if which not in (None, *WHICH):
+        raise ValueError(f"which={which!r}; one of {', '.join(WHICH)}, or None")
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give one of {', '.join(SUFFIXES)}")
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: unknown kind of file; give one of {', '.join(SUFFIXES)}")
-    arrays: Arrays = {}
+    found, arrays = Chosen({}), Arrays()
     for part in _parts(path):
-        new = _reader(part)(part, which)
-        if twice := arrays.keys() & new.keys():
+        found = _read_cast(part, which) if cast else _reader(part)(part, which)
+        if twice := arrays.keys() & found.arrays.keys():
             raise ValueError(f"{part} holds {sorted(twice)[:3]} a second time")
-        arrays |= new
+        arrays |= found.arrays
     if not arrays:
         raise ValueError(f"{path} holds no arrays; get it again")
-    return arrays
+    return found._replace(arrays=arrays)
 
 
-def read_cast(path: Path, *, which: str = "ema") -> Arrays:
-    """Return the arrays of a file with all floats in float32, also of types that NumPy lacks.
-
-    Raises:
-      ValueError: as `read`; complex numbers.
-    """
+def _read_cast(path: Path, which: str | None) -> Chosen:
+    """Return the arrays of a file with all floats in float32."""
     try:
-        arrays = read(path, which=which)
+        found = _reader(path)(path, which)
     except ValueError as error:
         if "bfloat16" not in str(error):
             raise
-        arrays = _read_bfloat16(path, which)
+        found = _read_bfloat16(path, which)
+    arrays = found.arrays
     if strange := [k for k, a in arrays.items() if a.dtype.kind == "c"]:
         raise ValueError(
             f"{path}: {strange[0]} is {arrays[strange[0]].dtype}, which has no float32"
         )
-    return {k: a if a.dtype.kind in "iub" else np.asarray(a, np.float32) for k, a in arrays.items()}
+    single = {
+        k: a if a.dtype.kind in "iub" else np.asarray(a, np.float32) for k, a in arrays.items()
+    }
+    return found._replace(arrays=single)
 
 
-def _read_bfloat16(path: Path, which: str) -> Arrays:
+def _read_bfloat16(path: Path, which: str | None) -> Chosen:
     if path.suffix == ".safetensors":
         import jax.numpy as jnp
         from safetensors.flax import load_file as load
 
-        return {k: np.asarray(a.astype(jnp.float32)) for k, a in load(path).items()}
+        return Chosen({k: np.asarray(a.astype(jnp.float32)) for k, a in load(path).items()})
     import torch
 
     tree = torch.load(path, map_location="cpu", weights_only=True)
-    tensors = state_dict(tree, which, torch.is_tensor) or {}
-    return {k: (t.float() if t.is_floating_point() else t).numpy() for k, t in tensors.items()}
+    found = _state(path, tree, which, torch.is_tensor)
+    arrays = {
+        k: (t.float() if t.is_floating_point() else t).numpy() for k, t in found.arrays.items()
+    }
+    return found._replace(arrays=arrays)
 
 
 def write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
@@ -104,7 +131,7 @@ def _parts(path: Path) -> list[Path]:
     return parts
 
 
-def _reader(path: Path) -> Callable[[Path, str], Arrays]:
+def _reader(path: Path) -> Callable[[Path, str | None], Chosen]:
     """Return the reader for what a file is by its first bytes; its name may lie."""
     with path.open("rb") as file:
         head = file.read(256)
@@ -135,10 +162,11 @@ def _reader(path: Path) -> Callable[[Path, str], Arrays]:
     return _read_torch
 
 
-def _read_safetensors(path: Path, which: str) -> Arrays:
-    del which  # a flat file
+def _read_safetensors(path: Path, which: str | None) -> Chosen:
+    if which:
+        raise ValueError(f"{path} holds one set of weights; leave --which out")
     try:
-        return load_file(path)
+        return Chosen(load_file(path))
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}); get it again"
@@ -149,7 +177,7 @@ def _read_safetensors(path: Path, which: str) -> Arrays:
         ) from error
 
 
-def _read_torch(path: Path, which: str) -> Arrays:
+def _read_torch(path: Path, which: str | None) -> Chosen:
     try:
         import torch
     except ImportError as error:
@@ -172,15 +200,8 @@ def _read_torch(path: Path, which: str) -> Arrays:
             ) from error
         reason = str(error).partition("\n")[0]
         raise ValueError(f"{path} is not a whole PyTorch file ({reason}); get it again") from error
-    try:
-        tensors = state_dict(tree, which, torch.is_tensor)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    if tensors is None:
-        raise ValueError(
-            f"{path} holds no state dict, nor one under {', '.join(_PLACES['raw'])}; save it with "
-            "torch.save(model.state_dict(), ...)"
-        )
+    found = _state(path, tree, which, torch.is_tensor)
+    tensors = found.arrays
     if strange := [k for k, t in tensors.items() if t.dtype in (torch.bfloat16, torch.complex64)]:
         raise ValueError(
             f"{path}: {strange[0]} is {tensors[strange[0]].dtype}; rounded weights are other "
@@ -195,30 +216,78 @@ def _read_torch(path: Path, which: str) -> Arrays:
             raise ValueError(
                 f"{path}: {key} is no plain array ({kind}); save it anew in float32"
             ) from error
-    return arrays
+    return found._replace(arrays=arrays)
+
+
+def _state(path: Path, tree: Any, which: str | None, is_array: Callable[[Any], bool]) -> Chosen:
+    """Return the tensors in a checkpoint, of the kind that is asked for.
+
+    Raises:
+      ValueError: there are none, or the file does not say that they are of that kind.
+    """
+    try:
+        found = state_dict(tree, which, is_array)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if found is None:
+        raise ValueError(
+            f"{path} holds no state dict, nor one under {', '.join(_PLAIN)}; save it with "
+            "torch.save(model.state_dict(), ...)"
+        )
+    if which and found.which is None:
+        under = f", under {found.place!r}," if found.place else ""
+        raise ValueError(
+            f"{path} holds one set of weights{under} and does not say whether they are averaged "
+            "or raw; leave --which out"
+        )
+    return found
 
 
 def state_dict(
-    tree: Any, which: str, is_array: Callable[[Any], bool], depth: int = 5
-) -> dict[str, Any] | None:
+    tree: Any, which: str | None, is_array: Callable[[Any], bool], depth: int = 5
+) -> Chosen | None:
     """Return the name -> array mapping in a checkpoint, however deep; None if there is none.
 
+    Args:
+      which: see `chosen`; where the checkpoint does not say which its weights are, those that
+        there are.
     Raises:
-      ValueError: `which` is "raw" where only averaged weights are, or the averaged ones that a
-        checkpoint names cannot be found.
+      ValueError: only the other kind is there, or the weights that a checkpoint names cannot be
+        found.
     """
     if not isinstance(tree, dict) or depth == 0:
         return None
     if tree and all(isinstance(k, str) and is_array(v) for k, v in tree.items()):
-        return tree
-    there = {kind: [k for k in _PLACES[kind] if tree.get(k) is not None] for kind in _PLACES}
-    if which == "raw" and there["ema"] and not there["raw"]:
-        raise ValueError(f"it holds averaged weights only, under {there['ema'][0]!r}; ask for ema")
-    for key in there[which] or there["raw"] or [k for k in _INSIDE if k in tree]:
-        if (found := state_dict(tree[key], which, is_array, depth - 1)) is not None:
-            return found
-    if which == "ema" and there["ema"]:
+        return Chosen(tree)
+    there = _places(tree)
+    own = which or next((kind for kind in ("ema", None, "raw") if there[kind]), None)
+    other = {"ema": "raw", "raw": "ema"}.get(own or "", "")
+    if which and there[other] and not (there[which] or there[None]):
         raise ValueError(
-            f"{there['ema'][0]!r} holds no state dict of averaged weights; ask for raw"
+            f"it holds {WHICH[other]} weights only, under {there[other][0]!r}; ask for {other}"
+        )
+    kind = own if there[own] else None
+    for key in there[kind] or [k for k in _INSIDE if k in tree]:
+        if (found := state_dict(tree[key], which, is_array, depth - 1)) is not None:
+            place = f"{key}/{found.place}".rstrip("/")
+            return Chosen(found.arrays, kind or found.which, place)
+    if kind:
+        raise ValueError(
+            f"{there[kind][0]!r} holds no state dict of {WHICH[kind]} weights; ask for {other}"
         )
     return None
+
+
+def _places(tree: dict[Any, Any]) -> dict[str | None, list[str]]:
+    """Return the keys of a checkpoint where weights may be: averaged, raw, and not said (None)."""
+    keys = [k for k, value in tree.items() if isinstance(k, str) and isinstance(value, dict)]
+    plain = [k for k in _PLAIN if k in keys]
+    average = [k for k in keys if _AVERAGE.fullmatch(k)]
+    raw = [_UNAVERAGED + k for k in _PLAIN if _UNAVERAGED + k in keys]
+    if raw:  # the key without that word is their average
+        averages = [k for k in plain if _UNAVERAGED + k in raw]
+        rest = [k for k in plain if k not in averages]
+        return {"ema": average + averages, "raw": raw, None: rest}
+    if average:
+        return {"ema": average, "raw": plain, None: []}
+    return {"ema": [], "raw": [], None: plain}

@@ -33,7 +33,7 @@ class Asked(NamedTuple):
     options: dict[str, Any] | None = None  # other fields of the network's row
     init_stem: bool = False  # draws the stem anew
     raw: bool = False  # takes images that no settings normalise, as a stem that is drawn later does
-    which: str = "ema"  # or raw, where the source holds both
+    which: str | None = None  # ema or raw; None: the averaged ones where the source says so
     normalize: str = "auto"  # or none, imagenet: of weights that hold no mean and std
     cast: bool = False  # rounds other types to float32
     seed: int = 0  # of what is drawn
@@ -61,6 +61,7 @@ class Imported(NamedTuple):
     file: Path | None  # that was read; None: a run's checkpoint
     published: str | None  # the RobustBench id under which the file was read
     normalized_by: str  # who says with which mean and std
+    place: str = ""  # the key of the checkpoint under which they are; empty: it has none
 
 
 def imported(
@@ -83,7 +84,8 @@ def imported(
         return _of_run(source, asked)
     path, beside = sources.fetch(source, sha256=sha256, tell=tell)
     facts = _facts(source, beside)
-    arrays = read(path, asked.which, asked.cast)
+    chosen = files.chosen(path, which=asked.which, cast=asked.cast)
+    arrays = chosen.arrays
     key = source.published if not asked.model else published(asked.model, path)
     key = key or (published(None, path) if not (asked.model or source.model) else None)
     if key:
@@ -97,7 +99,6 @@ def imported(
         start, sizes = _composed(name, options, arrays, found, facts, asked, values)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    which = taken(path, arrays, asked)
     own = key is not None and sizes["image_size"] == PUBLISHED[key].board.image_size
     whole = key if own and not (start.fresh or options) else None
     config = (
@@ -107,33 +108,17 @@ def imported(
             "published_id": whole,
             "source": source.text if source.path is None else path.name,
             "source_sha256": download.check_sha256(path, None),
-            "which": which,
+            "which": chosen.which,
             "drawn": {"seed": asked.seed, "names": start.fresh} if start.fresh else None,
         }
     )
-    return Imported(start, config, path, key, normalized_by)
+    return Imported(start, config, path, key, normalized_by, chosen.place)
 
 
 def check_model(model: str | None) -> None:
     """Raise `ValueError` for what is neither a network of ours nor a RobustBench id."""
     if model and model not in PUBLISHED:
         models.known(model)
-
-
-def read(path: Path, which: str, cast: bool) -> Arrays:
-    """Return the arrays of a file; with `cast`, all floats in float32."""
-    return (files.read_cast if cast else files.read)(path, which=which)
-
-
-def taken(path: Path, arrays: Arrays, asked: Asked) -> str | None:
-    """Return "ema" or "raw" where a file holds both; None where it holds one set of weights."""
-    if path.suffix == ".safetensors":
-        return None
-    other = read(path, "raw" if asked.which == "ema" else "ema", asked.cast)
-    same = arrays.keys() == other.keys() and all(
-        np.array_equal(arrays[key], other[key]) for key in arrays
-    )
-    return None if same else asked.which
 
 
 def published(model: str | None, path: Path) -> str | None:

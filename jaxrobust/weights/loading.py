@@ -32,6 +32,7 @@ class Stored(NamedTuple):
     model: str | None
     where: str  # in words
     options: dict[str, Any] | None = None  # of the model; None: nobody says
+    which: str | None = None  # "ema" or "raw"; None: nobody says
 
 
 class Network(NamedTuple):
@@ -70,7 +71,7 @@ def load(
     *,
     model: str | None = None,
     image_size: int | None = None,
-    which: str = "ema",
+    which: str | None = None,
     tell: Callable[[str], None] = say,
     **overrides: Any,
 ) -> Loaded:
@@ -84,7 +85,8 @@ def load(
         RobustBench id under which a file is read.
       image_size: side of the images in pixels, to which positions are resized; default: that of the
         weights.
-      which: "ema" or "raw", where a file holds both.
+      which: "ema" or "raw", for averaged or raw weights, of a source that says which it holds;
+        default: the averaged ones of a file where it says so, and those that a run evaluates.
       tell: is told what is downloaded; default: stderr.
       **overrides: fields of the network's row, such as `dtype="bfloat16"`; those that make another
         network only where the weights say nothing of them.
@@ -129,7 +131,7 @@ def place(
     source: str | Path,
     *,
     model: str | None = None,
-    which: str = "ema",
+    which: str | None = None,
     fresh_stem: bool = False,
     tell: Callable[[str], None] = say,
 ) -> Path:
@@ -185,32 +187,44 @@ def _there(folder: Path) -> bool:
         return False
 
 
-def stored(path: Path, *, which: str = "ema") -> Stored:
+def stored(path: Path, *, which: str | None = None) -> Stored:
     """Return the weights of a file, of an imported folder, or the best ones of a run.
 
-    `which`: "ema" or "raw", where a file holds both.
+    `which`: "ema" or "raw"; None: see `load`.
     Raises:
-      ValueError: there are none, or they cannot be read.
+      ValueError: there are none, they cannot be read, or they are others than `which`.
     """
     found = sources.parse(str(path)) if path.exists() else Source(str(path), "file", path)
     if found.kind == "file":
-        arrays = files.read(path, which=which)
+        chosen = files.chosen(path, which=which)
         model, options = weights_folder.network(path) or (None, None)
-        return Stored(arrays, model, str(path), options)
+        return Stored(chosen.arrays, model, str(path), options, chosen.which)
     if found.kind == "run":
         config = runs.run_config(path)
-        which, (params, stats) = runs.run_weights(path)
+        if which not in (None, config.evaluation.weights):
+            raise ValueError(
+                f"{path} keeps the best of the {files.WHICH[config.evaluation.weights]} weights, "
+                f"which it evaluates; the {files.WHICH[which]} ones of its latest checkpoint come "
+                f"from `python -m jaxrobust.convert.export_torch --workdir {path} --which {which} "
+                "--layout jaxrobust --out FOLDER`"
+            )
+        where, (params, stats) = runs.run_weights(path)
         arrays = {k: np.asarray(a) for k, a in (params | stats).items()}
-        return Stored(arrays, config.model.name, f"{path} ({which})", config.model.options)
+        kind = config.evaluation.weights
+        return Stored(arrays, config.model.name, f"{path} ({where})", config.model.options, kind)
     said = weights_folder.about(path)
     if said is None:
         raise ValueError(
             f"{path} is as the hub has it; import it first: python -m "
             f"jaxrobust.convert.import_torch {path} --out FOLDER"
         )
+    held = said.get("which")
+    if which not in (None, held):
+        words = f"the {files.WHICH[held]}" if held in files.WHICH else "one set of"
+        raise ValueError(f"{path} holds {words} weights; leave --which out (which={which!r})")
     arrays = files.read(path / weights_folder.WEIGHTS)
     _, options = certificates.network(path) or (None, None)
-    return Stored(arrays, said["architecture"], str(path), options)
+    return Stored(arrays, said["architecture"], str(path), options, held)
 
 
 def read(
@@ -218,7 +232,7 @@ def read(
     model: str | None = None,
     *,
     image_size: int | None = None,
-    which: str = "ema",
+    which: str | None = None,
     options: dict[str, Any] | None = None,
 ) -> Network:
     """Return the network of a file, an imported folder or a run; see `stored` and `fitted`."""

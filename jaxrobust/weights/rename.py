@@ -14,7 +14,11 @@ _UNITS = {"normalize.mean": 0.0, "normalize.std": 1e-6}  # the least that makes 
 
 
 def rename(
-    rows: Sequence[Row], source: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]]
+    rows: Sequence[Row],
+    source: Mapping[str, np.ndarray],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    name: str | None = None,
 ) -> Arrays:
     """Return the arrays of `source` under our names.
 
@@ -22,38 +26,67 @@ def rename(
       rows: every source name must match exactly one.
       source: reference name -> array; all float32, or all float64.
       expected: our name -> shape; every one must be filled exactly once.
+      name: of the network, for the message.
     Raises:
       ValueError: with all problems in one message.
     """
     filled: Arrays = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     tried, problems = set(), []
     dtype = np.float64 if all_double(source) else np.float32
-    for name, array in source.items():
-        fitting = matches(rows, name)
+    for key, array in source.items():
+        fitting = matches(rows, key)
         if len(fitting) != 1:
-            problems.append(f"{name}: {len(fitting)} rows match, expected 1")
+            problems.append(f"{key}: {len(fitting)} rows match, expected 1")
             continue
         ((found, match),) = fitting
         filling = [match.expand(template) for template in targets(found)]
         try:
             parts = _moved(found, filling, array, expected)
         except ValueError as error:
-            problems.append(f"{name}: {error}")
+            problems.append(f"{key}: {error}")
             tried |= set(filling)
             continue
         for target, part in zip(filling, parts, strict=True):
+            shapes[target] = part.shape
             if fault := _fault(target, part, expected, tried, dtype):
-                problems.append(f"{name}: {fault}")
+                problems.append(f"{key}: {fault}")
             else:
                 filled[target] = np.ascontiguousarray(part)
             tried.add(target)
-    problems += [f"{name}: not filled by any source name" for name in expected.keys() - tried]
+    problems += [f"{key}: not filled by any source name" for key in expected.keys() - tried]
     if problems:
+        cause = compared(name, shapes, expected)
+        cause = cause or "check the model name, num_classes and image_size"
+        cause += _alike(source, but=name)
         raise ValueError(
-            f"{len(problems)} weights do not fit; check the model name, num_classes and image_size"
-            f"{_alike(source)}:\n  " + "\n  ".join(sorted(problems))
+            f"{len(problems)} weights do not fit; {cause}:\n  " + "\n  ".join(sorted(problems))
         )
     return filled
+
+
+def compared(
+    name: str | None,
+    theirs: Mapping[str, tuple[int, ...]],
+    ours: Mapping[str, tuple[int, ...]],
+) -> str:
+    """Say which options stored shapes tell where a network has other ones; empty: none, or the
+    architecture knows no such options.
+
+    `theirs`, `ours`: our name -> shape.
+    """
+    tell = models.family(name).names.told if name else None
+    if tell is None:
+        return ""
+    stored, own = tell(theirs), tell(ours)
+    if not (other := [key for key in stored if stored[key] != own.get(key)]):
+        return ""
+    words, instead = (
+        ", ".join(f"{key}={found[key]!r}" for key in other if key in found)
+        for found in (stored, own)
+    )
+    here = f"this {name} has {instead}" if instead else f"this {name} is another one"
+    return f"their shapes are those of {words}, and {here}; give {words} as options of the network"
 
 
 def matches(rows: Sequence[Row], name: str) -> list[tuple[Row, re.Match[str]]]:
@@ -112,8 +145,8 @@ def _fault(target: str, array: np.ndarray, expected, tried: set[str], dtype) -> 
     return ""
 
 
-def _alike(source: Mapping[str, np.ndarray]) -> str:
-    """Say which networks have exactly these names, for a message."""
+def _alike(source: Mapping[str, np.ndarray], but: str | None) -> str:
+    """Say which networks have exactly these names, for a message; empty: the network itself."""
     names = set(source) - {"normalize.mean", "normalize.std"}
     alike = [model for model in models.available() if names == set(models.torch_keys(model))]
-    return f" (all names are those of {', '.join(alike)})" if alike else ""
+    return f" (all names are those of {', '.join(alike)})" if alike and but not in alike else ""

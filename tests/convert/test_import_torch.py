@@ -171,12 +171,51 @@ class ImportTest(ServedCase):
             self.out = self.folder / which
             done, printed = self.call(f"--which={which}", source=self.folder / "both.pth")
             self.assertEqual(done["which"], which)
-            self.assertIn("of averaged and raw weights, the", printed)
+            words = {"ema": "averaged weights, which are under 'model_ema'", "raw": "raw weights, "}
+            self.assertIn(f"  the {words[which]}", printed)
             array = load_file(self.out / "weights.safetensors")["head.fc.bias"]
             np.testing.assert_array_equal(array, weights()["head.fc.bias"] + added)
-        torch.save({"model": raw}, self.folder / "one.pth")
+        one = self.folder / "one.pth"
+        torch.save({"model": raw}, one)
         self.out = self.folder / "one"
-        self.assertIsNone(self.call(source=self.folder / "one.pth")[0]["which"])
+        self.assertIsNone(self.call(source=one)[0]["which"])
+        self.out = self.folder / "asked"
+        for which in ("raw", "ema"):
+            message = "one set of weights, under 'model', and does not say .* leave --which out"
+            self.refused(message, f"--which={which}", source=one)
+        self.refused("holds one set of weights; leave --which out", "--which=ema")
+
+    def test_averaged_beside_unaveraged(self):
+        """As the training code of Gowal, Rade, Rebuffi and RobustResNet saves them."""
+        torch, file = self.torch(), self.folder / "weights-best.pt"
+        raw = {f"module.{k}": torch.tensor(a) for k, a in as_timm(weights()).items()}
+        averaged = {k.removeprefix("module."): t + 1 for k, t in raw.items()}
+        both = {"model_state_dict": averaged, "unaveraged_model_state_dict": raw, "epoch": 3}
+        for content, flags, which, added in (
+            (both, ["--which=raw"], "raw", 0),
+            (both, ["--which=ema"], "ema", 1),
+            (both, [], "ema", 1),
+            ({"unaveraged_model_state_dict": raw}, [], "raw", 0),
+        ):
+            torch.save(content, file)
+            self.out = self.folder / f"{which}{len(flags)}{len(content)}"
+            done, printed = self.call(*flags, source=file)
+            self.assertEqual((done["which"], weights_folder.about(self.out)["which"]), (which,) * 2)
+            place = "model_state_dict" if added else "unaveraged_model_state_dict"
+            self.assertIn(f"weights, which are under '{place}'", printed)
+            array = load_file(self.out / "weights.safetensors")["head.fc.bias"]
+            np.testing.assert_array_equal(array, weights()["head.fc.bias"] + added)
+        self.out = self.folder / "none"
+        message = "raw weights only, under 'unaveraged_model_state_dict'; ask for raw"
+        self.refused(message, "--which=ema", source=file)
+
+    def test_averaged_weights_alone(self):
+        torch, file = self.torch(), self.folder / "ema.pt"
+        torch.save({"state_dict_ema": {k: torch.tensor(a) for k, a in as_timm(weights()).items()}},
+                   file)  # fmt: skip
+        self.assertEqual(self.call(source=file)[0]["which"], "ema")
+        self.out = self.folder / "raw"
+        self.refused("averaged weights only, under 'state_dict_ema'", "--which=raw", source=file)
 
     def torch(self):
         try:

@@ -6,9 +6,10 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.models import table
+from jaxrobust.models import robust_resnet, table
 from jaxrobust.models.robust_resnet import VARIANTS
-from tests.support import cifar_study, golden32, parity, paths
+from jaxrobust.weights import convert
+from tests.support import cifar_study, golden32, parity, paths, sweeps
 
 FAST = ("wrn_28_10",)
 # Table 1 of the paper at D = 11, W = 16, in millions.
@@ -27,6 +28,17 @@ ABLATIONS = (
 SMALLER = {"depths": (2, 2, 2)}
 GOLDEN = {"wrn_D222_W573": "wrn_a1", "robustres_D222_W573": "robustresnet_a1"}
 PREPROCESSED = "robustres_D222_W573_silu_preproc"
+# Of the authors' models/resnet.py with other arguments than the paper's, run in PyTorch 2.13: the
+# defaults of its constructor, and such as no two of the sizes that they make are alike.
+RELEASED = {"scales": 4, "groups": 8, "base_width": 64, "se_reduction": 16}
+OTHERS = {
+    "robustres_released_D211": {"depths": (2, 1, 1), "planes": (32, 48, 64)} | RELEASED,
+    "robustres_C2_W27_S3": {
+        **{"depths": (1, 2, 1), "planes": (48, 80, 32)},
+        **{"scales": 3, "groups": 2, "base_width": 27, "se_reduction": 20},
+    },
+}
+A1 = "robustresnet_a1"
 
 
 def check_counts(test, name: str) -> None:
@@ -68,6 +80,128 @@ class SlowCountsTest(parameterized.TestCase):
     @parameterized.parameters(*ABLATIONS)
     def test_ablations(self, options, expected):
         self.assertAlmostEqual(millions(**options), expected, delta=0.005)
+
+
+class OthersTest(parameterized.TestCase):
+    """RobustResBlocks of another cardinality and base width."""
+
+    def test_the_released_defaults_are_counted(self):
+        net = models.create(A1, num_classes=10, image_size=32, **RELEASED)
+        params, _ = jax.eval_shape(net.init, jax.random.key(0))
+        self.assertEqual(sum(p.size for p in params.values()), 144_344_330)  # of the sheet
+
+    @parameterized.parameters(*OTHERS.items())
+    def test_both_ways(self, listing, options):
+        self.assertEqual(models.torch_keys(A1, **options), parity.listing(listing))
+        cifar_study.check_both_ways(self, A1, cifar_study.weights(listing), **options)
+
+    @sweeps.fast(1)
+    @parameterized.parameters(*OTHERS.items())
+    def test_the_pytorch_module_is_theirs(self, listing, options):
+        torch = parity.torch_or_skip(self)
+        from jaxrobust.convert import torch_networks
+
+        net = torch_networks.network(A1, img_size=32, num_classes=10, **options).eval()
+        arrays = {k: torch.tensor(a) for k, a in cifar_study.weights(listing).items()}
+        self.assertEqual(
+            [(k, v.shape) for k, v in net.state_dict().items()],
+            [(k, v.shape) for k, v in arrays.items()],
+        )
+        net.load_state_dict(arrays)
+        images = torch.tensor(golden32.images().transpose(0, 3, 1, 2).astype(np.float32))
+        logits = net.double()(images.double()).detach().numpy()
+        theirs = golden32.stored(listing)[f"{listing}__f64"]
+        self.assertLess(parity.relative(logits, theirs), 1e-9)
+
+    def refused(self, arrays, **options) -> str:
+        with self.assertRaises(ValueError) as caught:
+            convert.from_torch(A1, arrays, **cifar_study.SIZES | options)
+        self.assertNotIn("check the model name", str(caught.exception))
+        return str(caught.exception)
+
+    def test_shapes_say_which_options_to_give(self):
+        (listing, options), (other, _) = OTHERS.items()
+        arrays = cifar_study.weights(listing)
+        said = self.refused(arrays, **options | {"groups": 4, "base_width": 0})
+        self.assertRegex(
+            said,
+            r"their shapes are those of groups=8, base_width=64, and this robustresnet_a1 has "
+            r"groups=4, base_width=0; give groups=8, base_width=64 as options of the network:\n",
+        )
+        # Theirs and ours beside each other: floor(32 * 64 / 160) * 8 * 4, and 2 * 32.
+        self.assertIn("conv1.weight: shape (1, 1, 16, 384) for blocks.0.layer.0.conv1.k", said)
+        self.assertIn("kernel (1, 1, 16, 64)", said)
+        self.assertIn(
+            "give base_width=64 as opt", self.refused(arrays, **options | {"base_width": 9})
+        )
+        self.assertIn(
+            "give se_reduction=16 as", self.refused(arrays, **options | {"se_reduction": 8})
+        )
+        self.assertIn("give num_classes=10 as o", self.refused(arrays, **options, num_classes=200))
+        for key in ("depths", "planes"):
+            sizes = OTHERS[listing] | {key: OTHERS[other][key]}
+            self.assertIn(f"give {key}={options[key]} as opt", self.refused(arrays, **sizes))
+        found = self.refused(arrays, **options | {"scales": 8, "groups": 2, "base_width": 0})
+        self.assertIn("give groups=8, scales=4, base_width=64 as options", found)
+
+    def test_weights_of_other_blocks(self):
+        said = self.refused(cifar_study.weights("wrn_D222_W573"), **SMALLER)
+        self.assertIn("has block='hierarchical', se='residual'; give block='basic', se='no", said)
+
+    def test_weights_of_no_such_network_are_listed(self):
+        for arrays in ({}, {"fc.weight": np.zeros((10, 7), np.float32)}):
+            with self.assertRaisesRegex(ValueError, "check the model name, num_classes and image"):
+                convert.from_torch(A1, arrays, **cifar_study.SIZES, **SMALLER)
+        arrays = cifar_study.weights("robustres_C2_W27_S3")
+        arrays["blocks.0.layer.0.conv1.weight"] = np.zeros(3, np.float32)
+        with self.assertRaisesRegex(
+            ValueError, "(?s)check the model name.* cannot be that of blocks.0"
+        ):
+            convert.from_torch(A1, arrays, **cifar_study.SIZES, **OTHERS["robustres_C2_W27_S3"])
+
+    def test_the_way_back_says_it_too(self):
+        (listing, options), _ = OTHERS.items()
+        weights = convert.from_torch(
+            A1, cifar_study.weights(listing), **cifar_study.SIZES, **options
+        )
+        for key, said in (
+            ("base_width", "give base_width=64 as options of the network"),
+            ("scales", "give scales=4 as options"),
+            ("depths", r"give depths=\(2, 1, 1\) as options"),
+        ):
+            other = {"base_width": 20, "scales": 8, "depths": (1, 1, 1)}[key]
+            with self.assertRaisesRegex(ValueError, said):
+                convert.to_torch(A1, *weights, **options | {key: other})
+
+    @parameterized.parameters(
+        ({"groups": 8, "base_width": 20}, "hierarchical"),
+        ({"block": "aggregated", "groups": 8, "base_width": 30, "se_reduction": 16}, "aggregated"),
+        ({"block": "bottleneck", "se": "conv3x3", "se_reduction": 16}, "bottleneck"),
+        ({"block": "bottleneck", "se": "identity", "se_reduction": 16}, "bottleneck"),
+        ({"block": "inverted", "se": "none"}, "inverted"),
+        ({"scales": 5, "groups": 1, "se_reduction": 50, "in_channels": 1}, "hierarchical"),
+    )
+    def test_what_shapes_tell_makes_the_same_network(self, options, block):
+        sizes = {"depths": (1, 2, 1), "planes": (80, 160, 240), "first_conv": "raw"} | options
+        net = models.create(A1, num_classes=7, image_size=32, **sizes)
+        shapes = {
+            key: array.shape
+            for part in jax.eval_shape(net.init, jax.random.key(0))
+            for key, array in part.items()
+        }
+        told = robust_resnet.told(shapes)
+        self.assertEqual((told["block"], told["num_classes"]), (block, 7))
+        kept = {key: sizes[key] for key in ("se", "first_conv") if key in sizes}
+        again = models.create(A1, image_size=32, **kept | told)
+        found = jax.eval_shape(again.init, jax.random.key(0))
+        self.assertEqual({k: a.shape for part in found for k, a in part.items()}, shapes)
+
+
+@pytest.mark.slow
+class SlowOthersTest(parameterized.TestCase):
+    @parameterized.parameters(*OTHERS.items())
+    def test_logits_and_gradients(self, listing, options):
+        golden32.check(self, listing, A1, cifar_study.weights(listing), **options)
 
 
 class NamesTest(parameterized.TestCase):
@@ -152,6 +286,7 @@ OPTIONS = (
     {"block": "bottleneck", "se": "conv3x3", "activation": "gelu"},
     {"block": "bottleneck", "se": "identity", "norm": "instance"},
     {"block": "aggregated", "preact": False, "se": "residual"},
+    {"block": "aggregated", "groups": 2, "base_width": 60, "first_conv": "raw"},
     {"block": "inverted", "activation": "silu"},
     {"preact": False},
     {"residual": False, "se": "standard"},
@@ -215,7 +350,15 @@ class OptionsTest(parameterized.TestCase):
         (
             "robustresnet_a1",
             {"scales": 4, "groups": 8, "se_reduction": 16},
-            "default arguments of the authors' code, .* 144,344,330 parameters instead of 19,222,7",
+            "default arguments of the authors' code, .* 144,344,330 .* give base_width=64 too, or",
+        ),
+        ("robustresnet_a1", {"base_width": 1}, "base_width=1 leaves .* 80 planes .* at least 2"),
+        ("robustresnet_a1", {"base_width": -1}, "base_width=-1 must be at least 0"),
+        ("wrn_a1", {"base_width": 10}, "not of block='basic'; leave it out, or take block='aggr"),
+        (
+            "robustresnet_a1",
+            {"cardinality": 8},
+            "unknown option .'cardinality'.* 'groups', 'base_w",
         ),
         ("robustresnet_a1", {"se_reduction": 512}, "se_reduction=512 is above the 320 channels"),
         ("wrn_a1", {"se": "residual", "se_reduction": 100}, "is above the 80 channels"),

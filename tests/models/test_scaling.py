@@ -2,11 +2,12 @@ import contextlib
 import io
 import json
 
+import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models, scaling
 from jaxrobust.models import robust_resnet
-from jaxrobust.models.scaling import OPTIONS, cost, robust_scaling, study
+from jaxrobust.models.scaling import OPTIONS, cost, robust_scaling, study, whole
 from tests.support.golden32 import COUNTED
 
 TARGETS = (5e9, 10e9, 20e9, 40e9)
@@ -58,6 +59,38 @@ class RuleTest(parameterized.TestCase):
             self.assertEqual(found.rounded_depths, (14, 14, 7))
             self.assertEqual(found.rounded_widths, (5, 7, 3))
 
+    @parameterized.parameters(*OPTIONS)
+    def test_whole_numbers_cost_what_is_asked_for(self, block):
+        """98 to 102 % from 1e9 to 60e9; each number rounded alone is up to 19 % off."""
+        alone = []
+        for target in np.geomspace(1e9, 60e9, 25):
+            found = robust_scaling(target, block)
+            own = cost(found.rounded_depths, found.rounded_widths, block=block)
+            self.assertEqual(found.cost, own)
+            self.assertEqual(found.share, own.multiply_adds / target)
+            self.assertBetween(found.share, 0.98, 1.02, f"{target:g}")
+            real = np.array([*found.depths, *found.widths])
+            near = np.array([*found.rounded_depths, *found.rounded_widths])
+            self.assertLess(np.abs(near - real).max(), 2, f"{target:g}")
+            rounded = np.floor(real + 0.5)
+            alone.append(cost(rounded[:3], rounded[3:], block=block).multiply_adds / target - 1)
+        self.assertGreater(np.abs(alone).max(), 0.15)
+
+    def test_the_smallest_network_that_the_rule_makes(self):
+        found = robust_scaling(2.5e8)  # below 2.49e8: refused
+        self.assertBetween(found.share, 0.98, 1.02)
+        self.assertGreaterEqual(min(*found.rounded_depths, *found.rounded_widths), 1)
+
+    @parameterized.parameters(
+        ((14, 14, 7), (5, 7, 3), 1.0, (14, 14, 7), (5, 7, 3)),  # whole ones are kept
+        ((26.5, 26.5, 13), (9, 13, 5), 0.995, (27, 26, 13), (9, 13, 5)),  # the nearer cost of two
+        ((26.5, 26.5, 13), (9, 13, 5), 1.0, (26, 27, 13), (9, 13, 5)),  # both equal: smaller first
+        ((1, 1, 1), (1, 1, 1), 99.0, (2, 2, 2), (2, 2, 2)),  # none within 2 %: the nearest cost
+    )
+    def test_search(self, depths, widths, share, *expected):
+        asked = share * cost(depths, widths).multiply_adds
+        self.assertEqual(whole(depths, widths, asked), expected)
+
     @parameterized.parameters(
         ((1e6,), {}, r"multiply_adds=1e\+06 is below 2.49e\+08, .* give at least that"),
         ((float("nan"),), {}, "multiply_adds=nan is below"),
@@ -82,10 +115,13 @@ class StudyTest(parameterized.TestCase):
             options = dict(network.options) | {"depths": (1,), "widths": (2,)}
             models.create(network.name, num_classes=10, image_size=32, **options)
 
-    def test_ratios_cost_about_the_same(self):
-        for network in study("ratio"):
-            found = cost(network.options["depths"], network.options["widths"]).multiply_adds
-            self.assertAlmostEqual(found / 5e9, 1, delta=0.25)  # whole numbers of few blocks
+    @parameterized.parameters(*OPTIONS)
+    def test_ratios_are_at_one_cost(self, block):
+        for network in study("ratio", block=block):
+            sizes = (network.options["depths"], network.options["widths"])
+            found = cost(*sizes, block=block).multiply_adds
+            self.assertAlmostEqual(found / 5e9, 1, delta=0.02)
+            self.assertEqual(found / 5e9, network.share)
 
     def test_unknown(self):
         with self.assertRaisesRegex(ValueError, "study='depths' is unknown; depth, width, ratio"):
@@ -106,8 +142,24 @@ class CommandTest(absltest.TestCase):
         )
         self.assertRegex(out, r"rounded +14 14 7 +5 7 3 +0\.700 +19\.223 +5\.080")
         self.assertRegex(out, r"robustresnet_a4 +27 28 13 +10 14 6 +0\.694 +147\.262 +39\.273")
-        rows = json.loads(out.splitlines()[-1])["networks"]
-        self.assertEqual(rows["robustresnet_a1"]["parameters"], 19_222_738)
+        self.assertIn("the rounded ones cost 1.016 of the multiply-adds asked for\n", out)
+        told = json.loads(out.splitlines()[-1])
+        for found in (told["networks"]["robustresnet_a1"], told["cost"]):
+            self.assertEqual(found["parameters"], 19_222_738)
+
+    def test_3e9_costs_3e9(self):
+        """Each number rounded alone: 1.16 times as much."""
+        out = self.call("3e9")
+        self.assertRegex(out, r"rounded +12 12 6 +4 6 2 +0\.714 +10\.497 +2\.984")
+        self.assertIn("the rounded ones cost 0.995 of", out)
+
+    def test_the_study_of_ratios_says_what_each_costs(self):
+        lines = self.call("--study", "ratio").splitlines()
+        self.assertLen(lines, 14)
+        for line in lines:
+            self.assertRegex(
+                line, r"^wrn_28_10 \{.+\}  # (0\.9[89]|1\.0[012])\d of the multiply-ad"
+            )
 
     def test_study(self):
         lines = self.call("--study", "width").splitlines()

@@ -89,6 +89,33 @@ class RenameTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "(?s)^3 weights.*b: dtype.*c: 0 rows.*d: not fill"):
             convert.rename(rows, source, expected)
 
+    @parameterized.parameters(
+        ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), ["mean", "std"]),  # of 0 to 255
+        ((123.675, 116.28, 103.53), (0.229, 0.224, 0.225), ["mean"]),
+        ((0.485, 0.456, 0.406), (58.395, 57.12, 57.375), ["std"]),
+        ((0.485, 0.456, 103.53), (0.229, 0.224, 0.225), ["mean"]),
+        ((0.5, 0.5, 1.01), (0.5, 0.5, 0.5), ["mean"]),
+        ((0.5, 0.5, -0.01), (0.5, 0.5, 0.5), ["mean"]),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 1.01), ["std"]),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, 0.0), ["std"]),
+        ((0.5, 0.5, 0.5), (0.5, 0.5, -0.5), ["std"]),
+    )
+    def test_normalisation_is_of_pixels_up_to_1(self, mean, std, wrong):
+        """Also where only one of the two, or one of its channels, is not."""
+        arrays = {"normalize.mean": np.float32(mean), "normalize.std": np.float32(std)}
+        with self.assertRaises(ValueError) as caught:
+            convert.rename([row(r"(.+)", r"\1")], arrays, dict.fromkeys(arrays, (3,)))
+        said = re.findall(r"e\.(\w+): does not fit \[0, 1\] pixels.* by 255", str(caught.exception))
+        self.assertEqual(said, wrong)
+
+    @parameterized.parameters(((0, 0.5, 1), (1e-3, 0.5, 1)), ((0.485,) * 3, (0.229,) * 3))
+    def test_normalisation_that_is(self, mean, std):
+        arrays = {"normalize.mean": np.float32(mean), "normalize.std": np.float32(std)}
+        rows = [row(r"(.+)", r"\1")]
+        self.assertEqual(
+            convert.rename(rows, arrays, dict.fromkeys(arrays, (3,))).keys(), arrays.keys()
+        )
+
     def test_double_weights_stay_double(self):
         source = {"a.weight": SOURCE["a.weight"].astype(np.float64) / 3}
         out = convert.rename([ROW], source, EXPECTED)
@@ -316,8 +343,52 @@ class LoadTest(parameterized.TestCase):
             k: v if k.startswith("normalize.") else v / 2 for k, v in self.weights.items()
         }
         self.assert_loads(path)
-        with self.assertRaisesRegex(ValueError, "which='best'; one of ema, raw"):
+        with self.assertRaisesRegex(ValueError, "which='best'; one of ema, raw, or None"):
             convert.load("convnext_n", path, which="best", **KWARGS)
+
+    @parameterized.parameters(
+        ("unaveraged_model_state_dict", "model_state_dict"),  # the averaged ones have the plain key
+        ("unaveraged_state_dict", "state_dict"),
+        ("state_dict", "state_dict_ema"),
+        ("model", "model_ema"),
+        ("net", "ema_model"),
+        ("model_state_dict", "ema_state_dict"),
+        ("model_state_dict", "model_ema_state_dict"),
+        ("model_state_dict", "ema_model_state_dict"),
+        ("state_dict", "swa_state_dict"),
+        ("model", "swa_model"),
+        ("model_state_dict", "swa_model_state_dict"),
+        ("model_state_dict", "wa_model_state_dict"),
+    )
+    def test_where_both_are(self, raw, averaged):
+        torch, path = self.torch(), self.folder / "both.pt"
+        sets = {raw: {"w": torch.zeros(2)}, averaged: {"w": torch.ones(2)}}
+        for tree in (sets, dict(reversed(sets.items())), {"model": sets, "ema": 0.999, "epoch": 3}):
+            torch.save(tree, path)
+            for which, value, key in (("raw", 0, raw), ("ema", 1, averaged), (None, 1, averaged)):
+                found = files.chosen(path, which=which)
+                np.testing.assert_array_equal(found.arrays["w"], np.full(2, value))
+                self.assertEqual(found.which, which or "ema")
+                self.assertEqual(found.place.rpartition("/")[2], key)
+
+    def test_what_does_not_say_which_it_is(self):
+        torch, path = self.torch(), self.folder / "one.pt"
+        for tree in ({"w": torch.zeros(2)}, {"model": {"w": torch.zeros(2)}, "epoch": 1}):
+            torch.save(tree, path)
+            self.assertIsNone(files.chosen(path).which)
+            for which in files.WHICH:
+                with self.assertRaisesRegex(ValueError, "one set of weights.* leave --which out"):
+                    files.read(path, which=which)
+
+    def test_pytorchs_own_average(self):
+        torch, path = self.torch(), self.folder / "swa.pt"
+        net = torch.nn.Linear(2, 1)
+        average = torch.optim.swa_utils.AveragedModel(net)
+        torch.nn.init.constant_(average.module.bias, 7)
+        torch.save({"model": net.state_dict(), "swa_model": average.state_dict()}, path)
+        found = convert.unwrapped(files.read(path))
+        self.assertEqual(found.keys(), net.state_dict().keys())  # without `n_averaged`
+        np.testing.assert_array_equal(found["bias"], [7])
 
     def test_strides_are_honoured(self):
         torch, path = self.torch(), self.folder / "channels_last.pt"

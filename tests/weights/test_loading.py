@@ -101,6 +101,15 @@ class PathTest(Case):
         self.assert_same(found, small())
         self.assertEqual({key: found.about[key] for key in about}, about)
         self.assertIsNone(self.load(self.folder / "imported", image_size=16).about["preprocessing"])
+        with self.assertRaisesRegex(ValueError, "holds one set of weights; leave --which out"):
+            self.load(self.folder / "imported", which="raw")
+
+    def test_an_imported_folder_that_says_which_weights_it_holds(self):
+        about = NETWORK | SIZES | {"which": "raw"}
+        weights_folder.write(self.folder / "imported", *split(small()), about)
+        self.assert_same(self.load(self.folder / "imported", which="raw"), small())
+        with self.assertRaisesRegex(ValueError, "holds the raw weights; leave --which out"):
+            self.load(self.folder / "imported", which="ema")
 
     def test_a_run(self):
         workdir = self.folder / "run"
@@ -118,6 +127,9 @@ class PathTest(Case):
         self.assertEqual(found.about["accuracies"], rows[:1])
         self.assertEqual((found.about["norm"], found.about["epsilon"]), ("linf", 0.1))
         self.assertEqual(found.about["source"], "run (train, step 7, ema)")
+        self.assert_same(self.load(workdir, which="ema"), small())
+        with self.assertRaisesRegex(ValueError, "best of the averaged weights, .*--which raw"):
+            self.load(workdir, which="raw")
 
         with self.subTest("`evaluate --weights RUN` is --workdir RUN"):
             given = {"weights": str(workdir), "attack": "clean", "n": 8}

@@ -41,6 +41,7 @@ class Row(NamedTuple):
     se_reduction: int
     scales: int
     groups: int
+    base_width: int
     activation: str
     norm: str
     preact: bool
@@ -57,6 +58,7 @@ def model(
     se_reduction: int = 64,
     scales: int = 8,
     groups: int = 4,
+    base_width: int = 0,
     activation: str = "relu",
     norm: str = "batch",
     preact: bool = True,
@@ -75,6 +77,7 @@ def model(
       se: none, standard, conv3x3, identity or residual.
       se_reduction: the channels of squeeze and excitation by its hidden units.
       scales, groups: of the inner 3x3 convolutions.
+      base_width: channels of a group in a block of 160 planes; 0: those of `BLOCKS`.
       activation: relu, silu, softplus or gelu.
       norm: batch, group, layer or instance.
       preact: norm and activation before each convolution, else behind it.
@@ -82,9 +85,8 @@ def model(
       first_conv: what a first 1x1 convolution reads: activated, or the raw input of the block.
     """
     own = tuple(planes) or tuple((16 << i) * width for i, width in enumerate(widths))
-    row = Row(
-        *(block, se, se_reduction, scales, groups, activation, norm, preact, residual, first_conv)
-    )
+    parts = (scales, groups, base_width)
+    row = Row(*(block, se, se_reduction, *parts, activation, norm, preact, residual, first_conv))
     return RobustResNet(tuple(depths), own, row, in_channels, num_classes)
 
 
@@ -140,6 +142,9 @@ class Block(nn.Module):
         super().__init__()
         expansion, wider, self.middle = BLOCKS[row.block]
         inner, outs = int(planes * wider), planes * expansion
+        if row.base_width:
+            inner = math.floor(planes * (row.base_width / 160)) * row.groups
+            inner *= row.scales if self.middle == "parts" else 1
         self.row, self.stride, self.act = row, stride, ACTIVATIONS[row.activation]
         norm = NORMS[row.norm]
         behind: list[nn.Module] = [norm(inner)]
