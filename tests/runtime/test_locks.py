@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation import ledger
+from jaxrobust.evaluation import fingerprint, ledger
 from jaxrobust.runtime import jsonl, locks
 from tests.support import paths
 from tests.support.processes import start, wait, written
@@ -41,6 +41,14 @@ from jaxrobust.runtime import jsonl
 for number in range(100):
     jsonl.append(pathlib.Path(sys.argv[1]), {"of": sys.argv[2], "number": number})
 """
+
+
+def evaluated(network):
+    """What a ledger says that it is of."""
+    probe = {"logits": [[1.0]], "gradients": [[1.0]]}
+    known = fingerprint.Fingerprint("program", "gradient", network, probe, fingerprint.versions())
+    known_of_all = known._asdict() | {"images": "images"}
+    return {"network": None, "fingerprint": known_of_all, "search": None}
 
 
 def held(path, what="it"):
@@ -174,7 +182,7 @@ class HeldTest(parameterized.TestCase):
 class LedgerTest(absltest.TestCase):
     def test_of_another_process_is_refused(self):
         path = Path(self.create_tempdir()) / "a.jsonl"
-        before = {"network": "one"}
+        before = evaluated("one")
         with contextlib.closing(ledger.Ledger(path, before, IDS)) as book:
             book.add(0, VERDICT, None)
         with (
@@ -189,7 +197,7 @@ class LedgerTest(absltest.TestCase):
     def test_what_it_refuses_can_be_opened_again(self):
         path = Path(self.create_tempdir()) / "a.jsonl"
         for identity in ("one", "two", "two", "one"):
-            opened = ledger.open_ledger(path, {"network": identity}, IDS)
+            opened = ledger.open_ledger(path, evaluated(identity), IDS)
             if identity == "two":
                 with self.assertRaisesRegex(ValueError, "belongs to another"), opened:
                     pass
@@ -197,7 +205,7 @@ class LedgerTest(absltest.TestCase):
             with self.assertRaises(ZeroDivisionError), opened as book:
                 book.add(0, VERDICT, None)
                 with self.assertRaisesRegex(ValueError, "in use by process"):
-                    ledger.Ledger(path, {"network": identity}, IDS)
+                    ledger.Ledger(path, evaluated(identity), IDS)
                 raise ZeroDivisionError
 
 
