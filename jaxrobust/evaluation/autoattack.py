@@ -215,7 +215,7 @@ def autoattack(
             with meter:
                 result = _cascade(runner, settings, seen, book, flags, meter, known)
     about = {key: evaluation[key] for key in ("norm", "epsilon", "version", "seed")}
-    own = evaluation["fingerprint"]
+    own = fingerprint.told(evaluation["fingerprint"])
     about |= {"image_ids": records.ranges(ids.tolist()), "images_sha256": own["images"]}
     about |= {"classes": classes, "image": held.shape[1:], "chosen": bool(attacks or overrides)}
     about |= {"arrays_sha256": own["arrays"]}

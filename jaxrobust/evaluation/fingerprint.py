@@ -12,6 +12,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -44,7 +45,7 @@ class Fingerprint(NamedTuple):
     program: str  # hash of the traced program of the logits, for arrays of any content
     gradient: str  # and of the input gradient
     arrays: str  # hash of all arrays
-    probe: Probe  # "logits" and "gradients", f[8, 9] each
+    probe: "Probe | Future[Probe]"  # "logits" and "gradients", f[8, 9] each
     versions: dict[str, str]  # of what wrote the program
     question: str = ""  # hash of what is asked of it, where its caller has more to ask than one
 
@@ -55,7 +56,7 @@ class Fingerprint(NamedTuple):
 
 
 def of_network(network: Any, images: Any, *, each: int, keyed: bool = False) -> Fingerprint:
-    """Return the fingerprint of a network.
+    """Return the fingerprint of a network, whose probe is computed while its caller goes on.
 
     Args:
       network: what `networks.argument` made of it.
@@ -64,21 +65,32 @@ def of_network(network: Any, images: Any, *, each: int, keyed: bool = False) -> 
       keyed: it takes one key per image too.
     """
     exact, both, operands = _traced(network, tuple(images.shape[1:]), each, keyed)
+    rows = len(operands[1])
+    use = ("fingerprint", tuple(images.shape[1:]), rows, keyed)
+    noisy = _noisy(images, rows)
 
     def compiled() -> Any:
         # It runs once, on a few images: to compile it well would take longer.
         quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
         return both.lower().compile(compiler_options=quick)
 
-    rows = len(operands[1])
-    use = ("fingerprint", tuple(images.shape[1:]), rows, keyed)
-    program = networks.keep((network,), use, exact["gradient"], compiled)
-    found = program(network, operands[0], _noisy(images, rows), *operands[2:])
-    probe = {
-        name: _sketch(np.asarray(array, np.float64))
-        for name, array in zip(_LIMITS, found, strict=True)
-    }
-    return Fingerprint(**exact, probe=probe, versions=versions())
+    def probe() -> Probe:
+        program = networks.keep((network,), use, exact["gradient"], compiled)
+        found = program(network, operands[0], noisy, *operands[2:])
+        sketches = [_sketch(np.asarray(array, np.float64)) for array in found]
+        return dict(zip(_LIMITS, sketches, strict=True))
+
+    # XLA compiles without Python's lock, so that the attacks' programs are traced meanwhile.
+    worker = ThreadPoolExecutor(1, "fingerprint")
+    probing = worker.submit(probe)
+    worker.shutdown(wait=False)
+    return Fingerprint(**exact, probe=probing, versions=versions())
+
+
+def told(known: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a fingerprint as a record or a ledger holds them, once all are known."""
+    probe = known["probe"]
+    return known | {"probe": probe.result() if isinstance(probe, Future) else probe}
 
 
 def exact(
@@ -191,7 +203,8 @@ def apart(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     """Say in words why one network is not the other; "" if it is.
 
     Args:
-      theirs, ours: the fields of `Fingerprint`, as a record or a ledger holds them.
+      theirs: the fields of `Fingerprint`, as a record or a ledger holds them.
+      ours: those of one.
     """
     if theirs.get("arrays") != ours["arrays"]:
         return "its arrays (weights) are others"
@@ -199,6 +212,7 @@ def apart(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     there, here = theirs.get("versions") or {}, ours["versions"]
     if not all(same) and not other_versions(there, here):
         return f"the program of its {'input gradient' if same[0] else 'logits'} is another one"
+    ours = told(ours)
     for name, limit in _LIMITS.items():
         if not _near((theirs.get("probe") or {}).get(name), ours["probe"][name], limit):
             said = "" if all(same) else f" (there {words(there)}, here {words(here)})"

@@ -52,6 +52,7 @@ class Ledger:
         self._path: Path | None = None
         self.begun_by: dict[str, str] | None = None  # versions, if they are others than today's
         self._lock = contextlib.ExitStack()
+        self._unwritten: dict[str, Any] | None = None  # the first line, until there is a second
         if path is None:
             return
         first = Path(path)
@@ -69,7 +70,7 @@ class Ledger:
             with self._path.open("a+b") as lines:
                 jsonl.mend(lines)
             if not self._path.stat().st_size:
-                self._append({"identity": identity})
+                self._unwritten = identity
             self._lock = opening.pop_all()
 
     def _read(self, file: Path, identity: dict[str, Any]) -> None:
@@ -143,6 +144,7 @@ class Ledger:
 
     def add(self, place: int, record: dict[str, Any], adversarial: np.ndarray | None) -> None:
         """Append a record, after its image; a process that is killed later does not lose it."""
+        self._write_identity()
         record = {"image": int(self._ids[place])} | record
         if adversarial is not None and self._path is None:
             self._points[place, record["attack"]] = adversarial
@@ -181,7 +183,15 @@ class Ledger:
 
     def close(self) -> None:
         """Let another process append; what is in memory stays."""
+        self._write_identity()
         self._lock.close()
+
+    def _write_identity(self) -> None:
+        """Say of which evaluation the ledger is, which waits for its fingerprint."""
+        identity, self._unwritten = self._unwritten, None
+        if identity is not None:
+            known = fingerprint.told(identity["fingerprint"])
+            self._append({"identity": identity | {"fingerprint": known}})
 
     def _append(self, record: dict[str, Any]) -> None:
         if self._path is not None:
@@ -227,7 +237,6 @@ def _begun_by(
     Raises:
       ValueError: it is of another evaluation, or does not say of which.
     """
-    ours = json.loads(json.dumps(ours))
     theirs = theirs if isinstance(theirs, dict) else {}
     known, here = theirs.get("fingerprint"), ours["fingerprint"]
     if not isinstance(known, dict):
@@ -237,7 +246,7 @@ def _begun_by(
             "another ledger; replay=[...] tries this one's adversarial images first"
         )
     none = {"fingerprint": None, "network": None, "search": None}
-    words = [hosts.differences(theirs | none, ours | none)]
+    words = [hosts.differences(theirs | none, json.loads(json.dumps(ours | none)))]
     if known.get("images") != here["images"]:
         words.append("its images or labels are others")
     words.append(fingerprint.apart(known, here))

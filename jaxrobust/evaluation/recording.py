@@ -373,7 +373,7 @@ class Evaluation:
                 "method": method,
                 "search_dtype": asked.search_dtype,
                 "accuracy_after": after,
-                "fingerprint": self.fingerprint._asdict()
+                "fingerprint": fingerprint.told(self.fingerprint._asdict())
                 | {"images": self.images.content_sha256(), "question": self.questions[number]}
                 | ({"begun_by": begun_by} if begun_by else {}),
             }
