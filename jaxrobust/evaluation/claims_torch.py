@@ -10,6 +10,9 @@ The bundle has no images: pass your own, as they were prepared for the evaluatio
 how); their hashes are compared. SHA256SUMS has the hashes of all files (`sha256sum -c`), and its
 own is the bundle's number.
 
+Labels are a claim too: pass those of the data set, --labels labels.npy. Without them nothing is
+confirmed, unless --trust-labels says that the bundle's own are to be taken.
+
 Exit codes: 0 everything is confirmed; 1 something is not; 2 a mistake, with one sentence on stderr.
 """
 
@@ -117,7 +120,8 @@ def main(argv: list[str] | None = None) -> int:
     flag = parser.add_argument
     flag("--images", type=Path, required=True, help="The clean images, .npy: uint8[N,H,W,C].")
     flag("--module", required=True, help="The network: FILE.py:NAME or package.module:NAME.")
-    flag("--labels", type=Path, help="Labels of the data set, .npy; default: taken on trust.")
+    flag("--labels", type=Path, help="Labels of the data set, .npy: int[N].")
+    flag("--trust-labels", action="store_true", help="Take the labels of the bundle unchecked.")
     flag("--bundle", type=Path, default=Path(__file__).parent, help="Default: this folder.")
     flag("--batch", type=int, default=BATCH, help="Images at a time.")
     flag("--device", help="Such as cpu or cuda; default: cuda where there is one.")
@@ -133,14 +137,15 @@ def main(argv: list[str] | None = None) -> int:
         device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         logits = network(args.module, device)
         how: dict[str, Any] = {"count": count, "labels": labels, "batch": max(args.batch, 1)}
+        how["trust_labels"] = args.trust_labels
         found = judge(bundle, images, logits, **how, tell=lambda line: print(line, file=sys.stderr))
     except ValueError as error:
         print(f"verify: {error}", file=sys.stderr)
         return 2
     print("\n".join(lines(bundle, found)))
     print("Whether these are the weights of the record, this program cannot know: compare files.")
-    if labels is None:
-        print("The labels are the bundle's own: pass --labels to compare them with the data set's.")
+    if found.labels == "unchecked":
+        print("Pass --labels to compare them with the data set's, or --trust-labels to take them.")
     return 0 if found.whole else 1
 
 

@@ -225,6 +225,7 @@ class WrittenTest(parameterized.TestCase):
             "evaluation": "a1",
             "dataset": "noise",
             "split": "test",
+            "image_ids": "0..39",
             "preprocessing": "none",
             "method": "apgd-ce",
             "model": {"name": "linear", "num_classes": 10, "image_size": 8, "options": {}},
@@ -309,12 +310,12 @@ class WrittenTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "no bundle, it has no SHA256SUMS; give"):
             claims.read(self.folder / "nowhere")
         changed(self.folder, schema=claims.SCHEMA + 1)
-        with self.assertRaisesRegex(ValueError, "schema 2, and this program knows up to 1; use"):
+        with self.assertRaisesRegex(ValueError, "schema 3, and this program knows up to 2; use"):
             claims.read(self.folder)
 
     @parameterized.parameters(
         ({"record": {"robust": 0.123}}, "its record says 12.30%"),
-        ({"record": {"attacks": []}}, "it lacks"),
+        ({"record": {"attacks": []}}, "it lacks attacks"),
         ({"record": {"attacks": [{"norm": "l3", "epsilon": 1}]}}, "another norm"),
     )
     def test_a_forged_bundle_contradicts_itself(self, changes, said):
@@ -344,11 +345,15 @@ class WrittenTest(parameterized.TestCase):
         labels = np.array(self.labels)
         labels[wrong] += 1
         self.assertEqual(self.judged(labels=labels).unconfirmed, {"other label": [wrong]})
-        self.assertTrue(self.judged(labels=None).whole)
+        unchecked = self.judged(labels=None)
+        self.assertEqual(unchecked.confirmed, unchecked.claimed)
+        self.assertFalse(unchecked.whole)
+        self.assertTrue(self.judged(labels=None, trust_labels=True).whole)
         last = int(np.flatnonzero(~self.found.robust)[-1])
-        self.assertEqual(self.judged(self.images[:last]).unconfirmed, {"missing": [last]})
+        missing = list(range(last, 40))
+        self.assertEqual(self.judged(self.images[:last]).unconfirmed, {"missing": missing})
         said = "\n".join(claims.lines(claims.read(self.folder), self.judged(self.images[:last])))
-        self.assertIn(f"1 not confirmed: {claims.WHY['missing']} (image {last})", said)
+        self.assertIn(f"{len(missing)} not confirmed: {claims.WHY['missing']} (image {last}", said)
         self.assertIn("Not all is confirmed: robust accuracy on these images is at most", said)
 
     def test_images_outside_the_ball_or_the_range(self):
@@ -357,7 +362,8 @@ class WrittenTest(parameterized.TestCase):
         row_changed(self.folder, fooled, step=row["step"] * 1.01)
         self.assertEqual(self.judged().unconfirmed, {"outside the ball": [fooled]})
         row_changed(self.folder, fooled, step=float("nan"))
-        self.assertEqual(self.judged().unconfirmed, {"outside the range": [fooled]})
+        with self.assertRaisesRegex(ValueError, "nan for the step of line"):
+            claims.read(self.folder)
 
     def test_a_difference_of_other_images(self):
         row_changed(self.folder, self.place("apgd-ce"), offset=1)

@@ -169,7 +169,7 @@ class RunTest(Case):
         self.assertContainsSubset(plain["unconfirmed"], {"other image", "other label"})
         code, printed, _ = ran(self.bundle, "--weights", self.workdir, "--split=test[:20]")
         self.assertEqual(code, 1)
-        missing = int((~self.found.robust[20:]).sum())
+        missing = len(self.found.robust[20:])
         self.assertIn(f"{missing} not confirmed: not among the images that were given", printed)
 
     def test_mistakes(self):
@@ -282,10 +282,14 @@ class FunctionTest(Case):
 
     def test_in_pytorch(self):
         code, printed, said = self.checked()
+        self.assertEqual((code, said), (1, ""), printed)
+        self.assertIn("Confirmed but for the labels: robust accuracy", printed)
+        self.assertIn("Pass --labels to compare", printed)
+        code, printed, said = self.checked("--trust-labels")
         self.assertEqual((code, said), (0, ""), printed)
+        self.assertIn("the labels are the bundle's own, and taken on trust, as was", printed)
         self.assertRegex(printed, r"(\d+) of \1 fooled: confirmed")
         self.assertIn("this program cannot know", printed)
-        self.assertIn("pass --labels to compare", printed)
         code, printed, _ = self.checked(
             "--labels", self.root / "images.labels.npy", module="linear.py:NETWORK"
         )
@@ -295,7 +299,7 @@ class FunctionTest(Case):
     def test_images_as_floats_and_too_few(self):
         images = np.load(self.root / "images.npy")
         np.save(self.root / "floats.npy", images / np.float32(255))
-        self.assertEqual(self.checked(images="floats.npy")[0], 0)
+        self.assertEqual(self.checked("--trust-labels", images="floats.npy")[0], 0)
         np.save(self.root / "few.npy", images[:5])
         code, printed, _ = self.checked(images="few.npy")
         self.assertEqual(code, 1)
