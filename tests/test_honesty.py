@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 import sys
+import tempfile
 import unittest
 from pathlib import Path
 from typing import ClassVar
@@ -18,9 +19,9 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
 from jaxrobust import data, evaluation
-from jaxrobust.evaluation import fingerprint, networks, records, replay
+from jaxrobust.evaluation import claims, fingerprint, networks, records, replay
 from jaxrobust.runtime import functions, sharding
-from tests.support import datasets, images, paths, twins
+from tests.support import bundles, datasets, forgeries, images, paths, twins
 from tests.support.evaluations import call
 
 RNG = np.random.default_rng(0)
@@ -426,6 +427,83 @@ def hf_parquet(path: Path, png: bytes, labels: np.ndarray) -> None:
 
 
 # --- bundles ---
+
+
+class ForgedTest(parameterized.TestCase):
+    """A bundle whose numbers are not those of its images is refused, and nothing is confirmed."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        directory = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(directory.cleanup)
+        cls.honest = bundles.honest(Path(directory.name))
+
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir()) / "bundle"
+        shutil.copytree(self.honest.folder, self.folder)
+
+    def said(self, net=bundles.logits, **how) -> tuple[bool, str]:
+        """Whether everything is confirmed, and what is said."""
+        how = {"count": bundles.N, "split_images": bundles.SPLIT} | how
+        how = {"labels": self.honest.labels} | how
+        try:
+            bundle = claims.read(self.folder)
+            found = claims.judge(bundle, lambda ids: self.honest.images[list(ids)], net, **how)
+        except ValueError as error:
+            return False, str(error)
+        return found.whole, "\n".join(claims.lines(bundle, found))
+
+    def test_the_honest_one(self):
+        whole, said = self.said()
+        self.assertTrue(whole, said)
+        share = f"{self.honest.record['robust']:.2%}"
+        self.assertIn(f"claim: at most {share} of 40 of the split's 100 images are robust", said)
+
+    @parameterized.named_parameters((forgery.name, forgery) for forgery in forgeries.ALL)
+    def test_forged(self, forgery):
+        forgery.edit(self.folder, self.honest)
+        whole, said = self.said()
+        self.assertFalse(whole)
+        self.assertRegex(said, forgery.said)
+        self.assertNotRegex(said, "(?m)^Confirmed:")
+
+    def test_labels_of_whoever_claims_are_no_confirmation(self):
+        rows = bundles.rows_of(self.folder)
+        for row in rows:  # every image is wrong by another label
+            if not row["verdict"]:
+                row |= {"label": (row["label"] + 1) % 10, "verdict": "clean"}
+        bundles.rows_changed(self.folder, rows)
+        whole, said = self.said(labels=None)
+        self.assertFalse(whole)
+        self.assertRegex(said, "labels are the bundle's own, and not confirmed\nConfirmed but for")
+        whole, said = self.said(labels=None, trust_labels=True)
+        self.assertTrue(whole)
+        self.assertIn("the labels are the bundle's own, and taken on trust, as was asked", said)
+        self.assertFalse(self.said()[0])
+
+    def test_logits_that_are_no_numbers_confirm_nothing(self):
+        whole, said = self.said(net=lambda images: np.full((len(images), 10), np.nan))
+        self.assertFalse(whole)
+        self.assertIn("not confirmed: logits that are not finite", said)
+
+    def test_images_that_were_not_given_are_not_confirmed(self):
+        whole, said = self.said(count=20, labels=self.honest.labels[:20])
+        self.assertFalse(whole)
+        self.assertIn("20 not confirmed: not among the images that were given", said)
+
+    def test_a_bundle_of_an_older_version_is_read_with_what_it_lacks(self):
+        path = self.folder / claims.ABOUT
+        about = json.loads(path.read_text())
+        del about["split_images"], about["record"]["fingerprint"]
+        path.write_text(json.dumps(about | {"schema": 1}))
+        bundles.resigned(self.folder)
+        whole, said = self.said()
+        self.assertTrue(whole)
+        self.assertIn(
+            "it does not say how many images its split has, nor what its network computes", said
+        )
 
 
 # --- selection, comparison ---
