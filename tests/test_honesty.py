@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import importlib.util
+import io
 import itertools
 import json
 import shutil
@@ -19,10 +20,14 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
 from jaxrobust import data, evaluation
+from jaxrobust.config import VERSION
 from jaxrobust.evaluation import claims, fingerprint, networks, records, replay
 from jaxrobust.runtime import functions, sharding
-from tests.support import bundles, datasets, forgeries, images, paths, twins
+from jaxrobust.training import advice
+from jaxrobust.weights import kept
+from tests.support import bundles, datasets, forgeries, images, paths, runs, twins
 from tests.support.evaluations import call
+from tools import select_checkpoint
 
 RNG = np.random.default_rng(0)
 IMAGES = (RNG.integers(0, 256, (12, 4, 4, 1)) / 255).astype(np.float32)  # of 8 bits
@@ -507,6 +512,114 @@ class ForgedTest(parameterized.TestCase):
 
 
 # --- selection, comparison ---
+
+
+class ChosenTest(parameterized.TestCase):
+    """Weights that were chosen, or trained, on images of the test are no secret."""
+
+    def run_of(self, **data_settings) -> Path:
+        """A run whose config is there, and which seems to have kept weights."""
+        config = runs.tiny(pretrain__epochs=0).unlock()
+        config.data.update(data_settings)
+        workdir = Path(self.create_tempdir()) / "run"
+        (workdir / "train" / kept.FOLDER / "4").mkdir(parents=True)
+        own = {"version": VERSION} | json.loads(config.to_json())
+        (workdir / "config.json").write_text(json.dumps(own))
+        return workdir
+
+    def choosing(self, workdir: Path, split: str) -> str:
+        """What the choice stops with; nothing is there to choose from."""
+        out, said = io.StringIO(), io.StringIO()
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(said),
+            self.assertRaises(SystemExit) as stopped,
+        ):
+            select_checkpoint.main([str(workdir), "--split", split])
+        self.assertEqual(stopped.exception.code, 2)
+        self.assertFalse((workdir / kept.SELECTION).exists())
+        return said.getvalue()
+
+    @parameterized.parameters(
+        ("imagenet2012", "validation@robustbench", "validation@robustbench"),
+        ("imagenet2012", "validation@robustbench", "val@robustbench"),
+        ("imagenet2012", "validation@robustbench", "validation"),
+        ("imagenet2012", "validation@robustbench", "validation[:100%]"),
+        ("imagenet2012", "validation@robustbench", "val[10:]"),
+        ("imagenet2012", "validation@robustbench", "train+validation"),
+        ("imagenet2012", "validation@robustbench", "val@robustbench[:10]"),
+        ("imagenet2012", "validation@robustbench", "validation@somewhere.txt"),
+        ("imagenet2012", "validation@robustbench", "all"),
+        ("cifar10", "test", "test[10:]"),
+        ("cifar10", "test", "test@robustbench"),
+        ("cifar10", "test[:1000]", "test[999:]"),
+        ("cifar10", "test[:1000]", "test[:5%]"),
+    )
+    def test_no_name_of_test_images_passes(self, name, test, split):
+        workdir = self.run_of(name=name, test_split=test, train_split="train[:90%]")
+        self.assertIn("test split of", self.choosing(workdir, split))
+
+    @parameterized.parameters("validation@selection", "train[99%:]")
+    def test_others_pass(self, split):
+        workdir = self.run_of(name="imagenet2012", test_split="validation@robustbench")
+        self.assertNotIn("test split of", self.choosing(workdir, split))
+
+    def test_a_choice_on_what_was_trained_on_is_said(self):
+        workdir = self.run_of(name="imagenet2012", test_split="validation")
+        said = self.choosing(workdir, "train[:300]")
+        self.assertRegex(said, "WARNING: train.:300. holds images of train.:256., which train is")
+
+    @parameterized.parameters(
+        ("digits", "test[:8]", "test", True),
+        ("digits", "test[10:]", "test", True),
+        ("digits", "test[10:]", "test[:10]", False),
+        ("tfds:digits", "train+test", "test[:10]", True),
+        ("digits", "train[256:320]", "test", False),
+        ("digits", "train[256:320]", "train[300:]", True),
+        ("cifar10", "test", "test", False),
+        ("digits", None, "test", None),
+    )
+    def test_records_of_a_choice(self, name, split, evaluated, expected):
+        chosen = {"dataset": name, "split": split, "attack": "apgd-ce"}
+        on = {"dataset": "digits", "split": evaluated}
+        said = records.training(runs.tiny(), "train", **on, chosen=chosen)
+        self.assertIs(said["selection"]["on_evaluated_images"], expected)
+        self.assertEqual("selection" in records.seen_before(said), expected is not False)
+
+    @parameterized.parameters(
+        ({}, "train[:20]", True),
+        ({}, "train[256:]", False),
+        ({"extra": "tfds:digits", "extra_split": "test"}, "test", True),
+        ({"extra": "fake:8x8x1:10", "extra_split": "test"}, "test", False),
+    )
+    def test_records_of_what_was_trained_on(self, more, evaluated, expected):
+        config = runs.tiny().unlock()
+        config.data.update(more)
+        said = records.training(config, "train", dataset="digits", split=evaluated)
+        self.assertEqual(said["on_evaluated_images"], expected)
+        self.assertEqual("training" in records.seen_before(said), expected)
+
+    @parameterized.parameters(
+        ({"selection_split": "test[50:]"}, "chosen on what is reported"),
+        ({"train_split": "train+test"}, "reported was trained on"),
+        ({"train_split": "train"}, "chosen on what they were trained on"),
+        ({"extra": "tfds:digits", "extra_split": "test"}, "data.extra_split=test holds images of"),
+    )
+    def test_a_run_says_it_first(self, more, said):
+        config = runs.tiny().unlock()
+        self.assertEmpty(advice.lines({"train": config}))
+        config.data.update(more)
+        self.assertIn(said, " ".join(advice.lines({"train": config})))
+
+    def test_what_a_choice_looked_at(self):
+        """`--selected` hands this to the record, which tests/evaluation/test_selected.py reads."""
+        workdir = Path(self.create_tempdir())
+        told = {"schema": kept.SCHEMA, "candidates": [], "chosen": {}}
+        for more in ({"dataset": "digits", "split": "test[5:]", "attack": {"name": "apgd-ce"}}, {}):
+            (workdir / kept.SELECTION).write_text(json.dumps(told | more))
+            said = kept.chosen_on(workdir)
+            self.assertEqual(said["split"], more.get("split"))
+            self.assertEqual(said["attack"], "apgd-ce" if more else None)
 
 
 # --- randomised networks, numbers that are none ---
