@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from jaxrobust import data, evaluation
 from jaxrobust.config import VERSION
-from jaxrobust.evaluation import claims, fingerprint, networks, records, replay
+from jaxrobust.evaluation import claims, fingerprint, networks, records, replay, trained
 from jaxrobust.runtime import functions, sharding
 from jaxrobust.training import advice
 from jaxrobust.weights import kept
@@ -582,9 +582,9 @@ class ChosenTest(parameterized.TestCase):
     def test_records_of_a_choice(self, name, split, evaluated, expected):
         chosen = {"dataset": name, "split": split, "attack": "apgd-ce"}
         on = {"dataset": "digits", "split": evaluated}
-        said = records.training(runs.tiny(), "train", **on, chosen=chosen)
+        said = trained.training(runs.tiny(), "train", **on, chosen=chosen)
         self.assertIs(said["selection"]["on_evaluated_images"], expected)
-        self.assertEqual("selection" in records.seen_before(said), expected is not False)
+        self.assertEqual("selection" in trained.seen_before(said), expected is not False)
 
     @parameterized.parameters(
         ({}, "train[:20]", True),
@@ -595,9 +595,9 @@ class ChosenTest(parameterized.TestCase):
     def test_records_of_what_was_trained_on(self, more, evaluated, expected):
         config = runs.tiny().unlock()
         config.data.update(more)
-        said = records.training(config, "train", dataset="digits", split=evaluated)
+        said = trained.training(config, "train", dataset="digits", split=evaluated)
         self.assertEqual(said["on_evaluated_images"], expected)
-        self.assertEqual("training" in records.seen_before(said), expected)
+        self.assertEqual("training" in trained.seen_before(said), expected)
 
     @parameterized.parameters(
         ({"selection_split": "test[50:]"}, "chosen on what is reported"),

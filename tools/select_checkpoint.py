@@ -115,7 +115,7 @@ def _config(args: argparse.Namespace, phase: str) -> Any:
       ValueError: the choice would look at the test split.
     """
     from jaxrobust.data import splits
-    from jaxrobust.evaluation import records
+    from jaxrobust.evaluation import trained
     from jaxrobust.runtime.progress import say
     from jaxrobust.weights import runs
 
@@ -130,7 +130,7 @@ def _config(args: argparse.Namespace, phase: str) -> Any:
             f"{data.selection_split} {said} the test split of {args.run}, which a choice must not "
             "look at; give another --split"
         )
-    for images in records.trained_on(config):
+    for images in trained.trained_on(config):
         if splits.same_images(images, (data.name, data.selection_split)):
             say(
                 f"WARNING: {data.selection_split} holds images of {images[1]}, which {phase} is "

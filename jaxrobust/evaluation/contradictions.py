@@ -97,7 +97,7 @@ def _ids(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None
     split = about.get("split_images")
     if split is None and about["schema"] < 2:
         return None
-    if not _is(split, int) or split < count:
+    if type(split) is not int or split < count:
         return f"is of {count:,} images of a split that has {split!r:.20}"
     return None
 
@@ -134,7 +134,7 @@ def _verdicts(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str |
                 f"has the verdict {row['verdict']!r:.40} on image {row['image']}, which is no "
                 "attack of its record"
             )
-        if not 0 <= row["label"] < (math.inf if classes is None else classes):
+        if row["label"] < 0 or (classes is not None and row["label"] >= classes):
             return f"has the label {row['label']} for image {row['image']}, which is no class"
         if not re.fullmatch("[0-9a-f]{64}", row["sha256"]):
             return f"has {row['sha256']!r:.40} for the sha256 of image {row['image']}"
@@ -219,12 +219,12 @@ def _costs(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | No
     record = about["record"]
     if not (costs := record.get("costs")):
         return None
-    found, said = _fooled(record, rows), Counter()
+    found, said = _fooled(record, rows), dict.fromkeys((cost["attack"] for cost in costs), 0)
     for cost in costs:
         said[cost["attack"]] += cost["fooled"]
     for name in (*found, *said):
-        if said[name] != found.get(name, 0):
-            return f"says that {name} fooled {said[name]} images, and has {found.get(name, 0)}"
+        if said.get(name) != found.get(name, 0):
+            return f"says that {name} fooled {said.get(name)} images, and has {found.get(name, 0)}"
     return None
 
 

@@ -14,7 +14,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxrobust.data import Prepared, pipeline, sources
-from jaxrobust.evaluation import fingerprint, measuring, networks, records, replay, verdicts
+from jaxrobust.evaluation import (
+    fingerprint,
+    measuring,
+    networks,
+    records,
+    replay,
+    trained,
+    verdicts,
+)
 from jaxrobust.evaluation.questions import Question
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.runtime import hardware, hosts
@@ -169,7 +177,7 @@ class Evaluation:
         source, asked, network = self.source, self.asked, subject.network
         classes = [hashes.classes_sha256(source.classes)] if subject.classes else []
         how = [subject.norm, subject.epsilon, asked.seed, asked.search_dtype]
-        seen = records.seen_before(_training(subject, self.which, source))
+        seen = trained.seen_before(_training(subject, self.which, source))
         return {
             "network": [network.name, *self.fingerprint.exact.values()],
             "data": [
@@ -350,7 +358,7 @@ class Evaluation:
             net = subject.create("float32")
             self.size.update(records.size(net, self.weights, side, channels))
         known_training = _training(subject, self.which, source)
-        found["flags"] = (found.get("flags") or {}) | records.seen_before(known_training)
+        found["flags"] = (found.get("flags") or {}) | trained.seen_before(known_training)
         record = records.accuracy_record(
             config=subject.config,
             weights=self.which,
@@ -397,7 +405,7 @@ def _training(subject: Subject, which: str | None, source: sources.Source) -> di
     if not (which and isinstance(subject.config, dict) and "phases" in subject.config):
         return None
     on: dict[str, Any] = {"dataset": source.name, "split": source.split, "chosen": subject.chosen}
-    return records.training(subject.config, which.partition(",")[0], **on)
+    return trained.training(subject.config, which.partition(",")[0], **on)
 
 
 def _number_in(path: Path) -> str:
