@@ -36,7 +36,7 @@ _LOW = 0.5  # clean accuracy
 # What only some records have.
 _SAID = (
     *("clean_top5", "stable", "local_lipschitz", "replayed", "ladder", "corruptions"),
-    "worst_case",
+    *("worst_case", "union"),
 )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jaxrobust.evaluation import checks, verdicts
+from jaxrobust.evaluation import checks, comparable, verdicts
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime import jsonl
 from jaxrobust.types import VERDICT_PRECISION, Params
@@ -303,6 +303,7 @@ def of_result(result: Any, known: dict[str, str | None]) -> dict[str, Any]:
         "method": method,
         "search_dtype": None,
         "accuracy_after": {k: float(v) if n else None for k, v in result.accuracy_after.items()},
+        "version": about["version"],
         "images_sha256": about["images_sha256"],
         "fingerprint": about["fingerprint"],
         **{key: about[key] for key in ("replayed",) if key in about},
@@ -366,6 +367,6 @@ def how(record: dict) -> str:
     if record.get("method") == "union":
         of = "worst case" if record.get("worst_case") else "union"
         return f"{of} of {', '.join(record['accuracy_after'])}"
-    a = record["attacks"][0]
+    a, tried = record["attacks"][0], comparable.tried(record)
     name = record.get("method") or f"{a['name'].upper()} {a['steps']} steps"
-    return f"{name}, {a['norm']} {a['epsilon']:.4g}"
+    return f"{name}, {a['norm']} {a['epsilon']:.4g}" + (f" ({tried})" if tried else "")
