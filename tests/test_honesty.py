@@ -11,7 +11,7 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from unittest import mock
 
 import jax
@@ -21,13 +21,23 @@ from safetensors.numpy import save_file
 
 from jaxrobust import data, evaluation
 from jaxrobust.config import VERSION
-from jaxrobust.evaluation import claims, fingerprint, networks, records, replay, trained
+from jaxrobust.evaluation import (
+    claims,
+    fingerprint,
+    networks,
+    records,
+    replay,
+    several,
+    trained,
+    verdicts,
+)
+from jaxrobust.report import comparison_part, gathered, sentences
 from jaxrobust.runtime import functions, sharding
 from jaxrobust.training import advice
 from jaxrobust.weights import kept
-from tests.support import bundles, datasets, forgeries, images, paths, runs, twins
+from tests.support import bundles, datasets, forgeries, images, paths, reports, runs, twins
 from tests.support.evaluations import call
-from tools import select_checkpoint
+from tools import compare, select_checkpoint
 
 RNG = np.random.default_rng(0)
 IMAGES = (RNG.integers(0, 256, (12, 4, 4, 1)) / 255).astype(np.float32)  # of 8 bits
@@ -620,6 +630,185 @@ class ChosenTest(parameterized.TestCase):
             said = kept.chosen_on(workdir)
             self.assertEqual(said["split"], more.get("split"))
             self.assertEqual(said["attack"], "apgd-ce" if more else None)
+
+
+_LADDER = {"radii": [0.05, 0.1], "robust_beyond": 3, "of_these_attacked_by": ["apgd-ce"]}
+# What records say that were made otherwise, on the same images.
+ONE_SIDED: dict[str, dict[str, Any]] = {
+    "a ladder": {"ladder": _LADDER, "method": "autoattack standard, ladder"},
+    "a longer ladder": {"ladder": _LADDER | {"radii": [0.05, 0.1, 0.2]}},
+    "plus": {"method": "autoattack plus"},
+    "rand": {"method": "apgd-ce + apgd-t, rand"},
+    "rand, by a program": {"method": "apgd-ce + apgd-t", "version": "rand"},
+    "a union": {"method": "union", "union": {"each_on_all_images": True}},
+    "a union in order": {"method": "union", "union": {"each_on_all_images": False}},
+    "a worst case": {"method": "union", "worst_case": [{"method": "apgd-ce", "robust": None}]},
+    "robust elsewhere": {"robust_beyond": 3},
+    "other pictures": {"fingerprint": {"images": "b" * 64}},
+    "another order": {"attacks": reports.record(reports.found(9), "a")["attacks"][::-1]},
+}
+
+
+class ComparedTest(parameterized.TestCase):
+    """No network is called more robust because the other met more."""
+
+    def setUp(self):
+        super().setUp()
+        self.root = Path(self.create_tempdir())
+        self.a = reports.found(60)
+
+    def write(self, name, seen=None, **changes) -> Path:
+        seen, folder = self.a if seen is None else seen, self.root / name
+        folder.mkdir()
+        plain = {"method": "autoattack standard", "fingerprint": {"images": "a" * 64}}
+        record = reports.record(seen, name) | plain | changes
+        (folder / "results.jsonl").write_text(json.dumps(record) + "\n")
+        verdicts.write(folder / verdicts.file_of(name), name, seen)
+        return folder
+
+    def fallen(self, count: int, by: str = "replay") -> Any:
+        """Verdicts in which some that stood have fallen by this."""
+        fooled_by = np.array(self.a.fooled_by, dtype=object)
+        fooled_by[np.flatnonzero(self.a.robust)[:count]] = by
+        return self.a._replace(fooled_by=fooled_by.astype(str))
+
+    def compared(self, *places) -> tuple[int, str, str]:
+        out, said, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+            try:
+                compare.main([str(place) for place in places])
+            except SystemExit as stopped:
+                code = int(stopped.code or 0)
+        return code, out.getvalue(), said.getvalue()
+
+    def differs(self, *places: Path) -> list:
+        """What a page says of the difference of robust accuracies."""
+        found = gathered.gather(places).evaluations
+        return [
+            comparison_part.difference(own[0], other, "robust")
+            for own in comparison_part.groups(found)
+            for other in own[1:]
+        ]
+
+    @parameterized.parameters(
+        (None, "a ladder", "ladder is"),
+        ("a ladder", "a longer ladder", "ladder is"),
+        (None, "plus", 'version is "standard" there, "plus" here'),
+        (None, "rand", 'version is "standard" there, "rand" here'),
+        (None, "rand, by a program", 'version is "standard" there, "rand" here'),
+        (None, "a union", 'kind is "one threat" there, "union" here'),
+        ("a union", "a union in order", "each attack of a union is"),
+        ("a union in order", "a worst case", 'kind is "union" there, "worst case" here'),
+        (None, "robust elsewhere", "images met by the first attack alone is 0 there, 3 here"),
+        (None, "other pictures", "images or labels of the same names are others"),
+        (None, "another order", 'attacks is "apgd-ce, apgd-t" there, "apgd-t, apgd-ce" here'),
+    )
+    def test_another_procedure(self, first, other, said):
+        places = [
+            self.write(name, **(ONE_SIDED[kind] if kind else {}))
+            for name, kind in (("a1", first), ("b2", other))
+        ]
+        code, printed, error = self.compared(*places)
+        self.assertEqual((code, printed), (2, ""))
+        self.assertIn(said, error)
+        self.assertEmpty(self.differs(*places))
+
+    @parameterized.parameters(*ONE_SIDED)
+    def test_the_same_procedure(self, kind):
+        places = [self.write(name, **ONE_SIDED[kind]) for name in ("a1", "b2")]
+        code, printed, error = self.compared(*places)
+        self.assertEqual(code, 0, error)
+        self.assertIn("A and B have the same robust accuracy", printed)
+        self.assertLen(self.differs(*places), 1)
+
+    def test_replayed_points_of_one_side(self):
+        source = {"ledger": "l", "norm": "linf", "epsilon": 0.05, "tried": 9, "fooled": 9}
+        places = self.write("a1"), self.write("b2", self.fallen(9), replayed=[source])
+        code, printed, error = self.compared(*places)
+        self.assertEqual(code, 0, error)
+        low, high = self.a.robust.mean() - 9 / 60, self.a.robust.mean()
+        first = printed.split("\n\n")[1]
+        self.assertStartsWith(
+            first,
+            "**9 of 60 images are left out, which replayed points decided (A 0, B 9): the attacks "
+            "alone might have left them standing.** On all images",
+        )
+        self.assertIn(f"B {100 * low:.2f} to {100 * high:.2f} %", first)
+        self.assertIn("**A and B have the same robust accuracy, image by image.**", printed)
+        (found,) = self.differs(*places)
+        self.assertEqual((found.n, found.gained, found.lost), (51, 0, 0))
+        self.assertIn(
+            "Images that replayed points decided are left out, as the attacks alone might have "
+            "left them standing: 9 beside",
+            str(comparison_part.part(gathered.gather(places).evaluations)),
+        )
+
+    def test_replayed_points_that_decided_nothing(self):
+        source = {"ledger": "l", "norm": "linf", "epsilon": 0.05, "tried": 9, "fooled": 0}
+        code, printed, _ = self.compared(self.write("a1"), self.write("b2", replayed=[source]))
+        self.assertEqual(code, 0)
+        self.assertIn("None of these was decided by a replayed point, which B met.", printed)
+
+    def test_nothing_but_replayed_points(self):
+        every = self.a._replace(fooled_by=np.full(60, "replay"), clean=np.ones(60, bool))
+        places = self.write("a1", every), self.write("b2", every)
+        code, _, error = self.compared(*places)
+        self.assertEqual(code, 2)
+        self.assertIn("replayed points decided all of these images", error)
+        self.assertEqual(self.differs(*places), [None])
+
+    def test_ladders_of_the_same_radii_keep_what_they_share(self):
+        source = {"ledger": "l", "norm": "linf", "epsilon": 0.05, "tried": 9, "fooled": 9}
+        more = ONE_SIDED["a ladder"] | {"replayed": [source]}
+        places = self.write("a1", **more), self.write("b2", self.fallen(9), **more)
+        code, printed, _ = self.compared(*places)
+        self.assertEqual(code, 0)
+        self.assertNotIn("left out", printed)
+        self.assertEqual(self.differs(*places)[0].lost, 9)
+        elsewhere = more | {"replayed": [source | {"epsilon": 0.3}]}
+        _, printed, _ = self.compared(places[0], self.write("c3", self.fallen(9), **elsewhere))
+        self.assertIn("9 of 60 images are left out", printed)
+
+    def test_a_union_keeps_the_order_of_its_attacks(self):
+        balls = [("linf", 0.1), ("l2", 0.5), ("l2", 0.5), ("l1", 6.0)]
+        names = ["square", "pgd", "apgd-ce", "apgd-ce"]
+        own = [
+            {"name": name, "norm": norm, "epsilon": epsilon, "steps": 20}
+            for name, (norm, epsilon) in zip(names, balls, strict=True)
+        ]
+        by = ["l1 6: apgd-ce", "l2 0.5: apgd-ce", "l2 0.5: pgd-20", "linf 0.1: square"]
+        fooled_by = np.array(self.a.fooled_by, dtype=object)
+        for name, at in zip([*by, "l2 0.5: replay"], np.flatnonzero(self.a.robust), strict=False):
+            fooled_by[at] = name
+        fooled_by[np.isin(fooled_by, reports.ATTACKS)] = by[0]
+        seen = self.a._replace(fooled_by=fooled_by.astype(str))
+        places = [self.write(n, seen, **ONE_SIDED["a union"], attacks=own) for n in ("a1", "b2")]
+        code, printed, error = self.compared(*places)
+        self.assertEqual(code, 0, error)
+        self.assertStartsWith(printed.split("\n\n")[1], "**1 of 60 images are left out")
+        after = [line.split(" | ")[0] for line in printed.splitlines() if line[:8] == "| after "]
+        self.assertEqual(after, [f"| after {name}" for name in by[:0:-1]])
+
+    def test_a_union_of_records_keeps_what_they_replayed(self):
+        source = {"ledger": "l", "norm": "linf", "epsilon": 0.05, "tried": 9, "fooled": 9}
+        folder = self.write("a1", self.fallen(9), replayed=[source])
+        (record,) = records.read(folder)
+        self.assertEqual(several._of_record(record, folder)["replayed"], [source])
+
+    def test_a_plain_attack_says_what_was_replayed(self):
+        source = {"ledger": "l", "norm": "linf", "epsilon": 0.05, "tried": 9, "fooled": 3}
+        folder = self.write("a1", replayed=[source], method="apgd-ce")
+        (record,) = records.read(folder)
+        said = "apgd-ce, linf 0.1 (3 images decided by replayed points)"
+        self.assertEqual(records.how(record), said)
+        (one,) = gathered.gather([folder]).evaluations
+        self.assertIn("3 images decided by replayed points", " ".join(sentences.doubts(one, [])))
+
+    def test_records_of_an_older_version_are_compared(self):
+        older = dict.fromkeys(("fingerprint", "method", "search_dtype"))
+        code, printed, error = self.compared(self.write("a1", **older), self.write("b2"))
+        self.assertEqual(code, 0, error)
+        self.assertIn("A and B have the same robust accuracy", printed)
 
 
 # --- randomised networks, numbers that are none ---

@@ -26,6 +26,7 @@ def procedure(record: dict[str, Any]) -> dict[str, Any]:
         "each attack of a union": None if whole is None else _ORDERS[bool(whole)],
         "version": _version(record),
         "ladder": ", ".join(f"{radius:.4g}" for radius in ladder["radii"]) if ladder else "none",
+        "images met by the first attack alone": record.get("robust_beyond", 0),
     }
 
 

@@ -306,7 +306,7 @@ def of_result(result: Any, known: dict[str, str | None]) -> dict[str, Any]:
         "version": about["version"],
         "images_sha256": about["images_sha256"],
         "fingerprint": about["fingerprint"],
-        **{key: about[key] for key in ("replayed",) if key in about},
+        **{key: about[key] for key in ("replayed", "robust_beyond") if key in about},
         "function": dict.fromkeys(("name", "file", "sha256"))
         | {"arrays_sha256": about["arrays_sha256"]},
     }
