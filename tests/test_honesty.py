@@ -808,6 +808,7 @@ class ComparedTest(parameterized.TestCase):
         older = dict.fromkeys(("fingerprint", "method", "search_dtype"))
         code, printed, error = self.compared(self.write("a1", **older), self.write("b2"))
         self.assertEqual(code, 0, error)
+        self.assertIn("What A evaluated is known by the names of the images alone", printed)
         self.assertIn("A and B have the same robust accuracy", printed)
 
 

@@ -1,4 +1,4 @@
-"""Check a bundle: `python verify.py --images images.npy --module net.py:load`.
+"""Check a bundle: `python verify.py --images X.npy --labels Y.npy --module net.py:load`.
 
 A bundle says of N images which ones a network misclassifies as they are, and has adversarial images
 of others. With the images and the network, one forward pass for each of those confirms that the
@@ -11,7 +11,8 @@ how); their hashes are compared. SHA256SUMS has the hashes of all files (`sha256
 own is the bundle's number.
 
 Labels are a claim too: pass those of the data set, --labels labels.npy. Without them nothing is
-confirmed, unless --trust-labels says that the bundle's own are to be taken.
+confirmed, unless --trust-labels says that the bundle's own are to be taken. Whoever gave you the
+bundle may have changed this program: that of the same version of jaxrobust is the same text.
 
 Exit codes: 0 everything is confirmed; 1 something is not; 2 a mistake, with one sentence on stderr.
 """
@@ -132,6 +133,8 @@ def main(argv: list[str] | None = None) -> int:
         labels = None if args.labels is None else _array(args.labels, "labels")
         if labels is not None and labels.shape != (count,):
             raise ValueError(f"--labels has shape {labels.shape}, and there are {count} images")
+        if labels is not None and labels.dtype.kind not in "iu":
+            raise ValueError(f"--labels has {labels.dtype}, and labels are whole numbers")
         import torch
 
         device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -47,13 +47,14 @@ def pictures(record: dict[str, Any]) -> tuple[Any, ...] | None:
     The command hashes what the data set has, and a program the arrays: these are never equal.
     """
     own = (record.get("fingerprint") or {}).get("images")
-    return own and (record.get("image_ids"), "images_sha256" in record, own)
+    how = (record.get("image_ids"), record.get("preprocessing"), "images_sha256" in record)
+    return own and (*how, own)
 
 
 def other_pictures(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Tell whether two records are surely of other images or labels, whatever their names."""
     a, b = pictures(one), pictures(other)
-    return bool(a and b and a[:2] == b[:2] and a != b)
+    return bool(a and b and a[:-1] == b[:-1] and a != b)
 
 
 def replayed(found: Verdicts) -> np.ndarray:

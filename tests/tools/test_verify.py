@@ -19,7 +19,7 @@ from jaxrobust import data
 from jaxrobust.evaluation import claims, records, verdicts
 from jaxrobust.weights import files, runs
 from jaxrobust.weights import folder as weights_folder
-from tests.support import paths
+from tests.support import bundles, paths
 from tests.support.evaluations import call, run_for
 from tools import verify
 
@@ -279,6 +279,41 @@ class FunctionTest(Case):
         code, printed, said = ran(self.bundle, "--function", f"{self.root}/nets.py:another")
         self.assertEqual(code, 1, said)
         self.assertIn("This is another network than the record's", printed)
+
+    def test_a_program_that_somebody_changed(self):
+        other = Path(self.create_tempdir()) / "changed"
+        shutil.copytree(self.bundle, other)
+        program = other / "verify.py"
+        program.write_text(program.read_text().replace("return 0 if found.whole else 1", "return"))
+        bundles.resigned(other)
+        network = ("--function", f"{self.root}/nets.py:logits_fn")
+        code, printed, _ = ran(other, *network)
+        self.assertEqual(code, 0)  # the claim holds
+        self.assertIn("verify.py is not the program that this version writes", printed)
+
+    def test_another_size_of_the_split_is_not_confirmed(self):
+        other = Path(self.create_tempdir()) / "changed"
+        shutil.copytree(self.bundle, other)
+        bundles.changed(other, split_images=50)
+        network = ("--function", f"{self.root}/nets.py:logits_fn")
+        code, printed, _ = ran(other, *network)
+        self.assertEqual(code, 1)
+        self.assertIn("and the bundle says 50: this is another split, or version", printed)
+
+    @parameterized.parameters(
+        ("dataset", "npz:theirs.npz"),
+        ("dataset", "folder:bundle/images"),
+        ("dataset", "hf:./bundle"),
+        ("split", "test@bundle/fooled.txt"),
+    )
+    def test_images_that_whoever_claims_may_have_made(self, key, value):
+        other = Path(self.create_tempdir()) / "changed"
+        shutil.copytree(self.bundle, other)
+        bundles.changed(other, record={key: value})
+        said = self.refused(other, "--function", f"{self.root}/nets.py:logits_fn")
+        self.assertIn(f"which may be of whoever made the bundle; name your own: --{key}", said)
+        images = ("--write_images", Path(self.create_tempdir()) / "images.npy")
+        self.assertIn("name your own", self.refused(other, *images))
 
     def test_in_pytorch(self):
         code, printed, said = self.checked()

@@ -267,6 +267,12 @@ def remarks(found: Sequence[Evaluation]) -> list[str]:
         tried = [letter(at) for at, one in enumerate(found) if one.record.get("replayed")]
         if tried:
             said.append(f"None of these was decided by a replayed point, which {_and(tried)} met.")
+    older = [letter(at) for at, one in enumerate(found) if not comparable.pictures(one.record)]
+    if older:
+        said.append(
+            f"What {_and(older)} evaluated is known by the names of the images alone: an older "
+            "version, which did not note their bytes, wrote that."
+        )
     seeds = [one.record.get("seed") for one in found]
     if found[0].record["attacks"] and len(set(seeds)) > 1:
         said.append(f"The attacks' draws have different seeds: {_each(seeds)}.")
