@@ -3,13 +3,15 @@
 import contextlib
 import copy
 import importlib.util
+import io
 import itertools
 import json
 import shutil
 import sys
+import tempfile
 import unittest
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 from unittest import mock
 
 import jax
@@ -18,10 +20,24 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
 from jaxrobust import data, evaluation
-from jaxrobust.evaluation import fingerprint, networks, records, replay
+from jaxrobust.config import VERSION
+from jaxrobust.evaluation import (
+    claims,
+    fingerprint,
+    networks,
+    records,
+    replay,
+    several,
+    trained,
+    verdicts,
+)
+from jaxrobust.report import comparison_part, gathered, sentences
 from jaxrobust.runtime import functions, sharding
-from tests.support import datasets, images, paths, twins
+from jaxrobust.training import advice
+from jaxrobust.weights import kept
+from tests.support import bundles, datasets, forgeries, images, paths, reports, runs, twins
 from tests.support.evaluations import call
+from tools import compare, select_checkpoint
 
 RNG = np.random.default_rng(0)
 IMAGES = (RNG.integers(0, 256, (12, 4, 4, 1)) / 255).astype(np.float32)  # of 8 bits
@@ -428,7 +444,372 @@ def hf_parquet(path: Path, png: bytes, labels: np.ndarray) -> None:
 # --- bundles ---
 
 
+class ForgedTest(parameterized.TestCase):
+    """A bundle whose numbers are not those of its images is refused, and nothing is confirmed."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        directory = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(directory.cleanup)
+        cls.honest = bundles.honest(Path(directory.name))
+
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir()) / "bundle"
+        shutil.copytree(self.honest.folder, self.folder)
+
+    def said(self, net=bundles.logits, **how) -> tuple[bool, str]:
+        """Whether everything is confirmed, and what is said."""
+        how = {"count": bundles.N, "split_images": bundles.SPLIT} | how
+        how = {"labels": self.honest.labels} | how
+        try:
+            bundle = claims.read(self.folder)
+            found = claims.judge(bundle, lambda ids: self.honest.images[list(ids)], net, **how)
+        except ValueError as error:
+            return False, str(error)
+        return found.whole, "\n".join(claims.lines(bundle, found))
+
+    def test_the_honest_one(self):
+        whole, said = self.said()
+        self.assertTrue(whole, said)
+        share = f"{self.honest.record['robust']:.2%}"
+        self.assertIn(f"claim: at most {share} of 40 of the split's 100 images are robust", said)
+
+    @parameterized.named_parameters((forgery.name, forgery) for forgery in forgeries.ALL)
+    def test_forged(self, forgery):
+        forgery.edit(self.folder, self.honest)
+        whole, said = self.said()
+        self.assertFalse(whole)
+        self.assertRegex(said, forgery.said)
+        self.assertNotRegex(said, "(?m)^Confirmed:")
+
+    def test_labels_of_whoever_claims_are_no_confirmation(self):
+        rows = bundles.rows_of(self.folder)
+        for row in rows:  # every image is wrong by another label
+            if not row["verdict"]:
+                row |= {"label": (row["label"] + 1) % 10, "verdict": "clean"}
+        bundles.rows_changed(self.folder, rows)
+        whole, said = self.said(labels=None)
+        self.assertFalse(whole)
+        self.assertRegex(said, "labels are the bundle's own, and not confirmed\nConfirmed but for")
+        whole, said = self.said(labels=None, trust_labels=True)
+        self.assertTrue(whole)
+        self.assertIn("the labels are the bundle's own, and taken on trust, as was asked", said)
+        self.assertFalse(self.said()[0])
+
+    def test_logits_that_are_no_numbers_confirm_nothing(self):
+        whole, said = self.said(net=lambda images: np.full((len(images), 10), np.nan))
+        self.assertFalse(whole)
+        self.assertIn("not confirmed: logits that are not finite", said)
+
+    def test_images_that_were_not_given_are_not_confirmed(self):
+        whole, said = self.said(count=20, labels=self.honest.labels[:20])
+        self.assertFalse(whole)
+        self.assertIn("20 not confirmed: not among the images that were given", said)
+
+    def test_a_bundle_of_an_older_version_is_read_with_what_it_lacks(self):
+        path = self.folder / claims.ABOUT
+        about = json.loads(path.read_text())
+        del about["split_images"], about["record"]["fingerprint"]
+        path.write_text(json.dumps(about | {"schema": 1}))
+        bundles.resigned(self.folder)
+        whole, said = self.said()
+        self.assertTrue(whole)
+        self.assertIn(
+            "it does not say how many images its split has, nor what its network computes", said
+        )
+
+
 # --- selection, comparison ---
+
+
+class ChosenTest(parameterized.TestCase):
+    """Weights that were chosen, or trained, on images of the test are no secret."""
+
+    def run_of(self, **data_settings) -> Path:
+        """A run whose config is there, and which seems to have kept weights."""
+        config = runs.tiny(pretrain__epochs=0).unlock()
+        config.data.update(data_settings)
+        workdir = Path(self.create_tempdir()) / "run"
+        (workdir / "train" / kept.FOLDER / "4").mkdir(parents=True)
+        own = {"version": VERSION} | json.loads(config.to_json())
+        (workdir / "config.json").write_text(json.dumps(own))
+        return workdir
+
+    def choosing(self, workdir: Path, split: str) -> str:
+        """What the choice stops with; nothing is there to choose from."""
+        out, said = io.StringIO(), io.StringIO()
+        with (
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(said),
+            self.assertRaises(SystemExit) as stopped,
+        ):
+            select_checkpoint.main([str(workdir), "--split", split])
+        self.assertEqual(stopped.exception.code, 2)
+        self.assertFalse((workdir / kept.SELECTION).exists())
+        return said.getvalue()
+
+    @parameterized.parameters(
+        ("imagenet2012", "validation@robustbench", "validation@robustbench"),
+        ("imagenet2012", "validation@robustbench", "val@robustbench"),
+        ("imagenet2012", "validation@robustbench", "validation"),
+        ("imagenet2012", "validation@robustbench", "validation[:100%]"),
+        ("imagenet2012", "validation@robustbench", "val[10:]"),
+        ("imagenet2012", "validation@robustbench", "train+validation"),
+        ("imagenet2012", "validation@robustbench", "val@robustbench[:10]"),
+        ("imagenet2012", "validation@robustbench", "validation@somewhere.txt"),
+        ("imagenet2012", "validation@robustbench", "all"),
+        ("cifar10", "test", "test[10:]"),
+        ("cifar10", "test", "test@robustbench"),
+        ("cifar10", "test[:1000]", "test[999:]"),
+        ("cifar10", "test[:1000]", "test[:5%]"),
+    )
+    def test_no_name_of_test_images_passes(self, name, test, split):
+        workdir = self.run_of(name=name, test_split=test, train_split="train[:90%]")
+        self.assertIn("test split of", self.choosing(workdir, split))
+
+    @parameterized.parameters("validation@selection", "train[99%:]")
+    def test_others_pass(self, split):
+        workdir = self.run_of(name="imagenet2012", test_split="validation@robustbench")
+        self.assertNotIn("test split of", self.choosing(workdir, split))
+
+    def test_a_choice_on_what_was_trained_on_is_said(self):
+        workdir = self.run_of(name="imagenet2012", test_split="validation")
+        said = self.choosing(workdir, "train[:300]")
+        self.assertRegex(said, "WARNING: train.:300. holds images of train.:256., which train is")
+
+    @parameterized.parameters(
+        ("digits", "test[:8]", "test", True),
+        ("digits", "test[10:]", "test", True),
+        ("digits", "test[10:]", "test[:10]", False),
+        ("tfds:digits", "train+test", "test[:10]", True),
+        ("digits", "train[256:320]", "test", False),
+        ("digits", "train[256:320]", "train[300:]", True),
+        ("cifar10", "test", "test", False),
+        ("digits", None, "test", None),
+    )
+    def test_records_of_a_choice(self, name, split, evaluated, expected):
+        chosen = {"dataset": name, "split": split, "attack": "apgd-ce"}
+        on = {"dataset": "digits", "split": evaluated}
+        said = trained.training(runs.tiny(), "train", **on, chosen=chosen)
+        self.assertIs(said["selection"]["on_evaluated_images"], expected)
+        self.assertEqual("selection" in trained.seen_before(said), expected is not False)
+
+    @parameterized.parameters(
+        ({}, "train[:20]", True),
+        ({}, "train[256:]", False),
+        ({"extra": "tfds:digits", "extra_split": "test"}, "test", True),
+        ({"extra": "fake:8x8x1:10", "extra_split": "test"}, "test", False),
+    )
+    def test_records_of_what_was_trained_on(self, more, evaluated, expected):
+        config = runs.tiny().unlock()
+        config.data.update(more)
+        said = trained.training(config, "train", dataset="digits", split=evaluated)
+        self.assertEqual(said["on_evaluated_images"], expected)
+        self.assertEqual("training" in trained.seen_before(said), expected)
+
+    @parameterized.parameters(
+        ({"selection_split": "test[50:]"}, "chosen on what is reported"),
+        ({"train_split": "train+test"}, "reported was trained on"),
+        ({"train_split": "train"}, "chosen on what they were trained on"),
+        ({"extra": "tfds:digits", "extra_split": "test"}, "data.extra_split=test holds images of"),
+    )
+    def test_a_run_says_it_first(self, more, said):
+        config = runs.tiny().unlock()
+        self.assertEmpty(advice.lines({"train": config}))
+        config.data.update(more)
+        self.assertIn(said, " ".join(advice.lines({"train": config})))
+
+    def test_what_a_choice_looked_at(self):
+        """`--selected` hands this to the record, which tests/evaluation/test_selected.py reads."""
+        workdir = Path(self.create_tempdir())
+        told = {"schema": kept.SCHEMA, "candidates": [], "chosen": {}}
+        for more in ({"dataset": "digits", "split": "test[5:]", "attack": {"name": "apgd-ce"}}, {}):
+            (workdir / kept.SELECTION).write_text(json.dumps(told | more))
+            said = kept.chosen_on(workdir)
+            self.assertEqual(said["split"], more.get("split"))
+            self.assertEqual(said["attack"], "apgd-ce" if more else None)
+
+
+_LADDER = {"radii": [0.05, 0.1], "robust_beyond": 3, "of_these_attacked_by": ["apgd-ce"]}
+# What records say that were made otherwise, on the same images.
+ONE_SIDED: dict[str, dict[str, Any]] = {
+    "a ladder": {"ladder": _LADDER, "method": "autoattack standard, ladder"},
+    "a longer ladder": {"ladder": _LADDER | {"radii": [0.05, 0.1, 0.2]}},
+    "plus": {"method": "autoattack plus"},
+    "rand": {"method": "apgd-ce + apgd-t, rand"},
+    "rand, by a program": {"method": "apgd-ce + apgd-t", "version": "rand"},
+    "a union": {"method": "union", "union": {"each_on_all_images": True}},
+    "a union in order": {"method": "union", "union": {"each_on_all_images": False}},
+    "a worst case": {"method": "union", "worst_case": [{"method": "apgd-ce", "robust": None}]},
+    "robust elsewhere": {"robust_beyond": 3},
+    "other pictures": {"fingerprint": {"images": "b" * 64}},
+    "another order": {"attacks": reports.record(reports.found(9), "a")["attacks"][::-1]},
+}
+
+
+class ComparedTest(parameterized.TestCase):
+    """No network is called more robust because the other met more."""
+
+    def setUp(self):
+        super().setUp()
+        self.root = Path(self.create_tempdir())
+        self.a = reports.found(60)
+
+    def write(self, name, seen=None, **changes) -> Path:
+        seen, folder = self.a if seen is None else seen, self.root / name
+        folder.mkdir()
+        plain = {"method": "autoattack standard", "fingerprint": {"images": "a" * 64}}
+        record = reports.record(seen, name) | plain | changes
+        (folder / "results.jsonl").write_text(json.dumps(record) + "\n")
+        verdicts.write(folder / verdicts.file_of(name), name, seen)
+        return folder
+
+    def fallen(self, count: int, by: str = "replay") -> Any:
+        """Verdicts in which some that stood have fallen by this."""
+        fooled_by = np.array(self.a.fooled_by, dtype=object)
+        fooled_by[np.flatnonzero(self.a.robust)[:count]] = by
+        return self.a._replace(fooled_by=fooled_by.astype(str))
+
+    def compared(self, *places) -> tuple[int, str, str]:
+        out, said, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+            try:
+                compare.main([str(place) for place in places])
+            except SystemExit as stopped:
+                code = int(stopped.code or 0)
+        return code, out.getvalue(), said.getvalue()
+
+    def differs(self, *places: Path) -> list:
+        """What a page says of the difference of robust accuracies."""
+        found = gathered.gather(places).evaluations
+        return [
+            comparison_part.difference(own[0], other, "robust")
+            for own in comparison_part.groups(found)
+            for other in own[1:]
+        ]
+
+    @parameterized.parameters(
+        (None, "a ladder", "ladder is"),
+        ("a ladder", "a longer ladder", "ladder is"),
+        (None, "plus", 'version is "standard" there, "plus" here'),
+        (None, "rand", 'version is "standard" there, "rand" here'),
+        (None, "rand, by a program", 'version is "standard" there, "rand" here'),
+        (None, "a union", 'kind is "one threat" there, "union" here'),
+        ("a union", "a union in order", "each attack of a union is"),
+        ("a union in order", "a worst case", 'kind is "union" there, "worst case" here'),
+        (None, "robust elsewhere", "images met by the first attack alone is 0 there, 3 here"),
+        (None, "other pictures", "images or labels of the same names are others"),
+        (None, "another order", 'attacks is "apgd-ce, apgd-t" there, "apgd-t, apgd-ce" here'),
+    )
+    def test_another_procedure(self, first, other, said):
+        places = [
+            self.write(name, **(ONE_SIDED[kind] if kind else {}))
+            for name, kind in (("a1", first), ("b2", other))
+        ]
+        code, printed, error = self.compared(*places)
+        self.assertEqual((code, printed), (2, ""))
+        self.assertIn(said, error)
+        self.assertEmpty(self.differs(*places))
+
+    @parameterized.parameters(*ONE_SIDED)
+    def test_the_same_procedure(self, kind):
+        places = [self.write(name, **ONE_SIDED[kind]) for name in ("a1", "b2")]
+        code, printed, error = self.compared(*places)
+        self.assertEqual(code, 0, error)
+        self.assertIn("A and B have the same robust accuracy", printed)
+        self.assertLen(self.differs(*places), 1)
+
+    def test_replayed_points_of_one_side(self):
+        source = {"ledger": "l", "norm": "linf", "epsilon": 0.05, "tried": 9, "fooled": 9}
+        places = self.write("a1"), self.write("b2", self.fallen(9), replayed=[source])
+        code, printed, error = self.compared(*places)
+        self.assertEqual(code, 0, error)
+        low, high = self.a.robust.mean() - 9 / 60, self.a.robust.mean()
+        first = printed.split("\n\n")[1]
+        self.assertStartsWith(
+            first,
+            "**9 of 60 images are left out, which replayed points decided (A 0, B 9): the attacks "
+            "alone might have left them standing.** On all images",
+        )
+        self.assertIn(f"B {100 * low:.2f} to {100 * high:.2f} %", first)
+        self.assertIn("**A and B have the same robust accuracy, image by image.**", printed)
+        (found,) = self.differs(*places)
+        self.assertEqual((found.n, found.gained, found.lost), (51, 0, 0))
+        self.assertIn(
+            "Images that replayed points decided are left out, as the attacks alone might have "
+            "left them standing: 9 beside",
+            str(comparison_part.part(gathered.gather(places).evaluations)),
+        )
+
+    def test_replayed_points_that_decided_nothing(self):
+        source = {"ledger": "l", "norm": "linf", "epsilon": 0.05, "tried": 9, "fooled": 0}
+        code, printed, _ = self.compared(self.write("a1"), self.write("b2", replayed=[source]))
+        self.assertEqual(code, 0)
+        self.assertIn("None of these was decided by a replayed point, which B met.", printed)
+
+    def test_nothing_but_replayed_points(self):
+        every = self.a._replace(fooled_by=np.full(60, "replay"), clean=np.ones(60, bool))
+        places = self.write("a1", every), self.write("b2", every)
+        code, _, error = self.compared(*places)
+        self.assertEqual(code, 2)
+        self.assertIn("replayed points decided all of these images", error)
+        self.assertEqual(self.differs(*places), [None])
+
+    def test_ladders_of_the_same_radii_keep_what_they_share(self):
+        source = {"ledger": "l", "norm": "linf", "epsilon": 0.05, "tried": 9, "fooled": 9}
+        more = ONE_SIDED["a ladder"] | {"replayed": [source]}
+        places = self.write("a1", **more), self.write("b2", self.fallen(9), **more)
+        code, printed, _ = self.compared(*places)
+        self.assertEqual(code, 0)
+        self.assertNotIn("left out", printed)
+        self.assertEqual(self.differs(*places)[0].lost, 9)
+        elsewhere = more | {"replayed": [source | {"epsilon": 0.3}]}
+        _, printed, _ = self.compared(places[0], self.write("c3", self.fallen(9), **elsewhere))
+        self.assertIn("9 of 60 images are left out", printed)
+
+    def test_a_union_keeps_the_order_of_its_attacks(self):
+        balls = [("linf", 0.1), ("l2", 0.5), ("l2", 0.5), ("l1", 6.0)]
+        names = ["square", "pgd", "apgd-ce", "apgd-ce"]
+        own = [
+            {"name": name, "norm": norm, "epsilon": epsilon, "steps": 20}
+            for name, (norm, epsilon) in zip(names, balls, strict=True)
+        ]
+        by = ["l1 6: apgd-ce", "l2 0.5: apgd-ce", "l2 0.5: pgd-20", "linf 0.1: square"]
+        fooled_by = np.array(self.a.fooled_by, dtype=object)
+        for name, at in zip([*by, "l2 0.5: replay"], np.flatnonzero(self.a.robust), strict=False):
+            fooled_by[at] = name
+        fooled_by[np.isin(fooled_by, reports.ATTACKS)] = by[0]
+        seen = self.a._replace(fooled_by=fooled_by.astype(str))
+        places = [self.write(n, seen, **ONE_SIDED["a union"], attacks=own) for n in ("a1", "b2")]
+        code, printed, error = self.compared(*places)
+        self.assertEqual(code, 0, error)
+        self.assertStartsWith(printed.split("\n\n")[1], "**1 of 60 images are left out")
+        after = [line.split(" | ")[0] for line in printed.splitlines() if line[:8] == "| after "]
+        self.assertEqual(after, [f"| after {name}" for name in by[:0:-1]])
+
+    def test_a_union_of_records_keeps_what_they_replayed(self):
+        source = {"ledger": "l", "norm": "linf", "epsilon": 0.05, "tried": 9, "fooled": 9}
+        folder = self.write("a1", self.fallen(9), replayed=[source])
+        (record,) = records.read(folder)
+        self.assertEqual(several._of_record(record, folder)["replayed"], [source])
+
+    def test_a_plain_attack_says_what_was_replayed(self):
+        source = {"ledger": "l", "norm": "linf", "epsilon": 0.05, "tried": 9, "fooled": 3}
+        folder = self.write("a1", replayed=[source], method="apgd-ce")
+        (record,) = records.read(folder)
+        said = "apgd-ce, linf 0.1 (3 images decided by replayed points)"
+        self.assertEqual(records.how(record), said)
+        (one,) = gathered.gather([folder]).evaluations
+        self.assertIn("3 images decided by replayed points", " ".join(sentences.doubts(one, [])))
+
+    def test_records_of_an_older_version_are_compared(self):
+        older = dict.fromkeys(("fingerprint", "method", "search_dtype"))
+        code, printed, error = self.compared(self.write("a1", **older), self.write("b2"))
+        self.assertEqual(code, 0, error)
+        self.assertIn("What A evaluated is known by the names of the images alone", printed)
+        self.assertIn("A and B have the same robust accuracy", printed)
 
 
 # --- randomised networks, numbers that are none ---

@@ -114,16 +114,28 @@ def _config(args: argparse.Namespace, phase: str) -> Any:
     Raises:
       ValueError: the choice would look at the test split.
     """
+    from jaxrobust.data import splits
+    from jaxrobust.evaluation import trained
+    from jaxrobust.runtime.progress import say
     from jaxrobust.weights import runs
 
     config = runs.run_config(args.run, phase)
     settings = {"images": args.n, "batch_size": args.batch}
     config = _at(config, {"data": {"selection_split": args.split}, "evaluation": settings})
-    if config.data.selection_split == config.data.test_split:
+    data = config.data
+    if splits.overlap(data.selection_split, data.test_split, data.name):
+        same = data.selection_split == data.test_split
+        said = "is" if same else f"holds images, or may, of {data.test_split},"
         raise ValueError(
-            f"{config.data.test_split} is the test split of {args.run}, which a choice must not "
+            f"{data.selection_split} {said} the test split of {args.run}, which a choice must not "
             "look at; give another --split"
         )
+    for images in trained.trained_on(config):
+        if splits.same_images(images, (data.name, data.selection_split)):
+            say(
+                f"WARNING: {data.selection_split} holds images of {images[1]}, which {phase} is "
+                "trained on: the choice does not see where the weights overfit"
+            )
     return config
 
 

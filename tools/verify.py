@@ -4,7 +4,9 @@
 a run, an imported folder, a file, an id. The images come from the data set of the record. One
 forward pass for each image that is said to be misclassified confirms that the robust accuracy is at
 most what the record says; what is not confirmed is said by name. Another network than the record's
-is judged too: what comes out is said of it, and the claim is not confirmed.
+is judged too: what comes out is said of it, and the claim is not confirmed. Where the record names
+images or a list of them by a path, which may be of whoever made the bundle, --dataset or --split
+has to name your own.
 
 Exit codes: 0 everything is confirmed; 1 something is not; 2 a mistake, with one sentence on stderr;
 3 another reason that it names, such as a full disk; 130 interrupted.
@@ -12,6 +14,7 @@ Exit codes: 0 everything is confirmed; 1 something is not; 2 a mistake, with one
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -85,7 +88,11 @@ def _verified(args: argparse.Namespace) -> dict[str, Any]:
     which, subject, weights = flags.weights(given, subject, source)
     sha256 = subject.arrays_sha256 or hashes.weights_sha256(*weights)
     prepared = _prepared(source, bundle)
-    other = _other(bundle.record, subject, sha256)
+    words = [
+        _other(bundle.record, subject, sha256),
+        _other_split(bundle.about, source),
+        _other_program(bundle.folder),
+    ]
     say(f"{subject.network.name}{f' ({which})' if which else ''} on {source.where()}")
     batch = args.batch or 64
     logits = bundles.forward(
@@ -96,13 +103,15 @@ def _verified(args: argparse.Namespace) -> dict[str, Any]:
         lambda ids: prepared[np.asarray(ids)],
         logits,
         count=len(prepared),
+        split_images=len(source),
         labels=prepared.labels(),
         batch=batch,
         tell=say,
     )
-    print("\n".join([*claims.lines(bundle, found), *([other] if other else [])]))
-    whole = found.whole and not other
-    return found.plain() | {"whole": whole, "bundle": bundle.number, "other_network": bool(other)}
+    print("\n".join([*claims.lines(bundle, found), *filter(None, words)]))
+    whole = found.whole and not any(words[:2])
+    named = {"bundle": bundle.number, "other_network": bool(words[0])}
+    return found.plain() | {"whole": whole} | named
 
 
 def _given(args: argparse.Namespace, record: dict[str, Any]) -> Any:
@@ -128,7 +137,19 @@ def _given(args: argparse.Namespace, record: dict[str, Any]) -> Any:
 
 
 def _source_of(args: argparse.Namespace, record: dict[str, Any]) -> dict[str, Any]:
-    """Return where the images of a record are."""
+    """Return where the images of a record are.
+
+    Raises:
+      ValueError: the record alone names files, which whoever made it may have made too.
+    """
+    for flag, own in (("dataset", r"(npz|folder|cifar10-c):.*|hf:[./~].*"), ("split", ".*@.*")):
+        said = str(record[flag])
+        lists = flag == "split" and re.fullmatch(r"[^@]*@(robustbench|selection)(\[.*\])?", said)
+        if not getattr(args, flag) and re.fullmatch(own, said) and not lists:
+            raise ValueError(
+                f"the record names its images by a path, {said}, which may be of whoever made the "
+                f"bundle; name your own: --{flag} {said}"
+            )
     named = {key: getattr(args, key) for key in ("dataset", "split", "classes", "data_dir")}
     return named | {key: named[key] or record[key] for key in ("dataset", "split")}
 
@@ -186,6 +207,30 @@ def _other(record: dict[str, Any], subject: Any, sha256: str) -> str | None:
     )
 
 
+def _other_split(about: dict[str, Any], source: Any) -> str | None:
+    """Return a sentence if the split has another number of images than the bundle says."""
+    if about.get("split_images") in (None, len(source)):
+        return None
+    return (
+        f"{source.where()} has {len(source):,} images, and the bundle says "
+        f"{about['split_images']:,}: this is another split, or version of the data set, and the "
+        "claim itself is not confirmed"
+    )
+
+
+def _other_program(folder: Path) -> str | None:
+    """Return a sentence if the program in a bundle is another than this version writes."""
+    from jaxrobust.evaluation import bundle as bundles
+
+    path = folder / bundles.PROGRAM
+    if path.is_file() and path.read_text(errors="replace") == bundles.program():
+        return None
+    return (
+        f"{path} is not the program that this version writes: another version wrote it, or "
+        "somebody changed it; before you run it, compare it with that of its version"
+    )
+
+
 def _write_images(args: argparse.Namespace) -> dict[str, Any]:
     """Write images and labels as the bundle's verify.py takes them."""
     from jaxrobust.data import sources
@@ -195,12 +240,12 @@ def _write_images(args: argparse.Namespace) -> dict[str, Any]:
     if args.write_images.suffix != ".npy":
         raise ValueError(f"--write_images {args.write_images}: name a file that ends in .npy")
     bundle = claims.read(args.bundle)
+    named = _source_of(args, bundle.record)
     source = sources.open_source(
-        args.dataset or bundle.record["dataset"],
-        args.split or bundle.record["split"],
-        data_dir=args.data_dir,
-        classes=args.classes,
+        named.pop("dataset"),
+        named.pop("split"),
         num_classes=bundle.record["model"]["num_classes"],
+        **named,
     )
     prepared = _prepared(source, bundle)
     with whole.writing(args.write_images) as part, part.open("wb") as file:

@@ -95,6 +95,19 @@ def read_ids(name: str, data_set: str = "") -> Ids:
     return Ids(file, lines, _sha256(lines), imagenet=False)
 
 
+def common(one: str, other: str, data_set: str = "") -> bool:
+    """Tell whether two lists, named as in `read_ids`, name one image, by the names of its file.
+
+    A list that cannot be read may.
+    """
+    try:
+        lists = [read_ids(name, data_set).lines for name in (one, other)]
+    except DataError:
+        return True
+    names = [{line.rpartition("/")[2] for line in lines} for lines in lists]
+    return not names[0].isdisjoint(names[1])
+
+
 def read_classes(name: str) -> list[tuple[int | None, str]]:
     """Read (index or None, class) of `imagenet100` or of a file's lines, `CLASS` or
     `INDEX<TAB>CLASS`.

@@ -219,6 +219,8 @@ def autoattack(
     about |= {"image_ids": records.ranges(ids.tolist()), "images_sha256": own["images"]}
     about |= {"classes": classes, "image": held.shape[1:], "chosen": bool(attacks or overrides)}
     about |= {"arrays_sha256": own["arrays"]}
+    if known.robust_beyond.any():
+        about["robust_beyond"] = int(known.robust_beyond.sum())
     about["fingerprint"] = own | ({"begun_by": book.begun_by} if book.begun_by else {})
     result = result._replace(about=result.about | about)
     tell(result.table())

@@ -16,7 +16,14 @@ import jax
 import numpy as np
 
 from jaxrobust.data import Prepared
-from jaxrobust.evaluation import claims, claims_torch, engine, questions, verdicts
+from jaxrobust.evaluation import (
+    claims,
+    claims_torch,
+    contradictions,
+    engine,
+    questions,
+    verdicts,
+)
 from jaxrobust.evaluation.claims import Logits
 from jaxrobust.evaluation.differences import LEVELS, Coded, encoded
 from jaxrobust.evaluation.images import ImageSet
@@ -85,7 +92,8 @@ def recorded(evaluation: Any, subject: Any, place: Path) -> dict[str, Any]:
     def write() -> None:
         if jax.process_index() == 0:
             logits = forward(evaluation.logits_of("float32"), images.shape[1:], asked.batch)
-            of_record(place, record, evaluation.out, images, logits)
+            split = len(evaluation.source)
+            of_record(place, record, evaluation.out, images, logits, split_images=split)
 
     hosts.together(write)
     return record
@@ -99,6 +107,7 @@ def of_record(
     logits: Logits,
     *,
     batch: int = 64,
+    split_images: int | None = None,
 ) -> None:
     """Write the bundle of an evaluation, unless it is there.
 
@@ -109,6 +118,7 @@ def of_record(
       images: all of them, as they were evaluated.
       logits: the network, as verdicts see it.
       batch: images at a time.
+      split_images: how many the split has; None: as many as `images`.
     Raises:
       ValueError: `place` holds something else; verdicts or ledger are not there.
       OSError: the disk.
@@ -127,7 +137,8 @@ def of_record(
     shutil.rmtree(part, ignore_errors=True)  # of one that was killed
     part.mkdir(parents=True)
     try:
-        levels, unsure = _write(part, record, found, images, points, logits, batch)
+        about = {"record": record, "split_images": split_images or len(images)}
+        levels, unsure = _write(part, about, found, images, points, logits, batch)
         size = sum(file.stat().st_size for file in part.iterdir())
         if place.exists():
             place.rmdir()  # an empty folder
@@ -183,7 +194,7 @@ def forward(logits_fn: Any, image: tuple[int, ...], batch: int | None = None) ->
 
 def _write(
     folder: Path,
-    record: dict[str, Any],
+    about: dict[str, Any],
     found: Verdicts,
     images: ImageSet,
     points: "_Points",
@@ -191,7 +202,7 @@ def _write(
     batch: int,
 ) -> tuple[dict[int, int], int]:
     """Write all files; return how many images have how many levels, and how many are not sure."""
-    attack = record["attacks"][0]
+    attack = about["record"]["attacks"][0]
     ball = {key: attack[key] for key in ("norm", "epsilon")}
     files, levels, unsure = _Files(folder), dict.fromkeys((*LEVELS, 0), 0), 0
     with (folder / claims.ROWS).open("w") as rows:
@@ -222,8 +233,7 @@ def _write(
         "encoding": _ENCODING,
         "levels": {str(count): number for count, number in levels.items() if number},
         "near_the_boundary": unsure,  # images, by `claims.MARGIN`
-        "record": record,
-    }
+    } | about
     (folder / claims.ABOUT).write_text(json.dumps(about, indent=1) + "\n")
     (folder / PROGRAM).write_text(program())
     names = sorted(file.name for file in folder.iterdir())
@@ -303,10 +313,12 @@ def _rows(ledger: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def program() -> str:
-    """Return the program in every bundle: the text of `claims_torch` with that of `claims`."""
-    texts = [Path(module.__file__ or "").read_text() for module in (claims_torch, claims)]
-    docs, bodies = zip(*map(_parted, texts), strict=True)
-    return "\n".join([docs[0], bodies[1].strip(), "\n\n# --- With PyTorch ---", bodies[0]])
+    """Return the program in every bundle: the text of `claims_torch`, with what that needs."""
+    modules = (claims_torch, contradictions, claims)
+    texts = [Path(module.__file__ or "").read_text() for module in modules]
+    docs, (last, first, then) = zip(*map(_parted, texts), strict=True)
+    parts = (first.strip(), "\n\n# --- Claims ---", then.strip())
+    return "\n".join([docs[0], *parts, "\n\n# --- With PyTorch ---", last])
 
 
 def _parted(text: str) -> tuple[str, str]:

@@ -7,7 +7,6 @@ at most what its record says. The text of this module is a part of the program i
 
 import hashlib
 import json
-import math
 import re
 import time
 import zlib
@@ -17,11 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-SCHEMA = 1
+from jaxrobust.evaluation.contradictions import ORDER, fault, interval, kind, lacking
+
+SCHEMA = 2
 ABOUT, ROWS, SUMS = "bundle.json", "images.jsonl", "SHA256SUMS"
 BOUNDARY = 1e-4  # of the spread of the logits: what float32 sums in another order can move
 MARGIN = 10 * BOUNDARY  # with which whoever writes a bundle wants its images to be misclassified
-_ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
+_FILES = re.compile(r"bundle\.json|images\.jsonl|verify\.py|differences-\d+\.bin")
 _SHOWN = 8  # images that a line names
 # Why an image is not confirmed, in words; the keys are those of `Findings.unconfirmed`.
 WHY = {
@@ -30,6 +31,7 @@ WHY = {
     "other label": "another label than the data set's",
     "outside the range": "an adversarial image that leaves [0, 1]",
     "outside the ball": "an adversarial image further away than the radius",
+    "no numbers": "logits that are not finite",
     "at the boundary": "classified correctly here, by a margin within float32 rounding",
     "right": "classified correctly here",
 }
@@ -64,6 +66,8 @@ class Findings(NamedTuple):
     claimed: dict[str, int]  # "misclassified" as they are, "fooled"
     confirmed: dict[str, int]
     unconfirmed: dict[str, list[int]]  # why -> ids
+    split_images: int  # of the split, as far as whoever checks knows
+    labels: str  # "compared" with the data set's; "trusted", as was asked; "unchecked"
 
     @property
     def standing(self) -> int:
@@ -72,8 +76,9 @@ class Findings(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Tell whether everything is confirmed."""
-        return self.confirmed == self.claimed
+        """Tell whether everything is confirmed, labels included, or these are trusted."""
+        every = self.confirmed == self.claimed and not self.unconfirmed
+        return every and self.labels != "unchecked"
 
     def plain(self) -> dict[str, Any]:
         """Return it all for JSON, with the bound that was confirmed and its exact interval."""
@@ -106,22 +111,24 @@ def read(folder: Path) -> Bundle:
                 f"{folder / name} is not the file that the bundle was written with; get the "
                 "bundle again"
             )
-    about = _parsed(folder / ABOUT)
-    if about.get("schema", 0) > SCHEMA:
+    about = _parsed(folder / ABOUT, (folder / ABOUT).read_text())
+    schema = about.get("schema") if isinstance(about, dict) else None
+    if type(schema) is not int or schema < 1:
+        raise ValueError(f"{folder / ABOUT} has no schema; get the bundle again")
+    if schema > SCHEMA:
         raise ValueError(
-            f"{folder} has schema {about['schema']}, and this program knows up to {SCHEMA}; use "
+            f"{folder} has schema {schema}, and this program knows up to {SCHEMA}; use "
             "the verify.py in it, or a newer jaxrobust"
         )
-    text = (folder / ROWS).read_text()
-    rows = [json.loads(line) for line in text.splitlines()]
-    bundle = Bundle(folder, about, rows, hashlib.sha256(listed).hexdigest())
+    listed_rows = (folder / ROWS).read_text().splitlines()
+    rows = [_parsed(folder / ROWS, line) for line in listed_rows]
     try:
-        fault = _contradiction(bundle, sums)
-    except (KeyError, IndexError, TypeError) as error:
-        fault = f"lacks {error}"
-    if fault:
-        raise ValueError(f"{folder} is no bundle that this program can check: it {fault}")
-    return bundle
+        said = fault(about, rows, {name: (folder / name).stat().st_size for name in sums})
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        said = f"lacks {error}"
+    if said:
+        raise ValueError(f"{folder} is no bundle that this program can check: it {said}")
+    return Bundle(folder, about, rows, hashlib.sha256(listed).hexdigest())
 
 
 def _sums(path: Path) -> dict[str, str]:
@@ -131,29 +138,21 @@ def _sums(path: Path) -> dict[str, str]:
     sums = {match[2]: match[1] for match in found if match}
     if len(sums) < len(listed) or not {ABOUT, ROWS} <= sums.keys():
         raise ValueError(f"{path} is damaged; get the bundle again")
+    if others := [name for name in sums if not _FILES.fullmatch(name)]:
+        raise ValueError(f"{path} lists {others[0]}, which no bundle has; get the bundle again")
     return sums
 
 
-def _contradiction(bundle: Bundle, sums: dict[str, str]) -> str | None:
-    """Return in what a bundle with the right hashes contradicts itself; None: nothing."""
-    rows, robust = bundle.rows, bundle.record["robust"]
-    standing = sum(row["verdict"] == "" for row in rows)
-    if not rows or round(robust * len(rows)) != standing:
-        return f"has {standing} robust images of {len(rows)}, and its record says {robust:.2%}"
-    if len({row["image"] for row in rows}) < len(rows):
-        return "has an image twice"
-    if bundle.threat["norm"] not in _ORDER or len(bundle.about["image"]) != 3:
-        return "has another norm or shape of images"
-    stored = [row for row in rows if _kind(row) == "fooled"]
-    if not {row["file"] for row in stored} <= sums.keys():
-        return f"has a difference in a file that {SUMS} does not list"
-    return None
+def _parsed(path: Path, text: str) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Refuse what one reader takes for the first value and another for the last."""
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a name stands twice in one object")
+        return dict(pairs)
 
-
-def _parsed(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        return json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no JSON ({error}); get the bundle again") from error
 
 
@@ -183,12 +182,14 @@ def restored(code: bytes, image: np.ndarray, levels: int, step: float) -> np.nda
     Raises:
       ValueError: not the difference of such an image.
     """
+    count, stream = image.size * (1 if levels else 4), zlib.decompressobj()
     try:
-        raw = zlib.decompress(code)
+        raw = stream.decompress(code, count + 1)  # no more, however much it would become
     except zlib.error as error:
         raise ValueError(f"a difference cannot be decompressed ({error})") from error
-    if len(raw) != image.size * (1 if levels else 4):
-        raise ValueError(f"a difference of {len(raw)} bytes is none of a {image.shape} image")
+    if len(raw) != count or not stream.eof or stream.unused_data:
+        of = f"more than {count}" if len(raw) > count else len(raw)
+        raise ValueError(f"a difference of {of} bytes is none of a {image.shape} image")
     if levels:
         steps = np.frombuffer(raw, np.int8).reshape(image.shape)
         return np.clip(image + steps.astype(np.float32) * np.float32(step), 0, 1)
@@ -203,7 +204,9 @@ def judge(
     logits: Logits,
     *,
     count: int,
+    split_images: int | None = None,
     labels: np.ndarray | None = None,
+    trust_labels: bool = False,
     batch: int = 50,
     tell: Callable[[str], None] = lambda line: None,
 ) -> Findings:
@@ -214,17 +217,20 @@ def judge(
       images: the clean ones, by id.
       logits: the network.
       count: how many images there are; those with larger ids are missing.
-      labels: int[count], of the data set; None: those of the bundle are taken on trust.
+      split_images: how many the split has; None: `count`.
+      labels: int[count], of the data set; None: there are none to compare with.
+      trust_labels: take those of the bundle without.
       batch: images at a time.
       tell: is told how far it is.
     Raises:
       ValueError: the network gives no logits of these classes.
     """
     wrong = [row for row in bundle.rows if row["verdict"]]
-    kinds = {row["image"]: _kind(row) for row in wrong}
-    reasons: dict[int, str] = {row["image"]: "missing" for row in wrong if row["image"] >= count}
+    kinds = {row["image"]: kind(row) for row in wrong}
+    ids = [row["image"] for row in bundle.rows]
+    reasons = {image: "missing" for image in ids if not 0 <= image < count}
     if labels is not None:
-        here = [row for row in wrong if row["image"] < count]
+        here = [row for row in bundle.rows if row["image"] not in reasons]
         other = [r["image"] for r in here if int(labels[r["image"]]) != r["label"]]
         reasons |= dict.fromkeys(other, "other label")
     todo = [row for row in wrong if row["image"] not in reasons]
@@ -237,17 +243,14 @@ def judge(
             told = time.monotonic()
             tell(f"{start + len(part)} of {len(todo)} forward passes")
     claimed, confirmed = dict.fromkeys(("misclassified", "fooled"), 0), {}
-    for kind in kinds.values():
-        claimed[kind] += 1
-    for kind in claimed:
-        confirmed[kind] = claimed[kind] - sum(kinds[image] == kind for image in reasons)
+    for what in claimed:
+        of = {image for image, own in kinds.items() if own == what}
+        claimed[what], confirmed[what] = len(of), len(of - reasons.keys())
     unconfirmed = {why: sorted(i for i in reasons if reasons[i] == why) for why in WHY}
     named = {why: ids for why, ids in unconfirmed.items() if ids}
-    return Findings(len(bundle.rows), claimed, confirmed, named)
-
-
-def _kind(row: dict[str, Any]) -> str:
-    return {"": "standing", "clean": "misclassified"}.get(row["verdict"], "fooled")
+    seen = "compared" if labels is not None else "trusted" if trust_labels else "unchecked"
+    split = count if split_images is None else split_images
+    return Findings(len(bundle.rows), claimed, confirmed, named, split, seen)
 
 
 def _judged(
@@ -258,7 +261,7 @@ def _judged(
     for place, row in enumerate(rows):
         if image_sha256(clean[place]) != row["sha256"]:
             reasons[row["image"]] = "other image"
-        elif _kind(row) == "fooled":
+        elif kind(row) == "fooled":
             points[place] = adversarial(bundle, row, clean[place])
             if why := _outside(points[place], clean[place], **bundle.threat):
                 reasons[row["image"]] = why
@@ -271,8 +274,11 @@ def _judged(
         )
     labels = np.array([row["label"] for row in rows])
     near = np.abs(margin(found, labels)) <= BOUNDARY
-    for row, right, close in zip(rows, is_right(found, labels), near, strict=True):
-        if right:
+    finite = np.isfinite(found).all(axis=1)
+    for row, right, close, sound in zip(rows, is_right(found, labels), near, finite, strict=True):
+        if not sound:
+            reasons.setdefault(row["image"], "no numbers")
+        elif right:
             reasons.setdefault(row["image"], "at the boundary" if close else "right")
     return reasons
 
@@ -282,7 +288,10 @@ def adversarial(bundle: Bundle, row: dict[str, Any], image: np.ndarray) -> np.nd
     with (bundle.folder / row["file"]).open("rb") as file:
         file.seek(row["offset"])
         code = file.read(row["bytes"])
-    return restored(code, image, row["levels"], row["step"])
+    try:
+        return restored(code, image, row["levels"], row["step"])
+    except ValueError as error:
+        raise ValueError(f"image {row['image']}: {error}; get the bundle again") from error
 
 
 def _outside(point: np.ndarray, image: np.ndarray, *, norm: str, epsilon: float) -> str | None:
@@ -293,7 +302,7 @@ def _outside(point: np.ndarray, image: np.ndarray, *, norm: str, epsilon: float)
     if not ((point >= 0) & (point <= 1)).all():  # NaN neither
         return "outside the range"
     delta = point.astype(np.float64) - image.astype(np.float64)
-    length = np.linalg.norm(delta.ravel(), _ORDER[norm])
+    length = np.linalg.norm(delta.ravel(), ORDER[norm])
     return None if length <= epsilon * (1 + 1e-5) + 1e-6 else "outside the ball"
 
 
@@ -314,44 +323,37 @@ def margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
         return by / np.ptp(logits, axis=1)
 
 
-def interval(successes: int, n: int) -> tuple[float, float]:
-    """Return the exact (Clopper-Pearson) 95 % interval of a share, by bisection."""
-    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
-    ways = logs[n] - logs - logs[::-1]  # of choosing k among n, as a logarithm
-
-    def tail(p: float, which: slice) -> float:  # probability of these numbers of successes
-        k = np.arange(n + 1)
-        return float(np.exp(ways + k * math.log(p) + (n - k) * math.log1p(-p))[which].sum())
-
-    def root(which: slice, rises: bool) -> float:
-        low, high = 0.0, 1.0
-        for _ in range(50):
-            middle = (low + high) / 2
-            low, high = (middle, high) if (tail(middle, which) < 0.025) == rises else (low, middle)
-        return (low + high) / 2
-
-    low = root(slice(successes, None), True) if successes else 0.0
-    high = root(slice(0, successes + 1), False) if successes < n else 1.0
-    return low, high
-
-
 def lines(bundle: Bundle, found: Findings) -> list[str]:
     """Return what a bundle claims and what was found, for people."""
     record, threat = bundle.record, bundle.threat
-    share = f"{record['robust']:.2%} of {found.images:,} images"
+    noted = bundle.about.get("split_images")
     said = [
         f"bundle {bundle.number[:12]}: {record['model']['name']}, {record['method']}, "
-        f"{threat['norm']} {threat['epsilon']:.4g}, on {record['dataset']} {record['split']}",
-        f"claim: at most {share} are robust",
+        f"{threat['norm']} {threat['epsilon']:.4g}, on {record['dataset']} {record['split']}, "
+        f"preprocessing {record['preprocessing']}",
+        f"claim: at most {record['robust']:.2%} of {found.images:,} of the split's "
+        f"{noted or found.split_images:,} images are robust",
     ]
-    for kind, what in (("misclassified", "misclassified as they are"), ("fooled", "fooled")):
-        said.append(f"  {found.confirmed[kind]:,} of {found.claimed[kind]:,} {what}: confirmed")
+    if noted not in (None, found.split_images):
+        said.append(
+            f"  the split has {noted:,} images by the bundle, and there are {found.split_images:,} "
+            "here: pass all of them to count"
+        )
+    for what, words in (("misclassified", "misclassified as they are"), ("fooled", "fooled")):
+        said.append(f"  {found.confirmed[what]:,} of {found.claimed[what]:,} {words}: confirmed")
     for why, ids in found.unconfirmed.items():
         shown = ", ".join(map(str, ids[:_SHOWN])) + ", ..." * (len(ids) > _SHOWN)
         said.append(f"  {len(ids):,} not confirmed: {WHY[why]} (image {shown})")
+    if missing := lacking(bundle.about):
+        said.append(f"  it does not say {', nor '.join(missing)}, as bundles of an older version")
+    if found.labels != "compared":
+        trusted = "taken on trust, as was asked" if found.labels == "trusted" else "not confirmed"
+        said.append(f"  the labels are the bundle's own, and {trusted}")
     low, high = interval(found.standing, found.images)
+    every = found.confirmed == found.claimed and not found.unconfirmed
+    but = "Confirmed but for the labels" if every else "Not all is confirmed"
     said.append(
-        f"{'Confirmed' if found.whole else 'Not all is confirmed'}: robust accuracy on these "
+        f"{'Confirmed' if found.whole else but}: robust accuracy on these "
         f"images is at most {found.standing / found.images:.2%} ({found.standing:,} of "
         f"{found.images:,}; 95 % interval of this share {low:.2%} to {high:.2%})"
     )

@@ -1,4 +1,4 @@
-"""Check a bundle: `python verify.py --images images.npy --module net.py:load`.
+"""Check a bundle: `python verify.py --images X.npy --labels Y.npy --module net.py:load`.
 
 A bundle says of N images which ones a network misclassifies as they are, and has adversarial images
 of others. With the images and the network, one forward pass for each of those confirms that the
@@ -9,6 +9,10 @@ This program lies in every bundle, and needs nothing but NumPy and PyTorch, and 
 The bundle has no images: pass your own, as they were prepared for the evaluation (bundle.json says
 how); their hashes are compared. SHA256SUMS has the hashes of all files (`sha256sum -c`), and its
 own is the bundle's number.
+
+Labels are a claim too: pass those of the data set, --labels labels.npy. Without them nothing is
+confirmed, unless --trust-labels says that the bundle's own are to be taken. Whoever gave you the
+bundle may have changed this program: that of the same version of jaxrobust is the same text.
 
 Exit codes: 0 everything is confirmed; 1 something is not; 2 a mistake, with one sentence on stderr.
 """
@@ -117,7 +121,8 @@ def main(argv: list[str] | None = None) -> int:
     flag = parser.add_argument
     flag("--images", type=Path, required=True, help="The clean images, .npy: uint8[N,H,W,C].")
     flag("--module", required=True, help="The network: FILE.py:NAME or package.module:NAME.")
-    flag("--labels", type=Path, help="Labels of the data set, .npy; default: taken on trust.")
+    flag("--labels", type=Path, help="Labels of the data set, .npy: int[N].")
+    flag("--trust-labels", action="store_true", help="Take the labels of the bundle unchecked.")
     flag("--bundle", type=Path, default=Path(__file__).parent, help="Default: this folder.")
     flag("--batch", type=int, default=BATCH, help="Images at a time.")
     flag("--device", help="Such as cpu or cuda; default: cuda where there is one.")
@@ -128,19 +133,22 @@ def main(argv: list[str] | None = None) -> int:
         labels = None if args.labels is None else _array(args.labels, "labels")
         if labels is not None and labels.shape != (count,):
             raise ValueError(f"--labels has shape {labels.shape}, and there are {count} images")
+        if labels is not None and labels.dtype.kind not in "iu":
+            raise ValueError(f"--labels has {labels.dtype}, and labels are whole numbers")
         import torch
 
         device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         logits = network(args.module, device)
         how: dict[str, Any] = {"count": count, "labels": labels, "batch": max(args.batch, 1)}
+        how["trust_labels"] = args.trust_labels
         found = judge(bundle, images, logits, **how, tell=lambda line: print(line, file=sys.stderr))
     except ValueError as error:
         print(f"verify: {error}", file=sys.stderr)
         return 2
     print("\n".join(lines(bundle, found)))
     print("Whether these are the weights of the record, this program cannot know: compare files.")
-    if labels is None:
-        print("The labels are the bundle's own: pass --labels to compare them with the data set's.")
+    if found.labels == "unchecked":
+        print("Pass --labels to compare them with the data set's, or --trust-labels to take them.")
     return 0 if found.whole else 1
 
 

@@ -216,6 +216,7 @@ def weights(
         size = subject.network.image_size
         if given.selected:
             which, found = kept.selected_weights(run, kept.selected(run), image_size=size)
+            subject = replace(subject, chosen=kept.chosen_on(run))
         else:
             which, found = runs.run_weights(run, given.phase, image_size=size)
         return which, subject, found

@@ -14,7 +14,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxrobust.data import Prepared, pipeline, sources
-from jaxrobust.evaluation import fingerprint, measuring, networks, records, replay, verdicts
+from jaxrobust.evaluation import (
+    fingerprint,
+    measuring,
+    networks,
+    records,
+    replay,
+    trained,
+    verdicts,
+)
 from jaxrobust.evaluation.questions import Question
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.runtime import hardware, hosts
@@ -28,7 +36,7 @@ _LOW = 0.5  # clean accuracy
 # What only some records have.
 _SAID = (
     *("clean_top5", "stable", "local_lipschitz", "replayed", "ladder", "corruptions"),
-    "worst_case",
+    *("worst_case", "union"),
 )
 
 
@@ -169,6 +177,7 @@ class Evaluation:
         source, asked, network = self.source, self.asked, subject.network
         classes = [hashes.classes_sha256(source.classes)] if subject.classes else []
         how = [subject.norm, subject.epsilon, asked.seed, asked.search_dtype]
+        seen = trained.seen_before(_training(subject, self.which, source))
         return {
             "network": [network.name, *self.fingerprint.exact.values()],
             "data": [
@@ -180,6 +189,8 @@ class Evaluation:
                 *classes,
             ],
             "attack": [asked.method, *([] if asked.attack == "clean" else how)],
+            # Equal weights that were chosen elsewhere have a record which says otherwise.
+            **({"chosen": subject.chosen} if subject.chosen and "selection" in seen else {}),
         } | self.replays()
 
     def replays(self) -> dict[str, Any]:
@@ -346,6 +357,8 @@ class Evaluation:
             side, channels = known(network.image_size), known(network.in_channels)
             net = subject.create("float32")
             self.size.update(records.size(net, self.weights, side, channels))
+        known_training = _training(subject, self.which, source)
+        found["flags"] = (found.get("flags") or {}) | trained.seen_before(known_training)
         record = records.accuracy_record(
             config=subject.config,
             weights=self.which,
@@ -364,7 +377,7 @@ class Evaluation:
                 "verdicts": file,
                 "costs": costs,
                 "size": self.size,
-                "training": _training(subject, self.which, source),
+                "training": known_training,
             },
             **found,
             more={
@@ -391,8 +404,8 @@ def _training(subject: Subject, which: str | None, source: sources.Source) -> di
     """Return what is known of how the weights were trained, if they are a run's."""
     if not (which and isinstance(subject.config, dict) and "phases" in subject.config):
         return None
-    on = {"dataset": source.name, "split": source.split}
-    return records.training(subject.config, which.partition(",")[0], **on)
+    on: dict[str, Any] = {"dataset": source.name, "split": source.split, "chosen": subject.chosen}
+    return trained.training(subject.config, which.partition(",")[0], **on)
 
 
 def _number_in(path: Path) -> str:

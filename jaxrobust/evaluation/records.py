@@ -13,9 +13,7 @@ from typing import Any
 
 import jax
 
-from jaxrobust.config import of_phase
-from jaxrobust.data import splits
-from jaxrobust.evaluation import checks, verdicts
+from jaxrobust.evaluation import checks, comparable, verdicts
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime import jsonl
 from jaxrobust.types import VERDICT_PRECISION, Params
@@ -305,9 +303,10 @@ def of_result(result: Any, known: dict[str, str | None]) -> dict[str, Any]:
         "method": method,
         "search_dtype": None,
         "accuracy_after": {k: float(v) if n else None for k, v in result.accuracy_after.items()},
+        "version": about["version"],
         "images_sha256": about["images_sha256"],
         "fingerprint": about["fingerprint"],
-        **{key: about[key] for key in ("replayed",) if key in about},
+        **{key: about[key] for key in ("replayed", "robust_beyond") if key in about},
         "function": dict.fromkeys(("name", "file", "sha256"))
         | {"arrays_sha256": about["arrays_sha256"]},
     }
@@ -330,39 +329,6 @@ def size(net: Any, weights: Any, image_size: int, channels: int) -> dict[str, in
     arrays = weights.params or weights.stats  # those of a user's function
     adds = multiply_adds(net, *weights, image_size=image_size, in_channels=channels)
     return {"parameters": sum(a.size for a in arrays.values()), "multiply_adds": adds}
-
-
-def training(config: Any, phase: str, *, dataset: str, split: str) -> dict[str, Any]:
-    """Return what a run's config says of its training up to a phase; a pass is one over an image.
-
-    An attack of K steps costs K passes forward and backward before that of the update. `selection`
-    says on which images the weights were chosen, and whether these are among those of the record.
-
-    Args:
-      config: of the run.
-      phase: whose weights the record is of.
-      dataset, split: of the record.
-    """
-    made: list[dict[str, Any]] = []
-    names = list(config.phases)
-    for name in names[: names.index(phase) + 1]:
-        seen = of_phase(config, name)
-        own, attack = seen[name], seen.attack
-        steps = 0 if own.objective == "clean" else 1 if attack.name == "fgsm" else attack.steps
-        made.append({"phase": name, "objective": own.objective, "epochs": own.epochs})
-        made[-1] |= {"attack": attack.name if steps else None, "attack_steps": steps}
-        if steps:
-            keys = ("norm", "epsilon", "relative_step", "step_size", "start", "start_std")
-            made[-1] |= {key: attack[key] for key in keys if attack.get(key) is not None}
-    passes = sum(m["epochs"] * (1 + m["attack_steps"]) for m in made)
-    seen = of_phase(config, phase)
-    chosen = {"split": seen.data.selection_split, "attack": seen.evaluation.get("attack")}
-    same = seen.data.name == dataset and splits.overlap(chosen["split"], split)
-    return {
-        "phases": made,
-        "passes": passes,
-        "selection": chosen | {"on_evaluated_images": same},
-    }
 
 
 def ids_of(images: int) -> str:
@@ -401,6 +367,6 @@ def how(record: dict) -> str:
     if record.get("method") == "union":
         of = "worst case" if record.get("worst_case") else "union"
         return f"{of} of {', '.join(record['accuracy_after'])}"
-    a = record["attacks"][0]
+    a, tried = record["attacks"][0], comparable.tried(record)
     name = record.get("method") or f"{a['name'].upper()} {a['steps']} steps"
-    return f"{name}, {a['norm']} {a['epsilon']:.4g}"
+    return f"{name}, {a['norm']} {a['epsilon']:.4g}" + (f" ({tried})" if tried else "")

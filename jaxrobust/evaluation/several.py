@@ -57,7 +57,9 @@ def union(
         found.append(asks.found(subject, f"{number}-{count}", standing=standing, ledgers=ledgers))
     asked = [own.evaluation.asked for own in members]
     if not worst_case:
-        return evaluation.kept(number, "union", unions.united(found, balls, [*map(str, balls)]))
+        told = unions.united(found, balls, [*map(str, balls)])
+        told |= {"union": {"each_on_all_images": bool(done)}}
+        return evaluation.kept(number, "union", told)
     names = [three_norms.name(*own) for own in zip(balls, asked, strict=True)]
     numbers = [record["evaluation"] for record in done] or [None] * len(members)
     rows = unions.each_of(found, balls, [own.method for own in asked], numbers, skips=not done)
@@ -136,7 +138,8 @@ def _shared(radii: list[float], beyond: np.ndarray | None, found: dict[str, Any]
 
 def _of_record(record: Record, out: Path) -> dict[str, Any]:
     """Return what a record that is there says, as `measuring` does."""
-    keys = ("attacks", "clean", "robust", "flags", "costs", "accuracy_after")
+    keys = ["attacks", "clean", "robust", "flags", "costs", "accuracy_after"]
+    keys += ["replayed"] if "replayed" in record else []
     return {key: record[key] for key in keys} | {
         "verdicts": verdicts.read(out / str(record["verdicts"]))
     }

@@ -42,6 +42,7 @@ class Subject:
     tested: str | None = None  # the preprocessing that its run tests with
     expected: str | None = None  # the preprocessing that imported weights expect of photographs
     config: Any = None  # what the network was made from, for the record
+    chosen: dict[str, Any] | None = None  # on which images --selected chose the weights
     function: functions.Named | None = None  # of images to logits, which is the whole network
     net: Classifier | None = None  # of that function, after `with_arrays`
     arrays_sha256: str | None = None  # the same

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxrobust.evaluation import pairs
+from jaxrobust.evaluation import comparable, pairs
 from jaxrobust.evaluation.pairs import Paired
 from jaxrobust.report import figures, sentences
 from jaxrobust.report.curves import thinned
@@ -64,14 +64,30 @@ def groups(found: Sequence[Evaluation]) -> list[list[Evaluation]]:
 def difference(first: Evaluation, other: Evaluation, key: str) -> Paired | None:
     """Return how two evaluations differ in `clean` or `robust` on the images of both.
 
-    None: they have no image in common, or other labels on it.
+    Without those that a replayed point decided in one of them. None: they have no image in common,
+    or other labels on it.
     """
     a, b = first.verdicts, other.verdicts
     assert a is not None and b is not None, "groups() has them"
-    ids, here, there = np.intersect1d(a.image_ids, b.image_ids, return_indices=True)
-    if not len(ids) or (a.labels[here] != b.labels[there]).any():
+    _, here, there = np.intersect1d(a.image_ids, b.image_ids, return_indices=True)
+    if (a.labels[here] != b.labels[there]).any():
+        return None
+    kept = ~_left_out(first, other)
+    here, there = here[kept], there[kept]
+    if not len(here):
         return None
     return pairs.compare(getattr(a, key)[here], getattr(b, key)[there])
+
+
+def _left_out(first: Evaluation, other: Evaluation) -> np.ndarray:
+    """Return which of the images of both replayed points decided, as `comparable.left_out`."""
+    a, b = first.verdicts, other.verdicts
+    assert a is not None and b is not None, "groups() has them"
+    ids, here, there = np.intersect1d(a.image_ids, b.image_ids, return_indices=True)
+    if not len(ids):
+        return np.zeros(0, bool)
+    both = [type(v)(*(col[at] for col in v)) for v, at in ((a, here), (b, there))]
+    return comparable.left_out([first.record, other.record], both)
 
 
 def part(found: Sequence[Evaluation]) -> Html | None:
@@ -111,10 +127,17 @@ def _group(own: Sequence[Evaluation], key: str) -> Html | None:
         axis = Axis("difference", percent=True)
         drawn.append(figures.rows(f"{key}-{what}", title, bars, axis, names=("difference", "")))
     threat = ", ".join(sentences.balls(first.record)) or "no attack"
+    left = [int(_left_out(first, other).sum()) for other in others]
+    without = [f"{n:,} beside {_label(one)}" for one, n in zip(others, left, strict=True) if n]
+    said = (
+        "Images that replayed points decided are left out, as the attacks alone might have left "
+        f"them standing: {', '.join(without)}."
+    )
     name = f"{sentences.method(first.record)}, {threat}; the first is {_label(first)}"
     return tag(
         "section",
         tag("h3", name),
+        tag("p", said) if without else None,
         tag("div", drawn, class_="figures"),
         table(f"Differences to {_label(first)}", _HEAD, rows, words=2),
     )

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from jaxrobust.evaluation import records
+from jaxrobust.evaluation import comparable, records
 from jaxrobust.report.figures import said
 from jaxrobust.report.gathered import Evaluation, Gathered, Run
 
@@ -106,6 +106,11 @@ def doubts(one: Evaluation, runs: Sequence[Run]) -> list[str]:
         )
     if str(record.get("split")).startswith("train"):
         found.append("The images are of the training split, which the network may have seen.")
+    if tried := comparable.tried(record):
+        found.append(
+            f"Points that other evaluations had found were replayed before the attacks: {tried}, "
+            "which the attacks alone might have left standing."
+        )
     if "+changes" in str(record.get("commit")):
         found.append("The code differed from its commit when this was measured.")
     if record.get("search_dtype") == "bfloat16":
@@ -165,7 +170,8 @@ def question(one: Evaluation) -> str:
     record = one.record
     keys = ("dataset", "split", "ids_sha256", "classes_sha256", "preprocessing", "search_dtype")
     size = (record.get("model") or {}).get("image_size")
-    return json.dumps([*(record.get(key) for key in keys), size, record.get("attacks")])
+    done = [comparable.procedure(record), comparable.pictures(record)]
+    return json.dumps([*(record.get(key) for key in keys), size, record.get("attacks"), *done])
 
 
 def state(run: Run) -> str:

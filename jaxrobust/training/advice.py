@@ -10,19 +10,32 @@ from jaxrobust.training import build
 
 def lines(configs: Mapping[str, Config]) -> list[str]:
     """Return what to say before a run trains or goes on, of the config as each phase sees it."""
-    every = (of_step(seen, name) + _selection(seen) for name, seen in configs.items())
+    every = (of_step(seen, name) + _splits(seen) for name, seen in configs.items())
     return list(dict.fromkeys(line for told in every for line in told))
 
 
-def _selection(config: Config) -> list[str]:
-    """Warn of weights that are chosen on the images that are reported."""
-    selection, test = config.data.selection_split, config.data.test_split
-    if not splits.overlap(selection, test):
-        return []
-    return [
-        f"data.selection_split={selection} holds images of data.test_split={test}: the weights are "
-        "chosen on what is reported, and the record says so"
-    ]
+# Why two splits of a config must not share images.
+_SHARED = {
+    ("selection_split", "test_split"): "the weights are chosen on what is reported, and the record "
+    "says so",
+    ("train_split", "test_split"): "what is reported was trained on, and the record says so",
+    ("train_split", "selection_split"): "the weights are chosen on what they were trained on, "
+    "which does not show where they overfit",
+}
+
+
+def _splits(config: Config) -> list[str]:
+    """Warn of images that are trained on, chosen on and reported, of which they are only one."""
+    data, found = config.data, []
+    for (one, other), why in _SHARED.items():
+        own = {one: (data.name, data[one])}
+        if one == "train_split" and data.extra:
+            own["extra_split"] = data.extra, data.extra_split
+        for key, images in own.items():
+            if splits.same_images(images, (data.name, data[other])):
+                says = f"data.{key}={images[1]} holds images of data.{other}={data[other]}"
+                found.append(f"{says}: {why}")
+    return found
 
 
 def of_step(config: Config, name: str) -> list[str]:

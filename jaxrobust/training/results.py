@@ -9,7 +9,7 @@ import jax
 from jaxrobust import models
 from jaxrobust.config import Config
 from jaxrobust.data import pipeline
-from jaxrobust.evaluation import accuracy, records
+from jaxrobust.evaluation import accuracy, records, trained
 from jaxrobust.runtime import hosts
 from jaxrobust.runtime.progress import say
 from jaxrobust.training import build, splits
@@ -58,6 +58,9 @@ def test(
         more["function"] = function
     if meets is not None and meets.met:
         more["damaged"] = [source.describe(index) for index in sorted(meets.met)]
+    training = trained.training(
+        config, name, dataset=config.data.name, split=config.data.test_split
+    )
     record = records.accuracy_record(
         config=plain,
         weights=which,
@@ -77,11 +80,8 @@ def test(
         ids_sha256=source.ids_sha256,
         classes=source.classes,
         n=scores["images"],
-        known={
-            "training": records.training(
-                config, name, dataset=config.data.name, split=config.data.test_split
-            )
-        },
+        flags=trained.seen_before(training),
+        known={"training": training},
         more=more,
     )
     if jax.process_index() == 0:

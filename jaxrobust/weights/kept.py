@@ -121,6 +121,14 @@ def selected(workdir: Path) -> Choice:
         raise ValueError(_damaged(path, error)) from error
 
 
+def chosen_on(workdir: Path) -> dict[str, Any]:
+    """Return data set, split and attack of the choice, None each where its file does not say."""
+    said = read_selection(workdir / SELECTION)
+    attack = said.get("attack")
+    of = {key: said.get(key) for key in ("dataset", "split")}
+    return of | {"attack": attack.get("name") if isinstance(attack, dict) else None}
+
+
 def read_selection(path: Path) -> dict[str, Any]:
     """Return what stands in a file of `tools/select_checkpoint.py`.
 

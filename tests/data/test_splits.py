@@ -1,8 +1,10 @@
 """Whether two splits share images, as far as their names say."""
 
+from pathlib import Path
+
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data import splits
+from jaxrobust.data import splits, subsets
 
 
 class OverlapTest(parameterized.TestCase):
@@ -19,10 +21,43 @@ class OverlapTest(parameterized.TestCase):
         ("validation@robustbench[:1000]", "validation@robustbench[:500]", True),
         ("validation", "val@robustbench", True),
         ("test[:1000]", "test[90%:]", True),  # it may
+        ("test[-100:]", "test[:50]", True),  # it may
+        ("test[:-100]", "test[-100:]", False),
+        ("validation[:100%]", "val", True),
+        ("validation[:1shard]", "validation[90%:]", True),
+        ("train+test", "test", True),
+        ("train + test[10:]", "test[:10]", False),
+        ("train+validation[:10]", "val@robustbench", True),
+        ("all", "test", True),
+        ("validation@nowhere.txt", "validation@robustbench", True),  # it may
     )
     def test_by_their_names(self, one, other, expected):
         self.assertEqual(splits.overlap(one, other), expected)
         self.assertEqual(splits.overlap(other, one), expected)
+
+    def test_lists_of_ids_by_their_lines(self):
+        folder = Path(self.create_tempdir())
+        lines = subsets.read_ids("robustbench").lines
+        for name, held in (("one", lines[7:9]), ("two", ["n01440764/x.JPEG", "y.JPEG"])):
+            (folder / name).write_text("\n".join(line.rpartition("/")[2] for line in held) + "\n")
+        test = "validation@robustbench"
+        self.assertTrue(splits.overlap(f"val@{folder}/one[:1]", test))
+        self.assertFalse(splits.overlap(f"val@{folder}/two", test))
+
+    @parameterized.parameters(
+        ("cifar10", "tfds:cifar10", True),
+        ("cifar10", "cifar10:3.0.2", True),
+        ("cifar10", "hf:uoft-cs/cifar10:plain_text@main", True),
+        ("cifar10", "cifar100", False),
+        ("npz:a/../set.npz", "npz:set.npz", True),
+        ("npz:set.npz", "npz:other.npz", False),
+        ("folder:set/", "folder:./set", True),
+        ("imagenet2012", "tfds:imagenet2012:5.1.0", True),
+        ("fake:8x8x3", "fake", False),
+    )
+    def test_names_of_one_data_set(self, one, other, expected):
+        self.assertEqual(splits.same_images((one, "test"), (other, "test")), expected)
+        self.assertFalse(splits.same_images((one, "test"), (other, "train")))
 
 
 if __name__ == "__main__":

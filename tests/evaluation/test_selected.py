@@ -36,7 +36,9 @@ class SelectedTest(absltest.TestCase):
         self.assertFalse((self.workdir / "evaluation").exists())
         sha256 = hashes.weights_sha256(*self.raw)
         chosen = kept.Choice("train", 4, 1.0, "raw", 8, sha256)._asdict()
-        text = json.dumps({"schema": kept.SCHEMA, "candidates": [], "chosen": chosen})
+        # Not on the split of the config, train[256:320]: on images of the test.
+        on = {"dataset": "digits", "split": "test[5:]", "attack": {"name": "apgd-ce"}}
+        text = json.dumps({"schema": kept.SCHEMA, "candidates": [], "chosen": chosen} | on)
         (self.workdir / kept.SELECTION).write_text(text)
         code, printed, said = evaluations.call(**given)
         self.assertEqual(code, 0, said)
@@ -44,6 +46,9 @@ class SelectedTest(absltest.TestCase):
         (record,) = jsonl.read(self.workdir / "evaluation" / "results.jsonl")
         self.assertEqual(record["weights"], "train, epoch 1, raw")
         self.assertEqual(record["weights_sha256"], sha256)
+        said = {"dataset": "digits", "split": "test[5:]", "attack": "apgd-ce"}
+        self.assertEqual(record["training"]["selection"], said | {"on_evaluated_images": True})
+        self.assertIn("flag selection: the weights were chosen on images of test[5:]", printed)
         for more, message in (
             ({"phase": "train"}, "--selected names the phase too; leave --phase out"),
             ({"workdir": None}, "--selected names weights of a run; give its --workdir RUN"),

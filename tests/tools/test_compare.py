@@ -225,10 +225,10 @@ class NumbersTest(Folders):
 
     def test_what_records_do_not_list_came_first(self):
         a = found(1)
-        replayed = np.where(a.fooled_by == "apgd-t", "replay", a.fooled_by)
-        places = self.write("a", a), self.write("b", a._replace(fooled_by=replayed))
+        others = np.where(a.fooled_by == "apgd-t", "by hand", a.fooled_by)
+        places = self.write("a", a), self.write("b", a._replace(fooled_by=others))
         plain, _ = self.compared(*places)
-        self.assertEqual([*plain["pairs"][0]["after"]], ["replay", *ATTACKS])
+        self.assertEqual([*plain["pairs"][0]["after"]], ["by hand", *ATTACKS])
         self.assertEqual(plain["pairs"][0]["robust"]["difference"], 0)
 
     def test_few_images_a_class_are_said(self):
@@ -405,10 +405,10 @@ class RefusedTest(Folders):
 
     def test_several_in_a_folder(self):
         a, b = self.write("a", found(1), "a1"), self.write("b", found(2), "b1")
-        self.write("b", found(3), "b2", method="autoattack plus")
+        self.write("b", found(3), "b2", method="apgd-ce + apgd-t")
         error = self.refused(a, b)
         self.assertIn(f"{b} holds 2 evaluations; name one of them: {b}#b1 (autoattack", error)
-        self.assertIn(f"{b}#b2 (autoattack plus, linf 0.03137)", error)
+        self.assertIn(f"{b}#b2 (apgd-ce + apgd-t, linf 0.03137)", error)
         plain, _ = self.compared(a, f"{b}#b2")
         self.assertEqual(plain["evaluations"][1]["evaluation"], "b2")
         self.assertIn("has no evaluation x; name one of them", self.refused(a, f"{b}#x"))

@@ -19,7 +19,7 @@ from jaxrobust import data
 from jaxrobust.evaluation import claims, records, verdicts
 from jaxrobust.weights import files, runs
 from jaxrobust.weights import folder as weights_folder
-from tests.support import paths
+from tests.support import bundles, paths
 from tests.support.evaluations import call, run_for
 from tools import verify
 
@@ -169,7 +169,7 @@ class RunTest(Case):
         self.assertContainsSubset(plain["unconfirmed"], {"other image", "other label"})
         code, printed, _ = ran(self.bundle, "--weights", self.workdir, "--split=test[:20]")
         self.assertEqual(code, 1)
-        missing = int((~self.found.robust[20:]).sum())
+        missing = len(self.found.robust[20:])
         self.assertIn(f"{missing} not confirmed: not among the images that were given", printed)
 
     def test_mistakes(self):
@@ -280,12 +280,51 @@ class FunctionTest(Case):
         self.assertEqual(code, 1, said)
         self.assertIn("This is another network than the record's", printed)
 
+    def test_a_program_that_somebody_changed(self):
+        other = Path(self.create_tempdir()) / "changed"
+        shutil.copytree(self.bundle, other)
+        program = other / "verify.py"
+        program.write_text(program.read_text().replace("return 0 if found.whole else 1", "return"))
+        bundles.resigned(other)
+        network = ("--function", f"{self.root}/nets.py:logits_fn")
+        code, printed, _ = ran(other, *network)
+        self.assertEqual(code, 0)  # the claim holds
+        self.assertIn("verify.py is not the program that this version writes", printed)
+
+    def test_another_size_of_the_split_is_not_confirmed(self):
+        other = Path(self.create_tempdir()) / "changed"
+        shutil.copytree(self.bundle, other)
+        bundles.changed(other, split_images=50)
+        network = ("--function", f"{self.root}/nets.py:logits_fn")
+        code, printed, _ = ran(other, *network)
+        self.assertEqual(code, 1)
+        self.assertIn("and the bundle says 50: this is another split, or version", printed)
+
+    @parameterized.parameters(
+        ("dataset", "npz:theirs.npz"),
+        ("dataset", "folder:bundle/images"),
+        ("dataset", "hf:./bundle"),
+        ("split", "test@bundle/fooled.txt"),
+    )
+    def test_images_that_whoever_claims_may_have_made(self, key, value):
+        other = Path(self.create_tempdir()) / "changed"
+        shutil.copytree(self.bundle, other)
+        bundles.changed(other, record={key: value})
+        said = self.refused(other, "--function", f"{self.root}/nets.py:logits_fn")
+        self.assertIn(f"which may be of whoever made the bundle; name your own: --{key}", said)
+        images = ("--write_images", Path(self.create_tempdir()) / "images.npy")
+        self.assertIn("name your own", self.refused(other, *images))
+
     def test_in_pytorch(self):
         code, printed, said = self.checked()
+        self.assertEqual((code, said), (1, ""), printed)
+        self.assertIn("Confirmed but for the labels: robust accuracy", printed)
+        self.assertIn("Pass --labels to compare", printed)
+        code, printed, said = self.checked("--trust-labels")
         self.assertEqual((code, said), (0, ""), printed)
+        self.assertIn("the labels are the bundle's own, and taken on trust, as was", printed)
         self.assertRegex(printed, r"(\d+) of \1 fooled: confirmed")
         self.assertIn("this program cannot know", printed)
-        self.assertIn("pass --labels to compare", printed)
         code, printed, _ = self.checked(
             "--labels", self.root / "images.labels.npy", module="linear.py:NETWORK"
         )
@@ -295,7 +334,7 @@ class FunctionTest(Case):
     def test_images_as_floats_and_too_few(self):
         images = np.load(self.root / "images.npy")
         np.save(self.root / "floats.npy", images / np.float32(255))
-        self.assertEqual(self.checked(images="floats.npy")[0], 0)
+        self.assertEqual(self.checked("--trust-labels", images="floats.npy")[0], 0)
         np.save(self.root / "few.npy", images[:5])
         code, printed, _ = self.checked(images="few.npy")
         self.assertEqual(code, 1)

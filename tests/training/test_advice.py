@@ -35,7 +35,8 @@ def step_of(config) -> float:
 class StepTest(parameterized.TestCase):
     @parameterized.parameters(("test", "test[:100]", True), ("train[:100]", "test", False))
     def test_weights_that_are_chosen_on_what_is_reported(self, selection, test, told):
-        config = small_config(data__selection_split=selection, data__test_split=test)
+        splits = {"train": "train[100:]", "selection": selection, "test": test}
+        config = small_config(**{f"data__{key}_split": split for key, split in splits.items()})
         lines = advice.lines({"train": config})
         self.assertEqual(bool(lines), told)
         if told:

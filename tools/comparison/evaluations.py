@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxrobust.attacks import BALLS
 from jaxrobust.data.transforms import same_preprocessing
-from jaxrobust.evaluation import records, verdicts
+from jaxrobust.evaluation import comparable, records, verdicts
 from jaxrobust.evaluation.verdicts import Verdicts
 from jaxrobust.runtime import hosts
 from jaxrobust.runtime.commandline import number
@@ -161,11 +161,16 @@ def differences(first: Evaluation, other: Evaluation) -> str:
     for name in attacked[0] ^ attacked[1]:  # "attacks" says it
         asked = [{k: v for k, v in one.items() if not k.startswith(f"{name}: ")} for one in asked]
     said = [hosts.differences(*asked), _other_images(first.verdicts, other.verdicts)]
+    if comparable.other_pictures(first.record, other.record):
+        said.append("the images or labels of the same names are others")
     return "; ".join(part for part in said if part)
 
 
 # Keys that only some records have; the labels tell other lists and classes apart as well.
-_OPTIONAL = ("list of images", "list of classes", "image size", "type of the search")
+_OPTIONAL = (
+    *("list of images", "list of classes", "image size", "type of the search"),
+    *("version", "each attack of a union"),
+)
 
 
 def _question(record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -177,6 +182,7 @@ def _question(record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     yield "image size", (record.get("model") or {}).get("image_size")
     yield "preprocessing", record.get("preprocessing")
     yield "type of the search", record.get("search_dtype")
+    yield from comparable.procedure(record).items()
     attacks = record["attacks"]
     balls = _balls(record)
     for at, said in enumerate(("norm", "radius")):
@@ -218,6 +224,38 @@ def _aligned(found: list[Evaluation]) -> list[Evaluation]:
     return cut
 
 
+def without_replayed(found: list[Evaluation]) -> tuple[list[Evaluation], str]:
+    """Return evaluations without the images that replayed points decided, and what is left out.
+
+    The second is a sentence or two, which belong before all others; "" where nothing is.
+    Raises:
+      ValueError: nothing else is there.
+    """
+    seen = [one.verdicts for one in found]
+    left = comparable.left_out([one.record for one in found], seen)
+    if not left.any():
+        return found, ""
+    if left.all():
+        raise ValueError(
+            "replayed points decided all of these images, so that nothing is left to compare; "
+            "evaluate again with --noreplay"
+        )
+    counts, ends = [], []
+    for one in seen:
+        decided = comparable.replayed(one)
+        counts.append(f"{int(decided.sum()):,}")
+        low, high = one.robust.mean(), (one.robust | decided).mean()
+        ends.append(f"{100 * low:.2f} to {100 * high:.2f} %")
+    said = (
+        f"**{left.sum():,} of {len(left):,} images are left out, which replayed points decided "
+        f"({_each(counts)}): the attacks alone might have left them standing.** On all images the "
+        f"robust accuracy under the attacks alone lies within: {_each(ends)}; --noreplay computes "
+        "it."
+    )
+    cut = [v._replace(**{k: col[~left] for k, col in v._asdict().items()}) for v in seen]
+    return [one._replace(verdicts=v) for one, v in zip(found, cut, strict=True)], said
+
+
 def remarks(found: Sequence[Evaluation]) -> list[str]:
     """Return what belongs beside a comparison, though it does not forbid it; A is the first."""
     said = []
@@ -225,6 +263,16 @@ def remarks(found: Sequence[Evaluation]) -> list[str]:
     if {one.images for one in found} != {images}:
         each = _each([f"{one.images:,}" for one in found])
         said.append(f"Compared are the {images:,} images that all have; evaluated were {each}.")
+    if not any(comparable.replayed(one.verdicts).any() for one in found):
+        tried = [letter(at) for at, one in enumerate(found) if one.record.get("replayed")]
+        if tried:
+            said.append(f"None of these was decided by a replayed point, which {_and(tried)} met.")
+    older = [letter(at) for at, one in enumerate(found) if not comparable.pictures(one.record)]
+    if older:
+        said.append(
+            f"What {_and(older)} evaluated is known by the names of the images alone: an older "
+            "version, which did not note their bytes, wrote that."
+        )
     seeds = [one.record.get("seed") for one in found]
     if found[0].record["attacks"] and len(set(seeds)) > 1:
         said.append(f"The attacks' draws have different seeds: {_each(seeds)}.")
@@ -236,6 +284,10 @@ def remarks(found: Sequence[Evaluation]) -> list[str]:
         flags = one.record.get("flags") or {}
         said += [f"In doubt of {letter(at)}, {name}: {text}." for name, text in flags.items()]
     return said
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _each(values: Sequence[Any]) -> str:

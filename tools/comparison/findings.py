@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.evaluation import pairs
+from jaxrobust.evaluation import comparable, pairs
 from jaxrobust.evaluation.pairs import Paired
 from jaxrobust.evaluation.verdicts import Verdicts
-from tools.comparison.evaluations import Evaluation, letter, remarks
+from tools.comparison.evaluations import Evaluation, letter, remarks, without_replayed
 
 LEVEL = 0.95  # of intervals; what has p below 1 - LEVEL can be told apart
 INTERVAL = f"{100 * LEVEL:.0f} % interval"
@@ -53,6 +53,7 @@ class Findings(NamedTuple):
     pairs: list[Pair]
     removed: dict[str, list[int]]  # images that each attack fooled, of each evaluation
     remarks: list[str]
+    left_out: str = ""  # which images are not compared, and why; to be said first
 
     @property
     def images(self) -> int:
@@ -61,7 +62,13 @@ class Findings(NamedTuple):
 
 
 def find(evaluations: list[Evaluation]) -> Findings:
-    """Compare evaluations, which answer the same question on the same images, with the first."""
+    """Compare evaluations, which answer the same question on the same images, with the first.
+
+    Raises:
+      ValueError: see `without_replayed`.
+    """
+    said = remarks(evaluations)
+    evaluations, left_out = without_replayed(evaluations)
     order = _attacks(evaluations)
     seen = [one.verdicts for one in evaluations]
     clean = _differences([v.clean for v in seen])
@@ -80,15 +87,30 @@ def find(evaluations: list[Evaluation]) -> Findings:
         names = letter(0), letter(at + 1)
         found.append(Pair(*names, clean[at], robust[at], after, classes, each, corrected))
     removed = {name: [int((v.fooled_by == name).sum()) for v in seen] for name in order}
-    return Findings(evaluations, found, removed, remarks(evaluations))
+    return Findings(evaluations, found, removed, said, left_out)
 
 
 def _attacks(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Return what may have fooled images, in its order."""
-    listed = dict.fromkeys(attack["name"] for attack in evaluations[0].record["attacks"])
+    """Return what may have fooled images, in the order in which it was tried.
+
+    Of several balls, verdicts name each with its attack: "l2 0.5: apgd-ce". What records do not
+    list, such as a replayed point, was tried before all attacks, or before those of its ball.
+    """
+    record = evaluations[0].record
     fooling = {name for one in evaluations for name in one.verdicts.fooled_by.tolist()}
-    before = sorted(fooling - {"", "clean", *listed})  # what records do not list was tried first
-    return [*before, *listed]
+    fooling -= {"", "clean"}
+    listed: dict[str, None] = {}
+    for attack in record["attacks"]:
+        ball = f"{attack['norm']} {attack['epsilon']:.4g}: " * (record.get("method") == "union")
+        of_ball = [name for name in listed if ball and name.startswith(ball)]
+        if not of_ball:
+            listed |= dict.fromkeys(sorted(n for n in fooling if n == f"{ball}{comparable.REPLAY}"))
+        plain = f"{ball}{attack['name']}"
+        fixed = f"{plain}-{attack.get('steps')}"  # as verdicts name attacks of fixed steps
+        listed[fixed if fixed in fooling else plain] = None
+    again = [f"{name} (full)" for name in listed if f"{name} (full)" in fooling]
+    before = sorted(fooling - {*listed, *again})
+    return [*before, *listed, *again]
 
 
 def _left(found: Verdicts, attacks: list[str]) -> np.ndarray:
@@ -109,6 +131,7 @@ def plain(found: Findings) -> dict[str, Any]:
         "images": found.images,
         "evaluations": [_plain_evaluation(at, one) for at, one in enumerate(found.evaluations)],
         "pairs": [_plain_pair(pair) for pair in found.pairs],
+        "left_out": found.left_out,
         "remarks": found.remarks,
     }
 

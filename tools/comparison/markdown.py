@@ -23,6 +23,7 @@ def document(found: Findings, picture: str | None = None) -> str:
     words = [said for pair in found.pairs for said in in_words(pair, len(found.pairs))]
     parts = [
         f"# {_listed(names)}, image by image",
+        found.left_out,
         about,
         _table(_evaluations(found)),
         "\n".join(f"- {said}" for said in (*words, *found.remarks)),

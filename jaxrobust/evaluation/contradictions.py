@@ -1,0 +1,249 @@
+"""In what a bundle contradicts itself: all that no image and no network is needed for.
+
+Every number of its record that its rows give is computed again from them, so that whoever changes
+one number has to change the adversarial images. The text of this module is a part of the program in
+every bundle.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Rows = list[dict[str, Any]]  # of images.jsonl, one an image
+
+ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
+LEVELS = 127  # of a difference, at most
+_REPLAY, _FULL = "replay", "full"  # what was tried before the attacks, and once more after them
+_OFF = 1e-6  # of shares and their intervals, whatever computed them
+_KINDS = {"image": int, "label": int, "verdict": str, "sha256": str}
+_STORED = {"file": str, "offset": int, "bytes": int, "levels": int, "step": float}
+# What bundles of before lack, in words; where a record has nothing there is nothing to compare.
+_LACKING = {
+    "split_images": "how many images its split has",
+    "interval": "the interval of its accuracies",
+    "accuracy_after": "what each attack left",
+    "costs": "how many images each attack fooled",
+    "fingerprint": "what its network computes",
+}
+
+
+def fault(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+    """Return in what a bundle contradicts itself, as "has ..." or "says ..."; None: in nothing.
+
+    Args:
+      about: of bundle.json.
+      rows: of images.jsonl.
+      sizes: bytes of each file that the bundle lists.
+    """
+    checks = (_types, _ids, _threat, _verdicts, _differences, _shares, _intervals, _after, _costs)
+    return next((said for check in checks if (said := check(about, rows, sizes))), None)
+
+
+def lacking(about: dict[str, Any]) -> list[str]:
+    """Return in words what a bundle does not say, as those of an older version do not."""
+    known = about | about["record"]
+    return [words for key, words in _LACKING.items() if known.get(key) is None]
+
+
+def kind(row: dict[str, Any]) -> str:
+    """Return what a row says of its image: standing, misclassified or fooled."""
+    return {"": "standing", "clean": "misclassified"}.get(row["verdict"], "fooled")
+
+
+def _is(value: Any, wanted: type) -> bool:
+    """Tell whether a value of JSON has a type; true and false are no numbers, NaN is none."""
+    if wanted is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is wanted
+
+
+def _types(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+    if not rows:
+        return "has no images"
+    for number, row in enumerate(rows, 1):
+        kinds = _KINDS
+        if isinstance(row, dict) and row.get("verdict") not in ("", "clean"):
+            kinds = _KINDS | _STORED
+        for key, wanted in kinds.items():
+            if not isinstance(row, dict) or not _is(row.get(key), wanted):
+                value = row.get(key) if isinstance(row, dict) else row
+                return f"has {value!r:.40} for the {key} of line {number}, which is none"
+    return None
+
+
+def _ids(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+    ids = [row["image"] for row in rows]
+    if min(ids) < 0:
+        return f"has the image {min(ids)}, and images are numbered from 0"
+    if repeated := sorted(image for image, count in Counter(ids).items() if count > 1):
+        return f"has an image twice: {repeated[0]}"
+    said = about["record"]["image_ids"]
+    first = re.fullmatch(r"0(?:\.\.(\d{1,12}))?", said) if isinstance(said, str) else None
+    if not first:
+        return f"is of the images {said!r:.40}, which are not the first ones of a split"
+    count = int(first[1] or 0) + 1
+    if max(ids) >= count:
+        return f"has the image {max(ids)}, and its record is of {count:,}, {said}"
+    if count > len(ids):
+        there = set(ids)
+        missing = next(image for image in range(count) if image not in there)
+        return (
+            f"leaves out {count - len(ids):,} of the {count:,} images of its record, as {missing}"
+        )
+    split = about.get("split_images")
+    if split is None and about["schema"] < 2:
+        return None
+    if type(split) is not int or split < count:
+        return f"is of {count:,} images of a split that has {split!r:.20}"
+    return None
+
+
+def _threat(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+    record, shape = about["record"], about["image"]
+    balls = [(attack["norm"], attack["epsilon"]) for attack in record["attacks"]]
+    if not balls:
+        return "lacks attacks"
+    norm, epsilon = balls[0]
+    if not isinstance(norm, str) or norm not in ORDER:
+        return f"has another norm than {', '.join(ORDER)}: {norm!r:.20}"
+    if not _is(epsilon, float) or epsilon <= 0:
+        return f"has the radius {epsilon!r:.20}, which is none"
+    if any(ball != balls[0] for ball in balls):
+        return "has attacks of several norms or radii, of which one ball shows nothing"
+    if len(shape) != 3 or not all(_is(side, int) and side > 0 for side in shape):
+        return f"has images of the shape {shape!r:.40}, which is none"
+    side = record["model"].get("image_size")
+    if side is not None and list(shape[:2]) != [side, side]:
+        return f"has images of the shape {shape}, and its record is of {side} pixels"
+    return None
+
+
+def _verdicts(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+    record, known = about["record"], {"", "clean"}
+    for stage in _stages(record):
+        names = [attack["name"] for attack in record["attacks"]]
+        known |= {f"{name} (full)" for name in names} if stage == _FULL else {stage}
+    classes = record["model"]["num_classes"]
+    for row in rows:
+        if row["verdict"] not in known:
+            return (
+                f"has the verdict {row['verdict']!r:.40} on image {row['image']}, which is no "
+                "attack of its record"
+            )
+        if row["label"] < 0 or (classes is not None and row["label"] >= classes):
+            return f"has the label {row['label']} for image {row['image']}, which is no class"
+        if not re.fullmatch("[0-9a-f]{64}", row["sha256"]):
+            return f"has {row['sha256']!r:.40} for the sha256 of image {row['image']}"
+    return None
+
+
+def _differences(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+    for row in rows:
+        if kind(row) != "fooled":
+            continue
+        if not re.fullmatch(r"differences-\d+\.bin", row["file"]) or row["file"] not in sizes:
+            return f"has a difference in {row['file']!r:.40}, a file that SHA256SUMS does not list"
+        ends = row["offset"], row["offset"] + row["bytes"]
+        if not 0 <= ends[0] < ends[1] <= sizes[row["file"]]:
+            return (
+                f"has a difference of image {row['image']} at bytes {ends[0]} to {ends[1]} of "
+                f"{row['file']}, which has {sizes[row['file']]}"
+            )
+        if not 0 <= row["levels"] <= LEVELS or row["step"] < 0:
+            return f"has {row['levels']} levels of {row['step']} for image {row['image']}"
+    return None
+
+
+def _shares(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+    said = {"robust": ("", "robust"), "clean": ("clean", "rightly classified")}
+    for key, (verdict, words) in said.items():
+        found = sum(row["verdict"] == verdict for row in rows)
+        found = found if key == "robust" else len(rows) - found
+        value = about["record"][key]
+        if not _is(value, float) or abs(value - found / len(rows)) > _OFF:
+            written = f"{value:.2%}" if _is(value, float) else repr(value)
+            return f"has {found} {words} images of {len(rows)}, and its record says {written}"
+    return None
+
+
+def _intervals(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+    if not (said := about["record"].get("interval")):
+        return None
+    for key in ("clean", "robust"):
+        value, n = said[key], len(rows)
+        ends = interval(round(about["record"][key] * n), n)
+        ours = ", ".join(f"{end:.2%}" for end in ends)
+        sound = (
+            isinstance(value, Sequence) and len(value) == 2 and all(_is(v, float) for v in value)
+        )
+        if not sound or max(abs(a - b) for a, b in zip(value, ends, strict=True)) > _OFF:
+            return f"says {value!r:.60} for the 95 % interval of {key}, and its rows give {ours}"
+    return None
+
+
+def _stages(record: dict[str, Any]) -> list[str]:
+    """Return what was tried one after the other, by the names that costs have."""
+    names = [attack["name"] for attack in record["attacks"]]
+    before = [_REPLAY] if record.get("replayed") else []
+    return [*before, *names, *([_FULL] if _FULL in (record.get("accuracy_after") or {}) else [])]
+
+
+def _fooled(record: dict[str, Any], rows: Rows) -> dict[str, int]:
+    """Return how many images each stage fooled."""
+    found = dict.fromkeys(_stages(record), 0)
+    for row in rows:
+        if kind(row) == "fooled":
+            found[_FULL if row["verdict"].endswith(f" ({_FULL})") else row["verdict"]] += 1
+    return found
+
+
+def _after(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+    record = about["record"]
+    if not (said := record.get("accuracy_after")):
+        return None
+    if list(said) != _stages(record):
+        return f"says what {', '.join(said)} left, and has the attacks {', '.join(_stages(record))}"
+    left = sum(row["verdict"] != "clean" for row in rows)
+    for name, fooled in _fooled(record, rows).items():
+        left -= fooled
+        if not _is(said[name], float) or abs(said[name] - left / len(rows)) > _OFF:
+            return f"says {said[name]!r:.20} after {name}, and its rows give {left / len(rows):.6g}"
+    return None
+
+
+def _costs(about: dict[str, Any], rows: Rows, sizes: dict[str, int]) -> str | None:
+    record = about["record"]
+    if not (costs := record.get("costs")):
+        return None
+    found, said = _fooled(record, rows), dict.fromkeys((cost["attack"] for cost in costs), 0)
+    for cost in costs:
+        said[cost["attack"]] += cost["fooled"]
+    for name in (*found, *said):
+        if said.get(name) != found.get(name, 0):
+            return f"says that {name} fooled {said.get(name)} images, and has {found.get(name, 0)}"
+    return None
+
+
+def interval(successes: int, n: int) -> tuple[float, float]:
+    """Return the exact (Clopper-Pearson) 95 % interval of a share, by bisection."""
+    logs = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, n + 1)))])
+    ways = logs[n] - logs - logs[::-1]  # of choosing k among n, as a logarithm
+
+    def tail(p: float, which: slice) -> float:  # probability of these numbers of successes
+        k = np.arange(n + 1)
+        return float(np.exp(ways + k * math.log(p) + (n - k) * math.log1p(-p))[which].sum())
+
+    def root(which: slice, rises: bool) -> float:
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if (tail(middle, which) < 0.025) == rises else (low, middle)
+        return (low + high) / 2
+
+    low = root(slice(successes, None), True) if successes else 0.0
+    high = root(slice(0, successes + 1), False) if successes < n else 1.0
+    return low, high
