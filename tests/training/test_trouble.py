@@ -4,10 +4,11 @@ import types
 from pathlib import Path
 from unittest import mock
 
+import jax
 from absl.testing import absltest
 
-from jaxrobust.runtime import jsonl
-from jaxrobust.training import trouble
+from jaxrobust.runtime import jsonl, sharding
+from jaxrobust.training import loop, trouble
 
 ROW = {"loss": float("nan"), "gradient_norm": float("nan"), "step": 9}
 
@@ -43,6 +44,15 @@ class TroubleTest(absltest.TestCase):
         rows = jsonl.read(self.folder / "rollbacks.jsonl")
         self.assertEqual([row["lr_scale"] for row in rows], [0.5, 0.25])
         self.assertEqual([(row["step"], row["back_to"]) for row in rows], [(9, 4)] * 2)
+
+    def test_a_step_is_told_the_rate_of_all_rollbacks(self):
+        mesh = sharding.make_mesh(jax.devices()[:1])
+        for scale in (1.0, 0.5, 0.25):
+            found = trouble.Trouble(self.run_of(3))
+            phase = types.SimpleNamespace(mesh=mesh)
+            its = types.SimpleNamespace(trouble=found, run=types.SimpleNamespace(phase=phase))
+            self.assertEqual(loop._Loop._control(its, 0, 1.0).lr_scale, scale)
+            found.roll_back(self.ahead(3))
 
     def test_the_last_one_is_noted_and_refused(self):
         run = self.run_of(0)
