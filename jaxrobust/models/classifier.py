@@ -36,9 +36,10 @@ def _state(flat: Params, like):
 
 
 class OfModule(Classifier):
-    """A network that can give the module that it is made of: `make(rngs)`."""
+    """A network that can give the module that it is made of, `make(rngs)`; it computes in `dtype`."""
 
     make: Callable[[Any], nnx.Module]
+    dtype: Any
 
 
 def classifier(
@@ -73,7 +74,7 @@ def classifier(
         return _wide(logits), moved
 
     network = OfModule(init, apply)
-    network.make = make
+    network.make, network.dtype = make, dtype
     return network
 
 
