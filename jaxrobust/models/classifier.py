@@ -36,10 +36,10 @@ def _state(flat: Params, like):
 
 
 class OfModule(Classifier):
-    """A network that can give the module that it is made of, `make(rngs)`; it computes in `dtype`."""
+    """A network that can give the module that it is made of: `make(rngs)`."""
 
     make: Callable[[Any], nnx.Module]
-    dtype: Any
+    dtype: Any  # compute type
 
 
 def classifier(
