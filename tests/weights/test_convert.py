@@ -162,7 +162,9 @@ def check_round_trip(test, name: str) -> None:
         )
         theirs = convert.to_torch(name, params, stats)
         test.assertTrue(all(a.flags.c_contiguous for a in theirs.values()))
-        test.assertEqual({a.dtype for a in theirs.values() if a.dtype.kind == "f"}, {np.dtype(dtype)})
+        test.assertEqual(
+            {a.dtype for a in theirs.values() if a.dtype.kind == "f"}, {np.dtype(dtype)}
+        )
         back = convert.from_torch(name, theirs, **sizes)
         for ours, again in zip((params, stats), back, strict=True):
             test.assertEqual(ours.keys(), again.keys())
