@@ -39,6 +39,7 @@ class OfModule(Classifier):
     """A network that can give the module that it is made of: `make(rngs)`."""
 
     make: Callable[[Any], nnx.Module]
+    dtype: Any  # compute type
 
 
 def classifier(
@@ -73,7 +74,7 @@ def classifier(
         return _wide(logits), moved
 
     network = OfModule(init, apply)
-    network.make = make
+    network.make, network.dtype = make, dtype
     return network
 
 

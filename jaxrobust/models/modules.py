@@ -158,7 +158,8 @@ class BatchNorm(nnx.Module):
         for running, new in ((self.mean, mean), (self.var, var)):
             old = running[...]
             moved = self.momentum * jax.lax.stop_gradient(new).astype(old.dtype)
-            running[...] = (1 - self.momentum) * old + moved
+            # Without the product by zero, in which what is not finite would stay.
+            running[...] = moved if self.momentum == 1 else (1 - self.momentum) * old + moved
         return out
 
 

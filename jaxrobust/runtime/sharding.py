@@ -125,7 +125,8 @@ def spread(mesh: Mesh, params: Params) -> Spread:
         }
 
     def reduce(grads: Params) -> Params:
-        grads = {name: g.astype(jnp.float32) / mesh.size for name, g in grads.items()}
+        wide = {name: jnp.promote_types(g.dtype, jnp.float32) for name, g in grads.items()}
+        grads = {name: g.astype(wide[name]) / mesh.size for name, g in grads.items()}
         whole = lax.psum({name: g for name, g in grads.items() if axes[name] is None}, (DATA, FSDP))
         split = {
             name: lax.psum_scatter(g, FSDP, scatter_dimension=axis, tiled=True)

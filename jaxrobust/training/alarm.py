@@ -1,15 +1,18 @@
-"""Training that fools itself: an attack that finds nothing, a gradient that means nothing.
+"""Training that fools itself: an attack that finds nothing, a gradient that means nothing, batch
+norms that no evaluation can use.
 
 `probe` looks at a few images every so many steps, `warnings` and `overfitting` make sentences of
-what it and the selection split show, and `check_cost` keeps the probe a small part of the steps.
+what it and the selection split show, `of_norms` of the running statistics of a state, and
+`check_cost` keeps the probe a small part of the steps.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrobust import attacks
 from jaxrobust.models.inputs import cast, unit_range
@@ -225,3 +228,72 @@ def check_cost(
             f"{math.ceil(cost / share)} or more, or fewer alarm.images"
         )
     return cost / every_steps
+
+
+class Norms(NamedTuple):
+    """What a state's running statistics say, a sentence each; empty: nothing."""
+
+    broken: str  # the network evaluates to nothing: the state is not to be kept
+    dead: str  # a warning
+
+
+_DEAD = 1e-10  # of a running variance, to which norms add 1e-5
+_NAMED = 4  # norms that a sentence names
+
+
+def of_norms(stats: Mapping[str, Any]) -> Norms:
+    """Return what is wrong with the running means and variances of batch norms.
+
+    A mean or variance that is not finite, or a negative variance, makes the evaluation NaN or
+    anything. A channel whose running variance is at most 1e-10 has given the same number at every
+    pixel of every image for some time: with PyTorch's momentum m a variance of 1 falls so far in
+    log(1e-10) / log(1 - m) updates, 219 of m = 0.1, and at once in an update of m = 1.
+
+    Args:
+      stats: by name; those called `mean` and `var`, or with `running_` before it, are looked at.
+        Arrays of which this host has only a part are left out.
+    """
+    broken, dead = [], []
+    for name, array in _running(stats).items():
+        norm, _, what = name.rpartition(".")
+        below = array < 0 if what.endswith("var") else np.zeros(array.shape, bool)
+        infinite = ~np.isfinite(array)
+        for bad, words in ((infinite, "not finite"), (below & ~infinite, "negative")):
+            if bad.any():
+                worst = f" (lowest {array[bad].min():.2g})" if words == "negative" else ""
+                of = f"{bad.sum()} of {array.size} channels"
+                broken.append(f"the {_WORDS[what]} of {norm} is {words} in {of}{worst}")
+        still = (array >= 0) & (array <= _DEAD)
+        if what.endswith("var") and still.any():
+            dead.append(f"{still.sum()} of {array.size} in {norm}")
+    return Norms(
+        _listed(broken),
+        f"{_listed(dead)} channels are dead: a running variance of at most {_DEAD:g} means that "
+        "they give the same number for all images. Where that is not meant, as with train.l1, go "
+        "back to an earlier checkpoint with a lower learning rate or a longer warm-up"
+        if dead
+        else "",
+    )
+
+
+_WORDS = {"mean": "running mean", "var": "running variance"}
+_WORDS |= {f"running_{key}": words for key, words in _WORDS.items()}
+
+
+def _running(stats: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the running means and variances, on the host."""
+    found = {
+        name: array
+        for name, array in stats.items()
+        if name.rpartition(".")[2] in _WORDS and not name.startswith("normalize.")
+        if getattr(array, "is_fully_replicated", True)
+        or getattr(array, "is_fully_addressable", True)
+    }
+    return {name: np.asarray(array) for name, array in jax.device_get(found).items()}
+
+
+def _listed(parts: Sequence[str]) -> str:
+    """Return parts of a sentence, the first few of many."""
+    more = [f"{len(parts) - _NAMED} more norms"] * (len(parts) > _NAMED)
+    *most, last = [*parts[:_NAMED], *more] or [""]
+    return f"{', '.join(most)} and {last}" if most else last

@@ -74,16 +74,17 @@ def as_moved(old: Params, new: Params, step: Any) -> Params:
     return new
 
 
-def running_statistics(p: Any, name: str, *, own: float | None) -> Statistics:
+def running_statistics(p: Any, name: str) -> Statistics:
     """Return how the running statistics of a phase move: as the network moves them, or with the
     momentum that `bn_momentum` says.
 
     Args:
       p, name: as in `averaging`; `bn_momentum` are PyTorch's momentum in the first update and in
-        the others.
-      own: the network's momentum; None: nobody knows it.
+        the others. With it the statistics "after an update" have to be those of its images alone:
+        see `norms.showing_batches`.
     Raises:
       ValueError: a value that cannot work, with what to set.
+    Parity: tests/training/test_averages.py, against PyTorch's BatchNorm2d.
     """
     if not p.bn_momentum:
         return as_moved
@@ -94,28 +95,23 @@ def running_statistics(p: Any, name: str, *, own: float | None) -> Statistics:
             f"{given} must be two numbers above 0, at most 1, of the first update and of the "
             "others, such as (1.0, 0.01), or () for the network's own"
         )
-    if own is None:
-        raise ValueError(
-            f"{given}: how fast the statistics of your own network move is known to you alone; "
-            f"set it there, and {name}.bn_momentum=()"
-        )
     if p.objective in ("trades", "mart") and p.bn_statistics != "adversarial":
         raise ValueError(
             f"{given} is of statistics that move once in an update, and objective={p.objective!r} "
             f"moves them twice; set {name}.bn_statistics='adversarial'"
         )
-    first, later = (value / own for value in values)
+    first, later = values
 
-    def moved(old: Params, new: Params, step: Any) -> Params:
-        # A running average is linear in its momentum: no network has to be told another one.
-        factor = jnp.where(jnp.asarray(step) == 0, first, later)
-        return {
-            key: s if key.startswith("normalize.") else _towards(old[key], s, factor)
-            for key, s in new.items()
-        }
+    def moved(old: Params, batch: Params, step: Any) -> Params:
+        begins = jnp.asarray(step) == 0
+        momentum = jnp.where(begins, first, later)
+        kept = jnp.where(begins, 1 - first, 1 - later)
+        return {key: _mixed(old[key], new, kept, momentum) for key, new in batch.items()}
 
     return moved
 
 
-def _towards(old: Array, new: Array, factor: Array) -> Array:
-    return old + factor.astype(new.dtype) * (new - old)
+def _mixed(old: Array, new: Array, kept: Array, momentum: Array) -> Array:
+    mixed = kept.astype(old.dtype) * old + momentum.astype(old.dtype) * new.astype(old.dtype)
+    # What the update did not move, such as the normalisation of images, keeps its very bits.
+    return jnp.where(new == old, old, mixed)

@@ -13,8 +13,9 @@ from jaxrobust import attacks, models
 from jaxrobust.config import Config, network_of
 from jaxrobust.data.presets import PRESETS
 from jaxrobust.evaluation import accuracy
+from jaxrobust.models import norms
 from jaxrobust.models.table import multiply_adds
-from jaxrobust.runtime import functions, sharding
+from jaxrobust.runtime import sharding
 from jaxrobust.training import alarm, averages, inner, mixing, objectives, optim, step
 from jaxrobust.training.inner import training_attack
 from jaxrobust.types import Batch, Classifier
@@ -194,7 +195,7 @@ def phase(
     spread = sharding.spread(mesh, shapes.params)
     gradients = partial(
         step.gradients,
-        net=net,
+        net=_shown(net, p, name),
         attack=training_attack(config, p.objective),
         objective=_objective(p, config.attack),
         attack_train=config.attack.statistics == "batch",
@@ -212,7 +213,7 @@ def phase(
         gradients=spread.each(of_device, whole=1, split=3, gradients=True),
         tx=tx,
         average=averages.averaging(p, name, steps_per_epoch=steps_per_epoch),
-        statistics=averages.running_statistics(p, name, own=_bn_momentum(config)),
+        statistics=averages.running_statistics(p, name),
         given=inner.given(config, p.objective),
     )
     whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
@@ -240,13 +241,18 @@ def phase(
     )
 
 
-def _bn_momentum(config: Config) -> float | None:
-    """Return PyTorch's momentum of a network's running statistics; None: it is the user's own."""
-    name, options = config.model.name, config.model.options
-    if functions.is_name(name):
-        return None
-    row = models.variant(name)._asdict()
-    return options.get("bn_momentum", row.get("bn_momentum", 0.1))
+def _shown(net: Classifier, p: Any, name: str) -> Classifier:
+    """Return the network as an update passes images through it: where the phase says how its
+    running statistics move, with those of the images in their place.
+    """
+    if not p.bn_momentum:
+        return net
+    if (shown := norms.showing_batches(net)) is None:
+        raise ValueError(
+            f"{name}.bn_momentum={tuple(p.bn_momentum)}: how fast the statistics of your own "
+            f"network move is known to you alone; set it there, and {name}.bn_momentum=()"
+        )
+    return shown
 
 
 def probe(config: Config, name: str, phase: Phase) -> Callable[..., Any] | None:

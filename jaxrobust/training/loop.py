@@ -45,8 +45,8 @@ def steps(run: Run, state: TrainState, signals: StopSignals) -> bool:
                 loop.ahead.drain()
             if loop.ahead.stop:  # the same step on every host: none has taken it
                 raise loop.stopped(*loop.ahead.stop)
-            if loop.trouble.too_much(loop.ahead):
-                loop.trouble.roll_back(loop.ahead)
+            if trouble := loop.troubled(now):
+                loop.trouble.roll_back(*trouble)
                 return False
             if now.logs:
                 loop.log()
@@ -80,6 +80,8 @@ class _Loop:
         checkpoints, done = last(run)
         self.meta: dict[str, Any] = checkpoints.meta(done) if done else {"examples_consumed": 0}
         same_groups(run, self.meta)
+        if checkpoints is not run.stopped:  # behind which there is a good one to go back to
+            evaluates(run, state)
         self.trouble, self.ahead = Trouble(run), Ahead(self.meta)
         self.every = Every(
             log_steps=config.log.every_steps,
@@ -93,6 +95,7 @@ class _Loop:
         self.select = selection(run)
         self.damage = splits.damage(config, run.workdir, run.source)
         self.batch: Any = None
+        self.dead = ""  # what was said of channels last
         self.saved, self.evaluated = hosts.first(run.latest.latest_step() or 0), 0
         self.kept = hosts.first(max(kept.steps_of(run.workdir, run.name), default=0))
         self.control = cache(self._control)
@@ -147,6 +150,18 @@ class _Loop:
     def sound(self) -> bool:
         """Tell whether a rollback may return to this state: not behind steps without a gradient."""
         return not self.ahead.skipped or self.step == self.run.phase.total_steps
+
+    def troubled(self, now: Any) -> tuple[int, str] | None:
+        """Return where and why the run has to go back; None: it may go on."""
+        if self.trouble.too_much(self.ahead):
+            return int(self.ahead.last["step"]), self.trouble.skipped(self.ahead)
+        if not (now.saves or now.keeps or now.evaluates):
+            return None
+        norms = alarm.of_norms(self.state.stats)
+        if norms.dead and norms.dead != self.dead:
+            say(f"{self.run.name}: WARNING, at step {self.step}: {norms.dead}")
+        self.dead = norms.dead
+        return (self.step, f"at step {self.step} {norms.broken}") if norms.broken else None
 
     def log(self) -> None:
         """Write what the steps since the last line said, and show it."""
@@ -220,7 +235,8 @@ class _Loop:
         run, self.step = self.run, step
         self.ahead.drain()
         run.latest.wait()
-        self.save(run.latest if self.sound() else run.stopped)
+        whole = self.sound() and not alarm.of_norms(self.state.stats).broken
+        self.save(run.latest if whole else run.stopped)
         run.stopped.wait()
         run.latest.wait()
         text = (
@@ -244,6 +260,17 @@ def _compiled(run: Run, start: int) -> tuple[Any, Any]:
         probe, seconds, _ = compilation.compiled(probe, *arguments)
         say(f"{name}: alarm compiled in {seconds:.1f} s, looks every {every} steps")
     return step, probe
+
+
+def evaluates(run: Run, state: TrainState) -> None:
+    """Refuse to go on from running statistics with which nothing can be evaluated."""
+    if broken := alarm.of_norms(state.stats).broken:
+        step = int(state.step)
+        where = f"its checkpoint of step {step}" if step else "the weights it starts from"
+        remedy = "start again in a new --workdir" if step else "give other weights"
+        raise ValueError(
+            f"{run.name}: in {where} {broken}, so that an evaluation says nothing; {remedy}"
+        )
 
 
 def same_groups(run: Run, meta: dict[str, Any]) -> None:

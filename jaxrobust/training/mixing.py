@@ -222,10 +222,13 @@ def _weighted(weight, a, b):
 
 
 def smoothed(labels: Labels, num_classes: int, smoothing: float) -> SoftLabels:
-    """Return one-hot labels f32[B,C] with `smoothing` spread over all classes, theirs included."""
-    off = smoothing / num_classes
+    """Return one-hot labels f32[B,C] with `smoothing` spread over all classes, theirs included.
+
+    They are f64 where JAX computes so.
+    """
+    off, kind = smoothing / num_classes, jnp.result_type(float)
     is_label = labels[:, None] == jnp.arange(num_classes, dtype=labels.dtype)[None]
-    return jnp.where(is_label, jnp.float32(1 - smoothing + off), jnp.float32(off))
+    return jnp.where(is_label, jnp.asarray(1 - smoothing + off, kind), jnp.asarray(off, kind))
 
 
 def symmetric_beta(a: Array, u: Array, v: Array) -> Array:

@@ -142,18 +142,21 @@ def of_device(
     """Return what one device does of a step: `gradients` of its images, in so many parts of them.
 
     Collectives come before and after, whatever the attack: parameters are gathered once, in the
-    compute type; gradients, f32, are averaged once, after the last part.
+    compute type; gradients, in the type of the parameters, are averaged once, after the last part.
 
     Args:
-      params: the device's part, as `spread` splits them; returned gradients are those of it.
+      params: the device's part, as `spread` splits them, f32 (f64 where JAX computes so and the
+        compute type is that too); returned gradients are those of it.
       stats: all; returned are their averages over the devices.
       batch: the device's images and labels; keys: [B], those of its images.
     """
+    kinds = {name: array.dtype for name, array in params.items()}
     params = spread.gather(cast(params, dtype))
 
     def of_part(part):
         grads, after, metrics = gradients(params, stats, *part)
-        return cast(grads, jnp.dtype("float32")), _moving(after), metrics
+        grads = {name: grad.astype(kinds[name]) for name, grad in grads.items()}
+        return grads, _moving(after), metrics
 
     images = (batch, attack_keys, net_keys)
     if microbatches == 1:

@@ -1,4 +1,4 @@
-"""Steps without a finite gradient: how many may follow each other, and going back after more."""
+"""Steps without a finite gradient, norms that no evaluation can use: going back before them."""
 
 import jax
 
@@ -10,7 +10,7 @@ from jaxrobust.training.stopping import Stopped
 
 
 class Diverged(Stopped):
-    """No finite loss or gradient, for more steps than may be skipped."""
+    """No finite loss or gradient for more steps than may be skipped, or broken statistics."""
 
 
 class Trouble:
@@ -37,18 +37,27 @@ class Trouble:
         """Tell whether more steps in a row updated nothing than the settings allow."""
         return ahead.skipped > self._settings.skips
 
-    def roll_back(self, ahead: Ahead) -> None:
-        """Note that the phase goes back to its last checkpoint; `Diverged` if it may not."""
-        run, row = self._run, ahead.last
-        run.stopped.clear()  # before the note: a kill in between repeats the steps that led here
-        run.latest.wait()  # the last one may not be whole yet, or not for every host
-        last, scale = run.latest.latest_step() or 0, self._settings.lr ** (self.rollbacks + 1)
-        why = (
+    def skipped(self, ahead: Ahead) -> str:
+        """Return the sentence on the last steps, none of which updated anything."""
+        row = ahead.last
+        return (
             f"the loss is {row['loss']} at step {row['step']}, its gradient's norm "
             f"{row['gradient_norm']}; {ahead.skipped} steps in a row updated nothing"
         )
+
+    def roll_back(self, step: int, why: str) -> None:
+        """Note that the phase goes back to its last checkpoint; `Diverged` if it may not.
+
+        Args:
+          step: of the phase, at which that was seen.
+          why: a sentence without its dot.
+        """
+        run = self._run
+        run.stopped.clear()  # before the note: a kill in between repeats the steps that led here
+        run.latest.wait()  # the last one may not be whole yet, or not for every host
+        last, scale = run.latest.latest_step() or 0, self._settings.lr ** (self.rollbacks + 1)
         if jax.process_index() == 0:
-            note = {"step": row["step"], "back_to": last, "lr_scale": scale, "why": why}
+            note = {"step": step, "back_to": last, "lr_scale": scale, "why": why}
             jsonl.append(self._file, note)
         if self.rollbacks >= self._settings.rollbacks:
             raise self._diverged(why)

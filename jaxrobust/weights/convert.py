@@ -177,7 +177,7 @@ def to_torch(
 
     Args:
       name: one of `models.available()`.
-      params, stats: of the network, float32.
+      params, stats: of the network; all float32, or all float64, which the result then is too.
       layout: "timm" (ConvStem: the names of the authors' files), or a RobustBench id of
         `models.published.PUBLISHED`, which has a normalisation layer or not.
       image_size: of the network; None: that of its row in the table, in general 224.
@@ -209,7 +209,7 @@ def to_torch(
     _check_shapes(name, ours, layout, size | overrides)
     for old, new in net.renamed if net else ():
         theirs = {key.replace(old, new): array for key, array in theirs.items()}
-    inside = {key: _out(ours[_BUFFERS[key]], channels)[0] for key in buffers}
+    inside = {key: _out(ours[_BUFFERS[key]], channels, _type(ours))[0] for key in buffers}
     return inside | theirs
 
 
@@ -218,21 +218,25 @@ def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any
 
     `wrapped`: behind a normalisation, as `normalize.*` and `model.*`.
     Raises:
-      ValueError: an array that is missing, has no place there, or is not float32.
+      ValueError: an array that is missing, has no place there, or is neither float32 nor, as all
+        others, float64.
     """
     theirs, rows, used = {}, models.torch_names(name), {"normalize.mean", "normalize.std"}
+    dtype = _type(ours)
     if wrapped:
-        theirs = {f"normalize.{k}": _out(ours[f"normalize.{k}"], channels) for k in ("mean", "std")}
+        keys = ("normalize.mean", "normalize.std")
+        theirs = {key: _out(ours[key], channels, dtype) for key in keys}
     for key in models.torch_keys(name, **overrides):
         ((found, match),) = matches(rows, key)
         full = f"model.{key}" if wrapped else key
         if found.target is None:
-            theirs[full] = found.make(ours, match) if found.make else np.zeros((), np.int64)
+            made = found.make(ours, match) if found.make else np.zeros((), np.int64)
+            theirs[full] = made.astype(dtype) if made.dtype.kind == "f" else made
             continue
         (target,) = (match.expand(template) for template in targets(found))
         if target not in ours:
             raise ValueError(f"{target} is missing: these are not the weights of {name}")
-        theirs[full] = _out(ours[target], found.transform)
+        theirs[full] = _out(ours[target], found.transform, dtype)
         used.add(target)
     if extra := ours.keys() - used:
         raise ValueError(f"{sorted(extra)[:8]} have no place in {name}: other weights, or options")
@@ -274,10 +278,19 @@ def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> Non
             )
 
 
-def _out(array, transform) -> np.ndarray:
+def _type(ours: Mapping) -> np.dtype:
+    """Return float64 for arrays that are all of it, otherwise float32."""
+    return np.dtype(
+        np.float64 if all_double({k: np.asarray(a) for k, a in ours.items()}) else np.float32
+    )
+
+
+def _out(array, transform, dtype: np.dtype) -> np.ndarray:
     array = np.asarray(array)
-    if array.dtype != np.float32:
-        raise ValueError(f"weights are {array.dtype}, expected float32; cast them first")
+    if array.dtype != dtype:
+        raise ValueError(
+            f"weights are {array.dtype}, expected float32, or float64 of all; cast them first"
+        )
     return np.ascontiguousarray(INVERSE[transform](array))
 
 
@@ -286,7 +299,7 @@ def _holds_normalisation(name: str, ours: Mapping, layout: str, overrides: dict)
     if layout != "timm" and layout not in PUBLISHED:
         near = difflib.get_close_matches(layout, PUBLISHED, n=3) or sorted(PUBLISHED)
         raise ValueError(f"unknown layout {layout!r}; 'timm', or one of {', '.join(near)}")
-    wrapped, fixed = False, np.array(((0,), (1,)), np.float32)
+    wrapped, fixed = False, np.array(((0,), (1,)))
     if layout != "timm":
         board = PUBLISHED[layout].board
         wanted, wrapped = PUBLISHED[layout].model, PUBLISHED[layout].normalised
@@ -295,9 +308,10 @@ def _holds_normalisation(name: str, ours: Mapping, layout: str, overrides: dict)
     if missing := {"normalize.mean", "normalize.std"} - ours.keys():
         raise ValueError(f"{sorted(missing)} missing in stats: give both results of `init`")
     mean, std = (np.asarray(ours[f"normalize.{k}"]) for k in ("mean", "std"))
-    fixed = np.array((board.mean, board.std), np.float32) if wrapped else fixed
+    fixed = np.array((board.mean, board.std)) if wrapped else fixed
+    # Of float64 both numbers: that which is written, and what its rounding to float32 became.
     if not all(
-        np.array_equal(have, np.broadcast_to(want, have.shape))
+        any(np.array_equal(have, np.broadcast_to(w, have.shape)) for w in (want, np.float32(want)))
         for have, want in zip((mean, std), fixed, strict=True)
     ):
         has = f"normalises with mean {mean.tolist()} and std {std.tolist()}"

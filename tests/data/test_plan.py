@@ -120,6 +120,43 @@ class ExtraTest(parameterized.TestCase):
             orders = {tuple(found.place(10 * step, 10).source.tolist()) for step in range(8)}
             self.assertGreater(len(orders), 4)
 
+    def test_a_share_is_that_of_the_decimal_number(self):
+        """0.29 times 100 is 28.999999999999996 in binary, and 29 to whoever writes it."""
+        for size in (1, 10, 100, 1000, 1024):
+            for percent in range(101):
+                sources = numbered(size + 1), extra(size + 1)
+                found = plan(
+                    sources[0], batch_size=size, extra=sources[1], extra_share=percent / 100
+                )
+                self.assertEqual(found.rows[1], percent * size // 100, (percent, size))
+
+    def test_both_orders_and_both_augmentations_by_their_definition(self):
+        """No stream of draws is another one's: keys 0 and 1 of the first source, 2 and 3 of the
+        second.
+        """
+        first, second, seed, batch = numbered(37), extra(33), 11, 10
+        images, _ = taken(
+            first, 9, batch_size=batch, seed=seed, augmentation=CROP, extra=second
+        )  # epochs of 6 steps
+        found = plan(first, batch_size=batch, seed=seed, extra=second)
+        augment, half = augmentations.chain(CROP, 8).augment, batch // 2
+        placed = found.place(0, 9 * batch)
+        met = [collections.Counter(), collections.Counter()]
+        for position in range(9 * batch):
+            epoch, which = int(placed.epochs[position]), int(placed.source[position])
+            record = int(placed.record[position])
+            order = np.random.Philox(key=[seed, 2 * which], counter=[0, 0, 0, epoch])
+            order = np.random.Generator(order).permutation((37, 33)[which])
+            step = position // batch % found.steps
+            self.assertIn(record, order[half * step : half * (step + 1)])
+            met[which][epoch, step] += 1
+            source = (first, second)[which]
+            ((image, _),) = loading.Images(source, 0, True)([record])
+            draws = np.random.Philox(key=[seed, 2 * which + 1], counter=[0, 0, epoch, record])
+            expected = augment(image, np.random.Generator(draws))
+            np.testing.assert_array_equal(images[position], expected)
+        self.assertEqual([set(one.values()) for one in met], [{half}, {half}])
+
     def test_images_and_labels_are_those_of_their_source(self):
         first, second = numbered(37), extra()
         images, labels = taken(first, 8, batch_size=10, extra=second)

@@ -53,8 +53,8 @@ def robust(x, weights, norm, activation, stride):
     return z + shortcut + u * jax.nn.sigmoid(gate)[:, None, None]
 
 
-def network(block: Block, activation=jax.nn.relu) -> Classifier:
-    """One block a stage."""
+def network(block: Block, activation=jax.nn.relu, momentum: float = 0.1) -> Classifier:
+    """One block a stage; of momentum 1 the running statistics are those of the last images."""
 
     def apply(params, stats, images, *, train=False, key=None):
         moved = dict(stats)
@@ -66,7 +66,7 @@ def network(block: Block, activation=jax.nn.relu) -> Classifier:
                 return batch_norms.batch_norm(x, *affine, *(stats[key] for key in running))
             out, *new = batch_norms.batch_norm_train(x, *affine)
             for key, value in zip(running, new, strict=True):
-                moved[key] = 0.9 * stats[key] + 0.1 * value
+                moved[key] = (1 - momentum) * stats[key] + momentum * value
             return out
 
         x = _conv(images, params["stem_conv.weight"])

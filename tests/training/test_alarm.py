@@ -298,5 +298,41 @@ class CostTest(parameterized.TestCase):
             cost(every_steps=274)
 
 
+class NormsTest(absltest.TestCase):
+    def test_says_which_norms_and_how_many_channels(self):
+        good = {"bn1.mean": [0, -3], "bn1.var": [1, 1e-9], "fc.moment": [np.inf], "var": [1]}
+        good |= {"normalize.mean": [np.nan], "norm.running_var": [3]}
+        for bad, broken in (
+            ({}, ""),
+            ({"bn1.mean": [np.inf, 1]}, "the running mean of bn1 is not finite in 1 of 2 channels"),
+            (
+                {"a.b.var": [-1e-5, 1, -3e-5]},
+                "the running variance of a.b is negative in 2 of 3 channels (lowest -3e-05)",
+            ),
+            (
+                {"norm.running_var": [-1], "bn1.var": [np.nan, -np.inf]},
+                "the running variance of bn1 is not finite in 2 of 2 channels and the running "
+                "variance of norm is negative in 1 of 1 channels (lowest -1)",
+            ),
+        ):
+            stats = {k: jnp.asarray(v, jnp.float32) for k, v in (good | bad).items()}
+            self.assertEqual(alarm.of_norms(stats), alarm.Norms(broken, ""))
+        many = {f"bn{i}.var": np.float32([-1]) for i in range(9)}
+        self.assertRegex(alarm.of_norms(many).broken, r"bn3 is negative in .* and 5 more norms$")
+
+    def test_dead_channels_are_a_warning(self):
+        """Those of a batch norm whose images do not vary, after as many updates as it says."""
+        from jaxrobust.models.modules import BatchNorm
+
+        norm = BatchNorm(3)
+        images = jnp.zeros((4, 2, 2, 3)).at[0, 0, 0, 1].set(1)
+        for updates in range(1, 221):
+            norm(images, True)
+            found = alarm.of_norms({"bn1.mean": norm.mean[...], "bn1.var": norm.var[...]})
+            self.assertEqual(bool(found.dead), updates >= 219, updates)
+            self.assertFalse(found.broken)
+        self.assertRegex(found.dead, r"^2 of 3 in bn1 channels are dead: .* of at most 1e-10")
+
+
 if __name__ == "__main__":
     absltest.main()

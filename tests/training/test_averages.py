@@ -4,9 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from flax import nnx
 
+from jaxrobust import models
 from jaxrobust.config import phase
+from jaxrobust.models import norms
+from jaxrobust.models.classifier import classifier
+from jaxrobust.models.modules import BatchNorm, Normalize
 from jaxrobust.training import averages
+from tests.support.parity import torch_or_skip
 from tests.support.steps import standard
 
 
@@ -45,26 +51,74 @@ class AveragingTest(parameterized.TestCase):
 
 
 class StatisticsTest(parameterized.TestCase):
-    @parameterized.parameters(0.1, 0.01)
-    def test_momentum_is_the_phases(self, own):
-        """Whatever the network's own is; that of images never changes."""
+    def test_momentum_is_the_phases(self):
+        """What an update does not move, such as the normalisation of images, keeps its bits."""
         rng = np.random.default_rng(0)
-        p = phase(bn_momentum=(1.0, 0.25))
-        moves = averages.running_statistics(p, "train", own=own)
-        old, expected = jnp.zeros(4), np.zeros(4)
+        moves = averages.running_statistics(phase(bn_momentum=(1.0, 0.25)), "train")
+        shown = jnp.asarray(rng.normal(size=4), jnp.float32)
+        old, expected = {"bn.mean": jnp.zeros(4), "normalize.mean": shown}, np.zeros(4)
         for step in range(4):
             new = rng.normal(size=4).astype(np.float32)
             momentum = 0.25 if step else 1.0
-            moved = {"bn.mean": (1 - own) * old + own * new, "normalize.mean": new}
-            found = moves({"bn.mean": old, "normalize.mean": new}, moved, jnp.int32(step))
+            old = moves(old, {"bn.mean": new, "normalize.mean": shown}, jnp.int32(step))
             expected = (1 - momentum) * expected + momentum * new
-            # A difference of two float32 numbers, 1 / own times as large as it was.
-            np.testing.assert_allclose(found["bn.mean"], expected, atol=1e-6 / own)
-            np.testing.assert_array_equal(found["normalize.mean"], new)
-            old = found["bn.mean"]
+            np.testing.assert_allclose(old["bn.mean"], expected, rtol=1e-6, atol=1e-7)
+            np.testing.assert_array_equal(old["normalize.mean"], shown)
+
+    @parameterized.parameters((1.0, 0.01), (0.3, 0.1), (1.0, 1.0))
+    def test_is_pytorchs_batch_norm(self, first, later):
+        """A dead channel among them, and starts that are large, small and those of a fresh norm."""
+        torch = torch_or_skip(self)
+        rng = np.random.default_rng(1)
+        start = np.float32([50, 28, 1, 1e-3, 50, 28])
+        theirs = torch.nn.BatchNorm2d(len(start))
+        theirs.running_var.copy_(torch.tensor(start))
+        theirs.running_mean.copy_(torch.tensor(start))
+        net = norms.showing_batches(classifier(lambda rngs: _Norm(len(start))))
+        params, old = net.init(jax.random.key(0))
+        old |= {"norm.mean": jnp.asarray(start), "norm.var": jnp.asarray(start)}
+        moves = averages.running_statistics(phase(bn_momentum=(first, later)), "train")
+
+        @jax.jit
+        def update(old, images, step):
+            return moves(old, net.apply(params, old, images, train=True)[1], step)
+
+        scale = np.float32([1, 1, 3, 0.01, 0, 0])  # the last two are dead
+        for step in range(5):
+            images = scale * rng.normal(size=(6, 4, 4, len(start))).astype(np.float32)
+            theirs.momentum = later if step else first
+            theirs(torch.tensor(images.transpose(0, 3, 1, 2)))
+            old = update(old, jnp.asarray(images), jnp.int32(step))
+            for ours, found in (("mean", theirs.running_mean), ("var", theirs.running_var)):
+                # Of the largest number that the running one has been a mixture of.
+                np.testing.assert_allclose(
+                    old[f"norm.{ours}"], found, rtol=1e-6, atol=1e-6, err_msg=f"{ours} {step}"
+                )
+            self.assertGreaterEqual(old["norm.var"].min(), 0)
+            if first == 1:
+                np.testing.assert_array_equal(old["norm.var"][-2:], 0)
+                np.testing.assert_array_equal(old["norm.mean"][-2:], 0)
+        self.assertTrue(np.isfinite(net.apply(params, old, jnp.asarray(images))[0]).all())
+
+    def test_a_network_whose_norms_have_several_momenta(self):
+        """That of the last norm is 0.9, as it was released."""
+        small = {"depths": (1,), "width": 1, "dropout": 0.0}
+        net = models.create("cifar_wrn_40_10", num_classes=3, image_size=8, **small)
+        shown = norms.showing_batches(net)
+        params, stats = net.init(jax.random.key(0))
+        images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
+        both = jax.jit(
+            lambda: [one.apply(params, stats, images, train=True) for one in (net, shown)]
+        )
+        (logits, moved), (same, batch) = both()
+        np.testing.assert_array_equal(logits, same)
+        for key, value in moved.items():
+            momentum = 0.9 if key.startswith("bn1.") else 0.1
+            mixed = (1 - momentum) * stats[key] + momentum * batch[key]
+            np.testing.assert_allclose(value, mixed, rtol=1e-5, atol=1e-6, err_msg=key)
 
     def test_is_the_networks_by_default(self):
-        moves = averages.running_statistics(phase(), "train", own=0.1)
+        moves = averages.running_statistics(phase(), "train")
         new = {"bn.mean": jnp.ones(2)}
         self.assertIs(moves(jax.tree.map(jnp.zeros_like, new), new, 0), new)
 
@@ -78,11 +132,17 @@ class StatisticsTest(parameterized.TestCase):
     )
     def test_refuses(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):
-            averages.running_statistics(phase(**changes), "train", own=0.1)
+            averages.running_statistics(phase(**changes), "train")
 
-    def test_refuses_what_nobody_knows(self):
-        with self.assertRaisesRegex(ValueError, "known to you alone; set it there, and train.bn_"):
-            averages.running_statistics(phase(bn_momentum=(1.0, 0.1)), "train", own=None)
+
+class _Norm(nnx.Module):
+    """A batch norm and its normalisation of images, which is none."""
+
+    def __init__(self, channels):
+        self.normalize, self.norm = Normalize(channels), BatchNorm(channels)
+
+    def __call__(self, images, train, key):
+        return self.norm(self.normalize(images), train).mean((1, 2))
 
 
 if __name__ == "__main__":

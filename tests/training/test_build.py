@@ -84,6 +84,16 @@ class BatchAugmentationTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "model.dtype='float16' cannot train.*'bfloat16'"):
             build.phase(small_config(model__dtype="float16"), "train", 80)
 
+    def test_refuses_a_momentum_of_norms_that_nobody_knows(self):
+        """Of a network of the user's."""
+        config = small_config(train__bn_momentum=(1.0, 0.1))
+        plain = Classifier(*build.network_of(config))
+        with (
+            mock.patch.object(build, "network_of", return_value=plain),
+            self.assertRaisesRegex(ValueError, "known to you alone; set it there, and train.bn_"),
+        ):
+            build.phase(config, "train", 80, devices=jax.devices()[:1])
+
     def test_refuses_a_part_of_the_batch_that_has_no_pairs(self):
         config = small_config(mixup__mixup=0.8, mixup__group=8)
         message = "does not divide the 1 images of a device; use train.batch_size=64"

@@ -77,9 +77,9 @@ RECIPES = {
 }
 SOON = "trades_wrn_clip0.5", "aat_wrn"
 NETS = {
-    "wrn": nets.network(nets.basic),
-    "robust": nets.network(nets.robust),
-    "silu": nets.network(nets.robust, jax.nn.silu),
+    "wrn": partial(nets.network, nets.basic),
+    "robust": partial(nets.network, nets.robust),
+    "silu": partial(nets.network, nets.robust, jax.nn.silu),
 }
 
 
@@ -87,8 +87,9 @@ def image_rows(i):
     return np.arange(8 * i, 8 * i + 8) % 128
 
 
-def updates(recipe: Recipe, net, shapes):
+def updates(recipe: Recipe, made, shapes):
     """Yield update for update the state and its metrics, of the train step itself."""
+    net = made(momentum=1.0) if recipe.changes.get("bn_momentum") else made()
     data = load(paths.GOLDEN / "attacks/aa_flags.npz")
     length = recipe.steps_per_epoch
     p = phase(**recipe.changes)
@@ -115,7 +116,7 @@ def updates(recipe: Recipe, net, shapes):
         gradients=gradients,
         tx=tx,
         average=averages.averaging(p, "train", steps_per_epoch=length),
-        statistics=averages.running_statistics(p, "train", own=0.1),
+        statistics=averages.running_statistics(p, "train"),
         given=lambda keys, start: start,  # which stands where the share of the radius does
     )
     params, stats = nets.first_weights(shapes)

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from jaxrobust.evaluation import accuracy, records
 from jaxrobust.runtime import jsonl, sharding
-from jaxrobust.training import build, loop, phase, splits, stopping, trouble
+from jaxrobust.training import alarm, build, loop, phase, splits, stopping, trouble
 from jaxrobust.training import run as training_run
 from jaxrobust.training import selection as selection_split
 from jaxrobust.training.ahead import Ahead
@@ -299,6 +299,41 @@ class RollbackTest(RunTest):
         np.testing.assert_allclose(rates[6], 0.25 * schedule(5), rtol=1e-6)
         self.assertEqual(rates, lines(folder / "killed", "lr"))
         self.same(*(final_state(folder / name, config)[0] for name in ("whole", "killed")))
+
+    @pytest.mark.slow
+    def test_goes_back_from_norms_that_no_evaluation_can_use(self):
+        """They are met where step 8 would be saved, and at a stop after step 6."""
+        folder, real = Path(self.create_tempdir()), alarm.of_norms
+
+        def broken_at(*calls):
+            counted = itertools.count(1)
+
+            def of_norms(stats):
+                bad = {"bn1.var": np.float32([-1, 1])} if next(counted) in calls else stats
+                return real(bad)
+
+            return mock.patch.object(alarm, "of_norms", of_norms)
+
+        config = one_phase(trouble__rollbacks=1, trouble__lr=0.25)
+        with broken_at(3):  # before the first step, at 4, at 8
+            said = quiet_run(config, folder / "whole")
+        self.assertRegex(said, r"at step 8 the running variance of bn1 is negative .* to step 4, ")
+        (row,) = jsonl.read(folder / "whole/train/rollbacks.jsonl")
+        self.assertEqual((row["step"], row["back_to"], row["lr_scale"]), (8, 4, 0.25))
+        schedule = build.phase(config, "train", 256).schedule
+        np.testing.assert_allclose(lines(folder / "whole", "lr")[6], 0.25 * schedule(5), rtol=1e-6)
+        with (
+            broken_at(3),
+            self.assertRaisesRegex(trouble.Diverged, "bn1 is negative.*step 4 under"),
+        ):
+            quiet_run(one_phase(), folder / "none")
+        with checkpoint_of(folder / "none") as checkpoints:
+            self.assertEqual(checkpoints.latest_step(), 4)
+        with broken_at(3):  # where it stops
+            stop_after(6, lambda: quiet_run(one_phase(), folder / "stopped"))
+        self.assertLen(list((folder / "stopped/train/stopped").iterdir()), 1)
+        with checkpoint_of(folder / "stopped") as checkpoints:
+            self.assertEqual(checkpoints.latest_step(), 4)
 
     @pytest.mark.slow
     def test_a_signal_while_it_goes_back_is_heard(self):

@@ -149,21 +149,28 @@ class PrefixTest(parameterized.TestCase):
 
 
 def check_round_trip(test, name: str) -> None:
-    """The layout of the reference and back gives the same bits."""
+    """The layout of the reference and back gives the same bits, of float64 too."""
     sizes = {"num_classes": 3, "image_size": models.member(name).counted_at}
     params, stats = jax.eval_shape(models.create(name, **sizes).init, jax.random.key(0))
     draw = np.random.default_rng(0)
-    params, stats = (
-        {k: draw.random(v.shape, np.float32) for k, v in part.items()} for part in (params, stats)
-    )
-    stats |= {"normalize.mean": np.zeros(3, np.float32), "normalize.std": np.ones(3, np.float32)}
-    theirs = convert.to_torch(name, params, stats)
-    test.assertTrue(all(a.flags.c_contiguous for a in theirs.values()))
-    back = convert.from_torch(name, theirs, **sizes)
-    for ours, again in zip((params, stats), back, strict=True):
-        test.assertEqual(ours.keys(), again.keys())
-        for key in ours:
-            np.testing.assert_array_equal(ours[key], again[key], err_msg=key)
+    drawn = [{k: draw.random(v.shape) for k, v in part.items()} for part in (params, stats)]
+    normalize = {"normalize.mean": np.zeros(3), "normalize.std": np.ones(3)}
+    for dtype in (np.float32, np.float64):
+        params, stats = (
+            {k: array.astype(dtype) for k, array in part.items()}
+            for part in (drawn[0], drawn[1] | normalize)
+        )
+        theirs = convert.to_torch(name, params, stats)
+        test.assertTrue(all(a.flags.c_contiguous for a in theirs.values()))
+        test.assertEqual(
+            {a.dtype for a in theirs.values() if a.dtype.kind == "f"}, {np.dtype(dtype)}
+        )
+        back = convert.from_torch(name, theirs, **sizes)
+        for ours, again in zip((params, stats), back, strict=True):
+            test.assertEqual(ours.keys(), again.keys())
+            for key in ours:
+                np.testing.assert_array_equal(ours[key], again[key], err_msg=key)
+                test.assertEqual(ours[key].dtype, again[key].dtype, key)
 
 
 # Above 30 million parameters, or named as a smaller one is.
@@ -213,6 +220,24 @@ class LayoutTest(parameterized.TestCase):
             [(name, shape, dtype.removeprefix("torch.")) for name, shape, dtype in wanted],
         )
 
+    def test_published_normalisation_in_float64(self):
+        """As it is written, or as float32 had rounded it; the layer holds what it was given."""
+        layout = "Salman2020Do_R18"
+        board = PUBLISHED[layout].board
+        net = models.create("resnet18", image_size=board.image_size, num_classes=board.num_classes)
+        params, stats = (
+            {k: np.broadcast_to(np.float64(1), v.shape) for k, v in part.items()}
+            for part in jax.eval_shape(net.init, jax.random.key(0))
+        )
+        for mean, std in ((board.mean, board.std), np.float32((board.mean, board.std))):
+            stats |= {"normalize.mean": np.float64(mean), "normalize.std": np.float64(std)}
+            theirs = convert.to_torch("resnet18", params, stats, layout=layout)
+            self.assertEqual({str(a.dtype) for a in theirs.values()}, {"float64", "int64"})
+            np.testing.assert_array_equal(theirs["normalize.mean"].ravel(), np.float64(mean))
+        stats["normalize.mean"] = stats["normalize.mean"] + 1e-7
+        with self.assertRaisesRegex(ValueError, "builds this id with .* and ignores others"):
+            convert.to_torch("resnet18", params, stats, layout=layout)
+
     def test_refusals(self):
         params, stats = split("convnext_n", random_weights())
         grey = stats | {"normalize.mean": np.full(3, 0.5, np.float32)}
@@ -239,6 +264,11 @@ class LayoutTest(parameterized.TestCase):
                 ("convnext_n", {k: v.astype(np.float16) for k, v in params.items()}, stats),
                 "timm",
                 "weights are float16, expected float32",
+            ),
+            (
+                ("convnext_n", {k: v.astype(np.float64) for k, v in params.items()}, stats),
+                "timm",
+                "weights are float64, expected float32, or float64 of all",
             ),
         ):
             with self.subTest(message), self.assertRaisesRegex(ValueError, message):
