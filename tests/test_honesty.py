@@ -5,6 +5,7 @@ import copy
 import importlib.util
 import itertools
 import json
+import math
 import shutil
 import sys
 import unittest
@@ -13,13 +14,24 @@ from typing import ClassVar
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
-from jaxrobust import data, evaluation
-from jaxrobust.evaluation import fingerprint, networks, records, replay
+from jaxrobust import attacks, data, evaluation
+from jaxrobust.evaluation import (
+    accuracy,
+    cascade,
+    checks,
+    engine,
+    fingerprint,
+    networks,
+    records,
+    replay,
+)
 from jaxrobust.runtime import functions, sharding
+from jaxrobust.types import Classifier
 from tests.support import datasets, images, paths, twins
 from tests.support.evaluations import call
 
@@ -432,6 +444,225 @@ def hf_parquet(path: Path, png: bytes, labels: np.ndarray) -> None:
 
 
 # --- randomised networks, numbers that are none ---
+
+
+def plain(x):
+    return x.reshape(len(x), -1) @ WEIGHTS
+
+
+def unanswered(x):
+    return plain(x) * jnp.nan
+
+
+def half_answered(x):
+    return jnp.where(x[:, :1, 0, 0] > 0.5, jnp.nan, plain(x))
+
+
+def edge(x):
+    """The logits are finite of images of 8 bits alone, not of what an attack makes of them."""
+    moved = (jnp.abs(x * 255 - jnp.round(x * 255)) > 1e-3).any((1, 2, 3))
+    return jnp.where(moved[:, None], jnp.nan, plain(x))
+
+
+def no_slope(x):
+    """The input gradient of sqrt at 0 is infinite, times 0 it is none."""
+    return plain(x) + jnp.sqrt(jnp.maximum(x - 2, 0)).sum((1, 2, 3))[:, None]
+
+
+NAN = """
+import jax.numpy as jnp
+
+def logits_fn(x):
+    return x.reshape(len(x), -1)[:, :10] * jnp.nan
+
+def half(x):
+    return jnp.where(x[:, 0, 2] > 0.3, jnp.nan, 1 - x.reshape(len(x), -1)[:, :10])
+"""
+METHODS = [{"attack": name} for name in ("clean", "fgsm", "pgd-1", "cw-1", "margin-1", "square")]
+METHODS += [
+    {"corruptions": "fog-1", "dataset": "npz:set.npz"},
+    {"worst_case": True, "threat": ["l2:1", "l1:9", "linf:0.1"]},
+]
+
+
+class NotFiniteTest(parameterized.TestCase):
+    """Logits that are NaN or infinite are no answer: neither right, nor fooled without a word."""
+
+    def setUp(self):
+        super().setUp()
+        self.enter_context(contextlib.chdir(self.create_tempdir().full_path))
+        Path("nets.py").write_text(NAN)
+        pixels, names = np.zeros((20, 32, 32, 3), np.uint8), np.array([*"0123456789"])
+        np.savez("set.npz", test_images=pixels, test_labels=np.zeros(20, int), classes=names)
+
+    @parameterized.parameters(*METHODS)
+    def test_the_command_refuses_a_network_that_never_answers(self, **how):
+        given = {"function": "nets.py:logits_fn", "dataset": "digits", "n": 20, "out": "out"}
+        given |= {} if "worst_case" in how else {"epsilon": "0.1"}
+        code, printed, said = call(**given | how)
+        self.assertEqual((code, printed), (2, ""))
+        self.assertIn("logits of all 20 images are NaN or infinite before any attack", said)
+        self.assertFalse(Path("out/results.jsonl").exists())
+
+    @parameterized.parameters("clean", "pgd-1", "square")
+    def test_the_command_says_how_many_images_have_no_answer(self, attack):
+        more = {"steps": 2} if attack == "square" else {}
+        given = {"function": "nets.py:half", "dataset": "digits", "n": 20, "out": "out", **more}
+        code, printed, said = call(**given, epsilon="0.1", attack=attack)
+        self.assertEqual(code, 0, said)
+        broken = int((data.load("digits", n=20).images[:, 0, 2, 0] > 0.3).sum())
+        self.assertBetween(broken, 1, 19)
+        self.assertIn(f"flag nan-logits: {broken} of 20 images", printed)
+        self.assertIn("nan-logits", records.read(Path("out"))[0]["flags"])
+
+    def test_a_program_is_refused_before_anything_is_attacked(self):
+        for ask in (
+            lambda: evaluated(unanswered),
+            lambda: evaluation.worst_case(
+                unanswered, IMAGES, LABELS, radii={"linf": 0.1, "l2": 0.5, "l1": 1}, verbose=False
+            ),
+        ):
+            with (
+                mock.patch.object(engine, "decide", side_effect=AssertionError),
+                mock.patch.object(attacks, "pgd", side_effect=AssertionError),
+                self.assertRaisesRegex(ValueError, "all 12 images are NaN or infinite before any"),
+            ):
+                ask()
+
+    def test_images_without_an_answer_are_wrong_and_counted(self):
+        found = evaluated(half_answered, epsilon=1e-3)
+        broken = IMAGES[:, 0, 0, 0] > 0.5
+        np.testing.assert_array_equal(found.clean, ~broken)
+        self.assertIn(f"{broken.sum()} of 12 images", found.flags["nan-logits"])
+        self.assertNotIn("nan-under-attack", found.flags)
+        self.assertEqual(found.record()["flags"]["nan-logits"], found.flags["nan-logits"])
+
+    def test_an_infinite_logit_is_no_answer_either(self):
+        logits = np.array([[3, 1, -np.inf], [3, 1, 2], [3, 1, np.inf], [np.nan, 1, 2]])
+        np.testing.assert_array_equal(
+            checks.is_right(logits, np.zeros(4, int)), [False, True, False, False]
+        )
+        np.testing.assert_array_equal(cascade.reached(logits, np.zeros(4, int)), [-1, 2, -1, -1])
+        net = Classifier(lambda key: ({}, {}), lambda p, s, x: (jnp.asarray(logits, "f4"), s))
+        numbers = jnp.zeros(4, jnp.int32)
+        batch = (jnp.zeros((4, 1, 1, 3)), numbers, numbers == 0, numbers)
+        attack = lambda logits_fn, key, images, labels: images  # noqa: E731
+        how = {"net": net, "attack": attack, "dtype": "float32", "moved": True}
+        found = accuracy.judged({}, {}, *batch, jax.random.key(0), **how)
+        np.testing.assert_array_equal(found["clean"], [False, True, False, False])
+        np.testing.assert_array_equal(found["finite"], [False, True, False, False])
+        np.testing.assert_array_equal(found["reached"], [-1, 0, -1, -1])
+
+    def test_images_that_lose_their_answer_under_attack_are_counted(self):
+        ledger = Path("ledger.jsonl").absolute()
+        first, again = (evaluated(edge, ledger) for _ in range(2))
+        self.assertEqual((first.clean.sum(), first.robust.sum()), (12, 0))
+        self.assertIn("12 of 12 images", first.flags["nan-under-attack"])
+        self.assertIn("they count as fooled", first.table())
+        self.assertEqual(again.flags, first.flags)
+
+    def test_gradients_that_are_none_are_said(self):
+        """No attack that follows them gets anywhere, and that looked like robustness."""
+        flags = evaluated(no_slope).flags
+        self.assertIn("the input gradients of 8 of 8 noisy images", flags["nan-gradients"])
+
+
+class SearchSampleTest(parameterized.TestCase):
+    """A sample of survivors excludes what it can exclude, and the record says how much that is."""
+
+    @parameterized.parameters((0, 64, 1 - 0.05 ** (1 / 64)), (0, 4, 1 - 0.05**0.25), (4, 4, 1.0))
+    def test_the_bound_is_clopper_pearsons(self, fooled, n, expected):
+        self.assertAlmostEqual(checks.upper_bound(fooled, n), expected, places=9)
+
+    @parameterized.parameters((1, 64), (7, 64), (3, 5))
+    def test_the_bound_where_some_differ(self, fooled, n):
+        """At the bound, so few or fewer happen in 5 % of all cases."""
+        p = checks.upper_bound(fooled, n)
+        happen = sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(fooled + 1))
+        self.assertAlmostEqual(happen, 0.05, places=9)
+
+    def searched(self, **changes):
+        with mock.patch("jaxrobust.evaluation.cascade._SAMPLE", 4):
+            return evaluated(plain, **changes)
+
+    def test_none_of_the_sample_fell(self):
+        found = self.searched(search_fn=plain, epsilon=0.01)
+        survivors = int(found.robust.sum())
+        self.assertGreater(survivors, 4)
+        said = found.record()["search_sample"]
+        bound = 1 - 0.05**0.25
+        self.assertEqual((said["survivors"], said["sampled"], said["fooled"]), (survivors, 4, 0))
+        self.assertAlmostEqual(said["at_most"], bound)
+        self.assertAlmostEqual(
+            said["robust_at_least"], (survivors - bound * (survivors - 4)) / len(IMAGES)
+        )
+        for text in (found.flags["search-gap"], found.table()):
+            self.assertIn(f"excludes no more than a share above {bound:.1%}", text)
+            self.assertIn(f"of the other {survivors - 4} up to", text)
+
+    def test_some_of_the_sample_fell_so_all_were_searched(self):
+        def stubborn(x):  # it gives each image its label, whatever an attack made of it
+            apart = jnp.square(x[:, None] - IMAGES[None]).sum((2, 3, 4))
+            return jnp.eye(10)[LABELS][apart.argmin(1)]
+
+        found = self.searched(search_fn=stubborn, epsilon=0.2)
+        said = found.record()["search_sample"]
+        self.assertGreater(said["fooled"], 0)
+        self.assertEqual(said["survivors"] - said["fooled_of_all"], found.robust.sum())
+        self.assertEqual(said["robust_at_least"], found.robust.mean())
+        self.assertEqual(said["at_most"], checks.upper_bound(said["fooled"], 4))
+        self.assertIn("search with logits_fn", found.flags["search-gap"])
+
+
+class OvershootTest(parameterized.TestCase):
+    """What a resize leaves outside [0, 1] by rounding is clipped, and the record says so."""
+
+    def overshot(self, low=-3e-8, high=1.0000001):
+        images = IMAGES.copy()
+        images[0, 0, 0] = low
+        images[1, 1, :2] = high
+        return images
+
+    @parameterized.parameters(False, True)
+    def test_is_clipped_and_said(self, read):
+        images = self.overshot()
+        found = evaluated(plain, images=Read(images) if read else images)
+        inside = evaluated(plain, images=np.clip(images, 0, 1))
+        record = found.record()
+        about = {"images": 2, "pixels": 3, "largest": float(np.float32(1.0000001)) - 1}
+        self.assertEqual(record["clipped"], about)
+        self.assertIn("3 pixels of 2 images lay up to 1.2e-07 outside [0, 1]", found.table())
+        self.assertEqual(record["evaluation"], inside.record()["evaluation"])
+        self.assertNotIn("clipped", inside.record())
+        self.assertBetween(np.asarray(found.images_adv[np.arange(12)]).max(), 0, 1)
+
+    @parameterized.parameters((-2e-6, 1.0), (0.0, 1.00001), (np.nan, 1.0))
+    def test_more_is_refused(self, low, high):
+        for wrong in (self.overshot(low, high), Read(self.overshot(low, high))):
+            with self.assertRaisesRegex(ValueError, r"NaN pixels|not \[0, 1\]"):
+                evaluated(plain, images=wrong)
+
+    def test_the_worst_case_clips_too(self):
+        radii = {"linf": 0.1, "l2": 0.5, "l1": 1.0}
+        with (
+            mock.patch.object(checks, "check_images", wraps=checks.check_images) as seen,
+            self.assertRaisesRegex(ValueError, "NaN or infinite"),
+        ):
+            evaluation.worst_case(unanswered, self.overshot(), LABELS, radii=radii)
+        self.assertEqual(seen.call_count, 1)  # which let it pass
+
+
+class Read:
+    """An image set, of images in memory."""
+
+    def __init__(self, images):
+        self.images, self.shape = images, images.shape
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, which):
+        return self.images[which]
 
 
 # --- PyTorch's networks ---

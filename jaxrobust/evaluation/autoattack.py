@@ -18,7 +18,7 @@ from jaxrobust.attacks.inputs import check_array, check_radius
 from jaxrobust.evaluation import checks, doubts, engine, fingerprint, plan, records
 from jaxrobust.evaluation import replay as replays
 from jaxrobust.evaluation.cascade import Attack, Cost, Found, Sample, logits_of, search_again
-from jaxrobust.evaluation.images import Adversarial, ImageSet, hashed
+from jaxrobust.evaluation.images import Adversarial, ImageSet, InRange, clipped, hashed
 from jaxrobust.evaluation.ledger import open_ledger
 from jaxrobust.evaluation.progress import Decisions
 from jaxrobust.evaluation.verdicts import Verdicts
@@ -58,6 +58,7 @@ class AutoAttackResult(NamedTuple):
         lines.append(
             f"robust {int(self.robust.sum())} of {n}, 95 % interval {low:.1%} to {high:.1%}"
         )
+        lines += records.said(self.about)
         lines += [f"flag {name}: {text}" for name, text in self.flags.items()]
         return "\n".join(lines)
 
@@ -122,7 +123,8 @@ def autoattack(
         live as long as the function. With version "rand" it takes one key per image, [B], as a
         second argument.
       images: f32[N,H,W,C] in [0, 1], or an `evaluation.ImageSet`, of which few are in memory at a
-        time; `images_adv` is one then too, and with a `ledger` stays on disk.
+        time; `images_adv` is one then too, and with a `ledger` stays on disk. Pixels up to 1e-6
+        outside are clipped, and the record says so.
       labels: i[N].
       norm: "linf", "l2" or "l1".
       epsilon: radius, in units of pixels in [0, 1] (8/255).
@@ -148,8 +150,8 @@ def autoattack(
     Returns:
       `AutoAttackResult`.
     Raises:
-      ValueError: settings or inputs that cannot be meant, a ledger of another evaluation, or one
-        that another process has open.
+      ValueError: settings or inputs that cannot be meant, a network whose logits are finite for
+        no image, a ledger of another evaluation, or one that another process has open.
 
     >>> weights = np.eye(4, dtype=np.float32)
     >>> logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
@@ -168,6 +170,7 @@ def autoattack(
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
         raise ValueError(f"seed={seed!r}: pass an int from 0 to 2^32 - 1")
     checks.check_images(held, labels)
+    held, overshot = clipped(held) if isinstance(held, np.ndarray) else (InRange(held), None)
     ids = _ids(image_ids, len(held))
     beyond = np.zeros(len(held), bool) if robust_beyond is None else np.asarray(robust_beyond)
     if beyond.shape != (len(held),) or beyond.dtype != bool:
@@ -207,18 +210,23 @@ def autoattack(
         known = replays.ordered(known, evaluation)
         with open_ledger(ledger, evaluation, ids) as book:
             most = max(setting.targets for setting in settings)
-            clean, likely = _classified(runner, held, labels, ids, int(seed), most)
+            clean, likely, finite = _classified(runner, held, labels, ids, int(seed), most)
+            doubts.check_answers(finite, (), np.zeros(0))  # refuses what answers nothing
             seen = Sample(held, labels, ids, clean, likely, classes, float(epsilon), int(seed))
             plain = not runner.keyed and len(held) > 0
             flags = _check_network(runner, held, labels) if plain else {}
             meter = Decisions(len(held), interval=checks.binomial_interval, enabled=verbose)
             with meter:
                 result = _cascade(runner, settings, seen, book, flags, meter, known)
+    flags |= doubts.check_answers(finite, result.fooled_by, result.verdicts.reached)
+    flags |= doubts.check_slopes(evaluation["fingerprint"]["probe"])
     about = {key: evaluation[key] for key in ("norm", "epsilon", "version", "seed")}
     own = evaluation["fingerprint"]
     about |= {"image_ids": records.ranges(ids.tolist()), "images_sha256": own["images"]}
     about |= {"classes": classes, "image": held.shape[1:], "chosen": bool(attacks or overrides)}
     about |= {"arrays_sha256": own["arrays"]}
+    if overshot := held.overshot() if isinstance(held, InRange) else overshot:
+        about["clipped"] = overshot._asdict()
     about["fingerprint"] = own | ({"begun_by": book.begun_by} if book.begun_by else {})
     result = result._replace(about=result.about | about)
     tell(result.table())
@@ -246,7 +254,9 @@ def _cascade(runner, settings, sample, book, flags, meter, known) -> AutoAttackR
         accuracy_after[setting.name] = _mean(found.standing)
     flags |= doubts.check_cascade({"clean": _mean(clean), **accuracy_after})
     if runner.search_fn is not None:
-        costs.append(search_again(runner, settings, sample, found, book))
+        cost, again = search_again(runner, settings, sample, found, book)
+        costs.append(cost)
+        about["search_sample"] = again._asdict()
         accuracy_after[costs[-1].attack] = _mean(found.standing)
     present, places = np.unique(found.fooled_by, return_inverse=True)
     fooled_by = np.array([found.names[code] for code in present], str)[places]
@@ -282,24 +292,28 @@ def _check_network(runner, images, labels):
     return {name: text for seen in hosts.everyone(flags) for name, text in seen.items()}
 
 
-def _classified(runner, images, labels, ids, seed, most) -> tuple[np.ndarray, np.ndarray]:
-    """Compute which images are right, bool[N], and their `most` likeliest wrong classes, u[N, T].
+def _classified(runner, images, labels, ids, seed, most) -> tuple[np.ndarray, ...]:
+    """Compute which images are right, bool[N], their `most` likeliest wrong classes, u[N, T], and
+    whose logits are finite, bool[N].
 
     The same in all processes, each of which computes its share.
     """
     mine = hosts.share(np.arange(len(images)))
     classes = runner.traces[0].classes
-    clean = np.zeros(len(images), bool)
+    clean, finite = np.zeros((2, len(images)), bool)
     likely = np.zeros((len(images), most), np.min_scalar_type(classes))
     for start in range(0, len(mine), runner.slots):
         part = mine[start : start + runner.slots]
         logits = logits_of(runner, images[part], ids[part], seed, draw=0)
         clean[part] = checks.is_right(logits, labels[part])
+        finite[part] = checks.answered(logits)
         likely[part] = plan.ranks(logits, labels[part], most)
-    for process, (right, order) in enumerate(hosts.everyone((clean[mine], likely[mine]))):
+    found = (clean, likely, finite)
+    for process, shares in enumerate(hosts.everyone([array[mine] for array in found])):
         theirs = np.arange(len(images))[process :: jax.process_count()]
-        clean[theirs], likely[theirs] = right, order
-    return clean, likely
+        for array, share in zip(found, shares, strict=True):
+            array[theirs] = share
+    return found
 
 
 def _fingerprint(runner: engine.Engine, images: Any, known: Any) -> fingerprint.Fingerprint:

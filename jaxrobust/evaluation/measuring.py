@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.data import Prepared, sources
-from jaxrobust.evaluation import accuracy, fixed_steps
+from jaxrobust.evaluation import accuracy, doubts, fixed_steps, records
 from jaxrobust.evaluation.autoattack import AutoAttackResult, autoattack
 from jaxrobust.evaluation.cascade import Cost
 from jaxrobust.evaluation.fingerprint import Fingerprint
@@ -105,7 +105,11 @@ def of_autoattack(result: AutoAttackResult, ball: dict[str, Any]) -> dict[str, A
         "costs": [cost._asdict() for cost in result.costs],
     } | {
         key: known[key]
-        for known, key in ((result.about, "replayed"), (result.about["fingerprint"], "begun_by"))
+        for known, keys in (
+            (result.about, records.SAID),
+            (result.about["fingerprint"], ("begun_by",)),
+        )
+        for key in keys
         if key in known
     }
 
@@ -191,13 +195,14 @@ def answered(
         "clean": float(found.clean.mean()) if n else None,
         "robust": robust,
         "accuracy_after": {asked.attack: robust} if steps else {},
+        "flags": doubts.check_answers(reached["finite"], found.fooled_by, found.reached),
         "verdicts": found,
         "costs": [cost._asdict()],
     }
 
 
 # What is reached where nothing stands any more.
-_NOTHING = {name: np.zeros(0, bool) for name in ("clean", "robust")}
+_NOTHING = {name: np.zeros(0, bool) for name in ("clean", "robust", "finite")}
 _NOTHING |= {name: np.zeros(0, np.int32) for name in ("labels", "norms", "reached")}
 
 

@@ -14,7 +14,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxrobust.data import Prepared, pipeline, sources
-from jaxrobust.evaluation import fingerprint, measuring, networks, records, replay, verdicts
+from jaxrobust.evaluation import (
+    doubts,
+    fingerprint,
+    measuring,
+    networks,
+    records,
+    replay,
+    verdicts,
+)
 from jaxrobust.evaluation.questions import Question
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.runtime import hardware, hosts
@@ -27,8 +35,8 @@ Record = dict[str, Any]
 _LOW = 0.5  # clean accuracy
 # What only some records have.
 _SAID = (
-    *("clean_top5", "stable", "local_lipschitz", "replayed", "ladder", "corruptions"),
-    "worst_case",
+    *("clean_top5", "stable", "local_lipschitz", "ladder", "corruptions", "worst_case"),
+    *records.SAID,
 )
 
 
@@ -311,8 +319,11 @@ class Evaluation:
           ledgers: what is replayed, beside what the flags name.
         """
         if not self.asked.searches:
+            self.check_answers()
             how = (subject, self.source, self.weights, self.asked)
-            return measuring.counted(*how, standing=standing)
+            found = measuring.counted(*how, standing=standing)
+            slopes = doubts.check_slopes(self.fingerprint.probe) if self.asked.fixed else {}
+            return found | {"flags": found["flags"] | slopes}
         found = measuring.searched(
             subject,
             self.images,
@@ -332,6 +343,17 @@ class Evaluation:
                 f"{self.source.name} finds it, and the normalisation belongs into the network"
             )
         return found
+
+    def check_answers(self) -> None:
+        """Refuse a network of which no image has finite logits, before anything is attacked.
+
+        The images are looked at if those noisy ones that the fingerprint has seen had none.
+        Raises:
+          ValueError: with what to do.
+        """
+        if not self.fingerprint.answers:
+            clean = self.asked._replace(attack="clean", start=None, l1_rule=None)
+            measuring.counted(self.subject, self.source, self.weights, clean)
 
     def kept(self, number: str, method: str, found: dict[str, Any]) -> Record:
         """Return the record of what was found, written by the first process."""

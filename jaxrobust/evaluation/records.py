@@ -15,7 +15,7 @@ import jax
 
 from jaxrobust.config import of_phase
 from jaxrobust.data import splits
-from jaxrobust.evaluation import checks, verdicts
+from jaxrobust.evaluation import checks, images, verdicts
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime import jsonl
 from jaxrobust.types import VERDICT_PRECISION, Params
@@ -269,6 +269,9 @@ def interval(accuracy: float | None, n: int) -> list[float] | None:
     return None if accuracy is None else list(checks.binomial_interval(round(accuracy * n), n))
 
 
+# What only some evaluations of AutoAttack have to say: what was replayed, and below.
+_OUTCOMES = ("search_sample", "clipped")  # what was found, which tells no evaluation from others
+SAID = ("replayed", *_OUTCOMES)
 _KNOWN = ("model", "weights", "weights_sha256", "dataset", "split", "preprocessing", "dtype")
 
 
@@ -307,17 +310,28 @@ def of_result(result: Any, known: dict[str, str | None]) -> dict[str, Any]:
         "accuracy_after": {k: float(v) if n else None for k, v in result.accuracy_after.items()},
         "images_sha256": about["images_sha256"],
         "fingerprint": about["fingerprint"],
-        **{key: about[key] for key in ("replayed",) if key in about},
+        **{key: about[key] for key in SAID if key in about},
         "function": dict.fromkeys(("name", "file", "sha256"))
         | {"arrays_sha256": about["arrays_sha256"]},
     }
 
 
+def said(known: dict[str, Any]) -> list[str]:
+    """Return lines for people on what only some evaluations have to say."""
+    lines = []
+    if known.get("clipped"):
+        lines.append(images.Overshot(**known["clipped"]).words())
+    return lines
+
+
 def told_apart(about: dict[str, Any]) -> dict[str, Any]:
-    """Return what a result says of itself without what its network's probe and versions are."""
+    """Return what a result says of itself that tells its evaluation from others: neither the probe
+    and versions of its network nor what was found.
+    """
     known = about["fingerprint"]
     exact = {key: value for key, value in known.items() if isinstance(value, str)}
-    return about | {"fingerprint": exact}
+    own = {key: value for key, value in about.items() if key not in _OUTCOMES}
+    return own | {"fingerprint": exact}
 
 
 def number_of(identity: dict[str, Any]) -> str:

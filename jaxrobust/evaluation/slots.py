@@ -169,7 +169,7 @@ def _wrap(keys):
 
 def _wrong(logits, labels):
     other = jnp.argmax(logits, axis=1).astype(labels.dtype) != labels
-    return other | jnp.any(jnp.isnan(logits), axis=1)  # no answer is no right one
+    return other | ~jnp.all(jnp.isfinite(logits), axis=1)  # no answer is no right one
 
 
 def _zero(gradient):
