@@ -169,12 +169,12 @@ class NaNTest(parameterized.TestCase):
     @parameterized.parameters(0, 3)
     def test_no_answer_is_no_right_one(self, place):
         """`argmax` calls NaN the largest, so an image of that class looked right, and robust."""
-        dark = IMAGES[:, 0, 0, 0] < np.median(IMAGES[:, 0, 0, 0])
+        dark = IMAGES[:, 1, 0, 0] < (middle := np.median(IMAGES[:, 1, 0, 0]))
 
         def nan(x):
             logits = linear(FIRST, x)
             broken = logits.at[:, place].set(jnp.nan)
-            return jnp.where(x[:, 0, 0, :1] < np.median(IMAGES[:, 0, 0, 0]), broken, logits)
+            return jnp.where(x[:, 1, 0, :1] < middle, broken, logits)
 
         with mock.patch(f"{__name__}.LABELS", np.full(12, place)):
             result = evaluate(nan)
