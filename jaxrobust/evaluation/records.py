@@ -15,7 +15,7 @@ import jax
 
 from jaxrobust.config import of_phase
 from jaxrobust.data import splits
-from jaxrobust.evaluation import checks, images, verdicts
+from jaxrobust.evaluation import checks, images, randomised, verdicts
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime import jsonl
 from jaxrobust.types import VERDICT_PRECISION, Params
@@ -271,7 +271,7 @@ def interval(accuracy: float | None, n: int) -> list[float] | None:
 
 # What only some evaluations of AutoAttack have to say: what was replayed, and below.
 _OUTCOMES = ("search_sample", "clipped")  # what was found, which tells no evaluation from others
-SAID = ("replayed", *_OUTCOMES)
+SAID = ("replayed", "draws", *_OUTCOMES)
 _KNOWN = ("model", "weights", "weights_sha256", "dataset", "split", "preprocessing", "dtype")
 
 
@@ -321,7 +321,23 @@ def said(known: dict[str, Any]) -> list[str]:
     lines = []
     if known.get("clipped"):
         lines.append(images.Overshot(**known["clipped"]).words())
+    if how := known.get("draws"):
+        lines.append(_judged(how))
     return lines
+
+
+def _judged(how: dict[str, Any]) -> str:
+    """Return by what a randomised network's answers were judged, and what one draw gives."""
+    judged = randomised.Verdict(how["rule"], how["draws"])
+    line = f"verdicts by {judged.words()}: {randomised.RULES[judged.rule]}"
+    one = how.get("one_draw")
+    if not one or judged.rule == randomised.ONE:
+        return line
+    ends = (one.get("interval") or {}).get("robust")
+    between = f", 95 % interval {ends[0]:.1%} to {ends[1]:.1%}" if ends else ""
+    return f"{line}; by one draw, as auto-attack judges: clean {one['clean']:.1%}, robust " + (
+        f"{one['robust']:.1%}{between}"
+    )
 
 
 def told_apart(about: dict[str, Any]) -> dict[str, Any]:
@@ -331,6 +347,8 @@ def told_apart(about: dict[str, Any]) -> dict[str, Any]:
     known = about["fingerprint"]
     exact = {key: value for key, value in known.items() if isinstance(value, str)}
     own = {key: value for key, value in about.items() if key not in _OUTCOMES}
+    if how := own.get("draws"):
+        own["draws"] = {key: how[key] for key in ("rule", "draws")}
     return own | {"fingerprint": exact}
 
 
