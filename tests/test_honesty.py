@@ -27,12 +27,14 @@ from jaxrobust.evaluation import (
     engine,
     fingerprint,
     networks,
+    plan,
+    randomised,
     records,
     replay,
 )
 from jaxrobust.runtime import functions, sharding
 from jaxrobust.types import Classifier
-from tests.support import datasets, images, paths, twins
+from tests.support import datasets, images, paths, sweeps, twins
 from tests.support.evaluations import call
 
 RNG = np.random.default_rng(0)
@@ -650,6 +652,205 @@ class OvershootTest(parameterized.TestCase):
         ):
             evaluation.worst_case(unanswered, self.overshot(), LABELS, radii=radii)
         self.assertEqual(seen.call_count, 1)  # which let it pass
+
+
+def shaken(x, keys):
+    """Logits with noise of their own, so that answers near the boundary are often wrong."""
+    return plain(x) + 0.7 * jax.vmap(lambda key: jax.random.normal(key, (10,)))(keys)
+
+
+def careless(x, keys):
+    """It is right in nine of ten draws, whatever the image: no attack changes that."""
+    slips = jax.vmap(lambda key: jax.random.bernoulli(key, 0.1))(keys)
+    right = jax.nn.one_hot(jnp.zeros(len(x), jnp.int32), 10)
+    return jnp.where(slips[:, None], 1 - right, right) + 0 * plain(x)
+
+
+RULES = ("majority", "mean", "one-draw")
+
+
+class RandomisedTest(parameterized.TestCase):
+    """A randomised network is judged by a rule over draws, and the reference's number stands by."""
+
+    kept: ClassVar[dict[str, tuple]] = {}  # rule -> result, lines of its ledger
+
+    def setUp(self):
+        super().setUp()
+        self.enter_context(contextlib.chdir(self.create_tempdir().full_path))
+        self.ledger = Path("ledger.jsonl")
+
+    def drawn(self, logits_fn=shaken, ledger=None, **changes):
+        how = {"attacks": ("apgd-ce",), "overrides": {"apgd-ce": {"steps": 3, "eot": 3}}}
+        how |= {"version": "rand", "epsilon": 0.05, "batch_size": 16, "draws": 9}
+        if changes.get("rule") == "one-draw":
+            del how["draws"]
+        images = np.concatenate([IMAGES] * 4) if logits_fn is shaken else IMAGES
+        labels = np.concatenate([LABELS] * 4) if logits_fn is shaken else np.zeros(12, int)
+        return evaluated(logits_fn, ledger, images=images, labels=labels, **how | changes)
+
+    def known(self, rule):
+        if rule not in self.kept:
+            found = self.drawn(rule=rule, ledger=self.ledger)
+            points = self.ledger.with_suffix(".images").read_bytes()
+            self.kept[rule] = found, self.ledger.read_text(), points
+        return self.kept[rule]
+
+    def leave(self, rule, lines=None):
+        """A ledger of that rule, with so many verdicts; default: all."""
+        _, text, points = self.known(rule)
+        kept = text.splitlines(keepends=True)
+        self.ledger.write_text("".join(kept[: None if lines is None else lines + 1]))
+        self.ledger.with_suffix(".images").write_bytes(points)
+
+    @parameterized.parameters(
+        ("majority", [True, False, False], [1, 1, 2]),
+        ("mean", [True, True, False], [1, 1, 2]),
+        ("one-draw", [True, True, False], [1, 1, 2]),
+    )
+    def test_the_rules_in_closed_form(self, rule, right, reached):
+        """Of four draws: right in three; in two, and surely; in one."""
+        sure, no, never = [9.0, 1, 0], [0, 0.1, 0], [0, 0, 5]
+        draws = np.array(
+            [[sure, no, sure, sure], [sure, no, sure, no], [never, sure, never, never]]
+        )
+        draws = draws.transpose(1, 0, 2)
+        how = randomised.verdict(rule, None if rule == "one-draw" else 4)
+        found = randomised.answers(lambda k: draws[k], how, np.zeros(3, int), 3)
+        np.testing.assert_array_equal(found.right, right)
+        np.testing.assert_array_equal(found.once, [True, True, False])
+        np.testing.assert_array_equal(found.reached, reached)
+        if rule == "mean":
+            each = np.exp(draws) / np.exp(draws).sum(2, keepdims=True)
+            np.testing.assert_array_equal(found.right, each.mean(0).argmax(1) == 0)
+
+    def test_a_draw_that_is_no_number_is_a_wrong_one(self):
+        draws = np.array([[[2.0, 1, 0]], [[np.nan, 1, 0]], [[2, np.inf, 0]]])
+        for rule in ("majority", "mean"):
+            how = randomised.verdict(rule, 3)
+            found = randomised.answers(lambda k: draws[k], how, np.zeros(1, int), 3)
+            said = (found.right[0], found.finite[0], found.reached[0])
+            self.assertEqual(said, (False, False, -1))
+
+    def test_what_one_draw_calls_fooled_and_most_draws_do_not(self):
+        """Each image is right in nine of ten draws: it is robust, however often it is asked."""
+        found = self.drawn(careless, attacks=None, overrides=None, draws=20)
+        self.assertEqual(found.robust.mean(), 1)
+        said = found.record()["draws"]
+        self.assertEqual((said["rule"], said["draws"]), ("majority", 20))
+        self.assertLess(said["one_draw"]["robust"], 1)
+        low, high = said["one_draw"]["interval"]["robust"]
+        self.assertBetween(said["one_draw"]["robust"], low, high)
+        self.assertIn("majority of 20 draws: more than half", found.table())
+        self.assertIn(f"robust {said['one_draw']['robust']:.1%}, 95 % interval", found.table())
+
+    @parameterized.parameters("majority", "mean")
+    def test_the_references_number_is_what_that_rule_gives_alone(self, rule):
+        found, alone = self.known(rule)[0], self.known("one-draw")[0]
+        own = found.record()["draws"]["one_draw"]
+        self.assertEqual((own["clean"], own["robust"]), (alone.clean.mean(), alone.robust.mean()))
+        self.assertEqual(alone.record()["draws"]["one_draw"], own)
+        self.assertTrue((found.robust != alone.robust).any())
+
+    @parameterized.parameters(*RULES)
+    def test_points_fool_by_the_rule(self, rule):
+        """The draws that judged are drawn again, here, from the keys of each image."""
+        found, *_ = self.known(rule)
+        fooled = np.flatnonzero(found.clean & ~found.robust)
+        self.assertNotEmpty(fooled)
+        root, wrong = jax.random.key(0), []
+        for k in range(found.about["draws"]["draws"]):
+            number = 1000 + 1 + plan.named("apgd-ce").number + 1000 * k
+            keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(root, i), number))(  # noqa: B023
+                jnp.asarray(fooled)
+            )
+            logits = shaken(jnp.asarray(found.images_adv[fooled]), keys)
+            wrong.append(np.argmax(logits, 1) != np.tile(LABELS, 4)[fooled])
+        if rule != "mean":
+            self.assertGreaterEqual(np.mean(wrong, 0).min(), 0.5)
+        self.assertGreater(np.mean(wrong), 0.5)
+
+    @sweeps.fast("mean")
+    @parameterized.parameters(*RULES)
+    def test_no_verdict_depends_on_batch_devices_or_a_kill(self, rule):
+        first, *_ = self.known(rule)
+        self.leave(rule, lines=9)
+        with mock.patch.object(engine, "local_devices", lambda: jax.local_devices()[:1]):
+            again = self.drawn(rule=rule, batch_size=5, ledger=self.ledger)
+        np.testing.assert_array_equal(first.fooled_by, again.fooled_by)
+        np.testing.assert_array_equal(first.images_adv, again.images_adv)
+        self.assertEqual(first.about["draws"], again.about["draws"])
+        done = self.drawn(rule=rule, ledger=self.ledger)
+        self.assertEqual(done.costs[0].forward, 0)
+        self.assertEqual(done.about["draws"], first.about["draws"])
+        self.assertEqual(done.record()["evaluation"], first.record()["evaluation"])
+
+    @parameterized.parameters({"rule": "mean"}, {"rule": "one-draw"}, {"rule": None, "draws": 10})
+    def test_a_ledger_of_another_rule_is_another_evaluation(self, **other):
+        self.leave("majority")
+        with self.assertRaisesRegex(ValueError, "another evaluation: .*verdict is .*majority"):
+            self.drawn(ledger=self.ledger, **other)
+
+    def test_an_older_ledger_is_of_one_draw(self):
+        self.leave("one-draw")
+        head, *lines = self.ledger.read_text().splitlines()
+        identity = json.loads(head)["identity"]
+        del identity["verdict"]
+        rows = [json.loads(line) for line in lines]
+        older = [{key: row[key] for key in row if key != "once"} for row in rows]
+        self.ledger.write_text(
+            "".join(json.dumps(r) + "\n" for r in ({"identity": identity}, *older))
+        )
+        with self.assertRaisesRegex(ValueError, "verdict is .*one-draw"):
+            self.drawn(ledger=self.ledger)
+        found = self.drawn(rule="one-draw", ledger=self.ledger)
+        self.assertEqual(found.about["draws"], self.known("one-draw")[0].about["draws"])
+        self.assertEqual(found.costs[0].forward, 0)
+
+    def test_rule_and_draws_tell_numbers_apart(self):
+        records_of = [self.known(rule)[0].record() for rule in RULES]
+        self.assertLen({record["evaluation"] for record in records_of}, 3)
+        self.assertIn("majority of 9 draws", records_of[0]["method"])
+
+    @parameterized.parameters(
+        ({"rule": "most"}, "rule='most' is unknown; one of majority, mean, one-draw"),
+        ({"rule": "one-draw", "draws": 3}, "the rule one-draw has one; leave draws out"),
+        ({"draws": 0}, "draws=0: pass an int >= 1"),
+        ({"version": "custom"}, "draws=9 judges a randomised network: pass version='rand'"),
+    )
+    def test_what_cannot_be_meant(self, changes, message):
+        with self.assertRaisesRegex(ValueError, message):
+            self.drawn(**{"rule": None} | changes)
+
+    def test_the_command(self):
+        Path("nets.py").write_text(
+            "import jax\n"
+            "import numpy as np\n"
+            "weights = np.load('weights.npy')\n"
+            "def logits_fn(x, keys):\n"
+            "    noise = jax.vmap(lambda key: jax.random.normal(key, (10,)))(keys)\n"
+            "    return x.reshape(len(x), -1) @ weights + 0.2 * noise\n"
+        )
+        np.save("weights.npy", digits_regression())
+        given = {"function": "nets.py:logits_fn", "dataset": "digits", "n": 12, "out": "out"}
+        given |= {"version": "rand", "attack": "apgd-ce", "steps": 2, "epsilon": "0.05"}
+        code, printed, said = call(**given, draws=5)
+        self.assertEqual(code, 0, said)
+        record = records.read(Path("out"))[-1]
+        self.assertEqual(record["method"], "apgd-ce, rand, steps 2, majority of 5 draws")
+        one = record["draws"]["one_draw"]
+        self.assertIn(f"clean {one['clean']:.1%}, robust {one['robust']:.1%}", printed)
+        self.assertIn("done before", call(**given, draws=5, rule="majority")[2])
+        self.assertIn("done before", call(**given, draws=5, noreplay=True)[2])
+        code, _, said = call(**given, rule="one-draw")
+        self.assertNotIn("done before", said)
+        self.assertEqual(records.read(Path("out"))[-1]["robust"], one["robust"])
+        for words, message in (
+            ({"version": "standard", "rule": None}, "must take images only for this version"),
+            ({"rule": "most"}, "--rule='most' is unknown"),
+        ):
+            code, _, said = call(**given | words)
+            self.assertEqual(code, 2)
+            self.assertIn(message, said)
 
 
 class Read:

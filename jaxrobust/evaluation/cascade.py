@@ -241,9 +241,9 @@ class Attack:
                 about = (strongest[row], float(norms[row]), int(ruled.reached[row]))
                 known = Judged(known.once, *about)
             self.judged[image] = known
-            by_rule = known.point is not None or not self.found.standing[image]
             by_one = known.once is not None or not self.found.once[image]
-            if by_rule and by_one:
+            by_rule = known.point is not None or not self.found.standing[image]
+            if by_one and (by_rule or self.how.rule == randomised.ONE):
                 self.write(verdict)
             else:
                 undecided.append(verdict)

@@ -33,7 +33,7 @@ _LIMITS = {"logits": hosts.ROUNDING, "gradients": 1e-2}
 # What stands in the text of a program and computes nothing: addresses, the names of jitted
 # functions, the devices that arrays lie on.
 _SILENT = re.compile(
-    r"0x[0-9a-f]+|\bname=[^\s\]]+"
+    r"0x[0-9a-f]+|\bname=[^\s\]]+|\bctx_mesh=(None|\w*Mesh\(([^()]|\([^()]*\))*\))"
     r"|\w*sharding=(None|NamedSharding\(.*?spec=P(artitionSpec)?\([^)]*\)\))"
 )
 

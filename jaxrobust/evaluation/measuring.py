@@ -36,7 +36,10 @@ def networks_of(subject: Subject, weights: Weights) -> LogitsOf:
         if dtype not in made:
             net = subject.create(dtype)
             params = cast(weights.params, jnp.dtype(dtype))
-            made[dtype] = jax.tree_util.Partial(lambda *p: net.apply(*p)[0], params, weights.stats)
+            apply = (lambda *p: net.apply(*p[:3], key=p[3])[0]) if subject.keyed else None
+            made[dtype] = jax.tree_util.Partial(
+                apply or (lambda *p: net.apply(*p)[0]), params, weights.stats
+            )
         return made[dtype]
 
     return logits_fn
@@ -73,7 +76,7 @@ def searched(
     decides = logits_of("float32")
     ball: dict[str, Any] = {"norm": subject.norm, "epsilon": subject.epsilon}
     result = autoattack(
-        _keyed(decides) if asked.version == "rand" else decides,
+        _keyed(decides) if asked.version == "rand" and not subject.keyed else decides,
         images,
         labels,
         **ball,
@@ -88,6 +91,8 @@ def searched(
         search_fn=None if asked.search_dtype == "float32" else logits_of(asked.search_dtype),
         replay=replay,
         robust_beyond=None if beyond is None else beyond[places],
+        rule=asked.rule,
+        draws=asked.draws,
     )
     return of_autoattack(result, ball)
 

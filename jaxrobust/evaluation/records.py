@@ -287,6 +287,8 @@ def of_result(result: Any, known: dict[str, str | None]) -> dict[str, Any]:
     names = [attack["name"] for attack in result.attacks]
     # With attacks of its own, a version is only where they started from.
     method = " + ".join(names) if about["chosen"] else f"autoattack {about['version']}"
+    if how := about.get("draws"):
+        method += f", {randomised.Verdict(how['rule'], how['draws']).words()}"
     return written(
         **{key: value for key, value in known.items() if key != "model"},
         image_ids=about["image_ids"],

@@ -137,6 +137,9 @@ def _shared(radii: list[float], beyond: np.ndarray | None, found: dict[str, Any]
 def _of_record(record: Record, out: Path) -> dict[str, Any]:
     """Return what a record that is there says, as `measuring` does."""
     keys = ("attacks", "clean", "robust", "flags", "costs", "accuracy_after")
-    return {key: record[key] for key in keys} | {
-        "verdicts": verdicts.read(out / str(record["verdicts"]))
-    }
+    drawn = {"draws": record["draws"]} if "draws" in record else {}
+    return (
+        drawn
+        | {key: record[key] for key in keys}
+        | {"verdicts": verdicts.read(out / str(record["verdicts"]))}
+    )
