@@ -32,6 +32,7 @@ from jaxrobust.evaluation import (
     records,
     replay,
 )
+from jaxrobust.report import commands
 from jaxrobust.runtime import functions, sharding
 from jaxrobust.types import Classifier
 from tests.support import datasets, images, paths, sweeps, twins
@@ -584,7 +585,7 @@ class SearchSampleTest(parameterized.TestCase):
         self.assertAlmostEqual(happen, 0.05, places=9)
 
     def searched(self, **changes):
-        with mock.patch("jaxrobust.evaluation.cascade._SAMPLE", 4):
+        with mock.patch("jaxrobust.evaluation.sampled._SAMPLE", 4):
             return evaluated(plain, **changes)
 
     def test_none_of_the_sample_fell(self):
@@ -816,6 +817,7 @@ class RandomisedTest(parameterized.TestCase):
         ({"rule": "one-draw", "draws": 3}, "the rule one-draw has one; leave draws out"),
         ({"draws": 0}, "draws=0: pass an int >= 1"),
         ({"version": "custom"}, "draws=9 judges a randomised network: pass version='rand'"),
+        ({"search_fn": shaken}, "version='rand' has no search_fn; leave it out"),
     )
     def test_what_cannot_be_meant(self, changes, message):
         with self.assertRaisesRegex(ValueError, message):
@@ -839,6 +841,9 @@ class RandomisedTest(parameterized.TestCase):
         self.assertEqual(record["method"], "apgd-ce, rand, steps 2, majority of 5 draws")
         one = record["draws"]["one_draw"]
         self.assertIn(f"clean {one['clean']:.1%}, robust {one['robust']:.1%}", printed)
+        self.assertEqual(commands._judged(record), ["--rule", "majority", "--draws", "5"])
+        older = {key: record[key] for key in record if key != "draws"}
+        self.assertEqual(commands._judged(older), ["--rule", "one-draw"])
         self.assertIn("done before", call(**given, draws=5, rule="majority")[2])
         self.assertIn("done before", call(**given, draws=5, noreplay=True)[2])
         code, _, said = call(**given, rule="one-draw")

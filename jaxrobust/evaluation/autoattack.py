@@ -32,11 +32,11 @@ from jaxrobust.evaluation.cascade import (
     Sample,
     answers_of,
     logits_of,
-    search_again,
 )
 from jaxrobust.evaluation.images import Adversarial, ImageSet, InRange, clipped, hashed
 from jaxrobust.evaluation.ledger import open_ledger
 from jaxrobust.evaluation.progress import Decisions
+from jaxrobust.evaluation.sampled import search_again
 from jaxrobust.evaluation.verdicts import Verdicts
 from jaxrobust.runtime import hosts
 from jaxrobust.runtime.progress import say
@@ -208,8 +208,11 @@ def autoattack(
         tally=how.tally if how else "",
     )
     tell = say if verbose else lambda message: None
-    if runner.keyed and len(replay):
-        raise ValueError("version='rand' draws anew what fools; leave replay out")
+    if runner.keyed and (len(replay) or search_fn is not None):
+        what = (
+            "draws anew what fools; leave replay" if len(replay) else "has no search_fn; leave it"
+        )
+        raise ValueError(f"version='rand' {what} out")
     known = replays.Known([replays.source(Path(path)) for path in replay], beyond)
     with jax.set_mesh(runner.mesh):  # also where the caller has set another one
         runner = engine.trace(runner, held.shape[1:])
@@ -264,7 +267,8 @@ def autoattack(
 def _cascade(runner, settings, sample, found, book, meter, known, how) -> AutoAttackResult:
     """Return what was replayed, then the attacks, each on what the ones before left standing."""
     n, clean, flags = len(sample.images), sample.clean, found.flags
-    costs, accuracy_after, about = [], {}, {}
+    costs, accuracy_after = [], {}
+    about: dict[str, Any] = {}
     once = None if found.once is None else found.once.copy()
     if known.sources:
         cost, tried = replays.run(runner, settings[0].norm, known, sample, found, book)
@@ -283,7 +287,7 @@ def _cascade(runner, settings, sample, found, book, meter, known, how) -> AutoAt
         costs.append(cost)
         about["search_sample"] = again._asdict()
         accuracy_after[costs[-1].attack] = _mean(found.standing)
-    if how is not None:
+    if once is not None:
         about["draws"] = how._asdict() | {"one_draw": _by_one(once, found.once)}
     present, places = np.unique(found.fooled_by, return_inverse=True)
     fooled_by = np.array([found.names[code] for code in present], str)[places]
