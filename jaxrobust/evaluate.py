@@ -59,6 +59,9 @@ _FLAGS = {
     "attack": "Attack: clean, fgsm, pgd-K, cw-K, margin-K, autoattack, or attacks of it: apgd-ce "
     "or apgd-ce,apgd-t.",
     "version": "Version of AutoAttack: standard, plus, rand, or custom for named attacks.",
+    "rule": "How --version=rand judges the draws of an image: majority (more than half are right; "
+    "the default), mean (of their softmax probabilities), or one-draw, as auto-attack judges; its "
+    "number stands beside that of the others.",
     "ladder": "Radii that share what they find, such as linf:0:16/255:9, the smallest first.",
     "relative_step": "Length of a step of fgsm, pgd-K, cw-K or margin-K, as a multiple of epsilon "
     "/ K; default: 1 of fgsm, else 2.5.",
@@ -84,6 +87,7 @@ _NUMBERS = {
         "Number of images at a time, for AutoAttack in each process; no verdict depends on it.",
     ),
     "seed": (0, "Seed of the attacks' random draws."),
+    "draws": (None, "Number of draws of an image that --version=rand judges by; default: 20."),
     "steps": (None, "Number of steps of a named attack; default: its own."),
     "targets": (None, "Number of classes that a named targeted attack aims at; default: its own."),
     "restarts": (None, "Number of restarts of a named attack; default: its own."),

@@ -6,6 +6,7 @@ import importlib.util
 import io
 import itertools
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -15,27 +16,45 @@ from typing import Any, ClassVar
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
-from jaxrobust import data, evaluation
+from jaxrobust import attacks, data, evaluation
 from jaxrobust.config import VERSION
 from jaxrobust.evaluation import (
+    accuracy,
+    cascade,
+    checks,
     claims,
+    engine,
     fingerprint,
     networks,
+    plan,
+    randomised,
     records,
     replay,
     several,
     trained,
     verdicts,
 )
-from jaxrobust.report import comparison_part, gathered, sentences
+from jaxrobust.report import commands, comparison_part, gathered, sentences
 from jaxrobust.runtime import functions, sharding
 from jaxrobust.training import advice
+from jaxrobust.types import Classifier
 from jaxrobust.weights import kept
-from tests.support import bundles, datasets, forgeries, images, paths, reports, runs, twins
+from tests.support import (
+    bundles,
+    datasets,
+    forgeries,
+    images,
+    paths,
+    reports,
+    runs,
+    sweeps,
+    twins,
+)
 from tests.support.evaluations import call
 from tools import compare, select_checkpoint
 
@@ -813,6 +832,434 @@ class ComparedTest(parameterized.TestCase):
 
 
 # --- randomised networks, numbers that are none ---
+
+
+def plain(x):
+    return x.reshape(len(x), -1) @ WEIGHTS
+
+
+def unanswered(x):
+    return plain(x) * jnp.nan
+
+
+def half_answered(x):
+    return jnp.where(x[:, :1, 0, 0] > 0.5, jnp.nan, plain(x))
+
+
+def edge(x):
+    """The logits are finite of images of 8 bits alone, not of what an attack makes of them."""
+    moved = (jnp.abs(x * 255 - jnp.round(x * 255)) > 1e-3).any((1, 2, 3))
+    return jnp.where(moved[:, None], jnp.nan, plain(x))
+
+
+def no_slope(x):
+    """The input gradient of sqrt at 0 is infinite, times 0 it is none."""
+    return plain(x) + jnp.sqrt(jnp.maximum(x - 2, 0)).sum((1, 2, 3))[:, None]
+
+
+NAN = """
+import jax.numpy as jnp
+
+def logits_fn(x):
+    return x.reshape(len(x), -1)[:, :10] * jnp.nan
+
+def half(x):
+    return jnp.where(x[:, 0, 2] > 0.3, jnp.nan, 1 - x.reshape(len(x), -1)[:, :10])
+"""
+METHODS = [{"attack": name} for name in ("clean", "fgsm", "pgd-1", "cw-1", "margin-1", "square")]
+METHODS += [
+    {"corruptions": "fog-1", "dataset": "npz:set.npz"},
+    {"worst_case": True, "threat": ["l2:1", "l1:9", "linf:0.1"]},
+]
+
+
+class NotFiniteTest(parameterized.TestCase):
+    """Logits that are NaN or infinite are no answer: neither right, nor fooled without a word."""
+
+    def setUp(self):
+        super().setUp()
+        self.enter_context(contextlib.chdir(self.create_tempdir().full_path))
+        Path("nets.py").write_text(NAN)
+        pixels, names = np.zeros((20, 32, 32, 3), np.uint8), np.array([*"0123456789"])
+        np.savez("set.npz", test_images=pixels, test_labels=np.zeros(20, int), classes=names)
+
+    @parameterized.parameters(*METHODS)
+    def test_the_command_refuses_a_network_that_never_answers(self, **how):
+        given = {"function": "nets.py:logits_fn", "dataset": "digits", "n": 20, "out": "out"}
+        given |= {} if "worst_case" in how else {"epsilon": "0.1"}
+        code, printed, said = call(**given | how)
+        self.assertEqual((code, printed), (2, ""))
+        self.assertIn("logits of all 20 images are NaN or infinite before any attack", said)
+        self.assertFalse(Path("out/results.jsonl").exists())
+
+    @parameterized.parameters("clean", "pgd-1", "square")
+    def test_the_command_says_how_many_images_have_no_answer(self, attack):
+        more = {"steps": 2} if attack == "square" else {}
+        given = {"function": "nets.py:half", "dataset": "digits", "n": 20, "out": "out", **more}
+        code, printed, said = call(**given, epsilon="0.1", attack=attack)
+        self.assertEqual(code, 0, said)
+        broken = int((data.load("digits", n=20).images[:, 0, 2, 0] > 0.3).sum())
+        self.assertBetween(broken, 1, 19)
+        self.assertIn(f"flag nan-logits: {broken} of 20 images", printed)
+        self.assertIn("nan-logits", records.read(Path("out"))[0]["flags"])
+
+    def test_a_program_is_refused_before_anything_is_attacked(self):
+        for ask in (
+            lambda: evaluated(unanswered),
+            lambda: evaluation.worst_case(
+                unanswered, IMAGES, LABELS, radii={"linf": 0.1, "l2": 0.5, "l1": 1}, verbose=False
+            ),
+        ):
+            with (
+                mock.patch.object(engine, "decide", side_effect=AssertionError),
+                mock.patch.object(attacks, "pgd", side_effect=AssertionError),
+                self.assertRaisesRegex(ValueError, "all 12 images are NaN or infinite before any"),
+            ):
+                ask()
+
+    def test_images_without_an_answer_are_wrong_and_counted(self):
+        found = evaluated(half_answered, epsilon=1e-3)
+        broken = IMAGES[:, 0, 0, 0] > 0.5
+        np.testing.assert_array_equal(found.clean, ~broken)
+        self.assertIn(f"{broken.sum()} of 12 images", found.flags["nan-logits"])
+        self.assertNotIn("nan-under-attack", found.flags)
+        self.assertEqual(found.record()["flags"]["nan-logits"], found.flags["nan-logits"])
+
+    def test_an_infinite_logit_is_no_answer_either(self):
+        logits = np.array([[3, 1, -np.inf], [3, 1, 2], [3, 1, np.inf], [np.nan, 1, 2]])
+        np.testing.assert_array_equal(
+            checks.is_right(logits, np.zeros(4, int)), [False, True, False, False]
+        )
+        np.testing.assert_array_equal(cascade.reached(logits, np.zeros(4, int)), [-1, 2, -1, -1])
+        net = Classifier(lambda key: ({}, {}), lambda p, s, x: (jnp.asarray(logits, "f4"), s))
+        numbers = jnp.zeros(4, jnp.int32)
+        batch = (jnp.zeros((4, 1, 1, 3)), numbers, numbers == 0, numbers)
+        attack = lambda logits_fn, key, images, labels: images  # noqa: E731
+        how = {"net": net, "attack": attack, "dtype": "float32", "moved": True}
+        found = accuracy.judged({}, {}, *batch, jax.random.key(0), **how)
+        np.testing.assert_array_equal(found["clean"], [False, True, False, False])
+        np.testing.assert_array_equal(found["finite"], [False, True, False, False])
+        np.testing.assert_array_equal(found["reached"], [-1, 0, -1, -1])
+
+    def test_images_that_lose_their_answer_under_attack_are_counted(self):
+        ledger = Path("ledger.jsonl").absolute()
+        first, again = (evaluated(edge, ledger) for _ in range(2))
+        self.assertEqual((first.clean.sum(), first.robust.sum()), (12, 0))
+        self.assertIn("12 of 12 images", first.flags["nan-under-attack"])
+        self.assertIn("they count as fooled", first.table())
+        self.assertEqual(again.flags, first.flags)
+
+    def test_gradients_that_are_none_are_said(self):
+        """No attack that follows them gets anywhere, and that looked like robustness."""
+        flags = evaluated(no_slope).flags
+        self.assertIn("the input gradients of 8 of 8 noisy images", flags["nan-gradients"])
+
+
+class SearchSampleTest(parameterized.TestCase):
+    """A sample of survivors excludes what it can exclude, and the record says how much that is."""
+
+    @parameterized.parameters((0, 64, 1 - 0.05 ** (1 / 64)), (0, 4, 1 - 0.05**0.25), (4, 4, 1.0))
+    def test_the_bound_is_clopper_pearsons(self, fooled, n, expected):
+        self.assertAlmostEqual(checks.upper_bound(fooled, n), expected, places=9)
+
+    @parameterized.parameters((1, 64), (7, 64), (3, 5))
+    def test_the_bound_where_some_differ(self, fooled, n):
+        """At the bound, so few or fewer happen in 5 % of all cases."""
+        p = checks.upper_bound(fooled, n)
+        happen = sum(math.comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(fooled + 1))
+        self.assertAlmostEqual(happen, 0.05, places=9)
+
+    def searched(self, **changes):
+        with mock.patch("jaxrobust.evaluation.sampled._SAMPLE", 4):
+            return evaluated(plain, **changes)
+
+    def test_none_of_the_sample_fell(self):
+        found = self.searched(search_fn=plain, epsilon=0.01)
+        survivors = int(found.robust.sum())
+        self.assertGreater(survivors, 4)
+        said = found.record()["search_sample"]
+        bound = 1 - 0.05**0.25
+        self.assertEqual((said["survivors"], said["sampled"], said["fooled"]), (survivors, 4, 0))
+        self.assertAlmostEqual(said["at_most"], bound)
+        self.assertAlmostEqual(
+            said["robust_at_least"], (survivors - bound * (survivors - 4)) / len(IMAGES)
+        )
+        for text in (found.flags["search-gap"], found.table()):
+            self.assertIn(f"excludes no more than a share above {bound:.1%}", text)
+            self.assertIn(f"of the other {survivors - 4} up to", text)
+
+    def test_some_of_the_sample_fell_so_all_were_searched(self):
+        def stubborn(x):  # it gives each image its label, whatever an attack made of it
+            apart = jnp.square(x[:, None] - IMAGES[None]).sum((2, 3, 4))
+            return jnp.eye(10)[LABELS][apart.argmin(1)]
+
+        found = self.searched(search_fn=stubborn, epsilon=0.2)
+        said = found.record()["search_sample"]
+        self.assertGreater(said["fooled"], 0)
+        self.assertEqual(said["survivors"] - said["fooled_of_all"], found.robust.sum())
+        self.assertEqual(said["robust_at_least"], found.robust.mean())
+        self.assertEqual(said["at_most"], checks.upper_bound(said["fooled"], 4))
+        self.assertIn("search with logits_fn", found.flags["search-gap"])
+
+
+class OvershootTest(parameterized.TestCase):
+    """What a resize leaves outside [0, 1] by rounding is clipped, and the record says so."""
+
+    def overshot(self, low=-3e-8, high=1.0000001):
+        images = IMAGES.copy()
+        images[0, 0, 0] = low
+        images[1, 1, :2] = high
+        return images
+
+    @parameterized.parameters(False, True)
+    def test_is_clipped_and_said(self, read):
+        images = self.overshot()
+        found = evaluated(plain, images=Read(images) if read else images)
+        inside = evaluated(plain, images=np.clip(images, 0, 1))
+        record = found.record()
+        about = {"images": 2, "pixels": 3, "largest": float(np.float32(1.0000001)) - 1}
+        self.assertEqual(record["clipped"], about)
+        self.assertIn("3 pixels of 2 images lay up to 1.2e-07 outside [0, 1]", found.table())
+        self.assertEqual(record["evaluation"], inside.record()["evaluation"])
+        self.assertNotIn("clipped", inside.record())
+        self.assertBetween(np.asarray(found.images_adv[np.arange(12)]).max(), 0, 1)
+
+    @parameterized.parameters((-2e-6, 1.0), (0.0, 1.00001), (np.nan, 1.0))
+    def test_more_is_refused(self, low, high):
+        for wrong in (self.overshot(low, high), Read(self.overshot(low, high))):
+            with self.assertRaisesRegex(ValueError, r"NaN pixels|not \[0, 1\]"):
+                evaluated(plain, images=wrong)
+
+    def test_the_worst_case_clips_too(self):
+        radii = {"linf": 0.1, "l2": 0.5, "l1": 1.0}
+        with (
+            mock.patch.object(checks, "check_images", wraps=checks.check_images) as seen,
+            self.assertRaisesRegex(ValueError, "NaN or infinite"),
+        ):
+            evaluation.worst_case(unanswered, self.overshot(), LABELS, radii=radii)
+        self.assertEqual(seen.call_count, 1)  # which let it pass
+
+
+def shaken(x, keys):
+    """Logits with noise of their own, so that answers near the boundary are often wrong."""
+    return plain(x) + 0.7 * jax.vmap(lambda key: jax.random.normal(key, (10,)))(keys)
+
+
+def careless(x, keys):
+    """It is right in nine of ten draws, whatever the image: no attack changes that."""
+    slips = jax.vmap(lambda key: jax.random.bernoulli(key, 0.1))(keys)
+    right = jax.nn.one_hot(jnp.zeros(len(x), jnp.int32), 10)
+    return jnp.where(slips[:, None], 1 - right, right) + 0 * plain(x)
+
+
+RULES = ("majority", "mean", "one-draw")
+
+
+class RandomisedTest(parameterized.TestCase):
+    """A randomised network is judged by a rule over draws, and the reference's number stands by."""
+
+    kept: ClassVar[dict[str, tuple]] = {}  # rule -> result, lines of its ledger
+
+    def setUp(self):
+        super().setUp()
+        self.enter_context(contextlib.chdir(self.create_tempdir().full_path))
+        self.ledger = Path("ledger.jsonl")
+
+    def drawn(self, logits_fn=shaken, ledger=None, **changes):
+        how = {"attacks": ("apgd-ce",), "overrides": {"apgd-ce": {"steps": 3, "eot": 3}}}
+        how |= {"version": "rand", "epsilon": 0.05, "batch_size": 16, "draws": 9}
+        if changes.get("rule") == "one-draw":
+            del how["draws"]
+        images = np.concatenate([IMAGES] * 4) if logits_fn is shaken else IMAGES
+        labels = np.concatenate([LABELS] * 4) if logits_fn is shaken else np.zeros(12, int)
+        return evaluated(logits_fn, ledger, images=images, labels=labels, **how | changes)
+
+    def known(self, rule):
+        if rule not in self.kept:
+            found = self.drawn(rule=rule, ledger=self.ledger)
+            points = self.ledger.with_suffix(".images").read_bytes()
+            self.kept[rule] = found, self.ledger.read_text(), points
+        return self.kept[rule]
+
+    def leave(self, rule, lines=None):
+        """A ledger of that rule, with so many verdicts; default: all."""
+        _, text, points = self.known(rule)
+        kept = text.splitlines(keepends=True)
+        self.ledger.write_text("".join(kept[: None if lines is None else lines + 1]))
+        self.ledger.with_suffix(".images").write_bytes(points)
+
+    @parameterized.parameters(
+        ("majority", [True, False, False], [1, 1, 2]),
+        ("mean", [True, True, False], [1, 1, 2]),
+        ("one-draw", [True, True, False], [1, 1, 2]),
+    )
+    def test_the_rules_in_closed_form(self, rule, right, reached):
+        """Of four draws: right in three; in two, and surely; in one."""
+        sure, no, never = [9.0, 1, 0], [0, 0.1, 0], [0, 0, 5]
+        draws = np.array(
+            [[sure, no, sure, sure], [sure, no, sure, no], [never, sure, never, never]]
+        )
+        draws = draws.transpose(1, 0, 2)
+        how = randomised.verdict(rule, None if rule == "one-draw" else 4)
+        found = randomised.answers(lambda k: draws[k], how, np.zeros(3, int), 3)
+        np.testing.assert_array_equal(found.right, right)
+        np.testing.assert_array_equal(found.once, [True, True, False])
+        np.testing.assert_array_equal(found.reached, reached)
+        if rule == "mean":
+            each = np.exp(draws) / np.exp(draws).sum(2, keepdims=True)
+            np.testing.assert_array_equal(found.right, each.mean(0).argmax(1) == 0)
+
+    def test_a_draw_that_is_no_number_is_a_wrong_one(self):
+        draws = np.array([[[2.0, 1, 0]], [[np.nan, 1, 0]], [[2, np.inf, 0]]])
+        for rule in ("majority", "mean"):
+            how = randomised.verdict(rule, 3)
+            found = randomised.answers(lambda k: draws[k], how, np.zeros(1, int), 3)
+            said = (found.right[0], found.finite[0], found.reached[0])
+            self.assertEqual(said, (False, False, -1))
+
+    def test_what_one_draw_calls_fooled_and_most_draws_do_not(self):
+        """Each image is right in nine of ten draws: it is robust, however often it is asked."""
+        found = self.drawn(careless, attacks=None, overrides=None, draws=20)
+        self.assertEqual(found.robust.mean(), 1)
+        said = found.record()["draws"]
+        self.assertEqual((said["rule"], said["draws"]), ("majority", 20))
+        self.assertLess(said["one_draw"]["robust"], 1)
+        low, high = said["one_draw"]["interval"]["robust"]
+        self.assertBetween(said["one_draw"]["robust"], low, high)
+        self.assertIn("majority of 20 draws: more than half", found.table())
+        self.assertIn(f"robust {said['one_draw']['robust']:.1%}, 95 % interval", found.table())
+
+    @parameterized.parameters("majority", "mean")
+    def test_the_references_number_is_what_that_rule_gives_alone(self, rule):
+        found, alone = self.known(rule)[0], self.known("one-draw")[0]
+        own = found.record()["draws"]["one_draw"]
+        self.assertEqual((own["clean"], own["robust"]), (alone.clean.mean(), alone.robust.mean()))
+        self.assertEqual(alone.record()["draws"]["one_draw"], own)
+        self.assertTrue((found.robust != alone.robust).any())
+
+    @parameterized.parameters(*RULES)
+    def test_points_fool_by_the_rule(self, rule):
+        """The draws that judged are drawn again, here, from the keys of each image."""
+        found, *_ = self.known(rule)
+        fooled = np.flatnonzero(found.clean & ~found.robust)
+        self.assertNotEmpty(fooled)
+        root, wrong = jax.random.key(0), []
+        for k in range(found.about["draws"]["draws"]):
+            number = 1000 + 1 + plan.named("apgd-ce").number + 1000 * k
+            keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(root, i), number))(  # noqa: B023
+                jnp.asarray(fooled)
+            )
+            logits = shaken(jnp.asarray(found.images_adv[fooled]), keys)
+            wrong.append(np.argmax(logits, 1) != np.tile(LABELS, 4)[fooled])
+        if rule != "mean":
+            self.assertGreaterEqual(np.mean(wrong, 0).min(), 0.5)
+        self.assertGreater(np.mean(wrong), 0.5)
+
+    @sweeps.fast("mean")
+    @parameterized.parameters(*RULES)
+    def test_no_verdict_depends_on_batch_devices_or_a_kill(self, rule):
+        first, *_ = self.known(rule)
+        self.leave(rule, lines=9)
+        with mock.patch.object(engine, "local_devices", lambda: jax.local_devices()[:1]):
+            again = self.drawn(rule=rule, batch_size=5, ledger=self.ledger)
+        np.testing.assert_array_equal(first.fooled_by, again.fooled_by)
+        # A program of other shapes may round the last bit of a pixel otherwise.
+        np.testing.assert_allclose(first.images_adv, again.images_adv, rtol=0, atol=1e-7)
+        self.assertEqual(first.about["draws"], again.about["draws"])
+        self.leave(rule, lines=9)
+        resumed = self.drawn(rule=rule, ledger=self.ledger)
+        np.testing.assert_array_equal(first.fooled_by, resumed.fooled_by)
+        np.testing.assert_array_equal(first.images_adv, resumed.images_adv)
+        self.assertEqual(first.about["draws"], resumed.about["draws"])
+        done = self.drawn(rule=rule, ledger=self.ledger)
+        self.assertEqual(done.costs[0].forward, 0)
+        self.assertEqual(done.about["draws"], first.about["draws"])
+        self.assertEqual(done.record()["evaluation"], first.record()["evaluation"])
+
+    @parameterized.parameters({"rule": "mean"}, {"rule": "one-draw"}, {"rule": None, "draws": 10})
+    def test_a_ledger_of_another_rule_is_another_evaluation(self, **other):
+        self.leave("majority")
+        with self.assertRaisesRegex(ValueError, "another evaluation: .*verdict is .*majority"):
+            self.drawn(ledger=self.ledger, **other)
+
+    def test_an_older_ledger_is_of_one_draw(self):
+        self.leave("one-draw")
+        head, *lines = self.ledger.read_text().splitlines()
+        identity = json.loads(head)["identity"]
+        del identity["verdict"]
+        rows = [json.loads(line) for line in lines]
+        older = [{key: row[key] for key in row if key != "once"} for row in rows]
+        self.ledger.write_text(
+            "".join(json.dumps(r) + "\n" for r in ({"identity": identity}, *older))
+        )
+        with self.assertRaisesRegex(ValueError, "verdict is .*one-draw"):
+            self.drawn(ledger=self.ledger)
+        found = self.drawn(rule="one-draw", ledger=self.ledger)
+        self.assertEqual(found.about["draws"], self.known("one-draw")[0].about["draws"])
+        self.assertEqual(found.costs[0].forward, 0)
+
+    def test_rule_and_draws_tell_numbers_apart(self):
+        records_of = [self.known(rule)[0].record() for rule in RULES]
+        self.assertLen({record["evaluation"] for record in records_of}, 3)
+        self.assertIn("majority of 9 draws", records_of[0]["method"])
+
+    @parameterized.parameters(
+        ({"rule": "most"}, "rule='most' is unknown; one of majority, mean, one-draw"),
+        ({"rule": "one-draw", "draws": 3}, "the rule one-draw has one; leave draws out"),
+        ({"draws": 0}, "draws=0: pass an int >= 1"),
+        ({"version": "custom"}, "draws=9 judges a randomised network: pass version='rand'"),
+        ({"search_fn": shaken}, "version='rand' has no search_fn; leave it out"),
+    )
+    def test_what_cannot_be_meant(self, changes, message):
+        with self.assertRaisesRegex(ValueError, message):
+            self.drawn(**{"rule": None} | changes)
+
+    def test_the_command(self):
+        Path("nets.py").write_text(
+            "import jax\n"
+            "import numpy as np\n"
+            "weights = np.load('weights.npy')\n"
+            "def logits_fn(x, keys):\n"
+            "    noise = jax.vmap(lambda key: jax.random.normal(key, (10,)))(keys)\n"
+            "    return x.reshape(len(x), -1) @ weights + 0.2 * noise\n"
+        )
+        np.save("weights.npy", digits_regression())
+        given = {"function": "nets.py:logits_fn", "dataset": "digits", "n": 12, "out": "out"}
+        given |= {"version": "rand", "attack": "apgd-ce", "steps": 2, "epsilon": "0.05"}
+        code, printed, said = call(**given, draws=5)
+        self.assertEqual(code, 0, said)
+        record = records.read(Path("out"))[-1]
+        self.assertEqual(record["method"], "apgd-ce, rand, steps 2, majority of 5 draws")
+        one = record["draws"]["one_draw"]
+        self.assertIn(f"clean {one['clean']:.1%}, robust {one['robust']:.1%}", printed)
+        self.assertEqual(commands._judged(record), ["--rule", "majority", "--draws", "5"])
+        older = {key: record[key] for key in record if key != "draws"}
+        self.assertEqual(commands._judged(older), ["--rule", "one-draw"])
+        self.assertIn("done before", call(**given, draws=5, rule="majority")[2])
+        self.assertIn("done before", call(**given, draws=5, noreplay=True)[2])
+        code, _, said = call(**given, rule="one-draw")
+        self.assertNotIn("done before", said)
+        self.assertEqual(records.read(Path("out"))[-1]["robust"], one["robust"])
+        for words, message in (
+            ({"version": "standard", "rule": None}, "must take images only for this version"),
+            ({"rule": "most"}, "--rule='most' is unknown"),
+        ):
+            code, _, said = call(**given | words)
+            self.assertEqual(code, 2)
+            self.assertIn(message, said)
+
+
+class Read:
+    """An image set, of images in memory."""
+
+    def __init__(self, images):
+        self.images, self.shape = images, images.shape
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, which):
+        return self.images[which]
 
 
 # --- PyTorch's networks ---

@@ -44,7 +44,7 @@ from jaxrobust.attacks.losses import (
     kl_loss,
     targeted_dlr_loss,
 )
-from jaxrobust.attacks.machine import Row, Setting, advance, run
+from jaxrobust.attacks.machine import TALLIES, Row, Setting, advance, run
 from jaxrobust.attacks.pgd import ROW as _PGD
 from jaxrobust.attacks.pgd import PgdState, fgsm, pgd, pgd_machine
 from jaxrobust.attacks.square import ROW as _SQUARE
@@ -67,6 +67,7 @@ __all__ = [
     "LOSSES",
     "ROWS",
     "STARTS",
+    "TALLIES",
     "ApgdState",
     "FabState",
     "MultiRadiusState",

@@ -79,6 +79,34 @@ class Step(NamedTuple):
     points: Points  # those points
     logits: Logits  # theirs
     gradient: Any  # as `tell` was given it
+    votes: Any = None  # the sum over all draws of what `tally` made of their logits
+
+
+def _wrong(logits: Logits, labels: Labels) -> PerImage:
+    """Return 1 where the logits are no right answer."""
+    right = (jnp.argmax(logits, axis=1) == labels) & jnp.isfinite(logits).all(axis=1)
+    return 1 - right.astype(jnp.float32)
+
+
+def _lead(probabilities: Logits, labels: Labels) -> PerImage:
+    """Return by how much the largest wrong probability exceeds the label's."""
+    own = jax.nn.one_hot(labels, probabilities.shape[1], dtype=bool)
+    others = jnp.where(own, -jnp.inf, probabilities).max(axis=1)
+    lead = others - jnp.where(own, probabilities, 0).sum(axis=1)
+    return jnp.where(jnp.isnan(lead), 0, lead)  # no answer is wrong, and no better than that
+
+
+class Tally(NamedTuple):
+    """What the draws of a randomised network say of a point."""
+
+    of: Callable[[Logits, Labels], Array]  # of one draw, f[B, ...]
+    excess: Callable[[Array, Labels], PerImage]  # of the mean over draws; 0 or more is wrong
+
+
+TALLIES = {
+    "majority": Tally(_wrong, lambda share, labels: share - 0.5),
+    "mean": Tally(lambda logits, labels: jax.nn.softmax(logits, axis=1), _lead),
+}
 
 
 def advance(
@@ -88,6 +116,7 @@ def advance(
     *,
     draws: int = 1,
     gradient: bool = True,
+    tally: Callable[[Logits], Array] | None = None,
 ) -> Step:
     """Query, evaluate, tell and, if the machine has one, check.
 
@@ -98,24 +127,25 @@ def advance(
       state: of the machine.
       draws: over so many calls the gradient is averaged.
       gradient: False for an evaluation after which no step is made: the machine is told zeros.
+      tally: what to sum up of the logits of all draws, of a machine with a gradient.
     """
-    points = machine.query(state)
+    points, votes = machine.query(state), None
     if machine.loss is None:
         logits, slope = network(points, 0), None
     elif gradient:
-        logits, slope = _differentiated(machine, network, state, points, draws)
+        logits, slope, votes = _differentiated(machine, network, state, points, draws, tally)
     else:
         logits, slope = network(points, 0), jnp.zeros_like(points)
     told = machine.tell(state, logits, slope)
     if machine.check is None:
-        return Step(told, state, points, logits, slope)
+        return Step(told, state, points, logits, slope, votes)
     points = machine.query(told)
     logits = network(points, draws)
     return Step(machine.check(told, logits), told, points, logits, slope)
 
 
-def _differentiated(machine, network, state, points, draws):
-    """Return logits of the last draw, and for `tell` the gradients, averaged over draws."""
+def _differentiated(machine, network, state, points, draws, tally):
+    """Return logits of the last draw, for `tell` the gradients, averaged over draws, and votes."""
 
     def once(draw):
         def losses(points: Points) -> tuple[PerImage | Logits, Logits]:
@@ -129,15 +159,16 @@ def _differentiated(machine, network, state, points, draws):
         return logits, pull(jnp.ones_like(values))[0]
 
     logits, total = once(0)
+    votes = None if tally is None else tally(logits)
     if draws == 1:
-        return logits, total
+        return logits, total, votes
 
     def add(draw, carry):
         logits, gradient = once(draw)
-        return logits, carry[1] + gradient
+        return logits, carry[1] + gradient, None if tally is None else carry[2] + tally(logits)
 
-    logits, total = jax.lax.fori_loop(1, draws, add, (logits, total))
-    return logits, total / draws
+    logits, total, votes = jax.lax.fori_loop(1, draws, add, (logits, total, votes))
+    return logits, total / draws, votes
 
 
 def nearest(

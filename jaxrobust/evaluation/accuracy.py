@@ -182,7 +182,8 @@ def judged(
       images: uint8 or f32[B,H,W,C]; labels, ids: i32[B]; mask: bool[B], False for padding.
       key: every image draws from `fold_in(key, id)`, so a verdict does not depend on its batch.
       top5: also tell clean images whose label is among the five largest logits, if there are more.
-      moved: also tell what the attack did to the outputs, see `_moved`.
+      moved: also tell what the attack did to the outputs, see `_moved`, and whether all clean
+        logits are `finite`, bool[B].
     Returns:
       bool[B], False for padding: `count` (it is an image), `clean`, `robust`, `clean_top5`; and
       `norms` f32[B], of what the attack did, in `norm`, and i32[B] the labels and the classes
@@ -198,7 +199,7 @@ def judged(
         with jax.default_matmul_precision(VERDICT_PRECISION):
             logits = logits_fn(x)
         # `argmax` calls NaN the largest, and no answer is no right one.
-        return (logits.argmax(-1) == labels) & ~jnp.isnan(logits).any(-1), logits
+        return (logits.argmax(-1) == labels) & jnp.isfinite(logits).all(-1), logits
 
     images = unit_range(images)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
@@ -207,16 +208,17 @@ def judged(
     clean = right & mask
     withstands, answers = verdict(images_adv)
     robust = withstands & clean
-    reached = jnp.where(jnp.isnan(answers).any(-1), -1, answers.argmax(-1))
+    reached = jnp.where(jnp.isfinite(answers).all(-1), answers.argmax(-1), -1)
     delta = (images_adv - images).reshape(len(labels), -1)
     norms = jnp.linalg.norm(delta, checks.ORDER[norm], axis=1)
     found = {"count": mask, "clean": clean, "robust": robust, "norms": norms, "labels": labels}
     found["reached"] = reached.astype(jnp.int32)
     if moved:
         found |= _moved(images, logits, images_adv, answers, mask)
+        found["finite"] = jnp.isfinite(logits).all(-1) & mask
     if top5 and logits.shape[-1] > 5:
         _, largest = jax.lax.top_k(logits, 5)
-        among = (largest == labels[:, None]).any(-1) & ~jnp.isnan(logits).any(-1)
+        among = (largest == labels[:, None]).any(-1) & jnp.isfinite(logits).all(-1)
         found["clean_top5"] = among & mask
     return found
 

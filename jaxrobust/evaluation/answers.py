@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrobust.evaluation import corrupted
-from jaxrobust.evaluation.records import how
+from jaxrobust.evaluation.records import how, said
 
 
 def of_several(found: Sequence[dict[str, Any]], out: Path) -> str:
@@ -24,11 +24,13 @@ def of_several(found: Sequence[dict[str, Any]], out: Path) -> str:
     first = found[0]
     named = f" ({first['weights']})" if first["weights"] else ""
     flags = dict.fromkeys(f"flag {k}: {text}" for r in found for k, text in r["flags"].items())
+    notes = dict.fromkeys(line for record in found for line in said(record))
     return "\n".join(
         [
             f"\n{first['model']['name']}{named}",
             f"{first['dataset']}, split {first['split']}, images {first['image_ids']}",
             *lines,
+            *notes,
             *flags,
             f"records {', '.join(str(r['evaluation']) for r in found)} in {out / 'results.jsonl'}",
         ]
@@ -47,6 +49,7 @@ def of_one(record: dict[str, Any], out: Path) -> str:
         f"attack: {how(record)}",
         *(f"{name:{width}} {value:7.1%}" for name, value in rows.items()),
         *(corrupted.table(record["corruptions"]) if "corruptions" in record else ()),
+        *said(record),
         *(f"flag {name}: {text}" for name, text in record["flags"].items()),
         f"record {record['evaluation']} in {out / 'results.jsonl'}",
     ]

@@ -15,12 +15,28 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks.inputs import check_array, check_radius
-from jaxrobust.evaluation import checks, doubts, engine, fingerprint, plan, records
+from jaxrobust.evaluation import (
+    checks,
+    doubts,
+    engine,
+    fingerprint,
+    plan,
+    randomised,
+    records,
+)
 from jaxrobust.evaluation import replay as replays
-from jaxrobust.evaluation.cascade import Attack, Cost, Found, Sample, logits_of, search_again
-from jaxrobust.evaluation.images import Adversarial, ImageSet, hashed
+from jaxrobust.evaluation.cascade import (
+    Attack,
+    Cost,
+    Found,
+    Sample,
+    answers_of,
+    logits_of,
+)
+from jaxrobust.evaluation.images import Adversarial, ImageSet, InRange, clipped, hashed
 from jaxrobust.evaluation.ledger import open_ledger
 from jaxrobust.evaluation.progress import Decisions
+from jaxrobust.evaluation.sampled import search_again
 from jaxrobust.evaluation.verdicts import Verdicts
 from jaxrobust.runtime import hosts
 from jaxrobust.runtime.progress import say
@@ -58,6 +74,7 @@ class AutoAttackResult(NamedTuple):
         lines.append(
             f"robust {int(self.robust.sum())} of {n}, 95 % interval {low:.1%} to {high:.1%}"
         )
+        lines += records.said(self.about)
         lines += [f"flag {name}: {text}" for name, text in self.flags.items()]
         return "\n".join(lines)
 
@@ -108,6 +125,8 @@ def autoattack(
     search_fn: Callable[..., Array] | None = None,
     replay: Sequence[str | Path] = (),
     robust_beyond: np.ndarray | None = None,
+    rule: str | None = None,
+    draws: int | None = None,
     verbose: bool = True,
 ) -> AutoAttackResult:
     """Return the robust accuracy of a network under AutoAttack.
@@ -122,7 +141,8 @@ def autoattack(
         live as long as the function. With version "rand" it takes one key per image, [B], as a
         second argument.
       images: f32[N,H,W,C] in [0, 1], or an `evaluation.ImageSet`, of which few are in memory at a
-        time; `images_adv` is one then too, and with a `ledger` stays on disk.
+        time; `images_adv` is one then too, and with a `ledger` stays on disk. Pixels up to 1e-6
+        outside are clipped, and the record says so.
       labels: i[N].
       norm: "linf", "l2" or "l1".
       epsilon: radius, in units of pixels in [0, 1] (8/255).
@@ -144,12 +164,17 @@ def autoattack(
         whose adversarial images are tried before any attack, one forward pass each.
       robust_beyond: bool[N], images that such an evaluation has found robust at a larger radius of
         the same norm: of these, only the first attack is run. None: no image.
+      rule: of the verdicts of version "rand": "majority" (an image is right if more than half of
+        its draws are; the default), "mean" (if the label has the largest mean of their softmax
+        probabilities) or "one-draw" (if the only draw is, as auto-attack judges). The number of
+        "one-draw" stands beside that of the others.
+      draws: answers to an image that a rule judges by, 20 by default.
       verbose: progress and a table on stderr.
     Returns:
       `AutoAttackResult`.
     Raises:
-      ValueError: settings or inputs that cannot be meant, a ledger of another evaluation, or one
-        that another process has open.
+      ValueError: settings or inputs that cannot be meant, a network whose logits are finite for
+        no image, a ledger of another evaluation, or one that another process has open.
 
     >>> weights = np.eye(4, dtype=np.float32)
     >>> logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
@@ -164,10 +189,12 @@ def autoattack(
     labels = np.asarray(labels)
     held: Any = _held(images)
     settings = plan.plan(norm, version, attacks, overrides)
+    how = _verdict(version, rule, draws)
     check_radius(norm, epsilon)
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
         raise ValueError(f"seed={seed!r}: pass an int from 0 to 2^32 - 1")
     checks.check_images(held, labels)
+    held, overshot = clipped(held) if isinstance(held, np.ndarray) else (InRange(held), None)
     ids = _ids(image_ids, len(held))
     beyond = np.zeros(len(held), bool) if robust_beyond is None else np.asarray(robust_beyond)
     if beyond.shape != (len(held),) or beyond.dtype != bool:
@@ -177,11 +204,15 @@ def autoattack(
         search_fn=search_fn,
         slots=batch_size,
         image_size=max(held.shape[1:3]),
-        keyed=version == "rand",
+        keyed=how is not None,
+        tally=how.tally if how else "",
     )
     tell = say if verbose else lambda message: None
-    if runner.keyed and len(replay):
-        raise ValueError("version='rand' draws anew what fools; leave replay out")
+    if runner.keyed and (len(replay) or search_fn is not None):
+        what = (
+            "draws anew what fools; leave replay" if len(replay) else "has no search_fn; leave it"
+        )
+        raise ValueError(f"version='rand' {what} out")
     known = replays.Known([replays.source(Path(path)) for path in replay], beyond)
     with jax.set_mesh(runner.mesh):  # also where the caller has set another one
         runner = engine.trace(runner, held.shape[1:])
@@ -203,53 +234,63 @@ def autoattack(
             "version": version,
             "search": _search(runner, held.shape[1:]),
             "image": list(held.shape[1:]),
-        }
+        } | ({"verdict": how._asdict()} if how else {})
         known = replays.ordered(known, evaluation)
         with open_ledger(ledger, evaluation, ids) as book:
             most = max(setting.targets for setting in settings)
-            clean, likely = _classified(runner, held, labels, ids, int(seed), most)
+            clean, once, finite, likely = _classified(
+                runner, held, labels, ids, int(seed), most, how
+            )
+            doubts.check_answers(finite, (), np.zeros(0))  # refuses what answers nothing
             seen = Sample(held, labels, ids, clean, likely, classes, float(epsilon), int(seed))
             plain = not runner.keyed and len(held) > 0
             flags = _check_network(runner, held, labels) if plain else {}
             meter = Decisions(len(held), interval=checks.binomial_interval, enabled=verbose)
+            found = Found.of(clean, settings, flags, once if how else None)
             with meter:
-                result = _cascade(runner, settings, seen, book, flags, meter, known)
-    about = {key: evaluation[key] for key in ("norm", "epsilon", "version", "seed")}
+                result = _cascade(runner, settings, seen, found, book, meter, known, how)
+    flags |= doubts.check_answers(finite, result.fooled_by, result.verdicts.reached)
     own = fingerprint.told(evaluation["fingerprint"])
+    flags |= doubts.check_slopes(own["probe"])
+    about = {key: evaluation[key] for key in ("norm", "epsilon", "version", "seed")}
     about |= {"image_ids": records.ranges(ids.tolist()), "images_sha256": own["images"]}
     about |= {"classes": classes, "image": held.shape[1:], "chosen": bool(attacks or overrides)}
     about |= {"arrays_sha256": own["arrays"]}
     if known.robust_beyond.any():
         about["robust_beyond"] = int(known.robust_beyond.sum())
+    if overshot := held.overshot() if isinstance(held, InRange) else overshot:
+        about["clipped"] = overshot._asdict()
     about["fingerprint"] = own | ({"begun_by": book.begun_by} if book.begun_by else {})
     result = result._replace(about=result.about | about)
     tell(result.table())
     return result
 
 
-def _cascade(runner, settings, sample, book, flags, meter, known) -> AutoAttackResult:
+def _cascade(runner, settings, sample, found, book, meter, known, how) -> AutoAttackResult:
     """Return what was replayed, then the attacks, each on what the ones before left standing."""
-    n, clean = len(sample.images), sample.clean
-    names = ["", "clean", *(s.name for s in settings), *(f"{s.name} (full)" for s in settings)]
-    found = Found(
-        clean.copy(), np.where(clean, 0, 1).astype(np.int8), [*names, replays.NAME], flags
-    )
-    costs, accuracy_after, about = [], {}, {}
+    n, clean, flags = len(sample.images), sample.clean, found.flags
+    costs, accuracy_after = [], {}
+    about: dict[str, Any] = {}
+    once = None if found.once is None else found.once.copy()
     if known.sources:
         cost, tried = replays.run(runner, settings[0].norm, known, sample, found, book)
         costs, accuracy_after = [cost], {cost.attack: _mean(found.standing)}
         about = {"replayed": tried}
     for number, setting in enumerate(settings):
         later = sum(plan.most_passes(s, sample.classes) for s in settings[number + 1 :])
-        aside = found.standing & known.robust_beyond & (number > 0)
-        attacked = found._replace(standing=found.standing & ~aside, aside=int(aside.sum()))
-        costs.append(Attack(runner, setting, sample, attacked, book, meter).run(later))
-        found.standing[:] = attacked.standing | aside
+        aside = known.robust_beyond & (number > 0)
+        attacked = found.without(aside)
+        costs.append(Attack(runner, setting, sample, attacked, book, meter, how=how).run(later))
+        found.take(attacked, aside)
         accuracy_after[setting.name] = _mean(found.standing)
     flags |= doubts.check_cascade({"clean": _mean(clean), **accuracy_after})
     if runner.search_fn is not None:
-        costs.append(search_again(runner, settings, sample, found, book))
+        cost, again = search_again(runner, settings, sample, found, book)
+        costs.append(cost)
+        about["search_sample"] = again._asdict()
         accuracy_after[costs[-1].attack] = _mean(found.standing)
+    if once is not None:
+        about["draws"] = how._asdict() | {"one_draw": _by_one(once, found.once)}
     present, places = np.unique(found.fooled_by, return_inverse=True)
     fooled_by = np.array([found.names[code] for code in present], str)[places]
     norms, reached = np.zeros(n), np.full(n, -1, np.int32)
@@ -284,24 +325,54 @@ def _check_network(runner, images, labels):
     return {name: text for seen in hosts.everyone(flags) for name, text in seen.items()}
 
 
-def _classified(runner, images, labels, ids, seed, most) -> tuple[np.ndarray, np.ndarray]:
-    """Compute which images are right, bool[N], and their `most` likeliest wrong classes, u[N, T].
+def _verdict(version: str, rule: str | None, draws: int | None) -> randomised.Verdict | None:
+    """Return how answers are judged; None: they are not random."""
+    if version == "rand":
+        return randomised.verdict(rule, draws)
+    if rule is not None or draws is not None:
+        given = f"rule={rule!r}" if rule is not None else f"draws={draws!r}"
+        raise ValueError(f"{given} judges a randomised network: pass version='rand', or leave it")
+    return None
+
+
+def _by_one(clean: np.ndarray, robust: np.ndarray) -> dict[str, Any]:
+    """Return the accuracies that one draw gives, as the reference judges, and their intervals."""
+    found, n = {"clean": _mean(clean), "robust": _mean(robust)}, len(clean)
+    return found | {
+        "interval": {key: records.interval(found[key], n) for key in found} if n else None
+    }
+
+
+def _classified(runner, images, labels, ids, seed, most, how) -> tuple[np.ndarray, ...]:
+    """Compute which images are right, by one draw too, and whose logits are finite, bool[N]; and
+    their `most` likeliest wrong classes, u[N, T].
 
     The same in all processes, each of which computes its share.
     """
     mine = hosts.share(np.arange(len(images)))
     classes = runner.traces[0].classes
-    clean = np.zeros(len(images), bool)
+    clean, once, finite = np.zeros((3, len(images)), bool)
     likely = np.zeros((len(images), most), np.min_scalar_type(classes))
     for start in range(0, len(mine), runner.slots):
         part = mine[start : start + runner.slots]
-        logits = logits_of(runner, images[part], ids[part], seed, draw=0)
-        clean[part] = checks.is_right(logits, labels[part])
-        likely[part] = plan.ranks(logits, labels[part], most)
-    for process, (right, order) in enumerate(hosts.everyone((clean[mine], likely[mine]))):
+        rows = (images[part], labels[part], ids[part])
+        if how is None:
+            logits = logits_of(runner, rows[0], rows[2], seed, draw=0)
+            clean[part] = once[part] = checks.is_right(logits, rows[1])
+            finite[part] = checks.answered(logits)
+        else:
+            said = answers_of(runner, how, *rows, seed=seed, draw=0)
+            logits, clean[part], once[part], finite[part] = (
+                *(said.logits, said.right),
+                *(said.once, said.finite),
+            )
+        likely[part] = plan.ranks(logits, rows[1], most)
+    found = (clean, once, finite, likely)
+    for process, shares in enumerate(hosts.everyone([array[mine] for array in found])):
         theirs = np.arange(len(images))[process :: jax.process_count()]
-        clean[theirs], likely[theirs] = right, order
-    return clean, likely
+        for array, share in zip(found, shares, strict=True):
+            array[theirs] = share
+    return found
 
 
 def _fingerprint(runner: engine.Engine, images: Any, known: Any) -> fingerprint.Fingerprint:

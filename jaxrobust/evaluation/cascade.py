@@ -8,13 +8,11 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks import ROWS, Setting
-from jaxrobust.evaluation import checks, doubts, engine, plan
+from jaxrobust.evaluation import checks, doubts, engine, plan, randomised
 from jaxrobust.evaluation.images import ImageSet
 from jaxrobust.evaluation.ledger import Ledger
 from jaxrobust.evaluation.progress import Decisions
 from jaxrobust.runtime import hosts
-
-_SAMPLE = 64  # survivors of a search in lower precision that are attacked again
 
 
 class Cost(NamedTuple):
@@ -54,6 +52,38 @@ class Found(NamedTuple):
     names: list[str]  # "", "clean", then the attacks
     flags: dict[str, str]
     aside: int = 0  # images that stand beside these and are not attacked
+    once: np.ndarray | None = None  # bool[N], standing by one draw; None: draws decide nothing
+
+    @classmethod
+    def of(
+        cls,
+        clean: np.ndarray,
+        settings: Sequence[Setting],
+        flags: dict[str, str],
+        once: np.ndarray | None,
+    ) -> "Found":
+        """Return what is found before any attack."""
+        names = ["", "clean", *(s.name for s in settings), *(f"{s.name} (full)" for s in settings)]
+        fooled_by = np.where(clean, 0, 1).astype(np.int8)
+        own = None if once is None else once.copy()
+        return cls(clean.copy(), fooled_by, [*names, "replay"], flags, once=own)
+
+    def without(self, aside: np.ndarray) -> "Found":
+        """Return it for an attack that leaves some images aside."""
+        stays = self.standing & aside
+        once = None if self.once is None else self.once & ~stays
+        return self._replace(standing=self.standing & ~stays, once=once, aside=int(stays.sum()))
+
+    def take(self, attacked: "Found", aside: np.ndarray) -> None:
+        """Take over what an attack left of `without(aside)`."""
+        stays = self.standing & aside
+        self.standing[:] = attacked.standing | stays
+        if self.once is not None:
+            self.once[:] &= attacked.once | stays
+
+    def of_interest(self) -> np.ndarray:
+        """Return which images an attack must look at, bool[N]."""
+        return self.standing if self.once is None else self.standing | self.once
 
 
 class Attack:
@@ -68,7 +98,10 @@ class Attack:
         book: Ledger,
         meter: Decisions,
         suffix: str = "",
+        how: randomised.Verdict | None = None,
     ) -> None:
+        self.how = how  # answers are judged; None: they are not random
+        self.judged: dict[int, Judged] = {}  # images by some of their draws, while others are due
         self.runner, self.setting, self.sample, self.found = runner, setting, sample, found
         self.book, self.meter, self.suffix = book, meter, suffix
         self.name, self.classes = setting.name + suffix, sample.classes
@@ -127,15 +160,18 @@ class Attack:
     def recall(self) -> np.ndarray:
         """Take over what the ledger knows; return the other images."""
         rows = self.book.rows(self.name)
-        met = np.flatnonzero(self.found.standing & rows["known"])
+        met = np.flatnonzero(self.found.of_interest() & rows["known"])
         self.flat = rows["flat"][met].tolist()
         fallen = met[rows["fooled"][met]]
         self.strike(fallen)
+        if self.found.once is not None:
+            self.found.once[met[rows["once"][met]]] = False
         for start in range(0, len(fallen), self.runner.slots):
             part = fallen[start : start + self.runner.slots]
             norm, draw = self.setting.norm, self.draw()
-            refuse_damaged(self.runner, self.name, norm, draw, part, self.sample, self.book)
-        return np.flatnonzero(self.found.standing & ~rows["known"])
+            given = (self.runner, self.name, norm, draw, part, self.sample, self.book)
+            refuse_damaged(*given, how=self.how)
+        return np.flatnonzero(self.found.of_interest() & ~rows["known"])
 
     def confirm(self, verdicts: list[engine.Verdict], last: bool) -> list[engine.Verdict]:
         """Write what holds, and return what does not, once enough has come for a whole batch.
@@ -152,7 +188,8 @@ class Attack:
             return []
         waiting, self.waiting, self.confirmed = self.waiting, [], time.perf_counter()
         parts = range(0, len(waiting), self.runner.slots)
-        return [v for i in parts for v in self.refuted(waiting[i : i + self.runner.slots])]
+        last_word = self.refuted if self.how is None else self.undecided
+        return [v for i in parts for v in last_word(waiting[i : i + self.runner.slots])]
 
     def refuted(self, part: list[engine.Verdict]) -> list[engine.Verdict]:
         """Return the last word: one more forward pass, and the norm in float64."""
@@ -166,12 +203,49 @@ class Attack:
         for verdict, ok, norm, other, point in zip(part, sure, norms, others, points, strict=True):
             if ok:
                 self.write(verdict, point, float(norm), int(other))
-            elif self.runner.keyed:  # one wrong draw; as in the reference, the run is over
-                self.write(verdict)
             else:
                 wrong.append(verdict)
         self.doubtful |= {verdict.image for verdict in wrong}
         return wrong
+
+    def undecided(self, part: list[engine.Verdict]) -> list[engine.Verdict]:
+        """Judge points by draws, and return the verdicts of which a later job may still say more.
+
+        By one draw, it is over with the first point that one draw called wrong, as in the
+        reference; by the rule, once its draws call the strongest point wrong.
+        """
+        assert self.how is not None and self.found.once is not None
+        images, labels, ids = self.sample.rows(np.array([v.image for v in part], int))
+        points = np.stack([v.adversarial for v in part if v.adversarial is not None])
+        pairs = points if points.ndim == 5 else np.stack([points, points], axis=1)
+        latest, strongest = (
+            engine.settled(self.runner, self.setting.norm, pairs[:, k], images) for k in (0, 1)
+        )
+        inside = lambda points: _inside(points, images, labels, self.setting, self.sample)  # noqa: E731
+        given: dict[str, Any] = {"seed": self.sample.seed, "draw": self.draw()}
+        one = randomised.verdict(randomised.ONE)
+        alone = answers_of(self.runner, one, latest, labels, ids, **given)
+        ruled = answers_of(self.runner, self.how, strongest, labels, ids, **given)
+        once = inside(latest)[0] & ~alone.right
+        sure, norms = inside(strongest)
+        sure &= ~ruled.right
+        undecided = []
+        for row, verdict in enumerate(part):
+            image = verdict.image
+            known = self.judged.pop(image, Judged())
+            if known.once is None and np.isfinite(latest[row]).all():
+                known = known._replace(once=bool(once[row]))
+            if known.point is None and sure[row] and self.found.standing[image]:
+                about = (strongest[row], float(norms[row]), int(ruled.reached[row]))
+                known = Judged(known.once, *about)
+            self.judged[image] = known
+            by_one = known.once is not None or not self.found.once[image]
+            by_rule = known.point is not None or not self.found.standing[image]
+            if by_one and (by_rule or self.how.rule == randomised.ONE):
+                self.write(verdict)
+            else:
+                undecided.append(verdict)
+        return undecided
 
     def standing(self) -> int:
         """Return how many images are robust so far."""
@@ -190,10 +264,20 @@ class Attack:
         norm: float = 0.0,
         other: int = -1,
     ) -> None:
-        """Write a verdict into the ledger; `other` is the class that was reached."""
+        """Write a verdict into the ledger; `other` is the class that was reached.
+
+        Of a randomised network it is what draws have said.
+        """
+        by_one: dict[str, bool] = {}
+        if self.found.once is not None:
+            known = self.judged.pop(verdict.image, Judged())
+            by_one = {"once": bool(known.once)}
+            adversarial, norm, other = known.point, known.norm, known.reached
+            self.found.once[verdict.image] &= not known.once
         record = {
             "attack": self.name,
             "fooled": adversarial is not None,
+            **by_one,
             "target": verdict.target,
             "restart": verdict.restart,
             "iterations": verdict.steps,
@@ -214,14 +298,17 @@ class Attack:
 
     def join(self, mine: np.ndarray, known: int) -> None:
         """Take over what the other processes found, and add up what all of them took."""
-        fallen = mine[~self.found.standing[mine]]
+        rows = self.book.rows(self.name)
+        fallen, once = mine[rows["fooled"][mine]], mine[rows["once"][mine]]
         unconfirmed = sum(self.found.standing[list(self.doubtful)])
         counts = np.array([self.steps, self.idle, unconfirmed])
         own = self.book.found(fallen, self.name)
-        parts = hosts.everyone((fallen, own, self.flat[known:], counts))
-        for process, (which, theirs, _, _) in enumerate(parts):
+        parts = hosts.everyone((fallen, own, self.flat[known:], counts, once))
+        for process, (which, theirs, _, _, by_one) in enumerate(parts):
             self.book.take_over(process, which, self.name, theirs)
             self.strike(which)
+            if self.found.once is not None:
+                self.found.once[by_one] = False
         self.flat[known:] = [flat for part in parts for flat in part[2]]
         sums = np.sum([part[3] for part in parts], axis=0)
         self.steps, self.idle, self.unconfirmed = sums.tolist()
@@ -241,6 +328,46 @@ class Attack:
             )
 
 
+class Judged(NamedTuple):
+    """What the draws have said so far of an image of a randomised network."""
+
+    once: bool | None = None  # fooled by one draw, as the reference judges; None: not judged yet
+    point: np.ndarray | None = None  # f32[H,W,C], that fools it by the rule
+    norm: float = 0.0
+    reached: int = -1
+
+
+def _inside(points, images, labels, setting, sample) -> tuple[np.ndarray, np.ndarray]:
+    """Tell which points are in the ball and in [0, 1], bool[n], and their norms, f64[n]."""
+    ball: dict[str, Any] = {"norm": setting.norm, "epsilon": sample.epsilon}
+    wrong = ~np.eye(sample.classes, dtype=bool)[labels]  # whatever the logits
+    return checks.verified(points, images, labels, wrong, **ball)
+
+
+_APART = 1000  # between the numbers of an image's draws; each of them counts from less
+
+
+def answers_of(
+    runner: engine.Engine,
+    how: randomised.Verdict,
+    images: np.ndarray,
+    labels: np.ndarray,
+    ids: np.ndarray,
+    *,
+    seed: int,
+    draw: int,
+) -> randomised.Answers:
+    """Return what a randomised network says of some images, of which there may be none.
+
+    The draws derive from the seed, an image's id and `draw` alone, not from its batch.
+    """
+
+    def forward(number: int) -> np.ndarray:
+        return logits_of(runner, images, ids, seed, draw=draw + _APART * number)
+
+    return randomised.answers(forward, how, labels, runner.traces[0].classes)
+
+
 def strike(found: Found, name: str, which: Any) -> None:
     """Take note that an attack has fooled images."""
     found.standing[which] = False
@@ -255,6 +382,7 @@ def refuse_damaged(
     which: np.ndarray,
     sample: Sample,
     book: Ledger,
+    how: randomised.Verdict | None = None,
 ) -> None:
     """Refuse up to `slots` adversarial images of the ledger that are none, by more than rounding.
 
@@ -268,10 +396,15 @@ def refuse_damaged(
     ball: dict[str, Any] = {"norm": norm, "epsilon": sample.epsilon}
     own = np.eye(sample.classes, dtype=bool)[labels]
     inside, _ = checks.verified(points, images, labels, ~own, **ball)  # whatever the logits
-    logits = logits_of(runner, points, ids, sample.seed, draw=draw)
-    with np.errstate(invalid="ignore"):  # infinite ones
-        margins = logits[own] - np.where(own, -np.inf, logits).max(axis=1)
-        right = margins > hosts.ROUNDING * np.ptp(logits, axis=1)
+    if how is None:
+        logits = logits_of(runner, points, ids, sample.seed, draw=draw)
+        with np.errstate(invalid="ignore"):  # infinite ones
+            margins = logits[own] - np.where(own, -np.inf, logits).max(axis=1)
+            right = margins > hosts.ROUNDING * np.ptp(logits, axis=1)
+        others = reached(logits, labels)
+    else:
+        said = answers_of(runner, how, points, labels, ids, seed=sample.seed, draw=draw)
+        right, others = said.right, said.reached
     for i, there, stands in zip(which, inside, right, strict=True):
         if stands or not there:
             why = "does not fool this network" if there else "is outside the ball"
@@ -280,51 +413,14 @@ def refuse_damaged(
                 f"{why}: its .images file is damaged or another evaluation's; remove both files"
             )
     noted = book.rows(name)["reached"][which]
-    book.rows(name)["reached"][which] = np.where(noted < 0, reached(logits, labels), noted)
+    book.rows(name)["reached"][which] = np.where(noted < 0, others, noted)
 
 
 def reached(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return the likeliest wrong class by logits f[n,K], i[n]; -1 where a NaN gives no answer."""
+    """Return the likeliest wrong class by logits f[n,K], i[n]; -1 where one is not finite."""
     wrong = np.array(logits, np.float64)
     wrong[np.arange(len(labels)), labels] = -np.inf
-    return np.where(np.isnan(logits).any(axis=1), -1, wrong.argmax(axis=1))
-
-
-def search_again(
-    runner: engine.Engine, settings: Sequence[Setting], sample: Sample, found: Found, book: Ledger
-) -> Cost:
-    """Search survivors with the network that decides: some, and if one of them falls, all.
-
-    So `robust` is what one search left, never a mixture of two.
-    """
-    survivors = np.flatnonzero(found.standing)
-    count = min(_SAMPLE, len(survivors))
-    chosen = np.zeros_like(found.standing)
-    chosen[np.random.default_rng(sample.seed).choice(survivors, count, replace=False)] = True
-    runner = runner._replace(search_fn=None)
-    costs = _attacked(runner, settings, sample, found, book, chosen)
-    fallen = int((chosen & ~found.standing).sum())
-    text = f"of {count} survivors of the search with search_fn, {fallen} were fooled by one with "
-    text += "logits_fn itself"
-    if fallen and count < len(survivors):
-        costs += _attacked(runner, settings, sample, found, book, found.standing & ~chosen)
-        every = int((~found.standing[survivors]).sum())
-        text += f", hence all {len(survivors)} were attacked so, and {every} fell"
-    found.flags["search-gap"] = text + ("; search with logits_fn" if fallen else "")
-    return Cost("full", *(sum(column) for column in list(zip(*costs, strict=True))[1:]))
-
-
-def _attacked(runner, settings, sample, found, book, chosen) -> list[Cost]:
-    """Return what attacks on some images cost that stand; those that fall no longer do."""
-    again = found._replace(standing=chosen.copy())
-    interval, count = checks.binomial_interval, int(chosen.sum())
-    with Decisions(count, interval=interval, enabled=False) as meter:
-        costs = [
-            Attack(runner, setting, sample, again, book, meter, suffix=" (full)").run(0)
-            for setting in settings
-        ]
-    found.standing[chosen & ~again.standing] = False
-    return costs
+    return np.where(checks.answered(logits), wrong.argmax(axis=1), -1)
 
 
 def logits_of(

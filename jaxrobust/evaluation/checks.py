@@ -14,11 +14,14 @@ _Logits = Shaped[np.ndarray, "n K"]  # or anything else of which one is the larg
 _Mask = Bool[np.ndarray, " n"]
 _Norms = Float64[np.ndarray, " n"]
 
+OVERSHOOT = 1e-6  # by which resizes leave [0, 1] in float32: such pixels are clipped
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}  # of a norm, as NumPy and JAX take it
 
 
 def check_images(images: Any, labels: Any, *, classes: int | None = None) -> None:
     """Accept images f[N,H,W,C] in [0, 1] with labels int[N], N = 0 included, and refuse the rest.
+
+    A pixel may lie `OVERSHOOT` outside: `images.clipped` brings it in.
 
     Args:
       images: an array, or an `ImageSet`, of which only the shape is looked at.
@@ -51,20 +54,25 @@ def check_images(images: Any, labels: Any, *, classes: int | None = None) -> Non
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images are {images.dtype}; pass float32 in [0, 1]")
     if images.size:
-        _check_range(images)
+        check_range(images)
     _check_labels(labels, len(images), classes)
 
 
-def _check_range(images):
+def check_range(images: np.ndarray) -> None:
+    """Refuse images f[N,H,W,C], N > 0, with a pixel that is more than `OVERSHOOT` outside [0, 1].
+
+    Raises:
+      ValueError: with what may have happened, and what to do.
+    """
     low, high = float(images.min()), float(images.max())
     if math.isnan(low):
         count = int(np.isnan(images).any(axis=(1, 2, 3)).sum())
         raise ValueError(f"{count} of {len(images)} images have NaN pixels; drop or repair them")
-    if low >= 0 and high <= 1:
+    if low >= -OVERSHOOT and high <= 1 + OVERSHOOT:
         return
     if low >= -0.1 and high <= 1.1:
         remedy = "a resize may have overshot: np.clip(images, 0, 1)"
-    elif low >= 0:
+    elif low >= -OVERSHOOT:
         remedy = "they look like 0..255: divide by 255"
     else:
         remedy = (
@@ -160,7 +168,26 @@ def binomial_interval(successes: int, n: int, level: float = 0.95) -> tuple[floa
     return low, high
 
 
+def upper_bound(successes: int, n: int, level: float = 0.95) -> float:
+    """Return what a probability is at most, after `successes` in `n` trials: Clopper-Pearson's
+    bound to one side, in at least `level` of all cases.
+
+    After none in n it is near 3 / n, the rule of three. Errors as in `binomial_interval`.
+
+    >>> round(upper_bound(0, 64), 4)
+    0.0457
+    """
+    return binomial_interval(successes, n, 2 * level - 1)[1]
+
+
 def is_right(logits: _Logits, labels: _Labels) -> _Mask:
-    """Return whether the label has the largest of logits f[n,K], bool[n]; with a NaN it has not."""
+    """Return whether the label has the largest of logits f[n,K], bool[n]; it has not where one of
+    them is not finite.
+    """
     logits = np.asarray(logits)
-    return (logits.argmax(axis=1) == np.asarray(labels)) & ~np.isnan(logits).any(axis=1)
+    return (logits.argmax(axis=1) == np.asarray(labels)) & answered(logits)
+
+
+def answered(logits: _Logits) -> _Mask:
+    """Return whether all logits f[n,K] of an image are finite, bool[n]: else they are no answer."""
+    return np.isfinite(logits).all(axis=1)

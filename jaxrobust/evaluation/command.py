@@ -59,6 +59,8 @@ def answer(
         raise ValueError(f"--image_size={said} has one of them twice; give it once")
     if given.corruptions and len(sizes) > 1:
         raise ValueError("--corruptions takes one --image_size; give it once")
+    if given.bundle and given.version == "rand":
+        raise ValueError("--bundle is of networks whose answers are fixed, not of --version=rand")
     bundle.check(given, max(len(sizes), 1) * max(len(balls), 1))
     run, out = (Path(place) if place else None for place in (given.workdir, given.out))
     compilation.use_persistent_cache((run or out or Path("runs/evaluation")).parent)
@@ -141,6 +143,8 @@ def _of_size(
         replay=given.replay,
         noreplay=given.noreplay,
         again=given.again,
+        rule=given.rule,
+        draws=given.draws,
     )
     name = re.sub(r"[^\w.-]+", "-", subject.network.name)
     place = out or (run / "evaluation" if run else Path("runs") / f"evaluation-{name}")

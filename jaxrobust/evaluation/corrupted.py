@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxrobust.data import Source, cifar_c, corruptions, open_source
 from jaxrobust.data.corruptions import Asked, Photographs
-from jaxrobust.evaluation import accuracy, measuring
+from jaxrobust.evaluation import accuracy, doubts, measuring
 from jaxrobust.evaluation.flags import Given
 from jaxrobust.evaluation.recording import Evaluation, Record, known
 from jaxrobust.runtime import hosts, jsonl, sharding
@@ -83,16 +83,28 @@ def record(evaluation: Evaluation, given: Given) -> Record:
     say(f"{evaluation.subject.network.name} on {own.where()}: {said}, {evaluation.asked.images}")
     start = time.perf_counter()
     judge = _judge(evaluation)
-    verdicts = None if published else measuring.told(judge(own, "clean"), "clean")
+    clean = None if published else _answered(judge(own, "clean"))
+    verdicts = None if clean is None else measuring.told(clean, "clean")
     ledger = evaluation.out / f"corruptions-{number}.jsonl"
-    reached = hosts.everyone(_done(ledger))[0]
+    reached, unanswered = hosts.everyone(_done(ledger))[0]
     for each, source in sources.items():
         if each in reached:
             continue
-        reached[each] = float(judge(source, str(each))["clean"].mean())
+        judged = judge(source, str(each))
+        if not evaluation.fingerprint.answers:
+            _answered(judged)
+        reached[each] = float(judged["clean"].mean())
+        unanswered[each] = int((~judged["finite"]).sum())
         if jax.process_index() == 0:
             row = {"kind": each.kind, "severity": each.severity, "accuracy": reached[each]}
-            jsonl.append(ledger, row)
+            jsonl.append(ledger, row | {"not_finite": unanswered[each]})
+    flags = {} if clean is None else doubts.check_answers(clean["finite"], (), np.zeros(0))
+    if broken := {str(each): unanswered.get(each, 0) for each in asked if unanswered.get(each)}:
+        said = ", ".join(f"{name}: {count}" for name, count in broken.items())
+        flags["nan-under-corruption"] = (
+            f"images have NaN or infinite logits under corruptions ({said} of "
+            f"{evaluation.asked.images} each): they count as wrong"
+        )
     found: dict[str, Any] = {
         "attacks": [],
         "clean": None if verdicts is None else float(verdicts.clean.mean()),
@@ -100,6 +112,7 @@ def record(evaluation: Evaluation, given: Given) -> Record:
         "accuracy_after": {},
         "verdicts": verdicts,
         "costs": [],
+        "flags": flags,
         "corruptions": {
             "images": "files" if published else "computed",
             "accuracy": _by_kind({each: reached[each] for each in asked}),
@@ -109,6 +122,12 @@ def record(evaluation: Evaluation, given: Given) -> Record:
         },
     }
     return evaluation.kept(number, METHOD, found)
+
+
+def _answered(judged: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return what was judged; refuse a network that gives finite logits of no image."""
+    doubts.check_answers(judged["finite"], (), np.zeros(0))
+    return judged
 
 
 def _source(
@@ -157,9 +176,13 @@ def _judge(evaluation: Evaluation) -> Callable[[Source, str], dict[str, np.ndarr
     return judge
 
 
-def _done(ledger: Path) -> dict[Asked, float]:
-    """Return what an interrupted evaluation has measured."""
-    return {Asked(row["kind"], row["severity"]): row["accuracy"] for row in jsonl.read(ledger)}
+def _done(ledger: Path) -> tuple[dict[Asked, float], dict[Asked, int]]:
+    """Return what an interrupted evaluation has measured, and how many images had no finite
+    logits, where its version noted that.
+    """
+    rows = {Asked(row["kind"], row["severity"]): row for row in jsonl.read(ledger)}
+    broken = {each: row["not_finite"] for each, row in rows.items() if "not_finite" in row}
+    return {each: row["accuracy"] for each, row in rows.items()}, broken
 
 
 def _by_kind(reached: dict[Asked, float]) -> dict[str, dict[str, float]]:

@@ -8,7 +8,7 @@ without any error. Everything here is a pure function of NumPy arrays.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from jaxrobust.evaluation.checks import is_right
+from jaxrobust.evaluation.checks import answered, is_right
 from jaxrobust.evaluation.images import ImageSet
 from jaxrobust.types import LogitsFn
 
@@ -167,15 +167,74 @@ def _batch_dependent(forward, images, logits) -> Flags:
     }
 
 
+_BROKEN = (
+    "look for overflow in a half-precision type, a division by zero, log(0) or broken weights, and "
+    "mask classes with a large negative number such as -1e9, not with -inf"
+)
+
+
+def _unanswered(broken: int, n: int) -> str:
+    return (
+        f"{broken} of {n} images have NaN or infinite logits, which no attack can follow: they "
+        f"count as wrong; {_BROKEN}"
+    )
+
+
+def check_answers(
+    finite: np.ndarray, fooled_by: Sequence[str] | np.ndarray, reached: np.ndarray
+) -> Flags:
+    """Flag `nan-logits` of clean images, and `nan-under-attack` of what an attack made of them.
+
+    An image without finite logits counts as wrong, clean or attacked: no answer is no right one.
+
+    Args:
+      finite: bool[N], whether all logits of the clean image are finite.
+      fooled_by: str[N], the attack; "clean": misclassified as it is; "": none.
+      reached: i[N], the class that the network gives under the attack; -1: none.
+    Raises:
+      ValueError: there are images, and none has finite logits.
+    """
+    if finite.size and not finite.any():
+        raise ValueError(
+            f"the logits of all {finite.size} images are NaN or infinite before any attack, so no "
+            f"number says anything of this network; {_BROKEN}"
+        )
+    flags, n = {}, finite.size
+    if broken := int((~finite).sum()):
+        flags["nan-logits"] = _unanswered(broken, n)
+    hit = ~np.isin(fooled_by, ("", "clean")) & (np.asarray(reached) < 0)
+    if silent := int(hit.sum()):
+        flags["nan-under-attack"] = (
+            f"{silent} of {n} images have NaN or infinite logits under an attack, or it made no "
+            "finite image of them: they count as fooled, though the network gives no other class "
+            f"there; {_BROKEN}, and for gradients that are none, such as that of sqrt at 0"
+        )
+    return flags
+
+
+def check_slopes(probe: dict[str, list[list[float]]]) -> Flags:
+    """Flag `nan-gradients` where logits are finite and input gradients are not.
+
+    Args:
+      probe: of a fingerprint.
+    """
+    pairs = zip(probe["logits"], probe["gradients"], strict=True)
+    broken = sum(logits[0] >= 0 > gradient[0] for logits, gradient in pairs)
+    if not broken:
+        return {}
+    return {
+        "nan-gradients": f"the input gradients of {broken} of {len(probe['logits'])} noisy images "
+        "are NaN or infinite, though their logits are finite: attacks that follow gradients fail, "
+        "and the network looks robust; look for sqrt, norm or log at 0, and put the safe value "
+        "inside before jnp.where chooses"
+    }
+
+
 def _degenerate(images, logits) -> Flags:
     flags = {}
-    finite = logits[np.isfinite(logits).all(axis=1)]
+    finite = logits[answered(logits)]
     if broken := len(logits) - len(finite):
-        flags["nan-logits"] = (
-            f"{broken} of {len(logits)} images have NaN or infinite logits, which no attack can "
-            "follow; look for overflow in a half-precision type, a division by zero, log(0) or "
-            "broken weights"
-        )
+        flags["nan-logits"] = _unanswered(broken, len(logits))
     if not len(finite):
         return flags
     differ = np.ptp(images, axis=0).any()

@@ -42,7 +42,8 @@ WORTH = 20.0  # seconds that fewer slots save, for which another program is comp
 class Engine(NamedTuple):
     """A network on slots: `logits_fn` decides, `search_fn` (None: the same) guides the search.
 
-    If `keyed`, both take the images and one key for each of them.
+    If `keyed`, both take the images and one key for each of them. `tally` is a row of
+    `attacks.TALLIES`, by which points are judged in the search beside one draw; "": by that alone.
     """
 
     mesh: Mesh
@@ -53,6 +54,7 @@ class Engine(NamedTuple):
     given: dict[str, LogitsFn]  # as the user did: programs hold them weakly
     compiled: "Compiled"
     traces: tuple[networks.Trace, ...] = ()  # of one or both, after `trace`
+    tally: str = ""
 
 
 class Call(NamedTuple):
@@ -71,6 +73,7 @@ def make(
     slots: int | None = None,
     image_size: int = 32,
     keyed: bool = False,
+    tally: str = "",
 ) -> Engine:
     """Return an engine on all devices of this process.
 
@@ -93,7 +96,7 @@ def make(
     given = {"logits_fn": logits_fn} | ({"search_fn": search_fn} if search_fn is not None else {})
     taken = {name: networks.argument(name, given[name], mesh) for name in given}
     decides, guides = taken["logits_fn"], taken.get("search_fn")
-    return Engine(mesh, slots, decides, guides, keyed, given, _compiled())
+    return Engine(mesh, slots, decides, guides, keyed, given, _compiled(), tally=tally)
 
 
 def trace(engine: Engine, image: tuple[int, ...]) -> Engine:
@@ -124,7 +127,7 @@ def trace(engine: Engine, image: tuple[int, ...]) -> Engine:
 class Compiled(NamedTuple):
     """The programs of one network, by what else they depend on."""
 
-    programs: Callable[[Mesh, Setting, bool], Programs]
+    programs: Callable[..., Programs]  # mesh, setting, keyed, tally
     prepare: Callable[[Mesh, bool], Callable[..., list[Array]]]
     forward: Callable[[Mesh, bool], Callable[..., Array]]
 
@@ -207,11 +210,12 @@ def decide(
         them or of earlier ones, that do not hold. Such an image is attacked further.
     """
     made_for = program_of(setting)
-    compiled = engine.compiled.programs(engine.mesh, made_for, engine.keyed)
+    compiled = engine.compiled.programs(engine.mesh, made_for, engine.keyed, engine.tally)
     prepare = engine.compiled.prepare(engine.mesh, engine.keyed)
     sharding = NamedSharding(engine.mesh, PartitionSpec("slots"))
     settings = (np.float32(epsilon), _root(seed), np.uint32(plan.named(setting.name).number))
-    jobs = Jobs(engine.slots, engine.mesh.size, which, targets, setting.restarts)
+    repeats = not engine.keyed  # whose draws are the same again
+    jobs = Jobs(engine.slots, engine.mesh.size, which, targets, setting.restarts, repeats)
     width = engine.slots // engine.mesh.size
     both = (engine.logits_fn, engine.search_fn)
     slots: Any = None
@@ -219,14 +223,15 @@ def decide(
     limit = 0  # the first call compiles and makes no step
     most = setting.steps + ROWS[setting.machine].extra
     while True:
-        if not jobs.assign():
-            jobs.refute(confirm([], True))
-            if not jobs.assign():
+        while not jobs.assign():
+            wrong = confirm(list(jobs.verdicts()), True)
+            if not wrong:
                 return
+            jobs.refute(wrong)
         start = time.perf_counter()
         rows = jobs.rows(images, labels, ids)
         if slots is None:
-            slots = jax.device_put(_no_slots(made_for, settings, rows), sharding)
+            slots = jax.device_put(_no_slots(made_for, engine.tally, settings, rows), sharding)
         if rows is not None:
             slots = compiled.refill(*settings, slots, jax.device_put(rows, sharding))
         floor = jax.device_put(jobs.floor(), sharding)
@@ -234,9 +239,9 @@ def decide(
             prepared = prepare(*both, slots.adversarial, slots.keys)
         slots, count = compiled.advance(*both, settings[0], slots, np.int32(limit), floor, prepared)
         count, live, fooled, steps, flat = (
-            np.asarray(a) for a in (count, slots.live, slots.fooled, slots.steps, slots.flat)
+            np.asarray(a) for a in (count, slots.live, _fooled(slots), slots.steps, slots.flat)
         )
-        made = jobs.collect(live, fooled, steps, flat, lambda: np.asarray(slots.adversarial))  # noqa: B023
+        made = jobs.collect(live, fooled, steps, flat, lambda: _points(slots))  # noqa: B023
         seconds = time.perf_counter() - start
         yield Call(int(count.sum()) * width, made, seconds, limit == 0)
         jobs.refute(confirm(list(jobs.verdicts()), False))
@@ -262,7 +267,27 @@ def _moved(slots, places, sharding):
     return jax.device_put(moved._replace(live=moved.live & (places >= 0)), sharding)
 
 
-def _no_slots(setting, settings, rows):
+def _fooled(slots):
+    """Return in which slots a point may be an adversarial one, bool[S]."""
+    fooled = np.asarray(slots.fooled)
+    return fooled if slots.excess is None else fooled | (np.asarray(slots.excess) >= 0)
+
+
+def _points(slots):
+    """Return those points, f32[S,H,W,C].
+
+    Where draws are tallied, f32[S,2,H,W,C]: the latest that one draw called wrong and the strongest
+    by the tally, NaN where there is none.
+    """
+    latest = np.asarray(slots.adversarial)
+    if slots.excess is None:
+        return latest
+    pairs = np.stack([latest, np.asarray(slots.strongest)], axis=1)
+    there = np.stack([np.asarray(slots.fooled), np.asarray(slots.excess) >= 0], axis=1)
+    return np.where(there[..., None, None, None], pairs, np.float32(np.nan))
+
+
+def _no_slots(setting, tally, settings, rows):
     """Return slots without jobs."""
-    shapes = jax.eval_shape(functools.partial(begin, setting), *settings, rows)
+    shapes = jax.eval_shape(functools.partial(begin, setting, tally=tally), *settings, rows)
     return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)

@@ -34,7 +34,7 @@ _LIMITS = {"logits": hosts.ROUNDING, "gradients": 1e-2}
 # What stands in the text of a program and computes nothing: addresses, the names of jitted
 # functions, the devices that arrays lie on.
 _SILENT = re.compile(
-    r"0x[0-9a-f]+|\bname=[^\s\]]+"
+    r"0x[0-9a-f]+|\bname=[^\s\]]+|\bctx_mesh=(None|\w*Mesh\(([^()]|\([^()]*\))*\))"
     r"|\w*sharding=(None|NamedSharding\(.*?spec=P(artitionSpec)?\([^)]*\)\))"
 )
 
@@ -53,6 +53,16 @@ class Fingerprint(NamedTuple):
     def exact(self) -> dict[str, str]:
         """Return the hashes of the network."""
         return {key: getattr(self, key) for key in EXACT}
+
+    @property
+    def answers(self) -> bool:
+        """Tell whether the logits of any of the noisy images are finite."""
+        return any(row[0] >= 0 for row in self.noticed["logits"])
+
+    @property
+    def noticed(self) -> Probe:
+        """Return the probe, once it is computed."""
+        return self.probe.result() if isinstance(self.probe, Future) else self.probe
 
 
 def of_network(network: Any, images: Any, *, each: int, keyed: bool = False) -> Fingerprint:
@@ -181,11 +191,15 @@ def _hashed(held: _Held) -> str:
 
 
 def _sketch(rows: np.ndarray) -> list[list[float]]:
-    """Return of each row its length, then its products with the same random signs."""
+    """Return of each row its length, then its products with the same random signs; -1 of a row
+    that is not finite.
+    """
     flat = np.where(np.isfinite(rows), rows, 0).reshape(len(rows), -1)
+    finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
     products = flat @ _signs((flat.shape[1], _NUMBERS)).astype(np.float64)
     lengths = np.linalg.norm(flat, axis=1, keepdims=True)
-    return [[float(f"{v:.7g}") for v in row] for row in np.hstack([lengths, products])]
+    found = np.where(finite[:, None], np.hstack([lengths, products]), -1)
+    return [[float(f"{v:.7g}") for v in row] for row in found]
 
 
 @functools.cache

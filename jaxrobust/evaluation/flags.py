@@ -58,6 +58,8 @@ class Given(NamedTuple):
     replay: tuple[str, ...] = ()
     noreplay: bool = False
     again: bool = False
+    rule: str | None = None
+    draws: int | None = None
     bundle: str | None = None
     corruptions: str | None = None
     frost: str | None = None
@@ -224,7 +226,7 @@ def weights(
         images = _some(subject, source, given)
         return None, *subjects.with_arrays(subjects.in_jax(subject, images))
     if given.function:
-        return None, *subjects.with_arrays(subject)
+        return None, *subjects.with_arrays(subject, keyed=given.version == "rand")
     which, network, found = subjects.file_weights(subject.network, Path(str(given.weights)))
     return which, replace(subject, network=network), found
 

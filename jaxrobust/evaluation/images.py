@@ -2,9 +2,12 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+
+from jaxrobust.evaluation import checks
+from jaxrobust.runtime import hosts
 
 _PART = 32  # images that one pass over all of them holds
 
@@ -21,6 +24,75 @@ class ImageSet(Protocol):
 
     def __getitem__(self, which: Any) -> np.ndarray:
         """Return f32[n,H,W,C] for places i[n], in their order."""
+
+
+class Overshot(NamedTuple):
+    """What was clipped, because it lay up to `checks.OVERSHOOT` outside [0, 1]."""
+
+    images: int
+    pixels: int
+    largest: float  # distance from [0, 1]
+
+    def words(self) -> str:
+        """Return it in a sentence."""
+        return (
+            f"{self.pixels} pixels of {self.images} images lay up to {self.largest:.2g} outside "
+            "[0, 1], as a resize leaves them, and were clipped"
+        )
+
+
+def clipped(images: np.ndarray) -> tuple[np.ndarray, Overshot | None]:
+    """Return checked images f[N,H,W,C] in [0, 1], and what was clipped for it; None: nothing."""
+    if not images.size or (images.min() >= 0 and images.max() <= 1):
+        return images, None
+    outside = (images < 0) | (images > 1)
+    values = images[outside].astype(np.float64)
+    found = Overshot(
+        images=int(outside.any(axis=(1, 2, 3)).sum()),
+        pixels=len(values),
+        largest=float(np.maximum(-values, values - 1).max()),
+    )
+    return np.clip(images, 0, 1), found
+
+
+class InRange:
+    """An image set whose images are checked and clipped as they are read, itself one."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self._images, self.shape = images, tuple(images.shape)
+        self._seen: dict[int, Overshot] = {}
+        if content := getattr(images, "content_sha256", None):
+            self.content_sha256 = content
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, which: Any) -> np.ndarray:
+        """Return the images at these places.
+
+        Raises:
+          ValueError: one is outside [0, 1], by more than what is clipped.
+        """
+        read = np.asarray(self._images[which])
+        if not read.size or (read.min() >= 0 and read.max() <= 1):
+            return read
+        rows = read.reshape(-1, *self.shape[1:])
+        checks.check_range(rows)
+        places = np.atleast_1d(np.arange(len(self))[which]).tolist()
+        for place, row in zip(places, rows, strict=True):
+            if found := clipped(row[None])[1]:
+                self._seen[place] = found
+        return np.clip(read, 0, 1)
+
+    def overshot(self) -> Overshot | None:
+        """Return what all processes have clipped; None: nothing."""
+        seen = {
+            place: found for part in hosts.everyone(self._seen) for place, found in part.items()
+        }
+        if not seen:
+            return None
+        pixels, largest = zip(*(found[1:] for found in seen.values()), strict=True)
+        return Overshot(len(seen), sum(pixels), max(largest))
 
 
 class Adversarial:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.evaluation import fingerprint
+from jaxrobust.evaluation import fingerprint, randomised
 from jaxrobust.runtime import hosts, jsonl, locks
 
 _SHARE = "put the ledger into a folder that all hosts share"
@@ -20,6 +20,7 @@ ROW = np.dtype(
     [
         ("known", "?"),
         ("fooled", "?"),
+        ("once", "?"),  # fooled by one draw; of a network that is not randomised, as `fooled`
         ("flat", "?"),
         ("file", "u2"),  # of its adversarial image, by number
         ("stored", "i4"),  # its place there
@@ -93,7 +94,8 @@ class Ledger:
             self._keep(int(order[found]), file, record)
 
     def _keep(self, place: int, file: Path | None, record: dict[str, Any]) -> None:
-        row = (True, record["fooled"], record["flat"], self._number(file))
+        once = record.get("once", record["fooled"])
+        row = (True, record["fooled"], once, record["flat"], self._number(file))
         rows = self.rows(record["attack"])
         about = (record.get("stored", 0), record.get("norm", 0.0), record.get("reached", -1))
         rows[place] = (*row, *about)
@@ -239,6 +241,8 @@ def _begun_by(
     """
     theirs = theirs if isinstance(theirs, dict) else {}
     known, here = theirs.get("fingerprint"), ours["fingerprint"]
+    if theirs.get("version") == "rand":  # an older version's verdicts were those of one draw
+        theirs = {"verdict": randomised.verdict(randomised.ONE)._asdict()} | theirs
     if not isinstance(known, dict):
         raise ValueError(
             f"ledger {path} is of an older version, which noted neither what its network computes "

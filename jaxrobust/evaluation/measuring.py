@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.data import Prepared, sources
-from jaxrobust.evaluation import accuracy, fixed_steps
+from jaxrobust.evaluation import accuracy, doubts, fixed_steps, records
 from jaxrobust.evaluation.autoattack import AutoAttackResult, autoattack
 from jaxrobust.evaluation.cascade import Cost
 from jaxrobust.evaluation.fingerprint import Fingerprint
@@ -36,7 +36,10 @@ def networks_of(subject: Subject, weights: Weights) -> LogitsOf:
         if dtype not in made:
             net = subject.create(dtype)
             params = cast(weights.params, jnp.dtype(dtype))
-            made[dtype] = jax.tree_util.Partial(lambda *p: net.apply(*p)[0], params, weights.stats)
+            apply = (lambda *p: net.apply(*p[:3], key=p[3])[0]) if subject.keyed else None
+            made[dtype] = jax.tree_util.Partial(
+                apply or (lambda *p: net.apply(*p)[0]), params, weights.stats
+            )
         return made[dtype]
 
     return logits_fn
@@ -73,7 +76,7 @@ def searched(
     decides = logits_of("float32")
     ball: dict[str, Any] = {"norm": subject.norm, "epsilon": subject.epsilon}
     result = autoattack(
-        _keyed(decides) if asked.version == "rand" else decides,
+        _keyed(decides) if asked.version == "rand" and not subject.keyed else decides,
         images,
         labels,
         **ball,
@@ -88,6 +91,8 @@ def searched(
         search_fn=None if asked.search_dtype == "float32" else logits_of(asked.search_dtype),
         replay=replay,
         robust_beyond=None if beyond is None else beyond[places],
+        rule=asked.rule,
+        draws=asked.draws,
     )
     return of_autoattack(result, ball)
 
@@ -105,7 +110,11 @@ def of_autoattack(result: AutoAttackResult, ball: dict[str, Any]) -> dict[str, A
         "costs": [cost._asdict() for cost in result.costs],
     } | {
         key: known[key]
-        for known, key in ((result.about, "replayed"), (result.about["fingerprint"], "begun_by"))
+        for known, keys in (
+            (result.about, records.SAID),
+            (result.about["fingerprint"], ("begun_by",)),
+        )
+        for key in keys
         if key in known
     }
 
@@ -191,13 +200,14 @@ def answered(
         "clean": float(found.clean.mean()) if n else None,
         "robust": robust,
         "accuracy_after": {asked.attack: robust} if steps else {},
+        "flags": doubts.check_answers(reached["finite"], found.fooled_by, found.reached),
         "verdicts": found,
         "costs": [cost._asdict()],
     }
 
 
 # What is reached where nothing stands any more.
-_NOTHING = {name: np.zeros(0, bool) for name in ("clean", "robust")}
+_NOTHING = {name: np.zeros(0, bool) for name in ("clean", "robust", "finite")}
 _NOTHING |= {name: np.zeros(0, np.int32) for name in ("labels", "norms", "reached")}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxrobust import attacks
 from jaxrobust.attacks.inputs import filled
 from jaxrobust.data import evaluation_transform, pipeline, sources
-from jaxrobust.evaluation import fixed_steps, plan
+from jaxrobust.evaluation import fixed_steps, plan, randomised
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.runtime.commandline import number
 
@@ -56,6 +56,8 @@ class Question(NamedTuple):
     start: str | None = None  # of fixed steps: a row of `fixed_steps.STARTS`; None: their own
     l1_rule: str | None = None  # of fixed steps on L1: a row of `attacks.L1_RULES`; None: sparse
     again: bool = False  # compute anew, beside a record that is there
+    rule: str | None = None  # of verdicts of version rand, see `randomised.verdict`
+    draws: int | None = None  # that it judges by
 
     @property
     def names(self) -> tuple[str, ...] | None:
@@ -86,11 +88,12 @@ class Question(NamedTuple):
     @property
     def method(self) -> str:
         """Return the attack in words, for the record."""
+        judged = [randomised.verdict(self.rule, self.draws).words()] * (self.version == "rand")
         if self.attack == AUTOATTACK:
-            return f"{AUTOATTACK} {self.version}"
+            return ", ".join([f"{AUTOATTACK} {self.version}", *judged])
         version = [self.version] if self.version != "standard" else []
         words = [f"{key} {_said(key, value)}" for key, value in self.changes.items()]
-        return ", ".join([self.attack.replace(",", " + "), *version, *words])
+        return ", ".join([self.attack.replace(",", " + "), *version, *words, *judged])
 
     def overrides(self) -> dict[str, dict[str, Any]] | None:
         """Return the changes of each attack, as `autoattack` takes them."""
@@ -220,11 +223,7 @@ def _check_choices(asked: Question, subject: Subject) -> None:
             raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(known)}")
         if value != known[0] and not has_effect:
             raise ValueError(f"--{flag}={value} has no effect on --attack={attack}; leave it out")
-    if asked.version == "rand" and (subject.function or asked.search_dtype != "float32"):
-        raise ValueError(
-            "--version=rand is for the networks of this package, in float32; call "
-            "evaluation.autoattack with version='rand' for a function that takes keys"
-        )
+    _check_draws(asked, subject)
     if asked.union_only and not asked.searches:
         raise ValueError(
             f"--union_only needs attacks that go on image by image, not {attack}; leave it out"
@@ -249,6 +248,27 @@ def _check_choices(asked: Question, subject: Subject) -> None:
             )
     _check_steps(asked)
     _check_start(asked, subject)
+
+
+def _check_draws(asked: Question, subject: Subject) -> None:
+    if asked.version != "rand":
+        for flag in ("rule", "draws"):
+            if (value := getattr(asked, flag)) is not None:
+                raise ValueError(
+                    f"--{flag}={value} judges randomised networks; give --version=rand, or leave "
+                    "it out"
+                )
+        return
+    if asked.search_dtype != "float32":
+        raise ValueError("--version=rand searches in float32; leave --search_dtype out")
+    if subject.function and not subject.keyed:
+        raise ValueError(
+            "--version=rand takes a network of this package, or a --function of images and keys"
+        )
+    try:
+        randomised.verdict(asked.rule, asked.draws)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
 
 
 def _check_steps(asked: Question) -> None:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from jaxrobust.data import Prepared, pipeline, sources
 from jaxrobust.evaluation import (
+    doubts,
     fingerprint,
     measuring,
     networks,
@@ -35,8 +36,9 @@ Record = dict[str, Any]
 _LOW = 0.5  # clean accuracy
 # What only some records have.
 _SAID = (
-    *("clean_top5", "stable", "local_lipschitz", "replayed", "ladder", "corruptions"),
+    *("clean_top5", "stable", "local_lipschitz", "ladder", "corruptions"),
     *("worst_case", "union"),
+    *records.SAID,
 )
 
 
@@ -81,7 +83,9 @@ class Evaluation:
         logits_fn = self.logits_of("float32")
         here = Mesh(np.array(jax.local_devices()[:1]), ("device",))
         network = networks.argument("logits_fn", logits_fn, here)
-        self.fingerprint = fingerprint.of_network(network, self.images, each=self.batch)
+        self.fingerprint = fingerprint.of_network(
+            network, self.images, each=self.batch, keyed=subject.keyed
+        )
         self.questions: dict[str, str] = {}  # number -> hash of what is asked
         self.size: dict[str, int] = {}  # once it is known, to all that asks of this network
         self.given = [path for folder in asked.replay for path in self.replayed(Path(folder))]
@@ -322,8 +326,11 @@ class Evaluation:
           ledgers: what is replayed, beside what the flags name.
         """
         if not self.asked.searches:
+            self.check_answers()
             how = (subject, self.source, self.weights, self.asked)
-            return measuring.counted(*how, standing=standing)
+            found = measuring.counted(*how, standing=standing)
+            slopes = doubts.check_slopes(self.fingerprint.noticed) if self.asked.fixed else {}
+            return found | {"flags": found["flags"] | slopes}
         found = measuring.searched(
             subject,
             self.images,
@@ -343,6 +350,17 @@ class Evaluation:
                 f"{self.source.name} finds it, and the normalisation belongs into the network"
             )
         return found
+
+    def check_answers(self) -> None:
+        """Refuse a network of which no image has finite logits, before anything is attacked.
+
+        The images are looked at if those noisy ones that the fingerprint has seen had none.
+        Raises:
+          ValueError: with what to do.
+        """
+        if not self.fingerprint.answers:
+            clean = self.asked._replace(attack="clean", start=None, l1_rule=None)
+            measuring.counted(self.subject, self.source, self.weights, clean)
 
     def kept(self, number: str, method: str, found: dict[str, Any]) -> Record:
         """Return the record of what was found, written by the first process."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jaxrobust.evaluation import checks, comparable, verdicts
+from jaxrobust.evaluation import checks, comparable, images, randomised, verdicts
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime import jsonl
 from jaxrobust.types import VERDICT_PRECISION, Params
@@ -267,6 +267,9 @@ def interval(accuracy: float | None, n: int) -> list[float] | None:
     return None if accuracy is None else list(checks.binomial_interval(round(accuracy * n), n))
 
 
+# What only some evaluations of AutoAttack have to say: what was replayed, and below.
+_OUTCOMES = ("search_sample", "clipped")  # what was found, which tells no evaluation from others
+SAID = ("replayed", "robust_beyond", "draws", *_OUTCOMES)
 _KNOWN = ("model", "weights", "weights_sha256", "dataset", "split", "preprocessing", "dtype")
 
 
@@ -282,6 +285,8 @@ def of_result(result: Any, known: dict[str, str | None]) -> dict[str, Any]:
     names = [attack["name"] for attack in result.attacks]
     # With attacks of its own, a version is only where they started from.
     method = " + ".join(names) if about["chosen"] else f"autoattack {about['version']}"
+    if how := about.get("draws"):
+        method += f", {randomised.Verdict(how['rule'], how['draws']).words()}"
     return written(
         **{key: value for key, value in known.items() if key != "model"},
         image_ids=about["image_ids"],
@@ -306,17 +311,46 @@ def of_result(result: Any, known: dict[str, str | None]) -> dict[str, Any]:
         "version": about["version"],
         "images_sha256": about["images_sha256"],
         "fingerprint": about["fingerprint"],
-        **{key: about[key] for key in ("replayed", "robust_beyond") if key in about},
+        **{key: about[key] for key in SAID if key in about},
         "function": dict.fromkeys(("name", "file", "sha256"))
         | {"arrays_sha256": about["arrays_sha256"]},
     }
 
 
+def said(known: dict[str, Any]) -> list[str]:
+    """Return lines for people on what only some evaluations have to say."""
+    lines = []
+    if known.get("clipped"):
+        lines.append(images.Overshot(**known["clipped"]).words())
+    if how := known.get("draws"):
+        lines.append(_judged(how))
+    return lines
+
+
+def _judged(how: dict[str, Any]) -> str:
+    """Return by what a randomised network's answers were judged, and what one draw gives."""
+    judged = randomised.Verdict(how["rule"], how["draws"])
+    line = f"verdicts by {judged.words()}: {randomised.RULES[judged.rule]}"
+    one = how.get("one_draw")
+    if not one or judged.rule == randomised.ONE:
+        return line
+    ends = (one.get("interval") or {}).get("robust")
+    between = f", 95 % interval {ends[0]:.1%} to {ends[1]:.1%}" if ends else ""
+    return f"{line}; by one draw, as auto-attack judges: clean {one['clean']:.1%}, robust " + (
+        f"{one['robust']:.1%}{between}"
+    )
+
+
 def told_apart(about: dict[str, Any]) -> dict[str, Any]:
-    """Return what a result says of itself without what its network's probe and versions are."""
+    """Return what a result says of itself that tells its evaluation from others: neither the probe
+    and versions of its network nor what was found.
+    """
     known = about["fingerprint"]
     exact = {key: value for key, value in known.items() if isinstance(value, str)}
-    return about | {"fingerprint": exact}
+    own = {key: value for key, value in about.items() if key not in _OUTCOMES}
+    if how := own.get("draws"):
+        own["draws"] = {key: how[key] for key in ("rule", "draws")}
+    return own | {"fingerprint": exact}
 
 
 def number_of(identity: dict[str, Any]) -> str:

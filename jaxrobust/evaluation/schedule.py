@@ -32,7 +32,7 @@ class Verdict(NamedTuple):
     steps: int  # of all jobs up to that one
     job: int  # that one, numbered as the jobs does
     flat: bool  # the very first gradient was zero everywhere
-    adversarial: np.ndarray | None  # f32[H,W,C]
+    adversarial: np.ndarray | None  # f32[H,W,C], or two points, see `engine`
 
 
 def _in_turns(devices: int, width: int) -> np.ndarray:
@@ -50,11 +50,20 @@ class Jobs:
     """
 
     def __init__(
-        self, slots: int, devices: int, which: np.ndarray, targets: np.ndarray, restarts: int
+        self,
+        slots: int,
+        devices: int,
+        which: np.ndarray,
+        targets: np.ndarray,
+        restarts: int,
+        repeats: bool = True,
     ) -> None:
-        """Take jobs for the images `which` i[n] with targets i32[n, T]; both count from 0."""
+        """Take jobs for the images `which` i[n] with targets i32[n, T]; both count from 0.
+
+        `repeats` is whether a job whose point is refuted is made again.
+        """
         images, kinds = targets.shape
-        self._which = which  # ascending
+        self._which, self._repeats = which, repeats  # the former ascending
         self._devices, self._width = devices, slots // devices
         self._targets = targets
         self._jobs = [(t, r) for t in range(kinds) for r in range(restarts)]
@@ -212,10 +221,14 @@ class Jobs:
 
         The job that found it is made again, with the same draws, and its point counts from the
         step after on; after a second refutation from two steps later, then four, so that a network
-        whose answers depend on the batch costs few repetitions. Other jobs follow as usual.
+        whose answers depend on the batch costs few repetitions. Other jobs follow as usual, and
+        alone do so of a network whose own draws decided.
         """
         for verdict in verdicts:
             image, job = int(np.searchsorted(self._which, verdict.image)), verdict.job
+            if not self._repeats:
+                self._go_on(image, job)
+                continue
             before = self._refuted.get((image, job), 0)
             self._first[image, job] = int(self._steps[image, job]) - 1 + 2**before
             self._refuted[image, job] = before + 1
@@ -226,3 +239,12 @@ class Jobs:
             again = [(image, j) for j in (job, *others) if (image, j) not in busy]
             again = [known for known in again if not self._is_queued(*known)]
             self._again.extendleft(reversed(again))
+
+    def _go_on(self, image: int, job: int) -> None:
+        """Take back that a job succeeded; those after it follow, and what they find counts."""
+        self._won[image] = min(self._found.get(image, ()), default=len(self._jobs))
+        others = [j for j in range(job + 1, self._won[image]) if not self._ended[image, j]]
+        busy = set(self._busy.values())
+        again = [(image, j) for j in others if (image, j) not in busy]
+        self._again.extendleft(reversed([k for k in again if not self._is_queued(*k)]))
+        self._touched.append(image)

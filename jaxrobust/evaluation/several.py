@@ -139,7 +139,7 @@ def _shared(radii: list[float], beyond: np.ndarray | None, found: dict[str, Any]
 def _of_record(record: Record, out: Path) -> dict[str, Any]:
     """Return what a record that is there says, as `measuring` does."""
     keys = ["attacks", "clean", "robust", "flags", "costs", "accuracy_after"]
-    keys += ["replayed"] if "replayed" in record else []
+    keys += [key for key in ("replayed", "draws") if key in record]
     return {key: record[key] for key in keys} | {
         "verdicts": verdicts.read(out / str(record["verdicts"]))
     }

@@ -33,6 +33,9 @@ class Slots(NamedTuple):
     steps: Array  # i32[S], made in this job
     first: Array  # i32[S], the first of them whose point may fool the network
     flat: Array  # bool[S], the gradient at the start was zero everywhere
+    # Of a randomised network that is judged by more than one draw, else None:
+    strongest: Any = None  # f[S,H,W,C], the point that the draws of a step like least
+    excess: Any = None  # f[S], by how much these call it wrong, of `Tally`; below 0: no point does
 
 
 def _initial(row: Row, setting: Setting, epsilon: Array, rows: Rows, keys: Array) -> Any:
@@ -47,7 +50,9 @@ def _initial(row: Row, setting: Setting, epsilon: Array, rows: Rows, keys: Array
     return state
 
 
-def begin(setting: Setting, epsilon: Array, root: Array, number: Array, rows: Any) -> Slots:
+def begin(
+    setting: Setting, epsilon: Array, root: Array, number: Array, rows: Any, *, tally: str = ""
+) -> Slots:
     """Return slots at the beginning of their jobs; an image's key does not depend on its slot."""
 
     def key(*numbers):
@@ -67,13 +72,15 @@ def begin(setting: Setting, epsilon: Array, root: Array, number: Array, rows: An
         steps=jnp.zeros_like(rows.labels),
         first=rows.first,
         flat=jnp.zeros_like(rows.fresh),
+        strongest=rows.images if tally else None,
+        excess=jnp.full(rows.labels.shape, -1, jnp.float32) if tally else None,
     )
 
 
-def _refill(setting, epsilon, root, number, slots, rows):
+def _refill(setting, tally, epsilon, root, number, slots, rows):
     """Begin jobs in fresh slots, and end those that are not kept."""
     slots = slots._replace(live=slots.live & rows.keep)
-    return _where(rows.fresh, begin(setting, epsilon, root, number, rows), slots)
+    return _where(rows.fresh, begin(setting, epsilon, root, number, rows, tally=tally), slots)
 
 
 def _seeker(keyed, platform, logits_fn, search_fn, points, keys):
@@ -93,7 +100,9 @@ def _prepare(keyed, platform, logits_fn, search_fn, points, keys):
     return _seeker(keyed, platform, logits_fn, search_fn, points, keys)[0]()
 
 
-def _advance(setting, keyed, platform, logits_fn, search_fn, epsilon, slots, limit, floor, made):
+def _advance(
+    setting, keyed, tally, platform, logits_fn, search_fn, epsilon, slots, limit, floor, made
+):
     """Make steps in all slots until `limit`, or until no more than `floor` of them are live.
 
     `made` is of `_prepare`. Returns the slots and i32[1], the number of steps.
@@ -107,7 +116,8 @@ def _advance(setting, keyed, platform, logits_fn, search_fn, epsilon, slots, lim
         count, slots = carry
         keys = functools.partial(_fold, slots.keys, slots.steps)
         asks = lambda points, draw: seeker(points, keys(draw))  # noqa: E731
-        done = advance(machine, asks, slots.state, draws=setting.eot)
+        of = functools.partial(_told, attacks.TALLIES[tally].of, slots.labels) if tally else None
+        done = advance(machine, asks, slots.state, draws=setting.eot, tally=of)
         hit = slots.live & _wrong(done.logits, slots.labels) & (slots.steps >= slots.first)
         if machine.counts is not None:
             hit &= machine.counts(done.asked)
@@ -120,6 +130,7 @@ def _advance(setting, keyed, platform, logits_fn, search_fn, epsilon, slots, lim
         # One wrong draw of a randomised network ends nothing: as in the reference, its run goes on
         # to the end, and its latest wrong point is tried once more.
         over = machine.finished(done.state) | (False if keyed else hit)
+        strongest, excess = _strongest(tally, setting.eot, done, slots)
         return count + 1, Slots(
             state=done.state,
             labels=slots.labels,
@@ -130,6 +141,8 @@ def _advance(setting, keyed, platform, logits_fn, search_fn, epsilon, slots, lim
             steps=slots.steps + slots.live.astype(jnp.int32),
             first=slots.first,
             flat=flat,
+            strongest=strongest,
+            excess=excess,
         )
 
     def goes_on(carry):
@@ -138,6 +151,22 @@ def _advance(setting, keyed, platform, logits_fn, search_fn, epsilon, slots, lim
 
     count, slots = lax.while_loop(goes_on, step, (jnp.zeros_like(floor[0]), slots))
     return slots, count[None]
+
+
+def _told(of, labels, logits):
+    return of(logits, labels)
+
+
+def _strongest(tally, draws, done, slots):
+    """Return the point that most draws of a step call wrong, the latest of equals, and its excess.
+
+    The rule that judges it draws anew, so that it is not the luckiest one which counts.
+    """
+    if not tally:
+        return None, None
+    excess = attacks.TALLIES[tally].excess(done.votes / draws, slots.labels)
+    better = slots.live & (excess >= jnp.maximum(slots.excess, 0))
+    return where(better, done.points, slots.strongest), jnp.where(better, excess, slots.excess)
 
 
 def _network(logits_fn, keyed, platform, precision=None, tiles=False):
@@ -169,7 +198,7 @@ def _wrap(keys):
 
 def _wrong(logits, labels):
     other = jnp.argmax(logits, axis=1).astype(labels.dtype) != labels
-    return other | jnp.any(jnp.isnan(logits), axis=1)  # no answer is no right one
+    return other | ~jnp.all(jnp.isfinite(logits), axis=1)  # no answer is no right one
 
 
 def _zero(gradient):
@@ -188,12 +217,12 @@ class Programs(NamedTuple):
     advance: Callable[..., Any]
 
 
-def programs(mesh: Mesh, setting: Setting, keyed: bool) -> Programs:
-    """Return the programs of an attack on all devices of a mesh; `keyed` as in `engine.Engine`."""
+def programs(mesh: Mesh, setting: Setting, keyed: bool, tally: str = "") -> Programs:
+    """Return the programs of an attack on all devices of a mesh; the rest as in `engine.Engine`."""
     shared, split = PartitionSpec(), PartitionSpec("slots")
-    advance = functools.partial(_advance, setting, keyed, _platform(mesh))
+    advance = functools.partial(_advance, setting, keyed, tally, _platform(mesh))
     specs = (shared, shared, shared, split, shared, split, shared)
-    return Programs(_refill_program(mesh, setting), _spread(mesh, advance, specs))
+    return Programs(_refill_program(mesh, setting, tally), _spread(mesh, advance, specs))
 
 
 def prepare_program(mesh: Mesh, keyed: bool) -> Callable[..., list[Array]]:
@@ -207,10 +236,10 @@ def prepare_program(mesh: Mesh, keyed: bool) -> Callable[..., list[Array]]:
 
 
 @functools.lru_cache(maxsize=64)
-def _refill_program(mesh: Mesh, setting: Setting) -> Callable[..., Slots]:
+def _refill_program(mesh: Mesh, setting: Setting, tally: str) -> Callable[..., Slots]:
     shared, split = PartitionSpec(), PartitionSpec("slots")
     specs = (shared, shared, shared, split, split)
-    return _spread(mesh, functools.partial(_refill, setting), specs)
+    return _spread(mesh, functools.partial(_refill, setting, tally), specs)
 
 
 # XLA's products of matrices on CPU by a library that packs the weights anew in each step take, in a

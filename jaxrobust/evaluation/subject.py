@@ -48,6 +48,7 @@ class Subject:
     arrays_sha256: str | None = None  # the same
     built: named.Built | None = None  # PyTorch's module, of which `with_arrays` makes that function
     slots: int | None = None  # as many as are cheapest for it, by measurement
+    keyed: bool = False  # whether `net` takes keys [B], of which its answers are drawn
 
     def slots_for(self, count: int) -> int | None:
         """Return the slots for that many images; None: the engine's own, as few as there are."""
@@ -272,9 +273,10 @@ def in_jax(subject: Subject, images: np.ndarray) -> Subject:
     return replace(subject, function=own, built=built, slots=slots)
 
 
-def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
+def with_arrays(subject: Subject, *, keyed: bool = False) -> tuple[Subject, Weights]:
     """Return a settled subject whose function has become a network, and its arrays as weights.
 
+    `keyed` is whether the function takes a key for each image too.
     Raises:
       ValueError: it does not give the logits of the data set's classes, with what to do.
     """
@@ -285,7 +287,7 @@ def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
     mesh = sharding.make_mesh()
     with functions.explained(flag, function.name):
         taken = networks.argument(what, function.function, mesh)
-        seen = networks.trace(what, function.function, taken, image, 8, False)
+        seen = networks.trace(what, function.function, taken, image, 8, keyed)
     if seen.classes != sizes.num_classes:
         raise ValueError(
             f"{what} gives {seen.classes} logits, and data set {subject.dataset} has "
@@ -294,11 +296,14 @@ def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
     arrays = {str(number): array for number, array in enumerate(taken.args[0])}
 
     def apply(params, stats, images, *, train=False, key=None):
-        del params, train, key
+        del params, train
         assert function is not None  # held: `taken` does so weakly
-        return taken.func([stats[name] for name in arrays], images), stats
+        drawn = jax.random.split(jax.random.key(0), len(images)) if key is None else key
+        keys = (drawn,) if keyed else ()
+        return taken.func([stats[name] for name in arrays], images, *keys), stats
 
     net = Classifier(lambda key: ({}, {}), apply)
     everywhere = sharding.replicated(mesh)
     weights = Weights({}, jax.device_put(arrays, everywhere))
-    return replace(subject, net=net, arrays_sha256=networks.weights(taken, seen)), weights
+    known = networks.weights(taken, seen)
+    return replace(subject, net=net, arrays_sha256=known, keyed=keyed), weights

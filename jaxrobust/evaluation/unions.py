@@ -49,7 +49,9 @@ def united(
         for name, text in each.get("flags", {}).items()
     }
     replayed = [tried for each in found for tried in each.get("replayed", ())]
+    judged = [each["draws"] | {"one_draw": None} for each in found if each.get("draws")]
     return ({"replayed": replayed} if replayed else {}) | {
+        **({"draws": judged[0]} if judged else {}),
         "attacks": [settings for each in found for settings in each["attacks"]],
         "clean": float(whole.clean.mean()),
         "robust": float(whole.robust.mean()),

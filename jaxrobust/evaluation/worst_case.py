@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks.inputs import check_array, check_radius
-from jaxrobust.evaluation import checks, networks, records
+from jaxrobust.evaluation import checks, doubts, fingerprint, networks, records
 from jaxrobust.evaluation.autoattack import AutoAttackResult, autoattack
-from jaxrobust.evaluation.images import hashed
+from jaxrobust.evaluation.images import clipped, hashed
 from jaxrobust.evaluation.verdicts import Verdicts
 from jaxrobust.runtime import sharding
 from jaxrobust.runtime.progress import say
@@ -49,6 +49,7 @@ class WorstCaseResult(NamedTuple):
         lines.append(
             f"{'worst case':28} {self.robust.mean():8.2%}, 95 % interval {low:.1%} to {high:.1%}"
         )
+        lines += records.said(self.about)
         return "\n".join([*lines, *(f"flag {name}: {text}" for name, text in self.flags.items())])
 
     def record(self, **known: str | None) -> dict[str, Any]:
@@ -91,7 +92,7 @@ def worst_case(
 
     Args:
       logits_fn: see `autoattack`.
-      images: f32[N,H,W,C] in [0, 1].
+      images: f32[N,H,W,C] in [0, 1]; pixels up to 1e-6 outside are clipped.
       labels: i[N].
       radii: of "linf", "l2" and "l1"; default, also of a norm that is not there: those of Tang et
         al. 2022 for images of 32 and of 224 px.
@@ -110,12 +111,14 @@ def worst_case(
     check_array("images", images)
     check_array("labels", labels)
     checks.check_images(np.asarray(images), np.asarray(labels))
-    held, right = np.ascontiguousarray(images, np.float32), np.asarray(labels, np.int32)
+    inside, overshot = clipped(np.asarray(images))
+    held, right = np.ascontiguousarray(inside, np.float32), np.asarray(labels, np.int32)
     if not len(held):
         raise ValueError("there are no images; pass at least one")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: pass an int of at least 1")
     balls = _radii(held.shape[1:], radii or {})
+    known = _answering(logits_fn, held, batch_size)
     found: list[dict[str, Any]] = []
     asked = three_norms.questions(Question(seed=seed), skips=union_only)
     threats = [Threat(norm, balls[norm]) for norm, _ in asked]
@@ -139,6 +142,7 @@ def worst_case(
             seed=seed,
             image_ids=ids.tolist(),
             ledger=ledger,
+            identity=known,
             verbose=verbose,
         )
         found.append(measuring.of_autoattack(whole, threat._asdict()))
@@ -149,10 +153,13 @@ def worst_case(
     own: Verdicts = told["verdicts"]
     about = {key: told[key] for key in ("attacks", "costs")}
     about |= {"image_ids": records.ranges(own.image_ids.tolist())}
+    about |= {"clipped": overshot._asdict()} if overshot else {}
     about |= {"images_sha256": hashed(held, right, own.image_ids)}
     about |= {"fingerprint": whole.about["fingerprint"] | {"images": about["images_sha256"]}}
     own_about = records.told_apart(whole.about)
-    about |= {"evaluation": records.number_of(about | {"parts": parts} | own_about)}
+    about |= {
+        "evaluation": records.number_of(records.told_apart(about | {"parts": parts} | own_about))
+    }
     result = WorstCaseResult(
         clean=own.clean,
         robust=own.robust,
@@ -167,6 +174,28 @@ def worst_case(
     if verbose:
         say(result.table())
     return result
+
+
+def _answering(
+    logits_fn: Callable[..., Array], images: np.ndarray, batch_size: int
+) -> fingerprint.Fingerprint:
+    """Return the fingerprint of a network that gives finite logits.
+
+    Raises:
+      ValueError: it does so for no image.
+    """
+    network = networks.argument("logits_fn", logits_fn, sharding.make_mesh())
+    known = fingerprint.of_network(network, images, each=batch_size)
+    if not known.answers:  # for images like these; so all are looked at, before any is attacked
+        parts = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
+        finite = [
+            checks.answered(
+                np.asarray(network(np.resize(part, (batch_size, *part.shape[1:]))))[: len(part)]
+            )
+            for part in parts
+        ]
+        doubts.check_answers(np.concatenate(finite), (), np.zeros(0))
+    return known
 
 
 def _radii(image: tuple[int, ...], given: Mapping[str, float]) -> dict[str, float]:
@@ -217,7 +246,7 @@ def _stepped(
     def judged(network: Any, *batch: Array) -> dict[str, Array]:
         net = Classifier(lambda key: ({}, {}), lambda params, stats, x: (network(x), stats))
         how: dict[str, Any] = {"net": net, "attack": attack, "dtype": "float32", "norm": ball.norm}
-        return accuracy.judged({}, {}, *batch, **how)
+        return accuracy.judged({}, {}, *batch, moved=True, **how)
 
     for first in range(0, max(len(ids), 1), batch_size):
         which = np.resize(ids[first : first + batch_size], batch_size)  # one shape is compiled

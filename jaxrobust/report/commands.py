@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxrobust.convert import robustbench_entry
 from jaxrobust.data.corruptions import KINDS, SEVERITIES
+from jaxrobust.evaluation import randomised
 from jaxrobust.report import sentences
 from jaxrobust.report.gathered import Evaluation
 from jaxrobust.report.markup import Html, copied, tag
@@ -34,10 +35,21 @@ def evaluate(one: Evaluation, workdir: str | None) -> str:
     if one.images and str(record.get("image_ids")).startswith("0.."):
         words += ["--n", str(one.images)]
     words += _attack(record)
+    words += _judged(record)
     words += ["--seed", str(record.get("seed") or 0)]
     if record.get("search_dtype") == "bfloat16":
         words += ["--search_dtype", "bfloat16"]
     return shlex.join(words)
+
+
+def _judged(record: dict[str, Any]) -> list[str]:
+    """Return the flags of how draws are judged; older versions judged one."""
+    if "rand" not in re.split(r"[ ,]+", str(record.get("method"))):
+        return []
+    how = record.get("draws") or {"rule": randomised.ONE, "draws": 1}
+    return ["--rule", how["rule"]] + (
+        [] if how["rule"] == randomised.ONE else ["--draws", str(how["draws"])]
+    )
 
 
 def _function(function: dict[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.evaluation import checks
+from jaxrobust.evaluation import checks, records
 from jaxrobust.evaluation.verdicts import Verdicts
 from jaxrobust.report import commands, confusion_part, figures, sentences
 from jaxrobust.report.figures import Axis, Line, Row
@@ -47,6 +47,7 @@ def part(
         tag("h3", title(one)),
         None if told else tag("p", sentences.headline(one)),
         tag("ul", [tag("li", text) for text in said], class_="doubts") if said else None,
+        [tag("p", line, class_="note") for line in records.said(one.record)],
         tag("div", drawn, class_="figures"),
         confused,
         _costs(one),

@@ -487,7 +487,10 @@ class VersionsTest(parameterized.TestCase):
         self.assertBetween(expected, 0.02, 0.6)
         # Two samples of 128 images: three standard errors of their difference.
         error = 3 * np.sqrt(2 * expected * (1 - expected) / 128)
-        self.assertAlmostEqual(result.robust.mean(), expected, delta=error)
+        one = result.about["draws"]["one_draw"]
+        self.assertAlmostEqual(one["robust"], expected, delta=error)
+        # Most draws are a milder judge than one, which is asked again after each attack.
+        self.assertGreaterEqual(result.robust.mean(), one["robust"])
 
     def test_rand_needs_a_keyed_network(self):
         with self.assertRaisesRegex(ValueError, r"must take images and keys \[B\]"):
@@ -558,7 +561,7 @@ class SearchTest(parameterized.TestCase):
     def test_all_are_attacked_again_if_one_of_a_sample_falls(self):
         blind = lambda x: jax.lax.stop_gradient(NETS["conv"](x))  # noqa: E731
         settings = {"epsilon": 8 / 255, "attacks": ("apgd-ce",), "n": 40}
-        with mock.patch("jaxrobust.evaluation.cascade._SAMPLE", 4):
+        with mock.patch("jaxrobust.evaluation.sampled._SAMPLE", 4):
             result = quick("conv", search_fn=blind, **settings)
         np.testing.assert_array_equal(result.robust, quick("conv", **settings).robust)
         self.assertRegex(

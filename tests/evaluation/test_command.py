@@ -278,7 +278,11 @@ class RunTest(parameterized.TestCase):
             ("apgd-ce", {"steps": 4, "restarts": 2}, "apgd-ce, steps 4, restarts 2"),
             ("apgd-t", {"targets": 3, "steps": 4}, "apgd-t, steps 4, targets 3"),
             ("apgd-dlr", {"version": "custom", "steps": 2}, "apgd-dlr, custom, steps 2"),
-            ("apgd-ce", {"version": "rand", "steps": 2}, "apgd-ce, rand, steps 2"),
+            (
+                "apgd-ce",
+                {"version": "rand", "steps": 2},
+                "apgd-ce, rand, steps 2, majority of 20 draws",
+            ),
             ("pgd-4", {"relative_step": "1.5"}, "pgd-4, relative_step 1.5"),
         ):
             code, _, said = call(attack=attack, **flags, **more)
@@ -352,7 +356,13 @@ class RunTest(parameterized.TestCase):
         ),
         ({"steps": 3}, "--steps=3 has no effect on --attack=autoattack; name an attack of it"),
         ({"version": "custom"}, "--version=custom needs its attacks: --attack apgd-ce,apgd-t"),
-        ({"version": "rand", "search_dtype": "bfloat16"}, "--version=rand is for the networks"),
+        ({"version": "rand", "search_dtype": "bfloat16"}, "--version=rand searches in float32"),
+        ({"version": "rand", "rule": "most"}, "--rule='most' is unknown; one of majority, mean"),
+        ({"version": "rand", "draws": 0}, "--draws=0: pass an int >= 1"),
+        ({"version": "rand", "rule": "one-draw", "draws": 2}, "leave draws out"),
+        ({"version": "rand", "bundle": "b"}, "answers are fixed, not of --version=rand"),
+        ({"draws": 20}, "--draws=20 judges randomised networks; give --version=rand"),
+        ({"rule": "mean"}, "--rule=mean judges randomised networks; give --version=rand"),
         ({"threat": ["linf"]}, "--threat=linf has no radius; write linf:RADIUS, such as"),
         ({"threat": ["linf:"]}, "--threat=linf: has no radius"),
         ({"threat": ["l3:1"]}, "--threat=l3:1: the norm 'l3' is unknown; one of linf, l2, l1"),
