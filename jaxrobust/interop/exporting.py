@@ -10,7 +10,7 @@ import logging
 import re
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from jaxrobust.types import Array
 _KEPT = ("scaled_dot_product_attention", "silu")  # whose formula here is shorter than PyTorch's
 _MORE = ("grid_sampler_2d",)  # which PyTorch can write with others
 _DROPPED = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator"}
-_CHECKS = ("_assert", "sym_constrain", "_log_api")  # of sizes and types, which compute nothing
+# Of sizes, types and matrices that have no inverse; they compute nothing.
+_CHECKS = ("_assert", "sym_constrain", "_log_api", "_linalg_check_errors")
 _RANDOM = re.compile(r"\b(rand|bernoulli|normal|multinomial|exponential|uniform|native_dropout)")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
@@ -71,6 +72,7 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
     """
     import torch
 
+    watching.check_hooks(module)
     floating = [p.dtype for p in module.parameters() if p.is_floating_point()]
     dtype = floating[0] if floating else torch.float32
     height, width, channels = image
@@ -173,12 +175,13 @@ def read(
             names[spec.arg.name] = spec.target
             arrays[spec.target] = program.constants[spec.target] if held is None else held
     free = Free({name: arrays[key] for name, key in names.items()}, known, _dtype(arrays), double)
-    steps = [*_steps(program.graph, free, random)]
     output = torch.export.graph_signature.OutputKind.USER_OUTPUT
     results = [s.arg for s in program.graph_signature.output_specs if s.kind == output]
     values = [getattr(result, "name", None) for result in results]
-    read = set(filter(None, values)).union(*map(read_by, steps))
-    constants = {name: _array(free.values[name]) for name in read & free.constants}
+    read = set(filter(None, values))
+    steps = _living([*_steps(program.graph, free, random)], read)
+    read = read.union(*map(read_by, steps))
+    constants = {name: _array(free.values[name]) for name in sorted(read & free.constants)}
     own = {name: key for name, key in names.items() if name in read}
     own |= {
         name: COMPUTED + name
@@ -241,11 +244,13 @@ def _unflattened(spec: Any) -> Any:
 def _steps(graph: Any, free: Free, random: bool) -> Iterator[Step]:
     """Yield what is left to compute of images; what no image changes joins what is free."""
     backward: dict[str, Step] = {}  # what is computed of gradients, by the names of the values
+    checks: set[Any] = set()
     for node in graph.nodes:
         if node.op != "call_function":
             continue
         name = _name(node.target)
-        if any(part in name for part in _CHECKS):
+        if _is_check(node, name) or (name == "getitem" and node.args[0] in checks):
+            checks.add(node)
             continue
         if _RANDOM.search(name):
             _check_draw(node, name, random)
@@ -266,6 +271,22 @@ def _steps(graph: Any, free: Free, random: bool) -> Iterator[Step]:
             backward[step.name] = step
         else:
             yield step
+
+
+def _is_check(node: Any, name: str) -> bool:
+    """Tell whether a node computes nothing; one may stand in another, which orders effects."""
+    name = _name(node.args[1]) if name == "with_effects" else name
+    return any(part in name for part in _CHECKS)
+
+
+def _living(steps: Sequence[Step], results: set[str]) -> list[Step]:
+    """Return the steps that a result needs, and all that draw: they are counted."""
+    read, found = set(results), []
+    for step in reversed(steps):
+        if step.name in read or _RANDOM.search(step.operator):
+            found.append(step)
+            read |= read_by(step)
+    return found[::-1]
 
 
 def _check_draw(node: Any, name: str, random: bool) -> None:

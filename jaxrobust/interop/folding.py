@@ -50,6 +50,8 @@ class Free:
         if isinstance(value, torch.Tensor):
             value = value.detach()
             return value.to(self._wide) if value.dtype == self._own else value
+        if isinstance(value, torch.dtype) and value in (torch.uint16, torch.uint32, torch.uint64):
+            return torch.int64  # of the places in `eye`; PyTorch cannot count in the others
         return self._wide if value is self._own else value
 
     def takes(self, node: Any, name: str, rows: Iterable[str]) -> bool:

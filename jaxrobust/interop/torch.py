@@ -36,25 +36,37 @@ class Converted(NamedTuple):
 
 
 def from_module(
-    module: Any, example_images: Any, *, output: str | None = None
+    module: Any,
+    example_images: Any,
+    *,
+    output: str | None = None,
+    compare: bool = True,
 ) -> tuple[jax.tree_util.Partial, dict[str, Array]]:
     """Return a module's network as a function in JAX, and its weights.
 
     Args:
       module: `torch.nn.Module` in eval mode on the CPU, in float32; of images f32[B,C,H,W] in
         [0, 1] it gives logits f32[B,K]. Or a `torch.export.ExportedProgram` of one.
-      example_images: f32[B,H,W,C] as everywhere here, or a tensor [B,C,H,W]; their shape matters.
+      example_images: f32[B,H,W,C] as everywhere here, or a tensor [B,C,H,W]. On the first ones
+        logits and input gradients are compared with PyTorch's; random ones stand for images that
+        are of one value each.
       output: which of several results are the logits: a key, or a place in a tuple such as "0".
         None: the only one that could be.
+      compare: False: believe the conversion, of whose images only the shape matters then.
     Returns:
       `logits_fn`, a `jax.tree_util.Partial` over the weights, of images [B,H,W,C] for any B. It
       computes in the floating type of the weights, and its logits are at least f32. And the weights
       by their names in the module: `jax.tree_util.Partial(logits_fn.func, others)` has others.
+      What is computed of weights alone is one, `computed.NAME`.
     Raises:
-      ValueError: the module is not what is taken, or computes something that has no row; the
-        message names the module's own line.
+      ValueError: the module is not what is taken, computes something that has no row, or gives
+        other logits or gradients than its conversion; the message names the module's own line.
     """
     found = converted(module, _image(example_images), output=output)
+    if compare:
+        from jaxrobust.interop import agreement  # which imports this module
+
+        agreement.check(found, _some(example_images, agreement.FEW))
     return found.logits_fn, found.weights
 
 
@@ -130,6 +142,16 @@ def _output(exported: Any, program: Program, asked: str | None) -> str:
 
 def _shape(shape: Any) -> str:
     return "[" + ", ".join(str(n) if isinstance(n, int) else "B" for n in shape) + "]"
+
+
+def _some(images: Any, count: int) -> np.ndarray:
+    """Return the first of some images as f32[B,H,W,C], or as many random ones of their shape."""
+    arrays = isinstance(images, np.ndarray | jax.Array)
+    first = np.asarray(images[:count] if arrays else images[:count].detach(), np.float32)
+    first = first if arrays else first.transpose(0, 2, 3, 1)
+    if len(first) and first.std((1, 2, 3)).min() > 0:
+        return first
+    return np.random.default_rng(0).random((count, *first.shape[1:]), np.float32)
 
 
 def _image(images: Any) -> tuple[int, int, int]:
