@@ -167,7 +167,8 @@ def origin(given: Given) -> Subject:
     if given.function:
         return subjects.of_function(given.function)
     if given.torch:
-        return subjects.of_torch(given.torch, given.torch_args, given.torch_output)
+        random = given.version == "rand"
+        return subjects.of_torch(given.torch, given.torch_args, given.torch_output, random=random)
     if folder := _folder(given):
         found = subjects.of_folder(folder, given.model, given.options)
     else:

@@ -220,9 +220,10 @@ def _check_choices(asked: Question, subject: Subject) -> None:
             raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(known)}")
         if value != known[0] and not has_effect:
             raise ValueError(f"--{flag}={value} has no effect on --attack={attack}; leave it out")
-    if asked.version == "rand" and (subject.function or asked.search_dtype != "float32"):
+    function = subject.function and not subject.built
+    if asked.version == "rand" and (function or asked.search_dtype != "float32"):
         raise ValueError(
-            "--version=rand is for the networks of this package, in float32; call "
+            "--version=rand is for the networks of this package and of --torch, in float32; call "
             "evaluation.autoattack with version='rand' for a function that takes keys"
         )
     if asked.union_only and not asked.searches:

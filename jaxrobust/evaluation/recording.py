@@ -73,7 +73,9 @@ class Evaluation:
         logits_fn = self.logits_of("float32")
         here = Mesh(np.array(jax.local_devices()[:1]), ("device",))
         network = networks.argument("logits_fn", logits_fn, here)
-        self.fingerprint = fingerprint.of_network(network, self.images, each=self.batch)
+        self.fingerprint = fingerprint.of_network(
+            network, self.images, each=self.batch, keyed=subject.keyed
+        )
         self.questions: dict[str, str] = {}  # number -> hash of what is asked
         self.size: dict[str, int] = {}  # once it is known, to all that asks of this network
         self.given = [path for folder in asked.replay for path in self.replayed(Path(folder))]

@@ -53,6 +53,11 @@ class Subject:
         return self.slots if self.slots and count >= _TURNS * self.slots else None
 
     @property
+    def keyed(self) -> bool:
+        """Tell whether the network takes a key for each image too, of which it draws."""
+        return self.built is not None and self.built.random
+
+    @property
     def flag(self) -> str | None:
         """Return the flag that names a network that is none of ours."""
         return TORCH if self.built else FUNCTION if self.function else None
@@ -62,7 +67,7 @@ class Subject:
         if self.net and self.built:  # which computes in the type of its arrays
             apply = self.net.apply
             return self.net._replace(
-                apply=lambda p, arrays, x: apply(p, cast(arrays, jnp.dtype(dtype)), x)
+                apply=lambda p, arrays, x, **key: apply(p, cast(arrays, jnp.dtype(dtype)), x, **key)
             )
         return self.net or self.network.create(dtype=dtype)
 
@@ -149,13 +154,15 @@ def of_function(name: str) -> Subject:
     return Subject(Network(name), function=functions.find(FUNCTION, name))
 
 
-def of_torch(name: str, arguments: dict[str, Any] | None, output: str | None) -> Subject:
-    """Return what is known of a network in PyTorch.
+def of_torch(
+    name: str, arguments: dict[str, Any] | None, output: str | None, *, random: bool = False
+) -> Subject:
+    """Return what is known of a network in PyTorch, which may draw `random` numbers.
 
     Raises:
       ValueError: see `named.built`.
     """
-    built = named.built(TORCH, name, arguments, output)
+    built = named.built(TORCH, name, arguments, output, random=random)
     return Subject(Network(name), function=built.named, built=built)
 
 
@@ -284,7 +291,7 @@ def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
     mesh = sharding.make_mesh()
     with functions.explained(flag, function.name):
         taken = networks.argument(what, function.function, mesh)
-        seen = networks.trace(what, function.function, taken, image, 8, False)
+        seen = networks.trace(what, function.function, taken, image, 8, subject.keyed)
     if seen.classes != sizes.num_classes:
         raise ValueError(
             f"{what} gives {seen.classes} logits, and data set {subject.dataset} has "
@@ -293,9 +300,10 @@ def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
     arrays = {str(number): array for number, array in enumerate(taken.args[0])}
 
     def apply(params, stats, images, *, train=False, key=None):
-        del params, train, key
+        del params, train
         assert function is not None  # held: `taken` does so weakly
-        return taken.func([stats[name] for name in arrays], images), stats
+        given = (images, key) if subject.keyed else (images,)
+        return taken.func([stats[name] for name in arrays], *given), stats
 
     net = Classifier(lambda key: ({}, {}), apply)
     everywhere = sharding.replicated(mesh)

@@ -15,8 +15,9 @@ import numpy as np
 
 from jaxrobust.interop import exporting
 from jaxrobust.interop import program as programs
+from jaxrobust.interop.drawing import injected
 from jaxrobust.interop.folding import COMPUTED
-from jaxrobust.interop.operators import TABLE
+from jaxrobust.interop.operators import DRAWS, TABLE
 from jaxrobust.interop.torch import Converted
 
 # Of the largest logit, and of the length of the gradient. In float32, rounding in another order of
@@ -204,7 +205,8 @@ def _jax_pass(network: Converted, rewrite: Callable[..., Any]) -> Pass:
 
     @jax.jit
     def both(weights: Any, images: Any, cotangent: Any) -> Any:
-        logits, back = jax.vjp(lambda x: function(weights, x), images)
+        given = _keys(network, len(images))
+        logits, back = jax.vjp(lambda x: function(weights, x, *given), images)
         return logits, back(cotangent)[0]
 
     @functools.cache
@@ -214,11 +216,40 @@ def _jax_pass(network: Converted, rewrite: Callable[..., Any]) -> Pass:
     def one(images: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
         with jax.enable_x64(dtype == "float64"):
             operands = weights(dtype), jnp.asarray(images, dtype)
-            shape = jax.eval_shape(function, *operands)
+            given = _keys(network, len(images))
+            shape = jax.eval_shape(function, *operands, *given)
             found = both(*operands, jnp.asarray(_cotangent(shape.shape), shape.dtype))
             return jax.device_get(found)
 
     return one
+
+
+def _keys(network: Converted, count: int) -> tuple[Any, ...]:
+    """Return the keys [B] of some images, if the network takes any; the first has always one."""
+    if not network.keyed:
+        return ()
+    return (jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(count)),)
+
+
+def _drawing(network: Converted) -> Callable[[np.ndarray, str], list[list[np.ndarray]]]:
+    """Return what gives, for each of some images, all that the network draws, in its order."""
+    program = network.program
+
+    def one(weights: Any, image: Any, key: Any) -> Any:
+        values = programs.run(program, {**TABLE, **DRAWS}, weights, image[None], key)
+        # Dropout gives what it keeps, and where.
+        drawn = (values[name] for name in program.draws)
+        return [value[-1] if isinstance(value, tuple | list) else value for value in drawn]
+
+    each = jax.jit(jax.vmap(one, (None, 0, 0)))
+
+    def drawn(images: np.ndarray, dtype: str) -> list[list[np.ndarray]]:
+        with jax.enable_x64(dtype == "float64"):
+            operands = _weights(network, dtype), jnp.asarray(images, dtype)
+            found = jax.device_get(each(*operands, *_keys(network, len(images))))
+            return [[np.asarray(draw[i]) for draw in found] for i in range(len(images))]
+
+    return drawn
 
 
 def _weights(network: Converted, dtype: str) -> dict[str, Any]:
@@ -226,7 +257,7 @@ def _weights(network: Converted, dtype: str) -> dict[str, Any]:
     if dtype == "float64" and any(key.startswith(COMPUTED) for key in network.weights):
         program = network.program
         return exporting.read(
-            network.exported, single=program.single, random=bool(program.draws), double=True
+            network.exported, single=program.single, random=network.keyed, double=True
         )[1]
     return {key: _cast(array, dtype) for key, array in network.weights.items()}
 
@@ -239,13 +270,21 @@ def _cast(array: Any, dtype: str) -> Any:
 def _torch_pass(network: Converted) -> Pass:
     import torch
 
+    drawing = _drawing(network)
+
     @functools.cache
     def module(dtype: str) -> Any:
         if dtype == "float32":
             return network.module
         return copy.deepcopy(network.module).double()
 
-    def logits_of(net: Any, x: Any) -> Any:
+    def logits_of(net: Any, x: Any, images: np.ndarray, dtype: str) -> Any:
+        if network.program.draws:
+            found = []
+            for row, drawn in zip(x, drawing(images, dtype), strict=True):
+                with injected(drawn):
+                    found.append(_chosen(net(row[None]), network.output))
+            return torch.cat(found)
         if network.program.single:
             return torch.cat([_chosen(net(row[None]), network.output) for row in x])
         return _chosen(net(x), network.output)
@@ -253,7 +292,8 @@ def _torch_pass(network: Converted) -> Pass:
     def one(images: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
         nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         x = torch.from_numpy(nchw).to(getattr(torch, dtype)).requires_grad_()
-        logits = logits_of(module(dtype), x.clone())  # which a module may change in place
+        # A module may change its images in place.
+        logits = logits_of(module(dtype), x.clone(), images, dtype)
         cotangent = torch.from_numpy(_cotangent(tuple(logits.shape))).to(logits.dtype)
         (gradient,) = torch.autograd.grad(logits, x, cotangent)
         return logits.detach().numpy(), gradient.numpy().transpose(0, 2, 3, 1)

@@ -18,28 +18,38 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.interop import gradients, watching
+from jaxrobust.interop.drawing import draws, drops, is_draw, refusal
 from jaxrobust.interop.folding import COMPUTED, Free
-from jaxrobust.interop.operators import TABLE
+from jaxrobust.interop.operators import DRAWS, TABLE
 from jaxrobust.interop.program import OWN, Kind, Of, Program, Step, names_in, read_by
 from jaxrobust.types import Array
 
-_KEPT = ("scaled_dot_product_attention", "silu")  # whose formula here is shorter than PyTorch's
+# Whose formula here is shorter than PyTorch's, and what is drawn at once.
+_KEPT = ("scaled_dot_product_attention", "silu", "bernoulli")
 _MORE = ("grid_sampler_2d",)  # which PyTorch can write with others
 _DROPPED = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator"}
 # Of sizes, types and matrices that have no inverse; they compute nothing.
 _CHECKS = ("_assert", "sym_constrain", "_log_api", "_linalg_check_errors")
-_RANDOM = re.compile(r"\b(rand|bernoulli|normal|multinomial|exponential|uniform|native_dropout)")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
-def check(module: Any) -> None:
-    """Raise `ValueError` unless a module is in eval mode, on the CPU, and in float32."""
+def check(module: Any, *, random: bool = False) -> None:
+    """Raise `ValueError` unless a module is in eval mode, on the CPU, and in float32.
+
+    If it may draw random numbers, its dropout may be in training mode, but no layer whose
+    statistics are those of a batch then.
+    """
     import torch
 
     if not isinstance(module, torch.nn.Module):
         what = "a state dict" if isinstance(module, dict) else f"a {type(module).__name__}"
         raise ValueError(f"it is {what}, no torch.nn.Module; return the module with its weights")
-    training = [name or "it" for name, part in module.named_modules() if part.training]
+    of_a_batch = torch.nn.modules.batchnorm._NormBase
+    training = [
+        name or "it"
+        for name, part in module.named_modules()
+        if part.training and (not random or isinstance(part, of_a_batch))
+    ]
     if training:
         raise ValueError(f"{_named(training)} is in training mode; call module.eval() first")
     arrays = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -141,7 +151,8 @@ def decomposed(program: Any) -> Any:
     more = [getattr(torch.ops.aten, name) for name in _MORE]
     table.update(torch._decomp.get_decompositions(more))
     for name in _KEPT:
-        table.pop(getattr(torch.ops.aten, name).default, None)
+        if not any(drops(node) for node in program.graph.nodes):
+            table.pop(getattr(torch.ops.aten, name).default, None)
     with _quietly():
         return gradients.kept(program).run_decompositions(table)
 
@@ -197,7 +208,7 @@ def read(
         results=dict(zip(_paths(program), values, strict=True)),
         dtype=_dtype(arrays),
         single=single,
-        draws=tuple(step.name for step in steps if _RANDOM.search(step.operator)),
+        draws=tuple(step.name for step in steps if is_draw(step.operator)),
     ), weights
 
 
@@ -252,14 +263,15 @@ def _steps(graph: Any, free: Free, random: bool) -> Iterator[Step]:
         if _is_check(node, name) or (name == "getitem" and node.args[0] in checks):
             checks.add(node)
             continue
-        if _RANDOM.search(name):
-            _check_draw(node, name, random)
+        if drawn := draws(node, name):
+            if not random:
+                raise ValueError(refusal(line(node), name))
         elif free.takes(node, name, TABLE):
             continue
         if name == gradients.HOLE:
             backward[node.name] = Step(node.name, name, (), {}, line(node))
             continue
-        if name not in TABLE and name not in ("getitem", OWN):
+        if name not in (DRAWS if drawn else TABLE) and name not in ("getitem", OWN):
             raise ValueError(
                 f"{line(node)}: PyTorch's operator {name} has no row in "
                 "jaxrobust/interop/operators; write it with others, or add the row"
@@ -283,21 +295,10 @@ def _living(steps: Sequence[Step], results: set[str]) -> list[Step]:
     """Return the steps that a result needs, and all that draw: they are counted."""
     read, found = set(results), []
     for step in reversed(steps):
-        if step.name in read or _RANDOM.search(step.operator):
+        if step.name in read or is_draw(step.operator):
             found.append(step)
             read |= read_by(step)
     return found[::-1]
-
-
-def _check_draw(node: Any, name: str, random: bool) -> None:
-    """Raise `ValueError` unless random numbers may be drawn, and a row says how."""
-    if not random:
-        raise ValueError(
-            f"{line(node)}: {name} draws random numbers in eval mode, and attacks on what is "
-            "never the same twice say little; make it a function of the images, or, where a "
-            "randomised defence is meant, give --version=rand (in a program: "
-            "from_module(..., random=True)), which makes the draws a function of a key"
-        )
 
 
 def _needed(step: Step, backward: dict[str, Step]) -> tuple[Step, ...]:
@@ -345,6 +346,8 @@ def _step(node: Any, name: str, free: Free) -> Step:
         if argument.name in _DROPPED:
             continue
         value = node.kwargs.get(argument.name, argument.default_value)
+        if argument.name == "dtype" and isinstance(value, int):  # long, as PyTorch counts types
+            value = None
         value = read(node.args[place] if place < len(node.args) else value)
         if argument.kwarg_only:
             named[argument.name] = value

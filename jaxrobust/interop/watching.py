@@ -82,7 +82,7 @@ def watched(module: Any, images: Any) -> Watched:
     with torch.no_grad():
         module(images.clone())
     images = images.clone().requires_grad_()
-    with _calls_noted(seen.functions), _around(module, lambda given: _Noting(seen.answers, given)):
+    with _calls_noted(seen.functions), _around(module, lambda given: _noting(seen.answers, given)):
         module(images.clone())
     return seen
 
@@ -94,7 +94,7 @@ def answering(module: Any, seen: Watched) -> Iterator[None]:
     def inside(given: Any) -> Any:
         stack = contextlib.ExitStack()
         stack.enter_context(gradients.written_down())
-        stack.enter_context(_Answering(seen.answers))
+        stack.enter_context(_answering(seen.answers))
         return stack
 
     with _around(module, inside):
@@ -141,81 +141,77 @@ def _calls_noted(names: list[str]) -> Iterator[None]:
         base.apply = there  # type: ignore[method-assign]
 
 
-def _modes() -> tuple[Any, Any]:
-    """Return the classes of both modes; PyTorch is imported when they are needed."""
+def _tensors(*values: Any) -> list[Any]:
     import torch
-    from torch.overrides import TorchFunctionMode
     from torch.utils._pytree import tree_leaves
 
-    def tensors(*values: Any) -> list[Any]:
-        return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
-    def storage(tensor: Any) -> Any:
+
+class _Moved:
+    """What depends on the images: all tensors that share memory with what does."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, Any] = {}  # held, so that no other tensor takes its place
+
+    def _storage(self, tensor: Any) -> tuple[int, Any]:
         try:
-            return tensor.untyped_storage()
+            storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):  # it has none
-            return tensor
+            return id(tensor), tensor
+        return storage._cdata, storage
 
-    def place(held: Any) -> int:
-        return getattr(held, "_cdata", id(held))
+    def add(self, *values: Any) -> None:
+        self._held.update(map(self._storage, _tensors(*values)))
+
+    def any(self, *values: Any) -> bool:
+        return any(self._storage(tensor)[0] in self._held for tensor in _tensors(*values))
+
+
+def _noting(answers: list[Answer], given: Any) -> Any:
+    """Return a mode that notes questions, in a pass that is given the images."""
+    from torch.overrides import TorchFunctionMode
+
+    answers.clear()
+    moved = _Moved()
+    moved.add(given)
 
     class Noting(TorchFunctionMode):  # type: ignore[misc]
-        """Note questions, and what depends on the images: all that shares memory with it."""
-
-        def __init__(self, answers: list[Answer], given: Any) -> None:
-            super().__init__()
-            self.answers, self.moved = answers, {}
-            self.answers.clear()
-            self.mark(given)
-
-        def mark(self, values: Any) -> None:
-            for tensor in tensors(values):
-                held = storage(tensor)  # held, so that no other tensor takes its place
-                self.moved[place(held)] = held
-
-        def moves(self, values: Any) -> bool:
-            return any(place(storage(tensor)) in self.moved for tensor in tensors(values))
-
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-            moves = self.moves((args, kwargs))
+            moves = moved.any(args, kwargs)
             if name == "register_hook" and moves:
                 raise Refused(f"{_caller()}a tensor gets a hook of its gradient; {_INSTEAD}")
             found = func(*args, **kwargs)
             if name in _QUESTIONS:
-                self.answers.append(Answer(name, not moves, copy.copy(found)))
+                answers.append(Answer(name, not moves, copy.copy(found)))
             if moves:
-                in_place = name.endswith("_") or "out" in kwargs
-                self.mark((found, args[:1] if in_place else (), kwargs.get("out")))
+                in_place = name.endswith("_")
+                moved.add(found, args[:1] if in_place else (), kwargs.get("out"))
             return found
 
+    return Noting()
+
+
+def _answering(answers: list[Answer]) -> Any:
+    """Return a mode that answers the same questions, in the same order."""
+    from torch.overrides import TorchFunctionMode
+
+    left = iter(answers)
+
     class Answering(TorchFunctionMode):  # type: ignore[misc]
-        """Answer the same questions in the same order."""
-
-        def __init__(self, answers: list[Answer]) -> None:
-            super().__init__()
-            self.answers = iter(answers)
-
         def __torch_function__(
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             if (name := getattr(func, "__name__", "")) in _QUESTIONS:
-                known = next(self.answers, None)
+                known = next(left, None)
                 if known and known.fixed and known.question == name:
                     return copy.copy(known.answer)
             return func(*args, **(kwargs or {}))
 
-    return Noting, Answering
-
-
-def _Noting(answers: list[Answer], given: Any) -> Any:
-    return _modes()[0](answers, given)
-
-
-def _Answering(answers: list[Answer]) -> Any:
-    return _modes()[1](answers)
+    return Answering()
 
 
 def _caller() -> str:
