@@ -302,6 +302,8 @@ def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
     def apply(params, stats, images, *, train=False, key=None):
         del params, train
         assert function is not None  # held: `taken` does so weakly
+        if subject.keyed and key is None:  # of whoever counts what is computed
+            key = jax.random.split(jax.random.key(0), len(images))
         given = (images, key) if subject.keyed else (images,)
         return taken.func([stats[name] for name in arrays], *given), stats
 
