@@ -3,6 +3,7 @@
 Needs PyTorch, imported inside of functions only.
 """
 
+import contextlib
 import copy
 import functools
 import time
@@ -101,6 +102,9 @@ def _checked(
     if not all(value < bar for value, bar in zip(found, bars, strict=True)):  # NaN too
         _check_exactly(network, ours, exact, images, found)
     _check_alone(images, rounded, theirs, bars)
+    if network.program.single and not network.program.draws:
+        with contextlib.suppress(RuntimeError):  # it cannot take several at once
+            _check_alone(images, rounded, _torch_pass(network, at_once=True), bars)
     return found
 
 
@@ -164,7 +168,8 @@ def _check_exactly(
     off = _largest(logits, exact[0]), _length(gradient, exact[1])
     if off[0] < LOGITS["float64"] and off[1] < GRADIENTS["float64"]:
         return
-    first = first_difference(network, images[:2])
+    # What is drawn is PyTorch's own there.
+    first = None if network.program.draws else first_difference(network, images[:2])
     raise ValueError(
         f"JAX and PyTorch differ: logits by {found[0]:.1e} of the largest in float32 and "
         f"{off[0]:.1e} in float64, input gradients by {found[1]:.1e} and {off[1]:.1e}. "
@@ -267,7 +272,10 @@ def _cast(array: Any, dtype: str) -> Any:
     return jnp.asarray(np.asarray(array), dtype) if floating else array
 
 
-def _torch_pass(network: Converted) -> Pass:
+def _torch_pass(network: Converted, at_once: bool = False) -> Pass:
+    """Return PyTorch's pass: of one image at a time, where that is what the program takes, unless
+    all are to be passed `at_once`.
+    """
     import torch
 
     drawing = _drawing(network)
@@ -285,7 +293,7 @@ def _torch_pass(network: Converted) -> Pass:
                 with injected(drawn):
                     found.append(_chosen(net(row[None]), network.output))
             return torch.cat(found)
-        if network.program.single:
+        if network.program.single and not at_once:
             return torch.cat([_chosen(net(row[None]), network.output) for row in x])
         return _chosen(net(x), network.output)
 
