@@ -125,7 +125,8 @@ def _applied(cls: Any, *operands: Any) -> Any:
     with torch.no_grad():
         holes = iter([torch.ops.jaxrobust.hole(o) for o in mine])
         held = [next(holes) if any(o is m for m in mine) else _zero(o) for o in outputs]
-        given = cls.backward(context, *held)
+        # Copies: what a method such as `contiguous` gives back as it is would take a hole's name.
+        given = cls.backward(context, *(None if hole is None else hole.clone() for hole in held))
         given = given if isinstance(given, tuple | list) else (given,)
         taken = [
             (operand, _fitted(gradient, operand))
@@ -175,7 +176,7 @@ def _fitted(gradient: Any, operand: Any) -> Any:
     """Return a gradient in the shape and type of what it is the gradient of, as PyTorch does."""
     if gradient.shape != operand.shape:
         gradient = gradient.sum_to_size(operand.shape)
-    return gradient.to(operand.dtype)
+    return gradient if gradient.dtype == operand.dtype else gradient.to(operand.dtype)
 
 
 # --- What PyTorch's export says ---
@@ -250,6 +251,9 @@ def _inline(module: Any, region: Any) -> None:
                 continue
             if not enabled:
                 _check_in_place(node, values, places)
+                if _gives_itself(node):
+                    values[node] = values[node.args[0]]
+                    continue
             new = values[node] = graph.node_copy(node, lambda each: values[each])
             if node.op == "get_attr":
                 new.target = f"{body.target}_{node.target}"
@@ -276,6 +280,16 @@ def _inline(module: Any, region: Any) -> None:
     graph.erase_node(region)
     if not body.users:
         graph.erase_node(body)
+
+
+def _gives_itself(node: Any) -> bool:
+    """Tell whether a node gives the very tensor that it takes, which keeps its gradient then."""
+    name = _name(node)
+    if not name.startswith(("aten.to.", "aten.contiguous.")):
+        return False
+    taken, given = node.args[0].meta["val"], node.meta["val"]
+    as_it_is = "contiguous" not in name or taken.is_contiguous()
+    return as_it_is and taken.dtype == given.dtype and True not in node.args[1:]
 
 
 def _check_in_place(node: Any, values: dict[Any, Any], places: list[Any]) -> None:

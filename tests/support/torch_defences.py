@@ -32,6 +32,7 @@ class Clipped(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient):
         (x,) = ctx.saved_tensors
+        gradient = gradient.contiguous().to(x.dtype)
         return (gradient * (x.abs() < ctx.width)).clamp(-0.2, 0.2), None
 
 
@@ -92,6 +93,7 @@ def _normalised(x):
 
 def _grad_on_again(x):
     with torch.no_grad():
+        x = x.contiguous().to(x.dtype)  # which is x
         fixed = x.tanh()
         with torch.enable_grad():
             moving = x.square()
