@@ -166,10 +166,11 @@ def origin(given: Given) -> Subject:
     """Return what is known of the network that checked flags name."""
     if given.workdir:
         return subjects.of_run(Path(given.workdir), given.phase)
+    random = given.version == "rand"
     if given.function:
-        return subjects.of_function(given.function)
+        return subjects.of_function(given.function, random=random)
     if given.torch:
-        return subjects.of_torch(given.torch, given.torch_args, given.torch_output)
+        return subjects.of_torch(given.torch, given.torch_args, given.torch_output, random=random)
     if folder := _folder(given):
         found = subjects.of_folder(folder, given.model, given.options)
     else:
@@ -226,7 +227,7 @@ def weights(
         images = _some(subject, source, given)
         return None, *subjects.with_arrays(subjects.in_jax(subject, images))
     if given.function:
-        return None, *subjects.with_arrays(subject, keyed=given.version == "rand")
+        return None, *subjects.with_arrays(subject)
     which, network, found = subjects.file_weights(subject.network, Path(str(given.weights)))
     return which, replace(subject, network=network), found
 

@@ -20,7 +20,7 @@ from jaxrobust.evaluation.subject import Subject
 from jaxrobust.evaluation.verdicts import Verdicts
 from jaxrobust.models.inputs import cast
 from jaxrobust.runtime import sharding
-from jaxrobust.types import Attack, Weights
+from jaxrobust.types import Attack, Classifier, Weights
 
 LogitsOf = Callable[[str], Any]  # compute type -> logits_fn
 
@@ -36,13 +36,19 @@ def networks_of(subject: Subject, weights: Weights) -> LogitsOf:
         if dtype not in made:
             net = subject.create(dtype)
             params = cast(weights.params, jnp.dtype(dtype))
-            apply = (lambda *p: net.apply(*p[:3], key=p[3])[0]) if subject.keyed else None
-            made[dtype] = jax.tree_util.Partial(
-                apply or (lambda *p: net.apply(*p)[0]), params, weights.stats
-            )
+            apply = _with_keys if subject.keyed else _plain
+            made[dtype] = jax.tree_util.Partial(apply(net), params, weights.stats)
         return made[dtype]
 
     return logits_fn
+
+
+def _plain(net: Classifier) -> Any:
+    return lambda *given: net.apply(*given)[0]
+
+
+def _with_keys(net: Classifier) -> Any:
+    return lambda *given: net.apply(*given[:-1], key=given[-1])[0]
 
 
 def searched(

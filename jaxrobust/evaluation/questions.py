@@ -261,10 +261,6 @@ def _check_draws(asked: Question, subject: Subject) -> None:
         return
     if asked.search_dtype != "float32":
         raise ValueError("--version=rand searches in float32; leave --search_dtype out")
-    if subject.function and not subject.keyed:
-        raise ValueError(
-            "--version=rand takes a network of this package, or a --function of images and keys"
-        )
     try:
         randomised.verdict(asked.rule, asked.draws)
     except ValueError as error:

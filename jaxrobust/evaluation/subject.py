@@ -48,7 +48,7 @@ class Subject:
     arrays_sha256: str | None = None  # the same
     built: named.Built | None = None  # PyTorch's module, of which `with_arrays` makes that function
     slots: int | None = None  # as many as are cheapest for it, by measurement
-    keyed: bool = False  # whether `net` takes keys [B], of which its answers are drawn
+    keyed: bool = False  # whether it takes a key for each image too, of which it draws
 
     def slots_for(self, count: int) -> int | None:
         """Return the slots for that many images; None: the engine's own, as few as there are."""
@@ -64,7 +64,7 @@ class Subject:
         if self.net and self.built:  # which computes in the type of its arrays
             apply = self.net.apply
             return self.net._replace(
-                apply=lambda p, arrays, x: apply(p, cast(arrays, jnp.dtype(dtype)), x)
+                apply=lambda p, arrays, x, **key: apply(p, cast(arrays, jnp.dtype(dtype)), x, **key)
             )
         return self.net or self.network.create(dtype=dtype)
 
@@ -142,23 +142,25 @@ def of_folder(folder: Path, name: str | None, given: dict[str, Any] | None) -> S
     )
 
 
-def of_function(name: str) -> Subject:
-    """Return what is known of a function of images.
+def of_function(name: str, *, random: bool = False) -> Subject:
+    """Return what is known of a function of images, or of images and keys if it is `random`.
 
     Raises:
       ValueError: see `functions.find`.
     """
-    return Subject(Network(name), function=functions.find(FUNCTION, name))
+    return Subject(Network(name), function=functions.find(FUNCTION, name), keyed=random)
 
 
-def of_torch(name: str, arguments: dict[str, Any] | None, output: str | None) -> Subject:
-    """Return what is known of a network in PyTorch.
+def of_torch(
+    name: str, arguments: dict[str, Any] | None, output: str | None, *, random: bool = False
+) -> Subject:
+    """Return what is known of a network in PyTorch, which may draw `random` numbers.
 
     Raises:
       ValueError: see `named.built`.
     """
-    built = named.built(TORCH, name, arguments, output)
-    return Subject(Network(name), function=built.named, built=built)
+    built = named.built(TORCH, name, arguments, output, random=random)
+    return Subject(Network(name), function=built.named, built=built, keyed=random)
 
 
 _IMAGENET = re.compile(r"(tfds:)?imagenet2012\b")
@@ -273,10 +275,9 @@ def in_jax(subject: Subject, images: np.ndarray) -> Subject:
     return replace(subject, function=own, built=built, slots=slots)
 
 
-def with_arrays(subject: Subject, *, keyed: bool = False) -> tuple[Subject, Weights]:
+def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
     """Return a settled subject whose function has become a network, and its arrays as weights.
 
-    `keyed` is whether the function takes a key for each image too.
     Raises:
       ValueError: it does not give the logits of the data set's classes, with what to do.
     """
@@ -287,7 +288,7 @@ def with_arrays(subject: Subject, *, keyed: bool = False) -> tuple[Subject, Weig
     mesh = sharding.make_mesh()
     with functions.explained(flag, function.name):
         taken = networks.argument(what, function.function, mesh)
-        seen = networks.trace(what, function.function, taken, image, 8, keyed)
+        seen = networks.trace(what, function.function, taken, image, 8, subject.keyed)
     if seen.classes != sizes.num_classes:
         raise ValueError(
             f"{what} gives {seen.classes} logits, and data set {subject.dataset} has "
@@ -298,12 +299,13 @@ def with_arrays(subject: Subject, *, keyed: bool = False) -> tuple[Subject, Weig
     def apply(params, stats, images, *, train=False, key=None):
         del params, train
         assert function is not None  # held: `taken` does so weakly
-        drawn = jax.random.split(jax.random.key(0), len(images)) if key is None else key
-        keys = (drawn,) if keyed else ()
-        return taken.func([stats[name] for name in arrays], images, *keys), stats
+        if subject.keyed and key is None:  # of whoever counts what is computed
+            key = jax.random.split(jax.random.key(0), len(images))
+        given = (images, key) if subject.keyed else (images,)
+        return taken.func([stats[name] for name in arrays], *given), stats
 
     net = Classifier(lambda key: ({}, {}), apply)
     everywhere = sharding.replicated(mesh)
     weights = Weights({}, jax.device_put(arrays, everywhere))
     known = networks.weights(taken, seen)
-    return replace(subject, net=net, arrays_sha256=known, keyed=keyed), weights
+    return replace(subject, net=net, arrays_sha256=known), weights

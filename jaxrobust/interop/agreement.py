@@ -3,6 +3,7 @@
 Needs PyTorch, imported inside of functions only.
 """
 
+import contextlib
 import copy
 import functools
 import time
@@ -13,15 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust.interop import exporting
 from jaxrobust.interop import program as programs
-from jaxrobust.interop.operators import TABLE
+from jaxrobust.interop.drawing import injected
+from jaxrobust.interop.folding import COMPUTED
+from jaxrobust.interop.operators import DRAWS, TABLE
 from jaxrobust.interop.torch import Converted
 
 # Of the largest logit, and of the length of the gradient. In float32, rounding in another order of
 # the sums may be larger for some weights: then twice PyTorch's own error against its float64, and
-# four times for gradients, where a unit at its kink may go to either side.
-LOGITS = {"float32": 1e-5, "float64": 1e-9}
-GRADIENTS = {"float32": 1e-4, "float64": 1e-7}
+# four times for gradients, where a unit at its kink may go to either side; but no more than the
+# widest, beyond which float64 decides.
+LOGITS = {"float32": 1e-5, "float64": 1e-9, "widest": 1e-4}
+GRADIENTS = {"float32": 1e-4, "float64": 1e-7, "widest": 1e-2}
+_AGAIN = (1e-6, 1e-5)  # the same of two passes on the same images, which are most often equal
 FEW = 8  # images to compare, since a pass in float64 may follow, and the engine's slots on a CPU
 DISPATCH = 0.01  # seconds: shorter passes measure Python, which the attacks' loops leave out
 _CHEAPER = 0.9  # of the seconds that an image takes, beyond what a noisy machine may say
@@ -53,31 +59,92 @@ class Agreement(NamedTuple):
 def compared(
     network: Converted, images: np.ndarray, rewrite: Callable[..., Any] = lambda function: function
 ) -> Agreement:
-    """Return how well both sides agree on images f32[B,H,W,C].
+    """Return how well both sides agree on images f32[B,H,W,C], and how long they take.
 
     Args:
       network: see `Converted`.
       images: real ones: few, since a pass in float64 may follow.
       rewrite: what the evaluation does with a network's function on this platform.
     Raises:
-      ValueError: they do not; the message names the first operator whose values differ.
+      ValueError: see `check`.
     """
     theirs, ours = _torch_pass(network), _jax_pass(network, rewrite)
-    logits, gradient = ours(images, "float32")
+    found = _checked(network, images, theirs, ours)
+    seconds = _seconds(ours, images), _seconds(theirs, images)
+    return Agreement(len(images), *found, seconds, _at_once(ours, images, seconds[0]))
+
+
+def check(network: Converted, images: np.ndarray) -> tuple[float, float]:
+    """Return by how much logits and input gradients of both sides differ on images f32[B,H,W,C].
+
+    Raises:
+      ValueError: the module is no function of each image alone, or the two sides differ; the
+        message names the first operator whose values do.
+    """
+    return _checked(network, images, _torch_pass(network), _jax_pass(network, lambda f: f))
+
+
+def _checked(
+    network: Converted, images: np.ndarray, theirs: Pass, ours: Pass
+) -> tuple[float, float]:
     rounded = theirs(images, "float32")
+    _check_again(rounded, theirs(images, "float32"))
+    logits, gradient = ours(images, "float32")
     try:
         exact = theirs(images, "float64")
     except RuntimeError:  # code that says float32
         exact = rounded
-    bars = [
-        max(LOGITS["float32"], 2 * _largest(rounded[0], exact[0])),
-        max(GRADIENTS["float32"], 4 * _length(rounded[1], exact[1])),
-    ]
-    found = [_largest(logits, exact[0]), _length(gradient, exact[1])]
+    bars = (
+        _bar(LOGITS, 2 * _largest(rounded[0], exact[0])),
+        _bar(GRADIENTS, 4 * _length(rounded[1], exact[1])),
+    )
+    found = _largest(logits, exact[0]), _length(gradient, exact[1])
     if not all(value < bar for value, bar in zip(found, bars, strict=True)):  # NaN too
         _check_exactly(network, ours, exact, images, found)
-    seconds = _seconds(ours, images), _seconds(theirs, images)
-    return Agreement(len(images), found[0], found[1], seconds, _at_once(ours, images, seconds[0]))
+    _check_alone(images, rounded, theirs, bars)
+    if network.program.single and not network.program.draws:
+        with contextlib.suppress(RuntimeError):  # it cannot take several at once
+            _check_alone(images, rounded, _torch_pass(network, at_once=True), bars)
+    return found
+
+
+def _bar(limits: dict[str, float], own: float) -> float:
+    """Return what two sides may differ by, when PyTorch's own rounding is `own`."""
+    return max(limits["float32"], min(own, limits["widest"]))
+
+
+def _check_again(first: Any, second: Any) -> None:
+    """Raise `ValueError` unless two passes on the same images are equal to rounding."""
+    apart = _largest(second[0], first[0]), _length(second[1], first[1])
+    if any(value > limit for value, limit in zip(apart, _AGAIN, strict=True)):
+        raise ValueError(
+            f"two passes of PyTorch's module on the same images differ: logits by {apart[0]:.1e} "
+            f"of the largest, input gradients by {apart[1]:.1e}. It draws random numbers that "
+            "torch.export does not see (NumPy's, or Python's), or keeps something from pass to "
+            "pass; draw with PyTorch (torch.randn_like) and give --version=rand if the draws are "
+            "the defence, else make it a function of the images"
+        )
+
+
+def _check_alone(images: np.ndarray, all_of: Any, theirs: Pass, bars: tuple[float, float]) -> None:
+    """Raise `ValueError` where logits or gradients of an image depend on its batch.
+
+    Another number of images than before is passed: half of them, or twice as many if there is one.
+    """
+    some = max(1, len(images) // 2)
+    other = images[:some] if len(images) > 1 else np.concatenate([images, images[:, ::-1]])
+    few = theirs(other, "float32")
+    apart = (
+        _largest(few[0][:some], all_of[0][:some]),
+        _length(few[1][:some], all_of[1][:some]),
+    )
+    if not all(value < bar for value, bar in zip(apart, bars, strict=True)):
+        raise ValueError(
+            f"what PyTorch's module gives for an image depends on the others of its batch: of "
+            f"{len(images)} images and of {len(other)}, the same have logits that differ by "
+            f"{apart[0]:.1e} of the largest, and input gradients by {apart[1]:.1e}. An attack "
+            "fills its batches otherwise than a defender; compute each image by itself"
+        )
 
 
 def _at_once(one: Pass, images: np.ndarray, seconds: float) -> int:
@@ -94,14 +161,15 @@ def _at_once(one: Pass, images: np.ndarray, seconds: float) -> int:
 
 
 def _check_exactly(
-    network: Converted, ours: Pass, exact: Any, images: np.ndarray, found: list[float]
+    network: Converted, ours: Pass, exact: Any, images: np.ndarray, found: tuple[float, float]
 ) -> None:
     """Raise `ValueError` unless what differs in float32 is equal in float64."""
     logits, gradient = ours(images, "float64")
     off = _largest(logits, exact[0]), _length(gradient, exact[1])
     if off[0] < LOGITS["float64"] and off[1] < GRADIENTS["float64"]:
         return
-    first = first_difference(network, images[:2])
+    # What is drawn is PyTorch's own there.
+    first = None if network.program.draws else first_difference(network, images[:2])
     raise ValueError(
         f"JAX and PyTorch differ: logits by {found[0]:.1e} of the largest in float32 and "
         f"{off[0]:.1e} in float64, input gradients by {found[1]:.1e} and {off[1]:.1e}. "
@@ -142,21 +210,61 @@ def _jax_pass(network: Converted, rewrite: Callable[..., Any]) -> Pass:
 
     @jax.jit
     def both(weights: Any, images: Any, cotangent: Any) -> Any:
-        logits, back = jax.vjp(lambda x: function(weights, x), images)
+        given = _keys(network, len(images))
+        logits, back = jax.vjp(lambda x: function(weights, x, *given), images)
         return logits, back(cotangent)[0]
 
     @functools.cache
     def weights(dtype: str) -> Any:
-        return {key: _cast(array, dtype) for key, array in network.weights.items()}
+        return _weights(network, dtype)
 
     def one(images: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
         with jax.enable_x64(dtype == "float64"):
             operands = weights(dtype), jnp.asarray(images, dtype)
-            shape = jax.eval_shape(function, *operands)
+            given = _keys(network, len(images))
+            shape = jax.eval_shape(function, *operands, *given)
             found = both(*operands, jnp.asarray(_cotangent(shape.shape), shape.dtype))
             return jax.device_get(found)
 
     return one
+
+
+def _keys(network: Converted, count: int) -> tuple[Any, ...]:
+    """Return the keys [B] of some images, if the network takes any; the first has always one."""
+    if not network.keyed:
+        return ()
+    return (jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), jnp.arange(count)),)
+
+
+def _drawing(network: Converted) -> Callable[[np.ndarray, str], list[list[np.ndarray]]]:
+    """Return what gives, for each of some images, all that the network draws, in its order."""
+    program = network.program
+
+    def one(weights: Any, image: Any, key: Any) -> Any:
+        values = programs.run(program, {**TABLE, **DRAWS}, weights, image[None], key)
+        # Dropout gives what it keeps, and where.
+        drawn = (values[name] for name in program.draws)
+        return [value[-1] if isinstance(value, tuple | list) else value for value in drawn]
+
+    each = jax.jit(jax.vmap(one, (None, 0, 0)))
+
+    def drawn(images: np.ndarray, dtype: str) -> list[list[np.ndarray]]:
+        with jax.enable_x64(dtype == "float64"):
+            operands = _weights(network, dtype), jnp.asarray(images, dtype)
+            found = jax.device_get(each(*operands, *_keys(network, len(images))))
+            return [[np.asarray(draw[i]) for draw in found] for i in range(len(images))]
+
+    return drawn
+
+
+def _weights(network: Converted, dtype: str) -> dict[str, Any]:
+    """Return weights in a type; what is computed of them is computed anew in float64."""
+    if dtype == "float64" and any(key.startswith(COMPUTED) for key in network.weights):
+        program = network.program
+        return exporting.read(
+            network.exported, single=program.single, random=network.keyed, double=True
+        )[1]
+    return {key: _cast(array, dtype) for key, array in network.weights.items()}
 
 
 def _cast(array: Any, dtype: str) -> Any:
@@ -164,8 +272,13 @@ def _cast(array: Any, dtype: str) -> Any:
     return jnp.asarray(np.asarray(array), dtype) if floating else array
 
 
-def _torch_pass(network: Converted) -> Pass:
+def _torch_pass(network: Converted, at_once: bool = False) -> Pass:
+    """Return PyTorch's pass: of one image at a time, where that is what the program takes, unless
+    all are to be passed `at_once`.
+    """
     import torch
+
+    drawing = _drawing(network)
 
     @functools.cache
     def module(dtype: str) -> Any:
@@ -173,15 +286,22 @@ def _torch_pass(network: Converted) -> Pass:
             return network.module
         return copy.deepcopy(network.module).double()
 
-    def logits_of(net: Any, x: Any) -> Any:
-        if network.program.single:
+    def logits_of(net: Any, x: Any, images: np.ndarray, dtype: str) -> Any:
+        if network.program.draws:
+            found = []
+            for row, drawn in zip(x, drawing(images, dtype), strict=True):
+                with injected(drawn):
+                    found.append(_chosen(net(row[None]), network.output))
+            return torch.cat(found)
+        if network.program.single and not at_once:
             return torch.cat([_chosen(net(row[None]), network.output) for row in x])
         return _chosen(net(x), network.output)
 
     def one(images: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
         nchw = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         x = torch.from_numpy(nchw).to(getattr(torch, dtype)).requires_grad_()
-        logits = logits_of(module(dtype), x.clone())  # which a module may change in place
+        # A module may change its images in place.
+        logits = logits_of(module(dtype), x.clone(), images, dtype)
         cotangent = torch.from_numpy(_cotangent(tuple(logits.shape))).to(logits.dtype)
         (gradient,) = torch.autograd.grad(logits, x, cotangent)
         return logits.detach().numpy(), gradient.numpy().transpose(0, 2, 3, 1)
@@ -208,7 +328,7 @@ def first_difference(network: Converted, images: np.ndarray) -> str | None:
     """
     theirs = _torch_values(network, images)
     with jax.enable_x64(True):
-        weights = {key: _cast(array, "float64") for key, array in network.weights.items()}
+        weights = _weights(network, "float64")
         ours = programs.run(network.program, TABLE, weights, jnp.asarray(images, "float64"))
         for step in network.program.steps:
             off = _off(programs.plain(ours[step.name]), theirs[step.name])

@@ -4,38 +4,52 @@ Needs PyTorch, imported inside of functions only.
 """
 
 import contextlib
+import functools
 import io
 import logging
 import re
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.interop.operators import TABLE
-from jaxrobust.interop.program import Kind, Of, Program, Step
+from jaxrobust.interop import gradients, watching
+from jaxrobust.interop.drawing import draws, drops, is_draw, refusal
+from jaxrobust.interop.folding import COMPUTED, Free
+from jaxrobust.interop.operators import DRAWS, TABLE
+from jaxrobust.interop.program import OWN, Kind, Of, Program, Step, names_in, read_by
 from jaxrobust.types import Array
 
-_KEPT = ("scaled_dot_product_attention", "silu")  # whose formula here is shorter than PyTorch's
+# Whose formula here is shorter than PyTorch's, and what is drawn at once.
+_KEPT = ("scaled_dot_product_attention", "silu", "bernoulli")
 _MORE = ("grid_sampler_2d",)  # which PyTorch can write with others
 _DROPPED = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator"}
-_CHECKS = ("_assert", "sym_constrain", "_log_api")  # of sizes and types, which compute nothing
-_RANDOM = re.compile(r"\b(rand|bernoulli|normal|multinomial|exponential|uniform|native_dropout)")
+# Of sizes, types and matrices that have no inverse; they compute nothing.
+_CHECKS = ("_assert", "sym_constrain", "_log_api", "_linalg_check_errors")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
-def check(module: Any) -> None:
-    """Raise `ValueError` unless a module is in eval mode, on the CPU, and in float32."""
+def check(module: Any, *, random: bool = False) -> None:
+    """Raise `ValueError` unless a module is in eval mode, on the CPU, and in float32.
+
+    If it may draw random numbers, its dropout may be in training mode, but no layer whose
+    statistics are those of a batch then.
+    """
     import torch
 
     if not isinstance(module, torch.nn.Module):
         what = "a state dict" if isinstance(module, dict) else f"a {type(module).__name__}"
         raise ValueError(f"it is {what}, no torch.nn.Module; return the module with its weights")
-    training = [name or "it" for name, part in module.named_modules() if part.training]
+    of_a_batch = torch.nn.modules.batchnorm._NormBase
+    training = [
+        name or "it"
+        for name, part in module.named_modules()
+        if part.training and (not random or isinstance(part, of_a_batch))
+    ]
     if training:
         raise ValueError(f"{_named(training)} is in training mode; call module.eval() first")
     arrays = {**dict(module.named_parameters()), **dict(module.named_buffers())}
@@ -68,56 +82,35 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
     """
     import torch
 
+    watching.check_hooks(module)
     floating = [p.dtype for p in module.parameters() if p.is_floating_point()]
+    dtype = floating[0] if floating else torch.float32
+    height, width, channels = image
+    functions: list[str] = []
 
     def of(count: int, strict: bool) -> Any:
-        height, width, channels = image
-        dtype = floating[0] if floating else torch.float32
         example = torch.zeros(count, channels, height, width, dtype=dtype)
         sizes = ({0: torch.export.Dim("batch")},) if count > 1 else None
-        with _quietly(), torch.no_grad():
-            # Some change their weights in a pass, which is not written down: RobustBench's
-            # Pang2020Boosting normalises those of its last map.
-            module(example)
-            return torch.export.export(module, (example,), dynamic_shapes=sizes, strict=strict)
+        with _quietly(), torch.enable_grad():
+            seen = watching.watched(module, example)
+            functions.extend(seen.functions)
+            # PyTorch reads the module's source where it is strict, and our answers are no part.
+            answers = contextlib.nullcontext() if strict else watching.answering(module, seen)
+            with answers:
+                return torch.export.export(module, (example,), dynamic_shapes=sizes, strict=strict)
 
     reasons: list[Exception] = []
-    for buffers in (contextlib.nullcontext(), _settings(module)):
-        with buffers:
-            for count in (2, 1):  # one by one, if its code is written for a number of images
-                for strict in (False, True):
-                    try:
-                        return of(count, strict), count == 1
-                    except Exception as error:
-                        reasons.append(error)
+    for count in (2, 1):  # one by one, if its code is written for a number of images
+        for strict in (False, True):
+            if strict and functions:  # whose backward passes would be lost
+                continue
+            try:
+                return of(count, strict), count == 1
+            except gradients.Refused:
+                raise
+            except Exception as error:
+                reasons.append(error)
     raise ValueError(f"torch.export: {_reason(reasons[0])}") from reasons[0]
-
-
-@contextlib.contextmanager
-def _settings(module: Any) -> Iterator[None]:
-    """Make plain numbers of a module's buffers that are one number each, such as a threshold.
-
-    So its code may branch on them: they are the same for all images. PyTorch writes down buffers
-    without their values.
-    """
-    held = [(part, dict(part._buffers)) for part in module.modules()]
-    numbers = [
-        (part, name, buffer)
-        for part, buffers in held
-        for name, buffer in buffers.items()
-        if buffer is not None and buffer.ndim == 0
-    ]
-    for part, name, buffer in numbers:
-        del part._buffers[name]
-        setattr(part, name, buffer.item())
-    try:
-        yield
-    finally:
-        for part, name, _ in numbers:
-            delattr(part, name)
-        for part, buffers in held:
-            part._buffers.clear()
-            part._buffers.update(buffers)
 
 
 def loaded(path: Path) -> tuple[Any, bool]:
@@ -158,14 +151,24 @@ def decomposed(program: Any) -> Any:
     more = [getattr(torch.ops.aten, name) for name in _MORE]
     table.update(torch._decomp.get_decompositions(more))
     for name in _KEPT:
-        table.pop(getattr(torch.ops.aten, name).default, None)
+        if not any(drops(node) for node in program.graph.nodes):
+            table.pop(getattr(torch.ops.aten, name).default, None)
     with _quietly():
-        return program.run_decompositions(table)
+        return gradients.kept(program).run_decompositions(table)
 
 
-def read(program: Any, *, single: bool = False) -> tuple[Program, dict[str, Array]]:
+def read(
+    program: Any, *, single: bool = False, random: bool = False, double: bool = False
+) -> tuple[Program, dict[str, Array]]:
     """Return a decomposed program as data, and its weights by their names in the module.
 
+    What PyTorch has computed of weights alone is a weight too, `computed.NAME`.
+
+    Args:
+      program: what `decomposed` returned.
+      single: it takes one image at a time.
+      random: it may draw random numbers.
+      double: weights in float64, and what is computed of them; to be called where JAX has it.
     Raises:
       ValueError: an operator is random or has no row, with the module's line.
     """
@@ -173,29 +176,39 @@ def read(program: Any, *, single: bool = False) -> tuple[Program, dict[str, Arra
 
     kinds = torch.export.graph_signature.InputKind
     images, names, known, arrays = "", {}, {}, {}
-    used = {node.name for node in program.graph.nodes if node.users}
     for spec in program.graph_signature.input_specs:
         if spec.kind == kinds.USER_INPUT:
             images = spec.arg.name
         elif spec.kind == kinds.CONSTANT_TENSOR:
             known[spec.arg.name] = program.constants[spec.target]
-        elif spec.kind in (kinds.PARAMETER, kinds.BUFFER) and spec.arg.name in used:
+        elif spec.kind in (kinds.PARAMETER, kinds.BUFFER):
             held = program.state_dict.get(spec.target)
             names[spec.arg.name] = spec.target
             arrays[spec.target] = program.constants[spec.target] if held is None else held
-    names, weights = _shared(names, arrays)
+    free = Free({name: arrays[key] for name, key in names.items()}, known, _dtype(arrays), double)
     output = torch.export.graph_signature.OutputKind.USER_OUTPUT
     results = [s.arg for s in program.graph_signature.output_specs if s.kind == output]
-    steps = tuple(_steps(program.graph, known))
     values = [getattr(result, "name", None) for result in results]
+    read = set(filter(None, values))
+    steps = _living([*_steps(program.graph, free, random)], read)
+    read = read.union(*map(read_by, steps))
+    constants = {name: _array(free.values[name]) for name in sorted(read & free.constants)}
+    own = {name: key for name, key in names.items() if name in read}
+    own |= {
+        name: COMPUTED + name
+        for name in sorted(read & free.values.keys() - free.constants - names.keys())
+        if name not in {step.name for step in steps}
+    }
+    names, weights = _shared(own, {key: free.values[name] for name, key in own.items()})
     return Program(
         images=images,
         weights=names,
-        constants=_needed(program.graph, known),
-        steps=steps,
+        constants=constants,
+        steps=tuple(steps),
         results=dict(zip(_paths(program), values, strict=True)),
         dtype=_dtype(arrays),
         single=single,
+        draws=tuple(step.name for step in steps if is_draw(step.operator)),
     ), weights
 
 
@@ -239,41 +252,64 @@ def _unflattened(spec: Any) -> Any:
     return pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
 
 
-def _steps(graph: Any, known: dict[str, Any]) -> Iterator[Step]:
-    """Yield what is left to compute; what no image and no weight changes joins what is known."""
-    import torch
-
+def _steps(graph: Any, free: Free, random: bool) -> Iterator[Step]:
+    """Yield what is left to compute of images; what no image changes joins what is free."""
+    backward: dict[str, Step] = {}  # what is computed of gradients, by the names of the values
+    checks: set[Any] = set()
     for node in graph.nodes:
         if node.op != "call_function":
             continue
         name = _name(node.target)
-        if any(part in name for part in _CHECKS):
+        if _is_check(node, name) or (name == "getitem" and node.args[0] in checks):
+            checks.add(node)
             continue
-        if _RANDOM.search(name):
-            raise ValueError(
-                f"{line(node)}: {name} draws random numbers in eval mode, and attacks on what is "
-                "never the same twice say little; make it a function of the images"
-            )
-        if all(each.name in known for each in node.all_input_nodes):
-            # PyTorch's own bits: its sines differ from XLA's by the last one.
-            operands = torch.fx.map_arg((node.args, node.kwargs), lambda each: known[each.name])
-            known[node.name] = node.target(*operands[0], **operands[1])
+        if drawn := draws(node, name):
+            if not random:
+                raise ValueError(refusal(line(node), name))
+        elif free.takes(node, name, TABLE):
             continue
-        if name not in TABLE and name != "getitem":
+        if name == gradients.HOLE:
+            backward[node.name] = Step(node.name, name, (), {}, line(node))
+            continue
+        if name not in (DRAWS if drawn else TABLE) and name not in ("getitem", OWN):
             raise ValueError(
                 f"{line(node)}: PyTorch's operator {name} has no row in "
                 "jaxrobust/interop/operators; write it with others, or add the row"
             )
-        yield _step(node, name)
+        step = _step(node, name, free)
+        if name == OWN:
+            yield step._replace(backward=_needed(step, backward))
+        elif not backward.keys().isdisjoint(read_by(step)):
+            backward[step.name] = step
+        else:
+            yield step
 
 
-def _needed(graph: Any, known: dict[str, Any]) -> dict[str, Array]:
-    """Return the arrays among what is known that a step or the result reads."""
-    return {
-        node.name: _array(known[node.name])
-        for node in graph.nodes
-        if node.name in known and any(user.name not in known for user in node.users)
-    }
+def _is_check(node: Any, name: str) -> bool:
+    """Tell whether a node computes nothing; one may stand in another, which orders effects."""
+    name = _name(node.args[1]) if name == "with_effects" else name
+    return any(part in name for part in _CHECKS)
+
+
+def _living(steps: Sequence[Step], results: set[str]) -> list[Step]:
+    """Return the steps that a result needs, and all that draw: they are counted."""
+    read, found = set(results), []
+    for step in reversed(steps):
+        if step.name in read or is_draw(step.operator):
+            found.append(step)
+            read |= read_by(step)
+    return found[::-1]
+
+
+def _needed(step: Step, backward: dict[str, Step]) -> tuple[Step, ...]:
+    """Return the steps from a step's holes to its gradients, in their order."""
+    wanted, todo = set(), list(names_in(step.operands[3]))
+    while todo:
+        name = todo.pop()
+        if name in backward and name not in wanted:
+            wanted.add(name)
+            todo += read_by(backward[name])
+    return tuple(s for n, s in backward.items() if n in wanted and s.operator != gradients.HOLE)
 
 
 def _name(target: Any) -> str:
@@ -282,17 +318,17 @@ def _name(target: Any) -> str:
 
 def line(node: Any) -> str:
     """Return the line of the module's source that a node computes: FILE, line N (CODE)."""
-    return _own_line(node.meta.get("stack_trace") or "") or node.name
+    return own_line(node.meta.get("stack_trace") or "") or node.name
 
 
-def _own_line(text: str) -> str:
+def own_line(text: str) -> str:
     """Return the innermost line of a stack trace that is not PyTorch's own."""
     import torch
 
-    inside = str(Path(torch.__file__).parent)
+    inside, ours = str(Path(torch.__file__).parent), str(Path(__file__).parent)
     lines = text.splitlines()
     found = [(i, match) for i, row in enumerate(lines) if (match := _FRAME.search(row))]
-    own = [(i, m) for i, m in found if not m[1].startswith((inside, "torch/", "<"))]
+    own = [(i, m) for i, m in found if not m[1].startswith((inside, ours, "torch/", "<"))]
     if not own:
         return ""
     place, match = own[-1]
@@ -300,16 +336,19 @@ def _own_line(text: str) -> str:
     return f"{match[1]}, line {match[2]}" + (f" ({code})" if code else "")
 
 
-def _step(node: Any, name: str) -> Step:
+def _step(node: Any, name: str, free: Free) -> Step:
     """Return a node with all arguments of its operator, those that it leaves out too."""
+    read = functools.partial(_operand, free)
     if not hasattr(node.target, "_schema"):
-        return Step(node.name, name, tuple(map(_operand, node.args)), {}, line(node))
+        return Step(node.name, name, tuple(map(read, node.args)), {}, line(node))
     operands, named = [], {}
     for place, argument in enumerate(node.target._schema.arguments):
         if argument.name in _DROPPED:
             continue
         value = node.kwargs.get(argument.name, argument.default_value)
-        value = _operand(node.args[place] if place < len(node.args) else value)
+        if argument.name == "dtype" and isinstance(value, int):  # long, as PyTorch counts types
+            value = None
+        value = read(node.args[place] if place < len(node.args) else value)
         if argument.kwarg_only:
             named[argument.name] = value
         else:
@@ -317,15 +356,15 @@ def _step(node: Any, name: str) -> Step:
     return Step(node.name, name, tuple(operands), named, line(node))
 
 
-def _operand(value: Any) -> Any:
+def _operand(free: Free, value: Any) -> Any:
     import torch
 
     if isinstance(value, torch.fx.Node):
-        return Of(value.name)
+        return free.values[value.name] if free.is_number(value.name) else Of(value.name)
     if isinstance(value, torch.dtype):
         return Kind(str(value).removeprefix("torch."))
     if isinstance(value, list | tuple):
-        return tuple(_operand(each) for each in value)
+        return tuple(_operand(free, each) for each in value)
     return value
 
 
@@ -353,9 +392,7 @@ def _first_line(error: Exception) -> str:
 def _reason(error: Exception) -> str:
     """Return in one sentence why PyTorch cannot write a module down, and where."""
     frames = "".join(traceback.format_tb(error.__traceback__))
-    ours = str(Path(__file__))
-    kept = [part for part in frames.split('  File "') if not part.startswith(ours)]
-    where = _own_line(str(error)) or _own_line('  File "'.join(kept))
+    where = own_line(str(error)) or own_line(frames)
     remedy = ""
     if "data-dependent" in str(error):
         remedy = "; what is computed must not depend on the images: use torch.where for the branch"

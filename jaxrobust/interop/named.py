@@ -27,16 +27,24 @@ class Built(NamedTuple):
     named: Named  # the source; its function is of no use
     said: Mapping[str, Any]  # what a record says beside the source
     output: str | None
+    random: bool = False  # it may draw random numbers, of a key per image
 
 
-def built(what: str, name: str, arguments: Mapping[str, Any] | None, output: str | None) -> Built:
+def built(
+    what: str,
+    name: str,
+    arguments: Mapping[str, Any] | None,
+    output: str | None,
+    *,
+    random: bool = False,
+) -> Built:
     """Return the network that `name` says; a user's file or module is run, nothing else.
 
     Args:
       what: the flag that holds the name, for messages.
       name: MODULE:FUNCTION, FILE.py:FUNCTION, or FILE.pt2.
       arguments: of the function; None: none.
-      output: see `torch.from_module`.
+      output, random: see `torch.from_module`.
     Raises:
       ValueError: it names nothing that makes a module, or PyTorch is not installed.
     """
@@ -54,11 +62,11 @@ def built(what: str, name: str, arguments: Mapping[str, Any] | None, output: str
     if path.suffix == ".pt2":
         if arguments:
             raise ValueError(f"{what}={name} takes no arguments; leave {what}_args out")
-        return _file(what, name, path, said, output)
+        return _file(what, name, path, said, output)._replace(random=random)
     found = functions.find(what, name)
     with functions.explained(what, name):
         network = _called(what, found, dict(arguments or {}))
-    return Built(network, False, found, said, output)
+    return Built(network, False, found, said, output, random)
 
 
 def _file(what: str, name: str, path: Path, said: Mapping[str, Any], output: str | None) -> Built:
@@ -120,13 +128,21 @@ def in_jax(
     with _explained(what, name):
         shape = tuple(images.shape[1:])
         given: Any = network.network
+        how: dict[str, Any] = {"output": network.output, "random": network.random}
         found = (
-            conversion.of_exported(given, single=network.single, output=network.output)
+            conversion.of_exported(given, single=network.single, **how)
             if name.endswith(".pt2")
-            else conversion.converted(given, shape, output=network.output)  # type: ignore[arg-type]
+            else conversion.converted(given, shape, **how)  # type: ignore[arg-type]
         )
         agreed = agreement.compared(found, images, rewrite)
     say(f"{name}: {agreed.words()}")
+    if network.random:
+        times = len(found.program.draws)
+        say(
+            f"{name}: it draws random numbers in {times} places, of a key for each image"
+            if times
+            else f"{name}: it draws no random numbers; --version=standard attacks it better"
+        )
     here, there = agreed.seconds
     if here > max(1.2 * there, agreement.DISPATCH):
         say(

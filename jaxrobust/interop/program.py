@@ -7,13 +7,16 @@ convolutions and what follows them are kept as `ChannelsLast`, until an operator
 PyTorch has them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxrobust.types import Array
+
+# Of a `torch.autograd.Function`; see `gradients`.
+OWN = "jaxrobust.own_gradient.default"
 
 
 class Of(NamedTuple):
@@ -36,6 +39,7 @@ class Step(NamedTuple):
     operands: tuple[Any, ...]
     named: Mapping[str, Any]  # those that PyTorch takes by name only
     line: str  # of the module's source, which computes this
+    backward: tuple["Step", ...] = ()  # of `own_gradient`: from its holes to its gradients
 
 
 class Program(NamedTuple):
@@ -48,6 +52,7 @@ class Program(NamedTuple):
     results: Mapping[str, str | None]  # what the module returns: its place there -> name of a value
     dtype: str = "float32"  # of its floating weights; `run` computes in that of those it is given
     single: bool = False  # it takes one image at a time
+    draws: tuple[str, ...] = ()  # the steps that draw random numbers
 
 
 class ChannelsLast(NamedTuple):
@@ -75,7 +80,11 @@ class Row(NamedTuple):
 
 
 def run(
-    program: Program, table: Mapping[str, Row], weights: Mapping[str, Array], images: Array
+    program: Program,
+    table: Mapping[str, Row],
+    weights: Mapping[str, Array],
+    images: Array,
+    key: Array | None = None,
 ) -> dict[str, Any]:
     """Return all values of a program, by name.
 
@@ -84,7 +93,12 @@ def run(
       table: the operators.
       weights: arrays by their keys; their floating type is what is computed in.
       images: f[B,H,W,C].
+      key: of all that is drawn; each draw has a key of its own, by its place among them.
     """
+    keys = {}
+    if program.draws:
+        assert key is not None, "it draws random numbers"
+        keys = {name: jax.random.fold_in(key, place) for place, name in enumerate(program.draws)}
     dtype = computing(weights, images)
     values: dict[str, Any] = {
         name: a.astype(dtype) if a.dtype.name == program.dtype else a
@@ -95,7 +109,9 @@ def run(
     # PyTorch's operators join numbers of several types and ranks.
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         for step in program.steps:
-            values[step.name] = compute(step, table, values, {program.dtype: dtype})
+            values[step.name] = compute(
+                step, table, values, {program.dtype: dtype}, keys.get(step.name)
+            )
     return values
 
 
@@ -106,9 +122,15 @@ def computing(weights: Mapping[str, Array], images: Array) -> Any:
 
 
 def compute(
-    step: Step, table: Mapping[str, Row], values: Mapping[str, Any], types: Mapping[str, Any]
+    step: Step,
+    table: Mapping[str, Row],
+    values: Mapping[str, Any],
+    types: Mapping[str, Any],
+    key: Array | None = None,
 ) -> Any:
-    """Return the value of a step; `types` are what some types of numbers are computed in."""
+    """Return the value of a step; `types` are what some types of numbers are computed in, and `key`
+    is that of a step that draws.
+    """
 
     def read(operand: Any) -> Any:
         if isinstance(operand, Of):
@@ -122,15 +144,77 @@ def compute(
     if step.operator == "getitem":
         several, place = step.operands
         return values[several.name][place]
+    if step.operator == OWN:
+        return _own_gradient(step, table, values, types)
     row = table[step.operator]
     operands = [read(operand) for operand in step.operands]
     named = {name: read(operand) for name, operand in step.named.items()}
+    if key is not None:
+        operands = [key, *operands]
     if row.joins and row.plain and _can_join(operands):
         return ChannelsLast(row.plain(*_joined(operands), **named))
     if row.last and (row.plain is None or _is_last(operands[0])):
         return row.last(_last(operands[0]), *map(plain, operands[1:]), **named)
     assert row.plain is not None
     return row.plain(*map(plain, operands), **named)
+
+
+def names_in(operand: Any) -> Iterator[str]:
+    """Yield the names of the values that an operand reads."""
+    if isinstance(operand, Of):
+        yield operand.name
+    elif isinstance(operand, tuple) and not isinstance(operand, Kind):
+        for each in operand:
+            yield from names_in(each)
+
+
+def read_by(step: Step) -> set[str]:
+    """Return the names of the values that a step reads, and its backward pass from outside."""
+    if step.operator == OWN:
+        outputs, holes, inputs, gradients = step.operands
+        inside = {*names_in(holes), *(each.name for each in step.backward)}
+        read = {*names_in(gradients)}.union(*map(read_by, step.backward)) - inside
+        return {*names_in(outputs), *names_in(inputs)} | read
+    return {*names_in(step.operands), *names_in(tuple(step.named.values()))}
+
+
+def _own_gradient(
+    step: Step, table: Mapping[str, Row], values: Mapping[str, Any], types: Mapping[str, Any]
+) -> list[Array]:
+    """Return the outputs of a step whose gradient is that of its own backward pass."""
+    outputs, holes, inputs, gradients = ([*map(_of_one, each)] for each in step.operands)
+    read = {name: values[name] for name in sorted(read_by(step)) if name not in outputs}
+    leaves, tree = jax.tree.flatten(read)
+    sizes = [leaf if isinstance(leaf, int | float) else None for leaf in leaves]
+    arrays = [leaf for leaf, size in zip(leaves, sizes, strict=True) if size is None]
+
+    @jax.custom_vjp
+    def own(inputs: Any, outputs: Any, arrays: Any) -> Any:
+        return outputs
+
+    def forward(inputs: Any, outputs: Any, arrays: Any) -> Any:
+        return outputs, (inputs, outputs, arrays)
+
+    def backward(saved: Any, cotangents: Any) -> Any:
+        towards, given, arrays = saved
+        each = iter(arrays)
+        found = [next(each) if size is None else size for size in sizes]
+        known = {**jax.tree.unflatten(tree, found), **dict(zip(outputs, given, strict=True))}
+        known |= dict(zip(holes, cotangents, strict=True))
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            for part in step.backward:
+                known[part.name] = compute(part, table, known, types)
+        pairs = zip(gradients, towards, strict=True)
+        return [plain(known[name]).astype(x.dtype) for name, x in pairs], None, None
+
+    own.defvjp(forward, backward)
+    taken = ([plain(values[name]) for name in group] for group in (inputs, outputs))
+    return own(*taken, arrays)
+
+
+def _of_one(operand: Any) -> str:
+    assert isinstance(operand, Of)
+    return operand.name
 
 
 def _is_last(value: Any) -> bool:

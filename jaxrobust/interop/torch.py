@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxrobust.interop import exporting
 from jaxrobust.interop import program as programs
-from jaxrobust.interop.operators import TABLE
+from jaxrobust.interop.operators import DRAWS, TABLE
 from jaxrobust.interop.program import Program
 from jaxrobust.types import Array
 
@@ -33,28 +33,44 @@ class Converted(NamedTuple):
     exported: Any  # torch.export.ExportedProgram, of core operators
     module: Any  # PyTorch's own
     output: str  # which of the results are the logits
+    keyed: bool = False  # `logits_fn` takes keys [B] too
 
 
 def from_module(
-    module: Any, example_images: Any, *, output: str | None = None
+    module: Any,
+    example_images: Any,
+    *,
+    output: str | None = None,
+    compare: bool = True,
+    random: bool = False,
 ) -> tuple[jax.tree_util.Partial, dict[str, Array]]:
     """Return a module's network as a function in JAX, and its weights.
 
     Args:
       module: `torch.nn.Module` in eval mode on the CPU, in float32; of images f32[B,C,H,W] in
         [0, 1] it gives logits f32[B,K]. Or a `torch.export.ExportedProgram` of one.
-      example_images: f32[B,H,W,C] as everywhere here, or a tensor [B,C,H,W]; their shape matters.
+      example_images: f32[B,H,W,C] as everywhere here, or a tensor [B,C,H,W]. On the first ones
+        logits and input gradients are compared with PyTorch's; random ones stand for images that
+        are of one value each.
       output: which of several results are the logits: a key, or a place in a tuple such as "0".
         None: the only one that could be.
+      compare: False: believe the conversion, of whose images only the shape matters then.
+      random: it may draw random numbers, and `logits_fn` takes keys [B] as a second argument: one
+        for each image, of which all is drawn that PyTorch draws for it, alone in its batch.
     Returns:
       `logits_fn`, a `jax.tree_util.Partial` over the weights, of images [B,H,W,C] for any B. It
       computes in the floating type of the weights, and its logits are at least f32. And the weights
       by their names in the module: `jax.tree_util.Partial(logits_fn.func, others)` has others.
+      What is computed of weights alone is one, `computed.NAME`.
     Raises:
-      ValueError: the module is not what is taken, or computes something that has no row; the
-        message names the module's own line.
+      ValueError: the module is not what is taken, computes something that has no row, or gives
+        other logits or gradients than its conversion; the message names the module's own line.
     """
-    found = converted(module, _image(example_images), output=output)
+    found = converted(module, _image(example_images), output=output, random=random)
+    if compare:
+        from jaxrobust.interop import agreement  # which imports this module
+
+        agreement.check(found, _some(example_images, agreement.FEW))
     return found.logits_fn, found.weights
 
 
@@ -67,25 +83,31 @@ def from_file(
     return found.logits_fn, found.weights
 
 
-def converted(module: Any, image: tuple[int, int, int], *, output: str | None = None) -> Converted:
+def converted(
+    module: Any, image: tuple[int, int, int], *, output: str | None = None, random: bool = False
+) -> Converted:
     """Return both sides of a module for images H, W, C; raises as `from_module`."""
     import torch
 
     if isinstance(module, torch.export.ExportedProgram):
-        return of_exported(module, output=output)
-    exporting.check(module)
+        return of_exported(module, output=output, random=random)
+    exporting.check(module, random=random)
     exported, single = exporting.exported(module, image)
-    return of_exported(exported, single=single, output=output)._replace(module=module)
+    found = of_exported(exported, single=single, output=output, random=random)
+    return found._replace(module=module)
 
 
-def of_exported(exported: Any, *, single: bool = False, output: str | None = None) -> Converted:
+def of_exported(
+    exported: Any, *, single: bool = False, output: str | None = None, random: bool = False
+) -> Converted:
     """Return both sides of an exported program; `single`: it takes one image at a time."""
     module = exported.module()
     exported = exporting.decomposed(exported)
-    program, weights = exporting.read(exported, single=single)
+    program, weights = exporting.read(exported, single=single, random=random)
     output = _output(exported, program, output)
-    logits_fn = jax.tree_util.Partial(_function(program, output), weights)
-    return Converted(logits_fn, weights, program, exported, module, output)
+    function = (_keyed if random else _function)(program, output)
+    logits_fn = jax.tree_util.Partial(function, weights)
+    return Converted(logits_fn, weights, program, exported, module, output, random)
 
 
 def _function(program: Program, output: str) -> Any:
@@ -101,6 +123,28 @@ def _function(program: Program, output: str) -> Any:
     def logits_fn(weights: Mapping[str, Array], images: Array) -> Array:
         found = jax.vmap(one, (None, 0)) if program.single else logits_of
         logits = found(weights, images)
+        return logits if logits.dtype.itemsize >= 4 else logits.astype(jnp.float32)
+
+    return logits_fn
+
+
+def _keyed(program: Program, output: str) -> Any:
+    """Return the function (weights, images, keys) of a program that may draw random numbers.
+
+    It is computed image by image, so that each meets draws of its own, also where the module draws
+    one for all of its batch.
+    """
+    name = str(program.results[output])
+    plain = _function(program, output)
+
+    def one(weights: Mapping[str, Array], image: Array, key: Array) -> Array:
+        values = programs.run(program, {**TABLE, **DRAWS}, weights, image[None], key)
+        return programs.plain(values[name])[0]
+
+    def logits_fn(weights: Mapping[str, Array], images: Array, keys: Array) -> Array:
+        if not program.draws:
+            return plain(weights, images)
+        logits = jax.vmap(one, (None, 0, 0))(weights, images, keys)
         return logits if logits.dtype.itemsize >= 4 else logits.astype(jnp.float32)
 
     return logits_fn
@@ -130,6 +174,16 @@ def _output(exported: Any, program: Program, asked: str | None) -> str:
 
 def _shape(shape: Any) -> str:
     return "[" + ", ".join(str(n) if isinstance(n, int) else "B" for n in shape) + "]"
+
+
+def _some(images: Any, count: int) -> np.ndarray:
+    """Return the first of some images as f32[B,H,W,C], or as many random ones of their shape."""
+    arrays = isinstance(images, np.ndarray | jax.Array)
+    first = np.asarray(images[:count] if arrays else images[:count].detach(), np.float32)
+    first = first if arrays else first.transpose(0, 2, 3, 1)
+    if len(first) and first.std((1, 2, 3)).min() > 0:
+        return first
+    return np.random.default_rng(0).random((count, *first.shape[1:]), np.float32)
 
 
 def _image(images: Any) -> tuple[int, int, int]:

@@ -106,7 +106,7 @@ class FromModuleTest(parameterized.TestCase):
         self.assertIn(np.float32(0.1), expected)  # some are near the center, and some are not
         self.assertNotAlmostEqual(np.abs(expected).max(), 0.1)
         np.testing.assert_allclose(logits_fn(images()), expected, atol=1e-6)
-        self.assertSameElements(weights, {"center", "head.weight", "head.bias"})
+        self.assertSameElements(weights, {"center", "threshold", "head.weight", "head.bias"})
         self.assertSequenceEqual(list(before), list(module.state_dict()))
         torch.testing.assert_close(module.state_dict(), before, rtol=0, atol=0)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxrobust.interop.operators import (
     convolutions,
+    draws,
     elementwise,
     normalization,
     pooling,
@@ -31,3 +32,4 @@ TABLE: dict[str, Row] = {
     **normalization.TABLE,
     **pooling.TABLE,
 }
+DRAWS: dict[str, Row] = draws.TABLE  # which take a key before PyTorch's operands

@@ -170,5 +170,6 @@ TABLE = {
     **_rows({"pow": _power}, "Tensor_Scalar", "Tensor_Tensor", "Scalar"),
     **_rows({"clamp": _clamp}, "Tensor"),
     **_rows({"where": jnp.where}, "self"),
+    "jaxrobust.stop.default": Row(jax.lax.stop_gradient, joins=True),  # see `interop.gradients`
     "aten.rrelu_with_noise_functional.default": Row(_rrelu),
 }

@@ -133,4 +133,5 @@ TABLE = {
     "aten.full_like.default": Row(_full_like),
     "aten.arange.start_step": Row(_arange),
     "aten.empty.memory_format": Row(_empty),
+    "aten.empty_permuted.default": Row(_empty),
 }
