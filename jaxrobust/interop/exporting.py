@@ -16,11 +16,13 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust.interop import masks, refusals, scripted
 from jaxrobust.interop.operators import TABLE
 from jaxrobust.interop.program import Kind, Of, Program, Step
 from jaxrobust.types import Array
 
-_KEPT = ("scaled_dot_product_attention", "silu")  # whose formula here is shorter than PyTorch's
+# Whose formula here is shorter than PyTorch's, or whose gradient it has of its own.
+_KEPT = ("scaled_dot_product_attention", "silu", "_euclidean_dist")
 _MORE = ("grid_sampler_2d",)  # which PyTorch can write with others
 _DROPPED = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator"}
 _CHECKS = ("_assert", "sym_constrain", "_log_api")  # of sizes and types, which compute nothing
@@ -35,6 +37,7 @@ def check(module: Any) -> None:
     if not isinstance(module, torch.nn.Module):
         what = "a state dict" if isinstance(module, dict) else f"a {type(module).__name__}"
         raise ValueError(f"it is {what}, no torch.nn.Module; return the module with its weights")
+    refusals.check(module)
     training = [name or "it" for name, part in module.named_modules() if part.training]
     if training:
         raise ValueError(f"{_named(training)} is in training mode; call module.eval() first")
@@ -68,6 +71,9 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
     """
     import torch
 
+    refusals.check_takes(module, image)
+    if scripted.is_scripted(module):
+        return scripted.exported(module, image)
     floating = [p.dtype for p in module.parameters() if p.is_floating_point()]
 
     def of(count: int, strict: bool) -> Any:
@@ -186,7 +192,7 @@ def read(program: Any, *, single: bool = False) -> tuple[Program, dict[str, Arra
     names, weights = _shared(names, arrays)
     output = torch.export.graph_signature.OutputKind.USER_OUTPUT
     results = [s.arg for s in program.graph_signature.output_specs if s.kind == output]
-    steps = tuple(_steps(program.graph, known))
+    steps = masks.settled(program, list(_steps(program.graph, known)))
     values = [getattr(result, "name", None) for result in results]
     return Program(
         images=images,
@@ -247,7 +253,7 @@ def _steps(graph: Any, known: dict[str, Any]) -> Iterator[Step]:
         if node.op != "call_function":
             continue
         name = _name(node.target)
-        if any(part in name for part in _CHECKS):
+        if any(part in name for part in _CHECKS) or refusals.is_for_checks(node, _CHECKS):
             continue
         if _RANDOM.search(name):
             raise ValueError(
@@ -260,10 +266,7 @@ def _steps(graph: Any, known: dict[str, Any]) -> Iterator[Step]:
             known[node.name] = node.target(*operands[0], **operands[1])
             continue
         if name not in TABLE and name != "getitem":
-            raise ValueError(
-                f"{line(node)}: PyTorch's operator {name} has no row in "
-                "jaxrobust/interop/operators; write it with others, or add the row"
-            )
+            raise ValueError(refusals.no_row(line(node), name))
         yield _step(node, name)
 
 

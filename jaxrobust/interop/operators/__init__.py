@@ -7,9 +7,11 @@ from typing import Any
 from jaxrobust.interop.operators import (
     convolutions,
     elementwise,
+    grouping,
     normalization,
     pooling,
     reductions,
+    selection,
     shapes,
 )
 from jaxrobust.interop.program import Row
@@ -30,4 +32,6 @@ TABLE: dict[str, Row] = {
     **convolutions.TABLE,
     **normalization.TABLE,
     **pooling.TABLE,
+    **selection.TABLE,
+    **grouping.TABLE,
 }
