@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.interop import program as programs
+from jaxrobust.interop import refusals
 from jaxrobust.interop.operators import TABLE
 from jaxrobust.interop.torch import Converted
 
@@ -183,7 +184,7 @@ def _torch_pass(network: Converted) -> Pass:
         x = torch.from_numpy(nchw).to(getattr(torch, dtype)).requires_grad_()
         logits = logits_of(module(dtype), x.clone())  # which a module may change in place
         cotangent = torch.from_numpy(_cotangent(tuple(logits.shape))).to(logits.dtype)
-        (gradient,) = torch.autograd.grad(logits, x, cotangent)
+        gradient = refusals.gradient(logits, x, cotangent)
         return logits.detach().numpy(), gradient.numpy().transpose(0, 2, 3, 1)
 
     return one

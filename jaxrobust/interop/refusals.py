@@ -4,7 +4,7 @@ Needs PyTorch, imported inside of functions only.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 SIDES = (28, 32, 64, 96, 128, 160, 192, 224, 256, 299, 384)  # of images that networks are made for
@@ -156,3 +156,66 @@ def _taken(module: Any, example: Any) -> str | None:
                 module(torch.zeros(1, channels, side, side, dtype=example.dtype))
                 return f"[B,{channels},{side},{side}]"
     return None
+
+
+def without_gradient(module: Any, images: Any, following: Sequence[str]) -> str:
+    """Return what is to be said of a module whose logits have no gradient in the images; "": they
+    have one.
+
+    Args:
+      module: PyTorch's.
+      images: f32[B,H,W,C].
+      following: attacks that follow gradients.
+    Raises:
+      ValueError: they have none, and some attack follows it.
+    """
+    import torch
+
+    x = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    found = [_reaches(module, row) for row in x.split(1)]
+    if any(found):
+        return ""
+    said = (
+        "no gradient reaches the images (there is a rounding, a comparison, argmax, detach or NumPy "
+        "between them and the logits)"
+    )
+    if following:
+        raise ValueError(
+            f"{said}, so {', '.join(following)} would find nothing and the network would look "
+            "robust; make the step straight-through (x + (step(x) - x).detach()), or give "
+            "--attack=square, which needs no gradient"
+        )
+    return f"{said}; only attacks without gradients mean something here"
+
+
+def _reaches(module: Any, image: Any) -> bool:
+    """Tell whether a logit of an image [1,C,H,W] has a gradient in it that is not all zeros."""
+    import torch
+
+    def tensors(value: Any) -> list[Any]:
+        if isinstance(value, dict):
+            value = list(value.values())
+        if isinstance(value, list | tuple):
+            return [tensor for each in value for tensor in tensors(each)]
+        return [value] if isinstance(value, torch.Tensor) else []
+
+    x = image.clone().requires_grad_()
+    for result in tensors(module(x.clone())):
+        if result.requires_grad and result.is_floating_point():
+            weights = torch.cos(torch.arange(result.numel())).reshape(result.shape)
+            (gradient,) = torch.autograd.grad(
+                result, x, weights.to(result), retain_graph=True, allow_unused=True
+            )
+            if gradient is not None and gradient.any():
+                return True
+    return False
+
+
+def gradient(logits: Any, x: Any, cotangent: Any) -> Any:
+    """Return PyTorch's gradient of weighted logits in `x`: zeros, where none reaches it."""
+    import torch
+
+    found = (None,)
+    if logits.requires_grad:
+        found = torch.autograd.grad(logits, x, cotangent, allow_unused=True)
+    return torch.zeros_like(x) if found[0] is None else found[0]

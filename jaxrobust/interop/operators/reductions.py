@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxrobust.interop.operators.gradients import with_gradient_of
 from jaxrobust.interop.operators.shapes import moved
 from jaxrobust.interop.program import ChannelsLast, Row
 from jaxrobust.types import Array
@@ -109,9 +110,22 @@ def along(places: Array, dim: int) -> tuple[Array, ...]:
     return tuple(index)
 
 
+def _written(x: Array, index: tuple[Any, ...], source: Any) -> Array:
+    """Return `x` with numbers written into it.
+
+    Where several go to one place, each has the gradient of that place, as in PyTorch.
+    """
+    value = x.at[index].set(source)
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return value
+    named = jnp.zeros(x.shape, bool).at[index].set(True)
+    linear = jnp.where(named, 0, x).at[index].add(jnp.asarray(source, x.dtype))
+    return with_gradient_of(value, linear)
+
+
 def _scatter(x: Array, dim: int, places: Array, source: Any) -> Array:
     part = source if not getattr(source, "ndim", 0) else source[tuple(map(slice, places.shape))]
-    return x.at[along(places, dim)].set(part)
+    return _written(x, along(places, dim), part)
 
 
 def _scatter_add(x: Array, dim: int, places: Array, source: Array) -> Array:
@@ -140,8 +154,8 @@ def _index(x: Array, indices: Sequence[Any]) -> Array:
 def _index_put(x: Array, indices: Sequence[Any], values: Array, add: bool) -> Array:
     if any(getattr(each, "dtype", None) == bool for each in indices):
         return _put_where(x, indices, values, add)
-    there = x.at[_chosen(x, indices)]
-    return there.add(values) if add else there.set(values)
+    index = _chosen(x, indices)
+    return x.at[index].add(values) if add else _written(x, index, values)
 
 
 def _put_where(x: Array, indices: Sequence[Any], value: Array, add: bool) -> Array:
