@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrobust.data import Prepared, pipeline, sources
+from jaxrobust.evaluation import questions
 from jaxrobust.evaluation import subject as subjects
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.models.published import PUBLISHED
@@ -225,7 +226,8 @@ def weights(
         return which, subject, found
     if given.torch:
         images = _some(subject, source, given)
-        return None, *subjects.with_arrays(subjects.in_jax(subject, images))
+        following = () if given.corruptions else questions.following(given.attack, given.version)
+        return None, *subjects.with_arrays(subjects.in_jax(subject, images, following))
     if given.function:
         return None, *subjects.with_arrays(subject)
     which, network, found = subjects.file_weights(subject.network, Path(str(given.weights)))

@@ -100,6 +100,15 @@ class Question(NamedTuple):
         return {name: dict(self.changes) for name in self.names or ()} if self.changes else None
 
 
+def following(attack: str, version: str) -> tuple[str, ...]:
+    """Return which attacks of `--attack` and `--version` follow the gradient of the images."""
+    if fixed_steps.parse(attack):
+        return (attack,)
+    known = plan.known()
+    names = plan.VERSIONS.get(version, ()) if attack == AUTOATTACK else attack.split(",")
+    return tuple(name for name in names if name in known and known[name][0].backward)
+
+
 def _said(key: str, value: Any) -> str:
     """Return a setting in words; a step such as 0.8/255 exactly, as it can be read again."""
     return value if isinstance(value, str) else repr(value) if key == "step" else f"{value:g}"

@@ -1,6 +1,7 @@
 """What is evaluated: whose weights, on which images, in which ball; from what is known of them."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -258,17 +259,18 @@ def file_weights(network: Network, path: Path) -> tuple[str, Network, Weights]:
     return path.name, network, Weights(*jax.device_put((params, stats), everywhere))
 
 
-def in_jax(subject: Subject, images: np.ndarray) -> Subject:
+def in_jax(subject: Subject, images: np.ndarray, following: Sequence[str] = ()) -> Subject:
     """Return a settled subject whose network in PyTorch has become a function of ours.
 
     Args:
       images: some of the data set, on which both must agree.
+      following: attacks that are asked for and follow gradients.
     Raises:
-      ValueError: they do not, or it cannot be converted.
+      ValueError: they do not, it cannot be converted, or it has no gradients to follow.
     """
     assert subject.built is not None and subject.function is not None
     fast = canonical_convolutions if jax.default_backend() == "cpu" else lambda function: function
-    function, at_once = named.in_jax(TORCH, subject.built, images, fast)
+    function, at_once = named.in_jax(TORCH, subject.built, images, fast, following)
     built = subject.built._replace(network=None)  # whose memory is free again
     slots = at_once * jax.local_device_count() if jax.default_backend() == "cpu" else None
     own = subject.function._replace(function=function)

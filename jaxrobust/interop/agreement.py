@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.interop import exporting
+from jaxrobust.interop import exporting, refusals
 from jaxrobust.interop import program as programs
 from jaxrobust.interop.drawing import injected
 from jaxrobust.interop.folding import COMPUTED
@@ -303,7 +303,7 @@ def _torch_pass(network: Converted, at_once: bool = False) -> Pass:
         # A module may change its images in place.
         logits = logits_of(module(dtype), x.clone(), images, dtype)
         cotangent = torch.from_numpy(_cotangent(tuple(logits.shape))).to(logits.dtype)
-        (gradient,) = torch.autograd.grad(logits, x, cotangent)
+        gradient = refusals.gradient(logits, x, cotangent)
         return logits.detach().numpy(), gradient.numpy().transpose(0, 2, 3, 1)
 
     return one

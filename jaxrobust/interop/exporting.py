@@ -17,15 +17,16 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.interop import gradients, watching
+from jaxrobust.interop import gradients, masks, refusals, scripted, watching
 from jaxrobust.interop.drawing import draws, drops, is_draw, refusal
 from jaxrobust.interop.folding import COMPUTED, Free
 from jaxrobust.interop.operators import DRAWS, TABLE
 from jaxrobust.interop.program import OWN, Kind, Of, Program, Step, names_in, read_by
 from jaxrobust.types import Array
 
-# Whose formula here is shorter than PyTorch's, and what is drawn at once.
-_KEPT = ("scaled_dot_product_attention", "silu", "bernoulli")
+# Whose formula here is shorter than PyTorch's, or whose gradient it has of its own, and what is
+# drawn at once.
+_KEPT = ("scaled_dot_product_attention", "silu", "_euclidean_dist", "bernoulli")
 _MORE = ("grid_sampler_2d",)  # which PyTorch can write with others
 _DROPPED = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator"}
 # Of sizes, types and matrices that have no inverse; they compute nothing.
@@ -44,6 +45,7 @@ def check(module: Any, *, random: bool = False) -> None:
     if not isinstance(module, torch.nn.Module):
         what = "a state dict" if isinstance(module, dict) else f"a {type(module).__name__}"
         raise ValueError(f"it is {what}, no torch.nn.Module; return the module with its weights")
+    refusals.check(module)
     of_a_batch = torch.nn.modules.batchnorm._NormBase
     training = [
         name or "it"
@@ -82,6 +84,9 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
     """
     import torch
 
+    refusals.check_takes(module, image)
+    if scripted.is_scripted(module):
+        return scripted.exported(module, image)
     watching.check_hooks(module)
     floating = [p.dtype for p in module.parameters() if p.is_floating_point()]
     dtype = floating[0] if floating else torch.float32
@@ -188,9 +193,10 @@ def read(
     free = Free({name: arrays[key] for name, key in names.items()}, known, _dtype(arrays), double)
     output = torch.export.graph_signature.OutputKind.USER_OUTPUT
     results = [s.arg for s in program.graph_signature.output_specs if s.kind == output]
+    steps = masks.settled(program, [*_steps(program.graph, free, random)], free.values)
     values = [getattr(result, "name", None) for result in results]
     read = set(filter(None, values))
-    steps = _living([*_steps(program.graph, free, random)], read)
+    steps = _living(steps, read)
     read = read.union(*map(read_by, steps))
     constants = {name: _array(free.values[name]) for name in sorted(read & free.constants)}
     own = {name: key for name, key in names.items() if name in read}
@@ -263,6 +269,8 @@ def _steps(graph: Any, free: Free, random: bool) -> Iterator[Step]:
         if _is_check(node, name) or (name == "getitem" and node.args[0] in checks):
             checks.add(node)
             continue
+        if refusals.is_for_checks(node, _CHECKS):
+            continue
         if drawn := draws(node, name):
             if not random:
                 raise ValueError(refusal(line(node), name))
@@ -272,10 +280,7 @@ def _steps(graph: Any, free: Free, random: bool) -> Iterator[Step]:
             backward[node.name] = Step(node.name, name, (), {}, line(node))
             continue
         if name not in (DRAWS if drawn else TABLE) and name not in ("getitem", OWN):
-            raise ValueError(
-                f"{line(node)}: PyTorch's operator {name} has no row in "
-                "jaxrobust/interop/operators; write it with others, or add the row"
-            )
+            raise ValueError(refusals.no_row(line(node), name))
         step = _step(node, name, free)
         if name == OWN:
             yield step._replace(backward=_needed(step, backward))

@@ -5,12 +5,13 @@ import hashlib
 import importlib.metadata
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrobust.interop import scripted
 from jaxrobust.runtime import functions
 from jaxrobust.runtime.functions import Named
 from jaxrobust.runtime.progress import say
@@ -49,7 +50,8 @@ def built(
       ValueError: it names nothing that makes a module, or PyTorch is not installed.
     """
     path = Path(name)
-    if path.suffix in _WEIGHTS:
+    archive = scripted.is_file(path)
+    if path.suffix in _WEIGHTS and not archive:
         raise ValueError(
             f"{what}={name} holds weights or a pickle, which do not say what to compute (and a "
             f"pickle may run any code, so it is not opened); {HOW}. The function loads the weights"
@@ -59,7 +61,7 @@ def built(
     except importlib.metadata.PackageNotFoundError as error:
         raise ValueError(f"{what} needs PyTorch: pip install 'jaxrobust[torch]'") from error
     said = {"torch": version, "arguments": dict(arguments or {}), "output": output}
-    if path.suffix == ".pt2":
+    if path.suffix == ".pt2" or archive:
         if arguments:
             raise ValueError(f"{what}={name} takes no arguments; leave {what}_args out")
         return _file(what, name, path, said, output)._replace(random=random)
@@ -75,7 +77,8 @@ def _file(what: str, name: str, path: Path, said: Mapping[str, Any], output: str
     if not path.is_file():
         raise ValueError(f"{what}={name}: there is no such file")
     with _explained(what, name):
-        network, single = exporting.loaded(path)
+        scripts = scripted.is_file(path)
+        network, single = (scripted.loaded(path), False) if scripts else exporting.loaded(path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return Built(network, single, Named(network, name, name, sha256), said, output)
 
@@ -109,6 +112,7 @@ def in_jax(
     network: Built,
     images: np.ndarray,
     rewrite: Callable[..., Any],
+    following: Sequence[str] = (),
 ) -> tuple[Any, int]:
     """Return a network as a `jax.tree_util.Partial`, after both sides agreed on some images, and
     how many images at once are cheapest for a device.
@@ -118,10 +122,11 @@ def in_jax(
       network: what `built` returned.
       images: f32[B,H,W,C] in [0, 1], `agreement.FEW` real ones.
       rewrite: what the evaluation does with a network's function on this platform.
+      following: attacks that are asked for and follow gradients.
     Raises:
-      ValueError: it cannot be converted, or the two sides differ.
+      ValueError: it cannot be converted, the two sides differ, or no gradient reaches the images.
     """
-    from jaxrobust.interop import agreement
+    from jaxrobust.interop import agreement, refusals
     from jaxrobust.interop import torch as conversion
 
     name = network.named.name
@@ -135,6 +140,7 @@ def in_jax(
             else conversion.converted(given, shape, **how)  # type: ignore[arg-type]
         )
         agreed = agreement.compared(found, images, rewrite)
+        blind = refusals.without_gradient(found.module, images, following)
     say(f"{name}: {agreed.words()}")
     if network.random:
         times = len(found.program.draws)
@@ -143,6 +149,8 @@ def in_jax(
             if times
             else f"{name}: it draws no random numbers; --version=standard attacks it better"
         )
+    if blind:
+        say(f"{name}: {blind}")
     here, there = agreed.seconds
     if here > max(1.2 * there, agreement.DISPATCH):
         say(

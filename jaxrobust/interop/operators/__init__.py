@@ -8,9 +8,11 @@ from jaxrobust.interop.operators import (
     convolutions,
     draws,
     elementwise,
+    grouping,
     normalization,
     pooling,
     reductions,
+    selection,
     shapes,
 )
 from jaxrobust.interop.program import Row
@@ -31,5 +33,7 @@ TABLE: dict[str, Row] = {
     **convolutions.TABLE,
     **normalization.TABLE,
     **pooling.TABLE,
+    **selection.TABLE,
+    **grouping.TABLE,
 }
 DRAWS: dict[str, Row] = draws.TABLE  # which take a key before PyTorch's operands

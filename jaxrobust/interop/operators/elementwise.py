@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrobust.interop.operators.gradients import with_gradient_of
 from jaxrobust.interop.program import Row
 from jaxrobust.types import Array
 
@@ -87,6 +88,14 @@ def _cast(x: Any, dtype: Any = None) -> Any:
     return x if dtype is None else jnp.asarray(x).astype(dtype)
 
 
+def _quantised(x: Array, scale: Any, zero: Any, low: int, high: int) -> tuple[Array, Array]:
+    """Return numbers as few bits hold them, and which are inside; the gradient passes there."""
+    places = jnp.round(jax.lax.stop_gradient(x) / scale) + zero
+    inside = (places >= low) & (places <= high)
+    value = (jnp.clip(places, low, high) - zero) * scale
+    return with_gradient_of(value, jnp.where(inside, x, 0)), inside
+
+
 def _copied(x: Any, source: Any) -> Any:
     return jnp.broadcast_to(source, x.shape).astype(x.dtype)
 
@@ -101,6 +110,7 @@ _UNARY: Functions = {
     "trunc": jnp.trunc,
     "round": jnp.round,
     "isnan": jnp.isnan,
+    "isinf": jnp.isinf,
     "logical_not": jnp.logical_not,
     "bitwise_not": jnp.bitwise_not,
     "clone": _same,
@@ -123,6 +133,9 @@ _OF_FLOATS: Functions = {
     "reciprocal": jnp.reciprocal,
     "erf": jax.lax.erf,
     "erfc": jax.lax.erfc,
+    "erfinv": jax.lax.erf_inv,
+    "lgamma": jax.lax.lgamma,
+    "digamma": jax.lax.digamma,
     "sigmoid": jax.nn.sigmoid,
 }
 _BINARY: Functions = {
@@ -171,5 +184,6 @@ TABLE = {
     **_rows({"clamp": _clamp}, "Tensor"),
     **_rows({"where": jnp.where}, "self"),
     "jaxrobust.stop.default": Row(jax.lax.stop_gradient, joins=True),  # see `interop.gradients`
+    "aten.fake_quantize_per_tensor_affine_cachemask.default": Row(_quantised),
     "aten.rrelu_with_noise_functional.default": Row(_rrelu),
 }

@@ -68,6 +68,32 @@ def _first_largest(x: Array, y: Array) -> Array:
     return jnp.where(y > x, y, x)  # of equal ones the gradient goes to the first, as PyTorch's
 
 
+class _Largest(Sequence[Any]):
+    """What a max pooling returns: values and their places, which are computed where asked for."""
+
+    def __init__(self, values: Array, places: Callable[[], Array]) -> None:
+        self._values, self._places = values, places
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, place: Any) -> Any:
+        if place not in (0, 1):
+            raise IndexError(place)
+        return ChannelsLast(self._places() if place else self._values)
+
+
+def _numbered(x: Array) -> Array:
+    """Return the place of every number of [B,sides...,C] within its channel of its image."""
+    sides = x.shape[1:-1]
+    return jnp.broadcast_to(jnp.arange(np.prod(sides)).reshape(1, *sides, 1), x.shape)
+
+
+def _larger_pair(x: tuple[Array, Array], y: tuple[Array, Array]) -> tuple[Array, Array]:
+    wins = y[0] > x[0]
+    return jnp.where(wins, y[0], x[0]), jnp.where(wins, y[1], x[1])
+
+
 def _max_pool(
     x: Array,
     size: Sequence[int],
@@ -75,10 +101,20 @@ def _max_pool(
     padding: Sequence[int],
     dilation: Sequence[int],
     ceil_mode: bool,
-) -> tuple[ChannelsLast, None]:
-    for axis in reversed(_axes(x, size, stride, padding, dilation, ceil_mode)):
-        x = functools.reduce(_first_largest, axis.parts(x, -np.inf))
-    return ChannelsLast(x), None
+) -> _Largest:
+    axes = _axes(x, size, stride, padding, dilation, ceil_mode)[::-1]
+
+    def places() -> Array:
+        pair = lax.stop_gradient(x), _numbered(x)
+        for axis in axes:
+            both = zip(axis.parts(pair[0], -np.inf), axis.parts(pair[1], 0), strict=True)
+            pair = functools.reduce(_larger_pair, both)
+        return pair[1]
+
+    values = x
+    for axis in axes:
+        values = functools.reduce(_first_largest, axis.parts(values, -np.inf))
+    return _Largest(values, places)
 
 
 def _average_pool(
@@ -104,8 +140,8 @@ def _bins(side: int, count: int) -> list[slice]:
 
 
 def _adaptive(x: Array, counts: Sequence[int], reduce: Callable[..., Array]) -> Array:
-    """Return `reduce` over the parts of each side in turn."""
-    for axis, count in enumerate(counts, 1):
+    """Return `reduce` over the parts of each side in turn, the last side first."""
+    for axis, count in reversed(list(enumerate(counts, 1))):
         side = x.shape[axis]
         if side % count == 0:
             parts = x.reshape(*x.shape[:axis], count, side // count, *x.shape[axis + 1 :])
@@ -120,8 +156,34 @@ def _adaptive_average(x: Array, counts: Sequence[int]) -> ChannelsLast:
     return ChannelsLast(_adaptive(x, counts, jnp.mean))
 
 
-def _adaptive_max(x: Array, counts: Sequence[int]) -> tuple[ChannelsLast, None]:
-    return ChannelsLast(_adaptive(x, counts, jnp.max)), None
+def _adaptive_max(x: Array, counts: Sequence[int]) -> _Largest:
+    """Return the first of the largest numbers of each part, to which the gradient goes."""
+
+    def largest(x: Array, axis: int) -> Array:
+        at = jnp.expand_dims(jnp.argmax(x, axis), axis)
+        return jnp.squeeze(jnp.take_along_axis(x, at, axis), axis)
+
+    def places() -> Array:
+        held, numbers = lax.stop_gradient(x), _numbered(x)
+        for axis, count in reversed(list(enumerate(counts, 1))):
+            parts = [
+                [lax.slice_in_dim(a, b.start, b.stop, axis=axis) for a in (held, numbers)]
+                for b in _bins(held.shape[axis], count)
+            ]
+            at = [jnp.expand_dims(jnp.argmax(part[0], axis), axis) for part in parts]
+            held, numbers = (
+                jnp.concatenate(
+                    [
+                        jnp.take_along_axis(part[which], a, axis)
+                        for part, a in zip(parts, at, strict=True)
+                    ],
+                    axis,
+                )
+                for which in (0, 1)
+            )
+        return numbers
+
+    return _Largest(_adaptive(x, counts, largest), places)
 
 
 def _ratios(x: Array, sizes: Sequence[int] | None, factors: Sequence[float] | None) -> list[Any]:
@@ -198,6 +260,7 @@ TABLE = {
     "aten._adaptive_avg_pool2d.default": Row(None, _adaptive_average),
     "aten._adaptive_avg_pool3d.default": Row(None, _adaptive_average),
     "aten.adaptive_max_pool2d.default": Row(None, _adaptive_max),
+    "aten.adaptive_max_pool3d.default": Row(None, _adaptive_max),
     "aten._upsample_bilinear2d_aa.default": Row(None, _smoothed(_triangle, 1)),
     "aten._upsample_bicubic2d_aa.default": Row(None, _smoothed(_cubic, 2)),
     "aten.upsample_nearest2d.vec": Row(None, _nearest),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxrobust.interop.operators.gradients import with_gradient_of
 from jaxrobust.interop.operators.shapes import moved
 from jaxrobust.interop.program import ChannelsLast, Row
 from jaxrobust.types import Array
@@ -102,38 +103,67 @@ def _gather(x: Array, dim: int, places: Array, sparse_grad: bool) -> Array:
     return jnp.take_along_axis(x[tuple(inner)], places, axis=dim)
 
 
-def _along(places: Array, dim: int) -> tuple[Array, ...]:
+def along(places: Array, dim: int) -> tuple[Array, ...]:
     """Return the index of every number that `places` names along an axis."""
     index = list(jnp.meshgrid(*map(jnp.arange, places.shape), indexing="ij"))
     index[dim] = places
     return tuple(index)
 
 
+def _written(x: Array, index: tuple[Any, ...], source: Any) -> Array:
+    """Return `x` with numbers written into it.
+
+    Where several go to one place, each has the gradient of that place, as in PyTorch.
+    """
+    value = x.at[index].set(source)
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return value
+    named = jnp.zeros(x.shape, bool).at[index].set(True)
+    linear = jnp.where(named, 0, x).at[index].add(jnp.asarray(source, x.dtype))
+    return with_gradient_of(value, linear)
+
+
 def _scatter(x: Array, dim: int, places: Array, source: Any) -> Array:
     part = source if not getattr(source, "ndim", 0) else source[tuple(map(slice, places.shape))]
-    return x.at[_along(places, dim)].set(part)
+    return _written(x, along(places, dim), part)
 
 
 def _scatter_add(x: Array, dim: int, places: Array, source: Array) -> Array:
-    return x.at[_along(places, dim)].add(source[tuple(map(slice, places.shape))])
+    return x.at[along(places, dim)].add(source[tuple(map(slice, places.shape))])
 
 
 def _product(x: Array, dim: int, keepdim: bool, dtype: Any = None) -> Array:
     return jnp.prod(x, dim, dtype, keepdims=keepdim)
 
 
-def _chosen(x: Array, indices: Sequence[Array | None]) -> tuple[Any, ...]:
-    """Return what PyTorch's list of indices is in NumPy, whose rule of the result's axes it has."""
-    return tuple(slice(None) if each is None else each for each in indices)
+def _chosen(x: Array, indices: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what PyTorch's list of indices is in NumPy, whose rule of the result's axes it has.
+
+    An index is an array, None, or places that are known, which `masks` writes as a list.
+    """
+    return tuple(
+        slice(None) if each is None else np.asarray(each, int) if isinstance(each, list) else each
+        for each in indices
+    )
 
 
-def _index(x: Array, indices: Sequence[Array | None]) -> Array:
+def _index(x: Array, indices: Sequence[Any]) -> Array:
     return x[_chosen(x, indices)]
 
 
-def _index_put(x: Array, indices: Sequence[Array | None], values: Array, add: bool) -> Array:
-    there = x.at[_chosen(x, indices)]
-    return there.add(values) if add else there.set(values)
+def _index_put(x: Array, indices: Sequence[Any], values: Array, add: bool) -> Array:
+    if any(getattr(each, "dtype", None) == bool for each in indices):
+        return _put_where(x, indices, values, add)
+    index = _chosen(x, indices)
+    return x.at[index].add(values) if add else _written(x, index, values)
+
+
+def _put_where(x: Array, indices: Sequence[Any], value: Array, add: bool) -> Array:
+    """Return `x` with one number where a mask of the images says so."""
+    (place,) = [i for i, each in enumerate(indices) if each is not None]
+    mask = indices[place]
+    mask = mask.reshape((1,) * place + mask.shape + (1,) * (x.ndim - place - mask.ndim))
+    return jnp.where(mask, x + value if add else value, x)
 
 
 def _embedding(table: Array, places: Array, *ignored: Any) -> Array:
@@ -180,6 +210,8 @@ TABLE = {
     "aten.any.default": Row(jnp.any),
     "aten.linalg_vector_norm.default": Row(_norm),
     "aten.cumsum.default": Row(lambda x, dim, dtype=None: jnp.cumsum(x, dim, dtype)),
+    "aten.cumprod.default": Row(lambda x, dim, dtype=None: jnp.cumprod(x, dim, dtype)),
+    "aten.logcumsumexp.default": Row(lambda x, dim: lax.cumlogsumexp(x, dim % x.ndim)),
     "aten.max.dim": _extreme(jnp.argmax),
     "aten.min.dim": _extreme(jnp.argmin),
     "aten.argmax.default": _place(jnp.argmax),

@@ -131,6 +131,7 @@ TABLE = {
     "aten.slice_scatter.default": Row(_slice_scatter),
     "aten.full.default": Row(_full),
     "aten.full_like.default": Row(_full_like),
+    "aten.scalar_tensor.default": Row(lambda value, dtype=None: jnp.asarray(value, dtype)),
     "aten.arange.start_step": Row(_arange),
     "aten.empty.memory_format": Row(_empty),
     "aten.empty_permuted.default": Row(_empty),

@@ -1,0 +1,160 @@
+"""Operators that choose by order: medians, k-th values, running extremes, places among bounds."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrobust.interop.operators.gradients import with_gradient_of
+from jaxrobust.interop.program import Row
+from jaxrobust.types import Array
+
+
+def _taken(x: Array, places: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
+    """Return the numbers at places [..., 1, ...] along an axis, and the places."""
+    found = jnp.take_along_axis(x, places, axis=dim)
+    return (found, places) if keepdim else (jnp.squeeze(found, dim), jnp.squeeze(places, dim))
+
+
+def _first(mask: Array, dim: int) -> Array:
+    return jnp.argmax(mask, axis=dim, keepdims=True)
+
+
+def _median(x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
+    """Return the lower median and its place: of equal ones that of a stable order, as PyTorch.
+
+    With something among the numbers that is none, the first of these.
+    """
+    order = jnp.argsort(x, axis=dim, stable=True)
+    middle = lax.index_in_dim(order, (x.shape[dim] - 1) // 2, dim % x.ndim)
+    none = jnp.isnan(x)
+    places = jnp.where(none.any(dim, keepdims=True), _first(none, dim), middle)
+    return _taken(x, places, dim, keepdim)
+
+
+def _whole_median(x: Array) -> Array:
+    """Return the lower median of all numbers; equal ones share its gradient."""
+    value = lax.stop_gradient(_median(x.reshape(-1), 0, False)[0])
+    equal = (x == value) | (jnp.isnan(x) & jnp.isnan(value))
+    return with_gradient_of(value, jnp.where(equal, x, 0).sum() / equal.sum())
+
+
+def _kth_value(x: Array, k: int, dim: int, keepdim: bool) -> tuple[Array, Array]:
+    """Return the k-th smallest number and its place: of equal ones that of PyTorch's selection."""
+    if not x.ndim:
+        return x, jnp.zeros((), int)
+    rows = jnp.moveaxis(lax.stop_gradient(x), dim, -1)
+    chosen = jax.vmap(lambda row: _selected(row, k - 1))(rows.reshape(-1, rows.shape[-1]))
+    places = jnp.expand_dims(chosen.reshape(rows.shape[:-1]), dim)
+    return _taken(x, places, dim, keepdim)
+
+
+def _selected(row: Array, k: int) -> Array:
+    """Return the place in f[N] of the k-th smallest number, by Hoare's selection.
+
+    PyTorch takes the median of three as pivot; which of equal numbers comes out depends on it.
+    """
+
+    def after(x: Array, y: Array) -> Array:
+        return (x > y) | (jnp.isnan(x) & ~jnp.isnan(y))
+
+    at = jnp.arange(len(row))
+
+    def swapped(order: Array, i: Any, j: Any, really: Any = True) -> Array:
+        both = order.at[i].set(order[j]).at[j].set(order[i])
+        return jnp.where(really, both, order)
+
+    def unordered(order: Array, i: Any, j: Any) -> Array:
+        return after(row[order[i]], row[order[j]])
+
+    def meet(order: Array, i: Array, j: Array, pivot: Array) -> tuple[Array, Array]:
+        """Return the next place from `i` up, and from `j` down, that lies on the wrong side."""
+        values = row[order]
+        up = jnp.argmax((at > i) & ~after(pivot, values))
+        down = len(row) - 1 - jnp.argmax(((at < j) & ~after(values, pivot))[::-1])
+        return up, down
+
+    def step(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        order, low, high = state
+        pair = high == low + 1
+        two = swapped(order, low, high, unordered(order, low, high))
+        order = swapped(order, low + (high - low) // 2, low + 1)
+        for i, j in ((low + 1, high), (low, high), (low + 1, low)):
+            order = swapped(order, i, j, unordered(order, i, j))
+        pivot = row[order[low]]
+
+        def exchange(held: Any) -> Any:
+            order, i, j = held
+            order = swapped(order, i, j)
+            return order, *meet(order, i, j, pivot)
+
+        order, _, j = lax.while_loop(
+            lambda held: held[1] <= held[2], exchange, (order, *meet(order, low + 1, high, pivot))
+        )
+        order = swapped(order, low, j)
+        next_low, next_high = jnp.where(j <= k, j + 1, low), jnp.where(j >= k, j - 1, high)
+        return (
+            jnp.where(pair, two, order),
+            jnp.where(pair, high, next_low),
+            jnp.where(pair, high, next_high),
+        )
+
+    last = len(row) - 1
+    start = (at, jnp.asarray(0, at.dtype), jnp.asarray(last, at.dtype))
+    return lax.while_loop(lambda state: state[2] > state[1], step, start)[0][k]
+
+
+def _running(beats: Callable[[Array, Array], Array]) -> Row:
+    """Return the row of a running extreme with its place: the last one of equal ones."""
+
+    def join(left: Any, right: Any) -> Any:
+        wins = beats(right[0], left[0]) | jnp.isnan(right[0])
+        return jnp.where(wins, right[0], left[0]), jnp.where(wins, right[1], left[1])
+
+    def running(x: Array, dim: int) -> tuple[Array, Array]:
+        at = jnp.arange(x.shape[dim]).reshape(
+            [-1 if a == dim % x.ndim else 1 for a in range(x.ndim)]
+        )
+        pairs = lax.stop_gradient(x), jnp.broadcast_to(at, x.shape)
+        places = lax.associative_scan(join, pairs, axis=dim)[1]
+        return jnp.take_along_axis(x, places, axis=dim), places
+
+    return Row(running)
+
+
+def _bucketize(x: Array, bounds: Array, out_int32: bool = False, right: bool = False) -> Array:
+    found = jnp.searchsorted(bounds, x, side="right" if right else "left")
+    return found.astype(jnp.int32 if out_int32 else int)
+
+
+def _searchsorted(
+    bounds: Array,
+    x: Any,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Array | None = None,
+) -> Array:
+    """Return where numbers [..., M] belong among bounds [N], or among those of their row [..., N]."""
+    bounds = bounds if sorter is None else jnp.take_along_axis(bounds, sorter, axis=-1)
+    x = jnp.asarray(x)
+    if bounds.ndim == 1:
+        return _bucketize(x, bounds, out_int32, right or side == "right")
+    rows = bounds.reshape(-1, bounds.shape[-1]), x.reshape(-1, x.shape[-1])
+    found = jax.vmap(lambda b, v: _bucketize(v, b, out_int32, right or side == "right"))(*rows)
+    return found.reshape(x.shape)
+
+
+TABLE = {
+    "aten.max.default": Row(jnp.max),
+    "aten.min.default": Row(jnp.min),
+    "aten.median.default": Row(_whole_median),
+    "aten.median.dim": Row(_median),
+    "aten.kthvalue.default": Row(_kth_value),
+    "aten.cummax.default": _running(jnp.greater_equal),
+    "aten.cummin.default": _running(jnp.less_equal),
+    "aten.bucketize.Tensor": Row(_bucketize),
+    "aten.searchsorted.Tensor": Row(_searchsorted),
+}
