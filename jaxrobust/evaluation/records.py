@@ -395,12 +395,14 @@ def read(workdir: Path) -> list[dict]:
 
 
 def how(record: dict) -> str:
-    """Return the attack of a record in words."""
+    """Return the attack of a record in words, with what replayed points decided."""
     if not record["attacks"]:
         return "none"
+    tried = comparable.tried(record)
+    replays = f" ({tried})" if tried else ""
     if record.get("method") == "union":
         of = "worst case" if record.get("worst_case") else "union"
-        return f"{of} of {', '.join(record['accuracy_after'])}"
-    a, tried = record["attacks"][0], comparable.tried(record)
+        return f"{of} of {', '.join(record['accuracy_after'])}{replays}"
+    a = record["attacks"][0]
     name = record.get("method") or f"{a['name'].upper()} {a['steps']} steps"
-    return f"{name}, {a['norm']} {a['epsilon']:.4g}" + (f" ({tried})" if tried else "")
+    return f"{name}, {a['norm']} {a['epsilon']:.4g}{replays}"

@@ -111,7 +111,9 @@ class SeveralTest(parameterized.TestCase):
         found, printed = self.asked(out, ladder="linf:0:0.01:5", **few)
         self.assertEqual([r["ladder"]["radii"] for r in found], 5 * [RADII])
         self.assertEqual((found[0]["method"], found[0]["robust"]), ("clean", None))
-        self.assertRegex(printed, r"clean +8 .*\napgd-ce \+ .*, ladder, linf 0.0025 +8 ")
+        self.assertRegex(
+            printed, r"clean +8 .*\napgd-ce \+ .*, ladder, linf 0.0025 .*by replayed points\) +8 "
+        )
         self.assertEqual(account.row(found[0])[1], "none")
         below = None
         for radius, record in zip(RADII[1:], found[1:], strict=True):
