@@ -134,12 +134,14 @@ class OwnUpdatesTest(parameterized.TestCase):
     def test_three_updates(self):
         self.check(SAT._replace(options={"depths": (1,), "planes": (8,)}), 3)
 
-    @parameterized.parameters(SAT, TRADES, MART, AAT)
-    @pytest.mark.slow
-    def test_ten_updates(self, *case):
-        self.check(Case(*case), 10)
+    @parameterized.named_parameters(
+        ("_sat", SAT), ("_trades", TRADES), ("_mart", MART), ("_aat", AAT)
+    )
+    @pytest.mark.slow  # 15 to 45 s, most of them for the compilation of up to six passes
+    def test_ten_updates(self, case):
+        self.check(case, 10)
 
-    @pytest.mark.matrix
+    @pytest.mark.matrix  # compiles for minutes
     def test_ten_updates_of_robust_blocks(self):
         self.check(ROBUST_TRADES, 10)
 
