@@ -102,25 +102,26 @@ def updates(
       batches: images f64[B,H,W,3], labels [B], and where the attack starts, like the images.
     """
     parameters = dict(net.module.named_parameters())
-    decayed = [p for name, p in parameters.items() if not (recipe.advanced and "bn" in name)]
-    others = [p for name, p in parameters.items() if recipe.advanced and "bn" in name]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}]
-    groups += [{"params": others, "weight_decay": 0.0}] * bool(others)
-    sgd = torch.optim.SGD(groups, lr=1.0, momentum=0.9, nesterov=recipe.advanced)
+    velocity = {name: torch.zeros_like(p) for name, p in parameters.items()}
     average = {k: v.detach().clone() for k, v in net.module.state_dict().items()}
     for i, (images, labels, start) in enumerate(batches):
         x, start = (torch.tensor(a.transpose(0, 3, 1, 2).copy()) for a in (images, start))
         y = torch.tensor(labels).long()
-        for group in sgd.param_groups:
-            group["lr"] = recipe.lr(i // recipe.length)
-            group["momentum"] = recipe.momentum(i // recipe.length)
+        rate, momentum = (of(i // recipe.length) for of in (recipe.lr, recipe.momentum))
         adversarial = attacked(net, recipe, x, y, start)
         loss = loss_of(net, recipe, x, y, adversarial, i == 0)
-        sgd.zero_grad()
+        net.module.zero_grad()
         loss.backward()
         largest = float("inf") if recipe.clip is None else recipe.clip
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), largest)
-        sgd.step()
+        with torch.no_grad():
+            for name, p in parameters.items():
+                decays = not (recipe.advanced and "bn" in name)
+                grad = torch.zeros_like(p) if p.grad is None else p.grad
+                grad = grad + recipe.weight_decay * decays * p
+                velocity[name] = momentum * velocity[name] + grad
+                ahead = grad + momentum * velocity[name]  # Nesterov's
+                p -= rate * (ahead if recipe.advanced else velocity[name])
         d = i + 1 - recipe.warmup
         decay = 0.0 if d < 0 else min(recipe.tau, (1 + d) / (10 + d))
         for key, value in net.module.state_dict().items():

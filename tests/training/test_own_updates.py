@@ -16,6 +16,7 @@ from absl.testing import absltest, parameterized
 from configs import cifar_aat, cifar_bat
 from jaxrobust.attacks import image_keys
 from jaxrobust.training import build
+from jaxrobust.training.step import TrainState
 from jaxrobust.types import Batch
 from jaxrobust.weights import convert
 from tests.support.parity import torch_or_skip
@@ -121,26 +122,26 @@ def state_of(case: Case, phase, module):
     if case.recipe == "aat":
         stats |= {"normalize.mean": np.float64(MEAN), "normalize.std": np.float64(STD)}
 
-    def wide(leaf):
-        return leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf
+    def zeros(leaf):
+        return np.zeros(leaf.shape, np.float64 if leaf.dtype == np.float32 else leaf.dtype)
 
-    state = jax.tree.map(wide, phase.init(jax.random.key(3)))
-    params, stats = jax.tree.map(jnp.asarray, (params, stats))
-    average = {key: (params | stats)[key] for key in state.ema}
-    return state._replace(params=params, stats=stats, ema=jax.tree.map(jnp.copy, average))
+    average = {key: (params | stats)[key].copy() for key in phase.abstract_state.ema}
+    momentum = jax.tree.map(zeros, phase.abstract_state.opt_state)
+    return TrainState(np.int32(0), params, stats, average, momentum, jax.random.key(3))
 
 
-@pytest.mark.computes
 class OwnUpdatesTest(parameterized.TestCase):
     def test_three_updates(self):
-        self.check(SAT, 3)
+        self.check(SAT._replace(options={"depths": (1,), "planes": (8,)}), 3)
 
-    @parameterized.parameters(SAT, TRADES, MART, AAT)
-    @pytest.mark.slow
-    def test_ten_updates(self, *case):
-        self.check(Case(*case), 10)
+    @parameterized.named_parameters(
+        ("_sat", SAT), ("_trades", TRADES), ("_mart", MART), ("_aat", AAT)
+    )
+    @pytest.mark.slow  # 15 to 45 s, most of them for the compilation of up to six passes
+    def test_ten_updates(self, case):
+        self.check(case, 10)
 
-    @pytest.mark.matrix
+    @pytest.mark.matrix  # compiles for minutes
     def test_ten_updates_of_robust_blocks(self):
         self.check(ROBUST_TRADES, 10)
 
