@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jaxrobust.models.initializers import Draws
+from jaxrobust.models.modules import BatchNorm
 from jaxrobust.models.stochastic_depth import Drop, split
 from jaxrobust.types import Array, Classifier, Params
 
@@ -76,6 +77,25 @@ def classifier(
     network = OfModule(init, apply)
     network.make, network.dtype = make, dtype
     return network
+
+
+def showing_batches(net: Classifier) -> Classifier | None:
+    """Return the network whose statistics after a pass in training are those of its images alone,
+    as batch norms of PyTorch's momentum 1 have them; None: it is not made of modules of ours.
+
+    Norms that a pass does not call, and what is no batch norm's, return what they had.
+    """
+    if not isinstance(net, OfModule):
+        return None
+
+    def make(rngs: Any) -> nnx.Module:
+        module = net.make(rngs)
+        for _, part in nnx.iter_modules(module):
+            if isinstance(part, BatchNorm):
+                part.momentum = 1.0
+        return module
+
+    return classifier(make, dtype=net.dtype)
 
 
 def _check_images(images: Array, channels: int) -> None:

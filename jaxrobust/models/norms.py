@@ -8,10 +8,9 @@ from flax import nnx
 from jax import lax
 
 from jaxrobust.models import layers
-from jaxrobust.models.classifier import OfModule, classifier
 from jaxrobust.models.modules import BatchNorm, LayerNorm
 from jaxrobust.models.primitives import add_bias, widened
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import Array
 
 GROUP = 8  # channels that a group norm normalises together
 
@@ -71,22 +70,3 @@ NORMS: dict[str, Callable[[int, int, float], Any]] = {
     "layer": lambda channels, *_: PixelNorm(channels),
     "instance": lambda *_: InstanceNorm(),
 }
-
-
-def showing_batches(net: Classifier) -> Classifier | None:
-    """Return the network whose statistics after a pass in training are those of its images alone,
-    as batch norms of PyTorch's momentum 1 have them; None: it is not made of modules of ours.
-
-    Norms that a pass does not call, and what is no batch norm's, return what they had.
-    """
-    if not isinstance(net, OfModule):
-        return None
-
-    def make(rngs: Any) -> nnx.Module:
-        module = net.make(rngs)
-        for _, part in nnx.iter_modules(module):
-            if isinstance(part, BatchNorm):
-                part.momentum = 1.0
-        return module
-
-    return classifier(make, dtype=net.dtype)

@@ -81,7 +81,7 @@ def running_statistics(p: Any, name: str) -> Statistics:
     Args:
       p, name: as in `averaging`; `bn_momentum` are PyTorch's momentum in the first update and in
         the others. With it the statistics "after an update" have to be those of its images alone:
-        see `norms.showing_batches`.
+        see `classifier.showing_batches`.
     Raises:
       ValueError: a value that cannot work, with what to set.
     Parity: tests/training/test_averages.py, against PyTorch's BatchNorm2d.

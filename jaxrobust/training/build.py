@@ -13,7 +13,7 @@ from jaxrobust import attacks, models
 from jaxrobust.config import Config, network_of
 from jaxrobust.data.presets import PRESETS
 from jaxrobust.evaluation import accuracy
-from jaxrobust.models import norms
+from jaxrobust.models import classifier
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime import sharding
 from jaxrobust.training import alarm, averages, inner, mixing, objectives, optim, step
@@ -247,7 +247,7 @@ def _shown(net: Classifier, p: Any, name: str) -> Classifier:
     """
     if not p.bn_momentum:
         return net
-    if (shown := norms.showing_batches(net)) is None:
+    if (shown := classifier.showing_batches(net)) is None:
         raise ValueError(
             f"{name}.bn_momentum={tuple(p.bn_momentum)}: how fast the statistics of your own "
             f"network move is known to you alone; set it there, and {name}.bn_momentum=()"

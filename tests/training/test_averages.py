@@ -8,8 +8,7 @@ from flax import nnx
 
 from jaxrobust import models
 from jaxrobust.config import phase
-from jaxrobust.models import norms
-from jaxrobust.models.classifier import classifier
+from jaxrobust.models import classifier
 from jaxrobust.models.modules import BatchNorm, Normalize
 from jaxrobust.training import averages
 from tests.support.parity import torch_or_skip
@@ -74,7 +73,7 @@ class StatisticsTest(parameterized.TestCase):
         theirs = torch.nn.BatchNorm2d(len(start))
         theirs.running_var.copy_(torch.tensor(start))
         theirs.running_mean.copy_(torch.tensor(start))
-        net = norms.showing_batches(classifier(lambda rngs: _Norm(len(start))))
+        net = classifier.showing_batches(classifier.classifier(lambda rngs: _Norm(len(start))))
         params, old = net.init(jax.random.key(0))
         old |= {"norm.mean": jnp.asarray(start), "norm.var": jnp.asarray(start)}
         moves = averages.running_statistics(phase(bn_momentum=(first, later)), "train")
@@ -104,7 +103,7 @@ class StatisticsTest(parameterized.TestCase):
         """That of the last norm is 0.9, as it was released."""
         small = {"depths": (1,), "width": 1, "dropout": 0.0}
         net = models.create("cifar_wrn_40_10", num_classes=3, image_size=8, **small)
-        shown = norms.showing_batches(net)
+        shown = classifier.showing_batches(net)
         params, stats = net.init(jax.random.key(0))
         images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 3))
         both = jax.jit(
