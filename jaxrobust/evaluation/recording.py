@@ -80,6 +80,7 @@ class Evaluation:
             preprocessing=str(self.asked.preprocessing),
             images=self.asked.images,
         )
+        self.given = [path for folder in asked.replay for path in self.replayed(Path(folder))]
         logits_fn = self.logits_of("float32")
         here = Mesh(np.array(jax.local_devices()[:1]), ("device",))
         network = networks.argument("logits_fn", logits_fn, here)
@@ -88,7 +89,6 @@ class Evaluation:
         )
         self.questions: dict[str, str] = {}  # number -> hash of what is asked
         self.size: dict[str, int] = {}  # once it is known, to all that asks of this network
-        self.given = [path for folder in asked.replay for path in self.replayed(Path(folder))]
 
     def asking(self, asked: Question) -> "Evaluation":
         """Return what asks a checked question of the same network and images."""

@@ -193,10 +193,10 @@ def read(
     free = Free({name: arrays[key] for name, key in names.items()}, known, _dtype(arrays), double)
     output = torch.export.graph_signature.OutputKind.USER_OUTPUT
     results = [s.arg for s in program.graph_signature.output_specs if s.kind == output]
-    steps = masks.settled(program, [*_steps(program.graph, free, random)], free.values)
+    graph = masks.settled(program, [*_steps(program.graph, free, random)], free.values)
     values = [getattr(result, "name", None) for result in results]
     read = set(filter(None, values))
-    steps = _living(steps, read)
+    steps = _living(graph, read)
     read = read.union(*map(read_by, steps))
     constants = {name: _array(free.values[name]) for name in sorted(read & free.constants)}
     own = {name: key for name, key in names.items() if name in read}

@@ -61,13 +61,14 @@ def written_down() -> Iterator[None]:
     import torch
 
     declared()
-    function, own = torch.autograd.Function, torch._C.TensorBase.data
+    function: Any = torch.autograd.Function
+    own: Any = torch._C.TensorBase.data  # of the C class, a property
     apply, fake = vars(function)["apply"], torch._subclasses.FakeTensor
 
     def data(tensor: Any) -> Any:
         return tensor.detach() if isinstance(tensor, fake) else own.__get__(tensor)
 
-    function.apply = classmethod(_applied)  # type: ignore[assignment, method-assign]
+    function.apply = classmethod(_applied)
     torch.Tensor.data = property(data, own.__set__)  # type: ignore[assignment, misc]
     try:
         yield
