@@ -39,6 +39,8 @@ class Size(NamedTuple):
 
     preprocessing: str
     measure: Measure
+    network: Any  # (params, stats, images) -> logits
+    images: Any  # `data.Prepared`
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -145,7 +147,8 @@ def _size(args: argparse.Namespace, phase: str, config: Any, image_size: int, fo
     Raises:
       ValueError: a network that does not take such images.
     """
-    from jaxrobust.data import pipeline
+    from jaxrobust.config import network_of
+    from jaxrobust.data import Prepared, pipeline
     from jaxrobust.evaluation import accuracy
     from jaxrobust.evaluation import subject as subjects
     from jaxrobust.runtime import sharding
@@ -157,8 +160,15 @@ def _size(args: argparse.Namespace, phase: str, config: Any, image_size: int, fo
     config["data"]["preprocessing"] = wanted
     images = splits.evaluated(config, "selection_split", config.evaluation, args.run)
     said = pipeline.preprocessing_id(source, image_size, wanted)
+    net = network_of(config, dtype="float32")
+    how: dict[str, Any] = {"image_size": image_size, "preprocessing": said}
+    shown = Prepared(images.source, images=len(images), **how)
+
+    def forward(params: Any, stats: Any, given: Any) -> Any:
+        return net.apply(params, stats, given)[0]
+
     if args.attack == "autoattack":
-        return Size(said, _autoattack(config, images, said, folder))
+        return Size(said, _autoattack(config, forward, shown, folder), forward, shown)
     mesh = sharding.make_mesh()
     build.divides(images.batch_size, mesh.size, "--batch")
     evaluate = build.evaluation(config, mesh, steps=args.steps)
@@ -167,10 +177,10 @@ def _size(args: argparse.Namespace, phase: str, config: Any, image_size: int, fo
         del full  # this attack is one
         return accuracy.count(evaluate, weights, images, mesh, bar="images")
 
-    return Size(said, measure)
+    return Size(said, measure, forward, shown)
 
 
-def _autoattack(config: Any, images: Any, preprocessing: str, folder: Path) -> Measure:
+def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:
     """Return what AutoAttack says of weights, or, not in full, its first attack.
 
     The ledgers of the last candidates, in `folder`, are replayed.
@@ -178,17 +188,9 @@ def _autoattack(config: Any, images: Any, preprocessing: str, folder: Path) -> M
     import jax
 
     from jaxrobust import evaluation
-    from jaxrobust.config import network_of
-    from jaxrobust.data import Prepared
 
-    net = network_of(config, dtype="float32")
     size = config.model.image_size
-    how: dict[str, Any] = {"image_size": size, "preprocessing": preprocessing}
-    shown = Prepared(images.source, images=len(images), **how)
     ledgers: list[Path] = []
-
-    def forward(params: Any, stats: Any, given: Any) -> Any:
-        return net.apply(params, stats, given)[0]
 
     def measure(weights: Any, full: bool) -> dict[str, Any]:
         ledger = folder / f"ledger-{size}-{len(ledgers)}.jsonl"
@@ -230,23 +232,81 @@ def _question(args: argparse.Namespace, phase: str, config: Any) -> dict[str, An
     }
 
 
-def _begun(path: Path, question: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the candidates that are done.
+def _computed(args: argparse.Namespace, phase: str, sizes: dict[int, Size]) -> dict[str, Any]:
+    """Return what is computed at each size, and on which images: hashes, and whose programs."""
+    import jax
+    import numpy as np
+    from jax.sharding import Mesh
+
+    from jaxrobust.evaluation import fingerprint, networks
+    from jaxrobust.weights import kept
+
+    here = Mesh(np.array(jax.local_devices()[:1]), ("device",))
+    _, both = kept.read(args.run, phase, kept.steps_of(args.run, phase)[0])
+    found = {}
+    for side, size in sizes.items():
+        weights = kept.at_size(args.run, phase, both.of("raw"), side)
+        called = jax.tree_util.Partial(size.network, *weights)
+        network = networks.argument("network", called, here)
+        exact = fingerprint.exact(network, size.images.shape[1:], each=1)
+        own = {key: exact[key] for key in ("program", "gradient")}
+        found[str(side)] = own | {"images": size.images.content_sha256()}
+    return {"computed": found, "by": fingerprint.versions()}
+
+
+def _begun(
+    path: Path, question: dict[str, Any], computed: dict[str, Any]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the candidates that are done, and what was computed, at all sizes.
 
     Raises:
-      ValueError: the file answers another question.
+      ValueError: the file answers another question, or of another network or other images.
     """
+    from jaxrobust.evaluation import fingerprint
     from jaxrobust.runtime import hosts
     from jaxrobust.weights import kept
 
     if not path.exists():
-        return []
+        return [], computed
     said = kept.read_selection(path)
     if words := hosts.differences({key: said.get(key) for key in question}, question):
         raise ValueError(
             f"{path} is a choice of another kind: {words}. Repeat its flags, or move it away"
         )
-    return said["candidates"]
+    if "computed" not in said:
+        raise ValueError(
+            f"{path} is of an older version, which noted neither what the network computes nor the "
+            "images' bytes, so nothing shows that its candidates are these: move it away"
+        )
+    for size, own in computed["computed"].items():
+        there = said["computed"].get(size, own)
+        other = [key for key in own if there[key] != own[key]]
+        if not other:
+            continue
+        whose = ""  # another version may write the same network as another program
+        if "images" not in other and fingerprint.other_versions(said["by"], computed["by"]):
+            whose = f" (begun by {fingerprint.words(said['by'])})"
+        raise ValueError(
+            f"{path} is a choice of another kind: under the same name, at {size} px, its "
+            f"{' and '.join(other)} {'are others' if 'images' in other else 'is another'}{whose}. "
+            "Move it away"
+        )
+    both = said["computed"] | computed["computed"]
+    return said["candidates"], computed | {"computed": both}
+
+
+def _check_weights(args: argparse.Namespace, candidates: list[dict[str, Any]]) -> None:
+    """Refuse candidates whose weights the run holds no more."""
+    from jaxrobust.weights import hashes, kept
+
+    for row in candidates:
+        _, both = kept.read(args.run, row["phase"], row["step"])
+        weights = kept.at_size(args.run, row["phase"], both.of(row["weights"]), row["image_size"])
+        if hashes.weights_sha256(*weights) != row["weights_sha256"]:
+            raise ValueError(
+                f"the weights of {row['phase']}, step {row['step']}, {row['weights']} are others "
+                f"than those in {args.run / kept.SELECTION}; move that file away"
+            )
 
 
 def _key(row: dict[str, Any]) -> tuple[int, str, int]:
@@ -349,7 +409,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     held = locks.held(lock, what=f"the choice in {args.run}", otherwise="copy the run")
     with tempfile.TemporaryDirectory() as folder, held:
         sizes = {size: _size(args, phase, config, size, Path(folder)) for size in sides}
-        candidates = _begun(path, question)
+        candidates, computed = _begun(path, question, _computed(args, phase, sizes))
+        _check_weights(args, candidates)
+        code |= computed
         for row in _measured(args, phase, sizes, {_key(row) for row in candidates}):
             candidates = sorted([*candidates, row], key=_key)
             _write(path, question, candidates, code)

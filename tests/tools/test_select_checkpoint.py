@@ -178,6 +178,27 @@ class FlowTest(Case):
             self.assertEqual(self.asked[4:], [(0.1, 16), (0.3, 16), (0.6, 16), (0.5, 16)])
             self.assertEqual(kept.selected(self.workdir).image_size, 8)
 
+    def test_other_images_another_network_other_weights(self):
+        """Under the same names; the first candidates would be those of what was there before."""
+        self.enter_context(mock.patch.object(select_checkpoint, "draw", return_value=""))
+        call(self.workdir)
+        said = json.loads(self.file.read_text())
+        at, other = "under the same name, at 8 px, its", "0" * 64
+        own = said["computed"]["8"]
+        mine = [row | {"weights_sha256": other} for row in said["candidates"]]
+        for changes, words in (
+            ({"computed": {"8": own | {"images": other}}}, f"{at} images are others. Move it"),
+            (
+                {"computed": {"8": own | {"gradient": other}}, "by": said["by"] | {"jax": "0.9"}},
+                rf"{at} gradient is another \(begun by jaxrobust .*, jax 0.9, .*\). Move it away",
+            ),
+            ({"candidates": mine}, "the weights of train, step 4, .* are others than those in"),
+        ):
+            self.file.write_text(json.dumps(said | changes))
+            self.assertRegex(call(self.workdir, code=2), words)
+        self.file.write_text(json.dumps({k: v for k, v in said.items() if k != "computed"}))
+        self.assertIn("is of an older version, which noted neither", call(self.workdir, code=2))
+
     @pytest.mark.slow
     def test_again_while_the_training_goes_on(self):
         self.enter_context(mock.patch.object(select_checkpoint, "draw", return_value=""))
