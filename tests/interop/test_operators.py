@@ -9,6 +9,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.interop.operators import TABLE
+from jaxrobust.interop.program import Row
 from tests.support import paths
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)
@@ -53,6 +54,23 @@ class OperatorsTest(parameterized.TestCase):
             found = group(number, names[0] in torch_operators.OF_SIZES).values()
             used.update(*(each.operators for each in found if not isinstance(each, Exception)))
         self.assertEmpty(TABLE.keys() - used)
+
+    @parameterized.parameters(
+        lambda x, dims: jnp.flip(x, dims) * (1 + 1e-9),
+        lambda x, dims: jnp.flip(x, dims)[:1],
+        lambda x, dims: x.no_such_method(dims),
+    )
+    def test_a_wrong_row_is_caught_by_name(self, wrong):
+        flip, names = "aten.flip.default", ["sums that stay", "rolls", "a norm of zero"]
+        self.addCleanup(TABLE.__setitem__, flip, TABLE[flip])
+        TABLE[flip] = Row(wrong)
+        found = operator_cases.each(names)
+        failed = [
+            name
+            for name, outcome in found.items()
+            if isinstance(outcome, Exception) or not outcome.values < 1e-12
+        ]
+        self.assertSequenceEqual(failed, ["rolls"])
 
     def test_attention_of_rows_that_see_nothing(self):
         x = torch.rand(1, 1, 3, 2, dtype=torch.float64)

@@ -1,6 +1,5 @@
 """Many small computations of PyTorch's beside ours, by one export and one compilation."""
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -58,8 +57,7 @@ def together(names: Sequence[str], *, dynamic: bool = False) -> dict[str, Outcom
     x = images(names)
     example = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
     sizes = ({0: torch.export.Dim("batch")},) if dynamic else None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an LSTM lists its weights anew
+    with exporting._quietly():  # an LSTM lists its weights anew, and logs cost a third of the time
         exported = torch.export.export(net, (example,), dynamic_shapes=sizes, strict=False)
     with jax.enable_x64(True):
         program, weights = exporting.read(exporting.decomposed(exported))

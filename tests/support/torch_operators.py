@@ -616,7 +616,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 
 
 # Which sizes they compute with depends on the number of images.
-OF_SIZES = ("of the batch", "sizes", "strides", "new ones", "views", "a number", "layer norm")
+OF_SIZES = ("of the batch", "sizes", "strides", "new ones", "views", "a number", "activation RReLU")
 
 
 def prepared(name: str, images: np.ndarray) -> np.ndarray:
