@@ -3,7 +3,6 @@
 Needs PyTorch, imported inside of functions only.
 """
 
-import copy
 import functools
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.interop import program as programs
-from jaxrobust.interop import refusals
+from jaxrobust.interop import refusals, scripted
 from jaxrobust.interop.operators import TABLE
 from jaxrobust.interop.torch import Converted
 
@@ -172,7 +171,7 @@ def _torch_pass(network: Converted) -> Pass:
     def module(dtype: str) -> Any:
         if dtype == "float32":
             return network.module
-        return copy.deepcopy(network.module).double()
+        return scripted.in_float64(network.module)
 
     def logits_of(net: Any, x: Any) -> Any:
         if network.program.single:

@@ -4,6 +4,7 @@ Needs PyTorch, imported inside of functions only.
 """
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -51,6 +52,19 @@ def is_scripted(module: Any) -> bool:
         if isinstance(part, torch.jit.ScriptModule):
             raise ValueError(f"its {name} {_INSIDE}")
     return False
+
+
+def in_float64(module: Any) -> Any:
+    """Return a copy of a module, of TorchScript or not, in float64."""
+    import torch
+
+    if not isinstance(module, torch.jit.ScriptModule):
+        return copy.deepcopy(module).double()
+    written = io.BytesIO()
+    torch.jit.save(module, written)
+    written.seek(0)
+    with _quietly():
+        return torch.jit.load(written).double()
 
 
 def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:

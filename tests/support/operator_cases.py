@@ -46,20 +46,23 @@ def images(names: Sequence[str]) -> np.ndarray:
     return np.concatenate(parts, -1)
 
 
-def together(names: Sequence[str], *, dynamic: bool = False) -> dict[str, Outcome]:
-    """Return how far each is from PyTorch's in float64, by one program for all.
+def together(
+    names: Sequence[str], *, dynamic: bool = False, dtype: str = "float64"
+) -> dict[str, Outcome]:
+    """Return how far each is from PyTorch's in the same type, by one program for all.
 
     Args:
       names: of `torch_operators`.
       dynamic: the program takes any number of images, as those of users do; it is dearer to write.
+      dtype: that of weights and images.
     """
-    net = Beside(names).double()
-    x = images(names)
+    net = Beside(names).to(getattr(torch, dtype))
+    x = images(names).astype(dtype)
     example = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
     sizes = ({0: torch.export.Dim("batch")},) if dynamic else None
     with exporting._quietly():  # an LSTM lists its weights anew, and logs cost a third of the time
         exported = torch.export.export(net, (example,), dynamic_shapes=sizes, strict=False)
-    with jax.enable_x64(True):
+    with jax.enable_x64(dtype == "float64"):
         program, weights = exporting.read(exporting.decomposed(exported))
         ours, our_gradient = _ours(program, weights, x)
     theirs, their_gradient = _theirs(net, example)

@@ -196,7 +196,7 @@ def _running(x):
 
 
 def _buckets(x):
-    bounds = torch.linspace(0, 1, 5).to(x.dtype)
+    x, bounds = x.contiguous(), torch.linspace(0, 1, 5).to(x.dtype)
     edges = (x * 4).round() / 4
     rows = torch.searchsorted(x.sort(3)[0].detach(), x.flip(2).contiguous())
     found = torch.bucketize(edges, bounds) + torch.bucketize(edges, bounds, right=True)
