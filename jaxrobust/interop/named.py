@@ -35,7 +35,7 @@ def built(what: str, name: str, arguments: Mapping[str, Any] | None, output: str
 
     Args:
       what: the flag that holds the name, for messages.
-      name: MODULE:FUNCTION, FILE.py:FUNCTION, or FILE.pt2.
+      name: MODULE:FUNCTION, FILE.py:FUNCTION, FILE.pt2, or a file of torch.jit.save.
       arguments: of the function; None: none.
       output: see `torch.from_module`.
     Raises:
@@ -70,9 +70,7 @@ def _file(what: str, name: str, path: Path, said: Mapping[str, Any], output: str
         raise ValueError(f"{what}={name}: there is no such file")
     with _explained(what, name):
         scripts = scripted.is_file(path)
-        network, single = (
-            (scripted.loaded(path), False) if scripts else exporting.loaded(path)
-        )
+        network, single = (scripted.loaded(path), False) if scripts else exporting.loaded(path)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return Built(network, single, Named(network, name, name, sha256), said, output)
 

@@ -58,12 +58,12 @@ def in_float64(module: Any) -> Any:
     """Return a copy of a module, of TorchScript or not, in float64."""
     import torch
 
-    if not isinstance(module, torch.jit.ScriptModule):
-        return copy.deepcopy(module).double()
-    written = io.BytesIO()
-    torch.jit.save(module, written)
-    written.seek(0)
-    with _quietly():
+    with _quietly():  # PyTorch warns of itself
+        if not isinstance(module, torch.jit.ScriptModule):
+            return copy.deepcopy(module).double()
+        written = io.BytesIO()
+        torch.jit.save(module, written)
+        written.seek(0)
         return torch.jit.load(written).double()
 
 
@@ -103,8 +103,8 @@ def _inputs(exported: Any) -> tuple[str, ...]:
 
 def _without(module: Any) -> str:
     return (
-        f"is a module of TorchScript ({type(module).__name__}) that PyTorch cannot write down; give "
-        "the torch.nn.Module that it was made from"
+        f"is a module of TorchScript ({type(module).__name__}) that PyTorch cannot write down; "
+        "give the torch.nn.Module that it was made from"
     )
 
 

@@ -143,7 +143,10 @@ class FromModuleTest(parameterized.TestCase):
             torch_faults.Choosing,
             r"torch_faults\.py, line \d+ .*mask that depends .*sizes that depend on the images",
         ),
-        (torch_faults.Counting, r"torch_faults\.py, line \d+ .*nonzero .*sizes that depend on the im"),
+        (
+            torch_faults.Counting,
+            r"torch_faults\.py, line \d+ .*nonzero .*sizes that depend on the im",
+        ),
         (torch_faults.Reading, r"torch_faults\.py, line \d+ .*plain number .*depend on the images"),
         (torch_faults.Casting, r"torch\.autocast computes in bfloat16 inside of it: verdicts are"),
         (torch_faults.Containing, r"its net is a module of TorchScript inside of one that is none"),
@@ -224,7 +227,9 @@ class GradientsTest(parameterized.TestCase):
         module, x = make().eval(), images()
         said = refusals.without_gradient(module, x, ())
         self.assertRegex(said, "no gradient reaches the images .*; only attacks without gradients")
-        with self.assertRaisesRegex(ValueError, r"apgd-ce, apgd-t would .*straight-through.*square"):
+        with self.assertRaisesRegex(
+            ValueError, r"apgd-ce, apgd-t would .*straight-through.*square"
+        ):
             refusals.without_gradient(module, x, ("apgd-ce", "apgd-t"))
 
     def test_which_reach_them(self):

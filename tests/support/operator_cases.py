@@ -67,9 +67,7 @@ def together(
         ours, our_gradient = _ours(program, weights, x)
     theirs, their_gradient = _theirs(net, example)
     used = frozenset(step.operator for step in program.steps)
-    parts = [
-        np.split(gradient, len(names), -1) for gradient in (our_gradient, their_gradient)
-    ]
+    parts = [np.split(gradient, len(names), -1) for gradient in (our_gradient, their_gradient)]
     return {
         name: Outcome(_apart(*values), _apart(*gradients), used)
         for name, values, gradients in zip(

@@ -482,7 +482,9 @@ COMPUTED |= {
     "reduced into places, of equal ones": _reduced_ties,
     "distances": _distances,
     "distances of many": _far_and_near,
-    "distances among rows": lambda x: x.mean(1) * F.pdist(x[0, 0]).mean() + F.pdist(x.flatten(1)).sum(),
+    "distances among rows": lambda x: (
+        x.mean(1) * F.pdist(x[0, 0]).mean() + F.pdist(x.flatten(1)).sum()
+    ),
     "running ones": _running,
     "buckets": _buckets,
     "errors back": lambda x: (
@@ -502,10 +504,10 @@ COMPUTED |= {
         + (x.round() * x).kthvalue(5, 3)[0]
     ),
     "a number": lambda x: x * torch.scalar_tensor(x.shape[0]),
-    "norms of zeros": lambda x: torch.cat(
-        [torch.linalg.vector_norm(x - x, p, 1) for p in (2, 3, 1, float("inf"))], 1
-    )
-    + x.flatten(1, 2),
+    "norms of zeros": lambda x: (
+        torch.cat([torch.linalg.vector_norm(x - x, p, 1) for p in (2, 3, 1, float("inf"))], 1)
+        + x.flatten(1, 2)
+    ),
 }
 MODULES: dict[str, Callable[[], nn.Module]] = {
     **{

@@ -89,9 +89,7 @@ def _cast(x: Any, dtype: Any = None) -> Any:
     return x if dtype is None else jnp.asarray(x).astype(dtype)
 
 
-def _quantised(
-    x: Array, scale: Any, zero: Any, low: int, high: int
-) -> tuple[Array, Array]:
+def _quantised(x: Array, scale: Any, zero: Any, low: int, high: int) -> tuple[Array, Array]:
     """Return numbers as few bits hold them, and which are inside; the gradient passes there."""
     single = np.float32(scale)  # as PyTorch holds it, whatever it computes in
     places = jnp.round(jax.lax.stop_gradient(x) * jnp.asarray(1 / single, x.dtype)) + zero

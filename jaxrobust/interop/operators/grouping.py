@@ -51,9 +51,7 @@ def _products(x: Array, own: Array, index: tuple[Array, ...], source: Array) -> 
     return with_gradient_of(jnp.where(zeros > 0, 0, others), linear)
 
 
-def _extremes(
-    x: Array, own: Array, index: tuple[Array, ...], source: Array, reduce: str
-) -> Array:
+def _extremes(x: Array, own: Array, index: tuple[Array, ...], source: Array, reduce: str) -> Array:
     """Return extremes in places, of which equal ones share the gradient."""
     held, given = lax.stop_gradient(x), lax.stop_gradient(source)
     most = reduce == "amax"
@@ -69,9 +67,7 @@ def _extremes(
     count = mine.astype(x.dtype).at[index].add(theirs.astype(x.dtype))
     each = jnp.maximum(count, 1)
     linear = jnp.where(own & mine, x / each, 0)
-    return with_gradient_of(
-        value, linear.at[index].add(jnp.where(theirs, source / each[index], 0))
-    )
+    return with_gradient_of(value, linear.at[index].add(jnp.where(theirs, source / each[index], 0)))
 
 
 def _distances(x: Array, y: Array, order: float, mode: int | None = None) -> Array:

@@ -114,7 +114,9 @@ def _running(beats: Callable[[Array, Array], Array]) -> Row:
         return jnp.where(wins, right[0], left[0]), jnp.where(wins, right[1], left[1])
 
     def running(x: Array, dim: int) -> tuple[Array, Array]:
-        at = jnp.arange(x.shape[dim]).reshape([-1 if a == dim % x.ndim else 1 for a in range(x.ndim)])
+        at = jnp.arange(x.shape[dim]).reshape(
+            [-1 if a == dim % x.ndim else 1 for a in range(x.ndim)]
+        )
         pairs = lax.stop_gradient(x), jnp.broadcast_to(at, x.shape)
         places = lax.associative_scan(join, pairs, axis=dim)[1]
         return jnp.take_along_axis(x, places, axis=dim), places
@@ -135,7 +137,7 @@ def _searchsorted(
     side: str | None = None,
     sorter: Array | None = None,
 ) -> Array:
-    """Return where numbers [..., M] belong among bounds [N], or among those of their row [..., N]."""
+    """Return where numbers [..., M] belong among bounds [N], or those of their row [..., N]."""
     bounds = bounds if sorter is None else jnp.take_along_axis(bounds, sorter, axis=-1)
     x = jnp.asarray(x)
     if bounds.ndim == 1:
