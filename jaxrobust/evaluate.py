@@ -43,7 +43,8 @@ _FLAGS = {
     "function": "Function of images in [0, 1] to logits instead: my_net.py:logits_fn, or "
     "my_package.nets:logits_fn.",
     "torch": "Network in PyTorch instead: my_models.py:build or my_package.nets:build, a function "
-    "that returns the module and whose code is run, or a .pt2 of torch.export.save.",
+    "that returns the module and whose code is run, or a file of torch.export.save or "
+    "torch.jit.save.",
     "torch_args": 'Arguments of that function, as JSON: {"depth": 28}.',
     "torch_output": "Which of several results of the module are the logits: a key or a place.",
     "dataset": "Data set: digits, cifar10, imagenet2012, folder:PATH, npz:PATH, hf:NAME, or "

@@ -205,7 +205,7 @@ def settled(
         sizes = replace(sizes, image_size=shape[0] if shape and shape[0] == shape[1] else 224)
     if sizes.num_classes is None:
         sizes = replace(sizes, num_classes=source.num_classes)
-    if sizes.in_channels is None and functions.is_name(sizes.name):
+    if sizes.in_channels is None and (subject.function or functions.is_name(sizes.name)):
         sizes = replace(sizes, in_channels=source.channels)
     return replace(subject, network=sizes), source
 

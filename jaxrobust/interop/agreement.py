@@ -4,7 +4,6 @@ Needs PyTorch, imported inside of functions only.
 """
 
 import contextlib
-import copy
 import functools
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.interop import exporting, refusals
+from jaxrobust.interop import exporting, refusals, scripted
 from jaxrobust.interop import program as programs
 from jaxrobust.interop.drawing import injected
 from jaxrobust.interop.folding import COMPUTED
@@ -284,7 +283,7 @@ def _torch_pass(network: Converted, at_once: bool = False) -> Pass:
     def module(dtype: str) -> Any:
         if dtype == "float32":
             return network.module
-        return copy.deepcopy(network.module).double()
+        return scripted.in_float64(network.module)
 
     def logits_of(net: Any, x: Any, images: np.ndarray, dtype: str) -> Any:
         if network.program.draws:

@@ -43,7 +43,7 @@ def built(
 
     Args:
       what: the flag that holds the name, for messages.
-      name: MODULE:FUNCTION, FILE.py:FUNCTION, or FILE.pt2.
+      name: MODULE:FUNCTION, FILE.py:FUNCTION, FILE.pt2, or a file of torch.jit.save.
       arguments: of the function; None: none.
       output, random: see `torch.from_module`.
     Raises:

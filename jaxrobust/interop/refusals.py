@@ -21,8 +21,8 @@ def check(module: Any) -> None:
         if "quantized" in type(part).__module__.split("."):
             raise ValueError(
                 f"{name or 'it'} is {type(part).__module__}.{type(part).__name__}: its weights are "
-                "quantised, and integer kernels have no gradient; give the float module that it was "
-                "made from"
+                "quantised, and integer kernels have no gradient; give the float module that it "
+                "was made from"
             )
 
 
@@ -53,7 +53,7 @@ def no_row(line: str, name: str) -> str:
 
 
 def is_for_checks(node: Any, checks: tuple[str, ...]) -> bool:
-    """Tell whether a node compares sizes, and only checks read that."""
+    """Tell whether a node compares sizes, and only `checks`, parts of names, read that."""
     return getattr(node.target, "__name__", "") in _SIZES and all(
         any(part in str(user.target) for part in checks) for user in node.users
     )
@@ -176,8 +176,8 @@ def without_gradient(module: Any, images: Any, following: Sequence[str]) -> str:
     if any(found):
         return ""
     said = (
-        "no gradient reaches the images (there is a rounding, a comparison, argmax, detach or NumPy "
-        "between them and the logits)"
+        "no gradient reaches the images (there is a rounding, a comparison, argmax, detach or "
+        "NumPy between them and the logits)"
     )
     if following:
         raise ValueError(

@@ -4,6 +4,7 @@ Needs PyTorch, imported inside of functions only.
 """
 
 import contextlib
+import copy
 import io
 import logging
 import warnings
@@ -53,6 +54,19 @@ def is_scripted(module: Any) -> bool:
     return False
 
 
+def in_float64(module: Any) -> Any:
+    """Return a copy of a module, of TorchScript or not, in float64."""
+    import torch
+
+    with _quietly():  # PyTorch warns of itself
+        if not isinstance(module, torch.jit.ScriptModule):
+            return copy.deepcopy(module).double()
+        written = io.BytesIO()
+        torch.jit.save(module, written)
+        written.seek(0)
+        return torch.jit.load(written).double()
+
+
 def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
     """Return a module of TorchScript as an exported program, and whether it takes one image only.
 
@@ -89,8 +103,8 @@ def _inputs(exported: Any) -> tuple[str, ...]:
 
 def _without(module: Any) -> str:
     return (
-        f"is a module of TorchScript ({type(module).__name__}) that PyTorch cannot write down; give "
-        "the torch.nn.Module that it was made from"
+        f"is a module of TorchScript ({type(module).__name__}) that PyTorch cannot write down; "
+        "give the torch.nn.Module that it was made from"
     )
 
 

@@ -45,6 +45,14 @@ def random():
     return Random().eval()
 
 
+def thermometer():
+    return Thermometer().eval()
+
+
+def of_colours():
+    return of_larger_images().eval()
+
+
 def broken():
     raise RuntimeError("no such checkpoint")
 
@@ -93,6 +101,29 @@ class TorchTest(parameterized.TestCase):
         self.assertEqual(self.asked(out=str(out), **few)[1], printed)  # it is there
         self.assertLen(records.read(out), 1)
 
+    def test_files(self):
+        linear, x = self.linear(), torch.zeros(2, 1, 8, 8)
+        torch.jit.save(torch.jit.trace(linear, x), "traced.pt")
+        sizes = ({0: torch.export.Dim("batch")},)
+        torch.export.save(torch.export.export(linear, (x,), dynamic_shapes=sizes), "exported.pt2")
+        for name in ("traced.pt", "exported.pt2"):
+            out = Path(tempfile.mkdtemp(dir="."))
+            code, _, said = self.asked(out=str(out), torch=name, attack="clean", epsilon=None)
+            self.assertEqual(code, 0, said)
+            (record,) = records.read(out)
+            self.assertEqual(record["function"]["name"], name)
+
+    def linear(self):
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+
+    def test_without_gradients_an_attack_that_needs_none(self):
+        out = Path(tempfile.mkdtemp(dir="."))
+        few = {"torch": "nets.py:thermometer", "attack": "square", "steps": 20}
+        code, _, said = self.asked(out=str(out), **few)
+        self.assertEqual(code, 0, said)
+        self.assertRegex(said, "no gradient reaches the images .*; only attacks without gradients")
+        self.assertLen(records.read(out), 1)
+
     @pytest.mark.slow
     def test_bfloat16_searches(self):
         out = Path(tempfile.mkdtemp(dir="."))
@@ -111,6 +142,15 @@ class TorchTest(parameterized.TestCase):
         ({"torch": "nets.py:named"}, r"say which are the logits \[B,K\] with --torch_output NAME"),
         ({"torch": "nets.py:training"}, r"--torch=nets\.py:training: it .*call module\.eval"),
         ({"torch": "nets.py:random"}, r"nets\.py, line \d+ .*draws random numbers"),
+        (
+            {"torch": "nets.py:thermometer"},
+            r"no gradient reaches the images .*, so apgd-ce would find nothing .*--attack=square",
+        ),
+        (
+            {"torch": "nets.py:of_colours"},
+            r"images are \[B,1,8,8\], and its 0, Conv2d.* fails .*; the module takes \[B,3,32,32\]",
+        ),
+        ({"torch": "nets.py:quantised"}, r"its weights are quantised, .* give the float module"),
         ({"torch": "nets.py:broken"}, r"nets\.py, line \d+: RuntimeError: no such checkpoint"),
         ({"torch": "nets.py:arrays"}, "it is a state dict, no torch.nn.Module"),
         ({"torch": "nets.py:nothing"}, "has no 'nothing'; it has .*convolutional"),

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.interop import agreement
+from jaxrobust.evaluation import questions
+from jaxrobust.interop import agreement, named, refusals
 from jaxrobust.interop.operators import TABLE
 from jaxrobust.interop.program import Row
 from jaxrobust.interop.torch import converted, from_file, from_module
@@ -138,6 +139,29 @@ class FromModuleTest(parameterized.TestCase):
         (torch_faults.Random, r"torch_faults\.py, line \d+ .*randn_like.* draws random numbers"),
         (torch_faults.Dropping, r"torch_faults\.py, line \d+ .*draws random numbers in eval mode"),
         (torch_faults.Bessel, r"torch_faults\.py, line \d+ .*bessel_j0.* has no row"),
+        (
+            torch_faults.Choosing,
+            r"torch_faults\.py, line \d+ .*mask that depends .*sizes that depend on the images",
+        ),
+        (
+            torch_faults.Counting,
+            r"torch_faults\.py, line \d+ .*nonzero .*sizes that depend on the im",
+        ),
+        (torch_faults.Reading, r"torch_faults\.py, line \d+ .*plain number .*depend on the images"),
+        (torch_faults.Casting, r"torch\.autocast computes in bfloat16 inside of it: verdicts are"),
+        (torch_faults.Containing, r"its net is a module of TorchScript inside of one that is none"),
+        (
+            lambda: torch_faults.quantised(),
+            r"^1 is torch\.ao\.nn\.quantized.* quantised, .*give the float module",
+        ),
+        (
+            lambda: torch_faults.of_larger_images().eval(),
+            r"images are \[B,3,8,8\], and its 2, Linear\(.* fails .*module takes \[B,3,32,32\]$",
+        ),
+        (
+            lambda: torch_faults.of_grey_images().eval(),
+            r"images are \[B,3,8,8\], and its 0, Conv2d\(1.* fails .*module takes \[B,1,8,8\]$",
+        ),
         (torch_faults.Both, r"returns 0 \[B, 10\], 1 \[B, 3\]; .*--torch_output NAME"),
         (torch_faults.Named, r"returns logits \[B, 10\], features \[B, 3\]; .*--torch_output NAME"),
         (torch_faults.NoLogits, r"returns a tensor \[B\], and no logits \[B,K\]"),
@@ -163,6 +187,25 @@ class FromModuleTest(parameterized.TestCase):
         self.assertRegex(str(caught.exception), message)
         self.assertNotIn("\n", str(caught.exception))
 
+    @parameterized.parameters(
+        lambda: torch_faults.Unpooling(),
+        lambda: torch_faults.Masked(),
+        lambda: torch_faults.CastingElsewhere(),
+        lambda: torch_faults.Thermometer(),
+        lambda: torch.jit.script(torch_faults.Convolutional().eval()),
+        lambda: torch.jit.trace(torch_faults.Convolutional().eval(), torch.zeros(1, 3, 8, 8)),
+    )
+    def test_is_the_modules(self, make):
+        module = make().eval()
+        logits_fn, _ = from_module(module, images())
+        np.testing.assert_allclose(logits_fn(images()), reference(module, images()), atol=1e-6)
+        network = converted(module, IMAGE)
+        self.assertLess(agreement.compared(network, images()).gradients, 1e-4)
+
+    def test_conditions_of_images_are_refused(self):
+        with self.assertRaisesRegex(ValueError, r"cond"):
+            from_module(torch_faults.Conditional().eval(), images())
+
     def test_refuses_another_result(self):
         with self.assertRaisesRegex(ValueError, r"no logits 'logit' \[B,K\]; there are logits"):
             from_module(torch_faults.Named().eval(), images(), output="logit")
@@ -176,6 +219,33 @@ def _half_trained():
     module = torch_faults.Convolutional().eval()
     module.body[1].train()
     return module
+
+
+class GradientsTest(parameterized.TestCase):
+    @parameterized.parameters(torch_faults.Thermometer, torch_faults.Rounded)
+    def test_of_which_none_reach_the_images(self, make):
+        module, x = make().eval(), images()
+        said = refusals.without_gradient(module, x, ())
+        self.assertRegex(said, "no gradient reaches the images .*; only attacks without gradients")
+        with self.assertRaisesRegex(
+            ValueError, r"apgd-ce, apgd-t would .*straight-through.*square"
+        ):
+            refusals.without_gradient(module, x, ("apgd-ce", "apgd-t"))
+
+    def test_which_reach_them(self):
+        module = torch_faults.Named().eval()
+        self.assertEqual(refusals.without_gradient(module, images(), ("apgd-ce",)), "")
+
+    @parameterized.parameters(
+        ("autoattack", "standard", ("apgd-ce", "apgd-t", "fab-t")),
+        ("autoattack", "rand", ("apgd-ce", "apgd-dlr")),
+        ("square", "standard", ()),
+        ("clean", "standard", ()),
+        ("pgd-10", "standard", ("pgd-10",)),
+        ("square,fab", "standard", ("fab",)),
+    )
+    def test_which_attacks_follow_them(self, attack, version, expected):
+        self.assertEqual(questions.following(attack, version), expected)
 
 
 class FileTest(parameterized.TestCase):
@@ -212,6 +282,14 @@ class FileTest(parameterized.TestCase):
         # Both round in float32; the logits are about 1, the gradients up to 0.02.
         np.testing.assert_allclose(logits, theirs["logits"], atol=1e-6)
         np.testing.assert_allclose(gradient, theirs["gradient"], atol=1e-8)
+
+    def test_of_torchscript(self):
+        module = torch_faults.Convolutional().eval()
+        path = Path(self.create_tempdir().full_path) / "net.pt"
+        torch.jit.save(torch.jit.script(module), path)
+        built = named.built("--torch", str(path), None, None)
+        logits_fn, _ = from_module(built.network, images())
+        np.testing.assert_allclose(logits_fn(images()), reference(module, images()), atol=1e-6)
 
     def test_refuses_a_fixed_number_of_images(self):
         with self.assertRaisesRegex(ValueError, "takes 4 images at a time and no other number"):

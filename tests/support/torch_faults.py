@@ -1,5 +1,7 @@
 """Small networks in PyTorch, healthy and faulty; a file that `--torch` can name."""
 
+import warnings
+
 import torch
 from torch import nn
 
@@ -121,3 +123,101 @@ class Tied(Linear):
 
     def forward(self, x):
         return self.head(x.flatten(1)) + self.again(x.flatten(1))
+
+
+class Thermometer(Linear):
+    """No gradient reaches the images: the levels that a pixel is above are 0 or 1."""
+
+    def forward(self, x):
+        return super().forward((x > 0.3).to(x.dtype) + (x > 0.6).to(x.dtype))
+
+
+class Rounded(Linear):
+    """The same, of which PyTorch gives gradients that are zeros."""
+
+    def forward(self, x):
+        return super().forward((8 * x).round() / 8)
+
+
+class Casting(Linear):
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x).float()
+
+
+class CastingElsewhere(Linear):
+    """On the CPU this does nothing."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x)
+
+
+class Unpooling(Linear):
+    def forward(self, x):
+        values, places = nn.functional.max_pool2d(x, 3, 1, 1, return_indices=True)
+        return super().forward(nn.functional.max_unpool2d(values, places, 3, 1, 1))
+
+
+class Masked(Linear):
+    """Looks at some pixels only, by a mask among its buffers."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.arange(SIDE * SIDE).view(SIDE, SIDE) % 5 == 2)
+        self.head = nn.Linear(CHANNELS * int(self.mask.sum()), CLASSES)
+
+    def forward(self, x):
+        return self.head(x[:, :, self.mask].flatten(1))
+
+
+class Choosing(Linear):
+    def forward(self, x):
+        return super().forward(x) + x[x > 0.5].sum()
+
+
+class Counting(Linear):
+    def forward(self, x):
+        return super().forward(x) + x.nonzero().sum()
+
+
+class Reading(Linear):
+    def forward(self, x):
+        return super().forward(x) * x.max().item()
+
+
+class Conditional(Linear):
+    def forward(self, x):
+        return torch.cond(x.sum() > 1, super().forward, lambda x: self.head(-x.flatten(1)), (x,))
+
+
+class Containing(nn.Module):
+    """A module of TorchScript inside of one that is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.jit.script(Linear())
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def quantised():
+    """Return a network whose weights are integers."""
+    layers = nn.Sequential(nn.Flatten(), nn.Linear(CHANNELS * SIDE * SIDE, CLASSES))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's says that this will move to another package
+        return torch.ao.quantization.quantize_dynamic(layers.eval(), {nn.Linear}, torch.qint8)
+
+
+def of_larger_images():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 30 * 30, CLASSES))
+
+
+def of_grey_images():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), Linear4())
+
+
+class Linear4(nn.Linear):
+    def __init__(self):
+        super().__init__(4, CLASSES)

@@ -49,7 +49,7 @@ def theirs(net: torch.nn.Module, images: np.ndarray, at_once: int | None = None)
 def _theirs(net: torch.nn.Module, images: np.ndarray) -> Values:
     x = _channels_first(images).requires_grad_()
     logits = net(x.clone())  # which a module may change in place
-    (gradient,) = torch.autograd.grad(logits, x, torch.from_numpy(_cotangent(logits)).to(logits))
+    (gradient,) = torch.autograd.grad(logits, x, torch.from_numpy(cotangent(logits)).to(logits))
     return logits.detach().numpy(), gradient.numpy().transpose(0, 2, 3, 1)
 
 
@@ -64,10 +64,10 @@ def ours(network: jax.tree_util.Partial, images: np.ndarray, at_once: int | None
     depthwise ones in float64 as dense ones, which of ConvNeXt-L takes more than 24 GB.
     """
 
-    @_as_evaluated
+    @as_evaluated
     def both(network: Any, images: Any) -> Any:
         logits, back = jax.vjp(canonical_convolutions(network), images)
-        return logits, back(jnp.asarray(_cotangent(logits), logits.dtype))[0]
+        return logits, back(jnp.asarray(cotangent(logits), logits.dtype))[0]
 
     with jax.enable_x64(images.dtype == np.float64):
         network = _cast(network, images.dtype)
@@ -76,7 +76,8 @@ def ours(network: jax.tree_util.Partial, images: np.ndarray, at_once: int | None
         )
 
 
-def _as_evaluated(function: Any) -> Any:
+def as_evaluated(function: Any) -> Any:
+    """Return a function compiled as the evaluator compiles networks."""
     return jax.jit(function, compiler_options=COMPILER_OPTIONS.get(jax.default_backend()))
 
 
@@ -101,7 +102,7 @@ def _cast(network: Any, dtype: Any) -> Any:
     return jax.tree.map(cast, network)
 
 
-def _cotangent(logits: Any) -> np.ndarray:
+def cotangent(logits: Any) -> np.ndarray:
     """Return what the logits are weighted with: all of them differently."""
     return np.cos(np.arange(np.prod(logits.shape))).reshape(logits.shape)
 
@@ -149,7 +150,7 @@ def _their_logits(net: torch.nn.Module, images: np.ndarray, at_once: int) -> np.
 
 
 def _our_logits(network: Any, images: np.ndarray) -> np.ndarray:
-    @_as_evaluated
+    @as_evaluated
     def logits(network: Any, images: Any) -> Any:
         return canonical_convolutions(network)(images)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrobust.interop.operators.gradients import with_gradient_of
 from jaxrobust.interop.program import Row
@@ -90,10 +91,11 @@ def _cast(x: Any, dtype: Any = None) -> Any:
 
 def _quantised(x: Array, scale: Any, zero: Any, low: int, high: int) -> tuple[Array, Array]:
     """Return numbers as few bits hold them, and which are inside; the gradient passes there."""
-    places = jnp.round(jax.lax.stop_gradient(x) / scale) + zero
+    single = np.float32(scale)  # as PyTorch holds it, whatever it computes in
+    places = jnp.round(jax.lax.stop_gradient(x) * jnp.asarray(1 / single, x.dtype)) + zero
     inside = (places >= low) & (places <= high)
-    value = (jnp.clip(places, low, high) - zero) * scale
-    return with_gradient_of(value, jnp.where(inside, x, 0)), inside
+    value = (jnp.clip(places, low, high) - zero).astype(single.dtype) * single
+    return with_gradient_of(value.astype(x.dtype), jnp.where(inside, x, 0)), inside
 
 
 def _copied(x: Any, source: Any) -> Any:

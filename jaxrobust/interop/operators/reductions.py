@@ -152,7 +152,7 @@ def _index(x: Array, indices: Sequence[Any]) -> Array:
 
 
 def _index_put(x: Array, indices: Sequence[Any], values: Array, add: bool) -> Array:
-    if any(getattr(each, "dtype", None) == bool for each in indices):
+    if any(str(getattr(each, "dtype", "")) == "bool" for each in indices):
         return _put_where(x, indices, values, add)
     index = _chosen(x, indices)
     return x.at[index].add(values) if add else _written(x, index, values)

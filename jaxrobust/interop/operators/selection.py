@@ -137,7 +137,7 @@ def _searchsorted(
     side: str | None = None,
     sorter: Array | None = None,
 ) -> Array:
-    """Return where numbers [..., M] belong among bounds [N], or among those of their row [..., N]."""
+    """Return where numbers [..., M] belong among bounds [N], or those of their row [..., N]."""
     bounds = bounds if sorter is None else jnp.take_along_axis(bounds, sorter, axis=-1)
     x = jnp.asarray(x)
     if bounds.ndim == 1:

@@ -1,0 +1,117 @@
+"""Many small computations of PyTorch's beside ours, by one export and one compilation."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from jaxrobust.evaluation.convolutions import canonical_convolutions
+from jaxrobust.interop import exporting
+from jaxrobust.interop import program as programs
+from jaxrobust.interop.operators import TABLE
+from tests.support import torch_operators
+from tests.support.torch_operators import CHANNELS, SIDE
+from tests.support.torch_side import as_evaluated, cotangent
+
+BATCH = 3
+
+
+class Outcome(NamedTuple):
+    """How far one computation is from PyTorch's, of its largest number."""
+
+    values: float
+    gradients: float
+    operators: frozenset[str]  # of the program that it was part of
+
+
+class Beside(torch.nn.Module):
+    """Several computations, each of images of its own, which lie beside each other as channels."""
+
+    def __init__(self, names: Sequence[str]):
+        super().__init__()
+        self.parts = torch.nn.ModuleList(map(torch_operators.module, names))
+
+    def forward(self, x):
+        images = x.split(CHANNELS, 1)
+        return tuple(part(image) for part, image in zip(self.parts, images, strict=True))
+
+
+def images(names: Sequence[str]) -> np.ndarray:
+    """Return f64[B,H,W,C] for each of them, with channels beside each other."""
+    x = np.random.default_rng(0).random((BATCH, SIDE, SIDE, CHANNELS))
+    parts = [torch_operators.prepared(name, x) for name in names]
+    return np.concatenate(parts, -1)
+
+
+def together(
+    names: Sequence[str], *, dynamic: bool = False, dtype: str = "float64"
+) -> dict[str, Outcome]:
+    """Return how far each is from PyTorch's in the same type, by one program for all.
+
+    Args:
+      names: of `torch_operators`.
+      dynamic: the program takes any number of images, as those of users do; it is dearer to write.
+      dtype: that of weights and images.
+    """
+    net = Beside(names).to(getattr(torch, dtype))
+    x = images(names).astype(dtype)
+    example = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
+    sizes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    with exporting._quietly():  # an LSTM lists its weights anew, and logs cost a third of the time
+        exported = torch.export.export(net, (example,), dynamic_shapes=sizes, strict=False)
+    with jax.enable_x64(dtype == "float64"):
+        program, weights = exporting.read(exporting.decomposed(exported))
+        ours, our_gradient = _ours(program, weights, x)
+    theirs, their_gradient = _theirs(net, example)
+    used = frozenset(step.operator for step in program.steps)
+    parts = [np.split(gradient, len(names), -1) for gradient in (our_gradient, their_gradient)]
+    return {
+        name: Outcome(_apart(*values), _apart(*gradients), used)
+        for name, values, gradients in zip(
+            names, zip(ours, theirs, strict=True), zip(*parts, strict=True), strict=True
+        )
+    }
+
+
+def _ours(program: Any, weights: Any, x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    names = [str(name) for name in program.results.values()]
+
+    def function(weights: Any, x: Any) -> Any:
+        values = programs.run(program, TABLE, weights, x)
+        return [programs.plain(values[name]) for name in names]
+
+    @as_evaluated
+    def both(weights: Any, x: Any) -> Any:
+        found, back = jax.vjp(lambda x: canonical_convolutions(function)(weights, x), x)
+        return found, back([jnp.asarray(cotangent(value), value.dtype) for value in found])[0]
+
+    return jax.device_get(both(weights, jnp.asarray(x)))
+
+
+def _theirs(net: Any, example: Any) -> tuple[list[np.ndarray], np.ndarray]:
+    x = example.clone().requires_grad_()
+    found = net(x.clone())  # which a part may change in place
+    weights = [torch.from_numpy(cotangent(value)).to(value) for value in found]
+    (gradient,) = torch.autograd.grad(found, x, weights)
+    return [value.detach().numpy() for value in found], gradient.numpy().transpose(0, 2, 3, 1)
+
+
+def _apart(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Return |difference| / max|theirs|, which is infinite for other shapes."""
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
+
+
+def each(names: Sequence[str], **how: Any) -> dict[str, Outcome | Exception]:
+    """Return the same, and what was raised for those that cannot be computed at all."""
+    try:
+        return {**together(names, **how)}
+    except Exception as error:
+        if len(names) == 1:
+            return {names[0]: error}
+        half = len(names) // 2
+        return each(names[:half], **how) | each(names[half:], **how)
