@@ -61,7 +61,7 @@ def written_down() -> Iterator[None]:
     import torch
 
     declared()
-    function, own = torch.autograd.Function, torch._C.TensorBase.data
+    function, own = torch.autograd.Function, vars(torch._C.TensorBase)["data"]
     apply, fake = vars(function)["apply"], torch._subclasses.FakeTensor
 
     def data(tensor: Any) -> Any:
