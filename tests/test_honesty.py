@@ -1265,5 +1265,71 @@ class Read:
 # --- PyTorch's networks ---
 
 
+class TorchNetworksTest(parameterized.TestCase):
+    """What is more than its layers is converted with its gradients, or refused by its cause."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        if importlib.util.find_spec("torch") is None:
+            raise absltest.SkipTest(paths.PARITY)
+        from tests.support import torch_defences
+
+        cls.nets = torch_defences
+        shape = (4, torch_defences.SIDE, torch_defences.SIDE, torch_defences.CHANNELS)
+        cls.images = np.random.default_rng(0).random(shape, np.float32)
+
+    def from_module(self, module, **how):
+        from jaxrobust.interop.torch import from_module
+
+        return from_module(module, self.images, **how)
+
+    @parameterized.parameters(
+        "full backward hook",
+        "hook before backward",
+        "hook of a tensor",
+        "hook of a tensor where it needs a gradient",
+        "input changed in place by a Function",
+        "change in place without gradients",
+        "noise of NumPy's",
+        "state",
+        "a batch",
+        "the number of images",
+        "a question to the images",
+        "randomness",
+    )
+    def test_is_refused_by_its_cause(self, name):
+        change, message = self.nets.REFUSED[name]
+        module = self.nets.network()
+        change(module)
+        with self.assertRaisesRegex(ValueError, message) as caught:
+            self.from_module(module.eval())
+        self.assertNotIn("\n", str(caught.exception))
+
+    def test_all_of_them_are_here(self):
+        method = "test_is_refused_by_its_cause"
+        count = sum(name.startswith(method) for name in dir(self))
+        self.assertEqual(count, len(self.nets.REFUSED))
+
+    def test_the_authors_gradients(self):
+        functions = ("BPDA by the identity", "BPDA by detach", "statistics without gradients")
+        layers = [self.nets.Layer(self.nets.OWN_GRADIENTS[name]) for name in functions]
+        module = self.nets.network(*layers)
+        self.from_module(module)  # which compares
+        with mock.patch("jaxrobust.interop.gradients.kept", lambda program: program):
+            with self.assertRaisesRegex(ValueError, "same values, so a gradient differs"):
+                self.from_module(module)
+
+    def test_questions_to_constants(self):
+        self.from_module(self.nets.network(self.nets.Asking()))
+
+    def test_noise_that_is_meant(self):
+        noisy = self.nets.network(self.nets.Layer(self.nets.DRAWS["randn_like"]))
+        logits_fn, _ = self.from_module(noisy, random=True, compare=False)
+        logits = [logits_fn(self.images, jax.random.split(jax.random.key(k), 4)) for k in (0, 0, 1)]
+        np.testing.assert_array_equal(logits[0], logits[1])
+        self.assertGreater(np.abs(logits[0] - logits[2]).max(), 1e-3)
+
+
 if __name__ == "__main__":
     absltest.main()

@@ -155,8 +155,9 @@ def decomposed(program: Any) -> Any:
     table = torch.export.default_decompositions()
     more = [getattr(torch.ops.aten, name) for name in _MORE]
     table.update(torch._decomp.get_decompositions(more))
+    drop = any(map(drops, program.graph.nodes))
     for name in _KEPT:
-        if not any(drops(node) for node in program.graph.nodes):
+        if not (drop and "attention" in name):
             table.pop(getattr(torch.ops.aten, name).default, None)
     with _quietly():
         return gradients.kept(program).run_decompositions(table)

@@ -62,7 +62,7 @@ def written_down() -> Iterator[None]:
 
     declared()
     function: Any = torch.autograd.Function
-    own: Any = torch._C.TensorBase.data  # of the C class, a property
+    own: Any = vars(torch._C.TensorBase)["data"]  # of the C class, a property
     apply, fake = vars(function)["apply"], torch._subclasses.FakeTensor
 
     def data(tensor: Any) -> Any:

@@ -76,12 +76,10 @@ def watched(module: Any, images: Any) -> Watched:
     Raises:
       Refused: it gives a tensor a hook.
     """
-    import torch
-
     seen = Watched([], [])
-    with torch.no_grad():
-        module(images.clone())
     images = images.clone().requires_grad_()
+    with _around(module, lambda given: _noting([], given)):
+        module(images.clone())
     with _calls_noted(seen.functions), _around(module, lambda given: _noting(seen.answers, given)):
         module(images.clone())
     return seen

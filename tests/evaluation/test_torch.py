@@ -124,6 +124,16 @@ class TorchTest(parameterized.TestCase):
         self.assertRegex(said, "no gradient reaches the images .*; only attacks without gradients")
         self.assertLen(records.read(out), 1)
 
+    def test_randomness_that_is_meant(self):
+        out = Path(tempfile.mkdtemp(dir="."))
+        few = {"torch": "nets.py:random", "version": "rand", "steps": 2, "n": 8}
+        code, printed, said = self.asked(out=str(out), **few)
+        self.assertEqual(code, 0, said)
+        self.assertRegex(said, r"it draws random numbers in 1 places, of a key for each image")
+        (record,) = records.read(out)
+        self.assertEqual(record["version"], "rand")
+        self.assertEqual(self.asked(out=str(out), **few)[1], printed)  # keys are derived, not drawn
+
     @pytest.mark.slow
     def test_bfloat16_searches(self):
         out = Path(tempfile.mkdtemp(dir="."))
@@ -151,6 +161,12 @@ class TorchTest(parameterized.TestCase):
             r"images are \[B,1,8,8\], and its 0, Conv2d.* fails .*; the module takes \[B,3,32,32\]",
         ),
         ({"torch": "nets.py:quantised"}, r"its weights are quantised, .* give the float module"),
+        ({"torch": "nets.py:random"}, r"give --version=rand"),
+        (
+            {"torch": "nets.py:random", "version": "rand", "bundle": "bundle"},
+            "for some draws only; leave one of them out",
+        ),
+        ({"function": "nets.py:random", "version": "rand"}, "of --torch, in float32; call"),
         ({"torch": "nets.py:broken"}, r"nets\.py, line \d+: RuntimeError: no such checkpoint"),
         ({"torch": "nets.py:arrays"}, "it is a state dict, no torch.nn.Module"),
         ({"torch": "nets.py:nothing"}, "has no 'nothing'; it has .*convolutional"),

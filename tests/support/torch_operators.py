@@ -322,6 +322,8 @@ COMPUTED: dict[str, Callable[[Any], Any]] = {
     "views": lambda x: (
         x.view(x.shape[0], 2, -1).permute(2, 0, 1).unsqueeze(1).squeeze(1).transpose(0, 1)
     ),
+    "detached": lambda x: x * x.sin().detach(),
+    "written into what is empty": lambda x: torch.empty_like(x).copy_(x * 2),
     "repeats": lambda x: x.repeat(1, 2, 1, 1) + x.mean(1, keepdim=True).expand(-1, 8, -1, -1),
     "cuts": lambda x: (
         torch.cat([x[:, 1:3], x[:, ::2], x[:, -1:]], 1)[..., 1::2]
