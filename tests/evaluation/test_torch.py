@@ -164,7 +164,7 @@ class TorchTest(parameterized.TestCase):
         ({"torch": "nets.py:random"}, r"give --version=rand"),
         (
             {"torch": "nets.py:random", "version": "rand", "bundle": "bundle"},
-            "for some draws only; leave one of them out",
+            "--bundle is of networks whose answers are fixed, not of --version=rand",
         ),
         ({"torch": "nets.py:broken"}, r"nets\.py, line \d+: RuntimeError: no such checkpoint"),
         ({"torch": "nets.py:arrays"}, "it is a state dict, no torch.nn.Module"),

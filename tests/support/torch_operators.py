@@ -620,7 +620,10 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 
 
 # Which sizes they compute with depends on the number of images.
-OF_SIZES = ("of the batch", "sizes", "strides", "new ones", "views", "a number", "activation RReLU")
+OF_SIZES = (
+    *("of the batch", "sizes", "strides", "new ones", "views", "a number", "activation RReLU"),
+    "written into what is empty",
+)
 
 
 def prepared(name: str, images: np.ndarray) -> np.ndarray:
