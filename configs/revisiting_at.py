@@ -5,11 +5,12 @@
 The first argument is a network of Table 2; the others, with their defaults first, are
 
     start=stem|clean|random|21k    stem (of a ConvStem): timm's clean weights get a new stem and are
-                                   trained clean before; clean: they are attacked at once, with a
+                                   trained clean before, always with heavy augmentation and label
+                                   smoothing 0.1 (A.1); clean: they are attacked at once, with a
                                    new stem where the network has a ConvStem; 21k: pre-trained there
-    augmentation=heavy|light|basic light is the 3-Aug of Table 16
+    augmentation=heavy|light|basic of the epochs against the attack; light: the 3-Aug of Table 16
     epochs=50|250|300, steps=2|1|3, attack=apgd|pgd
-    weight_decay=0.05|0.5|0.005, label_smoothing=0.1|0.0|0.2 (Table 17)
+    weight_decay=0.05|0.5|0.005, label_smoothing=0.1|0.0|0.2 (Table 17), of these epochs too
     stem=...                       with start=clean (Tables 7 to 9): of convnext_t_cvst 7x7/4,
                                    7x7/4+3x3/1, 7x7/2+3x3/2, 5x5/2+3x3/2; of convnext_b_cvst C1; of
                                    vit_s_cvst C2, C3, C4, C5
@@ -162,12 +163,26 @@ def get_config(arguments: str = ""):
         if a["augmentation"] != "heavy":
             raise ArgumentError("label_smoothing belongs to mixing; take augmentation=heavy for it")
         config.label_smoothing = a["label_smoothing"]
+    if config.pretrain.epochs:
+        config.pretrain.changes = _clean_changes(a["augmentation"], a["label_smoothing"])
     config.attack.update(name=a["attack"], steps=a["steps"])
     config.train.update(epochs=a["epochs"], weight_decay=a["weight_decay"])
     config.train.update(warmup_epochs=10 if a["epochs"] == 50 else 20)
     config.train.from_random = a["start"] == "random"  # as the paper's first rows
     config.evaluation.steps = network.selection_steps
     return config
+
+
+def _clean_changes(augmentation: str, label_smoothing: float | None) -> dict[str, Any]:
+    """Return what the clean epochs of a new stem have in place of a row's own values, so that they
+    are those of the paper in every row: heavy augmentation, label smoothing 0.1.
+    """
+    changes: dict[str, Any] = {}
+    if augmentation != "heavy":
+        changes["data"] = {"augmentation": "heavy"}
+    if label_smoothing not in (None, 0.1):
+        changes["label_smoothing"] = 0.1
+    return changes
 
 
 def _set_stem(config: Any, stem: str, start: str | None) -> None:

@@ -1,9 +1,11 @@
 import importlib
+import itertools
 
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from configs import revisiting_at
 from jaxrobust.config import of_phase, phases
 from jaxrobust.runtime.commandline import config_name, load_config
 from jaxrobust.training import build, optim
@@ -38,6 +40,28 @@ class ConfigsTest(parameterized.TestCase):
             refresh_configs.load(name).train.epocs = 3
         self.assertIn(f"--config configs/{name.partition(':')[0]}.py", module.__doc__)
         self.assertRegex(module.__doc__.lower(), "not yet measured|measured")
+
+
+class RevisitingTest(absltest.TestCase):
+    """Facts of Singh, Croce, Hein 2023."""
+
+    def test_clean_epochs_of_a_new_stem_are_the_same_in_every_row(self):
+        """Appendix A.1 and D.2: heavy augmentation and label smoothing 0.1, before any row."""
+        rows = [f"augmentation={name}" for name in ("heavy", "light", "basic")]
+        rows += [f"label_smoothing={share}" for share in (0.0, 0.1, 0.2)]
+        networks = [name for name in revisiting_at.MODELS if name.endswith("_cvst")]
+        for name, row in itertools.product(networks, rows):
+            config = refresh_configs.load(f"revisiting_at:{name},{row}")
+            with self.subTest(f"{name},{row}"):
+                clean = of_phase(config, "pretrain")
+                self.assertEqual(clean.data.augmentation, "heavy")
+                self.assertEqual(build.mixes_and_erases(clean), (0.8, 1.0, 0.25, 0.1))
+                attacked = of_phase(config, "train")
+                key, _, value = row.partition("=")
+                if key == "augmentation":
+                    self.assertEqual(attacked.data.augmentation, value)
+                else:
+                    self.assertEqual(build.mixes_and_erases(attacked)[-1], float(value))
 
 
 class AlignedTest(absltest.TestCase):
