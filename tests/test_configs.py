@@ -1,17 +1,20 @@
 import importlib
 import itertools
+import re
 
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from configs import revisiting_at
+from configs import light_recipe, revisiting_at, transfer
 from jaxrobust.config import of_phase, phases
+from jaxrobust.data.presets import PRESETS
 from jaxrobust.runtime.commandline import config_name, load_config
 from jaxrobust.training import build, optim
 from tests.support import paths, sweeps
 from tests.support.command_line import parsed, refused
 from tools import refresh_configs
+from tools.papers import tables
 
 
 class ConfigsTest(parameterized.TestCase):
@@ -62,6 +65,54 @@ class RevisitingTest(absltest.TestCase):
                     self.assertEqual(attacked.data.augmentation, value)
                 else:
                     self.assertEqual(build.mixes_and_erases(attacked)[-1], float(value))
+
+    def test_which_attack_chooses_the_epoch(self):
+        """A.3: one step for small networks, ten for the others; of Tables 2 and 4 alike."""
+        steps = {"convnext_t_cvst": 1, "vit_s_cvst": 1, "convnext_b_cvst": 10}
+        for name, expected in steps.items():
+            for family in ("revisiting_at", "larger_radius"):
+                with self.subTest(f"{family}:{name}"):
+                    config = refresh_configs.load(f"{family}:{name}")
+                    self.assertEqual(config.evaluation.steps, expected)
+
+
+class LightTest(parameterized.TestCase):
+    """Facts of Debenedetti's thesis and of the repository of Debenedetti et al. 2022."""
+
+    @parameterized.product(model=("xcit_s12", "xcit_m12", "xcit_l12"), data=("cifar10", "cifar100"))
+    def test_no_colour_jitter_on_cifar(self, model, data):
+        config = refresh_configs.load(f"transfer:{model},{data}")
+        chain = PRESETS[config.data.augmentation].chain
+        self.assertNotIn("jitter", chain)
+        self.assertIn("flip", chain)
+        self.assertEqual(config.train.epochs - config.train.cooldown_epochs, 20)
+
+    def test_epochs_with_their_cooldown(self):
+        """The rows of Tables 7 and 8 count the code's epochs at the last rate, as the runs do."""
+        lines = {"table_7": ("flowers", 30), "table_8": ("cifar10", 22)}
+        for table in tables.tables("xcit_light_recipe"):
+            data, epochs = lines.get(table.id, (None, 0))
+            if data is None:
+                continue
+            self.assertEqual(table.rows[0]["epochs"], epochs)
+            said = refresh_configs.load(f"transfer:xcit_s12,{data}").train.epochs
+            self.assertEqual(said, epochs)
+
+    @parameterized.parameters(transfer, light_recipe)
+    def test_figures_that_the_thesis_lacks_are_marked(self, module):
+        printed = {
+            (row.get("clean"), row.get(key))
+            for table in tables.tables("xcit_light_recipe")
+            for row in table.rows
+            for key in ("linf_4_255", "linf_8_255")
+        }
+        lines = re.findall(r"(?:xcit|resnet50).*(?:\n.*\d\d\.\d\d, .*)*", module.__doc__)
+        pairs = re.findall(r"(\d\d\.\d\d),\s(\d\d\.\d\d)(\+?)", "\n".join(lines))
+        self.assertGreaterEqual(len(pairs), 7)
+        for clean, robust, mark in pairs:
+            with self.subTest(clean):
+                known = (float(clean), float(robust)) in printed
+                self.assertEqual(mark, "" if known else "+")
 
 
 class AlignedTest(absltest.TestCase):
