@@ -7,10 +7,12 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from configs import light_recipe, revisiting_at, transfer
-from jaxrobust.config import of_phase, phases
+from jaxrobust.config import network_of, of_phase, phases
 from jaxrobust.data.presets import PRESETS
+from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.commandline import config_name, load_config
 from jaxrobust.training import build, optim
+from jaxrobust.weights import compose, convert
 from tests.support import paths, sweeps
 from tests.support.command_line import parsed, refused
 from tools import refresh_configs
@@ -65,6 +67,37 @@ class RevisitingTest(absltest.TestCase):
                     self.assertEqual(attacked.data.augmentation, value)
                 else:
                     self.assertEqual(build.mixes_and_erases(attacked)[-1], float(value))
+
+    def test_networks_normalise_as_their_published_weights(self):
+        """A run's weights can be exported under the id of the network that it trains."""
+        ids = {row.model: key for key, row in PUBLISHED.items() if key.startswith("Singh2023")}
+        given = {f"revisiting_at:{name}": name for name in revisiting_at.MODELS if name in ids}
+        given |= {name: name for name in refresh_configs.names() if name in ids}
+        given |= {"convstem_pretraining:vit_s_cvst": "vit_s_cvst"}
+        given |= {"revisiting_at:vit_s_cvst,start=random": "vit_s_cvst"}
+        self.assertContainsSubset(("vit_s_cvst", "vit_b_cvst", "convnext_t_cvst"), given)
+        for line, name in given.items():
+            with self.subTest(line):
+                how = refresh_configs.load(line).init.normalize
+                wanted = "imagenet" if PUBLISHED[ids[name]].normalised else "keep"
+                self.assertEqual(how, wanted)
+
+    def test_vit_s_goes_out_and_in_under_its_id(self):
+        config = refresh_configs.load("vit_s_cvst")
+        key = "Singh2023Revisiting_ViT-S-ConvStem"
+        shapes = jax.eval_shape(network_of(config).init, jax.random.key(0))
+        filled = [jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), part) for part in shapes]
+        filled[1] |= {"normalize.std": np.ones_like(filled[1]["normalize.std"])}
+        raw = compose.Start(*filled, [], [], {}, {})
+        with self.assertRaisesRegex(ValueError, "ImageNet's mean and std and ignores others"):
+            convert.to_torch("vit_s_cvst", raw.params, raw.stats, layout=key)
+        start = compose.normalized(raw, config.init.normalize)
+        exported = convert.to_torch("vit_s_cvst", start.params, start.stats, layout=key)
+        mean = exported["normalize.mean"].ravel()
+        np.testing.assert_array_equal(mean, np.float32([0.485, 0.456, 0.406]))
+        _, stats = convert.from_torch("vit_s_cvst", exported)
+        for name, values in start.stats.items():
+            np.testing.assert_array_equal(stats[name], values, name)
 
     def test_which_attack_chooses_the_epoch(self):
         """A.3: one step for small networks, ten for the others; of Tables 2 and 4 alike."""
