@@ -125,10 +125,11 @@ def _convnext(config, data: str, *, small: bool) -> None:
     config.init.weights = f"runs/larger_radius-{config.model.name}"
     config.data.augmentation = "crop|flip|randaugment" if small else "resized-crop|flip|randaugment"
     config.attack.steps = 10 if small else 2
-    config.train.update(warmup_epochs=2)
+    # Of 940, 3,820 and 620 steps in all, an average with their 0.9999 would be 91, 68 and 94 % the
+    # start.
+    config.train.update(warmup_epochs=2, ema_decay=0.99)
     own = {
-        # Of 940 steps in all, an average with their 0.9999 would be 91 % the start.
-        "cifar10": {"lr": 2e-4, "weight_decay": 0.0, "batch_size": 1024, "ema_decay": 0.99},
+        "cifar10": {"lr": 2e-4, "weight_decay": 0.0, "batch_size": 1024},
         "cifar100": {"lr": 2e-4, "weight_decay": 5e-3, "batch_size": 256},
         "flowers": {"lr": 4e-3, "weight_decay": 5e-3, "batch_size": 32},
     }
