@@ -2,7 +2,8 @@
 
     python -m jaxrobust.main --config configs/convstem_pretraining.py:convnext_t_cvst
 
-timm's clean weights get a new ConvStem, and all weights are trained clean with heavy augmentation.
+timm's clean weights get a new ConvStem, and all weights are trained clean with heavy augmentation;
+vit_s_cvst normalises images as in `revisiting_at.py`, the others take them raw.
 Published clean accuracies, in %: convnext_t_cvst 80.9, iso_convnext_s_cvst 79.2, vit_s_cvst 79.3,
 all after 100 epochs; vit_m_cvst 81.8, convnext_s_cvst 81.6, vit_b_cvst 81.6, convnext_b_cvst 82.6,
 after 50. An adversarial run starts from such a one with `--config.init.weights=RUN

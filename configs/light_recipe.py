@@ -10,8 +10,9 @@ decay 0.5; constant drop path 0.05; batch statistics of 64 images, which the att
 moving average. A cosine that is constant within an epoch ends at epoch 100, ten more stay there.
 
 Published, in % (clean, AutoAttack at that radius): xcit_s12 72.34, 41.78; xcit_m12 74.04, 45.24;
-xcit_l12 74.60, 43.78, and with steps=2 73.76, 47.60. At 8/255: xcit_s12 63.46, 25.00; xcit_m12
-67.80, 26.58; xcit_l12 69.24, 28.74.
+xcit_l12 74.60, 43.78, and with steps=2 73.76, 47.60+. At 8/255: xcit_s12 63.46, 25.00; xcit_m12
+67.80, 26.58+; xcit_l12 69.24, 28.74+. Those with + are of the authors' repository, not of the
+thesis.
 
 Where thesis and code differ we follow the code: a warm-up of 10 epochs from 1e-6 to the peak and a
 final rate of 1e-5 (thesis: 5, 5e-6, 5e-5); steps of 1.5 epsilon (the thesis' runs probably had

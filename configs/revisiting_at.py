@@ -5,11 +5,12 @@
 The first argument is a network of Table 2; the others, with their defaults first, are
 
     start=stem|clean|random|21k    stem (of a ConvStem): timm's clean weights get a new stem and are
-                                   trained clean before; clean: they are attacked at once, with a
+                                   trained clean before, always with heavy augmentation and label
+                                   smoothing 0.1 (A.1); clean: they are attacked at once, with a
                                    new stem where the network has a ConvStem; 21k: pre-trained there
-    augmentation=heavy|light|basic light is the 3-Aug of Table 16
+    augmentation=heavy|light|basic of the epochs against the attack; light: the 3-Aug of Table 16
     epochs=50|250|300, steps=2|1|3, attack=apgd|pgd
-    weight_decay=0.05|0.5|0.005, label_smoothing=0.1|0.0|0.2 (Table 17)
+    weight_decay=0.05|0.5|0.005, label_smoothing=0.1|0.0|0.2 (Table 17), of these epochs too
     stem=...                       with start=clean (Tables 7 to 9): of convnext_t_cvst 7x7/4,
                                    7x7/4+3x3/1, 7x7/2+3x3/2, 5x5/2+3x3/2; of convnext_b_cvst C1; of
                                    vit_s_cvst C2, C3, C4, C5
@@ -72,7 +73,9 @@ for ConvNeXt-T + ConvStem, 0.005 44.0 and 47.2; label_smoothing=0.0 44.0, 47.4, 
 Where paper and code differ we follow the paper for the clean weights (Table 18: the code's ViT-S
 and ViT-B start from ImageNet-21k) and the code for label smoothing, which belongs to mixing and so
 is off with basic and light augmentation, and for the moving average of 0.9999. The batches of 1392
-and 756 become 1408 and 768, which 64 devices divide. Not told: PGD's step and start in Table 12
+and 756 become 1408 and 768, which 64 devices divide. Of all networks vit_s_cvst alone normalises
+images by ImageNet's mean and std, as its published weights do and the published script does not;
+whether the runs of other rows did is not known. Not told: PGD's step and start in Table 12
 (here the attack's own step, from the image), and which weights of ImageNet-21k ConvNeXt-T has.
 
 Cost at best: an epoch against the attack takes 0.25 hours of one v5e chip for convnext_t_cvst, 0.49
@@ -112,6 +115,8 @@ NETWORKS = {
         "vit_base_patch16_224.augreg_in1k", 864, 50, "vit_base_patch16_224.augreg_in21k_ft_in1k"
     ),
 }
+# Which the published weights normalise by ImageNet's mean and std; the others take raw images.
+NORMALISED = ("vit_s_cvst",)
 # (network, stem) -> widths, strides and kernels of its convolutions. The paper says nothing of the
 # widths of Table 7, where these give its multiply-adds, nor of the kernels of stride 1 in Table 9.
 STEMS = {
@@ -162,12 +167,26 @@ def get_config(arguments: str = ""):
         if a["augmentation"] != "heavy":
             raise ArgumentError("label_smoothing belongs to mixing; take augmentation=heavy for it")
         config.label_smoothing = a["label_smoothing"]
+    if config.pretrain.epochs:
+        config.pretrain.changes = _clean_changes(a["augmentation"], a["label_smoothing"])
     config.attack.update(name=a["attack"], steps=a["steps"])
     config.train.update(epochs=a["epochs"], weight_decay=a["weight_decay"])
     config.train.update(warmup_epochs=10 if a["epochs"] == 50 else 20)
     config.train.from_random = a["start"] == "random"  # as the paper's first rows
     config.evaluation.steps = network.selection_steps
     return config
+
+
+def _clean_changes(augmentation: str, label_smoothing: float | None) -> dict[str, Any]:
+    """Return what the clean epochs of a new stem have in place of a row's own values, so that they
+    are those of the paper in every row: heavy augmentation, label smoothing 0.1.
+    """
+    changes: dict[str, Any] = {}
+    if augmentation != "heavy":
+        changes["data"] = {"augmentation": "heavy"}
+    if label_smoothing not in (None, 0.1):
+        changes["label_smoothing"] = 0.1
+    return changes
 
 
 def _set_stem(config: Any, stem: str, start: str | None) -> None:
@@ -204,6 +223,8 @@ def start_from(model: str, start: str) -> Any:
     config.init.weights = {"random": None, "21k": network.large}.get(start, network.clean)
     if has_stem and start != "random":
         config.init.stem = "fresh"
+    if model in NORMALISED:
+        config.init.normalize = "imagenet"
     config.pretrain.update(batch_size=network.batch, epochs=0)
     if start == "stem":
         config.pretrain.epochs = network.stem_epochs

@@ -3,9 +3,11 @@
     python -m jaxrobust.main --config configs/vit_s_cvst.py
 
 The paper's recipe with heavy augmentation: timm's clean deit_small_patch16_224.fb_in1k gets a new
-ConvStem and is trained clean for 100 epochs, then against the attack. Without a network, fetch the
-weights elsewhere (the message says how) and give their folder as `--config.init.weights`. Hardware,
-wall time, accuracies: not yet measured.
+ConvStem and is trained clean for 100 epochs, then against the attack. Images are normalised by
+ImageNet's mean and std inside the network, as in the published weights, so that an import of these
+and an export under their RobustBench id are this network. Without a network, fetch the weights
+elsewhere (the message says how) and give their folder as `--config.init.weights`. Hardware, wall
+time, accuracies: not yet measured.
 """
 
 from jaxrobust.config import base
@@ -16,6 +18,7 @@ def get_config():
     config.model.name = "vit_s_cvst"
     config.model.dtype = "bfloat16"
     config.init.update(weights="deit_small_patch16_224.fb_in1k", stem="fresh")
+    config.init.normalize = "imagenet"  # of the paper's networks this one alone, as published
     config.data.augmentation = "heavy"
     config.pretrain.update(epochs=100, batch_size=1408)
     config.train.batch_size = 1408  # the paper's 1392, made a multiple of 64 devices

@@ -1,15 +1,22 @@
 import importlib
+import itertools
+import re
 
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.config import of_phase, phases
+from configs import light_recipe, revisiting_at, transfer
+from jaxrobust.config import network_of, of_phase, phases
+from jaxrobust.data.presets import PRESETS
+from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.commandline import config_name, load_config
 from jaxrobust.training import build, optim
+from jaxrobust.weights import compose, convert
 from tests.support import paths, sweeps
 from tests.support.command_line import parsed, refused
 from tools import refresh_configs
+from tools.papers import tables
 
 
 class ConfigsTest(parameterized.TestCase):
@@ -38,6 +45,107 @@ class ConfigsTest(parameterized.TestCase):
             refresh_configs.load(name).train.epocs = 3
         self.assertIn(f"--config configs/{name.partition(':')[0]}.py", module.__doc__)
         self.assertRegex(module.__doc__.lower(), "not yet measured|measured")
+
+
+class RevisitingTest(absltest.TestCase):
+    """Facts of Singh, Croce, Hein 2023."""
+
+    def test_clean_epochs_of_a_new_stem_are_the_same_in_every_row(self):
+        """Appendix A.1 and D.2: heavy augmentation and label smoothing 0.1, before any row."""
+        rows = [f"augmentation={name}" for name in ("heavy", "light", "basic")]
+        rows += [f"label_smoothing={share}" for share in (0.0, 0.1, 0.2)]
+        networks = [name for name in revisiting_at.MODELS if name.endswith("_cvst")]
+        for name, row in itertools.product(networks, rows):
+            config = refresh_configs.load(f"revisiting_at:{name},{row}")
+            with self.subTest(f"{name},{row}"):
+                clean = of_phase(config, "pretrain")
+                self.assertEqual(clean.data.augmentation, "heavy")
+                self.assertEqual(build.mixes_and_erases(clean), (0.8, 1.0, 0.25, 0.1))
+                attacked = of_phase(config, "train")
+                key, _, value = row.partition("=")
+                if key == "augmentation":
+                    self.assertEqual(attacked.data.augmentation, value)
+                else:
+                    self.assertEqual(build.mixes_and_erases(attacked)[-1], float(value))
+
+    def test_networks_normalise_as_their_published_weights(self):
+        """A run's weights can be exported under the id of the network that it trains."""
+        ids = {row.model: key for key, row in PUBLISHED.items() if key.startswith("Singh2023")}
+        given = {f"revisiting_at:{name}": name for name in revisiting_at.MODELS if name in ids}
+        given |= {name: name for name in refresh_configs.names() if name in ids}
+        given |= {"convstem_pretraining:vit_s_cvst": "vit_s_cvst"}
+        given |= {"revisiting_at:vit_s_cvst,start=random": "vit_s_cvst"}
+        self.assertContainsSubset(("vit_s_cvst", "vit_b_cvst", "convnext_t_cvst"), given)
+        for line, name in given.items():
+            with self.subTest(line):
+                how = refresh_configs.load(line).init.normalize
+                wanted = "imagenet" if PUBLISHED[ids[name]].normalised else "keep"
+                self.assertEqual(how, wanted)
+
+    def test_vit_s_goes_out_and_in_under_its_id(self):
+        config = refresh_configs.load("vit_s_cvst")
+        key = "Singh2023Revisiting_ViT-S-ConvStem"
+        shapes = jax.eval_shape(network_of(config).init, jax.random.key(0))
+        filled = [jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), part) for part in shapes]
+        filled[1] |= {"normalize.std": np.ones_like(filled[1]["normalize.std"])}
+        raw = compose.Start(*filled, [], [], {}, {})
+        with self.assertRaisesRegex(ValueError, "ImageNet's mean and std and ignores others"):
+            convert.to_torch("vit_s_cvst", raw.params, raw.stats, layout=key)
+        start = compose.normalized(raw, config.init.normalize)
+        exported = convert.to_torch("vit_s_cvst", start.params, start.stats, layout=key)
+        mean = exported["normalize.mean"].ravel()
+        np.testing.assert_array_equal(mean, np.float32([0.485, 0.456, 0.406]))
+        _, stats = convert.from_torch("vit_s_cvst", exported)
+        for name, values in start.stats.items():
+            np.testing.assert_array_equal(stats[name], values, name)
+
+    def test_which_attack_chooses_the_epoch(self):
+        """A.3: one step for small networks, ten for the others; of Tables 2 and 4 alike."""
+        steps = {"convnext_t_cvst": 1, "vit_s_cvst": 1, "convnext_b_cvst": 10}
+        for name, expected in steps.items():
+            for family in ("revisiting_at", "larger_radius"):
+                with self.subTest(f"{family}:{name}"):
+                    config = refresh_configs.load(f"{family}:{name}")
+                    self.assertEqual(config.evaluation.steps, expected)
+
+
+class LightTest(parameterized.TestCase):
+    """Facts of Debenedetti's thesis and of the repository of Debenedetti et al. 2022."""
+
+    @parameterized.product(model=("xcit_s12", "xcit_m12", "xcit_l12"), data=("cifar10", "cifar100"))
+    def test_no_colour_jitter_on_cifar(self, model, data):
+        config = refresh_configs.load(f"transfer:{model},{data}")
+        chain = PRESETS[config.data.augmentation].chain
+        self.assertNotIn("jitter", chain)
+        self.assertIn("flip", chain)
+        self.assertEqual(config.train.epochs - config.train.cooldown_epochs, 20)
+
+    def test_epochs_with_their_cooldown(self):
+        """The rows of Tables 7 and 8 count the code's epochs at the last rate, as the runs do."""
+        lines = {"table_7": ("flowers", 30), "table_8": ("cifar10", 22)}
+        for table in tables.tables("xcit_light_recipe"):
+            data, epochs = lines.get(table.id, (None, 0))
+            if data is None:
+                continue
+            self.assertEqual(table.rows[0]["epochs"], epochs)
+            said = refresh_configs.load(f"transfer:xcit_s12,{data}").train.epochs
+            self.assertEqual(said, epochs)
+
+    @parameterized.parameters(transfer, light_recipe)
+    def test_figures_that_the_thesis_lacks_are_marked(self, module):
+        printed = {
+            (row.get("clean"), row.get(key))
+            for table in tables.tables("xcit_light_recipe")
+            for row in table.rows
+            for key in ("linf_4_255", "linf_8_255")
+        }
+        lines = re.findall(r"(?:xcit|resnet50).*(?:\n.*\d\d\.\d\d, .*)*", module.__doc__)
+        pairs = re.findall(r"(\d\d\.\d\d),\s(\d\d\.\d\d)(\+?)", "\n".join(lines))
+        self.assertGreaterEqual(len(pairs), 7)
+        for clean, robust, mark in pairs:
+            with self.subTest(clean):
+                known = (float(clean), float(robust)) in printed
+                self.assertEqual(mark, "" if known else "+")
 
 
 class AlignedTest(absltest.TestCase):

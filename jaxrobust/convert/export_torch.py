@@ -8,7 +8,9 @@
           model card; of networks that timm does not have, the module beside them;
   module  DIR/<model>.py and .pt: the network for PyTorch alone, with any options, normalisation
           and number of classes; `from <model> import load`;
-  an id of RobustBench: its file at the place where `load_model(id, model_dir=DIR)` looks.
+  an id of RobustBench: its file at the place where `load_model(id, model_dir=DIR)` looks; it
+          normalises images or takes them raw (of Singh2023's, ViT-S alone normalises), and the
+          weights have to do the same.
 With --record FILE, also RobustBench's JSON entry and the text of its "New Model" issue.
 A certificate beside the weights says how well the file agrees with the network; a file that
 computes something else is not written.

@@ -13,6 +13,9 @@ class SizesTest(parameterized.TestCase):
         ("imagenet2012", "train[:90%]", 1_153_050),
         ("tfds:cifar10:3.0.2", "train[48000:48500]", 500),
         ("cifar100", "test", 10_000),
+        ("oxford_flowers102", "train", 1_020),
+        ("oxford_flowers102", "test", 6_149),
+        ("caltech101", "train[:95%]", 2_906),
         ("cifar10", "validation", None),  # there is none
         ("cifar10", "train[:60000]", None),  # a mistake, which opening it tells
         ("imagenet2012", "validation@robustbench", None),

@@ -1,8 +1,14 @@
 """Each fault in a config that has it, and nothing in those of the package."""
 
+import contextlib
+import itertools
+import re
+
 import pytest
 from absl.testing import absltest, parameterized
 
+from configs import larger_radius, revisiting_at, transfer
+from jaxrobust.config import ArgumentError
 from jaxrobust.diagnosis.config_checks import CONFIG_CHECKS, Plan
 from jaxrobust.diagnosis.findings import RED, SKIPPED, YELLOW, examined
 from tests.support.runs import tiny
@@ -30,6 +36,31 @@ REMARKS = {
 }
 
 
+OF_VALUES = ("heavy-augmentation", "step-rule", "one-step", "ema-horizon", "warm-up")
+OF_VALUES += ("batch-and-mesh",)
+
+
+def lines():
+    """All lines of the families of ImageNet and of transfer.py; of the others those of `ROWS`."""
+    found = [*refresh_configs.names()]
+    found += [f"larger_radius:{name}" for name in larger_radius.PUBLISHED]
+    stems = [name for name in revisiting_at.MODELS if name.endswith("_cvst")]
+    found += [f"convstem_pretraining:{name}" for name in stems]
+    rows = re.findall(r"^    ((?:convnext|iso|vit)_\S+)", revisiting_at.__doc__, re.MULTILINE)
+    rows += [f"{name},label_smoothing={share}" for name in stems for share in (0.0, 0.2)]
+    found += [f"revisiting_at:{row}" for row in rows]
+    for size, radius in itertools.product("sml", (4, 8)):
+        found.append(f"light_recipe:xcit_{size}12,epsilon={radius}")
+    answers = (("adversarial", "clean"), ("robust", "random"))
+    data = ("cifar10", "cifar100", "flowers", "caltech")
+    for model, name, objective, start in itertools.product(transfer.MODELS, data, *answers):
+        line = f"transfer:{model},data={name},objective={objective},start={start}"
+        with contextlib.suppress(ArgumentError):  # which no paper has
+            refresh_configs.load(line)
+            found.append(line)
+    return dict.fromkeys(found)
+
+
 def faults(config, devices=1):
     found = examined(CONFIG_CHECKS, Plan(config, devices))
     return {f.check.name: f for f in found if f.seen.level in (RED, YELLOW)}
@@ -49,6 +80,21 @@ class ConfigTest(parameterized.TestCase):
     def test_published(self, name):
         found = faults(refresh_configs.load(name), devices=8)
         self.assertEqual({k: f.seen.level for k, f in found.items()}, REMARKS.get(name, {}), found)
+
+    def test_no_line_of_a_family_is_red(self):
+        """Every line that a docstring has, and all of the transfers, by the checks of values alone;
+        `test_published` has those that trace the network.
+        """
+        checks = [check for check in CONFIG_CHECKS if check.name in OF_VALUES]
+        self.assertLen(checks, len(OF_VALUES))
+        for line in lines():
+            found = examined(checks, Plan(refresh_configs.load(line), 8))
+            with self.subTest(line):
+                red = [f"{f.check.name}: {f.seen.said}" for f in found if f.seen.level == RED]
+                self.assertEqual(red, [])
+                skipped = [f.check.name for f in found if f.seen.level == SKIPPED]
+                unknown = "extra=500k" in line  # a file of one's own
+                self.assertEqual("ema-horizon" in skipped, unknown)
 
     def test_heavy_augmentation(self):
         config = tiny(data__augmentation="crop|randaugment", pretrain__epochs=0)

@@ -16,6 +16,8 @@ _RECIPE = ("lr", "warmup_epochs", "final_lr", "weight_decay", "b2", "ema_decay",
 _NEUTRAL = {"scan", "bn_group"}  # of model.options: they change no result of networks without BN
 _NEEDED = ("objective", "augmentation", "start", "epochs", "train_dataset", "train_size")
 _STEM = ("stem_widths", "stem_strides", "stem_kernels")  # of model.options: a stem's design
+# What a new stem's clean phase may have of its own: what is done to the images and labels.
+_OF_IMAGES = {"data", "augmentation", "mixup", "erase", "label_smoothing"}
 _ATTACKED = ("train_attack", "attack_steps", "epsilon_train")
 _OF_NETWORK = ("stages", "patch")  # which are options of it, see `matching`
 
@@ -118,9 +120,24 @@ def _started(whole: Values, before: list[str], last: str) -> dict[str, Any]:
     if not before:
         return {"start": "clean" if init.stem == "keep" else "fresh-stem"}
     first = whole[before[0]]
-    if len(before) > 1 or first.objective != "clean" or first.changes or init.stem != "fresh":
+    if len(before) > 1 or first.objective != "clean" or init.stem != "fresh":
         return {}
-    return {"start": "clean+stem", "pretrain_epochs": first.epochs}
+    own = {**first.changes, **first.changes.get("data", {})}
+    if own.keys() - _OF_IMAGES:
+        return {}
+    start = _clean_start(_augmented(of_phase(whole, before[0])))
+    return {"start": start, "pretrain_epochs": first.epochs}
+
+
+def _clean_start(of_images: dict[str, Any]) -> str:
+    """Return the tables' word for a new stem's clean epochs, which the paper has with heavy
+    augmentation and its label smoothing (A.1), whatever comes after; or what they had instead.
+    """
+    usual = {"augmentation": "heavy", "label_smoothing": PRESETS["heavy"].label_smoothing}
+    other = [k for k, value in usual.items() if not tables.same(of_images.get(k), value)]
+    if not other:
+        return "clean+stem"
+    return f"clean+stem after {', '.join(f'{k} {tables.shown(of_images.get(k))}' for k in other)}"
 
 
 def _clean(model: str) -> list[str]:
