@@ -488,9 +488,10 @@ class TorchNetworksTest(parameterized.TestCase):
         layers = [self.nets.Layer(self.nets.OWN_GRADIENTS[name]) for name in functions]
         module = self.nets.network(*layers)
         self.from_module(module)  # which compares
-        with mock.patch("jaxrobust.interop.gradients.kept", lambda program: program):
-            with self.assertRaisesRegex(ValueError, "same values, so a gradient differs"):
-                self.from_module(module)
+        forgetting = mock.patch("jaxrobust.interop.gradients.kept", lambda program: program)
+        differs = self.assertRaisesRegex(ValueError, "same values, so a gradient differs")
+        with forgetting, differs:
+            self.from_module(module)
 
     def test_questions_to_constants(self):
         self.from_module(self.nets.network(self.nets.Asking()))
