@@ -483,6 +483,8 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 
 # Which sizes they compute with depends on the number of images.
 OF_SIZES = ("of the batch", "sizes", "strides", "new ones", "views", "a number", "activation RReLU")
+# PyTorch writes these down for a fixed number of images only.
+ALONE = ("few bits",)
 
 
 def prepared(name: str, images: np.ndarray) -> np.ndarray:
