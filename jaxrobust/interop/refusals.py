@@ -121,7 +121,8 @@ def _problem(module: Any, example: Any) -> str | None:
             module(example)
         return None
     except RuntimeError as error:
-        if not any(word in str(error) for word in ("shape", "size", "channels", "dimension")):
+        said = str(error).strip().partition("\n")[0]
+        if not any(word in said for word in ("shape", "size", "channels", "dimension")):
             return None
         name, part = inside[-1] if inside else ("it", module)
     finally:
@@ -134,7 +135,7 @@ def _problem(module: Any, example: Any) -> str | None:
     return f"the images are {shape}, and {where} on them; " + (
         f"the module takes {taken}"
         if taken
-        else "the module takes images of another shape: resize them in it, or give others"
+        else f"PyTorch says: {said}; it takes images of another shape, or its layers do not fit"
     )
 
 

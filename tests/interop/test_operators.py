@@ -27,7 +27,8 @@ GRADIENTS = {"activation Hardsigmoid": 1e-7, "errors back": 1e-9}
 
 @functools.cache
 def group(number: int, dynamic: bool) -> dict[str, operator_cases.Outcome | Exception]:
-    return operator_cases.each(GROUPS[number], dynamic=dynamic)
+    names = [n for n in GROUPS[number] if not dynamic or n not in torch_operators.ALONE]
+    return operator_cases.each(names, dynamic=dynamic)
 
 
 class OperatorsTest(parameterized.TestCase):
@@ -43,7 +44,7 @@ class OperatorsTest(parameterized.TestCase):
     def test_is_pytorchs(self, name):
         self.check(name, dynamic=name in torch_operators.OF_SIZES)
 
-    @parameterized.parameters(*NAMES)
+    @parameterized.parameters(*(name for name in NAMES if name not in torch_operators.ALONE))
     @pytest.mark.slow
     def test_of_any_number_of_images(self, name):
         self.check(name, dynamic=True)

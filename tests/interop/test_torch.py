@@ -162,6 +162,10 @@ class FromModuleTest(parameterized.TestCase):
             lambda: torch_faults.of_grey_images().eval(),
             r"images are \[B,3,8,8\], and its 0, Conv2d\(1.* fails .*module takes \[B,1,8,8\]$",
         ),
+        (
+            lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(7, 10)).eval(),
+            r"its 1, Linear\(.* fails on them; PyTorch says: mat1 .*, or its layers do not fit",
+        ),
         (torch_faults.Both, r"returns 0 \[B, 10\], 1 \[B, 3\]; .*--torch_output NAME"),
         (torch_faults.Named, r"returns logits \[B, 10\], features \[B, 3\]; .*--torch_output NAME"),
         (torch_faults.NoLogits, r"returns a tensor \[B\], and no logits \[B,K\]"),
