@@ -58,7 +58,7 @@ class OperatorsTest(parameterized.TestCase):
 
     def test_choices_in_float32(self):
         """What is chosen by order is the same number, and its gradient goes to the same place."""
-        names = ["the middle", "the k-th", "equal ones", "buckets", "unpooling", "known masks"]
+        names = ["the middle", "equal ones", "unpooling"]
         for name, found in operator_cases.together(names, dtype="float32").items():
             self.assertLess(found.values, 3e-7, name)
             self.assertLess(found.gradients, 1e-6, name)

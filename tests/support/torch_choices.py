@@ -17,7 +17,7 @@ def _middle(x):
 
 def _kth(x):
     values, places = x.flatten(2).kthvalue(17, dim=2)
-    return values + 0.01 * places.to(x.dtype) + x.flatten(2).kthvalue(3, 1)[0].mean(1, keepdim=True)
+    return values + 0.01 * places.to(x.dtype)
 
 
 def _reduced(x):
@@ -138,7 +138,6 @@ COMPUTED: dict[str, Callable[[Any], Any]] = {
         + ((3 * x).round() * x.round()).median()
         + torch.stack([x * x.round(), x.round(), x], 0).median(0)[0].mean(2)
         + (3 * x).round().kthvalue(4, 2)[0] * x.mean(2)
-        + (x.round() * x).kthvalue(5, 3)[0]
     ),
     "a number": lambda x: x * torch.scalar_tensor(x.shape[0]),
     "norms of zeros": lambda x: (
