@@ -63,11 +63,6 @@ def check(given: Any, asked: int) -> None:
             f"--bundle needs adversarial images, which --attack={given.attack} does not keep; "
             "take --attack=apgd-ce or autoattack"
         )
-    if given.torch and given.version == "rand":
-        raise ValueError(
-            "--bundle shows that images are adversarial, which --version=rand --torch finds for "
-            "some draws only; leave one of them out"
-        )
     place = Path(given.bundle)
     if place.exists() and not (place / claims.SUMS).is_file() and not _empty(place):
         raise ValueError(f"--bundle {place} is there and is no bundle; name a new folder")

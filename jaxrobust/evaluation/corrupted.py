@@ -91,7 +91,7 @@ def record(evaluation: Evaluation, given: Given) -> Record:
         if each in reached:
             continue
         judged = judge(source, str(each))
-        if not evaluation.fingerprint.answers:
+        if not evaluation.fingerprint.has_answers:
             _answered(judged)
         reached[each] = float(judged["clean"].mean())
         unanswered[each] = int((~judged["finite"]).sum())

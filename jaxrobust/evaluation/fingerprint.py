@@ -55,14 +55,14 @@ class Fingerprint(NamedTuple):
         return {key: getattr(self, key) for key in EXACT}
 
     @property
-    def answers(self) -> bool:
+    def has_answers(self) -> bool:
         """Tell whether the logits of any of the noisy images are finite."""
-        return any(row[0] >= 0 for row in self.noticed["logits"])
+        return any(row[0] >= 0 for row in self.computed_probe["logits"])
 
     @property
-    def noticed(self) -> Probe:
+    def computed_probe(self) -> Probe:
         """Return the probe, once it is computed."""
-        return self.probe.result() if isinstance(self.probe, Future) else self.probe
+        return told(self._asdict())["probe"]
 
 
 def of_network(network: Any, images: Any, *, each: int, keyed: bool = False) -> Fingerprint:

@@ -146,7 +146,7 @@ class Ledger:
 
     def add(self, place: int, record: dict[str, Any], adversarial: np.ndarray | None) -> None:
         """Append a record, after its image; a process that is killed later does not lose it."""
-        self._write_identity()
+        self.write_identity()
         record = {"image": int(self._ids[place])} | record
         if adversarial is not None and self._path is None:
             self._points[place, record["attack"]] = adversarial
@@ -185,10 +185,9 @@ class Ledger:
 
     def close(self) -> None:
         """Let another process append; what is in memory stays."""
-        self._write_identity()
         self._lock.close()
 
-    def _write_identity(self) -> None:
+    def write_identity(self) -> None:
         """Say of which evaluation the ledger is, which waits for its fingerprint."""
         identity, self._unwritten = self._unwritten, None
         if identity is not None:
@@ -229,6 +228,7 @@ def open_ledger(
                 counts = ", ".join(str(count) for count, _ in seen)
                 raise ValueError(f"processes see different verdicts ({counts}) in {path}; {_SHARE}")
         yield book
+        book.write_identity()  # also of an evaluation that has nothing to decide
 
 
 def _begun_by(

@@ -329,7 +329,9 @@ class Evaluation:
             self.check_answers()
             how = (subject, self.source, self.weights, self.asked)
             found = measuring.counted(*how, standing=standing)
-            slopes = doubts.check_slopes(self.fingerprint.noticed) if self.asked.fixed else {}
+            slopes = (
+                doubts.check_slopes(self.fingerprint.computed_probe) if self.asked.fixed else {}
+            )
             return found | {"flags": found["flags"] | slopes}
         found = measuring.searched(
             subject,
@@ -358,7 +360,7 @@ class Evaluation:
         Raises:
           ValueError: with what to do.
         """
-        if not self.fingerprint.answers:
+        if not self.fingerprint.has_answers:
             clean = self.asked._replace(attack="clean", start=None, l1_rule=None)
             measuring.counted(self.subject, self.source, self.weights, clean)
 

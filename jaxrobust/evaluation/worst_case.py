@@ -186,7 +186,7 @@ def _answering(
     """
     network = networks.argument("logits_fn", logits_fn, sharding.make_mesh())
     known = fingerprint.of_network(network, images, each=batch_size)
-    if not known.answers:  # for images like these; so all are looked at, before any is attacked
+    if not known.has_answers:  # for images like these; so all are looked at, before any is attacked
         parts = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
         finite = [
             checks.answered(

@@ -5,11 +5,8 @@ Needs PyTorch, imported inside of functions only.
 
 import contextlib
 import functools
-import io
-import logging
 import re
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from jaxrobust.interop.drawing import draws, drops, is_draw, refusal
 from jaxrobust.interop.folding import COMPUTED, Free
 from jaxrobust.interop.operators import DRAWS, TABLE
 from jaxrobust.interop.program import OWN, Kind, Of, Program, Step, names_in, read_by
+from jaxrobust.interop.silence import quietly
 from jaxrobust.types import Array
 
 # Whose formula here is shorter than PyTorch's, or whose gradient it has of its own, and what is
@@ -96,7 +94,7 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
     def of(count: int, strict: bool) -> Any:
         example = torch.zeros(count, channels, height, width, dtype=dtype)
         sizes = ({0: torch.export.Dim("batch")},) if count > 1 else None
-        with _quietly(), torch.enable_grad():
+        with quietly(), torch.enable_grad():
             seen = watching.watched(module, example)
             functions.extend(seen.functions)
             # PyTorch reads the module's source where it is strict, and our answers are no part.
@@ -126,7 +124,7 @@ def loaded(path: Path) -> tuple[Any, bool]:
     """
     import torch
 
-    with _quietly():
+    with quietly():
         try:
             found = torch.export.load(path)
         except Exception as error:
@@ -159,7 +157,7 @@ def decomposed(program: Any) -> Any:
     for name in _KEPT:
         if not (drop and "attention" in name):
             table.pop(getattr(torch.ops.aten, name).default, None)
-    with _quietly():
+    with quietly():
         return gradients.kept(program).run_decompositions(table)
 
 
@@ -372,23 +370,6 @@ def _operand(free: Free, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_operand(free, each) for each in value)
     return value
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep to itself what PyTorch logs of an export; what it raises says the same."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _first_line(error: Exception) -> str:

@@ -3,14 +3,13 @@
 Needs PyTorch, imported inside of functions only.
 """
 
-import contextlib
 import copy
 import io
-import logging
-import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
+
+from jaxrobust.interop.silence import quietly
 
 _INSIDE = (
     "is a module of TorchScript inside of one that is none; give the torch.nn.Module that it was "
@@ -31,7 +30,7 @@ def loaded(path: Path) -> Any:
     import torch
 
     try:
-        with _quietly():
+        with quietly():
             return torch.jit.load(path, map_location="cpu")
     except RuntimeError as error:
         said = str(error).strip().partition("\n")[0]
@@ -58,7 +57,7 @@ def in_float64(module: Any) -> Any:
     """Return a copy of a module, of TorchScript or not, in float64."""
     import torch
 
-    with _quietly():  # PyTorch warns of itself
+    with quietly():  # PyTorch warns of itself
         if not isinstance(module, torch.jit.ScriptModule):
             return copy.deepcopy(module).double()
         written = io.BytesIO()
@@ -86,7 +85,7 @@ def exported(module: Any, image: tuple[int, int, int]) -> tuple[Any, bool]:
     for count in (2, 1):
         example = torch.zeros(count, channels, height, width)
         try:
-            with _quietly(), torch.no_grad():
+            with quietly(), torch.no_grad():
                 found = TS2EPConverter(module, (example,)).convert()
             (images,) = [n for n in found.graph.nodes if n.name in _inputs(found)]
             if count == 1 or not isinstance(images.meta["val"].shape[0], int):
@@ -106,20 +105,3 @@ def _without(module: Any) -> str:
         f"is a module of TorchScript ({type(module).__name__}) that PyTorch cannot write down; "
         "give the torch.nn.Module that it was made from"
     )
-
-
-@contextlib.contextmanager
-def _quietly() -> Any:
-    """Keep to itself what PyTorch logs and warns of."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
