@@ -1076,9 +1076,10 @@ class RandomisedTest(parameterized.TestCase):
 
     def known(self, rule):
         if rule not in self.kept:
-            found = self.drawn(rule=rule, ledger=self.ledger)
-            points = self.ledger.with_suffix(".images").read_bytes()
-            self.kept[rule] = found, self.ledger.read_text(), points
+            own = self.ledger.with_stem(f"of-{rule}")
+            found = self.drawn(rule=rule, ledger=own)
+            points = own.with_suffix(".images").read_bytes()
+            self.kept[rule] = found, own.read_text(), points
         return self.kept[rule]
 
     def leave(self, rule, lines=None):
@@ -1292,6 +1293,8 @@ class TorchNetworksTest(parameterized.TestCase):
         "input changed in place by a Function",
         "change in place without gradients",
         "noise of NumPy's",
+        "a rare coin of Python's",
+        "a rare coin of PyTorch's",
         "state",
         "a batch",
         "the number of images",

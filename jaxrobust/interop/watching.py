@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from jaxrobust.interop import gradients
+from jaxrobust.interop.drawing import is_draw
 from jaxrobust.interop.gradients import Refused
 
 _QUESTIONS = {
@@ -27,7 +28,7 @@ class Answer(NamedTuple):
     """What a tensor was asked, and what it said."""
 
     question: str
-    fixed: bool  # no image has changed it
+    fixed: bool  # neither an image nor a draw has changed it
     answer: Any
 
 
@@ -179,7 +180,8 @@ def _noting(answers: list[Answer], given: Any) -> Any:
             self, func: Any, types: Any, args: Any = (), kwargs: Any = None
         ) -> Any:
             kwargs, name = kwargs or {}, getattr(func, "__name__", "")
-            moves = moved.any(args, kwargs)
+            # What is drawn is no answer for all passes, though no image changes it.
+            moves = moved.any(args, kwargs) or is_draw(name)
             if name == "register_hook" and moves:
                 raise Refused(f"{_caller()}a tensor gets a hook of its gradient; {_INSTEAD}")
             found = func(*args, **kwargs)

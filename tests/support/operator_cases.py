@@ -12,6 +12,7 @@ from jaxrobust.evaluation.convolutions import canonical_convolutions
 from jaxrobust.interop import exporting
 from jaxrobust.interop import program as programs
 from jaxrobust.interop.operators import TABLE
+from jaxrobust.interop.silence import quietly
 from tests.support import torch_operators
 from tests.support.torch_operators import CHANNELS, SIDE
 from tests.support.torch_side import as_evaluated, cotangent
@@ -60,7 +61,7 @@ def together(
     x = images(names).astype(dtype)
     example = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
     sizes = ({0: torch.export.Dim("batch")},) if dynamic else None
-    with exporting._quietly():  # an LSTM lists its weights anew, and logs cost a third of the time
+    with quietly():  # an LSTM lists its weights anew, and logs cost a third of the time
         exported = torch.export.export(net, (example,), dynamic_shapes=sizes, strict=False)
     with jax.enable_x64(dtype == "float64"):
         program, weights = exporting.read(exporting.decomposed(exported))

@@ -1,5 +1,7 @@
 """Networks in PyTorch whose authors say what their gradients are, and faulty ones."""
 
+import random
+
 import numpy as np
 import torch
 from torch import nn
@@ -151,6 +153,14 @@ REFUSED = {
         lambda m: m.insert(0, Layer(_noise_of_numpy)),
         r"two passes of PyTorch's module on the same images differ.*NumPy's, or Python's",
     ),
+    "a rare coin of Python's": (
+        lambda m: m.insert(0, Layer(_rarely_by_python)),
+        r"two passes .* differ in what they draw: .*NumPy's, or Python's",
+    ),
+    "a rare coin of PyTorch's": (
+        lambda m: m.insert(0, Layer(_rarely)),
+        r"data-dependent expression .*torch_defences\.py, line \d+",
+    ),
     "state": (
         lambda m: m.insert(0, Remembering()),
         r"two passes .* differ: .*keeps something from pass to pass",
@@ -189,6 +199,15 @@ def _in_place(x):
 
 
 _NUMPY = np.random.default_rng(0)
+
+
+def _rarely_by_python(x):
+    """Negate the images in one pass of ten million, which no two passes show."""
+    return x if random.random() > 1e-7 else -x
+
+
+def _rarely(x):
+    return x if torch.rand(()).item() > 1e-7 else -x
 
 
 def _noise_of_numpy(x):
