@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from jaxrobust.runtime.commandline import Arguments, answer, quiet_libraries  # noqa: E402
 from jaxrobust.runtime.launch import keep_large_buffers  # noqa: E402
+from tools.comparison import begun  # noqa: E402
 from tools.comparison.candidates import draw  # noqa: E402
 
 RULE = "of equal ones the later epoch, then ema before raw, then the smaller images"
@@ -232,83 +233,6 @@ def _question(args: argparse.Namespace, phase: str, config: Any) -> dict[str, An
     }
 
 
-def _computed(args: argparse.Namespace, phase: str, sizes: dict[int, Size]) -> dict[str, Any]:
-    """Return what is computed at each size, and on which images: hashes, and whose programs."""
-    import jax
-    import numpy as np
-    from jax.sharding import Mesh
-
-    from jaxrobust.evaluation import fingerprint, networks
-    from jaxrobust.weights import kept
-
-    here = Mesh(np.array(jax.local_devices()[:1]), ("device",))
-    _, both = kept.read(args.run, phase, kept.steps_of(args.run, phase)[0])
-    found = {}
-    for side, size in sizes.items():
-        weights = kept.at_size(args.run, phase, both.of("raw"), side)
-        called = jax.tree_util.Partial(size.network, *weights)
-        network = networks.argument("network", called, here)
-        exact = fingerprint.exact(network, size.images.shape[1:], each=1)
-        own = {key: exact[key] for key in ("program", "gradient")}
-        found[str(side)] = own | {"images": size.images.content_sha256()}
-    return {"computed": found, "by": fingerprint.versions()}
-
-
-def _begun(
-    path: Path, question: dict[str, Any], computed: dict[str, Any]
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the candidates that are done, and what was computed, at all sizes.
-
-    Raises:
-      ValueError: the file answers another question, or of another network or other images.
-    """
-    from jaxrobust.evaluation import fingerprint
-    from jaxrobust.runtime import hosts
-    from jaxrobust.weights import kept
-
-    if not path.exists():
-        return [], computed
-    said = kept.read_selection(path)
-    if words := hosts.differences({key: said.get(key) for key in question}, question):
-        raise ValueError(
-            f"{path} is a choice of another kind: {words}. Repeat its flags, or move it away"
-        )
-    if "computed" not in said:
-        raise ValueError(
-            f"{path} is of an older version, which noted neither what the network computes nor the "
-            "images' bytes, so nothing shows that its candidates are these: move it away"
-        )
-    for size, own in computed["computed"].items():
-        there = said["computed"].get(size, own)
-        other = [key for key in own if there[key] != own[key]]
-        if not other:
-            continue
-        whose = ""  # another version may write the same network as another program
-        if "images" not in other and fingerprint.other_versions(said["by"], computed["by"]):
-            whose = f" (begun by {fingerprint.words(said['by'])})"
-        raise ValueError(
-            f"{path} is a choice of another kind: under the same name, at {size} px, its "
-            f"{' and '.join(other)} {'are others' if 'images' in other else 'is another'}{whose}. "
-            "Move it away"
-        )
-    both = said["computed"] | computed["computed"]
-    return said["candidates"], computed | {"computed": both}
-
-
-def _check_weights(args: argparse.Namespace, candidates: list[dict[str, Any]]) -> None:
-    """Refuse candidates whose weights the run holds no more."""
-    from jaxrobust.weights import hashes, kept
-
-    for row in candidates:
-        _, both = kept.read(args.run, row["phase"], row["step"])
-        weights = kept.at_size(args.run, row["phase"], both.of(row["weights"]), row["image_size"])
-        if hashes.weights_sha256(*weights) != row["weights_sha256"]:
-            raise ValueError(
-                f"the weights of {row['phase']}, step {row['step']}, {row['weights']} are others "
-                f"than those in {args.run / kept.SELECTION}; move that file away"
-            )
-
-
 def _key(row: dict[str, Any]) -> tuple[int, str, int]:
     return row["step"], row["weights"], row["image_size"]
 
@@ -409,8 +333,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     held = locks.held(lock, what=f"the choice in {args.run}", otherwise="copy the run")
     with tempfile.TemporaryDirectory() as folder, held:
         sizes = {size: _size(args, phase, config, size, Path(folder)) for size in sides}
-        candidates, computed = _begun(path, question, _computed(args, phase, sizes))
-        _check_weights(args, candidates)
+        candidates, computed = begun.candidates(
+            path, question, begun.computed(args.run, phase, sizes)
+        )
+        begun.check_weights(args.run, candidates)
         code |= computed
         for row in _measured(args, phase, sizes, {_key(row) for row in candidates}):
             candidates = sorted([*candidates, row], key=_key)

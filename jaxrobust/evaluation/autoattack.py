@@ -326,7 +326,7 @@ def _check_network(runner, images, labels):
 
 
 def _verdict(version: str, rule: str | None, draws: int | None) -> randomised.Verdict | None:
-    """Return how answers are judged; None: they are not random."""
+    """Return the rule and the number of draws of version "rand"; None: of another version."""
     if version == "rand":
         return randomised.verdict(rule, draws)
     if rule is not None or draws is not None:

@@ -62,7 +62,7 @@ class Found(NamedTuple):
         flags: dict[str, str],
         once: np.ndarray | None,
     ) -> "Found":
-        """Return what is found before any attack."""
+        """Return the verdicts before any attack, when an image stands if it is right as it is."""
         names = ["", "clean", *(s.name for s in settings), *(f"{s.name} (full)" for s in settings)]
         fooled_by = np.where(clean, 0, 1).astype(np.int8)
         own = None if once is None else once.copy()
