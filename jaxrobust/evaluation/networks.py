@@ -160,7 +160,7 @@ def trace(
     try:
         inspect.signature(function).bind(*operands)
     except TypeError as error:
-        takes = "images and keys [B]" if keyed else "images only"
+        takes = "images and keys [B]" if keyed else "images only (keys are of version rand)"
         raise ValueError(f"{name} must take {takes} for this version: {error}") from error
     except ValueError:  # it has no signature to read
         pass
