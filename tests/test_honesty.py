@@ -1242,7 +1242,10 @@ class RandomisedTest(parameterized.TestCase):
         self.assertNotIn("done before", said)
         self.assertEqual(records.read(Path("out"))[-1]["robust"], one["robust"])
         for words, message in (
-            ({"version": "standard", "rule": None}, "must take images only .keys are of version rand. for this version"),
+            (
+                {"version": "standard", "rule": None},
+                "must take images only (keys are of version rand)",
+            ),
             ({"rule": "most"}, "--rule='most' is unknown"),
         ):
             code, _, said = call(**given | words)
