@@ -12,6 +12,7 @@ from jaxrobust.evaluation import checks, doubts, engine, plan, randomised
 from jaxrobust.evaluation.images import ImageSet
 from jaxrobust.evaluation.ledger import Ledger
 from jaxrobust.evaluation.progress import Decisions
+from jaxrobust.evaluation.verdicts import REPLAY
 from jaxrobust.runtime import hosts
 
 
@@ -66,7 +67,7 @@ class Found(NamedTuple):
         names = ["", "clean", *(s.name for s in settings), *(f"{s.name} (full)" for s in settings)]
         fooled_by = np.where(clean, 0, 1).astype(np.int8)
         own = None if once is None else once.copy()
-        return cls(clean.copy(), fooled_by, [*names, "replay"], flags, once=own)
+        return cls(clean.copy(), fooled_by, [*names, REPLAY], flags, once=own)
 
     def without(self, aside: np.ndarray) -> "Found":
         """Return it for an attack that leaves some images aside."""

@@ -6,9 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxrobust.evaluation.plan import CUSTOM, VERSIONS
-from jaxrobust.evaluation.verdicts import Verdicts
-
-REPLAY = "replay"  # what is tried before the attacks of an evaluation, as verdicts name it
+from jaxrobust.evaluation.verdicts import REPLAY, Verdicts
 
 
 def procedure(record: dict[str, Any]) -> dict[str, Any]:

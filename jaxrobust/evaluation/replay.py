@@ -29,10 +29,9 @@ from jaxrobust.evaluation.cascade import (
     strike,
 )
 from jaxrobust.evaluation.ledger import Ledger
+from jaxrobust.evaluation.verdicts import REPLAY
 from jaxrobust.runtime import hosts, jsonl
 from jaxrobust.types import Array
-
-NAME = "replay"
 
 
 class Source(NamedTuple):
@@ -159,10 +158,10 @@ def run(
       ValueError: a source is of other images.
     """
     start, met = time.perf_counter(), int(found.standing.sum())
-    before = np.flatnonzero(found.standing & book.rows(NAME)["fooled"])
+    before = np.flatnonzero(found.standing & book.rows(REPLAY)["fooled"])
     for first in range(0, len(before), runner.slots):
-        refuse_damaged(runner, NAME, norm, 0, before[first : first + runner.slots], sample, book)
-    strike(found, NAME, before)
+        refuse_damaged(runner, REPLAY, norm, 0, before[first : first + runner.slots], sample, book)
+    strike(found, REPLAY, before)
     said, forward, idle = [], 0, 0
     for source in known.sources:
         there = points(source)
@@ -174,10 +173,10 @@ def run(
             _try(runner, norm, source, there, stretched, part, sample, found, book)
             idle += runner.slots - len(part)
         fallen = mine[~found.standing[mine]]
-        parts = hosts.everyone((fallen, book.found(fallen, NAME)))
+        parts = hosts.everyone((fallen, book.found(fallen, REPLAY)))
         for process, (which, theirs) in enumerate(parts):
-            book.take_over(process, which, NAME, theirs)
-            strike(found, NAME, which)
+            book.take_over(process, which, REPLAY, theirs)
+            strike(found, REPLAY, which)
         forward += len(pending)
         said.append(
             {
@@ -190,7 +189,7 @@ def run(
             }
         )
     cost = Cost(
-        attack=NAME,
+        attack=REPLAY,
         fooled=met - int(found.standing.sum()),
         forward=forward,
         backward=0,
@@ -220,11 +219,11 @@ def _try(runner, norm, source, there, stretched, part, sample, found, book) -> N
     ball: dict[str, Any] = {"norm": norm, "epsilon": sample.epsilon}
     sure, norms = checks.verified(adversarial, images, labels, logits, **ball)
     others = reached(logits, labels)
-    row = {"attack": NAME, "fooled": True, "flat": False, "from": source.path.stem}
+    row = {"attack": REPLAY, "fooled": True, "flat": False, "from": source.path.stem}
     for i in np.flatnonzero(sure):
         about = {"norm": float(norms[i]), "reached": int(others[i])}
         book.add(int(part[i]), row | about, adversarial[i])
-        strike(found, NAME, part[i])
+        strike(found, REPLAY, part[i])
 
 
 def _refuse_others(source: Source, points: np.ndarray, images: np.ndarray, ids: np.ndarray) -> None:

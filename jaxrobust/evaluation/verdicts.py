@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+REPLAY = "replay"  # stands for an attack where a point that another evaluation found fools
 SCHEMA = 2  # of records and of these files; 1 had neither a number nor verdicts
 
 

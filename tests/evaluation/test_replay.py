@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation import replay
+from jaxrobust.evaluation import verdicts
 from jaxrobust.evaluation.cascade import Attack
 from tests.support.ensemble import IMAGES, LABELS, NETS, evaluate, quick
 from tests.support.golden import norm_in_float64
@@ -36,7 +36,7 @@ class ReplayTest(parameterized.TestCase):
         result = quick(attacks=FIRST, norm=norm, epsilon=middle, **asked, replay=ledgers)
         self.assertFalse((result.robust & ~plain.robust).any())
         self.assertFalse((result.robust & ~found[small][0].robust).any())  # what fell, falls again
-        by_replay = result.fooled_by == replay.NAME
+        by_replay = result.fooled_by == verdicts.REPLAY
         fell = found[small][0].clean & ~found[small][0].robust
         self.assertTrue(by_replay[fell].all())
         self.assertGreater(by_replay.sum(), fell.sum())  # some of the larger radius, projected

@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.evaluation import comparable, pairs
+from jaxrobust.evaluation import pairs
 from jaxrobust.evaluation.pairs import Paired
-from jaxrobust.evaluation.verdicts import Verdicts
+from jaxrobust.evaluation.verdicts import REPLAY, Verdicts
 from tools.comparison.evaluations import Evaluation, letter, remarks, without_replayed
 
 LEVEL = 0.95  # of intervals; what has p below 1 - LEVEL can be told apart
@@ -104,7 +104,7 @@ def _attacks(evaluations: Sequence[Evaluation]) -> list[str]:
         ball = f"{attack['norm']} {attack['epsilon']:.4g}: " * (record.get("method") == "union")
         of_ball = [name for name in listed if ball and name.startswith(ball)]
         if not of_ball:
-            listed |= dict.fromkeys(sorted(n for n in fooling if n == f"{ball}{comparable.REPLAY}"))
+            listed |= dict.fromkeys(sorted(n for n in fooling if n == f"{ball}{REPLAY}"))
         plain = f"{ball}{attack['name']}"
         fixed = f"{plain}-{attack.get('steps')}"  # as verdicts name attacks of fixed steps
         listed[fixed if fixed in fooling else plain] = None
