@@ -8,10 +8,7 @@ logits and input gradients of a few noisy images, as a few numbers, which then m
 """
 
 import functools
-import hashlib
-import re
 import sys
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -19,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.evaluation import doubts, networks, records
+from jaxrobust.evaluation import networks, records
 from jaxrobust.runtime import hosts
 from jaxrobust.types import VERDICT_PRECISION, Array
 
@@ -31,12 +28,6 @@ _NUMBERS = 8  # products with random signs, which stand for a row beside its len
 # By how much the probes of one network may differ on other devices, seen from a row's length: of
 # gradients more, because rounding moves some units of a network across their kinks.
 _LIMITS = {"logits": hosts.ROUNDING, "gradients": 1e-2}
-# What stands in the text of a program and computes nothing: addresses, the names of jitted
-# functions, the devices that arrays lie on.
-_SILENT = re.compile(
-    r"0x[0-9a-f]+|\bname=[^\s\]]+|\bctx_mesh=(None|\w*Mesh\(([^()]|\([^()]*\))*\))"
-    r"|\w*sharding=(None|NamedSharding\(.*?spec=P(artitionSpec)?\([^)]*\)\))"
-)
 
 
 class Fingerprint(NamedTuple):
@@ -127,9 +118,9 @@ def _traced(
         (shown,) = jax.tree.leaves(logits.out_info)
         along = _signs((rows, *shown.shape[1:])).astype(shown.dtype)
         both = jax.jit(_logits_and_gradient).trace(network, along, *operands)
-    hashed = functools.cache(_hashed)
-    program, gradient = (_program(traced.jaxpr, hashed) for traced in (logits, both))
-    seen = networks.Trace(shown.shape[1], program, _constants(logits.jaxpr, hashed))
+    programs = networks.Programs()
+    program, gradient = (programs.hashed(traced.jaxpr) for traced in (logits, both))
+    seen = networks.Trace(shown.shape[1], program, programs.constants(logits.jaxpr))
     found = {"program": program, "gradient": gradient, "arrays": networks.weights(network, seen)}
     return found, both, (along, *operands)
 
@@ -158,36 +149,6 @@ def _noisy(images: Any, rows: int) -> np.ndarray:
 
 def _signs(shape: tuple[int, ...]) -> np.ndarray:
     return np.random.default_rng(1).choice(np.array([-1, 1], np.int8), shape)
-
-
-def _program(jaxpr: Any, hashed: Callable[[Any], str]) -> str:
-    """Hash the text of a program and the arrays in it."""
-    text = _SILENT.sub("", str(jaxpr))
-    return hashlib.sha256(f"{text} {[*map(hashed, _held(jaxpr))]}".encode()).hexdigest()
-
-
-def _constants(jaxpr: Any, hashed: Callable[[Any], str]) -> tuple[str, ...]:
-    return tuple(sorted(hashed(held) for held in _held(jaxpr) if np.size(held.array) > 1))
-
-
-class _Held(NamedTuple):
-    """An array among the constants of a program, which is hashed once."""
-
-    array: Any
-
-    def __hash__(self) -> int:
-        return id(self.array)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Held) and self.array is other.array
-
-
-def _held(jaxpr: Any) -> list[_Held]:
-    return [_Held(array) for array in doubts.constants(jaxpr)]
-
-
-def _hashed(held: _Held) -> str:
-    return networks.hashed(held.array)
 
 
 def _sketch(rows: np.ndarray) -> list[list[float]]:

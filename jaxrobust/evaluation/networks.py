@@ -8,6 +8,7 @@ and are made anew where it closes over something else than when they were compil
 import functools
 import hashlib
 import inspect
+import re
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -26,6 +27,10 @@ T = TypeVar("T")
 _FEW = 8  # images of the trace in which constants are looked for: theirs is no batch size
 _SCALARS = (bool, int, float, complex, str, bytes, np.generic)
 _ARRAY = object()  # stands for one among the leaves
+# What stands in a program and computes nothing: the names of jitted functions, where arrays lie,
+# addresses.
+_SILENT_KEYS = re.compile(r"^name$|^ctx_mesh$|sharding")
+_ADDRESSES = re.compile(r"\b0x[0-9a-f]+")
 _kept: dict[Any, tuple[str, Any]] = {}  # networks and their use -> their programs, and of what
 
 
@@ -187,13 +192,10 @@ def trace(
         raise ValueError(leak) from error
     except Exception:  # it takes `each` images only
         pass
-    constants = list(doubts.constants(closed))
-    if any(isinstance(constant, jax.core.Tracer) for constant in constants):
+    if any(isinstance(constant, jax.core.Tracer) for constant in doubts.constants(closed)):
         raise ValueError(leak)
-    hashes = [hashed(constant) for constant in constants]
-    program = hashlib.sha256(f"{closed} {hashes}".encode()).hexdigest()
-    arrays = sorted(h for h, c in zip(hashes, constants, strict=True) if np.size(c) > 1)
-    return Trace(int(shape[1]), program, tuple(arrays))
+    programs = Programs()
+    return Trace(int(shape[1]), programs.hashed(closed), programs.constants(closed))
 
 
 def takes(network: Any, image: tuple[int, ...], each: int, keyed: bool) -> bool:
@@ -226,6 +228,75 @@ def weights(network: Any, seen: Trace) -> str:
         digest.update(f"{jax.tree_util.keystr(path)} {text}\n".encode())
     digest.update(" ".join(seen.constants).encode())
     return digest.hexdigest()
+
+
+class Programs:
+    """Hashes of traced programs; what several of them share is hashed once.
+
+    Two programs have one hash where they do the same operations on the same constants, in the same
+    order, whatever their jitted functions are called and wherever their arrays lie.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, str]] = {}  # by address, which lasts as its object does
+        self._types: dict[Any, str] = {}
+
+    def hashed(self, jaxpr: Any) -> str:
+        """Hash a jaxpr, those inside it, and the constants of all."""
+        return self._once(jaxpr, self._hashed)
+
+    def constants(self, jaxpr: Any) -> tuple[str, ...]:
+        """Return the hashes of the arrays of a jaxpr, sorted; numbers are not among them."""
+        held = [constant for constant in doubts.constants(jaxpr) if np.size(constant) > 1]
+        return tuple(sorted(self._once(constant, hashed) for constant in held))
+
+    def _once(self, value: Any, hash_of: Callable[[Any], str]) -> str:
+        if id(value) not in self._known:
+            self._known[id(value)] = value, hash_of(value)
+        return self._known[id(value)][1]
+
+    def _hashed(self, jaxpr: Any) -> str:
+        numbers: dict[Any, int] = {}  # variables are told apart by where they first stand
+        lines = [" ".join(self._once(array, hashed) for array in getattr(jaxpr, "consts", ()))]
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # an open one has no constants
+
+        def operand(v: Any) -> Any:
+            if hasattr(v, "val"):
+                return self._value(v.val), self._type(v.aval)
+            return numbers.setdefault(v, len(numbers))
+
+        def result(v: Any) -> str:
+            return f"{operand(v)}:{self._type(v.aval)}"
+
+        lines += map(result, (*jaxpr.constvars, *jaxpr.invars))
+        for equation in jaxpr.eqns:
+            how = [
+                f"{key}={self._value(value)}"
+                for key, value in sorted(equation.params.items())
+                if not _SILENT_KEYS.search(key)
+            ]
+            given, made = map(operand, equation.invars), map(result, equation.outvars)
+            lines.append(f"{equation.primitive.name} {how} {[*given]} {[*made]}")
+        lines.append(str([operand(v) for v in jaxpr.outvars]))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def _type(self, aval: Any) -> str:
+        if aval not in self._types:
+            self._types[aval] = str(aval)
+        return self._types[aval]
+
+    def _value(self, value: Any) -> str:
+        if isinstance(value, _SCALARS) or value is None:
+            return repr(value)
+        if hasattr(value, "eqns"):
+            return self.hashed(value)
+        if isinstance(value, tuple | list):
+            return f"({','.join(map(self._value, value))})"
+        if isinstance(value, set | frozenset):  # whose order differs from process to process
+            return f"({','.join(sorted(map(self._value, value)))})"
+        if _is_array(value):
+            return self._once(value, hashed)
+        return _ADDRESSES.sub("", repr(value))
 
 
 def hashed(*arrays: Any) -> str:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from jaxrobust.models.primitives import add_bias, add_each, walled, widened
 
@@ -171,19 +172,24 @@ def _depthwise(
 
 
 def _depthwise_forward(implementation, stride, dilation, x, kernel):
-    return _depthwise(implementation, stride, dilation, x, kernel), (x, kernel)
+    # An attack asks for no gradient of the kernel, whose formulas take longer to trace than the
+    # rest: what says so is the structure of what is kept.
+    asked = () if kernel.perturbed else None
+    x, kernel = x.value, kernel.value
+    return _depthwise(implementation, stride, dilation, x, kernel), (x, kernel, asked)
 
 
 def _depthwise_backward(implementation, stride, dilation, residuals, g):
-    x, kernel = residuals
+    x, kernel, asked = residuals
+    g = jnp.zeros(g.shape, g.dtype) if isinstance(g, SymbolicZero) else g
     how = {"stride": stride, "dilation": dilation}
     return (
         _rule(1, implementation, g, kernel, sizes=x.shape[1:3], **how),
-        _rule(2, implementation, x, kernel, g, **how),
+        None if asked is None else _rule(2, implementation, x, kernel, g, **how),
     )
 
 
-_depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+_depthwise.defvjp(_depthwise_forward, _depthwise_backward, symbolic_zeros=True)
 
 
 def depthwise_conv(

@@ -164,6 +164,44 @@ class IdentityTest(parameterized.TestCase):
         self.assertLen({self.hashed(other) for other in others}, len(others))
         self.assertNotEqual(self.hashed(train=False), self.hashed(train=True))
 
+    def test_what_the_hash_of_a_program_sees(self):
+        long = np.arange(5000, dtype=np.float32)
+        image = jax.ShapeDtypeStruct((5000,), jnp.float32)
+
+        def named_otherwise(x):
+            return jax.jit(lambda other: jnp.sin(other) * 2.0)(x)
+
+        def forked(least):
+            return lambda x: jax.lax.cond(x[0] > 0, jnp.sin, lambda x: x + least, x)
+
+        @jax.custom_vjp
+        def straight(x):
+            return jnp.round(x)
+
+        straight.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
+        programs = {  # of which no two are the same; the second of a pair computes the same
+            "sin": (lambda x: jax.jit(lambda x: jnp.sin(x) * 2.0)(x), named_otherwise),
+            "cos": (lambda x: jax.jit(lambda x: jnp.cos(x) * 2.0)(x),),
+            "a number": (lambda x: jax.jit(lambda x: jnp.sin(x) * 3.0)(x),),
+            "an array": (lambda x: x + long, lambda x: x + long.copy()),
+            "an entry in its middle": (lambda x: x + np.where(long == 2500, 1, long),),
+            "an array inside": (forked(1.0), forked(1.0)),
+            "another one inside": (forked(2.0),),
+            "which operand": (lambda x: x[:9] - x[1:10], lambda x: x[:9] - x[1:10]),
+            "the other operand": (lambda x: x[1:10] - x[:9],),
+            "which result": (lambda x: jax.lax.top_k(x, 2)[0].sum(),),
+            "its axis": (lambda x: x.reshape(50, 100).sum(0),),
+            "the other axis": (lambda x: x.reshape(100, 50).sum(1),),
+            "rounded": (jnp.round,),
+            "straight through": (straight, straight),
+        }
+        same = [
+            {networks.Programs().hashed(jax.jit(f).trace(image).jaxpr) for f in functions}
+            for functions in programs.values()
+        ]
+        self.assertEqual({len(hashes) for hashes in same}, {1})
+        self.assertLen(set.union(*same), len(programs))
+
 
 class NaNTest(parameterized.TestCase):
     @parameterized.parameters(0, 3)

@@ -156,6 +156,35 @@ class LayersTest(parameterized.TestCase):
         self.assertEqual([r.dtype for r in results], [dtype] * 3)
         self.assert_close(results, expected, 1e-6 if dtype == np.float32 else 1e-2)
 
+    def test_depthwise_gradients_that_are_asked_for_alone(self):
+        """Of the input only, as an attack asks; also through scan, rematerialisation and vmap."""
+        operands = [
+            _normal(seed, *shape) for seed, shape in enumerate([(2, 3, 4, 2), (3, 3, 1, 2)])
+        ]
+
+        def forms(conv):
+            once = lambda x, k: jnp.sin(conv(x, k))  # noqa: E731
+            step = lambda k: jax.checkpoint(lambda x, _: (once(x, k), None))  # noqa: E731
+            both = jax.jit(lambda x, k: (once(x, k), 2 * x))
+            return [
+                once,
+                lambda x, k: jax.lax.scan(step(k), x, None, length=2)[0],
+                jax.vmap(lambda x, k: once(x[None], k)[0], (0, None)),
+                lambda x, k: both(x, k)[1],
+            ]
+
+        def gradients(x, kernel, conv, asked):
+            losses = [lambda x, k, f=f: (f(x, k) ** 2).sum() for f in forms(conv)]
+            return [[jax.grad(loss, places)(x, kernel) for places in asked] for loss in losses]
+
+        with jax.enable_x64(True):
+            plain = functools.partial(_plain_depthwise, bias=jnp.zeros(2))
+            ours = lambda x, k: gradients(x, k, convolutions.depthwise_conv, ((0,), (1,)))  # noqa: E731
+            found = jax.jit(ours)(*operands)
+            expected = jax.jit(lambda x, k: gradients(x, k, plain, ((0, 1),)))(*operands)
+        for (image, kernel), (both,) in zip(found, expected, strict=True):
+            self.assert_close([*image, *kernel], both, 1e-12)
+
     @parameterized.named_parameters(FORMULAS)
     def test_formula(self, function, plain, shapes):
         operands = [_normal(seed, *shape) for seed, shape in enumerate(shapes)]
