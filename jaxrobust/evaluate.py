@@ -21,6 +21,7 @@ from typing import Any
 
 from absl import app, flags
 
+from jaxrobust.runtime import terminal
 from jaxrobust.runtime.commandline import (
     define_host_flags,
     hosts,
@@ -154,7 +155,7 @@ def main(argv: list[str]) -> None:
 
         answer, first = command.answer(command.Given(**given), sizes, threats, ladder)
         if first:
-            print(answer, flush=True)
+            terminal.show(answer)
     except KeyboardInterrupt:
         resumes = not re.fullmatch(r"clean|fgsm|(pgd|cw|margin)-.*", flags.FLAGS.attack)
         again = f"the same command {'continues' if resumes else 'starts again'}"

@@ -118,7 +118,7 @@ class Attack:
         start, met = time.perf_counter(), int(self.found.standing.sum())
         pending = self.recall()
         mine, known = hosts.share(pending), met - len(pending)
-        self.meter.begin(self.name, known + len(mine), known, self.standing())
+        self.meter.begin(self.name, known + len(mine), known, self.standing(), self.runner.slots)
         for call in self.calls(mine):
             self.count(call, later // jax.process_count())
         self.join(mine, known)
@@ -291,7 +291,8 @@ class Attack:
         self.flat.append(verdict.flat)
         if adversarial is not None:
             self.strike(verdict.image)
-        self.meter.decided(self.standing())
+        each = plan.passes(self.setting, self.classes)
+        self.meter.decided(self.standing(), verdict.steps * each, fooled=adversarial is not None)
 
     def strike(self, which: Any) -> None:
         """Take note that images are fooled."""

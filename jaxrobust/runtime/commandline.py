@@ -19,6 +19,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
+from jaxrobust.runtime import terminal
 from jaxrobust.runtime.spelling import MOVED, meant
 
 # In a wheel the recipes are inside of the package, in a checkout beside it.
@@ -68,8 +69,13 @@ def quiet_libraries() -> None:
 
 def stop(message: object, code: int) -> NoReturn:
     """End the process with a sentence on stderr."""
-    print(f"jaxrobust: {message}", file=sys.stderr)
+    _print(message)
     sys.exit(code)
+
+
+def _print(message: object) -> None:
+    said = terminal.fitted(f"jaxrobust: {message}", terminal.width(sys.stderr))
+    print(said, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -102,7 +108,7 @@ def answer(
 def leave(message: object, code: int, *, at_once: bool) -> NoReturn:
     """Do what `stop` does, `at_once` without waiting for other hosts, who may wait for this one."""
     if at_once:
-        print(f"jaxrobust: {message}", file=sys.stderr, flush=True)
+        _print(message)
         os._exit(code)
     stop(message, code)
 

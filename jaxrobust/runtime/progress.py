@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 from tqdm.auto import tqdm
 
+from jaxrobust.runtime import terminal
+
 NOTEBOOK = any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
 _YELLOW, _PLAIN = "\033[33m", "\033[0m"
 
@@ -23,7 +25,7 @@ def say(message: str, *, every_process: bool = False) -> None:
     if "WARNING" in message and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
         message = f"{_YELLOW}{message}{_PLAIN}"
     if jax.process_index() == 0 or every_process:
-        tqdm.write(message, file=sys.stderr)
+        tqdm.write(terminal.fitted(message, terminal.width(sys.stderr)), file=sys.stderr)
 
 
 def watched() -> bool:
@@ -33,10 +35,7 @@ def watched() -> bool:
 
 def columns() -> int:
     """Return the width of the terminal; 80 where there is none."""
-    try:
-        return os.get_terminal_size(sys.stderr.fileno()).columns or 80
-    except (OSError, ValueError):
-        return 80
+    return terminal.width(sys.stderr) or 80
 
 
 class Part(NamedTuple):
@@ -51,17 +50,20 @@ def fitted(head: str, parts: Sequence[Part], room: int) -> str:
 
     Of the bar there are up to 20 columns, and none where the parts leave no room for it.
     """
-    kept = [part for part in parts if part.text]
     taken = len(f"{head} 100%  ")
-    while len(kept) > 1 and taken + len(_joined(kept)) >= room:
+    line = joined("", parts, room - taken)
+    left = min(room - taken - len(line) - 4, 20)
+    bar = f"|{{bar:{left}}}| " if left > 5 else ""
+    return f"{head} {{percentage:3.0f}}% {'{bar} ' if NOTEBOOK else bar}{line}"
+
+
+def joined(head: str, parts: Sequence[Part], room: int) -> str:
+    """Return a line of less than `room` columns: head, and those of the parts that fit."""
+    kept = [part for part in parts if part.text]
+    line = lambda: " ".join([head] * bool(head) + [part.text for part in kept])  # noqa: E731
+    while len(kept) > 1 and len(line()) >= room:
         kept.remove(max(kept, key=lambda part: part.rank))
-    left = min(room - taken - len(_joined(kept)) - 4, 20)
-    text = f"|{{bar:{left}}}| " if left > 5 else ""
-    return f"{head} {{percentage:3.0f}}% {'{bar} ' if NOTEBOOK else text}{_joined(kept)}"
-
-
-def _joined(parts: Sequence[Part]) -> str:
-    return " ".join(part.text for part in parts)
+    return line().removesuffix(",")
 
 
 class StopSignals:

@@ -14,7 +14,7 @@ from jaxrobust import models
 from jaxrobust.config import VERSION, Config, completed, of_phase, phases, plain
 from jaxrobust.data import sources
 from jaxrobust.evaluation import records
-from jaxrobust.runtime import compilation, hardware, hosts, jsonl, locks, sharding
+from jaxrobust.runtime import compilation, hardware, hosts, jsonl, locks, sharding, terminal
 from jaxrobust.runtime.profiling import Profile
 from jaxrobust.runtime.progress import StopSignals, say
 from jaxrobust.training import advice, build, loop, metrics, results, selection, splits, trackers
@@ -148,7 +148,7 @@ def _phases(
             reached[name] = jax.device_get(best_weights)
         steps_before += phase.total_steps
     if jax.process_index() == 0:
-        print(results.table(workdir), flush=True)
+        terminal.show(results.table(workdir))
 
 
 def _note_classes(
