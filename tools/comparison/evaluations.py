@@ -12,6 +12,7 @@ from jaxrobust.evaluation import comparable, records, verdicts
 from jaxrobust.evaluation.verdicts import Verdicts
 from jaxrobust.runtime import hosts
 from jaxrobust.runtime.commandline import number
+from jaxrobust.runtime.spelling import norm as spelled
 from tools.papers import matching
 from tools.papers.matching import Ours
 
@@ -73,7 +74,8 @@ def load(places: Sequence[str], threat: str | None = None) -> list[Evaluation]:
 
 def _ball(threat: str) -> set[tuple[str, str]]:
     """Return norm and radius of a threat, as a set of one, or of none for "clean"."""
-    norm, colon, radius = threat.partition(":")
+    written, colon, radius = threat.partition(":")
+    norm = spelled(written)
     if threat == "clean":
         return set()
     if not colon or norm not in BALLS:
