@@ -25,8 +25,10 @@ from jaxrobust.runtime import terminal
 from jaxrobust.runtime.commandline import (
     define_host_flags,
     hosts,
+    how_many,
     leave,
     mapping,
+    memory,
     number,
     parse,
     quiet_libraries,
@@ -77,13 +79,13 @@ _FLAGS = {
     "corruptions": "Common corruptions to evaluate under in place of an attack: all, or kinds such "
     "as fog,snow, or with a severity fog-3.",
     "frost": "Folder of the photographs of frost, frost1.png to frost5.jpg.",
+    "n": "Number of images, the first ones of the split, or all.",
     "bundle": "New folder for adversarial images, hashes and a program that checks the number.",
     "out": "Folder of the records; default: RUN/evaluation or runs/evaluation-NAME.",
 }
-_DEFAULTS = {"attack": "autoattack", "version": "standard", "search_dtype": "float32"}
+_DEFAULTS = {"attack": "autoattack", "version": "standard", "search_dtype": "float32", "n": "all"}
 _NUMBERS = {
     "num_classes": (None, "Number of classes of --model; default: that of the data set."),
-    "n": (0, "Number of images, the first ones of the split; 0: all."),
     "batch": (
         None,
         "Number of images at a time, for AutoAttack in each process; no verdict depends on it.",
@@ -142,6 +144,7 @@ def main(argv: list[str]) -> None:
         given: dict[str, Any] = {name: flags.FLAGS[name].value for name in (*_FLAGS, *_NUMBERS)}
         for name in ("epsilon", "relative_step", "step"):
             given[name] = None if given[name] is None else number(name, given[name])
+        given["n"] = how_many("n", given["n"])
         given |= {name: flags.FLAGS[name].value for name in _SWITCHES}
         sizes, threats = (_listed(flags.FLAGS[name].value) for name in ("image_size", "threat"))
         given["image_size"] = sizes[0] if len(sizes) == 1 else None
@@ -162,8 +165,9 @@ def main(argv: list[str]) -> None:
         end(f"interrupted; {again}", 130)
     except ValueError as error:
         end(error, 2)
-    except OSError as error:
-        end(f"{error}. With that solved, run the same command again", 3)
+    except (OSError, MemoryError) as error:
+        said = memory(error) if isinstance(error, MemoryError) else error
+        end(f"{said}. With that solved, run the same command again", 3)
     except Exception as error:
         if pod is None:
             raise

@@ -4,8 +4,10 @@ import ast
 import contextlib
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -29,6 +31,12 @@ NEEDS = {
 }
 # A trained network differs with the processor; seeds move these accuracies by several images.
 POINTS = 6.0
+
+
+def written(name: str) -> set[str]:
+    """The folders and files that an example writes, as its text has them."""
+    text = (EXAMPLES / f"{name}.py").read_text()
+    return set(re.findall(r'"runs/\w+"|"--out", "\w+"', text))
 
 
 def cells(name: str) -> list[str]:
@@ -59,6 +67,13 @@ def run(test: absltest.TestCase, *words: str | Path, cwd: str | Path) -> list[st
 
 
 class ProgramsTest(parameterized.TestCase):
+    folder = Path(tempfile.gettempdir()) / f"examples-{os.getpid()}"  # of all of them
+
+    @classmethod
+    def tearDownClass(cls):
+        shutil.rmtree(cls.folder, ignore_errors=True)
+        super().tearDownClass()
+
     def test_all_are_here(self):
         files = {path.stem for path in EXAMPLES.glob("*.py")}
         self.assertEqual(files, NEEDS.keys() | {"my_nets", "my_config"})
@@ -82,13 +97,20 @@ class ProgramsTest(parameterized.TestCase):
         self.assertLessEqual(len(code), 8, code)
         self.assertTrue(any("evaluation.autoattack(" in line for line in code))
 
+    def test_no_two_write_the_same_folder(self):
+        """So that all run in one folder, one after the other."""
+        places = [place for name in NEEDS for place in written(name)]
+        self.assertGreater(len(places), 3)
+        self.assertLen(set(places), len(places))
+
     @parameterized.parameters(*NEEDS)
     @pytest.mark.slow
     def test_prints_what_it_says(self, name):
         for module in NEEDS[name]:
             if not find_spec(module):
                 self.skipTest(f"needs {module}")
-        printed = run(self, EXAMPLES / f"{name}.py", cwd=self.create_tempdir().full_path)
+        self.folder.mkdir(exist_ok=True)
+        printed = run(self, EXAMPLES / f"{name}.py", cwd=self.folder)
         self.assertNotEmpty(said(name))
         for line in said(name):
             words, numbers = figures(line)

@@ -23,7 +23,12 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.runtime.commandline import Arguments, answer, quiet_libraries  # noqa: E402
+from jaxrobust.runtime.commandline import (  # noqa: E402
+    Arguments,
+    answer,
+    how_many,
+    quiet_libraries,
+)
 from jaxrobust.runtime.launch import keep_large_buffers  # noqa: E402
 from tools.comparison import begun  # noqa: E402
 from tools.comparison.candidates import draw  # noqa: E402
@@ -66,7 +71,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "split", help="Split to choose on; default: the selection split of the run, never its test."
     )
     parser.flag(
-        "n", type=int, default=0, help="Number of images, the first ones of the split; 0: all."
+        "n", default="all", help="Number of images, the first ones of the split; default: all."
     )
     parser.flag("batch", type=int, help="Images at a time; default: evaluation.batch_size.")
     parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
@@ -78,11 +83,12 @@ def _checked(args: argparse.Namespace) -> None:
     if args.attack == "autoattack" and args.steps is not None:
         raise ValueError("--steps are those of APGD-CE; leave it out of --attack autoattack")
     steps = 10 if args.steps is None else args.steps
-    least = [("steps", steps, 1), ("n", args.n, 0), ("batch", args.batch, 1)]
+    least = [("steps", steps, 1), ("batch", args.batch, 1)]
     least += [("image_size", size, 1) for size in args.image_size or ()]
     for name, value, low in least:
         if value is not None and value < low:
             raise ValueError(f"--{name}={value} must be at least {low}")
+    args.n = how_many("n", args.n)
     args.steps = None if args.attack == "autoattack" else steps
 
 

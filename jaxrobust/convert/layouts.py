@@ -67,13 +67,22 @@ def _same_function(network: Network, other: str, layout: str) -> None:
 
 
 def save_pt(path: Path, state: dict[str, np.ndarray]) -> None:
-    """Write a plain OrderedDict of contiguous tensors: what `weights_only=True` reads."""
+    """Write a plain OrderedDict of contiguous tensors: what `weights_only=True` reads.
+
+    Raises:
+      ValueError: PyTorch is not installed.
+      OSError: the disk is full, or cannot be written.
+    """
     try:
         import torch
     except ImportError as error:
         raise ValueError(NEEDS_TORCH) from error
     tensors = OrderedDict((k, torch.from_numpy(np.array(v, order="C"))) for k, v in state.items())
-    torch.save(tensors, path)
+    try:
+        torch.save(tensors, path)
+    except RuntimeError as error:  # no OSError where the system refuses to write
+        said = str(error).splitlines()[0]
+        raise OSError(f"cannot write {path}; the disk may be full ({said})") from error
 
 
 def stage(folder: Path, network: Network, known: Account, layout: str) -> Path:

@@ -20,6 +20,7 @@ from jaxrobust.evaluation.flags import Given
 from jaxrobust.evaluation.recording import known
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.runtime import compilation
+from jaxrobust.runtime.spelling import norm as spelled
 from jaxrobust.weights import runs
 
 _RADII = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}  # where nobody names one: CIFAR-10's
@@ -38,7 +39,8 @@ def given_of(place: str | None, **named: Any) -> Given:
     Raises:
       ValueError: it is none of them, a flag says the same, or a norm that there is not.
     """
-    if named.get("norm") not in (None, *_RADII):
+    named["norm"] = named.get("norm") and spelled(named["norm"])
+    if named["norm"] not in (None, *_RADII):
         raise ValueError(f"--norm={named['norm']} is unknown; choose one of {', '.join(_RADII)}")
     rest: dict[str, Any] = dict.fromkeys(Given._fields[: Given._fields.index("steps")])
     rest |= {"attack": "clean", "version": "standard", "search_dtype": "float32", "seed": 0}

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrobust.attacks import BALLS
 from jaxrobust.data import Prepared, pipeline, sources
 from jaxrobust.evaluation import questions
 from jaxrobust.evaluation import subject as subjects
@@ -13,6 +14,7 @@ from jaxrobust.evaluation.subject import Subject
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import folders
 from jaxrobust.runtime.progress import say
+from jaxrobust.runtime.spelling import norm
 from jaxrobust.types import Weights
 from jaxrobust.weights import kept, loading, runs
 from jaxrobust.weights import sources as weights_sources
@@ -73,7 +75,7 @@ def placed(given: Given) -> Given:
       ValueError: no such weights, or a path that no folder can stand for.
       OSError: the network or the disk.
     """
-    given = _with_weights(given)
+    given = _with_weights(given._replace(norm=given.norm and norm(given.norm)))
     paths: dict[str, Any] = {"workdir": given.workdir, "out": given.out}
     paths |= {"bundle": given.bundle}
     mounted = {flag: str(folders.mounted(flag, path)) for flag, path in paths.items() if path}
@@ -110,6 +112,8 @@ def _with_weights(given: Given) -> Given:
 
 def check(given: Given) -> None:
     """Raise `ValueError` for flags that contradict each other, or name nothing to evaluate."""
+    if given.norm not in (None, *BALLS):
+        raise ValueError(f"--norm={given.norm} is unknown; one of {', '.join(BALLS)}")
     folder = _folder(given)
     networks = {
         "--workdir": given.workdir,

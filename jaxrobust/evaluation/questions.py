@@ -12,6 +12,7 @@ from jaxrobust.data import evaluation_transform, pipeline, sources
 from jaxrobust.evaluation import fixed_steps, plan, randomised
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.runtime.commandline import number
+from jaxrobust.runtime.spelling import norm as spelled
 
 AUTOATTACK = "autoattack"
 _SETTINGS = ("steps", "targets", "restarts")  # of an attack that is named
@@ -121,6 +122,7 @@ def threat(text: str) -> Threat:
       ValueError: no norm, no radius, or one that cannot be meant.
     """
     norm, colon, radius = (part.strip() for part in text.partition(":"))
+    norm = spelled(norm)
     if norm not in attacks.BALLS:
         raise ValueError(
             f"--threat={text}: the norm {norm!r} is unknown; one of {', '.join(attacks.BALLS)}, "
@@ -147,7 +149,7 @@ def ladder(text: str) -> list[Threat]:
     form = "write NORM:LOW:HIGH:RADII, such as linf:0:16/255:9"
     if len(parts) != 4:
         raise ValueError(f"--ladder={text} has {len(parts)} parts; {form}")
-    norm, low, high, count = parts
+    norm, low, high, count = spelled(parts[0]), *parts[1:]
     if not re.fullmatch(r"[1-9]\d{0,3}", count) or int(count) < 2:
         raise ValueError(f"--ladder={text}: {count!r} is no number of radii, 2 or more; {form}")
     try:

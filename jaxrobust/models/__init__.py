@@ -137,6 +137,7 @@ def create(
     """
     if num_classes < 2:
         raise ValueError(f"num_classes={num_classes}: a classifier needs at least 2 classes")
+    check_size(image_size)
     if functions.is_name(name):
         own: dict[str, Any] = {"in_channels": 3, "dtype": "float32", "remat": False}
         own |= {"num_classes": num_classes, "image_size": image_size} | overrides
@@ -267,6 +268,18 @@ def essential(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def check_size(image_size: int) -> None:
+    """Refuse a side of images that no machine has the memory for.
+
+    Raises:
+      ValueError: above 8192 pixels; one such image in colour takes 0.8 GB.
+    """
+    if image_size > 8192:
+        raise ValueError(
+            f"image_size={image_size} must be at most 8192; give the side of the images in pixels"
+        )
+
+
 def words(name: str, options: Mapping[str, Any]) -> str:
     """Return a network for a message: its name, and the options that make it another one."""
     fields = [f"{key}={value}" for key, value in essential(name, options).items()]
@@ -336,6 +349,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "FAMILIES",
     "available",
+    "check_size",
     "computed",
     "create",
     "decay_mask",

@@ -19,8 +19,8 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from jaxrobust.runtime import terminal
-from jaxrobust.runtime.spelling import MOVED, meant
+from jaxrobust.runtime import launch, terminal
+from jaxrobust.runtime.spelling import MOVED, meant, norm
 
 # In a wheel the recipes are inside of the package, in a checkout beside it.
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -93,6 +93,14 @@ def ending(interrupted: str, solved: str = "") -> Iterator[None]:
         stop(error, 2)
     except OSError as error:
         stop(f"{error}{solved}", 3)
+    except MemoryError as error:
+        stop(memory(error), 3)
+
+
+def memory(error: MemoryError) -> str:
+    """Return the sentence for what this machine has no memory for."""
+    said = str(error).partition(" for an array")[0] or "it is not said how much was wanted"
+    return f"the memory of this machine is too small ({said}); take smaller images, or fewer"
 
 
 def answer(
@@ -125,6 +133,23 @@ def number(flag: str, text: str) -> float:
         raise ValueError(
             f"--{flag}={text} is not a number; write one, or a fraction such as 4/255"
         ) from error
+
+
+def how_many(flag: str, text: str | int) -> int:
+    """Return the number of images in a flag, where `all` is a word; 0: all of them.
+
+    Raises:
+      ValueError: with how to write it.
+    """
+    if text == "all":
+        return 0
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"--{flag}={text} is no number of images: 1 or more, or --{flag}=all")
+    return count
 
 
 def mapping(flag: str, text: str | None) -> dict[str, Any] | None:
@@ -171,6 +196,7 @@ class Arguments(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; stop with one sentence and exit code 2 where that cannot be."""
         check_once(sys.argv[1:] if args is None else args)
+        launch.without_tpu()
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -212,6 +238,8 @@ def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") 
             raise ValueError(f"get_config() of {path} returns a {kind}; return a ConfigDict")
         for key, value in changes:
             _change(flags.FLAGS["config"].value, key.split(".")[1:], value)
+        if path.name:
+            _spell(flags.FLAGS["config"].value)
         return rest
     except Exception as error:
         stop(_reason(error, path, hint), 2)
@@ -245,7 +273,9 @@ def load_config(given: str) -> Any:
     path, arguments = split_config(given)
     sys.path += [str(path.resolve().parent), str(path.resolve().parent.parent)]
     try:
-        return runpy.run_path(str(path))["get_config"](*[arguments] * bool(arguments)).unlock()
+        made = runpy.run_path(str(path))["get_config"](*[arguments] * bool(arguments)).unlock()
+        _spell(made)
+        return made
     except Exception as error:
         raise ValueError(_reason(error, path, f"--config {given}")) from error
 
@@ -371,6 +401,18 @@ def _change(config: Any, keys: list[str], value: Any) -> None:
         config.lock()
     else:
         section.update(value)
+
+
+def _spell(config: Any) -> None:
+    """Write the norms of a config as we do: of its attack, and of phases with one of their own."""
+    for section in (config, *(value.get("changes") for value in config.values() if _is(value))):
+        attack = section.get("attack") if _is(section) else None
+        if _is(attack) and isinstance(attack.get("norm"), str):
+            attack.norm = norm(attack.norm)
+
+
+def _is(value: Any) -> bool:
+    return isinstance(value, ConfigDict)
 
 
 def _without_no(name: str) -> str:

@@ -1,10 +1,13 @@
 """What comes before JAX's first computation: allocator and cores on CPU, the hosts of a pod."""
 
+import importlib.util
 import os
+import pkgutil
 import platform
 import socket
 import sys
 import threading
+from pathlib import Path
 
 # glibc returns buffers above 128 KiB to the system after every use, so each step pays their page
 # faults again: a quarter of a ConvNeXt step on CPU. These keep them, on huge pages.
@@ -18,11 +21,12 @@ JOIN_TIMEOUT_S = 300.0  # for a pod whose hosts start one after the other
 
 
 def keep_large_buffers() -> None:
-    """Start this very command again with `ALLOCATOR` in its environment.
+    """Start this very command again with `ALLOCATOR` in its environment, and `without_tpu`.
 
     glibc reads them once, when the process starts. Nothing happens where any of them is set,
     elsewhere than under glibc, or with `JAXROBUST_ALLOCATOR=system`.
     """
+    without_tpu()
     if (
         platform.libc_ver()[0] != "glibc"
         or os.environ.get("JAXROBUST_ALLOCATOR") == "system"
@@ -41,6 +45,42 @@ def use_every_core() -> None:
         affinity = getattr(os, "sched_getaffinity", None)  # Linux
         cores = len(affinity(0)) if affinity else os.cpu_count() or 1
         os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(cores))
+
+
+def without_tpu(devices: Path = Path("/dev"), bus: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """Keep JAX from starting the TPU's library on a machine without a TPU, where each process
+    would print five lines of its errors; return whether that was done.
+
+    Nothing happens where the environment names a platform or configures a TPU, where the library is
+    missing, or where JAX has a plug-in of another accelerator, which it must still look for.
+    """
+    named = [name for name in os.environ if name.startswith(("TPU_", "JAX_PLATFORM"))]
+    # $JAX_PLATFORMS can only say where to look, and CUDA's plug-in ends a process without a GPU.
+    others = [m.name for m in pkgutil.iter_modules() if m.name.startswith("jax_")]
+    others += [m.name for m in _below("jax_plugins")]
+    if named or others or not importlib.util.find_spec("libtpu") or _has_tpu(devices, bus):
+        return False
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    return True
+
+
+def _below(package: str) -> list[pkgutil.ModuleInfo]:
+    found = importlib.util.find_spec(package)
+    return [*pkgutil.iter_modules(found.submodule_search_locations)] if found else []
+
+
+def _has_tpu(devices: Path, bus: Path) -> bool:
+    """Tell whether a TPU's driver is there, or a card of Google's that is no network."""
+    if [*devices.glob("accel*"), *devices.glob("vfio/[0-9]*")]:
+        return True
+    for card in bus.glob("*"):
+        try:
+            vendor, kind = ((card / name).read_text().strip() for name in ("vendor", "class"))
+        except OSError:
+            continue
+        if vendor == "0x1ae0" and not kind.startswith("0x02"):
+            return True
+    return False
 
 
 def join_hosts(

@@ -1,6 +1,7 @@
 """What somebody may have meant by a word that is not known."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 MOVED = {"log.tensorboard": "log.to=tensorboard"}  # keys of configs that are gone, and what is new
@@ -17,3 +18,15 @@ def meant(word: str, known: Iterable[str], *, give: str = "") -> str:
     known = list(known)
     near = difflib.get_close_matches(word, known, 1)
     return f"did you mean {near[0]}?" if near else f"{give}one of {', '.join(known)}"
+
+
+def norm(text: str) -> str:
+    """Return our name of a norm that is written as RobustBench does, or in any case.
+
+    Other words come back as they are, for whoever knows the norms.
+
+    >>> norm("Linf"), norm(" L2"), norm("l3")
+    ('linf', 'l2', 'l3')
+    """
+    word = text.strip().lower()
+    return word if re.fullmatch(r"linf|l1|l2", word) else text

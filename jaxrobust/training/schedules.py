@@ -189,8 +189,13 @@ def _check_lengths(
 ) -> None:
     """Raise `ValueError` for lengths that do not fit into the epochs, or into the shape."""
     if not row.least_warmup <= warmup_epochs < epochs:
+        most = max(epochs - 1, 0)
+        remedy = (
+            f"; shorten it to {most} or less, or train longer" if warmup_epochs >= epochs else ""
+        )
         raise ValueError(
-            f"warmup_epochs={warmup_epochs} must be at least {row.least_warmup} and below {epochs=}"
+            f"warmup_epochs={warmup_epochs} must be at least {row.least_warmup} and below "
+            f"{epochs=}{remedy}"
         )
     if cooldown_epochs and not row.ends:
         raise ValueError(

@@ -111,9 +111,16 @@ def _read_bfloat16(path: Path, which: str | None) -> Chosen:
 
 
 def write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
-    """Write a safetensors file, whole or not at all."""
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+      OSError: the disk is full, or cannot be written.
+    """
     with whole.writing(path) as part:
-        save_file(arrays, part, metadata=metadata)
+        try:
+            save_file(arrays, part, metadata=metadata)
+        except SafetensorError as error:  # no OSError where the system refuses to write
+            raise OSError(f"cannot write {path} ({error})") from error
 
 
 def _parts(path: Path) -> list[Path]:

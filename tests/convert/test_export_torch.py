@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from jaxrobust import models, types
@@ -251,10 +252,18 @@ class OverTest(FileCase):
             self.assertEqual({p.name: p.read_bytes() for p in self.out.iterdir()}, before)
 
     def test_a_full_disk_leaves_nothing(self):
-        with mock.patch.object(torch, "save", side_effect=OSError(28, "No space left on device")):
-            _, said = self.export("--layout=module", code=3)
-        self.assertIn("No space left", said)
-        self.assertFalse(self.out.exists())
+        full = "No space left on device (os error 28)"
+        fails = {
+            "module": (torch, "save", RuntimeError(f"{full}\nin a file of C++")),
+            "timm": (files, "save_file", SafetensorError(f"I/O error: {full}")),
+            "jaxrobust": (files, "save_file", SafetensorError(f"I/O error: {full}")),
+        }
+        for layout, (module, function, error) in fails.items():
+            with mock.patch.object(module, function, side_effect=error):
+                _, said = self.export(f"--layout={layout}", code=3)
+            self.assertIn("No space left", said)
+            self.assertNotIn("C++", said)
+            self.assertFalse(self.out.exists())
 
     def test_a_move_that_fails_takes_the_others_back(self):
         moves, real = [], os.replace

@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from jaxrobust import data, models
 from jaxrobust.config import VERSION, Network, network_of
-from jaxrobust.evaluation import accuracy, measuring, records, subject, verdicts
+from jaxrobust.evaluation import accuracy, measuring, questions, records, subject, verdicts
 from jaxrobust.evaluation.verdicts import Verdicts
 from jaxrobust.models.positions import resized
 from jaxrobust.runtime import commandline, launch
@@ -394,11 +394,12 @@ class RunTest(parameterized.TestCase):
         ({"options": "{}"}, "--options would replace the run's own"),
         ({"epsilon": "four"}, "--epsilon=four is not a number; write one, or a fraction"),
         ({"epsilon": "4/255/2"}, "--epsilon=4/255/2 is not a number"),
-        ({"norm": "l3", "epsilon": "1"}, "norm='l3' is unknown"),
+        ({"norm": "l3", "epsilon": "1"}, "--norm=l3 is unknown; one of linf"),
         ({"norm": "l2"}, "give --epsilon"),
-        ({"norm": "Linf"}, "norm='Linf' is unknown"),
         ({"attack": "pgd-99999999999999999999"}, "--attack=pgd-9+ is unknown"),
-        ({"n": -1}, "--n=-1 must be at least 0"),
+        ({"n": -1}, "--n=-1 is no number of images: 1 or more, or --n=all"),
+        ({"n": "0"}, "--n=0 is no number of images: 1 or more, or --n=all"),
+        ({"n": "many"}, "--n=many is no number of images"),
         ({"batch": 0}, "--batch=0 must be at least 1"),
         ({"seed": -1}, "--seed=-1 must be at least 0"),
         ({"seed": 2**32 + 1}, r"--seed=4294967297 must be below 2\^32"),  # draws what 1 draws
@@ -414,6 +415,8 @@ class RunTest(parameterized.TestCase):
         ({"workdir": None}, "give --workdir RUN, or --model NAME"),
         ({"workdir": "nowhere"}, "--workdir nowhere: no run is there"),
         ({"image_size": 0}, "image_size=0"),
+        ({"image_size": 100_000, "attack": "clean"}, "image_size=100000 must be at most 8192"),
+        ({"norm": "l3", "attack": "clean"}, "--norm=l3 is unknown; one of linf, l2, l1"),
         ({"out": "/dev/null/x"}, "cannot write to --out /dev/null/x"),
     )
     def test_mistakes_are_one_sentence_and_exit_2(self, given, message):
@@ -421,6 +424,17 @@ class RunTest(parameterized.TestCase):
         self.assertEqual((code, printed), (2, ""), said)
         self.assertRegex(said, f"jaxrobust: .*{message}")
         self.assertEqual(said.count("\n"), 1, said)
+
+    @parameterized.parameters("Linf", "LINF", "linf")
+    def test_a_norm_in_any_spelling(self, norm):
+        record = self.evaluated(attack="pgd-1", norm=norm, epsilon="0.1", n=2)
+        self.assertEqual(record["attacks"][0]["norm"], "linf")
+        self.assertIsNotNone(self.evaluated(attack="clean", norm=norm, n=2)["clean"])
+
+    @parameterized.parameters("L2:1/2", "l2:1/2")
+    def test_the_norm_of_a_threat_in_any_spelling(self, text):
+        self.assertEqual(questions.threat(text), ("l2", 0.5))
+        self.assertEqual(questions.ladder(f"{text.split(':')[0]}:0:1:2")[0], ("l2", 0.0))
 
     def test_a_run_that_is_none(self):
         folder = Path(self.create_tempdir())
@@ -445,6 +459,7 @@ class RunTest(parameterized.TestCase):
         ({"attack": "pgd-2"}, KeyboardInterrupt(), 130, "the same command starts again"),
         ({"attack": "apgd-ce"}, KeyboardInterrupt(), 130, "the same command continues"),
         ({"attack": "apgd-ce"}, OSError(28, "No space left"), 3, "No space left.*same command"),
+        ({"attack": "pgd-2"}, MemoryError("Unable to allocate 9 GiB"), 3, r"\(Unable.*smaller"),
     )
     def test_other_ends(self, given, error, expected, message):
         out = self.create_tempdir().full_path

@@ -190,7 +190,7 @@ class FilesTest(CommandCase):
         self.assertNotEqual(first["evaluation"], again["evaluation"])
 
     def test_a_split_alone_is_evaluated_as_any(self):
-        found = self.record(split="fog-2[:12]", attack="clean", n=0)
+        found = self.record(split="fog-2[:12]", attack="clean", n="all")
         self.assertEqual((found["split"], found["image_ids"]), ("fog-2[:12]", "0..11"))
         self.assertNotIn("corruptions", found)
 

@@ -33,6 +33,13 @@ class ValuesTest(parameterized.TestCase):
         known = parsed(QUICKSTART, f"--flagfile={file.full_path}")
         self.assertEqual(known.config.attack.epsilon, 0.25)
 
+    def test_the_norm_of_an_attack_in_any_spelling(self):
+        words = ["--config.attack.norm=L2", "--config.train.changes.attack.norm=Linf"]
+        config = parsed(QUICKSTART, *words).config
+        self.assertEqual(config.attack.norm, "l2")
+        self.assertEqual(config.train.changes.attack.norm, "linf")
+        self.assertEqual(parsed(QUICKSTART, "--config.attack.norm=l3").config.attack.norm, "l3")
+
     @parameterized.parameters("1/0", "8/255/2", "8/", "eight")
     def test_what_is_no_number_is_named(self, value):
         said = refused(lambda: parsed(QUICKSTART, f"--config.attack.epsilon={value}"))

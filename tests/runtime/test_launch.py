@@ -5,6 +5,9 @@ import socket
 import subprocess
 import sys
 import time
+import types
+from pathlib import Path
+from unittest import mock
 
 import pytest
 from absl.testing import absltest, parameterized
@@ -19,6 +22,44 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return free.getsockname()[1]
+
+
+class WithoutTpuTest(parameterized.TestCase):
+    def asked(self, *, library=True, plugins=(), environment=None, **machine) -> bool:
+        """Whether JAX is kept from a TPU's library on such a machine."""
+        folder = Path(self.create_tempdir())
+        for name, text in machine.items():
+            path = folder / name.replace("__", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        own = {k: v for k, v in os.environ.items() if not k.startswith(("TPU_", "JAX_PLATFORM"))}
+        find = lambda name: library if name == "libtpu" else None  # noqa: E731
+        modules = [types.SimpleNamespace(name=name) for name in ("jax", "jaxlib", *plugins)]
+        with (
+            mock.patch.dict(os.environ, own | (environment or {}), clear=True),
+            mock.patch("importlib.util.find_spec", find),
+            mock.patch("pkgutil.iter_modules", lambda *where: modules),
+        ):
+            done = launch.without_tpu(folder / "dev", folder / "bus")
+            self.assertEqual(os.environ.get("JAX_PLATFORMS") == "cpu", done)
+            return done
+
+    def test_a_library_without_its_machine(self):
+        network = {"bus__0__vendor": "0x1ae0\n", "bus__0__class": "0x020000\n"}
+        self.assertTrue(self.asked())
+        self.assertTrue(self.asked(dev__null="", **network))  # Google's network card
+
+    @parameterized.parameters(
+        {"library": False},
+        {"plugins": ("jax_cuda12_plugin",)},
+        {"environment": {"JAX_PLATFORMS": ""}},
+        {"environment": {"TPU_ACCELERATOR_TYPE": "v5litepod-16"}},
+        {"dev__accel0": ""},
+        {"dev__vfio__0": ""},
+        {"bus__0__vendor": "0x1ae0\n", "bus__0__class": "0x120000\n"},
+    )
+    def test_who_may_have_an_accelerator_is_left_alone(self, **machine):
+        self.assertFalse(self.asked(**machine))
 
 
 class MistakesTest(parameterized.TestCase):

@@ -415,6 +415,17 @@ class RefusedTest(Folders):
         two, _ = self.compared(f"{b}#b1", f"{b}#b2")  # two of one folder
         self.assertEqual(two["pairs"][0]["robust"]["first"], int(found(2).robust.sum()))
 
+    def test_the_one_that_fits_is_named(self):
+        """Among seven others, of which a message shows six."""
+        a = self.write("a", found(1), "a1")
+        for number in range(7):
+            self.write("b", found(2), f"o{number}", method="apgd-ce", attacks=attacks()[:1])
+        b = self.write("b", found(3), "fits")
+        error = self.refused(a, b)
+        self.assertIn(f"of which these can be compared with {a}: {b}#fits (autoattack", error)
+        error = self.refused(a, f"{b}#o1")
+        self.assertIn(f"; {b}#fits (autoattack, linf 0.03137) can be; else evaluate all", error)
+
     def test_threats(self):
         l2 = {"attacks": attacks(norm="l2", epsilon=0.5)}
         both = {"attacks": attacks() + l2["attacks"]}

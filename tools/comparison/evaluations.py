@@ -12,6 +12,7 @@ from jaxrobust.evaluation import comparable, records, verdicts
 from jaxrobust.evaluation.verdicts import Verdicts
 from jaxrobust.runtime import hosts
 from jaxrobust.runtime.commandline import number
+from jaxrobust.runtime.spelling import norm as spelled
 from tools.papers import matching
 from tools.papers.matching import Ours
 
@@ -53,7 +54,10 @@ def load(places: Sequence[str], threat: str | None = None) -> list[Evaluation]:
     if len(places) < 2:
         raise ValueError("one evaluation has nothing to compare with; name two or more")
     ball = None if threat is None else _ball(threat)
-    found = [_load(place, threat, ball) for place in places]
+    found = [
+        _load(place, threat, ball, [*places[:at], *places[at + 1 :]])
+        for at, place in enumerate(places)
+    ]
     named: dict[tuple[Path, str], str] = {}
     for one in found:
         key = one.ours.file.resolve(), one.record["verdicts"]
@@ -64,16 +68,21 @@ def load(places: Sequence[str], threat: str | None = None) -> list[Evaluation]:
         named[key] = one.place
     first, *others = found
     if wrong := [f"{o.place} (here): {said}" for o in others if (said := differences(first, o))]:
+        held = {folder: rows for o in others for folder, _, rows in [_held(o.place)]}
+        fit = [n for folder, rows in held.items() for n in _fitting(folder, [first.record], rows)]
         raise ValueError(
-            f"these cannot be compared with {first.place} (there): {'; '.join(wrong)}; evaluate "
-            "all of them on the same images, with the same preprocessing, radius and attack"
+            f"these cannot be compared with {first.place} (there): {'; '.join(wrong)}; "
+            + (f"{_few(fit)} can be; else " if fit else "")
+            + "evaluate all of them on the same images, with the same preprocessing, radius and "
+            "attack"
         )
     return _aligned(found)
 
 
 def _ball(threat: str) -> set[tuple[str, str]]:
     """Return norm and radius of a threat, as a set of one, or of none for "clean"."""
-    norm, colon, radius = threat.partition(":")
+    written, colon, radius = threat.partition(":")
+    norm = spelled(written)
     if threat == "clean":
         return set()
     if not colon or norm not in BALLS:
@@ -93,8 +102,10 @@ def _said(epsilon: float) -> str:
     return f"{epsilon:.6g}"
 
 
-def _load(place: str, threat: str | None, ball: set[tuple[str, str]] | None) -> Evaluation:
-    ours = _chosen(place, threat, ball)
+def _load(
+    place: str, threat: str | None, ball: set[tuple[str, str]] | None, beside: Sequence[str]
+) -> Evaluation:
+    ours = _chosen(place, threat, ball, beside)
     record = ours.record
     found = verdicts.read(ours.file.parent / record["verdicts"])
     told = {"clean": found.clean, "robust": found.robust if record["attacks"] else None}
@@ -109,14 +120,37 @@ def _load(place: str, threat: str | None, ball: set[tuple[str, str]] | None) -> 
     return Evaluation(place, ours, found, len(found.labels))
 
 
-def _chosen(place: str, threat: str | None, ball: set[tuple[str, str]] | None) -> Ours:
-    """Return the record that a place names.
+def _held(place: str) -> tuple[str, str, dict[str, Ours]]:
+    """Return the folder of a place, the number that it wants, and all that the folder holds."""
+    folder, _, wanted = (place, "", "") if Path(place).exists() else place.partition("#")
+    held = {str(o.record.get("evaluation")): o for o in matching.collect([Path(folder)])}
+    return folder, wanted, held
+
+
+def _fitting(folder: str, beside: Sequence[dict[str, Any]], held: dict[str, Ours]) -> list[str]:
+    """Return the names of those evaluations of a folder that ask what a record `beside` asks."""
+    asked = [dict(_question(record)) for record in beside]
+    return [
+        f"{folder}#{key} ({records.how(o.record)})"
+        for key, o in held.items()
+        if o.record.get("verdicts") and dict(_question(o.record)) in asked
+    ]
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _chosen(
+    place: str, threat: str | None, ball: set[tuple[str, str]] | None, beside: Sequence[str]
+) -> Ours:
+    """Return the record that a place names; `beside` are the others that are compared with it.
 
     Raises:
       ValueError: none or several, one without verdicts, or of a newer version.
     """
-    folder, _, wanted = (place, "", "") if Path(place).exists() else place.partition("#")
-    held = {str(o.record.get("evaluation")): o for o in matching.collect([Path(folder)])}
+    folder, wanted, held = _held(place)
     if not held:
         raise ValueError(f"{folder} has no records; name a folder that holds results.jsonl")
     named = {key: ours for key, ours in held.items() if key.startswith(wanted)}
@@ -129,6 +163,19 @@ def _chosen(place: str, threat: str | None, ball: set[tuple[str, str]] | None) -
     told = {key: o for key, o in named.items() if o.record.get("verdicts")}
     if len(told) > 1:
         also = ", or give --threat NORM:RADIUS" if ball is None else ""
+        others = [
+            o.record
+            for other in beside
+            for _, number, rows in [_held(other)]
+            for key, o in rows.items()
+            if key.startswith(number) and o.record.get("verdicts")
+        ]
+        fit = _fitting(folder, others, told)
+        if fit:
+            raise ValueError(
+                f"{place} holds {len(told)} evaluations, of which these can be compared with "
+                f"{', '.join(beside)}: {_few(fit)}; name one of them{also}"
+            )
         raise ValueError(f"{place} holds {len(told)} evaluations; {_listed(folder, told)}{also}")
     ours = next(iter((told or named).values()))
     records.check(ours.record, str(ours.file))
@@ -143,8 +190,7 @@ def _chosen(place: str, threat: str | None, ball: set[tuple[str, str]] | None) -
 def _listed(folder: str, held: dict[str, Ours]) -> str:
     """Return how to name one of several evaluations."""
     shown = [f"{folder}#{key} ({records.how(o.record)})" for key, o in held.items()]
-    more = f", and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
-    return f"name one of them: {', '.join(shown[:_SHOWN])}{more}"
+    return f"name one of them: {_few(shown)}"
 
 
 def differences(first: Evaluation, other: Evaluation) -> str:
