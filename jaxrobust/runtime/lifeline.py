@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 _KEY = "jaxrobust/lifeline"
 _PATIENCE = 60  # seconds to find process 0 in, and to connect to it
-_GRACE = 3.0  # seconds in which a process may end by itself, with what it has to say
+_GRACE = 2.0  # seconds in which a process may end by itself, with what it has to say
 LINGER = 10.0  # seconds for which process 0, which JAX needs, stays for the others to end
 # A machine that does not answer for so long is gone: idle seconds, seconds between probes, probes.
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2}

@@ -124,10 +124,7 @@ class PodTest(parameterized.TestCase):
         self.assertNotIn("still at work", said[other])
         self.assertLess(max(seconds), 15)
         if number == TERM:
-            self.assertEqual(
-                said[which].splitlines()[-1],
-                f"jaxrobust: stopped (SIGTERM); the same command {again}",
-            )
+            self.assertIn(f"jaxrobust: stopped (SIGTERM); the same command {again}\n", said[which])
 
     @parameterized.product(number=(TERM, KILL), which=(0, 1))
     def test_while_the_step_compiles(self, number, which):
@@ -148,7 +145,7 @@ class PodTest(parameterized.TestCase):
         folder = Path(self.create_tempdir())
         command = [*written(folder, train__epochs=200), f"--workdir={folder / 'run'}"]
         pod = start(2, 1, [*command, "--multihost"])
-        codes, said, seconds = signalled(pod, "train 12/", KILL, 1)
+        codes, said, seconds = signalled(pod, "train 5/", KILL, 1)
         self.assertEqual(codes, [75, -9], said)
         self.assertRegex(
             said[0], r"process 1 is gone; the same command continues after step \d+ of"
