@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _MOMENT = 0.5  # seconds in which a main thread that runs Python has met the signal
+_LOST = 0  # what a listener is told, beside numbers of signals: Ctrl-C was raised in vain
 _DEEP = 12  # frames of the compiler's own that may lie above the one which calls it
 
 
@@ -64,15 +65,21 @@ def compiles(frame: FrameType | None) -> bool:
 class Listener:
     """Hears SIGTERM and Ctrl-C while it is entered, by the main thread.
 
+    Python raises KeyboardInterrupt wherever that thread is, and drops it in a callback of the
+    garbage collector, such as JAX's: it is raised again then.
+
     Args:
       end: ends the process at once, with a sentence and an exit code.
       again: says what the same command does with what is saved.
+    Attributes:
+      interrupted: whether Ctrl-C came.
     """
 
     def __init__(self, end: Callable[[str, int], None], again: Callable[[], str]) -> None:
-        self._end, self._again = end, again
-        self._main = threading.main_thread().ident
+        self._end, self._again, self.interrupted = end, again, False
+        self._main = threading.main_thread().ident or 0
         self._asked: set[int] = set()
+        self._repeated = 0  # signals on their way that are ours
 
     def __enter__(self) -> "Listener":
         if threading.get_ident() != self._main:  # Python gives signals to the main thread alone
@@ -82,7 +89,10 @@ class Listener:
         self._before = signal.getsignal(signal.SIGTERM)
         if self._before == signal.SIG_DFL:  # else somebody has a use of his own for it
             signal.signal(signal.SIGTERM, self._noted)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._interrupt)
         self._fd_before = signal.set_wakeup_fd(self._writes.fileno(), warn_on_full_buffer=False)
+        self._hook_before, sys.unraisablehook = sys.unraisablehook, self._dropped
         threading.Thread(target=self._listen, name="signals", daemon=True).start()
         _entered.append(self)
         return self
@@ -92,24 +102,45 @@ class Listener:
             return
         _entered.remove(self)
         signal.set_wakeup_fd(self._fd_before)
+        if sys.unraisablehook == self._dropped:
+            sys.unraisablehook = self._hook_before
         if signal.getsignal(signal.SIGTERM) == self._noted:
             signal.signal(signal.SIGTERM, self._before)
+        if signal.getsignal(signal.SIGINT) == self._interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         self._writes.close()  # which ends the thread
 
     def _noted(self, number: int, frame: FrameType | None) -> None:
         """Stand in the place of the default, which would end the process without a word."""
 
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        raise KeyboardInterrupt
+
+    def _dropped(self, dropped: Any) -> None:
+        """Stand in the place of `sys.unraisablehook`, which is told of exceptions that are lost."""
+        if dropped.exc_type is KeyboardInterrupt and threading.get_ident() == self._main:
+            self._writes.send(bytes([_LOST]))
+        else:
+            self._hook_before(dropped)
+
     def _listen(self) -> None:
         with self._reads:
             while came := self._reads.recv(1):
-                if came[0] in (signal.SIGTERM, signal.SIGINT):
+                if came[0] == _LOST:
+                    time.sleep(0.02)  # for the main thread to leave that callback
+                    self._repeated += 1
+                    signal.pthread_kill(self._main, signal.SIGINT)
+                elif came[0] == signal.SIGINT and self._repeated:
+                    self._repeated -= 1
+                elif came[0] in (signal.SIGTERM, signal.SIGINT):
                     self._react(came[0])
 
     def _react(self, number: int) -> None:
         saves = signal.getsignal(signal.SIGTERM) != self._noted
         if saves or number != signal.SIGTERM:
             time.sleep(_MOMENT)
-        frame = sys._current_frames().get(self._main or 0)
+        frame = sys._current_frames().get(self._main)
         known = {"asked_before": number in self._asked, "saves": saves}
         found = reaction(number, compiling=compiles(frame), **known)
         self._asked.add(number)

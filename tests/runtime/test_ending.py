@@ -154,5 +154,70 @@ class PodTest(parameterized.TestCase):
         self.assertLess(max(seconds), 15)
 
 
+# Python code that waits for a library for some seconds, as JAX's does for XLA.
+COMPILER = """
+import hashlib
+def compiled():
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 8_000_000)
+"""
+WAITS = f"""
+from jaxrobust.runtime.ending import Ending
+from jaxrobust.runtime.progress import say
+end, space = Ending(lambda: "the same command begins anew"), {{}}
+exec(compile({COMPILER!r}, "/jax/_src/compiler.py", "exec"), space)
+try:
+    with end:
+        say("compiling", every_process=True)
+        space["compiled"]()
+        say("compiled", every_process=True)
+except KeyboardInterrupt:
+    end(f"interrupted; {{end.again()}}", 130)
+"""
+
+
+@pytest.mark.slow
+class AloneTest(parameterized.TestCase):
+    """One process that is asked to stop while something compiles."""
+
+    def asked(self, command, *numbers):
+        """Its exit code, the lines it said, and the seconds from the last signal to its end."""
+        (host,) = start(1, 1, command)
+        said, awaited = [], "compiling"
+        for number in numbers:
+            while not said or awaited not in said[-1]:
+                said.append(host.stderr.readline())
+                self.assertNotEqual(said[-1], "", said)
+            time.sleep(0.5)
+            sent, awaited = time.monotonic(), "as soon as the compiler is done"
+            host.send_signal(number)
+        said += host.communicate(timeout=100)[1].splitlines()
+        seconds = time.monotonic() - sent
+        print(f"{numbers}: {seconds:.1f} s", file=sys.stderr)
+        return host.returncode, said, seconds
+
+    def test_sigterm_before_the_first_step_does_not_wait(self):
+        folder = Path(self.create_tempdir())
+        command = [*written(folder), f"--workdir={folder / 'run'}"]
+        code, said, seconds = self.asked(command, TERM)
+        again = "the same command begins anew, because nothing was saved yet"
+        self.assertEqual((code, said[-1]), (143, f"jaxrobust: stopped (SIGTERM); {again}"))
+        self.assertFalse([line for line in said if "step compiled in" in line])
+        self.assertLess(seconds, 2)
+
+    def test_ctrl_c_says_what_it_waits_for(self):
+        code, said, seconds = self.asked(["-c", WAITS], CTRL_C)
+        self.assertEqual(code, 130, said)
+        waits, ended = said[1:]
+        self.assertRegex(waits, "^stopping as soon as the compiler is done.*again: stop at once")
+        self.assertEqual(ended, "jaxrobust: interrupted; the same command begins anew")
+        self.assertGreater(seconds, 0.5)
+
+    def test_ctrl_c_twice_does_not_wait(self):
+        code, said, seconds = self.asked(["-c", WAITS], CTRL_C, CTRL_C)
+        again = "jaxrobust: interrupted while it compiled; the same command begins anew"
+        self.assertEqual((code, said[-1]), (130, again), said)
+        self.assertLess(seconds, 2)
+
+
 if __name__ == "__main__":
     absltest.main()

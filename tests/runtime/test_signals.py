@@ -1,5 +1,7 @@
 """What a process does at once when it is asked to stop, also while it compiles."""
 
+import contextlib
+import gc
 import os
 import queue
 import signal
@@ -111,6 +113,27 @@ class ListenerTest(absltest.TestCase):
                 self.ended.get(timeout=5), ("interrupted while it compiled; begins anew", 130)
             )
         self.assertIn("stopping as soon as the compiler is done", self.said.get(timeout=5))
+
+    def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost(self):
+        """As it was in JAX's while it traced: the run went on to its end."""
+        calls = []
+
+        def collecting(phase, info):
+            calls.append(phase)
+            if len(calls) < 4:  # more than once in vain
+                with contextlib.suppress(ValueError):
+                    gc.callbacks.remove(collecting)
+                os.kill(os.getpid(), CTRL_C)
+                for _ in range(1000):
+                    pass
+
+        with self.listener():
+            with self.assertRaises(KeyboardInterrupt):
+                gc.callbacks.append(collecting)
+                gc.collect()
+                time.sleep(5)
+            self.assertTrue(self.ended.empty())
+        self.assertNotEmpty(calls)
 
     def test_a_child_leaves_the_signals_of_its_parent_alone(self):
         """A worker that is ended would else tell its parent that it was asked to stop."""
