@@ -68,8 +68,9 @@ def selection(
         raw = state.params, state.stats
         chosen = averaged(state) if settings.weights == "ema" else raw
         weights = Weights(*jax.device_put(chosen, sharding.replicated(phase.mesh)))
-        how = {"bar": "selection", "between": between}
-        reached = accuracy.count(evaluate, weights, images, phase.mesh, **how)
+        reached = accuracy.count(
+            evaluate, weights, images, phase.mesh, bar="selection", between=between
+        )
         say(
             f"{name}: step {step}, selection split: clean {reached['clean']:.1%}, "
             f"robust {reached['robust']:.1%}"
