@@ -48,11 +48,11 @@ def main(argv: list[str]) -> None:
     from jaxrobust.weights.checkpoint import DiskFull
 
     name = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
-    pod, folder = hosts(), Path(_WORKDIR.value or f"runs/{name}")
-    end = Ending(lambda: stopping.again(folder, _CONFIG.value.phases))
+    pod, folder = hosts(), _WORKDIR.value or f"runs/{name}"
+    end = Ending(lambda: stopping.again(Path(folder), _CONFIG.value.phases))
     try:
         with end:
-            workdir = folders.mounted("workdir", str(folder))
+            workdir = folders.mounted("workdir", folder)
             profile = profiling.profile(_PROFILE.value) if _PROFILE.value else None
             if pod is not None:
                 end.join(pod)

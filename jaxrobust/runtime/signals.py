@@ -33,7 +33,7 @@ def reaction(number: int, *, asked_before: bool, saves: bool, compiling: bool) -
 
     Args:
       number: SIGTERM or SIGINT.
-      asked_before: it is not the first one of this number.
+      asked_before: it is not the first one.
       saves: a training loop takes note of signals and saves, then ends.
       compiling: the main thread waits for the compiler, which nothing interrupts.
     """
@@ -47,7 +47,8 @@ def reaction(number: int, *, asked_before: bool, saves: bool, compiling: bool) -
         return None
     also = ", without saving" if saves else ""
     then = "saving and stopping" if saves else "stopping"
-    at_once = f"Ctrl-C{' again' if number == signal.SIGINT else ''}: stop at once{also}"
+    once_more = " again" if number == signal.SIGINT else ""
+    at_once = f"Ctrl-C{once_more}: stop at once{also}"
     return Reaction(f"{then} as soon as the compiler is done, perhaps in minutes ({at_once})", None)
 
 
@@ -78,7 +79,7 @@ class Listener:
     def __init__(self, end: Callable[[str, int], None], again: Callable[[], str]) -> None:
         self._end, self._again, self.interrupted = end, again, False
         self._main = threading.main_thread().ident or 0
-        self._asked: set[int] = set()
+        self._asked = False
         self._repeated = 0  # signals on their way that are ours
 
     def __enter__(self) -> "Listener":
@@ -120,7 +121,8 @@ class Listener:
     def _dropped(self, dropped: Any) -> None:
         """Stand in the place of `sys.unraisablehook`, which is told of exceptions that are lost."""
         if dropped.exc_type is KeyboardInterrupt and threading.get_ident() == self._main:
-            self._writes.send(bytes([_LOST]))
+            with contextlib.suppress(OSError):  # nobody listens any more
+                self._writes.send(bytes([_LOST]))
         else:
             self._hook_before(dropped)
 
@@ -141,9 +143,9 @@ class Listener:
         if saves or number != signal.SIGTERM:
             time.sleep(_MOMENT)
         frame = sys._current_frames().get(self._main)
-        known = {"asked_before": number in self._asked, "saves": saves}
+        known = {"asked_before": self._asked, "saves": saves}
         found = reaction(number, compiling=compiles(frame), **known)
-        self._asked.add(number)
+        self._asked = True
         if found is not None and found.code is not None:
             self._end(f"{found.text}; {self._again()}", found.code)
         elif found is not None:

@@ -103,6 +103,15 @@ class ListenerTest(absltest.TestCase):
             self.assertEqual(stop.asked, TERM)
         self.assertTrue(self.ended.empty())
 
+    def test_ctrl_c_after_sigterm_ends_at_once(self):
+        with self.listener(), StopSignals(), self.compiles:
+            os.kill(os.getpid(), TERM)
+            self.said.get(timeout=5)
+            with self.assertRaises(KeyboardInterrupt):
+                os.kill(os.getpid(), CTRL_C)
+                time.sleep(1)
+            self.assertEqual(self.ended.get(timeout=5)[1], 130)
+
     def test_ctrl_c_is_told_that_it_waits_and_ends_the_second_time(self):
         with self.listener(), self.compiles:
             for _ in range(2):
