@@ -80,6 +80,7 @@ class Listener:
         self._end, self._again, self.interrupted = end, again, False
         self._main = threading.main_thread().ident or 0
         self._asked = False
+        self._goes_on = 0  # the signal after which the main thread may come to the compiler
         self._repeated = 0  # signals on their way that are ours
 
     def __enter__(self) -> "Listener":
@@ -128,7 +129,15 @@ class Listener:
 
     def _listen(self) -> None:
         with self._reads:
-            while came := self._reads.recv(1):
+            while True:
+                self._reads.settimeout(_MOMENT if self._goes_on else None)
+                try:
+                    came = self._reads.recv(1)
+                except TimeoutError:
+                    self._look(self._goes_on, asked_before=False)
+                    continue
+                if not came:
+                    return
                 if came[0] == _LOST:
                     time.sleep(0.02)  # for the main thread to leave that callback
                     self._repeated += 1
@@ -136,21 +145,27 @@ class Listener:
                 elif came[0] == signal.SIGINT and self._repeated:
                     self._repeated -= 1
                 elif came[0] in (signal.SIGTERM, signal.SIGINT):
-                    self._react(came[0])
+                    if self._saves() or came[0] != signal.SIGTERM:
+                        time.sleep(_MOMENT)
+                    self._look(came[0], asked_before=self._asked)
+                    self._asked = True
 
-    def _react(self, number: int) -> None:
-        saves = signal.getsignal(signal.SIGTERM) != self._noted
-        if saves or number != signal.SIGTERM:
-            time.sleep(_MOMENT)
-        frame = sys._current_frames().get(self._main)
-        known = {"asked_before": self._asked, "saves": saves}
-        found = reaction(number, compiling=compiles(frame), **known)
-        self._asked = True
-        if found is not None and found.code is not None:
+    def _saves(self) -> bool:
+        return signal.getsignal(signal.SIGTERM) != self._noted
+
+    def _look(self, number: int, *, asked_before: bool) -> None:
+        """React to a signal, by what the main thread does by now."""
+        known = {"asked_before": asked_before, "saves": self._saves()}
+        compiling = compiles(sys._current_frames().get(self._main))
+        found = reaction(number, compiling=compiling, **known)
+        if found is None:  # it may come to the compiler yet
+            self._goes_on = self._goes_on if asked_before else number
+        elif found.code is not None:
             self._end(f"{found.text}; {self._again()}", found.code)
-        elif found is not None:
+        else:
             from jaxrobust.runtime.progress import say  # with JAX, which a command imports late
 
+            self._goes_on = 0
             say(found.text, every_process=True)
 
 

@@ -103,6 +103,17 @@ class ListenerTest(absltest.TestCase):
             self.assertEqual(stop.asked, TERM)
         self.assertTrue(self.ended.empty())
 
+    def test_a_loop_that_comes_to_the_compiler_later_is_told_then(self):
+        with self.listener(), StopSignals():
+            os.kill(os.getpid(), TERM)
+            self.assertIn("stopping after this step", self.said.get(timeout=5))
+            time.sleep(0.1)
+            self.assertTrue(self.said.empty())
+            with self.compiles:
+                self.assertIn("as soon as the compiler is done", self.said.get(timeout=5))
+                time.sleep(0.1)
+        self.assertTrue(self.said.empty() and self.ended.empty())
+
     def test_ctrl_c_after_sigterm_ends_at_once(self):
         with self.listener(), StopSignals(), self.compiles:
             os.kill(os.getpid(), TERM)
