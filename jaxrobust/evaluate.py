@@ -9,9 +9,9 @@ Attacks a network, prints what it withstands and writes the record of it. The sa
 continues an evaluation that was interrupted, and prints one that is done. On a pod, start it with
 --multihost on every host: they share the images; any number of hosts continues.
 
-Exit codes: 0 done; 2 a mistake in the command or the data, with one sentence on stderr; 3 it
-stopped for another reason that it names (full disk); 130 interrupted. Where a host dies, JAX aborts
-the others.
+Exit codes: 0 done; 1 a fault of the program, with its traceback; 2 a mistake in the command or the
+data, with one sentence on stderr; 3 it stopped for another reason that it names (full disk). The
+same command continues after: 75 another process of the pod is gone; 143 SIGTERM; 130 interrupted.
 """
 
 import re
@@ -26,7 +26,6 @@ from jaxrobust.runtime.commandline import (
     define_host_flags,
     hosts,
     how_many,
-    leave,
     mapping,
     memory,
     number,
@@ -34,7 +33,8 @@ from jaxrobust.runtime.commandline import (
     quiet_libraries,
     stop,
 )
-from jaxrobust.runtime.launch import join_hosts, keep_large_buffers, use_every_core
+from jaxrobust.runtime.ending import Ending
+from jaxrobust.runtime.launch import keep_large_buffers, use_every_core
 
 _FLAGS = {
     "workdir": "Run to evaluate: its network, data, norm and radius.",
@@ -137,32 +137,14 @@ def main(argv: list[str]) -> None:
         stop(f"{argv[1]!r} is no flag; every value goes to one, see --help", 2)
     quiet_libraries()
     pod = hosts()
-    end = partial(leave, at_once=pod is not None)  # other hosts may wait for this one
+    end = Ending(_again)
     try:
-        if pod is not None:
-            join_hosts(**pod)
-        given: dict[str, Any] = {name: flags.FLAGS[name].value for name in (*_FLAGS, *_NUMBERS)}
-        for name in ("epsilon", "relative_step", "step"):
-            given[name] = None if given[name] is None else number(name, given[name])
-        given["n"] = how_many("n", given["n"])
-        given |= {name: flags.FLAGS[name].value for name in _SWITCHES}
-        sizes, threats = (_listed(flags.FLAGS[name].value) for name in ("image_size", "threat"))
-        given["image_size"] = sizes[0] if len(sizes) == 1 else None
-        given["replay"] = tuple(_listed(flags.FLAGS.replay))
-        ladder = given.pop("ladder")
-        if given["corruptions"] is not None and flags.FLAGS["attack"].using_default_value:
-            given["attack"] = "clean"
-        for name in ("options", "torch_args"):
-            given[name] = mapping(name, given[name])
-        from jaxrobust.evaluation import command  # after the flags: --help needs no JAX
-
-        answer, first = command.answer(command.Given(**given), sizes, threats, ladder)
+        with end:
+            answer, first = _evaluated(end, pod)
         if first:
             terminal.show(answer)
     except KeyboardInterrupt:
-        resumes = not re.fullmatch(r"clean|fgsm|(pgd|cw|margin)-.*", flags.FLAGS.attack)
-        again = f"the same command {'continues' if resumes else 'starts again'}"
-        end(f"interrupted; {again}", 130)
+        end(f"interrupted; {_again()}", 130)
     except ValueError as error:
         end(error, 2)
     except (OSError, MemoryError) as error:
@@ -173,6 +155,35 @@ def main(argv: list[str]) -> None:
             raise
         traceback.print_exc()
         end(error, 1)
+
+
+def _again() -> str:
+    """Say what the same command does with what is written of an evaluation."""
+    if re.fullmatch(r"clean|fgsm|(pgd|cw|margin)-.*", flags.FLAGS.attack):
+        return "the same command starts again, because nothing was saved yet"
+    return "the same command continues with the verdicts so far"
+
+
+def _evaluated(end: Ending, pod: dict[str, Any] | None) -> tuple[str, bool]:
+    """Return the answer, and whether this process prints it."""
+    if pod is not None:
+        end.join(pod)
+    given: dict[str, Any] = {name: flags.FLAGS[name].value for name in (*_FLAGS, *_NUMBERS)}
+    for name in ("epsilon", "relative_step", "step"):
+        given[name] = None if given[name] is None else number(name, given[name])
+    given["n"] = how_many("n", given["n"])
+    given |= {name: flags.FLAGS[name].value for name in _SWITCHES}
+    sizes, threats = (_listed(flags.FLAGS[name].value) for name in ("image_size", "threat"))
+    given["image_size"] = sizes[0] if len(sizes) == 1 else None
+    given["replay"] = tuple(_listed(flags.FLAGS.replay))
+    ladder = given.pop("ladder")
+    if given["corruptions"] is not None and flags.FLAGS["attack"].using_default_value:
+        given["attack"] = "clean"
+    for name in ("options", "torch_args"):
+        given[name] = mapping(name, given[name])
+    from jaxrobust.evaluation import command  # after the flags: --help needs no JAX
+
+    return command.answer(command.Given(**given), sizes, threats, ladder)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -1,13 +1,14 @@
 """`python -m jaxrobust.main --config FILE [--workdir DIR] [--config.a.b=v ...]`: trains a network.
 
-Exit codes: 0 done; 2 a mistake in the command or the data, with one sentence on stderr; 3 the run
-stopped for another reason that it names (NaN, full disk, the data of another host). The same
-command continues after: 75 preempted (SIGTERM) and saved, 143 where it was not training yet or no
-longer; 130 interrupted (Ctrl-C).
+Exit codes: 0 done; 1 a fault of the program, with its traceback; 2 a mistake in the command or the
+data, with one sentence on stderr; 3 the run stopped for another reason that it names (NaN, full
+disk, the data of another host). The same command continues after: 75 preempted (SIGTERM) and saved,
+or another process of the pod is gone; 143 SIGTERM where it was not training yet or no longer; 130
+interrupted (Ctrl-C).
 """
 
 import traceback
-from functools import partial
+from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -16,12 +17,12 @@ from jaxrobust.runtime.commandline import (
     config_name,
     define_host_flags,
     hosts,
-    leave,
     parse,
     quiet_libraries,
     stop,
 )
-from jaxrobust.runtime.launch import join_hosts, keep_large_buffers
+from jaxrobust.runtime.ending import Ending
+from jaxrobust.runtime.launch import keep_large_buffers
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -43,27 +44,27 @@ def main(argv: list[str]) -> None:
     from jaxrobust.report import pictures
     from jaxrobust.runtime import folders, profiling
     from jaxrobust.training import run as training_run  # after the flags: --help needs no JAX
-    from jaxrobust.training.stopping import Stopped
+    from jaxrobust.training import stopping
     from jaxrobust.weights.checkpoint import DiskFull
 
     name = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
-    pod = hosts()
-    end = partial(leave, at_once=pod is not None)  # other hosts may wait for this one
+    pod, folder = hosts(), _WORKDIR.value or f"runs/{name}"
+    end = Ending(lambda: stopping.again(Path(folder), _CONFIG.value.phases))
     try:
-        workdir = folders.mounted("workdir", _WORKDIR.value or f"runs/{name}")
-        profile = profiling.profile(_PROFILE.value) if _PROFILE.value else None
-        if pod is not None:
-            join_hosts(**pod)
-        training_run.run(_CONFIG.value, workdir, profile=profile, draw=pictures.of_phase)
-    except Stopped as error:  # all hosts together
+        with end:
+            workdir = folders.mounted("workdir", folder)
+            profile = profiling.profile(_PROFILE.value) if _PROFILE.value else None
+            if pod is not None:
+                end.join(pod)
+            training_run.run(_CONFIG.value, workdir, profile=profile, draw=pictures.of_phase)
+    except stopping.Stopped as error:  # all hosts together
         stop(error, error.code)
     except KeyboardInterrupt:
-        end("interrupted; the same command continues at the last checkpoint", 130)
+        end(f"interrupted; {end.again()}", 130)
     except (ValueError, DiskFull) as error:
         end(error, 2 if isinstance(error, ValueError) else 3)
     except OSError as error:
-        solved = "With that solved, the same command continues at the last checkpoint"
-        end(f"{error}. {solved}", 3)
+        end(f"{error}. With that solved, {end.again()}", 3)
     except Exception as error:
         if pod is None:
             raise

@@ -55,14 +55,22 @@ class Images:
 
 
 def count(
-    counter: Counter, weights: Weights, images: Images, mesh: jax.sharding.Mesh, *, bar: str = ""
+    counter: Counter,
+    weights: Weights,
+    images: Images,
+    mesh: jax.sharding.Mesh,
+    *,
+    bar: str = "",
+    between: Callable[[], None] = lambda: None,
 ) -> dict:
     """Measure clean and robust accuracy, and on how many images; `bar` names a progress bar.
 
-    With a counter of the top 5, `clean_top5` too.
+    With a counter of the top 5, `clean_top5` too. After each batch `between` is called, and what it
+    raises ends the count.
     """
     totals: dict[str, int] = {"count": 0, "clean": 0, "robust": 0}
     for found in _judgements(counter, weights, images, mesh, bar):
+        between()
         for name, value in found.items():
             totals[name] = totals.get(name, 0) + int(value)
     number = totals.pop("count")

@@ -5,7 +5,6 @@ import ast
 import contextlib
 import json
 import logging
-import os
 import re
 import runpy
 import sys
@@ -111,14 +110,6 @@ def answer(
         done = run(args)
     if args.json:
         print(json.dumps(done))
-
-
-def leave(message: object, code: int, *, at_once: bool) -> NoReturn:
-    """Do what `stop` does, `at_once` without waiting for other hosts, who may wait for this one."""
-    if at_once:
-        _print(message)
-        os._exit(code)
-    stop(message, code)
 
 
 def number(flag: str, text: str) -> float:

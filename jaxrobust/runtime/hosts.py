@@ -1,8 +1,9 @@
 """What the processes of a pod do together in an evaluation: divide images, join what they found.
 
 Every process calls each of these functions, in the same order. A process that is killed ends the
-others: JAX aborts them at once where it was process 0, which holds the coordination service, else
-when its heartbeats have been missing for 100 s.
+others: those of a command at once, by `lifeline.py`. In other programs JAX aborts them, at once
+where it was process 0, which holds the coordination service, else when its heartbeats have been
+missing for 100 s.
 """
 
 import itertools

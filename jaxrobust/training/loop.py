@@ -59,8 +59,7 @@ def steps(run: Run, state: TrainState, signals: StopSignals) -> bool:
             if now.evaluates and loop.sound():  # a rollback would undo the state, not its score
                 loop.evaluate()
             if loop.step == run.phase.total_steps:
-                if why := loop.stops.at_the_end():
-                    raise loop.stopped(why, loop.step)
+                loop.heed()
                 return True
             loop.take()
 
@@ -92,7 +91,7 @@ class _Loop:
             keep_epochs=config.checkpoint.keep_every_epochs,
         )
         self.compiled, self.probe = _compiled(run, self.start)
-        self.select = selection(run)
+        self.select = selection(run, self.heed)
         self.damage = splits.damage(config, run.workdir, run.source)
         self.batch: Any = None
         self.dead = ""  # what was said of channels last
@@ -201,6 +200,11 @@ class _Loop:
         length = self.run.phase.steps_per_epoch
         kept.keep(self.run.workdir, self.run.name, self.step, both, steps_per_epoch=length)
         self.kept = self.step
+
+    def heed(self) -> None:
+        """Stop where no next step tells all hosts to: in an evaluation, at the end."""
+        if why := self.stops.now():
+            raise self.stopped(why, self.step)
 
     def evaluate(self) -> None:
         """Evaluate on the selection split, and write the line that `scored` looks for."""

@@ -51,9 +51,11 @@ def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
     return accuracy.counter(network_of(config), attack, mesh=mesh, dtype=dtype)
 
 
-def selection(run: Run) -> Callable[[int, TrainState], dict[str, float]]:
+def selection(
+    run: Run, between: Callable[[], None] = lambda: None
+) -> Callable[[int, TrainState], dict[str, float]]:
     """Return `select(step, state) -> dict`, which evaluates on the selection split and keeps the
-    best weights.
+    best weights; what `between` raises after a batch ends it before that.
     """
     config, name, phase, latest, best = run.config, run.name, run.phase, run.latest, run.best
     settings = config.evaluation
@@ -66,7 +68,9 @@ def selection(run: Run) -> Callable[[int, TrainState], dict[str, float]]:
         raw = state.params, state.stats
         chosen = averaged(state) if settings.weights == "ema" else raw
         weights = Weights(*jax.device_put(chosen, sharding.replicated(phase.mesh)))
-        reached = accuracy.count(evaluate, weights, images, phase.mesh, bar="selection")
+        reached = accuracy.count(
+            evaluate, weights, images, phase.mesh, bar="selection", between=between
+        )
         say(
             f"{name}: step {step}, selection split: clean {reached['clean']:.1%}, "
             f"robust {reached['robust']:.1%}"

@@ -1,14 +1,29 @@
 """How a run stops before its end: all hosts after the same step, with everything saved."""
 
 import signal
+from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 
 from jaxrobust.data import sources
 from jaxrobust.runtime import hosts
 from jaxrobust.runtime.progress import StopSignals
+from jaxrobust.weights.checkpoint import steps
 
 _DATA = 64  # why a host stops, beside the numbers of signals
+
+
+def again(workdir: Path, phases: Sequence[str]) -> str:
+    """Say what the same command does with what a workdir holds of its run.
+
+    Args:
+      phases: their names, in the order of the run.
+    """
+    for name in reversed(phases):
+        if found := [s for kind in ("latest", "stopped") for s in steps(workdir / name / kind)]:
+            return f"the same command continues after step {max(found)} of {name}"
+    return "the same command begins anew, because nothing was saved yet"
 
 
 class Stopped(Exception):
@@ -62,8 +77,8 @@ class Stops:
         """Return what this host tells the next step."""
         return 0 if self.alone else _DATA if self.failure else self._signals.asked
 
-    def at_the_end(self) -> int:
-        """Return why all stop where there is no next step; 0: they do not."""
+    def now(self) -> int:
+        """Return why all stop where none takes a step, to be called by all; 0: they do not."""
         return hosts.largest(self._signals.asked)
 
     def failed(self, error: sources.DataError) -> int:

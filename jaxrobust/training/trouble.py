@@ -64,12 +64,14 @@ class Trouble:
         say(f"{run.name}: {why}. Back to step {last}, with {scale:g} times the learning rate")
 
     def _diverged(self, why: str) -> Diverged:
-        latest = self._run.latest
+        latest, more = self._run.latest, len(jsonl.read(self._file))
         last = latest.latest_step()
-        good = f"step {last} under {latest.directory}" if last else "none was written yet"
-        more = len(jsonl.read(self._file))
+        good = f"The last good checkpoint is step {last} under {latest.directory}"
+        there = "go on from there"
+        if not last:
+            good, there = "No checkpoint was written yet", "begin anew at step 0"
         return Diverged(
-            f"{why}. The last good checkpoint: {good}. Set trouble.rollbacks={more} to go on from "
-            f"there with {self._settings.lr} times the learning rate, or start again in a new "
-            "--workdir with a lower one or a longer warm-up"
+            f"{why}. {good}. Set trouble.rollbacks={more} to {there} with {self._settings.lr} "
+            "times the learning rate, or start again in a new --workdir with a lower one or a "
+            "longer warm-up"
         )

@@ -407,6 +407,12 @@ class RefusedTest(Folders):
         a, b = self.write("a", found(1), "a1"), self.write("b", found(2), "b1")
         self.write("b", found(3), "b2", method="apgd-ce + apgd-t")
         error = self.refused(a, b)
+        said = (
+            f"{b} holds 2 evaluations, of which these can be compared with {a}: {b}#b1 (autoattack"
+        )
+        self.assertIn(said, error)
+        c = self.write("c", found(1), "c1", dataset="cifar100")
+        error = self.refused(c, b)
         self.assertIn(f"{b} holds 2 evaluations; name one of them: {b}#b1 (autoattack", error)
         self.assertIn(f"{b}#b2 (apgd-ce + apgd-t, linf 0.03137)", error)
         plain, _ = self.compared(a, f"{b}#b2")
@@ -424,7 +430,9 @@ class RefusedTest(Folders):
         error = self.refused(a, b)
         self.assertIn(f"of which these can be compared with {a}: {b}#fits (autoattack", error)
         error = self.refused(a, f"{b}#o1")
-        self.assertIn(f"; {b}#fits (autoattack, linf 0.03137) can be; else evaluate all", error)
+        self.assertIn(
+            f"; {b}#fits (autoattack standard, linf 0.03137) can be; else evaluate all", error
+        )
 
     def test_threats(self):
         l2 = {"attacks": attacks(norm="l2", epsilon=0.5)}

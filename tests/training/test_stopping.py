@@ -1,14 +1,20 @@
 """Who stops a run, when, and with which exit code."""
 
+import os
 import signal
+from pathlib import Path
 from unittest import mock
 
 import jax
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.data import sources
+from jaxrobust.evaluation import accuracy
+from jaxrobust.runtime import jsonl
 from jaxrobust.runtime.progress import StopSignals
 from jaxrobust.training import stopping, trouble
+from tests.support.runs import one_phase, quiet_run
 
 
 def stops(asked=0, processes=1):
@@ -62,6 +68,59 @@ class StopsTest(parameterized.TestCase):
         for code, kind in codes.items():
             self.assertEqual(kind("").code, code)
             self.assertIsInstance(kind(""), stopping.Stopped)
+
+    def test_what_the_same_command_does(self):
+        workdir, phases = Path(self.create_tempdir()), ("pretrain", "train")
+        anew = "the same command begins anew, because nothing was saved yet"
+        self.assertEqual(stopping.again(workdir / "none", phases), anew)
+        (workdir / "pretrain" / "latest" / "8.orbax-checkpoint-tmp").mkdir(parents=True)
+        self.assertEqual(stopping.again(workdir, phases), anew)
+        for folder, words in (
+            ("pretrain/latest/4", "step 4 of pretrain"),
+            ("train/latest/12", "step 12 of train"),
+            ("train/stopped/15", "step 15 of train"),
+            ("train/best/16", "step 15 of train"),  # the weights alone
+        ):
+            (workdir / folder).mkdir(parents=True)
+            words = f"the same command continues after {words}"
+            self.assertEqual(stopping.again(workdir, phases), words)
+
+
+class EvaluationTest(absltest.TestCase):
+    @pytest.mark.slow
+    def test_it_ends_with_the_batch_in_which_a_stop_was_asked_for(self):
+        """Such as the first one, which compiles; the same command evaluates what was saved."""
+        workdir, config = Path(self.create_tempdir()) / "run", one_phase(train__epochs=1)
+        config.unlock().train.warmup_epochs = 0
+        reached, asks = {"clean": 0.5, "robust": 0.25, "images": 64}, [True]
+
+        def count(*unused, between=lambda: None, **how):
+            if asks.pop():
+                os.kill(os.getpid(), signal.SIGTERM)
+                between()
+                raise AssertionError("it goes on")
+            between()
+            return reached
+
+        self.enter_context(mock.patch.object(accuracy, "count", count))
+        with self.assertRaisesRegex(stopping.Preempted, "stopped after step 4 of 4, saved under"):
+            quiet_run(config, workdir)
+        asks += [False, False]  # of the selection, of the test
+        said = quiet_run(config, workdir)
+        self.assertIn("train: step 4 of 4", said)
+        rows = jsonl.read(workdir / "metrics.jsonl")
+        scored = [row["step"] for row in rows if "selection_robust" in row]
+        self.assertEqual(
+            (scored, [row["step"] for row in rows if "loss" in row]), ([4], [1, 2, 3, 4])
+        )
+
+    def test_a_count_asks_after_each_batch(self):
+        batches = [{"count": 2, "clean": 1, "robust": 1}] * 3
+        with mock.patch.object(accuracy, "_judgements", lambda *_: iter(batches)):
+            between = mock.Mock(side_effect=[None, stopping.Preempted("saved")])
+            with self.assertRaises(stopping.Preempted):
+                accuracy.count(None, None, None, None, between=between)
+            self.assertEqual(accuracy.count(None, None, None, None)["images"], 6)
 
 
 if __name__ == "__main__":

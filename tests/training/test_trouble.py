@@ -70,7 +70,11 @@ class TroubleTest(absltest.TestCase):
         self.assertEqual(trouble.Trouble(self.run_of(1)).rollbacks, 1)
 
     def test_before_any_checkpoint(self):
-        with self.assertRaisesRegex(trouble.Diverged, "none was written yet"):
+        message = (
+            r"No checkpoint was written yet\. Set trouble\.rollbacks=1 to begin anew at step 0 "
+            "with 0.5 times the learning rate, or start again"
+        )
+        with self.assertRaisesRegex(trouble.Diverged, message):
             self.roll_back(trouble.Trouble(self.run_of(0, last=None)))
 
     def test_goes_back_from_norms_that_no_evaluation_can_use(self):

@@ -1,0 +1,152 @@
+"""How processes hear that another one has ended, and what they end with then."""
+
+import contextlib
+import queue
+import socket
+import threading
+import time
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+from jaxrobust.runtime import lifeline
+from jaxrobust.runtime.lifeline import Notice
+
+AGAIN = "the same command continues"
+
+
+class VerdictTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (None, 75, "process 1 is gone; the same command continues"),
+        (143, 75, "process 1 was asked to stop (SIGTERM) and is gone; the same command continues"),
+        (75, 75, "process 1 was asked to stop (SIGTERM) and is gone; the same command continues"),
+        (130, 130, "process 1 was interrupted (Ctrl-C); the same command continues"),
+        (
+            2,
+            3,
+            "process 1 ended with an error (exit code 2), which it names; with that solved, the "
+            "same command continues",
+        ),
+    )
+    def test_sentence_and_exit_code(self, code, ends, words):
+        self.assertEqual(lifeline.verdict(Notice(1, code), AGAIN), (words, ends))
+
+    @parameterized.parameters(
+        # As JAX 0.10.2 and its Gloo say it.
+        "UNKNOWN: Gloo all-reduce failed: [external/gloo/gloo/transport/tcp/pair.cc:547] "
+        "Connection closed by peer [127.0.0.1]:44233",
+        "Gloo all-reduce failed: Read error [127.0.0.1]:1: Connection reset by peer",
+        "UNAVAILABLE: The following tasks are unhealthy (stopped sending heartbeats)",
+    )
+    def test_errors_that_come_of_it(self, text):
+        self.assertTrue(lifeline.lost(ValueError(text)))
+        outer = RuntimeError("cannot save")
+        outer.__cause__ = ValueError(text)
+        self.assertTrue(lifeline.lost(outer))
+
+    @parameterized.parameters(
+        "epsilon=4 is larger than 1", "RESOURCE_EXHAUSTED: out of memory", "Gloo all-reduce failed"
+    )
+    def test_other_errors(self, text):
+        self.assertFalse(lifeline.lost(ValueError(text)))
+        self.assertFalse(lifeline.lost(None))
+
+
+class LifelineTest(absltest.TestCase):
+    """Process 0 and others, in one process."""
+
+    def setUp(self):
+        super().setUp()
+        self.heard = [queue.Queue() for _ in range(3)]
+        self.lines = [lifeline.Lifeline(i, self.heard[i].put) for i in range(3)]
+        port = self.lines[0].serve("secret")
+        self.port, joined = port, threading.Event()
+        for line in self.lines[1:]:
+            line.connect("localhost", port, "secret", timeout_s=5)
+        while len(self.lines[0]._peers) < 2:
+            joined.wait(0.01)
+        self.addCleanup(self.close)
+
+    def close(self):
+        for peer in [p for line in self.lines for p in line._peers.values()]:
+            with contextlib.suppress(OSError):
+                peer.shutdown(socket.SHUT_RDWR)
+        while self.lines[0]._peers:
+            time.sleep(0.01)
+        self.lines[0]._server.shutdown(socket.SHUT_RDWR)
+
+    def cut(self, process):
+        """End a process as its system does."""
+        self.lines[process]._peers[0].shutdown(socket.SHUT_RDWR)
+
+    def expect(self, process, notice):
+        self.assertEqual(self.heard[process].get(timeout=5), notice)
+
+    def quiet(self, *processes):
+        for process in processes:
+            with self.assertRaises(queue.Empty):
+                self.heard[process].get(timeout=0.2)
+
+    def test_one_that_is_gone(self):
+        self.cut(1)
+        self.expect(0, Notice(1, None))
+        self.expect(2, Notice(1, None))
+
+    def test_process_0_is_gone(self):
+        self.lines[0]._peers[1].shutdown(socket.SHUT_RDWR)
+        self.expect(1, Notice(0, None))
+
+    def test_one_that_says_why(self):
+        self.lines[1].tell(143)
+        self.expect(0, Notice(1, 143))
+        self.expect(2, Notice(1, 143))
+        self.cut(1)
+        self.cut(2)  # of several, the first one is named
+        self.quiet(0)
+
+    def test_process_0_stays_until_the_others_have_ended(self):
+        tells = threading.Thread(target=self.lines[0].tell, args=(143,))
+        tells.start()
+        self.expect(1, Notice(0, 143))
+        self.expect(2, Notice(0, 143))
+        self.cut(1)
+        tells.join(0.2)
+        self.assertTrue(tells.is_alive())
+        self.cut(2)
+        tells.join(5)
+        self.assertFalse(tells.is_alive())
+
+    def test_all_that_end_together_are_not_missed(self):
+        for line in self.lines:
+            line.done()
+        self.cut(1)
+        self.cut(2)
+        self.quiet(0, 1, 2)
+
+    def test_strangers_end_nobody(self):
+        for words in (b'{"process": 2}\n', b"GET / HTTP/1.1\n", b"[1]\n", b"x" * 5000):
+            with socket.create_connection(("localhost", self.port), timeout=5) as stranger:
+                stranger.sendall(words)
+        self.quiet(0)
+        self.cut(2)
+        self.expect(0, Notice(2, None))
+
+    def test_a_machine_that_does_not_answer_is_found_out_by_the_system(self):
+        peer = self.lines[1]._peers[0]
+        self.assertEqual(peer.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1)
+        idle, between, probes = (
+            peer.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+            for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+        )
+        self.assertLessEqual(idle + between * probes, 15)
+
+
+class JoinedTest(absltest.TestCase):
+    def test_a_process_that_is_alone_has_none(self):
+        state = mock.Mock(client=None)
+        with mock.patch("jax._src.distributed.global_state", state):
+            self.assertIsNone(lifeline.joined(None, None))
+
+
+if __name__ == "__main__":
+    absltest.main()

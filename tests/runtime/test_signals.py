@@ -1,0 +1,181 @@
+"""What a process does at once when it is asked to stop, also while it compiles."""
+
+import contextlib
+import gc
+import os
+import queue
+import signal
+import threading
+import time
+from types import SimpleNamespace
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+from absl.testing import absltest, parameterized
+
+from jaxrobust.runtime import progress, signals
+from jaxrobust.runtime.progress import StopSignals
+
+TERM, CTRL_C = signal.SIGTERM, signal.SIGINT
+
+
+def frames(*files: str) -> SimpleNamespace | None:
+    """A stack, its innermost frame first."""
+    frame = None
+    for file in reversed(files):
+        frame = SimpleNamespace(f_code=SimpleNamespace(co_filename=file), f_back=frame)
+    return frame
+
+
+class ReactionTest(parameterized.TestCase):
+    @parameterized.parameters(
+        # number, asked before, saves, compiles: exit code, words
+        (TERM, False, False, True, 143, r"stopped \(SIGTERM\)"),
+        (TERM, False, False, False, 143, r"stopped \(SIGTERM\)"),
+        (CTRL_C, True, False, True, 130, "interrupted while it compiled"),
+        (CTRL_C, True, True, True, 130, "interrupted while it compiled"),
+        (CTRL_C, False, False, True, None, "stopping as soon as the compiler .* again: stop at "),
+        (TERM, False, True, True, None, r"saving and stopping as soon .*Ctrl-C: .*without saving"),
+    )
+    def test_what_is_said_and_done(self, number, before, saves, compiling, code, words):
+        known = {"asked_before": before, "saves": saves, "compiling": compiling}
+        found = signals.reaction(number, **known)
+        self.assertEqual(found.code, code)
+        self.assertRegex(found.text, words)
+
+    @parameterized.product(
+        number=(TERM, CTRL_C), asked_before=(False, True), saves=(True,), compiling=(False,)
+    )
+    def test_python_does_the_rest(self, number, **known):
+        self.assertIsNone(signals.reaction(number, **known))
+
+    def test_who_compiles(self):
+        jax_file = os.path.join(os.path.dirname(jax.__file__), "_src", "compiler.py")
+        self.assertTrue(signals.compiles(frames(jax_file)))
+        self.assertTrue(signals.compiles(frames("profiler.py", jax_file, "main.py")))
+        self.assertFalse(signals.compiles(frames("main.py", "compiler.py")))
+        self.assertFalse(signals.compiles(frames(*["main.py"] * 20, jax_file)))
+        self.assertFalse(signals.compiles(None))
+
+    def test_jax_compiles_there(self):
+        """In the file of the installed JAX that a listener looks for."""
+        found = []
+
+        def look():
+            while not done.is_set():
+                found.append(signals.compiles(signals.sys._current_frames()[main]))
+                time.sleep(0.001)
+
+        main, done = threading.get_ident(), threading.Event()
+        looks = threading.Thread(target=look)
+        looks.start()
+        program = jax.jit(lambda x: jnp.sin(x) * 0.12345 + jnp.linalg.norm(x))
+        program.lower(jax.ShapeDtypeStruct((17,), jnp.float32)).compile()
+        done.set()
+        looks.join()
+        self.assertIn(True, found)
+
+
+class ListenerTest(absltest.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.ended, self.said = queue.Queue(), queue.Queue()
+        self.enterContext(mock.patch.object(signals, "_MOMENT", 0.01))
+        self.enterContext(mock.patch.object(progress, "say", lambda text, **_: self.said.put(text)))
+        self.compiles = mock.patch.object(signals, "compiles", lambda frame: True)
+
+    def listener(self):
+        return signals.Listener(lambda *given: self.ended.put(given), lambda: "begins anew")
+
+    def test_sigterm_ends_at_once_where_nothing_saves(self):
+        before = signal.getsignal(TERM)
+        with self.listener():
+            os.kill(os.getpid(), TERM)
+            self.assertEqual(self.ended.get(timeout=5), ("stopped (SIGTERM); begins anew", 143))
+        self.assertEqual(signal.getsignal(TERM), before)
+
+    def test_a_loop_saves_and_is_told_that_the_compiler_holds_it_up(self):
+        with self.listener(), StopSignals() as stop, self.compiles:
+            os.kill(os.getpid(), TERM)
+            while "as soon as the compiler is done" not in self.said.get(timeout=5):
+                pass
+            self.assertEqual(stop.asked, TERM)
+        self.assertTrue(self.ended.empty())
+
+    def test_a_loop_that_comes_to_the_compiler_later_is_told_then(self):
+        with self.listener(), StopSignals():
+            os.kill(os.getpid(), TERM)
+            self.assertIn("stopping after this step", self.said.get(timeout=5))
+            time.sleep(0.1)
+            self.assertTrue(self.said.empty())
+            with self.compiles:
+                self.assertIn("as soon as the compiler is done", self.said.get(timeout=5))
+                time.sleep(0.1)
+        self.assertTrue(self.said.empty() and self.ended.empty())
+
+    def test_ctrl_c_after_sigterm_ends_at_once(self):
+        with self.listener(), StopSignals(), self.compiles:
+            os.kill(os.getpid(), TERM)
+            self.said.get(timeout=5)
+            with self.assertRaises(KeyboardInterrupt):
+                os.kill(os.getpid(), CTRL_C)
+                time.sleep(1)
+            self.assertEqual(self.ended.get(timeout=5)[1], 130)
+
+    def test_ctrl_c_is_told_that_it_waits_and_ends_the_second_time(self):
+        with self.listener(), self.compiles:
+            for _ in range(2):
+                with self.assertRaises(KeyboardInterrupt):
+                    os.kill(os.getpid(), CTRL_C)
+                    time.sleep(1)
+            self.assertEqual(
+                self.ended.get(timeout=5), ("interrupted while it compiled; begins anew", 130)
+            )
+        self.assertIn("stopping as soon as the compiler is done", self.said.get(timeout=5))
+
+    def test_ctrl_c_in_a_callback_of_the_garbage_collector_is_not_lost(self):
+        """As it was in JAX's while it traced: the run went on to its end."""
+        calls = []
+
+        def collecting(phase, info):
+            calls.append(phase)
+            if len(calls) < 4:  # more than once in vain
+                with contextlib.suppress(ValueError):
+                    gc.callbacks.remove(collecting)
+                os.kill(os.getpid(), CTRL_C)
+                for _ in range(1000):
+                    pass
+
+        with self.listener():
+            with self.assertRaises(KeyboardInterrupt):
+                gc.callbacks.append(collecting)
+                gc.collect()
+                time.sleep(5)
+            self.assertTrue(self.ended.empty())
+        self.assertNotEmpty(calls)
+
+    def test_a_child_leaves_the_signals_of_its_parent_alone(self):
+        """A worker that is ended would else tell its parent that it was asked to stop."""
+        before = signal.getsignal(TERM)
+        with self.listener():
+            signals._in_a_child()  # as after a fork, which JAX does not survive
+            self.assertEqual(signal.set_wakeup_fd(-1), -1)
+            self.assertEqual(signal.getsignal(TERM), before)
+
+    def test_elsewhere_than_in_the_main_thread_it_leaves_signals_alone(self):
+        found = []
+
+        def enter():
+            with self.listener():
+                found.append(signal.getsignal(TERM))
+
+        before = signal.getsignal(TERM)
+        thread = threading.Thread(target=enter)
+        thread.start()
+        thread.join()
+        self.assertEqual(found, [before])
+
+
+if __name__ == "__main__":
+    absltest.main()
