@@ -21,6 +21,7 @@ from typing import Any
 
 from absl import app, flags
 
+from jaxrobust.runtime import patience
 from jaxrobust.runtime.commandline import (
     define_host_flags,
     hosts,
@@ -150,7 +151,8 @@ def main(argv: list[str]) -> None:
             given["attack"] = "clean"
         for name in ("options", "torch_args"):
             given[name] = mapping(name, given[name])
-        from jaxrobust.evaluation import command  # after the flags: --help needs no JAX
+        with patience.of("loading JAX and the package", here=pod is None):
+            from jaxrobust.evaluation import command  # after the flags: --help needs no JAX
 
         answer, first = command.answer(command.Given(**given), sizes, threats, ladder)
         if first:

@@ -12,6 +12,7 @@ from functools import partial
 from absl import app, flags
 from ml_collections import config_flags
 
+from jaxrobust.runtime import patience
 from jaxrobust.runtime.commandline import (
     config_name,
     define_host_flags,
@@ -40,14 +41,16 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1 or _CONFIG.value is None:
         stop("give --config FILE, and changes as --config.key=value; nothing else", 2)
     quiet_libraries()
-    from jaxrobust.report import pictures
-    from jaxrobust.runtime import folders, profiling
-    from jaxrobust.training import run as training_run  # after the flags: --help needs no JAX
-    from jaxrobust.training.stopping import Stopped
-    from jaxrobust.weights.checkpoint import DiskFull
-
     name = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
     pod = hosts()
+    with patience.of(f"{name}: loading JAX and the package", here=pod is None):
+        # After the flags: --help needs no JAX.
+        from jaxrobust.report import pictures
+        from jaxrobust.runtime import folders, profiling
+        from jaxrobust.training import run as training_run
+        from jaxrobust.training.stopping import Stopped
+        from jaxrobust.weights.checkpoint import DiskFull
+
     end = partial(leave, at_once=pod is not None)  # other hosts may wait for this one
     try:
         workdir = folders.mounted("workdir", _WORKDIR.value or f"runs/{name}")

@@ -19,6 +19,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
+from jaxrobust.runtime import patience
 from jaxrobust.runtime.spelling import MOVED, meant
 
 # In a wheel the recipes are inside of the package, in a checkout beside it.
@@ -68,6 +69,7 @@ def quiet_libraries() -> None:
 
 def stop(message: object, code: int) -> NoReturn:
     """End the process with a sentence on stderr."""
+    patience.end()
     print(f"jaxrobust: {message}", file=sys.stderr)
     sys.exit(code)
 
@@ -165,6 +167,7 @@ class Arguments(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; stop with one sentence and exit code 2 where that cannot be."""
         check_once(sys.argv[1:] if args is None else args)
+        patience.end()  # of loading, which is over
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
