@@ -67,7 +67,7 @@ def main() -> None:
         commandline.stop(f"{name} is no command; {meant(name, COMMANDS)}", 2)
     commandline.program = f"jaxrobust {name}"
     sys.argv[1:] = rest
-    patience.begin("loading JAX and the package")  # the packages of some commands need it
+    patience.begin(patience.LOADING)  # the packages of some commands need it
     runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
 
 

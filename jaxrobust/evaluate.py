@@ -151,7 +151,7 @@ def main(argv: list[str]) -> None:
             given["attack"] = "clean"
         for name in ("options", "torch_args"):
             given[name] = mapping(name, given[name])
-        with patience.of("loading JAX and the package", here=pod is None):
+        with patience.of(patience.LOADING, here=pod is None):
             from jaxrobust.evaluation import command  # after the flags: --help needs no JAX
 
         answer, first = command.answer(command.Given(**given), sizes, threats, ladder)
@@ -179,4 +179,5 @@ def _listed(value: Any) -> list[Any]:
 if __name__ == "__main__":
     keep_large_buffers()
     use_every_core()
+    patience.begin(patience.LOADING)
     app.run(main, flags_parser=partial(parse, hint="--help lists the flags"))

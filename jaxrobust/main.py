@@ -43,7 +43,7 @@ def main(argv: list[str]) -> None:
     quiet_libraries()
     name = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
     pod = hosts()
-    with patience.of(f"{name}: loading JAX and the package", here=pod is None):
+    with patience.of(patience.LOADING, here=pod is None):
         # After the flags: --help needs no JAX.
         from jaxrobust.report import pictures
         from jaxrobust.runtime import folders, profiling
@@ -76,4 +76,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     keep_large_buffers()
+    patience.begin(patience.LOADING)  # a config imports the package too
     app.run(main, flags_parser=parse)

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from jaxrobust.runtime import patience  # noqa: E402
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    patience.begin("loading JAX and the package")
+    patience.begin(patience.LOADING)
 
 from jaxrobust.runtime.commandline import Arguments, answer, quiet_libraries  # noqa: E402
 from jaxrobust.runtime.launch import keep_large_buffers  # noqa: E402
@@ -324,7 +324,7 @@ def _in_full(
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate what is missing, choose, and return what stands in the file."""
     _checked(args)
-    with patience.of("loading JAX and the package"):
+    with patience.of(patience.LOADING):
         from jaxrobust.evaluation import records
         from jaxrobust.runtime import compilation, locks
         from jaxrobust.weights import kept

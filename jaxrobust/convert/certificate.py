@@ -18,7 +18,7 @@ from typing import Any
 from jaxrobust.runtime import patience
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    patience.begin("loading JAX and the package")
+    patience.begin(patience.LOADING)
 
 import numpy as np
 

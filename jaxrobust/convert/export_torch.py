@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from jaxrobust.runtime import patience
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    patience.begin("loading JAX and the package")
+    patience.begin(patience.LOADING)
 
 import jax
 import numpy as np

@@ -6,16 +6,19 @@ import threading
 from collections.abc import Iterator
 
 AFTER_S = 1.0  # what is done by then needs no line: a mistake is answered by one sentence
+LOADING = "loading JAX and the package"
 _waiting: list[threading.Timer] = []
+_told: set[str] = set()
 
 
 def begin(what: str) -> None:
-    """Print on stderr what this process is doing, in a second, unless `end` is called before.
+    """Print on stderr what this process is doing, in a second, unless `end` is called before or it
+    was said already.
 
     It loads nothing, so that a command can call it before its imports.
     """
     end()
-    timer = threading.Timer(AFTER_S, _told, [f"{what} ..."])
+    timer = threading.Timer(AFTER_S, _tell, [what])
     timer.daemon = True  # it keeps no process alive
     timer.start()
     _waiting.append(timer)
@@ -40,5 +43,7 @@ def of(what: str, *, here: bool = True) -> Iterator[None]:
         end()
 
 
-def _told(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+def _tell(what: str) -> None:
+    if what not in _told:
+        _told.add(what)
+        print(f"{what} ...", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from absl.testing import absltest, parameterized
 
 from configs import larger_radius, revisiting_at, transfer
 from jaxrobust.config import ArgumentError
+from jaxrobust.diagnosis import command
 from jaxrobust.diagnosis.config_checks import CONFIG_CHECKS, Plan
 from jaxrobust.diagnosis.findings import RED, SKIPPED, YELLOW, examined
 from tests.support.runs import tiny
@@ -95,6 +96,17 @@ class ConfigTest(parameterized.TestCase):
                 skipped = [f.check.name for f in found if f.seen.level == SKIPPED]
                 unknown = "extra=500k" in line  # a file of one's own
                 self.assertEqual("ema-horizon" in skipped, unknown)
+
+    def test_lines_come_when_they_are_known(self):
+        shown, again = [], {"n": 200, "seed": 0, "weights": None}
+        how = {"named": "tiny", "devices": 1, "coloured": False, "as_json": False}
+        told, code = command.answer(again, None, config=tiny(), show=shown.append, **how)
+        self.assertEqual((told, code), (None, 0))
+        self.assertEqual(shown[0], "tiny on 1 device")
+        self.assertLen(shown, len(CONFIG_CHECKS) + 2)  # and the summary
+        how["as_json"] = True
+        told, _ = command.answer(again, None, config=tiny(), show=self.fail, **how)
+        self.assertLen(told["examined"][0]["findings"], len(CONFIG_CHECKS))
 
     def test_heavy_augmentation(self):
         config = tiny(data__augmentation="crop|randaugment", pretrain__epochs=0)

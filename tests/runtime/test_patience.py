@@ -12,6 +12,7 @@ from jaxrobust.runtime import commandline, patience
 class PatienceTest(absltest.TestCase):
     def said(self, work) -> str:
         out = io.StringIO()
+        patience._told.clear()
         with contextlib.redirect_stderr(out), absltest.mock.patch.object(patience, "AFTER_S", 0.05):
             work()
             time.sleep(0.15)
@@ -19,6 +20,8 @@ class PatienceTest(absltest.TestCase):
 
     def test_what_takes_long_is_said_once(self):
         def slow():
+            with patience.of("loading"):
+                time.sleep(0.2)
             with patience.of("loading"):
                 time.sleep(0.2)
 
