@@ -61,11 +61,7 @@ def _flag_of(place: str) -> str:
     return "weights"
 
 
-def _nobody(told: Finding | str) -> None:
-    """Tell nobody."""
-
-
-def of_network(given: Given, *, images: int, tell: Tell = _nobody) -> Examination:
+def of_network(given: Given, *, images: int, tell: Tell) -> Examination:
     """Examine the network of checked flags, on so many images of its test split.
 
     Args:
@@ -130,7 +126,7 @@ def _recorded(
     return None
 
 
-def of_config(found: Config, *, devices: int, name: str, tell: Tell = _nobody) -> Examination:
+def of_config(found: Config, *, devices: int, name: str, tell: Tell) -> Examination:
     """Examine a config for training on so many devices; nothing is compiled.
 
     Raises:

@@ -77,17 +77,16 @@ Tell = Callable[["Finding | str"], None]  # a finding, or the words of what is e
 
 
 def examined(
-    checks: Sequence[Check[Examined]], patient: Examined, tell: Tell = lambda finding: None
+    checks: Sequence[Check[Examined]], patient: Examined, tell: Tell | None = None
 ) -> list[Finding]:
-    """Return what all checks of a table find, in its order, and `tell` each when it is found.
+    """Return what all checks of a table find, in its order.
 
+    Where there is somebody to `tell`, each finding is told at once, and what takes long is said.
     A fault that shows in several rows is red in the first of them; those that follow are yellow.
     """
     found: list[Finding] = []
     for check in checks:
-        if found:
-            tell(found[-1])
-        with patience.of(f"looking at {check.name}"):
+        with patience.of(f"looking at {check.name}", here=tell is not None):
             seen = check.look(patient)
         reds = [f.check.name for f in found if f.seen.level == RED]
         after = next((name for name in reds if name in check.follows), None)
@@ -95,8 +94,8 @@ def examined(
             found.append(Finding(check, seen._replace(level=YELLOW), after))
         else:
             found.append(Finding(check, seen))
-    for last in found[-1:]:
-        tell(last)
+        if tell:
+            tell(found[-1])
     return found
 
 
