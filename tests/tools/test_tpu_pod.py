@@ -98,8 +98,8 @@ class TpuPodTest(clouds.ScriptsTest):
         calls = [call[3:] for call in self.cloud.calls("gcloud")]
         asked = "queued-resources create t --zone z --node-id t --accelerator-type v5litepod-64"
         made = [call for call in calls if call[1] == "create"]
-        self.assertEqual(made, [[*asked.split(), *"--runtime-version v --reserved".split()]] * 2)
-        gone = "queued-resources delete t --zone z --force --quiet".split()
+        self.assertEqual(made, [[*asked.split(), *["--runtime-version", "v", "--reserved"]]] * 2)
+        gone = ["queued-resources", "delete", "t", "--zone", "z", "--force", "--quiet"]
         self.assertEqual([call for call in calls if call[1] == "delete"], [gone])
         self.assertLen(self.runs(), 2)
         deletes = "gcloud compute tpus queued-resources delete t --zone z --force"
@@ -130,7 +130,9 @@ class TpuPodTest(clouds.ScriptsTest):
         kept = ["-c", "jaxrobust/../bucket/a b/versions.txt", "-e", "jaxrobust[tpu,gcs]"]
         self.assertEqual(installs, [["venv", *kept[2:]], ["venv", *kept], ["venv", *kept]])
         freezes = [call for call in calls if call[:2] == ["pip", "freeze"]]
-        self.assertEqual(freezes, ["pip freeze -q --python venv --exclude-editable".split()])
+        self.assertEqual(
+            freezes, [["pip", "freeze", "-q", "--python", "venv", "--exclude-editable"]]
+        )
 
     def test_without_a_workdir_no_versions_are_kept(self):
         code, said = self.pod(0, flags=("--config", "x.py"))
