@@ -19,7 +19,7 @@ from jaxrobust.runtime.profiling import Profile
 from jaxrobust.runtime.progress import StopSignals, say
 from jaxrobust.training import advice, build, loop, metrics, results, selection, splits, trackers
 from jaxrobust.training.phase import Run, last, note_resumption, scored
-from jaxrobust.training.step import TrainState, started_average
+from jaxrobust.training.step import TrainState
 from jaxrobust.types import Weights
 from jaxrobust.weights import compose, hashes, runs
 from jaxrobust.weights import start as start_weights
@@ -393,15 +393,8 @@ def _state(run: Run, start: Weights | None) -> TrainState:
     if done is not None:
         return checkpoints.restore(done, run.phase.abstract_state)
     key = jax.random.key(run.config.seed)
+    if start is not None:  # stored, or of the phase before; the average starts there too
+        return run.phase.state_of(key, *start)
     program = compilation.program(f"{run.config.model.name}: first state", run.phase.abstract_state)
     with compilation.waiting(f"{run.name}: compiling the draw of the weights", program, say):
-        state = jax.block_until_ready(run.phase.init(key))
-    if start is not None:  # stored, or of the phase before; the average starts there too
-        placed = jax.tree.map(lambda leaf: leaf.sharding, run.phase.abstract_state)
-        on_devices = jax.jit(
-            lambda params, stats: (params, stats, started_average(params, stats)),
-            out_shardings=(placed.params, placed.stats, placed.ema),
-        )
-        params, stats, average = on_devices(*start)
-        state = state._replace(params=params, stats=stats, ema=average)
-    return state
+        return jax.block_until_ready(run.phase.init(key))
