@@ -5,7 +5,7 @@ import sys
 from typing import NamedTuple
 
 from jaxrobust import __version__
-from jaxrobust.runtime import commandline
+from jaxrobust.runtime import commandline, patience
 from jaxrobust.runtime.spelling import meant
 
 
@@ -67,6 +67,7 @@ def main() -> None:
         commandline.stop(f"{name} is no command; {meant(name, COMMANDS)}", 2)
     commandline.program = f"jaxrobust {name}"
     sys.argv[1:] = rest
+    patience.begin(patience.LOADING)  # the packages of some commands need it
     runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
+from jaxrobust.runtime import patience
 from jaxrobust.runtime.commandline import (
     config_name,
     ending,
@@ -84,11 +85,12 @@ def main(argv: list[str]) -> None:
         named = None
         if _CONFIG.value is not None:
             named = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
-        from jaxrobust.diagnosis import command  # after the flags: --help needs no JAX
+        with patience.of(patience.LOADING):
+            from jaxrobust.diagnosis import command  # after the flags: --help needs no JAX
 
         terminal = sys.stdout.isatty() and not _JSON.value
         place = argv[1] if len(argv) == 2 else None
-        text, code = command.answer(
+        told, code = command.answer(
             given,
             place,
             config=_CONFIG.value,
@@ -97,12 +99,15 @@ def main(argv: list[str]) -> None:
             coloured=terminal and not os.environ.get("NO_COLOR"),  # https://no-color.org
             as_json=_JSON.value,
             columns=shutil.get_terminal_size().columns if terminal else None,
+            show=partial(print, flush=True),
         )
-        print(json.dumps(text) if _JSON.value else text, flush=True)
+        if _JSON.value:
+            print(json.dumps(told), flush=True)
     sys.exit(code)
 
 
 if __name__ == "__main__":
     keep_large_buffers()
     use_every_core()
+    patience.begin(patience.LOADING)  # a config imports the package too
     app.run(main, flags_parser=partial(parse, hint="--help lists the flags"))

@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import app, flags
 
-from jaxrobust.runtime import terminal
+from jaxrobust.runtime import patience, terminal
 from jaxrobust.runtime.commandline import (
     define_host_flags,
     hosts,
@@ -181,7 +181,8 @@ def _evaluated(end: Ending, pod: dict[str, Any] | None) -> tuple[str, bool]:
         given["attack"] = "clean"
     for name in ("options", "torch_args"):
         given[name] = mapping(name, given[name])
-    from jaxrobust.evaluation import command  # after the flags: --help needs no JAX
+    with patience.of(patience.LOADING, here=pod is None):
+        from jaxrobust.evaluation import command  # after the flags: --help needs no JAX
 
     return command.answer(command.Given(**given), sizes, threats, ladder)
 
@@ -193,4 +194,5 @@ def _listed(value: Any) -> list[Any]:
 if __name__ == "__main__":
     keep_large_buffers()
     use_every_core()
+    patience.begin(patience.LOADING)
     app.run(main, flags_parser=partial(parse, hint="--help lists the flags"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
+from jaxrobust.runtime import patience
 from jaxrobust.runtime.commandline import (
     config_name,
     define_host_flags,
@@ -41,14 +42,16 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1 or _CONFIG.value is None:
         stop("give --config FILE, and changes as --config.key=value; nothing else", 2)
     quiet_libraries()
-    from jaxrobust.report import pictures
-    from jaxrobust.runtime import folders, profiling
-    from jaxrobust.training import run as training_run  # after the flags: --help needs no JAX
-    from jaxrobust.training import stopping
-    from jaxrobust.weights.checkpoint import DiskFull
-
     name = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
     pod, folder = hosts(), _WORKDIR.value or f"runs/{name}"
+    with patience.of(patience.LOADING, here=pod is None):
+        # After the flags: --help needs no JAX.
+        from jaxrobust.report import pictures
+        from jaxrobust.runtime import folders, profiling
+        from jaxrobust.training import run as training_run
+        from jaxrobust.training import stopping
+        from jaxrobust.weights.checkpoint import DiskFull
+
     end = Ending(lambda: stopping.again(Path(folder), _CONFIG.value.phases))
     try:
         with end:
@@ -74,4 +77,5 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     keep_large_buffers()
+    patience.begin(patience.LOADING)  # a config imports the package too
     app.run(main, flags_parser=parse)

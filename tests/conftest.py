@@ -13,6 +13,7 @@ import jaxtyping
 import pytest
 from beartype import beartype
 
+from jaxrobust.runtime import patience
 from jaxrobust.runtime.compilation import use_persistent_cache
 from tests.support import compiling
 
@@ -45,6 +46,9 @@ def _names_shape(hint: Any) -> bool:
 
 
 jaxtyping.install_import_hook(SHAPED, "tests.conftest.shapes")  # before the first import of them
+
+# What tests read on stderr does not depend on how busy the machine is.
+patience.AFTER_S = 1e6
 
 # Three quarters of a test's time are XLA's, and many tests compile the same program.
 use_persistent_cache()

@@ -59,6 +59,11 @@ INSIDE_FUNCTIONS = {
     *("datasets", "pyarrow", "wandb", "resvg_py"),
 }
 
+# The modules whose names people type, and what takes a second to import.
+DOORS = ("__main__", "main", "evaluate", "doctor", "estimate.__main__", "report.__main__")
+DOORS += ("convert", "data.prepare.__main__")
+HEAVY = ("jax", "flax", "optax", "orbax", "grain", "torch", "tensorflow_datasets")
+
 
 def modules() -> dict[str, Path]:
     return {
@@ -77,6 +82,7 @@ def imports(path: Path) -> list[tuple[str, bool]]:
         id(n)
         for f in ast.walk(tree)
         if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        or (isinstance(f, ast.If) and ast.unparse(f.test) == "TYPE_CHECKING")
         for n in ast.walk(f)
     }
     for node in ast.walk(tree):
@@ -88,6 +94,25 @@ def imports(path: Path) -> list[tuple[str, bool]]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         found += [(name, id(node) not in nested) for name in names]
     return found
+
+
+def loaded(door: str) -> set[str]:
+    """The third parties that importing a module of ours loads, before any function is called."""
+    known = modules()
+    todo, seen, others = [door], set(), set()
+    while todo:
+        name = todo.pop()
+        packages = [".".join(name.split(".")[: i + 1]) for i in range(name.count(".") + 1)]
+        for part in packages:  # of which Python runs the `__init__`, too
+            if part not in known or part in seen:
+                continue
+            seen.add(part)
+            for imported, top in imports(known[part]):
+                if top and imported.startswith("jaxrobust."):
+                    todo.append(imported.removeprefix("jaxrobust."))
+                elif top:
+                    others.add(imported.split(".")[0])
+    return others
 
 
 class LayeringTest(absltest.TestCase):
@@ -174,6 +199,12 @@ class LayeringTest(absltest.TestCase):
             [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
         ).stdout
         self.assertEqual(out.strip(), "")
+
+    def test_doors_load_nothing_that_takes_long(self):
+        """A line can come within two seconds: `patience` begins before what is heavy is loaded."""
+        for door in DOORS:
+            with self.subTest(door):
+                self.assertNoCommonElements(loaded(door), HEAVY)
 
     def test_no_test_module_is_imported_by_another(self):
         tests = Path(__file__).parent

@@ -71,6 +71,7 @@ CONFIGS = {  # check -> a config with its fault
     "batch-and-mesh": (_QUICK, "--devices=6"),
     "image-size": (_QUICK, "--config.model.image_size=32"),
 }
+REMARKS = ("batch-statistics",)  # yellow where they are found: papers have trained so
 _SIZE, _RESIZED = 64, "bilinear-72-crop-64"  # of the photographs
 
 
@@ -96,7 +97,9 @@ class Row(NamedTuple):
     @property
     def right(self) -> bool:
         """Tell whether the fault was found and nothing else blamed; of a healthy one, no alarm."""
-        return self.red == ([self.check] if self.check else []) and not self.yellow
+        wanted = [self.check] if self.check else []
+        level = ([], wanted) if self.check in REMARKS else (wanted, [])
+        return (self.red, self.yellow) == level
 
 
 def parse() -> argparse.Namespace:

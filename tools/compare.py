@@ -19,6 +19,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from jaxrobust.runtime import patience  # noqa: E402
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    patience.begin(patience.LOADING)
+
 from jaxrobust.runtime import jsonl, whole  # noqa: E402
 from jaxrobust.runtime.commandline import Arguments, answer  # noqa: E402
 from tools.analyses import pictures  # noqa: E402

@@ -23,6 +23,11 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from jaxrobust.runtime import patience  # noqa: E402
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    patience.begin(patience.LOADING)
+
 from jaxrobust.runtime.commandline import (  # noqa: E402
     Arguments,
     answer,
@@ -325,9 +330,10 @@ def _in_full(
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate what is missing, choose, and return what stands in the file."""
     _checked(args)
-    from jaxrobust.evaluation import records
-    from jaxrobust.runtime import compilation, locks
-    from jaxrobust.weights import kept
+    with patience.of(patience.LOADING):
+        from jaxrobust.evaluation import records
+        from jaxrobust.runtime import compilation, locks
+        from jaxrobust.weights import kept
 
     phase = _phase(args)
     config, path = _config(args, phase), args.run / kept.SELECTION

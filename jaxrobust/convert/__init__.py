@@ -4,6 +4,15 @@
 compare whole networks: `import_torch`, `export_torch`, `certificate`.
 """
 
-from jaxrobust.weights.convert import from_torch, to_torch
+from typing import Any
 
 __all__ = ["from_torch", "to_torch"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what converts when it is first used: a command says something before that."""
+    if name not in __all__:
+        raise AttributeError(f"module 'jaxrobust.convert' has no attribute {name!r}")
+    from jaxrobust.weights import convert
+
+    return getattr(convert, name)

@@ -15,6 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jaxrobust.runtime import patience
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    patience.begin(patience.LOADING)
+
 import numpy as np
 
 from jaxrobust import models

@@ -28,6 +28,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxrobust.runtime import patience
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    patience.begin(patience.LOADING)
+
 import jax
 import numpy as np
 from absl import logging
@@ -307,7 +312,8 @@ def publish(staged: Path, out: Path) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Export, and return what was written."""
     _check(args)
-    subject, name = read(args), _entry_id(args)
+    with patience.of("reading the weights"):
+        subject, name = read(args), _entry_id(args)
     network = subject.network
     record = robustbench_entry.find(args.record, subject.sha256, args.evaluation) if name else None
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -316,7 +322,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     confirmed = None
     try:
         file = layouts.stage(staged, network, subject.account, args.layout)
-        found = _measured(args, network, subject.file, file)
+        with patience.of(f"comparing {file.name} with the network, which compiles both"):
+            found = _measured(args, network, subject.file, file)
         if record:
             if args.confirm:
                 confirmed = _confirmed(args, subject, record, file)

@@ -15,6 +15,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jaxrobust.runtime import patience
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    patience.begin(patience.LOADING)
+
 from jaxrobust.convert import certificate
 from jaxrobust.convert.references import Network
 from jaxrobust.runtime.commandline import Arguments, answer, mapping
@@ -90,7 +95,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         cast=args.cast,
         seed=args.seed,
     )
-    found = imports.imported(sources.parse(args.source), asked, sha256=args.sha256)
+    with patience.of(f"reading {args.source}"):
+        found = imports.imported(sources.parse(args.source), asked, sha256=args.sha256)
     start, config = found.start, found.config
     if found.file:
         print(f"{found.file}: sha256 {config['source_sha256']}")
@@ -100,7 +106,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         name, options = config["architecture"], config["options"]
         network = Network(name, start.params, start.stats, *sizes, options)
         layout = found.published if found.published and not options else "timm"
-        certified = certificate.of_import(network, found.file, layout, args.which)
+        with patience.of("comparing the weights with their reference, which compiles both"):
+            certified = certificate.of_import(network, found.file, layout, args.which)
     config = weights_folder.write(args.out, start.params, start.stats, config)
     if certified:
         certificate.write(args.out / weights_folder.WEIGHTS, certified)

@@ -1,6 +1,7 @@
 """From what the command line names to findings: a network, a config, or a run, which has both."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ from jaxrobust.config import Config
 from jaxrobust.data import Prepared, pipeline, sources
 from jaxrobust.diagnosis import resizing
 from jaxrobust.diagnosis.config_checks import CONFIG_CHECKS, Plan
-from jaxrobust.diagnosis.findings import RED, Finding, counted, examined, line, summary
+from jaxrobust.diagnosis.findings import RED, Finding, Tell, counted, examined, line, summary
 from jaxrobust.diagnosis.network_checks import NETWORK_CHECKS
 from jaxrobust.diagnosis.patient import Patient, Recorded
 from jaxrobust.evaluation import flags, measuring, records
@@ -19,7 +20,7 @@ from jaxrobust.evaluation import subject as subjects
 from jaxrobust.evaluation.flags import Given
 from jaxrobust.evaluation.recording import known
 from jaxrobust.evaluation.subject import Subject
-from jaxrobust.runtime import compilation
+from jaxrobust.runtime import compilation, patience
 from jaxrobust.runtime.spelling import norm as spelled
 from jaxrobust.weights import runs
 
@@ -62,14 +63,22 @@ def _flag_of(place: str) -> str:
     return "weights"
 
 
-def of_network(given: Given, *, images: int) -> Examination:
+def of_network(given: Given, *, images: int, tell: Tell) -> Examination:
     """Examine the network of checked flags, on so many images of its test split.
 
+    Args:
+      tell: is told what is examined, and then each finding when it is found.
     Raises:
       ValueError: flags that contradict each other or the weights, with what to do.
     """
     given = flags.placed(given)
     flags.check(given)
+    told = given.workdir or given.weights or given.function or given.torch
+    with patience.of(f"reading {told} and its images"):
+        return _examined(given, images, tell)
+
+
+def _examined(given: Given, images: int, tell: Tell) -> Examination:
     run = Path(given.workdir) if given.workdir else None
     compilation.use_persistent_cache((run or Path("runs/doctor")).parent)
     origin, subject, source = flags.settled(given)
@@ -94,7 +103,8 @@ def of_network(given: Given, *, images: int) -> Examination:
     )
     said = f" ({which})" if which else ""
     of = f"{subject.network.name}{said} on {len(places)} images of {source.where()}"
-    return Examination(of, examined(NETWORK_CHECKS, patient))
+    tell(of)
+    return Examination(of, examined(NETWORK_CHECKS, patient, tell))
 
 
 def _chosen(size: int, images: int) -> np.ndarray:
@@ -118,14 +128,15 @@ def _recorded(
     return None
 
 
-def of_config(found: Config, *, devices: int, name: str) -> Examination:
+def of_config(found: Config, *, devices: int, name: str, tell: Tell) -> Examination:
     """Examine a config for training on so many devices; nothing is compiled.
 
     Raises:
       ValueError: a phase without a section, or a network that cannot be made.
     """
     of = f"{name} on {counted(devices, 'device')}"
-    return Examination(of, examined(CONFIG_CHECKS, Plan(found, devices)))
+    tell(of)
+    return Examination(of, examined(CONFIG_CHECKS, Plan(found, devices), tell))
 
 
 def answer(
@@ -138,8 +149,9 @@ def answer(
     coloured: bool,
     as_json: bool,
     columns: int | None = None,
+    show: Callable[[str], None] = lambda text: None,
 ) -> tuple[Any, int]:
-    """Return what is printed, and the exit code: 1 if something is red.
+    """Return the object to print `as_json`, else None, and the exit code: 1 if something is red.
 
     Args:
       given: flags of evaluate, and `n`.
@@ -147,6 +159,7 @@ def answer(
       config: a config, and `named`, what it is called.
       devices: None: those that are here; a CPU is one.
       columns: of the terminal; None: there is none, and a finding is one line.
+      show: prints a line, each when it is known; nothing of what is returned `as_json`.
     Raises:
       ValueError: nothing is named to examine, no device, or flags contradict each other.
     """
@@ -160,21 +173,29 @@ def answer(
             "name a run, weights, a function or a config: RUN, --model NAME --weights PATH "
             "--dataset NAME, my_net.py:logits_fn --dataset NAME, or --config FILE"
         )
-    done = []
+    done: list[Examination] = []
+
+    def tell(told: Finding | str) -> None:
+        if not as_json:
+            show(told if isinstance(told, str) else line(told, coloured=coloured, columns=columns))
+
+    def examine(examination: Callable[..., Examination], *of: Any, **how: Any) -> None:
+        if done:
+            tell("")
+        done.append(examination(*of, **how, tell=tell))
+        tell(summary(done[-1].findings))
+
     if config is not None:
-        done.append(of_config(config, devices=devices, name=str(named)))
+        examine(of_config, config, devices=devices, name=str(named))
     if names_network:
         flags_given = given_of(place, **given)
         if flags_given.workdir and config is None:
             run = Path(flags_given.workdir)
-            done.append(of_config(runs.run_config(run), devices=devices, name=f"{run}/config.json"))
-        done.append(of_network(flags_given, images=given["n"]))
+            name = f"{run}/config.json"
+            examine(of_config, runs.run_config(run), devices=devices, name=name)
+        examine(of_network, flags_given, images=given["n"])
     red = any(f.seen.level == RED for each in done for f in each.findings)
     if as_json:
         told = [{"of": e.of, "findings": [f.plain() for f in e.findings]} for e in done]
         return {"red": red, "examined": told}, int(red)
-    lines = []
-    for each in done:
-        lines += [each.of, *(line(f, coloured=coloured, columns=columns) for f in each.findings)]
-        lines += [summary(each.findings), ""]
-    return "\n".join(lines).rstrip(), int(red)
+    return None, int(red)

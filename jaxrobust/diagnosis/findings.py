@@ -4,6 +4,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from jaxrobust.runtime import patience
+
 GREEN, YELLOW, RED, SKIPPED = "green", "yellow", "red", "skipped"
 _NARROWEST = 40  # columns of a terminal
 _COLOURS = {GREEN: 32, YELLOW: 33, RED: 31, SKIPPED: 2}  # of terminals, ECMA-48
@@ -71,20 +73,29 @@ class Finding(NamedTuple):
         }
 
 
-def examined(checks: Sequence[Check[Examined]], patient: Examined) -> list[Finding]:
+Tell = Callable[["Finding | str"], None]  # a finding, or the words of what is examined
+
+
+def examined(
+    checks: Sequence[Check[Examined]], patient: Examined, tell: Tell | None = None
+) -> list[Finding]:
     """Return what all checks of a table find, in its order.
 
+    Where there is somebody to `tell`, each finding is told at once, and what takes long is said.
     A fault that shows in several rows is red in the first of them; those that follow are yellow.
     """
     found: list[Finding] = []
     for check in checks:
-        seen = check.look(patient)
+        with patience.of(f"looking at {check.name}", here=tell is not None):
+            seen = check.look(patient)
         reds = [f.check.name for f in found if f.seen.level == RED]
         after = next((name for name in reds if name in check.follows), None)
         if after and seen.level in (YELLOW, RED):
             found.append(Finding(check, seen._replace(level=YELLOW), after))
         else:
             found.append(Finding(check, seen))
+        if tell:
+            tell(found[-1])
     return found
 
 

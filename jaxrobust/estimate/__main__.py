@@ -18,7 +18,7 @@ BEGUN = time.perf_counter()
 
 from jaxrobust.estimate import changes  # noqa: E402
 from jaxrobust.estimate import target as targets  # noqa: E402
-from jaxrobust.runtime import commandline  # noqa: E402
+from jaxrobust.runtime import commandline, patience  # noqa: E402
 from jaxrobust.runtime.commandline import Arguments, answer, config_name, number  # noqa: E402
 
 UTILISATION = 0.2  # assumed where nothing is measured; --utilisation says another one
@@ -84,8 +84,9 @@ def run(args: argparse.Namespace) -> dict:
     for flag, (inside, value, wanted) in rules.items():
         if not inside:
             raise ValueError(f"--{flag}={value} must be {wanted}")
-    targets.prepare(args.on)
-    target = targets.target(args.on)
+    with patience.of("loading JAX and looking for its devices"):
+        targets.prepare(args.on)
+        target = targets.target(args.on)
     if price is not None and target.name == "cpu":
         raise ValueError(
             "--price is that of one chip for one hour, and --on cpu has no chips; name some with "
@@ -106,15 +107,16 @@ def _account(
     price: float | None,
     robust: float,
 ) -> dict:
-    from jaxrobust.runtime import topology
-
     compiles = target.compiles and not target.here and not args.fast
-    chips = topology.devices(args.on, flag="--on") if compiles else None
-    config = changes.configured(args.config, args.changes)
-    import jax
+    with patience.of("loading the package"):
+        import jax
 
-    from jaxrobust.config import phases
-    from jaxrobust.estimate import account, page
+        from jaxrobust.config import phases
+        from jaxrobust.estimate import account, page
+        from jaxrobust.runtime import topology
+
+        chips = topology.devices(args.on, flag="--on") if compiles else None
+        config = changes.configured(args.config, args.changes)
 
     for name in phases(config):
         if args.batch is not None:

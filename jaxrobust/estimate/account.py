@@ -128,6 +128,8 @@ def _phase(
         if once.figures is not None:
             executed = once.figures["flops_executable"] * target.chips / part.batch_size
             more = {"executed_flops_per_image": executed, "roofline": _roofline(once.figures)}
+        else:
+            more = {"activation_bytes": once.activations}
     spent = {
         "steps": part.steps * once.step,
         "selection": part.selections * once.selection,
@@ -227,8 +229,9 @@ def _assumed(parts: list[Work], target: Target, found: dict[str, Any], robust: f
         lines.append("The step was measured on random images: reading real ones is not in it.")
     if not target.here and any("roofline" not in row for row in found["phases"]):
         lines.append(
-            "Memory is that of parameters, average and optimiser alone, without activations: the "
-            f"step was not compiled{_why(target)}."
+            "Memory is that of parameters, average, optimiser, and of the activations that a "
+            "backward pass needs, counted in the network; compiled, it may be half or twice as "
+            f"much: the step was not compiled{_why(target)}."
         )
     if "autoattack" in found:
         lines.append(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust import models
-from jaxrobust.config import Values, network_of, plain
+from jaxrobust.config import Config, Values, network_of, plain
 from jaxrobust.estimate.target import Target
 from jaxrobust.estimate.work import Work, evaluation_flops
 from jaxrobust.runtime import topology
@@ -27,7 +27,8 @@ class Computed(NamedTuple):
     probe: float
     selection: float  # of one evaluation
     test: float
-    memory: int  # bytes of a chip: of the executable, else of the state alone
+    memory: int  # bytes of a chip: of the executable, else of the state and the activations
+    activations: int | None  # of them, where they are counted; None: the step was compiled
     figures: dict[str, Any] | None  # of the executable, with its roofline; None: not compiled
 
 
@@ -57,15 +58,17 @@ def computed(
         images = work.batch_size / target.chips
         found |= topology.roofline(found, target.chip, flops=flops, images=images)
         step = max(step, found["roofline_step_s"])
-        memory = topology.memory_of(found)
+        memory, activations = topology.memory_of(found), None
     else:
-        memory = _state(work, target)
-        if memory > target.chip.memory:
+        state = _state(work, target)
+        if state > target.chip.memory:
             raise ValueError(
                 f"{name}: parameters, their average and the optimiser's state alone take "
-                f"{memory / 2**30:.1f} GiB of a chip that has {target.chip.memory / 2**30:.0f}; "
+                f"{state / 2**30:.1f} GiB of a chip that has {target.chip.memory / 2**30:.0f}; "
                 "share them with --fsdp 0"
             )
+        activations = kept(config, name, images=work.batch_size // target.chips)
+        memory = state + activations
     step = max(step, SHORTEST)
     speed = target.chips * target.chip.flops * utilisation
     every = config.alarm.every_steps or 1
@@ -75,8 +78,35 @@ def computed(
         selection=evaluation_flops(work, "evaluation") / speed,
         test=evaluation_flops(work, "test") / (target.float32 * utilisation),
         memory=memory,
+        activations=activations,
         figures=found,
     )
+
+
+def kept(config: Config, name: str, *, images: int) -> int:
+    """Return the bytes that a phase's backward pass needs of the forward one, counted in the traced
+    network: about what an update takes beside the state.
+
+    A compiler keeps less where it fuses layers, and more where it copies; the attack's passes keep
+    no more than this, and after them nothing.
+    Args:
+      images: of a chip and step; what `microbatches` do in parts counts once.
+    """
+    net, size = network_of(config), config.model.image_size
+    rows = images // config[name].microbatches
+    shape = (rows, size, size, config.model.in_channels)
+    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+
+    def backward(params: Any, stats: Any, x: Any) -> Any:
+        def logits(params: Any) -> Any:
+            return net.apply(params, stats, x, train=True, key=jax.random.key(0))[0]
+
+        return jax.vjp(logits, params)[1]  # a tree of all that it needs
+
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    left = jax.tree.leaves(jax.eval_shape(backward, params, stats, x))
+    passes = 2 if config[name].objective in ("trades", "mart") else 1  # clean and attacked images
+    return passes * sum(leaf.size * leaf.dtype.itemsize for leaf in left)
 
 
 def check(work: Work, chips: int) -> None:

@@ -52,6 +52,8 @@ def _column(row: dict[str, Any], found: dict[str, Any]) -> dict[str, str]:
         cells["share of peak FLOP/s"] = f"{row['mfu']:.1%}"
     name = "memory per chip" if found["on"] != "cpu" else "memory"
     cells[name] = f"{_bytes(row['memory_bytes'])}{memory}"
+    if "activation_bytes" in row:
+        cells[f"{_UNDER}activations, counted"] = _bytes(row["activation_bytes"])
     cells |= _roofline(row["roofline"]) if "roofline" in row else {}
     cells["time"] = _seconds(row["seconds"])
     for key, seconds in row["parts_s"].items():

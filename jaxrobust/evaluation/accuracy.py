@@ -1,6 +1,7 @@
 """Clean and robust accuracy of a network on the images of a split."""
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,8 @@ from jaxrobust import attacks, types
 from jaxrobust.data import Damage, Source, pipeline
 from jaxrobust.evaluation import checks
 from jaxrobust.models.inputs import cast, unit_range
-from jaxrobust.runtime import sharding
+from jaxrobust.runtime import compilation, sharding
+from jaxrobust.runtime.progress import say
 from jaxrobust.types import (
     VERDICT_PRECISION,
     Array,
@@ -32,6 +34,7 @@ from jaxrobust.types import (
 )
 
 Counter = Callable[..., dict[str, Array]]
+_COMPILED: weakref.WeakSet[Counter] = weakref.WeakSet()  # those that have met a batch
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,18 @@ def _judgements(
             if images.meets is not None:
                 images.meets.meet(b.damaged)
             arrays = sharding.global_arrays(mesh, (b.images, b.labels, b.mask, b.ids))
-            yield jax.device_get(counter(*weights, *arrays, key))
+            with _compiling(counter, bar, (weights, arrays)):
+                found = jax.device_get(counter(*weights, *arrays, key))
+            yield found
+
+
+def _compiling(counter: Counter, bar: str, arguments: Any) -> contextlib.AbstractContextManager:
+    """Say that a counter is compiled, which it is with its first batch; `bar` names it."""
+    if not bar or counter in _COMPILED:
+        return contextlib.nullcontext()
+    _COMPILED.add(counter)
+    program = compilation.program(f"{bar}, with a batch", arguments)
+    return compilation.waiting(f"{bar}: compiling the evaluation", program, say)
 
 
 def apgd_ce(*, norm: str, epsilon: float, steps: int) -> Attack:

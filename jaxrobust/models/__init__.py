@@ -4,6 +4,7 @@ The files stand on floors, the ground floor first, and each imports from lower f
 
     primitives, initializers, positions, inputs            parts that know no layer
     renaming, published                                    names and files of other projects
+    counted                                                what the networks cost
     windows                                                what convolutions are products of
     depthwise                                              convolutions of each channel alone
     layers, attention, convolutions, batch_norms, pooling  functions of arrays and parameters

@@ -3,19 +3,16 @@
 Exit codes: 0 done; 2 a mistake in the command, with one sentence on stderr.
 """
 
-import contextlib
 import json
-import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator, Sequence
 
 from jaxrobust.runtime import commandline
 from jaxrobust.runtime.commandline import Arguments, stop
 
 
 def main() -> None:
-    """Print the table, line by line as the networks are counted."""
+    """Print the table, or the parameters of networks."""
     parser = Arguments(__doc__, prog=commandline.program or "python -m jaxrobust.models")
     parser.add_argument("names", nargs="*", metavar="NAME", help="Networks; default: all.")
     parser.flag("json", action="store_true", help="Print one JSON object instead.")
@@ -33,26 +30,12 @@ def main() -> None:
         for name in names:
             print(f"{name}\n{table.parameters(name)}\n")
         return
-    width, rows = shutil.get_terminal_size((100, 24)).columns, []
-    with _mapped(table.architecture, names) as found:
-        if flags.json:
-            print(json.dumps({"architectures": [table.record(row) for row in found]}))
-            return
-        print(table.HEAD)
-        for row in found:
-            rows.append(row)
-            print(table.line(row, width), flush=True)
-    print(table.checkpoints(rows) if flags.names else table.NOTES)
-
-
-@contextlib.contextmanager
-def _mapped(function, names: Sequence[str]) -> Iterator[Iterator]:
-    """Yield the values of a function in order, as they come; many are traced on all cores."""
-    if len(names) < 10:
-        yield map(function, names)
+    width, rows = shutil.get_terminal_size((100, 24)).columns, [*map(table.architecture, names)]
+    if flags.json:
+        print(json.dumps({"architectures": [table.record(row) for row in rows]}))
         return
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        yield pool.imap(function, names)
+    print("\n".join([table.HEAD, *(table.line(row, width) for row in rows)]))
+    print(table.checkpoints(rows) if flags.names else table.NOTES)
 
 
 if __name__ == "__main__":

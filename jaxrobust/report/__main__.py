@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from jaxrobust.runtime import commandline, whole
+from jaxrobust.runtime import commandline, patience, whole
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,12 +33,14 @@ def main(argv: list[str] | None = None) -> None:
                         "--watch; default: 10.")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="Print what was made as JSON, last.")
     args = parser.parse_args(argv)
+    patience.end()
     commandline.answer(run, args, "the same command makes the page again")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
     """Write the page, or serve it until Ctrl-C; return what was made."""
-    from jaxrobust.report import examples, gathered, page, watching  # --help needs no JAX
+    with patience.of("loading the package"):
+        from jaxrobust.report import examples, gathered, page, watching  # --help needs no JAX
 
     if args.watch:
         if args.out or args.json:
@@ -48,7 +50,8 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     out = args.out or _beside(args.paths[0])
     if out.is_dir():
         raise ValueError(f"--out={out} is a folder; name a file, such as {out / 'report.html'}")
-    found = gathered.gather(args.paths)
+    with patience.of(f"reading {', '.join(map(str, args.paths))}"):
+        found = gathered.gather(args.paths)
     if not out.parent.is_dir():
         raise ValueError(f"--out={out}: the folder {out.parent} is not there; make it first")
     text = page.page(found, pictures=examples.Album().part)

@@ -18,7 +18,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from jaxrobust.runtime import launch, terminal
+from jaxrobust.runtime import launch, patience, terminal
 from jaxrobust.runtime.spelling import MOVED, meant, norm
 
 # In a wheel the recipes are inside of the package, in a checkout beside it.
@@ -68,6 +68,7 @@ def quiet_libraries() -> None:
 
 def stop(message: object, code: int) -> NoReturn:
     """End the process with a sentence on stderr."""
+    patience.end()
     _print(message)
     sys.exit(code)
 
@@ -188,6 +189,7 @@ class Arguments(argparse.ArgumentParser):
         """Parse; stop with one sentence and exit code 2 where that cannot be."""
         check_once(sys.argv[1:] if args is None else args)
         launch.without_tpu()
+        patience.end()  # of loading, which is over
         return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:

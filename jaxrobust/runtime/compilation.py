@@ -1,15 +1,21 @@
-"""Compiling ahead of the first step: how long it took, and whether the cache had it."""
+"""Compiling: how long it took, whether the cache had it, and what it took the last time."""
 
+import contextlib
+import json
+import math
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxrobust.runtime import folders
+from jaxrobust.runtime import folders, jsonl
 
 _HITS = "/jax/compilation_cache/cache_hits"
+_SHORT_S = 5.0  # a wait that nobody has to be told of
+_KEPT = 300  # programs whose times are remembered
 
 
 def use_persistent_cache(shared: Path | None = None) -> str | None:
@@ -37,16 +43,89 @@ def use_persistent_cache(shared: Path | None = None) -> str | None:
 
 def compiled(function: Any, *arguments: Any) -> tuple[Any, float, bool]:
     """Return (executable, seconds, cache hit) of a jitted function for these arguments."""
-    hits = []
+    start = time.perf_counter()
+    with _hits() as hits:
+        executable = function.lower(*arguments).compile()
+    return executable, time.perf_counter() - start, bool(hits)
+
+
+@contextlib.contextmanager
+def _hits() -> Iterator[list[str]]:
+    """Give a list that grows with each program that the cache has."""
+    hits: list[str] = []
 
     def listen(event: str, **unused: object) -> None:
         if event == _HITS:
             hits.append(event)
 
     jax.monitoring.register_event_listener(listen)
-    start = time.perf_counter()
     try:
-        executable = function.lower(*arguments).compile()
+        yield hits
     finally:
         jax.monitoring.unregister_event_listener(listen)
-    return executable, time.perf_counter() - start, bool(hits)
+
+
+def program(what: str, *arguments: Any) -> str:
+    """Return the name under which the time of a program is remembered: what it does, for how many
+    arrays and numbers, on which devices.
+    """
+    leaves = jax.tree.leaves(arguments)
+    numbers = sum(math.prod(leaf.shape) for leaf in leaves)
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return f"{what}, {len(leaves)} arrays, {numbers} numbers, {devices}"
+
+
+def expected(name: str) -> str:
+    """Return in words what compiling a `program` took last time on this machine."""
+    known = _remembered().get(name)
+    if known is None:
+        return "minutes for a large network"
+    took = f"took {known['seconds']:.0f} s last time"
+    if known["hit"] and known["cold"] is not None:
+        return f"{took}, from the cache, and {known['cold']:.0f} s without it"
+    return took
+
+
+def remember(name: str, seconds: float, *, hit: bool) -> None:
+    """Keep for `expected` how long a program took; `hit`, whether the cache had it.
+
+    A disk that cannot be written keeps nothing: what is lost is a remark.
+    """
+    known = _remembered()
+    before = known.pop(name, {"cold": None})
+    cold = before["cold"] if hit else seconds
+    known[name] = {"seconds": round(seconds, 1), "hit": hit, "cold": cold and round(cold, 1)}
+    path = _times()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        jsonl.replace(path, json.dumps(dict(list(known.items())[-_KEPT:]), indent=0) + "\n")
+
+
+@contextlib.contextmanager
+def waiting(what: str, name: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Say `what` is being compiled inside, unless it was short last time, and keep how long it took
+    under the name of the program.
+    """
+    known = _remembered().get(name)
+    if known is None or max(known["seconds"], known["cold"] or 0.0) >= _SHORT_S:
+        say(f"{what} ({expected(name)})")
+    start = time.perf_counter()
+    with _hits() as hits:
+        yield
+    remember(name, time.perf_counter() - start, hit=bool(hits))
+
+
+def _times() -> Path:
+    return folders.cache("compile-seconds.json")
+
+
+def _remembered() -> dict[str, dict[str, Any]]:
+    """Return what is known of programs; of a damaged or older file nothing."""
+    try:
+        found = json.loads(_times().read_text())
+        return {
+            str(name): {key: row[key] for key in ("seconds", "hit", "cold")}
+            for name, row in found.items()
+        }
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        return {}

@@ -44,6 +44,7 @@ class Phase(NamedTuple):
     step: Callable[..., Any]
     abstract_state: step.TrainState  # with shardings
     init: Callable[[jax.Array], step.TrainState]
+    state_of: Callable[..., step.TrainState]  # (key, params, stats): `init` without a draw
     total_steps: int
     steps_per_epoch: int
     schedule: Callable[[Any], jax.Array]
@@ -234,6 +235,7 @@ def phase(
             placed,
         ),
         init=jax.jit(init, out_shardings=placed),
+        state_of=jax.jit(partial(step.state_of, tx), out_shardings=placed),
         total_steps=p.epochs * steps_per_epoch,
         steps_per_epoch=steps_per_epoch,
         schedule=schedule,

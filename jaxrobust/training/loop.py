@@ -256,12 +256,16 @@ def _compiled(run: Run, start: int) -> tuple[Any, Any]:
     """Return the step and, where it looks before the end, the alarm's probe."""
     config, name, phase = run.config, run.name, run.phase
     arguments = build.abstract_arguments(config, name, phase)
-    say(f"{name}: compiling the step (minutes for a large network)")
+    program = compilation.program(f"{config.model.name}: step of {name}", *arguments)
+    say(f"{name}: compiling the step ({compilation.expected(program)})")
     step, seconds, hit = compilation.compiled(phase.step, *arguments)
+    compilation.remember(program, seconds, hit=hit)
     say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
     probe, every = build.probe(config, name, phase), config.alarm.every_steps
     if probe and start // every < phase.total_steps // every:
-        probe, seconds, _ = compilation.compiled(probe, *arguments)
+        program = compilation.program(f"{config.model.name}: alarm of {name}", *arguments)
+        with compilation.waiting(f"{name}: compiling the alarm", program, say):
+            probe, seconds, _ = compilation.compiled(probe, *arguments)
         say(f"{name}: alarm compiled in {seconds:.1f} s, looks every {every} steps")
     return step, probe
 

@@ -14,12 +14,21 @@ from jaxrobust import models
 from jaxrobust.config import VERSION, Config, completed, of_phase, phases, plain
 from jaxrobust.data import sources
 from jaxrobust.evaluation import records
-from jaxrobust.runtime import compilation, hardware, hosts, jsonl, locks, sharding, terminal
+from jaxrobust.runtime import (
+    compilation,
+    hardware,
+    hosts,
+    jsonl,
+    locks,
+    patience,
+    sharding,
+    terminal,
+)
 from jaxrobust.runtime.profiling import Profile
 from jaxrobust.runtime.progress import StopSignals, say
 from jaxrobust.training import advice, build, loop, metrics, results, selection, splits, trackers
 from jaxrobust.training.phase import Run, last, note_resumption, scored
-from jaxrobust.training.step import TrainState, started_average
+from jaxrobust.training.step import TrainState
 from jaxrobust.types import Weights
 from jaxrobust.weights import compose, hashes, runs
 from jaxrobust.weights import start as start_weights
@@ -58,7 +67,10 @@ def run(
     given = plain(config)
     own = {k: v for k, v in _flat(given).items() if k not in ("data.dir", "data.workers")}
     hosts.agree(own, what="has another config", remedy="Start the same command on every host")
-    parts, data = hosts.together(lambda: check(config, workdir))
+    compilation.use_persistent_cache(workdir.parent)  # before a new stem is drawn
+    first_host = jax.process_index() == 0
+    with patience.of("checking the config, its networks and its data", here=first_host):
+        parts, data = hosts.together(lambda: check(config, workdir))
     hosts.agree(data, what="has other data", remedy="Give every host the same data set")
     names = list(parts)
     first = names[0]
@@ -68,7 +80,10 @@ def run(
     sha256 = function and function["sha256"]
     hosts.agree({"model.name": sha256}, what="has another file of the network", remedy=same)
     begun = hosts.first(bool(steps(workdir / first / "latest")))
-    start = hosts.together(lambda: None if begun else _first_weights(first, parts[first].config))
+    with patience.of("reading the weights that it starts from", here=first_host):
+        start = hosts.together(
+            lambda: None if begun else _first_weights(first, parts[first].config)
+        )
     sha256 = None if start is None else start[1]["start_sha256"]
     hosts.agree({"init.weights": sha256}, what="has other weights", remedy=same)
     with _alone(workdir):
@@ -124,7 +139,6 @@ def _phases(
     log: trackers.Trackers,
 ) -> None:
     """Train and test; `start` is what the first phase starts from, None where it has begun."""
-    compilation.use_persistent_cache(workdir.parent)
     first = next(iter(parts.values())).phase.abstract_state.params
     say(metrics.parameters(workdir, first, enabled=jax.process_index() == 0))
     steps_before = 0
@@ -387,13 +401,9 @@ def _state(run: Run, start: Weights | None) -> TrainState:
     checkpoints, done = last(run)
     if done is not None:
         return checkpoints.restore(done, run.phase.abstract_state)
-    state = run.phase.init(jax.random.key(run.config.seed))
+    key = jax.random.key(run.config.seed)
     if start is not None:  # stored, or of the phase before; the average starts there too
-        placed = jax.tree.map(lambda leaf: leaf.sharding, run.phase.abstract_state)
-        on_devices = jax.jit(
-            lambda params, stats: (params, stats, started_average(params, stats)),
-            out_shardings=(placed.params, placed.stats, placed.ema),
-        )
-        params, stats, average = on_devices(*start)
-        state = state._replace(params=params, stats=stats, ema=average)
-    return state
+        return run.phase.state_of(key, *start)
+    program = compilation.program(f"{run.config.model.name}: first state", run.phase.abstract_state)
+    with compilation.waiting(f"{run.name}: compiling the draw of the weights", program, say):
+        return jax.block_until_ready(run.phase.init(key))

@@ -176,8 +176,15 @@ def of_device(
 
 def init_state(net: Classifier, tx: optax.GradientTransformation, key: Array) -> TrainState:
     """Return a fresh state; the average starts from the initial weights."""
-    init_key, root = jax.random.split(key)
-    params, stats = net.init(init_key)
+    init_key, _ = jax.random.split(key)
+    return state_of(tx, key, *net.init(init_key))
+
+
+def state_of(
+    tx: optax.GradientTransformation, key: Array, params: Params, stats: Params
+) -> TrainState:
+    """Return the first state of known weights, with the keys that `init_state` would have."""
+    _, root = jax.random.split(key)
     ema = started_average(params, stats)
     return TrainState(jnp.zeros((), jnp.int32), params, stats, ema, tx.init(params), root)
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from jaxrobust import models
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD
-from jaxrobust.runtime import functions
+from jaxrobust.runtime import compilation, functions
+from jaxrobust.runtime.progress import say
 from jaxrobust.types import Classifier
 from jaxrobust.weights import convert
 
@@ -166,7 +167,11 @@ def _drawn(net: Classifier, fresh: list[str], seed: int) -> Arrays:
         params, stats = net.init(key)
         return {k: a for k, a in (params | stats).items() if k in fresh}
 
-    return jax.device_get(jax.jit(some)(jax.random.key(seed)))
+    key = jax.random.key(seed)
+    drawn = jax.eval_shape(some, key)
+    program = compilation.program("weights drawn anew", drawn)
+    with compilation.waiting("compiling the draw of new weights", program, say):
+        return jax.device_get(jax.jit(some)(key))
 
 
 def _as_torch(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Arrays:

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxrobust import models
 from jaxrobust.config import Config, network_of, of_phase, plain
+from jaxrobust.runtime import compilation
 from jaxrobust.runtime.progress import say
 from jaxrobust.types import Weights
 from jaxrobust.weights import certificates, convert, hashes, loading, sources
@@ -126,7 +127,9 @@ def _random(config: Config) -> tuple[Start, dict[str, Any]]:
     init, how = network_of(config).init, config.init.normalize
     shapes, moved = jax.eval_shape(init, key)
     normalized(Start(shapes, moved, [], [], {}, {}), how)  # refuses before it compiles
-    params, stats = jax.device_get(jax.jit(init)(key))
+    program = compilation.program(f"{config.model.name}: random weights", shapes)
+    with compilation.waiting("compiling the draw of the weights", program, say):
+        params, stats = jax.device_get(jax.jit(init)(key))
     start = normalized(Start(params, stats, [], [*params], {}, {}), how)
     sha256 = hashes.weights_sha256(start.params, start.stats)
     where = f"random weights of seed {config.seed}"

@@ -135,7 +135,7 @@ class HealthyTest(parameterized.TestCase):
         statistics = [
             f for f in told["examined"][0]["findings"] if f["check"] == "batch-statistics"
         ]
-        self.assertIn("with batch norm", statistics[0]["said"])
+        self.assertIn("attack.statistics=running", statistics[0]["said"])
 
     @pytest.mark.slow
     def test_a_function(self):

@@ -29,6 +29,21 @@ class FindingsTest(absltest.TestCase):
         self.assertIn("mend a first", findings.line(found[1], coloured=False))
         self.assertEqual(findings.summary(found), "4 checks: 1 green, 1 yellow, 2 red")
 
+    def test_each_is_told_when_it_is_found(self):
+        """A person reads the first findings while the later ones are computed."""
+        told, seen = [], []
+
+        def look(number):
+            def of(patient):
+                seen.append((number, len(told)))
+                return Seen(RED, f"seen {number}")
+
+            return Check(f"{number}", "measures", "cause", "remedy", "paper", of, ())
+
+        found = findings.examined([look(0), look(1), look(2)], None, told.append)
+        self.assertEqual(seen, [(0, 0), (1, 1), (2, 2)])  # what was told before each
+        self.assertEqual(told, found)
+
     def test_a_line_has_words_and_colour_only_on_a_terminal(self):
         (red,) = findings.examined([check("a", RED)], None)
         said = findings.line(red, coloured=False)

@@ -2,13 +2,31 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.estimate import account
+from configs import quickstart
+from jaxrobust.config import network_of
+from jaxrobust.estimate import account, elsewhere
 from jaxrobust.models.table import multiply_adds
 from tests.support import sweeps
 from tests.support.estimates import H100, NET, SHAPES, imagenet
+
+LINEAR = """
+import jax.numpy as jnp
+from jaxrobust.types import Classifier
+
+def make(num_classes, image_size, in_channels):
+    def init(key):
+        return {"w": jnp.zeros((image_size**2 * in_channels, num_classes))}, {}
+
+    def apply(params, stats, images, *, train=False, key=None):
+        return images.reshape(len(images), -1) @ params["w"], stats
+
+    return Classifier(init, apply)
+"""
 
 
 class ElsewhereTest(parameterized.TestCase):
@@ -40,11 +58,50 @@ class ElsewhereTest(parameterized.TestCase):
     def test_state_is_parameters_average_and_two_moments(self):
         config = imagenet()
         four = 4 * 4 * sum(array.size for array in SHAPES[0].values())
-        whole = account.account(config, H100, utilisation=0.2)["phases"][0]["memory_bytes"]
+        whole = self.state(config)
         self.assertAlmostEqual(whole / four, 1, delta=1e-3)
         config.mesh.fsdp = 0
-        shared = account.account(config, H100, utilisation=0.2)["phases"][0]["memory_bytes"]
-        self.assertAlmostEqual(shared / whole, 1 / 8, delta=1e-3)
+        self.assertAlmostEqual(self.state(config) / whole, 1 / 8, delta=1e-3)
+
+    def state(self, config):
+        row = account.account(config, H100, utilisation=0.2)["phases"][0]
+        return row["memory_bytes"] - row["activation_bytes"]
+
+    def test_activations_by_hand(self):
+        """The gradient of a matrix needs the images alone, of bytes 4, 8 x 8 pixels and 3 colours;
+        a chip keeps those of one part of its images, and TRADES both kinds of them.
+        """
+        config = imagenet()
+        config.model.name = f"{self.create_tempfile('nets.py', LINEAR).full_path}:make"
+        config.model.options, config.model.image_size = {}, 8
+        images = 16 * 8 * 8 * 3 * 4
+        self.assertEqual(elsewhere.kept(config, "train", images=16), images)
+        config.train.microbatches = 4
+        self.assertEqual(elsewhere.kept(config, "train", images=16), images / 4)
+        config.train.update(microbatches=1, objective="trades")
+        self.assertEqual(elsewhere.kept(config, "train", images=16), 2 * images)
+
+    def test_memory_counts_the_activations(self):
+        config = imagenet()
+        row = account.account(config, H100, utilisation=0.2, images=0)["phases"][1]
+        images = config.train.batch_size // H100.chips
+        self.assertEqual(row["activation_bytes"], elsewhere.kept(config, "train", images=images))
+        self.assertGreater(row["memory_bytes"], row["activation_bytes"])
+
+    @pytest.mark.slow
+    def test_activations_beside_a_compiled_gradient(self):
+        config = quickstart.get_config()
+        net, size = network_of(config), config.model.image_size
+        params, stats = jax.eval_shape(net.init, jax.random.key(0))
+        x = jax.ShapeDtypeStruct((64, size, size, 1), jnp.float32)
+
+        def loss(params, stats, x):
+            return jnp.square(net.apply(params, stats, x, train=True)[0]).sum()
+
+        compiled = jax.jit(jax.grad(loss)).lower(params, stats, x).compile()
+        ratio = elsewhere.kept(config, "train", images=64)
+        ratio /= compiled.memory_analysis().temp_size_in_bytes
+        self.assertBetween(ratio, 0.5, 2)
 
     def test_a_batch_that_the_chips_do_not_divide_is_refused(self):
         with self.assertRaisesRegex(ValueError, "batch_size=1024 cannot be split over 3 devices"):
@@ -85,7 +142,7 @@ class ElsewhereTest(parameterized.TestCase):
         ("TPU v5e", 8, True, "was not compiled."),  # --fast
         ("NVIDIA H100 SXM", 8, False, "was not compiled."),
     )
-    def test_why_memory_is_that_of_the_state_alone(self, kind, chips, compiles, said):
+    def test_why_memory_is_counted(self, kind, chips, compiles, said):
         on = H100._replace(kind=kind, chips=chips, compiles=compiles)
         found = account.account(imagenet(), on, utilisation=0.2, images=0)
         self.assertIn(said, " ".join(found["assumed"]))

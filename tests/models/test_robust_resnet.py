@@ -42,7 +42,7 @@ A1 = "robustresnet_a1"
 
 
 def check_counts(test, name: str) -> None:
-    found = table.architecture(name)
+    found = table.counted(name)
     parameters, multiply_adds = golden32.COUNTED[name]
     test.assertEqual(found.parameters, parameters)
     test.assertLess(abs(found.multiply_adds / 1e9 / multiply_adds - 1), 1e-3)

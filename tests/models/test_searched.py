@@ -27,7 +27,7 @@ class NamesTest(parameterized.TestCase):
 class CountsTest(parameterized.TestCase):
     @parameterized.parameters(*COUNTED)
     def test_is_the_sheets(self, name):
-        found = table.architecture(name)
+        found = table.counted(name)
         self.assertEqual((found.parameters, found.multiply_adds), COUNTED[name])
 
     @parameterized.parameters(*PARAMETERS.items())

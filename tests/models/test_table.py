@@ -13,8 +13,10 @@ from jaxrobust import models
 from jaxrobust.data import evaluation_transform
 from jaxrobust.models import __main__ as command
 from jaxrobust.models import table
+from jaxrobust.models.counted import COUNTED as COUNTED_BY_US
 from jaxrobust.models.published import PUBLISHED
 from tests.support import parity, paths, sweeps
+from tools import refresh_counts
 
 # 1e9 multiply-adds of convolutions, linear maps and attention's products, counted on the references
 # and printed to 1e6. Table 14 of Singh, Croce, Hein 2023 (arXiv 2303.01870) counts norms too.
@@ -50,7 +52,7 @@ FAST = ("convnext_t_cvst", "vit_s", "cait_s12", "xcit_s12", "resnet50")
 
 
 def check(test, name: str) -> None:
-    found = table.architecture(name)
+    found = table.counted(name)
     if name in COUNTED:
         test.assertAlmostEqual(found.multiply_adds / 1e9, COUNTED[name], delta=6e-4)
     if name in QUOTED:
@@ -70,7 +72,7 @@ class MultiplyAddsTest(parameterized.TestCase):
         check(self, name)
 
     def test_small_network_by_hand(self):
-        row = table.architecture("convnext_n")
+        row = table.counted("convnext_n")
         self.assertEqual(row.image_size, 32)
         expected = 16 * 16 * (2 * 2 * 3) * 64  # stem
         for side, dim in ((16, 64), (8, 128), (4, 256)):
@@ -95,6 +97,33 @@ class MultiplyAddsTest(parameterized.TestCase):
 
         count = table._count(jax.make_jaxpr(program)(x, jnp.ones((4, 4))).jaxpr)
         self.assertEqual(count, 2 * 4 * 4 * 12 * 9 * 2 + 5 * 4**3 + 4**3)
+
+
+class ShippedTest(parameterized.TestCase):
+    """The table prints figures that are shipped, at once; what a change moves is refreshed by
+    `python tools/refresh_counts.py`.
+    """
+
+    def test_every_network_has_them(self):
+        self.assertEqual(list(COUNTED_BY_US), models.available())
+
+    @parameterized.parameters("convnext_n", "cifar_mixer", "vit_s")
+    def test_are_those_of_the_network(self, name):
+        self.assertEqual(table.architecture(name), table.counted(name))
+
+    @parameterized.parameters(*models.available())
+    @pytest.mark.slow
+    def test_are_those_of_every_network(self, name):
+        self.assertEqual(table.architecture(name), table.counted(name))
+
+    def test_nothing_is_traced_for_the_table(self):
+        with mock.patch.object(models, "create", side_effect=AssertionError("traced")):
+            for name in models.available():
+                table.line(table.architecture(name))
+
+    def test_the_file_is_what_the_tool_writes(self):
+        written = refresh_counts.text(map(table.architecture, models.available()))
+        self.assertEqual(written, (paths.ROOT / "jaxrobust/models/counted.py").read_text())
 
 
 @pytest.mark.slow

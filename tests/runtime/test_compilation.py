@@ -72,5 +72,58 @@ class CacheTest(parameterized.TestCase):
         self.assertEqual(hits, [False, True])
 
 
+class LastTimeTest(absltest.TestCase):
+    """What compiling a program took the last time on this machine."""
+
+    def setUp(self):
+        super().setUp()
+        self.cache = Path(self.create_tempdir())
+        self.enterContext(absltest.mock.patch.dict(os.environ, {"XDG_CACHE_HOME": str(self.cache)}))
+
+    def test_is_told(self):
+        self.assertEqual(compilation.expected("step"), "minutes for a large network")
+        compilation.remember("step", 41.2, hit=False)
+        self.assertEqual(compilation.expected("step"), "took 41 s last time")
+        compilation.remember("step", 1.3, hit=True)
+        told = "took 1 s last time, from the cache, and 41 s without it"
+        self.assertEqual(compilation.expected("step"), told)
+        self.assertEqual(compilation.expected("other"), "minutes for a large network")
+
+    def test_a_file_that_is_damaged_or_cannot_be_written(self):
+        file = self.cache / "jaxrobust" / "compile-seconds.json"
+        for text in ("{", "[1]", '{"step": {"seconds": 3}}', '{"step": 3}'):
+            compilation.remember("step", 41.2, hit=False)
+            file.write_text(text)
+            self.assertEqual(compilation.expected("step"), "minutes for a large network")
+        os.environ["XDG_CACHE_HOME"] = str(self.create_tempfile("a_file").full_path)
+        compilation.remember("step", 41.2, hit=False)
+
+    def test_a_program_is_what_it_does_and_on_what(self):
+        one, two = (jnp.zeros((size, 3)) for size in (2, 4))
+        self.assertEqual(compilation.program("a", one), compilation.program("a", one + 1))
+        names = {compilation.program(w, x) for w in ("a", "b") for x in (one, two, [one, one])}
+        self.assertLen(names, 6)
+
+    def test_waiting(self):
+        said = []
+
+        def wait(seconds):
+            clock = iter((0.0, seconds))
+            timed = absltest.mock.patch.object(
+                compilation.time, "perf_counter", lambda: next(clock)
+            )
+            with timed, compilation.waiting("compiling", "draw", said.append):
+                pass
+
+        wait(157.0)  # nobody knows how long
+        wait(0.1)  # what took long is said
+        wait(0.1)  # and what did not is not
+        wait(0.1)
+        self.assertEqual(
+            said,
+            ["compiling (minutes for a large network)", "compiling (took 157 s last time)"],
+        )
+
+
 if __name__ == "__main__":
     absltest.main()

@@ -14,7 +14,8 @@ SCRIPTS = paths.ROOT / "tools" / "launch"
 
 # A slice, its hosts (one folder stands for all of them) and what goes wrong. Beside the programs:
 # `state` of the slice, and files whose lines are used up one after the other, `describe`, `create`
-# and `delete` (an error of gcloud, or an empty line), `states` (while the script sleeps), `codes`
+# and `delete` (an error of gcloud, or an empty line), `states` and `requests` (of the slice and of
+# a queued resource, while the script sleeps: an ACTIVE one makes the slice), `codes`
 # (with which the run ends, and perhaps the state of the slice then). `interrupt` says at which
 # call, create or run, Ctrl-C comes to the process group in `group`.
 GCLOUD = """
@@ -25,6 +26,12 @@ interrupted() {
   grep -qs "$1" interrupt && rm interrupt && kill -INT -- "-$(cat group)" && /bin/sleep 5
 }
 case "$*" in
+  *" queued-resources describe "*)
+    fails describe && exit 1
+    [ -e request ] && exec cat request
+    echo "ERROR: NOT_FOUND: Resource 'queuedResources/t' was not found" >&2; exit 1 ;;
+  *" queued-resources delete "*) fails delete && exit 1; rm -f request state ;;
+  *" queued-resources create "*) fails create && exit 1; echo ACCEPTED >request ;;
   *" describe "*)
     fails describe && exit 1
     [ -e state ] && exec cat state
@@ -40,6 +47,8 @@ esac
 _SLEEP = """
 cd "$(dirname "$0")"
 [ ! -s states ] || { head -n 1 states >state; sed -i 1d states; }
+[ ! -s requests ] || { head -n 1 requests >request; sed -i 1d requests; }
+[ "$(cat request 2>/dev/null)" != ACTIVE ] || [ -e state ] || echo READY >state
 """
 # On a host: `uv venv` makes the interpreter that ends with the next code.
 _PYTHON = """
@@ -56,6 +65,7 @@ read -r code state <codes; sed -i 1d codes
 exit "$code"
 EOF
     chmod +x venv/bin/python ;;
+  "-m uv pip freeze"*) cat "$HOME/installed" 2>/dev/null || echo jax==0.10.2 ;;
 esac
 """
 

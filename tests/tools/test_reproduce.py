@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from absl.testing import absltest, parameterized
 
-from configs import revisiting_at
+from configs import revisiting_at, transfer
 from jaxrobust.config import base, plain
 from jaxrobust.data.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.models import published
@@ -236,6 +236,38 @@ class MatchingTest(parameterized.TestCase):
         (table,) = tables.tables("revisiting_at", "1")
         said = matching.differences(table, table.rows[0], "clean", run)
         self.assertIn("design C5", said)
+
+    def test_cifar_of_the_light_recipe(self):
+        """XCiT-S12 with patches of 4 px is our `xcit_s12` with other strides."""
+        (table,) = tables.tables("xcit_light_recipe", "8")
+        line = plain(transfer.get_config("xcit_s12,cifar10,start=random"))
+        synthetic = line | {"data": line["data"] | {"extra": "npz:more.npz", "extra_share": 0.5}}
+        on = {"dataset": "cifar10", "split": "test", "image_ids": "0..9999", "ids_sha256": None}
+        on["model"] = line["model"]
+        for own, row in ((line, 2), (synthetic, 1)):
+            found = [matching.differences(table, r, "clean", ours(own, **on)) for r in table.rows]
+            self.assertEqual([i for i, said in enumerate(found) if not said], [row], found)
+        line["model"]["options"]["stem_strides"] = (2, 2, 2, 2)
+        self.assertIn("network", matching.differences(table, table.rows[2], "clean", ours(line))[0])
+
+    @parameterized.parameters(
+        ("revisiting_at:vit_s_cvst", "1", "69.9", "imagenet"),
+        ("revisiting_at:convnext_t_cvst,epochs=300", "1", "72.7", "keep"),
+        ("light_recipe:xcit_s12", "5", "72.34", "keep"),
+    )
+    def test_images_that_are_normalised_otherwise(self, line, number, clean, own):
+        config = plain(refresh_configs.load(line))
+        (table,) = tables.tables(
+            "revisiting_at" if line.startswith("revisiting") else "xcit_light_recipe", number
+        )
+        rows = [row for row in table.rows if row["model"] == config["model"]["name"]]
+        (row,) = [row for row in rows if table.value(row, "clean") == clean]
+        self.assertEqual(config["init"]["normalize"], own)
+        self.assertEqual(matching.differences(table, row, "clean", ours(config)), [])
+        other = "none" if own == "imagenet" else "half"
+        config["init"]["normalize"] = other
+        (said,) = matching.differences(table, row, "clean", ours(config))
+        self.assertEqual(said, f"init.normalize {other}, not {own}")
 
     def test_every_line_of_the_main_paper(self):
         """Each line that the family's docstring gives figures of is the row with these figures."""

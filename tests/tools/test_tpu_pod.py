@@ -75,6 +75,70 @@ class TpuPodTest(clouds.ScriptsTest):
         asked = "create t --zone z --accelerator-type v5litepod-64 --version v --spot"
         self.assertEqual(create[4:], asked.split())
 
+    @parameterized.parameters(("on-demand", []), ("reserved", ["--reserved"]), ("spot", ["--spot"]))
+    def test_what_a_slice_is_paid_as(self, capacity, flags):
+        code, said = self.pod(0, CAPACITY=capacity)
+        self.assertEqual(code, 0, said)
+        (create,) = [call for call in self.cloud.calls("gcloud") if call[4] == "create"]
+        asked = "create t --zone z --accelerator-type v5litepod-64 --version v"
+        self.assertEqual(create[4:], [*asked.split(), *flags])
+
+    def test_values_that_are_none(self):
+        message = "CAPACITY=free is neither spot, on-demand nor reserved; write"
+        self.refused("tpu_pod.sh", message, *FLAGS, CAPACITY="free", **SLICE)
+        self.refused("tpu_pod.sh", "QUEUED=1 is neither yes nor no", *FLAGS, QUEUED="1", **SLICE)
+
+    def test_queued(self):
+        """A request waits for its slice; both go when the slice is preempted, and come again."""
+        self.cloud.queue("requests", "WAITING_FOR_RESOURCES", "PROVISIONING", *["ACTIVE"] * 3)
+        code, said = self.pod("75 PREEMPTED", 0, QUEUED="yes", CAPACITY="reserved")
+        self.assertEqual(code, 0, said)
+        for state in ("ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING"):
+            self.assertIn(f"t is {state}; waiting", said)
+        calls = [call[3:] for call in self.cloud.calls("gcloud")]
+        asked = "queued-resources create t --zone z --node-id t --accelerator-type v5litepod-64"
+        made = [call for call in calls if call[1] == "create"]
+        self.assertEqual(made, [[*asked.split(), *["--runtime-version", "v", "--reserved"]]] * 2)
+        gone = ["queued-resources", "delete", "t", "--zone", "z", "--force", "--quiet"]
+        self.assertEqual([call for call in calls if call[1] == "delete"], [gone])
+        self.assertLen(self.runs(), 2)
+        deletes = "gcloud compute tpus queued-resources delete t --zone z --force"
+        self.assertEndsWith(said, f"this deletes it: {deletes}\n")
+
+    def test_a_request_that_failed_is_made_again(self):
+        for state in ("FAILED", "SUSPENDED"):
+            self.cloud.queue("request", state)
+            self.cloud.queue("requests", "ACTIVE")
+            code, said = self.pod(0, flags=("--delete", *FLAGS), QUEUED="yes")
+            self.assertEqual(code, 0, said)
+            self.assertEndsWith(said, "t is deleted\n")
+            self.assertFalse((self.cloud.bin / "request").exists())
+        self.assertEqual(self.cloud.kinds().count("delete"), 4)
+
+    def test_a_preempted_run_goes_on_under_the_same_versions(self):
+        (self.cloud.host / "installed").write_text("jax==0.10.2\njaxlib==0.10.2\n")
+        code, said = self.pod(75, 0)
+        self.assertEqual(code, 0, said)
+        frozen = self.cloud.host / "bucket" / "a b" / "versions.txt"
+        self.assertEqual(frozen.read_text(), "jax==0.10.2\njaxlib==0.10.2\n")
+        (self.cloud.host / "installed").write_text("jax==0.99\n")  # what is released meanwhile
+        code, said = self.pod(0, flags=("--workdir=../bucket/a b",), RUN="evaluate")
+        self.assertEqual(code, 0, said)
+        self.assertEqual(frozen.read_text(), "jax==0.10.2\njaxlib==0.10.2\n")
+        calls = [call[3:] for call in self.cloud.calls("python3") if call[1:3] == ["-m", "uv"]]
+        installs = [call[4:] for call in calls if call[:2] == ["pip", "install"]]
+        kept = ["-c", "jaxrobust/../bucket/a b/versions.txt", "-e", "jaxrobust[tpu,gcs]"]
+        self.assertEqual(installs, [["venv", *kept[2:]], ["venv", *kept], ["venv", *kept]])
+        freezes = [call for call in calls if call[:2] == ["pip", "freeze"]]
+        self.assertEqual(
+            freezes, [["pip", "freeze", "-q", "--python", "venv", "--exclude-editable"]]
+        )
+
+    def test_without_a_workdir_no_versions_are_kept(self):
+        code, said = self.pod(0, flags=("--config", "x.py"))
+        self.assertEqual(code, 0, said)
+        self.assertEmpty([c for c in self.cloud.calls("python3") if "freeze" in c])
+
     def test_evaluates(self):
         flags = ("--workdir", "../bucket/run", "--epsilon", "4/255")
         code, said = self.pod(143, 0, flags=flags, RUN="evaluate")
@@ -270,7 +334,9 @@ class TpuPodTest(clouds.ScriptsTest):
         self.assertEqual(commits[-1], last)
         self.assertEqual((self.cloud.host / "jaxrobust" / "code.txt").read_text(), "other")
         installs = [
-            call for call in self.cloud.calls("python3") if call[1:4] == ["-m", "uv", "pip"]
+            call
+            for call in self.cloud.calls("python3")
+            if call[1:5] == ["-m", "uv", "pip", "install"]
         ]
         self.assertEqual([call[-1] for call in installs], ["jaxrobust[tpu,gcs]"] * 3)
         self.assertLen([c for c in self.cloud.calls("python3") if "venv" in c[3:4]], 1)

@@ -44,7 +44,7 @@ def config(**changes) -> dict:
     made = base()
     made.model.name, made.model.image_size, made.model.num_classes = "resnet50", 32, 10
     made.model.options = {"small_stem": True}
-    made.data.name = "cifar10"
+    made.data.name, made.init.normalize = "cifar10", "cifar10-robustart"
     made.attack.name, made.attack.epsilon, made.attack.steps = "pgd", LINF, 15
     made.train.epochs, made.train.objective = 100, "adversarial"
     made.pretrain.epochs = 0

@@ -1,5 +1,6 @@
 import re
 from functools import partial
+from types import SimpleNamespace
 from unittest import mock
 
 import jax
@@ -14,8 +15,8 @@ from jaxrobust import attacks, models
 from jaxrobust.config import base, network_of
 from jaxrobust.models import inputs
 from jaxrobust.runtime import sharding
-from jaxrobust.training import averages, build, objectives, optim, step
-from jaxrobust.types import Batch
+from jaxrobust.training import averages, build, objectives, optim, run, step
+from jaxrobust.types import Batch, Weights
 from jaxrobust.weights import convert
 from tests.support import paths, sweeps
 from tests.support.steps import batch_of, small_config, standard
@@ -89,6 +90,20 @@ class TrainStepTest(parameterized.TestCase):
         for name, value in state.ema.items():
             expected = 0.9 * first.params[name] + 0.1 * state.params[name]
             np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-7)
+
+    def test_the_state_of_known_weights_needs_no_draw(self):
+        phase = build.phase(small_config(), "train", 80, devices=jax.devices()[:1])
+        with jax.set_mesh(phase.mesh), standard():
+            drawn = jax.device_get(phase.init(jax.random.key(3)))
+            known = drawn.params, drawn.stats
+            nothing = SimpleNamespace(state_of=phase.state_of, init=self.fail)
+            asked = SimpleNamespace(phase=nothing, config=SimpleNamespace(seed=3))
+            with absltest.mock.patch.object(run, "last", return_value=(None, None)):
+                again = jax.device_get(run._state(asked, Weights(*known)))
+        for one, other in zip(jax.tree.leaves(drawn), jax.tree.leaves(again), strict=True):
+            if jnp.issubdtype(one.dtype, jax.dtypes.prng_key):
+                one, other = jax.random.key_data(one), jax.random.key_data(other)
+            np.testing.assert_array_equal(one, other)
 
     def test_everything_but_the_optimiser_is_strict(self):
         net = network_of(small_config())

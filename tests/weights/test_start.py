@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +19,8 @@ from jaxrobust import models
 from jaxrobust.config import Network
 from jaxrobust.evaluation import records, subject
 from jaxrobust.models.positions import resized
-from jaxrobust.training import build, loop
+from jaxrobust.runtime import compilation
+from jaxrobust.training import build, loop, run
 from jaxrobust.weights import compose, convert, hashes
 from jaxrobust.weights import folder as weights_folder
 from jaxrobust.weights import start as start_weights
@@ -461,6 +463,34 @@ class FolderTest(parameterized.TestCase):
         (self.folder / "config.json").write_text('{"architecture": "convnext_n"}')
         with self.assertRaisesRegex(ValueError, "lacks num_classes.*import the weights again"):
             weights_folder.about(self.folder)
+
+
+class DrawnTest(absltest.TestCase):
+    def test_a_new_stem_says_that_it_compiles_and_what_it_took(self):
+        size = {"depths": (1,), "dims": (8,), "stem_widths": (4, 8)}
+        net = models.create("convnext_n_cvst", image_size=8, num_classes=10, **size)
+        said, empty = [], {"XDG_CACHE_HOME": str(self.create_tempdir().full_path)}
+        with (
+            absltest.mock.patch.dict(os.environ, empty),
+            absltest.mock.patch.object(compose, "say", said.append),
+        ):
+            drawn = compose._drawn(net, ["stem.1.bias"], 0)
+            known = compilation.program("weights drawn anew", drawn)
+            compilation.remember(known, 157.0, hit=False)
+            compose._drawn(net, ["stem.1.bias"], 0)
+        what = "compiling the draw of new weights"
+        self.assertEqual(
+            said, [f"{what} (minutes for a large network)", f"{what} (took 157 s last time)"]
+        )
+
+    def test_compiled_programs_are_kept_before_any_weights_are_drawn(self):
+        with (
+            absltest.mock.patch.object(compilation, "use_persistent_cache") as kept,
+            absltest.mock.patch.object(run, "check", side_effect=ValueError("checked")),
+            self.assertRaisesRegex(ValueError, "checked"),
+        ):
+            run.run(training.tiny(), Path(self.create_tempdir()) / "run")
+        kept.assert_called_once()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@
 # Run it in tmux or the like, where `gcloud` is set up; it stays until the run is done. The hosts get
 # the last commit of this checkout. Ctrl-C stops the run on every host, saved. With --delete, the
 # slice is deleted when the run ends, however it ends; else the last line says how to delete it.
+# CAPACITY=spot (the default), on-demand or reserved says what the slice is paid as, and QUEUED=yes
+# asks for it as a queued resource. The versions of all packages are kept in the workdir when a run
+# first starts, and taken from there afterwards.
 # BUCKET, mounted as ~/bucket by gcsfuse, should have a hierarchical namespace: only there is the
 # renaming that completes a checkpoint atomic
 # (gcloud storage buckets create --uniform-bucket-level-access --enable-hierarchical-namespace).
@@ -39,10 +42,26 @@ case ${RUN:-train} in
   evaluate) module=jaxrobust.evaluate ;;
   *) stop "RUN=$RUN is neither train nor evaluate; write one of them" ;;
 esac
-delete='' command=''
+case ${CAPACITY:-spot} in
+  spot | reserved) capacity=("--${CAPACITY:-spot}") ;;
+  on-demand) capacity=() ;;
+  *) stop "CAPACITY=$CAPACITY is neither spot, on-demand nor reserved; write one of them" ;;
+esac
+case ${QUEUED:-no} in
+  yes) queued=yes ;;
+  no) queued='' ;;
+  *) stop "QUEUED=$QUEUED is neither yes nor no; write one of them" ;;
+esac
+delete='' command='' workdir='' before=''
 for word in "$@"; do
   if [[ $word == --delete ]]; then delete=yes; else command+=" $(printf %q "$word")"; fi
+  case $word in --workdir=*) workdir=${word#*=} ;; esac
+  [[ $before != --workdir ]] || workdir=$word
+  before=$word
 done
+frozen='' # on the hosts, from their home: the versions of the first start
+[[ -z $workdir || $workdir == /* ]] || workdir=jaxrobust/$workdir
+[[ -z $workdir ]] || frozen=$(printf %q "$workdir/versions.txt")
 [[ $command ]] || stop "give the flags of $module, such as --workdir ../bucket/runs/vit_s"
 command -v gcloud >/dev/null || stop "gcloud is missing; https://cloud.google.com/sdk has it"
 
@@ -59,17 +78,29 @@ there='' # whether the slice exists, for all that is known
 finish() {
   code=$?
   rm -rf "$FOLDER"
-  if [[ $there && $delete ]] && tpu delete --quiet; then
+  if [[ $there && $delete ]] && drop; then
     say "$TPU is deleted"
   elif [[ $there ]]; then
+    kind=tpu-vm force=''
+    [[ -z $queued ]] || kind=queued-resources force=' --force'
     say "$TPU still exists, which costs money; this deletes it:" \
-      "gcloud compute tpus tpu-vm delete $TPU --zone $ZONE"
+      "gcloud compute tpus $kind delete $TPU --zone $ZONE$force"
   fi
   exit "$code"
 }
 trap finish EXIT
 
 tpu() { gcloud compute tpus tpu-vm "$1" "$TPU" --zone "$ZONE" "${@:2}"; }
+request() { gcloud compute tpus queued-resources "$1" "$TPU" --zone "$ZONE" "${@:2}"; }
+make() {
+  if [[ $queued ]]; then
+    request create --node-id "$TPU" --accelerator-type "$TYPE" --runtime-version "$VERSION" \
+      ${capacity[@]+"${capacity[@]}"}
+  else
+    tpu create --accelerator-type "$TYPE" --version "$VERSION" ${capacity[@]+"${capacity[@]}"}
+  fi
+}
+drop() { if [[ $queued ]]; then request delete --force --quiet; else tpu delete --quiet; fi; }
 on_every_host() { tpu ssh --worker=all --command "$1"; }
 
 # Waits after an error of gcloud, or ends where that would not help.
@@ -85,10 +116,10 @@ after_error() {
   sleep "$WAIT"
 }
 attempt() {
-  tpu "$@" 2>&1 | tee "$FOLDER/said" >&2 && return
+  "$1" 2>&1 | tee "$FOLDER/said" >&2 && return
   case $1 in
-    create) there='' ;;
-    delete) grep -q NOT_FOUND "$FOLDER/said" && return ;; # it is gone already
+    make) there='' ;;
+    drop) grep -q NOT_FOUND "$FOLDER/said" && return ;; # it is gone already
   esac
   after_error
 }
@@ -97,23 +128,38 @@ attempt() {
 look() {
   if state=$(tpu describe --format='value(state)' 2>"$FOLDER/said"); then
     there=yes
+  elif ! grep -q NOT_FOUND "$FOLDER/said"; then
+    failed
+  elif [[ $queued ]]; then
+    asked
+  else
+    state=none there=''
+  fi
+}
+asked() { # the same of a request whose slice is not there
+  if state=$(request describe --format='value(state.state)' 2>"$FOLDER/said"); then
+    there=yes
+    [[ $state != SUSPENDED ]] || state=FAILED # its slice is gone
   elif grep -q NOT_FOUND "$FOLDER/said"; then
     state=none there=''
   else
-    state=unknown
-    cat "$FOLDER/said" >&2
-    after_error
+    failed
   fi
+}
+failed() {
+  state=unknown
+  cat "$FOLDER/said" >&2
+  after_error
 }
 slice() { # until it is ready
   while look && [[ $state != READY ]]; do
     case $state in
       none)
         there=yes # as soon as this is on its way
-        attempt create --accelerator-type "$TYPE" --version "$VERSION" --spot
+        attempt make
         ;;
       # It stays as a name, which has to go before a new slice can have it.
-      PREEMPTED | TERMINATED | STOPPED | FAILED) attempt delete --quiet ;;
+      PREEMPTED | TERMINATED | STOPPED | FAILED) attempt drop ;;
       unknown) ;;
       *) # on its way to one of these
         say "$TPU is $state; waiting"
@@ -148,7 +194,16 @@ install() {
     git -C jaxrobust reset -q --hard FETCH_HEAD
     PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install -q --user uv
     [ -d venv ] || python3 -m uv venv -q --python 3.12 venv
-    python3 -m uv pip install -q --python venv -e 'jaxrobust[tpu,gcs]'"
+    versions=()
+    ${frozen:+[ ! -s $frozen ] || versions=(-c $frozen)}
+    python3 -m uv pip install -q --python venv \${versions[@]+\"\${versions[@]}\"} \
+      -e 'jaxrobust[tpu,gcs]'" || return
+  # Once, so that a run that is preempted goes on under the same JAX, with the same bits.
+  [[ -z $frozen ]] || tpu ssh --worker=0 --command "[ -s $frozen ] || {
+    mkdir -p \"\$(dirname $frozen)\"
+    python3 -m uv pip freeze -q --python venv --exclude-editable >$frozen.part &&
+      mv $frozen.part $frozen
+  }"
 }
 
 # Processes of a connection that was lost may still run; the others of their run stop with them.

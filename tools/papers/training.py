@@ -5,10 +5,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from configs.revisiting_at import NETWORKS, STEMS
+from configs.revisiting_at import NETWORKS, NORMALISED, STEMS
 from jaxrobust.config import Values, base, completed, of_phase, phases, plain
 from jaxrobust.data.presets import PRESETS, Preset
-from tools.papers import tables
+from tools.papers import tables, twenty
 from tools.papers.tables import Table
 
 # Of the phase that trains last: where a row is silent, the paper's recipe, config.base(), counts.
@@ -81,7 +81,7 @@ def _augmented(seen: Values) -> dict[str, Any]:
     said: dict[str, Any] = {"label_smoothing": smoothing}
     names = [
         name
-        for name in ("basic", "light", "heavy")
+        for name in ("basic", "light", "heavy", "light-cifar-thesis")
         if [PRESETS[name].chain, *_strengths(PRESETS[name])] == [preset.chain, *given]
     ]
     if names:  # all of DeiT's is heavy but for the noise that fills what is erased
@@ -176,10 +176,36 @@ def differences(table: Table, row: dict[str, Any], config: dict[str, Any]) -> It
             continue
         elif not tables.same(said.get(key), wanted[key]):
             yield f"{key} {tables.shown(said.get(key))}, not {tables.shown(wanted[key])}"
+    known, how = _normalisations(table, row, wanted), whole_config(config).init.normalize
+    if how not in known:
+        yield f"init.normalize {how}, not {known[0]}"
     if said.get("norm_train", "linf") != "linf":
         yield f"trained in {said['norm_train']}, not linf"
     if table.paper == "revisiting_at":
         yield from _other_recipe(said, wanted, config)
+
+
+_RAW = ("keep", "none")  # of weights that hold no mean and std, as networks of [0, 1] images do
+
+
+def _normalisations(table: Table, row: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, ...]:
+    """Return the values of `init.normalize` with which a network is that of a row.
+
+    Of the main paper's PatchStems nobody has said whether they normalise as the clean weights do.
+    """
+    data, model = str(wanted.get("train_dataset")), str(row.get("model"))
+    if table.paper == "revisiting_at":
+        if model in NORMALISED:
+            return ("imagenet",)
+        return _RAW if model.endswith("_cvst") else (*_RAW, "imagenet")
+    if table.paper == "robust_resnets":
+        return (data,) if wanted.get("recipe") == "AAT" else _RAW
+    if table.paper == twenty.PAPER:
+        return ("cifar10-robustart",) if data.startswith("cifar") else ("imagenet",)
+    if data.startswith("cifar"):
+        return (data,)
+    fine_tuned = data in ("caltech101", "oxford_flowers102")
+    return ("half",) if fine_tuned or model.startswith("resnet") else _RAW
 
 
 _KIND = ("objective", "train_dataset", "train_size", "train_attack", "epsilon_train")

@@ -94,7 +94,7 @@ class MultiplyAddsTest(parameterized.TestCase):
         parameters, maps, products = COUNTED[name]
         expected = maps + sum(asked * keys * (a + b) for asked, keys, a, b in products)
         expected += PERFORMERS if name == "cifar_vitae" else 0
-        found = table.architecture(name)
+        found = table.counted(name)
         self.assertEqual((found.parameters, found.multiply_adds), (parameters, expected))
 
     @parameterized.parameters(*STANDARD.items())
