@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jaxrobust.evaluation.convolutions import canonical_convolutions
 from jaxrobust.interop import exporting
 from jaxrobust.interop import program as programs
 from jaxrobust.interop.operators import TABLE
@@ -86,7 +85,7 @@ def _ours(program: Any, weights: Any, x: np.ndarray) -> tuple[list[np.ndarray], 
 
     @as_evaluated
     def both(weights: Any, x: Any) -> Any:
-        found, back = jax.vjp(lambda x: canonical_convolutions(function)(weights, x), x)
+        found, back = jax.vjp(lambda x: function(weights, x), x)
         return found, back([jnp.asarray(cotangent(value), value.dtype) for value in found])[0]
 
     return jax.device_get(both(weights, jnp.asarray(x)))
