@@ -46,9 +46,10 @@ def _names_shape(hint: Any) -> bool:
 
 jaxtyping.install_import_hook(SHAPED, "tests.conftest.shapes")  # before the first import of them
 
-# Three quarters of a test's time are XLA's, and many tests compile the same program.
+# Three quarters of a test's time are XLA's, and many tests compile the same program. Small ones are
+# kept too: there are ten of them for each large one, and reading one costs a tenth.
 use_persistent_cache()
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def pytest_configure(config: pytest.Config) -> None:
