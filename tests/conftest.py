@@ -50,9 +50,10 @@ jaxtyping.install_import_hook(SHAPED, "tests.conftest.shapes")  # before the fir
 # What tests read on stderr does not depend on how busy the machine is.
 patience.AFTER_S = 1e6
 
-# Three quarters of a test's time are XLA's, and many tests compile the same program.
+# Three quarters of a test's time are XLA's, and many tests compile the same program. Small ones are
+# kept too: there are ten of them for each large one, and reading one costs a tenth.
 use_persistent_cache()
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def pytest_configure(config: pytest.Config) -> None:

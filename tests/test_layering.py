@@ -76,23 +76,20 @@ def modules() -> dict[str, Path]:
 @functools.cache
 def imports(path: Path) -> list[tuple[str, bool]]:
     """(imported dotted name, is at module level)."""
-    found = []
-    tree = ast.parse(path.read_text())
-    nested = {
-        id(n)
-        for f in ast.walk(tree)
-        if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-        or (isinstance(f, ast.If) and ast.unparse(f.test) == "TYPE_CHECKING")
-        for n in ast.walk(f)
-    }
-    for node in ast.walk(tree):
-        names = []
+    found: list[tuple[str, bool]] = []
+    todo: list[tuple[ast.AST, bool]] = [(ast.parse(path.read_text()), True)]
+    while todo:
+        node, outside = todo.pop()
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            found += [(alias.name, outside) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        found += [(name, id(node) not in nested) for name in names]
+            found += [(f"{node.module}.{alias.name}", outside) for alias in node.names]
+        typed = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or typed
+        outside = outside and not inside
+        inner = ast.iter_child_nodes(node)  # no expression imports anything
+        todo += [(child, outside) for child in inner if not isinstance(child, ast.expr)]
     return found
 
 

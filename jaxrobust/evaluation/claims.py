@@ -307,8 +307,10 @@ def _outside(point: np.ndarray, image: np.ndarray, *, norm: str, epsilon: float)
 
 
 def is_right(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Return whether the label has the largest of logits f[n,K], bool[n]; with a NaN it has not."""
-    return (logits.argmax(axis=1) == labels) & ~np.isnan(logits).any(axis=1)
+    """Return whether the label has the largest of logits f[n,K], bool[n]; it has not where one of
+    them is not finite.
+    """
+    return (logits.argmax(axis=1) == labels) & np.isfinite(logits).all(axis=1)
 
 
 def margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -315,7 +315,8 @@ def _torch_pass(network: Converted, at_once: bool = False) -> Pass:
         # A module may change its images in place.
         logits = logits_of(module(dtype), x.clone(), images, dtype)
         cotangent = torch.from_numpy(_cotangent(tuple(logits.shape))).to(logits.dtype)
-        gradient = refusals.gradient(logits, x, cotangent)
+        again = functools.partial(logits_of, module(dtype), images=images, dtype=dtype)
+        gradient = refusals.gradient(logits, x, cotangent, again)
         return logits.detach().numpy(), gradient.numpy().transpose(0, 2, 3, 1)
 
     return one

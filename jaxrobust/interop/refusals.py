@@ -4,7 +4,8 @@ Needs PyTorch, imported inside of functions only.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 SIDES = (28, 32, 64, 96, 128, 160, 192, 224, 256, 299, 384)  # of images that networks are made for
@@ -30,6 +31,12 @@ def no_row(line: str, name: str) -> str:
     """Return why an operator cannot be computed here; `line` is the module's own."""
     word = name.removeprefix("aten.")
     if word.startswith(_SIZED):
+        if word.startswith("bincount"):
+            return (
+                f"{line}: bincount gives as many counts as the largest number says, and sizes that "
+                "depend on the images cannot be compiled; keep the size, with torch.histc or "
+                "torch.zeros(n).scatter_add(0, numbers, ones)"
+            )
         return (
             f"{line}: {word.partition('.')[0]} gives as many numbers as the images say, and sizes "
             "that depend on the images cannot be compiled; keep the size, with torch.where or a sum"
@@ -168,7 +175,7 @@ def without_gradient(module: Any, images: Any, following: Sequence[str]) -> str:
       images: f32[B,H,W,C].
       following: attacks that follow gradients.
     Raises:
-      ValueError: they have none, and some attack follows it.
+      ValueError: they have none, and some attack follows it; or PyTorch cannot compute it.
     """
     import torch
 
@@ -193,30 +200,77 @@ def _reaches(module: Any, image: Any) -> bool:
     """Tell whether a logit of an image [1,C,H,W] has a gradient in it that is not all zeros."""
     import torch
 
-    def tensors(value: Any) -> list[Any]:
-        if isinstance(value, dict):
-            value = list(value.values())
-        if isinstance(value, list | tuple):
-            return [tensor for each in value for tensor in tensors(each)]
-        return [value] if isinstance(value, torch.Tensor) else []
-
     x = image.clone().requires_grad_()
-    for result in tensors(module(x.clone())):
-        if result.requires_grad and result.is_floating_point():
-            weights = torch.cos(torch.arange(result.numel())).reshape(result.shape)
-            (gradient,) = torch.autograd.grad(
-                result, x, weights.to(result), retain_graph=True, allow_unused=True
-            )
-            if gradient is not None and gradient.any():
-                return True
+    for result in _tensors(module(x.clone())):
+        weights = torch.cos(torch.arange(result.numel())).reshape(result.shape)
+        if gradient(result, x, weights.to(result), module).any():
+            return True
     return False
 
 
-def gradient(logits: Any, x: Any, cotangent: Any) -> Any:
-    """Return PyTorch's gradient of weighted logits in `x`: zeros, where none reaches it."""
+def gradient(logits: Any, x: Any, cotangent: Any, again: Callable[[Any], Any]) -> Any:
+    """Return PyTorch's gradient of weighted logits in `x`: zeros, where none reaches it.
+
+    Args:
+      logits: of `x`, with PyTorch's graph.
+      x: images, which require a gradient.
+      cotangent: what the logits are weighted with.
+      again: computes the logits of images, to find the line where PyTorch fails.
+    Raises:
+      ValueError: PyTorch itself cannot differentiate them; with the module's line.
+    """
     import torch
 
     found = (None,)
     if logits.requires_grad:
-        found = torch.autograd.grad(logits, x, cotangent, allow_unused=True)
+        with _differentiable(again, x):
+            found = torch.autograd.grad(logits, x, cotangent, retain_graph=True, allow_unused=True)
     return torch.zeros_like(x) if found[0] is None else found[0]
+
+
+@contextlib.contextmanager
+def _differentiable(again: Callable[[Any], Any], x: Any) -> Iterator[None]:
+    """Raise `ValueError` where PyTorch cannot differentiate a module's results in `x`."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        where = _line_without_gradient(again, x)
+        raise ValueError(
+            f"{where + ': ' if where else ''}PyTorch itself cannot differentiate the module: "
+            + (
+                "what its backward pass reads of this line is changed in place afterwards; write "
+                "y = 2 * y for y.mul_(2), or change y.clone()"
+                if "modified by an inplace operation" in said
+                else f"{said[:200]}; use operators that have a gradient, or .detach() what shall "
+                "have none"
+            )
+        ) from error
+
+
+def _line_without_gradient(again: Callable[[Any], Any], x: Any) -> str:
+    """Return the module's line whose backward pass fails; "": PyTorch does not know it."""
+    import torch
+
+    from jaxrobust.interop.exporting import own_line  # which imports this module
+
+    x = x.detach().clone().requires_grad_()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with contextlib.suppress(Exception), torch.autograd.detect_anomaly(check_nan=False):
+            found = [result.sum() for result in _tensors(again(x.clone()))]
+            torch.autograd.grad(sum(found), x)
+    return next(filter(None, (own_line(str(each.message)) for each in said)), "")
+
+
+def _tensors(value: Any) -> list[Any]:
+    """Return the tensors with a gradient among what a module returns."""
+    import torch
+
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return [tensor for each in value for tensor in _tensors(each)]
+    if not isinstance(value, torch.Tensor) or not value.requires_grad:
+        return []
+    return [value] if value.is_floating_point() else []

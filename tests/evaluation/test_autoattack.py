@@ -463,7 +463,7 @@ class VersionsTest(parameterized.TestCase):
         def ours(x, keys):
             return network(jnp, x, jax.vmap(lambda k: jax.random.normal(k, (10,)))(keys))
 
-        steps = {"steps": 20}
+        steps = {"steps": 10}
         result = evaluate(
             ours,
             images,
@@ -479,7 +479,7 @@ class VersionsTest(parameterized.TestCase):
         theirs.forward = lambda x: network(torch, x, torch.randn(len(x), 10))
         attack = pyautoattack.AutoAttack(theirs, norm="Linf", eps=0.06, version="rand", seed=0)
         attack.apgd = pyautoattack.autopgd_base.APGDAttack(
-            theirs, n_restarts=1, n_iter=20, eps=0.06, norm="Linf", eot_iter=20, rho=0.75
+            theirs, n_restarts=1, n_iter=10, eps=0.06, norm="Linf", eot_iter=20, rho=0.75
         )
         x = torch.tensor(images.transpose(0, 3, 1, 2))
         _, predicted = attack.run_standard_evaluation(x, torch.tensor(labels), batch_size=128)

@@ -119,8 +119,10 @@ class ClaimsTest(parameterized.TestCase):
         labels = np.arange(6) % 3
         rows = np.random.default_rng(0).integers(0, 3, (6, 3)).astype(np.float32)  # with ties
         rows[0, 1], rows[1, 2], rows[2, 2] = np.nan, np.inf, -np.inf
+        rows[3], rows[4], rows[5] = (np.inf, 1, 0), (-np.inf, 1, 0), (0, 0, 1)
         ours, theirs = claims.is_right(rows, labels), checks.is_right(rows, labels)
         np.testing.assert_array_equal(ours, theirs)
+        self.assertSequenceEqual(ours[3:].tolist(), [False, False, True])  # infinite: no answer
         by = claims.margin(np.float32([[3, 1, 0], [1, 3, 0]]), np.array([0, 0]))
         np.testing.assert_allclose(by, [2 / 3, -2 / 3])
 

@@ -147,6 +147,11 @@ class FromModuleTest(parameterized.TestCase):
             torch_faults.Counting,
             r"torch_faults\.py, line \d+ .*nonzero .*sizes that depend on the im",
         ),
+        (torch_faults.Binning, r"torch_faults\.py, line \d+ .*bincount .*images .*scatter_add"),
+        (
+            torch_faults.Overwriting,
+            r"torch_faults\.py, line \d+ \(y = x\.exp\(\)\): PyTorch itself cannot .*in place",
+        ),
         (torch_faults.Reading, r"torch_faults\.py, line \d+ .*plain number .*depend on the images"),
         (torch_faults.Casting, r"torch\.autocast computes in bfloat16 inside of it: verdicts are"),
         (torch_faults.Containing, r"its net is a module of TorchScript inside of one that is none"),
@@ -205,6 +210,14 @@ class FromModuleTest(parameterized.TestCase):
         np.testing.assert_allclose(logits_fn(images()), reference(module, images()), atol=1e-6)
         network = converted(module, IMAGE)
         self.assertLess(agreement.compared(network, images()).gradients, 1e-4)
+
+    @parameterized.parameters(
+        (torch_faults.Underived, r"\(.*gammainc.*\): PyTorch itself .*not implemented.*detach"),
+        (torch_faults.Overwriting, r"line \d+ \(y = x\.exp.*: PyTorch itself .*y\.clone\(\)$"),
+    )
+    def test_what_pytorch_cannot_differentiate_is_named(self, make, message):
+        with self.assertRaisesRegex(ValueError, message):
+            refusals.without_gradient(make().eval(), images(), [])
 
     def test_conditions_of_images_are_refused(self):
         with self.assertRaisesRegex(ValueError, r"cond"):

@@ -1,5 +1,6 @@
 """Many small computations of PyTorch's beside ours, by one export and one compilation."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jaxrobust.evaluation.convolutions import canonical_convolutions
 from jaxrobust.interop import exporting
 from jaxrobust.interop import program as programs
 from jaxrobust.interop.operators import TABLE
@@ -47,6 +47,17 @@ def images(names: Sequence[str]) -> np.ndarray:
     return np.concatenate(parts, -1)
 
 
+@functools.cache
+def _exported(names: tuple[str, ...], dynamic: bool, dtype: str) -> Any:
+    """Return several computations in PyTorch's core operators."""
+    net = Beside(names).to(getattr(torch, dtype))
+    sizes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    example = _channels_first(images(names).astype(dtype))
+    with quietly():  # an LSTM lists its weights anew, and logs cost a third of the time
+        exported = torch.export.export(net, (example,), dynamic_shapes=sizes, strict=False)
+    return exporting.decomposed(exported)
+
+
 def together(
     names: Sequence[str], *, dynamic: bool = False, dtype: str = "float64"
 ) -> dict[str, Outcome]:
@@ -59,14 +70,10 @@ def together(
     """
     net = Beside(names).to(getattr(torch, dtype))
     x = images(names).astype(dtype)
-    example = torch.from_numpy(x.transpose(0, 3, 1, 2).copy())
-    sizes = ({0: torch.export.Dim("batch")},) if dynamic else None
-    with quietly():  # an LSTM lists its weights anew, and logs cost a third of the time
-        exported = torch.export.export(net, (example,), dynamic_shapes=sizes, strict=False)
     with jax.enable_x64(dtype == "float64"):
-        program, weights = exporting.read(exporting.decomposed(exported))
+        program, weights = exporting.read(_exported(tuple(names), dynamic, dtype))
         ours, our_gradient = _ours(program, weights, x)
-    theirs, their_gradient = _theirs(net, example)
+    theirs, their_gradient = _theirs(net, _channels_first(x))
     used = frozenset(step.operator for step in program.steps)
     parts = [np.split(gradient, len(names), -1) for gradient in (our_gradient, their_gradient)]
     return {
@@ -75,6 +82,10 @@ def together(
             names, zip(ours, theirs, strict=True), zip(*parts, strict=True), strict=True
         )
     }
+
+
+def _channels_first(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
 def _ours(program: Any, weights: Any, x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
@@ -86,7 +97,7 @@ def _ours(program: Any, weights: Any, x: np.ndarray) -> tuple[list[np.ndarray], 
 
     @as_evaluated
     def both(weights: Any, x: Any) -> Any:
-        found, back = jax.vjp(lambda x: canonical_convolutions(function)(weights, x), x)
+        found, back = jax.vjp(lambda x: function(weights, x), x)
         return found, back([jnp.asarray(cotangent(value), value.dtype) for value in found])[0]
 
     return jax.device_get(both(weights, jnp.asarray(x)))

@@ -114,9 +114,39 @@ def _twice_written(x):
     return y + x.scatter(1, index, x[:, :1].expand(-1, 2, -1, -1).contiguous() * 3)
 
 
+def _frequent(x):
+    values, places = (4 * x).round().mode(3)
+    found = values + 0.1 * places.to(x.dtype) + x.round().mode(2)[0] * x.mean(2)
+    return found + (x * x.round()).mode(3)[0]
+
+
+def _middle_of_numbers(x):
+    some = torch.where(x > 0.6, torch.nan, x)
+    values, places = torch.where(x.mean(3, keepdim=True) > 0.5, x, some).nanmedian(2)
+    whole = some.nanmedian() + torch.where(x > 0.5, torch.nan, x.round()).nanmedian()
+    return values + 0.1 * places.to(x.dtype) + whole
+
+
+def _counted(x):
+    y = (x.detach() * 4).round() / 4
+    ranges = (y.histc(4, 0, 1), x.detach().histc(7), y.histc(3, 0.2, 0.6), (0 * y).histc(4))
+    return x.mean(1) * torch.cat(ranges).cos().sum()
+
+
+def _put_flat(x):
+    places, values = torch.tensor([[3, 7, -2], [80, 7, 9]]), x[0, 0, :2, :3] * 2
+    added = x.put(places, values, accumulate=True)
+    y = x.index_put((torch.tensor([1, 1, 2]), torch.tensor([0])), x[:1, 0], accumulate=True)
+    return added + x.put(places, values) + y
+
+
 COMPUTED: dict[str, Callable[[Any], Any]] = {
     "the middle": _middle,
     "the k-th": _kth,
+    "the most frequent": _frequent,
+    "the middle of numbers": _middle_of_numbers,
+    "counted in bins": _counted,
+    "put flat": _put_flat,
     "reduced into places": _reduced,
     "reduced into places, of equal ones": _reduced_ties,
     "distances": _distances,

@@ -181,6 +181,27 @@ class Counting(Linear):
         return super().forward(x) + x.nonzero().sum()
 
 
+class Binning(Linear):
+    def forward(self, x):
+        return super().forward(x) + (9 * x).long().flatten().bincount(minlength=10)[0]
+
+
+class Overwriting(Linear):
+    """What a backward pass needs is changed in place."""
+
+    def forward(self, x):
+        y = x.exp()
+        y.mul_(2)
+        return super().forward(y)
+
+
+class Underived(Linear):
+    """By a function of which PyTorch has no derivative in this operand."""
+
+    def forward(self, x):
+        return super().forward(torch.special.gammainc(x + 1, x))
+
+
 class Reading(Linear):
     def forward(self, x):
         return super().forward(x) * x.max().item()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.support import torch_choices
+from tests.support import torch_choices, torch_matrices
 from tests.support.torch_choices import CHANNELS, SIDE
 
 aten = torch.ops.aten
@@ -374,7 +374,7 @@ COMPUTED: dict[str, Callable[[Any], Any]] = {
         torch.fft.irfft2(torch.fft.rfft2(x) * 2, s=(SIDE, SIDE)) + torch.fft.fft2(x).real
     ),
 }
-COMPUTED |= torch_choices.COMPUTED
+COMPUTED |= torch_choices.COMPUTED | torch_matrices.COMPUTED
 MODULES: dict[str, Callable[[], nn.Module]] = {
     **{
         f"activation {name}": lambda name=name: Within(getattr(nn, name)())

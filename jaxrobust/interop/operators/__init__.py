@@ -9,6 +9,7 @@ from jaxrobust.interop.operators import (
     draws,
     elementwise,
     grouping,
+    matrices,
     normalization,
     pooling,
     reductions,
@@ -35,5 +36,6 @@ TABLE: dict[str, Row] = {
     **pooling.TABLE,
     **selection.TABLE,
     **grouping.TABLE,
+    **matrices.TABLE,
 }
 DRAWS: dict[str, Row] = draws.TABLE  # which take a key before PyTorch's operands

@@ -158,6 +158,14 @@ def _index_put(x: Array, indices: Sequence[Any], values: Array, add: bool) -> Ar
     return x.at[index].add(values) if add else _written(x, index, values)
 
 
+def _put(x: Array, places: Array, source: Array, accumulate: bool = False) -> Array:
+    """Return `x` with numbers written to, or added at, places in its flat order."""
+    flat, index = x.reshape(-1), (places.reshape(-1),)
+    values = source.reshape(-1)
+    found = flat.at[index].add(values) if accumulate else _written(flat, index, values)
+    return found.reshape(x.shape)
+
+
 def _put_where(x: Array, indices: Sequence[Any], value: Array, add: bool) -> Array:
     """Return `x` with one number where a mask of the images says so."""
     (place,) = [i for i, each in enumerate(indices) if each is not None]
@@ -231,6 +239,7 @@ TABLE = {
     "aten.scatter_add.default": Row(_scatter_add),
     "aten.index.Tensor": Row(_index),
     "aten.index_put.default": Row(_index_put),
+    "aten.put.default": Row(_put),
     "aten.index_select.default": Row(lambda x, dim, places: jnp.take(x, places, axis=dim)),
     "aten.embedding.default": Row(_embedding),
 }

@@ -34,11 +34,53 @@ def _median(x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
     return _taken(x, places, dim, keepdim)
 
 
-def _whole_median(x: Array) -> Array:
-    """Return the lower median of all numbers; equal ones share its gradient."""
-    value = lax.stop_gradient(_median(x.reshape(-1), 0, False)[0])
-    equal = (x == value) | (jnp.isnan(x) & jnp.isnan(value))
-    return with_gradient_of(value, jnp.where(equal, x, 0).sum() / equal.sum())
+def _median_of_numbers(x: Array, dim: int, keepdim: bool) -> tuple[Array, Array]:
+    """Return the same of what are numbers; NaN where there are none."""
+    order = jnp.argsort(x, axis=dim, stable=True)  # NaN comes last
+    count = (~jnp.isnan(x)).sum(dim, keepdims=True)
+    places = jnp.take_along_axis(order, jnp.maximum(count - 1, 0) // 2, axis=dim)
+    return _taken(x, places, dim, keepdim)
+
+
+def _whole(median: Callable[[Array, int, bool], tuple[Array, Array]]) -> Row:
+    """Return the row of the median of all numbers; equal ones share its gradient."""
+
+    def whole(x: Array) -> Array:
+        value = lax.stop_gradient(median(x.reshape(-1), 0, False)[0])
+        equal = (x == value) | (jnp.isnan(x) & jnp.isnan(value))
+        return with_gradient_of(value, jnp.where(equal, x, 0).sum() / equal.sum())
+
+    return Row(whole)
+
+
+def _mode(x: Array, dim: int = -1, keepdim: bool = False) -> tuple[Array, Array]:
+    """Return the most frequent number, of several the smallest, and its last place.
+
+    PyTorch's place of more than 16 numbers is any of the equal ones.
+    """
+    if not x.ndim:
+        return x, jnp.zeros((), int)
+    order = jnp.argsort(x, axis=dim, stable=True)
+    rows = jnp.moveaxis(jnp.take_along_axis(lax.stop_gradient(x), order, axis=dim), dim, -1)
+    at = jnp.arange(rows.shape[-1])
+    begins = jnp.concatenate([rows[..., :1] == rows[..., :1], rows[..., 1:] != rows[..., :-1]], -1)
+    length = at - lax.cummax(jnp.where(begins, at, 0), axis=rows.ndim - 1)
+    last = jnp.expand_dims(length.argmax(-1), dim)
+    return _taken(x, jnp.take_along_axis(order, last, axis=dim), dim, keepdim)
+
+
+def _histogram(x: Array, bins: int = 100, low: Any = 0, high: Any = 0) -> Array:
+    """Return how many numbers lie in each of `bins` parts of [low, high]; it has no gradient.
+
+    Equal bounds mean those of the numbers, and equal numbers a part of length 2 around them.
+    """
+    x = lax.stop_gradient(x).reshape(-1)
+    if low == high:
+        low, high = x.min(), x.max()
+        low, high = jnp.where(low == high, low - 1, low), jnp.where(low == high, high + 1, high)
+    place = jnp.floor((x - low) / (high - low) * bins)
+    place = jnp.where((x >= low) & (x <= high), jnp.minimum(place, bins - 1), bins)
+    return jnp.zeros(bins, x.dtype).at[place.astype(int)].add(1, mode="drop")
 
 
 def _kth_value(x: Array, k: int, dim: int, keepdim: bool) -> tuple[Array, Array]:
@@ -150,8 +192,12 @@ def _searchsorted(
 TABLE = {
     "aten.max.default": Row(jnp.max),
     "aten.min.default": Row(jnp.min),
-    "aten.median.default": Row(_whole_median),
+    "aten.median.default": _whole(_median),
     "aten.median.dim": Row(_median),
+    "aten.nanmedian.default": _whole(_median_of_numbers),
+    "aten.nanmedian.dim": Row(_median_of_numbers),
+    "aten.mode.default": Row(_mode),
+    "aten.histc.default": Row(_histogram),
     "aten.kthvalue.default": Row(_kth_value),
     "aten.cummax.default": _running(jnp.greater_equal),
     "aten.cummin.default": _running(jnp.less_equal),
