@@ -70,9 +70,8 @@ def check_network(
     flags |= _degenerate(images, passes[0])
     flags |= _softmax(passes[0])
     flags |= _inaccurate(passes[0], labels)
-    if len(images) >= _ENOUGH:
-        if images.shape[-1] == 3:
-            flags |= _normalised_twice(forward, images, labels, is_right(passes[0], labels))
+    if len(images) >= _ENOUGH and images.shape[-1] == 3:
+        flags |= _normalised_twice(forward, images, labels, is_right(passes[0], labels))
     return flags
 
 

@@ -50,7 +50,7 @@ class OfTest(parameterized.TestCase):
 
     @parameterized.parameters(*range(8))
     def test_images_of_mostly_one_class(self, seed):
-        """A network that knows one in twenty of the rare images, and one that knows half of them."""
+        """Networks that know one in eight of the rare images, half of them, and all."""
         rng = np.random.default_rng(seed)
         labels = (rng.random(20_000) < 0.05).astype(int)
         for knows in (0.12, 0.5):
@@ -132,7 +132,7 @@ class EvaluationTest(absltest.TestCase):
                 dtype="float32",
             )
             parts = [jax.device_get(found)]
-            with mock.patch.object(accuracy, "_judgements", lambda *of: parts):
+            with mock.patch.object(accuracy, "_judgements", return_value=parts):
                 reached = accuracy.count(None, None, None, None)
             self.assertEqual(reached["images"], 38)
             self.assertEqual(reached.get("collapse", {}).get("proven", False), collapsed)
