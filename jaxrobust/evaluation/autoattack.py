@@ -341,10 +341,14 @@ def _verdict(version: str, rule: str | None, draws: int | None) -> randomised.Ve
 
 
 def _by_one(clean: np.ndarray, robust: np.ndarray) -> dict[str, Any]:
-    """Return the accuracies that one draw gives, as the reference judges, and their intervals."""
+    """Return the accuracies that one draw gives, as the reference judges, and their intervals.
+
+    `bits` says of each image whether it is robust by it, for unions: see `randomised.packed`.
+    """
     found, n = {"clean": _mean(clean), "robust": _mean(robust)}, len(clean)
     return found | {
-        "interval": {key: records.interval(found[key], n) for key in found} if n else None
+        "interval": {key: records.interval(found[key], n) for key in found} if n else None,
+        "bits": randomised.packed(robust),
     }
 
 
