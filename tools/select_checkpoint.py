@@ -212,7 +212,10 @@ def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:
         ledgers.append(ledger)
         for old in ledgers[-_REPLAYED - 1 : -_REPLAYED]:
             old.with_suffix(".images").unlink(missing_ok=True)
-        reached = {"clean": float(result.clean.mean()), "robust": float(result.robust.mean())}
+        reached: dict[str, Any] = {
+            "clean": float(result.clean.mean()),
+            "robust": float(result.robust.mean()),
+        }
         passes = sum(cost.forward + 2 * cost.backward for cost in result.costs)
         if one := collapse.of(result.answers, result.verdicts.labels):
             reached["collapse"] = one._asdict()

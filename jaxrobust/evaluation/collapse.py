@@ -98,5 +98,5 @@ def _knows(answers: np.ndarray, labels: np.ndarray) -> float:
     p, q = (np.bincount(of, minlength=classes) / n for of in (answers, labels))
     mean = float(p @ q)
     variance = n**2 / max(n - 1, 1) * (mean - p @ q**2 - q @ p**2 + mean**2)
-    deviation = math.sqrt(max(variance, 0.0))
+    deviation = math.sqrt(max(float(variance), 0.0))
     return int((answers == labels).sum()) - n * mean - _SIGMAS * deviation
