@@ -233,8 +233,8 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
         "where these images show it at 95 %, yellow where they are too few to.",
         "training collapsed to a constant answer, or not all of the weights are loaded",
         "go back to earlier weights",
-        "Hoeffding 1951, Ann. Math. Statist. 22 (right answers of all orders); Carlini et al. 2019, "
-        "arXiv 1902.06705 (clean accuracy beside robust accuracy)",
+        "Hoeffding 1951, Ann. Math. Statist. 22 (right answers of all orders); Carlini et al. "
+        "2019, arXiv 1902.06705 (clean accuracy beside robust accuracy)",
         _one_class,
         (*_OUTPUTS, *_INPUTS),
     ),

@@ -89,7 +89,7 @@ class CommandTest(absltest.TestCase):
         given |= {"attack": "apgd-ce", "threat": ["linf:0.01", "l2:0.05"]}
         unions_of = {}
         for rule, draws in (("majority", 5), ("one-draw", None)):
-            code, printed, said = call(**given, rule=rule, draws=draws)
+            code, _, said = call(**given, rule=rule, draws=draws)
             self.assertEqual(code, 0, said)
             unions_of[rule] = records.read(folder / "out")[-1]
             self.assertEqual(unions_of[rule]["method"], "union")
