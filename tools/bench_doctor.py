@@ -44,6 +44,7 @@ NETWORKS = {  # function of planted/networks.py -> the check that is to find it
     "bgr": "channel-order",
     "other_order": "label-order",
     "shifted_order": "label-order",
+    "one_class": "one-class",
     "rounded": "zero-gradients",
     "saturated": "zero-gradients",
     "common_term": "dlr-against-ce",

@@ -39,6 +39,7 @@ from tools.comparison import begun  # noqa: E402
 from tools.comparison.candidates import draw  # noqa: E402
 
 RULE = "of equal ones the later epoch, then ema before raw, then the smaller images"
+ONE_CLASS = "one that answers one class only where all do"
 
 # (weights, in full) -> clean, robust, images; not in full: `robust` may be an upper bound.
 Measure = Callable[[Any, bool], dict[str, Any]]
@@ -200,6 +201,7 @@ def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:
     import jax
 
     from jaxrobust import evaluation
+    from jaxrobust.evaluation import collapse
 
     size = config.model.image_size
     ledgers: list[Path] = []
@@ -221,8 +223,13 @@ def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:
         ledgers.append(ledger)
         for old in ledgers[-_REPLAYED - 1 : -_REPLAYED]:
             old.with_suffix(".images").unlink(missing_ok=True)
-        reached = {"clean": float(result.clean.mean()), "robust": float(result.robust.mean())}
+        reached: dict[str, Any] = {
+            "clean": float(result.clean.mean()),
+            "robust": float(result.robust.mean()),
+        }
         passes = sum(cost.forward + 2 * cost.backward for cost in result.costs)
+        if one := collapse.of(result.answers, result.verdicts.labels):
+            reached["collapse"] = one._asdict()
         return reached | {"images": len(shown), "passes": passes}
 
     return measure
@@ -249,17 +256,27 @@ def _key(row: dict[str, Any]) -> tuple[int, str, int]:
 
 
 def choose(candidates: list[dict[str, Any]], metric: str) -> tuple[dict[str, Any], str]:
-    """Return the best of the candidates, and why it is that."""
+    """Return the best of the candidates, and why it is that.
+
+    A network of one class keeps its answer under attack, which is no robustness: it is chosen only
+    where all are such networks.
+    """
+    from jaxrobust.evaluation import collapse
 
     def rank(row: dict[str, Any]) -> tuple[Any, ...]:
-        return row[metric], row["step"], row["weights"] == "ema", -row["image_size"]
+        one = collapse.proven(row)
+        return not one, row[metric], row["step"], row["weights"] == "ema", -row["image_size"]
 
     best = max(candidates, key=rank)
-    equal = sum(row[metric] == best[metric] for row in candidates) - 1
+    aside = [] if collapse.proven(best) else [row for row in candidates if collapse.proven(row)]
+    equal = sum(row[metric] == best[metric] for row in candidates if row not in aside) - 1
     reason = (
         f"the highest {metric} accuracy of {len(candidates)} candidates, {best[metric]:.2%} of "
         f"{best['images']:,} images"
     )
+    if aside:
+        left = "one that answers" if len(aside) == 1 else f"{len(aside)} that answer"
+        reason += f"; {left} one class left out, at most {max(r[metric] for r in aside):.2%}"
     bounded = sum(not row.get("exact", True) for row in candidates)
     reason += f"; {bounded} reach no more after APGD-CE alone" if bounded else ""
     others = "another one reaches" if equal == 1 else f"{equal} others reach"
@@ -270,6 +287,7 @@ def _measured(
     args: argparse.Namespace, phase: str, sizes: dict[int, Size], done: set[tuple[int, str, int]]
 ) -> Iterator[dict[str, Any]]:
     """Yield the candidates that are not done, each with what it reaches."""
+    from jaxrobust.evaluation import collapse
     from jaxrobust.runtime.progress import say
     from jaxrobust.weights import hashes, kept
 
@@ -291,6 +309,7 @@ def _measured(
                 f"{phase}, epoch {epoch:g}, {which}, {size} px: clean {reached['clean']:.2%}, "
                 f"robust {'' if exact else 'at most '}{reached['robust']:.2%} of "
                 f"{reached['images']:,} images"
+                + (", collapsed to one class" if collapse.proven(reached) else "")
             )
             yield {
                 "phase": phase,
@@ -303,6 +322,7 @@ def _measured(
                 **{key: reached[key] for key in ("clean", "robust", "images")},
                 "passes": reached.get("passes"),  # of AutoAttack; a backward one counts 2
                 "exact": exact,
+                "collapse": reached.get("collapse"),  # null: not seen
             }
 
 
@@ -363,9 +383,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         picture = draw(said, args.run / "selection.png")
     words = kept.selected(args.run).words
     print(f"{words}, {chosen['image_size']} px: {reason}")
+    for line in _doubts(chosen, candidates):
+        print(f"WARNING: {line}")
     print(f"{path}\n{picture}")
     print(f"test it once: python -m jaxrobust.evaluate --workdir {args.run} --selected")
     return said
+
+
+def _doubts(chosen: dict[str, Any], candidates: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield what puts a choice in doubt: it answers one class, or nobody looked."""
+    if chosen.get("collapse"):
+        yield chosen["collapse"]["words"]
+    if older := sum("collapse" not in row for row in candidates):
+        yield (
+            f"{older} of {len(candidates)} candidates were measured by an older version, which did "
+            "not look whether they answer one class; move the file away to measure them again"
+        )
 
 
 def _write(
@@ -375,7 +408,7 @@ def _write(
     from jaxrobust.runtime import jsonl
     from jaxrobust.weights import kept
 
-    said = {"schema": kept.SCHEMA, **question, "rule": f"the highest; {RULE}"}
+    said = {"schema": kept.SCHEMA, **question, "rule": f"the highest; {ONE_CLASS}; {RULE}"}
     said |= {"chosen": chosen, "reason": reason, "candidates": candidates} | code
     jsonl.replace(path, json.dumps(said, indent=2) + "\n")
     return said

@@ -10,7 +10,10 @@ from jaxrobust.diagnosis.patient import STEPS, Patient
 from jaxrobust.evaluation import doubts
 
 _FEW = 16  # images that are right, below which attacks say little
-_BEFORE = ("determinism", "train-mode", "finite-logits", "softmax", *explanations.ALL, "accuracy")
+_BEFORE = (
+    *("determinism", "train-mode", "finite-logits", "softmax", *explanations.ALL),
+    *("one-class", "accuracy"),
+)
 _MASKS = (*_BEFORE, "zero-gradients")
 
 

@@ -9,7 +9,7 @@ from jaxrobust.diagnosis.attack_checks import ATTACK_CHECKS
 from jaxrobust.diagnosis.explanations import Tried
 from jaxrobust.diagnosis.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen
 from jaxrobust.diagnosis.patient import Patient
-from jaxrobust.evaluation import checks
+from jaxrobust.evaluation import checks, collapse
 
 Look = Callable[[Patient], Seen]
 _ENOUGH = 32  # images for a statement about accuracy
@@ -80,6 +80,16 @@ def tried_on(patient: Patient) -> list[Tried]:
     if "tried" not in patient.kept:
         patient.kept["tried"] = explanations.tried(patient)
     return patient.kept["tried"]
+
+
+def _one_class(patient: Patient) -> Seen:
+    answers = np.where(checks.answered(patient.logits), patient.logits.argmax(axis=1), -1)
+    found = collapse.of(answers, patient.labels)
+    if found is None:
+        given = len(np.unique(answers[answers >= 0]))
+        return Seen(GREEN, f"{given} of {patient.logits.shape[1]} classes are answered")
+    said, _, remedy = found.words.partition("; ")
+    return Seen(RED if found.proven else YELLOW, said, remedy=remedy)
 
 
 def _accuracy(patient: Patient) -> Seen:
@@ -218,6 +228,17 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
         _OUTPUTS,
     ),
     Check(
+        "one-class",
+        "Whether nearly all images get one class and no more are right than that explains; red "
+        "where these images show it at 95 %, yellow where they are too few to.",
+        "training collapsed to a constant answer, or not all of the weights are loaded",
+        "go back to earlier weights",
+        "Hoeffding 1951, Ann. Math. Statist. 22 (right answers of all orders); Carlini et al. "
+        "2019, arXiv 1902.06705 (clean accuracy beside robust accuracy)",
+        _one_class,
+        (*_OUTPUTS, *_INPUTS),
+    ),
+    Check(
         "accuracy",
         "Clean accuracy beside that of the record and beside guessing; red where it is 4 standard "
         "errors and 5 points below the record, or no better than guessing.",
@@ -225,7 +246,7 @@ NETWORK_CHECKS: tuple[Check[Patient], ...] = (
         "compare the weights' sha256, the split and the preprocessing with those of the record",
         "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
         _accuracy,
-        (*_OUTPUTS, *_INPUTS),
+        (*_OUTPUTS, *_INPUTS, "one-class"),
     ),
     *ATTACK_CHECKS,
 )

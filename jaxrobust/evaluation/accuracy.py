@@ -10,12 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Integer, Key, UInt8
+from jaxtyping import Key, UInt8
 from tqdm.auto import tqdm
 
 from jaxrobust import attacks, types
 from jaxrobust.data import Damage, Source, pipeline
-from jaxrobust.evaluation import checks
+from jaxrobust.evaluation import checks, collapse
 from jaxrobust.models.inputs import cast, unit_range
 from jaxrobust.runtime import compilation, sharding
 from jaxrobust.runtime.progress import say
@@ -68,16 +68,21 @@ def count(
 ) -> dict:
     """Measure clean and robust accuracy, and on how many images; `bar` names a progress bar.
 
-    With a counter of the top 5, `clean_top5` too. After each batch `between` is called, and what it
-    raises ends the count.
+    With a counter of the top 5, `clean_top5` too; `collapse` where `collapse.of` says something, as
+    a dict. After each batch `between` is called, and what it raises ends the count.
     """
     totals: dict[str, int] = {"count": 0, "clean": 0, "robust": 0}
+    parts: list[np.ndarray] = []  # answers and labels
     for found in _judgements(counter, weights, images, mesh, bar):
         between()
+        mask, answers, labels = (found.pop(key) for key in ("mask", "answers", "labels"))
+        parts.append(np.stack([answers, labels])[:, mask])
         for name, value in found.items():
             totals[name] = totals.get(name, 0) + int(value)
     number = totals.pop("count")
-    return {k: total / max(number, 1) for k, total in totals.items()} | {"images": number}
+    reached = {k: total / max(number, 1) for k, total in totals.items()} | {"images": number}
+    one = collapse.of(*np.concatenate(parts, axis=1)) if parts else None
+    return reached | ({"collapse": one._asdict()} if one else {})
 
 
 def each(
@@ -171,13 +176,14 @@ def counter(
     )
 
 
-def counts(*batch: Any, **how: Any) -> dict[str, Integer[Array, ""]]:
+def counts(*batch: Any, **how: Any) -> dict[str, Array]:
     """Count images of a padded batch that are right clean, and those still right after the attack.
 
-    Arguments as in `judged`.
+    Arguments as in `judged`, of which `mask`, `answers` and `labels` stay image by image.
     """
     found = judged(*batch, **how)
-    return {name: found[name].sum() for name in found if found[name].dtype == bool}
+    sums = {name: found[name].sum() for name in found if found[name].dtype == bool}
+    return sums | {"mask": found["count"], "answers": found["answers"], "labels": found["labels"]}
 
 
 def judged(
@@ -208,8 +214,8 @@ def judged(
         logits are `finite`, bool[B].
     Returns:
       bool[B], False for padding: `count` (it is an image), `clean`, `robust`, `clean_top5`; and
-      `norms` f32[B], of what the attack did, in `norm`, and i32[B] the labels and the classes
-      `reached` under the attack, -1 for no answer.
+      `norms` f32[B], of what the attack did, in `norm`, and i32[B] the labels, the classes of the
+      clean images, `answers`, and those `reached` under the attack, -1 for no answer.
     """
 
     frozen_params = cast(params, jnp.dtype(dtype))
@@ -230,11 +236,11 @@ def judged(
     clean = right & mask
     withstands, answers = verdict(images_adv)
     robust = withstands & clean
-    reached = jnp.where(jnp.isfinite(answers).all(-1), answers.argmax(-1), -1)
+    own, reached = (jnp.where(jnp.isfinite(z).all(-1), z.argmax(-1), -1) for z in (logits, answers))
     delta = (images_adv - images).reshape(len(labels), -1)
     norms = jnp.linalg.norm(delta, checks.ORDER[norm], axis=1)
     found = {"count": mask, "clean": clean, "robust": robust, "norms": norms, "labels": labels}
-    found["reached"] = reached.astype(jnp.int32)
+    found |= {"answers": own.astype(jnp.int32), "reached": reached.astype(jnp.int32)}
     if moved:
         found |= _moved(images, logits, images_adv, answers, mask)
         found["finite"] = jnp.isfinite(logits).all(-1) & mask

@@ -17,6 +17,7 @@ import numpy as np
 from jaxrobust.attacks.inputs import check_array, check_radius
 from jaxrobust.evaluation import (
     checks,
+    collapse,
     doubts,
     engine,
     fingerprint,
@@ -56,6 +57,7 @@ class AutoAttackResult(NamedTuple):
     costs: list[Cost]
     about: dict[str, Any]  # what else a record says: ball, seed, images, hashes
     verdicts: Verdicts  # all that is known image by image
+    answers: np.ndarray = np.zeros(0, int)  # i[N], classes of the clean images; -1: none
 
     def table(self) -> str:
         """Return accuracy after each attack, what it added and what it cost, for people."""
@@ -237,7 +239,7 @@ def autoattack(
         } | ({"verdict": how._asdict()} if how else {})
         known = replays.ordered(known, evaluation)
         with open_ledger(ledger, evaluation, ids) as book:
-            most = max(setting.targets for setting in settings)
+            most = max(1, *(setting.targets for setting in settings))
             clean, once, finite, likely = _classified(
                 runner, held, labels, ids, int(seed), most, how
             )
@@ -250,6 +252,9 @@ def autoattack(
             with meter:
                 result = _cascade(runner, settings, seen, found, book, meter, known, how)
     flags |= doubts.check_answers(finite, result.fooled_by, result.verdicts.reached)
+    answers = np.where(clean, labels, likely[:, 0].astype(int))  # the likeliest class of all
+    result = result._replace(answers=np.where(finite, answers, -1))
+    flags |= collapse.flags(result.answers, labels)
     own = fingerprint.told(evaluation["fingerprint"])
     flags |= doubts.check_slopes(own["probe"])
     about = {key: evaluation[key] for key in ("norm", "epsilon", "version", "seed")}
@@ -336,10 +341,14 @@ def _verdict(version: str, rule: str | None, draws: int | None) -> randomised.Ve
 
 
 def _by_one(clean: np.ndarray, robust: np.ndarray) -> dict[str, Any]:
-    """Return the accuracies that one draw gives, as the reference judges, and their intervals."""
+    """Return the accuracies that one draw gives, as the reference judges, and their intervals.
+
+    `bits` says of each image whether it is robust by it, for unions: see `randomised.packed`.
+    """
     found, n = {"clean": _mean(clean), "robust": _mean(robust)}, len(clean)
     return found | {
-        "interval": {key: records.interval(found[key], n) for key in found} if n else None
+        "interval": {key: records.interval(found[key], n) for key in found} if n else None,
+        "bits": randomised.packed(robust),
     }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxrobust.data import Source, cifar_c, corruptions, open_source
 from jaxrobust.data.corruptions import Asked, Photographs
-from jaxrobust.evaluation import accuracy, doubts, measuring
+from jaxrobust.evaluation import accuracy, collapse, doubts, measuring
 from jaxrobust.evaluation.flags import Given
 from jaxrobust.evaluation.recording import Evaluation, Record, known
 from jaxrobust.runtime import hosts, jsonl, sharding
@@ -98,7 +98,10 @@ def record(evaluation: Evaluation, given: Given) -> Record:
         if jax.process_index() == 0:
             row = {"kind": each.kind, "severity": each.severity, "accuracy": reached[each]}
             jsonl.append(ledger, row | {"not_finite": unanswered[each]})
-    flags = {} if clean is None else doubts.check_answers(clean["finite"], (), np.zeros(0))
+    flags: dict[str, str] = {}
+    if clean is not None:
+        flags |= doubts.check_answers(clean["finite"], (), np.zeros(0))
+        flags |= collapse.flags(clean["answers"], clean["labels"])
     if broken := {str(each): unanswered.get(each, 0) for each in asked if unanswered.get(each)}:
         said = ", ".join(f"{name}: {count}" for name, count in broken.items())
         flags["nan-under-corruption"] = (

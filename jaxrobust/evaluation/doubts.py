@@ -51,8 +51,9 @@ def check_network(
         images as are looked at.
     Returns:
       Any of `randomized`, `retraced`, `batch-dependent`, `nan-logits`, `constant-logits`,
-      `softmax`, `low-accuracy`, `double-normalization`; empty for a healthy network. The last two
-      need 32 images, the very last three channels.
+      `softmax`, `low-accuracy`, `double-normalization`; empty for a healthy network. Of fewer than
+      32 images `low-accuracy` says that they do not tell, where they do not; the last one needs 32,
+      and three channels.
     """
     if not len(images):
         return {}
@@ -68,10 +69,9 @@ def check_network(
         flags |= _batch_dependent(forward, images, passes[0])
     flags |= _degenerate(images, passes[0])
     flags |= _softmax(passes[0])
-    if len(images) >= _ENOUGH:
-        flags |= _inaccurate(passes[0], labels)
-        if images.shape[-1] == 3:
-            flags |= _normalised_twice(forward, images, labels, is_right(passes[0], labels))
+    flags |= _inaccurate(passes[0], labels)
+    if len(images) >= _ENOUGH and images.shape[-1] == 3:
+        flags |= _normalised_twice(forward, images, labels, is_right(passes[0], labels))
     return flags
 
 
@@ -272,12 +272,29 @@ def _above_chance(correct, classes) -> bool:
 
 def _inaccurate(logits, labels) -> Flags:
     correct, classes = is_right(logits, labels), logits.shape[1]
+    if len(labels) < _ENOUGH:
+        return _too_few(int(correct.sum()), len(labels), classes)
     if _above_chance(correct, classes):
         return {}
     return {
         "low-accuracy": f"{correct.sum()} of {len(labels)} clean images are classified correctly, "
         f"no more than guessing among {classes} classes explains: check the weights, the order of "
         "the classes, the order of the channels (RGB) and the normalisation inside logits_fn"
+    }
+
+
+def _too_few(right: int, n: int, classes: int) -> Flags:
+    """Flag an accuracy that so few images do not tell from guessing, at 5 %; all right is fine."""
+    from scipy.special import bdtrc  # its import takes 0.1 s
+
+    by_chance = float(bdtrc(right - 1, n, 1 / classes)) if right else 1.0
+    if right == n or by_chance <= 0.05:
+        return {}
+    return {
+        "low-accuracy": f"{right} of {n} clean images are classified correctly: guessing among "
+        f"{classes} classes is right as often with probability {by_chance:.2g}, so these images "
+        f"are too few to tell this network from it; look at {_ENOUGH} or more before any accuracy "
+        "is quoted"
     }
 
 

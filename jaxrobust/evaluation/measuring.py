@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.data import Prepared, sources
-from jaxrobust.evaluation import accuracy, doubts, fixed_steps, records
+from jaxrobust.evaluation import accuracy, collapse, doubts, fixed_steps, records
 from jaxrobust.evaluation.autoattack import AutoAttackResult, autoattack
 from jaxrobust.evaluation.cascade import Cost
 from jaxrobust.evaluation.fingerprint import Fingerprint
@@ -206,7 +206,8 @@ def answered(
         "clean": float(found.clean.mean()) if n else None,
         "robust": robust,
         "accuracy_after": {asked.attack: robust} if steps else {},
-        "flags": doubts.check_answers(reached["finite"], found.fooled_by, found.reached),
+        "flags": doubts.check_answers(reached["finite"], found.fooled_by, found.reached)
+        | collapse.flags(reached["answers"], reached["labels"]),
         "verdicts": found,
         "costs": [cost._asdict()],
     }
@@ -214,7 +215,7 @@ def answered(
 
 # What is reached where nothing stands any more.
 _NOTHING = {name: np.zeros(0, bool) for name in ("clean", "robust", "finite")}
-_NOTHING |= {name: np.zeros(0, np.int32) for name in ("labels", "norms", "reached")}
+_NOTHING |= {name: np.zeros(0, np.int32) for name in ("labels", "norms", "answers", "reached")}
 
 
 def attack_of(asked: Question, ball: dict[str, Any]) -> tuple[list[dict[str, Any]], Attack]:

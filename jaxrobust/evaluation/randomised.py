@@ -106,6 +106,16 @@ def answers(
     )
 
 
+def packed(values: np.ndarray) -> str:
+    """Return bool[N] as a text of N / 4 hexadecimal digits, for records."""
+    return np.packbits(values).tobytes().hex()
+
+
+def unpacked(text: str, n: int) -> np.ndarray:
+    """Return bool[n] of what `packed` made."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=n).astype(bool)
+
+
 def _softmax(logits: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):  # infinity - infinity
         powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))

@@ -332,12 +332,15 @@ def _judged(how: dict[str, Any]) -> str:
     judged = randomised.Verdict(how["rule"], how["draws"])
     line = f"verdicts by {judged.words()}: {randomised.RULES[judged.rule]}"
     one = how.get("one_draw")
-    if not one or judged.rule == randomised.ONE:
+    if judged.rule == randomised.ONE:
         return line
+    if not one:  # of a union
+        return f"{line}; by one draw it is not known, because its parts did not note that"
+    most = "at most " if one.get("at_most") else ""
     ends = (one.get("interval") or {}).get("robust")
     between = f", 95 % interval {ends[0]:.1%} to {ends[1]:.1%}" if ends else ""
     return f"{line}; by one draw, as auto-attack judges: clean {one['clean']:.1%}, robust " + (
-        f"{one['robust']:.1%}{between}"
+        f"{most}{one['robust']:.1%}{between}"
     )
 
 

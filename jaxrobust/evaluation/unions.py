@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.evaluation import records
+from jaxrobust.evaluation import randomised, records
 from jaxrobust.evaluation.questions import Threat
 from jaxrobust.evaluation.verdicts import Verdicts
 
@@ -49,7 +49,7 @@ def united(
         for name, text in each.get("flags", {}).items()
     }
     replayed = [tried for each in found for tried in each.get("replayed", ())]
-    judged = [each["draws"] | {"one_draw": None} for each in found if each.get("draws")]
+    judged = [each["draws"] | {"one_draw": _by_one(found)} for each in found if each.get("draws")]
     return ({"replayed": replayed} if replayed else {}) | {
         **({"draws": judged[0]} if judged else {}),
         "attacks": [settings for each in found for settings in each["attacks"]],
@@ -60,6 +60,34 @@ def united(
         "verdicts": whole,
         "costs": [cost for each in found for cost in each["costs"]],
     }
+
+
+def _by_one(found: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the accuracies of all balls by one draw; None: a part of an older version lacks them.
+
+    What a ball did not attack, because the rule says that one before it fools it, may stand by one
+    draw: then `at_most` is True, and the robust accuracy a bound.
+    """
+    whole = found[0]["verdicts"]
+    robust, at_most = np.ones(len(whole.image_ids), bool), False
+    for each in found:
+        own, draws = each["verdicts"], each.get("draws")
+        stands = own.robust
+        if draws:
+            one = draws.get("one_draw")
+            if not one or "bits" not in one:
+                return None
+            stands = randomised.unpacked(one["bits"], len(own.image_ids))
+        places = np.searchsorted(whole.image_ids, own.image_ids)
+        left_out = np.ones(len(robust), bool)
+        left_out[places] = False
+        at_most |= bool((robust & left_out).any())
+        robust[places] &= stands
+    n, clean = len(robust), (found[0].get("draws") or {}).get("one_draw", {}).get("clean")
+    means = {"clean": float(whole.clean.mean()) if clean is None else clean}
+    means |= {"robust": float(robust.mean())}
+    ends = {key: records.interval(value, n) for key, value in means.items()}
+    return means | {"interval": ends, "bits": randomised.packed(robust), "at_most": at_most}
 
 
 def each_of(

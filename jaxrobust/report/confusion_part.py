@@ -18,6 +18,7 @@ _NO_VERDICTS = (
     "Classes, the confusion and images are not shown: there are no verdicts image by image, as "
     "python -m jaxrobust.evaluate writes them. A training writes none, nor did older versions."
 )
+_NONE = "No attack fooled an image that is right as it is, so no class was reached."
 _HEAD = ("label", "class reached", "images", "of the fooled with this label")
 
 
@@ -46,7 +47,8 @@ def part(one: Evaluation, key: str) -> tuple[Html | None, Html | None]:
         return None, tag("p", _NO_VERDICTS, class_="note")
     fooled = 0 if seen is None else int((seen.clean & ~seen.robust).sum())
     if not fooled:
-        return None, None
+        attacked = one.record.get("robust") is not None
+        return None, tag("p", _NONE, class_="note") if attacked else None
     if not found:
         return None, tag("p", _UNKNOWN, class_="note")
     unknown = fooled - sum(n for _, _, n in found)

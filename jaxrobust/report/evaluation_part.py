@@ -15,7 +15,7 @@ from jaxrobust.report.sentences import between, interval, percent
 
 _CLASSES = 40  # that a figure names; of more the lowest 30 and the highest 10
 _COSTS = (
-    *("attack", "images fooled", "passes forward", "backward", "of them idle", "seconds"),
+    *("attack", "images fooled", "passes forward", "backward", "idle beside them", "seconds"),
     *("compiling", "how it steps"),
 )
 _CORRUPTED = "under corruptions"

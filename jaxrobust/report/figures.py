@@ -74,7 +74,12 @@ def lines(
     marks: Sequence[Mark] = (),
     note: str = "",
 ) -> Html:
-    """Return a figure of curves, with what happened on the way as dashed lines."""
+    """Return a figure of curves, with what happened on the way as dashed lines.
+
+    Where no point can be drawn, it is a sentence that says so.
+    """
+    if not any(_drawable(b, y) for c in curves for b in c.y):
+        return _empty(title, "positive and finite" if y.log else "finite", note)
     xs = [v for c in curves for v in c.x if math.isfinite(v)]
     ys = [v for c in curves for part in (c.y, c.low or (), c.high or ()) for v in part]
     fx, fy = _frame(x, xs, _LEFT, _WIDTH - _RIGHT), _frame(y, ys, _TOP + _HEIGHT, _TOP)
@@ -106,6 +111,22 @@ def lines(
         if len(curves) > 1
     ]
     return figure(identity, title, parts, height, told, _summary(curves, y), legend, note)
+
+
+def _drawable(value: float | None, axis: Axis) -> bool:
+    """Tell whether an axis has a place for a value."""
+    return value is not None and math.isfinite(value) and (value > 0 or not axis.log)
+
+
+def _empty(title: str, kind: str, note: str) -> Html:
+    """Return what stands in place of a figure without a point."""
+    said = f"There is nothing to draw: no value is {kind}."
+    return tag(
+        "figure",
+        tag("figcaption", title),
+        tag("p", said),
+        tag("p", note, class_="note") if note else None,
+    )
 
 
 class _Frame(NamedTuple):
@@ -247,7 +268,11 @@ def rows(
 
     Args:
       names: what the value and the second value are.
+    Returns:
+      A figure; where no value can be drawn, a sentence that says so.
     """
+    if not any(_drawable(v, x) for r in values for v in (r.value, r.second)):
+        return _empty(title, "known" if values else "there", note)
     fx = _frame(x, [v for r in values for v in r[1:5] if v is not None], 118, _WIDTH - _RIGHT)
     bottom = 6 + _ROW * len(values)
     parts = [_rows_grid(fx, x, bottom)]

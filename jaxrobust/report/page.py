@@ -128,8 +128,9 @@ def _folded(title: str, shown: Html) -> Html:
 def _foot(found: Gathered) -> Html:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     rule = (
-        "The headline shows for each network its strongest evaluation: standard AutoAttack before "
-        "other attacks, the radius of the training before others, then more attacks, more images."
+        "The headline shows for each network its strongest evaluation: at least 100 images before "
+        "fewer, standard AutoAttack before other attacks, the radius of the training before "
+        "others, then more images, more attacks."
     )
     folders = ", ".join(dict.fromkeys(str(run.folder) for run in found.runs[:5]))
     said = f"Made {now}{f' from {folders}' if folders else ''}. {rule}"

@@ -10,6 +10,7 @@ from jaxrobust.report.gathered import Evaluation, Gathered, Run
 
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 _FEW = 1000  # images, below which a page says how wide the interval is
+_TRIAL = 100  # images, below which no evaluation is a headline while there is a larger one
 UNION = "union"
 STANDARD = "autoattack standard"
 
@@ -131,8 +132,9 @@ def _is_standard(record: dict[str, Any]) -> bool:
 def chosen(found: Gathered) -> list[Evaluation]:
     """Return an evaluation for each network, the strongest: that is the rule of the headline.
 
-    Standard AutoAttack before other attacks, the radius of the training before others, more attacks
-    and more images before fewer, and the younger record. The most robust network is first.
+    At least 100 images before fewer, of which more come first; then standard AutoAttack before
+    other attacks, the radius of the training before others, more images and more attacks before
+    fewer, and the younger record. The most robust network is first.
     """
     best: dict[str, Evaluation] = {}
     attacks = {run.folder: run.config.get("attack") for run in found.runs}
@@ -144,12 +146,13 @@ def chosen(found: Gathered) -> list[Evaluation]:
         trained = radii.get(one.run) if one.run else None
         same = any(a.get("epsilon") == trained for a in attacks)
         return (
+            min(one.images, _TRIAL),
             record.get("robust") is not None,
             record.get("method") == STANDARD,
             record.get("method") != UNION,
             same,
-            len(attacks),
             one.images,
+            len(attacks),
             str(record.get("time") or ""),
         )
 

@@ -58,6 +58,7 @@ def test(
         more["function"] = function
     if meets is not None and meets.met:
         more["damaged"] = [source.describe(index) for index in sorted(meets.met)]
+    one = scores.get("collapse")
     training = trained.training(
         config, name, dataset=config.data.name, split=config.data.test_split
     )
@@ -80,7 +81,7 @@ def test(
         ids_sha256=source.ids_sha256,
         classes=source.classes,
         n=scores["images"],
-        flags=trained.seen_before(training),
+        flags=trained.seen_before(training) | ({"collapsed": one["words"]} if one else {}),
         known={"training": training},
         more=more,
     )
@@ -102,4 +103,9 @@ def table(workdir: Path) -> str:
             f"{r['weights']:{width}}  {r['clean']:7.1%}  {robust:>7}  {n:6d}  {records.how(r)}"
         )
     split = f"{rows[-1]['dataset']}, split {rows[-1]['split']}"
+    lines += [
+        f"WARNING: {r['weights']}: {r['flags']['collapsed']}"
+        for r in rows
+        if "collapsed" in r["flags"]
+    ]
     return "\n".join(["", split, *lines, f"records: {workdir / 'results.jsonl'}"])

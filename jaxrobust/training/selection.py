@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxrobust.config import Config, network_of
-from jaxrobust.evaluation import accuracy, fixed_steps
+from jaxrobust.evaluation import accuracy, collapse, fixed_steps
 from jaxrobust.runtime import jsonl, sharding
 from jaxrobust.runtime.progress import say
 from jaxrobust.training import alarm, build, splits
@@ -79,18 +79,28 @@ def selection(
             _keep(run, step, weights, reached)
         latest.wait()  # two writers at once mix up their meetings of hosts
         before = best.latest_step()
-        if before is None or reached[metric] >= best.meta(before)[metric]:
+        if before is None or _rank(reached, metric) >= _rank(best.meta(before), metric):
             best.save(step, weights, reached)
             best.wait()
+        one = reached.pop("collapse", None)
         if jax.process_index() == 0:  # a kill may have come before the line in metrics.jsonl
             file = run.file("selection.jsonl")
             rows = [r for r in jsonl.read(file) if r["step"] < step] + [{"step": step} | reached]
             jsonl.replace(file, "".join(json.dumps(row) + "\n" for row in rows))
+        if one:
+            say(f"{name}: WARNING, at step {step}: {one['words']}")
         if attacked and (sentence := _overfitting(run)):
             say(f"{name}: WARNING: {sentence}")
         return {f"selection_{key}": value for key, value in reached.items()}
 
     return select
+
+
+def _rank(reached: dict, metric: str) -> tuple[bool, float]:
+    """Return what the best weights are the highest of: a network of one class is below all others,
+    because its robust accuracy is no robustness.
+    """
+    return not collapse.proven(reached), reached[metric]
 
 
 def _keep(run: Run, step: int, weights: Weights, reached: dict) -> None:

@@ -175,6 +175,20 @@ class AutoAttackTest(absltest.TestCase):
                 self.assertRegex(t[name], f"^refused: .*{message}")
 
 
+RANDOM = """
+import jax
+import numpy as np
+from jaxrobust import data
+
+train = data.load("digits", split="train")
+x = train.images.reshape(len(train.images), -1)
+w = np.linalg.solve(x.T @ x + np.eye(64), x.T @ np.eye(10)[train.labels]).astype("f")
+
+def logits_fn(x, keys):
+    noise = jax.vmap(lambda key: jax.random.normal(key, (10,)))(keys)
+    return x.reshape(len(x), -1) @ w + 0.2 * noise
+"""
+
 SEVERAL = {
     "threats": ["--threat=linf:0.01", "--threat=l2:0.05"],
     "ladder": ["--ladder=linf:0.005:0.015:3"],
@@ -219,6 +233,27 @@ class CommandTest(parameterized.TestCase):
         self.assertLen(self.check_same(folder, "one", "hosts"), 2)
         bundles = [claims.read(folder / f"{name}-bundle") for name in ("one", "hosts")]
         self.assertEqual(*(bundle.rows for bundle in bundles))
+
+    @pytest.mark.slow
+    def test_two_hosts_judge_a_randomised_network_as_one(self):
+        """Draws belong to the image: by the majority, and by one draw beside it."""
+        folder = Path(self.create_tempdir())
+        (folder / "nets.py").write_text(RANDOM)
+        command = ["-m", "jaxrobust.evaluate", f"--function={folder / 'nets.py'}:logits_fn"]
+        command += ["--dataset=digits", "--n=21", "--version=rand", "--draws=5", "--steps=2"]
+        command += ["--attack=apgd-ce", "--threat=linf:0.02", "--threat=l2:0.1"]
+        alone = start(1, 2, [*command, f"--out={folder / 'one'}"])
+        pod = start(2, 1, [*command, f"--out={folder / 'hosts'}", "--multihost"])
+        codes, said = wait(alone)
+        self.assertEqual(codes, [0], said)
+        codes, said = wait(pod)
+        self.assertEqual(codes, [0, 0], said)
+        found = self.check_same(folder, "one", "hosts")
+        self.assertLen(found, 3)
+        hosts = {r["evaluation"]: r for r in records.read(folder / "hosts")}
+        for record in found:
+            self.assertEqual(hosts[record["evaluation"]]["draws"], record["draws"])
+            self.assertIsNotNone(record["draws"]["one_draw"])
 
     @parameterized.parameters(*SEVERAL)
     @pytest.mark.matrix

@@ -13,7 +13,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation import checks, pairs
 from jaxrobust.report import __main__ as command
-from jaxrobust.report import curves, figures, gathered, page
+from jaxrobust.report import curves, figures, gathered, page, sentences
 from jaxrobust.report.figures import Axis, Line
 from jaxrobust.runtime import whole
 from tests.support import reports
@@ -77,6 +77,24 @@ class RunTest(PageCase):
         self.assertEqual([at for at, _ in data["t0-1-loss"]["marks"]], [9])
         self.assertIn("Dashed: skipped steps.", text)
         self.assertEqual(data["t0-1-skipped"]["series"][0]["y"][-1], 2)
+
+    def test_figures_without_a_value_are_sentences(self):
+        run = reports.run(self.folder / "run", lines=2)
+        rows = [{"phase": "other", "step": s, "loss": math.nan} for s in (1, 2)]
+        with (run / "metrics.jsonl").open("a") as lines:
+            lines.writelines(json.dumps(row) + "\n" for row in rows)
+        data, text, _ = self.page(run)
+        self.assertNotIn("t0-2-loss", data)
+        self.assertIn("There is nothing to draw: no value is finite.", text)
+        self.assertIn("Not finite: loss at 2 of 2 points", text)
+        axis = Axis("x", log=True)
+        for drawn in (
+            figures.rows("a", "A", [], axis),
+            figures.rows("a", "A", [figures.Row("b", None)], axis),
+            figures.lines("a", "A", [Line("b", [1.0], [0.0])], axis, axis),
+        ):
+            self.assertIn("There is nothing to draw", drawn)
+            self.assertNotIn("<svg", drawn)
 
     def test_a_torn_last_line_is_said_and_the_rest_used(self):
         run = reports.run(self.folder / "run", lines=8)
@@ -186,6 +204,37 @@ class EvaluationTest(PageCase):
         self.assertIn('"eps": "8/255"', text)
         self.assertIn("[New Model] AuthorYearTitle", text)
         self.assertIn("--epsilon 8/255 --attack autoattack --version standard", text)
+
+    def test_idle_passes_are_beside_the_others(self):
+        """Of 30 forward ones there may be 210 idle ones: they are in slots without an image."""
+        cost = {"attack": "apgd-ce", "fooled": 1, "forward": 126, "backward": 100, "idle": 210}
+        cost |= {"seconds": 1.0, "compile_seconds": 0.5}
+        reports.evaluation(self.folder / "mine", costs=[cost])
+        text = self.page(self.folder)[1]
+        self.assertIn("passes forward backward idle beside them seconds", text)
+        self.assertNotIn("of them idle", text)
+
+    @parameterized.parameters(
+        ((6, "autoattack standard"), (397, "apgd-ce, steps 10"), 397),
+        ((99, "autoattack standard"), (100, "apgd-ce, steps 10"), 100),
+        ((6, "autoattack standard"), (50, "apgd-ce, steps 10"), 50),
+        ((100, "autoattack standard"), (397, "apgd-ce, steps 10"), 100),
+        ((150, "apgd-ce, steps 10"), (397, "apgd-ce, steps 10"), 397),
+    )
+    def test_a_trial_of_few_images_is_no_headline(self, one, other, wanted):
+        for number, (n, method) in enumerate((one, other)):
+            how = {"weights_sha256": "w" * 64, "method": method, "time": f"2026-0{2 - number}"}
+            reports.evaluation(self.folder / "mine", f"b{number}", n=n, **how)
+        (chosen,) = sentences.chosen(gathered.gather([self.folder]))
+        self.assertEqual(chosen.images, wanted)
+
+    def test_nothing_fooled_is_a_sentence(self):
+        seen = reports.found(60)
+        all_stand = np.where(seen.clean, "", "clean")
+        given = seen._replace(fooled_by=all_stand, reached=np.full(60, -1, np.int32))
+        with mock.patch.object(reports, "found", return_value=given):
+            reports.evaluation(self.folder / "mine")
+        self.assertIn("No attack fooled an image that is right as it is", self.page(self.folder)[1])
 
     def test_flags_are_said_beside_the_headline(self):
         reports.evaluation(self.folder / "mine", flags={"softmax": "outputs are probabilities"})

@@ -118,6 +118,7 @@ FAULTS = {
     "channel-order": lambda x: healthy(x[..., ::-1]),
     "label-order": lambda x: jnp.roll(healthy(x), 1, axis=1),
     "label-order, any": lambda x: healthy(x)[:, ORDER],
+    "one-class": lambda x: healthy(x) + 1e3 * jax.nn.one_hot(3, 10)[None],
     "zero-gradients": quantised,
     "zero-gradients, saturated": saturated,
     "zero-gradients, no derivative": called_back,

@@ -68,6 +68,24 @@ class ChooseTest(absltest.TestCase):
         rows.append(candidate(4, "raw", 8, 0.1, clean=0.95))
         self.assertEqual(select_checkpoint.choose(rows, "clean")[0], rows[-1])
 
+    def test_one_class_only_where_all_answer_one(self):
+        one = {"collapse": {"proven": True, "words": "has collapsed"}}
+        few = {"collapse": {"proven": False, "words": "too few"}}
+        rows = [candidate(4, "raw", 8, 0.08) | few, candidate(8, "raw", 8, 0.121) | one]
+        best, reason = select_checkpoint.choose(rows, "robust")
+        self.assertEqual(best, rows[0])
+        self.assertIn("; one that answers one class left out, at most 12.10%", reason)
+        self.assertEqual(list(select_checkpoint._doubts(best, rows)), ["too few"])
+        best, reason = select_checkpoint.choose(rows[1:], "robust")
+        self.assertEqual(best, rows[1])
+        self.assertNotIn("left out", reason)
+        self.assertEqual(list(select_checkpoint._doubts(best, rows)), ["has collapsed"])
+
+    def test_candidates_of_before_say_that_nobody_looked(self):
+        rows = [candidate(4, "raw", 8, 0.1), candidate(8, "raw", 8, 0.2) | {"collapse": None}]
+        (said,) = select_checkpoint._doubts(rows[1], rows)
+        self.assertIn("1 of 2 candidates were measured by an older version", said)
+
 
 class Case(parameterized.TestCase):
     def setUp(self):

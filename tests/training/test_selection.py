@@ -22,8 +22,29 @@ class SelectionTest(parameterized.TestCase):
         ("adversarial", 0.0, True, "clean"), ("clean", 0.0, False, "robust"),
     )  # fmt: skip
     def test_the_best_are_kept_and_of_equals_the_last(self, objective, robust, kept, metric=None):
-        folder = Path(self.create_tempdir())
         before, reached = ({"clean": 0.8, "robust": r, "images": 64} for r in (0.5, robust))
+        self.check(objective, before, reached, kept, metric)
+
+    @parameterized.parameters(
+        (0.1, False, 0.2, True, False),  # higher, but of one class
+        (0.2, True, 0.1, False, True),
+        (0.2, True, 0.1, True, False),
+        (0.1, True, 0.2, True, True),
+    )
+    def test_a_network_of_one_class_is_told_and_is_below_all_others(self, a, ones, b, one, kept):
+        both = ({"clean": 0.2, "robust": r, "images": 64} for r in (a, b))
+        said = {"collapse": {"proven": True, "words": "has collapsed"}}
+        before, now = (
+            r | (said if is_one else {}) for r, is_one in zip(both, (ones, one), strict=True)
+        )
+        with mock.patch.object(selection, "say") as told:
+            self.check("adversarial", before, now, kept)
+        lines = [call.args[0] for call in told.call_args_list]
+        self.assertEqual(any("WARNING, at step 8: has collapsed" in line for line in lines), one)
+
+    def check(self, objective, before, reached, kept, metric=None):
+        folder = Path(self.create_tempdir())
+        numbers = {k: v for k, v in reached.items() if k != "collapse"}
         settings = {"attack": "apgd-ce", "step_size": None, "start": None, "metric": metric}
         settings |= {"steps": 2, "weights": "raw"}
         run = types.SimpleNamespace(
@@ -48,9 +69,9 @@ class SelectionTest(parameterized.TestCase):
         select = selection.selection(run)
         state = types.SimpleNamespace(params={"w": jnp.ones(1)}, stats={})
         found = select(8, state)
-        self.assertEqual(found["selection_robust"], robust)
+        self.assertEqual(found, {f"selection_{k}": v for k, v in numbers.items()})
         self.assertEqual(run.best.save.called, kept)
-        self.assertEqual(jsonl.read(folder / "selection.jsonl"), [{"step": 8} | reached])
+        self.assertEqual(jsonl.read(folder / "selection.jsonl"), [{"step": 8} | numbers])
 
 
 class AttackTest(parameterized.TestCase):

@@ -1,0 +1,103 @@
+"""A union of threats on a randomised network: its number by the rule, and that of one draw."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.evaluation import randomised, records, unions
+from jaxrobust.evaluation.questions import Threat
+from jaxrobust.evaluation.verdicts import Verdicts
+from tests.support.evaluations import call
+
+BALLS = [Threat("linf", 0.1), Threat("l2", 0.5)]
+NET = (
+    "import jax\n"
+    "import numpy as np\n"
+    "weights = np.random.default_rng(0).normal(size=(64, 10)).astype('f')\n"
+    "def logits_fn(x, keys):\n"
+    "    noise = jax.vmap(lambda key: jax.random.normal(key, (10,)))(keys)\n"
+    "    return x.reshape(len(x), -1) @ weights + 2 * noise\n"
+)
+
+
+def found(robust, once, ids=range(6), clean=(1, 1, 1, 1, 1, 0), **one):
+    """What a ball's evaluation says of images that are all right but the last."""
+    right = np.array(clean, bool)[list(ids)]
+    robust, once = np.array(robust, bool), np.array(once, bool)
+    fooled_by = np.where(right, np.where(robust, "", "apgd-ce"), "clean")
+    n, none = len(right), np.zeros(len(right))
+    given = (np.array(ids, np.uint32), none.astype(np.int32), right, fooled_by, none)
+    draws = {"clean": 5 / 6, "robust": once.mean(), "bits": randomised.packed(once)} | one
+    return {
+        "verdicts": Verdicts(*given, np.full(n, -1, np.int32)),
+        "draws": {"rule": "majority", "draws": 20, "one_draw": draws},
+        "attacks": [],
+        "costs": [],
+    }
+
+
+class OneDrawTest(parameterized.TestCase):
+    def test_is_of_all_balls_image_by_image(self):
+        first = found([1, 1, 1, 1, 0, 0], [1, 1, 0, 1, 0, 0])
+        other = found([1, 1, 0, 1, 1, 0], [1, 0, 0, 1, 1, 0])
+        told = unions.united([first, other], BALLS, [*map(str, BALLS)])
+        self.assertEqual(told["robust"], 3 / 6)
+        one = told["draws"]["one_draw"]
+        self.assertEqual((one["clean"], one["robust"], one["at_most"]), (5 / 6, 2 / 6, False))
+        self.assertEqual(one["interval"]["robust"], records.interval(2 / 6, 6))
+        np.testing.assert_array_equal(
+            randomised.unpacked(one["bits"], 6), np.array([1, 0, 0, 1, 0, 0], bool)
+        )
+        line = records._judged(told["draws"])
+        self.assertIn("by one draw, as auto-attack judges: clean 83.3%, robust 33.3%", line)
+
+    def test_what_was_not_attacked_makes_it_a_bound(self):
+        first = found([1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0])
+        other = found([1, 1, 0, 1], [1, 0, 0, 1], ids=range(4))
+        one = unions.united([first, other], BALLS, ["a", "b"])["draws"]["one_draw"]
+        self.assertEqual((one["robust"], one["at_most"]), (3 / 6, True))
+        told = {"rule": "majority", "draws": 20, "one_draw": one}
+        self.assertIn("robust at most 50.0%", records._judged(told))
+
+    def test_parts_of_before_do_not_know_it(self):
+        first, other = (found([1] * 5 + [0], [1] * 5 + [0]) for _ in range(2))
+        del first["draws"]["one_draw"]["bits"]
+        told = unions.united([first, other], BALLS, ["a", "b"])
+        self.assertIsNone(told["draws"]["one_draw"])
+        self.assertIn("by one draw it is not known", records._judged(told["draws"]))
+
+    @parameterized.parameters(0, 1, 7, 8, 9)
+    def test_bits(self, n):
+        values = np.random.default_rng(n).random(n) < 0.5
+        text = randomised.packed(values)
+        np.testing.assert_array_equal(randomised.unpacked(json.loads(json.dumps(text)), n), values)
+
+
+@pytest.mark.slow
+class CommandTest(absltest.TestCase):
+    def test_the_number_of_one_draw_is_that_of_the_rule_one_draw(self):
+        folder = Path(self.create_tempdir())
+        (folder / "nets.py").write_text(NET)
+        x = np.random.default_rng(1).random((12, 8, 8, 1)).astype("f")
+        label = (x.reshape(12, -1) @ np.random.default_rng(0).normal(size=(64, 10))).argmax(1)
+        np.savez(folder / "data.npz", image=(255 * x).astype(np.uint8), label=label)
+        given = {"function": f"{folder}/nets.py:logits_fn", "dataset": f"npz:{folder}/data.npz"}
+        given |= {"split": "all", "out": f"{folder}/out", "version": "rand", "steps": 3}
+        given |= {"attack": "apgd-ce", "threat": ["linf:0.01", "l2:0.05"]}
+        unions_of = {}
+        for rule, draws in (("majority", 5), ("one-draw", None)):
+            code, _, said = call(**given, rule=rule, draws=draws)
+            self.assertEqual(code, 0, said)
+            unions_of[rule] = records.read(folder / "out")[-1]
+            self.assertEqual(unions_of[rule]["method"], "union")
+        one = unions_of["majority"]["draws"]["one_draw"]
+        self.assertEqual(one["robust"], unions_of["one-draw"]["robust"])
+        self.assertEqual(one["clean"], unions_of["one-draw"]["clean"])
+        self.assertFalse(one["at_most"])
+
+
+if __name__ == "__main__":
+    absltest.main()
