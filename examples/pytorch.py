@@ -27,17 +27,17 @@ config.pretrain.update(epochs=4, batch_size=64, warmup_epochs=1, ema_decay=0.95)
 config.train.update(epochs=6, batch_size=64, warmup_epochs=1, ema_decay=0.95)
 config.evaluation.update(every_epochs=3, batch_size=128)
 config.test.update(batch_size=128, images=128, steps=10)
-training.run(config, Path("runs/robust"))
+training.run(config, Path("runs/pytorch"))
 
 # %% [markdown]
 # ## Export
 #
-# The same as a command: `python -m jaxrobust.convert.export_torch --workdir runs/robust --layout
+# The same as a command: `python -m jaxrobust.convert.export_torch --workdir runs/pytorch --layout
 # module --out ship`. It writes one .py and one .pt, which need nothing but PyTorch, after it has
 # compared them with the network here.
 
 # %%
-export_torch.main(["--workdir", "runs/robust", "--layout", "module", "--out", "ship"])
+export_torch.main(["--workdir", "runs/pytorch", "--layout", "module", "--out", "ship"])
 
 # %% [markdown]
 # ## Attacks here
@@ -46,7 +46,7 @@ export_torch.main(["--workdir", "runs/robust", "--layout", "module", "--out", "s
 
 # %%
 images, labels, *_ = data.load("digits", split="test", n=64)
-_, (params, stats) = runs.run_weights(Path("runs/robust"))
+_, (params, stats) = runs.run_weights(Path("runs/pytorch"))
 net = network_of(config)
 logits_fn = jax.tree_util.Partial(lambda *given: net.apply(*given)[0], params, stats)
 ball = {"norm": "linf", "epsilon": 0.1}

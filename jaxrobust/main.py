@@ -8,6 +8,7 @@ longer; 130 interrupted (Ctrl-C).
 
 import traceback
 from functools import partial
+from typing import Any
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> None:
     name = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
     pod = hosts()
     end = partial(leave, at_once=pod is not None)  # other hosts may wait for this one
+    workdir = None
     try:
         workdir = folders.mounted("workdir", _WORKDIR.value or f"runs/{name}")
         profile = profiling.profile(_PROFILE.value) if _PROFILE.value else None
@@ -58,17 +60,25 @@ def main(argv: list[str]) -> None:
     except Stopped as error:  # all hosts together
         stop(error, error.code)
     except KeyboardInterrupt:
-        end("interrupted; the same command continues at the last checkpoint", 130)
+        end(f"interrupted; the same command {_continues(workdir)}", 130)
     except (ValueError, DiskFull) as error:
         end(error, 2 if isinstance(error, ValueError) else 3)
     except OSError as error:
-        solved = "With that solved, the same command continues at the last checkpoint"
-        end(f"{error}. {solved}", 3)
+        end(f"{error}. With that solved, the same command {_continues(workdir)}", 3)
     except Exception as error:
         if pod is None:
             raise
         traceback.print_exc()  # and go, else the others wait for this one
         end(error, 1)
+
+
+def _continues(workdir: Any) -> str:
+    """Return what the same command does, by what is in the folder of the run."""
+    saved = workdir is not None and any(
+        next((workdir / kind.name / "latest").glob("[0-9]*"), None) is not None
+        for kind in workdir.glob("*/")
+    )
+    return "continues at the last checkpoint" if saved else "starts again; nothing was saved yet"
 
 
 if __name__ == "__main__":

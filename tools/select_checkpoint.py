@@ -23,7 +23,12 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.runtime.commandline import Arguments, answer, quiet_libraries  # noqa: E402
+from jaxrobust.runtime.commandline import (  # noqa: E402
+    Arguments,
+    answer,
+    how_many,
+    quiet_libraries,
+)
 from jaxrobust.runtime.launch import keep_large_buffers  # noqa: E402
 from tools.comparison import begun  # noqa: E402
 from tools.comparison.candidates import draw  # noqa: E402

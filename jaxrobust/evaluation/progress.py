@@ -20,6 +20,7 @@ class Decisions:
         self._enabled = enabled and jax.process_index() == 0
         self._seen = self._enabled and watched()
         self._images = images
+        self._told: tuple[str, int, int] | None = None  # what the last line in a pipe was of
         self._passes, self._seconds, self._estimated, self._said = 0, 0.0, False, 0.0
         self._bar = tqdm(
             total=1, disable=not self._seen, dynamic_ncols=True, leave=False, miniters=1
@@ -33,6 +34,8 @@ class Decisions:
         if known:
             self._say(f"{attack}: {known} of {images} images are in the ledger")
         self._made = 0
+        if known == images:  # nothing is left to compile for
+            return
         if self._seen:
             self._show([Part("compiling (minutes for a large network)")], 1)
             self._bar.refresh()
@@ -58,23 +61,27 @@ class Decisions:
         time_left = left * self._seconds / max(self._passes, 1)
         if not self._estimated:
             self._estimated = True
-            self._say(
-                f"at most {left:,} forward and backward passes of an image, {clock(time_left)}, "
-                "if no image is fooled",
-            )
+            self._say(f"at most {left:,} passes of an image, {clock(time_left)}, if none is fooled")
         low, high = self._interval(self._standing, self._images)
-        parts = [
-            Part(f"ETA {clock(time_left)},"),
+        parts = [  # the time is a bound too: an image that is fooled leaves the rest out
+            Part(f"at most {clock(time_left)} left,"),
             Part(f"{self._decided}/{self._of} images decided,", 1),
             Part(f"robust at most {self._standing / max(self._images, 1):.1%}", 2),
             Part(f"({low:.1%} to {high:.1%})", 3),
         ]
         if self._seen:
             self._show(parts, self._made + (self._of - self._decided) * most)
-        elif self._enabled and time.perf_counter() - self._said > 10:
-            self._said = time.perf_counter()
+        elif self._changed(10):
             text = " ".join(part.text for part in parts)
             print(f"{self._attack} {text}", file=sys.stderr, flush=True)
+
+    def _changed(self, seconds: float) -> bool:
+        """Tell whether a line is due: some time after the last one, once an image is decided."""
+        told = (self._attack, self._decided, self._standing)
+        if not self._enabled or told == self._told or time.perf_counter() - self._said <= seconds:
+            return False
+        self._said, self._told = time.perf_counter(), told
+        return True
 
     def _show(self, parts: list[Part], total: int) -> None:
         """Move the bar to the passes made of those that this attack needs at most."""

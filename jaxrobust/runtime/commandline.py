@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import difflib
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
+from jaxrobust.runtime import spelling
 from jaxrobust.runtime.spelling import MOVED, meant, norm
 
 # In a wheel the recipes are inside of the package, in a checkout beside it.
@@ -68,7 +70,7 @@ def quiet_libraries() -> None:
 
 def stop(message: object, code: int) -> NoReturn:
     """End the process with a sentence on stderr."""
-    print(f"jaxrobust: {message}", file=sys.stderr)
+    print(spelling.folded(f"jaxrobust: {message}"), file=sys.stderr)
     sys.exit(code)
 
 
@@ -110,7 +112,7 @@ def answer(
 def leave(message: object, code: int, *, at_once: bool) -> NoReturn:
     """Do what `stop` does, `at_once` without waiting for other hosts, who may wait for this one."""
     if at_once:
-        print(f"jaxrobust: {message}", file=sys.stderr, flush=True)
+        print(spelling.folded(f"jaxrobust: {message}"), file=sys.stderr, flush=True)
         os._exit(code)
     stop(message, code)
 
@@ -195,7 +197,10 @@ class Arguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Stop with one sentence."""
         if unknown := re.match(r"unrecognized arguments: (\S+)", message):
-            message = _no_flag(unknown[1].partition("=")[0])
+            word = unknown[1].partition("=")[0]
+            known = [name for action in self._actions for name in action.option_strings]
+            near = difflib.get_close_matches(word, known, 1) if word.startswith("--") else []
+            message = _no_flag(word, near)
         stop(message, 2)
 
 

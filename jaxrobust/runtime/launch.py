@@ -1,5 +1,7 @@
 """What comes before JAX's first computation: allocator and cores on CPU, the hosts of a pod."""
 
+import glob
+import importlib.util
 import os
 import platform
 import socket
@@ -23,6 +25,7 @@ def keep_large_buffers() -> None:
     glibc reads them once, when the process starts. Nothing happens where any of them is set,
     elsewhere than under glibc, or with `JAXROBUST_ALLOCATOR=system`.
     """
+    leave_out_tpu()
     if (
         platform.libc_ver()[0] != "glibc"
         or os.environ.get("JAXROBUST_ALLOCATOR") == "system"
@@ -30,6 +33,22 @@ def keep_large_buffers() -> None:
     ):
         return
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | ALLOCATOR)
+
+
+_CHIPS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg")
+
+
+def leave_out_tpu() -> None:
+    """Keep JAX from looking for a TPU where libtpu is installed for its compiler alone.
+
+    libtpu writes five lines of errors where it finds no chip. Nothing happens where the environment
+    chooses the platforms or speaks of a TPU, or where any accelerator may be.
+    """
+    speaks = any(name == "JAX_PLATFORMS" or name.startswith("TPU_") for name in os.environ)
+    if speaks or any(glob.glob(pattern) for pattern in _CHIPS):
+        return
+    if importlib.util.find_spec("libtpu") is not None:
+        os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def use_every_core() -> None:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 from tqdm.auto import tqdm
 
+from jaxrobust.runtime.spelling import folded
+
 NOTEBOOK = any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
 _YELLOW, _PLAIN = "\033[33m", "\033[0m"
 
@@ -20,6 +22,7 @@ def say(message: str, *, every_process: bool = False) -> None:
 
     A warning is yellow on a terminal, unless NO_COLOR is set (no-color.org).
     """
+    message = folded(message)
     if "WARNING" in message and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
         message = f"{_YELLOW}{message}{_PLAIN}"
     if jax.process_index() == 0 or every_process:

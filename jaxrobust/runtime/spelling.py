@@ -1,7 +1,10 @@
-"""What somebody may have meant by a word that is not known."""
+"""What somebody may have meant by a word that is not known, and how it is said on a terminal."""
 
 import difflib
+import os
 import re
+import sys
+import textwrap
 from collections.abc import Iterable
 
 MOVED = {"log.tensorboard": "log.to=tensorboard"}  # keys of configs that are gone, and what is new
@@ -30,3 +33,34 @@ def norm(text: str) -> str:
     """
     word = text.strip().lower()
     return word if re.fullmatch(r"linf|l1|l2", word) else text
+
+
+def columns() -> int | None:
+    """Return the width of the terminal that stderr is, or of $COLUMNS; None: there is no terminal.
+
+    A sentence in a pipe or a file stays on one line, which is easier to search.
+    """
+    if os.environ.get("COLUMNS", "").isdecimal():
+        return int(os.environ["COLUMNS"])
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or None
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def folded(text: str, width: int | None = None) -> str:
+    """Return a message with each line folded at words to `width`; None: that of the terminal.
+
+    A word that is wider, such as a path, stays whole, so that it can be copied.
+    """
+    width = width or columns()
+    if not width:
+        return text
+    how = {"break_long_words": False, "break_on_hyphens": False, "drop_whitespace": True}
+    lines = [
+        textwrap.wrap(line, width, subsequent_indent="  ", replace_whitespace=False, **how) or [""]
+        if len(line) > width
+        else [line]
+        for line in text.split("\n")
+    ]
+    return "\n".join(line for part in lines for line in part)

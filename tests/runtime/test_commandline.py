@@ -1,13 +1,15 @@
 """Flags as people write them: fractions, dicts, options, repetitions, and configs that fail."""
 
 import contextlib
+import os
 import sys
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
 from jaxrobust.convert import certificate, export_torch, import_torch
 from jaxrobust.data.prepare import imagenet
-from jaxrobust.runtime import commandline
+from jaxrobust.runtime import commandline, spelling
 from tests.support import paths
 from tests.support.command_line import parsed, refused
 
@@ -32,6 +34,23 @@ class ValuesTest(parameterized.TestCase):
         file = self.create_tempfile(content="--config.attack.epsilon=1/4\n")
         known = parsed(QUICKSTART, f"--flagfile={file.full_path}")
         self.assertEqual(known.config.attack.epsilon, 0.25)
+
+    def test_on_a_terminal_a_sentence_is_folded_at_words(self):
+        text = "jaxrobust: " + "word " * 30 + "/a/path/" + "x" * 90
+        lines = spelling.folded(text, 80).split("\n")
+        self.assertEqual("".join(text.split()), "".join("".join(lines).split()))
+        self.assertLessEqual(max(map(len, lines[:-1])), 80)
+        self.assertEqual(lines[-1].strip(), text.split()[-1])
+        with mock.patch.dict(os.environ, clear=True):
+            self.assertEqual(spelling.folded(text), text)  # in a pipe
+        with mock.patch.dict(os.environ, COLUMNS="80"):
+            self.assertEqual(spelling.folded(text).split("\n"), lines)
+
+    def test_flags_of_argparse_that_are_misspelled(self):
+        parser = commandline.Arguments("Tests.")
+        parser.flag("image_size")
+        said = refused(lambda: parser.parse_args(["--imgae-size=3"]))
+        self.assertIn("--imgae-size is no flag; did you mean --image-size?", said)
 
     def test_the_norm_of_an_attack_in_any_spelling(self):
         words = ["--config.attack.norm=L2", "--config.train.changes.attack.norm=Linf"]

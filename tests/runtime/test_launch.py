@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
 from absl.testing import absltest, parameterized
@@ -63,6 +64,24 @@ class MistakesTest(parameterized.TestCase):
 
 
 @pytest.mark.slow
+class TpuTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ({}, [], True, "cpu"),
+        ({}, [], False, None),
+        ({}, ["/dev/accel0"], True, None),
+        ({"TPU_NAME": "local"}, [], True, None),
+        ({"JAX_PLATFORMS": "tpu"}, [], True, "tpu"),
+    )
+    def test_libtpu_without_a_tpu_is_left_out(self, environment, found, there, expected):
+        with (
+            mock.patch.dict(os.environ, environment, clear=True),
+            mock.patch.object(launch.glob, "glob", return_value=found),
+            mock.patch.object(launch.importlib.util, "find_spec", return_value=there or None),
+        ):
+            launch.leave_out_tpu()
+            self.assertEqual(os.environ.get("JAX_PLATFORMS"), expected)
+
+
 class MainTest(parameterized.TestCase):
     """`python -m jaxrobust.main` on its own where others were to come."""
 
