@@ -33,8 +33,8 @@ training.run(config, Path("runs/for_pytorch"))
 # ## Export
 #
 # The same as a command: `python -m jaxrobust.convert.export_torch --workdir runs/for_pytorch
-# --layout module --out ship`. It writes one .py and one .pt, which need nothing but PyTorch, after it has
-# compared them with the network here.
+# --layout module --out ship`. It writes one .py and one .pt, which need nothing but PyTorch, after
+# it has compared them with the network here.
 
 # %%
 export_torch.main(["--workdir", "runs/for_pytorch", "--layout", "module", "--out", "ship"])

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrobust.config import Config
+from jaxrobust.attacks import pgd as check_ball
+from jaxrobust.config import Config, of_phase, phases
 from jaxrobust.data import Prepared, pipeline, sources
 from jaxrobust.diagnosis import resizing
 from jaxrobust.diagnosis.config_checks import CONFIG_CHECKS, Plan
@@ -132,8 +133,11 @@ def of_config(found: Config, *, devices: int, name: str, tell: Tell) -> Examinat
     """Examine a config for training on so many devices; nothing is compiled.
 
     Raises:
-      ValueError: a phase without a section, or a network that cannot be made.
+      ValueError: a phase without a section, no norm or radius, a network that cannot be made.
     """
+    for phase in phases(found):
+        ball = of_phase(found, phase).attack
+        check_ball(norm=ball.norm, epsilon=ball.epsilon, steps=1)  # refuses a mistake
     of = f"{name} on {counted(devices, 'device')}"
     tell(of)
     return Examination(of, examined(CONFIG_CHECKS, Plan(found, devices), tell))

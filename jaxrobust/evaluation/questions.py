@@ -1,5 +1,6 @@
 """What the command line asks of a network: attacks with their settings, and threats."""
 
+import difflib
 import math
 import re
 from typing import Any, NamedTuple
@@ -193,8 +194,9 @@ def check(asked: Question, subject: Subject, source: sources.Source) -> None:
     """
     if not (asked.searches or asked.attack == "clean" or asked.fixed):
         raise ValueError(
-            f"--attack={asked.attack} is unknown; one of clean, {fixed_steps.WRITTEN}, autoattack, "
-            f"or of its attacks, with commas: {', '.join(plan.known())}"
+            f"--attack={asked.attack} is unknown; {_near(asked.attack)}one of clean, "
+            f"{fixed_steps.WRITTEN}, autoattack, or of its attacks, with commas: "
+            f"{', '.join(plan.known())}"
         )
     if asked.attack != "clean":
         _check_ball(subject)
@@ -210,6 +212,14 @@ def check(asked: Question, subject: Subject, source: sources.Source) -> None:
         )
     assert size is not None, "settled"
     evaluation_transform(pipeline.preprocessing_id(source, size, asked.preprocessing))  # refuses
+
+
+def _near(attack: str) -> str:
+    """Return "did you mean X? " of the first name that is not known; "" if none is near."""
+    known = ("clean", "fgsm", AUTOATTACK, *plan.known())
+    unknown = [name for name in attack.split(",") if name not in known]
+    near = difflib.get_close_matches(unknown[0], known, 1) if unknown else []
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def _check_ball(subject: Subject) -> None:

@@ -15,7 +15,7 @@ import jax
 
 from jaxrobust.evaluation import checks, comparable, images, randomised, verdicts
 from jaxrobust.models.table import multiply_adds
-from jaxrobust.runtime import jsonl
+from jaxrobust.runtime import hardware, jsonl
 from jaxrobust.types import VERDICT_PRECISION, Params
 from jaxrobust.weights import hashes
 
@@ -211,7 +211,7 @@ def written(**known: Any) -> dict[str, Any]:
         "flags": {},
         **known,
         "versions": versions(),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "device": hardware.devices(),
         "schema": verdicts.SCHEMA,
     }
 

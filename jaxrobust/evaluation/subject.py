@@ -207,7 +207,7 @@ def settled(
         sizes = replace(sizes, num_classes=source.num_classes)
     if sizes.in_channels is None and (subject.function or functions.is_name(sizes.name)):
         sizes = replace(sizes, in_channels=source.channels)
-    models.check_size(sizes.image_size)
+    models.check_size(sizes.image_size or 224)
     return replace(subject, network=sizes), source
 
 

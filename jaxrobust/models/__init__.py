@@ -331,8 +331,9 @@ def known(name: str) -> str:
     if name.endswith(".py"):
         raise ValueError(f"unknown model {name!r}; of a file name a function too: {name}:make")
     if name not in _FAMILY:
-        near = difflib.get_close_matches(name, available(), n=3) or available()
-        raise ValueError(f"unknown model {name!r}; did you mean {', '.join(near)}?")
+        near = difflib.get_close_matches(name, available(), n=3)
+        said = f"did you mean {', '.join(near)}?" if near else "`jaxrobust models` lists them"
+        raise ValueError(f"unknown model {name!r}; {said}")
     return name
 
 

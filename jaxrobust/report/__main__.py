@@ -18,7 +18,8 @@ from jaxrobust.runtime import commandline, patience, whole
 
 def main(argv: list[str] | None = None) -> None:
     """Read the flags and write or serve the page."""
-    parser = argparse.ArgumentParser(
+    parser = commandline.Arguments(
+        __doc__ or "",
         prog=commandline.program or "python -m jaxrobust.report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -3,6 +3,7 @@
 import argparse
 import ast
 import contextlib
+import difflib
 import json
 import logging
 import re
@@ -12,7 +13,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from absl import flags
 from absl import logging as absl_logging
@@ -195,7 +196,10 @@ class Arguments(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Stop with one sentence."""
         if unknown := re.match(r"unrecognized arguments: (\S+)", message):
-            message = _no_flag(unknown[1].partition("=")[0])
+            word = unknown[1].partition("=")[0]
+            known = [name for action in self._actions for name in action.option_strings]
+            near = difflib.get_close_matches(word, known, 1) if word.startswith("--") else []
+            message = _no_flag(word, near)
         stop(message, 2)
 
 
@@ -404,7 +408,7 @@ def _spell(config: Any) -> None:
             attack.norm = norm(attack.norm)
 
 
-def _is(value: Any) -> bool:
+def _is(value: Any) -> TypeGuard[ConfigDict]:
     return isinstance(value, ConfigDict)
 
 

@@ -5,6 +5,7 @@ import hashlib
 import importlib
 import importlib.util
 import operator
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -138,9 +139,14 @@ def explained(what: str, name: str) -> Iterator[None]:
             raise
         if isinstance(error, SyntaxError) and error.filename:
             lines.append((Path(error.filename), error.lineno))
-        text = " ".join(str(error).partition("\n")[0].split())
+        text = _TRACING.sub("", " ".join(str(error).partition("\n")[0].split()))
         where = _where(lines, name.rpartition(":")[0])
         raise ValueError(f"{what}={name}: {where}{type(error).__name__}: {text}") from error
+
+
+# What JAX says of the function that it traces, which is one of ours: "f at FILE:LINE traced for
+# jit", in a sentence of its own or in brackets.
+_TRACING = re.compile(r" ?[(]?[^.(]*\S+ at \S+:\d+ traced for \w+[.)]?")
 
 
 def _where(lines: Sequence[tuple[Path, int | None]], place: str) -> str:

@@ -72,8 +72,14 @@ def chip(device_kind: str) -> Chip | None:
 
 
 def devices() -> str:
-    """Return how many devices compute, and what they are."""
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    """Return how many devices compute, and what they are.
+
+    A CPU is one for each process, into however many devices JAX divides it: a record names the
+    machine, whatever the command that wrote it.
+    """
+    first = jax.devices()[0]
+    count = jax.process_count() if first.platform == "cpu" else jax.device_count()
+    return f"{count} x {first.device_kind}"
 
 
 # The files of a driver (the second one of WSL's), and the extra with JAX's plug-in for it.

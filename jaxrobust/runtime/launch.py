@@ -70,8 +70,10 @@ def _below(package: str) -> list[pkgutil.ModuleInfo]:
 
 
 def _has_tpu(devices: Path, bus: Path) -> bool:
-    """Tell whether a TPU's driver is there, or a card of Google's that is no network."""
-    if [*devices.glob("accel*"), *devices.glob("vfio/[0-9]*")]:
+    """Tell whether a driver is there (also a GPU's, of which JAX says what it lacks), or a card of
+    Google's that is no network.
+    """
+    if [found for name in ("accel*", "vfio/[0-9]*", "nvidia*") for found in devices.glob(name)]:
         return True
     for card in bus.glob("*"):
         try:

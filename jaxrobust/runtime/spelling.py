@@ -1,4 +1,4 @@
-"""What somebody may have meant by a word that is not known."""
+"""What somebody may have meant by a word that is not known, and how it is said on a terminal."""
 
 import difflib
 import re

@@ -147,7 +147,10 @@ def _of_radii(attack_of: Callable[[PerImage], Attack]) -> Attack:
 
 
 def check(attack: Any, *, epochs: int, phase: str) -> None:
-    """Raise `ValueError` for a length that cannot work."""
+    """Raise `ValueError` for a length or a step that cannot work."""
+    size = attack.step_size
+    if size is not None and not 0 < size < math.inf:
+        raise ValueError(f"attack.step_size={size} must be above 0, in pixels, such as 2/255")
     if not 0 <= attack.warmup_epochs < epochs:
         raise ValueError(
             f"attack.warmup_epochs={attack.warmup_epochs} must be at least 0 and below "

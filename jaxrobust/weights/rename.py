@@ -10,6 +10,7 @@ from jaxrobust.models.renaming import Row
 
 Arrays = dict[str, np.ndarray]
 
+_SHOWN = 5  # of what does not fit; all of it fills a screen
 _UNITS = {"normalize.mean": 0.0, "normalize.std": 1e-6}  # the least that makes sense
 
 
@@ -59,8 +60,10 @@ def rename(
         cause = compared(name, shapes, expected)
         cause = cause or "check the model name, num_classes and image_size"
         cause += _alike(source, but=name)
+        shown = sorted(problems)[:_SHOWN]
+        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise ValueError(
-            f"{len(problems)} weights do not fit; {cause}:\n  " + "\n  ".join(sorted(problems))
+            f"{len(problems)} weights do not fit; {cause}:\n  " + "\n  ".join([*shown, *more])
         )
     return filled
 

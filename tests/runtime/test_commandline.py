@@ -33,6 +33,12 @@ class ValuesTest(parameterized.TestCase):
         known = parsed(QUICKSTART, f"--flagfile={file.full_path}")
         self.assertEqual(known.config.attack.epsilon, 0.25)
 
+    def test_flags_of_argparse_that_are_misspelled(self):
+        parser = commandline.Arguments("Tests.")
+        parser.flag("image_size")
+        said = refused(lambda: parser.parse_args(["--imgae-size=3"]))
+        self.assertIn("--imgae-size is no flag; did you mean --image-size?", said)
+
     def test_the_norm_of_an_attack_in_any_spelling(self):
         words = ["--config.attack.norm=L2", "--config.train.changes.attack.norm=Linf"]
         config = parsed(QUICKSTART, *words).config

@@ -50,6 +50,18 @@ class ChipTest(parameterized.TestCase):
                 self.assertBetween(chip.bandwidth / chip.interconnect, 2, 30)
 
 
+class DevicesTest(parameterized.TestCase):
+    def test_one_cpu_is_one_machine_however_it_is_divided(self):
+        self.assertGreater(jax.device_count(), 1)
+        self.assertEqual(hardware.devices(), "1 x cpu")
+        chips = [mock.Mock(platform="tpu", device_kind="TPU v4")] * 4
+        with (
+            mock.patch.object(jax, "devices", return_value=chips),
+            mock.patch.object(jax, "device_count", return_value=4),
+        ):
+            self.assertEqual(hardware.devices(), "4 x TPU v4")
+
+
 class IdleTest(parameterized.TestCase):
     """A machine with an accelerator that JAX has no plug-in for."""
 

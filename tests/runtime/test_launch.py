@@ -9,7 +9,6 @@ import types
 from pathlib import Path
 from unittest import mock
 
-import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.runtime import launch

@@ -4,6 +4,7 @@ import io
 import os
 import pty
 from pathlib import Path
+from unittest import mock
 
 from absl.testing import absltest
 
@@ -28,6 +29,8 @@ class TerminalTest(absltest.TestCase):
         self.assertLessEqual(max(len(line) for line in broken if path not in line), 80)
 
     def test_a_pipe_keeps_its_lines(self):
+        self.enter_context(mock.patch.dict(os.environ))
+        os.environ.pop("COLUMNS", None)
         self.assertIsNone(terminal.width(io.StringIO()))
         with Path(os.devnull).open() as null:
             self.assertIsNone(terminal.width(null))
@@ -38,7 +41,10 @@ class TerminalTest(absltest.TestCase):
         self.addCleanup(os.close, ours)
         with os.fdopen(theirs, "w") as stream:
             os.system(f"stty cols 72 < {os.ttyname(stream.fileno())}")
-            self.assertEqual(terminal.width(stream), 72)
+            with mock.patch.dict(os.environ, {"COLUMNS": ""}):
+                self.assertEqual(terminal.width(stream), 72)
+            with mock.patch.dict(os.environ, {"COLUMNS": "100"}):
+                self.assertEqual(terminal.width(stream), 100)
 
 
 if __name__ == "__main__":

@@ -36,11 +36,12 @@ class Answer(NamedTuple):
 class Commands:
     """Runs commands one after the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: str) -> None:
         # As a user starts it: not with the settings of the tests.
         own = ("JAX_", "XLA_", "TFDS_")
         environment = {k: v for k, v in os.environ.items() if not k.startswith(own)}
         environment |= {"JAX_PLATFORMS": "cpu", "JAXROBUST_ALLOCATOR": "system"}
+        environment |= settings
         environment["PYTHONPATH"] = str(_ROOT)
         self._process = subprocess.Popen(
             [sys.executable, "-P", __file__],  # not with the folder of this file, and its names
@@ -66,9 +67,9 @@ class Commands:
 
 
 @contextlib.contextmanager
-def commands() -> Iterator[Commands]:
-    """Yield what runs commands, and end it."""
-    running = Commands()
+def commands(**settings: str) -> Iterator[Commands]:
+    """Yield what runs commands, with `settings` in their environment, and end it."""
+    running = Commands(**settings)
     try:
         yield running
     finally:

@@ -268,7 +268,7 @@ class MistakesTest(Case):
     @parameterized.parameters(
         (("--steps", 0), "--steps=0 must be at least 1"),
         (("--image_size", 8, 0), "--image_size=0 must be at least 1"),
-        (("--n", -1), "--n=-1 must be at least 0"),
+        (("--n", -1), "--n=-1 is no number of images: 1 or more, or --n=all"),
         (("--batch", 0), "--batch=0 must be at least 1"),
         (("--attack", "autoattack", "--steps", 10), "--steps are those of APGD-CE"),
         (("--attack", "pgd"), "invalid choice: 'pgd'"),

@@ -323,6 +323,11 @@ class LoadTest(parameterized.TestCase):
         ):
             convert.load("convnext_n", self.saved(self.weights), **KWARGS)
 
+    def test_of_many_that_do_not_fit_five_are_shown(self):
+        self.weights |= {f"extra{i}.kernel": np.zeros(3, np.float32) for i in range(70)}
+        with self.assertRaisesRegex(ValueError, "70 weights do not fit.*\n(.*\n){5}.*and 65 more$"):
+            convert.load("convnext_n", self.saved(self.weights), **KWARGS)
+
     def test_the_right_model_is_named(self):
         arrays = dict.fromkeys(models.torch_keys("convnext_b_cvst"), np.zeros(1, np.float32))
         with self.assertRaisesRegex(

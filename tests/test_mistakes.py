@@ -1,0 +1,345 @@
+"""What people type wrongly, over all commands: a sentence with the remedy, and no traceback.
+
+Each is typed at a terminal of 80 columns. What is said names what was typed, and no line is wider
+but for a word that is.
+"""
+
+import contextlib
+import io
+import os
+import shlex
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from absl.testing import absltest, parameterized
+
+from tests.support import runs as training
+from tests.support.commands import commands
+from tools import compare, select_checkpoint, verify
+
+TRAIN = "train --config quickstart --workdir new"
+EVALUATE = "evaluate --workdir run"
+MODEL = "evaluate --model convnext_n --weights w.pt --dataset digits"
+DOCTOR = "doctor run"
+ESTIMATE = "estimate quickstart --on cpu"
+IMPORT = "import w.pt --out new --model"
+EXPORT = "export --workdir run --out new --layout"
+
+# What is typed -> what of it is said again, after |; without |, its last word or value.
+MISTAKES = f"""
+evalute
+trian --config quickstart | trian
+--workdir run | --workdir
+train --config | config
+train quickstart | --config
+train --config quikstart
+train --config nowhere.py
+train --config broken.py
+train --config other.py
+train --config quickstart:fast | colon
+train --confg quickstart | --confg
+{TRAIN} more | nothing else
+{TRAIN} --wrokdir=x | --wrokdir
+{TRAIN} --workdir=other | --workdir
+{TRAIN} --profile=soon
+{TRAIN} --profile=-1:5
+{TRAIN} --process_id=3 --num_processes=2 | process
+{TRAIN} --num_processes=two
+{TRAIN} --config.train.epocs=3 | epocs
+{TRAIN} --config.tran.epochs=3 | tran
+{TRAIN} --config.sead=3 | sead
+{TRAIN} --config.train.epochs=many
+{TRAIN} --config.train.epochs=-1
+{TRAIN} --config.train.epochs=1.5
+{TRAIN} --config.train.lr=fast
+{TRAIN} --config.train.lr=-1
+{TRAIN} --config.train.lr=nan
+{TRAIN} --config.train.warmup_epochs=99
+{TRAIN} --config.train.objective=robust
+{TRAIN} --config.train.batch_size=0
+{TRAIN} --config.train.batch_size=-8
+{TRAIN} --config.train.ema_decay=2
+{TRAIN} --config.train.weight_decay=-1
+{TRAIN} --config.train.l1=-1e-5 | -1e-05
+{TRAIN} --config.train.optimizer=adam
+{TRAIN} --config.train.schedule=cosin
+{TRAIN} --config.label_smoothing=2
+{TRAIN} --config.seed=-1
+{TRAIN} --config.attack.norm=l3
+{TRAIN} --config.attack.norm=infinity
+{TRAIN} --config.attack.epsilon=4
+{TRAIN} --config.attack.epsilon=-0.1
+{TRAIN} --config.attack.epsilon=eight
+{TRAIN} --config.attack.epsilon=8/0
+{TRAIN} --config.attack.steps=0
+{TRAIN} --config.attack.steps=-3
+{TRAIN} --config.attack.name=apdg
+{TRAIN} --config.attack.loss=entropy | loss
+{TRAIN} --config.attack.start=gauss
+{TRAIN} --config.attack.step_size=-1
+{TRAIN} --config.model.name=convnext_tiny
+{TRAIN} --config.model.name=xyzzy
+{TRAIN} --config.model.name=none.py:make
+{TRAIN} --config.model.num_classes=1
+{TRAIN} --config.model.num_classes=5
+{TRAIN} --config.model.in_channels=3 | in_channels
+{TRAIN} --config.model.image_size=100000
+{TRAIN} --config.model.dtype=bf16
+{TRAIN} --config.model.options.drop_pth=0.1 | drop_pth
+{TRAIN} --config.model.options.drop_path=2
+{TRAIN} --config.data.name=cifar11
+{TRAIN} --config.data.name=digitz
+{TRAIN} --config.data.name=folder:nowhere
+{TRAIN} --config.data.name=npz:none.npz
+{TRAIN} --config.data.name=hf:../nowhere
+{TRAIN} --config.data.train_split=training
+{TRAIN} --config.data.train_split=train[:0]
+{TRAIN} --config.data.test_split=tets
+{TRAIN} --config.data.augmentation=heavvy
+{TRAIN} --config.data.preprocessing=Crop
+{TRAIN} --config.data.workers=-1
+{TRAIN} --config.data.extra=npz:none.npz
+{TRAIN} --config.data.views=7
+{TRAIN} --config.init.weights=none.pt
+{TRAIN} --config.init.weights=page.pt
+{TRAIN} --config.init.stem=new
+{TRAIN} --config.init.normalize=mine
+{TRAIN} --config.evaluation.weights=best
+{TRAIN} --config.evaluation.attack=pgd
+{TRAIN} --config.evaluation.metric=top5
+{TRAIN} --config.log.to=tensorbord
+{TRAIN} --config.log.every_steps=0
+{TRAIN} --config.mesh.fsdp=-3
+{TRAIN} --config.checkpoint.keep_every_epochs=-1
+{TRAIN} --config.test.steps=0
+train --config quickstart --workdir gs://bucket/run | gs://bucket/run
+train --config quickstart --workdir page.pt
+evaluate | --workdir
+{EVALUATE} more
+{EVALUATE} --atack=clean | --atack
+{EVALUATE} --workdir=other | --workdir
+evaluate --workdir nowhere
+evaluate --workdir empty
+{EVALUATE} --model convnext_n | --model
+{EVALUATE} --phase=finetune
+{EVALUATE} --attack=pgd
+{EVALUATE} --attack=pgd-0
+{EVALUATE} --attack=autoatack
+{EVALUATE} --attack=apgd-ce,square,fba-t
+{EVALUATE} --attack=apgd-ce,apgd-ce
+{EVALUATE} --attack=clean --norm=l3
+{EVALUATE} --norm=linfinity
+{EVALUATE} --epsilon=8
+{EVALUATE} --epsilon=a
+{EVALUATE} --epsilon=-1
+{EVALUATE} --epsilon=nan
+{EVALUATE} --norm=l1 --epsilon=8/255 | l1
+{EVALUATE} --norm=l2 --epsilon=500
+{EVALUATE} --version=fast
+{EVALUATE} --version=plus --attack=pgd-3
+{EVALUATE} --rule=median
+{EVALUATE} --version=rand --draws=0
+{EVALUATE} --steps=3
+{EVALUATE} --attack=apgd-ce --steps=0
+{EVALUATE} --attack=pgd-3 --restarts=2
+{EVALUATE} --attack=pgd-3 --step=-1
+{EVALUATE} --attack=pgd-3 --start=zero
+{EVALUATE} --threat=linf
+{EVALUATE} --threat=l7:1
+{EVALUATE} --threat=linf:0.1 --threat=linf:0.1
+{EVALUATE} --ladder=linf:0:0.1
+{EVALUATE} --ladder=Linf:0.1:0:3
+{EVALUATE} --ladder=linf:0:0.1:1
+{EVALUATE} --ladder=l9:0:0.1:3
+{EVALUATE} --n=0
+{EVALUATE} --n=-1
+{EVALUATE} --n=some
+{EVALUATE} --batch=0
+{EVALUATE} --batch=x
+{EVALUATE} --seed=-1
+{EVALUATE} --image_size=0
+{EVALUATE} --image_size=100000
+{EVALUATE} --image_size=8 --image_size=8 | 8, 8
+{EVALUATE} --split=validation
+{EVALUATE} --dataset=digitz
+{EVALUATE} --search_dtype=float8
+{EVALUATE} --replay=nowhere
+{EVALUATE} --corruptions=fgo
+{EVALUATE} --corruptions=fog-6
+{EVALUATE} --frost=nowhere | --frost
+{EVALUATE} --out=page.pt/x
+{EVALUATE} --bundle=run
+{EVALUATE} --preprocessing=Res9
+{EVALUATE} --options={{}} | --options
+{EVALUATE} --weights=w.pt | --weights
+{EVALUATE} --selected
+evaluate --model convnext --weights w.pt --dataset digits | convnext
+evaluate --weights convnext_tinny.fb_in1k --dataset digits | convnext_tinny
+evaluate --weights Salman2020Do_R19 --dataset digits | Salman2020Do_R19
+{MODEL} --weights=w.pt | --weights
+{MODEL} --options=3
+{MODEL} --num_classes=ten
+evaluate --function nets.py:logits | --dataset
+evaluate --dataset digits --function none.py:logits
+evaluate --dataset digits --function nets.py:missing | missing
+evaluate --dataset digits --torch none.py:build
+evaluate --dataset digits --function nets.py:logits | nets.py:logits
+doctor | name a run
+doctor nowhere
+doctor run more
+{DOCTOR} --n=0
+{DOCTOR} --n=5000
+{DOCTOR} --norm=l3
+{DOCTOR} --epsilon=8
+{DOCTOR} --epsilon=x
+{DOCTOR} --sede=3 | --sede
+{DOCTOR} --workdir=run
+{DOCTOR} --phase=finetune
+{DOCTOR} --dataset=digitz
+{DOCTOR} --image_size=100000
+doctor --config quikstart
+doctor --config quickstart --devices=0
+doctor --config quickstart --config.attack.norm=l3
+estimate | --on
+estimate quikstart --on cpu | quikstart
+estimate quickstart --on=v9:8x8
+estimate quickstart --on=v5e:3x
+{ESTIMATE} --price=cheap
+{ESTIMATE} --batch=0
+{ESTIMATE} --batch=x
+{ESTIMATE} --robust=2
+{ESTIMATE} --images=-1
+{ESTIMATE} --fsdp=-1
+{ESTIMATE} --prise=3 | --prise
+{ESTIMATE} --config.train.epocs=3 | epocs
+report | PATH
+report nowhere
+report empty
+report run --port=x
+report run --port=99999999 --watch | 99999999
+report run --every=0 --watch | --every=0
+report run --wacth | --wacth
+models convnext_tiny
+models xyzzy
+models --jsn | --jsn
+scaling many
+scaling 5e9 --block=big
+scaling -5
+import w.pt | --out
+{IMPORT} convnext
+{IMPORT} convnext_n | w.pt
+import none.pt --model convnext_n --out new | none.pt
+import page.pt --model convnext_n --out new | page.pt
+import hf://timm --out new | hf://timm
+import Salman2020Do_R19 --out new | Salman2020Do_R19
+import page.pt --model convnext_n --out new --sha256 x | page.pt
+import page.pt --model convnext_n --out new --seed x
+import page.pt --model convnext_n --out new --optoins 3 | --optoins
+export | --layout
+{EXPORT} tensorflow
+{EXPORT} timm --license mit | --license
+{EXPORT} module --confirm 8 | --confirm
+{EXPORT} jaxrobust --phase finetune
+{EXPORT} jaxrobust --record page.pt
+{EXPORT} jaxrobust --selected
+export --workdir nowhere --layout module --out new | nowhere
+export --weights none.pt --layout hub --out new | none.pt
+{EXPORT} jaxrobust --laoyut timm | --laoyut
+prepare
+prepare cifar11 --out new | cifar11
+prepare cifar10 --from none.tar.gz --out new | none.tar.gz
+prepare cifar10 --from page.pt --out new | page.pt
+prepare cifar10 --out gs://bucket
+prepare imagenet nowhere --out new | nowhere
+prepare pseudo-labelled page.pt
+prepare pseudo-labelled none.pickle
+certificate | --weights
+certificate --model xyzzy | --weights
+""".strip().splitlines()
+
+# The same of the tools beside the package.
+OF_TOOLS = """
+compare run | two
+compare nowhere run | nowhere
+compare page.pt run | page.pt
+compare run run --threat=l3:1
+compare run run --threat=linf
+compare run run --tehat=linf | --tehat
+select | RUN
+select nowhere
+select run --n=0
+select run --n=few
+select run --steps=0
+select run --steps=x
+select run --batch=0
+select run --attack=square
+select run --phase=finetune | no run is there
+select run --wieghts=ema | --wieghts
+select run --n=8 | run
+verify nowhere | --weights
+verify run --batch=x
+verify run --wieghts=w | --wieghts
+""".strip().splitlines()
+TOOLS = {"compare": compare.main, "select": select_checkpoint.main, "verify": verify.main}
+
+FILES = {
+    "broken.py": "x = (",
+    "other.py": "x = 3",
+    "nets.py": "def logits(images):\n    return images",
+    "page.pt": "<!DOCTYPE html><html><body>Sign in</body></html>",
+    "w.pt": "",
+    "empty/note.txt": "nothing",
+}
+
+
+def written(folder: Path) -> Path:
+    """Write the files into a folder, as a user has them."""
+    for name, text in FILES.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+class MistakesTest(parameterized.TestCase):
+    def answers(self, line: str, code: int, error: str) -> None:
+        """Look at what a command has said of a line of the table."""
+        typed, _, said = (part.strip() for part in line.partition("|"))
+        lines = error.splitlines()
+        self.assertIn(code, (2, 3), error)
+        self.assertNotIn("Traceback", error)
+        self.assertIn(said or shlex.split(typed)[-1].rpartition("=")[2], " ".join(error.split()))
+        self.assertLessEqual(len(lines), 14, error)
+        wide = [one for one in lines if len(one) > 80 and max(map(len, one.split())) < 78]
+        self.assertEmpty(wide)
+        self.assertEqual(error.count("jaxrobust:"), 1, error)
+
+    @pytest.mark.slow  # minutes: each is a process, and those of a run open its data
+    def test_each_is_answered(self):
+        folder = written(Path(self.create_tempdir()))
+        training.quiet_run(training.tiny(train__epochs=0), folder / "run")
+        self.assertGreaterEqual(len(MISTAKES), 150)
+        with commands(COLUMNS="80") as run:
+            for line in MISTAKES:
+                with self.subTest(line):
+                    code, _, error = run(shlex.split(line.partition("|")[0]), folder)
+                    self.answers(line, code, error)
+
+    def test_tools(self):
+        folder = written(Path(self.create_tempdir()))
+        (folder / "run").mkdir()
+        self.enter_context(mock.patch.dict(os.environ, COLUMNS="80"))
+        self.enter_context(contextlib.chdir(folder))
+        for line in OF_TOOLS:
+            tool, *words = shlex.split(line.partition("|")[0])
+            said, code = io.StringIO(), 0
+            with self.subTest(line), contextlib.redirect_stderr(said):
+                try:
+                    TOOLS[tool](words)
+                except SystemExit as ended:
+                    code = ended.code
+                self.answers(line, code, said.getvalue())
+
+
+if __name__ == "__main__":
+    absltest.main()
