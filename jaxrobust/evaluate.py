@@ -27,11 +27,11 @@ from jaxrobust.runtime.commandline import (
     how_many,
     leave,
     mapping,
-    memory,
     number,
     parse,
     quiet_libraries,
     stop,
+    unable,
 )
 from jaxrobust.runtime.launch import join_hosts, keep_large_buffers, use_every_core
 
@@ -164,10 +164,8 @@ def main(argv: list[str]) -> None:
         end(f"interrupted; {again}", 130)
     except ValueError as error:
         end(error, 2)
-    except OSError as error:
-        end(f"{error}. With that solved, run the same command again", 3)
-    except MemoryError as error:
-        end(memory(error), 3)
+    except (OSError, MemoryError) as error:
+        end(f"{unable(error)}. With that solved, run the same command again", 3)
     except Exception as error:
         if pod is None:
             raise

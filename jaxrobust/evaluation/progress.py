@@ -72,8 +72,10 @@ class Decisions:
         if self._seen:
             self._show(parts, self._made + (self._of - self._decided) * most)
         elif self._changed(10):
-            text = " ".join(part.text for part in parts)
-            print(f"{self._attack} {text}", file=sys.stderr, flush=True)
+            text = " ".join([self._attack, *(part.text for part in parts)])
+            if len(text) > columns():  # without the interval
+                text = " ".join([self._attack, *(part.text for part in parts[:-1])])
+            print(text, file=sys.stderr, flush=True)
 
     def _changed(self, seconds: float) -> bool:
         """Tell whether a line is due: some time after the last one, once an image is decided."""

@@ -190,8 +190,8 @@ def _check_lengths(
     """Raise `ValueError` for lengths that do not fit into the epochs, or into the shape."""
     if not row.least_warmup <= warmup_epochs < epochs:
         raise ValueError(
-            f"warmup_epochs={warmup_epochs} must be at least {row.least_warmup} and below {epochs=}; "
-            f"set warmup_epochs={row.least_warmup}, or more epochs"
+            f"warmup_epochs={warmup_epochs} must be at least {row.least_warmup} and below "
+            f"{epochs=}; set warmup_epochs={row.least_warmup}, or more epochs"
         )
     if cooldown_epochs and not row.ends:
         raise ValueError(
