@@ -14,7 +14,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from absl import flags
 from absl import logging as absl_logging
@@ -409,7 +409,7 @@ def _spell(config: Any) -> None:
             attack.norm = norm(attack.norm)
 
 
-def _is(value: Any) -> bool:
+def _is(value: Any) -> TypeGuard[ConfigDict]:
     return isinstance(value, ConfigDict)
 
 
