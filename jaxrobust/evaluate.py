@@ -27,11 +27,11 @@ from jaxrobust.runtime.commandline import (
     hosts,
     how_many,
     mapping,
-    memory,
     number,
     parse,
     quiet_libraries,
     stop,
+    unable,
 )
 from jaxrobust.runtime.ending import Ending
 from jaxrobust.runtime.launch import keep_large_buffers, use_every_core
@@ -148,8 +148,7 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         end(error, 2)
     except (OSError, MemoryError) as error:
-        said = memory(error) if isinstance(error, MemoryError) else error
-        end(f"{said}. With that solved, run the same command again", 3)
+        end(f"{unable(error)}. With that solved, run the same command again", 3)
     except Exception as error:
         if pod is None:
             raise

@@ -92,14 +92,14 @@ def ending(interrupted: str, solved: str = "") -> Iterator[None]:
         stop(f"interrupted; {interrupted}", 130)
     except ValueError as error:
         stop(error, 2)
-    except OSError as error:
-        stop(f"{error}{solved}", 3)
-    except MemoryError as error:
-        stop(memory(error), 3)
+    except (OSError, MemoryError) as error:
+        stop(f"{unable(error)}{solved}", 3)
 
 
-def memory(error: MemoryError) -> str:
-    """Return the sentence for what this machine has no memory for."""
+def unable(error: OSError | MemoryError) -> str:
+    """Return the sentence for what this machine has no memory, no disk or no network for."""
+    if isinstance(error, OSError):
+        return str(error)
     said = str(error).partition(" for an array")[0] or "it is not said how much was wanted"
     return f"the memory of this machine is too small ({said}); take smaller images, or fewer"
 
