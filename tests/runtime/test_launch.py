@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 from unittest import mock
 
+import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.runtime import launch
