@@ -7,12 +7,13 @@ straight from the bucket: ImageNet's 150 GB do not fit a TPU VM's boot disk.
 import bisect
 import contextlib
 import dataclasses
+import difflib
 import functools
 import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -27,6 +28,7 @@ _FILE_NAMES = ("file_name", "image/file_name", "filename", "image/filename", "id
 _OWN = {name: f"jaxrobust prepare {name}" for name in ("cifar10", "cifar100")}
 _OWN["imagenet2012"] = "jaxrobust prepare imagenet SOURCE"
 _CHUNK = 256  # records read at once when a split is read through: 30 MB of ImageNet
+_KNOWN = ("digits", "fake", "cifar10", "cifar100", "imagenet2012", "imagenette")
 
 
 def data_directory(given: str | os.PathLike | None = None) -> str:
@@ -48,6 +50,15 @@ def build_command(name: str, root: Any) -> str:
     return f"`{_OWN[dataset]}`" if usual else f"`{_OWN[dataset]} --out {root}`"
 
 
+def near(name: str, prepared: Iterable[str]) -> str:
+    """Return "did you mean NAME? ", of the data sets that everybody knows or that are prepared; ""
+    where none is near, or it is one of them.
+    """
+    known = {*_KNOWN, *prepared}
+    close = difflib.get_close_matches(name, known, 1) if name not in known else []
+    return f"did you mean {close[0]}? " if close else ""
+
+
 def version_directory(name: str, root: Any, others: str) -> Any:
     """Return the directory `root/NAME[/CONFIG]/VERSION`: the newest version unless `name` says one.
 
@@ -62,8 +73,9 @@ def version_directory(name: str, root: Any, others: str) -> Any:
     top = storage.entries(root)
     if top is None:
         raise DataError(
-            f"the data directory {root} does not exist; point data_dir or TFDS_DATA_DIR to the "
-            f"directory that holds {dataset!r}, or prepare it: {build_command(name, root)}"
+            f"the data directory {root} does not exist; {near(dataset, ())}point data_dir or "
+            f"TFDS_DATA_DIR to the directory that holds {dataset!r}, or prepare it: "
+            f"{build_command(name, root)}"
         )
     versions = _versions(root / dataset, wanted)
     if not versions and "/" not in dataset:
@@ -78,7 +90,7 @@ def version_directory(name: str, root: Any, others: str) -> Any:
         known = {d for d in top.folders if _versions(root / d)}
         known |= {f"{d}/{config}" for d in top.folders for config in _configs(root / d)}
         raise DataError(
-            f"unknown data set {name!r}: known are {others} and, in {root}, "
+            f"unknown data set {name!r}: {near(dataset, known)}known are {others} and, in {root}, "
             f"{', '.join(sorted(known)) or 'nothing'}; prepare another one with "
             f"{build_command(name, root)}, or point data_dir or TFDS_DATA_DIR to the directory "
             "that holds it"

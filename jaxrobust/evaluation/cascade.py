@@ -13,7 +13,7 @@ from jaxrobust.evaluation.images import ImageSet
 from jaxrobust.evaluation.ledger import Ledger
 from jaxrobust.evaluation.progress import Decisions
 from jaxrobust.evaluation.verdicts import REPLAY
-from jaxrobust.runtime import hosts
+from jaxrobust.runtime import compilation, hosts
 
 
 class Cost(NamedTuple):
@@ -118,9 +118,16 @@ class Attack:
         start, met = time.perf_counter(), int(self.found.standing.sum())
         pending = self.recall()
         mine, known = hosts.share(pending), met - len(pending)
-        self.meter.begin(self.name, known + len(mine), known, self.standing(), self.runner.slots)
-        for call in self.calls(mine):
-            self.count(call, later // jax.process_count())
+        program = compilation.program(
+            f"{self.name} on {self.runner.slots} slots", self.runner.logits_fn
+        )
+        seen = (known + len(mine), known, self.standing(), self.runner.slots)
+        self.meter.begin(self.name, *seen, compilation.expected(program))
+        with compilation.cache_hits() as hits:
+            for call in self.calls(mine):
+                if call.compiles and call.seconds > 1:
+                    compilation.remember(program, call.seconds, hit=bool(hits))
+                self.count(call, later // jax.process_count())
         self.join(mine, known)
         self.flag()
         return Cost(

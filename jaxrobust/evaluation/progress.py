@@ -11,7 +11,6 @@ from tqdm.auto import tqdm
 
 from jaxrobust.runtime.progress import Part, clock, columns, fitted, joined, say, watched
 
-_COMPILING = "compiling (minutes for a large network)"
 _SHORT = 5.0  # seconds: a first call below is mostly overhead
 _INTERVAL = 10.0  # seconds between two lines where nobody watches
 
@@ -73,9 +72,17 @@ class Decisions:
             total=1, disable=not self._seen, dynamic_ncols=True, leave=False, miniters=1
         )
 
-    def begin(self, attack: str, images: int, known: int, standing: int, slots: int) -> None:
+    def begin(
+        self,
+        attack: str,
+        images: int,
+        known: int,
+        standing: int,
+        slots: int,
+        compiling: str = "minutes for a large network",
+    ) -> None:
         """Begin an attack on `images`, of which `known` are decided; `standing` are not fooled
-        yet, and at most `slots` are at work at a time.
+        yet, and at most `slots` are at work at a time. `compiling`: how long that takes, in words.
         """
         self._attack, self._of, self._standing, self._slots = attack, images, standing, slots
         self._counts = Counts(images - known)
@@ -85,10 +92,10 @@ class Decisions:
         if known == images:
             return  # nothing compiles
         if self._seen:
-            self._show([Part(_COMPILING)], 0, 1)
+            self._show([Part(f"compiling ({compiling})")], 0, 1)
             self._bar.refresh()
         else:
-            self._say(f"{attack}: {_COMPILING}")
+            self._say(f"{attack}: compiling ({compiling})")
 
     def decided(self, standing: int, passes: int, *, fooled: bool) -> None:
         """Count one image more as decided, on which `passes` were made; `standing` are not fooled

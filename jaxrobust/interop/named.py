@@ -59,7 +59,10 @@ def built(
     try:
         version = importlib.metadata.version("torch")
     except importlib.metadata.PackageNotFoundError as error:
-        raise ValueError(f"{what} needs PyTorch: pip install 'jaxrobust[torch]'") from error
+        raise ValueError(
+            f"{what} needs PyTorch: pip install 'jaxrobust[torch]', before "
+            "which, without a GPU, its smaller build for CPUs (the README says how)"
+        ) from error
     said = {"torch": version, "arguments": dict(arguments or {}), "output": output}
     if path.suffix == ".pt2" or archive:
         if arguments:

@@ -44,13 +44,13 @@ def use_persistent_cache(shared: Path | None = None) -> str | None:
 def compiled(function: Any, *arguments: Any) -> tuple[Any, float, bool]:
     """Return (executable, seconds, cache hit) of a jitted function for these arguments."""
     start = time.perf_counter()
-    with _hits() as hits:
+    with cache_hits() as hits:
         executable = function.lower(*arguments).compile()
     return executable, time.perf_counter() - start, bool(hits)
 
 
 @contextlib.contextmanager
-def _hits() -> Iterator[list[str]]:
+def cache_hits() -> Iterator[list[str]]:
     """Give a list that grows with each program that the cache has."""
     hits: list[str] = []
 
@@ -110,7 +110,7 @@ def waiting(what: str, name: str, say: Callable[[str], None]) -> Iterator[None]:
     if known is None or max(known["seconds"], known["cold"] or 0.0) >= _SHORT_S:
         say(f"{what} ({expected(name)})")
     start = time.perf_counter()
-    with _hits() as hits:
+    with cache_hits() as hits:
         yield
     remember(name, time.perf_counter() - start, hit=bool(hits))
 

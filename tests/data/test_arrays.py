@@ -77,6 +77,7 @@ class LoadTest(parameterized.TestCase):
         ({"preprocessing": "Crop288", "image_size": 8}, "set image_size to the size it gives"),
         ({"classes": "/nowhere"}, "data.classes=/nowhere is neither imagenet100 nor"),
         ({"name": "cifar1000"}, "unknown data set 'cifar1000'|does not exist"),
+        ({"name": "digitz"}, "did you mean digits\\? "),
     )
     def test_refused(self, how, pattern):
         how = {"name": "digits"} | how
