@@ -6,14 +6,13 @@ but for a word that is.
 
 import contextlib
 import io
-import os
 import shlex
 from pathlib import Path
-from unittest import mock
 
 import pytest
 from absl.testing import absltest, parameterized
 
+from jaxrobust.runtime import terminal
 from tests.support import runs as training
 from tests.support.commands import commands
 from tools import compare, select_checkpoint, verify
@@ -310,7 +309,8 @@ class MistakesTest(parameterized.TestCase):
         self.assertNotIn("Traceback", error)
         self.assertIn(said or shlex.split(typed)[-1].rpartition("=")[2], " ".join(error.split()))
         self.assertLessEqual(len(lines), 14, error)
-        wide = [one for one in lines if len(one) > 80 and max(map(len, one.split())) < 78]
+        shown = terminal.fitted(error, 80).splitlines()
+        wide = [one for one in shown if len(one) > 80 and max(map(len, one.split())) < 78]
         self.assertEmpty(wide)
         self.assertEqual(error.count("jaxrobust:"), 1, error)
 
@@ -319,7 +319,7 @@ class MistakesTest(parameterized.TestCase):
         folder = written(Path(self.create_tempdir()))
         training.quiet_run(training.tiny(train__epochs=0), folder / "run")
         self.assertGreaterEqual(len(MISTAKES), 150)
-        with commands(COLUMNS="80") as run:
+        with commands() as run:
             for line in MISTAKES:
                 with self.subTest(line):
                     code, _, error = run(shlex.split(line.partition("|")[0]), folder)
@@ -328,7 +328,6 @@ class MistakesTest(parameterized.TestCase):
     def test_tools(self):
         folder = written(Path(self.create_tempdir()))
         (folder / "run").mkdir()
-        self.enter_context(mock.patch.dict(os.environ, COLUMNS="80"))
         self.enter_context(contextlib.chdir(folder))
         for line in OF_TOOLS:
             tool, *words = shlex.split(line.partition("|")[0])

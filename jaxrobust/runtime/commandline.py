@@ -197,9 +197,9 @@ class Arguments(argparse.ArgumentParser):
         """Stop with one sentence."""
         if unknown := re.match(r"unrecognized arguments: (\S+)", message):
             word = unknown[1].partition("=")[0]
-            known = [name for action in self._actions for name in action.option_strings]
-            near = difflib.get_close_matches(word, known, 1) if word.startswith("--") else []
-            message = _no_flag(word, near)
+            known = [n.lstrip("-") for action in self._actions for n in action.option_strings]
+            near = difflib.get_close_matches(word[2:], known, 1) if word.startswith("--") else []
+            message = _no_flag(word, [f"--{name}" for name in near])
         stop(message, 2)
 
 

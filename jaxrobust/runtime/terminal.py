@@ -8,9 +8,7 @@ from typing import TextIO
 
 
 def width(stream: TextIO) -> int | None:
-    """Return $COLUMNS, or the columns of the terminal that a stream is; None where it is none."""
-    if os.environ.get("COLUMNS", "").isdecimal():
-        return int(os.environ["COLUMNS"]) or None
+    """Return the columns of the terminal that a stream is; None where it is none."""
     try:
         return os.get_terminal_size(stream.fileno()).columns or None if stream.isatty() else None
     except (OSError, ValueError, AttributeError):  # closed, or a notebook's

@@ -129,8 +129,7 @@ class OthersTest(parameterized.TestCase):
             r"groups=4, base_width=0; give groups=8, base_width=64 as options of the network:\n",
         )
         # Theirs and ours beside each other: floor(32 * 64 / 160) * 8 * 4, and 2 * 32.
-        self.assertIn("conv1.weight: shape (1, 1, 16, 384) for blocks.0.layer.0.conv1.k", said)
-        self.assertIn("kernel (1, 1, 16, 64)", said)
+        self.assertIn("bn2.bias: shape (384,) for blocks.0.layer.0.bn2.bias (64,)", said)
         self.assertIn(
             "give base_width=64 as opt", self.refused(arrays, **options | {"base_width": 9})
         )

@@ -558,6 +558,10 @@ class EvalStepTest(absltest.TestCase):
         again = evaluate(
             params, stats, images[order], labels[order], mask[order], ids[order], jax.random.key(0)
         )
+        for found, rows in ((again, order), (counts, jnp.arange(8))):
+            np.testing.assert_array_equal(found.pop("mask"), mask[rows])
+            np.testing.assert_array_equal(found.pop("answers"), labels[rows])
+            np.testing.assert_array_equal(found.pop("labels"), labels[rows])
         self.assertEqual(jax.device_get(again), jax.device_get(counts))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from unittest import mock
 
 import jax
+import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
@@ -115,8 +116,10 @@ class EvaluationTest(absltest.TestCase):
         )
 
     def test_a_count_asks_after_each_batch(self):
-        batches = [{"count": 2, "clean": 1, "robust": 1}] * 3
-        with mock.patch.object(accuracy, "_judgements", lambda *_: iter(batches)):
+        each = {"mask": np.ones(2, bool), "answers": np.zeros(2, int), "labels": np.arange(2)}
+        counts = {"count": 2, "clean": 1, "robust": 1}
+        found = lambda *_: iter([counts | each for _ in range(3)])  # noqa: E731
+        with mock.patch.object(accuracy, "_judgements", found):
             between = mock.Mock(side_effect=[None, stopping.Preempted("saved")])
             with self.assertRaises(stopping.Preempted):
                 accuracy.count(None, None, None, None, between=between)
