@@ -81,6 +81,9 @@ class ListenerTest(absltest.TestCase):
     def setUp(self):
         super().setUp()
         self.ended, self.said = queue.Queue(), queue.Queue()
+        # As in a shell: a process in the background ignores Ctrl-C, and so do those that it starts.
+        before = signal.signal(CTRL_C, signal.default_int_handler)
+        self.addCleanup(signal.signal, CTRL_C, before)
         self.enterContext(mock.patch.object(signals, "_MOMENT", 0.01))
         self.enterContext(mock.patch.object(progress, "say", lambda text, **_: self.said.put(text)))
         self.compiles = mock.patch.object(signals, "compiles", lambda frame: True)
