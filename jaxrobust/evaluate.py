@@ -137,6 +137,7 @@ def main(argv: list[str]) -> None:
         stop(f"{argv[1]!r} is no flag; every value goes to one, see --help", 2)
     quiet_libraries()
     pod = hosts()
+    patience.end()  # the first host speaks for all, and joining has its own words
     end = Ending(_again)
     try:
         with end:

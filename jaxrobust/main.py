@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
     quiet_libraries()
     name = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
     pod, folder = hosts(), _WORKDIR.value or f"runs/{name}"
+    patience.end()  # the first host speaks for all, and joining has its own words
     with patience.of(patience.LOADING, here=pod is None):
         # After the flags: --help needs no JAX.
         from jaxrobust.report import pictures
