@@ -46,4 +46,5 @@ def of(what: str, *, here: bool = True) -> Iterator[None]:
 def _tell(what: str) -> None:
     if what not in _told:
         _told.add(what)
-        print(f"{what} ...", file=sys.stderr, flush=True)
+        sys.stderr.write(f"{what} ...\n")  # at once: the main thread may end with a sentence
+        sys.stderr.flush()
