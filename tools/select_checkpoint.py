@@ -64,6 +64,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "image_size",
         type=int,
         nargs="+",
+        metavar="PIXELS",
         help="Sides of the images in pixels, one or several; default: that of the run.",
     )
     parser.flag(

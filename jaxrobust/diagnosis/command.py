@@ -21,7 +21,7 @@ from jaxrobust.evaluation import subject as subjects
 from jaxrobust.evaluation.flags import Given
 from jaxrobust.evaluation.recording import known
 from jaxrobust.evaluation.subject import Subject
-from jaxrobust.runtime import compilation, patience
+from jaxrobust.runtime import compilation, patience, terminal
 from jaxrobust.runtime.spelling import norm as spelled
 from jaxrobust.weights import runs
 
@@ -180,8 +180,12 @@ def answer(
     done: list[Examination] = []
 
     def tell(told: Finding | str) -> None:
-        if not as_json:
-            show(told if isinstance(told, str) else line(told, coloured=coloured, columns=columns))
+        if as_json:
+            return
+        if isinstance(told, str):
+            show(terminal.fitted(told, columns))
+        else:
+            show(line(told, coloured=coloured, columns=columns))
 
     def examine(examination: Callable[..., Examination], *of: Any, **how: Any) -> None:
         if done:
