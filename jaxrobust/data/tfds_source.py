@@ -7,13 +7,12 @@ straight from the bucket: ImageNet's 150 GB do not fit a TPU VM's boot disk.
 import bisect
 import contextlib
 import dataclasses
-import difflib
 import functools
 import hashlib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 
 from jaxrobust.data import choosing, splits, storage, subsets
 from jaxrobust.data.types import DataError, Record, Source
+from jaxrobust.runtime.spelling import near
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _FILE_NAMES = ("file_name", "image/file_name", "filename", "image/filename", "id")
@@ -50,15 +50,6 @@ def build_command(name: str, root: Any) -> str:
     return f"`{_OWN[dataset]}`" if usual else f"`{_OWN[dataset]} --out {root}`"
 
 
-def near(name: str, prepared: Iterable[str]) -> str:
-    """Return "did you mean NAME? ", of the data sets that everybody knows or that are prepared; ""
-    where none is near, or it is one of them.
-    """
-    known = {*_KNOWN, *prepared}
-    close = difflib.get_close_matches(name, known, 1) if name not in known else []
-    return f"did you mean {close[0]}? " if close else ""
-
-
 def version_directory(name: str, root: Any, others: str) -> Any:
     """Return the directory `root/NAME[/CONFIG]/VERSION`: the newest version unless `name` says one.
 
@@ -73,7 +64,7 @@ def version_directory(name: str, root: Any, others: str) -> Any:
     top = storage.entries(root)
     if top is None:
         raise DataError(
-            f"the data directory {root} does not exist; {near(dataset, ())}point data_dir or "
+            f"the data directory {root} does not exist; {near(dataset, _KNOWN)}point data_dir or "
             f"TFDS_DATA_DIR to the directory that holds {dataset!r}, or prepare it: "
             f"{build_command(name, root)}"
         )
@@ -90,8 +81,8 @@ def version_directory(name: str, root: Any, others: str) -> Any:
         known = {d for d in top.folders if _versions(root / d)}
         known |= {f"{d}/{config}" for d in top.folders for config in _configs(root / d)}
         raise DataError(
-            f"unknown data set {name!r}: {near(dataset, known)}known are {others} and, in {root}, "
-            f"{', '.join(sorted(known)) or 'nothing'}; prepare another one with "
+            f"unknown data set {name!r}: {near(dataset, (*_KNOWN, *known))}known are {others} and, "
+            f"in {root}, {', '.join(sorted(known)) or 'nothing'}; prepare another one with "
             f"{build_command(name, root)}, or point data_dir or TFDS_DATA_DIR to the directory "
             "that holds it"
         )

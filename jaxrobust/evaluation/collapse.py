@@ -31,7 +31,7 @@ class Collapse(NamedTuple):
 
 
 def of(answers: Any, labels: Any) -> Collapse | None:
-    """Return whether answers are those of a network that has collapsed; None: they are not.
+    """Return the sentence about a network that has collapsed to one class; None: it has not.
 
     Looked at are the m images that are labelled otherwise than the most frequent answer, because
     the label's own images say nothing: where most images have one class, a sound network gives it
@@ -82,7 +82,7 @@ def of(answers: Any, labels: Any) -> Collapse | None:
 
 
 def proven(reached: dict[str, Any]) -> bool:
-    """Tell whether what `accuracy.count` reached, or older files say, is that of one class."""
+    """Tell whether an accuracy that `accuracy.count` measured is that of a collapsed network."""
     return bool((reached.get("collapse") or {}).get("proven"))
 
 
@@ -93,7 +93,7 @@ def flags(answers: Any, labels: Any) -> dict[str, str]:
 
 
 def _knows(answers: np.ndarray, labels: np.ndarray) -> float:
-    """Return how many more answers are right than by dealing them out, and by its deviations."""
+    """Return the number of right answers beyond those of chance and three deviations of it."""
     n, classes = len(labels), int(max(answers.max(), labels.max())) + 1
     p, q = (np.bincount(of, minlength=classes) / n for of in (answers, labels))
     mean = float(p @ q)

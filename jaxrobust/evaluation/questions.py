@@ -1,6 +1,5 @@
 """What the command line asks of a network: attacks with their settings, and threats."""
 
-import difflib
 import math
 import re
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from jaxrobust.data import evaluation_transform, pipeline, sources
 from jaxrobust.evaluation import fixed_steps, plan, randomised
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.runtime.commandline import number
+from jaxrobust.runtime.spelling import near
 from jaxrobust.runtime.spelling import norm as spelled
 
 AUTOATTACK = "autoattack"
@@ -218,8 +218,7 @@ def _near(attack: str) -> str:
     """Return "did you mean X? " of the first name that is not known; "" if none is near."""
     known = ("clean", "fgsm", AUTOATTACK, *plan.known())
     unknown = [name for name in attack.split(",") if name not in known]
-    near = difflib.get_close_matches(unknown[0], known, 1) if unknown else []
-    return f"did you mean {near[0]}? " if near else ""
+    return near(unknown[0], known) if unknown else ""
 
 
 def _check_ball(subject: Subject) -> None:

@@ -172,8 +172,8 @@ def _depthwise(
 
 
 def _depthwise_forward(implementation, stride, dilation, x, kernel):
-    # An attack asks for no gradient of the kernel, whose formulas take longer to trace than the
-    # rest: what says so is the structure of what is kept.
+    # An attack asks for no gradient of the kernel, whose formulas take longer to trace than all
+    # others. Residuals hold arrays alone, so their structure tells the backward rule: () or None.
     asked = () if kernel.perturbed else None
     x, kernel = x.value, kernel.value
     return _depthwise(implementation, stride, dilation, x, kernel), (x, kernel, asked)

@@ -20,6 +20,18 @@ def meant(word: str, known: Iterable[str], *, give: str = "") -> str:
     return f"did you mean {near[0]}?" if near else f"{give}one of {', '.join(known)}"
 
 
+def near(word: str, known: Iterable[str]) -> str:
+    """Return the question that a message begins with, or "" where the word is known or none is
+    near.
+
+    >>> near("digitz", ["digits", "cifar10"]), near("x", ["digits"])
+    ('did you mean digits? ', '')
+    """
+    known = list(known)
+    close = difflib.get_close_matches(word, known, 1) if word not in known else []
+    return f"did you mean {close[0]}? " if close else ""
+
+
 def norm(text: str) -> str:
     """Return our name of a norm that is written as RobustBench does, or in any case.
 
