@@ -64,6 +64,16 @@ class Weights(NamedTuple):
     stats: Params
 
 
+class Threat(NamedTuple):
+    """A ball that adversarial images lie in."""
+
+    norm: str
+    epsilon: float  # in units of pixels in [0, 1]
+
+    def __str__(self) -> str:
+        return f"{self.norm} {self.epsilon:.4g}"
+
+
 class Ball(NamedTuple):
     """The geometry of one norm; every function works per image on `[B, ...]` arrays.
 

@@ -352,7 +352,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluate what is missing, choose, and return what stands in the file."""
     _checked(args)
     with patience.of(patience.LOADING):
-        from jaxrobust.evaluation import records
+        from jaxrobust.evaluation import provenance
         from jaxrobust.runtime import compilation, locks
         from jaxrobust.weights import kept
 
@@ -360,7 +360,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     config, path = _config(args, phase), args.run / kept.SELECTION
     sides = sorted(set(args.image_size or [config.model.image_size]))
     question = _question(args, phase, config)
-    code = {"commit": records.commit(), "versions": records.versions()}
+    code = {"commit": provenance.commit(), "versions": provenance.versions()}
     compilation.use_persistent_cache(args.run.parent)
     lock = args.run / "selection.lock"
     held = locks.held(lock, what=f"the choice in {args.run}", otherwise="copy the run")

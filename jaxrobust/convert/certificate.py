@@ -25,7 +25,7 @@ import numpy as np
 from jaxrobust import models
 from jaxrobust.convert import references, side_by_side
 from jaxrobust.convert.references import Network, Reference
-from jaxrobust.evaluation import records
+from jaxrobust.evaluation import provenance
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime import compilation, jsonl
 from jaxrobust.runtime.commandline import Arguments, mapping, stop
@@ -63,7 +63,7 @@ def certify(
         "num_classes": network.num_classes,
         "image_size": network.image_size,
         "options": network.options,
-        "commit": records.commit(),
+        "commit": provenance.commit(),
         "versions": _versions(),
         "weights_sha256": hashes.weights_sha256(network.params, network.stats),
         "files": {

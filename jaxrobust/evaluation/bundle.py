@@ -21,11 +21,11 @@ from jaxrobust.evaluation import (
     claims_torch,
     contradictions,
     engine,
-    questions,
     verdicts,
 )
 from jaxrobust.evaluation.claims import Logits
 from jaxrobust.evaluation.differences import LEVELS, Coded, encoded
+from jaxrobust.evaluation.fixed_steps import is_cascade
 from jaxrobust.evaluation.images import ImageSet
 from jaxrobust.evaluation.verdicts import Verdicts
 from jaxrobust.runtime import hosts, jsonl
@@ -58,7 +58,7 @@ def check(given: Any, asked: int) -> None:
         raise ValueError(
             "--bundle is of one threat at one image size; make one for each, from the same --out"
         )
-    if not questions.is_cascade(given.attack):
+    if not is_cascade(given.attack):
         raise ValueError(
             f"--bundle needs adversarial images, which --attack={given.attack} does not keep; "
             "take --attack=apgd-ce or autoattack"

@@ -21,12 +21,14 @@ from jaxrobust.evaluation import (
     three_norms,
 )
 from jaxrobust.evaluation import subject as subjects
+from jaxrobust.evaluation.fixed_steps import is_cascade
 from jaxrobust.evaluation.flags import Given
-from jaxrobust.evaluation.questions import Question, Threat
+from jaxrobust.evaluation.questions import Question
 from jaxrobust.evaluation.recording import Evaluation, Record, known
 from jaxrobust.evaluation.several import Member
 from jaxrobust.evaluation.subject import Subject
 from jaxrobust.runtime import compilation
+from jaxrobust.types import Threat
 
 
 def answer(
@@ -105,7 +107,7 @@ def _rungs(given: Given, threats: Sequence[str], ladder: str) -> list[Threat]:
     if given.union_only or given.noreplay:
         flag = "union_only" if given.union_only else "noreplay"
         raise ValueError(f"--{flag} contradicts --ladder, whose radii share what they find")
-    if not questions.is_cascade(given.attack) or given.version == "rand":
+    if not is_cascade(given.attack) or given.version == "rand":
         raise ValueError(
             "--ladder needs attacks that go on image by image, such as --attack=autoattack; "
             f"leave out {'--version=rand' if given.version == 'rand' else given.attack}"

@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.data import Source, cifar_c, corruptions, open_source
-from jaxrobust.data.corruptions import Asked, Photographs
+from jaxrobust.data import Source, cifar_c, corrupted_images, corruptions, open_source
+from jaxrobust.data.corrupted_images import Photographs
+from jaxrobust.data.corruptions import Asked
 from jaxrobust.evaluation import accuracy, collapse, doubts, measuring
 from jaxrobust.evaluation.flags import Given
 from jaxrobust.evaluation.recording import Evaluation, Record, known
@@ -72,7 +73,7 @@ def record(evaluation: Evaluation, given: Given) -> Record:
     asked, own = wanted(given), evaluation.source
     published = own.name.startswith(cifar_c.PREFIX)
     size = known(evaluation.subject.network.image_size)
-    frost = None if given.frost is None else corruptions.photographs(given.frost, size)
+    frost = None if given.frost is None else corrupted_images.photographs(given.frost, size)
     sources = {each: _source(evaluation, each, frost, published) for each in asked}
     drawn = None if published else [given.seed, frost.sha256 if frost else None]
     files = [[str(each), source.files_sha256] for each, source in sources.items()]
@@ -140,7 +141,7 @@ def _source(
     if published:
         classes, count = subject.classes, subject.network.num_classes
         return open_source(own.name, str(asked), classes=classes, num_classes=count)
-    return corruptions.corrupted(
+    return corrupted_images.corrupted(
         own,
         asked,
         image_size=known(subject.network.image_size),

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.evaluation import networks, records
+from jaxrobust.evaluation import networks, provenance
 from jaxrobust.runtime import hosts
 from jaxrobust.types import VERDICT_PRECISION, Array
 
@@ -166,9 +166,9 @@ def _sketch(rows: np.ndarray) -> list[list[float]]:
 @functools.cache
 def versions() -> dict[str, str]:
     """Return the versions of all that writes a network's program, and of what it is written for."""
-    known = records.versions()
+    known = provenance.versions()
     found = {key: known[key] for key in ("jaxrobust", "jax")}
-    found |= {"commit": records.commit(), "platform": jax.default_backend()}
+    found |= {"commit": provenance.commit(), "platform": jax.default_backend()}
     if torch := sys.modules.get("torch"):  # whose networks `torch.export` writes down
         found["torch"] = str(torch.__version__)
     return found

@@ -53,6 +53,11 @@ class FixedSteps(NamedTuple):
         return ball | {"steps": self.steps, "start": start, "step_size": length} | rule
 
 
+def is_cascade(attack: str) -> bool:
+    """Tell whether `--attack` goes on image by image: AutoAttack, or some of its parts."""
+    return not re.fullmatch(r"clean|fgsm|(pgd|cw|margin)-.*", attack)
+
+
 def parse(attack: str) -> FixedSteps | None:
     """Return the attack of a name; None: it is none of these."""
     if not (match := _NAMED.fullmatch(attack)):

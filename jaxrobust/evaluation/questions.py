@@ -14,26 +14,12 @@ from jaxrobust.evaluation.subject import Subject
 from jaxrobust.runtime.commandline import number
 from jaxrobust.runtime.spelling import near
 from jaxrobust.runtime.spelling import norm as spelled
+from jaxrobust.types import Threat
 
 AUTOATTACK = "autoattack"
 _SETTINGS = ("steps", "targets", "restarts")  # of an attack that is named
 _LENGTHS = ("relative_step", "step")  # of attacks of fixed steps
 _FIXED = (*_LENGTHS, "start", "l1_rule")
-
-
-def is_cascade(attack: str) -> bool:
-    """Tell whether `--attack` goes on image by image: AutoAttack, or some of its parts."""
-    return not re.fullmatch(r"clean|fgsm|(pgd|cw|margin)-.*", attack)
-
-
-class Threat(NamedTuple):
-    """A ball that adversarial images lie in."""
-
-    norm: str
-    epsilon: float  # in units of pixels in [0, 1]
-
-    def __str__(self) -> str:
-        return f"{self.norm} {self.epsilon:.4g}"
 
 
 class Question(NamedTuple):

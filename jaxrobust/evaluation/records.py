@@ -1,19 +1,13 @@
 """Result records: a number together with everything that is needed to repeat it."""
 
 import datetime
-import hashlib
-import importlib.metadata
-import json
-import os
-import platform
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxrobust.evaluation import checks, comparable, images, randomised, verdicts
+from jaxrobust.evaluation import checks, comparable, images, provenance, randomised, verdicts
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime import hardware, jsonl
 from jaxrobust.types import VERDICT_PRECISION, Params
@@ -59,77 +53,6 @@ _STEPS = {
     "margin": "a fixed length",
     "replay": "none: what fooled elsewhere, projected",
 }
-_PACKAGES = ("jaxrobust", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
-_OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
-_PATIENCE_S = 30
-
-
-def commit() -> str:
-    """Say which code this is, in the most exact words that are known of it.
-
-    The commit of the checkout whose git tracks this very file, with `+changes` where files differ:
-    a repository around an installation says nothing of it. Else the commit, or the archive's hash,
-    that the installer noted (PEP 610), else the version and a hash of the sources.
-    """
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "--no-optional-locks", "-C", str(here), *arguments]
-        # A hook's variables name the repository that it runs in.
-        own = {k: v for k, v in os.environ.items() if k not in _OF_A_HOOK}
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=True,
-            timeout=_PATIENCE_S,
-            env=own,
-        )
-        return done.stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.SubprocessError):  # no git, no repository, not its owner, it hangs
-        version = versions()["jaxrobust"]
-        return _installed() or f"jaxrobust {version}, sources sha256 {_sources_sha256()}"
-
-
-def _installed() -> str | None:
-    """Return what the installer noted of where this very package is from; None: nothing that is
-    exact.
-    """
-    try:
-        found = importlib.metadata.distribution("jaxrobust")
-        noted = json.loads(found.read_text("direct_url.json") or "{}")
-        if not Path(str(found.locate_file("jaxrobust/evaluation/records.py"))).samefile(__file__):
-            return None  # a checkout on PYTHONPATH beside an installation
-        if "vcs_info" in noted:
-            return noted["vcs_info"]["commit_id"]
-        return f"archive sha256 {noted['archive_info']['hashes']['sha256']}"
-    except (importlib.metadata.PackageNotFoundError, OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _sources_sha256() -> str:
-    """Hash the names and bytes of this package's Python files."""
-    digest, package = hashlib.sha256(), Path(__file__).parents[1]
-    for path in sorted(package.rglob("*.py")):
-        digest.update(f"{path.relative_to(package).as_posix()}\n".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that a number may depend on, and of Python."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
-            found[name] = "not installed"
-    return found | {"python": platform.python_version()}
 
 
 def accuracy_record(
@@ -206,11 +129,11 @@ def written(**known: Any) -> dict[str, Any]:
         known = known | {"costs": costs}
     return dict.fromkeys((*_KEYS, *_SINCE_2)) | {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
+        "commit": provenance.commit(),
         "matmul_precision": VERDICT_PRECISION,
         "flags": {},
         **known,
-        "versions": versions(),
+        "versions": provenance.versions(),
         "device": hardware.devices(),
         "schema": verdicts.SCHEMA,
     }

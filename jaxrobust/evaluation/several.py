@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from jaxrobust.evaluation import three_norms, unions, verdicts
-from jaxrobust.evaluation.questions import Threat
 from jaxrobust.evaluation.recording import Evaluation, Record
 from jaxrobust.evaluation.subject import Subject
+from jaxrobust.types import Threat
 
 
 class Member(NamedTuple):

@@ -13,7 +13,9 @@ only. Images that are misclassified as they are count as lost.
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxrobust.evaluation.questions import AUTOATTACK, Question, Threat, is_cascade, threat
+from jaxrobust.evaluation.fixed_steps import is_cascade
+from jaxrobust.evaluation.questions import AUTOATTACK, Question, threat
+from jaxrobust.types import Threat
 
 LINF = 8 / 255
 # The study's, by the side of the images in pixels.

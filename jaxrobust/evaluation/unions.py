@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from jaxrobust.evaluation import randomised, records
-from jaxrobust.evaluation.questions import Threat
 from jaxrobust.evaluation.verdicts import Verdicts
+from jaxrobust.types import Threat
 
 
 def joined(found: Sequence[dict[str, Any]], balls: Sequence[Threat]) -> Verdicts:

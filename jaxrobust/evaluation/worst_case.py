@@ -21,7 +21,8 @@ from jaxrobust.runtime.progress import say
 from jaxrobust.types import Array, Classifier
 
 if TYPE_CHECKING:
-    from jaxrobust.evaluation.questions import Question, Threat
+    from jaxrobust.evaluation.questions import Question
+    from jaxrobust.types import Threat
 
 
 class WorstCaseResult(NamedTuple):
@@ -106,7 +107,8 @@ def worst_case(
       ValueError: settings or inputs that cannot be meant.
     """
     from jaxrobust.evaluation import measuring, three_norms, unions
-    from jaxrobust.evaluation.questions import Question, Threat
+    from jaxrobust.evaluation.questions import Question
+    from jaxrobust.types import Threat
 
     check_array("images", images)
     check_array("labels", labels)

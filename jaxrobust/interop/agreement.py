@@ -19,7 +19,7 @@ from jaxrobust.interop import program as programs
 from jaxrobust.interop.drawing import injected
 from jaxrobust.interop.folding import COMPUTED
 from jaxrobust.interop.operators import DRAWS, TABLE
-from jaxrobust.interop.torch import Converted
+from jaxrobust.interop.program import Converted
 
 # Of the largest logit, and of the length of the gradient. In float32, rounding in another order of
 # the sums may be larger for some weights: then twice PyTorch's own error against its float64, and

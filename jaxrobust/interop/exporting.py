@@ -20,6 +20,7 @@ from jaxrobust.interop.folding import COMPUTED, Free
 from jaxrobust.interop.operators import DRAWS, TABLE
 from jaxrobust.interop.program import OWN, Kind, Of, Program, Step, names_in, read_by
 from jaxrobust.interop.silence import quietly
+from jaxrobust.interop.source_lines import line, own_line
 from jaxrobust.types import Array
 
 # Whose formula here is shorter than PyTorch's, or whose gradient it has of its own, and what is
@@ -29,7 +30,6 @@ _MORE = ("grid_sampler_2d",)  # which PyTorch can write with others
 _DROPPED = {"layout", "device", "pin_memory", "memory_format", "non_blocking", "generator"}
 # Of sizes, types and matrices that have no inverse; they compute nothing.
 _CHECKS = ("_assert", "sym_constrain", "_log_api", "_linalg_check_errors")
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
 def check(module: Any, *, random: bool = False) -> None:
@@ -318,26 +318,6 @@ def _needed(step: Step, backward: dict[str, Step]) -> tuple[Step, ...]:
 
 def _name(target: Any) -> str:
     return str(target) if hasattr(target, "_schema") else target.__name__
-
-
-def line(node: Any) -> str:
-    """Return the line of the module's source that a node computes: FILE, line N (CODE)."""
-    return own_line(node.meta.get("stack_trace") or "") or node.name
-
-
-def own_line(text: str) -> str:
-    """Return the innermost line of a stack trace that is not PyTorch's own."""
-    import torch
-
-    inside, ours = str(Path(torch.__file__).parent), str(Path(__file__).parent)
-    lines = text.splitlines()
-    found = [(i, match) for i, row in enumerate(lines) if (match := _FRAME.search(row))]
-    own = [(i, m) for i, m in found if not m[1].startswith((inside, ours, "torch/", "<"))]
-    if not own:
-        return ""
-    place, match = own[-1]
-    code = lines[place + 1].strip() if place + 1 < len(lines) else ""
-    return f"{match[1]}, line {match[2]}" + (f" ({code})" if code else "")
 
 
 def _step(node: Any, name: str, free: Free) -> Step:

@@ -18,6 +18,8 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jaxrobust.interop.source_lines import line
+
 NAMESPACE = "jaxrobust"
 HOLE = f"{NAMESPACE}.hole.default"
 _SCHEMAS = {
@@ -295,8 +297,6 @@ def _gives_itself(node: Any) -> bool:
 
 def _check_in_place(node: Any, values: dict[Any, Any], places: list[Any]) -> None:
     """Raise `Refused` where images are changed in place and the gradient does not see it."""
-    from jaxrobust.interop.exporting import line
-
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable or _name(node) == "aten.detach_.default":
         return

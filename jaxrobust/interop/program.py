@@ -55,6 +55,18 @@ class Program(NamedTuple):
     draws: tuple[str, ...] = ()  # the steps that draw random numbers
 
 
+class Converted(NamedTuple):
+    """A network on both sides."""
+
+    logits_fn: jax.tree_util.Partial
+    weights: dict[str, Array]
+    program: Program
+    exported: Any  # torch.export.ExportedProgram, of core operators
+    module: Any  # PyTorch's own
+    output: str  # which of the results are the logits
+    keyed: bool = False  # `logits_fn` takes keys [B] too
+
+
 class ChannelsLast(NamedTuple):
     """Values [B,C,sides...] of PyTorch, which lie here with channels last: [B,sides...,C]."""
 

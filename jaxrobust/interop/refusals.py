@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from jaxrobust.interop.source_lines import own_line
+
 SIDES = (28, 32, 64, 96, 128, 160, 192, 224, 256, 299, 384)  # of images that networks are made for
 _SIZED = ("nonzero", "_unique", "unique_", "bincount", "repeat_interleave", "masked_select")
 _SIZES = ("ge", "le", "eq", "ne", "lt", "gt", "sym_max", "sym_min", "sym_sum", "sym_float")
@@ -251,8 +253,6 @@ def _differentiable(again: Callable[[Any], Any], x: Any) -> Iterator[None]:
 def _line_without_gradient(again: Callable[[Any], Any], x: Any) -> str:
     """Return the module's line whose backward pass fails; "": PyTorch does not know it."""
     import torch
-
-    from jaxrobust.interop.exporting import own_line  # which imports this module
 
     x = x.detach().clone().requires_grad_()
     with warnings.catch_warnings(record=True) as said:

@@ -9,31 +9,19 @@ each of them in JAX. Needs the extra `torch`; what comes out needs no PyTorch.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.interop import exporting
+from jaxrobust.interop import agreement, exporting
 from jaxrobust.interop import program as programs
 from jaxrobust.interop.operators import DRAWS, TABLE
-from jaxrobust.interop.program import Program
+from jaxrobust.interop.program import Converted, Program
 from jaxrobust.types import Array
 
 INSTALL = "pip install 'jaxrobust[torch]'"
-
-
-class Converted(NamedTuple):
-    """A network on both sides."""
-
-    logits_fn: jax.tree_util.Partial
-    weights: dict[str, Array]
-    program: Program
-    exported: Any  # torch.export.ExportedProgram, of core operators
-    module: Any  # PyTorch's own
-    output: str  # which of the results are the logits
-    keyed: bool = False  # `logits_fn` takes keys [B] too
 
 
 def from_module(
@@ -68,8 +56,6 @@ def from_module(
     """
     found = converted(module, _image(example_images), output=output, random=random)
     if compare:
-        from jaxrobust.interop import agreement  # which imports this module
-
         agreement.check(found, _some(example_images, agreement.FEW))
     return found.logits_fn, found.weights
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from jaxrobust.interop import gradients
 from jaxrobust.interop.drawing import is_draw
 from jaxrobust.interop.gradients import Refused
+from jaxrobust.interop.source_lines import own_line
 
 _QUESTIONS = {
     *("__bool__", "__int__", "__float__", "__index__", "__contains__"),
@@ -217,8 +218,6 @@ def _answering(answers: list[Answer]) -> Any:
 def _caller() -> str:
     """Return the line of the module that is at work, for the beginning of a message."""
     import traceback
-
-    from jaxrobust.interop.exporting import own_line
 
     where = own_line("".join(traceback.format_stack()))
     return f"{where}: " if where else ""

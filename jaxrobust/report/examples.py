@@ -14,11 +14,11 @@ import numpy as np
 from PIL import Image
 
 from jaxrobust.data import Prepared, sources
-from jaxrobust.evaluation.questions import Threat
 from jaxrobust.report import sentences
 from jaxrobust.report.gathered import Evaluation
 from jaxrobust.report.markup import Child, Html, tag
 from jaxrobust.runtime import jsonl
+from jaxrobust.types import Threat
 
 _EACH = 4  # easiest, and as many hardest
 _SIDE = 96  # pixels of a picture's side at most; larger images are reduced

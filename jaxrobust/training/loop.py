@@ -9,7 +9,7 @@ import jax
 
 from jaxrobust.config import plain
 from jaxrobust.data import sources
-from jaxrobust.evaluation import records
+from jaxrobust.evaluation import provenance
 from jaxrobust.runtime import compilation, hardware, hosts
 from jaxrobust.runtime.profiling import Trace
 from jaxrobust.runtime.progress import StopSignals, say
@@ -184,7 +184,7 @@ class _Loop:
             "bn_group": self.run.phase.bn_group,
             "chip_hours": self.progress.chip_hours(),
             "config": plain(config),
-            "versions": records.versions(),
+            "versions": provenance.versions(),
         }
         checkpoints.save(self.step, self.state, about | self.ahead.noted())
 

@@ -13,7 +13,7 @@ import jax
 from jaxrobust import models
 from jaxrobust.config import VERSION, Config, completed, of_phase, phases, plain
 from jaxrobust.data import sources
-from jaxrobust.evaluation import records
+from jaxrobust.evaluation import provenance
 from jaxrobust.runtime import (
     compilation,
     hardware,
@@ -118,7 +118,7 @@ def _trackers(
     about = {
         "architecture": config.model.name,
         "parameters": sum(math.prod(array.shape) for array in first.values()),
-        "commit": records.commit(),
+        "commit": provenance.commit(),
         "workdir": str(workdir.absolute()),
     }
     return trackers.Trackers(workdir, trackers.named(config.log.to), given | about, draw)

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jaxrobust import data
-from jaxrobust.data import corruptions, decoding, distortions
+from jaxrobust.data import corrupted_images, corruptions, decoding, distortions
 from jaxrobust.data.corruptions import KINDS, SEVERITIES, Asked
 from tests.support import paths
 
@@ -315,7 +315,7 @@ class ChosenTest(parameterized.TestCase):
 class SourceTest(parameterized.TestCase):
     def corrupted(self, name="fake:32x32x3", size=32, kind="fog", frost=None, preprocessing="none"):
         source = data.open_source(name, "test[:6]")
-        return corruptions.corrupted(
+        return corrupted_images.corrupted(
             source,
             Asked(kind, 2),
             image_size=size,
@@ -361,17 +361,17 @@ class PhotographsTest(parameterized.TestCase):
 
     def test_the_first_five_by_name(self):
         place = self.folder(**{f"frost{n}": (200, 210 + n) for n in range(1, 8)})
-        found = corruptions.photographs(place, 32)
+        found = corrupted_images.photographs(place, 32)
         self.assertEqual([p.shape[:2] for p in found.pixels], [(40, 42)] * 2 + [(40, 43)] * 3)
         with Image.open(place / "frost1.png") as image:  # every fifth pixel, from the third on
             np.testing.assert_array_equal(found.pixels[0][1, 2], np.asarray(image)[7, 12])
         os.remove(place / "frost7.png")
-        self.assertEqual(corruptions.photographs(place, 32).sha256, found.sha256)
+        self.assertEqual(corrupted_images.photographs(place, 32).sha256, found.sha256)
         os.remove(place / "frost5.png")
-        self.assertNotEqual(corruptions.photographs(place, 32).sha256, found.sha256)
+        self.assertNotEqual(corrupted_images.photographs(place, 32).sha256, found.sha256)
 
     def test_large_ones_are_whole(self):
-        (found,) = corruptions.photographs(self.folder(a=(230, 240)), 224).pixels
+        (found,) = corrupted_images.photographs(self.folder(a=(230, 240)), 224).pixels
         self.assertEqual(found.shape, (230, 240, 3))
 
     @parameterized.parameters(
@@ -381,17 +381,17 @@ class PhotographsTest(parameterized.TestCase):
     )
     def test_refused(self, sizes, side, said):
         with self.assertRaisesRegex(data.DataError, said):
-            corruptions.photographs(self.folder(**sizes), side)
+            corrupted_images.photographs(self.folder(**sizes), side)
 
     def test_no_folder(self):
         with self.assertRaisesRegex(data.DataError, "no folder .*nowhere of photographs"):
-            corruptions.photographs(Path(self.create_tempdir()) / "nowhere", 32)
+            corrupted_images.photographs(Path(self.create_tempdir()) / "nowhere", 32)
 
     def test_damaged(self):
         place = self.folder(a=(200, 200))
         (place / "a.png").write_bytes(b"\x89PNG")
         with self.assertRaisesRegex(data.DataError, "not a whole image file.*; copy it again"):
-            corruptions.photographs(place, 32)
+            corrupted_images.photographs(place, 32)
 
 
 if __name__ == "__main__":

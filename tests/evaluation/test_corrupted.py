@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jaxrobust import data
-from jaxrobust.data import corruptions, decoding
+from jaxrobust.data import corrupted_images, corruptions, decoding
 from jaxrobust.data.corruptions import Asked
 from jaxrobust.evaluation import corrupted, records, verdicts
 from tests.support.evaluations import call
@@ -117,7 +117,7 @@ class ComputedTest(CommandCase):
         place.mkdir()
         Image.new("RGB", (200, 220), (200, 220, 255)).save(place / "frost1.png")
         found = self.record(corruptions="frost-1", frost=str(place))
-        sha256 = corruptions.photographs(place, 32).sha256
+        sha256 = corrupted_images.photographs(place, 32).sha256
         self.assertEqual(found["corruptions"]["frost_sha256"], sha256)
 
     @parameterized.parameters(

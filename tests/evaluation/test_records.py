@@ -13,9 +13,13 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation import autoattack, records, verdicts
+import jaxrobust
+from jaxrobust.evaluation import autoattack, provenance, records, verdicts
 from jaxrobust.runtime import jsonl
 from jaxrobust.weights import hashes
+
+PACKAGE = Path(jaxrobust.__file__).parent
+OF_PACKAGE = Path(provenance.__file__).relative_to(PACKAGE).as_posix()
 
 
 class RecordsTest(absltest.TestCase):
@@ -184,7 +188,7 @@ class ResultTest(parameterized.TestCase):
 
 
 class CommitTest(parameterized.TestCase):
-    """Copies of records.py in checkouts and installations, with git's own repositories."""
+    """Copies of provenance.py in checkouts and installations, with git's own repositories."""
 
     def setUp(self):
         super().setUp()
@@ -209,9 +213,9 @@ class CommitTest(parameterized.TestCase):
 
     def package(self, folder: Path):
         """The module of a copy of the package that lies in a folder."""
-        path = folder / "jaxrobust" / "evaluation" / "records.py"
+        path = folder / "jaxrobust" / OF_PACKAGE
         path.parent.mkdir(parents=True)
-        path.write_bytes(Path(records.__file__).read_bytes())
+        path.write_bytes(Path(provenance.__file__).read_bytes())
         spec = importlib.util.spec_from_file_location("jaxrobust_copy", path)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -232,8 +236,8 @@ class CommitTest(parameterized.TestCase):
         return module
 
     def sources(self) -> str:
-        content = Path(records.__file__).read_bytes()
-        return hashlib.sha256(b"evaluation/records.py\n" + content).hexdigest()
+        content = Path(provenance.__file__).read_bytes()
+        return hashlib.sha256(f"{OF_PACKAGE}\n".encode() + content).hexdigest()
 
     def test_of_a_checkout_and_its_changes(self):
         module = self.package(self.folder)

@@ -8,7 +8,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.evaluation import randomised, records, unions
-from jaxrobust.evaluation.questions import Threat
+from jaxrobust.types import Threat
 from jaxrobust.evaluation.verdicts import Verdicts
 from tests.support.evaluations import call
 

@@ -17,7 +17,7 @@ import pytest
 from absl.testing import absltest
 from ml_collections import ConfigDict
 
-from jaxrobust.evaluation import accuracy, records
+from jaxrobust.evaluation import accuracy, provenance
 from jaxrobust.runtime import jsonl, sharding
 from jaxrobust.training import alarm, build, loop, phase, splits, stopping, trouble
 from jaxrobust.training import run as training_run
@@ -134,7 +134,7 @@ class DevicesTest(RunTest):
         quiet_run(config, workdir)
         state, meta = final_state(workdir, config)
         self.assertEqual(meta["config"], json.loads(config.to_json()))
-        self.assertEqual(meta["versions"], records.versions())
+        self.assertEqual(meta["versions"], provenance.versions())
         self.assertEqual((meta["phase"], meta["examples_consumed"]), ("train", 4 * 64))
         self.assertEqual((meta["bn_group"], meta["skipped"]), (0, 0))
         self.assertGreater(meta["chip_hours"], 0)

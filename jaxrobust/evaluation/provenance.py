@@ -1,0 +1,84 @@
+"""Which code computes: the commit of this package, and the versions that a number depends on."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+_PACKAGES = ("jaxrobust", "jax", "jaxlib", "flax", "optax", "numpy", "pillow")
+_OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
+_PATIENCE_S = 30
+_FILE = Path(__file__)
+_PACKAGE = next(folder for folder in _FILE.parents if folder.name == "jaxrobust")
+
+
+def commit() -> str:
+    """Say which code this is, in the most exact words that are known of it.
+
+    The commit of the checkout whose git tracks this very file, with `+changes` where files differ:
+    a repository around an installation says nothing of it. Else the commit, or the archive's hash,
+    that the installer noted (PEP 610), else the version and a hash of the sources.
+    """
+    here = _FILE.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(here), *arguments]
+        # A hook's variables name the repository that it runs in.
+        own = {k: v for k, v in os.environ.items() if k not in _OF_A_HOOK}
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=True,
+            timeout=_PATIENCE_S,
+            env=own,
+        )
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", _FILE.name)
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.SubprocessError):  # no git, no repository, not its owner, it hangs
+        version = versions()["jaxrobust"]
+        return _installed() or f"jaxrobust {version}, sources sha256 {_sources_sha256()}"
+
+
+def _installed() -> str | None:
+    """Return what the installer noted of where this very package is from; None: nothing that is
+    exact.
+    """
+    try:
+        found = importlib.metadata.distribution("jaxrobust")
+        noted = json.loads(found.read_text("direct_url.json") or "{}")
+        own = found.locate_file(_FILE.relative_to(_PACKAGE.parent))
+        if not Path(str(own)).samefile(_FILE):
+            return None  # a checkout on PYTHONPATH beside an installation
+        if "vcs_info" in noted:
+            return noted["vcs_info"]["commit_id"]
+        return f"archive sha256 {noted['archive_info']['hashes']['sha256']}"
+    except (importlib.metadata.PackageNotFoundError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _sources_sha256() -> str:
+    """Hash the names and bytes of this package's Python files."""
+    digest = hashlib.sha256()
+    for path in sorted(_PACKAGE.rglob("*.py")):
+        digest.update(f"{path.relative_to(_PACKAGE).as_posix()}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that a number may depend on, and of Python."""
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a checkout on PYTHONPATH
+            found[name] = "not installed"
+    return found | {"python": platform.python_version()}
