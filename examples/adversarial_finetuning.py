@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from jaxrobust import convert
 from jaxrobust.config import base
 from jaxrobust.convert import import_torch
-from jaxrobust.training import run as training
-from jaxrobust.weights import runs
+from jaxrobust.training.run import run as training
+from jaxrobust.weights.trained import runs
 
 
 def digits_config():

@@ -14,8 +14,8 @@ import torch
 from jaxrobust import data, evaluation
 from jaxrobust.config import base, network_of
 from jaxrobust.convert import export_torch
-from jaxrobust.training import run as training
-from jaxrobust.weights import runs
+from jaxrobust.training.run import run as training
+from jaxrobust.weights.trained import runs
 
 config = base()
 config.model.update(name="convnext_n", num_classes=10, image_size=8, in_channels=1)

@@ -9,10 +9,14 @@ f32[B, H, W, C] in [0, 1], radii are in the same units.
 import importlib
 from typing import Any
 
+from jaxrobust import moved
+
 __version__ = "0.1.0"
 _MODULES = ("attacks", "convert", "data", "evaluation", "models")
-_FUNCTIONS = {"load": "weights.loading"}
+_FUNCTIONS = {"load": "weights.load"}
 __all__ = [*_MODULES, *_FUNCTIONS, "__version__"]
+
+moved.follow()
 
 
 def __getattr__(name: str) -> Any:

@@ -5,8 +5,9 @@ import sys
 from typing import NamedTuple
 
 from jaxrobust import __version__
-from jaxrobust.runtime import commandline, patience
-from jaxrobust.runtime.spelling import meant
+from jaxrobust.runtime.commandline import arguments
+from jaxrobust.runtime.text import patience
+from jaxrobust.runtime.text.spelling import meant
 
 
 class Command(NamedTuple):
@@ -18,24 +19,47 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "train": Command("jaxrobust.main", "--config FILE", "trains a network, or continues to"),
+    "train": Command(
+        "jaxrobust.commands.train", "--config FILE", "trains a network, or continues to"
+    ),
     "evaluate": Command(
-        "jaxrobust.evaluate", "--workdir RUN", "attacks a network and keeps the record"
+        "jaxrobust.commands.evaluate", "--workdir RUN", "attacks a network and keeps the record"
     ),
     "doctor": Command(
-        "jaxrobust.doctor", "RUN", "looks for the usual faults of a network, a run or a config"
+        "jaxrobust.commands.doctor",
+        "RUN",
+        "looks for the usual faults of a network, a run or a config",
     ),
     "estimate": Command(
-        "jaxrobust.estimate.__main__", "CONFIG --on v5e:8x8", "says what a run will cost"
+        "jaxrobust.commands.estimate", "CONFIG --on v5e:8x8", "says what a run will cost"
     ),
     "report": Command(
-        "jaxrobust.report", "runs/quickstart", "shows runs and evaluations as one HTML file"
+        "jaxrobust.commands.report",
+        "runs/quickstart",
+        "shows runs and evaluations as one HTML file",
+    ),
+    "select": Command(
+        "jaxrobust.commands.select",
+        "RUN",
+        "chooses the weights of a run on images that test nothing",
+    ),
+    "compare": Command(
+        "jaxrobust.commands.compare",
+        "A B",
+        "tells whether two evaluations differ by more than chance",
+    ),
+    "verify": Command(
+        "jaxrobust.commands.verify",
+        "BUNDLE --weights W",
+        "checks a claimed robust accuracy, one pass an image",
     ),
     "models": Command(
-        "jaxrobust.models", "", "lists the architectures and the checkpoints that load"
+        "jaxrobust.commands.models", "", "lists the architectures and the checkpoints that load"
     ),
     "scaling": Command(
-        "jaxrobust.scaling", "5e9", "says how deep and wide a robust residual network should be"
+        "jaxrobust.commands.scaling",
+        "5e9",
+        "says how deep and wide a robust residual network should be",
     ),
     "import": Command(
         "jaxrobust.convert.import_torch",
@@ -47,11 +71,31 @@ COMMANDS = {
         "--workdir RUN",
         "writes them for us, PyTorch or RobustBench",
     ),
-    "prepare": Command(
-        "jaxrobust.data.prepare", "cifar10 --out DIR", "writes data sets as training reads them"
-    ),
     "certificate": Command(
         "jaxrobust.convert.certificate", "--model M", "compares a network with its reference"
+    ),
+    "prepare": Command(
+        "jaxrobust.commands.prepare", "cifar10 --out DIR", "writes data sets as training reads them"
+    ),
+    "analyse": Command(
+        "jaxrobust.commands.analysis.analyse",
+        "ANALYSIS --workdir RUN",
+        "draws what a network has learnt, and how attacks fare",
+    ),
+    "landscape": Command(
+        "jaxrobust.commands.analysis.landscape",
+        "--workdir RUN",
+        "draws the loss around the weights of a network",
+    ),
+    "sparsity": Command(
+        "jaxrobust.commands.analysis.sparsity",
+        "--workdir RUN",
+        "draws how many weights are next to nothing",
+    ),
+    "reproduce": Command(
+        "jaxrobust.commands.reproduce",
+        "RUN --paper P",
+        "shows the papers' tables beside our records",
     ),
 }
 
@@ -64,8 +108,8 @@ def main() -> None:
     if name == "--version":
         return print(f"jaxrobust {__version__}")
     if name not in COMMANDS:
-        commandline.stop(f"{name} is no command; {meant(name, COMMANDS)}", 2)
-    commandline.program = f"jaxrobust {name}"
+        arguments.stop(f"{name} is no command; {meant(name, COMMANDS)}", 2)
+    arguments.program = f"jaxrobust {name}"
     sys.argv[1:] = rest
     patience.begin(patience.LOADING)  # the packages of some commands need it
     runpy.run_module(COMMANDS[name].module, run_name="__main__", alter_sys=True)

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from jaxrobust import models
-from jaxrobust.runtime.spelling import meant
+from jaxrobust.runtime.text.spelling import meant
 from jaxrobust.types import Classifier
 
 Config = Any  # ml_collections.ConfigDict, or anything that reads like one
@@ -32,7 +32,7 @@ def phase(**changes: Any) -> ConfigDict:
         "batch_size": 1024,  # global
         "microbatches": 1,  # parts of a device's images, one after another where memory is short
         "lr": 1e-3,  # the peak; never scaled with the batch size
-        "schedule": "chord-cosine",  # a row of jaxrobust/training/schedules.py
+        "schedule": "chord-cosine",  # a row of jaxrobust/training/update/schedules.py
         "warmup_epochs": 10,  # linear, to lr
         "warmup_lr": config_dict.placeholder(float),  # where it starts; default: 1e-4 lr
         "final_lr": 5e-6,
@@ -110,7 +110,7 @@ def base() -> ConfigDict:
             "selection_split": "validation@selection",  # chooses the best checkpoint
             "test_split": "validation@robustbench",  # the reported numbers
             "classes": config_dict.placeholder(str),  # only these: imagenet100, or a file of names
-            "augmentation": "basic",  # a preset of jaxrobust/data/presets.py, or a chain of ops
+            "augmentation": "basic",  # a preset of data/transforms/presets.py, or a chain
             # Of evaluation; default: bicubic-0.875, or nothing where all images have the size.
             "preprocessing": config_dict.placeholder(str),
             "workers": 0,  # processes that decode; 0: threads of this one
@@ -194,15 +194,16 @@ def base() -> ConfigDict:
     )
     # At the end: each phase's best weights on the test split; images=0 means all of them.
     config.test = ConfigDict({"images": 0, "batch_size": 256, "steps": 40})
-    # keep_epochs: the weights of every evaluation stay, under PHASE/epochs (tools/analyse.py).
+    # keep_epochs: the weights of every evaluation stay, under PHASE/epochs, for
+    # `jaxrobust analyse`.
     # keep_every_epochs: the raw and the averaged weights of every so many epochs of each phase, and
-    # of its last, stay under PHASE/kept for tools/select_checkpoint.py; each copy takes 8 bytes a
+    # of its last, stay under PHASE/kept for `jaxrobust select`; each copy takes 8 bytes a
     # parameter of disk (ConvNeXt-T: 0.23 GB, ConvNeXt-B: 0.71 GB). 0: none stays.
     config.checkpoint = ConfigDict(
         {"every_epochs": 1, "keep_epochs": False, "keep_every_epochs": 0}
     )
-    # to: where metrics and figures go beside metrics.jsonl: names of jaxrobust/training/trackers.py
-    # with commas between them, such as tensorboard,wandb.
+    # to: where metrics and figures go beside metrics.jsonl: names of trackers with commas between
+    # them, such as tensorboard,wandb.
     config.log = ConfigDict({"every_steps": 50, "to": ""})
     return config.lock()
 

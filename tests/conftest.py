@@ -13,19 +13,19 @@ import jaxtyping
 import pytest
 from beartype import beartype
 
-from jaxrobust.runtime import patience
-from jaxrobust.runtime.compilation import use_persistent_cache
+from jaxrobust.runtime.devices.compilation import use_persistent_cache
+from jaxrobust.runtime.text import patience
 from tests.support import compiling
 
 # The modules whose every call is compared with the shapes of its annotations.
 SHAPED = (
     "jaxrobust.attacks",
-    "jaxrobust.evaluation.accuracy",
-    "jaxrobust.evaluation.checks",
-    "jaxrobust.evaluation.pairs",
-    "jaxrobust.models.inputs",
-    "jaxrobust.training.mixing",
-    "jaxrobust.training.objectives",
+    "jaxrobust.evaluation.engine.accuracy",
+    "jaxrobust.evaluation.network.checks",
+    "jaxrobust.evaluation.records.pairs",
+    "jaxrobust.models.interface.inputs",
+    "jaxrobust.training.update.mixing",
+    "jaxrobust.training.update.objectives",
 )
 
 

@@ -10,8 +10,9 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.config import of_phase, phases
-from jaxrobust.evaluation import accuracy
-from jaxrobust.training import build, selection, splits
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.training import build
+from jaxrobust.training.run import selection, splits
 from jaxrobust.types import Weights
 from tools import refresh_configs
 

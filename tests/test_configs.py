@@ -7,16 +7,17 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from configs import light_recipe, revisiting_at, transfer
+from jaxrobust.analysis.papers import tables
 from jaxrobust.config import network_of, of_phase, phases
-from jaxrobust.data.presets import PRESETS
+from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.runtime.commandline import config_name, load_config
-from jaxrobust.training import build, optim
-from jaxrobust.weights import compose, convert
+from jaxrobust.runtime.commandline.arguments import config_name, load_config
+from jaxrobust.training import build
+from jaxrobust.training.update import optim
+from jaxrobust.weights.naming import compose, convert
 from tests.support import paths, sweeps
 from tests.support.command_line import parsed, refused
 from tools import refresh_configs
-from tools.papers import tables
 
 
 class ConfigsTest(parameterized.TestCase):

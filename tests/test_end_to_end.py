@@ -9,7 +9,7 @@ import pytest
 from absl.testing import absltest
 
 from jaxrobust.convert import confirm
-from jaxrobust.evaluation import records
+from jaxrobust.evaluation.records import records
 from tests.support import paths
 from tests.support.commands import commands
 

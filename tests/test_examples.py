@@ -17,8 +17,8 @@ from jaxrobust.__main__ import COMMANDS, main
 
 MODULES = (
     *("attacks", "attacks.apgd", "attacks.pgd", "attacks.fab", "attacks.square"),
-    *("models", "weights.convert", "weights.loading", "evaluation.autoattack"),
-    *("config", "data.arrays", "data.transforms"),
+    *("models", "weights.naming.convert", "weights.load", "evaluation.engine.autoattack"),
+    *("config", "data.stream.arrays", "data.transforms.preparing"),
 )
 # The names of design that have one each; `attacks` itself opens with two.
 EXAMPLES = 13
@@ -37,7 +37,7 @@ class ExamplesTest(parameterized.TestCase):
     def test_public_names_have_one(self):
         attacks, models = jaxrobust.attacks, jaxrobust.models
         own = [attacks.fgsm, attacks.pgd, attacks.apgd, attacks.fab, attacks.square]
-        own += [models.available, models.create, models.load, models.module]
+        own += [models.available, models.create, jaxrobust.load, models.module]
         own += [jaxrobust.evaluation.autoattack]
         own += [jaxrobust.convert.from_torch, jaxrobust.convert.to_torch]
         own += [jaxrobust.data.evaluation_transform, jaxrobust.data.load]
@@ -50,7 +50,7 @@ class PackageTest(absltest.TestCase):
         super().setUp()
         # Another test may have imported it, and runpy warns of what it runs a second time.
         self.enter_context(mock.patch.dict(sys.modules))
-        sys.modules.pop("jaxrobust.models.__main__", None)
+        sys.modules.pop("jaxrobust.commands.models", None)
 
     def test_says_what_it_has(self):
         names = dir(jaxrobust)

@@ -22,28 +22,21 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
 from jaxrobust import attacks, data, evaluation
+from jaxrobust.attacks import ensembles
+from jaxrobust.commands import compare, select
 from jaxrobust.config import VERSION
-from jaxrobust.evaluation import (
-    accuracy,
-    cascade,
-    checks,
-    claims,
-    engine,
-    fingerprint,
-    networks,
-    plan,
-    randomised,
-    records,
-    replay,
-    several,
-    trained,
-    verdicts,
-)
-from jaxrobust.report import commands, comparison_part, gathered, sentences
-from jaxrobust.runtime import functions, sharding
-from jaxrobust.training import advice
+from jaxrobust.evaluation.bundles import claims
+from jaxrobust.evaluation.engine import accuracy, cascade, engine, replay
+from jaxrobust.evaluation.network import checks, fingerprint, randomised, tracing
+from jaxrobust.evaluation.questions import several
+from jaxrobust.evaluation.records import records, trained, verdicts
+from jaxrobust.report import gathered
+from jaxrobust.report.parts import commands, comparison, sentences
+from jaxrobust.runtime.commandline import functions
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.training.run import warnings
 from jaxrobust.types import Classifier
-from jaxrobust.weights import kept
+from jaxrobust.weights.trained import kept
 from tests.support import (
     bundles,
     datasets,
@@ -56,7 +49,6 @@ from tests.support import (
     twins,
 )
 from tests.support.evaluations import call
-from tools import compare, select_checkpoint
 
 RNG = np.random.default_rng(0)
 IMAGES = (RNG.integers(0, 256, (12, 4, 4, 1)) / 255).astype(np.float32)  # of 8 bits
@@ -209,7 +201,7 @@ class IdentityTest(parameterized.TestCase):
             twins.network(twins.FRONTS[name], WEIGHTS) for name in ("masked", "straight through")
         )
         evaluated(open_, self.ledger)
-        taken = networks.argument("", masked, sharding.make_mesh())
+        taken = tracing.argument("", masked, sharding.make_mesh())
         own = fingerprint.of_network(taken, IMAGES, each=8)
         self.assertNotEqual(replay.source(self.ledger).network, list(own.exact.values()))
 
@@ -564,7 +556,7 @@ class ChosenTest(parameterized.TestCase):
             contextlib.redirect_stderr(said),
             self.assertRaises(SystemExit) as stopped,
         ):
-            select_checkpoint.main([str(workdir), "--split", split])
+            select.main([str(workdir), "--split", split])
         self.assertEqual(stopped.exception.code, 2)
         self.assertFalse((workdir / kept.SELECTION).exists())
         return said.getvalue()
@@ -636,9 +628,9 @@ class ChosenTest(parameterized.TestCase):
     )
     def test_a_run_says_it_first(self, more, said):
         config = runs.tiny().unlock()
-        self.assertEmpty(advice.lines({"train": config}))
+        self.assertEmpty(warnings.lines({"train": config}))
         config.data.update(more)
-        self.assertIn(said, " ".join(advice.lines({"train": config})))
+        self.assertIn(said, " ".join(warnings.lines({"train": config})))
 
     def test_what_a_choice_looked_at(self):
         """`--selected` hands this to the record, which tests/evaluation/test_selected.py reads."""
@@ -704,8 +696,8 @@ class ComparedTest(parameterized.TestCase):
         """What a page says of the difference of robust accuracies."""
         found = gathered.gather(places).evaluations
         return [
-            comparison_part.difference(own[0], other, "robust")
-            for own in comparison_part.groups(found)
+            comparison.difference(own[0], other, "robust")
+            for own in comparison.groups(found)
             for other in own[1:]
         ]
 
@@ -759,7 +751,7 @@ class ComparedTest(parameterized.TestCase):
         self.assertIn(
             "Images that replayed points decided are left out, as the attacks alone might have "
             "left them standing: 9 beside",
-            str(comparison_part.part(gathered.gather(places).evaluations)),
+            str(comparison.part(gathered.gather(places).evaluations)),
         )
 
     def test_replayed_points_that_decided_nothing(self):
@@ -970,7 +962,7 @@ class SearchSampleTest(parameterized.TestCase):
         self.assertAlmostEqual(happen, 0.05, places=9)
 
     def searched(self, **changes):
-        with mock.patch("jaxrobust.evaluation.sampled._SAMPLE", 4):
+        with mock.patch("jaxrobust.evaluation.engine.sampled._SAMPLE", 4):
             return evaluated(plain, **changes)
 
     def test_none_of_the_sample_fell(self):
@@ -1146,7 +1138,7 @@ class RandomisedTest(parameterized.TestCase):
         self.assertNotEmpty(fooled)
         root, wrong = jax.random.key(0), []
         for k in range(found.about["draws"]["draws"]):
-            number = 1000 + 1 + plan.named("apgd-ce").number + 1000 * k
+            number = 1000 + 1 + ensembles.named("apgd-ce").number + 1000 * k
             keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(root, i), number))(  # noqa: B023
                 jnp.asarray(fooled)
             )
@@ -1323,7 +1315,7 @@ class TorchNetworksTest(parameterized.TestCase):
         module = self.nets.network(*layers)
         self.from_module(module)  # which compares
         with (
-            mock.patch("jaxrobust.interop.gradients.kept", lambda program: program),
+            mock.patch("jaxrobust.interop.reading.gradients.kept", lambda program: program),
             self.assertRaisesRegex(ValueError, "same values, so a gradient differs"),
         ):
             self.from_module(module)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.runtime import terminal
+from jaxrobust.commands import compare, select, verify
+from jaxrobust.runtime.text import terminal
 from tests.support import runs as training
 from tests.support.commands import commands
-from tools import compare, select_checkpoint, verify
 
 TRAIN = "train --config quickstart --workdir new"
 EVALUATE = "evaluate --workdir run"
@@ -280,7 +280,7 @@ verify nowhere | --weights
 verify run --batch=x
 verify run --wieghts=w | --wieghts
 """.strip().splitlines()
-TOOLS = {"compare": compare.main, "select": select_checkpoint.main, "verify": verify.main}
+TOOLS = {"compare": compare.main, "select": select.main, "verify": verify.main}
 
 FILES = {
     "broken.py": "x = (",

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 import jaxrobust
 from jaxrobust.__main__ import COMMANDS
 from jaxrobust.config import base
-from jaxrobust.runtime.commandline import split_config
+from jaxrobust.runtime.commandline.arguments import split_config
 from tests.support import sweeps
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,7 +81,7 @@ def _as_module(words: list[str]) -> list[str]:
 
 def tool(words: list[str]) -> tuple[str, ...]:
     """`("-m", module)` or `(file,)` of a command, with the data set that `prepare` goes on to."""
-    if words[1:3] == ["-m", "jaxrobust.data.prepare"]:
+    if words[1:3] in (["-m", "jaxrobust.data.prepare"], ["-m", "jaxrobust.commands.prepare"]):
         return tuple(words[1:4])
     return tuple(words[1:3] if words[1] == "-m" else words[1:2])
 

@@ -15,8 +15,9 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.evaluation import accuracy, checks
-from jaxrobust.models import inputs
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.evaluation.network import checks
+from jaxrobust.models.interface import inputs
 from tests.support import paths, sweeps
 
 NORM = {"norm": "linf", "epsilon": 0.1}

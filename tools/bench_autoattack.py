@@ -28,8 +28,8 @@ if TYPE_CHECKING:  # imported where it is used: workers set what it reads before
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.runtime.commandline import Arguments  # noqa: E402
-from tools.bench_networks import our_network, their_network  # noqa: E402
+from jaxrobust.runtime.commandline.arguments import Arguments
+from tools.bench_networks import our_network, their_network
 
 GOLDEN = ROOT / "tests/golden/attacks"
 EPSILON = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
@@ -154,7 +154,7 @@ def network_seconds(
     import jax
     import jax.numpy as jnp
 
-    from jaxrobust.evaluation.convolutions import before_a_loop, canonical_convolutions
+    from jaxrobust.models.kernels.rewriting import before_a_loop, canonical_convolutions
 
     devices = len(jax.local_devices())
     width = max((batch or 8 * devices) // devices, 1)
@@ -344,7 +344,7 @@ def show(norm: str, mode: str, cores: int, key: str, r: dict) -> None:
 
 
 if __name__ == "__main__":
-    from jaxrobust.runtime.launch import keep_large_buffers
+    from jaxrobust.runtime.processes.launch import keep_large_buffers
 
     keep_large_buffers()
     try:

@@ -30,8 +30,10 @@ from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from jaxrobust.data import augmentations, decoding, folder, pipeline, sources, transforms
-from jaxrobust.runtime.commandline import Arguments
+from jaxrobust.data.sources import folder, registry
+from jaxrobust.data.stream import pipeline
+from jaxrobust.data.transforms import augmentations, decoding, preparing
+from jaxrobust.runtime.commandline.arguments import Arguments
 
 SIZE = 224
 EVALUATION = "BicubicRes256Crop224"
@@ -78,7 +80,7 @@ def ours() -> dict[str, Program]:
 
     programs: dict[str, Program] = {
         "decode": functools.partial(decoding.decode, channels=3),
-        "evaluation": transforms.evaluation_transform(EVALUATION),
+        "evaluation": preparing.evaluation_transform(EVALUATION),
     }
     for name in PRESETS:
         programs[name] = functools.partial(
@@ -163,11 +165,11 @@ def measure(
 
 
 @contextlib.contextmanager
-def naming(source: sources.Source, index: int) -> Iterator[None]:
+def naming(source: registry.Source, index: int) -> Iterator[None]:
     """Say which file it is that does not decode."""
     try:
         yield
-    except sources.DataError:
+    except registry.DataError:
         raise
     except ValueError as error:
         raise ValueError(f"{source.describe(index)}: {error}") from error
@@ -182,7 +184,7 @@ def settled() -> float:
             return now
 
 
-def batches(source: sources.Source, args: argparse.Namespace, preset: str) -> dict[str, Any]:
+def batches(source: registry.Source, args: argparse.Namespace, preset: str) -> dict[str, Any]:
     """Return milliseconds for an image on top of the bare functions, and images/s with workers."""
     batch_size = min(args.batch, len(source))
     count = args.batches * batch_size
@@ -236,7 +238,7 @@ def main() -> None:
         if args.folder is None:
             make_up(root, min(args.images, 64))
         split = next(iter(folder.splits_there(root)), "all")
-        source = sources.open_source(f"folder:{root}", split)
+        source = registry.open_source(f"folder:{root}", split)
         chosen = np.linspace(0, len(source) - 1, min(args.images, len(source))).astype(int).tolist()
         files = [record.image for record in source.read(chosen)]
         for index, data in zip(chosen, files, strict=True):

@@ -26,11 +26,11 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.data import open_source  # noqa: E402
-from jaxrobust.data.prepared import Prepared  # noqa: E402
-from jaxrobust.diagnosis import resizing  # noqa: E402
-from jaxrobust.runtime.commandline import Arguments, answer  # noqa: E402
-from jaxrobust.weights import runs  # noqa: E402
+from jaxrobust.data import open_source
+from jaxrobust.data.stream.prepared import Prepared
+from jaxrobust.doctor import resizing
+from jaxrobust.runtime.commandline.arguments import Arguments, answer
+from jaxrobust.weights.trained import runs
 
 NETWORKS = {  # function of planted/networks.py -> the check that is to find it
     "noise": "determinism",

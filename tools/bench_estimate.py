@@ -25,10 +25,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.estimate import changes  # noqa: E402
-from jaxrobust.estimate.attacked import seconds_of  # noqa: E402
-from jaxrobust.evaluation import records  # noqa: E402
-from jaxrobust.runtime.commandline import Arguments, answer  # noqa: E402
+from jaxrobust.estimate import changes
+from jaxrobust.estimate.attacked import seconds_of
+from jaxrobust.evaluation.records import records
+from jaxrobust.runtime.commandline.arguments import Arguments, answer
 
 ENOUGH = 0.15  # the error that is aimed at
 # Runs a module whose clock counts the CPU seconds of its process.

@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.runtime import hlo  # noqa: E402
-from jaxrobust.runtime.commandline import Arguments, config_name  # noqa: E402
-from tools import bench_step  # noqa: E402
+from jaxrobust.runtime.commandline.arguments import Arguments, config_name
+from jaxrobust.runtime.devices import hlo
+from tools import bench_step
 
 CONFIGS = ("convnext_t_cvst", "convnext_b_cvst", "vit_s_cvst", "vit_b_cvst", "xcit_s12")
 SIDES = {"jaxrobust": "step", "PyTorch": "torch"}  # name -> program of bench_step

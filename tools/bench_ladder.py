@@ -18,8 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.evaluation import records, verdicts  # noqa: E402
-from jaxrobust.evaluation.questions import ladder  # noqa: E402
+from jaxrobust.evaluation.questions.questions import ladder
+from jaxrobust.evaluation.records import records, verdicts
 
 
 def evaluated(out: Path, *flags: str) -> tuple[list[dict[str, Any]], float]:

@@ -16,8 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.models import attention, batch_norms, convolutions, depthwise, layers, pooling
-from jaxrobust.runtime.commandline import Arguments
+from jaxrobust.models.kernels import (
+    attention,
+    batch_norms,
+    convolutions,
+    depthwise,
+    layers,
+    pooling,
+)
+from jaxrobust.runtime.commandline.arguments import Arguments
 
 try:
     import torch

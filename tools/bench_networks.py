@@ -24,7 +24,7 @@ def their_network(name: str) -> Any:
     """Return a network in PyTorch: one of `NAMES`, or of FILE.py:FUNCTION."""
     if name in NAMES:
         return _their_network(name)
-    from jaxrobust.runtime import functions
+    from jaxrobust.runtime.commandline import functions
 
     return functions.find("--network", name).function().requires_grad_(False)
 

@@ -28,8 +28,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
-from jaxrobust.runtime import jsonl
-from jaxrobust.runtime.commandline import Arguments
+from jaxrobust.runtime.commandline.arguments import Arguments
+from jaxrobust.runtime.files import jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
 PHASES = ("pretrain", "train")

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # configs/
 
-from jaxrobust.runtime.commandline import Arguments, config_name, load_config
-from jaxrobust.runtime.launch import keep_large_buffers
+from jaxrobust.runtime.commandline.arguments import Arguments, config_name, load_config
+from jaxrobust.runtime.processes.launch import keep_large_buffers
 
 if TYPE_CHECKING:  # JAX is imported where it is used, after its environment is set
     import numpy as np
@@ -137,7 +137,7 @@ def ours(config: "Config", images: "np.ndarray", labels: "np.ndarray") -> Progra
     """Return the step that the config trains with."""
     import jax
 
-    from jaxrobust.runtime import compilation, sharding
+    from jaxrobust.runtime.devices import compilation, sharding
     from jaxrobust.training import build
     from jaxrobust.types import Batch
 
@@ -161,7 +161,8 @@ def theirs(config: "Config", images: "np.ndarray", labels: "np.ndarray") -> Prog
 
     from jaxrobust import models
     from jaxrobust.convert import torch_networks
-    from jaxrobust.training import build, inner
+    from jaxrobust.training import build
+    from jaxrobust.training.update import inner
     from tools import torch_reference
 
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -263,10 +264,10 @@ def measure(programs: dict, rounds: int, steps: int) -> dict[str, dict[str, floa
 
 def ahead_of_time(args: argparse.Namespace) -> None:
     """Compile for a slice of TPUs, and print."""
-    from jaxrobust.runtime import topology
+    from jaxrobust.runtime.devices import topology
 
     chips = topology.devices(args.topology)
-    from jaxrobust.runtime import hardware
+    from jaxrobust.runtime.devices import hardware
     from jaxrobust.training import build
 
     config = load(args, len(chips))
@@ -317,7 +318,7 @@ def main() -> None:
     import jax
     import numpy as np
 
-    from jaxrobust.runtime import hardware
+    from jaxrobust.runtime.devices import hardware
 
     if all(name.startswith("torch") for name in names):
         jax.config.update("jax_platforms", "cpu")  # leaves the GPU to PyTorch

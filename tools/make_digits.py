@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrobust.runtime.commandline import Arguments
+from jaxrobust.runtime.commandline.arguments import Arguments
 
 SEED = 0
 TEST_SIZE = 397

@@ -9,7 +9,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.runtime.commandline import config_name  # noqa: E402
+from jaxrobust.runtime.commandline.arguments import config_name
 
 
 def names() -> list[str]:

@@ -11,8 +11,8 @@ sys.path.insert(0, str(ROOT))
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs
 
-from jaxrobust import models  # noqa: E402
-from jaxrobust.models import table  # noqa: E402
+from jaxrobust import models
+from jaxrobust.models import table
 
 _HEAD = '''"""What the networks cost, by tracing them; `tools/refresh_counts.py` writes it."""
 

@@ -20,7 +20,8 @@ from PIL import Image, ImageChops
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.report import examples, gathered, page  # noqa: E402
+from jaxrobust.report import gathered, page
+from jaxrobust.report.parts import examples
 
 LARGEST = 200_000  # bytes of a picture
 _FLAGS = [

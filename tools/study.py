@@ -26,8 +26,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.evaluation import records  # noqa: E402
-from jaxrobust.runtime.commandline import Arguments, stop  # noqa: E402
+from jaxrobust.evaluation.records import records
+from jaxrobust.runtime.commandline.arguments import Arguments, stop
 
 SEEDS = (0, 1)
 STUDIES = ("cifar_study", "residual_study", "aligned_study")

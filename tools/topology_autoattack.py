@@ -27,8 +27,8 @@ def abstract_step(
     import jax.numpy as jnp
 
     from jaxrobust.attacks import ROWS
-    from jaxrobust.evaluation.schedule import Rows
-    from jaxrobust.evaluation.slots import begin, prepare_program, programs
+    from jaxrobust.evaluation.engine.schedule import Rows
+    from jaxrobust.evaluation.engine.slots import begin, prepare_program, programs
 
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -62,7 +62,7 @@ def abstract_verdict(
     import jax
     import jax.numpy as jnp
 
-    from jaxrobust.evaluation.slots import forward_program
+    from jaxrobust.evaluation.engine.slots import forward_program
 
     root, draw = jax.ShapeDtypeStruct((2,), jnp.uint32), jax.ShapeDtypeStruct((), jnp.uint32)
     images = jax.ShapeDtypeStruct((slots, *image), jnp.float32)
@@ -76,7 +76,7 @@ def ahead_of_time(args: argparse.Namespace) -> None:
     A program makes steps until enough slots are done: figures are of one such step, and sizes of
     what stays on a chip between two. The last program is the forward pass that decides.
     """
-    from jaxrobust.runtime import topology
+    from jaxrobust.runtime.devices import topology
 
     chips = topology.devices(args.topology)
     import jax
@@ -84,10 +84,11 @@ def ahead_of_time(args: argparse.Namespace) -> None:
     from jax.sharding import AxisType, Mesh
 
     from jaxrobust import models
-    from jaxrobust.evaluation import engine, plan
-    from jaxrobust.evaluation.slots import program_of
+    from jaxrobust.attacks import ensembles
+    from jaxrobust.evaluation.engine import engine
+    from jaxrobust.evaluation.engine.slots import program_of
     from jaxrobust.models.table import multiply_adds
-    from jaxrobust.runtime import hardware
+    from jaxrobust.runtime.devices import hardware
 
     net = models.create(args.model, image_size=args.image_size, dtype=args.dtype)
     shapes = jax.eval_shape(net.init, jax.random.key(0))
@@ -102,7 +103,7 @@ def ahead_of_time(args: argparse.Namespace) -> None:
     )
     programs: dict[engine.Setting, list[str]] = {}
     for norm in args.norms:
-        for setting in plan.plan(norm, "standard", None, None):
+        for setting in ensembles.plan(norm, "standard", None, None):
             programs.setdefault(program_of(setting), []).append(setting.name)
     result: list[dict[str, Any]] = []
     for setting, attacks in programs.items():

@@ -24,8 +24,8 @@ from torch.nn import functional
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.convert import torch_networks  # noqa: E402
-from jaxrobust.runtime.commandline import Arguments  # noqa: E402
+from jaxrobust.convert import torch_networks
+from jaxrobust.runtime.commandline.arguments import Arguments
 
 WEIGHTS = ROOT / "runs/torch"
 EPSILON, STEP = 8 / 255, 10 / 255
@@ -151,7 +151,7 @@ def train(name: str, images: Any, labels: Any, minutes: float) -> nn.Module:
 
 def main() -> None:
     """Train and write."""
-    from jaxrobust.data import arrays
+    from jaxrobust.data.stream import arrays
 
     parser = Arguments(__doc__)
     parser.add_argument("name", choices=NETWORKS, help="Network to train.")

@@ -30,12 +30,12 @@ from jaxrobust.attacks.apgd import ROW as _APGD
 from jaxrobust.attacks.apgd import ApgdState, apgd, apgd_machine, apgd_run
 from jaxrobust.attacks.apgd_radii import ROW as _APGD_RADII
 from jaxrobust.attacks.apgd_radii import MultiRadiusState, apgd_multi_radius_machine
-from jaxrobust.attacks.balls import BALLS
 from jaxrobust.attacks.fab import ROW as _FAB
 from jaxrobust.attacks.fab import FabState, fab, fab_machine, fab_run
-from jaxrobust.attacks.hyperplanes import project_onto_hyperplane
+from jaxrobust.attacks.geometry.balls import BALLS
+from jaxrobust.attacks.geometry.hyperplanes import project_onto_hyperplane
+from jaxrobust.attacks.geometry.l1_rules import L1_RULES
 from jaxrobust.attacks.inputs import STARTS, Noise, image_keys
-from jaxrobust.attacks.l1_rules import L1_RULES
 from jaxrobust.attacks.losses import (
     LOSSES,
     ce_loss,

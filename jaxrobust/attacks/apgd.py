@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxrobust.attacks.apgd_l1 import follow_sparsity, kept_of
-from jaxrobust.attacks.balls import BALLS, all_finite, l0_norm, per_image, where
+from jaxrobust.attacks.geometry.balls import BALLS, all_finite, l0_norm, per_image, where
 from jaxrobust.attacks.inputs import (
     check_inputs,
     check_no_targets,

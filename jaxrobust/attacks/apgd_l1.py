@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
-from jaxrobust.attacks.balls import l0_norm
+from jaxrobust.attacks.geometry.balls import l0_norm
 from jaxrobust.types import Mask, PerImage, Points
 
 State = TypeVar("State")  # of `apgd`

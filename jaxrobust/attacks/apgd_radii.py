@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.attacks.apgd import ApgdState, apgd_machine
-from jaxrobust.attacks.balls import BALLS, where
+from jaxrobust.attacks.geometry.balls import BALLS, where
 from jaxrobust.attacks.inputs import check_inputs, start_points
 from jaxrobust.attacks.losses import by_target
 from jaxrobust.attacks.machine import Row

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float
 
-from jaxrobust.attacks import balls
-from jaxrobust.attacks.balls import per_image, where
-from jaxrobust.attacks.hyperplanes import displacement
+from jaxrobust.attacks.geometry import balls
+from jaxrobust.attacks.geometry.balls import per_image, where
+from jaxrobust.attacks.geometry.hyperplanes import displacement
 from jaxrobust.attacks.inputs import (
     check_inputs,
     check_number,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.attacks.balls import BALLS, draw
+from jaxrobust.attacks.geometry.balls import BALLS, draw
 from jaxrobust.attacks.losses import LOSSES
 from jaxrobust.types import Array, Ball, Keys, PerImage, Points, Start
 

@@ -2,8 +2,8 @@
 
 A machine (`types.Machine`) asks for points and is told logits and gradients; it never calls a
 network. `advance` makes one step of any machine; `run` is the plain loop around it, and
-`jaxrobust.evaluation.engine` is the other one. What else others need to know of an attack stands in
-the `Row` at the end of its file.
+`jaxrobust.evaluation.engine.engine` is the other one. What else others need to know of an attack
+stands in the `Row` at the end of its file.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrobust.attacks.balls import per_image
+from jaxrobust.attacks.geometry.balls import per_image
 from jaxrobust.attacks.inputs import Noise, check_array, check_classes, image_keys
 from jaxrobust.attacks.losses import CE
 from jaxrobust.attacks.network import of_one_image, remedy

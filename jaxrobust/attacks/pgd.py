@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxrobust.attacks.balls import all_finite, per_image
+from jaxrobust.attacks.geometry.balls import all_finite, per_image
+from jaxrobust.attacks.geometry.l1_rules import ball_of
 from jaxrobust.attacks.inputs import (
     Noise,
     check_inputs,
@@ -14,7 +15,6 @@ from jaxrobust.attacks.inputs import (
     check_settings,
     start_points,
 )
-from jaxrobust.attacks.l1_rules import ball_of
 from jaxrobust.attacks.losses import LOSSES
 from jaxrobust.attacks.machine import Row, as_attack
 from jaxrobust.types import Array, Attack, Counts, Machine, PerImage, Points, Start

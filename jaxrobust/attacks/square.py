@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrobust.attacks.balls import BALLS, where
+from jaxrobust.attacks.geometry.balls import BALLS, where
+from jaxrobust.attacks.geometry.square_windows import check_schedule, window_levels, window_table
 from jaxrobust.attacks.inputs import check_array, check_inputs, check_settings, image_keys
 from jaxrobust.attacks.losses import cw_loss
 from jaxrobust.attacks.machine import Named, Row, advance, checked
@@ -26,11 +27,6 @@ from jaxrobust.attacks.square_geometry import (
     Rows,
     as_rows,
     draw_query,
-)
-from jaxrobust.attacks.square_windows import (
-    check_schedule,
-    window_levels,
-    window_table,
 )
 from jaxrobust.types import (
     Array,

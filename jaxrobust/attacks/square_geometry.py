@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int32, UInt32
 
-from jaxrobust.attacks.balls import l1_correction, l2_norm, per_image
-from jaxrobust.attacks.square_windows import Windows, template_of
+from jaxrobust.attacks.geometry.balls import l1_correction, l2_norm, per_image
+from jaxrobust.attacks.geometry.square_windows import Windows, template_of
 from jaxrobust.types import Array, Counts, Images, Mask, PerImage
 
 KeyData = UInt32[Array, "B 2"]  # of threefry keys

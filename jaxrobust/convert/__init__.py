@@ -13,6 +13,6 @@ def __getattr__(name: str) -> Any:
     """Import what converts when it is first used: a command says something before that."""
     if name not in __all__:
         raise AttributeError(f"module 'jaxrobust.convert' has no attribute {name!r}")
-    from jaxrobust.weights import convert
+    from jaxrobust.weights.naming import convert
 
     return getattr(convert, name)

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrobust.data import imagenet, resolve
-from jaxrobust.evaluation import records
+from jaxrobust.evaluation.records import records
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.runtime import jsonl
-from jaxrobust.weights import loading, runs
-from jaxrobust.weights.loading import Network
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.weights import load
+from jaxrobust.weights.load import Network
+from jaxrobust.weights.trained import runs
 
 UNKNOWN = "not known"
 _RADII = (1, 2, 3, 4, 6, 8, 12, 16)  # of 255, as papers write them
@@ -66,7 +67,7 @@ def of_run(workdir: Path, which: str, sha256: str, *, image_size: int | None = N
 
 def of_weights(path: Path, network: Network, which: str) -> Account:
     """Return what stands in or beside a file or imported folder."""
-    about = loading.about(path, network)
+    about = load.about(path, network)
     key = about.get("published_id")
     board = PUBLISHED[key].board if key in PUBLISHED else None
     return Account(

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxrobust.runtime import patience
+from jaxrobust.runtime.text import patience
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     patience.begin(patience.LOADING)
@@ -25,13 +25,14 @@ import numpy as np
 from jaxrobust import models
 from jaxrobust.convert import references, side_by_side
 from jaxrobust.convert.references import Network, Reference
-from jaxrobust.evaluation import provenance
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.runtime import compilation, jsonl
-from jaxrobust.runtime.commandline import Arguments, mapping, stop
-from jaxrobust.weights import certificates, hashes, loading
-from jaxrobust.weights import folder as weights_folder
-from jaxrobust.weights.hashes import file_sha256
+from jaxrobust.runtime.commandline.arguments import Arguments, mapping, stop
+from jaxrobust.runtime.devices import compilation
+from jaxrobust.runtime.files import jsonl, provenance
+from jaxrobust.weights import load
+from jaxrobust.weights.store import certificates, hashes
+from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store.hashes import file_sha256
 
 # max|difference| / max|reference|. In float32, rounding in another order of the sums may be larger
 # for some weights: then twice the error of the reference itself against its float64.
@@ -241,7 +242,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not args.against.is_file():
         raise ValueError(f"--against {args.against}: no such file")
     options = mapping("options", args.options)
-    network = loading.read(args.weights, model, image_size=args.image_size, options=options)
+    network = load.read(args.weights, model, image_size=args.image_size, options=options)
     images = side_by_side.photographs(args.images, network.image_size) if args.images else None
     weights = args.weights / weights_folder.WEIGHTS if args.weights.is_dir() else args.weights
     reference = references.reference(network, args.against, layout)

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 
 from jaxrobust.convert.references import INSTALL
-from jaxrobust.data import EvaluationBatch, pipeline, sources
-from jaxrobust.runtime import jsonl
-from jaxrobust.runtime.progress import say
+from jaxrobust.data import EvaluationBatch
+from jaxrobust.data.sources import registry
+from jaxrobust.data.stream import pipeline
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.text.progress import say
 
 _NORMS = {"linf": "Linf", "l2": "L2"}
 _BATCH = 250
@@ -56,7 +58,7 @@ def _images(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return f32[N,H,W,C] in [0, 1] and i64[N], the first images of a record."""
     model = record["model"]
-    source = sources.open_source(
+    source = registry.open_source(
         record["dataset"], record["split"], data_dir=data_dir, num_classes=model["num_classes"]
     )
     count = min(count, int(record["image_ids"].partition("..")[2]) + 1)

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.runtime import patience
+from jaxrobust.runtime.text import patience
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     patience.begin(patience.LOADING)
@@ -50,14 +50,18 @@ from jaxrobust.convert import (
 from jaxrobust.convert.account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.runtime import compilation, jsonl, sharding
-from jaxrobust.runtime.commandline import Arguments, answer, mapping
-from jaxrobust.training import optim
-from jaxrobust.training.step import averaged, init_state
-from jaxrobust.weights import certificates, hashes, kept, loading, runs, sources
-from jaxrobust.weights import folder as weights_folder
-from jaxrobust.weights.checkpoint import Checkpoints, abstract_state
-from jaxrobust.weights.hashes import file_sha256
+from jaxrobust.runtime.commandline.arguments import Arguments, answer, mapping
+from jaxrobust.runtime.devices import compilation, sharding
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.training.update import optim
+from jaxrobust.training.update.step import averaged, init_state
+from jaxrobust.weights import load
+from jaxrobust.weights.fetch import sources
+from jaxrobust.weights.store import certificates, hashes
+from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state
+from jaxrobust.weights.store.hashes import file_sha256
+from jaxrobust.weights.trained import kept, runs
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -79,7 +83,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.flag(
         "selected",
         action="store_true",
-        help="The weights that tools/select_checkpoint.py chose, instead of the run's best.",
+        help="The weights that jaxrobust select chose, instead of the run's best.",
     )
     parser.flag(
         "layout", required=True, help="Layout: jaxrobust, timm, hub, module, or a RobustBench id."
@@ -185,7 +189,7 @@ def read(args: argparse.Namespace) -> Subject:
     """
     workdir = args.workdir
     if args.weights:
-        path = loading.place(args.weights, model=args.model, which=args.which, tell=print)
+        path = load.place(args.weights, model=args.model, which=args.which, tell=print)
         if sources.parse(str(path)).kind != "run":
             return _of_weights(args, path)
         workdir = path
@@ -199,8 +203,8 @@ def read(args: argparse.Namespace) -> Subject:
 def _of_weights(args: argparse.Namespace, path: Path) -> Subject:
     name = None if args.model in PUBLISHED else args.model
     sizes = {"image_size": args.image_size, "options": mapping("options", args.options)}
-    found = loading.stored(path, which=args.which)
-    network = loading.fitted(path, found, name, **sizes)
+    found = load.stored(path, which=args.which)
+    network = load.fitted(path, found, name, **sizes)
     said = Path(args.weights).name + (f", {found.which}" if found.which else "")
     file = path / weights_folder.WEIGHTS if path.is_dir() else path
     sha256 = hashes.weights_sha256(network.params, network.stats)

@@ -18,7 +18,7 @@ from jaxrobust.convert.references import Network
 from jaxrobust.convert.robustbench_entry import BY_HAND
 from jaxrobust.data import imagenet
 from jaxrobust.models.published import PUBLISHED, Paper, paper
-from jaxrobust.weights import convert
+from jaxrobust.weights.naming import convert
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 _RESIZED = re.compile(r"(bicubic|bilinear)-(\d+)-crop-(\d+)")

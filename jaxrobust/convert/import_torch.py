@@ -15,16 +15,19 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxrobust.runtime import patience
+from jaxrobust.runtime.text import patience
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     patience.begin(patience.LOADING)
 
 from jaxrobust.convert import certificate
 from jaxrobust.convert.references import Network
-from jaxrobust.runtime.commandline import Arguments, answer, mapping
-from jaxrobust.weights import certificates, compose, files, imports, sources
-from jaxrobust.weights import folder as weights_folder
+from jaxrobust.runtime.commandline.arguments import Arguments, answer, mapping
+from jaxrobust.weights import imports
+from jaxrobust.weights.fetch import sources
+from jaxrobust.weights.naming import compose
+from jaxrobust.weights.store import certificates, files
+from jaxrobust.weights.store import folder as weights_folder
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -13,9 +13,10 @@ from jaxrobust.convert import hub, references, self_contained
 from jaxrobust.convert.account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.weights import convert, files, hashes
-from jaxrobust.weights import folder as weights_folder
-from jaxrobust.weights.hashes import file_sha256
+from jaxrobust.weights.naming import convert
+from jaxrobust.weights.store import files, hashes
+from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store.hashes import file_sha256
 
 NEEDS_TORCH = "writing .pt files needs PyTorch: pip install 'jaxrobust[torch]'"
 _MODULE = "export the self-contained module (--layout module)"

@@ -20,8 +20,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.weights import convert, files
-from jaxrobust.weights.loading import Network
+from jaxrobust.weights.load import Network
+from jaxrobust.weights.naming import convert
+from jaxrobust.weights.store import files
 
 Arrays = dict[str, Any]  # np.ndarray
 
@@ -60,7 +61,8 @@ def named(network: Network, *, wrapped: bool) -> Arrays:
 
 def module_file(name: str) -> Path:
     """Return the PyTorch file of an architecture."""
-    return Path(__file__).parent / "torch_modules" / f"{models.family(name).file}.py"
+    folder, file = Path(__file__).parent / "torch_modules", f"{models.family(name).file}.py"
+    return next(folder.rglob(file))
 
 
 def module_row(network: Network) -> dict[str, Any]:

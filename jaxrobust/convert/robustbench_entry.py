@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrobust import models
-from jaxrobust.data.subsets import ROBUSTBENCH_SHA256
-from jaxrobust.runtime import jsonl
+from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
+from jaxrobust.runtime.files import jsonl
 
 BY_HAND = "TO BE FILLED IN BY HAND"
 _ID = re.compile(r"[A-Z][A-Za-z-]*\d{4}[A-Za-z0-9]+(_[\w-]+)?")

@@ -15,7 +15,7 @@ from PIL import Image
 from jaxrobust import attacks, models
 from jaxrobust.convert.references import Network
 from jaxrobust.data import evaluation_transform
-from jaxrobust.models import positions
+from jaxrobust.models.modules import positions
 
 EPSILON = 4 / 255
 IMAGES, ATTACKED = 8, 4  # attacks cost most

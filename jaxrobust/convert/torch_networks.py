@@ -130,7 +130,10 @@ def conv_stem(widths: Sequence[tuple[int, int]], ins: int, project: int = 0) -> 
 
 def module(file: str) -> ModuleType:
     """Return a file of torch_modules, by its name."""
-    return importlib.import_module(f"jaxrobust.convert.torch_modules.{Path(file).stem}")
+    folder = Path(__file__).parent / "torch_modules"
+    (path,) = folder.rglob(f"{Path(file).stem}.py")
+    parts = path.relative_to(folder).with_suffix("").parts
+    return importlib.import_module(".".join(("jaxrobust.convert.torch_modules", *parts)))
 
 
 def published(robustbench_id: str) -> torch.nn.Module:

@@ -1,17 +1,17 @@
 """Images from disk to `uint8` batches; nothing here touches a JAX device."""
 
-from jaxrobust.data.arrays import Loaded, load
-from jaxrobust.data.augmentations import chain
-from jaxrobust.data.loading import EvaluationBatch, TrainBatch
-from jaxrobust.data.pipeline import (
+from jaxrobust.data.sources.registry import DataError, Record, Source, open_source
+from jaxrobust.data.stream.arrays import Loaded, load
+from jaxrobust.data.stream.loading import EvaluationBatch, TrainBatch
+from jaxrobust.data.stream.pipeline import (
     Damage,
     evaluation_batches,
     steps_per_epoch,
     train_batches,
 )
-from jaxrobust.data.prepared import Prepared
-from jaxrobust.data.sources import DataError, Record, Source, open_source
-from jaxrobust.data.transforms import evaluation_transform, resolve, same_preprocessing
+from jaxrobust.data.stream.prepared import Prepared
+from jaxrobust.data.transforms.augmentations import chain
+from jaxrobust.data.transforms.preparing import evaluation_transform, resolve, same_preprocessing
 
 __all__ = [
     "Damage",

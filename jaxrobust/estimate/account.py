@@ -7,7 +7,7 @@ import jax
 
 from jaxrobust.config import Config
 from jaxrobust.estimate import attacked, elsewhere, here
-from jaxrobust.estimate.target import Target
+from jaxrobust.estimate.devices import Target
 from jaxrobust.estimate.work import Work, work
 from jaxrobust.training import build
 

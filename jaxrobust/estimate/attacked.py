@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrobust.attacks import ensembles
 from jaxrobust.attacks.machine import Setting
 from jaxrobust.config import Config, network_of
-from jaxrobust.estimate.target import Target
-from jaxrobust.evaluation import autoattack, engine, plan
-from jaxrobust.models.inputs import cast
-from jaxrobust.runtime.progress import say
+from jaxrobust.estimate.devices import Target
+from jaxrobust.evaluation import autoattack
+from jaxrobust.evaluation.engine import engine
+from jaxrobust.models.interface.inputs import cast
+from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build
 
 _TINY = 1e-7  # a radius in which nothing is fooled
@@ -129,7 +131,7 @@ def _tried(
 ) -> tuple[float, float]:
     """Return the seconds in which an attack compiles, and those of one pass in one slot."""
     number, classes = len(images), runner.traces[0].classes
-    ranks = plan.ranks(engine.forward(runner, images), labels, max(setting.targets, 1))
+    ranks = ensembles.ranks(engine.forward(runner, images), labels, max(setting.targets, 1))
     calls = engine.decide(
         runner,
         setting,
@@ -137,7 +139,7 @@ def _tried(
         labels.astype(np.int32),
         np.arange(number, dtype=np.uint32),
         np.arange(number),
-        plan.targets(setting, ranks),
+        ensembles.targets(setting, ranks),
         epsilon=_TINY,
         seed=0,
         confirm=lambda verdicts, last: [],
@@ -150,15 +152,15 @@ def _tried(
             steps, spent = steps + call.slot_steps, spent + call.seconds
         if spent > seconds:
             break
-    return compiling, spent / max(steps * plan.passes(setting, classes), 1)
+    return compiling, spent / max(steps * ensembles.passes(setting, classes), 1)
 
 
 def _settings(config: Config) -> list[Setting]:
-    settings = plan.plan(config.attack.norm, "standard", None, None)
-    return [plan.fit(s, config.model.num_classes, lambda message: None) for s in settings]
+    settings = ensembles.plan(config.attack.norm, "standard", None, None)
+    return [ensembles.fit(s, config.model.num_classes, lambda message: None) for s in settings]
 
 
 def _known(settings: list[Setting], config: Config) -> tuple[dict[str, int], dict[str, int]]:
     """Return jobs and passes of an image that is never fooled, by attack."""
     jobs = {s.name: s.restarts * max(s.targets, 1) for s in settings}
-    return jobs, {s.name: plan.most_passes(s, config.model.num_classes) for s in settings}
+    return jobs, {s.name: ensembles.most_passes(s, config.model.num_classes) for s in settings}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 from ml_collections import config_flags
 
-from jaxrobust.runtime import commandline
+from jaxrobust.runtime.commandline import arguments
 
 if TYPE_CHECKING:  # it imports JAX, which reads the environment that `target.prepare` sets
     from jaxrobust.config import Config
@@ -41,6 +41,6 @@ def configured(given: str, changes: Sequence[str]) -> "Config":
     if "config" not in flags.FLAGS:
         config_flags.DEFINE_config_file("config", lock_config=True)
     sys.argv[1:] = [f"--config={given}", *changes]
-    commandline.parse(sys.argv)
+    arguments.parse(sys.argv)
     config: Any = flags.FLAGS["config"].value
     return config.unlock()

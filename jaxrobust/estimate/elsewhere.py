@@ -9,12 +9,13 @@ import jax.numpy as jnp
 
 from jaxrobust import models
 from jaxrobust.config import Config, Values, network_of, plain
-from jaxrobust.estimate.target import Target
+from jaxrobust.estimate.devices import Target
 from jaxrobust.estimate.work import Work, evaluation_flops
-from jaxrobust.runtime import topology
-from jaxrobust.runtime.progress import say
-from jaxrobust.training import build, optim
-from jaxrobust.training import step as training_step
+from jaxrobust.runtime.devices import topology
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.training import build
+from jaxrobust.training.update import optim
+from jaxrobust.training.update import step as training_step
 
 # Seconds that a step takes at least: its launch, and its batch on the way to the chips. Assumed.
 SHORTEST = 5e-3

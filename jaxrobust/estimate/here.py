@@ -13,12 +13,13 @@ import numpy as np
 from jax.errors import JaxRuntimeError
 
 from jaxrobust.estimate.work import Work
-from jaxrobust.runtime import compilation, sharding, topology
-from jaxrobust.runtime.progress import say
-from jaxrobust.training import build, selection, splits
-from jaxrobust.training.progress import peak_memory
+from jaxrobust.runtime.devices import compilation, sharding, topology
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.training import build
+from jaxrobust.training.run import selection, splits
+from jaxrobust.training.run.progress import peak_memory
 from jaxrobust.types import Batch
-from jaxrobust.weights.checkpoint import Checkpoints
+from jaxrobust.weights.store.checkpoint import Checkpoints
 
 MOST_STEPS = 50  # that are measured, or as many as fit in the seconds
 

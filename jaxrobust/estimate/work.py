@@ -3,12 +3,12 @@
 import math
 from typing import NamedTuple
 
+from jaxrobust.attacks import fixed_steps
 from jaxrobust.config import Config, of_phase, phases
-from jaxrobust.data import sizes, subsets
-from jaxrobust.data import splits as grammar
-from jaxrobust.data.types import DataError, Source
-from jaxrobust.evaluation import fixed_steps
-from jaxrobust.training import build, splits
+from jaxrobust.data.source import DataError, Source
+from jaxrobust.data.splits import grammar, sizes, subsets
+from jaxrobust.training import build
+from jaxrobust.training.run import splits
 
 
 class Split(NamedTuple):

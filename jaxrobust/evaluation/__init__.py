@@ -1,10 +1,10 @@
 """Robust accuracy: AutoAttack, its engine, its ledger and its checks."""
 
-from jaxrobust.evaluation.autoattack import AutoAttackResult, autoattack
-from jaxrobust.evaluation.cascade import Cost
-from jaxrobust.evaluation.images import ImageSet
-from jaxrobust.evaluation.verdicts import Verdicts
-from jaxrobust.evaluation.worst_case import WorstCaseResult, worst_case
+from jaxrobust.evaluation.engine.autoattack import AutoAttackResult, autoattack
+from jaxrobust.evaluation.engine.cascade import Cost
+from jaxrobust.evaluation.network.images import ImageSet
+from jaxrobust.evaluation.questions.worst_case import WorstCaseResult, worst_case
+from jaxrobust.evaluation.records.verdicts import Verdicts
 
 __all__ = [
     "AutoAttackResult",

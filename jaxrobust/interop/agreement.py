@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.interop import exporting, refusals, scripted
 from jaxrobust.interop import program as programs
-from jaxrobust.interop.drawing import injected
-from jaxrobust.interop.folding import COMPUTED
 from jaxrobust.interop.operators import DRAWS, TABLE
 from jaxrobust.interop.program import Converted
+from jaxrobust.interop.reading import exporting, refusals, scripted
+from jaxrobust.interop.reading.drawing import injected
+from jaxrobust.interop.reading.folding import COMPUTED
 
 # Of the largest logit, and of the length of the gradient. In float32, rounding in another order of
 # the sums may be larger for some weights: then twice PyTorch's own error against its float64, and

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.interop import scripted
-from jaxrobust.runtime import functions
-from jaxrobust.runtime.functions import Named
-from jaxrobust.runtime.progress import say
+from jaxrobust.interop.reading import scripted
+from jaxrobust.runtime.commandline import functions
+from jaxrobust.runtime.commandline.functions import Named
+from jaxrobust.runtime.text.progress import say
 
 HOW = "write my_package.nets:make, my_nets.py:make, or a file.pt2 of torch.export.save"
 _WEIGHTS = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".safetensors", ".pkl", ".pickle")
@@ -75,7 +75,7 @@ def built(
 
 
 def _file(what: str, name: str, path: Path, said: Mapping[str, Any], output: str | None) -> Built:
-    from jaxrobust.interop import exporting
+    from jaxrobust.interop.reading import exporting
 
     if not path.is_file():
         raise ValueError(f"{what}={name}: there is no such file")
@@ -129,8 +129,9 @@ def in_jax(
     Raises:
       ValueError: it cannot be converted, the two sides differ, or no gradient reaches the images.
     """
-    from jaxrobust.interop import agreement, refusals
+    from jaxrobust.interop import agreement
     from jaxrobust.interop import torch as conversion
+    from jaxrobust.interop.reading import refusals
 
     name = network.named.name
     with _explained(what, name):

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.interop import agreement, exporting
+from jaxrobust.interop import agreement
 from jaxrobust.interop import program as programs
 from jaxrobust.interop.operators import DRAWS, TABLE
 from jaxrobust.interop.program import Converted, Program
+from jaxrobust.interop.reading import exporting
 from jaxrobust.types import Array
 
 INSTALL = "pip install 'jaxrobust[torch]'"

@@ -1,24 +1,10 @@
-"""Networks: `available()` lists them, `create(name)` makes one, `load(name)` with its weights.
+"""Networks: `available()` lists them, `create(name)` makes one.
 
-The files stand on floors, the ground floor first, and each imports from lower floors only:
-
-    primitives, initializers, positions, inputs            parts that know no layer
-    renaming, published                                    names and files of other projects
-    counted                                                what the networks cost
-    windows                                                what convolutions are products of
-    depthwise                                              convolutions of each channel alone
-    layers, attention, convolutions, batch_norms, pooling  functions of arrays and parameters
-    modules, activations, stochastic_depth                 NNX modules that hold the parameters
-    norms                                                  the same, as a row chooses them
-    stems, classifier, family                              what several architectures share
-    robust_blocks, searched_cells                          the blocks of two of them
-    convnext, iso_convnext, resnet, vit, xcit, swin        one architecture each
-    robust_resnet, searched                                the same, for 32 and 64 pixels
-    scaling                                                depths and widths for a given cost
-    cait                                                   one more, made of parts of vit
-    cifar                                                  a study's twenty for 32 px, a package
-    foreign                                                networks that a user's function makes
-    table                                                  `python -m jaxrobust.models`
+    kernels/    layers as functions, each with the implementation that is fast where it runs
+    modules/    NNX modules that hold the parameters of these functions
+    interface/  what makes a network of an architecture, and names its weights
+    families/   one architecture each
+    cifar/      the twenty of a study, for 32 px
 
 An architecture's file ends with its `family.Family`: variants, names on the PyTorch side, stem,
 head, weight-decay mask and the papers' counts. A new one is one file and one entry of `FAMILIES`.
@@ -26,16 +12,32 @@ A name such as `my_nets.py:make` is a function of the user's, see `foreign`.
 """
 
 import difflib
-import importlib
 import math
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
-from jaxrobust.models import (
+from jaxrobust import moved
+from jaxrobust.models.cifar.convolutional import densenet, preact_resnet, resnext, vgg, wide_resnet
+from jaxrobust.models.cifar.transformers import (
+    botnet,
+    cct,
+    ceit,
+    coatnet,
+    cpvt,
+    cvt,
+    levit,
+    mixer,
+    mobilevit,
+    poolformer,
+    pvt_v2,
+    vitae,
+)
+from jaxrobust.models.cifar.transformers import swin as cifar_swin
+from jaxrobust.models.cifar.transformers import vit as cifar_vit
+from jaxrobust.models.families import (
     cait,
     convnext,
-    foreign,
     iso_convnext,
     resnet,
     robust_resnet,
@@ -44,31 +46,11 @@ from jaxrobust.models import (
     vit,
     xcit,
 )
-from jaxrobust.models.cifar import (
-    botnet,
-    cct,
-    ceit,
-    coatnet,
-    cpvt,
-    cvt,
-    densenet,
-    levit,
-    mixer,
-    mobilevit,
-    poolformer,
-    preact_resnet,
-    pvt_v2,
-    resnext,
-    vgg,
-    vitae,
-    wide_resnet,
-)
-from jaxrobust.models.cifar import swin as cifar_swin
-from jaxrobust.models.cifar import vit as cifar_vit
-from jaxrobust.models.classifier import OfModule, loaded
-from jaxrobust.models.family import Family, Member
-from jaxrobust.models.renaming import Naming, Row
-from jaxrobust.runtime import functions
+from jaxrobust.models.interface import foreign
+from jaxrobust.models.interface.classifier import OfModule, loaded
+from jaxrobust.models.interface.family import Family, Member
+from jaxrobust.models.interface.renaming import Naming, Row
+from jaxrobust.runtime.commandline import functions
 from jaxrobust.types import Classifier, Params
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -338,14 +320,8 @@ def known(name: str) -> str:
 
 
 def __getattr__(name: str) -> Any:
-    """Return `jaxrobust.load` under the name `models.load`, for who looks for networks here.
-
-    The package itself is asked, which has no floor: weights are above this room, whose modules
-    import nothing of theirs, and importing it loads nothing of theirs either.
-    """
-    if name == "load":
-        return importlib.import_module("jaxrobust").load
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Look up a name that stood here before."""
+    return moved.attribute(__name__, name)
 
 
 __all__ = [
@@ -358,7 +334,6 @@ __all__ = [
     "essential",
     "family",
     "known",
-    "load",
     "member",
     "module",
     "origin",

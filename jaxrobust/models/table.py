@@ -12,7 +12,7 @@ from clu import parameter_overview as overview
 
 from jaxrobust import models
 from jaxrobust.models.counted import COUNTED
-from jaxrobust.models.family import Paper
+from jaxrobust.models.interface.family import Paper
 from jaxrobust.models.published import PUBLISHED, Published
 from jaxrobust.types import Classifier, Params
 

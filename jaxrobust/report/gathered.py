@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxrobust.evaluation import records, verdicts
-from jaxrobust.evaluation.verdicts import Verdicts
-from jaxrobust.report import curves
-from jaxrobust.report.curves import Event, Metrics
-from jaxrobust.runtime import jsonl
-from jaxrobust.weights import hashes
+from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.evaluation.records.verdicts import Verdicts
+from jaxrobust.report.drawing import curves
+from jaxrobust.report.drawing.curves import Event, Metrics
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.weights.store import hashes
 
 _DEPTH = 3  # folders below a named one that are looked into
 _RESULTS = "results.jsonl"

@@ -3,10 +3,10 @@
 import datetime
 from collections.abc import Callable
 
-from jaxrobust.report import comparison_part, evaluation_part, sentences, training_part
-from jaxrobust.report.appearance import SCRIPT, STYLE
+from jaxrobust.report.drawing.appearance import SCRIPT, STYLE
+from jaxrobust.report.drawing.markup import Child, Html, join, tag
 from jaxrobust.report.gathered import Evaluation, Gathered
-from jaxrobust.report.markup import Child, Html, join, tag
+from jaxrobust.report.parts import comparison, evaluation, sentences, training
 
 _POINTS = 4000  # of one quantity, of all runs together: a page stays small
 _HEADLINES = 3
@@ -73,7 +73,7 @@ def _lead(found: Gathered) -> Html:
         f"{run.name}, {e.phase}, step {e.step:,}: {e.text}"
         for run in found.runs
         for e in run.metrics.events
-        if e.kind in training_part.DOUBTFUL
+        if e.kind in training.DOUBTFUL
     ]
     doubtful = [*found.notes, *alarms[:10]]
     shown.append(
@@ -86,10 +86,10 @@ def _parts(found: Gathered, pictures: Pictures | None) -> list[tuple[str, str, H
     """Return the parts of the page: key, name, what it shows."""
     own, runs = found.evaluations, found.runs
     made: list[tuple[str, str, Child]] = [
-        ("differences", "Differences", comparison_part.part(own)),
-        ("radii", "Radii", evaluation_part.radii(evaluation_part.ladders(own), "radii")),
+        ("differences", "Differences", comparison.part(own)),
+        ("radii", "Radii", evaluation.radii(evaluation.ladders(own), "radii")),
         ("evaluations", "Evaluations", _evaluations(found, pictures) if own else None),
-        ("overlays", "Runs compared", comparison_part.overlays(runs) if len(runs) > 1 else None),
+        ("overlays", "Runs compared", comparison.overlays(runs) if len(runs) > 1 else None),
         ("training", "Training", _training(found) if runs else None),
     ]
     return [(key, name, join([inside])) for key, name, inside in made if inside]
@@ -102,20 +102,20 @@ def _evaluations(found: Gathered, pictures: Pictures | None) -> Html:
     for at, one in enumerate(own):
         images = pictures(one) if pictures else None
         told = len(own) <= _OPEN and any(one is other for other in first)
-        shown.append(evaluation_part.part(one, f"e{at}", found.runs, images, told=told))
-    titles = [evaluation_part.title(one) for one in own]
+        shown.append(evaluation.part(one, f"e{at}", found.runs, images, told=told))
+    titles = [evaluation.title(one) for one in own]
     bare = [one.verdicts is None and not one.record.get("costs") for one in own]
     many = len(own) > _OPEN
     parts = [
         _folded(title, one) if many or little else one
         for title, one, little in zip(titles, shown, bare, strict=True)
     ]
-    return tag("div", tag("h2", "Evaluations"), evaluation_part.overview(own), parts)
+    return tag("div", tag("h2", "Evaluations"), evaluation.overview(own), parts)
 
 
 def _training(found: Gathered) -> Html:
     most = max(40, min(400, _POINTS // len(found.runs)))
-    shown = [training_part.part(run, f"t{at}", most) for at, run in enumerate(found.runs)]
+    shown = [training.part(run, f"t{at}", most) for at, run in enumerate(found.runs)]
     if len(shown) > _OPEN:
         shown = [_folded(run.name, one) for run, one in zip(found.runs, shown, strict=True)]
     return tag("div", tag("h2", "Training"), shown)

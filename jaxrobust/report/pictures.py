@@ -6,10 +6,11 @@ from pathlib import Path
 from textwrap import wrap
 from xml.etree import ElementTree
 
-from jaxrobust.report import evaluation_part, gathered, training_part
-from jaxrobust.report.appearance import STYLE
-from jaxrobust.report.markup import Html, tag
-from jaxrobust.runtime import raster
+from jaxrobust.report import gathered
+from jaxrobust.report.drawing.appearance import STYLE
+from jaxrobust.report.drawing.markup import Html, tag
+from jaxrobust.report.parts import evaluation, training
+from jaxrobust.runtime.text import raster
 
 _FIGURE = re.compile(r"<figure [^>]*id=.*?</figure>", re.DOTALL)
 _POINTS = 400  # that a curve is thinned to
@@ -24,10 +25,10 @@ def of_phase(workdir: Path, phase: str) -> dict[str, str]:
     """
     found = gathered.gather([workdir])
     run = next(run for run in found.runs if run.folder == workdir)
-    parts = [training_part.part(one_phase(run, phase), "training", _POINTS)]
+    parts = [training.part(one_phase(run, phase), "training", _POINTS)]
     own = [e for e in found.evaluations if e.file == workdir / "results.jsonl"]
     own = [e for e in own if str(e.record.get("weights")).partition(",")[0] == phase]
-    parts += [evaluation_part.part(one, "record", found.runs) for one in own[-1:]]
+    parts += [evaluation.part(one, "record", found.runs) for one in own[-1:]]
     return {name: svg for part in parts for name, svg in standalone(part, phase)}
 
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from jaxrobust.report import curves, gathered, page
+from jaxrobust.report import gathered, page
+from jaxrobust.report.drawing import curves
 
 _LARGEST_PORT = 65535
 

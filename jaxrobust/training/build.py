@@ -11,13 +11,13 @@ import numpy as np
 
 from jaxrobust import attacks, models
 from jaxrobust.config import Config, network_of
-from jaxrobust.data.presets import PRESETS
-from jaxrobust.evaluation import accuracy
-from jaxrobust.models import classifier
+from jaxrobust.data.transforms.presets import PRESETS
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.models.interface import classifier
 from jaxrobust.models.table import multiply_adds
-from jaxrobust.runtime import sharding
-from jaxrobust.training import alarm, averages, inner, mixing, objectives, optim, step
-from jaxrobust.training.inner import training_attack
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.training.update import alarm, averages, inner, mixing, objectives, optim, step
+from jaxrobust.training.update.inner import training_attack
 from jaxrobust.types import Batch, Classifier
 
 _OBJECTIVES = {

@@ -9,11 +9,14 @@ import numpy as np
 
 from jaxrobust import models
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
-from jaxrobust.weights import certificates, convert, download, files, hashes, runs, sources
-from jaxrobust.weights import folder as weights_folder
-from jaxrobust.weights.compose import Start, compose, head_width
-from jaxrobust.weights.download import Tell
-from jaxrobust.weights.sources import Source
+from jaxrobust.weights.fetch import download, sources
+from jaxrobust.weights.fetch.download import Tell
+from jaxrobust.weights.fetch.sources import Source
+from jaxrobust.weights.naming import convert
+from jaxrobust.weights.naming.compose import Start, compose, head_width
+from jaxrobust.weights.store import certificates, files, hashes
+from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.trained import runs
 
 Arrays = dict[str, np.ndarray]
 Normalisation = tuple[tuple[float, ...], tuple[float, ...]]

@@ -10,12 +10,15 @@ import numpy as np
 
 from jaxrobust import models
 from jaxrobust.config import Config, network_of, of_phase, plain
-from jaxrobust.runtime import compilation
-from jaxrobust.runtime.progress import say
+from jaxrobust.runtime.devices import compilation
+from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Weights
-from jaxrobust.weights import certificates, convert, hashes, loading, sources
-from jaxrobust.weights.compose import CHOICES, Start, compose, head_width, normalized
-from jaxrobust.weights.loading import Stored, stored
+from jaxrobust.weights import load
+from jaxrobust.weights.fetch import sources
+from jaxrobust.weights.load import Stored, stored
+from jaxrobust.weights.naming import convert
+from jaxrobust.weights.naming.compose import CHOICES, Start, compose, head_width, normalized
+from jaxrobust.weights.store import certificates, hashes
 
 RECORD = "init.json"  # in a run's workdir
 # Fields of the families' rows.
@@ -35,7 +38,7 @@ def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
     if not asked.weights:
         return None if asked.normalize == "keep" else _random(config)
     try:
-        path = loading.place(asked.weights, fresh_stem=asked.stem == "fresh")
+        path = load.place(asked.weights, fresh_stem=asked.stem == "fresh")
         source = stored(path)
         start = _composed(source, config, asked)
     except ValueError as error:
@@ -203,7 +206,7 @@ def changed(config: Config, workdir: Path) -> str:
         named = sources.parse(config.init.weights)
         if named.path is None:  # on the internet, which a run that has begun does not need
             return ""
-        now = hashes.weights_sha256(stored(loading.place(named.path)).arrays, {})
+        now = hashes.weights_sha256(stored(load.place(named.path)).arrays, {})
     except ValueError:  # gone: it does not need them either
         return ""
     if now == before["weights_sha256"]:

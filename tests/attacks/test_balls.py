@@ -6,7 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust.attacks import BALLS
-from jaxrobust.attacks.balls import l1_correction, place_linf
+from jaxrobust.attacks.geometry.balls import l1_correction, place_linf
 from tests.support import paths, sweeps
 from tests.support.golden import assert_within, load, norm_in_float64
 

@@ -16,7 +16,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.attacks import hyperplanes
+from jaxrobust.attacks.geometry import hyperplanes
 from jaxrobust.attacks.machine import nearest
 from tests.support import compiling, paths, sweeps
 from tests.support.golden import assert_within, golden_nets, load, norm_in_float64

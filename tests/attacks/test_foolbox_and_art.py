@@ -12,9 +12,9 @@ from absl.testing import absltest, parameterized
 from scipy import stats
 
 from jaxrobust import attacks
-from jaxrobust.attacks import l1_rules
-from jaxrobust.attacks.balls import fill_l2
-from jaxrobust.models import convolutions
+from jaxrobust.attacks.geometry import l1_rules
+from jaxrobust.attacks.geometry.balls import fill_l2
+from jaxrobust.models.kernels import convolutions
 from tests.support import paths, sweeps
 from tests.support.golden import golden_nets, load, norm_in_float64
 from tests.support.steps import standard

@@ -12,8 +12,8 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
 from jaxrobust.attacks import machine
+from jaxrobust.attacks.ensembles import VERSIONS, known
 from jaxrobust.evaluation import autoattack
-from jaxrobust.evaluation.plan import VERSIONS, known
 from jaxrobust.types import Machine
 from tests.support import sweeps
 from tests.support.ensemble import IMAGES, LABELS, NETS

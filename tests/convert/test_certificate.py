@@ -13,9 +13,9 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
 from jaxrobust import config, models
-from jaxrobust.evaluation import subject
-from jaxrobust.weights import certificates
-from jaxrobust.weights import folder as weights_folder
+from jaxrobust.evaluation.questions import target
+from jaxrobust.weights.store import certificates
+from jaxrobust.weights.store import folder as weights_folder
 from tests.support import paths, sweeps
 from tests.support.modules import hidden
 from tests.support.random_weights import drawn
@@ -235,12 +235,12 @@ class FileTest(Case):
         network = config.Network("convnext_n", num_classes=5, image_size=32)
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
-            subject.file_weights(network, self.weights)
+            target.file_weights(network, self.weights)
         self.assertIn("ours.certificate.json: agrees with", said.getvalue())
         self.assertEqual(certificates.network(self.weights), ("convnext_n", {}))
         path, strides = certificates.beside(self.weights), {"downsample_strides": [1, 1]}
         path.write_text(json.dumps(json.loads(path.read_text()) | {"options": strides}))
-        exported = subject.of_file("convnext_n", self.weights)  # of an exported module's .pt
+        exported = target.of_file("convnext_n", self.weights)  # of an exported module's .pt
         self.assertEqual(exported.network.options, strides)
         changed = self.params | {"head.fc.bias": np.ones(5, np.float32)}
         save_file(changed | self.stats, self.weights)

@@ -21,12 +21,13 @@ from safetensors.numpy import load_file, save_file
 
 from jaxrobust import models, types
 from jaxrobust.config import VERSION, network_of
-from jaxrobust.evaluation import records
+from jaxrobust.evaluation.records import records
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
-from jaxrobust.training import optim, step
-from jaxrobust.weights import convert, files, hashes
-from jaxrobust.weights import folder as weights_folder
-from jaxrobust.weights.checkpoint import Checkpoints
+from jaxrobust.training.update import optim, step
+from jaxrobust.weights.naming import convert
+from jaxrobust.weights.store import files, hashes
+from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store.checkpoint import Checkpoints
 from tests.support import parity, paths, sweeps
 from tests.support import runs as training
 from tests.support.modules import hidden

@@ -15,11 +15,12 @@ from absl.testing import absltest
 import jaxrobust
 from jaxrobust.config import VERSION, network_of
 from jaxrobust.convert import export_torch
-from jaxrobust.runtime import jsonl
-from jaxrobust.weights import folder as weights_folder
-from jaxrobust.weights import hashes, kept
+from jaxrobust.runtime.files import jsonl
 from jaxrobust.weights import start as start_weights
-from jaxrobust.weights.checkpoint import Checkpoints
+from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store import hashes
+from jaxrobust.weights.store.checkpoint import Checkpoints
+from jaxrobust.weights.trained import kept
 from tests.support import evaluations
 from tests.support import runs as training
 from tests.support.modules import hidden
@@ -138,7 +139,9 @@ class FolderTest(absltest.TestCase):
     def test_the_chosen_weights(self):
         raw = self.weights._replace(params={k: 2 * v for k, v in self.weights.params.items()})
         both = kept.Kept(*raw, *self.weights)
-        self.assertRegex(self.export("--selected", code=2), "nothing has been chosen in .*select_c")
+        self.assertRegex(
+            self.export("--selected", code=2), "nothing has been chosen in .*jaxrobust select"
+        )
         kept.keep(self.workdir, "train", 8, both, steps_per_epoch=4)
         choice = kept.Choice("train", 8, 2.0, "raw", 16, hashes.weights_sha256(*raw))
         text = {"schema": kept.SCHEMA, "candidates": [], "chosen": choice._asdict()}

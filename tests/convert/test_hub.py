@@ -18,8 +18,9 @@ import jaxrobust
 from jaxrobust import models
 from jaxrobust.data import imagenet
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD
-from jaxrobust.weights import convert, hashes
-from jaxrobust.weights import folder as weights_folder
+from jaxrobust.weights.naming import convert
+from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store import hashes
 from tests.support import parity, paths, sweeps
 from tests.support.random_weights import drawn
 from tests.support.servers import ServedCase

@@ -13,11 +13,13 @@ from safetensors.numpy import load_file, save_file
 
 from jaxrobust.config import VERSION
 from jaxrobust.convert import import_torch
-from jaxrobust.runtime import download
+from jaxrobust.runtime.files import download
 from jaxrobust.types import Weights
-from jaxrobust.weights import folder as weights_folder
-from jaxrobust.weights import hashes, imports, sources
-from jaxrobust.weights.checkpoint import Checkpoints
+from jaxrobust.weights import imports
+from jaxrobust.weights.fetch import sources
+from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store import hashes
+from jaxrobust.weights.store.checkpoint import Checkpoints
 from tests.support import paths
 from tests.support import runs as training
 from tests.support.servers import ServedCase

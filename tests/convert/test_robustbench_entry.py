@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 from jaxrobust import evaluation, models
 from jaxrobust.convert import confirm, robustbench_entry
 from jaxrobust.data import evaluation_batches, open_source
-from jaxrobust.weights.loading import Network
+from jaxrobust.weights.load import Network
 from tests.support import paths
 from tests.support.modules import hidden
 from tests.support.random_weights import drawn

@@ -8,6 +8,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jaxrobust import data
+from jaxrobust.data.stream import loading
 from tests.support.datasets import write_tree
 
 
@@ -24,7 +25,7 @@ class LoadTest(parameterized.TestCase):
         source = data.open_source("digits", "test")
         for i in (0, 255, 256, 299):
             image, label = source[i]
-            expected = data.loading.decoded(source, image) / np.float32(255)
+            expected = loading.decoded(source, image) / np.float32(255)
             np.testing.assert_array_equal(loaded.images[i], expected)
             self.assertEqual((loaded.labels[i], loaded.ids[i]), (label, i))
         self.assertLen(data.load("digits", n=10_000).ids, 397)

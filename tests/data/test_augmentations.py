@@ -10,8 +10,8 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 from scipy import stats
 
-from jaxrobust.data import augmentations, operations
-from jaxrobust.data.presets import PRESETS
+from jaxrobust.data.transforms import augmentations, operations
+from jaxrobust.data.transforms.presets import PRESETS
 from tests.support.images import pattern, torchvision
 
 

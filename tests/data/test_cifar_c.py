@@ -6,7 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import data
-from jaxrobust.data import decoding
+from jaxrobust.data.transforms import decoding
 
 
 def labels(count=50_000):

@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 from scipy import stats
 
-from jaxrobust.data import color, operations
+from jaxrobust.data.transforms import color, operations
 from tests.support.images import pattern, photographs, torchvision
 
 

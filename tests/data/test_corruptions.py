@@ -11,8 +11,9 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jaxrobust import data
-from jaxrobust.data import corrupted_images, corruptions, decoding, distortions
-from jaxrobust.data.corruptions import KINDS, SEVERITIES, Asked
+from jaxrobust.data.stream import corrupted_images
+from jaxrobust.data.transforms import corruptions, decoding, distortions
+from jaxrobust.data.transforms.corruptions import KINDS, SEVERITIES, Asked
 from tests.support import paths
 
 GIVEN = paths.SHARED / "golden" / "cifar" / "corruptions_cifar.npz"

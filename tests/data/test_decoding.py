@@ -9,7 +9,7 @@ import pytest
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from jaxrobust.data import decoding
+from jaxrobust.data.transforms import decoding
 from tests.support.images import encoded, odd_images, pattern, photographs, pillow
 from tests.support.modules import hidden
 from tests.support.paths import NO_SHARED
@@ -173,7 +173,7 @@ class SimplejpegTest(absltest.TestCase):
     def refused(self, decode_jpeg, message):
         with (
             mock.patch.object(self.simplejpeg, "decode_jpeg", decode_jpeg),
-            self.assertLogs("jaxrobust.data.decoding", "WARNING") as logs,
+            self.assertLogs("jaxrobust.data.transforms.decoding", "WARNING") as logs,
         ):
             for name, data in ODD.items():
                 np.testing.assert_array_equal(decoding.decode(data, channels=3), pillow(data), name)

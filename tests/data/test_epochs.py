@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data import pipeline, sources
+from jaxrobust.data.sources import registry
+from jaxrobust.data.stream import pipeline
 from tests.support import paths
 from tests.support.paths import NO_SHARED, SHARED
 
@@ -59,7 +60,7 @@ class PhotographsTest(parameterized.TestCase):
         super().setUpClass()
         if not PHOTOGRAPHS.is_dir():
             raise absltest.SkipTest(NO_SHARED)
-        cls.source = sources.open_source(f"folder:{PHOTOGRAPHS}", "all")
+        cls.source = registry.open_source(f"folder:{PHOTOGRAPHS}", "all")
 
     def digests(self, steps, **options):
         batches = pipeline.train_batches(self.source, **OPTIONS | options)

@@ -9,8 +9,10 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data import decoding, folder, imagenet, sources
-from jaxrobust.training import run as training_run
+from jaxrobust.data import imagenet
+from jaxrobust.data.sources import folder, registry
+from jaxrobust.data.transforms import decoding
+from jaxrobust.training.run import run as training_run
 from tests.support.datasets import image_bytes, write_tree
 from tests.support.images import torchvision
 from tests.support.paths import NO_SHARED, SHARED
@@ -28,10 +30,10 @@ class FolderTest(parameterized.TestCase):
         self.name = f"folder:{self.root}"
 
     def open(self, split="train", **options):
-        return sources.open_source(self.name, split, **options)
+        return registry.open_source(self.name, split, **options)
 
     def assert_refused(self, *patterns, split="train", **options):
-        with self.assertRaises(sources.DataError) as caught:
+        with self.assertRaises(registry.DataError) as caught:
             self.open(split, **options)
         for pattern in patterns:
             self.assertRegex(str(caught.exception), pattern)
@@ -49,11 +51,11 @@ class ForeignClassesTest(FolderTest):
         write_tree(self.root / "val", [f"{c}/0.jpg" for c in "abcd"])
 
     def between(self, train, other):
-        return sources.foreign_classes(self.open(train), self.open(other))
+        return registry.foreign_classes(self.open(train), self.open(other))
 
     def test_parts_of_a_folder_are_refused(self):
         with self.assertRaisesRegex(
-            sources.DataError,
+            registry.DataError,
             r"100% of the records of .* split 'train\[75%:\]' are of 1 classes that split "
             r"'train\[:75%\]' has no record of.*sorted by class; give another split, or lists",
         ):
@@ -61,7 +63,7 @@ class ForeignClassesTest(FolderTest):
 
     def test_a_few_are_told(self):
         self.assertIn("25% of the records", self.between("train[:75%]", "val"))
-        with self.assertRaisesRegex(sources.DataError, "75% of the records .* of 3 classes"):
+        with self.assertRaisesRegex(registry.DataError, "75% of the records .* of 3 classes"):
             self.between("train[:25%]", "val")
 
     def test_one_class_of_many_is_told(self):
@@ -74,9 +76,9 @@ class ForeignClassesTest(FolderTest):
         self.assertEqual(self.between("train", "val"), "")
         (self.root / "ids").write_text("".join(f"{c}/4.jpg\n" for c in "abcd"))
         self.assertEqual(self.between("train", f"train@{self.root}/ids"), "")
-        unknown = sources.open_source("digits", "train[:5]")
+        unknown = registry.open_source("digits", "train[:5]")
         self.assertEqual(
-            sources.foreign_classes(unknown, sources.open_source("digits", "test")), ""
+            registry.foreign_classes(unknown, registry.open_source("digits", "test")), ""
         )
 
     def test_the_trainer_asks(self):
@@ -86,7 +88,7 @@ class ForeignClassesTest(FolderTest):
             config.data.update(train_split="train[:75%]", selection_split="train[75%:]")
             config.data.test_split = "val"
             config.train.update(batch_size=8, epochs=1, warmup_epochs=0)
-        with self.assertRaisesRegex(sources.DataError, "has no record of"):
+        with self.assertRaisesRegex(registry.DataError, "has no record of"):
             training_run.check(config, self.root)
 
 
@@ -107,7 +109,7 @@ class ReadingTest(FolderTest):
     def test_the_hash_is_of_names_and_order(self):
         def of(root, names, split="all", **options):
             write_tree(self.root / root, names, b"x")
-            return sources.open_source(f"folder:{self.root / root}", split, **options).files_sha256
+            return registry.open_source(f"folder:{self.root / root}", split, **options).files_sha256
 
         names = ["a/1.jpg", "a/2.jpg", "b/1.jpg"]
         same = of("one", names)
@@ -200,7 +202,7 @@ class ReadingTest(FolderTest):
     def test_real_photographs(self):
         if not PHOTOGRAPHS.is_dir():
             self.skipTest(NO_SHARED)
-        source = sources.open_source(f"folder:{PHOTOGRAPHS}", "all")
+        source = registry.open_source(f"folder:{PHOTOGRAPHS}", "all")
         self.assertEqual((len(source), source.num_classes), (200, 200))
         self.assertEqual([record.label for record in source], list(range(200)))
         self.assertEqual(decoding.decode(source[0].image, channels=3).shape[2], 3)
@@ -220,7 +222,7 @@ class ReadingTest(FolderTest):
         roots = [self.root] + [PHOTOGRAPHS] * PHOTOGRAPHS.is_dir()
         for root in roots:
             reference = vision.datasets.ImageFolder(root)
-            source = sources.open_source(f"folder:{root}", "all")
+            source = registry.open_source(f"folder:{root}", "all")
             self.assertEqual(list(source.classes), reference.classes)
             found = [(source.describe(i), r.label) for i, r in enumerate(source)]
             self.assertEqual(found, reference.samples)
@@ -284,7 +286,7 @@ class RefusalTest(FolderTest):
         source = self.open()
         (self.root / "train/a/2.jpg").unlink()
         with self.assertRaisesRegex(
-            sources.DataError, "train/a/2.jpg cannot be read .No such file.*"
+            registry.DataError, "train/a/2.jpg cannot be read .No such file.*"
         ):
             source.read([0, 1])
 
@@ -310,13 +312,14 @@ class RefusalTest(FolderTest):
     def test_splits_with_other_classes(self):
         write_tree(self.root, ["train/a/1.jpg", "train/b/1.jpg", "val/b/1.jpg"])
         train, val = self.open("train"), self.open("val")
-        sources.same_classes([train, train])
+        registry.same_classes([train, train])
         for pair in ([train, val], [val, train]):
             with self.assertRaisesRegex(
-                sources.DataError, r"split 'val' lacks classes of split 'train', .* differ: a \(1\)"
+                registry.DataError,
+                r"split 'val' lacks classes of split 'train', .* differ: a \(1\)",
             ):
-                sources.same_classes(pair)
-        sources.same_classes([train, sources.open_source("fake", "test")])
+                registry.same_classes(pair)
+        registry.same_classes([train, registry.open_source("fake", "test")])
 
 
 class ImageNetTest(FolderTest):
@@ -337,7 +340,7 @@ class ImageNetTest(FolderTest):
 
     def test_all_thousand(self):
         name = f"folder:{self.whole}"
-        source = sources.open_source(name, "validation@robustbench", num_classes=1000)
+        source = registry.open_source(name, "validation@robustbench", num_classes=1000)
         lines = imagenet.robustbench()
         self.assertLen(source, 5000)
         self.assertEqual(source.ids_sha256, imagenet.ROBUSTBENCH_SHA256)
@@ -346,16 +349,16 @@ class ImageNetTest(FolderTest):
         self.assertEqual(source.classes, synsets)
         labels = [record.label for record in source]
         self.assertEqual(labels, [synsets.index(line.partition("/")[0]) for line in lines])
-        part = sources.open_source(name, "val@robustbench[:10]")
+        part = registry.open_source(name, "val@robustbench[:10]")
         self.assertEqual(part.read(range(10)), source.read(range(10)))
         self.assertEqual(part.ids_sha256, imagenet.ROBUSTBENCH_SHA256)
         self.assertEqual(pickle.loads(pickle.dumps(part))[3], source[3])
-        with self.assertRaisesRegex(sources.DataError, r"hold no image .* \(3\); unpack"):
-            sources.open_source(name, "val")
+        with self.assertRaisesRegex(registry.DataError, r"hold no image .* \(3\); unpack"):
+            registry.open_source(name, "val")
         with self.assertRaisesRegex(
-            sources.DataError, "lacks 4000 of the 4000 images of selection"
+            registry.DataError, "lacks 4000 of the 4000 images of selection"
         ):
-            sources.open_source(name, "val@selection")
+            registry.open_source(name, "val@selection")
 
     def test_images_of_the_list_are_missing(self):
         lines = imagenet.robustbench()
@@ -363,9 +366,9 @@ class ImageNetTest(FolderTest):
         gone.rename(self.root / "kept")
         self.addCleanup((self.root / "kept").rename, gone)
         with self.assertRaisesRegex(
-            sources.DataError, rf"lacks 1 of the 5000 images of robustbench: {lines[17]} \(1\)"
+            registry.DataError, rf"lacks 1 of the 5000 images of robustbench: {lines[17]} \(1\)"
         ):
-            sources.open_source(f"folder:{self.whole}", "val@robustbench")
+            registry.open_source(f"folder:{self.whole}", "val@robustbench")
 
     def test_one_class_is_missing(self):
         folders = [synset for synset in imagenet.synsets() if synset != "n02123045"]
@@ -396,16 +399,16 @@ class ImageNetTest(FolderTest):
         self.assertEqual(self.open().num_classes, 501)
 
     def test_imagenet_100(self):
-        source = sources.open_source(f"folder:{self.whole}", "val", classes="imagenet100")
+        source = registry.open_source(f"folder:{self.whole}", "val", classes="imagenet100")
         self.assertEqual(source.classes, imagenet.imagenet100())
         self.assertEqual(
             {(source.describe(i).split("/")[-2], r.label) for i, r in enumerate(source)},
             {(name, label) for label, name in enumerate(imagenet.imagenet100())},
         )
         with self.assertRaisesRegex(
-            sources.DataError, "ids of robustbench are of classes that .*data.classes.*n01440764"
+            registry.DataError, "ids of robustbench are of classes that .*data.classes.*n01440764"
         ):
-            sources.open_source(f"folder:{self.whole}", "val@robustbench", classes="imagenet100")
+            registry.open_source(f"folder:{self.whole}", "val@robustbench", classes="imagenet100")
 
 
 class ListsTest(FolderTest):

@@ -273,7 +273,7 @@ class ColumnTest(FolderCase):
         words = datasets.ClassLabel(names=[f"word {i}" for i in range(1000)])
         name = self.write("validation", images[::-1], labels[::-1], kinds={"label": words})
         with mock.patch.object(imagenet, "robustbench", lambda: lines):
-            from jaxrobust.data import subsets
+            from jaxrobust.data.splits import subsets
 
             with mock.patch.dict(subsets._LISTS, robustbench=lambda: lines):
                 source = data.open_source(name, "val@robustbench")

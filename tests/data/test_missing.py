@@ -7,7 +7,8 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from jaxrobust import data
-from jaxrobust.data import storage, tfds_source
+from jaxrobust.data.sources import tfds
+from jaxrobust.data.splits import storage
 
 
 class MessageTest(parameterized.TestCase):
@@ -23,8 +24,8 @@ class MessageTest(parameterized.TestCase):
     )  # fmt: skip
     def test_the_shortest_way_that_works(self, name, root, expected):
         with mock.patch.object(storage.importlib.util, "find_spec", return_value=True):
-            place = storage.place(root or tfds_source.data_directory())
-        self.assertEqual(tfds_source.build_command(name, place), expected)
+            place = storage.place(root or tfds.data_directory())
+        self.assertEqual(tfds.build_command(name, place), expected)
 
     def test_missing_data(self):
         with tempfile.TemporaryDirectory() as home:

@@ -11,7 +11,8 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import data
-from jaxrobust.data import storage
+from jaxrobust.data.splits import storage
+from jaxrobust.data.stream import loading
 
 DRAW = np.random.default_rng(0)
 
@@ -67,7 +68,7 @@ class ReadTest(NpzCase):
         self.assertEqual((source.channels, source.image_shape), (1, (5, 7, 1)))
         again = pickle.loads(pickle.dumps(source))
         for i in (0, 14, 3):
-            decoded = data.loading.decoded(source, again[i].image)
+            decoded = loading.decoded(source, again[i].image)
             np.testing.assert_array_equal(decoded[:, :, 0], pixels[5 + i])
             self.assertEqual(again[i].label, expected[5 + i])
         self.assertRegex(source.describe(2), "^image 7 of train_images in .*set.npz$")

@@ -20,11 +20,13 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data import loading, pipeline, sources, transforms
+from jaxrobust.data.sources import registry
+from jaxrobust.data.stream import loading, pipeline
+from jaxrobust.data.transforms import preparing
 from tests.support import sweeps
 from tests.support.numbered import numbered, read_numbered
 
-DIGITS = Path(pipeline.__file__).parent / "digits"
+DIGITS = Path(pipeline.__file__).parents[1] / "digits"
 
 
 def train(source, steps, **options):
@@ -57,7 +59,7 @@ class SameSequenceTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):
         super().setUpClass()
-        cls.source = sources.open_source("digits", "train[:100]")
+        cls.source = registry.open_source("digits", "train[:100]")
         # 100 records in batches of 24: epochs of 96; 14 steps are 3.5 of them.
         cls.options = {"batch_size": 24, "augmentation": "crop-flip"}
         cls.images, cls.labels = train(cls.source, 14, **cls.options)
@@ -177,7 +179,7 @@ class EpochTest(parameterized.TestCase):
             self.assertLen(set(many), 37)
 
     def test_augmentations_differ_between_epochs_and_records(self):
-        source = sources.open_source("digits", "train[:32]")
+        source = registry.open_source("digits", "train[:32]")
         plain, _ = train(source, 4, batch_size=32)
         images, _ = train(source, 4, batch_size=32, augmentation="crop-flip")
         same = np.mean([np.array_equal(a, b) for a, b in zip(plain, images, strict=True)])
@@ -189,7 +191,7 @@ class EpochTest(parameterized.TestCase):
         self.assertGreater(len(seen), 1)
 
     def test_seeds_differ_and_augmentation_leaves_the_order(self):
-        source = sources.open_source("digits", "train[:64]")
+        source = registry.open_source("digits", "train[:64]")
         labels = {
             (seed, name): tuple(train(source, 4, seed=seed, augmentation=name)[1].tolist())
             for seed in (0, 1, 2**40)
@@ -268,9 +270,9 @@ class EvaluationTest(parameterized.TestCase):
         self.assertEqual({len(part) for part in parts}, {len(whole)})
 
     def test_resizes_what_has_another_size(self):
-        source = sources.open_source("fake:40x56x3", "test")
+        source = registry.open_source("fake:40x56x3", "test")
         (batch,) = self.evaluate(source, image_size=28, limit=3)
-        transform = transforms.evaluation_transform("bicubic-32-crop-28")
+        transform = preparing.evaluation_transform("bicubic-32-crop-28")
         for row in range(3):
             np.testing.assert_array_equal(batch.images[row], transform(source[row].image))
         (named,) = self.evaluate(
@@ -280,10 +282,10 @@ class EvaluationTest(parameterized.TestCase):
 
     def test_preprocessing_of_another_size_is_refused(self):
         with self.assertRaisesRegex(
-            sources.DataError, r"'Res224' makes record 0 \(224, 224, 3\), not \(28, 28, 3\); set"
+            registry.DataError, r"'Res224' makes record 0 \(224, 224, 3\), not \(28, 28, 3\); set"
         ):
             self.evaluate(
-                sources.open_source("fake", "test"), image_size=28, preprocessing="Res224"
+                registry.open_source("fake", "test"), image_size=28, preprocessing="Res224"
             )
 
 
@@ -299,13 +301,13 @@ class ArgumentTest(parameterized.TestCase):
         ({"image_size": 16}, "has 8x8 images, and .*'none' does not resize them to image_size=16"),
     )
     def test_train(self, options, message):
-        with self.assertRaisesRegex(sources.DataError, message):
+        with self.assertRaisesRegex(registry.DataError, message):
             train(numbered(), 1, **options)
 
     def test_mixed_sizes_need_a_resizing_augmentation(self):
         mixed = dataclasses.replace(numbered(), image_shape=None)
         with self.assertRaisesRegex(
-            sources.DataError, "differently sized images.* or begin with resized-crop"
+            registry.DataError, "differently sized images.* or begin with resized-crop"
         ):
             train(mixed, 1, augmentation="crop-flip")
 
@@ -336,9 +338,9 @@ class DamageTest(parameterized.TestCase):
             "data set 'numbered', split 'train': the image of record 5 is damaged: "
             f"{reason}.*; prepare the data set again"
         )
-        with self.assertRaisesRegex(sources.DataError, message):
+        with self.assertRaisesRegex(registry.DataError, message):
             train(self.damaged(**damage), 37, batch_size=1)
-        with self.assertRaisesRegex(sources.DataError, message):
+        with self.assertRaisesRegex(registry.DataError, message):
             list(pipeline.evaluation_batches(self.damaged(**damage), batch_size=4, image_size=8))
 
     def lenient(self, source, steps, **options):
@@ -392,7 +394,7 @@ class DamageTest(parameterized.TestCase):
         )
         self.assertEqual(damage.new, {5, 9})
         with self.assertRaisesRegex(
-            sources.DataError,
+            registry.DataError,
             r"record 11 is damaged \(.*\) and there are more than data.max_damaged=2; prepare",
         ):
             damage.meet(np.array([11], np.int32))
@@ -405,12 +407,14 @@ class DamageTest(parameterized.TestCase):
         self.assertEqual((noted, damage.known, damage.met), ([9], {5}, {5, 9}))
         self.assertLen(said, 1)
         for _ in range(2):  # a restart stops there again
-            with self.assertRaisesRegex(sources.DataError, "more than data.max_damaged=2"):
+            with self.assertRaisesRegex(registry.DataError, "more than data.max_damaged=2"):
                 damage.meet(np.array([11], np.int32))
         self.assertEqual(noted, [9])
 
     def test_nothing_whole_is_an_error(self):
-        with self.assertRaisesRegex(sources.DataError, "all that could take its place are damaged"):
+        with self.assertRaisesRegex(
+            registry.DataError, "all that could take its place are damaged"
+        ):
             self.lenient(self.damaged(broken=range(37)), 1, batch_size=4)
 
     def test_good_batches_before_the_damage_arrive(self):
@@ -426,7 +430,7 @@ class DamageTest(parameterized.TestCase):
         )
         found = [int(next(batches).images[0, 0, 0, 0]) for _ in range(20)]
         self.assertEqual(found, clean[:20])
-        with self.assertRaisesRegex(sources.DataError, f"record {bad} "):
+        with self.assertRaisesRegex(registry.DataError, f"record {bad} "):
             next(batches)
         batches.close()
 
@@ -444,11 +448,11 @@ class DamageTest(parameterized.TestCase):
             content = bytearray(path.read_bytes())
             content[100_000] ^= 0xFF
             path.write_bytes(content)
-            with absltest.mock.patch.dict(sources._SHIPPED, clear=True):
-                source = sources.open_source("digits", "train", data_dir=root)
+            with absltest.mock.patch.dict(registry._SHIPPED, clear=True):
+                source = registry.open_source("digits", "train", data_dir=root)
             started = time.monotonic()
             with self.assertRaisesRegex(
-                sources.DataError,
+                registry.DataError,
                 r"split 'train': record \d+ .*digits-train.array_record.* cannot be read.*; copy "
                 "the data set again or prepare it again: `tfds build digits",
             ) as caught:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data import augmentations, loading
-from jaxrobust.data.plan import plan
-from jaxrobust.data.sources import DataError, Record
+from jaxrobust.data.sources.registry import DataError, Record
+from jaxrobust.data.stream import loading
+from jaxrobust.data.stream.plan import plan
+from jaxrobust.data.transforms import augmentations
 from tests.support.numbered import numbered, taken
 
 CROP = "crop(2)|flip"

@@ -6,7 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import data
-from jaxrobust.data import pipeline
+from jaxrobust.data.stream import pipeline
 
 
 class PreparedTest(parameterized.TestCase):

@@ -11,8 +11,8 @@ from absl.testing import absltest, parameterized
 from PIL import Image, ImageEnhance, ImageOps
 from scipy import stats
 
-from jaxrobust.data import autoaugment, randaugment
-from jaxrobust.data.operations import Canvas
+from jaxrobust.data.transforms import autoaugment, randaugment
+from jaxrobust.data.transforms.operations import Canvas
 from tests.support.images import pattern, photographs, torchvision
 
 BICUBIC, NEAREST = Image.Resampling.BICUBIC, Image.Resampling.NEAREST

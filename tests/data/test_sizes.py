@@ -2,7 +2,8 @@
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data import open_source, sizes
+from jaxrobust.data import open_source
+from jaxrobust.data.splits import sizes
 from tests.support import paths
 
 

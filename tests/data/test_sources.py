@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data import decoding, sources, splits, storage
+from jaxrobust.data.sources import registry
+from jaxrobust.data.splits import grammar, storage
+from jaxrobust.data.transforms import decoding
 from tests.support import paths
 from tests.support.datasets import Bucket, image_bytes, write_tfds, write_tree
 from tests.support.paths import NO_SHARED, SHARED
@@ -55,8 +57,8 @@ class TempDirTest(parameterized.TestCase):
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
     def assert_refused(self, *patterns, name="mydigits", split="train", data_dir=None):
-        with self.assertRaises(sources.DataError) as caught:
-            sources.open_source(name, split, data_dir=data_dir or self.root)
+        with self.assertRaises(registry.DataError) as caught:
+            registry.open_source(name, split, data_dir=data_dir or self.root)
         for pattern in patterns:
             self.assertRegex(str(caught.exception), pattern)
 
@@ -66,7 +68,7 @@ class DigitsTest(TempDirTest):
         ("train", 1400), ("test", 397), ("train[:90%]", 1260), ("train[90%:]", 140)
     )
     def test_sizes(self, split, size):
-        source = sources.open_source("digits", split)
+        source = registry.open_source("digits", split)
         self.assertLen(source, size)
         self.assertEqual((source.name, source.split), ("digits", split))
         self.assertEqual((source.num_classes, source.image_shape), (10, (8, 8, 1)))
@@ -84,7 +86,7 @@ class DigitsTest(TempDirTest):
         found = sorted(
             (decoding.decode(record.image).tobytes(), record.label)
             for split in ("train", "test")
-            for record in sources.open_source("digits", split)
+            for record in registry.open_source("digits", split)
         )
         self.assertEqual(found, expected)
         make_digits().main(["--target", str(self.root)])
@@ -97,7 +99,7 @@ class DigitsTest(TempDirTest):
 
         builder = tfds.builder_from_directory(DIGITS / "digits" / "1.0.0")
         example = builder.as_data_source(split="test")[5]
-        record = sources.open_source("digits", "test")[5]
+        record = registry.open_source("digits", "test")[5]
         np.testing.assert_array_equal(example["image"], decoding.decode(record.image))
         self.assertEqual(example["label"], record.label)
 
@@ -114,7 +116,7 @@ class FakeTest(parameterized.TestCase):
         ("fake:64x48x3:1000", (64, 48, 3), 1000),
     )
     def test_shape_and_classes(self, name, shape, classes):
-        source = sources.open_source(name, "test")
+        source = registry.open_source(name, "test")
         self.assertEqual((source.image_shape, source.num_classes), (shape, classes))
         for index in (0, len(source) - 1):
             self.assertEqual(decoding.decode(source[index].image).shape, shape)
@@ -122,34 +124,34 @@ class FakeTest(parameterized.TestCase):
 
     def test_is_deterministic_and_differs_by_index_and_split(self):
         images = [
-            sources.open_source("fake", split)[index].image
+            registry.open_source("fake", split)[index].image
             for split, index in (("train", 3), ("train", 4), ("test", 3))
         ]
         self.assertLen(set(images), 3)
-        self.assertEqual(images[0], sources.open_source("fake", "train")[3].image)
+        self.assertEqual(images[0], registry.open_source("fake", "train")[3].image)
         # What "deterministic" means across machines and versions.
         digest = hashlib.sha256(b"".join(images)).hexdigest()
         self.assertEqual(digest[:16], "c8cf63aa2931d8f3")
 
     def test_slices_are_parts(self):
         whole, head, tail = (
-            [record.image for record in sources.open_source("fake", split)]
+            [record.image for record in registry.open_source("fake", split)]
             for split in ("test", "test[:25%]", "test[64:]")
         )
         self.assertEqual(whole, head + tail)
 
     @parameterized.parameters("valid", "test[300:]", "train[5:2]", "train[")
     def test_unknown_split(self, split):
-        with self.assertRaisesRegex(sources.DataError, r"train|256"):
-            sources.open_source("fake", split)
+        with self.assertRaisesRegex(registry.DataError, r"train|256"):
+            registry.open_source("fake", split)
 
     def test_number_of_classes(self):
-        self.assertEqual(sources.open_source("fake", "test", num_classes=10).num_classes, 10)
+        self.assertEqual(registry.open_source("fake", "test", num_classes=10).num_classes, 10)
         with self.assertRaisesRegex(
-            sources.DataError,
+            registry.DataError,
             "num_classes=1000, but .* has 10 classes; set num_classes=10 if",
         ):
-            sources.open_source("fake", "test", num_classes=1000)
+            registry.open_source("fake", "test", num_classes=1000)
 
 
 class PartsTest(parameterized.TestCase):
@@ -169,8 +171,8 @@ class PartsTest(parameterized.TestCase):
         except (ValueError, AssertionError):
             expected = range(0)
         try:
-            found = splits.rows(part or None, 1400, "here")
-        except sources.DataError as error:
+            found = grammar.rows(part or None, 1400, "here")
+        except registry.DataError as error:
             self.assertRegex(str(error), r"^here: ")
             found = range(0)
         self.assertEqual(found, expected)
@@ -184,11 +186,11 @@ class PartsTest(parameterized.TestCase):
         ("val@f#sha256=00", "val", "f#sha256=00", None),
     )
     def test_pieces(self, split, name, ids, part):
-        self.assertEqual(splits.parse(split), (name, ids, part))
+        self.assertEqual(grammar.parse(split), (name, ids, part))
 
     @parameterized.parameters("", "val[", "val]", "val[:5][:2]", "a+b", "a/b", "val[:5]@x", "val@")
     def test_what_is_no_split(self, split):
-        self.assertIsNone(splits.parse(split))
+        self.assertIsNone(grammar.parse(split))
 
 
 class BuildersTest(TempDirTest):
@@ -222,14 +224,14 @@ class BuildersTest(TempDirTest):
     def test_open(self, place, extra, description):
         self.make(place, extra)
         name = place.partition("/")[0]
-        source = sources.open_source(f"tfds:{name}", "train", data_dir=self.root, num_classes=3)
+        source = registry.open_source(f"tfds:{name}", "train", data_dir=self.root, num_classes=3)
         self.assertEqual((source.name, len(source)), (name, 5))
         self.assertEqual((source.classes, source.image_shape), (("a", "b", "c"), None))
         self.assertEqual([record.image for record in source], [image_bytes(i) for i in range(5)])
         self.assertEqual([record.label for record in source], [0, 1, 2, 0, 1])
         self.assertStartsWith(source.describe(3), description)
         self.assertIn("-00001-of-00002", source.describe(3))
-        sources.same_classes([source, source])
+        registry.same_classes([source, source])
 
     def test_configurations(self):
         self.make("imagenette/full-size-v2/1.0.0")
@@ -245,19 +247,19 @@ class BuildersTest(TempDirTest):
             name="imagenette:2.0.0",
         )
         for name in ("imagenette/320px-v2", "imagenette:1.2.0", "imagenette/320px-v2:1.0.0"):
-            self.assertLen(sources.open_source(name, "train", data_dir=self.root), 5)
+            self.assertLen(registry.open_source(name, "train", data_dir=self.root), 5)
 
     def test_names_of_classes_must_be_names(self):
-        self.assertEqual(sources.open_source("digits", "test").classes, ())
+        self.assertEqual(registry.open_source("digits", "test").classes, ())
 
     def test_same_classes(self):
         self.make("one/1.0.0")
         self.make("other/1.0.0", label=("b", "a", "c"))
-        both = [sources.open_source(n, "train", data_dir=self.root) for n in ("one", "other")]
+        both = [registry.open_source(n, "train", data_dir=self.root) for n in ("one", "other")]
         with self.assertRaisesRegex(
-            sources.DataError, "'one', split 'train' has the classes of split 'train' in another"
+            registry.DataError, "'one', split 'train' has the classes of split 'train' in another"
         ):
-            sources.same_classes(both)
+            registry.same_classes(both)
 
 
 class PlacesTest(TempDirTest):
@@ -297,7 +299,7 @@ class PlacesTest(TempDirTest):
         )
         self.assertEqual(done.returncode, 0, done.stderr)
         found = json.loads(done.stdout.splitlines()[-1])
-        expected = sources.open_source("digits", "train")
+        expected = registry.open_source("digits", "train")
         self.assertEqual(found["size"], 1400)
         self.assertEqual(found["record"], hashlib.sha256(expected[1399].image).hexdigest())
         self.assertEqual(
@@ -383,10 +385,10 @@ class PreparedTest(TempDirTest):
         shutil.copytree(self.root / "mydigits" / "1.0.0", self.root / "mydigits" / "1.9.0")
         self.edit_info(newer, version="1.10.0", splits=self.only_test(newer))
         with mock.patch.dict(os.environ, TFDS_DATA_DIR=str(self.root)):
-            self.assertLen(sources.open_source("tfds:mydigits", "test"), 397)
-            with self.assertRaisesRegex(sources.DataError, r"it has test \(397\)"):
-                sources.open_source("mydigits", "train")  # 1.10.0 is newer than 1.9.0
-            self.assertLen(sources.open_source("mydigits:1.0.0", "train"), 1400)
+            self.assertLen(registry.open_source("tfds:mydigits", "test"), 397)
+            with self.assertRaisesRegex(registry.DataError, r"it has test \(397\)"):
+                registry.open_source("mydigits", "train")  # 1.10.0 is newer than 1.9.0
+            self.assertLen(registry.open_source("mydigits:1.0.0", "train"), 1400)
 
     def test_the_hash_is_of_version_and_shards(self):
         directory = self.copy_of_digits()
@@ -394,7 +396,7 @@ class PreparedTest(TempDirTest):
 
         def of(split="train", **changes):
             self.edit_info(directory, **changes)
-            return sources.open_source("mydigits", split, data_dir=self.root).files_sha256
+            return registry.open_source("mydigits", split, data_dir=self.root).files_sha256
 
         same = of()
         self.assertEqual(of(splits=[train], description="in other words"), same)
@@ -409,8 +411,8 @@ class PreparedTest(TempDirTest):
         return json.loads((directory / "dataset_info.json").read_text())["splits"][1:]
 
     def test_reads_in_any_order_and_after_pickling(self):
-        source = sources.open_source("digits", "train[10:20]")
-        whole = sources.open_source("digits", "train")
+        source = registry.open_source("digits", "train[10:20]")
+        whole = registry.open_source("digits", "train")
         again = pickle.loads(pickle.dumps(source))
         self.assertEqual(again.read([7, 0, 7]), [whole[17], whole[10], whole[17]])
         with self.assertRaisesRegex(IndexError, "records 0 to 9, not 10"):
@@ -422,9 +424,9 @@ class PreparedTest(TempDirTest):
         labels = features["featuresDict"]["features"]
         labels["coarse_label"] = labels["label"] | {"classLabel": {"numClasses": "2"}}
         (directory / "features.json").write_text(json.dumps(features))
-        source = sources.open_source("mydigits", "test", data_dir=self.root)
+        source = registry.open_source("mydigits", "test", data_dir=self.root)
         self.assertEqual(source.num_classes, 10)
-        self.assertEqual(source[3], sources.open_source("digits", "test")[3])
+        self.assertEqual(source[3], registry.open_source("digits", "test")[3])
         info = json.loads((directory / "dataset_info.json").read_text())
         del info["supervisedKeys"]
         (directory / "dataset_info.json").write_text(json.dumps(info))
@@ -433,8 +435,8 @@ class PreparedTest(TempDirTest):
     def test_real_cifar10(self):
         if not CIFAR.is_dir():
             self.skipTest(NO_SHARED)
-        train = sources.open_source("cifar10", "train[:90%]", data_dir=CIFAR)
-        held_out = sources.open_source("tfds:cifar10", "train[90%:]", data_dir=CIFAR)
+        train = registry.open_source("cifar10", "train[:90%]", data_dir=CIFAR)
+        held_out = registry.open_source("tfds:cifar10", "train[90%:]", data_dir=CIFAR)
         self.assertEqual((len(train), len(held_out)), (45_000, 5_000))
         self.assertEqual((train.image_shape, train.num_classes), ((32, 32, 3), 10))
         self.assertEqual(decoding.decode(held_out[0].image).shape, (32, 32, 3))
@@ -513,12 +515,12 @@ class RefusalTest(TempDirTest):
         content = bytearray(path.read_bytes())
         content[100_000] ^= 0xFF
         path.write_bytes(content)
-        source = sources.open_source("mydigits", "train[10:]", data_dir=self.root)
+        source = registry.open_source("mydigits", "train[10:]", data_dir=self.root)
         bad = []
         for index in range(len(source)):
             try:
                 source[index]
-            except sources.DataError as error:
+            except registry.DataError as error:
                 bad.append(index)
                 self.assertRegex(
                     str(error),
@@ -527,7 +529,7 @@ class RefusalTest(TempDirTest):
                 )
         self.assertNotEmpty(bad)
         self.assertLess(len(bad), len(source))
-        with self.assertRaisesRegex(sources.DataError, f"record {bad[0]} "):
+        with self.assertRaisesRegex(registry.DataError, f"record {bad[0]} "):
             source.read([0, bad[0], 1])
 
     def test_record_that_is_no_example(self):
@@ -546,17 +548,17 @@ class RefusalTest(TempDirTest):
         tool = make_digits()
         tool.write(np.zeros((500, 8, 8), np.uint8), np.where(labels == 3, 12, labels), self.root)
         with (
-            mock.patch.dict(sources._SHIPPED, clear=True),
+            mock.patch.dict(registry._SHIPPED, clear=True),
             self.assertRaisesRegex(
-                sources.DataError,
+                registry.DataError,
                 r"split 'test': record \d+ .* has the label 12, outside the classes 0 to 9; ",
             ),
         ):
-            sources.open_source("digits", "test", data_dir=self.root).read(range(397))
+            registry.open_source("digits", "test", data_dir=self.root).read(range(397))
 
     def test_message_survives_pickling(self):
-        error = pickle.loads(pickle.dumps(sources.DataError("record 3 is bad")))
-        self.assertEqual((type(error), str(error)), (sources.DataError, "record 3 is bad"))
+        error = pickle.loads(pickle.dumps(registry.DataError("record 3 is bad")))
+        self.assertEqual((type(error), str(error)), (registry.DataError, "record 3 is bad"))
 
 
 class ImportTest(absltest.TestCase):
@@ -579,7 +581,7 @@ class ImportTest(absltest.TestCase):
 
     def test_a_source_is_frozen(self):
         with self.assertRaises(dataclasses.FrozenInstanceError):
-            sources.open_source("fake", "test").size = 3
+            registry.open_source("fake", "test").size = 3
 
 
 if __name__ == "__main__":

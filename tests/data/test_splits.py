@@ -4,7 +4,7 @@ from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data import splits, subsets
+from jaxrobust.data.splits import grammar, subsets
 
 
 class OverlapTest(parameterized.TestCase):
@@ -32,8 +32,8 @@ class OverlapTest(parameterized.TestCase):
         ("validation@nowhere.txt", "validation@robustbench", True),  # it may
     )
     def test_by_their_names(self, one, other, expected):
-        self.assertEqual(splits.overlap(one, other), expected)
-        self.assertEqual(splits.overlap(other, one), expected)
+        self.assertEqual(grammar.overlap(one, other), expected)
+        self.assertEqual(grammar.overlap(other, one), expected)
 
     def test_lists_of_ids_by_their_lines(self):
         folder = Path(self.create_tempdir())
@@ -41,8 +41,8 @@ class OverlapTest(parameterized.TestCase):
         for name, held in (("one", lines[7:9]), ("two", ["n01440764/x.JPEG", "y.JPEG"])):
             (folder / name).write_text("\n".join(line.rpartition("/")[2] for line in held) + "\n")
         test = "validation@robustbench"
-        self.assertTrue(splits.overlap(f"val@{folder}/one[:1]", test))
-        self.assertFalse(splits.overlap(f"val@{folder}/two", test))
+        self.assertTrue(grammar.overlap(f"val@{folder}/one[:1]", test))
+        self.assertFalse(grammar.overlap(f"val@{folder}/two", test))
 
     @parameterized.parameters(
         ("cifar10", "tfds:cifar10", True),
@@ -56,8 +56,8 @@ class OverlapTest(parameterized.TestCase):
         ("fake:8x8x3", "fake", False),
     )
     def test_names_of_one_data_set(self, one, other, expected):
-        self.assertEqual(splits.same_images((one, "test"), (other, "test")), expected)
-        self.assertFalse(splits.same_images((one, "test"), (other, "train")))
+        self.assertEqual(grammar.same_images((one, "test"), (other, "test")), expected)
+        self.assertFalse(grammar.same_images((one, "test"), (other, "train")))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data import imagenet, sources, subsets, tfds_source
+from jaxrobust.data import imagenet
+from jaxrobust.data.sources import registry
+from jaxrobust.data.sources import tfds as tfds_source
+from jaxrobust.data.splits import subsets
 from tests.support.datasets import write_tfds, write_tree
 
 KINDS = ("folder", "prepared")
@@ -61,8 +64,8 @@ class SubsetTest(parameterized.TestCase):
 
     def open(self, kind, split, **options):
         if kind == "folder":
-            return sources.open_source(f"folder:{self.root}/tree", split, **options)
-        return sources.open_source("pets", split, data_dir=self.root, **options)
+            return registry.open_source(f"folder:{self.root}/tree", split, **options)
+        return registry.open_source("pets", split, data_dir=self.root, **options)
 
     def list(self, *lines, name="list.txt", end="\n"):
         path = self.root / name
@@ -70,7 +73,7 @@ class SubsetTest(parameterized.TestCase):
         return str(path)
 
     def assert_refused(self, pattern, kind, split, **options):
-        with self.assertRaisesRegex(sources.DataError, pattern):
+        with self.assertRaisesRegex(registry.DataError, pattern):
             self.open(kind, split, **options)
 
 
@@ -371,7 +374,7 @@ class PreparedTest(SubsetTest):
         shard = next(self.directory.glob("pets-val*"))
         os.truncate(shard, 100)
         again = pickle.loads(pickle.dumps(source))
-        with self.assertRaisesRegex(sources.DataError, r"record \d+ \(record \d+ of .*pets-val"):
+        with self.assertRaisesRegex(registry.DataError, r"record \d+ \(record \d+ of .*pets-val"):
             again[0]
         self.assertRegex(again.describe(0), r"^record \d+ of .*pets-val")
 
@@ -398,7 +401,7 @@ class ImageNetRecordsTest(SubsetTest):
         write_tfds(directory, "imagenet2012", features, {"validation": records}, shards=3)
 
     def open_imagenet(self, split):
-        return sources.open_source("imagenet2012", split, data_dir=self.root, num_classes=1000)
+        return registry.open_source("imagenet2012", split, data_dir=self.root, num_classes=1000)
 
     @pytest.mark.slow
     def test_robustbench_of_records(self):
@@ -411,7 +414,7 @@ class ImageNetRecordsTest(SubsetTest):
         self.assertEqual(source.ids_sha256, imagenet.ROBUSTBENCH_SHA256)
         self.assertLen(self.open_imagenet("validation@robustbench[:1000]"), 1000)
         with self.assertRaisesRegex(
-            sources.DataError, "lacks 3900 of the 4000 images of selection: ILSVRC2012_val_"
+            registry.DataError, "lacks 3900 of the 4000 images of selection: ILSVRC2012_val_"
         ):
             self.open_imagenet("validation@selection")
         self.assertStartsWith(source.describe(0), f"{lines[0][10:]} (record ")
@@ -419,7 +422,7 @@ class ImageNetRecordsTest(SubsetTest):
     def test_labels_in_another_order(self):
         self.write_imagenet(imagenet.synsets()[::-1])
         with self.assertRaisesRegex(
-            sources.DataError,
+            registry.DataError,
             r"has the label \d+ for n09468604/.*15253.JPEG, which is class \d+ of",
         ):
             self.open_imagenet("validation@robustbench")
@@ -427,10 +430,10 @@ class ImageNetRecordsTest(SubsetTest):
 
 class SyntheticTest(absltest.TestCase):
     def test_synthetic_data_has_neither(self):
-        with self.assertRaisesRegex(sources.DataError, "'fake' is synthetic: it has no files"):
-            sources.open_source("fake", "test@robustbench")
-        with self.assertRaisesRegex(sources.DataError, "'fake' is synthetic: it has no classes"):
-            sources.open_source("fake", "test", classes="imagenet100")
+        with self.assertRaisesRegex(registry.DataError, "'fake' is synthetic: it has no files"):
+            registry.open_source("fake", "test@robustbench")
+        with self.assertRaisesRegex(registry.DataError, "'fake' is synthetic: it has no classes"):
+            registry.open_source("fake", "test", classes="imagenet100")
 
     def test_chunks_do_not_matter(self):
         with (
@@ -442,8 +445,8 @@ class SyntheticTest(absltest.TestCase):
         ):
             chosen.write("3\tthree\n")
             chosen.flush()
-            source = sources.open_source("digits", "test", classes=chosen.name)
-        whole = sources.open_source("digits", "test")
+            source = registry.open_source("digits", "test", classes=chosen.name)
+        whole = registry.open_source("digits", "test")
         expected = [record.image for record in whole if record.label == 3]
         self.assertEqual([record.image for record in source], expected)
 

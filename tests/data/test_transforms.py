@@ -9,7 +9,7 @@ import pytest
 from absl.testing import absltest, parameterized
 from PIL import Image
 
-from jaxrobust.data import transforms
+from jaxrobust.data.transforms import preparing
 from tests.support import paths, sweeps
 from tests.support.images import (
     digest,
@@ -39,7 +39,7 @@ class EvaluationTest(parameterized.TestCase):
         if not GOLDEN.exists():
             self.skipTest(NO_SHARED)
         golden = np.load(GOLDEN)
-        ours = transforms.evaluation_transform(GOLDEN_IDS[option])(golden[f"img_{size}"])
+        ours = preparing.evaluation_transform(GOLDEN_IDS[option])(golden[f"img_{size}"])
         np.testing.assert_array_equal(ours, golden[f"{option}__{size}"].transpose(1, 2, 0))
 
     # Digests of torchvision 0.28.0's output (Pillow 13) on `pattern(height, width)`; made by
@@ -56,7 +56,7 @@ class EvaluationTest(parameterized.TestCase):
 
     @parameterized.parameters(*DIGESTS)
     def test_digest(self, preprocessing, height, width, expected):
-        ours = transforms.evaluation_transform(preprocessing)(pattern(height, width))
+        ours = preparing.evaluation_transform(preprocessing)(pattern(height, width))
         self.assertEqual(digest(ours), expected)
 
     # The same of the goldens of `img_181x240`, which tests/golden/preprocessing.npz holds.
@@ -72,19 +72,19 @@ class EvaluationTest(parameterized.TestCase):
     def test_golden_digest(self, preprocessing, expected):
         with np.load(paths.GOLDEN / "preprocessing.npz") as golden:
             image = golden["image"]
-        name = transforms.resolve(preprocessing, 224)
-        self.assertEqual(digest(transforms.evaluation_transform(name)(image)), expected)
+        name = preparing.resolve(preprocessing, 224)
+        self.assertEqual(digest(preparing.evaluation_transform(name)(image)), expected)
 
     def test_an_image_of_the_right_size_passes_through(self):
         image = pattern(32, 32)
-        np.testing.assert_array_equal(transforms.resize_crop(image, resize=32, crop=32), image)
+        np.testing.assert_array_equal(preparing.resize_crop(image, resize=32, crop=32), image)
 
     def test_grey_stays_grey(self):
         image = pattern(40, 50, 1)
-        self.assertEqual(transforms.resize_crop(image, resize=9, crop=8).shape, (8, 8, 1))
+        self.assertEqual(preparing.resize_crop(image, resize=9, crop=8).shape, (8, 8, 1))
 
     @sweeps.fast(2)
-    @parameterized.product(resample=(transforms.BICUBIC, transforms.BILINEAR), channels=(1, 3))
+    @parameterized.product(resample=(preparing.BICUBIC, preparing.BILINEAR), channels=(1, 3))
     def test_only_what_the_crop_needs(self, resample, channels):
         """Sizes whose ratio is exact and others, both ways up, kernels cut off at the edges."""
         rng = np.random.default_rng(channels)
@@ -102,7 +102,7 @@ class EvaluationTest(parameterized.TestCase):
             top, left = round((size[1] - crop) / 2), round((size[0] - crop) / 2)
             whole = Image.fromarray(image.squeeze()).resize(size, resample)
             expected = np.asarray(whole.crop((left, top, left + crop, top + crop)))
-            found = transforms.resize_crop(image, resize=resize, crop=crop, resample=resample)
+            found = preparing.resize_crop(image, resize=resize, crop=crop, resample=resample)
             np.testing.assert_array_equal(
                 found.squeeze(), expected.squeeze(), f"{height}x{width} {resize} {crop}"
             )
@@ -122,12 +122,12 @@ class EvaluationTest(parameterized.TestCase):
         for number, window in enumerate(windows + others):
             if window.size:
                 np.testing.assert_array_equal(
-                    transforms.to_array(transforms.to_pil(window)), window, str(number)
+                    preparing.to_array(preparing.to_pil(window)), window, str(number)
                 )
 
     @parameterized.parameters("none", "Crop288", "Res224", "bicubic-9-crop-8")
     def test_every_kind_of_image(self, preprocessing):
-        transform = transforms.evaluation_transform(preprocessing)
+        transform = preparing.evaluation_transform(preprocessing)
         image = pattern(40, 50)
         expected = transform(image)
         data = encoded(image, "PNG")
@@ -153,7 +153,7 @@ class EvaluationTest(parameterized.TestCase):
             before = image.mode, dict(image.info), image.tobytes()
             with warnings.catch_warnings():
                 warnings.simplefilter("error")  # Pillow's, of transparency that is lost
-                found = transforms.evaluation_transform("none")(image)
+                found = preparing.evaluation_transform("none")(image)
             self.assertEqual((image.mode, dict(image.info), image.tobytes()), before)
         np.testing.assert_array_equal(found, pillow(data))
 
@@ -170,11 +170,11 @@ class EvaluationTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             ValueError, image[1] + r" is unknown; pass a PIL image, .*uint8"
         ):
-            transforms.evaluation_transform(preprocessing)(image[0])
+            preparing.evaluation_transform(preprocessing)(image[0])
 
     def test_unknown_id(self):
         with self.assertRaisesRegex(ValueError, "unknown preprocessing 'Res99'.*BicubicRes256Crop"):
-            transforms.evaluation_transform("Res99")
+            preparing.evaluation_transform("Res99")
 
     @parameterized.parameters(
         "bicubic-0-crop-0", "bicubic-0-crop-32", "bicubic-32-crop-0", "bilinear-00-crop-8"
@@ -183,7 +183,7 @@ class EvaluationTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             ValueError, f"preprocessing '{preprocessing}': its sizes must be 1 pixel or more"
         ):
-            transforms.evaluation_transform(preprocessing)
+            preparing.evaluation_transform(preprocessing)
 
 
 class ResolveTest(parameterized.TestCase):
@@ -202,27 +202,27 @@ class ResolveTest(parameterized.TestCase):
         (None, 224, "none"),
     )
     def test_sizes(self, preprocessing, size, expected):
-        self.assertEqual(transforms.resolve(preprocessing, size), expected)
-        transforms.evaluation_transform(expected)
+        self.assertEqual(preparing.resolve(preprocessing, size), expected)
+        preparing.evaluation_transform(expected)
 
     @parameterized.parameters("None", None, "none")
     def test_none(self, preprocessing):
         image = pattern(5, 4)
-        np.testing.assert_array_equal(transforms.evaluation_transform(preprocessing)(image), image)
+        np.testing.assert_array_equal(preparing.evaluation_transform(preprocessing)(image), image)
 
     def test_a_share_must_be_resolved(self):
         with self.assertRaisesRegex(ValueError, "'bicubic-0.9' depends .*'bicubic-248-crop-224'"):
-            transforms.evaluation_transform("bicubic-0.9")
+            preparing.evaluation_transform("bicubic-0.9")
 
     @parameterized.parameters("bicubic-1.1", "bicubic-2", "cubic-0.9", "bicubic-.9", "bicubic--0.9")
     def test_no_share(self, preprocessing):
-        self.assertEqual(transforms.resolve(preprocessing, 224), preprocessing)
+        self.assertEqual(preparing.resolve(preprocessing, 224), preprocessing)
         with self.assertRaisesRegex(ValueError, "unknown preprocessing .*bicubic-SHARE"):
-            transforms.evaluation_transform(preprocessing)
+            preparing.evaluation_transform(preprocessing)
 
     def test_share_of_zero(self):
         with self.assertRaisesRegex(ValueError, r"'bicubic-0.00': the share must be in \(0, 1\]"):
-            transforms.resolve("bicubic-0.00", 224)
+            preparing.resolve("bicubic-0.00", 224)
 
     @parameterized.parameters("0.875", "0.9", "0.91", "0.94", "0.95", "0.96", "0.965", "1.0", "0.7")
     def test_every_size_is_timms(self, share):
@@ -236,7 +236,7 @@ class ResolveTest(parameterized.TestCase):
             resize, crop = theirs[0].size, theirs[1].size
             self.assertEqual(theirs[0].interpolation.value, "bilinear")
             self.assertEqual(
-                transforms.resolve(f"bilinear-{share}", size),
+                preparing.resolve(f"bilinear-{share}", size),
                 f"bilinear-{resize}-crop-{crop[0]}",
             )
 
@@ -266,7 +266,7 @@ class Reference(parameterized.TestCase):
 
     def check(self, preprocessing, size, files):
         theirs = self.reference(preprocessing, size)
-        ours = transforms.evaluation_transform(transforms.resolve(preprocessing, size))
+        ours = preparing.evaluation_transform(preparing.resolve(preprocessing, size))
         for name, data in files.items():
             image = Image.fromarray(pillow(data))
             expected = np.asarray(theirs(image))
@@ -319,7 +319,7 @@ class TorchvisionTest(Reference):
             self.skipTest(str(error))
         from robustbench.data import PREPROCESSINGS
 
-        ours = transforms.evaluation_transform(preprocessing)
+        ours = preparing.evaluation_transform(preprocessing)
         photographed = {str(path): path.read_bytes() for path in photographs(6)}
         for name, data in {**odd_images(), **photographed}.items():
             theirs = PREPROCESSINGS[preprocessing](Image.fromarray(pillow(data)))

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+from jaxrobust.attacks import ensembles
 from jaxrobust.config import base
 from jaxrobust.estimate import attacked
-from jaxrobust.evaluation import engine, plan
+from jaxrobust.evaluation.engine import engine
 from jaxrobust.models.table import multiply_adds
 from tests.support.estimates import H100, NET, SHAPES, imagenet
 
@@ -54,8 +55,8 @@ class WavesTest(parameterized.TestCase):
 class ComputedTest(parameterized.TestCase):
     def test_passes_are_those_of_the_plan_and_seconds_operations_over_speed(self):
         found = attacked.computed(imagenet(), H100, utilisation=0.25)
-        for setting in plan.plan("linf", "standard", None, None):
-            self.assertEqual(found.passes[setting.name], plan.most_passes(setting, 1000))
+        for setting in ensembles.plan("linf", "standard", None, None):
+            self.assertEqual(found.passes[setting.name], ensembles.most_passes(setting, 1000))
         adds = multiply_adds(NET, *SHAPES, image_size=224)
         # In TF32, for which NVIDIA quotes half of bfloat16's speed.
         by_hand = 2 * adds / (8 * 989e12 / 2 * 0.25)
@@ -77,7 +78,7 @@ class ComputedTest(parameterized.TestCase):
         with (
             mock.patch.object(engine, "local_devices", return_value=[chip]),
             mock.patch.object(engine, "Mesh"),
-            mock.patch.object(engine.networks, "argument"),
+            mock.patch.object(engine.tracing, "argument"),
         ):
             made = engine.make(lambda x: x, image_size=size)
         self.assertEqual(attacked.slots_of_chip(size), made.slots)
@@ -90,7 +91,7 @@ class MeasuredTest(absltest.TestCase):
         config.model.update(name="convnext_n", num_classes=4, image_size=8, in_channels=1)
         config.model.options = {"stem_strides": (1,), "depths": (1,), "dims": (8,)}
         found = attacked.measured(config, seconds=0.05)
-        self.assertEqual(list(found.seconds), list(plan.VERSIONS["standard"]))
+        self.assertEqual(list(found.seconds), list(ensembles.VERSIONS["standard"]))
         self.assertEqual(found.jobs, {"apgd-ce": 1, "apgd-t": 3, "fab-t": 3, "square": 1})
         self.assertEqual(found.slots, 8 * jax.local_device_count())
         for seconds in (*found.seconds.values(), found.compile, found.once):

@@ -5,7 +5,7 @@ from unittest import mock
 import jax
 from absl.testing import absltest, parameterized
 
-from jaxrobust.estimate import target
+from jaxrobust.estimate import devices
 
 
 class TargetTest(parameterized.TestCase):
@@ -19,14 +19,14 @@ class TargetTest(parameterized.TestCase):
         ("a100-40gb:1", "NVIDIA A100-SXM4-40GB", 1, 312e12),
     )
     def test_chips_by_name(self, name, kind, chips, flops):
-        found = target.target(name)
+        found = devices.target(name)
         self.assertEqual((found.kind, found.chips, found.chip.flops), (kind, chips, flops))
         self.assertFalse(found.here)
 
     def test_every_name_is_listed_with_its_peaks(self):
-        for name in target._KINDS:
+        for name in devices._KINDS:
             shape = "2x2x1" if name in ("v4", "v5p") else "2x2" if name.startswith("v") else "4"
-            self.assertIsNotNone(target.target(f"{name}:{shape}").chip, name)
+            self.assertIsNotNone(devices.target(f"{name}:{shape}").chip, name)
 
     @parameterized.parameters(
         ("v5q:8x8", "no device that is known"),
@@ -43,14 +43,14 @@ class TargetTest(parameterized.TestCase):
     )
     def test_what_is_no_device(self, name, sentence):
         with self.assertRaisesRegex(ValueError, sentence):
-            target.target(name)
+            devices.target(name)
 
     def test_a_device_that_is_not_here(self):
         with (
             mock.patch.object(jax, "devices", side_effect=RuntimeError("none")),
             self.assertRaisesRegex(ValueError, "JAX finds no GPU on this machine"),
         ):
-            target.target("gpu")
+            devices.target("gpu")
 
 
 if __name__ == "__main__":

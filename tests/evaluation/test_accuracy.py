@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest
 
-from jaxrobust.evaluation import accuracy
+from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.types import Classifier
 
 

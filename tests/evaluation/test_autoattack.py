@@ -20,10 +20,12 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.evaluation import autoattack, checks, engine, slots
-from jaxrobust.evaluation.plan import VERSIONS, base, most_passes, named, plan
-from jaxrobust.evaluation.schedule import Jobs, Rows
-from jaxrobust.runtime import hosts
+from jaxrobust.attacks.ensembles import VERSIONS, base, most_passes, named, plan
+from jaxrobust.evaluation import autoattack
+from jaxrobust.evaluation.engine import engine, slots
+from jaxrobust.evaluation.engine.schedule import Jobs, Rows
+from jaxrobust.evaluation.network import checks
+from jaxrobust.runtime.processes import hosts
 from tests.support import paths, sweeps
 from tests.support.ensemble import GOLDEN, IMAGES, LABELS, NETS, QUICK, evaluate, quick
 from tests.support.golden import norm_in_float64
@@ -364,7 +366,7 @@ class EdgesTest(parameterized.TestCase):
     def test_few_classes(self, classes):
         logits_fn = lambda x: NETS["conv"](x)[:, :classes]  # noqa: E731
         labels = np.argmax(logits_fn(jnp.asarray(IMAGES[:16])), axis=1)
-        with mock.patch("jaxrobust.evaluation.autoattack.say") as say:
+        with mock.patch("jaxrobust.evaluation.engine.autoattack.say") as say:
             result = autoattack(
                 logits_fn, IMAGES[:16], labels, norm="linf", epsilon=8 / 255, overrides=QUICK
             )
@@ -561,7 +563,7 @@ class SearchTest(parameterized.TestCase):
     def test_all_are_attacked_again_if_one_of_a_sample_falls(self):
         blind = lambda x: jax.lax.stop_gradient(NETS["conv"](x))  # noqa: E731
         settings = {"epsilon": 8 / 255, "attacks": ("apgd-ce",), "n": 40}
-        with mock.patch("jaxrobust.evaluation.sampled._SAMPLE", 4):
+        with mock.patch("jaxrobust.evaluation.engine.sampled._SAMPLE", 4):
             result = quick("conv", search_fn=blind, **settings)
         np.testing.assert_array_equal(result.robust, quick("conv", **settings).robust)
         self.assertRegex(
@@ -598,7 +600,7 @@ class RefutedTest(parameterized.TestCase):
             refused.update(seen)
             return sure, norms
 
-        with mock.patch("jaxrobust.evaluation.cascade.checks.verified", doubting):
+        with mock.patch("jaxrobust.evaluation.engine.cascade.checks.verified", doubting):
             result = quick("conv", **settings)
         fooled = plain.clean & ~plain.robust
         self.assertGreater(fooled.sum(), 3)
@@ -615,7 +617,7 @@ class RefutedTest(parameterized.TestCase):
             calls.append(len(points))
             return np.zeros(len(points), bool), np.zeros(len(points))
 
-        with mock.patch("jaxrobust.evaluation.cascade.checks.verified", never):
+        with mock.patch("jaxrobust.evaluation.engine.cascade.checks.verified", never):
             result = quick("conv", epsilon=8 / 255, attacks=("apgd-ce",), n=24)
         np.testing.assert_array_equal(result.robust, result.clean)
         self.assertRegex(result.flags["unconfirmed by apgd-ce"], r"^\d+ images were fooled in the")

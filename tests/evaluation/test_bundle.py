@@ -15,7 +15,10 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import data
-from jaxrobust.evaluation import bundle, checks, claims, differences, measuring, records, verdicts
+from jaxrobust.evaluation.bundles import bundle, claims, differences
+from jaxrobust.evaluation.network import checks
+from jaxrobust.evaluation.questions import measuring
+from jaxrobust.evaluation.records import records, verdicts
 from tests.support import bundles
 from tests.support.bundles import SHAPE, attacked, changed, logits, photographs, row_changed
 from tests.support.evaluations import call, run_for

@@ -7,7 +7,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.evaluation import checks, doubts
+from jaxrobust.evaluation.network import checks, reliability
 from tests.support import paths
 from tests.support.golden import golden_nets, load
 
@@ -57,7 +57,7 @@ def compiled(logits_fn, batch=16):
 
 def flags_of(logits_fn, data=None, *, batch=16):
     images, labels = data or colours()
-    return doubts.check_network(compiled(logits_fn, batch), logits_fn, images, labels)
+    return reliability.check_network(compiled(logits_fn, batch), logits_fn, images, labels)
 
 
 class NetworkTest(parameterized.TestCase):
@@ -96,14 +96,16 @@ class NetworkTest(parameterized.TestCase):
         logits_fn = jax.jit(lambda x: net.apply(params, stats, x)[0])
         images = np.zeros((2, 32, 32, 3), np.float32)
         fake = lambda x: np.eye(10)[np.arange(len(x)) % 1] * 3 + 1  # noqa: E731
-        self.assertEmpty(doubts.check_network(fake, logits_fn, images, np.zeros(2, int)))
+        self.assertEmpty(reliability.check_network(fake, logits_fn, images, np.zeros(2, int)))
 
     def test_a_function_of_one_batch_size(self):
         def logits_fn(x):
             return healthy(x.reshape(16, 4, 4, 3))
 
         images, labels = colours()
-        flags = doubts.check_network(compiled(logits_fn), logits_fn, images, labels, batch_size=16)
+        flags = reliability.check_network(
+            compiled(logits_fn), logits_fn, images, labels, batch_size=16
+        )
         self.assertEmpty(flags)
 
     # --- randomness ---
@@ -129,7 +131,7 @@ class NetworkTest(parameterized.TestCase):
         forward = compiled(healthy)
         images, labels = colours()
         shaky = lambda x: (z := forward(x)) + 1e-6 * rng.normal(size=z.shape)  # noqa: E731
-        self.assertEmpty(doubts.check_network(shaky, healthy, images, labels))
+        self.assertEmpty(reliability.check_network(shaky, healthy, images, labels))
 
     def retraced(self, logits_fn):
         self.check_only(
@@ -186,7 +188,7 @@ class NetworkTest(parameterized.TestCase):
             return classify(transformed(centre)(features(x)))
 
         images, labels = colours()
-        flags = doubts.check_network(compiled(healthy), logits_fn, images, labels)
+        flags = reliability.check_network(compiled(healthy), logits_fn, images, labels)
         self.check_only(flags, "retraced", "tracing logits_fn twice", "change no state")
 
     # --- train mode ---
@@ -287,9 +289,9 @@ class NetworkTest(parameterized.TestCase):
         self.assertTrue((labels[:64] == 0).all())
         self.assertEmpty(flags_of(logits_fn, (images, labels)))
 
-    @parameterized.parameters(*doubts._NORMALISATIONS)
+    @parameterized.parameters(*reliability._NORMALISATIONS)
     def test_double_normalisation(self, name):
-        constants = doubts._NORMALISATIONS[name]
+        constants = reliability._NORMALISATIONS[name]
         flags = flags_of(lambda x: healthy(normalise(x, *constants)))
         self.assertIn("normalisation is undone", flags.pop("double-normalization"))
         self.assertLessEqual(flags.keys(), {"low-accuracy"})
@@ -379,12 +381,12 @@ class ImagesTest(parameterized.TestCase):
 class ResultTest(parameterized.TestCase):
     def test_gradients(self):
         zero = np.zeros(200, bool)
-        self.assertEmpty(doubts.check_gradients(zero))
-        self.assertEmpty(doubts.check_gradients(zero[:0]))
+        self.assertEmpty(reliability.check_gradients(zero))
+        self.assertEmpty(reliability.check_gradients(zero[:0]))
         zero[:2] = True
-        self.assertEmpty(doubts.check_gradients(zero))  # 1 % is not more than 1 %
+        self.assertEmpty(reliability.check_gradients(zero))  # 1 % is not more than 1 %
         zero[2] = True
-        flags = doubts.check_gradients(zero)
+        flags = reliability.check_gradients(zero)
         self.assertEqual(list(flags), ["zero-gradients"])
         self.assertIn("3 of 200 images (1.5%)", flags["zero-gradients"])
         self.assertIn("trust only Square and a transfer attack", flags["zero-gradients"])
@@ -399,7 +401,7 @@ class ResultTest(parameterized.TestCase):
         images, labels = (jnp.asarray(a) for a in colours(64))
         for scale, expected in ((0.1, []), (100, ["zero-gradients"])):
             zero = (jax.grad(loss)(images, scale) == 0).all(axis=(1, 2, 3))
-            self.assertEqual(list(doubts.check_gradients(np.asarray(zero))), expected)
+            self.assertEqual(list(reliability.check_gradients(np.asarray(zero))), expected)
 
     @parameterized.parameters(
         (dict(clean=0.8, ce=0.5, square=0.497), True),
@@ -411,7 +413,7 @@ class ResultTest(parameterized.TestCase):
         ({}, False),
     )
     def test_cascade(self, accuracy_after, flagged):
-        flags = doubts.check_cascade(accuracy_after)
+        flags = reliability.check_cascade(accuracy_after)
         self.assertEqual(list(flags), ["square-improves"] * flagged)
         if flagged:
             self.assertIn(f"from 50.00% to {accuracy_after['square']:.2%}", str(flags))

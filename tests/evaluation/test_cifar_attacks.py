@@ -10,8 +10,10 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.evaluation import accuracy, fixed_steps
-from jaxrobust.models import convolutions
+from jaxrobust.attacks import fixed_steps
+from jaxrobust.attacks.geometry import balls
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.models.kernels import convolutions
 from jaxrobust.types import Classifier
 from tests.support import paths, sweeps
 from tests.support.golden import golden_nets, load
@@ -36,7 +38,7 @@ def asked(name, dtype):
     drawn = jnp.asarray((noise.transpose(0, 2, 3, 1) / EPSILON + 1) / 2, dtype)
 
     def attack(*given):
-        with mock.patch.object(attacks.balls, "draw", return_value=drawn):
+        with mock.patch.object(balls, "draw", return_value=drawn):
             return fixed_steps.attack_of(settings)(*given)
 
     return attack, images, jnp.asarray(data["labels"][:32])

@@ -8,7 +8,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import evaluation
-from jaxrobust.evaluation import accuracy, collapse, doubts
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.evaluation.network import collapse, reliability
 from jaxrobust.types import Classifier
 from tests.support import faults
 
@@ -88,7 +89,7 @@ class OfTest(parameterized.TestCase):
 
 
 class FewTest(parameterized.TestCase):
-    """`doubts.check_network` of few images."""
+    """`reliability.check_network` of few images."""
 
     def flags(self, right, n=16):
         images, labels = faults.colours(n)
@@ -99,7 +100,7 @@ class FewTest(parameterized.TestCase):
             same = (given[:, None] == images[None]).all(axis=(2, 3, 4))
             return np.where(same.any(1)[:, None], logits[same.argmax(1)], 0.0)
 
-        return doubts.check_network(forward, faults.healthy, images, labels)
+        return reliability.check_network(forward, faults.healthy, images, labels)
 
     @parameterized.parameters((0, "1"), (2, "0.49"), (4, "0.068"))
     def test_sixteen_images_that_chance_explains(self, right, chance):

@@ -22,16 +22,19 @@ from safetensors.numpy import save_file
 
 from jaxrobust import data, models
 from jaxrobust.config import VERSION, Network, network_of
-from jaxrobust.evaluation import accuracy, measuring, questions, records, subject, verdicts
-from jaxrobust.evaluation.verdicts import Verdicts
-from jaxrobust.models.positions import resized
-from jaxrobust.runtime import commandline, launch
-from jaxrobust.training import results
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.evaluation.questions import measuring, questions, target
+from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.evaluation.records.verdicts import Verdicts
+from jaxrobust.models.modules.positions import resized
+from jaxrobust.runtime.commandline import arguments as commandline
+from jaxrobust.runtime.processes import launch
+from jaxrobust.training.run import accuracies
 from jaxrobust.types import Weights
-from jaxrobust.weights import folder as weights_folder
-from jaxrobust.weights import runs
 from jaxrobust.weights import start as start_weights
-from jaxrobust.weights.checkpoint import Checkpoints
+from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store.checkpoint import Checkpoints
+from jaxrobust.weights.trained import runs
 from tests.support import paths, sweeps
 from tests.support import runs as training
 from tests.support.evaluations import call, run_for
@@ -173,7 +176,7 @@ class RunTest(parameterized.TestCase):
         out = Path(self.create_tempdir())
         flags = {"workdir": str(self.workdir), "out": str(out), "attack": "pgd-2", "n": 8}
         _, first, _ = call(**flags)
-        written = (out / "results.jsonl").read_bytes()
+        written = (out / "accuracies.jsonl").read_bytes()
         with mock.patch.object(accuracy, "each", side_effect=AssertionError("computes")):
             code, second, said = call(**flags)
             self.assertEqual((code, second), (0, first), said)
@@ -181,7 +184,7 @@ class RunTest(parameterized.TestCase):
             for other in ({"seed": 1}, {"epsilon": "0.2"}, {"n": 9}, {"phase": "pretrain"}):
                 with self.assertRaisesRegex(AssertionError, "computes"):
                     call(**flags | other)
-        self.assertEqual((out / "results.jsonl").read_bytes(), written)
+        self.assertEqual((out / "accuracies.jsonl").read_bytes(), written)
 
     @pytest.mark.slow
     def test_images_are_the_first_ones_and_at_most_all(self):
@@ -198,10 +201,10 @@ class RunTest(parameterized.TestCase):
         self.assertEqual(call(workdir=str(self.workdir), attack="clean")[0], 0)
         self.assertLen(records.read(self.workdir / "evaluation"), 1)
         out = Path(self.create_tempdir())
-        (out / "results.jsonl").write_bytes((self.workdir / "results.jsonl").read_bytes())
+        (out / "accuracies.jsonl").write_bytes((self.workdir / "accuracies.jsonl").read_bytes())
         for attack in ("clean", "pgd-2"):  # into the records of a training
             self.assertEqual(call(workdir=str(self.workdir), out=str(out), attack=attack)[0], 0)
-        table = results.table(out)
+        table = accuracies.table(out)
         self.assertRegex(table, r"-      80  none\n")
         self.assertRegex(table, r"%      80  pgd-2, linf 0.1\n")
         self.assertRegex(table, r"%      80  APGD-CE 3 steps, linf 0.1\n")
@@ -214,11 +217,11 @@ class RunTest(parameterized.TestCase):
         (8, None, None),
     )
     def test_a_run_is_evaluated_as_it_was_tested(self, size, its, expected, dropped=False):
-        origin = subject.Subject(Network("convnext_n", image_size=8), tested=its)
+        origin = target.Subject(Network("convnext_n", image_size=8), tested=its)
         source = data.open_source("digits", "test")
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
-            self.assertEqual(subject.preprocessing(origin, size, source), expected)
+            self.assertEqual(target.preprocessing(origin, size, source), expected)
         self.assertEqual("bicubic-8-crop-8 is for another image size" in said.getvalue(), dropped)
 
     @pytest.mark.slow
@@ -304,7 +307,7 @@ class RunTest(parameterized.TestCase):
         self.assertEqual(list(record["accuracy_after"]), ["apgd-ce"])
         self.assertBetween(record["robust"], 0, record["clean"])
         (ledger,) = out.glob("ledger-*.jsonl")
-        (out / "results.jsonl").unlink()
+        (out / "accuracies.jsonl").unlink()
         before = ledger.read_bytes()
         call(**given, epsilon="0.03")
         self.assertEqual(ledger.read_bytes(), before)  # every verdict came from there
@@ -590,9 +593,9 @@ class FileTest(parameterized.TestCase):
             )
         with self.subTest("a flag for a file of another writer, which does not say"):
             save_file(arrays, file, metadata={"format": "pt", "options": "[]"})
-            given = subject.of_file("convnext_n", file, STRIDES).network.options
+            given = target.of_file("convnext_n", file, STRIDES).network.options
             self.assertEqual(given, {"downsample_strides": [1, 1]})
-            self.assertEmpty(subject.of_file("convnext_n", file).network.options)
+            self.assertEmpty(target.of_file("convnext_n", file).network.options)
 
     @parameterized.parameters(
         ("{", "--options={ is no dict; write one such as"),

@@ -1,4 +1,4 @@
-"""`evaluation/convolutions.py` against plain `lax` in float64, and the layouts XLA gets to see."""
+"""`models/kernels/rewriting.py` against plain `lax` in float64, and the layouts XLA gets to see."""
 
 import functools
 import re
@@ -12,8 +12,8 @@ from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
 from jaxrobust import attacks
-from jaxrobust.evaluation.convolutions import canonical_convolutions
-from jaxrobust.models import primitives
+from jaxrobust.models.kernels import primitives
+from jaxrobust.models.kernels.rewriting import canonical_convolutions
 from tests.support import sweeps
 
 NHWC, NCHW = ("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW")

@@ -9,9 +9,11 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jaxrobust import data
-from jaxrobust.data import corrupted_images, corruptions, decoding
-from jaxrobust.data.corruptions import Asked
-from jaxrobust.evaluation import corrupted, records, verdicts
+from jaxrobust.data.stream import corrupted_images
+from jaxrobust.data.transforms import corruptions, decoding
+from jaxrobust.data.transforms.corruptions import Asked
+from jaxrobust.evaluation.questions import corrupted
+from jaxrobust.evaluation.records import records, verdicts
 from tests.support.evaluations import call
 
 NET = """

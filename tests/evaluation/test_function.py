@@ -9,8 +9,10 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import data
-from jaxrobust.evaluation import accuracy, command, records
-from jaxrobust.weights import hashes
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.evaluation.questions import command
+from jaxrobust.evaluation.records import records
+from jaxrobust.weights.store import hashes
 from tests.support.evaluations import call
 
 SOURCE = """

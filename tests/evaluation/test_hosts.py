@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation import claims, records
+from jaxrobust.evaluation.bundles import claims
+from jaxrobust.evaluation.records import records
 from tests.support import evaluations, paths
 from tests.support.processes import start, wait
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from absl.testing import absltest
 
-from jaxrobust.evaluation import autoattack, images
+from jaxrobust.evaluation import autoattack
+from jaxrobust.evaluation.network import images
 from tests.support.ensemble import IMAGES, LABELS, NETS, QUICK
 
 

@@ -15,7 +15,9 @@ import pytest
 from absl.testing import absltest, parameterized
 from flax import linen, nnx
 
-from jaxrobust.evaluation import autoattack, engine, networks
+from jaxrobust.evaluation import autoattack
+from jaxrobust.evaluation.engine import engine
+from jaxrobust.evaluation.network import tracing
 from tests.support import sweeps
 
 Partial = jax.tree_util.Partial
@@ -137,8 +139,8 @@ class IdentityTest(parameterized.TestCase):
     def hashed(self, *arguments, **keywords):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("slots",))
         function = lambda *unused, **ignored: None  # noqa: E731
-        network = networks.argument("", Partial(function, *arguments, **keywords), mesh)
-        return networks.weights(network, networks.Trace(10, "", ()))
+        network = tracing.argument("", Partial(function, *arguments, **keywords), mesh)
+        return tracing.weights(network, tracing.Trace(10, "", ()))
 
     def test_what_the_hash_sees(self):
         tree = {"a": np.zeros((2, 3), np.float32), "b": jax.random.key(0), "c": "gelu", "d": None}
@@ -196,7 +198,7 @@ class IdentityTest(parameterized.TestCase):
             "straight through": (straight, straight),
         }
         same = [
-            {networks.Programs().hashed(jax.jit(f).trace(image).jaxpr) for f in functions}
+            {tracing.Programs().hashed(jax.jit(f).trace(image).jaxpr) for f in functions}
             for functions in programs.values()
         ]
         self.assertEqual({len(hashes) for hashes in same}, {1})
@@ -269,14 +271,14 @@ class MemoryTest(parameterized.TestCase):
         return sum(array.nbytes for array in jax.live_arrays())
 
     def check_freed(self, made, attack):
-        before, kept = self.live(), len(networks._kept)
+        before, kept = self.live(), len(tracing._kept)
         weights = jnp.asarray(FIRST)
         gone, logits_fn = weakref.ref(weights), made(weights)
         attack(logits_fn)
         del weights, logits_fn
         self.assertEqual(self.live(), before)
         self.assertIsNone(gone())
-        self.assertLen(networks._kept, kept)
+        self.assertLen(tracing._kept, kept)
 
     @parameterized.parameters(closure, lambda w: Model(w).logits, lambda w: jax.jit(closure(w)))
     @pytest.mark.slow

@@ -4,7 +4,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from scipy import optimize, stats
 
-from jaxrobust.evaluation import pairs
+from jaxrobust.evaluation.records import pairs
 
 _TIMES = 2000
 

@@ -15,10 +15,10 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
+from jaxrobust.attacks.ensembles import plan
 from jaxrobust.config import network_of
-from jaxrobust.evaluation import slots
-from jaxrobust.evaluation.plan import plan
-from jaxrobust.runtime import sharding
+from jaxrobust.evaluation.engine import slots
+from jaxrobust.runtime.devices import sharding
 from jaxrobust.training import build
 from tests.support import tpu
 from tests.support.steps import small_config

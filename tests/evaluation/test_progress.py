@@ -7,7 +7,8 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation import checks, progress
+from jaxrobust.evaluation.engine import progress
+from jaxrobust.evaluation.network import checks
 
 MOST, STEP = 200, 2  # passes of an image that is never fooled, and of one step
 

@@ -14,9 +14,10 @@ import pytest
 from absl.testing import absltest, parameterized
 
 import jaxrobust
-from jaxrobust.evaluation import autoattack, provenance, records, verdicts
-from jaxrobust.runtime import jsonl
-from jaxrobust.weights import hashes
+from jaxrobust.evaluation import autoattack
+from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.runtime.files import jsonl, provenance
+from jaxrobust.weights.store import hashes
 
 PACKAGE = Path(jaxrobust.__file__).parent
 OF_PACKAGE = Path(provenance.__file__).relative_to(PACKAGE).as_posix()

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation import verdicts
-from jaxrobust.evaluation.cascade import Attack
+from jaxrobust.evaluation.engine.cascade import Attack
+from jaxrobust.evaluation.records import verdicts
 from tests.support.ensemble import IMAGES, LABELS, NETS, evaluate, quick
 from tests.support.golden import norm_in_float64
 

@@ -1,4 +1,4 @@
-"""The command of evaluation with the weights that `tools/select_checkpoint.py` chose."""
+"""The command of evaluation with the weights that `jaxrobust/commands/select.py` chose."""
 
 import contextlib
 import json
@@ -8,9 +8,10 @@ import jax
 from absl.testing import absltest
 
 from jaxrobust.config import VERSION, network_of
-from jaxrobust.runtime import jsonl
-from jaxrobust.weights import hashes, kept
-from jaxrobust.weights.checkpoint import Checkpoints
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.weights.store import hashes
+from jaxrobust.weights.store.checkpoint import Checkpoints
+from jaxrobust.weights.trained import kept
 from tests.support import evaluations
 from tests.support import runs as training
 
@@ -32,7 +33,9 @@ class SelectedTest(absltest.TestCase):
         given = {"workdir": str(self.workdir), "attack": "clean", "n": 16, "selected": True}
         code, _, said = evaluations.call(**given)
         self.assertEqual(code, 2)
-        self.assertRegex(said, "--selected: nothing has been chosen in .*; choose first: python t")
+        self.assertRegex(
+            said, "--selected: nothing has been chosen in .*; choose first: jaxrobust s"
+        )
         self.assertFalse((self.workdir / "evaluation").exists())
         sha256 = hashes.weights_sha256(*self.raw)
         chosen = kept.Choice("train", 4, 1.0, "raw", 8, sha256)._asdict()

@@ -14,8 +14,8 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.convert import account
-from jaxrobust.evaluation import records, verdicts
-from jaxrobust.evaluation.cascade import Attack
+from jaxrobust.evaluation.engine.cascade import Attack
+from jaxrobust.evaluation.records import records, verdicts
 from tests.support import paths
 from tests.support.ensemble import GOLDEN, LABELS
 from tests.support.evaluations import call, run_for, trained

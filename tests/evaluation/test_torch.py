@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation import records
+from jaxrobust.evaluation.records import records
 from tests.support import paths
 from tests.support.evaluations import call
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation import randomised, records, unions
+from jaxrobust.evaluation.network import randomised
+from jaxrobust.evaluation.records import records, unions
+from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.types import Threat
-from jaxrobust.evaluation.verdicts import Verdicts
 from tests.support.evaluations import call
 
 BALLS = [Threat("linf", 0.1), Threat("l2", 0.5)]

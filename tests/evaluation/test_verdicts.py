@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation import verdicts
-from jaxrobust.evaluation.verdicts import Verdicts
+from jaxrobust.evaluation.records import verdicts
+from jaxrobust.evaluation.records.verdicts import Verdicts
 
 FOUND = Verdicts(
     image_ids=np.array([0, 5, 4_294_967_295], np.uint32),

@@ -8,8 +8,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from jax import lax
 
-from jaxrobust.evaluation import winograd
-from jaxrobust.evaluation.convolutions import before_a_loop, canonical_convolutions
+from jaxrobust.models.kernels import winograd
+from jaxrobust.models.kernels.rewriting import before_a_loop, canonical_convolutions
 from tests.support import sweeps
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")

@@ -12,8 +12,11 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import evaluation
 from jaxrobust.convert import account
-from jaxrobust.evaluation import records, three_norms, verdicts
-from jaxrobust.report import commands, evaluation_part, gathered, sentences
+from jaxrobust.evaluation.questions import three_norms
+from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.report import gathered
+from jaxrobust.report.parts import commands, sentences
+from jaxrobust.report.parts import evaluation as evaluation_part
 from tests.support.evaluations import call, run_for
 
 RADII = {"linf": 0.012, "l2": 0.06, "l1": 0.5 + 0.7}
@@ -65,7 +68,7 @@ class TableTest(parameterized.TestCase):
 
 
 def evaluation_question(**more):
-    from jaxrobust.evaluation.questions import Question
+    from jaxrobust.evaluation.questions.questions import Question
 
     return Question(**more)
 

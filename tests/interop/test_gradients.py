@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.interop import agreement, exporting
+from jaxrobust.interop import agreement
 from jaxrobust.interop import torch as interop
+from jaxrobust.interop.reading import exporting
 from tests.support import paths
 
 torch = pytest.importorskip("torch", reason=paths.PARITY)

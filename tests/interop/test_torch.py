@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation import questions
-from jaxrobust.interop import agreement, named, refusals
+from jaxrobust.evaluation.questions import questions
+from jaxrobust.interop import agreement, named
 from jaxrobust.interop.operators import TABLE
 from jaxrobust.interop.program import Row
+from jaxrobust.interop.reading import refusals
 from jaxrobust.interop.torch import converted, from_file, from_module
 from tests.support import paths, sweeps
 

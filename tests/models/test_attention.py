@@ -1,4 +1,4 @@
-"""`models/attention.py` against the same formulas in PyTorch, values and gradients."""
+"""`models/kernels/attention.py` against the same formulas in PyTorch, values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxrobust.models import attention
+from jaxrobust.models.kernels import attention
 from tests.support import sweeps
 
 try:

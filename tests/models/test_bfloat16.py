@@ -11,9 +11,9 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.models import attention, batch_norms, layers, primitives
-from jaxrobust.models.inputs import cast
-from jaxrobust.runtime import hlo
+from jaxrobust.models.interface.inputs import cast
+from jaxrobust.models.kernels import attention, batch_norms, layers, primitives
+from jaxrobust.runtime.devices import hlo
 from tests.support import sweeps, tpu
 from tests.support.parity import relative
 

@@ -5,8 +5,8 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.models.positions import resized
-from jaxrobust.weights import convert
+from jaxrobust.models.modules.positions import resized
+from jaxrobust.weights.naming import convert
 from tests.support import behaviour, parity, reference
 
 TINY = {"dim": 12, "depth": 2, "heads": 2, "stem_strides": (4,), "image_size": 12}

@@ -5,7 +5,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.weights import convert
+from jaxrobust.weights.naming import convert
 from tests.support import paths, reference
 
 TINY = {"depths": (2, 2), "dims": (6, 8), "image_size": 8, "gamma_init": 0.1}

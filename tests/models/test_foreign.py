@@ -12,9 +12,9 @@ from absl.testing import absltest, parameterized
 from flax import nnx
 
 from jaxrobust import models
-from jaxrobust.models import classifier, foreign
-from jaxrobust.runtime import functions
-from jaxrobust.training import optim
+from jaxrobust.models.interface import classifier, foreign
+from jaxrobust.runtime.commandline import functions
+from jaxrobust.training.update import optim
 from tests.support.foreign import written
 
 SIZES = {"num_classes": 10, "image_size": 8, "in_channels": 1}

@@ -6,8 +6,8 @@ from absl.testing import absltest, parameterized
 from flax import nnx
 
 from jaxrobust import models
-from jaxrobust.models import iso_convnext
-from jaxrobust.models.stochastic_depth import Drop
+from jaxrobust.models.families import iso_convnext
+from jaxrobust.models.modules.stochastic_depth import Drop
 from tests.support import behaviour
 from tests.support.families import CASES
 

@@ -1,4 +1,4 @@
-"""`models/layers.py` against plain formulas in float64, between implementations, and PyTorch."""
+"""`kernels/layers.py` against plain formulas in float64, between implementations, and PyTorch."""
 
 import functools
 import re
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.models import batch_norms, convolutions, depthwise, layers, pooling
+from jaxrobust.models.kernels import batch_norms, convolutions, depthwise, layers, pooling
 from tests.support import sweeps
 
 try:

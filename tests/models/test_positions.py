@@ -1,7 +1,7 @@
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.models.positions import resized
+from jaxrobust.models.modules.positions import resized
 from tests.support import parity, paths
 
 STORED = np.load(parity.MODELS / "pos_embed_interp.npz")

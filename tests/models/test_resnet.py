@@ -8,8 +8,8 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.models import resnet
-from jaxrobust.weights import convert
+from jaxrobust.models.families import resnet
+from jaxrobust.weights.naming import convert
 from tests.support import parity, paths, reference, sweeps
 from tests.support.families import CASES
 

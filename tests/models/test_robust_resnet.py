@@ -6,9 +6,10 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.models import robust_resnet, table
-from jaxrobust.models.robust_resnet import VARIANTS
-from jaxrobust.weights import convert
+from jaxrobust.models import table
+from jaxrobust.models.families import robust_resnet
+from jaxrobust.models.families.robust_resnet import VARIANTS
+from jaxrobust.weights.naming import convert
 from tests.support import cifar_study, golden32, parity, paths, sweeps
 
 FAST = ("wrn_28_10",)

@@ -5,8 +5,9 @@ import json
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust import models, scaling
-from jaxrobust.models import robust_resnet
+from jaxrobust import models
+from jaxrobust.commands import scaling
+from jaxrobust.models.families import robust_resnet
 from jaxrobust.models.scaling import OPTIONS, cost, robust_scaling, study, whole
 from tests.support.golden32 import COUNTED
 

@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.models import table
-from jaxrobust.weights import convert
+from jaxrobust.weights.naming import convert
 from tests.support.parity import relative, torch_or_skip
 
 T, B, S = "convnext_t_cvst", "convnext_b_cvst", "vit_s_cvst"

@@ -6,9 +6,9 @@ from absl.testing import absltest, parameterized
 from flax import nnx
 
 from jaxrobust import models
-from jaxrobust.models import swin
-from jaxrobust.models.initializers import Draws
-from jaxrobust.weights import convert
+from jaxrobust.models.families import swin
+from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.weights.naming import convert
 from tests.support import behaviour, parity, paths, reference, sweeps
 from tests.support.families import CASES
 

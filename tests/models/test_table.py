@@ -10,8 +10,8 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
+from jaxrobust.commands import models as command
 from jaxrobust.data import evaluation_transform
-from jaxrobust.models import __main__ as command
 from jaxrobust.models import table
 from jaxrobust.models.counted import COUNTED as COUNTED_BY_US
 from jaxrobust.models.published import PUBLISHED

@@ -6,10 +6,10 @@ from absl.testing import absltest, parameterized
 from flax import nnx
 
 from jaxrobust import models
-from jaxrobust.models import vit
-from jaxrobust.models.positions import resized
-from jaxrobust.models.stochastic_depth import Drop
-from jaxrobust.weights import convert
+from jaxrobust.models.families import vit
+from jaxrobust.models.modules.positions import resized
+from jaxrobust.models.modules.stochastic_depth import Drop
+from jaxrobust.weights.naming import convert
 from tests.support import behaviour, parity, reference, sweeps
 from tests.support.families import CASES
 

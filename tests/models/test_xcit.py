@@ -7,10 +7,11 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import models
-from jaxrobust.models import positions, xcit
-from jaxrobust.models.initializers import Draws
-from jaxrobust.models.stochastic_depth import Drop
-from jaxrobust.weights import convert
+from jaxrobust.models.families import xcit
+from jaxrobust.models.modules import positions
+from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.stochastic_depth import Drop
+from jaxrobust.weights.naming import convert
 from tests.support import behaviour, parity, reference
 from tests.support.families import reference_here, stored_waves
 

@@ -18,7 +18,8 @@ from unittest import mock
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.report import examples, gathered, page, watching
+from jaxrobust.report import gathered, page, watching
+from jaxrobust.report.parts import examples
 from tests.support import reports
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")

@@ -6,10 +6,10 @@ from pathlib import Path
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from jaxrobust import evaluate  # noqa: F401  # defines the flags
-from jaxrobust.data.corruptions import KINDS
-from jaxrobust.report import commands
+from jaxrobust.commands import evaluate  # noqa: F401  # defines the flags
+from jaxrobust.data.transforms.corruptions import KINDS
 from jaxrobust.report.gathered import Evaluation
+from jaxrobust.report.parts import commands
 
 RECORD = {
     "dataset": "cifar10",

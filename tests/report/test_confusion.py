@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from absl.testing import absltest
 
-from jaxrobust.evaluation import verdicts
-from jaxrobust.report import gathered, matrix, page
+from jaxrobust.evaluation.records import verdicts
+from jaxrobust.report import gathered, page
+from jaxrobust.report.drawing import matrix
 from tests.support import reports
 
 

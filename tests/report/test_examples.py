@@ -9,9 +9,10 @@ import numpy as np
 from absl.testing import absltest
 from PIL import Image
 
-from jaxrobust.evaluation import verdicts
-from jaxrobust.report import examples, gathered, page
-from jaxrobust.report.examples import Fooled
+from jaxrobust.evaluation.records import verdicts
+from jaxrobust.report import gathered, page
+from jaxrobust.report.parts import examples
+from jaxrobust.report.parts.examples import Fooled
 from tests.support import reports
 
 

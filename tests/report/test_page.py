@@ -11,11 +11,14 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation import checks, pairs
-from jaxrobust.report import __main__ as command
-from jaxrobust.report import curves, figures, gathered, page, sentences
-from jaxrobust.report.figures import Axis, Line
-from jaxrobust.runtime import whole
+from jaxrobust.commands import report as command
+from jaxrobust.evaluation.network import checks
+from jaxrobust.evaluation.records import pairs
+from jaxrobust.report import gathered, page
+from jaxrobust.report.drawing import curves, figures
+from jaxrobust.report.drawing.figures import Axis, Line
+from jaxrobust.report.parts import sentences
+from jaxrobust.runtime.files import whole
 from tests.support import reports
 
 

@@ -10,7 +10,7 @@ from absl.testing import absltest
 from PIL import Image
 
 from jaxrobust.report import gathered, page, pictures
-from jaxrobust.runtime import raster
+from jaxrobust.runtime.text import raster
 from tests.support import reports
 from tests.support.modules import needs
 

@@ -11,9 +11,10 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest
 
-from jaxrobust.report import __main__ as command
-from jaxrobust.report import curves, watching
-from jaxrobust.runtime import jsonl
+from jaxrobust.commands import report as command
+from jaxrobust.report import watching
+from jaxrobust.report.drawing import curves
+from jaxrobust.runtime.files import jsonl
 from tests.support import reports
 
 

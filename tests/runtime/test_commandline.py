@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust.convert import certificate, export_torch, import_torch
 from jaxrobust.data.prepare import imagenet
-from jaxrobust.runtime import commandline
+from jaxrobust.runtime.commandline import arguments
 from tests.support import paths
 from tests.support.command_line import parsed, refused
 
@@ -34,7 +34,7 @@ class ValuesTest(parameterized.TestCase):
         self.assertEqual(known.config.attack.epsilon, 0.25)
 
     def test_flags_of_argparse_that_are_misspelled(self):
-        parser = commandline.Arguments("Tests.")
+        parser = arguments.Arguments("Tests.")
         parser.flag("image_size")
         said = refused(lambda: parser.parse_args(["--imgae-size=3"]))
         self.assertIn("--imgae-size is no flag; did you mean --image-size?", said)
@@ -51,7 +51,7 @@ class ValuesTest(parameterized.TestCase):
         said = refused(lambda: parsed(QUICKSTART, f"--config.attack.epsilon={value}"))
         self.assertRegex(said, f"--config.attack.epsilon={value} is no number")
         with self.assertRaisesRegex(ValueError, f"--epsilon={value} is not a number"):
-            commandline.number("epsilon", value)
+            arguments.number("epsilon", value)
 
     def test_changes_of_a_phase(self):
         words = ["--config.train.changes.attack.epsilon=8/255", "--config.train.changes.model.x=y"]

@@ -9,7 +9,7 @@ import pytest
 from absl.testing import absltest, parameterized
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxrobust.runtime import compilation
+from jaxrobust.runtime.devices import compilation
 
 
 class CacheTest(parameterized.TestCase):

@@ -12,7 +12,8 @@ from unittest import mock
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.runtime import ending, lifeline
+from jaxrobust.runtime.commandline import ending
+from jaxrobust.runtime.processes import lifeline
 from tests.support import evaluations
 from tests.support.processes import start, wait, written
 

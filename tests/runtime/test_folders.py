@@ -4,7 +4,7 @@ from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.runtime import folders
+from jaxrobust.runtime.files import folders
 
 
 class MountedTest(parameterized.TestCase):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.runtime import functions
+from jaxrobust.runtime.commandline import functions
 
 SOURCE = """
 from neighbour import WIDTH

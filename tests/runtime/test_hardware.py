@@ -5,7 +5,7 @@ from unittest import mock
 import jax
 from absl.testing import absltest, parameterized
 
-from jaxrobust.runtime import hardware
+from jaxrobust.runtime.devices import hardware
 
 
 class ChipTest(parameterized.TestCase):

@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 from jax import lax
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from jaxrobust.runtime import hlo, hlo_costs
+from jaxrobust.runtime.devices import hlo, hlo_costs
 
 
 def compiled(function, *arguments, split=(), cut=False):

@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.runtime import launch
+from jaxrobust.runtime.processes import launch
 from tests.support import paths, processes
 
 ROOT = paths.ROOT

@@ -9,8 +9,8 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from jaxrobust.runtime import lifeline
-from jaxrobust.runtime.lifeline import Notice
+from jaxrobust.runtime.processes import lifeline
+from jaxrobust.runtime.processes.lifeline import Notice
 
 AGAIN = "the same command continues"
 

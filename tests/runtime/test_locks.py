@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation import fingerprint, ledger
-from jaxrobust.runtime import jsonl, locks
+from jaxrobust.evaluation.engine import ledger
+from jaxrobust.evaluation.network import fingerprint
+from jaxrobust.runtime.files import jsonl, locks
 from tests.support import paths
 from tests.support.processes import start, wait, written
 from tests.support.runs import quiet_run, tiny

@@ -6,7 +6,8 @@ import time
 
 from absl.testing import absltest
 
-from jaxrobust.runtime import commandline, patience
+from jaxrobust.runtime.commandline import arguments
+from jaxrobust.runtime.text import patience
 
 
 class PatienceTest(absltest.TestCase):
@@ -40,7 +41,7 @@ class PatienceTest(absltest.TestCase):
         def wrong():
             patience.begin("loading")
             with self.assertRaises(SystemExit):
-                commandline.stop("no such file", 2)
+                arguments.stop("no such file", 2)
 
         self.assertEqual(self.said(wrong), "jaxrobust: no such file\n")
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.runtime import profiling
+from jaxrobust.runtime.devices import profiling
 from tests.support import sweeps
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from absl.testing import absltest
 from PIL import Image
 
-from jaxrobust.runtime import raster
+from jaxrobust.runtime.text import raster
 from tests.support.modules import hidden, needs
 
 

@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
 from jaxrobust.config import base
-from jaxrobust.runtime import hlo, sharding
+from jaxrobust.runtime.devices import hlo, sharding
 from jaxrobust.training import build
 from jaxrobust.types import Batch
 from tests.support import sweeps

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 
-from jaxrobust.runtime import progress, signals
-from jaxrobust.runtime.progress import StopSignals
+from jaxrobust.runtime.processes import signals
+from jaxrobust.runtime.text import progress
+from jaxrobust.runtime.text.progress import StopSignals
 
 TERM, CTRL_C = signal.SIGTERM, signal.SIGINT
 

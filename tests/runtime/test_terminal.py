@@ -7,7 +7,7 @@ from pathlib import Path
 
 from absl.testing import absltest
 
-from jaxrobust.runtime import terminal
+from jaxrobust.runtime.text import terminal
 
 LONG = (
     "convnext_n (train, step 380, ema) on data set 'digits', split 'test': autoattack standard, "

@@ -7,10 +7,10 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
-from jaxrobust.data import subsets
-from jaxrobust.runtime import jsonl, whole
-from jaxrobust.weights import files
-from jaxrobust.weights import folder as weights_folder
+from jaxrobust.data.splits import subsets
+from jaxrobust.runtime.files import jsonl, whole
+from jaxrobust.weights.store import files
+from jaxrobust.weights.store import folder as weights_folder
 
 
 def modes(folder: Path) -> dict[str, str]:

@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.evaluation import bundle, checks, claims, records, verdicts
-from jaxrobust.evaluation.verdicts import Verdicts
+from jaxrobust.evaluation.bundles import bundle, claims
+from jaxrobust.evaluation.network import checks
+from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.evaluation.records.verdicts import Verdicts
 
 N, NORM, EPSILON, SPLIT = 40, "linf", 8 / 255, 100
 SHAPE = (8, 8, 3)

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxrobust import models
 from jaxrobust.models import table
-from jaxrobust.weights import convert
+from jaxrobust.weights.naming import convert
 from tests.support import golden32, parity, paths
 
 SIZES = {"num_classes": 10, "image_size": 32}

@@ -9,7 +9,7 @@ from unittest import mock
 from absl import flags
 from ml_collections import config_flags
 
-from jaxrobust.runtime import commandline
+from jaxrobust.runtime.commandline import arguments
 
 
 def parsed(*words):
@@ -27,7 +27,7 @@ def parsed(*words):
         warnings.catch_warnings(),
     ):
         warnings.filterwarnings("ignore", ".*load_module", DeprecationWarning)  # ml_collections'
-        commandline.parse(argv)
+        arguments.parse(argv)
     return known
 
 

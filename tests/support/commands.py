@@ -20,7 +20,11 @@ from typing import Any, NamedTuple
 
 _ROOT = Path(__file__).resolve().parents[2]
 _IMPORTED = (
-    *("jaxrobust.training.run", "jaxrobust.evaluation.command", "jaxrobust.models.table"),
+    *(
+        "jaxrobust.training.run.run",
+        "jaxrobust.evaluation.questions.command",
+        "jaxrobust.models.table",
+    ),
     *("jaxrobust.convert.import_torch", "jaxrobust.convert.export_torch"),
 )
 

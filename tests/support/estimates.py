@@ -4,8 +4,8 @@ import jax
 
 from jaxrobust import models
 from jaxrobust.config import Config, base
-from jaxrobust.estimate.target import Target
-from jaxrobust.runtime import hardware
+from jaxrobust.estimate.devices import Target
+from jaxrobust.runtime.devices import hardware
 
 # Of eight chips that are nowhere here.
 H100 = Target("h100:8", "NVIDIA H100 SXM", 8, hardware.chip("NVIDIA H100 SXM"), False, False)

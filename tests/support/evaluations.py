@@ -11,10 +11,11 @@ import jax
 import numpy as np
 from absl.testing import flagsaver
 
-from jaxrobust import data, evaluate
+from jaxrobust import data
+from jaxrobust.commands import evaluate
 from jaxrobust.config import network_of
 from jaxrobust.types import Weights
-from jaxrobust.weights.checkpoint import Checkpoints
+from jaxrobust.weights.store.checkpoint import Checkpoints
 from tests.support import runs as training
 
 

@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest
 
-from jaxrobust.models import positions
+from jaxrobust.models.modules import positions
 from tests.support import parity, paths
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.evaluation import claims
+from jaxrobust.evaluation.bundles import claims
 from tests.support import bundles
 from tests.support.bundles import Honest, changed, resigned, row_changed, rows_changed, rows_of
 

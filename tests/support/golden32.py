@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.weights import convert
+from jaxrobust.weights.naming import convert
 from tests.support import parity, paths, reference
 
 PARTS = paths.GOLDEN / "cifar"  # *_32px.npz, gradients at every second pixel

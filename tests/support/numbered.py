@@ -4,12 +4,13 @@ import functools
 
 import numpy as np
 
-from jaxrobust.data import pipeline, sources
+from jaxrobust.data.sources import registry
+from jaxrobust.data.stream import pipeline
 
 
 def numbered(size=37, side=8, *, offset=0):
     """A source whose image of record i is filled with i + offset, label i % 10."""
-    return sources.Source(
+    return registry.Source(
         name="numbered",
         split="train",
         size=size,
@@ -26,7 +27,7 @@ def read_numbered(indices, *, side, offset=0, broken=(), wrong=()):
     for index in indices:
         here = side + 1 if index in wrong else side
         image = b"P5 %d %d 255\n" % (here, here) + bytes([index + offset]) * here**2
-        records.append(sources.Record(b"nonsense" if index in broken else image, index % 10))
+        records.append(registry.Record(b"nonsense" if index in broken else image, index % 10))
     return records
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.weights import convert
+from jaxrobust.weights.naming import convert
 from tests.support import compiling, paths, reference
 
 MODELS = paths.GOLDEN / "models"

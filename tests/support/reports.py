@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxrobust.data import Prepared, sources
-from jaxrobust.evaluation import checks, verdicts
-from jaxrobust.evaluation.verdicts import Verdicts
+from jaxrobust.data import Prepared
+from jaxrobust.data.sources import registry
+from jaxrobust.evaluation.network import checks
+from jaxrobust.evaluation.records import verdicts
+from jaxrobust.evaluation.records.verdicts import Verdicts
 
 ATTACKS = ("apgd-ce", "apgd-t")
 
@@ -106,7 +108,7 @@ def evaluation(
 
 def ledger(folder: Path, fooled: dict[int, tuple[str, int]], number: str = "a1") -> np.ndarray:
     """Write a ledger of digits, whose adversarial images are 0.25 brighter, which are returned."""
-    source = sources.open_source("digits", "test")
+    source = registry.open_source("digits", "test")
     images = Prepared(source, image_size=8, preprocessing="none", images=60)[:]
     rows = [{"identity": {"image": [8, 8, 1], "norm": "linf", "epsilon": 0.25}}]
     with (folder / f"ledger-{number}.images").open("wb") as file:

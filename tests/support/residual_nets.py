@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxrobust.models import batch_norms, layers
+from jaxrobust.models.kernels import batch_norms, layers
 from jaxrobust.types import Classifier
 
 STRIDES = (1, 2, 2)

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from jaxrobust.config import base
-from jaxrobust.training import build, splits, step, stopping
-from jaxrobust.training import run as training_run
-from jaxrobust.weights import checkpoint
+from jaxrobust.training import build
+from jaxrobust.training.run import run as training_run
+from jaxrobust.training.run import splits, stopping
+from jaxrobust.training.update import step
+from jaxrobust.weights.store import checkpoint
 
 
 def tiny(**changes) -> ConfigDict:

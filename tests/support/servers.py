@@ -12,7 +12,7 @@ from unittest import mock
 
 from absl.testing import parameterized
 
-from jaxrobust.runtime import download
+from jaxrobust.runtime.files import download
 
 
 class _Site(http.server.ThreadingHTTPServer):

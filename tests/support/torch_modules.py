@@ -1,7 +1,5 @@
 """PyTorch's side of every architecture, from its own file."""
 
-import importlib
-
 import numpy as np
 
 from tests.support import paths, reference
@@ -169,11 +167,10 @@ SLOW = [
 
 
 def built(listing: str):
+    from jaxrobust.convert import torch_networks  # which needs PyTorch
+
     file, row = NETWORKS[listing]
-    module, layers = (
-        importlib.import_module(f"jaxrobust.convert.torch_modules.{name}")
-        for name in (file, "layers")
-    )
+    module, layers = (torch_networks.module(name) for name in (file, "layers"))
     row = dict(row)
     mean, std = row.pop("mean", None), row.pop("std", None)
     return layers.normalized(module.model(**row), mean, std)

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from jaxrobust.evaluation.convolutions import canonical_convolutions
-from jaxrobust.evaluation.slots import COMPILER_OPTIONS
-from jaxrobust.interop import exporting
+from jaxrobust.evaluation.engine.slots import COMPILER_OPTIONS
+from jaxrobust.interop.reading import exporting
 from jaxrobust.interop.torch import Converted, of_exported
+from jaxrobust.models.kernels.rewriting import canonical_convolutions
 
 EXACT = (1e-12, 1e-10)  # logits and gradients in float64, of the largest
 FLOOR = 4 * 2**-23  # of logits in float32: PyTorch's own error is at times below one unit

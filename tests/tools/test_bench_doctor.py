@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.diagnosis.config_checks import CONFIG_CHECKS
-from jaxrobust.diagnosis.network_checks import NETWORK_CHECKS
-from jaxrobust.runtime import functions
+from jaxrobust.doctor.config_checks import CONFIG_CHECKS
+from jaxrobust.doctor.network_checks import NETWORK_CHECKS
+from jaxrobust.runtime.commandline import functions
 from tests.support import paths
 from tests.support.runs import quiet_run, tiny
 from tools import bench_doctor

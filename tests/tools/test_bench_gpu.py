@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.runtime import hlo
+from jaxrobust.runtime.devices import hlo
 from tests.support import paths
 from tests.support.modules import hidden
 from tools import bench_gpu, bench_step

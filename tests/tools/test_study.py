@@ -7,9 +7,9 @@ from unittest import mock
 from absl.testing import absltest, parameterized
 
 from configs import aligned_study, cifar_study
+from jaxrobust.analysis.papers import tables
 from jaxrobust.config import of_phase, phases
 from tools import study
-from tools.papers import tables
 
 
 def units(config) -> float:

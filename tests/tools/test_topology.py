@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.evaluation import plan, slots
-from jaxrobust.runtime import hardware, hlo, hlo_costs, topology
+from jaxrobust.attacks import ensembles
+from jaxrobust.evaluation.engine import slots
+from jaxrobust.runtime.devices import hardware, hlo, hlo_costs, topology
 from tests.support import paths, tpu
 from tests.support.modules import hidden
 from tools import topology_autoattack
@@ -131,7 +132,7 @@ class EngineTest(parameterized.TestCase):
     @parameterized.parameters(("apgd-ce", 2), ("apgd-t", 2), ("fab-t", 3), ("square", 1))
     def test_no_step_sends_anything(self, name, passes):
         mesh = jax.sharding.Mesh(np.array(jax.devices()[:8]), ("slots",))
-        (setting,) = plan.plan("linf", "standard", [name], None)
+        (setting,) = ensembles.plan("linf", "standard", [name], None)
         weights = jax.ShapeDtypeStruct((48, 5), np.float32)
         logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
         step, arguments, found = topology_autoattack.abstract_step(

@@ -10,8 +10,9 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
 from jaxrobust.config import VERSION, phases
-from jaxrobust.training import advice, build
-from jaxrobust.training import run as training_run
+from jaxrobust.training import build
+from jaxrobust.training.run import run as training_run
+from jaxrobust.training.run import warnings
 from tests.support.runs import quiet_run, tiny
 from tests.support.steps import small_config
 
@@ -37,17 +38,17 @@ class StepTest(parameterized.TestCase):
     def test_weights_that_are_chosen_on_what_is_reported(self, selection, test, told):
         splits = {"train": "train[100:]", "selection": selection, "test": test}
         config = small_config(**{f"data__{key}_split": split for key, split in splits.items()})
-        lines = advice.lines({"train": config})
+        lines = warnings.lines({"train": config})
         self.assertEqual(bool(lines), told)
         if told:
             self.assertRegex(lines[0], "holds images of data.test_split=test.* the record says so")
-        self.assertEmpty(advice.of_step(config, "train"))
+        self.assertEmpty(warnings.of_step(config, "train"))
 
     @parameterized.parameters((4 / 255, 6 / 255), (8 / 255, 12 / 255))
     def test_xcit_takes_one_and_a_half_radii(self, epsilon, step):
         config = published("xcit_s12", attack__epsilon=epsilon)
         self.assertAlmostEqual(step_of(config), step, delta=1e-12)
-        self.assertEmpty(advice.lines({"train": config}))
+        self.assertEmpty(warnings.lines({"train": config}))
 
     def test_pgd(self):
         changes = {"attack__name": "pgd", "attack__epsilon": 0.25}
@@ -77,17 +78,17 @@ class StepTest(parameterized.TestCase):
         config = small_config(
             attack__name="fgsm", attack__step_size=1.5 * 4 / 255, attack__epsilon=8 / 255
         )
-        (line,) = advice.lines({"train": config})
+        (line,) = warnings.lines({"train": config})
         self.assertIn("attack.step_size=0.02353 is 0.75 of attack.epsilon=0.03137", line)
         self.assertIn("attack.relative_step=0.75", line)
         with config.unlocked():
             config.train.objective = "clean"
-        self.assertEmpty(advice.lines({"train": config}))
+        self.assertEmpty(warnings.lines({"train": config}))
 
     @parameterized.parameters("step_size", "relative_step")
     def test_a_step_that_nobody_reads_is_told(self, key):
         config = small_config(attack__name="apgd", **{f"attack__{key}": 1.5})
-        (line,) = advice.lines({"train": config})
+        (line,) = warnings.lines({"train": config})
         self.assertIn(f"attack.{key}=1.5 is not read", line)
 
     def test_the_same_step_written_otherwise_is_the_same_run(self):
@@ -111,7 +112,7 @@ class RandomWeightsTest(parameterized.TestCase):
             f"{first} would attack random weights under heavy augmentation, .*; give clean weights "
             rf"\(init.weights=.*pretrain.epochs=100\), .*=basic, or, .*, {first}.from_random=True",
         ):
-            advice.check_start(config, first)
+            warnings.check_start(config, first)
 
     @parameterized.parameters("convnext_b_cvst", "convnext_t_cvst", "vit_b_cvst", "vit_s_cvst")
     def test_the_headline_commands_start_from_clean_weights(self, name):
@@ -119,7 +120,7 @@ class RandomWeightsTest(parameterized.TestCase):
         self.assertEqual(phases(config), ["pretrain", "train"])
         self.assertEqual((config.pretrain.objective, config.init.stem), ("clean", "fresh"))
         self.assertRegex(config.init.weights, "_in1k$")
-        advice.check_start(config, "pretrain")
+        warnings.check_start(config, "pretrain")
         self.refused(published(name, init__weights=None))
 
     def test_the_ways_out(self):
@@ -131,12 +132,12 @@ class RandomWeightsTest(parameterized.TestCase):
             {"train__from_random": True},
             {"train__objective": "clean"},
         ):
-            advice.check_start(published("convnext_b_cvst", **(bare | change)), "train")
+            warnings.check_start(published("convnext_b_cvst", **(bare | change)), "train")
 
     @parameterized.parameters("quickstart", "cifar10_convnext", "xcit_s12")
     def test_others_are_not_refused(self, name):
         config = published(name)
-        advice.check_start(config, phases(config)[0])
+        warnings.check_start(config, phases(config)[0])
 
     @parameterized.parameters(
         {"data__augmentation": "3-augment"},

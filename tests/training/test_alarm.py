@@ -8,8 +8,8 @@ from absl.testing import absltest, parameterized
 from jax.sharding import PartitionSpec
 
 from jaxrobust import attacks
-from jaxrobust.runtime import sharding
-from jaxrobust.training import alarm, objectives
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.training.update import alarm, objectives
 from jaxrobust.types import Classifier
 from tests.support import sweeps
 
@@ -322,7 +322,7 @@ class NormsTest(absltest.TestCase):
 
     def test_dead_channels_are_a_warning(self):
         """Those of a batch norm whose images do not vary, after as many updates as it says."""
-        from jaxrobust.models.modules import BatchNorm
+        from jaxrobust.models.modules.basic import BatchNorm
 
         norm = BatchNorm(3)
         images = jnp.zeros((4, 2, 2, 3)).at[0, 0, 0, 1].set(1)

@@ -8,9 +8,9 @@ from flax import nnx
 
 from jaxrobust import models
 from jaxrobust.config import phase
-from jaxrobust.models import classifier
-from jaxrobust.models.modules import BatchNorm, Normalize
-from jaxrobust.training import averages
+from jaxrobust.models.interface import classifier
+from jaxrobust.models.modules.basic import BatchNorm, Normalize
+from jaxrobust.training.update import averages
 from tests.support.parity import torch_or_skip
 from tests.support.steps import standard
 

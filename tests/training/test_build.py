@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.training import build, mixing
+from jaxrobust.training import build
+from jaxrobust.training.update import mixing
 from jaxrobust.types import Classifier
 from tests.support.steps import batch_of, small_config, standard
 

@@ -12,10 +12,12 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
 from jaxrobust import models
-from jaxrobust.data import decoding, sources, train_batches
-from jaxrobust.evaluation import records
-from jaxrobust.training import run as training_run
-from jaxrobust.weights import runs
+from jaxrobust.data import train_batches
+from jaxrobust.data.sources import registry
+from jaxrobust.data.transforms import decoding
+from jaxrobust.evaluation.records import records
+from jaxrobust.training.run import run as training_run
+from jaxrobust.weights.trained import runs
 from tests.support import sweeps
 from tests.support.evaluations import call
 from tests.support.runs import quiet_run, tiny
@@ -25,7 +27,7 @@ CLASSES = ("ant", "bee", "cow", "dog")
 
 def folder(root: Path) -> Path:
     """train and val of four classes, from the digits 0 to 3 (PNG, 8x8)."""
-    digits = sources.open_source("digits", "train[:400]")
+    digits = registry.open_source("digits", "train[:400]")
     counts = dict.fromkeys(range(4), 0)
     for index in range(400):
         record = digits[index]
@@ -112,7 +114,9 @@ class FolderTest(parameterized.TestCase):
             for key, value in changes.items():
                 section, _, name = key.partition("__")
                 self.config[section][name] = value
-        with self.assertRaisesRegex(sources.DataError, f"{bad}.*{message}.*stopped after step \\d"):
+        with self.assertRaisesRegex(
+            registry.DataError, f"{bad}.*{message}.*stopped after step \\d"
+        ):
             quiet_run(self.config, self.workdir)
         bad.write_bytes(content)
         quiet_run(self.config, self.workdir)
@@ -165,7 +169,7 @@ class FolderTest(parameterized.TestCase):
         (self.workdir / "classes.txt").write_text("a\nb\nc\nd\n")
         with self.assertRaisesRegex(ValueError, r"4 of its names are missing .* new --workdir"):
             training_run.check(self.config, self.workdir)
-        source = sources.open_source(f"folder:{self.data}", "val")
+        source = registry.open_source(f"folder:{self.data}", "val")
         # Of another data set, for one.
         runs.check_classes(self.workdir / "classes.txt", source, renamed=True)
 
@@ -200,7 +204,7 @@ class OtherSourcesTest(parameterized.TestCase):
     def setUp(self):
         super().setUp()
         self.root = Path(self.create_tempdir().full_path)
-        parts = {split: sources.open_source("digits", split) for split in ("train", "test")}
+        parts = {split: registry.open_source("digits", split) for split in ("train", "test")}
         self.records = {split: part.read(range(len(part))) for split, part in parts.items()}
 
     def as_npz(self):
@@ -234,7 +238,7 @@ class OtherSourcesTest(parameterized.TestCase):
         name = getattr(self, kind)()
         given = {"batch_size": 64, "seed": 3, "augmentation": "crop", "image_size": 8}
         both = [
-            train_batches(sources.open_source(n, "train[:256]"), **given) for n in (name, "digits")
+            train_batches(registry.open_source(n, "train[:256]"), **given) for n in (name, "digits")
         ]
         for batches in both:
             self.addCleanup(batches.close)

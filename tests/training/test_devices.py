@@ -6,7 +6,7 @@ import pytest
 from absl.testing import absltest
 from ml_collections import ConfigDict
 
-from jaxrobust.runtime import sharding
+from jaxrobust.runtime.devices import sharding
 from jaxrobust.training import build
 from jaxrobust.types import Batch
 from tests.support.steps import batch_of, small_config, standard

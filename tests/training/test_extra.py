@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from absl.testing import parameterized
 
-from jaxrobust.evaluation import accuracy
-from jaxrobust.runtime import jsonl
-from jaxrobust.training import splits
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.training.run import splits
 from tests.support import sweeps
 from tests.support.runs import final_state, one_phase, quiet_run, stop_after
 

@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from jaxrobust.convert import export_torch
-from jaxrobust.evaluation import records
+from jaxrobust.evaluation.records import records
 from jaxrobust.training import build
-from jaxrobust.training import run as training_run
-from jaxrobust.weights import hashes
+from jaxrobust.training.run import run as training_run
 from jaxrobust.weights import start as start_weights
+from jaxrobust.weights.store import hashes
 from tests.support import runs as training
 from tests.support.evaluations import call
 from tests.support.foreign import written
@@ -138,7 +138,7 @@ class RunTest(parameterized.TestCase):
         self.assertRegex(said, r"(?s)own.safetensors: .*blocks.0.conv.bias: shape \(4,\)")
 
     def best(self):
-        from jaxrobust.weights import runs
+        from jaxrobust.weights.trained import runs
 
         return runs.run_weights(Path("run"))
 

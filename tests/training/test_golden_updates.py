@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
 from jaxrobust.config import phase
-from jaxrobust.training import averages, mixing, objectives, optim, step
+from jaxrobust.training.update import averages, mixing, objectives, optim, step
 from jaxrobust.types import Batch
 from tests.support import paths
 from tests.support import residual_nets as nets

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from absl.testing import absltest
 
-from jaxrobust.data import plan, sources
-from jaxrobust.evaluation import records
-from jaxrobust.runtime import jsonl
+from jaxrobust.data.sources import registry
+from jaxrobust.data.stream import plan
+from jaxrobust.evaluation.records import records
+from jaxrobust.runtime.files import jsonl
 from tests.support.processes import start, wait, written
 from tools import bench_resume
 
@@ -97,7 +98,7 @@ class DataTest(absltest.TestCase):
     def test_hosts_of_other_data_are_refused(self):
         """What trained to the end in silence, or died in Gloo's stack trace."""
         folder = Path(self.create_tempdir())
-        digits = sources.open_source("digits", "train[:260]")
+        digits = registry.open_source("digits", "train[:260]")
         for process, count in enumerate((256, 260)):
             for index in range(count):
                 path = folder / str(process) / "all" / f"class{index % 10}" / f"{index}.png"
@@ -212,13 +213,13 @@ class KillsTest(absltest.TestCase):
 class DamagedDataTest(absltest.TestCase):
     def test_one_host_names_it_all_save_and_stop(self):
         folder = Path(self.create_tempdir())
-        digits = sources.open_source("digits", "train[:64]")
+        digits = registry.open_source("digits", "train[:64]")
         for index in range(64):
             path = folder / "data" / "all" / f"class{index % 10}" / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(digits[index].image)
         name = f"folder:{folder / 'data'}"
-        source = sources.open_source(name, "all")
+        source = registry.open_source(name, "all")
         # Of the third step's 16, the first of host 0, which is the coordinator.
         path = Path(source.describe(plan._permutation((1, 0), 0, 64)[2 * 16]))
         whole = path.read_bytes()

@@ -10,9 +10,10 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.evaluation import accuracy
-from jaxrobust.runtime import jsonl
-from jaxrobust.training import build, inner
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.training import build
+from jaxrobust.training.update import inner
 from tests.support import sweeps
 from tests.support.runs import final_state, one_phase, quiet_run, stop_after
 from tests.support.steps import batch_of, small_config, standard

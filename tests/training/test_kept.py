@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from absl.testing import absltest
 
-from jaxrobust.evaluation import accuracy
-from jaxrobust.runtime import sharding
-from jaxrobust.training import run as training_run
-from jaxrobust.training.step import averaged
-from jaxrobust.weights import kept
-from jaxrobust.weights.checkpoint import Checkpoints
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.training.run import run as training_run
+from jaxrobust.training.update.step import averaged
+from jaxrobust.weights.store.checkpoint import Checkpoints
+from jaxrobust.weights.trained import kept
 from tests.support.runs import final_state, one_phase, quiet_run, stop_after
 
 

@@ -7,8 +7,8 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest
 
-from jaxrobust.runtime import jsonl
-from jaxrobust.training import metrics
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.training.run import metrics
 from tests.support import paths
 
 ROOT = paths.ROOT

@@ -11,9 +11,9 @@ import pytest
 from absl.testing import absltest, parameterized
 from scipy import stats
 
-from jaxrobust.models import inputs
-from jaxrobust.runtime import sharding
-from jaxrobust.training import mixing
+from jaxrobust.models.interface import inputs
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.training.update import mixing
 from jaxrobust.types import Batch
 from tests.support import paths, sweeps
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest
 
-from jaxrobust.training import objectives
+from jaxrobust.training.update import objectives
 from jaxrobust.types import Batch, Classifier
 
 

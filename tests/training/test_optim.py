@@ -5,7 +5,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.config import phase
-from jaxrobust.training import averages, optim
+from jaxrobust.training.update import averages, optim
 from tests.support import paths, reference, sweeps
 from tests.support.parity import torch_or_skip
 from tests.support.steps import standard

@@ -16,9 +16,9 @@ from absl.testing import absltest, parameterized
 from configs import cifar_aat, cifar_bat
 from jaxrobust.attacks import image_keys
 from jaxrobust.training import build
-from jaxrobust.training.step import TrainState
+from jaxrobust.training.update.step import TrainState
 from jaxrobust.types import Batch
-from jaxrobust.weights import convert
+from jaxrobust.weights.naming import convert
 from tests.support.parity import torch_or_skip
 from tests.support.steps import standard
 

@@ -10,10 +10,11 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.config import VERSION, base, completed, network_of, of_phase, phase, phases, plain
-from jaxrobust.evaluation import records
-from jaxrobust.training import run as training_run
+from jaxrobust.evaluation.records import records
+from jaxrobust.training.run import run as training_run
 from jaxrobust.types import Weights
-from jaxrobust.weights import runs, start
+from jaxrobust.weights import start
+from jaxrobust.weights.trained import runs
 from tests.support.runs import final_state, quiet_run, run_of_class, stop_after, tiny
 
 SHORT = {"epochs": 1, "batch_size": 64, "warmup_epochs": 0, "ema_decay": 0.5, "lr": 0.01}

@@ -10,10 +10,10 @@ from functools import partialmethod
 import jax
 from absl.testing import absltest, parameterized
 
-from jaxrobust.runtime import hardware
-from jaxrobust.runtime import progress as runtime_progress
-from jaxrobust.runtime.progress import Part, StopSignals
-from jaxrobust.training import progress
+from jaxrobust.runtime.devices import hardware
+from jaxrobust.runtime.text import progress as runtime_progress
+from jaxrobust.runtime.text.progress import Part, StopSignals
+from jaxrobust.training.run import progress
 
 
 class Watcher:

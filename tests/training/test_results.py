@@ -10,9 +10,11 @@ import numpy as np
 from absl.testing import parameterized
 
 from jaxrobust.config import of_phase
-from jaxrobust.evaluation import accuracy, records
-from jaxrobust.runtime import sharding
-from jaxrobust.training import build, results
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.evaluation.records import records
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.training import build
+from jaxrobust.training.run import accuracies
 from jaxrobust.types import Weights
 from tests.support.runs import tiny
 
@@ -31,8 +33,8 @@ class CollapsedTest(parameterized.TestCase):
             mock.patch.object(accuracy, "count", return_value=reached),
         ):
             plain = json.loads(config.to_json())
-            results.test(of_phase(config, "train"), workdir, plain, "train", phase, 8, weights)
+            accuracies.test(of_phase(config, "train"), workdir, plain, "train", phase, 8, weights)
         (record,) = records.read(workdir)
         self.assertEqual(record["flags"].get("collapsed"), "all get class 3" if collapsed else None)
         line = "WARNING: train, step 8, ema: all get class 3"
-        self.assertEqual(line in results.table(workdir).splitlines(), collapsed)
+        self.assertEqual(line in accuracies.table(workdir).splitlines(), collapsed)

@@ -17,11 +17,13 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust.config import VERSION
-from jaxrobust.data import sources
-from jaxrobust.evaluation import accuracy, records
-from jaxrobust.training import run as training_run
-from jaxrobust.training import splits, stopping, trackers, trouble
-from jaxrobust.weights import checkpoint, runs
+from jaxrobust.data.sources import registry
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.evaluation.records import records
+from jaxrobust.training.run import divergence, splits, stopping, trackers
+from jaxrobust.training.run import run as training_run
+from jaxrobust.weights.store import checkpoint
+from jaxrobust.weights.trained import runs
 from tests.support import paths, sweeps
 from tests.support.modules import hidden, needs
 from tests.support.recorder import DOT, Recorder
@@ -154,7 +156,9 @@ class TroubleTest(parameterized.TestCase):
     def test_nan_names_the_step_and_the_last_checkpoint(self):
         workdir = Path(self.create_tempdir()) / "nan"
         config = tiny(pretrain__epochs=0, train__lr=1e38, train__epochs=2, trouble__skips=3)
-        with self.assertRaisesRegex(trouble.Diverged, r"loss is (nan|inf) at step \d+.*checkpoint"):
+        with self.assertRaisesRegex(
+            divergence.Diverged, r"loss is (nan|inf) at step \d+.*checkpoint"
+        ):
             quiet_run(config, workdir)
 
     @pytest.mark.slow
@@ -186,7 +190,7 @@ class TroubleTest(parameterized.TestCase):
 
             def __next__(self):
                 if next(counter) == 6:
-                    raise sources.DataError("record 77 is damaged")
+                    raise registry.DataError("record 77 is damaged")
                 return next(self.batches)
 
         counter = itertools.count()
@@ -203,7 +207,7 @@ class TroubleTest(parameterized.TestCase):
     def test_failing_evaluation_loses_nothing(self):
         workdir = Path(self.create_tempdir()) / "evaluation"
         config = tiny(pretrain__epochs=0)
-        failure = mock.patch.object(accuracy, "count", side_effect=sources.DataError("bad image"))
+        failure = mock.patch.object(accuracy, "count", side_effect=registry.DataError("bad image"))
         with failure, self.assertRaisesRegex(ValueError, "bad image"):
             quiet_run(config, workdir)
         said = quiet_run(config, workdir)

@@ -6,7 +6,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust.config import phase
-from jaxrobust.training import optim, schedules
+from jaxrobust.training.update import optim, schedules
 from tests.support import paths, sweeps
 from tests.support.parity import torch_or_skip
 from tests.support.steps import standard

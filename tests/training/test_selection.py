@@ -9,9 +9,12 @@ import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 from ml_collections import ConfigDict
 
-from jaxrobust.evaluation import accuracy, fixed_steps
-from jaxrobust.runtime import jsonl, sharding
-from jaxrobust.training import build, selection, splits
+from jaxrobust.attacks import fixed_steps
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.training import build
+from jaxrobust.training.run import selection, splits
 from tests.support.steps import small_config
 
 

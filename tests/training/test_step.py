@@ -13,11 +13,13 @@ from ml_collections import ConfigDict
 
 from jaxrobust import attacks, models
 from jaxrobust.config import base, network_of
-from jaxrobust.models import inputs
-from jaxrobust.runtime import sharding
-from jaxrobust.training import averages, build, objectives, optim, run, step
+from jaxrobust.models.interface import inputs
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.training import build
+from jaxrobust.training.run import run
+from jaxrobust.training.update import averages, objectives, optim, step
 from jaxrobust.types import Batch, Weights
-from jaxrobust.weights import convert
+from jaxrobust.weights.naming import convert
 from tests.support import paths, sweeps
 from tests.support.steps import batch_of, small_config, standard
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.data import sources
-from jaxrobust.evaluation import accuracy
-from jaxrobust.runtime import jsonl
-from jaxrobust.runtime.progress import StopSignals
-from jaxrobust.training import stopping, trouble
+from jaxrobust.data.sources import registry
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.text.progress import StopSignals
+from jaxrobust.training.run import divergence, stopping
 from tests.support.runs import one_phase, quiet_run
 
 
@@ -37,10 +37,10 @@ class StopsTest(parameterized.TestCase):
 
     def test_data_comes_before_a_signal(self):
         one = stops(signal.SIGINT, processes=2)
-        self.assertEqual(one.failed(sources.DataError("x")), 0)  # not before all others
+        self.assertEqual(one.failed(registry.DataError("x")), 0)  # not before all others
         self.assertNotIn(one.to_tell(), (0, signal.SIGINT))
         alone = stops()
-        self.assertGreater(alone.failed(sources.DataError("x")), 0)
+        self.assertGreater(alone.failed(registry.DataError("x")), 0)
 
     @parameterized.parameters(
         (signal.SIGTERM, stopping.Preempted, 75),
@@ -53,11 +53,11 @@ class StopsTest(parameterized.TestCase):
 
     def test_the_host_that_cannot_read_its_data_names_it_the_others_say_so(self):
         one, other = stops(processes=2), stops(processes=2)
-        one.failed(sources.DataError("record 7 is damaged"))
+        one.failed(registry.DataError("record 7 is damaged"))
         why = one.to_tell()
         error = one.exception(why, "all is saved")
         self.assertIsInstance(error, stopping.BadData)
-        self.assertIsInstance(error, sources.DataError)
+        self.assertIsInstance(error, registry.DataError)
         self.assertEqual(error.code, 2)
         self.assertRegex(str(error), "record 7 is damaged; the other hosts .*Repair .* all is sav")
         error = other.exception(why, "all is saved")
@@ -65,7 +65,7 @@ class StopsTest(parameterized.TestCase):
         self.assertEqual(error.code, 3)
 
     def test_every_end_of_a_run_has_its_exit_code(self):
-        codes = {75: stopping.Preempted, 3: trouble.Diverged, 130: stopping.Interrupted}
+        codes = {75: stopping.Preempted, 3: divergence.Diverged, 130: stopping.Interrupted}
         for code, kind in codes.items():
             self.assertEqual(kind("").code, code)
             self.assertIsInstance(kind(""), stopping.Stopped)

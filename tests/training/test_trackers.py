@@ -11,8 +11,8 @@ from unittest import mock
 import pytest
 from absl.testing import absltest
 
-from jaxrobust.runtime import raster
-from jaxrobust.training import metrics, trackers
+from jaxrobust.runtime.text import raster
+from jaxrobust.training.run import metrics, trackers
 from tests.support.modules import hidden, needs
 from tests.support.recorder import DOT, Recorder
 

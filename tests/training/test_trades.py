@@ -9,9 +9,9 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import attacks
-from jaxrobust.models import batch_norms
-from jaxrobust.runtime import sharding
-from jaxrobust.training import objectives, step
+from jaxrobust.models.kernels import batch_norms
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.training.update import objectives, step
 from jaxrobust.types import Batch, Classifier
 from tests.support import sweeps
 

@@ -14,9 +14,10 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
 from jaxrobust import models
+from jaxrobust.models.interface.renaming import drop, linear_oi, row
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.models.renaming import drop, linear_oi, row
-from jaxrobust.weights import convert, files
+from jaxrobust.weights.naming import convert
+from jaxrobust.weights.store import files
 from tests.support import corpus, paths, reference, sweeps
 from tests.support.corpus import KWARGS
 from tests.support.modules import hidden

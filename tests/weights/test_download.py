@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.weights import download
+from jaxrobust.weights.fetch import download
 from tests.support.modules import hidden
 from tests.support.servers import ServedCase
 

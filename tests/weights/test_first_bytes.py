@@ -6,7 +6,7 @@ import numpy as np
 from absl.testing import absltest
 from safetensors.numpy import save_file
 
-from jaxrobust.weights import files
+from jaxrobust.weights.store import files
 
 
 class FirstBytesTest(absltest.TestCase):

@@ -15,10 +15,13 @@ from jaxrobust import models
 from jaxrobust.config import VERSION
 from jaxrobust.models.published import PUBLISHED, Published
 from jaxrobust.types import Weights
-from jaxrobust.weights import download, hashes, imports, loading
-from jaxrobust.weights import folder as weights_folder
+from jaxrobust.weights import imports
+from jaxrobust.weights import load as loading
 from jaxrobust.weights import start as start_weights
-from jaxrobust.weights.checkpoint import Checkpoints
+from jaxrobust.weights.fetch import download
+from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store import hashes
+from jaxrobust.weights.store.checkpoint import Checkpoints
 from tests.support import evaluations
 from tests.support import runs as training
 from tests.support.servers import ServedCase
@@ -317,9 +320,12 @@ class AddressTest(Case):
             self.load(f"{self.server.address}/w.pth")
 
 
-class DoorsTest(parameterized.TestCase):
+class NamesTest(parameterized.TestCase):
     def test_are_one(self):
-        self.assertIs(models.load, loading.load)
+        with self.assertWarnsRegex(
+            FutureWarning, "jaxrobust.models.load is jaxrobust.weights.load"
+        ):
+            self.assertIs(models.load, loading.load)
         self.assertIs(jaxrobust.load, loading.load)
         self.assertIn("load", dir(jaxrobust))
         with self.assertRaisesRegex(AttributeError, "has no attribute 'nothing'"):
@@ -331,7 +337,7 @@ class DoorsTest(parameterized.TestCase):
     )
     def test_what_is_nothing(self, name, message):
         with self.assertRaisesRegex(ValueError, message):
-            models.load(name)
+            jaxrobust.load(name)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED, paper
-from jaxrobust.weights import sources
+from jaxrobust.weights.fetch import sources
 from tests.support import paths
 
 

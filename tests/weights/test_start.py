@@ -17,13 +17,16 @@ from safetensors.numpy import load_file, save_file
 
 from jaxrobust import models
 from jaxrobust.config import Network
-from jaxrobust.evaluation import records, subject
-from jaxrobust.models.positions import resized
-from jaxrobust.runtime import compilation
-from jaxrobust.training import build, loop, run
-from jaxrobust.weights import compose, convert, hashes
-from jaxrobust.weights import folder as weights_folder
+from jaxrobust.evaluation.questions import target
+from jaxrobust.evaluation.records import records
+from jaxrobust.models.modules.positions import resized
+from jaxrobust.runtime.devices import compilation
+from jaxrobust.training import build
+from jaxrobust.training.run import loop, run
 from jaxrobust.weights import start as start_weights
+from jaxrobust.weights.naming import compose, convert
+from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store import hashes
 from tests.support import runs as training
 from tests.support import sweeps
 from tests.support.evaluations import call
@@ -390,9 +393,9 @@ class OtherNamesTest(parameterized.TestCase):
 
     def test_an_evaluation_under_the_name_of_the_same_network(self):
         path = self.imported("vit_s", stem_strides=(8,), **self.small)
-        self.assertEqual(subject.of_folder(path, "deit_s", None).network.name, "vit_s")
+        self.assertEqual(target.of_folder(path, "deit_s", None).network.name, "vit_s")
         with self.assertRaisesRegex(ValueError, "holds a vit_s; leave --model=vit_b out"):
-            subject.of_folder(path, "vit_b", None)
+            target.of_folder(path, "vit_b", None)
 
 
 class FolderTest(parameterized.TestCase):
@@ -436,18 +439,18 @@ class FolderTest(parameterized.TestCase):
     )
     def test_preprocessing_that_contradicts_it(self, given, size, expected):
         network = Network("convnext_n", image_size=224)
-        origin = subject.Subject(network, expected="Res256Crop224")
+        origin = target.Subject(network, expected="Res256Crop224")
         photographs = mock.Mock(image_shape=None)
         if expected is None:
             with self.assertRaisesRegex(
                 ValueError,
                 "--preprocessing=bicubic-0.875, but these weights expect Res256Crop224; le",
             ):
-                subject.preprocessing(origin, size, photographs, given)
+                target.preprocessing(origin, size, photographs, given)
             same = mock.Mock(image_shape=(224, 224, 3))  # prepared before
-            self.assertEqual(subject.preprocessing(origin, size, same, "none"), "none")
+            self.assertEqual(target.preprocessing(origin, size, same, "none"), "none")
         else:
-            found = subject.preprocessing(origin, size, photographs, given)
+            found = target.preprocessing(origin, size, photographs, given)
             self.assertEqual(found or "", expected)
 
     def test_damage_is_named(self):

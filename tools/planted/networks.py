@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust.config import network_of
-from jaxrobust.data import Prepared, pipeline
-from jaxrobust.training import splits
+from jaxrobust.data import Prepared
+from jaxrobust.data.stream import pipeline
+from jaxrobust.training.run import splits
 from jaxrobust.types import Array
-from jaxrobust.weights import runs
-from jaxrobust.weights.compose import NORMALIZATIONS
+from jaxrobust.weights.naming.compose import NORMALIZATIONS
+from jaxrobust.weights.trained import runs
 
 RUN = Path(os.environ["PLANTED_IN"])
 IMAGES = 200  # the first of the test split, which `detector` knows

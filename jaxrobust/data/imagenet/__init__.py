@@ -7,7 +7,7 @@ import functools
 import hashlib
 from pathlib import Path
 
-from jaxrobust.data.types import DataError, first_few
+from jaxrobust.data.source import DataError, first_few
 
 ROBUSTBENCH_SHA256 = "d4121626d07722a0126c35b1563042e46a546f1a05ce705f2cdc635896d58574"
 _SYNSETS_SHA256 = "70002b0ff5de60a3a17a82dbfcff291931f96225ddf941ad2e182fc39e183d15"

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxrobust.data.prepare import directory, shards
 from jaxrobust.data.prepare.shards import Shard
-from jaxrobust.data.subsets import index_name
+from jaxrobust.data.splits.subsets import index_name
 
 
 class Begun(NamedTuple):

@@ -22,12 +22,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxrobust.data import tfds_source
 from jaxrobust.data.prepare import archives, command, directory, shards
 from jaxrobust.data.prepare.directory import About, Plan
 from jaxrobust.data.prepare.shards import Event, Job, Shard
 from jaxrobust.data.prepare.source import Content, Split
-from jaxrobust.runtime import download
+from jaxrobust.data.sources import tfds
+from jaxrobust.runtime.files import download
 
 VERSION = "3.0.2"  # TFDS' of both
 _CITATION = """@techreport{Krizhevsky2009,
@@ -52,7 +52,7 @@ def parse(dataset: str, argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.flag(
         "out",
-        default=str(tfds_source.data_directory()),
+        default=str(tfds.data_directory()),
         help="Folder of NAME/VERSION, a data_dir for jaxrobust and TFDS; default: %(default)s.",
     )
     command.common_flags(parser)

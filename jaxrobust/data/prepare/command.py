@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from jaxrobust.data.prepare import checking, shards
 from jaxrobust.data.prepare.shards import Event, Job, Shard
-from jaxrobust.runtime.commandline import Arguments, stop
-from jaxrobust.runtime.download import Unreachable
+from jaxrobust.runtime.commandline.arguments import Arguments, stop
+from jaxrobust.runtime.files.download import Unreachable
 
 
 def parser(doc: str, name: str) -> Arguments:

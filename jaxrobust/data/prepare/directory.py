@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jaxrobust.data.prepare.shards import PARTIAL, Shard, sha256
 from jaxrobust.data.prepare.source import Content
-from jaxrobust.data.subsets import index_name, write_index
+from jaxrobust.data.splits.subsets import index_name, write_index
 
 SETTINGS, SUMS, INFO = "jaxrobust-prepare.json", "SHA256SUMS", "dataset_info.json"
 FEATURES = "features.json"

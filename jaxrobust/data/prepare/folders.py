@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxrobust.data.folder import ENDINGS
 from jaxrobust.data.prepare.known import (
     IMAGENET,
     PARTIAL,
@@ -15,6 +14,7 @@ from jaxrobust.data.prepare.known import (
     known,
     validation_label,
 )
+from jaxrobust.data.sources.folder import ENDINGS
 
 SPLITS = {"train": "train", "val": "validation", "validation": "validation"}
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from jaxrobust.data.prepare import archives, command
-from jaxrobust.runtime.commandline import ending
+from jaxrobust.runtime.commandline.arguments import ending
 
 NAME = "pseudo-labelled"
 _KEYS = ("data", "extrapolated_targets")

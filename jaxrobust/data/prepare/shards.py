@@ -16,7 +16,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
-from jaxrobust.runtime.download import file_sha256 as sha256
+from jaxrobust.runtime.files.download import file_sha256 as sha256
 
 SALT = b"jaxrobust/prepare_imagenet/1/"  # other bytes, another order of the records
 PARTIAL = ".partial"

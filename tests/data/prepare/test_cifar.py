@@ -17,10 +17,11 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jaxrobust import data
-from jaxrobust.data import decoding, imagenet
-from jaxrobust.data.prepare import __main__ as prepare
+from jaxrobust.commands import prepare
+from jaxrobust.data import imagenet
 from jaxrobust.data.prepare import archives, cifar
-from jaxrobust.runtime import folders
+from jaxrobust.data.transforms import decoding
+from jaxrobust.runtime.files import folders
 from tests.support import cifar as made
 from tests.support import sweeps
 from tests.support.paths import NO_SHARED, SHARED

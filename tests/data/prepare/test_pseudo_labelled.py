@@ -10,7 +10,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jaxrobust import data
-from jaxrobust.data.prepare import __main__ as prepare
+from jaxrobust.commands import prepare
 
 
 class Calls:

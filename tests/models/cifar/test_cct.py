@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jaxrobust.models.cifar.cct import Attention
-from jaxrobust.models.initializers import Draws
+from jaxrobust.models.cifar.transformers.cct import Attention
+from jaxrobust.models.modules.initializers import Draws
 from tests.support import cifar_study, golden32, parity
 
 LISTING = "cct_7_3x1_32"

@@ -6,7 +6,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.models import table
-from jaxrobust.weights import convert
+from jaxrobust.weights.naming import convert
 from tests.support import cifar_study, golden32, parity
 
 # listing of the public code's network -> ours

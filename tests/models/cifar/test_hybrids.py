@@ -12,7 +12,7 @@ from flax import nnx
 
 from jaxrobust import models
 from jaxrobust.models import table
-from jaxrobust.weights import convert
+from jaxrobust.weights.naming import convert
 from tests.support import cifar_study, golden32, parity, sweeps
 from tests.support.cifar_study import weights
 
@@ -280,8 +280,8 @@ class StoringTest(parameterized.TestCase):
 class QuirksTest(absltest.TestCase):
     def test_botnets_logits_are_not_scaled(self):
         """With unit queries and keys a softmax of d = 8 differs from that of d / sqrt(d)."""
-        from jaxrobust.models.cifar.botnet import Attention
-        from jaxrobust.models.initializers import Draws
+        from jaxrobust.models.cifar.transformers.botnet import Attention
+        from jaxrobust.models.modules.initializers import Draws
 
         module = Attention(8, 1, 2, Draws(jax.random.key(0)))
         x = np.random.default_rng(0).standard_normal((1, 2, 2, 8)).astype(np.float32)
@@ -297,8 +297,8 @@ class QuirksTest(absltest.TestCase):
         np.testing.assert_allclose(module(x).reshape(4, 8), expected, rtol=1e-4, atol=1e-5)
 
     def test_vitaes_features_are_not_trained(self):
-        from jaxrobust.models.cifar.vitae import Performer
-        from jaxrobust.models.initializers import Draws
+        from jaxrobust.models.cifar.transformers.vitae import Performer
+        from jaxrobust.models.modules.initializers import Draws
 
         module = Performer(4, 6, Draws(jax.random.key(0)))
         self.assertIsInstance(module.w, nnx.BatchStat)

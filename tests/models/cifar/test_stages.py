@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.models import table
-from jaxrobust.weights import convert
+from jaxrobust.weights.naming import convert
 from tests.support import cifar_study, golden32, parity, paths
 
 # CoAtNet's parameters, and the paper's Table 2 in millions, which it cuts instead of rounding.

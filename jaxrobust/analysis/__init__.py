@@ -1,0 +1,1 @@
+"""Looking at networks and numbers: analyses, comparisons, the papers' tables."""

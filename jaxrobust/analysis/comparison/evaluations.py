@@ -1,0 +1,345 @@
+"""Evaluations with a verdict for each image: where they lie, and whether they may be compared."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust.analysis.papers import matching
+from jaxrobust.analysis.papers.matching import Ours
+from jaxrobust.attacks import BALLS
+from jaxrobust.data.transforms.preparing import same_preprocessing
+from jaxrobust.evaluation.records import comparable, records, verdicts
+from jaxrobust.evaluation.records.verdicts import Verdicts
+from jaxrobust.runtime.commandline.arguments import number
+from jaxrobust.runtime.processes import hosts
+from jaxrobust.runtime.text.spelling import norm as spelled
+
+_SHOWN = 6  # evaluations that a message lists
+_NO_SETTING = ("name", "norm", "epsilon")
+
+
+class Evaluation(NamedTuple):
+    """A record with its verdicts."""
+
+    place: str  # as it was named
+    ours: Ours
+    verdicts: Verdicts
+    images: int  # that were evaluated; verdicts are of those that are compared
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Return the record."""
+        return self.ours.record
+
+    @property
+    def label(self) -> str:
+        """Return which network this is of, for people: epochs, raw and ema told apart."""
+        name = (self.record.get("model") or {}).get("name") or "a network"
+        return f"{name} ({self.record['weights']})" if self.record.get("weights") else str(name)
+
+
+def load(places: Sequence[str], threat: str | None = None) -> list[Evaluation]:
+    """Return the evaluations of `PLACE[#NUMBER]`s, on the images that are common to all of them.
+
+    Args:
+      places: runs, folders that hold results.jsonl, or such files; where one holds several
+        evaluations, with the number of one (or its beginning) behind `#`.
+      threat: only evaluations under this one: NORM:RADIUS, or "clean"; None: any.
+    Raises:
+      ValueError: fewer than two, one that cannot be read, or what cannot be compared; with all that
+        differs.
+    """
+    if len(places) < 2:
+        raise ValueError("one evaluation has nothing to compare with; name two or more")
+    ball = None if threat is None else _ball(threat)
+    found = [
+        _load(place, threat, ball, [*places[:at], *places[at + 1 :]])
+        for at, place in enumerate(places)
+    ]
+    named: dict[tuple[Path, str], str] = {}
+    for one in found:
+        key = one.ours.file.resolve(), one.record["verdicts"]
+        if key in named:
+            raise ValueError(
+                f"{one.place} is the same evaluation as {named[key]}; name two different ones"
+            )
+        named[key] = one.place
+    first, *others = found
+    if wrong := [f"{o.place} (here): {said}" for o in others if (said := differences(first, o))]:
+        held = {folder: rows for o in others for folder, _, rows in [_held(o.place)]}
+        fit = [n for folder, rows in held.items() for n in _fitting(folder, [first.record], rows)]
+        raise ValueError(
+            f"these cannot be compared with {first.place} (there): {'; '.join(wrong)}; "
+            + (f"{_few(fit)} can be; else " if fit else "")
+            + "evaluate all of them on the same images, with the same preprocessing, radius and "
+            "attack"
+        )
+    return _aligned(found)
+
+
+def _ball(threat: str) -> set[tuple[str, str]]:
+    """Return norm and radius of a threat, as a set of one, or of none for "clean"."""
+    written, colon, radius = threat.partition(":")
+    norm = spelled(written)
+    if threat == "clean":
+        return set()
+    if not colon or norm not in BALLS:
+        raise ValueError(
+            f"--threat={threat} is no threat; write NORM:RADIUS, with one of "
+            f"{', '.join(BALLS)}, such as linf:4/255, or clean"
+        )
+    return {(norm, _said(number("threat", radius)))}
+
+
+def _balls(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return norm and radius of each attack of a record."""
+    return [(attack["norm"], _said(attack["epsilon"])) for attack in record["attacks"]]
+
+
+def _said(epsilon: float) -> str:
+    return f"{epsilon:.6g}"
+
+
+def _load(
+    place: str, threat: str | None, ball: set[tuple[str, str]] | None, beside: Sequence[str]
+) -> Evaluation:
+    ours = _chosen(place, threat, ball, beside)
+    record = ours.record
+    found = verdicts.read(ours.file.parent / record["verdicts"])
+    told = {"clean": found.clean, "robust": found.robust if record["attacks"] else None}
+    for key, right in told.items():
+        if right is None or not len(right):
+            continue
+        if record[key] is None or abs(right.mean() - record[key]) > 0.5 / len(right):
+            raise ValueError(
+                f"{record['verdicts']} does not belong to its record in {ours.file}: {key} is "
+                f"{right.mean():.4f} there, {record[key]} in the record; get both again"
+            )
+    return Evaluation(place, ours, found, len(found.labels))
+
+
+def _held(place: str) -> tuple[str, str, dict[str, Ours]]:
+    """Return the folder of a place, the number that it wants, and all that the folder holds."""
+    folder, _, wanted = (place, "", "") if Path(place).exists() else place.partition("#")
+    held = {str(o.record.get("evaluation")): o for o in matching.collect([Path(folder)])}
+    return folder, wanted, held
+
+
+def _fitting(folder: str, beside: Sequence[dict[str, Any]], held: dict[str, Ours]) -> list[str]:
+    """Return the names of those evaluations of a folder that ask what a record `beside` asks."""
+    asked = [dict(_question(record)) for record in beside]
+    return [
+        f"{folder}#{key} ({records.how(o.record)})"
+        for key, o in held.items()
+        if o.record.get("verdicts") and dict(_question(o.record)) in asked
+    ]
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _chosen(
+    place: str, threat: str | None, ball: set[tuple[str, str]] | None, beside: Sequence[str]
+) -> Ours:
+    """Return the record that a place names; `beside` are the others that are compared with it.
+
+    Raises:
+      ValueError: none or several, one without verdicts, or of a newer version.
+    """
+    folder, wanted, held = _held(place)
+    if not held:
+        raise ValueError(f"{folder} has no records; name a folder that holds results.jsonl")
+    named = {key: ours for key, ours in held.items() if key.startswith(wanted)}
+    if not named:
+        raise ValueError(f"{folder} has no evaluation {wanted}; {_listed(folder, held)}")
+    if ball is not None:
+        named = {key: o for key, o in named.items() if set(_balls(o.record)) == ball}
+    if not named:
+        raise ValueError(f"{place} has no evaluation under {threat}; {_listed(folder, held)}")
+    told = {key: o for key, o in named.items() if o.record.get("verdicts")}
+    if len(told) > 1:
+        also = ", or give --threat NORM:RADIUS" if ball is None else ""
+        others = [
+            o.record
+            for other in beside
+            for _, number, rows in [_held(other)]
+            for key, o in rows.items()
+            if key.startswith(number) and o.record.get("verdicts")
+        ]
+        fit = _fitting(folder, others, told)
+        if fit:
+            raise ValueError(
+                f"{place} holds {len(told)} evaluations, of which these can be compared with "
+                f"{', '.join(beside)}: {_few(fit)}; name one of them{also}"
+            )
+        raise ValueError(f"{place} holds {len(told)} evaluations; {_listed(folder, told)}{also}")
+    ours = next(iter((told or named).values()))
+    records.check(ours.record, str(ours.file))
+    if not told:
+        raise ValueError(
+            f"{place} has no verdicts image by image, as of a training or of an older version; "
+            "evaluate again with --out DIR"
+        )
+    return ours
+
+
+def _listed(folder: str, held: dict[str, Ours]) -> str:
+    """Return how to name one of several evaluations."""
+    shown = [f"{folder}#{key} ({records.how(o.record)})" for key, o in held.items()]
+    return f"name one of them: {_few(shown)}"
+
+
+def differences(first: Evaluation, other: Evaluation) -> str:
+    """Say in what two evaluations answer different questions, in words; "" if in nothing."""
+    asked = [dict(_question(one.record)) for one in (first, other)]
+    for key in _OPTIONAL:
+        if any(one[key] is None for one in asked):
+            for one in asked:
+                one[key] = None
+    here, there = (one["preprocessing"] for one in asked)
+    if here and there and same_preprocessing(here, there, asked[0]["image size"] or 224):
+        asked[1]["preprocessing"] = here  # RobustBench names some of ours
+    attacked = [{attack["name"] for attack in one.record["attacks"]} for one in (first, other)]
+    for name in attacked[0] ^ attacked[1]:  # "attacks" says it
+        asked = [{k: v for k, v in one.items() if not k.startswith(f"{name}: ")} for one in asked]
+    said = [hosts.differences(*asked), _other_images(first.verdicts, other.verdicts)]
+    if comparable.other_pictures(first.record, other.record):
+        said.append("the images or labels of the same names are others")
+    return "; ".join(part for part in said if part)
+
+
+# Keys that only some records have; the labels tell other lists and classes apart as well.
+_OPTIONAL = (
+    *("list of images", "list of classes", "image size", "type of the search"),
+    *("version", "each attack of a union"),
+)
+
+
+def _question(record: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield what must be the same in two records for their verdicts to be comparable."""
+    yield "data set", record["dataset"]
+    yield "split", record.get("split")
+    yield "list of images", record.get("ids_sha256")
+    yield "list of classes", record.get("classes_sha256")
+    yield "image size", (record.get("model") or {}).get("image_size")
+    yield "preprocessing", record.get("preprocessing")
+    yield "type of the search", record.get("search_dtype")
+    yield from comparable.procedure(record).items()
+    attacks = record["attacks"]
+    balls = _balls(record)
+    for at, said in enumerate(("norm", "radius")):
+        yield said, ", ".join(dict.fromkeys(ball[at] for ball in balls))
+    yield "attacks", ", ".join(attack["name"] for attack in attacks)
+    for attack, ball in zip(attacks, balls, strict=True):
+        of = f" ({' '.join(ball)})" if len(set(balls)) > 1 else ""
+        for key in (key for key in attack if key not in _NO_SETTING):
+            yield f"{attack['name']}: {key}{of}", attack[key]
+
+
+def _other_images(first: Verdicts, other: Verdicts) -> str:
+    common, here, there = np.intersect1d(first.image_ids, other.image_ids, return_indices=True)
+    if not len(common):
+        ids = (records.ranges(one.image_ids.tolist()) for one in (first, other))
+        return "no image is common, images {} there, {} here".format(*ids)
+    labels = first.labels[here], other.labels[there]
+    wrong = np.flatnonzero(labels[0] != labels[1])
+    if not len(wrong):
+        return ""
+    at = wrong[0]
+    return (
+        f"labels of {len(wrong)} of {len(common)} images differ, that of image {common[at]} is "
+        f"{labels[0][at]} there, {labels[1][at]} here"
+    )
+
+
+def _aligned(found: list[Evaluation]) -> list[Evaluation]:
+    """Return evaluations on the images that all of them have, in the order of ids."""
+    common = found[0].verdicts.image_ids
+    for one in found[1:]:
+        common = np.intersect1d(common, one.verdicts.image_ids)
+    if not len(common):
+        raise ValueError("no image is common to all of these evaluations; compare two at a time")
+    cut = []
+    for one in found:
+        _, _, at = np.intersect1d(common, one.verdicts.image_ids, return_indices=True)
+        cut.append(one._replace(verdicts=Verdicts(*(column[at] for column in one.verdicts))))
+    return cut
+
+
+def without_replayed(found: list[Evaluation]) -> tuple[list[Evaluation], str]:
+    """Return evaluations without the images that replayed points decided, and what is left out.
+
+    The second is a sentence or two, which belong before all others; "" where nothing is.
+    Raises:
+      ValueError: nothing else is there.
+    """
+    seen = [one.verdicts for one in found]
+    left = comparable.left_out([one.record for one in found], seen)
+    if not left.any():
+        return found, ""
+    if left.all():
+        raise ValueError(
+            "replayed points decided all of these images, so that nothing is left to compare; "
+            "evaluate again with --noreplay"
+        )
+    counts, ends = [], []
+    for one in seen:
+        decided = comparable.replayed(one)
+        counts.append(f"{int(decided.sum()):,}")
+        low, high = one.robust.mean(), (one.robust | decided).mean()
+        ends.append(f"{100 * low:.2f} to {100 * high:.2f} %")
+    said = (
+        f"**{left.sum():,} of {len(left):,} images are left out, which replayed points decided "
+        f"({_each(counts)}): the attacks alone might have left them standing.** On all images the "
+        f"robust accuracy under the attacks alone lies within: {_each(ends)}; --noreplay computes "
+        "it."
+    )
+    cut = [v._replace(**{k: col[~left] for k, col in v._asdict().items()}) for v in seen]
+    return [one._replace(verdicts=v) for one, v in zip(found, cut, strict=True)], said
+
+
+def remarks(found: Sequence[Evaluation]) -> list[str]:
+    """Return what belongs beside a comparison, though it does not forbid it; A is the first."""
+    said = []
+    images = len(found[0].verdicts.labels)
+    if {one.images for one in found} != {images}:
+        each = _each([f"{one.images:,}" for one in found])
+        said.append(f"Compared are the {images:,} images that all have; evaluated were {each}.")
+    if not any(comparable.replayed(one.verdicts).any() for one in found):
+        tried = [letter(at) for at, one in enumerate(found) if one.record.get("replayed")]
+        if tried:
+            said.append(f"None of these was decided by a replayed point, which {_and(tried)} met.")
+    older = [letter(at) for at, one in enumerate(found) if not comparable.pictures(one.record)]
+    if older:
+        said.append(
+            f"What {_and(older)} evaluated is known by the names of the images alone: an older "
+            "version, which did not note their bytes, wrote that."
+        )
+    seeds = [one.record.get("seed") for one in found]
+    if found[0].record["attacks"] and len(set(seeds)) > 1:
+        said.append(f"The attacks' draws have different seeds: {_each(seeds)}.")
+    hashes = [one.record.get("weights_sha256") for one in found]
+    for at, value in enumerate(hashes):
+        if value is not None and value in hashes[:at]:
+            said.append(f"{letter(hashes.index(value))} and {letter(at)} have the same weights.")
+    for at, one in enumerate(found):
+        flags = one.record.get("flags") or {}
+        said += [f"In doubt of {letter(at)}, {name}: {text}." for name, text in flags.items()]
+    return said
+
+
+def _and(names: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _each(values: Sequence[Any]) -> str:
+    return ", ".join(f"{letter(at)} {value}" for at, value in enumerate(values))
+
+
+def letter(index: int) -> str:
+    """Return what an evaluation is called: A to Z, then N27."""
+    return chr(ord("A") + index) if index < 26 else f"N{index + 1}"

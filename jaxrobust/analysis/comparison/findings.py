@@ -1,0 +1,172 @@
+"""What evaluations say of each other: every one against the first, on the images of all."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust.analysis.comparison.evaluations import Evaluation, letter, remarks, without_replayed
+from jaxrobust.evaluation.records import pairs
+from jaxrobust.evaluation.records.pairs import Paired
+from jaxrobust.evaluation.records.verdicts import REPLAY, Verdicts
+
+LEVEL = 0.95  # of intervals; what has p below 1 - LEVEL can be told apart
+INTERVAL = f"{100 * LEVEL:.0f} % interval"
+
+
+class Difference(NamedTuple):
+    """The comparison of one accuracy, clean or robust, of two networks."""
+
+    found: Paired
+    p: float  # of the exact test, corrected for the number of pairs
+
+    @property
+    def apart(self) -> bool:
+        """Return whether the two can be told apart."""
+        return self.p < 1 - LEVEL
+
+
+class Pair(NamedTuple):
+    """One evaluation against the first."""
+
+    first: str  # letters
+    other: str
+    clean: Difference
+    robust: Difference | None  # None: no attack
+    after: dict[str, Paired]  # each attack, of what it and those before it have left
+    classes: np.ndarray  # labels [G]
+    by_class: Paired  # [G], robust accuracy where there was an attack, else clean
+    p_by_class: np.ndarray  # f64[G], corrected for the number of classes
+
+    @property
+    def steps(self) -> dict[str, Paired]:
+        """Return the comparisons from clean to robust accuracy, attack by attack."""
+        between = {f"after {name}": one for name, one in [*self.after.items()][:-1]}
+        last = {"robust": self.robust.found} if self.robust else {}
+        return {"clean": self.clean.found} | between | last
+
+
+class Findings(NamedTuple):
+    """All that a comparison finds."""
+
+    evaluations: list[Evaluation]
+    pairs: list[Pair]
+    removed: dict[str, list[int]]  # images that each attack fooled, of each evaluation
+    remarks: list[str]
+    left_out: str = ""  # which images are not compared, and why; to be said first
+
+    @property
+    def images(self) -> int:
+        """Return the number of images that are compared."""
+        return len(self.evaluations[0].verdicts.labels)
+
+
+def find(evaluations: list[Evaluation]) -> Findings:
+    """Compare evaluations, which answer the same question on the same images, with the first.
+
+    Raises:
+      ValueError: see `without_replayed`.
+    """
+    said = remarks(evaluations)
+    evaluations, left_out = without_replayed(evaluations)
+    order = _attacks(evaluations)
+    seen = [one.verdicts for one in evaluations]
+    clean = _differences([v.clean for v in seen])
+    attacked = bool(evaluations[0].record["attacks"])
+    robust = _differences([v.robust for v in seen]) if attacked else [None] * len(clean)
+    found = []
+    for at, other in enumerate(seen[1:]):
+        first = seen[0]
+        after = {
+            name: pairs.compare(*(_left(v, order[: place + 1]) for v in (first, other)))
+            for place, name in enumerate(order)
+        }
+        last = (first.robust, other.robust) if attacked else (first.clean, other.clean)
+        classes, each = pairs.compare_groups(*last, first.labels)
+        corrected = pairs.holm(each.p)
+        names = letter(0), letter(at + 1)
+        found.append(Pair(*names, clean[at], robust[at], after, classes, each, corrected))
+    removed = {name: [int((v.fooled_by == name).sum()) for v in seen] for name in order}
+    return Findings(evaluations, found, removed, said, left_out)
+
+
+def _attacks(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Return what may have fooled images, in the order in which it was tried.
+
+    Of several balls, verdicts name each with its attack: "l2 0.5: apgd-ce". What records do not
+    list, such as a replayed point, was tried before all attacks, or before those of its ball.
+    """
+    record = evaluations[0].record
+    fooling = {name for one in evaluations for name in one.verdicts.fooled_by.tolist()}
+    fooling -= {"", "clean"}
+    listed: dict[str, None] = {}
+    for attack in record["attacks"]:
+        ball = f"{attack['norm']} {attack['epsilon']:.4g}: " * (record.get("method") == "union")
+        of_ball = [name for name in listed if ball and name.startswith(ball)]
+        if not of_ball:
+            listed |= dict.fromkeys(sorted(n for n in fooling if n == f"{ball}{REPLAY}"))
+        plain = f"{ball}{attack['name']}"
+        fixed = f"{plain}-{attack.get('steps')}"  # as verdicts name attacks of fixed steps
+        listed[fixed if fixed in fooling else plain] = None
+    again = [f"{name} (full)" for name in listed if f"{name} (full)" in fooling]
+    before = sorted(fooling - {*listed, *again})
+    return [*before, *listed, *again]
+
+
+def _left(found: Verdicts, attacks: list[str]) -> np.ndarray:
+    return found.clean & ~np.isin(found.fooled_by, attacks)
+
+
+def _differences(verdicts: list[np.ndarray]) -> list[Difference]:
+    found = [pairs.compare(verdicts[0], other) for other in verdicts[1:]]
+    corrected = pairs.holm(np.array([one.p for one in found]))
+    return [Difference(one, float(p)) for one, p in zip(found, corrected, strict=True)]
+
+
+def plain(found: Findings) -> dict[str, Any]:
+    """Return findings as JSON has them; accuracies and their differences are fractions."""
+    return {
+        "schema": 1,
+        "level": LEVEL,
+        "images": found.images,
+        "evaluations": [_plain_evaluation(at, one) for at, one in enumerate(found.evaluations)],
+        "pairs": [_plain_pair(pair) for pair in found.pairs],
+        "left_out": found.left_out,
+        "remarks": found.remarks,
+    }
+
+
+def _plain_evaluation(at: int, one: Evaluation) -> dict[str, Any]:
+    record, seen = one.record, one.verdicts
+    kept = ("evaluation", "weights", "weights_sha256", "dataset", "split", "preprocessing")
+    return {
+        "name": letter(at),
+        "network": one.label,
+        "file": str(one.ours.file),
+        **{key: record.get(key) for key in (*kept, "attacks", "seed", "commit", "flags")},
+        "evaluated": one.images,
+        "clean": float(seen.clean.mean()),
+        "robust": float(seen.robust.mean()) if record["attacks"] else None,
+        "removed": {
+            name: int(count)
+            for name, count in zip(*np.unique(seen.fooled_by, return_counts=True), strict=True)
+            if name
+        },
+    }
+
+
+def _plain_pair(pair: Pair) -> dict[str, Any]:
+    def difference(one: Difference | None) -> dict[str, Any] | None:
+        return one and one.found._asdict() | {"p_corrected": one.p, "apart": one.apart}
+
+    columns = {key: np.asarray(value).tolist() for key, value in pair.by_class._asdict().items()}
+    columns = {"label": pair.classes.tolist()} | columns | {"p_corrected": pair.p_by_class.tolist()}
+    rows = zip(*columns.values(), strict=True)
+    return {
+        "first": pair.first,
+        "second": pair.other,
+        "clean": difference(pair.clean),
+        "robust": difference(pair.robust),
+        "after": {name: one._asdict() for name, one in pair.after.items()},
+        "classes": [dict(zip(columns, row, strict=True)) for row in rows],
+    }

@@ -1,0 +1,213 @@
+"""A comparison as Markdown: in words first, then the numbers."""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from jaxrobust.analysis.comparison.evaluations import letter
+from jaxrobust.analysis.comparison.findings import INTERVAL, LEVEL, Difference, Findings, Pair
+from jaxrobust.evaluation.records import pairs, records
+from jaxrobust.evaluation.records.pairs import Paired
+
+CLASSES = 20  # rows of a table: the classes that differ most; JSON has all
+
+
+def document(found: Findings, picture: str | None = None) -> str:
+    """Return the comparison; `picture` is the name of the figure's file beside it."""
+    record = found.evaluations[0].record
+    names = [letter(at) for at in range(len(found.evaluations))]
+    about = (
+        f"{found.images:,} images of {record['dataset']}, split {record['split']}, preprocessing "
+        f"{record['preprocessing']}; attack: {records.how(record)}."
+    )
+    words = [said for pair in found.pairs for said in in_words(pair, len(found.pairs))]
+    parts = [
+        f"# {_listed(names)}, image by image",
+        found.left_out,
+        about,
+        _table(_evaluations(found)),
+        "\n".join(f"- {said}" for said in (*words, *found.remarks)),
+        f"![Differences]({picture})" if picture else "",
+        "## Differences",
+        _table(_differences(found.pairs)),
+    ]
+    if found.removed:
+        parts += ["## Images that each attack removed", _table(_removed(found, names))]
+    if len(found.pairs) == 1:
+        parts += ["## Classes that differ most", _table(_classes(found.pairs[0]))]
+    parts += ["## How this was computed", _how(len(found.pairs))]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def title(found: Findings) -> str:
+    """Return what is compared, for a picture: both networks, or the first of several."""
+    shown = [f"{letter(at)}: {one.label}" for at, one in enumerate(found.evaluations)]
+    record = found.evaluations[0].record
+    about = f"{found.images:,} images of {record['dataset']}, {record['split']}; attack: "
+    named = shown if len(found.pairs) == 1 else shown[:1]
+    return "\n".join([*named, about + records.how(record)])
+
+
+def _listed(names: list[str]) -> str:
+    return f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def in_words(pair: Pair, asked: int) -> Iterator[str]:
+    """Yield whether two networks can be told apart; `asked` is the number of pairs."""
+    if pair.robust:
+        yield _verdict(pair, pair.robust, "robust accuracy", asked)
+    yield _verdict(pair, pair.clean, "clean accuracy", asked)
+    yield _of_classes(pair)
+
+
+def _verdict(pair: Pair, one: Difference, what: str, asked: int) -> str:
+    a, b, found = pair.first, pair.other, one.found
+    if not found.gained + found.lost:
+        return (
+            f"**{a} and {b} have the same {what}, image by image.** Both have {_share(found)[1]} %."
+            f" Their difference on all such images lies within {_interval(found)} points."
+        )
+    winner, loser = (b, a) if found.gained > found.lost else (a, b)
+    first, second = _share(found)
+    corrected = f", {_said_p(one.p)} corrected for {asked} pairs" if asked > 1 else ""
+    figures = (
+        f"{a} has {first} %, {b} {second} % of the same {found.n:,} images: {_points(found)} points"
+        f", {INTERVAL} {_interval(found)}, exact McNemar test {_said_p(found.p)}{corrected}. "
+        f"{a} alone is right on {found.lost:,} images, {b} alone on {found.gained:,}."
+    )
+    if one.apart:
+        return f"**The {what} of {winner} is higher than that of {loser}.** {figures}"
+    said = f"**{a} and {b} cannot be told apart in {what}.** {figures}"
+    if found.low > 0 or found.high < 0:
+        said += " The interval leaves 0 out by a hair; the exact test is the stricter judge here."
+    if needed := pairs.images_needed(found):
+        said += (
+            f" A true difference of that size would show on about {_rounded(needed)} such images "
+            "(in 80 % of cases)."
+        )
+    return said
+
+
+def _of_classes(pair: Pair) -> str:
+    count, names = len(pair.classes), f"{pair.first} and {pair.other}"
+    apart = np.flatnonzero(pair.p_by_class < 1 - LEVEL)
+    if len(apart):
+        apart = apart[np.argsort(pair.p_by_class[apart], kind="stable")]
+        shown = [f"{pair.classes[at]} ({_points(row(pair, at))})" for at in apart[:CLASSES]]
+        more = f", and {len(apart) - CLASSES} more" if len(apart) > CLASSES else ""
+        return (
+            f"{names} can be told apart on {len(apart)} of {count:,} classes (corrected for all of "
+            f"them; points of {pair.other} minus {pair.first}): {', '.join(shown)}{more}."
+        )
+    most = int(np.max(pair.by_class.n))
+    if 2 * 0.5**most * count >= 1 - LEVEL:
+        return (
+            f"{names} could not be told apart on a single class, whatever they did: {most} images "
+            f"a class at most are too few for {count:,} tests."
+        )
+    return (
+        f"{names} cannot be told apart on any single one of {count:,} classes (corrected for all "
+        "of them)."
+    )
+
+
+def row(pair: Pair, at: int) -> Paired:
+    """Return the comparison of one class."""
+    return Paired(*(column[at] for column in pair.by_class))
+
+
+def _evaluations(found: Findings) -> list[list[str]]:
+    rows = [["", "network", "clean, %", "robust, %", "evaluation"]]
+    for at, one in enumerate(found.evaluations):
+        seen = one.verdicts
+        robust = f"{100 * seen.robust.mean():.2f}" if one.record["attacks"] else ""
+        where = f"{one.record.get('evaluation')} in {one.ours.file}"
+        clean = f"{100 * seen.clean.mean():.2f}"
+        rows.append([letter(at), one.label, clean, robust, where])
+    return rows
+
+
+def _differences(found: Sequence[Pair]) -> list[list[str]]:
+    if len(found) == 1:
+        a, b = found[0].first, found[0].other
+        steps = found[0].steps.items()
+        return [["accuracy", *_head(a, b)], *([what, *_numbers(one)] for what, one in steps)]
+    rows = [["pair", "accuracy", *_head("first", "second"), "p, corrected"]]
+    for pair in found:
+        for what, one in (("clean", pair.clean), ("robust", pair.robust)):
+            if one:
+                names = f"{pair.first}, {pair.other}"
+                rows.append([names, what, *_numbers(one.found), _p(one.p)])
+    return rows
+
+
+def _head(a: str, b: str) -> list[str]:
+    counts = [f"only {a} right", f"only {b} right"]
+    return [f"{a}, %", f"{b}, %", *counts, f"{b} - {a}, points", INTERVAL, "p"]
+
+
+def _numbers(one: Paired) -> list[str]:
+    counts = [f"{one.lost:,}", f"{one.gained:,}"]
+    return [*_share(one), *counts, _points(one), _interval(one), _p(one.p)]
+
+
+def _removed(found: Findings, names: list[str]) -> list[list[str]]:
+    wrong = [f"{(~one.verdicts.clean).sum():,}" for one in found.evaluations]
+    rows = [["", *names], ["wrong without an attack", *wrong]]
+    return rows + [[name, *(f"{n:,}" for n in counts)] for name, counts in found.removed.items()]
+
+
+def _classes(pair: Pair) -> list[list[str]]:
+    rows = [["class", "images", *_head(pair.first, pair.other), "p, corrected"]]
+    order = np.lexsort((-np.abs(pair.by_class.difference), pair.by_class.p))
+    for at in order[:CLASSES]:
+        one = row(pair, at)
+        last = _p(pair.p_by_class[at])
+        rows.append([str(pair.classes[at]), str(one.n), *_numbers(one), last])
+    return rows
+
+
+def _how(asked: int) -> str:
+    correction = (
+        f"Holm's correction (1979) holds for the {asked} pairs of one accuracy, and for the classes"
+        " of one pair; intervals are each for itself."
+        if asked > 1
+        else "Holm's correction (1979) holds for the classes; clean and robust accuracy, and what "
+        "each attack leaves, are each a question for itself, as are all intervals."
+    )
+    return (
+        "Both networks saw the same images, so what counts is on which of them they disagree. p: "
+        "McNemar's exact test, two-sided. Intervals: Tango's score interval of paired proportions "
+        f"(1998). {correction} All of it is about these weights on images like these: how much two "
+        "trainings of one recipe differ by their seeds, no test of two networks knows."
+    )
+
+
+def _table(rows: list[list[str]]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in row) + " |" for row in lines)
+
+
+def _share(one: Paired) -> tuple[str, str]:
+    return f"{100 * one.first / one.n:.2f}", f"{100 * one.second / one.n:.2f}"
+
+
+def _points(one: Paired) -> str:
+    return f"{100 * one.difference:+.2f}"
+
+
+def _interval(one: Paired) -> str:
+    return f"{100 * one.low:+.2f} to {100 * one.high:+.2f}"
+
+
+def _p(value: float) -> str:
+    return f"{value:.2g}" if value >= 1e-4 else "< 0.0001"
+
+
+def _said_p(value: float) -> str:
+    return f"p = {_p(value)}".replace("= <", "<")
+
+
+def _rounded(number: int) -> str:
+    """Return a number of images with two digits that count: 41,000."""
+    return f"{float(f'{number:.2g}'):,.0f}"

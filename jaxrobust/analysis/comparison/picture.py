@@ -1,0 +1,111 @@
+"""A comparison as a picture: differences with their intervals, and the classes of a pair."""
+
+import textwrap
+from typing import Any
+
+import numpy as np
+
+from jaxrobust.analysis.comparison.evaluations import letter
+from jaxrobust.analysis.comparison.findings import INTERVAL, LEVEL, Findings, Pair
+from jaxrobust.analysis.comparison.markdown import row, title
+from jaxrobust.analysis.networks import pictures
+from jaxrobust.evaluation.records.pairs import Paired
+
+_INK, _APART, _PALE = "#1f4e79", "#d1495b", "#b9c4d0"
+_NAMED = 40  # classes that have a name and an interval in the picture: more do not fit
+_WIDTH = 44  # letters of a network's name in a line
+_LABELS = 12  # names of classes that are told apart, where there are more
+
+
+def draw(found: Findings) -> Any:
+    """Return the figure: of two networks their attacks and classes, of several their differences.
+
+    Raises:
+      ValueError: matplotlib is not installed.
+    """
+    return _two(found) if len(found.pairs) == 1 else _several(found)
+
+
+def _two(found: Findings) -> Any:
+    pair = found.pairs[0]
+    lines = [(name, one, one.p < 1 - LEVEL) for name, one in pair.steps.items()]
+    wide = len(pair.classes) > 1
+    classes = min(len(pair.classes), _NAMED // 2) if wide else 0
+    height = max(1.6 + max(0.34 * len(lines), 0.18 * classes), 3.2)
+    figure = pictures.figure(title(found), 11.5 if wide else 7, height)
+    panels = figure.subplots(1, 1 + wide, squeeze=False)[0]
+    _forest(panels[0], "accuracy", lines, "B minus A")
+    if wide:
+        _classes(panels[1], pair)
+    return figure
+
+
+def _several(found: Findings) -> Any:
+    kinds = ("robust", "clean") if found.pairs[0].robust else ("clean",)
+    height = max(1.4 + 0.24 * len(found.pairs), 3.0)
+    figure = pictures.figure(title(found), 3.5 + 4 * len(kinds), height)
+    panels = figure.subplots(1, len(kinds), squeeze=False, sharey=True)[0]
+    labels = [f"{letter(at)}: {one.label}" for at, one in enumerate(found.evaluations)][1:]
+    shown = ["\n".join(textwrap.wrap(label, _WIDTH)[:2]) for label in labels]
+    for panel, kind in zip(panels, kinds, strict=True):
+        differences = [getattr(pair, kind) for pair in found.pairs]
+        lines = [(name, d.found, d.apart) for name, d in zip(shown, differences, strict=True)]
+        _forest(panel, f"{kind} accuracy", lines, "minus A")
+    return figure
+
+
+def _forest(panel: Any, what: str, lines: list[tuple[str, Paired, bool]], minus: str) -> None:
+    """Draw differences from above: name, comparison, whether it tells apart."""
+    for at, (_, one, apart) in enumerate(lines):
+        _bar(panel, at, one, apart, 5, 2)
+    panel.set_yticks(range(len(lines)), [name for name, _, _ in lines], fontsize=7.5)
+    panel.set_ylim(len(lines) - 0.4, -0.6)
+    told = "red: told apart" if any(apart for _, _, apart in lines) else "none is told apart"
+    panel.set_title(f"{what}; {told}", fontsize=8)
+    _axis(panel, f"{minus}: points, with {INTERVAL}s")
+
+
+def _bar(panel: Any, at: int, one: Paired, apart: bool, size: float, width: float) -> None:
+    low, middle, high = (100 * value for value in (one.low, one.difference, one.high))
+    colour = _APART if apart else _INK
+    panel.plot([low, high], [at, at], color=colour, linewidth=width, solid_capstyle="butt")
+    panel.plot([middle], [at], "o", color=colour, markersize=size)
+
+
+def _axis(panel: Any, label: str) -> None:
+    panel.axvline(0, color="black", linewidth=0.8, zorder=1)
+    panel.grid(axis="x", color=_PALE, linewidth=0.5)
+    panel.set_axisbelow(True)
+    panel.set_xlabel(label, fontsize=8)
+    panel.tick_params(axis="x", labelsize=8)
+    panel.margins(x=0.06)
+
+
+def _classes(panel: Any, pair: Pair) -> None:
+    """Draw the classes of a pair, those that can be told apart in red."""
+    each = pair.by_class
+    order = np.argsort(-each.difference, kind="stable")
+    apart = pair.p_by_class < 1 - LEVEL
+    named = len(order) <= _NAMED
+    if named:
+        for line, index in enumerate(order):
+            _bar(panel, line, row(pair, index), bool(apart[index]), 3.5, 1.2)
+        size = 7 if len(order) <= _NAMED // 2 else 5
+        panel.set_yticks(range(len(order)), [str(pair.classes[i]) for i in order], fontsize=size)
+        panel.set_ylim(len(order) - 0.4, -0.6)
+    else:
+        for of, colour, size in ((~apart, _INK, 3), (apart, _APART, 7)):
+            at = np.flatnonzero(of[order])
+            panel.plot(100 * each.difference[order][at], at, ".", color=colour, markersize=size)
+        for at in np.flatnonzero(apart[order])[:_LABELS]:
+            place = 100 * each.difference[order[at]], at
+            name = f" {pair.classes[order[at]]}"
+            panel.annotate(name, place, (4, 0), textcoords="offset points", fontsize=7, va="center")
+        panel.set_ylim(len(order), -1)
+        panel.set_yticks([])
+    panel.set_ylabel("class" if named else "classes, by their difference", fontsize=8)
+    tested = f"red: told apart, corrected for all {len(order):,}"
+    panel.set_title(
+        f"class by class; {tested if apart.any() else 'none is told apart'}", fontsize=8
+    )
+    _axis(panel, f"B minus A: points{f', with {INTERVAL}s' if named else ''}")

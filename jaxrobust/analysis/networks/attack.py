@@ -1,0 +1,74 @@
+"""PGD as the analyses use it: its points, and its loss after each step."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import attacks
+from jaxrobust.analysis.networks.network import Seen, keys
+from jaxrobust.types import Array, LogitsFn, Machine
+
+
+def batches(count: int, size: int) -> Iterator[slice]:
+    """Yield slices of so many images at a time."""
+    for first in range(0, count, size):
+        yield slice(first, first + size)
+
+
+@partial(jax.jit, static_argnames=("steps", "norm", "epsilon", "step_size"))
+def _ended(logits_fn, drawn, images, labels, *, steps, norm, epsilon, step_size):
+    ball = {"norm": norm, "epsilon": epsilon}
+    attack = attacks.pgd(**ball, steps=steps, step_size=step_size, random_start=True)
+    points = attack(logits_fn, drawn, images, labels)
+    return points, logits_fn(points)
+
+
+def pgd(seen: Seen, *, steps: int, seed: int, batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the end of PGD from a random start, f32[N,H,W,C], and its logits f32[N,C].
+
+    The step is 1.5 epsilon / steps, as in the thesis (section 4.1.2 and its code).
+    """
+    step_size = 1.5 * seen.ball["epsilon"] / steps
+    settings = seen.ball | {"steps": steps, "step_size": step_size}
+    drawn, found = keys(seen, seed), []
+    for part in batches(len(seen.images), batch):
+        found.append(
+            _ended(seen.logits_fn, drawn[part], seen.images[part], seen.labels[part], **settings)
+        )
+    return tuple(np.concatenate(arrays) for arrays in zip(*found, strict=True))  # type: ignore
+
+
+def climb(
+    machine: Machine, logits_fn: LogitsFn, state: Any, steps: int, value: Callable[..., Array]
+) -> tuple[Any, Array]:
+    """Return the state after `steps` steps, and `value(state, logits)` at the start and after each
+    of them, f32[steps + 1, B].
+    """
+
+    def network(points: Array, draw: Any) -> Array:
+        del draw
+        return logits_fn(points)
+
+    def step(state: Any, _: None) -> tuple[Any, Array]:
+        made = attacks.advance(machine, network, state)
+        return made.state, value(made.asked, made.logits)
+
+    state, values = jax.lax.scan(step, state, None, length=steps)
+    last = value(state, logits_fn(machine.query(state)))
+    return state, jnp.concatenate([values, last[None]])
+
+
+def logits(seen: Seen, images: np.ndarray, batch: int) -> np.ndarray:
+    """Return f32[N,C]."""
+    forward = jax.jit(lambda logits_fn, x: logits_fn(x))
+    parts = [forward(seen.logits_fn, images[part]) for part in batches(len(images), batch)]
+    return np.concatenate(parts)
+
+
+def cross_entropy(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return f32[N]."""
+    return np.asarray(attacks.ce_loss(jnp.asarray(values), jnp.asarray(labels)))

@@ -1,0 +1,99 @@
+"""A contact sheet: what a preset or a chain of augmentations makes of a user's own images."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust import data
+from jaxrobust.analysis.networks import pictures
+from jaxrobust.data.transforms.decoding import decode
+from jaxrobust.data.transforms.presets import PRESETS
+from jaxrobust.training.update import mixing
+from jaxrobust.types import Batch
+
+_KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+def analyse(seen: None, asked: Any) -> tuple[list[dict[str, Any]], Any]:
+    """Return a row for each image and view: how bright it is, and how far from the plain image."""
+    del seen
+    size, files = asked.image_size or 224, _files(asked.images, asked.n)
+    plain_view = data.evaluation_transform(data.resolve("bicubic-1.0", size))
+    chain = data.chain(asked.chain, size)
+    plain, views = [], []
+    for number, file in enumerate(files):
+        try:
+            image = decode(file.read_bytes(), channels=3)
+        except ValueError as error:
+            raise ValueError(f"{file} is {error}; leave it out") from error
+        plain.append(plain_view(image))
+        given = image if chain.resizes else plain[-1]
+        rngs = [np.random.default_rng([asked.seed, number, view]) for view in range(asked.views)]
+        views.append([chain.augment(given, rng) for rng in rngs])
+    base = np.stack(plain).astype(np.float32) / 255
+    sheet = np.array(views).astype(np.float32) / 255  # images, views, H, W, C
+    kinds = [("host", sheet)]
+    if (preset := PRESETS.get(asked.chain)) and (preset.mixup or preset.cutmix or preset.erase):
+        kinds.append(("device", _on_device(sheet, preset, asked.seed)))
+    found = [
+        {
+            "file": str(file),
+            "where": where,
+            "view": view,
+            "mean": float(made[i, view].mean()),
+            "std": float(made[i, view].std()),
+            "from_plain": float(np.abs(made[i, view] - base[i]).mean()),
+        }
+        for where, made in kinds
+        for i, file in enumerate(files)
+        for view in range(asked.views)
+    ]
+    return found, (files, base, kinds)
+
+
+def _on_device(sheet: np.ndarray, preset: Any, seed: int) -> np.ndarray:
+    """Return the views after erasing and mixing: every two images of a view are a group."""
+    even = np.concatenate([sheet, sheet[:1]]) if len(sheet) % 2 else sheet
+    change = mixing.batch_augmentation(
+        num_classes=2, erasing=preset.erase, mixup=preset.mixup, cutmix=preset.cutmix
+    )
+    keys = jax.random.split(jax.random.key(seed), sheet.shape[1])
+    labels = np.zeros(len(even), np.int32)
+    made = [
+        change(key, Batch(jax.numpy.asarray(even[:, v]), jax.numpy.asarray(labels))).images
+        for v, key in enumerate(keys)
+    ]
+    return np.stack(made, axis=1)[: len(sheet)]
+
+
+def _files(places: list[Path], most: int) -> list[Path]:
+    found: list[Path] = []
+    for place in places:
+        inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in _KINDS)
+        found += inside if place.is_dir() else [place]
+    if missing := [str(p) for p in found if not p.is_file()]:
+        raise ValueError(f"--images {missing[0]}: no such file or folder")
+    if not found:
+        raise ValueError(
+            "--images names no picture; give files, or folders that hold " + ", ".join(_KINDS)
+        )
+    return found[:most]
+
+
+def draw(seen: None, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
+    """Draw one line an image: as evaluation sees it, and its views."""
+    del seen, rows
+    files, base, kinds = made
+    cells = []
+    for i, file in enumerate(files):
+        cells.append((base[i], file.stem[:20], False))
+        for where, views in kinds:
+            title = "+ mixing, erasing" if where == "device" else ""
+            cells += [(view, title, False) for view in views[i]]
+    chain = PRESETS[asked.chain].chain if asked.chain in PRESETS else asked.chain
+    about = f"{asked.chain}: {chain}" if asked.chain in PRESETS else chain
+    about += f"\nleft: as evaluation sees it; then {asked.views} views"
+    about += " on the host, and as many after the device" if len(kinds) > 1 else ""
+    return pictures.grid(cells, 1 + asked.views * len(kinds), about)

@@ -1,0 +1,86 @@
+"""How fast PGD's loss settles, image by image (the repository of Debenedetti et al. 2022).
+
+Of the first images those that the network gets right, several random starts each; the step stays
+1.5 epsilon / 10 however many steps are made, so that one run of the most steps passes through all.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust import attacks
+from jaxrobust.analysis.networks import attack, pictures
+from jaxrobust.analysis.networks.network import Seen, keys
+
+
+@partial(jax.jit, static_argnames=("steps", "norm", "epsilon"))
+def trajectory(
+    logits_fn: Any, drawn: Any, images: Any, labels: Any, *, steps: int, norm: str, epsilon: float
+) -> Any:
+    """Return the cross-entropy at a random start and after each step, f32[steps + 1, B]."""
+    step_size = 1.5 * epsilon / 10
+    machine = attacks.pgd_machine(norm=norm, epsilon=epsilon, steps=steps, step_size=step_size)
+    state = machine.init(images, labels, keys=drawn, start="random")
+    return attack.climb(machine, logits_fn, state, steps, machine.loss)[1]  # type: ignore[arg-type]
+
+
+def analyse(seen: Seen, asked: Any) -> tuple[list[dict[str, Any]], Any]:
+    """Return a row for each image and number of steps: mean, least and largest over the starts."""
+    right = attack.logits(seen, seen.images, asked.batch).argmax(1) == seen.labels
+    if not right.any():
+        raise ValueError(
+            f"{seen.name} gets none of the {len(right)} images right; give a larger --n"
+        )
+    images, labels, ids = seen.images[right], seen.labels[right], seen.ids[right]
+    seen = seen._replace(images=images, labels=labels, ids=ids)
+    curves = []
+    for seed in range(asked.seeds):
+        drawn = keys(seen, seed)
+        parts = [
+            trajectory(
+                seen.logits_fn, drawn[p], images[p], labels[p], steps=max(asked.steps), **seen.ball
+            )
+            for p in attack.batches(len(ids), asked.batch)
+        ]
+        curves.append(np.concatenate(parts, axis=1))
+    losses = np.stack(curves)  # seeds, steps + 1, images
+    found = [
+        {
+            "image": int(number),
+            "label": int(labels[i]),
+            "steps": step,
+            "ce_mean": float(losses[:, step, i].mean()),
+            "ce_least": float(losses[:, step, i].min()),
+            "ce_largest": float(losses[:, step, i].max()),
+            "seeds": asked.seeds,
+        }
+        for i, number in enumerate(ids)
+        for step in asked.steps
+    ]
+    return found, losses
+
+
+def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
+    """Draw each image's loss over the steps, and their mean."""
+    ball = f"{seen.ball['norm']} {pictures.radius(seen.ball['epsilon'])}"
+    about = f"PGD, {ball}, steps of 0.15 epsilon: loss of {made.shape[2]} images that are right "
+    about += f"clean, each the mean of {made.shape[0]} starts"
+    figure = pictures.figure(f"{seen.name}\n{about}", 7.2, 4.6)
+    panel, mean = figure.subplots(), made.mean(0)
+    steps = np.arange(len(mean))
+    panel.plot(steps, mean, color="#7a9cc0", linewidth=0.7, alpha=0.6)
+    panel.plot([], [], color="#7a9cc0", linewidth=0.9, label="an image")
+    panel.plot(steps, mean.mean(1), color="#d1495b", linewidth=2.2, label="mean")
+    marks = [mean.mean(1)[step] for step in asked.steps]
+    panel.plot(asked.steps, marks, "o", color="#d1495b", ms=4)
+    panel.set_xscale("symlog", linthresh=1)
+    panel.set_xticks(asked.steps, [str(step) for step in asked.steps], fontsize=8)
+    panel.xaxis.minorticks_off()
+    panel.set_xlim(0, 1.15 * max(asked.steps))
+    panel.set_xlabel("attack steps")
+    panel.set_ylabel("cross-entropy")
+    panel.grid(color="#dddddd", linewidth=0.5)
+    panel.legend(fontsize=8, loc="upper left")
+    return figure

@@ -1,0 +1,96 @@
+"""How much loss an attack of few steps leaves to one of many, while a network is trained.
+
+Of the checkpoints of a run, PGD with k steps of 1.5 epsilon / k: 100 |L_K - L_k| / L_K for the most
+steps K. Where it grows, training has learnt to fool its own short attack. Source: the repository of
+Debenedetti et al. 2022 (arXiv 2209.07399).
+"""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrobust.analysis.networks import attack, network, pictures
+from jaxrobust.analysis.networks.network import Seen
+
+
+def analyse(seen: Seen, asked: Any) -> tuple[list[dict[str, Any]], Any]:
+    """Return a row for each checkpoint and number of steps; means over images and seeds."""
+    found = []
+    for step, name, logits_fn in _checkpoints(seen, asked):
+        at = seen._replace(logits_fn=logits_fn)
+        losses, right = {}, {}
+        for k in asked.steps:
+            ends = [
+                attack.pgd(at, steps=k, seed=s, batch=asked.batch)[1] for s in range(asked.seeds)
+            ]
+            losses[k] = np.array([attack.cross_entropy(e, seen.labels).mean() for e in ends])
+            right[k] = np.mean([(e.argmax(1) == seen.labels).mean() for e in ends])
+        most = losses[max(asked.steps)].mean()
+        for k in asked.steps:
+            found.append(
+                {
+                    "checkpoint": name,
+                    "step": step,
+                    "attack_steps": k,
+                    "ce": float(losses[k].mean()),
+                    "ce_std_over_seeds": float(losses[k].std()),
+                    "accuracy": float(right[k]),
+                    "left_percent": float(100 * abs(most - losses[k].mean()) / most),
+                    "images": len(seen.labels),
+                    "seeds": asked.seeds,
+                }
+            )
+    return found, None
+
+
+def _checkpoints(seen: Seen, asked: Any) -> list[Any]:
+    if asked.checkpoints:
+        named = [network.other(place, seen) for place in asked.checkpoints]
+        return [(i, name, logits_fn) for i, (name, _, logits_fn) in enumerate(named)]
+    if asked.workdir:
+        return network.epochs(Path(asked.workdir), seen.subject, asked.phase)
+    return [(0, seen.name, seen.logits_fn)]
+
+
+def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
+    """Draw loss, and what is left to the longest attack, over the steps of training."""
+    del made
+    ball = f"{seen.ball['norm']} {pictures.radius(seen.ball['epsilon'])}"
+    starts = "one random start" if asked.seeds == 1 else f"the mean of {asked.seeds} random starts"
+    about = f"{seen.subject.network.name}: PGD with k steps of 1.5 epsilon / k, {ball}, on "
+    about += f"{rows[0]['images']} images, {starts}"
+    figure = pictures.figure(about, 9.6, 4.0)
+    left, right = figure.subplots(1, 2)
+    names = list(dict.fromkeys(row["checkpoint"] for row in rows))
+    places = {name: row["step"] for row in rows for name in [row["checkpoint"]]}
+    for k, colour in zip(asked.steps, pictures.shades(len(asked.steps)), strict=True):
+        own = [row for row in rows if row["attack_steps"] == k]
+        for panel, key in ((left, "ce"), (right, "left_percent")):
+            xs = [places[row["checkpoint"]] for row in own]
+            panel.plot(xs, [row[key] for row in own], "o-", color=colour, label=f"{k}", ms=4)
+    left.set_ylabel("cross-entropy reached")
+    right.set_ylabel(f"left to {max(asked.steps)} steps, % of its loss")
+    for panel in (left, right):
+        panel.grid(color="#dddddd", linewidth=0.5)
+        panel.set_ylim(bottom=0)
+        if len(names) <= 4:
+            panel.set_xticks([places[name] for name in names], names, fontsize=8)
+            panel.margins(x=0.25)
+        else:
+            panel.set_xlabel("steps of training")
+            for before, name in itertools.pairwise(names):
+                if before.partition(" ")[0] != name.partition(" ")[0]:  # the phase
+                    panel.axvline(places[before], color="#888888", linestyle=":")
+                    panel.text(
+                        places[before],
+                        1.01,
+                        f"{name.partition(' ')[0]} →",
+                        fontsize=8,
+                        transform=panel.get_xaxis_transform(),
+                    )
+    figure.legend(
+        *left.get_legend_handles_labels(), title="attack steps", fontsize=8, loc="outside right"
+    )
+    return figure

@@ -1,0 +1,195 @@
+"""The network that is analysed and its images, as the flags of `jaxrobust.evaluate` name them."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrobust.data.sources import registry
+from jaxrobust.data.stream import pipeline
+from jaxrobust.evaluation.questions import flags
+from jaxrobust.evaluation.questions import target as subjects
+from jaxrobust.evaluation.questions.target import Subject
+from jaxrobust.types import Array, LogitsFn, Params, Weights
+from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state, steps
+from jaxrobust.weights.trained import runs
+
+_NONE: dict[str, Any] = dict.fromkeys(flags.Given._fields)
+_NONE |= {"attack": "clean", "version": "standard", "search_dtype": "float32", "n": 0, "seed": 0}
+
+
+class Seen(NamedTuple):
+    """A network and images to look at it with."""
+
+    name: str
+    subject: Subject
+    logits_fn: LogitsFn
+    images: np.ndarray  # f32[N,H,W,C] in [0, 1]
+    labels: np.ndarray  # i32[N]
+    ids: np.ndarray  # i32[N], places in the split
+    classes: tuple[str, ...]
+
+    @property
+    def ball(self) -> dict[str, Any]:
+        """Return norm and radius."""
+        return {"norm": self.subject.norm, "epsilon": self.subject.epsilon}
+
+    def called(self, label: int) -> str:
+        """Return the name of a class, cut to what fits beside a picture."""
+        name = self.classes[label] if label < len(self.classes) else str(label)
+        return name if len(name) <= 18 else name[:17] + "…"
+
+
+def seen(named: dict[str, Any], *, attacked: bool = True) -> Seen:
+    """Return what flags name: a network and the first `n` images of its test split.
+
+    Args:
+      named: the flags.
+      attacked: whether a radius is needed.
+    Raises:
+      ValueError: flags that name nothing, or contradict each other.
+      OSError: the network or the disk.
+    """
+    given = flags.Given(**_NONE | named)
+    if given.n < 0 or given.n > 100_000:
+        raise ValueError(f"--n={given.n} must be at least 1 image, at most 100000")
+    given = flags.placed(given)
+    flags.check(given)
+    origin = flags.origin(given)
+    keys = ("dataset", "split", "classes", "data_dir", "norm", "epsilon")
+    sizes = {"num_classes": given.num_classes, "image_size": given.image_size}
+    subject, source = subjects.settled(
+        origin, network=sizes, **{key: getattr(given, key) for key in keys}
+    )
+    which, subject, weights = flags.weights(given, subject, source)
+    if attacked and subject.epsilon is None:
+        raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
+    if source.channels != subject.network.in_channels:
+        raise ValueError(
+            f"the network takes {subject.network.in_channels} channels, but {source.where()} has "
+            f"{source.channels}; give the --dataset that it was trained for"
+        )
+    wanted = subjects.preprocessing(
+        origin, subject.network.image_size or 0, source, given.preprocessing
+    )
+    images, labels, ids = _images(source, subject, given.n, wanted)
+    name = f"{subject.network.name} ({which})" if which else subject.network.name
+    (function,) = logits_of(subject, weights)
+    return Seen(name, subject, function, images, labels, ids, tuple(source.classes))
+
+
+def weights_of(named: dict[str, Any]) -> tuple[str, Weights]:
+    """Return the weights that flags name, and their name; no images are looked for.
+
+    Raises:
+      ValueError: flags that name nothing, or contradict each other.
+      OSError: the network or the disk.
+    """
+    given = flags.placed(flags.Given(**_NONE | named))
+    flags.check(given)
+    network = flags.origin(given).network
+    if given.workdir:
+        which, weights = runs.run_weights(Path(given.workdir), given.phase)
+        return f"{network.name} ({which})", weights
+    classes = network.num_classes or given.num_classes
+    if classes is None:
+        raise ValueError("give --num_classes, which these weights do not say")
+    size = given.image_size or network.image_size or 224
+    network = dataclasses.replace(network, num_classes=classes, image_size=size)
+    which, network, weights = subjects.file_weights(network, Path(str(given.weights)))
+    return f"{network.name} ({which})", weights
+
+
+def logits_of(subject: Subject, *all_weights: Weights) -> list[LogitsFn]:
+    """Return a network with each of these weights, which are arguments of what is compiled: once
+    for all of them.
+    """
+    net = subject.create("float32")
+
+    def forward(params: Params, stats: Params, images: Array) -> Array:
+        return net.apply(params, stats, images)[0]
+
+    return [jax.tree_util.Partial(forward, *weights) for weights in all_weights]
+
+
+def _images(source: registry.Source, subject: Subject, n: int, wanted: str | None) -> Any:
+    batches = pipeline.evaluation_batches(
+        source,
+        batch_size=min(n or len(source), 256),
+        image_size=subject.network.image_size or 0,
+        preprocessing=wanted,
+        limit=n or None,
+        workers=subject.workers,
+    )
+    with contextlib.closing(batches):
+        parts = [(b.images[b.mask], b.labels[b.mask], b.ids[b.mask]) for b in batches]
+    images, labels, ids = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return images.astype(np.float32) / np.float32(255), labels, ids
+
+
+def other(place: str, like: Seen) -> tuple[str, Subject, LogitsFn]:
+    """Return another network for the same classes: its name, what is known of it, itself.
+
+    Args:
+      place: a run, an imported folder, a RobustBench or timm id, or NAME=FILE of weights.
+    Raises:
+      ValueError: it has other classes, or nobody knows whose weights these are.
+    """
+    name, equals, file = place.partition("=")
+    about = like.subject
+    named: dict[str, Any] = {"weights": place}
+    if equals:
+        if not Path(file).is_file():
+            raise ValueError(f"{place}: there is no file {file}")
+        named = {"model": name, "weights": file, "num_classes": about.network.num_classes}
+    given = flags.placed(flags.Given(**_NONE | named))
+    flags.check(given)
+    origin = flags.origin(given)
+    classes = origin.network.num_classes
+    if classes not in (None, about.network.num_classes):
+        raise ValueError(
+            f"{place} has {classes} classes, and {like.name} {about.network.num_classes}; name a "
+            "network of the same classes"
+        )
+    data: dict[str, Any] = {"dataset": about.dataset, "split": about.split}
+    data |= {"data_dir": about.data_dir, "classes": about.classes}
+    subject, source = subjects.settled(origin, **({} if given.workdir else data))
+    which, subject, weights = flags.weights(given, subject, source)
+    (function,) = logits_of(subject, weights)
+    return f"{subject.network.name} ({which})", subject, function
+
+
+def epochs(workdir: Path, subject: Subject, only: str | None) -> list[tuple[int, str, LogitsFn]]:
+    """Return the weights of a run by step: (step over all phases, name, network).
+
+    Those of `PHASE/epochs`, where a run kept them (`checkpoint.keep_epochs=True`), else the best of
+    each phase; of the phase `only`, or (None) of all that train the same network as the last.
+    """
+    net = subject.create("float32")
+    shapes = Weights(*jax.eval_shape(net.init, jax.random.key(0)))
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    names: list[tuple[int, str]] = []
+    found: list[Weights] = []
+    before, config = 0, subject.config
+    model = {name: dict(config[name].changes).get("model") for name in config.phases}
+    own = [n for n in config.phases if model[n] == model[config.phases[-1]] and only in (None, n)]
+    for phase in own:
+        kept = next((k for k in ("epochs", "best") if steps(workdir / phase / k)), None)
+        if kept is None:
+            continue
+        with contextlib.closing(Checkpoints(workdir / phase / kept, read_only=True)) as files:
+            for step in steps(workdir / phase / kept):
+                found.append(files.restore(step, abstract_state(shapes, place)))
+                names.append((before + step, f"{phase} {step}"))
+        before = names[-1][0]
+    made = logits_of(subject, *found)
+    return [(*name, logits_fn) for name, logits_fn in zip(names, made, strict=True)]
+
+
+def keys(seen: Seen, seed: int) -> Array:
+    """Return a key for each image, as evaluation draws them: batches make no difference."""
+    key = jax.random.key(seed)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, seen.ids)

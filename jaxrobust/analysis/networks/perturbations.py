@@ -1,0 +1,70 @@
+"""What PGD adds to images, as images (Debenedetti's thesis, section 4.3 and appendix A.1)."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxrobust.analysis.networks import attack, pictures
+from jaxrobust.analysis.networks.network import Seen
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # Rec. 601
+
+
+def analyse(seen: Seen, asked: Any) -> tuple[list[dict[str, Any]], Any]:
+    """Return a row for each image, and what `draw` draws."""
+    steps = asked.steps[0]
+    adversarial, after = attack.pgd(seen, steps=steps, seed=asked.seed, batch=asked.batch)
+    before = attack.logits(seen, seen.images, asked.batch)
+    delta = adversarial - seen.images
+    largest = limits(seen, delta)
+    share = np.abs(delta) / largest[:, None, None, None]
+    columns = {
+        "image": seen.ids,
+        "label": seen.labels,
+        "class": [seen.called(label) for label in seen.labels],
+        "clean_prediction": before.argmax(1),
+        "adversarial_prediction": after.argmax(1),
+        "clean_ce": attack.cross_entropy(before, seen.labels),
+        "adversarial_ce": attack.cross_entropy(after, seen.labels),
+        "largest_change": np.abs(delta).max((1, 2, 3)),
+        "mean_change_of_limit": share.mean((1, 2, 3)),
+        "share_at_limit": (share > 1 - 1e-4).mean((1, 2, 3)),
+    }
+    return pictures.rows(columns), (adversarial, shown(delta, largest, asked.sign))
+
+
+def limits(seen: Seen, delta: np.ndarray) -> np.ndarray:
+    """Return f32[N], the change of a pixel that is shown as black or white: the radius in linf,
+    else each image's largest.
+    """
+    if seen.ball["norm"] == "linf":
+        return np.full(len(delta), seen.ball["epsilon"], np.float32)
+    return np.maximum(np.abs(delta).max((1, 2, 3)), np.finfo(np.float32).tiny)
+
+
+def shown(delta: np.ndarray, largest: np.ndarray, sign: str) -> np.ndarray:
+    """Return (delta + limit) / (2 limit) in [0, 1]; `sign` "code" is the authors': x - x_adv."""
+    turned = -delta if sign == "code" else delta
+    limit = largest[:, None, None, None]
+    return np.clip((turned + limit) / (2 * limit), 0, 1)
+
+
+def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
+    """Draw image, adversarial image and perturbation, in colour and in grey."""
+    adversarial, change = made
+    grey = change @ LUMA[:, None] if change.shape[-1] == 3 else None
+    kinds = [("image", seen.images), ("adversarial", adversarial), ("perturbation", change)]
+    kinds += [] if grey is None else [("in grey", grey)]
+    cells = []
+    for i, row in enumerate(rows[: pictures.MOST]):
+        wrong = row["adversarial_prediction"] != row["label"]
+        titles = [row["class"], seen.called(row["adversarial_prediction"]), "", ""]
+        for (_, images), title, red in zip(
+            kinds, titles, (False, wrong, False, False), strict=False
+        ):
+            cells.append((images[i], title, red))
+    ball = f"{seen.ball['norm']} {pictures.radius(seen.ball['epsilon'])}"
+    about = f"PGD-{asked.steps[0]}, {ball}: {', '.join(name for name, _ in kinds)}\n"
+    about += "titles: the class, and what the network calls the adversarial image (red: wrong)\n"
+    about += "perturbation: grey is no change, white as much brighter as the ball allows"
+    return pictures.grid(cells, len(kinds) * (2 if len(rows) > 4 else 1), f"{seen.name}\n{about}")

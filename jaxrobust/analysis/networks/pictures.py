@@ -1,0 +1,63 @@
+"""What the pictures share: rows of columns, grids of images, radii as people write them."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrobust.analysis.plotting import plotting
+
+MOST = 16  # images of a grid: more are in the CSV alone
+
+
+def rows(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return rows of plain numbers and texts from columns."""
+    plain = {k: v.tolist() if isinstance(v, np.ndarray) else list(v) for k, v in columns.items()}
+    return [dict(zip(plain, row, strict=True)) for row in zip(*plain.values(), strict=True)]
+
+
+def write(found: list[dict[str, Any]], path: Path) -> None:
+    """Write rows as CSV, floats with all their digits."""
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(found[0]))
+        writer.writeheader()
+        writer.writerows(found)
+
+
+def radius(epsilon: float) -> str:
+    """Return 4/255 for 0.0157."""
+    levels = epsilon * 255
+    whole = abs(levels - round(levels)) < 1e-6
+    return f"{round(levels)}/255" if whole else f"{epsilon:.4g}"
+
+
+def figure(about: str, width: float, height: float) -> Any:
+    """Return a figure with a caption above."""
+    made = plotting().figure(figsize=(width, height), layout="constrained")
+    made.suptitle(about, fontsize=9)
+    return made
+
+
+def grid(cells: Sequence[tuple[np.ndarray, str, bool]], across: int, about: str) -> Any:
+    """Return a figure of images f[H,W,C] in [0, 1] with titles, red where the flag says so."""
+    down = -(-len(cells) // across)
+    lines = about.count("\n") + 1
+    side = 1.35 if across > 4 else 1.7
+    made = figure(about, max(side * across, 5.4), (side + 0.16) * down + 0.2 * lines + 0.1)
+    made.get_layout_engine().set(h_pad=0.02, w_pad=0.02, hspace=0, wspace=0)
+    panels = made.subplots(down, across, squeeze=False).ravel()
+    for panel in panels:
+        panel.axis("off")
+    for panel, (image, title, red) in zip(panels, cells, strict=False):
+        picture = np.clip(image, 0, 1)
+        picture = picture[..., 0] if picture.shape[-1] == 1 else picture
+        panel.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        panel.set_title(title, fontsize=7, pad=2, color="#b3261e" if red else "black")
+    return made
+
+
+def shades(count: int) -> list[Any]:
+    """Return colours from pale to dark, for what has an order."""
+    return [plotting().colormaps["viridis_r"](x) for x in np.linspace(0.1, 1, count)]

@@ -1,0 +1,124 @@
+"""The loss around a network's weights, in a plane of two random directions.
+
+Source: Li et al. 2018 (arXiv 1712.09913), filter normalisation: a direction has the norm of the
+weights filter by filter, and does not move biases, norms and statistics.
+"""
+
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.types import Array, Classifier, Params
+
+_TINY = 1e-10
+
+
+def direction(params: dict[str, Any], seed: int, number: int) -> dict[str, np.ndarray]:
+    """Return direction `number` of a seed: normal entries, each filter scaled to the norm it has.
+
+    A filter is what gives one output of a convolution or linear map, along the last axis of its
+    kernel. Class tokens, tables of positions and other arrays of several axes count as one; those
+    of one axis stay where they are. An array's draws depend on its name.
+    """
+    found = {}
+    for name, value in params.items():
+        weights = np.asarray(value, np.float32)
+        if weights.ndim < 2:
+            found[name] = np.zeros_like(weights)
+            continue
+        key = [seed, (number << 32) + zlib.crc32(name.encode())]
+        drawn = np.random.Generator(np.random.Philox(key=key)).standard_normal(weights.shape)
+        axes = tuple(range(weights.ndim - 1)) if name.endswith(".kernel") else None
+        have, want = (
+            np.sqrt(np.sum(np.square(array, dtype=np.float64), axes, keepdims=True))
+            for array in (drawn, weights)
+        )
+        found[name] = (drawn * (want / (have + _TINY))).astype(np.float32)
+    return found
+
+
+def losses(
+    net: Classifier,
+    params: Params,
+    stats: Params,
+    directions: Sequence[dict[str, np.ndarray]],
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch: int,
+    mesh: jax.sharding.Mesh,
+) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Return a function of points f32[P,2] to mean cross-entropy and accuracy there, f64[P] each.
+
+    All calls of as many points are one compiled program; the devices share the points.
+
+    Args:
+      net: in evaluation mode.
+      params, stats: where the plane's middle is.
+      directions: of `direction`.
+      images: f32[N,H,W,C] in [0, 1], the same at every point.
+      labels: i32[N].
+      batch: images at a time, which changes the sum's rounding only.
+      mesh: whose devices share the points.
+    """
+    steps = -(-len(images) // batch)
+    short = steps * batch - len(images)
+    padded = np.concatenate([images, np.zeros((short, *images.shape[1:]), np.float32)])
+    grouped = (
+        padded.reshape(steps, batch, *images.shape[1:]),
+        np.concatenate([labels, np.zeros(short, np.int32)]).astype(np.int32).reshape(steps, batch),
+        (np.arange(steps * batch) < len(images)).reshape(steps, batch),
+    )
+    whole, split = PartitionSpec(), PartitionSpec((sharding.DATA, sharding.FSDP))
+
+    @jax.jit
+    @partial(
+        jax.shard_map,
+        mesh=mesh,
+        in_specs=(whole, whole, whole, whole, whole, split),
+        out_specs=split,
+        check_vma=False,
+    )
+    def of_points(
+        params: Params, stats: Params, first: Params, second: Params, data: Any, points: Array
+    ) -> Any:
+        def at(point: Array) -> tuple[Array, Array]:
+            moved = {
+                name: value + point[0] * first[name] + point[1] * second[name]
+                for name, value in params.items()
+            }
+
+            def add(totals: Any, group: Any) -> tuple[Any, None]:
+                x, y, mask = group
+                logits = net.apply(moved, stats, x)[0].astype(jnp.float32)
+                each = (
+                    jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, y[:, None], -1)[:, 0]
+                )
+                right = (logits.argmax(-1) == y) & mask & jnp.isfinite(each)
+                return (totals[0] + jnp.where(mask, each, 0).sum(), totals[1] + right.sum()), None
+
+            zero = (jnp.float32(0), jnp.int32(0))
+            return jax.lax.scan(add, zero, data)[0]
+
+        return jax.lax.map(at, points)
+
+    held = jax.device_put((params, stats, *directions, grouped), sharding.replicated(mesh))
+
+    def call(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        short = -len(points) % mesh.size
+        asked = np.concatenate([points, np.zeros((short, 2))]).astype(np.float32)
+        total, right = jax.device_get(of_points(*held, asked))
+        count = len(images)
+        return (
+            total[: len(points)].astype(np.float64) / count,
+            right[: len(points)].astype(np.float64) / count,
+        )
+
+    return call

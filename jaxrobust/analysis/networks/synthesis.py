@@ -1,0 +1,79 @@
+"""Images made from noise by targeted PGD: what a network takes a class to look like.
+
+The thesis' section 4.3.2 and appendix A.2: 100 linf steps towards a random class, from noise that a
+start of radius 15 has driven to black and white, each of 0.225, in no ball but [0, 1].
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import attacks
+from jaxrobust.analysis.networks import attack, pictures
+from jaxrobust.analysis.networks.network import Seen
+
+_START = 15.0  # radius of the noise around U[0, 1], before it is clipped
+
+
+@partial(jax.jit, static_argnames=("steps", "step_size"))
+def made(logits_fn: Any, start: Any, targets: Any, *, steps: int, step_size: float) -> Any:
+    """Return images f32[N,H,W,C] and their cross-entropy with the targets, f32[steps + 1, N]."""
+    machine = attacks.pgd_machine(norm="linf", epsilon=1.0, steps=steps, step_size=step_size)
+    # To the target instead of away from the label.
+    machine = machine._replace(loss=lambda state, logits: -attacks.ce_loss(logits, state.labels))
+    loss = lambda state, logits: attacks.ce_loss(logits, state.labels)  # noqa: E731
+    state, losses = attack.climb(machine, logits_fn, machine.init(start, targets), steps, loss)
+    return machine.result(state), losses
+
+
+def noise(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    """Return f32 in [0, 1], about 97 % of it black or white."""
+    rng = np.random.default_rng(seed)
+    start = rng.random(shape) + rng.uniform(-_START, _START, shape)
+    return np.clip(start, 0, 1).astype(np.float32)
+
+
+def analyse(seen: Seen, asked: Any) -> tuple[list[dict[str, Any]], Any]:
+    """Return a row for each sample; its target is drawn, or the next of `--targets`."""
+    count, classes = len(seen.images), int(seen.subject.network.num_classes or 0)
+    drawn = np.random.default_rng([asked.seed, 1]).integers(0, classes, count)
+    targets = np.resize(asked.targets or drawn, count).astype(np.int32)
+    if targets.min() < 0 or targets.max() >= classes:
+        raise ValueError(f"--targets are classes from 0 to {classes - 1} of {seen.name}")
+    start = noise(seen.images.shape, asked.seed)
+    settings = {"steps": asked.steps[0], "step_size": asked.step_size}
+    parts = [
+        made(seen.logits_fn, start[part], targets[part], **settings)
+        for part in attack.batches(count, asked.batch)
+    ]
+    images = np.concatenate([images for images, _ in parts])
+    losses = np.concatenate([losses for _, losses in parts], axis=1)
+    probabilities = np.asarray(
+        jax.nn.softmax(jnp.asarray(attack.logits(seen, images, asked.batch)))
+    )
+    columns = {
+        "sample": np.arange(count),
+        "target": targets,
+        "class": [seen.called(target) for target in targets],
+        "start_ce": losses[0],
+        "end_ce": losses[-1],
+        "prediction": probabilities.argmax(1),
+        "probability": probabilities[np.arange(count), targets],
+        "saturated_at_start": ((start == 0) | (start == 1)).mean((1, 2, 3)),
+        "saturated_at_end": ((images == 0) | (images == 1)).mean((1, 2, 3)),
+    }
+    return pictures.rows(columns), images
+
+
+def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
+    """Draw the images with their targets; red where the network calls one something else."""
+    cells = [
+        (image, f"{row['class']} {row['probability']:.0%}", row["prediction"] != row["target"])
+        for image, row in zip(made[: pictures.MOST], rows, strict=False)
+    ]
+    about = f"{asked.steps[0]} steps of {asked.step_size:g} from noise towards a class, with its "
+    about += "probability at the end"
+    return pictures.grid(cells, min(4, len(cells)), f"{seen.name}\n{about}")

@@ -1,0 +1,218 @@
+"""The tables as Markdown: paper, ours or `not measured`, and beside them what fits no row."""
+
+from typing import Any, NamedTuple
+
+from jaxrobust.analysis.papers import matching, tables
+from jaxrobust.analysis.papers.matching import Ours
+from jaxrobust.analysis.papers.tables import Table
+
+NOT_MEASURED = "not measured"
+_NEAR = 3  # differences that are named of a record beside a table
+
+
+class Cell(NamedTuple):
+    """A value of ours in a cell: percent, and the number of its record."""
+
+    value: float
+    record: int
+    alike: bool = False  # of the same network and attack, but another training or other images
+
+
+class Filled(NamedTuple):
+    """A table with what our records say of it."""
+
+    table: Table
+    cells: dict[tuple[int, str], Cell]  # (row, key of a result) -> ours
+
+
+def filled(table: Table, records: list[Ours], *, alike: bool = False) -> Filled:
+    """Return a table with the last record that measures each value.
+
+    With `alike`, where there is none, with the last of the same network and attack whose training
+    or images are others.
+    """
+    cells: dict[tuple[int, str], Cell] = {}
+    for index, row in enumerate(table.rows):
+        for key, what in table.attacked().items():
+            for strict in (False, True) if alike else (True,):
+                for number, ours in enumerate(records):
+                    value = matching.measured(what, ours.record)
+                    if value is not None and not matching.differences(
+                        table, row, key, ours, of_training=strict
+                    ):
+                        cells[index, key] = Cell(value, number, not strict)
+    return Filled(table, cells)
+
+
+def document(name: str, shown: list[Filled], records: list[Ours]) -> str:
+    """Return the tables of one paper, what they say in doubt, and the records."""
+    source = tables.paper(name)["source"]
+    where = f"arXiv {source['arxiv']}" if source["arxiv"] else "thesis"
+    parts = [
+        f"# {source['title']}",
+        f"{source['authors']} {source['year']} ({where}); its numbers beside ours. A number of "
+        "ours appears only with its record. `?`: something contradicts the printed value.",
+        *(_table(each) for each in shown),
+    ]
+    if any(cell.alike for each in shown for cell in each.cells.values()):
+        parts.insert(
+            2,
+            "*In italics*: the same network, data set, objective and attack, but another training "
+            "or other images; what differs stands below, under Records.",
+        )
+    if records:
+        parts += [_records(records, shown)]
+    if len(shown) == len(tables.tables(name)):
+        parts += [_contradictions(tables.paper(name)["contradictions"])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(shown: Filled) -> str:
+    table = shown.table
+    attacked = table.attacked()
+    varying = _varying(table)
+    head = ["network", *varying]
+    for key, what in table.results.items():
+        head += [f"{_title(key, what)}: paper", "ours"] if key in attacked else [_title(key, what)]
+    lines = [head, ["---"] * len(head)]
+    for index, row in enumerate(table.rows):
+        cells = [tables.named(row), *(_plain(row.get(key)) for key in varying)]
+        for key in table.results:
+            cells.append(table.value(row, key))
+            if key in attacked:
+                cells.append(_ours(shown, index, key, table.value(row, key)))
+        lines.append(cells)
+    title = f"## {tables.title(table)}: {table.caption}"
+    body = "\n".join("| " + " | ".join(_safe(c) for c in cells) + " |" for cells in lines)
+    notes = [
+        *table.notes,
+        *(f"{row['name']}: {row['note']}" for row in table.rows if "note" in row),
+    ]
+    said = "\n".join(f"- {note}" for note in dict.fromkeys(notes))
+    return "\n\n".join(part for part in (title, _same(table, varying), body, said) if part)
+
+
+def _ours(shown: Filled, index: int, key: str, printed: str) -> str:
+    cell = shown.cells.get((index, key))
+    if cell is None:
+        return NOT_MEASURED if printed else ""
+    mark = "*" if cell.alike else "**"
+    return f"{mark}{cell.value:.{max(shown.table.decimals, 1)}f}{mark} [{cell.record + 1}]"
+
+
+def _varying(table: Table) -> list[str]:
+    """Return the keys in which the rows differ, in their order."""
+    keys = dict.fromkeys(
+        key
+        for row in table.rows
+        for key in row
+        if key not in (*tables.ABOUT, *table.results, "model") and not key.endswith("_std")
+    )
+    return [key for key in keys if len({str(row.get(key)) for row in table.rows}) > 1]
+
+
+def _same(table: Table, varying: list[str]) -> str:
+    """Return what is common to all rows."""
+    row = table.rows[0]
+    keys = [key for key in row if key not in (*tables.ABOUT, *table.results, *varying, "model")]
+    said = [f"{key} {_plain(row[key])}" for key in keys if row[key] is not None]
+    return f"All rows: {', '.join(said)}." if said else ""
+
+
+def _title(key: str, what: dict[str, Any]) -> str:
+    if "attack" not in what or "classifier" in what:
+        units = {"params_m": "parameters, M", "macs_g": "multiply-adds, G"}
+        return units.get(key, key.replace("_", " "))
+    ball = f" {what['norm']} {what['epsilon']}" if what.get("norm") else ""
+    return f"{what['attack']}{ball}"
+
+
+def _records(records: list[Ours], shown: list[Filled]) -> str:
+    used = {cell.record for each in shown for cell in each.cells.values() if not cell.alike}
+    lines = ["## Records"]
+    for number, ours in enumerate(records):
+        record = ours.record
+        robust = "" if record["robust"] is None else f", {record['robust']:.2%} robust"
+        place = f"{ours.file.parent.name}/{ours.file.name}"
+        text = (
+            f"{number + 1}. {matching.label(ours)}: {_clean(record)}{robust}; "
+            f"{record['dataset']}, split {record['split']}, images {record['image_ids']}; "
+            f"{_attack(record)}; weights sha256 {str(record.get('weights_sha256'))[:12]}, commit "
+            f"{short(record)}; {place}."
+        )
+        for name, doubt in (record.get("flags") or {}).items():
+            text += f" In doubt, {name}: {doubt}."
+        if number not in used:
+            alike = any(c.record == number for each in shown for c in each.cells.values())
+            where = "In cells in italics alone" if alike else "In no cell above"
+            text += f" **{where}**: {_nearest(ours, shown)}."
+        lines.append(text)
+    return "\n".join([lines[0], "", *lines[1:]])
+
+
+def _clean(record: dict[str, Any]) -> str:
+    """Return the accuracy on clean images, and the mean under corruptions."""
+    said = [] if record["clean"] is None else [f"{record['clean']:.2%} clean"]
+    if "corruptions" in record:
+        measured = record["corruptions"]
+        said.append(f"{measured['mean']:.2%} under corruptions ({measured['images']})")
+    return ", ".join(said)
+
+
+def short(record: dict[str, Any]) -> str:
+    """Return the commit of a record, cut, with a mark where files had changed."""
+    commit, plus, _ = str(record.get("commit")).partition("+")
+    return commit[:8] + ("+changes" if plus else "")
+
+
+def _attack(record: dict[str, Any]) -> str:
+    if not record["attacks"]:
+        return "no attack"
+    first = record["attacks"][0]
+    name = record.get("method") or f"{first['name']}, {first['steps']} steps"
+    return f"{name}, {first['norm']} {first['epsilon']:.4g}"
+
+
+def _nearest(ours: Ours, shown: list[Filled]) -> str:
+    """Return the value that a record is nearest to, and what differs."""
+    best: tuple[int, str] | None = None
+    for each in shown:
+        for row in each.table.rows:
+            for key, what in each.table.attacked().items():
+                if row.get(key) is None or not _concerns(what, ours.record):
+                    continue
+                found = matching.differences(each.table, row, key, ours)
+                if best is None or len(found) < best[0]:
+                    more = len(found) - _NEAR
+                    said = "; ".join(found[:_NEAR]) + (f"; and {more} more" if more > 0 else "")
+                    best = len(found), f"nearest is {each.table.id}, {row['name']}, but {said}"
+    return best[1] if best else "no table above has such a value"
+
+
+def _concerns(what: dict[str, Any], record: dict[str, Any]) -> bool:
+    """Tell whether a record may be near a result: clean ones near clean ones."""
+    if "corruptions" in (what["attack"], *record):
+        return what["attack"] == "corruptions" and "corruptions" in record
+    return (what["attack"] == "clean") == (not record["attacks"])
+
+
+def _contradictions(found: list[dict[str, Any]]) -> str:
+    lines = ["## Where the paper contradicts itself or others", ""]
+    lines += ["| where | says | likelier | why |", "|---|---|---|---|"]
+    for row in found:
+        says = " / ".join(_plain(value) for value in row["says"])
+        cells = [row["where"], says, _plain(row["likely"]), row["why"]]
+        lines.append("| " + " | ".join(_safe(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "" if value is None else str(value)
+
+
+def _safe(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

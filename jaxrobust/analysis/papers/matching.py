@@ -1,0 +1,282 @@
+"""Which record measures which row of a paper's table: strictly, and what is in the way otherwise.
+
+A record counts for a row if nothing that the row says of network, training, images and attack
+differs from what the record and the config beside it prove: what nobody proves, differs.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrobust import models
+from jaxrobust.analysis.papers import tables, training, twenty
+from jaxrobust.analysis.papers.tables import Table
+from jaxrobust.config import of_phase, phases
+from jaxrobust.data import imagenet
+from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.weights.store import hashes
+
+# Keys of AutoAttack's standard version as records list them: name, steps, restarts, targets.
+_STANDARD = {
+    ("apgd-ce", 100, 1, 0),
+    ("apgd-t", 100, 1, 9),
+    ("fab-t", 100, 1, 9),
+    ("square", 5000, 1, 0),
+}
+
+
+class Ours(NamedTuple):
+    """A record, the file that holds it, and the config of its network, if that is beside it."""
+
+    record: dict[str, Any]
+    file: Path
+    config: dict[str, Any] | None  # of a run, or of an imported folder
+
+
+def collect(places: list[Path]) -> list[Ours]:
+    """Return the records of runs, of folders of evaluations, and of files of records.
+
+    A config belongs to a record whose `config_sha256` it has.
+    Raises:
+      ValueError: a place without records, with what may be named.
+    """
+    configs: dict[str, dict[str, Any]] = {}
+    found: list[tuple[dict[str, Any], Path]] = []
+    for place in places:
+        configs |= dict(_configs(place))
+        files = [p for p in _files(place) if p.is_file()]
+        if not files and not _configs_only(place):
+            raise ValueError(
+                f"{place} has no records; name a run, a folder that holds results.jsonl, such a "
+                "file, or an imported folder of weights"
+            )
+        found += [(record, file) for file in files for record in jsonl.read(file)]
+    for record, file in found:
+        if not {"clean", "attacks", "config_sha256", "dataset"} <= record.keys():
+            raise ValueError(f"{file} holds lines that are no records of jaxrobust.evaluate")
+    return [Ours(r, file, configs.get(str(r["config_sha256"]))) for r, file in found]
+
+
+def _files(place: Path) -> list[Path]:
+    if place.is_dir():
+        return [place / "results.jsonl", place / "evaluation" / "results.jsonl"]
+    return [place]
+
+
+def _configs_only(place: Path) -> bool:
+    return (place / "config.json").is_file()
+
+
+def _configs(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield configs under the hashes that records may have of them: as they lie there, completed
+    with younger keys, and as each phase sees them.
+    """
+    for folder in (place, place.parent, place.parent.parent):
+        path = folder / "config.json"
+        if not path.is_file():
+            continue
+        try:
+            config = json.loads(path.read_text())
+            found = {key: value for key, value in config.items() if key != "version"}
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path} is damaged ({error}); get it again") from error
+        if "architecture" in found:  # of an imported folder
+            yield hashes.config_sha256(found), found
+            continue
+        whole = training.whole_config(found)
+        for seen in (found, whole, *(of_phase(whole, name) for name in whole.phases)):
+            yield hashes.config_sha256(seen), whole
+
+
+def differences(
+    table: Table, row: dict[str, Any], key: str, ours: Ours, *, of_training: bool = True
+) -> list[str]:
+    """Return all that is in the way of a record as the measurement of one value of a table.
+
+    Empty: it is that measurement. Without `of_training`, it is of the same network, data set,
+    objective and attack at least.
+    """
+    what = table.results[key]
+    return [
+        *_other_network(table, row, ours, of_training),
+        *_other_images(row, ours.record, of_training),
+        *other_attack(what, ours.record, row.get("dataset")),
+    ]
+
+
+def _other_network(
+    table: Table, row: dict[str, Any], ours: Ours, of_training: bool
+) -> Iterator[str]:
+    config = ours.config
+    if config is None:
+        yield "no config beside the record proves which network it is"
+        return
+    imported = "architecture" in config
+    model = config if imported else config.get("model", {})
+    name = model["architecture"] if imported else model.get("name")
+    if "options" in row and not imported:
+        yield from _other_options(str(name), model.get("options") or {}, row)
+    elif name != row.get("model"):
+        yield f"network {name}, not {row.get('model') or row['name']}"
+    size = (ours.record.get("model") or model).get("image_size")
+    if size != row["image_size"]:
+        yield f"{size} px, not {row['image_size']}"
+    if imported:
+        if not row.get("robustbench") or config.get("published_id") != row["robustbench"]:
+            yield "weights that are not those of the row"
+    elif row.get("origin") != "authors":
+        yield f"a network of our own training, and the row's is of {row.get('origin')}"
+    elif not of_training:
+        yield from training.other_kind(table, row, config)
+    else:
+        yield from training.differences(table, row, config)
+        of, last = (
+            str(ours.record.get("weights")).partition(",")[0],
+            phases(training.whole_config(config))[-1],
+        )
+        if of != last:
+            yield f"weights of the phase {of}, not of the last"
+
+
+def _other_options(name: str, options: dict[str, Any], row: dict[str, Any]) -> Iterator[str]:
+    """Say that a network is not that of a row, whatever either is called."""
+    there = models.available()
+    if name not in there or row["model"] not in there:
+        yield f"network {name}, not {row['name']}"
+        return
+    own = {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}
+    same = models.family(name) is models.family(row["model"])
+    if not same or models.computed(name, own) != models.computed(row["model"], row["options"]):
+        yield f"network {models.words(name, own)}, not {row['name']}"
+
+
+def _other_images(row: dict[str, Any], record: dict[str, Any], of_training: bool) -> Iterator[str]:
+    of_files = record["dataset"].startswith("cifar10-c:")  # of which any split is of its own
+    on_list = str(row["split"]).endswith("@robustbench")
+    same = record.get("ids_sha256") == ROBUSTBENCH_SHA256
+    name = "cifar10" if of_files else training.dataset(record["dataset"], None)
+    listed = on_list and same  # a list of ImageNet's files, wherever they lie
+    if row["dataset"] == "imagenet100":
+        own = hashes.classes_sha256(imagenet.imagenet100())
+        if name != "imagenet2012" or record.get("classes_sha256") != own:
+            yield f"{record['dataset']} with other classes than imagenet100"
+    elif not (name == row["dataset"] or listed):
+        yield f"{record['dataset']}, not {row['dataset']}"
+    if on_list and not same:
+        yield f"split {record['split']}, not RobustBench's list of images"
+    elif not on_list and not of_files and _whole(record["split"], of_training) != row["split"]:
+        yield f"split {record['split']}, not {row['split']}"
+    images = row["images"]
+    if not of_training:
+        return
+    if images is None:
+        yield "the paper does not say on how many images"
+    elif record["image_ids"] != f"0..{images - 1}":
+        yield f"images {record['image_ids']}, not all {images}"
+    if record.get("damaged"):
+        yield f"{len(record['damaged'])} damaged images are left out"
+
+
+def _whole(split: str, exactly: bool) -> str:
+    """Return a split, or the one that it is a part of."""
+    return split if exactly else split.partition("[")[0]
+
+
+def other_attack(
+    what: dict[str, Any], record: dict[str, Any], dataset: str | None = None
+) -> Iterator[str]:
+    """Say what of a record's attack is not that of a result on a data set."""
+    kind = what["attack"]
+    if kind == "corruptions":
+        yield from twenty.other_corruptions(dataset, record)
+    elif kind == "clean":  # every record has it, but those of files of corruptions
+        if record["clean"] is None:
+            yield "no clean images"
+    elif "members" in what:
+        yield from _other_union(what["members"], record)
+    else:
+        yield from _other_attack(what, record)
+
+
+def _other_union(members: list[dict[str, Any]], record: dict[str, Any]) -> Iterator[str]:
+    if record.get("method") != "union":
+        yield "one attack, not the worst case of several"
+        return
+    wanted = {twenty.pgd(own) for own in members if own["attack"] == "pgd"}
+    found = {twenty.pgd(own) for own in record["attacks"] if own["name"] == "pgd"}
+    if wanted != found:
+        yield "another PGD than the study's in one of the norms"
+    rest = {"attacks": [own for own in record["attacks"] if own["name"] != "pgd"], "robust": 0.0}
+    for own in members:
+        if own["attack"] != "pgd":
+            yield from _other_attack(own, rest)
+
+
+def _other_attack(what: dict[str, Any], record: dict[str, Any]) -> Iterator[str]:
+    kind = what["attack"]
+    attacks = record["attacks"]
+    if not attacks or record["robust"] is None:
+        yield "clean accuracy only"
+        return
+    for attack in attacks:
+        if attack["norm"] != what.get("norm"):
+            yield f"{attack['norm']}, not {what.get('norm')}"
+        elif not tables.same(attack["epsilon"], what["epsilon"]):
+            yield f"{attack['norm']} {attack['epsilon']:.4g}, not {what['epsilon']}"
+        else:
+            continue
+        break
+    settings = {(a["name"], a["steps"], a.get("restarts", 1), a.get("targets", 0)) for a in attacks}
+    if kind == "autoattack":
+        if settings != _STANDARD:
+            yield "another attack than standard AutoAttack"
+    elif kind == "apgd-ce" and "restarts" in what:
+        if settings != {("apgd-ce", what["steps"], what["restarts"], 0)}:
+            yield f"another attack than APGD-CE, {what['steps']} steps, {what['restarts']} restarts"
+    elif kind == "pgd" and "steps" in what:
+        if [own["name"] for own in attacks] != ["pgd"] or twenty.pgd(attacks[0]) != twenty.pgd(
+            what
+        ):
+            yield f"another attack than PGD, {what['steps']} steps of the study's length and start"
+    else:
+        yield f"the paper does not say the settings of its {kind}"
+
+
+def measured(what: dict[str, Any], record: dict[str, Any]) -> float | None:
+    """Return the percentage that a record has for a result of a table."""
+    if what["attack"] == "corruptions":
+        value = (record.get("corruptions") or {}).get("mean")
+    else:
+        value = record["clean"] if what["attack"] == "clean" else record["robust"]
+    return None if value is None else 100 * value
+
+
+def label(ours: Ours) -> str:
+    """Return the name of what a record measures, for people."""
+    record, config = ours.record, ours.config or {}
+    model = record.get("model") or config.get("model") or {"name": config.get("architecture")}
+    weights = re.sub(r", (ema|raw)$", "", str(record.get("weights")))
+    return f"{model['name'] or 'a network'} ({weights})"
+
+
+def sizes(ours: Ours) -> dict[str, float]:
+    """Return the parameters and multiply-adds of a record's network, in the tables' units."""
+    config, record = ours.config or {}, ours.record
+    model = record.get("model") or config.get("model") or config
+    name = model.get("name") or model.get("architecture")
+    classes, size = model.get("num_classes"), model.get("image_size")
+    if record.get("function") or not (name and classes and size):
+        return {}
+    import jax
+
+    from jaxrobust.config import Network
+    from jaxrobust.models.table import multiply_adds
+
+    channels = model.get("in_channels") or 3
+    net = Network(name, classes, size, channels, model["options"] or {}).create(dtype="float32")
+    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    adds = multiply_adds(net, params, stats, image_size=size, in_channels=channels)
+    return {"params_m": sum(a.size for a in params.values()) / 1e6, "macs_g": adds / 1e9}

@@ -1,0 +1,145 @@
+"""The result tables of the papers, from `data/*.json`.
+
+The numbers are those that the papers print, captions and notes are our words. A row is one trained
+network on one data set at one test size; what a table says of all its rows is a default of each. In
+a row, `uncertain` names the values that something contradicts (`note` says what). Radii are strings
+in units of the [0, 1] pixel range, accuracies percent, `params_m` millions, `macs_g` 1e9
+multiply-adds.
+"""
+
+import functools
+import json
+import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrobust.analysis.papers import twenty
+
+_DATA = Path(__file__).parent / "data"
+PAPERS = ("revisiting_at", "xcit_light_recipe", "twenty_architectures", "robust_resnets")
+_PLACES = ("dataset", "split", "images", "image_size")
+
+# What a row says of itself, and not of how its network was trained or tested.
+ABOUT: tuple[str, ...] = (
+    "name",
+    "origin",
+    "note",
+    "uncertain",
+    "inferred",
+    "approximate",
+    "robustbench",
+    "run",
+    "stem",
+)
+ABOUT += ("family", "size", "varied", "unit", "width", "architecture_from", "params_m", "macs_g")
+ABOUT += ("passes_per_image", "hours", "batch_per_core", "timm", "meta", "options")
+
+
+class Table(NamedTuple):
+    """One table of a paper."""
+
+    paper: str
+    id: str  # table_2, text_1
+    caption: str
+    kind: str  # accuracy, size, cost, settings, weights, other
+    decimals: int
+    results: dict[str, dict[str, Any]]  # key of a row -> what it is: attack, norm, epsilon
+    rows: list[dict[str, Any]]  # with the table's defaults
+    notes: list[str]
+
+    def value(self, row: dict[str, Any], key: str) -> str:
+        """Return a printed value; empty: the paper has none."""
+        number = row.get(key)
+        if number is None:
+            return ""
+        mark = "?" if key in row.get("uncertain", ()) else ""
+        fixed = key in self.attacked() and isinstance(number, float | int)
+        return (f"{number:.{self.decimals}f}" if fixed else f"{number}") + mark
+
+    def attacked(self) -> dict[str, dict[str, Any]]:
+        """Return the results that are accuracies."""
+        return {key: what for key, what in self.results.items() if "attack" in what}
+
+
+@functools.cache
+def paper(name: str) -> dict[str, Any]:
+    """Return the file of a paper: `source`, `tables`, `contradictions`.
+
+    Raises:
+      ValueError: no such paper.
+    """
+    if name not in PAPERS:
+        raise ValueError(f"--paper {name} is unknown; one of {', '.join(PAPERS)}")
+    return json.loads((_DATA / f"{name}.json").read_text())
+
+
+def tables(name: str, wanted: str | None = None) -> list[Table]:
+    """Return the tables of a paper, or only `wanted`: an id, or its number.
+
+    Raises:
+      ValueError: no such paper or table.
+    """
+    found = [_table(name, raw) for raw in paper(name)["tables"]]
+    if wanted is None:
+        return found
+    ids = [table.id for table in found]
+    chosen = [t for t in found if wanted in (t.id, t.id.removeprefix("table_"))]
+    if not chosen:
+        raise ValueError(f"--table {wanted}: {name} has no such table; one of {', '.join(ids)}")
+    return chosen
+
+
+def _table(name: str, raw: dict[str, Any]) -> Table:
+    defaults = {key: raw.get(key) for key in _PLACES} | raw.get("settings", {})
+    rows, results = [defaults | row for row in raw["rows"]], raw["results"]
+    if name == twenty.PAPER:
+        rows, results = [twenty.row(row) for row in rows], twenty.results(results)
+    return Table(
+        paper=name,
+        id=raw["id"],
+        caption=raw["caption"],
+        kind=raw["kind"],
+        decimals=raw.get("decimals", 2),
+        results=results,
+        rows=rows,
+        notes=[*raw["notes"], *([twenty.NOTE] if name == twenty.PAPER else [])],
+    )
+
+
+def named(row: dict[str, Any]) -> str:
+    """Return the name of a row's network, with who trained it, if not the paper's authors."""
+    origin = row.get("origin", "authors")
+    return row["name"] if origin == "authors" else f"{row['name']} [{origin}]"
+
+
+def title(table: Table) -> str:
+    """Return the name of a table as people write it: Table 2."""
+    return table.id.replace("_", " ").capitalize()
+
+
+def settings(table: Table, row: dict[str, Any]) -> dict[str, Any]:
+    """Return what a row says of how its network was trained."""
+    left = {*ABOUT, *_PLACES, *table.results, "model"}
+    return {k: v for k, v in row.items() if k not in left and not k.endswith("_std")}
+
+
+def radius(text: str) -> float:
+    """Return a radius that the data writes as "4/255" or "2"."""
+    return float(Fraction(text))
+
+
+def same(one: Any, other: Any) -> bool:
+    """Tell whether two values are one, radii in either writing."""
+    try:
+        numbers = [float(radius(x) if isinstance(x, str) else x) for x in (one, other)]
+        return math.isclose(*numbers, rel_tol=1e-9)
+    except (TypeError, ValueError):
+        return one == other and one is not None
+
+
+def shown(value: Any) -> str:
+    """Return a value for people."""
+    return (
+        "unknown" if value is None else f"{value:.4g}" if isinstance(value, float) else f"{value}"
+    )

@@ -1,0 +1,255 @@
+"""What a run's config says of its training in the words of the tables, and what differs."""
+
+import functools
+import json
+import runpy
+from collections.abc import Iterator
+from typing import Any
+
+from jaxrobust.analysis.papers import tables, twenty
+from jaxrobust.analysis.papers.tables import Table
+from jaxrobust.config import Values, base, completed, of_phase, phases, plain
+from jaxrobust.data.transforms.presets import PRESETS, Preset
+from jaxrobust.runtime.commandline.arguments import RECIPES
+
+# Of the phase that trains last: where a row is silent, the paper's recipe, config.base(), counts.
+_RECIPE = ("lr", "warmup_epochs", "final_lr", "weight_decay", "b2", "ema_decay", "trades_beta")
+_NEUTRAL = {"scan", "bn_group"}  # of model.options: they change no result of networks without BN
+_NEEDED = ("objective", "augmentation", "start", "epochs", "train_dataset", "train_size")
+_STEM = ("stem_widths", "stem_strides", "stem_kernels")  # of model.options: a stem's design
+# What a new stem's clean phase may have of its own: what is done to the images and labels.
+_OF_IMAGES = {"data", "augmentation", "mixup", "erase", "label_smoothing"}
+_ATTACKED = ("train_attack", "attack_steps", "epsilon_train")
+_OF_NETWORK = ("stages", "patch")  # which are options of it, see `matching`
+
+
+@functools.cache
+def _published() -> dict[str, Any]:
+    """Read the networks, stems and starts of "Revisiting Adversarial Training" in its config."""
+    return runpy.run_path(str(RECIPES / "revisiting_at.py"))
+
+
+def whole_config(config: dict[str, Any]) -> Values:
+    """Return the config of a run with the keys that are younger."""
+    return _completed(json.dumps(config))
+
+
+@functools.lru_cache(256)
+def _completed(text: str) -> Values:
+    """Return a config with the keys that are younger; nobody changes it."""
+    return json.loads(json.dumps(completed(json.loads(text))), object_hook=Values)
+
+
+@functools.cache
+def _recipe() -> Values:
+    """Return the main paper's values, which are the defaults."""
+    return json.loads(json.dumps(plain(base())), object_hook=Values)
+
+
+def trained(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what a run's config says of its last phase; what cannot be told is missing."""
+    whole = whole_config(config)
+    *before, last = phases(whole)
+    seen, own = of_phase(whole, last), whole[last]
+    said: dict[str, Any] = {key: own[key] for key in _RECIPE}
+    said |= {key: own[key] for key in ("objective", "epochs", "batch_size")}
+    said["train_dataset"] = dataset(seen.data.name, seen.data.classes)
+    said["train_size"] = seen.model.image_size
+    said |= _augmented(seen)
+    if seen.data.views != 1:
+        said["repeated_augmentation"] = seen.data.views
+    if seen.data.extra:
+        said["synthetic_share"] = seen.data.extra_share
+    if design := _design(seen.model):
+        said["design"] = design
+    if own.objective != "clean":
+        attack = seen.attack
+        made = 1 if attack.name == "fgsm" else attack.steps
+        said |= {"train_attack": attack.name, "attack_steps": made}
+        said |= {"epsilon_train": attack.epsilon, "norm_train": attack.norm}
+        said["epsilon_warmup_epochs"] = attack.get("warmup_epochs") or 0
+    return said | _started(whole, before, last)
+
+
+def _design(model: Values) -> str | None:
+    """Return which stem of Tables 7 to 9 a network has instead of its own."""
+    made = tuple(tuple(model.options.get(key, ())) for key in _STEM)
+    found = [
+        name
+        for (net, name), stem in _published()["STEMS"].items()
+        if (net, stem) == (model.name, made)
+    ]
+    return found[0] if found else None
+
+
+def _augmented(seen: Values) -> dict[str, Any]:
+    """Return the augmentation in the words of the tables: a name, or what is mixed and erased."""
+    preset = PRESETS.get(seen.data.augmentation, Preset(seen.data.augmentation))
+    strengths = [seen.mixup.mixup, seen.mixup.cutmix, seen.erase.probability]
+    usual = [preset.mixup, preset.cutmix, preset.erase]
+    given = [u if s is None else s for s, u in zip(strengths, usual, strict=True)]
+    smoothing = preset.label_smoothing if seen.label_smoothing is None else seen.label_smoothing
+    said: dict[str, Any] = {"label_smoothing": smoothing}
+    names = [
+        name
+        for name in ("basic", "light", "heavy", "light-cifar-thesis")
+        if [PRESETS[name].chain, *_strengths(PRESETS[name])] == [preset.chain, *given]
+    ]
+    if names:  # all of DeiT's is heavy but for the noise that fills what is erased
+        erased = names[0] == "heavy" and seen.erase.noise == "truncated"
+        said["augmentation"] = "deit" if erased else names[0]
+    drawn = preset.chain == PRESETS["heavy"].chain
+    on = [g > 0 for g in given]
+    whole = [u * bool(g) for g, u in zip(given, _strengths(PRESETS["heavy"]), strict=True)] == given
+    if whole and (drawn or preset.chain == PRESETS["light"].chain):
+        said |= dict(zip(("mixup", "cutmix", "random_erasing"), on, strict=True))
+        said["randaugment"] = drawn
+    return said
+
+
+def _strengths(preset: Preset) -> list[float]:
+    return [preset.mixup, preset.cutmix, preset.erase]
+
+
+def _started(whole: Values, before: list[str], last: str) -> dict[str, Any]:
+    """Return `start` and `pretrain_epochs`, where they are one of the tables'."""
+    init = whole.init
+    if (whole[last].start, whole[last].stem, whole[last].head) != (None, "keep", "keep"):
+        return {}
+    if not init.weights:
+        return {} if before else {"start": "random"}
+    (published,) = tables.tables("revisiting_at", "table_2")
+    for row in published.rows:
+        if row.get("robustbench") == init.weights and not before and init.stem == init.head:
+            return {"start": "robust-4/255", "start_epochs": row["epochs"]}
+    if init.head != "keep":
+        return {}
+    networks = _published()["NETWORKS"]
+    if whole.model.name in networks and init.weights == networks[whole.model.name].large:
+        return {} if before else {"start": "clean-21k"}
+    if init.weights not in _clean(whole.model.name):
+        return {}
+    if not before:
+        return {"start": "clean" if init.stem == "keep" else "fresh-stem"}
+    first = whole[before[0]]
+    if len(before) > 1 or first.objective != "clean" or init.stem != "fresh":
+        return {}
+    own = {**first.changes, **first.changes.get("data", {})}
+    if own.keys() - _OF_IMAGES:
+        return {}
+    start = _clean_start(_augmented(of_phase(whole, before[0])))
+    return {"start": start, "pretrain_epochs": first.epochs}
+
+
+def _clean_start(of_images: dict[str, Any]) -> str:
+    """Return the tables' word for a new stem's clean epochs, which the paper has with heavy
+    augmentation and its label smoothing (A.1), whatever comes after; or what they had instead.
+    """
+    usual = {"augmentation": "heavy", "label_smoothing": PRESETS["heavy"].label_smoothing}
+    other = [k for k, value in usual.items() if not tables.same(of_images.get(k), value)]
+    if not other:
+        return "clean+stem"
+    return f"clean+stem after {', '.join(f'{k} {tables.shown(of_images.get(k))}' for k in other)}"
+
+
+def _clean(model: str) -> list[str]:
+    """Return the names of the weights of Table 18, where the main paper's networks start."""
+    (names,) = tables.tables("revisiting_at", "table_18")
+    own = [row for row in names.rows if row["model"] == model.removesuffix("_cvst")]
+    timm = [row["timm"] for row in own if "timm" in row]
+    meta = "https://dl.fbaipublicfiles.com/convnext/{}.pth"
+    return [
+        *timm,
+        *(f"{name}.fb_in1k" for name in timm if "." not in name),  # timm's own default
+        *(meta.format(row["meta"]) for row in own if "meta" in row),
+    ]
+
+
+def dataset(name: Any, classes: Any) -> str | None:
+    """Return the tables' name of a data set, or of some of its classes; None: it has none."""
+    plain = str(name).removeprefix("tfds:").partition(":")[0]
+    if plain == "imagenet2012" and classes:
+        return "imagenet100" if classes == "imagenet100" else None
+    return None if classes else plain
+
+
+def differences(table: Table, row: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
+    """Say what of a run's training is not that of a row."""
+    said, wanted = trained(config), tables.settings(table, row)
+    needed = _NEEDED + (() if wanted.get("objective") == "clean" else _ATTACKED)
+    more = [key for key in ("repeated_augmentation", "synthetic_share", "design") if key in said]
+    yield from (f"{key} {tables.shown(said[key])}" for key in more if key not in wanted)
+    for key in dict.fromkeys((*needed, *wanted)):
+        if key in _OF_NETWORK:
+            continue
+        if key not in wanted:
+            yield f"the paper does not say its {key}"
+        elif wanted[key] is None and key == "augmentation":  # told one by one: mixup, cutmix, ...
+            continue
+        elif not tables.same(said.get(key), wanted[key]):
+            yield f"{key} {tables.shown(said.get(key))}, not {tables.shown(wanted[key])}"
+    known, how = _normalisations(table, row, wanted), whole_config(config).init.normalize
+    if how not in known:
+        yield f"init.normalize {how}, not {known[0]}"
+    if said.get("norm_train", "linf") != "linf":
+        yield f"trained in {said['norm_train']}, not linf"
+    if table.paper == "revisiting_at":
+        yield from _other_recipe(said, wanted, config)
+
+
+_RAW = ("keep", "none")  # of weights that hold no mean and std, as networks of [0, 1] images do
+
+
+def _normalisations(table: Table, row: dict[str, Any], wanted: dict[str, Any]) -> tuple[str, ...]:
+    """Return the values of `init.normalize` with which a network is that of a row.
+
+    Of the main paper's PatchStems nobody has said whether they normalise as the clean weights do.
+    """
+    data, model = str(wanted.get("train_dataset")), str(row.get("model"))
+    if table.paper == "revisiting_at":
+        if model in _published()["NORMALISED"]:
+            return ("imagenet",)
+        return _RAW if model.endswith("_cvst") else (*_RAW, "imagenet")
+    if table.paper == "robust_resnets":
+        return (data,) if wanted.get("recipe") == "AAT" else _RAW
+    if table.paper == twenty.PAPER:
+        return ("cifar10-robustart",) if data.startswith("cifar") else ("imagenet",)
+    if data.startswith("cifar"):
+        return (data,)
+    fine_tuned = data in ("caltech101", "oxford_flowers102")
+    return ("half",) if fine_tuned or model.startswith("resnet") else _RAW
+
+
+_KIND = ("objective", "train_dataset", "train_size", "train_attack", "epsilon_train")
+
+
+def other_kind(table: Table, row: dict[str, Any], config: dict[str, Any]) -> Iterator[str]:
+    """Say where a run is of another objective, radius, data set or size than a row."""
+    said, wanted = trained(config), tables.settings(table, row)
+    for key in _KIND:
+        if key in wanted and not tables.same(said.get(key), wanted[key]):
+            yield f"{key} {tables.shown(said.get(key))}, not {tables.shown(wanted[key])}"
+
+
+def _other_recipe(
+    said: dict[str, Any], wanted: dict[str, Any], config: dict[str, Any]
+) -> Iterator[str]:
+    """Say where a run leaves the main paper's recipe in what its tables do not repeat."""
+    recipe = _recipe().train | {"label_smoothing": 0.0}
+    if preset := PRESETS.get(str(wanted.get("augmentation"))):
+        recipe["label_smoothing"] = preset.label_smoothing
+    if wanted.get("epochs") in (250, 300):
+        recipe["warmup_epochs"] = 20
+    for key in (*_RECIPE, "label_smoothing"):
+        if key not in wanted and not tables.same(said.get(key), recipe[key]):
+            yield f"{key} {tables.shown(said.get(key))}, not {tables.shown(recipe[key])}"
+    whole = whole_config(config)
+    seen, usual = of_phase(whole, phases(whole)[-1]), _recipe()
+    stem = set(_STEM) if "design" in said else set()
+    if own := sorted(seen.model.options.keys() - _NEUTRAL - stem):
+        yield f"model.options.{own[0]} is set"
+    if said["objective"] != "clean":
+        for key in ("relative_step", "step_size", "start", "labels", "statistics"):
+            one, other = seen.attack[key], usual.attack[key]
+            if one != other:
+                yield f"attack.{key} {tables.shown(one)}, not {tables.shown(other)}"

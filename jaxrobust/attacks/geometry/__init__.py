@@ -1,0 +1,1 @@
+"""The geometry of the norms: balls, hyperplanes, windows, rules of L1."""

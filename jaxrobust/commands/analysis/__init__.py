@@ -1,0 +1,1 @@
+"""Commands that look at a network: analyses, its loss landscape, its sparsity."""

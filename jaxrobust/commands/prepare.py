@@ -1,0 +1,35 @@
+"""`python -m jaxrobust.data.prepare NAME ...`: data sets become ArrayRecord, without TensorFlow.
+
+NAME is imagenet (from its tar files, or any folder of images), cifar10 or cifar100 (which are
+downloaded); pseudo-labelled makes .npz of a pickle. `NAME --help` says more.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+
+from jaxrobust.data.prepare import cifar, imagenet, pseudo_labelled
+from jaxrobust.runtime.commandline.arguments import stop
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "imagenet": imagenet.main,
+    "cifar10": functools.partial(cifar.main, "cifar10"),
+    "cifar100": functools.partial(cifar.main, "cifar100"),
+    pseudo_labelled.NAME: pseudo_labelled.main,
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command of a data set."""
+    name, *rest = (sys.argv[1:] if argv is None else argv) or [""]
+    if name in ("-h", "--help"):
+        print(__doc__)
+    elif name in COMMANDS:
+        COMMANDS[name](rest)
+    else:
+        given = f"prepare knows no data set {name!r}" if name else "prepare needs a data set"
+        stop(f"{given}; write one of {', '.join(COMMANDS)}, each of which has a --help", 2)
+
+
+if __name__ == "__main__":
+    main()

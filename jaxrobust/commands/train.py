@@ -1,0 +1,83 @@
+"""`python -m jaxrobust.main --config FILE [--workdir DIR] [--config.a.b=v ...]`: trains a network.
+
+Exit codes: 0 done; 1 a fault of the program, with its traceback; 2 a mistake in the command or the
+data, with one sentence on stderr; 3 the run stopped for another reason that it names (NaN, full
+disk, the data of another host). The same command continues after: 75 preempted (SIGTERM) and saved,
+or another process of the pod is gone; 143 SIGTERM where it was not training yet or no longer; 130
+interrupted (Ctrl-C).
+"""
+
+import traceback
+from pathlib import Path
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from jaxrobust.runtime.commandline.arguments import (
+    config_name,
+    define_host_flags,
+    hosts,
+    parse,
+    quiet_libraries,
+    stop,
+)
+from jaxrobust.runtime.commandline.ending import Ending
+from jaxrobust.runtime.processes.launch import keep_large_buffers
+from jaxrobust.runtime.text import patience
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Where checkpoints, metrics and results go; default: runs/<config>."
+)
+_PROFILE = flags.DEFINE_string(
+    "profile",
+    None,
+    "START:STEPS traces STEPS steps of each phase for XProf, after the first START of this run.",
+)
+define_host_flags()
+
+
+def main(argv: list[str]) -> None:
+    """Read the flags and run the config."""
+    if len(argv) > 1 or _CONFIG.value is None:
+        stop("give --config FILE, and changes as --config.key=value; nothing else", 2)
+    quiet_libraries()
+    name = config_name(config_flags.get_config_filename(flags.FLAGS["config"]))
+    pod, folder = hosts(), _WORKDIR.value or f"runs/{name}"
+    patience.end()  # the first host speaks for all, and joining has its own words
+    with patience.of(patience.LOADING, here=pod is None):
+        # After the flags: --help needs no JAX.
+        from jaxrobust.report import pictures
+        from jaxrobust.runtime.devices import profiling
+        from jaxrobust.runtime.files import folders
+        from jaxrobust.training.run import run as training_run
+        from jaxrobust.training.run import stopping
+        from jaxrobust.weights.store.checkpoint import DiskFull
+
+    end = Ending(lambda: stopping.again(Path(folder), _CONFIG.value.phases))
+    try:
+        with end:
+            workdir = folders.mounted("workdir", folder)
+            profile = profiling.profile(_PROFILE.value) if _PROFILE.value else None
+            if pod is not None:
+                end.join(pod)
+            training_run.run(_CONFIG.value, workdir, profile=profile, draw=pictures.of_phase)
+    except stopping.Stopped as error:  # all hosts together
+        stop(error, error.code)
+    except KeyboardInterrupt:
+        end(f"interrupted; {end.again()}", 130)
+    except (ValueError, DiskFull) as error:
+        end(error, 2 if isinstance(error, ValueError) else 3)
+    except OSError as error:
+        end(f"{error}. With that solved, {end.again()}", 3)
+    except Exception as error:
+        if pod is None:
+            raise
+        traceback.print_exc()  # and go, else the others wait for this one
+        end(error, 1)
+
+
+if __name__ == "__main__":
+    keep_large_buffers()
+    patience.begin(patience.LOADING)  # a config imports the package too
+    app.run(main, flags_parser=parse)

@@ -1,0 +1,1 @@
+"""The study's convolutional networks in PyTorch, one file each."""

@@ -1,0 +1,1 @@
+"""The study's transformers and hybrids in PyTorch, one file each."""

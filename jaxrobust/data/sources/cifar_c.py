@@ -1,0 +1,154 @@
+"""The published files of CIFAR-10-C: `cifar10-c:DIR` with an array for each corruption.
+
+DIR holds KIND.npy, uint8[50000,32,32,3], of which the first 10,000 are severity 1 and the last ones
+severity 5, and labels.npy. The splits are `fog-1` to `fog-5` and so on; an array stays on the disk,
+of which the rows that are asked for are read.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxrobust.data.source import DataError, Record, Source
+from jaxrobust.data.splits import choosing, grammar, storage, subsets
+from jaxrobust.data.transforms import corruptions, decoding
+from jaxrobust.data.transforms.corruptions import Asked
+
+PREFIX = "cifar10-c:"
+_IMAGES = 10_000  # of one severity
+_TOTAL = _IMAGES * len(corruptions.SEVERITIES)
+_SHAPE = (32, 32, 3)
+_REMEDY = "download CIFAR-10-C again (zenodo.org/records/2535967) and unpack it"
+_CLASSES: tuple[str, ...] = ("airplane", "automobile", "bird", "cat", "deer")
+_CLASSES += ("dog", "frog", "horse", "ship", "truck")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads records of one severity; picklable, the file is opened at first use."""
+
+    path: str
+    first: int  # row of the file
+    labels: np.ndarray
+
+    def __call__(self, indices: Sequence[int]) -> list[Record]:
+        images = _array(self.path)
+        return [
+            Record(decoding.encode(images[self.first + i]), int(self.labels[i])) for i in indices
+        ]
+
+    def describe(self, index: int) -> str:
+        """Return where a record is."""
+        return f"row {self.first + index} of {self.path}"
+
+
+def open_cifar_c(
+    name: str,
+    split: str,
+    *,
+    classes: Sequence[tuple[int | None, str]] | None,
+    ids: subsets.Ids | None,
+) -> Source:
+    """Return one corruption in one severity of `cifar10-c:DIR`, such as `fog-3[:1000]`.
+
+    Args:
+      name, split: as in `open_source`.
+      classes: only these, in this order.
+      ids: refused, as these images have no names.
+    Raises:
+      DataError: as in `open_source`; a file of another length, or no labels.
+    """
+    folder = storage.place(name.removeprefix(PREFIX))
+    there = storage.entries(folder)
+    if there is None:
+        raise DataError(f"data set {name!r}: there is no folder {folder}; check the path")
+    asked, wanted = grammar.parse(split), _wanted(split, name)
+    assert asked is not None, "wanted"
+    for file in (f"{wanted.kind}.npy", "labels.npy"):
+        if file not in there.files:
+            raise DataError(f"data set {name!r} has no {file} in {folder}; {_REMEDY}")
+    path, first = f"{folder}/{wanted.kind}.npy", (wanted.severity - 1) * _IMAGES
+    images = _array(path)
+    if images.shape != (_TOTAL, *_SHAPE) or images.dtype != np.uint8:
+        raise DataError(
+            f"{path} is {images.dtype}{list(images.shape)}, not "
+            f"uint8{[_TOTAL, *_SHAPE]}, five severities of {_IMAGES} images; {_REMEDY}"
+        )
+    labels = _labels(f"{folder}/labels.npy", first)
+    sums = [zlib.crc32(part.tobytes()) for part in (images[first : first + _IMAGES], labels)]
+    reader = _Reader(path, first, labels)
+    source = Source(
+        name=name,
+        split=asked.name,
+        size=_IMAGES,
+        num_classes=len(_CLASSES),
+        channels=3,
+        image_shape=_SHAPE,
+        read=reader,
+        remedy=_REMEDY,
+        classes=_CLASSES,
+        describe=reader.describe,
+        files_sha256=hashlib.sha256(repr(sums).encode()).hexdigest(),
+        labels=labels,
+    )
+    if classes is None and not asked.ids and not asked.part:
+        return source
+    return choosing.choose(
+        source, asked, split, classes=classes, ids=ids, index=lambda: (labels, None)
+    )
+
+
+def _wanted(split: str, name: str) -> Asked:
+    """Return the corruption and severity that a split names.
+
+    Raises:
+      DataError: it names none.
+    """
+    asked = grammar.parse(split)
+    what = f"data set {name!r} has no split {split!r}"
+    if not asked or "-" not in asked.name or asked.name.startswith("all") or "," in asked.name:
+        raise DataError(
+            f"{what}: name one corruption in one severity, such as fog-3 or fog-3[:1000]; all of "
+            "them are --corruptions all"
+        )
+    try:
+        (found,) = corruptions.chosen(asked.name)
+    except DataError as error:
+        raise DataError(f"{what}: {error}") from error
+    return found
+
+
+def _labels(path: str, first: int) -> np.ndarray:
+    """Return the labels i32[10000] of one severity, of a file that has them once or five times.
+
+    Raises:
+      DataError: it has another length, or values that are no classes.
+    """
+    labels = _array(path)
+    if labels.shape not in ((_IMAGES,), (_TOTAL,)) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{path} is {labels.dtype}{list(labels.shape)}, not the {_IMAGES} or {_TOTAL} labels "
+            f"of CIFAR-10-C; {_REMEDY}"
+        )
+    own = labels if len(labels) == _IMAGES else labels[first : first + _IMAGES]
+    if own.min() < 0 or own.max() >= len(_CLASSES):
+        raise DataError(f"{path} holds labels that are not from 0 to 9; {_REMEDY}")
+    return np.array(own, np.int32)
+
+
+@functools.lru_cache(maxsize=3)  # one kind and the labels are read at a time
+def _array(path: str) -> np.ndarray:
+    with storage.reading(path):
+        try:
+            if storage.is_remote(path):
+                (content,) = storage.read_files([path], _REMEDY)
+                return np.load(io.BytesIO(content), allow_pickle=False)
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (EOFError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(f"{path} is damaged, or no .npy file ({reason}); {_REMEDY}") from error

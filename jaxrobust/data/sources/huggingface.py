@@ -1,0 +1,382 @@
+"""Image classification sets of Hugging Face's `datasets` (the extra `hf`): `hf:NAME`, `hf:FOLDER`.
+
+They are loaded by that library, which downloads them to its own cache (HF_HOME) and keeps them as
+Arrow files there; records are the encoded images in these, mapped into memory.
+"""
+
+import dataclasses
+import hashlib
+import io
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from jaxrobust.data.source import DataError, Record, Source, first_few
+from jaxrobust.data.splits import choosing, grammar, storage, subsets
+from jaxrobust.runtime.files import download
+
+PREFIX = "hf:"
+INSTALL = "pip install 'jaxrobust[hf]'"
+_HUB = re.compile(
+    r"(?P<id>(?:[\w.-]+/)?[\w.-]+)(?::(?P<config>[\w.+-]+))?(?:@(?P<revision>[^#\s]+))?"
+)
+_IMAGES = ("image", "img")  # usual names, where types do not decide
+_LABELS = ("label", "labels", "fine_label", "cls")
+_SAMPLE = 200  # images whose headers say whether all have one size
+_IMAGENET_NAME = re.compile(r"(ILSVRC2012_val_\d{8})_n\d{8}(\.JPEG)")  # with the class, as there
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SAVED = ("dataset_dict.json", "state.json")  # what `save_to_disk` writes
+
+Table = Any  # pyarrow's
+
+
+class _Asked(NamedTuple):
+    """What a name says; `folder` where it is a local one."""
+
+    id: str
+    config: str | None
+    revision: str | None
+    label: str | None
+    folder: Path | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads records of a `datasets.Dataset`, which is picklable; `labels` int32[N]."""
+
+    data: Any
+    image_key: str
+    labels: np.ndarray
+    where: str
+
+    def __call__(self, indices: Sequence[int]) -> list[Record]:
+        rows = self.data[list(map(int, indices))][self.image_key] if len(indices) else []
+        labels = self.labels
+        return [
+            Record(self._bytes(row), int(labels[index]))
+            for index, row in zip(indices, rows, strict=True)
+        ]
+
+    def _bytes(self, row: Mapping[str, Any] | None) -> bytes:
+        if row and row["bytes"] is None and row["path"]:
+            return storage.read_files([row["path"]], "restore the file")[0]
+        return (row and row["bytes"]) or b""  # an image that is missing is a damaged one
+
+    def describe(self, index: int) -> str:
+        """Return the file's name, if there is one, and the number of the record."""
+        row = self.data[[int(index)]][self.image_key][0]
+        name = os.path.basename((row and row["path"]) or "")
+        return f"{name} (record {index})" if name else f"record {index}"
+
+
+def open_hf(
+    name: str,
+    split: str,
+    *,
+    classes: Sequence[tuple[int | None, str]] | None,
+    ids: subsets.Ids | None,
+) -> Source:
+    """Return the split `split` of `hf:NAME[:CONFIG][@REVISION][#LABEL]` or of `hf:FOLDER[#LABEL]`.
+
+    FOLDER holds parquet files, SPLIT.parquet, SPLIT-00000-of-00002.parquet or SPLIT/0000.parquet,
+    or what `save_to_disk` wrote. LABEL names the column of labels where several could be meant.
+    `val` and `validation` are the same.
+
+    Args:
+      name, split: as in `open_source`.
+      classes: only these, in this order.
+      ids: only these, in this order; the names of the files are those that the images carry.
+    Raises:
+      DataError: as in `open_source`.
+      ConnectionError: the hub does not answer.
+    """
+    asked = _parse(name)
+    loaded = _load(name, asked)
+    wanted = grammar.parse(split)
+    part = wanted and grammar.present(wanted.name, loaded)
+    if not wanted or not part:
+        known = ", ".join(f"{key} ({len(data):,})" for key, data in loaded.items())
+        raise DataError(
+            f"data set {name!r} has no split {split!r}: it has {known}; {grammar.WRITTEN}"
+        )
+    where = f"data set {name!r}, split {wanted.name!r}"
+    image_key, label_key = _columns(loaded[part].features, asked.label, name)
+    labels, names = _labels(loaded, part, label_key, where)
+    count = len(names) if isinstance(names, tuple) else names
+    data = _undecoded(loaded[part], image_key)
+    reader = _Reader(data, image_key, labels, where)
+    channels, shape = _look(reader, len(labels), where)
+    files, sizes = _files(data.with_format("arrow")[:].column(image_key))
+    described = (files, sizes, names)
+    source = Source(
+        name=name,
+        split=wanted.name,
+        size=len(labels),
+        num_classes=count,
+        channels=channels,
+        image_shape=shape,
+        read=reader,
+        remedy=_remedy(asked),
+        classes=names if isinstance(names, tuple) else (),
+        describe=reader.describe,
+        files_sha256=hashlib.sha256(labels.tobytes() + repr(described).encode()).hexdigest(),
+        labels=labels,
+    )
+    if classes is None and not wanted.ids and not wanted.part:
+        return source
+    return choosing.choose(
+        source, wanted, split, classes=classes, ids=ids, index=lambda: (labels, files)
+    )
+
+
+def _parse(name: str) -> _Asked:
+    text, _, label = name.removeprefix(PREFIX).partition("#")
+    folder = Path(text).expanduser()
+    if text.startswith(("/", "./", "../", "~")) or folder.is_dir():
+        if not folder.is_dir():
+            raise DataError(f"data set {name!r}: there is no directory {folder}; check the path")
+        return _Asked(text, None, None, label or None, folder)
+    match = _HUB.fullmatch(text)
+    if match is None:
+        raise DataError(
+            f"{name!r} is not the name of a data set; write hf:NAME[:CONFIG][@REVISION][#LABEL], "
+            "such as hf:uoft-cs/cifar100, or hf:FOLDER with parquet files"
+        )
+    return _Asked(match["id"], match["config"], match["revision"], label or None, None)
+
+
+def _load(name: str, asked: _Asked) -> dict[str, Any]:
+    """Return split -> `datasets.Dataset`."""
+    try:
+        import datasets
+        from datasets import exceptions
+    except ImportError as error:
+        raise DataError(f"{name} needs Hugging Face's datasets: {INSTALL}") from error
+    try:
+        if asked.folder and any((asked.folder / file).is_file() for file in _SAVED):
+            found = datasets.load_from_disk(os.fspath(asked.folder))
+        elif asked.folder:
+            files = _parquet(asked.folder)
+            found = datasets.load_dataset(os.fspath(asked.folder), data_files=files or None)
+        else:
+            with download.quiet_hub():
+                found = _from_hub(asked)
+    except exceptions.DatasetNotFoundError as error:
+        raise DataError(
+            f"{name}: {_first(error)}; check the name and the revision, or log in with `hf auth "
+            "login` where its authors ask for that"
+        ) from error
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"{name}: the hub does not answer ({_first(error)}), and the data set is not in the "
+            "cache; try again, or give a folder of its parquet files, hf:FOLDER"
+        ) from error
+    except (FileNotFoundError, StopIteration) as error:  # of `datasets`: it knows no file there
+        raise DataError(
+            f"{name} holds no parquet files; put SPLIT.parquet there, or write folder:PATH where "
+            "PATH holds class folders"
+        ) from error
+    except (DataError, OSError):  # a full disk
+        raise
+    except Exception as error:  # ValueError, RuntimeError, pyarrow's own kinds
+        raise DataError(f"{name} cannot be loaded: {_why(error, asked)}") from error
+    if isinstance(found, dict):
+        return dict(found)
+    return {str(found.split or "all"): found}
+
+
+def _parquet(folder: Path) -> dict[str, list[str]]:
+    """Return split -> the parquet files of a folder, whatever else lies there.
+
+    They are SPLIT.parquet, SPLIT-00000-of-00002.parquet or SPLIT/0000.parquet, as the hub has them.
+    None where a card says more of them, which `datasets` then reads.
+    """
+    found: dict[str, list[str]] = {}
+    if (folder / "README.md").is_file():
+        return found
+    for path in sorted(folder.rglob("*.parquet")):
+        split = path.stem.partition("-")[0]
+        split = path.parent.name if split.isdigit() else split
+        found.setdefault(split, []).append(os.fspath(path.relative_to(folder)))
+    return found
+
+
+def _from_hub(asked: _Asked) -> Mapping[str, Any]:
+    """Return the splits of a data set of the hub, in the revision that is asked for.
+
+    `datasets` takes any revision that is in its cache where it does not find the right one.
+    """
+    import datasets
+    import huggingface_hub
+
+    from jaxrobust.runtime.text.progress import say  # with JAX, which reading images does not need
+
+    commit = asked.revision
+    if commit and not _COMMIT.fullmatch(commit):
+        try:
+            commit = huggingface_hub.HfApi().dataset_info(asked.id, revision=commit).sha
+        except huggingface_hub.errors.RevisionNotFoundError as error:
+            raise DataError(f"hf:{asked.id} has no revision {asked.revision}") from error
+        except Exception as error:  # no network, or no such data set, which comes up below
+            if not isinstance(error, huggingface_hub.errors.RepositoryNotFoundError):
+                raise ConnectionError(
+                    f"which commit {asked.revision} is, is not known here: {_first(error)}"
+                ) from error
+    say(f"hf:{asked.id}: asking the hub")
+    found = datasets.load_dataset(asked.id, asked.config, revision=commit)
+    files = [file["filename"] for data in found.values() for file in data.cache_files]
+    if commit and files and not any(commit in Path(file).parts for file in files):
+        raise DataError(f"hf:{asked.id} has no revision {asked.revision}")
+    return found
+
+
+def _first(error: Exception) -> str:
+    """Return the first line of an error, without its stop."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
+def _remedy(asked: _Asked) -> str:
+    if asked.folder:
+        return "copy its files again"
+    return "remove its folder under HF_HOME, so that it is loaded again, or give another revision"
+
+
+def _why(error: Exception, asked: _Asked) -> str:
+    text = " ".join(str(error).split())
+    if configs := re.search(r"(?:available configs|Available): \[(.*?)\]", text):
+        known = configs[1].replace("'", "")
+        return f"its configurations are {known}; write hf:{asked.id}:CONFIG, with one of them"
+    if "scripts are no longer supported" in text:
+        return (
+            "it is a program, which is not run; hf:NAME@refs/convert/parquet may hold the data "
+            "itself"
+        )
+    return f"{_first(error)}; {_remedy(asked)}"
+
+
+def _columns(features: Mapping[str, Any], label: str | None, name: str) -> tuple[str, str]:
+    """Return the columns of images and of labels.
+
+    Raises:
+      DataError: there is none, or it is not clear which is meant.
+    """
+    import datasets
+
+    images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
+    images = images or [key for key in _IMAGES if _is_bytes(features.get(key))]
+    labels = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    if not labels:
+        plain = (f"{getattr(features.get(key), 'dtype', '')}" for key in _LABELS)
+        labels = [
+            k for k, kind in zip(_LABELS, plain, strict=True) if "int" in kind or "str" in kind
+        ]
+    image = _chosen(images, _IMAGES)
+    there = ", ".join(f"{key} ({_kind(kind)})" for key, kind in features.items())
+    if image is None:
+        raise DataError(f"data set {name!r} has no column of images: it has {there}")
+    if label is not None and label not in features:
+        raise DataError(f"data set {name!r} has no column {label!r}: it has {there}")
+    chosen = label or _chosen(labels, _LABELS)
+    if chosen is None:
+        raise DataError(
+            f"data set {name!r} does not say which column holds its labels; write "
+            f"{name}#COLUMN, with one of {', '.join(labels) or there}"
+        )
+    return image, chosen
+
+
+def _is_bytes(kind: Any) -> bool:
+    """Tell whether a column may hold files: as bytes, or as `datasets` keeps images."""
+    return "bytes" in kind if isinstance(kind, dict) else "binary" in getattr(kind, "dtype", "")
+
+
+def _kind(kind: Any) -> str:
+    return str(getattr(kind, "dtype", type(kind).__name__))
+
+
+def _chosen(found: Sequence[str], usual: Sequence[str]) -> str | None:
+    """Return the only one, or the first with a usual name."""
+    return found[0] if len(found) == 1 else next((key for key in usual if key in found), None)
+
+
+def _undecoded(data: Any, image_key: str) -> Any:
+    """Return a data set of images alone, as they are encoded."""
+    import datasets
+
+    return data.select_columns([image_key]).cast_column(image_key, datasets.Image(decode=False))
+
+
+def _labels(
+    loaded: Mapping[str, Any], split: str, key: str, where: str
+) -> tuple[np.ndarray, tuple[str, ...] | int]:
+    """Return the labels int32[N] of a split, and the classes' names, or how many there are.
+
+    Texts are classes in their sorted order, over all splits.
+    """
+    import datasets
+
+    kind = loaded[split].features[key]
+    columns = {
+        name: data.with_format("arrow").select_columns([key])[:].column(key)
+        for name, data in loaded.items()
+        if key in data.features
+    }
+    if columns[split].null_count:
+        raise DataError(f"{where}: {key} is missing in some records; give a labelled split")
+    named = isinstance(kind, datasets.ClassLabel)
+    if not named and "str" in kind.dtype:
+        every = set().union(
+            *(column.drop_null().unique().to_pylist() for column in columns.values())
+        )
+        names = tuple(sorted(every))
+        labels = np.searchsorted(names, columns[split].to_pylist())
+        return labels.astype(np.int32), names
+    if not named and "int" not in kind.dtype:
+        raise DataError(f"{where}: {key} is {kind.dtype}; labels are integers or texts")
+    labels = columns[split].to_numpy()
+    largest = max(int(c.drop_null().to_numpy().max(initial=-1)) for c in columns.values())
+    count = kind.num_classes if named else largest + 1
+    if not len(labels) or labels.min() < 0 or labels.max() >= count:
+        raise DataError(
+            f"{where}: {key} holds {labels.min() if len(labels) else 'nothing'}, no class; a split "
+            "that is published without its labels cannot be used"
+        )
+    return labels.astype(np.int32), tuple(kind.names) if named else count
+
+
+def _look(
+    read: Callable[[Sequence[int]], list[Record]], size: int, where: str
+) -> tuple[int, tuple[int, int, int] | None]:
+    """Return the channels of the images, and their shape if they all have one, by some of them."""
+    rows = np.unique(np.linspace(0, size - 1, min(size, _SAMPLE)).astype(int)).tolist()
+    sizes, modes = set(), set()
+    for start in range(0, len(rows), 20):
+        for record in read(rows[start : start + 20]):
+            try:
+                with Image.open(io.BytesIO(record.image)) as image:  # reads the header only
+                    sizes.add((image.height, image.width))
+                    modes.add(image.mode)
+            except Exception:  # a damaged image, which is named where it is used
+                continue
+    if not sizes:
+        raise DataError(f"{where}: of {first_few([f'record {r}' for r in rows])} none is an image")
+    channels = 1 if modes <= {"L", "1"} else 3
+    return channels, (*sizes.pop(), channels) if len(sizes) == 1 else None
+
+
+def _files(images: Table) -> tuple[list[str] | None, list[int]]:
+    """Return the names of the images' files, None where they have none, and their bytes."""
+    import pyarrow.compute as pc
+
+    sizes = pc.fill_null(pc.binary_length(pc.struct_field(images, "bytes")), 0).to_pylist()
+    paths = pc.struct_field(images, "path")
+    if paths.null_count == len(paths):
+        return None, sizes
+    names = [os.path.basename(path or "") for path in paths.to_pylist()]
+    return [_IMAGENET_NAME.sub(r"\1\2", name) for name in names], sizes

@@ -1,0 +1,239 @@
+"""Arrays in a file of NumPy's: `npz:PATH`, as Keras and MedMNIST publish them or `np.savez` wrote.
+
+The images of a split are read when the first of them is, by each process that decodes, and stay in
+its memory. Nothing in the file is unpickled.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust.data.source import DataError, Record, Source
+from jaxrobust.data.splits import choosing, grammar, storage, subsets
+from jaxrobust.data.transforms import decoding
+
+PREFIX = "npz:"
+_SPLITS = ("train", "val", "validation", "test")
+# The keys of images and labels: MedMNIST's, Keras' and its users', of a file with one split.
+_KEYS = (("{}_images", "{}_labels"), ("x_{}", "y_{}"), ("X_{}", "y_{}"))
+_WHOLE = (("images", "labels"), ("x", "y"), ("X", "y"), ("image", "label"))
+_CLASSES = ("classes", "class_names", "label_names")
+_WRITTEN = (
+    "write one with np.savez(PATH, train_images=..., train_labels=..., test_images=..., "
+    "test_labels=...)"
+)
+_REMEDY = "copy the file again"
+
+
+class _File(NamedTuple):
+    """A file's arrays: name -> (shape, dtype), and name -> the CRC of its bytes."""
+
+    path: str
+    arrays: dict[str, tuple[tuple[int, ...], np.dtype]]
+    sums: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads records of one array of images; picklable, the array is read at first use."""
+
+    path: str
+    key: str
+    crc: int  # of the images, so that a file that was replaced is read again
+    labels: np.ndarray
+
+    def __call__(self, indices: Sequence[int]) -> list[Record]:
+        images = _array(self.path, self.key, self.crc)
+        return [Record(decoding.encode(images[i]), int(self.labels[i])) for i in indices]
+
+    def describe(self, index: int) -> str:
+        """Return where a record is."""
+        return f"image {index} of {self.key} in {self.path}"
+
+
+def open_npz(
+    name: str,
+    split: str,
+    *,
+    classes: Sequence[tuple[int | None, str]] | None,
+    ids: subsets.Ids | None,
+) -> Source:
+    """Return the split `split` of `npz:PATH`.
+
+    The images uint8[N,H,W] (grey) or uint8[N,H,W,1 or 3] and the labels int[N] or int[N,1] of a
+    split such as train are train_images and train_labels, or x_train and y_train. Alone, images and
+    labels, or image and label, as generated images are published, are the one split `all`. The
+    names of the classes are in `classes`, `class_names` or `label_names`, where there are any;
+    otherwise there are as many as the largest label says.
+
+    Args:
+      name, split: as in `open_source`.
+      classes: only these, in this order.
+      ids: refused, as these images have no names.
+    Raises:
+      DataError: as in `open_source`.
+    """
+    file = _opened(name)
+    asked = grammar.parse(split)
+    there = _splits_of(file)
+    part = asked and grammar.present(asked.name, there)
+    if not asked or not part:
+        sizes = ", ".join(f"{key} ({file.arrays[i][0][0]})" for key, (i, _) in there.items())
+        raise DataError(
+            f"data set {name!r} has no split {split!r}: it has {sizes}; {grammar.WRITTEN}"
+        )
+    images, labels = there[part]
+    shape = _shape(file, images)
+    names = _class_names(file)
+    every = {key: _labels(file, i, key) for i, key in set(there.values())}
+    largest = max(int(values.max()) for values in every.values())
+    if names and largest >= len(names):
+        raise DataError(f"{file.path}: {labels} go to {largest}, but it names {len(names)} classes")
+    reader = _Reader(file.path, images, file.sums[images], every[labels])
+    sums = [file.sums[key] for key in (images, labels)]
+    source = Source(
+        name=name,
+        split=asked.name,
+        size=len(every[labels]),
+        num_classes=len(names) or largest + 1,
+        channels=shape[2],
+        image_shape=shape,
+        read=reader,
+        remedy=_REMEDY,
+        classes=names,
+        describe=reader.describe,
+        files_sha256=hashlib.sha256(repr((sums, shape, names)).encode()).hexdigest(),
+        labels=every[labels],
+    )
+    if classes is not None or asked.ids or asked.part:
+        known = every[labels]
+        source = choosing.choose(
+            source, asked, split, classes=classes, ids=ids, index=lambda: (known, None)
+        )
+    source[0]  # reads the images, whose checksum shows a damaged file
+    return source
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Turn what goes wrong with a file into a DataError."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (zipfile.BadZipFile, EOFError, ValueError, KeyError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} is damaged, or no .npz file ({reason}); {_REMEDY}") from error
+
+
+def _content(path: str) -> Any:
+    """Return what NumPy and zipfile open: a path, or the bytes from a bucket."""
+    return io.BytesIO(storage.place(path).read_bytes()) if storage.is_remote(path) else path
+
+
+def _opened(name: str) -> _File:
+    """Return what a file holds, without reading its arrays."""
+    path = os.fspath(storage.place(name.removeprefix(PREFIX)))
+    arrays, sums = {}, {}
+    with storage.reading(path):
+        if not storage.place(path).exists():
+            raise DataError(f"data set {name!r}: there is no file {path}; check the path")
+        with _reading(path), zipfile.ZipFile(_content(path)) as members:
+            for member in members.infolist():
+                key = member.filename.removesuffix(".npy")
+                with members.open(member) as file:
+                    version = np.lib.format.read_magic(file)
+                    header = {
+                        (1, 0): np.lib.format.read_array_header_1_0,
+                        (2, 0): np.lib.format.read_array_header_2_0,
+                    }[version]
+                    shape, _, dtype = header(file)
+                arrays[key], sums[key] = (shape, dtype), member.CRC
+    return _File(path, arrays, sums)
+
+
+@functools.lru_cache(maxsize=3)  # train, selection and test
+def _array(path: str, key: str, crc: int) -> np.ndarray:
+    with _reading(path), np.load(_content(path), allow_pickle=False) as arrays:
+        return arrays[key]
+
+
+def _splits_of(file: _File) -> dict[str, tuple[str, str]]:
+    """Return split -> the keys of its images and labels.
+
+    Raises:
+      DataError: there are none, or images without labels.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    wanted = [(s, (i.format(s), y.format(s))) for s in _SPLITS for i, y in _KEYS]
+    unlabelled = ""
+    for split, (images, labels) in [*wanted, *(("all", keys) for keys in _WHOLE)]:
+        if images in file.arrays and labels in file.arrays:
+            found.setdefault(split, (images, labels))
+        elif images in file.arrays:
+            unlabelled = unlabelled or f"{file.path} has {images}, but no {labels}"
+    if "all" in found and len(found) > 1:
+        del found["all"]
+    if not found:
+        keys = ", ".join(file.arrays) or "nothing"
+        raise DataError(f"{unlabelled or f'{file.path} holds {keys}'}; {_WRITTEN}")
+    return found
+
+
+def _shape(file: _File, key: str) -> tuple[int, int, int]:
+    """Return H, W and channels of the images.
+
+    Raises:
+      DataError: they are of another type or shape.
+    """
+    shape, dtype = file.arrays[key]
+    said = f"{file.path}: {key} is {dtype}{list(shape)}, not uint8[N,H,W] or uint8[N,H,W,1 or 3]"
+    if dtype != np.uint8:
+        floats = dtype.kind == "f"
+        remedy = (
+            f"write np.round(255 * {key}).astype('uint8') of images in [0, 1]"
+            if floats
+            else "write pixels from 0 to 255 as uint8"
+        )
+        raise DataError(f"{said}; {remedy}")
+    if len(shape) == 4 and shape[3] not in (1, 3) and shape[1] in (1, 3):
+        raise DataError(f"{said}; write {key}.transpose(0, 2, 3, 1)")
+    if not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3))) or 0 in shape:
+        raise DataError(f"{said}; write them in that shape")
+    return shape[1], shape[2], shape[3] if len(shape) == 4 else 1
+
+
+def _labels(file: _File, images: str, key: str) -> np.ndarray:
+    """Return labels as int32[N].
+
+    Raises:
+      DataError: they are no labels of these images.
+    """
+    shape, dtype = file.arrays[key]
+    count = file.arrays[images][0][0]
+    if shape not in ((count,), (count, 1)) or dtype.kind not in "iu" or not count:
+        raise DataError(
+            f"{file.path}: {key} is {dtype}{list(shape)}, not one integer for each of the {count} "
+            f"images of {images}; write the number of the class, from 0 on"
+        )
+    values = _array.__wrapped__(file.path, key, file.sums[key]).reshape(count)
+    if values.min() < 0:
+        raise DataError(f"{file.path}: {key} holds {values.min()}; labels are counted from 0 on")
+    return values.astype(np.int32)
+
+
+def _class_names(file: _File) -> tuple[str, ...]:
+    for key in _CLASSES:
+        shape, dtype = file.arrays.get(key, ((), np.dtype("V")))
+        if len(shape) == 1 and dtype.kind in "US":
+            values = _array.__wrapped__(file.path, key, file.sums[key])
+            return tuple(v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist())
+    return ()

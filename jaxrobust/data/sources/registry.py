@@ -1,0 +1,162 @@
+"""Where images come from: records of encoded bytes and a label, with random access.
+
+`digits` ships with the package, `fake` is synthetic, `folder:PATH` is an ImageFolder, `npz:PATH` a
+file of arrays, `cifar10-c:DIR` the files of CIFAR-10-C, `hf:NAME` a data set of Hugging Face; every
+other name is a TFDS data set for image classification that was prepared as ArrayRecord. Directories
+are local or on `gs://` (not of `hf:`). Nothing here needs TensorFlow.
+"""
+
+import itertools
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxrobust.data.source import DataError, Record, Source, first_few
+from jaxrobust.data.sources import cifar_c, fake, folder, huggingface, npz, tfds
+from jaxrobust.data.splits import grammar, storage, subsets
+
+__all__ = ["DataError", "Record", "Source", "foreign_classes", "open_source", "same_classes"]
+
+_SHIPPED = {"digits": Path(__file__).parents[1] / "digits"}
+_OTHERS = {npz.PREFIX: npz.open_npz, huggingface.PREFIX: huggingface.open_hf}
+_OTHERS |= {cifar_c.PREFIX: cifar_c.open_cifar_c}
+_PREPARED_NAME = re.compile(r"(?:tfds:)?([\w-]+(?:/[\w-]+)?(?::[\w.]+)?)", re.ASCII)
+
+
+def open_source(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    classes: str | None = None,
+    num_classes: int | None = None,
+) -> Source:
+    """Return the split `split` of the data set `name`.
+
+    Args:
+      name: `digits` (ships), `fake[:HxWxC[:CLASSES]]` (synthetic; 32x32x3 and 10 classes unless
+        said), `folder:PATH` (an ImageFolder, local or `gs://`), `npz:PATH` (arrays, see
+        `npz.open_npz`), `cifar10-c:DIR` (corrupted, see `cifar_c.open_cifar_c`),
+        `hf:NAME[:CONFIG][@REVISION][#LABEL]` or `hf:FOLDER` (Hugging Face's, see
+        `huggingface.open_hf`), or `[tfds:]NAME[/CONFIG][:VERSION]`, a TFDS data set prepared as
+        ArrayRecord; the only CONFIG and the newest VERSION unless said.
+      split: a split, or a part of one: `train`, `val`, `train[:90%]`, `train[90%:]`; or the images
+        of a list in its order, `validation@IDS`, or a part of those, `validation@IDS[:1000]`. IDS
+        is `robustbench` (its 5,000 of ImageNet; of CIFAR `test` in its order), `selection` (4,000
+        others, see `data/imagenet`), or `FILE[#sha256=HEX]` with one `CLASS/NAME` or `NAME` a
+        line. Records of a folder are sorted by class, so that a part of it holds whole classes;
+        `all` where it has no splits.
+      data_dir: the directory that holds NAME/VERSION; default: the environment variable
+        `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      classes: only these, labelled 0 to K - 1 in the order of the list, before a part is taken:
+        `imagenet100`, or a file with one `NAME` or `INDEX<TAB>NAME` a line.
+      num_classes: of the head, where it is known; other data is refused.
+    Raises:
+      DataError: not a name; no such data set, directory or split; another file format; a damaged
+        file; class folders that mean ImageNet's and are not they; a list of ids or classes that is
+        damaged or does not fit the data; another number of classes; an extra that is missing.
+      ConnectionError: Hugging Face's hub does not answer.
+    """
+    asked = grammar.parse(split)
+    ids = subsets.read_ids(asked.ids, name) if asked and asked.ids else None
+    chosen = subsets.read_classes(classes) if classes else None
+    source = _open(name, split, data_dir, chosen, ids, num_classes)
+    if num_classes is not None and source.num_classes != num_classes:
+        raise DataError(
+            f"the network has num_classes={num_classes}, but {source.where()} has "
+            f"{source.num_classes} classes; set num_classes={source.num_classes} if the data set "
+            "is whole and the right one"
+        )
+    return source
+
+
+def _open(
+    name: str,
+    split: str,
+    data_dir: str | os.PathLike | None,
+    classes: list[tuple[int | None, str]] | None,
+    ids: subsets.Ids | None,
+    num_classes: int | None,
+) -> Source:
+    if fake.NAME.fullmatch(name):
+        if classes is not None:
+            raise DataError(f"data set {name!r} is synthetic: it has no classes to choose from")
+        return fake.open_fake(name, split)
+    if name.startswith(folder.PREFIX) and name != folder.PREFIX:
+        return folder.open_folder(name, split, classes=classes, ids=ids, num_classes=num_classes)
+    for prefix, opened in _OTHERS.items():
+        if name.startswith(prefix) and name != prefix:
+            return opened(name, split, classes=classes, ids=ids)
+    others = f"{', '.join(_SHIPPED)}, fake[:HxWxC[:CLASSES]], folder:PATH, npz:PATH, hf:NAME"
+    if name in _SHIPPED:
+        plain, remedy, root = name, "reinstall jaxrobust", storage.place(_SHIPPED[name])
+    else:
+        match = _PREPARED_NAME.fullmatch(name)
+        if match is None:
+            raise DataError(
+                f"{name!r} is not the name of a data set; write {others} or "
+                "[tfds:]NAME[/CONFIG][:VERSION], of letters, digits, _ and -; directories of TFDS "
+                "data sets go to data_dir"
+            )
+        plain = match[1]
+        root = storage.place(tfds.data_directory(data_dir))
+        remedy = f"copy the data set again or prepare it again: {tfds.build_command(plain, root)}"
+    found = tfds.version_directory(plain, root, others)
+    return tfds.open_prepared(plain, split, found, remedy, classes=classes, ids=ids)
+
+
+def same_classes(sources: Sequence[Source]) -> None:
+    """Check that the splits of a data set have the same classes in the same order.
+
+    Raises:
+      DataError: a class that one split has and another lacks, so that labels differ.
+    """
+    named = [source for source in sources if source.classes]
+    for one, other in itertools.pairwise(named):
+        for has, lacks in ((one, other), (other, one)):
+            if missing := [name for name in has.classes if name not in set(lacks.classes)]:
+                raise DataError(
+                    f"{lacks.where()} lacks classes of split {has.split!r}, so that their labels "
+                    f"differ: {first_few(missing)}; make the class folders the same"
+                )
+        if one.classes != other.classes:
+            raise DataError(
+                f"{one.where()} has the classes of split {other.split!r} in another order"
+            )
+
+
+def foreign_classes(train: Source, other: Source) -> str:
+    """Return a sentence if `other` is of other classes than `train`, else "".
+
+    Some of its records are of classes that `train` has no record of, or it holds less than half of
+    the classes of `train` in more than twice as many records, as no random choice would. Only where
+    the labels of both are known without reading the records.
+    Raises:
+      DataError: most of the records are of classes that `train` has no record of.
+    """
+    if train.labels is None or other.labels is None:
+        return ""
+    trained, found = np.unique(train.labels), np.unique(other.labels)
+    foreign = ~np.isin(other.labels, trained)
+    why = (
+        "A part of a folder holds whole classes, because its records are sorted by class; give "
+        "another split, or lists of files of all classes, SPLIT@FILE"
+    )
+    if foreign.any():
+        share = (
+            f"{foreign.mean():.0%} of the records of {other.where()} are of "
+            f"{len(np.unique(other.labels[foreign]))} classes that split {train.split!r} has no "
+            f"record of. {why}"
+        )
+        if foreign.mean() > 0.5:
+            raise DataError(share)
+        return share
+    if 2 * len(found) < len(trained) and len(other) > 2 * len(trained):
+        return (
+            f"{other.where()} holds {len(found)} of the {len(trained)} classes of split "
+            f"{train.split!r}. {why}"
+        )
+    return ""

@@ -1,0 +1,388 @@
+"""TFDS data sets for image classification that were prepared as ArrayRecord; no TensorFlow.
+
+On `gs://` the descriptions are read by epath (the extra `gcs`), the records by array_record itself,
+straight from the bucket: ImageNet's 150 GB do not fit a TPU VM's boot disk.
+"""
+
+import bisect
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import itertools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from jaxrobust.data.source import DataError, Record, Source
+from jaxrobust.data.splits import choosing, grammar, storage, subsets
+from jaxrobust.runtime.text.spelling import near
+
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+_FILE_NAMES = ("file_name", "image/file_name", "filename", "image/filename", "id")
+# What needs no TensorFlow to be prepared.
+_OWN = {name: f"jaxrobust prepare {name}" for name in ("cifar10", "cifar100")}
+_OWN["imagenet2012"] = "jaxrobust prepare imagenet SOURCE"
+_CHUNK = 256  # records read at once when a split is read through: 30 MB of ImageNet
+_KNOWN = ("digits", "fake", "cifar10", "cifar100", "imagenet2012", "imagenette")
+
+
+def data_directory(given: str | os.PathLike | None = None) -> str:
+    """Return where prepared data sets lie unless `given`: `TFDS_DATA_DIR`, as TFDS has it."""
+    return os.fspath(given or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+
+
+def build_command(name: str, root: Any) -> str:
+    """Say how a data set is prepared in the directory `root`: the shortest way that works."""
+    dataset = name.partition(":")[0]
+    if dataset not in _OWN:
+        return (
+            f"`tfds build {dataset} --file_format=array_record --data_dir={root}` (in an "
+            "environment that has TensorFlow; reading needs none)"
+        )
+    if storage.is_remote(root):
+        return f"`{_OWN[dataset]} --out DIR`, then `gcloud storage cp -r DIR/{dataset} {root}/`"
+    usual = storage.place(data_directory()) == root and "SOURCE" not in _OWN[dataset]
+    return f"`{_OWN[dataset]}`" if usual else f"`{_OWN[dataset]} --out {root}`"
+
+
+def version_directory(name: str, root: Any, others: str) -> Any:
+    """Return the directory `root/NAME[/CONFIG]/VERSION`: the newest version unless `name` says one.
+
+    Args:
+      name: `NAME[/CONFIG][:VERSION]`; without CONFIG the only one that is prepared.
+      root: an epath.Path.
+      others: what else could have been asked for, for messages.
+    Raises:
+      DataError: no such directory, data set or version; several configs.
+    """
+    dataset, _, wanted = name.partition(":")
+    top = storage.entries(root)
+    if top is None:
+        raise DataError(
+            f"the data directory {root} does not exist; {near(dataset, _KNOWN)}point data_dir or "
+            f"TFDS_DATA_DIR to the directory that holds {dataset!r}, or prepare it: "
+            f"{build_command(name, root)}"
+        )
+    versions = _versions(root / dataset, wanted)
+    if not versions and "/" not in dataset:
+        configs = _configs(root / dataset, wanted)
+        if len(configs) > 1:
+            raise DataError(
+                f"data set {dataset!r} is prepared in several configurations; write one of "
+                f"{', '.join(f'{dataset}/{config}' for config in sorted(configs))}"
+            )
+        versions = next(iter(configs.values()), {})
+    if not versions:
+        known = {d for d in top.folders if _versions(root / d)}
+        known |= {f"{d}/{config}" for d in top.folders for config in _configs(root / d)}
+        raise DataError(
+            f"unknown data set {name!r}: {near(dataset, (*_KNOWN, *known))}known are {others} and, "
+            f"in {root}, {', '.join(sorted(known)) or 'nothing'}; prepare another one with "
+            f"{build_command(name, root)}, or point data_dir or TFDS_DATA_DIR to the directory "
+            "that holds it"
+        )
+    numbers = lambda text: [int(part) for part in re.findall(r"\d+", text)]  # noqa: E731
+    newest = max(versions, key=lambda text: (_VERSION.fullmatch(text) is not None, numbers(text)))
+    return versions[newest]
+
+
+def _versions(directory: Any, wanted: str = "") -> dict[str, Any]:
+    """Return version -> directory of the versions directly in a directory, or of the wanted one."""
+    found = {}
+    for version in getattr(storage.entries(directory), "folders", ()):
+        inside = storage.entries(directory / version)
+        if inside and "dataset_info.json" in inside.files and wanted in ("", version):
+            found[version] = directory / version
+    return found
+
+
+def _configs(directory: Any, wanted: str = "") -> dict[str, dict[str, Any]]:
+    """Return configuration -> its versions, of those that have any."""
+    folders = getattr(storage.entries(directory), "folders", ())
+    found = {folder: _versions(directory / folder, wanted) for folder in folders}
+    return {folder: versions for folder, versions in found.items() if versions}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads the records of files `(name, skip, take)`; picklable, files open at first use."""
+
+    data: Any  # an ArrayRecordDataSource
+    files: list[tuple[str, int, int]]
+    image_key: str
+    label_key: str
+    name_key: str | None
+    num_classes: int
+    where: str
+    remedy: str
+
+    def position(self, index: int) -> str:
+        """Say where a record is, as `record 17 of FILE`."""
+        ends = list(itertools.accumulate(take for _, _, take in self.files))
+        shard = bisect.bisect_right(ends, index)
+        filename, skip, take = self.files[shard]
+        return f"record {index - ends[shard] + take + skip} of {filename}"
+
+    def fail(self, index: int, reason: object) -> NoReturn:
+        raise DataError(
+            f"{self.where}: record {index} ({self.position(index)}) {reason}; {self.remedy}"
+        )
+
+    def features(self, indices: Sequence[int]) -> list[Any]:
+        """Return the feature maps of records, one batched read; single reads find a damaged one."""
+        from tensorflow_datasets.proto import tf_example_pb2
+
+        if not indices:
+            return []
+        try:
+            raw = self.data.__getitems__(indices)
+        except (RuntimeError, IndexError, ValueError):
+            raw = []
+            for index in indices:
+                try:
+                    raw.append(self.data[index])
+                except (RuntimeError, IndexError, ValueError) as error:
+                    self.fail(index, f"cannot be read, the file is truncated or damaged ({error})")
+        found = []
+        for index, serialized in zip(indices, raw, strict=True):
+            if not serialized:  # what the reader returns beyond the end of a truncated file
+                self.fail(index, "cannot be read, the file is truncated")
+            try:
+                found.append(tf_example_pb2.Example.FromString(serialized).features.feature)
+            except Exception as error:  # protobuf's DecodeError
+                self.fail(index, f"{self._no_example()} ({error})")
+        return found
+
+    def label(self, index: int, feature: Any) -> int:
+        """Return the label in a feature map, checked."""
+        try:
+            label = feature[self.label_key].int64_list.value[0]
+        except Exception as error:  # a feature that is not there, or of another kind
+            self.fail(index, f"{self._no_example()} ({error})")
+        if not 0 <= label < self.num_classes:
+            self.fail(
+                index, f"has the label {label}, outside the classes 0 to {self.num_classes - 1}"
+            )
+        return label
+
+    def name(self, feature: Any) -> bytes:
+        """Return the file's name in a feature map; empty where there is none."""
+        values = feature[self.name_key].bytes_list.value if self.name_key else ()
+        return values[0] if values else b""
+
+    def __call__(self, indices: Sequence[int]) -> list[Record]:
+        records = []
+        for index, feature in zip(indices, self.features(indices), strict=True):
+            try:
+                image = feature[self.image_key].bytes_list.value[0]
+            except Exception as error:
+                self.fail(index, f"{self._no_example()} ({error})")
+            records.append(Record(image, self.label(index, feature)))
+        return records
+
+    def describe(self, index: int) -> str:
+        """Return the file's name, if records have one, and where the record is."""
+        name = b""
+        with contextlib.suppress(DataError):
+            name = self.name(self.features([index])[0])
+        place = self.position(index)
+        return f"{name.decode(errors='replace')} ({place})" if name else place
+
+    def _no_example(self) -> str:
+        return f"is not an example with {self.image_key!r} and {self.label_key!r}"
+
+
+def open_prepared(
+    name: str,
+    split: str,
+    directory: Any,
+    remedy: str,
+    *,
+    classes: Sequence[tuple[int | None, str]] | None = None,
+    ids: subsets.Ids | None = None,
+) -> Source:
+    """Return the split `split` of the data set in `directory`, a version of one.
+
+    Args:
+      name, split: as in `open_source`.
+      directory: as `version_directory` returns.
+      remedy: the end of messages about damage.
+      classes: only these, in this order.
+      ids: only these, in this order.
+    Raises:
+      DataError: as in `open_source`.
+    """
+    info, features = _describe(directory, remedy)
+    asked = grammar.parse(split)
+    if asked and (there := grammar.present(asked.name, info.splits)):
+        split = f"{there}{split.removeprefix(asked.name)}"
+        asked = asked._replace(name=there)
+    chosen = classes is not None or ids is not None
+    if chosen and (asked is None or asked.name not in info.splits):
+        raise DataError(_unknown_split(name, split, info.splits))
+    whole = asked.name if chosen and asked else split
+    source = _open_split(name, whole, info, features, directory, remedy)
+    reader: Any = source.read
+    if ids is not None and reader.name_key is None:
+        raise choosing.no_names(source)
+    if chosen:
+        assert asked is not None
+        index = functools.partial(_labels_and_names, source, asked.name, info, directory)
+        source = choosing.choose(source, asked, split, classes=classes, ids=ids, index=index)
+    # A truncated file opens with its full length and fails at the first read: read now.
+    source.read(sorted({0, len(source) - 1}))
+    return source
+
+
+def _describe(directory: Any, remedy: str) -> tuple[Any, Any]:
+    """Return what TFDS says about a directory: its information and its features."""
+    import tensorflow_datasets as tfds
+
+    open_directory = tfds.builder_from_directory  # here a broken installation shows itself
+    try:
+        info = open_directory(directory).info
+        features = info.features
+        len(info.splits)
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{directory} does not describe a data set ({reason}); {remedy}") from error
+    if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise DataError(
+            f"{directory} is in the format {info.file_format.value}, which has no random access; "
+            f"prepare it as ArrayRecord in another directory: {remedy.partition(': ')[2]}"
+        )
+    return info, features
+
+
+def _open_split(
+    name: str, split: str, info: Any, features: Any, directory: Any, remedy: str
+) -> Source:
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+    supervised = info.supervised_keys or ()  # says which one when there are several labels
+    image_key, image = _feature(features, tfds.features.Image, supervised, directory)
+    label_key, label = _feature(features, tfds.features.ClassLabel, supervised, directory)
+    try:
+        part = info.splits[split]
+        files = [(os.fspath(f.filename), f.skip, f.take) for f in part.file_instructions]
+        size = sum(take for _, _, take in files)
+    except (ValueError, KeyError, AssertionError) as error:
+        raise DataError(_unknown_split(name, split, info.splits)) from error
+    if size < 1 or any(take < 1 for _, _, take in files):
+        raise DataError(f"{_unknown_split(name, split, info.splits)}; this part holds no record")
+    there = storage.entries(directory)
+    present = set(there.files) if there else set()
+    missing = [filename for filename, _, _ in files if os.path.basename(filename) not in present]
+    if missing:
+        raise DataError(f"data set {name!r}: the file {missing[0]} is missing; {remedy}")
+    reader = _Reader(
+        data=ArrayRecordDataSource(part.file_instructions),
+        files=files,
+        image_key=image_key,
+        label_key=label_key,
+        name_key=next((key for key in _FILE_NAMES if key in features), None),
+        num_classes=label.num_classes,
+        where=f"data set {name!r}, split {split!r}",
+        remedy=remedy,
+    )
+    height, width, channels = image.shape
+    fixed = height is not None and width is not None and channels is not None
+    names = tuple(label.names)
+    return Source(
+        name=name,
+        split=split,
+        size=size,
+        num_classes=label.num_classes,
+        channels=channels or 3,
+        image_shape=(height, width, channels) if fixed else None,
+        read=reader,
+        remedy=remedy,
+        # TFDS counts where a data set does not name its classes.
+        classes=() if names == tuple(map(str, range(len(names)))) else names,
+        describe=reader.describe,
+        files_sha256=_files_sha256(split, files, info, directory),
+    )
+
+
+def _files_sha256(split: str, files: Sequence[Any], info: Any, directory: Any) -> str:
+    """Hash the version, the shards and their sizes, wherever they lie."""
+    named = [name for name in info.splits if name in re.findall(r"\w+", split)]
+    whole = [(n, list(info.splits[n].shard_lengths), info.splits[n].num_bytes) for n in named]
+    taken = [(os.path.basename(name), skip, take) for name, skip, take in files]
+    return hashlib.sha256(repr((directory.name, whole, taken)).encode()).hexdigest()
+
+
+def _unknown_split(name: str, split: str, known: Any) -> str:
+    sizes = ", ".join(f"{key} ({info.num_examples})" for key, info in known.items())
+    return f"data set {name!r} has no split {split!r}: it has {sizes}; {grammar.WRITTEN}"
+
+
+def _feature(
+    features: Any, kind: type, supervised: Sequence[Any], directory: Any
+) -> tuple[str, Any]:
+    """Return the name and the feature of this kind, the supervised one if there are several."""
+    found = {key: feature for key, feature in features.items() if isinstance(feature, kind)}
+    chosen = [key for key in found if len(found) == 1 or key in supervised]
+    if len(chosen) != 1:
+        raise DataError(
+            f"{directory} has {len(found)} features of the kind {kind.__name__}; a data set for "
+            "image classification has one image and one class label, or names them as its "
+            "supervised keys"
+        )
+    return chosen[0], found[chosen[0]]
+
+
+def _labels_and_names(
+    source: Source, split: str, info: Any, directory: Any
+) -> tuple[np.ndarray, Iterator[str]]:
+    index = _index(source, split, info, directory)
+    names = (name.decode(errors="surrogateescape") for name in index.names.tolist())
+    return index.labels, names
+
+
+def _index(source: Source, split: str, info: Any, directory: Any) -> subsets.Index:
+    """Return labels and file names of a whole split: from its index, else from all its records."""
+    reader: Any = source.read
+    key = repr((os.fspath(directory), split, list(info.splits[split].shard_lengths)))
+    cached = subsets.index_cache() / hashlib.sha256(key.encode()).hexdigest()[:32]
+    for place in (directory, cached):
+        index = subsets.read_index(place, split)
+        if index is not None and _fits(index, reader, len(source)):
+            return index
+    labels = np.empty(len(source), np.int32)
+    names: list[bytes] = []
+    progress = tqdm(
+        total=len(source), desc=f"labels of {source.where()}, once", unit=" records", delay=2
+    )
+    with progress:
+        for start in range(0, len(source), _CHUNK):
+            chunk = range(start, min(start + _CHUNK, len(source)))
+            for row, feature in zip(chunk, reader.features(chunk), strict=True):
+                labels[row] = reader.label(row, feature)
+                names.append(reader.name(feature))
+            progress.update(len(chunk))
+    try:
+        subsets.write_index(directory, split, labels, names)
+    except Exception:  # OSError of a read-only directory; a bucket's library has its own kinds
+        with contextlib.suppress(OSError):  # without an index the next run reads all records again
+            cached.mkdir(parents=True, exist_ok=True)
+            subsets.write_index(cached, split, labels, names)
+    return subsets.Index(labels, np.asarray(names, np.bytes_))
+
+
+def _fits(index: subsets.Index, reader: _Reader, size: int) -> bool:
+    """Tell whether an index is of these records, by their number and three of them."""
+    if len(index.labels) != size:
+        return False
+    rows = sorted({0, size // 2, size - 1})
+    found = reader.features(rows)
+    return all(
+        reader.label(row, feature) == index.labels[row] and reader.name(feature) == index.names[row]
+        for row, feature in zip(rows, found, strict=True)
+    )

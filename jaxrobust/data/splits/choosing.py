@@ -1,0 +1,75 @@
+"""Which records of a split are read, where its labels are known: by classes, by ids, a part."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxrobust.data import imagenet
+from jaxrobust.data.source import DataError, Source, first_few
+from jaxrobust.data.splits import grammar, subsets
+
+
+def choose(
+    source: Source,
+    asked: grammar.Asked,
+    split: str,
+    *,
+    classes: Sequence[tuple[int | None, str]] | None,
+    ids: subsets.Ids | None,
+    index: Callable[[], tuple[np.ndarray, Iterable[str] | None]],
+) -> Source:
+    """Return the records of a split that a list of classes, a list of ids and a part leave.
+
+    Args:
+      source: the whole split.
+      asked, split: what is asked for, in pieces and as it was written.
+      classes: only these, in this order.
+      ids: only these, in this order.
+      index: gives the labels of all records and the names of their files, None where there are
+        none; where it reads all records, what can be refused without has been refused.
+    Raises:
+      DataError: as in `open_source`.
+    """
+    where = source.where()
+    wanted: list[int] | None = None
+    lookup = None
+    if classes is not None:
+        wanted = subsets.class_labels(classes, source.classes, source.num_classes, where)
+        lookup = np.full(source.num_classes, -1, np.int32)
+        lookup[wanted] = np.arange(len(wanted))
+    labels, names = index()
+    rows: Any = np.arange(len(source))
+    if ids is not None:
+        if names is None:
+            raise no_names(source)
+        rows = subsets.find(ids, labels, names, _folders(source, ids), where, whole=True)
+    if lookup is not None:
+        inside = lookup[labels[rows]] >= 0
+        if ids is not None and not inside.all():
+            foreign = [ids.lines[row] for row in np.flatnonzero(~inside)]
+            raise DataError(f"ids of {ids.name} are not of data.classes: {first_few(foreign)}")
+        rows = rows[inside]
+    part = grammar.rows(asked.part, len(rows), f"data set {source.name!r}, split {split!r}")
+    source, changes = dataclasses.replace(source, labels=labels), dict[str, Any]()
+    if ids is not None:  # which say themselves which records these are
+        source = dataclasses.replace(source, files_sha256=None)
+        changes["ids_sha256"] = ids.sha256
+    if wanted is not None:
+        names_left = tuple(name for _, name in classes or ())
+        changes |= {"num_classes": len(wanted), "classes": names_left}
+    return subsets.view(source, rows[part.start : part.stop], lookup, split=split, **changes)
+
+
+def no_names(source: Source) -> DataError:
+    """Return the refusal of a list of ids for a data set whose records have no names."""
+    return DataError(f"{source.where()} has no file names, by which ids could choose records")
+
+
+def _folders(source: Source, ids: subsets.Ids) -> tuple[str, ...]:
+    """Return the classes as a list of ids names them: ImageNet's go by its synsets, where a data
+    set has other words for them; the labels are compared then.
+    """
+    others = source.num_classes == 1000 and not set(source.classes) & set(imagenet.synsets())
+    return () if ids.imagenet and others else source.classes

@@ -1,0 +1,134 @@
+"""The grammar of splits: `NAME`, `NAME[:90%]`, `NAME@IDS`, `NAME@IDS[:1000]`."""
+
+import itertools
+import os
+import re
+from collections.abc import Container
+from typing import NamedTuple
+
+from jaxrobust.data.source import DataError
+from jaxrobust.data.splits import subsets
+
+_SPLIT = re.compile(r"(?P<name>[^@\[\]/+\s]+)(?:@(?P<ids>.+?))?(?P<part>\[[^\[\]]*\])?")
+_BOUND = r"(-?\d+(?:\.\d+)?%|-?\d+)?"
+_PART = re.compile(rf"\[{_BOUND}:{_BOUND}\]")
+WRITTEN = "parts are written train[:90%], train[90%:], train[:1000]"
+SAME = {"val": "validation", "validation": "val"}  # which data sets write in either way
+
+
+class Asked(NamedTuple):
+    """A split in its pieces; `ids` and `part` are None where they are not written."""
+
+    name: str
+    ids: str | None
+    part: str | None
+
+
+def parse(split: str) -> Asked | None:
+    """Return the pieces of a split, or None if it is not of this grammar."""
+    if match := _SPLIT.fullmatch(split):
+        return Asked(match["name"], match["ids"], match["part"])
+    return None
+
+
+def present(name: str, there: Container[str]) -> str | None:
+    """Return which of the splits that are there has the name, or the name that means the same."""
+    return next((split for split in (name, SAME.get(name)) if split in there), None)
+
+
+def rows(part: str | None, total: int, where: str) -> range:
+    """Return the records of a part such as `[10%:-5]` among `total`, with TFDS' meaning.
+
+    A percentage is rounded to the closest record, a negative bound counts from the end.
+
+    Raises:
+      DataError: not a part, beyond the records, or empty.
+    """
+    if part is None:
+        return range(total)
+    if not (match := _PART.fullmatch(part)) or not (match[1] or match[2]):
+        raise DataError(f"{where}: {part} is not a part; {WRITTEN}")
+    percent = "%" in part  # as in TFDS, [10:20%] is [10%:20%]
+
+    def bound(text: str | None, default: int) -> int:
+        if not text:
+            return default
+        value = float(text.rstrip("%"))
+        return round(value * total / 100) if percent else int(value)
+
+    start, stop = bound(match[1], 0), bound(match[2], total)
+    if max(abs(start), abs(stop)) > total:
+        raise DataError(f"{where}: the part {part} goes beyond the {total} records that are there")
+    start, stop = (value + total if value < 0 else value for value in (start, stop))
+    if stop <= start:
+        raise DataError(f"{where}: the part {part} holds no record; {total} are there")
+    return range(start, stop)
+
+
+_MANY = 10**9  # records: more than any split has
+_PREPARED = re.compile(r"(?:tfds:)?([\w-]+(?:/[\w-]+)?)(?::[\d.*]+)?")
+_HUB = re.compile(r"hf:(?:.*/)?([\w.-]+)(?:[:@#].*)?")
+_ALL = "all"  # of a folder without splits, and of TFDS
+
+
+def overlap(one: str, other: str, data_set: str = "") -> bool:
+    """Tell whether two splits of a data set hold some of the same images, as far as names say.
+
+    What names leave open counts as shared: `[:1000]` beside `[90%:]`, or a list that cannot be
+    read. TFDS joins splits with a plus.
+
+    Args:
+      one, other: the splits, whatever the order.
+      data_set: which one, as `subsets.read_ids` takes it.
+    """
+    pieces = itertools.product(one.split("+"), other.split("+"))
+    return any(_share(a.strip(), b.strip(), data_set) for a, b in pieces)
+
+
+def same_images(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Tell whether two splits, each as (data set, split), may hold some of the same images."""
+    return same_data(one[0], other[0]) and overlap(one[1], other[1], other[0])
+
+
+def same_data(one: str, other: str) -> bool:
+    """Tell whether two names are of one data set, whatever its version, revision or provider."""
+    return _plain(one) == _plain(other)
+
+
+def _plain(name: str) -> str:
+    kind, colon, path = name.partition(":")
+    if colon and kind in ("npz", "folder", "cifar10-c"):
+        return f"{kind}:{os.path.realpath(path) if '://' not in path else path}"
+    if match := _HUB.fullmatch(name) or _PREPARED.fullmatch(name):
+        return match[1].lower()
+    return name
+
+
+def _share(one: str, other: str, data_set: str) -> bool:
+    a, b = parse(one), parse(other)
+    if one == other or not a or not b:
+        return one == other
+    if _ALL in (a.name, b.name):
+        return True
+    if a.name not in (b.name, SAME.get(b.name)):
+        return False
+    if a.ids and b.ids and a.ids != b.ids:
+        return subsets.common(a.ids, b.ids, data_set)
+    if a.ids != b.ids or None in (a.part, b.part):
+        return True
+    return _parts_share(str(a.part), str(b.part))
+
+
+def _parts_share(one: str, other: str) -> bool:
+    for says in ("%" in one, "%" in other), (_from_the_end(one), _from_the_end(other)):
+        if len(set(says)) > 1:  # how many records there are would tell
+            return True
+    try:
+        first, second = rows(one, _MANY, one), rows(other, _MANY, other)
+    except DataError:  # TFDS knows other parts, such as those in shards
+        return True
+    return max(first.start, second.start) < min(first.stop, second.stop)
+
+
+def _from_the_end(part: str) -> bool:
+    return "-" in part

@@ -1,0 +1,150 @@
+"""Local directories and `gs://` buckets through etils.epath; what cannot be read says what to do.
+
+Lists and whole files go to fsspec, which epath uses beneath: one request for each, many at once,
+and no cache of listings, which would hold some kilobytes for each of a bucket's objects.
+"""
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrobust.data.source import DataError
+
+_GS = "gs://"
+_BUCKET = (
+    "check its name and that this machine may read it: `gcloud auth application-default login`, or "
+    "on a TPU VM the right roles/storage.objectViewer of its service account"
+)
+
+
+class Entries(NamedTuple):
+    """What lies directly in a directory, sorted; hidden entries are left out."""
+
+    folders: list[str]
+    files: list[str]
+
+
+def place(text: str | os.PathLike) -> Any:
+    """Return an `epath.Path`, local or on Google Cloud Storage.
+
+    Raises:
+      DataError: another scheme, or `gs://` without the package that reads it.
+    """
+    from etils import epath
+
+    text = os.fspath(text)
+    if "://" in text and not text.startswith(_GS):
+        raise DataError(f"{text}: data is read from local directories and from {_GS}")
+    if is_remote(text) and importlib.util.find_spec("gcsfs") is None:
+        raise DataError(
+            f"{text} is on Google Cloud Storage: pip install 'jaxrobust[gcs]' (gcsfs), or mount "
+            "the bucket with gcsfuse and give the local path"
+        )
+    return epath.Path(text).expanduser()
+
+
+def is_remote(path: str | os.PathLike) -> bool:
+    """Tell whether a path is in a bucket."""
+    return os.fspath(path).startswith(_GS)
+
+
+@contextlib.contextmanager
+def reading(path: str | os.PathLike) -> Iterator[None]:
+    """Turn whatever goes wrong inside into a DataError that names `path` and what to do."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # OSError; google.auth's, gcsfs' and aiohttp's own kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if is_remote(path):
+            raise DataError(f"{path} cannot be read ({reason}); {_BUCKET}") from error
+        raise DataError(
+            f"{path} cannot be read ({reason}); check it and its permissions"
+        ) from error
+
+
+def file_system(path: str | os.PathLike) -> tuple[Any, str]:
+    """Return fsspec's file system of a remote path, and the path's name in it."""
+    import fsspec
+
+    return fsspec.core.url_to_fs(os.fspath(path), use_listings_cache=False)
+
+
+def entries(path: str | os.PathLike[str]) -> Entries | None:
+    """Return what lies directly in a directory; None if there is no such directory.
+
+    Raises:
+      DataError: the directory or its bucket cannot be read.
+    """
+    found: dict[bool, list[str]] = {True: [], False: []}
+    try:
+        with reading(path):
+            if is_remote(path):
+                files, base = file_system(path)
+                for entry in files.ls(base, detail=True):
+                    if entry["name"].rstrip("/") != base.rstrip("/"):  # a folder's own marker
+                        name = entry["name"].rstrip("/").rpartition("/")[2]
+                        found[entry["type"] == "directory"].append(name)
+            else:
+                with os.scandir(os.fspath(path)) as scan:
+                    for entry in scan:
+                        found[entry.is_dir()].append(entry.name)
+    except DataError as error:
+        if isinstance(error.__cause__, (FileNotFoundError, NotADirectoryError)):
+            return None
+        raise
+    return Entries(*(sorted(n for n in found[k] if not n.startswith(".")) for k in (True, False)))
+
+
+def files_below(path: str | os.PathLike) -> list[str]:
+    """Return the files below a directory at any depth, relative to it, in torchvision's order.
+
+    Folder by folder, both sorted; links to folders are followed; hidden files are left out.
+    """
+    path = os.fspath(path)
+    if is_remote(path):
+        files, base = file_system(path)
+        found = [name[len(base) + 1 :] for name in files.find(base)]
+    else:
+        skip = len(path) + 1
+
+        def refuse(error: OSError) -> None:
+            raise error
+
+        found = [
+            f"{folder[skip:]}/{name}" if len(folder) > skip else name
+            for folder, _, names in os.walk(path, onerror=refuse, followlinks=True)
+            for name in names
+        ]
+    visible = [name for name in found if not name.startswith(".") and "/." not in name]
+    return sorted(visible, key=lambda name: name.rpartition("/")[::2])
+
+
+def read_files(paths: Sequence[str], remedy: str) -> list[bytes]:
+    """Return the content of local files, or of a bucket's, which are fetched at once.
+
+    Raises:
+      DataError: the first that cannot be read.
+    """
+    if not paths or not is_remote(paths[0]):
+        return [_read_local(path, remedy) for path in paths]
+    with reading(paths[0]):
+        files, _ = file_system(paths[0])
+        # `cat_ranges` of no range: `cat` would take [, ? and * in a name for patterns.
+        contents = files.cat_ranges(list(paths), None, None, on_error="return")
+    for path, content in zip(paths, contents, strict=True):
+        if isinstance(content, Exception):
+            reason = " ".join(str(content).split()) or type(content).__name__
+            raise DataError(f"{path} cannot be read ({reason}); {remedy}") from content
+    return contents
+
+
+def _read_local(path: str, remedy: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error}); {remedy}") from error

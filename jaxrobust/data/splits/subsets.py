@@ -1,0 +1,364 @@
+"""Parts of a data set by lists of images or of classes, and the index that finds them.
+
+The index of a split lies beside its records: `jaxrobust-index-SPLIT.npz` with `labels` int32[N] and
+`names` S[N], the files' names, in the order of the records.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import os
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PureWindowsPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust.data import imagenet
+from jaxrobust.data.source import DataError, Record, Source, first_few
+from jaxrobust.data.splits import storage
+from jaxrobust.runtime.files import folders, whole
+
+ROBUSTBENCH_SHA256 = imagenet.ROBUSTBENCH_SHA256  # what `ids_sha256` is for @robustbench
+
+_LISTS: dict[str, Callable[[], tuple[str, ...]]] = {
+    "robustbench": imagenet.robustbench,
+    "selection": imagenet.selection,
+}
+_CIFAR = re.compile(r"(tfds:)?cifar(10|100)(:[\d.]+)?")
+_PINNED = re.compile(r"(?P<file>.+?)#sha256=(?P<sha256>[0-9a-fA-F]{64})")
+
+
+class Ids(NamedTuple):
+    """A list of images.
+
+    Attributes:
+      name: what was asked for: robustbench, selection or a file.
+      lines: `CLASS/FILE` or `FILE`, in order.
+      sha256: of the lines, joined with newlines.
+      imagenet: whether the classes in the lines are ImageNet's, whose labels are known.
+    """
+
+    name: str
+    lines: tuple[str, ...]
+    sha256: str
+    imagenet: bool
+
+
+class Index(NamedTuple):
+    """`labels` int32[N] and `names` S[N] of a split; the names are empty where files had none."""
+
+    labels: np.ndarray
+    names: np.ndarray
+
+
+def read_ids(name: str, data_set: str = "") -> Ids:
+    """Return the list `robustbench`, `selection` or `FILE[#sha256=HEX]`, one id a line, UTF-8.
+
+    HEX is what `sha256sum FILE` prints, or the `ids_sha256` of a record. RobustBench takes CIFAR's
+    test images in the order of the official archive, which the ids tell.
+
+    Args:
+      name: of the list.
+      data_set: whose `robustbench` is meant: cifar10, cifar100, or else ImageNet.
+    Raises:
+      DataError: no such file; another sha256; an empty list; an id that is there twice, or that is
+        an absolute path.
+    """
+    if name == "robustbench" and _CIFAR.fullmatch(data_set):
+        lines = tuple(f"test_{number:05}" for number in range(10_000))
+        return Ids(name, lines, _sha256(lines), imagenet=False)
+    if name in _LISTS:
+        lines = _LISTS[name]()
+        return Ids(name, lines, _sha256(lines), name == "robustbench")
+    pinned = _PINNED.fullmatch(name)
+    file = pinned["file"] if pinned else name
+    if "#" in file:
+        raise DataError(f"@{name}: a list of ids is pinned as FILE#sha256=HEX, of 64 hex digits")
+    content = _read_list(file, f"@{file} is neither robustbench, selection nor a readable file")
+    lines = _lines(content, file)
+    found = hashlib.sha256(content).hexdigest()
+    if pinned and pinned["sha256"].lower() not in (found, _sha256(lines)):
+        raise DataError(
+            f"the list of ids {file} has the sha256 {found}, not {pinned['sha256'].lower()}"
+        )
+    if absolute := [line for line in lines if _is_absolute(line)]:
+        raise DataError(
+            f"the list of ids {file} has absolute paths: {first_few(absolute)}; ids are CLASS/FILE "
+            "or FILE"
+        )
+    if repeated := [line for line, count in Counter(lines).items() if count > 1]:
+        raise DataError(f"the list of ids {file} names images twice: {first_few(repeated)}")
+    return Ids(file, lines, _sha256(lines), imagenet=False)
+
+
+def common(one: str, other: str, data_set: str = "") -> bool:
+    """Tell whether two lists, named as in `read_ids`, name one image, by the names of its file.
+
+    A list that cannot be read may.
+    """
+    try:
+        lists = [read_ids(name, data_set).lines for name in (one, other)]
+    except DataError:
+        return True
+    names = [{line.rpartition("/")[2] for line in lines} for lines in lists]
+    return not names[0].isdisjoint(names[1])
+
+
+def read_classes(name: str) -> list[tuple[int | None, str]]:
+    """Read (index or None, class) of `imagenet100` or of a file's lines, `CLASS` or
+    `INDEX<TAB>CLASS`.
+
+    Raises:
+      DataError: no such file; an empty list; a class that is there twice.
+    """
+    if name == "imagenet100":
+        return [(None, line) for line in imagenet.imagenet100()]
+    content = _read_list(name, f"data.classes={name} is neither imagenet100 nor a readable file")
+    rows: list[tuple[int | None, str]] = []
+    for line in _lines(content, name):
+        index, tab, rest = line.partition("\t")
+        rows.append((int(index), rest.strip()) if tab and index.isdigit() else (None, line))
+    if repeated := [c for c, count in Counter(c for _, c in rows).items() if count > 1]:
+        raise DataError(f"the list of classes {name} names classes twice: {first_few(repeated)}")
+    return rows
+
+
+def class_labels(
+    wanted: Sequence[tuple[int | None, str]], known: Sequence[str], num_classes: int, where: str
+) -> list[int]:
+    """Return the labels in a data set of the classes of a list; `known` are its classes' names, if
+    any.
+
+    Raises:
+      DataError: a class that the data set does not have; a data set that does not name its
+        classes, and a list without indices.
+    """
+    if not known:
+        bad = [name for index, name in wanted if index is None or index >= num_classes]
+        if bad:
+            raise DataError(
+                f"{where} does not name its {num_classes} classes; a list of classes must give "
+                f"their indices, INDEX<TAB>NAME, which it does not for {first_few(bad)}"
+            )
+        return [index for index, _ in wanted if index is not None]
+    labels = {name: label for label, name in enumerate(known)}
+    if unknown := [name for _, name in wanted if name not in labels]:
+        raise DataError(
+            f"{where} does not have the classes {first_few(unknown)}; its {len(known)} classes "
+            f"are {first_few(list(known))}"
+        )
+    return [labels[name] for _, name in wanted]
+
+
+def find(
+    ids: Ids,
+    labels: np.ndarray,
+    names: Iterable[str],
+    classes: Sequence[str],
+    where: str,
+    *,
+    whole: bool,
+) -> np.ndarray:
+    """Return the records `int64[K]` of a list of ids, in its order.
+
+    Args:
+      ids: the list.
+      labels: of all records, indices into `classes`.
+      names: of all records, file names relative to their class.
+      classes: names; empty where nobody names them.
+      where: the data set, for messages.
+      whole: whether the labels are those of all the data set's classes.
+    Raises:
+      DataError: ids that the data lacks or has in another class, or that fit several files.
+    """
+    classes = classes or (imagenet.synsets() if whole and ids.imagenet else ())
+    if not classes and any("/" in line for line in ids.lines):
+        raise DataError(f"{where} does not name its classes; write ids as the files' names alone")
+    if foreign := sorted({f for line in ids.lines if (f := _folder(line))} - set(classes)):
+        raise DataError(
+            f"ids of {ids.name} are of classes that {where} does not have: {first_few(foreign)}"
+        )
+    found, elsewhere, several = _matched(ids, labels, names, classes)
+    if several:
+        raise DataError(
+            f"{where} has several files for ids of {ids.name}: {first_few(several)}; write "
+            "CLASS/FILE"
+        )
+    if wrong := [row for row in elsewhere if found[row] < 0]:
+        line = ids.lines[wrong[0]]
+        raise DataError(
+            f"{where} has the label {elsewhere[wrong[0]]} ({classes[elsewhere[wrong[0]]]}) for "
+            f"{line} of {ids.name}, and another class than the list for {len(wrong)} of "
+            f"{len(ids.lines)} ids; prepare the data set again"
+        )
+    missing = [line for line, record in zip(ids.lines, found, strict=True) if record < 0]
+    if missing:
+        raise DataError(
+            f"{where} lacks {len(missing)} of the {len(ids.lines)} images of {ids.name}: "
+            f"{first_few(missing)}"
+        )
+    if ids.imagenet and whole:
+        _check_labels(ids, labels[found], where)
+    return found
+
+
+def _matched(
+    ids: Ids, labels: np.ndarray, names: Iterable[str], classes: Sequence[str]
+) -> tuple[np.ndarray, dict[int, int], list[str]]:
+    """Return the record of each id (-1: none), and two kinds of trouble.
+
+    These are ids whose file has another class (row -> its label), and ids of several files.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for row, line in enumerate(ids.lines):
+        rows_of.setdefault(line.rpartition("/")[2], []).append(row)
+    found = np.full(len(ids.lines), -1, np.int64)
+    elsewhere: dict[int, int] = {}
+    several: list[str] = []
+    for record, name in enumerate(names):
+        for row in rows_of.get(name.rpartition("/")[2], ()):
+            folder, _, rest = ids.lines[row].partition("/") if "/" in ids.lines[row] else ("",) * 3
+            if folder and folder != classes[labels[record]]:
+                elsewhere[row] = int(labels[record])
+            elif not folder or rest == name:
+                if found[row] >= 0:
+                    several.append(ids.lines[row])
+                found[row] = record
+    return found, elsewhere, several
+
+
+def view(
+    source: Source, rows: Sequence[int], lookup: np.ndarray | None = None, **changes: Any
+) -> Source:
+    """Return the records `rows` of a source, in that order; `lookup[label]` are their labels, if
+    given.
+    """
+    files = source.files_sha256
+    if files is not None:
+        chosen = hashlib.sha256(files.encode() + np.asarray(rows, np.int64).tobytes())
+        chosen.update(b"" if lookup is None else lookup.tobytes())
+        files = chosen.hexdigest()
+    labels = None if source.labels is None else source.labels[np.asarray(rows, np.int64)]
+    if labels is not None and lookup is not None:
+        labels = lookup[labels]
+    return dataclasses.replace(
+        source,
+        size=len(rows),
+        files_sha256=files,
+        labels=labels,
+        read=functools.partial(_read_view, read=source.read, rows=rows, lookup=lookup),
+        describe=functools.partial(_describe_view, describe=source.describe, rows=rows),
+        **changes,
+    )
+
+
+def index_name(split: str) -> str:
+    """Return the name of a split's index file."""
+    return f"jaxrobust-index-{split}.npz"
+
+
+def write_index(
+    directory: str | os.PathLike, split: str, labels: np.ndarray, names: Sequence[bytes]
+) -> None:
+    """Write the index of a split, at once or not at all; several processes may.
+
+    Args:
+      directory: that of the records, local or `gs://`.
+      split: a split, not a part.
+      labels: i[N], in the order of the records.
+      names: N files' names, empty where there are none.
+    Raises:
+      OSError or what a bucket's library raises: the directory cannot be written.
+    """
+    content = io.BytesIO()
+    np.savez(content, labels=np.asarray(labels, np.int32), names=np.asarray(names, np.bytes_))
+    path = storage.place(directory) / index_name(split)
+    if storage.is_remote(path):
+        path.write_bytes(content.getvalue())
+        return
+    if not os.stat(directory).st_mode & 0o222:  # which does not stop root, as in containers
+        raise PermissionError(f"{directory} is read-only")
+    with whole.writing(Path(path)) as part:
+        part.write_bytes(content.getvalue())
+
+
+def read_index(directory: str | os.PathLike, split: str) -> Index | None:
+    """Return the index of a split, or None where there is none or it is damaged."""
+    path = storage.place(directory) / index_name(split)
+    try:
+        if not path.exists():
+            return None
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+            index = Index(arrays["labels"], arrays["names"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    fits = index.labels.shape == index.names.shape and index.labels.ndim == 1
+    return index if fits and index.names.dtype.kind == "S" else None
+
+
+def _check_labels(ids: Ids, labels: np.ndarray, where: str) -> None:
+    expected = {synset: label for label, synset in enumerate(imagenet.synsets())}
+    for line, label in zip(ids.lines, labels.tolist(), strict=True):
+        if label != expected[_folder(line)]:
+            raise DataError(
+                f"{where} has the label {label} for {line}, which is class "
+                f"{expected[_folder(line)]} of ImageNet's 1,000: its labels are others"
+            )
+
+
+def _folder(line: str) -> str:
+    return line.partition("/")[0] if "/" in line else ""
+
+
+def _read_view(
+    indices: Sequence[int],
+    *,
+    read: Callable[[Sequence[int]], list[Record]],
+    rows: Sequence[int],
+    lookup: np.ndarray | None,
+) -> list[Record]:
+    records = read([int(rows[index]) for index in indices])
+    if lookup is None:
+        return records
+    return [Record(record.image, int(lookup[record.label])) for record in records]
+
+
+def _describe_view(index: int, *, describe: Callable[[int], str], rows: Sequence[int]) -> str:
+    return describe(int(rows[index]))
+
+
+def _read_list(file: str, problem: str) -> bytes:
+    path = storage.place(file)
+    try:
+        return path.read_bytes()
+    except Exception as error:  # OSError; a bucket's libraries have kinds of their own
+        raise DataError(f"{problem} ({' '.join(str(error).split())})") from error
+
+
+def _lines(content: bytes, file: str) -> tuple[str, ...]:
+    try:
+        texts = content.decode("utf-8-sig").splitlines()  # Windows' editors write a mark first
+    except UnicodeDecodeError as error:
+        raise DataError(f"the list {file} is not a text file ({error})") from error
+    lines = tuple(line for text in texts if (line := text.strip()))
+    if not lines:
+        raise DataError(f"the list {file} is empty; write one name a line")
+    return lines
+
+
+def _is_absolute(line: str) -> bool:
+    return line.startswith("/") or "://" in line or PureWindowsPath(line).is_absolute()
+
+
+def _sha256(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def index_cache() -> Path:
+    """Return where indices are kept whose data set cannot be written."""
+    return folders.cache("index")

@@ -1,0 +1,131 @@
+"""The images of a source, corrupted as they are read; and the photographs that frost needs."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrobust.data.source import DataError, Record, Source
+from jaxrobust.data.splits import storage
+from jaxrobust.data.stream import loading
+from jaxrobust.data.transforms import decoding, preparing
+from jaxrobust.data.transforms.corruptions import SIDES, Asked, corrupt, draws
+
+_PHOTOGRAPHS = 5  # that frost draws from, the first of a folder
+_PICTURES = (".png", ".jpg", ".jpeg")
+
+
+class Photographs(NamedTuple):
+    """Pictures of frost, and the hash of their files."""
+
+    pixels: tuple[np.ndarray, ...]  # uint8[H,W,3]
+    sha256: str
+
+
+def photographs(folder: str | os.PathLike, side: int) -> Photographs:
+    """Return the first five pictures of a folder by name, for images of that side.
+
+    The published ones are frost1.png to frost5.jpg of hendrycks/robustness (Apache-2.0). At 32
+    pixels every fifth pixel of each line is taken, as their reduction to a fifth does.
+    Raises:
+      DataError: there is no such folder, no picture in it, or one that is damaged or too small.
+    """
+    place = storage.place(folder)
+    there = storage.entries(place)
+    if there is None:
+        raise DataError(f"there is no folder {place} of photographs of frost; check --frost")
+    names = [name for name in there.files if name.lower().endswith(_PICTURES)][:_PHOTOGRAPHS]
+    if not names:
+        raise DataError(
+            f"{place} holds no photograph of frost; copy frost1.png to frost5.jpg of "
+            "hendrycks/robustness (ImageNet-C/create_c) there"
+        )
+    digest, found = hashlib.sha256(), []
+    for name in names:
+        (data,) = storage.read_files([os.fspath(place / name)], "copy it again")
+        digest.update(data)
+        try:
+            pixels = decoding.decode(data, channels=3)
+        except ValueError as error:
+            raise DataError(f"{place / name} is {error}; copy it again") from error
+        pixels = pixels[2::5, 2::5] if side == SIDES[0] else pixels
+        if min(pixels.shape[:2]) <= side:
+            least = 5 * (side + 1) if side == SIDES[0] else side + 1
+            raise DataError(
+                f"{place / name} is too small for frost on images of {side} px; give photographs "
+                f"of {least} px and more"
+            )
+        found.append(np.ascontiguousarray(pixels))
+    return Photographs(tuple(found), digest.hexdigest())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reader:
+    """Reads records of a source, prepares their images and corrupts them; picklable."""
+
+    source: Source
+    preprocessing: str
+    shape: tuple[int, int, int]
+    asked: Asked
+    seed: int
+    photographs: tuple[np.ndarray, ...]
+
+    def __call__(self, indices: Sequence[int]) -> list[Record]:
+        images = loading.Images(self.source, 0, strict=True)
+        transform = preparing.evaluation_transform(self.preprocessing)
+        found = []
+        for index, (image, label) in zip(indices, images(indices), strict=True):
+            assert image is not None, "strict"
+            prepared = loading.prepare(
+                image, index, images, transform, self.preprocessing, self.shape
+            )
+            rng = draws(self.seed, self.asked, index)
+            changed = corrupt(prepared, self.asked, rng, photographs=self.photographs)
+            found.append(Record(decoding.encode(changed), label))
+        return found
+
+
+def corrupted(
+    source: Source,
+    asked: Asked,
+    *,
+    image_size: int,
+    preprocessing: str,
+    seed: int,
+    frost: Photographs | None = None,
+) -> Source:
+    """Return the images of a source as evaluation prepares them, corrupted.
+
+    Args:
+      source: what to read.
+      asked: how.
+      image_size, preprocessing: of evaluation; an id of `evaluation_transform`.
+      seed: of all draws.
+      frost: the photographs, of the kind frost.
+    Raises:
+      DataError: images of another size, or grey ones; frost without photographs.
+    """
+    if image_size not in SIDES or source.channels != 3:
+        raise DataError(
+            f"corruptions are of images of 32 and of 224 pixels in colour, not of {image_size} "
+            f"pixels with {source.channels} channels; give --image_size 32 or 224, or other data"
+        )
+    if asked.kind == "frost" and frost is None:
+        raise DataError(
+            "the corruption frost needs photographs; give --frost FOLDER with frost1.png to "
+            "frost5.jpg of hendrycks/robustness (ImageNet-C/create_c), or name the other kinds"
+        )
+    reader = _Reader(
+        source=source,
+        preprocessing=preprocessing,
+        shape=(image_size, image_size, 3),
+        asked=asked,
+        seed=seed,
+        photographs=frost.pixels if frost and asked.kind == "frost" else (),
+    )
+    return dataclasses.replace(
+        source, read=reader, image_shape=(image_size, image_size, 3), channels=3
+    )

@@ -1,0 +1,210 @@
+"""Records to arrays: the examples at a position of the training stream, or in order.
+
+An image that does not decode, or has another shape than the data set says, is damaged. Training
+replaces it by the next record that is whole; evaluation leaves it out.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust.data.sources.registry import DataError, Source
+from jaxrobust.data.stream.plan import Plan
+from jaxrobust.data.transforms import augmentations, decoding, preparing
+
+
+class TrainBatch(NamedTuple):
+    """`images` uint8[B,H,W,C] and `labels` int32[B], of one process.
+
+    `damaged` int32[B] is the record that row should have held but that is damaged, else -1.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    damaged: np.ndarray
+
+
+class EvaluationBatch(NamedTuple):
+    """`images` uint8[B,H,W,C], `labels` int32[B], `mask` bool[B] (False: padding), `ids` int32[B].
+
+    An id is the record's index in its split; padding is black, with label 0 and id -1. So is a
+    damaged image, whose record is in `damaged` int32[B], elsewhere -1.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+    mask: np.ndarray
+    ids: np.ndarray
+    damaged: np.ndarray
+
+
+class Images:
+    """Decoded records of a source; those of a small data set are decoded once and kept.
+
+    `images(indices)` yields (uint8[H,W,C], label); the arrays are read-only. A damaged image is
+    None, or with `strict` a DataError.
+    The cache fills as records are read and stays in its process.
+    """
+
+    def __init__(self, source: Source, cache_bytes: int, strict: bool) -> None:
+        self.source, self.strict = source, strict
+        self._cache_bytes = cache_bytes
+        shape = source.image_shape
+        self._keep = shape is not None and len(source) * math.prod(shape) <= cache_bytes
+        self._kept: dict[int, tuple[np.ndarray | None, int]] = {}
+
+    def __reduce__(self) -> tuple[type["Images"], tuple[Source, int, bool]]:
+        return Images, (self.source, self._cache_bytes, self.strict)
+
+    def __call__(self, indices: Sequence[int]) -> Iterator[tuple[np.ndarray | None, int]]:
+        """Yield the images and labels of these records: read together, decoded one by one."""
+        missing = [index for index in indices if index not in self._kept]
+        records = dict(zip(missing, self.source.read(missing), strict=True)) if missing else {}
+        for index in indices:
+            if index not in records:
+                yield self._kept[index]
+                continue
+            found = self._decode(index, records[index].image), records[index].label
+            if self._keep:
+                self._kept[index] = found
+            yield found
+
+    def _decode(self, index: int, data: bytes) -> np.ndarray | None:
+        try:
+            image = decoded(self.source, data)
+            if self._keep:  # in 3 bytes a pixel
+                image = np.ascontiguousarray(image)
+                image.flags.writeable = False
+            return image
+        except ValueError as error:
+            if self.strict:
+                raise DataError(
+                    f"{self.source.where()}: the image of {self.source.describe(index)} is "
+                    f"damaged: {error}; {self.source.remedy}"
+                ) from error
+            return None
+
+
+def decoded(source: Source, data: bytes) -> np.ndarray:
+    """Return the image of a record of `source`, uint8[H,W,C]; ValueError says what is wrong with
+    it.
+    """
+    image = decoding.decode(data, channels=source.channels)
+    if source.image_shape not in (None, image.shape):
+        raise ValueError(f"its shape is {image.shape}, not {source.image_shape} as the others'")
+    return image
+
+
+def load_train(
+    position: int,
+    *,
+    images: tuple[Images, ...],
+    augment: augmentations.Op,
+    first_view: augmentations.Op,
+    image_size: int,
+    plan: Plan,
+    rows: int,
+) -> TrainBatch:
+    """Return the `rows` examples from a position of the stream on, which `plan` places.
+
+    `first_view` augments an image where it stands for the first time in its batch, `augment` else.
+    """
+    placed = plan.place(position, rows)
+    batch = TrainBatch(
+        images=np.empty((rows, image_size, image_size, images[0].source.channels), np.uint8),
+        labels=np.empty(rows, np.int32),
+        damaged=np.full(rows, -1, np.int32),
+    )
+    for number, own in enumerate(images):
+        bits = np.random.Philox(key=[plan.seed, 1 + 2 * number])
+        rng = np.random.Generator(bits)
+        here = np.flatnonzero(placed.source == number)
+        epochs, indices, views = (
+            values[here].tolist() for values in (placed.epochs, placed.record, placed.view)
+        )
+        read = zip(here.tolist(), epochs, indices, views, own(indices), strict=True)
+        for row, epoch, index, view, (image, label) in read:
+            if image is None:
+                batch.damaged[row] = index
+                image, label = _next_whole(own, index)
+            _restart(bits, epoch, index, view)
+            change = augment if view else first_view
+            batch.images[row], batch.labels[row] = change(image, rng), label
+    return batch
+
+
+def _next_whole(images: Images, index: int) -> tuple[np.ndarray, int]:
+    """Return the first record behind a damaged one that is whole; whoever asks, it is the same."""
+    size = len(images.source)
+    for other in range(index + 1, index + min(size, 1000)):
+        ((image, label),) = images([other % size])
+        if image is not None:
+            return image, label
+    raise DataError(
+        f"{images.source.where()}: the images of {images.source.describe(index)} and of all that "
+        f"could take its place are damaged; {images.source.remedy}"
+    )
+
+
+def _restart(bits: np.random.Philox, epoch: int, index: int, view: int) -> None:
+    """Put `bits` at the beginning of the numbers of (epoch, record, view), whatever was drawn
+    before.
+    """
+    state: Any = bits.state
+    state["state"]["counter"] = np.array([0, view, epoch, index], np.uint64)
+    state["buffer_pos"] = 4  # nothing buffered
+    state["has_uint32"] = 0
+    bits.state = state
+
+
+def prepare(
+    image: np.ndarray,
+    index: int,
+    images: Images,
+    transform: preparing.Transform,
+    preprocessing: str,
+    shape: tuple[int, ...],
+) -> np.ndarray:
+    """Return the image of a record as evaluation takes it, uint8[H,W,C] of `shape`.
+
+    Raises:
+      DataError: the preprocessing gives another size.
+    """
+    prepared = transform(image)
+    if prepared.shape != shape:
+        raise DataError(
+            f"{images.source.where()}: the preprocessing {preprocessing!r} makes record "
+            f"{index} {prepared.shape}, not {shape}; set image_size to the size it gives"
+        )
+    return prepared
+
+
+def load_in_order(
+    first: int,
+    *,
+    images: Images,
+    transform: preparing.Transform,
+    preprocessing: str,
+    shape: tuple[int, int, int],
+    rows: int,
+    places: Sequence[int],
+) -> EvaluationBatch:
+    """Return `rows` of the records at `places`, from `first` onwards, padded where these end."""
+    indices = list(places[first : first + rows])
+    batch = EvaluationBatch(
+        images=np.zeros((rows, *shape), np.uint8),
+        labels=np.zeros(rows, np.int32),
+        mask=np.zeros(rows, bool),
+        ids=np.full(rows, -1, np.int32),
+        damaged=np.full(rows, -1, np.int32),
+    )
+    for row, (index, (image, label)) in enumerate(zip(indices, images(indices), strict=True)):
+        if image is None:
+            batch.damaged[row] = index
+            continue
+        prepared = prepare(image, index, images, transform, preprocessing, shape)
+        batch.images[row], batch.labels[row] = prepared, label
+        batch.mask[row], batch.ids[row] = True, index
+    return batch

@@ -1,0 +1,316 @@
+"""Batches of `uint8` images, by grain: shuffled for training, in order for evaluation.
+
+The training stream is one global sequence; a position in it is one integer, examples consumed.
+With N records and a global batch of B, an epoch has S = N // B steps and consumes S * B examples:
+position q is example q % (S * B) of epoch q // (S * B). The last N - S * B records of an epoch's
+permutation are left out, other ones in every epoch.
+The permutation is a function of (seed, epoch), an augmentation of (seed, epoch, record). With views
+or a second source `plan.py` says what an epoch is and what stands in a position. Batches
+are consecutive positions, and process p of P takes rows [p * B / P, (p + 1) * B / P) of each.
+Neither processes nor workers change the sequence, and any position can be its start.
+"""
+
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from absl import flags
+
+from jaxrobust.data.sources.registry import DataError, Source
+from jaxrobust.data.stream.loading import Images, decoded, load_in_order, load_train
+from jaxrobust.data.stream.plan import plan
+from jaxrobust.data.transforms import augmentations, preparing
+
+CACHE_BYTES = 400 * 2**20  # a data set whose decoded images fit is decoded once per process
+_PART = 64  # rows that one thread or worker makes at a time, at most: latency, read-ahead's memory
+
+
+class Batches(Protocol):
+    """An iterator over batches; `close()` stops its threads and worker processes."""
+
+    def __iter__(self) -> Iterator[Any]: ...
+    def __next__(self) -> Any: ...
+    def close(self) -> None:
+        """Stop reading ahead; the iterator cannot be used any more."""
+
+
+def steps_per_epoch(source: Source, batch_size: int) -> int:
+    """Return steps of `batch_size` (global) in an epoch; the remainder of the records is left out.
+
+    Raises:
+      DataError: `batch_size` is larger than the source, or not positive.
+    """
+    if not 1 <= batch_size <= len(source):
+        raise DataError(
+            f"batch_size={batch_size} must be between 1 and the {len(source)} records of "
+            f"{source.where()}"
+        )
+    return len(source) // batch_size
+
+
+def train_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    augmentation: str,
+    image_size: int,
+    start: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+    workers: int = 0,
+    strict: bool = True,
+    views: int = 1,
+    first_view: str | None = None,
+    extra: Source | None = None,
+    extra_share: float = 0.5,
+) -> Batches:
+    """Return endless `TrainBatch`es of this process, shuffled and augmented (see above).
+
+    Args:
+      source: what to read.
+      batch_size: examples per step over all processes.
+      seed: of order and augmentation, in [0, 2**63).
+      augmentation: a preset or a chain of `augmentations.chain`.
+      image_size: pixels, H and W of the batches.
+      start: global examples consumed so far. A multiple of `batch_size` unless that has changed;
+        batches then may hold the end of one epoch and the beginning of the next.
+      process_index, process_count: which rows of each global batch to return.
+      workers: processes that read, decode and augment; 0: threads of this process.
+      strict: whether a damaged image is an error; else the next whole record takes its place,
+        which `TrainBatch.damaged` tells (give it to `Damage`). Of `extra` it always is an error.
+      views: how often an image stands in its batch, each time augmented otherwise.
+      first_view: the augmentation of the first of its views; default: that of all.
+      extra: a second source, of which each batch has `extra_share`; see `plan.plan`.
+    Returns:
+      an iterator with `close()`; it reads a few batches ahead.
+    Raises:
+      DataError: arguments that do not fit the source or each other, now; a record that cannot be
+        read, a bad label or (`strict`) image, at the step that reads it.
+    """
+    local = _local_batch(batch_size, process_index, process_count)
+    if extra is None and views == 1:
+        steps_per_epoch(source, batch_size)
+    try:
+        chain, first_chain = (
+            augmentations.chain(text, image_size)
+            for text in (augmentation, first_view or augmentation)
+        )
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    if not 0 <= seed < 2**63:
+        raise DataError(f"seed={seed} must be in [0, 2**63)")
+    if start < 0 or workers < 0:
+        raise DataError(f"start={start} and workers={workers} must not be negative")
+    sources = (source,) if extra is None else (source, extra)
+    for own in sources:
+        if not ((chain.resizes and first_chain.resizes) or _has_size(own, image_size)):
+            raise DataError(
+                f"{own.where()} has {_sizes(own)} images, and the augmentation {augmentation!r} "
+                f"does not resize them to image_size={image_size}; set image_size to theirs or "
+                "begin with resized-crop"
+            )
+    placed = plan(
+        source, batch_size=batch_size, seed=seed, views=views, extra=extra, extra_share=extra_share
+    )
+    load = functools.partial(
+        load_train,
+        images=tuple(Images(own, CACHE_BYTES, strict or own is extra) for own in sources),
+        augment=chain.augment,
+        first_view=first_chain.augment,
+        image_size=image_size,
+        plan=placed,
+    )
+    first = start + process_index * local
+    return _batches(load, first, batch_size, local, steps=None, workers=workers)
+
+
+def evaluation_batches(
+    source: Source,
+    *,
+    batch_size: int,
+    image_size: int,
+    preprocessing: str | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    limit: int | None = None,
+    places: Sequence[int] | None = None,
+    workers: int = 0,
+    strict: bool = True,
+) -> Batches:
+    """Return this process' `EvaluationBatch`es, in the order of the source, the last one padded.
+
+    Every process gets the same number of batches, all of the same shape.
+
+    Args:
+      source: what to read.
+      batch_size: examples per step over all processes.
+      image_size: pixels, H and W of the batches.
+      preprocessing: an id of `preparing.evaluation_transform`; default: `preprocessing_id`.
+      process_index, process_count: which rows of each global batch to return.
+      limit: only the first `limit` records.
+      places: only the records there, in this order; None: all, or the first ones.
+      workers: processes that read and decode; 0: threads of this process.
+      strict: whether a damaged image is an error; else it is left out.
+    Raises:
+      DataError: arguments that do not fit, now; a record that cannot be read, a bad label, a
+        preprocessing that gives another size or (`strict`) a damaged image, at the step that meets
+        it.
+    """
+    local = _local_batch(batch_size, process_index, process_count)
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise DataError(f"batch_size={batch_size} and limit={limit} must be at least 1")
+    preprocessing = preprocessing_id(source, image_size, preprocessing)
+    taken = range(min(len(source), limit or len(source))) if places is None else places
+    load = functools.partial(
+        load_in_order,
+        images=Images(source, 0, strict),
+        transform=preparing.evaluation_transform(preprocessing),
+        preprocessing=preprocessing,
+        shape=(image_size, image_size, source.channels),
+        places=taken,
+    )
+    steps = -(-len(taken) // batch_size)
+    return _batches(load, process_index * local, batch_size, local, steps=steps, workers=workers)
+
+
+def preprocessing_id(source: Source, image_size: int, wanted: str | None = None) -> str:
+    """Return how evaluation makes the images of a source `image_size`: the id that records carry.
+
+    `wanted`, a percentage in it resolved. Without it "none" when all images have that size, else
+    bicubic resizing to image_size / 0.875 and a central crop, as the main paper tests at any
+    resolution.
+    """
+    if wanted is None and _has_size(source, image_size):
+        return "none"
+    return preparing.resolve(wanted or "bicubic-0.875", image_size)
+
+
+def _local_batch(batch_size: int, process_index: int, process_count: int) -> int:
+    if not 0 <= process_index < process_count:
+        raise DataError(
+            f"process_index={process_index} must be at least 0 and below "
+            f"process_count={process_count}"
+        )
+    if batch_size % process_count:
+        raise DataError(
+            f"batch_size={batch_size} is the batch over all processes and must be a multiple of "
+            f"process_count={process_count}"
+        )
+    return batch_size // process_count
+
+
+def _has_size(source: Source, image_size: int) -> bool:
+    return source.image_shape is not None and source.image_shape[:2] == (image_size, image_size)
+
+
+def _sizes(source: Source) -> str:
+    return "x".join(map(str, source.image_shape[:2])) if source.image_shape else "differently sized"
+
+
+def _batches(
+    load: Callable[..., Any], first: int, stride: int, rows: int, *, steps: int | None, workers: int
+) -> Batches:
+    """Return batches, in order: batch k holds the `rows` positions from `first + k * stride` on,
+    and is made in parts.
+    """
+    import grain
+
+    parts = -(-rows // _PART)
+    ends = [rows * part // parts for part in range(parts + 1)]  # parts differ by one row at most
+
+    def load_part(number: int) -> Any:
+        step, part = divmod(number, parts)
+        return load(first + step * stride + ends[part], rows=ends[part + 1] - ends[part])
+
+    dataset = grain.MapDataset.range(sys.maxsize if steps is None else steps * parts)
+    cores = os.cpu_count() or 1
+    threads = min(4, cores) if workers == 0 else 1
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    iterable = dataset.map(load_part).to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # grain reads absl flags; a library's caller has none
+            flags.FLAGS.mark_as_parsed()
+        iterable = iterable.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2),
+            worker_init_fn=_obey_the_main_process,
+        )
+    iterable = iterable.batch(parts, batch_fn=_joined)
+    return iter(grain.experimental.ThreadPrefetchIterDataset(iterable, prefetch_buffer_size=1))
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Join parts to one batch in memory of its own: theirs is shared with the worker, and freed."""
+    return type(parts[0])(*map(np.concatenate, zip(*parts, strict=True)))
+
+
+def _obey_the_main_process(index: int, count: int) -> None:
+    """Let the main process answer signals to all (Ctrl-C, Slurm), and end this worker with it.
+
+    Without its workers it could not take the steps until all hosts have stopped.
+    """
+    del index, count
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+
+
+def _end_with_the_main_process() -> None:
+    main = multiprocessing.parent_process()
+    if main is not None:  # killed with -9, it would leave its workers behind for ever
+        main.join()
+        os._exit(1)
+
+
+class Damage:
+    """The damaged records of a source that a run has met; each is named once.
+
+    Args:
+      source: what is read.
+      limit: more of them are a DataError.
+      say: takes the sentence that names one.
+      known: records that were met before; they count, and are not named again.
+      note: is told each new record, to remember it.
+    Attributes:
+      known, new: those met before, and by this process since; met: by this object, either way.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        limit: int,
+        say: Callable[[str], None],
+        *,
+        known: Iterable[int] = (),
+        note: Callable[[int], None] = lambda record: None,
+    ) -> None:
+        self.known, self.new, self.met = frozenset(known), set[int](), set[int]()
+        self._source, self._limit, self._say, self._note = source, limit, say, note
+
+    def meet(self, damaged: np.ndarray) -> None:
+        """Take the `damaged` of a batch."""
+        source = self._source
+        found = set(damaged[damaged >= 0].tolist())
+        self.met |= found
+        for index in sorted(found - self.known - self.new):
+            named = f"{source.where()}: the image of {source.describe(index)} is damaged"
+            try:
+                decoded(source, source[index].image)
+                reason = "it was when it was read, and no longer is"
+            except ValueError as error:
+                reason = str(error)
+            count = len(self.known) + len(self.new) + 1
+            if count > self._limit:
+                raise DataError(
+                    f"{named} ({reason}) and there are more than data.max_damaged={self._limit}; "
+                    f"{source.remedy}"
+                )
+            self.new.add(index)
+            self._note(index)
+            self._say(f"{named} ({reason}); {count} of at most {self._limit}")

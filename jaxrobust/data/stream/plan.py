@@ -1,0 +1,155 @@
+"""Which image stands in which row of the training stream: its order, its views, a second source.
+
+A batch of B rows holds E = floor(share * B) of a second source, if there is one, and R = B - E of
+the first. Of the first, R / V different images are there, each in V views: rows 0 to R / V - 1 are
+their first views, the next R / V their second ones. With a second source all rows are then put into
+an order that is a function of (seed, step of the whole run).
+An epoch has as many steps as both sources last, each of which begins a new permutation with it.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrobust.data.source import DataError, Source
+
+_ORDER, _ROWS = 0, 4  # what the second key of Philox says; 1 and 3 are augmentations
+
+
+class Placed(NamedTuple):
+    """Of some rows of the stream, in order."""
+
+    epochs: np.ndarray
+    source: np.ndarray  # 0 or 1
+    record: np.ndarray
+    view: np.ndarray  # from 0
+
+
+class Plan(NamedTuple):
+    """How many rows of a batch are of which source, and in how many views."""
+
+    seed: int
+    batch_size: int
+    sizes: tuple[int, ...]  # records of each source
+    rows: tuple[int, ...]  # of a batch, of each source
+    views: tuple[int, ...]
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return min(size // images for size, images in self._images() if images)
+
+    @property
+    def examples(self) -> int:
+        """Rows of an epoch."""
+        return self.steps * self.batch_size
+
+    def _images(self) -> Iterator[tuple[int, int]]:
+        """Yield of each source its records, and how many of them a batch has."""
+        for size, rows, views in zip(self.sizes, self.rows, self.views, strict=True):
+            yield size, rows // views
+
+    def place(self, position: int, count: int) -> Placed:
+        """Return what stands in the `count` rows from a position of the stream on."""
+        steps, rows = np.divmod(position + np.arange(count), self.batch_size)
+        epochs, steps_within = np.divmod(steps, self.steps)
+        if len(self.rows) > 1:
+            for step in np.unique(steps).tolist():
+                here = steps == step
+                order = _permutation((self.seed, _ROWS), step, self.batch_size)
+                rows[here] = order[rows[here]]
+        source, record, view = (np.zeros(count, np.int64) for _ in range(3))
+        begin = 0
+        for number, (size, images) in enumerate(self._images()):
+            here = (begin <= rows) & (rows < begin + self.rows[number])
+            source[here] = number
+            if images:
+                view[here], within = np.divmod(rows[here] - begin, images)
+                within += steps_within[here] * images
+                record[here] = self._records(number, epochs[here], within, size)
+            begin += self.rows[number]
+        return Placed(epochs, source, record, view)
+
+    def _records(self, number: int, epochs: np.ndarray, within: np.ndarray, size: int):
+        """Return the records at some places of the epochs' permutations."""
+        found = np.zeros(len(within), np.int64)
+        for epoch in np.unique(epochs).tolist():
+            here = epochs == epoch
+            found[here] = _permutation((self.seed, _ORDER + 2 * number), epoch, size)[within[here]]
+        return found
+
+
+@functools.lru_cache(maxsize=8)
+def _permutation(key: tuple[int, int], number: int, size: int) -> np.ndarray:
+    generator = np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, number]))
+    return generator.permutation(size)
+
+
+def plan(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int = 0,
+    views: int = 1,
+    extra: Source | None = None,
+    extra_share: float = 0.5,
+) -> Plan:
+    """Return the plan of a training stream.
+
+    Args:
+      batch_size: rows of a step over all processes.
+      views: how often an image of `source` stands in its batch.
+      extra: the second source, of the same classes and channels.
+      extra_share: its share of each batch.
+    Raises:
+      DataError: numbers that do not fit each other or the sources, sources that do not fit.
+    """
+    if not 0 <= extra_share <= 1:
+        raise DataError(f"data.extra_share={extra_share} must be between 0 and 1")
+    if batch_size < 1:
+        raise DataError(f"batch_size={batch_size} must be at least 1")
+    second = 0 if extra is None else _floor(extra_share * batch_size)
+    rows = batch_size - second
+    if views < 1 or rows % views:
+        near = [n for n in range(1, rows + 1) if rows % n == 0]
+        of = f"the {rows} rows of data.name in a batch"
+        raise DataError(f"data.views={views} does not divide {of}; use one of {near}")
+    for which, images in ((source, rows // views), (extra, second)):
+        if which is not None and images > len(which):
+            raise DataError(
+                f"a batch of {batch_size} needs {images} images of {which.where()}, which has "
+                f"{len(which)}; use a smaller batch_size"
+            )
+    if extra is None:
+        return Plan(seed, batch_size, (len(source),), (rows,), (views,))
+    _check_alike(source, extra)
+    return Plan(seed, batch_size, (len(source), len(extra)), (rows, second), (views, 1))
+
+
+def _floor(product: float) -> int:
+    """Return the largest integer up to a product of a share and a number, as on paper.
+
+    In binary 0.29 times 100 is 28.999999999999996.
+    """
+    return math.floor(round(product, 6))
+
+
+def _check_alike(source: Source, extra: Source) -> None:
+    """Raise `DataError` if the second source's labels or images mean something else."""
+    for what in ("num_classes", "channels"):
+        theirs, ours = getattr(extra, what), getattr(source, what)
+        if theirs != ours:
+            words = what.replace("num_", "")
+            raise DataError(
+                f"data.extra: {extra.where()} has {theirs} {words}, and {source.where()} has "
+                f"{ours}; give one with the same classes and channels"
+            )
+    if source.classes and extra.classes and source.classes != extra.classes:
+        raise DataError(
+            f"data.extra: {extra.where()} names its classes otherwise than {source.where()} "
+            f"({extra.classes[0]!r}, ... and {source.classes[0]!r}, ...), so that labels differ; "
+            "give one with the same names in the same order"
+        )

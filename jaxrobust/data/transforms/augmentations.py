@@ -1,0 +1,253 @@
+"""Random changes of training images on the host.
+
+An augmentation is `op(image, rng) -> image` on PIL images, RGB or grey, and leaves its input as it
+is. A chain of them, `resized-crop|flip|jitter(0.4)` or a preset's, works on uint8[H,W,C].
+"""
+
+import functools
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from jaxrobust.data.transforms import color, operations
+from jaxrobust.data.transforms.autoaugment import ROBUSTART, TORCHVISION, autoaugment
+from jaxrobust.data.transforms.preparing import BICUBIC, resample_to, to_array, to_pil
+from jaxrobust.data.transforms.presets import PRESETS
+from jaxrobust.data.transforms.randaugment import randaugment
+
+Op = Callable[[np.ndarray, np.random.Generator], np.ndarray]  # on uint8[H,W,C]
+PictureOp = Callable[..., Image.Image]  # (PIL image, generator) -> PIL image
+_NEAREST = operations.Canvas(Image.Resampling.NEAREST, fill=0)
+
+
+def random_crop(image: Image.Image, rng: np.random.Generator, *, padding: int) -> Image.Image:
+    """Return a crop of the same size from the image with `padding` black pixels on every side."""
+    top, left = (rng.integers(0, 2 * padding + 1, size=2) - padding).tolist()
+    return image.crop((left, top, left + image.width, top + image.height))
+
+
+def flip(image: Image.Image, rng: np.random.Generator, *, p: float = 0.5) -> Image.Image:
+    """Return the image, mirrored left to right with probability `p`."""
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < p else image
+
+
+def rotate(image: Image.Image, rng: np.random.Generator, *, degrees: float) -> Image.Image:
+    """Return the image turned by up to so many degrees either way, over black, without
+    interpolation.
+
+    Source: torchvision's RandomRotation; parity: tests/data/test_augmentations.py.
+    """
+    return operations.rotate(image, rng.uniform(-degrees, degrees), _NEAREST)
+
+
+def random_resized_crop(
+    image: np.ndarray | Image.Image,
+    rng: np.random.Generator,
+    *,
+    size: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Image.Image:
+    """Return a random part of the image, resized to `size` x `size` (bicubic, antialiased).
+
+    Args:
+      image: uint8[H,W,C], or a PIL image.
+      rng: draws the part.
+      size: pixels.
+      scale: range of the part's area, as a share of the image's.
+      ratio: range of the part's width / height, drawn log-uniformly.
+    Source: torchvision's RandomResizedCrop; parity: tests/data/test_augmentations.py and timm's.
+    """
+    array = to_array(image) if isinstance(image, Image.Image) else image
+    top, left, height, width = _resized_crop_box(array.shape, rng, scale, ratio)
+    # Only the part becomes a PIL image.
+    part = to_pil(array[top : top + height, left : left + width])
+    return resample_to(part, (size, size), BICUBIC)
+
+
+def _resized_crop_box(
+    shape: tuple[int, ...],
+    rng: np.random.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[int, int, int, int]:
+    """Draw (top, left, height, width): ten tries, then the largest central part within `ratio`."""
+    rows, columns = shape[:2]
+    for _ in range(10):
+        area = rows * columns * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        width, height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < width <= columns and 0 < height <= rows:
+            top = int(rng.integers(0, rows - height + 1))
+            left = int(rng.integers(0, columns - width + 1))
+            return top, left, height, width
+    width, height = columns, rows
+    if columns / rows < ratio[0]:
+        height = round(columns / ratio[0])
+    elif columns / rows > ratio[1]:
+        width = round(rows * ratio[1])
+    return (rows - height) // 2, (columns - width) // 2, height, width
+
+
+def _within(number: float, lowest: float, highest: float) -> float:
+    if not lowest <= number <= highest:
+        raise ValueError(f"{number:g} is not from {lowest:g} to {highest:g}")
+    return number
+
+
+def _probability(p: float) -> float:
+    return _within(p, 0, 1)
+
+
+def _whole(number: float, lowest: int, highest: int) -> int:
+    if not lowest <= number <= highest or number != int(number):
+        raise ValueError(f"{number:g} is not a whole number of {lowest} to {highest}")
+    return int(number)
+
+
+def _ordered(low: float, high: float) -> tuple[float, float]:
+    if not 0 < low <= high:
+        raise ValueError(f"{low:g} to {high:g} is not a range above 0")
+    return low, high
+
+
+def _crop(size: int, padding: float | None = None) -> PictureOp:
+    # By default 4 pixels at 32, as on CIFAR; 1 at 8.
+    pixels = max(1, size // 8) if padding is None else _whole(padding, 0, size)
+    return functools.partial(random_crop, padding=pixels)
+
+
+def _resized_crop(
+    size: int, low: float = 0.08, high: float = 1.0, narrow: float = 3 / 4, wide: float = 4 / 3
+) -> PictureOp:
+    scale, ratio = _ordered(low, high), _ordered(narrow, wide)
+    return functools.partial(random_resized_crop, size=size, scale=scale, ratio=ratio)
+
+
+def _jitter(
+    size: int,
+    brightness: float,
+    contrast: float | None = None,
+    saturation: float | None = None,
+    hue: float = 0.0,
+) -> PictureOp:
+    contrast = brightness if contrast is None else contrast
+    saturation = brightness if saturation is None else saturation
+    ranges = color.jitter_ranges(brightness, contrast, saturation, hue)
+    return functools.partial(color.jitter, ranges=ranges)
+
+
+def _randaugment(
+    size: int, magnitude: float = 9, std: float = 0.5, ops: float = 2, fill: float = 0
+) -> PictureOp:
+    return functools.partial(
+        randaugment,
+        magnitude=_within(magnitude, 0, 10),
+        std=_within(std, 0, 10),
+        ops=_whole(ops, 0, 15),
+        fill=_whole(fill, 0, 255),
+    )
+
+
+def _autoaugment(
+    policy: str, rows: Mapping[str, operations.Row] = TORCHVISION, fill: int = 0
+) -> Callable[..., PictureOp]:
+    return lambda size, fill=fill: functools.partial(
+        autoaugment, policy=policy, fill=_whole(fill, 0, 255), rows=rows
+    )
+
+
+class _Row(NamedTuple):
+    """`make(image_size, *numbers) -> PictureOp`, and whether the op makes any image that size."""
+
+    make: Callable[..., PictureOp]
+    resizes: bool = False
+
+
+OPS = {
+    "crop": _Row(_crop),
+    "resized-crop": _Row(_resized_crop, resizes=True),
+    "flip": _Row(lambda size, p=0.5: functools.partial(flip, p=_probability(p))),
+    "rotate": _Row(
+        lambda size, degrees: functools.partial(rotate, degrees=_within(degrees, 0, 180))
+    ),
+    "jitter": _Row(_jitter),
+    "grey": _Row(lambda size, p=1.0: functools.partial(color.grey, p=_probability(p))),
+    "solarize": _Row(
+        lambda size, p=1.0, threshold=128: functools.partial(
+            color.solarize, p=_probability(p), threshold=_within(threshold, 0, 256)
+        )
+    ),
+    "blur": _Row(
+        lambda size, p=1.0, low=0.1, high=2.0: functools.partial(
+            color.blur, p=_probability(p), radii=_ordered(low, high)
+        )
+    ),
+    "3-augment": _Row(lambda size: color.three_augment),
+    "randaugment": _Row(_randaugment),
+    "autoaugment": _Row(_autoaugment("cifar10")),
+    "autoaugment-imagenet": _Row(_autoaugment("imagenet")),
+    "autoaugment-robustart": _Row(_autoaugment("cifar10", ROBUSTART, 128)),
+    "autoaugment-robustart-imagenet": _Row(_autoaugment("imagenet", ROBUSTART, 128)),
+}
+_OP = re.compile(r"([\w-]+?)(?:\(([^()]*)\))?")
+
+
+class Chain(NamedTuple):
+    """Augmentations one after the other; `resizes`: they make any image `image_size`."""
+
+    augment: Op
+    resizes: bool
+
+
+def chain(text: str, image_size: int) -> Chain:
+    """Return the ops of a preset or of `op|op(number, ...)|...`, for square images of `image_size`.
+
+    Raises:
+      ValueError: an unknown op, or numbers that it does not take.
+    """
+    text = PRESETS[text].chain if text in PRESETS else text
+    rows = [_op(part.strip(), image_size) for part in text.split("|") if part.strip()]
+    cuts = bool(rows) and rows[0][1]
+    augment = functools.partial(_augment, ops=tuple(op for op, _ in rows), cuts=cuts)
+    return Chain(augment, any(resizes for _, resizes in rows))
+
+
+def _augment(
+    image: np.ndarray, rng: np.random.Generator, *, ops: tuple[PictureOp, ...], cuts: bool
+) -> np.ndarray:
+    """Return uint8[H,W,C] after the ops, of which the first takes an array if it `cuts`."""
+    if not ops:
+        return image
+    picture = ops[0](image if cuts else to_pil(image), rng)
+    for op in ops[1:]:
+        picture = op(picture, rng)
+    return to_array(picture)
+
+
+def _op(text: str, image_size: int) -> tuple[PictureOp, bool]:
+    match = _OP.fullmatch(text)
+    if match and match[1] == "3aug":
+        raise ValueError(
+            "augmentation '3aug' is called 3-augment now, that of DeiT III; what Singh, Croce and "
+            "Hein call 3-Aug (crop, flip, colour jitter) is light"
+        )
+    if match is None or match[1] not in OPS:
+        raise ValueError(
+            f"unknown augmentation {text!r}: presets are {', '.join(PRESETS)}; a chain is written "
+            f"op|op(number, ...) of {', '.join(OPS)}"
+        )
+    row = OPS[match[1]]
+    try:
+        numbers = [float(number) for number in (match[2] or "").split(",") if number.strip()]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("numbers are finite")
+        return row.make(image_size, *numbers), row.resizes
+    except (TypeError, ValueError) as error:
+        takes = ", ".join(list(inspect.signature(row.make).parameters)[1:]) or "no number"
+        raise ValueError(f"augmentation {text!r}: {match[1]} takes {takes} ({error})") from error

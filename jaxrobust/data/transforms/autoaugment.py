@@ -1,0 +1,226 @@
+"""AutoAugment as torchvision has it, and as RobustART: a plan of changes is drawn, then made."""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from jaxrobust.data.transforms import operations
+from jaxrobust.data.transforms.operations import Canvas, Change, Plan, Row, make, no_number
+
+
+def _bins(first: float, last: float) -> tuple[float, ...]:
+    """Return ten numbers from first to last, rounded as torch.linspace's float32 are."""
+    low, high, level = np.float32(first), np.float32(last), np.arange(10, dtype=np.float32)
+    step = (high - low) / np.float32(9)
+    return tuple(np.where(level < 5, low + step * level, high - step * (9 - level)).tolist())
+
+
+_SHEAR, _DEGREES, _AMOUNT = _bins(0, 0.3), _bins(0, 30), _bins(0, 0.9)
+_THRESHOLD = _bins(255, 0)
+
+
+def _blend(sign: int, level: int, _: int) -> float:
+    return 1 + sign * _AMOUNT[level]
+
+
+def _rotate(sign: int, level: int, _: int) -> float:
+    return sign * _DEGREES[level]
+
+
+def _posterize(_: int, level: int, __: int) -> float:
+    return 8 - round(level * 4 / 9)
+
+
+def _solarize(_: int, level: int, __: int) -> float:
+    return _THRESHOLD[level]
+
+
+def _shear(sign: int, level: int, _: int) -> float:
+    return sign * _SHEAR[level]
+
+
+def _translate(sign: int, level: int, side: int) -> float:
+    return -sign * int(_bins(0, 150 / 331 * side)[level])
+
+
+# torchvision's: numbers from (sign, level 0 to 9, pixels of the side).
+TORCHVISION = {
+    "AutoContrast": Row(operations.auto_contrast, no_number),
+    "Equalize": Row(operations.equalize, no_number),
+    "Invert": Row(operations.invert, no_number),
+    "Rotate": Row(operations.rotate, _rotate),
+    "Posterize": Row(operations.posterize, _posterize),
+    "Solarize": Row(operations.solarize, _solarize),
+    "Color": Row(operations.saturation, _blend),
+    "Contrast": Row(operations.contrast, _blend),
+    "Brightness": Row(operations.brightness, _blend),
+    "Sharpness": Row(operations.sharpness, _blend),
+    "ShearX": Row(operations.shear_x, _shear),
+    "ShearY": Row(operations.shear_y, _shear),
+    "TranslateX": Row(operations.translate_x, _translate),
+    "TranslateY": Row(operations.translate_y, _translate),
+}
+
+
+def _between_pixels(
+    change: Change, image: Image.Image, number: float, canvas: Canvas
+) -> Image.Image:
+    """Change with reading between the old pixels, whatever the canvas says."""
+    return change(image, number, canvas._replace(resample=Image.Resampling.BICUBIC))
+
+
+def _signed(last: float, middle: float, sign: int, level: int, _: int) -> float:
+    """Return one of ten numbers from 0 to last, on either side of the middle."""
+    return middle + sign * np.linspace(0, last, 10).tolist()[level]
+
+
+def _counter_clockwise(_: int, level: int, __: int) -> float:
+    return 30 * level / 9
+
+
+def _from_256(_: int, level: int, __: int) -> float:
+    return 256 - 256 * level / 9
+
+
+def _unrounded(sign: int, level: int, side: int) -> float:
+    return sign * np.linspace(0, 150 / 331, 10).tolist()[level] * side
+
+
+# Functions that pickle: workers of the pipeline get them.
+_around_one = functools.partial(_signed, 0.9, 1)
+_sheared = functools.partial(_signed, 0.3, 0)
+# What DIG-Beihang/RobustART has otherwise: it turns counter-clockwise only, shears between pixels,
+# solarises from 256 on and does not round translations.
+ROBUSTART = TORCHVISION | {
+    "Rotate": Row(operations.rotate, _counter_clockwise),
+    "Solarize": Row(operations.solarize, _from_256),
+    "Color": Row(operations.saturation, _around_one),
+    "Contrast": Row(operations.contrast, _around_one),
+    "Brightness": Row(operations.brightness, _around_one),
+    "Sharpness": Row(operations.sharpness, _around_one),
+    "ShearX": Row(functools.partial(_between_pixels, operations.shear_x), _sheared),
+    "ShearY": Row(functools.partial(_between_pixels, operations.shear_y), _sheared),
+    "TranslateX": Row(operations.translate_x, _unrounded),
+    "TranslateY": Row(operations.translate_y, _unrounded),
+}
+
+# Cubuk et al. 2019, tables 7 and 9: pairs of name, probability in tenths, level.
+_CIFAR10 = """
+Invert 1 0, Contrast 2 6
+Rotate 7 2, TranslateX 3 9
+Sharpness 8 1, Sharpness 9 3
+ShearY 5 8, TranslateY 7 9
+AutoContrast 5 0, Equalize 9 0
+ShearY 2 7, Posterize 3 7
+Color 4 3, Brightness 6 7
+Sharpness 3 9, Brightness 7 9
+Equalize 6 0, Equalize 5 0
+Contrast 6 7, Sharpness 6 5
+Color 7 7, TranslateX 5 8
+Equalize 3 0, AutoContrast 4 0
+TranslateY 4 3, Sharpness 2 6
+Brightness 9 6, Color 2 8
+Solarize 5 2, Invert 0 0
+Equalize 2 0, AutoContrast 6 0
+Equalize 2 0, Equalize 6 0
+Color 9 9, Equalize 6 0
+AutoContrast 8 0, Solarize 2 8
+Brightness 1 3, Color 7 0
+Solarize 4 5, AutoContrast 9 0
+TranslateY 9 9, TranslateY 7 9
+AutoContrast 9 0, Solarize 8 3
+Equalize 8 0, Invert 1 0
+TranslateY 7 9, AutoContrast 9 0
+"""
+_IMAGENET = """
+Posterize 4 8, Rotate 6 9
+Solarize 6 5, AutoContrast 6 0
+Equalize 8 0, Equalize 6 0
+Posterize 6 7, Posterize 6 6
+Equalize 4 0, Solarize 2 4
+Equalize 4 0, Rotate 8 8
+Solarize 6 3, Equalize 6 0
+Posterize 8 5, Equalize 10 0
+Rotate 2 3, Solarize 6 8
+Equalize 6 0, Posterize 4 6
+Rotate 8 8, Color 4 0
+Rotate 4 9, Equalize 6 0
+Equalize 0 0, Equalize 8 0
+Invert 6 0, Equalize 10 0
+Color 6 4, Contrast 10 8
+Rotate 8 8, Color 10 2
+Color 8 8, Solarize 8 7
+Sharpness 4 7, Invert 6 0
+ShearX 6 5, Equalize 10 0
+Color 4 0, Equalize 6 0
+Equalize 4 0, Solarize 2 4
+Solarize 6 5, AutoContrast 6 0
+Invert 6 0, Equalize 10 0
+Color 6 4, Contrast 10 8
+Equalize 8 0, Equalize 6 0
+"""
+
+
+class Step(NamedTuple):
+    """A change of a sub-policy."""
+
+    name: str
+    probability: float
+    level: int
+
+
+def _policy(text: str) -> tuple[tuple[Step, ...], ...]:
+    def step(words: str) -> Step:
+        name, tenths, level = words.split()
+        return Step(name, int(tenths) / 10, int(level))
+
+    return tuple(tuple(map(step, line.split(","))) for line in text.strip().splitlines())
+
+
+POLICIES = {"cifar10": _policy(_CIFAR10), "imagenet": _policy(_IMAGENET)}
+
+
+def autoaugment(
+    image: Image.Image,
+    rng: np.random.Generator,
+    *,
+    policy: str = "cifar10",
+    fill: int = 0,
+    rows: Mapping[str, Row] = TORCHVISION,
+) -> Image.Image:
+    """Return the image after one of the policy's 25 pairs of changes.
+
+    Args:
+      image: RGB or grey; on grey images changes of colour do nothing.
+      rng: draws the pair, which of its changes happen, and their signs.
+      policy: cifar10 | imagenet.
+      fill: grey value that moved images leave behind.
+      rows: whose changes: `TORCHVISION`, or `ROBUSTART` with fill=128.
+    Source: Cubuk et al. 2019 as torchvision's AutoAugment on PIL images (pixels moved without
+      interpolation), or as DIG-Beihang/RobustART's; parity: tests/data/test_randaugment.py.
+    """
+    sides = {"height": image.height, "width": image.width}
+    plan = draw_autoaugment(rng, policy=policy, rows=rows, **sides)
+    return make(plan, image, rows, Canvas(Image.Resampling.NEAREST, fill))
+
+
+def draw_autoaugment(
+    rng: np.random.Generator,
+    *,
+    policy: str,
+    height: int,
+    width: int,
+    rows: Mapping[str, Row] = TORCHVISION,
+) -> Plan:
+    """Return the changes that happen to one image of that size, in their order."""
+    pairs = POLICIES[policy]
+    plan = []
+    for name, probability, level in pairs[rng.integers(len(pairs))]:
+        if rng.random() < probability:
+            sign = 1 if rng.random() < 0.5 else -1
+            side = width if name == "TranslateX" else height
+            plan.append((name, rows[name].number(sign, level, side)))
+    return plan

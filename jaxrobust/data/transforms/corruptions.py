@@ -1,0 +1,193 @@
+"""Common corruptions of images of 32 and 224 pixels: 15 kinds in 5 severities each.
+
+They are those of CIFAR-10-C (at 32) and of ImageNet-C (at 224), computed. The files that are
+published (`cifar10-c:DIR`, see `cifar_c.py`) are the reference; computed images, which
+`corrupted_images.py` reads, are for those who have none, and for other images. What `corrupt`
+returns depends on seed, image, kind and severity.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust.data.source import DataError
+from jaxrobust.data.transforms import distortions
+from jaxrobust.runtime.text.spelling import meant
+
+SEVERITIES = (1, 2, 3, 4, 5)
+SIDES = (32, 224)
+_STORED = 85  # JPEG quality, in which ImageNet-C's images are kept
+
+
+class _Kind(NamedTuple):
+    """What a kind does, and its settings of each severity at 32 and at 224 pixels."""
+
+    apply: Callable[..., np.ndarray]
+    small: Sequence[Any]
+    large: Sequence[Any]
+
+
+def _pixels(side: int, *rows: tuple[float, float, float]) -> list[tuple[float, float, float]]:
+    """Return settings that are written as multiples of a length."""
+    return [(side * a, side * b, side * c) for a, b, c in rows]
+
+
+KINDS = {
+    "gaussian_noise": _Kind(
+        distortions.gaussian_noise, (0.04, 0.06, 0.08, 0.09, 0.10), (0.08, 0.12, 0.18, 0.26, 0.38)
+    ),
+    "shot_noise": _Kind(distortions.shot_noise, (500, 250, 100, 75, 50), (60, 25, 12, 5, 3)),
+    "impulse_noise": _Kind(
+        distortions.impulse_noise, (0.01, 0.02, 0.03, 0.05, 0.07), (0.03, 0.06, 0.09, 0.17, 0.27)
+    ),
+    "defocus_blur": _Kind(
+        distortions.defocus_blur,
+        ((0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)),
+        ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
+    ),
+    "glass_blur": _Kind(
+        distortions.glass_blur,
+        ((0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)),
+        ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
+    ),
+    "motion_blur": _Kind(
+        distortions.motion_blur,
+        ((6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)),
+        ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
+    ),
+    "zoom_blur": _Kind(
+        distortions.zoom_blur,
+        ((0.01, 7), (0.01, 12), (0.01, 16), (0.01, 21), (0.01, 26)),
+        ((0.01, 12), (0.01, 16), (0.02, 11), (0.02, 13), (0.03, 11)),
+    ),
+    "snow": _Kind(
+        distortions.snow,
+        (
+            (0.1, 0.2, 1, 0.6, 8, 3, 0.95),
+            (0.1, 0.2, 1, 0.5, 10, 4, 0.9),
+            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.9),
+            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.85),
+            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.8),
+        ),
+        (
+            (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
+            (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+            (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+            (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+            (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+        ),
+    ),
+    "frost": _Kind(
+        distortions.frost,
+        ((1, 0.2), (1, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45)),
+        ((1, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75)),
+    ),
+    "fog": _Kind(
+        distortions.fog,
+        ((0.2, 3), (0.5, 3), (0.75, 2.5), (1, 2), (1.5, 1.75)),
+        ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
+    ),
+    "brightness": _Kind(
+        distortions.brightness, (0.05, 0.1, 0.15, 0.2, 0.3), (0.1, 0.2, 0.3, 0.4, 0.5)
+    ),
+    "contrast": _Kind(
+        distortions.contrast, (0.75, 0.5, 0.4, 0.3, 0.15), (0.4, 0.3, 0.2, 0.1, 0.05)
+    ),
+    "elastic_transform": _Kind(
+        distortions.elastic_transform,
+        _pixels(
+            32,
+            (0, 0, 0.08),
+            (0.05, 0.2, 0.07),
+            (0.08, 0.06, 0.06),
+            (0.1, 0.04, 0.05),
+            (0.1, 0.03, 0.03),
+        ),
+        _pixels(  # as written there, though the images have 224
+            244,
+            (2, 0.7, 0.1),
+            (2, 0.08, 0.2),
+            (0.05, 0.01, 0.02),
+            (0.07, 0.01, 0.02),
+            (0.12, 0.01, 0.02),
+        ),
+    ),
+    "pixelate": _Kind(
+        distortions.pixelate, (0.95, 0.9, 0.85, 0.75, 0.65), (0.6, 0.5, 0.4, 0.3, 0.25)
+    ),
+    "jpeg_compression": _Kind(
+        distortions.jpeg_compression, (80, 65, 58, 50, 40), (25, 18, 15, 10, 7)
+    ),
+}
+
+
+class Asked(NamedTuple):
+    """A kind of corruption and its severity."""
+
+    kind: str
+    severity: int  # 1 to 5
+
+    def __str__(self) -> str:
+        return f"{self.kind}-{self.severity}"
+
+
+def chosen(text: str) -> list[Asked]:
+    """Return the corruptions that `all`, `fog,snow` or `fog-3,snow-5` names, in the table's order.
+
+    Without a severity it is all five.
+    Raises:
+      DataError: a kind or a severity that does not exist, or one that is there twice.
+    """
+    found: list[Asked] = []
+    for word in (part.strip() for part in text.split(",")):
+        kind, hyphen, severity = word.partition("-")
+        if kind != "all" and kind not in KINDS:
+            raise DataError(f"there is no corruption {kind!r}; {meant(kind, ['all', *KINDS])}")
+        if hyphen and severity not in map(str, SEVERITIES):
+            raise DataError(
+                f"there is no severity {severity!r} of {kind}; write {kind}-1 to {kind}-5, or "
+                f"{kind} for all five"
+            )
+        kinds = list(KINDS) if kind == "all" else [kind]
+        found += [
+            Asked(each, number)
+            for each in kinds
+            for number in ([int(severity)] if hyphen else SEVERITIES)
+        ]
+    if twice := [each for each in found if found.count(each) > 1]:
+        raise DataError(f"{text} has {twice[0]} twice; name it once")
+    return sorted(found, key=lambda each: (list(KINDS).index(each.kind), each.severity))
+
+
+def corrupt(
+    image: np.ndarray,
+    asked: Asked,
+    rng: Any,
+    *,
+    photographs: Sequence[np.ndarray] = (),
+) -> np.ndarray:
+    """Return a corrupted image, as the data set of its size has it.
+
+    Args:
+      image: uint8[S,S,3], S 32 or 224.
+      asked: how.
+      rng: draws what is random: `draws` of an image.
+      photographs: of frost, see there.
+    Returns:
+      uint8[S,S,3]; of 224 pixels after it was a JPEG, in which ImageNet-C is stored.
+    """
+    kind = KINDS[asked.kind]
+    settings = (kind.small if len(image) == SIDES[0] else kind.large)[asked.severity - 1]
+    settings = settings if isinstance(settings, tuple) else (settings,)
+    more = {"photographs": photographs} if asked.kind == "frost" else {}
+    changed = np.clip(kind.apply(image, rng, *settings, **more), 0, 255).astype(np.uint8)
+    return (
+        changed if len(image) == SIDES[0] else distortions.jpeg_compression(changed, rng, _STORED)
+    )
+
+
+def draws(seed: int, asked: Asked, image: int) -> np.random.Generator:
+    """Return the random numbers of one image, by its place in the split, in one corruption."""
+    key = [seed, 8 * list(KINDS).index(asked.kind) + asked.severity]
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, image]))

@@ -1,0 +1,187 @@
+"""The checks of a network's gradients and of attacks on it."""
+
+import itertools
+
+import numpy as np
+
+from jaxrobust.doctor import explanations
+from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen
+from jaxrobust.doctor.patient import STEPS, Patient
+from jaxrobust.evaluation.network import reliability
+
+_FEW = 16  # images that are right, below which attacks say little
+_BEFORE = (
+    *("determinism", "train-mode", "finite-logits", "softmax", *explanations.ALL),
+    *("one-class", "accuracy"),
+)
+_MASKS = (*_BEFORE, "zero-gradients")
+
+
+def _share_of_zeros(patient: Patient, loss: str, dtype: str) -> np.ndarray:
+    slopes = patient.slopes(loss, dtype)
+    return (slopes == 0) | ~np.isfinite(slopes)  # neither moves an image
+
+
+def _zero(patient: Patient) -> Seen:
+    if patient.without_gradient:
+        return Seen(
+            RED,
+            f"the network cannot be differentiated: {patient.without_gradient}",
+            cause="a callback, or an operation without a derivative",
+            remedy="write that operation in JAX, or give it a derivative; until then only Square "
+            "can attack the network",
+        )
+    zero = {"float32": _share_of_zeros(patient, "ce", "float32")}
+    zero |= {dtype: _share_of_zeros(patient, "ce", dtype) for dtype in patient.others}
+    value = {dtype: float(of.mean()) for dtype, of in zero.items()}
+    said = "zero at " + ", ".join(f"{v:.1%} in {k}" for k, v in value.items())
+    said += f" of {len(zero['float32'])} images"
+    if reliability.check_gradients(zero["float32"]):
+        return _why_zero(patient, said, value)
+    for dtype in patient.others:
+        if value[dtype] > 0.1:
+            return Seen(
+                YELLOW,
+                said,
+                value,
+                cause=f"{dtype} is too coarse for this network's logits",
+                remedy=f"search in float32 (not --search_dtype={dtype})",
+            )
+    return Seen(GREEN, said, value)
+
+
+def _why_zero(patient: Patient, said: str, value: dict[str, float]) -> Seen:
+    """Tell a saturated softmax, past which the margin still has a gradient, from a mask."""
+    margin = float(_share_of_zeros(patient, "cw", "float32").mean())
+    value = value | {"margin, float32": margin}
+    said += f"; that of the margin at {margin:.1%}"
+    if margin < 0.5 * value["float32"]:
+        return Seen(
+            RED,
+            said,
+            value,
+            cause="the softmax saturates: logits are so large that the cross-entropy is 0 in "
+            "float32",
+            remedy="divide the logits by their range, or attack with DLR (apgd-t, fab-t)",
+        )
+    return Seen(RED, said, value)
+
+
+def _few(patient: Patient) -> Seen | None:
+    count = len(patient.attacked)
+    if patient.epsilon <= 0:
+        return Seen(SKIPPED, "the radius is 0")
+    if patient.without_gradient:
+        return Seen(SKIPPED, "the network cannot be differentiated")
+    return Seen(SKIPPED, f"only {count} images are right clean") if count < _FEW else None
+
+
+def _losses(patient: Patient) -> Seen:
+    if few := _few(patient):
+        return few
+    if patient.logits.shape[1] < 3:
+        return Seen(SKIPPED, "DLR needs three classes")
+    ce, dlr = (patient.after_pgd(patient.epsilon, loss) > 0 for loss in ("ce", "dlr"))
+    value = {"ce": 1 - float(ce.mean()), "dlr": 1 - float(dlr.mean())}
+    said = f"{value['ce']:.1%} withstand PGD with CE, {value['dlr']:.1%} with DLR"
+    only_dlr, only_ce = int((dlr & ~ce).sum()), int((ce & ~dlr).sum())
+    apart = (only_dlr - only_ce) / max(only_dlr + only_ce, 1) ** 0.5
+    gap = (only_dlr - only_ce) / len(ce)
+    if gap > 0.1 and apart > 3.5:
+        return Seen(RED, said, value)
+    if gap < -0.3 and apart < -3.5:
+        return Seen(
+            YELLOW,
+            said,
+            value,
+            cause="DLR divides by a third logit that is far away, or ties",
+            remedy="report CE and DLR, and attack with CW's margin too",
+        )
+    return Seen(GREEN, said, value)
+
+
+def _noise(patient: Patient) -> Seen:
+    if few := _few(patient):
+        return few
+    pgd, noise = patient.after_pgd(patient.epsilon), patient.after_noise
+    better = float((noise > pgd).mean())
+    said = (
+        f"PGD fools {(pgd > 0).mean():.1%}, noise of its size {(noise > 0).mean():.1%}; noise "
+        f"comes closer at {better:.1%} of {len(pgd)} images"
+    )
+    level = RED if better > 0.33 else YELLOW if better > 0.15 else GREEN
+    return Seen(level, said, {"noise is better": better})
+
+
+def _radius(patient: Patient) -> Seen:
+    if few := _few(patient):
+        return few
+    eps = patient.epsilon
+    radii = [r for r in (eps / 2, eps, 2 * eps) if r < patient.everything] + [patient.everything]
+    fooled = [patient.after_pgd(radius) > 0 for radius in radii]
+    robust = [1 - float(of.mean()) for of in fooled]
+    said = "robust at " + ", ".join(f"{r:.3g}: {v:.1%}" for r, v in zip(radii, robust, strict=True))
+    value = dict(zip(map("{:.4g}".format, radii), robust, strict=True))
+    for small, large in itertools.pairwise(fooled):
+        up, down = int((small & ~large).sum()), int((large & ~small).sum())
+        if up - down > 0.05 * len(small) and up - down > 3 * (up + down) ** 0.5:
+            return Seen(RED, f"accuracy rises with the radius: {said}", value)
+    if robust[-1] > 0.3:
+        return Seen(
+            RED,
+            f"images withstand a radius at which all can be the same grey: {said}",
+            value,
+        )
+    return Seen(YELLOW if robust[-1] > 0.15 else GREEN, said, value)
+
+
+_SIGNS = "Athalye et al. 2018, arXiv 1802.00420, section 3.1"
+_MASKED = (
+    "attack the network before the operation that masks (Athalye et al. 2018, section 4), and "
+    "trust only Square and transfer attacks"
+)
+
+ATTACK_CHECKS: tuple[Check[Patient], ...] = (
+    Check(
+        "zero-gradients",
+        "Images at which the gradient of the cross-entropy is exactly zero or not finite, by "
+        "compute type; red above 1 % in float32, yellow above 10 % in another type.",
+        "gradients are masked: rounding, quantisation, a threshold or stop_gradient",
+        _MASKED,
+        "Croce & Hein 2020, arXiv 2003.01690, section 4; " + _SIGNS,
+        _zero,
+        _BEFORE,
+    ),
+    Check(
+        "dlr-against-ce",
+        f"Accuracy under PGD of {STEPS} steps with either loss; red where DLR's is more than 10 "
+        "points lower, yellow where CE's is more than 30 points lower.",
+        "the cross-entropy hides the gradient: logits are large, and its rounding is what is left",
+        "attack with DLR and its targeted form (apgd-t), or divide the logits by their range",
+        "Croce & Hein 2020, arXiv 2003.01690, section 4",
+        _losses,
+        _MASKS,
+    ),
+    Check(
+        "pgd-against-noise",
+        f"Margins after PGD of {STEPS} steps and after the best of {STEPS} points of random noise "
+        "as far away; red where noise comes closer at more than 33 % of the images, yellow from "
+        "15 %.",
+        "the gradient does not point uphill: it is masked, shattered or of another function",
+        _MASKED,
+        _SIGNS,
+        _noise,
+        (*_MASKS, "dlr-against-ce"),
+    ),
+    Check(
+        "radius",
+        "Accuracy under PGD at growing radii, up to one at which all images can be the same grey; "
+        "red where it rises by more than 5 points, or stays above 30 % at the last, yellow from "
+        "15 %.",
+        "PGD loses its way: gradients are masked, or the step does not follow the radius",
+        _MASKED,
+        f"{_SIGNS}; Carlini et al. 2019, arXiv 1902.06705",
+        _radius,
+        (*_MASKS, "dlr-against-ce", "pgd-against-noise"),
+    ),
+)

@@ -1,0 +1,213 @@
+"""From what the command line names to findings: a network, a config, or a run, which has both."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrobust.attacks import pgd as check_ball
+from jaxrobust.config import Config, of_phase, phases
+from jaxrobust.data import Prepared
+from jaxrobust.data.sources import registry
+from jaxrobust.data.stream import pipeline
+from jaxrobust.doctor import resizing
+from jaxrobust.doctor.config_checks import CONFIG_CHECKS, Plan
+from jaxrobust.doctor.findings import RED, Finding, Tell, counted, examined, line, summary
+from jaxrobust.doctor.network_checks import NETWORK_CHECKS
+from jaxrobust.doctor.patient import Patient, Recorded
+from jaxrobust.evaluation.questions import flags, measuring
+from jaxrobust.evaluation.questions import target as subjects
+from jaxrobust.evaluation.questions.flags import Given
+from jaxrobust.evaluation.questions.recording import known
+from jaxrobust.evaluation.questions.target import Subject
+from jaxrobust.evaluation.records import records
+from jaxrobust.runtime.devices import compilation
+from jaxrobust.runtime.text import patience, terminal
+from jaxrobust.runtime.text.spelling import norm as spelled
+from jaxrobust.weights.trained import runs
+
+_RADII = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}  # where nobody names one: CIFAR-10's
+
+
+class Examination(NamedTuple):
+    """What was examined, in words, and what was found."""
+
+    of: str
+    findings: list[Finding]
+
+
+def given_of(place: str | None, **named: Any) -> Given:
+    """Return evaluate's flags; `place` is a run, weights, or a function, whose flag is left out.
+
+    Raises:
+      ValueError: it is none of them, a flag says the same, or a norm that there is not.
+    """
+    named["norm"] = named.get("norm") and spelled(named["norm"])
+    if named["norm"] not in (None, *_RADII):
+        raise ValueError(f"--norm={named['norm']} is unknown; choose one of {', '.join(_RADII)}")
+    rest: dict[str, Any] = dict.fromkeys(Given._fields[: Given._fields.index("steps")])
+    rest |= {"attack": "clean", "version": "standard", "search_dtype": "float32", "seed": 0}
+    if place is not None:
+        flag = _flag_of(place)
+        if named.get(flag) is not None:
+            raise ValueError(f"{place} and --{flag}={named[flag]} name the same; give one of them")
+        named[flag] = place
+    return Given(**(rest | named))
+
+
+def _flag_of(place: str) -> str:
+    """Return the flag of `evaluate` that a word without one stands for."""
+    path = Path(place)
+    if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file():
+        return "workdir"
+    if not path.exists() and ".py:" in place:
+        return "function"
+    return "weights"
+
+
+def of_network(given: Given, *, images: int, tell: Tell) -> Examination:
+    """Examine the network of checked flags, on so many images of its test split.
+
+    Args:
+      tell: is told what is examined, and then each finding when it is found.
+    Raises:
+      ValueError: flags that contradict each other or the weights, with what to do.
+    """
+    given = flags.placed(given)
+    flags.check(given)
+    told = given.workdir or given.weights or given.function or given.torch
+    with patience.of(f"reading {told} and its images"):
+        return _examined(given, images, tell)
+
+
+def _examined(given: Given, images: int, tell: Tell) -> Examination:
+    run = Path(given.workdir) if given.workdir else None
+    compilation.use_persistent_cache((run or Path("runs/doctor")).parent)
+    origin, subject, source = flags.settled(given)
+    size = known(subject.network.image_size)
+    which, subject, weights = flags.weights(given, subject, source)
+    wanted = subjects.preprocessing(origin, size, source, given.preprocessing)
+    preprocessing = pipeline.preprocessing_id(source, size, wanted)
+    prepared = Prepared(source, image_size=size, preprocessing=preprocessing, images=len(source))
+    places = _chosen(len(source), images)
+    logits_of = measuring.networks_of(subject, weights)
+    patient = Patient(
+        logits_fn=logits_of("float32"),
+        images=prepared[places],
+        labels=prepared.labels()[places],
+        norm=subject.norm,
+        epsilon=_RADII[subject.norm] if subject.epsilon is None else subject.epsilon,
+        others={} if subject.net else {"bfloat16": logits_of("bfloat16")},
+        arrays=resizing.resized(source, places, preprocessing=preprocessing, image_size=size),
+        recorded=_recorded(run, which, subject, source),
+        classes=source.classes,
+        seed=given.seed,
+    )
+    said = f" ({which})" if which else ""
+    of = f"{subject.network.name}{said} on {len(places)} images of {source.where()}"
+    tell(of)
+    return Examination(of, examined(NETWORK_CHECKS, patient, tell))
+
+
+def _chosen(size: int, images: int) -> np.ndarray:
+    """Return the places of images from the whole split: its first ones may be all of one class."""
+    if size <= images:
+        return np.arange(size)
+    return np.sort(np.random.default_rng(0).choice(size, images, replace=False))
+
+
+def _recorded(
+    run: Path | None, which: str | None, subject: Subject, source: registry.Source
+) -> Recorded | None:
+    """Return what the run's own record says of these weights on this split, if there is one."""
+    if run is None or not (run / "results.jsonl").is_file():
+        return None
+    for record in reversed(records.read(run)):
+        same = (record.get("dataset"), record.get("split")) == (source.name, source.split)
+        clean = record.get("clean")
+        if same and record.get("weights") == which and clean is not None and math.isfinite(clean):
+            return Recorded(float(clean), f"{run.name}/results.jsonl")
+    return None
+
+
+def of_config(found: Config, *, devices: int, name: str, tell: Tell) -> Examination:
+    """Examine a config for training on so many devices; nothing is compiled.
+
+    Raises:
+      ValueError: a phase without a section, no norm or radius, a network that cannot be made.
+    """
+    for phase in phases(found):
+        ball = of_phase(found, phase).attack
+        check_ball(norm=ball.norm, epsilon=ball.epsilon, steps=1)  # refuses a mistake
+    of = f"{name} on {counted(devices, 'device')}"
+    tell(of)
+    return Examination(of, examined(CONFIG_CHECKS, Plan(found, devices), tell))
+
+
+def answer(
+    given: dict[str, Any],
+    place: str | None,
+    *,
+    config: Config | None,
+    named: str | None,
+    devices: int | None,
+    coloured: bool,
+    as_json: bool,
+    columns: int | None = None,
+    show: Callable[[str], None] = lambda text: None,
+) -> tuple[Any, int]:
+    """Return the object to print `as_json`, else None, and the exit code: 1 if something is red.
+
+    Args:
+      given: flags of evaluate, and `n`.
+      place: the word without a flag.
+      config: a config, and `named`, what it is called.
+      devices: None: those that are here; a CPU is one.
+      columns: of the terminal; None: there is none, and a finding is one line.
+      show: prints a line, each when it is known; nothing of what is returned `as_json`.
+    Raises:
+      ValueError: nothing is named to examine, no device, or flags contradict each other.
+    """
+    if devices is not None and devices < 1:
+        raise ValueError(f"--devices={devices} must be at least 1; leave it out for those here")
+    devices = devices or (1 if jax.default_backend() == "cpu" else jax.device_count())
+    asked = {key: value for key, value in given.items() if key not in ("n", "seed")}
+    names_network = place is not None or any(value is not None for value in asked.values())
+    if config is None and not names_network:
+        raise ValueError(
+            "name a run, weights, a function or a config: RUN, --model NAME --weights PATH "
+            "--dataset NAME, my_net.py:logits_fn --dataset NAME, or --config FILE"
+        )
+    done: list[Examination] = []
+
+    def tell(told: Finding | str) -> None:
+        if as_json:
+            return
+        if isinstance(told, str):
+            show(terminal.fitted(told, columns))
+        else:
+            show(line(told, coloured=coloured, columns=columns))
+
+    def examine(examination: Callable[..., Examination], *of: Any, **how: Any) -> None:
+        if done:
+            tell("")
+        done.append(examination(*of, **how, tell=tell))
+        tell(summary(done[-1].findings))
+
+    if config is not None:
+        examine(of_config, config, devices=devices, name=str(named))
+    if names_network:
+        flags_given = given_of(place, **given)
+        if flags_given.workdir and config is None:
+            run = Path(flags_given.workdir)
+            name = f"{run}/config.json"
+            examine(of_config, runs.run_config(run), devices=devices, name=name)
+        examine(of_network, flags_given, images=given["n"])
+    red = any(f.seen.level == RED for each in done for f in each.findings)
+    if as_json:
+        told = [{"of": e.of, "findings": [f.plain() for f in e.findings]} for e in done]
+        return {"red": red, "examined": told}, int(red)
+    return None, int(red)

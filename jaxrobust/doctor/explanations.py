@@ -1,0 +1,204 @@
+"""What done to the images, or to the classes, would raise the accuracy of a network.
+
+Each explanation is tried, and the best one counts, if it raises the accuracy by far: so a network
+that is normalised twice is not blamed for the order of its classes.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment  # JAX depends on SciPy
+
+from jaxrobust.doctor.patient import Patient
+from jaxrobust.evaluation.network.checks import is_right
+from jaxrobust.weights.naming.compose import NORMALIZATIONS
+
+RANGE, MISSING, TWICE = "input-range", "missing-normalisation", "double-normalisation"
+CHANNELS, ORDER = "channel-order", "label-order"
+ALL = (RANGE, MISSING, TWICE, CHANNELS, ORDER)
+_GAIN, _SOME, _DEVIATIONS = 0.1, 0.04, 3.5  # of accuracy: red, yellow; and both beyond chance
+
+
+class Tried(NamedTuple):
+    """What was done, and what the network then makes of the images."""
+
+    check: str
+    done: str
+    accuracy: float
+    loss: float
+    gain: float  # in accuracy
+    deviations: float  # standard ones, by which chance would have to go astray
+
+    @property
+    def convinces(self) -> bool:
+        """Tell whether chance or a network's taste for contrast does not explain it."""
+        return self.gain > _GAIN and self.deviations > _DEVIATIONS
+
+    @property
+    def suggests(self) -> bool:
+        """Tell whether it is worth a look."""
+        return self.gain > _SOME and self.deviations > _DEVIATIONS
+
+
+def tried(patient: Patient) -> list[Tried]:
+    """Return all explanations that were tried, those of the images first."""
+    done = [_of_images(patient, *row) for row in _changes(patient.images.shape[-1])]
+    return [*done, *_of_usual_orders(patient), *_of_any_order(patient)]
+
+
+def best(explanations: list[Tried], classes: int, count: int) -> Tried | None:
+    """Return the explanation with the highest accuracy, of equal ones that with the lowest loss,
+    among those that matter and are above guessing.
+    """
+    chance = 1 / classes
+    floor = chance + 3 * (chance * (1 - chance) / max(count, 1)) ** 0.5
+    worth = [e for e in explanations if e.suggests and e.accuracy > floor]
+    return max(worth, key=lambda e: (round(e.accuracy, 2), -e.loss), default=None)
+
+
+def _changes(channels: int) -> Iterator[tuple[str, str, Callable[[np.ndarray], np.ndarray]]]:
+    yield RANGE, "images in 0..255", lambda x: 255 * x
+    for name, (mean, std) in NORMALIZATIONS.items():
+        # RobustART's larger scale lowers the loss of networks that expect another one, and those
+        # that expect it are explained by CIFAR-10's as well.
+        if name in ("none", "cifar10-robustart"):
+            continue
+        m, s = (np.asarray(v, np.float32) for v in (mean, std))
+        if channels == 1:
+            m, s = m.mean(keepdims=True), s.mean(keepdims=True)
+        if len(m) not in (1, channels):
+            continue
+        words = "[-1, 1] (mean 0.5, std 0.5)" if name == "half" else f"the {name} normalisation"
+        yield MISSING, words, partial(_normalised, mean=m, std=s)
+        yield TWICE, words, partial(_undone, mean=m, std=s)
+    if channels == 3:
+        yield CHANNELS, "BGR", lambda x: x[..., ::-1]
+
+
+def _normalised(images: np.ndarray, *, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    return (images - mean) / std
+
+
+def _undone(images: np.ndarray, *, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    return images * std + mean
+
+
+def cross_entropy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean cross-entropy of logits f[N,K]; infinite where one is not finite."""
+    return float(_losses(logits, labels).mean())
+
+
+def _losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    if not np.isfinite(logits).all():
+        return np.full(len(labels), np.inf)
+    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    picked = shifted[np.arange(len(labels)), labels]
+    return np.log(np.exp(shifted).sum(axis=1)) - picked
+
+
+def compared(
+    check: str, done: str, before: np.ndarray, after: np.ndarray, labels: np.ndarray
+) -> Tried:
+    """Compare logits before something was done and after, image by image.
+
+    Its deviations are those of a sign test of the images whose verdict changes; where it says at
+    least two, those of the difference in loss count too, which is the sharper test: accuracy says
+    nothing of the images whose verdict stays.
+    """
+    was, is_now = is_right(before, labels), is_right(after, labels)
+    won, lost = int((is_now & ~was).sum()), int((was & ~is_now).sum())
+    deviations = (won - lost) / max(won + lost, 1) ** 0.5
+    loss, earlier = _losses(after, labels), _losses(before, labels)
+    if deviations >= 2 and np.isfinite(loss).all() and np.isfinite(earlier).all():
+        less = earlier - loss
+        spread = max(float(less.std()), 1e-12)
+        deviations = max(deviations, float(less.mean()) / spread * len(less) ** 0.5)
+    gain = (won - lost) / max(len(labels), 1)
+    return Tried(check, done, float(is_now.mean()), float(loss.mean()), gain, deviations)
+
+
+def _of_images(
+    patient: Patient, check: str, words: str, change: Callable[[np.ndarray], np.ndarray]
+) -> Tried:
+    logits = patient.forward(np.ascontiguousarray(change(patient.images), np.float32))
+    return compared(check, words, patient.logits, logits, patient.labels)
+
+
+def _usual_orders(names: tuple[str, ...], count: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield what people number classes by, i[K]: output i means class order[i]."""
+    numbers = np.arange(count)
+    yield "classes shifted by -1", np.roll(numbers, 1)
+    yield "classes shifted by 1", np.roll(numbers, -1)
+    yield "classes in the opposite order", numbers[::-1]
+    texts = {"their numbers as text (10 before 2)": [str(k) for k in range(count)]}
+    if len(names) == count:
+        texts |= {"their names": list(names), "their names in lower case": [*map(str.lower, names)]}
+    for by, keys in texts.items():
+        order = np.asarray(sorted(range(count), key=keys.__getitem__))
+        if (order != numbers).any():
+            yield f"classes sorted by {by}", order
+            yield f"classes as before they were sorted by {by}", np.argsort(order)
+
+
+def _of_usual_orders(patient: Patient) -> Iterator[Tried]:
+    """Yield what the usual orders explain, however few images a class has."""
+    logits, labels = patient.logits, patient.labels
+    if not np.isfinite(logits).all():
+        return
+    for words, order in _usual_orders(patient.classes, logits.shape[1]):
+        yield compared(ORDER, words, logits, _in_order(logits, order), labels)
+
+
+def _of_any_order(patient: Patient) -> Iterator[Tried]:
+    """Yield what a permutation of the classes explains, found on one half and tried on the other;
+    nothing where there are fewer than four images a class, or that order is the data set's.
+    """
+    logits, labels = patient.logits, patient.labels
+    classes = logits.shape[1]
+    if len(labels) < 4 * classes or not np.isfinite(logits).all():
+        return
+    order, judged = permutation(logits, labels)
+    if (order != np.arange(classes)).any():
+        words, before = _told(order, patient.classes), logits[judged]
+        yield compared(ORDER, words, before, _in_order(before, order), labels[judged])
+
+
+def _in_order(logits: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return logits with output i in place order[i]."""
+    moved = np.empty_like(logits)
+    moved[:, order] = logits
+    return moved
+
+
+def permutation(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the order of classes that fits best, i[K]: output i means class order[i]; and the
+    images to judge it on, i[n].
+
+    It is found on the other half of them (Kuhn 1955, on the table of confusions).
+    """
+    classes = logits.shape[1]
+    mixed = np.random.default_rng(0).permutation(len(labels))
+    found, judged = np.split(mixed, [len(labels) // 2])
+    table = np.zeros((classes, classes))
+    np.add.at(table, (logits[found].argmax(axis=1), labels[found]), 1)
+    table += 0.5 * np.eye(classes)  # a class that is not seen stays where it is
+    return linear_sum_assignment(-table)[1], judged
+
+
+def _told(order: np.ndarray, names: tuple[str, ...]) -> str:
+    """Return a permutation in words."""
+    count = len(order)
+    for words, usual in _usual_orders(names, count):
+        if (order == usual).all():
+            return words
+
+    def name(k: int) -> str:
+        return f"{k} ({names[k]})" if len(names) == count and names[k] != str(k) else str(k)
+
+    moved = [
+        f"output {k} is class {name(int(order[k]))}"
+        for k in np.flatnonzero(order != np.arange(count))
+    ]
+    return f"{', '.join(moved[:10])}{', ...' if len(moved) > 10 else ''}"

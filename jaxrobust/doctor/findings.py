@@ -1,0 +1,155 @@
+"""A check, what it found, and how that is told."""
+
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from jaxrobust.runtime.text import patience
+
+GREEN, YELLOW, RED, SKIPPED = "green", "yellow", "red", "skipped"
+_NARROWEST = 40  # columns of a terminal
+_COLOURS = {GREEN: 32, YELLOW: 33, RED: 31, SKIPPED: 2}  # of terminals, ECMA-48
+
+Examined = TypeVar("Examined")
+
+
+class Seen(NamedTuple):
+    """What a check saw: one of the levels, a sentence with the value, and the value itself.
+
+    Cause and remedy replace those of the check where this case has others.
+    """
+
+    level: str
+    said: str
+    value: Any = None
+    cause: str | None = None
+    remedy: str | None = None
+
+
+class Check(NamedTuple, Generic[Examined]):
+    """A row of a table."""
+
+    name: str
+    measures: str  # and when it is yellow or red
+    cause: str
+    remedy: str
+    paper: str  # with its section where that could be looked up
+    look: Callable[[Examined], Seen]
+    follows: tuple[str, ...] = ()  # checks whose fault shows here too
+
+
+class Finding(NamedTuple):
+    """The result of a check."""
+
+    check: Check[Any]
+    seen: Seen
+    after: str | None = None  # the check that has found the cause
+
+    @property
+    def cause(self) -> str:
+        """Return where that comes from."""
+        if self.after:
+            return f"it follows from {self.after}, see there"
+        return self.seen.cause or self.check.cause
+
+    @property
+    def remedy(self) -> str:
+        """Return what to do."""
+        return f"mend {self.after} first" if self.after else self.seen.remedy or self.check.remedy
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as values that JSON has."""
+        faulty = self.seen.level in (YELLOW, RED)
+        return {
+            "check": self.check.name,
+            "level": self.seen.level,
+            "measures": self.check.measures,
+            "said": self.seen.said,
+            "value": self.seen.value,
+            "cause": self.cause if faulty else None,
+            "remedy": self.remedy if faulty else None,
+            "follows_from": self.after,
+            "paper": self.check.paper,
+        }
+
+
+Tell = Callable[["Finding | str"], None]  # a finding, or the words of what is examined
+
+
+def examined(
+    checks: Sequence[Check[Examined]], patient: Examined, tell: Tell | None = None
+) -> list[Finding]:
+    """Return what all checks of a table find, in its order.
+
+    Where there is somebody to `tell`, each finding is told at once, and what takes long is said.
+    A fault that shows in several rows is red in the first of them; those that follow are yellow.
+    """
+    found: list[Finding] = []
+    for check in checks:
+        with patience.of(f"looking at {check.name}", here=tell is not None):
+            seen = check.look(patient)
+        reds = [f.check.name for f in found if f.seen.level == RED]
+        after = next((name for name in reds if name in check.follows), None)
+        if after and seen.level in (YELLOW, RED):
+            found.append(Finding(check, seen._replace(level=YELLOW), after))
+        else:
+            found.append(Finding(check, seen))
+        if tell:
+            tell(found[-1])
+    return found
+
+
+_LEVEL, _NAME = 8, 23  # columns of a line before what was seen
+
+
+def line(finding: Finding, *, coloured: bool, columns: int | None = None) -> str:
+    """Return a finding as one line; with its cause, remedy and paper where something is wrong.
+
+    Args:
+      columns: of a terminal, in which the line is broken and what follows the finding indented.
+    """
+    level, said = finding.seen.level, finding.seen.said
+    parts = [] if level in (GREEN, SKIPPED) else [f"Cause: {finding.cause}"]
+    if parts:
+        paper = f" ({finding.check.paper})" if finding.check.paper and not finding.after else ""
+        parts.append(f"Remedy: {finding.remedy}{paper}")
+    start = f"{level:{_LEVEL}}{finding.check.name:{_NAME}}"
+    if columns is None:
+        text = ". ".join([f"{start}{said}", *parts])
+    else:
+        text = "\n".join([_broken(start, said, columns), *_indented(parts, columns)])
+    return text.replace(level, f"\033[{_COLOURS[level]}m{level}\033[0m", 1) if coloured else text
+
+
+def _broken(start: str, said: str, columns: int) -> str:
+    """Return a line whose further lines stand below what was seen, if there is room."""
+    indent = len(start) if columns >= 2 * len(start) else _LEVEL
+    return _filled(said, start, indent, max(columns, _NARROWEST))
+
+
+def _indented(parts: list[str], columns: int) -> list[str]:
+    width, indent = max(columns, _NARROWEST), " " * _LEVEL
+    return [_filled(part, indent, len(indent) + 2, width) for part in parts]
+
+
+def _filled(text: str, start: str, indent: int, width: int) -> str:
+    return textwrap.fill(
+        text,
+        width,
+        initial_indent=start,
+        subsequent_indent=" " * indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def counted(number: int, what: str) -> str:
+    """Return a number of things in words."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """Return how many checks found what, in one line."""
+    levels = [finding.seen.level for finding in findings]
+    told = [f"{levels.count(level)} {level}" for level in _COLOURS if level in levels]
+    return f"{counted(len(findings), 'check')}: {', '.join(told)}"

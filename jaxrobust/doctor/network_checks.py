@@ -1,0 +1,252 @@
+"""The checks of a network, in the order in which a fault shows: inputs, outputs, gradients."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxrobust.doctor import explanations
+from jaxrobust.doctor.attack_checks import ATTACK_CHECKS
+from jaxrobust.doctor.explanations import Tried
+from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen
+from jaxrobust.doctor.patient import Patient
+from jaxrobust.evaluation.network import checks, collapse
+
+Look = Callable[[Patient], Seen]
+_ENOUGH = 32  # images for a statement about accuracy
+
+
+def _said_by_doubts(*names: str, healthy: str) -> Look:
+    """Return a look at flags of `evaluation.doubts`, which are faults all of them."""
+
+    def look(patient: Patient) -> Seen:
+        found = [name for name in names if name in patient.flags]
+        if not found:
+            return Seen(GREEN, healthy)
+        said, _, remedy = patient.flags[found[0]].partition("; ")
+        return Seen(RED, said, found, remedy=remedy or None)
+
+    return look
+
+
+def _range(patient: Patient) -> Seen:
+    try:
+        checks.check_images(patient.images, patient.labels, classes=patient.logits.shape[1])
+    except ValueError as error:
+        said, _, remedy = str(error).partition("; ")
+        return Seen(RED, said, cause="the data is not what an attack takes", remedy=remedy or None)
+    low, high = float(patient.images.min()), float(patient.images.max())
+    return _explained(explanations.RANGE, f"images span [{low:.3g}, {high:.3g}]")(patient)
+
+
+def _explained(name: str, healthy: str) -> Look:
+    """Return a look at the explanation that raises the accuracy most: is it of this kind?"""
+
+    def look(patient: Patient) -> Seen:
+        if len(patient.labels) < _ENOUGH:
+            return Seen(SKIPPED, f"{len(patient.labels)} images say little about accuracy")
+        all_tried = tried_on(patient)
+        own = [each for each in all_tried if each.check == name]
+        if not own:
+            return Seen(SKIPPED, "not looked at: the images are grey")
+        found = explanations.best(all_tried, patient.logits.shape[1], len(patient.labels))
+        if found is None or found.check != name:
+            return Seen(GREEN, f"{healthy}; {_loss(patient, max(own, key=_closest))}")
+        level = RED if found.convinces else YELLOW
+        before = found.accuracy - found.gain
+        said = (
+            f"accuracy is {before:.1%}, and {found.accuracy:.1%} with {found.done} "
+            f"{'' if name != explanations.TWICE else 'undone'}".rstrip()
+        )
+        return Seen(level, said, {"as it is": before, found.done: found.accuracy})
+
+    return look
+
+
+def _closest(tried: Tried) -> float:
+    return tried.accuracy
+
+
+def _loss(patient: Patient, other: Tried) -> str:
+    own = explanations.cross_entropy(patient.logits, patient.labels)
+    undone = " undone" if other.check == explanations.TWICE else ""
+    return (
+        f"loss {own:.3g} and accuracy {patient.right.mean():.1%}, with {other.done}{undone} "
+        f"{other.loss:.3g} and {other.accuracy:.1%}"
+    )
+
+
+def tried_on(patient: Patient) -> list[Tried]:
+    """Return the explanations of a patient, tried once."""
+    if "tried" not in patient.kept:
+        patient.kept["tried"] = explanations.tried(patient)
+    return patient.kept["tried"]
+
+
+def _one_class(patient: Patient) -> Seen:
+    answers = np.where(checks.answered(patient.logits), patient.logits.argmax(axis=1), -1)
+    found = collapse.of(answers, patient.labels)
+    if found is None:
+        given = len(np.unique(answers[answers >= 0]))
+        return Seen(GREEN, f"{given} of {patient.logits.shape[1]} classes are answered")
+    said, _, remedy = found.words.partition("; ")
+    return Seen(RED if found.proven else YELLOW, said, remedy=remedy)
+
+
+def _accuracy(patient: Patient) -> Seen:
+    n, accuracy = len(patient.labels), float(patient.right.mean())
+    said = f"{accuracy:.1%} of {n} clean images are right"
+    if n < _ENOUGH:
+        return Seen(SKIPPED, f"{said}, which are few")
+    known = patient.recorded
+    if known:
+        p = min(max(known.clean, 1 / n), 1 - 1 / n)
+        short = (known.clean - accuracy) / (p * (1 - p) / n) ** 0.5
+        beside = f"{said}, {known.clean:.1%} by {known.where}"
+        if short > 4 and known.clean - accuracy > 0.05:
+            return Seen(RED, beside, {"here": accuracy, "recorded": known.clean})
+        said = beside
+    if "low-accuracy" in patient.flags:
+        return Seen(RED, f"{said}, no more than guessing explains", {"here": accuracy})
+    return Seen(GREEN, said, {"here": accuracy})
+
+
+def _arrays(patient: Patient) -> Seen:
+    if patient.arrays is None:
+        return Seen(SKIPPED, "the images have the network's size: nothing is resized")
+    arrays = patient.arrays
+    n = len(arrays)
+    right = checks.is_right(patient.forward(arrays), patient.labels[:n])
+    own = patient.right[:n]
+    apart = float(np.abs(arrays - patient.images[:n]).mean()) * 255
+    won, lost = int((right & ~own).sum()), int((own & ~right).sum())
+    said = (
+        f"{own.mean():.1%} right as PIL resizes, {right.mean():.1%} as arrays are without "
+        f"antialiasing, {apart:.2g} of 255 apart"
+    )
+    value = {"pil": float(own.mean()), "arrays": float(right.mean())}
+    if won - lost > 0.05 * n and won - lost > 3.5 * (won + lost) ** 0.5:
+        return Seen(RED, said, value)
+    return Seen(GREEN, said, value)
+
+
+_INPUTS = (*explanations.ALL, "resizing")
+_OUTPUTS = ("determinism", "train-mode", "finite-logits", "softmax")
+
+NETWORK_CHECKS: tuple[Check[Patient], ...] = (
+    Check(
+        "determinism",
+        "Five passes over the same images, and two traces of the function; red where they differ.",
+        "the network draws random numbers, or keeps state",
+        "switch the randomness off, or evaluate with --version=rand",
+        "Athalye et al. 2018, arXiv 1802.00420, section 3 (stochastic gradients)",
+        _said_by_doubts("randomized", "retraced", healthy="the same logits in five passes"),
+    ),
+    Check(
+        "train-mode",
+        "The logits of images whose neighbours in the batch change; red above 1e-3 of their range.",
+        "batch norm or dropout in train mode",
+        "evaluate with train=False",
+        "Ioffe & Szegedy 2015, arXiv 1502.03167, section 3.1",
+        _said_by_doubts("batch-dependent", healthy="logits do not depend on the batch"),
+        ("determinism",),
+    ),
+    Check(
+        "finite-logits",
+        "Logits that are NaN, infinite or the same for all images or classes; red where there are.",
+        "overflow, broken weights, or an operation behind the logits",
+        "look at the weights, and return the logits before any ReLU or clipping",
+        "Carlini et al. 2019, arXiv 1902.06705",
+        _said_by_doubts("nan-logits", "constant-logits", healthy="logits are finite and differ"),
+    ),
+    Check(
+        "softmax",
+        "Outputs in [0, 1] that sum to 1; red where all do.",
+        "the network ends with a softmax, in which float32 hides the gradients of confident images",
+        "return the logits before the softmax",
+        "Carlini & Wagner 2017, arXiv 1608.04644, section IV; Croce & Hein 2020, arXiv 2003.01690, "
+        "section 4",
+        _said_by_doubts("softmax", healthy="outputs are logits"),
+    ),
+    Check(
+        explanations.RANGE,
+        "Whether images lie in [0, 1], and accuracy on images in 0..255; red where that is more "
+        "than 10 points better, yellow from 4.",
+        "the network expects images in 0..255, or divides by 255 what is divided already",
+        "multiply or divide by 255 once, so that it takes [0, 1]",
+        "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
+        _range,
+        _OUTPUTS,
+    ),
+    Check(
+        explanations.MISSING,
+        "Accuracy and loss on images that are normalised; red where that is more than 10 points "
+        "better, yellow from 4.",
+        "the network expects normalised images and does not normalise itself",
+        "put mean and std into the network (init.normalize=..., or the first line of the function)",
+        "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
+        _explained(explanations.MISSING, "not missing"),
+        _OUTPUTS,
+    ),
+    Check(
+        explanations.TWICE,
+        "Accuracy and loss with a normalisation undone; red where that is more than 10 points "
+        "better, yellow from 4.",
+        "images are normalised before a network that normalises itself",
+        "remove one of the two",
+        "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
+        _explained(explanations.TWICE, "not twice"),
+        _OUTPUTS,
+    ),
+    Check(
+        explanations.CHANNELS,
+        "Accuracy with red and blue exchanged; red where that is more than 10 points better.",
+        "the network was trained on images in BGR, as OpenCV reads them",
+        "turn the channels around before the network: images[..., ::-1]",
+        "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
+        _explained(explanations.CHANNELS, "RGB"),
+        _OUTPUTS,
+    ),
+    Check(
+        explanations.ORDER,
+        "Accuracy with the classes in the usual other orders (from 1, as text, by name) and, with "
+        "four images a class, in the order that half of the images suggests, on the other half; "
+        "red where that is more than 10 points better, yellow from 4.",
+        "the network and the data set number the classes differently",
+        "give the outputs in the data set's order of classes",
+        "Kuhn 1955 (the assignment); Croce et al. 2021 (RobustBench), arXiv 2010.09670",
+        _explained(explanations.ORDER, "the data set's"),
+        _OUTPUTS,
+    ),
+    Check(
+        "resizing",
+        "Accuracy on images that are resized as arrays, without PIL's antialiasing; red where that "
+        "is more than 5 points better.",
+        "the weights were trained on images that were resized otherwise than --preprocessing does",
+        "give the preprocessing of their training, or resize with PIL there",
+        "Parmar et al. 2022, arXiv 2104.11222",
+        _arrays,
+        _OUTPUTS,
+    ),
+    Check(
+        "one-class",
+        "Whether nearly all images get one class and no more are right than that explains; red "
+        "where these images show it at 95 %, yellow where they are too few to.",
+        "training collapsed to a constant answer, or not all of the weights are loaded",
+        "go back to earlier weights",
+        "Hoeffding 1951, Ann. Math. Statist. 22 (right answers of all orders); Carlini et al. "
+        "2019, arXiv 1902.06705 (clean accuracy beside robust accuracy)",
+        _one_class,
+        (*_OUTPUTS, *_INPUTS),
+    ),
+    Check(
+        "accuracy",
+        "Clean accuracy beside that of the record and beside guessing; red where it is 4 standard "
+        "errors and 5 points below the record, or no better than guessing.",
+        "other weights, another split, or a preprocessing that no check here knows",
+        "compare the weights' sha256, the split and the preprocessing with those of the record",
+        "Croce et al. 2021 (RobustBench), arXiv 2010.09670",
+        _accuracy,
+        (*_OUTPUTS, *_INPUTS, "one-class"),
+    ),
+    *ATTACK_CHECKS,
+)

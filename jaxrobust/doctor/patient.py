@@ -1,0 +1,239 @@
+"""A network under examination: its images, and what is measured on it, once each."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import attacks
+from jaxrobust.attacks.geometry.balls import BALLS
+from jaxrobust.evaluation.network import checks, reliability
+from jaxrobust.evaluation.questions import questions
+from jaxrobust.types import VERDICT_PRECISION, Array, LogitsFn
+
+STEPS = 10  # of PGD, and points of random noise
+_ATTACKED = 100  # images at most
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """The accuracy that somebody has written down for these weights on this split."""
+
+    clean: float
+    where: str
+
+
+@dataclass(frozen=True)
+class Patient:
+    """A network, images in [0, 1] and the ball that it is meant to withstand.
+
+    Attributes:
+      logits_fn: f32[B,H,W,C] -> f32[B,K], as `autoattack` takes it; is traced and compiled.
+      images: f32[N,H,W,C]; labels: i32[N].
+      others: the same network in other compute types, such as {"bfloat16": logits_fn}.
+      arrays: f32[M,H,W,C], the first M images as arrays are resized, without PIL; None: the images
+        have the network's size.
+      recorded: what accuracy is expected; None: nobody has said.
+      classes: names of the classes; empty: nobody has said.
+    Raises:
+      ValueError: no norm, or no radius of it, with what to do.
+    """
+
+    logits_fn: LogitsFn
+    images: np.ndarray
+    labels: np.ndarray
+    norm: str = "linf"
+    epsilon: float = 8 / 255
+    others: Mapping[str, LogitsFn] = field(default_factory=dict)
+    arrays: np.ndarray | None = None
+    recorded: Recorded | None = None
+    classes: tuple[str, ...] = ()
+    batch: int = 50
+    seed: int = 0
+    kept: dict[str, Any] = field(default_factory=dict, init=False)  # what was looked at
+
+    def __post_init__(self) -> None:
+        """Refuse what is no ball: programs take the radius as it is."""
+        attacks.pgd(norm=self.norm, epsilon=self.epsilon, steps=1)  # refuses a mistake
+        _, height, _, channels = self.images.shape
+        questions.check_radius(self.norm, self.epsilon, height, channels)
+
+    def forward(self, images: np.ndarray) -> np.ndarray:
+        """Return the logits f[n,K] of any number of images f32[n,H,W,C]."""
+        return self._batched(self._compiled, images)
+
+    @cached_property
+    def _compiled(self) -> Callable[..., Any]:
+        network = _argument(self.logits_fn)
+        program = jax.jit(_verdict)
+        return lambda images: program(network, images)
+
+    def _batched(self, program: Callable[..., Any], *arrays: np.ndarray) -> np.ndarray:
+        """Run a program of a fixed batch size on any number of rows; the last batch is padded."""
+        count = len(arrays[0])
+        size = min(self.batch, count)
+        found = []
+        for start in range(0, count, size):
+            rows = np.minimum(np.arange(start, start + size), count - 1)
+            kept = min(size, count - start)
+            parts = program(*(jnp.asarray(array[rows]) for array in arrays))
+            found.append(np.asarray(parts)[:kept])
+        return np.concatenate(found)
+
+    @cached_property
+    def logits(self) -> np.ndarray:
+        """Return f[N,K] of the images."""
+        return self.forward(self.images)
+
+    @cached_property
+    def right(self) -> np.ndarray:
+        """Return bool[N], which images are classified correctly."""
+        return checks.is_right(self.logits, self.labels)
+
+    @cached_property
+    def flags(self) -> reliability.Flags:
+        """Return what `evaluation.doubts` has against the network."""
+        return reliability.check_network(
+            self.forward,
+            self.logits_fn,
+            self.images,
+            self.labels,
+            batch_size=min(self.batch, len(self.images)),
+        )
+
+    @cached_property
+    def attacked(self) -> np.ndarray:
+        """Return the places of the images that are attacked: the first that are right."""
+        return np.flatnonzero(self.right)[:_ATTACKED]
+
+    @cached_property
+    def without_gradient(self) -> str | None:
+        """Return why the network cannot be differentiated; None: it can."""
+        image = jax.ShapeDtypeStruct((self.batch, *self.images.shape[1:]), jnp.float32)
+        label = jax.ShapeDtypeStruct((self.batch,), jnp.int32)
+        try:
+            jax.eval_shape(partial(_slopes, self.logits_fn, loss=attacks.ce_loss), image, label)
+        except Exception as error:  # whatever the user's code, or JAX, says
+            return " ".join(str(error).split())[:200]
+        return None
+
+    def slopes(self, loss: str, dtype: str = "float32") -> np.ndarray:
+        """Return f[n], the largest entry of the loss's gradient at each of the first images; NaN
+        where one is not finite.
+        """
+        network = _argument(self.others.get(dtype, self.logits_fn))
+        program = jax.jit(partial(_slopes, loss=attacks.LOSSES[loss]))
+        images, labels = self.images[:_ATTACKED], self.labels[:_ATTACKED].astype(np.int32)
+        return self._batched(lambda *of: program(network, *of), images, labels)
+
+    def after_pgd(self, epsilon: float, loss: str = "ce") -> np.ndarray:
+        """Return f[n], the margins of the attacked images after PGD; positive: misclassified."""
+        name = f"{loss} {epsilon:.6g}"
+        if name not in self.kept:
+            radius = np.full(len(self.attacked), epsilon, np.float32)
+            self.kept[name] = self._margins(self._pgd(loss), radius)
+        return self.kept[name]
+
+    def _pgd(self, loss: str) -> Callable[..., Any]:
+        name = f"pgd-{loss}"
+        if name not in self.kept:  # one for all radii
+            network = _argument(self.logits_fn)
+            program = jax.jit(partial(_after_pgd, norm=self.norm, loss=loss))
+            self.kept[name] = lambda *of: program(network, *of)
+        return self.kept[name]
+
+    @cached_property
+    def after_noise(self) -> np.ndarray:
+        """Return f[n], the largest margin of each attacked image at `STEPS` random points as far
+        away as PGD goes.
+        """
+        network = _argument(self.logits_fn)
+        program = jax.jit(partial(_after_noise, norm=self.norm))
+        radius = np.full(len(self.attacked), self.epsilon, np.float32)
+        return self._margins(lambda *of: program(network, *of), radius)
+
+    def _margins(self, program: Callable[..., Any], radius: np.ndarray) -> np.ndarray:
+        chosen = self.attacked
+        labels, ids = self.labels[chosen].astype(np.int32), chosen.astype(np.int32)
+        key = jax.random.key(self.seed)
+        return self._batched(
+            lambda *of: program(*of, key), self.images[chosen], labels, ids, radius
+        )
+
+    @property
+    def everything(self) -> float:
+        """Return the radius at which all images can be made the same grey one."""
+        pixels = float(np.prod(self.images.shape[1:]))
+        return {"linf": 0.5, "l2": 0.5 * pixels**0.5, "l1": 0.5 * pixels}[self.norm]
+
+
+def _argument(logits_fn: LogitsFn) -> Any:
+    """Return a network as an argument of a compiled program."""
+    known = isinstance(logits_fn, jax.tree_util.Partial)
+    return logits_fn if known else jax.tree_util.Partial(logits_fn)
+
+
+def _verdict(network: Any, images: Array) -> Array:
+    with jax.default_matmul_precision(VERDICT_PRECISION):
+        return network(images)
+
+
+def _slopes(network: Any, images: Array, labels: Array, *, loss: Callable[..., Array]) -> Array:
+    slope = jax.grad(lambda x: loss(network(x).astype(jnp.float32), labels).sum())(images)
+    return jnp.abs(slope).max(axis=(1, 2, 3))
+
+
+def _margin(network: Any, images: Array, labels: Array) -> Array:
+    return attacks.cw_loss(_verdict(network, images).astype(jnp.float32), labels)
+
+
+def _after_pgd(
+    network: Any,
+    images: Array,
+    labels: Array,
+    ids: Array,
+    epsilon: Array,
+    key: Array,
+    *,
+    norm: str,
+    loss: str,
+) -> Array:
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+    # pgd checks a radius that is known; this one is an argument of the program.
+    attack = attacks.pgd(norm=norm, epsilon=epsilon, steps=STEPS, loss=loss)  # type: ignore[arg-type]
+    return _margin(network, attack(network, keys, images, labels), labels)
+
+
+def _after_noise(
+    network: Any,
+    images: Array,
+    labels: Array,
+    ids: Array,
+    epsilon: Array,
+    key: Array,
+    *,
+    norm: str,
+) -> Array:
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+
+    def at(number: Array) -> Array:
+        draws = jax.vmap(
+            lambda k: jax.random.normal(jax.random.fold_in(k, number), images.shape[1:])
+        )
+        noise = draws(keys)
+        far = jax.vmap(partial(_of_size, norm=norm))(noise, epsilon)
+        return _margin(network, BALLS[norm].project(images + far, images, epsilon), labels)
+
+    return jax.lax.map(at, jnp.arange(STEPS)).max(axis=0)
+
+
+def _of_size(noise: Array, epsilon: Array, *, norm: str) -> Array:
+    """Return noise on the surface of a ball; of L-inf one of its corners."""
+    if norm == "linf":
+        return epsilon * jnp.sign(noise)
+    size = jnp.sqrt((noise**2).sum()) if norm == "l2" else jnp.abs(noise).sum()
+    return epsilon * noise / size

@@ -1,0 +1,68 @@
+"""Photographs as they are resized where no PIL is: as arrays, without antialiasing."""
+
+import re
+
+import numpy as np
+
+from jaxrobust.data import Source
+from jaxrobust.data.stream.loading import Images
+
+_IMAGES = 200  # at most: fewer cannot tell a loss of 10 points from chance
+
+
+def resized(
+    source: Source,
+    places: np.ndarray,
+    *,
+    preprocessing: str,
+    image_size: int,
+    at_most: int = _IMAGES,
+) -> np.ndarray | None:
+    """Return the first of the images at some places, f32[M,H,W,C], in [0, 1].
+
+    None where `preprocessing` resizes nothing.
+    Raises:
+      DataError: a damaged image.
+    """
+    numbers = [int(text) for text in re.findall(r"\d+", preprocessing)]
+    if preprocessing == "none" or preprocessing.startswith("Crop") or not numbers:
+        return None
+    chosen = [int(place) for place in places[:at_most]]
+    read = Images(source, 0, True)
+    squashes = len(numbers) == 1
+    found = []
+    for image, _ in read(chosen):
+        assert image is not None, "strict"
+        height, width = image.shape[:2]
+        short, share = min(height, width), numbers[0]
+        rows, columns = (
+            (share, share)
+            if squashes
+            else (int(share * height / short), int(share * width / short))
+        )
+        found.append(bilinear(image, rows, columns, image_size))
+    return np.stack(found) / np.float32(255)
+
+
+def bilinear(image: np.ndarray, rows: int, columns: int, crop: int) -> np.ndarray:
+    """Return the central `crop` x `crop` pixels of an image resized to (rows, columns), f32.
+
+    Source: PyTorch's `interpolate(mode="bilinear", align_corners=False)`, without antialiasing.
+    """
+    from_top, from_left = (
+        _between(*of, crop) for of in zip(image.shape[:2], (rows, columns), strict=True)
+    )
+    pixels = image.astype(np.float32)
+    for axis, (low, high, share) in enumerate((from_top, from_left)):
+        weight = share[:, None, None] if axis == 0 else share[None, :, None]
+        pixels = pixels.take(low, axis) * (1 - weight) + pixels.take(high, axis) * weight
+    return pixels
+
+
+def _between(size: int, resized: int, crop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the neighbours of the central pixels along one side, and the share of the second."""
+    first = round((resized - crop) / 2)
+    at = (np.arange(first, first + crop) + 0.5) * (size / resized) - 0.5
+    at = np.clip(at, 0, size - 1)
+    low = np.floor(at).astype(int)
+    return low, np.minimum(low + 1, size - 1), (at - low).astype(np.float32)

@@ -1,0 +1,332 @@
+"""Write a bundle: what anyone needs to check a robust accuracy with one forward pass an image.
+
+The adversarial images that an evaluation keeps are stored as differences from the clean ones, which
+are not stored. A difference is rounded to few levels and scaled to the radius wherever the network
+misclassifies what comes out; `claims` restores and checks just that.
+"""
+
+import ast
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import numpy as np
+
+from jaxrobust.attacks.fixed_steps import is_cascade
+from jaxrobust.data import Prepared
+from jaxrobust.evaluation.bundles import claims, claims_torch, contradictions
+from jaxrobust.evaluation.bundles.claims import Logits
+from jaxrobust.evaluation.bundles.differences import LEVELS, Coded, encoded
+from jaxrobust.evaluation.engine import engine
+from jaxrobust.evaluation.network.images import ImageSet
+from jaxrobust.evaluation.records import verdicts
+from jaxrobust.evaluation.records.verdicts import Verdicts
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.processes import hosts
+from jaxrobust.runtime.text.progress import say
+
+PROGRAM = "verify.py"
+_PART_BYTES = 64 * 2**20  # of a file of differences, after which the next begins
+_ENCODING = (
+    "images.jsonl has a line for each image: its place in the split, label, verdict ('': it "
+    "stands, 'clean': misclassified as it is, else the attack) and the sha256 of the clean image, "
+    "f32[H,W,C] in [0, 1] (uint8 / 255), little-endian. Of one that an attack fooled, `bytes` of "
+    "`file` from `offset` on are the difference, compressed by zlib. With levels: int8 steps; the "
+    "adversarial image is clip(clean + steps * step, 0, 1) in float32. With 0 levels: what the bit "
+    "patterns of the float32 values differ by, modulo 2^32, the lowest bytes of all values first."
+)
+
+
+def check(given: Any, asked: int) -> None:
+    """Refuse flags of an evaluation that no bundle can be made of.
+
+    Args:
+      given: the flags, of which `bundle` is the folder or None.
+      asked: how many threats and image sizes there are.
+    Raises:
+      ValueError: with what to do.
+    """
+    if not given.bundle:
+        return
+    if asked > 1:
+        raise ValueError(
+            "--bundle is of one threat at one image size; make one for each, from the same --out"
+        )
+    if not is_cascade(given.attack):
+        raise ValueError(
+            f"--bundle needs adversarial images, which --attack={given.attack} does not keep; "
+            "take --attack=apgd-ce or autoattack"
+        )
+    place = Path(given.bundle)
+    if place.exists() and not (place / claims.SUMS).is_file() and not _empty(place):
+        raise ValueError(f"--bundle {place} is there and is no bundle; name a new folder")
+
+
+def recorded(evaluation: Any, subject: Any, place: Path) -> dict[str, Any]:
+    """Return the record of a ball, and write its bundle in the first process.
+
+    Args:
+      evaluation: the network and its images, as the command has them.
+      subject: with the ball.
+      place: see `of_record`.
+    Raises:
+      ValueError: `place` holds something else, before anything is computed.
+    """
+    number, asked = evaluation.number(subject), evaluation.asked
+    if not asked.noreplay:  # which takes an equal record of another number too
+        hosts.together(lambda: jax.process_index() or check_place(place, number))
+    record = evaluation.record(subject)
+    images = Prepared(
+        evaluation.source,
+        image_size=subject.network.image_size,
+        preprocessing=asked.preprocessing,
+        images=asked.images,
+    )
+
+    def write() -> None:
+        if jax.process_index() == 0:
+            logits = forward(evaluation.logits_of("float32"), images.shape[1:], asked.batch)
+            split = len(evaluation.source)
+            of_record(place, record, evaluation.out, images, logits, split_images=split)
+
+    hosts.together(write)
+    return record
+
+
+def of_record(
+    place: Path,
+    record: dict[str, Any],
+    out: Path,
+    images: ImageSet,
+    logits: Logits,
+    *,
+    batch: int = 64,
+    split_images: int | None = None,
+) -> None:
+    """Write the bundle of an evaluation, unless it is there.
+
+    Args:
+      place: the folder that it becomes; see `check_place`.
+      record: of the evaluation, under one threat.
+      out: the folder with its verdicts and its ledger.
+      images: all of them, as they were evaluated.
+      logits: the network, as verdicts see it.
+      batch: images at a time.
+      split_images: how many the split has; None: as many as `images`.
+    Raises:
+      ValueError: `place` holds something else; verdicts or ledger are not there.
+      OSError: the disk.
+    """
+    if check_place(place, record["evaluation"]):
+        say(f"the bundle {place} is there already; nothing is written")
+        return
+    if not record.get("verdicts"):
+        raise ValueError(
+            f"the record {record['evaluation']} has no verdicts image by image, as those of an "
+            "older version; evaluate again with --out DIR"
+        )
+    found = verdicts.read(out / record["verdicts"])
+    points = _Points(out / f"ledger-{record['evaluation']}.jsonl", found, tuple(images.shape[1:]))
+    part = place.with_name(f".{place.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of one that was killed
+    part.mkdir(parents=True)
+    try:
+        about = {"record": record, "split_images": split_images or len(images)}
+        levels, unsure = _write(part, about, found, images, points, logits, batch)
+        size = sum(file.stat().st_size for file in part.iterdir())
+        if place.exists():
+            place.rmdir()  # an empty folder
+        part.rename(place)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    fooled = sum(levels.values())
+    exact = f", {levels[0]} of them exact" if levels.get(0) else ""
+    near = f"; {unsure} are misclassified by little more than rounding" if unsure else ""
+    say(f"bundle {place}: {fooled} adversarial images{exact}, {size / 2**20:.1f} MiB{near}")
+
+
+def check_place(place: Path, evaluation: str) -> bool:
+    """Return whether the bundle of an evaluation is there.
+
+    Raises:
+      ValueError: the folder holds something else, or a damaged bundle.
+    """
+    if not place.exists() or _empty(place):
+        return False
+    there = claims.read(place).record["evaluation"]
+    if there != evaluation:
+        raise ValueError(
+            f"--bundle {place} holds the bundle of evaluation {there}, not of {evaluation}; name "
+            "another folder"
+        )
+    return True
+
+
+def _empty(place: Path) -> bool:
+    return place.is_dir() and not any(place.iterdir())
+
+
+def forward(logits_fn: Any, image: tuple[int, ...], batch: int | None = None) -> Logits:
+    """Return a network as verdicts see it: one program for any number of arrays f32[n,H,W,C].
+
+    Args:
+      logits_fn: as `autoattack` takes it.
+      image: H, W, C.
+      batch: images at a time on all devices; see `engine.make`.
+    """
+    runner = engine.make(logits_fn, slots=batch, image_size=max(image[:2]))
+    with jax.set_mesh(runner.mesh):
+        runner = engine.trace(runner, image)
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        with jax.set_mesh(runner.mesh):
+            return engine.forward(runner, images)
+
+    return logits
+
+
+def _write(
+    folder: Path,
+    about: dict[str, Any],
+    found: Verdicts,
+    images: ImageSet,
+    points: "_Points",
+    logits: Logits,
+    batch: int,
+) -> tuple[dict[int, int], int]:
+    """Write all files; return how many images have how many levels, and how many are not sure."""
+    attack = about["record"]["attacks"][0]
+    ball = {key: attack[key] for key in ("norm", "epsilon")}
+    files, levels, unsure = _Files(folder), dict.fromkeys((*LEVELS, 0), 0), 0
+    with (folder / claims.ROWS).open("w") as rows:
+        for start in range(0, len(found.image_ids), batch):
+            which = np.arange(start, min(start + batch, len(found.image_ids)))
+            clean = images[which]
+            hit = np.flatnonzero(found.clean[which] & ~found.robust[which])
+            labels = found.labels[which[hit]]
+            adversarial = np.stack([points[which[i]] for i in hit]) if len(hit) else clean[:0]
+            made = encoded(adversarial, clean[hit], labels, logits, **ball)
+            coded = dict(zip(hit.tolist(), made, strict=True))
+            for i, place in enumerate(which.tolist()):
+                row = {
+                    "image": int(found.image_ids[place]),
+                    "label": int(found.labels[place]),
+                    "verdict": str(found.fooled_by[place]),
+                    "sha256": claims.image_sha256(clean[i]),
+                }
+                if i in coded:
+                    levels[coded[i].levels] += 1
+                    unsure += not coded[i].sure
+                    row |= files.add(coded[i])
+                rows.write(json.dumps(row) + "\n")
+    files.close()
+    about = {
+        "schema": claims.SCHEMA,
+        "image": list(images.shape[1:]),
+        "encoding": _ENCODING,
+        "levels": {str(count): number for count, number in levels.items() if number},
+        "near_the_boundary": unsure,  # images, by `claims.MARGIN`
+    } | about
+    (folder / claims.ABOUT).write_text(json.dumps(about, indent=1) + "\n")
+    (folder / PROGRAM).write_text(program())
+    names = sorted(file.name for file in folder.iterdir())
+    sums = [f"{claims.file_sha256(folder / name)}  {name}\n" for name in names]
+    (folder / claims.SUMS).write_text("".join(sums))
+    return {count: number for count, number in levels.items() if number}, unsure
+
+
+class _Files:
+    """The files of differences, one after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._count = folder, 0
+        self._file: BinaryIO | None = None
+
+    def add(self, coded: Coded) -> dict[str, Any]:
+        """Store a difference; return what its row says."""
+        if self._file is None or self._file.tell() + len(coded.code) > _PART_BYTES:
+            self.close()
+            self._file = (self._folder / f"differences-{self._count}.bin").open("wb")
+            self._count += 1
+        offset = self._file.tell()
+        self._file.write(coded.code)
+        name = Path(self._file.name).name
+        return {"levels": coded.levels, "step": coded.step, "file": name, "offset": offset} | {
+            "bytes": len(coded.code)
+        }
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+class _Points:
+    """The adversarial images of an evaluation, by place, from its ledger."""
+
+    def __init__(self, ledger: Path, found: Verdicts, shape: tuple[int, ...]) -> None:
+        """Find those that the verdicts name.
+
+        Raises:
+          ValueError: the ledger lacks one.
+        """
+        self._shape, self._where = shape, {}
+        wanted = {
+            (int(found.image_ids[place]), str(found.fooled_by[place])): place
+            for place in np.flatnonzero(found.clean & ~found.robust).tolist()
+        }
+        for file, row in _rows(ledger):
+            key = (row.get("image"), row.get("attack"))
+            if row.get("fooled") and key in wanted:
+                self._where[wanted[key]] = (file.with_suffix(".images"), int(row["stored"]))
+        missing = len(wanted) - len(self._where)
+        if missing or not all(file.is_file() for file, _ in self._where.values()):
+            raise ValueError(
+                f"{ledger} lacks adversarial images of its evaluation ({missing} verdicts); "
+                "--bundle needs them: evaluate again with --out DIR"
+            )
+
+    @property
+    def _bytes(self) -> int:
+        return 4 * int(np.prod(self._shape))
+
+    def __getitem__(self, place: int) -> np.ndarray:
+        """Return f32[H,W,C]."""
+        file, stored = self._where[int(place)]
+        point = np.fromfile(file, np.float32, self._bytes // 4, offset=stored * self._bytes)
+        if 4 * point.size < self._bytes:
+            raise ValueError(f"{file} is cut off; --bundle needs it: evaluate again with --out DIR")
+        return point.reshape(self._shape)
+
+
+def _rows(ledger: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the verdicts of all processes."""
+    for file in [ledger, *sorted(ledger.parent.glob(f"{ledger.stem}.process-*.jsonl"))]:
+        for row in jsonl.read(file):
+            yield file, row
+
+
+def program() -> str:
+    """Return the program in every bundle: the text of `claims_torch`, with what that needs."""
+    modules = (claims_torch, contradictions, claims)
+    texts = [Path(module.__file__ or "").read_text() for module in modules]
+    docs, (last, first, then) = zip(*map(_parted, texts), strict=True)
+    parts = (first.strip(), "\n\n# --- Claims ---", then.strip())
+    return "\n".join([docs[0], *parts, "\n\n# --- With PyTorch ---", last])
+
+
+def _parted(text: str) -> tuple[str, str]:
+    """Return the docstring and the rest of a module, without what it imports of this package."""
+    tree, rows = ast.parse(text), text.splitlines(keepends=True)
+    own = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxrobust")
+    ]
+    for node in reversed(own):
+        del rows[node.lineno - 1 : node.end_lineno]
+    end = tree.body[0].end_lineno or 0
+    return "".join(rows[:end]), "".join(rows[end:])

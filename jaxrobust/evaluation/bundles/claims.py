@@ -1,0 +1,362 @@
+"""What a bundle claims of a network, read and judged with NumPy alone.
+
+A bundle says of N images which ones a network misclassifies as they are, and has adversarial images
+of others. One forward pass for each of those confirms that the robust accuracy on the N images is
+at most what its record says. The text of this module is a part of the program in every bundle.
+"""
+
+import hashlib
+import json
+import re
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust.evaluation.bundles.contradictions import ORDER, fault, interval, kind, lacking
+
+SCHEMA = 2
+ABOUT, ROWS, SUMS = "bundle.json", "images.jsonl", "SHA256SUMS"
+BOUNDARY = 1e-4  # of the spread of the logits: what float32 sums in another order can move
+MARGIN = 10 * BOUNDARY  # with which whoever writes a bundle wants its images to be misclassified
+_FILES = re.compile(r"bundle\.json|images\.jsonl|verify\.py|differences-\d+\.bin")
+_SHOWN = 8  # images that a line names
+# Why an image is not confirmed, in words; the keys are those of `Findings.unconfirmed`.
+WHY = {
+    "missing": "not among the images that were given",
+    "other image": "not the image that was evaluated",
+    "other label": "another label than the data set's",
+    "outside the range": "an adversarial image that leaves [0, 1]",
+    "outside the ball": "an adversarial image further away than the radius",
+    "no numbers": "logits that are not finite",
+    "at the boundary": "classified correctly here, by a margin within float32 rounding",
+    "right": "classified correctly here",
+}
+
+Images = Callable[[Sequence[int]], np.ndarray]  # ids, all below `count`, -> f32[n,H,W,C] in [0, 1]
+Logits = Callable[[np.ndarray], np.ndarray]  # f32[n,H,W,C] -> f[n,K]
+
+
+class Bundle(NamedTuple):
+    """What a bundle claims, after its hashes were checked."""
+
+    folder: Path
+    about: dict[str, Any]  # bundle.json
+    rows: list[dict[str, Any]]  # of images.jsonl, one an image
+    number: str  # sha256 of SHA256SUMS
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Return the record of the evaluation."""
+        return self.about["record"]
+
+    @property
+    def threat(self) -> dict[str, Any]:
+        """Return norm and radius (`epsilon`)."""
+        return {key: self.record["attacks"][0][key] for key in ("norm", "epsilon")}
+
+
+class Findings(NamedTuple):
+    """What the forward passes said of the images that a bundle says are misclassified."""
+
+    images: int  # of the claim
+    claimed: dict[str, int]  # "misclassified" as they are, "fooled"
+    confirmed: dict[str, int]
+    unconfirmed: dict[str, list[int]]  # why -> ids
+    split_images: int  # of the split, as far as whoever checks knows
+    labels: str  # "compared" with the data set's; "trusted", as was asked; "unchecked"
+
+    @property
+    def standing(self) -> int:
+        """Return how many images may still be robust."""
+        return self.images - sum(self.confirmed.values())
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether everything is confirmed, labels included, or these are trusted."""
+        every = self.confirmed == self.claimed and not self.unconfirmed
+        return every and self.labels != "unchecked"
+
+    def plain(self) -> dict[str, Any]:
+        """Return it all for JSON, with the bound that was confirmed and its exact interval."""
+        return {
+            **self._asdict(),
+            "whole": self.whole,
+            "robust_at_most": self.standing / self.images,
+            "interval": interval(self.standing, self.images),
+        }
+
+
+def read(folder: Path) -> Bundle:
+    """Return a bundle whose files are what they were when it was written.
+
+    Raises:
+      ValueError: none is there, a file has changed, or it is of a newer version; with what to do.
+    """
+    if not (folder / SUMS).is_file():
+        raise ValueError(
+            f"{folder} is no bundle, it has no {SUMS}; give a folder that "
+            "`jaxrobust.evaluate --bundle` wrote"
+        )
+    listed = (folder / SUMS).read_bytes()
+    sums = _sums(folder / SUMS)
+    for name, sha256 in sums.items():
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing; get the bundle again")
+        if file_sha256(folder / name) != sha256:
+            raise ValueError(
+                f"{folder / name} is not the file that the bundle was written with; get the "
+                "bundle again"
+            )
+    about = _parsed(folder / ABOUT, (folder / ABOUT).read_text())
+    schema = about.get("schema") if isinstance(about, dict) else None
+    if type(schema) is not int or schema < 1:
+        raise ValueError(f"{folder / ABOUT} has no schema; get the bundle again")
+    if schema > SCHEMA:
+        raise ValueError(
+            f"{folder} has schema {schema}, and this program knows up to {SCHEMA}; use "
+            "the verify.py in it, or a newer jaxrobust"
+        )
+    listed_rows = (folder / ROWS).read_text().splitlines()
+    rows = [_parsed(folder / ROWS, line) for line in listed_rows]
+    try:
+        said = fault(about, rows, {name: (folder / name).stat().st_size for name in sums})
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        said = f"lacks {error}"
+    if said:
+        raise ValueError(f"{folder} is no bundle that this program can check: it {said}")
+    return Bundle(folder, about, rows, hashlib.sha256(listed).hexdigest())
+
+
+def _sums(path: Path) -> dict[str, str]:
+    """Return the hashes by file."""
+    listed = path.read_text(errors="replace").splitlines()
+    found = [re.fullmatch(r"([0-9a-f]{64})  ([\w.-]+)", line) for line in listed]
+    sums = {match[2]: match[1] for match in found if match}
+    if len(sums) < len(listed) or not {ABOUT, ROWS} <= sums.keys():
+        raise ValueError(f"{path} is damaged; get the bundle again")
+    if others := [name for name in sums if not _FILES.fullmatch(name)]:
+        raise ValueError(f"{path} lists {others[0]}, which no bundle has; get the bundle again")
+    return sums
+
+
+def _parsed(path: Path, text: str) -> Any:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        """Refuse what one reader takes for the first value and another for the last."""
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a name stands twice in one object")
+        return dict(pairs)
+
+    try:
+        return json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no JSON ({error}); get the bundle again") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Hash the bytes of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def image_sha256(image: np.ndarray) -> str:
+    """Hash the bytes of an image f32[H,W,C] in [0, 1], little-endian, in this order of axes."""
+    return hashlib.sha256(np.ascontiguousarray(image, "<f4").tobytes()).hexdigest()
+
+
+def restored(code: bytes, image: np.ndarray, levels: int, step: float) -> np.ndarray:
+    """Return the adversarial image f32[H,W,C] of an image f32[H,W,C].
+
+    Args:
+      code: its difference, compressed (zlib). With levels: the steps, i8[H,W,C]. Without: what the
+        bit patterns of the floats differ by, modulo 2^32, first the lowest bytes of all.
+      image: the clean one.
+      levels: the largest number of steps; 0: there are none.
+      step: length of a step in [0, 1] pixels.
+    Raises:
+      ValueError: not the difference of such an image.
+    """
+    count, stream = image.size * (1 if levels else 4), zlib.decompressobj()
+    try:
+        raw = stream.decompress(code, count + 1)  # no more, however much it would become
+    except zlib.error as error:
+        raise ValueError(f"a difference cannot be decompressed ({error})") from error
+    if len(raw) != count or not stream.eof or stream.unused_data:
+        of = f"more than {count}" if len(raw) > count else len(raw)
+        raise ValueError(f"a difference of {of} bytes is none of a {image.shape} image")
+    if levels:
+        steps = np.frombuffer(raw, np.int8).reshape(image.shape)
+        return np.clip(image + steps.astype(np.float32) * np.float32(step), 0, 1)
+    planes = np.frombuffer(raw, np.uint8).reshape(4, -1)
+    bits = np.ascontiguousarray(planes.T).view("<u4").reshape(image.shape)
+    return (np.ascontiguousarray(image, "<f4").view("<u4") + bits).view("<f4")
+
+
+def judge(
+    bundle: Bundle,
+    images: Images,
+    logits: Logits,
+    *,
+    count: int,
+    split_images: int | None = None,
+    labels: np.ndarray | None = None,
+    trust_labels: bool = False,
+    batch: int = 50,
+    tell: Callable[[str], None] = lambda line: None,
+) -> Findings:
+    """Compute the logits of all images that are said to be misclassified, and compare.
+
+    Args:
+      bundle: as `read`.
+      images: the clean ones, by id.
+      logits: the network.
+      count: how many images there are; those with larger ids are missing.
+      split_images: how many the split has; None: `count`.
+      labels: int[count], of the data set; None: there are none to compare with.
+      trust_labels: take those of the bundle without.
+      batch: images at a time.
+      tell: is told how far it is.
+    Raises:
+      ValueError: the network gives no logits of these classes.
+    """
+    wrong = [row for row in bundle.rows if row["verdict"]]
+    kinds = {row["image"]: kind(row) for row in wrong}
+    ids = [row["image"] for row in bundle.rows]
+    reasons = {image: "missing" for image in ids if not 0 <= image < count}
+    if labels is not None:
+        here = [row for row in bundle.rows if row["image"] not in reasons]
+        other = [r["image"] for r in here if int(labels[r["image"]]) != r["label"]]
+        reasons |= dict.fromkeys(other, "other label")
+    todo = [row for row in wrong if row["image"] not in reasons]
+    told = time.monotonic()
+    for start in range(0, len(todo), batch):
+        part = todo[start : start + batch]
+        clean = np.asarray(images([row["image"] for row in part]), np.float32)
+        reasons |= _judged(bundle, part, clean, logits)
+        if time.monotonic() - told > 10:
+            told = time.monotonic()
+            tell(f"{start + len(part)} of {len(todo)} forward passes")
+    claimed, confirmed = dict.fromkeys(("misclassified", "fooled"), 0), {}
+    for what in claimed:
+        of = {image for image, own in kinds.items() if own == what}
+        claimed[what], confirmed[what] = len(of), len(of - reasons.keys())
+    unconfirmed = {why: sorted(i for i in reasons if reasons[i] == why) for why in WHY}
+    named = {why: ids for why, ids in unconfirmed.items() if ids}
+    seen = "compared" if labels is not None else "trusted" if trust_labels else "unchecked"
+    split = count if split_images is None else split_images
+    return Findings(len(bundle.rows), claimed, confirmed, named, split, seen)
+
+
+def _judged(
+    bundle: Bundle, rows: list[dict[str, Any]], clean: np.ndarray, logits: Logits
+) -> dict[int, str]:
+    """Return why images are not confirmed, by id, of those that are not."""
+    reasons, points = {}, np.array(clean)
+    for place, row in enumerate(rows):
+        if image_sha256(clean[place]) != row["sha256"]:
+            reasons[row["image"]] = "other image"
+        elif kind(row) == "fooled":
+            points[place] = adversarial(bundle, row, clean[place])
+            if why := _outside(points[place], clean[place], **bundle.threat):
+                reasons[row["image"]] = why
+    found = np.asarray(logits(points))
+    largest = max(row["label"] for row in rows)
+    if found.ndim != 2 or len(found) != len(rows) or found.shape[1] <= largest:
+        raise ValueError(
+            f"the network gives an array {found.shape} for {len(rows)} images with labels up to "
+            f"{largest}; pass one that gives the logits of the evaluation's classes"
+        )
+    labels = np.array([row["label"] for row in rows])
+    near = np.abs(margin(found, labels)) <= BOUNDARY
+    finite = np.isfinite(found).all(axis=1)
+    for row, right, close, sound in zip(rows, is_right(found, labels), near, finite, strict=True):
+        if not sound:
+            reasons.setdefault(row["image"], "no numbers")
+        elif right:
+            reasons.setdefault(row["image"], "at the boundary" if close else "right")
+    return reasons
+
+
+def adversarial(bundle: Bundle, row: dict[str, Any], image: np.ndarray) -> np.ndarray:
+    """Return the adversarial image f32[H,W,C] of a row, given the clean one."""
+    with (bundle.folder / row["file"]).open("rb") as file:
+        file.seek(row["offset"])
+        code = file.read(row["bytes"])
+    try:
+        return restored(code, image, row["levels"], row["step"])
+    except ValueError as error:
+        raise ValueError(f"image {row['image']}: {error}; get the bundle again") from error
+
+
+def _outside(point: np.ndarray, image: np.ndarray, *, norm: str, epsilon: float) -> str | None:
+    """Return what is wrong with an adversarial image; None: nothing.
+
+    Its norm may exceed the radius by rounding: 1e-5 of it, and 1e-6.
+    """
+    if not ((point >= 0) & (point <= 1)).all():  # NaN neither
+        return "outside the range"
+    delta = point.astype(np.float64) - image.astype(np.float64)
+    length = np.linalg.norm(delta.ravel(), ORDER[norm])
+    return None if length <= epsilon * (1 + 1e-5) + 1e-6 else "outside the ball"
+
+
+def is_right(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return whether the label has the largest of logits f[n,K], bool[n]; it has not where one of
+    them is not finite.
+    """
+    return (logits.argmax(axis=1) == labels) & np.isfinite(logits).all(axis=1)
+
+
+def margin(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return by how much the label's logit exceeds all others, as a share of their spread, f64[n].
+
+    NaN where logits are not finite.
+    """
+    logits = np.asarray(logits, np.float64)
+    own = np.arange(logits.shape[1]) == np.asarray(labels)[:, None]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        by = logits[own] - np.where(own, -np.inf, logits).max(axis=1)
+        return by / np.ptp(logits, axis=1)
+
+
+def lines(bundle: Bundle, found: Findings) -> list[str]:
+    """Return what a bundle claims and what was found, for people."""
+    record, threat = bundle.record, bundle.threat
+    noted = bundle.about.get("split_images")
+    said = [
+        f"bundle {bundle.number[:12]}: {record['model']['name']}, {record['method']}, "
+        f"{threat['norm']} {threat['epsilon']:.4g}, on {record['dataset']} {record['split']}, "
+        f"preprocessing {record['preprocessing']}",
+        f"claim: at most {record['robust']:.2%} of {found.images:,} of the split's "
+        f"{noted or found.split_images:,} images are robust",
+    ]
+    if noted not in (None, found.split_images):
+        said.append(
+            f"  the split has {noted:,} images by the bundle, and there are {found.split_images:,} "
+            "here: pass all of them to count"
+        )
+    for what, words in (("misclassified", "misclassified as they are"), ("fooled", "fooled")):
+        said.append(f"  {found.confirmed[what]:,} of {found.claimed[what]:,} {words}: confirmed")
+    for why, ids in found.unconfirmed.items():
+        shown = ", ".join(map(str, ids[:_SHOWN])) + ", ..." * (len(ids) > _SHOWN)
+        said.append(f"  {len(ids):,} not confirmed: {WHY[why]} (image {shown})")
+    if missing := lacking(bundle.about):
+        said.append(f"  it does not say {', nor '.join(missing)}, as bundles of an older version")
+    if found.labels != "compared":
+        trusted = "taken on trust, as was asked" if found.labels == "trusted" else "not confirmed"
+        said.append(f"  the labels are the bundle's own, and {trusted}")
+    low, high = interval(found.standing, found.images)
+    every = found.confirmed == found.claimed and not found.unconfirmed
+    but = "Confirmed but for the labels" if every else "Not all is confirmed"
+    said.append(
+        f"{'Confirmed' if found.whole else but}: robust accuracy on these "
+        f"images is at most {found.standing / found.images:.2%} ({found.standing:,} of "
+        f"{found.images:,}; 95 % interval of this share {low:.2%} to {high:.2%})"
+    )
+    return said

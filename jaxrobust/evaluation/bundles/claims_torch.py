@@ -1,0 +1,156 @@
+"""Check a bundle: `python verify.py --images X.npy --labels Y.npy --module net.py:load`.
+
+A bundle says of N images which ones a network misclassifies as they are, and has adversarial images
+of others. With the images and the network, one forward pass for each of those confirms that the
+robust accuracy on the N images is at most what the record in bundle.json says. It cannot confirm
+that nothing else fools the network: the true robust accuracy may be lower.
+
+This program lies in every bundle, and needs nothing but NumPy and PyTorch, and Python 3.10.
+The bundle has no images: pass your own, as they were prepared for the evaluation (bundle.json says
+how); their hashes are compared. SHA256SUMS has the hashes of all files (`sha256sum -c`), and its
+own is the bundle's number.
+
+Labels are a claim too: pass those of the data set, --labels labels.npy. Without them nothing is
+confirmed, unless --trust-labels says that the bundle's own are to be taken. Whoever gave you the
+bundle may have changed this program: that of the same version of jaxrobust is the same text.
+
+Exit codes: 0 everything is confirmed; 1 something is not; 2 a mistake, with one sentence on stderr.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrobust.evaluation.bundles.claims import Images, Logits, judge, lines, read
+
+BATCH = 50
+
+
+def network(name: str, device: str) -> Logits:
+    """Return a PyTorch network as a function of arrays.
+
+    Args:
+      name: FILE.py:NAME or package.module:NAME; NAME is a torch.nn.Module from f32[B,C,H,W] in
+        [0, 1] to logits, or a function without arguments that returns one.
+      device: such as "cpu" or "cuda".
+    Raises:
+      ValueError: there is none.
+    """
+    import torch
+
+    file, colon, attribute = name.rpartition(":")
+    if not (file and colon and attribute):
+        raise ValueError(f"--module {name} is no FILE.py:NAME, such as net.py:load")
+    made = getattr(_module(file), attribute, None)
+    if callable(made) and not isinstance(made, torch.nn.Module):
+        made = made()
+    if not isinstance(made, torch.nn.Module):
+        raise ValueError(
+            f"--module {name} gives no torch.nn.Module; name one, or a function without arguments "
+            "that returns one"
+        )
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    net = made.to(device).float().eval()
+
+    def logits(images: np.ndarray) -> np.ndarray:
+        moved = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device)
+        with torch.no_grad():
+            return net(moved).float().cpu().numpy()
+
+    return logits
+
+
+def _module(file: str) -> Any:
+    try:
+        if not file.endswith(".py"):
+            return importlib.import_module(file)
+        path = Path(file).resolve()
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
+        sys.path.insert(0, str(path.parent))  # of what it imports
+        found = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(found)
+    except (ImportError, FileNotFoundError) as error:
+        raise ValueError(f"--module {file}: {error}") from error
+    return found
+
+
+def stored_images(path: Path, shape: Sequence[int]) -> tuple[Images, int]:
+    """Return images by id, and how many there are, of a file that may be larger than the memory.
+
+    Args:
+      path: a .npy of uint8[N,H,W,C], or of f32[N,H,W,C] in [0, 1]; image k has id k.
+      shape: H, W, C.
+    Raises:
+      ValueError: it is no such file.
+    """
+    stored = _array(path, "images")
+    if stored.shape[1:] != tuple(shape) or stored.dtype not in (np.uint8, np.float32):
+        raise ValueError(
+            f"--images {path} is {stored.dtype}{stored.shape}; the bundle needs uint8 or float32 "
+            f"[N, {', '.join(map(str, shape))}], channels last"
+        )
+
+    def images(ids: Sequence[int]) -> np.ndarray:
+        found = stored[list(ids)]
+        if found.dtype == np.uint8:
+            return np.divide(found, np.float32(255), dtype=np.float32)
+        return found
+
+    return images, len(stored)
+
+
+def _array(path: Path, what: str) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--{what} {path} is no .npy file that can be read ({error})") from error
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Check the bundle that this file lies in, and print what was found; return the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flag = parser.add_argument
+    flag("--images", type=Path, required=True, help="The clean images, .npy: uint8[N,H,W,C].")
+    flag("--module", required=True, help="The network: FILE.py:NAME or package.module:NAME.")
+    flag("--labels", type=Path, help="Labels of the data set, .npy: int[N].")
+    flag("--trust-labels", action="store_true", help="Take the labels of the bundle unchecked.")
+    flag("--bundle", type=Path, default=Path(__file__).parent, help="Default: this folder.")
+    flag("--batch", type=int, default=BATCH, help="Images at a time.")
+    flag("--device", help="Such as cpu or cuda; default: cuda where there is one.")
+    args = parser.parse_args(argv)
+    try:
+        bundle = read(args.bundle)
+        images, count = stored_images(args.images, bundle.about["image"])
+        labels = None if args.labels is None else _array(args.labels, "labels")
+        if labels is not None and labels.shape != (count,):
+            raise ValueError(f"--labels has shape {labels.shape}, and there are {count} images")
+        if labels is not None and labels.dtype.kind not in "iu":
+            raise ValueError(f"--labels has {labels.dtype}, and labels are whole numbers")
+        import torch
+
+        device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        logits = network(args.module, device)
+        how: dict[str, Any] = {"count": count, "labels": labels, "batch": max(args.batch, 1)}
+        how["trust_labels"] = args.trust_labels
+        found = judge(bundle, images, logits, **how, tell=lambda line: print(line, file=sys.stderr))
+    except ValueError as error:
+        print(f"verify: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(lines(bundle, found)))
+    print("Whether these are the weights of the record, this program cannot know: compare files.")
+    if found.labels == "unchecked":
+        print("Pass --labels to compare them with the data set's, or --trust-labels to take them.")
+    return 0 if found.whole else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

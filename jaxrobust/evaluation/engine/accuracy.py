@@ -1,0 +1,267 @@
+"""Clean and robust accuracy of a network on the images of a split."""
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Key, UInt8
+from tqdm.auto import tqdm
+
+from jaxrobust import attacks, types
+from jaxrobust.data import Damage, Source
+from jaxrobust.data.stream import pipeline
+from jaxrobust.evaluation.network import checks, collapse
+from jaxrobust.models.interface.inputs import cast, unit_range
+from jaxrobust.runtime.devices import compilation, sharding
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.types import (
+    VERDICT_PRECISION,
+    Array,
+    Attack,
+    Classifier,
+    Counts,
+    Labels,
+    Logits,
+    LogitsFn,
+    Mask,
+    Params,
+    Weights,
+)
+
+Counter = Callable[..., dict[str, Array]]
+_COMPILED: weakref.WeakSet[Counter] = weakref.WeakSet()  # those that have met a batch
+
+
+@dataclass(frozen=True)
+class Images:
+    """Which images are evaluated, and how they are read."""
+
+    source: Source
+    image_size: int  # pixels
+    batch_size: int  # of all devices together
+    limit: int = 0  # the first ones of the split; 0: all
+    seed: int = 0  # of the attack's draws
+    preprocessing: str | None = None  # an id of `evaluation_transform`; None: as training tests
+    workers: int = 0  # processes that decode; 0: threads of this one
+    meets: Damage | None = None  # is told of damaged images, which are left out; None: an error
+    places: tuple[int, ...] | None = None  # only the images there; None: all of these
+
+    def __len__(self) -> int:
+        if self.places is not None:
+            return len(self.places)
+        return min(len(self.source), self.limit or len(self.source))
+
+
+def count(
+    counter: Counter,
+    weights: Weights,
+    images: Images,
+    mesh: jax.sharding.Mesh,
+    *,
+    bar: str = "",
+    between: Callable[[], None] = lambda: None,
+) -> dict:
+    """Measure clean and robust accuracy, and on how many images; `bar` names a progress bar.
+
+    With a counter of the top 5, `clean_top5` too; `collapse` where `collapse.of` says something, as
+    a dict. After each batch `between` is called, and what it raises ends the count.
+    """
+    totals: dict[str, int] = {"count": 0, "clean": 0, "robust": 0}
+    parts: list[np.ndarray] = []  # answers and labels
+    for found in _judgements(counter, weights, images, mesh, bar):
+        between()
+        mask, answers, labels = (found.pop(key) for key in ("mask", "answers", "labels"))
+        parts.append(np.stack([answers, labels])[:, mask])
+        for name, value in found.items():
+            totals[name] = totals.get(name, 0) + int(value)
+    number = totals.pop("count")
+    reached = {k: total / max(number, 1) for k, total in totals.items()} | {"images": number}
+    one = collapse.of(*np.concatenate(parts, axis=1)) if parts else None
+    return reached | ({"collapse": one._asdict()} if one else {})
+
+
+def each(
+    counter: Counter, weights: Weights, images: Images, mesh: jax.sharding.Mesh, *, bar: str = ""
+) -> dict[str, np.ndarray]:
+    """Return what a counter made with `each` says of every image, [N], in the split's order."""
+    parts: list[dict[str, np.ndarray]] = []
+    for found in _judgements(counter, weights, images, mesh, bar):
+        kept = found.pop("count")
+        parts.append({name: values[kept] for name, values in found.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _judgements(
+    counter: Counter, weights: Weights, images: Images, mesh: jax.sharding.Mesh, bar: str
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield what the counter says of each batch of all processes."""
+    batches = pipeline.evaluation_batches(
+        images.source,
+        batch_size=images.batch_size,
+        image_size=images.image_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        preprocessing=images.preprocessing,
+        limit=images.limit or None,
+        places=images.places,
+        workers=images.workers,
+        strict=images.meets is None,
+    )
+    key = jax.random.key(images.seed)
+    steps = -(-len(images) // images.batch_size)
+    hidden = None if bar else True  # None: on a terminal only
+    shown = tqdm(batches, desc=bar, total=steps, disable=hidden, leave=False, unit="batch")
+    with contextlib.closing(batches):
+        for b in shown:
+            if images.meets is not None:
+                images.meets.meet(b.damaged)
+            arrays = sharding.global_arrays(mesh, (b.images, b.labels, b.mask, b.ids))
+            with _compiling(counter, bar, (weights, arrays)):
+                found = jax.device_get(counter(*weights, *arrays, key))
+            yield found
+
+
+def _compiling(counter: Counter, bar: str, arguments: Any) -> contextlib.AbstractContextManager:
+    """Say that a counter is compiled, which it is with its first batch; `bar` names it."""
+    if not bar or counter in _COMPILED:
+        return contextlib.nullcontext()
+    _COMPILED.add(counter)
+    program = compilation.program(f"{bar}, with a batch", arguments)
+    return compilation.waiting(f"{bar}: compiling the evaluation", program, say)
+
+
+def apgd_ce(*, norm: str, epsilon: float, steps: int) -> Attack:
+    """Return AutoAttack's APGD-CE with one random start, to the last misclassified iterate, if
+    there is one.
+
+    Raises:
+      ValueError: see `attacks.apgd`.
+    """
+    attacks.apgd(norm=norm, epsilon=epsilon, steps=steps)  # refuses now, not while compiling
+
+    def attack(
+        logits_fn: LogitsFn, keys: Array | None, images: types.Images, labels: Labels
+    ) -> types.Images:
+        run = partial(attacks.apgd_run, norm=norm, epsilon=epsilon, steps=steps)
+        found = run(logits_fn, images, labels, key=keys, start="random").x_best_adv
+        return attacks.BALLS[norm].settle(found, images)
+
+    return attack
+
+
+def counter(
+    net: Classifier,
+    attack: Attack,
+    *,
+    mesh: jax.sharding.Mesh,
+    dtype: str,
+    top5: bool = False,
+    each: str | None = None,
+) -> Counter:
+    """Return `counts` of a network of that compute type, jitted for all devices of a mesh.
+
+    With `each`, the norm to tell of perturbations, it is `judged`: what is known image by image.
+    """
+    whole, split = sharding.replicated(mesh), sharding.by_image(mesh)
+    function = partial(judged, norm=each, moved=True) if each else counts
+    return jax.jit(
+        partial(function, net=net, attack=attack, dtype=dtype, top5=top5),
+        in_shardings=(whole, whole, split, split, split, split, whole),
+        out_shardings=whole,
+    )
+
+
+def counts(*batch: Any, **how: Any) -> dict[str, Array]:
+    """Count images of a padded batch that are right clean, and those still right after the attack.
+
+    Arguments as in `judged`, of which `mask`, `answers` and `labels` stay image by image.
+    """
+    found = judged(*batch, **how)
+    sums = {name: found[name].sum() for name in found if found[name].dtype == bool}
+    return sums | {"mask": found["count"], "answers": found["answers"], "labels": found["labels"]}
+
+
+def judged(
+    params: Params,
+    stats: Params,
+    images: types.Images | UInt8[Array, "B H W channels"],
+    labels: Labels,
+    mask: Mask,
+    ids: Counts,
+    key: Key[Array, ""],
+    *,
+    net: Classifier,
+    attack: Attack,
+    dtype: str,
+    top5: bool = False,
+    norm: str = "linf",
+    moved: bool = False,
+) -> dict[str, Array]:
+    """Tell which images of a padded batch are right clean, and which still after the attack.
+
+    The attack multiplies as training does, the verdicts at full precision.
+
+    Args:
+      images: uint8 or f32[B,H,W,C]; labels, ids: i32[B]; mask: bool[B], False for padding.
+      key: every image draws from `fold_in(key, id)`, so a verdict does not depend on its batch.
+      top5: also tell clean images whose label is among the five largest logits, if there are more.
+      moved: also tell what the attack did to the outputs, see `_moved`, and whether all clean
+        logits are `finite`, bool[B].
+    Returns:
+      bool[B], False for padding: `count` (it is an image), `clean`, `robust`, `clean_top5`; and
+      `norms` f32[B], of what the attack did, in `norm`, and i32[B] the labels, the classes of the
+      clean images, `answers`, and those `reached` under the attack, -1 for no answer.
+    """
+
+    frozen_params = cast(params, jnp.dtype(dtype))
+
+    def logits_fn(x: types.Images) -> Logits:
+        return net.apply(frozen_params, stats, x)[0]
+
+    def verdict(x: types.Images) -> tuple[Mask, Logits]:
+        with jax.default_matmul_precision(VERDICT_PRECISION):
+            logits = logits_fn(x)
+        # `argmax` calls NaN the largest, and no answer is no right one.
+        return (logits.argmax(-1) == labels) & jnp.isfinite(logits).all(-1), logits
+
+    images = unit_range(images)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
+    images_adv = attack(logits_fn, keys, images, labels)
+    right, logits = verdict(images)
+    clean = right & mask
+    withstands, answers = verdict(images_adv)
+    robust = withstands & clean
+    own, reached = (jnp.where(jnp.isfinite(z).all(-1), z.argmax(-1), -1) for z in (logits, answers))
+    delta = (images_adv - images).reshape(len(labels), -1)
+    norms = jnp.linalg.norm(delta, checks.ORDER[norm], axis=1)
+    found = {"count": mask, "clean": clean, "robust": robust, "norms": norms, "labels": labels}
+    found |= {"answers": own.astype(jnp.int32), "reached": reached.astype(jnp.int32)}
+    if moved:
+        found |= _moved(images, logits, images_adv, answers, mask)
+        found["finite"] = jnp.isfinite(logits).all(-1) & mask
+    if top5 and logits.shape[-1] > 5:
+        _, largest = jax.lax.top_k(logits, 5)
+        among = (largest == labels[:, None]).any(-1) & jnp.isfinite(logits).all(-1)
+        found["clean_top5"] = among & mask
+    return found
+
+
+def _moved(
+    images: types.Images, logits: Logits, images_adv: types.Images, answers: Logits, mask: Mask
+) -> dict[str, Array]:
+    """Return of each image `stable` (the class stays, right or wrong; False for padding) and
+    `local_lipschitz`, |z(x) - z(x')|_1 / |x - x' + 1e-6|_inf.
+
+    Source: Huang et al. 2022 (arXiv 2212.11005), whose evaluation adds 1e-6 to every pixel; parity:
+      tests/evaluation/test_cifar_attacks.py.
+    """
+    rows = len(images)
+    apart = jnp.abs((images - images_adv).reshape(rows, -1) + 1e-6).max(1)
+    ratio = jnp.abs(logits - answers).sum(1) / apart
+    return {"stable": (logits.argmax(-1) == answers.argmax(-1)) & mask, "local_lipschitz": ratio}

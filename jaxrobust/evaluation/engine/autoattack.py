@@ -1,0 +1,410 @@
+"""AutoAttack: an ensemble of parameter-free attacks, one after the other on what still stands.
+
+Source: Croce & Hein 2020 (arXiv 2003.01690), Croce & Hein 2021 (arXiv 2103.01208) for L1. The
+verdicts are those of auto-attack a392200 (parity: tests/evaluation/test_autoattack.py), with three
+differences: an image stops as soon as it is fooled, so its adversarial image is the first that an
+attack finds, not the latest (version "rand" runs to its end); draws belong to the image, not to its
+place in a batch; an image is fooled only if a last forward pass and its norm in float64 confirm it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrobust.attacks import ensembles
+from jaxrobust.attacks.inputs import check_array, check_radius
+from jaxrobust.evaluation.engine import engine
+from jaxrobust.evaluation.engine import replay as replays
+from jaxrobust.evaluation.engine.cascade import Attack, Cost, Found, Sample, answers_of, logits_of
+from jaxrobust.evaluation.engine.ledger import open_ledger
+from jaxrobust.evaluation.engine.progress import Decisions
+from jaxrobust.evaluation.engine.sampled import search_again
+from jaxrobust.evaluation.network import checks, collapse, fingerprint, randomised, reliability
+from jaxrobust.evaluation.network.images import Adversarial, ImageSet, InRange, clipped, hashed
+from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records.verdicts import Verdicts
+from jaxrobust.runtime.processes import hosts
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.types import Array
+
+
+class AutoAttackResult(NamedTuple):
+    """The verdicts on N images."""
+
+    clean: np.ndarray  # bool[N], classified correctly
+    robust: np.ndarray  # bool[N], no attack found anything
+    fooled_by: np.ndarray  # str[N]: the attack; "clean" if misclassified as it is; "" if robust
+    images_adv: ImageSet  # f32[N,H,W,C]; the image itself where no attack succeeded
+    flags: dict[str, str]  # what makes the numbers doubtful, and what to do about it
+    accuracy_after: dict[str, float]  # robust accuracy after each attack
+    attacks: list[dict[str, Any]]  # their settings
+    costs: list[Cost]
+    about: dict[str, Any]  # what else a record says: ball, seed, images, hashes
+    verdicts: Verdicts  # all that is known image by image
+    answers: np.ndarray = np.zeros(0, int)  # i[N], classes of the clean images; -1: none
+
+    def table(self) -> str:
+        """Return accuracy after each attack, what it added and what it cost, for people."""
+        n = len(self.clean)
+        lines = [
+            f"{'attack':10}  {'accuracy':>8}  {'fooled':>6}  {'forward':>9}  {'backward':>9}  time"
+        ]
+        lines.append(f"{'clean':10}  {_share(self.clean.sum(), n)}")
+        for c in self.costs:
+            accuracy = _share(self.accuracy_after[c.attack] * n, n)
+            lines.append(
+                f"{c.attack:10}  {accuracy}  {c.fooled:6d}  {c.forward:9,d}  {c.backward:9,d}  "
+                f"{c.seconds:.1f} s + {c.compile_seconds:.1f} s compiling"
+            )
+        low, high = checks.binomial_interval(int(self.robust.sum()), n)
+        lines.append(
+            f"robust {int(self.robust.sum())} of {n}, 95 % interval {low:.1%} to {high:.1%}"
+        )
+        lines += records.said(self.about)
+        lines += [f"flag {name}: {text}" for name, text in self.flags.items()]
+        return "\n".join(lines)
+
+    def record(self, **known: str | None) -> dict[str, Any]:
+        """Return what belongs to the accuracies: versions, device, attacks, ball, seed, hashes.
+
+        It has the keys of the package's own records (`records.accuracy_record`); what nobody knows
+        is None. To be called in the process that evaluated.
+
+        Args:
+          **known: what only you know, in words: `model` (its name), `weights` (which ones),
+            `weights_sha256`, `dataset`, `split`, `preprocessing`, `dtype` (of the network).
+        Raises:
+          ValueError: another name.
+        """
+        return records.of_result(self, known)
+
+    def save(self, path: str | Path, **known: str | None) -> dict[str, Any]:
+        """Append the record to a file of JSON lines, such as results.jsonl, and return it.
+
+        A file beside it gets the verdicts image by image; the record names it.
+        Of several processes, the first one writes.
+
+        Args:
+          path: the file, in a folder that is there.
+          **known: see `record`.
+        Raises:
+          ValueError: the name of the file does not end in .jsonl.
+        """
+        return records.save(Path(path), self.verdicts, lambda: self.record(**known))
+
+
+def autoattack(
+    logits_fn: Callable[..., Array],
+    images: np.ndarray | Array | ImageSet,
+    labels: np.ndarray | Array,
+    *,
+    norm: str,
+    epsilon: float,
+    version: str = "standard",
+    attacks: Sequence[str] | None = None,
+    overrides: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    batch_size: int | None = None,
+    image_ids: Sequence[int] | None = None,
+    ledger: str | Path | None = None,
+    identity: str | fingerprint.Fingerprint | None = None,
+    search_fn: Callable[..., Array] | None = None,
+    replay: Sequence[str | Path] = (),
+    robust_beyond: np.ndarray | None = None,
+    rule: str | None = None,
+    draws: int | None = None,
+    verbose: bool = True,
+) -> AutoAttackResult:
+    """Return the robust accuracy of a network under AutoAttack.
+
+    In a program of several processes each of them calls this, with the same arguments: they divide
+    the images that stand before each attack, and all return the same verdicts.
+
+    Args:
+      logits_fn: f32[B,H,W,C] in [0, 1] -> f[B,K], not softmax; normalises inside. Best a
+        `jax.tree_util.Partial(apply, params, stats)`: its arrays are arguments of the compiled
+        programs, so another checkpoint compiles nothing; all else is part of the programs, which
+        live as long as the function. With version "rand" it takes one key per image, [B], as a
+        second argument.
+      images: f32[N,H,W,C] in [0, 1], or an `evaluation.ImageSet`, of which few are in memory at a
+        time; `images_adv` is one then too, and with a `ledger` stays on disk. Pixels up to 1e-6
+        outside are clipped, and the record says so.
+      labels: i[N].
+      norm: "linf", "l2" or "l1".
+      epsilon: radius, in units of pixels in [0, 1] (8/255).
+      version: "standard"; "plus" (more restarts, untargeted FAB); "rand" (randomised defences,
+        averaged gradients); "custom" (`attacks`, 5 restarts).
+      attacks: names to run, those of the version by default.
+      overrides: changes of an attack's `steps`, `restarts`, `targets` or `eot`, by name.
+      seed: of all random draws.
+      batch_size: slots on all devices of a process together; see `engine.make`.
+      image_ids: N different ints below 2^32; an image's draws derive from its id, so a part of a
+        dataset gets the verdicts it has in the whole. Default 0..N-1.
+      ledger: a file (.jsonl) of verdicts; the same call continues with it, on any number of
+        processes. Each writes a file beside it, in a folder that all of them see.
+      identity: a name of the network, for whoever reads the ledger. What tells it from others is
+        its fingerprint: the traced programs of its logits and input gradient and all its arrays. A
+        caller who has that fingerprint already passes it here.
+      search_fn: the same network in lower precision, to search with; `logits_fn` decides.
+      replay: ledgers of other evaluations of these images (radius, norm, seed, epoch, network),
+        whose adversarial images are tried before any attack, one forward pass each.
+      robust_beyond: bool[N], images that such an evaluation has found robust at a larger radius of
+        the same norm: of these, only the first attack is run. None: no image.
+      rule: of the verdicts of version "rand": "majority" (an image is right if more than half of
+        its draws are; the default), "mean" (if the label has the largest mean of their softmax
+        probabilities) or "one-draw" (if the only draw is, as auto-attack judges). The number of
+        "one-draw" stands beside that of the others.
+      draws: answers to an image that a rule judges by, 20 by default.
+      verbose: progress and a table on stderr.
+    Returns:
+      `AutoAttackResult`.
+    Raises:
+      ValueError: settings or inputs that cannot be meant, a network whose logits are finite for
+        no image, a ledger of another evaluation, or one that another process has open.
+
+    >>> weights = np.eye(4, dtype=np.float32)
+    >>> logits_fn = jax.tree_util.Partial(lambda w, x: x.reshape(len(x), -1) @ w, weights)
+    >>> images = np.float32([[0.9, 0, 0, 0], [0, 0.2, 0, 0.1]]).reshape(2, 2, 2, 1)
+    >>> result = autoattack(
+    ...     logits_fn, images, [0, 1], norm="linf", epsilon=0.1, attacks=("apgd-ce",), verbose=False
+    ... )
+    >>> result.robust.tolist(), result.accuracy_after
+    ([True, False], {'apgd-ce': 0.5})
+    """
+    check_array("labels", labels)
+    labels = np.asarray(labels)
+    held: Any = _held(images)
+    settings = ensembles.plan(norm, version, attacks, overrides)
+    how = _verdict(version, rule, draws)
+    check_radius(norm, epsilon)
+    if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
+        raise ValueError(f"seed={seed!r}: pass an int from 0 to 2^32 - 1")
+    checks.check_images(held, labels)
+    held, overshot = clipped(held) if isinstance(held, np.ndarray) else (InRange(held), None)
+    ids = _ids(image_ids, len(held))
+    beyond = np.zeros(len(held), bool) if robust_beyond is None else np.asarray(robust_beyond)
+    if beyond.shape != (len(held),) or beyond.dtype != bool:
+        raise ValueError(f"robust_beyond: pass {len(held)} booleans, one per image")
+    runner = engine.make(
+        logits_fn,
+        search_fn=search_fn,
+        slots=batch_size,
+        image_size=max(held.shape[1:3]),
+        keyed=how is not None,
+        tally=how.tally if how else "",
+    )
+    tell = say if verbose else lambda message: None
+    if runner.keyed and (len(replay) or search_fn is not None):
+        what = (
+            "draws anew what fools; leave replay" if len(replay) else "has no search_fn; leave it"
+        )
+        raise ValueError(f"version='rand' {what} out")
+    known = replays.Known([replays.source(Path(path)) for path in replay], beyond)
+    with jax.set_mesh(runner.mesh):  # also where the caller has set another one
+        runner = engine.trace(runner, held.shape[1:])
+        classes = runner.traces[0].classes
+        checks.check_images(held, labels, classes=classes)
+        settings = [ensembles.fit(setting, classes, tell) for setting in settings]
+        labels = labels.astype(np.int32)
+        if isinstance(held, np.ndarray):
+            held = np.ascontiguousarray(held, np.float32)
+        known_as = identity if isinstance(identity, str) else None
+        evaluation: dict[str, Any] = {
+            "network": known_as,
+            "fingerprint": _fingerprint(runner, held, None if known_as else identity)._asdict()
+            | {"images": hashed(held, labels, ids)},
+            "norm": norm,
+            "epsilon": float(epsilon),
+            "attacks": [setting._asdict() for setting in settings],
+            "seed": int(seed),
+            "version": version,
+            "search": _search(runner, held.shape[1:]),
+            "image": list(held.shape[1:]),
+        } | ({"verdict": how._asdict()} if how else {})
+        known = replays.ordered(known, evaluation)
+        with open_ledger(ledger, evaluation, ids) as book:
+            most = max(1, *(setting.targets for setting in settings))
+            clean, once, finite, likely = _classified(
+                runner, held, labels, ids, int(seed), most, how
+            )
+            reliability.check_answers(finite, (), np.zeros(0))  # refuses what answers nothing
+            seen = Sample(held, labels, ids, clean, likely, classes, float(epsilon), int(seed))
+            plain = not runner.keyed and len(held) > 0
+            flags = _check_network(runner, held, labels) if plain else {}
+            meter = Decisions(len(held), interval=checks.binomial_interval, enabled=verbose)
+            found = Found.of(clean, settings, flags, once if how else None)
+            with meter:
+                result = _cascade(runner, settings, seen, found, book, meter, known, how)
+    flags |= reliability.check_answers(finite, result.fooled_by, result.verdicts.reached)
+    answers = np.where(clean, labels, likely[:, 0].astype(int))  # the likeliest class of all
+    result = result._replace(answers=np.where(finite, answers, -1))
+    flags |= collapse.flags(result.answers, labels)
+    own = fingerprint.told(evaluation["fingerprint"])
+    flags |= reliability.check_slopes(own["probe"])
+    about = {key: evaluation[key] for key in ("norm", "epsilon", "version", "seed")}
+    about |= {"image_ids": records.ranges(ids.tolist()), "images_sha256": own["images"]}
+    about |= {"classes": classes, "image": held.shape[1:], "chosen": bool(attacks or overrides)}
+    about |= {"arrays_sha256": own["arrays"]}
+    if known.robust_beyond.any():
+        about["robust_beyond"] = int(known.robust_beyond.sum())
+    if overshot := held.overshot() if isinstance(held, InRange) else overshot:
+        about["clipped"] = overshot._asdict()
+    about["fingerprint"] = own | ({"begun_by": book.begun_by} if book.begun_by else {})
+    result = result._replace(about=result.about | about)
+    tell(result.table())
+    return result
+
+
+def _cascade(runner, settings, sample, found, book, meter, known, how) -> AutoAttackResult:
+    """Return what was replayed, then the attacks, each on what the ones before left standing."""
+    n, clean, flags = len(sample.images), sample.clean, found.flags
+    costs, accuracy_after = [], {}
+    about: dict[str, Any] = {}
+    once = None if found.once is None else found.once.copy()
+    if known.sources:
+        cost, tried = replays.run(runner, settings[0].norm, known, sample, found, book)
+        costs, accuracy_after = [cost], {cost.attack: _mean(found.standing)}
+        about = {"replayed": tried}
+    for number, setting in enumerate(settings):
+        later = sum(ensembles.most_passes(s, sample.classes) for s in settings[number + 1 :])
+        aside = known.robust_beyond & (number > 0)
+        attacked = found.without(aside)
+        costs.append(Attack(runner, setting, sample, attacked, book, meter, how=how).run(later))
+        found.take(attacked, aside)
+        accuracy_after[setting.name] = _mean(found.standing)
+    flags |= reliability.check_cascade({"clean": _mean(clean), **accuracy_after})
+    if runner.search_fn is not None:
+        cost, again = search_again(runner, settings, sample, found, book)
+        costs.append(cost)
+        about["search_sample"] = again._asdict()
+        accuracy_after[costs[-1].attack] = _mean(found.standing)
+    if once is not None:
+        about["draws"] = how._asdict() | {"one_draw": _by_one(once, found.once)}
+    present, places = np.unique(found.fooled_by, return_inverse=True)
+    fooled_by = np.array([found.names[code] for code in present], str)[places]
+    norms, reached = np.zeros(n), np.full(n, -1, np.int32)
+    for name in (found.names[code] for code in present if code > 1):
+        which = fooled_by == name
+        norms[which] = book.rows(name)["norm"][which]
+        reached[which] = book.rows(name)["reached"][which]
+    adversarial = Adversarial(sample.images, book, fooled_by)
+    return AutoAttackResult(
+        clean=clean,
+        robust=found.standing,
+        fooled_by=fooled_by,
+        images_adv=adversarial[:] if isinstance(sample.images, np.ndarray) else adversarial,
+        verdicts=Verdicts(sample.ids, sample.labels, clean, fooled_by, norms, reached),
+        flags=flags,
+        accuracy_after=accuracy_after,
+        attacks=[setting._asdict() for setting in settings],
+        costs=costs,
+        about=about,
+    )
+
+
+def _check_network(runner, images, labels):
+    """Return what any process saw; all look at the same images."""
+    flags = reliability.check_network(
+        lambda x: engine.forward(runner, x),
+        runner.logits_fn,
+        images,
+        labels,
+        batch_size=runner.slots // runner.mesh.size,
+    )
+    return {name: text for seen in hosts.everyone(flags) for name, text in seen.items()}
+
+
+def _verdict(version: str, rule: str | None, draws: int | None) -> randomised.Verdict | None:
+    """Return the rule and the number of draws of version "rand"; None: of another version."""
+    if version == "rand":
+        return randomised.verdict(rule, draws)
+    if rule is not None or draws is not None:
+        given = f"rule={rule!r}" if rule is not None else f"draws={draws!r}"
+        raise ValueError(f"{given} judges a randomised network: pass version='rand', or leave it")
+    return None
+
+
+def _by_one(clean: np.ndarray, robust: np.ndarray) -> dict[str, Any]:
+    """Return the accuracies that one draw gives, as the reference judges, and their intervals.
+
+    `bits` says of each image whether it is robust by it, for unions: see `randomised.packed`.
+    """
+    found, n = {"clean": _mean(clean), "robust": _mean(robust)}, len(clean)
+    return found | {
+        "interval": {key: records.interval(found[key], n) for key in found} if n else None,
+        "bits": randomised.packed(robust),
+    }
+
+
+def _classified(runner, images, labels, ids, seed, most, how) -> tuple[np.ndarray, ...]:
+    """Compute which images are right, by one draw too, and whose logits are finite, bool[N]; and
+    their `most` likeliest wrong classes, u[N, T].
+
+    The same in all processes, each of which computes its share.
+    """
+    mine = hosts.share(np.arange(len(images)))
+    classes = runner.traces[0].classes
+    clean, once, finite = np.zeros((3, len(images)), bool)
+    likely = np.zeros((len(images), most), np.min_scalar_type(classes))
+    for start in range(0, len(mine), runner.slots):
+        part = mine[start : start + runner.slots]
+        rows = (images[part], labels[part], ids[part])
+        if how is None:
+            logits = logits_of(runner, rows[0], rows[2], seed, draw=0)
+            clean[part] = once[part] = checks.is_right(logits, rows[1])
+            finite[part] = checks.answered(logits)
+        else:
+            said = answers_of(runner, how, *rows, seed=seed, draw=0)
+            logits, clean[part], once[part], finite[part] = (
+                *(said.logits, said.right),
+                *(said.once, said.finite),
+            )
+        likely[part] = ensembles.ranks(logits, rows[1], most)
+    found = (clean, once, finite, likely)
+    for process, shares in enumerate(hosts.everyone([array[mine] for array in found])):
+        theirs = np.arange(len(images))[process :: jax.process_count()]
+        for array, share in zip(found, shares, strict=True):
+            array[theirs] = share
+    return found
+
+
+def _fingerprint(runner: engine.Engine, images: Any, known: Any) -> fingerprint.Fingerprint:
+    each = runner.slots // runner.mesh.size
+    return known or fingerprint.of_network(runner.logits_fn, images, each=each, keyed=runner.keyed)
+
+
+def _search(runner: engine.Engine, image: tuple[int, ...]) -> dict[str, str] | None:
+    """Return what tells the network that is searched with from others; None: it is the same."""
+    if runner.search_fn is None:
+        return None
+    each = runner.slots // runner.mesh.size
+    return fingerprint.exact(runner.search_fn, image, each=each, keyed=runner.keyed)
+
+
+def _ids(ids: Sequence[int] | None, n: int) -> np.ndarray:
+    numbers = np.arange(n) if ids is None else np.asarray(ids)
+    if not n:
+        return np.zeros(0, np.uint32)
+    whole = numbers.shape == (n,) and np.issubdtype(numbers.dtype, np.integer)
+    if not whole or len(np.unique(numbers)) < n or numbers.min() < 0 or numbers.max() >= 2**32:
+        raise ValueError(f"image_ids: pass {n} different ints from 0 to 2^32 - 1, one per image")
+    return numbers.astype(np.uint32)
+
+
+def _held(images: Any) -> Any:
+    """Return an array as NumPy's, and an image set as it is."""
+    if isinstance(images, ImageSet) and not hasattr(images, "dtype"):
+        return images
+    check_array("images", images)
+    return np.asarray(images)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def _share(count: float, n: int) -> str:
+    return f"{count / n:8.2%}" if n else f"{'-':>8}"

@@ -1,0 +1,289 @@
+"""Verdicts on disk, one by one, so that an evaluation continues where it was killed."""
+
+import contextlib
+import glob
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust.evaluation.network import fingerprint, randomised
+from jaxrobust.runtime.files import jsonl, locks
+from jaxrobust.runtime.processes import hosts
+
+_SHARE = "put the ledger into a folder that all hosts share"
+# What is kept in memory of an attack on an image; the rest of a record is on disk alone.
+ROW = np.dtype(
+    [
+        ("known", "?"),
+        ("fooled", "?"),
+        ("once", "?"),  # fooled by one draw; of a network that is not randomised, as `fooled`
+        ("flat", "?"),
+        ("file", "u2"),  # of its adversarial image, by number
+        ("stored", "i4"),  # its place there
+        ("norm", "f8"),  # of the perturbation
+        ("reached", "i4"),  # class that the network gives then; -1: none, or an older version's
+    ]
+)
+
+
+class Ledger:
+    """An append-only file of JSON lines beside a file of the adversarial images.
+
+    The first line says which evaluation it belongs to, each other one is the verdict of an attack
+    on an image. A process of a pod appends to a file of its own; at the start, each reads all,
+    whatever number of processes wrote them. Without a path, everything stays in memory.
+    No other process can open the file to append to it until `close`.
+    """
+
+    def __init__(self, path: str | Path | None, identity: dict[str, Any], ids: np.ndarray) -> None:
+        """Open or begin a ledger of images with these ids, u32[N]; a place is one of 0 to N - 1.
+
+        Raises:
+          ValueError: it belongs to another evaluation; says in what they differ. A damaged line.
+            Another process appends to it.
+        """
+        self._ids = ids
+        self._rows: dict[str, np.ndarray] = {}  # attack -> ROW[N]
+        self._files: list[Path] = []  # of adversarial images
+        self._points: dict[tuple[int, str], np.ndarray] = {}  # those without a file
+        self._path: Path | None = None
+        self.begun_by: dict[str, str] | None = None  # versions, if they are others than today's
+        self._lock = contextlib.ExitStack()
+        self._unwritten: dict[str, Any] | None = None  # the first line, until there is a second
+        if path is None:
+            return
+        first = Path(path)
+        if first.suffix != ".jsonl":
+            raise ValueError(f"ledger={str(path)!r}: name a file that ends in .jsonl")
+        self._first, self._path = first, _of_process(first, jax.process_index())
+        first.parent.mkdir(parents=True, exist_ok=True)
+        others = f"{glob.escape(first.stem)}.process-*.jsonl"
+        with contextlib.ExitStack() as opening:
+            lock = self._path.with_suffix(".lock")
+            what = f"ledger {self._path}"
+            opening.enter_context(locks.held(lock, what=what, otherwise="pass another ledger"))
+            for file in [first, *sorted(first.parent.glob(others))]:
+                self._read(file, identity)
+            with self._path.open("a+b") as lines:
+                jsonl.mend(lines)
+            if not self._path.stat().st_size:
+                self._unwritten = identity
+            self._lock = opening.pop_all()
+
+    def _read(self, file: Path, identity: dict[str, Any]) -> None:
+        lines = jsonl.read(file)
+        if lines:
+            self.begun_by = _begun_by(file, lines[0].get("identity"), identity) or self.begun_by
+        if not lines[1:]:
+            return
+        order = np.argsort(self._ids)
+        ascending = self._ids[order]
+        for number, record in enumerate(lines[1:], 2):
+            if not _is_verdict(record):
+                raise ValueError(f"{file}, line {number} is no verdict; remove that line")
+            found = int(np.searchsorted(ascending, record["image"]))
+            if found == len(order) or ascending[found] != record["image"]:
+                raise ValueError(
+                    f"{file}, line {number} is of image {record['image']}, which is not among "
+                    "these; remove that line"
+                )
+            self._keep(int(order[found]), file, record)
+
+    def _keep(self, place: int, file: Path | None, record: dict[str, Any]) -> None:
+        once = record.get("once", record["fooled"])
+        row = (True, record["fooled"], once, record["flat"], self._number(file))
+        rows = self.rows(record["attack"])
+        about = (record.get("stored", 0), record.get("norm", 0.0), record.get("reached", -1))
+        rows[place] = (*row, *about)
+
+    def _number(self, file: Path | None) -> int:
+        if file is None:
+            return 0
+        images = file.with_suffix(".images")
+        if images not in self._files:
+            self._files.append(images)
+        return self._files.index(images)
+
+    def check_files(self) -> None:
+        """Raise ValueError if a process's file, which must be there by now, is not seen here."""
+        files = [_of_process(self._first, k) for k in range(jax.process_count())]
+        if missing := [str(file) for file in files if not file.exists()]:
+            raise ValueError(
+                f"process {jax.process_index()} does not see {', '.join(missing)}, where others "
+                f"write; {_SHARE}"
+            )
+
+    def known(self) -> tuple[int, str]:
+        """Return how many verdicts were read, and which, as a hash."""
+        there = {attack: rows["known"] for attack, rows in sorted(self._rows.items())}
+        digest = hashlib.sha256(repr(list(there)).encode())
+        for known in there.values():
+            digest.update(known.tobytes())
+        return sum(int(known.sum()) for known in there.values()), digest.hexdigest()
+
+    def rows(self, attack: str) -> np.ndarray:
+        """Return what is known of an attack on each image, ROW[N]."""
+        return self._rows.setdefault(attack, np.zeros(len(self._ids), ROW))
+
+    def adversarial(self, place: int, attack: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Return the adversarial image f32[H,W,C] of an image that the attack fooled."""
+        if (place, attack) in self._points:
+            return self._points[place, attack]
+        row, image = self._rows[attack][place], self._ids[place]
+        file, stored = self._files[row["file"]], int(row["stored"])
+        count = int(np.prod(shape))
+        end = 4 * count * (stored + 1)
+        if not file.exists() or file.stat().st_size < end:
+            raise ValueError(
+                f"{file} lacks the adversarial image of {attack} on image {image}; remove "
+                f"{file.with_suffix('.jsonl')} too, to evaluate again"
+            )
+        return np.fromfile(file, np.float32, count, offset=end - 4 * count).reshape(shape)
+
+    def add(self, place: int, record: dict[str, Any], adversarial: np.ndarray | None) -> None:
+        """Append a record, after its image; a process that is killed later does not lose it."""
+        self.write_identity()
+        record = {"image": int(self._ids[place])} | record
+        if adversarial is not None and self._path is None:
+            self._points[place, record["attack"]] = adversarial
+        elif adversarial is not None and self._path is not None:
+            with self._path.with_suffix(".images").open("ab") as images:
+                stored = images.tell() // adversarial.nbytes
+                images.truncate(stored * adversarial.nbytes)  # one that a kill cut off
+                images.write(np.ascontiguousarray(adversarial, np.float32).tobytes())
+            record = record | {"stored": stored}
+        self._keep(place, self._path, record)
+        self._append(record)
+
+    def found(self, places: np.ndarray, attack: str) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Return what this process found on images that the attack fooled, for `take_over`."""
+        points = self._points
+        here = [points[p, attack] for p in places.tolist() if (p, attack) in points]
+        return self.rows(attack)[places], here
+
+    def take_over(
+        self,
+        process: int,
+        places: np.ndarray,
+        attack: str,
+        found: tuple[np.ndarray, list[np.ndarray]],
+    ) -> None:
+        """Learn what another process has found on these images, and where it stored that."""
+        rows, points = found
+        if process == jax.process_index() or not len(places):
+            return
+        own = self.rows(attack)
+        own[places] = rows
+        if points:
+            self._points |= {(p, attack): q for p, q in zip(places.tolist(), points, strict=True)}
+        else:
+            own["file"][places] = self._number(_of_process(self._first, process))
+
+    def close(self) -> None:
+        """Let another process append; what is in memory stays."""
+        self._lock.close()
+
+    def write_identity(self) -> None:
+        """Say of which evaluation the ledger is, which waits for its fingerprint."""
+        identity, self._unwritten = self._unwritten, None
+        if identity is not None:
+            known = fingerprint.told(identity["fingerprint"])
+            self._append({"identity": identity | {"fingerprint": known}})
+
+    def _append(self, record: dict[str, Any]) -> None:
+        if self._path is not None:
+            with self._path.open("a") as lines:
+                lines.write(json.dumps(record) + "\n")
+
+
+@contextlib.contextmanager
+def open_ledger(
+    path: str | Path | None, identity: dict[str, Any], ids: np.ndarray
+) -> Iterator[Ledger]:
+    """Yield the ledger, opened by all processes of a pod: none adds a verdict before all have read.
+
+    Raises:
+      ValueError: in all of them. What `Ledger` refuses in one; they evaluate different things; they
+        do not see each other's files.
+    """
+    known = identity["fingerprint"]  # of which each rounds the probe, and has versions
+    same = {key: known[key] for key in (*fingerprint.EXACT, "images")}
+    hosts.agree({key: identity[key] for key in identity if key != "fingerprint"} | same)
+    with contextlib.ExitStack() as opened:
+
+        def opens() -> Ledger:
+            return opened.enter_context(contextlib.closing(Ledger(path, identity, ids)))
+
+        # Process 0 goes first: a network file system may remember that a file was not there.
+        book = hosts.together(lambda: None if jax.process_index() else opens())
+        book = hosts.together(lambda: book or opens())
+        if path is not None:
+            hosts.together(book.check_files)
+            seen = hosts.everyone(book.known())
+            if len(set(seen)) > 1:
+                counts = ", ".join(str(count) for count, _ in seen)
+                raise ValueError(f"processes see different verdicts ({counts}) in {path}; {_SHARE}")
+        yield book
+        book.write_identity()  # also of an evaluation that has nothing to decide
+
+
+def _begun_by(
+    path: Path, theirs: dict[str, Any] | None, ours: dict[str, Any]
+) -> dict[str, str] | None:
+    """Return the versions that began a ledger of this evaluation, if they are others than today's.
+
+    Raises:
+      ValueError: it is of another evaluation, or does not say of which.
+    """
+    theirs = theirs if isinstance(theirs, dict) else {}
+    known, here = theirs.get("fingerprint"), ours["fingerprint"]
+    if theirs.get("version") == "rand":  # an older version's verdicts were those of one draw
+        theirs = {"verdict": randomised.verdict(randomised.ONE)._asdict()} | theirs
+    if not isinstance(known, dict):
+        raise ValueError(
+            f"ledger {path} is of an older version, which noted neither what its network computes "
+            "nor its gradient, so nothing shows that it is this one: it is not continued. Pass "
+            "another ledger; replay=[...] tries this one's adversarial images first"
+        )
+    none = {"fingerprint": None, "network": None, "search": None}
+    words = [hosts.differences(theirs | none, json.loads(json.dumps(ours | none)))]
+    if known.get("images") != here["images"]:
+        words.append("its images or labels are others")
+    words.append(fingerprint.apart(known, here))
+    older = fingerprint.other_versions(known.get("versions") or {}, here["versions"])
+    if not _same_search(theirs.get("search"), ours["search"], older):
+        words.append("it was searched with another network")
+    if said := "; ".join(filter(None, words)):
+        raise ValueError(
+            f"ledger {path} belongs to another evaluation: {said}. "
+            "Pass another ledger, or the settings of that one"
+        )
+    return known["versions"] if older else None
+
+
+def _same_search(theirs: Any, ours: Any, older: bool) -> bool:
+    """Tell whether two search networks (None: none) compute the same, as far as hashes tell."""
+    if older and isinstance(theirs, dict) and isinstance(ours, dict):
+        return theirs.get("arrays") == ours["arrays"]
+    return theirs == ours
+
+
+def _is_verdict(record):
+    kinds = {"image": int, "attack": str, "fooled": bool, "flat": bool}
+    stored = record.get("stored")
+    return (
+        all(isinstance(record.get(key), kind) for key, kind in kinds.items())
+        and isinstance(record.get("reached", -1), int)
+        and (not record["fooled"] or (isinstance(stored, int) and stored >= 0))
+    )
+
+
+def _of_process(path: Path, process: int) -> Path:
+    if not process:
+        return path
+    return path.with_name(f"{path.stem}.process-{process}{path.suffix}")

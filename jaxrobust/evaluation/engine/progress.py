@@ -1,0 +1,161 @@
+"""How an evaluation goes on: images decided, robust accuracy at most, time left."""
+
+import math
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from tqdm.auto import tqdm
+
+from jaxrobust.runtime.text.progress import Part, clock, columns, fitted, joined, say, watched
+
+_SHORT = 5.0  # seconds: a first call below is mostly overhead
+_INTERVAL = 10.0  # seconds between two lines where nobody watches
+
+
+class Left(NamedTuple):
+    """Forward and backward passes of an image that are still to come."""
+
+    attack: float  # of the attack at work
+    later: float  # of those after it
+    bound: bool  # more are not possible; otherwise about so many are expected
+
+
+class Counts(NamedTuple):
+    """What an attack did so far, in this process."""
+
+    undecided: int
+    passes: int = 0  # made on all images
+    survived: int = 0
+    fooled: int = 0
+    of_fooled: int = 0  # passes made on those
+    of_survived: int = 0
+
+    def left(self, *, slots: int, most: int, later: float, standing: int) -> Left:
+        """Return the passes that are still to come.
+
+        What is expected begins as the bound, and sinks as images are fooled. An image at work
+        counts as one that survives as far as it has been attacked for as long as twice what a
+        fooled one takes: else the quick ones would make all look fooled.
+
+        Args:
+          slots: images at work at a time.
+          most: passes of an image that this attack does not fool.
+          later: and of all attacks after it.
+          standing: images that are not fooled yet.
+        """
+        at_work = min(slots, self.undecided)
+        under_way = self.passes - self.of_fooled - self.of_survived
+        cheap = min(self.of_fooled / max(self.fooled, 1), most)
+        endured = min(under_way / max(2 * cheap, 1), at_work)
+        share = self.fooled / max(self.fooled + self.survived + endured, 1)
+        each = (1 - share) * most + share * cheap
+        others = self.undecided - endured
+        attack = max(endured * most + others * each - under_way, 0)
+        return Left(attack, (standing - share * others) * later, not self.fooled)
+
+
+class Decisions:
+    """Images decided, an upper bound of the robust accuracy, and time left of an evaluation."""
+
+    def __init__(
+        self, images: int, *, interval: Callable[[int, int], tuple[float, float]], enabled: bool
+    ) -> None:
+        self._interval = interval  # of a share, from how many of how many
+        self._enabled = enabled and jax.process_index() == 0
+        self._seen = self._enabled and watched()
+        self._images = images
+        self._said, self._text = 0.0, ""
+        self._bar = tqdm(
+            total=1, disable=not self._seen, dynamic_ncols=True, leave=False, miniters=1
+        )
+
+    def begin(
+        self,
+        attack: str,
+        images: int,
+        known: int,
+        standing: int,
+        slots: int,
+        compiling: str = "minutes for a large network",
+    ) -> None:
+        """Begin an attack on `images`, of which `known` are decided; `standing` are not fooled
+        yet, and at most `slots` are at work at a time. `compiling`: how long that takes, in words.
+        """
+        self._attack, self._of, self._standing, self._slots = attack, images, standing, slots
+        self._counts = Counts(images - known)
+        self._passes, self._seconds, self._calls = 0, 0.0, 0
+        if known:
+            self._say(f"{attack}: {known} of {images} images are in the ledger")
+        if known == images:
+            return  # nothing compiles
+        if self._seen:
+            self._show([Part(f"compiling ({compiling})")], 0, 1)
+            self._bar.refresh()
+        else:
+            self._say(f"{attack}: compiling ({compiling})")
+
+    def decided(self, standing: int, passes: int, *, fooled: bool) -> None:
+        """Count one image more as decided, on which `passes` were made; `standing` are not fooled
+        yet.
+        """
+        c, self._standing = self._counts, standing
+        c = c._replace(undecided=c.undecided - 1)
+        if fooled:
+            self._counts = c._replace(fooled=c.fooled + 1, of_fooled=c.of_fooled + passes)
+        else:
+            self._counts = c._replace(survived=c.survived + 1, of_survived=c.of_survived + passes)
+
+    def advance(self, passes: int, seconds: float, compiles: bool, most: int, later: int) -> None:
+        """Show how it goes after `passes` forward and backward passes of images in `seconds`.
+
+        `most` are needed for an image that is not fooled by this attack, `later` by the others.
+        """
+        if compiles:
+            if seconds > 1:
+                self._say(f"{self._attack}: compiled in {seconds:.1f} s")
+            return
+        self._calls += 1
+        self._counts = self._counts._replace(passes=self._counts.passes + passes)
+        if self._calls == 2:  # the first call is a short one, which says little about the pace
+            self._passes, self._seconds = 0, 0.0
+        self._passes, self._seconds = self._passes + passes, self._seconds + seconds
+        if self._calls == 1 and seconds < _SHORT:
+            return
+        left = self._counts.left(slots=self._slots, most=most, later=later, standing=self._standing)
+        made, total = self._counts.passes, self._counts.passes + math.ceil(left.attack)
+        time_left = (left.attack + left.later) * self._seconds / max(self._passes, 1)
+        bound = "at most " if left.bound else ""
+        low, high = self._interval(self._standing, self._images)
+        parts = [
+            Part(f"ETA {bound}{clock(time_left)},"),
+            Part(f"{made:,} of {bound}{total:,} passes,", 2),
+            Part(f"{self._of - self._counts.undecided}/{self._of} decided,", 1),
+            Part(f"robust at most {self._standing / max(self._images, 1):.1%}", 3),
+            Part(f"({low:.1%} to {high:.1%})", 4),
+        ]
+        if self._seen:
+            self._show(parts, made, total)
+        elif self._enabled and time.perf_counter() - self._said > _INTERVAL:
+            text = joined(self._attack, parts, columns())
+            if text != self._text:
+                self._said, self._text = time.perf_counter(), text
+                print(text, file=sys.stderr, flush=True)
+
+    def _show(self, parts: list[Part], made: int, total: int) -> None:
+        """Move the bar to the passes made of those that this attack needs."""
+        self._bar.total = max(total, 1)
+        self._bar.bar_format = fitted(self._attack, parts, columns())
+        self._bar.update(made - self._bar.n)
+
+    def _say(self, message: str) -> None:
+        if self._enabled:
+            say(message)
+
+    def __enter__(self) -> "Decisions":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._bar.close()

@@ -1,0 +1,271 @@
+"""Adversarial images of other evaluations, tried before any attack: one forward pass each.
+
+What fooled a network at one radius often fools it at another, and another epoch or network too. A
+point is brought into the ball and counts as what an attack finds does: if a forward pass of the
+network that decides, and its norm, confirm it. So a verdict is that of the attacks alone, or lower.
+"""
+
+import functools
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust.attacks.geometry.balls import BALLS, per_image
+from jaxrobust.evaluation.engine import engine
+from jaxrobust.evaluation.engine.cascade import (
+    Cost,
+    Found,
+    Sample,
+    logits_of,
+    reached,
+    refuse_damaged,
+    strike,
+)
+from jaxrobust.evaluation.engine.ledger import Ledger
+from jaxrobust.evaluation.network import checks, fingerprint
+from jaxrobust.evaluation.records.verdicts import REPLAY
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.processes import hosts
+from jaxrobust.types import Array
+
+
+class Source(NamedTuple):
+    """A ledger with adversarial images, not yet read."""
+
+    path: Path  # of its lines; beside it are the images
+    network: Any  # names it, as in the ledger
+    norm: str
+    epsilon: float
+    shape: tuple[int, ...]  # H, W, C
+
+
+class Points(NamedTuple):
+    """The adversarial images of a ledger, one an image; they stay on disk."""
+
+    path: Path
+    sha256: str  # of the ledger's lines
+    shape: tuple[int, ...]
+    ids: np.ndarray  # u32[M], ascending
+    stored: np.ndarray  # i64[M], places among the images
+
+    def has(self, ids: np.ndarray) -> np.ndarray:
+        """Return bool[N]: is there one of these images?"""
+        return np.isin(ids, self.ids)
+
+    def read(self, ids: np.ndarray) -> np.ndarray:
+        """Return those of some images, f32[n,H,W,C].
+
+        Raises:
+          ValueError: the file beside the ledger is shorter than that.
+        """
+        file, count = self.path.with_suffix(".images"), int(np.prod(self.shape))
+        places = self.stored[np.searchsorted(self.ids, ids)]
+        if not file.exists() or file.stat().st_size < 4 * count * (int(places.max()) + 1):
+            raise ValueError(
+                f"{file} lacks adversarial images of {self.path.name}; copy both, or replay others"
+            )
+        found = [np.fromfile(file, np.float32, count, offset=4 * count * p) for p in places]
+        return np.stack(found).reshape(-1, *self.shape)
+
+
+class Known(NamedTuple):
+    """What is known of N images before an evaluation."""
+
+    sources: Sequence[Source]
+    robust_beyond: np.ndarray  # bool[N], robust at a larger radius
+    network: Any = None  # the one that is evaluated, as in its ledger
+
+
+def is_ledger(path: Path) -> bool:
+    """Tell whether a file of JSON lines is a ledger."""
+    with path.open() as lines:
+        return lines.readline().startswith('{"identity"')
+
+
+def ledgers(folder: Path) -> list[Path]:
+    """Return the ledgers of a folder."""
+    return sorted(path for path in folder.glob("*.jsonl") if is_ledger(path))
+
+
+def header(path: Path) -> dict[str, Any]:
+    """Return what a ledger says of its evaluation."""
+    with path.open() as lines:
+        return json.loads(lines.readline())["identity"]
+
+
+def source(path: Path) -> Source:
+    """Return a ledger that can be replayed.
+
+    Raises:
+      ValueError: it is no ledger, or one that does not say what its images look like.
+    """
+    if not (path.is_file() and is_ledger(path)):
+        raise ValueError(
+            f"{path} is no ledger to replay; name a file of an evaluation, ledger.jsonl"
+        )
+    identity = header(path)
+    if "image" not in identity:
+        raise ValueError(
+            f"{path} was written by an older version, which did not note the size of its images; "
+            "evaluate again to replay it"
+        )
+    return Source(
+        path=path,
+        network=network_of(identity),
+        norm=identity["norm"],
+        epsilon=identity["epsilon"],
+        shape=tuple(identity["image"]),
+    )
+
+
+def points(source: Source) -> Points:
+    """Return what stands in a ledger: of many, one at a time is in memory."""
+    rows = jsonl.read(source.path)[1:]
+    stored = {row["image"]: row["stored"] for row in rows if row["fooled"]}
+    ids = np.array(sorted(stored), np.uint32)
+    places = np.array([stored[i] for i in ids.tolist()], np.int64)
+    sha256 = hashlib.sha256(source.path.read_bytes()).hexdigest()
+    return Points(source.path, sha256, source.shape, ids, places)
+
+
+def ordered(known: Known, evaluation: dict[str, Any]) -> Known:
+    """Return the sources of an evaluation, the likeliest to fool first.
+
+    These are what fooled this network at smaller radii, then what is nearest.
+    """
+    network, norm, epsilon = network_of(evaluation), evaluation["norm"], evaluation["epsilon"]
+
+    def rank(source: Source) -> tuple[Any, ...]:
+        same = [source.network == network, source.norm == norm]
+        sure = all(same) and source.epsilon <= epsilon
+        apart = abs(source.epsilon - epsilon)
+        return not sure, -sum(same), apart, source.path.name
+
+    return known._replace(sources=sorted(known.sources, key=rank), network=network)
+
+
+def run(
+    runner: engine.Engine, norm: str, known: Known, sample: Sample, found: Found, book: Ledger
+) -> tuple[Cost, list[dict[str, Any]]]:
+    """Try all that there is on what stands; return what that took, and each source's share.
+
+    Raises:
+      ValueError: a source is of other images.
+    """
+    start, met = time.perf_counter(), int(found.standing.sum())
+    before = np.flatnonzero(found.standing & book.rows(REPLAY)["fooled"])
+    for first in range(0, len(before), runner.slots):
+        refuse_damaged(runner, REPLAY, norm, 0, before[first : first + runner.slots], sample, book)
+    strike(found, REPLAY, before)
+    said, forward, idle = [], 0, 0
+    for source in known.sources:
+        there = points(source)
+        pending = np.flatnonzero(found.standing & there.has(sample.ids))
+        stretched = source.network != known.network  # of another one: to the rim of the ball
+        mine = hosts.share(pending)
+        for first in range(0, len(mine), runner.slots):
+            part = mine[first : first + runner.slots]
+            _try(runner, norm, source, there, stretched, part, sample, found, book)
+            idle += runner.slots - len(part)
+        fallen = mine[~found.standing[mine]]
+        parts = hosts.everyone((fallen, book.found(fallen, REPLAY)))
+        for process, (which, theirs) in enumerate(parts):
+            book.take_over(process, which, REPLAY, theirs)
+            strike(found, REPLAY, which)
+        forward += len(pending)
+        said.append(
+            {
+                "ledger": source.path.stem,
+                "sha256": there.sha256,
+                "norm": source.norm,
+                "epsilon": source.epsilon,
+                "tried": len(pending),
+                "fooled": sum(len(which) for which, _ in parts),
+            }
+        )
+    cost = Cost(
+        attack=REPLAY,
+        fooled=met - int(found.standing.sum()),
+        forward=forward,
+        backward=0,
+        idle=hosts.total(idle),
+        seconds=time.perf_counter() - start,
+        compile_seconds=0.0,
+    )
+    return cost, said
+
+
+def _try(runner, norm, source, there, stretched, part, sample, found, book) -> None:
+    """Bring the points of up to `slots` images into the ball, and write down those that fool."""
+    images, labels, ids = sample.rows(part)
+    if images.shape[1:] != source.shape:
+        raise ValueError(
+            f"{source.path} has images of {_sides(source.shape)}, and these are of "
+            f"{_sides(images.shape[1:])}; replay an evaluation at this size"
+        )
+    adversarial = there.read(ids)
+    _refuse_others(source, adversarial, images, ids)
+    padded = [engine.padded(array, runner.slots) for array in (adversarial, images)]
+    adversarial = np.asarray(_pull(norm)(*padded, np.float32(sample.epsilon), stretched))[
+        : len(part)
+    ]
+    adversarial = engine.settled(runner, norm, adversarial, images)
+    logits = logits_of(runner, adversarial, ids, sample.seed, draw=0)
+    ball: dict[str, Any] = {"norm": norm, "epsilon": sample.epsilon}
+    sure, norms = checks.verified(adversarial, images, labels, logits, **ball)
+    others = reached(logits, labels)
+    row = {"attack": REPLAY, "fooled": True, "flat": False, "from": source.path.stem}
+    for i in np.flatnonzero(sure):
+        about = {"norm": float(norms[i]), "reached": int(others[i])}
+        book.add(int(part[i]), row | about, adversarial[i])
+        strike(found, REPLAY, part[i])
+
+
+def _refuse_others(source: Source, points: np.ndarray, images: np.ndarray, ids: np.ndarray) -> None:
+    """Raise ValueError where a point is no point of the source's ball around our image."""
+    deltas = (points.astype(np.float64) - images).reshape(len(points), -1)
+    norms = np.linalg.norm(deltas, checks.ORDER[source.norm], axis=1)
+    if (norms > checks.most(source.epsilon)).any():
+        worst = int(norms.argmax())
+        raise ValueError(
+            f"{source.path} is of other images, or of images prepared otherwise: what it has for "
+            f"image {ids[worst]} is {norms[worst]:.3g} in {source.norm} away from ours, more than "
+            f"its radius of {source.epsilon:.4g}; replay an evaluation of these images"
+        )
+
+
+@functools.lru_cache
+def _pull(norm: str) -> Callable[..., Array]:
+    """Return how points f32[B,H,W,C] come into a ball: projected, or stretched to its rim before.
+
+    One program for every radius.
+    """
+
+    def pull(points: Array, images: Array, epsilon: Array, stretched: Array) -> Array:
+        deltas = points - images
+        sizes = jnp.linalg.norm(deltas.reshape(len(deltas), -1), checks.ORDER[norm], axis=1)
+        factor = jnp.where(stretched, jnp.maximum(1, epsilon / jnp.maximum(sizes, 1e-12)), 1)
+        radii = jnp.broadcast_to(epsilon, sizes.shape)
+        there = BALLS[norm].project(images + per_image(factor, deltas) * deltas, images, radii)
+        inside = ~stretched & (sizes <= epsilon)  # as it is, to the last bit
+        return jnp.where(per_image(inside, deltas), points, there)
+
+    return jax.jit(pull)
+
+
+def network_of(identity: dict[str, Any]) -> list[Any]:
+    """Return what tells the network of a ledger from others; an older version knew less of it."""
+    if known := identity.get("fingerprint"):
+        return [known[key] for key in fingerprint.EXACT]
+    return [identity["network"], identity.get("weights")]
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

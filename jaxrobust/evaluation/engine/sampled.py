@@ -1,0 +1,95 @@
+"""A search in lower precision, checked by one in full precision of a sample of its survivors."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrobust.attacks import Setting
+from jaxrobust.evaluation.engine import engine
+from jaxrobust.evaluation.engine.cascade import Attack, Cost, Found, Sample
+from jaxrobust.evaluation.engine.ledger import Ledger
+from jaxrobust.evaluation.engine.progress import Decisions
+from jaxrobust.evaluation.network import checks
+
+_SAMPLE = 64  # survivors that are attacked again
+
+
+class SearchSample(NamedTuple):
+    """What a search with the network that decides found, of survivors of a search with another."""
+
+    survivors: int  # of that search
+    sampled: int  # of them, at random, were searched again
+    fooled: int  # of these
+    at_most: float  # share of all survivors that would be, with 95 % confidence
+    fooled_of_all: int | None  # once all of them were searched again; None: they were not
+    robust_at_least: float  # accuracy that such a search of all would have left, so far as known
+
+    def words(self) -> str:
+        """Return it in a sentence."""
+        text = (
+            f"of {self.sampled} survivors of the search with search_fn, {self.fooled} were fooled "
+            "by one with logits_fn itself"
+        )
+        if self.sampled == self.survivors:
+            return f"{text}; there are no others" + self._remedy()
+        if self.fooled_of_all is not None:
+            text += f", hence all {self.survivors} were attacked so, and {self.fooled_of_all} fell"
+            return text + self._remedy()
+        rest = self.survivors - self.sampled
+        return (
+            f"{text}. With 95 % confidence that excludes no more than a share above "
+            f"{self.at_most:.1%}: of the other {rest} up to {self.at_most * rest:.0f} may fall so, "
+            f"so robust accuracy is at least {self.robust_at_least:.2%} by that search, and only "
+            "search_dtype float32 (no search_fn) says more"
+        )
+
+    def _remedy(self) -> str:
+        return "; search with logits_fn" if self.fooled else ""
+
+
+def search_again(
+    runner: engine.Engine, settings: Sequence[Setting], sample: Sample, found: Found, book: Ledger
+) -> tuple[Cost, SearchSample]:
+    """Search survivors with the network that decides: some, and if one of them falls, all.
+
+    So `robust` is what one search left, never a mixture of two.
+    """
+    survivors = np.flatnonzero(found.standing)
+    count = min(_SAMPLE, len(survivors))
+    chosen = np.zeros_like(found.standing)
+    chosen[np.random.default_rng(sample.seed).choice(survivors, count, replace=False)] = True
+    runner = runner._replace(search_fn=None)
+    costs = _attacked(runner, settings, sample, found, book, chosen)
+    fallen = int((chosen & ~found.standing).sum())
+    every = None
+    if fallen and count < len(survivors):
+        costs += _attacked(runner, settings, sample, found, book, found.standing & ~chosen)
+        every = int((~found.standing[survivors]).sum())
+    complete = count == len(survivors)
+    at_most = fallen / max(count, 1) if complete else checks.upper_bound(fallen, count)
+    unknown = 0 if every is not None else len(survivors) - count
+    said = SearchSample(
+        survivors=len(survivors),
+        sampled=count,
+        fooled=fallen,
+        at_most=at_most,
+        fooled_of_all=every,
+        robust_at_least=(int(found.standing.sum()) - at_most * unknown)
+        / max(len(found.standing), 1),
+    )
+    found.flags["search-gap"] = said.words()
+    return Cost("full", *(sum(column) for column in list(zip(*costs, strict=True))[1:])), said
+
+
+def _attacked(runner, settings, sample, found, book, chosen) -> list[Cost]:
+    """Return what attacks on some images cost that stand; those that fall no longer do."""
+    again = found._replace(standing=chosen.copy())
+    interval, count = checks.binomial_interval, int(chosen.sum())
+    with Decisions(count, interval=interval, enabled=False) as meter:
+        costs = [
+            Attack(runner, setting, sample, again, book, meter, suffix=" (full)").run(0)
+            for setting in settings
+        ]
+    found.standing[chosen & ~again.standing] = False
+    return costs

@@ -1,0 +1,250 @@
+"""Which slot does which job, and what is known of each image: the host's half of the engine."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrobust.evaluation.network.images import ImageSet
+
+
+class Rows(NamedTuple):
+    """What the host hands to the slots."""
+
+    fresh: np.ndarray  # bool[S], begins the job that the rest describes
+    keep: np.ndarray  # bool[S], goes on with its job
+    images: np.ndarray  # f32[S,H,W,C]
+    labels: np.ndarray  # i32[S]
+    targets: np.ndarray  # i32[S]
+    restarts: np.ndarray  # i32[S]
+    ids: np.ndarray  # u32[S]
+    first: np.ndarray  # i32[S], the first step whose point may fool the network
+
+
+class Verdict(NamedTuple):
+    """What an attack made of one image."""
+
+    image: int
+    fooled: bool
+    target: int  # what the job that succeeded, or the last one, aimed at
+    restart: int
+    steps: int  # of all jobs up to that one
+    job: int  # that one, numbered as the jobs does
+    flat: bool  # the very first gradient was zero everywhere
+    adversarial: np.ndarray | None  # f32[H,W,C], or two points, see `engine`
+
+
+def _in_turns(devices: int, width: int) -> np.ndarray:
+    """Return the slots, i[S], in the order in which they are given jobs: devices take turns."""
+    return np.arange(devices * width).reshape(devices, width).T.ravel()
+
+
+class Jobs:
+    """The jobs of one attack: each image with each of its targets, each target with each restart.
+
+    They are handed out target by target, as the reference orders them, so a later job of an image
+    may begin before an earlier one has ended. A verdict waits for all earlier ones, hence does not
+    depend on the number of slots; later jobs of a fooled image are dropped, until its verdict is
+    refuted.
+    """
+
+    def __init__(
+        self,
+        slots: int,
+        devices: int,
+        which: np.ndarray,
+        targets: np.ndarray,
+        restarts: int,
+        repeats: bool = True,
+    ) -> None:
+        """Take jobs for the images `which` i[n] with targets i32[n, T]; both count from 0.
+
+        `repeats` is whether a job whose point is refuted is made again.
+        """
+        images, kinds = targets.shape
+        self._which, self._repeats = which, repeats  # the former ascending
+        self._devices, self._width = devices, slots // devices
+        self._targets = targets
+        self._jobs = [(t, r) for t in range(kinds) for r in range(restarts)]
+        self._next_new = 0  # of the jobs in their order, target by target, the first not begun
+        self._again: deque[tuple[int, int]] = deque()  # go before those
+        self._order = _in_turns(devices, slots // devices)
+        self._busy: dict[int, tuple[int, int]] = {}  # slot -> image, job
+        self._fresh: list[int] = []
+        self._dropped = False
+        self._ended = np.zeros((images, len(self._jobs)), bool)
+        self._steps = np.zeros((images, len(self._jobs)), np.int32)
+        self._flat = np.zeros(images, bool)
+        # The first job known to succeed.
+        self._won = np.full(images, len(self._jobs), np.int32)
+        self._found: dict[int, dict[int, np.ndarray]] = {}  # image -> job -> what fooled
+        self._first: dict[tuple[int, int], int] = {}  # of refuted jobs
+        self._refuted: dict[tuple[int, int], int] = {}  # how often
+        self._touched: list[int] = []
+
+    def assign(self) -> bool:
+        """Give jobs to free slots; return whether any slot has one."""
+        self._fresh = []
+        for slot in self._order.tolist():
+            if slot not in self._busy and (job := self._next()) is not None:
+                self._busy[slot] = job
+                self._steps[job] = 0  # it may have been dropped, or refuted, before
+                self._fresh.append(slot)
+        return bool(self._busy)
+
+    def _next(self) -> tuple[int, int] | None:
+        while self._again:
+            image, job = self._again.popleft()
+            if job < self._won[image]:
+                return image, job
+        while self._next_new < self._ended.size:
+            job, image = divmod(self._next_new, len(self._ended))
+            self._next_new += 1
+            if job < self._won[image]:
+                return image, job
+        return None
+
+    def _is_queued(self, image: int, job: int) -> bool:
+        new = job * len(self._ended) + image >= self._next_new
+        return new or (image, job) in self._again
+
+    def rows(self, images: ImageSet, labels: np.ndarray, ids: np.ndarray) -> Rows | None:
+        """Return what the slots must be told, None if nothing changed."""
+        if not self._fresh and not self._dropped:
+            return None
+        count = self._devices * self._width
+        rows = Rows(
+            fresh=np.zeros(count, bool),
+            keep=np.isin(np.arange(count), list(self._busy)),
+            images=np.zeros((count, *images.shape[1:]), np.float32),
+            labels=np.zeros(count, np.int32),
+            targets=np.zeros(count, np.int32),
+            restarts=np.zeros(count, np.int32),
+            ids=np.zeros(count, np.uint32),
+            first=np.zeros(count, np.int32),
+        )
+        places = [self._which[self._busy[slot][0]] for slot in self._fresh]
+        read = images[np.array(places)] if places else ()
+        for slot, i, pixels in zip(self._fresh, places, read, strict=True):
+            image, job = self._busy[slot]
+            target, restart = self._jobs[job]
+            job_of_it = (labels[i], self._targets[image, target], restart, ids[i])
+            values = (True, True, pixels, *job_of_it, self._first.get((image, job), 0))
+            for array, value in zip(rows, values, strict=True):
+                array[slot] = value
+        return rows
+
+    def needed(self) -> int:
+        """Return how many slots of a device suffice for the jobs that are left.
+
+        It is a power of two or three quarters of one: each number takes a program of its own.
+        """
+        if self._has_more() or not self._busy:
+            return self._width
+        each = -(-len(self._busy) // self._devices)
+        power = 1 << (each - 1).bit_length()
+        return min(self._width, power if each > 3 * power // 4 else 3 * power // 4)
+
+    def narrow(self, width: int) -> np.ndarray:
+        """Go on with fewer slots of each device; return i[S], where each was before, or -1."""
+        self._width, self._order = width, _in_turns(self._devices, width)
+        moved, before = dict(zip(self._order.tolist(), self._busy, strict=False)), self._busy
+        self._busy = {slot: before[old] for slot, old in moved.items()}
+        return np.array([moved.get(slot, -1) for slot in range(len(self._order))])
+
+    def _has_more(self) -> bool:
+        return bool(self._again) or self._next_new < self._ended.size
+
+    def floor(self) -> np.ndarray:
+        """Return i32[D]: with how many live slots left a device should come back for work."""
+        load = np.bincount([s // self._width for s in self._busy], minlength=self._devices)
+        wait = max(self._width // 4, 1) if self._has_more() else self._width
+        return np.maximum(load - wait, 0).astype(np.int32)
+
+    def collect(
+        self,
+        live: np.ndarray,
+        fooled: np.ndarray,
+        steps: np.ndarray,
+        flat: np.ndarray,
+        adversarial: Callable[[], np.ndarray],
+    ) -> int:
+        """Take note of what the slots hold; return how many steps were made for some job."""
+        useful, self._dropped = 0, False
+        points = adversarial() if any(fooled[s] and not live[s] for s in self._busy) else None
+        for slot, (image, job) in list(self._busy.items()):
+            useful += int(steps[slot] - self._steps[image, job])
+            self._steps[image, job] = steps[slot]
+            self._flat[image] |= flat[slot] and job == 0
+            if live[slot]:
+                continue
+            del self._busy[slot]
+            self._ended[image, job] = True
+            self._touched.append(image)
+            if points is not None and fooled[slot]:
+                self._found.setdefault(image, {})[job] = points[slot].copy()
+                self._won[image] = min(self._won[image], job)
+        for slot, (image, job) in list(self._busy.items()):
+            if job > self._won[image]:
+                del self._busy[slot]
+                self._dropped = True
+        return useful
+
+    def verdicts(self) -> Iterator[Verdict]:
+        """Yield the verdicts that have become known since the last call."""
+        touched, self._touched = dict.fromkeys(self._touched), []
+        for image in touched:
+            won = self._won[image]
+            if not self._ended[image, :won].all():
+                continue
+            last = min(won, len(self._jobs) - 1)
+            target, restart = self._jobs[last]
+            point = None
+            if won < len(self._jobs):
+                point = self._found[image].pop(won)
+                if not self._found[image]:
+                    del self._found[image]
+            yield Verdict(
+                image=int(self._which[image]),
+                fooled=bool(won < len(self._jobs)),
+                target=int(self._targets[image, target]),
+                restart=restart,
+                steps=int(self._steps[image, : last + 1].sum()),
+                job=last,
+                flat=bool(self._flat[image]),
+                adversarial=point,
+            )
+
+    def refute(self, verdicts: Iterable[Verdict]) -> None:
+        """Take back that images are fooled: their jobs go on as if nothing had been found.
+
+        The job that found it is made again, with the same draws, and its point counts from the
+        step after on; after a second refutation from two steps later, then four, so that a network
+        whose answers depend on the batch costs few repetitions. Other jobs follow as usual, and
+        alone do so of a network whose own draws decided.
+        """
+        for verdict in verdicts:
+            image, job = int(np.searchsorted(self._which, verdict.image)), verdict.job
+            if not self._repeats:
+                self._go_on(image, job)
+                continue
+            before = self._refuted.get((image, job), 0)
+            self._first[image, job] = int(self._steps[image, job]) - 1 + 2**before
+            self._refuted[image, job] = before + 1
+            self._ended[image, job] = False
+            self._won[image] = min(self._found.get(image, ()), default=len(self._jobs))
+            others = [j for j in range(job + 1, self._won[image]) if not self._ended[image, j]]
+            busy = set(self._busy.values())
+            again = [(image, j) for j in (job, *others) if (image, j) not in busy]
+            again = [known for known in again if not self._is_queued(*known)]
+            self._again.extendleft(reversed(again))
+
+    def _go_on(self, image: int, job: int) -> None:
+        """Take back that a job succeeded; those after it follow, and what they find counts."""
+        self._won[image] = min(self._found.get(image, ()), default=len(self._jobs))
+        others = [j for j in range(job + 1, self._won[image]) if not self._ended[image, j]]
+        busy = set(self._busy.values())
+        again = [(image, j) for j in others if (image, j) not in busy]
+        self._again.extendleft(reversed([k for k in again if not self._is_queued(*k)]))
+        self._touched.append(image)

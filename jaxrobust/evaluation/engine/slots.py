@@ -1,0 +1,291 @@
+"""The devices' half of the engine: slots that hold one image's job each, and steps in all of them.
+
+The host's half is `schedule` (which slot does which job) and `engine`, which joins both.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from jaxrobust import attacks
+from jaxrobust.attacks.geometry.balls import where
+from jaxrobust.attacks.machine import Row, Setting, advance
+from jaxrobust.evaluation.engine.schedule import Rows
+from jaxrobust.models.kernels.rewriting import before_a_loop, canonical_convolutions
+from jaxrobust.types import VERDICT_PRECISION, Array
+
+
+class Slots(NamedTuple):
+    """What the devices hold; the first axis of every array is the slot."""
+
+    state: Any  # of the machines
+    labels: Array  # i32[S]
+    keys: Array  # u32[S, 2], of the jobs
+    live: Array  # bool[S], still undecided
+    fooled: Array  # bool[S]
+    adversarial: Array  # f[S,H,W,C], the point that fooled the network
+    steps: Array  # i32[S], made in this job
+    first: Array  # i32[S], the first of them whose point may fool the network
+    flat: Array  # bool[S], the gradient at the start was zero everywhere
+    # Of a randomised network that is judged by more than one draw, else None:
+    strongest: Any = None  # f[S,H,W,C], the point that the draws of a step like least
+    excess: Any = None  # f[S], by how much these call it wrong, of `Tally`; below 0: no point does
+
+
+def _initial(row: Row, setting: Setting, epsilon: Array, rows: Rows, keys: Array) -> Any:
+    """Return the machines' states at the start, which is that of the row for this restart."""
+    init = functools.partial(
+        row.make(setting, epsilon).init, rows.images, rows.labels, keys=keys, targets=rows.targets
+    )
+    first, *others = row.starts[: setting.restarts]
+    state = init(start=first)
+    for number, start in enumerate(others, 1):
+        state = _where(rows.restarts >= number, init(start=start), state)
+    return state
+
+
+def begin(
+    setting: Setting, epsilon: Array, root: Array, number: Array, rows: Any, *, tally: str = ""
+) -> Slots:
+    """Return slots at the beginning of their jobs; an image's key does not depend on its slot."""
+
+    def key(*numbers):
+        key = _wrap(root)
+        for n in numbers:
+            key = jax.random.fold_in(key, n.astype(jnp.uint32))
+        return key
+
+    keys = jax.vmap(key, (0, None, 0, 0))(rows.ids, number, rows.targets, rows.restarts)
+    return Slots(
+        state=_initial(attacks.ROWS[setting.machine], setting, epsilon, rows, keys),
+        labels=rows.labels,
+        keys=jax.random.key_data(keys),
+        live=jnp.ones_like(rows.fresh),
+        fooled=jnp.zeros_like(rows.fresh),
+        adversarial=rows.images,
+        steps=jnp.zeros_like(rows.labels),
+        first=rows.first,
+        flat=jnp.zeros_like(rows.fresh),
+        strongest=rows.images if tally else None,
+        excess=jnp.full(rows.labels.shape, -1, jnp.float32) if tally else None,
+    )
+
+
+def _refill(setting, tally, epsilon, root, number, slots, rows):
+    """Begin jobs in fresh slots, and end those that are not kept."""
+    slots = slots._replace(live=slots.live & rows.keep)
+    return _where(rows.fresh, begin(setting, epsilon, root, number, rows, tally=tally), slots)
+
+
+def _seeker(keyed, platform, logits_fn, search_fn, points, keys):
+    """Return how to make what the weights of the network that guides determine, and the rest of it.
+
+    On CPU the steps of all calls share what is made: as many programs would else make it again for
+    every half second.
+    """
+    network = _network(search_fn or logits_fn, keyed, platform, tiles=True)
+    if platform == "cpu":
+        return before_a_loop(network, points, keys)
+    return list, lambda made, *operands: network(*operands)
+
+
+def _prepare(keyed, platform, logits_fn, search_fn, points, keys):
+    """Return arrays that every step needs and none changes."""
+    return _seeker(keyed, platform, logits_fn, search_fn, points, keys)[0]()
+
+
+def _advance(
+    setting, keyed, tally, platform, logits_fn, search_fn, epsilon, slots, limit, floor, made
+):
+    """Make steps in all slots until `limit`, or until no more than `floor` of them are live.
+
+    `made` is of `_prepare`. Returns the slots and i32[1], the number of steps.
+    """
+    machine = attacks.ROWS[setting.machine].make(setting, epsilon)
+    decider = _network(logits_fn, keyed, platform, VERDICT_PRECISION)
+    _, rest = _seeker(keyed, platform, logits_fn, search_fn, slots.adversarial, slots.keys)
+    seeker = functools.partial(rest, made)
+
+    def step(carry):
+        count, slots = carry
+        keys = functools.partial(_fold, slots.keys, slots.steps)
+        asks = lambda points, draw: seeker(points, keys(draw))  # noqa: E731
+        of = functools.partial(_told, attacks.TALLIES[tally].of, slots.labels) if tally else None
+        done = advance(machine, asks, slots.state, draws=setting.eot, tally=of)
+        hit = slots.live & _wrong(done.logits, slots.labels) & (slots.steps >= slots.first)
+        if machine.counts is not None:
+            hit &= machine.counts(done.asked)
+        if search_fn is not None:
+            sure = lambda: _wrong(decider(done.points, keys(0)), slots.labels)  # noqa: E731
+            hit &= lax.cond(jnp.any(hit), sure, lambda: hit)
+        first, flat = slots.steps == 0, slots.flat
+        if done.gradient is not None:
+            flat = jnp.where(first, _zero(done.gradient), flat)
+        # One wrong draw of a randomised network ends nothing: as in the reference, its run goes on
+        # to the end, and its latest wrong point is tried once more.
+        over = machine.finished(done.state) | (False if keyed else hit)
+        strongest, excess = _strongest(tally, setting.eot, done, slots)
+        return count + 1, Slots(
+            state=done.state,
+            labels=slots.labels,
+            keys=slots.keys,
+            live=slots.live & ~over,
+            fooled=slots.fooled | hit,
+            adversarial=where(hit, done.points, slots.adversarial),
+            steps=slots.steps + slots.live.astype(jnp.int32),
+            first=slots.first,
+            flat=flat,
+            strongest=strongest,
+            excess=excess,
+        )
+
+    def goes_on(carry):
+        count, slots = carry
+        return (count < limit) & (jnp.sum(slots.live, dtype=jnp.int32) > floor[0])
+
+    count, slots = lax.while_loop(goes_on, step, (jnp.zeros_like(floor[0]), slots))
+    return slots, count[None]
+
+
+def _told(of, labels, logits):
+    return of(logits, labels)
+
+
+def _strongest(tally, draws, done, slots):
+    """Return the point that most draws of a step call wrong, the latest of equals, and its excess.
+
+    The rule that judges it draws anew, so that it is not the luckiest one which counts.
+    """
+    if not tally:
+        return None, None
+    excess = attacks.TALLIES[tally].excess(done.votes / draws, slots.labels)
+    better = slots.live & (excess >= jnp.maximum(slots.excess, 0))
+    return where(better, done.points, slots.strongest), jnp.where(better, excess, slots.excess)
+
+
+def _network(logits_fn, keyed, platform, precision=None, tiles=False):
+    """Return `logits_fn` of points and u32[B, 2], in float32, and fast inside loops on CPU.
+
+    `precision` is that of products, by default the caller's; it is read while they are traced.
+    """
+
+    def call(points, keys):
+        with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
+            logits = logits_fn(points, _wrap(keys)) if keyed else logits_fn(points)
+        return logits.astype(jnp.float32)
+
+    return canonical_convolutions(call, tiles=tiles) if platform == "cpu" else call
+
+
+def _fold(keys, steps, draw):
+    """Return keys u32[B, 2] for one draw of a network's own randomness in one step."""
+
+    def one(key, step):
+        return jax.random.fold_in(jax.random.fold_in(key, step), draw)
+
+    return jax.random.key_data(jax.vmap(one)(_wrap(keys), steps))
+
+
+def _wrap(keys):
+    return jax.random.wrap_key_data(keys, impl="threefry2x32")
+
+
+def _wrong(logits, labels):
+    other = jnp.argmax(logits, axis=1).astype(labels.dtype) != labels
+    return other | ~jnp.all(jnp.isfinite(logits), axis=1)  # no answer is no right one
+
+
+def _zero(gradient):
+    gradient = gradient[0] if isinstance(gradient, tuple) else gradient
+    return jnp.all(gradient.reshape(gradient.shape[0], -1) == 0, axis=1)
+
+
+def _where(mask, yes, no):
+    return jax.tree.map(functools.partial(where, mask), yes, no)
+
+
+class Programs(NamedTuple):
+    """What runs on the devices for one attack: jobs begin in slots, slots make steps."""
+
+    refill: Callable[..., Any]
+    advance: Callable[..., Any]
+
+
+def programs(mesh: Mesh, setting: Setting, keyed: bool, tally: str = "") -> Programs:
+    """Return the programs of an attack on all devices of a mesh; the rest as in `engine.Engine`."""
+    shared, split = PartitionSpec(), PartitionSpec("slots")
+    advance = functools.partial(_advance, setting, keyed, tally, _platform(mesh))
+    specs = (shared, shared, shared, split, shared, split, shared)
+    return Programs(_refill_program(mesh, setting, tally), _spread(mesh, advance, specs))
+
+
+def prepare_program(mesh: Mesh, keyed: bool) -> Callable[..., list[Array]]:
+    """Return what makes the last argument of `advance`, for one number of slots."""
+    shared, split = PartitionSpec(), PartitionSpec("slots")
+    specs = (shared, shared, split, split)
+    prepare = functools.partial(_prepare, keyed, _platform(mesh))
+    return jax.jit(
+        jax.shard_map(prepare, mesh=mesh, in_specs=specs, out_specs=shared, check_vma=False)
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _refill_program(mesh: Mesh, setting: Setting, tally: str) -> Callable[..., Slots]:
+    shared, split = PartitionSpec(), PartitionSpec("slots")
+    specs = (shared, shared, shared, split, split)
+    return _spread(mesh, functools.partial(_refill, setting, tally), specs)
+
+
+# XLA's products of matrices on CPU by a library that packs the weights anew in each step take, in a
+# PreActResNet-18 at 32 px, a quarter of its time more than XLA's own. They also round more: of
+# 1536 terms 4.1e-7 of the sum's length, XLA's own 2.9e-7, PyTorch's 3.6e-7.
+COMPILER_OPTIONS = {"cpu": {"xla_cpu_experimental_ynn_fusion_type": ""}}
+
+
+def _spread(mesh, function, specs):
+    """Let every device run its own loop on its own slots: nothing inside is a collective."""
+    split = PartitionSpec("slots")
+    spread = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False)
+    return jax.jit(spread, donate_argnums=3, compiler_options=COMPILER_OPTIONS.get(_platform(mesh)))
+
+
+def forward_program(mesh: Mesh, keyed: bool) -> Callable[..., Array]:
+    """Return the forward pass that decides: (network, root, draw, images, ids) -> logits."""
+
+    def run(logits_fn, root, draw, images, ids):
+        def key(number):
+            return jax.random.fold_in(jax.random.fold_in(_wrap(root), number), draw)
+
+        keys = jax.random.key_data(jax.vmap(key)(ids))
+        network = _network(logits_fn, keyed, _platform(mesh), VERDICT_PRECISION)
+        return network(images, keys)
+
+    shared, split = PartitionSpec(), PartitionSpec("slots")
+    specs = (shared, shared, shared, split, split)
+    return jax.jit(jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))
+
+
+def _platform(mesh):
+    return mesh.devices.flat[0].platform
+
+
+def program_of(setting: Setting) -> Setting:
+    """Return the setting without what its program does not depend on."""
+    row = attacks.ROWS[setting.machine]
+    return setting._replace(
+        name="",
+        targets=min(setting.targets, 1) if row.aims else 0,
+        restarts=min(setting.restarts, len(row.starts)),
+    )
+
+
+@functools.lru_cache
+def settle_program(norm: str) -> Callable[..., Array]:
+    """Return `Ball.settle` of a norm, jitted."""
+    return jax.jit(attacks.BALLS[norm].settle)

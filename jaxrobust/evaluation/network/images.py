@@ -1,0 +1,163 @@
+"""Images that an evaluation reads when it needs them, few at a time."""
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+
+from jaxrobust.evaluation.network import checks
+from jaxrobust.runtime.processes import hosts
+
+_PART = 32  # images that one pass over all of them holds
+
+
+@runtime_checkable
+class ImageSet(Protocol):
+    """N images in [0, 1], which need not be in memory; an array f32[N,H,W,C] is one too."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """N, H, W, C."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, which: Any) -> np.ndarray:
+        """Return f32[n,H,W,C] for places i[n], in their order."""
+
+
+class Overshot(NamedTuple):
+    """What was clipped, because it lay up to `checks.OVERSHOOT` outside [0, 1]."""
+
+    images: int
+    pixels: int
+    largest: float  # distance from [0, 1]
+
+    def words(self) -> str:
+        """Return it in a sentence."""
+        return (
+            f"{self.pixels} pixels of {self.images} images lay up to {self.largest:.2g} outside "
+            "[0, 1], as a resize leaves them, and were clipped"
+        )
+
+
+def clipped(images: np.ndarray) -> tuple[np.ndarray, Overshot | None]:
+    """Return checked images f[N,H,W,C] in [0, 1], and what was clipped for it; None: nothing."""
+    if not images.size or (images.min() >= 0 and images.max() <= 1):
+        return images, None
+    outside = (images < 0) | (images > 1)
+    values = images[outside].astype(np.float64)
+    found = Overshot(
+        images=int(outside.any(axis=(1, 2, 3)).sum()),
+        pixels=len(values),
+        largest=float(np.maximum(-values, values - 1).max()),
+    )
+    return np.clip(images, 0, 1), found
+
+
+class InRange:
+    """An image set whose images are checked and clipped as they are read, itself one."""
+
+    def __init__(self, images: ImageSet) -> None:
+        self._images, self.shape = images, tuple(images.shape)
+        self._seen: dict[int, Overshot] = {}
+        if content := getattr(images, "content_sha256", None):
+            self.content_sha256 = content
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, which: Any) -> np.ndarray:
+        """Return the images at these places.
+
+        Raises:
+          ValueError: one is outside [0, 1], by more than what is clipped.
+        """
+        read = np.asarray(self._images[which])
+        if not read.size or (read.min() >= 0 and read.max() <= 1):
+            return read
+        rows = read.reshape(-1, *self.shape[1:])
+        checks.check_range(rows)
+        places = np.atleast_1d(np.arange(len(self))[which]).tolist()
+        for place, row in zip(places, rows, strict=True):
+            if found := clipped(row[None])[1]:
+                self._seen[place] = found
+        return np.clip(read, 0, 1)
+
+    def overshot(self) -> Overshot | None:
+        """Return what all processes have clipped; None: nothing."""
+        seen = {
+            place: found for part in hosts.everyone(self._seen) for place, found in part.items()
+        }
+        if not seen:
+            return None
+        pixels, largest = zip(*(found[1:] for found in seen.values()), strict=True)
+        return Overshot(len(seen), sum(pixels), max(largest))
+
+
+class Adversarial:
+    """The images as the attacks left them: what fooled the network, else the image itself.
+
+    An `ImageSet`, which reads what fooled the network from the ledger.
+    """
+
+    def __init__(self, images: ImageSet, book: Any, fooled_by: np.ndarray) -> None:
+        self._images, self._book, self._fooled_by = images, book, fooled_by
+        self.shape = tuple(images.shape)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, which: Any) -> np.ndarray:
+        places = np.arange(len(self))[which]
+        found = np.array(self._images[np.atleast_1d(places)])
+        for row, place in enumerate(np.atleast_1d(places).tolist()):
+            attack = str(self._fooled_by[place])
+            if attack not in ("", "clean"):
+                found[row] = self._book.adversarial(place, attack, self.shape[1:])
+        return found if np.ndim(places) else found[0]
+
+
+class Subset:
+    """Some of the images of an image set, itself one."""
+
+    def __init__(self, images: ImageSet, places: np.ndarray) -> None:
+        self._images, self._places = images, places
+        self.shape = (len(places), *images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, which: Any) -> np.ndarray:
+        return self._images[self._places[which]]
+
+    def content_sha256(self) -> str:
+        """Return what tells these images from others, as `hashed` takes it."""
+        return hashlib.sha256(
+            f"{hashed(self._images)} {self._places.tolist()}".encode()
+        ).hexdigest()
+
+
+def parts(images: ImageSet, size: int = _PART) -> Iterator[np.ndarray]:
+    """Yield all images in their order, f32[n,H,W,C], n <= size."""
+    for start in range(0, len(images), size):
+        yield images[np.arange(start, min(start + size, len(images)))]
+
+
+def hashed(images: ImageSet, *arrays: np.ndarray) -> str:
+    """Hash the type, shape and bytes of images f32[N,H,W,C], then those of some arrays.
+
+    Of an image set that has a `content_sha256()` of its own, that is taken instead: what its images
+    are made of, such as the bytes of their files, and how, so that none needs to be decoded.
+    """
+    digest = hashlib.sha256()
+    digest.update(f"float32 {tuple(images.shape)}".encode())
+    if content := getattr(images, "content_sha256", None):
+        digest.update(content().encode())
+    else:
+        for part in parts(images):
+            digest.update(np.ascontiguousarray(part, np.float32).reshape(-1).view(np.uint8).data)
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -1,0 +1,122 @@
+"""Verdicts on randomised networks: a rule over several draws of their answers to one image.
+
+auto-attack a392200 judges by one draw, before the attacks and after each of them, at the latest
+point that one draw of the search called wrong: so an image that is nearly always right may count as
+fooled. Its number is a lower one, and is kept beside that of the rule (`one-draw`).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrobust.attacks import TALLIES
+from jaxrobust.evaluation.network import checks
+
+DRAWS = 20
+ONE = "one-draw"
+RULES = {  # what makes an answer of K draws a right one
+    "majority": "more than half of the draws are right",
+    "mean": "the label has the largest mean of the draws' softmax probabilities",
+    ONE: "the only draw is right, as in auto-attack",
+}
+
+
+class Verdict(NamedTuple):
+    """How the answers of a randomised network are judged."""
+
+    rule: str
+    draws: int
+
+    @property
+    def tally(self) -> str:
+        """Return by what the search judges points, a row of `attacks.TALLIES`; "": by one draw."""
+        return self.rule if self.rule in TALLIES else ""
+
+    def words(self) -> str:
+        """Return it in words."""
+        return "one draw" if self.rule == ONE else f"{self.rule} of {self.draws} draws"
+
+
+def verdict(rule: str | None = None, draws: int | None = None) -> Verdict:
+    """Return how answers are judged; None: by the majority of 20 draws, or one of `one-draw`.
+
+    Raises:
+      ValueError: an unknown rule, or a number of draws that it cannot have.
+    """
+    rule = "majority" if rule is None else rule
+    if rule not in RULES:
+        raise ValueError(f"rule={rule!r} is unknown; one of {', '.join(RULES)}")
+    if rule == ONE:
+        if draws not in (None, 1):
+            raise ValueError(f"draws={draws!r}: the rule {ONE} has one; leave draws out")
+        return Verdict(rule, 1)
+    draws = DRAWS if draws is None else draws
+    whole = isinstance(draws, int | np.integer) and not isinstance(draws, bool)
+    if not whole or draws < 1:
+        raise ValueError(f"draws={draws!r}: pass an int >= 1")
+    return Verdict(rule, int(draws))
+
+
+class Answers(NamedTuple):
+    """What a randomised network says of n images."""
+
+    right: np.ndarray  # bool[n], by the rule
+    once: np.ndarray  # bool[n], by the first draw
+    finite: np.ndarray  # bool[n], the logits of all draws
+    reached: np.ndarray  # i[n], the likeliest wrong class by the rule; -1: of some, no answer
+    logits: np.ndarray  # f32[n, C], the first draw's
+
+
+def answers(
+    forward: Callable[[int], np.ndarray], how: Verdict, labels: np.ndarray, classes: int
+) -> Answers:
+    """Return what all draws say.
+
+    A draw whose logits are not finite is a wrong one, and leaves no mean.
+
+    Args:
+      forward: number of a draw -> logits f32[n, C]; the first is that of the rule `one-draw`.
+      how: the rule and the number of draws.
+      labels: i[n].
+      classes: C.
+    """
+    n = len(labels)
+    first = np.zeros((n, classes), np.float32)
+    votes, mean = np.zeros((n, classes)), np.zeros((n, classes))
+    right, finite, rows = np.zeros(n, int), np.ones(n, bool), np.arange(n)
+    for number in range(how.draws if n else 0):
+        logits = forward(number)
+        first = logits if number == 0 else first
+        there = checks.answered(logits)
+        right += checks.is_right(logits, labels)
+        finite &= there
+        votes[rows[there], logits[there].argmax(axis=1)] += 1
+        mean += _softmax(logits)
+    counts = mean if how.rule == "mean" else votes
+    by_rule = checks.is_right(mean, labels) if how.rule == "mean" else 2 * right > how.draws
+    wrong = np.array(counts)
+    wrong[rows, labels] = -np.inf
+    return Answers(
+        right=by_rule,
+        once=checks.is_right(first, labels),
+        finite=finite,
+        reached=np.where(finite, wrong.argmax(axis=1), -1) if n else np.zeros(0, int),
+        logits=first,
+    )
+
+
+def packed(values: np.ndarray) -> str:
+    """Return bool[N] as a text of N / 4 hexadecimal digits, for records."""
+    return np.packbits(values).tobytes().hex()
+
+
+def unpacked(text: str, n: int) -> np.ndarray:
+    """Return bool[n] of what `packed` made."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=n).astype(bool)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore"):  # infinity - infinity
+        powers = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    return np.where(checks.answered(logits)[:, None], powers / powers.sum(1, keepdims=True), np.nan)

@@ -1,0 +1,359 @@
+"""Reliability checks: is the network what the attacks assume, and is the result what it seems?
+
+A flag is a name and one sentence: what was seen, with the number, and the remedy. `randomized`,
+`softmax` (the reference's range check), `zero-gradients` and `square-improves` are the checks of
+AutoAttack (auto-attack a392200); the others are mistakes that lower or raise a robust accuracy
+without any error. Everything here is a pure function of NumPy arrays.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental.xla_metadata import set_xla_metadata
+
+from jaxrobust.evaluation.network.checks import answered, is_right
+from jaxrobust.evaluation.network.images import ImageSet
+from jaxrobust.types import LogitsFn
+
+Flags = dict[str, str]
+Forward = Callable[[np.ndarray], np.ndarray]  # f32[n,H,W,C] -> f[n,K], any n
+_LOOKED_AT = 64  # images
+_ENOUGH = 32  # images for a statement about accuracy
+_PASSES = 5
+_NORMALISATIONS = {
+    "ImageNet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "CIFAR-10": ((0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)),
+}
+
+
+def check_network(
+    forward: Forward,
+    logits_fn: LogitsFn,
+    images: ImageSet,
+    labels: np.ndarray,
+    *,
+    batch_size: int | None = None,
+) -> Flags:
+    """Return the flags of a network, from nine forward passes over at most 64 of the images.
+
+    Args:
+      forward: the compiled network; takes any number of images f32[n,H,W,C], returns f[n,K].
+      logits_fn: the function that `forward` compiles; only traced.
+      images: f[N,H,W,C] in [0, 1], N = 0 included. The 64 are drawn with a fixed seed: the first
+        ones of a sorted data set are all of one class.
+      labels: int[N].
+      batch_size: the batch to trace with, for a `logits_fn` that takes no other; default: as many
+        images as are looked at.
+    Returns:
+      Any of `randomized`, `retraced`, `batch-dependent`, `nan-logits`, `constant-logits`,
+      `softmax`, `low-accuracy`, `double-normalization`; empty for a healthy network. Of fewer than
+      32 images `low-accuracy` says that they do not tell, where they do not; the last one needs 32,
+      and three channels.
+    """
+    if not len(images):
+        return {}
+    chosen = np.arange(len(images))
+    if len(images) > _LOOKED_AT:
+        chosen = np.sort(np.random.default_rng(0).choice(len(images), _LOOKED_AT, replace=False))
+    images = np.asarray(images[chosen], np.float32)
+    labels = np.asarray(labels)[chosen]
+    passes = [_logits(forward, images) for _ in range(_PASSES)]
+    flags = _randomized(passes, labels)
+    flags |= _retraced(logits_fn, (batch_size or len(images), *images.shape[1:]))
+    if "randomized" not in flags:  # else two passes differ anyway
+        flags |= _batch_dependent(forward, images, passes[0])
+    flags |= _degenerate(images, passes[0])
+    flags |= _softmax(passes[0])
+    flags |= _inaccurate(passes[0], labels)
+    if len(images) >= _ENOUGH and images.shape[-1] == 3:
+        flags |= _normalised_twice(forward, images, labels, is_right(passes[0], labels))
+    return flags
+
+
+def _logits(forward, images):
+    return np.asarray(forward(images)).astype(np.float64)
+
+
+def _difference(a, b):
+    """Return a - b, 0 also where both are NaN or the same infinity, infinite where only one is."""
+    with np.errstate(invalid="ignore"):
+        delta = np.nan_to_num(a - b, nan=np.inf, posinf=np.inf, neginf=-np.inf)
+    return np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, delta)
+
+
+def _randomized(passes, labels) -> Flags:
+    with np.errstate(invalid="ignore"):  # infinity / infinity
+        unit = [z / (np.linalg.norm(z, axis=1, keepdims=True) + 1e-10) for z in passes]
+    pairs = itertools.combinations(unit, 2)
+    distance = max(np.linalg.norm(_difference(a, b), axis=1).max() for a, b in pairs)
+    correct = {int(is_right(logits, labels).sum()) for logits in passes}
+    if distance <= 1e-4 and len(correct) == 1:
+        return {}
+    return {
+        "randomized": f"{len(passes)} passes over the same {len(labels)} images differ (normalised "
+        f"logits by up to {distance:.2g}, {min(correct)} to {max(correct)} images correct): a "
+        "random network looks robust to attacks that expect a fixed one; use version='rand' with "
+        "a logits_fn(images, keys), or switch the randomness off"
+    }
+
+
+def _retraced(logits_fn, shape) -> Flags:
+    remedy = (
+        "so that results depend on when it is compiled; draw no NumPy or Python random numbers "
+        "and change no state inside logits_fn (evaluation mode: no dropout, train=False)"
+    )
+    try:
+        first = _trace(logits_fn, shape)
+        # A jitted function would answer from its cache; metadata is part of the key.
+        with set_xla_metadata(jaxrobust_check="retrace"):
+            second = _trace(logits_fn, shape)
+    except jax.errors.UnexpectedTracerError:
+        return {"retraced": f"tracing logits_fn twice fails: it keeps traced values, {remedy}"}
+    if str(first) == str(second) and all(map(_same, constants(first), constants(second))):
+        return {}
+    return {"retraced": f"tracing logits_fn twice gives two different programs, {remedy}"}
+
+
+def _trace(logits_fn, shape):
+    # The lambda: a trace of the very same function would come from the cache.
+    return jax.make_jaxpr(lambda images: logits_fn(images))(
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+    )
+
+
+def constants(jaxpr: Any) -> Iterator[Any]:
+    """Yield the constants of a jaxpr and of those inside it, in order, scalars included."""
+    yield from getattr(jaxpr, "consts", ())  # a closed one's
+    for equation in jaxpr.eqns:
+        yield from (operand.val for operand in equation.invars if hasattr(operand, "val"))
+        for inner in jax.tree.leaves(list(equation.params.values())):
+            if hasattr(inner, "eqns"):
+                yield from constants(inner)
+
+
+def _same(a, b) -> bool:
+    """Tell whether two constants have the same bits."""
+    if a is b:
+        return True
+    if isinstance(a, jax.core.Tracer) or isinstance(b, jax.core.Tracer):
+        return False  # kept from an earlier trace
+    if any(
+        isinstance(c, jax.Array) and jnp.issubdtype(c.dtype, jax.dtypes.prng_key) for c in (a, b)
+    ):
+        a, b = jax.random.key_data(a), jax.random.key_data(b)
+    a, b = np.asarray(a), np.asarray(b)
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()
+
+
+def _batch_dependent(forward, images, logits) -> Flags:
+    # Every image elsewhere, beside bright ones of low contrast: neither the mean nor the variance
+    # of a batch stays, even where all images fit into one.
+    others = 1 - images[::-1] / 10
+    among = np.stack([others, images], axis=1).reshape(-1, *images.shape[1:])
+    moved = np.abs(_difference(logits, _logits(forward, among)[1::2])).max()
+    finite = logits[np.isfinite(logits)]
+    spread = np.ptp(finite) if finite.size else 0
+    if moved <= 1e-3 * spread:
+        return {}
+    return {
+        "batch-dependent": f"the logits of an image move by up to {moved:.3g}, of a range of "
+        f"{spread:.3g}, when the other images of its batch change: batch norm or dropout in train "
+        "mode, so that attacked images protect each other; evaluate with train=False"
+    }
+
+
+_BROKEN = (
+    "look for overflow in a half-precision type, a division by zero, log(0) or broken weights, and "
+    "mask classes with a large negative number such as -1e9, not with -inf"
+)
+
+
+def _unanswered(broken: int, n: int) -> str:
+    return (
+        f"{broken} of {n} images have NaN or infinite logits, which no attack can follow: they "
+        f"count as wrong; {_BROKEN}"
+    )
+
+
+def check_answers(
+    finite: np.ndarray, fooled_by: Sequence[str] | np.ndarray, reached: np.ndarray
+) -> Flags:
+    """Flag `nan-logits` of clean images, and `nan-under-attack` of what an attack made of them.
+
+    An image without finite logits counts as wrong, clean or attacked: no answer is no right one.
+
+    Args:
+      finite: bool[N], whether all logits of the clean image are finite.
+      fooled_by: str[N], the attack; "clean": misclassified as it is; "": none.
+      reached: i[N], the class that the network gives under the attack; -1: none.
+    Raises:
+      ValueError: there are images, and none has finite logits.
+    """
+    if finite.size and not finite.any():
+        raise ValueError(
+            f"the logits of all {finite.size} images are NaN or infinite before any attack, so no "
+            f"number says anything of this network; {_BROKEN}"
+        )
+    flags, n = {}, finite.size
+    if broken := int((~finite).sum()):
+        flags["nan-logits"] = _unanswered(broken, n)
+    hit = ~np.isin(fooled_by, ("", "clean")) & (np.asarray(reached) < 0)
+    if silent := int(hit.sum()):
+        flags["nan-under-attack"] = (
+            f"{silent} of {n} images have NaN or infinite logits under an attack, or it made no "
+            "finite image of them: they count as fooled, though the network gives no other class "
+            f"there; {_BROKEN}, and for gradients that are none, such as that of sqrt at 0"
+        )
+    return flags
+
+
+def check_slopes(probe: dict[str, list[list[float]]]) -> Flags:
+    """Flag `nan-gradients` where logits are finite and input gradients are not.
+
+    Args:
+      probe: of a fingerprint.
+    """
+    pairs = zip(probe["logits"], probe["gradients"], strict=True)
+    broken = sum(logits[0] >= 0 > gradient[0] for logits, gradient in pairs)
+    if not broken:
+        return {}
+    return {
+        "nan-gradients": f"the input gradients of {broken} of {len(probe['logits'])} noisy images "
+        "are NaN or infinite, though their logits are finite: attacks that follow gradients fail, "
+        "and the network looks robust; look for sqrt, norm or log at 0, and put the safe value "
+        "inside before jnp.where chooses"
+    }
+
+
+def _degenerate(images, logits) -> Flags:
+    flags = {}
+    finite = logits[answered(logits)]
+    if broken := len(logits) - len(finite):
+        flags["nan-logits"] = _unanswered(broken, len(logits))
+    if not len(finite):
+        return flags
+    differ = np.ptp(images, axis=0).any()
+    if differ and len(finite) > 1 and np.ptp(finite, axis=0).max() <= 1e-6 * np.abs(finite).max():
+        flags["constant-logits"] = (
+            f"all {len(finite)} images have the same logits: the network does not see its input; "
+            "check that the weights are loaded and that logits_fn uses its argument"
+        )
+    elif flat := int((np.ptp(finite, axis=1) == 0).sum()):
+        flags["constant-logits"] = (
+            f"all logits are equal for {flat} of {len(logits)} images: they have no class and no "
+            "gradient; return the logits before any ReLU, threshold or clipping"
+        )
+    return flags
+
+
+def _softmax(logits) -> Flags:
+    # Log-softmax is no defect: it shifts the logits of an image by a constant, and all the losses
+    # (CE, DLR, the margins of FAB and Square) ignore such a shift.
+    logits = logits[np.isfinite(logits).all(axis=1)]
+    inside = logits.size and logits.min() > -1e-5 and logits.max() < 1 + 1e-5
+    if not inside or np.abs(logits.sum(axis=1) - 1).max() >= 1e-5:
+        return {}
+    return {
+        "softmax": f"the outputs lie in [{logits.min():.3g}, {logits.max():.3g}] and sum to 1: "
+        "they are probabilities, in which float32 hides the gradients of confident images; return "
+        "the logits before the softmax"
+    }
+
+
+def _above_chance(correct, classes) -> bool:
+    chance = 1 / classes
+    return correct.mean() > chance + 3 * math.sqrt(chance * (1 - chance) / len(correct))
+
+
+def _inaccurate(logits, labels) -> Flags:
+    correct, classes = is_right(logits, labels), logits.shape[1]
+    if len(labels) < _ENOUGH:
+        return _too_few(int(correct.sum()), len(labels), classes)
+    if _above_chance(correct, classes):
+        return {}
+    return {
+        "low-accuracy": f"{correct.sum()} of {len(labels)} clean images are classified correctly, "
+        f"no more than guessing among {classes} classes explains: check the weights, the order of "
+        "the classes, the order of the channels (RGB) and the normalisation inside logits_fn"
+    }
+
+
+def _too_few(right: int, n: int, classes: int) -> Flags:
+    """Flag an accuracy that so few images do not tell from guessing, at 5 %; all right is fine."""
+    from scipy.special import bdtrc  # its import takes 0.1 s
+
+    by_chance = float(bdtrc(right - 1, n, 1 / classes)) if right else 1.0
+    if right == n or by_chance <= 0.05:
+        return {}
+    return {
+        "low-accuracy": f"{right} of {n} clean images are classified correctly: guessing among "
+        f"{classes} classes is right as often with probability {by_chance:.2g}, so these images "
+        f"are too few to tell this network from it; look at {_ENOUGH} or more before any accuracy "
+        "is quoted"
+    }
+
+
+def _normalised_twice(forward, images, labels, correct) -> Flags:
+    """Flag a `logits_fn` that computes net(n(n(x))): `x * std + mean`, n's inverse, cancels one n.
+
+    A sound network loses on such pale images (the golden ones 20 and 40 points); one that guesses
+    may gain by guessing another class, hence the second condition. A defect that costs less than
+    10 points is not seen: adversarially trained networks put up with much contrast.
+    """
+    best, which = 0, ""
+    for name, constants in _NORMALISATIONS.items():
+        mean, std = (np.asarray(c, np.float32) for c in constants)
+        logits = _logits(forward, images * std + mean)
+        undone = is_right(logits, labels)
+        if undone.sum() > best and _above_chance(undone, logits.shape[1]):
+            best, which = int(undone.sum()), name
+    if best - correct.sum() <= 0.1 * len(labels):
+        return {}
+    return {
+        "double-normalization": f"{correct.sum()} of {len(labels)} clean images are classified "
+        f"correctly, but {best} once the {which} normalisation is undone: logits_fn "
+        "normalises before a network that normalises itself; remove one of the two"
+    }
+
+
+def check_gradients(zero: np.ndarray) -> Flags:
+    """Flag `zero-gradients` if too many first gradients vanish.
+
+    Args:
+      zero: bool[n], whether the first gradient of an untargeted attack on image i was zero in
+        every entry.
+    """
+    zero = np.asarray(zero, bool)
+    if not zero.size or zero.mean() <= 0.01:
+        return {}
+    return {
+        "zero-gradients": f"the first gradient is exactly zero for {zero.sum()} of {zero.size} "
+        f"images ({zero.mean():.1%}): gradients are masked (a saturated softmax in float32, "
+        "rounding or quantisation, a straight-through step), and the gradient attacks overstate "
+        "robustness; attack the network before that operation, and trust only Square and a "
+        "transfer attack"
+    }
+
+
+def check_cascade(accuracy_after: dict[str, float]) -> Flags:
+    """Flag `square-improves` if the black-box attack found what the gradients did not.
+
+    Args:
+      accuracy_after: accuracy in [0, 1] after each attack, the clean one among them, in any order.
+    """
+    others = [value for name, value in accuracy_after.items() if name != "square"]
+    if "square" not in accuracy_after or len(others) < 2:
+        return {}
+    square = accuracy_after["square"]
+    if square >= min(others) - 0.002:
+        return {}
+    return {
+        "square-improves": f"Square lowers the accuracy from {min(others):.2%} to {square:.2%} "
+        "without gradients: these are masked, and the true robustness is probably lower still; "
+        "add an adaptive attack on the operation that masks them, or Square with more queries"
+    }

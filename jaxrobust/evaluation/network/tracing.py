@@ -1,0 +1,311 @@
+"""A user's network as the programs take it: arrays are arguments, the rest is closed over.
+
+JAX keeps what it has compiled for, and all that this refers to, for as long as the compiled
+function lives. So programs hold the function of a network weakly, are forgotten together with it,
+and are made anew where it closes over something else than when they were compiled.
+"""
+
+import functools
+import hashlib
+import inspect
+import re
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxrobust.attacks.network import TRAINING, of_one_image, remedy
+from jaxrobust.evaluation.network import reliability
+from jaxrobust.types import LogitsFn
+
+T = TypeVar("T")
+
+_FEW = 8  # images of the trace in which constants are looked for: theirs is no batch size
+_SCALARS = (bool, int, float, complex, str, bytes, np.generic)
+_ARRAY = object()  # stands for one among the leaves
+# What stands in a program and computes nothing: the names of jitted functions, where arrays lie,
+# addresses.
+_SILENT_KEYS = re.compile(r"^name$|^ctx_mesh$|sharding")
+_ADDRESSES = re.compile(r"\b0x[0-9a-f]+")
+_kept: dict[Any, tuple[str, Any]] = {}  # networks and their use -> their programs, and of what
+
+
+class Trace(NamedTuple):
+    """What tracing a network tells."""
+
+    classes: int
+    program: str  # hash of what is computed, constants included, for arrays of any content
+    constants: tuple[str, ...]  # hashes of the arrays that are closed over, sorted
+
+
+class _Rest:
+    """What of a network is no array: its function and the other leaves of its arguments."""
+
+    def __init__(self, function: Callable[..., Any], tree: Any, leaves: tuple[Any, ...]):
+        self.function, self.tree, self.leaves = _weakly(function), tree, leaves
+        self.key: Any = (self.function, tree, tuple((type(leaf), leaf) for leaf in leaves))
+        try:
+            hash(self.key)
+            self.lasts = isinstance(self.function, weakref.ref)
+        except TypeError:
+            self.key, self.lasts = object(), False
+
+    def __call__(self, arrays: list[Any], *operands: Any) -> Any:
+        function = self.function()
+        assert function is not None, "nobody holds the network any more"
+        arguments, keywords = self.arguments(arrays)
+        return function(*arguments, *operands, **keywords)
+
+    def arguments(self, arrays: list[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments of a `Partial`, with its keywords."""
+        given = iter(arrays)
+        leaves = [next(given) if leaf is _ARRAY else leaf for leaf in self.leaves]
+        return jax.tree.unflatten(self.tree, leaves)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Rest) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def _weakly(function):
+    """Return a reference to the function, a weak one if it can be had."""
+    try:
+        return (weakref.WeakMethod if inspect.ismethod(function) else weakref.ref)(
+            function, _forget
+        )
+    except TypeError:
+        return lambda: function
+
+
+def _forget(function):
+    for key in list(_kept or ()):  # None where Python ends
+        if any(rest.function is function for rest in key[0]):
+            del _kept[key]
+
+
+def keep(networks: Sequence[Any], use: Any, programs: str, make: Callable[[], T]) -> T:
+    """Return what `make` made for the same use of the same networks, while `programs` stays the
+    same.
+
+    It is forgotten as soon as one of the networks' functions is.
+    """
+    rests = tuple(network.func for network in networks)
+    if not all(rest.lasts for rest in rests):
+        return make()
+    shapes = tuple((a.shape, a.dtype) for network in networks for a in network.args[0])
+    known, made = _kept.get((rests, shapes, use), ("", None))
+    if known != programs:
+        made = make()
+        _kept[rests, shapes, use] = programs, made
+    return made  # type: ignore[return-value]
+
+
+def argument(name: str, function: LogitsFn, mesh: Mesh) -> jax.tree_util.Partial:
+    """Return the function as what `jit` takes: arrays in a `Partial` are arguments of the program.
+
+    The caller must hold `function`. Of an array with a copy on the devices of other processes too,
+    this one's copy is taken.
+    """
+    called: Callable[..., Any] = function
+    given: tuple[Any, Any] = ((), {})
+    if isinstance(function, jax.tree_util.Partial):
+        called, given = function.func, (function.args, function.keywords)
+    leaves, tree = jax.tree.flatten(given)
+    arrays = [_local(name, leaf, mesh) for leaf in leaves if _is_array(leaf)]
+    others = tuple(_ARRAY if _is_array(leaf) else leaf for leaf in leaves)
+    return jax.tree_util.Partial(_Rest(called, tree, others), arrays)
+
+
+def _is_array(leaf):
+    return isinstance(leaf, jax.Array | np.ndarray)
+
+
+def _local(name, array, mesh):
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return array
+    if not array.is_fully_replicated:
+        raise ValueError(
+            f"an array {array.shape} of {name} is spread over several processes; put a copy "
+            "on every device: jax.device_put(array, NamedSharding(mesh, PartitionSpec()))"
+        )
+    return jax.device_put(array.addressable_data(0), NamedSharding(mesh, PartitionSpec()))
+
+
+# --- What a network is ---
+
+
+def trace(
+    name: str, function: LogitsFn, network: Any, image: tuple[int, ...], each: int, keyed: bool
+) -> Trace:
+    """Return what is known of a network before anything is computed.
+
+    Args:
+      name: of the argument, for messages.
+      function: as the user gave it.
+      network: what `argument` made of it.
+      image: H, W, C.
+      each: the number of images that it will be given.
+      keyed: it takes one key per image too.
+    Raises:
+      ValueError: it is no such network.
+    """
+    operands = _operands((each,), image, keyed)
+    if not callable(function):
+        raise ValueError(
+            f"{name} is a {type(function).__name__}, no function; pass one of images, such as "
+            "jax.tree_util.Partial(net.apply, variables, train=False)"
+        )
+    single = functools.partial(of_one_image, network, *_operands((), image, keyed))
+    try:
+        inspect.signature(function).bind(*operands)
+    except TypeError as error:
+        takes = "images and keys [B]" if keyed else "images only (keys are of version rand)"
+        raise ValueError(f"{name} must take {takes} for this version: {error}") from error
+    except ValueError:  # it has no signature to read
+        pass
+    try:
+        closed, logits = _traced(network, operands)
+    except Exception as error:
+        if what := remedy(error) or single():
+            raise ValueError(f"{name} {what}") from error
+        error.add_note(f"{name} was called with {', '.join(map(str, operands))}")
+        raise
+    shape: Sequence[int] = getattr(logits, "shape", ())
+    if len(shape) != 2 or shape[0] != each or shape[1] < 2:
+        wrong = (
+            f"gives {shape or type(logits).__name__} for {each} images; return logits f[B, K] "
+            "with K >= 2, and nothing else"
+        )
+        raise ValueError(f"{name} {single() or wrong}")
+    if not jnp.issubdtype(logits.dtype, jnp.floating):
+        raise ValueError(f"{name} gives {logits.dtype}; return floating point logits")
+    leak = f"{name} {TRAINING.format('a traced value outlived its trace')}"
+    try:
+        closed, _ = _traced(network, _operands((_FEW,), image, keyed))
+    except jax.errors.UnexpectedTracerError as error:
+        raise ValueError(leak) from error
+    except Exception:  # it takes `each` images only
+        pass
+    if any(isinstance(constant, jax.core.Tracer) for constant in reliability.constants(closed)):
+        raise ValueError(leak)
+    programs = Programs()
+    return Trace(int(shape[1]), programs.hashed(closed), programs.constants(closed))
+
+
+def takes(network: Any, image: tuple[int, ...], each: int, keyed: bool) -> bool:
+    """Tell whether a network can be given so many images; the arguments are those of `trace`."""
+    try:
+        return _traced(network, _operands((each,), image, keyed))[1].shape[0] == each
+    except Exception:  # it takes one number of images only
+        return False
+
+
+def _operands(batch, image, keyed):
+    keys = jax.eval_shape(lambda: jnp.broadcast_to(jax.random.key(0), batch))
+    points = jax.ShapeDtypeStruct((*batch, *image), jnp.float32)
+    return (points, keys) if keyed else (points,)
+
+
+def _traced(network, operands):
+    # The lambda: a trace of the very same function would come from a cache.
+    call = lambda network, *operands: network(*operands)  # noqa: E731
+    return jax.make_jaxpr(call, return_shape=True)(network, *operands)
+
+
+def weights(network: Any, seen: Trace) -> str:
+    """Return a hash of all arrays of a network, those that its function closes over among them."""
+    digest = hashlib.sha256()
+    arguments = network.func.arguments(network.args[0])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(arguments):
+        text = hashed(leaf) if _is_array(leaf) else type(leaf).__qualname__
+        text += repr(leaf) if isinstance(leaf, _SCALARS) else ""
+        digest.update(f"{jax.tree_util.keystr(path)} {text}\n".encode())
+    digest.update(" ".join(seen.constants).encode())
+    return digest.hexdigest()
+
+
+class Programs:
+    """Hashes of traced programs; what several of them share is hashed once.
+
+    Two programs have one hash where they do the same operations on the same constants, in the same
+    order, whatever their jitted functions are called and wherever their arrays lie.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, str]] = {}  # by address, which lasts as its object does
+        self._types: dict[Any, str] = {}
+
+    def hashed(self, jaxpr: Any) -> str:
+        """Hash a jaxpr, those inside it, and the constants of all."""
+        return self._once(jaxpr, self._hashed)
+
+    def constants(self, jaxpr: Any) -> tuple[str, ...]:
+        """Return the hashes of the arrays of a jaxpr, sorted; numbers are not among them."""
+        held = [constant for constant in reliability.constants(jaxpr) if np.size(constant) > 1]
+        return tuple(sorted(self._once(constant, hashed) for constant in held))
+
+    def _once(self, value: Any, hash_of: Callable[[Any], str]) -> str:
+        if id(value) not in self._known:
+            self._known[id(value)] = value, hash_of(value)
+        return self._known[id(value)][1]
+
+    def _hashed(self, jaxpr: Any) -> str:
+        numbers: dict[Any, int] = {}  # variables are told apart by where they first stand
+        lines = [" ".join(self._once(array, hashed) for array in getattr(jaxpr, "consts", ()))]
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)  # an open one has no constants
+
+        def operand(v: Any) -> Any:
+            if hasattr(v, "val"):
+                return self._value(v.val), self._type(v.aval)
+            return numbers.setdefault(v, len(numbers))
+
+        def result(v: Any) -> str:
+            return f"{operand(v)}:{self._type(v.aval)}"
+
+        lines += map(result, (*jaxpr.constvars, *jaxpr.invars))
+        for equation in jaxpr.eqns:
+            how = [
+                f"{key}={self._value(value)}"
+                for key, value in sorted(equation.params.items())
+                if not _SILENT_KEYS.search(key)
+            ]
+            given, made = map(operand, equation.invars), map(result, equation.outvars)
+            lines.append(f"{equation.primitive.name} {how} {[*given]} {[*made]}")
+        lines.append(str([operand(v) for v in jaxpr.outvars]))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    def _type(self, aval: Any) -> str:
+        if aval not in self._types:
+            self._types[aval] = str(aval)
+        return self._types[aval]
+
+    def _value(self, value: Any) -> str:
+        if isinstance(value, _SCALARS) or value is None:
+            return repr(value)
+        if hasattr(value, "eqns"):
+            return self.hashed(value)
+        if isinstance(value, tuple | list):
+            return f"({','.join(map(self._value, value))})"
+        if isinstance(value, set | frozenset):  # whose order differs from process to process
+            return f"({','.join(sorted(map(self._value, value)))})"
+        if _is_array(value):
+            return self._once(value, hashed)
+        return _ADDRESSES.sub("", repr(value))
+
+
+def hashed(*arrays: Any) -> str:
+    """Hash the types, shapes and bytes of some arrays."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            array = jax.random.key_data(array)
+        array = np.asarray(array)
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

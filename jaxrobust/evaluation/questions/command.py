@@ -1,0 +1,186 @@
+"""The accuracy of a network as the command line asks for it: checked, computed, recorded, told.
+
+Several threats and image sizes are several records, and one more of all threats together: an image
+counts there if it survives every one.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+
+from jaxrobust.attacks.fixed_steps import is_cascade
+from jaxrobust.evaluation.bundles import bundle
+from jaxrobust.evaluation.questions import (
+    answers,
+    corrupted,
+    flags,
+    questions,
+    several,
+    three_norms,
+)
+from jaxrobust.evaluation.questions import target as subjects
+from jaxrobust.evaluation.questions.flags import Given
+from jaxrobust.evaluation.questions.questions import Question
+from jaxrobust.evaluation.questions.recording import Evaluation, Record, known
+from jaxrobust.evaluation.questions.several import Member
+from jaxrobust.evaluation.questions.target import Subject
+from jaxrobust.runtime.devices import compilation
+from jaxrobust.types import Threat
+
+
+def answer(
+    given: Given,
+    sizes: Sequence[int | None] = (),
+    threats: Sequence[str] = (),
+    ladder: str | None = None,
+) -> tuple[str, bool]:
+    """Return the answer for people, and whether this process is the one that prints it.
+
+    Args:
+      given: the flags.
+      sizes: the sides of images to evaluate at, one after the other; none: `given.image_size`.
+      threats: the balls, NORM:RADIUS; none: norm and radius of `given`, or of its worst case.
+      ladder: the radii, NORM:LOW:HIGH:RADII; None: those are all.
+    Raises:
+      ValueError: flags that contradict each other or the weights, before anything compiles.
+    """
+    given = flags.placed(given)
+    flags.check(given)
+    if given.worst_case:
+        three_norms.check(given, ladder)
+    given = corrupted.settled(given)
+    if given.worst_case:
+        balls = [Threat(*ball) for ball in three_norms.balls(threats).items()]
+    else:
+        balls = _rungs(given, threats, ladder) if ladder else _balls(given, threats)
+    if len(set(sizes)) < len(sizes):
+        said = ", ".join(map(str, sizes))
+        raise ValueError(f"--image_size={said} has one of them twice; give it once")
+    if given.corruptions and len(sizes) > 1:
+        raise ValueError("--corruptions takes one --image_size; give it once")
+    if given.bundle and given.version == "rand":
+        raise ValueError("--bundle is of networks whose answers are fixed, not of --version=rand")
+    bundle.check(given, max(len(sizes), 1) * max(len(balls), 1))
+    run, out = (Path(place) if place else None for place in (given.workdir, given.out))
+    compilation.use_persistent_cache((run or out or Path("runs/evaluation")).parent)
+    found: list[Record] = []
+    for size in sizes or (given.image_size,):
+        own = given._replace(image_size=size)
+        place, more = _of_size(own, balls, bool(ladder), run=run, out=out)
+        found += more
+    if jax.process_index():
+        return "", False
+    return (
+        answers.of_one(found[0], place) if len(found) == 1 else answers.of_several(found, place)
+    ), True
+
+
+def _balls(given: Given, threats: Sequence[str]) -> list[Threat]:
+    """Return the threats of the flags, none where norm and radius are one or the run's.
+
+    Raises:
+      ValueError: none that can be meant, one that is there twice, or both forms.
+    """
+    balls = [questions.threat(text) for text in threats]
+    if balls and (given.norm or given.epsilon is not None):
+        raise ValueError("--threat says norm and radius; leave --norm and --epsilon out")
+    if len(set(balls)) < len(balls):
+        raise ValueError(f"--threat={', '.join(threats)} has one of them twice; give it once")
+    if balls and given.attack == "clean":
+        raise ValueError("--threat has no effect on --attack=clean; leave it out")
+    if given.union_only and (len(balls) < 2):
+        raise ValueError("--union_only needs more than one --threat")
+    return balls
+
+
+def _rungs(given: Given, threats: Sequence[str], ladder: str) -> list[Threat]:
+    """Return the threats of a ladder.
+
+    Raises:
+      ValueError: no ladder, or flags that it goes without.
+    """
+    if threats or given.norm or given.epsilon is not None:
+        raise ValueError("--ladder says norm and radii; leave --threat, --norm and --epsilon out")
+    if given.union_only or given.noreplay:
+        flag = "union_only" if given.union_only else "noreplay"
+        raise ValueError(f"--{flag} contradicts --ladder, whose radii share what they find")
+    if not is_cascade(given.attack) or given.version == "rand":
+        raise ValueError(
+            "--ladder needs attacks that go on image by image, such as --attack=autoattack; "
+            f"leave out {'--version=rand' if given.version == 'rand' else given.attack}"
+        )
+    return questions.ladder(ladder)
+
+
+def _of_size(
+    given: Given, balls: list[Threat], climbs: bool, *, run: Path | None, out: Path | None
+) -> tuple[Path, list[Record]]:
+    """Return the folder and the records of all threats at one image size, and of their union."""
+    if given.worst_case:
+        given = given._replace(norm="linf", epsilon=three_norms.LINF)  # until its size is known
+    elif balls:
+        given = given._replace(norm=balls[-1].norm, epsilon=balls[-1].epsilon)  # the largest rung
+    origin, subject, source = flags.settled(given)
+    size = known(subject.network.image_size)
+    which, subject, weights = flags.weights(given, subject, source)
+    asked = Question(
+        attack=given.attack,
+        version=given.version,
+        images=given.n,
+        batch=given.batch,
+        seed=given.seed,
+        preprocessing=subjects.preprocessing(origin, size, source, given.preprocessing),
+        search_dtype=given.search_dtype,
+        steps=given.steps,
+        targets=given.targets,
+        restarts=given.restarts,
+        relative_step=given.relative_step,
+        step=given.step,
+        start=given.start,
+        l1_rule=given.l1_rule,
+        union_only=given.union_only,
+        replay=given.replay,
+        noreplay=given.noreplay,
+        again=given.again,
+        rule=given.rule,
+        draws=given.draws,
+    )
+    name = re.sub(r"[^\w.-]+", "-", subject.network.name)
+    place = out or (run / "evaluation" if run else Path("runs") / f"evaluation-{name}")
+    asking = _asking(given, asked, subject, balls)
+    for own, each in asking:
+        if each.epsilon != 0 or not climbs:
+            questions.check(own, each, source)
+    evaluation = Evaluation(subject, source, which, weights, asked, place)
+    if climbs:
+        return place, several.ladder(evaluation, [each for _, each in asking])
+    if given.corruptions:
+        return place, [corrupted.record(evaluation, given)]
+    if given.bundle:
+        return place, [bundle.recorded(evaluation, asking[0][1], Path(given.bundle))]
+    if len(asking) == 1:
+        return place, [evaluation.record(asking[0][1])]
+    members = [Member(evaluation.asking(own), each) for own, each in asking]
+    found = [] if given.union_only else [own.record(each) for own, each in members]
+    last = several.union(evaluation, members, found, worst_case=given.worst_case)
+    return place, [*found, last]
+
+
+def _asking(
+    given: Given, asked: Question, subject: Subject, balls: list[Threat]
+) -> list[tuple[Question, Subject]]:
+    """Return what is asked in which balls: the same in all of them, but of a worst case."""
+    if not given.worst_case:
+        balled = [replace(subject, norm=b.norm, epsilon=b.epsilon) for b in balls] or [subject]
+        return [(asked, each) for each in balled]
+    size, channels = known(subject.network.image_size), subject.network.in_channels or 3
+    for ball in balls:
+        questions.check_radius(*ball, size, channels)
+    radii = three_norms.radii(size, dict(balls))
+    return [
+        (own, replace(subject, norm=norm, epsilon=radii[norm]))
+        for norm, own in three_norms.questions(asked, skips=given.union_only)
+    ]

@@ -1,0 +1,252 @@
+"""From the flags of the command to what they name: a network, its weights, and what these say."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust.attacks import BALLS
+from jaxrobust.data import Prepared
+from jaxrobust.data.sources import registry
+from jaxrobust.data.stream import pipeline
+from jaxrobust.evaluation.questions import questions
+from jaxrobust.evaluation.questions import target as subjects
+from jaxrobust.evaluation.questions.target import Subject
+from jaxrobust.models.published import PUBLISHED
+from jaxrobust.runtime.files import folders
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.runtime.text.spelling import norm
+from jaxrobust.types import Weights
+from jaxrobust.weights import load
+from jaxrobust.weights.fetch import sources as weights_sources
+from jaxrobust.weights.trained import kept, runs
+
+
+class Given(NamedTuple):
+    """The flags of `python -m jaxrobust.evaluate`; None: not given."""
+
+    workdir: str | None
+    phase: str | None
+    model: str | None
+    function: str | None
+    weights: str | None
+    options: dict[str, Any] | None
+    dataset: str | None
+    split: str | None
+    classes: str | None
+    data_dir: str | None
+    preprocessing: str | None
+    norm: str | None
+    epsilon: float | None
+    attack: str
+    version: str
+    search_dtype: str
+    out: str | None
+    num_classes: int | None
+    image_size: int | None
+    n: int
+    batch: int | None
+    seed: int
+    steps: int | None = None
+    targets: int | None = None
+    restarts: int | None = None
+    relative_step: float | None = None
+    step: float | None = None
+    start: str | None = None
+    l1_rule: str | None = None
+    worst_case: bool = False
+    union_only: bool = False
+    selected: bool = False
+    torch: str | None = None
+    torch_args: dict[str, Any] | None = None
+    torch_output: str | None = None
+    replay: tuple[str, ...] = ()
+    noreplay: bool = False
+    again: bool = False
+    rule: str | None = None
+    draws: int | None = None
+    bundle: str | None = None
+    corruptions: str | None = None
+    frost: str | None = None
+
+
+def placed(given: Given) -> Given:
+    """Return the flags with the paths of what they name; weights are brought here if need be.
+
+    Raises:
+      ValueError: no such weights, or a path that no folder can stand for.
+      OSError: the network or the disk.
+    """
+    given = _with_weights(given._replace(norm=given.norm and norm(given.norm)))
+    paths: dict[str, Any] = {"workdir": given.workdir, "out": given.out}
+    paths |= {"bundle": given.bundle}
+    mounted = {flag: str(folders.mounted(flag, path)) for flag, path in paths.items() if path}
+    return _with_selected(given._replace(**(paths | mounted)))
+
+
+def _with_selected(given: Given) -> Given:
+    """Return the flags with the phase and the image size of the chosen weights."""
+    if not given.selected:
+        return given
+    if not given.workdir:
+        raise ValueError("--selected names weights of a run; give its --workdir RUN")
+    if given.phase:
+        raise ValueError("--selected names the phase too; leave --phase out")
+    chosen = kept.selected(Path(given.workdir))
+    return given._replace(phase=chosen.phase, image_size=given.image_size or chosen.image_size)
+
+
+def _with_weights(given: Given) -> Given:
+    if not given.weights or given.workdir or given.function or given.torch:
+        return given
+    if given.model and weights_sources.is_missing_file(given.weights):
+        return given  # whose other mistakes are said first
+    path = load.place(given.weights, model=given.model)
+    if weights_sources.parse(str(path)).kind == "run":
+        if given.model:
+            raise ValueError(
+                f"--weights {path} is a run, which says whose it is; leave --model out"
+            )
+        return given._replace(workdir=str(path), weights=None)
+    imported = path.is_dir() and given.model in PUBLISHED
+    return given._replace(weights=str(path), model=None if imported else given.model)
+
+
+def check(given: Given) -> None:
+    """Raise `ValueError` for flags that contradict each other, or name nothing to evaluate."""
+    if given.norm not in (None, *BALLS):
+        raise ValueError(f"--norm={given.norm} is unknown; one of {', '.join(BALLS)}")
+    folder = _folder(given)
+    networks = {
+        "--workdir": given.workdir,
+        "--function": given.function,
+        "--torch": given.torch,
+        "--model" if given.model else "--weights": given.model or folder,
+    }
+    named = [flag for flag, value in networks.items() if value is not None]
+    if len(named) != 1:
+        each = f"{' and '.join(named)} name a network each, and records go to --out DIR; "
+        raise ValueError(
+            (each if named else "")
+            + "give --workdir RUN, or --model NAME --weights PATH --dataset NAME (no --model where "
+            "PATH is a folder that jaxrobust.convert.import_torch wrote, or a name such as "
+            "Salman2020Do_R18), or --function my_net.py:logits_fn --dataset NAME, or --torch "
+            "my_models.py:build --dataset NAME"
+        )
+    if given.model and not given.weights:
+        raise ValueError("--model needs --weights PATH, its weights")
+    own = ("weights", "num_classes", "options")
+    extra = [f"--{name}" for name in own if getattr(given, name) is not None]
+    if given.workdir and extra:
+        raise ValueError(f"{' and '.join(extra)} would replace the run's own; that takes --model")
+    if given.weights and given.phase:
+        raise ValueError("--phase is one of a --workdir; --weights has but one")
+    if given.function or given.torch:
+        _check_function(given, extra)
+    asked = [f"--torch_{name}" for name in ("args", "output") if getattr(given, f"torch_{name}")]
+    if asked and not given.torch:
+        raise ValueError(f"{' and '.join(asked)} belongs to --torch; leave it out")
+
+
+def _check_function(given: Given, extra: list[str]) -> None:
+    if given.phase:
+        extra = [*extra, "--phase"]
+    if extra:
+        flag = "--torch" if given.torch else "--function"
+        raise ValueError(f"{' and '.join(extra)} says nothing of a {flag}; leave it out")
+    if given.search_dtype == "bfloat16" and not given.torch:
+        raise ValueError(
+            "--search_dtype=bfloat16 needs a network whose compute type can be set; leave it out, "
+            "or pass evaluation.autoattack a search_fn"
+        )
+
+
+def _folder(given: Given) -> Path | None:
+    """Return the imported folder that flags name, if they name one."""
+    folder = Path(given.weights) if given.weights else None
+    if folder and (given.workdir or given.function or given.torch or not folder.is_dir()):
+        return None  # a file, which does not say whose it is
+    return folder
+
+
+def origin(given: Given) -> Subject:
+    """Return what is known of the network that checked flags name."""
+    if given.workdir:
+        return subjects.of_run(Path(given.workdir), given.phase)
+    random = given.version == "rand"
+    if given.function:
+        return subjects.of_function(given.function, random=random)
+    if given.torch:
+        return subjects.of_torch(given.torch, given.torch_args, given.torch_output, random=random)
+    if folder := _folder(given):
+        found = subjects.of_folder(folder, given.model, given.options)
+    else:
+        found = subjects.of_file(str(given.model), Path(str(given.weights)), given.options)
+    own = found.network.num_classes
+    if None not in (own, given.num_classes) and own != given.num_classes:
+        raise ValueError(
+            f"--num_classes={given.num_classes}, but {folder} holds {own}; leave it out"
+        )
+    return found
+
+
+def settled(given: Given) -> tuple[Subject, Subject, registry.Source]:
+    """Return what is known of the network of checked flags, what is evaluated, and its images.
+
+    Raises:
+      ValueError: nothing says which images or which ball, or two things contradict each other.
+    """
+    known = origin(given)
+    subject, source = subjects.settled(
+        known,
+        network={"num_classes": given.num_classes, "image_size": given.image_size},
+        dataset=given.dataset,
+        split=given.split,
+        classes=given.classes,
+        data_dir=given.data_dir,
+        norm=given.norm,
+        epsilon=given.epsilon,
+    )
+    return known, subject, source
+
+
+def weights(
+    given: Given, subject: Subject, source: registry.Source
+) -> tuple[str | None, Subject, Weights]:
+    """Return which weights a settled subject has, in words, it with what they say of it, and them.
+
+    Those of a function have no name.
+    """
+    if given.workdir:
+        run = Path(given.workdir)
+        phase = runs.phase_of(run, given.phase)
+        runs.check_classes(runs.classes_file(run, phase), source, renamed=True)
+        if other := runs.rewritten(run, subject.origin()):
+            say(other)
+        size = subject.network.image_size
+        if given.selected:
+            which, found = kept.selected_weights(run, kept.selected(run), image_size=size)
+            subject = replace(subject, chosen=kept.chosen_on(run))
+        else:
+            which, found = runs.run_weights(run, given.phase, image_size=size)
+        return which, subject, found
+    if given.torch:
+        images = _some(subject, source, given)
+        following = () if given.corruptions else questions.following(given.attack, given.version)
+        return None, *subjects.with_arrays(subjects.in_jax(subject, images, following))
+    if given.function:
+        return None, *subjects.with_arrays(subject)
+    which, network, found = subjects.file_weights(subject.network, Path(str(given.weights)))
+    return which, replace(subject, network=network), found
+
+
+def _some(subject: Subject, source: registry.Source, given: Given) -> np.ndarray:
+    """Return the first images of a settled subject, f32[B,H,W,C] in [0, 1]."""
+    from jaxrobust.interop.agreement import FEW  # with the operators, which --torch alone needs
+
+    size = subject.network.image_size
+    assert size is not None
+    how = pipeline.preprocessing_id(source, size, given.preprocessing)
+    prepared = Prepared(source, image_size=size, preprocessing=how, images=min(FEW, len(source)))
+    return np.asarray(prepared[np.arange(len(prepared))], np.float32)

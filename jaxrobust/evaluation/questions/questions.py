@@ -1,0 +1,322 @@
+"""What the command line asks of a network: attacks with their settings, and threats."""
+
+import math
+import re
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxrobust import attacks
+from jaxrobust.attacks import ensembles, fixed_steps
+from jaxrobust.attacks.inputs import filled
+from jaxrobust.data import evaluation_transform
+from jaxrobust.data.sources import registry
+from jaxrobust.data.stream import pipeline
+from jaxrobust.evaluation.network import randomised
+from jaxrobust.evaluation.questions.target import Subject
+from jaxrobust.runtime.commandline.arguments import number
+from jaxrobust.runtime.text.spelling import near
+from jaxrobust.runtime.text.spelling import norm as spelled
+from jaxrobust.types import Threat
+
+AUTOATTACK = "autoattack"
+_SETTINGS = ("steps", "targets", "restarts")  # of an attack that is named
+_LENGTHS = ("relative_step", "step")  # of attacks of fixed steps
+_FIXED = (*_LENGTHS, "start", "l1_rule")
+
+
+class Question(NamedTuple):
+    """How to evaluate; norm and radius stand in the subject."""
+
+    # Or clean, one of `fixed_steps`, or names of `ensembles.known`, with commas.
+    attack: str = AUTOATTACK
+    version: str = "standard"  # of AutoAttack; or plus, rand, custom
+    images: int = 0  # the first ones of the split; 0: all
+    batch: int | None = None  # images at a time, rounded up to the devices; AutoAttack: per process
+    seed: int = 0  # of the attacks' draws
+    preprocessing: str | None = None  # None: `pipeline.preprocessing_id`
+    search_dtype: str = "float32"  # what AutoAttack searches in; verdicts fall in float32
+    steps: int | None = None  # of a named attack, instead of its own; so are the others
+    targets: int | None = None
+    restarts: int | None = None
+    union_only: bool = False  # attack in each ball only what stands before it
+    replay: tuple[str, ...] = ()  # folders of evaluations whose adversarial images are tried first
+    noreplay: bool = False  # not even those of this network at other radii
+    relative_step: float | None = None  # of fixed steps: each is this times epsilon / K
+    step: float | None = None  # of fixed steps: their length, in pixels or as the norm has it
+    start: str | None = None  # of fixed steps: a row of `fixed_steps.STARTS`; None: their own
+    l1_rule: str | None = None  # of fixed steps on L1: a row of `attacks.L1_RULES`; None: sparse
+    again: bool = False  # compute anew, beside a record that is there
+    rule: str | None = None  # of verdicts of version rand, see `randomised.verdict`
+    draws: int | None = None  # that it judges by
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """Return the attacks that are searched with; None: those of the version."""
+        return None if self.attack == AUTOATTACK else tuple(self.attack.split(","))
+
+    @property
+    def searches(self) -> bool:
+        """Tell whether AutoAttack's engine runs, image by image until it is fooled."""
+        return self.attack == AUTOATTACK or set(self.attack.split(",")) <= ensembles.known().keys()
+
+    @property
+    def replays(self) -> bool:
+        """Tell whether adversarial images of others can be tried: what fools once, always does."""
+        return self.searches and self.version != "rand"
+
+    @property
+    def fixed(self) -> fixed_steps.FixedSteps | None:
+        """Return the attack of fixed steps; None: it is none."""
+        return fixed_steps.parse(self.attack)
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Return the settings that are not the attack's own."""
+        given = {key: getattr(self, key) for key in (*_SETTINGS, *_FIXED)}
+        return {key: value for key, value in given.items() if value is not None}
+
+    @property
+    def method(self) -> str:
+        """Return the attack in words, for the record."""
+        judged = [randomised.verdict(self.rule, self.draws).words()] * (self.version == "rand")
+        if self.attack == AUTOATTACK:
+            return ", ".join([f"{AUTOATTACK} {self.version}", *judged])
+        version = [self.version] if self.version != "standard" else []
+        words = [f"{key} {_said(key, value)}" for key, value in self.changes.items()]
+        return ", ".join([self.attack.replace(",", " + "), *version, *words, *judged])
+
+    def overrides(self) -> dict[str, dict[str, Any]] | None:
+        """Return the changes of each attack, as `autoattack` takes them."""
+        return {name: dict(self.changes) for name in self.names or ()} if self.changes else None
+
+
+def following(attack: str, version: str) -> tuple[str, ...]:
+    """Return which attacks of `--attack` and `--version` follow the gradient of the images."""
+    if fixed_steps.parse(attack):
+        return (attack,)
+    known = ensembles.known()
+    names = ensembles.VERSIONS.get(version, ()) if attack == AUTOATTACK else attack.split(",")
+    return tuple(name for name in names if name in known and known[name][0].backward)
+
+
+def _said(key: str, value: Any) -> str:
+    """Return a setting in words; a step such as 0.8/255 exactly, as it can be read again."""
+    return value if isinstance(value, str) else repr(value) if key == "step" else f"{value:g}"
+
+
+def threat(text: str) -> Threat:
+    """Return the ball that --threat names.
+
+    Raises:
+      ValueError: no norm, no radius, or one that cannot be meant.
+    """
+    norm, colon, radius = (part.strip() for part in text.partition(":"))
+    norm = spelled(norm)
+    if norm not in attacks.BALLS:
+        raise ValueError(
+            f"--threat={text}: the norm {norm!r} is unknown; one of {', '.join(attacks.BALLS)}, "
+            "as in linf:4/255"
+        )
+    if not (colon and radius):
+        raise ValueError(f"--threat={text} has no radius; write {norm}:RADIUS, such as linf:4/255")
+    try:
+        found = Threat(norm, number("threat", radius))
+        attacks.pgd(norm=norm, epsilon=found.epsilon, steps=1)  # refuses what is no radius
+    except ValueError as error:
+        said = str(error).removeprefix(f"--threat={radius} ")
+        raise ValueError(f"--threat={text}: {said}") from error
+    return found
+
+
+def ladder(text: str) -> list[Threat]:
+    """Return the balls that --ladder names, the smallest first; one of radius 0 is no attack.
+
+    Raises:
+      ValueError: no such list, or one that does not rise.
+    """
+    parts = [part.strip() for part in text.split(":")]
+    form = "write NORM:LOW:HIGH:RADII, such as linf:0:16/255:9"
+    if len(parts) != 4:
+        raise ValueError(f"--ladder={text} has {len(parts)} parts; {form}")
+    norm, low, high, count = spelled(parts[0]), *parts[1:]
+    if not re.fullmatch(r"[1-9]\d{0,3}", count) or int(count) < 2:
+        raise ValueError(f"--ladder={text}: {count!r} is no number of radii, 2 or more; {form}")
+    try:
+        ends = [
+            threat(f"{norm}:{radius}").epsilon if radius != "0" else 0.0 for radius in (low, high)
+        ]
+    except ValueError as error:
+        raise ValueError(str(error).replace("--threat=", f"--ladder={text}: ", 1)) from error
+    if norm not in attacks.BALLS:
+        threat(f"{norm}:{high}")
+    if ends[0] >= ends[1]:
+        raise ValueError(f"--ladder={text} descends; the smallest radius comes first: {form}")
+    return [Threat(norm, float(radius)) for radius in np.linspace(ends[0], ends[1], int(count))]
+
+
+def check_radius(norm: str, epsilon: float, size: int, channels: int) -> None:
+    """Refuse a radius that is probably meant in another norm, or holds every image.
+
+    Raises:
+      ValueError: with what to do.
+    """
+    if norm == "l1" and 0 < epsilon < 1:
+        raise ValueError(
+            f"a radius of {epsilon:.4g} in l1 changes less than one pixel; it is the radius of an "
+            "Linf ball: write linf, or an l1 radius such as 12"
+        )
+    pixels = channels * size**2
+    largest = {"linf": 1.0, "l2": math.sqrt(pixels), "l1": float(pixels)}[norm]
+    if epsilon > largest:
+        raise ValueError(
+            f"a radius of {epsilon:g} in {norm} holds every image of {size}x{size} pixels in "
+            f"[0, 1], two of which are at most {largest:.4g} apart; give it in that range"
+        )
+
+
+def check(asked: Question, subject: Subject, source: registry.Source) -> None:
+    """Refuse what cannot work, in the words of the command line.
+
+    Raises:
+      ValueError: before anything compiles.
+    """
+    if not (asked.searches or asked.attack == "clean" or asked.fixed):
+        raise ValueError(
+            f"--attack={asked.attack} is unknown; {_near(asked.attack)}one of clean, "
+            f"{fixed_steps.WRITTEN}, autoattack, or of its attacks, with commas: "
+            f"{', '.join(ensembles.known())}"
+        )
+    if asked.attack != "clean":
+        _check_ball(subject)
+    _check_choices(asked, subject)
+    _check_numbers(asked)
+    if asked.searches:
+        _check_plan(asked, subject)
+    channels, size = subject.network.in_channels, subject.network.image_size
+    if source.channels != channels:
+        raise ValueError(
+            f"the network takes {channels} channels, but {source.where()} has {source.channels}; "
+            "give the --dataset that it was trained for"
+        )
+    assert size is not None, "settled"
+    evaluation_transform(pipeline.preprocessing_id(source, size, asked.preprocessing))  # refuses
+
+
+def _near(attack: str) -> str:
+    """Return "did you mean X? " of the first name that is not known; "" if none is near."""
+    known = ("clean", "fgsm", AUTOATTACK, *ensembles.known())
+    unknown = [name for name in attack.split(",") if name not in known]
+    return near(unknown[0], known) if unknown else ""
+
+
+def _check_ball(subject: Subject) -> None:
+    norm, epsilon = subject.norm, subject.epsilon
+    radius = 0.0 if epsilon is None else epsilon
+    attacks.pgd(norm=norm, epsilon=radius, steps=1)  # refuses what is no norm or radius
+    if epsilon is None:
+        raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
+    assert subject.network.image_size is not None, "settled"
+    check_radius(norm, epsilon, subject.network.image_size, subject.network.in_channels or 3)
+
+
+def _check_choices(asked: Question, subject: Subject) -> None:
+    attack = asked.attack
+    for flag, value, known, has_effect in (
+        ("version", asked.version, (*ensembles.VERSIONS, ensembles.CUSTOM), asked.searches),
+        ("search_dtype", asked.search_dtype, ("float32", "bfloat16"), asked.searches),
+    ):
+        if flag == "version":
+            known = ("standard", *(name for name in known if name != "standard"))
+        if value not in known:
+            raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(known)}")
+        if value != known[0] and not has_effect:
+            raise ValueError(f"--{flag}={value} has no effect on --attack={attack}; leave it out")
+    _check_draws(asked, subject)
+    if asked.union_only and not asked.searches:
+        raise ValueError(
+            f"--union_only needs attacks that go on image by image, not {attack}; leave it out"
+        )
+    if asked.replay and not asked.replays:
+        raise ValueError(
+            f"--replay has no effect on --attack={attack}"
+            + (" of --version=rand" if asked.searches else "")
+            + "; leave it out"
+        )
+    if asked.replay and asked.noreplay:
+        raise ValueError("--noreplay contradicts --replay; give one of them")
+    if asked.version == ensembles.CUSTOM and attack == AUTOATTACK:
+        raise ValueError("--version=custom needs its attacks: --attack apgd-ce,apgd-t")
+    for flag, value in asked.changes.items():
+        takes = asked.searches and bool(asked.names) if flag in _SETTINGS else bool(asked.fixed)
+        if not takes:
+            say = "; name an attack of it, such as apgd-ce" if attack == AUTOATTACK else ""
+            leave = say or "; leave it out"
+            raise ValueError(
+                f"--{flag}={_said(flag, value)} has no effect on --attack={attack}{leave}"
+            )
+    _check_steps(asked)
+    _check_start(asked, subject)
+
+
+def _check_draws(asked: Question, subject: Subject) -> None:
+    if asked.version != "rand":
+        for flag in ("rule", "draws"):
+            if (value := getattr(asked, flag)) is not None:
+                raise ValueError(
+                    f"--{flag}={value} judges randomised networks; give --version=rand, or leave "
+                    "it out"
+                )
+        return
+    if asked.search_dtype != "float32":
+        raise ValueError("--version=rand searches in float32; leave --search_dtype out")
+    try:
+        randomised.verdict(asked.rule, asked.draws)
+    except ValueError as error:
+        raise ValueError(f"--{error}") from error
+
+
+def _check_steps(asked: Question) -> None:
+    if asked.step is not None and asked.relative_step is not None:
+        raise ValueError(
+            f"--step={asked.step:g} and --relative_step={asked.relative_step:g} both say how long "
+            "a step is; give one"
+        )
+    for flag in _LENGTHS:
+        value = getattr(asked, flag)
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"--{flag}={value:g} must be above 0")
+
+
+def _check_start(asked: Question, subject: Subject) -> None:
+    for flag, known in (("start", fixed_steps.STARTS), ("l1_rule", tuple(attacks.L1_RULES))):
+        value = getattr(asked, flag)
+        if value is not None and value not in known:
+            raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(known)}")
+    if asked.l1_rule and subject.norm != "l1":
+        raise ValueError(f"--l1_rule={asked.l1_rule} is of l1, not of {subject.norm}; leave it out")
+    if str(asked.start).startswith("uniform") and not attacks.BALLS[subject.norm].fill:
+        raise ValueError(
+            f"--start={asked.start} is of {filled()}, not of {subject.norm}; leave it out, or give "
+            "--start=random"
+        )
+
+
+def _check_numbers(asked: Question) -> None:
+    for flag, value, low in (
+        ("n", asked.images, 0),
+        ("batch", asked.batch, 1),
+        ("seed", asked.seed, 0),
+        *((key, getattr(asked, key), 1) for key in _SETTINGS),
+    ):
+        if value is not None and value < low:
+            raise ValueError(f"--{flag}={value} must be at least {low}")
+    if asked.seed >= 2**32:  # of which JAX makes keys; the rest would be cut off
+        raise ValueError(f"--seed={asked.seed} must be below 2^32")
+
+
+def _check_plan(asked: Question, subject: Subject) -> None:
+    try:
+        ensembles.plan(subject.norm, asked.version, asked.names, asked.overrides())
+    except ValueError as error:
+        raise ValueError(f"--attack={asked.attack}: {error}") from error

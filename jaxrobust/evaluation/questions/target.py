@@ -1,0 +1,319 @@
+"""What is evaluated: whose weights, on which images, in which ball; from what is known of them."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import models
+from jaxrobust.config import Network
+from jaxrobust.data import resolve, same_preprocessing
+from jaxrobust.data.sources import registry
+from jaxrobust.data.stream import pipeline
+from jaxrobust.evaluation.network import tracing
+from jaxrobust.interop import named
+from jaxrobust.models.interface.inputs import cast
+from jaxrobust.models.kernels.rewriting import canonical_convolutions
+from jaxrobust.runtime.commandline import functions
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.types import Classifier, Weights
+from jaxrobust.weights.naming import convert
+from jaxrobust.weights.store import certificates
+from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.trained import runs
+
+FUNCTION, TORCH = "--function", "--torch"
+_TURNS = 8  # images for each slot, below which more slots stand idle for what they save
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network, the images and the ball; what is None nobody has said yet."""
+
+    network: Network
+    dataset: str | None = None
+    split: str = "test"
+    data_dir: str | None = None
+    classes: str | None = None  # only these of the data set
+    workers: int = 0  # processes that decode
+    norm: str = "linf"
+    epsilon: float | None = None  # in units of pixels in [0, 1]
+    batch_size: int = 128
+    tested: str | None = None  # the preprocessing that its run tests with
+    expected: str | None = None  # the preprocessing that imported weights expect of photographs
+    config: Any = None  # what the network was made from, for the record
+    chosen: dict[str, Any] | None = None  # on which images --selected chose the weights
+    function: functions.Named | None = None  # of images to logits, which is the whole network
+    net: Classifier | None = None  # of that function, after `with_arrays`
+    arrays_sha256: str | None = None  # the same
+    built: named.Built | None = None  # PyTorch's module, of which `with_arrays` makes that function
+    slots: int | None = None  # as many as are cheapest for it, by measurement
+    keyed: bool = False  # whether it takes a key for each image too, of which it draws
+
+    def slots_for(self, count: int) -> int | None:
+        """Return the slots for that many images; None: the engine's own, as few as there are."""
+        return self.slots if self.slots and count >= _TURNS * self.slots else None
+
+    @property
+    def flag(self) -> str | None:
+        """Return the flag that names a network that is none of ours."""
+        return TORCH if self.built else FUNCTION if self.function else None
+
+    def create(self, dtype: str) -> Classifier:
+        """Return the network's functions, which compute in `dtype`; a function has its own."""
+        if self.net and self.built:  # which computes in the type of its arrays
+            apply = self.net.apply
+            return self.net._replace(
+                apply=lambda p, arrays, x, **key: apply(p, cast(arrays, jnp.dtype(dtype)), x, **key)
+            )
+        return self.net or self.network.create(dtype=dtype)
+
+    def origin(self) -> dict[str, Any] | None:
+        """Return what a record says of the user's function that is the network, or makes it; None:
+        the network is ours.
+        """
+        if self.function is None:
+            return models.origin(self.network.name)
+        beside = {} if self.built is None else dict(self.built.said)
+        return self.function.record() | {"arrays_sha256": self.arrays_sha256} | beside
+
+
+def of_run(workdir: Path, phase: str | None = None) -> Subject:
+    """Return what a run says of itself, and of a phase of it (default: the last with weights).
+
+    Raises:
+      ValueError: no run is there, or no such phase.
+    """
+    config = runs.run_config(workdir, phase)
+    data, attack = config.data, config.attack
+    return Subject(
+        network=Network.of_config(config),
+        dataset=data.name,
+        split=data.test_split,
+        data_dir=data.dir,
+        classes=data.get("classes"),
+        workers=data.workers,
+        norm=attack.norm,
+        epsilon=attack.epsilon,
+        batch_size=config.test.batch_size,
+        tested=data.get("preprocessing"),
+        config=config,
+    )
+
+
+def of_file(name: str, path: Path, given: dict[str, Any] | None = None) -> Subject:
+    """Return what is known of a network `name` from a file of weights; `given` are its options.
+
+    Raises:
+      ValueError: see `certificates.options`.
+    """
+    if functions.is_name(name):  # whose weights nobody describes
+        options = given or {}
+        return Subject(Network(name, options=options), config={"model": name, "options": options})
+    told = certificates.network(path)
+    options = certificates.options(models.known(name), given, told, path)
+    return Subject(Network(name, options=options), config={"model": name, "options": options})
+
+
+def of_folder(folder: Path, name: str | None, given: dict[str, Any] | None) -> Subject:
+    """Return what is known of a network from imported weights, by the config.json beside them.
+
+    Raises:
+      ValueError: there are none, or they are not those of `name` (None: any).
+    """
+    about = weights_folder.about(folder)
+    if about is None:
+        raise ValueError(
+            f"--weights {folder} is no folder that jaxrobust.convert.import_torch wrote; "
+            "give a file"
+        )
+    own = about["architecture"]
+    if models.computed(name or own, {}) != models.computed(own, {}):
+        raise ValueError(f"{folder} holds a {own}; leave --model={name} out")
+    subject = of_file(own, folder, given)
+    sizes = {key: about[key] for key in ("num_classes", "image_size", "in_channels")}
+    return replace(
+        subject,
+        network=replace(subject.network, **sizes),
+        norm=about["norm"] or "linf",
+        epsilon=about["epsilon"],
+        expected=about["preprocessing"],
+        config=about,
+    )
+
+
+def of_function(name: str, *, random: bool = False) -> Subject:
+    """Return what is known of a function of images, or of images and keys if it is `random`.
+
+    Raises:
+      ValueError: see `functions.find`.
+    """
+    return Subject(Network(name), function=functions.find(FUNCTION, name), keyed=random)
+
+
+def of_torch(
+    name: str, arguments: dict[str, Any] | None, output: str | None, *, random: bool = False
+) -> Subject:
+    """Return what is known of a network in PyTorch, which may draw `random` numbers.
+
+    Raises:
+      ValueError: see `named.built`.
+    """
+    built = named.built(TORCH, name, arguments, output, random=random)
+    return Subject(Network(name), function=built.named, built=built, keyed=random)
+
+
+_IMAGENET = re.compile(r"(tfds:)?imagenet2012\b")
+
+
+def settled(
+    origin: Subject,
+    *,
+    network: dict[str, Any] | None = None,
+    **changes: Any,
+) -> tuple[Subject, registry.Source]:
+    """Return a subject with `changes` (None: none) and what they imply, and its images.
+
+    Raises:
+      ValueError: no data set, or one that does not belong to the network.
+    """
+    own = {key: value for key, value in (network or {}).items() if value is not None}
+    new = {key: value for key, value in changes.items() if value is not None}
+    subject = replace(origin, network=replace(origin.network, **own), **new)
+    dataset = subject.dataset
+    if dataset is None:
+        flag = (
+            TORCH if subject.built else FUNCTION if subject.function else "a network that is no run"
+        )
+        raise ValueError(f"{flag} needs --dataset NAME, such as digits, cifar10 or imagenet2012")
+    if dataset != origin.dataset and "split" not in new:
+        # A part of another data set's split says nothing here.
+        imagenet = _IMAGENET.match(dataset)
+        subject = replace(subject, split="validation@robustbench" if imagenet else "test")
+    if subject.norm != origin.norm and "epsilon" not in new:
+        subject = replace(subject, epsilon=None)  # nor does a radius in another norm
+    source = registry.open_source(
+        dataset,
+        subject.split,
+        data_dir=subject.data_dir,
+        classes=subject.classes,
+        num_classes=subject.network.num_classes,
+    )
+    shape, sizes = source.image_shape, subject.network
+    if sizes.image_size is None:
+        sizes = replace(sizes, image_size=shape[0] if shape and shape[0] == shape[1] else 224)
+    if sizes.num_classes is None:
+        sizes = replace(sizes, num_classes=source.num_classes)
+    if sizes.in_channels is None and (subject.function or functions.is_name(sizes.name)):
+        sizes = replace(sizes, in_channels=source.channels)
+    models.check_size(sizes.image_size or 224)
+    return replace(subject, network=sizes), source
+
+
+def preprocessing(
+    origin: Subject, image_size: int, source: registry.Source, given: str | None = None
+) -> str | None:
+    """Return the flag's preprocessing, else the one that a run tested with or imported weights
+    expect; None: nothing is known.
+
+    Imported weights expect it of photographs, not of images that all have one size. At another
+    image size only a crop percentage means the same, and what is dropped is said.
+    Raises:
+      ValueError: the flag contradicts imported weights.
+    """
+    expected = origin.expected if source.image_shape is None else None
+    own = origin.tested or expected
+    if own and image_size != origin.network.image_size and resolve(own, image_size) == own:
+        if not given:
+            instead = pipeline.preprocessing_id(source, image_size)
+            say(
+                f"{own} is for another image size: at {image_size} px, {instead}; or "
+                "--preprocessing ID"
+            )
+        own = expected = None
+    if given and expected and not same_preprocessing(given, expected, image_size):
+        raise ValueError(
+            f"--preprocessing={given}, but these weights expect {expected}; leave the flag out (or "
+            f"give the file, --weights FOLDER/{weights_folder.WEIGHTS} with --model)"
+        )
+    return given or own
+
+
+def file_weights(network: Network, path: Path) -> tuple[str, Network, Weights]:
+    """Return the weights of a file or imported folder: their name, the network with its channels,
+    them.
+
+    Raises:
+      ValueError: they are not those of the network, or cannot be read.
+    """
+    if line := certificates.said(path):
+        say(line)
+    path = path / weights_folder.WEIGHTS if path.is_dir() else path
+    sizes: dict[str, Any] = {"num_classes": network.num_classes, "image_size": network.image_size}
+    if functions.is_name(network.name):
+        sizes["in_channels"] = network.in_channels
+    params, stats = convert.load(network.name, path, **sizes, **network.options)
+    if not functions.is_name(network.name):
+        network = replace(network, in_channels=len(stats["normalize.mean"]))
+    everywhere = sharding.replicated(sharding.make_mesh())
+    return path.name, network, Weights(*jax.device_put((params, stats), everywhere))
+
+
+def in_jax(subject: Subject, images: np.ndarray, following: Sequence[str] = ()) -> Subject:
+    """Return a settled subject whose network in PyTorch has become a function of ours.
+
+    Args:
+      images: some of the data set, on which both must agree.
+      following: attacks that are asked for and follow gradients.
+    Raises:
+      ValueError: they do not, it cannot be converted, or it has no gradients to follow.
+    """
+    assert subject.built is not None and subject.function is not None
+    fast = canonical_convolutions if jax.default_backend() == "cpu" else lambda function: function
+    function, at_once = named.in_jax(TORCH, subject.built, images, fast, following)
+    built = subject.built._replace(network=None)  # whose memory is free again
+    slots = at_once * jax.local_device_count() if jax.default_backend() == "cpu" else None
+    own = subject.function._replace(function=function)
+    return replace(subject, function=own, built=built, slots=slots)
+
+
+def with_arrays(subject: Subject) -> tuple[Subject, Weights]:
+    """Return a settled subject whose function has become a network, and its arrays as weights.
+
+    Raises:
+      ValueError: it does not give the logits of the data set's classes, with what to do.
+    """
+    function, sizes = subject.function, subject.network
+    assert function is not None and sizes.image_size and sizes.in_channels
+    flag, image = str(subject.flag), (sizes.image_size,) * 2 + (sizes.in_channels,)
+    what = f"{flag}={function.name}"
+    mesh = sharding.make_mesh()
+    with functions.explained(flag, function.name):
+        taken = tracing.argument(what, function.function, mesh)
+        seen = tracing.trace(what, function.function, taken, image, 8, subject.keyed)
+    if seen.classes != sizes.num_classes:
+        raise ValueError(
+            f"{what} gives {seen.classes} logits, and data set {subject.dataset} has "
+            f"{sizes.num_classes} classes; return one for each of them, in its order"
+        )
+    arrays = {str(number): array for number, array in enumerate(taken.args[0])}
+
+    def apply(params, stats, images, *, train=False, key=None):
+        del params, train
+        assert function is not None  # held: `taken` does so weakly
+        if subject.keyed and key is None:  # of whoever counts what is computed
+            key = jax.random.split(jax.random.key(0), len(images))
+        given = (images, key) if subject.keyed else (images,)
+        return taken.func([stats[name] for name in arrays], *given), stats
+
+    net = Classifier(lambda key: ({}, {}), apply)
+    everywhere = sharding.replicated(mesh)
+    weights = Weights({}, jax.device_put(arrays, everywhere))
+    known = tracing.weights(taken, seen)
+    return replace(subject, net=net, arrays_sha256=known), weights

@@ -1,0 +1,162 @@
+"""The worst case over three norms, as Tang et al. 2022 measure it: which attacks, at which radii.
+
+An image counts if it withstands PGD and AutoAttack in Linf, PGD in L2 and PGD in L1. Their table
+prints each of the four and the worst case, all on the same images, so none of the four skips what
+another has fooled. Where the worst case alone is wanted each attacks only what stands before it,
+the three cheap ones first.
+
+PGD is foolbox's in Linf and L2 and ART's in L1 (`attacks.l1_rules`), 20 steps of 3/40 of the radius
+from a random start. Those in L2 and L1 are weak: compare the worst case with one of these attacks
+only. Images that are misclassified as they are count as lost.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jaxrobust.attacks.fixed_steps import is_cascade
+from jaxrobust.evaluation.questions.questions import AUTOATTACK, Question, threat
+from jaxrobust.types import Threat
+
+LINF = 8 / 255
+# The study's, by the side of the images in pixels.
+RADII: dict[int, dict[str, float]] = {
+    32: {"linf": LINF, "l2": 1.5, "l1": 40.0},
+    224: {"linf": LINF, "l2": 8.0, "l1": 1600.0},
+}
+NORMS = ("linf", "l2", "l1")
+
+
+class Part(NamedTuple):
+    """One of the attacks."""
+
+    norm: str
+    attack: str
+    settings: Mapping[str, Any]  # fields of `Question`
+
+
+_PGD = {"relative_step": 1.5, "start": "uniform-boxed"}
+# In the order of the table.
+PARTS = (
+    Part("linf", "pgd-20", _PGD),
+    Part("linf", AUTOATTACK, {}),
+    Part("l2", "pgd-20", _PGD),
+    Part("l1", "pgd-20", {"relative_step": 1.5, "start": "random", "l1_rule": "art"}),
+)
+
+
+def parts(*, skips: bool) -> list[Part]:
+    """Return the attacks in the order in which they run; `skips`: each on what stands before it."""
+    return sorted(PARTS, key=lambda part: is_cascade(part.attack)) if skips else list(PARTS)
+
+
+def name(ball: Threat, asked: Question) -> str:
+    """Return what one of the attacks is called; of one ball there are two."""
+    return f"{ball} {asked.attack}"
+
+
+def _as_flags(norms: Sequence[str]) -> str:
+    return " ".join(f"--threat={norm}:RADIUS" for norm in norms)
+
+
+def radii(
+    size: int,
+    given: Mapping[str, float],
+    *,
+    write: Callable[[Sequence[str]], str] = _as_flags,
+) -> dict[str, float]:
+    """Return the radius of each norm: those that are given, and the study's.
+
+    Args:
+      size: the side of the images in pixels.
+      given: norm -> radius.
+      write: returns how the radii of norms are given.
+    Raises:
+      ValueError: one is missing, and the study has no images of that size.
+    """
+    found = RADII.get(size, {}) | dict(given)
+    if missing := [norm for norm in NORMS if norm not in found]:
+        known = "; ".join(
+            f"{side} px: {', '.join(str(Threat(*ball)) for ball in own.items())}"
+            for side, own in RADII.items()
+        )
+        raise ValueError(
+            f"the worst case has no radii for images of {size} px ({known}); give {write(missing)}"
+        )
+    return {norm: float(found[norm]) for norm in NORMS}
+
+
+def balls(threats: Sequence[str]) -> dict[str, float]:
+    """Return the radii that --threat names, by norm.
+
+    Raises:
+      ValueError: none that can be meant, or two of a norm.
+    """
+    found: dict[str, float] = {}
+    for text in threats:
+        norm, epsilon = threat(text)
+        if norm in found:
+            raise ValueError(
+                f"--threat={text}: --worst_case has one radius of each norm, and {norm} has one "
+                "already; give it once"
+            )
+        found[norm] = epsilon
+    return found
+
+
+# Flags that say what --worst_case says, and what they are if they are not given.
+_SAID: dict[str, Any] = {"attack": AUTOATTACK, "version": "standard"}
+_SAID |= dict.fromkeys(
+    ("norm", "epsilon", "steps", "targets", "restarts", "relative_step", "step", "start", "l1_rule")
+)
+
+
+def check(given: Any, ladder: str | None) -> None:
+    """Refuse flags that --worst_case goes without.
+
+    Args:
+      given: the flags.
+      ladder: that one.
+    Raises:
+      ValueError: with what to do.
+    """
+    for flag, value in (("ladder", ladder), ("corruptions", given.corruptions)):
+        if value:
+            raise ValueError(f"--worst_case contradicts --{flag}; give one of them")
+    said = [f"--{name}" for name, none in _SAID.items() if getattr(given, name) != none]
+    if balls_in := [flag for flag in said if flag in ("--norm", "--epsilon")]:
+        raise ValueError(
+            f"--worst_case is of three norms, so leave {' and '.join(balls_in)} out; give --threat "
+            "NORM:RADIUS for each radius that is not the study's"
+        )
+    if said:
+        raise ValueError(
+            f"--worst_case says which attacks; leave {', '.join(said)} out, or ask for one attack "
+            "without it"
+        )
+    if given.bundle:
+        raise ValueError(
+            "--bundle is of one attack under one threat, not of --worst_case; take --attack="
+            "autoattack --norm=linf and its radius, from the same --out"
+        )
+
+
+def questions(asked: Question, *, skips: bool) -> list[tuple[str, Question]]:
+    """Return the norm and the question of each attack, in the order of `parts`.
+
+    Args:
+      asked: what they share; what is replayed, and the type of the search, are AutoAttack's alone.
+      skips: see `parts`.
+    """
+    own = {"union_only": False}
+    alone = own | {"replay": (), "noreplay": False, "search_dtype": "float32"}
+    return [
+        (
+            part.norm,
+            asked._replace(
+                attack=part.attack,
+                **(own if is_cascade(part.attack) else alone),
+                **part.settings,
+            ),
+        )
+        for part in parts(skips=skips)
+    ]

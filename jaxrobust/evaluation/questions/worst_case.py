@@ -1,0 +1,264 @@
+"""The worst case of a function over three norms, in a program; the attacks are in `three_norms`.
+
+What the command line reads weights and data with is imported when it is called.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrobust.attacks.inputs import check_array, check_radius
+from jaxrobust.evaluation.engine.autoattack import AutoAttackResult, autoattack
+from jaxrobust.evaluation.network import checks, fingerprint, reliability, tracing
+from jaxrobust.evaluation.network.images import clipped, hashed
+from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records.verdicts import Verdicts
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.types import Array, Classifier
+
+if TYPE_CHECKING:
+    from jaxrobust.evaluation.questions.questions import Question
+    from jaxrobust.types import Threat
+
+
+class WorstCaseResult(NamedTuple):
+    """The verdicts on N images."""
+
+    clean: np.ndarray  # bool[N], classified correctly
+    robust: np.ndarray  # bool[N], nothing found anything
+    fooled_by: np.ndarray  # str[N]: ball and attack; "clean"; "" if robust
+    parts: list[dict[str, Any]]  # of each attack: how, images, robust accuracy alone or None
+    accuracy_after: dict[str, float]  # the accuracy that is left after each, in their order
+    flags: dict[str, str]  # what makes the numbers doubtful, and what to do about it
+    autoattack: AutoAttackResult  # on the images that it was given
+    verdicts: Verdicts  # all that is known image by image
+    about: dict[str, Any]  # what else a record says
+
+    def table(self) -> str:
+        """Return the accuracies for people."""
+        n = len(self.clean)
+        lines = [f"{'clean':28} {self.clean.mean():8.2%} of {n}"]
+        for part, (name, after) in zip(self.parts, self.accuracy_after.items(), strict=True):
+            alone = part["robust"]
+            left = f"{after:8.2%} left" if alone is None else f"{alone:8.2%}"
+            lines.append(f"{name:28} {left} of {n if alone is None else part['images']}")
+        low, high = checks.binomial_interval(int(self.robust.sum()), n)
+        lines.append(
+            f"{'worst case':28} {self.robust.mean():8.2%}, 95 % interval {low:.1%} to {high:.1%}"
+        )
+        lines += records.said(self.about)
+        return "\n".join([*lines, *(f"flag {name}: {text}" for name, text in self.flags.items())])
+
+    def record(self, **known: str | None) -> dict[str, Any]:
+        """Return the record; arguments as in `AutoAttackResult.record`."""
+        n = len(self.clean)
+        shares = {"clean": float(self.clean.mean()), "robust": float(self.robust.mean())}
+        return (
+            self.autoattack.record(**known)
+            | shares
+            | self.about
+            | {
+                "method": "union",
+                "accuracy_after": self.accuracy_after,
+                "flags": self.flags,
+                "worst_case": self.parts,
+                "interval": {key: records.interval(value, n) for key, value in shares.items()},
+            }
+        )
+
+    def save(self, path: str | Path, **known: str | None) -> dict[str, Any]:
+        """Append the record to a file of JSON lines and return it, as `AutoAttackResult.save`."""
+        return records.save(Path(path), self.verdicts, lambda: self.record(**known))
+
+
+def worst_case(
+    logits_fn: Callable[..., Array],
+    images: np.ndarray | Array,
+    labels: np.ndarray | Array,
+    *,
+    radii: Mapping[str, float] | None = None,
+    union_only: bool = False,
+    seed: int = 0,
+    batch_size: int = 128,
+    ledger: str | Path | None = None,
+    verbose: bool = True,
+) -> WorstCaseResult:
+    """Return how many images withstand PGD and AutoAttack in Linf, PGD in L2 and PGD in L1.
+
+    For one process.
+
+    Args:
+      logits_fn: see `autoattack`.
+      images: f32[N,H,W,C] in [0, 1]; pixels up to 1e-6 outside are clipped.
+      labels: i[N].
+      radii: of "linf", "l2" and "l1"; default, also of a norm that is not there: those of Tang et
+        al. 2022 for images of 32 and of 224 px.
+      union_only: attack only what stands before each attack, AutoAttack last; then the worst case
+        alone is known. Else each attack sees all images.
+      seed: of all random draws.
+      batch_size: images at a time; no verdict depends on it.
+      ledger: of AutoAttack, see there.
+      verbose: progress and a table on stderr.
+    Raises:
+      ValueError: settings or inputs that cannot be meant.
+    """
+    from jaxrobust.evaluation.questions import measuring, three_norms
+    from jaxrobust.evaluation.questions.questions import Question
+    from jaxrobust.evaluation.records import unions
+    from jaxrobust.types import Threat
+
+    check_array("images", images)
+    check_array("labels", labels)
+    checks.check_images(np.asarray(images), np.asarray(labels))
+    inside, overshot = clipped(np.asarray(images))
+    held, right = np.ascontiguousarray(inside, np.float32), np.asarray(labels, np.int32)
+    if not len(held):
+        raise ValueError("there are no images; pass at least one")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}: pass an int of at least 1")
+    balls = _radii(held.shape[1:], radii or {})
+    known = _answering(logits_fn, held, batch_size)
+    found: list[dict[str, Any]] = []
+    asked = three_norms.questions(Question(seed=seed), skips=union_only)
+    threats = [Threat(norm, balls[norm]) for norm, _ in asked]
+    whole: Any = None
+    for count, (threat, (_, question)) in enumerate(zip(threats, asked, strict=True)):
+        standing = np.ones(len(held), bool)
+        if union_only and count:
+            standing = unions.joined(found, threats).robust
+        ids = np.flatnonzero(standing)
+        if question.fixed:
+            given = (logits_fn, held, right, ids, threat, question)
+            found.append(_stepped(*given, batch_size=batch_size))
+            continue
+        whole = autoattack(
+            logits_fn,
+            held[ids],
+            right[ids],
+            **threat._asdict(),
+            attacks=question.names,
+            overrides=question.overrides(),
+            seed=seed,
+            image_ids=ids.tolist(),
+            ledger=ledger,
+            identity=known,
+            verbose=verbose,
+        )
+        found.append(measuring.of_autoattack(whole, threat._asdict()))
+    names = [three_norms.name(b, q) for b, (_, q) in zip(threats, asked, strict=True)]
+    methods = [question.method for _, question in asked]
+    parts = unions.each_of(found, threats, methods, [None] * len(found), skips=union_only)
+    told = unions.united(found, threats, names)
+    own: Verdicts = told["verdicts"]
+    about = {key: told[key] for key in ("attacks", "costs")}
+    about |= {"image_ids": records.ranges(own.image_ids.tolist())}
+    about |= {"clipped": overshot._asdict()} if overshot else {}
+    about |= {"images_sha256": hashed(held, right, own.image_ids)}
+    about |= {"fingerprint": whole.about["fingerprint"] | {"images": about["images_sha256"]}}
+    own_about = records.told_apart(whole.about)
+    about |= {
+        "evaluation": records.number_of(records.told_apart(about | {"parts": parts} | own_about))
+    }
+    result = WorstCaseResult(
+        clean=own.clean,
+        robust=own.robust,
+        fooled_by=own.fooled_by,
+        parts=parts,
+        accuracy_after=told["accuracy_after"],
+        flags=told["flags"],
+        autoattack=whole,
+        verdicts=own,
+        about=about,
+    )
+    if verbose:
+        say(result.table())
+    return result
+
+
+def _answering(
+    logits_fn: Callable[..., Array], images: np.ndarray, batch_size: int
+) -> fingerprint.Fingerprint:
+    """Return the fingerprint of a network that gives finite logits.
+
+    Raises:
+      ValueError: it does so for no image.
+    """
+    network = tracing.argument("logits_fn", logits_fn, sharding.make_mesh())
+    known = fingerprint.of_network(network, images, each=batch_size)
+    if not known.has_answers:  # for images like these; so all are looked at, before any is attacked
+        parts = (images[i : i + batch_size] for i in range(0, len(images), batch_size))
+        finite = [
+            checks.answered(
+                np.asarray(network(np.resize(part, (batch_size, *part.shape[1:]))))[: len(part)]
+            )
+            for part in parts
+        ]
+        reliability.check_answers(np.concatenate(finite), (), np.zeros(0))
+    return known
+
+
+def _radii(image: tuple[int, ...], given: Mapping[str, float]) -> dict[str, float]:
+    """Return the radius of each norm for images of a shape H, W, C.
+
+    Raises:
+      ValueError: one is missing, unknown or cannot be meant.
+    """
+    from jaxrobust.evaluation.questions import questions, three_norms
+
+    if unknown := sorted(given.keys() - set(three_norms.NORMS)):
+        known = ", ".join(three_norms.NORMS)
+        raise ValueError(f"radii has {', '.join(unknown)}, which is no norm; one of {known}")
+    height, width, channels = image
+    side = height if height == width else 0  # the study's images are squares
+    found = three_norms.radii(side, given, write=_as_argument)
+    for norm, epsilon in found.items():
+        check_radius(norm, epsilon)
+        questions.check_radius(norm, epsilon, max(height, width), channels)
+    return found
+
+
+def _as_argument(norms: Sequence[str]) -> str:
+    return f"radii={{{', '.join(f'{norm!r}: RADIUS' for norm in norms)}}}"
+
+
+def _stepped(
+    logits_fn: Callable[..., Array],
+    images: np.ndarray,
+    labels: np.ndarray,
+    ids: np.ndarray,
+    ball: "Threat",
+    asked: "Question",
+    *,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Return what an attack of fixed steps found of the images `ids`, as `measuring` does."""
+    from jaxrobust.evaluation.engine import accuracy
+    from jaxrobust.evaluation.questions import measuring
+
+    settings, attack = measuring.attack_of(asked, ball._asdict())
+    start, parts = time.perf_counter(), []
+    key, network = (
+        jax.random.key(asked.seed),
+        tracing.argument("logits_fn", logits_fn, sharding.make_mesh()),
+    )
+
+    @jax.jit
+    def judged(network: Any, *batch: Array) -> dict[str, Array]:
+        net = Classifier(lambda key: ({}, {}), lambda params, stats, x: (network(x), stats))
+        how: dict[str, Any] = {"net": net, "attack": attack, "dtype": "float32", "norm": ball.norm}
+        return accuracy.judged({}, {}, *batch, moved=True, **how)
+
+    for first in range(0, max(len(ids), 1), batch_size):
+        which = np.resize(ids[first : first + batch_size], batch_size)  # one shape is compiled
+        there = np.arange(batch_size) < len(ids) - first
+        parts.append(
+            jax.device_get(judged(network, images[which], labels[which], there, which, key))
+        )
+        parts[-1] = {name: values[there] for name, values in parts[-1].items()}
+    reached = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return measuring.answered(reached, asked, ids, settings, time.perf_counter() - start)

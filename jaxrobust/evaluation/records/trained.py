@@ -1,0 +1,80 @@
+"""How weights came about, for a record: their training, and on which images they were chosen."""
+
+from typing import Any
+
+from jaxrobust.config import of_phase
+from jaxrobust.data.splits import grammar
+
+
+def training(
+    config: Any,
+    phase: str,
+    *,
+    dataset: str,
+    split: str,
+    chosen: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return what a run's config says of its training up to a phase; a pass is one over an image.
+
+    An attack of K steps costs K passes forward and backward before that of the update. `selection`
+    says on which images the weights were chosen, and whether these are among those of the record
+    (null: nobody knows); `on_evaluated_images` says whether some of those were trained on. Both as
+    far as the names of splits tell, see `grammar.overlap`.
+
+    Args:
+      config: of the run.
+      phase: whose weights the record is of.
+      dataset, split: of the record.
+      chosen: dataset, split and attack of a later choice among the run's weights
+        (`kept.chosen_on`); None: the run itself chose, as its config says.
+    """
+    made: list[dict[str, Any]] = []
+    names, seen_images = list(config.phases), []
+    for name in names[: names.index(phase) + 1]:
+        seen = of_phase(config, name)
+        seen_images += trained_on(seen) if seen[name].epochs else []
+        own, attack = seen[name], seen.attack
+        steps = 0 if own.objective == "clean" else 1 if attack.name == "fgsm" else attack.steps
+        made.append({"phase": name, "objective": own.objective, "epochs": own.epochs})
+        made[-1] |= {"attack": attack.name if steps else None, "attack_steps": steps}
+        if steps:
+            keys = ("norm", "epsilon", "relative_step", "step_size", "start", "start_std")
+            made[-1] |= {key: attack[key] for key in keys if attack.get(key) is not None}
+    passes = sum(m["epochs"] * (1 + m["attack_steps"]) for m in made)
+    seen = of_phase(config, phase)
+    own = {"split": seen.data.selection_split, "attack": seen.evaluation.get("attack")}
+    evaluated, on = (dataset, split), chosen or {"dataset": seen.data.name, **own}
+    same = grammar.same_images((on["dataset"], on["split"]), evaluated) if on["split"] else None
+    return {
+        "phases": made,
+        "passes": passes,
+        "on_evaluated_images": any(grammar.same_images(one, evaluated) for one in seen_images),
+        "selection": (chosen or own) | {"on_evaluated_images": same},
+    }
+
+
+def trained_on(config: Any) -> list[tuple[str, str]]:
+    """Return the data sets and splits that a config, as a phase sees it, trains on."""
+    data = config.data
+    extra = [(data.extra, data.extra_split)] if data.get("extra") else []
+    return [(data.name, data.train_split), *extra]
+
+
+def seen_before(known: dict[str, Any] | None) -> dict[str, str]:
+    """Return flags for images that the weights were chosen or trained on, of what `training` says.
+
+    Flags are those of a record: why its number is in doubt.
+    """
+    if not known:
+        return {}
+    found, chosen = {}, known["selection"]
+    if chosen["on_evaluated_images"]:
+        found["selection"] = (
+            f"the weights were chosen on images of {chosen['split']}, some of which, or all, are "
+            "evaluated here: the numbers are too high by what the choice gained"
+        )
+    if chosen["on_evaluated_images"] is None:
+        found["selection"] = "nothing says on which images the weights were chosen"
+    if known["on_evaluated_images"]:
+        found["training"] = "the weights were trained on some of these images, or on all of them"
+    return found

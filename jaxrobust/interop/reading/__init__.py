@@ -1,0 +1,1 @@
+"""From a PyTorch module to a program: exported, decomposed, read or refused."""

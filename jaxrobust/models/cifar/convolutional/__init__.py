@@ -1,0 +1,1 @@
+"""The study's convolutional networks, one file each."""

@@ -1,0 +1,194 @@
+"""VGG-16 with batch norm: at 32 pixels with one linear map behind it, at 224 with three.
+
+Sources: Simonyan & Zisserman 2015 (arXiv 1409.1556). `cifar_vgg16` is that of Tang et al. 2022
+(arXiv 2209.14105), by its parameters kuangliu/pytorch-cifar's (49b7aa9); `cifar_vgg16_224` is the
+standard network, our choice: that paper does not say what it takes at 224 pixels. Parity:
+tests/models/cifar/test_convolutional.py.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.renaming import affine, batch_norm
+from jaxrobust.models.kernels import pooling
+from jaxrobust.models.modules.activations import ACTIVATIONS
+from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
+from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.stochastic_depth import Drop, dropouts
+from jaxrobust.types import Array, Classifier
+
+DEPTHS = (2, 2, 3, 3, 3)  # convolutions of each stage of a VGG-16
+
+
+class Variant(NamedTuple):
+    """One row of the table: every field can be overridden in `models.create`."""
+
+    widths: tuple[int, ...] = (64, 128, 256, 512, 512)  # of each stage; fewer: the first stages
+    hidden: tuple[int, ...] = ()  # units of linear maps before the last one
+    pool: int = 1  # side of the map that linear maps read; 1: the mean of all pixels
+    activation: str = "relu"
+    dropout: float = 0.0  # behind each of the hidden linear maps
+    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    drop_path: float = 0.0  # there is no residual branch, so none is left out
+    in_channels: int = 3
+    remat: bool = False  # recompute each convolution and norm in the backward pass
+    dtype: str = "float32"  # compute type; parameters stay float32
+
+
+VARIANTS = {
+    "cifar_vgg16": Variant(),
+    "cifar_vgg16_224": Variant(hidden=(4096, 4096), pool=7, dropout=0.5),
+}
+
+
+def places(stages: int) -> list[list[int]]:
+    """Return where each stage's convolutions stand in PyTorch's sequence; norms are behind them."""
+    found, at = [], 0
+    for depth in DEPTHS[:stages]:
+        found.append([at + 3 * i for i in range(depth)])
+        at += 3 * depth + 1  # an activation behind each norm, and a pooling
+    return found
+
+
+class Numbered(nnx.Module):
+    """Modules under the numbers that they have in PyTorch's sequence."""
+
+    def __init__(self, modules: Mapping[int, nnx.Module]) -> None:
+        for number, module in modules.items():
+            setattr(self, str(number), module)
+
+    def __getitem__(self, number: int) -> Any:
+        return getattr(self, str(number))
+
+
+class Unit(nnx.Module):
+    """act(norm(conv(x)))."""
+
+    def __init__(self, conv: Conv, norm: BatchNorm, activation: str) -> None:
+        self.conv, self.norm, self.act = conv, norm, ACTIVATIONS[activation]
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        return self.act(self.norm(self.conv(x), train))
+
+
+class Hidden(nnx.Module):
+    """A linear map, activation and dropout."""
+
+    def __init__(self, linear: Linear, variant: Variant) -> None:
+        self.linear, self.dropout = linear, variant.dropout
+        self.act = ACTIVATIONS[variant.activation]
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        (within,) = dropouts(drop, 1, self.dropout, paths=0)
+        return within(self.act(self.linear(x)))
+
+
+class VGG(nnx.Module):
+    """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
+
+    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
+        v, ins = variant, variant.in_channels
+        self.normalize = Normalize(v.in_channels)
+        features: dict[int, nnx.Module] = {}
+        for width, stage in zip(v.widths, places(len(v.widths)), strict=True):
+            for at in stage:
+                features[at] = Conv(ins, width, 3, padding=1, torch_init=True, rngs=rngs)
+                features[at + 1] = BatchNorm(width, group=v.bn_group)
+                ins = width
+        self.features = Numbered(features)
+        maps, ins = {}, ins * v.pool**2
+        for i, width in enumerate((*v.hidden, num_classes)):
+            maps[3 * i] = Linear(ins, width, torch_init=True, rngs=rngs)  # then ReLU and dropout
+            ins = width
+        self.classifier: Any = Numbered(maps) if v.hidden else maps[0]
+        self.variant = v
+
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
+        v, found = self.variant, self.features
+        x = self.normalize(images).astype(jnp.dtype(v.dtype))
+        for stage in places(len(v.widths)):
+            units = [Unit(found[at], found[at + 1], v.activation) for at in stage]
+            x = pooling.max_pool_2x2(run_blocks(units, x, train=train, remat=v.remat))
+        if not v.hidden:
+            return self.classifier(x.mean(axis=(1, 2)))
+        # Linear maps read PyTorch's order: channels first.
+        x = x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+        maps = [Hidden(self.classifier[3 * i], v) for i in range(len(v.hidden))]
+        x = run_blocks(maps, x, train=train, key=key, draws=v.dropout > 0)
+        return self.classifier[3 * len(v.hidden)](x)
+
+
+def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
+    v = variant
+    if not 1 <= len(v.widths) <= len(DEPTHS) or any(n < 1 for n in v.widths):
+        raise ValueError(
+            f"widths={v.widths!r} must be positive integers, one for each of at most "
+            f"{len(DEPTHS)} stages"
+        )
+    if any(n < 1 for n in v.hidden):
+        raise ValueError(f"hidden={v.hidden!r} must be a tuple of positive integers")
+    common.check(v, pool=1, in_channels=1, bn_group=0)
+    if v.drop_path:
+        raise ValueError(
+            f"drop_path={v.drop_path}: a VGG has no residual branches to leave out; set it to 0"
+        )
+    _check_map(v, image_size)
+    return classifier(lambda rngs: VGG(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+
+
+def _check_map(v: Variant, image_size: int) -> None:
+    """Refuse an image whose last map is not what the linear maps read."""
+    halvings = len(v.widths)
+    common.check_halvings(image_size, halvings)
+    if (v.pool > 1 or v.hidden) and image_size >> halvings != v.pool:
+        raise ValueError(
+            f"image_size={image_size}: the linear maps read {v.pool}x{v.pool} pixels of a map that "
+            f"is halved {halvings} times, so take {v.pool << halvings}"
+        )
+
+
+_STAGES = [at for stage in places(len(DEPTHS)) for at in stage]
+_CONV = rf"(features\.(?:{'|'.join(str(at) for at in _STAGES)}))"
+_NORM = rf"(features\.(?:{'|'.join(str(at + 1) for at in _STAGES)}))"
+TORCH_NAMES = common.rows(_CONV, _NORM, r"(classifier(?:\.\d+)?)")
+
+
+def torch_keys(variant: Variant) -> list[str]:
+    """Return the names of kuangliu/pytorch-cifar in its order."""
+    keys: list[str] = []
+    for stage in places(len(variant.widths)):
+        for at in stage:
+            keys += affine(f"features.{at}") + batch_norm(f"features.{at + 1}")
+    if not variant.hidden:
+        return keys + affine("classifier")
+    return keys + affine(*(f"classifier.{3 * i}" for i in range(len(variant.hidden) + 1)))
+
+
+MEMBERS = {
+    "cifar_vgg16": Member(
+        Reference("cifar_vgg.py"),
+        paper=Paper("14.72", ""),
+        counted_at=32,
+        num_classes=10,
+        title="VGG-16 at 32 px",
+    ),
+    "cifar_vgg16_224": Member(
+        Reference("cifar_vgg.py", {"hidden": (4096, 4096), "pool": 7}),
+        num_classes=10,
+        title="VGG-16",
+    ),
+}
+NAMES = Names(
+    TORCH_NAMES,
+    torch_keys,
+    stem=r"features\.[01]\..*",
+    head=r"classifier\.(?:6\.)?[a-z]+",
+)
+FAMILY = Family("cifar_vgg", "VGG", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True)

@@ -1,0 +1,1 @@
+"""What several networks of the study are made of."""

@@ -1,0 +1,141 @@
+"""What several transformers of the study are made of: patches, attention, MLP, their blocks."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flax import nnx
+
+from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.interface.renaming import Row, linear_rows, norm_rows, row
+from jaxrobust.models.kernels import attention, convolutions, layers
+from jaxrobust.models.kernels.primitives import add_bias
+from jaxrobust.models.modules.activations import ACTIVATIONS
+from jaxrobust.models.modules.basic import LayerNorm, Linear
+from jaxrobust.models.modules.initializers import Draws, Initializer
+from jaxrobust.models.modules.stochastic_depth import Drop, branches, dropouts
+from jaxrobust.types import Array
+
+EPS = 1e-5  # of layer norms, PyTorch's default
+Place = Callable[[Array], Array]  # what a place of dropout does
+
+
+def _stay(x: Array) -> Array:
+    return x
+
+
+class Mlp(nnx.Module):
+    """Linear to `hidden` features, activation, linear to `outs`; places of dropout behind both.
+
+    It is drawn as PyTorch does by itself, or from `init` with biases of 0.
+    """
+
+    def __init__(
+        self,
+        ins: int,
+        hidden: int,
+        activation: str,
+        rngs: Draws,
+        *,
+        outs: int = 0,  # 0: `ins`
+        init: Initializer | None = None,
+    ) -> None:
+        how: dict[str, Any] = {"init": init} if init else {"torch_init": True}
+        self.fc1 = Linear(ins, hidden, rngs=rngs, **how)
+        self.fc2 = Linear(hidden, outs or ins, rngs=rngs, **how)
+        self.activation = activation
+
+    def __call__(self, x: Array, inside: Place = _stay, behind: Place = _stay) -> Array:
+        x, bias = layers.linear(x, self.fc1.kernel[...]), self.fc1.bias[...]
+        if self.activation == "gelu":  # takes the bias along, which saves a pass
+            x = layers.gelu(x, bias)
+        else:
+            x = ACTIVATIONS[self.activation](add_bias(x, bias))
+        return behind(self.fc2(inside(x)))
+
+
+class Patches(Linear):
+    """A linear map of the pixels of each patch, channels last; f[B,H,W,C] -> f[B,H',W',D]."""
+
+    def __init__(self, ins: int, dim: int, patch: int, rngs: Draws) -> None:
+        super().__init__(patch * patch * ins, dim, torch_init=True, rngs=rngs)
+        self.patch = patch
+
+    def __call__(self, x: Array) -> Array:
+        kernel = self.kernel[...].reshape(self.patch, self.patch, x.shape[3], -1)
+        return convolutions.conv(x, kernel, self.bias[...], stride=self.patch)
+
+
+class Attention(nnx.Module):
+    """Attention of all tokens to all; `full`: logits are scaled by the root of all heads' width."""
+
+    def __init__(self, dim: int, heads: int, full: bool, rngs: Draws) -> None:
+        self.to_qkv = Linear(dim, 3 * dim, bias=False, torch_init=True, rngs=rngs)
+        self.to_out = Linear(dim, dim, torch_init=True, rngs=rngs)
+        self.heads, self.factor = heads, heads**-0.5 if full else 1.0
+
+    def __call__(self, x: Array) -> Array:
+        batch, tokens, dim = x.shape
+        qkv = self.to_qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
+        q, k, v = (qkv[:, :, i] for i in range(3))
+        return self.to_out(attention.attention(q * self.factor, k, v))
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each behind a norm and added; dropout behind every map but q, k and v."""
+
+    def __init__(self, v: Any, rngs: Draws, *, full: bool) -> None:
+        self.norm1, self.norm2 = (LayerNorm(v.dim, eps=EPS) for _ in range(2))
+        self.attn = Attention(v.dim, v.heads, full, rngs)
+        self.mlp = Mlp(v.dim, v.hidden, v.activation, rngs)
+        self.dropout = v.dropout
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        del train
+        path1, path2 = branches(drop, 2)
+        attended, inside, behind = dropouts(drop, 3, self.dropout, paths=2)
+        x = x + path1(attended(self.attn(self.norm1(x))))
+        return x + path2(self.mlp(self.norm2(x), inside, behind))
+
+
+def grid_of(image_size: int, patch: int) -> int:
+    """Return the side of the grid of patches; `ValueError` where they do not tile the image."""
+    if patch < 1 or image_size < 1 or image_size % patch:
+        fitting = [n for n in range(1, image_size + 1) if image_size % n == 0]
+        near = [*[n for n in fitting if n < patch][-1:], *[n for n in fitting if n > patch][:1]]
+        raise ValueError(
+            f"patch={patch} does not divide images of {image_size} px into whole patches; take "
+            f"patch={' or '.join(map(str, near)) or 1}, or another image_size"
+        )
+    return image_size // patch
+
+
+def check(v: Any, *positive: str) -> None:
+    """Raise `ValueError` where a row's activation is unknown or a number is no positive one."""
+    common.check(v, **dict.fromkeys((*positive, "in_channels"), 1))
+    if "heads" in positive and v.dim % v.heads:
+        raise ValueError(f"heads={v.heads} must divide dim={v.dim}: each has a part of it")
+
+
+_LAYER = r"transformer\.layers\.(\d+)\."
+# Of lucidrains' vit-pytorch, as kentaroy47's vision-transformers-cifar10 has it.
+BLOCK_ROWS: list[Row] = [
+    row(r"cls_token", "cls_token"),
+    *linear_rows(r"patch_to_embedding", "patch_embed.proj.0"),
+    *norm_rows(_LAYER + r"0\.fn\.norm", r"blocks.\1.norm1"),
+    *linear_rows(_LAYER + r"0\.fn\.fn\.to_qkv", r"blocks.\1.attn.to_qkv"),
+    *linear_rows(_LAYER + r"0\.fn\.fn\.to_out\.0", r"blocks.\1.attn.to_out"),
+    *norm_rows(_LAYER + r"1\.fn\.norm", r"blocks.\1.norm2"),
+    *linear_rows(_LAYER + r"1\.fn\.fn\.net\.0", r"blocks.\1.mlp.fc1"),
+    *linear_rows(_LAYER + r"1\.fn\.fn\.net\.3", r"blocks.\1.mlp.fc2"),
+    *norm_rows(r"mlp_head\.0", "norm"),
+]
+BLOCK_KEYS = (
+    *("0.fn.norm.weight", "0.fn.norm.bias", "0.fn.fn.to_qkv.weight", "0.fn.fn.to_out.0.weight"),
+    *("0.fn.fn.to_out.0.bias", "1.fn.norm.weight", "1.fn.norm.bias", "1.fn.fn.net.0.weight"),
+    *("1.fn.fn.net.0.bias", "1.fn.fn.net.3.weight", "1.fn.fn.net.3.bias"),
+)
+
+
+def block_keys(depth: int) -> list[str]:
+    """Return the names of all blocks there, in their order."""
+    return [f"transformer.layers.{i}.{key}" for i in range(depth) for key in BLOCK_KEYS]

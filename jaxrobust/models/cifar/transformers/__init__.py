@@ -1,0 +1,1 @@
+"""The study's transformers and hybrids, one file each."""

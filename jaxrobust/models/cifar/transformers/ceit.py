@@ -1,0 +1,220 @@
+"""CeiT-T: a convolutional stem, and feed-forwards that convolve the patches on their grid.
+
+Source: Yuan et al. 2021 (arXiv 2103.11816), as rishikksh20/CeiT-pytorch (d41cb23) has it, without
+attention over layers: batch norms and a GELU behind the last linear map too, and the class token
+skips the feed-forward. At 32 px there are four patches. That code's feed-forward has a grid of
+14x14; here it is that of the patches. Parity: tests/models/cifar/test_hybrids.py against golden
+logits of that code.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.cifar.shared.tokens import Attention
+from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.renaming import (
+    BATCH_NORM_COUNT,
+    Row,
+    affine,
+    batch_norm,
+    conv_oihw,
+    conv_rows,
+    linear_rows,
+    norm_rows,
+    row,
+)
+from jaxrobust.models.kernels.pooling import max_pool
+from jaxrobust.models.kernels.primitives import add_bias, spread
+from jaxrobust.models.modules.activations import ACTIVATIONS
+from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
+from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.positions import resized
+from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.types import Array, Classifier
+
+_EPS = 1e-5  # of the layer norms
+
+
+class Variant(NamedTuple):
+    """One row of the table: every field can be overridden in `models.create`."""
+
+    dim: int = 192
+    depth: int = 12
+    heads: int = 3  # of 64 channels, whatever `dim` is
+    patch: int = 4  # of the stem's map, which has a quarter of the image's side
+    stem_width: int = 32
+    activation: str = "gelu"  # of the feed-forwards
+    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
+    in_channels: int = 3
+    remat: bool = False  # recompute each block in the backward pass instead of storing it
+    scan: bool = False  # compile one block for all of them
+    dtype: str = "float32"  # compute type; parameters stay float32
+
+
+VARIANTS = {"cifar_ceit": Variant(), "cifar_ceit_224": Variant()}
+
+
+class FeedForward(nnx.Module):
+    """Linear to four times the width, depthwise 3x3, linear back: each with BN and activation."""
+
+    def __init__(self, v: Variant, rngs: Draws) -> None:
+        dim, wide, group = v.dim, 4 * v.dim, v.bn_group
+        how: dict[str, Any] = {"torch_init": True, "rngs": rngs}
+        self.act = ACTIVATIONS[v.activation]
+        self.fc1, self.bn1 = Linear(dim, wide, **how), BatchNorm(wide, group=group)
+        self.conv = Conv(wide, wide, 3, padding=1, groups=wide, bias=False, **how)
+        self.bn2 = BatchNorm(wide, group=group)
+        self.fc2, self.bn3 = Linear(wide, dim, **how), BatchNorm(dim, group=group)
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        batch, tokens, _ = x.shape
+        side = round(tokens**0.5)
+        x = self.act(self.bn1(self.fc1(x), train))
+        x = self.conv(x.reshape(batch, side, side, -1))
+        x = self.act(self.bn2(x, train)).reshape(batch, tokens, -1)
+        return self.act(self.bn3(self.fc2(x), train))
+
+
+class Block(nnx.Module):
+    """x + attention(LN(x)), then for all but the class token x + feed-forward(LN(x))."""
+
+    def __init__(self, v: Variant, rngs: Draws) -> None:
+        self.norm1, self.norm2 = LayerNorm(v.dim, eps=_EPS), LayerNorm(v.dim, eps=_EPS)
+        self.attn = Attention(v.dim, v.heads, 64, rngs)
+        self.leff = FeedForward(v, rngs)
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        path1, path2 = branches(drop, 2)
+        x = x + path1(self.attn(self.norm1(x)))
+        token, patches = x[:, :1], x[:, 1:]
+        patches = patches + path2(self.leff(self.norm2(patches), train))
+        return jnp.concatenate([token, patches], axis=1)
+
+
+class CeiT(nnx.Module):
+    """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
+
+    def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
+        v = variant
+        how: dict[str, Any] = {"torch_init": True, "rngs": rngs}
+        self.normalize = Normalize(v.in_channels)
+        self.conv = Conv(v.in_channels, v.stem_width, 7, stride=2, padding=4, **how)
+        self.bn = BatchNorm(v.stem_width, group=v.bn_group)
+        self.patch_embed = Linear(v.patch * v.patch * v.stem_width, v.dim, **how)
+        normal = jax.nn.initializers.normal(1.0)
+        self.pos_embedding = nnx.Param(normal(rngs.params(), (1, grid * grid + 1, v.dim)))
+        self.cls_token = nnx.Param(normal(rngs.params(), (1, 1, v.dim)))
+        self.blocks = nnx.List([Block(v, rngs) for _ in range(v.depth)])
+        self.norm = LayerNorm(v.dim, eps=_EPS)
+        self.head = Linear(v.dim, num_classes, **how)
+        self.variant, self.grid = v, grid
+
+    def patches(self, images: Array, train: bool) -> Array:
+        """Return the stem's patches as tokens f[B,N,D], row by row."""
+        x = max_pool(self.bn(self.conv(images), train), 0)
+        batch, height, width, channels = x.shape
+        grid, patch = self.grid, self.variant.patch
+        if (height, width) != (grid * patch, grid * patch):
+            raise ValueError(
+                f"images of {images.shape[1]}x{images.shape[2]} px give a map of {height}x{width}, "
+                f"this network has positions for {grid}x{grid} patches of {patch}: create it, and "
+                "convert its weights, with their image_size"
+            )
+        x = x.reshape(batch, grid, patch, grid, patch, channels).transpose(0, 1, 3, 2, 4, 5)
+        return self.patch_embed(x.reshape(batch, grid * grid, -1))
+
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
+        v = self.variant
+        x = self.patches(self.normalize(images).astype(jnp.dtype(v.dtype)), train)
+        token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
+        x = add_bias(jnp.concatenate([token, x], axis=1), self.pos_embedding[...])
+        rates = np.linspace(0, v.drop_path, v.depth).tolist()
+        how: dict[str, Any] = {"remat": v.remat, "scan": v.scan}
+        x = run_blocks(self.blocks, x, train=train, key=key, rates=rates, **how)
+        return self.head(self.norm(x[:, 0]))
+
+
+def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
+    v = variant
+    common.check(v, dim=1, depth=1, heads=1, patch=1, stem_width=1, in_channels=1, bn_group=0)
+    side = max(0, (image_size + 1) // 2 + 1 - 3) // 2 + 1  # behind the convolution and the pooling
+    if image_size < 4 or side < v.patch or side % v.patch:
+        near = max(1, round(side / v.patch)) * 4 * v.patch
+        raise ValueError(
+            f"image_size={image_size}: the stem's map of {side}x{side} is not whole patches of "
+            f"{v.patch}x{v.patch}; use image_size={near}, or another patch"
+        )
+    make = lambda rngs: CeiT(v, num_classes, side // v.patch, rngs)  # noqa: E731
+    return classifier(make, dtype=jnp.dtype(v.dtype))
+
+
+_LAYER = r"transformer\.layers\.(\d+)"
+_ATTN, _LEFF = rf"{_LAYER}\.0\.fn", rf"{_LAYER}\.1\.fn"
+# The feed-forward's places in PyTorch's sequences.
+_NORMS = (r"up_proj\.2", r"depth_conv\.1", r"down_proj\.2")
+_MAPS = (r"up_proj\.0", r"down_proj\.0")
+
+
+def _of_each(rows: Callable[[str, str], list[Row]], part: str, places: Sequence[str]) -> list[Row]:
+    pairs = (
+        (rf"{_LEFF}\.fn\.{place}", rf"blocks.\1.leff.{part}{i}")
+        for i, place in enumerate(places, 1)
+    )
+    return [found for pair in pairs for found in rows(*pair)]
+
+
+TORCH_NAMES: list[Row] = [
+    row(r"pos_embedding", "pos_embedding", resize=resized),
+    row(r"cls_token", "cls_token"),
+    *conv_rows(r"conv\.0", "conv"),
+    *norm_rows(r"conv\.1", "bn"),
+    *linear_rows(r"to_patch_embedding\.1", "patch_embed"),
+    *norm_rows(rf"{_ATTN}\.norm", r"blocks.\1.norm1"),
+    *linear_rows(rf"{_ATTN}\.fn\.to_qkv", r"blocks.\1.attn.qkv"),
+    *linear_rows(rf"{_ATTN}\.fn\.to_out\.0", r"blocks.\1.attn.proj"),
+    *norm_rows(rf"{_LEFF}\.norm", r"blocks.\1.norm2"),
+    row(rf"{_LEFF}\.fn\.depth_conv\.0\.weight", r"blocks.\1.leff.conv.kernel", conv_oihw),
+    *_of_each(linear_rows, "fc", _MAPS),
+    *_of_each(norm_rows, "bn", _NORMS),
+    *norm_rows(r"mlp_head\.0", "norm"),
+    *linear_rows(r"mlp_head\.1", "head"),
+    BATCH_NORM_COUNT,
+]
+
+
+def torch_keys(variant: Variant) -> list[str]:
+    """Return the names of rishikksh20's code, in its order."""
+    keys = ["pos_embedding", "cls_token", *affine("conv.0"), *batch_norm("conv.1")]
+    keys += affine("to_patch_embedding.1")
+    for i in range(variant.depth):
+        attn, leff = (f"transformer.layers.{i}.{j}.fn" for j in (0, 1))
+        keys += [
+            *affine(f"{attn}.norm"),
+            f"{attn}.fn.to_qkv.weight",
+            *affine(f"{attn}.fn.to_out.0"),
+        ]
+        keys += [*affine(f"{leff}.norm"), *affine(f"{leff}.fn.up_proj.0")]
+        keys += [*batch_norm(f"{leff}.fn.up_proj.2"), f"{leff}.fn.depth_conv.0.weight"]
+        keys += [*batch_norm(f"{leff}.fn.depth_conv.1"), *affine(f"{leff}.fn.down_proj.0")]
+        keys += batch_norm(f"{leff}.fn.down_proj.2")
+    return keys + affine("mlp_head.0", "mlp_head.1")
+
+
+_FILE = Reference("cifar_ceit.py")
+MEMBERS = {
+    "cifar_ceit": Member(
+        _FILE, Paper("5.56", ""), counted_at=32, num_classes=10, title="CeiT-T at 32 px"
+    ),
+    "cifar_ceit_224": Member(_FILE, num_classes=10, title="CeiT-T"),
+}
+NAMES = Names(TORCH_NAMES, torch_keys, stem=r"(conv|bn)\..*", head=r"head\..*")
+FAMILY = Family("cifar_ceit", "CeiT", VARIANTS, create, NAMES, MEMBERS, "all")

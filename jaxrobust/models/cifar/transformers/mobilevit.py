@@ -1,0 +1,277 @@
+"""MobileViT-S: inverted bottlenecks, and transformers that attend across patches of 2x2 pixels.
+
+Source: Mehta & Rastegari 2022 (arXiv 2110.02178), as chinhsuanwu/mobilevit-pytorch (4df62dd) has
+it: batch norm and SiLU behind the 1x1 convolutions around each transformer too, and a classifier
+without a bias. At 32 px the stem and the second bottleneck keep the size, so that the last map is
+4x4. At 224 px that code's last map would be 7x7, which 2x2 patches do not fill: in our row for
+ImageNette the last bottleneck keeps the size instead. Parity: tests/models/cifar/test_hybrids.py
+against golden logits of that code.
+"""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.cifar.shared.tokens import Attention
+from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
+from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.renaming import (
+    BATCH_NORM_COUNT,
+    Row,
+    affine,
+    batch_norm,
+    conv_rows,
+    linear_rows,
+    norm_rows,
+)
+from jaxrobust.models.modules.activations import ACTIVATIONS
+from jaxrobust.models.modules.basic import BatchNorm, LayerNorm, Linear, Normalize
+from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.types import Array, Classifier
+
+_PATCH = 2  # side of the patches; each transformer attends across them, for each of their pixels
+_EPS = 1e-5  # of the layer norms
+
+
+class Variant(NamedTuple):
+    """One row of the table: every field can be overridden in `models.create`."""
+
+    channels: tuple[int, ...] = (16, 32, 64, 64, 64, 96, 128, 160)  # of the stem and bottlenecks
+    strides: tuple[int, ...] = (1, 1, 1, 1, 1, 2, 2, 2)  # of the same
+    dims: tuple[int, ...] = (144, 192, 240)  # of the transformers behind the last bottlenecks
+    depths: tuple[int, ...] = (2, 4, 3)
+    ratios: tuple[int, ...] = (2, 4, 4)  # hidden units of their feed-forwards, in widths
+    heads: int = 4
+    head_width: int = 8
+    expansion: int = 4  # of the bottlenecks, and of the channels before the classifier
+    activation: str = "silu"  # everywhere
+    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    drop_path: float = 0.0  # of the last transformer layer; grows linearly from 0 at the first
+    in_channels: int = 3
+    remat: bool = False  # recompute each transformer layer in the backward pass
+    dtype: str = "float32"  # compute type; parameters stay float32
+
+
+VARIANTS = {
+    "cifar_mobilevit": Variant(),
+    "cifar_mobilevit_224": Variant(strides=(2, 1, 2, 1, 1, 2, 2, 1)),
+}
+
+
+class ConvNorm(nnx.Module):
+    """Convolution without a bias that keeps the size but for its stride, batch norm, activation."""
+
+    def __init__(
+        self,
+        ins: int,
+        outs: int,
+        kernel: int,
+        v: Variant,
+        rngs: Draws,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        act: bool = True,
+    ) -> None:
+        self.conv = common.conv(ins, outs, kernel, rngs, stride, groups=groups)
+        self.bn = BatchNorm(outs, group=v.bn_group)
+        self.act = ACTIVATIONS[v.activation] if act else None
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = self.bn(self.conv(x), train)
+        return x if self.act is None else self.act(x)
+
+
+class Bottleneck(nnx.Module):
+    """1x1 to more channels, depthwise 3x3, 1x1 without activation; added to x where it fits."""
+
+    def __init__(self, ins: int, outs: int, stride: int, v: Variant, rngs: Draws) -> None:
+        wide = v.expansion * ins
+        self.expand = ConvNorm(ins, wide, 1, v, rngs)
+        self.depthwise = ConvNorm(wide, wide, 3, v, rngs, stride=stride, groups=wide)
+        self.project = ConvNorm(wide, outs, 1, v, rngs, act=False)
+        self.adds = stride == 1 and ins == outs
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        y = self.project(self.depthwise(self.expand(x, train), train), train)
+        return x + y if self.adds else y
+
+
+class Layer(nnx.Module):
+    """x + attention(LN(x)), then x + MLP(LN(x))."""
+
+    def __init__(self, dim: int, hidden: int, v: Variant, rngs: Draws) -> None:
+        how: dict[str, Any] = {"torch_init": True, "rngs": rngs}
+        self.norm1, self.norm2 = LayerNorm(dim, eps=_EPS), LayerNorm(dim, eps=_EPS)
+        self.attn = Attention(dim, v.heads, v.head_width, rngs)
+        self.fc1, self.fc2 = Linear(dim, hidden, **how), Linear(hidden, dim, **how)
+        self.act = ACTIVATIONS[v.activation]
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        del train
+        path1, path2 = branches(drop, 2)
+        x = x + path1(self.attn(self.norm1(x)))
+        return x + path2(self.fc2(self.act(self.fc1(self.norm2(x)))))
+
+
+class Transformer(nnx.Module):
+    """3x3 and 1x1 convolution, layers over the patches, 1x1 back; 3x3 of that beside x."""
+
+    def __init__(self, channels: int, stage: int, v: Variant, rngs: Draws) -> None:
+        dim = v.dims[stage]
+        self.conv1 = ConvNorm(channels, channels, 3, v, rngs)
+        self.conv2 = ConvNorm(channels, dim, 1, v, rngs)
+        hidden, depth = v.ratios[stage] * dim, v.depths[stage]
+        self.layers = nnx.List([Layer(dim, hidden, v, rngs) for _ in range(depth)])
+        self.conv3 = ConvNorm(dim, channels, 1, v, rngs)
+        self.conv4 = ConvNorm(2 * channels, channels, 3, v, rngs)
+
+    def __call__(self, x: Array, how: dict) -> Array:
+        train = how["train"]
+        y = self.conv2(self.conv1(x, train), train)
+        y = merged(run_blocks(self.layers, patches(y), **how), y.shape)
+        y = self.conv3(y, train)
+        return self.conv4(jnp.concatenate([y, x], axis=3), train)
+
+
+def patches(x: Array) -> Array:
+    """Return f[B,H,W,D] as f[B,4,N,D]: for each pixel of the 2x2 patches, those of all patches."""
+    batch, height, width, dim = x.shape
+    shape = (batch, height // _PATCH, _PATCH, width // _PATCH, _PATCH, dim)
+    return x.reshape(shape).transpose(0, 2, 4, 1, 3, 5).reshape(batch, _PATCH**2, -1, dim)
+
+
+def merged(x: Array, shape: tuple[int, ...]) -> Array:
+    """Return the map of `shape` that `patches` cut."""
+    batch, height, width, dim = shape
+    x = x.reshape(batch, _PATCH, _PATCH, height // _PATCH, width // _PATCH, dim)
+    return x.transpose(0, 3, 1, 4, 2, 5).reshape(shape)
+
+
+class MobileViT(nnx.Module):
+    """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
+
+    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
+        v = variant
+        self.normalize = Normalize(v.in_channels)
+        first, *rest = zip(v.channels, v.strides, strict=True)
+        self.conv1 = ConvNorm(v.in_channels, first[0], 3, v, rngs, stride=first[1])
+        ins, mv2 = first[0], []
+        for outs, stride in rest:
+            mv2.append(Bottleneck(ins, outs, stride, v, rngs))
+            ins = outs
+        self.mv2 = nnx.List(mv2)
+        behind = v.channels[-len(v.dims) :]
+        self.mvit = nnx.List([Transformer(c, i, v, rngs) for i, c in enumerate(behind)])
+        self.conv2 = ConvNorm(ins, v.expansion * ins, 1, v, rngs)
+        how: dict[str, Any] = {"bias": False, "torch_init": True, "rngs": rngs}
+        self.fc = Linear(v.expansion * ins, num_classes, **how)
+        self.variant = v
+
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
+        v = self.variant
+        x = self.conv1(self.normalize(images).astype(jnp.dtype(v.dtype)), train)
+        plain = len(self.mv2) - len(self.mvit)
+        for bottleneck in self.mv2[:plain]:
+            x = bottleneck(x, train)
+        told = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
+        for bottleneck, transformer, how in zip(self.mv2[plain:], self.mvit, told, strict=True):
+            x = transformer(bottleneck(x, train), how)
+        return self.fc(self.conv2(x, train).mean(axis=(1, 2)))
+
+
+def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
+    v = variant
+    common.check_tuples(v, "channels", "strides", "dims", "depths", "ratios")
+    for names in (("channels", "strides"), ("dims", "depths", "ratios")):
+        if len({len(getattr(v, name)) for name in names}) > 1:
+            rows = ", ".join(f"{name}={getattr(v, name)}" for name in names)
+            raise ValueError(f"{rows} must have the same length")
+    if len(v.channels) <= len(v.dims):
+        raise ValueError(f"channels={v.channels} needs more entries than dims={v.dims}")
+    common.check(v, heads=1, head_width=1, expansion=1, in_channels=1, bn_group=0)
+    _check_maps(v, image_size)
+    return classifier(lambda rngs: MobileViT(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+
+
+def _check_maps(v: Variant, image_size: int) -> None:
+    """Refuse images whose maps the patches do not fill."""
+    side, plain = image_size, len(v.strides) - len(v.dims)
+    step = _PATCH
+    for stride in v.strides:
+        step *= stride
+    for i, stride in enumerate(v.strides):
+        side = -(-side // stride)
+        if i >= plain and (side < _PATCH or side % _PATCH):
+            raise ValueError(
+                f"image_size={image_size}: transformer {i - plain + 1} of {len(v.dims)} has a map "
+                f"of {side}x{side}, which is not whole patches of {_PATCH}x{_PATCH}; use an "
+                f"image_size that is a multiple of {step}, or smaller strides"
+            )
+
+
+_LAYER = r"(mvit\.\d+)\.transformer\.layers\.(\d+)"
+_PAIR = r"(conv\d|mvit\.\d+\.conv\d)"
+_INNER = {"expand": (0, 1), "depthwise": (3, 4), "project": (6, 7)}  # their places in PyTorch's
+TORCH_NAMES: list[Row] = [
+    *conv_rows(rf"{_PAIR}\.0", r"\1.conv"),
+    *norm_rows(rf"{_PAIR}\.1", r"\1.bn"),
+    *(
+        found
+        for part, (conv, norm) in _INNER.items()
+        for found in (
+            *conv_rows(rf"(mv2\.\d+)\.conv\.{conv}", rf"\1.{part}.conv"),
+            *norm_rows(rf"(mv2\.\d+)\.conv\.{norm}", rf"\1.{part}.bn"),
+        )
+    ),
+    *norm_rows(rf"{_LAYER}\.0\.norm", r"\1.layers.\2.norm1"),
+    *linear_rows(rf"{_LAYER}\.0\.fn\.to_qkv", r"\1.layers.\2.attn.qkv"),
+    *linear_rows(rf"{_LAYER}\.0\.fn\.to_out\.0", r"\1.layers.\2.attn.proj"),
+    *norm_rows(rf"{_LAYER}\.1\.norm", r"\1.layers.\2.norm2"),
+    *linear_rows(rf"{_LAYER}\.1\.fn\.net\.0", r"\1.layers.\2.fc1"),
+    *linear_rows(rf"{_LAYER}\.1\.fn\.net\.3", r"\1.layers.\2.fc2"),
+    *linear_rows("fc", "fc"),
+    BATCH_NORM_COUNT,
+]
+
+
+def torch_keys(variant: Variant) -> list[str]:
+    """Return the names of chinhsuanwu's code, in its order."""
+
+    def pair(name: str) -> list[str]:
+        return [f"{name}.0.weight", *batch_norm(f"{name}.1")]
+
+    keys = pair("conv1")
+    for i in range(len(variant.channels) - 1):
+        for conv, norm in _INNER.values():
+            keys += [f"mv2.{i}.conv.{conv}.weight", *batch_norm(f"mv2.{i}.conv.{norm}")]
+    for i, depth in enumerate(variant.depths):
+        keys += pair(f"mvit.{i}.conv1") + pair(f"mvit.{i}.conv2")
+        for j in range(depth):
+            attn, mlp = (f"mvit.{i}.transformer.layers.{j}.{k}" for k in (0, 1))
+            keys += [*affine(f"{attn}.norm"), f"{attn}.fn.to_qkv.weight"]
+            keys += affine(f"{attn}.fn.to_out.0", f"{mlp}.norm", f"{mlp}.fn.net.0")
+            keys += affine(f"{mlp}.fn.net.3")
+        keys += pair(f"mvit.{i}.conv3") + pair(f"mvit.{i}.conv4")
+    return [*keys, *pair("conv2"), "fc.weight"]
+
+
+_FILE = Reference("cifar_mobilevit.py")
+MEMBERS = {
+    "cifar_mobilevit": Member(
+        _FILE, Paper("5.00", ""), counted_at=32, num_classes=10, title="MobileViT-S at 32 px"
+    ),
+    "cifar_mobilevit_224": Member(
+        _FILE._replace(options={"strides": VARIANTS["cifar_mobilevit_224"].strides}),
+        num_classes=10,
+        title="MobileViT-S",
+    ),
+}
+NAMES = Names(TORCH_NAMES, torch_keys, stem=r"conv1\..*", head=r"fc\..*")
+FAMILY = Family(
+    "cifar_mobilevit", "MobileViT", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True
+)

@@ -1,0 +1,204 @@
+"""PVTv2-B1 "linear" of a study at 32 px: keys and values from 7 x 7 means of the map.
+
+Where the map is smaller, as in the last stages at 32 px, the 7 x 7 means repeat its pixels. The
+feed-forward part has a ReLU in front of its depthwise convolution beside the activation behind it.
+
+Sources: Wang et al. 2022 (arXiv 2106.13797), as timm 1.0.9 (Apache-2.0) has `pvt_v2_b1` with
+`linear=True`; in the study: Tang et al. 2022 (arXiv 2209.14105), Tables 1 and 3, whose patches
+of 4, 2 and 1 pixels are the stride of the first 7x7 convolution. Parity:
+tests/models/cifar/test_stages.py against golden logits of timm. The row of 224 px is ours: the same
+network.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.cifar.shared.transformer import EPS, check
+from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
+from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.renaming import Row, affine, conv_oihw, linear_oi, row
+from jaxrobust.models.kernels import attention, layers, pooling
+from jaxrobust.models.modules.activations import ACTIVATIONS
+from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Normalize
+from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.types import Array, Classifier
+
+MEANS = 7  # along each side of the map, that keys and values are made of
+
+
+class Variant(NamedTuple):
+    """One row of the table: every field can be overridden in `models.create`."""
+
+    dims: tuple[int, ...] = (64, 128, 320, 512)
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    heads: tuple[int, ...] = (1, 2, 5, 8)
+    ratios: tuple[int, ...] = (8, 8, 4, 4)  # of the feed-forward parts' hidden units
+    patch: int = 4  # stride of the first convolution, 7x7
+    activation: str = "gelu"  # in place of every GELU: relu, silu or softplus
+    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
+    in_channels: int = 3
+    remat: bool = False  # recompute each block in the backward pass instead of storing it
+    dtype: str = "float32"  # compute type; parameters stay float32
+
+
+VARIANTS = {"cifar_pvt_v2": Variant(), "cifar_pvt_v2_224": Variant()}
+
+
+def _fan_out(groups: int = 1) -> Any:
+    """Return the draw of convolutions, normal of variance 2 / (entries * outputs of a group)."""
+    return jax.nn.initializers.variance_scaling(2.0 * groups, "fan_out", "normal")
+
+
+class Embed(nnx.Module):
+    """Overlapping patches by a convolution, then LN."""
+
+    def __init__(self, ins: int, outs: int, kernel: int, stride: int, rngs: Draws) -> None:
+        how: dict[str, Any] = {"stride": stride, "padding": kernel // 2}
+        self.proj = Conv(ins, outs, kernel, **how, init=_fan_out(), rngs=rngs)
+        self.norm = LayerNorm(outs, eps=EPS)
+
+    def __call__(self, x: Array) -> Array:
+        return self.norm(self.proj(x))
+
+
+class Attention(nnx.Module):
+    """Attention of all pixels f[B,H,W,D] to the 7 x 7 means of the map."""
+
+    def __init__(self, dim: int, heads: int, v: Variant, rngs: Draws) -> None:
+        self.q, self.kv = Linear(dim, dim, rngs=rngs), Linear(dim, 2 * dim, rngs=rngs)
+        self.proj = Linear(dim, dim, rngs=rngs)
+        self.sr = Conv(dim, dim, 1, init=_fan_out(), rngs=rngs)
+        self.norm = LayerNorm(dim, eps=EPS)
+        self.heads, self.act = heads, ACTIVATIONS[v.activation]
+
+    def __call__(self, x: Array) -> Array:
+        batch, height, width, dim = x.shape
+        q = self.q(x).reshape(batch, height * width, self.heads, -1)
+        means = self.sr(pooling.adaptive_avg_pool(x, MEANS))
+        kv = self.kv(self.act(self.norm(means))).reshape(batch, MEANS**2, 2, self.heads, -1)
+        y = attention.attention(q, kv[:, :, 0], kv[:, :, 1])
+        return self.proj(y).reshape(batch, height, width, dim)
+
+
+class Mlp(nnx.Module):
+    """Linear, ReLU, depthwise 3x3, activation, linear."""
+
+    def __init__(self, dim: int, hidden: int, v: Variant, rngs: Draws) -> None:
+        self.fc1, self.fc2 = Linear(dim, hidden, rngs=rngs), Linear(hidden, dim, rngs=rngs)
+        how: dict[str, Any] = {"padding": 1, "groups": hidden}
+        self.dwconv = Conv(hidden, hidden, 3, **how, init=_fan_out(hidden), rngs=rngs)
+        self.act = ACTIVATIONS[v.activation]
+
+    def __call__(self, x: Array) -> Array:
+        return self.fc2(self.act(self.dwconv(layers.relu(self.fc1(x)))))
+
+
+class Block(nnx.Module):
+    """x + attention(LN(x)), then x + feed-forward(LN(x))."""
+
+    def __init__(self, dim: int, heads: int, ratio: int, v: Variant, rngs: Draws) -> None:
+        self.norm1, self.attn = LayerNorm(dim), Attention(dim, heads, v, rngs)
+        self.norm2, self.mlp = LayerNorm(dim), Mlp(dim, ratio * dim, v, rngs)
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        attn_path, mlp_path = branches(drop, 2)
+        x = x + attn_path(self.attn(self.norm1(x)))
+        return x + mlp_path(self.mlp(self.norm2(x)))
+
+
+class Stage(nnx.Module):
+    """Overlapping patches at half the size (but for the first stage), the blocks, LN."""
+
+    def __init__(self, v: Variant, stage: int, rngs: Draws) -> None:
+        dim, heads, ratio = v.dims[stage], v.heads[stage], v.ratios[stage]
+        self.downsample = Embed(v.dims[stage - 1], dim, 3, 2, rngs) if stage else None
+        blocks = [Block(dim, heads, ratio, v, rngs) for _ in range(v.depths[stage])]
+        self.blocks, self.norm = nnx.List(blocks), LayerNorm(dim)
+
+    def __call__(self, x: Array, **how: Any) -> Array:
+        x = x if self.downsample is None else self.downsample(x)
+        return self.norm(run_blocks(self.blocks, x, **how))
+
+
+class PVTv2(nnx.Module):
+    """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
+
+    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
+        v = variant
+        self.normalize = Normalize(v.in_channels)
+        self.patch_embed = Embed(v.in_channels, v.dims[0], 7, v.patch, rngs)
+        self.stages = nnx.List([Stage(v, stage, rngs) for stage in range(len(v.dims))])
+        self.head = Linear(v.dims[-1], num_classes, rngs=rngs)
+        self.variant = v
+
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
+        v = self.variant
+        x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)))
+        how = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
+        for stage, told in zip(self.stages, how, strict=True):
+            x = stage(x, **told)
+        return self.head(x.mean(axis=(1, 2)))
+
+
+def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
+    v = variant
+    check(v)
+    common.check_stages(v, "dims", "depths", "heads", "ratios")
+    if any(dim % heads for dim, heads in zip(v.dims, v.heads, strict=True)):
+        raise ValueError(f"heads={v.heads} must divide dims={v.dims}, stage by stage")
+    common.check_image_size(image_size)
+    fitting = [patch for patch in range(1, 7) if image_size % patch == 0]
+    if v.patch not in fitting:
+        raise ValueError(
+            f"patch={v.patch} must divide image_size={image_size} and be below the 7 pixels of "
+            f"the first window; one of {', '.join(map(str, fitting))}"
+        )
+    return classifier(lambda rngs: PVTv2(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+
+
+_BLOCK = r"stages\.\d+\.blocks\.\d+"
+_CONVS = rf"patch_embed\.proj|stages\.\d+\.downsample\.proj|{_BLOCK}\.(?:attn\.sr|mlp\.dwconv)"
+_LINEARS = rf"{_BLOCK}\.(?:attn\.(?:q|kv|proj)|mlp\.fc[12])|head"
+_NORMS = rf"patch_embed\.norm|stages\.\d+\.(?:downsample\.)?norm|{_BLOCK}\.(?:norm[12]|attn\.norm)"
+TORCH_NAMES: list[Row] = [
+    row(rf"({_CONVS})\.weight", r"\1.kernel", conv_oihw),
+    row(rf"({_LINEARS})\.weight", r"\1.kernel", linear_oi),
+    row(rf"({_NORMS})\.weight", r"\1.scale"),
+    row(rf"({_CONVS}|{_LINEARS}|{_NORMS})\.bias", r"\1.bias"),
+]
+
+
+def torch_keys(variant: Variant) -> list[str]:
+    """Return timm 1.0.9's names, in its order."""
+    keys = affine("patch_embed.proj", "patch_embed.norm")
+    attn = [f"attn.{part}" for part in ("q", "kv", "proj", "sr", "norm")]
+    modules = ("norm1", *attn, "norm2", "mlp.fc1", "mlp.dwconv", "mlp.fc2")
+    for i, depth in enumerate(variant.depths):
+        stage = f"stages.{i}"
+        keys += affine(f"{stage}.downsample.proj", f"{stage}.downsample.norm") if i else []
+        for j in range(depth):
+            keys += affine(*(f"{stage}.blocks.{j}.{module}" for module in modules))
+        keys += affine(f"{stage}.norm")
+    return keys + affine("head")
+
+
+MEMBERS = {
+    "cifar_pvt_v2": Member(
+        Reference("cifar_pvt_v2.py"),
+        Paper("12.40", ""),
+        counted_at=32,
+        num_classes=10,
+        title="PVTv2-B1-Li (32 px)",
+    ),
+    "cifar_pvt_v2_224": Member(
+        Reference("cifar_pvt_v2.py"), num_classes=10, title="PVTv2-B1-Li (224 px)"
+    ),
+}
+NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\..*", head=r"head\..*")
+FAMILY = Family("cifar_pvt_v2", "PVTv2", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True)

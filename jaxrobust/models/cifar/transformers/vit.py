@@ -1,0 +1,122 @@
+"""The study's ViT: logits scaled by the root of all heads' width, a head of two linear maps.
+
+Sources: Dosovitskiy et al. 2021 (arXiv 2010.11929) as kentaroy47/vision-transformers-cifar10 had it
+in 2020 (670fb58), which the count of Tang et al. 2022 (arXiv 2209.14105) is of. Parity:
+tests/models/cifar/test_vit.py against golden logits of that code.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxrobust.models.cifar.shared.transformer import (
+    BLOCK_ROWS,
+    EPS,
+    Block,
+    Mlp,
+    Patches,
+    block_keys,
+    check,
+    grid_of,
+)
+from jaxrobust.models.families.vit import PatchEmbed
+from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.renaming import Row, affine, linear_rows, row
+from jaxrobust.models.kernels import layers
+from jaxrobust.models.kernels.primitives import add_bias, spread
+from jaxrobust.models.modules.basic import LayerNorm, Normalize
+from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.positions import resized
+from jaxrobust.models.modules.stochastic_depth import split
+from jaxrobust.types import Array, Classifier
+
+
+class Variant(NamedTuple):
+    """One row of the table: every field can be overridden in `models.create`."""
+
+    patch: int = 4  # side in pixels; the study has 8, 4 and 2
+    dim: int = 512
+    depth: int = 6
+    heads: int = 8
+    hidden: int = 512  # of the MLPs, that of the head too
+    activation: str = "gelu"
+    dropout: float = 0.1  # of tokens, and behind every map of the blocks but q, k and v
+    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
+    in_channels: int = 3
+    remat: bool = False  # recompute each block in the backward pass instead of storing it
+    scan: bool = False  # compile one block for all of them
+    dtype: str = "float32"  # compute type; parameters stay float32
+
+
+VARIANTS = {"cifar_vit": Variant(), "cifar_vit_224": Variant(16, 384, 12, 6, 1536)}
+
+
+class VisionTransformer(nnx.Module):
+    """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
+
+    def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
+        v = variant
+        self.normalize = Normalize(v.in_channels)
+        self.patch_embed = PatchEmbed([Patches(v.in_channels, v.dim, v.patch, rngs)])
+        self.pos_embed = nnx.Param(jax.random.normal(rngs.params(), (1, 1 + grid * grid, v.dim)))
+        self.cls_token = nnx.Param(jax.random.normal(rngs.params(), (1, 1, v.dim)))
+        self.blocks = nnx.List([Block(v, rngs, full=True) for _ in range(v.depth)])
+        self.norm = LayerNorm(v.dim, eps=EPS)
+        self.head = Mlp(v.dim, v.hidden, v.activation, rngs, outs=num_classes)
+        self.variant, self.grid = v, grid
+
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
+        v, draws = self.variant, train and self.variant.dropout > 0
+        first, key, last = split(key, 3) if draws and key is not None else (None, key, None)
+        x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)), self.grid)
+        token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
+        x = add_bias(jnp.concatenate([token, x], axis=1), self.pos_embed[...])
+        x = layers.dropout(x, first, v.dropout)
+        how: dict[str, Any] = {"train": train, "key": key, "remat": v.remat, "scan": v.scan}
+        rates = np.linspace(0, v.drop_path, v.depth).tolist()
+        x = run_blocks(self.blocks, x, rates=rates, draws=draws, **how)
+        return self.head(self.norm(x[:, 0]), lambda y: layers.dropout(y, last, v.dropout))
+
+
+def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
+    v = variant
+    check(v, "dim", "depth", "heads", "hidden")
+    grid = grid_of(image_size, v.patch)
+    return classifier(
+        lambda rngs: VisionTransformer(v, num_classes, grid, rngs), dtype=jnp.dtype(v.dtype)
+    )
+
+
+TORCH_NAMES: list[Row] = [
+    *BLOCK_ROWS,
+    row(r"pos_embedding", "pos_embed", resize=resized),
+    *linear_rows(r"mlp_head\.1", "head.fc1"),
+    *linear_rows(r"mlp_head\.4", "head.fc2"),
+]
+
+
+def torch_keys(variant: Variant) -> list[str]:
+    """Return that code's names in its order."""
+    keys = ["pos_embedding", "cls_token", *affine("patch_to_embedding")]
+    return keys + block_keys(variant.depth) + affine("mlp_head.0", "mlp_head.1", "mlp_head.4")
+
+
+_224 = {"patch": 16, "dim": 384, "depth": 12, "heads": 6, "hidden": 1536}
+MEMBERS = {
+    "cifar_vit": Member(
+        Reference("cifar_vit.py"),
+        Paper("9.78", ""),
+        counted_at=32,
+        num_classes=10,
+        title="ViT (32 px)",
+    ),
+    # Ours: these blocks at the sizes of ViT-S/16.
+    "cifar_vit_224": Member(Reference("cifar_vit.py", _224), num_classes=10, title="ViT (224 px)"),
+}
+NAMES = Names(TORCH_NAMES, torch_keys, stem=r"patch_embed\.proj\..*", head=r"head\.fc2\..*")
+FAMILY = Family("cifar_vit", "ViT (32 px)", VARIANTS, create, NAMES, MEMBERS, "all")

@@ -1,0 +1,296 @@
+"""ViTAE-S: convolutions beside attention, of several dilations where the map shrinks.
+
+Source: Xu et al. 2021 (arXiv 2106.03348), as Annbless/ViTAE (a4c31bb) has it under the name
+ViTAE_basic_14: no positions, no class token and no norm before the classifier; the last cell that
+shrinks the map has neither attention nor convolutions beside it. At 32 px four tokens are left. The
+study counts the network of 1000 classes. Parity: tests/models/cifar/test_hybrids.py against golden
+logits of that code.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxrobust.models.cifar.shared import common
+from jaxrobust.models.families.vit import Attention
+from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.renaming import (
+    BATCH_NORM_COUNT,
+    Row,
+    affine,
+    batch_norm,
+    conv_rows,
+    linear_rows,
+    norm_rows,
+    row,
+)
+from jaxrobust.models.kernels import layers
+from jaxrobust.models.kernels.primitives import widened
+from jaxrobust.models.modules.activations import ACTIVATIONS, silu
+from jaxrobust.models.modules.basic import BatchNorm, Conv, LayerNorm, Linear, Normalize
+from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.stochastic_depth import Drop, branches, dropouts, split
+from jaxrobust.types import Array, Classifier
+
+
+class Variant(NamedTuple):
+    """One row of the table: every field can be overridden in `models.create`."""
+
+    # Of the cells that shrink the map:
+    widths: tuple[int, ...] = (64, 64, 192)  # of their convolutions
+    dims: tuple[int, ...] = (64, 64, 384)  # of their tokens
+    ratios: tuple[int, ...] = (4, 2, 2)  # how far they shrink it
+    kernels: tuple[int, ...] = (7, 3, 3)
+    dilations: tuple[int, ...] = (4, 3, 2)  # how many: 1, 2, ...
+    depth: int = 14  # of the cells behind them
+    heads: int = 6
+    mlp_ratio: int = 3
+    groups: int = 96  # of the convolutions beside attention
+    activation: str = "gelu"  # beside the SiLU of the convolutions beside attention
+    dropout: float = 0.1  # in the cells that shrink the map
+    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    drop_path: float = 0.0  # of the last cell; grows linearly from 0 at the first
+    in_channels: int = 3
+    remat: bool = False  # recompute each cell in the backward pass instead of storing it
+    scan: bool = False  # compile one cell for all of those behind
+    dtype: str = "float32"  # compute type; parameters stay float32
+
+
+VARIANTS = {"cifar_vitae": Variant(), "cifar_vitae_224": Variant()}
+
+
+class Pyramid(nnx.Module):
+    """Convolutions of several dilations side by side, activated: f[B,S,S,C] -> f[B,S',S',D]."""
+
+    def __init__(self, ins: int, cell: int, v: Variant, rngs: Draws) -> None:
+        kernel, stride, convs = v.kernels[cell], v.ratios[cell], []
+        for dilation in range(1, v.dilations[cell] + 1):
+            padding = math.ceil(((kernel - 1) * dilation + 1 - stride) / 2)
+            how: dict[str, Any] = {"stride": stride, "padding": padding, "dilation": dilation}
+            convs.append(Conv(ins, v.widths[cell], kernel, torch_init=True, rngs=rngs, **how))
+        self.convs, self.act = nnx.List(convs), ACTIVATIONS[v.activation]
+
+    def __call__(self, x: Array) -> Array:
+        return jnp.concatenate([self.act(conv(x)) for conv in self.convs], axis=3)
+
+
+class Performer(nnx.Module):
+    """Attention through positive random features, which are fixed: v + map(attended)."""
+
+    def __init__(self, ins: int, dim: int, rngs: Draws) -> None:
+        self.kqv, self.proj = Linear(ins, 3 * dim, rngs=rngs), Linear(dim, dim, rngs=rngs)
+        count = dim // 2
+        orthogonal = jax.nn.initializers.orthogonal(math.sqrt(count))
+        self.w = nnx.BatchStat(orthogonal(rngs.params(), (count, dim)))
+
+    def features(self, x: Array) -> Array:
+        """Return exp(w.x - |x|^2 / 2) / sqrt(m) of f[B,N,D], f[B,N,m]."""
+        w = self.w[...].astype(x.dtype)
+        half = (x * x).sum(axis=2, keepdims=True) / 2
+        return jnp.exp(layers.linear(x, w.T) - half) / math.sqrt(w.shape[0])
+
+    def __call__(self, x: Array, dropped: Callable[[Array], Array]) -> Array:
+        k, q, v = jnp.split(self.kqv(x), 3, axis=2)
+        wide_k, wide_q, wide_v = widened(k, q, v)  # sums over all tokens
+        keys, queries = self.features(wide_k), self.features(wide_q)
+        total = (queries * keys.sum(axis=1, keepdims=True)).sum(axis=2, keepdims=True)
+        attended = queries @ (keys.transpose(0, 2, 1) @ wide_v) / (total + 1e-8)
+        return v + dropped(self.proj(attended.astype(v.dtype)))
+
+
+class Reduction(nnx.Module):
+    """Performer over what the pyramid sees, plus convolutions; x + MLP(LN(x)). Or the pyramid."""
+
+    def __init__(self, cell: int, v: Variant, rngs: Draws) -> None:
+        ins = v.dims[cell - 1] if cell else v.in_channels
+        self.prm, self.rate = Pyramid(ins, cell, v, rngs), v.dropout
+        self.pcm = None if cell == len(v.dims) - 1 else Beside(ins, cell, v, rngs)
+        if self.pcm is not None:
+            seen, dim = v.dilations[cell] * v.widths[cell], v.dims[cell]
+            self.attn = Performer(seen, dim, rngs)
+            self.norm1, self.norm2 = LayerNorm(seen, eps=1e-5), LayerNorm(dim, eps=1e-5)
+            self.fc1, self.fc2 = Linear(dim, dim, rngs=rngs), Linear(dim, dim, rngs=rngs)
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        y = self.prm(x)
+        if self.pcm is None:
+            return y
+        attended, fed = dropouts(drop, 2, self.rate, paths=0)
+        beside = self.pcm(x, train)
+        tokens = y.reshape(y.shape[0], -1, y.shape[3])
+        y = self.attn(self.norm1(tokens), attended).reshape(beside.shape) + beside
+        return y + fed(self.fc2(self.prm.act(self.fc1(self.norm2(y)))))
+
+
+class Beside(nnx.Module):
+    """Three 3x3 convolutions with SiLU, a batch norm behind the second, that shrink alike."""
+
+    def __init__(self, ins: int, cell: int, v: Variant, rngs: Draws) -> None:
+        ratio, width, dim = v.ratios[cell], v.widths[cell], v.dims[cell]
+        sizes = ((ins, width), (width, width), (width, dim))
+        strides = [2 if ratio >> (i + 1) else 1 for i in range(3)]
+        how: dict[str, Any] = {"padding": 1, "torch_init": True, "rngs": rngs}
+        pairs = zip(sizes, strides, strict=True)
+        self.convs = nnx.List([Conv(*size, 3, stride=stride, **how) for size, stride in pairs])
+        self.bn = BatchNorm(width, group=v.bn_group)
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        first, second, third = self.convs
+        x = silu(self.bn(second(silu(first(x))), train))
+        return silu(third(x))
+
+
+class Normal(nnx.Module):
+    """x + attention(LN(x)) + three grouped 3x3 convolutions of x, then x + MLP(LN(x))."""
+
+    def __init__(self, v: Variant, rngs: Draws) -> None:
+        dim = v.dims[-1]
+        wide, self.act = v.mlp_ratio * dim, ACTIVATIONS[v.activation]
+        how: dict[str, Any] = {"padding": 1, "groups": v.groups, "torch_init": True, "rngs": rngs}
+        self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
+        self.attn = Attention(dim, v.heads, rngs)
+        sizes = ((dim, wide), (wide, dim), (dim, dim))
+        self.convs = nnx.List([Conv(*size, 3, **how) for size in sizes])
+        self.bn1, self.bn2 = BatchNorm(wide, group=v.bn_group), BatchNorm(dim, group=v.bn_group)
+        self.fc1, self.fc2 = Linear(dim, wide, rngs=rngs), Linear(wide, dim, rngs=rngs)
+
+    def beside(self, x: Array, train: bool) -> Array:
+        """Return the convolutions of f[B,N,D]."""
+        first, second, third = self.convs
+        side = round(x.shape[1] ** 0.5)
+        y = silu(self.bn1(first(x.reshape(x.shape[0], side, side, -1)), train))
+        return silu(third(silu(self.bn2(second(y), train)))).reshape(x.shape)
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        path1, path2, path3 = branches(drop, 3)
+        beside = path1(self.beside(x, train))
+        x = x + path2(self.attn(self.norm1(x))) + beside
+        return x + path3(self.fc2(self.act(self.fc1(self.norm2(x)))))
+
+
+class ViTAE(nnx.Module):
+    """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
+
+    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
+        v = variant
+        self.normalize = Normalize(v.in_channels)
+        self.reductions = nnx.List([Reduction(i, v, rngs) for i in range(len(v.dims))])
+        self.blocks = nnx.List([Normal(v, rngs) for _ in range(v.depth)])
+        self.head = Linear(v.dims[-1], num_classes, rngs=rngs)
+        self.variant = v
+
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
+        v = self.variant
+        if (side := images.shape[1]) != images.shape[2] or side % math.prod(v.ratios):
+            raise ValueError(f"images have shape {images.shape}; {_whole(v)}")
+        x = self.normalize(images).astype(jnp.dtype(v.dtype))
+        first, last = (None, None) if key is None else split(key, 2)
+        how: dict[str, Any] = {"train": train, "remat": v.remat}
+        x = run_blocks(self.reductions, x, key=first, draws=v.dropout > 0, **how)
+        x = x.reshape(x.shape[0], -1, x.shape[3])
+        rates = np.linspace(0, v.drop_path, v.depth).tolist()
+        x = run_blocks(self.blocks, x, key=last, rates=rates, scan=v.scan, **how)
+        return self.head(x.mean(axis=1))
+
+
+def _whole(v: Variant) -> str:
+    return f"three cells shrink the map, so take a square with a multiple of {math.prod(v.ratios)}"
+
+
+def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
+    v = variant
+    cells = ("widths", "dims", "ratios", "kernels", "dilations")
+    common.check_tuples(v, *cells)
+    if len({len(getattr(v, name)) for name in cells}) > 1:
+        raise ValueError(f"{', '.join(cells)} must have the same length: one entry for each cell")
+    if set(v.ratios) - {2, 4, 8}:
+        raise ValueError(f"ratios={v.ratios}: a cell shrinks the map by 2, 4 or 8")
+    if v.dilations[-1] * v.widths[-1] != (dim := v.dims[-1]):
+        raise ValueError(
+            f"the last cell's {v.dilations[-1]} times {v.widths[-1]} channels are its tokens: "
+            f"dims={v.dims} must end with {v.dilations[-1] * v.widths[-1]}"
+        )
+    common.check(v, depth=1, heads=1, mlp_ratio=1, groups=1, in_channels=1, bn_group=0)
+    for name in ("heads", "groups"):
+        if dim % (value := getattr(v, name)):
+            raise ValueError(f"{name}={value} must divide the last of dims={v.dims}")
+    if image_size < (step := math.prod(v.ratios)) or image_size % step:
+        raise ValueError(f"image_size={image_size}: {_whole(v)}")
+    return classifier(lambda rngs: ViTAE(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+
+
+_CELL, _NORMAL = r"layers\.(\d+)\.RC", r"layers\.\d+\.NC\.(\d+)"
+
+
+def _places(rows, theirs: str, ours: str, places: tuple[int, ...]) -> list[Row]:
+    """Return the rows of modules at some places of a sequence, which are 0, 1, ... here."""
+    return [
+        found
+        for i, place in enumerate(places)
+        for found in rows(rf"{theirs}\.{place}", f"{ours}.{i}")
+    ]
+
+
+TORCH_NAMES: list[Row] = [
+    *conv_rows(rf"{_CELL}\.PRM\.convs\.(\d+)\.0", r"reductions.\1.prm.convs.\2"),
+    *_places(conv_rows, rf"{_CELL}\.PCM", r"reductions.\1.pcm.convs", (0, 2, 5)),
+    *norm_rows(rf"{_CELL}\.PCM\.3", r"reductions.\1.pcm.bn"),
+    row(rf"{_CELL}\.attn\.w", r"reductions.\1.attn.w"),
+    *linear_rows(rf"{_CELL}\.attn\.(kqv|proj)", r"reductions.\1.attn.\2"),
+    *norm_rows(rf"{_CELL}\.attn\.(norm[12])", r"reductions.\1.\2"),
+    *linear_rows(rf"{_CELL}\.attn\.mlp\.0", r"reductions.\1.fc1"),
+    *linear_rows(rf"{_CELL}\.attn\.mlp\.2", r"reductions.\1.fc2"),
+    *norm_rows(rf"{_NORMAL}\.(norm[12])", r"blocks.\1.\2"),
+    *linear_rows(rf"{_NORMAL}\.attn\.(qkv|proj)", r"blocks.\1.attn.\2"),
+    *linear_rows(rf"{_NORMAL}\.mlp\.(fc[12])", r"blocks.\1.\2"),
+    *_places(conv_rows, rf"{_NORMAL}\.PCM", r"blocks.\1.convs", (0, 3, 6)),
+    *norm_rows(rf"{_NORMAL}\.PCM\.1", r"blocks.\1.bn1"),
+    *norm_rows(rf"{_NORMAL}\.PCM\.4", r"blocks.\1.bn2"),
+    *linear_rows("head", "head"),
+    BATCH_NORM_COUNT,
+]
+
+
+def torch_keys(variant: Variant) -> list[str]:
+    """Return the names of ViTAE's own code, in its order."""
+    keys: list[str] = []
+    last = len(variant.dims) - 1
+    for i in range(last + 1):
+        cell = f"layers.{i}.RC"
+        if i < last:
+            keys += affine(f"{cell}.PCM.0", f"{cell}.PCM.2")
+            keys += [*batch_norm(f"{cell}.PCM.3"), *affine(f"{cell}.PCM.5")]
+        keys += affine(*(f"{cell}.PRM.convs.{j}.0" for j in range(variant.dilations[i])))
+        if i < last:
+            parts = ("kqv", "proj", "norm1", "norm2", "mlp.0", "mlp.2")
+            keys += [f"{cell}.attn.w", *affine(*(f"{cell}.attn.{part}" for part in parts))]
+    for j in range(variant.depth):
+        cell = f"layers.{last}.NC.{j}"
+        places = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2", "PCM.0")
+        keys += affine(*(f"{cell}.{place}" for place in places))
+        keys += [*batch_norm(f"{cell}.PCM.1"), *affine(f"{cell}.PCM.3")]
+        keys += [*batch_norm(f"{cell}.PCM.4"), *affine(f"{cell}.PCM.6")]
+    return keys + affine("head")
+
+
+_FILE = Reference("cifar_vitae.py")
+MEMBERS = {
+    "cifar_vitae": Member(
+        _FILE,
+        Paper("23.18", "", other=True),
+        counted_at=32,
+        num_classes=10,
+        title="ViTAE-S at 32 px",
+    ),
+    "cifar_vitae_224": Member(_FILE, num_classes=10, title="ViTAE-S"),
+}
+_STEM = r"reductions\.0\.(prm\.convs\.\d+|pcm\.convs\.0)\..*"  # all that reads pixels
+NAMES = Names(TORCH_NAMES, torch_keys, stem=_STEM, head=r"head\..*")
+FAMILY = Family("cifar_vitae", "ViTAE", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True)

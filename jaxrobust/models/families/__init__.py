@@ -1,0 +1,1 @@
+"""The architectures of ImageNet and the robust residual networks, one file each."""

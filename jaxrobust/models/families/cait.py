@@ -1,0 +1,194 @@
+"""CaiT: talking heads, and layers at the end in which only the class token attends.
+
+Source: Touvron et al. 2021 (arXiv 2103.17239); S12: Debenedetti 2022.
+Parity: tests/models/test_cait.py against timm 1.0.9 and the golden logits.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxrobust.models.families import stems, vit
+from jaxrobust.models.families.vit import PatchEmbed, grid_of, patch_stem, token_rows
+from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.renaming import Row, affine, row
+from jaxrobust.models.kernels import attention, layers
+from jaxrobust.models.kernels.primitives import add_bias, spread
+from jaxrobust.models.modules.basic import LayerNorm, Linear, Mlp, Normalize
+from jaxrobust.models.modules.initializers import Draws, normal_02
+from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.types import Array, Classifier
+
+
+class Variant(NamedTuple):
+    """One row of the table: every field can be overridden in `models.create`."""
+
+    dim: int
+    depth: int
+    heads: int
+    gamma_init: float = 1e-5  # of LayerScale
+    class_depth: int = 2  # layers in which only the class token attends
+    stem_strides: tuple[int, ...] = (16,)  # of the PatchStem, whose kernel is as large
+    drop_path: float = 0.0  # of each block; the layers of the class token have none
+    in_channels: int = 3
+    remat: bool = False  # recompute each block in the backward pass instead of storing it
+    scan: bool = False  # compile one block for all of them
+    dtype: str = "float32"  # compute type; parameters stay float32
+
+
+VARIANTS = {
+    "cait_xxs24": Variant(192, 24, 4),
+    "cait_s24": Variant(384, 24, 8),
+    "cait_s12": Variant(384, 12, 8, gamma_init=1.0),  # the thesis' own
+}
+
+
+def _heads(x: Array, heads: int) -> Array:
+    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads)
+
+
+class TalkingHeads(nnx.Module):
+    """Attention whose heads are mixed before and after the softmax."""
+
+    def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
+        self.qkv = Linear(dim, 3 * dim, rngs=rngs)
+        self.proj = Linear(dim, dim, rngs=rngs)
+        self.proj_l = Linear(heads, heads, rngs=rngs)
+        self.proj_w = Linear(heads, heads, rngs=rngs)
+        self.heads = heads
+
+    def __call__(self, x: Array) -> Array:
+        q, k, v = (_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, axis=2))
+        before, after = ((mix.kernel[...], mix.bias[...]) for mix in (self.proj_l, self.proj_w))
+        return self.proj(attention.talking_heads(q, k, v, before, after))
+
+
+class ClassAttention(nnx.Module):
+    """Attention of the first token to all: f[B,N,D] -> f[B,1,D]."""
+
+    def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
+        self.q, self.k, self.v = (Linear(dim, dim, rngs=rngs) for _ in range(3))
+        self.proj = Linear(dim, dim, rngs=rngs)
+        self.heads = heads
+
+    def __call__(self, x: Array) -> Array:
+        qkv = (self.q(x[:, :1]), self.k(x), self.v(x))
+        return self.proj(attention.attention(*(_heads(part, self.heads) for part in qkv)))
+
+
+class _Layer(nnx.Module):
+    """What both kinds of block hold."""
+
+    def __init__(self, v: Variant, attn: Callable[..., nnx.Module], rngs: Draws) -> None:
+        self.gamma_1 = nnx.Param(jnp.full(v.dim, v.gamma_init, jnp.float32))
+        self.gamma_2 = nnx.Param(jnp.full(v.dim, v.gamma_init, jnp.float32))
+        self.norm1, self.norm2 = LayerNorm(v.dim), LayerNorm(v.dim)
+        self.attn = attn(v.dim, v.heads, rngs)
+        self.mlp = Mlp(v.dim, rngs)
+
+    def scaled_attn(self, x: Array) -> Array:
+        """Return the attention of f[B,N,D], scaled."""
+        return layers.scale(self.attn(self.norm1(x)), self.gamma_1[...])
+
+    def scaled_mlp(self, x: Array) -> Array:
+        """Return the MLP of f[B,N,D], scaled."""
+        return layers.scale(self.mlp(self.norm2(x)), self.gamma_2[...])
+
+
+class Block(_Layer):
+    """Talking-heads attention and MLP over the patches."""
+
+    def __init__(self, v: Variant, rngs: Draws) -> None:
+        super().__init__(v, TalkingHeads, rngs)
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        del train
+        path1, path2 = branches(drop, 2)
+        x = x + path1(self.scaled_attn(x))
+        return x + path2(self.scaled_mlp(x))
+
+
+class ClassBlock(_Layer):
+    """Class attention and MLP; the class token changes, the patches do not."""
+
+    def __init__(self, v: Variant, rngs: Draws) -> None:
+        super().__init__(v, ClassAttention, rngs)
+
+    def __call__(self, token: Array, patches: Array) -> Array:
+        token = token + self.scaled_attn(jnp.concatenate([token, patches], axis=1))
+        return token + self.scaled_mlp(token)
+
+
+class CaiT(nnx.Module):
+    """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
+
+    def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
+        v = variant
+        self.normalize = Normalize(v.in_channels)
+        self.patch_embed = PatchEmbed(patch_stem(v, rngs))
+        self.pos_embed = nnx.Param(normal_02(rngs.params(), (1, grid * grid, v.dim)))
+        self.cls_token = nnx.Param(normal_02(rngs.params(), (1, 1, v.dim)))
+        self.blocks = nnx.List([Block(v, rngs) for _ in range(v.depth)])
+        self.blocks_token_only = nnx.List([ClassBlock(v, rngs) for _ in range(v.class_depth)])
+        self.norm = LayerNorm(v.dim)
+        self.head = Linear(v.dim, num_classes, rngs=rngs)
+        self.variant, self.grid = v, grid
+
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
+        v = self.variant
+        images = self.normalize(images).astype(jnp.dtype(v.dtype))
+        x = add_bias(self.patch_embed(images, self.grid), self.pos_embed[...])
+        rates = (v.drop_path,) * v.depth
+        x = run_blocks(
+            self.blocks, x, train=train, key=key, rates=rates, remat=v.remat, scan=v.scan
+        )
+        token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
+        for block in self.blocks_token_only:
+            token = block(token, x)
+        return self.head(self.norm(token[:, 0]))
+
+
+def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
+    v = variant
+    stems.check_stem((), v.stem_strides)
+    grid = grid_of(v, image_size)
+    if v.class_depth < 1:
+        raise ValueError(f"class_depth={v.class_depth}: the class token needs at least one layer")
+    return classifier(lambda rngs: CaiT(v, num_classes, grid, rngs), dtype=jnp.dtype(v.dtype))
+
+
+_BLOCKS = r"blocks(?:_token_only)?\.\d+"
+TORCH_NAMES: list[Row] = [
+    *token_rows(_BLOCKS),
+    row(rf"({_BLOCKS}\.gamma_[12])", r"\1"),
+]
+
+
+def torch_keys(variant: Variant) -> list[str]:
+    """Return timm 1.0.9's names, in its order."""
+    v = variant
+    keys = ["cls_token", "pos_embed", *affine("patch_embed.proj")]
+    talking = ("attn.qkv", "attn.proj", "attn.proj_l", "attn.proj_w")
+    to_class = ("attn.q", "attn.k", "attn.v", "attn.proj")
+    kinds = (("blocks", v.depth, talking), ("blocks_token_only", v.class_depth, to_class))
+    for blocks, depth, attn in kinds:
+        for block in (f"{blocks}.{i}." for i in range(depth)):
+            modules = ("norm1", *attn, "norm2", "mlp.fc1", "mlp.fc2")
+            keys += [block + "gamma_1", block + "gamma_2", *affine(*(block + m for m in modules))]
+    return keys + affine("norm", "head")
+
+
+MEMBERS = {
+    # The thesis' own: timm has it with 24 blocks.
+    "cait_s12": Member(
+        Reference("cait_s24_224", {"depth": 12, "init_values": 1.0}), Paper(None, "4.76")
+    ),
+    "cait_s24": Member(Reference("cait_s24_224")),
+    "cait_xxs24": Member(Reference("cait_xxs24_224")),
+}
+NAMES = Names(TORCH_NAMES, torch_keys, stem=vit.NAMES.stem, head=vit.NAMES.head)
+FAMILY = Family("cait", "CaiT", VARIANTS, create, NAMES, MEMBERS, "matrices-not-tokens")

@@ -1,0 +1,257 @@
+"""ConvNeXt with the PatchStem of the original and the ConvStem of robust training.
+
+Sources: Liu et al. 2022 (arXiv 2201.03545); stems: Singh, Croce, Hein 2023 (arXiv 2303.01870).
+Parity: tests/models/test_convnext.py against timm 1.0.9 and the seeded-weight golden logits.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxrobust.models.families import stems
+from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.renaming import (
+    Naming,
+    Row,
+    affine,
+    conv_oihw,
+    linear_oi,
+    naming,
+    row,
+)
+from jaxrobust.models.kernels import layers
+from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
+from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.stochastic_depth import Drop, branches, split
+from jaxrobust.types import Array, Classifier
+
+
+class Variant(NamedTuple):
+    """One row of the table: every field can be overridden in `models.create`."""
+
+    depths: tuple[int, ...]
+    dims: tuple[int, ...]
+    stem_widths: tuple[int, ...] = ()  # of the ConvStem's convolutions; empty: PatchStem
+    stem_strides: tuple[int, ...] = (4,)  # a PatchStem's kernel is as large as its stride
+    downsample_strides: tuple[int, ...] = ()  # of the 2x2 convolutions between stages; empty: 2
+    gamma_init: float = 1e-6
+    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
+    stem_kernels: tuple[int, ...] = ()  # of the ConvStem's convolutions, odd; empty: 3 of each
+    in_channels: int = 3
+    remat: bool = False  # recompute each block in the backward pass instead of storing it
+    scan: bool = False  # compile one block of each stage for all of them
+    dtype: str = "float32"  # compute type; parameters stay float32
+
+
+_S, _B, _L = (3, 3, 27, 3), (128, 256, 512, 1024), (192, 384, 768, 1536)
+_T = (96, 192, 384, 768)
+VARIANTS = {
+    "convnext_t": Variant((3, 3, 9, 3), _T),
+    "convnext_t_cvst": Variant((3, 3, 9, 3), _T, (48, 96), (2, 2)),
+    "convnext_s": Variant(_S, _T),
+    "convnext_s_cvst": Variant(_S, _T, (48, 96), (2, 2)),
+    "convnext_b": Variant(_S, _B),
+    "convnext_b_cvst": Variant(_S, _B, (64, 96, 128), (2, 2, 1)),
+    "convnext_l": Variant(_S, _L),
+    "convnext_l_cvst": Variant(_S, _L, (96, 144, 192), (2, 2, 1)),
+    # Ours, for 8 to 64 px: half the reduction of the stem, three stages, and a layer scale that
+    # lets a network without pre-training learn in minutes.
+    "convnext_n": Variant((2, 2, 2), (64, 128, 256), (), (2,), gamma_init=0.1),
+    "convnext_n_cvst": Variant((2, 2, 2), (64, 128, 256), (32, 64), (2, 1), gamma_init=0.1),
+}
+
+
+class Block(nnx.Module):
+    """x + gamma * MLP(LN(depthwise 7x7(x)))."""
+
+    def __init__(self, dim: int, gamma_init: float, rngs: Draws) -> None:
+        self.conv_dw = DepthwiseConv(dim, 7, rngs=rngs)
+        self.norm = LayerNorm(dim)
+        self.mlp = Mlp(dim, rngs)
+        self.gamma = nnx.Param(jnp.full(dim, gamma_init, jnp.float32))
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        del train
+        y = self.mlp.hidden(self.norm(self.conv_dw(x)))
+        scaled = (self.mlp.fc2.bias[...], self.gamma[...])
+        if drop is None:
+            return layers.scaled_residual(x, y, *scaled)
+        (path,) = branches(drop, 1)
+        return x + path(layers.scaled_residual(jnp.zeros_like(x), y, *scaled))
+
+
+class Stage(nnx.Module):
+    """LN and 2x2 convolution (but for the first stage), then the blocks."""
+
+    def __init__(
+        self, ins: int, dim: int, depth: int, stride: int, gamma_init: float, rngs: Draws
+    ) -> None:
+        down = [LayerNorm(ins), Conv(ins, dim, 2, stride=stride, rngs=rngs)] if ins else []
+        self.downsample = nnx.List(down)
+        self.blocks = nnx.List([Block(dim, gamma_init, rngs) for _ in range(depth)])
+
+    def __call__(self, x: Array, **how: Any) -> Array:
+        for layer in self.downsample:
+            x = layer(x)
+        return run_blocks(self.blocks, x, **how)
+
+
+class Head(nnx.Module):
+    """LN of the pooled features, then the classifier."""
+
+    def __init__(self, dim: int, num_classes: int, rngs: Draws) -> None:
+        self.norm = LayerNorm(dim)
+        self.fc = Linear(dim, num_classes, rngs=rngs)
+
+    def __call__(self, pooled: Array) -> Array:
+        return self.fc(self.norm(pooled))
+
+
+class ConvNeXt(nnx.Module):
+    """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
+
+    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
+        v = variant
+        self.normalize = Normalize(v.in_channels)
+        self.stem = nnx.List(_stem(v, rngs))
+        rows = zip((0, *v.dims[:-1]), v.dims, v.depths, (0, *v.downsample_strides), strict=True)
+        self.stages = nnx.List([Stage(*row, v.gamma_init, rngs) for row in rows])
+        self.head = Head(v.dims[-1], num_classes, rngs)
+        self.variant = v
+
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
+        v = self.variant
+        x = self.normalize(images).astype(jnp.dtype(v.dtype))
+        for layer in self.stem:
+            x = layer(x)
+        keys = [None] * len(v.depths) if key is None else split(key, len(v.depths))
+        rates = np.linspace(0, v.drop_path, sum(v.depths)).tolist()
+        ends = np.cumsum(v.depths)
+        for stage, end, depth, k in zip(self.stages, ends, v.depths, keys, strict=True):
+            how = {"train": train, "key": k, "remat": v.remat, "scan": v.scan}
+            x = stage(x, rates=rates[end - depth : end], **how)
+        return self.head(x.mean(axis=(1, 2)))
+
+
+def _stem(variant: Variant, rngs) -> list[nnx.Module]:
+    v = variant
+    if v.stem_widths:
+        return stems.conv_stem(v, rngs)
+    (stride,), dim = v.stem_strides, v.dims[0]
+    return [Conv(v.in_channels, dim, stride, stride=stride, rngs=rngs), LayerNorm(dim)]
+
+
+def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
+    v = variant
+    stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
+    for name in ("depths", "dims", "downsample_strides"):
+        values = getattr(v, name)
+        if not (isinstance(values, tuple | list) and all(n >= 1 for n in values)):
+            raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
+    v = v._replace(downsample_strides=v.downsample_strides or (2,) * (len(v.dims) - 1))
+    if not v.dims or v.in_channels < 1:
+        raise ValueError(f"dims={v.dims} and in_channels={v.in_channels} must not be empty or 0")
+    if len(v.depths) != len(v.dims):
+        raise ValueError(f"depths={v.depths} and dims={v.dims} must have the same length")
+    if len(v.downsample_strides) != len(v.dims) - 1:
+        raise ValueError(
+            f"downsample_strides={v.downsample_strides} must be one for each pair of neighbours of "
+            f"dims={v.dims}"
+        )
+    if v.stem_widths and v.stem_widths[-1] != v.dims[0]:
+        raise ValueError(f"the last of stem_widths={v.stem_widths} must be dims[0]={v.dims[0]}")
+    reduction = math.prod((*v.stem_strides, *v.downsample_strides))
+    if image_size < reduction:
+        raise ValueError(
+            f"image_size={image_size} is smaller than the {reduction} px that become one feature; "
+            "use a larger image_size, smaller stem_strides, or convnext_n"
+        )
+    return classifier(lambda rngs: ConvNeXt(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+
+
+_PLACE = r"(stages\.\d+\.blocks\.\d+)"
+TORCH_NAMES: list[Row] = [
+    # The ConvStem is an attribute `stem` that holds a Sequential called `stem`.
+    *stems.conv_stem_rows(r"(?:stem\.)?stem", "stem"),
+    row(r"stages\.(\d)\.downsample\.0\.weight", r"stages.\1.downsample.0.scale"),
+    row(r"stages\.(\d)\.downsample\.1\.weight", r"stages.\1.downsample.1.kernel", conv_oihw),
+    row(r"stages\.(\d)\.downsample\.([01])\.bias", r"stages.\1.downsample.\2.bias"),
+    row(_PLACE + r"\.gamma", r"\1.gamma"),
+    row(_PLACE + r"\.conv_dw\.weight", r"\1.conv_dw.kernel", conv_oihw),
+    row(_PLACE + r"\.norm\.weight", r"\1.norm.scale"),
+    row(_PLACE + r"\.mlp\.fc([12])\.weight", r"\1.mlp.fc\2.kernel", linear_oi),
+    row(_PLACE + r"\.(conv_dw|norm|mlp\.fc[12])\.bias", r"\1.\2.bias"),
+    row(r"head\.norm\.weight", "head.norm.scale"),
+    row(r"head\.fc\.weight", "head.fc.kernel", linear_oi),
+    row(r"head\.(norm|fc)\.bias", r"head.\1.bias"),
+]
+
+_BLOCK = r"stages\.(\d)\.(\d+)\."
+_HERE = r"stages.\1.blocks.\2."
+OTHER_NAMES: list[Naming] = [
+    naming(
+        "Meta's ConvNeXt",
+        r"downsample_layers\.\d\.\d\.weight",
+        [
+            *stems.conv_stem_rows(r"downsample_layers\.0", "stem"),
+            row(r"downsample_layers\.([123])\.0\.weight", r"stages.\1.downsample.0.scale"),
+            row(
+                r"downsample_layers\.([123])\.1\.weight",
+                r"stages.\1.downsample.1.kernel",
+                conv_oihw,
+            ),
+            row(r"downsample_layers\.([123])\.([01])\.bias", r"stages.\1.downsample.\2.bias"),
+            row(_BLOCK + "gamma", _HERE + "gamma"),
+            row(_BLOCK + r"dwconv\.weight", _HERE + "conv_dw.kernel", conv_oihw),
+            row(_BLOCK + r"dwconv\.bias", _HERE + "conv_dw.bias"),
+            row(_BLOCK + r"norm\.weight", _HERE + "norm.scale"),
+            row(_BLOCK + r"norm\.bias", _HERE + "norm.bias"),
+            row(_BLOCK + r"pwconv([12])\.weight", _HERE + r"mlp.fc\3.kernel", linear_oi),
+            row(_BLOCK + r"pwconv([12])\.bias", _HERE + r"mlp.fc\3.bias"),
+            row(r"norm\.weight", "head.norm.scale"),
+            row(r"norm\.bias", "head.norm.bias"),
+            row(r"head\.weight", "head.fc.kernel", linear_oi),
+            row(r"head\.bias", "head.fc.bias"),
+        ],
+    )
+]
+
+
+def torch_keys(variant: Variant) -> list[str]:
+    """Return the reference's names in its order (timm 1.0.9; with ConvStem, the paper's files)."""
+    v = variant
+    keys = affine("stem.0", "stem.1")
+    if v.stem_widths:
+        keys = stems.conv_stem_keys("stem.stem", len(v.stem_widths))
+    for i, depth in enumerate(v.depths):
+        keys += affine(*(f"stages.{i}.downsample.{slot}" for slot in (0, 1) if i))
+        for j in range(depth):
+            block = f"stages.{i}.blocks.{j}"
+            modules = ("conv_dw", "norm", "mlp.fc1", "mlp.fc2")
+            keys += [f"{block}.gamma", *affine(*(f"{block}.{module}" for module in modules))]
+    return keys + affine("head.norm", "head.fc")
+
+
+_N: dict[str, Any] = {"depths": (2, 2, 2), "dims": (64, 128, 256), "gamma_init": 0.1}
+MEMBERS = {
+    "convnext_t": Member(Reference("convnext_tiny"), Paper("28.59", "4.47")),
+    "convnext_t_cvst": Member(Reference("convnext_tiny"), Paper("28.63", "4.60")),
+    "convnext_s": Member(Reference("convnext_small"), Paper("50.10", "8.70", misprint=True)),
+    "convnext_s_cvst": Member(Reference("convnext_small"), Paper("50.33", "8.79", misprint=True)),
+    "convnext_b": Member(Reference("convnext_base"), Paper("88.59", "15.38")),
+    "convnext_b_cvst": Member(Reference("convnext_base"), Paper("88.75", "15.97")),
+    "convnext_l": Member(Reference("convnext_large")),
+    "convnext_l_cvst": Member(Reference("convnext_large")),
+    "convnext_n": Member(Reference("convnext.py", _N | {"stem_strides": (2,)}), counted_at=32),
+    "convnext_n_cvst": Member(
+        Reference("convnext.py", _N | {"stem_widths": (32, 64), "stem_strides": (2, 1)}),
+        counted_at=32,
+    ),
+}
+NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stem\..*", head=r"head\.fc\..*", others=OTHER_NAMES)
+FAMILY = Family("convnext", "ConvNeXt", VARIANTS, create, NAMES, MEMBERS, "not-bias", any_size=True)

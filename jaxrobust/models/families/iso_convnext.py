@@ -1,0 +1,156 @@
+"""Isotropic ConvNeXt: one stage of ConvNeXt blocks without layer scale, at 1/16 resolution.
+
+Sources: Liu et al. 2022 (arXiv 2201.03545), section 3.3; ConvStem: Singh, Croce, Hein 2023
+(2303.01870). timm does not have it: weights have the names of Meta's own code.
+Parity: tests/models/test_iso_convnext.py against the golden logits.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxrobust.models.families import stems
+from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.renaming import Row, affine, conv_oihw, linear_oi, row
+from jaxrobust.models.modules.basic import Conv, DepthwiseConv, LayerNorm, Linear, Mlp, Normalize
+from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.types import Array, Classifier
+
+
+class Variant(NamedTuple):
+    """One row of the table: every field can be overridden in `models.create`."""
+
+    dim: int
+    depth: int
+    stem_widths: tuple[int, ...] = ()  # of the ConvStem's convolutions; empty: PatchStem
+    stem_strides: tuple[int, ...] = (16,)  # a PatchStem's kernel is as large as its stride
+    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
+    stem_kernels: tuple[int, ...] = ()  # of the ConvStem's convolutions, odd; empty: 3 of each
+    in_channels: int = 3
+    remat: bool = False  # recompute each block in the backward pass instead of storing it
+    scan: bool = False  # compile one block for all of them
+    dtype: str = "float32"  # compute type; parameters stay float32
+
+
+VARIANTS = {
+    "iso_convnext_s": Variant(384, 18),
+    "iso_convnext_s_cvst": Variant(384, 18, (48, 96, 192, 384), (2, 2, 2, 2)),
+}
+
+
+class Block(nnx.Module):
+    """x + MLP(LN(depthwise 7x7(x)))."""
+
+    def __init__(self, dim: int, rngs: Draws) -> None:
+        self.conv_dw = DepthwiseConv(dim, 7, rngs=rngs)
+        self.norm = LayerNorm(dim)
+        self.mlp = Mlp(dim, rngs)
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        del train
+        (path,) = branches(drop, 1)
+        return x + path(self.mlp(self.norm(self.conv_dw(x))))
+
+
+class IsotropicConvNeXt(nnx.Module):
+    """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
+
+    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
+        v = variant
+        self.normalize = Normalize(v.in_channels)
+        self.stem = nnx.List(_stem(v, rngs))
+        self.blocks = nnx.List([Block(v.dim, rngs) for _ in range(v.depth)])
+        self.norm = LayerNorm(v.dim)
+        self.head = Linear(v.dim, num_classes, rngs=rngs)
+        self.variant = v
+
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
+        v = self.variant
+        x = self.normalize(images).astype(jnp.dtype(v.dtype))
+        for layer in self.stem:
+            x = layer(x)
+        rates = np.linspace(0, v.drop_path, v.depth).tolist()
+        x = run_blocks(
+            self.blocks, x, train=train, key=key, rates=rates, remat=v.remat, scan=v.scan
+        )
+        return self.head(self.norm(x.mean(axis=(1, 2))))
+
+
+def _stem(v: Variant, rngs) -> list[nnx.Module]:
+    if v.stem_widths:
+        return stems.conv_stem(v, rngs, project=v.dim)
+    (stride,) = v.stem_strides
+    return [Conv(v.in_channels, v.dim, stride, stride=stride, rngs=rngs)]
+
+
+def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
+    v = variant
+    stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
+    if min(v.dim, v.depth, v.in_channels) < 1:
+        raise ValueError(
+            f"dim={v.dim}, depth={v.depth} and in_channels={v.in_channels} must be positive"
+        )
+    reduction = math.prod(v.stem_strides)
+    if image_size < reduction:
+        raise ValueError(
+            f"image_size={image_size} is smaller than the {reduction} px that become one feature; "
+            "use a larger image_size or smaller stem_strides"
+        )
+    return classifier(
+        lambda rngs: IsotropicConvNeXt(v, num_classes, rngs), dtype=jnp.dtype(v.dtype)
+    )
+
+
+_PLACE = r"(blocks\.\d+)"
+TORCH_NAMES: list[Row] = [
+    row(r"stem\.weight", "stem.0.kernel", conv_oihw),
+    row(r"stem\.bias", "stem.0.bias"),
+    *stems.conv_stem_rows(r"stem\.stem", "stem"),
+    row(_PLACE + r"\.dwconv\.weight", r"\1.conv_dw.kernel", conv_oihw),
+    row(_PLACE + r"\.dwconv\.bias", r"\1.conv_dw.bias"),
+    row(_PLACE + r"\.norm\.weight", r"\1.norm.scale"),
+    row(_PLACE + r"\.norm\.bias", r"\1.norm.bias"),
+    row(_PLACE + r"\.pwconv([12])\.weight", r"\1.mlp.fc\2.kernel", linear_oi),
+    row(_PLACE + r"\.pwconv([12])\.bias", r"\1.mlp.fc\2.bias"),
+    row(r"norm\.weight", "norm.scale"),
+    row(r"head\.weight", "head.kernel", linear_oi),
+    row(r"(norm|head)\.bias", r"\1.bias"),
+]
+
+
+def torch_keys(variant: Variant) -> list[str]:
+    """Return Meta's names, in its order (with ConvStem, the paper's)."""
+    v = variant
+    keys = affine("stem")
+    if v.stem_widths:
+        keys = stems.conv_stem_keys("stem.stem", len(v.stem_widths), project=True)
+    for block in (f"blocks.{i}." for i in range(v.depth)):
+        keys += affine(*(block + part for part in ("dwconv", "norm", "pwconv1", "pwconv2")))
+    return keys + affine("norm", "head")
+
+
+_ISO: dict[str, Any] = {"depth": 18, "dim": 384}
+_CVST: dict[str, Any] = {"stem_widths": (48, 96, 192, 384), "stem_strides": (2, 2, 2, 2)}
+MEMBERS = {
+    "iso_convnext_s": Member(Reference("iso_convnext.py", _ISO), Paper("22.31", "4.29")),
+    "iso_convnext_s_cvst": Member(
+        Reference("iso_convnext.py", _ISO | _CVST), Paper("23.04", "4.67")
+    ),
+}
+NAMES = Names(TORCH_NAMES, torch_keys, stem=r"stem\..*", head=r"head\..*")
+FAMILY = Family(
+    "iso_convnext",
+    "Isotropic ConvNeXt",
+    VARIANTS,
+    create,
+    NAMES,
+    MEMBERS,
+    "not-bias",
+    any_size=True,
+)

@@ -1,0 +1,268 @@
+"""ResNet, wide ResNet and ResNet with GELU; batch statistics are explicit `stats`.
+
+Sources: He et al. 2016 (arXiv 1512.03385); Zagoruyko & Komodakis 2016 (arXiv 1605.07146); GELU:
+Bai et al. 2021 (arXiv 2111.05464); `cifar_resnet50` is the ResNet of Tang et al. 2022 (arXiv
+2209.14105). Parity: tests/models/test_resnet.py against timm 1.0.9, torchvision 0.28.0 and golden
+logits.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxrobust.models.interface.classifier import classifier, of_stages, run_blocks
+from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.renaming import (
+    BATCH_NORM_COUNT,
+    Naming,
+    Row,
+    affine,
+    batch_norm,
+    conv_oihw,
+    drop,
+    linear_rows,
+    naming,
+    norm_rows,
+    row,
+)
+from jaxrobust.models.kernels import layers, pooling
+from jaxrobust.models.modules.basic import BatchNorm, Conv, Linear, Normalize
+from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.types import Array, Classifier
+
+ACTIVATIONS = {"relu": layers.relu, "gelu": layers.gelu}
+
+
+class Variant(NamedTuple):
+    """One row of the table: every field can be overridden in `models.create`."""
+
+    depths: tuple[int, ...]
+    bottleneck: bool = True  # blocks of 1x1, 3x3, 1x1 convolutions, else of two 3x3
+    width: int = 64  # inner channels of the first stage's blocks; they double with each stage
+    base: int = 64  # channels of the stem; the first stage returns as many, of bottlenecks 4 times
+    activation: str = "relu"  # everywhere, also behind the residual
+    small_stem: bool = False  # for 32 px: 3x3, stride 1, no pooling; else 7x7, stride 2, pooling
+    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
+    in_channels: int = 3
+    remat: bool = False  # recompute each block in the backward pass instead of storing it
+    dtype: str = "float32"  # compute type; parameters stay float32
+
+
+_50 = (3, 4, 6, 3)
+VARIANTS = {
+    "resnet18": Variant((2, 2, 2, 2), bottleneck=False),
+    "resnet50": Variant(_50),
+    "resnet50_gelu": Variant(_50, activation="gelu"),
+    "wide_resnet50_2": Variant(_50, width=128),
+    "cifar_resnet50": Variant(_50, small_stem=True),
+}
+
+# He's draw: normal, variance 2 / (entries of the window * output channels).
+_fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def _conv(ins, outs, kernel, rngs, stride=1):
+    """Return a convolution without bias that keeps the size, but for its stride."""
+    padding = kernel // 2
+    return Conv(
+        ins, outs, kernel, stride=stride, padding=padding, bias=False, init=_fan_out, rngs=rngs
+    )
+
+
+def _shortcut(ins, outs, stride, group, rngs):
+    """Return a 1x1 convolution and batch norm where size or channels change, else nothing."""
+    if stride == 1 and ins == outs:
+        return nnx.List([])
+    return nnx.List([_conv(ins, outs, 1, rngs, stride), BatchNorm(outs, group=group)])
+
+
+def _through(shortcut, x, train):
+    if not shortcut:
+        return x
+    conv, norm = shortcut
+    return norm(conv(x), train)
+
+
+class Basic(nnx.Module):
+    """act(x + 3x3(act(3x3(x)))); the stride is the first one's."""
+
+    def __init__(
+        self, ins: int, width: int, outs: int, stride: int, variant: Variant, rngs: Draws
+    ) -> None:
+        group, self.act = variant.bn_group, ACTIVATIONS[variant.activation]
+        self.conv1, self.bn1 = _conv(ins, width, 3, rngs, stride), BatchNorm(width, group=group)
+        self.conv2, self.bn2 = _conv(width, outs, 3, rngs), BatchNorm(outs, group=group)
+        self.downsample = _shortcut(ins, outs, stride, group, rngs)
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        (path,) = branches(drop, 1)
+        y = self.act(self.bn1(self.conv1(x), train))
+        y = self.bn2(self.conv2(y), train)
+        return self.act(_through(self.downsample, x, train) + path(y))
+
+
+class Bottleneck(nnx.Module):
+    """act(x + 1x1(act(3x3(act(1x1(x)))))); the stride is the 3x3 one's."""
+
+    def __init__(
+        self, ins: int, width: int, outs: int, stride: int, variant: Variant, rngs: Draws
+    ) -> None:
+        group, self.act = variant.bn_group, ACTIVATIONS[variant.activation]
+        self.conv1, self.bn1 = _conv(ins, width, 1, rngs), BatchNorm(width, group=group)
+        self.conv2, self.bn2 = _conv(width, width, 3, rngs, stride), BatchNorm(width, group=group)
+        self.conv3, self.bn3 = _conv(width, outs, 1, rngs), BatchNorm(outs, group=group)
+        self.downsample = _shortcut(ins, outs, stride, group, rngs)
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        (path,) = branches(drop, 1)
+        y = self.act(self.bn1(self.conv1(x), train))
+        y = self.act(self.bn2(self.conv2(y), train))
+        y = self.bn3(self.conv3(y), train)
+        return self.act(_through(self.downsample, x, train) + path(y))
+
+
+class ResNet(nnx.Module):
+    """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
+
+    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
+        v = variant
+        self.normalize = Normalize(v.in_channels)
+        kernel, stride = (3, 1) if v.small_stem else (7, 2)
+        self.conv1 = _conv(v.in_channels, v.base, kernel, rngs, stride)
+        self.bn1 = BatchNorm(v.base, group=v.bn_group)
+        block, ins = (Bottleneck if v.bottleneck else Basic), v.base
+        for i, depth in enumerate(v.depths):
+            width, outs = v.width << i, (4 if v.bottleneck else 1) * v.base << i
+            rows = [(ins, 1 if i == 0 else 2)] + [(outs, 1)] * (depth - 1)
+            blocks = [block(a, width, outs, stride, v, rngs) for a, stride in rows]
+            setattr(self, f"layer{i + 1}", nnx.List(blocks))
+            ins = outs
+        self.fc = Linear(ins, num_classes, torch_init=True, rngs=rngs)
+        self.variant = v
+
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
+        v = self.variant
+        x = self.normalize(images).astype(jnp.dtype(v.dtype))
+        x = ACTIVATIONS[v.activation](self.bn1(self.conv1(x), train))
+        if not v.small_stem:
+            x = pooling.max_pool(x)
+        told = of_stages(v.depths, train=train, key=key, drop_path=v.drop_path, remat=v.remat)
+        for i, how in enumerate(told, 1):
+            x = run_blocks(getattr(self, f"layer{i}"), x, **how)
+        return self.fc(x.mean(axis=(1, 2)))
+
+
+def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
+    v = variant
+    if not (isinstance(v.depths, tuple | list) and v.depths and all(n >= 1 for n in v.depths)):
+        raise ValueError(f"depths={v.depths!r} must be a tuple of positive integers")
+    if v.activation not in ACTIVATIONS:
+        raise ValueError(f"activation={v.activation!r} is unknown; one of {list(ACTIVATIONS)}")
+    for name, low in {"width": 1, "base": 1, "in_channels": 1, "bn_group": 0}.items():
+        if (value := getattr(v, name)) < low:
+            raise ValueError(f"{name}={value} must be at least {low}")
+    if not v.bottleneck and v.width != v.base:
+        raise ValueError(f"width={v.width}: blocks of two 3x3 convolutions have base={v.base}")
+    if image_size < 1:
+        raise ValueError(f"image_size={image_size} must be at least 1")
+    return classifier(lambda rngs: ResNet(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+
+
+_CONV = r"((?:layer\d\.\d+\.)?(?:conv\d|downsample\.0))"
+_NORM = r"((?:layer\d\.\d+\.)?(?:bn\d|downsample\.1))"
+_SHARED = [
+    row(_CONV + r"\.weight", r"\1.kernel", conv_oihw),
+    *linear_rows("fc", "fc"),
+    BATCH_NORM_COUNT,
+]
+
+
+TORCH_NAMES: list[Row] = [*_SHARED, *norm_rows(_NORM, r"\1")]
+
+
+def _first_half(array: np.ndarray) -> np.ndarray:
+    """Return the statistics of the first of two virtual groups: the only ones that evaluation
+    reads.
+
+    Raises:
+      ValueError: the array is not one of two groups.
+    """
+    if array.ndim != 1 or len(array) % 2:
+        raise ValueError(f"shape {array.shape} is not that of the statistics of two groups")
+    return array[: len(array) // 2]
+
+
+OTHER_NAMES: list[Naming] = [
+    naming(
+        "Bai et al. 2021, GELU with eight-way batch norm",
+        r".*\.aff\.bnconv\.weight",
+        [
+            *_SHARED,
+            row(_NORM + r"\.aff\.bnconv\.weight", r"\1.scale", np.ravel),
+            row(_NORM + r"\.aff\.bnconv\.bias", r"\1.bias"),
+            row(_NORM + r"\.bn0\.proxy_bn\.running_(mean|var)", r"\1.\2", _first_half),
+            drop(
+                _NORM + r"\.bn[1-7]\.proxy_bn\.running_(mean|var)",
+                "only the first of the eight batch norms is active by default",
+            ),
+        ],
+        normalize=(0.5, 0.5),
+        # Another activation has the same names and shapes.
+        fits=lambda variant: variant.activation == "gelu",
+        of="resnet50_gelu",
+    ),
+    naming(
+        "kuangliu/pytorch-cifar",
+        r"linear\.weight",
+        [
+            row(r"((?:layer\d\.\d+\.)?conv\d)\.weight", r"\1.kernel", conv_oihw),
+            row(r"(layer\d\.\d+\.)shortcut\.0\.weight", r"\1downsample.0.kernel", conv_oihw),
+            *norm_rows(r"((?:layer\d\.\d+\.)?bn\d)", r"\1"),
+            *norm_rows(r"(layer\d\.\d+\.)shortcut\.1", r"\1downsample.1"),
+            *linear_rows("linear", "fc"),
+            BATCH_NORM_COUNT,
+        ],
+    ),
+]
+
+
+def torch_keys(variant: Variant) -> list[str]:
+    """Return the reference's names in its order (timm 1.0.9, torchvision 0.28.0)."""
+    v = variant
+    keys = ["conv1.weight", *batch_norm("bn1")]
+    for i, depth in enumerate(v.depths):
+        for j in range(depth):
+            block = f"layer{i + 1}.{j}"
+            for k in range(3 if v.bottleneck else 2):
+                keys += [f"{block}.conv{k + 1}.weight", *batch_norm(f"{block}.bn{k + 1}")]
+            if j == 0 and (i or v.bottleneck):
+                keys += [f"{block}.downsample.0.weight", *batch_norm(f"{block}.downsample.1")]
+    return keys + affine("fc")
+
+
+MEMBERS = {
+    "resnet18": Member(Reference("resnet18"), title="ResNet-18"),
+    "resnet50": Member(Reference("resnet50"), Paper(None, "4.11"), title="ResNet-50"),
+    "resnet50_gelu": Member(
+        Reference("resnet50", {"act_layer": "gelu"}), title="ResNet-50 with GELU"
+    ),
+    "wide_resnet50_2": Member(
+        Reference("wide_resnet50_2"), Paper(None, "11.47"), title="WideResNet-50-2"
+    ),
+    "cifar_resnet50": Member(
+        Reference("resnet.py", {"depths": _50, "small_stem": True}),
+        paper=Paper("23.52", ""),
+        counted_at=32,
+        num_classes=10,
+        title="ResNet-50 at 32 px",
+        decay_mask="all",
+    ),
+}
+NAMES = Names(TORCH_NAMES, torch_keys, stem=r"(conv1|bn1)\..*", head=r"fc\..*", others=OTHER_NAMES)
+FAMILY = Family("resnet", "ResNet", VARIANTS, create, NAMES, MEMBERS, "not-bias", any_size=True)

@@ -1,0 +1,248 @@
+"""Blocks of residual networks: RobustResBlocks, basic ones, and the ablations between them.
+
+Source: Huang et al. 2022 (arXiv 2212.11005) and what its released code computes: basic blocks and
+RobustResBlocks. Of the others the paper prints sizes, which fix their widths; where their parts
+stand is our reading. Parity: tests/models/test_robust_resnet.py.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxrobust.models.kernels import pooling
+from jaxrobust.models.kernels.layers import relu
+from jaxrobust.models.kernels.primitives import widened
+from jaxrobust.models.modules.activations import ACTIVATIONS
+from jaxrobust.models.modules.basic import Conv, Linear
+from jaxrobust.models.modules.initializers import Draws
+from jaxrobust.models.modules.norms import NORMS
+from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.types import Array
+
+
+class Kind(NamedTuple):
+    """How a block's channels follow from its planes P."""
+
+    outs: int  # times P
+    inner: float  # times P
+    middle: str = ""  # the 3x3 between two 1x1: full, grouped, parts, depthwise; empty: two 3x3
+
+
+BLOCKS = {
+    "basic": Kind(outs=1, inner=1),
+    "bottleneck": Kind(4, 1, "full"),
+    "aggregated": Kind(4, 1.5, "grouped"),
+    "hierarchical": Kind(4, 2, "parts"),
+    "inverted": Kind(1, 4, "depthwise"),  # the paper prints no size of it: MobileNet's expansion
+}
+# On the last convolution's output, on the inner 3x3's, on the block's input before the shortcut,
+# or as a third branch behind a norm of its own.
+SE = ("none", "standard", "conv3x3", "identity", "residual")
+
+
+_fan_out = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def conv(ins: int, outs: int, kernel: int, rngs: Draws, stride: int = 1, groups: int = 1) -> Conv:
+    """Return a convolution without bias that keeps the size, but for its stride."""
+    how: dict[str, Any] = {"stride": stride, "padding": kernel // 2, "groups": groups}
+    return Conv(ins, outs, kernel, bias=False, init=_fan_out, rngs=rngs, **how)
+
+
+class Squeeze(nnx.Module):
+    """Scale each channel by a sigmoid of two linear maps of all channels' means."""
+
+    def __init__(self, channels: int, hidden: int, rngs: Draws) -> None:
+        maps: dict[str, Any] = {"bias": False, "torch_init": True, "rngs": rngs}
+        self.fc1, self.fc2 = Linear(channels, hidden, **maps), Linear(hidden, channels, **maps)
+
+    def __call__(self, x: Array) -> Array:
+        gate = jax.nn.sigmoid(self.fc2(relu(self.fc1(x.mean(axis=(1, 2))))))
+        # In float32: the gate's gradient is a sum over pixels.
+        wide, gate = widened(x, gate)
+        return (wide * gate[:, None, None]).astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """x plus a branch of two or three convolutions, each with its norm and activation.
+
+    `bn1` is in front of `conv1`, `bn2` behind it and so on; without preactivation each norm is
+    behind the convolution of its number.
+    """
+
+    def __init__(self, ins: int, planes: int, stride: int, variant: Any, rngs: Draws) -> None:
+        v, kind = variant, BLOCKS[variant.block]
+        inner, outs = inner_of(planes, v), planes * kind.outs
+        if v.preact:
+            self.bn1 = norm_of(ins, v)
+        if kind.middle:
+            self.conv1 = conv(ins, inner, 1, rngs)
+            self.conv2, norm = _middle(inner, stride, v, rngs)
+            self.conv3 = conv(inner, outs, 1, rngs)
+            behind = [norm_of(inner, v), norm]
+        else:
+            self.conv1 = conv(ins, inner, 3, rngs, stride)
+            self.conv2 = conv(inner, outs, 3, rngs)
+            behind = [norm_of(inner, v)]
+        for i, norm in enumerate(behind if v.preact else [*behind, norm_of(outs, v)]):
+            setattr(self, f"bn{i + 1 + v.preact}", norm)
+        if v.se == "residual":
+            self.se_bn = norm_of(outs, v)
+        if v.se != "none":
+            channels = {"conv3x3": inner, "identity": ins}.get(v.se, outs)
+            self.se = Squeeze(channels, _hidden(ins if v.se == "identity" else outs, v), rngs)
+        projects = v.residual and (stride > 1 or ins != outs)
+        self.shortcut = nnx.List([conv(ins, outs, 1, rngs, stride)] if projects else [])
+        self.act, self.stride, self.variant = ACTIVATIONS[v.activation], stride, v
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        v, (path,) = self.variant, branches(drop, 1)
+        before = self.act(self.bn1(x, train)) if v.preact else x
+        y = self._branch(x if v.first_conv == "raw" else before, train)
+        if v.se == "standard":
+            y = self.se(y)
+        elif v.se == "residual":
+            y = y + self.se(self.se_bn(y, train))
+        y = path(y)
+        if v.residual:
+            source = before if self.shortcut else x
+            source = self.se(source) if v.se == "identity" else source
+            y = y + (self.shortcut[0](source) if self.shortcut else source)
+        return y if v.preact else self.act(y)
+
+    def _behind(self, number: int) -> Any:
+        """Return the norm behind a convolution, or those behind its parts."""
+        return getattr(self, f"bn{number + self.variant.preact}")
+
+    def _branch(self, x: Array, train: bool) -> Array:
+        """Return what the convolutions make of the first one's input."""
+        x = self.act(self._behind(1)(self.conv1(x), train))
+        if BLOCKS[self.variant.block].middle:
+            x = self.conv3(self._inner(x, train))
+            return x if self.variant.preact else self._behind(3)(x, train)
+        x = self.conv2(x)
+        return x if self.variant.preact else self._behind(2)(x, train)
+
+    def _inner(self, x: Array, train: bool) -> Array:
+        """Return the 3x3 convolution between the two 1x1, with norm and activation behind it."""
+        v, norm = self.variant, self._behind(2)
+        if BLOCKS[v.block].middle != "parts":
+            x = self.conv2(x)
+            return self.act(norm(self.se(x) if v.se == "conv3x3" else x, train))
+        *parts, last = jnp.split(x, v.scales, axis=-1)
+        made: list[Array] = []
+        for part, conv, own in zip(parts, self.conv2, norm, strict=True):
+            # A part reads the one before it too, but for a block that reduces the map.
+            part = part + made[-1] if made and self.stride == 1 else part
+            made.append(self.act(own(conv(part), train)))
+        if self.stride > 1:
+            last = pooling.avg_pool(last, stride=self.stride, count_padding=True)
+        return jnp.concatenate([*made, last], -1)
+
+
+def inner_of(planes: int, v: Any) -> int:
+    """Return the channels between a block's 1x1 convolutions, or two 3x3 ones."""
+    kind = BLOCKS[v.block]
+    if not v.base_width:
+        return int(planes * kind.inner)
+    # As the authors count, in floats of this order: elsewhere the floor may fall one lower.
+    width = math.floor(planes * (v.base_width / _UNIT)) * v.groups
+    return width * v.scales if kind.middle == "parts" else width
+
+
+def _hidden(channels: int, v: Any) -> int:
+    """Return the hidden units of a block's squeeze and excitation."""
+    if v.se_reduction > channels:
+        raise ValueError(
+            f"se_reduction={v.se_reduction} is above the {channels} channels that it reduces; at "
+            f"most {channels} leaves one hidden unit"
+        )
+    return channels // v.se_reduction
+
+
+def norm_of(channels: int, v: Any) -> Any:
+    """Return a norm as a row has them."""
+    return NORMS[v.norm](channels, v.bn_group, v.bn_momentum)
+
+
+def _middle(inner: int, stride: int, v: Any, rngs: Draws) -> tuple[Any, Any]:
+    """Return a block's inner 3x3 convolution and its norm, or lists of them: one for each part."""
+    middle = BLOCKS[v.block].middle
+    if middle == "parts":
+        width, count = inner // v.scales, v.scales - 1
+        convs = [conv(width, width, 3, rngs, stride, v.groups) for _ in range(count)]
+        return nnx.List(convs), nnx.List([norm_of(width, v) for _ in range(count)])
+    groups = {"full": 1, "grouped": v.groups, "depthwise": inner}[middle]
+    return conv(inner, inner, 3, rngs, stride, groups), norm_of(inner, v)
+
+
+def check(v: Any, planes: Sequence[int]) -> None:
+    """Raise `ValueError` for parts and groups that the channels of a row's blocks do not make."""
+    middle = BLOCKS[v.block].middle
+    if v.first_conv == "raw" and not (middle and v.preact):
+        raise ValueError(
+            "first_conv='raw' is of preactivated blocks that begin with a 1x1 convolution; give "
+            "first_conv='activated'"
+        )
+    if v.se == "conv3x3" and middle in ("", "parts"):
+        raise ValueError(
+            f"se='conv3x3' needs one 3x3 convolution between two 1x1, which block={v.block!r} has "
+            "not; take block='bottleneck', or se='residual'"
+        )
+    if v.se == "identity" and not v.residual:
+        raise ValueError("se='identity' scales the shortcut; leave residual=False out")
+    if middle == "parts":
+        _check_parts(v)
+    if v.base_width:
+        _check_base_width(v, planes)
+        return  # such channels are made of groups
+    inner = BLOCKS[v.block].inner
+    unit = {"grouped": v.groups, "parts": v.scales * v.groups}.get(middle, 1)
+    for number in planes:
+        if number * inner % unit:
+            least = next(n for n in itertools.count(1) if n * inner % unit == 0)
+            parts = f"{v.scales} parts of " if middle == "parts" else ""
+            raise ValueError(
+                f"planes={number}: the {number * inner:g} inner channels of its {v.block} block "
+                f"are not divisible into {parts}{v.groups} groups; take planes that are multiples "
+                f"of {least}"
+            )
+
+
+def _check_base_width(v: Any, planes: Sequence[int]) -> None:
+    if BLOCKS[v.block].middle not in ("grouped", "parts"):
+        raise ValueError(
+            f"base_width={v.base_width} is of blocks whose 3x3 convolutions have groups, not of "
+            f"block={v.block!r}; leave it out, or take block='aggregated' or 'hierarchical'"
+        )
+    if not math.floor(min(planes) * (v.base_width / _UNIT)):
+        raise ValueError(
+            f"base_width={v.base_width} leaves a block of {min(planes)} planes no channels; take "
+            f"at least {math.ceil(_UNIT / min(planes))}"
+        )
+
+
+_UNIT = 160  # planes whose groups have `base_width` channels each
+# What the authors' constructor takes where a config names nothing, beside a base width of 64.
+_RELEASED = {"scales": 4, "groups": 8, "se_reduction": 16}
+
+
+def _check_parts(v: Any) -> None:
+    if v.scales < 2:
+        raise ValueError(
+            f"scales={v.scales} leaves a hierarchical block no parts that read each other; take at "
+            "least 2, or block='aggregated'"
+        )
+    released = all(getattr(v, name) == value for name, value in _RELEASED.items())
+    if released and not v.base_width:
+        given = ", ".join(f"{name}={value}" for name, value in _RELEASED.items())
+        raise ValueError(
+            f"{given} are the default arguments of the authors' code, with which (and with its "
+            "base_width=64) its A1 has 144,344,330 parameters instead of 19,222,738; give "
+            "base_width=64 too, or leave them out for the paper's 8, 4 and 64"
+        )

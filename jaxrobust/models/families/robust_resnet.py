@@ -1,0 +1,369 @@
+"""RobustResNets, their wide residual baselines, and the blocks of the ablations between them.
+
+Source: Huang et al. 2022, "Revisiting Residual Networks for Adversarial Robustness" (arXiv
+2212.11005), and what its released code computes (zhichao-lu/robust-residual-network 8c6d2c2). A
+RobustResBlock is `block="hierarchical", se="residual", first_conv="raw"`. Parity:
+tests/models/test_robust_resnet.py against golden logits of that code.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxrobust.models.families import robust_blocks
+from jaxrobust.models.families.robust_blocks import BLOCKS, SE, Block, conv, norm_of
+from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.renaming import (
+    BATCH_NORM_COUNT,
+    Naming,
+    Row,
+    affine,
+    batch_norm,
+    conv_oihw,
+    linear_oi,
+    naming,
+    row,
+)
+from jaxrobust.models.modules.activations import ACTIVATIONS
+from jaxrobust.models.modules.basic import Linear, Normalize
+from jaxrobust.models.modules.initializers import Draws, torch_uniform
+from jaxrobust.models.modules.norms import NORMS
+from jaxrobust.models.modules.stochastic_depth import split
+from jaxrobust.types import Array, Classifier
+
+STEM = 16  # channels
+
+
+class Variant(NamedTuple):
+    """One row of the table: every field can be overridden in `models.create`."""
+
+    depths: tuple[int, ...]  # blocks of each stage
+    widths: tuple[int, ...] = ()  # of each stage: 16, 32, 64 times it are the planes
+    planes: tuple[int, ...] = ()  # channels of each stage's blocks; empty: those of `widths`
+    block: str = "basic"  # a name in `BLOCKS`
+    se: str = "none"  # squeeze and excitation: a name in `SE`
+    se_reduction: int = 64  # its channels by its hidden units
+    scales: int = 8  # parts of a hierarchical block
+    groups: int = 4  # of the 3x3 convolutions in aggregated and hierarchical blocks: `cardinality`
+    # Of these blocks, as the authors' constructor has it: a group of a 3x3 convolution (in a
+    # hierarchical block, of each part's) has floor(planes * base_width / 160) channels. 0: the
+    # paper's, which are 1.5 times the planes in all, and 2 times.
+    base_width: int = 0
+    activation: str = "relu"
+    norm: str = "batch"  # or group, layer, instance
+    preact: bool = True  # norm and activation before each convolution, else behind it
+    residual: bool = True  # whether blocks have a shortcut
+    # What a first 1x1 convolution reads: the block's input behind norm and activation, or "raw",
+    # the input itself, as the authors' code has it. Where the shortcut is the identity nothing
+    # reads that norm then; it is kept.
+    first_conv: str = "activated"
+    bn_group: int = 0  # batch statistics in training: of the whole batch, or of so many images
+    bn_momentum: float = 0.1  # of the running statistics, torch's
+    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
+    in_channels: int = 3
+    remat: bool = False  # recompute each block in the backward pass instead of storing it
+    scan: bool = False  # compile one block for all of a stage but its first
+    dtype: str = "float32"  # compute type; parameters stay float32
+
+
+_A = {1: ((14, 14, 7), (5, 7, 3)), 2: ((17, 17, 8), (7, 9, 4)), 3: ((22, 22, 11), (8, 11, 5))}
+_A |= {4: ((27, 28, 13), (10, 14, 6))}
+_ROBUST: dict[str, Any] = {"block": "hierarchical", "se": "residual", "first_conv": "raw"}
+VARIANTS = {
+    "wrn_28_10": Variant((4, 4, 4), (10, 10, 10)),
+    "wrn_34_12": Variant((5, 5, 5), (12, 12, 12)),
+    "wrn_46_14": Variant((7, 7, 7), (14, 14, 14)),
+    "wrn_70_16": Variant((11, 11, 11), (16, 16, 16)),
+    "wrn_34_r": Variant((5, 5, 5), (20, 20, 8)),
+    **{f"wrn_a{i}": Variant(*sizes) for i, sizes in _A.items()},
+    "wrn_a4_silu": Variant(*_A[4], activation="silu"),
+    **{f"robustresnet_a{i}": Variant(*sizes, **_ROBUST) for i, sizes in _A.items()},
+}
+
+
+def planes_of(variant: Variant) -> tuple[int, ...]:
+    """Return the planes of each stage."""
+    v = variant
+    return v.planes or tuple((STEM << i) * width for i, width in enumerate(v.widths))
+
+
+class Stage(nnx.Module):
+    """The blocks between two reductions of the map."""
+
+    def __init__(self, blocks: list[Block]) -> None:
+        self.layer = nnx.List(blocks)
+
+
+class RobustResNet(nnx.Module):
+    """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
+
+    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
+        v, ins, stages = variant, STEM, []
+        self.normalize = Normalize(v.in_channels)
+        self.stem_conv = conv(v.in_channels, STEM, 3, rngs)
+        for i, (depth, planes) in enumerate(zip(v.depths, planes_of(v), strict=True)):
+            outs = planes * BLOCKS[v.block].outs
+            rows = [(ins, 2 if i else 1)] + [(outs, 1)] * (depth - 1)
+            stages.append(Stage([Block(a, planes, stride, v, rngs) for a, stride in rows]))
+            ins = outs
+        self.blocks = nnx.List(stages)
+        self.norm1 = norm_of(ins if v.preact else STEM, v)
+        self.fc = Linear(ins, num_classes, init=torch_uniform(ins), rngs=rngs)
+        self.variant = v
+
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
+        v, act = self.variant, ACTIVATIONS[self.variant.activation]
+        x = self.stem_conv(self.normalize(images).astype(jnp.dtype(v.dtype)))
+        x = x if v.preact else act(self.norm1(x, train))
+        keys = [None] * len(v.depths) if key is None else split(key, len(v.depths))
+        rates = np.linspace(0, v.drop_path, sum(v.depths)).tolist()
+        for stage, k in zip(self.blocks, keys, strict=True):
+            own, rates = rates[: len(stage.layer)], rates[len(stage.layer) :]
+            x = _run(stage.layer, x, v, train, k, own)
+        x = act(self.norm1(x, train)) if v.preact else x
+        return self.fc(x.mean(axis=(1, 2)))
+
+
+def _run(blocks, x: Array, v: Variant, train: bool, key: Array | None, rates: list[float]) -> Array:
+    """Run the blocks of a stage; the first one has other arrays, and is never part of a scan."""
+    how: dict[str, Any] = {"train": train, "remat": v.remat}
+    first, rest = (None, None) if key is None else split(key, 2)
+    x = run_blocks(blocks[:1], x, key=first, rates=rates[:1], **how)
+    if len(blocks) == 1:
+        return x
+    return run_blocks(blocks[1:], x, key=rest, rates=rates[1:], scan=v.scan, **how)
+
+
+_LEAST = {"in_channels": 1, "bn_group": 0, "se_reduction": 1, "groups": 1, "base_width": 0}
+
+
+def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
+    v = variant
+    _check_words(v)
+    _check_stages(v)
+    for name, low in _LEAST.items():
+        if (value := getattr(v, name)) < low:
+            raise ValueError(f"{name}={value} must be at least {low}")
+    robust_blocks.check(v, planes_of(v))
+    if not 0 < v.bn_momentum <= 1:
+        raise ValueError(f"bn_momentum={v.bn_momentum} must be above 0 and at most 1")
+    if image_size < 1:
+        raise ValueError(f"image_size={image_size} must be at least 1")
+    return classifier(lambda rngs: RobustResNet(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+
+
+def _check_words(v: Variant) -> None:
+    known = {"block": BLOCKS, "se": SE, "activation": ACTIVATIONS, "norm": NORMS}
+    known["first_conv"] = ("activated", "raw")
+    for name, values in known.items():
+        if (value := getattr(v, name)) not in values:
+            raise ValueError(f"{name}={value!r} is unknown; one of {', '.join(values)}")
+
+
+def _check_stages(v: Variant) -> None:
+    for name in ("depths", "widths", "planes"):
+        values = getattr(v, name)
+        if any(n < 1 for n in values):
+            raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
+    if not v.depths or len(v.depths) != len(planes_of(v)):
+        name = "planes" if v.planes else "widths"
+        raise ValueError(
+            f"depths={v.depths!r} and {name}={getattr(v, name)!r} need one entry for each stage"
+        )
+
+
+_LAYER = r"(blocks\.\d+\.layer\.\d+\.)"
+_CONV = rf"(stem_conv|{_LAYER}(?:conv\d(?:\.\d+)?|shortcut\.0))"
+_NORM = rf"(norm1|{_LAYER}(?:bn\d(?:\.\d+)?|se_bn))"
+
+
+def _rows(convs: list[tuple[str, str]], norms: list[tuple[str, str]]) -> list[Row]:
+    """Return the rows of a naming: patterns of convolutions and norms with their targets."""
+    return [
+        *(row(theirs + r"\.weight", ours + ".kernel", conv_oihw) for theirs, ours in convs),
+        *(row(theirs + r"\.weight", ours + ".scale") for theirs, ours in norms),
+        *(row(theirs + r"\.bias", ours + ".bias") for theirs, ours in norms),
+        *(
+            row(theirs + rf"\.running_{part}", f"{ours}.{part}")
+            for theirs, ours in norms
+            for part in ("mean", "var")
+        ),
+        row(rf"{_LAYER}se\.fc\.0\.weight", r"\1se.fc1.kernel", linear_oi),
+        row(rf"{_LAYER}se\.fc\.2\.weight", r"\1se.fc2.kernel", linear_oi),
+        row(r"fc\.weight", "fc.kernel", linear_oi),
+        row(r"fc\.bias", "fc.bias"),
+        BATCH_NORM_COUNT,
+    ]
+
+
+TORCH_NAMES: list[Row] = _rows([(_CONV, r"\1")], [(_NORM, r"\1")])
+
+
+# RobustBench builds WRN-34-R of the blocks of another project.
+OTHER_NAMES: list[Naming] = [
+    naming(
+        "RobustBench's Huang2021Exploring",
+        r".*\.convShortcut\.weight",
+        _rows(
+            [
+                (rf"(stem_conv|{_LAYER}conv\d)", r"\1"),
+                (rf"{_LAYER}convShortcut", r"\1shortcut.0"),
+            ],
+            [(rf"{_LAYER}(bn\d)", r"\1\2"), ("bn1", "norm1")],
+        ),
+    )
+]
+
+
+def torch_keys(variant: Variant) -> list[str]:
+    """Return the authors' names in their order."""
+    v, middle = variant, BLOCKS[variant.block].middle
+    keys, ins = ["stem_conv.weight"], STEM
+    for i, (depth, planes) in enumerate(zip(v.depths, planes_of(v), strict=True)):
+        for j in range(depth):
+            block, outs = f"blocks.{i}.layer.{j}", planes * BLOCKS[v.block].outs
+            keys += _block_keys(block, v, middle)
+            if v.residual and (ins != outs or (i and not j)):
+                keys.append(f"{block}.shortcut.0.weight")
+            ins = outs
+    return keys + _norm_keys("norm1", v.norm) + affine("fc")
+
+
+def _block_keys(block: str, v: Variant, middle: str) -> list[str]:
+    """Return the names of a block but for its shortcut's."""
+    keys, convs = _norm_keys(f"{block}.bn1", v.norm) if v.preact else [], 3 if middle else 2
+    for i in range(1, convs + 1):
+        parts = [f".{part}" for part in range(v.scales - 1)]
+        parts = parts if middle == "parts" and i == 2 else [""]
+        keys += [f"{block}.conv{i}{part}.weight" for part in parts]
+        if i < convs or not v.preact:
+            norms = [f"{block}.bn{i + v.preact}{part}" for part in parts]
+            keys += [key for norm in norms for key in _norm_keys(norm, v.norm)]
+    if v.se == "residual":
+        keys += _norm_keys(f"{block}.se_bn", v.norm)
+    if v.se != "none":
+        keys += [f"{block}.se.fc.0.weight", f"{block}.se.fc.2.weight"]
+    return keys
+
+
+def _norm_keys(name: str, norm: str) -> list[str]:
+    return {"batch": batch_norm, "instance": lambda _: []}.get(norm, affine)(name)
+
+
+_OF_BLOCK = re.compile(r"blocks\.(\d+)\.layer\.(\d+)\..+")
+_MOST = 1025  # base widths and reductions that are tried, and one
+
+
+def told(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Return the options that arrays of these shapes tell; nothing of arrays of other networks.
+
+    `shapes`: our name -> shape.
+    """
+    last: dict[int, int] = {}  # stage -> number of its last block
+    for match in filter(None, map(_OF_BLOCK.fullmatch, shapes)):
+        stage, block = int(match[1]), int(match[2])
+        last[stage] = max(block, last.get(stage, 0))
+    stages = [_told_of_stage(shapes, f"blocks.{i}.layer.0.") for i in range(len(last))]
+    rows = [row for row in stages if row]
+    if not rows or rows != stages:
+        return {}
+    sizes = {key: tuple(row.pop(key) for row in rows) for key in ("planes", "inner", "squeeze")}
+    if any(row != rows[0] for row in rows):
+        return {}  # of no one block
+    found: dict[str, Any] = {"depths": tuple(last[i] + 1 for i in range(len(last)))}
+    found |= {"planes": sizes["planes"]} | rows[0]
+    if found.get("se") != "none":
+        found["se_reduction"] = _first(
+            lambda n: all(channels // n == hidden for channels, hidden in sizes["squeeze"]),
+            (64, 16, *range(1, _MOST)),  # the usual ones first, of all that give these
+        )
+    if "groups" in found:
+        row = Variant(())._replace(**{key: found[key] for key in found if key in Variant._fields})
+        found["base_width"] = _first(
+            lambda n: _inner(row._replace(base_width=n)) == sizes["inner"], range(_MOST)
+        )
+    for key, of in (("num_classes", "fc.kernel"), ("in_channels", "normalize.mean")):
+        if of in shapes:
+            found[key] = shapes[of][-1]
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _first(fits: Callable[[int], bool], numbers: Iterable[int]) -> int | None:
+    return next(filter(fits, numbers), None)
+
+
+def _inner(v: Variant) -> tuple[int, ...]:
+    return tuple(robust_blocks.inner_of(planes, v) for planes in v.planes)
+
+
+def _told_of_stage(shapes: Mapping[str, tuple[int, ...]], at: str) -> dict[str, Any] | None:
+    """Return what the first block of a stage tells of itself; None: it is none of ours."""
+    own = {key.removeprefix(at): shape for key, shape in shapes.items() if key.startswith(at)}
+    parts = [key for key in own if re.fullmatch(r"conv2\.\d+\.kernel", key)]
+    names = ("conv1.kernel", "conv2.0.kernel" if parts else "conv2.kernel", "conv3.kernel")
+    kernels = [own[name] for name in names if name in own]
+    if len(kernels) < 2 or any(len(kernel) != 4 or 0 in kernel for kernel in kernels):
+        return None
+    inner, outs = kernels[0][3], kernels[-1][3]
+    row: dict[str, Any] = {"block": "basic", "inner": inner}
+    if len(kernels) == 3:
+        groups = kernels[1][3] // kernels[1][2]
+        kind = "bottleneck" if groups == 1 else "inverted" if groups == inner else "aggregated"
+        row["block"] = "hierarchical" if parts else kind
+        if row["block"] in ("aggregated", "hierarchical"):
+            row["groups"] = groups
+    if parts:
+        row["scales"] = len(parts) + 1
+    return row | _told_of_squeeze(own, inner, outs) | {"planes": outs // BLOCKS[row["block"]].outs}
+
+
+def _told_of_squeeze(own: Mapping[str, tuple[int, ...]], inner: int, outs: int) -> dict[str, Any]:
+    """Return what a block's squeeze and excitation tells: its kind, and (channels, hidden)."""
+    if len(own.get("se.fc1.kernel", ())) != 2:
+        return {"se": "none", "squeeze": None}
+    channels, hidden = own["se.fc1.kernel"]
+    # That of the inner channels reduces those of the output.
+    pair = (outs if channels == inner else channels, hidden)
+    residual = any(key.startswith("se_bn.") for key in own)
+    return ({"se": "residual"} if residual else {}) | {"squeeze": pair}
+
+
+# Title on leaderboards, and millions of parameters and 1e9 multiply-adds as Table 2 prints them.
+_KNOWN: dict[str, tuple[str, Paper | None]] = {
+    "wrn_28_10": ("WideResNet-28-10", Paper("36.5", "5.20")),
+    "wrn_34_12": ("WideResNet-34-12", Paper("66.5", "9.60")),
+    "wrn_46_14": ("WideResNet-46-14", Paper("128", "18.6")),
+    "wrn_70_16": ("WideResNet-70-16", Paper("267", "38.8")),
+    "wrn_34_r": ("WideResNet-34-R", Paper("68.1", "19.1")),
+    **{f"wrn_a{i}": (f"WRN-A{i}", None) for i in _A},
+    "wrn_a4_silu": ("WRN-A4 with SiLU", None),
+    "robustresnet_a1": ("RobustResNet-A1", Paper("19.2", "5.11")),
+    "robustresnet_a2": ("RobustResNet-A2", Paper("39.0", "10.8")),
+    "robustresnet_a3": ("RobustResNet-A3", Paper("75.9", "19.9")),
+    "robustresnet_a4": ("RobustResNet-A4", Paper("147", "39.4")),
+}
+
+
+def _reference(name: str) -> Reference:
+    """Return our file in PyTorch with what a row says beyond the defaults."""
+    plain = Variant(())._asdict()
+    fields = VARIANTS[name]._asdict().items()
+    return Reference("robust_resnet.py", {k: v for k, v in fields if v != plain[k]})
+
+
+MEMBERS = {
+    name: Member(_reference(name), paper, counted_at=32, num_classes=10, title=title)
+    for name, (title, paper) in _KNOWN.items()
+}
+NAMES = Names(
+    TORCH_NAMES, torch_keys, stem=r"stem_conv\..*", head=r"fc\..*", others=OTHER_NAMES, told=told
+)
+FAMILY = Family(
+    "robust_resnet", "RobustResNet", VARIANTS, create, NAMES, MEMBERS, "all", any_size=True
+)

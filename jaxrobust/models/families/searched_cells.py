@@ -1,0 +1,223 @@
+"""Cells that a search found, and the operations on their edges.
+
+Sources: RobNet, Guo et al. 2020 (arXiv 1911.10695); AdvRush, Mok et al. 2021 (arXiv 2108.01289);
+RACL, Dong et al. 2020 (arXiv 2009.00902); their operations: Liu et al. 2019 (DARTS, arXiv
+1806.09055). Parity: tests/models/test_searched.py.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxrobust.models.kernels import convolutions, pooling
+from jaxrobust.models.kernels.layers import relu
+from jaxrobust.models.modules.basic import BatchNorm, Conv
+from jaxrobust.models.modules.initializers import Draws, torch_uniform
+from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.types import Array
+
+# The steps of a cell, each the sum of its edges: an operation and the state that it reads. States
+# 0 and 1 are the outputs of the two cells before, the steps' own follow.
+Steps = tuple[tuple[tuple[str, int], ...], ...]
+
+
+class Cell(NamedTuple):
+    """What a search found."""
+
+    normal: Steps
+    reduction: Steps  # of the cells that halve the map, at a third and two thirds of the network
+    affine: bool = True  # whether its batch norms have scale and bias
+    wrapped: bool = False  # whether its authors' names put a module around each operation
+
+
+def _dense(*codes: str) -> Steps:
+    """Return steps that read every state before them."""
+    return tuple(tuple((op, i) for i, op in enumerate(code.split())) for code in codes)
+
+
+def _pairs(*steps: str) -> Steps:
+    """Return steps of written edges, such as "sep3 1, skip 0"."""
+    edges = (step.split(", ") for step in steps)
+    return tuple(tuple((op, int(state)) for op, state in map(str.split, edge)) for edge in edges)
+
+
+_ROBNET = _dense("both both", "both both both", "sep3 both sep3 skip", "both sep3 sep3 sep3 both")
+CELLS = {
+    "robnet": Cell(_ROBNET, _ROBNET, affine=False, wrapped=True),
+    "advrush": Cell(
+        _pairs("sep3 1, sep3 0", "sep5 0, sep3 1", "sep3 1, sep3 0", "skip 0, sep3 1"),
+        _pairs("sep3 0, sep3 1", "skip 0, dil3 2", "skip 0, avg3 1", "skip 0, skip 2"),
+    ),
+    "racl": Cell(
+        _pairs("sep3 0, sep3 1", "sep5 0, skip 1", "sep3 0, skip 3", "sep3 3, skip 4"),
+        _pairs("sep3 0, sep5 1", "avg3 0, dil3 1", "sep3 0, sep5 1", "sep3 2, dil3 3"),
+    ),
+}
+
+
+class Maker(NamedTuple):
+    """What all parts of a cell are made with."""
+
+    variant: Any  # the row
+    rngs: Draws
+
+    def conv(self, ins: int, outs: int, *, stride: int = 1) -> Conv:
+        """Return a 1x1 convolution without bias."""
+        return Conv(ins, outs, 1, stride=stride, bias=False, torch_init=True, rngs=self.rngs)
+
+    def norm(self, channels: int) -> BatchNorm:
+        """Return a batch norm as the cell has them."""
+        v = self.variant
+        how: dict[str, Any] = {"group": v.bn_group, "momentum": v.bn_momentum}
+        return BatchNorm(channels, affine=CELLS[v.cell].affine, **how)
+
+
+class Depthwise(nnx.Module):
+    """Depthwise convolution without bias; [k, k, 1, C] kernel."""
+
+    def __init__(self, channels: int, kernel: int, stride: int, dilation: int, rngs: Draws) -> None:
+        draw = torch_uniform(kernel * kernel)
+        self.kernel = nnx.Param(draw(rngs.params(), (kernel, kernel, 1, channels)))
+        self.stride, self.dilation = stride, dilation
+
+    def __call__(self, x: Array) -> Array:
+        return convolutions.depthwise_conv(
+            x, self.kernel[...], stride=self.stride, dilation=self.dilation
+        )
+
+
+class Separable(nnx.Module):
+    """ReLU, depthwise convolution, 1x1 convolution and norm, once or twice."""
+
+    def __init__(
+        self, channels: int, stride: int, make: Maker, kernel: int, *, dilation: int, times: int
+    ) -> None:
+        self.times = times
+        for i in range(1, times + 1):
+            own = stride if i == 1 else 1
+            setattr(self, f"dw{i}", Depthwise(channels, kernel, own, dilation, make.rngs))
+            setattr(self, f"pw{i}", make.conv(channels, channels))
+            setattr(self, f"bn{i}", make.norm(channels))
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        for i in range(1, self.times + 1):
+            depthwise, pointwise, norm = (
+                getattr(self, f"{part}{i}") for part in ("dw", "pw", "bn")
+            )
+            x = norm(pointwise(depthwise(relu(x))), train)
+        return x
+
+
+class Reduce(nnx.Module):
+    """ReLU, two 1x1 convolutions of stride 2, one of them a pixel further on, together, norm."""
+
+    def __init__(self, ins: int, outs: int, make: Maker) -> None:
+        self.conv_1 = make.conv(ins, outs // 2, stride=2)
+        self.conv_2 = make.conv(ins, outs // 2, stride=2)
+        self.bn = make.norm(outs)
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = relu(x)
+        halves = [self.conv_1(x), self.conv_2(x[:, 1:, 1:])]
+        return self.bn(jnp.concatenate(halves, -1), train)
+
+
+class Project(nnx.Module):
+    """ReLU, 1x1 convolution, norm."""
+
+    def __init__(self, ins: int, outs: int, make: Maker) -> None:
+        self.conv, self.bn = make.conv(ins, outs), make.norm(outs)
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        return self.bn(self.conv(relu(x)), train)
+
+
+class Both(nnx.Module):
+    """The sum of a separable convolution and a skip."""
+
+    def __init__(self, channels: int, stride: int, make: Maker) -> None:
+        self.conv = _separable(channels, stride, make)
+        self.res = _skip(channels, stride, make)
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        return self.conv(x, train) + self.res(x, train)
+
+
+class Identity(nnx.Module):
+    """The input itself."""
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        return x
+
+
+class Mean(nnx.Module):
+    """3x3 average pooling whose windows end at the border."""
+
+    def __init__(self, stride: int) -> None:
+        self.stride = stride
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        return pooling.avg_pool(x, stride=self.stride, count_padding=False)
+
+
+def _separable(channels: int, stride: int, make: Maker, kernel: int = 3) -> Any:
+    return Separable(channels, stride, make, kernel, dilation=1, times=2)
+
+
+def _skip(channels: int, stride: int, make: Maker) -> Any:
+    return Identity() if stride == 1 else Reduce(channels, channels, make)
+
+
+# name -> (channels, stride, maker) -> module
+OPERATIONS: dict[str, Callable[[int, int, Maker], Any]] = {
+    "sep3": _separable,
+    "sep5": lambda channels, stride, make: _separable(channels, stride, make, 5),
+    "dil3": lambda channels, stride, make: Separable(
+        channels, stride, make, 3, dilation=2, times=1
+    ),
+    "skip": _skip,
+    "avg3": lambda channels, stride, make: Mean(stride),
+    "both": Both,
+}
+
+
+class Place(NamedTuple):
+    """What a cell's place in the network decides."""
+
+    width: int
+    reduces: bool
+    after_reduction: bool
+
+
+class Block(nnx.Module):
+    """One cell: the outputs of the two before -> the output of the last one and its own."""
+
+    def __init__(self, ins: tuple[int, int], place: Place, make: Maker) -> None:
+        width, cell = place.width, CELLS[make.variant.cell]
+        old = Reduce if place.after_reduction else Project
+        self.preprocess0, self.preprocess1 = old(ins[0], width, make), Project(ins[1], width, make)
+        self.steps = cell.reduction if place.reduces else cell.normal
+        self.ops = nnx.List(
+            [
+                OPERATIONS[op](width, 2 if place.reduces and state < 2 else 1, make)
+                for step in self.steps
+                for op, state in step
+            ]
+        )
+
+    def __call__(
+        self, before: tuple[Array, Array], drop: Drop | None, train: bool
+    ) -> tuple[Array, Array]:
+        paths = iter(branches(drop, len(self.ops)))
+        states = [self.preprocess0(before[0], train), self.preprocess1(before[1], train)]
+        ops = iter(self.ops)
+        for step in self.steps:
+            edges = [(next(ops), next(paths), states[state]) for _, state in step]
+            made = [
+                op(x, train) if isinstance(op, Identity) else path(op(x, train))
+                for op, path, x in edges
+            ]
+            states.append(sum(made[1:], made[0]))
+        return before[1], jnp.concatenate(states[2:], -1)

@@ -1,0 +1,65 @@
+"""The ways from pixels to features that several architectures share, and their weight names.
+
+Source: Singh, Croce, Hein 2023 (arXiv 2303.01870), section 4, and nmndeep/revisiting-at.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from flax import nnx
+
+from jaxrobust.models.interface.renaming import Row, affine, conv_oihw, row
+from jaxrobust.models.modules.basic import Conv, Gelu, LayerNorm
+from jaxrobust.models.modules.initializers import Draws
+
+
+def conv_stem(v: Any, rngs: Draws, *, project: int = 0) -> list[nnx.Module]:
+    """Return the ConvStem of a variant: convolutions with LN and GELU each; with `project`,
+    also a bare 1x1 one to it.
+
+    Its kernels are odd, by default 3 of each; their padding is half of them.
+    """
+    stem: list[nnx.Module] = []
+    ins, kernels = v.in_channels, v.stem_kernels or (3,) * len(v.stem_widths)
+    for out, stride, k in zip(v.stem_widths, v.stem_strides, kernels, strict=True):
+        conv = Conv(ins, out, k, stride=stride, padding=k // 2, torch_init=True, rngs=rngs)
+        stem += [conv, LayerNorm(out), Gelu()]
+        ins = out
+    if project:
+        stem.append(Conv(ins, project, 1, torch_init=True, rngs=rngs))
+    return stem
+
+
+def conv_stem_rows(theirs: str, ours: str) -> list[Row]:
+    """Return the rows of a ConvStem: convolutions at 0, 3, 6, ..., norms behind them, GELUs
+    between.
+    """
+    return [
+        row(theirs + r"\.(0|3|6|9|12)\.weight", ours + r".\1.kernel", conv_oihw),
+        row(theirs + r"\.(1|4|7|10)\.weight", ours + r".\1.scale"),
+        row(theirs + r"\.(\d+)\.bias", ours + r".\1.bias"),
+    ]
+
+
+def conv_stem_keys(prefix: str, convolutions: int, *, project: bool = False) -> list[str]:
+    """Return the reference's names of a ConvStem, in its order."""
+    slots = [slot for i in range(convolutions) for slot in (3 * i, 3 * i + 1)]
+    return affine(*(f"{prefix}.{slot}" for slot in slots + [3 * convolutions] * project))
+
+
+def check_stem(widths: Sequence[int], strides: Sequence[int], kernels: Sequence[int] = ()) -> None:
+    """Raise `ValueError` if a stem's row cannot work; a PatchStem has no widths and one stride."""
+    rows = {"stem_widths": widths, "stem_strides": strides, "stem_kernels": kernels}
+    for name, values in rows.items():
+        if not (isinstance(values, tuple | list) and all(n >= 1 for n in values)):
+            raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
+    if len(strides) != max(1, len(widths)):
+        raise ValueError(
+            f"stem_strides={strides} needs {max(1, len(widths))} entries: one for "
+            "each ConvStem convolution, or one for a PatchStem"
+        )
+    if kernels and (len(kernels) != len(widths) or not all(k % 2 for k in kernels)):
+        raise ValueError(
+            f"stem_kernels={kernels} must be odd, and one for each of stem_widths={widths} (a "
+            "PatchStem's is as large as its stride)"
+        )

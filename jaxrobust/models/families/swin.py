@@ -1,0 +1,364 @@
+"""Swin Transformer: attention inside windows that shift from block to block.
+
+Source: Liu et al. 2021 (arXiv 2103.14030). Parity: tests/models/test_swin.py against timm 1.0.9 and
+the seeded-weight golden logits.
+"""
+
+import math
+from typing import Any, NamedTuple, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.family import Family, Member, Names, Reference
+from jaxrobust.models.interface.renaming import (
+    Naming,
+    Row,
+    affine,
+    conv_oihw,
+    drop,
+    linear_oi,
+    naming,
+    row,
+)
+from jaxrobust.models.kernels import attention
+from jaxrobust.models.kernels.primitives import widened
+from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Mlp, Normalize
+from jaxrobust.models.modules.initializers import Draws, normal_02
+from jaxrobust.models.modules.stochastic_depth import Drop, branches, split
+from jaxrobust.types import Array, Classifier
+
+Map = TypeVar("Map", Array, np.ndarray)
+
+
+class Variant(NamedTuple):
+    """One row of the table: every field can be overridden in `models.create`."""
+
+    dim: int  # of the first stage; doubles at each that follows
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    patch: int = 4
+    window: int = 7
+    eps: float = 1e-5  # of the layer norms
+    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
+    in_channels: int = 3
+    remat: bool = False  # recompute each block in the backward pass instead of storing it
+    dtype: str = "float32"  # compute type; parameters stay float32
+
+
+VARIANTS = {
+    "swin_b": Variant(128, (2, 2, 18, 2), (4, 8, 16, 32)),
+    "swin_l": Variant(192, (2, 2, 18, 2), (6, 12, 24, 48)),
+}
+
+
+# Windows: x f[B,S,S,D] of a map with S a multiple of the window w, as f[B*(S/w)^2,w*w,D] and back.
+
+
+def partition(x: Map, window: int) -> Map:
+    """Return the windows of each image, row by row, as a batch."""
+    batch, side, _, dim = x.shape
+    count = side // window
+    x = x.reshape(batch, count, window, count, window, dim).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, window * window, dim)
+
+
+def merged(windows: Map, side: int) -> Map:
+    """Return the maps that `partition` cut."""
+    _, tokens, dim = windows.shape
+    window = math.isqrt(tokens)
+    count = side // window
+    x = windows.reshape(-1, count, count, window, window, dim).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(-1, side, side, dim)
+
+
+def relative_index(window: int) -> np.ndarray:
+    """Return i[N,N]: where the bias of a query and a key stands in the table, by their offset."""
+    y, x = np.divmod(np.arange(window**2), window)
+    rows, columns = (at[:, None] - at[None] + window - 1 for at in (y, x))
+    return rows * (2 * window - 1) + columns
+
+
+def shift_mask(side: int, window: int, shift: int) -> np.ndarray:
+    """Return f[windows,N,N]: -100 where a cyclic shift made strangers neighbours, else 0."""
+    band = np.digitize(np.arange(side), [side - window, side - shift])
+    label = partition((3 * band[:, None] + band[None])[None, :, :, None], window)[:, :, 0]
+    return np.where(label[:, :, None] == label[:, None], 0.0, -100.0)
+
+
+class WindowAttention(nnx.Module):
+    """Attention inside each window, with a learned bias for each offset."""
+
+    def __init__(self, dim: int, heads: int, window: int, rngs: Draws) -> None:
+        table = ((2 * window - 1) ** 2, heads)
+        self.relative_position_bias_table = nnx.Param(normal_02(rngs.params(), table))
+        self.qkv = Linear(dim, 3 * dim, rngs=rngs)
+        self.proj = Linear(dim, dim, rngs=rngs)
+        self.heads, self.window = heads, window
+
+    def __call__(self, x: Array, mask: np.ndarray | None) -> Array:
+        windows, tokens, dim = x.shape
+        index = relative_index(self.window).ravel()
+        # Wide, as the gradients of an offset's pairs are added up in the type of its bias.
+        (table,) = widened(self.relative_position_bias_table[...])
+        bias = table[index].reshape(tokens, tokens, self.heads).transpose(2, 0, 1)
+        if mask is not None:
+            bias = bias[None] + jnp.asarray(mask, bias.dtype)[:, None]  # for each of the windows
+        qkv = self.qkv(x).reshape(windows, tokens, 3, self.heads, dim // self.heads)
+        return self.proj(attention.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], bias=bias))
+
+
+class Block(nnx.Module):
+    """x plus attention in shifted windows, plus MLP."""
+
+    def __init__(
+        self, dim: int, heads: int, window: int, shift: int, eps: float, rngs: Draws
+    ) -> None:
+        self.norm1 = LayerNorm(dim, eps=eps)
+        self.attn = WindowAttention(dim, heads, window, rngs)
+        self.norm2 = LayerNorm(dim, eps=eps)
+        self.mlp = Mlp(dim, rngs)
+        self.window, self.shift = window, shift
+
+    def windowed(self, x: Array) -> Array:
+        """Return the attention of f[B,S,S,D]: shifted, zero-padded to whole windows, and back."""
+        side, shift, rest = x.shape[1], self.shift, -x.shape[1] % self.window
+        x = jnp.roll(x, (-shift, -shift), (1, 2)) if shift else x
+        x = jnp.pad(x, ((0, 0), (0, rest), (0, rest), (0, 0))) if rest else x
+        mask = shift_mask(side + rest, self.window, shift) if shift else None
+        x = merged(self.attn(partition(x, self.window), mask), side + rest)[:, :side, :side]
+        return jnp.roll(x, (shift, shift), (1, 2)) if shift else x
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        del train
+        attn_path, mlp_path = branches(drop, 2)
+        x = x + attn_path(self.windowed(self.norm1(x)))
+        return x + mlp_path(self.mlp(self.norm2(x)))
+
+
+class Merge(nnx.Module):
+    """Each 2x2 neighbours (column by column) as one token: LN, linear to twice the channels."""
+
+    def __init__(self, dim: int, eps: float, rngs: Draws) -> None:
+        self.norm = LayerNorm(4 * dim, eps=eps)
+        self.reduction = Linear(4 * dim, 2 * dim, bias=False, rngs=rngs)
+
+    def __call__(self, x: Array) -> Array:
+        batch, side, _, dim = x.shape
+        half, odd = -(-side // 2), side % 2
+        x = jnp.pad(x, ((0, 0), (0, odd), (0, odd), (0, 0)))
+        x = x.reshape(batch, half, 2, half, 2, dim).transpose(0, 1, 3, 4, 2, 5)
+        return self.reduction(self.norm(x.reshape(batch, half, half, 4 * dim)))
+
+
+class Stage(nnx.Module):
+    """The merge (but for the first stage), then the blocks, every second one shifted.
+
+    A map whose `side` is not larger than the window has windows of that side and no shift.
+    """
+
+    def __init__(self, v: Variant, stage: int, side: int, rngs: Draws) -> None:
+        dim, heads = v.dim << stage, v.heads[stage]
+        window = min(v.window, side)
+        shift = window // 2 if side > window else 0
+        self.downsample = Merge(dim // 2, v.eps, rngs) if stage else None
+        self.blocks = nnx.List(
+            [
+                Block(dim, heads, window, shift * (i % 2), v.eps, rngs)
+                for i in range(v.depths[stage])
+            ]
+        )
+
+    def __call__(self, x: Array, **how: Any) -> Array:
+        x = x if self.downsample is None else self.downsample(x)
+        return run_blocks(self.blocks, x, **how)
+
+
+class PatchEmbed(nnx.Module):
+    """Convolution of each patch, then LN."""
+
+    def __init__(self, v: Variant, rngs: Draws) -> None:
+        self.proj = Conv(v.in_channels, v.dim, v.patch, stride=v.patch, torch_init=True, rngs=rngs)
+        self.norm = LayerNorm(v.dim, eps=v.eps)
+
+    def __call__(self, x: Array) -> Array:
+        return self.norm(self.proj(x))
+
+
+class Head(nnx.Module):
+    """The classifier of the pooled features."""
+
+    def __init__(self, dim: int, num_classes: int, rngs: Draws) -> None:
+        self.fc = Linear(dim, num_classes, rngs=rngs)
+
+    def __call__(self, pooled: Array) -> Array:
+        return self.fc(pooled)
+
+
+class Swin(nnx.Module):
+    """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
+
+    def __init__(self, variant: Variant, num_classes: int, image_size: int, rngs: Draws) -> None:
+        v = variant
+        self.normalize = Normalize(v.in_channels)
+        self.patch_embed = PatchEmbed(v, rngs)
+        # Rounded down, as the reference decides about windows, though a merge pads an odd map.
+        sides = [max(1, image_size // (v.patch << i)) for i in range(len(v.depths))]
+        self.layers = nnx.List([Stage(v, i, side, rngs) for i, side in enumerate(sides)])
+        self.norm = LayerNorm(v.dim << (len(v.depths) - 1), eps=v.eps)
+        self.head = Head(v.dim << (len(v.depths) - 1), num_classes, rngs)
+        self.variant, self.image_size = v, image_size
+
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
+        v, size = self.variant, self.image_size
+        if images.shape[1:3] != (size, size):
+            raise ValueError(
+                f"images have shape {images.shape}, but the windows of this network are those of "
+                f"image_size={size}; create it with the images' size"
+            )
+        x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)))
+        keys = [None] * len(v.depths) if key is None else split(key, len(v.depths))
+        rates = np.linspace(0, v.drop_path, sum(v.depths)).tolist()
+        ends = np.cumsum(v.depths)
+        for stage, end, depth, k in zip(self.layers, ends, v.depths, keys, strict=True):
+            how = {"train": train, "key": k, "remat": v.remat}
+            x = stage(x, rates=rates[end - depth : end], **how)
+        return self.head(self.norm(x).mean(axis=(1, 2)))
+
+
+def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
+    v = variant
+    for name in ("depths", "heads"):
+        values = getattr(v, name)
+        if not (isinstance(values, tuple | list) and values and all(n >= 1 for n in values)):
+            raise ValueError(f"{name}={values!r} must be a tuple of positive integers")
+    if len(v.depths) != len(v.heads):
+        raise ValueError(f"depths={v.depths} and heads={v.heads} must have the same length")
+    for name in ("dim", "patch", "window", "in_channels"):
+        if getattr(v, name) < 1:
+            raise ValueError(f"{name}={getattr(v, name)} must be at least 1")
+    if not v.eps > 0:
+        raise ValueError(f"eps={v.eps} must be above 0")
+    if any((v.dim << i) % heads for i, heads in enumerate(v.heads)):
+        raise ValueError(f"heads={v.heads} must divide dim={v.dim}, doubled at every stage")
+    if image_size < v.patch or image_size % v.patch:
+        near = max(v.patch, image_size // v.patch * v.patch)
+        raise ValueError(
+            f"image_size={image_size} is not a whole number of patches of {v.patch} px; use {near} "
+            f"or {near + v.patch}"
+        )
+    make = lambda rngs: Swin(v, num_classes, image_size, rngs)  # noqa: E731
+    return classifier(make, dtype=jnp.dtype(v.dtype))
+
+
+_WINDOW = max(variant.window for variant in VARIANTS.values())
+
+
+def cropped(table: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return a table of position biases for the window of a small map: every offset keeps its bias.
+
+    What is no such table, or has other heads, comes back as it is.
+
+    Raises:
+      ValueError: the new window is larger, so that there are offsets without a bias; or the old
+        one is larger than the table of variants knows, so that every block's differs.
+    """
+    if table.ndim != 2 or len(shape) != 2 or table.shape[1] != shape[1]:
+        return table
+    old, new = math.isqrt(len(table)), math.isqrt(shape[0])
+    if old**2 != len(table) or old % 2 == 0:
+        return table
+    before, after = (old + 1) // 2, (new + 1) // 2
+    if before > _WINDOW:
+        raise ValueError(
+            f"relative position biases of a window of {before}: create the network with "
+            f"window={before}, and for images whose maps are not smaller"
+        )
+    if after > before:
+        raise ValueError(
+            f"relative position biases for a window of {before} do not reach all of one of "
+            f"{after}; keep the window that the weights were trained with"
+        )
+    cut = slice((old - new) // 2, (old + new) // 2)
+    return table.reshape(old, old, -1)[cut, cut].reshape(new * new, -1)
+
+
+_BLOCK = r"layers\.\d\.blocks\.\d+"
+_LINEARS = rf"{_BLOCK}\.(?:attn\.(?:qkv|proj)|mlp\.fc[12])"
+_NORMS = rf"{_BLOCK}\.norm[12]|patch_embed\.norm|norm"
+_SHARED: list[Row] = [
+    row(r"patch_embed\.proj\.weight", "patch_embed.proj.kernel", conv_oihw),
+    row(rf"({_LINEARS})\.weight", r"\1.kernel", linear_oi),
+    row(rf"({_NORMS})\.weight", r"\1.scale"),
+    row(rf"({_LINEARS}|{_NORMS}|patch_embed\.proj)\.bias", r"\1.bias"),
+    row(rf"({_BLOCK}\.attn\.relative_position_bias_table)", r"\1", resize=cropped),
+    drop(r".+\.relative_position_index", "follows from the window"),
+    drop(r".+\.attn_mask", "follows from the image size and the window"),
+]
+
+
+def _moved(theirs: str, ours: str) -> list[Row]:
+    """Return the rows of one merge."""
+    return [
+        row(theirs + r"\.norm\.weight", ours + ".norm.scale"),
+        row(theirs + r"\.norm\.bias", ours + ".norm.bias"),
+        row(theirs + r"\.reduction\.weight", ours + ".reduction.kernel", linear_oi),
+    ]
+
+
+def _head(theirs: str) -> list[Row]:
+    return [
+        row(theirs + r"\.weight", "head.fc.kernel", linear_oi),
+        row(theirs + r"\.bias", "head.fc.bias"),
+    ]
+
+
+TORCH_NAMES: list[Row] = [
+    *_SHARED,
+    *_moved(r"layers\.([123])\.downsample", r"layers.\1.downsample"),
+    *_head(r"head\.fc"),
+]
+
+OTHER_NAMES: list[Naming] = [
+    naming(
+        "Microsoft's Swin and timm before 0.9, whose merges end a stage",
+        r"layers\.0\.downsample\..*|head\.(weight|bias)",
+        [
+            *_SHARED,
+            *(
+                merge
+                for i in range(3)
+                for merge in _moved(rf"layers\.{i}\.downsample", f"layers.{i + 1}.downsample")
+            ),
+            *_head("head"),
+        ],
+    )
+]
+
+
+def torch_keys(variant: Variant) -> list[str]:
+    """Return the reference's names in its order (timm 1.0.9)."""
+    keys = affine("patch_embed.proj", "patch_embed.norm")
+    for i, depth in enumerate(variant.depths):
+        if i:
+            merge = f"layers.{i}.downsample"
+            keys += [*affine(f"{merge}.norm"), f"{merge}.reduction.weight"]
+        for j in range(depth):
+            b = f"layers.{i}.blocks.{j}"
+            keys += [*affine(f"{b}.norm1"), f"{b}.attn.relative_position_bias_table"]
+            modules = ("attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+            keys += affine(*(f"{b}.{module}" for module in modules))
+    return keys + affine("norm", "head.fc")
+
+
+MEMBERS = {
+    "swin_b": Member(Reference("swin_base_patch4_window7_224")),
+    "swin_l": Member(Reference("swin_large_patch4_window7_224")),
+}
+NAMES = Names(
+    TORCH_NAMES, torch_keys, stem=r"patch_embed\..*", head=r"head\.fc\..*", others=OTHER_NAMES
+)
+FAMILY = Family("swin", "Swin", VARIANTS, create, NAMES, MEMBERS, "matrices")

@@ -1,0 +1,270 @@
+"""Vision transformers: ViT and DeiT S and B, DeiT-III M; each with PatchStem or ConvStem.
+
+Sources: Dosovitskiy et al. 2021 (arXiv 2010.11929), Touvron et al. 2021 and 2022 (2012.12877,
+2204.07118); stems: Singh, Croce, Hein 2023 (2303.01870).
+Parity: tests/models/test_vit.py against timm 1.0.9 and the golden logits.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxrobust.models.families import stems
+from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.renaming import (
+    Naming,
+    Row,
+    affine,
+    conv_oihw,
+    linear_oi,
+    naming,
+    row,
+)
+from jaxrobust.models.kernels import attention, layers
+from jaxrobust.models.kernels.primitives import add_bias, spread
+from jaxrobust.models.modules.basic import Conv, LayerNorm, Linear, Mlp, Normalize
+from jaxrobust.models.modules.initializers import Draws, normal_02
+from jaxrobust.models.modules.positions import resized
+from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.types import Array, Classifier
+
+
+class Variant(NamedTuple):
+    """One row of the table: every field can be overridden in `models.create`."""
+
+    dim: int
+    depth: int
+    heads: int
+    stem_widths: tuple[int, ...] = ()  # of the ConvStem's convolutions; empty: PatchStem
+    stem_strides: tuple[int, ...] = (16,)  # a PatchStem's kernel is as large as its stride
+    class_position: bool = True  # the class token has a position too
+    gamma_init: float | None = None  # of LayerScale; None: there is none
+    drop_path: float = 0.0  # of the last block; grows linearly from 0 at the first
+    stem_kernels: tuple[int, ...] = ()  # of the ConvStem's convolutions, odd; empty: 3 of each
+    in_channels: int = 3
+    remat: bool = False  # recompute each block in the backward pass instead of storing it
+    scan: bool = False  # compile one block for all of them
+    dtype: str = "float32"  # compute type; parameters stay float32
+
+
+_S, _B = Variant(384, 12, 6), Variant(768, 12, 12)
+_M = Variant(512, 12, 8, class_position=False, gamma_init=1e-6)
+_WIDTHS, _STRIDES = (48, 96, 192, 384), (2, 2, 2, 2)
+VARIANTS = {
+    "vit_s": _S,
+    "vit_s_cvst": _S._replace(stem_widths=_WIDTHS, stem_strides=_STRIDES),
+    "vit_m": _M,
+    "vit_m_cvst": _M._replace(stem_widths=_WIDTHS, stem_strides=_STRIDES),
+    "vit_b": _B,
+    "vit_b_cvst": _B._replace(stem_widths=_WIDTHS, stem_strides=_STRIDES),
+    "deit_s": _S,  # the network of vit_s; other weights are published for it
+}
+
+
+class Attention(nnx.Module):
+    """Attention of all tokens to all tokens; query, key and value come from one map."""
+
+    def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
+        self.qkv = Linear(dim, 3 * dim, rngs=rngs)
+        self.proj = Linear(dim, dim, rngs=rngs)
+        self.heads = heads
+
+    def __call__(self, x: Array) -> Array:
+        batch, tokens, dim = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads)
+        return self.proj(attention.attention(*(qkv[:, :, i] for i in range(3))))
+
+
+class LayerScale(nnx.Module):
+    """A factor for each channel."""
+
+    def __init__(self, dim: int, init: float) -> None:
+        self.gamma = nnx.Param(jnp.full(dim, init, jnp.float32))
+
+    def __call__(self, x: Array) -> Array:
+        return layers.scale(x, self.gamma[...])
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each normalised before, scaled after (where there is LayerScale)."""
+
+    def __init__(self, v: Variant, rngs: Draws) -> None:
+        self.norm1, self.norm2 = LayerNorm(v.dim), LayerNorm(v.dim)
+        self.attn = Attention(v.dim, v.heads, rngs)
+        self.mlp = Mlp(v.dim, rngs)
+        self.ls1 = None if v.gamma_init is None else LayerScale(v.dim, v.gamma_init)
+        self.ls2 = None if v.gamma_init is None else LayerScale(v.dim, v.gamma_init)
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        del train
+        path1, path2 = branches(drop, 2)
+        ls1, ls2 = (ls or (lambda y: y) for ls in (self.ls1, self.ls2))
+        x = x + path1(ls1(self.attn(self.norm1(x))))
+        return x + path2(ls2(self.mlp(self.norm2(x))))
+
+
+class PatchEmbed(nnx.Module):
+    """Images to tokens f[B,N,D], row by row of the grid."""
+
+    def __init__(self, stem: list[nnx.Module]) -> None:
+        self.proj = nnx.List(stem)
+
+    def __call__(self, images: Array, grid: int) -> Array:
+        x = images
+        for layer in self.proj:
+            x = layer(x)
+        if x.shape[1:3] != (grid, grid):
+            raise ValueError(
+                f"images of {images.shape[1]}x{images.shape[2]} px give {x.shape[1]}x{x.shape[2]} "
+                f"patches, this network has positions for {grid}x{grid}: create it, and convert "
+                "its weights, with their image_size"
+            )
+        return x.reshape(x.shape[0], grid * grid, x.shape[3])
+
+
+class VisionTransformer(nnx.Module):
+    """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
+
+    def __init__(self, variant: Variant, num_classes: int, grid: int, rngs: Draws) -> None:
+        v = variant
+        self.normalize = Normalize(v.in_channels)
+        self.patch_embed = PatchEmbed(_stem(v, rngs))
+        tokens = grid * grid + v.class_position
+        self.pos_embed = nnx.Param(normal_02(rngs.params(), (1, tokens, v.dim)))
+        self.cls_token = nnx.Param(1e-6 * jax.random.normal(rngs.params(), (1, 1, v.dim)))
+        self.blocks = nnx.List([Block(v, rngs) for _ in range(v.depth)])
+        self.norm = LayerNorm(v.dim)
+        self.head = Linear(v.dim, num_classes, rngs=rngs)
+        self.variant, self.grid = v, grid
+
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
+        v = self.variant
+        images = self.normalize(images).astype(jnp.dtype(v.dtype))
+        x = self.patch_embed(images, self.grid)
+        token = spread(self.cls_token[...], (x.shape[0], 1, v.dim))
+        if v.class_position:
+            x = add_bias(jnp.concatenate([token, x], axis=1), self.pos_embed[...])
+        else:
+            x = jnp.concatenate([token, add_bias(x, self.pos_embed[...])], axis=1)
+        rates = np.linspace(0, v.drop_path, v.depth).tolist()
+        x = run_blocks(
+            self.blocks, x, train=train, key=key, rates=rates, remat=v.remat, scan=v.scan
+        )
+        return self.head(self.norm(x[:, 0]))
+
+
+def _stem(v: Variant, rngs) -> list[nnx.Module]:
+    if v.stem_widths:
+        return stems.conv_stem(v, rngs, project=v.dim)
+    return patch_stem(v, rngs)
+
+
+def patch_stem(v: Any, rngs: Draws) -> list[nnx.Module]:
+    """Return one convolution with windows as large as its stride, as PyTorch draws it."""
+    (stride,) = v.stem_strides
+    return [Conv(v.in_channels, v.dim, stride, stride=stride, torch_init=True, rngs=rngs)]
+
+
+def grid_of(v: Any, image_size: int) -> int:
+    """Return the side of the grid of patches; `ValueError` where row or size cannot make a
+    transformer.
+    """
+    if min(v.dim, v.depth, v.heads, v.in_channels) < 1 or v.dim % v.heads:
+        raise ValueError(
+            f"dim={v.dim}, depth={v.depth}, heads={v.heads}, in_channels={v.in_channels} must be "
+            "positive, and heads a divisor of dim"
+        )
+    patch = math.prod(v.stem_strides)
+    if image_size < patch or image_size % patch:
+        near = max(patch, round(image_size / patch) * patch)
+        raise ValueError(
+            f"image_size={image_size} is not a whole number of patches of {patch} px; use "
+            f"image_size={near}, or other stem_strides"
+        )
+    return image_size // patch
+
+
+def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
+    v = variant
+    stems.check_stem(v.stem_widths, v.stem_strides, v.stem_kernels)
+    grid = grid_of(v, image_size)
+    return classifier(
+        lambda rngs: VisionTransformer(v, num_classes, grid, rngs), dtype=jnp.dtype(v.dtype)
+    )
+
+
+# Our names of what `--init-stem` and `--num-classes` draw.
+def token_rows(blocks: str) -> list[Row]:
+    """Return the rows of patches, positions, head, and of the maps and norms in `blocks` (a
+    pattern).
+    """
+    place = rf"({blocks})"
+    return [
+        row(r"cls_token", "cls_token"),
+        row(r"pos_embed", "pos_embed", resize=resized),
+        row(r"patch_embed\.proj\.weight", "patch_embed.proj.0.kernel", conv_oihw),
+        row(r"patch_embed\.proj\.bias", "patch_embed.proj.0.bias"),
+        row(place + r"\.norm([12])\.weight", r"\1.norm\2.scale"),
+        row(place + r"\.(attn\.\w+|mlp\.fc[12])\.weight", r"\1.\2.kernel", linear_oi),
+        row(place + r"\.(norm[12]|attn\.\w+|mlp\.fc[12])\.bias", r"\1.\2.bias"),
+        row(r"norm\.weight", "norm.scale"),
+        row(r"head\.weight", "head.kernel", linear_oi),
+        row(r"(norm|head)\.bias", r"\1.bias"),
+    ]
+
+
+_SHARED = [
+    *token_rows(r"blocks\.\d+"),
+    *stems.conv_stem_rows(r"patch_embed\.proj\.stem", "patch_embed.proj"),
+]
+TORCH_NAMES: list[Row] = [*_SHARED, row(r"(blocks\.\d+\.ls[12])\.gamma", r"\1.gamma")]
+OTHER_NAMES: list[Naming] = [
+    naming(
+        "Facebook's DeiT-III",
+        r"blocks\.\d+\.gamma_[12]",
+        [*_SHARED, row(r"(blocks\.\d+)\.gamma_([12])", r"\1.ls\2.gamma")],
+    )
+]
+
+
+def torch_keys(variant: Variant) -> list[str]:
+    """Return the reference's names in its order (timm 1.0.9; with ConvStem, the paper's files)."""
+    v = variant
+    keys = ["cls_token", "pos_embed"]
+    if v.stem_widths:
+        stem = "patch_embed.proj.stem"
+        keys += stems.conv_stem_keys(stem, len(v.stem_widths), project=True)
+    else:
+        keys += affine("patch_embed.proj")
+    for i in range(v.depth):
+        block = f"blocks.{i}."
+        for number, modules in enumerate((("attn.qkv", "attn.proj"), ("mlp.fc1", "mlp.fc2")), 1):
+            keys += affine(*(block + module for module in (f"norm{number}", *modules)))
+            keys += [f"{block}ls{number}.gamma"] if v.gamma_init is not None else []
+    return keys + affine("norm", "head")
+
+
+MEMBERS = {
+    "vit_s": Member(Reference("vit_small_patch16_224"), Paper("22.05", "4.61")),
+    "vit_s_cvst": Member(Reference("vit_small_patch16_224"), Paper("22.78", "4.99")),
+    "vit_m": Member(Reference("deit3_medium_patch16_224"), Paper("38.85", "8.01")),
+    "vit_m_cvst": Member(Reference("deit3_medium_patch16_224"), Paper("39.5", "8.38")),
+    "vit_b": Member(Reference("vit_base_patch16_224"), Paper("86.57", "17.58")),
+    "vit_b_cvst": Member(Reference("vit_base_patch16_224"), Paper("87.14", "17.93")),
+    "deit_s": Member(
+        Reference("deit_small_patch16_224"),
+        Paper(None, "4.61"),
+        title="DeiT-S",
+        decay_mask="matrices-not-tokens",
+    ),
+}
+NAMES = Names(
+    TORCH_NAMES, torch_keys, stem=r"patch_embed\.proj\..*", head=r"head\..*", others=OTHER_NAMES
+)
+FAMILY = Family("vit", "ViT", VARIANTS, create, NAMES, MEMBERS, "matrices")

@@ -1,0 +1,388 @@
+"""XCiT: attention between channels instead of between patches, for any image size.
+
+Source: El-Nouby et al. 2021 (arXiv 2106.09681); the robust ones: Debenedetti et al. 2022 (arXiv
+2209.07399). Parity: tests/models/test_xcit.py against timm 1.0.9 and the golden logits.
+"""
+
+import math
+from typing import NamedTuple, cast
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxrobust.models.interface.classifier import classifier, run_blocks
+from jaxrobust.models.interface.family import Family, Member, Names, Paper, Reference
+from jaxrobust.models.interface.renaming import (
+    BATCH_NORM_COUNT,
+    Naming,
+    Row,
+    affine,
+    batch_norm,
+    conv_oihw,
+    linear_oi,
+    naming,
+    row,
+)
+from jaxrobust.models.kernels import attention, convolutions, layers
+from jaxrobust.models.kernels.primitives import add_bias, spread
+from jaxrobust.models.modules.basic import (
+    BatchNorm,
+    Conv,
+    DepthwiseConv,
+    Gelu,
+    LayerNorm,
+    Linear,
+    Mlp,
+    Normalize,
+)
+from jaxrobust.models.modules.initializers import Draws, normal_02
+from jaxrobust.models.modules.positions import fourier_features
+from jaxrobust.models.modules.stochastic_depth import Drop, branches
+from jaxrobust.types import Array, Classifier
+
+
+class Variant(NamedTuple):
+    """One row of the table: every field can be overridden in `models.create`."""
+
+    dim: int
+    depth: int
+    heads: int
+    # Of the stem's 3x3 convolutions, whose channels double up to `dim`; their product is the patch.
+    stem_strides: tuple[int, ...] = (2, 2, 2, 2)
+    gamma_init: float = 1.0
+    tokens_norm: bool = True  # class attention normalises all tokens, not the class token only
+    bn_group: int = 0  # images whose batch-norm statistics are taken together; 0: the whole batch
+    drop_path: float = 0.0  # of every block: constant over depth
+    in_channels: int = 3
+    remat: bool = False  # recompute each block in the backward pass instead of storing it
+    scan: bool = False  # compile one block for all of them
+    dtype: str = "float32"  # compute type; parameters stay float32
+
+
+_SIZES = {
+    "xcit_n12": Variant(128, 12, 4, tokens_norm=False),
+    "xcit_t12": Variant(192, 12, 4),
+    "xcit_t24": Variant(192, 24, 4, gamma_init=1e-5),
+    "xcit_s12": Variant(384, 12, 8),
+    "xcit_s24": Variant(384, 24, 8, gamma_init=1e-5),
+    "xcit_m12": Variant(512, 12, 8),
+    "xcit_l12": Variant(768, 12, 16),
+}
+# Patches of 4 px, for 32 px images, keep the weights of 16 px: only two strides change.
+_STEMS = {"": (2, 2, 2, 2), "_p8": (2, 2, 2), "_p4": (1, 1, 2, 2)}
+VARIANTS = {
+    name + suffix: size._replace(stem_strides=strides)
+    for name, size in _SIZES.items()
+    for suffix, strides in _STEMS.items()
+}
+
+
+class PatchEmbed(nnx.Module):
+    """3x3 convolutions, each with batch norm; GELU between, none after the last."""
+
+    def __init__(self, v: Variant, rngs: Draws) -> None:
+        ins, proj = v.in_channels, []
+        for left, stride in zip(reversed(range(len(v.stem_strides))), v.stem_strides, strict=True):
+            out = v.dim >> left
+            conv = Conv(
+                ins, out, 3, stride=stride, padding=1, bias=False, torch_init=True, rngs=rngs
+            )
+            proj += [nnx.List([conv, BatchNorm(out, group=v.bn_group)]), Gelu()]
+            ins = out
+        self.proj = nnx.List(proj[:-1])
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        for layer in self.proj:
+            if isinstance(layer, Gelu):
+                x = layer(x)
+            else:
+                conv, norm = cast(nnx.List, layer)
+                x = norm(conv(x), train)
+        return x
+
+
+class FourierPositions(nnx.Module):
+    """The waves of every position through a learned 1x1 convolution."""
+
+    def __init__(self, dim: int, rngs: Draws) -> None:
+        self.token_projection = Conv(64, dim, 1, torch_init=True, rngs=rngs)
+
+    def __call__(self, height: int, width: int, dtype: jnp.dtype) -> Array:
+        return self.token_projection(jnp.asarray(fourier_features(height, width), dtype)[None])
+
+
+class CrossCovariance(nnx.Module):
+    """Attention of channels to channels within each head."""
+
+    def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
+        self.temperature = nnx.Param(jnp.ones((heads, 1, 1)))
+        self.qkv = Linear(dim, 3 * dim, rngs=rngs)
+        self.proj = Linear(dim, dim, rngs=rngs)
+
+    def hidden(self, x: Array) -> Array:
+        """Return f[B,H,W,D], the output but for its last bias, which goes with what follows."""
+        temperature = self.temperature[...]
+        qkv = self.qkv(x).reshape(len(x), -1, 3, len(temperature), x.shape[3] // len(temperature))
+        out = attention.cross_covariance(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], temperature)
+        return layers.linear(out.reshape(x.shape), self.proj.kernel[...])
+
+
+class LocalInteraction(nnx.Module):
+    """Depthwise 3x3, GELU, batch norm, depthwise 3x3: the exchange between neighbours."""
+
+    def __init__(self, dim: int, group: int, rngs: Draws) -> None:
+        self.conv1 = DepthwiseConv(dim, 3, torch_init=True, rngs=rngs)
+        self.bn = BatchNorm(dim, group=group)
+        self.conv2 = DepthwiseConv(dim, 3, torch_init=True, rngs=rngs)
+
+    def hidden(self, x: Array, train: bool) -> Array:
+        """Return the output but for its last bias, which goes with what follows."""
+        x = convolutions.depthwise_conv(x, self.conv1.kernel[...])
+        x = self.bn(layers.gelu(x, self.conv1.bias[...]), train)
+        return convolutions.depthwise_conv(x, self.conv2.kernel[...])
+
+
+def _residual(x, y, bias, gamma, path=None):
+    """Compute x + gamma * (y + bias), the sum's second part through `path`."""
+    if path is None:
+        return layers.scaled_residual(x, y, bias[...], gamma[...])
+    return x + path(layers.scaled_residual(jnp.zeros_like(x), y, bias[...], gamma[...]))
+
+
+class Block(nnx.Module):
+    """f[B,H,W,D] plus attention between channels, plus local interaction, plus MLP."""
+
+    def __init__(self, v: Variant, rngs: Draws) -> None:
+        self.gamma1, self.gamma3, self.gamma2 = (_gamma(v) for _ in range(3))
+        self.norm1 = LayerNorm(v.dim)
+        self.attn = CrossCovariance(v.dim, v.heads, rngs)
+        self.norm3 = LayerNorm(v.dim)
+        self.local_mp = LocalInteraction(v.dim, v.bn_group, rngs)
+        self.norm2 = LayerNorm(v.dim)
+        self.mlp = Mlp(v.dim, rngs)
+
+    def __call__(self, x: Array, drop: Drop | None, train: bool) -> Array:
+        paths = [None] * 3 if drop is None else branches(drop, 3)
+        attn, local, mlp = self.attn, self.local_mp, self.mlp
+        x = _residual(x, attn.hidden(self.norm1(x)), attn.proj.bias, self.gamma1, paths[0])
+        y = local.hidden(self.norm3(x), train)
+        x = _residual(x, y, local.conv2.bias, self.gamma3, paths[1])
+        return _residual(x, mlp.hidden(self.norm2(x)), mlp.fc2.bias, self.gamma2, paths[2])
+
+
+class ClassAttention(nnx.Module):
+    """Attention of the class token to all tokens."""
+
+    def __init__(self, dim: int, heads: int, rngs: Draws) -> None:
+        self.q, self.k, self.v, self.proj = (Linear(dim, dim, rngs=rngs) for _ in range(4))
+        self.heads = heads
+
+    def hidden(self, token: Array, patches: Array) -> Array:
+        """Return the output but for its last bias, which goes with what follows."""
+        tokens = jnp.concatenate([token, patches], 1)
+        q, k, v = (
+            layer(x).reshape(*x.shape[:2], self.heads, -1)
+            for layer, x in ((self.q, token), (self.k, tokens), (self.v, tokens))
+        )
+        return layers.linear(attention.attention(q, k, v), self.proj.kernel[...])
+
+
+class ClassBlock(nnx.Module):
+    """Class attention and MLP of the class token; the patches change too, as in the original.
+
+    They get their normalised selves added, and the last residual adds them to themselves.
+    """
+
+    def __init__(self, v: Variant, rngs: Draws) -> None:
+        self.gamma1, self.gamma2 = _gamma(v), _gamma(v)
+        self.norm1 = LayerNorm(v.dim)
+        self.attn = ClassAttention(v.dim, v.heads, rngs)
+        self.norm2 = LayerNorm(v.dim)
+        self.mlp = Mlp(v.dim, rngs)
+        self.tokens_norm = v.tokens_norm
+
+    def __call__(self, token: Array, patches: Array) -> tuple[Array, Array]:
+        attn, mlp = self.attn, self.mlp
+        normal = self.norm1(patches)
+        update = attn.hidden(self.norm1(token), normal)
+        token = self.norm2(_residual(token, update, attn.proj.bias, self.gamma1))
+        patches = patches + layers.scale(normal, self.gamma1[...])
+        patches = self.norm2(patches) if self.tokens_norm else patches
+        return _residual(token, mlp.hidden(token), mlp.fc2.bias, self.gamma2), 2 * patches
+
+
+class Xcit(nnx.Module):
+    """f[B,H,W,C] images in [0, 1] -> f[B,num_classes] logits."""
+
+    def __init__(self, variant: Variant, num_classes: int, rngs: Draws) -> None:
+        v = variant
+        self.normalize = Normalize(v.in_channels)
+        self.cls_token = nnx.Param(normal_02(rngs.params(), (1, 1, v.dim)))
+        self.patch_embed = PatchEmbed(v, rngs)
+        self.pos_embed = FourierPositions(v.dim, rngs)
+        self.blocks = nnx.List([Block(v, rngs) for _ in range(v.depth)])
+        self.cls_attn_blocks = nnx.List([ClassBlock(v, rngs) for _ in range(2)])
+        self.norm = LayerNorm(v.dim)
+        self.head = Linear(v.dim, num_classes, rngs=rngs)
+        self.variant = v
+
+    def __call__(self, images: Array, train: bool = False, key: Array | None = None) -> Array:
+        v = self.variant
+        x = self.patch_embed(self.normalize(images).astype(jnp.dtype(v.dtype)), train)
+        x = add_bias(x, self.pos_embed(x.shape[1], x.shape[2], x.dtype))
+        rates = (v.drop_path,) * v.depth
+        x = run_blocks(
+            self.blocks, x, train=train, key=key, rates=rates, remat=v.remat, scan=v.scan
+        )
+        token = spread(self.cls_token[...], (len(x), 1, v.dim))
+        patches = x.reshape(len(x), -1, v.dim)
+        for block in self.cls_attn_blocks:
+            token, patches = block(token, patches)
+        return self.head(self.norm(token)[:, 0])
+
+
+def _gamma(v: Variant) -> nnx.Param:
+    return nnx.Param(jnp.full(v.dim, v.gamma_init, jnp.float32))
+
+
+def create(variant: Variant, *, num_classes: int, image_size: int) -> Classifier:
+    """Return the network of one row; `ValueError` where the row or the size cannot work."""
+    v = variant
+    strides = v.stem_strides
+    if not (isinstance(strides, tuple | list) and strides and all(n >= 1 for n in strides)):
+        raise ValueError(f"stem_strides={strides!r} must be a tuple of positive integers")
+    if min(v.dim, v.depth, v.heads, v.in_channels) < 1 or v.dim % v.heads:
+        raise ValueError(
+            f"dim={v.dim}, depth={v.depth}, heads={v.heads} and in_channels={v.in_channels} must "
+            "be positive, and heads divide dim"
+        )
+    if v.dim % 2 ** (len(strides) - 1):
+        raise ValueError(
+            f"dim={v.dim} cannot be reached by doubling the channels {len(strides) - 1} times; "
+            "use a multiple, or fewer stem_strides"
+        )
+    if v.bn_group < 0:
+        raise ValueError(f"bn_group={v.bn_group} must be a number of images, or 0 for all of them")
+    if image_size < math.prod(strides):
+        raise ValueError(
+            f"image_size={image_size} is smaller than a patch of {math.prod(strides)} px; use a "
+            "larger image_size, smaller stem_strides, or the variant with _p4"
+        )
+    return classifier(lambda rngs: Xcit(v, num_classes, rngs), dtype=jnp.dtype(v.dtype))
+
+
+_CONVS = r"patch_embed\.proj\.\d\.0|blocks\.\d+\.local_mp\.conv[12]"
+_LINEARS = (
+    r"blocks\.\d+\.attn\.(?:qkv|proj)|cls_attn_blocks\.\d\.attn\.(?:[qkv]|proj)"
+    r"|(?:cls_attn_)?blocks\.\d+\.mlp\.fc[12]|head"
+)
+_NORMS = (
+    r"patch_embed\.proj\.\d\.1|blocks\.\d+\.local_mp\.bn|(?:cls_attn_)?blocks\.\d+\.norm[123]|norm"
+)
+_SHARED: list[Row] = [
+    row(rf"({_CONVS})\.weight", r"\1.kernel", conv_oihw),
+    row(rf"({_LINEARS})\.weight", r"\1.kernel", linear_oi),
+    row(rf"({_NORMS})\.weight", r"\1.scale"),
+    row(rf"({_CONVS}|{_LINEARS}|{_NORMS})\.bias", r"\1.bias"),
+    row(rf"({_NORMS})\.running_(mean|var)", r"\1.\2"),
+    row(r"(cls_token|.+\.gamma[123]|.+\.temperature)", r"\1"),
+    BATCH_NORM_COUNT,
+]
+
+
+def _position_rows(module: str) -> list[Row]:
+    theirs, ours = module + r"\.token_projection", "pos_embed.token_projection"
+    return [
+        row(theirs + r"\.weight", ours + ".kernel", conv_oihw),
+        row(theirs + r"\.bias", ours + ".bias"),
+    ]
+
+
+TORCH_NAMES: list[Row] = [*_SHARED, *_position_rows("pos_embed")]
+
+_FUSED = r"(cls_attn_blocks\.\d\.attn)\.qkv"
+OTHER_NAMES: list[Naming] = [
+    naming(
+        "Facebook's XCiT",
+        rf"pos_embeder\..*|{_FUSED}\.weight",
+        [
+            *_SHARED,
+            *_position_rows("pos_embed(?:er)?"),
+            row(
+                _FUSED + r"\.weight",
+                (r"\1.q.kernel", r"\1.k.kernel", r"\1.v.kernel"),
+                lambda fused: np.split(linear_oi(fused), 3, axis=1),
+            ),
+            row(
+                _FUSED + r"\.bias",
+                (r"\1.q.bias", r"\1.k.bias", r"\1.v.bias"),
+                lambda fused: np.split(fused, 3),
+            ),
+        ],
+    )
+]
+
+
+def torch_keys(variant: Variant) -> list[str]:
+    """Return the reference's names in its order (timm 1.0.9)."""
+    keys = ["cls_token"]
+    for slot in range(0, 2 * len(variant.stem_strides), 2):
+        conv = f"patch_embed.proj.{slot}"
+        keys += [f"{conv}.0.weight", *batch_norm(f"{conv}.1")]
+    keys += affine("pos_embed.token_projection")
+    for i in range(variant.depth):
+        b = f"blocks.{i}"
+        keys += [f"{b}.gamma1", f"{b}.gamma3", f"{b}.gamma2", *affine(f"{b}.norm1")]
+        keys += [f"{b}.attn.temperature", *affine(f"{b}.attn.qkv", f"{b}.attn.proj")]
+        keys += affine(f"{b}.norm3", f"{b}.local_mp.conv1") + batch_norm(f"{b}.local_mp.bn")
+        keys += affine(f"{b}.local_mp.conv2", f"{b}.norm2", f"{b}.mlp.fc1", f"{b}.mlp.fc2")
+    for i in range(2):
+        b = f"cls_attn_blocks.{i}"
+        attn = (f"attn.{layer}" for layer in ("q", "k", "v", "proj"))
+        modules = ("norm1", *attn, "norm2", "mlp.fc1", "mlp.fc2")
+        keys += [f"{b}.gamma1", f"{b}.gamma2", *affine(*(f"{b}.{m}" for m in modules))]
+    return keys + affine("norm", "head")
+
+
+_PAPERS = {
+    "xcit_s12": Paper(None, "4.82"),
+    "xcit_m12": Paper(None, "8.54"),
+    "xcit_l12": Paper(None, "18.97"),
+}
+_OF_TIMM = {
+    "xcit_n12": Reference("xcit_nano_12_p16_224"),
+    "xcit_t12": Reference("xcit_tiny_12_p16_224"),
+    "xcit_t24": Reference("xcit_tiny_24_p16_224"),
+    "xcit_s12": Reference("xcit_small_12_p16_224"),
+    "xcit_s24": Reference("xcit_small_24_p16_224"),
+    # timm has these two with 24 blocks only
+    "xcit_m12": Reference("xcit_medium_24_p16_224", {"depth": 12, "eta": 1.0}),
+    "xcit_l12": Reference("xcit_large_24_p16_224", {"depth": 12, "eta": 1.0}),
+}
+
+
+def _members() -> dict[str, Member]:
+    """Return all members: patches of 8 px have another stem, those of 4 px change two strides."""
+    members = {}
+    for name, p16 in _OF_TIMM.items():
+        members[name] = Member(p16, _PAPERS.get(name))
+        members[f"{name}_p8"] = Member(p16._replace(base=p16.base.replace("_p16_", "_p8_")))
+        members[f"{name}_p4"] = Member(p16._replace(strides=(1, 1)), counted_at=32)
+    return members
+
+
+NAMES = Names(
+    TORCH_NAMES, torch_keys, stem=r"patch_embed\..*", head=r"head\..*", others=OTHER_NAMES
+)
+FAMILY = Family(
+    "xcit",
+    "XCiT",
+    VARIANTS,
+    create,
+    NAMES,
+    _members(),
+    "matrices-not-tokens",
+    any_size=True,
+    compared={"positions": "in float64 with PyTorch's rounding of float32 sines on both sides"},
+)

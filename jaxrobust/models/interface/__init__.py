@@ -1,0 +1,1 @@
+"""What makes a network of an architecture: pure functions, families, names of weights."""

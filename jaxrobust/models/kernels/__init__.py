@@ -1,0 +1,1 @@
+"""Layers as functions, each with the implementation that is fast where it runs."""

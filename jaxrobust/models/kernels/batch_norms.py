@@ -1,0 +1,137 @@
+"""Batch norm with running statistics and with those of the images, as `layers` are made."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrobust.models.kernels.primitives import add_each, per_platform, rounded, widened
+
+Array = jax.Array
+
+
+def _channels(x: Array, like: Array) -> Array:
+    """Reshape f[C] or f[G,C] so that it broadcasts with `like`."""
+    return x.reshape(*x.shape[:-1], *(1,) * (like.ndim - x.ndim), x.shape[-1])
+
+
+@per_platform
+def _line_sums(x: Array) -> Array:
+    return widened(x)[0].sum(2)
+
+
+@per_platform
+def _line_squares(x: Array, mean: Array) -> Array:
+    centred = widened(x)[0] - _channels(mean, x)
+    return (centred * centred).sum(2)
+
+
+@per_platform
+def _line_products(x: Array, mean: Array, g: Array) -> list[Array]:
+    wide, g = widened(x, g)
+    products = [g, g * (wide - _channels(mean, x))]
+    return lax.reduce(products, [jnp.zeros((), g.dtype)] * 2, add_each, (2,))
+
+
+def _scaled(x: Array, mean: Array, factor: Array, bias: Array) -> Array:
+    (wide,) = widened(x)
+    out = (wide - _channels(mean, x)) * _channels(factor, x) + _channels(bias, x)
+    return out.astype(x.dtype)
+
+
+def _lines(x: Array, groups: int) -> Array:
+    # Sums of lines, then of their sums: added up one by one, 1e5 squares are off by 1e-5.
+    width = x.shape[-2] if x.ndim > 2 else 1
+    return x.reshape(groups, -1, width, x.shape[-1])
+
+
+@jax.custom_vjp
+def _batch_norm(x: Array, scale: Array, bias: Array, mean: Array, var: Array, eps: Array) -> Array:
+    scale, bias, mean, var = widened(scale, bias, mean, var)
+    return _scaled(x, mean, scale * lax.rsqrt(var + eps), bias)
+
+
+def _batch_norm_backward(residuals, g):
+    x, scale, bias, mean, var, eps = residuals
+    wide_scale, wide_mean, wide_var = widened(scale, mean, var)
+    inverse = lax.rsqrt(wide_var + eps)
+    factor = wide_scale * inverse
+    products = _line_products(_lines(x, 1), wide_mean[None], _lines(g, 1))
+    total, weighted = (product.sum((0, 1)) for product in products)
+    return (
+        (widened(g)[0] * _channels(factor, g)).astype(x.dtype),
+        rounded(weighted * inverse, scale.dtype),
+        rounded(total, bias.dtype),
+        (-factor * total).astype(mean.dtype),
+        (-0.5 * factor * inverse * inverse * weighted).astype(var.dtype),
+        jnp.zeros_like(eps),
+    )
+
+
+_batch_norm.defvjp(lambda *operands: (_batch_norm(*operands), operands), _batch_norm_backward)
+
+
+def batch_norm(
+    x: Array, scale: Array, bias: Array, mean: Array, var: Array, *, eps: float = 1e-5
+) -> Array:
+    """Normalise `x` f[...,C] by the given statistics f[C], then scale and shift it."""
+    return _batch_norm(x, scale, bias, mean, var, jnp.asarray(eps, widened(x)[0].dtype))
+
+
+@jax.custom_vjp
+def _batch_norm_train(x: Array, scale: Array, bias: Array, eps: Array) -> tuple[Array, ...]:
+    return _batch_norm_train_forward(x, scale, bias, eps)[0]
+
+
+def _batch_norm_train_forward(x, scale, bias, eps):
+    count = x.shape[1] * x.shape[2]
+    mean = _line_sums(x).sum(1) / count
+    var = _line_squares(x, mean).sum(1) / count
+    wide_scale, wide_bias = widened(scale, bias)
+    inverse = lax.rsqrt(var + eps)
+    y = _scaled(x, mean, wide_scale[None] * inverse, wide_bias)
+    return (y, mean, var), (x, scale, bias, mean, inverse, eps)
+
+
+def _batch_norm_train_backward(residuals, cotangents):
+    x, scale, bias, mean, inverse, eps = residuals
+    g, (wide_scale,), count = cotangents[0], widened(scale), x.shape[1] * x.shape[2]
+    total, weighted = (sums.sum(1) for sums in _line_products(x, mean, g))
+    slope = inverse * inverse * weighted / count
+    wide, wide_g = widened(x, g)
+    normal = (wide - _channels(mean, x)) * _channels(slope, x)
+    dx = _channels(wide_scale[None] * inverse, x) * (wide_g - _channels(total / count, x) - normal)
+    return (
+        dx.astype(x.dtype),
+        rounded((inverse * weighted).sum(0), scale.dtype),
+        rounded(total.sum(0), bias.dtype),
+        jnp.zeros_like(eps),
+    )
+
+
+_batch_norm_train.defvjp(_batch_norm_train_forward, _batch_norm_train_backward)
+
+
+def batch_norm_train(
+    x: Array, scale: Array, bias: Array, *, group: int = 0, eps: float = 1e-5
+) -> tuple[Array, Array, Array]:
+    """Normalise `x` f[B,...,C] by its own statistics; return these too: mean and unbiased variance
+    f[C].
+
+    Statistics are over all axes but the last, of the whole batch or of every `group` consecutive
+    images; those returned, for running averages, are averages over groups and carry no gradient.
+    A running average with torch's momentum 0.1 is `0.9 * running + 0.1 * returned`.
+
+    Raises:
+      ValueError: `group` does not divide the batch, or leaves one value for each channel.
+    Parity: tests/models/test_layers.py against torch's BatchNorm2d.
+    """
+    batch = x.shape[0]
+    if group < 0 or (group and batch % group):
+        raise ValueError(f"group={group} does not divide the batch of {batch}; give a divisor or 0")
+    lines = _lines(x, batch // group if group else 1)
+    count = lines.shape[1] * lines.shape[2]
+    if count == 1:
+        raise ValueError("one value for each channel has no variance: use a larger batch or group")
+    epsilon = jnp.asarray(eps, widened(x)[0].dtype)
+    y, mean, var = _batch_norm_train(lines, scale, bias, epsilon)
+    return y.reshape(x.shape), mean.mean(0), var.mean(0) * (count / (count - 1))

@@ -1,0 +1,248 @@
+"""Any network's convolutions in the form that is fast on CPU, in the loops that attacks run.
+
+XLA's CPU back end computes a convolution of f[B,H,W,in] with f[kh,kw,in,out] by blocked products of
+matrices, and one in any other layout by plain loops. Its pass that changes the layout visits the
+entry computation of a program only, not the bodies of loops. There networks in NCHW are slow, and
+of every network the gradient: JAX's rule writes its kernel as f[kh,kw,out,in]. Value and gradient
+in a loop, microseconds per image on one core, before and after: three 3x3 stride-2 convolutions of
+CIFAR images 186 and 48 (NCHW 555 and 51); a residual block of 64 channels at 32x32 8329 and 1628
+(NCHW 187500 and 1496); a separable one 2009 and 314.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import JaxprEqn, Literal
+from jax.extend.core.primitives import conv_general_dilated_p, jit_p, remat_p
+
+from jaxrobust.models.kernels import winograd
+from jaxrobust.models.kernels.convolutions import depthwise_conv
+from jaxrobust.types import Array
+
+Settings = tuple[tuple[str, Any], ...]  # what `lax.conv_general_dilated` takes beside operands
+
+
+def _plain(settings: Settings, x: Array, kernel: Array) -> Array:
+    last, spatial = x.ndim - 1, range(1, x.ndim - 1)
+    image, weights = (0, last, *spatial), (last, last - 1, *range(last - 1))
+    numbers = lax.ConvDimensionNumbers(image, weights, image)
+    return lax.conv_general_dilated(x, kernel, dimension_numbers=numbers, **dict(settings))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _convolve(settings: Settings, x: Array, kernel: Array) -> Array:
+    return _plain(settings, x, kernel)
+
+
+def _convolve_backward(settings, residuals, g):
+    x, kernel = residuals
+
+    # JAX's own gradients: convolutions in other layouts, which are rewritten in their turn.
+    def input_gradient(kernel, g):
+        return jax.linear_transpose(lambda x: _plain(settings, x, kernel), x)(g)[0]
+
+    def kernel_gradient(x, g):
+        return jax.linear_transpose(lambda kernel: _plain(settings, x, kernel), kernel)(g)[0]
+
+    return (
+        canonical_convolutions(input_gradient)(kernel, g),
+        canonical_convolutions(kernel_gradient)(x, g),
+    )
+
+
+_convolve.defvjp(
+    lambda settings, x, kernel: (_plain(settings, x, kernel), (x, kernel)), _convolve_backward
+)
+
+
+def _types(eqn: JaxprEqn) -> list[Any]:
+    return [operand.aval for operand in eqn.invars]
+
+
+def _windows(eqn: JaxprEqn) -> list[tuple[int, int, int]]:
+    """Return start, stop and stride per axis of the outputs of `depthwise_conv` that `eqn` has."""
+    x, kernel = (operand.shape for operand in _types(eqn))
+    lhs, rhs, _ = eqn.params["dimension_numbers"]
+    windows = []
+    for axis, tap, (low, high), stride in zip(
+        lhs[2:], rhs[2:], eqn.params["padding"], eqn.params["window_strides"], strict=True
+    ):
+        start = kernel[tap] // 2 - low
+        rest = (x[axis] + low + high - kernel[tap]) // stride * stride
+        inside = kernel[tap] % 2 and min(start, rest) >= 0 and start + rest < x[axis]
+        windows += [(start, start + rest + 1, stride)] * inside
+    return windows
+
+
+def _depthwise(windows: list[tuple[int, int, int]], x: Array, kernel: Array) -> Array:
+    rows, columns = (slice(*window) for window in windows)
+    return depthwise_conv(x, kernel)[:, rows, columns]
+
+
+def _fast_formula(eqn: JaxprEqn, tiles: bool) -> Callable[[Array, Array], Array] | None:
+    """Return a fast formula of `eqn`, of f[B,H,W,in] and f[kh,kw,in,out]; None: leave it alone."""
+    settings = {k: v for k, v in eqn.params.items() if k != "dimension_numbers"}
+    x, kernel = _types(eqn)
+    floating = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype == kernel.dtype
+    if not (floating and x.ndim in (3, 4) and settings["batch_group_count"] == 1):
+        return None
+    sharding = settings.get("out_sharding")
+    if sharding is not None and any(sharding.spec):  # a mesh with explicit axes
+        return None
+    lhs, rhs, _ = eqn.params["dimension_numbers"]
+    groups, channels = settings["feature_group_count"], x.shape[lhs[1]]
+    features = kernel.shape[rhs[0]]
+    if 1 < groups == channels == features and x.ndim == 4:
+        dilated = {*settings["lhs_dilation"], *settings["rhs_dilation"]} != {1}
+        wanted, windows = settings["preferred_element_type"], _windows(eqn)
+        if not dilated and len(windows) == 2 and wanted in (None, x.dtype):
+            return functools.partial(_depthwise, windows)
+    # XLA's blocks are slower than its plain loops for 4 channels in a group: 16x32x32x64, 3x3,
+    # 15.9 and 9.6 ms; with 8, 5.1 and 12.4 ms (16x16x16x128); with 32, 6.5 and 112 (8x32x32x64).
+    if groups > 1 and min(channels, features) < 8 * groups:
+        return None
+    if tiles and x.ndim == 4 and winograd.applies(settings, *_in_place(eqn)):
+        return functools.partial(winograd.convolve, tuple(settings["padding"]))
+    return functools.partial(_convolve, tuple(settings.items()))
+
+
+def _in_place(eqn: JaxprEqn) -> list[jax.ShapeDtypeStruct]:
+    """Return shapes and types of the operands as [B,H,W,in] and [kh,kw,in,out]."""
+    (batch, channel, *spatial), (to, of, *taps), _ = eqn.params["dimension_numbers"]
+    orders = (batch, *spatial, channel), (*taps, of, to)
+    return [
+        jax.ShapeDtypeStruct([operand.shape[axis] for axis in order], operand.dtype)
+        for operand, order in zip(_types(eqn), orders, strict=True)
+    ]
+
+
+def _in_layout(formula: Callable, numbers: Any, x: Array, kernel: Array) -> list[Array]:
+    (batch, channel, *spatial), (to, of, *taps), out = numbers
+    x, kernel = jnp.transpose(x, (batch, *spatial, channel)), jnp.transpose(kernel, (*taps, of, to))
+    axes = out[0], *out[2:], out[1]
+    return [jnp.transpose(formula(x, kernel), [axes.index(i) for i in range(x.ndim)])]
+
+
+def _replacement(eqn: JaxprEqn, tiles: bool) -> Callable[..., list[Any]] | None:
+    """Return what to compute instead of `eqn`; None if there is no convolution to improve in it."""
+    if eqn.primitive is conv_general_dilated_p:
+        formula = _fast_formula(eqn, tiles)
+        numbers = eqn.params["dimension_numbers"]
+        return None if formula is None else functools.partial(_in_layout, formula, numbers)
+    if eqn.primitive is jit_p or (eqn.primitive is remat_p and not eqn.params["differentiated"]):
+        jaxpr = eqn.params["jaxpr"]
+        consts, jaxpr = getattr(jaxpr, "consts", ()), getattr(jaxpr, "jaxpr", jaxpr)
+        if not any(_replacement(inner, tiles) for inner in jaxpr.eqns):
+            return None
+        inner = functools.partial(_evaluate, jaxpr, consts, tiles=tiles)
+        if eqn.primitive is jit_p:
+            return inner
+        options = {name: eqn.params[name] for name in ("policy", "prevent_cse")}
+        return jax.checkpoint(inner, **options)
+    return None
+
+
+def _evaluate(jaxpr: Any, consts: Any, *operands: Any, tiles: bool) -> list[Any]:
+    """Evaluate `jaxpr`, a list of operations, with those that have a replacement replaced."""
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *operands], strict=True))
+
+    def read(atom):
+        return atom.val if isinstance(atom, Literal) else values[atom]
+
+    for eqn in jaxpr.eqns:
+        arguments, replacement = map(read, eqn.invars), _replacement(eqn, tiles)
+        with eqn.ctx.manager:  # XLA metadata, such as the walls of `models.layers`
+            results = replacement(*arguments) if replacement else _bound(eqn, arguments)
+        values.update(zip(eqn.outvars, results, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _bound(eqn: JaxprEqn, arguments: Iterable[Any]) -> list[Any]:
+    parameters = eqn.primitive.get_bind_params(eqn.params)
+    results = eqn.primitive.bind(*arguments, **parameters)
+    return results if eqn.primitive.multiple_results else [results]
+
+
+def canonical_convolutions(
+    function: Callable[..., Any], *, tiles: bool = False
+) -> Callable[..., Any]:
+    """Return `function` with convolutions, and gradients of them, that are fast in a loop on CPU.
+
+    One- and two-dimensional convolutions change their layout, depthwise ones become
+    `models.convolutions.depthwise_conv`; values and gradients change by rounding only. Inside of
+    `jit` and `jax.checkpoint` too; not in `scan`, `while_loop`, `cond`, `shard_map` and functions
+    with a gradient of their own, and nothing changes if `function` has effects. A replaced
+    convolution has no forward-mode derivative. On other platforms XLA chooses layouts well: do not
+    use it.
+
+    Args:
+      function: takes and returns pytrees of arrays, e.g. a `LogitsFn`; may close over tracers.
+      tiles: compute 3x3 convolutions as `winograd` does, whose transformed weights are worth what
+        they cost only if many steps use them, see `before_a_loop`.
+    """
+
+    @functools.wraps(function)
+    def canonical(*operands):
+        closed, shapes = jax.make_jaxpr(function, return_shape=True)(*operands)
+        if closed.effects or not any(_replacement(eqn, tiles) for eqn in closed.jaxpr.eqns):
+            return function(*operands)
+        leaves = jax.tree.leaves(operands)
+        results = _evaluate(closed.jaxpr, closed.consts, *leaves, tiles=tiles)
+        return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+    return canonical
+
+
+_LARGER = 4  # times what a result is made from, above which it is left in the loop
+
+
+def before_a_loop(
+    function: Callable[..., Array], *operands: Any
+) -> tuple[Callable[[], list[Array]], Callable[..., Array]]:
+    """Divide `function` for a loop: into what its weights alone determine, and the rest.
+
+    XLA leaves in the loop what is larger than that which it is made from, and each step would
+    transform all weights again. What is much larger, such as a bias for all pixels, stays inside,
+    where it is fused with what reads it.
+
+    Args:
+      function: returns one array; closes over arrays and tracers.
+      *operands: those of the loop, or their shapes; the result is for operands of these shapes.
+    Returns:
+      A function that makes the arrays, and the function of them and of operands for the loop.
+    """
+    closed = jax.make_jaxpr(function)(*operands)
+    jaxpr, known = closed.jaxpr, dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    sizes = {var: math.prod(var.aval.shape) for var in jaxpr.constvars}
+    before, inside = [], []
+    for eqn in jaxpr.eqns:
+        made_from = [sizes.get(v, 0) for v in eqn.invars if not isinstance(v, Literal)]
+        largest = sum(math.prod(v.aval.shape) for v in eqn.outvars)
+        if eqn.effects or min(made_from, default=0) == 0 or largest > _LARGER * max(made_from):
+            inside.append(eqn)
+        else:
+            before.append(eqn)
+            sizes |= dict.fromkeys(eqn.outvars, max(made_from))
+    read = {v for eqn in inside for v in eqn.invars if not isinstance(v, Literal)}
+    read |= {v for v in jaxpr.outvars if not isinstance(v, Literal)}
+    wanted = [v for eqn in before for v in eqn.outvars if v in read]
+    rest = jaxpr.replace(eqns=inside, constvars=[*known, *wanted])
+
+    def make() -> list[Array]:
+        values = dict(known)
+        for eqn in before:
+            with eqn.ctx.manager:
+                arguments = (v.val if isinstance(v, Literal) else values[v] for v in eqn.invars)
+                values.update(zip(eqn.outvars, _bound(eqn, arguments), strict=True))
+        return [values[v] for v in wanted]
+
+    def body(made: list[Array], *operands: Any) -> Array:
+        leaves = jax.tree.leaves(operands)
+        return _evaluate(rest, [*known.values(), *made], *leaves, tiles=False)[0]
+
+    return make, body

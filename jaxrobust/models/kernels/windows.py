@@ -1,0 +1,75 @@
+"""Windows of a map, copied into matrices: convolutions as products of these."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxrobust.models.kernels.primitives import matmul, walled
+
+Array = jax.Array
+
+
+@walled
+def _wider(x: Array, *, padding: int) -> Array:
+    return jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+
+
+def taps(x: Array, window: tuple[int, ...], stride: int, padding: int) -> list[Array]:
+    """Return for each entry of the window the pixels that it meets, f[B,H',W',C]."""
+    x = _wider(x, padding=padding)  # else XLA computes x again for every entry
+    height, width = x.shape[1] - window[0] + 1, x.shape[2] - window[1] + 1
+    shifts = [(i, j) for i in range(window[0]) for j in range(window[1])]
+    return [x[:, i : i + height : stride, j : j + width : stride] for i, j in shifts]
+
+
+@walled
+def _shifts(
+    x: Array, *, axis: int, window: int, stride: int, padding: int, dilation: int = 1
+) -> Array:
+    """Return for each entry of a window along `axis` the pixels that it meets, as more channels."""
+    pad = [(0, 0)] * x.ndim
+    pad[axis] = padding, padding
+    x, reach = jnp.pad(x, pad), dilation * (window - 1)
+    starts, size = range(0, reach + 1, dilation), x.shape[axis] - reach
+    shifts = [lax.slice_in_dim(x, i, i + size, stride, axis) for i in starts]
+    return jnp.concatenate(shifts, -1)
+
+
+def _columns(
+    x: Array, window: tuple[int, ...], stride: int, padding: int, dilation: int = 1
+) -> Array:
+    """Return f[B,H',W',kh*kw*C]: the window of each pixel, side by side."""
+    how = {"stride": stride, "padding": padding, "dilation": dilation}
+    columns = _shifts(x, axis=2, window=window[1], **how)
+    return _shifts(columns, axis=1, window=window[0], **how)
+
+
+def column_conv(x: Array, kernel: Array, stride: int, padding: int, dilation: int = 1) -> Array:
+    """Convolve: copy all windows into one matrix, then compute one product."""
+    columns = _columns(x, kernel.shape[:2], stride, padding, dilation)
+    out = matmul(columns.reshape(-1, columns.shape[3]), kernel.reshape(-1, kernel.shape[3]))
+    return out.reshape(*columns.shape[:3], kernel.shape[3])
+
+
+@walled
+def _apart(x: Array, *, groups: int) -> Array:
+    """Return the channels of each group as images of their own, f[groups*B,H,W,C/groups]."""
+    batch, height, width, channels = x.shape
+    parts = x.reshape(batch, height, width, groups, channels // groups)
+    return parts.transpose(3, 0, 1, 2, 4).reshape(groups * batch, height, width, -1)
+
+
+def group_conv(
+    x: Array, kernel: Array, stride: int, padding: int, groups: int, dilation: int
+) -> Array:
+    """Convolve many narrow groups: one product of matrices for each, all in one call.
+
+    The groups are taken apart before their windows are copied: of 96 groups of 12 channels, 2x2
+    pixels, batch 16, value and input gradient take 2.8 ms on one core, apart afterwards 5.9.
+    """
+    height, width, _, outs = kernel.shape
+    columns = _columns(_apart(x, groups=groups), (height, width), stride, padding, dilation)
+    kernels = kernel.reshape(-1, groups, outs // groups).transpose(1, 0, 2)
+    parts = columns.reshape(groups, -1, columns.shape[3])
+    out = lax.dot_general(parts, kernels, (((2,), (1,)), ((0,), (0,))))
+    return out.transpose(1, 0, 2).reshape(x.shape[0], *columns.shape[1:3], outs)

@@ -1,0 +1,182 @@
+"""NNX modules that hold the parameters of the functions in `layers.py`, named as in timm."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxrobust.models.kernels import batch_norms, convolutions, layers
+from jaxrobust.models.kernels.primitives import add_bias
+from jaxrobust.models.modules.initializers import Draws, Initializer, normal_02, torch_uniform
+from jaxrobust.types import Array
+
+
+def _affine(
+    module: Any,
+    shape: tuple[int, ...],
+    bias: bool,
+    torch_init: bool,
+    init: Initializer,
+    rngs: Draws,
+) -> None:
+    """Give a module its kernel [..., in, out] and bias [out], from timm's or torch's draw."""
+    torch = torch_uniform(math.prod(shape[:-1])) if torch_init else None
+    module.kernel = nnx.Param((torch or init)(rngs.params(), shape))
+    zeros_or_torch = torch(rngs.params(), shape[-1:]) if torch else jnp.zeros(shape[-1])
+    module.bias = nnx.Param(zeros_or_torch) if bias else None
+
+
+def _bias(module: Any) -> Array | None:
+    return None if module.bias is None else module.bias[...]
+
+
+class Conv(nnx.Module):
+    """Convolution with symmetric zero padding; [kh, kw, in // groups, out] kernel.
+
+    `torch_init` draws PyTorch's default instead of `init` and a zero bias: stems that are created
+    after timm's own initialisation have it.
+    """
+
+    kernel: nnx.Param
+    bias: Any  # a Param, or None
+
+    def __init__(
+        self,
+        ins: int,
+        outs: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        dilation: int = 1,
+        bias: bool = True,
+        torch_init: bool = False,
+        init: Initializer = normal_02,
+        rngs: Draws,
+    ) -> None:
+        _affine(self, (kernel, kernel, ins // groups, outs), bias, torch_init, init, rngs)
+        self.stride, self.padding = stride, padding
+        self.groups, self.dilation = groups, dilation
+
+    def __call__(self, x: Array) -> Array:
+        how = {"stride": self.stride, "padding": self.padding}
+        how |= {"groups": self.groups, "dilation": self.dilation}
+        return convolutions.conv(x, self.kernel[...], _bias(self), **how)
+
+
+class DepthwiseConv(nnx.Module):
+    """Depthwise convolution with bias, stride 1, size kept; [k, k, 1, C] kernel."""
+
+    kernel: nnx.Param
+    bias: nnx.Param
+
+    def __init__(
+        self, channels: int, kernel: int, *, torch_init: bool = False, rngs: Draws
+    ) -> None:
+        _affine(self, (kernel, kernel, 1, channels), True, torch_init, normal_02, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return convolutions.depthwise_conv(x, self.kernel[...], self.bias[...])
+
+
+class Linear(nnx.Module):
+    """Affine map of the last axis; [in, out] kernel."""
+
+    kernel: nnx.Param
+    bias: Any  # a Param, or None
+
+    def __init__(
+        self,
+        ins: int,
+        outs: int,
+        *,
+        bias: bool = True,
+        torch_init: bool = False,
+        init: Initializer = normal_02,
+        rngs: Draws,
+    ) -> None:
+        _affine(self, (ins, outs), bias, torch_init, init, rngs)
+
+    def __call__(self, x: Array) -> Array:
+        return layers.linear(x, self.kernel[...], _bias(self))
+
+
+class Mlp(nnx.Module):
+    """Linear to four times the width, exact GELU, linear back."""
+
+    def __init__(self, dim: int, rngs: Draws) -> None:
+        self.fc1 = Linear(dim, 4 * dim, rngs=rngs)
+        self.fc2 = Linear(4 * dim, dim, rngs=rngs)
+
+    def hidden(self, x: Array) -> Array:
+        """Return the output but for the last bias, which goes with what follows to save a pass."""
+        hidden = layers.gelu(layers.linear(x, self.fc1.kernel[...]), self.fc1.bias[...])
+        return layers.linear(hidden, self.fc2.kernel[...])
+
+    def __call__(self, x: Array) -> Array:
+        return add_bias(self.hidden(x), self.fc2.bias[...])
+
+
+class LayerNorm(nnx.Module):
+    """Normalisation over channels, biased variance, eps 1e-6 (not torch's default 1e-5)."""
+
+    def __init__(self, channels: int, *, eps: float = 1e-6) -> None:
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.eps = eps
+
+    def __call__(self, x: Array) -> Array:
+        return layers.layer_norm(x, self.scale[...], self.bias[...], eps=self.eps)
+
+
+class BatchNorm(nnx.Module):
+    """Normalisation of each channel over images and pixels, eps 1e-5.
+
+    In training the statistics are those of `group` consecutive images (0: of the whole batch) and
+    the running ones move towards them by `momentum`, torch's; otherwise the running ones normalise.
+    Without `affine` it has no scale and no bias.
+    """
+
+    def __init__(
+        self, channels: int, *, group: int = 0, momentum: float = 0.1, affine: bool = True
+    ) -> None:
+        self.scale = nnx.Param(jnp.ones(channels)) if affine else None
+        self.bias = nnx.Param(jnp.zeros(channels)) if affine else None
+        self.mean = nnx.BatchStat(jnp.zeros(channels))
+        self.var = nnx.BatchStat(jnp.ones(channels))
+        self.group, self.momentum = group, momentum
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        scale = jnp.ones(x.shape[-1], x.dtype) if self.scale is None else self.scale[...]
+        bias = jnp.zeros(x.shape[-1], x.dtype) if self.bias is None else self.bias[...]
+        if not train:
+            return batch_norms.batch_norm(x, scale, bias, self.mean[...], self.var[...])
+        out, mean, var = batch_norms.batch_norm_train(x, scale, bias, group=self.group)
+        for running, new in ((self.mean, mean), (self.var, var)):
+            old = running[...]
+            moved = self.momentum * jax.lax.stop_gradient(new).astype(old.dtype)
+            # Without the product by zero, in which what is not finite would stay.
+            running[...] = moved if self.momentum == 1 else (1 - self.momentum) * old + moved
+        return out
+
+
+class Gelu(nnx.Module):
+    """Exact (erf) GELU; a module so that it keeps its slot in a stem's numbering."""
+
+    def __call__(self, x: Array) -> Array:
+        return layers.gelu(x)
+
+
+class Normalize(nnx.Module):
+    """(images - mean) / std: the network's first layer; belongs to its weights."""
+
+    def __init__(self, channels: int) -> None:
+        self.mean = nnx.BatchStat(jnp.zeros(channels))
+        self.std = nnx.BatchStat(jnp.ones(channels))
+
+    def __call__(self, images: Array) -> Array:
+        mean, std = (v[...].astype(images.dtype)[None, None, None] for v in (self.mean, self.std))
+        return (images - mean) / std

@@ -1,0 +1,48 @@
+"""Stochastic depth (Huang et al. 2016, arXiv 1603.09382): branches dropped for single images.
+
+And dropout, of single entries, where a block has it.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+
+from jaxrobust.models.kernels import layers
+from jaxrobust.types import Array
+
+
+def split(key: Array, number: int) -> Array:
+    """Return `number` keys, or as many times the keys [B] of images: [number, B]."""
+    if key.ndim:
+        return jax.vmap(partial(jax.random.split, num=number), out_axes=1)(key)
+    return jax.random.split(key, number)
+
+
+class Drop(NamedTuple):
+    """Stochastic depth of one block: its key, or keys [B], and how likely a branch is left out."""
+
+    key: Array
+    rate: Array | float
+
+
+def branches(drop: Drop | None, number: int) -> Sequence[Callable[[Array], Array]]:
+    """Return what each of a block's branches goes through: independent draws per image."""
+    if drop is None:
+        return (lambda y: y,) * number
+    keys = split(drop.key, number)
+    return [partial(layers.drop_path, key=key, rate=drop.rate) for key in keys]
+
+
+def dropouts(
+    drop: Drop | None, number: int, rate: float, *, paths: int
+) -> Sequence[Callable[[Array], Array]]:
+    """Return what each place of a block's dropout goes through: draws of their own, with `rate`.
+
+    `paths`: how many branches it has, whose keys come first.
+    """
+    if drop is None or rate == 0:
+        return (lambda x: x,) * number
+    keys = split(drop.key, paths + number)[paths:]
+    return [partial(layers.dropout, key=key, rate=rate) for key in keys]

@@ -1,0 +1,367 @@
+"""Figures as SVG, each with its data as JSON beside it: curves over an axis, and rows of values.
+
+A figure is 340 units wide, so that its letters can be read on a telephone. The script of the page
+reads the JSON, and says the values where somebody points or moves the arrow keys.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jaxrobust.report.drawing.markup import Html, data, tag
+
+_WIDTH, _LEFT, _RIGHT, _TOP, _HEIGHT = 340, 44, 10, 8, 150
+_COLOURS = 6  # of the style sheet; lines behind the sixth are dashed
+_MARKS = 40  # that are drawn in a figure
+_ROW = 17
+
+
+class Line(NamedTuple):
+    """A curve; y that is not finite interrupts it."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None  # ends of intervals
+    high: Sequence[float] | None = None
+
+
+class Row(NamedTuple):
+    """A value with its interval, and perhaps a second value beside it."""
+
+    name: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    second: float | None = None
+    strong: bool = False  # stands out, such as a difference that is told apart
+
+
+class Mark(NamedTuple):
+    """A place of x at which something happened, and what."""
+
+    at: float
+    text: str
+    harmless: bool = False  # drawn in grey
+
+
+class Axis(NamedTuple):
+    """What an axis says; a percentage is given as a fraction."""
+
+    label: str
+    percent: bool = False
+    log: bool = False
+    low: float | None = None  # ends, where they are fixed
+    high: float | None = None
+
+
+def said(value: float | None, percent: bool = False) -> str:
+    """Return a value for people."""
+    if value is None or not math.isfinite(value):
+        return "not finite"
+    if percent:
+        return f"{100 * value:.4g} %"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def lines(
+    identity: str,
+    title: str,
+    curves: Sequence[Line],
+    x: Axis,
+    y: Axis,
+    *,
+    marks: Sequence[Mark] = (),
+    note: str = "",
+) -> Html:
+    """Return a figure of curves, with what happened on the way as dashed lines.
+
+    Where no point can be drawn, it is a sentence that says so.
+    """
+    if not any(_drawable(b, y) for c in curves for b in c.y):
+        return _empty(title, "positive and finite" if y.log else "finite", note)
+    xs = [v for c in curves for v in c.x if math.isfinite(v)]
+    ys = [v for c in curves for part in (c.y, c.low or (), c.high or ()) for v in part]
+    fx, fy = _frame(x, xs, _LEFT, _WIDTH - _RIGHT), _frame(y, ys, _TOP + _HEIGHT, _TOP)
+    parts = [_grid(fx, fy, x, y)]
+    parts += [
+        tag(
+            "path",
+            d=f"M{fx(mark.at):.1f} {_TOP}V{_TOP + _HEIGHT}",
+            class_=f"mark{' harmless' if mark.harmless else ''}",
+        )
+        for mark in marks[:_MARKS]
+    ]
+    for number, curve in enumerate(curves):
+        parts += _drawn(number, curve, fx, fy)
+    height = _TOP + _HEIGHT + 34
+    told = {
+        "kind": "lines",
+        "title": title,
+        "x": x.label,
+        "y": y.label,
+        "percent": y.percent,
+        "frame": {"x": fx.plain(), "y": fy.plain(), "top": _TOP, "bottom": _TOP + _HEIGHT},
+        "series": [c._asdict() for c in curves],
+        "marks": [[mark.at, mark.text] for mark in marks],
+    }
+    legend = [
+        tag("li", _swatch(number), curve.name)
+        for number, curve in enumerate(curves)
+        if len(curves) > 1
+    ]
+    return figure(identity, title, parts, height, told, _summary(curves, y), legend, note)
+
+
+def _drawable(value: float | None, axis: Axis) -> bool:
+    """Tell whether an axis has a place for a value."""
+    return value is not None and math.isfinite(value) and (value > 0 or not axis.log)
+
+
+def _empty(title: str, kind: str, note: str) -> Html:
+    """Return what stands in place of a figure without a point."""
+    said = f"There is nothing to draw: no value is {kind}."
+    return tag(
+        "figure",
+        tag("figcaption", title),
+        tag("p", said),
+        tag("p", note, class_="note") if note else None,
+    )
+
+
+class _Frame(NamedTuple):
+    """Where the values of an axis lie in the picture."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool
+
+    def __call__(self, value: float) -> float:
+        a, b, v = (math.log10(q) if self.log else q for q in (self.low, self.high, value))
+        return self.start + (v - a) / (b - a) * (self.end - self.start)
+
+    def plain(self) -> list[Any]:
+        return [*self]
+
+
+def _frame(axis: Axis, values: Sequence[float], start: float, end: float) -> _Frame:
+    finite = [v for v in values if math.isfinite(v) and (v > 0 or not axis.log)]
+    low = axis.low if axis.low is not None else min(finite, default=0.0)
+    high = axis.high if axis.high is not None else max(finite, default=1.0)
+    if axis.low is None and not axis.log and 0 < low < 0.4 * high:
+        low = 0.0  # what grows from near zero is drawn from zero
+    if not high > low:
+        low, high = (low / 2, high * 2) if axis.log and low > 0 else (low - 0.5, high + 0.5)
+    return _Frame(low, high, start, end, axis.log and low > 0)
+
+
+def _ticks(frame: _Frame, most: int) -> list[float]:
+    """Return round numbers between the ends of an axis."""
+    if frame.log:
+        first, last = math.ceil(math.log10(frame.low)), math.floor(math.log10(frame.high))
+        if last - first >= 1:
+            step = max(1, math.ceil((last - first) / most))
+            return [10.0**power for power in range(first, last + 1, step)]
+    rough = (frame.high - frame.low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    apart = next(f * power for f in (1, 2, 2.5, 5, 10) if f * power >= rough * 0.999)
+    number = math.ceil(frame.low / apart - 1e-9)
+    found: list[float] = []
+    while number * apart <= frame.high + 1e-9 * apart and len(found) < 4 * most:
+        found.append(number * apart)
+        number += 1
+    return found
+
+
+def _short(value: float, percent: bool) -> str:
+    value = 100 * value if percent else value
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{letter}"
+    if 0 < abs(value) < 0.001:
+        digits, _, exponent = (
+            f"{value:.2g}".partition("e")
+            if abs(value) < 1e-4
+            else (f"{value * 1e4:.3g}", "e", "-4")
+        )
+        return f"{digits}e{int(exponent)}"
+    return f"{value:.3g}{' %' if percent else ''}"
+
+
+def _grid(fx: _Frame, fy: _Frame, x: Axis, y: Axis) -> Html:
+    bottom, parts = _TOP + _HEIGHT, []
+    for value in _ticks(fy, 4):
+        at = f"{fy(value):.1f}"
+        parts.append(tag("path", d=f"M{_LEFT} {at}H{_WIDTH - _RIGHT}", class_="grid"))
+        text = _short(value, y.percent)
+        parts.append(tag("text", text, x=_LEFT - 4, y=at, dy="0.35em", class_="end"))
+    for value in _ticks(fx, 4):
+        place, text = fx(value), _short(value, x.percent)
+        anchor, shown = _anchored(place)
+        parts.append(tag("path", d=f"M{place:.1f} {bottom}v3", class_="axis"))
+        parts.append(tag("text", text, x=shown, y=bottom + 14, class_=anchor))
+    parts.append(tag("path", d=f"M{_LEFT} {bottom}H{_WIDTH - _RIGHT}", class_="axis"))
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(tag("text", x.label, x=middle, y=bottom + 29, class_="middle"))
+    return tag("g", parts, aria_hidden="true")
+
+
+def _anchored(place: float) -> tuple[str, str]:
+    """Return how the number below a tick is set, and where: at the right edge it ends there."""
+    near = place > _WIDTH - 22
+    return ("end", f"{_WIDTH - 1}") if near else ("middle", f"{place:.1f}")
+
+
+def _drawn(number: int, curve: Line, fx: _Frame, fy: _Frame) -> list[Html]:
+    """Return the path of a curve, with points where there are few, and its intervals."""
+    path, pen, places = [], "M", []
+    for a, b in zip(curve.x, curve.y, strict=True):
+        if not math.isfinite(b) or (fy.log and b <= 0):
+            pen = "M"
+            continue
+        places.append((fx(a), fy(b)))
+        path.append(f"{pen}{places[-1][0]:.1f} {places[-1][1]:.1f}")
+        pen = "L"
+    style = f"line c{number % _COLOURS + 1}{' dashed' if number >= _COLOURS else ''}"
+    parts = []
+    if curve.low is not None and curve.high is not None:
+        ends = "".join(
+            f"M{fx(a):.1f} {fy(b):.1f}V{fy(c):.1f}"
+            for a, b, c in zip(curve.x, curve.low, curve.high, strict=True)
+            if math.isfinite(b) and math.isfinite(c)
+        )
+        parts.append(tag("path", d=ends, class_=f"{style} interval"))
+    parts.append(tag("path", d="".join(path), class_=style))
+    if len(places) <= 30:
+        dots = "".join(f"M{a:.1f} {b:.1f}h0" for a, b in places)
+        parts.append(tag("path", d=dots, class_=f"{style} dots"))
+    return parts
+
+
+def _summary(curves: Sequence[Line], y: Axis) -> str:
+    """Return what a curve shows, for those who do not see it."""
+    told = []
+    for curve in curves[:8]:
+        finite = [v for v in curve.y if math.isfinite(v)]
+        if finite:
+            ends = [said(v, y.percent) for v in (finite[0], finite[-1], min(finite), max(finite))]
+            told.append(
+                f"{curve.name} begins at {ends[0]}, ends at {ends[1]}, lowest {ends[2]}, "
+                f"highest {ends[3]}"
+            )
+    more = f"; and {len(curves) - 8} more" if len(curves) > 8 else ""
+    return "; ".join(told) + more
+
+
+def rows(
+    identity: str,
+    title: str,
+    values: Sequence[Row],
+    x: Axis,
+    *,
+    names: tuple[str, str] = ("", ""),
+    note: str = "",
+) -> Html:
+    """Return a figure with a line for each value, its interval, and a second value as a ring.
+
+    Args:
+      names: what the value and the second value are.
+    Returns:
+      A figure; where no value can be drawn, a sentence that says so.
+    """
+    if not any(_drawable(v, x) for r in values for v in (r.value, r.second)):
+        return _empty(title, "known" if values else "there", note)
+    fx = _frame(x, [v for r in values for v in r[1:5] if v is not None], 118, _WIDTH - _RIGHT)
+    bottom = 6 + _ROW * len(values)
+    parts = [_rows_grid(fx, x, bottom)]
+    for number, row in enumerate(values):
+        parts += _row(row, 6 + _ROW * number + _ROW / 2, fx)
+    told = {
+        "kind": "rows",
+        "title": title,
+        "x": x.label,
+        "percent": x.percent,
+        "names": names,
+        "frame": {"x": fx.plain(), "top": 6, "row": _ROW, "bottom": bottom},
+        "rows": [r._asdict() for r in values],
+    }
+    alt = "; ".join(f"{r.name} {said(r.value, x.percent)}" for r in values[:12])
+    more = f"; and {len(values) - 12} more" if len(values) > 12 else ""
+    legend = [
+        tag("li", tag("span", sign, class_="sign", aria_hidden="true"), name)
+        for sign, name in zip("●○", names, strict=True)
+        if name
+    ]
+    return figure(identity, title, parts, bottom + 34, told, alt + more, legend, note)
+
+
+def _rows_grid(fx: _Frame, x: Axis, bottom: float) -> Html:
+    parts = []
+    for value in _ticks(fx, 4):
+        place = fx(value)
+        zero = " zero" if value == 0 else ""
+        parts.append(tag("path", d=f"M{place:.1f} 6V{bottom}", class_=f"grid{zero}"))
+        anchor, shown = _anchored(place)
+        text = _short(value, x.percent)
+        parts.append(tag("text", text, x=shown, y=bottom + 13, class_=anchor))
+    label = tag("text", x.label, x=_WIDTH - _RIGHT, y=bottom + 28, class_="end")
+    return tag("g", parts, label, aria_hidden="true")
+
+
+def _row(row: Row, y: float, fx: _Frame) -> list[Html]:
+    name = row.name if len(row.name) <= 18 else f"{row.name[:17]}…"
+    style = "c2" if row.strong else "c1"
+    parts = [tag("text", name, x=2, y=y, dy="0.35em", class_="start", aria_hidden="true")]
+    if row.low is not None and row.high is not None:
+        ends = f"M{fx(row.low):.1f} {y}H{fx(row.high):.1f}"
+        parts.append(tag("path", d=ends, class_=f"line {style} interval"))
+    if row.second is not None:
+        parts.append(tag("circle", cx=f"{fx(row.second):.1f}", cy=y, r=3.5, class_="ring"))
+    if row.value is not None and math.isfinite(row.value):
+        parts.append(tag("circle", cx=f"{fx(row.value):.1f}", cy=y, r=3.5, class_=f"dot {style}"))
+    return parts
+
+
+def _swatch(number: int) -> Html:
+    style = f"line c{number % _COLOURS + 1}{' dashed' if number >= _COLOURS else ''}"
+    path = tag("path", d="M0 5H22", class_=style)
+    return tag("svg", path, viewBox="0 0 22 10", class_="swatch", aria_hidden="true")
+
+
+def figure(
+    identity: str,
+    title: str,
+    parts: list[Html],
+    height: float,
+    told: dict[str, Any],
+    alt: str,
+    legend: list[Html],
+    note: str,
+) -> Html:
+    """Return a picture with its title, legend and note, and its data where the script finds them.
+
+    Args:
+      told: the data; its `kind` says which function of the script reads them.
+      alt: what the picture shows, for those who do not see it.
+    """
+    drawn = tag(
+        "svg",
+        parts,
+        tag("path", d="", class_="cursor"),
+        viewBox=f"0 0 {_WIDTH} {height:g}",
+        role="img",
+        tabindex=0,
+        aria_label=f"{title}. {alt}",
+    )
+    return tag(
+        "figure",
+        tag("figcaption", title),
+        drawn,
+        tag("ul", legend, class_="legend") if legend else None,
+        tag("output", ""),
+        tag("p", note, class_="note") if note else None,
+        data(f"data-{identity}", told),
+        id=identity,
+    )

@@ -1,0 +1,82 @@
+"""A matrix of counts as SVG with its data beside it: a row and a column for each class."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxrobust.report.drawing.figures import figure
+from jaxrobust.report.drawing.markup import Html, tag
+
+MOST = 15  # classes that can be told apart on a telephone
+_LEFT, _TOP, _SIDE, _BELOW = 78, 6, 254, 78
+_NUMBERS = 11  # classes up to which a count fits into its cell
+_LEVELS = 6  # of colour
+_LETTERS = 11  # of a name
+
+
+def cells(
+    identity: str, title: str, names: Sequence[str], counts: np.ndarray, *, alt: str, note: str
+) -> Html:
+    """Return a figure of counts i[K, K] of K <= `MOST` classes, rows over columns.
+
+    Args:
+      names: of the classes.
+      alt: what the figure shows, for those who do not see it.
+    """
+    size = _SIDE / len(names)
+    parts: list[Html] = [_shades(counts, size)]
+    for at, name in enumerate(names):
+        short = name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…"
+        middle = _TOP + size * (at + 0.5)
+        row = {"x": _LEFT - 4, "y": f"{middle:.1f}", "dy": "0.35em", "class_": "end"}
+        parts.append(tag("text", short, **row))
+        x, y = _LEFT + size * (at + 0.5), _TOP + _SIDE + 5
+        turned = {"transform": f"translate({x:.1f} {y}) rotate(-90)", "dy": "0.35em"}
+        parts.append(tag("text", short, class_="end", **turned))
+    if len(names) <= _NUMBERS:
+        parts += _numbers(counts, size)
+    grid = "".join(
+        f"M{_LEFT} {_TOP + size * at:.1f}h{_SIDE}M{_LEFT + size * at:.1f} {_TOP}v{_SIDE}"
+        for at in range(len(names) + 1)
+    )
+    parts.append(tag("path", d=grid, class_="grid"))
+    told = {
+        "kind": "cells",
+        "title": title,
+        "names": list(names),
+        "counts": counts.tolist(),
+        "frame": {"left": _LEFT, "top": _TOP, "cell": size},
+    }
+    drawn = [tag("g", parts, aria_hidden="true")]
+    return figure(identity, title, drawn, _TOP + _SIDE + _BELOW, told, alt, [], note)
+
+
+def _shades(counts: np.ndarray, size: float) -> Html:
+    """Return the cells, those of one level of colour as one path."""
+    most = max(int(counts.max(initial=0)), 1)
+    levels = -(-_LEVELS * counts // most)
+    paths = []
+    for level in range(1, _LEVELS + 1):
+        cell = f"h{size:.1f}v{size:.1f}h{-size:.1f}z"
+        places = "".join(
+            f"M{_LEFT + size * column:.1f} {_TOP + size * row:.1f}{cell}"
+            for row, column in np.argwhere(levels == level).tolist()
+        )
+        if places:
+            shade = f"{0.5 * level / _LEVELS:.2f}"  # the number in it stays readable
+            paths.append(tag("path", d=places, class_="heat", fill_opacity=shade))
+    return tag("g", paths)
+
+
+def _numbers(counts: np.ndarray, size: float) -> list[Html]:
+    return [
+        tag(
+            "text",
+            f"{counts[row, column]}" if counts[row, column] < 1000 else "1k+",
+            x=f"{_LEFT + size * (column + 0.5):.1f}",
+            y=f"{_TOP + size * (row + 0.5):.1f}",
+            dy="0.35em",
+            class_="middle ink",
+        )
+        for row, column in np.argwhere(counts > 0).tolist()
+    ]

@@ -1,0 +1,150 @@
+"""What to copy: the command that gives a number again, its record, and RobustBench's texts."""
+
+import json
+import re
+import shlex
+from typing import Any
+
+from jaxrobust.convert import robustbench_entry
+from jaxrobust.data.transforms.corruptions import KINDS, SEVERITIES
+from jaxrobust.evaluation.network import randomised
+from jaxrobust.report.drawing.markup import Html, copied, tag
+from jaxrobust.report.gathered import Evaluation
+from jaxrobust.report.parts import sentences
+
+_SETTINGS = re.compile(r"(steps|targets|restarts|relative_step|step|start|l1_rule) ([\w.+-]+)")
+_VERSIONS = ("plus", "rand", "custom")
+
+
+def evaluate(one: Evaluation, workdir: str | None) -> str:
+    """Return the command of an evaluation; `workdir` is the run, None: it is not known."""
+    record = one.record
+    function = (record.get("function") or {}).get("name")
+    words = ["python", "-m", "jaxrobust.evaluate"]
+    if workdir:
+        words += ["--workdir", workdir]
+        phase = re.match(r"(\w+), step", str(record.get("weights")))
+        words += ["--phase", phase[1]] if phase else []
+    elif function:
+        words += _function(record["function"])
+    else:
+        words += ["--model", str((record.get("model") or {}).get("name")), "--weights", "WEIGHTS"]
+    for flag in ("dataset", "split", "preprocessing"):
+        if record.get(flag) and not (flag == "split" and _of_files(record)):
+            words += [f"--{flag}", str(record[flag])]
+    if one.images and str(record.get("image_ids")).startswith("0.."):
+        words += ["--n", str(one.images)]
+    words += _attack(record)
+    words += _judged(record)
+    words += ["--seed", str(record.get("seed") or 0)]
+    if record.get("search_dtype") == "bfloat16":
+        words += ["--search_dtype", "bfloat16"]
+    return shlex.join(words)
+
+
+def _judged(record: dict[str, Any]) -> list[str]:
+    """Return the flags of how draws are judged; older versions judged one."""
+    if "rand" not in re.split(r"[ ,]+", str(record.get("method"))):
+        return []
+    how = record.get("draws") or {"rule": randomised.ONE, "draws": 1}
+    return ["--rule", how["rule"]] + (
+        [] if how["rule"] == randomised.ONE else ["--draws", str(how["draws"])]
+    )
+
+
+def _function(function: dict[str, Any]) -> list[str]:
+    """Return the flags of a network that is none of ours."""
+    if "torch" not in function:
+        return ["--function", str(function["name"])]
+    words = ["--torch", str(function["name"])]
+    if function.get("arguments"):
+        words += ["--torch_args", json.dumps(function["arguments"])]
+    return [*words, "--torch_output", str(function["output"])] if function.get("output") else words
+
+
+def _of_files(record: dict[str, Any]) -> bool:
+    """Tell whether a record is of files of corruptions, each a split of its own."""
+    return (record.get("corruptions") or {}).get("images") == "files"
+
+
+def _corruptions(measured: dict[str, Any]) -> list[str]:
+    names = [
+        kind if len(row) == len(SEVERITIES) else ",".join(f"{kind}-{severity}" for severity in row)
+        for kind, row in measured["accuracy"].items()
+    ]
+    words = ["--corruptions", "all" if names == list(KINDS) else ",".join(names)]
+    return [*words, "--frost", "PHOTOGRAPHS"] if measured.get("frost_sha256") else words
+
+
+def _attack(record: dict[str, Any]) -> list[str]:
+    if record.get("corruptions"):
+        return _corruptions(record["corruptions"])
+    attacks = record.get("attacks") or []
+    if not attacks:
+        return ["--attack", "clean"]
+    threats = list(dict.fromkeys((a["norm"], a["epsilon"]) for a in attacks))
+    several = [w for norm, e in threats for w in ("--threat", f"{norm}:{sentences.radius(e)}")]
+    if parts := record.get("worst_case"):
+        alone = any(part["robust"] is None for part in parts)
+        return ["--worst_case", *several, *(["--union_only"] if alone else [])]
+    if len(threats) > 1:
+        words = several
+    else:
+        words = ["--norm", threats[0][0], "--epsilon", sentences.radius(threats[0][1])]
+    said = str(record.get("method") or "")
+    name, *settings = said.split(", ")
+    names = list(dict.fromkeys(str(a["name"]) for a in attacks))
+    if name.startswith("autoattack "):
+        return [*words, "--attack", "autoattack", "--version", name.split()[1]]
+    if said in ("", sentences.UNION):
+        whole = set(names) == {"apgd-ce", "apgd-t", "fab-t", "square"}
+        words += ["--attack", "autoattack" if whole else ",".join(names)]
+        same = {a.get("steps") for a in attacks}
+        return words if whole or len(same) > 1 else [*words, "--steps", str(same.pop())]
+    words += ["--attack", name.replace(" + ", ",")]
+    for setting in settings:
+        if match := _SETTINGS.fullmatch(setting):
+            words += [f"--{match[1]}", match[2]]
+        elif setting in _VERSIONS:
+            words += ["--version", setting]
+    return words
+
+
+def part(one: Evaluation) -> Html:
+    """Return what to copy of an evaluation, folded."""
+    command = evaluate(one, str(one.run) if one.run else None)
+    shown = [
+        tag("p", _remark(one), class_="note"),
+        copied("The command", command),
+        copied("The record", json.dumps(one.record, indent=1, ensure_ascii=False)),
+    ]
+    said = tag("summary", "To copy: command, record, RobustBench")
+    return tag("details", said, shown, _board(one), class_="copyonly")
+
+
+def _remark(one: Evaluation) -> str:
+    """Return what to know of the command."""
+    if not one.record.get("method") and one.record.get("attacks"):
+        return (
+            "A training tested itself here; python -m jaxrobust.main with its config repeats that. "
+            "The command below asks evaluate's attack of this name, with draws of its own."
+        )
+    same = "The command gives the same verdicts with the same weights, data and versions."
+    if one.record.get("replayed") is not None or "ladder" in str(one.record.get("method")):
+        return f"{same} What other evaluations had found was tried first here, as the record says."
+    return f"{same} Add --noreplay where evaluations at other radii lie beside it by now."
+
+
+def _board(one: Evaluation) -> list[Html]:
+    """Return RobustBench's entry and issue, and why the record does not count there, if so."""
+    record = one.record
+    try:
+        lacks = robustbench_entry.lacks(record)
+        entry = json.dumps(robustbench_entry.entry(record), indent=2)
+        text = robustbench_entry.issue("AuthorYearTitle", record, "WEIGHTS", "SHA256 OF THE FILE")
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return [tag("p", "The record lacks what RobustBench's entry is made of.", class_="note")]
+    if lacks:  # an entry would claim a leaderboard's data and radius
+        said = f"RobustBench would not count it, so there is no entry: {'; '.join(lacks)}."
+        return [tag("p", said, class_="note")]
+    return [copied("RobustBench's JSON", entry), copied("RobustBench's issue text", text)]

@@ -1,0 +1,150 @@
+"""Several runs or evaluations: curves over each other, and differences image by image."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxrobust.evaluation.records import comparable, pairs
+from jaxrobust.evaluation.records.pairs import Paired
+from jaxrobust.report.drawing import figures
+from jaxrobust.report.drawing.curves import thinned
+from jaxrobust.report.drawing.figures import Axis, Line, Row
+from jaxrobust.report.drawing.markup import Html, table, tag
+from jaxrobust.report.gathered import Evaluation, Run
+from jaxrobust.report.parts import sentences
+
+_OVERLAID = {
+    "loss": ("Loss", False),
+    "robust": ("Accuracy of batches under attack", True),
+    "selection_clean": ("Clean accuracy on the selection split", True),
+    "selection_robust": ("Robust accuracy on the selection split", True),
+}
+_DRAWN = 12  # runs in one figure; more cannot be told apart
+_POINTS = 120
+_LEVEL = 0.05  # of Holm's correction
+_HEAD = (
+    *("network", "accuracy", "points", "95 % interval", "p", "images", "only it is right"),
+    *("only the first is right", "images to tell apart"),
+)
+
+
+def overlays(runs: Sequence[Run]) -> Html | None:
+    """Return the curves of several runs over each other, for each phase that two of them have."""
+    phases = list(dict.fromkeys(p for run in runs for p in run.phases))
+    drawn = []
+    for at, phase in enumerate(phases):
+        for quantity, (title, percent) in _OVERLAID.items():
+            having = [r for r in runs if quantity in r.metrics.curves.get(phase, {})]
+            if len(having) < 2:
+                continue
+            curves = []
+            for run in having[:_DRAWN]:
+                cut = thinned(run.metrics.curves[phase][quantity], _POINTS)
+                curves.append(Line(run.name, cut.steps.tolist(), cut.values.tolist()))
+            y = Axis(title.lower(), percent=percent)
+            note = f"The first {_DRAWN} of {len(having)} runs." if len(having) > _DRAWN else ""
+            key = f"overlay-{at}-{quantity}"
+            drawn.append(
+                figures.lines(key, f"{title}, {phase}", curves, Axis("step"), y, note=note)
+            )
+    if not drawn:
+        return None
+    head = tag("h2", "Runs over each other")
+    return tag("section", head, tag("div", drawn, class_="figures"))
+
+
+def groups(found: Sequence[Evaluation]) -> list[list[Evaluation]]:
+    """Return evaluations of different networks that answer the same question, with verdicts."""
+    same: dict[str, dict[str, Evaluation]] = {}
+    for one in found:
+        if one.verdicts is not None:
+            same.setdefault(sentences.question(one), {}).setdefault(sentences.identity(one), one)
+    return [list(own.values()) for own in same.values() if len(own) > 1]
+
+
+def difference(first: Evaluation, other: Evaluation, key: str) -> Paired | None:
+    """Return how two evaluations differ in `clean` or `robust` on the images of both.
+
+    Without those that a replayed point decided in one of them. None: they have no image in common,
+    or other labels on it.
+    """
+    a, b = first.verdicts, other.verdicts
+    assert a is not None and b is not None, "groups() has them"
+    _, here, there = np.intersect1d(a.image_ids, b.image_ids, return_indices=True)
+    if (a.labels[here] != b.labels[there]).any():
+        return None
+    kept = ~_left_out(first, other)
+    here, there = here[kept], there[kept]
+    if not len(here):
+        return None
+    return pairs.compare(getattr(a, key)[here], getattr(b, key)[there])
+
+
+def _left_out(first: Evaluation, other: Evaluation) -> np.ndarray:
+    """Return which of the images of both replayed points decided, as `comparable.left_out`."""
+    a, b = first.verdicts, other.verdicts
+    assert a is not None and b is not None, "groups() has them"
+    ids, here, there = np.intersect1d(a.image_ids, b.image_ids, return_indices=True)
+    if not len(ids):
+        return np.zeros(0, bool)
+    both = [type(v)(*(col[at] for col in v)) for v, at in ((a, here), (b, there))]
+    return comparable.left_out([first.record, other.record], both)
+
+
+def part(found: Sequence[Evaluation]) -> Html | None:
+    """Return paired differences against the first evaluation of each question."""
+    shown = [_group(own, f"pairs-{number}") for number, own in enumerate(groups(found))]
+    shown = [one for one in shown if one]
+    if not shown:
+        return None
+    lead = (
+        "Networks that were attacked in the same way are compared on the same images. The interval "
+        "is Tango's for paired proportions; p is McNemar's exact test, corrected by Holm for the "
+        "number of comparisons. What can be told apart (p below 0.05) is drawn in orange."
+    )
+    return tag("section", tag("h2", "Differences, image by image"), tag("p", lead), shown)
+
+
+def _group(own: Sequence[Evaluation], key: str) -> Html | None:
+    first, *others = own
+    attacked = bool(first.record.get("attacks"))
+    drawn, rows = [], []
+    for what in ("robust", "clean") if attacked else ("clean",):
+        known = [(o, d) for o in others if (d := difference(first, o, what)) is not None]
+        if not known:
+            return None
+        corrected = pairs.holm(np.array([d.p for _, d in known]))
+        bars = []
+        for (other, d), p in zip(known, corrected, strict=True):
+            apart = bool(p < _LEVEL)
+            bars.append(Row(_label(other), d.difference, d.low, d.high, strong=apart))
+            ends = f"{100 * d.low:+.1f} to {100 * d.high:+.1f}"
+            needed = pairs.images_needed(d)
+            enough = "-" if apart or needed is None else f"{needed:,}"
+            counts = (f"{d.n:,}", f"{d.gained:,}", f"{d.lost:,}")
+            points = f"{100 * d.difference:+.1f}"
+            rows.append((_label(other), what, points, ends, f"{p:.3g}", *counts, enough))
+        title = f"{what.capitalize()} accuracy minus that of {_label(first)}"
+        axis = Axis("difference", percent=True)
+        drawn.append(figures.rows(f"{key}-{what}", title, bars, axis, names=("difference", "")))
+    threat = ", ".join(sentences.balls(first.record)) or "no attack"
+    left = [int(_left_out(first, other).sum()) for other in others]
+    without = [f"{n:,} beside {_label(one)}" for one, n in zip(others, left, strict=True) if n]
+    said = (
+        "Images that replayed points decided are left out, as the attacks alone might have left "
+        f"them standing: {', '.join(without)}."
+    )
+    name = f"{sentences.method(first.record)}, {threat}; the first is {_label(first)}"
+    return tag(
+        "section",
+        tag("h3", name),
+        tag("p", said) if without else None,
+        tag("div", drawn, class_="figures"),
+        table(f"Differences to {_label(first)}", _HEAD, rows, words=2),
+    )
+
+
+def _label(one: Evaluation) -> str:
+    weights = str(one.record.get("weights") or "")
+    phase = weights.partition(",")[0]
+    return f"{one.name} {phase}".strip()

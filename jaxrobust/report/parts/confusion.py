@@ -1,0 +1,87 @@
+"""The confusion that attacks cause: which class the network gives for what fooled it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxrobust.report.drawing import matrix
+from jaxrobust.report.drawing.markup import Html, table, tag
+from jaxrobust.report.gathered import Evaluation
+
+_PAIRS = 20  # of a table, where there are too many classes for a matrix
+_TITLE = "Classes that the attacks reached"
+_UNKNOWN = (
+    "Which classes the attacks reached is not known: an older version, which did not note them, "
+    "wrote these verdicts. The same evaluation with another --out notes them."
+)
+_NO_VERDICTS = (
+    "Classes, the confusion and images are not shown: there are no verdicts image by image, as "
+    "python -m jaxrobust.evaluate writes them. A training writes none, nor did older versions."
+)
+_NONE = "No attack fooled an image that is right as it is, so no class was reached."
+_HEAD = ("label", "class reached", "images", "of the fooled with this label")
+
+
+def pairs(one: Evaluation) -> list[tuple[int, int, int]]:
+    """Return label, class reached, images; the most frequent pair first, ties by the label.
+
+    Only images count that are right as they are, that an attack fooled, and whose class is known.
+    """
+    seen = one.verdicts
+    if seen is None:
+        return []
+    known = seen.reached >= 0
+    both = np.stack([seen.labels[known], seen.reached[known]], axis=1)
+    there, counts = np.unique(both, axis=0, return_counts=True)
+    found = [(int(a), int(b), int(n)) for (a, b), n in zip(there, counts, strict=True)]
+    return sorted(found, key=lambda pair: (-pair[2], pair[:2]))
+
+
+def part(one: Evaluation, key: str) -> tuple[Html | None, Html | None]:
+    """Return the confusion of an evaluation as a matrix, and what stands below the figures.
+
+    That is a table where there are many classes, or why nothing is known.
+    """
+    seen, found = one.verdicts, pairs(one)
+    if seen is None and one.record.get("robust") is not None:
+        return None, tag("p", _NO_VERDICTS, class_="note")
+    fooled = 0 if seen is None else int((seen.clean & ~seen.robust).sum())
+    if not fooled:
+        attacked = one.record.get("robust") is not None
+        return None, tag("p", _NONE, class_="note") if attacked else None
+    if not found:
+        return None, tag("p", _UNKNOWN, class_="note")
+    unknown = fooled - sum(n for _, _, n in found)
+    lacking = f" Of {unknown:,} more fooled images it is not known." if unknown > 0 else ""
+    size = max(len(one.classes), *(1 + max(a, b) for a, b, _ in found))
+    if 1 < size <= matrix.MOST and min(a for a, _, _ in found) >= 0:
+        return _matrix(one, key, found, size, lacking), None
+    return None, tag("div", _table(one, found), tag("p", lacking.strip(), class_="note"))
+
+
+def _matrix(
+    one: Evaluation, key: str, found: Sequence[tuple[int, int, int]], size: int, lacking: str
+) -> Html:
+    counts = np.zeros((size, size), int)
+    for a, b, n in found:
+        counts[a, b] = n
+    names = [one.class_name(label) for label in range(size)]
+    said = "; ".join(f"{names[a]} became {names[b]} {n} times" for a, b, n in found[:5])
+    note = (
+        "Rows: the label. Columns: what the network says of the image that fooled it. Images that "
+        f"were wrong without an attack do not count.{lacking}"
+    )
+    return matrix.cells(key, _TITLE, names, counts, alt=said, note=note)
+
+
+def _table(one: Evaluation, found: Sequence[tuple[int, int, int]]) -> Html:
+    more = len(found) > _PAIRS
+    of = f": the {_PAIRS} most frequent of {len(found):,} pairs" if more else ""
+    totals: dict[int, int] = {}
+    for a, _, n in found:
+        totals[a] = totals.get(a, 0) + n
+    rows = [
+        (one.class_name(a), one.class_name(b), f"{n:,}", f"{100 * n / totals[a]:.0f} %")
+        for a, b, n in found[:_PAIRS]
+    ]
+    return table(f"{_TITLE}{of}", _HEAD, rows, words=2, of=f": {one.name}, {one.file}")

@@ -1,0 +1,239 @@
+"""An evaluation: what each attack removed and cost, each class, the union; radii side by side."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxrobust.evaluation.network import checks
+from jaxrobust.evaluation.records import records
+from jaxrobust.evaluation.records.verdicts import Verdicts
+from jaxrobust.report.drawing import figures
+from jaxrobust.report.drawing.figures import Axis, Line, Row
+from jaxrobust.report.drawing.markup import Child, Html, table, tag
+from jaxrobust.report.gathered import Evaluation, Run
+from jaxrobust.report.parts import commands, confusion, sentences
+from jaxrobust.report.parts.sentences import between, interval, percent
+
+_CLASSES = 40  # that a figure names; of more the lowest 30 and the highest 10
+_COSTS = (
+    *("attack", "images fooled", "passes forward", "backward", "idle beside them", "seconds"),
+    *("compiling", "how it steps"),
+)
+_CORRUPTED = "under corruptions"
+_ACCURACY = Axis("accuracy", percent=True, low=0.0, high=1.0)
+
+
+def part(
+    one: Evaluation,
+    key: str,
+    runs: Sequence[Run],
+    pictures: Child = None,
+    *,
+    told: bool = False,
+) -> Html:
+    """Return an evaluation.
+
+    Args:
+      one: the evaluation.
+      key: begins the names of its figures.
+      runs: those of the page.
+      pictures: of its images.
+      told: its sentence and its doubts stand above already.
+    """
+    said = [] if told else sentences.doubts(one, runs)
+    matrix, confused = confusion.part(one, f"{key}-confusion")
+    drawn = [_left(one, f"{key}-left"), _classes(one, f"{key}-classes"), matrix]
+    return tag(
+        "section",
+        tag("h3", title(one)),
+        None if told else tag("p", sentences.headline(one)),
+        tag("ul", [tag("li", text) for text in said], class_="doubts") if said else None,
+        [tag("p", line, class_="note") for line in records.said(one.record)],
+        tag("div", drawn, class_="figures"),
+        confused,
+        _costs(one),
+        pictures,
+        commands.part(one),
+    )
+
+
+def title(one: Evaluation) -> str:
+    """Return what an evaluation is called on the page."""
+    threats = ", ".join(sentences.balls(one.record)) or "no attack"
+    phase = str(one.record.get("weights") or "").partition(",")[0]
+    said = f"{sentences.method(one.record)}, {threats}"
+    return f"{one.name}{f', {phase}' if phase else ''}: {said}"
+
+
+def _after(one: Evaluation) -> list[tuple[str, float]]:
+    """Return the accuracies from clean to robust, attack by attack, or threat by threat.
+
+    Of a worst case, those under each attack alone, where they are known.
+    """
+    record = one.record
+    found = [("clean", record.get("clean"))]
+    if record.get("corruptions"):
+        found.append((_CORRUPTED, record["corruptions"]["mean"]))
+    union = record.get("method") == sentences.UNION
+    after = record.get("accuracy_after") or {}
+    if _each(record):
+        parts = zip(after, record["worst_case"], strict=True)
+        found += [(f"under {name}", part["robust"]) for name, part in parts]
+    else:
+        found += [(f"after {name}", value) for name, value in after.items()]
+    if record.get("robust") is not None and (union or len(found) == 1):
+        found.append(("under all" if union else "under attack", record["robust"]))
+    return [(name, float(value)) for name, value in found if value is not None]
+
+
+def _each(record: dict[str, Any]) -> bool:
+    """Tell whether the accuracy under each attack of a worst case is known."""
+    parts = record.get("worst_case") or []
+    return bool(parts) and all(part["robust"] is not None for part in parts)
+
+
+def _left(one: Evaluation, key: str) -> Html:
+    """Draw what is still right, from all images to those that withstand everything."""
+    rows = []
+    for name, value in _after(one):
+        known = {"clean": "clean", "under all": "robust", "under attack": "robust"}.get(name)
+        ends = interval(one, known) if known else None
+        if ends is None and one.images and name != _CORRUPTED:
+            ends = checks.binomial_interval(round(value * one.images), one.images)
+        rows.append(Row(name, value, *(ends or (None, None))))
+    union = one.record.get("method") == sentences.UNION
+    head = f"What each {'threat' if union else 'attack'} leaves"
+    if _each(one.record):
+        head = "Accuracy under each attack and under all"
+    note = "Bars: exact 95 % intervals." if one.images else ""
+    return figures.rows(key, head, rows, _ACCURACY, names=("right", ""), note=note)
+
+
+def _costs(one: Evaluation) -> Html | None:
+    """Return what each attack removed and cost as a table."""
+    costs = one.record.get("costs")
+    if not costs:
+        said = (
+            "What each attack cost is not in this record: a training wrote it, or an older version."
+        )
+        return tag("p", said, class_="note")
+    rows = [
+        (
+            c.get("attack"),
+            *(_count(c.get(k)) for k in ("fooled", "forward", "backward", "idle")),
+            _seconds(c.get("seconds")),
+            _seconds(c.get("compile_seconds")),
+            c.get("step_rule") or "-",
+        )
+        for c in costs
+    ]
+    total = [sum(c.get(k) or 0 for c in costs) for k in ("fooled", "forward", "backward", "idle")]
+    spent = [sum(c.get(k) or 0.0 for c in costs) for k in ("seconds", "compile_seconds")]
+    rows.append(("all", *map(_count, total), *map(_seconds, spent), ""))
+    return table("What each attack removed and cost", _COSTS, rows, words=0, of=f": {title(one)}")
+
+
+def _count(value: Any) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.1f} s"
+
+
+def by_class(found: Verdicts) -> dict[int, tuple[int, int, int]]:
+    """Return how many images of each label there are, are right, and withstand everything."""
+    return {
+        int(label): (
+            int((found.labels == label).sum()),
+            int((found.clean & (found.labels == label)).sum()),
+            int((found.robust & (found.labels == label)).sum()),
+        )
+        for label in np.unique(found.labels)
+    }
+
+
+def _classes(one: Evaluation, key: str) -> Html | None:
+    if one.verdicts is None or not len(one.verdicts.labels):
+        return None
+    rows = []
+    for label, (n, clean, robust) in by_class(one.verdicts).items():
+        ends = checks.binomial_interval(robust, n)
+        rows.append(Row(one.class_name(label), robust / n, *ends, clean / n))
+    order = sorted(rows, key=lambda row: row.value or 0.0)
+    note = "Sorted; bars: exact 95 % intervals of robust accuracy."
+    if len(order) > _CLASSES:
+        note = f"The 30 lowest and the 10 highest of {len(order):,} classes. {note}"
+        order = order[:30] + order[-10:]
+    names = ("robust", "clean")
+    return figures.rows(key, "Robust accuracy by class", order, _ACCURACY, names=names, note=note)
+
+
+def ladders(found: Sequence[Evaluation]) -> list[list[Evaluation]]:
+    """Return groups of evaluations that differ in their radius alone, smallest radius first."""
+    groups: dict[str, dict[float, Evaluation]] = {}
+    for one in found:
+        attacks = one.record.get("attacks") or []
+        if (
+            one.record.get("robust") is None
+            or len({(a["norm"], a["epsilon"]) for a in attacks}) != 1
+        ):
+            continue
+        keys = ("dataset", "split", "image_ids", "preprocessing", "method", "search_dtype")
+        same = [sentences.identity(one), attacks[0]["norm"], *(one.record.get(k) for k in keys)]
+        groups.setdefault(str(same), {})[float(attacks[0]["epsilon"])] = one
+    return [[own[e] for e in sorted(own)] for own in groups.values() if len(own) > 1]
+
+
+def radii(groups: Sequence[Sequence[Evaluation]], key: str) -> Html | None:
+    """Return robust accuracy against the radius, a figure for each group of `ladders`."""
+    drawn = []
+    for number, group in enumerate(groups):
+        points = [
+            (_radius(one), float(one.record["robust"]), interval(one, "robust")) for one in group
+        ]
+        clean = group[0].record.get("clean")
+        if points[0][0] > 0 and clean is not None:  # at radius 0 nothing can be changed
+            points.insert(0, (0.0, float(clean), interval(group[0], "clean")))
+        xs, ys, ends = zip(*points, strict=True)
+        low, high = ([e[at] if e else float("nan") for e in ends] for at in (0, 1))
+        norm = sentences.ball(group[0].record["attacks"][0]).partition(" ")[0]
+        name = f"{group[0].name}, {sentences.method(group[0].record)}"
+        drawn.append(
+            figures.lines(
+                f"{key}-{number}",
+                f"Accuracy against the {norm} radius: {name}",
+                [Line("right", xs, ys, low, high)],
+                Axis("radius, pixels in [0, 1]", low=0.0),
+                _ACCURACY,
+                note="Bars: exact 95 % intervals. Radius 0 is clean accuracy.",
+            )
+        )
+    if not drawn:
+        return None
+    return tag("section", tag("h2", "Accuracy against radius"), tag("div", drawn, class_="figures"))
+
+
+def _radius(one: Evaluation) -> float:
+    return float(one.record["attacks"][0]["epsilon"])
+
+
+def overview(found: Sequence[Evaluation]) -> Html:
+    """Return all evaluations as a table."""
+    head = ("network", "clean", "robust", "95 % interval", "threat", "attack", "images", "data")
+    rows = [
+        (
+            one.name,
+            percent(one.record.get("clean")),
+            percent(one.record.get("robust")),
+            between(interval(one, "robust" if one.record.get("robust") is not None else "clean")),
+            ", ".join(sentences.balls(one.record)) or "-",
+            sentences.method(one.record),
+            f"{one.images:,}" if one.images else "-",
+            f"{one.record.get('dataset')}, {one.record.get('split')}",
+            str(one.record.get("weights") or "-"),
+        )
+        for one in found
+    ]
+    return table("All evaluations", (*head, "weights"), rows)

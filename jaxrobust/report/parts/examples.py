@@ -1,0 +1,236 @@
+"""The hardest and the easiest images of an evaluation, beside what fooled the network.
+
+The adversarial images are those of the ledger beside the record; the images themselves come from
+the data set, where it is at hand.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from jaxrobust.data import Prepared
+from jaxrobust.data.sources import registry
+from jaxrobust.report.drawing.markup import Child, Html, tag
+from jaxrobust.report.gathered import Evaluation
+from jaxrobust.report.parts import sentences
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.types import Threat
+
+_EACH = 4  # easiest, and as many hardest
+_SIDE = 96  # pixels of a picture's side at most; larger images are reduced
+RULE = (
+    "Easiest: fooled by the first attack that fools any, in the fewest iterations. Hardest of "
+    "those that were fooled: by the last attack, in the most iterations. Ties go to the smaller "
+    "number of the image. From left to right: the image, its adversarial version, and what was "
+    "added, amplified until its largest change is full black or white around grey."
+)
+
+
+class Fooled(NamedTuple):
+    """An adversarial image on disk."""
+
+    image: int  # its place in the split
+    attack: str
+    iterations: int
+    file: Path
+    stored: int  # its place in the file
+
+
+class Album:
+    """Pictures for a page, as long as the page stays small."""
+
+    def __init__(self, budget: int = 1_200_000) -> None:
+        """Take how many letters may be used."""
+        self._left = budget
+
+    def part(self, one: Evaluation) -> Child:
+        """Return the pictures of an evaluation, or a sentence where they cannot be had."""
+        if self._left <= 0:
+            said = "Its images are not shown: the page would be too large. Report it alone."
+            return tag("p", said, class_="note")
+        try:
+            shown = _part(one)
+        except (ValueError, OSError, ImportError) as error:
+            return tag("p", f"Its images cannot be shown: {error}", class_="note")
+        self._left -= len(shown or "")
+        return shown
+
+
+def _part(one: Evaluation) -> Html | None:
+    searches = searched(one)
+    if one.verdicts is None or not searches:
+        return None
+    shape: tuple[int, ...] = ()
+    found, attacks = [], []
+    by = dict(zip(one.verdicts.image_ids.tolist(), one.verdicts.fooled_by.tolist(), strict=True))
+    for search in searches:
+        shape, own = fooled(search.ledger)
+        named = [f._replace(attack=f"{search.prefix}{f.attack}") for f in own]
+        # In a union, the first threat that fools an image has it.
+        found += [f for f in named if not search.prefix or by.get(f.image) == f.attack]
+        attacks += [f"{search.prefix}{name}" for name in search.attacks]
+    if not found:
+        return tag("p", "No attack fooled an image, so none is shown.", class_="note")
+    easy, hard = choose(found, attacks)
+    clean = _images(one, shape)
+    labels = dict(zip(one.verdicts.image_ids.tolist(), one.verdicts.labels.tolist(), strict=True))
+
+    def pictures(title: str, chosen: Sequence[Fooled]) -> list[Html]:
+        drawn = [
+            _pictures(f, clean, shape, one.class_name(labels.get(f.image, -1))) for f in chosen
+        ]
+        return [tag("h4", title), tag("div", drawn, class_="images")] if drawn else []
+
+    small = f" Pictures are reduced to {_SIDE} pixels." if max(shape[:2]) > _SIDE else ""
+    union = " The attacks of one threat come before those of the next." if searches[1:] else ""
+    return tag(
+        "section",
+        pictures("The easiest images to fool", easy),
+        pictures("The hardest images that were fooled", hard),
+        tag("p", RULE + union + small, class_="note"),
+    )
+
+
+class Search(NamedTuple):
+    """What was tried under one threat of an evaluation."""
+
+    prefix: str  # of its attacks in the verdicts
+    ledger: Path
+    attacks: list[str]
+
+
+def searched(one: Evaluation) -> list[Search]:
+    """Return where the adversarial images of an evaluation are, as far as they are there.
+
+    The union of several threats has a ledger for each, or those of their own evaluations; so has a
+    worst case, but for its attacks of fixed steps, which keep no images.
+    """
+    record, folder = one.record, one.file.parent
+    number, attacks = record.get("evaluation"), record.get("attacks") or []
+    if parts := record.get("worst_case"):
+        found = []
+        for count, part in enumerate(parts):
+            ledger = folder / f"ledger-{part['evaluation'] or f'{number}-{count}'}.jsonl"
+            prefix = f"{Threat(part['norm'], part['epsilon'])}: "
+            found.append(Search(prefix, ledger, part["attacks"]))
+    elif record.get("method") != sentences.UNION:
+        found = [Search("", folder / f"ledger-{number}.jsonl", [a["name"] for a in attacks])]
+    else:
+        threats: dict[tuple[str, float], list[dict[str, Any]]] = {}
+        for attack in attacks:
+            threats.setdefault((attack["norm"], attack["epsilon"]), []).append(attack)
+        found = []
+        for count, ((norm, epsilon), own) in enumerate(threats.items()):
+            ledger = folder / f"ledger-{number}-{count}.jsonl"
+            if not ledger.is_file():
+                ledger = folder / f"ledger-{_alone(one, own)}.jsonl"
+            names = [attack["name"] for attack in own]
+            found.append(Search(f"{Threat(norm, epsilon)}: ", ledger, names))
+    return [search for search in found if search.ledger.is_file()]
+
+
+def _alone(union: Evaluation, attacks: list[dict[str, Any]]) -> str | None:
+    """Return the number of the evaluation beside a union that asks about these attacks alone."""
+    keys = ("weights_sha256", "dataset", "split", "image_ids", "preprocessing", "seed", "model")
+    wanted = {key: union.record.get(key) for key in keys} | {"attacks": attacks}
+    rows = jsonl.read(union.file)
+    same = [row for row in rows if {key: row.get(key) for key in wanted} == wanted]
+    return str(same[-1].get("evaluation")) if same else None
+
+
+def fooled(ledger: Path) -> tuple[tuple[int, ...], list[Fooled]]:
+    """Return the shape H, W, C of the images of a ledger, and which were fooled.
+
+    Raises:
+      ValueError: a damaged line, or a ledger of an older version without the shape.
+    """
+    shape: tuple[int, ...] = ()
+    found = []
+    others = sorted(ledger.parent.glob(f"{ledger.stem}.process-*.jsonl"))
+    for file in (ledger, *others):
+        rows = jsonl.read(file)
+        shape = shape or tuple((rows[0].get("identity") or {}).get("image") or () if rows else ())
+        found += [
+            Fooled(
+                int(row["image"]),
+                str(row["attack"]),
+                int(row.get("iterations") or 0),
+                file.with_suffix(".images"),
+                int(row["stored"]),
+            )
+            for row in rows[1:]
+            if row.get("fooled") and "stored" in row
+        ]
+    if len(shape) != 3:
+        raise ValueError(f"{ledger} does not say how large its images are; evaluate again")
+    return shape, found
+
+
+def choose(found: Sequence[Fooled], attacks: Sequence[str]) -> tuple[list[Fooled], list[Fooled]]:
+    """Return the easiest and the hardest of them by `RULE`; none is among both."""
+    again = [f"{name} (full)" for name in attacks]  # after a search in lower precision
+    order = {name: at for at, name in enumerate([*attacks, *again])}
+
+    def effort(one: Fooled) -> tuple[int, int]:
+        return order.get(one.attack, -1), one.iterations  # what was tried before is the easiest
+
+    easiest = sorted(found, key=lambda f: (effort(f), f.image))[: min(_EACH, (len(found) + 1) // 2)]
+    hardest = sorted(found, key=lambda f: (*(-e for e in effort(f)), f.image))
+    taken = {f.image for f in easiest}
+    return easiest, [f for f in hardest if f.image not in taken][:_EACH]
+
+
+def _images(one: Evaluation, shape: tuple[int, ...]) -> Any:
+    """Return the data set of an evaluation; `ValueError` or `OSError` where it is not at hand."""
+    record = one.record
+    own = one.config.get("data")
+    own = own if isinstance(own, dict) else {}
+    same = own.get("name") == record["dataset"]
+    source = registry.open_source(
+        str(record["dataset"]),
+        str(record["split"]),
+        data_dir=own.get("dir") if same else None,
+        classes=own.get("classes") if same else None,
+    )
+    count = int(one.verdicts.image_ids.max()) + 1 if one.verdicts is not None else 0
+    how = str(record.get("preprocessing"))
+    return Prepared(source, image_size=shape[0], preprocessing=how, images=count)
+
+
+def _pictures(found: Fooled, clean: Any, shape: tuple[int, ...], label: str) -> Html:
+    image = clean[[found.image]][0]
+    count = int(np.prod(shape))
+    point = np.fromfile(found.file, np.float32, count, offset=4 * count * found.stored)
+    if len(point) != count:
+        raise ValueError(f"{found.file} is cut off; copy it again")
+    added = point.reshape(shape) - image
+    largest = float(np.abs(added).max())
+    grey = 0.5 + added / (2 * largest) if largest else np.full(shape, 0.5)
+    said = f"image {found.image}, {label}"
+    shown = {
+        f"{said}, as it is": _uri(image, smooth=True),
+        f"{said}, adversarial": _uri(point.reshape(shape), smooth=True),
+        f"what was added to {said}, amplified": _uri(grey, smooth=False),
+    }
+    times = f", amplified {0.5 / largest:.3g} times" if largest else ""
+    text = f"Image {found.image}, {label}: {found.attack}, {found.iterations} iterations{times}"
+    images = [tag("img", src=uri, alt=alt) for alt, uri in shown.items()]
+    return tag("figure", images, tag("figcaption", text))
+
+
+def _uri(image: np.ndarray, *, smooth: bool) -> str:
+    """Return an image f32[H,W,C] in [0, 1] as a PNG inside of an address."""
+    pixels = np.round(255 * np.clip(image, 0, 1)).astype(np.uint8)
+    drawn = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3])
+    if max(drawn.size) > _SIDE:
+        how = Image.Resampling.BOX if smooth else Image.Resampling.NEAREST
+        scale = _SIDE / max(drawn.size)
+        drawn = drawn.resize((round(drawn.width * scale), round(drawn.height * scale)), how)
+    held = io.BytesIO()
+    drawn.save(held, "png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(held.getvalue()).decode()}"

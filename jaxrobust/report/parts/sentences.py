@@ -1,0 +1,196 @@
+"""What a page says in words: what a number is of, what it is worth, and what puts it in doubt."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from jaxrobust.evaluation.records import comparable, records
+from jaxrobust.report.drawing.figures import said
+from jaxrobust.report.gathered import Evaluation, Gathered, Run
+
+_NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
+_FEW = 1000  # images, below which a page says how wide the interval is
+_TRIAL = 100  # images, below which no evaluation is a headline while there is a larger one
+UNION = "union"
+STANDARD = "autoattack standard"
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction as a percentage; a dash where there is none."""
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def between(ends: Sequence[float] | None) -> str:
+    """Return an interval as percentages; nothing where there is none."""
+    return "" if not ends else f"{100 * ends[0]:.1f} to {100 * ends[1]:.1f} %"
+
+
+def interval(one: Evaluation, key: str) -> Sequence[float] | None:
+    """Return the exact 95 % interval of `clean` or `robust`, of the record or of its images."""
+    own = (one.record.get("interval") or {}).get(key)
+    return own or (records.interval(one.record.get(key), one.images) if one.images else None)
+
+
+def radius(epsilon: float) -> str:
+    """Return a radius as people write it: 4/255, or 0.1."""
+    steps = 255 * epsilon
+    whole = 0 < round(steps) <= 64 and abs(steps - round(steps)) < 1e-3
+    return f"{round(steps)}/255" if whole else f"{epsilon:.4g}"
+
+
+def ball(attack: dict[str, Any]) -> str:
+    """Return norm and radius of an attack."""
+    norm = str(attack.get("norm"))
+    return f"{_NORMS.get(norm, norm)} {radius(float(attack.get('epsilon') or 0))}"
+
+
+def balls(record: dict[str, Any]) -> list[str]:
+    """Return the threats of a record, each once."""
+    return list(dict.fromkeys(ball(attack) for attack in record.get("attacks") or []))
+
+
+def method(record: dict[str, Any]) -> str:
+    """Return the attack of a record in words, without its threat."""
+    attacks = record.get("attacks") or []
+    if record.get("worst_case"):
+        return "worst case"
+    if record.get("method"):
+        return str(record["method"])
+    if not attacks:
+        return "no attack"
+    steps = attacks[0].get("steps")
+    return f"{attacks[0].get('name')}{f', steps {steps}' if steps else ''}"
+
+
+def network(one: Evaluation) -> str:
+    """Return which network an evaluation is of."""
+    which = one.record.get("weights")
+    return f"{one.model or 'the network'}{f' ({which})' if which else ''}"
+
+
+def headline(one: Evaluation) -> str:
+    """Return an evaluation as one sentence that needs no knowledge of attacks."""
+    record, n = one.record, one.images
+    count = f"{n:,} images" if n else "the images"
+    where = f"{count} of {record.get('dataset')} (split {record.get('split')})"
+    clean = percent(record.get("clean"))
+    text = f"{one.name}: {network(one)} classifies {clean} of {where} correctly"
+    if ends := interval(one, "clean"):
+        text += f" (95 % interval {between(ends)})"
+    if record.get("robust") is None:
+        return f"{text}; it was not attacked."
+    ends = interval(one, "robust")
+    kept = f" ({between(ends)})" if ends else ""
+    threats = balls(record)
+    within = (
+        f" within {threats[0]}" if len(threats) == 1 else f" within all of {', '.join(threats)}"
+    )
+    by = "the attacks" if record.get("method") == UNION else method(record)
+    by += " of the worst case" if record.get("worst_case") else ""
+    return f"{text}, and {percent(record['robust'])}{kept} also when {by} may change them{within}."
+
+
+def doubts(one: Evaluation, runs: Sequence[Run]) -> list[str]:
+    """Return all that makes the number of an evaluation doubtful, each in a sentence or two."""
+    record, n = one.record, one.images
+    found = [f"Flag {name}: {text}" for name, text in (record.get("flags") or {}).items()]
+    if record.get("robust") is not None and not _is_standard(record):
+        found.append(
+            f"The attack was {method(record)}, not the standard version of AutoAttack: a stronger "
+            "attack can only find more, so the robust accuracy is at most this."
+        )
+    ends = interval(one, "robust" if record.get("robust") is not None else "clean")
+    if n and n < _FEW and ends:
+        found.append(
+            f"Only {n:,} images were evaluated, so the 95 % interval is "
+            f"{100 * (ends[1] - ends[0]):.1f} points wide."
+        )
+    if str(record.get("split")).startswith("train"):
+        found.append("The images are of the training split, which the network may have seen.")
+    if tried := comparable.tried(record):
+        found.append(
+            f"Points that other evaluations had found were replayed before the attacks: {tried}, "
+            "which the attacks alone might have left standing."
+        )
+    if "+changes" in str(record.get("commit")):
+        found.append("The code differed from its commit when this was measured.")
+    if record.get("search_dtype") == "bfloat16":
+        found.append("The attacks searched in bfloat16, and found perhaps less than in float32.")
+    if any(run.at_work and run.folder == one.run for run in runs):
+        found.append("The run is still being trained; a later checkpoint gives other numbers.")
+    return found
+
+
+def _is_standard(record: dict[str, Any]) -> bool:
+    if record.get("worst_case"):  # which has AutoAttack in one of its norms
+        return False
+    names = [attack.get("name") for attack in record.get("attacks") or []]
+    whole = {"apgd-ce", "apgd-t", "fab-t", "square"} <= set(names)
+    return record.get("method") == STANDARD or (record.get("method") == UNION and whole)
+
+
+def chosen(found: Gathered) -> list[Evaluation]:
+    """Return an evaluation for each network, the strongest: that is the rule of the headline.
+
+    At least 100 images before fewer, of which more come first; then standard AutoAttack before
+    other attacks, the radius of the training before others, more images and more attacks before
+    fewer, and the younger record. The most robust network is first.
+    """
+    best: dict[str, Evaluation] = {}
+    attacks = {run.folder: run.config.get("attack") for run in found.runs}
+    radii = {f: a.get("epsilon") for f, a in attacks.items() if isinstance(a, dict)}
+
+    def worth(one: Evaluation) -> tuple[Any, ...]:
+        record = one.record
+        attacks = record.get("attacks") or []
+        trained = radii.get(one.run) if one.run else None
+        same = any(a.get("epsilon") == trained for a in attacks)
+        return (
+            min(one.images, _TRIAL),
+            record.get("robust") is not None,
+            record.get("method") == STANDARD,
+            record.get("method") != UNION,
+            same,
+            one.images,
+            len(attacks),
+            str(record.get("time") or ""),
+        )
+
+    for one in found.evaluations:
+        key = str(one.run.resolve() if one.run else identity(one))
+        if key not in best or worth(one) > worth(best[key]):
+            best[key] = one
+    return sorted(best.values(), key=lambda e: -(e.record.get("robust") or 0.0))
+
+
+def identity(one: Evaluation) -> str:
+    """Return what tells one network from another."""
+    return str(one.record.get("weights_sha256") or f"{one.file} {one.record.get('weights')}")
+
+
+def question(one: Evaluation) -> str:
+    """Return what must be the same in two records for their verdicts to be compared."""
+    record = one.record
+    keys = ("dataset", "split", "ids_sha256", "classes_sha256", "preprocessing", "search_dtype")
+    size = (record.get("model") or {}).get("image_size")
+    done = [comparable.procedure(record), comparable.pictures(record)]
+    return json.dumps([*(record.get(key) for key in keys), size, record.get("attacks"), *done])
+
+
+def state(run: Run) -> str:
+    """Return how far a run has come, in a sentence or two."""
+    if not run.metrics.curves:
+        return f"{run.name} has no metrics yet."
+    phase = run.phases[-1]
+    own = run.metrics.curves[phase]
+    last = int(max(curve.steps[-1] for curve in own.values() if len(curve.steps)))
+    planned = run.planned.get(phase)
+    of = f" of {planned:,}" if planned else ""
+    text = f"{run.name}: phase {phase} is at step {last:,}{of}"
+    if "selection_robust" in own and "selection_clean" in own:
+        clean, robust = (own[f"selection_{key}"].values[-1] for key in ("clean", "robust"))
+        text += (
+            f"; on the selection split {said(float(clean), True)} of the images are right, and "
+            f"{said(float(robust), True)} under the attack of the selection"
+        )
+    return f"{text}. {f'At work: {run.at_work}.' if run.at_work else 'No process is at work.'}"

@@ -1,0 +1,10 @@
+"""Command lines: flags, mistakes as one sentence, functions by name, exit codes."""
+
+from typing import Any
+
+from jaxrobust import moved
+
+
+def __getattr__(name: str) -> Any:
+    """Look up a name of the module that this package was."""
+    return moved.attribute(__name__, name)

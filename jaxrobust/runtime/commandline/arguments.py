@@ -1,0 +1,442 @@
+"""Flags as people write them, and mistakes in them as one sentence."""
+
+import argparse
+import ast
+import contextlib
+import difflib
+import json
+import logging
+import re
+import runpy
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeGuard
+
+from absl import flags
+from absl import logging as absl_logging
+from ml_collections import ConfigDict
+
+from jaxrobust.runtime.processes import launch
+from jaxrobust.runtime.text import patience, terminal
+from jaxrobust.runtime.text.spelling import MOVED, meant, norm
+
+# In a wheel the recipes are inside of the package, in a checkout beside it.
+_PACKAGE = Path(__file__).resolve().parents[2]
+RECIPES = next(p for p in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if p.is_dir())
+
+program: str | None = None  # what people typed, if it is not the file that runs: jaxrobust import
+
+flags.disclaim_key_flags()  # the flags below are in the --help of the command that asks for them
+
+
+def define_host_flags() -> None:
+    """Define the flags of a command that several hosts run together, for `hosts`."""
+    join = "Join the other hosts of a TPU or GPU pod; the command is started on each of them."
+    flags.DEFINE_bool("multihost", False, join, allow_override=True)
+    given = "It implies --multihost; default: what Cloud TPU, Slurm, GKE and others say."
+    address = f"Address of process 0, HOST:PORT, where it waits for the others. {given}"
+    flags.DEFINE_string("coordinator_address", None, address, allow_override=True)
+    count, index = f"Number of processes. {given}", f"Number of this process, from 0. {given}"
+    flags.DEFINE_integer("num_processes", None, count, allow_override=True)
+    flags.DEFINE_integer("process_id", None, index, allow_override=True)
+    waits = "Seconds to wait for the other processes; default: 300. It implies --multihost."
+    flags.DEFINE_float("coordinator_timeout", None, waits, allow_override=True)
+
+
+def hosts() -> dict[str, Any] | None:
+    """Return the arguments of `launch.join_hosts` in the flags; None: this process is alone."""
+    given = {
+        "coordinator": flags.FLAGS.coordinator_address,
+        "processes": flags.FLAGS.num_processes,
+        "process": flags.FLAGS.process_id,
+        "timeout_s": flags.FLAGS.coordinator_timeout,
+    }
+    several = flags.FLAGS.multihost or any(value is not None for value in given.values())
+    return given if several else None
+
+
+def quiet_libraries() -> None:
+    """Keep Orbax and Grain from logging 30 lines a checkpoint, unless --verbosity is given.
+
+    Both log through absl. JAX does not, whose warnings (no plug-in for an accelerator) stay.
+    """
+    if not flags.FLAGS["verbosity"].present:
+        logging.getLogger().setLevel(logging.WARNING)
+        absl_logging.get_absl_logger().setLevel(logging.CRITICAL)
+
+
+def stop(message: object, code: int) -> NoReturn:
+    """End the process with a sentence on stderr."""
+    patience.end()
+    _print(message)
+    sys.exit(code)
+
+
+def _print(message: object) -> None:
+    said = terminal.fitted(f"jaxrobust: {message}", terminal.width(sys.stderr))
+    print(said, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def ending(interrupted: str, solved: str = "") -> Iterator[None]:
+    """End the process with a sentence where what is done inside fails.
+
+    With 2 for a wrong input, 3 for a file that cannot be read or written, after whose
+    sentence `solved` is said, 130 for Ctrl-C, after which `interrupted` is said.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        stop(f"interrupted; {interrupted}", 130)
+    except ValueError as error:
+        stop(error, 2)
+    except (OSError, MemoryError) as error:
+        stop(f"{unable(error)}{solved}", 3)
+
+
+def unable(error: OSError | MemoryError) -> str:
+    """Return the sentence for what this machine has no memory, no disk or no network for."""
+    if isinstance(error, OSError):
+        return str(error)
+    said = str(error).partition(" for an array")[0] or "it is not said how much was wanted"
+    return f"the memory of this machine is too small ({said}); take smaller images, or fewer"
+
+
+def answer(
+    run: Callable[[argparse.Namespace], Any], args: argparse.Namespace, interrupted: str
+) -> None:
+    """Run a command and print what it returns, if --json asks for it; fail as `ending` says."""
+    with ending(interrupted):
+        done = run(args)
+    if args.json:
+        print(json.dumps(done))
+
+
+def number(flag: str, text: str) -> float:
+    """Return the value of a flag that was written as a number or a fraction (`4/255`).
+
+    Raises:
+      ValueError: with how to write it.
+    """
+    try:
+        return _fraction(text) if "/" in text else float(text)
+    except (ValueError, ZeroDivisionError) as error:
+        raise ValueError(
+            f"--{flag}={text} is not a number; write one, or a fraction such as 4/255"
+        ) from error
+
+
+def how_many(flag: str, text: str | int) -> int:
+    """Return the number of images in a flag, where `all` is a word; 0: all of them.
+
+    Raises:
+      ValueError: with how to write it.
+    """
+    if text == "all":
+        return 0
+    try:
+        count = int(text)
+    except ValueError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"--{flag}={text} is no number of images: 1 or more, or --{flag}=all")
+    return count
+
+
+def mapping(flag: str, text: str | None) -> dict[str, Any] | None:
+    """Return the value of a flag that was written as a dict, Python's or JSON's; None: it is not
+    given.
+
+    Raises:
+      ValueError: with how to write it.
+    """
+    if text is None:
+        return None
+    value = _literal(text)
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return value
+    raise ValueError(f"--{flag}={text} is no dict; write one such as \"{{'dims': (32, 64)}}\"")
+
+
+def check_once(
+    argv: Sequence[str], more: Sequence[str] = (), *, several: Container[str] = ()
+) -> None:
+    """Stop where a flag, or one of `more` names, is given twice: one value would be dropped.
+
+    Those that take `several` values may be.
+    """
+    matches = (_FLAG.fullmatch(str(word)) for word in argv)
+    names = [_without_no(match[1].replace("-", "_")) for match in matches if match]
+    for name, count in Counter([*names, *more]).items():
+        if count > 1 and name not in several:
+            stop(f"--{name} is given more than once; give it once", 2)
+
+
+class Arguments(argparse.ArgumentParser):
+    """argparse with both spellings of a flag, each of them once, and mistakes as one sentence."""
+
+    def __init__(self, doc: str, **how: Any) -> None:
+        about = {"prog": program, "description": doc.split("\n")[0], "allow_abbrev": False}
+        super().__init__(**(about | how))
+
+    def flag(self, name: str, **how: Any) -> None:
+        """Add a flag, such as `image_size`, that is also written `image-size`."""
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        self.add_argument(*spellings, dest=name, **how)
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; stop with one sentence and exit code 2 where that cannot be."""
+        check_once(sys.argv[1:] if args is None else args)
+        launch.without_tpu()
+        patience.end()  # of loading, which is over
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Stop with one sentence."""
+        if unknown := re.match(r"unrecognized arguments: (\S+)", message):
+            word = unknown[1].partition("=")[0]
+            known = [n.lstrip("-") for action in self._actions for n in action.option_strings]
+            near = difflib.get_close_matches(word[2:], known, 1) if word.startswith("--") else []
+            message = _no_flag(word, [f"--{name}" for name in near])
+        stop(message, 2)
+
+
+def _no_flag(word: str, near: Sequence[str] = ()) -> str:
+    """Return the sentence for what is no flag, or no value of one."""
+    meant = f"; did you mean {' or '.join(near)}?" if near else ";"
+    return f"{word} is no flag{meant} --help lists them"
+
+
+def parse(argv: list[str], *, hint: str = "jaxrobust/config.py lists the keys") -> list[str]:
+    """Parse absl's flags: with errors as one sentence, and fractions such as 4/255 as values.
+
+    A flag counts once, and may be written with hyphens or underscores. A dict changes those keys of
+    a section that it names, `--config.model.options.KEY` any field of the family's row.
+    """
+    path = Path()
+    try:
+        given = flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False)
+        words, changes = _changes([_underscores(word) for word in given])
+        known = flags.FLAGS
+        several = {name for name in known if isinstance(known[name], flags.MultiFlag)}
+        check_once(words, [key for key, _ in changes], several=several)
+        for word in words:  # such as --workdir=$UNSET
+            if re.fullmatch(r"--?[a-z_]+=", word):
+                raise ValueError(f"{word} is empty; give a value, or leave it out")
+        words, path = _with_config(words)
+        if path.name:  # a config may import its neighbours, by one name or the other
+            sys.path += [str(path.resolve().parent), str(path.resolve().parent.parent)]
+        argv[1:] = words  # the same list as sys.argv, where config_flags looks for the keys
+        rest = flags.FLAGS(argv)
+        if path.name and not isinstance(flags.FLAGS["config"].value, ConfigDict):
+            kind = type(flags.FLAGS["config"].value).__name__
+            raise ValueError(f"get_config() of {path} returns a {kind}; return a ConfigDict")
+        for key, value in changes:
+            _change(flags.FLAGS["config"].value, key.split(".")[1:], value)
+        if path.name:
+            _spell(flags.FLAGS["config"].value)
+        return rest
+    except Exception as error:
+        stop(_reason(error, path, hint), 2)
+
+
+def _with_config(words: list[str]) -> tuple[list[str], Path]:
+    """Return the words with the file that --config means in its place, and that file."""
+    at = [i for i, word in enumerate(words) if re.match(r"--?config(=|$)", word)]
+    if not at:
+        return words, Path()
+    flag, _, value = words[at[0]].partition("=")
+    rest = words[at[0] + 1 :]
+    given = value or (rest.pop(0) if rest else "")
+    path, arguments = split_config(given)
+    whole = f"{path}:{arguments}" if arguments else path
+    return [*words[: at[0]], f"{flag}={whole}", *rest], path
+
+
+def split_config(given: str) -> tuple[Path, str]:
+    """Return the file of a config that is written `FILE[:ARGUMENTS]`, and its arguments."""
+    file, _, arguments = given.partition(":")
+    return config_file(file), arguments
+
+
+def load_config(given: str) -> Any:
+    """Return what `get_config` of a config, `FILE[:ARGUMENTS]`, returns, unlocked.
+
+    Raises:
+      ValueError: there is none, or a mistake in it; one sentence.
+    """
+    path, arguments = split_config(given)
+    sys.path += [str(path.resolve().parent), str(path.resolve().parent.parent)]
+    try:
+        made = runpy.run_path(str(path))["get_config"](*[arguments] * bool(arguments)).unlock()
+        _spell(made)
+        return made
+    except Exception as error:
+        raise ValueError(_reason(error, path, f"--config {given}")) from error
+
+
+def config_name(given: str) -> str:
+    """Return what a config is called in names of files: its own name and its arguments."""
+    path, arguments = split_config(given)
+    return "-".join([path.stem, *re.findall(r"[\w.=]+", arguments)])
+
+
+class NoConfigError(ValueError):
+    """There is no such config, in one sentence."""
+
+
+def config_file(given: str) -> Path:
+    """Return the file of a config: the one of that name, else the recipe of the package.
+
+    Raises:
+      NoConfigError: neither is there.
+    """
+    recipes = {path.stem: path for path in sorted(RECIPES.glob("[a-z]*.py"))}
+    own, name = Path(given), given.removeprefix("configs/").removesuffix(".py")
+    if own.is_file():
+        return own
+    if name in recipes:
+        return recipes[name]
+    others = meant(name, recipes, give="give one, or ")
+    raise NoConfigError(f"{given}: no such file; {others}")
+
+
+def _reason(error: Exception, path: Path, hint: str) -> str:
+    """Return what is wrong with a command line or with the config file that it names, as one
+    sentence.
+    """
+    message = " ".join(str(error).replace("\\n", " ").split())
+    if isinstance(error, NoConfigError):
+        return f"--config {message}"
+    if isinstance(error, flags.UnrecognizedFlagError) and not error.flagname.startswith("config."):
+        near = re.findall(r"Did you mean: (\w+)", message)
+        return _no_flag(f"--{error.flagname}", [f"--{name}" for name in near])
+    if number := re.match(
+        r"flag (--\S+): (?:invalid literal|could not convert) .*(int|float)", message
+    ):
+        return f"{number[1]} is no {'whole ' if number[2] == 'int' else ''}number"
+    if "has no attribute 'get_config'" in message:
+        return f"--config {path} defines no get_config(); see {RECIPES / 'quickstart.py'}"
+    said = f"{type(error).__name__}: {message}"
+    if "Error whilst parsing config file" in message:
+        said = re.findall(r"\w+Error: .*", message)[-1]  # the end of the traceback in it
+    if re.search(r"get_config\(\) takes 0 positional arguments", said):
+        return f"--config {path} takes no arguments; leave out what stands behind the colon"
+    if said.startswith("ArgumentError: "):
+        return f"--config {path}: {said.partition(': ')[2]}"
+    if typo := re.search(r'Did you mean "(.+?)" instead of "(.+?)"', message):
+        said = message = f"unknown config key {typo[2]!r}; did you mean {typo[1]!r}?"
+    elif gone := [old for old in MOVED if re.search(rf"['\"]{old.split('.')[-1]}['\"]", message)]:
+        said = message = f"there is no config.{gone[0]} any more; write config.{MOVED[gone[0]]}"
+    elif isinstance(error, (KeyError, AttributeError)):
+        message = f"unknown config key {message.strip(chr(34))}"
+    places = [(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    places += re.findall(r'File "(.+?)", line (\d+)', str(error))
+    lines = [line for file, line in places if Path(file).absolute() == path.absolute()]
+    return f"{path}, line {lines[-1]}: {said}" if lines else f"{message} ({hint})"
+
+
+_FLAG = re.compile(r"--?([A-Za-z][\w.-]*)(?:=(.*))?", re.DOTALL)
+# Sections that take keys which are not there yet.
+_OPEN = re.compile(r"config\.(model\.options|\w+\.changes)\.")
+
+
+def _underscores(word: str) -> str:
+    """Return a flag that is written with hyphens as absl knows it; other words as they are."""
+    match = _FLAG.fullmatch(word)
+    if not match or match[1].startswith("config."):
+        return word
+    start, end = match.span(1)
+    return word[:start] + match[1].replace("-", "_") + word[end:]
+
+
+def _changes(words: list[str]) -> tuple[list[str], list[tuple[str, Any]]]:
+    """Return the words that absl understands, and (dotted key, value) of those that change a
+    config.
+    """
+    words, left, changes = list(words), [], []
+    while words:
+        word = words.pop(0)
+        match = _FLAG.fullmatch(word)
+        if not (match and match[1].startswith("config.")):
+            left.append(word)
+            continue
+        name, value = match.groups()
+        if value is None and words and not _FLAG.fullmatch(words[0]):
+            value = words.pop(0)
+        if value is None:  # a boolean
+            left.append(word)
+        elif value.lstrip().startswith("{"):
+            changes += _leaves(name, mapping(name, value))
+        elif _OPEN.match(name):
+            changes.append((name, _literal(_as_number(value))))
+        else:
+            left.append(f"--{name}={_as_number(value)}")
+    return left, changes
+
+
+def _leaves(name: str, value: Any) -> list[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        return [(name, value)]
+    return [leaf for key, part in value.items() for leaf in _leaves(f"{name}.{key}", part)]
+
+
+def _change(config: Any, keys: list[str], value: Any) -> None:
+    """Set one key of a locked config; of a section that is open, also one that is not there yet."""
+    is_open = _OPEN.match(".".join(["config", *keys]))
+    place = keys[:2] if is_open else keys[:-1]
+    for key in reversed(keys[len(place) :]):
+        value = {key: value}
+    section = config
+    for key in place:
+        section = section[key]
+    if is_open:
+        with section.unlocked(), section.ignore_type():
+            section.update(value)
+        config.lock()
+    else:
+        section.update(value)
+
+
+def _spell(config: Any) -> None:
+    """Write the norms of a config as we do: of its attack, and of phases with one of their own."""
+    for section in (config, *(value.get("changes") for value in config.values() if _is(value))):
+        attack = section.get("attack") if _is(section) else None
+        if _is(attack) and isinstance(attack.get("norm"), str):
+            attack.norm = norm(attack.norm)
+
+
+def _is(value: Any) -> TypeGuard[ConfigDict]:
+    return isinstance(value, ConfigDict)
+
+
+def _without_no(name: str) -> str:
+    """Return the flag that `--noflag` turns off."""
+    other = name.removeprefix("no")
+    return other if name not in flags.FLAGS and (other in flags.FLAGS or "." in other) else name
+
+
+def _literal(text: str) -> Any:
+    """Return what a text says in JSON or Python; the text itself if it says nothing there."""
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return read(text.strip())
+    return text
+
+
+_FRACTION = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)\s*/\s*(\d+\.?\d*|\.\d+)\s*")
+
+
+def _as_number(text: str) -> str:
+    """Return a fraction as a decimal number; other text as it is."""
+    with contextlib.suppress(ZeroDivisionError):
+        return str(_fraction(text)) if _FRACTION.fullmatch(text) else text
+    return text
+
+
+def _fraction(text: str) -> float:
+    over, under = map(float, text.split("/"))
+    return over / under

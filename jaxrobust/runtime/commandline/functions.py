@@ -1,0 +1,161 @@
+"""Functions that a user names: `my_package.nets:make`, or of a file `my_nets.py:make`."""
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import operator
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+HOW = "my_package.nets:make, or my_nets.py:make"
+_PACKAGE = Path(__file__).parents[2]
+_loaded: dict[Path, tuple[str, ModuleType]] = {}  # file -> sha256 of what was run, its module
+
+
+class Named(NamedTuple):
+    """A function, and where it is from."""
+
+    function: Callable[..., Any]
+    name: str  # as it was given
+    file: str | None  # the source; None: it has none
+    sha256: str | None  # of that file
+
+    def record(self) -> dict[str, Any]:
+        """Return what a record says of it."""
+        return {"name": self.name, "file": self.file, "sha256": self.sha256}
+
+
+def is_name(text: str) -> bool:
+    """Tell whether a text names a function, and not one of our networks."""
+    return ":" in text
+
+
+def find(what: str, name: str) -> Named:
+    """Return the function that `name` says; a file is run again where it has changed.
+
+    Modules are looked for where Python looks, and in the current folder; a file may import its
+    neighbours.
+
+    Args:
+      what: the flag or key that holds the name, for messages.
+      name: MODULE:FUNCTION, or FILE.py:FUNCTION; FUNCTION may have dots.
+    Raises:
+      ValueError: there is no such file, module or function, or its file cannot be run.
+    """
+    place, _, attribute = name.rpartition(":")
+    if not (place and all(part.isidentifier() for part in attribute.split("."))):
+        raise ValueError(f"{what}={name} names no function; write {HOW}")
+    of_file = place.endswith(".py")
+    with explained(what, name):
+        module = _of_file(what, name, Path(place)) if of_file else _imported(what, name, place)
+    try:
+        function = operator.attrgetter(attribute)(module)
+    except AttributeError as error:
+        known = [key for key, value in vars(module).items() if _is_own(value, module)]
+        raise ValueError(
+            f"{what}={name}: {place} has no {attribute!r}; it has {', '.join(known) or 'none'}"
+        ) from error
+    if not callable(function):
+        raise ValueError(
+            f"{what}={name}: {attribute} is no function, but of type {type(function).__name__}"
+        )
+    file = place if of_file else getattr(module, "__file__", None)
+    return Named(function, name, file, _sha256(module))
+
+
+def _is_own(value: Any, module: ModuleType) -> bool:
+    return callable(value) and getattr(value, "__module__", None) == module.__name__
+
+
+def _sha256(module: ModuleType) -> str | None:
+    """Return the hash of a module's source: of what was run, where that is known."""
+    file = Path(getattr(module, "__file__", None) or "")
+    if known := _loaded.get(file):
+        return known[0]
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
+def _imported(what: str, name: str, place: str) -> ModuleType:
+    _look_in(Path.cwd())
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if not f"{place}.".startswith(f"{error.name}."):  # one that theirs imports
+            raise
+        raise ValueError(
+            f"{what}={name}: there is no module {error.name}, neither installed nor in {Path.cwd()}"
+            f"; install it, run the command where it lies, or give its file: path/to/nets.py:make"
+        ) from error
+
+
+def _of_file(what: str, name: str, path: Path) -> ModuleType:
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise ValueError(
+            f"{what}={name}: cannot read {path} ({error.strerror}); a file is named from the folder"
+            " where the command runs"
+        ) from error
+    path, sha256 = path.resolve(), hashlib.sha256(source).hexdigest()
+    if (known := _loaded.get(path)) and known[0] == sha256:
+        return known[1]
+    _look_in(path.parent)
+    module = ModuleType(f"{path.stem}_{sha256[:8]}")  # no name that an import could mean
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # where dataclasses look for theirs
+    try:
+        exec(compile(source, str(path), "exec"), vars(module))
+    except BaseException:
+        del sys.modules[module.__name__]
+        raise
+    _loaded[path] = sha256, module
+    return module
+
+
+def _look_in(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+        importlib.invalidate_caches()
+
+
+@contextlib.contextmanager
+def explained(what: str, name: str) -> Iterator[None]:
+    """Turn what a user's code raises into a `ValueError` of one sentence, with the line of that
+    code.
+
+    A `ValueError` of this package has its sentence already.
+    """
+    try:
+        yield
+    except Exception as error:
+        lines = [(Path(f.filename), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+        if isinstance(error, ValueError) and lines[-1][0].is_relative_to(_PACKAGE):
+            raise
+        if isinstance(error, SyntaxError) and error.filename:
+            lines.append((Path(error.filename), error.lineno))
+        text = _TRACING.sub("", " ".join(str(error).partition("\n")[0].split()))
+        where = _where(lines, name.rpartition(":")[0])
+        raise ValueError(f"{what}={name}: {where}{type(error).__name__}: {text}") from error
+
+
+# What JAX says of the function that it traces, which is one of ours: "f at FILE:LINE traced for
+# jit", in a sentence of its own or in brackets.
+_TRACING = re.compile(r" ?[(]?[^.(]*\S+ at \S+:\d+ traced for \w+[.)]?")
+
+
+def _where(lines: Sequence[tuple[Path, int | None]], place: str) -> str:
+    """Return "FILE, line N: " of the innermost line in a file or module; "" if there is none."""
+    source: str | None = place
+    if not place.endswith(".py"):
+        source = None
+        with contextlib.suppress(ImportError, ValueError):  # no such module, or one without a file
+            spec = importlib.util.find_spec(place)
+            source = spec.origin if spec else None
+    own = [line for path, line in lines if source and path.resolve() == Path(source).resolve()]
+    return f"{source}, line {own[-1]}: " if own else ""

@@ -1,0 +1,1 @@
+"""Devices: meshes, peaks, compiled programs and what they cost, traces."""

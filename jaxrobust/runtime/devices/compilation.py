@@ -1,0 +1,131 @@
+"""Compiling: how long it took, whether the cache had it, and what it took the last time."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxrobust.runtime.files import folders, jsonl
+
+_HITS = "/jax/compilation_cache/cache_hits"
+_SHORT_S = 5.0  # a wait that nobody has to be told of
+_KEPT = 300  # programs whose times are remembered
+
+
+def use_persistent_cache(shared: Path | None = None) -> str | None:
+    """Turn on XLA's cache on disk, and return where it is.
+
+    That is $JAX_COMPILATION_CACHE_DIR (also a gs:// address), else ~/.cache/jaxrobust/xla; for
+    several processes `xla-cache` in `shared`, a folder that all of them see: JAX writes from the
+    first process alone, so the others of a pod never find anything on disks of their own.
+
+    Off, and None, for several processes on CPU: a program that XLA reads back from disk has lost
+    the order of its collectives, and Gloo then matches those of one host with others of the next.
+    """
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # JAX may have looked at the setting already
+        return None
+    if chosen := jax.config.values["jax_compilation_cache_dir"]:
+        return str(chosen)
+    directory = folders.cache("xla")
+    if shared is not None and jax.process_count() > 1:
+        directory = shared.absolute() / "xla-cache"
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    return str(directory)
+
+
+def compiled(function: Any, *arguments: Any) -> tuple[Any, float, bool]:
+    """Return (executable, seconds, cache hit) of a jitted function for these arguments."""
+    start = time.perf_counter()
+    with cache_hits() as hits:
+        executable = function.lower(*arguments).compile()
+    return executable, time.perf_counter() - start, bool(hits)
+
+
+@contextlib.contextmanager
+def cache_hits() -> Iterator[list[str]]:
+    """Give a list that grows with each program that the cache has."""
+    hits: list[str] = []
+
+    def listen(event: str, **unused: object) -> None:
+        if event == _HITS:
+            hits.append(event)
+
+    jax.monitoring.register_event_listener(listen)
+    try:
+        yield hits
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+
+
+def program(what: str, *arguments: Any) -> str:
+    """Return the name under which the time of a program is remembered: what it does, for how many
+    arrays and numbers, on which devices.
+    """
+    leaves = jax.tree.leaves(arguments)
+    numbers = sum(math.prod(leaf.shape) for leaf in leaves)
+    devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    return f"{what}, {len(leaves)} arrays, {numbers} numbers, {devices}"
+
+
+def expected(name: str) -> str:
+    """Return in words what compiling a `program` took last time on this machine."""
+    known = _remembered().get(name)
+    if known is None:
+        return "minutes for a large network"
+    took = f"took {known['seconds']:.0f} s last time"
+    if known["hit"] and known["cold"] is not None:
+        return f"{took}, from the cache, and {known['cold']:.0f} s without it"
+    return took
+
+
+def remember(name: str, seconds: float, *, hit: bool) -> None:
+    """Keep for `expected` how long a program took; `hit`, whether the cache had it.
+
+    A disk that cannot be written keeps nothing: what is lost is a remark.
+    """
+    known = _remembered()
+    before = known.pop(name, {"cold": None})
+    cold = before["cold"] if hit else seconds
+    known[name] = {"seconds": round(seconds, 1), "hit": hit, "cold": cold and round(cold, 1)}
+    path = _times()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        jsonl.replace(path, json.dumps(dict(list(known.items())[-_KEPT:]), indent=0) + "\n")
+
+
+@contextlib.contextmanager
+def waiting(what: str, name: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Say `what` is being compiled inside, unless it was short last time, and keep how long it took
+    under the name of the program.
+    """
+    known = _remembered().get(name)
+    if known is None or max(known["seconds"], known["cold"] or 0.0) >= _SHORT_S:
+        say(f"{what} ({expected(name)})")
+    start = time.perf_counter()
+    with cache_hits() as hits:
+        yield
+    remember(name, time.perf_counter() - start, hit=bool(hits))
+
+
+def _times() -> Path:
+    return folders.cache("compile-seconds.json")
+
+
+def _remembered() -> dict[str, dict[str, Any]]:
+    """Return what is known of programs; of a damaged or older file nothing."""
+    try:
+        found = json.loads(_times().read_text())
+        return {
+            str(name): {key: row[key] for key in ("seconds", "hit", "cold")}
+            for name, row in found.items()
+        }
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        return {}

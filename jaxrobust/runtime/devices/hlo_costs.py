@@ -1,0 +1,133 @@
+"""What a compiled program computes and moves on one chip, loops with their trip counts.
+
+XLA's own `cost_analysis` counts the body of a loop once.
+"""
+
+import functools
+import math
+import re
+
+from jaxrobust.runtime.devices.hlo import (
+    Instruction,
+    Module,
+    called,
+    elements,
+    instructions,
+    runs,
+    size,
+)
+
+
+def flops(module: Module) -> float:
+    """Of all convolutions and products of matrices on one chip.
+
+    A loop whose trip count is not in the text counts once, here and in `traffic`.
+    """
+    times, total = runs(module, unknown=1), 0.0
+    for i in instructions(module.computations):
+        if i.opcode in ("convolution", "dot"):
+            n = times[i.computation][0] or 0
+            types = [module.computations[i.computation][name].type for name in i.operands]
+            total += 2 * n * (_convolution if i.opcode == "convolution" else _dot)(i, *types)
+    return total
+
+
+def _shape(type_: str) -> list[int]:
+    return [int(n) for n in re.search(r"\[([\d,]*)\]", type_)[1].split(",") if n]  # type: ignore[index]
+
+
+def _dot(i: Instruction, left: str, right: str) -> int:
+    """Multiply-adds."""
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.attributes)
+    axes = contracted[1].split(",") if contracted and contracted[1] else []
+    return math.prod(_shape(i.type)) * math.prod(_shape(left)[int(axis)] for axis in axes)
+
+
+def _convolution(i: Instruction, image: str, kernel: str) -> int:
+    """Multiply-adds with what is not padding or dilation, by XLA's own rule."""
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", i.attributes)
+    assert labels, i
+    sides = [
+        dict(zip(names, _shape(type_), strict=True))
+        for names, type_ in zip(labels.groups(), (image, kernel, i.type), strict=True)
+    ]
+    window = dict(
+        re.findall(r"(\w+)=([\d_x\-]+)", (re.search(r"window=\{(.*?)\}", i.attributes) or " ")[0])
+    )
+    spatial = sorted(key for key in sides[0] if key.isdigit())
+
+    def entry(key: str, axis: int, default: str) -> str:
+        return window[key].split("x")[axis] if key in window else default
+
+    valid = 1
+    for axis, key in enumerate(spatial):
+        valid *= _valid(
+            sides[0][key],
+            sides[1][key],
+            sides[2][key],
+            int(entry("stride", axis, "1")),
+            int(entry("pad", axis, "0_0").split("_")[0]),
+            int(entry("lhs_dilate", axis, "1")),
+            int(entry("rhs_dilate", axis, "1")),
+        )
+    groups = re.search(r"batch_group_count=(\d+)", i.attributes)
+    batch = sides[0]["b"] // (int(groups[1]) if groups else 1)
+    return batch * sides[1]["i"] * sides[2]["f"] * valid
+
+
+@functools.cache
+def _valid(
+    image: int, kernel: int, out: int, stride: int, pad: int, spread: int, apart: int
+) -> int:
+    """How many pairs of a position of the result and one of the kernel meet a value."""
+    positions = (o * stride + k * apart - pad for o in range(out) for k in range(kernel))
+    return sum(0 <= p <= (image - 1) * spread and p % spread == 0 for p in positions)
+
+
+_FREE = {
+    "parameter",
+    "constant",
+    "get-tuple-element",
+    "tuple",
+    "bitcast",
+    "while",
+    "conditional",
+    "call",
+}
+
+
+def traffic(module: Module) -> float:
+    """Bytes between HBM and a chip's units: what each operation reads and writes there.
+
+    Arrays in a TPU's fast memory (`S(1)` in their layout) do not count. Of an array that a fusion
+    reads or writes a part of, all does.
+    """
+    times, total = runs(module, unknown=1), 0.0
+    inner = {
+        callee
+        for i in instructions(module.computations)
+        if i.opcode not in ("while", "conditional", "call")
+        for callee in called(i)
+    }
+    for name, computation in module.computations.items():
+        for i in () if name in inner else computation.values():
+            if i.opcode not in _FREE and not i.opcode.endswith("-done"):
+                types = [computation[operand].type for operand in i.operands]
+                total += (times[name][0] or 0) * _moved(i, types)
+    return total
+
+
+def _moved(i: Instruction, operands: list[str]) -> int:
+    if i.opcode in ("copy-start", "slice-start"):  # (copy, ...) and ((operand), slice, ...)
+        part = elements(i.type)[i.opcode == "slice-start"]
+        return size(part) * (len(_in_hbm(part)) + len(_in_hbm(operands[0])))
+    if i.opcode in ("slice", "dynamic-slice"):
+        operands = [i.type]
+    if i.opcode == "dynamic-update-slice":
+        return 2 * size(operands[1])
+    return sum(size(array) for type_ in [i.type, *operands] for array in _in_hbm(type_))
+
+
+def _in_hbm(type_: str) -> list[str]:
+    arrays = re.findall(r"\b[a-z]\w*\[[\d,]*\](?:\{[^}]*\})?", type_)
+    return [array for array in arrays if "S(" not in array]

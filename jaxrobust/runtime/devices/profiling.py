@@ -1,0 +1,104 @@
+"""A trace of a few training steps, to be looked at with XProf."""
+
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxrobust.runtime.text.progress import say
+
+
+class Profile(NamedTuple):
+    """Which steps to trace, counted from where a command starts or continues a phase."""
+
+    start: int
+    steps: int
+
+
+def profile(text: str) -> Profile:
+    """Return the value of `--profile START:STEPS`.
+
+    Raises:
+      ValueError: it is not two integers, START at least 0 and STEPS at least 1.
+    """
+    if not re.fullmatch(r"\d+:0*[1-9]\d*", text):
+        raise ValueError(
+            f"--profile {text} is not START:STEPS; write two integers, such as 10:5 for 5 steps "
+            "after the first 10"
+        )
+    start, steps = map(int, text.split(":"))
+    return Profile(start, steps)
+
+
+class Trace:
+    """The trace of one phase, from its start to its end; without a profile it does nothing.
+
+    Every host writes its part, under the same name, into `directory`.
+    """
+
+    def __init__(self, profile: Profile | None, directory: Path, step: int) -> None:
+        self._directory = directory.absolute()
+        self._first = self._last = -1
+        if profile:
+            self._first, self._last = step + profile.start, step + profile.start + profile.steps
+        self._step = step
+        self._running = False
+        self._annotation: Any = None  # gives XProf the step's number and its time on the host
+
+    def dispatched(self, step: int, values: Any) -> bool:
+        """Take note that step `step` is on its way to the device; `values` are of its results.
+
+        Returns whether the trace began or ended here, for which the device had to finish first:
+        the time that this took is none of training.
+        """
+        self._step = step
+        self._annotate(None)
+        if step not in (self._first, self._last):
+            if self._running:
+                self._annotate(step + 1)
+            return False
+        jax.block_until_ready(values)  # so that the trace holds whole steps
+        if step == self._first:
+            self._begin()
+        else:
+            self._end()
+        return True
+
+    def _begin(self) -> None:
+        options = jax.profiler.ProfileOptions()
+        options.session_id = f"step-{self._first}"  # else each host takes its clock's second
+        jax.profiler.start_trace(self._directory, profiler_options=options)
+        self._running = True
+        self._annotate(self._first + 1)
+
+    def _end(self) -> None:
+        self._annotate(None)
+        self._running = False
+        jax.profiler.stop_trace()
+        say(
+            f"{self._directory.name}: steps {self._first + 1} to {self._step} are traced; look at "
+            f"them with: pip install xprof; xprof --logdir {self._directory}"
+        )
+
+    def _annotate(self, step: int | None) -> None:
+        if self._annotation:
+            self._annotation.__exit__(None, None, None)
+            self._annotation = None
+        if step is not None:
+            self._annotation = jax.profiler.StepTraceAnnotation("train", step_num=step)
+            self._annotation.__enter__()
+
+    def __enter__(self) -> "Trace":
+        if self._step == self._first:
+            self._begin()
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        if self._running:
+            self._end()
+        elif self._step < self._first:
+            say(
+                f"{self._directory.name}: nothing is traced; it ended at step {self._step}, and "
+                f"--profile starts after step {self._first}"
+            )

@@ -1,0 +1,205 @@
+"""Programs compiled for TPUs that are not here, and what the executables say about themselves.
+
+The compiler is the one inside the wheel `libtpu`; nothing runs.
+"""
+
+import importlib.util
+import os
+import re
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from jaxrobust.runtime.devices import hlo, hlo_costs
+
+if TYPE_CHECKING:  # it imports JAX, which reads the environment that `devices` sets
+    from jaxrobust.runtime.devices import hardware
+
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",  # where JAX computes: libtpu then is a compiler and nothing else
+    "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # other processes, or a stale lock file, do no harm
+    "TPU_WORKER_HOSTNAMES": "localhost",  # these two: no complaints; any host and type will do
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+}
+_PARTS = ("argument", "output", "temporary", "code")
+EXAMPLES = "v5e:4x4, v5e:8x8, v4:2x2x4, v5p:2x2x2, v6e:4x4"
+
+
+def devices(name: str, *, flag: str = "--topology") -> list[Any]:
+    """Return the chips of a slice such as "v5e:8x8", as JAX would see them there.
+
+    `flag` is what people wrote the slice behind. Call it before anything imports JAX, which reads
+    its environment then.
+    Raises:
+      ImportError: no libtpu.
+      ValueError: no such slice.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise ImportError(f"{flag} {name} needs the TPU compiler", name="libtpu")
+    os.environ.update(ENVIRONMENT)
+    import jax
+    from jax.errors import JaxRuntimeError
+    from jax.experimental import topologies
+    from jax.experimental.compilation_cache import compilation_cache
+
+    # A compiler without chips writes to the cache on disk what it then fails to read.
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # JAX may have looked at the setting already
+    options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}  # as on Cloud TPU
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
+    except JaxRuntimeError as error:
+        reason = str(error).removeprefix("INVALID_ARGUMENT: ").split("\n")[0]
+        raise ValueError(f"{flag} {name}: {reason}; write one such as {EXAMPLES}") from error
+
+
+def compiled(function: Any, *arguments: Any, remedy: str = "a smaller batch") -> dict[str, Any]:
+    """Compile a jitted function for the devices of its shardings; its figures, per chip.
+
+    Args:
+      function: whose shardings, or those of its arguments, are of `devices`.
+      arguments: `jax.ShapeDtypeStruct`s.
+      remedy: what makes it smaller.
+    Raises:
+      ValueError: it needs more memory than a chip has.
+    """
+    from jax.errors import JaxRuntimeError
+
+    start = time.perf_counter()
+    lowered = function.lower(*arguments)
+    traced = time.perf_counter()
+    try:
+        executable = lowered.compile()
+    except JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ValueError(too_large(str(error), remedy)) from error
+    seconds = time.perf_counter() - traced
+    figures = {
+        "trace_s": traced - start,
+        "compile_s": seconds,
+        **sizes(executable),
+        "flops_loops_once": executable.cost_analysis()["flops"],  # XLA's own count
+    }
+    return figures | read(executable.as_text())
+
+
+def sizes(executable: Any) -> dict[str, int]:
+    """Return the bytes that an executable takes on each device, by what they hold."""
+    memory = executable.memory_analysis()
+    return {
+        "argument_bytes": memory.argument_size_in_bytes,
+        "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "code_bytes": memory.generated_code_size_in_bytes,
+    }
+
+
+def too_large(error: str, remedy: str) -> str:
+    """One sentence out of the compiler's pages about memory."""
+    sizes = re.findall(r"\b[\d.]+[KMGT]\b", error)
+    needed, there = sizes[:2] if len(sizes) > 1 else ("more", "less")
+    return (
+        f"the program needs {needed} of memory on each chip, which has {there} for it; try {remedy}"
+    )
+
+
+def read(text: str) -> dict[str, Any]:
+    """Return what the text of an executable says: per chip, and per run of the program."""
+    module = hlo.parse(text)
+    found = hlo.collectives(module)
+    kinds: dict[tuple[str, bool], list[hlo.Collective]] = {}
+    for collective in found:
+        kinds.setdefault((collective.kind, collective.inside), []).append(collective)
+    # What a loop of unknown length repeats counts once in bytes, and as repeated.
+    gathers: Counter[str] = Counter()
+    for collective in found:
+        for name in collective.parameters:
+            gathers[name] += 2 if collective.times is None else collective.times
+    return {
+        "instructions": sum(1 for _ in hlo.instructions(module.computations)),
+        "flops_executable": hlo_costs.flops(module),
+        "hbm_bytes": hlo_costs.traffic(module),
+        "sent_bytes": sum(c.sent * (c.times or 1) for c in found),
+        "collectives": [
+            {
+                "kind": kind,
+                "in_attack_loop": inside,
+                "count": len(group),
+                "arrays": sum(c.arrays for c in group),
+                "bytes": sum(c.bytes * (c.times or 1) for c in group),
+            }
+            for (kind, inside), group in sorted(kinds.items())
+        ],
+        "collectives_in_attack_loop": sum(c.inside for c in found),
+        "parameters_gathered": len(gathers),
+        "parameters_gathered_more_than_once": sorted(p for p, n in gathers.items() if n > 1),
+    }
+
+
+def show(
+    figures: dict[str, Any], chip: "hardware.Chip | None", *, flops: float, images: float
+) -> dict[str, Any]:
+    """Print figures of `compiled` for people; return memory in all, and the roofline.
+
+    Args:
+      figures: of `compiled`.
+      chip: what it was compiled for; None: without its peaks.
+      flops: of the model, on one chip in one run.
+      images: that one chip takes in a run.
+    """
+    memory = memory_of(figures)
+    gib = ", ".join(f"{figures[f'{part}_bytes'] / 2**30:.2f} {part}" for part in _PARTS)
+    print(
+        f"  traced in {figures['trace_s']:.1f} s, compiled in {figures['compile_s']:.1f} s; "
+        f"{figures['instructions']:,} instructions"
+    )
+    of = f" of {chip.memory / 2**30:.0f}" if chip else ""
+    print(f"  memory per chip: {memory / 2**30:.2f}{of} GiB ({gib})")
+    for c in figures["collectives"]:
+        what = f"{c['count']} {c['kind']} of {c['arrays']} arrays, {c['bytes'] / 1e6:,.1f} MB"
+        print(f"  {what}{', IN THE ATTACK LOOP' * c['in_attack_loop']}")
+    print(f"  collectives in the attack loop: {figures['collectives_in_attack_loop']}")
+    if again := figures["parameters_gathered_more_than_once"]:
+        print(f"  GATHERED MORE THAN ONCE: {', '.join(again[:5])}{', ...' * (len(again) > 5)}")
+    executable = figures["flops_executable"]
+    print(
+        f"  {flops / 1e12:.3f} TFLOP per chip and step of the model, {executable / flops:.2f} of "
+        "that in the executable"
+    )
+    found = {"memory_bytes": memory, "chip_memory_bytes": chip and chip.memory}
+    if chip is None:
+        return found
+    bounds = roofline(figures, chip, flops=flops, images=images)
+    seconds = bounds["roofline_s"]
+    print(
+        f"  roofline, not measured: {1e3 * bounds['roofline_step_s']:.1f} ms per step, "
+        f"{bounds['roofline_images_per_s_per_chip']:.0f} images/s per chip, bound by "
+        f"{bounds['bound_by']} "
+        f"({', '.join(f'{key} {1e3 * value:.1f} ms' for key, value in seconds.items())})"
+    )
+    return found | bounds
+
+
+def roofline(
+    figures: dict[str, Any], chip: "hardware.Chip", *, flops: float, images: float
+) -> dict[str, Any]:
+    """Return the time of a run that a chip's peaks allow; arguments as in `show`."""
+    seconds = {  # each as if it were alone
+        "flops": flops / chip.flops,
+        "hbm": figures["hbm_bytes"] / chip.bandwidth,
+        "interconnect": figures["sent_bytes"] / chip.interconnect,
+    }
+    bound = max(seconds, key=lambda key: seconds[key])
+    return {
+        "roofline_s": seconds,
+        "roofline_step_s": seconds[bound],
+        "roofline_images_per_s_per_chip": images / seconds[bound],
+        "bound_by": bound,
+    }
+
+
+def memory_of(figures: dict[str, Any]) -> int:
+    """Return the bytes of a chip that a program takes; `figures` are those of `compiled`."""
+    return sum(figures[f"{part}_bytes"] for part in _PARTS)

@@ -1,0 +1,1 @@
+"""Files and folders: written whole, locked, downloaded; which code wrote them."""

@@ -1,0 +1,233 @@
+"""Files from the internet, kept in a cache; what breaks off is continued, a web page is no file."""
+
+import contextlib
+import hashlib
+import http.client
+import logging
+import os
+import shlex
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from jaxrobust.runtime.files import folders, locks, web_page
+
+_TRIES = 5  # in a row without a new byte
+_NETWORK = (  # not every OSError: a full disk does not get better by trying again
+    urllib.error.URLError,
+    http.client.HTTPException,
+    ConnectionError,
+    TimeoutError,
+    ssl.SSLError,
+)
+_BLOCK = 1 << 20
+_PAGE = 1 << 20  # bytes of a web page that are looked at
+
+Tell = Callable[[str], None]
+
+
+class Unreachable(OSError):
+    """The network or the server does not answer; the same command may work later."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+@contextlib.contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keep the hub's client from logging each of its attempts twice; what they end in is said."""
+    client = logging.getLogger("huggingface_hub.utils._http")
+    level = client.level
+    client.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        client.setLevel(level)
+
+
+def fetch(
+    url: str,
+    cache: str,
+    *,
+    sha256: str | None = None,
+    name: str | None = None,
+    tell: Tell = print,
+) -> Path:
+    """Return the file of a URL; what an interrupted download left is continued.
+
+    Args:
+      url: `http://...` or `https://...`.
+      cache: the folder of the package's cache that keeps it: weights, data.
+      sha256: of the file, or how it begins, if known; another file is refused and removed.
+      name: of the file in the cache; default: what the address ends with.
+      tell: is told what happens, line by line.
+    Raises:
+      ValueError: a mistake in the address, or a file that is not the expected one.
+      Unreachable: no answer, several times in a row.
+    """
+    parts = urllib.parse.urlsplit(url)
+    name = name or Path(urllib.parse.unquote(parts.path)).name
+    if not parts.hostname or not name:
+        raise ValueError(f"{url} names no file; give the address of the file itself")
+    path = folders.cache(cache) / hashlib.sha256(url.encode()).hexdigest()[:12] / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(name + ".lock")
+    with locks.held(lock, what=f"the download of {url}", otherwise="give a file", wait=True):
+        path = _whole(url, path, sha256, tell)
+    check_sha256(path, sha256, remove=True)
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file's bytes, as `sha256sum` prints it."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(path: Path, wanted: str | None, *, remove: bool = False) -> str:
+    """Return the hash of a file; `ValueError` where it is not the one that is wanted."""
+    found = file_sha256(path)
+    if not wanted or _is(found, wanted):
+        return found
+    if remove:
+        path.unlink()
+    raise ValueError(
+        f"{path} has sha256 {found}, expected {wanted}: another file, or a damaged one"
+        + ("; it was removed, the same command gets it again" if remove else "")
+    )
+
+
+def _is(found: str, wanted: str) -> bool:
+    """Tell whether a hash is the wanted one, or begins with the eight digits or more of it that
+    publishers write into the names of files.
+    """
+    wanted = wanted.lower()
+    return found == wanted or (len(wanted) >= 8 and found.startswith(wanted))
+
+
+def _whole(url: str, path: Path, sha256: str | None, tell: Tell) -> Path:
+    """Return `path`, when all of the file is there."""
+    if path.is_file():
+        if sha256 is None or _is(file_sha256(path), sha256):
+            tell(f"{path}: downloaded before")
+            return path
+        tell(f"{path} has another sha256 than the one asked for: downloading it again")
+        path.unlink()
+    part, failures = path.with_name(path.name + ".part"), 0
+    while True:
+        tries = _TRIES
+        before = part.stat().st_size if part.exists() else 0
+        try:
+            if _continue(url, part, tell):
+                os.replace(part, path)
+                _etag(part).unlink(missing_ok=True)
+                return path
+            reason = "the connection ended early"
+        except urllib.error.HTTPError as error:
+            _refuse(url, error)
+            reason = f"the server answers {error.code} {error.reason}"
+        except _NETWORK as error:
+            reason = str(getattr(error, "reason", error)) or type(error).__name__
+            if isinstance(getattr(error, "reason", error), socket.gaierror):
+                tries = 2  # this machine asks in vain who the server is
+        size = part.stat().st_size if part.exists() else 0
+        failures = 0 if size > before else failures + 1
+        if failures >= tries:
+            fetching = shlex.join(["curl", "-L", "-o", path.name, url])
+            kept = f" ({size:,} bytes are kept, the same command continues there)" if size else ""
+            raise Unreachable(
+                f"{url}: {reason}, {failures} times in a row{kept}; where this machine has no "
+                f"network, run `{fetching}` on one that has, and give the file"
+            )
+        tell(f"{url}: {reason} at {size:,} bytes; trying again")
+        _pause(failures)
+
+
+def _pause(failures: int) -> None:
+    time.sleep(min(2**failures, 30))
+
+
+def _etag(part: Path) -> Path:
+    return part.with_name(part.name + ".etag")
+
+
+def _refuse(url: str, error: urllib.error.HTTPError) -> None:
+    """Raise `ValueError` for an answer that another try does not change."""
+    told = {
+        401: "it wants a login; download it in a browser and give the file",
+        403: "it is forbidden; download it in a browser and give the file",
+        404: "there is no such file; check the address",
+        410: "the file is gone; look for another address",
+    }
+    if error.code < 500 and error.code not in (408, 416, 429):
+        why = told.get(error.code, "check the address")
+        raise ValueError(f"{url}: the server answers {error.code} {error.reason}: {why}") from error
+
+
+def _answer(url: str, headers: dict[str, str]) -> Any:
+    """Return the answer that holds the file; a drive's question whether it is meant is answered.
+
+    Raises:
+      ValueError: the answer is a web page.
+    """
+    browser = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    title, address = "", url
+    for _ in range(2):
+        answer = browser.open(urllib.request.Request(address, headers=headers), timeout=30)
+        if answer.headers.get_content_type() != "text/html":
+            return answer
+        with answer:
+            page = answer.read(_PAGE).decode("utf-8", "replace")
+        title, confirmed = web_page.read(page, answer.url)
+        if not confirmed:
+            break
+        address = confirmed
+    raise ValueError(
+        f"{url} is a web page{title and f' ({title!r})'}, not a file: a login, quota or "
+        "confirmation page; open it in a browser, save the file itself and give that"
+    )
+
+
+def _continue(url: str, part: Path, tell: Tell) -> bool:
+    """Append what is missing of a file to `part`; return whether that is all of it."""
+    start = part.stat().st_size if part.exists() else 0
+    headers = {"User-Agent": "jaxrobust", "Accept-Encoding": "identity"}
+    tag = _etag(part).read_text() if start and _etag(part).exists() else ""
+    if tag:  # otherwise nobody knows whether it is the same file still
+        headers |= {"Range": f"bytes={start}-", "If-Range": tag}
+    try:
+        answer = _answer(url, headers)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # more is here than there
+            part.unlink()
+            _etag(part).unlink(missing_ok=True)
+        raise
+    with answer:
+        resumes = answer.status == 206
+        sent = answer.headers.get("Content-Range", f"bytes {start}-")
+        if resumes and not sent.startswith(f"bytes {start}-"):
+            _etag(part).unlink()  # the next try begins at the start
+            raise ConnectionError(f"asked for bytes {start}-, the server sends {sent}")
+        if start and not resumes:
+            tell(f"{url}: it changed, or its server cannot resume; from the start")
+            start = 0
+        length = answer.headers.get("Content-Length")
+        total = start + int(length) if length is not None else None
+        tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified") or ""
+        _etag(part).write_text("" if tag.startswith("W/") else tag)  # a weak one is no proof
+        size = f"{total:,} bytes" if total else "of unknown size"
+        tell(f"{url}: {size}" + (f", from {start:,}" if start else ""))
+        bar = tqdm(initial=start, total=total, unit="B", unit_scale=True, disable=None, leave=False)
+        with part.open("ab" if resumes else "wb") as file, bar:
+            while block := answer.read(_BLOCK):
+                file.write(block)
+                bar.update(len(block))
+            return total is None or file.tell() == total

@@ -1,0 +1,66 @@
+"""Files of JSON lines, and files that are written whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from jaxrobust.runtime.files import locks, whole
+
+
+def read(path: Path) -> list[dict]:
+    """Return the objects of a file of JSON lines; a last line that was cut off does not count.
+
+    Raises:
+      ValueError: another line is damaged; names it.
+    """
+    rows = []
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError(f"{line.decode().strip()[:40]} is no JSON object")
+            rows.append(row)
+        except ValueError as error:
+            if number < len(lines) or line.endswith(b"\n"):
+                raise ValueError(
+                    f"{path}, line {number} is damaged ({error}); remove that line"
+                ) from error
+    return rows
+
+
+def append(path: Path, row: dict) -> None:
+    """Add an object to a file of JSON lines, in place of a last line that was cut off.
+
+    Other processes may append to the same file at the same time.
+    """
+    with path.open("a+b") as lines:
+        locks.wait_for(lines)
+        mend(lines)
+        lines.write(json.dumps(row).encode() + b"\n")
+        lines.flush()
+        os.fsync(lines.fileno())
+
+
+def mend(lines: BinaryIO) -> None:
+    """Make the last line of an open file end, or remove it where it was cut off, as `read` does.
+
+    Writing goes on at the end.
+    """
+    lines.seek(0)
+    text = lines.read()
+    last = text.rpartition(b"\n")[2]
+    try:
+        json.loads(last)
+    except ValueError:
+        lines.truncate(len(text) - len(last))
+        lines.seek(0, os.SEEK_END)
+    else:
+        lines.write(b"\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all, also where the power fails or the disk is full."""
+    with whole.writing(path) as part:
+        part.write_text(text)

@@ -1,0 +1,147 @@
+"""What the processes of a pod do together in an evaluation: divide images, join what they found.
+
+Every process calls each of these functions, in the same order. A process that is killed ends the
+others: those of a command at once, by `lifeline.py`. In other programs JAX aborts them, at once
+where it was process 0, which holds the coordination service, else when its heartbeats have been
+missing for 100 s.
+"""
+
+import itertools
+import json
+import pickle
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax._src import distributed  # the coordination service has no public name
+from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
+
+from jaxrobust.runtime.text.progress import say
+
+T = TypeVar("T")
+
+_PATIENCE = 60  # seconds of waiting for a process between two lines that say so
+# Bytes that each process sends at a time, of little and of much: each size is a program to compile,
+# and the pieces of all processes lie on every device.
+_PIECES = (2**14, 2**20)
+# Of logits, by their spread: products in bfloat16 or TF32 move them by half as much.
+ROUNDING = 2e-3
+_calls = itertools.count()
+
+
+def first(value: int) -> int:
+    """Return what the first host says: others may have another, or a later, view of the files."""
+    if jax.process_count() == 1:
+        return value
+    return type(value)(broadcast_one_to_all(np.array(value)))
+
+
+def total(count: int) -> int:
+    """Return the sum of what each host counted."""
+    if jax.process_count() == 1:
+        return count
+    return int(process_allgather(np.array(count)).sum())
+
+
+def largest(value: int) -> int:
+    """Return the largest value that a host has."""
+    if jax.process_count() == 1:
+        return value
+    return int(process_allgather(np.array(value)).max())
+
+
+def share(which: np.ndarray) -> np.ndarray:
+    """Return the part of `which` that this process takes; the parts differ by one at most."""
+    return which[jax.process_index() :: jax.process_count()]
+
+
+def everyone(value: T) -> list[T]:
+    """Return the values (anything that pickles) of all processes, in their order.
+
+    Waits for the others for as long as they live: images that survive cost far more than others.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    mine = np.frombuffer(pickle.dumps((jax.process_index(), value)), np.uint8)
+    longest = max(_lengths(len(mine)))
+    width = _PIECES[longest > _PIECES[0]]
+    padded = np.zeros(-(-longest // width) * width, np.uint8)
+    padded[: len(mine)] = mine
+    pieces = [process_allgather(padded[i : i + width]) for i in range(0, len(padded), width)]
+    values = dict(pickle.loads(row) for row in np.concatenate(pieces, axis=1))
+    return [values[process] for process in range(jax.process_count())]
+
+
+def _lengths(mine: int) -> list[int]:
+    """Collect the lengths of all processes, through the coordination service.
+
+    Collectives cannot wait: the first one gives up after 30 s under Gloo.
+    """
+    client = distributed.global_state.client
+    if client is None:
+        raise ValueError("call jax.distributed.initialize() first, in every process")
+    call = f"jaxrobust/everyone/{next(_calls)}"
+    client.key_value_set(f"{call}/{jax.process_index()}", str(mine))
+
+    def length(process: int) -> int:
+        while True:
+            try:
+                return int(client.blocking_key_value_get(f"{call}/{process}", 1000 * _PATIENCE))
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+            say(f"waiting for process {process}, which is still at work")
+
+    return [length(process) for process in range(jax.process_count())]
+
+
+def together(function: Callable[[], T]) -> T:
+    """Return what `function` returns; where it raises ValueError in one process, all raise it."""
+    if jax.process_count() == 1:
+        return function()
+    result: Any = None
+    mistake = None
+    try:
+        result = function()
+    except ValueError as error:
+        mistake = str(error)
+    for theirs in everyone(mistake):
+        if theirs is not None:
+            raise ValueError(theirs)
+    return result
+
+
+def agree(
+    identity: dict[str, Any],
+    *,
+    what: str = "evaluates something else",
+    remedy: str = "Give all of them the same command, weights and data",
+) -> None:
+    """Raise ValueError in all processes unless they have the same plain values.
+
+    Args:
+      identity: what this process has.
+      what: another process does or has, in words, where it is something else.
+      remedy: what to do then.
+    """
+    ours = json.loads(json.dumps(identity))
+    for process, theirs in enumerate(everyone(ours)):
+        words = process != jax.process_index() and differences(theirs, ours)
+        if words:
+            raise ValueError(
+                f"process {process} {what} than process {jax.process_index()}: {words}. {remedy}"
+            )
+
+
+def differences(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Say in what two evaluations differ, in words; "" if in nothing."""
+    differing = [k for k in {**theirs, **ours} if theirs.get(k) != ours.get(k)]
+    return "; ".join(
+        f"{k} is {_short(theirs.get(k))} there, {_short(ours.get(k))} here" for k in differing
+    )
+
+
+def _short(value):
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,255 @@
+"""How the processes of a pod hear that one of them has ended, whatever ended it.
+
+Each has a connection to process 0, which its system closes when it ends and which finds out within
+15 s that a machine does not answer. JAX tells the others after 100 s, or aborts them at once where
+it was process 0.
+"""
+
+import atexit
+import json
+import os
+import re
+import secrets
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+_KEY = "jaxrobust/lifeline"
+_PATIENCE = 60  # seconds to find process 0 in, and to connect to it
+_GRACE = 2.0  # seconds in which a process may end by itself, with what it has to say
+LINGER = 10.0  # seconds for which process 0, which JAX needs, stays for the others to end
+# A machine that does not answer for so long is gone: idle seconds, seconds between probes, probes.
+_KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2}
+_LOST = re.compile(
+    "(closed|reset) by peer|Socket closed|Timed out waiting|UNAVAILABLE|heartbeat|another task"
+)
+
+
+class Notice(NamedTuple):
+    """That a process has ended, and its exit code; None: it did not say."""
+
+    process: int
+    code: int | None
+
+
+def verdict(notice: Notice, again: str) -> tuple[str, int]:
+    """Return what a process says whose pod has lost another one, and the code it ends with.
+
+    Args:
+      notice: of the process that ended first.
+      again: what the same command does, such as "the same command continues".
+    """
+    who, solved = f"process {notice.process}", f"with that solved, {again}"
+    if notice.code is None:
+        return f"{who} is gone; {again}", 75
+    if notice.code in (75, 143):
+        return f"{who} was asked to stop (SIGTERM) and is gone; {again}", 75
+    if notice.code == 130:
+        return f"{who} was interrupted (Ctrl-C); {again}", 130
+    return f"{who} ended with an error (exit code {notice.code}), which it names; {solved}", 3
+
+
+def lost(error: BaseException | None) -> bool:
+    """Tell whether an error, or one behind it, is what a process meets whose pod loses another."""
+    while error is not None:
+        if _LOST.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+class Lifeline:
+    """The end of the connections that is in this process.
+
+    Args:
+      process: which one this is, from 0.
+      ended: is called once, in a thread, with the first notice of a process that has ended.
+    """
+
+    def __init__(self, process: int, ended: Callable[[Notice], None]) -> None:
+        self._process, self._ended = process, ended
+        self._first: Notice | None = None
+        self._gone = threading.Event()  # all others have closed their connections
+        self._peers: dict[int, socket.socket] = {}
+        self._done: set[int] = set()  # processes that came to their end with all others
+
+    def serve(self, token: str) -> int:
+        """Wait for the others, as process 0; return the port."""
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        self._server = socket.create_server(
+            ("", 0), family=family, dualstack_ipv6=both, backlog=1024
+        )
+        threading.Thread(target=self._serve, args=(token,), name="lifeline", daemon=True).start()
+        return int(self._server.getsockname()[1])
+
+    def connect(self, host: str, port: int, token: str, timeout_s: float = _PATIENCE) -> None:
+        """Connect to process 0, as another one; OSError if that cannot be."""
+        peer = socket.create_connection((host, port), timeout=timeout_s)
+        peer.settimeout(None)
+        _keep_alive(peer)
+        _send(peer, {"token": token, "process": self._process})
+        self._peers[0] = peer
+        threading.Thread(target=self._follow, args=(peer,), name="lifeline", daemon=True).start()
+
+    def tell(self, code: int) -> None:
+        """Say that this process ends alone; of process 0, return when the others have ended."""
+        self._send_all({"process": self._process, "code": code})
+        if self._process == 0 and self._peers:
+            self._gone.wait(LINGER)
+
+    def done(self) -> None:
+        """Say that this process ends as all others do, so that nobody misses it."""
+        self._send_all({"process": self._process, "done": True})
+
+    def _send_all(self, message: dict[str, Any]) -> None:
+        for peer in [*self._peers.values()]:
+            _send(peer, message)
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        """Take note of what a process says of itself or, as process 0, of another."""
+        process = int(message["process"])
+        if message.get("done"):
+            self._done.add(process)
+        elif process not in self._done and self._first is None:
+            self._first = Notice(process, message.get("code"))
+            if self._process == 0:
+                self._send_all({"process": process, "code": self._first.code})
+            threading.Thread(target=self._ended, args=(self._first,), daemon=True).start()
+
+    def _follow(self, peer: socket.socket) -> None:
+        lines = _Lines()
+        with peer:
+            while (messages := lines.read(peer)) is not None:
+                for message in messages:
+                    self._heard(message)
+        self._heard({"process": 0})
+
+    def _serve(self, token: str) -> None:
+        with selectors.DefaultSelector() as selector, self._server:
+            selector.register(self._server, selectors.EVENT_READ)
+            lines: dict[socket.socket, _Lines] = {}
+            who: dict[socket.socket, int] = {}
+            while True:
+                for ready in [key.fileobj for key, _ in selector.select()]:
+                    assert isinstance(ready, socket.socket)
+                    if ready is self._server:
+                        try:
+                            peer, _ = self._server.accept()
+                        except OSError:  # it is shut down
+                            return
+                        _keep_alive(peer)
+                        selector.register(peer, selectors.EVENT_READ)
+                        lines[peer] = _Lines()
+                    elif (messages := lines[ready].read(ready)) is not None:
+                        self._read(ready, messages, token, who)
+                    else:
+                        selector.unregister(ready)
+                        ready.close()
+                        del lines[ready]
+                        self._left(who.pop(ready, None))
+
+    def _read(
+        self,
+        peer: socket.socket,
+        messages: list[dict[str, Any]],
+        token: str,
+        who: dict[socket.socket, int],
+    ) -> None:
+        """Read, as process 0, who another one is and what it says of itself."""
+        for message in messages:
+            if peer in who:
+                self._heard({**message, "process": who[peer]})
+            elif message.get("token") == token:
+                who[peer] = int(message["process"])
+                self._peers[who[peer]] = peer
+
+    def _left(self, process: int | None) -> None:
+        """Take note, as process 0, that the connection to another one is closed; None: a stranger
+        was there.
+        """
+        if process is None:
+            return
+        del self._peers[process]
+        self._heard({"process": process})
+        if not self._peers:
+            self._gone.set()
+
+
+class _Lines:
+    """What has come of the lines of a connection."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def read(self, peer: socket.socket) -> list[dict[str, Any]] | None:
+        """Return the messages that are whole, after waiting for some bytes; None: it is closed, or
+        speaks another language.
+        """
+        try:
+            came = peer.recv(4096)
+            *whole, self._rest = (self._rest + came).split(b"\n")
+            found = [json.loads(line) for line in whole]
+        except (OSError, ValueError):
+            return None
+        strange = len(self._rest) > 4096 or not all(isinstance(each, dict) for each in found)
+        return None if not came or strange else found
+
+
+def _send(peer: socket.socket, message: dict[str, Any]) -> None:
+    try:
+        peer.sendall(json.dumps(message).encode() + b"\n")
+    except OSError:  # it is gone already, which its thread finds out
+        return
+
+
+def _keep_alive(peer: socket.socket) -> None:
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if option := getattr(socket, name, None):  # not on every system
+            peer.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def joined(end: Callable[[str, int], None], again: Callable[[], str]) -> Lifeline | None:
+    """Return the lifeline of this process, after `launch.join_hosts`; None: it is alone.
+
+    Args:
+      end: ends the process at once, with a sentence and an exit code.
+      again: says what the same command does.
+    """
+    from jax._src import distributed  # the coordination service has no public name
+
+    state = distributed.global_state
+    if state.client is None or state.num_processes < 2:
+        return None
+
+    def ended(notice: Notice) -> None:
+        if notice.code is not None:  # this process may meet the same, and say so itself
+            time.sleep(_GRACE)
+        end(*verdict(notice, again()))
+
+    line = Lifeline(state.process_id, ended)
+    try:
+        if state.process_id == 0:
+            token = secrets.token_hex(16)
+            told = {"port": line.serve(token), "token": token}
+            state.client.key_value_set(_KEY, json.dumps(told))
+        else:
+            told = json.loads(state.client.blocking_key_value_get(_KEY, 1000 * _PATIENCE))
+            host = str(state.coordinator_address).rpartition(":")[0].strip("[]")
+            line.connect(host, told["port"], told["token"])
+    except OSError as error:
+        from jaxrobust.runtime.text.progress import say  # with JAX, which a command imports late
+
+        say(
+            f"WARNING: process {state.process_id} has no connection to process 0 of its own "
+            f"({os.strerror(error.errno or 0)}); if one of them dies, the other hears of it by "
+            "JAX, after 100 s",
+            every_process=True,
+        )
+        return None
+    atexit.register(line.done)
+    return line

@@ -1,0 +1,100 @@
+"""What a person sees while a run goes on: one bar on a terminal or in a notebook, else lines."""
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import NamedTuple
+
+import jax
+from tqdm.auto import tqdm
+
+from jaxrobust.runtime.text import terminal
+
+NOTEBOOK = any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
+_YELLOW, _PLAIN = "\033[33m", "\033[0m"
+
+
+def say(message: str, *, every_process: bool = False) -> None:
+    """Print a line on stderr, above a bar that may be there; only from the first process unless
+    asked.
+
+    A warning is yellow on a terminal, unless NO_COLOR is set (no-color.org).
+    """
+    if "WARNING" in message and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        message = f"{_YELLOW}{message}{_PLAIN}"
+    if every_process or jax.process_index() == 0:
+        tqdm.write(terminal.fitted(message, terminal.width(sys.stderr)), file=sys.stderr)
+
+
+def watched() -> bool:
+    """Tell whether a bar is of use: on a terminal, or in a notebook."""
+    return NOTEBOOK or sys.stderr.isatty()
+
+
+def columns() -> int:
+    """Return the width of the terminal; 80 where there is none."""
+    return terminal.width(sys.stderr) or 80
+
+
+class Part(NamedTuple):
+    """A piece of a line; what has the highest `rank` is left out first where room is short."""
+
+    text: str
+    rank: int = 0
+
+
+def fitted(head: str, parts: Sequence[Part], room: int) -> str:
+    """Return tqdm's `bar_format` of a line of `room` columns: head, percentage, bar and parts.
+
+    Of the bar there are up to 20 columns, and none where the parts leave no room for it.
+    """
+    taken = len(f"{head} 100%  ")
+    line = joined("", parts, room - taken)
+    left = min(room - taken - len(line) - 4, 20)
+    bar = f"|{{bar:{left}}}| " if left > 5 else ""
+    return f"{head} {{percentage:3.0f}}% {'{bar} ' if NOTEBOOK else bar}{line}"
+
+
+def joined(head: str, parts: Sequence[Part], room: int) -> str:
+    """Return a line of less than `room` columns: head, and those of the parts that fit."""
+    kept = [part for part in parts if part.text]
+    line = lambda: " ".join([head] * bool(head) + [part.text for part in kept])  # noqa: E731
+    while len(kept) > 1 and len(line()) >= room:
+        kept.remove(max(kept, key=lambda part: part.rank))
+    return line().removesuffix(",")
+
+
+class StopSignals:
+    """Ctrl-C and SIGTERM set `asked` to the signal's number, so that the loop can save.
+
+    Ctrl-C after that stops at once. SIGTERM does not: Slurm and Kubernetes may send it twice.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0
+        self._before: dict[int, object] = {}
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if not self.asked:
+            self.asked = int(number)
+            say("stopping after this step, then saving (Ctrl-C: stop at once, without saving)")
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    def __enter__(self) -> "StopSignals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+def clock(seconds: float) -> str:
+    """Return hours, minutes and seconds, for people."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

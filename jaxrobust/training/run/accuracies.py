@@ -1,0 +1,113 @@
+"""What a network reaches: accuracies on a split, their records, and the table of a run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxrobust import models
+from jaxrobust.config import Config
+from jaxrobust.data.stream import pipeline
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.evaluation.records import records, trained
+from jaxrobust.runtime.processes import hosts
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.training import build
+from jaxrobust.training.run import splits
+from jaxrobust.types import Weights
+
+
+def test(
+    config: Config,
+    workdir: Path,
+    plain: dict[str, Any],
+    name: str,
+    phase: build.Phase,
+    step: int,
+    best: Weights,
+) -> dict[str, float]:
+    """Append the record of a phase's best weights on the test split, unless it is there.
+
+    Returns what was found: accuracies, clean and robust; nothing, where the record is there.
+    """
+    images = splits.evaluated(config, "test_split", config.test, workdir)
+    source, meets = images.source, images.meets
+    which = f"{name}, step {step}, {config.evaluation.weights}"
+    attack = {
+        "name": "apgd-ce",
+        "norm": config.attack.norm,
+        "epsilon": config.attack.epsilon,
+        "steps": config.test.steps,
+        "restarts": 1,
+        "start": "random",
+    }
+    started = workdir / "init.json"
+    ids = records.ids_of(len(images))
+    identity = (which, [attack], ids)
+    known = ((r["weights"], r["attacks"], r["image_ids"]) for r in records.read(workdir))
+    if hosts.first(identity in known):
+        return {}
+    say(f"{name}: testing step {step} with APGD-CE, {config.test.steps} steps")
+    # In float32, as RobustBench does, whatever the type of training.
+    how: dict[str, Any] = {"steps": config.test.steps, "dtype": "float32", "top5": True}
+    evaluate = build.evaluation(config, phase.mesh, **how)
+    scores = accuracy.count(evaluate, best, images, phase.mesh, bar="testing")
+    more = {"init": json.loads(started.read_text())} if started.exists() else {}
+    if "clean_top5" in scores:
+        more["clean_top5"] = scores["clean_top5"]
+    if function := models.origin(config.model.name):
+        more["function"] = function
+    if meets is not None and meets.met:
+        more["damaged"] = [source.describe(index) for index in sorted(meets.met)]
+    one = scores.get("collapse")
+    training = trained.training(
+        config, name, dataset=config.data.name, split=config.data.test_split
+    )
+    record = records.accuracy_record(
+        config=plain,
+        weights=which,
+        params=best.params,
+        stats=best.stats,
+        dataset=config.data.name,
+        split=config.data.test_split,
+        image_ids=ids,
+        dtype="float32",
+        preprocessing=pipeline.preprocessing_id(
+            source, config.model.image_size, config.data.preprocessing
+        ),
+        attacks=[attack],
+        clean=scores["clean"],
+        robust=scores["robust"],
+        seed=config.seed,
+        ids_sha256=source.ids_sha256,
+        classes=source.classes,
+        n=scores["images"],
+        flags=trained.seen_before(training) | ({"collapsed": one["words"]} if one else {}),
+        known={"training": training},
+        more=more,
+    )
+    if jax.process_index() == 0:
+        records.append(workdir / "results.jsonl", record)
+    return {key: scores[key] for key in ("clean", "robust")}
+
+
+def table(workdir: Path) -> str:
+    """Return the records as a table for people."""
+    rows = records.read(workdir)
+    width = max(len(r["weights"]) for r in rows)
+    lines = [f"{'weights':{width}}  {'clean':>7}  {'robust':>7}  images  attack"]
+    for r in rows:
+        n = int(r["image_ids"].split("..")[1]) + 1 - len(r.get("damaged", ()))
+        robust = r["robust"]
+        robust = "-" if robust is None else f"{robust:.1%}"
+        lines.append(
+            f"{r['weights']:{width}}  {r['clean']:7.1%}  {robust:>7}  {n:6d}  {records.how(r)}"
+        )
+    split = f"{rows[-1]['dataset']}, split {rows[-1]['split']}"
+    lines += [
+        f"WARNING: {r['weights']}: {r['flags']['collapsed']}"
+        for r in rows
+        if "collapsed" in r["flags"]
+    ]
+    return "\n".join(["", split, *lines, f"records: {workdir / 'results.jsonl'}"])

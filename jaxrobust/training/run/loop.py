@@ -1,0 +1,296 @@
+"""The steps of a phase: take, log, save, evaluate, stop together, go back after trouble."""
+
+import contextlib
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import jax
+
+from jaxrobust.config import plain
+from jaxrobust.data.sources import registry
+from jaxrobust.runtime.devices import compilation, hardware
+from jaxrobust.runtime.devices.profiling import Trace
+from jaxrobust.runtime.files import provenance
+from jaxrobust.runtime.processes import hosts
+from jaxrobust.runtime.text.progress import StopSignals, say
+from jaxrobust.training import build
+from jaxrobust.training.run import metrics, splits
+from jaxrobust.training.run.cadence import Every, due
+from jaxrobust.training.run.divergence import Trouble
+from jaxrobust.training.run.in_flight import Ahead
+from jaxrobust.training.run.phase import Run, last, scored
+from jaxrobust.training.run.progress import Progress
+from jaxrobust.training.run.selection import selection
+from jaxrobust.training.run.stopping import Stops
+from jaxrobust.training.update import alarm, inner
+from jaxrobust.training.update.step import TrainState, averaged
+from jaxrobust.weights.store.checkpoint import Checkpoints
+from jaxrobust.weights.trained import kept
+
+
+def steps(run: Run, state: TrainState, signals: StopSignals) -> bool:
+    """Train from the state of the last checkpoint to the end of the phase, its evaluation included.
+
+    Returns whether that was reached; False: go on from the last checkpoint, after a rollback. What
+    `signals` are asked for holds then too.
+    Raises:
+      ValueError: a run that cannot go on as it was, before anything compiles.
+      Interrupted, Diverged, DataError, OSError: the message says how to go on.
+    """
+    with _Loop(run, state, signals).opened() as loop:
+        while True:
+            now = loop.due()
+            # Steps run ahead of what is known of them. Before anything is written, all of them
+            # end: one of them may be the last that another host takes, or may have found no
+            # gradient, and what a stop or a rollback undoes must not be seen by anybody.
+            if now.saves or now.logs:
+                loop.ahead.drain()
+            if loop.ahead.stop:  # the same step on every host: none has taken it
+                raise loop.stopped(*loop.ahead.stop)
+            if trouble := loop.troubled(now):
+                loop.trouble.roll_back(*trouble)
+                return False
+            if now.logs:
+                loop.log()
+            if now.saves and loop.sound():
+                loop.save_latest()  # before the evaluation, which may take long
+            if why := loop.stops.at_once():
+                raise loop.stopped(why, loop.step)
+            if now.keeps and loop.sound():
+                loop.keep()
+            if now.evaluates and loop.sound():  # a rollback would undo the state, not its score
+                loop.evaluate()
+            if loop.step == run.phase.total_steps:
+                loop.heed()
+                return True
+            loop.take()
+
+
+class _Loop:
+    """What changes from step to step, and the parts with a lifetime of their own."""
+
+    write: metrics.Write
+    progress: Progress
+    stream: Any
+    trace: Trace
+
+    def __init__(self, run: Run, state: TrainState, signals: StopSignals) -> None:
+        config, phase = run.config, run.phase
+        self.run, self.state, self.signals, self.stops = run, state, signals, Stops(signals)
+        self.start = self.step = int(state.step)
+        checkpoints, done = last(run)
+        self.meta: dict[str, Any] = checkpoints.meta(done) if done else {"examples_consumed": 0}
+        same_groups(run, self.meta)
+        if checkpoints is not run.stopped:  # behind which there is a good one to go back to
+            evaluates(run, state)
+        self.trouble, self.ahead = Trouble(run), Ahead(self.meta)
+        self.every = Every(
+            log_steps=config.log.every_steps,
+            checkpoint_epochs=config.checkpoint.every_epochs,
+            evaluation_epochs=config.evaluation.every_epochs,
+            steps_per_epoch=phase.steps_per_epoch,
+            total_steps=phase.total_steps,
+            keep_epochs=config.checkpoint.keep_every_epochs,
+        )
+        self.compiled, self.probe = _compiled(run, self.start)
+        self.select = selection(run, self.heed)
+        self.damage = splits.damage(config, run.workdir, run.source)
+        self.batch: Any = None
+        self.dead = ""  # what was said of channels last
+        self.saved, self.evaluated = hosts.first(run.latest.latest_step() or 0), 0
+        self.kept = hosts.first(max(kept.steps_of(run.workdir, run.name), default=0))
+        self.control = cache(self._control)
+
+    def _control(self, stop: int, epsilon_share: float) -> Any:
+        scales = {"lr_scale": self.trouble.lr_scale, "epsilon_share": epsilon_share}
+        return build.control(self.run.phase.mesh, stop=stop, **scales)
+
+    def _epsilon_share(self, step: int) -> float:
+        """Return the share of the radius that the attack of the update after `step` others has."""
+        lengths = {"steps_per_epoch": self.run.phase.steps_per_epoch}
+        return inner.share(step, warmup_epochs=self.run.config.attack.warmup_epochs, **lengths)
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator["_Loop"]:
+        """Open the loop's files, its data and its bar, and catch signals."""
+        run, config, name = self.run, self.run.config, self.run.name
+        chip = hardware.chip(jax.devices()[0].device_kind)
+        with contextlib.ExitStack() as stack:
+            writer = metrics.writer(
+                run.workdir,
+                phase=name,
+                start=self.start,
+                enabled=jax.process_index() == 0,
+                trackers=run.trackers,
+                before=run.before,
+            )
+            self.write = stack.enter_context(writer)
+            progress = Progress(
+                name,
+                self.step,
+                run.phase.total_steps,
+                config[name].batch_size,
+                config.data.workers,
+                flops_per_image=build.flops_per_image(config, name) if chip else None,
+                chip_hours=self.meta.get("chip_hours", 0.0),
+            )
+            self.progress = stack.enter_context(progress)
+            batches = splits.batches(config, name, run.source, self.meta["examples_consumed"])
+            self.stream = stack.enter_context(contextlib.closing(batches))
+            trace = Trace(run.profile, run.workdir / "profile" / name, self.step)
+            self.trace = stack.enter_context(trace)
+            stack.enter_context(self.signals)
+            self.evaluated = scored(run)  # after the writer has removed lines behind the start
+            yield self
+
+    def due(self) -> Any:
+        """Return what is due after the steps so far."""
+        done = {"saved": self.saved, "evaluated": self.evaluated, "kept": self.kept}
+        return due(self.step, self.every, start=self.start, **done)
+
+    def sound(self) -> bool:
+        """Tell whether a rollback may return to this state: not behind steps without a gradient."""
+        return not self.ahead.skipped or self.step == self.run.phase.total_steps
+
+    def troubled(self, now: Any) -> tuple[int, str] | None:
+        """Return where and why the run has to go back; None: it may go on."""
+        if self.trouble.too_much(self.ahead):
+            return int(self.ahead.last["step"]), self.trouble.skipped(self.ahead)
+        if not (now.saves or now.keeps or now.evaluates):
+            return None
+        norms = alarm.of_norms(self.state.stats)
+        if norms.dead and norms.dead != self.dead:
+            say(f"{self.run.name}: WARNING, at step {self.step}: {norms.dead}")
+        self.dead = norms.dead
+        return (self.step, f"at step {self.step} {norms.broken}") if norms.broken else None
+
+    def log(self) -> None:
+        """Write what the steps since the last line said, and show it."""
+        name, found = self.run.name, self.ahead.window()
+        found["damaged_images"] = len(self.damage.known) + hosts.total(len(self.damage.new))
+        found["lr"] = float(self.run.phase.schedule(self.step - 1)) * self.trouble.lr_scale
+        attack = self.run.config.attack
+        if attack.warmup_epochs and self.run.config[name].objective != "clean":
+            found["epsilon"] = attack.epsilon * self._epsilon_share(self.step - 1)
+        for sentence in alarm.warnings(found) if "alarm_loss" in found else ():
+            say(f"{name}: WARNING, up to step {self.step}: {sentence}")
+        shown = self.progress.show(self.step, found) if "loss" in found else {}
+        self.write(self.step, found | shown)
+
+    def save(self, checkpoints: Checkpoints) -> None:
+        """Save the state, and all that a run needs that goes on from it."""
+        config, name = self.run.config, self.run.name
+        about = {
+            "examples_consumed": self.step * config[name].batch_size,
+            "phase": name,
+            "bn_group": self.run.phase.bn_group,
+            "chip_hours": self.progress.chip_hours(),
+            "config": plain(config),
+            "versions": provenance.versions(),
+        }
+        checkpoints.save(self.step, self.state, about | self.ahead.noted())
+
+    def save_latest(self) -> None:
+        """Save where a rollback may come back to."""
+        self.save(self.run.latest)
+        self.saved = self.step
+
+    def keep(self) -> None:
+        """Keep a copy of both weights, which a rollback does not come behind: see `save_latest`."""
+        self.run.latest.wait()  # two writers at once mix up their meetings of hosts
+        both = kept.Kept(self.state.params, self.state.stats, *averaged(self.state))
+        length = self.run.phase.steps_per_epoch
+        kept.keep(self.run.workdir, self.run.name, self.step, both, steps_per_epoch=length)
+        self.kept = self.step
+
+    def heed(self) -> None:
+        """Stop where no next step tells all hosts to: in an evaluation, at the end."""
+        if why := self.stops.now():
+            raise self.stopped(why, self.step)
+
+    def evaluate(self) -> None:
+        """Evaluate on the selection split, and write the line that `scored` looks for."""
+        self.write(self.step, self.select(self.step, self.state))
+        self.run.trackers.pictures(self.step)
+        self.evaluated = self.step
+        self.progress.resume(self.step)
+
+    def take(self) -> None:
+        """Send the next step to the devices."""
+        try:
+            with self.progress.waiting():
+                self.batch = self.batch if self.stops.failure else next(self.stream)
+            self.damage.meet(self.batch.damaged)
+        except registry.DataError as error:
+            self.batch = self.batch or splits.blank(self.run)
+            if why := self.stops.failed(error):
+                raise self.stopped(why, self.step) from error
+        control = self.control(self.stops.to_tell(), self._epsilon_share(self.step))
+        images = splits.device_batch(self.run.phase.mesh, self.batch)
+        self.state, values = self.compiled(self.state, images, control)
+        self.step += 1
+        self.progress.dispatched(self.step, values)
+        if self.probe and self.step % self.run.config.alarm.every_steps == 0:
+            values |= self.probe(self.state, images, control)
+        self.ahead.add(self.step, values)
+        if self.trace.dispatched(self.step, values):
+            self.progress.resume(self.step)
+
+    def stopped(self, why: int, step: int) -> Exception:
+        """Save, and say why all stop after `step`."""
+        run, self.step = self.run, step
+        self.ahead.drain()
+        run.latest.wait()
+        whole = self.sound() and not alarm.of_norms(self.state.stats).broken
+        self.save(run.latest if whole else run.stopped)
+        run.stopped.wait()
+        run.latest.wait()
+        text = (
+            f"stopped after step {step} of {run.phase.total_steps}, saved under {run.workdir}; the "
+            "same command continues there"
+        )
+        if self.ahead.skipped:
+            text += f" (the last {self.ahead.skipped} in a row found no finite gradient)"
+        return self.stops.exception(why, text)
+
+
+def _compiled(run: Run, start: int) -> tuple[Any, Any]:
+    """Return the step and, where it looks before the end, the alarm's probe."""
+    config, name, phase = run.config, run.name, run.phase
+    arguments = build.abstract_arguments(config, name, phase)
+    program = compilation.program(f"{config.model.name}: step of {name}", *arguments)
+    say(f"{name}: compiling the step ({compilation.expected(program)})")
+    step, seconds, hit = compilation.compiled(phase.step, *arguments)
+    compilation.remember(program, seconds, hit=hit)
+    say(f"{name}: step compiled in {seconds:.1f} s (compilation cache {'hit' if hit else 'miss'})")
+    probe, every = build.probe(config, name, phase), config.alarm.every_steps
+    if probe and start // every < phase.total_steps // every:
+        program = compilation.program(f"{config.model.name}: alarm of {name}", *arguments)
+        with compilation.waiting(f"{name}: compiling the alarm", program, say):
+            probe, seconds, _ = compilation.compiled(probe, *arguments)
+        say(f"{name}: alarm compiled in {seconds:.1f} s, looks every {every} steps")
+    return step, probe
+
+
+def evaluates(run: Run, state: TrainState) -> None:
+    """Refuse to go on from running statistics with which nothing can be evaluated."""
+    if broken := alarm.of_norms(state.stats).broken:
+        step = int(state.step)
+        where = f"its checkpoint of step {step}" if step else "the weights it starts from"
+        remedy = "start again in a new --workdir" if step else "give other weights"
+        raise ValueError(
+            f"{run.name}: in {where} {broken}, so that an evaluation says nothing; {remedy}"
+        )
+
+
+def same_groups(run: Run, meta: dict[str, Any]) -> None:
+    """Refuse to go on with batch norms that take other images together."""
+    before, now = meta.get("bn_group", run.phase.bn_group), run.phase.bn_group
+    if before != now:
+        raise ValueError(
+            f"{run.name}: batch norms have taken the statistics of {before} images at a time so "
+            f"far, and would take those of {now} on these devices; continue with "
+            f"model.options.bn_group={before}, {run.name}.microbatches or devices that keep their "
+            "number, or start again in a new --workdir"
+        )

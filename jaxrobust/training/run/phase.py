@@ -1,0 +1,66 @@
+"""One phase of a run: its parts, its files, its checkpoints."""
+
+import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxrobust.data.sources import registry
+from jaxrobust.runtime.devices import hardware
+from jaxrobust.runtime.devices.profiling import Profile
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.processes import hosts
+from jaxrobust.training import build
+from jaxrobust.training.run.trackers import NONE, Trackers
+from jaxrobust.weights.store.checkpoint import Checkpoints
+
+
+class Run(NamedTuple):
+    """One phase of a run: what does not change from step to step."""
+
+    config: Any
+    workdir: Path
+    name: str
+    phase: build.Phase
+    source: registry.Source
+    profile: Profile | None
+    latest: Checkpoints  # to go back to after trouble
+    best: Checkpoints
+    stopped: Checkpoints  # of a stop in trouble, behind the latest
+    trackers: Trackers = NONE
+    before: int = 0  # steps of the phases before
+
+    def file(self, name: str) -> Path:
+        """Return a file of this phase."""
+        return self.workdir / self.name / name
+
+
+def last(run: Run) -> tuple[Checkpoints, int | None]:
+    """Return where to go on from: which checkpoints, and their step; None: there is none.
+
+    For all hosts the first one's word.
+    """
+    both = (run.latest, run.stopped)
+    steps = [hosts.first(-1 if (k := c.latest_step()) is None else k) for c in both]
+    which = int(steps[1] > steps[0])
+    return both[which], None if steps[which] < 0 else steps[which]
+
+
+def note_resumption(run: Run, step: int) -> None:
+    """Add to `resumptions.jsonl` that a process goes on from the checkpoint of a step, and when."""
+    if jax.process_index() == 0:
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        note = {"step": step, "time": now, "devices": hardware.devices()}
+        jsonl.append(run.file("resumptions.jsonl"), note)
+
+
+def scored(run: Run) -> int:
+    """Return the last step of the phase that was evaluated on the selection split; 0: none was.
+
+    Or the best weights are gone, so that it has to be done again.
+    """
+    rows = jsonl.read(run.workdir / "metrics.jsonl")
+    here = [m["step"] for m in rows if m["phase"] == run.name and "selection_robust" in m]
+    kept = run.best.latest_step() is not None
+    return hosts.first(max(here, default=0) if kept else 0)

@@ -1,0 +1,199 @@
+"""How a phase goes on: loss, accuracy, speed, time left, memory, cost."""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+from tqdm.auto import tqdm
+
+from jaxrobust.runtime.devices import hardware
+from jaxrobust.runtime.text.progress import Part, clock, columns, fitted, say, watched
+
+DATA_WAIT = 0.05  # the share of time without a batch that is worth a word
+
+
+class Progress:
+    """Loss, accuracy, images/s, time left of one phase, how long it waited for data, and its cost.
+
+    `flops_per_image` are those of the model for one image of training, of which model FLOP
+    utilisation is a share of the chip's peak; `chip_hours` were used by the phase before.
+    """
+
+    def __init__(
+        self,
+        phase: str,
+        step: int,
+        total: int,
+        batch_size: int,
+        workers: int,
+        *,
+        flops_per_image: float | None = None,
+        chip_hours: float = 0.0,
+    ) -> None:
+        self._chips = jax.device_count()
+        self._chip = hardware.chip(jax.devices()[0].device_kind)
+        self._flops_per_image, self._chip_hours_before = flops_per_image, chip_hours
+        self._started, self._peak_said = time.perf_counter(), 0.0
+        self._main = jax.process_index() == 0
+        self._seen = self._main and watched()
+        self._phase, self._total, self._batch = phase, total, batch_size
+        self._figures: list[Part] = []  # of the last line, but the time left
+        self._first: tuple[int, float] | None = None  # step and time at which one had ended
+        self._bar = tqdm(
+            total=total,
+            initial=step,
+            disable=not self._seen,
+            dynamic_ncols=True,
+            miniters=1,  # the time since the last refresh decides alone
+            bar_format=fitted(phase, [Part(f"{step}/{total}")], columns()),
+        )
+        self._workers, self._speed, self._starved = workers, 0.0, False
+        self._watched, self._watched_wait = 0.0, 0.0
+        self._watcher = ThreadPoolExecutor(1, "progress")
+        self._last_step: Future[float] | None = None
+        self.resume(step)
+
+    def dispatched(self, step: int, values: Any) -> None:
+        """Take note that a step is on its way to the device; `values` are of its results."""
+        self._last_step = self._watcher.submit(self._finished, step, values)
+
+    def _finished(self, step: int, values: Any) -> float:
+        """Return when the device had computed these values, and move the bar."""
+        jax.block_until_ready(values)
+        now = time.perf_counter()
+        if self._seen:
+            self._first = self._first or (step, now)
+            self._move(step, now)
+        return now
+
+    def _move(self, step: int, now: float) -> None:
+        """Move the bar to `step`; the time left is that at the speed since the first step, or, once
+        a line was shown, at the speed in it.
+        """
+        since, start = self._first or (step, now)
+        speed = self._speed or (step - since) * self._batch / max(now - start, 1e-9)
+        eta = Part(f"ETA {self._left(step, speed)}")
+        parts = [Part(f"{step}/{self._total}"), *self._figures, eta]
+        self._bar.bar_format = fitted(self._phase, parts, columns())
+        self._bar.update(step - self._bar.n)
+
+    def _left(self, step: int, speed: float) -> str:
+        return clock((self._total - step) * self._batch / speed) if speed else "unknown"
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time the call for a batch; what counts is the time in which the device has no step."""
+        since = time.perf_counter()
+        yield
+        if self._last_step is None:  # the first batch: workers start
+            self.resume(self._last[0])
+        elif self._last_step.done():
+            self._waited += time.perf_counter() - max(since, self._last_step.result())
+
+    def show(self, step: int, means: dict[str, float]) -> dict[str, float]:
+        """Show the state after `step`; return what it cost.
+
+        `images_per_second`, `images_per_second_per_chip`, `mfu` (model FLOP utilisation) and
+        `data_wait`, a share of the time, are those since the last call or `resume`; `chip_hours`
+        and `peak_memory_bytes` of a device of this host since the start. `mfu` and
+        `peak_memory_bytes` are there where they are known.
+        """
+        before, since = self._last
+        seconds = max(time.perf_counter() - since, 1e-9)
+        data_wait = self._waited / seconds
+        if step > before:
+            self._speed = (step - before) * self._batch / seconds
+        self.resume(step)
+        self._watch(step, seconds, data_wait * seconds)
+        costs = self._costs()
+        self._figures = self._said(means, costs, data_wait)
+        if self._seen:
+            self._move(step, time.perf_counter())
+        elif self._main:
+            text = " ".join(part.text for part in self._figures if part.text)
+            print(
+                f"{self._phase} {step}/{self._total} {text} ETA {self._left(step, self._speed)}",
+                file=sys.stderr,
+                flush=True,
+            )
+        if costs.get("peak_memory_bytes", 0) > 1.01 * self._peak_said:
+            self._say_costs(costs)
+        return {"images_per_second": self._speed, "data_wait": data_wait} | costs
+
+    def _said(
+        self, means: dict[str, float], costs: dict[str, float], data_wait: float
+    ) -> list[Part]:
+        """Return the figures of a line; accuracies are those of the training batches."""
+        known = [f"{k} {means[k]:.1%}" for k in ("clean", "robust") if k in means]
+        a_chip = "/chip" if self._chips > 1 else ""
+        return [
+            Part(f"loss {means['loss']:.4f}", 1),
+            Part(f"batch {' '.join(known)}" if known else "", 2),
+            Part(f"epsilon {255 * means['epsilon']:.3g}/255" if "epsilon" in means else "", 2),
+            Part(f"{costs['images_per_second_per_chip']:,.0f} images/s{a_chip}", 3),
+            Part(f"MFU {costs['mfu']:.1%}" if "mfu" in costs else "", 4),
+            Part(f"{data_wait:.0%} waiting for data" if self._starved else "", 5),
+        ]
+
+    def chip_hours(self) -> float:
+        """Return devices times hours of the phase so far, those before this run included."""
+        hours = (time.perf_counter() - self._started) / 3600
+        return self._chip_hours_before + self._chips * hours
+
+    def _costs(self) -> dict[str, float]:
+        per_chip = self._speed / self._chips
+        costs = {"images_per_second_per_chip": per_chip, "chip_hours": self.chip_hours()}
+        if self._chip and self._flops_per_image:
+            costs["mfu"] = per_chip * self._flops_per_image / self._chip.flops
+        if peak := peak_memory():
+            costs["peak_memory_bytes"] = peak
+        return costs
+
+    def _say_costs(self, costs: dict[str, float]) -> None:
+        self._peak_said = costs.get("peak_memory_bytes", 0)
+        of = f" of {self._chip.memory / 2**30:.0f}" if self._chip else ""
+        memory = f"at most {self._peak_said / 2**30:.1f}{of} GiB in use on a device, "
+        say(
+            f"{self._phase}: {memory if self._peak_said else ''}{costs['chip_hours']:.1f} "
+            f"chip-hours so far on {self._chips} device{'s' if self._chips > 1 else ''}"
+        )
+
+    def _watch(self, step: int, seconds: float, waited: float) -> None:
+        """Say when data becomes the bottleneck, from windows of at least a second."""
+        self._watched, self._watched_wait = self._watched + seconds, self._watched_wait + waited
+        if self._watched < 1:
+            return
+        share = self._watched_wait / self._watched
+        self._watched = self._watched_wait = 0.0
+        if share > DATA_WAIT and not self._starved:
+            now = f"{self._workers} of {os.cpu_count()} cores" if self._workers else "0: threads"
+            say(
+                f"{self._phase}: waited for data {share:.0%} of the time up to step {step}; raise "
+                f"data.workers (now {now}) or choose a cheaper data.augmentation"
+            )
+        self._starved = share > DATA_WAIT
+
+    def resume(self, step: int) -> None:
+        """Leave the time since the last `show` (an evaluation, a save) out of the speed."""
+        self._last, self._waited = (step, time.perf_counter()), 0.0
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._bar.close()
+        self._watcher.shutdown(wait=False)
+        if jax.default_backend() != "cpu":
+            self._say_costs(self._costs())
+
+
+def peak_memory() -> int:
+    """Return the most bytes that a device of this host has had in use; 0 where the backend tells
+    none.
+    """
+    return max((d.memory_stats() or {}).get("peak_bytes_in_use", 0) for d in jax.local_devices())

@@ -1,0 +1,405 @@
+"""A run: its checks, its phases, its end; `loop.py` holds the steps."""
+
+import contextlib
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxrobust import models
+from jaxrobust.config import VERSION, Config, completed, of_phase, phases, plain
+from jaxrobust.data.sources import registry
+from jaxrobust.runtime.devices import compilation, hardware, sharding
+from jaxrobust.runtime.devices.profiling import Profile
+from jaxrobust.runtime.files import jsonl, locks, provenance
+from jaxrobust.runtime.processes import hosts
+from jaxrobust.runtime.text import patience, terminal
+from jaxrobust.runtime.text.progress import StopSignals, say
+from jaxrobust.training import build
+from jaxrobust.training.run import accuracies, loop, metrics, selection, splits, trackers, warnings
+from jaxrobust.training.run.phase import Run, last, note_resumption, scored
+from jaxrobust.training.update.step import TrainState
+from jaxrobust.types import Weights
+from jaxrobust.weights import start as start_weights
+from jaxrobust.weights.naming import compose
+from jaxrobust.weights.store import hashes
+from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state, disk_full, steps
+from jaxrobust.weights.trained import runs
+
+# What a workdir may change between two runs of the same command without becoming another run; a
+# record carries its own test settings.
+_FREE: tuple[str, ...] = ("log.", "data.dir", "data.workers", "data.strict", "data.max_damaged")
+_FREE += ("test.", "mesh.", "alarm.", "trouble.", "checkpoint.keep_every_epochs")
+_FREE += ("model.options.bn_group",)  # checkpoints say which images were taken together
+
+
+class Part(NamedTuple):
+    """A phase before it runs: the config as it sees it, its training split, its step."""
+
+    config: Config
+    source: registry.Source
+    phase: build.Phase
+
+
+def run(
+    config: Any,
+    workdir: Path,
+    *,
+    profile: Profile | None = None,
+    draw: trackers.Draw | None = None,
+) -> None:
+    """Train every phase of `config` that has epochs, then evaluate each on the test split.
+
+    The same call on the same workdir continues where the last one stopped, on these devices or
+    others. `profile` says which steps to trace, and `draw` returns the figures for `log.to`.
+    Raises:
+      ValueError: a mistake in the config, the data or the workdir, before anything compiles.
+      Interrupted, Diverged, OSError: the run stopped; the message says how to go on.
+    """
+    given = plain(config)
+    own = {k: v for k, v in _flat(given).items() if k not in ("data.dir", "data.workers")}
+    hosts.agree(own, what="has another config", remedy="Start the same command on every host")
+    compilation.use_persistent_cache(workdir.parent)  # before a new stem is drawn
+    first_host = jax.process_index() == 0
+    with patience.of("checking the config, its networks and its data", here=first_host):
+        parts, data = hosts.together(lambda: check(config, workdir))
+    hosts.agree(data, what="has other data", remedy="Give every host the same data set")
+    names = list(parts)
+    first = names[0]
+    # Who makes the network, where a user's function does.
+    function = models.origin(parts[names[-1]].config.model.name)
+    same = "Give every host the same"
+    sha256 = function and function["sha256"]
+    hosts.agree({"model.name": sha256}, what="has another file of the network", remedy=same)
+    begun = hosts.first(bool(steps(workdir / first / "latest")))
+    with patience.of("reading the weights that it starts from", here=first_host):
+        start = hosts.together(
+            lambda: None if begun else _first_weights(first, parts[first].config)
+        )
+    sha256 = None if start is None else start[1]["start_sha256"]
+    hosts.agree({"init.weights": sha256}, what="has other weights", remedy=same)
+    with _alone(workdir):
+        hosts.together(lambda: claim(workdir, given, data))
+        say(f"{config.model.name} on {config.data.name}, {hardware.devices()}, workdir {workdir}")
+        if idle := hardware.left_idle():
+            say(f"WARNING: {idle}")
+        if function:
+            hosts.together(lambda: _noted(workdir / runs.FUNCTION, function))
+            if other := runs.rewritten(workdir, function):
+                say(other)
+        if begun and (other := start_weights.changed(config, workdir)):
+            say(other)
+        for line in warnings.lines({name: part.config for name, part in parts.items()}):
+            say(line)
+        log = _trackers(config, workdir, given, parts, draw)
+        with trackers.closing(log):
+            _phases(config, workdir, given, parts, start, profile, log)
+
+
+def _trackers(
+    config: Config,
+    workdir: Path,
+    given: dict,
+    parts: dict[str, Part],
+    draw: trackers.Draw | None,
+) -> trackers.Trackers:
+    """Return the trackers that the config names, on the first process alone."""
+    if not config.log.to or jax.process_index() != 0:
+        return trackers.NONE
+    first = next(iter(parts.values())).phase.abstract_state.params
+    about = {
+        "architecture": config.model.name,
+        "parameters": sum(math.prod(array.shape) for array in first.values()),
+        "commit": provenance.commit(),
+        "workdir": str(workdir.absolute()),
+    }
+    return trackers.Trackers(workdir, trackers.named(config.log.to), given | about, draw)
+
+
+def _first_weights(name: str, config: Config) -> tuple[start_weights.Start, dict] | None:
+    warnings.check_start(config, name)
+    return start_weights.of_config(config)
+
+
+def _phases(
+    config: Config,
+    workdir: Path,
+    given: dict,
+    parts: dict[str, Part],
+    start: tuple[start_weights.Start, dict] | None,
+    profile: Profile | None,
+    log: trackers.Trackers,
+) -> None:
+    """Train and test; `start` is what the first phase starts from, None where it has begun."""
+    first = next(iter(parts.values())).phase.abstract_state.params
+    say(metrics.parameters(workdir, first, enabled=jax.process_index() == 0))
+    steps_before = 0
+    reached: dict[str, Weights] = {}  # the best weights of each phase, on the host: the next
+    weights = None if start is None else _start(*start, workdir)  # one's devices hold a part only
+    for name, (seen, source, phase) in parts.items():
+        _note_classes(config, workdir, name, seen, source)
+        if reached:
+            before = seen[name].start or list(reached)[-1]
+            weights = start_weights.handed_on(parts[before].config, seen, name, reached[before])
+        kinds = ("latest", "best", "stopped")
+        latest, best, stopped = (Checkpoints(workdir / name / kind) for kind in kinds)
+        kept = (latest, best, stopped)
+        phase_run = Run(seen, workdir, name, phase, source, profile, *kept, log, steps_before)
+        with jax.set_mesh(phase.mesh):
+            step, best_weights = _run_phase(phase_run, weights)
+            scores = accuracies.test(seen, workdir, given, name, phase, step, best_weights)
+            if scores:
+                log.open()
+                log.tested(name, phase.total_steps, steps_before, scores)
+            reached[name] = jax.device_get(best_weights)
+        steps_before += phase.total_steps
+    if jax.process_index() == 0:
+        terminal.show(accuracies.table(workdir))
+
+
+def _note_classes(
+    config: Config, workdir: Path, name: str, seen: Config, source: registry.Source
+) -> None:
+    """Write the classes' names into a workdir, of data of its own beside the phase."""
+    folder = workdir if _data_of(seen) == _data_of(config) else workdir / name
+    if source.classes and jax.process_index() == 0:
+        folder.mkdir(exist_ok=True)
+        jsonl.replace(folder / runs.CLASSES, "".join(f"{name}\n" for name in source.classes))
+
+
+def _data_of(config: Config) -> str:
+    """Return what decides which images and classes a phase has."""
+    keys = ("name", "dir", "train_split", "selection_split", "test_split", "classes")
+    own = [config.data[key] for key in (*keys, "extra", "extra_split")]
+    return json.dumps([*own, config.model.num_classes, config.model.in_channels])
+
+
+def _start(start: start_weights.Start, record, workdir) -> Weights:
+    """Return stored weights as if a phase before had reached them, after noting where they are
+    from.
+    """
+    if jax.process_index() == 0:
+        jsonl.replace(workdir / start_weights.RECORD, json.dumps(record, indent=2) + "\n")
+    say(f"starting from {record['where']}, sha256 {record['weights_sha256'][:12]}")
+    for line in compose.summary(start):
+        say(f"  {line}")
+    return Weights(*jax.device_get((start.params, start.stats)))
+
+
+def check(config: Config, workdir: Path) -> tuple[dict[str, Part], dict[str, Any]]:
+    """Return the phases that happen, and what the data is; refuses whatever would fail later."""
+    if bad := re.search(r"[\[\\\ud800-\udfff]", str(workdir.absolute())):
+        raise ValueError(
+            f"--workdir {str(workdir.absolute())!r}: Orbax loses the arrays of checkpoints under a "
+            f"path with {bad[0]!r}; name another folder"
+        )
+    names = phases(config)
+    start_weights.check_phases(config, names)
+    _check_numbers(config)
+    trackers.check(config.log.to, first=jax.process_index() == 0)
+    parts: dict[str, Part] = {}
+    opened: dict[str, dict[str, registry.Source]] = {}
+    described: dict[str, Any] = {}
+    for name in names:
+        seen = of_phase(config, name)
+        _check_numbers(seen)
+        data = _data_of(seen)
+        if data not in opened:
+            opened[data] = _opened(seen)
+            own = "" if data == _data_of(config) else f"{name}."
+            described |= {f"{own}data.{k}": _described(s) for k, s in opened[data].items()}
+        source = opened[data]["train_split"]
+        runs.check_classes(runs.classes_file(workdir, name), source)
+        for key in ("selection_split", "test_split"):
+            splits.check_preprocessing(seen, opened[data][key])
+        phase = build.phase(seen, name, splits.examples(seen, name, source))
+        for key in ("evaluation", "test"):
+            build.divides(seen[key].batch_size, jax.device_count(), f"{key}.batch_size")
+        selection.counter(seen, phase.mesh)
+        build.evaluation(seen, phase.mesh, steps=seen.test.steps)
+        build.probe(seen, name, phase)
+        splits.batches(seen, name, source, 0).close()
+        parts[name] = Part(seen, source, phase)
+    return parts, _flat(described)
+
+
+def _opened(config: Config) -> dict[str, registry.Source]:
+    """Return the three splits of a config's data, and its second source, if it has one."""
+    keys = ("train_split", "selection_split", "test_split")
+    opened = {key: splits.opened(config, key) for key in keys}
+    registry.same_classes(list(opened.values()))
+    for key in keys[1:]:
+        if sentence := registry.foreign_classes(opened["train_split"], opened[key]):
+            say(f"WARNING: {sentence}")
+    if more := splits.extra(config):
+        opened["extra"] = more
+    return opened
+
+
+def _check_numbers(config) -> None:
+    """Refuse numbers outside their range."""
+    lowest = {
+        "evaluation.images": 0,
+        "test.images": 0,
+        "evaluation.every_epochs": 1,
+        "checkpoint.every_epochs": 1,
+        "checkpoint.keep_every_epochs": 0,
+        "data.max_damaged": 0,
+        "mesh.fsdp": 0,
+        "alarm.every_steps": 0,
+        "alarm.images": 1,
+        "trouble.skips": 0,
+        "trouble.rollbacks": 0,
+        "log.every_steps": 1,
+    }
+    for key, low in lowest.items():
+        if (value := _flat(plain(config))[key]) < low:
+            raise ValueError(f"{key}={value} must be at least {low}")
+    if not 0 <= config.seed < 2**32:  # of which JAX makes keys; the rest would be cut off
+        raise ValueError(f"seed={config.seed} must be from 0 to 2^32 - 1")
+    if not 0 < config.trouble.lr <= 1:
+        raise ValueError(f"trouble.lr={config.trouble.lr} must be above 0, at most 1")
+    if config.evaluation.weights not in ("ema", "raw"):
+        raise ValueError(f"evaluation.weights={config.evaluation.weights!r}; one of 'ema', 'raw'")
+
+
+def _described(source: registry.Source) -> dict[str, Any]:
+    """Return what a split is, but its name and the content of its files."""
+    return {
+        "records": len(source),
+        "files_sha256": source.files_sha256,
+        "ids_sha256": source.ids_sha256,
+        "classes": source.num_classes,
+        "classes_sha256": hashes.classes_sha256(source.classes),
+    }
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else None
+        flat |= {f"{prefix}{key}": value} if nested is None else nested
+    return flat
+
+
+@contextlib.contextmanager
+def _alone(workdir: Path) -> Iterator[None]:
+    """Make a workdir, and keep other runs out of it."""
+
+    otherwise = "give another --workdir (the hosts of one run join with --multihost)"
+    lock = locks.held(workdir / "lock", what=f"workdir {workdir}", otherwise=otherwise)
+    with contextlib.ExitStack() as ours:
+
+        def take() -> None:
+            if jax.process_index() != 0:  # the first one does for all
+                return
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                ours.enter_context(lock)
+            except OSError as error:
+                if disk_full(error):
+                    raise
+                raise ValueError(
+                    f"cannot write to --workdir {workdir} ({error.strerror}); name a folder that "
+                    "can be written"
+                ) from error
+
+        hosts.together(take)
+        yield
+
+
+def claim(workdir: Path, given: dict, data: dict[str, Any]) -> None:
+    """Write the resolved config, and what the data is, into a new workdir.
+
+    Raises:
+      ValueError: the workdir holds another run, or one on other data.
+    """
+    noted = _noted(workdir / "config.json", {"version": VERSION} | given)
+    old = completed(runs.of_this_version(noted, workdir / "config.json"))
+    old, new = _in_pixels(_flat(old)), _in_pixels(_flat(given))
+    free = (*_FREE, *(f"{name}.microbatches" for name in given["phases"]))
+    if differing := _differing(old, new, free=free):
+        raise ValueError(
+            f"{workdir} holds a run of another config; give a new --workdir, or repeat that run's "
+            "values:\n  " + "\n  ".join(differing)
+        )
+    if differing := _differing(_noted(workdir / "data.json", data), data):
+        raise ValueError(
+            f"the data is not what the run in {workdir} began with ({'; '.join(differing)}); "
+            "restore it, or give a new --workdir"
+        )
+
+
+def _in_pixels(flat: dict[str, Any]) -> dict[str, Any]:
+    """Return a config whose attack's step is in pixels, however it was written."""
+    relative = flat["attack.relative_step"]
+    if relative is None:
+        return flat
+    size = relative * flat["attack.epsilon"]
+    return flat | {"attack.relative_step": None, "attack.step_size": size}
+
+
+def _noted(path: Path, value: dict) -> dict:
+    """Return what a file of the workdir says; one that is not there yet is written."""
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError(f"{found!r} is no JSON object")
+        return found
+    except FileNotFoundError:
+        if jax.process_index() == 0:
+            jsonl.replace(path, json.dumps(value, indent=2) + "\n")
+        return value
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, or --workdir") from error
+
+
+def _differing(old: dict, new: dict, free: tuple[str, ...] = ()) -> list[str]:
+    return [
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(free)
+    ]
+
+
+def _run_phase(run: Run, start: Weights | None) -> tuple[int, Weights]:
+    """Return the best weights of a phase and their step, after training what is missing."""
+    weights = Weights(run.phase.abstract_state.params, run.phase.abstract_state.stats)
+    weights = abstract_state(weights, sharding.replicated(run.phase.mesh))
+    checkpoints, stop = (run.latest, run.best, run.stopped), StopSignals()
+    with contextlib.ExitStack() as stack:
+        for kept in checkpoints:
+            stack.enter_context(contextlib.closing(kept))
+        done = last(run)[1]
+        ended = done == run.phase.total_steps and scored(run) == done
+        if done is not None and not ended:  # a rollback begins further down, and has its own note
+            note_resumption(run, done)
+        if not ended:
+            run.trackers.open()
+        while not ended:
+            state, total = _state(run, start), run.phase.total_steps
+            say(f"{run.name}: step {state.step} of {total}, {run.config[run.name].objective}")
+            ended = loop.steps(run, state, stop)
+        for kept in checkpoints:
+            kept.wait()
+        run.stopped.clear()
+        step = run.best.latest_step()
+        assert step is not None, "the last step of a phase is always evaluated"
+        return step, run.best.restore(step, weights)
+
+
+def _state(run: Run, start: Weights | None) -> TrainState:
+    """Return the state to go on from: that of the last checkpoint, or the first."""
+    checkpoints, done = last(run)
+    if done is not None:
+        return checkpoints.restore(done, run.phase.abstract_state)
+    key = jax.random.key(run.config.seed)
+    if start is not None:  # stored, or of the phase before; the average starts there too
+        return run.phase.state_of(key, *start)
+    program = compilation.program(f"{run.config.model.name}: first state", run.phase.abstract_state)
+    with compilation.waiting(f"{run.name}: compiling the draw of the weights", program, say):
+        return jax.block_until_ready(run.phase.init(key))

@@ -1,0 +1,132 @@
+"""The selection split: which weights of a phase are the best."""
+
+import contextlib
+import json
+import math
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from jaxrobust.attacks import fixed_steps
+from jaxrobust.config import Config, network_of
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.evaluation.network import collapse
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.training import build
+from jaxrobust.training.run import splits
+from jaxrobust.training.run.phase import Run
+from jaxrobust.training.update import alarm
+from jaxrobust.training.update.step import TrainState, averaged
+from jaxrobust.types import Weights
+from jaxrobust.weights.store.checkpoint import Checkpoints, steps
+
+
+def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
+    """Return what counts on the selection split, under the attack that the config names.
+
+    Raises:
+      ValueError: another attack, or settings that do not fit it.
+    """
+    e = config.evaluation
+    if e.metric not in (None, "clean", "robust"):
+        raise ValueError(f"evaluation.metric={e.metric!r}; one of 'clean', 'robust'")
+    settings = {"step_size": e.step_size, "start": e.start}
+    if e.attack == "apgd-ce":
+        for key, value in settings.items():
+            if value is not None:
+                raise ValueError(
+                    f"evaluation.{key}={value} has no effect on evaluation.attack='apgd-ce'; leave "
+                    "it out, or set evaluation.attack='pgd-20'"
+                )
+        return build.evaluation(config, mesh, steps=e.steps)
+    if (named := fixed_steps.parse(e.attack)) is None:
+        raise ValueError(f"evaluation.attack={e.attack!r}; one of 'apgd-ce', {fixed_steps.WRITTEN}")
+    if e.start is not None and e.start not in fixed_steps.STARTS:
+        ways = ", ".join(map(repr, fixed_steps.STARTS))
+        raise ValueError(f"evaluation.start={e.start!r}; one of {ways}")
+    if e.step_size is not None and not 0 < e.step_size < math.inf:
+        raise ValueError(f"evaluation.step_size={e.step_size} must be above 0")
+    length = named.length(config.attack.epsilon, step=e.step_size)
+    ball = {"norm": config.attack.norm, "epsilon": config.attack.epsilon}
+    attack = fixed_steps.attack_of(named.settings(**ball, length=length, start=e.start))
+    dtype = config.model.dtype
+    return accuracy.counter(network_of(config), attack, mesh=mesh, dtype=dtype)
+
+
+def selection(
+    run: Run, between: Callable[[], None] = lambda: None
+) -> Callable[[int, TrainState], dict[str, float]]:
+    """Return `select(step, state) -> dict`, which evaluates on the selection split and keeps the
+    best weights; what `between` raises after a batch ends it before that.
+    """
+    config, name, phase, latest, best = run.config, run.name, run.phase, run.latest, run.best
+    settings = config.evaluation
+    images = splits.evaluated(config, "selection_split", settings, run.workdir)
+    evaluate = counter(config, phase.mesh)
+    attacked = config[name].objective != "clean"
+    metric = settings.metric or ("robust" if attacked else "clean")
+
+    def select(step: int, state: TrainState) -> dict[str, float]:
+        raw = state.params, state.stats
+        chosen = averaged(state) if settings.weights == "ema" else raw
+        weights = Weights(*jax.device_put(chosen, sharding.replicated(phase.mesh)))
+        reached = accuracy.count(
+            evaluate, weights, images, phase.mesh, bar="selection", between=between
+        )
+        say(
+            f"{name}: step {step}, selection split: clean {reached['clean']:.1%}, "
+            f"robust {reached['robust']:.1%}"
+        )
+        if config.checkpoint.keep_epochs:
+            _keep(run, step, weights, reached)
+        latest.wait()  # two writers at once mix up their meetings of hosts
+        before = best.latest_step()
+        if before is None or _rank(reached, metric) >= _rank(best.meta(before), metric):
+            best.save(step, weights, reached)
+            best.wait()
+        one = reached.pop("collapse", None)
+        if jax.process_index() == 0:  # a kill may have come before the line in metrics.jsonl
+            file = run.file("selection.jsonl")
+            rows = [r for r in jsonl.read(file) if r["step"] < step] + [{"step": step} | reached]
+            jsonl.replace(file, "".join(json.dumps(row) + "\n" for row in rows))
+        if one:
+            say(f"{name}: WARNING, at step {step}: {one['words']}")
+        if attacked and (sentence := _overfitting(run)):
+            say(f"{name}: WARNING: {sentence}")
+        return {f"selection_{key}": value for key, value in reached.items()}
+
+    return select
+
+
+def _rank(reached: dict, metric: str) -> tuple[bool, float]:
+    """Return what the best weights are the highest of: a network of one class is below all others,
+    because its robust accuracy is no robustness.
+    """
+    return not collapse.proven(reached), reached[metric]
+
+
+def _keep(run: Run, step: int, weights: Weights, reached: dict) -> None:
+    """Add the weights of an evaluation to those of all; a rollback comes to a step again."""
+    run.latest.wait()
+    with contextlib.closing(Checkpoints(run.file("epochs"), keep_all=True)) as kept:
+        if step not in steps(kept.directory):
+            kept.save(step, weights, reached)
+            kept.wait()
+
+
+def _overfitting(run: Run) -> str | None:
+    """Return what `alarm.overfitting` says of the evaluations so far; on the first process."""
+    scored = jsonl.read(run.file("selection.jsonl"))
+    logged = [m for m in jsonl.read(run.workdir / "metrics.jsonl") if m["phase"] == run.name]
+    since, training = 0, []
+    for row in scored:
+        between = [
+            m["robust"] for m in logged if since < m["step"] <= row["step"] and "robust" in m
+        ]
+        training.append(float(np.mean(between)) if between else math.nan)
+        since = row["step"]
+    images = scored[-1]["images"] if scored else 1
+    return alarm.overfitting([row["robust"] for row in scored], training, images=images)

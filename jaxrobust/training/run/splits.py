@@ -1,0 +1,159 @@
+"""The splits of a config's data set, and batches of them on the devices."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust.config import Config
+from jaxrobust.data import Damage, evaluation_transform
+from jaxrobust.data.sources import registry
+from jaxrobust.data.stream import loading, pipeline, plan
+from jaxrobust.evaluation.engine.accuracy import Images
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.training import build
+from jaxrobust.training.run.phase import Run
+from jaxrobust.types import Batch
+
+
+def opened(config: Config, key: str) -> registry.Source:
+    """Return a split of the config's data set, checked against its model."""
+    data, model = config.data, config.model
+    source = registry.open_source(
+        data.name,
+        data[key],
+        data_dir=data.dir,
+        classes=data.classes,
+        num_classes=model.num_classes,
+    )
+    if source.channels != model.in_channels:
+        raise ValueError(
+            f"{data.name} has {source.channels} channels; set model.in_channels={source.channels}"
+        )
+    return source
+
+
+def extra(config: Config) -> registry.Source | None:
+    """Return the second source of training images; None: there is none."""
+    data = config.data
+    if data.extra is None:
+        return None
+    return registry.open_source(
+        data.extra, data.extra_split, data_dir=data.dir, classes=data.classes
+    )
+
+
+def _how(config: Config) -> dict[str, Any]:
+    """Return what the data room is told of views and a second source."""
+    data = config.data
+    return {"views": data.views, "extra": extra(config), "extra_share": data.extra_share}
+
+
+def examples(config: Config, name: str, source: registry.Source) -> int:
+    """Return the rows of an epoch of a phase, or more, but less than a batch more.
+
+    Raises:
+      DataError: views or a second source that do not fit.
+      ValueError: an epoch's length that does not.
+    """
+    how, asked, size = _how(config), config.data.epoch_images, config[name].batch_size
+    if asked is not None and how["extra"] is None:
+        raise ValueError(
+            f"data.epoch_images={asked} is of runs with a second source; leave it out, or set "
+            "data.extra"
+        )
+    if asked is not None and asked < size:
+        raise ValueError(
+            f"data.epoch_images={asked} is less than {name}.batch_size={size}; an epoch has at "
+            "least one step"
+        )
+    if how["extra"] is None and how["views"] == 1 and 0 <= how["extra_share"] <= 1:
+        return len(source)
+    found = plan.plan(source, batch_size=size, **how).examples  # refuses what does not fit
+    return found if asked is None else asked
+
+
+def check_preprocessing(config: Config, source: registry.Source) -> None:
+    """Refuse a `data.preprocessing` that makes images of another size than the network's."""
+    size, wanted = config.model.image_size, config.data.preprocessing
+    transform = evaluation_transform(pipeline.preprocessing_id(source, size, wanted))
+    try:
+        made = transform(source[0].image).shape[:2]
+    except ValueError:  # the first image is damaged; others will tell
+        return
+    if made != (size, size):
+        raise ValueError(
+            f"data.preprocessing={wanted!r} makes images of {made[0]}x{made[1]} pixels, but "
+            f"model.image_size={size}; set one of them to the other"
+        )
+
+
+def evaluated(config: Config, key: str, settings: Config, workdir: Path) -> Images:
+    """Return a split for an evaluation; `settings` are those of `evaluation` or `test`."""
+    source = opened(config, key)
+    return Images(
+        source,
+        image_size=config.model.image_size,
+        batch_size=settings.batch_size,
+        limit=settings.images,
+        seed=config.seed,
+        preprocessing=config.data.preprocessing,
+        workers=config.data.workers,
+        meets=None if config.data.strict else damage(config, workdir, source),
+    )
+
+
+def damage(config: Config, workdir: Path, source: registry.Source) -> Damage:
+    """Return the damaged images of a split that a run has met, also before it was interrupted.
+
+    Each process adds to a file of its own; all start from what all have met.
+    """
+    rows = [r for path in sorted(workdir.glob("damaged-*.jsonl")) for r in jsonl.read(path)]
+    own = workdir / f"damaged-{jax.process_index()}.jsonl"
+
+    def note(record: int) -> None:
+        row = {"split": source.split, "record": record, "name": source.describe(record)}
+        jsonl.append(own, row)
+
+    return Damage(
+        source,
+        config.data.max_damaged,
+        partial(say, every_process=True),
+        known=[row["record"] for row in rows if row["split"] == source.split],
+        note=note,
+    )
+
+
+def batches(config: Config, name: str, source: registry.Source, start: int) -> pipeline.Batches:
+    """Return this process' part of the training stream of a phase, from a position on."""
+    return pipeline.train_batches(
+        source,
+        batch_size=config[name].batch_size,
+        seed=config.seed + list(config.phases).index(name),
+        augmentation=config.data.augmentation,
+        image_size=config.model.image_size,
+        start=start,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        workers=config.data.workers,
+        strict=config.data.strict,
+        first_view=config.data.first_view,
+        **_how(config),
+    )
+
+
+def device_batch(mesh: jax.sharding.Mesh, batch: Any) -> Batch:
+    """Return the global batch, from this process' part of it."""
+    return Batch(*sharding.global_arrays(mesh, (batch.images, batch.labels)))
+
+
+def blank(run: Run) -> loading.TrainBatch:
+    """Return images for a step that no host takes."""
+    whole = build.abstract_batch(run.config, run.name)
+    rows = len(whole.images) // jax.process_count()
+    images, labels = (np.zeros((rows, *x.shape[1:]), x.dtype) for x in whole)
+    return loading.TrainBatch(images, labels, np.full(rows, -1, np.int32))

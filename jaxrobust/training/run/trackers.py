@@ -1,0 +1,350 @@
+"""Where a run can be looked at beside its workdir: TensorBoard and Weights & Biases.
+
+A tracker is told what `metrics.jsonl` is told, and gets pictures. It cannot stop a run.
+"""
+
+import importlib
+import io
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from PIL import Image
+
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.text import raster
+from jaxrobust.runtime.text.progress import say
+
+_PATIENCE_S = 30  # for W&B to begin a run, and to send the rest at its end
+Draw = Callable[[Path, str], Mapping[str, str]]  # workdir, phase -> SVG files' texts by name
+
+
+class Tracker(Protocol):
+    """What shows a run while it goes on; each method may raise what it likes."""
+
+    def begin(self, phase: str, start: int, before: int, seen: Mapping[str, int]) -> None:
+        """Go on with a phase behind its step `start`; what was said of later steps is void.
+
+        Args:
+          before: steps of the phases before it.
+          seen: the last step of the phase that each scalar has been written at, in vain or not.
+        """
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Show values of a step of the phase."""
+
+    def image(self, step: int, name: str, picture: bytes) -> None:
+        """Show a picture, which is a PNG file."""
+
+    def close(self, *, ended: bool) -> None:
+        """Let go; `ended`: the run has come to its end."""
+
+
+class TensorBoard:
+    """Event files under WORKDIR/tensorboard/PHASE; written in the caller's thread.
+
+    tensorboardX' own `SummaryWriter` writes in a thread of its own, which dies of a full disk, and
+    whose queue then blocks.
+    """
+
+    def __init__(self, workdir: Path) -> None:
+        self._folder = workdir / "tensorboard"
+        self._events: Any = None
+
+    def begin(self, phase: str, start: int, before: int, seen: Mapping[str, int]) -> None:
+        """Begin a file; readers forget what the files before it said of later steps."""
+        from tensorboardX.event_file_writer import EventsWriter
+
+        self.close(ended=False)
+        folder = self._folder / phase
+        folder.mkdir(parents=True, exist_ok=True)
+        files = len(list(folder.iterdir()))  # a name has the second, and within it this number
+        self._events = EventsWriter(str(folder / "events"), f".{files:04d}")
+        if files:
+            self._write(start + 1, session_log={"status": 1})  # START
+        self._events.flush()
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write a value of each name."""
+        self._write(step, [{"tag": name, "simple_value": v} for name, v in values.items()])
+        self._events.flush()
+
+    def image(self, step: int, name: str, picture: bytes) -> None:
+        """Write a picture."""
+        width, height = (int.from_bytes(picture[at : at + 4], "big") for at in (16, 20))
+        size = {"width": width, "height": height, "colorspace": 4}  # RGBA
+        self._write(step, [{"tag": name, "image": {**size, "encoded_image_string": picture}}])
+        self._events.flush()
+
+    def close(self, *, ended: bool) -> None:
+        """Close the file."""
+        if self._events is not None:
+            self._events.close()
+        self._events = None
+
+    def _write(self, step: int, values: list[dict] | None = None, **more: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        if values is not None:
+            more["summary"] = {"value": values}
+        self._events.write_event(Event(wall_time=time.time(), step=step, **more))
+
+
+class WandB:
+    """A run of W&B; `step` counts the steps of all phases, and each name begins with its phase.
+
+    A run that is continued is the same there: its ID stays in WORKDIR/wandb_id. W&B takes no row
+    back, so what it has been told once is not said again.
+    """
+
+    def __init__(self, workdir: Path, about: Mapping[str, Any]) -> None:
+        import wandb
+
+        how: dict[str, Any] = {
+            "project": os.environ.get("WANDB_PROJECT", "jaxrobust"),
+            "name": os.environ.get("WANDB_NAME", workdir.absolute().name),
+            "dir": os.environ.get("WANDB_DIR", str(workdir)),
+            "id": _id(workdir),
+            "resume": "allow",
+            "config": dict(about),
+            "allow_val_change": True,  # such as the commit of a run that goes on
+            "settings": wandb.Settings(init_timeout=_PATIENCE_S, finish_timeout=_PATIENCE_S),
+        }
+        try:
+            self._run = wandb.init(**how)
+        except (wandb.errors.CommError, TimeoutError) as error:
+            say(f"WARNING: W&B cannot be reached ({_short(error)}), so this run is offline there")
+            wandb.teardown()  # its service holds the ID of the run that did not begin
+            self._run = wandb.init(**how, mode="offline")
+        self._image, self._first = wandb.Image, True
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def begin(self, phase: str, start: int, before: int, seen: Mapping[str, int]) -> None:
+        """Name what follows after its phase."""
+        self._phase, self._before = phase, before
+        self._seen, self._reached = dict(seen), max(seen.values(), default=0)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Send what was not sent before."""
+        new = {name: value for name, value in values.items() if step > self._seen.get(name, -1)}
+        self._seen |= dict.fromkeys(new, step)
+        if new:
+            self._log(step, new)
+
+    def image(self, step: int, name: str, picture: bytes) -> None:
+        """Send a picture, unless a later step was reached before."""
+        if step >= self._reached:
+            self._log(step, {name: self._image(Image.open(io.BytesIO(picture)))})
+
+    def close(self, *, ended: bool) -> None:
+        """Wait until everything is sent, but not for ever; `wandb sync` sends the rest."""
+        self._run.finish(exit_code=0 if ended else 1)
+
+    def _log(self, step: int, values: Mapping[str, Any]) -> None:
+        whole = self._before + step
+        named = {f"{self._phase}/{name}": value for name, value in values.items()}
+        # Its own numbers of rows go on behind those of a part that was written offline.
+        row = max(whole, self._run.step) if self._first else None
+        self._run.log({"step": whole, f"{self._phase}/step": step} | named, step=row, commit=True)
+        self._first = False
+
+
+def _logged_in() -> None:
+    """Raise ValueError where W&B would want a login; on a terminal it asks for one."""
+    import wandb
+
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return
+    try:
+        wandb.login(verify=False)
+    except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+        raise ValueError(
+            f"log.to=wandb: W&B says: {' '.join(str(error).split())} WANDB_MODE=offline writes "
+            "without a login, and `wandb sync` sends it later"
+        ) from error
+
+
+class Kind(NamedTuple):
+    """A kind of tracker: the package that it needs, what else it wants of the user, how it opens.
+
+    `wants` raises ValueError with what is to be done.
+    """
+
+    package: str
+    wants: Callable[[], None]
+    opened: Callable[[Path, Mapping[str, Any]], Tracker]
+
+
+KINDS = {
+    "tensorboard": Kind("tensorboardX", lambda: None, lambda workdir, _: TensorBoard(workdir)),
+    "wandb": Kind("wandb", _logged_in, WandB),
+}
+
+
+def named(text: str) -> list[str]:
+    """Return the trackers that `log.to` names."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def check(text: str, *, first: bool = True) -> None:
+    """Raise ValueError where `log.to` names a tracker that there is not, or that cannot begin.
+
+    `first`: whether this is the first process, which alone has to log in.
+    """
+    for name in named(text):
+        if name not in KINDS:
+            raise ValueError(
+                f"log.to={text!r} names {name!r}, and the trackers are {', '.join(KINDS)}"
+            )
+    for name in named(text):
+        try:
+            importlib.import_module(KINDS[name].package)
+        except ImportError as error:
+            raise ValueError(
+                f"log.to={name} needs an extra: pip install 'jaxrobust[{name}]'"
+            ) from error
+        if first:
+            KINDS[name].wants()
+
+
+class Trackers:
+    """The trackers of a run. One that fails is left out from then on, and a warning says so."""
+
+    def __init__(
+        self,
+        workdir: Path,
+        names: list[str],
+        about: Mapping[str, Any] | None = None,
+        draw: Draw | None = None,
+    ) -> None:
+        """Open nothing yet: a run that has ended already says nothing.
+
+        Args:
+          names: of `named`; none on all processes but the first.
+          about: the run, for those trackers that show it.
+          draw: returns figures of a phase; None: no pictures.
+        """
+        self._workdir, self._names, self._about = workdir, names, about or {}
+        self._draw = draw if names else None
+        self._open: dict[str, Tracker] | None = None
+        self._at: tuple[str, int] | None = None  # the phase, and the steps before it
+        self._shown: dict[str, tuple[str, int]] = {}  # picture -> its last phase and step
+
+    def open(self) -> None:
+        """Open those that are not open yet."""
+        if self._open is not None:
+            return
+        self._open = {}
+        for name in self._names:
+            try:
+                self._open[name] = KINDS[name].opened(self._workdir, self._about)
+            except Exception as error:
+                _warn(name, error)
+        try:
+            sentence = raster.lacking() if self._draw else ""
+        except Exception as error:
+            sentence, self._draw = str(error), None
+        if sentence:
+            say(f"WARNING: log.to={','.join(self._names)}: {sentence}")
+
+    def begin(self, phase: str, start: int, before: int) -> None:
+        """Go on with a phase behind its step `start`, before `metrics.jsonl` forgets what follows.
+
+        `before`: steps of the phases before it.
+        """
+        self._at = phase, before
+        if not self._open:
+            return
+        seen: dict[str, int] = {}
+        for row in jsonl.read(self._workdir / "metrics.jsonl"):
+            if row["phase"] == phase:
+                seen |= {name: max(row["step"], seen.get(name, 0)) for name in row}
+        self._each(lambda one: one.begin(phase, start, before, seen))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Show those values of a step of the phase that are numbers."""
+        numbers = {name: v for name, v in values.items() if isinstance(v, (int, float))}
+        self._each(lambda one: one.scalars(step, numbers))
+
+    def pictures(self, step: int) -> None:
+        """Show the figures of the phase as they are now, but none twice at a step."""
+        if not (self._open and self._draw and self._at):
+            return
+        try:
+            drawn = self._draw(self._workdir, self._at[0])
+            new = [name for name in drawn if self._shown.get(name) != (self._at[0], step)]
+            made = {name: raster.png(drawn[name]) for name in new}
+        except Exception as error:
+            say(f"WARNING: no more pictures are logged: {_short(error)}")
+            self._draw = None
+            return
+        self._shown |= dict.fromkeys(made, (self._at[0], step))
+        for name, picture in made.items():
+            self._each(partial(_show, step=step, name=f"figures/{name}", picture=picture))
+
+    def tested(self, phase: str, step: int, before: int, scores: Mapping[str, float]) -> None:
+        """Show what the weights of a phase reached on the test split; `step`: its last."""
+        if self._at != (phase, before):
+            self.begin(phase, step, before)
+        self.scalars(step, {f"test_{name}": value for name, value in scores.items()})
+        self.pictures(step)
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        for name, one in list((self._open or {}).items()):
+            try:
+                call(one)
+            except Exception as error:
+                _warn(name, error)
+                assert self._open is not None
+                del self._open[name]
+                with suppress(Exception):
+                    one.close(ended=False)
+
+    def close(self, *, ended: bool) -> None:
+        """Close all."""
+        self._each(lambda one: one.close(ended=ended))
+        self._open = None
+
+
+NONE = Trackers(Path(), [])
+
+
+@contextmanager
+def closing(trackers: Trackers) -> Iterator[None]:
+    """Close trackers at the end of the block, or where an exception leaves it."""
+    ended = False
+    try:
+        yield
+        ended = True
+    finally:
+        trackers.close(ended=ended)
+
+
+def _show(one: Tracker, **what: Any) -> None:
+    one.image(**what)
+
+
+def _warn(name: str, error: Exception) -> None:
+    say(
+        f"WARNING: {name} is left out from here on, and the training goes on: {_short(error)}. "
+        "metrics.jsonl has everything, and the same command tries again"
+    )
+
+
+def _short(error: Exception) -> str:
+    said = " ".join(str(error).split()) or "no reason given"
+    return f"{type(error).__name__}: {said[:300]}"
+
+
+def _id(workdir: Path) -> str:
+    """Return the ID of a workdir's run at W&B, which is made once."""
+    path = workdir / "wandb_id"
+    if not path.exists():
+        jsonl.replace(path, f"{secrets.token_hex(6)}\n")
+    return path.read_text().strip()

@@ -1,0 +1,78 @@
+"""What is said or refused at the start of a run: what its config does and nobody may have meant."""
+
+from collections.abc import Mapping
+
+from jaxrobust.config import Config
+from jaxrobust.data.splits import grammar
+from jaxrobust.data.transforms.presets import PRESETS
+from jaxrobust.training import build
+
+
+def lines(configs: Mapping[str, Config]) -> list[str]:
+    """Return what to say before a run trains or goes on, of the config as each phase sees it."""
+    every = (of_step(seen, name) + _splits(seen) for name, seen in configs.items())
+    return list(dict.fromkeys(line for told in every for line in told))
+
+
+# Why two splits of a config must not share images.
+_SHARED = {
+    ("selection_split", "test_split"): "the weights are chosen on what is reported, and the record "
+    "says so",
+    ("train_split", "test_split"): "what is reported was trained on, and the record says so",
+    ("train_split", "selection_split"): "the weights are chosen on what they were trained on, "
+    "which does not show where they overfit",
+}
+
+
+def _splits(config: Config) -> list[str]:
+    """Warn of images that are trained on, chosen on and reported, of which they are only one."""
+    data, found = config.data, []
+    for (one, other), why in _SHARED.items():
+        own = {one: (data.name, data[one])}
+        if one == "train_split" and data.extra:
+            own["extra_split"] = data.extra, data.extra_split
+        for key, images in own.items():
+            if grammar.same_images(images, (data.name, data[other])):
+                says = f"data.{key}={images[1]} holds images of data.{other}={data[other]}"
+                found.append(f"{says}: {why}")
+    return found
+
+
+def of_step(config: Config, name: str) -> list[str]:
+    """Warn of a step in pixels: it stays where it is when somebody changes the radius."""
+    a = config.attack
+    key = "step_size" if a.step_size is not None else "relative_step"
+    if config[name].objective == "clean" or a[key] is None:
+        return []
+    if a.name == "apgd":
+        return [f"attack.{key}={a[key]:.4g} is not read: APGD chooses its steps itself"]
+    if key == "relative_step" or not a.epsilon:
+        return []
+    share = f"{a.step_size / a.epsilon:.3g}"
+    return [
+        f"attack.step_size={a.step_size:.4g} is {share} of attack.epsilon={a.epsilon:.4g}; written "
+        f"as attack.relative_step={share} it stays so whatever the radius"
+    ]
+
+
+def check_start(config: Config, first: str) -> None:
+    """Refuse to attack random weights under heavy augmentation (Singh, Croce, Hein 2023).
+
+    Args:
+      config: as the first phase sees it.
+      first: the name of that phase.
+    Raises:
+      ValueError: that is what it would do, and `from_random` does not say that it is meant.
+    """
+    named = config.data.augmentation
+    chain = PRESETS[named].chain if named in PRESETS else named
+    mixup, cutmix, *_ = build.mixes_and_erases(config)
+    heavy = mixup or cutmix or "randaugment" in chain
+    random = not config.init.weights and not config[first].from_random
+    if heavy and random and config[first].objective != "clean":
+        raise ValueError(
+            f"{first} would attack random weights under heavy augmentation, which the paper (arXiv "
+            "2303.01870) reports as failing; give clean weights (init.weights=convnext_tiny."
+            "fb_in1k, for a ConvStem with init.stem=fresh and pretrain.epochs=100), take "
+            f"data.augmentation=basic, or, where it is meant, {first}.from_random=True"
+        )

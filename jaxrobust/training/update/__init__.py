@@ -1,0 +1,1 @@
+"""What an update computes: augmentation, attack, loss, gradients, optimiser, averages."""

@@ -1,0 +1,171 @@
+"""The inner maximisation: which attack a config trains against, and its radius while that grows.
+
+The radius grows over the first epochs where `attack.warmup_epochs` says so. The host says with
+every step which share of the radius the attack has by then, so that one program serves every epoch
+and every length.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from jaxrobust import attacks
+from jaxrobust.config import Config
+from jaxrobust.training.update import objectives
+from jaxrobust.training.update.step import keys_alone
+from jaxrobust.types import Attack, Keys, PerImage
+
+_ATTACK_LOSS = {"adversarial": "ce", "trades": "kl", "mart": "ce"}
+
+
+def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
+    """Return the inner maximisation, or one of `more` steps; for the clean objective, nothing."""
+    if objective == "clean":
+        return lambda logits_fn, key, images, labels: images
+    a = config.attack
+    if a.labels not in objectives.ATTACK_LABELS:
+        raise ValueError(
+            f"attack.labels={a.labels!r}; one of {', '.join(map(repr, objectives.ATTACK_LABELS))}"
+        )
+    if objective == "trades" and a.labels != "soft":
+        raise ValueError(
+            f"objective='trades' with attack.labels={a.labels!r}: its attack aims at the clean "
+            "probabilities and reads no labels; leave attack.labels='soft'"
+        )
+    if objective == "trades" and a.start == "image":
+        raise ValueError(
+            f"objective='trades' with attack.start={a.start!r}: the gradient of its KL term is "
+            "zero at the image; set attack.start='random', 'gauss' or 'uniform'"
+        )
+    common: dict[str, Any] = {
+        "norm": a.norm,
+        "loss": _ATTACK_LOSS[objective],
+        "random_start": _start(a),
+    }
+    size, steps = step_of(a), a.steps + more
+
+    def made(epsilon: Any, *, whole: float | None) -> Attack:
+        """Return the attack; steps that the config leaves open are those of the radius `whole`."""
+        ball: dict[str, Any] = {"epsilon": epsilon, **common}
+
+        def step(own: float | None, share: float) -> dict[str, Any]:
+            return {"step_size": share * whole if own is None and whole else own}
+
+        rows: dict[str, Callable[[], Attack]] = {
+            "apgd": lambda: attacks.apgd(steps=steps, **ball),
+            "pgd": lambda: attacks.pgd(steps=steps, **step(size, 2.5 / steps), **ball),
+            "fgsm": lambda: attacks.fgsm(**step(size, 1.0), **ball),
+        }
+        if a.name not in rows:
+            raise ValueError(f"unknown attack {a.name!r}; one of {sorted(rows)}")
+        if a.name == "fgsm" and more:
+            return attacks.pgd(steps=1 + more, **step(None, 2.5 / (1 + more)), **ball)
+        return rows[a.name]()
+
+    attack = made(a.epsilon, whole=None)
+    return _of_radii(partial(made, whole=a.epsilon)) if a.warmup_epochs else attack
+
+
+def _start(a: Config) -> bool | attacks.Noise:
+    """Return what `attacks.pgd` calls `random_start`.
+
+    Raises:
+      ValueError: another word, or one that does not fit the attack.
+    """
+    if a.start not in attacks.STARTS:
+        ways = ", ".join(map(repr, attacks.STARTS))
+        raise ValueError(f"attack.start={a.start!r}; one of {ways}")
+    start = attacks.STARTS[a.start]
+    normal = isinstance(start, attacks.Noise) and start.normal
+    if a.start_std is not None and not normal:
+        raise ValueError(
+            f"attack.start_std={a.start_std} has no effect on attack.start={a.start!r}; leave it "
+            "out, or set attack.start='gauss'"
+        )
+    if not isinstance(start, attacks.Noise):
+        return start
+    if a.name == "apgd":
+        raise ValueError(
+            f"attack.start={a.start!r} is of attack.name='pgd' and 'fgsm'; APGD starts at 'image' "
+            "or 'random'"
+        )
+    if not normal:
+        return start
+    std = step_of(a) if a.start_std is None else a.start_std
+    if std is None:
+        raise ValueError(
+            f"attack.start={a.start!r} needs attack.start_std, its standard deviation in pixels, "
+            "or attack.step_size, which it is by default"
+        )
+    return start._replace(std=std)
+
+
+def step_of(attack: Config) -> float | None:
+    """Return the step of PGD or FGSM, in pixels; None: the attack's own.
+
+    Raises:
+      ValueError: a step in pixels and one in radii, or one that is none.
+    """
+    size, relative = attack.step_size, attack.relative_step
+    if relative is None:
+        return size
+    if size is not None:
+        raise ValueError(
+            f"attack.step_size={size:.4g} and attack.relative_step={relative:.4g} are both set; "
+            f"give one, such as attack.relative_step={size / (attack.epsilon or 1):.4g}"
+        )
+    if not 0 < relative < math.inf:
+        raise ValueError(
+            f"attack.relative_step={relative} must be above 0: the step as a multiple of epsilon"
+        )
+    return relative * attack.epsilon or None  # a radius of 0 leaves no room, whatever the step
+
+
+class Given(NamedTuple):
+    """What an attack of growing radius is given in place of keys."""
+
+    keys: Keys  # [B]
+    radii: PerImage
+
+
+def share(step: int, *, steps_per_epoch: int, warmup_epochs: int) -> float:
+    """Return the share of the radius in the update after `step` others: constant in an epoch."""
+    epoch = step // steps_per_epoch
+    return epoch / warmup_epochs if epoch < warmup_epochs else 1.0
+
+
+def _of_radii(attack_of: Callable[[PerImage], Attack]) -> Attack:
+    """Return the attack whose second argument is `Given`, from one for each radius."""
+
+    def attack(logits_fn: Any, given: Any, images: Any, labels: Any) -> Any:
+        return attack_of(given.radii)(logits_fn, given.keys, images, labels)
+
+    return attack
+
+
+def check(attack: Any, *, epochs: int, phase: str) -> None:
+    """Raise `ValueError` for a length or a step that cannot work."""
+    size = attack.step_size
+    if size is not None and not 0 < size < math.inf:
+        raise ValueError(f"attack.step_size={size} must be above 0, in pixels, such as 2/255")
+    if not 0 <= attack.warmup_epochs < epochs:
+        raise ValueError(
+            f"attack.warmup_epochs={attack.warmup_epochs} must be at least 0 and below "
+            f"{phase}.epochs={epochs}, so that the radius reaches attack.epsilon"
+        )
+    if attack.warmup_epochs and not attack.epsilon:
+        raise ValueError(
+            f"attack.warmup_epochs={attack.warmup_epochs} with attack.epsilon=0: there is no "
+            "radius to grow to; set attack.warmup_epochs=0"
+        )
+
+
+def given(config: Config, objective: str) -> Callable[[Keys, Any], Any]:
+    """Return (keys [B], share of the radius by now f32[]) -> what `training_attack` reads."""
+    epsilon = config.attack.epsilon
+    if objective == "clean" or not config.attack.warmup_epochs:
+        return keys_alone
+    return lambda keys, share: Given(keys, jnp.full(keys.shape, epsilon, jnp.float32) * share)

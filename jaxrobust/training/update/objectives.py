@@ -1,0 +1,234 @@
+"""What a training step minimises: clean or adversarial cross-entropy, TRADES, MART, sparsity."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Float32
+
+from jaxrobust.models.kernels.primitives import widened
+from jaxrobust.types import (
+    Array,
+    Batch,
+    Classifier,
+    Labels,
+    Logits,
+    LogitsFn,
+    Params,
+    PerImage,
+    SoftLabels,
+)
+
+
+class Objective(NamedTuple):
+    """What the attack aims at, and what the update minimises.
+
+    `attack_targets(logits_fn, batch)` -> labels i32[B] or probabilities f32[B,C];
+    `loss(net, params, stats, batch, images_adv, key) -> (f32[], (stats, metrics))`, the mean over
+    the global batch; metrics are means too;
+    `draws(key)` -> the keys with which it passes the images, and those attacked, through the
+    network; they are as `key`: None, one, or keys [B].
+    """
+
+    attack_targets: Callable[[LogitsFn, Batch], Array]
+    loss: Callable[..., tuple[Array, tuple[Params, dict[str, Array]]]]
+    draws: Callable[[Array | None], tuple[Array | None, Array | None]]
+
+
+def cross_entropy(logits: Logits, labels: Labels | SoftLabels) -> PerImage:
+    """Compute the cross-entropy f32[B]; `labels` i32[B] or soft targets f32[B,C]."""
+    if labels.ndim == 1:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return optax.softmax_cross_entropy(logits, labels)
+
+
+def likeliest(labels: Labels | SoftLabels) -> Labels:
+    """Return i32[B]: labels as they are, of soft targets the largest."""
+    return labels if labels.ndim == 1 else labels.argmax(-1).astype(jnp.int32)
+
+
+def accuracy(logits: Logits, labels: Labels | SoftLabels) -> Float32[Array, ""]:
+    """Compute the fraction f32[] whose largest logit is the label (of soft targets the largest)."""
+    return (logits.argmax(-1) == likeliest(labels)).mean(dtype=jnp.float32)
+
+
+ATTACK_LABELS: dict[str, Callable[[Array], Array]] = {
+    "soft": lambda labels: labels,
+    "hard": likeliest,
+}
+
+
+def _on_images(
+    choose: Callable[[Batch, Array], Array], metric: str, attack_labels: str = "soft"
+) -> Objective:
+    """Return cross-entropy on one set of images, whose accuracy is reported as `metric`."""
+
+    def attack_targets(logits_fn, batch):
+        return ATTACK_LABELS[attack_labels](batch.labels)
+
+    def loss(net: Classifier, params, stats, batch, images_adv, key):
+        images = choose(batch, images_adv)
+        logits, stats = net.apply(params, stats, images, train=True, key=key)
+        value = cross_entropy(logits, batch.labels).mean()
+        return value, (stats, {metric: accuracy(logits, batch.labels)})
+
+    return Objective(attack_targets, loss, lambda key: (key, key))
+
+
+def clean() -> Objective:
+    """Return cross-entropy on the images themselves."""
+    return _on_images(lambda batch, images_adv: batch.images, "clean")
+
+
+def adversarial(attack_labels: str = "soft") -> Objective:
+    """Return cross-entropy on the attacked images (Madry et al. 2018, arXiv 1706.06083).
+
+    The attack aims at the labels as mixed and smoothed ("soft", Singh et al. 2023) or at the
+    likeliest class of them ("hard", Debenedetti et al. 2022).
+    """
+    return _on_images(lambda batch, images_adv: images_adv, "robust", attack_labels)
+
+
+# Which of the two passes of TRADES and MART move the running statistics of batch norms.
+STATISTICS = ("both", "adversarial")
+
+
+class _Passes(NamedTuple):
+    """What two passes of a training step say, of the images and of those attacked."""
+
+    clean: Logits
+    robust: Logits
+    stats: Params  # after them
+
+    def metrics(self, labels: Labels | SoftLabels, divergence: Array) -> dict[str, Array]:
+        """Return what is logged of them."""
+        named = {"clean": self.clean, "robust": self.robust}
+        found = {name: accuracy(logits, labels) for name, logits in named.items()}
+        return found | {"kl": divergence}
+
+
+def _two_draws(key: Array | None) -> tuple[Array | None, Array | None]:
+    if key is None:
+        return None, None
+    split = jax.random.split if key.ndim == 0 else jax.vmap(jax.random.split, out_axes=1)
+    first, second = split(key)
+    return first, second
+
+
+def _passes(
+    net: Classifier, params, stats, batch: Batch, images_adv, key, *, statistics: str
+) -> _Passes:
+    """Pass the images and those attacked one after the other, as the authors of TRADES have it.
+
+    Batch norms normalise them apart, and their running statistics move twice, or with the attacked
+    images alone. Images are cut to [0, 1], as every point of the attack is; else the noise of
+    random erasing, which leaves that range, would be part of the divergence, and no perturbation of
+    that size is in the ball.
+    """
+    first, second = _two_draws(key)
+    images = batch.images.clip(0, 1)
+    clean, moved = net.apply(params, stats, images, train=True, key=first)
+    before = moved if statistics == "both" else stats
+    robust, after = net.apply(params, before, images_adv, train=True, key=second)
+    return _Passes(clean, robust, after)
+
+
+def trades(beta: float, statistics: str = "both") -> Objective:
+    """Return clean cross-entropy + beta KL(p(x) || p(x_adv)) (Zhang et al. 2019, arXiv 1901.08573,
+    eq. 5).
+
+    The attack maximises the KL term against the clean probabilities, so it needs a random start:
+    at the image itself the gradient is zero. Of smoothed labels the cross-entropy alone knows.
+
+    Args:
+      beta: weight of the divergence.
+      statistics: a row of `STATISTICS`.
+    Parity: tests/training/test_golden_updates.py, 20 updates with the losses of
+    zhichao-lu/robust-residual-network: "both" is its baseline, "adversarial" its advanced recipe.
+    """
+
+    def attack_targets(logits_fn, batch):
+        return jax.nn.softmax(logits_fn(batch.images.clip(0, 1)))
+
+    def loss(net: Classifier, params, stats, batch, images_adv, key):
+        made = _passes(net, params, stats, batch, images_adv, key, statistics=statistics)
+        p, log_p, log_q = (
+            jax.nn.softmax(made.clean),
+            jax.nn.log_softmax(made.clean),
+            jax.nn.log_softmax(made.robust),
+        )
+        divergence = (p * (log_p - log_q)).sum(-1).mean()
+        value = cross_entropy(made.clean, batch.labels).mean() + beta * divergence
+        return value, (made.stats, made.metrics(batch.labels, divergence))
+
+    return Objective(attack_targets, loss, _two_draws)
+
+
+def mart(beta: float, statistics: str = "both", attack_labels: str = "soft") -> Objective:
+    """Return adversarial cross-entropy, a margin, and KL(p(x) || p(x_adv)) where p(x) is unsure
+    (Wang et al. 2020, "Improving Adversarial Robustness Requires Revisiting Misclassified
+    Examples", ICLR, eq. 11).
+
+    With q = p(x_adv), y the label and k the likeliest other class of q, the mean over images of
+
+        CE(q, y) - log(1.0001 - q_k + 1e-12)
+            + beta KL(p || q) (1.0000001 - p_y),
+
+    where KL takes log(q + 1e-12): the constants are the authors'. Soft labels enter the first term;
+    the others take the largest of them.
+
+    Args:
+      beta: weight of the divergence.
+      statistics: a row of `STATISTICS`.
+      attack_labels: what the attack's cross-entropy aims at: a key of `ATTACK_LABELS`.
+    Parity: tests/training/test_golden_updates.py, against the same in PyTorch.
+    """
+
+    def attack_targets(logits_fn, batch):
+        return ATTACK_LABELS[attack_labels](batch.labels)
+
+    def loss(net: Classifier, params, stats, batch, images_adv, key):
+        made = _passes(net, params, stats, batch, images_adv, key, statistics=statistics)
+        p, q = jax.nn.softmax(made.clean), jax.nn.softmax(made.robust)
+        is_label = jnp.arange(p.shape[1])[None] == likeliest(batch.labels)[:, None]
+        # Through an index, so that tied runners-up do not share the gradient.
+        other = jnp.argmax(jnp.where(is_label, -1, q), axis=1)
+        strongest = jnp.take_along_axis(q, other[:, None], axis=1)[:, 0]
+        margin = -jnp.log(1.0001 - strongest + 1e-12)
+        unsure = 1.0000001 - jnp.where(is_label, p, 0).sum(-1)
+        terms = jax.scipy.special.xlogy(p, p) - p * jnp.log(q + 1e-12)
+        divergence = (terms.sum(-1) * unsure).mean()
+        value = (cross_entropy(made.robust, batch.labels) + margin).mean() + beta * divergence
+        return value, (made.stats, made.metrics(batch.labels, divergence))
+
+    return Objective(attack_targets, loss, _two_draws)
+
+
+def kernels(params: Params) -> list[Array]:
+    """Return the weights of convolutions and linear maps: no biases, norms, tokens or positions."""
+    return [array for name, array in params.items() if name.endswith("kernel")]
+
+
+def l1_norm(params: Params) -> Array:
+    """Return the sum f32[] (f64[] of such) of all absolute `kernels`; its gradient at 0 is 0."""
+
+    def norm(wide: Array) -> Array:  # not `jnp.abs`, whose gradient at 0 is 1
+        return (wide * jax.lax.stop_gradient(jnp.sign(wide))).sum()
+
+    return functools.reduce(jnp.add, (norm(*widened(array)) for array in kernels(params)))
+
+
+def sparse(objective: Objective, weight: float) -> Objective:
+    """Return an objective plus `weight` times `l1_norm`, which the metrics have as `l1` (Tang et
+    al. 2022, arXiv 2209.14105, section 5).
+    """
+
+    def loss(net: Classifier, params, stats, batch, images_adv, key):
+        value, (after, metrics) = objective.loss(net, params, stats, batch, images_adv, key)
+        norm = l1_norm(params)
+        return value + weight * norm, (after, metrics | {"l1": norm})
+
+    return objective._replace(loss=loss)

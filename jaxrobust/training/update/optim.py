@@ -1,0 +1,189 @@
+"""The optimisers of the published recipes: AdamW, SGD, weight-decay masks, clipping."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrobust.training.update import schedules
+from jaxrobust.types import Array, Params
+
+# Which parameters are decayed, by name and shape; the references have one rule per group of
+# networks. Their test is on timm's names; no name of ours differs in what the tests look at.
+DECAY_MASKS = {
+    # Everything but biases and `bn*`; LN scales, layer scale and `downsample.1` ARE decayed.
+    "not-bias": lambda name, array: not name.endswith(".bias") and "bn" not in name,
+    # Matrices; position embedding and class token ARE decayed.
+    "matrices": lambda name, array: array.ndim > 1 and not name.endswith(".bias"),
+    # Matrices but these two; XCiT's temperature, of shape (heads, 1, 1), IS decayed.
+    "matrices-not-tokens": lambda name, array: (
+        array.ndim > 1 and not name.endswith(".bias") and name not in ("cls_token", "pos_embed")
+    ),
+    # Everything, as PyTorch does without groups: biases and scales of norms too.
+    "all": lambda name, array: True,
+    # Everything but what is called so: a last batch norm called `norm1`, and biases, ARE decayed.
+    "not-bn-named": lambda name, array: "bn" not in name and "batchnorm" not in name,
+}
+
+
+def adamw(
+    schedule: optax.Schedule, *, weight_decay: float, decay_mask: str, b2: float = 0.95
+) -> optax.GradientTransformation:
+    """Return AdamW with betas (0.9, b2), eps 1e-8, decoupled decay and no clipping, as in the
+    paper.
+    """
+    mask = _mask(decay_mask)
+    return optax.adamw(schedule, b1=0.9, b2=b2, eps=1e-8, weight_decay=weight_decay, mask=mask)
+
+
+def sgd(
+    schedule: optax.Schedule,
+    *,
+    weight_decay: float,
+    decay_mask: str,
+    momentum: float | optax.Schedule = 0.9,
+    nesterov: bool = False,
+) -> optax.GradientTransformation:
+    """Return PyTorch's SGD: the decay is part of the gradient, and of the momentum with it.
+
+    `momentum` may be a function of the step.
+    """
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, _mask(decay_mask)),
+        _scheduled_trace(momentum, nesterov)
+        if callable(momentum)
+        else optax.trace(momentum, nesterov),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def clipped(largest: float) -> optax.GradientTransformation:
+    """Return the scaling of all gradients by min(1, largest / (norm + 1e-6)), of the norm of all of
+    them together: PyTorch's `clip_grad_norm_`.
+    """
+
+    def update(grads: Params, state: Any, params: Any = None) -> tuple[Params, Any]:
+        del params
+        factor = jnp.minimum(1, largest / (optax.tree.norm(grads) + 1e-6))
+        return jax.tree.map(lambda g: factor.astype(g.dtype) * g, grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)  # type: ignore[arg-type]
+
+
+class _Trace(NamedTuple):
+    steps: Array
+    trace: Params
+
+
+def _scheduled_trace(momentum: optax.Schedule, nesterov: bool) -> optax.GradientTransformation:
+    """Return `optax.trace` whose decay is a function of the step."""
+
+    def init(params: Params) -> _Trace:
+        return _Trace(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+    def update(grads: Params, state: _Trace, params: Any = None) -> tuple[Params, _Trace]:
+        del params
+
+        def mixed(grad: Array, trace: Array) -> Array:
+            return grad + jnp.asarray(momentum(state.steps), grad.dtype) * trace
+
+        trace = jax.tree.map(mixed, grads, state.trace)
+        updates = jax.tree.map(mixed, grads, trace) if nesterov else trace
+        return updates, _Trace(state.steps + 1, trace)
+
+    return optax.GradientTransformation(init, update)  # type: ignore[arg-type]
+
+
+def _mask(decay_mask: str) -> Callable[[Params], dict[str, bool]]:
+    if decay_mask not in DECAY_MASKS:
+        raise ValueError(f"unknown decay_mask {decay_mask!r}; one of {sorted(DECAY_MASKS)}")
+    rule = DECAY_MASKS[decay_mask]
+    return lambda params: {name: rule(name, array) for name, array in params.items()}
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adamw": lambda p, schedule, *, cycle, **decay: adamw(schedule, b2=p.b2, **decay),
+    "sgd": lambda p, schedule, *, cycle, **decay: sgd(
+        schedule, momentum=cycle or p.momentum, nesterov=p.nesterov, **decay
+    ),
+}
+
+
+def of_phase(
+    p: Any, name: str, *, decay_mask: str, steps_per_epoch: int
+) -> tuple[optax.Schedule, optax.GradientTransformation]:
+    """Return the learning rate and the optimiser of a phase's values.
+
+    Args:
+      p: as `config.phase` has them.
+      name: of the phase, for messages.
+      decay_mask: of the network's family; the phase may name another.
+    Raises:
+      ValueError: a value that cannot work, with what to set.
+    """
+    mask = decay_mask if p.decay_mask is None else p.decay_mask
+    for key, value, rows in (
+        ("optimizer", p.optimizer, OPTIMIZERS),
+        ("schedule", p.schedule, schedules.SHAPES),
+        ("decay_mask", mask, DECAY_MASKS),
+    ):
+        if value not in rows:
+            raise ValueError(f"{name}.{key}={value!r}; one of {', '.join(map(repr, rows))}")
+    start, steps = p.warmup_lr, p.lr_steps
+    peak = f"and {name}.lr={p.lr}"
+    ranges = {
+        "lr": (0 < p.lr < math.inf, "above 0"),
+        "final_lr": (0 <= p.final_lr <= p.lr, f"between 0 {peak}"),
+        "warmup_lr": (start is None or 0 <= start <= p.lr, f"between 0 {peak}"),
+        "lr_steps": (
+            all(0 < s < p.epochs for s in steps) and bool(steps or p.schedule != "step"),
+            f"epochs above 0 and below {name}.epochs={p.epochs}, or fractions of them below 1; "
+            "schedule='step' needs at least one, such as (0.5, 0.75)",
+        ),
+        "lr_factor": (0 < p.lr_factor <= 1, "above 0, at most 1"),
+        "weight_decay": (0 <= p.weight_decay < math.inf, "at least 0"),
+        "b2": (0 <= p.b2 < 1, "at least 0 and below 1"),
+        "momentum": (
+            0 <= p.momentum < 1 and (p.momentum > 0 or not p.nesterov),
+            "at least 0 and below 1; nesterov=True needs one above 0",
+        ),
+        "clip_norm": (
+            p.clip_norm is None or 0 < p.clip_norm < math.inf,
+            "above 0, or None for no clipping",
+        ),
+    }
+    for key, (inside, wanted) in ranges.items():
+        if not inside:
+            raise ValueError(f"{name}.{key}={p[key]} must be {wanted}")
+    try:
+        schedule = schedules.learning_rate(
+            peak=p.lr,
+            epochs=p.epochs,
+            steps_per_epoch=steps_per_epoch,
+            warmup_epochs=p.warmup_epochs,
+            final=p.final_lr,
+            shape=p.schedule,
+            warmup_lr=start,
+            cooldown_epochs=p.cooldown_epochs,
+            steps=steps,
+            factor=p.lr_factor,
+        )
+    except ValueError as error:  # about a length
+        raise ValueError(f"{name}.{error}") from error
+    cycle = None
+    if p.cycle_momentum:
+        if (p.schedule, p.optimizer) != ("one-cycle", "sgd"):
+            raise ValueError(
+                f"{name}.cycle_momentum=True is of schedule='one-cycle' with optimizer='sgd', and "
+                f"these are {p.schedule!r} and {p.optimizer!r}; set {name}.cycle_momentum=False"
+            )
+        cycle = schedules.cycled_momentum(
+            epochs=p.epochs, steps_per_epoch=steps_per_epoch, warmup_epochs=p.warmup_epochs
+        )
+    make = OPTIMIZERS[p.optimizer]
+    decay = {"weight_decay": p.weight_decay, "decay_mask": mask}
+    tx = make(p, schedule, cycle=cycle, **decay)
+    return schedule, tx if p.clip_norm is None else optax.chain(clipped(p.clip_norm), tx)

@@ -1,0 +1,205 @@
+"""The fused step: augmentation, attack, loss, gradients, update, average: one program."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrobust.attacks import image_keys
+from jaxrobust.models.interface.inputs import cast, unit_range
+from jaxrobust.runtime.devices.sharding import Spread
+from jaxrobust.training.update import averages
+from jaxrobust.training.update.mixing import BatchAugmentation
+from jaxrobust.training.update.objectives import Objective
+from jaxrobust.types import Array, Attack, Batch, Classifier, Keys, Params
+
+
+def gradients(
+    params: Params,
+    stats: Params,
+    batch: Batch,
+    attack_keys: Array,
+    net_keys: Array,
+    *,
+    net: Classifier,
+    attack: Attack,
+    objective: Objective,
+    attack_train: bool,
+) -> tuple[Params, Params, dict[str, Array]]:
+    """Maximise over the images, then differentiate the loss that the parameters minimise there.
+
+    Args:
+      params: whole, in the compute type; stats: of all.
+      batch: images f32[B,H,W,C] and labels; keys: [B], theirs.
+      attack_train: whether the attack sees the network as it trains (statistics of these images,
+        stochastic depth with the update's draws), instead of as it evaluates; what it aims at, as
+        the update sees the images themselves.
+    Returns:
+      Gradients of the parameters, the statistics after, and metrics.
+    Source: Madry et al. 2018 (arXiv 1706.06083), eq. 2.1; with APGD of 2 steps that of Singh,
+      Croce, Hein 2023 (arXiv 2303.01870).
+    """
+
+    def frozen(key):
+        mode = {"train": True, "key": key} if attack_train else {}
+        return lambda images: net.apply(params, stats, images, **mode)[0]
+
+    with jax.named_scope("attack"):
+        plain, attacked = map(frozen, objective.draws(net_keys))
+        targets = objective.attack_targets(plain, batch)
+        images_adv = jax.lax.stop_gradient(attack(attacked, attack_keys, batch.images, targets))
+
+    def loss(params):
+        return objective.loss(net, params, stats, batch, images_adv, net_keys)
+
+    (value, (after, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    return grads, after, metrics | {"loss": value}
+
+
+class TrainState(NamedTuple):
+    """All that changes from step to step; `key` is the root of every draw and never changes."""
+
+    step: Array  # i32[], updates done
+    params: Params  # float32
+    stats: Params
+    ema: Params  # of the parameters and of the statistics of batch norms
+    opt_state: optax.OptState
+    key: Array
+
+
+class Control(NamedTuple):
+    """What the hosts tell a step; plain numbers, so that nothing compiles again."""
+
+    stop: Array  # i32[devices]; where one is not 0, no device takes the step: see `metrics["stop"]`
+    lr_scale: Array  # f32[], times the schedule's learning rate
+    epsilon_share: Array | float = 1.0  # f32[], of the attack's radius, where that grows
+
+
+def keys_alone(keys: Keys, epsilon_share: Any) -> Any:
+    """Return what an attack is given, beside images and labels, whose radius never changes."""
+    del epsilon_share
+    return keys
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    control: Control,
+    *,
+    augment: BatchAugmentation,
+    gradients: Callable[..., tuple[Params, tuple[Params, dict[str, Array]]]],
+    tx: optax.GradientTransformation,
+    average: averages.Averaging,
+    statistics: averages.Statistics = averages.as_moved,
+    given: Callable[[Keys, Any], Any] = keys_alone,
+) -> tuple[TrainState, dict[str, Array]]:
+    """Return the state after one update, and its metrics (means over the global batch).
+
+    A step whose loss or gradient is not finite counts, but updates nothing, not even the counter
+    of the learning-rate schedule; one that a host stops leaves the state as it is. `gradients` is
+    `of_device` for all devices (`Spread.each`).
+    """
+    step_key = jax.random.fold_in(state.key, state.step)
+    attack_key, net_key, augment_key = jax.random.split(step_key, 3)
+    batch = augment(augment_key, Batch(unit_range(batch.images), batch.labels))
+    keys, net_keys = (image_keys(key, batch.images.shape[0]) for key in (attack_key, net_key))
+    keys = given(keys, control.epsilon_share)
+    grads, (stats, metrics) = gradients(state.params, state.stats, batch, keys, net_keys)
+    stats = statistics(state.stats, stats, state.step)
+
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    updates = jax.tree.map(lambda update: control.lr_scale * update, updates)
+    params = optax.apply_updates(state.params, updates)
+    mean = average(state.ema, params, _moving(stats), state.step)
+
+    norm, stop = optax.tree.norm(grads), control.stop.max()
+    goes = stop == 0
+    good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm) & goes
+    params, stats, mean, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old),
+        (params, stats, mean, opt_state),
+        (state.params, state.stats, state.ema, state.opt_state),
+    )
+    step = state.step + goes.astype(jnp.int32)
+    metrics |= {"gradient_norm": norm, "skipped": (goes & ~good).astype(jnp.float32), "stop": stop}
+    return TrainState(step, params, stats, mean, opt_state, state.key), metrics
+
+
+def of_device(
+    params: Params,
+    stats: Params,
+    batch: Batch,
+    attack_keys: Array,
+    net_keys: Array,
+    *,
+    gradients: Callable[..., tuple[Params, Params, dict[str, Array]]],
+    dtype: jnp.dtype,
+    spread: Spread,
+    microbatches: int,
+) -> tuple[Params, tuple[Params, dict[str, Array]]]:
+    """Return what one device does of a step: `gradients` of its images, in so many parts of them.
+
+    Collectives come before and after, whatever the attack: parameters are gathered once, in the
+    compute type; gradients, in the type of the parameters, are averaged once, after the last part.
+
+    Args:
+      params: the device's part, as `spread` splits them, f32 (f64 where JAX computes so and the
+        compute type is that too); returned gradients are those of it.
+      stats: all; returned are their averages over the devices.
+      batch: the device's images and labels; keys: [B], those of its images.
+    """
+    kinds = {name: array.dtype for name, array in params.items()}
+    params = spread.gather(cast(params, dtype))
+
+    def of_part(part):
+        grads, after, metrics = gradients(params, stats, *part)
+        grads = {name: grad.astype(kinds[name]) for name, grad in grads.items()}
+        return grads, _moving(after), metrics
+
+    images = (batch, attack_keys, net_keys)
+    if microbatches == 1:
+        grads, moved, metrics = of_part(images)
+    else:
+        parts = jax.tree.map(lambda x: x.reshape(microbatches, -1, *x.shape[1:]), images)
+        first = jax.tree.map(lambda x: x[0], parts)
+        zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(of_part, first))
+
+        def add(sums, part):
+            return jax.tree.map(jnp.add, sums, of_part(part)), None
+
+        total, _ = jax.lax.scan(add, zeros, parts)
+        grads, moved, metrics = jax.tree.map(lambda x: x / microbatches, total)
+    return spread.reduce(grads), (stats | spread.mean(moved), spread.mean(metrics))
+
+
+def init_state(net: Classifier, tx: optax.GradientTransformation, key: Array) -> TrainState:
+    """Return a fresh state; the average starts from the initial weights."""
+    init_key, _ = jax.random.split(key)
+    return state_of(tx, key, *net.init(init_key))
+
+
+def state_of(
+    tx: optax.GradientTransformation, key: Array, params: Params, stats: Params
+) -> TrainState:
+    """Return the first state of known weights, with the keys that `init_state` would have."""
+    _, root = jax.random.split(key)
+    ema = started_average(params, stats)
+    return TrainState(jnp.zeros((), jnp.int32), params, stats, ema, tx.init(params), root)
+
+
+def started_average(params: Params, stats: Params) -> Params:
+    """Return the average of these weights alone, in buffers of its own: a step donates both."""
+    return jax.tree.map(jnp.copy, params | _moving(stats))
+
+
+def _moving(stats: Params) -> Params:
+    """Return the running statistics: all but the normalisation of images, which never changes."""
+    return {name: s for name, s in stats.items() if not name.startswith("normalize.")}
+
+
+def averaged(state: TrainState) -> tuple[Params, Params]:
+    """Return params and stats of the averaged network."""
+    params = {name: state.ema[name] for name in state.params}
+    return params, {name: state.ema.get(name, s) for name, s in state.stats.items()}

@@ -1,0 +1,170 @@
+"""Files of weights from the internet, kept in a cache: any URL, or a repository of a model hub."""
+
+import contextlib
+import os
+import re
+import shlex
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrobust.runtime.files import download, folders
+from jaxrobust.runtime.files.download import Tell, Unreachable, check_sha256, file_sha256
+from jaxrobust.weights.store import files
+
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # what a hub repository calls its weights
+SETTINGS = "config.json"  # what lies beside them
+_HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.%-]+))?(?:/([\w./-]+))?")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Fetched(NamedTuple):
+    """A file, and the settings that lay beside it (a hub's `config.json`), if any."""
+
+    path: Path
+    settings: Path | None = None
+
+
+def fetch(
+    source: str, *, sha256: str | None = None, name: str | None = None, tell: Tell = print
+) -> Fetched:
+    """Return a remote file in the cache, downloaded unless it is there.
+
+    Args:
+      source: `https://...[#sha256=HEX]`, or `hf://ORG/REPO[@REVISION][/FILE]`, by default the first
+        of `WEIGHTS` there is.
+      sha256: of the file, or how it begins, if known; another file is refused and removed.
+      name: of the file in the cache; default: what the address ends with.
+      tell: is told what happens, line by line.
+    Raises:
+      ValueError: a mistake in the source, or a file that is not the expected one.
+      Unreachable: no answer, several times in a row.
+    """
+    if source.startswith("hf://"):
+        with download.quiet_hub():
+            found = _from_hub(source, tell)
+        check_sha256(found.path, sha256)
+        return found
+    if not source.startswith(("https://", "http://")):
+        raise ValueError(f"{source}: give a file, https://..., or hf://ORG/REPO[@REVISION][/FILE]")
+    url, _, pinned = source.partition("#sha256=")
+    wanted = sha256 or pinned or None
+    return Fetched(download.fetch(url, "weights", sha256=wanted, name=name, tell=tell))
+
+
+def parse_hub(source: str) -> tuple[str, str | None, str | None]:
+    """Return (repository, revision, file) of `hf://ORG/REPO[@REVISION][/FILE]`.
+
+    A revision that has a slash itself (`refs/pr/1`) needs it written as %2F.
+    """
+    match = _HUB.fullmatch(source)
+    if not match:
+        raise ValueError(
+            f"{source}: write hf://ORG/REPO[@REVISION][/FILE], such as "
+            "hf://timm/convnext_tiny.fb_in1k"
+        )
+    revision = urllib.parse.unquote(match[2]) if match[2] else None
+    return match[1], revision, match[3]
+
+
+def _from_hub(source: str, tell: Tell) -> Fetched:
+    repository, revision, name = parse_hub(source)
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise ValueError(
+            f"{source} needs the hub's own client: pip install 'jaxrobust[hub]' (or give the "
+            "https:// address of the file)"
+        ) from error
+    endpoint = os.environ.get("HF_ENDPOINT") or None
+    cache = folders.cache("weights") / "hub"
+
+    def get(file: str) -> Path | None:
+        try:
+            path = huggingface_hub.hf_hub_download(
+                repository,
+                file,
+                revision=revision,
+                cache_dir=cache,
+                endpoint=endpoint,
+            )
+        except errors.LocalEntryNotFoundError as error:  # it asked nobody, or nobody answered
+            known = huggingface_hub.try_to_load_from_cache(
+                repository, file, cache_dir=cache, revision=revision
+            )
+            if not (known is None or isinstance(known, str)):  # it did not exist when asked last
+                return None
+            reason = f"{error.__cause__ or error}".partition("\n")[0]
+            raise Unreachable(
+                f"{source}: the hub does not answer ({reason}), and {file} is not in the cache; "
+                f"try again, set HF_ENDPOINT to a mirror, or run `{_by_hand(source)}` where there "
+                "is a network and give DIR"
+            ) from error
+        except errors.EntryNotFoundError:
+            return None
+        return _as_the_hub_says(Path(path))
+
+    try:
+        tell(f"{repository}: asking the hub")
+        found = next((path for file in ([name] if name else WEIGHTS) if (path := get(file))), None)
+    except errors.GatedRepoError as error:
+        raise ValueError(
+            f"{source}: its authors ask for your consent first: give it at "
+            f"https://huggingface.co/{repository}, log in with `hf auth login` (or set HF_TOKEN), "
+            "and run the same command again"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(f"{source}: {repository} has no revision {revision}") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ValueError(
+            f"{source}: the hub has no repository {repository}, or a private one; check its name, "
+            "or log in with `hf auth login`"
+        ) from error
+    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
+        raise ValueError(f"{source}: {str(error).partition(chr(10))[0]}") from error
+    if found is None:
+        api = huggingface_hub.HfApi(endpoint=endpoint)
+        holds = _weights_in(api, repository, revision)
+        raise ValueError(
+            f"{source}: {repository} holds no {name or ' or '.join(WEIGHTS)}; "
+            + (f"name one of its files: {', '.join(holds)}" if holds else "")
+            + ("" if holds else "it is no repository of PyTorch weights, give another one")
+        )
+    return Fetched(found, get(SETTINGS))
+
+
+def _by_hand(source: str) -> str:
+    """Return the command that fetches what a source names, for a machine that has a network."""
+    repository, revision, name = parse_hub(source)
+    words = ["hf", "download", repository, *([name] if name else [WEIGHTS[0], SETTINGS])]
+    words += ["--revision", revision] if revision else []
+    return shlex.join([*words, "--local-dir", "DIR"])
+
+
+def _as_the_hub_says(path: Path) -> Path:
+    """Return a file of the hub's cache itself; its real name there is its hash, if it is a large
+    one.
+    """
+    said = path.resolve()
+    if _SHA256.fullmatch(said.name) and file_sha256(said) != said.name:
+        said.unlink()
+        path.unlink(missing_ok=True)
+        raise ValueError(
+            f"{path.name} has another sha256 than the hub says ({said.name}): a damaged download; "
+            "it was removed, the same command gets it again"
+        )
+    return path
+
+
+def _weights_in(api: Any, repository: str, revision: str | None) -> list[str]:
+    """Return the addresses of the files that may hold weights in a repository; empty: none, or
+    nobody knows.
+    """
+    at = f"hf://{repository}" + (f"@{urllib.parse.quote(revision, safe='')}" if revision else "")
+    with contextlib.suppress(Exception):  # this only makes a refusal more helpful
+        there = api.list_repo_files(repository, revision=revision)
+        return [f"{at}/{file}" for file in there if Path(file).suffix in files.SUFFIXES][:5]
+    return [f"{at}/FILE"]

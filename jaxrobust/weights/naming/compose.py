@@ -1,0 +1,233 @@
+"""Stored weights as those of a network, with stem or head drawn anew."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrobust import models
+from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD
+from jaxrobust.runtime.commandline import functions
+from jaxrobust.runtime.devices import compilation
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.types import Classifier
+from jaxrobust.weights.naming import convert
+
+Arrays = dict[str, Any]  # np.ndarray, which hash and convert alike
+
+# What `init.stem` and `init.head` may be; the head's third is PyTorch's default for a linear map.
+CHOICES = {"stem": ("keep", "fresh"), "head": ("keep", "fresh", "fresh-torch")}
+# Mean and std, one for all channels or one each, that `init.normalize` puts inside the network.
+NORMALIZATIONS = {
+    "none": ((0.0,), (1.0,)),
+    "half": ((0.5,), (0.5,)),
+    "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    # That of DIG-Beihang/RobustART and others: the std is the mean of those of single images.
+    "cifar10-robustart": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+}
+
+
+class Start(NamedTuple):
+    """Complete weights of a network, float32 on the host, and how they came about."""
+
+    params: Arrays
+    stats: Arrays
+    matched: list[str]  # our names, from the stored weights
+    fresh: list[str]  # our names, drawn
+    dropped: dict[str, str]  # stored name -> why it is left out
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # our name -> shapes from, to
+
+
+def head_width(name: str, found: convert.Names) -> int | None:
+    """Return the number of classes of stored weights; None if they have no head."""
+    head = re.compile(models.family(name).names.head)
+    biases = [
+        found.arrays[key]
+        for key, _, targets in convert.matched(found)
+        if any(head.fullmatch(t) and t.endswith(".bias") for t in targets)
+    ]
+    if not biases:
+        return None
+    if biases[0].ndim != 1 or not biases[0].size:
+        raise ValueError(f"its head is damaged: the bias has shape {biases[0].shape}")
+    return biases[0].size
+
+
+def compose(
+    name: str,
+    net: Classifier,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    stem: str = "keep",
+    head: str = "keep",
+    normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    seed: int = 0,
+) -> Start:
+    """Return stored weights as those of a network, with stem and head drawn anew where that is
+    asked for.
+
+    Args:
+      name: of the architecture, whose rows name the weights.
+      net: the network, with any options, classes and image size.
+      arrays: under our names, timm's or its authors'; float32.
+      stem, head: "keep" or "fresh", which is the network's own initialisation (of a ConvStem:
+        PyTorch's default); of a head also "fresh-torch", PyTorch's default for `nn.Linear`. What is
+        stored under their names is then left out, if there is any.
+      normalize: mean and std of the first layer, for weights that do not hold theirs.
+      seed: of the draws.
+    Raises:
+      ValueError: weights that do not fit, all in one message.
+    """
+    for key, value in (("stem", stem), ("head", head)):
+        if value not in CHOICES[key]:
+            raise ValueError(f"init.{key}={value!r}; one of {', '.join(CHOICES[key])}")
+        if value != "keep" and functions.is_name(name):
+            raise ValueError(
+                f"init.{key}={value}: which weights of {name} are its {key} is not known; let that "
+                f"function load the weights that it keeps, or set init.{key}=keep"
+            )
+    found = convert.names(name, arrays)
+    if strange := [k for k, a in arrays.items() if a.dtype.kind == "f" and a.dtype != np.float32]:
+        raise ValueError(
+            f"{len(strange)} weights are {arrays[strange[0]].dtype} ({strange[0]}, ...), expected "
+            "float32; where rounding them is meant, import them first with "
+            "`python -m jaxrobust.convert.import_torch --cast`"
+        )
+    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    shapes = {key: tuple(array.shape) for key, array in (params | stats).items()}
+    names = models.family(name).names
+    patterns = [p for p, how in ((names.stem, stem), (names.head, head)) if how != "keep"]
+    anew = re.compile("|".join(f"(?:{p})" for p in patterns) or r"(?!)")
+    fresh = [key for key in shapes if anew.fullmatch(key)]
+
+    dropped, resized = {}, {}
+    for key, which, targets in convert.matched(found):
+        if which.target is None:
+            dropped[key] = which.reason
+        elif all(anew.fullmatch(t) for t in targets):
+            dropped[key] = "is drawn anew"
+        elif which.resize and (to := shapes.get(targets[0])) not in (None, found.arrays[key].shape):
+            resized[targets[0]] = (found.arrays[key].shape, to)
+    kept = {k: a for k, a in found.arrays.items() if dropped.get(k) != "is drawn anew"}
+    values = normalize or tuple((v,) for v in found.normalize)
+    added = {} if found.ours else _normalize(kept, values, shapes)
+    expected = {key: shape for key, shape in shapes.items() if key not in fresh}
+    try:
+        filled = convert.rename(found.rows, kept | added, expected, name=name)
+    except ValueError as error:
+        if stem == "keep" and _fits_but_for(names.stem, found, kept | added, expected):
+            raise ValueError(
+                "only the stem is another one: for a new one set init.stem=fresh (--init-stem of "
+                f"jaxrobust.convert.import_torch). {error}"
+            ) from error
+        raise
+    matched = [key for key in expected if key not in added]
+    of_head = [key for key in fresh if head == "fresh-torch" and re.fullmatch(names.head, key)]
+    filled |= _drawn(net, [key for key in fresh if key not in of_head], seed)
+    filled |= _as_torch({key: shapes[key] for key in of_head}, seed)
+    ours, moved = ({key: filled[key] for key in group} for group in (params, stats))
+    return Start(ours, moved, matched, fresh, dropped, resized)
+
+
+def _fits_but_for(pattern: str, found: convert.Names, arrays: Arrays, expected) -> bool:
+    """Tell whether all weights fit but for those whose names of ours match."""
+    left = re.compile(pattern)
+    out = {k for k, _, targets in convert.matched(found) if any(left.fullmatch(t) for t in targets)}
+    rest = {key: shape for key, shape in expected.items() if not left.fullmatch(key)}
+    try:
+        convert.rename(found.rows, {k: a for k, a in arrays.items() if k not in out}, rest)
+    except ValueError:
+        return False
+    return True
+
+
+def _normalize(arrays: Arrays, values, shapes) -> Arrays:
+    """Return the normalisation that arrays lack, under the names of both namings."""
+    if {"normalize.mean", "normalize.std"} & arrays.keys():
+        return {}
+    shape = shapes["normalize.mean"]
+    if any(len(value) not in (1, *shape) for value in values):
+        raise ValueError(f"a mean and std of {len(values[0])} channels for images with {shape[0]}")
+    return {
+        f"normalize.{key}": np.broadcast_to(np.float32(value), shape).copy()
+        for key, value in zip(("mean", "std"), values, strict=True)
+    }
+
+
+def _drawn(net: Classifier, fresh: list[str], seed: int) -> Arrays:
+    """Return some of a network's initial weights; the others are not computed."""
+    if not fresh:
+        return {}
+
+    def some(key):
+        params, stats = net.init(key)
+        return {k: a for k, a in (params | stats).items() if k in fresh}
+
+    key = jax.random.key(seed)
+    drawn = jax.eval_shape(some, key)
+    program = compilation.program("weights drawn anew", drawn)
+    with compilation.waiting("compiling the draw of new weights", program, say):
+        return jax.device_get(jax.jit(some)(key))
+
+
+def _as_torch(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Arrays:
+    """Return kernels [inputs, outputs] and biases of linear maps as `nn.Linear` draws them: both
+    uniform in +-1/sqrt(inputs).
+    """
+    inputs = {key.rpartition(".")[0]: shape[0] for key, shape in shapes.items() if len(shape) == 2}
+    keys = jax.random.split(jax.random.key(seed), max(len(shapes), 1))
+    drawn = {}
+    for key, (name, shape) in zip(keys, sorted(shapes.items()), strict=False):
+        bound = inputs[name.rpartition(".")[0]] ** -0.5
+        drawn[name] = jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+    return jax.device_get(drawn)
+
+
+def normalized(start: Start, name: str) -> Start:
+    """Return a start whose first layer has the mean and std of that name; "keep": its own.
+
+    Raises:
+      ValueError: no such name, or one of other channels, or a network without such a layer.
+    """
+    if name == "keep":
+        return start
+    if name not in NORMALIZATIONS:
+        choices = ", ".join(("keep", *NORMALIZATIONS))
+        raise ValueError(f"init.normalize={name!r}; one of {choices}")
+    found = start.stats.get("normalize.mean")
+    if found is None:
+        raise ValueError(
+            f"init.normalize={name}: the network has no layer of ours that normalises; normalise "
+            "in your function, and set init.normalize=keep"
+        )
+    if len(NORMALIZATIONS[name][0]) not in (1, *found.shape):
+        raise ValueError(
+            f"init.normalize={name} is of {len(NORMALIZATIONS[name][0])} channels, and the images "
+            f"have {found.size}; set init.normalize=half, none or keep"
+        )
+    values = {
+        f"normalize.{key}": np.broadcast_to(np.asarray(value, np.float32), found.shape).copy()
+        for key, value in zip(("mean", "std"), NORMALIZATIONS[name], strict=True)
+    }
+    return start._replace(stats=start.stats | values)
+
+
+def summary(start: Start) -> list[str]:
+    """Say how weights came about, for people."""
+    lines = [f"{len(start.matched)} arrays from the stored weights"]
+    if start.fresh:
+        lines += [f"{len(start.fresh)} drawn anew: {_some(start.fresh)}"]
+    for reason in dict.fromkeys(start.dropped.values()):
+        keys = [key for key, why in start.dropped.items() if why == reason]
+        lines += [f"{len(keys)} left out ({reason}): {_some(keys)}"]
+    lines += [f"{k} resized from {a} to {b}" for k, (a, b) in start.resized.items()]
+    return lines
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:4]) + ", ..." * (len(keys) > 4)

@@ -1,0 +1,368 @@
+"""Weights of the PyTorch reference networks as ours and back: runs the rows of each architecture.
+
+`files.py` reads files into arrays by name; the rows stand beside each architecture in `models/`.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrobust import models
+from jaxrobust.models.interface.renaming import INVERSE, Row, channels, conv_oihw, row
+from jaxrobust.models.published import PUBLISHED
+from jaxrobust.runtime.commandline.functions import is_name
+from jaxrobust.weights.naming.rename import all_double, compared, matches, rename, targets
+from jaxrobust.weights.store import files
+
+Arrays = dict[str, np.ndarray]
+
+# What wrappers put before every name: DDP, the attack's wrapper, the normalised wrapper, compile.
+PREFIXES = ("module.", "base_model.", "model.", "_orig_mod.")
+_COUNT = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside the network as `module`
+_MODULE = "export the self-contained module (export_torch --layout module)"
+# What mean and std are called in networks that hold them without a layer.
+_BUFFERS = {"mu": "normalize.mean", "sigma": "normalize.std"}
+_NORMALIZE = row(r"normalize\.(mean|std)", r"normalize.\1", channels)
+
+
+def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
+    """Return the names without what wrappers put before all of them; `normalize.*` may stand
+    outside.
+
+    Raises:
+      ValueError: two arrays get the same name.
+    """
+    names = dict(state_dict)
+    if _COUNT in names and all(key.startswith(("module.", _COUNT)) for key in names):
+        del names[_COUNT]
+    while shared := [
+        prefix
+        for prefix in PREFIXES
+        if any(key.startswith(prefix) for key in names)
+        and all(key.startswith((prefix, "normalize.")) for key in names)
+    ]:
+        if twice := [key for key in names if shared[0] + key in names]:
+            raise ValueError(
+                f"{twice[0]} and {shared[0]}{twice[0]} are both there: a network that normalises "
+                "twice; fold one of them into the other"
+            )
+        names = {key.removeprefix(shared[0]): array for key, array in names.items()}
+    return names
+
+
+class Names(NamedTuple):
+    """How stored names become ours."""
+
+    rows: Sequence[Row]
+    arrays: Arrays  # without what wrappers put before their names
+    normalize: tuple[float, float]  # (mean, std) that such files assume without holding them
+    ours: bool = False  # our own names, which always come with a normalisation
+
+
+def names(name: str, arrays: Mapping[str, np.ndarray], **overrides: Any) -> Names:
+    """Return the rows for arrays of network `name`: under our names, the reference's or its
+    authors'; of a user's function, under its own.
+    """
+    if is_name(name) or any(key.endswith(".kernel") for key in arrays):  # torch has no `.kernel`
+        # What is resized has the same name in both namings.
+        resizable = [r for r in models.torch_names(name) if r.resize]
+        others = "|".join(r.pattern.pattern for r in resizable) or r"(?!)"
+        rest = row(rf"(?!(?:{others})$)(?P<name>.+)", r"\g<name>")
+        return Names([*resizable, rest], dict(arrays), (0.0, 1.0), ours=True)
+    return _torch_names(name, unwrapped(arrays), overrides)
+
+
+def _torch_names(name: str, arrays: Arrays, overrides: Mapping) -> Names:
+    if _BUFFERS.keys() <= arrays.keys():
+        arrays = {_BUFFERS.get(key, key): array for key, array in arrays.items()}
+    for other in models.other_names(name):
+        if any(other.marker.fullmatch(key) for key in arrays):
+            if not other.fits(models.variant(name, **overrides)):
+                raise ValueError(f"weights of {other.of} ({other.origin}), not of a {name}")
+            return Names([*other.rows, _NORMALIZE], arrays, other.normalize)
+    return Names([*models.torch_names(name), _NORMALIZE], arrays, (0.0, 1.0))
+
+
+def from_torch(
+    name: str,
+    state_dict: Mapping[str, np.ndarray],
+    *,
+    num_classes: int = 1000,
+    image_size: int = 224,
+    **overrides: Any,
+) -> tuple[Arrays, Arrays]:
+    """Return params and stats of network `name` from a PyTorch state dict of NumPy arrays.
+
+    Args:
+      name: one of `models.available()`.
+      state_dict: timm's names (ConvStem: those of the authors' files, `stem.stem.*`), or those of
+        the architecture's first authors; what wrappers put before them is taken off. All float32,
+        or all float64, which the result then is too.
+      image_size: position embeddings made for another size are interpolated to it.
+      **overrides: of the network, as in `models.create`.
+    Raises:
+      ValueError: names, shapes or types that do not fit, all in one message.
+    Source: names from timm 1.0.9 and the state dicts of RobustBench; parity:
+      tests/weights/test_convert.py and the tests of each architecture.
+
+    Of weights that came from here, so that nothing has to be downloaded:
+
+    >>> net = models.create("resnet18", num_classes=10, depths=(1,), small_stem=True)
+    >>> params, stats = jax.jit(net.init)(jax.random.key(0))
+    >>> options = {"num_classes": 10, "depths": (1,), "small_stem": True}
+    >>> state_dict = to_torch("resnet18", params, stats, depths=(1,), small_stem=True)
+    >>> params, stats = from_torch("resnet18", state_dict, **options)
+    >>> params["fc.kernel"].shape
+    (64, 10)
+    """
+    rows, arrays, normalize, _ = _torch_names(name, unwrapped(state_dict), overrides)
+    net = models.create(name, num_classes=num_classes, image_size=image_size, **overrides)
+    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    # Weights without a normalisation layer mean raw [0, 1] input unless their naming says more.
+    if not {"normalize.mean", "normalize.std"} & arrays.keys():
+        dtype = np.float64 if all_double(arrays) else np.float32
+        for key, value in zip(("normalize.mean", "normalize.std"), normalize, strict=True):
+            arrays[key] = np.full(stats[key].shape, value, dtype)
+    return _split(rename(rows, arrays, _shapes(params | stats), name=name), params, stats)
+
+
+def _shapes(arrays) -> dict[str, tuple[int, ...]]:
+    return {key: array.shape for key, array in arrays.items()}
+
+
+def _split(filled: Arrays, params, stats) -> tuple[Arrays, Arrays]:
+    return {k: filled[k] for k in params}, {k: filled[k] for k in stats}
+
+
+def in_channels(name: str, found: Names) -> int | None:
+    """Return the image channels that a stored stem takes; None if there is none."""
+    stem = re.compile(models.family(name).names.stem)
+    channels = {
+        _place(target): found.arrays[key].shape[1 if which.transform is conv_oihw else 2]
+        for key, which, targets in matched(found)
+        for target in targets
+        if stem.fullmatch(target) and target.endswith(".kernel") and found.arrays[key].ndim == 4
+    }
+    return channels[min(channels)] if channels else None
+
+
+def _place(name: str) -> str:
+    """Sort a name as a network runs: `stem.3` before `stem.12`."""
+    return re.sub(r"\d+", lambda number: number[0].zfill(4), name)
+
+
+def matched(found: Names) -> Iterator[tuple[str, Row, list[str]]]:
+    """Yield (stored name, its row, our names) of all that exactly one row matches."""
+    for key in found.arrays:
+        if len(fitting := matches(found.rows, key)) == 1:
+            ((which, match),) = fitting
+            yield key, which, [match.expand(template) for template in targets(which)]
+
+
+def to_torch(
+    name: str,
+    params: Mapping[str, Any],
+    stats: Mapping[str, Any],
+    *,
+    layout: str = "timm",
+    image_size: int | None = None,
+    **overrides: Any,
+) -> Arrays:
+    """Return the state dict of a PyTorch reference network with our weights.
+
+    Args:
+      name: one of `models.available()`.
+      params, stats: of the network; all float32, or all float64, which the result then is too.
+      layout: "timm" (ConvStem: the names of the authors' files), or a RobustBench id of
+        `models.published.PUBLISHED`, which has a normalisation layer or not.
+      image_size: of the network; None: that of its row in the table, in general 224.
+      **overrides: with which the network was created.
+    Returns:
+      Names, shapes, types and order are those of that reference.
+    Raises:
+      ValueError: unknown layout, one of another architecture, weights that do not belong to the
+        network, or a normalisation that the layout cannot hold.
+    Source: names of timm 1.0.9 and of RobustBench's files; parity: tests/weights/test_convert.py.
+
+    >>> net = models.create("resnet18", num_classes=10, depths=(1,))
+    >>> params, stats = jax.jit(net.init)(jax.random.key(0))
+    >>> state_dict = to_torch("resnet18", params, stats, depths=(1,))
+    >>> list(state_dict)[:2], state_dict["conv1.weight"].shape
+    (['conv1.weight', 'bn1.weight'], (64, 3, 7, 7))
+    """
+    ours = {**params, **stats}
+    wrapped = _holds_normalisation(name, ours, layout, overrides)
+    net = PUBLISHED.get(layout)
+    buffers = (net and net.buffers) or ()
+    size = {"image_size": image_size or models.member(name).counted_at}
+    try:
+        theirs = reference_names(name, ours, wrapped=wrapped and not buffers, **overrides)
+    except ValueError as error:
+        if cause := _cause(name, ours, size | overrides):
+            raise ValueError(f"{error}: {cause}") from error
+        raise
+    _check_shapes(name, ours, layout, size | overrides)
+    for old, new in net.renamed if net else ():
+        theirs = {key.replace(old, new): array for key, array in theirs.items()}
+    inside = {key: _out(ours[_BUFFERS[key]], channels, _type(ours))[0] for key in buffers}
+    return inside | theirs
+
+
+def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any) -> Arrays:
+    """Return our arrays under the reference's names and in its order, of a row with any options.
+
+    `wrapped`: behind a normalisation, as `normalize.*` and `model.*`.
+    Raises:
+      ValueError: an array that is missing, has no place there, or is neither float32 nor, as all
+        others, float64.
+    """
+    theirs, rows, used = {}, models.torch_names(name), {"normalize.mean", "normalize.std"}
+    dtype = _type(ours)
+    if wrapped:
+        keys = ("normalize.mean", "normalize.std")
+        theirs = {key: _out(ours[key], channels, dtype) for key in keys}
+    for key in models.torch_keys(name, **overrides):
+        ((found, match),) = matches(rows, key)
+        full = f"model.{key}" if wrapped else key
+        if found.target is None:
+            made = found.make(ours, match) if found.make else np.zeros((), np.int64)
+            theirs[full] = made.astype(dtype) if made.dtype.kind == "f" else made
+            continue
+        (target,) = (match.expand(template) for template in targets(found))
+        if target not in ours:
+            raise ValueError(f"{target} is missing: these are not the weights of {name}")
+        theirs[full] = _out(ours[target], found.transform, dtype)
+        used.add(target)
+    if extra := ours.keys() - used:
+        raise ValueError(f"{sorted(extra)[:8]} have no place in {name}: other weights, or options")
+    return theirs
+
+
+def _cause(name: str, ours: Mapping, overrides: dict) -> str:
+    """Say which options weights tell that are not the given ones; empty: none."""
+    overrides = {"num_classes": 2, "in_channels": ours["normalize.mean"].size} | overrides
+    net = models.create(name, **overrides)
+    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    skip = re.compile(models.family(name).names.head)
+    own = {key: shape for key, shape in _shapes(ours).items() if not skip.fullmatch(key)}
+    return compared(name, own, _shapes(params | stats))
+
+
+def _check_shapes(name: str, ours: Mapping, layout: str, overrides: dict) -> None:
+    """Refuse weights of another width, or for a published network of other classes or images."""
+    if layout == "timm":
+        rows = [r for r in models.torch_names(name) if r.resize]
+        ours_of = [re.sub(r"\\\d", ".+", str(r.target)) for r in rows]
+        resizable = [r.pattern.pattern for r in rows] + ours_of
+        skip = re.compile("|".join([models.family(name).names.head, *resizable]))
+        overrides = {"in_channels": ours["normalize.mean"].size} | overrides
+        net = models.create(name, **overrides)
+    else:
+        board = PUBLISHED[layout].board
+        sizes = {"num_classes": board.num_classes, "image_size": board.image_size}
+        skip, net = re.compile(r"(?!)"), models.create(PUBLISHED[layout].model, **sizes)
+        expected = f"{board.num_classes} classes, {board.image_size} px, 3 channels"
+    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    for key, array in (params | stats).items():
+        if not skip.fullmatch(key) and ours[key].shape != array.shape:
+            what = name if layout == "timm" else f"{layout} ({expected})"
+            remedy = _cause(name, ours, overrides) if layout == "timm" else ""
+            raise ValueError(
+                f"{what} has {key} {array.shape}, and here it is {ours[key].shape}; "
+                f"{remedy or _MODULE}"
+            )
+
+
+def _type(ours: Mapping) -> np.dtype:
+    """Return float64 for arrays that are all of it, otherwise float32."""
+    return np.dtype(
+        np.float64 if all_double({k: np.asarray(a) for k, a in ours.items()}) else np.float32
+    )
+
+
+def _out(array, transform, dtype: np.dtype) -> np.ndarray:
+    array = np.asarray(array)
+    if array.dtype != dtype:
+        raise ValueError(
+            f"weights are {array.dtype}, expected float32, or float64 of all; cast them first"
+        )
+    return np.ascontiguousarray(INVERSE[transform](array))
+
+
+def _holds_normalisation(name: str, ours: Mapping, layout: str, overrides: dict) -> bool:
+    """Tell whether the layout holds a normalisation layer; refuse what it cannot express."""
+    if layout != "timm" and layout not in PUBLISHED:
+        near = difflib.get_close_matches(layout, PUBLISHED, n=3) or sorted(PUBLISHED)
+        raise ValueError(f"unknown layout {layout!r}; 'timm', or one of {', '.join(near)}")
+    wrapped, fixed = False, np.array(((0,), (1,)))
+    if layout != "timm":
+        board = PUBLISHED[layout].board
+        wanted, wrapped = PUBLISHED[layout].model, PUBLISHED[layout].normalised
+        if models.computed(wanted, {}) != models.computed(name, overrides):
+            raise ValueError(f"{layout} is a {wanted}, not a {name} (or not with these options)")
+    if missing := {"normalize.mean", "normalize.std"} - ours.keys():
+        raise ValueError(f"{sorted(missing)} missing in stats: give both results of `init`")
+    mean, std = (np.asarray(ours[f"normalize.{k}"]) for k in ("mean", "std"))
+    fixed = np.array((board.mean, board.std)) if wrapped else fixed
+    # Of float64 both numbers: that which is written, and what its rounding to float32 became.
+    if not all(
+        any(np.array_equal(have, np.broadcast_to(w, have.shape)) for w in (want, np.float32(want)))
+        for have, want in zip((mean, std), fixed, strict=True)
+    ):
+        has = f"normalises with mean {mean.tolist()} and std {std.tolist()}"
+        rule = (
+            f"RobustBench's loader builds this id with {board.said} mean and std and ignores others"
+            if wrapped
+            else "this layout has no normalisation layer"
+        )
+        raise ValueError(
+            f"{name} {has}, but {rule}, so the exported network would compute something else; "
+            f"{_MODULE}"
+        )
+    return wrapped
+
+
+def load(
+    name: str,
+    path: Path,
+    *,
+    num_classes: int = 1000,
+    image_size: int = 224,
+    which: str | None = None,
+    **overrides: Any,
+) -> tuple[Arrays, Arrays]:
+    """Return params and stats of network `name` from a file with our names or the reference's.
+
+    Args:
+      which: "ema" or "raw", of a file that says which its weights are; see `files.chosen`.
+      **overrides: of the network, as in `models.create`.
+    Raises:
+      ValueError: see `files.read`; weights that do not fit, all in one message.
+    """
+    arrays = files.read(path, which=which)
+    if all_double(arrays):
+        raise ValueError(f"{path}: weights are float64, expected float32; cast them first")
+    try:
+        return fit(name, arrays, num_classes=num_classes, image_size=image_size, **overrides)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def fit(
+    name: str, arrays: Arrays, *, num_classes: int = 1000, image_size: int = 224, **overrides: Any
+) -> tuple[Arrays, Arrays]:
+    """Return params and stats of network `name` from arrays under our names or the reference's."""
+    found = names(name, arrays, **overrides)
+    channels = in_channels(name, found) or 3
+    options = {"num_classes": num_classes, "image_size": image_size, "in_channels": channels}
+    options |= overrides
+    if not found.ours:
+        return from_torch(name, arrays, **options)
+    params, stats = jax.eval_shape(models.create(name, **options).init, jax.random.key(0))
+    filled = rename(found.rows, arrays, _shapes(params | stats), name=name)
+    return _split(filled, params, stats)

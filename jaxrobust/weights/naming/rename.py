@@ -1,0 +1,155 @@
+"""Arrays under a reference's names become ours: each name fits one row of its architecture."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxrobust import models
+from jaxrobust.models.interface.renaming import Row
+
+Arrays = dict[str, np.ndarray]
+
+_SHOWN = 5  # of what does not fit; all of it fills a screen
+_UNITS = {"normalize.mean": 0.0, "normalize.std": 1e-6}  # the least that makes sense
+
+
+def rename(
+    rows: Sequence[Row],
+    source: Mapping[str, np.ndarray],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    name: str | None = None,
+) -> Arrays:
+    """Return the arrays of `source` under our names.
+
+    Args:
+      rows: every source name must match exactly one.
+      source: reference name -> array; all float32, or all float64.
+      expected: our name -> shape; every one must be filled exactly once.
+      name: of the network, for the message.
+    Raises:
+      ValueError: with all problems in one message.
+    """
+    filled: Arrays = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    tried, problems = set(), []
+    dtype = np.float64 if all_double(source) else np.float32
+    for key, array in source.items():
+        fitting = matches(rows, key)
+        if len(fitting) != 1:
+            problems.append(f"{key}: {len(fitting)} rows match, expected 1")
+            continue
+        ((found, match),) = fitting
+        filling = [match.expand(template) for template in targets(found)]
+        try:
+            parts = _moved(found, filling, array, expected)
+        except ValueError as error:
+            problems.append(f"{key}: {error}")
+            tried |= set(filling)
+            continue
+        for target, part in zip(filling, parts, strict=True):
+            shapes[target] = part.shape
+            if fault := _fault(target, part, expected, tried, dtype):
+                problems.append(f"{key}: {fault}")
+            else:
+                filled[target] = np.ascontiguousarray(part)
+            tried.add(target)
+    problems += [f"{key}: not filled by any source name" for key in expected.keys() - tried]
+    if problems:
+        cause = compared(name, shapes, expected)
+        cause = cause or "check the model name, num_classes and image_size"
+        cause += _alike(source, but=name)
+        shown = sorted(problems)[:_SHOWN]
+        more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise ValueError(
+            f"{len(problems)} weights do not fit; {cause}:\n  " + "\n  ".join([*shown, *more])
+        )
+    return filled
+
+
+def compared(
+    name: str | None,
+    theirs: Mapping[str, tuple[int, ...]],
+    ours: Mapping[str, tuple[int, ...]],
+) -> str:
+    """Say which options stored shapes tell where a network has other ones; empty: none, or the
+    architecture knows no such options.
+
+    `theirs`, `ours`: our name -> shape.
+    """
+    tell = models.family(name).names.told if name else None
+    if tell is None:
+        return ""
+    stored, own = tell(theirs), tell(ours)
+    if not (other := [key for key in stored if stored[key] != own.get(key)]):
+        return ""
+    words, instead = (
+        ", ".join(f"{key}={found[key]!r}" for key in other if key in found)
+        for found in (stored, own)
+    )
+    here = f"this {name} has {instead}" if instead else f"this {name} is another one"
+    return f"their shapes are those of {words}, and {here}; give {words} as options of the network"
+
+
+def matches(rows: Sequence[Row], name: str) -> list[tuple[Row, re.Match[str]]]:
+    """Return the rows that fit a name, each with its match."""
+    return [(r, match) for r in rows if (match := r.pattern.fullmatch(name))]
+
+
+def all_double(source: Mapping[str, np.ndarray]) -> bool:
+    """Tell whether all floats are float64."""
+    dtypes = {array.dtype for array in source.values() if array.dtype.kind == "f"}
+    return dtypes == {np.dtype(np.float64)}
+
+
+def targets(found: Row) -> tuple[str, ...]:
+    """Return the templates of our names that a row fills; none for a name that is left out."""
+    if found.target is None:
+        return ()
+    return found.target if isinstance(found.target, tuple) else (found.target,)
+
+
+def _moved(found: Row, targets: list[str], array: np.ndarray, expected) -> list[np.ndarray]:
+    """Return the arrays for the targets of a row; `ValueError` where the shape makes that
+    impossible.
+    """
+    if not targets:
+        return []
+    try:
+        moved = found.transform(np.array(array, order="C"))  # a copy: the source may be in use
+        parts = list(moved) if isinstance(found.target, tuple) else [moved]
+    except (ValueError, IndexError, TypeError) as error:
+        raise ValueError(f"shape {array.shape} cannot be that of {', '.join(targets)}") from error
+    if found.resize and targets[0] in expected and parts[0].shape != tuple(expected[targets[0]]):
+        parts = [found.resize(parts[0], tuple(expected[targets[0]]))]
+    return parts
+
+
+def _fault(target: str, array: np.ndarray, expected, tried: set[str], dtype) -> str:
+    """Return what is wrong with an array that would fill a target; empty if nothing."""
+    if target not in expected:
+        return f"maps to {target}, which this network does not have"
+    if target in tried:
+        return f"fills {target} a second time"
+    if array.shape != tuple(expected[target]):
+        return f"shape {array.shape} for {target} {tuple(expected[target])}"
+    if array.dtype != dtype:
+        return (
+            f"dtype {array.dtype}, expected {np.dtype(dtype)}; rounded weights are other weights: "
+            "where that is meant, cast them first"
+        )
+    if not np.isfinite(array).all():
+        return "holds values that are not finite"
+    if target in _UNITS and not (_UNITS[target] <= array.min() and array.max() <= 1):
+        return (
+            "does not fit [0, 1] pixels (mean 0 to 1, std above 0); divide by 255 what is for 255"
+        )
+    return ""
+
+
+def _alike(source: Mapping[str, np.ndarray], but: str | None) -> str:
+    """Say which networks have exactly these names, for a message; empty: the network itself."""
+    names = set(source) - {"normalize.mean", "normalize.std"}
+    alike = [model for model in models.available() if names == set(models.torch_keys(model))]
+    return f" (all names are those of {', '.join(alike)})" if alike and but not in alike else ""

@@ -1,0 +1,1 @@
+"""Weights on disk: checkpoints, files, folders, their hashes and certificates."""

@@ -1,0 +1,300 @@
+"""Weight files as arrays by name; nothing that a file holds is ever run."""
+
+import pickle
+import re
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from jaxrobust.runtime.files import whole
+
+Arrays = dict[str, np.ndarray]
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".tar", ".bin", ".ckpt", ".th")
+# Where checkpoints keep the state dict of a network; nested ones are followed.
+_PLAIN = ("state_dict", "model_state_dict", "model", "net")
+# And where that of an average beside it: state_dict_ema, model_ema, swa_model_state_dict, ...
+_AVERAGE = re.compile(
+    r"(?:state_dict_|model_|net_)?(?:ema|swa|wa|averaged)(?:_model|_net)?(?:_state_dict)?"
+)
+# The other way round, from the training code of Rade and Moosavi-Dezfooli 2022, of which that of
+# most recipes with averaging came: `model_state_dict` is the average, and the raw weights are
+# beside it, as `unaveraged_model_state_dict`.
+_UNAVERAGED = "unaveraged_"
+_INSIDE = ("module", "shadow")  # where the state of an average keeps it
+WHICH = {"ema": "averaged", "raw": "raw"}  # in words
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
+
+
+class Chosen(NamedTuple):
+    """Arrays of a file by their names, and which of its weights they are."""
+
+    arrays: dict[str, Any]  # np.ndarray; inside of a checkpoint that is being read PyTorch's
+    which: str | None = None  # "ema" or "raw", where the file says it; None: it does not
+    place: str = ""  # keys in a checkpoint, "/" between; empty: it has none
+
+
+def read(path: Path, *, which: str | None = None) -> Arrays:
+    """Return the arrays of a safetensors or PyTorch file by their names; see `chosen`."""
+    return chosen(path, which=which).arrays
+
+
+def chosen(path: Path, *, which: str | None = None, cast: bool = False) -> Chosen:
+    """Return the arrays of a safetensors or PyTorch file by their names, in the types of the file.
+
+    A state dict inside of a checkpoint is found. Of a file in several parts, all are read.
+
+    Args:
+      which: "ema" or "raw", for the averaged or the raw weights, of a file that says which these
+        are; None: the averaged ones where it says so, else those that there are.
+      cast: whether floats become float32, also those of types that NumPy lacks.
+    Raises:
+      ValueError: no such file, another kind of file, a damaged one, one that holds more than
+        tensors, a part that is missing, PyTorch needed but not installed; `which` is not there, or
+        the file does not say which its weights are; `cast` of complex numbers.
+    """
+    if which not in (None, *WHICH):
+        raise ValueError(f"which={which!r}; one of {', '.join(WHICH)}, or None")
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; give one of {', '.join(SUFFIXES)}")
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path}: unknown kind of file; give one of {', '.join(SUFFIXES)}")
+    found, arrays = Chosen({}), Arrays()
+    for part in _parts(path):
+        found = _read_cast(part, which) if cast else _reader(part)(part, which)
+        if twice := arrays.keys() & found.arrays.keys():
+            raise ValueError(f"{part} holds {sorted(twice)[:3]} a second time")
+        arrays |= found.arrays
+    if not arrays:
+        raise ValueError(f"{path} holds no arrays; get it again")
+    return found._replace(arrays=arrays)
+
+
+def _read_cast(path: Path, which: str | None) -> Chosen:
+    """Return the arrays of a file with all floats in float32."""
+    try:
+        found = _reader(path)(path, which)
+    except ValueError as error:
+        if "bfloat16" not in str(error):
+            raise
+        found = _read_bfloat16(path, which)
+    arrays = found.arrays
+    if strange := [k for k, a in arrays.items() if a.dtype.kind == "c"]:
+        raise ValueError(
+            f"{path}: {strange[0]} is {arrays[strange[0]].dtype}, which has no float32"
+        )
+    single = {
+        k: a if a.dtype.kind in "iub" else np.asarray(a, np.float32) for k, a in arrays.items()
+    }
+    return found._replace(arrays=single)
+
+
+def _read_bfloat16(path: Path, which: str | None) -> Chosen:
+    if path.suffix == ".safetensors":
+        import jax.numpy as jnp
+        from safetensors.flax import load_file as load
+
+        return Chosen({k: np.asarray(a.astype(jnp.float32)) for k, a in load(path).items()})
+    import torch
+
+    tree = torch.load(path, map_location="cpu", weights_only=True)
+    found = _state(path, tree, which, torch.is_tensor)
+    arrays = {
+        k: (t.float() if t.is_floating_point() else t).numpy() for k, t in found.arrays.items()
+    }
+    return found._replace(arrays=arrays)
+
+
+def write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
+    """Write a safetensors file, whole or not at all.
+
+    Raises:
+      OSError: the disk is full, or cannot be written.
+    """
+    with whole.writing(path) as part:
+        try:
+            save_file(arrays, part, metadata=metadata)
+        except SafetensorError as error:  # no OSError where the system refuses to write
+            raise OSError(f"cannot write {path} ({error})") from error
+
+
+def _parts(path: Path) -> list[Path]:
+    """Return the file, or all the parts of which it is one."""
+    match = _SHARD.fullmatch(path.name)
+    if not match:
+        return [path]
+    stem, _, count, suffix = match.groups()
+    parts = [path.with_name(f"{stem}-{i:05d}-of-{count}{suffix}") for i in range(1, int(count) + 1)]
+    if missing := [part.name for part in parts if not part.is_file()]:
+        raise ValueError(
+            f"{path} is one of {len(parts)} parts, and {', '.join(missing)} is not beside it; get "
+            "all of them"
+        )
+    return parts
+
+
+def _reader(path: Path) -> Callable[[Path, str | None], Chosen]:
+    """Return the reader for what a file is by its first bytes; its name may lie."""
+    with path.open("rb") as file:
+        head = file.read(256)
+    if not head:
+        raise ValueError(f"{path} is empty; get it again")
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(b"<"):
+        raise ValueError(
+            f"{path} is a web page, not weights: the download was answered with a login, quota or "
+            "confirmation page; open its link in a browser and save the file itself"
+        )
+    if text.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a Git LFS pointer, not weights; fetch it with `git lfs pull`")
+    if text.isascii() and " ".join(text.decode().split()).isprintable():
+        raise ValueError(
+            f"{path} is text, not weights; it begins {text[:60].decode()!r}. A download that was "
+            "refused looks so: get it again"
+        )
+    # A header's length, which may begin as a pickle does (0x80), then the header.
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return _read_safetensors
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return _read_torch
+    if head[8:9] == b"{" or path.suffix == ".safetensors":
+        return _read_safetensors
+    if tarfile.is_tarfile(path):
+        raise ValueError(f"{path} is a tar archive; unpack it and give the file of weights in it")
+    return _read_torch
+
+
+def _read_safetensors(path: Path, which: str | None) -> Chosen:
+    if which:
+        raise ValueError(f"{path} holds one set of weights; leave --which out")
+    try:
+        return Chosen(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path} is not a whole safetensors file ({error}); get it again"
+        ) from error
+    except (AttributeError, KeyError, TypeError) as error:  # bfloat16, which NumPy does not have
+        raise ValueError(
+            f"{path} holds a type that NumPy lacks ({error}); cast to float32"
+        ) from error
+
+
+def _read_torch(path: Path, which: str | None) -> Chosen:
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            f"{path} needs PyTorch to be read: pip install 'jaxrobust[torch]'"
+        ) from error
+    try:
+        tree = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path} is damaged, or holds more than tensors, and reading that would run code from "
+            "it; where you trust it, save it anew with torch.save(model.state_dict(), ...) or as "
+            ".safetensors"
+        ) from error
+    except Exception as error:  # EOFError, RuntimeError, ...: whatever the bytes lead to
+        if "TorchScript" in str(error):
+            raise ValueError(
+                f"{path} is a TorchScript program, and reading it would run code; where you trust "
+                "it, save its weights with torch.save(torch.jit.load(FILE).state_dict(), ...)"
+            ) from error
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{path} is not a whole PyTorch file ({reason}); get it again") from error
+    found = _state(path, tree, which, torch.is_tensor)
+    tensors = found.arrays
+    if strange := [k for k, t in tensors.items() if t.dtype in (torch.bfloat16, torch.complex64)]:
+        raise ValueError(
+            f"{path}: {strange[0]} is {tensors[strange[0]].dtype}; rounded weights are other "
+            "weights: where that is meant, cast them to float32 first"
+        )
+    arrays: Arrays = {}
+    for key, tensor in tensors.items():
+        try:  # strides are honoured: torch counts them, and the copy is in the order of the indices
+            arrays[key] = np.array(tensor.detach().numpy(), order="C")
+        except (TypeError, RuntimeError) as error:  # sparse, quantised, without data, 8 bits, ...
+            kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device}"
+            raise ValueError(
+                f"{path}: {key} is no plain array ({kind}); save it anew in float32"
+            ) from error
+    return found._replace(arrays=arrays)
+
+
+def _state(path: Path, tree: Any, which: str | None, is_array: Callable[[Any], bool]) -> Chosen:
+    """Return the tensors in a checkpoint, of the kind that is asked for.
+
+    Raises:
+      ValueError: there are none, or the file does not say that they are of that kind.
+    """
+    try:
+        found = state_dict(tree, which, is_array)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if found is None:
+        raise ValueError(
+            f"{path} holds no state dict, nor one under {', '.join(_PLAIN)}; save it with "
+            "torch.save(model.state_dict(), ...)"
+        )
+    if which and found.which is None:
+        under = f", under {found.place!r}," if found.place else ""
+        raise ValueError(
+            f"{path} holds one set of weights{under} and does not say whether they are averaged "
+            "or raw; leave --which out"
+        )
+    return found
+
+
+def state_dict(
+    tree: Any, which: str | None, is_array: Callable[[Any], bool], depth: int = 5
+) -> Chosen | None:
+    """Return the name -> array mapping in a checkpoint, however deep; None if there is none.
+
+    Args:
+      which: see `chosen`; where the checkpoint does not say which its weights are, those that
+        there are.
+    Raises:
+      ValueError: only the other kind is there, or the weights that a checkpoint names cannot be
+        found.
+    """
+    if not isinstance(tree, dict) or depth == 0:
+        return None
+    if tree and all(isinstance(k, str) and is_array(v) for k, v in tree.items()):
+        return Chosen(tree)
+    there = _places(tree)
+    own = which or next((kind for kind in ("ema", None, "raw") if there[kind]), None)
+    other = {"ema": "raw", "raw": "ema"}.get(own or "", "")
+    if which and there[other] and not (there[which] or there[None]):
+        raise ValueError(
+            f"it holds {WHICH[other]} weights only, under {there[other][0]!r}; ask for {other}"
+        )
+    kind = own if there[own] else None
+    for key in there[kind] or [k for k in _INSIDE if k in tree]:
+        if (found := state_dict(tree[key], which, is_array, depth - 1)) is not None:
+            place = f"{key}/{found.place}".rstrip("/")
+            return Chosen(found.arrays, kind or found.which, place)
+    if kind:
+        raise ValueError(
+            f"{there[kind][0]!r} holds no state dict of {WHICH[kind]} weights; ask for {other}"
+        )
+    return None
+
+
+def _places(tree: dict[Any, Any]) -> dict[str | None, list[str]]:
+    """Return the keys of a checkpoint where weights may be: averaged, raw, and not said (None)."""
+    keys = [k for k, value in tree.items() if isinstance(k, str) and isinstance(value, dict)]
+    plain = [k for k in _PLAIN if k in keys]
+    average = [k for k in keys if _AVERAGE.fullmatch(k)]
+    raw = [_UNAVERAGED + k for k in _PLAIN if _UNAVERAGED + k in keys]
+    if raw:  # the key without that word is their average
+        averages = [k for k in plain if _UNAVERAGED + k in raw]
+        rest = [k for k in plain if k not in averages]
+        return {"ema": average + averages, "raw": raw, None: rest}
+    if average:
+        return {"ema": average, "raw": plain, None: []}
+    return {"ema": [], "raw": [], None: plain}

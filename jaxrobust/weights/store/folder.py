@@ -1,0 +1,131 @@
+"""Weights as they are handed around: a folder with `weights.safetensors` and `config.json`.
+
+`config.json` says what they are the weights of, where they come from and what they expect:
+architecture and its options, num_classes, image_size, in_channels, preprocessing, norm, epsilon,
+accuracies, source and hashes. What is not known is null. Weights of other options may have the same
+names and shapes, and are another network: the metadata of the file holds both too.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jaxrobust.weights.store import files, hashes
+from jaxrobust.weights.store.hashes import file_sha256
+
+WEIGHTS, CONFIG = "weights.safetensors", "config.json"
+_NETWORK = "jaxrobust.network"  # the key in a safetensors file's metadata
+_NEEDED = {"architecture": str, "num_classes": int, "image_size": int, "in_channels": int}
+_NEEDED |= {"sha256": str}
+_PERHAPS = {"options": dict, "preprocessing": str, "norm": str, "epsilon": int | float}  # or null
+
+
+def about(folder: Path) -> dict[str, Any] | None:
+    """Return what `config.json` of a folder says; None if it is no folder of weights.
+
+    Raises:
+      ValueError: it is damaged, or the weights beside it are not those that it describes.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); get it again") from error
+    if not isinstance(config, dict) or "architecture" not in config:
+        return None
+    if missing := [key for key in _NEEDED if key not in config]:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; import the weights again")
+    config = dict.fromkeys(_PERHAPS) | config
+    for key, kind in (_NEEDED | _PERHAPS).items():
+        value = config[key]
+        unknown = value is None and key not in ("architecture", "sha256")
+        if not (unknown or isinstance(value, kind)):
+            raise ValueError(f"{path} is damaged ({key}={value!r}); import the weights again")
+    weights = folder / WEIGHTS
+    if not weights.is_file():
+        raise ValueError(f"{folder} has a {CONFIG} but no {WEIGHTS}; get both")
+    if file_sha256(weights) != config["sha256"]:
+        raise ValueError(
+            f"{weights} is not the file that {CONFIG} beside it describes (another sha256); get "
+            "both again"
+        )
+    return config
+
+
+def metadata(architecture: str, options: dict[str, Any]) -> dict[str, str]:
+    """Return what a safetensors file says of whose weights it holds.
+
+    Nothing beside it: safetensors writes several entries in any order, so that no hash would agree.
+    """
+    return {_NETWORK: json.dumps({"architecture": architecture, "options": options})}
+
+
+def network(path: Path) -> tuple[str, dict[str, Any]] | None:
+    """Return the architecture and its options that a file says it holds weights of; None: it does
+    not.
+
+    Raises:
+      ValueError: what it says is damaged.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            said = (file.metadata() or {}).get(_NETWORK)
+    except (OSError, SafetensorError):  # another kind of file; who reads it will tell
+        return None
+    if said is None:
+        return None
+    try:
+        whole = json.loads(said)
+        return str(whole["architecture"]), dict(whole["options"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: its metadata {_NETWORK} is damaged ({error!r})") from error
+
+
+def check_free(folder: Path) -> None:
+    """Raise `ValueError` where a folder holds something else than such weights."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; name a folder")
+    ours = (folder / WEIGHTS).is_file() and (folder / CONFIG).is_file()
+    if folder.is_dir() and any(folder.iterdir()) and not ours:
+        raise ValueError(f"{folder} holds other files; name a new folder")
+
+
+def write(
+    folder: Path, params: dict[str, Any], stats: dict[str, Any], config: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the config with its hashes, after writing both files: whole, or nothing of them.
+
+    Raises:
+      ValueError: the folder holds something else already; the very same content may be there.
+    """
+    check_free(folder)
+    arrays = {k: np.ascontiguousarray(jax.device_get(v)) for k, v in (params | stats).items()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
+    part.mkdir()
+    try:
+        options = config.get("options")
+        told = None if options is None else metadata(config["architecture"], options)
+        files.write(part / WEIGHTS, arrays, told or {"format": "jaxrobust"})
+        config = config | {
+            "sha256": file_sha256(part / WEIGHTS),
+            "weights_sha256": hashes.weights_sha256(params, stats),  # as records say it
+        }
+        (part / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        if not (folder / CONFIG).exists():
+            os.replace(part, folder)
+        elif json.loads((folder / CONFIG).read_text()) != config:
+            raise ValueError(
+                f"{folder} holds other weights, or the same of another origin; name a new folder"
+            )
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return config

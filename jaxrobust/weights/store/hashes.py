@@ -1,0 +1,35 @@
+"""SHA-256 of what a result depends on: files, weights, configs, names of classes."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust.runtime.files.download import file_sha256
+from jaxrobust.types import Params
+
+__all__ = ["classes_sha256", "config_sha256", "file_sha256", "weights_sha256"]
+
+
+def weights_sha256(params: Params, stats: Params) -> str:
+    """Hash all names, types, shapes and bytes, in the order of names."""
+    digest = hashlib.sha256()
+    for name, array in sorted((params | stats).items()):
+        host = np.asarray(jax.device_get(array))
+        digest.update(f"{name} {host.dtype} {host.shape}".encode())
+        digest.update(np.ascontiguousarray(host).tobytes())
+    return digest.hexdigest()
+
+
+def config_sha256(config: dict[str, Any]) -> str:
+    """Hash the resolved config as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def classes_sha256(classes: Sequence[str]) -> str | None:
+    """Hash the classes' names, one a line in the order of labels; None where they have none."""
+    text = "".join(f"{name}\n" for name in classes)
+    return hashlib.sha256(text.encode()).hexdigest() if text else None

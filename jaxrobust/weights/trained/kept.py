@@ -1,0 +1,177 @@
+"""The weights that a run keeps on its way (`checkpoint.keep_every_epochs`), and the chosen ones."""
+
+import contextlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxrobust.config import Network, network_of
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.types import Params, Weights
+from jaxrobust.weights.store import hashes
+from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state, steps
+from jaxrobust.weights.trained import runs
+
+FOLDER = "kept"  # of a phase
+SELECTION = "selection.json"  # of a run
+SCHEMA = 1  # of that file
+WHICH = ("raw", "ema")
+_TOOL = "jaxrobust select"
+
+
+class Kept(NamedTuple):
+    """Both weights of a moment of training."""
+
+    params: Params
+    stats: Params
+    ema_params: Params
+    ema_stats: Params
+
+    def of(self, which: str) -> Weights:
+        """Return the "raw" or the "ema" weights."""
+        raw = Weights(self.params, self.stats)
+        return raw if which == "raw" else Weights(self.ema_params, self.ema_stats)
+
+
+class Choice(NamedTuple):
+    """The weights that `jaxrobust select` chose."""
+
+    phase: str
+    step: int
+    epoch: float  # since the beginning of the phase
+    weights: str  # raw or ema
+    image_size: int  # pixels
+    weights_sha256: str
+
+    @property
+    def words(self) -> str:
+        """Return which weights these are, as a record says it: "train, epoch 30, raw"."""
+        return f"{self.phase}, epoch {self.epoch:g}, {self.weights}"
+
+
+def steps_of(workdir: Path, phase: str) -> list[int]:
+    """Return the steps of a phase whose weights are kept, in order."""
+    return steps(workdir / phase / FOLDER)
+
+
+def keep(workdir: Path, phase: str, step: int, both: Kept, *, steps_per_epoch: int) -> None:
+    """Add both weights after `step` to those that are kept; a step that is there already stays.
+
+    Returns when they are on disk. To be called by all hosts.
+    Raises:
+      checkpoint.DiskFull: with what to do.
+    """
+    with contextlib.closing(Checkpoints(workdir / phase / FOLDER, keep_all=True)) as files:
+        files.save(step, both, {"steps_per_epoch": steps_per_epoch})
+        files.wait()
+
+
+def read(workdir: Path, phase: str, step: int) -> tuple[float, Kept]:
+    """Return which epoch ended with a step, and both weights after it.
+
+    Raises:
+      ValueError: that step is not kept, or is one of another network.
+    """
+    if step not in steps_of(workdir, phase):
+        raise ValueError(f"{workdir / phase / FOLDER} has no step {step} (any more)")
+    shapes = jax.eval_shape(network_of(runs.run_config(workdir, phase)).init, jax.random.key(0))
+    everywhere = sharding.replicated(sharding.make_mesh())
+    with contextlib.closing(Checkpoints(workdir / phase / FOLDER, read_only=True)) as files:
+        both = files.restore(step, abstract_state(Kept(*shapes, *shapes), everywhere))
+        return step / files.meta(step)["steps_per_epoch"], both
+
+
+def at_size(workdir: Path, phase: str, weights: Weights, image_size: int) -> Weights:
+    """Return weights of a run whose positions are resized to images of that size, in pixels.
+
+    Raises:
+      ValueError: they cannot be.
+    """
+    config = runs.run_config(workdir, phase)
+    if image_size == config.model.image_size:
+        return weights
+    network = replace(Network.of_config(config), image_size=image_size)
+    everywhere = sharding.replicated(sharding.make_mesh())
+    return Weights(*jax.device_put(runs.resized(network, weights), everywhere))
+
+
+def selected(workdir: Path) -> Choice:
+    """Return which of a run's weights were chosen on its selection split.
+
+    Raises:
+      ValueError: none were, with the command that chooses.
+    """
+    runs.run_config(workdir)  # refuses what is no run
+    path = workdir / SELECTION
+    if not path.is_file():
+        raise ValueError(
+            f"--selected: nothing has been chosen in {workdir}; choose first: {_TOOL} {workdir}"
+        )
+    chosen = read_selection(path)["chosen"]
+    if chosen is None:
+        raise ValueError(
+            f"--selected: {path} is not finished; the same command continues there: {_TOOL} "
+            f"{workdir}"
+        )
+    try:
+        return Choice(**{key: chosen[key] for key in Choice._fields})
+    except (KeyError, TypeError) as error:
+        raise ValueError(_damaged(path, error)) from error
+
+
+def chosen_on(workdir: Path) -> dict[str, Any]:
+    """Return data set, split and attack of the choice, None each where its file does not say."""
+    said = read_selection(workdir / SELECTION)
+    attack = said.get("attack")
+    of = {key: said.get(key) for key in ("dataset", "split")}
+    return of | {"attack": attack.get("name") if isinstance(attack, dict) else None}
+
+
+def read_selection(path: Path) -> dict[str, Any]:
+    """Return what stands in a file of `jaxrobust select`.
+
+    Raises:
+      ValueError: it is damaged, or written by a younger version.
+    """
+    try:
+        said = json.loads(path.read_text())
+        schema, _, _ = said["schema"], said["chosen"], said["candidates"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(_damaged(path, error)) from error
+    if schema != SCHEMA:
+        raise ValueError(
+            f"{path} has schema {schema}, and this code reads {SCHEMA}; use the version of "
+            "jaxrobust that wrote it, or move the file away and choose again"
+        )
+    return said
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"{path} is damaged ({error!r}); remove it and choose again: {_TOOL} {path.parent}"
+
+
+def selected_weights(
+    workdir: Path, chosen: Choice, *, image_size: int | None = None
+) -> tuple[str, Weights]:
+    """Return the chosen weights, and which they are, in words.
+
+    Args:
+      workdir: of the run.
+      chosen: what `selected` said.
+      image_size: of the test, in pixels; default: that of the choice.
+    Raises:
+      ValueError: they are not kept any more, or are not those that were chosen.
+    """
+    _, both = read(workdir, chosen.phase, chosen.step)
+    weights = at_size(workdir, chosen.phase, both.of(chosen.weights), chosen.image_size)
+    if hashes.weights_sha256(*weights) != chosen.weights_sha256:
+        raise ValueError(
+            f"the weights of {chosen.words} are not those that were chosen (another sha256): "
+            f"remove {workdir / SELECTION} and choose again: {_TOOL} {workdir}"
+        )
+    if image_size not in (None, chosen.image_size):
+        weights = at_size(workdir, chosen.phase, both.of(chosen.weights), image_size)
+    return chosen.words, weights

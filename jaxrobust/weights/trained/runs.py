@@ -1,0 +1,166 @@
+"""What the workdir of a run holds for others: its config, its classes, its best weights."""
+
+import contextlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrobust.config import VERSION, Network, Values, completed, network_of, of_phase
+from jaxrobust.data.sources import registry
+from jaxrobust.runtime.devices import sharding
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.types import Weights
+from jaxrobust.weights.naming import convert
+from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state, steps
+
+FUNCTION = "function.json"  # of a run: what `models.origin` said of the network when it began
+CLASSES = "classes.txt"  # of a run: the classes' names, one a line in the order of labels
+
+
+def run_config(workdir: Path, phase: str | None = None) -> Values:
+    """Return the config of a run as a phase of it sees it (default: the last that has weights).
+
+    Raises:
+      ValueError: no run is there, or no such phase.
+    """
+    config = _config(workdir)
+    return of_phase(config, phase_of(workdir, phase, config))
+
+
+def phase_of(workdir: Path, phase: str | None = None, config: Values | None = None) -> str:
+    """Return the phase of a run that is meant: the named one, else the last that has weights.
+
+    `config`: of the run, where it was read already.
+    Raises:
+      ValueError: no run is there, or no such phase.
+    """
+    names = (config or _config(workdir)).phases
+    if phase not in (None, *names):
+        raise ValueError(f"--phase={phase} is unknown; one of {', '.join(names)}")
+    done = [name for name in names if steps(workdir / name / "best")]
+    return phase or (done or names)[-1]
+
+
+def _config(workdir: Path) -> Values:
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"--workdir {workdir}: no run is there, config.json is missing; give the --workdir of "
+            "a training, or --model NAME --weights PATH"
+        )
+    try:
+        config = json.loads(path.read_text(), object_hook=Values)
+        missing = {"model", "data", "attack", "evaluation", "test"} - config.keys()
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); give another --workdir") from error
+    if missing:
+        raise ValueError(f"{path} lacks {sorted(missing)}: it is not a run's config")
+    own = completed(of_this_version(config, path))
+    return json.loads(json.dumps(own), object_hook=Values)
+
+
+def of_this_version(config: dict[str, Any], path: Path) -> Any:
+    """Return the config of a run without the version of its keys.
+
+    Raises:
+      ValueError: it is another version than this code's.
+    """
+    if (found := config.get("version")) != VERSION:
+        raise ValueError(
+            f"{path} has version {found} of the config's keys, and this code has {VERSION}: use "
+            "the version of jaxrobust that began the run, or give a new --workdir"
+        )
+    return type(config)({key: value for key, value in config.items() if key != "version"})
+
+
+def classes_file(workdir: Path, phase: str) -> Path:
+    """Return the file with the classes of a phase: its own, if its data is not the run's."""
+    own = workdir / phase / CLASSES
+    return own if own.exists() else workdir / CLASSES
+
+
+def rewritten(workdir: Path, function: dict[str, Any] | None) -> str:
+    """Return a sentence where the file of a user's function, which makes a run's network, is not
+    the one that the run began with; else nothing.
+    """
+    path = workdir / FUNCTION
+    if function is None or not path.exists():
+        return ""
+    noted = json.loads(path.read_text())["sha256"]
+    if noted == function["sha256"]:
+        return ""
+    return (
+        f"WARNING: {function['file']} has changed since the run in {workdir} began (sha256 "
+        f"{str(noted)[:12]} then, {str(function['sha256'])[:12]} now), and its weights are now in "
+        "the network that this file makes"
+    )
+
+
+def check_classes(path: Path, source: registry.Source, *, renamed: bool = False) -> None:
+    """Raise `ValueError` if a run has other classes, in `path`: labels would mean something else.
+
+    With `renamed`, lists without a common name tell nothing: another data set may name the same
+    classes its way.
+    """
+    known = path.read_text().splitlines() if path.exists() else []
+    names = list(source.classes)
+    if known == names or not (known and names) or (renamed and set(known).isdisjoint(names)):
+        return
+    missing, new = sorted(set(known) - set(names)), sorted(set(names) - set(known))
+    choose = f"choose them with --classes {path}" if renamed else "give a new --workdir"
+    raise ValueError(
+        f"{source.where()} has other classes than {path}: {len(missing)} of its names are missing "
+        f"{missing[:3]}, {len(new)} are new {new[:3]}, and labels would shift. Restore the data "
+        f"set, or {choose}"
+    )
+
+
+def records_of(workdir: Path, weights_sha256: str) -> list[dict[str, Any]]:
+    """Return the records of some weights that a run holds, of its own tests and its evaluations."""
+    files = (workdir / "results.jsonl", workdir / "evaluation" / "results.jsonl")
+    rows = [row for file in files for row in jsonl.read(file)]
+    return [row for row in rows if row.get("weights_sha256") == weights_sha256]
+
+
+def run_weights(
+    workdir: Path, phase: str | None = None, *, image_size: int | None = None
+) -> tuple[str, Weights]:
+    """Return the best weights of a phase (default: the last one that has them), and their name.
+
+    Positions are resized, as conversion does, to another `image_size` than that of the run.
+    Raises:
+      ValueError: there is no such phase, or none of its weights.
+    """
+    config, name = run_config(workdir, phase), phase_of(workdir, phase)
+    if not steps(workdir / name / "best"):
+        either = " or ".join([phase] if phase else reversed(config.phases))
+        raise ValueError(
+            f"{workdir} has no best checkpoint of {either}; train until it has one (the training "
+            "command continues)"
+        )
+    shapes = Weights(*jax.eval_shape(network_of(config).init, jax.random.key(0)))
+    everywhere = sharding.replicated(sharding.make_mesh())
+    with contextlib.closing(Checkpoints(workdir / name / "best", read_only=True)) as best:
+        number = best.latest_step()
+        assert number is not None
+        weights = best.restore(number, abstract_state(shapes, everywhere))
+    if image_size not in (None, config.model.image_size):
+        network = replace(Network.of_config(config), image_size=image_size)
+        weights = Weights(*jax.device_put(resized(network, weights), everywhere))
+    return f"{name}, step {number}, {config.evaluation.weights}", weights
+
+
+def resized(network: Network, weights: Weights) -> list[dict[str, np.ndarray]]:
+    """Return params and stats of the same network at another image size, as those of `network`."""
+    arrays = jax.device_get(weights.params | weights.stats)
+    wanted = Weights(*jax.eval_shape(network.create(dtype="float32").init, jax.random.key(0)))
+    shapes = {name: array.shape for name, array in (wanted.params | wanted.stats).items()}
+    try:
+        filled = convert.rename(convert.names(network.name, arrays).rows, arrays, shapes)
+    except ValueError as error:
+        raise ValueError(f"--image_size={network.image_size}: {error}") from error
+    return [{name: filled[name] for name in part} for part in wanted]

@@ -1,0 +1,349 @@
+"""The choice among kept weights: what is evaluated, what is chosen, what the test then takes."""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust import data
+from jaxrobust.commands import select
+from jaxrobust.config import VERSION, network_of
+from jaxrobust.evaluation.engine import accuracy
+from jaxrobust.runtime.files import jsonl
+from jaxrobust.training import build
+from jaxrobust.weights.store import hashes
+from jaxrobust.weights.trained import kept
+from tests.support import runs as training
+
+STEPS = 4  # of an epoch
+
+
+def call(*words, code=0) -> str:
+    """What the tool prints, or says where it stops with this code."""
+    out, said, ended = io.StringIO(), io.StringIO(), 0
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(said),
+        jax.numpy_dtype_promotion("standard"),
+    ):
+        try:
+            select.main([str(word) for word in words])
+        except SystemExit as stopped:
+            ended = stopped.code
+    assert ended == code, (ended, said.getvalue())
+    return said.getvalue() if code else out.getvalue()
+
+
+def candidate(step, weights, image_size, robust, clean=0.9):
+    return {
+        "step": step, "weights": weights, "image_size": image_size, "robust": robust,
+        "clean": clean, "images": 64,
+    }  # fmt: skip
+
+
+class ChooseTest(absltest.TestCase):
+    def test_the_highest_and_of_equals_the_later_the_averaged_the_smaller(self):
+        rows = [candidate(4, "raw", 8, 0.4), candidate(8, "raw", 8, 0.3)]
+        best, reason = select.choose(rows, "robust")
+        self.assertEqual(best, rows[0])
+        self.assertEqual(reason, "the highest robust accuracy of 2 candidates, 40.00% of 64 images")
+        rows.append(candidate(12, "raw", 8, 0.4))
+        best, reason = select.choose(rows, "robust")
+        self.assertEqual(best, rows[-1])
+        self.assertIn("; another one reaches as much: of equal ones the later epoch", reason)
+        for more in (
+            candidate(12, "raw", 16, 0.4),
+            candidate(12, "ema", 16, 0.4),
+            candidate(12, "ema", 8, 0.4),
+        ):
+            rows.append(more)
+        best, reason = select.choose(rows, "robust")
+        self.assertEqual(best, rows[-1])
+        self.assertIn("; 4 others reach as much: of equal ones the later epoch, then ema", reason)
+        rows.append(candidate(4, "raw", 8, 0.1, clean=0.95))
+        self.assertEqual(select.choose(rows, "clean")[0], rows[-1])
+
+    def test_one_class_only_where_all_answer_one(self):
+        one = {"collapse": {"proven": True, "words": "has collapsed"}}
+        few = {"collapse": {"proven": False, "words": "too few"}}
+        rows = [candidate(4, "raw", 8, 0.08) | few, candidate(8, "raw", 8, 0.121) | one]
+        best, reason = select.choose(rows, "robust")
+        self.assertEqual(best, rows[0])
+        self.assertIn("; one that answers one class left out, at most 12.10%", reason)
+        self.assertEqual(list(select._doubts(best, rows)), ["too few"])
+        best, reason = select.choose(rows[1:], "robust")
+        self.assertEqual(best, rows[1])
+        self.assertNotIn("left out", reason)
+        self.assertEqual(list(select._doubts(best, rows)), ["has collapsed"])
+
+    def test_candidates_of_before_say_that_nobody_looked(self):
+        rows = [candidate(4, "raw", 8, 0.1), candidate(8, "raw", 8, 0.2) | {"collapse": None}]
+        (said,) = select._doubts(rows[1], rows)
+        self.assertIn("1 of 2 candidates were measured by an older version", said)
+
+
+class Case(parameterized.TestCase):
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir())
+        self.workdir = self.folder / "run"
+        self.file = self.workdir / kept.SELECTION
+
+    def made(self, **changes):
+        """A run whose config is there, and no weights."""
+        config = training.tiny(pretrain__epochs=0, **changes)
+        self.workdir.mkdir()
+        own = {"version": VERSION} | json.loads(config.to_json())
+        (self.workdir / "config.json").write_text(json.dumps(own))
+        return config
+
+
+class FlowTest(Case):
+    """What weights reach is told by one of their numbers."""
+
+    def setUp(self):
+        super().setUp()
+        config = self.made()
+        params, stats = jax.jit(network_of(config).init)(jax.random.key(0))
+        self.arrays = {}
+        for step, reach in ((4, (0.1, 0.3)), (8, (0.6, 0.5))):
+            raw, ema = ({**params, "head.fc.bias": np.full(10, r, np.float32)} for r in reach)
+            self.arrays[step] = kept.Kept(*jax.device_put((raw, stats, ema, stats)))
+            kept.keep(self.workdir, "train", step, self.arrays[step], steps_per_epoch=STEPS)
+        self.asked: list[tuple[float, int]] = []
+        self.stop_after = 99
+        self.enter_context(mock.patch.object(build, "evaluation", wraps=build.evaluation))
+        self.enter_context(mock.patch.object(accuracy, "count", self.count))
+
+    def count(self, evaluate, weights, images, mesh, *, bar):
+        del evaluate, mesh, bar
+        if len(self.asked) == self.stop_after:
+            raise KeyboardInterrupt
+        robust = round(float(weights.params["head.fc.bias"][0]), 6)
+        self.asked.append((robust, images.image_size))
+        return {"clean": 0.8, "robust": robust, "images": len(images)}
+
+    @pytest.mark.slow
+    def test_autoattack_goes_on_only_where_the_best_may_be(self):
+        """What a candidate reaches after the first attack, and what others leave of it."""
+        for leaves, in_full, best, bounded in (
+            ({0.6: 0.55}, [0.6], (0.55, "raw"), 3),
+            ({0.6: 0.4, 0.5: 0.45}, [0.6, 0.5], (0.45, "ema"), 2),
+            ({0.6: 0.1, 0.5: 0.2, 0.3: 0.25, 0.1: 0.1}, [0.6, 0.5, 0.3], (0.25, "ema"), 1),
+        ):
+            asked = []
+
+            def measure(weights, full, leaves=leaves, asked=asked):
+                bound = round(float(weights.params["head.fc.bias"][0]), 6)
+                if len(asked) == self.stop_after:
+                    raise KeyboardInterrupt
+                asked.extend([bound] if full else [])
+                robust = leaves[bound] if full else bound
+                return {"clean": 0.8, "robust": robust, "images": 64}
+
+            self.file.unlink(missing_ok=True)
+            with mock.patch.object(select, "_autoattack", lambda *given: measure):
+                self.stop_after = 1  # while the second one is attacked in full
+                if len(in_full) > 1:
+                    call(self.workdir, "--attack=autoattack", code=130)
+                    self.assertIsNone(json.loads(self.file.read_text())["chosen"])
+                self.stop_after = 99
+                printed = call(self.workdir, "--attack=autoattack")
+            self.assertEqual(asked, in_full)
+            said = json.loads(self.file.read_text())
+            self.assertEqual((said["chosen"]["robust"], said["chosen"]["weights"]), best)
+            self.assertIn(
+                f"{best[0]:.2%} of 64 images; {bounded} reach no more after APGD", printed
+            )
+            self.assertEqual(sum(not row["exact"] for row in said["candidates"]), bounded)
+
+    def selected(self, **how):
+        with jax.numpy_dtype_promotion("standard"):
+            return kept.selected_weights(self.workdir, kept.selected(self.workdir), **how)
+
+    def test_all_candidates_the_choice_and_what_is_tested(self):
+        self.assertIn("train, epoch 2, raw, 8 px: the highest", call(self.workdir))
+        self.assertEqual(self.asked, [(0.1, 8), (0.3, 8), (0.6, 8), (0.5, 8)])
+        self.assertEqual(build.evaluation.call_args.kwargs, {"steps": 10})
+        said = json.loads(self.file.read_text())
+        chosen = said["chosen"]
+        self.assertEqual((chosen["epoch"], chosen["step"], chosen["weights"]), (2, 8, "raw"))
+        self.assertEqual(said["split"], "train[256:320]")
+        found = {key: said["attack"][key] for key in ("name", "steps", "norm", "epsilon")}
+        expected = {"name": "apgd-ce", "steps": 10, "norm": "linf", "epsilon": 0.1}
+        self.assertEqual(found, expected)
+        self.assertLen(said["candidates"], 4)
+        for row in said["candidates"]:
+            self.assertEqual((row["images"], row["clean"], row["preprocessing"]), (64, 0.8, "none"))
+        words, weights = self.selected()
+        self.assertEqual(words, "train, epoch 2, raw")
+        theirs = self.arrays[8].of("raw")
+        jax.tree.map(np.testing.assert_array_equal, weights, theirs)
+        self.assertEqual(hashes.weights_sha256(*theirs), chosen["weights_sha256"])
+        jax.tree.map(np.testing.assert_array_equal, self.selected(image_size=16)[1], theirs)
+
+    @pytest.mark.slow
+    def test_again(self):
+        self.enter_context(mock.patch.object(select, "draw", return_value=""))
+        call(self.workdir)
+        with self.subTest("nothing is computed but another size"):
+            call(self.workdir, "--image-size", 8, 16)
+            self.assertEqual(self.asked[4:], [(0.1, 16), (0.3, 16), (0.6, 16), (0.5, 16)])
+            self.assertEqual(kept.selected(self.workdir).image_size, 8)
+
+    def test_other_images_another_network_other_weights(self):
+        """Under the same names; the first candidates would be those of what was there before."""
+        self.enter_context(mock.patch.object(select, "draw", return_value=""))
+        call(self.workdir)
+        said = json.loads(self.file.read_text())
+        at, other = "under the same name, at 8 px, its", "0" * 64
+        own = said["computed"]["8"]
+        mine = [row | {"weights_sha256": other} for row in said["candidates"]]
+        for changes, words in (
+            ({"computed": {"8": own | {"images": other}}}, f"{at} images are others. Move it"),
+            (
+                {"computed": {"8": own | {"gradient": other}}, "by": said["by"] | {"jax": "0.9"}},
+                rf"{at} gradient is another \(begun by jaxrobust .*, jax 0.9, .*\). Move it away",
+            ),
+            ({"candidates": mine}, "the weights of train, step 4, .* are others than those in"),
+        ):
+            self.file.write_text(json.dumps(said | changes))
+            self.assertRegex(call(self.workdir, code=2), words)
+        self.file.write_text(json.dumps({k: v for k, v in said.items() if k != "computed"}))
+        self.assertIn("is of an older version, which noted neither", call(self.workdir, code=2))
+
+    @pytest.mark.slow
+    def test_again_while_the_training_goes_on(self):
+        self.enter_context(mock.patch.object(select, "draw", return_value=""))
+        call(self.workdir)
+        with self.subTest("a copy that came later is added, with the same flags"):
+            more = self.arrays[8]._replace(ema_params=self.arrays[8].params)
+            kept.keep(self.workdir, "train", 12, more, steps_per_epoch=STEPS)
+            call(self.workdir)
+            self.assertEqual(self.asked[4:], [(0.6, 8), (0.6, 8)])
+            self.assertEqual(kept.selected(self.workdir).words, "train, epoch 3, ema")
+
+        with self.subTest("another question overwrites nothing"):
+            before = self.file.read_text()
+            said = call(self.workdir, "--steps", 1, code=2)
+            self.assertRegex(said, r"is a choice of another kind: attack is .*Repeat its flags, or")
+            self.assertEqual(self.file.read_text(), before)
+
+    @pytest.mark.slow
+    def test_interrupted_and_continued(self):
+        self.stop_after = 3
+        self.assertIn("interrupted; the same command continues", call(self.workdir, code=130))
+        self.assertLen(json.loads(self.file.read_text())["candidates"], 3)
+        with self.assertRaisesRegex(ValueError, "^--selected: .* is not finished; the same comm"):
+            kept.selected(self.workdir)
+        self.stop_after = 99
+        call(self.workdir)
+        self.assertEqual(self.asked[3:], [(0.5, 8)])
+
+    @pytest.mark.slow
+    def test_weights_that_are_not_those_that_were_chosen(self):
+        call(self.workdir)
+        said = json.loads(self.file.read_text())
+        said["chosen"]["weights_sha256"] = "0" * 64
+        self.file.write_text(json.dumps(said))
+        with self.assertRaisesRegex(ValueError, "epoch 2, raw are not those that were chosen"):
+            self.selected()
+        for text, message in (
+            ("{", "is damaged .*; remove it and choose again: jaxrobust select"),
+            ('{"schema": 1}', "is damaged"),
+            (json.dumps(said | {"chosen": {"phase": "train"}}), "is damaged"),
+            (json.dumps(said | {"schema": 2}), "has schema 2, and this code reads 1; use the"),
+        ):
+            self.file.write_text(text)
+            with self.assertRaisesRegex(ValueError, message):
+                self.selected()
+
+
+class MistakesTest(Case):
+    @parameterized.parameters(
+        (("--steps", 0), "--steps=0 must be at least 1"),
+        (("--image_size", 8, 0), "--image_size=0 must be at least 1"),
+        (("--n", -1), "--n=-1 is no number of images: 1 or more, or --n=all"),
+        (("--batch", 0), "--batch=0 must be at least 1"),
+        (("--attack", "autoattack", "--steps", 10), "--steps are those of APGD-CE"),
+        (("--attack", "pgd"), "invalid choice: 'pgd'"),
+        (("--phase", "trian"), "--phase=trian is unknown; one of pretrain, train"),
+        ((), "has kept no weights to choose from; train with --config.checkpoint.keep_every"),
+    )
+    def test_flags(self, words, message):
+        self.made()
+        said = call(self.workdir, *words, code=2)
+        self.assertIn(message, said)
+        self.assertEqual(said.count("\n"), 1, said)
+        self.assertEqual([path.name for path in self.workdir.iterdir()], ["config.json"])
+
+    def test_no_run(self):
+        self.assertIn("no run is there", call(self.folder / "none", code=2))
+
+    def test_a_choice_on_the_test_split(self):
+        self.made()
+        (self.workdir / "train" / kept.FOLDER / "4").mkdir(parents=True)
+        said = call(self.workdir, "--split", "test[:80]", code=2)
+        self.assertRegex(said, r"test\[:80\] is the test split of .*give another --split")
+
+    def test_nothing_was_chosen(self):
+        self.made()
+        with self.assertRaisesRegex(
+            ValueError,
+            f"^--selected: nothing has been chosen in {self.workdir}; choose first: "
+            f"jaxrobust select {self.workdir}$",
+        ):
+            kept.selected(self.workdir)
+
+
+class RunTest(Case):
+    @pytest.mark.slow
+    def test_the_figures_are_those_that_training_saw(self):
+        """And AutoAttack's are no higher than those of APGD-CE."""
+        config = training.one_phase(checkpoint__keep_every_epochs=1)
+        training.quiet_run(config, self.workdir)
+        call(self.workdir, "--steps", config.evaluation.steps, "--image-size", 8, 10)
+        said = json.loads(self.file.read_text())
+        self.assertLen(said["candidates"], 3 * 2 * 2)
+        seen = {row["step"]: row for row in jsonl.read(self.workdir / "train" / "selection.jsonl")}
+        for row in said["candidates"]:
+            if row["weights"] == "ema" and row["image_size"] == 8:
+                figures = {key: row[key] for key in ("clean", "robust", "images")}
+                self.assertEqual(figures | {"step": row["step"]}, seen[row["step"]])
+        self.assertTrue((self.workdir / "selection.png").is_file() or not _plot())
+
+        source = data.open_source("digits", "train[256:320]")
+        (batch,) = data.evaluation_batches(source, batch_size=64, image_size=8)
+        with jax.numpy_dtype_promotion("standard"):
+            choice = kept.selected(self.workdir)
+            _, weights = kept.selected_weights(self.workdir, choice, image_size=8)
+            logits, _ = jax.jit(network_of(config).apply)(*weights, batch.images / np.float32(255))
+        clean = float((np.argmax(logits, -1) == batch.labels).mean())
+        key = (choice.step, choice.weights, 8)
+        (own,) = (r for r in said["candidates"] if select._key(r) == key)
+        self.assertEqual(own["clean"], clean)
+
+        self.file.unlink()
+        call(self.workdir, "--attack", "autoattack", "--n", 16)
+        strong = json.loads(self.file.read_text())["candidates"]
+        self.file.unlink()
+        call(self.workdir, "--n", 16)
+        for row, other in zip(strong, json.loads(self.file.read_text())["candidates"], strict=True):
+            self.assertEqual((row["clean"], row["images"]), (other["clean"], 16))
+            self.assertLessEqual(row["robust"], other["robust"])
+
+
+def _plot() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+if __name__ == "__main__":
+    absltest.main()

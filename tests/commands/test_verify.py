@@ -1,0 +1,377 @@
+"""The check of a bundle, with our network and with PyTorch: what is confirmed, what is refused."""
+
+import contextlib
+import importlib.util
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust import data
+from jaxrobust.commands import verify
+from jaxrobust.evaluation.bundles import claims
+from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.weights.store import files
+from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.trained import runs
+from tests.support import bundles, paths
+from tests.support.evaluations import call, run_for
+
+TORCH = importlib.util.find_spec("torch") is not None
+N = 32
+FUNCTION = """
+from pathlib import Path
+import jax.numpy as jnp
+import numpy as np
+WEIGHTS = jnp.asarray(np.load(Path(__file__).with_name("weights.npy")))
+def logits_fn(images):
+    return images.reshape(len(images), -1) @ WEIGHTS
+def another(images):
+    return images.reshape(len(images), -1) @ WEIGHTS[::-1]
+"""
+LINEAR = """
+from pathlib import Path
+import numpy as np
+import torch
+def load():
+    net = torch.nn.Linear(64, 10, bias=False)
+    weights = np.load(Path(__file__).with_name("weights.npy"))
+    net.weight.data = torch.from_numpy(weights.T.copy())
+    return torch.nn.Sequential(torch.nn.Flatten(), net)
+def nothing():
+    return 3
+NETWORK = load()
+"""
+
+
+def ran(*words) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of the tool."""
+    out, said = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(said),
+        jax.numpy_dtype_promotion("standard"),
+    ):
+        try:
+            code = verify.main([str(word) for word in words])
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+    return code, out.getvalue(), said.getvalue()
+
+
+class Case(parameterized.TestCase):
+    def refused(self, *words) -> str:
+        code, printed, said = ran(*words)
+        self.assertEqual((code, printed, said.count("\n")), (2, "", 1), said)
+        return said
+
+    def changed(self, folder: Path) -> Path:
+        """Return a copy of a bundle in which one byte of a difference is another."""
+        other = Path(self.create_tempdir()) / "changed"
+        shutil.copytree(folder, other)
+        path = other / "differences-0.bin"
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        return other
+
+
+@pytest.mark.slow
+class RunTest(Case):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.workdir = run_for(cls)
+        root = cls.workdir.parent
+        cls.bundle = root / "bundle"
+        cls.flags = {
+            "workdir": str(cls.workdir), "out": str(root / "out"), "attack": "apgd-ce",
+            "epsilon": "0.03", "n": N, "bundle": str(cls.bundle),
+        }  # fmt: skip
+        code, _, said = call(**cls.flags)
+        assert code == 0, said
+        (cls.record,) = records.read(root / "out")
+        cls.found = verdicts.read(root / "out" / cls.record["verdicts"])
+        cls.wrong = {
+            "misclassified": int((~cls.found.clean).sum()),
+            "fooled": int((cls.found.clean & ~cls.found.robust).sum()),
+        }
+        _, (params, stats) = runs.run_weights(cls.workdir)
+        cls.arrays = {k: np.asarray(a) for k, a in (params | stats).items()}
+
+    def file(self, *, says: bool, options=None, **changes) -> Path:
+        """Write the weights of the run as a file that says what network it holds, or does not."""
+        path = Path(self.create_tempdir()) / "weights.safetensors"
+        options = options or self.record["model"]["options"]
+        files.write(
+            path,
+            self.arrays | changes,
+            weights_folder.metadata("convnext_n", options) if says else {},
+        )
+        return path
+
+    def test_everything_is_confirmed(self):
+        code, printed, said = ran(self.bundle, "--weights", self.workdir, "--json")
+        self.assertEqual(code, 0, said)
+        *text, last = printed.splitlines()
+        plain = json.loads(last)
+        self.assertEqual(plain["claimed"], self.wrong)
+        self.assertEqual(plain["confirmed"], self.wrong)
+        self.assertGreater(self.wrong["fooled"], 5)
+        self.assertEqual(plain["robust_at_most"], self.record["robust"])
+        np.testing.assert_allclose(plain["interval"], self.record["interval"]["robust"], atol=1e-9)
+        self.assertEqual((plain["whole"], plain["other_network"]), (True, False))
+        self.assertEqual(plain["bundle"], claims.file_sha256(self.bundle / claims.SUMS))
+        self.assertRegex(text[0], "convnext_n, apgd-ce, linf 0.03, on digits test")
+        self.assertIn("Confirmed: robust accuracy on these images is at most", text[-1])
+
+    @parameterized.parameters(True, False)
+    @pytest.mark.slow
+    def test_a_file_of_the_same_weights(self, says):
+        code, printed, said = ran(self.bundle, "--weights", self.file(says=says), "--batch=5")
+        self.assertEqual(code, 0, printed + said)
+        self.assertNotIn("other weights", printed)
+
+    def test_other_weights_are_judged_and_said(self):
+        bias = self.arrays["head.fc.bias"]
+        path = self.file(says=True, **{"head.fc.bias": bias + np.float32(1e-7)})
+        code, printed, _ = ran(self.bundle, "--weights", path, "--json")
+        self.assertEqual(code, 1, printed)
+        self.assertIn(
+            "This is another network than the record's, or has other weights (convnext_n,", printed
+        )
+        plain = json.loads(printed.splitlines()[-1])
+        self.assertEqual((plain["whole"], plain["other_network"]), (False, True))
+        self.assertEqual(plain["confirmed"], self.wrong)  # so little else they are
+        strides = {"downsample_strides": [1, 1]}  # the same weights, another network
+        path = self.file(says=True, options=self.record["model"]["options"] | strides)
+        said = self.refused(self.bundle, "--weights", path)
+        self.assertIn("downsample_strides", said)
+        path = self.file(says=True, **{"head.fc.bias": bias + 1000 * np.eye(10, dtype="f")[3]})
+        code, printed, _ = ran(self.bundle, "--weights", path, "--json")
+        plain = json.loads(printed.splitlines()[-1])
+        three = [int(i) for i, label in enumerate(self.found.labels) if label == 3]
+        expected = [i for i in three if not self.found.robust[i]]
+        self.assertEqual(plain["unconfirmed"], {"right": expected})
+
+    def test_other_images(self):
+        code, printed, _ = ran(
+            self.bundle, "--weights", self.workdir, "--split=train[:32]", "--json"
+        )
+        self.assertEqual(code, 1)
+        plain = json.loads(printed.splitlines()[-1])
+        self.assertEqual(plain["confirmed"], {"misclassified": 0, "fooled": 0})
+        self.assertEqual(plain["robust_at_most"], 1)
+        self.assertContainsSubset(plain["unconfirmed"], {"other image", "other label"})
+        code, printed, _ = ran(self.bundle, "--weights", self.workdir, "--split=test[:20]")
+        self.assertEqual(code, 1)
+        missing = len(self.found.robust[20:])
+        self.assertIn(f"{missing} not confirmed: not among the images that were given", printed)
+
+    def test_mistakes(self):
+        weights = ("--weights", self.workdir)
+        self.assertIn("give --weights W, or --function", self.refused(self.bundle))
+        self.assertIn("is no bundle", self.refused(self.workdir, *weights))
+        self.assertRegex(
+            self.refused(self.changed(self.bundle), *weights),
+            "differences-0.bin is not the file .* get the bundle again",
+        )
+        self.assertIn("--batch=0 must be", self.refused(self.bundle, *weights, "--batch=0"))
+        nowhere = Path(self.create_tempdir()) / "none.safetensors"
+        self.assertIn("no such file", self.refused(self.bundle, "--weights", nowhere))
+        said = self.refused(self.bundle, *weights, "--dataset=fake:8x8x3", "--split=test")
+        self.assertIn("channels", said)
+        wide = self.file(says=True, **{"head.fc.bias": np.zeros(7, np.float32)})
+        code, _, said = ran(self.bundle, "--weights", wide)
+        self.assertEqual(code, 2)
+        self.assertIn("head.fc.bias: shape (7,)", said)
+        self.assertIn(
+            "ends in .npy", self.refused(self.bundle, "--write_images", self.workdir / "x.npz")
+        )
+
+    def test_the_images_as_they_are_prepared(self):
+        path = Path(self.create_tempdir()) / "images.npy"
+        code, printed, said = ran(self.bundle, "--write_images", path)
+        self.assertEqual(code, 0, said)
+        self.assertIn(f"{N} images in {path}", printed)
+        images, labels = np.load(path), np.load(path.with_suffix(".labels.npy"))
+        source = data.open_source("digits", "test")
+        prepared = data.Prepared(source, image_size=8, preprocessing="none", images=N)
+        self.assertEqual(images.dtype, np.uint8)
+        np.testing.assert_array_equal(images / np.float32(255), prepared[:])
+        np.testing.assert_array_equal(labels, self.found.labels)
+
+    def test_pytorch_confirms_every_image(self):
+        """The exported network, in another process that has never heard of this package."""
+        if not TORCH:
+            self.skipTest(paths.PARITY)
+        from jaxrobust.convert import export_torch
+
+        folder = Path(self.create_tempdir())
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            out = ["--layout=module", "--nocertificate", "--out", str(folder / "ship")]
+            export_torch.main(["--workdir", str(self.workdir), *out])
+        ran(self.bundle, "--write_images", folder / "images.npy")
+        done = subprocess.run(
+            [
+                *(sys.executable, "-I", self.bundle / "verify.py", "--device=cpu"),
+                *("--images", folder / "images.npy"),
+                *("--labels", folder / "images.labels.npy"),
+                *("--module", folder / "ship" / "convnext_n.py:load"),
+            ],
+            capture_output=True,
+            text=True,
+            cwd=folder,
+        )
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        fooled = self.wrong["fooled"]
+        self.assertIn(f"{fooled} of {fooled} fooled: confirmed", done.stdout)
+        self.assertIn("Confirmed: robust accuracy on these images is at most", done.stdout)
+
+
+class FunctionTest(Case):
+    """A function of the user's, and the same network in PyTorch, in this process."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        directory = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(directory.cleanup)
+        cls.root = Path(directory.name)
+        cls.bundle = cls.root / "bundle"
+        source = data.open_source("digits", "train")
+        ours = data.Prepared(source, image_size=8, preprocessing="none", images=len(source))
+        design = ours[:].reshape(len(ours), -1).astype(np.float64)
+        ridge = design.T @ design + np.eye(64)
+        weights = np.linalg.solve(ridge, design.T @ np.eye(10)[ours.labels()])
+        np.save(cls.root / "weights.npy", weights.astype(np.float32))
+        (cls.root / "nets.py").write_text(FUNCTION)
+        (cls.root / "linear.py").write_text(LINEAR)
+        code, _, said = call(
+            function=f"{cls.root}/nets.py:logits_fn", dataset="digits", norm="l2", epsilon="0.3",
+            attack="apgd-ce", n=N, out=str(cls.root / "out"), bundle=str(cls.bundle),
+        )  # fmt: skip
+        assert code == 0, said
+        ran(cls.bundle, "--write_images", cls.root / "images.npy")
+        if TORCH:
+            spec = importlib.util.spec_from_file_location("bundled", cls.bundle / "verify.py")
+            cls.program = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(cls.program)
+
+    def checked(self, *words, images="images.npy", module="linear.py:load"):
+        """Exit code, stdout and stderr of the program in the bundle."""
+        if not TORCH:
+            self.skipTest(paths.PARITY)
+        out, said = io.StringIO(), io.StringIO()
+        own = ["--images", self.root / images, "--module", f"{self.root}/{module}", *words]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+            code = self.program.main([str(word) for word in own])
+        return code, out.getvalue(), said.getvalue()
+
+    def test_our_function(self):
+        code, printed, said = ran(self.bundle, "--function", f"{self.root}/nets.py:logits_fn")
+        self.assertEqual(code, 0, said)
+        self.assertIn("l2 0.3, on digits test", printed)
+        code, printed, said = ran(self.bundle, "--function", f"{self.root}/nets.py:another")
+        self.assertEqual(code, 1, said)
+        self.assertIn("This is another network than the record's", printed)
+
+    def test_a_program_that_somebody_changed(self):
+        other = Path(self.create_tempdir()) / "changed"
+        shutil.copytree(self.bundle, other)
+        program = other / "verify.py"
+        program.write_text(program.read_text().replace("return 0 if found.whole else 1", "return"))
+        bundles.resigned(other)
+        network = ("--function", f"{self.root}/nets.py:logits_fn")
+        code, printed, _ = ran(other, *network)
+        self.assertEqual(code, 0)  # the claim holds
+        self.assertIn("verify.py is not the program that this version writes", printed)
+
+    def test_another_size_of_the_split_is_not_confirmed(self):
+        other = Path(self.create_tempdir()) / "changed"
+        shutil.copytree(self.bundle, other)
+        bundles.changed(other, split_images=50)
+        network = ("--function", f"{self.root}/nets.py:logits_fn")
+        code, printed, _ = ran(other, *network)
+        self.assertEqual(code, 1)
+        self.assertIn("and the bundle says 50: this is another split, or version", printed)
+
+    @parameterized.parameters(
+        ("dataset", "npz:theirs.npz"),
+        ("dataset", "folder:bundle/images"),
+        ("dataset", "hf:./bundle"),
+        ("split", "test@bundle/fooled.txt"),
+    )
+    def test_images_that_whoever_claims_may_have_made(self, key, value):
+        other = Path(self.create_tempdir()) / "changed"
+        shutil.copytree(self.bundle, other)
+        bundles.changed(other, record={key: value})
+        said = self.refused(other, "--function", f"{self.root}/nets.py:logits_fn")
+        self.assertIn(f"which may be of whoever made the bundle; name your own: --{key}", said)
+        images = ("--write_images", Path(self.create_tempdir()) / "images.npy")
+        self.assertIn("name your own", self.refused(other, *images))
+
+    def test_in_pytorch(self):
+        code, printed, said = self.checked()
+        self.assertEqual((code, said), (1, ""), printed)
+        self.assertIn("Confirmed but for the labels: robust accuracy", printed)
+        self.assertIn("Pass --labels to compare", printed)
+        code, printed, said = self.checked("--trust-labels")
+        self.assertEqual((code, said), (0, ""), printed)
+        self.assertIn("the labels are the bundle's own, and taken on trust, as was", printed)
+        self.assertRegex(printed, r"(\d+) of \1 fooled: confirmed")
+        self.assertIn("this program cannot know", printed)
+        code, printed, _ = self.checked(
+            "--labels", self.root / "images.labels.npy", module="linear.py:NETWORK"
+        )
+        self.assertEqual(code, 0)
+        self.assertNotIn("--labels", printed)
+
+    def test_images_as_floats_and_too_few(self):
+        images = np.load(self.root / "images.npy")
+        np.save(self.root / "floats.npy", images / np.float32(255))
+        self.assertEqual(self.checked("--trust-labels", images="floats.npy")[0], 0)
+        np.save(self.root / "few.npy", images[:5])
+        code, printed, _ = self.checked(images="few.npy")
+        self.assertEqual(code, 1)
+        self.assertIn("not confirmed: not among the images that were given", printed)
+
+    @parameterized.parameters(
+        ({"images": "none.npy"}, "none.npy is no .npy file that can be read"),
+        ({"images": "linear.py"}, "linear.py is no .npy file that can be read"),
+        ({"images": "channels.npy"}, r"is uint8\(32, 1, 8, 8\); the bundle needs uint8 or float32"),
+        ({"module": "linear.py"}, "is no FILE.py:NAME, such as net.py:load"),
+        ({"module": "linear.py:missing"}, "gives no torch.nn.Module; name one"),
+        ({"module": "linear.py:nothing"}, "gives no torch.nn.Module; name one"),
+        ({"module": "none.py:load"}, "none.py: "),
+    )
+    def test_mistakes(self, given, said):
+        images = np.load(self.root / "images.npy")
+        np.save(self.root / "channels.npy", images.transpose(0, 3, 1, 2))
+        code, printed, error = self.checked(**given)
+        self.assertEqual((code, printed, error.count("\n")), (2, "", 1), error)
+        self.assertRegex(error, said)
+
+    def test_a_changed_byte_and_other_labels(self):
+        code, _, said = self.checked("--bundle", self.changed(self.bundle))
+        self.assertEqual(code, 2)
+        self.assertIn("get the bundle again", said)
+        labels = np.load(self.root / "images.labels.npy")
+        np.save(self.root / "few.labels.npy", labels[:4])
+        code, _, said = self.checked("--labels", self.root / "few.labels.npy")
+        self.assertEqual(code, 2)
+        self.assertIn("--labels has shape (4,), and there are 32 images", said)
+        np.save(self.root / "other.labels.npy", (labels + 1) % 10)
+        code, printed, _ = self.checked("--labels", self.root / "other.labels.npy")
+        self.assertEqual(code, 1)
+        self.assertIn("not confirmed: another label than the data set's", printed)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,226 @@
+"""`python -m jaxrobust.doctor`: what it takes, what it prints, and its exit codes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+from safetensors.numpy import save_file
+
+from configs import quickstart
+from jaxrobust.data import open_source
+from jaxrobust.doctor import command
+from jaxrobust.doctor.findings import GREEN, RED, SKIPPED
+from jaxrobust.doctor.patient import Recorded
+from jaxrobust.weights.trained import runs
+from tests.support import paths
+from tests.support.runs import quiet_run
+
+# The nearest mean of the shipped digits' classes, as a user writes a network.
+OWN = """
+import jax.numpy as jnp
+import numpy as np
+from jaxrobust.data import Prepared, open_source
+
+source = open_source("digits", "train")
+prepared = Prepared(source, image_size=8, preprocessing="none", images=len(source))
+images, labels = prepared[np.arange(len(source))], prepared.labels()
+means = np.stack([images[labels == k].mean(0).ravel() for k in range(10)])
+
+def logits_fn(x):
+    h = x.reshape(len(x), -1)
+    return 2 * h @ means.T - (means**2).sum(1)[None]
+
+def shifted(x):
+    return jnp.roll(logits_fn(x), 1, axis=1)
+"""
+
+# The same in PyTorch, with means of images in [-1, 1].
+MODULE = """
+import torch
+from jaxrobust import data
+
+class Means(torch.nn.Module):
+    def __init__(self, images, labels):
+        super().__init__()
+        pixels, labels = 2 * torch.from_numpy(images).flatten(1) - 1, torch.from_numpy(labels)
+        means = [pixels[labels == k].mean(0) for k in range(10)]
+        self.means = torch.nn.Parameter(torch.stack(means))
+
+    def forward(self, x):
+        return 2 * x.flatten(1) @ self.means.T - (self.means**2).sum(1)
+
+def make():
+    return Means(*data.load("digits", split="train")[:2]).eval()
+"""
+
+RECORD = {"dataset": "digits", "split": "test", "weights": "train, step 8, ema", "clean": 0.75}
+
+
+def doctor(*words):
+    """What the command leaves behind, as a user starts it."""
+    return subprocess.run(
+        [sys.executable, "-m", "jaxrobust.doctor", *words],
+        cwd=paths.ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def examine(place, **given):
+    rest = dict.fromkeys(("dataset", "norm", "epsilon", "data_dir", "weights", "phase", "model"))
+    code = command.answer(
+        rest | {"n": 200, "seed": 0} | given,
+        place,
+        config=None,
+        named=None,
+        devices=1,
+        coloured=False,
+        as_json=True,
+    )
+    told, code = code
+    return json.loads(json.dumps(told)), code
+
+
+def reds(told):
+    return [f["check"] for e in told["examined"] for f in e["findings"] if f["level"] == RED]
+
+
+def trained(config, run):
+    """Train until a network is robust enough to tell faults from weakness."""
+    for phase in (config.pretrain, config.train):
+        phase.update(epochs=8, ema_decay=0.95)
+    quiet_run(config, run)
+    return run
+
+
+@pytest.mark.computes
+class HealthyTest(parameterized.TestCase):
+    """Those that pass all: a ConvNeXt by three names, a ResNet with batch norms, a function."""
+
+    def check(self, place, **given):
+        told, code = examine(place, **given)
+        found = {f["check"]: f for e in told["examined"] for f in e["findings"]}
+        self.assertLessEqual({f["level"] for f in found.values()}, {GREEN, SKIPPED}, found)
+        self.assertEqual((code, told["red"]), (0, False))
+        return told
+
+    @pytest.mark.matrix
+    def test_a_digits_run(self):
+        run = trained(quickstart.get_config(), Path(self.create_tempdir()) / "run")
+        told = self.check(str(run))
+        self.assertLen(told["examined"], 2)  # its config and its network
+        told = self.check(None, workdir=str(run), phase="pretrain", norm="l2", split="test[:128]")
+        self.assertIn("(pretrain, step", told["examined"][1]["of"])
+        self.assertIn("on 128 images", told["examined"][1]["of"])
+        _, weights = runs.run_weights(run)
+        file = run / "weights.safetensors"
+        save_file({k: np.asarray(v) for k, v in (weights.params | weights.stats).items()}, file)
+        given = {"model": "convnext_n", "weights": str(file), "dataset": "digits", "epsilon": 0.1}
+        given["options"] = {"stem_strides": (1,), "dims": (32, 64, 128)}
+        self.assertLen(self.check(None, **given)["examined"], 1)
+
+    @pytest.mark.matrix
+    def test_a_run_with_batch_norms(self):
+        config = quickstart.get_config()
+        config.model.name = "resnet18"
+        with config.unlocked():
+            config.model.options = {"depths": (1, 1), "small_stem": True}
+        run = trained(config, Path(self.create_tempdir()) / "run")
+        told = self.check(str(run))
+        statistics = [
+            f for f in told["examined"][0]["findings"] if f["check"] == "batch-statistics"
+        ]
+        self.assertIn("attack.statistics=running", statistics[0]["said"])
+
+    @pytest.mark.slow
+    def test_a_function(self):
+        file = self.create_tempfile("my_net.py", OWN)
+        self.check(f"{file.full_path}:logits_fn", dataset="digits", epsilon=0.1)
+
+
+class RecordedTest(parameterized.TestCase):
+    """The accuracy that a run's own record has for its weights."""
+
+    @parameterized.parameters(
+        ("", 0.75),
+        ('{"dataset": "dig', 0.75),  # torn off
+        (json.dumps(RECORD | {"clean": float("nan")}), 0.75),
+        (json.dumps({"schema": 1}), 0.75),
+        (json.dumps(RECORD | {"split": "train", "clean": 0.9}), 0.75),
+        (json.dumps(RECORD | {"weights": "pretrain, step 8, ema", "clean": 0.9}), 0.75),
+        (json.dumps(RECORD | {"clean": 0.5}) + "\n", 0.5),  # the last one counts
+    )
+    def test_the_last_that_is_whole(self, more, clean):
+        run = Path(self.create_tempdir())
+        (run / "results.jsonl").write_text(json.dumps(RECORD) + "\n" + more)
+        source = open_source("digits", "test")
+        found = command._recorded(run, RECORD["weights"], None, source)
+        self.assertEqual(found, Recorded(clean, f"{run.name}/results.jsonl"))
+
+    def test_of_a_newer_version(self):
+        run = Path(self.create_tempdir())
+        (run / "results.jsonl").write_text(json.dumps({"schema": 99}) + "\n")
+        with self.assertRaisesRegex(ValueError, "schema 99, .* install a newer jaxrobust"):
+            command._recorded(run, RECORD["weights"], None, open_source("digits", "test"))
+
+
+class CommandTest(parameterized.TestCase):
+    @pytest.mark.slow
+    def test_a_fault_is_an_exit_code(self):
+        file = self.create_tempfile("my_net.py", OWN)
+        told, code = examine(f"{file.full_path}:shifted", dataset="digits", epsilon=0.1)
+        self.assertEqual((code, reds(told)), (1, ["label-order"]))
+
+    @pytest.mark.slow
+    def test_a_module_that_expects_other_images(self):
+        pytest.importorskip("torch", reason=paths.PARITY)
+        file = self.create_tempfile("my_net.py", MODULE)
+        words = ["--torch", f"{file.full_path}:make", "--dataset", "digits", "--epsilon", "0.1"]
+        done = doctor(*words, "--json")
+        found = {f["check"]: f for f in json.loads(done.stdout)["examined"][0]["findings"]}
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertEqual(found["missing-normalisation"]["level"], RED)
+        self.assertIn("[-1, 1]", found["missing-normalisation"]["said"])
+
+    @pytest.mark.slow
+    def test_a_config(self):
+        done = doctor("--config", "quickstart", "--json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertFalse(json.loads(done.stdout)["red"])
+        done = doctor("--config=quickstart", "--config.train.warmup_epochs=20")
+        self.assertEqual(done.returncode, 1, done.stderr)
+        self.assertRegex(done.stdout, "(?m)^red +warm-up +train: train.warmup_epochs=20")
+        self.assertNotIn("\033", done.stdout)
+
+    @parameterized.parameters(
+        (["--n=5", "run"], "--n=5 is outside of 32 to 1000"),
+        (["a", "b"], "'b' is one word too many"),
+        ([], "name a run"),
+    )
+    @pytest.mark.slow
+    def test_mistakes(self, words, message):
+        done = doctor(*words)
+        self.assertEqual((done.returncode, done.stdout), (2, ""))
+        self.assertIn(message, done.stderr)
+
+    def test_nothing_is_named(self):
+        with self.assertRaisesRegex(ValueError, "name a run, weights, a function or a config"):
+            examine(None)
+
+    def test_named_twice(self):
+        with self.assertRaisesRegex(ValueError, "weights.pt and --weights=b.pt name the same"):
+            examine("weights.pt", weights="b.pt")
+
+    def test_a_function_without_data(self):
+        file = self.create_tempfile("my_net.py", OWN)
+        with self.assertRaisesRegex(ValueError, "--function needs --dataset NAME"):
+            examine(f"{file.full_path}:logits_fn")
+
+
+if __name__ == "__main__":
+    absltest.main()

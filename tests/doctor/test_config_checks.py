@@ -1,0 +1,207 @@
+"""Each fault in a config that has it, and nothing in those of the package."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust.config import Values, network_of, plain
+from jaxrobust.doctor import command
+from jaxrobust.doctor.config_checks import CONFIG_CHECKS, Plan
+from jaxrobust.doctor.findings import RED, SKIPPED, YELLOW, examined
+from jaxrobust.types import Classifier
+from tests.support import config_lines
+from tests.support.runs import tiny
+from tools import refresh_configs
+
+TWICE = """
+import jax.numpy as jnp
+from jaxrobust import models
+from jaxrobust.types import Classifier
+
+def make(num_classes, image_size, in_channels):
+    net = models.create("convnext_n", num_classes=num_classes, image_size=image_size,
+                        depths=(1,), dims=(8,))
+    mean = jnp.asarray([[[[0.485, 0.456, 0.406]]]])
+    def apply(params, stats, images, **how):
+        return net.apply(params, stats, (images - mean) / 0.225, **how)
+    return Classifier(net.init, apply)
+"""
+
+# What is to be said of the rows of `configs/`: their papers trained so, but for the average.
+REMARKS = {
+    "transfer:xcit_s12,data=cifar100": {"batch-statistics": YELLOW},
+    "transfer:xcit_s12,data=cifar10,start=random": {"batch-statistics": YELLOW},
+    "transfer:xcit_s12,data=caltech": {"one-step": YELLOW},
+}
+
+
+# Studies that ask what such a fault costs, here one step from the image at 8/255.
+ASKED = "cifar_study:run=one-step"
+
+
+@functools.cache
+def shaped(model):
+    """The network of a config's section, as text, whose weights are drawn as zeros of their shapes:
+    it is traced once for all lines that have it.
+    """
+    section = json.loads(model, object_hook=Values)
+    net = network_of(Values(model=section))
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+
+    def init(key):
+        return jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), shapes)
+
+    return Classifier(init, net.apply)
+
+
+class Traced(Plan):
+    @property
+    def net(self):
+        return shaped(json.dumps(plain(self.config)["model"] | {"num_classes": 10}))
+
+
+def faults(config, devices=1):
+    found = examined(CONFIG_CHECKS, Plan(config, devices))
+    return {f.check.name: f for f in found if f.seen.level in (RED, YELLOW)}
+
+
+class ConfigTest(parameterized.TestCase):
+    def check_only(self, name, level, config, devices=1):
+        found = faults(config, devices)
+        self.assertEqual({k: f.seen.level for k, f in found.items()}, {name: level}, found)
+        return found[name]
+
+    def test_healthy(self):
+        self.assertEmpty(faults(tiny(train__epochs=5, pretrain__epochs=5)))
+
+    @parameterized.parameters(*refresh_configs.names())
+    @pytest.mark.slow
+    def test_published(self, name):
+        found = faults(refresh_configs.load(name), devices=8)
+        self.assertEqual({k: f.seen.level for k, f in found.items()}, REMARKS.get(name, {}), found)
+
+    def test_no_line_of_a_family_is_red(self):
+        """Every run of every paper, by all checks; what one of them traces, it traces once."""
+        red, unknown, lines = {}, [], config_lines.lines()
+        self.assertGreater(len(lines), 900)
+        for line in lines:
+            for found in examined(CONFIG_CHECKS, Traced(refresh_configs.load(line), 8)):
+                if found.seen.level == RED:
+                    red[line] = f"{found.check.name}: {found.seen.said}"
+                if found.seen.level == SKIPPED and found.check.name == "ema-horizon":
+                    unknown.append(line)
+        asked = {line for line in red if line.startswith(ASKED) and "one-step:" in red[line]}
+        self.assertEmpty({line: said for line, said in red.items() if line not in asked})
+        self.assertNotEmpty(asked)
+        # Of files of one's own nobody knows how many images there are.
+        self.assertEmpty([line for line in unknown if "extra=500k" not in line])
+
+    @pytest.mark.slow
+    def test_every_network_of_a_family_can_be_made(self):
+        made = {
+            json.dumps(plain(refresh_configs.load(line))["model"]) for line in config_lines.lines()
+        }
+        self.assertGreater(len(made), 150)
+        for model in made:
+            with self.subTest(model):
+                self.assertIsNotNone(shaped(model))
+
+    def test_lines_come_when_they_are_known(self):
+        shown, again = [], {"n": 200, "seed": 0, "weights": None}
+        how = {"named": "tiny", "devices": 1, "coloured": False, "as_json": False}
+        told, code = command.answer(again, None, config=tiny(), show=shown.append, **how)
+        self.assertEqual((told, code), (None, 0))
+        self.assertEqual(shown[0], "tiny on 1 device")
+        self.assertLen(shown, len(CONFIG_CHECKS) + 2)  # and the summary
+        how["as_json"] = True
+        told, _ = command.answer(again, None, config=tiny(), show=self.fail, **how)
+        self.assertLen(told["examined"][0]["findings"], len(CONFIG_CHECKS))
+
+    def test_heavy_augmentation(self):
+        config = tiny(data__augmentation="crop|randaugment", pretrain__epochs=0)
+        found = self.check_only("heavy-augmentation", RED, config)
+        self.assertIn("give clean weights", found.remedy)
+
+    @parameterized.parameters(
+        ({"name": "pgd", "steps": 2, "step_size": 0.02}, RED, "the radius is never reached"),
+        ({"name": "pgd", "steps": 2, "relative_step": 3.0}, RED, "leaps over the ball"),
+        ({"name": "pgd", "steps": 2, "step_size": 0.06}, YELLOW, "attack.relative_step=0.6"),
+        ({"name": "apgd", "steps": 2, "step_size": 0.06}, YELLOW, "is not read"),
+    )
+    def test_step_rule(self, attack, level, words):
+        config = tiny(**{f"attack__{key}": value for key, value in attack.items()})
+        self.assertIn(words, self.check_only("step-rule", level, config).seen.said)
+
+    @parameterized.parameters(("image", RED), ("random", YELLOW))
+    def test_one_step(self, start, level):
+        config = tiny(attack__steps=1, attack__epsilon=8 / 255, attack__start=start)
+        found = self.check_only("one-step", level, config)
+        self.assertIn("leaks the label", found.cause)
+
+    def test_normalised_twice(self):
+        file = self.create_tempfile("nets.py", TWICE)
+        own = {"model__name": f"{file.full_path}:make", "model__options": {}}
+        config = tiny(**own, model__image_size=32, model__in_channels=3, data__name="fake")
+        self.assertNotIn("normalised-twice", faults(config))
+        with config.unlocked():
+            config.init.normalize = "imagenet"
+        found = faults(config)["normalised-twice"]
+        self.assertEqual(found.seen.level, RED)
+        self.assertIn("holds the mean of imagenet", found.seen.said)
+
+    def test_batch_statistics(self):
+        config = tiny(attack__statistics="batch", train__objective="trades")
+        config = config.copy_and_resolve_references().unlock()
+        config.model.update(name="resnet18", image_size=8)
+        config.model.options = {}
+        config.attack.start = "random"
+        self.check_only("batch-statistics", YELLOW, config)
+        config.train.objective = "adversarial"  # as the main paper trains
+        self.assertEmpty(faults(config))
+        config.train.objective = "trades"
+        config.model.name = "convnext_n"  # layer norm
+        self.assertEmpty(faults(config))
+
+    @parameterized.parameters((0.99, RED), (0.9, YELLOW), (0.5, None))
+    def test_ema_horizon(self, decay, level):
+        config = tiny(train__ema_decay=decay)  # of 12 steps
+        if level is None:
+            return self.assertEmpty(faults(config))
+        found = self.check_only("ema-horizon", level, config)
+        self.assertIn("set train.ema_decay=0.167", found.remedy)
+
+    def test_an_average_that_nobody_evaluates(self):
+        self.assertEmpty(faults(tiny(train__ema_decay=0.9999, evaluation__weights="raw")))
+
+    def test_steps_of_data_that_is_not_here(self):
+        config = tiny(data__name="cifar10", data__dir="/nowhere", data__train_split="train[:1%]")
+        found = examined(CONFIG_CHECKS, Plan(config))
+        (ema,) = [f for f in found if f.check.name == "ema-horizon"]
+        self.assertIn("of 21", ema.seen.said)  # 3 epochs of 500 images, 64 at a time
+
+    @parameterized.parameters((3, RED), (2, YELLOW))
+    def test_warm_up(self, epochs, level):
+        self.check_only("warm-up", level, tiny(train__warmup_epochs=epochs))
+
+    def test_batch_and_mesh(self):
+        found = self.check_only("batch-and-mesh", RED, tiny(), devices=3)
+        self.assertIn("pretrain.batch_size=64 cannot be split over 3 devices", found.seen.said)
+        self.assertIn("use 63 or 66", found.remedy)
+
+    def test_image_size(self):
+        found = self.check_only("image-size", RED, tiny(model__image_size=16))
+        self.assertIn("images of digits have 8 px, the network 16", found.seen.said)
+
+    def test_data_that_is_not_here(self):
+        config = tiny(data__name="folder:/nowhere", data__train_split="train")
+        found = examined(CONFIG_CHECKS, Plan(config))
+        skipped = {f.check.name for f in found if f.seen.level == SKIPPED}
+        self.assertEqual(skipped, {"ema-horizon", "image-size"})
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,85 @@
+"""What a check finds, what follows from it, and how that is told."""
+
+import json
+
+from absl.testing import absltest
+
+from jaxrobust.doctor import findings
+from jaxrobust.doctor.config_checks import CONFIG_CHECKS
+from jaxrobust.doctor.findings import GREEN, RED, YELLOW, Check, Seen
+from jaxrobust.doctor.network_checks import NETWORK_CHECKS
+
+
+def check(name, level, follows=()):
+    seen = Seen(level, f"seen {name}", 1.5)
+    return Check(name, "measures", "cause", "remedy", "paper", lambda patient: seen, follows)
+
+
+class FindingsTest(absltest.TestCase):
+    def test_one_fault_is_red_once(self):
+        rows = [
+            check("a", RED),
+            check("b", RED, ("a",)),
+            check("c", RED),
+            check("d", GREEN, ("a",)),
+        ]
+        found = findings.examined(rows, None)
+        self.assertEqual([f.seen.level for f in found], [RED, YELLOW, RED, GREEN])
+        self.assertEqual([f.after for f in found], [None, "a", None, None])
+        self.assertIn("mend a first", findings.line(found[1], coloured=False))
+        self.assertEqual(findings.summary(found), "4 checks: 1 green, 1 yellow, 2 red")
+
+    def test_each_is_told_when_it_is_found(self):
+        """A person reads the first findings while the later ones are computed."""
+        told, seen = [], []
+
+        def look(number):
+            def of(patient):
+                seen.append((number, len(told)))
+                return Seen(RED, f"seen {number}")
+
+            return Check(f"{number}", "measures", "cause", "remedy", "paper", of, ())
+
+        found = findings.examined([look(0), look(1), look(2)], None, told.append)
+        self.assertEqual(seen, [(0, 0), (1, 1), (2, 2)])  # what was told before each
+        self.assertEqual(told, found)
+
+    def test_a_line_has_words_and_colour_only_on_a_terminal(self):
+        (red,) = findings.examined([check("a", RED)], None)
+        said = findings.line(red, coloured=False)
+        self.assertRegex(said, r"^red +a +seen a\. Cause: cause\. Remedy: remedy \(paper\)$")
+        self.assertIn("\033[31mred", findings.line(red, coloured=True))
+        (green,) = findings.examined([check("a", GREEN)], None)
+        self.assertRegex(findings.line(green, coloured=False), r"^green +a +seen a$")
+
+    def test_a_terminal_breaks_lines_between_words(self):
+        said = "seen " + "many words and train.warmup_epochs=20 " * 5
+        (red,) = findings.examined([check("label-order", RED)], None)
+        red = red._replace(seen=red.seen._replace(said=said.strip()))
+        whole = findings.line(red, coloured=False)
+        for columns in (40, 80, 120):
+            broken = findings.line(red, coloured=False, columns=columns)
+            self.assertLessEqual(max(map(len, broken.splitlines())), columns)
+            self.assertEqual(broken.split(), whole.replace(". ", " ").split())
+        lines = broken.splitlines()
+        self.assertRegex(lines[0], r"^red     label-order            seen many")
+        self.assertRegex(lines[1], r"^ {31}\S")  # below what was seen
+        self.assertEqual(lines[-2:], ["        Cause: cause", "        Remedy: remedy (paper)"])
+        coloured = findings.line(red, coloured=True, columns=80)
+        self.assertStartsWith(coloured, "\033[31mred\033[0m     label-order")
+
+    def test_values_are_json(self):
+        (red,) = findings.examined([check("a", RED)], None)
+        self.assertEqual(json.loads(json.dumps(red.plain()))["cause"], "cause")
+
+    def test_rows_of_the_tables(self):
+        for table in (NETWORK_CHECKS, CONFIG_CHECKS):
+            names = [row.name for row in table]
+            self.assertEqual(len(set(names)), len(names))
+            for number, row in enumerate(table):
+                self.assertRegex(row.paper, r"arXiv \d{4}\.\d{5}", row.name)
+                self.assertLessEqual(set(row.follows), set(names[:number]), row.name)
+
+
+if __name__ == "__main__":
+    absltest.main()

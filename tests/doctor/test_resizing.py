@@ -1,0 +1,88 @@
+"""Images resized as arrays, against JAX's resize without antialiasing."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jaxrobust import data
+from jaxrobust.doctor import resizing
+from jaxrobust.doctor.findings import GREEN, RED
+from jaxrobust.doctor.network_checks import NETWORK_CHECKS
+from jaxrobust.doctor.patient import Patient
+from tests.support import paths
+
+
+class ResizingTest(parameterized.TestCase):
+    @parameterized.parameters((40, 60, 20, 30, 16), (33, 21, 45, 28, 28), (16, 16, 16, 16, 16))
+    def test_bilinear(self, height, width, rows, columns, crop):
+        image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        ours = resizing.bilinear(image, rows, columns, crop)
+        whole = jax.image.resize(
+            image.astype(np.float32), (rows, columns, 3), "linear", antialias=False
+        )
+        top, left = round((rows - crop) / 2), round((columns - crop) / 2)
+        theirs = whole[top : top + crop, left : left + crop]
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)  # of 255, float32
+
+    def test_of_a_source(self):
+        source = data.open_source("fake:40x40x3", "train")
+        find = lambda how: resizing.resized(  # noqa: E731
+            source, np.arange(3), preprocessing=how, image_size=16
+        )
+        self.assertIsNone(find("none"))
+        self.assertIsNone(find("Crop288"))
+        found = find("bicubic-20-crop-16")
+        self.assertEqual((found.shape, found.dtype), ((3, 16, 16, 3), np.float32))
+        self.assertBetween(found.min(), 0, 1)
+        prepared = data.Prepared(
+            source, image_size=16, preprocessing="bicubic-20-crop-16", images=3
+        )[np.arange(3)]
+        self.assertBetween(np.abs(found - prepared).mean(), 1e-3, 0.3)  # aliased
+
+
+class PhotographsTest(parameterized.TestCase):
+    """A network that looks at fine detail, which resizing without antialiasing makes more of."""
+
+    def setUp(self):
+        super().setUp()
+        photographs = paths.SHARED / "data" / "imagenet_samples"
+        if not photographs.is_dir():
+            self.skipTest(paths.NO_SHARED)
+        folder = Path(self.create_tempdir())
+        (folder / "train").symlink_to(photographs)
+        source = data.open_source(f"folder:{folder}", "train")
+        places = np.arange(0, len(source), 4)  # 50 of 200, which take two seconds
+        how = {"preprocessing": "bicubic-72-crop-64", "image_size": 64}
+        self.pil = data.Prepared(source, images=len(source), **how)[places]
+        self.arrays = resizing.resized(source, places, **how)
+
+    @pytest.mark.slow
+    def test_weights_of_either(self):
+        (check,) = [check for check in NETWORK_CHECKS if check.name == "resizing"]
+        for trained_on, level in ((self.arrays, RED), (self.pil, GREEN)):
+            ends = np.quantile(sharpness(trained_on), np.linspace(0, 1, 11)[1:-1])
+            labels = np.digitize(sharpness(trained_on), ends)
+            network = partial(sharpest, centres=np.concatenate([[0], ends]))
+            seen = check.look(Patient(network, self.pil, labels, arrays=self.arrays))
+            self.assertEqual(seen.level, level, seen)
+        self.assertGreater(np.abs(self.arrays - self.pil).mean() * 255, 3)
+
+
+def sharpness(images):
+    """The mean difference of neighbouring pixels, in 255ths."""
+    return 255 * np.abs(np.diff(images, axis=1)).mean(axis=(1, 2, 3))
+
+
+def sharpest(images, *, centres):
+    """The class is the number of centres that an image's sharpness exceeds."""
+    sharp = 255 * jnp.abs(jnp.diff(images, axis=1)).mean(axis=(1, 2, 3))[:, None]
+    return jnp.cumsum(sharp - jnp.asarray(centres, jnp.float32)[None], axis=1)
+
+
+if __name__ == "__main__":
+    absltest.main()

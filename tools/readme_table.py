@@ -1,0 +1,154 @@
+"""Print the rows of README's table of results, from runs alone.
+
+`python tools/readme_table.py [RUN_OR_CONFIG ...]`: runs from their records, configs with what they
+await; default: the runs of tools/records.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from jaxrobust.analysis.papers import markdown, tables, training
+from jaxrobust.config import completed, plain
+from jaxrobust.evaluation.records import records
+from jaxrobust.runtime.commandline.arguments import Arguments, load_config, stop
+from jaxrobust.weights.trained import runs
+from tools import refresh_configs
+
+KEPT = ROOT / "tools" / "records"  # of the runs that READMEs quote
+HEAD = (
+    "| command | test images | clean training | adversarial training | measured on |\n"
+    "|---|---|---|---|---|\n"
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line and print."""
+    parser = Arguments(__doc__ or "")
+    parser.add_argument("places", nargs="*", type=Path, help="Runs, and config files.")
+    places = parser.parse_args(argv).places
+    try:
+        print(rows(places or kept()), end="")
+    except ValueError as error:
+        stop(error, 2)
+
+
+def kept() -> list[Path]:
+    """Return the runs of README's table, which are kept with their configs."""
+    return sorted(config.parent for config in KEPT.glob("*/config.json"))
+
+
+def rows(places: list[Path]) -> str:
+    """Return the table: of runs from their configs and records, of config files what they await.
+
+    Raises:
+      ValueError: a place is no run or config, or a run without records.
+    """
+    of_config = re.compile(r".+\.py(:.*)?")
+    return HEAD + "".join(
+        _planned(str(place)) if of_config.fullmatch(str(place)) else _run(place) for place in places
+    )
+
+
+def _run(place: Path) -> str:
+    found = records.read(place)
+    if not found:
+        raise ValueError(
+            f"{place} has no results.jsonl with records; name a run that has been tested, or a "
+            "config such as configs/convnext_t_cvst.py"
+        )
+    own = command(runs.run_config(place))
+    lines = [_line(own, found)]
+    for record in records.read(place / "evaluation"):
+        if record["attacks"]:
+            lines.append(
+                _line(
+                    f"`python -m jaxrobust.evaluate --workdir {place}`: {record['method']}",
+                    [record],
+                )
+            )
+    return "".join(lines)
+
+
+def _line(first: str, found: list[dict[str, Any]]) -> str:
+    last = found[-1]
+    reached = {record["weights"].partition(",")[0]: record for record in found}
+    ball = f"{last['attacks'][0]['norm']} {_radius(last['attacks'][0]['epsilon'])}"
+    images = f"{int(last['image_ids'].split('..')[1]) + 1:,} {last['dataset']}"
+    clean, robust = (_accuracies(reached.get(phase)) for phase in ("pretrain", "train"))
+    where = f"{last['device']} (commit {markdown.short(last)})"
+    return f"| {' | '.join((first, f'{images}, {ball}', clean, robust, where))} |\n"
+
+
+def _planned(given: str) -> str:
+    """Return the row of a config that nobody has run: what the paper has for it."""
+    config = plain(load_config(given))
+    said = "not yet measured"
+    ball = f"{config['attack']['norm']} {_radius(config['attack']['epsilon'])}"
+    for table, row in published(config):
+        robust = next((k for k, w in table.attacked().items() if w["attack"] == "autoattack"), None)
+        if robust and row.get(robust) is not None and row.get("clean") is not None:
+            said += (
+                f"; **the paper's** ({tables.title(table)}): {row['clean']} % clean, "
+                f"{row[robust]} % under AutoAttack"
+            )
+            break
+    images = f"{config['data']['name']}, {ball}"
+    return f"| `--config {given}` | {images} | not yet measured | {said} | |\n"
+
+
+def published(config: dict[str, Any]) -> Iterator[tuple[tables.Table, dict[str, Any]]]:
+    """Yield the rows whose training a config describes."""
+    for paper in tables.PAPERS:
+        for table in tables.tables(paper):
+            for row in table.rows:
+                own = row.get("model") == config["model"]["name"]
+                own = own and row.get("origin") == "authors"
+                if own and not any(training.differences(table, row, config)):
+                    yield table, row
+
+
+def _accuracies(record: dict[str, Any] | None) -> str:
+    if record is None:
+        return ""
+    return f"{100 * record['clean']:.1f} % clean, {100 * record['robust']:.1f} % robust"
+
+
+def _radius(epsilon: float) -> str:
+    levels = epsilon * 255
+    return f"{round(levels)}/255" if abs(levels - round(levels)) < 1e-6 else f"{epsilon:g}"
+
+
+def command(config: dict[str, Any]) -> str:
+    """Return the flags that make a config: the nearest recipe, and what differs from it."""
+    best: tuple[int, str] | None = None
+    flat = _flat(completed(config))
+    for name in refresh_configs.names():
+        own = _flat(plain(refresh_configs.load(name)))
+        differing = [key for key in flat if key not in own or own[key] != flat[key]]
+        if best is None or len(differing) < best[0]:
+            file, colon, arguments = name.partition(":")
+            flags = [f"--config configs/{file}.py{colon}{arguments}"]
+            flags += [f"--config.{key}={flat[key]}" for key in differing]
+            best = len(differing), " ".join(flags)
+    assert best is not None
+    return f"`{best[1]}`"
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+if __name__ == "__main__":
+    main()
