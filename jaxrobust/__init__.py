@@ -9,7 +9,7 @@ f32[B, H, W, C] in [0, 1], radii are in the same units.
 import importlib
 from typing import Any
 
-from jaxrobust import moved
+from jaxrobust.runtime import moved
 
 __version__ = "0.1.0"
 _MODULES = ("attacks", "convert", "data", "evaluation", "models")

@@ -19,7 +19,6 @@ PACKAGE = ROOT / "jaxrobust"
 
 # Who stands further down may be imported; those of one line do not know each other.
 ROOMS = (
-    {"moved"},
     {"types"},
     {"runtime"},
     {"data"},
@@ -37,7 +36,7 @@ ROOMS = (
 FLOOR = {name: number for number, names in enumerate(ROOMS) for name in names}
 # The same inside a room, of its folders and files; `.` stands for the files that are not named.
 INSIDE = {
-    "runtime": ("text", "files", "devices", "processes", "commandline"),
+    "runtime": ("moved", "text", "files", "devices", "processes", "commandline"),
     "data": ("source", "imagenet", "transforms", "splits", "sources", "stream", "prepare"),
     "attacks": ("geometry", ".", "", "ensembles", "fixed_steps"),
     "models": (

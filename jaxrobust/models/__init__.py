@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
-from jaxrobust import moved
 from jaxrobust.models.cifar.convolutional import densenet, preact_resnet, resnext, vgg, wide_resnet
 from jaxrobust.models.cifar.transformers import (
     botnet,
@@ -50,6 +49,7 @@ from jaxrobust.models.interface import foreign
 from jaxrobust.models.interface.classifier import OfModule, loaded
 from jaxrobust.models.interface.family import Family, Member
 from jaxrobust.models.interface.renaming import Naming, Row
+from jaxrobust.runtime import moved
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.types import Classifier, Params
 

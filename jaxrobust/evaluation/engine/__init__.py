@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from jaxrobust import moved
+from jaxrobust.runtime import moved
 
 
 def __getattr__(name: str) -> Any:

@@ -10,7 +10,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 import jaxrobust
-from jaxrobust import moved
+from jaxrobust.runtime import moved
 from tests.support import paths
 
 MODULES = sorted(old for old, new in moved.names().items() if ":" not in new)
