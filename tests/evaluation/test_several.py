@@ -354,12 +354,12 @@ class GoldenTest(absltest.TestCase):
         for one, other in zip(whole, parts, strict=True):
             for key in ("evaluation", "clean", "robust", "accuracy_after", "ladder"):
                 self.assertEqual(one.get(key), other.get(key), key)
-            for theirs, ours in zip(
-                verdicts.read(folder / "whole" / one["verdicts"]),
-                verdicts.read(folder / "parts" / other["verdicts"]),
-                strict=True,
-            ):
-                np.testing.assert_array_equal(theirs, ours)
+            theirs = verdicts.read(folder / "whole" / one["verdicts"])
+            ours = verdicts.read(folder / "parts" / other["verdicts"])
+            # After a kill an image stands among others, with which XLA sums in another order.
+            np.testing.assert_allclose(theirs.norms, ours.norms, rtol=1e-5)
+            for there, here in zip(theirs, ours._replace(norms=theirs.norms), strict=True):
+                np.testing.assert_array_equal(there, here)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Many small computations of PyTorch's beside ours, by one export and one compilation."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -68,27 +69,47 @@ def together(
       dynamic: the program takes any number of images, as those of users do; it is dearer to write.
       dtype: that of weights and images.
     """
+    return _begun(names, lambda compiled: compiled, dynamic=dynamic, dtype=dtype)()
+
+
+def _begun(
+    names: Sequence[str],
+    compiling: Callable[[Callable[[], Any]], Callable[[], Any]],
+    *,
+    dynamic: bool = False,
+    dtype: str = "float64",
+) -> Callable[[], dict[str, Outcome]]:
+    """Return what gives the outcomes; `compiling` may compile meanwhile, for it takes and returns
+    what gives the compiled program.
+    """
     net = Beside(names).to(getattr(torch, dtype))
     x = images(names).astype(dtype)
     with jax.enable_x64(dtype == "float64"):
         program, weights = exporting.read(_exported(tuple(names), dynamic, dtype))
-        ours, our_gradient = _ours(program, weights, x)
+        given = weights, jnp.asarray(x)
+        compiled = compiling(_values_and_gradient(program).lower(*given).compile)
     theirs, their_gradient = _theirs(net, _channels_first(x))
     used = frozenset(step.operator for step in program.steps)
-    parts = [np.split(gradient, len(names), -1) for gradient in (our_gradient, their_gradient)]
-    return {
-        name: Outcome(_apart(*values), _apart(*gradients), used)
-        for name, values, gradients in zip(
-            names, zip(ours, theirs, strict=True), zip(*parts, strict=True), strict=True
-        )
-    }
+
+    def outcomes() -> dict[str, Outcome]:
+        with jax.enable_x64(dtype == "float64"):
+            ours, our_gradient = jax.device_get(compiled()(*given))
+        parts = [np.split(gradient, len(names), -1) for gradient in (our_gradient, their_gradient)]
+        return {
+            name: Outcome(_apart(*values), _apart(*gradients), used)
+            for name, values, gradients in zip(
+                names, zip(ours, theirs, strict=True), zip(*parts, strict=True), strict=True
+            )
+        }
+
+    return outcomes
 
 
 def _channels_first(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
 
 
-def _ours(program: Any, weights: Any, x: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+def _values_and_gradient(program: Any) -> Any:
     names = [str(name) for name in program.results.values()]
 
     def function(weights: Any, x: Any) -> Any:
@@ -100,7 +121,7 @@ def _ours(program: Any, weights: Any, x: np.ndarray) -> tuple[list[np.ndarray], 
         found, back = jax.vjp(lambda x: function(weights, x), x)
         return found, back([jnp.asarray(cotangent(value), value.dtype) for value in found])[0]
 
-    return jax.device_get(both(weights, jnp.asarray(x)))
+    return both
 
 
 def _theirs(net: Any, example: Any) -> tuple[list[np.ndarray], np.ndarray]:
@@ -127,3 +148,23 @@ def each(names: Sequence[str], **how: Any) -> dict[str, Outcome | Exception]:
             return {names[0]: error}
         half = len(names) // 2
         return each(names[:half], **how) | each(names[half:], **how)
+
+
+def in_turn(groups: Sequence[Sequence[str]], **how: Any) -> list[dict[str, Outcome | Exception]]:
+    """Return `each` of several groups, of which one compiles while the next one is exported: XLA
+    works without Python's lock, and of a group both take about as long.
+    """
+    begun: list[Callable[[], dict[str, Outcome]] | None] = []
+    with ThreadPoolExecutor(1, "compiling") as worker:
+        for names in groups:
+            try:
+                begun.append(_begun(names, lambda compiled: worker.submit(compiled).result, **how))
+            except Exception:
+                begun.append(None)  # one of them cannot be computed at all: by halves, below
+    found: list[dict[str, Outcome | Exception]] = []
+    for names, outcomes in zip(groups, begun, strict=True):
+        try:
+            found.append({**outcomes()} if outcomes else each(names, **how))
+        except Exception:
+            found.append(each(names, **how))
+    return found
