@@ -7,9 +7,11 @@ f32[B, H, W, C] in [0, 1], radii are in the same units.
 """
 
 import importlib
+import sys
 from typing import Any
 
 from jaxrobust.runtime import moved
+from jaxrobust.runtime.text import patience
 
 __version__ = "0.1.0"
 _MODULES = ("attacks", "convert", "data", "evaluation", "models")
@@ -17,6 +19,9 @@ _FUNCTIONS = {"load": "weights.load"}
 __all__ = [*_MODULES, *_FUNCTIONS, "__version__"]
 
 moved.follow()
+# `python -m` imports the packages above a command before the command itself, with this as argv[0].
+if sys.argv[:1] == ["-m"] and any(word.startswith("jaxrobust") for word in sys.orig_argv):
+    patience.begin(patience.LOADING)
 
 
 def __getattr__(name: str) -> Any:

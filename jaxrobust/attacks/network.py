@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 
+from jaxrobust.runtime.commandline import functions
+
 TRAINING = (
     "changes its state or draws random numbers while it is traced ({}); put it into evaluation "
     "mode: model.eval() in NNX, train=False in Linen, is_training=False in Haiku, "
@@ -17,7 +19,14 @@ _NO_KEY = ("Dropout requires a key", "non-None PRNGKey")
 
 
 def remedy(error: Exception) -> str:
-    """Return what to do about a network that cannot be traced; "" if its own message must do."""
+    """Return what to do about a network that cannot be traced, and in which line of the user's;
+    "" if its own message must do.
+    """
+    where = f"; see {place}" if (place := functions.place_of(error)) else ""
+    return f"{said}{where}" if (said := _remedy(error)) else ""
+
+
+def _remedy(error: Exception) -> str:
     text = str(error).split("\n")[0].split(" (https:")[0].rstrip(".")
     if isinstance(error, jax.errors.TracerArrayConversionError):
         return (

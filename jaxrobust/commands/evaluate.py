@@ -21,6 +21,7 @@ from typing import Any
 
 from absl import app, flags
 
+from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.commandline.arguments import (
     define_host_flags,
     hosts,
@@ -147,10 +148,12 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         end(f"interrupted; {_again()}", 130)
     except ValueError as error:
-        end(error, 2)
+        end(functions.of_users(error) or error, 2)
     except (OSError, MemoryError) as error:
         end(f"{unable(error)}. With that solved, run the same command again", 3)
     except Exception as error:
+        if said := functions.of_users(error):
+            end(said, 2)
         if pod is None:
             raise
         traceback.print_exc()

@@ -9,6 +9,7 @@ import shutil
 
 from jaxrobust.runtime.commandline import arguments
 from jaxrobust.runtime.commandline.arguments import Arguments, stop
+from jaxrobust.runtime.text import patience
 
 
 def main() -> None:
@@ -19,8 +20,9 @@ def main() -> None:
     parser.flag("parameters", action="store_true", help="Print the table of their parameters.")
     flags = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing runs: an accelerator would only wait
-    from jaxrobust import models
-    from jaxrobust.models import table
+    with patience.of(patience.LOADING):
+        from jaxrobust import models
+        from jaxrobust.models import table
 
     try:
         names = [models.known(name) for name in flags.names] or models.available()

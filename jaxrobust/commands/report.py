@@ -60,8 +60,10 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         raise ValueError(f"--out={out}: the folder {out.parent} is not there; make it first")
     text = page.page(found, pictures=examples.Album().part)
     try:
-        with whole.writing(out) as part:
+        with whole.writing(out, len(text.encode())) as part:
             part.write_text(text, encoding="utf-8")
+    except whole.DiskFull as error:
+        raise OSError(f"{error}, with --out") from error
     except OSError as error:
         said = f"cannot write {out} ({error.strerror or error}); name another file with --out"
         raise OSError(said) from error

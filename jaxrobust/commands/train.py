@@ -13,6 +13,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import config_flags
 
+from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.commandline.arguments import (
     config_name,
     define_host_flags,
@@ -67,10 +68,12 @@ def main(argv: list[str]) -> None:
     except KeyboardInterrupt:
         end(f"interrupted; {end.again()}", 130)
     except (ValueError, DiskFull) as error:
-        end(error, 2 if isinstance(error, ValueError) else 3)
+        end(functions.of_users(error) or error, 2 if isinstance(error, ValueError) else 3)
     except OSError as error:
         end(f"{error}. With that solved, {end.again()}", 3)
     except Exception as error:
+        if said := functions.of_users(error):
+            end(said, 2)
         if pod is None:
             raise
         traceback.print_exc()  # and go, else the others wait for this one

@@ -13,6 +13,7 @@ from jaxrobust.convert import hub, references, self_contained
 from jaxrobust.convert.account import Account
 from jaxrobust.convert.references import Network
 from jaxrobust.models.published import PUBLISHED
+from jaxrobust.runtime.files import whole
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import files, hashes
 from jaxrobust.weights.store import folder as weights_folder
@@ -83,7 +84,11 @@ def save_pt(path: Path, state: dict[str, np.ndarray]) -> None:
         torch.save(tensors, path)
     except RuntimeError as error:  # no OSError where the system refuses to write
         said = str(error).splitlines()[0]
-        raise OSError(f"cannot write {path}; the disk may be full ({said})") from error
+        takes = whole.amount(sum(array.nbytes for array in state.values()))
+        raise OSError(
+            f"cannot write {path}, which takes {takes}; the disk may be full ({said}): free some "
+            "space, or write elsewhere"
+        ) from error
 
 
 def stage(folder: Path, network: Network, known: Account, layout: str) -> Path:

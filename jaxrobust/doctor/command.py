@@ -80,10 +80,13 @@ def of_network(given: Given, *, images: int, tell: Tell) -> Examination:
     flags.check(given)
     told = given.workdir or given.weights or given.function or given.torch
     with patience.of(f"reading {told} and its images"):
-        return _examined(given, images, tell)
+        of, patient = _read(given, images)
+    tell(of)
+    return Examination(of, examined(NETWORK_CHECKS, patient, tell))
 
 
-def _examined(given: Given, images: int, tell: Tell) -> Examination:
+def _read(given: Given, images: int) -> tuple[str, Patient]:
+    """Return what is examined, in words, and the network with its images."""
     run = Path(given.workdir) if given.workdir else None
     compilation.use_persistent_cache((run or Path("runs/doctor")).parent)
     origin, subject, source = flags.settled(given)
@@ -107,9 +110,7 @@ def _examined(given: Given, images: int, tell: Tell) -> Examination:
         seed=given.seed,
     )
     said = f" ({which})" if which else ""
-    of = f"{subject.network.name}{said} on {len(places)} images of {source.where()}"
-    tell(of)
-    return Examination(of, examined(NETWORK_CHECKS, patient, tell))
+    return f"{subject.network.name}{said} on {len(places)} images of {source.where()}", patient
 
 
 def _chosen(size: int, images: int) -> np.ndarray:

@@ -9,6 +9,7 @@ from jaxrobust.config import Config
 from jaxrobust.estimate import attacked, elsewhere, here
 from jaxrobust.estimate.devices import Target
 from jaxrobust.estimate.work import Work, work
+from jaxrobust.runtime.text import patience
 from jaxrobust.training import build
 
 
@@ -35,7 +36,8 @@ def account(
     Raises:
       ValueError: a mistake in the config, or data of unknown size.
     """
-    parts = work(config)
+    with patience.of("looking at the config and its data"):
+        parts = work(config)
     images = _attacked_images(parts[-1], images)
     rows = [_phase(part, target, utilisation, seconds, chips) for part in parts]
     run = sum(row["seconds"] for row in rows) + start
@@ -53,11 +55,12 @@ def account(
         "training": costs(run, target.chips),
     }
     if images:
-        once = (
-            attacked.measured(parts[-1].config, seconds=seconds)
-            if target.here
-            else attacked.computed(parts[-1].config, target, utilisation=utilisation)
-        )
+        with patience.of("AutoAttack: looking at what it takes"):
+            once = (
+                attacked.measured(parts[-1].config, seconds=seconds)
+                if target.here
+                else attacked.computed(parts[-1].config, target, utilisation=utilisation)
+            )
         found["autoattack"] = _autoattack(once, target.chips, images, robust, start)
     return found | {
         "known": _known(target, found),
@@ -114,16 +117,19 @@ def _phase(
 ) -> dict[str, Any]:
     """Return a phase: what it does, its speed, its memory, and the seconds of its parts."""
     config, p = part.config, part.config[part.name]
-    flops = build.flops_per_image(config, part.name)
+    with patience.of(f"{part.name}: counting its operations"):
+        flops = build.flops_per_image(config, part.name)
     more: dict[str, Any] = {}
     if target.here:
         devices = jax.devices(target.name)[: target.chips]
-        once: Any = here.measured(part, devices, seconds=seconds)
+        with patience.lasting(f"{part.name}: compiling and measuring what it runs"):
+            once: Any = here.measured(part, devices, seconds=seconds)
         more = {"measured_steps": once.steps, "measured_with_data": once.data}
         saves = part.selections + math.ceil(p.epochs / config.checkpoint.every_epochs)
         other = {"compile": once.compile, "checkpoints": saves * once.save}
     else:
-        once = elsewhere.computed(part, target, utilisation=utilisation, chips=chips)
+        with patience.of(f"{part.name}: looking at what its step takes"):
+            once = elsewhere.computed(part, target, utilisation=utilisation, chips=chips)
         other = {"compile": 0.0, "checkpoints": 0.0}
         if once.figures is not None:
             executed = once.figures["flops_executable"] * target.chips / part.batch_size

@@ -21,6 +21,7 @@ from jaxrobust.estimate.devices import Target
 from jaxrobust.evaluation import autoattack
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.models.interface.inputs import cast
+from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build
 
@@ -92,7 +93,8 @@ def measured(config: Config, *, seconds: float) -> Attacked:
     with jax.set_mesh(runner.mesh):
         runner = engine.trace(runner, images.shape[1:])
         for setting in settings:
-            took, each[setting.name] = _tried(runner, setting, images, labels, seconds)
+            with patience.of(f"AutoAttack: compiling and measuring {setting.name}"):
+                took, each[setting.name] = _tried(runner, setting, images, labels, seconds)
             compiling += took
     return Attacked(runner.slots, *_known(settings, config), each, compiling, once)
 

@@ -14,6 +14,7 @@ from jax.errors import JaxRuntimeError
 
 from jaxrobust.estimate.work import Work
 from jaxrobust.runtime.devices import compilation, sharding, topology
+from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.training import build
 from jaxrobust.training.run import selection, splits
@@ -63,10 +64,12 @@ def _measured(work: Work, devices: list[Any], seconds: float) -> Measured:
     total, runs = 0.0, {}
     with jax.set_mesh(phase.mesh):
         start = time.perf_counter()
-        state = jax.block_until_ready(phase.init(jax.random.key(config.seed)))
+        with patience.of(f"{name}: compiling the draw of the weights"):
+            state = jax.block_until_ready(phase.init(jax.random.key(config.seed)))
         total += time.perf_counter() - start
         arguments = build.abstract_arguments(config, name, phase)
-        step, took, _ = compilation.compiled(phase.step, *arguments)
+        with patience.of(f"{name}: compiling the step"):
+            step, took, _ = compilation.compiled(phase.step, *arguments)
         total += took
         probe = build.probe(config, name, phase) if work.probes else None
         weights = state.params, state.stats
@@ -75,7 +78,8 @@ def _measured(work: Work, devices: list[Any], seconds: float) -> Measured:
             ("evaluation", selection.counter(config, phase.mesh)),
             ("test", build.evaluation(config, phase.mesh, **tested)),
         ):
-            runs[key], took = _evaluation(work, key, phase, weights, run)
+            with patience.of(f"{name}: compiling and measuring the {key}"):
+                runs[key], took = _evaluation(work, key, phase, weights, run)
             total += took
         control = build.control(phase.mesh)
         with _batches(work, phase) as batches:

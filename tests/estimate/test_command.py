@@ -157,7 +157,9 @@ class QuickCommandTest(parameterized.TestCase):
         code, out, err = self.estimate(*words)
         self.assertEqual((code, out), (2, ""), err)
         self.assertIn(sentence, err)
-        self.assertLen(err.strip().splitlines(), 1)
+        # What takes longer than a second on a busy machine is announced before.
+        said = [line for line in err.strip().splitlines() if not line.endswith(" ...")]
+        self.assertLen(said, 1)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from absl.testing import absltest, parameterized
 
+from jaxrobust.evaluation.engine import engine
 from jaxrobust.runtime.commandline import functions
 
 SOURCE = """
@@ -22,6 +23,16 @@ def make(x=1):
     return x + WIDTH
 
 number = 3
+"""
+
+NETS = """import jax
+import helper
+def turned(x):
+    return helper.bad(x)
+def asked(x):
+    return x if x.sum() > 0 else 2 * x
+def drawn(x):
+    return x @ jax.numpy.ones((3, 10))
 """
 
 
@@ -116,6 +127,34 @@ class FindTest(parameterized.TestCase):
             self.find("nets.py:make")
         path.write_text("def make(): return 1")
         self.assertEqual(self.find("nets.py:make").function(), 1)
+
+    @parameterized.parameters(
+        ("turned", "helper.py, line 3", "see helper.py, line 3"),
+        ("asked", "nets.py, line 6", "see nets.py, line 6"),
+        ("drawn", "nets.py, line 8", ""),
+    )
+    def test_an_error_has_the_line_of_the_users_code(self, name, place, end):
+        """JAX names the function that it traces, which is one of ours."""
+        self.write("helper.py", "import numpy as np\ndef bad(x):\n    return np.asarray(x)\n")
+        self.write("nets.py", NETS)
+        network = functions.find("--function", f"nets.py:{name}").function
+        try:  # `assertRaises` would lose the traceback
+            engine.trace(engine.make(network, slots=4), (4, 4, 1))
+        except Exception as error:
+            caught = error
+        if end:  # a sentence of ours, which names the line
+            self.assertIsNone(functions.of_users(caught))
+            self.assertEndsWith(str(caught), f"; {end}")
+            caught = caught.__cause__
+        said = functions.of_users(caught)
+        self.assertStartsWith(said, f"{place}: {type(caught).__name__}: ")
+        self.assertNotIn("traced for", said)
+
+    def test_an_error_of_ours_has_none(self):
+        try:
+            functions.find("--function", "nets.py:none")
+        except ValueError as error:
+            self.assertIsNone(functions.of_users(error))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,11 @@ AGAIN = "the same command continues"
 class VerdictTest(parameterized.TestCase):
     @parameterized.parameters(
         (None, 75, "process 1 is gone; the same command continues"),
+        (
+            lifeline.STANDS_STILL,
+            75,
+            "process 1 has not answered for 30 s; the same command continues",
+        ),
         (143, 75, "process 1 was asked to stop (SIGTERM) and is gone; the same command continues"),
         (75, 75, "process 1 was asked to stop (SIGTERM) and is gone; the same command continues"),
         (130, 130, "process 1 was interrupted (Ctrl-C); the same command continues"),
@@ -139,6 +144,28 @@ class LifelineTest(absltest.TestCase):
             for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
         )
         self.assertLessEqual(idle + between * probes, 15)
+
+
+class SignsOfLifeTest(absltest.TestCase):
+    """Process 0, one that lives, and one that is there but says nothing, as after SIGSTOP."""
+
+    def test_one_that_stands_still_is_found_out(self):
+        times = {"_BEAT": 0.1, "_SILENT": 0.6}
+        self.enterContext(mock.patch.multiple(lifeline, **times))
+        heard = [queue.Queue() for _ in range(2)]
+        first, other = (lifeline.Lifeline(i, heard[i].put) for i in range(2))
+        port = first.serve("secret")
+        other.connect("localhost", port, "secret", timeout_s=5)
+        time.sleep(1.0)  # longer than anybody may be silent
+        self.assertTrue(heard[0].empty() and heard[1].empty())
+        with socket.create_connection(("localhost", port)) as still:
+            still.sendall(b'{"token": "secret", "process": 2}\n')
+            for each in heard:
+                self.assertEqual(each.get(timeout=5), Notice(2, lifeline.STANDS_STILL))
+        self.assertEqual(first._peers.keys(), {1})
+        for peer in [*first._peers.values(), *other._peers.values()]:
+            with contextlib.suppress(OSError):
+                peer.shutdown(socket.SHUT_RDWR)
 
 
 class JoinedTest(absltest.TestCase):

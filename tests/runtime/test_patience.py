@@ -2,48 +2,166 @@
 
 import contextlib
 import io
+import threading
 import time
 
 from absl.testing import absltest
 
 from jaxrobust.runtime.commandline import arguments
-from jaxrobust.runtime.text import patience
+from jaxrobust.runtime.devices import compilation
+from jaxrobust.runtime.text import patience, terminal
+
+
+class Clock:
+    """The seconds that `patience` sees, and what it writes on stderr by then."""
+
+    def __init__(self, columns: int | None = None) -> None:
+        self.seconds, self.out, self._columns = 0.0, io.StringIO(), columns
+
+    @contextlib.contextmanager
+    def running(self):
+        patience._told.clear()
+        mocks = {"AFTER_S": 1.0, "_LOOKS_S": 1e6, "_now": lambda: self.seconds}
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.redirect_stderr(self.out))
+            width = absltest.mock.patch.object(terminal, "width", lambda stream: self._columns)
+            stack.enter_context(width)
+            stack.enter_context(absltest.mock.patch.object(patience, "_watching", [None]))
+            for name, value in mocks.items():
+                stack.enter_context(absltest.mock.patch.object(patience, name, value))
+            yield self
+
+    def wait(self, seconds: float) -> str:
+        """Look four times a second, and return what was written meanwhile."""
+        before = len(self.out.getvalue())
+        for _ in range(int(4 * seconds)):
+            self.seconds += 0.25
+            patience.look()
+        return self.out.getvalue()[before:]
 
 
 class PatienceTest(absltest.TestCase):
-    def said(self, work) -> str:
-        out = io.StringIO()
-        patience._told.clear()
-        with contextlib.redirect_stderr(out), absltest.mock.patch.object(patience, "AFTER_S", 0.05):
-            work()
-            time.sleep(0.15)
-        return out.getvalue()
-
     def test_what_takes_long_is_said_once(self):
-        def slow():
-            with patience.of("loading"):
-                time.sleep(0.2)
-            with patience.of("loading"):
-                time.sleep(0.2)
-
-        self.assertEqual(self.said(slow), "loading ...\n")
+        with Clock().running() as clock:
+            for said in ("loading ...\n", ""):
+                with patience.of("loading"):
+                    self.assertEqual(clock.wait(3), said)
 
     def test_what_is_done_at_once_is_not(self):
-        def quick():
+        with Clock().running() as clock:
             with patience.of("loading"):
-                pass
-            with patience.of("loading", here=False):
-                time.sleep(0.2)
+                self.assertEqual(clock.wait(0.75), "")
+            with patience.of("loading", here=False), patience.lasting("loading", here=False):
+                self.assertEqual(clock.wait(100), "")
+            self.assertEqual(clock.wait(100), "")  # nothing is waited for
 
-        self.assertEqual(self.said(quick), "")
+    def test_a_pipe_gets_a_line_now_and_then(self):
+        with Clock().running() as clock, patience.lasting("compiling", last="21 s last time"):
+            self.assertEqual(clock.wait(9), "")
+            self.assertEqual(clock.wait(2), "compiling, 10 s so far (21 s last time)\n")
+            self.assertEqual(clock.wait(8), "")
+            self.assertEqual(clock.wait(2), "compiling, 20 s so far (21 s last time)\n")
+            self.assertEqual(clock.wait(160).count("\n"), 16)
+        self.assertTrue(clock.out.getvalue().endswith(" 3 min so far (21 s last time)\n"))
+
+    def test_a_terminal_gets_one_line_that_counts_and_goes(self):
+        with Clock(40).running() as clock:
+            with patience.lasting("compiling", last="21 s last time"):
+                self.assertEqual(clock.wait(2.5), "")
+                said = clock.wait(1.5).split("\r")
+                line = "compiling, 4 s so far (21 s last time)"
+                self.assertEqual(said, ["", line.replace("4", "3"), "", line, ""])
+                with terminal.turn():
+                    print("a line of somebody else")
+                self.assertTrue(clock.out.getvalue().endswith(f"\r{' ' * len(line)}\r"))
+                clock.wait(1)
+            self.assertTrue(clock.out.getvalue().endswith(f"\r{' ' * len(line)}\r"))
+            self.assertEqual(clock.wait(5), "")
+
+    def test_a_line_is_no_wider_than_the_terminal(self):
+        for columns in (None, 40, 80):
+            with Clock(columns).running() as clock, patience.lasting("x" * 99, last="y" * 50):
+                lines = [line.strip() for line in clock.wait(200).replace("\r", "\n").split("\n")]
+            self.assertLess(max(map(len, lines)), columns or 80)
+            self.assertIn(", 10 s so far", " ".join(lines))
+
+    def test_what_is_inside_speaks_alone(self):
+        with Clock().running() as clock, patience.lasting("reading"):
+            with patience.of("compiling"):
+                self.assertEqual(clock.wait(12), "compiling ...\ncompiling, 10 s so far\n")
+            self.assertEqual(clock.wait(10), "reading, 20 s so far\n")
+
+    def test_a_bar_shows_the_time_itself(self):
+        seen = []
+        with Clock(80).running() as clock, patience.lasting("compiling"):
+            with patience.shown_by(seen.append), patience.shown_by(self.fail, seen=False):
+                self.assertEqual(clock.wait(4), "")
+            self.assertNotEqual(clock.wait(1), "")
+        self.assertEqual(seen, ["compiling, 3 s so far", "compiling, 4 s so far"])
+
+    def test_what_was_said_meanwhile_begins_anew(self):
+        step = iter(range(100))
+        wait = patience.lasting(lambda: f"step {next(step)}", since="since a line")
+        with Clock().running() as clock, wait as counted:
+            clock.wait(9)
+            counted.again()
+            self.assertEqual(clock.wait(9), "")
+            self.assertEqual(clock.wait(2), "step 0, 10 s since a line\n")
 
     def test_a_mistake_is_one_sentence(self):
-        def wrong():
+        with Clock().running() as clock:
             patience.begin("loading")
             with self.assertRaises(SystemExit):
                 arguments.stop("no such file", 2)
+            self.assertEqual(clock.wait(20), "")
+        self.assertEqual(clock.out.getvalue(), "jaxrobust: no such file\n")
 
-        self.assertEqual(self.said(wrong), "jaxrobust: no such file\n")
+    def test_a_stream_that_nobody_reads_ends_nothing(self):
+        clock = Clock()
+        with clock.running(), patience.lasting("compiling"):
+            clock.out.close()
+            clock.seconds = 12
+            patience.look()
+
+    def test_the_thread_writes_whole_lines_and_ends_with_the_wait(self):
+        out, stop = io.StringIO(), threading.Event()
+
+        def talk():
+            while not stop.is_set():
+                with terminal.turn():
+                    print("somebody", "else", file=out)
+                time.sleep(0.001)  # a lock is not fair
+
+        with (
+            contextlib.redirect_stderr(out),
+            absltest.mock.patch.multiple(
+                patience, AFTER_S=0.0, _LOOKS_S=0.001, _now=lambda: 40 * time.monotonic()
+            ),
+        ):
+            other = threading.Thread(target=talk)
+            other.start()
+            with patience.lasting("compiling"):
+                for _ in range(200):
+                    if "30 s so far" in out.getvalue():
+                        break
+                    time.sleep(0.1)
+            stop.set()
+            other.join()
+            before = out.getvalue()
+            time.sleep(0.3)
+        self.assertEqual(out.getvalue(), before)
+        lines = set(before.splitlines())
+        self.assertContainsSubset({"compiling, 30 s so far", "somebody else"}, lines)
+        self.assertTrue(all(line.startswith("compiling, ") for line in lines - {"somebody else"}))
+
+    def test_compiling_counts_beside_what_it_took(self):
+        known = {"step": {"seconds": 21.0, "hit": False, "cold": 21.0}}
+        quiet = {"_remembered": lambda: known, "remember": lambda *seen, **hit: None}
+        wait = compilation.waiting("compiling the step", "step", lambda said: None)
+        with absltest.mock.patch.multiple(compilation, **quiet), Clock().running() as clock, wait:
+            clock.wait(10.5)
+        said = "compiling the step, 10 s so far (took 21 s last time)\n"
+        self.assertEqual(clock.out.getvalue(), said)
 
 
 if __name__ == "__main__":

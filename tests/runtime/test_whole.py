@@ -1,6 +1,8 @@
 """Files that are written whole or not at all, and who may read them."""
 
+import contextlib
 import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,8 @@ from absl.testing import absltest, parameterized
 from safetensors.numpy import save_file
 
 from jaxrobust.data.splits import subsets
+from jaxrobust.evaluation.records import verdicts
+from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.files import jsonl, whole
 from jaxrobust.weights.store import files
 from jaxrobust.weights.store import folder as weights_folder
@@ -67,6 +71,54 @@ class WholeTest(absltest.TestCase):
             other.write_text("other")
         self.assertEqual((folder / "file").read_text(), "one")
         self.assertEqual([p.name for p in folder.iterdir()], ["file"])
+
+
+WEIGHTS = {"a": np.zeros(5000, np.float32)}
+VERDICTS = Verdicts(*(np.zeros(5000, int) for _ in Verdicts._fields))
+
+
+class FullDiskTest(parameterized.TestCase):
+    """The system refuses to write on, as on a full disk: `ulimit -f` does it to a process."""
+
+    def setUp(self):
+        super().setUp()
+        self.folder = Path(self.create_tempdir())
+        (self.folder / "kept.jsonl").write_text("{}\n" * 1000)
+
+    @contextlib.contextmanager
+    def full(self):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    @parameterized.parameters(
+        ("text", lambda path: jsonl.replace(path, "x" * 5000), "4.9 KiB"),
+        ("weights", lambda path: files.write(path, WEIGHTS, {"format": "pt"}), "19.5 KiB"),
+        ("verdicts", lambda path: verdicts.write(path, "1", VERDICTS), "KiB"),
+        (
+            "imported.part-",
+            lambda path: weights_folder.write(path.with_name("imported"), WEIGHTS, {}, {}),
+            "19.5 KiB",
+        ),
+    )
+    def test_is_one_sentence_and_leaves_no_half_file(self, name, write, size):
+        said = rf"cannot write .*{name}.* \(File too large\): it takes .*{size}, and .* are free"
+        with self.full(), self.assertRaisesRegex(whole.DiskFull, f"{said} there; free some space"):
+            write(self.folder / name)
+        self.assertEqual([path.name for path in self.folder.iterdir()], ["kept.jsonl"])
+
+    def test_of_a_line_that_is_added(self):
+        path = self.folder / "kept.jsonl"
+        with self.full(), self.assertRaisesRegex(whole.DiskFull, "kept.jsonl .File too large.:"):
+            jsonl.append(path, {"x": "y" * 5000})
+        self.assertLen(jsonl.read(path), 1000)
+
+    def test_other_errors_stay_what_they_are(self):
+        with self.assertRaises(FileNotFoundError):
+            jsonl.replace(self.folder / "none" / "text", "x")
 
 
 if __name__ == "__main__":

@@ -139,7 +139,7 @@ class SlurmTest(clouds.ScriptsTest):
         self.assertEqual(calls[-1], ["scontrol", "requeue", "17"])
 
     def test_ends_with_any_other_end(self):
-        for code in (0, 1, 2, 3, 130):
+        for code in (0, 1, 2, 3, 130, 137):  # 137: a task was killed, and srun tells the highest
             calls, end = self.job(code)
             self.assertEqual((len(calls), end), (2, code))
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxrobust.data.prepare import archives, command
 from jaxrobust.runtime.commandline.arguments import ending
+from jaxrobust.runtime.files import whole
 
 NAME = "pseudo-labelled"
 _KEYS = ("data", "extrapolated_targets")
@@ -98,16 +99,14 @@ def main(argv: list[str] | None = None) -> None:
     """Write the arrays and say where; or end with a sentence on stderr."""
     args = parse(argv)
     out = Path(args.out or args.file.with_suffix(".npz"))
-    part = out.with_name(f"{out.name}.part")
     again = "the same command starts again"
     with ending(again, f"; {again}"):
         if out.suffix != ".npz":
             raise ValueError(f"--out {out}: name a file that ends in .npz")
         images, labels = read(args.file, classes=args.classes)
         out.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
+        with whole.writing(out, images.nbytes + labels.nbytes) as part, part.open("wb") as file:
             np.savez(file, image=images, label=labels)
-        part.replace(out)
     counts = np.bincount(labels, minlength=args.classes).tolist()
     print(f"{out}: {len(images):,} images, of the classes {', '.join(map(str, counts))}")
     print(f"train with --config.data.extra=npz:{out}")

@@ -16,6 +16,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 
+from jaxrobust.runtime.files import whole
 from jaxrobust.runtime.files.download import file_sha256 as sha256
 
 SALT = b"jaxrobust/prepare_imagenet/1/"  # other bytes, another order of the records
@@ -117,13 +118,14 @@ def writing(path: Path, count: int) -> Iterator[Callable[[bytes], None]]:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
-    try:
-        writer = ArrayRecordWriter(str(partial), _OPTIONS)
-        yield writer.write
-        writer.close()
-    except RuntimeError as error:
-        reason = str(error).partition(";")[0].removeprefix("write() failed: ")
-        raise OSError(f"cannot write {path}: {reason}") from error
+    with whole.explained(path):
+        try:
+            writer = ArrayRecordWriter(str(partial), _OPTIONS)
+            yield writer.write
+            writer.close()
+        except RuntimeError as error:
+            reason = str(error).partition(";")[0].removeprefix("write() failed: ")
+            raise OSError(f"cannot write {path}: {reason}") from error
     if length(partial) != count:
         raise OSError(f"cannot write {path}: it does not hold {count} records afterwards")
     with partial.open("rb") as file:

@@ -24,7 +24,7 @@ from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.evaluation.records import verdicts
 from jaxrobust.evaluation.records.verdicts import Verdicts
-from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.files import jsonl, whole
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
 
@@ -135,7 +135,8 @@ def of_record(
     part.mkdir(parents=True)
     try:
         about = {"record": record, "split_images": split_images or len(images)}
-        levels, unsure = _write(part, about, found, images, points, logits, batch)
+        with whole.explained(place):
+            levels, unsure = _write(part, about, found, images, points, logits, batch)
         size = sum(file.stat().st_size for file in part.iterdir())
         if place.exists():
             place.rmdir()  # an empty folder

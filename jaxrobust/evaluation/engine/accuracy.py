@@ -19,6 +19,7 @@ from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import checks, collapse
 from jaxrobust.models.interface.inputs import cast, unit_range
 from jaxrobust.runtime.devices import compilation, sharding
+from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import (
     VERDICT_PRECISION,
@@ -117,8 +118,18 @@ def _judgements(
     steps = -(-len(images) // images.batch_size)
     hidden = None if bar else True  # None: on a terminal only
     shown = tqdm(batches, desc=bar, total=steps, disable=hidden, leave=False, unit="batch")
-    with contextlib.closing(batches):
+    told = lambda: f"{bar}: {shown.n} of {steps} batches"  # noqa: E731
+    beside = lambda words: shown.set_postfix_str(words.removeprefix(f"{bar}: "))  # noqa: E731
+    first_host = bool(bar) and jax.process_index() == 0
+    with (
+        contextlib.closing(batches),
+        patience.shown_by(beside, seen=not shown.disable),
+        patience.lasting(told, here=first_host) as wait,
+    ):
         for b in shown:
+            if not shown.disable:  # which says by itself how far it is
+                shown.set_postfix_str("", refresh=False)
+                wait.again()
             if images.meets is not None:
                 images.meets.meet(b.damaged)
             arrays = sharding.global_arrays(mesh, (b.images, b.labels, b.mask, b.ids))

@@ -8,6 +8,7 @@ place in a batch; an image is fooled only if a last forward pass and its norm in
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from jaxrobust.evaluation.network.images import Adversarial, ImageSet, InRange, 
 from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.processes import hosts
+from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Array
 
@@ -197,6 +199,7 @@ def autoattack(
         tally=how.tally if how else "",
     )
     tell = say if verbose else lambda message: None
+    first = partial(patience.of, here=verbose and jax.process_index() == 0)
     if runner.keyed and (len(replay) or search_fn is not None):
         what = (
             "draws anew what fools; leave replay" if len(replay) else "has no search_fn; leave it"
@@ -204,7 +207,8 @@ def autoattack(
         raise ValueError(f"version='rand' {what} out")
     known = replays.Known([replays.source(Path(path)) for path in replay], beyond)
     with jax.set_mesh(runner.mesh):  # also where the caller has set another one
-        runner = engine.trace(runner, held.shape[1:])
+        with first("tracing the network"):
+            runner = engine.trace(runner, held.shape[1:])
         classes = runner.traces[0].classes
         checks.check_images(held, labels, classes=classes)
         settings = [ensembles.fit(setting, classes, tell) for setting in settings]
@@ -212,10 +216,12 @@ def autoattack(
         if isinstance(held, np.ndarray):
             held = np.ascontiguousarray(held, np.float32)
         known_as = identity if isinstance(identity, str) else None
+        with first("looking at what tells this network and these images from others"):
+            own = _fingerprint(runner, held, None if known_as else identity)._asdict()
+            own |= {"images": hashed(held, labels, ids)}
         evaluation: dict[str, Any] = {
             "network": known_as,
-            "fingerprint": _fingerprint(runner, held, None if known_as else identity)._asdict()
-            | {"images": hashed(held, labels, ids)},
+            "fingerprint": own,
             "norm": norm,
             "epsilon": float(epsilon),
             "attacks": [setting._asdict() for setting in settings],
@@ -227,13 +233,15 @@ def autoattack(
         known = replays.ordered(known, evaluation)
         with open_ledger(ledger, evaluation, ids) as book:
             most = max(1, *(setting.targets for setting in settings))
-            clean, once, finite, likely = _classified(
-                runner, held, labels, ids, int(seed), most, how
-            )
+            with first(f"classifying {len(held)} images"):
+                clean, once, finite, likely = _classified(
+                    runner, held, labels, ids, int(seed), most, how
+                )
             reliability.check_answers(finite, (), np.zeros(0))  # refuses what answers nothing
             seen = Sample(held, labels, ids, clean, likely, classes, float(epsilon), int(seed))
             plain = not runner.keyed and len(held) > 0
-            flags = _check_network(runner, held, labels) if plain else {}
+            with first("checking whether the attacks can take this network"):
+                flags = _check_network(runner, held, labels) if plain else {}
             meter = Decisions(len(held), interval=checks.binomial_interval, enabled=verbose)
             found = Found.of(clean, settings, flags, once if how else None)
             with meter:

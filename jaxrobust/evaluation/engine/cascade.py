@@ -126,7 +126,7 @@ class Attack:
         seen = (known + len(mine), known, self.standing(), self.runner.slots)
         self.meter.begin(self.name, *seen, compilation.expected(program))
         with compilation.cache_hits() as hits:
-            for call in self.calls(mine):
+            for call in self.meter.awaited(self.calls(mine)):
                 if call.compiles and call.seconds > 1:
                     compilation.remember(program, call.seconds, hit=bool(hits))
                 self.count(call, later // jax.process_count())

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxrobust.evaluation.network import fingerprint, randomised
-from jaxrobust.runtime.files import jsonl, locks
+from jaxrobust.runtime.files import jsonl, locks, whole
 from jaxrobust.runtime.processes import hosts
 
 _SHARE = "put the ledger into a folder that all hosts share"
@@ -152,7 +152,8 @@ class Ledger:
         if adversarial is not None and self._path is None:
             self._points[place, record["attack"]] = adversarial
         elif adversarial is not None and self._path is not None:
-            with self._path.with_suffix(".images").open("ab") as images:
+            file = self._path.with_suffix(".images")
+            with whole.explained(file), file.open("ab") as images:
                 stored = images.tell() // adversarial.nbytes
                 images.truncate(stored * adversarial.nbytes)  # one that a kill cut off
                 images.write(np.ascontiguousarray(adversarial, np.float32).tobytes())
@@ -197,7 +198,7 @@ class Ledger:
 
     def _append(self, record: dict[str, Any]) -> None:
         if self._path is not None:
-            with self._path.open("a") as lines:
+            with whole.explained(self._path), self._path.open("a") as lines:
                 lines.write(json.dumps(record) + "\n")
 
 

@@ -1,18 +1,22 @@
 """How an evaluation goes on: images decided, robust accuracy at most, time left."""
 
+import contextlib
 import math
 import sys
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, TypeVar
 
 import jax
 from tqdm.auto import tqdm
 
+from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.progress import Part, clock, columns, fitted, joined, say, watched
 
+T = TypeVar("T")
+
 _SHORT = 5.0  # seconds: a first call below is mostly overhead
-_INTERVAL = 10.0  # seconds between two lines where nobody watches
+_INTERVAL = 8.0  # seconds between two lines where nobody watches
 
 
 class Left(NamedTuple):
@@ -68,6 +72,7 @@ class Decisions:
         self._seen = self._enabled and watched()
         self._images = images
         self._said, self._text = 0.0, ""
+        self._parts: list[Part] = []  # of the last line
         self._bar = tqdm(
             total=1, disable=not self._seen, dynamic_ncols=True, leave=False, miniters=1
         )
@@ -87,6 +92,7 @@ class Decisions:
         self._attack, self._of, self._standing, self._slots = attack, images, standing, slots
         self._counts = Counts(images - known)
         self._passes, self._seconds, self._calls = 0, 0.0, 0
+        self._compiling, self._parts = compiling, []
         if known:
             self._say(f"{attack}: {known} of {images} images are in the ledger")
         if known == images:
@@ -96,6 +102,23 @@ class Decisions:
             self._bar.refresh()
         else:
             self._say(f"{attack}: compiling ({compiling})")
+
+    def awaited(self, calls: Iterator[T]) -> Iterator[T]:
+        """Return calls of the attack's program; where one takes long, that is shown meanwhile."""
+        while True:
+            what = "attacking" if self._calls else "compiling"
+            told = what if self._seen else f"{self._attack}: {what}"  # its bar has the name
+            last = "" if self._calls else self._compiling
+            with patience.lasting(told, last=last, here=self._enabled):
+                call = next(calls, None)
+            if call is None:
+                return
+            yield call
+
+    def _lasts(self, told: str) -> None:
+        """Show what is waited for, and for how long."""
+        self._show([Part(told), *self._parts], self._bar.n, self._bar.total)
+        self._bar.refresh()
 
     def decided(self, standing: int, passes: int, *, fooled: bool) -> None:
         """Count one image more as decided, on which `passes` were made; `standing` are not fooled
@@ -136,13 +159,15 @@ class Decisions:
             Part(f"robust at most {self._standing / max(self._images, 1):.1%}", 3),
             Part(f"({low:.1%} to {high:.1%})", 4),
         ]
+        self._parts = parts
         if self._seen:
             self._show(parts, made, total)
         elif self._enabled and time.perf_counter() - self._said > _INTERVAL:
             text = joined(self._attack, parts, columns())
             if text != self._text:
                 self._said, self._text = time.perf_counter(), text
-                print(text, file=sys.stderr, flush=True)
+                with terminal.turn():
+                    print(text, file=sys.stderr, flush=True)
 
     def _show(self, parts: list[Part], made: int, total: int) -> None:
         """Move the bar to the passes made of those that this attack needs."""
@@ -155,7 +180,10 @@ class Decisions:
             say(message)
 
     def __enter__(self) -> "Decisions":
+        self._shows = contextlib.ExitStack()
+        self._shows.enter_context(patience.shown_by(self._lasts, seen=self._seen))
         return self
 
     def __exit__(self, *unused: object) -> None:
+        self._shows.close()
         self._bar.close()

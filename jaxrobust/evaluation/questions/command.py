@@ -4,6 +4,7 @@ Several threats and image sizes are several records, and one more of all threats
 counts there if it survives every one.
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,6 +29,7 @@ from jaxrobust.evaluation.questions.recording import Evaluation, Record, known
 from jaxrobust.evaluation.questions.several import Member
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.runtime.devices import compilation
+from jaxrobust.runtime.text import patience
 from jaxrobust.types import Threat
 
 
@@ -123,9 +125,10 @@ def _of_size(
         given = given._replace(norm="linf", epsilon=three_norms.LINF)  # until its size is known
     elif balls:
         given = given._replace(norm=balls[-1].norm, epsilon=balls[-1].epsilon)  # the largest rung
-    origin, subject, source = flags.settled(given)
-    size = known(subject.network.image_size)
-    which, subject, weights = flags.weights(given, subject, source)
+    with _of("reading the network and its images"):
+        origin, subject, source = flags.settled(given)
+        size = known(subject.network.image_size)
+        which, subject, weights = flags.weights(given, subject, source)
     asked = Question(
         attack=given.attack,
         version=given.version,
@@ -154,7 +157,8 @@ def _of_size(
     for own, each in asking:
         if each.epsilon != 0 or not climbs:
             questions.check(own, each, source)
-    evaluation = Evaluation(subject, source, which, weights, asked, place)
+    with _of("looking at what tells this network and these images from others"):
+        evaluation = Evaluation(subject, source, which, weights, asked, place)
     if climbs:
         return place, several.ladder(evaluation, [each for _, each in asking])
     if given.corruptions:
@@ -167,6 +171,10 @@ def _of_size(
     found = [] if given.union_only else [own.record(each) for own, each in members]
     last = several.union(evaluation, members, found, worst_case=given.worst_case)
     return place, [*found, last]
+
+
+def _of(what: str) -> contextlib.AbstractContextManager:
+    return patience.of(what, here=jax.process_index() == 0)
 
 
 def _asking(

@@ -1,11 +1,12 @@
 """Verdicts image by image: a small file beside a record, which names it."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from jaxrobust.runtime.files import jsonl
 
 REPLAY = "replay"  # stands for an attack where a point that another evaluation found fools
 SCHEMA = 2  # of records and of these files; 1 had neither a number nor verdicts
@@ -46,9 +47,7 @@ def write(path: Path, evaluation: str, verdicts: Verdicts) -> None:
     columns: dict[str, Any] = {name: getattr(verdicts, name).tolist() for name in _KINDS}
     lines = [f'"{name}": {json.dumps(values)}' for name, values in columns.items()]
     head = f'"schema": {SCHEMA}, "evaluation": {json.dumps(evaluation)}'
-    beside = path.with_name(f"{path.name}.part")
-    beside.write_text("{" + ",\n".join([head, *lines]) + "}\n")
-    os.replace(beside, path)
+    jsonl.replace(path, "{" + ",\n".join([head, *lines]) + "}\n")
 
 
 def read(path: Path) -> Verdicts:

@@ -19,6 +19,7 @@ from absl import flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
+from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.processes import launch
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.spelling import MOVED, meant, norm
@@ -66,6 +67,8 @@ def quiet_libraries() -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.getLogger().setLevel(logging.WARNING)
         absl_logging.get_absl_logger().setLevel(logging.CRITICAL)
+        # Of a checkpoint that does not fit, each array's own traceback beside the error.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def stop(message: object, code: int) -> NoReturn:
@@ -77,7 +80,8 @@ def stop(message: object, code: int) -> NoReturn:
 
 def _print(message: object) -> None:
     said = terminal.fitted(f"jaxrobust: {message}", terminal.width(sys.stderr))
-    print(said, file=sys.stderr, flush=True)
+    with terminal.turn():
+        print(said, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -92,9 +96,13 @@ def ending(interrupted: str, solved: str = "") -> Iterator[None]:
     except KeyboardInterrupt:
         stop(f"interrupted; {interrupted}", 130)
     except ValueError as error:
-        stop(error, 2)
+        stop(functions.of_users(error) or error, 2)
     except (OSError, MemoryError) as error:
         stop(f"{unable(error)}{solved}", 3)
+    except Exception as error:
+        if said := functions.of_users(error):
+            stop(said, 2)
+        raise
 
 
 def unable(error: OSError | MemoryError) -> str:

@@ -62,7 +62,8 @@ class Ending:
         """End with a sentence, from any thread, whatever the others of this process do."""
         self._ends.acquire()
         said = terminal.fitted(f"jaxrobust: {message}", terminal.width(sys.stderr))
-        print(said, file=sys.stderr, flush=True)
+        with terminal.turn():
+            print(said, file=sys.stderr, flush=True)
         if self._line is not None:
             self._line.tell(code)
         os._exit(code)

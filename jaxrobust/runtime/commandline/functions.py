@@ -7,6 +7,7 @@ import importlib.util
 import operator
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 HOW = "my_package.nets:make, or my_nets.py:make"
 _PACKAGE = Path(__file__).parents[2]
+_PYTHON = Path(sysconfig.get_path("stdlib"))
 _loaded: dict[Path, tuple[str, ModuleType]] = {}  # file -> sha256 of what was run, its module
 
 
@@ -139,9 +141,43 @@ def explained(what: str, name: str) -> Iterator[None]:
             raise
         if isinstance(error, SyntaxError) and error.filename:
             lines.append((Path(error.filename), error.lineno))
-        text = _TRACING.sub("", " ".join(str(error).partition("\n")[0].split()))
         where = _where(lines, name.rpartition(":")[0])
-        raise ValueError(f"{what}={name}: {where}{type(error).__name__}: {text}") from error
+        raise ValueError(f"{what}={name}: {where}{type(error).__name__}: {_text(error)}") from error
+
+
+def place_of(error: BaseException) -> str:
+    """Return "FILE, line N" of the user's code that this package called and an error came out of;
+    "" if it came out of no such code.
+
+    Installed packages that it called in turn are below it, this package's own functions are not.
+    """
+    lines = [(Path(f.filename), f.lineno) for f in traceback.extract_tb(error.__traceback__)]
+    ours = [number for number, (path, _) in enumerate(lines) if path.is_relative_to(_PACKAGE)]
+    if not ours:
+        return ""
+    own = [(path, line) for path, line in lines[ours[-1] + 1 :] if _is_users(path)]
+    if not own:
+        return ""
+    path, line = own[-1]
+    here = path.is_relative_to(Path.cwd())
+    return f"{path.relative_to(Path.cwd()) if here else path}, line {line}"
+
+
+def of_users(error: Exception) -> str | None:
+    """Return one sentence about an error that came out of the user's code; None of others."""
+    if not (place := place_of(error)):
+        return None
+    return f"{place}: {type(error).__name__}: {_text(error)}"
+
+
+def _is_users(path: Path) -> bool:
+    """Tell whether a file is neither Python's nor an installed package's."""
+    installed = {"site-packages", "dist-packages"} & {*path.parts}
+    return path.is_file() and not installed and not path.is_relative_to(_PYTHON)
+
+
+def _text(error: Exception) -> str:
+    return _TRACING.sub("", " ".join(str(error).partition("\n")[0].split()))
 
 
 # What JAX says of the function that it traces, which is one of ours: "f at FILE:LINE traced for

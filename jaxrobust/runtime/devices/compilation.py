@@ -12,6 +12,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxrobust.runtime.files import folders, jsonl
+from jaxrobust.runtime.text import patience
 
 _HITS = "/jax/compilation_cache/cache_hits"
 _SHORT_S = 5.0  # a wait that nobody has to be told of
@@ -103,14 +104,14 @@ def remember(name: str, seconds: float, *, hit: bool) -> None:
 
 @contextlib.contextmanager
 def waiting(what: str, name: str, say: Callable[[str], None]) -> Iterator[None]:
-    """Say `what` is being compiled inside, unless it was short last time, and keep how long it took
-    under the name of the program.
+    """Say `what` is being compiled inside, unless it was short last time, and for how long; keep
+    how long it took under the name of the program.
     """
-    known = _remembered().get(name)
+    known, took = _remembered().get(name), expected(name)
     if known is None or max(known["seconds"], known["cold"] or 0.0) >= _SHORT_S:
-        say(f"{what} ({expected(name)})")
+        say(f"{what} ({took})")
     start = time.perf_counter()
-    with cache_hits() as hits:
+    with cache_hits() as hits, patience.lasting(what, last=took, here=jax.process_index() == 0):
         yield
     remember(name, time.perf_counter() - start, hit=bool(hits))
 

@@ -35,7 +35,7 @@ def append(path: Path, row: dict) -> None:
 
     Other processes may append to the same file at the same time.
     """
-    with path.open("a+b") as lines:
+    with whole.explained(path), path.open("a+b") as lines:
         locks.wait_for(lines)
         mend(lines)
         lines.write(json.dumps(row).encode() + b"\n")
@@ -62,5 +62,5 @@ def mend(lines: BinaryIO) -> None:
 
 def replace(path: Path, text: str) -> None:
     """Write a file whole or not at all, also where the power fails or the disk is full."""
-    with whole.writing(path) as part:
+    with whole.writing(path, len(text)) as part:
         part.write_text(text)

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxrobust.runtime.text import patience, terminal
+
 _BEAT = 30.0  # seconds between two signs of life
 _PATIENCE = 150.0  # without one, another host's process is gone: gcsfuse may hide it for 60 s
 _GRACE = 5.0  # one of this host that was killed may have memory to give back first
@@ -48,7 +50,8 @@ def held(path: Path, *, what: str, otherwise: str, wait: bool = False) -> Iterat
     if (holder := _held.setdefault(name, me)) is not me:
         raise ValueError(_refusal(path, what, otherwise, holder))
     try:
-        file, ended = _taken(path, what, otherwise, wait), threading.Event()
+        with patience.lasting(f"waiting for {what}"):
+            file, ended = _taken(path, what, otherwise, wait), threading.Event()
         living = threading.Thread(target=_live, args=(file, me, ended), daemon=True)
         try:
             _sign(file, me)
@@ -68,7 +71,8 @@ def held(path: Path, *, what: str, otherwise: str, wait: bool = False) -> Iterat
 def wait_for(file: Any) -> None:
     """Wait until no other process writes to an open file; closing it lets the next one in."""
     try:
-        fcntl.lockf(file, fcntl.LOCK_EX)
+        with patience.of(f"waiting for who writes to {file.name}"):
+            fcntl.lockf(file, fcntl.LOCK_EX)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
@@ -93,12 +97,17 @@ def _taken(path: Path, what: str, otherwise: str, wait: bool) -> int:
             raise ValueError(_refusal(path, what, otherwise, holder))
         if wait and not told and waited > 1:
             told = True
-            print(f"{what} is in use {_words(holder)}: waiting", file=sys.stderr, flush=True)
+            _say(f"{what} is in use {_words(holder)}: waiting")
         if first is None and not (here or wait):
-            waits = f"waiting up to {_PATIENCE:.0f} s for a sign of life"
-            print(f"{what} was in use {_words(holder)}: {waits}", file=sys.stderr, flush=True)
+            most = f"waiting up to {_PATIENCE:.0f} s for a sign of life"
+            _say(f"{what} was in use {_words(holder)}: {most}")
         first = first or holder
         time.sleep(0.2)
+
+
+def _say(message: str) -> None:
+    with terminal.turn():
+        print(message, file=sys.stderr, flush=True)
 
 
 def _lock(file: int) -> bool:

@@ -1,20 +1,94 @@
 """Files that are written whole or not at all, with the permissions that the umask gives."""
 
 import contextlib
+import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, a quota, `ulimit -f`
+
+
+class DiskFull(OSError):
+    """A file that did not fit; the message says what to do."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Tell whether an error, or one behind it, is about no room for a file: a full disk, a quota or
+    a limit on the size of files.
+    """
+    return _reason(error) is not None
+
+
+def _reason(error: BaseException | None) -> str | None:
+    """Return what the system says of a full disk; None: the error is another one."""
+    while error is not None:
+        for number in _NO_ROOM:
+            said = os.strerror(number)
+            if getattr(error, "errno", None) == number or said in str(error):
+                return said
+        error = error.__cause__ or error.__context__
+    return None
+
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def explained(path: Path, size: int | None = None) -> Iterator[None]:
+    """Turn a full disk, however deep it was noticed, into one sentence about the file or folder
+    that did not fit; `size`: the bytes that it takes, where they are known.
+
+    Raises:
+      DiskFull: with file, need and remedy.
+    """
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        if (reason := _reason(error)) is None:
+            raise
+        takes = "" if size is None else f"it takes {amount(size)}, and "
+        raise DiskFull(
+            errno.ENOSPC,
+            f"cannot write {path} ({reason}): {takes}{amount(_free(path))} are free there; free "
+            "some space, or write elsewhere",
+        ) from error
+
+
+def _free(path: Path) -> int:
+    """Return the free bytes of the disk that would hold a file."""
+    return shutil.disk_usage(next(p for p in path.absolute().parents if p.is_dir())).free
+
+
+def amount(size: int) -> str:
+    """Return bytes for people."""
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if size >= 1024**power:
+            return f"{size / 1024**power:.1f} {unit}"
+    return f"{size} bytes"
+
+
+@contextlib.contextmanager
+def writing(path: Path, size: int | None = None) -> Iterator[Path]:
     """Give the path of an empty file beside `path`, which takes its place at the end of the block.
 
     The block may write that file with any library. Those that move a temporary file there (such as
     safetensors) leave it readable to its owner alone: it gets what the umask gives any new file.
     Where the block raises, the power fails or the disk is full, `path` is what it was before.
+
+    Raises:
+      DiskFull: with what to do; `size`: the bytes that the file takes, where they are known.
     """
+    with explained(path, size), _writing(path) as part:
+        yield part
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.part-{secrets.token_hex(4)}")
     os.close(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     mode = part.stat().st_mode & 0o777

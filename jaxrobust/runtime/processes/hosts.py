@@ -17,11 +17,11 @@ import numpy as np
 from jax._src import distributed  # the coordination service has no public name
 from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
 
-from jaxrobust.runtime.text.progress import say
+from jaxrobust.runtime.text import patience
 
 T = TypeVar("T")
 
-_PATIENCE = 60  # seconds of waiting for a process between two lines that say so
+_PATIENCE = 60  # seconds of waiting for a process at a time
 # Bytes that each process sends at a time, of little and of much: each size is a program to compile,
 # and the pieces of all processes lie on every device.
 _PIECES = (2**14, 2**20)
@@ -85,13 +85,14 @@ def _lengths(mine: int) -> list[int]:
     client.key_value_set(f"{call}/{jax.process_index()}", str(mine))
 
     def length(process: int) -> int:
-        while True:
-            try:
-                return int(client.blocking_key_value_get(f"{call}/{process}", 1000 * _PATIENCE))
-            except jax.errors.JaxRuntimeError as error:
-                if "DEADLINE_EXCEEDED" not in str(error):
-                    raise
-            say(f"waiting for process {process}, which is still at work")
+        told = f"waiting for process {process}, which is still at work"
+        with patience.lasting(told, here=jax.process_index() == 0):
+            while True:
+                try:
+                    return int(client.blocking_key_value_get(f"{call}/{process}", 1000 * _PATIENCE))
+                except jax.errors.JaxRuntimeError as error:
+                    if "DEADLINE_EXCEEDED" not in str(error):
+                        raise
 
     return [length(process) for process in range(jax.process_count())]
 

@@ -9,6 +9,8 @@ import sys
 import threading
 from pathlib import Path
 
+from jaxrobust.runtime.text import patience
+
 # glibc returns buffers above 128 KiB to the system after every use, so each step pays their page
 # faults again: a quarter of a ConvNeXt step on CPU. These keep them, on huge pages.
 ALLOCATOR = {
@@ -61,6 +63,8 @@ def without_tpu(devices: Path = Path("/dev"), bus: Path = Path("/sys/bus/pci/dev
     if named or others or not importlib.util.find_spec("libtpu") or _has_tpu(devices, bus):
         return False
     os.environ["JAX_PLATFORMS"] = "cpu"
+    if loaded := sys.modules.get("jax"):  # which read the variable when it was imported
+        loaded.config.update("jax_platforms", "cpu")
     return True
 
 
@@ -131,7 +135,9 @@ def join_hosts(
     # first, from the outside of its call, which holds no lock meanwhile.
     joining = threading.Thread(target=join, name="join_hosts", daemon=True)
     joining.start()
-    joining.join(timeout_s)
+    # The first host speaks for all; where the cluster counts them, nobody knows yet who that is.
+    with patience.of("waiting for the other processes of the pod", here=not process):
+        joining.join(timeout_s)
     if joining.is_alive():
         raise ValueError(_missing(coordinator, processes, process, timeout_s))
     if failures and isinstance(failures[0], ValueError):

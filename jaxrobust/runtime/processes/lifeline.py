@@ -1,8 +1,9 @@
 """How the processes of a pod hear that one of them has ended, whatever ended it.
 
 Each has a connection to process 0, which its system closes when it ends and which finds out within
-15 s that a machine does not answer. JAX tells the others after 100 s, or aborts them at once where
-it was process 0.
+15 s that a machine does not answer. A process that is there but stands still, as one that was
+stopped (SIGSTOP), sends no sign of life any more. JAX tells the others after 50 to 100 s, or aborts
+them at once where it was process 0.
 """
 
 import atexit
@@ -23,13 +24,18 @@ _GRACE = 2.0  # seconds in which a process may end by itself, with what it has t
 LINGER = 10.0  # seconds for which process 0, which JAX needs, stays for the others to end
 # A machine that does not answer for so long is gone: idle seconds, seconds between probes, probes.
 _KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 2}
+_BEAT = 5.0  # seconds between two signs of life
+_SILENT = 30.0  # without one, a process stands still; less than JAX waits, which aborts
+STANDS_STILL = -1  # in place of an exit code
 _LOST = re.compile(
     "(closed|reset) by peer|Socket closed|Timed out waiting|UNAVAILABLE|heartbeat|another task"
 )
 
 
 class Notice(NamedTuple):
-    """That a process has ended, and its exit code; None: it did not say."""
+    """That a process has ended, and its exit code; None: it did not say; `STANDS_STILL`: it has
+    not ended.
+    """
 
     process: int
     code: int | None
@@ -45,6 +51,8 @@ def verdict(notice: Notice, again: str) -> tuple[str, int]:
     who, solved = f"process {notice.process}", f"with that solved, {again}"
     if notice.code is None:
         return f"{who} is gone; {again}", 75
+    if notice.code == STANDS_STILL:
+        return f"{who} has not answered for {_SILENT:.0f} s; {again}", 75
     if notice.code in (75, 143):
         return f"{who} was asked to stop (SIGTERM) and is gone; {again}", 75
     if notice.code == 130:
@@ -75,6 +83,7 @@ class Lifeline:
         self._gone = threading.Event()  # all others have closed their connections
         self._peers: dict[int, socket.socket] = {}
         self._done: set[int] = set()  # processes that came to their end with all others
+        self._lived: dict[int, float] = {}  # when each was heard of last
 
     def serve(self, token: str) -> int:
         """Wait for the others, as process 0; return the port."""
@@ -84,6 +93,7 @@ class Lifeline:
             ("", 0), family=family, dualstack_ipv6=both, backlog=1024
         )
         threading.Thread(target=self._serve, args=(token,), name="lifeline", daemon=True).start()
+        threading.Thread(target=self._live, name="signs of life", daemon=True).start()
         return int(self._server.getsockname()[1])
 
     def connect(self, host: str, port: int, token: str, timeout_s: float = _PATIENCE) -> None:
@@ -93,6 +103,7 @@ class Lifeline:
         _keep_alive(peer)
         _send(peer, {"token": token, "process": self._process})
         self._peers[0] = peer
+        threading.Thread(target=self._live, name="signs of life", daemon=True).start()
         threading.Thread(target=self._follow, args=(peer,), name="lifeline", daemon=True).start()
 
     def tell(self, code: int) -> None:
@@ -105,12 +116,29 @@ class Lifeline:
         """Say that this process ends as all others do, so that nobody misses it."""
         self._send_all({"process": self._process, "done": True})
 
+    def _live(self) -> None:
+        """Give signs of life, and look for those of the others."""
+        looked = time.monotonic()
+        while True:
+            time.sleep(_BEAT)
+            now, before = time.monotonic(), looked
+            looked = now
+            self._send_all({"alive": True})
+            if now - before > 2 * _BEAT:  # it is this process that stood still
+                self._lived.clear()
+            for process in {*self._peers} - self._done:
+                if now - self._lived.setdefault(process, now) > _SILENT:
+                    self._without(process)
+                    self._heard({"process": process, "code": STANDS_STILL})
+
     def _send_all(self, message: dict[str, Any]) -> None:
         for peer in [*self._peers.values()]:
             _send(peer, message)
 
     def _heard(self, message: dict[str, Any]) -> None:
         """Take note of what a process says of itself or, as process 0, of another."""
+        if message.get("alive"):
+            return
         process = int(message["process"])
         if message.get("done"):
             self._done.add(process)
@@ -124,6 +152,7 @@ class Lifeline:
         lines = _Lines()
         with peer:
             while (messages := lines.read(peer)) is not None:
+                self._lived[0] = time.monotonic()
                 for message in messages:
                     self._heard(message)
         self._heard({"process": 0})
@@ -162,6 +191,7 @@ class Lifeline:
         """Read, as process 0, who another one is and what it says of itself."""
         for message in messages:
             if peer in who:
+                self._lived[who[peer]] = time.monotonic()
                 self._heard({**message, "process": who[peer]})
             elif message.get("token") == token:
                 who[peer] = int(message["process"])
@@ -173,8 +203,12 @@ class Lifeline:
         """
         if process is None:
             return
-        del self._peers[process]
         self._heard({"process": process})
+        self._without(process)
+
+    def _without(self, process: int) -> None:
+        """Wait for another process no longer."""
+        self._peers.pop(process, None)
         if not self._peers:
             self._gone.set()
 

@@ -1,50 +1,219 @@
-"""A line about what is being waited for, where there would be none for a second."""
+"""Signs of life where there is nothing to say yet: what is waited for, and for how long."""
 
+import atexit
 import contextlib
+import os
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+
+from jaxrobust.runtime.text import terminal
 
 AFTER_S = 1.0  # what is done by then needs no line: a mistake is answered by one sentence
 LOADING = "loading JAX and the package"
-_waiting: list[threading.Timer] = []
+_COUNTED_S = 3.0  # from here on a terminal counts the seconds
+_LOOKS_S = 0.25  # between two looks at what is waited for
 _told: set[str] = set()
+_now = time.monotonic
+
+
+class Wait:
+    """Something that is waited for, since now or since `again`."""
+
+    def __init__(
+        self,
+        what: Callable[[], str],
+        *,
+        announced: bool = True,
+        last: str = "",
+        since: str = "so far",
+    ) -> None:
+        self._what, self._last, self._counts = what, last, since
+        self._announced = announced
+        self.again()
+
+    def again(self) -> None:
+        """Count from now on: something else was just said."""
+        self._since, self._shown = _now(), 0
+
+    def hear(self, inner: "Wait") -> None:
+        """Say nothing at once where something inside of this has just spoken for as long."""
+        if inner._shown:
+            self._shown = max(self._shown, _mark(round(_now() - self._since)))
+
+    def look(self) -> None:
+        """Write what is due by now, by whoever has the `terminal.TURN`."""
+        passed, columns = _now() - self._since, terminal.width(sys.stderr)
+        if passed < AFTER_S:
+            return
+        seconds = round(passed)  # a line of 10 s comes before there was silence for longer
+        if not self._announced:
+            self._announced = True
+            self._announce()
+        if columns is None and not _bars:
+            mark = _mark(seconds)
+            if mark > self._shown:
+                self._shown = mark
+                sys.stderr.write(f"{self._words(mark, 80)}\n")
+                sys.stderr.flush()
+        elif seconds >= _COUNTED_S and seconds > self._shown:
+            self._shown = seconds
+            show = _bars[-1] if _bars else terminal.in_place
+            show(self._words(seconds, columns or 80))
+
+    def _announce(self) -> None:
+        if (what := self._what()) not in _told:
+            _told.add(what)
+            with terminal.turn():  # at once: the main thread may end with a sentence
+                sys.stderr.write(f"{what} ...\n")
+                sys.stderr.flush()
+
+    def _words(self, seconds: int, columns: int) -> str:
+        """Return one line of less than so many columns."""
+        long = f"{seconds // 60} min" if seconds >= 120 else f"{seconds} s"
+        what, counted = self._what(), f", {long} {self._counts}"
+        if self._last and len(whole := f"{what}{counted} ({self._last})") < columns:
+            return whole
+        room = columns - 1 - len(counted)
+        return (what if len(what) <= room else f"{what[: max(room - 3, 0)]}...") + counted
+
+
+def _mark(seconds: int) -> int:
+    """Return the last of the seconds by now at which a pipe gets a line."""
+    return seconds // 10 * 10
+
+
+_waits: list[Wait] = []  # the last one is inside of those before
+_bars: list[Callable[[str], None]] = []
+_begun: list[Wait] = []  # by `begin`
+_came = threading.Event()
+_watching: list[threading.Thread] = []
 
 
 def begin(what: str) -> None:
-    """Print on stderr what this process is doing, in a second, unless `end` is called before or it
-    was said already.
+    """Print on stderr what this process is doing, from a second on, until `end` is called.
 
     It loads nothing, so that a command can call it before its imports.
     """
     end()
-    timer = threading.Timer(AFTER_S, _tell, [what])
-    timer.daemon = True  # it keeps no process alive
-    timer.start()
-    _waiting.append(timer)
+    wait = Wait(lambda: what, announced=False)
+    _begun.append(wait)
+    _push(wait)
 
 
 def end() -> None:
     """Print nothing any more of what was begun."""
-    while _waiting:
-        _waiting.pop().cancel()
+    while _begun:
+        _remove(_begun.pop())
 
 
 @contextlib.contextmanager
 def of(what: str, *, here: bool = True) -> Iterator[None]:
-    """Print on stderr what is done inside, where it takes longer than a second; if it is `here`,
-    not on another host, that people are told.
+    """Print on stderr what is done inside, where it takes longer than a second, and for how long
+    if it takes longer still; if it is `here`, not on another host, that people are told.
     """
-    if here:
-        begin(what)
+    if not here:
+        yield
+        return
+    end()
+    with _during(Wait(lambda: what, announced=False)):
+        yield
+
+
+@contextlib.contextmanager
+def lasting(
+    what: str | Callable[[], str],
+    *,
+    last: str = "",
+    since: str = "so far",
+    here: bool = True,
+) -> Iterator[Wait]:
+    """Print on stderr for how long what was announced is going on: in a terminal on a line that is
+    written again each second and goes at the end, else after each ten seconds.
+
+    Args:
+      what: goes on, or a function that says how far it is.
+      last: how long it took before, in words.
+      since: what is counted, in words.
+      here: whether people are told, not on another host.
+    """
+    wait = Wait(what if callable(what) else lambda: what, last=last, since=since)
+    if not here:
+        yield wait
+        return
+    with _during(wait):
+        yield wait
+
+
+@contextlib.contextmanager
+def shown_by(bar: Callable[[str], None], *, seen: bool = True) -> Iterator[None]:
+    """Let a bar that is `seen` show, once a second, what is waited for inside: the line in place
+    would be that of the bar.
+    """
+    if not seen:
+        yield
+        return
+    _bars.append(bar)
     try:
         yield
     finally:
-        end()
+        with terminal.turn():
+            _bars.remove(bar)
 
 
-def _tell(what: str) -> None:
-    if what not in _told:
-        _told.add(what)
-        sys.stderr.write(f"{what} ...\n")  # at once: the main thread may end with a sentence
-        sys.stderr.flush()
+@contextlib.contextmanager
+def _during(wait: Wait) -> Iterator[None]:
+    _push(wait)
+    try:
+        yield
+    finally:
+        _remove(wait)
+
+
+def _push(wait: Wait) -> None:
+    _waits.append(wait)
+    if not _watching:  # the first time
+        _watching.append(threading.Thread(target=_watch, name="patience", daemon=True))
+        _watching[0].start()  # it keeps no process alive
+    _came.set()
+
+
+def _remove(wait: Wait) -> None:
+    """Let nothing be written of it after this."""
+    with terminal.turn(), contextlib.suppress(ValueError):
+        _waits.remove(wait)
+        if _waits:
+            _waits[-1].hear(wait)
+
+
+def _watch() -> None:
+    while True:
+        if not _waits:
+            _came.clear()
+            if not _waits:  # none came in between
+                _came.wait()
+        time.sleep(_LOOKS_S)
+        look()
+
+
+def look() -> None:
+    """Write what is due of the innermost thing that is waited for."""
+    with terminal.TURN, contextlib.suppress(Exception):  # such as that nobody reads stderr any more
+        if _waits:
+            _waits[-1].look()
+
+
+def _forget() -> None:
+    """Let nothing be written while Python ends."""
+    with terminal.turn():
+        _waits.clear()
+
+
+def _in_a_child() -> None:
+    for what in (_waits, _begun, _bars, _watching):
+        what.clear()
+
+
+atexit.register(_forget)
+os.register_at_fork(after_in_child=_in_a_child)

@@ -25,7 +25,8 @@ def say(message: str, *, every_process: bool = False) -> None:
     if "WARNING" in message and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
         message = f"{_YELLOW}{message}{_PLAIN}"
     if every_process or jax.process_index() == 0:
-        tqdm.write(terminal.fitted(message, terminal.width(sys.stderr)), file=sys.stderr)
+        with terminal.turn():
+            tqdm.write(terminal.fitted(message, terminal.width(sys.stderr)), file=sys.stderr)
 
 
 def watched() -> bool:

@@ -1,10 +1,17 @@
-"""Text as wide as the terminal that shows it."""
+"""Text as wide as the terminal that shows it, one line at a time."""
 
+import contextlib
 import os
 import re
 import sys
 import textwrap
+import threading
+from collections.abc import Iterator
 from typing import TextIO
+
+TURN = threading.RLock()  # of who writes; a handler of signals may interrupt its own thread
+_HELD_UP_S = 1.0  # a stream that takes nothing must not keep a process from ending
+_below: list[tuple[TextIO, int]] = []  # the line that is written in place, and its columns
 
 
 def width(stream: TextIO) -> int | None:
@@ -29,7 +36,31 @@ def fitted(text: str, columns: int | None) -> str:
 
 def show(text: str) -> None:
     """Print text on stdout, as wide as what shows it."""
-    print(fitted(text, width(sys.stdout)), flush=True)
+    with turn():
+        print(fitted(text, width(sys.stdout)), flush=True)
+
+
+@contextlib.contextmanager
+def turn() -> Iterator[None]:
+    """Keep other threads from writing inside; a line that is written in place is gone there."""
+    ours = TURN.acquire(timeout=_HELD_UP_S)
+    try:
+        while _below:
+            stream, columns = _below.pop()
+            stream.write(f"\r{' ' * columns}\r")
+            stream.flush()
+        yield
+    finally:
+        if ours:
+            TURN.release()
+
+
+def in_place(text: str) -> None:
+    """Write a line on stderr over the one that was written so before; by who has the `TURN`."""
+    blank = " " * (max((columns for _, columns in _below), default=0) - len(text))
+    sys.stderr.write(f"\r{text}{blank}\r")  # what others write begins where it did
+    sys.stderr.flush()
+    _below[:] = [(sys.stderr, len(text))]
 
 
 def _broken(line: str, columns: int) -> str:
@@ -43,3 +74,12 @@ def _broken(line: str, columns: int) -> str:
         drop_whitespace=True,
         replace_whitespace=False,
     )
+
+
+def _in_a_child() -> None:
+    global TURN
+    TURN = threading.RLock()  # another thread may have had it
+    _below.clear()
+
+
+os.register_at_fork(after_in_child=_in_a_child)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clu import parameter_overview as overview
 
-from jaxrobust.runtime.files import jsonl
+from jaxrobust.runtime.files import jsonl, whole
 from jaxrobust.training.run.trackers import NONE, Trackers
 from jaxrobust.types import Params
 
@@ -45,7 +45,7 @@ def writer(
     jsonl.replace(path, "".join(json.dumps(m) + "\n" for m in kept))
 
     def write(step: int, scalars: dict[str, float]) -> None:
-        with path.open("a") as lines:
+        with whole.explained(path), path.open("a") as lines:
             lines.write(json.dumps({"phase": phase, "step": step} | scalars) + "\n")
         trackers.scalars(step, scalars)
 

@@ -12,6 +12,7 @@ import jax
 from tqdm.auto import tqdm
 
 from jaxrobust.runtime.devices import hardware
+from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.progress import Part, clock, columns, fitted, say, watched
 
 DATA_WAIT = 0.05  # the share of time without a batch that is worth a word
@@ -44,6 +45,7 @@ class Progress:
         self._phase, self._total, self._batch = phase, total, batch_size
         self._figures: list[Part] = []  # of the last line, but the time left
         self._first: tuple[int, float] | None = None  # step and time at which one had ended
+        self._done = step  # that have ended
         self._bar = tqdm(
             total=total,
             initial=step,
@@ -52,6 +54,7 @@ class Progress:
             miniters=1,  # the time since the last refresh decides alone
             bar_format=fitted(phase, [Part(f"{step}/{total}")], columns()),
         )
+        self._shows = contextlib.ExitStack()
         self._workers, self._speed, self._starved = workers, 0.0, False
         self._watched, self._watched_wait = 0.0, 0.0
         self._watcher = ThreadPoolExecutor(1, "progress")
@@ -65,8 +68,9 @@ class Progress:
     def _finished(self, step: int, values: Any) -> float:
         """Return when the device had computed these values, and move the bar."""
         jax.block_until_ready(values)
-        now = time.perf_counter()
+        now, self._done = time.perf_counter(), step
         if self._seen:
+            self._wait.again()
             self._first = self._first or (step, now)
             self._move(step, now)
         return now
@@ -89,10 +93,13 @@ class Progress:
     def waiting(self) -> Iterator[None]:
         """Time the call for a batch; what counts is the time in which the device has no step."""
         since = time.perf_counter()
-        yield
         if self._last_step is None:  # the first batch: workers start
+            with patience.lasting(f"{self._phase}: waiting for the first batch", here=self._main):
+                yield
             self.resume(self._last[0])
-        elif self._last_step.done():
+            return
+        yield
+        if self._last_step.done():
             self._waited += time.perf_counter() - max(since, self._last_step.result())
 
     def show(self, step: int, means: dict[str, float]) -> dict[str, float]:
@@ -116,11 +123,10 @@ class Progress:
             self._move(step, time.perf_counter())
         elif self._main:
             text = " ".join(part.text for part in self._figures if part.text)
-            print(
-                f"{self._phase} {step}/{self._total} {text} ETA {self._left(step, self._speed)}",
-                file=sys.stderr,
-                flush=True,
-            )
+            line = f"{self._phase} {step}/{self._total} {text} ETA {self._left(step, self._speed)}"
+            with terminal.turn():
+                print(line, file=sys.stderr, flush=True)
+            self._wait.again()
         if costs.get("peak_memory_bytes", 0) > 1.01 * self._peak_said:
             self._say_costs(costs)
         return {"images_per_second": self._speed, "data_wait": data_wait} | costs
@@ -182,10 +188,22 @@ class Progress:
         """Leave the time since the last `show` (an evaluation, a save) out of the speed."""
         self._last, self._waited = (step, time.perf_counter()), 0.0
 
+    def _lasts(self, told: str) -> None:
+        """Show in the bar what is waited for, and for how long."""
+        parts = [Part(f"{self._bar.n}/{self._total}"), Part(told), *self._figures]
+        self._bar.bar_format = fitted(self._phase, parts, columns())
+        self._bar.refresh()
+
     def __enter__(self) -> "Progress":
+        self._shows.enter_context(patience.shown_by(self._lasts, seen=self._seen))
+        told = lambda: "at work" if self._seen else f"{self._phase}: {self._done} steps taken"  # noqa: E731
+        since = "since the last one" if self._seen else "since the last line"
+        here = patience.lasting(told, since=since, here=self._main)
+        self._wait = self._shows.enter_context(here)
         return self
 
     def __exit__(self, *unused: object) -> None:
+        self._shows.close()
         self._bar.close()
         self._watcher.shutdown(wait=False)
         if jax.default_backend() != "cpu":

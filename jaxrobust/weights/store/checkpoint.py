@@ -13,12 +13,9 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-
-class DiskFull(OSError):
-    """A checkpoint that did not fit; the message says what to do."""
-
-    def __str__(self) -> str:
-        return str(self.strerror)
+from jaxrobust.runtime.files import whole
+from jaxrobust.runtime.files.whole import DiskFull, disk_full
+from jaxrobust.runtime.text import patience
 
 
 class Checkpoints:
@@ -37,6 +34,7 @@ class Checkpoints:
         )
         handlers = {"arrays": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         self.directory = directory.absolute()  # Orbax refuses relative paths
+        self._size = 0  # bytes of what is written
         found = steps(self.directory)
         last = max(filter(self._whole, found), default=None)
         if found and found[-1] != last:  # nothing of ours; Orbax would take it
@@ -71,8 +69,9 @@ class Checkpoints:
             arrays=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
         )
         self.wait()
+        self._size = sum(leaf.nbytes for leaf in jax.tree.leaves(arrays))
         if step != self.latest_step():
-            with self._explained():
+            with self._explained(), _lasting(f"writing the checkpoint of step {step}"):
                 self._manager.save(step, args=items, force=True)
 
     def restore(self, step: int, abstract: Any) -> Any:
@@ -83,7 +82,8 @@ class Checkpoints:
         """
         self._same_network(step, abstract)
         items = ocp.args.Composite(arrays=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, args=items)["arrays"]
+        with _lasting(f"reading the checkpoint of step {step}"):
+            return self._manager.restore(step, args=items)["arrays"]
 
     def meta(self, step: int) -> dict:
         """Return what was saved beside the arrays."""
@@ -103,7 +103,7 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return when everything is on disk; raise what a write raised."""
-        with self._explained():
+        with self._explained(), _lasting("writing a checkpoint"):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -118,14 +118,18 @@ class Checkpoints:
         except Exception as error:
             if not disk_full(error):
                 raise
+            if jax.process_index() == 0:  # on a full disk every byte counts
+                for half in self.directory.glob("*.orbax-checkpoint-tmp"):
+                    shutil.rmtree(half, ignore_errors=True)
             last = max(steps(self.directory), default=None)
             good = (
                 "There is no good one yet" if last is None else f"The last good one is step {last}"
             )
             raise DiskFull(
                 errno.ENOSPC,
-                f"the disk is full: a checkpoint under {self.directory} could not be written. "
-                f"{good}. Free some space and run the same command again: it continues there",
+                f"the disk is full: a checkpoint of {whole.amount(self._size)} under "
+                f"{self.directory} could not be written. {good}. Free some space and run the same "
+                "command again: it continues there",
             ) from error
 
     def _same_network(self, step: int, abstract: Any) -> None:
@@ -145,19 +149,14 @@ class Checkpoints:
             )
 
 
+def _lasting(what: str) -> contextlib.AbstractContextManager:
+    return patience.lasting(what, here=jax.process_index() == 0)
+
+
 def steps(directory: Path) -> list[int]:
     """Return the steps that have a folder in a directory of checkpoints, in order."""
     folders = [path.name for path in directory.glob("*") if path.is_dir()]
     return sorted(int(name) for name in folders if re.fullmatch("0|[1-9][0-9]*", name))
-
-
-def disk_full(error: BaseException | None) -> bool:
-    """Tell whether an error, or one behind it, is about no space left on the device."""
-    while error is not None:
-        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
 
 
 def abstract_state(state: Any, sharding: jax.sharding.Sharding) -> Any:

@@ -116,7 +116,7 @@ def write(path: Path, arrays: Arrays, metadata: dict[str, str]) -> None:
     Raises:
       OSError: the disk is full, or cannot be written.
     """
-    with whole.writing(path) as part:
+    with whole.writing(path, sum(array.nbytes for array in arrays.values())) as part:
         try:
             save_file(arrays, part, metadata=metadata)
         except SafetensorError as error:  # no OSError where the system refuses to write
