@@ -1,12 +1,15 @@
 """The fast tests on the oldest and on the newest versions: of Python, JAX and everything else.
 
 python tools/check_versions.py [oldest|newest] [arguments of pytest]
+python tools/check_versions.py interpreters
+
 
 Each gets a fresh environment, .venv-oldest and .venv-newest. The oldest has the floors that
 pyproject.toml names, the newest the highest Python that this machine has and for which everything
 installs. Without a Python beside the oldest one, or without newer packages, the newest is what
 `.ci/run` tests anyway; that is said, and no test runs. Exits with 1 if a test failed, with 3 if
-an environment cannot be built.
+an environment cannot be built. `interpreters` lists the Pythons that could be tested, the highest
+first, one path a line.
 """
 
 import glob
@@ -85,6 +88,9 @@ def versions(python: str) -> str:
 
 def main(arguments: list[str]) -> int:
     """Run the tests on both, or on the one that is named; return the exit code."""
+    if arguments == ["interpreters"]:
+        print(*(path for _, path in interpreters()), sep="\n")
+        return 0
     builders = {"oldest": oldest, "newest": newest}
     chosen = [name for name in builders if name in arguments] or list(builders)
     rest = [word for word in arguments if word not in builders]
