@@ -351,7 +351,7 @@ def _change(config: dict[str, Any], keys: tuple[str, ...], value: Any, prefix: s
 
 
 @dataclass(frozen=True)
-class Network:
+class NetworkSpec:
     """What a network is made from; what is None nobody has said yet."""
 
     name: str
@@ -361,7 +361,7 @@ class Network:
     options: Mapping[str, Any] = field(default_factory=dict)  # further fields of its row
 
     @classmethod
-    def of_config(cls, config: Config) -> "Network":
+    def of_config(cls, config: Config) -> "NetworkSpec":
         """Return the network that a config describes."""
         model = config.model
         sizes = (model.num_classes, model.image_size, model.in_channels)
@@ -388,4 +388,4 @@ class Network:
 def network_of(config: Config, *, dtype: str | None = None) -> Classifier:
     """Return the config's network; `dtype` replaces its compute type."""
     model = config.model
-    return Network.of_config(config).create(dtype=dtype or model.dtype, remat=model.remat)
+    return NetworkSpec.of_config(config).create(dtype=dtype or model.dtype, remat=model.remat)

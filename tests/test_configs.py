@@ -15,6 +15,7 @@ from jaxrobust.runtime.commandline.arguments import config_name, load_config
 from jaxrobust.training import build
 from jaxrobust.training.update import optim
 from jaxrobust.weights.naming import compose, convert
+from jaxrobust.weights.store.artifact import Network
 from tests.support import paths, sweeps
 from tests.support.command_line import parsed, refused
 from tools import refresh_configs
@@ -89,7 +90,7 @@ class RevisitingTest(absltest.TestCase):
         shapes = jax.eval_shape(network_of(config).init, jax.random.key(0))
         filled = [jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), part) for part in shapes]
         filled[1] |= {"normalize.std": np.ones_like(filled[1]["normalize.std"])}
-        raw = compose.Start(*filled, [], [], {}, {})
+        raw = Network("vit_s_cvst", *filled, 1000, 224, {})
         with self.assertRaisesRegex(ValueError, "ImageNet's mean and std and ignores others"):
             convert.to_torch("vit_s_cvst", raw.params, raw.stats, layout=key)
         start = compose.normalized(raw, config.init.normalize)

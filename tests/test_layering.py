@@ -43,7 +43,7 @@ INSIDE = {
         *("published", "counted", "scaling", "kernels", "modules", "interface", "families"),
         *("cifar", "", "table"),
     ),
-    "weights": ("store", "naming", "fetch", "trained", "imports", "load", "start"),
+    "weights": ("store", "naming", "fetch", "trained", "reading", "imports", "load", "start"),
     "interop": ("program", "operators", "reading", "agreement", "torch", "named"),
     "evaluation": ("network", "records", "engine", "bundles", "questions"),
     "training": ("update", "build", "run"),

@@ -10,7 +10,7 @@ from jaxrobust.evaluation.records import records
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.weights import load
-from jaxrobust.weights.load import Network
+from jaxrobust.weights.store.artifact import Network
 from jaxrobust.weights.trained import runs
 
 UNKNOWN = "not known"
@@ -65,9 +65,9 @@ def of_run(workdir: Path, which: str, sha256: str, *, image_size: int | None = N
     )
 
 
-def of_weights(path: Path, network: Network, which: str) -> Account:
-    """Return what stands in or beside a file or imported folder."""
-    about = load.about(path, network)
+def of_weights(network: Network, which: str) -> Account:
+    """Return what stands in or beside the file or imported folder of a network."""
+    about = load.about(network)
     key = about.get("published_id")
     board = PUBLISHED[key].board if key in PUBLISHED else None
     return Account(

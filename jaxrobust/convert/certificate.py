@@ -29,8 +29,9 @@ from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.commandline.arguments import Arguments, mapping, stop
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.files import jsonl, provenance
-from jaxrobust.weights import load
-from jaxrobust.weights.store import certificates, hashes
+from jaxrobust.weights import load, reading
+from jaxrobust.weights.fetch import sources
+from jaxrobust.weights.store import certificates
 from jaxrobust.weights.store import folder as weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
 
@@ -66,7 +67,7 @@ def certify(
         "options": network.options,
         "commit": provenance.commit(),
         "versions": _versions(),
-        "weights_sha256": hashes.weights_sha256(network.params, network.stats),
+        "weights_sha256": network.weights_sha256,
         "files": {
             whose: {"name": path.name, "sha256": file_sha256(path)}
             for whose, path in compared.items()
@@ -242,7 +243,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not args.against.is_file():
         raise ValueError(f"--against {args.against}: no such file")
     options = mapping("options", args.options)
-    network = load.read(args.weights, model, image_size=args.image_size, options=options)
+    artifact = reading.artifact_of(sources.at(args.weights))
+    network = load.fitted(artifact, model, image_size=args.image_size, options=options)
     images = side_by_side.photographs(args.images, network.image_size) if args.images else None
     weights = args.weights / weights_folder.WEIGHTS if args.weights.is_dir() else args.weights
     reference = references.reference(network, args.against, layout)

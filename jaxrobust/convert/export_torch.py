@@ -55,10 +55,10 @@ from jaxrobust.runtime.devices import compilation, sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.training.update import optim
 from jaxrobust.training.update.step import averaged, init_state
-from jaxrobust.weights import load
+from jaxrobust.weights import imports, load, reading
 from jaxrobust.weights.fetch import sources
-from jaxrobust.weights.store import certificates, hashes
-from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.fetch.sources import WeightSource
+from jaxrobust.weights.store import certificates
 from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state
 from jaxrobust.weights.store.hashes import file_sha256
 from jaxrobust.weights.trained import kept, runs
@@ -189,27 +189,28 @@ def read(args: argparse.Namespace) -> Subject:
     """
     workdir = args.workdir
     if args.weights:
-        path = load.place(args.weights, model=args.model, which=args.which, tell=print)
-        if sources.parse(str(path)).kind != "run":
-            return _of_weights(args, path)
-        workdir = path
+        named = sources.parse(args.weights)
+        here = imports.local(named, model=args.model, which=args.which, tell=print)
+        if here.kind != "run":
+            return _of_weights(args, here)
+        workdir = here.path
     chosen = kept.selected(workdir) if args.selected else None
     network, which = of_run(workdir, args.phase, args.which, chosen)
-    sha256 = hashes.weights_sha256(network.params, network.stats)
+    sha256 = network.weights_sha256
     known = account.of_run(workdir, which, sha256, image_size=network.image_size)
     return Subject(network, which, None, _known(args, known, sha256), sha256)
 
 
-def _of_weights(args: argparse.Namespace, path: Path) -> Subject:
+def _of_weights(args: argparse.Namespace, here: WeightSource) -> Subject:
     name = None if args.model in PUBLISHED else args.model
-    sizes = {"image_size": args.image_size, "options": mapping("options", args.options)}
-    found = load.stored(path, which=args.which)
-    network = load.fitted(path, found, name, **sizes)
-    said = Path(args.weights).name + (f", {found.which}" if found.which else "")
-    file = path / weights_folder.WEIGHTS if path.is_dir() else path
-    sha256 = hashes.weights_sha256(network.params, network.stats)
-    known = account.of_weights(path, network, said)
-    return Subject(network, said, file, _known(args, known, sha256), sha256)
+    artifact = reading.artifact_of(here, which=args.which)
+    options = mapping("options", args.options)
+    network = load.fitted(artifact, name, image_size=args.image_size, options=options)
+    which = artifact.facts.which
+    words = Path(args.weights).name + (f", {which}" if which else "")
+    sha256 = network.weights_sha256
+    known = account.of_weights(network, words)
+    return Subject(network, words, here.file, _known(args, known, sha256), sha256)
 
 
 def _known(args: argparse.Namespace, known: Account, sha256: str) -> Account:

@@ -21,13 +21,14 @@ if __name__ == "__main__":  # before the imports below, which take seconds
     patience.begin(patience.LOADING)
 
 from jaxrobust.convert import certificate
-from jaxrobust.convert.references import Network
 from jaxrobust.runtime.commandline.arguments import Arguments, answer, mapping
 from jaxrobust.weights import imports
 from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.naming import compose
+from jaxrobust.weights.naming.networks import Request
 from jaxrobust.weights.store import certificates, files
 from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store.artifact import Network
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     weights_folder.check_free(args.out)
     _check_numbers(args)
     imports.check_model(args.model)
-    asked = imports.Asked(
+    request = Request(
         model=args.model,
         num_classes=args.num_classes,
         image_size=args.image_size,
@@ -99,43 +100,42 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
     )
     with patience.of(f"reading {args.source}"):
-        found = imports.imported(sources.parse(args.source), asked, sha256=args.sha256)
-    start, config = found.start, found.config
-    if found.file:
-        print(f"{found.file}: sha256 {config['source_sha256']}")
-    certified = None
-    if found.file and not args.nocertificate:
-        sizes = (config["num_classes"], config["image_size"])
-        name, options = config["architecture"], config["options"]
-        network = Network(name, start.params, start.stats, *sizes, options)
-        layout = found.published if found.published and not options else "timm"
+        source = sources.fetch(sources.parse(args.source), sha256=args.sha256)
+        network = imports.imported(source, request)
+    config, facts, certified = imports.described(network), network.facts, None
+    if facts.file:
+        print(f"{facts.file}: sha256 {config['source_sha256']}")
+    if facts.file and not args.nocertificate:
+        layout = facts.published if facts.published and not network.options else "timm"
         with patience.of("comparing the weights with their reference, which compiles both"):
-            certified = certificate.of_import(network, found.file, layout, args.which)
-    config = weights_folder.write(args.out, start.params, start.stats, config)
+            certified = certificate.of_import(network, facts.file, layout, args.which)
+    config = weights_folder.write(args.out, network.params, network.stats, config)
     if certified:
         certificate.write(args.out / weights_folder.WEIGHTS, certified)
-    mean, std = (start.stats[f"normalize.{k}"].tolist() for k in ("mean", "std"))
+    mean, std = (network.stats[f"normalize.{k}"].tolist() for k in ("mean", "std"))
     done = config | {
         "out": str(args.out),
-        "matched": len(start.matched),
-        "fresh": len(start.fresh),
-        "left_out": start.dropped,
-        "resized": start.resized,
-        "normalize": {"mean": mean, "std": std, "origin": found.normalized_by},
+        "matched": len(network.matched),
+        "fresh": len(network.fresh),
+        "left_out": network.dropped,
+        "resized": network.resized,
+        "normalize": {"mean": mean, "std": std, "origin": network.normalized_by},
         "certificate": certified and certificates.summary(certified),
     }
-    _print(args, found, done)
+    _print(args, network, done)
     return done
 
 
-def _print(args: argparse.Namespace, found: imports.Imported, done: dict[str, Any]) -> None:
+def _print(args: argparse.Namespace, network: Network, done: dict[str, Any]) -> None:
     """Say what was done, for people."""
     what = f"{done['architecture']}, {done['num_classes']} classes, {done['image_size']} px"
     print(f"{args.out}: {what}, sha256 {done['sha256']}")
-    for line in compose.summary(found.start):
+    for line in compose.summary(network):
         print(f"  {line}")
-    if found.file and done["which"]:
-        print(f"  the {files.WHICH[done['which']]} weights, which are under {found.place!r}")
+    if done["which"] and network.facts.place:
+        print(
+            f"  the {files.WHICH[done['which']]} weights, which are under {network.facts.place!r}"
+        )
     moments = (done["normalize"][key] for key in ("mean", "std"))
     shown = (" ".join(f"{value:.4g}" for value in values) for values in moments)
     print("  normalisation: mean {}, std {} ({})".format(*shown, done["normalize"]["origin"]))

@@ -15,7 +15,7 @@ from jaxrobust.convert.references import Network
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.files import whole
 from jaxrobust.weights.naming import convert
-from jaxrobust.weights.store import files, hashes
+from jaxrobust.weights.store import files
 from jaxrobust.weights.store import folder as weights_folder
 from jaxrobust.weights.store.hashes import file_sha256
 
@@ -139,7 +139,7 @@ def _stage_hub(
 ) -> Path:
     file = folder / hub.WEIGHTS
     files.write(file, state, {"format": "pt"})
-    sha256 = hashes.weights_sha256(network.params, network.stats)
+    sha256 = network.weights_sha256
     for name, text in hub.texts(network, known, sha256).items():
         (folder / name).write_text(text)
     if hub.timm_name(network):

@@ -20,9 +20,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED
-from jaxrobust.weights.load import Network
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import files
+from jaxrobust.weights.store.artifact import Network
 
 Arrays = dict[str, Any]  # np.ndarray
 

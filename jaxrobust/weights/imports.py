@@ -1,121 +1,108 @@
-"""Weights of any source as those of a network of ours, with all that is said of them."""
+"""Weights of others as those of a network of ours, kept in a folder of the cache."""
 
+import hashlib
 import math
+import re
+import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import numpy as np
-
+import jaxrobust
 from jaxrobust import models
-from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
-from jaxrobust.weights.fetch import download, sources
-from jaxrobust.weights.fetch.download import Tell
-from jaxrobust.weights.fetch.sources import Source
-from jaxrobust.weights.naming import convert
-from jaxrobust.weights.naming.compose import Start, compose, head_width
-from jaxrobust.weights.store import certificates, files, hashes
+from jaxrobust.models.published import PUBLISHED
+from jaxrobust.runtime.files import folders, locks
+from jaxrobust.runtime.files.download import Tell
+from jaxrobust.runtime.text.progress import say
+from jaxrobust.weights import reading
+from jaxrobust.weights.fetch import sources
+from jaxrobust.weights.fetch.sources import WeightSource
+from jaxrobust.weights.naming import networks
+from jaxrobust.weights.naming.networks import Request
 from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store import hashes
+from jaxrobust.weights.store.artifact import Facts, Network
 from jaxrobust.weights.trained import runs
 
-Arrays = dict[str, np.ndarray]
-Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
-_NONE: Normalisation = ((0.0,), (1.0,))
-_IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD)
-_SIZES = {"img_size", "in_chans", "num_classes"}  # timm's arguments that make no other network
+def local(
+    source: WeightSource,
+    *,
+    model: str | None = None,
+    which: str | None = None,
+    fresh_stem: bool = False,
+    tell: Tell = say,
+) -> WeightSource:
+    """Bring a source here: the file, imported folder or run that it stands for.
 
-
-class Asked(NamedTuple):
-    """What an import is to do; None: as the source says."""
-
-    model: str | None = None  # a name of models.available(), or a RobustBench id
-    num_classes: int | None = None  # the head is drawn anew where the source's has another width
-    keep_head: bool = False  # whatever its width is, where nobody says what it should be
-    image_size: int | None = None  # pixels; positions are resized
-    options: dict[str, Any] | None = None  # other fields of the network's row
-    init_stem: bool = False  # draws the stem anew
-    raw: bool = False  # takes images that no settings normalise, as a stem that is drawn later does
-    which: str | None = None  # ema or raw; None: the averaged ones where the source says so
-    normalize: str = "auto"  # or none, imagenet: of weights that hold no mean and std
-    cast: bool = False  # rounds other types to float32
-    seed: int = 0  # of what is drawn
-
-
-class Facts(NamedTuple):
-    """What is said beside weights; None: nothing."""
-
-    model: str | None = None
-    options: dict[str, Any] | None = None
-    num_classes: int | None = None
-    image_size: int | None = None
-    preprocessing: str | None = None
-    norm: str | None = None
-    epsilon: float | None = None
-    accuracies: list[dict[str, Any]] | None = None  # records, or what others published
-    settings: dict[str, Any] = {}  # noqa: RUF012  # timm's, read only
-
-
-class Imported(NamedTuple):
-    """Weights, and the `config.json` of the folder that they make."""
-
-    start: Start
-    config: dict[str, Any]
-    file: Path | None  # that was read; None: a run's checkpoint
-    published: str | None  # the RobustBench id under which the file was read
-    normalized_by: str  # who says with which mean and std
-    place: str = ""  # the key of the checkpoint under which they are; empty: it has none
-
-
-def imported(
-    source: Source, asked: Asked, *, sha256: str | None = None, tell: Tell = print
-) -> Imported:
-    """Return the weights of a source as those of a network of ours.
+    What says whose weights it holds (a name, a repository of the hub) is imported into a folder of
+    the cache; the file of a bare address is the file itself.
 
     Args:
-      sha256: that the file must have; default: what is published of it.
-      tell: is told what is downloaded.
+      source: see `sources.parse`.
+      model: network of weights that do not say it: a name of `models.available()`, or the
+        RobustBench id under which a file is read.
+      which: "ema" or "raw", of a source that says which it holds.
+      fresh_stem: whether the stem will be drawn anew, which takes raw images.
+      tell: is told what happens.
+    Raises:
+      ValueError: no such weights, or none that can be imported.
+      OSError: the network or the disk.
+    """
+    if source.kind in ("folder", "run"):
+        return source
+    if source.kind == "file" and not _named(model, source.path):
+        return source
+    here = sources.fetch(source, tell=tell)
+    assert here.file is not None
+    if here.settings is None and not (here.published or _named(model, here.file)):
+        return here._replace(kind="file", path=here.file)
+    beside = here.settings.read_text() if here.settings else ""
+    said = (beside, model, which, fresh_stem, jaxrobust.__version__)
+    digest = hashlib.sha256(repr((hashes.file_sha256(here.file), said)).encode()).hexdigest()[:12]
+    name = re.sub(r"[^\w.-]+", "-", source.text).strip("-.")[-60:]
+    folder = folders.cache("weights") / "imported" / f"{name}-{digest}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.with_name(folder.name + ".lock")
+    with locks.held(lock, what=f"the import of {source.text}", otherwise="give a file", wait=True):
+        if not _there(folder):
+            request = Request(model=model, keep_head=True, raw=fresh_stem, which=which)
+            network = imported(here, request)
+            weights_folder.write(folder, network.params, network.stats, described(network))
+            tell(f"{source.text}: imported into {folder}")
+    return here._replace(kind="folder", path=folder, file=folder / weights_folder.WEIGHTS)
+
+
+def _named(model: str | None, path: Path | None) -> str | None:
+    """Find the RobustBench id under which a file is read, if it is to be."""
+    if path is None or not (model is None or model in PUBLISHED):
+        return None
+    return published(model, path)
+
+
+def _there(folder: Path) -> bool:
+    """Tell whether a folder of the cache is whole; a damaged one is removed."""
+    try:
+        return weights_folder.about(folder) is not None
+    except ValueError:
+        shutil.rmtree(folder)
+        return False
+
+
+def imported(source: WeightSource, request: Request) -> Network:
+    """Read a source that is here as a network of ours.
+
     Raises:
       ValueError: weights that cannot be read, that are nobody's, or that do not fit, all in one
         message.
-      download.Unreachable: they are on the internet, which does not answer.
     """
-    check_model(asked.model)
+    check_model(request.model)
     if source.kind == "run":
-        if sha256:
-            raise ValueError(f"{source.path} is a run, which has no one file; leave --sha256 out")
-        return _of_run(source, asked)
-    path, beside = sources.fetch(source, sha256=sha256, tell=tell)
-    facts = _facts(source, beside)
-    chosen = files.chosen(path, which=asked.which, cast=asked.cast)
-    arrays = chosen.arrays
-    key = source.published if not asked.model else published(asked.model, path)
-    key = key or (published(None, path) if not (asked.model or source.model) else None)
-    if key:
-        facts = _of_leaderboard(facts, key)
-    name = _name(asked, key, facts, source, path)
-    said = weights_folder.network(path) or _of_another(facts, name)
-    options = certificates.options(name, asked.options, said, path)
-    found = convert.names(name, arrays, **options)
-    values, normalized_by = normalisation(asked, key, facts.settings, found)
-    try:
-        start, sizes = _composed(name, options, arrays, found, facts, asked, values)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    own = key is not None and sizes["image_size"] == PUBLISHED[key].board.image_size
-    whole = key if own and not (start.fresh or options) else None
-    config = (
-        {"architecture": name, "options": options, **sizes}
-        | _expected(facts, whole, sizes["image_size"])
-        | {
-            "published_id": whole,
-            "source": source.text if source.path is None else path.name,
-            "source_sha256": download.check_sha256(path, None),
-            "which": chosen.which,
-            "drawn": {"seed": asked.seed, "names": start.fresh} if start.fresh else None,
-        }
-    )
-    return Imported(start, config, path, key, normalized_by, chosen.place)
+        _check_run(request)
+    artifact = reading.artifact_of(source, which=request.which, cast=request.cast)
+    facts = _published_as(artifact.facts, request.model, source.model)
+    if source.kind == "run" and request.model not in (None, facts.model):
+        raise ValueError(f"{source.path} holds a {facts.model}; leave --model={request.model} out")
+    return networks.network(artifact._replace(facts=facts), request)
 
 
 def check_model(model: str | None) -> None:
@@ -125,9 +112,9 @@ def check_model(model: str | None) -> None:
 
 
 def published(model: str | None, path: Path) -> str | None:
-    """Return the RobustBench id of a file: given as the model, or by the name of the file.
+    """Find the RobustBench id of a file: given as the model, or by the name of the file.
 
-    `model`: None where nobody says whose weights they are.
+    `model`: None where it is not known whose weights they are.
     """
     if model in PUBLISHED:
         return model
@@ -137,139 +124,85 @@ def published(model: str | None, path: Path) -> str | None:
     return None
 
 
+def _published_as(facts: Facts, model: str | None, named: str | None) -> Facts:
+    """Add the RobustBench id under which a file is read, and the sizes of that network.
+
+    Args:
+      facts: of the file.
+      model: the wanted one.
+      named: the network, where the words of the source say it.
+    """
+    key = None if model else facts.published
+    if facts.file is not None and (model or not (key or named)):
+        key = published(model, facts.file)
+    if key is None:
+        return facts._replace(published=None)
+    board = PUBLISHED[key].board
+    return facts._replace(
+        published=key,
+        num_classes=facts.num_classes or board.num_classes,
+        image_size=facts.image_size or board.image_size,
+    )
+
+
+def _check_run(request: Request) -> None:
+    """Refuse to make something else of a run than its weights themselves."""
+    changes = {k: v for k, v in request._asdict().items() if v != Request._field_defaults[k]}
+    if extra := sorted(changes.keys() - {"image_size", "keep_head", "model"}):
+        raise ValueError(
+            f"--{extra[0].replace('_', '-')} is for weights of others; a run's are taken as they "
+            "are (init.stem and init.head of a config draw anew)"
+        )
+
+
+def described(network: Network) -> dict[str, Any]:
+    """Describe a network as the `config.json` of an imported folder does: what it is, what it
+    expects, what it reached and where it is from; None where that is not known.
+    """
+    facts, size, file = network.facts, network.image_size, network.facts.file
+    key = facts.published
+    whole = key is not None and size == PUBLISHED[key].board.image_size
+    if key is None or not whole or network.fresh or network.options:
+        key = None
+    theirs = preprocessing(facts.settings, size or 0)
+    expected = {
+        "preprocessing": (facts.preprocessing if size == (facts.image_size or 224) else None)
+        or theirs,
+        "norm": facts.norm,
+        "epsilon": facts.epsilon,
+        "accuracies": facts.accuracies,
+    }
+    if facts.workdir is not None:
+        expected["accuracies"] = runs.records_of(facts.workdir, network.weights_sha256) or None
+    if key is not None:
+        ball = {"norm": "linf", "epsilon": PUBLISHED[key].board.epsilon}
+        expected = {"preprocessing": PUBLISHED[key].preprocessing} | ball
+        expected["accuracies"] = [_published_accuracy(key, ball)]
+    return {
+        "architecture": network.name,
+        "options": network.options,
+        "num_classes": network.num_classes,
+        "image_size": size,
+        "in_channels": network.in_channels,
+        **expected,
+        "published_id": key,
+        "source": facts.source,
+        "source_sha256": facts.record.get("sha256") or (file and hashes.file_sha256(file)),
+        "which": facts.which,
+        "drawn": {"seed": network.seed, "names": [*network.fresh]} if network.fresh else None,
+    }
+
+
 def preprocessing(settings: dict[str, Any], size: int) -> str | None:
-    """Return timm's preprocessing to `size` px as an id of `evaluation_transform`."""
+    """Translate timm's preprocessing to `size` px into an id of `evaluation_transform`."""
     how, share = settings.get("interpolation"), settings.get("crop_pct")
     if how not in ("bicubic", "bilinear") or not share:
         return None
     return f"{how}-{math.floor(size / share)}-crop-{size}"
 
 
-def normalisation(
-    asked: Asked, key: str | None, settings: dict[str, Any], found: convert.Names
-) -> tuple[Normalisation | None, str]:
-    """Return (mean and std, who says so); None: the weights or their names say it themselves."""
-    if {"normalize.mean", "normalize.std"} & found.arrays.keys():
-        if asked.normalize != "auto":
-            raise ValueError("the file holds its own mean and std; leave --normalize out")
-        return None, "stored with the weights"
-    if asked.normalize != "auto":
-        return {"none": _NONE, "imagenet": _IMAGENET}[asked.normalize], "--normalize"
-    if key:
-        board = PUBLISHED[key].board
-        inside = (board.mean, board.std) if PUBLISHED[key].normalised else _NONE
-        return inside, f"RobustBench's {key}"
-    if settings.get("mean") and settings.get("std") and not (asked.init_stem or asked.raw):
-        return (tuple(settings["mean"]), tuple(settings["std"])), "the hub's config.json"
-    if found.normalize != (0.0, 1.0):
-        return None, "what files with these names assume"
-    return None, "none is stored: raw [0, 1] images; --normalize imagenet says otherwise"
-
-
-def _facts(source: Source, beside: Path | None) -> Facts:
-    """Return what a source and the `config.json` beside its file say."""
-    settings = sources.settings_of(beside)
-    if source.kind == "folder":
-        return Facts(**_told((beside and weights_folder.about(beside.parent)) or {}))
-    plain = not (settings.get("model_args") or {}).keys() - _SIZES
-    theirs = sources.timm_names().get(str(settings.get("architecture"))) if plain else None
-    told = _told(settings.get("jaxrobust") or {})
-    told["model"] = told["model"] or source.model or theirs
-    told["num_classes"] = settings.get("num_classes")
-    told["image_size"] = (settings.get("input_size") or [None])[-1]
-    return Facts(**told, settings=settings)
-
-
-def _of_leaderboard(facts: Facts, key: str) -> Facts:
-    """Return facts with the classes and the image size of a RobustBench id, where they say none."""
-    board = PUBLISHED[key].board
-    sizes = {"num_classes": board.num_classes, "image_size": board.image_size}
-    return facts._replace(**{k: getattr(facts, k) or size for k, size in sizes.items()})
-
-
-def _told(about: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of `Facts` that a `config.json` of ours says."""
-    own = {"model": about.get("architecture")}
-    return own | {key: about.get(key) for key in Facts._fields if key not in ("model", "settings")}
-
-
-def _name(asked: Asked, key: str | None, facts: Facts, source: Source, path: Path) -> str:
-    """Return our name of the network."""
-    if asked.model and asked.model not in PUBLISHED:
-        return asked.model
-    if key:
-        return PUBLISHED[key].model
-    metadata = weights_folder.network(path)
-    if name := facts.model or (metadata and metadata[0]):
-        return models.known(name)
-    raise ValueError(
-        f"{source.text} does not say whose weights it holds; give --model NAME, one of "
-        "`python -m jaxrobust.models`"
-    )
-
-
-def _of_another(facts: Facts, name: str) -> tuple[str, dict[str, Any]] | None:
-    """Return the network and its options that stand beside the file, if they say options."""
-    if facts.model is None or facts.options is None:
-        return None
-    return facts.model, facts.options
-
-
-def _composed(
-    name: str,
-    options: dict[str, Any],
-    arrays: Arrays,
-    found: convert.Names,
-    facts: Facts,
-    asked: Asked,
-    values: Normalisation | None,
-) -> tuple[Start, dict[str, int]]:
-    """Return complete weights, and the sizes of the network that they are of."""
-    width = head_width(name, found)
-    classes = asked.num_classes or facts.num_classes or 1000
-    if asked.num_classes is None and width not in (None, classes):
-        if not asked.keep_head:
-            raise ValueError(
-                f"its head has {width} classes, not {classes}; --num-classes {width} keeps it, "
-                "another number draws a new one"
-            )
-        classes = int(width or 0)
-    mean = found.arrays.get("normalize.mean")
-    stem_channels = None if asked.init_stem else convert.in_channels(name, found)
-    sizes = {
-        "num_classes": classes,
-        "image_size": asked.image_size or facts.image_size or 224,
-        "in_channels": stem_channels or (3 if mean is None else mean.size),
-    }
-    start = compose(
-        name,
-        models.create(name, **sizes, **options),
-        arrays,
-        stem="fresh" if asked.init_stem else "keep",
-        head="keep" if width == classes or asked.num_classes is None else "fresh",
-        normalize=values,
-        seed=asked.seed,
-    )
-    return start, sizes
-
-
-def _expected(facts: Facts, key: str | None, size: int) -> dict[str, Any]:
-    """Return what is known of a network's input and robustness, of a published one or by others."""
-    if key:
-        ball = {"norm": "linf", "epsilon": PUBLISHED[key].board.epsilon}
-        preprocessed = {"preprocessing": PUBLISHED[key].preprocessing}
-        return preprocessed | ball | {"accuracies": [_published_accuracy(key, ball)]}
-    theirs = preprocessing(facts.settings, size)
-    return {
-        "preprocessing": (facts.preprocessing if size == facts.image_size else None) or theirs,
-        "norm": facts.norm,
-        "epsilon": facts.epsilon,
-        "accuracies": facts.accuracies,
-    }
-
-
 def _published_accuracy(key: str, ball: dict[str, Any]) -> dict[str, Any]:
-    """Return what RobustBench says that a network reaches, in the words of our records."""
+    """Quote what RobustBench says that a network reaches, in the words of our records."""
     net = PUBLISHED[key]
     return {
         "published_by": "RobustBench",
@@ -281,60 +214,4 @@ def _published_accuracy(key: str, ball: dict[str, Any]) -> dict[str, Any]:
         "attacks": [ball],
         "clean": round(net.clean / 100, 6),
         "robust": round(net.autoattack / 100, 6),
-    }
-
-
-def _of_run(source: Source, asked: Asked) -> Imported:
-    """Return the best weights of a run, which says all of itself.
-
-    Raises:
-      ValueError: something else is asked for than the weights themselves.
-    """
-    assert source.path is not None
-    changes = {k: v for k, v in asked._asdict().items() if v != Asked._field_defaults[k]}
-    if extra := sorted(changes.keys() - {"image_size", "keep_head", "model"}):
-        raise ValueError(
-            f"--{extra[0].replace('_', '-')} is for weights of others; a run's are taken as they "
-            "are (init.stem and init.head of a config draw anew)"
-        )
-    config = runs.run_config(source.path)
-    if asked.model not in (None, config.model.name):
-        raise ValueError(
-            f"{source.path} holds a {config.model.name}; leave --model={asked.model} out"
-        )
-    where, weights = runs.run_weights(source.path, image_size=asked.image_size)
-    params, stats = jax.device_get(tuple(weights))
-    size = asked.image_size or config.model.image_size
-    words = f"{source.path.name} ({where})"
-    told = told_of_run(source.path, words, size, hashes.weights_sha256(params, stats))
-    start = Start(params, stats, [*params, *stats], [], {}, {})
-    return Imported(start, told, None, None, "stored with the weights")
-
-
-def told_of_run(workdir: Path, where: str, size: int, sha256: str) -> dict[str, Any]:
-    """Return what a run says of its best weights, as the `config.json` of an imported folder does.
-
-    Args:
-      workdir: of the run.
-      where: they are, in words.
-      size: side of the images in pixels, of the network.
-      sha256: of the weights, as records have it.
-    """
-    config = runs.run_config(workdir)
-    own, attack = config.model, config.attack
-    return {
-        "architecture": own.name,
-        "options": models.essential(own.name, own.options),
-        "num_classes": own.num_classes,
-        "image_size": size,
-        "in_channels": own.in_channels,
-        "preprocessing": config.data.get("preprocessing") if size == own.image_size else None,
-        "norm": attack.norm,
-        "epsilon": attack.epsilon,
-        "accuracies": runs.records_of(workdir, sha256) or None,
-        "published_id": None,
-        "source": where,
-        "source_sha256": None,
-        "which": config.evaluation.weights,
-        "drawn": None,
     }

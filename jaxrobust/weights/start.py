@@ -9,71 +9,68 @@ import jax
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.config import Config, network_of, of_phase, plain
+from jaxrobust.config import Config, NetworkSpec, network_of, of_phase, plain
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Weights
-from jaxrobust.weights import load
+from jaxrobust.weights import imports, reading
 from jaxrobust.weights.fetch import sources
-from jaxrobust.weights.load import Stored, stored
 from jaxrobust.weights.naming import convert
-from jaxrobust.weights.naming.compose import CHOICES, Start, compose, head_width, normalized
+from jaxrobust.weights.naming.compose import CHOICES, compose, normalized
+from jaxrobust.weights.naming.convert import StoredNames
 from jaxrobust.weights.store import certificates, hashes
+from jaxrobust.weights.store.artifact import Artifact, Facts, Network
 
 RECORD = "init.json"  # in a run's workdir
 # Fields of the families' rows.
 _OF_STEM = {"stem_widths", "stem_strides", "stem_kernels", "small_stem", "patch"}
 
 
-def of_config(config: Any) -> tuple[Start, dict[str, Any]] | None:
-    """Return the weights that a config starts from, and their record; None: random ones.
+def of_config(config: Any) -> tuple[Network, dict[str, Any]] | None:
+    """Make the weights that a config starts from, and their record; None: random ones.
 
     Raises:
       ValueError: no such weights, or weights of another network, before anything compiles.
     """
-    asked, model = config.init, config.model
+    init, model = config.init, config.model
     for key in ("stem", "head"):
-        if asked[key] not in CHOICES[key]:
-            raise ValueError(f"init.{key}={asked[key]!r}; one of {', '.join(CHOICES[key])}")
-    if not asked.weights:
-        return None if asked.normalize == "keep" else _random(config)
+        if init[key] not in CHOICES[key]:
+            raise ValueError(f"init.{key}={init[key]!r}; one of {', '.join(CHOICES[key])}")
+    if not init.weights:
+        return None if init.normalize == "keep" else _random(config)
     try:
-        path = load.place(asked.weights, fresh_stem=asked.stem == "fresh")
-        source = stored(path)
-        start = _composed(source, config, asked)
+        named = sources.parse(str(init.weights))
+        here = imports.local(named, fresh_stem=init.stem == "fresh")
+        artifact = reading.artifact_of(here)
+        start = _composed(artifact, config, init)
     except ValueError as error:
-        reason = str(error).removeprefix(f"{Path(asked.weights)}: ")
-        raise ValueError(f"init.weights={asked.weights}: {reason}") from error
-    if line := certificates.said(path):
+        reason = str(error).removeprefix(f"{Path(init.weights)}: ")
+        raise ValueError(f"init.weights={init.weights}: {reason}") from error
+    if here.path and (line := certificates.said(here.path)):
         say(line)
-    theirs, ours = (row.get("stem_strides") for row in _rows(source, model))
-    if asked.stem == "keep" and theirs != ours:
-        say(f"init.weights={asked.weights}: trained with stem_strides={theirs}, here {ours}")
-    record = {"weights": str(asked.weights), "where": source.where}
-    record |= {"stem": asked.stem, "head": asked.head}
-    if asked.normalize != "keep":
-        record["normalize"] = asked.normalize
-    record |= {"weights_sha256": hashes.weights_sha256(source.arrays, {})}
+    theirs, ours = (row.get("stem_strides") for row in _rows(artifact.facts, model))
+    if init.stem == "keep" and theirs != ours:
+        say(f"init.weights={init.weights}: trained with stem_strides={theirs}, here {ours}")
+    record = {"weights": str(init.weights), "where": artifact.facts.where}
+    record |= {"stem": init.stem, "head": init.head}
+    if init.normalize != "keep":
+        record["normalize"] = init.normalize
+    record |= {"weights_sha256": hashes.weights_sha256(artifact.arrays, {})}
     record |= {"start_sha256": hashes.weights_sha256(start.params, start.stats)}
     return start, record
 
 
-def _keeps(asked: Any) -> bool:
-    return asked.stem == asked.head == asked.normalize == "keep"
+def _keeps(init: Any) -> bool:
+    return init.stem == init.head == init.normalize == "keep"
 
 
-def _composed(source: Stored, config: Config, asked: Any) -> Start:
-    """Return weights as those of a config's network; `asked` says stem, head, normalisation."""
-    _belongs(source, config, asked)
-    start = compose(
-        config.model.name,
-        network_of(config),
-        source.arrays,
-        stem=asked.stem,
-        head=asked.head,
-        seed=config.seed,
-    )
-    return normalized(start, asked.normalize)
+def _composed(artifact: Artifact, config: Config, init: Any) -> Network:
+    """Make weights those of a config's network; `init` says stem, head, normalisation."""
+    found = convert.names(config.model.name, artifact.arrays)
+    _belongs(artifact.facts, found, config, init)
+    spec = NetworkSpec.of_config(config)
+    start = compose(spec, found, stem=init.stem, head=init.head, seed=config.seed)
+    return normalized(start, init.normalize)
 
 
 def check_phases(config: Config, names: Sequence[str]) -> None:
@@ -111,64 +108,66 @@ def handed_on(before: Config, config: Config, name: str, weights: Weights) -> We
     Raises:
       ValueError: they do not fit its network.
     """
-    asked = config[name]
-    if plain(before.model) == plain(config.model) and _keeps(asked):
+    section = config[name]
+    if plain(before.model) == plain(config.model) and _keeps(section):
         return weights
     arrays = {key: np.asarray(array) for key, array in (weights.params | weights.stats).items()}
-    source = Stored(arrays, before.model.name, "the phase before", before.model.options)
+    model, options = before.model.name, before.model.options
+    facts = Facts(where="the phase before", model=model, options=options)
     try:
-        start = _composed(source, config, asked)
+        start = _composed(Artifact(arrays, facts), config, section)
     except ValueError as error:
         reason = str(error).replace("init.", f"{name}.")
         raise ValueError(f"{name} starts from another network's weights: {reason}") from error
     return Weights(start.params, start.stats)
 
 
-def _random(config: Config) -> tuple[Start, dict[str, Any]]:
-    """Return the weights that the run would draw itself, behind another normalisation."""
+def _random(config: Config) -> tuple[Network, dict[str, Any]]:
+    """Draw the weights that the run would draw itself, behind another normalisation."""
     key, _ = jax.random.split(jax.random.key(config.seed))  # as `step.init_state` does
-    init, how = network_of(config).init, config.init.normalize
+    init, how, model = network_of(config).init, config.init.normalize, config.model
     shapes, moved = jax.eval_shape(init, key)
-    normalized(Start(shapes, moved, [], [], {}, {}), how)  # refuses before it compiles
-    program = compilation.program(f"{config.model.name}: random weights", shapes)
+    sizes = (model.num_classes, model.image_size, dict(model.options))
+    normalized(Network(model.name, shapes, moved, *sizes), how)  # refuses before it compiles
+    program = compilation.program(f"{model.name}: random weights", shapes)
     with compilation.waiting("compiling the draw of the weights", program, say):
         params, stats = jax.device_get(jax.jit(init)(key))
-    start = normalized(Start(params, stats, [], [*params], {}, {}), how)
+    drawn = Network(model.name, params, stats, *sizes, fresh=(*params,), seed=config.seed)
+    start = normalized(drawn, how)
     sha256 = hashes.weights_sha256(start.params, start.stats)
     where = f"random weights of seed {config.seed}"
-    record = {"weights": None, "where": where, "normalize": config.init.normalize}
+    record = {"weights": None, "where": where, "normalize": how}
     return start, record | {"weights_sha256": sha256, "start_sha256": sha256}
 
 
-def _belongs(source: Stored, config: Config, asked: Any) -> None:
+def _belongs(facts: Facts, found: StoredNames, config: Config, init: Any) -> None:
     """Refuse weights that no drawing makes fit, each with its remedy."""
     model = config.model
-    theirs, ours = _rows(source, model)
+    theirs, ours = _rows(facts, model)
     differing = {key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key)}
-    if asked.stem == "fresh":
+    if init.stem == "fresh":
         differing -= _OF_STEM
-    elif source.model != model.name or "stem_strides" in model.options:
+    elif facts.model != model.name or "stem_strides" in model.options:
         differing -= {"stem_strides"}  # meant: patches of 16 px become 4; shapes tell what fits
-    if differing and source.model != model.name:
-        with_stem = f", or init.stem=fresh and model.name={source.model}_cvst"
+    if differing and facts.model != model.name:
+        with_stem = f", or init.stem=fresh and model.name={facts.model}_cvst"
         raise ValueError(
-            f"they are those of {source.model}; set model.name={source.model}"
-            + (with_stem if model.name == f"{source.model}_cvst" else "")
+            f"they are those of {facts.model}; set model.name={facts.model}"
+            + (with_stem if model.name == f"{facts.model}_cvst" else "")
         )
     if differing:
-        assert source.model is not None and source.options is not None
+        assert facts.model is not None and facts.options is not None
         raise ValueError(
-            f"they are those of {models.words(source.model, source.options)}, and the config has "
+            f"they are those of {models.words(facts.model, facts.options)}, and the config has "
             f"{models.words(model.name, model.options)}; set model.options to theirs"
         )
-    found = convert.names(model.name, source.arrays)
-    width, channels = head_width(model.name, found), convert.in_channels(model.name, found)
-    if asked.head == "keep" and width not in (None, model.num_classes):
+    width, channels = convert.head_width(found), convert.in_channels(found)
+    if init.head == "keep" and width not in (None, model.num_classes):
         raise ValueError(
             f"their head has {width} classes, and model.num_classes={model.num_classes}; set "
             "init.head=fresh for a new one"
         )
-    if asked.stem == "keep" and channels not in (None, model.in_channels):
+    if init.stem == "keep" and channels not in (None, model.in_channels):
         raise ValueError(
             f"they take images with {channels} channels, and model.in_channels="
             f"{model.in_channels}; give data with {channels}, or set init.stem=fresh for a new stem"
@@ -181,14 +180,14 @@ def _belongs(source: Stored, config: Config, asked: Any) -> None:
         )
 
 
-def _rows(source: Stored, model) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what is known of the network of stored weights and of the config's; both empty:
-    nothing.
+def _rows(facts: Facts, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Compute what decides the network of stored weights and the config's; both empty: it is not
+    known whose they are.
     """
-    if source.model is None:
+    if facts.model is None:
         return {}, {}
-    own = ({}, {}) if source.options is None else (source.options, model.options)
-    return models.computed(source.model, own[0]), models.computed(model.name, own[1])
+    own = ({}, {}) if facts.options is None else (facts.options, model.options)
+    return models.computed(facts.model, own[0]), models.computed(model.name, own[1])
 
 
 def record_of(workdir: Path) -> dict[str, Any] | None:
@@ -206,7 +205,7 @@ def changed(config: Config, workdir: Path) -> str:
         named = sources.parse(config.init.weights)
         if named.path is None:  # on the internet, which a run that has begun does not need
             return ""
-        now = hashes.weights_sha256(stored(load.place(named.path)).arrays, {})
+        now = hashes.weights_sha256(reading.artifact_of(imports.local(named)).arrays, {})
     except ValueError:  # gone: it does not need them either
         return ""
     if now == before["weights_sha256"]:

@@ -232,12 +232,12 @@ class FileTest(Case):
     def test_loaders_say_it(self):
         self.assertIsNone(certificates.said(self.weights))
         self.call("--model=convnext_n", "--image-size=32")
-        network = config.Network("convnext_n", num_classes=5, image_size=32)
+        network = config.NetworkSpec("convnext_n", num_classes=5, image_size=32)
         said = io.StringIO()
         with contextlib.redirect_stderr(said):
             target.file_weights(network, self.weights)
         self.assertIn("ours.certificate.json: agrees with", said.getvalue())
-        self.assertEqual(certificates.network(self.weights), ("convnext_n", {}))
+        self.assertEqual(certificates.stated(self.weights), ("convnext_n", {}))
         path, strides = certificates.beside(self.weights), {"downsample_strides": [1, 1]}
         path.write_text(json.dumps(json.loads(path.read_text()) | {"options": strides}))
         exported = target.of_file("convnext_n", self.weights)  # of an exported module's .pt
@@ -245,7 +245,7 @@ class FileTest(Case):
         changed = self.params | {"head.fc.bias": np.ones(5, np.float32)}
         save_file(changed | self.stats, self.weights)
         self.assertRegex(certificates.said(self.weights), "belongs to another file than ours.safe")
-        self.assertIsNone(certificates.network(self.weights))
+        self.assertIsNone(certificates.stated(self.weights))
         certificates.beside(self.weights).write_text('{"files": 3}')
         with self.assertRaisesRegex(ValueError, "ours.certificate.json is damaged .*; remove it"):
             certificates.said(self.weights)

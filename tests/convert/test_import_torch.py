@@ -17,8 +17,10 @@ from jaxrobust.runtime.files import download
 from jaxrobust.types import Weights
 from jaxrobust.weights import imports
 from jaxrobust.weights.fetch import sources
+from jaxrobust.weights.naming import networks
 from jaxrobust.weights.store import folder as weights_folder
 from jaxrobust.weights.store import hashes
+from jaxrobust.weights.store.artifact import Facts
 from jaxrobust.weights.store.checkpoint import Checkpoints
 from tests.support import paths
 from tests.support import runs as training
@@ -76,7 +78,7 @@ class ImportTest(ServedCase):
         self.assertEqual(done["options"], strides)
         self.assertEqual(weights_folder.about(self.out)["options"], strides)
         file = self.out / "weights.safetensors"
-        self.assertEqual(weights_folder.network(file), ("convnext_n", strides))
+        self.assertEqual(weights_folder.stated(file), ("convnext_n", strides))
         self.out = self.folder / "third"
         self.assertEqual(self.call(source=file)[0]["options"], strides)
         self.refused("holds the weights of convnext_n with .*, not of", "--options={}", source=file)
@@ -103,7 +105,7 @@ class ImportTest(ServedCase):
         for text in ("{", "[]", '{"architecture": "convnext_n"}', '{"options": 3}'):
             save_file(weights(), self.file, metadata={"jaxrobust.network": text})
             with self.assertRaisesRegex(ValueError, "its metadata jaxrobust.network is damaged"):
-                weights_folder.network(self.file)
+                weights_folder.stated(self.file)
 
     def test_again_is_the_same_but_nothing_is_overwritten(self):
         self.assertEqual(self.call()[0]["sha256"], self.call()[0]["sha256"])
@@ -317,9 +319,10 @@ class KnownTest(parameterized.TestCase):
     def test_normalisation(self):
         hub = {"mean": [0.5] * 3, "std": [0.25] * 3}
 
-        def values(key=None, arrays=(), **asked):
+        def values(key=None, arrays=(), **wanted):
             found = mock.Mock(arrays=dict.fromkeys(arrays), normalize=(0.0, 1.0))
-            return imports.normalisation(imports.Asked(**asked), key, hub, found)[0]
+            facts = Facts(published=key, settings=hub)
+            return networks.normalisation(found, facts, networks.Request(**wanted))[0]
 
         self.assertEqual(values(), ((0.5,) * 3, (0.25,) * 3))
         self.assertIsNone(values(init_stem=True))  # a new stem takes raw images, as in the paper

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
 from jaxrobust import data, models
-from jaxrobust.config import VERSION, Network, network_of
+from jaxrobust.config import VERSION, NetworkSpec, network_of
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.questions import measuring, questions, target
 from jaxrobust.evaluation.records import records, verdicts
@@ -217,7 +217,7 @@ class RunTest(parameterized.TestCase):
         (8, None, None),
     )
     def test_a_run_is_evaluated_as_it_was_tested(self, size, its, expected, dropped=False):
-        origin = target.Subject(Network("convnext_n", image_size=8), tested=its)
+        origin = target.Subject(NetworkSpec("convnext_n", image_size=8), tested=its)
         source = data.open_source("digits", "test")
         said = io.StringIO()
         with contextlib.redirect_stderr(said):

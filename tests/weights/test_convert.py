@@ -402,16 +402,16 @@ class LoadTest(parameterized.TestCase):
         for tree in (sets, dict(reversed(sets.items())), {"model": sets, "ema": 0.999, "epoch": 3}):
             torch.save(tree, path)
             for which, value, key in (("raw", 0, raw), ("ema", 1, averaged), (None, 1, averaged)):
-                found = files.chosen(path, which=which)
+                found = files.artifact(path, which=which)
                 np.testing.assert_array_equal(found.arrays["w"], np.full(2, value))
-                self.assertEqual(found.which, which or "ema")
-                self.assertEqual(found.place.rpartition("/")[2], key)
+                self.assertEqual(found.facts.which, which or "ema")
+                self.assertEqual(found.facts.place.rpartition("/")[2], key)
 
     def test_what_does_not_say_which_it_is(self):
         torch, path = self.torch(), self.folder / "one.pt"
         for tree in ({"w": torch.zeros(2)}, {"model": {"w": torch.zeros(2)}, "epoch": 1}):
             torch.save(tree, path)
-            self.assertIsNone(files.chosen(path).which)
+            self.assertIsNone(files.artifact(path).facts.which)
             for which in files.WHICH:
                 with self.assertRaisesRegex(ValueError, "one set of weights.* leave --which out"):
                     files.read(path, which=which)

@@ -82,7 +82,7 @@ class ParseTest(parameterized.TestCase):
         self.file("r/config.json", json.dumps({"num_classes": 3}).encode())
         found = sources.parse(str(self.folder / "r"))
         fetched = sources.fetch(found)
-        self.assertEqual(fetched.path.name, "model.safetensors")
+        self.assertEqual(fetched.file.name, "model.safetensors")
         self.assertEqual(sources.settings_of(fetched.settings), {"num_classes": 3})
         with self.assertRaisesRegex(ValueError, "has sha256 .*, expected 00"):
             sources.fetch(found, sha256="00")

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 
 from jaxrobust import models
-from jaxrobust.config import Network
+from jaxrobust.config import NetworkSpec
 from jaxrobust.evaluation.questions import target
 from jaxrobust.evaluation.records import records
 from jaxrobust.models.modules.positions import resized
@@ -65,14 +65,18 @@ def tiny(path, **changes) -> ConfigDict:
     return training.tiny(init__weights=None if path is None else str(path), **changes)
 
 
+def composed(spec: NetworkSpec, arrays, **how):
+    return compose.compose(spec, convert.names(spec.name, arrays), **how)
+
+
 class ComposeTest(parameterized.TestCase):
     def test_positions_are_resized_under_both_namings(self):
         small = {"dim": 8, "depth": 1, "heads": 2}
         ours = weights("vit_s", image_size=64, **small)
         names = {k.replace("patch_embed.proj.0", "patch_embed.proj"): a for k, a in ours.items()}
-        net = models.create("vit_s", num_classes=10, image_size=32, **small)
+        spec = NetworkSpec("vit_s", 10, 32, 3, small)
         for arrays in (ours, as_timm(names)):
-            start = compose.compose("vit_s", net, arrays)
+            start = composed(spec, arrays)
             self.assertEqual(start.resized, {"pos_embed": ((1, 17, 8), (1, 5, 8))})
             np.testing.assert_array_equal(
                 start.params["pos_embed"], resized(ours["pos_embed"], (1, 5, 8))
@@ -86,8 +90,7 @@ class ComposeTest(parameterized.TestCase):
             for k, a in as_timm(ours).items()
         }
         torch["bn1.num_batches_tracked"] = np.int64(3)
-        net = models.create("resnet18", num_classes=10, image_size=16)
-        start = compose.compose("resnet18", net, torch)
+        start = composed(NetworkSpec("resnet18", 10, 16, 3), torch)
         np.testing.assert_array_equal(start.stats["bn1.mean"], ours["bn1.mean"])
         self.assertEqual(list(start.dropped), ["bn1.num_batches_tracked"])
         self.assertIn("1 left out (counts", " ".join(compose.summary(start)))
@@ -101,15 +104,12 @@ class ComposeTest(parameterized.TestCase):
         params, stats = jax.eval_shape(net.init, jax.random.key(0))
         arrays = {k: np.broadcast_to(np.float32(0), a.shape) for k, a in (params | stats).items()}
         found = convert.names(name, arrays)
-        self.assertEqual(compose.head_width(name, found), 10)
-        self.assertEqual(convert.in_channels(name, found), 3)
+        self.assertEqual(convert.head_width(found), 10)
+        self.assertEqual(convert.in_channels(found), 3)
 
     def test_a_seed_draws_the_same(self):
-        net = models.create("convnext_n", num_classes=7, image_size=8, in_channels=1, **OPTIONS)
-        heads = [
-            compose.compose("convnext_n", net, small(), head="fresh", seed=seed).params
-            for seed in (0, 0, 1)
-        ]
+        spec = NetworkSpec("convnext_n", 7, 8, 1, OPTIONS)
+        heads = [composed(spec, small(), head="fresh", seed=seed).params for seed in (0, 0, 1)]
         kernels = [head["head.fc.kernel"] for head in heads]
         np.testing.assert_array_equal(kernels[0], kernels[1])
         self.assertFalse(np.array_equal(kernels[0], kernels[2]))
@@ -122,7 +122,8 @@ class FreshTorchTest(parameterized.TestCase):
         shapes = jax.eval_shape(net.init, jax.random.key(0))
         arrays = {k: np.zeros(a.shape, np.float32) for part in shapes for k, a in part.items()}
         arrays["normalize.std"] += 1
-        params = compose.compose("xcit_n12", net, arrays, head="fresh-torch", seed=3).params
+        spec = NetworkSpec("xcit_n12", 1000, 224, 3, {"depth": 1})
+        params = composed(spec, arrays, head="fresh-torch", seed=3).params
         kernel, bias = params["head.kernel"], params["head.bias"]
         bound = kernel.shape[0] ** -0.5
         for array, tolerance in ((kernel, 0.01), (bias, 0.1)):  # some 3 standard errors
@@ -130,10 +131,7 @@ class FreshTorchTest(parameterized.TestCase):
             quartiles = np.quantile(array, [0, 0.25, 0.5, 0.75, 1]) / bound
             np.testing.assert_allclose(quartiles, [-1, -0.5, 0, 0.5, 1], atol=tolerance)
         self.assertFalse(params["blocks.0.attn.qkv.kernel"].any())
-        again, other = (
-            compose.compose("xcit_n12", net, arrays, head="fresh-torch", seed=s).params
-            for s in (3, 4)
-        )
+        again, other = (composed(spec, arrays, head="fresh-torch", seed=s).params for s in (3, 4))
         np.testing.assert_array_equal(again["head.kernel"], kernel)
         self.assertFalse(np.array_equal(other["head.kernel"], kernel))
 
@@ -438,7 +436,7 @@ class FolderTest(parameterized.TestCase):
         (None, 256, ""),
     )
     def test_preprocessing_that_contradicts_it(self, given, size, expected):
-        network = Network("convnext_n", image_size=224)
+        network = NetworkSpec("convnext_n", image_size=224)
         origin = target.Subject(network, expected="Res256Crop224")
         photographs = mock.Mock(image_shape=None)
         if expected is None:

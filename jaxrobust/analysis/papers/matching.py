@@ -272,11 +272,11 @@ def sizes(ours: Ours) -> dict[str, float]:
         return {}
     import jax
 
-    from jaxrobust.config import Network
+    from jaxrobust.config import NetworkSpec
     from jaxrobust.models.table import multiply_adds
 
     channels = model.get("in_channels") or 3
-    net = Network(name, classes, size, channels, model["options"] or {}).create(dtype="float32")
+    net = NetworkSpec(name, classes, size, channels, model["options"] or {}).create(dtype="float32")
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     adds = multiply_adds(net, params, stats, image_size=size, in_channels=channels)
     return {"params_m": sum(a.size for a in params.values()) / 1e6, "macs_g": adds / 1e9}

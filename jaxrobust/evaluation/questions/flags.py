@@ -18,7 +18,7 @@ from jaxrobust.runtime.files import folders
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.runtime.text.spelling import norm
 from jaxrobust.types import Weights
-from jaxrobust.weights import load
+from jaxrobust.weights import imports
 from jaxrobust.weights.fetch import sources as weights_sources
 from jaxrobust.weights.trained import kept, runs
 
@@ -102,15 +102,15 @@ def _with_weights(given: Given) -> Given:
         return given
     if given.model and weights_sources.is_missing_file(given.weights):
         return given  # whose other mistakes are said first
-    path = load.place(given.weights, model=given.model)
-    if weights_sources.parse(str(path)).kind == "run":
+    here = imports.local(weights_sources.parse(given.weights), model=given.model)
+    if here.kind == "run":
         if given.model:
             raise ValueError(
-                f"--weights {path} is a run, which says whose it is; leave --model out"
+                f"--weights {here.path} is a run, which says whose it is; leave --model out"
             )
-        return given._replace(workdir=str(path), weights=None)
-    imported = path.is_dir() and given.model in PUBLISHED
-    return given._replace(weights=str(path), model=None if imported else given.model)
+        return given._replace(workdir=str(here.path), weights=None)
+    imported = here.kind == "folder" and given.model in PUBLISHED
+    return given._replace(weights=str(here.path), model=None if imported else given.model)
 
 
 def check(given: Given) -> None:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.config import Network
+from jaxrobust.config import NetworkSpec
 from jaxrobust.data import resolve, same_preprocessing
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
@@ -36,7 +36,7 @@ _TURNS = 8  # images for each slot, below which more slots stand idle for what t
 class Subject:
     """A network, the images and the ball; what is None nobody has said yet."""
 
-    network: Network
+    network: NetworkSpec
     dataset: str | None = None
     split: str = "test"
     data_dir: str | None = None
@@ -93,7 +93,7 @@ def of_run(workdir: Path, phase: str | None = None) -> Subject:
     config = runs.run_config(workdir, phase)
     data, attack = config.data, config.attack
     return Subject(
-        network=Network.of_config(config),
+        network=NetworkSpec.of_config(config),
         dataset=data.name,
         split=data.test_split,
         data_dir=data.dir,
@@ -115,10 +115,12 @@ def of_file(name: str, path: Path, given: dict[str, Any] | None = None) -> Subje
     """
     if functions.is_name(name):  # whose weights nobody describes
         options = given or {}
-        return Subject(Network(name, options=options), config={"model": name, "options": options})
-    told = certificates.network(path)
-    options = certificates.options(models.known(name), given, told, path)
-    return Subject(Network(name, options=options), config={"model": name, "options": options})
+        return Subject(
+            NetworkSpec(name, options=options), config={"model": name, "options": options}
+        )
+    told = certificates.stated(path)
+    options = certificates.options(name, given, told, path)
+    return Subject(NetworkSpec(name, options=options), config={"model": name, "options": options})
 
 
 def of_folder(folder: Path, name: str | None, given: dict[str, Any] | None) -> Subject:
@@ -154,7 +156,7 @@ def of_function(name: str, *, random: bool = False) -> Subject:
     Raises:
       ValueError: see `functions.find`.
     """
-    return Subject(Network(name), function=functions.find(FUNCTION, name), keyed=random)
+    return Subject(NetworkSpec(name), function=functions.find(FUNCTION, name), keyed=random)
 
 
 def of_torch(
@@ -166,7 +168,7 @@ def of_torch(
       ValueError: see `named.built`.
     """
     built = named.built(TORCH, name, arguments, output, random=random)
-    return Subject(Network(name), function=built.named, built=built, keyed=random)
+    return Subject(NetworkSpec(name), function=built.named, built=built, keyed=random)
 
 
 _IMAGENET = re.compile(r"(tfds:)?imagenet2012\b")
@@ -245,7 +247,7 @@ def preprocessing(
     return given or own
 
 
-def file_weights(network: Network, path: Path) -> tuple[str, Network, Weights]:
+def file_weights(network: NetworkSpec, path: Path) -> tuple[str, NetworkSpec, Weights]:
     """Return the weights of a file or imported folder: their name, the network with its channels,
     them.
 

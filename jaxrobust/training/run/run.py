@@ -27,6 +27,7 @@ from jaxrobust.types import Weights
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.naming import compose
 from jaxrobust.weights.store import hashes
+from jaxrobust.weights.store.artifact import Network
 from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state, disk_full, steps
 from jaxrobust.weights.trained import runs
 
@@ -120,7 +121,7 @@ def _trackers(
     return trackers.Trackers(workdir, trackers.named(config.log.to), given | about, draw)
 
 
-def _first_weights(name: str, config: Config) -> tuple[start_weights.Start, dict] | None:
+def _first_weights(name: str, config: Config) -> tuple[Network, dict] | None:
     warnings.check_start(config, name)
     return start_weights.of_config(config)
 
@@ -130,7 +131,7 @@ def _phases(
     workdir: Path,
     given: dict,
     parts: dict[str, Part],
-    start: tuple[start_weights.Start, dict] | None,
+    start: tuple[Network, dict] | None,
     profile: Profile | None,
     log: trackers.Trackers,
 ) -> None:
@@ -178,7 +179,7 @@ def _data_of(config: Config) -> str:
     return json.dumps([*own, config.model.num_classes, config.model.in_channels])
 
 
-def _start(start: start_weights.Start, record, workdir) -> Weights:
+def _start(start: Network, record, workdir) -> Weights:
     """Return stored weights as if a phase before had reached them, after noting where they are
     from.
     """

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxrobust.runtime.files import download, folders
 from jaxrobust.runtime.files.download import Tell, Unreachable, check_sha256, file_sha256
@@ -20,17 +20,10 @@ _HUB = re.compile(r"hf://([\w.-]+/[\w.-]+)(?:@([\w.%-]+))?(?:/([\w./-]+))?")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class Fetched(NamedTuple):
-    """A file, and the settings that lay beside it (a hub's `config.json`), if any."""
-
-    path: Path
-    settings: Path | None = None
-
-
 def fetch(
     source: str, *, sha256: str | None = None, name: str | None = None, tell: Tell = print
-) -> Fetched:
-    """Return a remote file in the cache, downloaded unless it is there.
+) -> tuple[Path, Path | None]:
+    """Download a file into the cache, unless it is there, and the settings beside it, if any.
 
     Args:
       source: `https://...[#sha256=HEX]`, or `hf://ORG/REPO[@REVISION][/FILE]`, by default the first
@@ -44,14 +37,14 @@ def fetch(
     """
     if source.startswith("hf://"):
         with download.quiet_hub():
-            found = _from_hub(source, tell)
-        check_sha256(found.path, sha256)
-        return found
+            path, settings = _from_hub(source, tell)
+        check_sha256(path, sha256)
+        return path, settings
     if not source.startswith(("https://", "http://")):
         raise ValueError(f"{source}: give a file, https://..., or hf://ORG/REPO[@REVISION][/FILE]")
     url, _, pinned = source.partition("#sha256=")
     wanted = sha256 or pinned or None
-    return Fetched(download.fetch(url, "weights", sha256=wanted, name=name, tell=tell))
+    return download.fetch(url, "weights", sha256=wanted, name=name, tell=tell), None
 
 
 def parse_hub(source: str) -> tuple[str, str | None, str | None]:
@@ -69,7 +62,7 @@ def parse_hub(source: str) -> tuple[str, str | None, str | None]:
     return match[1], revision, match[3]
 
 
-def _from_hub(source: str, tell: Tell) -> Fetched:
+def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
     repository, revision, name = parse_hub(source)
     try:
         import huggingface_hub
@@ -133,7 +126,7 @@ def _from_hub(source: str, tell: Tell) -> Fetched:
             + (f"name one of its files: {', '.join(holds)}" if holds else "")
             + ("" if holds else "it is no repository of PyTorch weights, give another one")
         )
-    return Fetched(found, get(SETTINGS))
+    return found, get(SETTINGS)
 
 
 def _by_hand(source: str) -> str:

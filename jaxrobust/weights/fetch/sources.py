@@ -13,7 +13,7 @@ from typing import NamedTuple
 from jaxrobust import models
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.weights.fetch import download
-from jaxrobust.weights.fetch.download import SETTINGS, Fetched, Tell
+from jaxrobust.weights.fetch.download import SETTINGS, Tell
 from jaxrobust.weights.store import files
 from jaxrobust.weights.store import folder as weights_folder
 
@@ -25,8 +25,8 @@ KINDS = (
 _TIMM = re.compile(r"([a-z][a-z0-9_]*)\.([a-z0-9_]+)")
 
 
-class Source(NamedTuple):
-    """Where weights are."""
+class WeightSource(NamedTuple):
+    """The place of weights: what was named, and the files that it stands for once they are here."""
 
     text: str  # as it was given
     kind: str  # file, folder (an imported one), run, repository (a folder as the hub's) or remote
@@ -35,31 +35,39 @@ class Source(NamedTuple):
     model: str | None = None  # our name of the network, where the words say it
     published: str | None = None  # the RobustBench id
     sha256: str | None = None  # of the file, or how it begins
+    file: Path | None = None  # of the arrays; None: not here yet, or those of a run
+    settings: Path | None = None  # the `config.json` beside it
 
 
-def parse(text: str) -> Source:
-    """Return what stands for weights; a path that is there is what it is, whatever its name.
+def parse(text: str) -> WeightSource:
+    """Parse what stands for weights; a path that is there is what it is, whatever its name.
 
     Raises:
       ValueError: nothing is there and nothing has this name; says what to give.
     """
+    path = Path(text)
     if "://" in text:
         if text.startswith("hf://"):
             download.parse_hub(text)  # refuses
-        return Source(text, "remote", address=text)
-    path = Path(text)
+        return WeightSource(text, "remote", address=text)
     if path.is_dir():
-        return Source(text, _kind(path), path)
+        return folder(text, path)
     if path.is_file():
-        return Source(text, "file", path)
+        return WeightSource(text, "file", path, file=path)
     if text in PUBLISHED:
         net = PUBLISHED[text]
         named = {"model": net.model, "published": text, "sha256": net.sha256 or None}
-        return Source(text, "remote", address=net.address, **named)
+        return WeightSource(text, "remote", address=net.address, **named)
     timm = _TIMM.fullmatch(text) if path.suffix not in files.SUFFIXES else None
     if timm and timm[1] in timm_names():
-        return Source(text, "remote", address=f"hf://timm/{text}", model=timm_names()[timm[1]])
+        own = timm_names()[timm[1]]
+        return WeightSource(text, "remote", address=f"hf://timm/{text}", model=own)
     raise ValueError(f"{text}: {_unknown(text, timm)}")
+
+
+def at(path: Path) -> WeightSource:
+    """Name a path that is here; of one that is missing, reading says what to give."""
+    return parse(str(path)) if path.exists() else WeightSource(str(path), "file", path, file=path)
 
 
 def is_missing_file(text: str) -> bool:
@@ -68,23 +76,27 @@ def is_missing_file(text: str) -> bool:
     return "://" not in text and path.suffix in files.SUFFIXES and not path.exists()
 
 
-def _kind(folder: Path) -> str:
-    """Return what a folder is.
+def folder(text: str, path: Path) -> WeightSource:
+    """Parse a folder: what it is follows from the files in it.
 
     Raises:
       ValueError: nothing that holds weights.
     """
-    if (folder / weights_folder.WEIGHTS).is_file():
-        return "folder"
-    if any((folder / name).is_file() for name in download.WEIGHTS):
-        return "repository"
-    if (folder / SETTINGS).is_file():
-        return "folder" if weights_folder.about(folder) else "run"
-    inside = sorted(p.name for p in folder.iterdir() if p.suffix in files.SUFFIXES)
+    config = path / SETTINGS
+    if (file := path / weights_folder.WEIGHTS).is_file():
+        return WeightSource(text, "folder", path, file=file, settings=config)
+    for name in download.WEIGHTS:
+        if (path / name).is_file():
+            beside = config if config.is_file() else None
+            return WeightSource(text, "repository", path, file=path / name, settings=beside)
+    if config.is_file():
+        weights_folder.about(path)  # refuses one whose weights are missing
+        return WeightSource(text, "run", path)
+    inside = sorted(p.name for p in path.iterdir() if p.suffix in files.SUFFIXES)
     raise ValueError(
-        f"{folder} holds no weights; give a file, a folder that jaxrobust.convert.import_torch "
+        f"{path} holds no weights; give a file, a folder that jaxrobust.convert.import_torch "
         "wrote, or the workdir of a run"
-        + (f" (the file may be {folder / inside[0]})" if inside else "")
+        + (f" (the file may be {path / inside[0]})" if inside else "")
     )
 
 
@@ -117,29 +129,25 @@ def _unknown(text: str, timm: re.Match | None) -> str:
     return f"no such file; give one of {known}, or {KINDS.partition(', ')[2]}"
 
 
-def fetch(source: Source, *, sha256: str | None = None, tell: Tell = print) -> Fetched:
-    """Return the file of weights of a source and the settings beside it, downloaded if need be.
+def fetch(source: WeightSource, *, sha256: str | None = None, tell: Tell = print) -> WeightSource:
+    """Bring the file of a source here, and the settings beside it; a run is here already.
 
     Args:
-      source: not a run.
       sha256: of the file, if known; default: what is published.
     Raises:
-      ValueError: see `download.fetch`; a repository that holds no weights.
+      ValueError: see `download.fetch`; a repository that holds no weights; the hash of a run.
       download.Unreachable: no answer.
     """
     wanted = sha256 or source.sha256
-    if source.path is None:
+    if source.kind == "remote":
         name = f"{source.published}.pt" if source.published else None
-        return download.fetch(source.address, sha256=wanted, name=name, tell=tell)
-    found = Fetched(source.path)
-    if source.kind == "repository":
-        file = next(p for name in download.WEIGHTS if (p := source.path / name).is_file())
-        settings = source.path / SETTINGS
-        found = Fetched(file, settings if settings.is_file() else None)
-    elif source.kind == "folder":
-        found = Fetched(source.path / weights_folder.WEIGHTS, source.path / SETTINGS)
-    download.check_sha256(found.path, wanted)
-    return found
+        file, beside = download.fetch(source.address, sha256=wanted, name=name, tell=tell)
+        return source._replace(file=file, settings=beside)
+    if source.file is not None and wanted:
+        download.check_sha256(source.file, wanted)
+    elif wanted:
+        raise ValueError(f"{source.path} is a run, which has no one file; leave --sha256 out")
+    return source
 
 
 def settings_of(path: Path | None) -> dict:

@@ -1,22 +1,21 @@
 """Stored weights as those of a network, with stem or head drawn anew."""
 
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust import models
+from jaxrobust.config import NetworkSpec
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.types import Classifier
 from jaxrobust.weights.naming import convert
-
-Arrays = dict[str, Any]  # np.ndarray, which hash and convert alike
+from jaxrobust.weights.naming.convert import StoredNames
+from jaxrobust.weights.store.artifact import Arrays, Network
 
 # What `init.stem` and `init.head` may be; the head's third is PyTorch's default for a linear map.
 CHOICES = {"stem": ("keep", "fresh"), "head": ("keep", "fresh", "fresh-torch")}
@@ -32,49 +31,21 @@ NORMALIZATIONS = {
 }
 
 
-class Start(NamedTuple):
-    """Complete weights of a network, float32 on the host, and how they came about."""
-
-    params: Arrays
-    stats: Arrays
-    matched: list[str]  # our names, from the stored weights
-    fresh: list[str]  # our names, drawn
-    dropped: dict[str, str]  # stored name -> why it is left out
-    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]  # our name -> shapes from, to
-
-
-def head_width(name: str, found: convert.Names) -> int | None:
-    """Return the number of classes of stored weights; None if they have no head."""
-    head = re.compile(models.family(name).names.head)
-    biases = [
-        found.arrays[key]
-        for key, _, targets in convert.matched(found)
-        if any(head.fullmatch(t) and t.endswith(".bias") for t in targets)
-    ]
-    if not biases:
-        return None
-    if biases[0].ndim != 1 or not biases[0].size:
-        raise ValueError(f"its head is damaged: the bias has shape {biases[0].shape}")
-    return biases[0].size
-
-
 def compose(
-    name: str,
-    net: Classifier,
-    arrays: Mapping[str, np.ndarray],
+    spec: NetworkSpec,
+    found: StoredNames,
     *,
     stem: str = "keep",
     head: str = "keep",
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     seed: int = 0,
-) -> Start:
-    """Return stored weights as those of a network, with stem and head drawn anew where that is
-    asked for.
+) -> Network:
+    """Make stored weights those of a network, with stem and head drawn anew where that is asked
+    for.
 
     Args:
-      name: of the architecture, whose rows name the weights.
-      net: the network, with any options, classes and image size.
-      arrays: under our names, timm's or its authors'; float32.
+      spec: the network, with any options, classes and image size.
+      found: the arrays, float32, and how their names become those of this architecture.
       stem, head: "keep" or "fresh", which is the network's own initialisation (of a ConvStem:
         PyTorch's default); of a head also "fresh-torch", PyTorch's default for `nn.Linear`. What is
         stored under their names is then left out, if there is any.
@@ -86,22 +57,17 @@ def compose(
     for key, value in (("stem", stem), ("head", head)):
         if value not in CHOICES[key]:
             raise ValueError(f"init.{key}={value!r}; one of {', '.join(CHOICES[key])}")
-        if value != "keep" and functions.is_name(name):
+        if value != "keep" and functions.is_name(spec.name):
             raise ValueError(
-                f"init.{key}={value}: which weights of {name} are its {key} is not known; let that "
-                f"function load the weights that it keeps, or set init.{key}=keep"
+                f"init.{key}={value}: which weights of {spec.name} are its {key} is not known; let "
+                f"that function load the weights that it keeps, or set init.{key}=keep"
             )
-    found = convert.names(name, arrays)
-    if strange := [k for k, a in arrays.items() if a.dtype.kind == "f" and a.dtype != np.float32]:
-        raise ValueError(
-            f"{len(strange)} weights are {arrays[strange[0]].dtype} ({strange[0]}, ...), expected "
-            "float32; where rounding them is meant, import them first with "
-            "`python -m jaxrobust.convert.import_torch --cast`"
-        )
+    _check_types(found.arrays)
+    assert spec.num_classes is not None and spec.image_size is not None
+    net = spec.create(dtype="float32")
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     shapes = {key: tuple(array.shape) for key, array in (params | stats).items()}
-    names = models.family(name).names
-    patterns = [p for p, how in ((names.stem, stem), (names.head, head)) if how != "keep"]
+    patterns = [p for p, how in ((found.stem, stem), (found.head, head)) if how != "keep"]
     anew = re.compile("|".join(f"(?:{p})" for p in patterns) or r"(?!)")
     fresh = [key for key in shapes if anew.fullmatch(key)]
 
@@ -118,25 +84,44 @@ def compose(
     added = {} if found.ours else _normalize(kept, values, shapes)
     expected = {key: shape for key, shape in shapes.items() if key not in fresh}
     try:
-        filled = convert.rename(found.rows, kept | added, expected, name=name)
+        filled = convert.rename(found.rows, kept | added, expected, name=spec.name)
     except ValueError as error:
-        if stem == "keep" and _fits_but_for(names.stem, found, kept | added, expected):
+        if stem == "keep" and _fits_but_for_stem(found, kept | added, expected):
             raise ValueError(
                 "only the stem is another one: for a new one set init.stem=fresh (--init-stem of "
                 f"jaxrobust.convert.import_torch). {error}"
             ) from error
         raise
-    matched = [key for key in expected if key not in added]
-    of_head = [key for key in fresh if head == "fresh-torch" and re.fullmatch(names.head, key)]
+    of_head = [key for key in fresh if head == "fresh-torch" and re.fullmatch(found.head, key)]
     filled |= _drawn(net, [key for key in fresh if key not in of_head], seed)
     filled |= _as_torch({key: shapes[key] for key in of_head}, seed)
-    ours, moved = ({key: filled[key] for key in group} for group in (params, stats))
-    return Start(ours, moved, matched, fresh, dropped, resized)
+    return Network(
+        spec.name,
+        {key: filled[key] for key in params},
+        {key: filled[key] for key in stats},
+        spec.num_classes,
+        spec.image_size,
+        dict(spec.options),
+        matched=tuple(key for key in expected if key not in added),
+        fresh=tuple(fresh),
+        seed=seed,
+        dropped=dropped,
+        resized=resized,
+    )
 
 
-def _fits_but_for(pattern: str, found: convert.Names, arrays: Arrays, expected) -> bool:
-    """Tell whether all weights fit but for those whose names of ours match."""
-    left = re.compile(pattern)
+def _check_types(arrays: Arrays) -> None:
+    if strange := [k for k, a in arrays.items() if a.dtype.kind == "f" and a.dtype != np.float32]:
+        raise ValueError(
+            f"{len(strange)} weights are {arrays[strange[0]].dtype} ({strange[0]}, ...), expected "
+            "float32; where rounding them is meant, import them first with "
+            "`python -m jaxrobust.convert.import_torch --cast`"
+        )
+
+
+def _fits_but_for_stem(found: StoredNames, arrays: Arrays, expected) -> bool:
+    """Tell whether all weights fit but for those of the stem."""
+    left = re.compile(found.stem)
     out = {k for k, _, targets in convert.matched(found) if any(left.fullmatch(t) for t in targets)}
     rest = {key: shape for key, shape in expected.items() if not left.fullmatch(key)}
     try:
@@ -188,18 +173,18 @@ def _as_torch(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Arrays:
     return jax.device_get(drawn)
 
 
-def normalized(start: Start, name: str) -> Start:
-    """Return a start whose first layer has the mean and std of that name; "keep": its own.
+def normalized(network: Network, name: str) -> Network:
+    """Give a network's first layer the mean and std of that name; "keep": its own.
 
     Raises:
       ValueError: no such name, or one of other channels, or a network without such a layer.
     """
     if name == "keep":
-        return start
+        return network
     if name not in NORMALIZATIONS:
         choices = ", ".join(("keep", *NORMALIZATIONS))
         raise ValueError(f"init.normalize={name!r}; one of {choices}")
-    found = start.stats.get("normalize.mean")
+    found = network.stats.get("normalize.mean")
     if found is None:
         raise ValueError(
             f"init.normalize={name}: the network has no layer of ours that normalises; normalise "
@@ -214,20 +199,20 @@ def normalized(start: Start, name: str) -> Start:
         f"normalize.{key}": np.broadcast_to(np.asarray(value, np.float32), found.shape).copy()
         for key, value in zip(("mean", "std"), NORMALIZATIONS[name], strict=True)
     }
-    return start._replace(stats=start.stats | values)
+    return network._replace(stats=network.stats | values)
 
 
-def summary(start: Start) -> list[str]:
+def summary(network: Network) -> list[str]:
     """Say how weights came about, for people."""
-    lines = [f"{len(start.matched)} arrays from the stored weights"]
-    if start.fresh:
-        lines += [f"{len(start.fresh)} drawn anew: {_some(start.fresh)}"]
-    for reason in dict.fromkeys(start.dropped.values()):
-        keys = [key for key, why in start.dropped.items() if why == reason]
+    lines = [f"{len(network.matched)} arrays from the stored weights"]
+    if network.fresh:
+        lines += [f"{len(network.fresh)} drawn anew: {_some(network.fresh)}"]
+    for reason in dict.fromkeys(network.dropped.values()):
+        keys = [key for key, why in network.dropped.items() if why == reason]
         lines += [f"{len(keys)} left out ({reason}): {_some(keys)}"]
-    lines += [f"{k} resized from {a} to {b}" for k, (a, b) in start.resized.items()]
+    lines += [f"{k} resized from {a} to {b}" for k, (a, b) in network.resized.items()]
     return lines
 
 
-def _some(keys: list[str]) -> str:
+def _some(keys: Sequence[str]) -> str:
     return ", ".join(keys[:4]) + ", ..." * (len(keys) > 4)

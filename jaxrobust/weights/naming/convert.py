@@ -55,37 +55,44 @@ def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
     return names
 
 
-class Names(NamedTuple):
-    """How stored names become ours."""
+class StoredNames(NamedTuple):
+    """Stored arrays of a network, and how their names become ours."""
 
+    model: str
     rows: Sequence[Row]
     arrays: Arrays  # without what wrappers put before their names
     normalize: tuple[float, float]  # (mean, std) that such files assume without holding them
+    stem: str  # a pattern of our names
+    head: str  # the same
     ours: bool = False  # our own names, which always come with a normalisation
 
 
-def names(name: str, arrays: Mapping[str, np.ndarray], **overrides: Any) -> Names:
-    """Return the rows for arrays of network `name`: under our names, the reference's or its
-    authors'; of a user's function, under its own.
+def names(name: str, arrays: Mapping[str, np.ndarray], **overrides: Any) -> StoredNames:
+    """Find the rows for arrays of network `name`: under our names, the reference's or its authors';
+    of a user's function, under its own.
     """
+    own = models.family(name).names
     if is_name(name) or any(key.endswith(".kernel") for key in arrays):  # torch has no `.kernel`
         # What is resized has the same name in both namings.
-        resizable = [r for r in models.torch_names(name) if r.resize]
+        resizable = [r for r in own.torch if r.resize]
         others = "|".join(r.pattern.pattern for r in resizable) or r"(?!)"
         rest = row(rf"(?!(?:{others})$)(?P<name>.+)", r"\g<name>")
-        return Names([*resizable, rest], dict(arrays), (0.0, 1.0), ours=True)
+        rows, moments, ours = [*resizable, rest], (0.0, 1.0), True
+        return StoredNames(name, rows, dict(arrays), moments, own.stem, own.head, ours)
     return _torch_names(name, unwrapped(arrays), overrides)
 
 
-def _torch_names(name: str, arrays: Arrays, overrides: Mapping) -> Names:
+def _torch_names(name: str, arrays: Arrays, overrides: Mapping[str, Any]) -> StoredNames:
+    own = models.family(name).names
     if _BUFFERS.keys() <= arrays.keys():
         arrays = {_BUFFERS.get(key, key): array for key, array in arrays.items()}
-    for other in models.other_names(name):
+    for other in own.others:
         if any(other.marker.fullmatch(key) for key in arrays):
             if not other.fits(models.variant(name, **overrides)):
                 raise ValueError(f"weights of {other.of} ({other.origin}), not of a {name}")
-            return Names([*other.rows, _NORMALIZE], arrays, other.normalize)
-    return Names([*models.torch_names(name), _NORMALIZE], arrays, (0.0, 1.0))
+            rows = [*other.rows, _NORMALIZE]
+            return StoredNames(name, rows, arrays, other.normalize, own.stem, own.head)
+    return StoredNames(name, [*own.torch, _NORMALIZE], arrays, (0.0, 1.0), own.stem, own.head)
 
 
 def from_torch(
@@ -120,7 +127,7 @@ def from_torch(
     >>> params["fc.kernel"].shape
     (64, 10)
     """
-    rows, arrays, normalize, _ = _torch_names(name, unwrapped(state_dict), overrides)
+    _, rows, arrays, normalize, *_ = _torch_names(name, unwrapped(state_dict), overrides)
     net = models.create(name, num_classes=num_classes, image_size=image_size, **overrides)
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     # Weights without a normalisation layer mean raw [0, 1] input unless their naming says more.
@@ -139,9 +146,9 @@ def _split(filled: Arrays, params, stats) -> tuple[Arrays, Arrays]:
     return {k: filled[k] for k in params}, {k: filled[k] for k in stats}
 
 
-def in_channels(name: str, found: Names) -> int | None:
-    """Return the image channels that a stored stem takes; None if there is none."""
-    stem = re.compile(models.family(name).names.stem)
+def in_channels(found: StoredNames) -> int | None:
+    """Count the image channels that a stored stem takes; None if there is no stem."""
+    stem = re.compile(found.stem)
     channels = {
         _place(target): found.arrays[key].shape[1 if which.transform is conv_oihw else 2]
         for key, which, targets in matched(found)
@@ -151,12 +158,27 @@ def in_channels(name: str, found: Names) -> int | None:
     return channels[min(channels)] if channels else None
 
 
+def head_width(found: StoredNames) -> int | None:
+    """Count the classes of stored weights; None if they have no head."""
+    head = re.compile(found.head)
+    biases = [
+        found.arrays[key]
+        for key, _, targets in matched(found)
+        if any(head.fullmatch(t) and t.endswith(".bias") for t in targets)
+    ]
+    if not biases:
+        return None
+    if biases[0].ndim != 1 or not biases[0].size:
+        raise ValueError(f"its head is damaged: the bias has shape {biases[0].shape}")
+    return biases[0].size
+
+
 def _place(name: str) -> str:
     """Sort a name as a network runs: `stem.3` before `stem.12`."""
     return re.sub(r"\d+", lambda number: number[0].zfill(4), name)
 
 
-def matched(found: Names) -> Iterator[tuple[str, Row, list[str]]]:
+def matched(found: StoredNames) -> Iterator[tuple[str, Row, list[str]]]:
     """Yield (stored name, its row, our names) of all that exactly one row matches."""
     for key in found.arrays:
         if len(fitting := matches(found.rows, key)) == 1:
@@ -183,7 +205,7 @@ def to_torch(
       image_size: of the network; None: that of its row in the table, in general 224.
       **overrides: with which the network was created.
     Returns:
-      Names, shapes, types and order are those of that reference.
+      StoredNames, shapes, types and order are those of that reference.
     Raises:
       ValueError: unknown layout, one of another architecture, weights that do not belong to the
         network, or a normalisation that the layout cannot hold.
@@ -339,7 +361,7 @@ def load(
     """Return params and stats of network `name` from a file with our names or the reference's.
 
     Args:
-      which: "ema" or "raw", of a file that says which its weights are; see `files.chosen`.
+      which: "ema" or "raw", of a file that says which its weights are; see `files.artifact`.
       **overrides: of the network, as in `models.create`.
     Raises:
       ValueError: see `files.read`; weights that do not fit, all in one message.
@@ -358,7 +380,7 @@ def fit(
 ) -> tuple[Arrays, Arrays]:
     """Return params and stats of network `name` from arrays under our names or the reference's."""
     found = names(name, arrays, **overrides)
-    channels = in_channels(name, found) or 3
+    channels = in_channels(found) or 3
     options = {"num_classes": num_classes, "image_size": image_size, "in_channels": channels}
     options |= overrides
     if not found.ours:

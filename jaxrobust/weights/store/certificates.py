@@ -33,7 +33,7 @@ def said(weights: Path) -> str | None:
     return f"{path.name}: {line}"
 
 
-def network(weights: Path) -> tuple[str, dict[str, Any]] | None:
+def stated(weights: Path) -> tuple[str, dict[str, Any]] | None:
     """Return the architecture and its options whose weights a file or folder holds; None: nobody
     says so.
 
@@ -46,26 +46,32 @@ def network(weights: Path) -> tuple[str, dict[str, Any]] | None:
         if about.get("options") is not None:
             return about["architecture"], about["options"]
         weights = weights / WEIGHTS
-    if (told := weights_folder.network(weights)) is not None:
+    if (told := weights_folder.stated(weights)) is not None:
         return told
     found = _read(weights)
     return found.network if found and found.own else None
 
 
 def options(
-    name: str, given: dict[str, Any] | None, said: tuple[str, dict[str, Any]] | None, path: Path
+    name: str,
+    given: dict[str, Any] | None,
+    stored: tuple[str, dict[str, Any]] | None,
+    where: Path | str,
 ) -> dict[str, Any]:
-    """Return the options of stored weights of `name`: what is `said` of the file, else what is
-    given.
+    """Choose the options of stored weights of `name`: those that are stored with them, else the
+    given ones.
 
     Raises:
-      ValueError: they are those of another network, or there is no such option.
+      ValueError: they are those of another network, or there is no such network or option.
     """
-    model, theirs = said or (name, given or {})
+    own = models.computed(models.known(name), given or {})
+    if given:  # fields that make no other network contradict nothing
+        given = {key: value for key, value in given.items() if key in own} or None
+    model, theirs = stored or (name, given or {})
     ours = (theirs if model == name else {}) if given is None else given
     if models.computed(name, ours) != models.computed(model, theirs):
         raise ValueError(
-            f"{path} holds the weights of {models.words(model, theirs)}, as is written in or "
+            f"{where} holds the weights of {models.words(model, theirs)}, as is written in or "
             f"beside it, not of {models.words(name, ours)}; leave out the flag that says otherwise"
         )
     return models.essential(name, ours)

@@ -5,13 +5,14 @@ import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from jaxrobust.runtime.files import whole
+from jaxrobust.weights.store.artifact import Artifact, Facts
 
 Arrays = dict[str, np.ndarray]
 
@@ -31,20 +32,12 @@ WHICH = {"ema": "averaged", "raw": "raw"}  # in words
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 
 
-class Chosen(NamedTuple):
-    """Arrays of a file by their names, and which of its weights they are."""
-
-    arrays: dict[str, Any]  # np.ndarray; inside of a checkpoint that is being read PyTorch's
-    which: str | None = None  # "ema" or "raw", where the file says it; None: it does not
-    place: str = ""  # keys in a checkpoint, "/" between; empty: it has none
-
-
 def read(path: Path, *, which: str | None = None) -> Arrays:
-    """Return the arrays of a safetensors or PyTorch file by their names; see `chosen`."""
-    return chosen(path, which=which).arrays
+    """Return the arrays of a safetensors or PyTorch file by their names; see `artifact`."""
+    return artifact(path, which=which).arrays
 
 
-def chosen(path: Path, *, which: str | None = None, cast: bool = False) -> Chosen:
+def artifact(path: Path, *, which: str | None = None, cast: bool = False) -> Artifact:
     """Return the arrays of a safetensors or PyTorch file by their names, in the types of the file.
 
     A state dict inside of a checkpoint is found. Of a file in several parts, all are read.
@@ -64,7 +57,7 @@ def chosen(path: Path, *, which: str | None = None, cast: bool = False) -> Chose
         raise ValueError(f"{path}: no such file; give one of {', '.join(SUFFIXES)}")
     if path.suffix not in SUFFIXES:
         raise ValueError(f"{path}: unknown kind of file; give one of {', '.join(SUFFIXES)}")
-    found, arrays = Chosen({}), Arrays()
+    found, arrays = Artifact({}), Arrays()
     for part in _parts(path):
         found = _read_cast(part, which) if cast else _reader(part)(part, which)
         if twice := arrays.keys() & found.arrays.keys():
@@ -75,7 +68,7 @@ def chosen(path: Path, *, which: str | None = None, cast: bool = False) -> Chose
     return found._replace(arrays=arrays)
 
 
-def _read_cast(path: Path, which: str | None) -> Chosen:
+def _read_cast(path: Path, which: str | None) -> Artifact:
     """Return the arrays of a file with all floats in float32."""
     try:
         found = _reader(path)(path, which)
@@ -94,12 +87,12 @@ def _read_cast(path: Path, which: str | None) -> Chosen:
     return found._replace(arrays=single)
 
 
-def _read_bfloat16(path: Path, which: str | None) -> Chosen:
+def _read_bfloat16(path: Path, which: str | None) -> Artifact:
     if path.suffix == ".safetensors":
         import jax.numpy as jnp
         from safetensors.flax import load_file as load
 
-        return Chosen({k: np.asarray(a.astype(jnp.float32)) for k, a in load(path).items()})
+        return Artifact({k: np.asarray(a.astype(jnp.float32)) for k, a in load(path).items()})
     import torch
 
     tree = torch.load(path, map_location="cpu", weights_only=True)
@@ -138,7 +131,7 @@ def _parts(path: Path) -> list[Path]:
     return parts
 
 
-def _reader(path: Path) -> Callable[[Path, str | None], Chosen]:
+def _reader(path: Path) -> Callable[[Path, str | None], Artifact]:
     """Return the reader for what a file is by its first bytes; its name may lie."""
     with path.open("rb") as file:
         head = file.read(256)
@@ -169,11 +162,11 @@ def _reader(path: Path) -> Callable[[Path, str | None], Chosen]:
     return _read_torch
 
 
-def _read_safetensors(path: Path, which: str | None) -> Chosen:
+def _read_safetensors(path: Path, which: str | None) -> Artifact:
     if which:
         raise ValueError(f"{path} holds one set of weights; leave --which out")
     try:
-        return Chosen(load_file(path))
+        return Artifact(load_file(path))
     except SafetensorError as error:
         raise ValueError(
             f"{path} is not a whole safetensors file ({error}); get it again"
@@ -184,7 +177,7 @@ def _read_safetensors(path: Path, which: str | None) -> Chosen:
         ) from error
 
 
-def _read_torch(path: Path, which: str | None) -> Chosen:
+def _read_torch(path: Path, which: str | None) -> Artifact:
     try:
         import torch
     except ImportError as error:
@@ -226,7 +219,7 @@ def _read_torch(path: Path, which: str | None) -> Chosen:
     return found._replace(arrays=arrays)
 
 
-def _state(path: Path, tree: Any, which: str | None, is_array: Callable[[Any], bool]) -> Chosen:
+def _state(path: Path, tree: Any, which: str | None, is_array: Callable[[Any], bool]) -> Artifact:
     """Return the tensors in a checkpoint, of the kind that is asked for.
 
     Raises:
@@ -241,8 +234,8 @@ def _state(path: Path, tree: Any, which: str | None, is_array: Callable[[Any], b
             f"{path} holds no state dict, nor one under {', '.join(_PLAIN)}; save it with "
             "torch.save(model.state_dict(), ...)"
         )
-    if which and found.which is None:
-        under = f", under {found.place!r}," if found.place else ""
+    if which and found.facts.which is None:
+        under = f", under {found.facts.place!r}," if found.facts.place else ""
         raise ValueError(
             f"{path} holds one set of weights{under} and does not say whether they are averaged "
             "or raw; leave --which out"
@@ -252,11 +245,11 @@ def _state(path: Path, tree: Any, which: str | None, is_array: Callable[[Any], b
 
 def state_dict(
     tree: Any, which: str | None, is_array: Callable[[Any], bool], depth: int = 5
-) -> Chosen | None:
+) -> Artifact | None:
     """Return the name -> array mapping in a checkpoint, however deep; None if there is none.
 
     Args:
-      which: see `chosen`; where the checkpoint does not say which its weights are, those that
+      which: see `artifact`; where the checkpoint does not say which its weights are, those that
         there are.
     Raises:
       ValueError: only the other kind is there, or the weights that a checkpoint names cannot be
@@ -265,7 +258,7 @@ def state_dict(
     if not isinstance(tree, dict) or depth == 0:
         return None
     if tree and all(isinstance(k, str) and is_array(v) for k, v in tree.items()):
-        return Chosen(tree)
+        return Artifact(tree)
     there = _places(tree)
     own = which or next((kind for kind in ("ema", None, "raw") if there[kind]), None)
     other = {"ema": "raw", "raw": "ema"}.get(own or "", "")
@@ -276,8 +269,8 @@ def state_dict(
     kind = own if there[own] else None
     for key in there[kind] or [k for k in _INSIDE if k in tree]:
         if (found := state_dict(tree[key], which, is_array, depth - 1)) is not None:
-            place = f"{key}/{found.place}".rstrip("/")
-            return Chosen(found.arrays, kind or found.which, place)
+            place = f"{key}/{found.facts.place}".rstrip("/")
+            return Artifact(found.arrays, Facts(which=kind or found.facts.which, place=place))
     if kind:
         raise ValueError(
             f"{there[kind][0]!r} holds no state dict of {WHICH[kind]} weights; ask for {other}"

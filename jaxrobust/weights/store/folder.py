@@ -68,7 +68,7 @@ def metadata(architecture: str, options: dict[str, Any]) -> dict[str, str]:
     return {_NETWORK: json.dumps({"architecture": architecture, "options": options})}
 
 
-def network(path: Path) -> tuple[str, dict[str, Any]] | None:
+def stated(path: Path) -> tuple[str, dict[str, Any]] | None:
     """Return the architecture and its options that a file says it holds weights of; None: it does
     not.
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxrobust.config import Network, network_of
+from jaxrobust.config import NetworkSpec, network_of
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.types import Params, Weights
 from jaxrobust.weights.store import hashes
@@ -93,7 +93,7 @@ def at_size(workdir: Path, phase: str, weights: Weights, image_size: int) -> Wei
     config = runs.run_config(workdir, phase)
     if image_size == config.model.image_size:
         return weights
-    network = replace(Network.of_config(config), image_size=image_size)
+    network = replace(NetworkSpec.of_config(config), image_size=image_size)
     everywhere = sharding.replicated(sharding.make_mesh())
     return Weights(*jax.device_put(runs.resized(network, weights), everywhere))
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.config import VERSION, Network, Values, completed, network_of, of_phase
+from jaxrobust.config import VERSION, NetworkSpec, Values, completed, network_of, of_phase
 from jaxrobust.data.sources import registry
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
@@ -149,12 +149,12 @@ def run_weights(
         assert number is not None
         weights = best.restore(number, abstract_state(shapes, everywhere))
     if image_size not in (None, config.model.image_size):
-        network = replace(Network.of_config(config), image_size=image_size)
+        network = replace(NetworkSpec.of_config(config), image_size=image_size)
         weights = Weights(*jax.device_put(resized(network, weights), everywhere))
     return f"{name}, step {number}, {config.evaluation.weights}", weights
 
 
-def resized(network: Network, weights: Weights) -> list[dict[str, np.ndarray]]:
+def resized(network: NetworkSpec, weights: Weights) -> list[dict[str, np.ndarray]]:
     """Return params and stats of the same network at another image size, as those of `network`."""
     arrays = jax.device_get(weights.params | weights.stats)
     wanted = Weights(*jax.eval_shape(network.create(dtype="float32").init, jax.random.key(0)))

@@ -1,0 +1,116 @@
+"""From stored weights to a network of ours: its name, options, sizes and inputs."""
+
+from typing import Any, NamedTuple
+
+from jaxrobust.config import NetworkSpec
+from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
+from jaxrobust.weights.naming import convert
+from jaxrobust.weights.naming.compose import compose
+from jaxrobust.weights.naming.convert import StoredNames
+from jaxrobust.weights.store import certificates
+from jaxrobust.weights.store.artifact import Artifact, Facts, Network
+
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
+
+_NONE: Normalisation = ((0.0,), (1.0,))
+_IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD)
+
+
+class Request(NamedTuple):
+    """What is wanted of stored weights; None: as they say themselves."""
+
+    model: str | None = None  # a name of models.available(), or a RobustBench id
+    num_classes: int | None = None  # the head is drawn anew where the source's has another width
+    keep_head: bool = False  # whatever its width is, where nobody says what it should be
+    image_size: int | None = None  # pixels; positions are resized
+    options: dict[str, Any] | None = None  # other fields of the network's row
+    init_stem: bool = False  # draws the stem anew
+    raw: bool = False  # takes images that no settings normalise, as a stem that is drawn later does
+    which: str | None = None  # ema or raw; None: the averaged ones where the source says so
+    normalize: str = "auto"  # or none, imagenet: of weights that hold no mean and std
+    cast: bool = False  # rounds other types to float32
+    seed: int = 0  # of what is drawn
+
+
+def network(artifact: Artifact, request: Request) -> Network:
+    """Name stored arrays as ours, and make them the complete weights of a network.
+
+    Raises:
+      ValueError: nothing says whose weights they are, or they do not fit, all in one message.
+    """
+    facts = artifact.facts
+    name = _name(facts, request.model)
+    known = facts.model is not None and facts.options is not None
+    stored = (str(facts.model), dict(facts.options or {})) if known else None
+    options = certificates.options(name, request.options, stored, facts.where)
+    found = convert.names(name, artifact.arrays, **options)
+    values, normalized_by = normalisation(found, facts, request)
+    try:
+        width = convert.head_width(found)
+        spec = NetworkSpec(name, *_sizes(found, width, facts, request), options)
+        keep = request.num_classes in (None, width)
+        made = compose(
+            spec,
+            found,
+            stem="fresh" if request.init_stem else "keep",
+            head="keep" if keep else "fresh",
+            normalize=values,
+            seed=request.seed,
+        )
+    except ValueError as error:
+        raise ValueError(f"{facts.where}: {error}") from error
+    return made._replace(facts=facts, normalized_by=normalized_by)
+
+
+def normalisation(
+    found: StoredNames, facts: Facts, request: Request
+) -> tuple[Normalisation | None, str]:
+    """Choose (mean and std, who says so); None: the weights or their names say it themselves."""
+    if {"normalize.mean", "normalize.std"} & found.arrays.keys():
+        if request.normalize != "auto":
+            raise ValueError("the file holds its own mean and std; leave --normalize out")
+        return None, "stored with the weights"
+    if request.normalize != "auto":
+        return {"none": _NONE, "imagenet": _IMAGENET}[request.normalize], "--normalize"
+    if key := facts.published:
+        board = PUBLISHED[key].board
+        inside = (board.mean, board.std) if PUBLISHED[key].normalised else _NONE
+        return inside, f"RobustBench's {key}"
+    mean, std = facts.settings.get("mean"), facts.settings.get("std")
+    if mean and std and not (request.init_stem or request.raw):
+        return (tuple(mean), tuple(std)), "the hub's config.json"
+    if found.normalize != (0.0, 1.0):
+        return None, "what files with these names assume"
+    return None, "none is stored: raw [0, 1] images; --normalize imagenet says otherwise"
+
+
+def _name(facts: Facts, model: str | None) -> str:
+    """Choose our name of the network: the wanted one, else what is known of the weights."""
+    if model and model not in PUBLISHED:
+        return model
+    if facts.published:
+        return PUBLISHED[facts.published].model
+    if facts.model is None:
+        raise ValueError(
+            f"{facts.where} does not say whose weights it holds; give --model NAME, one of "
+            "`python -m jaxrobust.models`"
+        )
+    return facts.model
+
+
+def _sizes(
+    found: StoredNames, width: int | None, facts: Facts, request: Request
+) -> tuple[int, int, int]:
+    """Choose the classes (the stored head has `width`), the images' side and their channels."""
+    classes = request.num_classes or facts.num_classes or 1000
+    if request.num_classes is None and width not in (None, classes):
+        if not request.keep_head:
+            raise ValueError(
+                f"its head has {width} classes, not {classes}; --num-classes {width} keeps it, "
+                "another number draws a new one"
+            )
+        classes = int(width or 0)
+    mean = found.arrays.get("normalize.mean")
+    stem_channels = None if request.init_stem else convert.in_channels(found)
+    channels = stem_channels or (3 if mean is None else mean.size)
+    return classes, request.image_size or facts.image_size or 224, channels

@@ -1,0 +1,130 @@
+"""From a source that is here to its arrays and what is known of them, one reader for each kind."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxrobust.weights.fetch import sources
+from jaxrobust.weights.fetch.sources import WeightSource
+from jaxrobust.weights.store import certificates, files
+from jaxrobust.weights.store import folder as weights_folder
+from jaxrobust.weights.store.artifact import Artifact, Facts
+from jaxrobust.weights.trained import runs
+
+_SIZES = {"img_size", "in_chans", "num_classes"}  # timm's arguments that make no other network
+
+
+def artifact_of(source: WeightSource, *, which: str | None = None, cast: bool = False) -> Artifact:
+    """Read the arrays of a source that is here, and what stands in or beside them.
+
+    Args:
+      source: see `imports.local`, `sources.fetch`.
+      which: "ema" or "raw", for averaged or raw weights; None: the averaged ones of a file where it
+        says so, and those that a run evaluates.
+      cast: whether floats become float32, also those of types that NumPy lacks.
+    Raises:
+      ValueError: there are none, they cannot be read, or they are others than `which`.
+    """
+    return READERS[source.kind](source, which, cast)
+
+
+def _file(source: WeightSource, which: str | None, cast: bool) -> Artifact:
+    """Read a file; what a hub's `config.json` beside it says is known of it."""
+    assert source.file is not None
+    settings = sources.settings_of(source.settings)
+    arrays, stored = files.artifact(source.file, which=which, cast=cast)
+    own = settings.get("jaxrobust") or {}
+    model, options = own.get("architecture") or source.model, own.get("options")
+    plain = not (settings.get("model_args") or {}).keys() - _SIZES
+    if model is None and plain:
+        model = sources.timm_names().get(str(settings.get("architecture")))
+    model, options = weights_folder.stated(source.file) or (model, options)
+    remote = source.kind == "remote"
+    facts = stored._replace(
+        where=source.text if remote else str(source.file),
+        source=source.text if remote else source.file.name,
+        file=source.file,
+        model=model,
+        options=options,
+        num_classes=settings.get("num_classes"),
+        image_size=(settings.get("input_size") or [None])[-1],
+        preprocessing=own.get("preprocessing"),
+        norm=own.get("norm"),
+        epsilon=own.get("epsilon"),
+        accuracies=own.get("accuracies"),
+        published=source.published,
+        settings=settings,
+    )
+    return Artifact(arrays, facts)
+
+
+def _folder(source: WeightSource, which: str | None, cast: bool) -> Artifact:
+    """Read an imported folder, whose `config.json` says all."""
+    assert source.path is not None and source.file is not None
+    record = weights_folder.about(source.path)
+    if record is None:
+        raise ValueError(
+            f"{source.path} is as the hub has it; import it first: python -m "
+            f"jaxrobust.convert.import_torch {source.path} --out FOLDER"
+        )
+    held = record.get("which")
+    if which not in (None, held):
+        words = f"the {files.WHICH[held]}" if held in files.WHICH else "one set of"
+        raise ValueError(
+            f"{source.path} holds {words} weights; leave --which out (which={which!r})"
+        )
+    options = record["options"]
+    if options is None:
+        _, options = certificates.stated(source.file) or (None, None)
+    facts = Facts(
+        where=str(source.path),
+        source=source.file.name,
+        file=source.file,
+        model=record["architecture"],
+        options=options,
+        num_classes=record["num_classes"],
+        image_size=record["image_size"],
+        preprocessing=record.get("preprocessing"),
+        norm=record.get("norm"),
+        epsilon=record.get("epsilon"),
+        accuracies=record.get("accuracies"),
+        which=held,
+        record=record,
+    )
+    return Artifact(files.artifact(source.file, cast=cast).arrays, facts)
+
+
+def _run(source: WeightSource, which: str | None, cast: bool) -> Artifact:
+    """Read the best weights of a run, whose config says all."""
+    del cast  # they are float32
+    workdir = source.path
+    assert workdir is not None
+    config = runs.run_config(workdir)
+    held = config.evaluation.weights
+    if which not in (None, held):
+        raise ValueError(
+            f"{workdir} keeps the best of the {files.WHICH[held]} weights, which it evaluates; the "
+            f"{files.WHICH[which]} ones of its latest checkpoint come from `python -m "
+            f"jaxrobust.convert.export_torch --workdir {workdir} --which {which} "
+            "--layout jaxrobust --out FOLDER`"
+        )
+    words, (params, stats) = runs.run_weights(workdir)
+    facts = Facts(
+        where=f"{workdir} ({words})",
+        source=f"{workdir.name} ({words})",
+        workdir=workdir,
+        model=config.model.name,
+        options=dict(config.model.options),
+        num_classes=config.model.num_classes,
+        image_size=config.model.image_size,
+        preprocessing=config.data.get("preprocessing"),
+        norm=config.attack.norm,
+        epsilon=config.attack.epsilon,
+        which=held,
+    )
+    arrays: dict[str, Any] = {k: np.asarray(a) for k, a in (params | stats).items()}
+    return Artifact(arrays, facts)
+
+
+# A source of the hub, of RobustBench or at an address is a file once it is here.
+READERS = {"file": _file, "repository": _file, "remote": _file, "folder": _folder, "run": _run}

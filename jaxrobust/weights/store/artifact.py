@@ -1,0 +1,88 @@
+"""Weights on their way: as they are stored, with what is known of them, then as a network's.
+
+A source (`fetch.sources`) is read into an `Artifact` (`reading`), whose arrays become those of a
+`Network` (`naming.networks`).
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrobust import models
+from jaxrobust.types import Classifier
+from jaxrobust.weights.store import hashes
+
+Arrays = dict[str, Any]  # np.ndarray, which hash and convert alike
+
+
+class Facts(NamedTuple):
+    """What is known of stored weights; None: it is not known."""
+
+    where: str = ""  # the place of the weights, for messages and records
+    source: str | None = None  # the same for `config.json`, without the folders of this machine
+    file: Path | None = None  # that holds the arrays; None: they are in a run's checkpoint
+    workdir: Path | None = None  # of the run that trained them
+    model: str | None = None  # a name of `models.available()`
+    options: dict[str, Any] | None = None  # further fields of its row
+    num_classes: int | None = None
+    image_size: int | None = None  # pixels
+    preprocessing: str | None = None  # an id of `data.evaluation_transform`
+    norm: str | None = None  # of the threat that they were trained or published for
+    epsilon: float | None = None  # its radius, in units of [0, 1] pixels
+    accuracies: list[dict[str, Any]] | None = None  # records, or what others published
+    published: str | None = None  # the RobustBench id under which the file is read
+    which: str | None = None  # "ema" or "raw"
+    place: str = ""  # keys in a checkpoint, "/" between; empty: it has none
+    settings: dict[str, Any] = {}  # noqa: RUF012  # timm's, read only
+    record: dict[str, Any] = {}  # noqa: RUF012  # the `config.json` of an imported folder, read only
+
+
+class Artifact(NamedTuple):
+    """Arrays by the names under which they are stored, and what is known of them."""
+
+    arrays: Arrays
+    facts: Facts = Facts()
+
+
+class Network(NamedTuple):
+    """A network of ours with its complete weights, float32 on the host, and how they came about."""
+
+    name: str
+    params: Arrays
+    stats: Arrays
+    num_classes: int
+    image_size: int
+    options: dict[str, Any]  # the fields of its row that are replaced
+    facts: Facts = Facts()
+    matched: tuple[str, ...] = ()  # our names, from the stored weights
+    fresh: tuple[str, ...] = ()  # our names, drawn
+    seed: int = 0  # of the draws
+    dropped: dict[str, str] = {}  # noqa: RUF012  # stored name -> why it is left out
+    # Our name -> shapes from, to.
+    resized: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}  # noqa: RUF012
+    normalized_by: str = "stored with the weights"  # who says with which mean and std
+
+    @property
+    def in_channels(self) -> int:
+        """The number of channels of the images."""
+        return len(self.stats["normalize.mean"])
+
+    @property
+    def weights_sha256(self) -> str:
+        """The hash of the weights, as records have it."""
+        return hashes.weights_sha256(self.params, self.stats)
+
+    def create(self, **overrides: Any) -> Classifier:
+        """Create the network's functions, with more fields of its row, such as its type.
+
+        Raises:
+          ValueError: see `models.create`.
+        """
+        sizes = {"num_classes": self.num_classes, "image_size": self.image_size}
+        own = {"in_channels": self.in_channels} | self.options | overrides
+        return models.create(self.name, **sizes, **own)
+
+    @property
+    def normalised(self) -> bool:
+        """Whether the network's first layer changes the images."""
+        mean, std = self.stats["normalize.mean"], self.stats["normalize.std"]
+        return bool((mean != 0).any() or (std != 1).any())
