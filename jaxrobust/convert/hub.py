@@ -118,7 +118,7 @@ def _ends(network: Network) -> dict[str, str]:
     found = convert.names(network.name, references.named(network, wrapped=False))
     first: dict[str, str] = {}
     last: dict[str, str] = {}
-    for key, _, targets in convert.matched(found):
+    for key, _, targets in found.matched:
         if (
             len(targets) == 1
             and re.fullmatch(names.stem, targets[0])

@@ -20,7 +20,7 @@ from jaxrobust.weights.naming import networks
 from jaxrobust.weights.naming.networks import Request
 from jaxrobust.weights.store import folder as weights_folder
 from jaxrobust.weights.store import hashes
-from jaxrobust.weights.store.artifact import Facts, Network
+from jaxrobust.weights.store.artifact import Network
 from jaxrobust.weights.trained import runs
 
 
@@ -69,7 +69,7 @@ def local(
             network = imported(here, request)
             weights_folder.write(folder, network.params, network.stats, described(network))
             tell(f"{source.text}: imported into {folder}")
-    return here._replace(kind="folder", path=folder, file=folder / weights_folder.WEIGHTS)
+    return WeightSource(source.text, "folder", folder, file=folder / weights_folder.WEIGHTS)
 
 
 def _named(model: str | None, path: Path | None) -> str | None:
@@ -98,11 +98,12 @@ def imported(source: WeightSource, request: Request) -> Network:
     check_model(request.model)
     if source.kind == "run":
         _check_run(request)
-    artifact = reading.artifact_of(source, which=request.which, cast=request.cast)
-    facts = _published_as(artifact.facts, request.model, source.model)
-    if source.kind == "run" and request.model not in (None, facts.model):
-        raise ValueError(f"{source.path} holds a {facts.model}; leave --model={request.model} out")
-    return networks.network(artifact._replace(facts=facts), request)
+    own = source._replace(published=_id(source, request.model))
+    artifact = reading.artifact_of(own, which=request.which, cast=request.cast)
+    known = artifact.facts.model
+    if source.kind == "run" and request.model not in (None, known):
+        raise ValueError(f"{source.path} holds a {known}; leave --model={request.model} out")
+    return networks.network(artifact, request)
 
 
 def check_model(model: str | None) -> None:
@@ -124,25 +125,13 @@ def published(model: str | None, path: Path) -> str | None:
     return None
 
 
-def _published_as(facts: Facts, model: str | None, named: str | None) -> Facts:
-    """Add the RobustBench id under which a file is read, and the sizes of that network.
-
-    Args:
-      facts: of the file.
-      model: the wanted one.
-      named: the network, where the words of the source say it.
-    """
-    key = None if model else facts.published
-    if facts.file is not None and (model or not (key or named)):
-        key = published(model, facts.file)
-    if key is None:
-        return facts._replace(published=None)
-    board = PUBLISHED[key].board
-    return facts._replace(
-        published=key,
-        num_classes=facts.num_classes or board.num_classes,
-        image_size=facts.image_size or board.image_size,
-    )
+def _id(source: WeightSource, model: str | None) -> str | None:
+    """Find the RobustBench id of a source that is here, where `model` is wanted (None: any)."""
+    if source.file is None:
+        return None
+    if model:
+        return published(model, source.file)
+    return source.published or (None if source.model else published(None, source.file))
 
 
 def _check_run(request: Request) -> None:
@@ -164,20 +153,19 @@ def described(network: Network) -> dict[str, Any]:
     whole = key is not None and size == PUBLISHED[key].board.image_size
     if key is None or not whole or network.fresh or network.options:
         key = None
-    theirs = preprocessing(facts.settings, size or 0)
+    own = facts.preprocessing if size == (facts.image_size or 224) else None
     expected = {
-        "preprocessing": (facts.preprocessing if size == (facts.image_size or 224) else None)
-        or theirs,
+        "preprocessing": own or preprocessing(facts.settings, size),
         "norm": facts.norm,
         "epsilon": facts.epsilon,
         "accuracies": facts.accuracies,
     }
-    if facts.workdir is not None:
-        expected["accuracies"] = runs.records_of(facts.workdir, network.weights_sha256) or None
     if key is not None:
         ball = {"norm": "linf", "epsilon": PUBLISHED[key].board.epsilon}
         expected = {"preprocessing": PUBLISHED[key].preprocessing} | ball
         expected["accuracies"] = [_published_accuracy(key, ball)]
+    elif facts.workdir is not None:
+        expected["accuracies"] = runs.records_of(facts.workdir, network.weights_sha256) or None
     return {
         "architecture": network.name,
         "options": network.options,

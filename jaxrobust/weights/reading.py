@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrobust.models.published import PUBLISHED
 from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.fetch.sources import WeightSource
 from jaxrobust.weights.store import certificates, files
@@ -25,7 +26,16 @@ def artifact_of(source: WeightSource, *, which: str | None = None, cast: bool = 
     Raises:
       ValueError: there are none, they cannot be read, or they are others than `which`.
     """
-    return READERS[source.kind](source, which, cast)
+    artifact = READERS[source.kind](source, which, cast)
+    if source.published is None:
+        return artifact
+    facts, board = artifact.facts, PUBLISHED[source.published].board
+    facts = facts._replace(
+        published=source.published,
+        num_classes=facts.num_classes or board.num_classes,
+        image_size=facts.image_size or board.image_size,
+    )
+    return Artifact(artifact.arrays, facts)
 
 
 def _file(source: WeightSource, which: str | None, cast: bool) -> Artifact:
@@ -52,7 +62,6 @@ def _file(source: WeightSource, which: str | None, cast: bool) -> Artifact:
         norm=own.get("norm"),
         epsilon=own.get("epsilon"),
         accuracies=own.get("accuracies"),
-        published=source.published,
         settings=settings,
     )
     return Artifact(arrays, facts)

@@ -32,32 +32,37 @@ def of_config(config: Any) -> tuple[Network, dict[str, Any]] | None:
     Raises:
       ValueError: no such weights, or weights of another network, before anything compiles.
     """
-    init, model = config.init, config.model
+    init = config.init
     for key in ("stem", "head"):
         if init[key] not in CHOICES[key]:
             raise ValueError(f"init.{key}={init[key]!r}; one of {', '.join(CHOICES[key])}")
     if not init.weights:
         return None if init.normalize == "keep" else _random(config)
+    return _of_source(str(init.weights), config)
+
+
+def _of_source(source: str, config: Any) -> tuple[Network, dict[str, Any]]:
+    """Make the weights that a source stands for those of a config's network."""
+    init = config.init
     try:
-        named = sources.parse(str(init.weights))
+        named = sources.parse(source)
         here = imports.local(named, fresh_stem=init.stem == "fresh")
         artifact = reading.artifact_of(here)
         start = _composed(artifact, config, init)
     except ValueError as error:
-        reason = str(error).removeprefix(f"{Path(init.weights)}: ")
-        raise ValueError(f"init.weights={init.weights}: {reason}") from error
+        reason = str(error).removeprefix(f"{Path(source)}: ")
+        raise ValueError(f"init.weights={source}: {reason}") from error
     if here.path and (line := certificates.said(here.path)):
         say(line)
-    theirs, ours = (row.get("stem_strides") for row in _rows(artifact.facts, model))
+    theirs, ours = (row.get("stem_strides") for row in _rows(artifact.facts, config.model))
     if init.stem == "keep" and theirs != ours:
-        say(f"init.weights={init.weights}: trained with stem_strides={theirs}, here {ours}")
-    record = {"weights": str(init.weights), "where": artifact.facts.where}
+        say(f"init.weights={source}: trained with stem_strides={theirs}, here {ours}")
+    record = {"weights": source, "where": artifact.facts.where}
     record |= {"stem": init.stem, "head": init.head}
     if init.normalize != "keep":
         record["normalize"] = init.normalize
     record |= {"weights_sha256": hashes.weights_sha256(artifact.arrays, {})}
-    record |= {"start_sha256": hashes.weights_sha256(start.params, start.stats)}
-    return start, record
+    return start, record | {"start_sha256": start.weights_sha256}
 
 
 def _keeps(init: Any) -> bool:

@@ -26,7 +26,7 @@ class LocalCase(ServedCase):
         self.said: list[str] = []
 
     def fetch(self, source=None, **how) -> Path:
-        return download.fetch(source or self.url, tell=self.said.append, **how).path
+        return download.fetch(source or self.url, tell=self.said.append, **how)[0]
 
 
 class UrlTest(LocalCase):
@@ -218,10 +218,10 @@ class HubTest(LocalCase):
     def test_safetensors_before_bin_and_the_settings_beside(self):
         place = "/timm/net/resolve/main/"
         self.server.files = {place + "pytorch_model.bin": CONTENT, place + "config.json": b"{}"}
-        found = download.fetch("hf://timm/net", sha256=SHA256, tell=self.said.append)
-        self.assertEqual(found.path.name, "pytorch_model.bin")
-        self.assertEqual(found.path.read_bytes(), CONTENT)
-        self.assertEqual(found.settings.read_text(), "{}")
+        path, settings = download.fetch("hf://timm/net", sha256=SHA256, tell=self.said.append)
+        self.assertEqual(path.name, "pytorch_model.bin")
+        self.assertEqual(path.read_bytes(), CONTENT)
+        self.assertEqual(settings.read_text(), "{}")
         self.server.files[place + "model.safetensors"] = b"better"
         self.assertEqual(self.fetch("hf://timm/net").name, "model.safetensors")
 

@@ -72,7 +72,7 @@ def compose(
     fresh = [key for key in shapes if anew.fullmatch(key)]
 
     dropped, resized = {}, {}
-    for key, which, targets in convert.matched(found):
+    for key, which, targets in found.matched:
         if which.target is None:
             dropped[key] = which.reason
         elif all(anew.fullmatch(t) for t in targets):
@@ -122,7 +122,7 @@ def _check_types(arrays: Arrays) -> None:
 def _fits_but_for_stem(found: StoredNames, arrays: Arrays, expected) -> bool:
     """Tell whether all weights fit but for those of the stem."""
     left = re.compile(found.stem)
-    out = {k for k, _, targets in convert.matched(found) if any(left.fullmatch(t) for t in targets)}
+    out = {k for k, _, targets in found.matched if any(left.fullmatch(t) for t in targets)}
     rest = {key: shape for key, shape in expected.items() if not left.fullmatch(key)}
     try:
         convert.rename(found.rows, {k: a for k, a in arrays.items() if k not in out}, rest)

@@ -5,7 +5,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,6 +64,8 @@ class StoredNames(NamedTuple):
     normalize: tuple[float, float]  # (mean, std) that such files assume without holding them
     stem: str  # a pattern of our names
     head: str  # the same
+    # (stored name, its row, our names) of all that exactly one row matches.
+    matched: tuple[tuple[str, Row, list[str]], ...]
     ours: bool = False  # our own names, which always come with a normalisation
 
 
@@ -71,28 +73,40 @@ def names(name: str, arrays: Mapping[str, np.ndarray], **overrides: Any) -> Stor
     """Find the rows for arrays of network `name`: under our names, the reference's or its authors';
     of a user's function, under its own.
     """
-    own = models.family(name).names
     if is_name(name) or any(key.endswith(".kernel") for key in arrays):  # torch has no `.kernel`
         # What is resized has the same name in both namings.
-        resizable = [r for r in own.torch if r.resize]
+        resizable = [r for r in models.torch_names(name) if r.resize]
         others = "|".join(r.pattern.pattern for r in resizable) or r"(?!)"
         rest = row(rf"(?!(?:{others})$)(?P<name>.+)", r"\g<name>")
-        rows, moments, ours = [*resizable, rest], (0.0, 1.0), True
-        return StoredNames(name, rows, dict(arrays), moments, own.stem, own.head, ours)
+        return _matched(name, [*resizable, rest], dict(arrays), (0.0, 1.0), ours=True)
     return _torch_names(name, unwrapped(arrays), overrides)
 
 
 def _torch_names(name: str, arrays: Arrays, overrides: Mapping[str, Any]) -> StoredNames:
-    own = models.family(name).names
     if _BUFFERS.keys() <= arrays.keys():
         arrays = {_BUFFERS.get(key, key): array for key, array in arrays.items()}
-    for other in own.others:
+    for other in models.other_names(name):
         if any(other.marker.fullmatch(key) for key in arrays):
             if not other.fits(models.variant(name, **overrides)):
                 raise ValueError(f"weights of {other.of} ({other.origin}), not of a {name}")
-            rows = [*other.rows, _NORMALIZE]
-            return StoredNames(name, rows, arrays, other.normalize, own.stem, own.head)
-    return StoredNames(name, [*own.torch, _NORMALIZE], arrays, (0.0, 1.0), own.stem, own.head)
+            return _matched(name, [*other.rows, _NORMALIZE], arrays, other.normalize)
+    return _matched(name, [*models.torch_names(name), _NORMALIZE], arrays, (0.0, 1.0))
+
+
+def _matched(
+    name: str,
+    rows: Sequence[Row],
+    arrays: Arrays,
+    normalize: tuple[float, float],
+    ours: bool = False,
+) -> StoredNames:
+    """Match each stored name with its row."""
+    own, matched = models.family(name).names, []
+    for key in arrays:
+        if len(fitting := matches(rows, key)) == 1:
+            ((which, match),) = fitting
+            matched.append((key, which, [match.expand(template) for template in targets(which)]))
+    return StoredNames(name, rows, arrays, normalize, own.stem, own.head, tuple(matched), ours)
 
 
 def from_torch(
@@ -151,7 +165,7 @@ def in_channels(found: StoredNames) -> int | None:
     stem = re.compile(found.stem)
     channels = {
         _place(target): found.arrays[key].shape[1 if which.transform is conv_oihw else 2]
-        for key, which, targets in matched(found)
+        for key, which, targets in found.matched
         for target in targets
         if stem.fullmatch(target) and target.endswith(".kernel") and found.arrays[key].ndim == 4
     }
@@ -163,7 +177,7 @@ def head_width(found: StoredNames) -> int | None:
     head = re.compile(found.head)
     biases = [
         found.arrays[key]
-        for key, _, targets in matched(found)
+        for key, _, targets in found.matched
         if any(head.fullmatch(t) and t.endswith(".bias") for t in targets)
     ]
     if not biases:
@@ -176,14 +190,6 @@ def head_width(found: StoredNames) -> int | None:
 def _place(name: str) -> str:
     """Sort a name as a network runs: `stem.3` before `stem.12`."""
     return re.sub(r"\d+", lambda number: number[0].zfill(4), name)
-
-
-def matched(found: StoredNames) -> Iterator[tuple[str, Row, list[str]]]:
-    """Yield (stored name, its row, our names) of all that exactly one row matches."""
-    for key in found.arrays:
-        if len(fitting := matches(found.rows, key)) == 1:
-            ((which, match),) = fitting
-            yield key, which, [match.expand(template) for template in targets(which)]
 
 
 def to_torch(
