@@ -1,6 +1,4 @@
-"""What is known of a network that is handed on: what it expects, and what it reached by which
-record.
-"""
+"""Accounts of networks that are handed on: their inputs, their training and their records."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,10 +17,10 @@ _NAMED = 20  # classes; more stand in a file
 
 
 class Account(NamedTuple):
-    """What is known beside the weights; None or empty: nothing."""
+    """The facts beside the weights; None or empty: not known."""
 
-    which: str  # the weights, in words
-    trained: str = ""  # how, in words
+    which: str  # the name of the weights
+    trained: str = ""  # a sentence
     norm: str | None = None  # of the ball that it was trained or published for
     epsilon: float | None = None  # in units of [0, 1] pixels
     preprocessing: str | None = None
@@ -37,7 +35,7 @@ class Account(NamedTuple):
 
 
 def of_run(workdir: Path, which: str, sha256: str, *, image_size: int | None = None) -> Account:
-    """Return what a run says of weights of it, whose sha256 is given.
+    """Take from a run the facts of weights of it, whose sha256 is given.
 
     A preprocessing to the size of its images is nothing for another `image_size`.
     """
@@ -66,7 +64,7 @@ def of_run(workdir: Path, which: str, sha256: str, *, image_size: int | None = N
 
 
 def of_weights(network: Network, which: str) -> Account:
-    """Return what stands in or beside the file or imported folder of a network."""
+    """Take the facts that stand in or beside the file or imported folder of a network."""
     about = load.about(network)
     key = about.get("published_id")
     board = PUBLISHED[key].board if key in PUBLISHED else None
@@ -85,7 +83,7 @@ def of_weights(network: Network, which: str) -> Account:
 
 
 def with_records(known: Account, file: Path | None, sha256: str) -> Account:
-    """Return an account with the records of these weights in a file of records added."""
+    """Add the records of these weights in a file of records to an account."""
     rows = [row for row in jsonl.read(file) if row.get("weights_sha256") == sha256] if file else []
     new = tuple(row for row in rows if row not in known.records)
     first = next((row for row in (*known.records, *new) if row.get("preprocessing")), {})
@@ -98,7 +96,7 @@ def with_records(known: Account, file: Path | None, sha256: str) -> Account:
 
 
 def radius(norm: str, epsilon: float) -> str:
-    """Return a ball as papers write it: "linf 8/255", "l2 0.5"."""
+    """Write a threat as papers do: "linf 8/255", "l2 0.5"."""
     for count in _RADII:
         if norm == "linf" and abs(epsilon * 255 - count) < 1e-4:
             return f"{norm} {count}/255"
@@ -111,9 +109,9 @@ def classes(network: Network, known: Account) -> str:
     if known.imagenet:
         return f"ImageNet's {count}, in the order of their WordNet ids (n01440764 is 0)"
     if not known.classes:
-        asked = f"their order is {UNKNOWN}: ask who trained it"
+        order = f"their order is {UNKNOWN}: ask who trained it"
         return (
-            f"{count}; {asked}"
+            f"{count}; {order}"
             if known.dataset is None
             else f"{count}, the labels of {known.dataset}"
         )
@@ -124,14 +122,14 @@ def classes(network: Network, known: Account) -> str:
 
 
 def channels(network: Network) -> str:
-    """Return the channels in words."""
+    """Name the channels."""
     return {1: "1 channel, grey", 3: "3 channels, RGB"}.get(
         network.in_channels, f"{network.in_channels} channels"
     )
 
 
 def normalisation(network: Network) -> str:
-    """Return mean and std in words; empty: the network takes images as they are."""
+    """Write mean and std; empty: the network takes images as they are."""
     if not network.normalised:
         return ""
     values = (network.stats[f"normalize.{key}"].tolist() for key in ("mean", "std"))
@@ -143,8 +141,8 @@ def prepared(network: Network, known: Account) -> str:
     """Say how an image file becomes an input."""
     size = network.image_size
     if known.preprocessing in (None, "none"):
-        said = "" if known.preprocessing else f"; a preprocessing is {UNKNOWN}"
-        return f"images of {size} x {size} px as they are{said}"
+        rest = "" if known.preprocessing else f"; a preprocessing is {UNKNOWN}"
+        return f"images of {size} x {size} px as they are{rest}"
     return (
         f"`{known.preprocessing}` to {size} x {size} px (an id of "
         "`jaxrobust.data.evaluation_transform`, RobustBench's names among them)"
@@ -152,14 +150,14 @@ def prepared(network: Network, known: Account) -> str:
 
 
 def threat(known: Account) -> str:
-    """Return the threat model in words."""
+    """Name the threat model."""
     if known.norm is None or known.epsilon is None:
         return UNKNOWN if not known.trained else "none: it was trained on clean images"
     return f"{radius(known.norm, known.epsilon)}, in units of [0, 1] pixels"
 
 
 def images(record: dict[str, Any]) -> str:
-    """Return the images of a record in words."""
+    """Count and name the images of a record."""
     first, _, last = str(record.get("image_ids", "")).partition("..")
     count = f"{int(last) - int(first) + 1:,} of " if first.isdigit() and last.isdigit() else ""
     return f"{count}{record.get('dataset')}, split {record.get('split')}"

@@ -43,7 +43,7 @@ def local(
         RobustBench id under which a file is read.
       which: "ema" or "raw", of a source that says which it holds.
       fresh_stem: whether the stem will be drawn anew, which takes raw images.
-      tell: is told what happens.
+      tell: takes a line for each thing that is done.
     Raises:
       ValueError: no such weights, or none that can be imported.
       OSError: the network or the disk.
@@ -57,8 +57,8 @@ def local(
     if here.settings is None and not (here.published or _named(model, here.file)):
         return here._replace(kind="file", path=here.file)
     beside = here.settings.read_text() if here.settings else ""
-    said = (beside, model, which, fresh_stem, jaxrobust.__version__)
-    digest = hashlib.sha256(repr((hashes.file_sha256(here.file), said)).encode()).hexdigest()[:12]
+    how = (beside, model, which, fresh_stem, jaxrobust.__version__)
+    digest = hashlib.sha256(repr((hashes.file_sha256(here.file), how)).encode()).hexdigest()[:12]
     name = re.sub(r"[^\w.-]+", "-", source.text).strip("-.")[-60:]
     folder = folders.cache("weights") / "imported" / f"{name}-{digest}"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def imported(source: WeightSource, request: Request) -> Network:
     """Read a source that is here as a network of ours.
 
     Raises:
-      ValueError: weights that cannot be read, that are nobody's, or that do not fit, all in one
+      ValueError: weights that cannot be read, of no known network, or that do not fit, all in one
         message.
     """
     check_model(request.model)

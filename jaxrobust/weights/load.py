@@ -1,4 +1,4 @@
-"""Weights that are asked for by name: brought here, and made into a network."""
+"""Load networks: a source is brought here, read, and made into a network with its weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ _OWN = ("architecture", "options", "num_classes", "image_size", "in_channels")  
 
 
 class Loaded(NamedTuple):
-    """A network, its weights, and all that is said of them."""
+    """A network, its weights, and all that is known of them."""
 
     net: Classifier
     params: Params
@@ -36,7 +36,7 @@ def load(
     tell: Callable[[str], None] = say,
     **overrides: Any,
 ) -> Loaded:
-    """Return a network with its weights, by a name or from a path.
+    """Load a network with its weights, by a name or from a path.
 
     Args:
       source: a file, a folder that an import wrote, the workdir of a run, https://...,
@@ -48,14 +48,14 @@ def load(
         weights.
       which: "ema" or "raw", for averaged or raw weights, of a source that says which it holds;
         default: the averaged ones of a file where it says so, and those that a run evaluates.
-      tell: is told what is downloaded; default: stderr.
+      tell: takes a line for each download; default: to stderr.
       **overrides: fields of the network's row, such as `dtype="bfloat16"`; those that make another
         network only where the weights say nothing of them.
     Returns:
       `net`, `params` and `stats`, f32 on the default device, and `about`: `architecture`,
       `options`, `num_classes`, `image_size`, `in_channels`, `preprocessing` (an id of
       `data.evaluation_transform`), `norm`, `epsilon`, `accuracies` (records), `source`,
-      `weights_sha256`; None where nobody says it.
+      `weights_sha256`; None where it is not known.
     Raises:
       ValueError: no such weights, or weights that do not fit; says what to do.
       OSError: the network or the disk.

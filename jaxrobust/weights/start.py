@@ -52,7 +52,7 @@ def _of_source(source: str, config: Any) -> tuple[Network, dict[str, Any]]:
     except ValueError as error:
         reason = str(error).removeprefix(f"{Path(source)}: ")
         raise ValueError(f"init.weights={source}: {reason}") from error
-    if here.path and (line := certificates.said(here.path)):
+    if here.path and (line := certificates.line(here.path)):
         say(line)
     theirs, ours = (row.get("stem_strides") for row in _rows(artifact.facts, config.model))
     if init.stem == "keep" and theirs != ours:
@@ -70,7 +70,7 @@ def _keeps(init: Any) -> bool:
 
 
 def _composed(artifact: Artifact, config: Config, init: Any) -> Network:
-    """Make weights those of a config's network; `init` says stem, head, normalisation."""
+    """Make weights those of a config's network, with the stem, head and normalisation of `init`."""
     found = convert.names(config.model.name, artifact.arrays)
     _belongs(artifact.facts, found, config, init)
     spec = NetworkSpec.of_config(config)
@@ -186,8 +186,8 @@ def _belongs(facts: Facts, found: StoredNames, config: Config, init: Any) -> Non
 
 
 def _rows(facts: Facts, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Compute what decides the network of stored weights and the config's; both empty: it is not
-    known whose they are.
+    """Compute the fields that make the stored network and the config's; both empty: whose weights
+    they are is not known.
     """
     if facts.model is None:
         return {}, {}
@@ -196,13 +196,13 @@ def _rows(facts: Facts, model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def record_of(workdir: Path) -> dict[str, Any] | None:
-    """Return what a run started from, as it wrote it down; None: from random weights."""
+    """Read the record of the weights that a run started from; None: they were random."""
     path = workdir / RECORD
     return json.loads(path.read_text()) if path.exists() else None
 
 
 def changed(config: Config, workdir: Path) -> str:
-    """Return a sentence if the weights that a run started from are others by now; else empty."""
+    """Warn where the weights that a run started from are others by now; empty: they are not."""
     before = record_of(workdir)
     if before is None or not config.init.weights:
         return ""

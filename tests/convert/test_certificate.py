@@ -206,7 +206,7 @@ class FileTest(Case):
         self.assertEqual(written["files"]["theirs"]["name"], "timm.safetensors")
         self.assertIn("read from the file by their names", written["reference"]["weights"])
         self.assertIn("fools 1 of 4 here, 1 there", printed)
-        self.assertRegex(certificates.said(self.weights), "^ours.certificate.json: agrees with")
+        self.assertRegex(certificates.line(self.weights), "^ours.certificate.json: agrees with")
 
     def test_exit_code_of_a_difference(self):
         save_file({k: a + np.float32(1) for k, a in dict(_numpy(self.theirs)).items()}, self.theirs)
@@ -230,7 +230,7 @@ class FileTest(Case):
         self.assertStartsWith(said, "jaxrobust: ")
 
     def test_loaders_say_it(self):
-        self.assertIsNone(certificates.said(self.weights))
+        self.assertIsNone(certificates.line(self.weights))
         self.call("--model=convnext_n", "--image-size=32")
         network = config.NetworkSpec("convnext_n", num_classes=5, image_size=32)
         said = io.StringIO()
@@ -244,11 +244,11 @@ class FileTest(Case):
         self.assertEqual(exported.network.options, strides)
         changed = self.params | {"head.fc.bias": np.ones(5, np.float32)}
         save_file(changed | self.stats, self.weights)
-        self.assertRegex(certificates.said(self.weights), "belongs to another file than ours.safe")
+        self.assertRegex(certificates.line(self.weights), "belongs to another file than ours.safe")
         self.assertIsNone(certificates.stated(self.weights))
         certificates.beside(self.weights).write_text('{"files": 3}')
         with self.assertRaisesRegex(ValueError, "ours.certificate.json is damaged .*; remove it"):
-            certificates.said(self.weights)
+            certificates.line(self.weights)
 
     def test_import_writes_it(self):
         out = self.folder / "imported"
@@ -256,7 +256,7 @@ class FileTest(Case):
         with contextlib.redirect_stdout(io.StringIO()) as printed:
             import_torch.main([*arguments, "--num-classes=5"])
         self.assertIn("certificate: agrees with", printed.getvalue())
-        self.assertRegex(certificates.said(out), "weights.certificate.json: agrees with")
+        self.assertRegex(certificates.line(out), "weights.certificate.json: agrees with")
         self.assertIsNotNone(weights_folder.about(out))
         with contextlib.redirect_stdout(io.StringIO()):  # again, into the same folder
             import_torch.main([*arguments, "--num-classes=5"])

@@ -118,8 +118,7 @@ def of_file(name: str, path: Path, given: dict[str, Any] | None = None) -> Subje
         return Subject(
             NetworkSpec(name, options=options), config={"model": name, "options": options}
         )
-    told = certificates.stated(path)
-    options = certificates.options(name, given, told, path)
+    options = certificates.options(name, given, certificates.stated(path), path)
     return Subject(NetworkSpec(name, options=options), config={"model": name, "options": options})
 
 
@@ -254,7 +253,7 @@ def file_weights(network: NetworkSpec, path: Path) -> tuple[str, NetworkSpec, We
     Raises:
       ValueError: they are not those of the network, or cannot be read.
     """
-    if line := certificates.said(path):
+    if line := certificates.line(path):
         say(line)
     path = path / weights_folder.WEIGHTS if path.is_dir() else path
     sizes: dict[str, Any] = {"num_classes": network.num_classes, "image_size": network.image_size}

@@ -1,1 +1,1 @@
-"""Where weights come from: files, addresses, hubs."""
+"""Sources of weights, parsed and brought here: files, addresses, hubs."""

@@ -48,7 +48,7 @@ def fetch(
 
 
 def parse_hub(source: str) -> tuple[str, str | None, str | None]:
-    """Return (repository, revision, file) of `hf://ORG/REPO[@REVISION][/FILE]`.
+    """Parse `hf://ORG/REPO[@REVISION][/FILE]` into (repository, revision, file).
 
     A revision that has a slash itself (`refs/pr/1`) needs it written as %2F.
     """
@@ -84,7 +84,7 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
                 cache_dir=cache,
                 endpoint=endpoint,
             )
-        except errors.LocalEntryNotFoundError as error:  # it asked nobody, or nobody answered
+        except errors.LocalEntryNotFoundError as error:  # it did not ask, or got no answer
             known = huggingface_hub.try_to_load_from_cache(
                 repository, file, cache_dir=cache, revision=revision
             )
@@ -98,7 +98,7 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
             ) from error
         except errors.EntryNotFoundError:
             return None
-        return _as_the_hub_says(Path(path))
+        return _checked(Path(path))
 
     try:
         tell(f"{repository}: asking the hub")
@@ -130,32 +130,28 @@ def _from_hub(source: str, tell: Tell) -> tuple[Path, Path | None]:
 
 
 def _by_hand(source: str) -> str:
-    """Return the command that fetches what a source names, for a machine that has a network."""
+    """Write the command that fetches a source, for a machine that has a network."""
     repository, revision, name = parse_hub(source)
     words = ["hf", "download", repository, *([name] if name else [WEIGHTS[0], SETTINGS])]
     words += ["--revision", revision] if revision else []
     return shlex.join([*words, "--local-dir", "DIR"])
 
 
-def _as_the_hub_says(path: Path) -> Path:
-    """Return a file of the hub's cache itself; its real name there is its hash, if it is a large
-    one.
-    """
-    said = path.resolve()
-    if _SHA256.fullmatch(said.name) and file_sha256(said) != said.name:
-        said.unlink()
+def _checked(path: Path) -> Path:
+    """Check a file of the hub's cache: its real name there is its hash, if it is a large one."""
+    blob = path.resolve()
+    if _SHA256.fullmatch(blob.name) and file_sha256(blob) != blob.name:
+        blob.unlink()
         path.unlink(missing_ok=True)
         raise ValueError(
-            f"{path.name} has another sha256 than the hub says ({said.name}): a damaged download; "
+            f"{path.name} has another sha256 than the hub says ({blob.name}): a damaged download; "
             "it was removed, the same command gets it again"
         )
     return path
 
 
 def _weights_in(api: Any, repository: str, revision: str | None) -> list[str]:
-    """Return the addresses of the files that may hold weights in a repository; empty: none, or
-    nobody knows.
-    """
+    """List the addresses of the files that may hold weights in a repository; empty: it has none."""
     at = f"hf://{repository}" + (f"@{urllib.parse.quote(revision, safe='')}" if revision else "")
     with contextlib.suppress(Exception):  # this only makes a refusal more helpful
         there = api.list_repo_files(repository, revision=revision)

@@ -1,4 +1,4 @@
-"""What stands for weights: a file, a folder, a run, an address, or a name.
+"""Sources of weights: a file, a folder, a run, an address, or a name.
 
 `--weights`, `init.weights`, the SOURCE of an import and `jaxrobust.load` all read it here.
 """
@@ -40,7 +40,7 @@ class WeightSource(NamedTuple):
 
 
 def parse(text: str) -> WeightSource:
-    """Parse what stands for weights; a path that is there is what it is, whatever its name.
+    """Parse the name of a source; a path that is there is what it is, whatever its name.
 
     Raises:
       ValueError: nothing is there and nothing has this name; says what to give.
@@ -103,17 +103,17 @@ def folder(text: str, path: Path) -> WeightSource:
 @functools.cache
 def timm_names() -> dict[str, str]:
     """Return timm's name -> ours of the networks that timm builds as they are."""
-    found = {}
+    names = {}
     for name in models.available():
         known, row = models.member(name).reference, models.variant(name)
         changed = known.options or known.strides or getattr(row, "stem_widths", ())
         if not (changed or known.base.endswith(".py")):
-            found[known.base] = name
-    return found
+            names[known.base] = name
+    return names
 
 
 def _unknown(text: str, timm: re.Match | None) -> str:
-    """Say what a text is that names no weights."""
+    """Explain why a text names no weights, and suggest another."""
     if text in models.available():
         return (
             "that is an architecture, which has no weights of its own; "
@@ -151,7 +151,7 @@ def fetch(source: WeightSource, *, sha256: str | None = None, tell: Tell = print
 
 
 def settings_of(path: Path | None) -> dict:
-    """Return what a `config.json` beside weights says, timm's `pretrained_cfg` included.
+    """Read a `config.json` beside weights, timm's `pretrained_cfg` included.
 
     Raises:
       ValueError: it is damaged.

@@ -40,8 +40,7 @@ def compose(
     normalize: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     seed: int = 0,
 ) -> Network:
-    """Make stored weights those of a network, with stem and head drawn anew where that is asked
-    for.
+    """Make stored weights those of a network, with stem and head drawn anew where wanted.
 
     Args:
       spec: the network, with any options, classes and image size.
@@ -132,7 +131,7 @@ def _fits_but_for_stem(found: StoredNames, arrays: Arrays, expected) -> bool:
 
 
 def _normalize(arrays: Arrays, values, shapes) -> Arrays:
-    """Return the normalisation that arrays lack, under the names of both namings."""
+    """Fill in the normalisation that arrays lack, under the names of both namings."""
     if {"normalize.mean", "normalize.std"} & arrays.keys():
         return {}
     shape = shapes["normalize.mean"]
@@ -145,7 +144,7 @@ def _normalize(arrays: Arrays, values, shapes) -> Arrays:
 
 
 def _drawn(net: Classifier, fresh: list[str], seed: int) -> Arrays:
-    """Return some of a network's initial weights; the others are not computed."""
+    """Draw some of a network's initial weights; the others are not computed."""
     if not fresh:
         return {}
 
@@ -161,7 +160,7 @@ def _drawn(net: Classifier, fresh: list[str], seed: int) -> Arrays:
 
 
 def _as_torch(shapes: Mapping[str, tuple[int, ...]], seed: int) -> Arrays:
-    """Return kernels [inputs, outputs] and biases of linear maps as `nn.Linear` draws them: both
+    """Draw kernels [inputs, outputs] and biases of linear maps as `nn.Linear` does: both
     uniform in +-1/sqrt(inputs).
     """
     inputs = {key.rpartition(".")[0]: shape[0] for key, shape in shapes.items() if len(shape) == 2}
@@ -203,7 +202,7 @@ def normalized(network: Network, name: str) -> Network:
 
 
 def summary(network: Network) -> list[str]:
-    """Say how weights came about, for people."""
+    """Tell people how weights came about, line by line."""
     lines = [f"{len(network.matched)} arrays from the stored weights"]
     if network.fresh:
         lines += [f"{len(network.fresh)} drawn anew: {_some(network.fresh)}"]

@@ -31,8 +31,7 @@ _NORMALIZE = row(r"normalize\.(mean|std)", r"normalize.\1", channels)
 
 
 def unwrapped(state_dict: Mapping[str, np.ndarray]) -> Arrays:
-    """Return the names without what wrappers put before all of them; `normalize.*` may stand
-    outside.
+    """Take off the prefixes that wrappers put before all names; `normalize.*` may stand outside.
 
     Raises:
       ValueError: two arrays get the same name.
@@ -272,7 +271,7 @@ def reference_names(name: str, ours: Mapping, *, wrapped: bool, **overrides: Any
 
 
 def _cause(name: str, ours: Mapping, overrides: dict) -> str:
-    """Say which options weights tell that are not the given ones; empty: none."""
+    """Name the options that weights tell and that are not the given ones; empty: none."""
     overrides = {"num_classes": 2, "in_channels": ours["normalize.mean"].size} | overrides
     net = models.create(name, **overrides)
     params, stats = jax.eval_shape(net.init, jax.random.key(0))

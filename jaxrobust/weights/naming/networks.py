@@ -17,11 +17,11 @@ _IMAGENET: Normalisation = (IMAGENET_MEAN, IMAGENET_STD)
 
 
 class Request(NamedTuple):
-    """What is wanted of stored weights; None: as they say themselves."""
+    """The network that is wanted of stored weights; None: as they say themselves."""
 
     model: str | None = None  # a name of models.available(), or a RobustBench id
     num_classes: int | None = None  # the head is drawn anew where the source's has another width
-    keep_head: bool = False  # whatever its width is, where nobody says what it should be
+    keep_head: bool = False  # whatever its width is, where no number of classes is wanted
     image_size: int | None = None  # pixels; positions are resized
     options: dict[str, Any] | None = None  # other fields of the network's row
     init_stem: bool = False  # draws the stem anew

@@ -73,7 +73,7 @@ def compared(
     theirs: Mapping[str, tuple[int, ...]],
     ours: Mapping[str, tuple[int, ...]],
 ) -> str:
-    """Say which options stored shapes tell where a network has other ones; empty: none, or the
+    """Name the options that stored shapes tell where a network has other ones; empty: none, or the
     architecture knows no such options.
 
     `theirs`, `ours`: our name -> shape.
@@ -93,7 +93,7 @@ def compared(
 
 
 def matches(rows: Sequence[Row], name: str) -> list[tuple[Row, re.Match[str]]]:
-    """Return the rows that fit a name, each with its match."""
+    """Find the rows that fit a name, each with its match."""
     return [(r, match) for r in rows if (match := r.pattern.fullmatch(name))]
 
 
@@ -127,7 +127,7 @@ def _moved(found: Row, targets: list[str], array: np.ndarray, expected) -> list[
 
 
 def _fault(target: str, array: np.ndarray, expected, tried: set[str], dtype) -> str:
-    """Return what is wrong with an array that would fill a target; empty if nothing."""
+    """Explain the fault of an array that would fill a target; empty: it has none."""
     if target not in expected:
         return f"maps to {target}, which this network does not have"
     if target in tried:
@@ -149,7 +149,7 @@ def _fault(target: str, array: np.ndarray, expected, tried: set[str], dtype) -> 
 
 
 def _alike(source: Mapping[str, np.ndarray], but: str | None) -> str:
-    """Say which networks have exactly these names, for a message; empty: the network itself."""
+    """Name the networks that have exactly these names, for a message; empty: the network itself."""
     names = set(source) - {"normalize.mean", "normalize.std"}
     alike = [model for model in models.available() if names == set(models.torch_keys(model))]
     return f" (all names are those of {', '.join(alike)})" if alike and but not in alike else ""

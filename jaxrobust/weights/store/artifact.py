@@ -63,12 +63,12 @@ class Network(NamedTuple):
 
     @property
     def in_channels(self) -> int:
-        """The number of channels of the images."""
+        """Count the channels of the images."""
         return len(self.stats["normalize.mean"])
 
     @property
     def weights_sha256(self) -> str:
-        """The hash of the weights, as records have it."""
+        """Hash the weights, as records do."""
         return hashes.weights_sha256(self.params, self.stats)
 
     def create(self, **overrides: Any) -> Classifier:
@@ -83,6 +83,6 @@ class Network(NamedTuple):
 
     @property
     def normalised(self) -> bool:
-        """Whether the network's first layer changes the images."""
+        """Tell whether the network's first layer changes the images."""
         mean, std = self.stats["normalize.mean"], self.stats["normalize.std"]
         return bool((mean != 0).any() or (std != 1).any())

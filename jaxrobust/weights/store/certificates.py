@@ -1,4 +1,4 @@
-"""What a conversion of weights was measured to be: the JSON beside them, for the loaders.
+"""Certificates: the JSON beside weights that says how well a conversion agrees, for the loaders.
 
 jaxrobust.convert.certificate measures and writes it.
 """
@@ -14,42 +14,42 @@ from jaxrobust.weights.store.hashes import file_sha256
 
 
 def beside(weights: Path) -> Path:
-    """Return where the certificate of a weight file lies."""
+    """Name the file that holds the certificate of a weight file."""
     return weights.with_name(weights.stem + ".certificate.json")
 
 
-def said(weights: Path) -> str | None:
-    """Return one line about the certificate of a file or an imported folder; None: there is none.
+def line(weights: Path) -> str | None:
+    """Summarise the certificate of a file or an imported folder in a line; None: there is none.
 
     Raises:
       ValueError: it is damaged.
     """
     weights = weights / WEIGHTS if weights.is_dir() else weights
-    if (found := _read(weights)) is None:
+    if (certificate := _read(weights)) is None:
         return None
-    path, (line, _, own) = beside(weights), found
-    if not own:
+    path = beside(weights)
+    if not certificate.own:
         return f"{path.name} belongs to another file than {weights.name} (another sha256)"
-    return f"{path.name}: {line}"
+    return f"{path.name}: {certificate.line}"
 
 
 def stated(weights: Path) -> tuple[str, dict[str, Any]] | None:
-    """Return the architecture and its options whose weights a file or folder holds; None: nobody
-    says so.
+    """Read the architecture and its options whose weights a file or folder holds; None: they are
+    not known.
 
-    A folder's config.json says so, or the file's own metadata; of PyTorch's, the certificate.
+    A folder's config.json has them, or the file's own metadata; of PyTorch's, the certificate.
     Raises:
-      ValueError: what says so is damaged.
+      ValueError: that is damaged.
     """
     if weights.is_dir():
         about = weights_folder.about(weights) or {}
         if about.get("options") is not None:
             return about["architecture"], about["options"]
         weights = weights / WEIGHTS
-    if (told := weights_folder.stated(weights)) is not None:
-        return told
-    found = _read(weights)
-    return found.network if found and found.own else None
+    if (in_file := weights_folder.stated(weights)) is not None:
+        return in_file
+    certificate = _read(weights)
+    return certificate.network if certificate and certificate.own else None
 
 
 def options(
@@ -84,7 +84,7 @@ class _Certificate(NamedTuple):
 
 
 def _read(weights: Path) -> _Certificate | None:
-    """Return what a file's certificate says; None: there is none. `ValueError`: damaged."""
+    """Read a file's certificate; None: there is none. `ValueError`: damaged."""
     path = beside(weights)
     if not (weights.is_file() and path.is_file()):
         return None
@@ -98,7 +98,7 @@ def _read(weights: Path) -> _Certificate | None:
 
 
 def summary(certificate: dict[str, Any]) -> str:
-    """Return a certificate in one line."""
+    """Summarise a certificate in one line."""
     reference = certificate["reference"]
     if reference is None:
         return f"compared with no reference: {certificate['missing']}"

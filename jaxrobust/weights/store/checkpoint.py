@@ -86,7 +86,7 @@ class Checkpoints:
             return self._manager.restore(step, args=items)["arrays"]
 
     def meta(self, step: int) -> dict:
-        """Return what was saved beside the arrays."""
+        """Read the JSON that was saved beside the arrays."""
         items = ocp.args.Composite(meta=ocp.args.JsonRestore())
         return self._manager.restore(step, args=items)["meta"]
 
@@ -102,7 +102,7 @@ class Checkpoints:
         self._manager.reload()
 
     def wait(self) -> None:
-        """Return when everything is on disk; raise what a write raised."""
+        """Wait until everything is on disk; raise the error of a write that failed."""
         with self._explained(), _lasting("writing a checkpoint"):
             self._manager.wait_until_finished()
 

@@ -28,17 +28,17 @@ _AVERAGE = re.compile(
 # beside it, as `unaveraged_model_state_dict`.
 _UNAVERAGED = "unaveraged_"
 _INSIDE = ("module", "shadow")  # where the state of an average keeps it
-WHICH = {"ema": "averaged", "raw": "raw"}  # in words
+WHICH = {"ema": "averaged", "raw": "raw"}  # for messages
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.\w+)")
 
 
 def read(path: Path, *, which: str | None = None) -> Arrays:
-    """Return the arrays of a safetensors or PyTorch file by their names; see `artifact`."""
+    """Read the arrays of a safetensors or PyTorch file by their names; see `artifact`."""
     return artifact(path, which=which).arrays
 
 
 def artifact(path: Path, *, which: str | None = None, cast: bool = False) -> Artifact:
-    """Return the arrays of a safetensors or PyTorch file by their names, in the types of the file.
+    """Read the arrays of a safetensors or PyTorch file by their names, in the types of the file.
 
     A state dict inside of a checkpoint is found. Of a file in several parts, all are read.
 
@@ -69,7 +69,7 @@ def artifact(path: Path, *, which: str | None = None, cast: bool = False) -> Art
 
 
 def _read_cast(path: Path, which: str | None) -> Artifact:
-    """Return the arrays of a file with all floats in float32."""
+    """Read the arrays of a file with all floats in float32."""
     try:
         found = _reader(path)(path, which)
     except ValueError as error:
@@ -132,7 +132,7 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _reader(path: Path) -> Callable[[Path, str | None], Artifact]:
-    """Return the reader for what a file is by its first bytes; its name may lie."""
+    """Choose the reader of a file by its first bytes; its name may lie."""
     with path.open("rb") as file:
         head = file.read(256)
     if not head:
@@ -220,7 +220,7 @@ def _read_torch(path: Path, which: str | None) -> Artifact:
 
 
 def _state(path: Path, tree: Any, which: str | None, is_array: Callable[[Any], bool]) -> Artifact:
-    """Return the tensors in a checkpoint, of the kind that is asked for.
+    """Find the tensors in a checkpoint, of the wanted kind.
 
     Raises:
       ValueError: there are none, or the file does not say that they are of that kind.
@@ -246,7 +246,7 @@ def _state(path: Path, tree: Any, which: str | None, is_array: Callable[[Any], b
 def state_dict(
     tree: Any, which: str | None, is_array: Callable[[Any], bool], depth: int = 5
 ) -> Artifact | None:
-    """Return the name -> array mapping in a checkpoint, however deep; None if there is none.
+    """Find the name -> array mapping in a checkpoint, however deep; None if there is none.
 
     Args:
       which: see `artifact`; where the checkpoint does not say which its weights are, those that
@@ -279,7 +279,7 @@ def state_dict(
 
 
 def _places(tree: dict[Any, Any]) -> dict[str | None, list[str]]:
-    """Return the keys of a checkpoint where weights may be: averaged, raw, and not said (None)."""
+    """List the keys of a checkpoint where weights may be: averaged, raw, or unknown which (None)."""
     keys = [k for k, value in tree.items() if isinstance(k, str) and isinstance(value, dict)]
     plain = [k for k in _PLAIN if k in keys]
     average = [k for k in keys if _AVERAGE.fullmatch(k)]

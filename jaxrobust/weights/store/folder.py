@@ -27,7 +27,7 @@ _PERHAPS = {"options": dict, "preprocessing": str, "norm": str, "epsilon": int |
 
 
 def about(folder: Path) -> dict[str, Any] | None:
-    """Return what `config.json` of a folder says; None if it is no folder of weights.
+    """Read the `config.json` of a folder; None if it is no folder of weights.
 
     Raises:
       ValueError: it is damaged, or the weights beside it are not those that it describes.
@@ -61,7 +61,7 @@ def about(folder: Path) -> dict[str, Any] | None:
 
 
 def metadata(architecture: str, options: dict[str, Any]) -> dict[str, str]:
-    """Return what a safetensors file says of whose weights it holds.
+    """Make the metadata of a safetensors file that say whose weights it holds.
 
     Nothing beside it: safetensors writes several entries in any order, so that no hash would agree.
     """
@@ -69,21 +69,20 @@ def metadata(architecture: str, options: dict[str, Any]) -> dict[str, str]:
 
 
 def stated(path: Path) -> tuple[str, dict[str, Any]] | None:
-    """Return the architecture and its options that a file says it holds weights of; None: it does
-    not.
+    """Read the architecture and its options from the metadata of a file; None: it has no such.
 
     Raises:
-      ValueError: what it says is damaged.
+      ValueError: they are damaged.
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            said = (file.metadata() or {}).get(_NETWORK)
-    except (OSError, SafetensorError):  # another kind of file; who reads it will tell
+            text = (file.metadata() or {}).get(_NETWORK)
+    except (OSError, SafetensorError):  # another kind of file, which its reader refuses or takes
         return None
-    if said is None:
+    if text is None:
         return None
     try:
-        whole = json.loads(said)
+        whole = json.loads(text)
         return str(whole["architecture"]), dict(whole["options"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: its metadata {_NETWORK} is damaged ({error!r})") from error
@@ -101,7 +100,7 @@ def check_free(folder: Path) -> None:
 def write(
     folder: Path, params: dict[str, Any], stats: dict[str, Any], config: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return the config with its hashes, after writing both files: whole, or nothing of them.
+    """Write both files, whole or nothing of them, and return the config with its hashes.
 
     Raises:
       ValueError: the folder holds something else already; the very same content may be there.
@@ -113,8 +112,8 @@ def write(
     part.mkdir()
     try:
         options = config.get("options")
-        told = None if options is None else metadata(config["architecture"], options)
-        files.write(part / WEIGHTS, arrays, told or {"format": "jaxrobust"})
+        own = None if options is None else metadata(config["architecture"], options)
+        files.write(part / WEIGHTS, arrays, own or {"format": "jaxrobust"})
         config = config | {
             "sha256": file_sha256(part / WEIGHTS),
             "weights_sha256": hashes.weights_sha256(params, stats),  # as records say it

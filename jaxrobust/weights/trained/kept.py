@@ -48,7 +48,7 @@ class Choice(NamedTuple):
 
     @property
     def words(self) -> str:
-        """Return which weights these are, as a record says it: "train, epoch 30, raw"."""
+        """Name these weights as a record does: "train, epoch 30, raw"."""
         return f"{self.phase}, epoch {self.epoch:g}, {self.weights}"
 
 
@@ -70,7 +70,7 @@ def keep(workdir: Path, phase: str, step: int, both: Kept, *, steps_per_epoch: i
 
 
 def read(workdir: Path, phase: str, step: int) -> tuple[float, Kept]:
-    """Return which epoch ended with a step, and both weights after it.
+    """Read the epoch that ended with a step, and both weights after it.
 
     Raises:
       ValueError: that step is not kept, or is one of another network.
@@ -99,7 +99,7 @@ def at_size(workdir: Path, phase: str, weights: Weights, image_size: int) -> Wei
 
 
 def selected(workdir: Path) -> Choice:
-    """Return which of a run's weights were chosen on its selection split.
+    """Read the choice among a run's weights, made on its selection split.
 
     Raises:
       ValueError: none were, with the command that chooses.
@@ -123,22 +123,22 @@ def selected(workdir: Path) -> Choice:
 
 
 def chosen_on(workdir: Path) -> dict[str, Any]:
-    """Return data set, split and attack of the choice, None each where its file does not say."""
-    said = read_selection(workdir / SELECTION)
-    attack = said.get("attack")
-    of = {key: said.get(key) for key in ("dataset", "split")}
+    """Read data set, split and attack of the choice, None each where its file lacks it."""
+    selection = read_selection(workdir / SELECTION)
+    attack = selection.get("attack")
+    of = {key: selection.get(key) for key in ("dataset", "split")}
     return of | {"attack": attack.get("name") if isinstance(attack, dict) else None}
 
 
 def read_selection(path: Path) -> dict[str, Any]:
-    """Return what stands in a file of `jaxrobust select`.
+    """Read the file of `jaxrobust select`.
 
     Raises:
       ValueError: it is damaged, or written by a younger version.
     """
     try:
-        said = json.loads(path.read_text())
-        schema, _, _ = said["schema"], said["chosen"], said["candidates"]
+        selection = json.loads(path.read_text())
+        schema, _, _ = selection["schema"], selection["chosen"], selection["candidates"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(_damaged(path, error)) from error
     if schema != SCHEMA:
@@ -146,7 +146,7 @@ def read_selection(path: Path) -> dict[str, Any]:
             f"{path} has schema {schema}, and this code reads {SCHEMA}; use the version of "
             "jaxrobust that wrote it, or move the file away and choose again"
         )
-    return said
+    return selection
 
 
 def _damaged(path: Path, error: Exception) -> str:
@@ -156,11 +156,11 @@ def _damaged(path: Path, error: Exception) -> str:
 def selected_weights(
     workdir: Path, chosen: Choice, *, image_size: int | None = None
 ) -> tuple[str, Weights]:
-    """Return the chosen weights, and which they are, in words.
+    """Read the chosen weights: their name, as a record gives it, and them.
 
     Args:
       workdir: of the run.
-      chosen: what `selected` said.
+      chosen: see `selected`.
       image_size: of the test, in pixels; default: that of the choice.
     Raises:
       ValueError: they are not kept any more, or are not those that were chosen.

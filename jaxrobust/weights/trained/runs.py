@@ -17,7 +17,7 @@ from jaxrobust.types import Weights
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state, steps
 
-FUNCTION = "function.json"  # of a run: what `models.origin` said of the network when it began
+FUNCTION = "function.json"  # of a run: the network's `models.origin` when it began
 CLASSES = "classes.txt"  # of a run: the classes' names, one a line in the order of labels
 
 
@@ -32,7 +32,7 @@ def run_config(workdir: Path, phase: str | None = None) -> Values:
 
 
 def phase_of(workdir: Path, phase: str | None = None, config: Values | None = None) -> str:
-    """Return the phase of a run that is meant: the named one, else the last that has weights.
+    """Choose a phase of a run: the named one, else the last that has weights.
 
     `config`: of the run, where it was read already.
     Raises:
@@ -84,8 +84,8 @@ def classes_file(workdir: Path, phase: str) -> Path:
 
 
 def rewritten(workdir: Path, function: dict[str, Any] | None) -> str:
-    """Return a sentence where the file of a user's function, which makes a run's network, is not
-    the one that the run began with; else nothing.
+    """Warn where the file of a user's function, which makes a run's network, has changed since the
+    run began; empty: it has not.
     """
     path = workdir / FUNCTION
     if function is None or not path.exists():
@@ -120,7 +120,7 @@ def check_classes(path: Path, source: registry.Source, *, renamed: bool = False)
 
 
 def records_of(workdir: Path, weights_sha256: str) -> list[dict[str, Any]]:
-    """Return the records of some weights that a run holds, of its own tests and its evaluations."""
+    """Find the records of some weights in a run: those of its tests and of its evaluations."""
     files = (workdir / "results.jsonl", workdir / "evaluation" / "results.jsonl")
     rows = [row for file in files for row in jsonl.read(file)]
     return [row for row in rows if row.get("weights_sha256") == weights_sha256]
