@@ -21,7 +21,9 @@ class ReadingTest(absltest.TestCase):
     def setUp(self):
         super().setUp()
         self.folder = Path(self.create_tempdir())
-        self.arrays = weights("convnext_n", image_size=8, in_channels=1, **OPTIONS)
+        self.arrays = weights(
+            "convnext_n", image_size=8, in_channels=1, **{k: tuple(v) for k, v in OPTIONS.items()}
+        )
 
     def read(self, path: Path, **how):
         return reading.artifact_of(sources.parse(str(path)), **how)

@@ -279,7 +279,7 @@ def state_dict(
 
 
 def _places(tree: dict[Any, Any]) -> dict[str | None, list[str]]:
-    """List the keys of a checkpoint where weights may be: averaged, raw, or unknown which (None)."""
+    """List the keys of a checkpoint where weights may be: averaged, raw, or unknown (None)."""
     keys = [k for k, value in tree.items() if isinstance(k, str) and isinstance(value, dict)]
     plain = [k for k in _PLAIN if k in keys]
     average = [k for k in keys if _AVERAGE.fullmatch(k)]
