@@ -12,9 +12,8 @@ from ml_collections import ConfigDict, config_dict
 
 from jaxrobust import models
 from jaxrobust.runtime.text.spelling import meant
+from jaxrobust.sections import Config
 from jaxrobust.types import Classifier
-
-Config = Any  # ml_collections.ConfigDict, or anything that reads like one
 
 VERSION = 1  # of the keys, in a run's config.json; it grows where old values would mean others
 # What a phase may have of its own, beside the keys of its section.
@@ -265,8 +264,8 @@ def _argument(name: str, text: str, values: Sequence[Any]) -> Any:
         raise ArgumentError(f"{name}={text} is no number") from None
 
 
-def plain(config: Config) -> dict[str, Any]:
-    """Return a config as values that JSON has, a copy."""
+def plain(config: Any) -> dict[str, Any]:
+    """Copy a config, or a section of one, as values that JSON has."""
     return json.loads(json.dumps(config) if isinstance(config, dict) else config.to_json())
 
 

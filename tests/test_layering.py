@@ -23,6 +23,7 @@ ROOMS = (
     {"runtime"},
     {"data"},
     {"attacks", "models"},
+    {"sections"},
     {"config"},
     {"weights", "interop"},
     {"evaluation"},

@@ -31,7 +31,7 @@ from jaxrobust.runtime.processes.launch import keep_large_buffers
 if TYPE_CHECKING:  # JAX is imported where it is used, after its environment is set
     import numpy as np
 
-    from jaxrobust.config import Config
+    from jaxrobust.sections import Config
 
 OUT_OF_MEMORY = 4  # the exit code
 PROGRAMS = ("step", "clean", "torch", "torch_clean")

@@ -47,7 +47,9 @@ def of_run(workdir: Path, which: str, sha256: str, *, image_size: int | None = N
         tested = None if resolve(tested, image_size or 0) == tested else tested
     names = runs.classes_file(workdir, phase)
     classes = tuple(names.read_text().splitlines()) if names.exists() else ()
-    ball = {} if objective == "clean" else {"norm": attack.norm, "epsilon": attack.epsilon}
+    ball: dict[str, Any] = (
+        {} if objective == "clean" else {"norm": attack.norm, "epsilon": attack.epsilon}
+    )
     how = f"{objective} training on {config.data.name}, split {config.data.train_split}"
     if ball:
         how += f", {attack.name}, {attack.steps} steps, {radius(attack.norm, attack.epsilon)}"

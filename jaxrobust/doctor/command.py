@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks import pgd as check_ball
-from jaxrobust.config import Config, of_phase, phases
+from jaxrobust.config import of_phase, phases
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
@@ -27,6 +27,7 @@ from jaxrobust.evaluation.records import records
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.spelling import norm as spelled
+from jaxrobust.sections import Config
 from jaxrobust.weights.trained import runs
 
 _RADII = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}  # where nobody names one: CIFAR-10's

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.config import Config, network_of, of_phase, phases
+from jaxrobust.config import network_of, of_phase, phases
 from jaxrobust.data import DataError, Source
 from jaxrobust.data.sources import registry
 from jaxrobust.data.splits.sizes import known_images
@@ -17,6 +17,7 @@ from jaxrobust.data.stream.loading import Images
 from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, Check, Seen, counted
 from jaxrobust.evaluation.network import reliability
 from jaxrobust.runtime.commandline import functions
+from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.run import splits, warnings
 from jaxrobust.training.update import inner

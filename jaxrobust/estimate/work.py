@@ -4,9 +4,10 @@ import math
 from typing import NamedTuple
 
 from jaxrobust.attacks import fixed_steps
-from jaxrobust.config import Config, of_phase, phases
+from jaxrobust.config import of_phase, phases
 from jaxrobust.data.source import DataError, Source
 from jaxrobust.data.splits import grammar, sizes, subsets
+from jaxrobust.sections import Config, TestSection
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
 
@@ -39,7 +40,11 @@ class Work(NamedTuple):
     def evaluated(self, key: str) -> int:
         """Return the images of one evaluation; `key` is "evaluation" or "test"."""
         split = self.selection if key == "evaluation" else self.test
-        return min(split.images, self.config[key].images or split.images)
+        return min(split.images, self.evaluation(key).images or split.images)
+
+    def evaluation(self, key: str) -> TestSection:
+        """Return the section of an evaluation; `key` is "evaluation" or "test"."""
+        return self.config.evaluation if key == "evaluation" else self.config.test
 
 
 def work(config: Config) -> list[Work]:
@@ -126,5 +131,5 @@ def forward_passes(steps: int) -> int:
 def evaluation_flops(work: Work, key: str) -> float:
     """Return the operations of one evaluation, of the model."""
     named = fixed_steps.parse(work.config.evaluation.attack) if key == "evaluation" else None
-    passes = 2 * named.steps + 2 if named else forward_passes(work.config[key].steps)
+    passes = 2 * named.steps + 2 if named else forward_passes(work.evaluation(key).steps)
     return passes * build.forward_flops(work.config) * work.evaluated(key)

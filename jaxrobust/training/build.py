@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import attacks, models
-from jaxrobust.config import Config, network_of
+from jaxrobust.config import network_of
 from jaxrobust.data.transforms.presets import PRESETS
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.models.interface import classifier
 from jaxrobust.models.table import multiply_adds
 from jaxrobust.runtime.devices import sharding
+from jaxrobust.sections import Config
 from jaxrobust.training.update import alarm, averages, inner, mixing, objectives, optim, step
 from jaxrobust.training.update.inner import training_attack
 from jaxrobust.types import Batch, Classifier
@@ -350,9 +351,9 @@ def flops_per_image(config: Config, name: str) -> float:
 def forward_flops(config: Config) -> float:
     """Count the operations of a forward pass of one image."""
     net = network_of(config)
-    sizes = {"image_size": config.model.image_size, "in_channels": config.model.in_channels}
-    shapes = jax.eval_shape(net.init, jax.random.key(0))
-    return 2.0 * multiply_adds(net, *shapes, **sizes)
+    params, stats = jax.eval_shape(net.init, jax.random.key(0))
+    size, channels = config.model.image_size, config.model.in_channels
+    return 2.0 * multiply_adds(net, params, stats, image_size=size, in_channels=channels)
 
 
 def abstract_arguments(config: Config, name: str, phase: Phase) -> tuple[Any, ...]:

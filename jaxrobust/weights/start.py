@@ -9,9 +9,10 @@ import jax
 import numpy as np
 
 from jaxrobust import models
-from jaxrobust.config import Config, NetworkSpec, network_of, of_phase, plain
+from jaxrobust.config import NetworkSpec, network_of, of_phase, plain
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text.progress import say
+from jaxrobust.sections import Config
 from jaxrobust.types import Weights
 from jaxrobust.weights import imports, reading
 from jaxrobust.weights.fetch import sources
@@ -117,7 +118,7 @@ def handed_on(before: Config, config: Config, name: str, weights: Weights) -> We
     if plain(before.model) == plain(config.model) and _keeps(section):
         return weights
     arrays = {key: np.asarray(array) for key, array in (weights.params | weights.stats).items()}
-    model, options = before.model.name, before.model.options
+    model, options = before.model.name, dict(before.model.options)
     facts = Facts(where="the phase before", model=model, options=options)
     try:
         start = _composed(Artifact(arrays, facts), config, section)

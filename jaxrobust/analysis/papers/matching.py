@@ -87,7 +87,8 @@ def _configs(place: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield hashes.config_sha256(found), found
             continue
         whole = training.whole_config(found)
-        for seen in (found, whole, *(of_phase(whole, name) for name in whole.phases)):
+        phases: list[Any] = [of_phase(whole, name) for name in whole.phases]
+        for seen in (found, whole, *phases):
             yield hashes.config_sha256(seen), whole
 
 

@@ -11,6 +11,7 @@ from jaxrobust.analysis.papers.tables import Table
 from jaxrobust.config import Values, base, completed, of_phase, phases, plain
 from jaxrobust.data.transforms.presets import PRESETS, Preset
 from jaxrobust.runtime.commandline.arguments import RECIPES
+from jaxrobust.sections import Config, ModelSection
 
 # Of the phase that trains last: where a row is silent, the paper's recipe, config.base(), counts.
 _RECIPE = ("lr", "warmup_epochs", "final_lr", "weight_decay", "b2", "ema_decay", "trades_beta")
@@ -71,7 +72,7 @@ def trained(config: dict[str, Any]) -> dict[str, Any]:
     return said | _started(whole, before, last)
 
 
-def _design(model: Values) -> str | None:
+def _design(model: ModelSection) -> str | None:
     """Return which stem of Tables 7 to 9 a network has instead of its own."""
     made = tuple(tuple(model.options.get(key, ())) for key in _STEM)
     found = [
@@ -82,7 +83,7 @@ def _design(model: Values) -> str | None:
     return found[0] if found else None
 
 
-def _augmented(seen: Values) -> dict[str, Any]:
+def _augmented(seen: Config) -> dict[str, Any]:
     """Return the augmentation in the words of the tables: a name, or what is mixed and erased."""
     preset = PRESETS.get(seen.data.augmentation, Preset(seen.data.augmentation))
     strengths = [seen.mixup.mixup, seen.mixup.cutmix, seen.erase.probability]

@@ -33,9 +33,10 @@ def training(
     for name in names[: names.index(phase) + 1]:
         seen = of_phase(config, name)
         seen_images += trained_on(seen) if seen[name].epochs else []
-        own, attack = seen[name], seen.attack
-        steps = 0 if own.objective == "clean" else 1 if attack.name == "fgsm" else attack.steps
-        made.append({"phase": name, "objective": own.objective, "epochs": own.epochs})
+        section, attack = seen[name], seen.attack
+        clean = section.objective == "clean"
+        steps = 0 if clean else 1 if attack.name == "fgsm" else attack.steps
+        made.append({"phase": name, "objective": section.objective, "epochs": section.epochs})
         made[-1] |= {"attack": attack.name if steps else None, "attack_steps": steps}
         if steps:
             keys = ("norm", "epsilon", "relative_step", "step_size", "start", "start_std")

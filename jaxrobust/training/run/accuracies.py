@@ -7,12 +7,12 @@ from typing import Any
 import jax
 
 from jaxrobust import models
-from jaxrobust.config import Config
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.records import records, trained
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
+from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
 from jaxrobust.types import Weights

@@ -9,12 +9,13 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks import fixed_steps
-from jaxrobust.config import Config, network_of
+from jaxrobust.config import network_of
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.network import collapse
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text.progress import say
+from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
 from jaxrobust.training.run.phase import Run
@@ -50,8 +51,9 @@ def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
     if e.step_size is not None and not 0 < e.step_size < math.inf:
         raise ValueError(f"evaluation.step_size={e.step_size} must be above 0")
     length = named.length(config.attack.epsilon, step=e.step_size)
-    ball = {"norm": config.attack.norm, "epsilon": config.attack.epsilon}
-    attack = fixed_steps.attack_of(named.settings(**ball, length=length, start=e.start))
+    norm, epsilon = config.attack.norm, config.attack.epsilon
+    settings = named.settings(norm=norm, epsilon=epsilon, length=length, start=e.start)
+    attack = fixed_steps.attack_of(settings)
     dtype = config.model.dtype
     return accuracy.counter(network_of(config), attack, mesh=mesh, dtype=dtype)
 

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrobust.config import Config
 from jaxrobust.data import Damage, evaluation_transform
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import loading, pipeline, plan
@@ -15,6 +14,7 @@ from jaxrobust.evaluation.engine.accuracy import Images
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.text.progress import say
+from jaxrobust.sections import Config, TestSection
 from jaxrobust.training import build
 from jaxrobust.training.run.phase import Run
 from jaxrobust.types import Batch
@@ -92,7 +92,7 @@ def check_preprocessing(config: Config, source: registry.Source) -> None:
         )
 
 
-def evaluated(config: Config, key: str, settings: Config, workdir: Path) -> Images:
+def evaluated(config: Config, key: str, settings: TestSection, workdir: Path) -> Images:
     """Return a split for an evaluation; `settings` are those of `evaluation` or `test`."""
     source = opened(config, key)
     return Images(

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from jaxrobust.config import Config
 from jaxrobust.data.splits import grammar
 from jaxrobust.data.transforms.presets import PRESETS
+from jaxrobust.sections import Config
 from jaxrobust.training import build
 
 
@@ -46,7 +46,7 @@ def of_step(config: Config, name: str) -> list[str]:
         return []
     if a.name == "apgd":
         return [f"attack.{key}={a[key]:.4g} is not read: APGD chooses its steps itself"]
-    if key == "relative_step" or not a.epsilon:
+    if a.step_size is None or not a.epsilon:
         return []
     share = f"{a.step_size / a.epsilon:.3g}"
     return [

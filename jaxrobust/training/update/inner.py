@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxrobust import attacks
-from jaxrobust.config import Config
+from jaxrobust.sections import AttackSection, Config
 from jaxrobust.training.update import objectives
 from jaxrobust.training.update.step import keys_alone
 from jaxrobust.types import Attack, Keys, PerImage
@@ -69,8 +69,8 @@ def training_attack(config: Config, objective: str, *, more: int = 0) -> Attack:
     return _of_radii(partial(made, whole=a.epsilon)) if a.warmup_epochs else attack
 
 
-def _start(a: Config) -> bool | attacks.Noise:
-    """Return what `attacks.pgd` calls `random_start`.
+def _start(a: AttackSection) -> bool | attacks.Noise:
+    """Choose the `random_start` of `attacks.pgd`.
 
     Raises:
       ValueError: another word, or one that does not fit the attack.
@@ -103,7 +103,7 @@ def _start(a: Config) -> bool | attacks.Noise:
     return start._replace(std=std)
 
 
-def step_of(attack: Config) -> float | None:
+def step_of(attack: AttackSection) -> float | None:
     """Return the step of PGD or FGSM, in pixels; None: the attack's own.
 
     Raises:

@@ -13,6 +13,7 @@ from jaxrobust.config import VERSION, NetworkSpec, Values, completed, network_of
 from jaxrobust.data.sources import registry
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.files import jsonl
+from jaxrobust.sections import Config
 from jaxrobust.types import Weights
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state, steps
@@ -21,7 +22,7 @@ FUNCTION = "function.json"  # of a run: the network's `models.origin` when it be
 CLASSES = "classes.txt"  # of a run: the classes' names, one a line in the order of labels
 
 
-def run_config(workdir: Path, phase: str | None = None) -> Values:
+def run_config(workdir: Path, phase: str | None = None) -> Config:
     """Return the config of a run as a phase of it sees it (default: the last that has weights).
 
     Raises:
@@ -31,7 +32,7 @@ def run_config(workdir: Path, phase: str | None = None) -> Values:
     return of_phase(config, phase_of(workdir, phase, config))
 
 
-def phase_of(workdir: Path, phase: str | None = None, config: Values | None = None) -> str:
+def phase_of(workdir: Path, phase: str | None = None, config: Config | None = None) -> str:
     """Choose a phase of a run: the named one, else the last that has weights.
 
     `config`: of the run, where it was read already.
@@ -45,7 +46,7 @@ def phase_of(workdir: Path, phase: str | None = None, config: Values | None = No
     return phase or (done or names)[-1]
 
 
-def _config(workdir: Path) -> Values:
+def _config(workdir: Path) -> Config:
     path = workdir / "config.json"
     if not path.is_file():
         raise ValueError(
