@@ -30,8 +30,7 @@ from jaxrobust.runtime.processes.launch import keep_large_buffers
 
 if TYPE_CHECKING:  # JAX is imported where it is used, after its environment is set
     import numpy as np
-
-    from jaxrobust.sections import Config
+    from ml_collections import ConfigDict
 
 OUT_OF_MEMORY = 4  # the exit code
 PROGRAMS = ("step", "clean", "torch", "torch_clean")
@@ -77,7 +76,7 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def load(args: argparse.Namespace, devices: int = 1) -> "Config":
+def load(args: argparse.Namespace, devices: int = 1) -> "ConfigDict":
     """Return the config of the command line, unlocked, with its changes; `args.batch` is of a
     device.
     """
@@ -133,7 +132,7 @@ class Program(NamedTuple):
     text: Callable[[], str] | None = None  # the compiled module
 
 
-def ours(config: "Config", images: "np.ndarray", labels: "np.ndarray") -> Program:
+def ours(config: "ConfigDict", images: "np.ndarray", labels: "np.ndarray") -> Program:
     """Return the step that the config trains with."""
     import jax
 
@@ -155,7 +154,7 @@ def ours(config: "Config", images: "np.ndarray", labels: "np.ndarray") -> Progra
     return Program(run, seconds, build.flops_per_image(config, "train"), step.as_text)
 
 
-def theirs(config: "Config", images: "np.ndarray", labels: "np.ndarray") -> Program:
+def theirs(config: "ConfigDict", images: "np.ndarray", labels: "np.ndarray") -> Program:
     """Return the same step in PyTorch, on a GPU if it sees one."""
     import torch
 

@@ -62,7 +62,7 @@ def _run(place: Path) -> str:
             f"{place} has no results.jsonl with records; name a run that has been tested, or a "
             "config such as configs/convnext_t_cvst.py"
         )
-    own = command(runs.run_config(place))
+    own = command(plain(runs.run_config(place)))
     lines = [_line(own, found)]
     for record in records.read(place / "evaluation"):
         if record["attacks"]:
