@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxrobust import models
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD, PUBLISHED
+from jaxrobust.types import Threat
 from jaxrobust.weights.fetch import download, sources
 from jaxrobust.weights.fetch.download import Tell
 from jaxrobust.weights.fetch.sources import Source
@@ -256,7 +257,7 @@ def _composed(
 def _expected(facts: Facts, key: str | None, size: int) -> dict[str, Any]:
     """Return what is known of a network's input and robustness, of a published one or by others."""
     if key:
-        ball = {"norm": "linf", "epsilon": PUBLISHED[key].board.epsilon}
+        ball = Threat("linf", PUBLISHED[key].board.epsilon).settings()
         preprocessed = {"preprocessing": PUBLISHED[key].preprocessing}
         return preprocessed | ball | {"accuracies": [_published_accuracy(key, ball)]}
     theirs = preprocessing(facts.settings, size)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks import ensembles
-from jaxrobust.attacks.inputs import check_array, check_radius
+from jaxrobust.attacks.inputs import check_array
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.engine import replay as replays
 from jaxrobust.evaluation.engine.cascade import Attack, Cost, Found, Sample, answers_of, logits_of
@@ -28,7 +28,7 @@ from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.types import Array
+from jaxrobust.types import Array, Threat, check_number
 
 
 class AutoAttackResult(NamedTuple):
@@ -179,7 +179,7 @@ def autoattack(
     held: Any = _held(images)
     settings = ensembles.plan(norm, version, attacks, overrides)
     how = _verdict(version, rule, draws)
-    check_radius(norm, epsilon)
+    within = Threat(norm, check_number("epsilon", epsilon))
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
         raise ValueError(f"seed={seed!r}: pass an int from 0 to 2^32 - 1")
     checks.check_images(held, labels)
@@ -216,8 +216,7 @@ def autoattack(
             "network": known_as,
             "fingerprint": _fingerprint(runner, held, None if known_as else identity)._asdict()
             | {"images": hashed(held, labels, ids)},
-            "norm": norm,
-            "epsilon": float(epsilon),
+            **within.settings(),
             "attacks": [setting._asdict() for setting in settings],
             "seed": int(seed),
             "version": version,
@@ -231,7 +230,7 @@ def autoattack(
                 runner, held, labels, ids, int(seed), most, how
             )
             reliability.check_answers(finite, (), np.zeros(0))  # refuses what answers nothing
-            seen = Sample(held, labels, ids, clean, likely, classes, float(epsilon), int(seed))
+            seen = Sample(held, labels, ids, clean, likely, classes, within, int(seed))
             plain = not runner.keyed and len(held) > 0
             flags = _check_network(runner, held, labels) if plain else {}
             meter = Decisions(len(held), interval=checks.binomial_interval, enabled=verbose)
@@ -265,7 +264,7 @@ def _cascade(runner, settings, sample, found, book, meter, known, how) -> AutoAt
     about: dict[str, Any] = {}
     once = None if found.once is None else found.once.copy()
     if known.sources:
-        cost, tried = replays.run(runner, settings[0].norm, known, sample, found, book)
+        cost, tried = replays.run(runner, known, sample, found, book)
         costs, accuracy_after = [cost], {cost.attack: _mean(found.standing)}
         about = {"replayed": tried}
     for number, setting in enumerate(settings):
