@@ -1,4 +1,4 @@
-"""The types that the packages share: what an image batch, a network, a ball and an attack are.
+"""The types that the packages share: what an image batch, a network, a threat and an attack are.
 
 Shape letters, project-wide: `B` batch, `H W` pixels, `C` classes (or image channels after `H W`).
 Images are float in [0, 1] with radii in the same units; `uint8` only between host and device.
@@ -9,7 +9,9 @@ within a call. So they stand only where nothing else is ever valid, and where no
 ours says more.
 """
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -64,17 +66,88 @@ class Weights(NamedTuple):
     stats: Params
 
 
-class Threat(NamedTuple):
-    """A ball that adversarial images lie in."""
+NORMS = ("linf", "l2", "l1")
+
+
+@dataclass(frozen=True)
+class Threat:
+    """A ball that adversarial images lie in.
+
+    Raises:
+      ValueError: no norm, or no radius; see `check_norm` and `check_radius`.
+
+    >>> str(Threat("linf", 4 / 255)), Threat("l2", 0.5).settings()
+    ('linf 0.01569', {'norm': 'l2', 'epsilon': 0.5})
+    """
 
     norm: str
     epsilon: float  # in units of pixels in [0, 1]
 
+    def __post_init__(self) -> None:
+        """Refuse what is no ball."""
+        check_norm(self.norm)
+        check_radius(self.norm, self.epsilon)
+
     def __str__(self) -> str:
         return f"{self.norm} {self.epsilon:.4g}"
 
+    @classmethod
+    def of(cls, settings: Any) -> "Threat":
+        """Read the ball of an attack's settings, of a record or of a config."""
+        return cls(settings["norm"], settings["epsilon"])
 
-class Ball(NamedTuple):
+    def written(self) -> str:
+        """Write the threat as papers do: "linf 8/255", "l2 0.5"."""
+        return f"{self.norm} {fraction(self.epsilon)}"
+
+    def settings(self) -> dict[str, Any]:
+        """Write the ball as records have it and functions take it."""
+        return {"norm": self.norm, "epsilon": self.epsilon}
+
+
+def fraction(epsilon: float) -> str:
+    """Write a radius as people do: 4/255, or 0.1."""
+    levels = 255 * epsilon
+    whole = 0 < round(levels) <= 64 and abs(levels - round(levels)) < 1e-3
+    return f"{round(levels)}/255" if whole else f"{epsilon:.4g}"
+
+
+def check_norm(norm: str) -> None:
+    """Refuse what is no norm.
+
+    Raises:
+      ValueError: with those that there are.
+    """
+    if norm not in NORMS:
+        raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(NORMS)}")
+
+
+def check_radius(norm: str, epsilon: float) -> None:
+    """Refuse what is no radius.
+
+    Raises:
+      ValueError: not a number, below 0, not finite, or above 1 on Linf.
+    """
+    epsilon = check_number("epsilon", epsilon)
+    if not (math.isfinite(epsilon) and epsilon >= 0):
+        raise ValueError(f"epsilon={epsilon} is not a radius; pass a finite number >= 0")
+    if norm == "linf" and epsilon > 1:
+        raise ValueError(
+            f"epsilon={epsilon} is larger than the pixel range [0, 1]; write {epsilon:g}/255"
+        )
+
+
+def check_number(name: str, value: Any) -> float:
+    """Read a setting as a number; `ValueError` where it is none."""
+    try:
+        if not isinstance(value, str):
+            return float(value)
+    except TypeError:
+        pass
+    raise ValueError(f"{name}={value!r} is not a number; pass one, without quotes (4/255)")
+
+
+class Geometry(NamedTuple):
     """The geometry of one norm; every function works per image on `[B, ...]` arrays.
 
     `sample(keys, images, epsilon) -> points`: AutoAttack's random start, inside the box.

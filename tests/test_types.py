@@ -1,6 +1,7 @@
 """Annotations: public functions have them, and tests compare calls with their shapes."""
 
 import ast
+import dataclasses
 import importlib
 import inspect
 import subprocess
@@ -18,6 +19,8 @@ from jaxrobust import attacks
 from jaxrobust.evaluation.engine import accuracy
 from jaxrobust.evaluation.network import checks
 from jaxrobust.models.interface import inputs
+from jaxrobust.runtime.commandline import threats
+from jaxrobust.types import NORMS, Threat
 from tests.support import paths, sweeps
 
 NORM = {"norm": "linf", "epsilon": 0.1}
@@ -59,6 +62,42 @@ class AnnotationsTest(absltest.TestCase):
         self.assertEmpty(missing)
 
 
+class ThreatTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("l3", 0.1, "norm='l3' is unknown; choose one of linf, l2, l1"),
+        ("Linf", 0.1, "norm='Linf' is unknown"),
+        ("linf", 4, r"epsilon=4.0 is larger than the pixel range \[0, 1\]; write 4/255"),
+        ("l2", -1, "epsilon=-1.0 is not a radius; pass a finite number >= 0"),
+        ("l2", float("nan"), "epsilon=nan is not a radius"),
+        ("l1", float("inf"), "epsilon=inf is not a radius"),
+        ("l2", "1", "epsilon='1' is not a number; pass one, without quotes"),
+        ("l2", None, "epsilon=None is not a number"),
+    )
+    def test_what_is_none(self, norm, epsilon, message):
+        with self.assertRaisesRegex(ValueError, message):
+            Threat(norm, epsilon)
+        with self.assertRaisesRegex(ValueError, message):
+            dataclasses.replace(Threat("l2", 1.0), norm=norm, epsilon=epsilon)
+
+    @parameterized.parameters(
+        ("linf:4/255", "linf 0.01569", "linf 4/255"),
+        (" Linf : 0.1 ", "linf 0.1", "linf 0.1"),
+        ("L2:0.5", "l2 0.5", "l2 0.5"),
+        ("l1:12", "l1 12", "l1 12"),
+        ("l2:0", "l2 0", "l2 0"),
+    )
+    def test_read_and_printed(self, text, printed, written):
+        threat = threats.parse(text)
+        self.assertEqual((str(threat), threat.written()), (printed, written))
+        self.assertEqual(threats.parse(threat.written().replace(" ", ":")), threat)
+        self.assertEqual(Threat.of(threat.settings() | {"steps": 3}), threat)
+
+    def test_every_norm_has_a_geometry(self):
+        self.assertEqual(tuple(attacks.GEOMETRIES), NORMS)
+        with self.assertWarnsRegex(FutureWarning, "attacks.BALLS is .*GEOMETRIES today"):
+            self.assertIs(attacks.BALLS, attacks.GEOMETRIES)
+
+
 class ShapesTest(parameterized.TestCase):
     """With the hook of `conftest.py`, which `python -m unittest` does not have."""
 
@@ -94,7 +133,7 @@ class ShapesTest(parameterized.TestCase):
     def test_a_letter_is_one_size(self):
         with self.refused():
             attacks.cw_loss(jnp.zeros((2, 5)), jnp.zeros(3, jnp.int32))
-        project = attacks.BALLS["l2"].project
+        project = attacks.GEOMETRIES["l2"].project
         with self.refused():
             project(self.images, self.images, jnp.ones(3))
         with self.refused():
@@ -122,7 +161,7 @@ class ShapesTest(parameterized.TestCase):
             checks.is_right(np.zeros(5), np.zeros(5, int))
         with self.refused():
             inputs.unit_range(jnp.zeros((2, 4, 4, 3), jnp.int32))
-        attack = accuracy.apgd_ce(**NORM, steps=1)
+        attack = accuracy.apgd_ce(Threat(**NORM), steps=1)
         with self.refused():
             attack(lambda x: x.sum(axis=(1, 2)), jax.random.key(0), self.images, self.images)
 

@@ -18,8 +18,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from jaxrobust.evaluation.questions.questions import ladder
 from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.runtime.commandline.threats import ladder
 
 
 def evaluated(out: Path, *flags: str) -> tuple[list[dict[str, Any]], float]:

@@ -26,13 +26,16 @@ Underneath, it is a machine that asks for points and is told logits and gradient
 True
 """
 
+from typing import Any
+
+from jaxrobust import moved
 from jaxrobust.attacks.apgd import ROW as _APGD
 from jaxrobust.attacks.apgd import ApgdState, apgd, apgd_machine, apgd_run
 from jaxrobust.attacks.apgd_radii import ROW as _APGD_RADII
 from jaxrobust.attacks.apgd_radii import MultiRadiusState, apgd_multi_radius_machine
 from jaxrobust.attacks.fab import ROW as _FAB
 from jaxrobust.attacks.fab import FabState, fab, fab_machine, fab_run
-from jaxrobust.attacks.geometry.balls import BALLS
+from jaxrobust.attacks.geometry.balls import GEOMETRIES
 from jaxrobust.attacks.geometry.hyperplanes import project_onto_hyperplane
 from jaxrobust.attacks.geometry.l1_rules import L1_RULES
 from jaxrobust.attacks.inputs import STARTS, Noise, image_keys
@@ -61,8 +64,13 @@ def passes(name: str, steps: int) -> int:
     return made * (row.forward + row.backward) + row.final_forward
 
 
+def __getattr__(name: str) -> Any:
+    """Look a name of before up."""
+    return moved.attribute(__name__, name)
+
+
 __all__ = [
-    "BALLS",
+    "GEOMETRIES",
     "L1_RULES",
     "LOSSES",
     "ROWS",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxrobust.attacks.apgd_l1 import follow_sparsity, kept_of
-from jaxrobust.attacks.geometry.balls import BALLS, all_finite, l0_norm, per_image, where
+from jaxrobust.attacks.geometry.balls import GEOMETRIES, all_finite, l0_norm, per_image, where
 from jaxrobust.attacks.inputs import (
     check_inputs,
     check_no_targets,
@@ -28,8 +28,8 @@ from jaxrobust.attacks.machine import Named, Row, as_attack, run
 from jaxrobust.types import (
     Array,
     Attack,
-    Ball,
     Counts,
+    Geometry,
     GivenImages,
     Labels,
     Logits,
@@ -120,7 +120,7 @@ def _tell(
     logits: Logits,
     gradient: Points,
     *,
-    ball: Ball,
+    ball: Geometry,
     loss_of: Callable[[ApgdState, Array], Array],
     adapt: Callable[[ApgdState, Array], tuple[ApgdState, Array]],
     momentum: bool,
@@ -181,7 +181,7 @@ def apgd_machine(
     """
     name = loss if isinstance(loss, str) else "ce"
     check_settings(norm=norm, epsilon=epsilon, loss=name, steps=steps, kept_fraction=kept_fraction)
-    ball = BALLS[norm]
+    ball = GEOMETRIES[norm]
     loss_fn: Callable[..., Array] = LOSSES[loss] if isinstance(loss, str) else loss
     reads_targets = loss == "dlr-targeted" or callable(loss)
 

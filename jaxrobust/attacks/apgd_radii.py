@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrobust.attacks.apgd import ApgdState, apgd_machine
-from jaxrobust.attacks.geometry.balls import BALLS, where
+from jaxrobust.attacks.geometry.balls import GEOMETRIES, where
 from jaxrobust.attacks.inputs import check_inputs, start_points
 from jaxrobust.attacks.losses import by_target
 from jaxrobust.attacks.machine import Row
@@ -46,7 +46,7 @@ def apgd_multi_radius_machine(
         apgd_machine(norm=norm, epsilon=factor * epsilon, steps=length, loss=loss)
         for factor, length in plan
     ]
-    project, loss_of = BALLS[norm].project, stages[0].loss
+    project, loss_of = GEOMETRIES[norm].project, stages[0].loss
     assert loss_of is not None
 
     def radius(stage: int, images: Points) -> PerImage:
@@ -57,7 +57,7 @@ def apgd_multi_radius_machine(
     ) -> MultiRadiusState:
         images, labels = check_inputs(images, labels)
         widest = radius(0, images)
-        start = project(start_points(BALLS[norm], start, images, widest, keys), images, widest)
+        start = project(start_points(GEOMETRIES[norm], start, images, widest, keys), images, widest)
         run = stages[0].init(images, labels, start=start, targets=targets)
         return MultiRadiusState(jnp.full_like(run.iteration, 0), run)
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 
 from jaxrobust import attacks
-from jaxrobust.attacks import BALLS
 from jaxrobust.attacks.losses import DLR
 from jaxrobust.attacks.machine import Named, Row, Setting
+from jaxrobust.types import check_norm
 
 VERSIONS = {
     "standard": ("apgd-ce", "apgd-t", "fab-t", "square"),
@@ -58,8 +58,7 @@ def plan(
     Raises:
       ValueError: an unknown norm, version, attack or override.
     """
-    if norm not in BALLS:
-        raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(BALLS)}")
+    check_norm(norm)
     versions = VERSIONS | {CUSTOM: tuple(known())}
     if version not in versions:
         raise ValueError(f"version={version!r} is unknown; choose one of {', '.join(versions)}")

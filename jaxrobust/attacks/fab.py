@@ -21,7 +21,6 @@ from jaxrobust.attacks.geometry.balls import per_image, where
 from jaxrobust.attacks.geometry.hyperplanes import displacement
 from jaxrobust.attacks.inputs import (
     check_inputs,
-    check_number,
     check_settings,
     image_keys,
     start_points,
@@ -40,6 +39,7 @@ from jaxrobust.types import (
     PerImage,
     Points,
     Start,
+    check_number,
 )
 
 _SIZE = {
@@ -139,7 +139,7 @@ def fab_machine(
     """
     check_settings(norm=norm, epsilon=epsilon, loss="ce", steps=steps)
     _check_own_settings(alpha_max, eta, beta)
-    ball = balls.BALLS[norm]._replace(sample=partial(_sample, norm=norm))
+    ball = balls.GEOMETRIES[norm]._replace(sample=partial(_sample, norm=norm))
     size = _SIZE[norm]
 
     def init(

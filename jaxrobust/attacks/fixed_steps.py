@@ -9,7 +9,7 @@ import re
 from typing import Any, NamedTuple
 
 from jaxrobust import attacks
-from jaxrobust.types import Attack
+from jaxrobust.types import Attack, Threat
 
 _LOSSES = {"fgsm": "ce", "pgd": "ce", "cw": "cw-floor", "margin": "cw"}
 _NAMED = re.compile(r"(fgsm)|(pgd|cw|margin)-([1-9]\d{0,6})")
@@ -39,16 +39,15 @@ class FixedSteps(NamedTuple):
 
     def settings(
         self,
+        threat: Threat,
         *,
-        norm: str,
-        epsilon: float,
         length: float,
         start: str | None = None,
         l1_rule: str | None = None,
     ) -> dict[str, Any]:
         """Return the settings for a record, which has a rule of L1 only if it is told one."""
         start = start or self.default_start
-        ball = {"name": self.name, "norm": norm, "epsilon": epsilon}
+        ball = {"name": self.name, **threat.settings()}
         rule = {"l1_rule": l1_rule} if l1_rule else {}
         return ball | {"steps": self.steps, "start": start, "step_size": length} | rule
 

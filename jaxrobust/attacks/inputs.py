@@ -8,9 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.attacks.geometry.balls import BALLS, draw
+from jaxrobust.attacks.geometry.balls import GEOMETRIES, draw
 from jaxrobust.attacks.losses import LOSSES
-from jaxrobust.types import Array, Ball, Keys, PerImage, Points, Start
+from jaxrobust.types import (
+    Array,
+    Geometry,
+    Keys,
+    PerImage,
+    Points,
+    Start,
+    check_norm,
+    check_number,
+    check_radius,
+)
 
 
 def check_settings(
@@ -28,8 +38,7 @@ def check_settings(
       ValueError: unknown norm or loss, a radius below 0 or (Linf) above 1, steps not an int >= 1,
         a step size that is not positive, a kept fraction outside (0, 1].
     """
-    if norm not in BALLS:
-        raise ValueError(f"norm={norm!r} is unknown; choose one of {', '.join(BALLS)}")
+    check_norm(norm)
     if loss not in LOSSES:
         raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(LOSSES)}")
     if not isinstance(epsilon, jax.Array):  # inside `jit`, whoever calls it has checked
@@ -49,31 +58,6 @@ def check_settings(
             f"kept_fraction={kept_fraction} is not a fraction of the entries; pass a number "
             "above 0, at most 1"
         )
-
-
-def check_radius(norm: str, epsilon: float) -> None:
-    """Refuse what is not a radius.
-
-    Raises:
-      ValueError: not a number, below 0, not finite, or above 1 on Linf.
-    """
-    epsilon = check_number("epsilon", epsilon)
-    if not (math.isfinite(epsilon) and epsilon >= 0):
-        raise ValueError(f"epsilon={epsilon} is not a radius; pass a finite number >= 0")
-    if norm == "linf" and epsilon > 1:
-        raise ValueError(
-            f"epsilon={epsilon} is larger than the pixel range [0, 1]; write {epsilon:g}/255"
-        )
-
-
-def check_number(name: str, value: Any) -> float:
-    """Return a setting as a number; `ValueError` where it is none."""
-    try:
-        if not isinstance(value, str):
-            return float(value)
-    except TypeError:
-        pass
-    raise ValueError(f"{name}={value!r} is not a number; pass one, without quotes (4/255)")
 
 
 def check_no_targets(loss: str) -> None:
@@ -194,7 +178,7 @@ def check_noise(noise: Noise, norm: str) -> None:
             f"a start with noise of std={noise.std} is the image; pass a number of pixels above 0, "
             "such as 0.001"
         )
-    if not noise.normal and not BALLS[norm].fill:
+    if not noise.normal and not GEOMETRIES[norm].fill:
         raise ValueError(
             f"a uniform start is of {filled()}, not of {norm}; start at random or with gauss"
         )
@@ -202,11 +186,11 @@ def check_noise(noise: Noise, norm: str) -> None:
 
 def filled() -> str:
     """Return the norms whose ball has a uniform start, in words."""
-    return " and ".join(norm for norm, ball in BALLS.items() if ball.fill)
+    return " and ".join(norm for norm, ball in GEOMETRIES.items() if ball.fill)
 
 
 def start_points(
-    ball: Ball,
+    ball: Geometry,
     start: Start | Noise,
     images: Points,
     epsilon: PerImage,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxrobust.attacks.geometry.balls import all_finite, per_image
-from jaxrobust.attacks.geometry.l1_rules import ball_of
+from jaxrobust.attacks.geometry.l1_rules import geometry_of
 from jaxrobust.attacks.inputs import (
     Noise,
     check_inputs,
@@ -96,7 +96,7 @@ def pgd(
       `inputs.image_keys`); without a random start it is not read and may be None. A label
       outside the classes is an error outside `jit` and undefined inside.
     Raises:
-      ValueError: see `inputs.check_settings`, `inputs.check_noise` and `l1_rules.ball_of`.
+      ValueError: see `inputs.check_settings`, `inputs.check_noise` and `l1_rules.geometry_of`.
 
     >>> import jax, jax.numpy as jnp
     >>> logits_fn = lambda images: images.mean((1, 2)) @ jnp.array([[1.0, -1.0]])
@@ -141,7 +141,7 @@ def pgd_machine(
         kept_fraction=kept_fraction,
     )
     check_no_targets(loss)
-    ball, loss_fn = ball_of(norm, l1_rule), LOSSES[loss]
+    ball, loss_fn = geometry_of(norm, l1_rule), LOSSES[loss]
     length = 2.5 * epsilon / steps if step_size is None else step_size
 
     def init(

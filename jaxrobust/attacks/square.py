@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrobust.attacks.geometry.balls import BALLS, where
+from jaxrobust.attacks.geometry.balls import GEOMETRIES, where
 from jaxrobust.attacks.geometry.square_windows import check_schedule, window_levels, window_table
 from jaxrobust.attacks.inputs import check_array, check_inputs, check_settings, image_keys
 from jaxrobust.attacks.losses import cw_loss
 from jaxrobust.attacks.machine import Named, Row, advance, checked
 from jaxrobust.attacks.square_geometry import (
-    GEOMETRIES,
+    PROPOSALS,
     KeyData,
     Rows,
     as_rows,
@@ -135,7 +135,7 @@ def square_machine(
     check_settings(norm=norm, epsilon=epsilon, loss="cw")
     check_schedule(queries, p_init)
     levels = window_levels(queries, rescale)
-    geometry = GEOMETRIES[norm]
+    geometry = PROPOSALS[norm]
 
     def init(
         images: Any, labels: Any, *, keys: Any = None, targets: Any = None, start: Start = "random"
@@ -189,7 +189,7 @@ def square_machine(
         loss=None,
         tell=tell,
         finished=finished,
-        result=lambda state: BALLS[norm].settle(
+        result=lambda state: GEOMETRIES[norm].settle(
             *(a.reshape(state.points.shape) for a in (state.x_best, state.images))
         ),
     )

@@ -218,7 +218,7 @@ def _per_channel(rows, channels):
     return jnp.sum(jnp.sum(rows, axis=1).reshape(len(rows), -1, channels), axis=1)
 
 
-class Geometry(NamedTuple):
+class Proposals(NamedTuple):
     """What a norm does.
 
     `draw_start(keys, images) -> StartDraws`, `start(images, epsilon, draws) -> points`;
@@ -230,8 +230,8 @@ class Geometry(NamedTuple):
     propose: Callable[..., Array]
 
 
-GEOMETRIES = {"linf": Geometry(_draw_stripes, _start_linf, _propose_linf)} | {
-    norm: Geometry(
+PROPOSALS = {"linf": Proposals(_draw_stripes, _start_linf, _propose_linf)} | {
+    norm: Proposals(
         _draw_tiles,
         functools.partial(_start_mass, norm),
         functools.partial(_propose_mass, norm),

@@ -192,6 +192,7 @@ def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:
 
     from jaxrobust import evaluation
     from jaxrobust.evaluation.network import collapse
+    from jaxrobust.types import Threat
 
     size = config.model.image_size
     ledgers: list[Path] = []
@@ -202,8 +203,7 @@ def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:
             jax.tree_util.Partial(forward, *weights),
             shown,
             shown.labels(),
-            norm=config.attack.norm,
-            epsilon=config.attack.epsilon,
+            **Threat.of(config.attack).settings(),
             attacks=None if full else ("apgd-ce",),
             seed=config.seed,
             batch_size=config.evaluation.batch_size,
@@ -227,8 +227,9 @@ def _autoattack(config: Any, forward: Any, shown: Any, folder: Path) -> Measure:
 
 def _question(args: argparse.Namespace, phase: str, config: Any) -> dict[str, Any]:
     """Return what every candidate of a file is asked."""
+    from jaxrobust.types import Threat
+
     attack = {"name": args.attack, "steps": args.steps}
-    ball = {"norm": config.attack.norm, "epsilon": config.attack.epsilon}
     return {
         "phase": phase,
         "metric": "clean" if config[phase].objective == "clean" else "robust",
@@ -237,7 +238,7 @@ def _question(args: argparse.Namespace, phase: str, config: Any) -> dict[str, An
         "first_images": args.n or None,  # null: all
         "seed": config.seed,
         "dtype": "float32" if args.attack == "autoattack" else config.model.dtype,
-        "attack": attack | ball,
+        "attack": attack | Threat.of(config.attack).settings(),
     }
 
 

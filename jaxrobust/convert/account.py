@@ -7,12 +7,12 @@ from jaxrobust.data import imagenet, resolve
 from jaxrobust.evaluation.records import records
 from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.files import jsonl
+from jaxrobust.types import Threat
 from jaxrobust.weights import load
 from jaxrobust.weights.store.artifact import Network
 from jaxrobust.weights.trained import runs
 
 UNKNOWN = "not known"
-_RADII = (1, 2, 3, 4, 6, 8, 12, 16)  # of 255, as papers write them
 _NAMED = 20  # classes; more stand in a file
 
 
@@ -21,8 +21,7 @@ class Account(NamedTuple):
 
     which: str  # the name of the weights
     trained: str = ""  # a sentence
-    norm: str | None = None  # of the ball that it was trained or published for
-    epsilon: float | None = None  # in units of [0, 1] pixels
+    threat: Threat | None = None  # that it was trained or published for
     preprocessing: str | None = None
     dataset: str | None = None  # of the training
     classes: tuple[str, ...] = ()  # in the order of labels
@@ -47,16 +46,14 @@ def of_run(workdir: Path, which: str, sha256: str, *, image_size: int | None = N
         tested = None if resolve(tested, image_size or 0) == tested else tested
     names = runs.classes_file(workdir, phase)
     classes = tuple(names.read_text().splitlines()) if names.exists() else ()
-    ball: dict[str, Any] = (
-        {} if objective == "clean" else {"norm": attack.norm, "epsilon": attack.epsilon}
-    )
+    ball = None if objective == "clean" else Threat.of(attack)
     how = f"{objective} training on {config.data.name}, split {config.data.train_split}"
     if ball:
-        how += f", {attack.name}, {attack.steps} steps, {radius(attack.norm, attack.epsilon)}"
+        how += f", {attack.name}, {attack.steps} steps, {ball.written()}"
     return Account(
         which,
         trained=how,
-        **ball,
+        threat=ball,
         preprocessing=tested,
         dataset=config.data.name,
         classes=classes,
@@ -72,8 +69,7 @@ def of_weights(network: Network, which: str) -> Account:
     board = PUBLISHED[key].board if key in PUBLISHED else None
     return Account(
         which,
-        norm=about["norm"],
-        epsilon=about["epsilon"],
+        threat=None if None in (about["norm"], about["epsilon"]) else Threat.of(about),
         preprocessing=about["preprocessing"],
         dataset=board.data if board and board.dataset != "imagenet" else None,
         imagenet=board is not None and board.dataset == "imagenet",
@@ -95,14 +91,6 @@ def with_records(known: Account, file: Path | None, sha256: str) -> Account:
         preprocessing=known.preprocessing or first.get("preprocessing"),
         imagenet=known.imagenet or on_imagenet,
     )
-
-
-def radius(norm: str, epsilon: float) -> str:
-    """Write a threat as papers do: "linf 8/255", "l2 0.5"."""
-    for count in _RADII:
-        if norm == "linf" and abs(epsilon * 255 - count) < 1e-4:
-            return f"{norm} {count}/255"
-    return f"{norm} {epsilon:.4g}"
 
 
 def classes(network: Network, known: Account) -> str:
@@ -153,9 +141,9 @@ def prepared(network: Network, known: Account) -> str:
 
 def threat(known: Account) -> str:
     """Name the threat model."""
-    if known.norm is None or known.epsilon is None:
+    if known.threat is None:
         return UNKNOWN if not known.trained else "none: it was trained on clean images"
-    return f"{radius(known.norm, known.epsilon)}, in units of [0, 1] pixels"
+    return f"{known.threat.written()}, in units of [0, 1] pixels"
 
 
 def images(record: dict[str, Any]) -> str:
@@ -179,9 +167,8 @@ def row(record: dict[str, Any]) -> tuple[str, str, str, str, str]:
 def _attack(record: dict[str, Any]) -> str:
     if record.get("method") == "union":
         return records.how(record)
-    ball = record["attacks"][0]
     name = records.how(record).partition(",")[0]
-    return f"{name}, {radius(ball['norm'], ball['epsilon'])}"
+    return f"{name}, {Threat.of(record['attacks'][0]).written()}"
 
 
 def _stands(record: dict[str, Any]) -> str:

@@ -77,8 +77,7 @@ def config(network: Network, known: Account, sha256: str) -> dict[str, Any]:
         "architecture": network.name,
         "options": models.essential(network.name, network.options),
         "preprocessing": known.preprocessing,
-        "norm": known.norm,
-        "epsilon": known.epsilon,
+        **(known.threat.settings() if known.threat else {"norm": None, "epsilon": None}),
         "accuracies": list(known.records) or None,
         "weights_sha256": sha256,
     }
@@ -134,11 +133,7 @@ def card(network: Network, known: Account) -> str:
     """Return README.md: YAML that the hub reads, then text for people."""
     built = timm_name(network)
     title = f"{network.name}, {network.num_classes:,} classes"
-    title += (
-        ""
-        if known.norm is None or known.epsilon is None
-        else (f", threat model {account.radius(known.norm, known.epsilon)}")
-    )
+    title += "" if known.threat is None else f", threat model {known.threat.written()}"
     inside = account.normalisation(network)
     outside = "timm's transforms normalise them" if built else "the network's first layer does that"
     told = {

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jaxrobust import models
 from jaxrobust.data.splits.subsets import ROBUSTBENCH_SHA256
 from jaxrobust.runtime.files import jsonl
+from jaxrobust.types import Threat, fraction
 
 BY_HAND = "TO BE FILLED IN BY HAND"
 _ID = re.compile(r"[A-Z][A-Za-z-]*\d{4}[A-Za-z0-9]+(_[\w-]+)?")
@@ -26,29 +27,32 @@ class Protocol(NamedTuple):
     """What a leaderboard counts."""
 
     dataset: str  # as RobustBench calls it
-    norm: str
-    epsilon: float  # in units of [0, 1] pixels
-    eps: str  # the same, as RobustBench writes it
+    threat: Threat
     images: int  # the first ones
     said: str  # the data, as our command line takes it
     listed: bool = True  # whether RobustBench has this leaderboard
 
     @property
-    def threat(self) -> str:
+    def norm(self) -> str:
         """Return the threat model as RobustBench calls it."""
-        return {"linf": "Linf", "l2": "L2"}[self.norm]
+        return {"linf": "Linf", "l2": "L2"}[self.threat.norm]
+
+    @property
+    def eps(self) -> str:
+        """Return the radius as RobustBench writes it."""
+        return fraction(self.threat.epsilon)
 
 
 _PHOTOGRAPHS = "--dataset (imagenet2012 | folder:PATH) --split validation@robustbench"
 PROTOCOLS = (
-    Protocol("imagenet", "linf", 4 / 255, "4/255", 5_000, _PHOTOGRAPHS),
+    Protocol("imagenet", Threat("linf", 4 / 255), 5_000, _PHOTOGRAPHS),
     *(
-        Protocol(name, norm, epsilon, eps, 10_000, f"--dataset {name} --split test", listed)
-        for name, norm, epsilon, eps, listed in (
-            ("cifar10", "linf", 8 / 255, "8/255", True),
-            ("cifar10", "l2", 0.5, "0.5", True),
-            ("cifar100", "linf", 8 / 255, "8/255", True),
-            ("cifar100", "l2", 0.5, "0.5", False),
+        Protocol(name, threat, 10_000, f"--dataset {name} --split test", listed)
+        for name, threat, listed in (
+            ("cifar10", Threat("linf", 8 / 255), True),
+            ("cifar10", Threat("l2", 0.5), True),
+            ("cifar100", Threat("linf", 8 / 255), True),
+            ("cifar100", Threat("l2", 0.5), False),
         )
     ),
 )
@@ -61,7 +65,7 @@ def protocol_of(record: dict[str, Any]) -> Protocol:
     dataset = match[1] if match else "imagenet"
     norms = {attack["norm"] for attack in record["attacks"]}
     own = [p for p in PROTOCOLS if p.dataset == dataset]
-    return next((p for p in own if {p.norm} == norms), own[0])
+    return next((p for p in own if {p.threat.norm} == norms), own[0])
 
 
 def check_id(robustbench_id: str) -> str:
@@ -113,7 +117,7 @@ def find(path: Path, weights_sha256: str, evaluation: str | None) -> dict[str, A
         raise ValueError(
             f"{path}: this is no AutoAttack accuracy as RobustBench defines it, for "
             f"{'; '.join(lacks(own[-1]))}. To have one, run: python -m jaxrobust.evaluate "
-            f"(--workdir RUN | --weights FOLDER) {p.said} --norm {p.norm} --epsilon {p.eps} "
+            f"(--workdir RUN | --weights FOLDER) {p.said} --norm {p.threat.norm} --epsilon {p.eps} "
             "--attack autoattack --version standard"
         )
     return counting[-1]
@@ -124,17 +128,22 @@ def ledger_of(records: Path, record: dict[str, Any]) -> Path:
     return records.parent / f"ledger-{record['evaluation']}.jsonl"
 
 
+def _same(one: Threat, other: Threat) -> bool:
+    return one.norm == other.norm and math.isclose(one.epsilon, other.epsilon, rel_tol=1e-6)
+
+
 def lacks(record: dict[str, Any]) -> list[str]:
     """Return what separates a record from the protocol of its leaderboard; empty: nothing."""
     p, ids = protocol_of(record), record["image_ids"]
-    radii = [(a["norm"], a["epsilon"]) for a in record["attacks"]]
+    radii = [Threat.of(attack) for attack in record["attacks"]]
     method = record.get("method")
     wanted = {
         f"its attack is {method or 'not AutoAttack'}, not autoattack standard": (
             method == "autoattack standard"
         ),
-        f"its balls are {sorted(set(radii))}, not {p.norm} {p.eps}": bool(radii)
-        and all(n == p.norm and math.isclose(e, p.epsilon, rel_tol=1e-6) for n, e in radii),
+        f"its balls are {', '.join(dict.fromkeys(map(str, radii)))}, not {p.threat.written()}": (
+            bool(radii) and all(_same(own, p.threat) for own in radii)
+        ),
         "adversarial images of other evaluations were replayed; evaluate with --noreplay": (
             not record.get("replayed")
         ),
@@ -202,7 +211,7 @@ def issue(
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     rows = {
         "Architecture": made["architecture"],
-        "Threat Model": p.threat,
+        "Threat Model": p.norm,
         "eps": made["eps"],
         "Clean accuracy": f"{made['clean_acc']} %",
         "Robust accuracy": f"{made['autoattack_acc']} %",
@@ -236,7 +245,7 @@ def issue(
         *(
             []
             if p.listed
-            else ["", f"RobustBench has no leaderboard of {p.dataset}, {p.threat} yet."]
+            else ["", f"RobustBench has no leaderboard of {p.dataset}, {p.norm} yet."]
         ),
         "",
         "# Model Zoo",
@@ -261,6 +270,6 @@ def files(
     """Return path -> text of the two files, the entry and the issue."""
     p, made = protocol_of(record), json.dumps(entry(record), indent=2)
     return {
-        f"model_info/{p.dataset}/{p.threat}/{robustbench_id}.json": made + "\n",
+        f"model_info/{p.dataset}/{p.norm}/{robustbench_id}.json": made + "\n",
         "new_model_issue.md": issue(robustbench_id, record, file, sha256, confirmed),
     }

@@ -69,7 +69,7 @@ def _why_zero(patient: Patient, said: str, value: dict[str, float]) -> Seen:
 
 def _few(patient: Patient) -> Seen | None:
     count = len(patient.attacked)
-    if patient.epsilon <= 0:
+    if patient.threat.epsilon <= 0:
         return Seen(SKIPPED, "the radius is 0")
     if patient.without_gradient:
         return Seen(SKIPPED, "the network cannot be differentiated")
@@ -81,7 +81,7 @@ def _losses(patient: Patient) -> Seen:
         return few
     if patient.logits.shape[1] < 3:
         return Seen(SKIPPED, "DLR needs three classes")
-    ce, dlr = (patient.after_pgd(patient.epsilon, loss) > 0 for loss in ("ce", "dlr"))
+    ce, dlr = (patient.after_pgd(patient.threat.epsilon, loss) > 0 for loss in ("ce", "dlr"))
     value = {"ce": 1 - float(ce.mean()), "dlr": 1 - float(dlr.mean())}
     said = f"{value['ce']:.1%} withstand PGD with CE, {value['dlr']:.1%} with DLR"
     only_dlr, only_ce = int((dlr & ~ce).sum()), int((ce & ~dlr).sum())
@@ -103,7 +103,7 @@ def _losses(patient: Patient) -> Seen:
 def _noise(patient: Patient) -> Seen:
     if few := _few(patient):
         return few
-    pgd, noise = patient.after_pgd(patient.epsilon), patient.after_noise
+    pgd, noise = patient.after_pgd(patient.threat.epsilon), patient.after_noise
     better = float((noise > pgd).mean())
     said = (
         f"PGD fools {(pgd > 0).mean():.1%}, noise of its size {(noise > 0).mean():.1%}; noise "
@@ -116,7 +116,7 @@ def _noise(patient: Patient) -> Seen:
 def _radius(patient: Patient) -> Seen:
     if few := _few(patient):
         return few
-    eps = patient.epsilon
+    eps = patient.threat.epsilon
     radii = [r for r in (eps / 2, eps, 2 * eps) if r < patient.everything] + [patient.everything]
     fooled = [patient.after_pgd(radius) > 0 for radius in radii]
     robust = [1 - float(of.mean()) for of in fooled]

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrobust.attacks import pgd as check_ball
 from jaxrobust.config import of_phase, phases
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
@@ -28,6 +27,7 @@ from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text import patience, terminal
 from jaxrobust.runtime.text.spelling import norm as spelled
 from jaxrobust.sections import Config
+from jaxrobust.types import Threat
 from jaxrobust.weights.trained import runs
 
 _RADII = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}  # where nobody names one: CIFAR-10's
@@ -102,8 +102,7 @@ def _read(given: Given, images: int) -> tuple[str, Patient]:
         logits_fn=logits_of("float32"),
         images=prepared[places],
         labels=prepared.labels()[places],
-        norm=subject.norm,
-        epsilon=_RADII[subject.norm] if subject.epsilon is None else subject.epsilon,
+        threat=subject.threat or Threat(subject.norm, _RADII[subject.norm]),
         others={} if subject.net else {"bfloat16": logits_of("bfloat16")},
         arrays=resizing.resized(source, places, preprocessing=preprocessing, image_size=size),
         recorded=_recorded(run, which, subject, source),
@@ -142,8 +141,7 @@ def of_config(found: Config, *, devices: int, name: str, tell: Tell) -> Examinat
       ValueError: a phase without a section, no norm or radius, a network that cannot be made.
     """
     for phase in phases(found):
-        ball = of_phase(found, phase).attack
-        check_ball(norm=ball.norm, epsilon=ball.epsilon, steps=1)  # refuses a mistake
+        Threat.of(of_phase(found, phase).attack)  # refuses a mistake
     of = f"{name} on {counted(devices, 'device')}"
     tell(of)
     return Examination(of, examined(CONFIG_CHECKS, Plan(found, devices), tell))

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrobust import attacks
-from jaxrobust.attacks.geometry.balls import BALLS
+from jaxrobust.attacks.geometry.balls import GEOMETRIES
 from jaxrobust.evaluation.network import checks, reliability
 from jaxrobust.evaluation.questions import questions
-from jaxrobust.types import VERDICT_PRECISION, Array, LogitsFn
+from jaxrobust.types import VERDICT_PRECISION, Array, LogitsFn, Threat
 
 STEPS = 10  # of PGD, and points of random noise
 _ATTACKED = 100  # images at most
@@ -29,7 +29,7 @@ class Recorded:
 
 @dataclass(frozen=True)
 class Patient:
-    """A network, images in [0, 1] and the ball that it is meant to withstand.
+    """A network, images in [0, 1] and the threat that it is meant to withstand.
 
     Attributes:
       logits_fn: f32[B,H,W,C] -> f32[B,K], as `autoattack` takes it; is traced and compiled.
@@ -40,14 +40,13 @@ class Patient:
       recorded: what accuracy is expected; None: nobody has said.
       classes: names of the classes; empty: nobody has said.
     Raises:
-      ValueError: no norm, or no radius of it, with what to do.
+      ValueError: a radius that cannot be meant for these images, with what to do.
     """
 
     logits_fn: LogitsFn
     images: np.ndarray
     labels: np.ndarray
-    norm: str = "linf"
-    epsilon: float = 8 / 255
+    threat: Threat = field(default_factory=lambda: Threat("linf", 8 / 255))
     others: Mapping[str, LogitsFn] = field(default_factory=dict)
     arrays: np.ndarray | None = None
     recorded: Recorded | None = None
@@ -57,10 +56,9 @@ class Patient:
     kept: dict[str, Any] = field(default_factory=dict, init=False)  # what was looked at
 
     def __post_init__(self) -> None:
-        """Refuse what is no ball: programs take the radius as it is."""
-        attacks.pgd(norm=self.norm, epsilon=self.epsilon, steps=1)  # refuses a mistake
+        """Refuse a radius that holds every image."""
         _, height, _, channels = self.images.shape
-        questions.check_radius(self.norm, self.epsilon, height, channels)
+        questions.check_threat(self.threat, height, channels)
 
     def forward(self, images: np.ndarray) -> np.ndarray:
         """Return the logits f[n,K] of any number of images f32[n,H,W,C]."""
@@ -142,7 +140,7 @@ class Patient:
         name = f"pgd-{loss}"
         if name not in self.kept:  # one for all radii
             network = _argument(self.logits_fn)
-            program = jax.jit(partial(_after_pgd, norm=self.norm, loss=loss))
+            program = jax.jit(partial(_after_pgd, norm=self.threat.norm, loss=loss))
             self.kept[name] = lambda *of: program(network, *of)
         return self.kept[name]
 
@@ -152,8 +150,8 @@ class Patient:
         away as PGD goes.
         """
         network = _argument(self.logits_fn)
-        program = jax.jit(partial(_after_noise, norm=self.norm))
-        radius = np.full(len(self.attacked), self.epsilon, np.float32)
+        program = jax.jit(partial(_after_noise, norm=self.threat.norm))
+        radius = np.full(len(self.attacked), self.threat.epsilon, np.float32)
         return self._margins(lambda *of: program(network, *of), radius)
 
     def _margins(self, program: Callable[..., Any], radius: np.ndarray) -> np.ndarray:
@@ -168,7 +166,7 @@ class Patient:
     def everything(self) -> float:
         """Return the radius at which all images can be made the same grey one."""
         pixels = float(np.prod(self.images.shape[1:]))
-        return {"linf": 0.5, "l2": 0.5 * pixels**0.5, "l1": 0.5 * pixels}[self.norm]
+        return {"linf": 0.5, "l2": 0.5 * pixels**0.5, "l1": 0.5 * pixels}[self.threat.norm]
 
 
 def _argument(logits_fn: LogitsFn) -> Any:
@@ -226,7 +224,7 @@ def _after_noise(
         )
         noise = draws(keys)
         far = jax.vmap(partial(_of_size, norm=norm))(noise, epsilon)
-        return _margin(network, BALLS[norm].project(images + far, images, epsilon), labels)
+        return _margin(network, GEOMETRIES[norm].project(images + far, images, epsilon), labels)
 
     return jax.lax.map(at, jnp.arange(STEPS)).max(axis=0)
 

@@ -19,7 +19,7 @@ from jaxrobust.runtime.devices import sharding
 from jaxrobust.sections import Config
 from jaxrobust.training.update import alarm, averages, inner, mixing, objectives, optim, step
 from jaxrobust.training.update.inner import training_attack
-from jaxrobust.types import Batch, Classifier
+from jaxrobust.types import Batch, Classifier, Threat
 
 _OBJECTIVES = {
     "clean": lambda phase, attack: objectives.clean(),
@@ -383,7 +383,7 @@ def evaluation(
 
     `dtype` replaces the model's compute type.
     """
-    attack = accuracy.apgd_ce(norm=config.attack.norm, epsilon=config.attack.epsilon, steps=steps)
+    attack = accuracy.apgd_ce(Threat.of(config.attack), steps=steps)
     net = network_of(config, dtype=dtype)
     dtype = dtype or config.model.dtype
     return accuracy.counter(net, attack, mesh=mesh, dtype=dtype, top5=top5)

@@ -17,7 +17,7 @@ from absl.testing import absltest, parameterized
 from PIL import Image
 
 from jaxrobust import data
-from jaxrobust.attacks.geometry.balls import BALLS
+from jaxrobust.attacks.geometry.balls import GEOMETRIES
 from jaxrobust.commands.analysis import analyse
 from jaxrobust.config import network_of
 from jaxrobust.weights.store.checkpoint import steps
@@ -87,7 +87,9 @@ class Network:
     def start(self, seed: int) -> np.ndarray:
         keys = [jax.random.fold_in(jax.random.key(seed), int(number)) for number in self.ids]
         radius = jnp.full(len(keys), EPSILON)
-        return np.asarray(BALLS["linf"].sample(jnp.stack(keys), jnp.asarray(self.images), radius))
+        return np.asarray(
+            GEOMETRIES["linf"].sample(jnp.stack(keys), jnp.asarray(self.images), radius)
+        )
 
     def pgd(self, seed: int, made: int, length: float) -> np.ndarray:
         """Linf PGD as a textbook has it."""

@@ -477,7 +477,7 @@ class PropertyTest(parameterized.TestCase):
         )
         random = machine.init(self.images, self.labels, keys=keys, start="random").points
         np.testing.assert_array_equal(
-            random, attacks.BALLS["linf"].sample(keys, self.images, jnp.full(16, 0.1))
+            random, attacks.GEOMETRIES["linf"].sample(keys, self.images, jnp.full(16, 0.1))
         )
         given = machine.init(self.images, self.labels, start=random).points
         np.testing.assert_array_equal(given, random)
@@ -671,7 +671,7 @@ class MultiRadiusTest(parameterized.TestCase):
         np.testing.assert_array_equal(seen["counts"], seen["stage"] == 2)
         self.assertTrue(np.asarray(machine.finished(state)).all())
         # A stage begins at the best point of the one before, brought into its ball.
-        start = balls.BALLS["l1"].project(seen["best"][7], images, jnp.full(len(labels), 24.0))
+        start = balls.GEOMETRIES["l1"].project(seen["best"][7], images, jnp.full(len(labels), 24.0))
         assert_within(seen["points"][8], start, 1e-6)
 
     def test_too_few_steps(self):

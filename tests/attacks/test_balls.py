@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jaxrobust.attacks import BALLS
+from jaxrobust.attacks import GEOMETRIES
 from jaxrobust.attacks.geometry.balls import l1_correction, place_linf
 from tests.support import paths, sweeps
 from tests.support.golden import assert_within, load, norm_in_float64
@@ -62,14 +62,14 @@ class L1GoldenTest(parameterized.TestCase):
         """Training noise: the ball is that of the clipped image, and nothing is NaN."""
         images, points, epsilon = random_cases("l1", 100)
         noisy = images + 3 * jax.random.normal(jax.random.key(1), images.shape)
-        expected = BALLS["l1"].project(points, jnp.clip(noisy, 0, 1), epsilon)
-        np.testing.assert_array_equal(BALLS["l1"].project(points, noisy, epsilon), expected)
+        expected = GEOMETRIES["l1"].project(points, jnp.clip(noisy, 0, 1), epsilon)
+        np.testing.assert_array_equal(GEOMETRIES["l1"].project(points, noisy, epsilon), expected)
 
 
 class PropertyTest(parameterized.TestCase):
     @parameterized.parameters(*NORMS)
     def test_projection_stays_in_ball_and_box(self, norm):
-        ball = BALLS[norm]
+        ball = GEOMETRIES[norm]
         images, points, epsilon = random_cases(norm)
         raw = jax.jit(ball.project)(points, images, epsilon)
         settled = np.asarray(ball.settle(raw, images))
@@ -81,7 +81,7 @@ class PropertyTest(parameterized.TestCase):
 
     @parameterized.parameters(*NORMS)
     def test_projection_keeps_points_inside(self, norm):
-        ball = BALLS[norm]
+        ball = GEOMETRIES[norm]
         images, points, epsilon = random_cases(norm, 200)
         project = jax.jit(ball.project)
         inside = project(points, images, epsilon)
@@ -90,7 +90,7 @@ class PropertyTest(parameterized.TestCase):
 
     @parameterized.parameters(*NORMS)
     def test_samples(self, norm):
-        ball = BALLS[norm]
+        ball = GEOMETRIES[norm]
         images = jax.random.uniform(jax.random.key(0), (8, 8, 8, 3))
         epsilon = jnp.linspace(0.0, {"linf": 0.1, "l2": 1.0, "l1": 8.0}[norm], 8)
         keys = jax.random.split(jax.random.key(1), 8)
@@ -107,7 +107,7 @@ class PropertyTest(parameterized.TestCase):
     def test_linf_sample_reaches_the_border(self):
         images = jnp.full((4, 8, 8, 3), 0.5)
         keys = jax.random.split(jax.random.key(1), 4)
-        points = BALLS["linf"].sample(keys, images, jnp.full(4, 0.125))
+        points = GEOMETRIES["linf"].sample(keys, images, jnp.full(4, 0.125))
         np.testing.assert_array_equal(jnp.abs(points - images).max(axis=(1, 2, 3)), 0.125)
 
     def test_linf_start_of_a_draw(self):
@@ -120,7 +120,7 @@ class PropertyTest(parameterized.TestCase):
     def test_l1_ascent_keeps_the_largest(self):
         gradient = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4, 4, 3)), jnp.float32)
         kept = jnp.array([0.0, 0.05, 0.2, 0.5, 1.0])
-        moved = BALLS["l1"].ascend(jnp.zeros_like(gradient), gradient, jnp.full(5, 2.0), kept)
+        moved = GEOMETRIES["l1"].ascend(jnp.zeros_like(gradient), gradient, jnp.full(5, 2.0), kept)
         for i in range(5):
             size = np.sort(np.abs(gradient[i]).ravel())
             limit = size[min(max(int((np.float32(1) - kept[i]) * 48), 0), 47)]
@@ -130,7 +130,9 @@ class PropertyTest(parameterized.TestCase):
 
     def test_l1_ascent_keeps_all_of_equals(self):
         gradient = jnp.full((1, 2, 2, 3), -3.0).at[0, 0, 0, 0].set(0.0)
-        moved = BALLS["l1"].ascend(jnp.zeros_like(gradient), gradient, jnp.ones(1), jnp.zeros(1))
+        moved = GEOMETRIES["l1"].ascend(
+            jnp.zeros_like(gradient), gradient, jnp.ones(1), jnp.zeros(1)
+        )
         self.assertEqual(int((moved < 0).sum()), 11)
 
     @sweeps.fast("l2")
@@ -140,15 +142,15 @@ class PropertyTest(parameterized.TestCase):
             images, points, epsilon = (
                 jnp.asarray(np.asarray(a, np.float64)) for a in random_cases(norm, 8)
             )
-            projected = BALLS[norm].project(points, images, epsilon)
-            moved = BALLS[norm].ascend(projected, points, epsilon, jnp.full(8, 0.1))
+            projected = GEOMETRIES[norm].project(points, images, epsilon)
+            moved = GEOMETRIES[norm].ascend(projected, points, epsilon, jnp.full(8, 0.1))
             self.assertEqual({projected.dtype, moved.dtype}, {jnp.dtype("float64")})
             norms = norm_in_float64(projected - images, norm)
             np.testing.assert_array_less(norms, np.asarray(epsilon) * (1 + 1e-13) + 1e-13)
 
     def test_nan_has_no_sign(self):
         gradient = jnp.array([[jnp.nan, 1.0, -0.0, -2.0]])
-        moved = BALLS["linf"].ascend(jnp.zeros((1, 4)), gradient, jnp.ones(1), None)
+        moved = GEOMETRIES["linf"].ascend(jnp.zeros((1, 4)), gradient, jnp.ones(1), None)
         np.testing.assert_array_equal(moved, [[0, 1, 0, -1]])
 
 

@@ -81,7 +81,7 @@ class PgdTest(parameterized.TestCase):
     def test_fgsm_from_a_random_start(self):
         key = jax.random.key(5)
         keys = attacks.image_keys(key, 16)
-        start = np.asarray(attacks.BALLS["linf"].sample(keys, self.images, jnp.full(16, 0.1)))
+        start = np.asarray(attacks.GEOMETRIES["linf"].sample(keys, self.images, jnp.full(16, 0.1)))
         x, epsilon = np.asarray(self.images), np.float32(0.1)
         expected = start + np.float32(0.125) * np.sign(self.gradient(start))
         expected = np.clip(np.clip(expected, x - epsilon, x + epsilon), 0, 1)

@@ -113,7 +113,7 @@ def scripted_draws(g, norm):
 def scripted_run(g, norm):
     """31 evaluations with the golden draws: the final state; each point, its margin, the best."""
     start, queries = scripted_draws(g, norm)
-    geometry = square_geometry.GEOMETRIES[norm]._replace(draw_start=lambda keys, images: start)
+    geometry = square_geometry.PROPOSALS[norm]._replace(draw_start=lambda keys, images: start)
 
     def draw_query(state, side):
         del side
@@ -134,7 +134,7 @@ def scripted_run(g, norm):
 
     with (
         mock.patch.object(square, "draw_query", draw_query),
-        mock.patch.dict(square_geometry.GEOMETRIES, {norm: geometry}),
+        mock.patch.dict(square_geometry.PROPOSALS, {norm: geometry}),
     ):
         images = jnp.asarray(g["scr_x_u8"].astype(np.float32) / np.float32(255))
         return map(np.asarray, jax.jit(run)(images, jnp.asarray(g["scr_y"], jnp.int32)))
@@ -309,7 +309,7 @@ class PropertyTest(parameterized.TestCase):
             def draw(images, keys, machine=machine):
                 labels = jnp.zeros_like(images[:, 0, 0, 0], jnp.int32)
                 state = machine.init(images, labels, keys=keys)
-                start = square_geometry.GEOMETRIES[norm].draw_start(state.keys, images)
+                start = square_geometry.PROPOSALS[norm].draw_start(state.keys, images)
                 state = state._replace(iteration=jnp.arange(len(images), dtype=jnp.int32) % 5 + 1)
                 return start, square_geometry.draw_query(state, jnp.full_like(labels, 3))
 

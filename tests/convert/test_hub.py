@@ -18,6 +18,7 @@ import jaxrobust
 from jaxrobust import models
 from jaxrobust.data import imagenet
 from jaxrobust.models.published import IMAGENET_MEAN, IMAGENET_STD
+from jaxrobust.types import Threat
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import folder as weights_folder
 from jaxrobust.weights.store import hashes
@@ -263,8 +264,7 @@ class CardTest(parameterized.TestCase):
     def test_of_a_run(self):
         text = self.card(
             trained="adversarial training on cifar10",
-            norm="linf",
-            epsilon=8 / 255,
+            threat=Threat("linf", 8 / 255),
             preprocessing="none",
             classes=tuple("abcdefghij"),
             records=(RECORD,),
@@ -294,8 +294,7 @@ class CardTest(parameterized.TestCase):
     def test_of_published_weights(self):
         text = self.card(
             num_classes=1000,
-            norm="linf",
-            epsilon=4 / 255,
+            threat=Threat("linf", 4 / 255),
             preprocessing="Res256Crop224",
             imagenet=True,
             published="Salman2020Do_R18",

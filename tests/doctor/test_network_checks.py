@@ -9,12 +9,13 @@ from jaxrobust.doctor import explanations
 from jaxrobust.doctor.findings import GREEN, RED, SKIPPED, YELLOW, examined
 from jaxrobust.doctor.network_checks import NETWORK_CHECKS
 from jaxrobust.doctor.patient import Patient, Recorded
+from jaxrobust.types import Threat
 from tests.support import faults
 
 
 def patient(logits_fn, **changes):
     images, labels = faults.colours()
-    given = {"images": images, "labels": labels, "epsilon": faults.RADIUS}
+    given = {"images": images, "labels": labels, "threat": Threat("linf", faults.RADIUS)}
     return Patient(logits_fn, **(given | changes))
 
 
@@ -129,7 +130,9 @@ class OneCheckTest(parameterized.TestCase):
 
     def test_no_radius_and_few_right(self):
         for name in ("dlr-against-ce", "pgd-against-noise", "radius"):
-            self.assertEqual(self.look(name, faults.healthy, epsilon=0.0).level, SKIPPED)
+            self.assertEqual(
+                self.look(name, faults.healthy, threat=Threat("linf", 0.0)).level, SKIPPED
+            )
             wrong = faults.FAULTS["label-order"]
             self.assertEqual(self.look(name, wrong).level, SKIPPED)
 

@@ -7,7 +7,7 @@ import pytest
 from absl.testing import absltest
 
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.types import Classifier
+from jaxrobust.types import Classifier, Threat
 
 
 class CountsTest(absltest.TestCase):
@@ -93,7 +93,7 @@ class ApgdCeTest(absltest.TestCase):
             return jnp.concatenate([jnp.ones_like(pixel), wrong, *[20 * pixel - 11.1] * 8], axis=1)
 
         images, keys = jnp.full((8, 4, 4, 1), 0.5), jax.random.split(jax.random.key(0), 8)
-        attack = accuracy.apgd_ce(norm="linf", epsilon=0.1, steps=3)
+        attack = accuracy.apgd_ce(Threat("linf", 0.1), steps=3)
         points = attack(logits_fn, keys, images, jnp.zeros(8, jnp.int32))
         wrong = logits_fn(points).argmax(axis=1) != 0
         self.assertGreaterEqual(wrong.sum(), 6)  # whose random start was below 0.58

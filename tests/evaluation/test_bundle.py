@@ -19,6 +19,7 @@ from jaxrobust.evaluation.bundles import bundle, claims, differences
 from jaxrobust.evaluation.network import checks
 from jaxrobust.evaluation.questions import measuring
 from jaxrobust.evaluation.records import records, verdicts
+from jaxrobust.types import Threat
 from tests.support import bundles
 from tests.support.bundles import SHAPE, attacked, changed, logits, photographs, row_changed
 from tests.support.evaluations import call, run_for
@@ -31,7 +32,7 @@ class DifferenceTest(parameterized.TestCase):
         image = photographs(1)[0]
         rng = np.random.default_rng(2)
         for point in (rng.random(SHAPE, np.float32), image, np.zeros(SHAPE, np.float32)):
-            levels, step, code = differences._coded(point, image, 0, "linf", 0.1)
+            levels, step, code = differences._coded(point, image, 0, Threat("linf", 0.1))
             self.assertEqual((levels, step), (0, 0.0))
             back = claims.restored(code, image, levels, step)
             self.assertEqual(back.dtype, np.float32)
@@ -43,7 +44,7 @@ class DifferenceTest(parameterized.TestCase):
         point = attacked(image[None], np.array([3]), norm, epsilon)[0]
         off = []
         for levels in differences.LEVELS:
-            used, step, code = differences._coded(point, image, levels, norm, epsilon)
+            used, step, code = differences._coded(point, image, levels, Threat(norm, epsilon))
             back = claims.restored(code, image, used, step)
             self.assertIsNone(claims._outside(back, image, norm=norm, epsilon=epsilon))
             off.append(float(np.abs(back - point).max()))
@@ -57,18 +58,18 @@ class DifferenceTest(parameterized.TestCase):
         hit = logits(points).argmax(1) != right
         self.assertGreater(hit.sum(), 2)
         images, labels, points = images[hit], right[hit], points[hit]
-        coded = differences.encoded(points, images, labels, logits, norm=norm, epsilon=epsilon)
+        coded = differences.encoded(points, images, labels, logits, Threat(norm, epsilon))
         self.assertLen(coded, hit.sum())
         for image, label, point, found in zip(images, labels, points, coded, strict=True):
             back = claims.restored(found.code, image, found.levels, found.step)
             ok, _ = checks.verified(
-                back[None], image[None], label[None], logits(back[None]), norm=norm, epsilon=epsilon
+                back[None], image[None], label[None], logits(back[None]), Threat(norm, epsilon)
             )
             self.assertTrue(ok.all())
             for fewer in differences.LEVELS:
                 if fewer == found.levels or not found.sure:
                     break
-                used, step, code = differences._coded(point, image, fewer, norm, epsilon)
+                used, step, code = differences._coded(point, image, fewer, Threat(norm, epsilon))
                 less = claims.restored(code, image, used, step)[None]
                 by = claims.margin(logits(less), label[None])
                 self.assertGreater(by[0], -claims.MARGIN)
@@ -83,7 +84,7 @@ class DifferenceTest(parameterized.TestCase):
             return np.eye(2, dtype=np.float32)[np.where(same, 1, 0)]
 
         ball = {"norm": "linf", "epsilon": 0.01}
-        (found,) = differences.encoded(points, image, np.array([0]), fussy, **ball)
+        (found,) = differences.encoded(points, image, np.array([0]), fussy, Threat(**ball))
         self.assertEqual((found.levels, found.sure), (0, True))
         np.testing.assert_array_equal(claims.restored(found.code, image[0], 0, 0.0), points[0])
 
@@ -92,7 +93,7 @@ class DifferenceTest(parameterized.TestCase):
         points = np.clip(image + 0.01, 0, 1)
         thin = np.float32([[1, 1 + claims.BOUNDARY / 2, 0]])  # of class 1, by little
         how = {"norm": "linf", "epsilon": 0.01}
-        (found,) = differences.encoded(points, image, np.array([0]), lambda x: thin, **how)
+        (found,) = differences.encoded(points, image, np.array([0]), lambda x: thin, Threat(**how))
         self.assertEqual((found.levels, found.sure), (1, False))
         calls = []
 
@@ -100,7 +101,7 @@ class DifferenceTest(parameterized.TestCase):
             calls.append(len(images))
             return thin if len(calls) < 3 else np.float32([[0, 1, 0]])
 
-        (found,) = differences.encoded(points, image, np.array([0]), from_the_third, **how)
+        (found,) = differences.encoded(points, image, np.array([0]), from_the_third, Threat(**how))
         self.assertEqual((found.levels, found.sure), (differences.LEVELS[2], True))
 
     def test_photographs_under_a_full_perturbation_stay_small(self):
@@ -108,7 +109,9 @@ class DifferenceTest(parameterized.TestCase):
         rng = np.random.default_rng(0)
         image = rng.integers(0, 256, (224, 224, 3), np.uint8) / np.float32(255)
         signs = rng.choice([-1, 1], image.shape) * np.float32(4 / 255)
-        *_, code = differences._coded(np.clip(image + signs, 0, 1), image, 1, "linf", 4 / 255)
+        *_, code = differences._coded(
+            np.clip(image + signs, 0, 1), image, 1, Threat("linf", 4 / 255)
+        )
         self.assertLess(5000 * len(code), 400e6 / 2)
 
 
@@ -139,7 +142,7 @@ class ClaimsTest(parameterized.TestCase):
         )
         points[5, 0, 0, 0], points[6, 0, 0, 0] = np.nan, 1.0001
         wrong = np.tile(np.eye(10, dtype=np.float32)[1], (40, 1))
-        theirs, _ = checks.verified(points, images, labels, wrong, norm=norm, epsilon=epsilon)
+        theirs, _ = checks.verified(points, images, labels, wrong, Threat(norm, epsilon))
         how = {"norm": norm, "epsilon": epsilon}
         ours = [claims._outside(p, x, **how) is None for p, x in zip(points, images, strict=True)]
         self.assertEqual(ours, theirs.tolist())

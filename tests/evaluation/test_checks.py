@@ -8,6 +8,7 @@ from absl.testing import absltest, parameterized
 
 from jaxrobust import models
 from jaxrobust.evaluation.network import checks, reliability
+from jaxrobust.types import Threat
 from tests.support import paths
 from tests.support.golden import golden_nets, load
 
@@ -437,7 +438,7 @@ class ResultTest(parameterized.TestCase):
         labels = np.arange(9) % 3
         logits = np.eye(3)[(labels + 1) % 3]
         logits[7] = np.eye(3)[labels[7]]
-        found, norms = checks.verified(adversarial, images, labels, logits, norm=norm, epsilon=0.1)
+        found, norms = checks.verified(adversarial, images, labels, logits, Threat(norm, 0.1))
         np.testing.assert_array_equal(found, [1, 0, 0, 0, 0, 0, 1, 0, 1])
         self.assertEqual(norms.dtype, np.float64)
         self.assertEqual(norms[6], 0)
@@ -448,16 +449,14 @@ class ResultTest(parameterized.TestCase):
         adversarial = np.array([1.000009, 1.000012, 0.5, 1]).reshape(4, 1, 1, 1) / 2
         epsilon = 0.5 - 1e-6
         found, _ = checks.verified(
-            adversarial, images, np.zeros(4), np.eye(2)[[1, 1, 1, 0]], norm="l2", epsilon=epsilon
+            adversarial, images, np.zeros(4), np.eye(2)[[1, 1, 1, 0]], Threat("l2", epsilon)
         )
         np.testing.assert_array_equal(found, [True, False, True, False])
 
-    def test_verified_nothing_and_unknown_norm(self):
+    def test_verified_nothing(self):
         empty = np.zeros((0, 4, 4, 3)), np.zeros((0, 4, 4, 3)), np.zeros(0), np.zeros((0, 3))
-        found, norms = checks.verified(*empty, norm="l1", epsilon=1)
+        found, norms = checks.verified(*empty, Threat("l1", 1))
         self.assertEqual((found.shape, found.dtype, norms.shape), ((0,), bool, (0,)))
-        with self.assertRaisesRegex(ValueError, "unknown norm 'Linf'; use one of linf, l2, l1"):
-            checks.verified(*empty, norm="Linf", epsilon=1)
 
     @parameterized.parameters(
         (0, 0, 0.95, 0.0, 1.0),

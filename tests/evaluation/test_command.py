@@ -23,14 +23,15 @@ from safetensors.numpy import save_file
 from jaxrobust import data, models
 from jaxrobust.config import VERSION, NetworkSpec, network_of
 from jaxrobust.evaluation.engine import accuracy
-from jaxrobust.evaluation.questions import measuring, questions, target
+from jaxrobust.evaluation.questions import measuring, target
 from jaxrobust.evaluation.records import records, verdicts
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.models.modules.positions import resized
 from jaxrobust.runtime.commandline import arguments as commandline
+from jaxrobust.runtime.commandline import threats
 from jaxrobust.runtime.processes import launch
 from jaxrobust.training.run import accuracies
-from jaxrobust.types import Weights
+from jaxrobust.types import Threat, Weights
 from jaxrobust.weights import start as start_weights
 from jaxrobust.weights.store import folder as weights_folder
 from jaxrobust.weights.store.checkpoint import Checkpoints
@@ -436,8 +437,8 @@ class RunTest(parameterized.TestCase):
 
     @parameterized.parameters("L2:1/2", "l2:1/2")
     def test_the_norm_of_a_threat_in_any_spelling(self, text):
-        self.assertEqual(questions.threat(text), ("l2", 0.5))
-        self.assertEqual(questions.ladder(f"{text.split(':')[0]}:0:1:2")[0], ("l2", 0.0))
+        self.assertEqual(threats.parse(text), Threat("l2", 0.5))
+        self.assertEqual(threats.ladder(f"{text.split(':')[0]}:0:1:2")[0], Threat("l2", 0.0))
 
     def test_a_run_that_is_none(self):
         folder = Path(self.create_tempdir())

@@ -165,7 +165,7 @@ class SeveralTest(parameterized.TestCase):
         run, missed = Attack.run, []
 
         def blind(attack, later):
-            if attack.sample.epsilon == 0.02:
+            if attack.sample.threat.epsilon == 0.02:
                 missed.append(attack.found.standing.sum())
                 attack = Attack(  # the images that stand, without any being attacked
                     attack.runner,

@@ -17,6 +17,7 @@ from jaxrobust.evaluation.records import records, verdicts
 from jaxrobust.report import gathered
 from jaxrobust.report.parts import commands, sentences
 from jaxrobust.report.parts import evaluation as evaluation_part
+from jaxrobust.types import Threat
 from tests.support.evaluations import call, run_for
 
 RADII = {"linf": 0.012, "l2": 0.06, "l1": 0.5 + 0.7}
@@ -53,11 +54,14 @@ class TableTest(parameterized.TestCase):
                 ("l1", f"{pgd}random, l1_rule art"),
             ],
         )
-        self.assertEqual(three_norms.radii(32, {}), {"linf": 8 / 255, "l2": 1.5, "l1": 40})
-        self.assertEqual(three_norms.radii(224, {}), {"linf": 8 / 255, "l2": 8, "l1": 1600})
-        self.assertEqual(three_norms.radii(32, {"l1": 12.0})["l1"], 12)
+        self.assertEqual(self.radii(32), {"linf": 8 / 255, "l2": 1.5, "l1": 40})
+        self.assertEqual(self.radii(224), {"linf": 8 / 255, "l2": 8, "l1": 1600})
+        self.assertEqual(self.radii(32, Threat("l1", 12.0))["l1"], 12)
         order = [question.attack for _, question in three_norms.questions(asked[0][1], skips=True)]
         self.assertEqual(order, ["pgd-20", "pgd-20", "pgd-20", "autoattack"])
+
+    def radii(self, size, *given):
+        return {norm: ball.epsilon for norm, ball in three_norms.radii(size, given).items()}
 
     def test_what_only_autoattack_is_told(self):
         asked = evaluation_question(replay=("a",), noreplay=True, search_dtype="bfloat16")

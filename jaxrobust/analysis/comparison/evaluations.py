@@ -8,13 +8,13 @@ import numpy as np
 
 from jaxrobust.analysis.papers import matching
 from jaxrobust.analysis.papers.matching import Ours
-from jaxrobust.attacks import BALLS
 from jaxrobust.data.transforms.preparing import same_preprocessing
 from jaxrobust.evaluation.records import comparable, records, verdicts
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.commandline.arguments import number
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.spelling import norm as spelled
+from jaxrobust.types import NORMS
 
 _SHOWN = 6  # evaluations that a message lists
 _NO_SETTING = ("name", "norm", "epsilon")
@@ -85,10 +85,10 @@ def _ball(threat: str) -> set[tuple[str, str]]:
     norm = spelled(written)
     if threat == "clean":
         return set()
-    if not colon or norm not in BALLS:
+    if not colon or norm not in NORMS:
         raise ValueError(
             f"--threat={threat} is no threat; write NORM:RADIUS, with one of "
-            f"{', '.join(BALLS)}, such as linf:4/255, or clean"
+            f"{', '.join(NORMS)}, such as linf:4/255, or clean"
         )
     return {(norm, _said(number("threat", radius)))}
 

@@ -19,10 +19,9 @@ def batches(count: int, size: int) -> Iterator[slice]:
         yield slice(first, first + size)
 
 
-@partial(jax.jit, static_argnames=("steps", "norm", "epsilon", "step_size"))
-def _ended(logits_fn, drawn, images, labels, *, steps, norm, epsilon, step_size):
-    ball = {"norm": norm, "epsilon": epsilon}
-    attack = attacks.pgd(**ball, steps=steps, step_size=step_size, random_start=True)
+@partial(jax.jit, static_argnames=("steps", "threat", "step_size"))
+def _ended(logits_fn, drawn, images, labels, *, steps, threat, step_size):
+    attack = attacks.pgd(**threat.settings(), steps=steps, step_size=step_size, random_start=True)
     points = attack(logits_fn, drawn, images, labels)
     return points, logits_fn(points)
 
@@ -32,8 +31,8 @@ def pgd(seen: Seen, *, steps: int, seed: int, batch: int) -> tuple[np.ndarray, n
 
     The step is 1.5 epsilon / steps, as in the thesis (section 4.1.2 and its code).
     """
-    step_size = 1.5 * seen.ball["epsilon"] / steps
-    settings = seen.ball | {"steps": steps, "step_size": step_size}
+    step_size = 1.5 * seen.threat.epsilon / steps
+    settings = {"threat": seen.threat, "steps": steps, "step_size": step_size}
     drawn, found = keys(seen, seed), []
     for part in batches(len(seen.images), batch):
         found.append(

@@ -13,15 +13,16 @@ import numpy as np
 from jaxrobust import attacks
 from jaxrobust.analysis.networks import attack, pictures
 from jaxrobust.analysis.networks.network import Seen, keys
+from jaxrobust.types import Threat
 
 
-@partial(jax.jit, static_argnames=("steps", "norm", "epsilon"))
+@partial(jax.jit, static_argnames=("steps", "threat"))
 def trajectory(
-    logits_fn: Any, drawn: Any, images: Any, labels: Any, *, steps: int, norm: str, epsilon: float
+    logits_fn: Any, drawn: Any, images: Any, labels: Any, *, steps: int, threat: Threat
 ) -> Any:
     """Return the cross-entropy at a random start and after each step, f32[steps + 1, B]."""
-    step_size = 1.5 * epsilon / 10
-    machine = attacks.pgd_machine(norm=norm, epsilon=epsilon, steps=steps, step_size=step_size)
+    step_size = 1.5 * threat.epsilon / 10
+    machine = attacks.pgd_machine(**threat.settings(), steps=steps, step_size=step_size)
     state = machine.init(images, labels, keys=drawn, start="random")
     return attack.climb(machine, logits_fn, state, steps, machine.loss)[1]  # type: ignore[arg-type]
 
@@ -40,7 +41,12 @@ def analyse(seen: Seen, asked: Any) -> tuple[list[dict[str, Any]], Any]:
         drawn = keys(seen, seed)
         parts = [
             trajectory(
-                seen.logits_fn, drawn[p], images[p], labels[p], steps=max(asked.steps), **seen.ball
+                seen.logits_fn,
+                drawn[p],
+                images[p],
+                labels[p],
+                steps=max(asked.steps),
+                threat=seen.threat,
             )
             for p in attack.batches(len(ids), asked.batch)
         ]
@@ -64,7 +70,7 @@ def analyse(seen: Seen, asked: Any) -> tuple[list[dict[str, Any]], Any]:
 
 def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
     """Draw each image's loss over the steps, and their mean."""
-    ball = f"{seen.ball['norm']} {pictures.radius(seen.ball['epsilon'])}"
+    ball = seen.threat.written()
     about = f"PGD, {ball}, steps of 0.15 epsilon: loss of {made.shape[2]} images that are right "
     about += f"clean, each the mean of {made.shape[0]} starts"
     figure = pictures.figure(f"{seen.name}\n{about}", 7.2, 4.6)

@@ -57,7 +57,7 @@ def _checkpoints(seen: Seen, asked: Any) -> list[Any]:
 def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
     """Draw loss, and what is left to the longest attack, over the steps of training."""
     del made
-    ball = f"{seen.ball['norm']} {pictures.radius(seen.ball['epsilon'])}"
+    ball = seen.threat.written()
     starts = "one random start" if asked.seeds == 1 else f"the mean of {asked.seeds} random starts"
     about = f"{seen.subject.network.name}: PGD with k steps of 1.5 epsilon / k, {ball}, on "
     about += f"{rows[0]['images']} images, {starts}"

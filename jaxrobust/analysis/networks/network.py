@@ -13,7 +13,7 @@ from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.questions import flags
 from jaxrobust.evaluation.questions import target as subjects
 from jaxrobust.evaluation.questions.target import Subject
-from jaxrobust.types import Array, LogitsFn, Params, Weights
+from jaxrobust.types import Array, LogitsFn, Params, Threat, Weights
 from jaxrobust.weights.store.checkpoint import Checkpoints, abstract_state, steps
 from jaxrobust.weights.trained import runs
 
@@ -33,9 +33,9 @@ class Seen(NamedTuple):
     classes: tuple[str, ...]
 
     @property
-    def ball(self) -> dict[str, Any]:
-        """Return norm and radius."""
-        return {"norm": self.subject.norm, "epsilon": self.subject.epsilon}
+    def threat(self) -> Threat:
+        """Take the threat that the network is looked at under."""
+        return self.subject.ball
 
     def called(self, label: int) -> str:
         """Return the name of a class, cut to what fits beside a picture."""
@@ -65,7 +65,7 @@ def seen(named: dict[str, Any], *, attacked: bool = True) -> Seen:
         origin, network=sizes, **{key: getattr(given, key) for key in keys}
     )
     which, subject, weights = flags.weights(given, subject, source)
-    if attacked and subject.epsilon is None:
+    if attacked and subject.threat is None:
         raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
     if source.channels != subject.network.in_channels:
         raise ValueError(

@@ -37,8 +37,8 @@ def limits(seen: Seen, delta: np.ndarray) -> np.ndarray:
     """Return f32[N], the change of a pixel that is shown as black or white: the radius in linf,
     else each image's largest.
     """
-    if seen.ball["norm"] == "linf":
-        return np.full(len(delta), seen.ball["epsilon"], np.float32)
+    if seen.threat.norm == "linf":
+        return np.full(len(delta), seen.threat.epsilon, np.float32)
     return np.maximum(np.abs(delta).max((1, 2, 3)), np.finfo(np.float32).tiny)
 
 
@@ -63,7 +63,7 @@ def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
             kinds, titles, (False, wrong, False, False), strict=False
         ):
             cells.append((images[i], title, red))
-    ball = f"{seen.ball['norm']} {pictures.radius(seen.ball['epsilon'])}"
+    ball = seen.threat.written()
     about = f"PGD-{asked.steps[0]}, {ball}: {', '.join(name for name, _ in kinds)}\n"
     about += "titles: the class, and what the network calls the adversarial image (red: wrong)\n"
     about += "perturbation: grey is no change, white as much brighter as the ball allows"

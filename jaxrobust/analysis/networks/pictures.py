@@ -26,13 +26,6 @@ def write(found: list[dict[str, Any]], path: Path) -> None:
         writer.writerows(found)
 
 
-def radius(epsilon: float) -> str:
-    """Return 4/255 for 0.0157."""
-    levels = epsilon * 255
-    whole = abs(levels - round(levels)) < 1e-6
-    return f"{round(levels)}/255" if whole else f"{epsilon:.4g}"
-
-
 def figure(about: str, width: float, height: float) -> Any:
     """Return a figure with a caption above."""
     made = plotting().figure(figsize=(width, height), layout="constrained")

@@ -64,7 +64,7 @@ def hits(values: np.ndarray, labels: np.ndarray, top: int) -> float:
 def draw(seen: Seen, rows: list[dict[str, Any]], made: Any, asked: Any) -> Any:
     """Draw a bar for each judge on perturbations and on images, and some perturbations."""
     top, shown = rows[0]["top"], made[: min(8, len(made))]
-    ball = f"{seen.ball['norm']} {pictures.radius(seen.ball['epsilon'])}"
+    ball = seen.threat.written()
     about = (
         f"Top-{top} accuracy on the perturbations alone (PGD-{asked.steps[0]}, {ball}, "
         f"{len(made)} images)\nof {seen.name}; chance is "

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from jaxrobust.types import Array, Ball, Counts, Keys, Mask, PerImage, Points
+from jaxrobust.types import Array, Counts, Geometry, Keys, Mask, PerImage, Points
 
 Rows = Shaped[Array, "B *rest"]  # of any type
 AnyPoints = Float[Array | np.ndarray, "B *pixels"]
@@ -211,10 +211,10 @@ def _settle(points: Points, images: Points) -> Points:
     return points  # the projection ends with the box
 
 
-BALLS: dict[str, Ball] = {
-    "linf": Ball(_sample_linf, _project_linf, _ascend_linf, _settle, _fill_linf),
-    "l2": Ball(_sample_l2, _project_l2, _ascend_l2, _settle, _fill_l2),
-    "l1": Ball(_sample_l1, _project_l1, _ascend_l1, _settle_l1),
+GEOMETRIES: dict[str, Geometry] = {
+    "linf": Geometry(_sample_linf, _project_linf, _ascend_linf, _settle, _fill_linf),
+    "l2": Geometry(_sample_l2, _project_l2, _ascend_l2, _settle, _fill_l2),
+    "l1": Geometry(_sample_l1, _project_l1, _ascend_l1, _settle_l1),
 }
 
 

@@ -9,8 +9,8 @@ with it (Tang et al. 2022). Parity: tests/evaluation/test_cifar_attacks.py.
 import jax
 import jax.numpy as jnp
 
-from jaxrobust.attacks.geometry.balls import BALLS, draw, l1_norm, per_image
-from jaxrobust.types import Ball, Keys, PerImage, Points
+from jaxrobust.attacks.geometry.balls import GEOMETRIES, draw, l1_norm, per_image
+from jaxrobust.types import Geometry, Keys, PerImage, Points
 
 _FLOOR = 1e-7
 # ART adds it to the norm of the gradient of a batch's mean loss, which is as much as adding it once
@@ -47,13 +47,13 @@ def _settle(points: Points, images: Points) -> Points:
     return jnp.clip(points, 0, 1)  # from which rounding may lead
 
 
-L1_RULES: dict[str, Ball] = {
-    "sparse": BALLS["l1"],
-    "art": Ball(_sample, _project, _ascend, _settle),
+L1_RULES: dict[str, Geometry] = {
+    "sparse": GEOMETRIES["l1"],
+    "art": Geometry(_sample, _project, _ascend, _settle),
 }
 
 
-def ball_of(norm: str, l1_rule: str) -> Ball:
+def geometry_of(norm: str, l1_rule: str) -> Geometry:
     """Return the geometry of a norm, on L1 by a rule.
 
     Raises:
@@ -65,4 +65,4 @@ def ball_of(norm: str, l1_rule: str) -> Ball:
         return L1_RULES[l1_rule]
     if l1_rule != "sparse":
         raise ValueError(f"l1_rule={l1_rule!r} is of norm='l1', not of {norm!r}; leave it out")
-    return BALLS[norm]
+    return GEOMETRIES[norm]

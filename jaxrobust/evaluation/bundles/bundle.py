@@ -27,6 +27,7 @@ from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.files import jsonl, whole
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text.progress import say
+from jaxrobust.types import Threat
 
 PROGRAM = "verify.py"
 _PART_BYTES = 64 * 2**20  # of a file of differences, after which the next begins
@@ -201,7 +202,7 @@ def _write(
 ) -> tuple[dict[int, int], int]:
     """Write all files; return how many images have how many levels, and how many are not sure."""
     attack = about["record"]["attacks"][0]
-    ball = {key: attack[key] for key in ("norm", "epsilon")}
+    threat = Threat.of(attack)
     files, levels, unsure = _Files(folder), dict.fromkeys((*LEVELS, 0), 0), 0
     with (folder / claims.ROWS).open("w") as rows:
         for start in range(0, len(found.image_ids), batch):
@@ -210,7 +211,7 @@ def _write(
             hit = np.flatnonzero(found.clean[which] & ~found.robust[which])
             labels = found.labels[which[hit]]
             adversarial = np.stack([points[which[i]] for i in hit]) if len(hit) else clean[:0]
-            made = encoded(adversarial, clean[hit], labels, logits, **ball)
+            made = encoded(adversarial, clean[hit], labels, logits, threat)
             coded = dict(zip(hit.tolist(), made, strict=True))
             for i, place in enumerate(which.tolist()):
                 row = {

@@ -5,13 +5,14 @@ another adversarial image, or none: the network says so, and more levels are tak
 """
 
 import zlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxrobust.evaluation.bundles import claims
 from jaxrobust.evaluation.bundles.claims import Logits
 from jaxrobust.evaluation.network import checks
+from jaxrobust.types import Threat
 
 LEVELS = (1, 2, 4, 8, 32, 127)  # on either side of 0, tried in this order
 
@@ -30,9 +31,7 @@ def encoded(
     images: np.ndarray,
     labels: np.ndarray,
     logits: Logits,
-    *,
-    norm: str,
-    epsilon: float,
+    threat: Threat,
 ) -> list[Coded]:
     """Return the differences of n images, each with the fewest levels that keep it adversarial.
 
@@ -44,15 +43,14 @@ def encoded(
       images: f32[n,H,W,C], the clean ones.
       labels: i[n].
       logits: the network.
-      norm: of the ball.
-      epsilon: its radius.
+      threat: the ball.
     """
     best: list[Coded | None] = [None] * len(images)
     for levels in (*LEVELS, 0):
         todo = [i for i, coded in enumerate(best) if coded is None or not coded.sure]
         if not todo:
             break
-        made = [_coded(adversarial[i], images[i], levels, norm, epsilon) for i in todo]
+        made = [_coded(adversarial[i], images[i], levels, threat) for i in todo]
         points = np.stack(
             [
                 claims.restored(code, images[i], used, step)
@@ -60,8 +58,7 @@ def encoded(
             ]
         )
         found = logits(points)
-        ball: dict[str, Any] = {"norm": norm, "epsilon": epsilon}
-        holds, _ = checks.verified(points, images[todo], labels[todo], found, **ball)
+        holds, _ = checks.verified(points, images[todo], labels[todo], found, threat)
         sure = holds & (claims.margin(found, labels[todo]) < -claims.MARGIN)
         for i, how, ok, firm in zip(todo, made, holds, sure, strict=True):
             if firm or (best[i] is None and (ok or not levels)):
@@ -70,7 +67,7 @@ def encoded(
 
 
 def _coded(
-    adversarial: np.ndarray, image: np.ndarray, levels: int, norm: str, epsilon: float
+    adversarial: np.ndarray, image: np.ndarray, levels: int, threat: Threat
 ) -> tuple[int, float, bytes]:
     """Return levels, step and code as `claims.restored` takes them; exact with 0 levels."""
     if not levels:
@@ -80,6 +77,6 @@ def _coded(
     delta = adversarial.astype(np.float64) - image.astype(np.float64)
     largest = float(np.abs(delta).max()) or 1.0
     steps = np.rint(delta * (levels / largest))
-    length = float(np.linalg.norm(steps.ravel(), checks.ORDER[norm])) or 1.0
+    length = float(np.linalg.norm(steps.ravel(), checks.ORDER[threat.norm])) or 1.0
     code = zlib.compress(np.ascontiguousarray(steps.astype(np.int8)).tobytes(), 6)
-    return levels, float(np.float32(epsilon / length)), code
+    return levels, float(np.float32(threat.epsilon / length)), code

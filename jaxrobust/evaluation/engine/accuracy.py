@@ -32,6 +32,7 @@ from jaxrobust.types import (
     LogitsFn,
     Mask,
     Params,
+    Threat,
     Weights,
 )
 
@@ -147,21 +148,21 @@ def _compiling(counter: Counter, bar: str, arguments: Any) -> contextlib.Abstrac
     return compilation.waiting(f"{bar}: compiling the evaluation", program, say)
 
 
-def apgd_ce(*, norm: str, epsilon: float, steps: int) -> Attack:
+def apgd_ce(threat: Threat, *, steps: int) -> Attack:
     """Return AutoAttack's APGD-CE with one random start, to the last misclassified iterate, if
     there is one.
 
     Raises:
       ValueError: see `attacks.apgd`.
     """
-    attacks.apgd(norm=norm, epsilon=epsilon, steps=steps)  # refuses now, not while compiling
+    attacks.apgd(**threat.settings(), steps=steps)  # refuses now, not while compiling
 
     def attack(
         logits_fn: LogitsFn, keys: Array | None, images: types.Images, labels: Labels
     ) -> types.Images:
-        run = partial(attacks.apgd_run, norm=norm, epsilon=epsilon, steps=steps)
+        run = partial(attacks.apgd_run, norm=threat.norm, epsilon=threat.epsilon, steps=steps)
         found = run(logits_fn, images, labels, key=keys, start="random").x_best_adv
-        return attacks.BALLS[norm].settle(found, images)
+        return attacks.GEOMETRIES[threat.norm].settle(found, images)
 
     return attack
 

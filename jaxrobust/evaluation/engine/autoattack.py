@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxrobust.attacks import ensembles
-from jaxrobust.attacks.inputs import check_array, check_radius
+from jaxrobust.attacks.inputs import check_array
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.engine import replay as replays
 from jaxrobust.evaluation.engine.cascade import Attack, Cost, Found, Sample, answers_of, logits_of
@@ -30,7 +30,7 @@ from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.processes import hosts
 from jaxrobust.runtime.text import patience
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.types import Array
+from jaxrobust.types import Array, Threat, check_number
 
 
 class AutoAttackResult(NamedTuple):
@@ -181,7 +181,7 @@ def autoattack(
     held: Any = _held(images)
     settings = ensembles.plan(norm, version, attacks, overrides)
     how = _verdict(version, rule, draws)
-    check_radius(norm, epsilon)
+    within = Threat(norm, check_number("epsilon", epsilon))
     if not (isinstance(seed, int | np.integer) and 0 <= seed < 2**32):
         raise ValueError(f"seed={seed!r}: pass an int from 0 to 2^32 - 1")
     checks.check_images(held, labels)
@@ -222,8 +222,7 @@ def autoattack(
         evaluation: dict[str, Any] = {
             "network": known_as,
             "fingerprint": own,
-            "norm": norm,
-            "epsilon": float(epsilon),
+            **within.settings(),
             "attacks": [setting._asdict() for setting in settings],
             "seed": int(seed),
             "version": version,
@@ -238,7 +237,7 @@ def autoattack(
                     runner, held, labels, ids, int(seed), most, how
                 )
             reliability.check_answers(finite, (), np.zeros(0))  # refuses what answers nothing
-            seen = Sample(held, labels, ids, clean, likely, classes, float(epsilon), int(seed))
+            seen = Sample(held, labels, ids, clean, likely, classes, within, int(seed))
             plain = not runner.keyed and len(held) > 0
             with first("checking whether the attacks can take this network"):
                 flags = _check_network(runner, held, labels) if plain else {}
@@ -273,7 +272,7 @@ def _cascade(runner, settings, sample, found, book, meter, known, how) -> AutoAt
     about: dict[str, Any] = {}
     once = None if found.once is None else found.once.copy()
     if known.sources:
-        cost, tried = replays.run(runner, settings[0].norm, known, sample, found, book)
+        cost, tried = replays.run(runner, known, sample, found, book)
         costs, accuracy_after = [cost], {cost.attack: _mean(found.standing)}
         about = {"replayed": tried}
     for number, setting in enumerate(settings):

@@ -16,6 +16,7 @@ from jaxrobust.evaluation.network.images import ImageSet
 from jaxrobust.evaluation.records.verdicts import REPLAY
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.processes import hosts
+from jaxrobust.types import Threat
 
 
 class Cost(NamedTuple):
@@ -39,7 +40,7 @@ class Sample(NamedTuple):
     clean: np.ndarray  # bool[N], classified correctly
     ranks: np.ndarray  # u[N, T], the likeliest wrong classes
     classes: int  # K
-    epsilon: float
+    threat: Threat
     seed: int
 
     def rows(self, which: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -153,7 +154,7 @@ class Attack:
             sample.ids,
             mine,
             ensembles.targets(self.setting, sample.ranks[mine]),
-            epsilon=sample.epsilon,
+            epsilon=sample.threat.epsilon,
             seed=sample.seed,
             confirm=self.confirm,
         )
@@ -178,8 +179,7 @@ class Attack:
             self.found.once[met[rows["once"][met]]] = False
         for start in range(0, len(fallen), self.runner.slots):
             part = fallen[start : start + self.runner.slots]
-            norm, draw = self.setting.norm, self.draw()
-            given = (self.runner, self.name, norm, draw, part, self.sample, self.book)
+            given = (self.runner, self.name, self.draw(), part, self.sample, self.book)
             refuse_damaged(*given, how=self.how)
         return np.flatnonzero(self.found.of_interest() & ~rows["known"])
 
@@ -207,8 +207,7 @@ class Attack:
         points = np.stack([v.adversarial for v in part if v.adversarial is not None])
         points = engine.settled(self.runner, self.setting.norm, points, images)
         logits = logits_of(self.runner, points, ids, self.sample.seed, draw=self.draw())
-        ball: dict[str, Any] = {"norm": self.setting.norm, "epsilon": self.sample.epsilon}
-        sure, norms = checks.verified(points, images, labels, logits, **ball)
+        sure, norms = checks.verified(points, images, labels, logits, self.sample.threat)
         wrong, others = [], reached(logits, labels)
         for verdict, ok, norm, other, point in zip(part, sure, norms, others, points, strict=True):
             if ok:
@@ -231,7 +230,7 @@ class Attack:
         latest, strongest = (
             engine.settled(self.runner, self.setting.norm, pairs[:, k], images) for k in (0, 1)
         )
-        inside = lambda points: _inside(points, images, labels, self.setting, self.sample)  # noqa: E731
+        inside = lambda points: _inside(points, images, labels, self.sample)  # noqa: E731
         given: dict[str, Any] = {"seed": self.sample.seed, "draw": self.draw()}
         one = randomised.verdict(randomised.ONE)
         alone = answers_of(self.runner, one, latest, labels, ids, **given)
@@ -348,11 +347,10 @@ class Judged(NamedTuple):
     reached: int = -1
 
 
-def _inside(points, images, labels, setting, sample) -> tuple[np.ndarray, np.ndarray]:
+def _inside(points, images, labels, sample) -> tuple[np.ndarray, np.ndarray]:
     """Tell which points are in the ball and in [0, 1], bool[n], and their norms, f64[n]."""
-    ball: dict[str, Any] = {"norm": setting.norm, "epsilon": sample.epsilon}
     wrong = ~np.eye(sample.classes, dtype=bool)[labels]  # whatever the logits
-    return checks.verified(points, images, labels, wrong, **ball)
+    return checks.verified(points, images, labels, wrong, sample.threat)
 
 
 _APART = 1000  # between the numbers of an image's draws; each of them counts from less
@@ -388,7 +386,6 @@ def strike(found: Found, name: str, which: Any) -> None:
 def refuse_damaged(
     runner: engine.Engine,
     name: str,
-    norm: str,
     draw: int,
     which: np.ndarray,
     sample: Sample,
@@ -404,9 +401,8 @@ def refuse_damaged(
     images, labels, ids = sample.rows(which)
     shape = images.shape[1:]
     points = np.stack([book.adversarial(i, name, shape) for i in which.tolist()])
-    ball: dict[str, Any] = {"norm": norm, "epsilon": sample.epsilon}
     own = np.eye(sample.classes, dtype=bool)[labels]
-    inside, _ = checks.verified(points, images, labels, ~own, **ball)  # whatever the logits
+    inside, _ = checks.verified(points, images, labels, ~own, sample.threat)  # whatever the logits
     if how is None:
         logits = logits_of(runner, points, ids, sample.seed, draw=draw)
         with np.errstate(invalid="ignore"):  # infinite ones

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrobust.attacks.geometry.balls import BALLS, per_image
+from jaxrobust.attacks.geometry.balls import GEOMETRIES, per_image
 from jaxrobust.evaluation.engine import engine
 from jaxrobust.evaluation.engine.cascade import (
     Cost,
@@ -33,7 +33,7 @@ from jaxrobust.evaluation.network import checks, fingerprint
 from jaxrobust.evaluation.records.verdicts import REPLAY
 from jaxrobust.runtime.files import jsonl
 from jaxrobust.runtime.processes import hosts
-from jaxrobust.types import Array
+from jaxrobust.types import Array, Threat
 
 
 class Source(NamedTuple):
@@ -41,8 +41,7 @@ class Source(NamedTuple):
 
     path: Path  # of its lines; beside it are the images
     network: Any  # names it, as in the ledger
-    norm: str
-    epsilon: float
+    threat: Threat
     shape: tuple[int, ...]  # H, W, C
 
 
@@ -119,8 +118,7 @@ def source(path: Path) -> Source:
     return Source(
         path=path,
         network=network_of(identity),
-        norm=identity["norm"],
-        epsilon=identity["epsilon"],
+        threat=Threat.of(identity),
         shape=tuple(identity["image"]),
     )
 
@@ -140,19 +138,19 @@ def ordered(known: Known, evaluation: dict[str, Any]) -> Known:
 
     These are what fooled this network at smaller radii, then what is nearest.
     """
-    network, norm, epsilon = network_of(evaluation), evaluation["norm"], evaluation["epsilon"]
+    network, threat = network_of(evaluation), Threat.of(evaluation)
 
     def rank(source: Source) -> tuple[Any, ...]:
-        same = [source.network == network, source.norm == norm]
-        sure = all(same) and source.epsilon <= epsilon
-        apart = abs(source.epsilon - epsilon)
+        same = [source.network == network, source.threat.norm == threat.norm]
+        sure = all(same) and source.threat.epsilon <= threat.epsilon
+        apart = abs(source.threat.epsilon - threat.epsilon)
         return not sure, -sum(same), apart, source.path.name
 
     return known._replace(sources=sorted(known.sources, key=rank), network=network)
 
 
 def run(
-    runner: engine.Engine, norm: str, known: Known, sample: Sample, found: Found, book: Ledger
+    runner: engine.Engine, known: Known, sample: Sample, found: Found, book: Ledger
 ) -> tuple[Cost, list[dict[str, Any]]]:
     """Try all that there is on what stands; return what that took, and each source's share.
 
@@ -162,7 +160,7 @@ def run(
     start, met = time.perf_counter(), int(found.standing.sum())
     before = np.flatnonzero(found.standing & book.rows(REPLAY)["fooled"])
     for first in range(0, len(before), runner.slots):
-        refuse_damaged(runner, REPLAY, norm, 0, before[first : first + runner.slots], sample, book)
+        refuse_damaged(runner, REPLAY, 0, before[first : first + runner.slots], sample, book)
     strike(found, REPLAY, before)
     said, forward, idle = [], 0, 0
     for source in known.sources:
@@ -172,7 +170,7 @@ def run(
         mine = hosts.share(pending)
         for first in range(0, len(mine), runner.slots):
             part = mine[first : first + runner.slots]
-            _try(runner, norm, source, there, stretched, part, sample, found, book)
+            _try(runner, source, there, stretched, part, sample, found, book)
             idle += runner.slots - len(part)
         fallen = mine[~found.standing[mine]]
         parts = hosts.everyone((fallen, book.found(fallen, REPLAY)))
@@ -184,8 +182,7 @@ def run(
             {
                 "ledger": source.path.stem,
                 "sha256": there.sha256,
-                "norm": source.norm,
-                "epsilon": source.epsilon,
+                **source.threat.settings(),
                 "tried": len(pending),
                 "fooled": sum(len(which) for which, _ in parts),
             }
@@ -202,9 +199,10 @@ def run(
     return cost, said
 
 
-def _try(runner, norm, source, there, stretched, part, sample, found, book) -> None:
+def _try(runner, source, there, stretched, part, sample, found, book) -> None:
     """Bring the points of up to `slots` images into the ball, and write down those that fool."""
     images, labels, ids = sample.rows(part)
+    norm, epsilon = sample.threat.norm, np.float32(sample.threat.epsilon)
     if images.shape[1:] != source.shape:
         raise ValueError(
             f"{source.path} has images of {_sides(source.shape)}, and these are of "
@@ -213,13 +211,10 @@ def _try(runner, norm, source, there, stretched, part, sample, found, book) -> N
     adversarial = there.read(ids)
     _refuse_others(source, adversarial, images, ids)
     padded = [engine.padded(array, runner.slots) for array in (adversarial, images)]
-    adversarial = np.asarray(_pull(norm)(*padded, np.float32(sample.epsilon), stretched))[
-        : len(part)
-    ]
+    adversarial = np.asarray(_pull(norm)(*padded, epsilon, stretched))[: len(part)]
     adversarial = engine.settled(runner, norm, adversarial, images)
     logits = logits_of(runner, adversarial, ids, sample.seed, draw=0)
-    ball: dict[str, Any] = {"norm": norm, "epsilon": sample.epsilon}
-    sure, norms = checks.verified(adversarial, images, labels, logits, **ball)
+    sure, norms = checks.verified(adversarial, images, labels, logits, sample.threat)
     others = reached(logits, labels)
     row = {"attack": REPLAY, "fooled": True, "flat": False, "from": source.path.stem}
     for i in np.flatnonzero(sure):
@@ -231,13 +226,13 @@ def _try(runner, norm, source, there, stretched, part, sample, found, book) -> N
 def _refuse_others(source: Source, points: np.ndarray, images: np.ndarray, ids: np.ndarray) -> None:
     """Raise ValueError where a point is no point of the source's ball around our image."""
     deltas = (points.astype(np.float64) - images).reshape(len(points), -1)
-    norms = np.linalg.norm(deltas, checks.ORDER[source.norm], axis=1)
-    if (norms > checks.most(source.epsilon)).any():
-        worst = int(norms.argmax())
+    norms = np.linalg.norm(deltas, checks.ORDER[source.threat.norm], axis=1)
+    if (norms > checks.most(source.threat.epsilon)).any():
+        worst, norm = int(norms.argmax()), source.threat.norm
         raise ValueError(
             f"{source.path} is of other images, or of images prepared otherwise: what it has for "
-            f"image {ids[worst]} is {norms[worst]:.3g} in {source.norm} away from ours, more than "
-            f"its radius of {source.epsilon:.4g}; replay an evaluation of these images"
+            f"image {ids[worst]} is {norms[worst]:.3g} in {norm} away from ours, more than "
+            f"its radius of {source.threat.epsilon:.4g}; replay an evaluation of these images"
         )
 
 
@@ -253,7 +248,7 @@ def _pull(norm: str) -> Callable[..., Array]:
         sizes = jnp.linalg.norm(deltas.reshape(len(deltas), -1), checks.ORDER[norm], axis=1)
         factor = jnp.where(stretched, jnp.maximum(1, epsilon / jnp.maximum(sizes, 1e-12)), 1)
         radii = jnp.broadcast_to(epsilon, sizes.shape)
-        there = BALLS[norm].project(images + per_image(factor, deltas) * deltas, images, radii)
+        there = GEOMETRIES[norm].project(images + per_image(factor, deltas) * deltas, images, radii)
         inside = ~stretched & (sizes <= epsilon)  # as it is, to the last bit
         return jnp.where(per_image(inside, deltas), points, there)
 

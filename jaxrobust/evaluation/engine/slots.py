@@ -287,5 +287,5 @@ def program_of(setting: Setting) -> Setting:
 
 @functools.lru_cache
 def settle_program(norm: str) -> Callable[..., Array]:
-    """Return `Ball.settle` of a norm, jitted."""
-    return jax.jit(attacks.BALLS[norm].settle)
+    """Return `Geometry.settle` of a norm, jitted."""
+    return jax.jit(attacks.GEOMETRIES[norm].settle)

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Shaped
 
+from jaxrobust.types import Threat
+
 # On the host, of `n` images.
 _Images = Float[np.ndarray, "n H W channels"]
 _Labels = Shaped[np.ndarray, " n"]
@@ -113,9 +115,7 @@ def verified(
     images: _Images,
     labels: _Labels,
     logits: _Logits,
-    *,
-    norm: str,
-    epsilon: float,
+    threat: Threat,
 ) -> tuple[_Mask, _Norms]:
     """Tell which images are adversarial examples, and the norms of their perturbations in float64.
 
@@ -124,23 +124,18 @@ def verified(
       images: f[n,H,W,C], the clean ones.
       labels: int[n].
       logits: f[n,K] of `images_adv`.
-      norm: "linf", "l2" or "l1".
-      epsilon: the radius; a norm may exceed it by `most`.
+      threat: the ball; a norm may exceed its radius by `most`.
     Returns:
       bool[n]: finite, in [0, 1], within the radius and misclassified; f64[n].
-    Raises:
-      ValueError: an unknown norm.
     """
-    if norm not in ORDER:
-        raise ValueError(f"unknown norm {norm!r}; use one of {', '.join(ORDER)}")
     count = len(images_adv)
     norms, inside = np.zeros(count), np.zeros(count, bool)
     for i in range(count):  # one by one: float64 copies of all images would not fit
         adversarial, clean = (np.asarray(a[i], np.float64).ravel() for a in (images_adv, images))
         with np.errstate(invalid="ignore", over="ignore"):
-            norms[i] = np.linalg.norm(adversarial - clean, ORDER[norm])
+            norms[i] = np.linalg.norm(adversarial - clean, ORDER[threat.norm])
             inside[i] = ((adversarial >= 0) & (adversarial <= 1)).all()  # False for NaN
-    return inside & ~is_right(logits, labels) & (norms <= most(epsilon)), norms
+    return inside & ~is_right(logits, labels) & (norms <= most(threat.epsilon)), norms
 
 
 def most(epsilon: float) -> float:

@@ -7,7 +7,6 @@ counts there if it survives every one.
 import contextlib
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -28,6 +27,7 @@ from jaxrobust.evaluation.questions.questions import Question
 from jaxrobust.evaluation.questions.recording import Evaluation, Record, known
 from jaxrobust.evaluation.questions.several import Member
 from jaxrobust.evaluation.questions.target import Subject
+from jaxrobust.runtime.commandline import threats as threat_flags
 from jaxrobust.runtime.devices import compilation
 from jaxrobust.runtime.text import patience
 from jaxrobust.types import Threat
@@ -55,7 +55,7 @@ def answer(
         three_norms.check(given, ladder)
     given = corrupted.settled(given)
     if given.worst_case:
-        balls = [Threat(*ball) for ball in three_norms.balls(threats).items()]
+        balls = three_norms.balls(threats)
     else:
         balls = _rungs(given, threats, ladder) if ladder else _balls(given, threats)
     if len(set(sizes)) < len(sizes):
@@ -86,7 +86,7 @@ def _balls(given: Given, threats: Sequence[str]) -> list[Threat]:
     Raises:
       ValueError: none that can be meant, one that is there twice, or both forms.
     """
-    balls = [questions.threat(text) for text in threats]
+    balls = [threat_flags.parse(text) for text in threats]
     if balls and (given.norm or given.epsilon is not None):
         raise ValueError("--threat says norm and radius; leave --norm and --epsilon out")
     if len(set(balls)) < len(balls):
@@ -114,7 +114,7 @@ def _rungs(given: Given, threats: Sequence[str], ladder: str) -> list[Threat]:
             "--ladder needs attacks that go on image by image, such as --attack=autoattack; "
             f"leave out {'--version=rand' if given.version == 'rand' else given.attack}"
         )
-    return questions.ladder(ladder)
+    return threat_flags.ladder(ladder)
 
 
 def _of_size(
@@ -124,7 +124,7 @@ def _of_size(
     if given.worst_case:
         given = given._replace(norm="linf", epsilon=three_norms.LINF)  # until its size is known
     elif balls:
-        given = given._replace(norm=balls[-1].norm, epsilon=balls[-1].epsilon)  # the largest rung
+        given = given._replace(**balls[-1].settings())  # the largest rung
     with _of("reading the network and its images"):
         origin, subject, source = flags.settled(given)
         size = known(subject.network.image_size)
@@ -155,7 +155,7 @@ def _of_size(
     place = out or (run / "evaluation" if run else Path("runs") / f"evaluation-{name}")
     asking = _asking(given, asked, subject, balls)
     for own, each in asking:
-        if each.epsilon != 0 or not climbs:
+        if each.ball.epsilon or not climbs:
             questions.check(own, each, source)
     with _of("looking at what tells this network and these images from others"):
         evaluation = Evaluation(subject, source, which, weights, asked, place)
@@ -182,13 +182,13 @@ def _asking(
 ) -> list[tuple[Question, Subject]]:
     """Return what is asked in which balls: the same in all of them, but of a worst case."""
     if not given.worst_case:
-        balled = [replace(subject, norm=b.norm, epsilon=b.epsilon) for b in balls] or [subject]
+        balled = [subject.within(ball) for ball in balls] or [subject]
         return [(asked, each) for each in balled]
     size, channels = known(subject.network.image_size), subject.network.in_channels or 3
     for ball in balls:
-        questions.check_radius(*ball, size, channels)
-    radii = three_norms.radii(size, dict(balls))
+        questions.check_threat(ball, size, channels)
+    radii = three_norms.radii(size, balls)
     return [
-        (own, replace(subject, norm=norm, epsilon=radii[norm]))
+        (own, subject.within(radii[norm]))
         for norm, own in three_norms.questions(asked, skips=given.union_only)
     ]

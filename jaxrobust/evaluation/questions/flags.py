@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrobust.attacks import BALLS
 from jaxrobust.data import Prepared
 from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
@@ -17,7 +16,7 @@ from jaxrobust.models.published import PUBLISHED
 from jaxrobust.runtime.files import folders
 from jaxrobust.runtime.text.progress import say
 from jaxrobust.runtime.text.spelling import norm
-from jaxrobust.types import Weights
+from jaxrobust.types import NORMS, Weights
 from jaxrobust.weights import imports
 from jaxrobust.weights.fetch import sources as weights_sources
 from jaxrobust.weights.trained import kept, runs
@@ -115,8 +114,8 @@ def _with_weights(given: Given) -> Given:
 
 def check(given: Given) -> None:
     """Raise `ValueError` for flags that contradict each other, or name nothing to evaluate."""
-    if given.norm not in (None, *BALLS):
-        raise ValueError(f"--norm={given.norm} is unknown; one of {', '.join(BALLS)}")
+    if given.norm not in (None, *NORMS):
+        raise ValueError(f"--norm={given.norm} is unknown; one of {', '.join(NORMS)}")
     folder = _folder(given)
     networks = {
         "--workdir": given.workdir,

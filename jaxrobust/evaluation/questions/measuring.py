@@ -24,7 +24,7 @@ from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.models.interface.inputs import cast
 from jaxrobust.runtime.devices import sharding
-from jaxrobust.types import Attack, Classifier, Weights
+from jaxrobust.types import Attack, Classifier, Threat, Weights
 
 LogitsOf = Callable[[str], Any]  # compute type -> logits_fn
 
@@ -84,12 +84,11 @@ def searched(
         places = np.flatnonzero(standing)
         images, labels = Subset(prepared, places), labels[places]
     decides = logits_of("float32")
-    ball: dict[str, Any] = {"norm": subject.norm, "epsilon": subject.epsilon}
     result = autoattack(
         _keyed(decides) if asked.version == "rand" and not subject.keyed else decides,
         images,
         labels,
-        **ball,
+        **subject.ball.settings(),
         version=asked.version,
         attacks=asked.names,
         overrides=asked.overrides(),
@@ -104,14 +103,14 @@ def searched(
         rule=asked.rule,
         draws=asked.draws,
     )
-    return of_autoattack(result, ball)
+    return of_autoattack(result, subject.ball)
 
 
-def of_autoattack(result: AutoAttackResult, ball: dict[str, Any]) -> dict[str, Any]:
-    """Return what `searched` says of what AutoAttack found in a ball."""
+def of_autoattack(result: AutoAttackResult, threat: Threat) -> dict[str, Any]:
+    """Return what `searched` says of what AutoAttack found under a threat."""
     n = len(result.clean)
     return {
-        "attacks": [ball | settings for settings in result.attacks],
+        "attacks": [threat.settings() | settings for settings in result.attacks],
         "clean": float(result.clean.mean()) if n else None,
         "robust": float(result.robust.mean()) if n else None,
         "accuracy_after": dict(result.accuracy_after),
@@ -155,7 +154,7 @@ def counted(
       As `searched`, `clean_top5` where there are more than five classes, and of an attack `stable`
       and `local_lipschitz`, the means of what `accuracy.judged` says.
     """
-    settings, attack = attack_of(asked, {"norm": subject.norm, "epsilon": subject.epsilon})
+    settings, attack = attack_of(asked, subject.ball)
     mesh = sharding.make_mesh()
     batch = min(asked.batch or subject.batch_size, asked.images)
     places = np.arange(asked.images) if standing is None else np.flatnonzero(standing)
@@ -222,12 +221,12 @@ _NOTHING = {name: np.zeros(0, bool) for name in ("clean", "robust", "finite")}
 _NOTHING |= {name: np.zeros(0, np.int32) for name in ("labels", "norms", "answers", "reached")}
 
 
-def attack_of(asked: Question, ball: dict[str, Any]) -> tuple[list[dict[str, Any]], Attack]:
+def attack_of(asked: Question, threat: Threat) -> tuple[list[dict[str, Any]], Attack]:
     """Return the settings of an attack for the record, none if there is none, and the attack."""
     if asked.fixed is None:
         return [], lambda logits_fn, key, images, labels: images
-    length = asked.fixed.length(ball["epsilon"], step=asked.step, relative=asked.relative_step)
-    settings = asked.fixed.settings(**ball, length=length, start=asked.start, l1_rule=asked.l1_rule)
+    length = asked.fixed.length(threat.epsilon, step=asked.step, relative=asked.relative_step)
+    settings = asked.fixed.settings(threat, length=length, start=asked.start, l1_rule=asked.l1_rule)
     return [settings], fixed_steps.attack_of(settings)
 
 

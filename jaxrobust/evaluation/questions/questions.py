@@ -1,10 +1,7 @@
 """What the command line asks of a network: attacks with their settings, and threats."""
 
 import math
-import re
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from jaxrobust import attacks
 from jaxrobust.attacks import ensembles, fixed_steps
@@ -14,9 +11,7 @@ from jaxrobust.data.sources import registry
 from jaxrobust.data.stream import pipeline
 from jaxrobust.evaluation.network import randomised
 from jaxrobust.evaluation.questions.target import Subject
-from jaxrobust.runtime.commandline.arguments import number
 from jaxrobust.runtime.text.spelling import near
-from jaxrobust.runtime.text.spelling import norm as spelled
 from jaxrobust.types import Threat
 
 AUTOATTACK = "autoattack"
@@ -105,62 +100,13 @@ def _said(key: str, value: Any) -> str:
     return value if isinstance(value, str) else repr(value) if key == "step" else f"{value:g}"
 
 
-def threat(text: str) -> Threat:
-    """Return the ball that --threat names.
-
-    Raises:
-      ValueError: no norm, no radius, or one that cannot be meant.
-    """
-    norm, colon, radius = (part.strip() for part in text.partition(":"))
-    norm = spelled(norm)
-    if norm not in attacks.BALLS:
-        raise ValueError(
-            f"--threat={text}: the norm {norm!r} is unknown; one of {', '.join(attacks.BALLS)}, "
-            "as in linf:4/255"
-        )
-    if not (colon and radius):
-        raise ValueError(f"--threat={text} has no radius; write {norm}:RADIUS, such as linf:4/255")
-    try:
-        found = Threat(norm, number("threat", radius))
-        attacks.pgd(norm=norm, epsilon=found.epsilon, steps=1)  # refuses what is no radius
-    except ValueError as error:
-        said = str(error).removeprefix(f"--threat={radius} ")
-        raise ValueError(f"--threat={text}: {said}") from error
-    return found
-
-
-def ladder(text: str) -> list[Threat]:
-    """Return the balls that --ladder names, the smallest first; one of radius 0 is no attack.
-
-    Raises:
-      ValueError: no such list, or one that does not rise.
-    """
-    parts = [part.strip() for part in text.split(":")]
-    form = "write NORM:LOW:HIGH:RADII, such as linf:0:16/255:9"
-    if len(parts) != 4:
-        raise ValueError(f"--ladder={text} has {len(parts)} parts; {form}")
-    norm, low, high, count = spelled(parts[0]), *parts[1:]
-    if not re.fullmatch(r"[1-9]\d{0,3}", count) or int(count) < 2:
-        raise ValueError(f"--ladder={text}: {count!r} is no number of radii, 2 or more; {form}")
-    try:
-        ends = [
-            threat(f"{norm}:{radius}").epsilon if radius != "0" else 0.0 for radius in (low, high)
-        ]
-    except ValueError as error:
-        raise ValueError(str(error).replace("--threat=", f"--ladder={text}: ", 1)) from error
-    if norm not in attacks.BALLS:
-        threat(f"{norm}:{high}")
-    if ends[0] >= ends[1]:
-        raise ValueError(f"--ladder={text} descends; the smallest radius comes first: {form}")
-    return [Threat(norm, float(radius)) for radius in np.linspace(ends[0], ends[1], int(count))]
-
-
-def check_radius(norm: str, epsilon: float, size: int, channels: int) -> None:
+def check_threat(threat: Threat, size: int, channels: int) -> None:
     """Refuse a radius that is probably meant in another norm, or holds every image.
 
     Raises:
       ValueError: with what to do.
     """
+    norm, epsilon = threat.norm, threat.epsilon
     if norm == "l1" and 0 < epsilon < 1:
         raise ValueError(
             f"a radius of {epsilon:.4g} in l1 changes less than one pixel; it is the radius of an "
@@ -211,13 +157,11 @@ def _near(attack: str) -> str:
 
 
 def _check_ball(subject: Subject) -> None:
-    norm, epsilon = subject.norm, subject.epsilon
-    radius = 0.0 if epsilon is None else epsilon
-    attacks.pgd(norm=norm, epsilon=radius, steps=1)  # refuses what is no norm or radius
-    if epsilon is None:
+    if subject.threat is None:
         raise ValueError("give --epsilon, in units of the [0, 1] pixel range, such as 4/255")
-    assert subject.network.image_size is not None, "settled"
-    check_radius(norm, epsilon, subject.network.image_size, subject.network.in_channels or 3)
+    sizes = subject.network
+    assert sizes.image_size is not None, "settled"
+    check_threat(subject.threat, sizes.image_size, sizes.in_channels or 3)
 
 
 def _check_choices(asked: Question, subject: Subject) -> None:
@@ -295,7 +239,7 @@ def _check_start(asked: Question, subject: Subject) -> None:
             raise ValueError(f"--{flag}={value} is unknown; one of {', '.join(known)}")
     if asked.l1_rule and subject.norm != "l1":
         raise ValueError(f"--l1_rule={asked.l1_rule} is of l1, not of {subject.norm}; leave it out")
-    if str(asked.start).startswith("uniform") and not attacks.BALLS[subject.norm].fill:
+    if str(asked.start).startswith("uniform") and not attacks.GEOMETRIES[subject.norm].fill:
         raise ValueError(
             f"--start={asked.start} is of {filled()}, not of {subject.norm}; leave it out, or give "
             "--start=random"

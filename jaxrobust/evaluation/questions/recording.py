@@ -177,7 +177,7 @@ class Evaluation:
         """Return what tells this evaluation from others."""
         source, asked, network = self.source, self.asked, subject.network
         classes = [hashes.classes_sha256(source.classes)] if subject.classes else []
-        how = [subject.norm, subject.epsilon, asked.seed, asked.search_dtype]
+        how = [*subject.ball.settings().values(), asked.seed, asked.search_dtype]
         seen = trained.seen_before(_training(subject, self.which, source))
         return {
             "network": [network.name, *self.fingerprint.exact.values()],
@@ -238,7 +238,7 @@ class Evaluation:
         for record in records.read(self.out):
             ball = [(a.get("norm"), a.get("epsilon")) for a in record["attacks"][:1]]
             alike = all(record.get(key) == value for key, value in ours.items())
-            alike = alike and ball in ([], [(subject.norm, subject.epsilon)])
+            alike = alike and ball in ([], [tuple(subject.ball.settings().values())])
             if alike and "evaluation" in record and "fingerprint" not in record:
                 say(
                     f"the record of {record['time']} (commit {record['commit'][:12]}) in {self.out}"
@@ -298,7 +298,7 @@ class Evaluation:
         """Say what begins, on all images or on those that stand."""
         images = self.asked.images if standing is None else int(standing.sum())
         said = f" ({self.which})" if self.which else ""
-        ball = "" if self.asked.attack == "clean" else f", {subject.norm} {subject.epsilon:.4g}"
+        ball = "" if self.asked.attack == "clean" else f", {subject.ball}"
         say(
             f"{subject.network.name}{said} on {self.source.where()}: {self.asked.method}{ball} on "
             f"{images} images, {hardware.devices()}"

@@ -12,19 +12,13 @@ from jaxrobust.evaluation.questions import three_norms
 from jaxrobust.evaluation.questions.recording import Evaluation, Record
 from jaxrobust.evaluation.questions.target import Subject
 from jaxrobust.evaluation.records import unions, verdicts
-from jaxrobust.types import Threat
 
 
 class Member(NamedTuple):
     """What is asked in one of the balls."""
 
     evaluation: Evaluation
-    subject: Subject  # with the ball
-
-    @property
-    def ball(self) -> Threat:
-        """Return norm and radius."""
-        return Threat(self.subject.norm, float(self.subject.epsilon or 0))
+    subject: Subject  # with the threat
 
 
 def union(
@@ -50,7 +44,7 @@ def union(
     if done and jax.process_index():  # the records of the first process are enough
         return {"evaluation": number}
     found = [_of_record(record, evaluation.out) for record in done]
-    balls = [own.ball for own in members]
+    balls = [own.subject.ball for own in members]
     for count, (asks, subject) in enumerate(members if not done else ()):
         standing = unions.joined(found, balls).robust if count else None
         asks.tell(subject, standing)
@@ -75,7 +69,7 @@ def ladder(evaluation: Evaluation, rungs: list[Subject]) -> list[Record]:
     ones, whose balls lie within; what was fooled there is tried before any attack; what falls at a
     small radius has fallen at all larger ones. So each image is attacked in full at one radius.
     """
-    radii = [float(subject.epsilon or 0) for subject in rungs]
+    radii = [float(subject.ball.epsilon) for subject in rungs]
     numbers = [evaluation.number(subject, ladder=radii) for subject in rungs]
     there = [evaluation.there(number) for number in numbers]
     if all(there):

@@ -22,7 +22,7 @@ from jaxrobust.models.kernels.rewriting import canonical_convolutions
 from jaxrobust.runtime.commandline import functions
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.types import Classifier, Weights
+from jaxrobust.types import Classifier, Threat, Weights
 from jaxrobust.weights.naming import convert
 from jaxrobust.weights.store import certificates
 from jaxrobust.weights.store import folder as weights_folder
@@ -34,7 +34,7 @@ _TURNS = 8  # images for each slot, below which more slots stand idle for what t
 
 @dataclass(frozen=True)
 class Subject:
-    """A network, the images and the ball; what is None nobody has said yet."""
+    """A network, the images and the threat; what is None nobody has said yet."""
 
     network: NetworkSpec
     dataset: str | None = None
@@ -42,8 +42,8 @@ class Subject:
     data_dir: str | None = None
     classes: str | None = None  # only these of the data set
     workers: int = 0  # processes that decode
-    norm: str = "linf"
-    epsilon: float | None = None  # in units of pixels in [0, 1]
+    threat: Threat | None = None
+    norm: str = "linf"  # in which a radius is meant that nobody has said yet
     batch_size: int = 128
     tested: str | None = None  # the preprocessing that its run tests with
     expected: str | None = None  # the preprocessing that imported weights expect of photographs
@@ -55,6 +55,15 @@ class Subject:
     built: named.Built | None = None  # PyTorch's module, of which `with_arrays` makes that function
     slots: int | None = None  # as many as are cheapest for it, by measurement
     keyed: bool = False  # whether it takes a key for each image too, of which it draws
+
+    def within(self, threat: Threat) -> "Subject":
+        """Evaluate the same under another threat."""
+        return replace(self, threat=threat, norm=threat.norm)
+
+    @property
+    def ball(self) -> Threat:
+        """Take the threat of a settled subject, which has one or is not attacked (radius 0)."""
+        return self.threat or Threat(self.norm, 0.0)
 
     def slots_for(self, count: int) -> int | None:
         """Return the slots for that many images; None: the engine's own, as few as there are."""
@@ -99,8 +108,8 @@ def of_run(workdir: Path, phase: str | None = None) -> Subject:
         data_dir=data.dir,
         classes=data.get("classes"),
         workers=data.workers,
+        threat=Threat.of(attack),
         norm=attack.norm,
-        epsilon=attack.epsilon,
         batch_size=config.test.batch_size,
         tested=data.get("preprocessing"),
         config=config,
@@ -139,11 +148,12 @@ def of_folder(folder: Path, name: str | None, given: dict[str, Any] | None) -> S
         raise ValueError(f"{folder} holds a {own}; leave --model={name} out")
     subject = of_file(own, folder, given)
     sizes = {key: about[key] for key in ("num_classes", "image_size", "in_channels")}
+    norm = about["norm"] or "linf"
     return replace(
         subject,
         network=replace(subject.network, **sizes),
-        norm=about["norm"] or "linf",
-        epsilon=about["epsilon"],
+        threat=None if about["epsilon"] is None else Threat(norm, about["epsilon"]),
+        norm=norm,
         expected=about["preprocessing"],
         config=about,
     )
@@ -177,9 +187,13 @@ def settled(
     origin: Subject,
     *,
     network: dict[str, Any] | None = None,
+    norm: str | None = None,
+    epsilon: float | None = None,
     **changes: Any,
 ) -> tuple[Subject, registry.Source]:
     """Return a subject with `changes` (None: none) and what they imply, and its images.
+
+    A radius of one norm says nothing in another.
 
     Raises:
       ValueError: no data set, or one that does not belong to the network.
@@ -187,6 +201,10 @@ def settled(
     own = {key: value for key, value in (network or {}).items() if value is not None}
     new = {key: value for key, value in changes.items() if value is not None}
     subject = replace(origin, network=replace(origin.network, **own), **new)
+    if epsilon is not None:
+        subject = subject.within(Threat(norm or origin.norm, epsilon))
+    elif norm not in (None, origin.norm):
+        subject = replace(subject, norm=norm, threat=None)
     dataset = subject.dataset
     if dataset is None:
         flag = (
@@ -197,8 +215,6 @@ def settled(
         # A part of another data set's split says nothing here.
         imagenet = _IMAGENET.match(dataset)
         subject = replace(subject, split="validation@robustbench" if imagenet else "test")
-    if subject.norm != origin.norm and "epsilon" not in new:
-        subject = replace(subject, epsilon=None)  # nor does a radius in another norm
     source = registry.open_source(
         dataset,
         subject.split,

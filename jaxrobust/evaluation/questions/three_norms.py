@@ -14,16 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxrobust.attacks.fixed_steps import is_cascade
-from jaxrobust.evaluation.questions.questions import AUTOATTACK, Question, threat
-from jaxrobust.types import Threat
+from jaxrobust.evaluation.questions.questions import AUTOATTACK, Question
+from jaxrobust.runtime.commandline import threats
+from jaxrobust.types import NORMS, Threat
 
 LINF = 8 / 255
 # The study's, by the side of the images in pixels.
-RADII: dict[int, dict[str, float]] = {
-    32: {"linf": LINF, "l2": 1.5, "l1": 40.0},
-    224: {"linf": LINF, "l2": 8.0, "l1": 1600.0},
+RADII = {
+    32: (Threat("linf", LINF), Threat("l2", 1.5), Threat("l1", 40.0)),
+    224: (Threat("linf", LINF), Threat("l2", 8.0), Threat("l1", 1600.0)),
 }
-NORMS = ("linf", "l2", "l1")
 
 
 class Part(NamedTuple):
@@ -60,47 +60,44 @@ def _as_flags(norms: Sequence[str]) -> str:
 
 def radii(
     size: int,
-    given: Mapping[str, float],
+    given: Sequence[Threat],
     *,
     write: Callable[[Sequence[str]], str] = _as_flags,
-) -> dict[str, float]:
-    """Return the radius of each norm: those that are given, and the study's.
+) -> dict[str, Threat]:
+    """Find the threat of each norm: those that are given, and the study's.
 
     Args:
       size: the side of the images in pixels.
-      given: norm -> radius.
+      given: at most one of a norm.
       write: returns how the radii of norms are given.
     Raises:
       ValueError: one is missing, and the study has no images of that size.
     """
-    found = RADII.get(size, {}) | dict(given)
+    found = {threat.norm: threat for threat in (*RADII.get(size, ()), *given)}
     if missing := [norm for norm in NORMS if norm not in found]:
-        known = "; ".join(
-            f"{side} px: {', '.join(str(Threat(*ball)) for ball in own.items())}"
-            for side, own in RADII.items()
-        )
+        known = "; ".join(f"{side} px: {', '.join(map(str, own))}" for side, own in RADII.items())
         raise ValueError(
             f"the worst case has no radii for images of {size} px ({known}); give {write(missing)}"
         )
-    return {norm: float(found[norm]) for norm in NORMS}
+    return {norm: found[norm] for norm in NORMS}
 
 
-def balls(threats: Sequence[str]) -> dict[str, float]:
-    """Return the radii that --threat names, by norm.
+def balls(named: Sequence[str]) -> list[Threat]:
+    """Read what --threat names, at most one of a norm.
 
     Raises:
       ValueError: none that can be meant, or two of a norm.
     """
-    found: dict[str, float] = {}
-    for text in threats:
-        norm, epsilon = threat(text)
-        if norm in found:
+    found: dict[str, Threat] = {}
+    for text in named:
+        threat = threats.parse(text)
+        if threat.norm in found:
             raise ValueError(
-                f"--threat={text}: --worst_case has one radius of each norm, and {norm} has one "
-                "already; give it once"
+                f"--threat={text}: --worst_case has one radius of each norm, and {threat.norm} has "
+                "one already; give it once"
             )
-        found[norm] = epsilon
-    return found
+        found[threat.norm] = threat
+    return list(found.values())
 
 
 # Flags that say what --worst_case says, and what they are if they are not given.

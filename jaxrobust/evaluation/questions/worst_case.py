@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrobust.attacks.inputs import check_array, check_radius
+from jaxrobust.attacks.inputs import check_array
 from jaxrobust.evaluation.engine.autoattack import AutoAttackResult, autoattack
 from jaxrobust.evaluation.network import checks, fingerprint, reliability, tracing
 from jaxrobust.evaluation.network.images import clipped, hashed
@@ -19,11 +19,10 @@ from jaxrobust.evaluation.records import records
 from jaxrobust.evaluation.records.verdicts import Verdicts
 from jaxrobust.runtime.devices import sharding
 from jaxrobust.runtime.text.progress import say
-from jaxrobust.types import Array, Classifier
+from jaxrobust.types import NORMS, Array, Classifier, Threat, check_number
 
 if TYPE_CHECKING:
     from jaxrobust.evaluation.questions.questions import Question
-    from jaxrobust.types import Threat
 
 
 class WorstCaseResult(NamedTuple):
@@ -110,7 +109,6 @@ def worst_case(
     from jaxrobust.evaluation.questions import measuring, three_norms
     from jaxrobust.evaluation.questions.questions import Question
     from jaxrobust.evaluation.records import unions
-    from jaxrobust.types import Threat
 
     check_array("images", images)
     check_array("labels", labels)
@@ -121,11 +119,11 @@ def worst_case(
         raise ValueError("there are no images; pass at least one")
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}: pass an int of at least 1")
-    balls = _radii(held.shape[1:], radii or {})
+    within = _radii(held.shape[1:], radii or {})
     known = _answering(logits_fn, held, batch_size)
     found: list[dict[str, Any]] = []
     asked = three_norms.questions(Question(seed=seed), skips=union_only)
-    threats = [Threat(norm, balls[norm]) for norm, _ in asked]
+    threats = [within[norm] for norm, _ in asked]
     whole: Any = None
     for count, (threat, (_, question)) in enumerate(zip(threats, asked, strict=True)):
         standing = np.ones(len(held), bool)
@@ -140,7 +138,7 @@ def worst_case(
             logits_fn,
             held[ids],
             right[ids],
-            **threat._asdict(),
+            **threat.settings(),
             attacks=question.names,
             overrides=question.overrides(),
             seed=seed,
@@ -149,7 +147,7 @@ def worst_case(
             identity=known,
             verbose=verbose,
         )
-        found.append(measuring.of_autoattack(whole, threat._asdict()))
+        found.append(measuring.of_autoattack(whole, threat))
     names = [three_norms.name(b, q) for b, (_, q) in zip(threats, asked, strict=True)]
     methods = [question.method for _, question in asked]
     parts = unions.each_of(found, threats, methods, [None] * len(found), skips=union_only)
@@ -202,23 +200,23 @@ def _answering(
     return known
 
 
-def _radii(image: tuple[int, ...], given: Mapping[str, float]) -> dict[str, float]:
-    """Return the radius of each norm for images of a shape H, W, C.
+def _radii(image: tuple[int, ...], given: Mapping[str, float]) -> dict[str, Threat]:
+    """Find the threat of each norm for images of a shape H, W, C.
 
     Raises:
       ValueError: one is missing, unknown or cannot be meant.
     """
     from jaxrobust.evaluation.questions import questions, three_norms
 
-    if unknown := sorted(given.keys() - set(three_norms.NORMS)):
-        known = ", ".join(three_norms.NORMS)
+    if unknown := sorted(given.keys() - set(NORMS)):
+        known = ", ".join(NORMS)
         raise ValueError(f"radii has {', '.join(unknown)}, which is no norm; one of {known}")
     height, width, channels = image
     side = height if height == width else 0  # the study's images are squares
-    found = three_norms.radii(side, given, write=_as_argument)
-    for norm, epsilon in found.items():
-        check_radius(norm, epsilon)
-        questions.check_radius(norm, epsilon, max(height, width), channels)
+    own = [Threat(norm, check_number("epsilon", epsilon)) for norm, epsilon in given.items()]
+    found = three_norms.radii(side, own, write=_as_argument)
+    for threat in found.values():
+        questions.check_threat(threat, max(height, width), channels)
     return found
 
 
@@ -231,7 +229,7 @@ def _stepped(
     images: np.ndarray,
     labels: np.ndarray,
     ids: np.ndarray,
-    ball: "Threat",
+    ball: Threat,
     asked: "Question",
     *,
     batch_size: int,
@@ -240,7 +238,7 @@ def _stepped(
     from jaxrobust.evaluation.engine import accuracy
     from jaxrobust.evaluation.questions import measuring
 
-    settings, attack = measuring.attack_of(asked, ball._asdict())
+    settings, attack = measuring.attack_of(asked, ball)
     start, parts = time.perf_counter(), []
     key, network = (
         jax.random.key(asked.seed),

@@ -113,7 +113,7 @@ def each_of(
         n, robust = len(own["verdicts"].image_ids), own["robust"]
         if skips and place:
             robust = None
-        rows.append({"method": methods[place], **balls[place]._asdict()})
+        rows.append({"method": methods[place], **balls[place].settings()})
         rows[-1] |= {"attacks": [settings["name"] for settings in own["attacks"]]}
         rows[-1] |= {"images": n, "robust": robust, "interval": records.interval(robust, n)}
         rows[-1] |= {"evaluation": numbers[place]}

@@ -11,6 +11,7 @@ from jaxrobust.evaluation.network import randomised
 from jaxrobust.report.drawing.markup import Html, copied, tag
 from jaxrobust.report.gathered import Evaluation
 from jaxrobust.report.parts import sentences
+from jaxrobust.types import Threat, fraction
 
 _SETTINGS = re.compile(r"(steps|targets|restarts|relative_step|step|start|l1_rule) ([\w.+-]+)")
 _VERSIONS = ("plus", "rand", "custom")
@@ -82,15 +83,15 @@ def _attack(record: dict[str, Any]) -> list[str]:
     attacks = record.get("attacks") or []
     if not attacks:
         return ["--attack", "clean"]
-    threats = list(dict.fromkeys((a["norm"], a["epsilon"]) for a in attacks))
-    several = [w for norm, e in threats for w in ("--threat", f"{norm}:{sentences.radius(e)}")]
+    threats = list(dict.fromkeys(map(Threat.of, attacks)))
+    several = [w for t in threats for w in ("--threat", t.written().replace(" ", ":"))]
     if parts := record.get("worst_case"):
         alone = any(part["robust"] is None for part in parts)
         return ["--worst_case", *several, *(["--union_only"] if alone else [])]
     if len(threats) > 1:
         words = several
     else:
-        words = ["--norm", threats[0][0], "--epsilon", sentences.radius(threats[0][1])]
+        words = ["--norm", threats[0].norm, "--epsilon", fraction(threats[0].epsilon)]
     said = str(record.get("method") or "")
     name, *settings = said.split(", ")
     names = list(dict.fromkeys(str(a["name"]) for a in attacks))

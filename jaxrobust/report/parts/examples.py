@@ -116,21 +116,21 @@ def searched(one: Evaluation) -> list[Search]:
         found = []
         for count, part in enumerate(parts):
             ledger = folder / f"ledger-{part['evaluation'] or f'{number}-{count}'}.jsonl"
-            prefix = f"{Threat(part['norm'], part['epsilon'])}: "
+            prefix = f"{Threat.of(part)}: "
             found.append(Search(prefix, ledger, part["attacks"]))
     elif record.get("method") != sentences.UNION:
         found = [Search("", folder / f"ledger-{number}.jsonl", [a["name"] for a in attacks])]
     else:
-        threats: dict[tuple[str, float], list[dict[str, Any]]] = {}
+        threats: dict[Threat, list[dict[str, Any]]] = {}
         for attack in attacks:
-            threats.setdefault((attack["norm"], attack["epsilon"]), []).append(attack)
+            threats.setdefault(Threat.of(attack), []).append(attack)
         found = []
-        for count, ((norm, epsilon), own) in enumerate(threats.items()):
+        for count, (threat, own) in enumerate(threats.items()):
             ledger = folder / f"ledger-{number}-{count}.jsonl"
             if not ledger.is_file():
                 ledger = folder / f"ledger-{_alone(one, own)}.jsonl"
             names = [attack["name"] for attack in own]
-            found.append(Search(f"{Threat(norm, epsilon)}: ", ledger, names))
+            found.append(Search(f"{threat}: ", ledger, names))
     return [search for search in found if search.ledger.is_file()]
 
 

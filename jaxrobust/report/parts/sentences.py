@@ -7,6 +7,7 @@ from typing import Any
 from jaxrobust.evaluation.records import comparable, records
 from jaxrobust.report.drawing.figures import said
 from jaxrobust.report.gathered import Evaluation, Gathered, Run
+from jaxrobust.types import fraction
 
 _NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 _FEW = 1000  # images, below which a page says how wide the interval is
@@ -31,17 +32,10 @@ def interval(one: Evaluation, key: str) -> Sequence[float] | None:
     return own or (records.interval(one.record.get(key), one.images) if one.images else None)
 
 
-def radius(epsilon: float) -> str:
-    """Return a radius as people write it: 4/255, or 0.1."""
-    steps = 255 * epsilon
-    whole = 0 < round(steps) <= 64 and abs(steps - round(steps)) < 1e-3
-    return f"{round(steps)}/255" if whole else f"{epsilon:.4g}"
-
-
 def ball(attack: dict[str, Any]) -> str:
     """Return norm and radius of an attack."""
     norm = str(attack.get("norm"))
-    return f"{_NORMS.get(norm, norm)} {radius(float(attack.get('epsilon') or 0))}"
+    return f"{_NORMS.get(norm, norm)} {fraction(float(attack.get('epsilon') or 0))}"
 
 
 def balls(record: dict[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from jaxrobust.runtime.text.progress import say
 from jaxrobust.sections import Config
 from jaxrobust.training import build
 from jaxrobust.training.run import splits
-from jaxrobust.types import Weights
+from jaxrobust.types import Threat, Weights
 
 
 def test(
@@ -36,8 +36,7 @@ def test(
     which = f"{name}, step {step}, {config.evaluation.weights}"
     attack = {
         "name": "apgd-ce",
-        "norm": config.attack.norm,
-        "epsilon": config.attack.epsilon,
+        **Threat.of(config.attack).settings(),
         "steps": config.test.steps,
         "restarts": 1,
         "start": "random",

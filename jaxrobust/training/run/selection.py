@@ -21,7 +21,7 @@ from jaxrobust.training.run import splits
 from jaxrobust.training.run.phase import Run
 from jaxrobust.training.update import alarm
 from jaxrobust.training.update.step import TrainState, averaged
-from jaxrobust.types import Weights
+from jaxrobust.types import Threat, Weights
 from jaxrobust.weights.store.checkpoint import Checkpoints, steps
 
 
@@ -50,10 +50,9 @@ def counter(config: Config, mesh: jax.sharding.Mesh) -> accuracy.Counter:
         raise ValueError(f"evaluation.start={e.start!r}; one of {ways}")
     if e.step_size is not None and not 0 < e.step_size < math.inf:
         raise ValueError(f"evaluation.step_size={e.step_size} must be above 0")
-    length = named.length(config.attack.epsilon, step=e.step_size)
-    norm, epsilon = config.attack.norm, config.attack.epsilon
-    settings = named.settings(norm=norm, epsilon=epsilon, length=length, start=e.start)
-    attack = fixed_steps.attack_of(settings)
+    threat = Threat.of(config.attack)
+    length = named.length(threat.epsilon, step=e.step_size)
+    attack = fixed_steps.attack_of(named.settings(threat, length=length, start=e.start))
     dtype = config.model.dtype
     return accuracy.counter(network_of(config), attack, mesh=mesh, dtype=dtype)
 

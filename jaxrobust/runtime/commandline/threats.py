@@ -1,0 +1,56 @@
+"""Threats as flags name them: one, NORM:RADIUS, and several radii of a norm."""
+
+import re
+
+import numpy as np
+
+from jaxrobust.runtime.commandline.arguments import number
+from jaxrobust.runtime.text.spelling import norm as spelled
+from jaxrobust.types import NORMS, Threat
+
+
+def parse(text: str, flag: str = "threat") -> Threat:
+    """Read a threat such as `linf:4/255`, its norm in any spelling.
+
+    Raises:
+      ValueError: no norm, no radius, or one that cannot be meant.
+
+    >>> str(parse("Linf:4/255"))
+    'linf 0.01569'
+    """
+    norm, colon, radius = (part.strip() for part in text.partition(":"))
+    norm = spelled(norm)
+    if norm not in NORMS:
+        raise ValueError(
+            f"--{flag}={text}: the norm {norm!r} is unknown; one of {', '.join(NORMS)}, "
+            "as in linf:4/255"
+        )
+    if not (colon and radius):
+        raise ValueError(f"--{flag}={text} has no radius; write {norm}:RADIUS, such as linf:4/255")
+    try:
+        return Threat(norm, number(flag, radius))
+    except ValueError as error:
+        said = str(error).removeprefix(f"--{flag}={radius} ")
+        raise ValueError(f"--{flag}={text}: {said}") from error
+
+
+def ladder(text: str) -> list[Threat]:
+    """Read the threats that --ladder names, the smallest first; one of radius 0 is no attack.
+
+    Raises:
+      ValueError: no such list, or one that does not rise.
+    """
+    parts = [part.strip() for part in text.split(":")]
+    form = "write NORM:LOW:HIGH:RADII, such as linf:0:16/255:9"
+    if len(parts) != 4:
+        raise ValueError(f"--ladder={text} has {len(parts)} parts; {form}")
+    norm, low, high, count = spelled(parts[0]), *parts[1:]
+    if not re.fullmatch(r"[1-9]\d{0,3}", count) or int(count) < 2:
+        raise ValueError(f"--ladder={text}: {count!r} is no number of radii, 2 or more; {form}")
+    try:
+        ends = [parse(f"{norm}:{radius}").epsilon for radius in (low, high)]
+    except ValueError as error:
+        raise ValueError(str(error).replace("--threat=", f"--ladder={text}: ", 1)) from error
+    if ends[0] >= ends[1]:
+        raise ValueError(f"--ladder={text} descends; the smallest radius comes first: {form}")
+    return [Threat(norm, float(radius)) for radius in np.linspace(ends[0], ends[1], int(count))]
