@@ -1,28 +1,23 @@
-"""Import weights: `python -m jaxrobust.convert.import_torch SOURCE [--model NAME] --out DIR`.
+"""Weights of files, URLs, the hub, timm and RobustBench as a folder of this package.
 
-SOURCE is a file (.safetensors, .pth, .pt, ...), a URL, hf://ORG/REPO[@REVISION][/FILE], a
-RobustBench id (Salman2020Do_R18), a timm id (convnext_tiny.fb_in1k), the workdir of a run, or a
-folder as the hub has it. DIR gets `weights.safetensors` with our names and `config.json`;
-training takes it as `--config.init.weights=DIR`, evaluation as `--weights DIR`. The certificate
-beside them says how well they agree with the reference network (jaxrobust.convert.certificate).
-
-Exit codes: 0 done; 2 a mistake, with one sentence on stderr; 3 another reason that it names, such
-as no network; nothing is left under DIR then.
+`jaxrobust import` calls `import_weights`; the certificate beside the weights says how well they
+agree with the reference network.
 """
 
-import argparse
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
-from jaxrobust.runtime.text import patience
-
 if __name__ == "__main__":  # before the imports below, which take seconds
-    patience.begin(patience.LOADING)
+    runpy.run_module(
+        "jaxrobust.commands.conversion.import_weights", run_name="__main__", alter_sys=True
+    )
+    sys.exit()
 
 from jaxrobust.convert import certificate
 from jaxrobust.convert.references import Network
-from jaxrobust.runtime.commandline.arguments import Arguments, answer, mapping
+from jaxrobust.runtime.text import patience
 from jaxrobust.weights import imports
 from jaxrobust.weights.fetch import sources
 from jaxrobust.weights.naming import compose
@@ -30,108 +25,63 @@ from jaxrobust.weights.store import certificates, files
 from jaxrobust.weights.store import folder as weights_folder
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line; hyphens and underscores are the same."""
-    parser = Arguments(__doc__)
-    parser.add_argument("source", help=f"Source of the weights: {sources.KINDS}.")
-    parser.flag(
-        "model",
-        help="Network: a name of models.available(), or a RobustBench id; default: what the source "
-        "says.",
-    )
-    parser.flag("out", required=True, type=Path, help="Folder that is written.")
-    parser.flag(
-        "image_size",
-        type=int,
-        help="Side of the images in pixels, to which positions are resized; default: what the hub "
-        "says, or 224.",
-    )
-    parser.flag(
-        "num_classes",
-        type=int,
-        help="Number of classes; the head is drawn anew where the file's has another one.",
-    )
-    parser.flag("options", help="Other fields of the network's row, as a dict.")
-    parser.flag("init_stem", action="store_true", help="Keep the body and draw the stem anew.")
-    parser.flag(
-        "which",
-        choices=[*files.WHICH],
-        help="Averaged or raw weights, of a file that says which its weights are; default: the "
-        "averaged ones where it says so, else those that there are.",
-    )
-    parser.flag(
-        "normalize",
-        choices=["auto", "none", "imagenet"],
-        default="auto",
-        help="Normalisation of weights that hold no mean and std; default: auto, which is what the "
-        "hub or RobustBench says.",
-    )
-    parser.flag("sha256", help="Hash that SOURCE must have.")
-    parser.flag("cast", action="store_true", help="Round what is stored in other types to float32.")
-    parser.flag("seed", type=int, default=0, help="Seed of what is drawn; default: %(default)s.")
-    parser.flag("nocertificate", action="store_true", help="Compare with no reference network.")
-    parser.flag("json", action="store_true", help="Print one JSON object on the last line.")
-    return parser.parse_args(argv)
+def import_weights(
+    source: str,
+    out: Path,
+    settings: imports.Asked = imports.Asked(),  # noqa: B008  # it cannot be changed
+    *,
+    sha256: str | None = None,
+    certified: bool = True,
+) -> dict[str, Any]:
+    """Import weights into a new folder, and say what was done.
 
-
-def _check_numbers(args: argparse.Namespace) -> None:
-    for flag in ("num_classes", "image_size"):
-        if getattr(args, flag) is not None and getattr(args, flag) < 1:
-            raise ValueError(f"--{flag}={getattr(args, flag)} must be at least 1")
-    if not 0 <= args.seed < 2**32:
-        raise ValueError(f"--seed={args.seed} must be from 0 to 2^32 - 1")
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Import, and return what was done."""
-    weights_folder.check_free(args.out)
-    _check_numbers(args)
-    imports.check_model(args.model)
-    asked = imports.Asked(
-        model=args.model,
-        num_classes=args.num_classes,
-        image_size=args.image_size,
-        options=mapping("options", args.options),
-        init_stem=args.init_stem,
-        which=args.which,
-        normalize=args.normalize,
-        cast=args.cast,
-        seed=args.seed,
-    )
-    with patience.of(f"reading {args.source}"):
-        found = imports.imported(sources.parse(args.source), asked, sha256=args.sha256)
+    Args:
+      source: a file, a URL, hf://ORG/REPO, a RobustBench or timm id, a run, or a folder of the hub.
+      out: the folder that is written.
+      settings: of which network, at which size, and what is drawn anew.
+      sha256: what the file must have.
+      certified: whether the weights are compared with their reference network.
+    Raises:
+      ValueError: what is named is not there, or does not fit; one sentence.
+      OSError: the network or the disk.
+    """
+    weights_folder.check_free(out)
+    _check_numbers(settings)
+    imports.check_model(settings.model)
+    with patience.of(f"reading {source}"):
+        found = imports.imported(sources.parse(source), settings, sha256=sha256)
     start, config = found.start, found.config
     if found.file:
         print(f"{found.file}: sha256 {config['source_sha256']}")
-    certified = None
-    if found.file and not args.nocertificate:
+    compared = None
+    if found.file and certified:
         sizes = (config["num_classes"], config["image_size"])
         name, options = config["architecture"], config["options"]
         network = Network(name, start.params, start.stats, *sizes, options)
         layout = found.published if found.published and not options else "timm"
         with patience.of("comparing the weights with their reference, which compiles both"):
-            certified = certificate.of_import(network, found.file, layout, args.which)
-    config = weights_folder.write(args.out, start.params, start.stats, config)
-    if certified:
-        certificate.write(args.out / weights_folder.WEIGHTS, certified)
+            compared = certificate.of_import(network, found.file, layout, settings.which)
+    config = weights_folder.write(out, start.params, start.stats, config)
+    if compared:
+        certificate.write(out / weights_folder.WEIGHTS, compared)
     mean, std = (start.stats[f"normalize.{k}"].tolist() for k in ("mean", "std"))
     done = config | {
-        "out": str(args.out),
+        "out": str(out),
         "matched": len(start.matched),
         "fresh": len(start.fresh),
         "left_out": start.dropped,
         "resized": start.resized,
         "normalize": {"mean": mean, "std": std, "origin": found.normalized_by},
-        "certificate": certified and certificates.summary(certified),
+        "certificate": compared and certificates.summary(compared),
     }
-    _print(args, found, done)
+    _print(out, found, done)
     return done
 
 
-def _print(args: argparse.Namespace, found: imports.Imported, done: dict[str, Any]) -> None:
+def _print(out: Path, found: imports.Imported, done: dict[str, Any]) -> None:
     """Say what was done, for people."""
     what = f"{done['architecture']}, {done['num_classes']} classes, {done['image_size']} px"
-    print(f"{args.out}: {what}, sha256 {done['sha256']}")
+    print(f"{out}: {what}, sha256 {done['sha256']}")
     for line in compose.summary(found.start):
         print(f"  {line}")
     if found.file and done["which"]:
@@ -143,11 +93,10 @@ def _print(args: argparse.Namespace, found: imports.Imported, done: dict[str, An
         print(f"  certificate: {done['certificate']}")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Import as the command line says."""
-    args = parse(argv)
-    answer(run, args, "the same command continues an unfinished download")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def _check_numbers(settings: imports.Asked) -> None:
+    for flag in ("num_classes", "image_size"):
+        value = getattr(settings, flag)
+        if value is not None and value < 1:
+            raise ValueError(f"--{flag}={value} must be at least 1")
+    if not 0 <= settings.seed < 2**32:
+        raise ValueError(f"--seed={settings.seed} must be from 0 to 2^32 - 1")

@@ -204,7 +204,7 @@ def _name(asked: Asked, key: str | None, facts: Facts, source: Source, path: Pat
         return models.known(name)
     raise ValueError(
         f"{source.text} does not say whose weights it holds; give --model NAME, one of "
-        "`python -m jaxrobust.models`"
+        "`jaxrobust models`"
     )
 
 

@@ -209,7 +209,7 @@ def stored(path: Path, *, which: str | None = None) -> Stored:
             raise ValueError(
                 f"{path} keeps the best of the {files.WHICH[config.evaluation.weights]} weights, "
                 f"which it evaluates; the {files.WHICH[which]} ones of its latest checkpoint come "
-                f"from `python -m jaxrobust.convert.export_torch --workdir {path} --which {which} "
+                f"from `jaxrobust export --workdir {path} --which {which} "
                 "--layout jaxrobust --out FOLDER`"
             )
         where, (params, stats) = runs.run_weights(path)
@@ -220,7 +220,7 @@ def stored(path: Path, *, which: str | None = None) -> Stored:
     if said is None:
         raise ValueError(
             f"{path} is as the hub has it; import it first: python -m "
-            f"jaxrobust.convert.import_torch {path} --out FOLDER"
+            f"jaxrobust import {path} --out FOLDER"
         )
     held = said.get("which")
     if which not in (None, held):

@@ -96,7 +96,7 @@ def compose(
         raise ValueError(
             f"{len(strange)} weights are {arrays[strange[0]].dtype} ({strange[0]}, ...), expected "
             "float32; where rounding them is meant, import them first with "
-            "`python -m jaxrobust.convert.import_torch --cast`"
+            "`jaxrobust import --cast`"
         )
     params, stats = jax.eval_shape(net.init, jax.random.key(0))
     shapes = {key: tuple(array.shape) for key, array in (params | stats).items()}
@@ -123,7 +123,7 @@ def compose(
         if stem == "keep" and _fits_but_for(names.stem, found, kept | added, expected):
             raise ValueError(
                 "only the stem is another one: for a new one set init.stem=fresh (--init-stem of "
-                f"jaxrobust.convert.import_torch). {error}"
+                f"jaxrobust import). {error}"
             ) from error
         raise
     matched = [key for key in expected if key not in added]

@@ -1,6 +1,6 @@
 """What a conversion of weights was measured to be: the JSON beside them, for the loaders.
 
-jaxrobust.convert.certificate measures and writes it.
+jaxrobust certificate measures and writes it.
 """
 
 import json
