@@ -18,7 +18,9 @@ from jaxrobust.runtime.text import patience
 class ModelsFlags:
     """Which networks are shown, and how."""
 
-    names: tuple[str, ...] = flag("Networks; default: all.", word=True, nargs="*", metavar="NAME")
+    names: tuple[str, ...] = flag(
+        "Networks; default: all.", (), word=True, nargs="*", metavar="NAME"
+    )
     json: bool = flag("Print one JSON object instead.", False)
     parameters: bool = flag("Print the table of their parameters.", False)
 

@@ -22,6 +22,7 @@ class ReproduceFlags:
 
     records: tuple[Path, ...] = flag(
         "Runs, folders with results.jsonl, such files, imported folders of weights.",
+        (),
         word=True,
         nargs="*",
     )

@@ -32,6 +32,7 @@ class SelectFlags:
     phase: str | None = shared("phase", default="the last one that kept weights")
     image_size: tuple[int, ...] = flag(
         "Sides of the images in pixels, one or several; default: that of the run.",
+        (),
         least=1,
         metavar="PIXELS",
     )

@@ -32,7 +32,7 @@ class AnalyseFlags(NetworkFlags, ImageFlags, ThreatFlags):
         "Which analysis.", word=True, required=True, choices=list(analyses.ANALYSES)
     )
     n: int | None = flag("Number of images, the first of the split, or of samples.", least=1)
-    steps: tuple[int, ...] = flag("Attack steps; some analyses take several.")
+    steps: tuple[int, ...] = flag("Attack steps; some analyses take several.", ())
     seed: int = shared("seed", 0, least=0)
     batch: int = flag("Images at a time; no number depends on it.", 64, least=1)
     out: Path | None = shared("out")
@@ -42,19 +42,25 @@ class AnalyseFlags(NetworkFlags, ImageFlags, ThreatFlags):
         "semantic-score code.",
         choices=["attack", "code"],
     )
-    judges: tuple[str, ...] = _own("judges", "Other networks: runs, folders, ids, or NAME=FILE.")
+    judges: tuple[str, ...] = _own(
+        "judges", "Other networks: runs, folders, ids, or NAME=FILE.", default=()
+    )
     top: int | None = _own(
         "top", "Number of guesses of a judge; default: 5, or 1 of 20 classes or fewer.", least=1
     )
     step_size: float | None = _own("step_size", "Length of a step of synthesis; default: 0.225.")
-    targets: tuple[int, ...] = _own("targets", "Classes to aim at; default: random ones.")
+    targets: tuple[int, ...] = _own(
+        "targets", "Classes to aim at; default: random ones.", default=()
+    )
     seeds: int | None = _own(
         "seeds", "Number of random starts; default: 3, for convergence 20.", least=1
     )
     checkpoints: tuple[str, ...] = _own(
-        "checkpoints", "Networks in the order of training, in place of those of --workdir."
+        "checkpoints",
+        "Networks in the order of training, in place of those of --workdir.",
+        default=(),
     )
-    images: tuple[Path, ...] = _own("images", "Pictures, or folders of them.")
+    images: tuple[Path, ...] = _own("images", "Pictures, or folders of them.", default=())
     chain: str | None = _own(
         "chain", "Preset or chain, such as heavy or 'resized-crop|flip'; default: heavy."
     )

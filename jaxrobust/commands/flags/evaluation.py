@@ -18,7 +18,8 @@ class EvaluateFlags(NetworkFlags, FunctionFlags, ImageFlags, ThreatFlags):
     """What is attacked, how, and where the record goes."""
 
     image_size: tuple[int, ...] = flag(  # type: ignore[assignment]
-        "Side of the images in pixels, one record each; default: that of the run or data set."
+        "Side of the images in pixels, one record each; default: that of the run or data set.",
+        (),
     )
     attack: str = flag(
         "Attack: clean, fgsm, pgd-K, cw-K, margin-K, autoattack, or attacks of it: apgd-ce "
@@ -37,7 +38,8 @@ class EvaluateFlags(NetworkFlags, FunctionFlags, ImageFlags, ThreatFlags):
         "Number of draws of an image that --version=rand judges by; default: 20."
     )
     threat: tuple[str, ...] = flag(
-        "Norm and radius, such as linf:4/255; give several for a record each and one of all."
+        "Norm and radius, such as linf:4/255; give several for a record each and one of all.",
+        (),
     )
     ladder: str | None = flag(
         "Radii that share what they find, such as linf:0:16/255:9, the smallest first."
@@ -94,7 +96,8 @@ class EvaluateFlags(NetworkFlags, FunctionFlags, ImageFlags, ThreatFlags):
     )
     seed: int = shared("seed", 0)
     replay: tuple[str, ...] = flag(
-        "Folder of an evaluation of these images, whose adversarial images are tried first."
+        "Folder of an evaluation of these images, whose adversarial images are tried first.",
+        (),
     )
     noreplay: bool = flag("Whether to attack without trying what was found at other radii.", False)
     again: bool = flag(

@@ -93,7 +93,8 @@ def define(kind: type) -> None:
     for field in dataclasses.fields(kind):
         about: _About = field.metadata["about"]
         make = _ABSL[_plain(hints[field.name], about)]
-        make(field.name, field.default, about.text, allow_override=True)
+        default = None if field.default == () else field.default
+        make(field.name, default, about.text, allow_override=True)
 
 
 def given(kind: type[Asked]) -> Asked:
